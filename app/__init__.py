@@ -1,0 +1,1 @@
+"""Everything that waits, listens or writes."""

@@ -1,0 +1,1 @@
+"""The wire: it knows no module and no meaning."""

@@ -1,0 +1,62 @@
+"""What can go wrong on the wire, sorted by what the caller does next: retry, put aside, stop."""
+
+from __future__ import annotations
+
+__all__ = ["BusClosed", "BusError", "Invalid", "Problem", "PutAside", "Retry", "UnknownSubject", "Unreadable"]
+
+from attrs import frozen
+
+
+class BusError(Exception):
+    """Something went wrong between a message and its reader."""
+
+    code = "bus_error"
+
+
+class Retry(BusError):
+    """The bus cannot take this now; the same call may succeed later."""
+
+    code = "bus_unavailable"
+
+
+class BusClosed(BusError):
+    """The bus has been closed; nothing goes in or out any more."""
+
+    code = "bus_closed"
+
+
+class PutAside(BusError):
+    """No further try can help this message; a person has to look at it."""
+
+    code = "put_aside"
+
+
+class Unreadable(PutAside):
+    """The body is not JSON in UTF-8."""
+
+    code = "unreadable"
+
+
+class UnknownSubject(PutAside):
+    """Nobody here has a contract for this subject, or for this version of it."""
+
+    code = "unknown_subject"
+
+
+@frozen
+class Problem:
+    """One reason for a rejection: *pointer* is an RFC 6901 JSON Pointer into the value, "" for the whole of it."""
+
+    pointer: str
+    detail: str
+
+
+class Invalid(PutAside):
+    """The body breaks the schema of its subject."""
+
+    code = "invalid"
+
+    def __init__(self, subject: str, problems: tuple[Problem, ...]) -> None:
+        self.subject = subject
+        self.problems = problems
+        super().__init__(f"{subject}: " + "; ".join(f"{p.pointer or '/'}: {p.detail}" for p in problems))

@@ -1,0 +1,113 @@
+"""
+What a module is.
+
+A module remembers states, hears events and decides. It never waits, looks at a clock, rolls dice or writes a log:
+whoever runs it brings the states and the time, and carries away what was decided.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Decide", "Decision", "Key", "Later", "Module", "Outcome", "State", "Touches", "Unexpected", "Withdraw", "load_schemas", "unchanged"]
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from importlib import resources
+from typing import Any
+
+from attrs import field, frozen
+from sqlalchemy import Table
+
+from bus.contracts import Event
+from modules.route import Route
+
+State = Any
+"""An instance of one of the module's state classes: attrs, frozen, one row of one table."""
+
+Key = tuple[type, str]
+"""Which state: its class and its primary key."""
+
+
+class Unexpected(Exception):
+    """Nobody should be here: the event has no meaning for the state it met."""
+
+
+@frozen
+class Later:
+    """An event that is to be said at *at*, not before: a time-out, a retry."""
+
+    event: Event
+    at: datetime
+    name: str = ""
+    """With a name it can be withdrawn; the name says which one, among all the module's."""
+
+
+@frozen
+class Withdraw:
+    """Take back the `Later` of that *name*, if it has not been said yet."""
+
+    name: str
+
+
+@frozen
+class Decision:
+    """
+    What follows from an event.
+
+    *states* are the states that changed, whole. *events* are, in their order, what the module says: events (with a
+    subject: they go out on the bus), `Later` and `Withdraw`, and replies (classes without a subject), which only
+    whoever told the event gets to see. *express* overrides the lane of what goes out; None keeps the lane of the
+    cause.
+    """
+
+    states: tuple[State, ...] = ()
+    events: tuple[Any, ...] = ()
+    express: bool | None = None
+
+
+def unchanged(*events: Any) -> Decision:
+    """Return the decision to leave everything as it is, and perhaps to say something."""
+    return Decision(events=events)
+
+
+@frozen
+class Outcome:
+    """What became of an event that somebody told: the states it touched, as they are now, and what was said."""
+
+    states: tuple[State | None, ...]
+    events: tuple[Any, ...]
+
+
+Decide = Callable[[Sequence[Any], Event, datetime], Decision]
+"""``decide(states, event, now)``: *states* are those that `Touches` named, in its order; None for one never met."""
+
+Touches = Callable[[Event], tuple[Key, ...]]
+
+
+@frozen
+class Module:
+    """The door plate: everything the house needs to know to run a module."""
+
+    name: str
+    hears: tuple[type, ...]
+    """Event classes it wants from the bus, its own time-outs included."""
+    says: tuple[type, ...]
+    """Event classes it sends out."""
+    remembers: Mapping[type, Table]
+    """State classes and their tables; the table's columns are named as the class's fields, the key comes first."""
+    touches: Touches
+    decide: Decide
+    schemas: Mapping[str, Mapping[str, Any]]
+    """JSON Schemas of what it says, by subject."""
+    routes: tuple[Route, ...] = ()
+    resources: Mapping[str, Mapping[str, Any]] = field(factory=dict)
+    """JSON Schemas of the bodies that its routes take and give, by name."""
+
+
+def load_schemas(package: str, folder: str) -> dict[str, Mapping[str, Any]]:
+    """Read every ``*.json`` in *folder* of *package*; the file's name without its ending is the key."""
+    found = {}
+    for entry in sorted(resources.files(package).joinpath(folder).iterdir(), key=lambda entry: entry.name):
+        if entry.name.endswith(".json"):
+            found[entry.name.removesuffix(".json")] = json.loads(entry.read_text(encoding="utf-8"))
+    return found

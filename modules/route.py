@@ -1,0 +1,113 @@
+"""
+What a client may ask of a module, said without a web server.
+
+Four kinds of route cover it: `Tell` something that happened, `Show` one state, `Browse` many, `Follow` one as it
+changes. The web layer knows what HTTP is; a module only says what a request means and what its answer is.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Answer", "Browse", "Follow", "Refusal", "Request", "Route", "Show", "Tell"]
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+Json = Any
+
+
+@frozen
+class Request:
+    """A request whose body has passed its schema."""
+
+    path: Mapping[str, str]
+    body: Json
+    fresh_id: str
+    """A new UUIDv7, for a route that creates something."""
+
+
+@frozen
+class Answer:
+    """A success: status 2xx and a JSON body."""
+
+    status: int
+    body: Json
+    headers: Mapping[str, str] = field(factory=dict)
+
+
+@frozen
+class Refusal:
+    """A business "no": status 4xx, a stable *code* and a sentence for a person."""
+
+    status: int
+    code: str
+    detail: str
+
+
+@frozen
+class Tell:
+    """Tell the module that something happened, and answer with what became of it."""
+
+    method: str
+    path: str
+    summary: str
+    event: Callable[[Request], Any]
+    answer: Callable[[Any], Answer | Refusal]
+    """From the `Outcome`; pure, called inside the transaction, and kept for as long as the idempotency key is."""
+    returns: str
+    """Name of the answer's schema among the module's resources."""
+    status: int = 200
+    takes: str | None = None
+    """Name of the body's schema; None where there is no body."""
+    needs_body: bool = True
+    """False where the body may be left out."""
+    keyed: bool = False
+    """True where an Idempotency-Key is honoured."""
+    express: Callable[[Request], bool] = lambda request: False
+    """Whether what follows goes by the express lane."""
+    sheds: bool = False
+    """True where the route starts new work, and is refused first when there is too much of it."""
+    refusals: tuple[int, ...] = ()
+    """Statuses of the refusals that `answer` can give, for the documentation."""
+
+
+@frozen
+class Show:
+    """Show one state by its key, the path's only parameter."""
+
+    path: str
+    summary: str
+    of: type
+    show: Callable[[Any], Json | None]
+    """None: there is nothing to see, 404."""
+    returns: str
+
+
+@frozen
+class Browse:
+    """List states by keyset paging over their key: ``limit`` 1 to 200, ``cursor`` opaque."""
+
+    path: str
+    summary: str
+    of: type
+    show: Callable[[Any], Json]
+    returns: str
+    newest_first: bool = False
+    filters: Mapping[str, Mapping[str, Any]] = field(factory=dict)
+    """Query parameters that must equal the column of their name, with the JSON Schema of each."""
+
+
+@frozen
+class Follow:
+    """Send one state after each change, as server-sent events, until *is_over*."""
+
+    path: str
+    summary: str
+    of: type
+    show: Callable[[Any], Json | None]
+    is_over: Callable[[Any], bool]
+    returns: str
+
+
+Route = Tell | Show | Browse | Follow
