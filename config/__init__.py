@@ -1,0 +1,1 @@
+"""config tells: what the environment says, checked once, before anything else starts."""

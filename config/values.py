@@ -1,0 +1,170 @@
+"""
+How a text from the environment becomes a value.
+
+Each function makes a parser. A parser takes the text, or a value that is already right (so that tests may write
+``Settings(http_port=0)``), and raises ValueError with the rest of a sentence that begins with the variable's name.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "Parser",
+    "choice",
+    "flag",
+    "http_url",
+    "number",
+    "or_none",
+    "shown",
+    "sole_text",
+    "split_url",
+    "subset",
+    "text",
+    "urls",
+    "whole",
+]
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+Parser = Callable[[Any], Any]
+
+_WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
+_NUMBER = re.compile(r"[+-]?([0-9]{1,19}(\.[0-9]{0,19})?|\.[0-9]{1,19})([eE][+-]?[0-9]{1,3})?")
+
+
+def or_none(parse: Parser) -> Parser:
+    """Take the word ``none`` for None, and leave the rest to *parse*."""
+    return lambda value: None if isinstance(value, str) and value.strip().lower() == "none" else parse(value)
+
+
+def text(value: Any) -> str:
+    """Take any text as it is."""
+    if not isinstance(value, str):
+        raise ValueError("must be text")
+    return value
+
+
+def sole_text(value: Any) -> str:
+    """Take a text of one line, without spaces around it."""
+    found = text(value).strip()
+    if not found.isprintable():
+        raise ValueError(f"must be one printable line, not {shown(value)}")
+    return found
+
+
+def choice(*allowed: str, fold: Callable[[str], str] = str) -> Parser:
+    """Make a parser for one of *allowed*, compared after *fold*."""
+
+    def parse(value: Any) -> str:
+        found = fold(text(value).strip())
+        if found not in allowed:
+            raise ValueError(
+                f"must be {' or '.join(allowed) if len(allowed) < 3 else 'one of ' + ', '.join(allowed)}, not {shown(value)}"
+            )
+        return found
+
+    return parse
+
+
+def flag(value: Any) -> bool:
+    """Take 1 for yes and 0 for no."""
+    if isinstance(value, bool):
+        return value
+    found: bool = choice("0", "1")(value) == "1"
+    return found
+
+
+def whole(least: int, most: int) -> Parser:
+    """Make a parser for a whole number from *least* to *most*."""
+
+    def parse(value: Any) -> int:
+        if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise ValueError(f"must be a whole number from {least} to {most}, not {shown(value)}")
+        return value
+
+    return parse
+
+
+def number(least: float, most: float, *, positive: bool = False) -> Parser:
+    """Make a parser for a number from *least* to *most*; *positive* leaves out zero."""
+
+    def parse(value: Any) -> float:
+        given = value
+        if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+            value = float(value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"must be a number, not {shown(given)}")
+        if not least <= value <= most or (positive and value == 0):
+            raise ValueError(
+                f"must be {'above' if positive else 'at least'} {least:g} and at most {most:g}, not {shown(given)}"
+            )
+        return float(value)
+
+    return parse
+
+
+def subset(*known: str) -> Parser:
+    """Make a parser for a comma-separated choice of *known*: at least one, none twice, put in its order."""
+
+    def parse(value: Any) -> tuple[str, ...]:
+        names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value)
+        if not names:
+            raise ValueError(f"must name at least one of {', '.join(known)}")
+        for name in names:
+            if name not in known:
+                raise ValueError(f"must be a list of {', '.join(known)}; there is no {shown(name)}")
+            if names.count(name) > 1:
+                raise ValueError(f"names {name} more than once")
+        return tuple(name for name in known if name in names)
+
+    return parse
+
+
+def http_url(value: Any) -> str:
+    """Take an http or https address, without the slash at its end."""
+    found = sole_text(value).rstrip("/")
+    parts = split_url(found)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an http:// or https:// address")
+    return found
+
+
+def urls(*schemes: str) -> Callable[[Any], tuple[str, ...]]:
+    """Make a parser for comma-separated servers; an address is never repeated, it may hold a password."""
+
+    def parse(value: Any) -> tuple[str, ...]:
+        given: Sequence[str] = value.split(",") if isinstance(value, str) else value
+        found = tuple(item.strip() for item in given)
+        for item in found:
+            parts = split_url(item)
+            if parts.scheme not in schemes or not parts.hostname:
+                raise ValueError(f"must be a comma-separated list of {'://, '.join(schemes)}:// addresses")
+        return found
+
+    return parse
+
+
+def split_url(url: str) -> SplitResult:
+    """
+    Take *url* apart.
+
+    Raises:
+        ValueError: It is none; the sentence does not repeat it.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("is not a well-formed address") from None
+    return parts
+
+
+def shown(value: Any) -> str:
+    """Return *value* for a message: one line, and not too much of it."""
+    found = repr(value)
+    return found if len(found) <= 60 else f"{found[:56]}...{found[-1]}"

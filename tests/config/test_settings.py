@@ -1,0 +1,372 @@
+"""The environment is checked once, at start; what is wrong is said in one line, and secrets never are."""
+
+from __future__ import annotations
+
+import io
+import logging
+import subprocess
+import sys
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from config.settings import BadSetting, Settings, describe, example_env, load
+
+SECRET = "sk_live_do-not-tell-anybody"
+
+# fmt: off
+NAMES_IN_THE_MANUAL = [
+    "BUS", "MODULES", "NATS_URL", "NATS_CREDS", "NATS_TLS_CA", "NATS_USER", "NATS_PASSWORD", "NATS_REPLICAS",
+    "DATABASE_URL", "ORDERS_DATABASE_URL", "INVENTORY_DATABASE_URL", "PAYMENTS_DATABASE_URL", "HTTP_HOST",
+    "HTTP_PORT", "LOG_LEVEL", "LOG_FORMAT", "LOG_FILE", "PAYMENT_GATEWAY", "STRIPE_API_KEY", "STRIPE_API_BASE",
+    "STRIPE_WEBHOOK_SECRET", "SIMULATED_DECLINE_OVER", "SIMULATED_LATENCY_MS", "SIMULATED_FAILURE_RATE",
+    "ORDER_TIMEOUT_S", "SHUTDOWN_GRACE_S", "AUTH", "AUTH_OFF_I_KNOW", "API_KEYS_FILE", "OUTBOX_CAP", "BATCH_MAX",
+]
+# fmt: on
+
+
+def refusal(environ: Mapping[str, str]) -> str:
+    with pytest.raises(BadSetting) as caught:
+        load(environ)
+    assert (caught.value.__cause__ is None and caught.value.__suppress_context__) or caught.value.__context__ is None
+    return str(caught.value)
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    """Unset means the default, as the manual has it."""
+    settings = load({})
+    assert settings == Settings()
+    assert (settings.bus, settings.modules) == ("memory", ("orders", "inventory", "payments"))
+    assert settings.nats_url == ("nats://127.0.0.1:4222",)
+    assert (settings.http_host, settings.http_port) == ("127.0.0.1", 8080)
+    assert (settings.log_level, settings.log_file) == ("INFO", None)
+    assert settings.database_url("orders") == "sqlite:///data/fulfilment.db"
+    assert (settings.payment_gateway, settings.simulated_decline_over) == ("simulated", None)
+    assert (settings.simulated_latency_ms, settings.simulated_failure_rate) == (0, 0)
+    assert (settings.order_timeout_s, settings.shutdown_grace_s) == (900, 20)
+    assert (settings.auth, settings.api_keys) == ("off", {})
+    assert (settings.nats_replicas, settings.outbox_cap, settings.batch_max) == (1, 20_000, 256)
+
+
+def test_empty_variables_mean_the_default() -> None:
+    """A variable that is set to nothing is as good as unset; so a compose file may pass all of them on."""
+    assert load(dict.fromkeys(NAMES_IN_THE_MANUAL, "")) == Settings()
+
+
+def test_every_variable_of_the_manual_is_described() -> None:
+    """One declaration gives name, default and help; none of the three is missing."""
+    variables = list(describe())
+    assert [variable.name for variable in variables] == NAMES_IN_THE_MANUAL
+    assert all(variable.help.endswith(".") and variable.help.isprintable() for variable in variables)
+    assert {variable.name: variable.default for variable in variables}["LOG_FORMAT"] == "json (text on a terminal)"
+
+
+def test_described_defaults_are_the_defaults() -> None:
+    """Setting every variable to the default that the manual gives changes nothing."""
+    said = {variable.name: variable.default for variable in describe() if variable.name != "LOG_FORMAT"}
+    assert load(said) == Settings()
+
+
+def test_the_example_file_is_the_one_that_the_declarations_give() -> None:
+    """``config/example.env`` never lags behind the code."""
+    assert (Path(__file__).parents[2] / "config" / "example.env").read_text(encoding="utf-8") == example_env()
+
+
+GOOD = [
+    ({"BUS": "NATS", "MODULES": "payments, orders"}, "modules", ("orders", "payments")),
+    ({"BUS": "nats", "NATS_URL": "nats://a:4222, tls://b"}, "nats_url", ("nats://a:4222", "tls://b")),
+    ({"MODULES": "payments,orders,inventory"}, "modules", ("orders", "inventory", "payments")),
+    ({"HTTP_PORT": "0"}, "http_port", 0),
+    ({"HTTP_PORT": "65535"}, "http_port", 65535),
+    ({"HTTP_PORT": " 80 "}, "http_port", 80),
+    ({"LOG_LEVEL": "warning"}, "log_level", "WARNING"),
+    ({"LOG_LEVEL": "Trace"}, "log_level", "TRACE"),
+    ({"LOG_FORMAT": "TEXT"}, "log_format", "text"),
+    ({"SIMULATED_DECLINE_OVER": "0"}, "simulated_decline_over", 0),
+    ({"SIMULATED_DECLINE_OVER": "none"}, "simulated_decline_over", None),
+    ({"SIMULATED_LATENCY_MS": "2.5"}, "simulated_latency_ms", 2.5),
+    ({"SIMULATED_FAILURE_RATE": "1"}, "simulated_failure_rate", 1.0),
+    ({"ORDER_TIMEOUT_S": "0.25"}, "order_timeout_s", 0.25),
+    ({"SHUTDOWN_GRACE_S": "1e1"}, "shutdown_grace_s", 10.0),
+    ({"NATS_REPLICAS": "5"}, "nats_replicas", 5),
+    ({"STRIPE_API_BASE": "http://127.0.0.1:8420/"}, "stripe_api_base", "http://127.0.0.1:8420"),
+    ({"HTTP_HOST": "0.0.0.0", "AUTH_OFF_I_KNOW": "1"}, "http_host", "0.0.0.0"),
+    ({"HTTP_HOST": "127.8.9.10"}, "http_host", "127.8.9.10"),
+    ({"HTTP_HOST": "::1"}, "http_host", "::1"),
+    ({"HTTP_HOST": "::ffff:127.0.0.1"}, "http_host", "::ffff:127.0.0.1"),
+    ({"HTTP_HOST": "LocalHost"}, "http_host", "LocalHost"),
+    ({"PAYMENT_GATEWAY": "stripe", "STRIPE_API_KEY": SECRET}, "stripe_api_key", SECRET),
+]
+
+
+@pytest.mark.parametrize(("environ", "field", "value"), GOOD, ids=lambda value: str(value)[:40])
+def test_a_good_value_is_taken(environ: Mapping[str, str], field: str, value: object) -> None:
+    """Case of words and spaces around a value do not matter; numbers are numbers."""
+    found = getattr(load(environ), field)
+    assert found == value
+    assert type(found) is type(value) or isinstance(found, str)
+
+
+BAD = [
+    ("BUS", {"BUS": "kafka"}),
+    ("MODULES", {"MODULES": "orders,inventory"}),
+    ("MODULES", {"BUS": "nats", "MODULES": "orders,shipping"}),
+    ("MODULES", {"BUS": "nats", "MODULES": "orders,orders"}),
+    ("MODULES", {"BUS": "nats", "MODULES": "orders,"}),
+    ("MODULES", {"BUS": "nats", "MODULES": ","}),
+    ("NATS_URL", {"NATS_URL": "http://127.0.0.1"}),
+    ("NATS_URL", {"NATS_URL": "nats://a,,nats://b"}),
+    ("NATS_URL", {"NATS_URL": "nats://a:port"}),
+    ("NATS_CREDS", {"BUS": "nats", "NATS_CREDS": "/nowhere/nats.creds"}),
+    ("NATS_TLS_CA", {"BUS": "nats", "NATS_TLS_CA": "/nowhere/ca.pem"}),
+    ("NATS_REPLICAS", {"NATS_REPLICAS": "0"}),
+    ("NATS_REPLICAS", {"NATS_REPLICAS": "6"}),
+    ("DATABASE_URL", {"DATABASE_URL": "mysql://u:p@h/db"}),
+    ("DATABASE_URL", {"DATABASE_URL": "sqlite://"}),
+    ("DATABASE_URL", {"DATABASE_URL": "sqlite:///"}),
+    ("DATABASE_URL", {"DATABASE_URL": "sqlite:///:memory:"}),
+    ("DATABASE_URL", {"DATABASE_URL": "sqlite:///file::memory:?uri=true"}),
+    ("DATABASE_URL", {"DATABASE_URL": "sqlite://data/x.db"}),
+    ("DATABASE_URL", {"DATABASE_URL": "postgresql://"}),
+    ("DATABASE_URL", {"DATABASE_URL": "postgresql://h:port/db"}),
+    ("DATABASE_URL", {"DATABASE_URL": "data/x.db"}),
+    ("ORDERS_DATABASE_URL", {"ORDERS_DATABASE_URL": "sqlite://"}),
+    ("INVENTORY_DATABASE_URL", {"INVENTORY_DATABASE_URL": "oracle://h/db"}),
+    ("PAYMENTS_DATABASE_URL", {"PAYMENTS_DATABASE_URL": "postgresql://[::1/db"}),
+    ("HTTP_PORT", {"HTTP_PORT": "abc"}),
+    ("HTTP_PORT", {"HTTP_PORT": "-1"}),
+    ("HTTP_PORT", {"HTTP_PORT": "65536"}),
+    ("HTTP_PORT", {"HTTP_PORT": "8_080"}),
+    ("HTTP_PORT", {"HTTP_PORT": "80.0"}),
+    ("HTTP_PORT", {"HTTP_PORT": "٨٠"}),
+    ("HTTP_PORT", {"HTTP_PORT": "9" * 5000}),
+    ("HTTP_PORT", {"HTTP_PORT": "1\n2"}),
+    ("HTTP_HOST", {"HTTP_HOST": "127.0.0.1\nX: y"}),
+    ("LOG_LEVEL", {"LOG_LEVEL": "LOUD"}),
+    ("LOG_FORMAT", {"LOG_FORMAT": "xml"}),
+    ("LOG_FILE", {"LOG_FILE": "/nowhere/at/all.log"}),
+    ("LOG_FILE", {"LOG_FILE": "/"}),
+    ("PAYMENT_GATEWAY", {"PAYMENT_GATEWAY": "paypal"}),
+    ("STRIPE_API_KEY", {"PAYMENT_GATEWAY": "stripe"}),
+    ("STRIPE_API_BASE", {"STRIPE_API_BASE": "ftp://api.stripe.com"}),
+    ("SIMULATED_DECLINE_OVER", {"SIMULATED_DECLINE_OVER": "-1"}),
+    ("SIMULATED_DECLINE_OVER", {"SIMULATED_DECLINE_OVER": "1.5"}),
+    ("SIMULATED_LATENCY_MS", {"SIMULATED_LATENCY_MS": "-0.1"}),
+    ("SIMULATED_LATENCY_MS", {"SIMULATED_LATENCY_MS": "nan"}),
+    ("SIMULATED_LATENCY_MS", {"SIMULATED_LATENCY_MS": "inf"}),
+    ("SIMULATED_FAILURE_RATE", {"SIMULATED_FAILURE_RATE": "1.01"}),
+    ("ORDER_TIMEOUT_S", {"ORDER_TIMEOUT_S": "0"}),
+    ("ORDER_TIMEOUT_S", {"ORDER_TIMEOUT_S": "1e400"}),
+    ("SHUTDOWN_GRACE_S", {"SHUTDOWN_GRACE_S": "-20"}),
+    ("AUTH", {"AUTH": "basic"}),
+    ("AUTH", {"HTTP_HOST": "0.0.0.0"}),
+    ("AUTH", {"HTTP_HOST": "::"}),
+    ("AUTH", {"HTTP_HOST": "127.example.com"}),
+    ("AUTH", {"HTTP_HOST": "0.0.0.0", "AUTH_OFF_I_KNOW": "0"}),
+    ("AUTH_OFF_I_KNOW", {"AUTH_OFF_I_KNOW": "maybe"}),
+    ("API_KEYS_FILE", {"AUTH": "keys"}),
+    ("API_KEYS_FILE", {"AUTH": "keys", "API_KEYS_FILE": "/nowhere/keys"}),
+    ("API_KEYS_FILE", {"AUTH": "keys", "API_KEYS_FILE": "/"}),
+    ("OUTBOX_CAP", {"OUTBOX_CAP": "0"}),
+    ("BATCH_MAX", {"BATCH_MAX": "0"}),
+]
+
+
+@pytest.mark.parametrize(("name", "environ"), BAD, ids=lambda value: str(value)[:60])
+def test_a_bad_value_is_refused_in_one_line_that_names_its_variable(name: str, environ: Mapping[str, str]) -> None:
+    """The person at the terminal reads one line and knows what to change."""
+    line = refusal(environ)
+    assert line.startswith(f"{name}: ")
+    assert line.isprintable()
+    assert len(line) < 250
+
+
+@pytest.mark.parametrize("name", [variable.name for variable in describe() if not variable.is_secret])
+@given(value=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
+def test_whatever_a_variable_holds_gives_settings_or_one_line(name: str, value: str) -> None:
+    """No text at all makes the program end with a traceback."""
+    try:
+        load({name: value})
+        line = name
+    except BadSetting as error:
+        line = str(error)
+    assert name in line
+    assert line.isprintable()
+
+
+SECRETS = [
+    ("NATS_PASSWORD", SECRET),
+    ("STRIPE_API_KEY", SECRET),
+    ("STRIPE_WEBHOOK_SECRET", SECRET),
+    ("DATABASE_URL", f"postgresql://user:{SECRET}@db/fulfilment"),
+    ("ORDERS_DATABASE_URL", f"postgresql://user:{SECRET}@db/fulfilment"),
+    ("INVENTORY_DATABASE_URL", f"postgresql://user:{SECRET}@db/fulfilment"),
+    ("PAYMENTS_DATABASE_URL", f"postgresql://user:{SECRET}@db/fulfilment"),
+    ("NATS_URL", f"nats://user:{SECRET}@broker:4222"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), SECRETS)
+def test_a_secret_may_come_from_a_file(name: str, value: str, tmp_path: Path) -> None:
+    """``<NAME>_FILE`` is the path of a file that holds the value; the line's end is not part of it."""
+    file = tmp_path / "secret"
+    file.write_text(value + "\n")
+    assert load({f"{name}_FILE": str(file)}) == load({name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), SECRETS)
+def test_a_secret_is_seen_in_no_repr(name: str, value: str) -> None:
+    """Settings may be printed; secrets stay out of it, and `secrets` knows what to look for."""
+    settings = load({name: value})
+    assert SECRET not in repr(settings)
+    assert SECRET not in str(settings)
+    assert SECRET not in repr([settings.database_url(module) for module in settings.modules])
+    assert SECRET not in repr((settings.nats_url, settings.nats_password, settings.stripe_api_key))
+    assert SECRET not in repr(settings.stripe_webhook_secret)
+    assert SECRET in list(settings.secrets())
+
+
+@pytest.mark.parametrize("name", [variable.name for variable in describe() if variable.is_secret])
+def test_secrets_are_exactly_those_with_a_file(name: str) -> None:
+    """Every variable that is described as a secret takes a file, and says so when it cannot be read."""
+    assert name in dict(SECRETS)
+    line = refusal({f"{name}_FILE": "/nowhere/secret"})
+    assert line.startswith(f"{name}_FILE: ")
+    assert "/nowhere" not in line
+
+
+@pytest.mark.parametrize(("name", "value"), SECRETS)
+def test_a_secret_given_twice_is_refused(name: str, value: str, tmp_path: Path) -> None:
+    """Nobody has to guess which of the two counts."""
+    file = tmp_path / "secret"
+    file.write_text(value)
+    line = refusal({name: value, f"{name}_FILE": str(file)})
+    assert line.startswith(f"{name}: ")
+    assert f"{name}_FILE" in line
+    assert SECRET not in line
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe", b"x" * 70_000])
+def test_a_file_that_holds_no_secret_is_refused(content: bytes, tmp_path: Path) -> None:
+    """Empty, not UTF-8 or far too large: such a file was named by mistake."""
+    file = tmp_path / "secret"
+    file.write_bytes(content)
+    assert refusal({"NATS_PASSWORD_FILE": str(file)}).startswith("NATS_PASSWORD_FILE: ")
+
+
+BAD_ADDRESSES = [
+    f"mysql://u:{SECRET}@h/db",
+    f"postgresql://u:{SECRET}@[h/db",
+    f"postgresql://u:{SECRET}@h:port/db",
+    f"sqlite://u:{SECRET}@h/x.db",
+    SECRET,
+]
+
+
+@pytest.mark.parametrize("value", BAD_ADDRESSES)
+def test_a_bad_address_is_not_repeated(value: str) -> None:
+    """An address may hold a password; what is wrong with it is said without it."""
+    assert SECRET not in refusal({"DATABASE_URL": value})
+    assert SECRET not in refusal({"NATS_URL": value})
+
+
+def test_a_module_may_have_its_own_database() -> None:
+    """Its own address counts for it alone; the others keep the common one."""
+    settings = load({"DATABASE_URL": "postgresql://h/all", "PAYMENTS_DATABASE_URL": "sqlite:////var/payments.db"})
+    assert settings.database_url("orders") == settings.database_url("inventory") == "postgresql://h/all"
+    assert settings.database_url("payments") == "sqlite:////var/payments.db"
+
+
+def test_settings_made_by_hand_are_checked_as_well() -> None:
+    """Tests and embedders write values, not texts; a contradiction is refused all the same."""
+    assert Settings(http_port=0, database_url="sqlite:////tmp/x.db").database_url("orders") == "sqlite:////tmp/x.db"
+    assert Settings(bus="nats", modules=("payments",), order_timeout_s=3).modules == ("payments",)
+    wrong: list[dict[str, Any]] = [{"http_port": True}, {"modules": ("orders",)}, {"modules": 3}, {"log_level": 10}]
+    for values in [*wrong, {"order_timeout_s": float("nan")}, {"http_host": None}]:
+        with pytest.raises(BadSetting):
+            Settings(**values)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_text_and_everything_else_json() -> None:
+    """Unless LOG_FORMAT says what it is to be."""
+    assert (Settings().log_format_on(Terminal()), Settings().log_format_on(io.StringIO())) == ("text", "json")
+    assert Settings(log_format="json").log_format_on(Terminal()) == "json"
+    assert Settings(log_format="text").log_format_on(io.StringIO()) == "text"
+
+
+KEY = "0123456789abcdef"
+
+
+def test_api_keys_are_kept_as_hashes(tmp_path: Path) -> None:
+    """Comments and blank lines are skipped, a colon may be part of the key, and no key stays in memory."""
+    file = tmp_path / "keys"
+    file.write_bytes(b"# callers\n\nshop:0123456789abcdef\r\n  back.office-2_x:0123456789abcdef:more \n")
+    settings = load({"AUTH": "keys", "API_KEYS_FILE": str(file), "HTTP_HOST": "0.0.0.0"})
+    assert settings.api_keys == {
+        "shop": sha256(KEY.encode()).hexdigest(),
+        "back.office-2_x": sha256(f"{KEY}:more".encode()).hexdigest(),
+    }
+    assert KEY not in repr(settings)
+
+
+BAD_LINES = [
+    "shop",
+    KEY,
+    f"sh op:{KEY}",
+    f":{KEY}",
+    f"{'n' * 65}:{KEY}",
+    "shop:0123456789abcde",
+    f"shop:{KEY} {KEY}",
+    f"shop:{KEY}\u00e9",
+    f"first:{KEY}x",
+    f"second:{KEY}0",
+]
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_a_wrong_line_of_api_keys_is_named_by_its_number(line: str, tmp_path: Path) -> None:
+    """The message says where, and shows nothing of the line."""
+    file = tmp_path / "keys"
+    file.write_text(f"# callers\nfirst:{KEY}0\n\n{line}\n")
+    message = refusal({"AUTH": "keys", "API_KEYS_FILE": str(file)})
+    assert message.startswith("API_KEYS_FILE: line 4: ")
+    assert "012345" not in message
+
+
+@pytest.mark.parametrize("content", ["", "# nobody\n\n"])
+def test_a_file_without_any_key_is_refused(content: str, tmp_path: Path) -> None:
+    """AUTH=keys with nobody to let in is a mistake."""
+    file = tmp_path / "keys"
+    file.write_text(content)
+    assert refusal({"AUTH": "keys", "API_KEYS_FILE": str(file)}) == "API_KEYS_FILE: holds no key"
+
+
+def test_the_file_of_api_keys_is_not_read_while_auth_is_off() -> None:
+    """What is not used cannot stop the program."""
+    assert load({"API_KEYS_FILE": "/nowhere/keys"}).api_keys == {}
+
+
+def test_config_is_a_leaf() -> None:
+    """Reading the environment imports none of the house, and none of the heavy things that the house needs."""
+    code = "import sys, config.settings; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    imported = set(
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    )
+    assert imported.isdisjoint({"app", "modules", "bus", "sqlalchemy", "aiohttp", "cattrs", "loguru", "asyncio"})
+
+
+def test_loading_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Logging is set up from these settings; before that nobody listens."""
+    with caplog.at_level(logging.DEBUG):
+        load({"NATS_PASSWORD": SECRET})
+    assert caplog.records == []
