@@ -1,0 +1,166 @@
+"""
+What follows from what, on the shelf.
+
+    (never met) --created--> HELD --confirmed--> SHIPPED
+         |            \\--> REJECTED |               |
+         \\--cancelled----> RELEASED <---cancelled---/
+
+An order gets all its lines or none. Confirmed and cancelled may overtake each other, and cancelled may overtake
+created: the row RELEASED without lines stands for an order that must not be given anything any more.
+"""
+
+from __future__ import annotations
+
+__all__ = ["decide", "touches"]
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from attrs import evolve
+
+from bus.contracts import Event
+from modules.inventory.events import (
+    BelowReserved,
+    PricedLine,
+    ProductSet,
+    ProductUnknown,
+    Restocked,
+    Shortage,
+    StockRejected,
+    StockReleased,
+    StockReserved,
+)
+from modules.inventory.state import Product, Reservation, ReservationStatus
+from modules.module import Decision, Key, Unexpected, unchanged
+from modules.orders.events import OrderCancelled, OrderConfirmed, OrderCreated
+from modules.values import Line, Money
+
+def touches(event: Event) -> tuple[Key, ...]:
+    """Name the product that was told of, or the order's reservation and then each of its products."""
+    match event:
+        case ProductSet() | Restocked():
+            return ((Product, event.product_id),)
+    return ((Reservation, event.order_id), *((Product, line.product_id) for line in event.items))
+
+
+def decide(states: Sequence[Any], event: Event, now: datetime) -> Decision:
+    """
+    Say what becomes of products and reservation now that *event* has happened.
+
+    Raises:
+        Unexpected: There is no such row.
+    """
+    match event:
+        case ProductSet() | Restocked():
+            return _counted(states[0], event)
+    reservation: Reservation | None = states[0]
+    products: Sequence[Product | None] = states[1:]
+    match reservation and reservation.status, event:
+        case None, OrderCreated():
+            return _reserve(event, products)
+        case None, OrderCancelled():
+            return Decision((Reservation(order_id=event.order_id, status=ReservationStatus.RELEASED),))
+        case ReservationStatus.HELD, OrderConfirmed():
+            return _move(reservation, products, ReservationStatus.SHIPPED, on_hand=-1, reserved=-1)
+        case ReservationStatus.HELD, OrderCancelled():
+            return _move(reservation, products, ReservationStatus.RELEASED, reserved=-1)
+        case ReservationStatus.SHIPPED, OrderCancelled():
+            return _move(reservation, products, ReservationStatus.RELEASED, on_hand=1)
+        case ReservationStatus.RELEASED, _:
+            return unchanged()
+        case ReservationStatus.REJECTED, (OrderCreated() | OrderCancelled()):
+            return unchanged()
+        case (ReservationStatus.HELD | ReservationStatus.SHIPPED), OrderCreated():
+            return unchanged()
+        case ReservationStatus.SHIPPED, OrderConfirmed():
+            return unchanged()
+    raise Unexpected(f"{type(event).__name__} while {reservation.status.value if reservation else 'never met'}")
+
+
+def _counted(product: Product | None, event: ProductSet | Restocked) -> Decision:
+    match product, event:
+        case None, Restocked():
+            return unchanged(ProductUnknown(product_id=event.product_id))
+        case Product(), Restocked():
+            return Decision((evolve(product, on_hand=product.on_hand + event.quantity),))
+        case Product(), ProductSet() if event.on_hand < product.reserved:
+            return unchanged(BelowReserved(product_id=event.product_id, reserved=product.reserved))
+    assert isinstance(event, ProductSet)
+    return Decision((
+        Product(
+            product_id=event.product_id,
+            name=event.name if event.name is not None or product is None else product.name,
+            on_hand=event.on_hand,
+            reserved=0 if product is None else product.reserved,
+            unit_price_amount=event.unit_price.amount,
+            currency=event.unit_price.currency,
+        ),
+    ))
+
+
+def _reserve(event: OrderCreated, products: Sequence[Product | None]) -> Decision:
+    known = [product for product in products if product is not None]
+    pairs = list(zip(event.items, products, strict=True))
+    if unknown := [Shortage(line.product_id, line.quantity, 0) for line, product in pairs if product is None]:
+        return _rejected(event, "unknown_product", unknown)
+    if len({product.currency for product in known}) > 1:
+        return _rejected(event, "mixed_currency", [])
+    if short := [
+        Shortage(line.product_id, line.quantity, product.available)
+        for line, product in zip(event.items, known, strict=True)
+        if product.available < line.quantity
+    ]:
+        return _rejected(event, "insufficient_stock", short)
+
+    held = [
+        evolve(product, reserved=product.reserved + line.quantity)
+        for line, product in zip(event.items, known, strict=True)
+    ]
+    currency = known[0].currency
+    total = sum(line.quantity * product.unit_price_amount for line, product in zip(event.items, known, strict=True))
+    reserved = StockReserved(
+        order_id=event.order_id,
+        lines=tuple(
+            PricedLine(line.product_id, line.quantity, Money(product.unit_price_amount, currency))
+            for line, product in zip(event.items, known, strict=True)
+        ),
+        total=Money(total, currency),
+        payment_method=event.payment_method,
+    )
+    reservation = Reservation(order_id=event.order_id, status=ReservationStatus.HELD, lines=event.items)
+    return Decision((reservation, *held), (reserved,))
+
+
+def _rejected(event: OrderCreated, reason: str, shortages: list[Shortage]) -> Decision:
+    reservation = Reservation(order_id=event.order_id, status=ReservationStatus.REJECTED)
+    said = StockRejected(order_id=event.order_id, reason=reason, shortages=tuple(shortages))
+    return Decision((reservation,), (said,))
+
+
+def _move(
+    reservation: Reservation | None,
+    products: Sequence[Product | None],
+    status: ReservationStatus,
+    *,
+    on_hand: int = 0,
+    reserved: int = 0,
+) -> Decision:
+    """Move what is held, *on_hand* and *reserved* times its quantity; what we hold is the truth, not the event."""
+    assert reservation is not None
+    by_id = {product.product_id: product for product in products if product is not None}
+    moved = []
+    for line in reservation.lines:
+        product = by_id.get(line.product_id)
+        if product is None:
+            raise Unexpected(f"the event leaves out {line.product_id}, which is held for the order")
+        moved.append(
+            evolve(
+                product,
+                on_hand=product.on_hand + on_hand * line.quantity,
+                reserved=product.reserved + reserved * line.quantity,
+            )
+        )
+    lines = tuple(Line(line.product_id, line.quantity) for line in reservation.lines)
+    said = (StockReleased(order_id=reservation.order_id, lines=lines),) if status is ReservationStatus.RELEASED else ()
+    return Decision((evolve(reservation, status=status), *moved), said)

@@ -1,0 +1,71 @@
+"""What inventory remembers: what is on the shelf, and what is held for whom."""
+
+from __future__ import annotations
+
+__all__ = ["Product", "Reservation", "ReservationStatus", "metadata", "product_table", "reservation_table"]
+
+from enum import StrEnum
+
+from attrs import frozen
+from sqlalchemy import JSON, BigInteger, CheckConstraint, Column, MetaData, String, Table
+
+from modules.values import Line
+
+
+@frozen(kw_only=True)
+class Product:
+    """A product; of *on_hand* pieces, *reserved* are held for orders."""
+
+    product_id: str
+    name: str | None
+    on_hand: int
+    reserved: int
+    unit_price_amount: int
+    currency: str
+
+    @property
+    def available(self) -> int:
+        return self.on_hand - self.reserved
+
+
+class ReservationStatus(StrEnum):
+    HELD = "held"
+    REJECTED = "rejected"
+    SHIPPED = "shipped"
+    RELEASED = "released"
+
+
+@frozen(kw_only=True)
+class Reservation:
+    """What is held for an order. Released without lines: it was cancelled before we had met it."""
+
+    order_id: str
+    status: ReservationStatus
+    lines: tuple[Line, ...] = ()
+
+
+metadata = MetaData()
+
+product_table = Table(
+    "inventory_product",
+    metadata,
+    Column("product_id", String(64), primary_key=True),
+    Column("name", String(255)),
+    Column("on_hand", BigInteger, nullable=False),
+    Column("reserved", BigInteger, nullable=False),
+    Column("unit_price_amount", BigInteger, nullable=False),
+    Column("currency", String(3), nullable=False),
+    CheckConstraint("reserved BETWEEN 0 AND on_hand", name="inventory_product_reserved"),
+    CheckConstraint("unit_price_amount >= 0", name="inventory_product_price"),
+    sqlite_with_rowid=False,
+)
+
+reservation_table = Table(
+    "inventory_reservation",
+    metadata,
+    Column("order_id", String(36), primary_key=True),
+    Column("status", String(16), nullable=False),
+    Column("lines", JSON, nullable=False),
+    CheckConstraint("status IN ('held', 'rejected', 'shipped', 'released')", name="inventory_reservation_status"),
+    sqlite_with_rowid=False,
+)

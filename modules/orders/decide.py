@@ -1,0 +1,173 @@
+"""
+What follows from what, for an order.
+
+    PROCESSING --stock reserved--> RESERVED --payment captured--> CONFIRMED
+        \\_______________________________\\_________________________/
+                         rejected, declined, timed out, cancelled --> CANCELLED
+
+News comes in any order. Money may be taken before we hear that the stock is held: that is noted, and the order moves on
+when the other half arrives. Whatever is heard about a cancelled order changes nothing but its timeline, for whoever did
+something for it hears the cancellation and undoes it.
+"""
+
+from __future__ import annotations
+
+__all__ = ["decide", "touches"]
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from attrs import evolve
+
+from bus.contracts import Event
+from modules.inventory.events import StockRejected, StockReleased, StockReserved
+from modules.module import Decision, Key, Later, Unexpected, Withdraw, unchanged
+from modules.orders.events import (
+    CancelRequested,
+    OrderCancelled,
+    OrderConfirmed,
+    OrderCreated,
+    OrderSubmitted,
+    OrderTimedOut,
+    OrderUnknown,
+)
+from modules.orders.state import Order, Status
+from modules.payments.events import PaymentCaptured, PaymentDeclined, PaymentDelayed, PaymentRefunded
+from modules.values import Line, Money, rfc3339
+
+
+def touches(event: Event) -> tuple[Key, ...]:
+    """Name the one order that *event* is about."""
+    return ((Order, event.order_id),)
+
+
+def decide(states: Sequence[Order | None], event: Event, now: datetime, *, timeout: timedelta) -> Decision:
+    """
+    Say what becomes of an order now that *event* has happened.
+
+    Raises:
+        Unexpected: There is no such row.
+    """
+    (order,) = states
+    if order is None:
+        match event:
+            case OrderSubmitted():
+                return _accepted(event, now, timeout)
+            case CancelRequested():
+                return unchanged(OrderUnknown(order_id=event.order_id))
+        raise Unexpected(f"{type(event).__name__} for an order that was never placed")
+
+    match order.status, event:
+        case Status.PROCESSING, StockReserved():
+            held = _noted(
+                order, "inventory.reserved", now,
+                status=Status.RESERVED, total_amount=event.total.amount, currency=event.total.currency,
+            )  # fmt: skip
+            return _confirmed(held, now) if order.is_paid else _kept(held)
+        case Status.PROCESSING, StockRejected():
+            return _cancelled(order, event.reason, now, {"shortages": [_shortage(s) for s in event.shortages]})
+        case Status.PROCESSING, PaymentCaptured():
+            return _kept(evolve(order, is_paid=True, waiting_for=None, updated_at=now))
+        case Status.RESERVED, PaymentCaptured():
+            return _confirmed(order, now)
+        case (Status.PROCESSING | Status.RESERVED), PaymentDeclined():
+            return _cancelled(order, "payment_declined", now, {"reason": event.reason})
+        case (Status.PROCESSING | Status.RESERVED), PaymentDelayed() if not order.is_paid and order.waiting_for is None:
+            return _kept(_noted(order, "payments.delayed", now, waiting_for="payment"))
+        case (Status.PROCESSING | Status.RESERVED), OrderTimedOut():
+            return _cancelled(order, "payment_unavailable" if order.waiting_for == "payment" else "timed_out", now)
+        case (Status.PROCESSING | Status.RESERVED | Status.CONFIRMED), CancelRequested(why=why):
+            return _cancelled(order, "requested", now, None if why is None else {"reason": why})
+        case Status.CANCELLED, StockReleased():
+            return _kept(_noted(order, "inventory.released", now))
+        case Status.CANCELLED, PaymentRefunded():
+            return _kept(_noted(order, "payments.refunded", now))
+        case Status.CANCELLED, _:
+            return unchanged()
+        case (Status.RESERVED | Status.CONFIRMED), (StockReserved() | PaymentDelayed() | OrderTimedOut()):
+            return unchanged()  # old news
+        case Status.CONFIRMED, PaymentCaptured():
+            return unchanged()
+        case Status.PROCESSING | Status.RESERVED, PaymentDelayed():
+            return unchanged()
+    raise Unexpected(f"{type(event).__name__} while {order.status.value}")
+
+
+def _accepted(event: OrderSubmitted, now: datetime, timeout: timedelta) -> Decision:
+    items = _summed(event.items)
+    order = Order(
+        order_id=event.order_id,
+        customer_id=event.customer_id,
+        status=Status.PROCESSING,
+        items=items,
+        is_express=event.is_express,
+        payment_method=event.payment_method,
+        created_at=now,
+        updated_at=now,
+        timeline=({"event": "orders.created", "at": rfc3339(now)},),
+    )
+    created = OrderCreated(
+        order_id=order.order_id,
+        customer_id=order.customer_id,
+        items=items,
+        version="v1",
+        payment_method=event.payment_method,
+    )
+    timed_out = Later(OrderTimedOut(order_id=order.order_id), now + timeout, _timer(order))
+    return Decision((order,), (created, timed_out), order.is_express)
+
+
+def _confirmed(order: Order, now: datetime) -> Decision:
+    assert order.total_amount is not None and order.currency is not None
+    order = _noted(order, "orders.confirmed", now, status=Status.CONFIRMED, is_paid=True, waiting_for=None)
+    confirmed = OrderConfirmed(
+        order_id=order.order_id,
+        customer_id=order.customer_id,
+        items=order.items,
+        total=Money(order.total_amount, order.currency),
+    )
+    return Decision((order,), (confirmed, Withdraw(_timer(order))), order.is_express)
+
+
+def _cancelled(order: Order, reason: str, now: datetime, detail: dict[str, Any] | None = None) -> Decision:
+    was_over = order.is_over
+    order = _noted(
+        order, "orders.cancelled", now, {"reason": reason} | ({"detail": detail} if detail else {}),
+        status=Status.CANCELLED, reason=reason, waiting_for=None,
+    )  # fmt: skip
+    cancelled = OrderCancelled(
+        order_id=order.order_id, customer_id=order.customer_id, items=order.items, reason=reason
+    )
+    said = (cancelled,) if was_over else (cancelled, Withdraw(_timer(order)))
+    return Decision((order,), said, order.is_express)
+
+
+def _kept(order: Order) -> Decision:
+    return Decision((order,), (), order.is_express)
+
+
+def _noted(order: Order, event: str, now: datetime, detail: dict[str, Any] | None = None, **changes: Any) -> Order:
+    """Return *order* with *changes*, and with *event* at the end of its timeline."""
+    entry: dict[str, Any] = {"event": event, "at": rfc3339(now)}
+    if detail:
+        entry["detail"] = detail
+    return evolve(order, updated_at=now, timeline=(*order.timeline, entry), **changes)
+
+
+def _summed(items: Sequence[Line]) -> tuple[Line, ...]:
+    """Return one line per product, in the order in which the products were first named."""
+    if len(items) == 1:
+        return tuple(items)
+    quantities: dict[str, int] = {}
+    for line in items:
+        quantities[line.product_id] = quantities.get(line.product_id, 0) + line.quantity
+    return tuple(Line(product_id, quantity) for product_id, quantity in quantities.items())
+
+
+def _shortage(shortage: Any) -> dict[str, Any]:
+    return {"product_id": shortage.product_id, "requested": shortage.requested, "available": shortage.available}
+
+
+def _timer(order: Order) -> str:
+    return f"timeout:{order.order_id}"

@@ -1,0 +1,116 @@
+"""What a client may ask of orders."""
+
+from __future__ import annotations
+
+__all__ = ["routes", "show"]
+
+from typing import Any
+
+from modules.module import Outcome
+from modules.orders.events import CancelRequested, OrderSubmitted, OrderUnknown
+from modules.orders.state import Order, Status
+from modules.route import Answer, Browse, Follow, Refusal, Request, Route, Show, Tell
+from modules.values import Line, rfc3339
+
+
+def show(order: Order) -> dict[str, Any]:
+    """Return *order* as the API shows it."""
+    shown = {
+        "order_id": order.order_id,
+        "customer_id": order.customer_id,
+        "status": order.status.value,
+        "reason": order.reason,
+        "items": [{"product_id": line.product_id, "quantity": line.quantity} for line in order.items],
+        "total": None if order.total_amount is None else {"amount": order.total_amount, "currency": order.currency},
+        "priority": "express" if order.is_express else "normal",
+        "created_at": rfc3339(order.created_at),
+        "updated_at": rfc3339(order.updated_at),
+        "timeline": list(order.timeline),
+    }
+    if order.waiting_for is not None:
+        shown["waiting_for"] = order.waiting_for
+    return shown
+
+
+def _submitted(request: Request) -> OrderSubmitted:
+    body = request.body
+    return OrderSubmitted(
+        order_id=request.fresh_id,
+        customer_id=body["customer_id"],
+        items=tuple(Line(line["product_id"], line["quantity"]) for line in body["items"]),
+        is_express=body.get("priority") == "express",
+        payment_method=body.get("payment_method"),
+    )
+
+
+def _accepted(outcome: Outcome) -> Answer:
+    (order,) = outcome.states
+    assert order is not None
+    return Answer(
+        202,
+        {"order_id": order.order_id, "status": order.status.value},
+        {"Location": f"/v1/orders/{order.order_id}"},
+    )
+
+
+def _cancel_requested(request: Request) -> CancelRequested:
+    return CancelRequested(order_id=request.path["order_id"], why=(request.body or {}).get("reason"))
+
+
+def _cancelled(outcome: Outcome) -> Answer | Refusal:
+    match outcome.events:
+        case (OrderUnknown(),):
+            return Refusal(404, "order_not_found", "There is no such order.")
+    (order,) = outcome.states
+    assert order is not None
+    return Answer(202, show(order))
+
+
+routes: tuple[Route, ...] = (
+    Tell(
+        method="POST",
+        path="/v1/orders",
+        summary="Place an order",
+        takes="order_request",
+        event=_submitted,
+        answer=_accepted,
+        status=202,
+        returns="order_accepted",
+        keyed=True,
+        express=lambda request: request.body.get("priority") == "express",
+        sheds=True,
+    ),
+    Show(path="/v1/orders/{order_id}", summary="Show an order", of=Order, show=show, returns="order"),
+    Browse(
+        path="/v1/orders",
+        summary="List orders, newest first",
+        of=Order,
+        show=show,
+        returns="order",
+        newest_first=True,
+        filters={
+            "status": {"type": "string", "enum": [status.value for status in Status]},
+            "customer_id": {"type": "string", "minLength": 1, "maxLength": 64},
+        },
+    ),
+    Tell(
+        method="POST",
+        path="/v1/orders/{order_id}/cancel",
+        summary="Cancel an order, also a confirmed one",
+        takes="cancel_request",
+        needs_body=False,
+        event=_cancel_requested,
+        answer=_cancelled,
+        status=202,
+        returns="order",
+        refusals=(404,),
+    ),
+    Follow(
+        path="/v1/orders/{order_id}/stream",
+        summary="Follow an order to its end, as server-sent events",
+        of=Order,
+        show=show,
+        is_over=lambda order: bool(order.is_over),
+        returns="order",
+    ),
+)

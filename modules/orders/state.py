@@ -1,0 +1,77 @@
+"""What orders remembers: one row per order."""
+
+from __future__ import annotations
+
+__all__ = ["Order", "Status", "Timeline", "metadata", "order_table"]
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from attrs import frozen
+from sqlalchemy import JSON, BigInteger, Boolean, CheckConstraint, Column, DateTime, Index, MetaData, String, Table
+
+from modules.values import Line
+
+Timeline = tuple[dict[str, Any], ...]
+"""JSON as the API shows it: ``{"event", "at", "detail"?}``, oldest first."""
+
+
+class Status(StrEnum):
+    PROCESSING = "processing"
+    RESERVED = "reserved"
+    CONFIRMED = "confirmed"
+    CANCELLED = "cancelled"
+
+
+@frozen(kw_only=True)
+class Order:
+    """An order, from its acceptance on. *is_paid* may come before we hear that the stock is held."""
+
+    order_id: str
+    customer_id: str
+    status: Status
+    reason: str | None = None
+    items: tuple[Line, ...]
+    total_amount: int | None = None
+    currency: str | None = None
+    is_express: bool
+    payment_method: str | None = None
+    is_paid: bool = False
+    waiting_for: str | None = None
+    created_at: datetime
+    updated_at: datetime
+    timeline: Timeline
+
+    @property
+    def is_over(self) -> bool:
+        """True once no time-out can touch it any more."""
+        return self.status in (Status.CONFIRMED, Status.CANCELLED)
+
+
+metadata = MetaData()
+
+order_table = Table(
+    "orders_order",
+    metadata,
+    Column("order_id", String(36), primary_key=True),
+    Column("customer_id", String(64), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("reason", String(32)),
+    Column("items", JSON, nullable=False),
+    Column("total_amount", BigInteger),
+    Column("currency", String(3)),
+    Column("is_express", Boolean, nullable=False),
+    Column("payment_method", String(255)),
+    Column("is_paid", Boolean, nullable=False),
+    Column("waiting_for", String(16)),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("updated_at", DateTime(timezone=True), nullable=False),
+    Column("timeline", JSON, nullable=False),
+    CheckConstraint("status IN ('processing', 'reserved', 'confirmed', 'cancelled')", name="orders_order_status"),
+    CheckConstraint("(status = 'cancelled') = (reason IS NOT NULL)", name="orders_order_reason"),
+    # An order's id begins with the time: newest first is this index read backwards.
+    Index("orders_order_by_status", "status", "order_id"),
+    Index("orders_order_by_customer", "customer_id", "order_id"),
+    sqlite_with_rowid=False,
+)

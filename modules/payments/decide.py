@@ -1,0 +1,220 @@
+"""
+What follows from what, for an order's money.
+
+    (never met) --reserved--> PENDING --charged--> CAPTURED --cancelled, then refunded--> REFUNDED
+         |                     |   \\__ no answer __> UNKNOWN --looked up--> CAPTURED or DECLINED
+         |                     \\--refused--> DECLINED
+         \\--cancelled--> DECLINED, without an amount: nothing may be charged any more
+
+The gateway is never called from here. We say what is to be asked of it; a worker asks, and tells us the answer. A
+retry is a `Later`: it is in the database, not in anybody's hands, and spends no delivery. Unknown is neither success
+nor failure: nothing is undone before the gateway has been looked at. Money that turns up after the order was cancelled
+goes back.
+"""
+
+from __future__ import annotations
+
+__all__ = ["decide", "touches"]
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from attrs import evolve
+
+from bus.contracts import Event
+from modules.inventory.events import StockReserved
+from modules.module import Decision, Key, Later, Unexpected, Withdraw, unchanged
+from modules.orders.events import OrderCancelled
+from modules.payments.events import (
+    Charged,
+    ChargeFailed,
+    ChargeRefused,
+    ChargeRequested,
+    PaymentCaptured,
+    PaymentDeclined,
+    PaymentDelayed,
+    PaymentRefunded,
+    Refunded,
+    RefundFailed,
+    RefundRequested,
+)
+from modules.payments.state import Payment, PaymentStatus
+from modules.values import Money
+
+ORDER_CANCELLED = "order_cancelled"
+
+
+def touches(event: Event) -> tuple[Key, ...]:
+    """Name the one payment that *event* is about."""
+    return ((Payment, event.order_id),)
+
+
+def decide(states: Sequence[Payment | None], event: Event, now: datetime) -> Decision:
+    """
+    Say what becomes of a payment now that *event* has happened.
+
+    Raises:
+        Unexpected: There is no such row.
+    """
+    (payment,) = states
+    if payment is None:
+        match event:
+            case StockReserved():
+                return _requested(event, now)
+            case OrderCancelled():
+                never = Payment(
+                    order_id=event.order_id,
+                    status=PaymentStatus.DECLINED,
+                    reason=ORDER_CANCELLED,
+                    is_cancelled=True,
+                    updated_at=now,
+                )
+                return Decision((never,))
+        raise Unexpected(f"{type(event).__name__} for a payment that nobody asked for")
+
+    match payment.status, event:
+        case _, StockReserved():
+            return unchanged()  # asked for already, or cancelled before it was
+        case (PaymentStatus.PENDING | PaymentStatus.UNKNOWN | PaymentStatus.DECLINED), Charged():
+            return _charged(payment, event, now)
+        case (PaymentStatus.PENDING | PaymentStatus.UNKNOWN), ChargeRefused():
+            return _refused(payment, event.reason, now, event.calls)
+        case (PaymentStatus.PENDING | PaymentStatus.UNKNOWN), ChargeFailed():
+            return _failed(payment, event, now)
+        case _, (Charged() | ChargeRefused() | ChargeFailed()):
+            return unchanged()  # an answer to an earlier attempt, settled since
+        case (PaymentStatus.PENDING | PaymentStatus.UNKNOWN), OrderCancelled():
+            return _given_up(payment, now)
+        case PaymentStatus.CAPTURED, OrderCancelled() if not payment.is_cancelled:
+            return _to_be_refunded(evolve(payment, is_cancelled=True, updated_at=now))
+        case _, OrderCancelled():
+            return Decision((evolve(payment, is_cancelled=True, updated_at=now),))
+        case PaymentStatus.CAPTURED, Refunded():
+            refunded = evolve(payment, status=PaymentStatus.REFUNDED, updated_at=now)
+            said = PaymentRefunded(order_id=payment.order_id, amount=_amount(payment), reference=event.reference)
+            return Decision((refunded,), (said,))
+        case PaymentStatus.CAPTURED, RefundFailed():
+            return _refund_again(payment, event, now)
+        case PaymentStatus.REFUNDED, (Refunded() | RefundFailed()):
+            return unchanged()
+    raise Unexpected(f"{type(event).__name__} while {payment.status.value}")
+
+
+def _requested(event: StockReserved, now: datetime) -> Decision:
+    payment = Payment(
+        order_id=event.order_id,
+        status=PaymentStatus.PENDING,
+        amount=event.total.amount,
+        currency=event.total.currency,
+        payment_method=event.payment_method,
+        attempts=1,
+        updated_at=now,
+    )
+    return Decision((payment,), (_ask(payment),))
+
+
+def _charged(payment: Payment, event: Charged, now: datetime) -> Decision:
+    payment = evolve(
+        payment,
+        status=PaymentStatus.CAPTURED,
+        reference=event.reference,
+        reason=None,
+        calls=payment.calls + event.calls,
+        is_waiting=False,
+        updated_at=now,
+    )
+    if payment.is_cancelled:
+        return _to_be_refunded(payment)
+    captured = PaymentCaptured(order_id=payment.order_id, amount=_amount(payment), reference=event.reference)
+    return Decision((payment,), (captured,))
+
+
+def _refused(payment: Payment, reason: str, now: datetime, calls: int = 0) -> Decision:
+    payment = evolve(
+        payment,
+        status=PaymentStatus.DECLINED,
+        reason=reason,
+        calls=payment.calls + calls,
+        is_waiting=False,
+        updated_at=now,
+    )
+    if payment.is_cancelled:
+        return Decision((payment,))
+    return Decision((payment,), (PaymentDeclined(order_id=payment.order_id, amount=_amount(payment), reason=reason),))
+
+
+def _failed(payment: Payment, event: ChargeFailed, now: datetime) -> Decision:
+    """Ask again later, under the same key; unless the order is off and the gateway has certainly seen nothing."""
+    is_unknown = event.is_unknown or payment.status is PaymentStatus.UNKNOWN
+    if payment.is_cancelled and not is_unknown:
+        return _refused(payment, ORDER_CANCELLED, now, event.calls)
+    again = evolve(
+        payment,
+        status=PaymentStatus.UNKNOWN if is_unknown else PaymentStatus.PENDING,
+        attempts=payment.attempts + 1,
+        calls=payment.calls + event.calls,
+        is_waiting=True,
+        updated_at=now,
+    )
+    later = Later(_ask(again), now + timedelta(seconds=event.retry_seconds), _retry(payment))
+    if payment.is_cancelled or payment.attempts > 1:
+        return Decision((again,), (later,))
+    return Decision((again,), (later, PaymentDelayed(order_id=payment.order_id)))
+
+
+def _given_up(payment: Payment, now: datetime) -> Decision:
+    """Stop a payment whose outcome is open. What is in the worker's hands now will tell us how it ended."""
+    if payment.is_cancelled:
+        return unchanged()
+    off = evolve(payment, is_cancelled=True, updated_at=now)
+    if not payment.is_waiting:
+        return Decision((off,))
+    if payment.status is PaymentStatus.PENDING:
+        never = evolve(off, status=PaymentStatus.DECLINED, reason=ORDER_CANCELLED, is_waiting=False)
+        return Decision((never,), (Withdraw(_retry(payment)),))
+    look = evolve(off, is_waiting=False)
+    return Decision((look,), (Withdraw(_retry(payment)), _ask(look)))
+
+
+def _to_be_refunded(payment: Payment) -> Decision:
+    assert payment.reference is not None
+    return Decision((payment,), (_ask_back(payment, 1),))
+
+
+def _refund_again(payment: Payment, event: RefundFailed, now: datetime) -> Decision:
+    again = evolve(payment, attempts=payment.attempts + 1, updated_at=now)
+    later = Later(_ask_back(again, again.attempts), now + timedelta(seconds=event.retry_seconds))
+    return Decision((again,), (later,))
+
+
+def _ask(payment: Payment) -> ChargeRequested:
+    return ChargeRequested(
+        order_id=payment.order_id,
+        amount=_amount(payment),
+        attempt=payment.attempts,
+        is_wanted=not payment.is_cancelled,
+        payment_method=payment.payment_method,
+    )
+
+
+def _ask_back(payment: Payment, attempt: int) -> RefundRequested:
+    assert payment.reference is not None
+    return RefundRequested(
+        order_id=payment.order_id, amount=_amount(payment), reference=payment.reference, attempt=attempt
+    )
+
+
+def _amount(payment: Payment) -> Money:
+    """
+    Return what the payment is about.
+
+    Raises:
+        Unexpected: It is about nothing: cancelled before anybody asked for money.
+    """
+    if payment.amount is None or payment.currency is None:
+        raise Unexpected("an answer about money that nobody asked for")
+    return Money(payment.amount, payment.currency)
+
+
+def _retry(payment: Payment) -> str:
+    return f"charge:{payment.order_id}"

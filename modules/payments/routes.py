@@ -1,0 +1,30 @@
+"""What a client may ask of payments."""
+
+from __future__ import annotations
+
+__all__ = ["routes", "show"]
+
+from typing import Any
+
+from modules.payments.state import Payment
+from modules.route import Route, Show
+from modules.values import rfc3339
+
+
+def show(payment: Payment) -> dict[str, Any] | None:
+    """Return *payment* as the API shows it; None where no money was ever asked for."""
+    if payment.amount is None:
+        return None
+    return {
+        "order_id": payment.order_id,
+        "status": payment.status.value,
+        "amount": {"amount": payment.amount, "currency": payment.currency},
+        "attempts": payment.calls,
+        "reference": payment.reference,
+        "updated_at": rfc3339(payment.updated_at),
+    }
+
+
+routes: tuple[Route, ...] = (
+    Show(path="/v1/payments/{order_id}", summary="Show an order's payment", of=Payment, show=show, returns="payment"),
+)
