@@ -16,6 +16,7 @@ __all__ = ["EXPRESS", "Contract", "Contracts", "ContractError", "Event", "event"
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any, TypeVar, dataclass_transform
 
 import attrs
@@ -176,7 +177,9 @@ def explain(schema: Schema, value: Any) -> tuple[Problem, ...]:
     from jsonschema import Draft202012Validator
 
     slow = Draft202012Validator(dict(schema), format_checker=Draft202012Validator.FORMAT_CHECKER)
-    problems = {Problem("".join(f"/{_escape(part)}" for part in error.absolute_path), _shorten(error.message)) for error in slow.iter_errors(value)}
+    # The first hundred: a hostile value has tens of thousands, and finding them all stops the event loop for a second.
+    errors = islice(slow.iter_errors(value), 100)
+    problems = {Problem("".join(f"/{_escape(part)}" for part in error.absolute_path), _shorten(error.message)) for error in errors}
     return tuple(sorted(problems, key=lambda problem: (problem.pointer, problem.detail)))[:20]
 
 

@@ -1,0 +1,82 @@
+"""What the contract suite has to know about an adapter, and what it does to one."""
+
+from __future__ import annotations
+
+__all__ = ["Features", "Letters", "Stand"]
+
+from collections.abc import Awaitable
+from typing import Protocol, TypeVar
+
+from attrs import frozen
+
+from bus.port import Bus, DeadLetter
+
+T = TypeVar("T")
+
+
+@frozen(kw_only=True)
+class Features:
+    """Where adapters may differ. Where one is off, the suite tests what is promised instead."""
+
+    publish_waits_for_groups: bool
+    """A publish is done when every group has settled the message; else as soon as the bus has stored it."""
+    survives_restart: bool
+    """What is unsettled when the bus closes is delivered by the next one; else its publish ends with BusClosed."""
+    is_ordered: bool
+    """A group with one member gets what nobody has failed in the order of publishing; else in any order."""
+
+
+class Stand(Protocol):
+    """One adapter, set up for one test: a bus that nobody has used yet, and a way to let time pass."""
+
+    features: Features
+    bus: Bus
+    ack_wait_seconds: float
+    """The unit of time of the suite: short on a real server, whatever it is on a virtual clock."""
+    dedup_seconds: float
+    tolerance_seconds: float
+    """How late the bus may be with what it does at a certain time."""
+
+    def monotonic(self) -> float:
+        """Return the time by which the bus goes, in seconds."""
+
+    async def pass_time(self, seconds: float) -> None:
+        """Let *seconds* pass, and everything happen that falls into them."""
+
+    async def rest(self) -> None:
+        """Let what is under way come to an end, as far as it need not wait for a later time."""
+
+    async def run(self, awaitable: Awaitable[T]) -> T:
+        """
+        Return the result of *awaitable*, letting as little time pass as it takes.
+
+        Raises:
+            TimeoutError: It takes unreasonably long.
+        """
+
+    async def letters(self, count: int) -> list[DeadLetter]:
+        """Return all dead letters that are laid down by now; wait a reasonable time until there are *count*."""
+
+    def break_letters(self, times: int) -> None:
+        """Let the next *times* attempts to lay down a dead letter fail."""
+
+    async def restart(self) -> Bus:
+        """Close the bus and open another one on what the first has left behind; return it."""
+
+
+class Letters:
+    """Dead letters in memory; can be told to fail."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, DeadLetter] = {}
+        self.attempts = 0
+        self.written = 0
+        self.failures_left = 0
+
+    async def add(self, letter: DeadLetter) -> None:
+        self.attempts += 1
+        if self.failures_left:
+            self.failures_left -= 1
+            raise OSError("the disk is full")
+        self.written += 1
+        self.kept.setdefault(letter.id, letter)
