@@ -1,0 +1,281 @@
+"""The one place where the parts meet."""
+
+from __future__ import annotations
+
+__all__ = ["Application", "contracts_of", "modules_of"]
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextlib import suppress
+from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+from loguru import logger
+
+from app.clock import SystemClock
+from app.database import Database
+from app.dead_letters import DeadLetterOffice
+from app.door import Context, Unavailable
+from app.gateways.breaker import Breaker, BreakerState
+from app.gateways.simulated import SimulatedGateway
+from app.gateways.worker import CONSUMER, HEARS, GatewayWorker
+from app.migrations import migrate
+from app.relay import Relay
+from app.shell import Observer, Shell
+from app.store import Store
+from app.telemetry.metrics import Metrics
+from app.telemetry.trace import trace_id
+from app.web import Runner, build
+from app.web.dead_letters import table as dead_letter_routes
+from bus.contracts import EXPRESS, Contracts, subject_of
+from bus.memory import MemoryBus
+from bus.port import Clock, Subscription
+from config.settings import Settings
+from modules import inventory, orders, payments
+from modules.module import Module, Outcome
+from modules.orders.events import OrderCancelled, OrderConfirmed, OrderCreated
+
+FLUSH_SECONDS = 0.25
+"""What rides along with transactions waits no longer than this for one."""
+
+
+def release() -> str:
+    """Return the version of the installed distribution."""
+    try:
+        return version("fulfilment")
+    except PackageNotFoundError:
+        return "0+checkout"
+
+
+def modules_of(settings: Settings) -> list[Module]:
+    """Return the door plates of the modules that *settings* name."""
+    plates = {
+        "orders": lambda: orders.module(timedelta(seconds=settings.order_timeout_s)),
+        "inventory": inventory.module,
+        "payments": payments.module,
+    }
+    return [plates[name]() for name in settings.modules]
+
+
+def contracts_of(modules: Iterable[Module]) -> Contracts:
+    """
+    Return the registry of everything that *modules* say and hear.
+
+    Raises:
+        ContractError: Schemas and classes contradict each other.
+    """
+    everybody = (orders.module(), inventory.module(), payments.module())
+    schemas = {subject: schema for module in everybody for subject, schema in module.schemas.items()}
+    return Contracts((cls for module in modules for cls in (*module.says, *module.hears)), schemas)
+
+
+class Application:
+    """
+    The house, running.
+
+    `start` returns once it answers; `stop` finishes what is in hand. `phase` and `checks` are `app.web.Health`.
+    """
+
+    phase: Literal["starting", "ready", "draining"] = "starting"
+
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+        """
+        Put the parts together; nothing runs yet.
+
+        Raises:
+            Unusable: A database cannot be opened.
+            ContractError: Schemas and classes contradict each other.
+        """
+        self.settings = settings
+        self.metrics = Metrics()
+        clock = clock or SystemClock()
+        modules = modules_of(settings)
+        contracts = contracts_of(modules)
+        urls = {module.name: settings.database_url(module.name) for module in modules}
+        self.databases: dict[str, Database] = {url: Database(url) for url in dict.fromkeys(urls.values())}
+        stores = {module.name: Store(module, self.databases[urls[module.name]]) for module in modules}
+        self.dead_letters = DeadLetterOffice(stores, clock, self.metrics)
+        self.bus = MemoryBus(clock, self.dead_letters)
+        self.metrics.bus_connected.follow(lambda: float(self.bus.is_connected))
+        self.relays = {name: Relay(store, self.bus, clock, self.metrics) for name, store in stores.items()}
+        self.shells = {
+            module.name: Shell(
+                module,
+                stores[module.name],
+                contracts,
+                self.relays[module.name],
+                clock,
+                self.metrics,
+                batch_max=settings.batch_max,
+                backlog=self._backlog,
+                backlog_max=settings.outbox_cap,
+                observers=_order_observers(self.metrics) if module.name == "orders" else None,
+            )
+            for module in modules
+        }
+        self._clock = clock
+        self._contracts = contracts
+        self._worker = self._gateway_worker() if "payments" in self.shells else None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._listening: list[asyncio.Task[None]] = []
+        self._runner = Runner(
+            build(
+                list(self.shells.values()),
+                health=self,
+                metrics=self.metrics,
+                keys=settings.api_keys or None,
+                version=release(),
+                extra=(dead_letter_routes(self.dead_letters),),
+            ),
+            handle_signals=False,
+            shutdown_timeout=max(1.0, settings.shutdown_grace_s / 4),
+        )
+
+    def _backlog(self) -> int:
+        return sum(relay.pending for relay in self.relays.values())
+
+    def _gateway_worker(self) -> GatewayWorker:
+        settings = self.settings
+        gateway = SimulatedGateway(
+            self._clock,
+            decline_over=settings.simulated_decline_over,
+            latency_seconds=settings.simulated_latency_ms / 1000,
+            failure_rate=settings.simulated_failure_rate,
+        )
+        gauge = self.metrics.circuit_breaker_state.labels(gateway.name)
+        gauge.set(0)
+
+        def changed(state: BreakerState) -> None:
+            gauge.set(state)
+            logger.warning("circuit breaker", gateway=gateway.name, state=state.name.lower())
+
+        breaker = Breaker(self._clock.monotonic, on_change=changed)
+        return GatewayWorker(
+            self.shells["payments"], gateway, breaker, self._contracts, self._clock, self.metrics
+        )
+
+    def migrate(self) -> list[str]:
+        """
+        Bring every module's tables to the head; return the names of those that were behind.
+
+        Raises:
+            NewerDatabase: A database was written by a newer release.
+            DBAPIError: It cannot be opened or written.
+        """
+        return [
+            name
+            for name in self.shells
+            if migrate(self.databases[self.settings.database_url(name)].engine, name)
+        ]
+
+    async def start(self) -> str:
+        """
+        Start everything; return the address that it answers at.
+
+        Raises:
+            OSError: The port is taken, or the address is not ours.
+        """
+        from aiohttp import web
+
+        for name, shell in self.shells.items():
+            subjects = [subject_of(cls) for cls in shell.module.hears]
+            await self._attach(name, subjects, shell.listen)
+        if self._worker is not None:
+            await self._attach(CONSUMER, [subject_of(cls) for cls in HEARS], self._worker.listen)
+        for name, shell in self.shells.items():
+            self._run(shell.run(), f"shell of {name}")
+            self._run(self.relays[name].run(), f"relay of {name}")
+        self._run(self._flush(), "flush")
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self.settings.http_host, self.settings.http_port, backlog=1024)
+        await site.start()
+        self.phase = "ready"
+        host, port = self._runner.addresses[0][:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def stop(self) -> None:
+        """Answer who was let in, finish what is in hand, write down how far we got. What is not done is done at the next start."""
+        self.phase = "draining"
+        seconds = self.settings.shutdown_grace_s / 4
+        await self._runner.cleanup()
+        for task in self._listening:
+            task.cancel()
+        await asyncio.gather(*self._listening, return_exceptions=True)
+        if self._worker is not None:
+            await self._worker.drain(seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*(shell.drain() for shell in self.shells.values()))
+        for relay in self.relays.values():
+            with suppress(Unavailable):  # the marks are lost; the events go out again at the next start
+                await relay.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.bus.close(0.5)
+        for database in self.databases.values():
+            await database.close()
+
+    async def checks(self) -> Mapping[str, str]:
+        """Ask the bus and each database how they are."""
+        found = {"bus": "ok" if self.bus.is_connected else "unavailable"}
+        for name in self.shells:
+            database = self.databases[self.settings.database_url(name)]
+            try:
+                await database.write(lambda connection: connection.exec_driver_sql("SELECT 1").scalar())
+                found[f"database:{name}"] = "ok"
+            except Unavailable:
+                found[f"database:{name}"] = "unavailable"
+        return found
+
+    async def _attach(
+        self, consumer: str, subjects: list[str], listen: Callable[[Subscription], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Hear *subjects* as *consumer*, and their express lane as another: neither waits for the other."""
+        lanes = {consumer: subjects, f"{consumer}-express": [subject + EXPRESS for subject in subjects]}
+        for name, lane in lanes.items():
+            subscription = await self.bus.subscribe(name, lane)
+            self._listening.append(self._run(listen(subscription), f"listener of {name}"))
+
+    def _run(self, loop: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(loop, name=name)
+        task.add_done_callback(_ended)
+        self._tasks.append(task)
+        return task
+
+    async def _flush(self) -> None:
+        while True:
+            for database in self.databases.values():
+                with suppress(Unavailable):
+                    await database.flush()
+            await self._clock.sleep(FLUSH_SECONDS)
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    """A loop of the house that ends by itself is a bug; the operator must see it, and an orchestrator must act."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.opt(exception=error).critical("a loop ended", task=task.get_name())
+
+
+def _order_observers(metrics: Metrics) -> dict[type, Observer]:
+    accepted = metrics.orders.labels("processing")
+    confirmed = metrics.orders.labels("confirmed")
+    cancelled = metrics.orders.labels("cancelled")
+    duration = metrics.order_duration_seconds
+
+    def placed(event: OrderCreated, outcome: Outcome, context: Context) -> None:
+        accepted.inc()
+
+    def over(event: OrderConfirmed | OrderCancelled, outcome: Outcome, context: Context) -> None:
+        (order,) = outcome.states
+        assert order is not None
+        (confirmed if isinstance(event, OrderConfirmed) else cancelled).inc()
+        seconds = (order.updated_at - order.created_at).total_seconds()
+        duration.observe(seconds)
+        logger.info(
+            "order is over", order_id=order.order_id, status=order.status.value, reason=order.reason,
+            seconds=round(seconds, 4), correlation_id=context.correlation_id, trace_id=trace_id(context.traceparent),
+        )  # fmt: skip
+
+    return {OrderCreated: placed, OrderConfirmed: over, OrderCancelled: over}

@@ -1,0 +1,188 @@
+"""
+The commands.
+
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 a dependency out of reach at start.
+"""
+
+from __future__ import annotations
+
+__all__ = ["main"]
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from config.settings import BadSetting, Settings, describe, load
+
+if TYPE_CHECKING:
+    from app.build import Application
+
+FAILED, USAGE, OUT_OF_REACH = 1, 2, 3
+
+
+class Command(click.Command):
+    """A command whose modules are imported when it is called: `version` need not wait for a web server's."""
+
+
+def _stop(code: int, line: str) -> None:
+    click.echo(f"fulfilment: {line}", err=True)
+    sys.exit(code)
+
+
+def _settings() -> Settings:
+    try:
+        settings = load(os.environ)
+    except BadSetting as error:
+        _stop(USAGE, str(error))
+        raise
+    if settings.bus == "nats":
+        _stop(USAGE, "BUS=nats is not there yet; leave BUS unset for one process with the in-memory bus")
+    if settings.payment_gateway != "simulated":
+        _stop(USAGE, f"PAYMENT_GATEWAY={settings.payment_gateway} is not there yet; leave it unset for the simulated one")
+    return settings
+
+
+def _application(settings: Settings) -> Application:
+    from app.build import Application
+    from app.database import Unusable
+    from bus.contracts import ContractError
+
+    try:
+        return Application(settings)
+    except ContractError as error:
+        _stop(USAGE, f"contract: {error}")
+        raise
+    except Unusable as error:
+        _stop(USAGE, f"DATABASE_URL: {error}")
+        raise
+
+
+def _migrate(application: Application) -> list[str]:
+    from sqlalchemy.exc import DBAPIError
+
+    from app.migrations import NewerDatabase
+
+    try:
+        return application.migrate()
+    except NewerDatabase as error:
+        _stop(OUT_OF_REACH, f"the database is newer than this release: {error}")
+        raise
+    except DBAPIError as error:
+        _stop(OUT_OF_REACH, f"the database cannot be used: {error.orig}")
+        raise
+
+
+def _variables() -> str:
+    lines = [f"  {variable.name:<24} {variable.help} [{variable.default or 'none'}]" for variable in describe()]
+    return "\b\nEnvironment:\n" + "\n".join(lines)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def main() -> None:
+    """
+    Take orders, hold stock, take money: an order-fulfilment backend.
+
+    \b
+    Start it with `python -m app serve`, then open http://127.0.0.1:8080/docs.
+    Everything is set by environment variables; `python -m app serve --help` lists them.
+    """
+
+
+@main.command(epilog=_variables())
+def serve() -> None:
+    """
+    Run the modules and their HTTP API until SIGTERM or SIGINT.
+
+    Prints one line with the address once it is ready. A SQLite database is made and migrated by itself. The first signal
+    lets it finish what is in hand (SHUTDOWN_GRACE_S at most) and end with 0; a second one ends it at once.
+    """
+    from app.serve import serve
+
+    settings = _settings()
+    _logs(settings)
+    application = _application(settings)
+    _migrate(application)
+    try:
+        sys.exit(serve(application))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        _stop(OUT_OF_REACH, f"cannot listen on {settings.http_host}:{settings.http_port}: {reason}")
+
+
+@main.command()
+def migrate() -> None:
+    """Bring the database's tables to what this release expects. Harmless when they are."""
+    behind = _migrate(_application(_settings()))
+    click.echo(f"migrated: {', '.join(behind)}" if behind else "nothing to do: every table is up to date")
+
+
+@main.command()
+@click.option("--live", is_flag=True, help="Ask only whether the process lives; for a container's HEALTHCHECK.")
+@click.option("--url", default=None, help="Where the server is; by default HTTP_HOST and HTTP_PORT say.")
+def check(live: bool, url: str | None) -> None:
+    """
+    Ask a running server whether it and what it needs are well.
+
+    Exits with 0 when they are, 1 when not, and 3 when nobody answers.
+    """
+    from urllib.error import HTTPError, URLError
+    from urllib.request import urlopen
+
+    settings = _settings()
+    if url is None:
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.http_host, settings.http_host)  # noqa: S104
+        url = f"http://{f'[{host}]' if ':' in host else host}:{settings.http_port}"
+    if not url.startswith(("http://", "https://")):
+        raise click.BadParameter("must begin with http:// or https://", param_hint="--url")
+    try:
+        with urlopen(f"{url.rstrip('/')}{'/livez' if live else '/health'}", timeout=5) as answer:  # noqa: S310
+            click.echo(answer.read().decode())
+    except HTTPError as error:
+        click.echo(error.read().decode(errors="replace"))
+        sys.exit(FAILED)
+    except (URLError, OSError) as error:
+        _stop(OUT_OF_REACH, f"nobody answers at {url}: {getattr(error, 'reason', error)}")
+
+
+@main.command()
+def openapi() -> None:
+    """Print the HTTP API's description (OpenAPI 3.1, JSON)."""
+    import orjson
+
+    from app.build import modules_of, release
+    from app.web import openapi as description
+    from app.web.dead_letters import DESCRIBED
+
+    document = description.document(modules_of(_settings()), release(), [DESCRIBED])
+    click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+
+
+@main.command()
+def version() -> None:
+    """Print the version."""
+    from app.build import release
+
+    click.echo(f"fulfilment {release()}")
+
+
+def _logs(settings: Settings, stream: Any = None) -> None:
+    from app.telemetry import logs
+
+    stream = sys.stdout if stream is None else stream
+    try:
+        logs.setup(settings.log_level, settings.log_format_on(stream), settings.log_file, stream, settings.secrets())
+    except OSError as error:
+        _stop(USAGE, f"LOG_FILE: {error.strerror}")
+
+
+def _register() -> None:
+    from app.dead_letter_commands import dead_letters
+    from app.load import load as load_command
+
+    main.add_command(dead_letters)
+    main.add_command(load_command)
+
+
+_register()

@@ -1,0 +1,210 @@
+"""Where dead letters lie: one table per module, in the module's own database, so that they outlive the process."""
+
+from __future__ import annotations
+
+__all__ = ["DeadLetterOffice"]
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import orjson
+from loguru import logger
+from sqlalchemy import ColumnElement, Connection, MetaData, Table, delete, func, select, update
+from uuid_utils import uuid7
+
+from app.outbox import Parcel, tables_of
+from app.store import Store, moment
+from app.telemetry.metrics import Metrics
+from app.web.dead_letters import KeptLetter
+from bus.ids import caused_id
+from bus.port import Clock, DeadLetter, Message
+
+REPLAY_MAX = 500
+"""Letters that are replayed in one transaction."""
+
+
+class DeadLetterOffice:
+    """
+    The bus's `bus.port.DeadLetters` and the web's `app.web.DeadLetterDesk` in one.
+
+    A letter belongs to the module whose consumer gave up (``orders`` of ``orders`` and ``orders-express``). It is known
+    by consumer and event: a replay that fails again makes no second one, it brings the first one up to date.
+    """
+
+    def __init__(self, stores: Mapping[str, Store], clock: Clock, metrics: Metrics) -> None:
+        self._stores = dict(stores)
+        self._tables: dict[str, Table] = {name: tables_of(name, MetaData())[2] for name in stores}
+        self._clock = clock
+        self._metrics = metrics
+
+    async def add(self, letter: DeadLetter) -> None:
+        """Keep *letter*; see `bus.port.DeadLetters`."""
+        name = letter.consumer.partition("-")[0]
+        await self._stores[name].database.write(partial(self._add, self._tables[name], letter))
+        self._metrics.dead_letters.labels(letter.consumer, letter.message.subject).inc()
+        logger.error(
+            "dead letter", id=_id(letter), consumer=letter.consumer, subject=letter.message.subject,
+            error=letter.error, detail=letter.detail, attempts=letter.attempts,
+            correlation_id=letter.message.headers.get("ce-correlationid"),
+        )  # fmt: skip
+
+    @staticmethod
+    def _add(table: Table, letter: DeadLetter, connection: Connection) -> None:
+        id = _id(letter)
+        old = connection.execute(select(table.c.message_id, table.c.attempts).where(table.c.id == id)).first()
+        if old is None:
+            connection.execute(table.insert().values(_row(id, letter)))
+        elif old.message_id != letter.message.id:
+            changes = {
+                "message_id": letter.message.id,
+                "error": letter.error,
+                "detail": letter.detail,
+                "attempts": old.attempts + letter.attempts,
+                "last_seen": letter.last_seen,
+            }
+            connection.execute(update(table).where(table.c.id == id).values(changes))
+
+    async def list(self, consumer: str | None, subject: str | None, after: str | None, limit: int) -> Sequence[KeptLetter]:
+        """Return up to *limit* letters, by id, beyond *after*."""
+        found: list[KeptLetter] = []
+        for name, table in self._tables.items():
+            wanted = _fitting(table, consumer=consumer, subject=subject)
+            if after is not None:
+                wanted.append(table.c.id > after)
+            query = select(table).where(*wanted).order_by(table.c.id).limit(limit)
+            found += await self._stores[name].database.read(partial(_letters, query))
+        return sorted(found, key=lambda kept: kept.letter.id)[:limit]
+
+    async def get(self, id: str) -> KeptLetter | None:
+        """Return one letter."""
+        for name, table in self._tables.items():
+            query = select(table).where(table.c.id == id)
+            if found := await self._stores[name].database.read(partial(_letters, query)):
+                return found[0]
+        return None
+
+    async def replay(self, id: str) -> bool:
+        """Put a letter's event into the outbox again, under a fresh message id."""
+        return await self._replay_where(REPLAY_MAX, id=id) > 0
+
+    async def replay_many(
+        self, consumer: str | None, subject: str | None, error: str | None, dry_run: bool
+    ) -> tuple[int, int]:
+        """Replay every letter that fits what is not None; return how many fit, and how many went."""
+        matched = 0
+        for name, table in self._tables.items():
+            wanted = _fitting(table, consumer=consumer, subject=subject, error=error)
+            query = select(func.count()).select_from(table).where(*wanted)
+            matched += await self._stores[name].database.read(lambda connection, query=query: connection.scalar(query))
+        if dry_run:
+            return matched, 0
+        return matched, await self._replay_where(REPLAY_MAX, consumer=consumer, subject=subject, error=error)
+
+    async def discard(self, id: str) -> bool:
+        """Throw a letter away for good."""
+        gone = 0
+        for name, table in self._tables.items():
+            statement = delete(table).where(table.c.id == id)
+            gone += await self._stores[name].database.write(
+                lambda connection, statement=statement: connection.execute(statement).rowcount
+            )
+        return gone > 0
+
+    async def _replay_where(self, at_once: int, **wanted: str | None) -> int:
+        """Replay what fits, *at_once* letters a transaction; the relay finds them in the outbox."""
+        replayed = 0
+        for name, table in self._tables.items():
+            after = ""
+            while True:
+                replay = partial(self._replay, self._stores[name], table, _fitting(table, **wanted), after, at_once)
+                ids = await self._stores[name].database.write(replay)
+                replayed += len(ids)
+                if len(ids) < at_once:
+                    break
+                after = ids[-1]
+        return replayed
+
+    def _replay(
+        self, store: Store, table: Table, wanted: list[ColumnElement[bool]], after: str, limit: int, connection: Connection
+    ) -> list[str]:
+        query = select(table).where(*wanted, table.c.id > after).order_by(table.c.id).limit(limit)
+        letters = [kept.letter for kept in _letters(query, connection)]
+        now = self._clock.now()
+        store.save(
+            connection, states={}, heard=(), withdrawn=(), said=[_parcel(letter.message, now) for letter in letters]
+        )
+        ids = [letter.id for letter in letters]
+        connection.execute(update(table).where(table.c.id.in_(ids)).values(replays=table.c.replays + 1))
+        return ids
+
+
+def _id(letter: DeadLetter) -> str:
+    return caused_id(letter.message.headers.get("ce-id") or letter.message.id, letter.consumer)
+
+
+def _fitting(table: Table, **wanted: str | None) -> list[ColumnElement[bool]]:
+    return [table.c[name] == value for name, value in wanted.items() if value is not None]
+
+
+def _row(id: str, letter: DeadLetter) -> dict[str, Any]:
+    return {
+        "id": id,
+        "consumer": letter.consumer,
+        "subject": letter.message.subject,
+        "error": letter.error,
+        "detail": letter.detail,
+        "attempts": letter.attempts,
+        "first_seen": letter.first_seen,
+        "last_seen": letter.last_seen,
+        "replays": 0,
+        "message_id": letter.message.id,
+        "message_key": letter.message.key,
+        "message_headers": orjson.dumps(dict(letter.message.headers)).decode(),
+        "message_body": letter.message.body,
+    }
+
+
+def _letters(query: Any, connection: Connection) -> list[KeptLetter]:
+    return [
+        KeptLetter(
+            DeadLetter(
+                id=row.id,
+                consumer=row.consumer,
+                message=Message(
+                    row.subject, row.message_id, row.message_body, row.message_key, orjson.loads(row.message_headers)
+                ),
+                error=row.error,
+                detail=row.detail,
+                attempts=row.attempts,
+                first_seen=_aware(row.first_seen),
+                last_seen=_aware(row.last_seen),
+            ),
+            row.replays,
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def _aware(at: datetime) -> datetime:
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+
+
+def _parcel(message: Message, now: datetime) -> Parcel:
+    """Return *message* as a new one that carries the old event."""
+    headers = message.headers
+    event_id = headers.get("ce-id") or message.id
+    return Parcel(
+        id=str(uuid7()),
+        event_id=event_id,
+        subject=message.subject,
+        key=message.key,
+        body=message.body,
+        name=None,
+        correlation_id=headers.get("ce-correlationid") or event_id,
+        causation_id=headers.get("ce-causationid") or event_id,
+        traceparent=headers.get("traceparent") or "",
+        occurred_at=headers.get("ce-time") or moment(now),
+        due_at=moment(now),
+    )

@@ -1,0 +1,131 @@
+"""
+The circuit breaker: a provider in trouble is left alone, and then asked by one.
+
+    CLOSED --too many of the last calls failed--> OPEN --its time is over--> HALF_OPEN
+       ^                                           ^                            |
+       |                                           \\---------- a probe failed --/
+       \\------------------------------------------------- all probes succeeded -/
+
+A pure state machine: it waits for nobody and asks the clock it was given. Whoever wants to call asks for a `Pass` first
+and brings it back with what happened. A pass that was given out in an earlier state changes nothing any more.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Breaker", "BreakerOpen", "BreakerState", "Pass"]
+
+from collections import deque
+from collections.abc import Callable
+from enum import IntEnum
+
+from attrs import define, field, frozen
+
+
+class BreakerState(IntEnum):
+    """The values of the metric ``circuit_breaker_state``."""
+
+    CLOSED = 0
+    HALF_OPEN = 1
+    OPEN = 2
+
+
+class BreakerOpen(Exception):
+    """Nobody may call now; it is worth asking again after *retry_after_seconds*."""
+
+    def __init__(self, retry_after_seconds: float) -> None:
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__(f"open for another {retry_after_seconds:.1f} s")
+
+
+@frozen(eq=False)
+class Pass:
+    """Leave to make one call; bring it back to `Breaker` exactly once."""
+
+    generation: int
+
+
+@define(eq=False)
+class Breaker:
+    """
+    Decide who may call.
+
+    It opens when at least *calls_min* of the last *window* calls are known and a share of *failure_share* of them
+    failed, for *open_seconds* or for as long as the provider asked. Then *probes* calls may pass; if all of them
+    succeed it closes. What counts as a failure is the caller's to say: a refusal in due form is none, and a call that
+    was cancelled is neither.
+    """
+
+    monotonic: Callable[[], float]
+    window: int = 20
+    calls_min: int = 10
+    failure_share: float = 0.5
+    open_seconds: float = 5.0
+    probes: int = 1
+    on_change: Callable[[BreakerState], None] = lambda state: None
+    _state: BreakerState = field(default=BreakerState.CLOSED, init=False)
+    _generation: int = field(default=0, init=False)
+    _outcomes: deque[bool] = field(init=False)
+    _open_until: float = field(default=0.0, init=False)
+    _probes_out: int = field(default=0, init=False)
+    _probes_good: int = field(default=0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._outcomes = deque(maxlen=self.window)
+
+    @property
+    def state(self) -> BreakerState:
+        """The state as of the last call; an open breaker whose time is over half-opens when somebody asks."""
+        return self._state
+
+    def enter(self) -> Pass:
+        """
+        Return leave to call.
+
+        Raises:
+            BreakerOpen: Not now. Half-open, all probes are out: ask again in a moment.
+        """
+        if self._state is BreakerState.OPEN:
+            left_seconds = self._open_until - self.monotonic()
+            if left_seconds > 0:
+                raise BreakerOpen(left_seconds)
+            self._become(BreakerState.HALF_OPEN)
+        if self._state is BreakerState.HALF_OPEN:
+            if self._probes_out + self._probes_good >= self.probes:
+                raise BreakerOpen(min(1.0, self.open_seconds))
+            self._probes_out += 1
+        return Pass(self._generation)
+
+    def succeeded(self, leave: Pass) -> None:
+        """The call was answered, be it with a no."""
+        if leave.generation != self._generation:
+            return
+        if self._state is BreakerState.HALF_OPEN:
+            self._probes_out -= 1
+            self._probes_good += 1
+            if self._probes_good >= self.probes:
+                self._become(BreakerState.CLOSED)
+        else:
+            self._outcomes.append(True)
+
+    def failed(self, leave: Pass, retry_after_seconds: float | None = None) -> None:
+        """The call was not answered; the provider may have said when to come again."""
+        if leave.generation != self._generation:
+            return
+        self._outcomes.append(False)
+        bad = self._outcomes.count(False)
+        is_too_bad = len(self._outcomes) >= self.calls_min and bad >= self.failure_share * len(self._outcomes)
+        if self._state is BreakerState.HALF_OPEN or is_too_bad or retry_after_seconds is not None:
+            self._open_until = self.monotonic() + (retry_after_seconds or self.open_seconds)
+            self._become(BreakerState.OPEN)
+
+    def cancelled(self, leave: Pass) -> None:
+        """The call was given up by us; it says nothing about the provider."""
+        if leave.generation == self._generation and self._state is BreakerState.HALF_OPEN:
+            self._probes_out -= 1
+
+    def _become(self, state: BreakerState) -> None:
+        self._state = state
+        self._generation += 1
+        self._outcomes.clear()
+        self._probes_out = self._probes_good = 0
+        self.on_change(state)

@@ -1,0 +1,191 @@
+"""
+The worker at the payment gateway: hears what is to be asked, asks, and tells the answer through the door.
+
+It never holds a transaction, and a provider in trouble costs no message a try: an attempt that brought no answer is an
+answer too, and the module puts the next attempt into its outbox. Calls go out under a key that belongs to the order.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CONSUMER", "HEARS", "GatewayWorker"]
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+from loguru import logger
+
+from app.door import Context, Shed
+from app.gateways.breaker import Breaker, BreakerOpen
+from app.gateways.port import Captured, Gateway, GatewaySilent, GatewayTrouble, Refused
+from app.shell import Shell
+from app.telemetry.metrics import Metrics
+from bus.contracts import Contracts, is_express
+from bus.errors import PutAside
+from bus.ids import caused_id
+from bus.port import Clock, Delivery, Subscription
+from modules.module import Outcome
+from modules.payments.events import (
+    Charged,
+    ChargeFailed,
+    ChargeRefused,
+    ChargeRequested,
+    Refunded,
+    RefundFailed,
+    RefundRequested,
+)
+from modules.route import Answer
+
+CONSUMER = "payments-gateway"
+HEARS: tuple[type, ...] = (ChargeRequested, RefundRequested)
+
+CALLS_MAX = 100
+CALL_SECONDS_MAX = 20.0
+RETRY_SECONDS_MAX = 60.0
+FETCH_SECONDS = 1.0
+
+
+class GatewayWorker:
+    """Call the gateway for payments, up to `CALLS_MAX` times at once."""
+
+    def __init__(
+        self,
+        shell: Shell,
+        gateway: Gateway,
+        breaker: Breaker,
+        contracts: Contracts,
+        clock: Clock,
+        metrics: Metrics,
+        dice: random.Random | None = None,
+    ) -> None:
+        self._shell = shell
+        self._gateway = gateway
+        self._breaker = breaker
+        self._contracts = contracts
+        self._clock = clock
+        self._attempts = metrics.payment_attempts
+        self._dice = dice or random.Random()
+        self._calls: set[asyncio.Task[None]] = set()
+        self._has_room = asyncio.Event()
+
+    async def listen(self, subscription: Subscription) -> None:
+        """Hear *subscription* until cancelled, no more at once than may call."""
+        while True:
+            while len(self._calls) >= CALLS_MAX:
+                self._has_room.clear()
+                await self._has_room.wait()
+            for delivery in await subscription.fetch(CALLS_MAX - len(self._calls), FETCH_SECONDS):
+                call = asyncio.create_task(self._handle(delivery))
+                self._calls.add(call)
+                call.add_done_callback(self._done)
+
+    async def drain(self, seconds: float) -> None:
+        """Let the calls that are out come back, for up to *seconds*; what has not by then comes again."""
+        if self._calls:
+            _, late = await asyncio.wait(self._calls, timeout=seconds)
+            for call in late:
+                call.cancel()
+
+    def _done(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        self._has_room.set()
+        if not call.cancelled() and (error := call.exception()) is not None:
+            logger.opt(exception=error).error("the gateway worker failed")
+
+    async def _handle(self, delivery: Delivery) -> None:
+        message = delivery.message
+        try:
+            event = self._contracts.decode(message.subject, message.body)
+            if type(event) not in HEARS:
+                raise PutAside(f"{CONSUMER} does not hear {message.subject}")
+        except PutAside as error:
+            await delivery.term(error.code, str(error))
+            return
+        answer = await (self._charge(event) if isinstance(event, ChargeRequested) else self._refund(event))
+        headers = message.headers
+        id = headers.get("ce-id") or message.id
+        context = Context(headers.get("ce-correlationid") or id, headers.get("traceparent") or "")
+        await self._tell(answer, caused_id(id, "answer"), context, is_express(message.subject), delivery)
+        await delivery.ack()
+
+    async def _charge(self, event: ChargeRequested) -> Any:
+        key = f"charge:{event.order_id}"
+        calls = 0
+        try:
+            if event.attempt > 1 or not event.is_wanted:
+                found = await self._call(lambda: self._gateway.find(key, event.order_id))
+                if found is None and not event.is_wanted:
+                    found = Refused("order_cancelled")
+            else:
+                found = None
+            if found is None:
+                calls = 1
+                found = await self._call(
+                    lambda: self._gateway.charge(key, event.order_id, event.amount, event.payment_method)
+                )
+        except (GatewayTrouble, BreakerOpen) as trouble:
+            is_unknown = isinstance(trouble, GatewaySilent) and calls == 1
+            self._attempts.labels("unknown" if is_unknown else "unavailable").inc()
+            return ChargeFailed(
+                order_id=event.order_id,
+                is_unknown=is_unknown,
+                retry_seconds=self._retry_seconds(event.attempt, trouble.retry_after_seconds),
+                calls=0 if isinstance(trouble, BreakerOpen) else calls,
+            )
+        if isinstance(found, Captured):
+            self._attempts.labels("captured").inc()
+            return Charged(order_id=event.order_id, reference=found.reference, calls=calls)
+        self._attempts.labels("declined").inc()
+        return ChargeRefused(order_id=event.order_id, reason=found.reason[:64], calls=calls)
+
+    async def _refund(self, event: RefundRequested) -> Any:
+        try:
+            reference = await self._call(
+                lambda: self._gateway.refund(f"refund:{event.order_id}", event.reference, event.amount)
+            )
+        except (GatewayTrouble, BreakerOpen) as trouble:
+            self._attempts.labels("refund_failed").inc()
+            retry_seconds = self._retry_seconds(event.attempt, trouble.retry_after_seconds)
+            return RefundFailed(order_id=event.order_id, retry_seconds=retry_seconds)
+        self._attempts.labels("refunded").inc()
+        return Refunded(order_id=event.order_id, reference=reference)
+
+    async def _call(self, call: Callable[[], Any]) -> Any:
+        """Make one call if the breaker lets us, and let it know how that went."""
+        leave = self._breaker.enter()
+        try:
+            async with asyncio.timeout(CALL_SECONDS_MAX):
+                answer = await call()
+        except GatewayTrouble as trouble:
+            self._breaker.failed(leave, trouble.retry_after_seconds)
+            raise
+        except TimeoutError:
+            self._breaker.failed(leave)
+            raise GatewaySilent(f"no answer within {CALL_SECONDS_MAX:g} s") from None
+        except BaseException:
+            self._breaker.cancelled(leave)
+            raise
+        self._breaker.succeeded(leave)
+        return answer
+
+    async def _tell(self, answer: Any, id: str, context: Context, express: bool, delivery: Delivery) -> None:
+        """Tell *answer* until the database takes it; the message stays ours meanwhile and spends no try."""
+        while True:
+            try:
+                await self._shell.tell(
+                    answer, id=id, context=context, answer=_noted, express=express, is_new=False
+                )
+                return
+            except Shed as shed:
+                await delivery.in_progress()
+                await self._clock.sleep(shed.retry_after_seconds)
+
+    def _retry_seconds(self, attempt: int, asked_seconds: float | None) -> float:
+        """Return how long to wait: what was asked for at least, doubling, with jitter, a minute at most by ourselves."""
+        own_seconds = min(0.5 * 2.0 ** min(attempt - 1, 10), RETRY_SECONDS_MAX)
+        return max(asked_seconds or 0.0, own_seconds) * self._dice.uniform(1.0, 1.5)
+
+
+def _noted(outcome: Outcome) -> Answer:
+    return Answer(200, None)

@@ -1,0 +1,57 @@
+"""Tables that every module has, as they were when a revision made them. A revision that shipped never changes."""
+
+from __future__ import annotations
+
+__all__ = ["create_mail_1"]
+
+import sqlalchemy as sa
+from alembic import op
+
+
+def create_mail_1(module: str) -> None:
+    """Make *module*'s inbox, outbox and dead letters, first edition."""
+    op.create_table(
+        f"{module}_inbox",
+        sa.Column("id", sa.String(255), primary_key=True),
+        sa.Column("heard_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("fingerprint", sa.String(64)),
+        sa.Column("answer", sa.Text),
+        sqlite_with_rowid=False,
+    )
+    op.create_index(f"{module}_inbox_by_age", f"{module}_inbox", ["heard_at"])
+    op.create_table(
+        f"{module}_outbox",
+        sa.Column("id", sa.String(255), primary_key=True),
+        sa.Column("event_id", sa.String(255), nullable=False),
+        sa.Column("subject", sa.String(255), nullable=False),
+        sa.Column("key", sa.String(64), nullable=False),
+        sa.Column("body", sa.LargeBinary, nullable=False),
+        sa.Column("name", sa.String(255)),
+        sa.Column("correlation_id", sa.String(128), nullable=False),
+        sa.Column("causation_id", sa.String(255), nullable=False),
+        sa.Column("traceparent", sa.String(55), nullable=False),
+        sa.Column("occurred_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("due_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("sent_at", sa.DateTime(timezone=True)),
+        sqlite_with_rowid=False,
+    )
+    op.create_index(
+        f"{module}_outbox_unsent", f"{module}_outbox", ["due_at"], sqlite_where=sa.text("sent_at IS NULL")
+    )
+    op.create_index(f"{module}_outbox_by_name", f"{module}_outbox", ["name"], sqlite_where=sa.text("name IS NOT NULL"))
+    op.create_table(
+        f"{module}_dead_letter",
+        sa.Column("id", sa.String(36), primary_key=True),
+        sa.Column("consumer", sa.String(255), nullable=False),
+        sa.Column("subject", sa.String(255), nullable=False),
+        sa.Column("error", sa.String(64), nullable=False),
+        sa.Column("detail", sa.Text, nullable=False),
+        sa.Column("attempts", sa.Integer, nullable=False),
+        sa.Column("first_seen", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("last_seen", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("replays", sa.Integer, nullable=False),
+        sa.Column("message_id", sa.String(255), nullable=False),
+        sa.Column("message_key", sa.String(255), nullable=False),
+        sa.Column("message_headers", sa.Text, nullable=False),
+        sa.Column("message_body", sa.LargeBinary, nullable=False),
+    )

@@ -1,0 +1,87 @@
+"""
+The tables that every module has beside its own: what it has heard, what it has said, what was given up.
+
+They belong to the module, stand in its database and carry its name.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Parcel", "tables_of"]
+
+from typing import NamedTuple
+
+from sqlalchemy import Column, DateTime, Index, Integer, LargeBinary, MetaData, String, Table, Text
+
+
+class Parcel(NamedTuple):
+    """
+    A row of the outbox: an event on its way out. Its members are the table's columns, in their order.
+
+    *id* is the broker's, *event_id* the event's own; they differ when a dead letter is replayed. *occurred_at* and
+    *due_at* are texts of one length, so that they compare as the moments do.
+    """
+
+    id: str
+    event_id: str
+    subject: str
+    key: str
+    body: bytes
+    name: str | None
+    correlation_id: str
+    causation_id: str
+    traceparent: str
+    occurred_at: str
+    due_at: str
+
+
+def tables_of(module: str, metadata: MetaData) -> tuple[Table, Table, Table]:
+    """Return *module*'s inbox, outbox and dead letters."""
+    inbox = Table(
+        f"{module}_inbox",
+        metadata,
+        Column("id", String(255), primary_key=True),
+        Column("heard_at", DateTime(timezone=True), nullable=False),
+        # For what came with an idempotency key: whose body it was, and what we answered.
+        Column("fingerprint", String(64)),
+        Column("answer", Text),
+        Index(f"{module}_inbox_by_age", "heard_at"),
+        sqlite_with_rowid=False,
+    )
+    outbox = Table(
+        f"{module}_outbox",
+        metadata,
+        Column("id", String(255), primary_key=True),
+        Column("event_id", String(255), nullable=False),
+        Column("subject", String(255), nullable=False),
+        Column("key", String(64), nullable=False),
+        Column("body", LargeBinary, nullable=False),
+        # A name makes it possible to withdraw what is not due yet.
+        Column("name", String(255)),
+        Column("correlation_id", String(128), nullable=False),
+        Column("causation_id", String(255), nullable=False),
+        Column("traceparent", String(55), nullable=False),
+        Column("occurred_at", DateTime(timezone=True), nullable=False),
+        Column("due_at", DateTime(timezone=True), nullable=False),
+        Column("sent_at", DateTime(timezone=True)),
+        sqlite_with_rowid=False,
+    )
+    Index(f"{module}_outbox_unsent", outbox.c.due_at, sqlite_where=outbox.c.sent_at.is_(None))
+    Index(f"{module}_outbox_by_name", outbox.c.name, sqlite_where=outbox.c.name.isnot(None))
+    dead_letters = Table(
+        f"{module}_dead_letter",
+        metadata,
+        Column("id", String(36), primary_key=True),
+        Column("consumer", String(255), nullable=False),
+        Column("subject", String(255), nullable=False),
+        Column("error", String(64), nullable=False),
+        Column("detail", Text, nullable=False),
+        Column("attempts", Integer, nullable=False),
+        Column("first_seen", DateTime(timezone=True), nullable=False),
+        Column("last_seen", DateTime(timezone=True), nullable=False),
+        Column("replays", Integer, nullable=False),
+        Column("message_id", String(255), nullable=False),
+        Column("message_key", String(255), nullable=False),
+        Column("message_headers", Text, nullable=False),
+        Column("message_body", LargeBinary, nullable=False),
+    )
+    return inbox, outbox, dead_letters

@@ -1,0 +1,189 @@
+"""
+From the outbox to the bus.
+
+What was committed just now comes from memory and is on its way at once. The table is for everything else: what a
+killed process left behind, what was not due yet, and what there was no room for. Each event is marked as sent once the
+bus is answerable for it; a mark costs no transaction of its own, it rides along with the next. Marks that are lost
+with the process mean that events go out twice, and the inbox knows them.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Relay", "message_of"]
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from urllib.parse import quote
+
+from loguru import logger
+from sqlalchemy import Connection
+
+from app.door import Unavailable
+from app.outbox import Parcel
+from app.store import Store
+from app.telemetry.metrics import Metrics
+from bus.contracts import is_express, plain
+from bus.errors import BusClosed, BusError
+from bus.port import Bus, Clock, Message
+
+IN_FLIGHT_MAX = 8_192
+"""Messages that may be on their way at once; more wait in the table."""
+
+EXPRESS_IN_FLIGHT_MAX = 1_024
+"""How many of the express lane may be on their way beyond that: bulk work cannot block it."""
+
+MARK_SECONDS = 0.05
+LOOK_SECONDS = 1.0
+PURGE_SECONDS = 10.0
+
+
+class Relay:
+    """Carry one module's outbox to the bus."""
+
+    def __init__(self, store: Store, bus: Bus, clock: Clock, metrics: Metrics) -> None:
+        self._store = store
+        self._bus = bus
+        self._clock = clock
+        self._flying: dict[str, Parcel] = {}
+        self._sent: list[str] = []
+        self._left = 0
+        self._look_at = 0.0
+        self._purge_at = clock.monotonic() + PURGE_SECONDS
+        self._is_stopped = False
+        self._published = metrics.messages_published
+        name = store.module.name
+        metrics.outbox_pending.labels(name).follow(lambda: float(self.pending))
+        metrics.outbox_oldest_seconds.labels(name).follow(lambda: self._oldest_seconds)
+        self._oldest_seconds = 0.0
+
+    @property
+    def pending(self) -> int:
+        """How many events are due and not taken by the bus."""
+        return len(self._flying) + self._left
+
+    def take(self, parcels: Sequence[Parcel]) -> None:
+        """Send *parcels*, which are committed and due. What there is no room for is found in the table later."""
+        for parcel in parcels:
+            self._send(parcel)
+
+    async def step(self) -> None:
+        """Mark what was sent, and look into the table when it is time to."""
+        now = self._clock.monotonic()
+        sent, self._sent = self._sent, []
+        is_to_look = now >= self._look_at
+        try:
+            if is_to_look:
+                self._look_at = now + LOOK_SECONDS
+                self._found(*await self._store.database.write(partial(self._look, sent)))
+            elif sent:
+                self._store.database.ride(partial(self._mark, sent))
+        except Unavailable:
+            self._sent = sent + self._sent  # a copy too many is harmless; a second publish of each would be a waste
+        if now >= self._purge_at:
+            await self._purge(now)
+
+    async def run(self) -> None:
+        """Carry until cancelled or stopped."""
+        while not self._is_stopped:
+            await self.step()
+            await self._clock.sleep(MARK_SECONDS)
+
+    async def stop(self) -> None:
+        """Send nothing more; write down what the bus has taken. Idempotent."""
+        self._is_stopped = True
+        sent, self._sent = self._sent, []
+        if sent:
+            await self._store.database.write(partial(self._mark, sent))
+
+    def _send(self, parcel: Parcel) -> None:
+        if parcel.id in self._flying:
+            return
+        room = IN_FLIGHT_MAX + (EXPRESS_IN_FLIGHT_MAX if is_express(parcel.subject) else 0)
+        if self._is_stopped or len(self._flying) >= room:
+            self._left += 1
+            return
+        self._flying[parcel.id] = parcel
+        self._bus.publish(message_of(parcel)).add_done_callback(partial(self._landed, parcel))
+
+    def _landed(self, parcel: Parcel, published: asyncio.Future[None]) -> None:
+        del self._flying[parcel.id]
+        if published.cancelled():
+            self._left += 1
+            return
+        error = published.exception()
+        if error is None:
+            self._published.labels(parcel.subject).inc()
+            self._sent.append(parcel.id)
+            return
+        self._left += 1  # still in the table, to be found when we look again
+        if not isinstance(error, BusClosed):
+            if not isinstance(error, BusError):
+                logger.error("publishing failed", subject=parcel.subject, event_id=parcel.event_id, error=repr(error))
+
+    def _mark(self, sent: list[str], connection: Connection) -> None:
+        self._store.mark_sent(connection, sent, self._clock.now())
+
+    def _look(self, sent: list[str], connection: Connection) -> tuple[list[Parcel], int, float]:
+        """
+        Mark *sent*, then find what is due, how much of it there is and how old it is.
+
+        In one transaction: so whatever is found unsent is either on its way, or nobody has taken care of it.
+        """
+        if sent:
+            self._mark(sent, connection)
+        now = self._clock.now()
+        count = self._store.due_count(connection, now)
+        flying = len(self._flying)
+        # What flies is due, too, and among the oldest: read past it.
+        parcels = self._store.due(connection, now, flying + 1_024) if count > 0 else []
+        return parcels, count, self._store.due_oldest_seconds(connection, now)
+
+    def _found(self, parcels: Sequence[Parcel], count: int, oldest_seconds: float) -> None:
+        self._oldest_seconds = oldest_seconds
+        done = set(self._sent)
+        self._left = max(0, count - len(parcels))
+        for parcel in parcels:
+            if parcel.id not in done:
+                self._send(parcel)
+        if self._left:
+            self._look_at = self._clock.monotonic()
+
+    async def _purge(self, now: float) -> None:
+        """Forget a few old rows; if there were any, come back for more soon."""
+        try:
+            gone = await self._store.database.write(lambda connection: self._store.purge(connection, self._clock.now()))
+        except Unavailable:
+            gone = 0
+        self._purge_at = now + (MARK_SECONDS if gone else PURGE_SECONDS)
+
+
+def message_of(parcel: Parcel) -> Message:
+    """Return *parcel* as it travels: with CloudEvents 1.0 attributes in binary mode, and the trace."""
+    subject = parcel.subject
+    return Message(
+        subject,
+        parcel.id,
+        parcel.body,
+        parcel.key,
+        {
+            "ce-specversion": "1.0",
+            "ce-id": _percent(parcel.event_id),
+            "ce-source": f"/fulfilment/{subject.partition('.')[0]}",
+            "ce-type": plain(subject),
+            "ce-time": parcel.occurred_at,
+            "ce-correlationid": parcel.correlation_id,
+            "ce-causationid": _percent(parcel.causation_id),
+            "traceparent": parcel.traceparent,
+            "content-type": "application/json",
+        },
+    )
+
+
+def _percent(text: str) -> str:
+    """Return *text* as a header may carry it (CloudEvents' NATS binding, section 3.1.3.1)."""
+    return text if text.isascii() and text.isprintable() and not _ESCAPED.intersection(text) else quote(text, safe=_SAFE)
+
+
+_ESCAPED = frozenset(' "%')
+_SAFE = "!#$&'()*+,-./:;<=>?@[\\]^_`{|}~"

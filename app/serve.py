@@ -1,0 +1,75 @@
+"""The main job: run an application until somebody says stop."""
+
+from __future__ import annotations
+
+__all__ = ["serve"]
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from typing import Any
+
+import click
+from loguru import logger
+
+from app.build import Application
+
+SWITCH_SECONDS = 0.0001
+"""
+How long a thread may keep the interpreter to itself while another wants it.
+
+The writer gives it up at each statement; with the default of 5 ms a busy event loop would make it wait that long each time.
+"""
+
+
+def serve(application: Application) -> int:
+    """
+    Run *application* until SIGTERM or SIGINT; return the exit code.
+
+    Raises:
+        OSError: It cannot listen.
+    """
+    sys.setswitchinterval(SWITCH_SECONDS)
+    return _on_a_loop(_serve(application))
+
+
+async def _serve(application: Application) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def asked(number: signal.Signals) -> None:
+        if stop.is_set():
+            os._exit(128 + number)  # the second time means now; nothing that was promised is lost by it
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked, number)
+    address = await application.start()
+    click.echo(f"fulfilment is ready at {address}")
+    logger.info("ready", address=address)
+    await stop.wait()
+    logger.info("stopping")
+    try:
+        async with asyncio.timeout(application.settings.shutdown_grace_s):
+            await application.stop()
+    except TimeoutError:
+        logger.warning("not everything was finished in time; the rest is done at the next start")
+        _flush_and_leave(0)
+    logger.info("stopped")
+    return 0
+
+
+def _flush_and_leave(code: int) -> None:
+    """Leave without waiting for threads that did not end in time."""
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _on_a_loop(main: Coroutine[Any, Any, int]) -> int:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    return uvloop.run(main)

@@ -1,0 +1,404 @@
+"""
+A module, running: one pass is *take, think, save, answer*, and the door is the same for the web, the workers and the bus.
+
+Whoever comes takes a seat. Everybody who sits when a pass begins goes through it together, in one transaction: what was
+heard before drops out, the states are loaded with one select per table, the module decides about one event after the
+other, and everything that has changed is written at once. An event that cannot be decided loses only itself. After the
+commit the askers get their answers, the bus its acknowledgements, and the relay what was said.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Observer", "Seat", "Shell"]
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import orjson
+from attrs import define
+from loguru import logger
+from sqlalchemy import Connection
+
+from app.door import Context, KeyReused, Overloaded, Told, Unavailable
+from app.outbox import Parcel
+from app.relay import Relay
+from app.store import Kept, Store, moment
+from app.telemetry.metrics import Metrics
+from app.telemetry.trace import child
+from app.waiting_room import WaitingRoom
+from bus.contracts import EXPRESS, Contracts, is_express
+from bus.errors import PutAside
+from bus.ids import caused_id
+from bus.port import Clock, Delivery, Subscription
+from modules.module import Decision, Later, Module, Outcome, State, Withdraw
+from modules.route import Answer, Refusal
+
+FETCH_SECONDS = 1.0
+AWAY_SECONDS_MAX = 5.0
+RETRY_SECONDS = 0.5
+RETRY_SECONDS_MAX = 30.0
+
+Answering = Callable[[Outcome], Answer | Refusal]
+Observer = Callable[[Any, Outcome, Context], None]
+"""Called on the loop for each event that was said, after the commit."""
+
+
+@define(eq=False)
+class Seat:
+    """An event that waits to be decided, and whoever waits for that: a *future*, or a *delivery* of the bus."""
+
+    event: Any
+    id: str
+    context: Context
+    express: bool
+    inbox_id: str | None
+    fingerprint: str | None = None
+    answer: Answering | None = None
+    future: asyncio.Future[Told] | None = None
+    delivery: Delivery | None = None
+    said_at: str | None = None
+
+
+@define(eq=False)
+class _Verdict:
+    """What became of a seat. Without an outcome and an error: it was heard before."""
+
+    outcome: Outcome | None = None
+    told: Told | None = None
+    error: Exception | None = None
+
+
+class Shell:
+    """One running module; see `app.door.Door` for what it promises to those who come."""
+
+    def __init__(
+        self,
+        module: Module,
+        store: Store,
+        contracts: Contracts,
+        relay: Relay,
+        clock: Clock,
+        metrics: Metrics,
+        *,
+        batch_max: int = 256,
+        backlog: Callable[[], int] = lambda: 0,
+        backlog_max: int = 20_000,
+        observers: Mapping[type, Observer] | None = None,
+        dice: random.Random | None = None,
+    ) -> None:
+        self.module = module
+        self._store = store
+        self._contracts = contracts
+        self._relay = relay
+        self._clock = clock
+        self._batch_max = batch_max
+        self._backlog = backlog
+        self._backlog_max = backlog_max
+        self._observers = dict(observers or {})
+        self._dice = dice or random.Random()
+        self._room: WaitingRoom[Seat] = WaitingRoom(batch_max * 4)
+        self._watchers: dict[tuple[type, str], set[asyncio.Event]] = {}
+        self._away_seconds = 0.0
+        self._is_stopped = False
+        name = module.name
+        self._handled = metrics.messages_handled
+        self._handle_seconds = metrics.message_handle_seconds.labels(name)
+        self._lag_seconds = metrics.message_lag_seconds.labels(name)
+
+    # Coming in
+
+    async def tell(
+        self,
+        event: Any,
+        *,
+        id: str,
+        context: Context,
+        answer: Answering,
+        express: bool = False,
+        key: str | None = None,
+        fingerprint: str = "",
+        sheds: bool = False,
+        is_new: bool = True,
+    ) -> Told:
+        """
+        Tell the module that *event* happened; see `app.door.Door.tell`.
+
+        With *is_new* false it may have been told before, under the same *id*: then nothing happens again.
+        """
+        if sheds and self._backlog() > self._backlog_max:
+            raise Overloaded("Too much is waiting; nothing was stored.", 2)
+        if self._is_stopped:
+            raise Unavailable("The server is shutting down.")
+        if sheds and self._away_seconds:
+            raise Unavailable("The database is out of reach.")
+        future: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
+        inbox_id = key if key is not None else None if is_new else id
+        self._room.sit(Seat(event, id, context, express, inbox_id, fingerprint if key else None, answer, future), express)
+        return await future
+
+    async def listen(self, subscription: Subscription) -> None:
+        """Hear *subscription* until cancelled; take no more than there is room for."""
+        while True:
+            free = await self._room.wait_for_space()
+            for delivery in await subscription.fetch(min(free, self._batch_max), FETCH_SECONDS):
+                await self._hear(delivery)
+
+    async def _hear(self, delivery: Delivery) -> None:
+        message = delivery.message
+        headers = message.headers
+        try:
+            event = self._contracts.decode(message.subject, message.body)
+            if type(event) not in self.module.hears:
+                raise PutAside(f"{self.module.name} does not hear {message.subject}")
+        except PutAside as error:
+            logger.warning(
+                "message put aside", consumer=self.module.name, subject=message.subject, message_id=message.id,
+                error=error.code, detail=str(error), correlation_id=headers.get("ce-correlationid"),
+            )  # fmt: skip
+            self._handled.labels(self.module.name, message.subject, "put_aside").inc()
+            await delivery.term(error.code, str(error))
+            return
+        id = headers.get("ce-id") or message.id
+        correlation_id = headers.get("ce-correlationid") or id
+        traceparent = headers.get("traceparent") or f"00-{id.replace('-', '')[:32]:0>32}-{id[-12:]:0>16}-01"
+        express = is_express(message.subject)
+        seat = Seat(event, id, Context(correlation_id, traceparent), express, id)
+        seat.delivery = delivery
+        seat.said_at = headers.get("ce-time")
+        self._room.sit(seat, express)
+
+    # One pass
+
+    async def step(self) -> None:
+        """Take everybody who sits, see them through, and answer."""
+        batch = await self._room.take(self._batch_max)
+        began = self._clock.monotonic()
+        try:
+            verdicts, due = await self._store.database.write(partial(self._think, batch))
+        except Unavailable as error:
+            await self._turn_away(batch, error)
+            return
+        self._away_seconds = 0.0
+        self._relay.take(due)
+        await self._answer(batch, verdicts, began)
+
+    async def run(self) -> None:
+        """Step until cancelled."""
+        while True:
+            await self.step()
+
+    async def drain(self) -> None:
+        """Take no more; return once nobody sits."""
+        self._is_stopped = True
+        await self._room.wait_until_empty()
+
+    def _think(self, batch: Sequence[Seat], connection: Connection) -> tuple[list[_Verdict], list[Parcel]]:
+        """Decide about *batch* and write what follows; in the writer's thread, within its transaction."""
+        store, touches = self._store, self.module.touches
+        now = self._clock.now()
+        said_at = moment(now)
+        known: dict[str, tuple[str | None, str | None]] = {}
+        if inbox_ids := [seat.inbox_id for seat in batch if seat.inbox_id is not None]:
+            known = store.known(connection, inbox_ids)
+        keys: dict[type, set[str]] = {}
+        touched = []
+        for seat in batch:
+            wanted = touches(seat.event) if seat.inbox_id not in known else ()
+            touched.append(wanted)
+            for cls, key in wanted:
+                keys.setdefault(cls, set()).add(key)
+        world = store.load(connection, keys)
+
+        changed: dict[type, dict[str, Any]] = {cls: {} for cls in self.module.remembers}
+        heard: list[Kept] = []
+        said: list[Parcel] = []
+        withdrawn: list[str] = []
+        verdicts = []
+        for seat, wanted in zip(batch, touched, strict=True):
+            if seat.inbox_id is not None and seat.inbox_id in known:
+                verdicts.append(self._again(seat, *known[seat.inbox_id]))
+                continue
+            try:
+                decision = self.module.decide([world[cls].get(key) for cls, key in wanted], seat.event, now)
+                parcels, taken_back, replies = self._said(seat, decision, said_at, wanted)
+                for state in decision.states:
+                    key = getattr(state, self._store.rows[type(state)].key_name)
+                    world[type(state)][key] = changed[type(state)][key] = state
+                outcome = Outcome(tuple(world[cls].get(key) for cls, key in wanted), replies)
+                told = Told(seat.answer(outcome)) if seat.answer is not None else None
+            except Exception as error:  # whatever a decision raises, it is this event's trouble and nobody else's
+                verdicts.append(_Verdict(error=error))
+                continue
+            if taken_back:
+                withdrawn += taken_back
+                said = [parcel for parcel in said if parcel.name not in taken_back]
+            said += parcels
+            if seat.inbox_id is not None and not (told is not None and isinstance(told.answer, Refusal)):
+                answer = None
+                if seat.fingerprint is not None and told is not None:
+                    answer = _kept(told.answer)
+                heard.append(Kept(seat.inbox_id, said_at, seat.fingerprint, answer))
+                known[seat.inbox_id] = seat.fingerprint, answer
+            verdicts.append(_Verdict(outcome, told))
+        store.save(
+            connection,
+            states={cls: states for cls, states in changed.items() if states},
+            heard=heard,
+            withdrawn=withdrawn,
+            said=said,
+        )
+        return verdicts, [parcel for parcel in said if parcel.due_at <= said_at]
+
+    def _said(
+        self, seat: Seat, decision: Decision, now: str, wanted: Sequence[tuple[type, str]]
+    ) -> tuple[list[Parcel], list[str], tuple[Any, ...]]:
+        """Return what goes out, which names are withdrawn, and everything that was said or replied."""
+        express = seat.express if decision.express is None else decision.express
+        key = wanted[0][1] if wanted else ""
+        parcels: list[Parcel] = []
+        withdrawn: list[str] = []
+        events: list[Any] = []
+        for ordinal, said in enumerate(decision.events):
+            name, due_at = None, now
+            if isinstance(said, Withdraw):
+                withdrawn.append(said.name)
+                continue
+            if isinstance(said, Later):
+                name, due_at, said = said.name or None, max(now, moment(said.at)), said.event
+            else:
+                events.append(said)
+            subject = getattr(said, "__subject__", None)
+            if subject is None:
+                continue
+            id = caused_id(seat.id, ordinal)
+            parcels.append(
+                Parcel(
+                    id, id, subject + EXPRESS if express else subject, key, self._contracts.encode(said), name,
+                    seat.context.correlation_id, seat.id, child(seat.context.traceparent, id), now, due_at,
+                )
+            )  # fmt: skip
+        return parcels, withdrawn, tuple(events)
+
+    @staticmethod
+    def _again(seat: Seat, fingerprint: str | None, answer: str | None) -> _Verdict:
+        """Return the verdict on what was heard before."""
+        if seat.fingerprint is not None and seat.fingerprint != fingerprint:
+            return _Verdict(error=KeyReused("This idempotency key was used for another request."))
+        if answer is None:
+            return _Verdict(told=Told(Answer(200, None), is_replay=True))
+        return _Verdict(told=Told(Answer(**orjson.loads(answer)), is_replay=True))
+
+    # Going out
+
+    async def _answer(self, batch: Sequence[Seat], verdicts: Sequence[_Verdict], began: float) -> None:
+        now = self._clock.now()
+        handle_seconds = self._clock.monotonic() - began
+        for seat, verdict in zip(batch, verdicts, strict=True):
+            if verdict.outcome is not None:
+                self._tell_observers(seat, verdict.outcome)
+            if seat.delivery is not None:
+                await self._settle(seat.delivery, seat, verdict)
+                self._handle_seconds.observe(handle_seconds)
+                if seat.said_at is not None:
+                    self._lag_seconds.observe(_seconds_between(seat.said_at, now))
+            elif seat.future is not None and not seat.future.done():
+                if verdict.told is not None:
+                    seat.future.set_result(verdict.told)
+                else:
+                    assert verdict.error is not None
+                    seat.future.set_exception(verdict.error)
+
+    def _tell_observers(self, seat: Seat, outcome: Outcome) -> None:
+        for event in outcome.events:
+            observer = self._observers.get(type(event))
+            if observer is not None:
+                observer(event, outcome, seat.context)
+        if self._watchers:
+            for state in outcome.states:
+                if state is not None:
+                    key = getattr(state, self._store.rows[type(state)].key_name)
+                    for watcher in self._watchers.get((type(state), key), ()):
+                        watcher.set()
+
+    async def _settle(self, delivery: Delivery, seat: Seat, verdict: _Verdict) -> None:
+        subject = delivery.message.subject
+        if verdict.error is None:
+            self._handled.labels(self.module.name, subject, "handled" if verdict.outcome else "repeated").inc()
+            await delivery.ack()
+            return
+        self._handled.labels(self.module.name, subject, "failed").inc()
+        detail = f"{type(verdict.error).__name__}: {verdict.error}"
+        logger.warning(
+            "message failed", consumer=self.module.name, subject=subject, tries=delivery.tries, detail=detail,
+            message_id=delivery.message.id, correlation_id=seat.context.correlation_id,
+        )  # fmt: skip
+        await delivery.nak(self._retry_seconds(delivery.tries), error="failed", detail=detail)
+
+    def _retry_seconds(self, tries: int) -> float:
+        """Return how long a message waits for its next try: doubling, with jitter so that failures do not come in step."""
+        return min(RETRY_SECONDS * 2.0 ** (tries - 1), RETRY_SECONDS_MAX) * self._dice.uniform(0.5, 1.5)
+
+    async def _turn_away(self, batch: Sequence[Seat], error: Unavailable) -> None:
+        """Send askers home, keep what the bus brought; a database that is away costs no message a try."""
+        for seat in batch:
+            if seat.future is not None and not seat.future.done():
+                seat.future.set_exception(Unavailable(error.detail, error.retry_after_seconds))
+        self._room.sit_again([seat for seat in batch if seat.delivery is not None])
+        for seat in self._room:
+            if seat.delivery is not None:
+                await seat.delivery.in_progress()
+        self._away_seconds = min(AWAY_SECONDS_MAX, self._away_seconds * 2 or 0.1)
+        await self._clock.sleep(self._away_seconds * self._dice.uniform(0.5, 1.0))
+
+    # Looking in
+
+    async def get(self, cls: type, key: str) -> State | None:
+        """Return the state of *cls* under *key*, or None."""
+        rows = self._store.rows[cls]
+        return (await self._store.database.read(lambda connection: rows.load(connection, (key,)))).get(key)
+
+    async def browse(
+        self, cls: type, filters: Mapping[str, Any], *, after: str | None, limit: int, newest_first: bool
+    ) -> Sequence[State]:
+        """Return up to *limit* states of *cls* whose columns equal *filters*, by key, beyond *after*."""
+        rows = self._store.rows[cls]
+        return await self._store.database.read(
+            lambda connection: rows.browse(connection, dict(filters), after, limit, newest_first)
+        )
+
+    @asynccontextmanager
+    async def watch(self, cls: type, key: str) -> AsyncIterator[AsyncIterator[None]]:
+        """Enter to be woken after each change to a state; changes may be merged."""
+        changed = asyncio.Event()
+        watchers = self._watchers.setdefault((cls, key), set())
+        watchers.add(changed)
+
+        async def wakes() -> AsyncIterator[None]:
+            while True:
+                await changed.wait()
+                changed.clear()
+                yield
+
+        try:
+            yield wakes()
+        finally:
+            watchers.discard(changed)
+            if not watchers:
+                self._watchers.pop((cls, key), None)
+
+
+def _kept(answer: Answer | Refusal) -> str:
+    assert isinstance(answer, Answer)
+    return orjson.dumps({"status": answer.status, "body": answer.body, "headers": dict(answer.headers)}).decode()
+
+
+def _seconds_between(said_at: str, now: datetime) -> float:
+    try:
+        return max(0.0, (now - datetime.fromisoformat(said_at)).total_seconds())
+    except (ValueError, TypeError):
+        return 0.0

@@ -1,0 +1,131 @@
+"""Where the web's parts meet: doors, operations and documentation become one aiohttp application."""
+
+from __future__ import annotations
+
+__all__ = ["TELEMETRY", "build"]
+
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import orjson
+from aiohttp import HttpVersion11, hdrs, web
+from attrs import evolve
+
+from app.door import Door
+from app.telemetry.metrics import CONTENT_TYPE
+from app.web import docs, health, openapi, routes
+from app.web.answering import Asked, Handle, Operation, Surroundings, Telemetry, wrap
+from app.web.follow import Streams
+from app.web.problems import Refused
+from app.web.reading import BODY_BYTES_MAX
+from app.web.routes import JSON
+from app.web.table import Table
+
+TELEMETRY: web.AppKey[Telemetry] = web.AppKey("telemetry", Telemetry)
+
+UNMATCHED = "unmatched"
+
+
+def build(
+    doors: Sequence[Door],
+    *,
+    health: health.Health,
+    metrics: Telemetry,
+    keys: Mapping[str, str] | None,
+    version: str,
+    extra: tuple[Table, ...] = (),
+    streams: Streams | None = None,
+) -> web.Application:
+    """
+    Return the application that answers for *doors*, and for *extra* beside them.
+
+    *keys* are the callers' names, each with the SHA-256 of its key; None asks nobody. Run it with
+    `app.web.server.Runner`, so that what aiohttp itself refuses is a problem too.
+    """
+    streams = streams or Streams()
+    around = Surroundings(metrics, keys)
+    document = openapi.document([door.module for door in doors], version, [table.described for table in extra])
+    app = web.Application(client_max_size=BODY_BYTES_MAX)
+    app[TELEMETRY] = metrics
+    resources: dict[str, web.Resource] = {}
+    for operation in (
+        *(operation for door in doors for operation in routes.operations(door, streams)),
+        *(operation for table in extra for operation in table.operations),
+        *_probes(health),
+        Operation(hdrs.METH_GET, "/metrics", _metrics(metrics), is_open=True),
+        Operation(hdrs.METH_GET, "/openapi.json", _bytes(orjson.dumps(document), JSON)),
+        *docs.operations(),
+    ):
+        if operation.path not in resources:
+            # aiohttp's own pattern for a parameter leaves out braces, which an id may have.
+            resources[operation.path] = app.router.add_resource(re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", operation.path))
+        _add(resources[operation.path], operation, around)
+    catch_all = app.router.add_resource("/{rest:.*}")
+    catch_all.add_route(hdrs.METH_ANY, wrap(Operation(hdrs.METH_ANY, UNMATCHED, _nothing_here(catch_all)), around))
+
+    async def close_streams(app: web.Application) -> None:
+        streams.close()
+
+    app.on_shutdown.append(close_streams)
+    return app
+
+
+def _probes(state: health.Health) -> tuple[Operation, ...]:
+    return health.operations(state)
+
+
+def _add(resource: web.Resource, operation: Operation, around: Surroundings) -> None:
+    refuse = wrap(evolve(operation, handle=_refuse_expectation), around)
+    methods = [operation.method, *([hdrs.METH_HEAD] if operation.method == hdrs.METH_GET else [])]
+    for method in methods:
+        resource.add_route(method, wrap(evolve(operation, method=method), around), expect_handler=_expect(refuse))
+
+
+def _expect(
+    refuse: Callable[[web.Request], Awaitable[web.StreamResponse]],
+) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
+    async def answer(request: web.Request) -> web.StreamResponse | None:
+        if request.version != HttpVersion11:
+            return None
+        if request.headers[hdrs.EXPECT].lower() != "100-continue":
+            return await refuse(request)
+        # Who asks before sending too much is told so instead of being asked to send it.
+        if (request.content_length or 0) <= BODY_BYTES_MAX:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # the answer itself has not begun
+        return None
+
+    return answer
+
+
+async def _refuse_expectation(request: web.Request, asked: Asked) -> web.StreamResponse:
+    raise Refused(417, "expectation_failed", "The only expectation that can be met is 100-continue.", closes=True)
+
+
+def _metrics(metrics: Telemetry) -> Handle:
+    async def handle(request: web.Request, asked: Asked) -> web.Response:
+        return web.Response(body=metrics.render(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
+
+    return handle
+
+
+def _bytes(body: bytes, content_type: str) -> Handle:
+    async def handle(request: web.Request, asked: Asked) -> web.Response:
+        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
+
+    return handle
+
+
+def _nothing_here(catch_all: web.AbstractResource) -> Handle:
+    async def handle(request: web.Request, asked: Asked) -> web.Response:
+        allowed: set[str] = set()
+        for resource in request.app.router.resources():
+            if resource is not catch_all:
+                allowed |= (await resource.resolve(request))[1]
+        if allowed:
+            methods = ", ".join(sorted(allowed))
+            detail = f"This path takes {methods} only."
+            raise Refused(405, "method_not_allowed", detail, headers={hdrs.ALLOW: methods})
+        raise Refused(404, "not_found", "There is nothing at this path.")
+
+    return handle

@@ -1,0 +1,88 @@
+"""Whether the process lives, whether it can work, and whether all that it needs answers."""
+
+from __future__ import annotations
+
+__all__ = ["BUS", "CHECK_SECONDS_MAX", "DATABASE", "OK", "Health", "operations"]
+
+import asyncio
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+from aiohttp import hdrs, web
+from loguru import logger
+
+from app.web.answering import Asked, Operation
+from app.web.problems import Refused
+from app.web.routes import respond_json
+
+OK = "ok"
+BUS = "bus"
+DATABASE = "database"
+CHECK_SECONDS_MAX = 2.0
+"""What has not answered by then counts as out of reach."""
+
+
+class Health(Protocol):
+    """How a running application is."""
+
+    @property
+    def phase(self) -> Literal["starting", "ready", "draining"]:
+        """Where it is in its life."""
+
+    async def checks(self) -> Mapping[str, str]:
+        """
+        Ask each dependency how it is: `OK`, or one word such as ``unavailable``.
+
+        `BUS` is the bus; `DATABASE`, alone or before a colon and a module's name, is a database. Any other name is
+        something that one can work without for a while.
+        """
+
+
+def operations(health: Health) -> tuple[Operation, ...]:
+    """Return ``/livez``, ``/readyz`` and ``/health``, which nobody needs a key for."""
+
+    async def livez(request: web.Request, asked: Asked) -> web.Response:
+        return respond_json({"status": OK})
+
+    async def readyz(request: web.Request, asked: Asked) -> web.Response:
+        status, checks = await _state(health)
+        if status not in ("ready", "degraded"):
+            raise _not_well(status, checks, "This process takes no requests now.")
+        return respond_json({"status": status, "checks": checks})
+
+    async def whole(request: web.Request, asked: Asked) -> web.Response:
+        status, checks = await _state(health)
+        if not checks or not all(word == OK for name, word in checks.items() if _is_bus(name) or _is_database(name)):
+            raise _not_well(status, checks, "The bus or the database does not answer.")
+        return respond_json({"status": status, "checks": checks})
+
+    found = {"/livez": livez, "/readyz": readyz, "/health": whole}
+    return tuple(Operation(hdrs.METH_GET, path, handle, is_open=True, is_probe=True) for path, handle in found.items())
+
+
+async def _state(health: Health) -> tuple[str, dict[str, str]]:
+    """Return the word for it all, and what each check says."""
+    try:
+        async with asyncio.timeout(CHECK_SECONDS_MAX):
+            checks = dict(await health.checks())
+    except Exception as error:  # a check that fails is an answer too: the worst one
+        logger.debug("checks failed", error=type(error).__name__)
+        return ("unavailable" if health.phase == "ready" else health.phase), {}
+    if health.phase != "ready":
+        return health.phase, checks
+    if not all(word == OK for name, word in checks.items() if _is_database(name)):
+        return "unavailable", checks
+    return ("ready" if all(word == OK for word in checks.values()) else "degraded"), checks
+
+
+def _is_bus(name: str) -> bool:
+    return name == BUS
+
+
+def _is_database(name: str) -> bool:
+    return name == DATABASE or name.startswith(f"{DATABASE}:")
+
+
+def _not_well(status: str, checks: Mapping[str, str], detail: str) -> Refused:
+    # A problem's own "status" is the number, so the word is its code.
+    return Refused(503, status, detail, {"checks": checks}, {hdrs.RETRY_AFTER: "1"})
