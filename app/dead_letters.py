@@ -14,6 +14,7 @@ from loguru import logger
 from sqlalchemy import ColumnElement, Connection, MetaData, Table, delete, func, select, update
 from uuid_utils import uuid7
 
+from app.headers import origin
 from app.outbox import Parcel, tables_of
 from app.store import Store, moment
 from app.telemetry.metrics import Metrics
@@ -141,7 +142,7 @@ class DeadLetterOffice:
 
 
 def _id(letter: DeadLetter) -> str:
-    return caused_id(letter.message.headers.get("ce-id") or letter.message.id, letter.consumer)
+    return caused_id(origin(letter.message)[0], letter.consumer)
 
 
 def _fitting(table: Table, **wanted: str | None) -> list[ColumnElement[bool]]:
@@ -194,7 +195,7 @@ def _aware(at: datetime) -> datetime:
 def _parcel(message: Message, now: datetime) -> Parcel:
     """Return *message* as a new one that carries the old event."""
     headers = message.headers
-    event_id = headers.get("ce-id") or message.id
+    event_id, context = origin(message)
     return Parcel(
         id=str(uuid7()),
         event_id=event_id,
@@ -202,9 +203,9 @@ def _parcel(message: Message, now: datetime) -> Parcel:
         key=message.key,
         body=message.body,
         name=None,
-        correlation_id=headers.get("ce-correlationid") or event_id,
+        correlation_id=context.correlation_id,
         causation_id=headers.get("ce-causationid") or event_id,
-        traceparent=headers.get("traceparent") or "",
+        traceparent=context.traceparent,
         occurred_at=headers.get("ce-time") or moment(now),
         due_at=moment(now),
     )

@@ -9,23 +9,23 @@ with the process mean that events go out twice, and the inbox knows them.
 
 from __future__ import annotations
 
-__all__ = ["Relay", "message_of"]
+__all__ = ["Relay"]
 
 import asyncio
 from collections.abc import Sequence
 from functools import partial
-from urllib.parse import quote
 
 from loguru import logger
 from sqlalchemy import Connection
 
 from app.door import Unavailable
+from app.headers import message_of
 from app.outbox import Parcel
 from app.store import Store
 from app.telemetry.metrics import Metrics
-from bus.contracts import is_express, plain
+from bus.contracts import is_express
 from bus.errors import BusClosed, BusError
-from bus.port import Bus, Clock, Message
+from bus.port import Bus, Clock
 
 IN_FLIGHT_MAX = 8_192
 """Messages that may be on their way at once; more wait in the table."""
@@ -156,34 +156,3 @@ class Relay:
         except Unavailable:
             gone = 0
         self._purge_at = now + (MARK_SECONDS if gone else PURGE_SECONDS)
-
-
-def message_of(parcel: Parcel) -> Message:
-    """Return *parcel* as it travels: with CloudEvents 1.0 attributes in binary mode, and the trace."""
-    subject = parcel.subject
-    return Message(
-        subject,
-        parcel.id,
-        parcel.body,
-        parcel.key,
-        {
-            "ce-specversion": "1.0",
-            "ce-id": _percent(parcel.event_id),
-            "ce-source": f"/fulfilment/{subject.partition('.')[0]}",
-            "ce-type": plain(subject),
-            "ce-time": parcel.occurred_at,
-            "ce-correlationid": parcel.correlation_id,
-            "ce-causationid": _percent(parcel.causation_id),
-            "traceparent": parcel.traceparent,
-            "content-type": "application/json",
-        },
-    )
-
-
-def _percent(text: str) -> str:
-    """Return *text* as a header may carry it (CloudEvents' NATS binding, section 3.1.3.1)."""
-    return text if text.isascii() and text.isprintable() and not _ESCAPED.intersection(text) else quote(text, safe=_SAFE)
-
-
-_ESCAPED = frozenset(' "%')
-_SAFE = "!#$&'()*+,-./:;<=>?@[\\]^_`{|}~"

@@ -9,7 +9,7 @@ commit the askers get their answers, the bus its acknowledgements, and the relay
 
 from __future__ import annotations
 
-__all__ = ["Observer", "Seat", "Shell"]
+__all__ = ["Observer", "Seat", "Shell", "retry_seconds"]
 
 import asyncio
 import random
@@ -25,6 +25,7 @@ from loguru import logger
 from sqlalchemy import Connection
 
 from app.door import Context, KeyReused, Overloaded, Told, Unavailable
+from app.headers import origin
 from app.outbox import Parcel
 from app.relay import Relay
 from app.store import Kept, Store, moment
@@ -163,11 +164,9 @@ class Shell:
             self._handled.labels(self.module.name, message.subject, "put_aside").inc()
             await delivery.term(error.code, str(error))
             return
-        id = headers.get("ce-id") or message.id
-        correlation_id = headers.get("ce-correlationid") or id
-        traceparent = headers.get("traceparent") or f"00-{id.replace('-', '')[:32]:0>32}-{id[-12:]:0>16}-01"
+        id, context = origin(message)
         express = is_express(message.subject)
-        seat = Seat(event, id, Context(correlation_id, traceparent), express, id)
+        seat = Seat(event, id, context, express, id)
         seat.delivery = delivery
         seat.said_at = headers.get("ce-time")
         self._room.sit(seat, express)
@@ -275,7 +274,8 @@ class Shell:
             subject = getattr(said, "__subject__", None)
             if subject is None:
                 continue
-            id = caused_id(seat.id, ordinal)
+            # Two modules may answer one event: the speaker is part of the id, or the bus would take them for copies.
+            id = caused_id(seat.id, f"{self.module.name}.{ordinal}")
             parcels.append(
                 Parcel(
                     id, id, subject + EXPRESS if express else subject, key, self._contracts.encode(said), name,
@@ -337,11 +337,7 @@ class Shell:
             "message failed", consumer=self.module.name, subject=subject, tries=delivery.tries, detail=detail,
             message_id=delivery.message.id, correlation_id=seat.context.correlation_id,
         )  # fmt: skip
-        await delivery.nak(self._retry_seconds(delivery.tries), error="failed", detail=detail)
-
-    def _retry_seconds(self, tries: int) -> float:
-        """Return how long a message waits for its next try: doubling, with jitter so that failures do not come in step."""
-        return min(RETRY_SECONDS * 2.0 ** (tries - 1), RETRY_SECONDS_MAX) * self._dice.uniform(0.5, 1.5)
+        await delivery.nak(retry_seconds(delivery.tries, self._dice), error="failed", detail=detail)
 
     async def _turn_away(self, batch: Sequence[Seat], error: Unavailable) -> None:
         """Send askers home, keep what the bus brought; a database that is away costs no message a try."""
@@ -390,6 +386,11 @@ class Shell:
             watchers.discard(changed)
             if not watchers:
                 self._watchers.pop((cls, key), None)
+
+
+def retry_seconds(tries: int, dice: random.Random) -> float:
+    """Return how long a message waits after its try *tries*: doubling, with jitter so that failures do not keep step."""
+    return min(RETRY_SECONDS * 2.0 ** (tries - 1), RETRY_SECONDS_MAX) * dice.uniform(0.5, 1.5)
 
 
 def _kept(answer: Answer | Refusal) -> str:

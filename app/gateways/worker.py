@@ -19,7 +19,8 @@ from loguru import logger
 from app.door import Context, Shed
 from app.gateways.breaker import Breaker, BreakerOpen
 from app.gateways.port import Captured, Gateway, GatewaySilent, GatewayTrouble, Refused
-from app.shell import Shell
+from app.headers import origin
+from app.shell import Shell, retry_seconds
 from app.telemetry.metrics import Metrics
 from bus.contracts import Contracts, is_express
 from bus.errors import PutAside
@@ -65,6 +66,7 @@ class GatewayWorker:
         self._contracts = contracts
         self._clock = clock
         self._attempts = metrics.payment_attempts
+        self._handled = metrics.messages_handled
         self._dice = dice or random.Random()
         self._calls: set[asyncio.Task[None]] = set()
         self._has_room = asyncio.Event()
@@ -102,11 +104,17 @@ class GatewayWorker:
         except PutAside as error:
             await delivery.term(error.code, str(error))
             return
-        answer = await (self._charge(event) if isinstance(event, ChargeRequested) else self._refund(event))
-        headers = message.headers
-        id = headers.get("ce-id") or message.id
-        context = Context(headers.get("ce-correlationid") or id, headers.get("traceparent") or "")
-        await self._tell(answer, caused_id(id, "answer"), context, is_express(message.subject), delivery)
+        id, context = origin(message)
+        try:
+            answer = await (self._charge(event) if isinstance(event, ChargeRequested) else self._refund(event))
+            await self._tell(answer, caused_id(id, CONSUMER), context, is_express(message.subject), delivery)
+        except Exception as error:  # whatever it is, it is this message's trouble: five tries, then a dead letter
+            detail = f"{type(error).__name__}: {error}"
+            logger.warning("message failed", consumer=CONSUMER, detail=detail, correlation_id=context.correlation_id)
+            await delivery.nak(retry_seconds(delivery.tries, self._dice), detail=detail)
+            self._handled.labels("payments", message.subject, "failed").inc()
+            return
+        self._handled.labels("payments", message.subject, "handled").inc()
         await delivery.ack()
 
     async def _charge(self, event: ChargeRequested) -> Any:
@@ -173,9 +181,7 @@ class GatewayWorker:
         """Tell *answer* until the database takes it; the message stays ours meanwhile and spends no try."""
         while True:
             try:
-                await self._shell.tell(
-                    answer, id=id, context=context, answer=_noted, express=express, is_new=False
-                )
+                await self._shell.tell(answer, id=id, context=context, answer=_noted, express=express, is_new=False)
                 return
             except Shed as shed:
                 await delivery.in_progress()

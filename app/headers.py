@@ -1,0 +1,66 @@
+"""
+What an event says on its envelope: CloudEvents 1.0 attributes in binary mode, and the trace.
+
+Names and percent-encoding follow the CloudEvents NATS protocol binding, section 3.1.3. A message from outside may lack
+any of them.
+"""
+
+from __future__ import annotations
+
+__all__ = ["message_of", "origin"]
+
+from hashlib import blake2b
+from urllib.parse import quote, unquote
+
+from app.door import Context
+from app.outbox import Parcel
+from bus.contracts import plain
+from bus.port import Message
+
+TRACEPARENT_LENGTH = 55
+CORRELATION_ID_MAX = 128
+
+_ESCAPED = frozenset(' "%')
+_SAFE = "!#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
+
+
+def message_of(parcel: Parcel) -> Message:
+    """Return *parcel* as it travels."""
+    subject = parcel.subject
+    return Message(
+        subject,
+        parcel.id,
+        parcel.body,
+        parcel.key,
+        {
+            "ce-specversion": "1.0",
+            "ce-id": _encoded(parcel.event_id),
+            "ce-source": f"/fulfilment/{subject.partition('.')[0]}",
+            "ce-type": plain(subject),
+            "ce-time": parcel.occurred_at,
+            "ce-correlationid": _encoded(parcel.correlation_id),
+            "ce-causationid": _encoded(parcel.causation_id),
+            "traceparent": parcel.traceparent,
+            "content-type": "application/json",
+        },
+    )
+
+
+def origin(message: Message) -> tuple[str, Context]:
+    """Return the event's own id, and who caused it; what is missing or no trace is made up from the id."""
+    headers = message.headers
+    id = _decoded(headers.get("ce-id") or message.id)
+    correlation_id = _decoded(headers.get("ce-correlationid") or id)[:CORRELATION_ID_MAX]
+    traceparent = headers.get("traceparent") or ""
+    if len(traceparent) != TRACEPARENT_LENGTH:
+        digest = blake2b(id.encode("utf-8", "replace"), digest_size=24).hexdigest()
+        traceparent = f"00-{digest[:32]}-{digest[32:]}-01"
+    return id, Context(correlation_id, traceparent)
+
+
+def _encoded(text: str) -> str:
+    return text if text.isascii() and text.isprintable() and not _ESCAPED.intersection(text) else quote(text, safe=_SAFE)
+
+
+def _decoded(text: str) -> str:
+    return unquote(text) if "%" in text else text
