@@ -1,0 +1,158 @@
+"""Dead letters: to look at, to send again, to throw away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from attrs import evolve
+
+from app.web import DeadLetterDesk, KeptLetter
+from app.web.dead_letters import table
+from bus.port import DeadLetter, Message
+from tests.web.conftest import Start, Web
+
+SEEN = datetime(2026, 1, 1, 1, tzinfo=timezone(timedelta(hours=1)))
+
+
+class FakeDesk:
+    """A desk that keeps letters in a dictionary."""
+
+    def __init__(self) -> None:
+        self.letters: dict[str, KeptLetter] = {}
+
+    def lay_down(self, id: str, body: bytes = b"{}", subject: str = "parcels.moved.v1") -> None:
+        message = Message(subject, f"m-{id}", body, "p", {"ce-id": "e"})
+        self.letters[id] = KeptLetter(DeadLetter(id, "vans", message, "invalid", "No van.", 5, SEEN, SEEN), 0)
+
+    def _fitting(self, consumer: str | None, subject: str | None, error: str | None = None) -> list[KeptLetter]:
+        return [
+            kept
+            for _, kept in sorted(self.letters.items())
+            if consumer in (None, kept.letter.consumer)
+            and subject in (None, kept.letter.message.subject)
+            and error in (None, kept.letter.error)
+        ]
+
+    async def list(
+        self, consumer: str | None, subject: str | None, after: str | None, limit: int
+    ) -> Sequence[KeptLetter]:
+        return [kept for kept in self._fitting(consumer, subject) if after is None or kept.letter.id > after][:limit]
+
+    async def get(self, id: str) -> KeptLetter | None:
+        return self.letters.get(id)
+
+    async def replay(self, id: str) -> bool:
+        if id not in self.letters:
+            return False
+        self.letters[id] = evolve(self.letters[id], replays=self.letters[id].replays + 1)
+        return True
+
+    async def replay_many(
+        self, consumer: str | None, subject: str | None, error: str | None, dry_run: bool
+    ) -> tuple[int, int]:
+        found = self._fitting(consumer, subject, error)
+        for kept in found if not dry_run else ():
+            await self.replay(kept.letter.id)
+        return len(found), 0 if dry_run else len(found)
+
+    async def discard(self, id: str) -> bool:
+        return self.letters.pop(id, None) is not None
+
+
+@pytest.fixture
+def desk() -> FakeDesk:
+    return FakeDesk()
+
+
+@pytest.fixture
+async def web(start: Start, desk: FakeDesk) -> Web:
+    kept: DeadLetterDesk = desk
+    return await start(extra=(table(kept),))
+
+
+async def test_a_letter_is_shown_whole(web: Web, desk: FakeDesk) -> None:
+    """With its message; times in UTC."""
+    desk.lay_down("a", b'{"n": 1}')
+    assert (await web.ask("GET", "/v1/dead-letters/a")).json == {
+        "id": "a",
+        "consumer": "vans",
+        "subject": "parcels.moved.v1",
+        "error": "invalid",
+        "detail": "No van.",
+        "attempts": 5,
+        "first_seen": "2026-01-01T00:00:00.000000Z",
+        "last_seen": "2026-01-01T00:00:00.000000Z",
+        "replays": 0,
+        "message": {"id": "m-a", "key": "p", "headers": {"ce-id": "e"}, "body": {"n": 1}},
+    }
+
+
+async def test_a_body_that_is_no_json_is_shown_all_the_same(web: Web, desk: FakeDesk) -> None:
+    """In base64: unreadable is just what many of them are."""
+    desk.lay_down("a", b"\xff{")
+    assert (await web.ask("GET", "/v1/dead-letters/a")).json["message"]["body"] == {"base64": "/3s="}
+
+
+async def test_letters_are_listed_by_page_and_filter(web: Web, desk: FakeDesk) -> None:
+    """As all lists are."""
+    for id in "abc":
+        desk.lay_down(id, subject="parcels.lost.v1" if id == "b" else "parcels.moved.v1")
+    first = (await web.ask("GET", "/v1/dead-letters?limit=2")).json
+    rest = (await web.ask("GET", f"/v1/dead-letters?limit=2&cursor={first['next_cursor']}")).json
+    assert [letter["id"] for letter in first["items"] + rest["items"]] == ["a", "b", "c"]
+    assert rest["next_cursor"] is None
+    found = (await web.ask("GET", "/v1/dead-letters?consumer=vans&subject=parcels.lost.v1")).json["items"]
+    assert [letter["id"] for letter in found] == ["b"]
+    assert (await web.ask("GET", "/v1/dead-letters?error=invalid")).status == 400
+
+
+async def test_one_letter_is_sent_again(web: Web, desk: FakeDesk) -> None:
+    """Accepted, no more: what becomes of it is seen later."""
+    desk.lay_down("a")
+    assert (await web.ask("POST", "/v1/dead-letters/a/replay")).status == 202
+    assert desk.letters["a"].replays == 1
+
+
+async def test_many_are_sent_again_after_a_rehearsal(web: Web, desk: FakeDesk) -> None:
+    """A dry run counts and sends nothing."""
+    for id in "abc":
+        desk.lay_down(id)
+    path = "/v1/dead-letters/replay"
+    assert (await web.ask("POST", path, json={"error": "invalid", "dry_run": True})).json == {
+        "matched": 3,
+        "replayed": 0,
+    }
+    assert (await web.ask("POST", path, json={"error": "other", "dry_run": False})).json == {
+        "matched": 0,
+        "replayed": 0,
+    }
+    assert (await web.ask("POST", path, json={"dry_run": False})).json == {"matched": 3, "replayed": 3}
+    assert [kept.replays for kept in desk.letters.values()] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"dry_run": 1}, {"dry_run": False, "all": True}, {"dry_run": True, "error": "\x00"}]
+)
+async def test_a_wrong_replay_is_400_and_sends_nothing(web: Web, desk: FakeDesk, body: object) -> None:
+    """Least of all by default."""
+    desk.lay_down("a")
+    assert (await web.ask("POST", "/v1/dead-letters/replay", json=body)).status == 400
+    assert desk.letters["a"].replays == 0
+
+
+async def test_a_letter_is_thrown_away_once(web: Web, desk: FakeDesk) -> None:
+    """204 without a body, and then it is not there."""
+    desk.lay_down("a")
+    answer = await web.ask("DELETE", "/v1/dead-letters/a")
+    assert (answer.status, answer.body) == (204, b"")
+    for method, path in (("DELETE", ""), ("GET", ""), ("POST", "/replay")):
+        assert (await web.ask(method, f"/v1/dead-letters/a{path}")).status == 404
+    assert (await web.ask("GET", "/v1/dead-letters/%00")).status == 404
+
+
+async def test_without_a_desk_there_is_nothing(start: Start) -> None:
+    """A process answers only for what it runs."""
+    web = await start()
+    assert (await web.ask("GET", "/v1/dead-letters")).status == 404

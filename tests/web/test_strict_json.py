@@ -1,0 +1,114 @@
+"""Strict JSON, held against the standard library's reader with every hook in use."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from app.web.strict_json import DEPTH_MAX, NotStrict, NotWhole, loads
+
+NAMES = st.sampled_from(["a", "b", "c", ":", "a:b", '"', "\\", "ü", "😀", ""]) | st.text(max_size=3)
+INTEGERS = st.integers(-(2**65), 2**65) | st.sampled_from([0, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 2**64])
+LEAVES = st.none() | st.booleans() | INTEGERS | st.floats(allow_nan=True) | NAMES
+
+
+@st.composite
+def pairs(draw: st.DrawFn, children: st.SearchStrategy[str]) -> str:
+    """Write an object, whose names may repeat and may be escaped."""
+    names = draw(st.lists(NAMES, max_size=4))
+    written = [json.dumps(name, ensure_ascii=draw(st.booleans())) for name in names]
+    return "{" + ",".join(f"{name}:{draw(children)}" for name in written) + "}"
+
+
+TEXTS = st.recursive(
+    LEAVES.map(json.dumps) | st.sampled_from(["1.0", "1e2", "-0", "01", "1e400", '"\\ud800"', '"\\udc00\\ud800"']),
+    lambda children: st.lists(children, max_size=4).map(lambda found: f"[{','.join(found)}]") | pairs(children),
+    max_leaves=12,
+)
+BODIES = TEXTS.map(lambda text: text.encode("utf-8", "surrogatepass")) | st.binary(max_size=20)
+
+
+class Refuse(Exception):
+    """The oracle's no."""
+
+
+def refuse(text: str) -> Any:
+    raise Refuse(text)
+
+
+def integer(text: str) -> int:
+    value = int(text)
+    if not -(2**63) <= value < 2**63:
+        raise Refuse(text)
+    return value
+
+
+def once(found: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(found)) != len(found):
+        raise Refuse("a name twice")
+    return dict(found)
+
+
+def oracle(body: bytes) -> Any:
+    value = json.loads(
+        body.decode(), object_pairs_hook=once, parse_constant=refuse, parse_float=refuse, parse_int=integer
+    )
+    json.dumps(value, ensure_ascii=False).encode()  # fails on halves of surrogate pairs
+    return value
+
+
+@given(BODIES)
+@example(b'{"a":{"a":1},"b":[{"a":1}]}')
+@example(b'{"a":":","a":":"}')
+@example(b'{"a:b":1}')
+@example(b"\xef\xbb\xbf{}")
+def test_a_body_is_read_as_the_oracle_reads_it_or_not_at_all(body: bytes) -> None:
+    """Two readers, one verdict: the same value, or a refusal by both."""
+    try:
+        expected = oracle(body)
+    except (Refuse, ValueError):
+        with pytest.raises((NotStrict, NotWhole)):
+            loads(body)
+    else:
+        value = loads(body)
+        assert value == expected
+        assert json.dumps(value) == json.dumps(expected)  # true is not 1
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_nesting_ends_at_32_levels(opening: str, closing: str) -> None:
+    """32 levels are read, 33 are not, and 100,000 are only a longer way to say 33."""
+
+    def nested(levels: int) -> bytes:
+        return (opening * levels + ("1" if closing == "}" else "") + closing * levels).encode()
+
+    assert loads(nested(DEPTH_MAX))
+    for levels in (DEPTH_MAX + 1, 500, 1000, 1024, 1025, 100_000):
+        with pytest.raises(NotStrict):
+            loads(nested(levels))
+
+
+def test_numbers_that_are_no_integers_are_pointed_at() -> None:
+    """Where they are is said as a JSON Pointer, names escaped; what they are is not repeated."""
+    with pytest.raises(NotWhole) as caught:
+        loads(b'{"a/b": [1, 1.5], "c~d": {"": 18446744073709551615}, "e": 1}')
+    assert [problem.pointer for problem in caught.value.problems] == ["/a~1b/1", "/c~0d/"]
+
+
+def test_twenty_numbers_are_pointed_at_and_no_more() -> None:
+    """A body full of them is not answered with a longer one."""
+    with pytest.raises(NotWhole) as caught:
+        loads(b"[" + b",".join([b"1.5"] * 10000) + b"]")
+    assert len(caught.value.problems) == 20
+
+
+def test_a_refusal_holds_nothing_of_the_body() -> None:
+    """What the caller sent is the caller's; it is not sent back, nor written to a log."""
+    for body in (b'{"pin": 1234', b'{"pin1234": 1, "pin1234": 2}', b'"1234\xff"'):
+        with pytest.raises(NotStrict) as caught:
+            loads(body)
+        assert "1234" not in caught.value.detail
