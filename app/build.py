@@ -151,9 +151,7 @@ class Application:
             logger.warning("circuit breaker", gateway=gateway.name, state=state.name.lower())
 
         breaker = Breaker(self._clock.monotonic, on_change=changed)
-        return GatewayWorker(
-            self.shells["payments"], gateway, breaker, self._contracts, self._clock, self.metrics
-        )
+        return GatewayWorker(self.shells["payments"], gateway, breaker, self._contracts, self._clock, self.metrics)
 
     def migrate(self) -> list[str]:
         """
@@ -163,11 +161,7 @@ class Application:
             NewerDatabase: A database was written by a newer release.
             DBAPIError: It cannot be opened or written.
         """
-        return [
-            name
-            for name in self.shells
-            if migrate(self.databases[self.settings.database_url(name)].engine, name)
-        ]
+        return [name for name in self.shells if migrate(self.databases[self.settings.database_url(name)].engine, name)]
 
     async def start(self) -> str:
         """
@@ -236,13 +230,13 @@ class Application:
         lanes = {consumer: subjects, f"{consumer}-express": [subject + EXPRESS for subject in subjects]}
         for name, lane in lanes.items():
             subscription = await self.bus.subscribe(name, lane)
-            self._listening.append(self._run(listen(subscription), f"listener of {name}"))
+            self._run(listen(subscription), f"listener of {name}")
+            self._listening.append(self._tasks[-1])
 
-    def _run(self, loop: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    def _run(self, loop: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(loop, name=name)
         task.add_done_callback(_ended)
         self._tasks.append(task)
-        return task
 
     async def _flush(self) -> None:
         while True:

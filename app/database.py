@@ -208,13 +208,13 @@ class _Thread:
                 self._connection = self._engine.connect()
             with self._connection.begin():
                 answers = [piece.work(self._connection) for piece in pieces]
-        except OperationalError as error:
+        except (OperationalError, sqlite3.OperationalError) as error:
             if self.is_healthy:
-                logger.error("the database is out of reach", error=str(error.orig))
+                logger.error("the database is out of reach", error=str(getattr(error, "orig", error)))
             self.is_healthy = False
             self._hang_up()
             raise Unavailable("The database is out of reach.") from error
-        except DBAPIError:
+        except (DBAPIError, sqlite3.Error):
             self._hang_up()
             raise
         if not self.is_healthy:

@@ -11,16 +11,20 @@ from typing import Any
 
 import orjson
 from loguru import logger
-from sqlalchemy import ColumnElement, Connection, MetaData, Table, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, Delete, MetaData, Select, Table, delete, func, select, update
 from uuid_utils import uuid7
 
 from app.headers import origin
 from app.outbox import Parcel, tables_of
-from app.store import Store, moment
+from app.rows import instant
+from app.store import Store
 from app.telemetry.metrics import Metrics
 from app.web.dead_letters import KeptLetter
 from bus.ids import caused_id
 from bus.port import Clock, DeadLetter, Message
+
+Conditions = list[ColumnElement[bool]]
+Ids = list[str]
 
 REPLAY_MAX = 500
 """Letters that are replayed in one transaction."""
@@ -67,7 +71,9 @@ class DeadLetterOffice:
             }
             connection.execute(update(table).where(table.c.id == id).values(changes))
 
-    async def list(self, consumer: str | None, subject: str | None, after: str | None, limit: int) -> Sequence[KeptLetter]:
+    async def list(
+        self, consumer: str | None, subject: str | None, after: str | None, limit: int
+    ) -> Sequence[KeptLetter]:
         """Return up to *limit* letters, by id, beyond *after*."""
         found: list[KeptLetter] = []
         for name, table in self._tables.items():
@@ -98,7 +104,7 @@ class DeadLetterOffice:
         for name, table in self._tables.items():
             wanted = _fitting(table, consumer=consumer, subject=subject, error=error)
             query = select(func.count()).select_from(table).where(*wanted)
-            matched += await self._stores[name].database.read(lambda connection, query=query: connection.scalar(query))
+            matched += await self._stores[name].database.read(partial(_count, query))
         if dry_run:
             return matched, 0
         return matched, await self._replay_where(REPLAY_MAX, consumer=consumer, subject=subject, error=error)
@@ -108,9 +114,7 @@ class DeadLetterOffice:
         gone = 0
         for name, table in self._tables.items():
             statement = delete(table).where(table.c.id == id)
-            gone += await self._stores[name].database.write(
-                lambda connection, statement=statement: connection.execute(statement).rowcount
-            )
+            gone += await self._stores[name].database.write(partial(_rows_changed, statement))
         return gone > 0
 
     async def _replay_where(self, at_once: int, **wanted: str | None) -> int:
@@ -128,8 +132,14 @@ class DeadLetterOffice:
         return replayed
 
     def _replay(
-        self, store: Store, table: Table, wanted: list[ColumnElement[bool]], after: str, limit: int, connection: Connection
-    ) -> list[str]:
+        self,
+        store: Store,
+        table: Table,
+        wanted: Conditions,
+        after: str,
+        limit: int,
+        connection: Connection,
+    ) -> Ids:
         query = select(table).where(*wanted, table.c.id > after).order_by(table.c.id).limit(limit)
         letters = [kept.letter for kept in _letters(query, connection)]
         now = self._clock.now()
@@ -141,11 +151,20 @@ class DeadLetterOffice:
         return ids
 
 
+def _count(query: Select[Any], connection: Connection) -> int:
+    count: int = connection.execute(query).scalar_one()
+    return count
+
+
+def _rows_changed(statement: Delete, connection: Connection) -> int:
+    return connection.execute(statement).rowcount
+
+
 def _id(letter: DeadLetter) -> str:
     return caused_id(origin(letter.message)[0], letter.consumer)
 
 
-def _fitting(table: Table, **wanted: str | None) -> list[ColumnElement[bool]]:
+def _fitting(table: Table, **wanted: str | None) -> Conditions:
     return [table.c[name] == value for name, value in wanted.items() if value is not None]
 
 
@@ -206,6 +225,6 @@ def _parcel(message: Message, now: datetime) -> Parcel:
         correlation_id=context.correlation_id,
         causation_id=headers.get("ce-causationid") or event_id,
         traceparent=context.traceparent,
-        occurred_at=headers.get("ce-time") or moment(now),
-        due_at=moment(now),
+        occurred_at=headers.get("ce-time") or instant(now),
+        due_at=instant(now),
     )

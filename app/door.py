@@ -102,7 +102,9 @@ class Door(Protocol):
             Unavailable: The database is out of reach.
         """
 
-    async def browse(self, cls: type, filters: Mapping[str, Any], *, after: str | None, limit: int, newest_first: bool) -> Sequence[State]:
+    async def browse(
+        self, cls: type, filters: Mapping[str, Any], *, after: str | None, limit: int, newest_first: bool
+    ) -> Sequence[State]:
         """
         Return up to *limit* states of *cls* whose columns equal *filters*, by key, beyond *after*.
 

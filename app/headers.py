@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = ["message_of", "origin"]
 
+import re
 from hashlib import blake2b
 from urllib.parse import quote, unquote
 
@@ -20,7 +21,7 @@ from bus.port import Message
 TRACEPARENT_LENGTH = 55
 CORRELATION_ID_MAX = 128
 
-_ESCAPED = frozenset(' "%')
+_PLAIN = re.compile(r"[!#$&-~]*").fullmatch
 _SAFE = "!#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 
@@ -59,7 +60,7 @@ def origin(message: Message) -> tuple[str, Context]:
 
 
 def _encoded(text: str) -> str:
-    return text if text.isascii() and text.isprintable() and not _ESCAPED.intersection(text) else quote(text, safe=_SAFE)
+    return text if _PLAIN(text) else quote(text, safe=_SAFE)
 
 
 def _decoded(text: str) -> str:

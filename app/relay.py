@@ -24,7 +24,7 @@ from app.outbox import Parcel
 from app.store import Store
 from app.telemetry.metrics import Metrics
 from bus.contracts import is_express
-from bus.errors import BusClosed, BusError
+from bus.errors import BusError
 from bus.port import Bus, Clock
 
 IN_FLIGHT_MAX = 8_192
@@ -117,9 +117,8 @@ class Relay:
             self._sent.append(parcel.id)
             return
         self._left += 1  # still in the table, to be found when we look again
-        if not isinstance(error, BusClosed):
-            if not isinstance(error, BusError):
-                logger.error("publishing failed", subject=parcel.subject, event_id=parcel.event_id, error=repr(error))
+        if not isinstance(error, BusError):
+            logger.error("publishing failed", subject=parcel.subject, event_id=parcel.event_id, error=repr(error))
 
     def _mark(self, sent: list[str], connection: Connection) -> None:
         self._store.mark_sent(connection, sent, self._clock.now())

@@ -1,17 +1,22 @@
 """
 States and rows: how an attrs class becomes a row of its table and comes back.
 
-Everything is prepared once per class. Rows go in many to a statement: the sizes are powers of two, so that each text is
-compiled once, and the database's own statement cache knows it from then on.
+Everything is prepared once per class. Rows go in many to a statement, and a statement has one of a few sizes, so that
+each text is compiled once and the database's own statement cache knows it from then on; what is missing to the next size
+is filled up with the last row, which every statement here takes twice as well as once.
 """
 
 from __future__ import annotations
 
-__all__ = ["Rows", "Statement", "in_chunks"]
+__all__ = ["Rows", "Statement", "filled", "instant"]
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from enum import Enum
+from functools import lru_cache
+from itertools import chain
+from operator import attrgetter
 from typing import Any, get_args, get_type_hints
 
 import attrs
@@ -20,7 +25,7 @@ from cattrs import Converter
 from sqlalchemy import JSON, Connection, Table
 from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 
-CHUNK_MAX = 128
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Rows of one statement; SQLite takes 32,766 values in one."""
 
 _IDENTIFIERS = sqlite_dialect().identifier_preparer
@@ -30,36 +35,31 @@ class Statement:
     """
     One statement over many rows, for any number of them.
 
-    *text* says the statement for a given number of rows; *width* values belong to each row.
+    *text* says the statement for a given number of rows. It must not mind a row that comes twice.
     """
 
-    def __init__(self, text: Callable[[int], str], width: int) -> None:
-        self._text = text
-        self._width = width
-        self._texts: dict[int, str] = {}
+    def __init__(self, text: Callable[[int], str]) -> None:
+        self._texts = {size: text(size) for size in SIZES}
 
     def run(self, connection: Connection, rows: Sequence[Sequence[Any]], before: tuple[Any, ...] = ()) -> list[Any]:
         """Run it for *rows*, a few times if need be; *before* are values that come first. Return all that it returns."""
         found: list[Any] = []
-        for chunk in in_chunks(rows):
-            size = len(chunk)
-            text = self._texts.get(size)
-            if text is None:
-                text = self._texts[size] = self._text(size)
-            result = connection.exec_driver_sql(text, before + tuple(value for row in chunk for value in row))
-            if result.returns_rows:
-                found.extend(result.fetchall())
+        # Straight to the driver: these texts and values need nothing of what SQLAlchemy does for a statement.
+        cursor = connection.connection.cursor()
+        for part in filled(rows):
+            cursor.execute(self._texts[len(part)], before + tuple(chain.from_iterable(part)))
+            if cursor.description is not None:
+                found += cursor.fetchall()
         return found
 
 
-def in_chunks(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """Cut *rows* into pieces whose lengths are powers of two, the largest first."""
-    start, left = 0, len(rows)
-    while left:
-        size = min(CHUNK_MAX, 1 << (left.bit_length() - 1))
-        yield rows[start : start + size]
-        start += size
-        left -= size
+def filled(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Cut *rows* into parts, each filled up to one of `SIZES` with its last row."""
+    most = SIZES[-1]
+    for start in range(0, len(rows), most):
+        part = rows[start : start + most]
+        size = SIZES[bisect_left(SIZES, len(part))]
+        yield part if size == len(part) else [*part, *[part[-1]] * (size - len(part))]
 
 
 class Rows:
@@ -76,8 +76,11 @@ class Rows:
         hints = get_type_hints(cls)
         converter = Converter(detailed_validation=False)
         codecs = [_codec(converter, hints[name], table.columns[name].type) for name in names]
-        self._writers = [(name, write) for name, (write, _) in zip(names, codecs, strict=True)]
-        self._readers = [(name, read) for name, (_, read) in zip(names, codecs, strict=True)]
+        self._names = names
+        self._values = attrgetter(*names)
+        self.key_of: Callable[[Any], str] = attrgetter(names[0])
+        self._writers = [(at, write) for at, (write, _) in enumerate(codecs) if write is not None]
+        self._readers = [(name, read) for name, (_, read) in zip(names, codecs, strict=True) if read is not None]
 
         columns = ", ".join(_quoted(name) for name in names)
         row = f"({', '.join('?' for _ in names)})"
@@ -88,10 +91,9 @@ class Rows:
             lambda size: (
                 f"INSERT INTO {table.name} ({columns}) VALUES {', '.join([row] * size)}"
                 f" ON CONFLICT ({key}) DO UPDATE SET {changes}"
-            ),
-            len(names),
+            )
         )
-        self._load = Statement(lambda size: f"{self._select} WHERE {key} IN ({', '.join('?' * size)})", 1)
+        self._load = Statement(lambda size: f"{self._select} WHERE {key} IN ({', '.join('?' * size)})")
 
     def load(self, connection: Connection, keys: Sequence[str]) -> dict[str, Any]:
         """Return the states under *keys*, those that there are, by key."""
@@ -100,14 +102,7 @@ class Rows:
 
     def save(self, connection: Connection, states: Sequence[Any]) -> None:
         """Write *states* whole, new ones and known ones alike."""
-        writers = self._writers
-        self._upsert.run(
-            connection,
-            [
-                [getattr(state, name) if write is None else write(getattr(state, name)) for name, write in writers]
-                for state in states
-            ],
-        )
+        self._upsert.run(connection, [self._row(state) for state in states])
 
     def browse(
         self, connection: Connection, filters: dict[str, Any], after: str | None, limit: int, newest_first: bool
@@ -124,11 +119,19 @@ class Rows:
         found = connection.exec_driver_sql(self._select + where + order, (*values, limit))
         return [self._state(row) for row in found]
 
+    def _row(self, state: Any) -> list[Any]:
+        row = list(self._values(state))
+        for at, write in self._writers:
+            if row[at] is not None:
+                row[at] = write(row[at])
+        return row
+
     def _state(self, row: Sequence[Any]) -> Any:
-        return self.cls(**{
-            name: value if read is None or value is None else read(value)
-            for (name, read), value in zip(self._readers, row, strict=True)
-        })
+        fields = dict(zip(self._names, row, strict=True))
+        for name, read in self._readers:
+            if fields[name] is not None:
+                fields[name] = read(fields[name])
+        return self.cls(**fields)
 
 
 Codec = tuple[Callable[[Any], Any] | None, Callable[[Any], Any] | None]
@@ -147,13 +150,22 @@ def _codec(converter: Converter, hint: Any, column_type: Any) -> Codec:
         return lambda value: orjson.dumps(value).decode(), lambda text: tuple(orjson.loads(text))
     plain = next((arg for arg in get_args(hint) if arg is not type(None)), hint)
     if plain is datetime:
-        return lambda moment: moment.isoformat(timespec="microseconds"), datetime.fromisoformat
+        return instant, _moment
     if plain is bool:
         return None, bool
     if isinstance(plain, type) and issubclass(plain, Enum):
         members = {member.value: member for member in plain}
         return lambda member: member.value, members.__getitem__
     return None, None
+
+
+@lru_cache(4096)
+def instant(moment: datetime) -> str:
+    """Return *moment* as the database keeps it: all of one length, so that they compare as the moments do."""
+    return moment.isoformat(timespec="microseconds")
+
+
+_moment = lru_cache(4096)(datetime.fromisoformat)
 
 
 def _quoted(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["serve"]
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -16,12 +17,15 @@ from loguru import logger
 
 from app.build import Application
 
-SWITCH_SECONDS = 0.0001
+SWITCH_SECONDS = 0.0003
 """
 How long a thread may keep the interpreter to itself while another wants it.
 
 The writer gives it up at each statement; with the default of 5 ms a busy event loop would make it wait that long each time.
 """
+
+GARBAGE_MIN = 50_000
+"""Objects between two looks for garbage. What a message leaves behind is no cycle, and goes without anybody's looking."""
 
 
 def serve(application: Application) -> int:
@@ -32,6 +36,8 @@ def serve(application: Application) -> int:
         OSError: It cannot listen.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
+    gc.freeze()
+    gc.set_threshold(GARBAGE_MIN, 50, 100)
     return _on_a_loop(_serve(application))
 
 

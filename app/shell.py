@@ -9,7 +9,7 @@ commit the askers get their answers, the bus its acknowledgements, and the relay
 
 from __future__ import annotations
 
-__all__ = ["Observer", "Seat", "Shell", "retry_seconds"]
+__all__ = ["Observer", "Shell", "retry_seconds"]
 
 import asyncio
 import random
@@ -19,59 +19,27 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-import orjson
-from attrs import define
 from loguru import logger
-from sqlalchemy import Connection
 
-from app.door import Context, KeyReused, Overloaded, Told, Unavailable
+from app.batch import Answering, Batch, Seat, Verdict
+from app.door import Context, Overloaded, Told, Unavailable
 from app.headers import origin
-from app.outbox import Parcel
 from app.relay import Relay
-from app.store import Kept, Store, moment
+from app.store import Store
 from app.telemetry.metrics import Metrics
-from app.telemetry.trace import child
 from app.waiting_room import WaitingRoom
-from bus.contracts import EXPRESS, Contracts, is_express
+from bus.contracts import Contracts, is_express
 from bus.errors import PutAside
-from bus.ids import caused_id
 from bus.port import Clock, Delivery, Subscription
-from modules.module import Decision, Later, Module, Outcome, State, Withdraw
-from modules.route import Answer, Refusal
+from modules.module import Module, Outcome, State
 
 FETCH_SECONDS = 1.0
 AWAY_SECONDS_MAX = 5.0
 RETRY_SECONDS = 0.5
 RETRY_SECONDS_MAX = 30.0
 
-Answering = Callable[[Outcome], Answer | Refusal]
 Observer = Callable[[Any, Outcome, Context], None]
 """Called on the loop for each event that was said, after the commit."""
-
-
-@define(eq=False)
-class Seat:
-    """An event that waits to be decided, and whoever waits for that: a *future*, or a *delivery* of the bus."""
-
-    event: Any
-    id: str
-    context: Context
-    express: bool
-    inbox_id: str | None
-    fingerprint: str | None = None
-    answer: Answering | None = None
-    future: asyncio.Future[Told] | None = None
-    delivery: Delivery | None = None
-    said_at: str | None = None
-
-
-@define(eq=False)
-class _Verdict:
-    """What became of a seat. Without an outcome and an error: it was heard before."""
-
-    outcome: Outcome | None = None
-    told: Told | None = None
-    error: Exception | None = None
 
 
 class Shell:
@@ -97,6 +65,7 @@ class Shell:
         self._contracts = contracts
         self._relay = relay
         self._clock = clock
+        self._think = Batch(module, store, contracts, clock)
         self._batch_max = batch_max
         self._backlog = backlog
         self._backlog_max = backlog_max
@@ -139,7 +108,9 @@ class Shell:
             raise Unavailable("The database is out of reach.")
         future: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
         inbox_id = key if key is not None else None if is_new else id
-        self._room.sit(Seat(event, id, context, express, inbox_id, fingerprint if key else None, answer, future), express)
+        self._room.sit(
+            Seat(event, id, context, express, inbox_id, fingerprint if key else None, answer, future), express
+        )
         return await future
 
     async def listen(self, subscription: Subscription) -> None:
@@ -196,106 +167,9 @@ class Shell:
         self._is_stopped = True
         await self._room.wait_until_empty()
 
-    def _think(self, batch: Sequence[Seat], connection: Connection) -> tuple[list[_Verdict], list[Parcel]]:
-        """Decide about *batch* and write what follows; in the writer's thread, within its transaction."""
-        store, touches = self._store, self.module.touches
-        now = self._clock.now()
-        said_at = moment(now)
-        known: dict[str, tuple[str | None, str | None]] = {}
-        if inbox_ids := [seat.inbox_id for seat in batch if seat.inbox_id is not None]:
-            known = store.known(connection, inbox_ids)
-        keys: dict[type, set[str]] = {}
-        touched = []
-        for seat in batch:
-            wanted = touches(seat.event) if seat.inbox_id not in known else ()
-            touched.append(wanted)
-            for cls, key in wanted:
-                keys.setdefault(cls, set()).add(key)
-        world = store.load(connection, keys)
-
-        changed: dict[type, dict[str, Any]] = {cls: {} for cls in self.module.remembers}
-        heard: list[Kept] = []
-        said: list[Parcel] = []
-        withdrawn: list[str] = []
-        verdicts = []
-        for seat, wanted in zip(batch, touched, strict=True):
-            if seat.inbox_id is not None and seat.inbox_id in known:
-                verdicts.append(self._again(seat, *known[seat.inbox_id]))
-                continue
-            try:
-                decision = self.module.decide([world[cls].get(key) for cls, key in wanted], seat.event, now)
-                parcels, taken_back, replies = self._said(seat, decision, said_at, wanted)
-                for state in decision.states:
-                    key = getattr(state, self._store.rows[type(state)].key_name)
-                    world[type(state)][key] = changed[type(state)][key] = state
-                outcome = Outcome(tuple(world[cls].get(key) for cls, key in wanted), replies)
-                told = Told(seat.answer(outcome)) if seat.answer is not None else None
-            except Exception as error:  # whatever a decision raises, it is this event's trouble and nobody else's
-                verdicts.append(_Verdict(error=error))
-                continue
-            if taken_back:
-                withdrawn += taken_back
-                said = [parcel for parcel in said if parcel.name not in taken_back]
-            said += parcels
-            if seat.inbox_id is not None and not (told is not None and isinstance(told.answer, Refusal)):
-                answer = None
-                if seat.fingerprint is not None and told is not None:
-                    answer = _kept(told.answer)
-                heard.append(Kept(seat.inbox_id, said_at, seat.fingerprint, answer))
-                known[seat.inbox_id] = seat.fingerprint, answer
-            verdicts.append(_Verdict(outcome, told))
-        store.save(
-            connection,
-            states={cls: states for cls, states in changed.items() if states},
-            heard=heard,
-            withdrawn=withdrawn,
-            said=said,
-        )
-        return verdicts, [parcel for parcel in said if parcel.due_at <= said_at]
-
-    def _said(
-        self, seat: Seat, decision: Decision, now: str, wanted: Sequence[tuple[type, str]]
-    ) -> tuple[list[Parcel], list[str], tuple[Any, ...]]:
-        """Return what goes out, which names are withdrawn, and everything that was said or replied."""
-        express = seat.express if decision.express is None else decision.express
-        key = wanted[0][1] if wanted else ""
-        parcels: list[Parcel] = []
-        withdrawn: list[str] = []
-        events: list[Any] = []
-        for ordinal, said in enumerate(decision.events):
-            name, due_at = None, now
-            if isinstance(said, Withdraw):
-                withdrawn.append(said.name)
-                continue
-            if isinstance(said, Later):
-                name, due_at, said = said.name or None, max(now, moment(said.at)), said.event
-            else:
-                events.append(said)
-            subject = getattr(said, "__subject__", None)
-            if subject is None:
-                continue
-            # Two modules may answer one event: the speaker is part of the id, or the bus would take them for copies.
-            id = caused_id(seat.id, f"{self.module.name}.{ordinal}")
-            parcels.append(
-                Parcel(
-                    id, id, subject + EXPRESS if express else subject, key, self._contracts.encode(said), name,
-                    seat.context.correlation_id, seat.id, child(seat.context.traceparent, id), now, due_at,
-                )
-            )  # fmt: skip
-        return parcels, withdrawn, tuple(events)
-
-    @staticmethod
-    def _again(seat: Seat, fingerprint: str | None, answer: str | None) -> _Verdict:
-        """Return the verdict on what was heard before."""
-        if seat.fingerprint is not None and seat.fingerprint != fingerprint:
-            return _Verdict(error=KeyReused("This idempotency key was used for another request."))
-        if answer is None:
-            return _Verdict(told=Told(Answer(200, None), is_replay=True))
-        return _Verdict(told=Told(Answer(**orjson.loads(answer)), is_replay=True))
-
     # Going out
 
-    async def _answer(self, batch: Sequence[Seat], verdicts: Sequence[_Verdict], began: float) -> None:
+    async def _answer(self, batch: Sequence[Seat], verdicts: Sequence[Verdict], began: float) -> None:
         now = self._clock.now()
         handle_seconds = self._clock.monotonic() - began
         for seat, verdict in zip(batch, verdicts, strict=True):
@@ -321,11 +195,11 @@ class Shell:
         if self._watchers:
             for state in outcome.states:
                 if state is not None:
-                    key = getattr(state, self._store.rows[type(state)].key_name)
+                    key = self._store.rows[type(state)].key_of(state)
                     for watcher in self._watchers.get((type(state), key), ()):
                         watcher.set()
 
-    async def _settle(self, delivery: Delivery, seat: Seat, verdict: _Verdict) -> None:
+    async def _settle(self, delivery: Delivery, seat: Seat, verdict: Verdict) -> None:
         subject = delivery.message.subject
         if verdict.error is None:
             self._handled.labels(self.module.name, subject, "handled" if verdict.outcome else "repeated").inc()
@@ -391,11 +265,6 @@ class Shell:
 def retry_seconds(tries: int, dice: random.Random) -> float:
     """Return how long a message waits after its try *tries*: doubling, with jitter so that failures do not keep step."""
     return min(RETRY_SECONDS * 2.0 ** (tries - 1), RETRY_SECONDS_MAX) * dice.uniform(0.5, 1.5)
-
-
-def _kept(answer: Answer | Refusal) -> str:
-    assert isinstance(answer, Answer)
-    return orjson.dumps({"status": answer.status, "body": answer.body, "headers": dict(answer.headers)}).decode()
 
 
 def _seconds_between(said_at: str, now: datetime) -> float:

@@ -6,7 +6,7 @@ Nothing here begins or ends a transaction; see `app.database` for who does.
 
 from __future__ import annotations
 
-__all__ = ["Kept", "Store", "moment"]
+__all__ = ["Kept", "Store"]
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -16,7 +16,7 @@ from sqlalchemy import Connection, MetaData
 
 from app.database import Database
 from app.outbox import Parcel, tables_of
-from app.rows import Rows, Statement
+from app.rows import Rows, Statement, instant
 from modules.module import Module
 
 SENT_KEPT = timedelta(hours=24)
@@ -38,11 +38,6 @@ class Kept(NamedTuple):
     answer: str | None
 
 
-def moment(at: datetime) -> str:
-    """Return *at* as the inbox and the outbox write it."""
-    return at.isoformat(timespec="microseconds")
-
-
 class Store:
     """One module's tables in its database."""
 
@@ -57,16 +52,17 @@ class Store:
         def marks(size: int) -> str:
             return ", ".join("?" * size)
 
-        self._known = Statement(lambda n: f"SELECT id, fingerprint, answer FROM {inbox} WHERE id IN ({marks(n)})", 1)
-        self._keep = Statement(lambda n: f"INSERT INTO {inbox} VALUES {', '.join(['(?, ?, ?, ?)'] * n)}", 4)
+        self._known = Statement(lambda n: f"SELECT id, fingerprint, answer FROM {inbox} WHERE id IN ({marks(n)})")
+        self._keep = Statement(
+            lambda n: f"INSERT INTO {inbox} VALUES {', '.join(['(?, ?, ?, ?)'] * n)} ON CONFLICT (id) DO NOTHING"
+        )
         self._say = Statement(
-            lambda n: f"INSERT INTO {outbox} ({columns}) VALUES {', '.join([parcel] * n)} ON CONFLICT (id) DO NOTHING",
-            len(Parcel._fields),
+            lambda n: f"INSERT INTO {outbox} ({columns}) VALUES {', '.join([parcel] * n)} ON CONFLICT (id) DO NOTHING"
         )
         self._withdraw = Statement(
-            lambda n: f"DELETE FROM {outbox} WHERE name IN ({marks(n)}) AND name IS NOT NULL AND sent_at IS NULL", 1
+            lambda n: f"DELETE FROM {outbox} WHERE name IN ({marks(n)}) AND name IS NOT NULL AND sent_at IS NULL"
         )
-        self._mark = Statement(lambda n: f"UPDATE {outbox} SET sent_at = ? WHERE id IN ({marks(n)})", 1)
+        self._mark = Statement(lambda n: f"UPDATE {outbox} SET sent_at = ? WHERE id IN ({marks(n)})")
         unsent = f"FROM {outbox} WHERE sent_at IS NULL AND due_at <= ?"
         self._due = f"SELECT {columns} {unsent} ORDER BY due_at LIMIT ?"
         self._due_count = f"SELECT count(*) {unsent}"
@@ -109,20 +105,20 @@ class Store:
 
     def mark_sent(self, connection: Connection, ids: Sequence[str], now: datetime) -> None:
         """Note that the bus is answerable for the parcels *ids*."""
-        self._mark.run(connection, [(id,) for id in sorted(ids)], (moment(now),))
+        self._mark.run(connection, [(id,) for id in sorted(ids)], (instant(now),))
 
     def due(self, connection: Connection, now: datetime, limit: int) -> list[Parcel]:
         """Return up to *limit* parcels that are due and not marked as sent, the longest due first."""
-        return [Parcel(*row) for row in connection.exec_driver_sql(self._due, (moment(now), limit))]
+        return [Parcel(*row) for row in connection.exec_driver_sql(self._due, (instant(now), limit))]
 
     def due_count(self, connection: Connection, now: datetime) -> int:
         """Return how many there are."""
-        count: int = connection.exec_driver_sql(self._due_count, (moment(now),)).scalar_one()
+        count: int = connection.exec_driver_sql(self._due_count, (instant(now),)).scalar_one()
         return count
 
     def due_oldest_seconds(self, connection: Connection, now: datetime) -> float:
         """Return for how long the first of them has been due; 0 when there is none."""
-        oldest = connection.exec_driver_sql(self._due_oldest, (moment(now),)).scalar_one()
+        oldest = connection.exec_driver_sql(self._due_oldest, (instant(now),)).scalar_one()
         return 0.0 if oldest is None else (now - datetime.fromisoformat(oldest)).total_seconds()
 
     def purge(self, connection: Connection, now: datetime) -> int:
@@ -134,6 +130,6 @@ class Store:
         """
         horizon = f"{int((now - SENT_KEPT).timestamp() * 1000):012x}"
         horizon = f"{horizon[:8]}-{horizon[8:]}"
-        sent = connection.exec_driver_sql(self._purge_outbox, (horizon, moment(now - SENT_KEPT)))
-        heard = connection.exec_driver_sql(self._purge_inbox, (moment(now - HEARD_KEPT),))
+        sent = connection.exec_driver_sql(self._purge_outbox, (horizon, instant(now - SENT_KEPT)))
+        heard = connection.exec_driver_sql(self._purge_inbox, (instant(now - HEARD_KEPT),))
         return int(sent.rowcount) + int(heard.rowcount)

@@ -17,5 +17,9 @@ def caused_id(cause: str, ordinal: int | str) -> str:
     for recognising copies, but scatters its rows over the whole of it.
     """
     digest = blake2b(f"{cause}/{ordinal}".encode(), digest_size=16).hexdigest()
-    head = cause[:13] if len(cause) == 36 and cause[8] == cause[13] == cause[18] == cause[23] == "-" else f"{digest[20:28]}-{digest[28:32]}"
+    head = (
+        cause[:13]
+        if len(cause) == 36 and cause[8] == cause[13] == cause[18] == cause[23] == "-"
+        else f"{digest[20:28]}-{digest[28:32]}"
+    )
     return f"{head}-8{digest[:3]}-{'89ab'[int(digest[3], 16) & 3]}{digest[4:7]}-{digest[7:19]}"

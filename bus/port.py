@@ -8,7 +8,17 @@ promise as a test, and every adapter passes the same suite.
 
 from __future__ import annotations
 
-__all__ = ["ACK_WAIT_SECONDS", "MAX_TRIES", "Bus", "Clock", "DeadLetter", "DeadLetters", "Delivery", "Message", "Subscription"]
+__all__ = [
+    "ACK_WAIT_SECONDS",
+    "MAX_TRIES",
+    "Bus",
+    "Clock",
+    "DeadLetter",
+    "DeadLetters",
+    "Delivery",
+    "Message",
+    "Subscription",
+]
 
 import asyncio
 from collections.abc import Mapping, Sequence

@@ -7,19 +7,38 @@ whoever runs it brings the states and the time, and carries away what was decide
 
 from __future__ import annotations
 
-__all__ = ["Decide", "Decision", "Key", "Later", "Module", "Outcome", "State", "Touches", "Unexpected", "Withdraw", "load_schemas", "unchanged"]
+__all__ = [
+    "Decide",
+    "Decision",
+    "Key",
+    "Later",
+    "Module",
+    "Outcome",
+    "State",
+    "Touches",
+    "Unexpected",
+    "Withdraw",
+    "evolve",
+    "load_schemas",
+    "unchanged",
+]
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from importlib import resources
-from typing import Any
+from operator import attrgetter
+from typing import Any, TypeVar
 
+import attrs
 from attrs import field, frozen
 from sqlalchemy import Table
 
 from bus.contracts import Event
 from modules.route import Route
+
+T = TypeVar("T")
 
 State = Any
 """An instance of one of the module's state classes: attrs, frozen, one row of one table."""
@@ -63,6 +82,18 @@ class Decision:
     states: tuple[State, ...] = ()
     events: tuple[Any, ...] = ()
     express: bool | None = None
+
+
+@lru_cache
+def _fields(cls: type) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
+    names = tuple(each.name for each in attrs.fields(cls))
+    return names, attrgetter(*names)
+
+
+def evolve(state: T, **changes: Any) -> T:
+    """Return *state* with *changes*: `attrs.evolve` for classes without private fields, at a third of its price."""
+    names, values = _fields(type(state))  # type: ignore[arg-type]  # a class is hashable, mypy is not sure of T
+    return type(state)(**{**dict(zip(names, values(state), strict=True)), **changes})
 
 
 def unchanged(*events: Any) -> Decision:

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Line", "Money", "rfc3339"]
 
 from datetime import datetime
+from functools import lru_cache
 
 from attrs import frozen
 
@@ -25,6 +26,7 @@ class Line:
     quantity: int
 
 
+@lru_cache(4096)
 def rfc3339(moment: datetime) -> str:
     """Return *moment*, which is in UTC, as RFC 3339 with microseconds and a Z."""
-    return f"{moment:%Y-%m-%dT%H:%M:%S.%f}Z" if moment.tzinfo is None else moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -41,11 +41,8 @@ class SimulatedGateway:
 
     async def charge(self, key: str, order_id: str, amount: Money, payment_method: str | None) -> Answer:
         """Decline *amount* over the limit, and capture it otherwise."""
-        answer: Answer
-        if self._decline_over is not None and amount.amount > self._decline_over:
-            answer = Refused("over_limit")
-        else:
-            answer = Captured(f"sim_{caused_id(order_id, key)}")
+        is_over = self._decline_over is not None and amount.amount > self._decline_over
+        answer: Answer = Refused("over_limit") if is_over else Captured(f"sim_{caused_id(order_id, key)}")
         await self._weather(key, answer)
         return answer
 

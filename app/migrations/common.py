@@ -35,9 +35,7 @@ def create_mail_1(module: str) -> None:
         sa.Column("sent_at", sa.DateTime(timezone=True)),
         sqlite_with_rowid=False,
     )
-    op.create_index(
-        f"{module}_outbox_unsent", f"{module}_outbox", ["due_at"], sqlite_where=sa.text("sent_at IS NULL")
-    )
+    op.create_index(f"{module}_outbox_unsent", f"{module}_outbox", ["due_at"], sqlite_where=sa.text("sent_at IS NULL"))
     op.create_index(f"{module}_outbox_by_name", f"{module}_outbox", ["name"], sqlite_where=sa.text("name IS NOT NULL"))
     op.create_table(
         f"{module}_dead_letter",

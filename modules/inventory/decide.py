@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from attrs import evolve
-
 from bus.contracts import Event
 from modules.inventory.events import (
     BelowReserved,
@@ -32,9 +30,10 @@ from modules.inventory.events import (
     StockReserved,
 )
 from modules.inventory.state import Product, Reservation, ReservationStatus
-from modules.module import Decision, Key, Unexpected, unchanged
+from modules.module import Decision, Key, Unexpected, evolve, unchanged
 from modules.orders.events import OrderCancelled, OrderConfirmed, OrderCreated
 from modules.values import Line, Money
+
 
 def touches(event: Event) -> tuple[Key, ...]:
     """Name the product that was told of, or the order's reservation and then each of its products."""
@@ -71,7 +70,7 @@ def decide(states: Sequence[Any], event: Event, now: datetime) -> Decision:
             return unchanged()
         case ReservationStatus.REJECTED, (OrderCreated() | OrderCancelled()):
             return unchanged()
-        case (ReservationStatus.HELD | ReservationStatus.SHIPPED), OrderCreated():
+        case ((ReservationStatus.HELD | ReservationStatus.SHIPPED), OrderCreated()):
             return unchanged()
         case ReservationStatus.SHIPPED, OrderConfirmed():
             return unchanged()
@@ -87,16 +86,18 @@ def _counted(product: Product | None, event: ProductSet | Restocked) -> Decision
         case Product(), ProductSet() if event.on_hand < product.reserved:
             return unchanged(BelowReserved(product_id=event.product_id, reserved=product.reserved))
     assert isinstance(event, ProductSet)
-    return Decision((
-        Product(
-            product_id=event.product_id,
-            name=event.name if event.name is not None or product is None else product.name,
-            on_hand=event.on_hand,
-            reserved=0 if product is None else product.reserved,
-            unit_price_amount=event.unit_price.amount,
-            currency=event.unit_price.currency,
-        ),
-    ))
+    return Decision(
+        (
+            Product(
+                product_id=event.product_id,
+                name=event.name if event.name is not None or product is None else product.name,
+                on_hand=event.on_hand,
+                reserved=0 if product is None else product.reserved,
+                unit_price_amount=event.unit_price.amount,
+                currency=event.unit_price.currency,
+            ),
+        )
+    )
 
 
 def _reserve(event: OrderCreated, products: Sequence[Product | None]) -> Decision:

@@ -18,11 +18,9 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from attrs import evolve
-
 from bus.contracts import Event
 from modules.inventory.events import StockRejected, StockReleased, StockReserved
-from modules.module import Decision, Key, Later, Unexpected, Withdraw, unchanged
+from modules.module import Decision, Key, Later, Unexpected, Withdraw, evolve, unchanged
 from modules.orders.events import (
     CancelRequested,
     OrderCancelled,
@@ -71,13 +69,15 @@ def decide(states: Sequence[Order | None], event: Event, now: datetime, *, timeo
             return _kept(evolve(order, is_paid=True, waiting_for=None, updated_at=now))
         case Status.RESERVED, PaymentCaptured():
             return _confirmed(order, now)
-        case (Status.PROCESSING | Status.RESERVED), PaymentDeclined():
+        case ((Status.PROCESSING | Status.RESERVED), PaymentDeclined()):
             return _cancelled(order, "payment_declined", now, {"reason": event.reason})
-        case (Status.PROCESSING | Status.RESERVED), PaymentDelayed() if not order.is_paid and order.waiting_for is None:
+        case ((Status.PROCESSING | Status.RESERVED), PaymentDelayed()) if (
+            not order.is_paid and order.waiting_for is None
+        ):
             return _kept(_noted(order, "payments.delayed", now, waiting_for="payment"))
-        case (Status.PROCESSING | Status.RESERVED), OrderTimedOut():
+        case ((Status.PROCESSING | Status.RESERVED), OrderTimedOut()):
             return _cancelled(order, "payment_unavailable" if order.waiting_for == "payment" else "timed_out", now)
-        case (Status.PROCESSING | Status.RESERVED | Status.CONFIRMED), CancelRequested(why=why):
+        case ((Status.PROCESSING | Status.RESERVED | Status.CONFIRMED), CancelRequested(why=why)):
             return _cancelled(order, "requested", now, None if why is None else {"reason": why})
         case Status.CANCELLED, StockReleased():
             return _kept(_noted(order, "inventory.released", now))
@@ -85,7 +85,7 @@ def decide(states: Sequence[Order | None], event: Event, now: datetime, *, timeo
             return _kept(_noted(order, "payments.refunded", now))
         case Status.CANCELLED, _:
             return unchanged()
-        case (Status.RESERVED | Status.CONFIRMED), (StockReserved() | PaymentDelayed() | OrderTimedOut()):
+        case ((Status.RESERVED | Status.CONFIRMED), (StockReserved() | PaymentDelayed() | OrderTimedOut())):
             return unchanged()  # old news
         case Status.CONFIRMED, PaymentCaptured():
             return unchanged()
@@ -119,13 +119,15 @@ def _accepted(event: OrderSubmitted, now: datetime, timeout: timedelta) -> Decis
 
 
 def _confirmed(order: Order, now: datetime) -> Decision:
-    assert order.total_amount is not None and order.currency is not None
+    assert order.total_amount is not None
+    assert order.currency is not None
+    total = Money(order.total_amount, order.currency)
     order = _noted(order, "orders.confirmed", now, status=Status.CONFIRMED, is_paid=True, waiting_for=None)
     confirmed = OrderConfirmed(
         order_id=order.order_id,
         customer_id=order.customer_id,
         items=order.items,
-        total=Money(order.total_amount, order.currency),
+        total=total,
     )
     return Decision((order,), (confirmed, Withdraw(_timer(order))), order.is_express)
 
@@ -136,9 +138,7 @@ def _cancelled(order: Order, reason: str, now: datetime, detail: dict[str, Any] 
         order, "orders.cancelled", now, {"reason": reason} | ({"detail": detail} if detail else {}),
         status=Status.CANCELLED, reason=reason, waiting_for=None,
     )  # fmt: skip
-    cancelled = OrderCancelled(
-        order_id=order.order_id, customer_id=order.customer_id, items=order.items, reason=reason
-    )
+    cancelled = OrderCancelled(order_id=order.order_id, customer_id=order.customer_id, items=order.items, reason=reason)
     said = (cancelled,) if was_over else (cancelled, Withdraw(_timer(order)))
     return Decision((order,), said, order.is_express)
 

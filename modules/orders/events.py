@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["CancelRequested", "OrderCancelled", "OrderConfirmed", "OrderCreated", "OrderSubmitted", "OrderTimedOut", "OrderUnknown"]
+__all__ = [
+    "CancelRequested",
+    "OrderCancelled",
+    "OrderConfirmed",
+    "OrderCreated",
+    "OrderSubmitted",
+    "OrderTimedOut",
+    "OrderUnknown",
+]
 
 from attrs import frozen
 

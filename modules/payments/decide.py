@@ -19,11 +19,9 @@ __all__ = ["decide", "touches"]
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from attrs import evolve
-
 from bus.contracts import Event
 from modules.inventory.events import StockReserved
-from modules.module import Decision, Key, Later, Unexpected, Withdraw, unchanged
+from modules.module import Decision, Key, Later, Unexpected, Withdraw, evolve, unchanged
 from modules.orders.events import OrderCancelled
 from modules.payments.events import (
     Charged,
@@ -75,15 +73,17 @@ def decide(states: Sequence[Payment | None], event: Event, now: datetime) -> Dec
     match payment.status, event:
         case _, StockReserved():
             return unchanged()  # asked for already, or cancelled before it was
-        case (PaymentStatus.PENDING | PaymentStatus.UNKNOWN | PaymentStatus.DECLINED), Charged():
+        case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN | PaymentStatus.DECLINED), Charged()):
             return _charged(payment, event, now)
-        case (PaymentStatus.PENDING | PaymentStatus.UNKNOWN), ChargeRefused():
+        case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN), ChargeRefused()):
             return _refused(payment, event.reason, now, event.calls)
-        case (PaymentStatus.PENDING | PaymentStatus.UNKNOWN), ChargeFailed():
+        case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN), ChargeFailed()):
             return _failed(payment, event, now)
+        case PaymentStatus.DECLINED, ChargeFailed(is_unknown=True) if payment.is_cancelled:
+            return _failed(payment, event, now)  # the attempt was on its way when we withdrew it, and may have charged
         case _, (Charged() | ChargeRefused() | ChargeFailed()):
             return unchanged()  # an answer to an earlier attempt, settled since
-        case (PaymentStatus.PENDING | PaymentStatus.UNKNOWN), OrderCancelled():
+        case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN), OrderCancelled()):
             return _given_up(payment, now)
         case PaymentStatus.CAPTURED, OrderCancelled() if not payment.is_cancelled:
             return _to_be_refunded(evolve(payment, is_cancelled=True, updated_at=now))

@@ -12,7 +12,7 @@ import pytest
 from tests.house.tree import MODULES, PACKAGES, ROOT, is_source, name_of, parsed, python_files
 
 ROOMS = {"__init__.py", "decide.py", "events.py", "routes.py", "schemas", "state.py"}
-LINES_MAX = 300
+LINES_MAX = 350
 
 FORBIDDEN = {"Abstract", "Base", "Helper", "Helpers", "Impl", "Manager", "Util", "Utils"}
 LEFT_UNDONE = re.compile(r"\b(?:%s)\b" % "|".join(("TO" + "DO", "FIX" + "ME", "X" * 3)))  # noqa: UP031

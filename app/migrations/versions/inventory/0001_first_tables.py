@@ -30,7 +30,9 @@ def upgrade() -> None:
         sa.Column("order_id", sa.String(36), primary_key=True),
         sa.Column("status", sa.String(16), nullable=False),
         sa.Column("lines", sa.JSON, nullable=False),
-        sa.CheckConstraint("status IN ('held', 'rejected', 'shipped', 'released')", name="inventory_reservation_status"),
+        sa.CheckConstraint(
+            "status IN ('held', 'rejected', 'shipped', 'released')", name="inventory_reservation_status"
+        ),
         sqlite_with_rowid=False,
     )
     create_mail_1("inventory")

@@ -29,7 +29,9 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("timeline", sa.JSON, nullable=False),
-        sa.CheckConstraint("status IN ('processing', 'reserved', 'confirmed', 'cancelled')", name="orders_order_status"),
+        sa.CheckConstraint(
+            "status IN ('processing', 'reserved', 'confirmed', 'cancelled')", name="orders_order_status"
+        ),
         sa.CheckConstraint("(status = 'cancelled') = (reason IS NOT NULL)", name="orders_order_reason"),
         sqlite_with_rowid=False,
     )

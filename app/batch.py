@@ -1,0 +1,169 @@
+"""
+One batch, thought through: claim, load, decide, write, all in somebody's transaction.
+
+What was heard before drops out, the states are loaded with one select per table, the module decides about one event
+after the other, and everything that has changed is written with one statement per table. An event that cannot be
+decided loses only itself.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Answering", "Batch", "Seat", "Verdict"]
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import orjson
+from attrs import define
+from sqlalchemy import Connection
+
+from app.door import Context, KeyReused, Told
+from app.outbox import Parcel
+from app.rows import instant
+from app.store import Kept, Store
+from app.telemetry.trace import child
+from bus.contracts import EXPRESS, Contracts
+from bus.ids import caused_id
+from bus.port import Clock, Delivery
+from modules.module import Decision, Later, Module, Outcome, Withdraw
+from modules.route import Answer, Refusal
+
+Answering = Callable[[Outcome], Answer | Refusal]
+
+
+@define(eq=False)
+class Seat:
+    """An event that waits to be decided, and whoever waits for that: a *future*, or a *delivery* of the bus."""
+
+    event: Any
+    id: str
+    context: Context
+    express: bool
+    inbox_id: str | None
+    fingerprint: str | None = None
+    answer: Answering | None = None
+    future: asyncio.Future[Told] | None = None
+    delivery: Delivery | None = None
+    said_at: str | None = None
+
+
+@define(eq=False)
+class Verdict:
+    """What became of a seat. Without an outcome and an error: it was heard before."""
+
+    outcome: Outcome | None = None
+    told: Told | None = None
+    error: Exception | None = None
+
+
+class Batch:
+    """Think a batch of one module through; called in the writer's thread."""
+
+    def __init__(self, module: Module, store: Store, contracts: Contracts, clock: Clock) -> None:
+        self._module = module
+        self._store = store
+        self._contracts = contracts
+        self._clock = clock
+
+    def __call__(self, batch: Sequence[Seat], connection: Connection) -> tuple[list[Verdict], list[Parcel]]:
+        """Decide about *batch* and write what follows; in the writer's thread, within its transaction."""
+        store, touches = self._store, self._module.touches
+        now = self._clock.now()
+        said_at = instant(now)
+        known: dict[str, tuple[str | None, str | None]] = {}
+        if inbox_ids := [seat.inbox_id for seat in batch if seat.inbox_id is not None]:
+            known = store.known(connection, inbox_ids)
+        keys: dict[type, set[str]] = {}
+        touched = []
+        for seat in batch:
+            wanted = touches(seat.event) if seat.inbox_id not in known else ()
+            touched.append(wanted)
+            for cls, key in wanted:
+                keys.setdefault(cls, set()).add(key)
+        world = store.load(connection, keys)
+
+        changed: dict[type, dict[str, Any]] = {cls: {} for cls in self._module.remembers}
+        heard: list[Kept] = []
+        said: list[Parcel] = []
+        withdrawn: list[str] = []
+        verdicts = []
+        for seat, wanted in zip(batch, touched, strict=True):
+            if seat.inbox_id is not None and seat.inbox_id in known:
+                verdicts.append(self._again(seat, *known[seat.inbox_id]))
+                continue
+            try:
+                decision = self._module.decide([world[cls].get(key) for cls, key in wanted], seat.event, now)
+                parcels, taken_back, replies = self._said(seat, decision, said_at, wanted)
+                for state in decision.states:
+                    key = self._store.rows[type(state)].key_of(state)
+                    world[type(state)][key] = changed[type(state)][key] = state
+                outcome = Outcome(tuple(world[cls].get(key) for cls, key in wanted), replies)
+                told = Told(seat.answer(outcome)) if seat.answer is not None else None
+            except Exception as error:  # whatever a decision raises, it is this event's trouble and nobody else's
+                verdicts.append(Verdict(error=error))
+                continue
+            if taken_back:
+                withdrawn += taken_back
+                said = [parcel for parcel in said if parcel.name not in taken_back]
+            said += parcels
+            if seat.inbox_id is not None and not (told is not None and isinstance(told.answer, Refusal)):
+                answer = None
+                if seat.fingerprint is not None and told is not None:
+                    answer = _kept(told.answer)
+                heard.append(Kept(seat.inbox_id, said_at, seat.fingerprint, answer))
+                known[seat.inbox_id] = seat.fingerprint, answer
+            verdicts.append(Verdict(outcome, told))
+        store.save(
+            connection,
+            states={cls: states for cls, states in changed.items() if states},
+            heard=heard,
+            withdrawn=withdrawn,
+            said=said,
+        )
+        return verdicts, [parcel for parcel in said if parcel.due_at <= said_at]
+
+    def _said(
+        self, seat: Seat, decision: Decision, now: str, wanted: Sequence[tuple[type, str]]
+    ) -> tuple[list[Parcel], list[str], tuple[Any, ...]]:
+        """Return what goes out, which names are withdrawn, and everything that was said or replied."""
+        express = seat.express if decision.express is None else decision.express
+        key = wanted[0][1] if wanted else ""
+        parcels: list[Parcel] = []
+        withdrawn: list[str] = []
+        events: list[Any] = []
+        for ordinal, said in enumerate(decision.events):
+            name, due_at = None, now
+            if isinstance(said, Withdraw):
+                withdrawn.append(said.name)
+                continue
+            if isinstance(said, Later):
+                name, due_at, said = said.name or None, max(now, instant(said.at)), said.event
+            else:
+                events.append(said)
+            subject = getattr(said, "__subject__", None)
+            if subject is None:
+                continue
+            # Two modules may answer one event: the speaker is part of the id, or the bus would take them for copies.
+            id = caused_id(seat.id, f"{self._module.name}.{ordinal}")
+            parcels.append(
+                Parcel(
+                    id, id, subject + EXPRESS if express else subject, key, self._contracts.encode(said), name,
+                    seat.context.correlation_id, seat.id, child(seat.context.traceparent, id), now, due_at,
+                )
+            )  # fmt: skip
+        return parcels, withdrawn, tuple(events)
+
+    @staticmethod
+    def _again(seat: Seat, fingerprint: str | None, answer: str | None) -> Verdict:
+        """Return the verdict on what was heard before."""
+        if seat.fingerprint is not None and seat.fingerprint != fingerprint:
+            return Verdict(error=KeyReused("This idempotency key was used for another request."))
+        if answer is None:
+            return Verdict(told=Told(Answer(200, None), is_replay=True))
+        return Verdict(told=Told(Answer(**orjson.loads(answer)), is_replay=True))
+
+
+def _kept(answer: Answer | Refusal) -> str:
+    assert isinstance(answer, Answer)
+    return orjson.dumps({"status": answer.status, "body": answer.body, "headers": dict(answer.headers)}).decode()
