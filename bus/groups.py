@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define
 
+from bus import port
 from bus.port import Message
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ class Member:
     def consumer(self) -> str:
         return self._group.name
 
-    async def fetch(self, limit: int, wait_seconds: float) -> list[Delivery]:
+    async def fetch(self, limit: int, wait_seconds: float) -> list[port.Delivery]:
         if limit < 1:
             raise ValueError(f"cannot fetch {limit} messages")
         group = self._group
@@ -224,11 +225,11 @@ class Member:
             if group.waiters:
                 group.wake()
 
-    def _take(self, limit: int, now: float) -> list[Delivery]:
+    def _take(self, limit: int, now: float) -> list[port.Delivery]:
         group = self._group
         bus, ready, in_hand = group.bus, group.ready, group.in_hand
         overdue_at = now + bus.ack_wait_seconds
-        batch: list[Delivery] = []
+        batch: list[port.Delivery] = []
         while ready and len(batch) < limit:
             copy = ready.popleft()
             if copy.state != READY:

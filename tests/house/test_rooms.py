@@ -87,9 +87,9 @@ def test_every_module_promises_its_own_subjects_only(module: str) -> None:
     assert [name for name in schemas if not re.fullmatch(rf"{module}\.[a-z_]+\.v[1-9][0-9]*\.json", name)] == []
 
 
-@pytest.mark.parametrize("path", HOUSE, ids=name_of)
+@pytest.mark.parametrize("path", [path for path in HOUSE if "tests" not in path.parts], ids=name_of)
 def test_no_file_outgrows_its_noun(path: Path) -> None:
-    """What does not fit into 300 lines is more than one thing."""
+    """What does not fit into 350 lines is more than one thing; only a contract's suite of tests may be longer."""
     assert len(path.read_text(encoding="utf-8").splitlines()) < LINES_MAX
 
 
