@@ -78,6 +78,8 @@ class Application:
     """
 
     phase: Literal["starting", "ready", "draining"] = "starting"
+    on_fatal: Callable[[], None] = staticmethod(lambda: None)
+    """Called when a loop of the house has broken and only a restart can help."""
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         """
@@ -235,8 +237,14 @@ class Application:
 
     def _run(self, loop: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(loop, name=name)
-        task.add_done_callback(_ended)
+        task.add_done_callback(self._ended)
         self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A loop of the house that ends by itself is a bug: say so, and leave it to a restart."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.opt(exception=error).critical("a loop ended; the process stops", loop=task.get_name())
+            self.on_fatal()
 
     async def _flush(self) -> None:
         while True:
@@ -244,12 +252,6 @@ class Application:
                 with suppress(Unavailable):
                     await database.flush()
             await self._clock.sleep(FLUSH_SECONDS)
-
-
-def _ended(task: asyncio.Task[None]) -> None:
-    """A loop of the house that ends by itself is a bug; the operator must see it, and an orchestrator must act."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.opt(exception=error).critical("a loop ended", task=task.get_name())
 
 
 def _order_observers(metrics: Metrics) -> dict[type, Observer]:

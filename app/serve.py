@@ -50,6 +50,14 @@ async def _serve(application: Application) -> int:
             os._exit(128 + number)  # the second time means now; nothing that was promised is lost by it
         stop.set()
 
+    code = 0
+
+    def broken() -> None:
+        nonlocal code
+        code = 1
+        stop.set()
+
+    application.on_fatal = broken
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked, number)
     address = await application.start()
@@ -62,9 +70,9 @@ async def _serve(application: Application) -> int:
             await application.stop()
     except TimeoutError:
         logger.warning("not everything was finished in time; the rest is done at the next start")
-        _flush_and_leave(0)
+        _flush_and_leave(code)
     logger.info("stopped")
-    return 0
+    return code
 
 
 def _flush_and_leave(code: int) -> None:

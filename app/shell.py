@@ -20,10 +20,12 @@ from functools import partial
 from typing import Any
 
 from loguru import logger
+from sqlalchemy import Connection
 
 from app.batch import Answering, Batch, Seat, Verdict
 from app.door import Context, Overloaded, Told, Unavailable
 from app.headers import origin
+from app.outbox import Parcel
 from app.relay import Relay
 from app.store import Store
 from app.telemetry.metrics import Metrics
@@ -34,7 +36,7 @@ from bus.port import Clock, Delivery, Subscription
 from modules.module import Module, Outcome, State
 
 FETCH_SECONDS = 1.0
-AWAY_SECONDS_MAX = 5.0
+AWAY_SECONDS_MAX = 2.0
 RETRY_SECONDS = 0.5
 RETRY_SECONDS_MAX = 30.0
 
@@ -73,7 +75,7 @@ class Shell:
         self._dice = dice or random.Random()
         self._room: WaitingRoom[Seat] = WaitingRoom(batch_max * 4)
         self._watchers: dict[tuple[type, str], set[asyncio.Event]] = {}
-        self._away_seconds = 0.0
+        self._is_away = False
         self._is_stopped = False
         name = module.name
         self._handled = metrics.messages_handled
@@ -104,7 +106,7 @@ class Shell:
             raise Overloaded("Too much is waiting; nothing was stored.", 2)
         if self._is_stopped:
             raise Unavailable("The server is shutting down.")
-        if sheds and self._away_seconds:
+        if self._is_away:
             raise Unavailable("The database is out of reach.")
         future: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
         inbox_id = key if key is not None else None if is_new else id
@@ -149,13 +151,24 @@ class Shell:
         batch = await self._room.take(self._batch_max)
         began = self._clock.monotonic()
         try:
-            verdicts, due = await self._store.database.write(partial(self._think, batch))
+            verdicts, due = await self._see_through(batch)
         except Unavailable as error:
             await self._turn_away(batch, error)
             return
-        self._away_seconds = 0.0
         self._relay.take(due)
         await self._answer(batch, verdicts, began)
+
+    async def _see_through(self, batch: Sequence[Seat]) -> tuple[list[Verdict], list[Parcel]]:
+        """Think *batch* and commit what follows; what the database will not write is found out one by one."""
+        try:
+            return await self._store.database.write(partial(self._think, batch))
+        except Unavailable:
+            raise
+        except Exception as error:  # a row that breaks a constraint, say: whose it is, only a single pass can tell
+            if len(batch) == 1:
+                return [Verdict(error=error)], []
+            found = [await self._see_through([seat]) for seat in batch]
+            return [verdict for verdicts, _ in found for verdict in verdicts], [p for _, due in found for p in due]
 
     async def run(self) -> None:
         """Step until cancelled."""
@@ -214,16 +227,32 @@ class Shell:
         await delivery.nak(retry_seconds(delivery.tries, self._dice), error="failed", detail=detail)
 
     async def _turn_away(self, batch: Sequence[Seat], error: Unavailable) -> None:
-        """Send askers home, keep what the bus brought; a database that is away costs no message a try."""
-        for seat in batch:
+        """
+        Send askers home, keep what the bus brought, and return once the database answers.
+
+        Nobody new is let in to be turned away meanwhile, and no message is charged a try for it.
+        """
+        self._is_away = True
+        self._room.sit_again([seat for seat in batch if seat.delivery is not None])
+        self._send_home(batch, error)
+        away_seconds = 0.1
+        while self._is_away:
+            await self._clock.sleep(away_seconds * self._dice.uniform(0.5, 1.0))
+            away_seconds = min(AWAY_SECONDS_MAX, away_seconds * 2)
+            try:
+                await self._store.database.write(_is_there)
+                self._is_away = False
+            except Unavailable as still:
+                self._send_home(self._room.leave(lambda seat: seat.future is not None), still)
+            for seat in self._room:
+                if seat.delivery is not None:
+                    await seat.delivery.in_progress()
+
+    @staticmethod
+    def _send_home(seats: Sequence[Seat], error: Unavailable) -> None:
+        for seat in seats:
             if seat.future is not None and not seat.future.done():
                 seat.future.set_exception(Unavailable(error.detail, error.retry_after_seconds))
-        self._room.sit_again([seat for seat in batch if seat.delivery is not None])
-        for seat in self._room:
-            if seat.delivery is not None:
-                await seat.delivery.in_progress()
-        self._away_seconds = min(AWAY_SECONDS_MAX, self._away_seconds * 2 or 0.1)
-        await self._clock.sleep(self._away_seconds * self._dice.uniform(0.5, 1.0))
 
     # Looking in
 
@@ -265,6 +294,10 @@ class Shell:
 def retry_seconds(tries: int, dice: random.Random) -> float:
     """Return how long a message waits after its try *tries*: doubling, with jitter so that failures do not keep step."""
     return min(RETRY_SECONDS * 2.0 ** (tries - 1), RETRY_SECONDS_MAX) * dice.uniform(0.5, 1.5)
+
+
+def _is_there(connection: Connection) -> None:
+    """Do nothing; that a transaction begins is the point."""
 
 
 def _seconds_between(said_at: str, now: datetime) -> float:

@@ -6,7 +6,7 @@ __all__ = ["WaitingRoom"]
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -46,6 +46,14 @@ class WaitingRoom(Generic[T]):
         self._bulk.extendleft(reversed(list(guests)))
         if self._bulk:
             self._came.set()
+
+    def leave(self, is_leaving: Callable[[T], bool]) -> list[T]:
+        """Let those out who do not want to wait; return them."""
+        leaving = [guest for guest in self if is_leaving(guest)]
+        self._express = deque(guest for guest in self._express if not is_leaving(guest))
+        self._bulk = deque(guest for guest in self._bulk if not is_leaving(guest))
+        self._went.set()
+        return leaving
 
     async def take(self, most: int) -> list[T]:
         """Return up to *most* of those who sit, express first; wait until there is one."""
