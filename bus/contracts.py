@@ -27,7 +27,6 @@ __all__ = [
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from itertools import islice
 from typing import Any, TypeVar, dataclass_transform
 
@@ -46,8 +45,8 @@ Event = Any
 Schema = Mapping[str, Any]
 T = TypeVar("T")
 
-SAID_MAX = 4_096
-"""Events that a process remembers having said, so as not to read its own handwriting."""
+SAID_MAX = 2_048
+"""Events that a process remembers having said, and as many before them, so as not to read its own handwriting."""
 
 EXPRESS = ".express"
 _SUBJECT = re.compile(r"[a-z][a-z_]*\.[a-z][a-z_]*\.v[1-9][0-9]*")
@@ -113,6 +112,7 @@ class Contracts:
         """
         converter = _converter()
         self._said: dict[bytes, Event] = {}
+        self._said_before: dict[bytes, Event] = {}
         self._by_subject: dict[str, Contract] = {}
         for cls in classes:
             subject = subject_of(cls)
@@ -164,11 +164,9 @@ class Contracts:
         if not contract.may_say(value):
             raise Invalid(contract.subject, explain(contract.schema, value))
         body = orjson.dumps(value)
-        said = self._said
-        said[body] = event
-        if len(said) > SAID_MAX:
-            with suppress(KeyError, StopIteration, RuntimeError):  # other threads encode, too
-                del said[next(iter(said))]
+        self._said[body] = event
+        if len(self._said) > SAID_MAX:
+            self._said_before, self._said = self._said, {}
         return body
 
     def decode(self, subject: str, body: bytes) -> Event:
@@ -180,7 +178,7 @@ class Contracts:
             Unreadable: The body is not JSON in UTF-8.
             Invalid: The body breaks the schema; says where and why.
         """
-        event = self._said.get(body)
+        event = self._said.get(body) or self._said_before.get(body)
         if event is not None and event.__subject__ == plain(subject):
             return event  # our own words: validated when we said them, and frozen since
         contract = self[subject]
