@@ -10,7 +10,7 @@ __all__ = ["main"]
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 FAILED, USAGE, OUT_OF_REACH = 1, 2, 3
 
 
-class Command(click.Command):
-    """A command whose modules are imported when it is called: `version` need not wait for a web server's."""
-
-
-def _stop(code: int, line: str) -> None:
+def _stop(code: int, line: str) -> NoReturn:
     click.echo(f"fulfilment: {line}", err=True)
     sys.exit(code)
 
@@ -36,7 +32,6 @@ def _settings() -> Settings:
         settings = load(os.environ)
     except BadSetting as error:
         _stop(USAGE, str(error))
-        raise
     if settings.bus == "nats":
         _stop(USAGE, "BUS=nats is not there yet; leave BUS unset for one process with the in-memory bus")
     if settings.payment_gateway != "simulated":
@@ -55,10 +50,8 @@ def _application(settings: Settings) -> Application:
         return Application(settings)
     except ContractError as error:
         _stop(USAGE, f"contract: {error}")
-        raise
     except Unusable as error:
         _stop(USAGE, f"DATABASE_URL: {error}")
-        raise
 
 
 def _migrate(application: Application) -> list[str]:
@@ -70,10 +63,8 @@ def _migrate(application: Application) -> list[str]:
         return application.migrate()
     except NewerDatabase as error:
         _stop(OUT_OF_REACH, f"the database is newer than this release: {error}")
-        raise
     except DBAPIError as error:
         _stop(OUT_OF_REACH, f"the database cannot be used: {error.orig}")
-        raise
 
 
 def _variables() -> str:
@@ -100,7 +91,7 @@ def serve() -> None:
     Prints one line with the address once it is ready. A SQLite database is made and migrated by itself. The first signal
     lets it finish what is in hand (SHUTDOWN_GRACE_S at most) and end with 0; a second one ends it at once.
     """
-    from app.serve import serve
+    from app.serve import CannotListen, serve
 
     settings = _settings()
     _logs(settings)
@@ -108,9 +99,8 @@ def serve() -> None:
     _migrate(application)
     try:
         sys.exit(serve(application))
-    except OSError as error:
-        reason = error.strerror or str(error)
-        _stop(OUT_OF_REACH, f"cannot listen on {settings.http_host}:{settings.http_port}: {reason}")
+    except CannotListen as error:
+        _stop(OUT_OF_REACH, f"cannot listen on {settings.http_host}:{settings.http_port}: {error}")
 
 
 @main.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["serve"]
+__all__ = ["CannotListen", "serve"]
 
 import asyncio
 import gc
@@ -28,12 +28,16 @@ GARBAGE_MIN = 50_000
 """Objects between two looks for garbage. What a message leaves behind is no cycle, and goes without anybody's looking."""
 
 
+class CannotListen(Exception):
+    """The address to listen on is taken, or not ours."""
+
+
 def serve(application: Application) -> int:
     """
     Run *application* until SIGTERM or SIGINT; return the exit code.
 
     Raises:
-        OSError: It cannot listen.
+        CannotListen: The address is taken, or not ours.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()
@@ -60,7 +64,10 @@ async def _serve(application: Application) -> int:
     application.on_fatal = broken
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked, number)
-    address = await application.start()
+    try:
+        address = await application.start()
+    except OSError as error:
+        raise CannotListen(error.strerror or str(error)) from error
     click.echo(f"fulfilment is ready at {address}")
     logger.info("ready", address=address)
     await stop.wait()

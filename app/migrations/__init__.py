@@ -57,12 +57,13 @@ def migrate(engine: Engine, module: str) -> bool:
 def _upgrade(engine: Engine, module: str) -> None:
     import logging
 
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # what it says of itself is no news to an operator
+
     from alembic.config import Config
     from alembic.migration import MigrationContext
     from alembic.operations import Operations
     from alembic.script import ScriptDirectory
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # what it says of itself is no news to an operator
     config = Config()
     config.set_main_option("script_location", str(_HERE))
     config.set_main_option("version_locations", str(_HERE / "versions" / module))
