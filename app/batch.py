@@ -95,14 +95,14 @@ class Batch:
             try:
                 decision = self._module.decide([world[cls].get(key) for cls, key in wanted], seat.event, now)
                 parcels, taken_back, replies = self._said(seat, decision, said_at, wanted)
-                for state in decision.states:
-                    key = self._store.rows[type(state)].key_of(state)
-                    world[type(state)][key] = changed[type(state)][key] = state
-                outcome = Outcome(tuple(world[cls].get(key) for cls, key in wanted), replies)
+                after = {(type(state), self._store.rows[type(state)].key_of(state)): state for state in decision.states}
+                outcome = Outcome(tuple(after.get(key) or world[key[0]].get(key[1]) for key in wanted), replies)
                 told = Told(seat.answer(outcome)) if seat.answer is not None else None
             except Exception as error:  # whatever a decision raises, it is this event's trouble and nobody else's
                 verdicts.append(Verdict(error=error))
                 continue
+            for (cls, key), state in after.items():
+                world[cls][key] = changed[cls][key] = state
             if taken_back:
                 withdrawn += taken_back
                 said = [parcel for parcel in said if parcel.name not in taken_back]

@@ -67,6 +67,7 @@ async def _serve(application: Application) -> int:
     try:
         address = await application.start()
     except OSError as error:
+        await application.stop()
         raise CannotListen(error.strerror or str(error)) from error
     click.echo(f"fulfilment is ready at {address}")
     logger.info("ready", address=address)

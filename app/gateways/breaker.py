@@ -57,8 +57,8 @@ class Breaker:
 
     monotonic: Callable[[], float]
     window: int = 20
-    calls_min: int = 10
-    failure_share: float = 0.5
+    calls_min: int = 20
+    failure_share: float = 0.8
     open_seconds: float = 5.0
     probes: int = 1
     on_change: Callable[[BreakerState], None] = lambda state: None

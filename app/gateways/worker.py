@@ -107,7 +107,10 @@ class GatewayWorker:
         id, context = origin(message)
         try:
             answer = await (self._charge(event) if isinstance(event, ChargeRequested) else self._refund(event))
-            await self._tell(answer, caused_id(id, CONSUMER), context, is_express(message.subject), delivery)
+            # Asked twice (we were killed in between), the gateway may answer in two ways, and both are news.
+            kind = f"{type(answer).__name__}.{getattr(answer, 'is_unknown', False)}"
+            answer_id = caused_id(id, f"{CONSUMER}.{kind}")
+            await self._tell(answer, answer_id, context, is_express(message.subject), delivery)
         except Exception as error:  # whatever it is, it is this message's trouble: five tries, then a dead letter
             detail = f"{type(error).__name__}: {error}"
             logger.warning("message failed", consumer=CONSUMER, detail=detail, correlation_id=context.correlation_id)
@@ -132,14 +135,22 @@ class GatewayWorker:
                 found = await self._call(
                     lambda: self._gateway.charge(key, event.order_id, event.amount, event.payment_method)
                 )
-        except (GatewayTrouble, BreakerOpen) as trouble:
+        except BreakerOpen as closed:
+            self._attempts.labels("unavailable").inc()
+            return ChargeFailed(
+                order_id=event.order_id,
+                is_unknown=False,
+                retry_seconds=self._spread(closed.retry_after_seconds),
+                calls=0,
+            )
+        except GatewayTrouble as trouble:
             is_unknown = isinstance(trouble, GatewaySilent) and calls == 1
             self._attempts.labels("unknown" if is_unknown else "unavailable").inc()
             return ChargeFailed(
                 order_id=event.order_id,
                 is_unknown=is_unknown,
                 retry_seconds=self._retry_seconds(event.attempt, trouble.retry_after_seconds),
-                calls=0 if isinstance(trouble, BreakerOpen) else calls,
+                calls=calls,
             )
         if isinstance(found, Captured):
             self._attempts.labels("captured").inc()
@@ -152,7 +163,9 @@ class GatewayWorker:
             reference = await self._call(
                 lambda: self._gateway.refund(f"refund:{event.order_id}", event.reference, event.amount)
             )
-        except (GatewayTrouble, BreakerOpen) as trouble:
+        except BreakerOpen as closed:
+            return RefundFailed(order_id=event.order_id, retry_seconds=self._spread(closed.retry_after_seconds))
+        except GatewayTrouble as trouble:
             self._attempts.labels("refund_failed").inc()
             retry_seconds = self._retry_seconds(event.attempt, trouble.retry_after_seconds)
             return RefundFailed(order_id=event.order_id, retry_seconds=retry_seconds)
@@ -188,9 +201,13 @@ class GatewayWorker:
                 await self._clock.sleep(shed.retry_after_seconds)
 
     def _retry_seconds(self, attempt: int, asked_seconds: float | None) -> float:
-        """Return how long to wait: what was asked for at least, doubling, with jitter, a minute at most by ourselves."""
+        """Return how long to wait: what was asked for at least, doubling, a minute at most by ourselves."""
         own_seconds = min(0.5 * 2.0 ** min(attempt - 1, 10), RETRY_SECONDS_MAX)
-        return max(asked_seconds or 0.0, own_seconds) * self._dice.uniform(1.0, 1.5)
+        return self._spread(max(asked_seconds or 0.0, own_seconds))
+
+    def _spread(self, seconds: float) -> float:
+        """Return *seconds* or somewhat more, so that not everybody who waits comes back at once."""
+        return seconds * self._dice.uniform(1.0, 1.5)
 
 
 def _noted(outcome: Outcome) -> Answer:

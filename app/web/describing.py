@@ -6,12 +6,11 @@ __all__ = ["COMPONENTS", "Described", "answer", "body", "operation", "parameter"
 
 import re
 from collections.abc import Iterable, Mapping
-from http import HTTPStatus
 from typing import Any
 
 from attrs import field, frozen
 
-from app.web.problems import CONTENT_TYPE
+from app.web.problems import CONTENT_TYPE, phrase
 from app.web.reading import PAGE_DEFAULT, PAGE_MAX, PARAMETER_CHARACTERS_MAX
 
 Json = dict[str, Any]
@@ -121,7 +120,7 @@ def _headers(*names: str) -> Json:
 
 def _problem(status: int) -> Json:
     return {
-        "description": _DETAILS.get(status, HTTPStatus(status).phrase),
+        "description": _DETAILS.get(status, phrase(status)),
         "headers": _headers(*([_MORE_HEADERS[status]] if status in _MORE_HEADERS else [])),
         "content": {CONTENT_TYPE: {"schema": ref("schemas", "problem")}},
     }

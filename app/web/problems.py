@@ -7,7 +7,7 @@ A detail is written by us for the caller's eyes: nothing that an exception says 
 
 from __future__ import annotations
 
-__all__ = ["CONTENT_TYPE", "Refused", "invalid", "respond"]
+__all__ = ["CONTENT_TYPE", "Refused", "invalid", "phrase", "respond"]
 
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
@@ -22,6 +22,15 @@ from bus.errors import Problem
 
 CONTENT_TYPE = "application/problem+json"
 X_CORRELATION_ID = "X-Correlation-ID"
+
+
+_RENAMED = {413: "Content Too Large", 414: "URI Too Long", 422: "Unprocessable Content"}
+"""Phrases of RFC 9110 that not every Python version knows yet."""
+
+
+def phrase(status: int) -> str:
+    """Return the reason phrase of *status*."""
+    return _RENAMED.get(status) or HTTPStatus(status).phrase
 
 
 @frozen
@@ -47,7 +56,7 @@ def respond(refused: Refused, path: str, correlation_id: str) -> web.Response:
     """Return *refused* as the answer to a request for *path*."""
     body = {
         "type": "about:blank",
-        "title": HTTPStatus(refused.status).phrase,
+        "title": phrase(refused.status),
         "status": refused.status,
         "detail": refused.detail,
         # A path may hold whatever bytes the caller sent; a URI reference may not.

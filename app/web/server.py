@@ -10,7 +10,6 @@ from __future__ import annotations
 __all__ = ["KEEP_ALIVE_SECONDS", "Runner"]
 
 import asyncio
-from http import HTTPStatus
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -20,7 +19,7 @@ from uuid_utils import uuid7
 
 from app.web.answering import SERVER, Telemetry
 from app.web.application import TELEMETRY, UNMATCHED
-from app.web.problems import Refused, respond
+from app.web.problems import Refused, phrase, respond
 
 KEEP_ALIVE_SECONDS = 75.0
 
@@ -88,7 +87,7 @@ class _Connection(web.RequestHandler):
         """Send *resp*, and a problem instead of an answer that aiohttp's router gives without asking anybody."""
         if isinstance(resp, web.HTTPException):
             status = resp.status
-            refused = Refused(status, "not_found" if status == 404 else "refused", f"{HTTPStatus(status).phrase}.")
+            refused = Refused(status, "not_found" if status == 404 else "refused", f"{phrase(status)}.")
             resp = self._problem(request, refused, str(uuid7()))
         return await super().finish_response(request, resp, start_time)
 

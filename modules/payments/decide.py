@@ -151,13 +151,13 @@ def _failed(payment: Payment, event: ChargeFailed, now: datetime) -> Decision:
     again = evolve(
         payment,
         status=PaymentStatus.UNKNOWN if is_unknown else PaymentStatus.PENDING,
-        attempts=payment.attempts + 1,
+        attempts=payment.attempts + event.calls,
         calls=payment.calls + event.calls,
         is_waiting=True,
         updated_at=now,
     )
     later = Later(_ask(again), now + timedelta(seconds=event.retry_seconds), _retry(payment))
-    if payment.is_cancelled or payment.attempts > 1:
+    if payment.is_cancelled or payment.is_waiting:
         return Decision((again,), (later,))
     return Decision((again,), (later, PaymentDelayed(order_id=payment.order_id)))
 

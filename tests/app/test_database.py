@@ -1,0 +1,156 @@
+"""One database, two threads: what is asked for at once shares a transaction, and nobody's failure is another's."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import IntegrityError
+
+from app.database import Database, Unusable
+from app.door import Unavailable
+
+
+@pytest.fixture
+async def database(path: Path) -> AsyncIterator[Database]:
+    """A database with one table of different numbers."""
+    database = Database(f"sqlite:///{path}")
+    await database.write(lambda connection: connection.exec_driver_sql("CREATE TABLE number (n INTEGER PRIMARY KEY)"))
+    yield database
+    await database.close()
+
+
+def insert(n: int) -> Any:
+    def work(connection: Connection) -> int:
+        connection.exec_driver_sql("INSERT INTO number VALUES (?)", (n,))
+        return n
+
+    return work
+
+
+async def numbers(database: Database) -> list[int]:
+    return await database.read(lambda c: [row[0] for row in c.exec_driver_sql("SELECT n FROM number ORDER BY n")])
+
+
+async def test_what_waits_together_is_committed_together(database: Database) -> None:
+    """A hundred pieces of work that arrive at once are a few transactions, and each gets its own result."""
+    commits: list[Any] = []
+    event.listen(database.engine, "commit", commits.append)
+    assert await asyncio.gather(*(database.write(insert(n)) for n in range(100))) == list(range(100))
+    assert len(commits) <= 3
+    assert await numbers(database) == list(range(100))
+
+
+async def test_one_failing_piece_does_not_take_the_others_down(database: Database) -> None:
+    """Each of the others is done once; the failing one keeps nothing, not even what it did before it failed."""
+
+    def half(connection: Connection) -> None:
+        connection.exec_driver_sql("INSERT INTO number VALUES (50)")
+        raise ValueError("half done")
+
+    works = [database.write(insert(1)), database.write(half), database.write(insert(2)), database.write(insert(2))]
+    done = await asyncio.gather(*works, return_exceptions=True)
+    assert done[0] == 1
+    assert isinstance(done[1], ValueError)
+    assert done[2] == 2
+    assert isinstance(done[3], IntegrityError)
+    assert await numbers(database) == [1, 2]
+
+
+async def test_a_rider_goes_with_the_next_transaction(database: Database) -> None:
+    """It causes none by itself, and is committed with somebody else's."""
+    commits: list[Any] = []
+    event.listen(database.engine, "commit", commits.append)
+    database.ride(insert(1))
+    assert await numbers(database) == []
+    commits.clear()
+    await database.write(insert(2))
+    assert len(commits) == 1
+    assert await numbers(database) == [1, 2]
+
+
+async def test_a_flush_takes_what_rides(database: Database) -> None:
+    """Without riders it asks for no transaction."""
+    commits: list[Any] = []
+    event.listen(database.engine, "commit", commits.append)
+    await database.flush()
+    assert commits == []
+    database.ride(insert(1))
+    await database.flush()
+    assert await numbers(database) == [1]
+
+
+async def test_a_failing_rider_harms_nobody(database: Database) -> None:
+    """Whoever it rides with gets what he asked for."""
+    database.ride(insert(1))
+    database.ride(insert(1))
+    assert await database.write(insert(2)) == 2
+    assert await numbers(database) == [1, 2]
+
+
+async def test_a_rider_waits_out_a_database_that_is_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It rides again with the first transaction that succeeds."""
+    monkeypatch.setattr("app.database.BUSY_SECONDS", 0.02)
+    database = Database(f"sqlite:///{path}")
+    await database.write(lambda connection: connection.exec_driver_sql("CREATE TABLE number (n INTEGER PRIMARY KEY)"))
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    database.ride(insert(1))
+    with pytest.raises(Unavailable):
+        await database.write(insert(2))
+    assert not database.is_healthy
+    other.execute("ROLLBACK")
+    other.close()
+    assert await database.write(insert(3)) == 3
+    assert database.is_healthy
+    assert await numbers(database) == [1, 3]
+    await database.close()
+
+
+async def test_readers_do_not_wait_for_a_writer(database: Database) -> None:
+    """They see the last commit while the next is in the making."""
+    may_go = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(connection: Connection) -> None:
+        connection.exec_driver_sql("INSERT INTO number VALUES (1)")
+        asyncio.run_coroutine_threadsafe(may_go.wait(), loop).result(20)
+
+    writing = asyncio.create_task(database.write(slow))
+    await asyncio.sleep(0)
+    assert await numbers(database) == []
+    may_go.set()
+    await writing
+    assert await numbers(database) == [1]
+
+
+async def test_closing_finishes_what_was_asked_for(path: Path) -> None:
+    """What was asked for before is committed; what comes after is refused; closing twice is closing once."""
+    database = Database(f"sqlite:///{path}")
+    await database.write(lambda connection: connection.exec_driver_sql("CREATE TABLE number (n INTEGER PRIMARY KEY)"))
+    asked = [asyncio.create_task(database.write(insert(n))) for n in range(20)]
+    await asyncio.sleep(0)
+    await database.close()
+    await database.close()
+    assert await asyncio.gather(*asked) == list(range(20))
+    with pytest.raises(Unavailable):
+        await database.write(insert(99))
+
+
+async def test_a_commit_is_on_the_disk_before_it_is_answered(database: Database) -> None:
+    """WAL with synchronous=FULL: SQLite calls it 2."""
+    found = await database.write(
+        lambda c: (c.exec_driver_sql("PRAGMA synchronous").scalar(), c.exec_driver_sql("PRAGMA journal_mode").scalar())
+    )
+    assert found == (2, "wal")
+
+
+def test_what_is_not_sqlite_is_refused_in_one_line(tmp_path: Path) -> None:
+    """The operator reads the reason, not a traceback."""
+    with pytest.raises(Unusable, match="DATABASE_URL"):
+        Database("postgresql://localhost/orders")

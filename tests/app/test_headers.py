@@ -1,0 +1,81 @@
+"""What an event says on its envelope."""
+
+from __future__ import annotations
+
+from urllib.parse import unquote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.headers import message_of, origin
+from app.outbox import Parcel
+from bus.port import Message
+
+AT = "2026-01-01T12:00:00.000000+00:00"
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def parcel(correlation_id: str = "c", event_id: str = "e", subject: str = "orders.created.v1") -> Parcel:
+    return Parcel("m", event_id, subject, "k", b"{}", None, correlation_id, "cause", TRACE, AT, AT)
+
+
+@pytest.mark.parametrize(
+    ("value", "header"),
+    [
+        ("Euro € 😀", "Euro%20%E2%82%AC%20%F0%9F%98%80"),
+        ('a "quoted" 100%', "a%20%22quoted%22%20100%25"),
+        ("plain-ascii_~!*'()", "plain-ascii_~!*'()"),
+        ("\t\x7f", "%09%7F"),
+    ],
+)
+def test_values_are_percent_encoded_as_the_binding_says(value: str, header: str) -> None:
+    """Space, quote, percent and whatever is not printable ASCII (CloudEvents NATS binding, 3.1.3.2)."""
+    assert message_of(parcel(value)).headers["ce-correlationid"] == header
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20))
+def test_what_is_encoded_is_decoded(text: str) -> None:
+    """Any text survives the envelope, and travels as printable ASCII."""
+    message = message_of(parcel(text, text))
+    header = message.headers["ce-id"]
+    assert header.isascii()
+    assert header.isprintable()
+    assert " " not in header
+    assert unquote(header) == text
+    id, context = origin(message)
+    assert (id, context.correlation_id) == (text, text)
+
+
+def test_the_envelope_is_a_cloud_event() -> None:
+    """Every required attribute, and the type without the lane."""
+    message = message_of(parcel(subject="orders.created.v1.express"))
+    assert message.subject == "orders.created.v1.express"
+    assert dict(message.headers) == {
+        "ce-specversion": "1.0",
+        "ce-id": "e",
+        "ce-source": "/fulfilment/orders",
+        "ce-type": "orders.created.v1",
+        "ce-time": AT,
+        "ce-correlationid": "c",
+        "ce-causationid": "cause",
+        "traceparent": TRACE,
+        "content-type": "application/json",
+    }
+    assert (message.id, message.key, message.body) == ("m", "k", b"{}")
+
+
+def test_the_event_keeps_its_id_when_the_message_has_another() -> None:
+    """A replay is a new message that carries an old event."""
+    message = Message("orders.created.v1", "fresh", b"{}", "k", message_of(parcel(event_id="old")).headers)
+    assert origin(message)[0] == "old"
+
+
+def test_a_bare_message_gets_an_origin_that_follows_from_its_id() -> None:
+    """The same each time it comes, so that it can be recognised."""
+    bare = Message("orders.created.v1", "m-1", b"{}")
+    id, context = origin(bare)
+    assert id == context.correlation_id == "m-1"
+    assert len(context.traceparent) == 55
+    assert origin(bare) == (id, context)
+    assert origin(Message("orders.created.v1", "m-2", b"{}"))[1].traceparent != context.traceparent

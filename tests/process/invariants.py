@@ -1,0 +1,146 @@
+"""
+What must be true of the world after whatever happened to it, once it has come to rest.
+
+I1  every accepted order exists and is at its end
+I2  at most one captured charge per order, and no refund above it
+I3  per product: what there was and what was added is on the shelf or shipped; nothing is held
+I4  confirmed means charged and shipped; cancelled means nothing held and nothing kept; timelines are legal
+I5  each event counted once
+I6  whatever was said has gone out; nothing was given up in silence
+"""
+
+from __future__ import annotations
+
+__all__ = ["MODULES", "check_world", "rows"]
+
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Collection, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from tests.process.client import Client, eventually
+
+MODULES = ("orders", "inventory", "payments")
+TERMINAL = {"confirmed", "cancelled"}
+
+_LETTERS = {
+    "orders.created": "c",
+    "inventory.reserved": "r",
+    "payments.delayed": "d",
+    "orders.confirmed": "f",
+    "orders.cancelled": "x",
+    "inventory.released": "l",
+    "payments.refunded": "m",
+}
+_LEGAL = {
+    "confirmed": re.compile(r"c(r|rd|dr)f"),
+    "cancelled": re.compile(r"c(d?|(r|rd|dr)f?)x(l?m?|ml)"),
+}
+
+
+def rows(database: Path, query: str) -> list[Any]:
+    """Return what *query* finds in *database*, which is only looked at."""
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=10)) as connection:
+        return connection.execute(query).fetchall()
+
+
+async def check_world(
+    client: Client,
+    accepted: Collection[str],
+    pieces: Mapping[str, int],
+    *,
+    unheard_max: int = 0,
+    dead: int = 0,
+    seconds: float = 30.0,
+) -> list[Any]:
+    """
+    Wait until the world is at rest, then check I1 to I6; return all orders as the API shows them.
+
+    *accepted* are the ids of all 202s. *pieces* says, per product, how many there were at first and how many were added.
+    *unheard_max* orders may exist whose answer nobody heard, *dead* dead letters must.
+    """
+    database = client.server.database
+    await _come_to_rest(database, seconds)
+    orders = await client.everything("/v1/orders")
+    by_id = {order["order_id"]: order for order in orders}
+    assert len(by_id) == len(orders), "I1: the list shows an order twice"
+    assert set(accepted) - by_id.keys() == set(), "I1: an accepted order is lost"
+    assert len(by_id) <= len(set(accepted)) + unheard_max, "I1: there are orders that nobody placed"
+    for order in orders:
+        assert order["status"] in TERMINAL, f"I1: not at its end: {order}"
+    _check_money(database, by_id)
+    await _check_stock(client, orders, pieces)
+    _check_ends(database, by_id)
+    _check_mail(database)
+    assert len(await client.everything("/v1/dead-letters")) == dead, "I6: dead letters"
+    return orders
+
+
+async def _come_to_rest(database: Path, seconds: float) -> None:
+    """Wait until nothing is unsent: time-outs are withdrawn at an order's end, so nothing is left for later either."""
+
+    async def unsent() -> list[Any]:
+        query = " UNION ALL ".join(
+            f"SELECT subject, count(*) FROM {module}_outbox WHERE sent_at IS NULL GROUP BY subject"
+            for module in MODULES
+        )
+        return rows(database, query)
+
+    await eventually(unsent, lambda found: not found, seconds)
+
+
+def _check_money(database: Path, orders: Mapping[str, Any]) -> None:
+    said = Counter(
+        (subject.split(".")[1], key)
+        for subject, key in rows(database, "SELECT subject, key FROM payments_outbox")
+    )
+    assert [found for found in said.items() if found[0][0] in ("captured", "refunded") and found[1] > 1] == [], "I2"
+    payments = {row[0]: row[1:] for row in rows(database, "SELECT order_id, status, amount, currency FROM payments_payment")}
+    assert payments.keys() <= orders.keys()
+    for order_id, order in orders.items():
+        status, amount, currency = payments.get(order_id, ("none", None, None))
+        if order["status"] == "confirmed":
+            assert status == "captured", f"I4: confirmed and {status}: {order}"
+            assert {"amount": amount, "currency": currency} == order["total"], f"I2: charged {amount}: {order}"
+        else:
+            assert status in ("none", "declined", "refunded"), f"I4: cancelled and {status}: {order}"
+
+
+async def _check_stock(client: Client, orders: Collection[Any], pieces: Mapping[str, int]) -> None:
+    shipped = Counter[str]()
+    for order in orders:
+        if order["status"] == "confirmed":
+            for line in order["items"]:
+                shipped[line["product_id"]] += line["quantity"]
+    products = {product["product_id"]: product for product in await client.everything("/v1/inventory")}
+    for product_id, count in pieces.items():
+        product = products[product_id]
+        assert product["reserved"] == 0, f"I4: still held: {product}"
+        assert product["available"] == product["on_hand"] >= 0, f"I3: {product}"
+        assert product["on_hand"] + shipped[product_id] == count, f"I3: {shipped[product_id]} shipped of {count}: {product}"
+
+
+def _check_ends(database: Path, orders: Mapping[str, Any]) -> None:
+    held = dict(rows(database, "SELECT order_id, status FROM inventory_reservation"))
+    assert held.keys() == orders.keys(), "I4: inventory has not heard of every order"
+    for order_id, order in orders.items():
+        written = "".join(_LETTERS[entry["event"]] for entry in order["timeline"])
+        assert _LEGAL[order["status"]].fullmatch(written), f"I4: timeline {written!r}: {order}"
+        moments = [entry["at"] for entry in order["timeline"]]
+        assert moments == sorted(moments), f"I4: the timeline goes back: {order}"
+        if order["status"] == "confirmed":
+            assert (order["reason"], held[order_id]) == (None, "shipped"), f"I4: {held[order_id]}: {order}"
+        else:
+            assert order["reason"], f"I4: cancelled for no reason: {order}"
+            assert held[order_id] in ("released", "rejected"), f"I4: {held[order_id]}: {order}"
+
+
+def _check_mail(database: Path) -> None:
+    for module in MODULES:
+        ((heard, different),) = rows(database, f"SELECT count(*), count(DISTINCT id) FROM {module}_inbox")
+        assert heard == different, f"I5: {module} has heard an event twice"
+        ((said, events),) = rows(database, f"SELECT count(*), count(DISTINCT event_id) FROM {module}_outbox")
+        assert said == events, f"I5: {module} has said an event twice"

@@ -1,0 +1,80 @@
+"""Many who want the same thing at the same moment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+
+from tests.process.client import Client
+from tests.process.conftest import Serve
+from tests.process.invariants import check_world
+from tests.process.server import Server
+
+
+async def test_fifty_posts_under_one_key_are_one_order(client: Client) -> None:
+    """One key is one order and one charge; whoever did not place it is told so."""
+    await client.stock("SKU-1", 100)
+    replies = await asyncio.gather(*(client.post({"SKU-1": 2}, "one-key") for _ in range(50)))
+    assert {reply.status for reply in replies} == {202}
+    (order_id,) = {reply.body["order_id"] for reply in replies}
+    assert len({reply.text for reply in replies}) == 1
+    assert {reply.headers["Location"] for reply in replies} == {f"/v1/orders/{order_id}"}
+    replayed = [reply.headers.get("Idempotency-Replayed") for reply in replies]
+    assert Counter(replayed) == {"true": 49, None: 1}
+    await client.followed(order_id)
+
+    server = client.server
+    await asyncio.to_thread(server.kill)
+    await asyncio.to_thread(server.start)
+    after = await client.post({"SKU-1": 2}, "one-key")
+    assert (after.status, after.text, after.headers["Idempotency-Replayed"]) == (202, replies[0].text, "true")
+    await check_world(client, [order_id], {"SKU-1": 100})
+    assert (await client.get("/v1/inventory/SKU-1"))["on_hand"] == 98
+
+
+async def test_a_hundred_orders_for_the_last_ten_of_two_products(client: Client) -> None:
+    """In whatever order the lines stand, exactly ten get both, nobody gets one of them, and nobody waits forever."""
+    await client.stock("SKU-A", 10)
+    await client.stock("SKU-B", 10)
+    wishes = ({"SKU-A": 1, "SKU-B": 1}, {"SKU-B": 1, "SKU-A": 1})
+    order_ids = await asyncio.gather(*(client.place(wishes[n % 2]) for n in range(100)))
+    orders = await check_world(client, order_ids, {"SKU-A": 10, "SKU-B": 10})
+    assert Counter((order["status"], order["reason"]) for order in orders) == {
+        ("confirmed", None): 10,
+        ("cancelled", "insufficient_stock"): 90,
+    }
+    for product_id in ("SKU-A", "SKU-B"):
+        product = await client.get(f"/v1/inventory/{product_id}")
+        assert (product["on_hand"], product["reserved"], product["available"]) == (0, 0, 0)
+
+
+async def test_cancellations_that_race_with_everything(client: Client) -> None:
+    """Cancelled at any step and by many at once, an order is undone once."""
+    await client.stock("SKU-1", 200)
+
+    async def change_ones_mind(number: int) -> str:
+        order_id = await client.place({"SKU-1": 1})
+        await asyncio.sleep(number * 0.0005)  # not to wait for anything: to meet another step each time
+        answers = await asyncio.gather(*(client.cancel(order_id, f"no {n}") for n in range(3)))
+        assert {answer["status"] for answer in answers} == {"cancelled"}
+        return order_id
+
+    order_ids = await asyncio.gather(*(change_ones_mind(number) for number in range(100)))
+    orders = await check_world(client, order_ids, {"SKU-1": 200})
+    assert Counter((order["status"], order["reason"]) for order in orders) == {("cancelled", "requested"): 100}
+    assert (await client.get("/v1/inventory/SKU-1"))["on_hand"] == 200
+
+
+async def test_two_servers_on_one_database_do_nothing_twice(
+    serve: Serve, connect: Callable[[Server], Client]
+) -> None:
+    """Two processes share one file, as in a restart that overlaps: each relays what is there, and all happens once."""
+    one, other = connect(serve()), connect(serve())
+    assert one.server.url != other.server.url
+    await one.stock("SKU-1", 500)
+    order_ids = await asyncio.gather(*((one, other)[n % 2].place({"SKU-1": 1}, f"key-{n // 2}") for n in range(200)))
+    assert len(set(order_ids)) == 100
+    orders = await check_world(one, order_ids, {"SKU-1": 500})
+    assert {order["status"] for order in orders} == {"confirmed"}
+    assert (await other.get("/v1/inventory/SKU-1"))["on_hand"] == 400

@@ -1,0 +1,158 @@
+"""Trouble with what the house stands on: it says so, waits, and heals without a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import sqlite3
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+
+import pytest
+
+from tests.process.client import Client, Reply, eventually
+from tests.process.conftest import Serve
+from tests.process.invariants import check_world, rows
+from tests.process.server import Server
+
+ORDER = {"customer_id": "c-1", "items": [{"product_id": "SKU-1", "quantity": 1}]}
+
+
+def assert_unavailable(reply: Reply) -> None:
+    """See that *reply* sends us away as the contract says, and tells nothing of the inside."""
+    assert reply.status == 503, reply.text
+    assert int(reply.headers["Retry-After"]) >= 1
+    assert reply.headers["Content-Type"].startswith("application/problem+json")
+    assert reply.body["code"] == "database_unavailable"
+    assert reply.body["correlation_id"] == reply.headers["X-Correlation-ID"]
+    for word in ("sqlite", "locked", "BEGIN", "Traceback", "fulfilment.db"):
+        assert word not in reply.text
+
+
+async def test_a_locked_database_costs_time_and_nothing_else(client: Client) -> None:
+    """While somebody else holds the database, POST is answered with 503; afterwards all goes on by itself."""
+    await client.stock("SKU-1", 1_000)
+    accepted = [await client.place({"SKU-1": 1}) for _ in range(20)]
+    with closing(sqlite3.connect(client.server.database, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        # The first waits for the lock in vain; the others are told at once.
+        first = await client.post({"SKU-1": 1}, "key-0")
+        *answers, livez, order, readyz, cancel = await asyncio.gather(
+            *(client.post({"SKU-1": 1}, f"key-{n}") for n in range(1, 10)),
+            client.ask("GET", "/livez"),
+            client.ask("GET", f"/v1/orders/{accepted[0]}"),
+            client.ask("GET", "/readyz"),
+            client.ask("POST", f"/v1/orders/{accepted[1]}/cancel"),
+        )
+        for answer in (first, *answers):
+            assert_unavailable(answer)
+        assert_unavailable(cancel)
+        assert livez.status == 200
+        assert order.status in (200, 503)
+        assert readyz.status in (200, 503)
+        other.execute("ROLLBACK")
+
+    async def again() -> Reply:
+        return await client.post({"SKU-1": 1}, "key-0")
+
+    healed = await eventually(again, lambda reply: reply.status == 202)
+    accepted.append(healed.body["order_id"])
+    accepted += [await client.place({"SKU-1": 1}, f"key-{n}") for n in range(1, 10)]
+    assert len(set(accepted)) == 30
+    await check_world(client, accepted, {"SKU-1": 1_000})
+    assert (await client.get("/readyz"))["status"] == "ready"
+
+
+async def test_a_full_disk_is_said_and_survived(client: Client) -> None:
+    """When the file cannot grow, POST is answered with 503 and nothing is half written; with room again, all goes on."""
+    server = client.server
+    await client.stock("SKU-1", 100_000)
+    accepted = [await client.place({"SKU-1": 1}) for _ in range(5)]
+    for order_id in accepted:
+        await client.followed(order_id)
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
+    wal = server.database.with_name(server.database.name + "-wal")
+    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (wal.stat().st_size + 65_536, most))
+    refused = 0
+    for _ in range(200):
+        reply = await client.post({"SKU-1": 1})
+        if reply.status == 202:
+            accepted.append(reply.body["order_id"])
+            continue
+        assert_unavailable(reply)
+        refused += 1
+        if refused == 3:
+            break
+    assert refused == 3
+    assert (await client.ask("GET", f"/v1/orders/{accepted[0]}")).status in (200, 503)
+    assert (await client.ask("GET", "/livez")).status == 200
+    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, before)
+
+    healed = await eventually(lambda: client.post({"SKU-1": 1}), lambda reply: reply.status == 202)
+    accepted.append(healed.body["order_id"])
+    orders = await check_world(client, accepted, {"SKU-1": 100_000})
+    assert {order["status"] for order in orders} == {"confirmed"}
+
+
+@pytest.mark.parametrize(("share", "count"), [("0.1", 100), pytest.param("0.5", 200, marks=pytest.mark.slow)])
+async def test_a_provider_in_bad_weather_charges_each_order_once(
+    serve: Serve, connect: Callable[[Server], Client], share: str, count: int
+) -> None:
+    """A call fails before the charge or after it; all orders end confirmed all the same, and are charged once."""
+    client = connect(serve(SIMULATED_FAILURE_RATE=share))
+    await client.stock("SKU-1", 1_000)
+    accepted = await asyncio.gather(*(client.place({"SKU-1": 1}) for _ in range(count)))
+    orders = await check_world(client, accepted, {"SKU-1": 1_000}, seconds=60.0)
+    assert {order["status"] for order in orders} == {"confirmed"}
+    assert (await client.get("/v1/inventory/SKU-1"))["on_hand"] == 1_000 - count
+    payments = [await client.get(f"/v1/payments/{order_id}") for order_id in accepted]
+    assert {payment["status"] for payment in payments} == {"captured"}
+    assert len({payment["reference"] for payment in payments}) == count
+    assert max(payment["attempts"] for payment in payments) > 1, "there was no bad weather"
+
+
+async def test_money_that_comes_too_late_goes_back(serve: Serve, connect: Callable[[Server], Client]) -> None:
+    """An order that timed out while it was being charged is cancelled, its stock put back, its late charge refunded."""
+    client = connect(serve(ORDER_TIMEOUT_S="0.5", SIMULATED_LATENCY_MS="2000"))
+    await client.stock("SKU-1", 10)
+    order_id = await client.place({"SKU-1": 3})
+    order = await client.followed(order_id)
+    assert (order["status"], order["reason"]) == ("cancelled", "timed_out")
+
+    async def product() -> object:
+        return (await client.get("/v1/inventory/SKU-1"))["available"]
+
+    await eventually(product, lambda available: available == 10)
+    assert (await client.get(f"/v1/payments/{order_id}"))["status"] in ("pending", "unknown")
+    payment = await client.payment_once(order_id, "refunded")
+    assert payment["amount"] == {"amount": 300, "currency": "EUR"}
+    await check_world(client, [order_id], {"SKU-1": 10})
+    said = rows(client.server.database, "SELECT subject, body FROM payments_outbox")
+    refunds = [json.loads(body) for subject, body in said if subject == "payments.refunded.v1"]
+    assert [refund["amount"] for refund in refunds] == [payment["amount"]]
+    assert "payments.captured.v1" not in Counter(subject for subject, _ in said)
+
+
+async def test_an_order_says_what_it_waits_for(serve: Serve, connect: Callable[[Server], Client]) -> None:
+    """While the provider is out of reach an order stays reserved and waits for payment; cancelled, it lets go."""
+    client = connect(serve(SIMULATED_FAILURE_RATE="1"))
+    await client.stock("SKU-1", 10)
+    order_id = await client.place({"SKU-1": 1})
+
+    async def ask() -> dict[str, str]:
+        order: dict[str, str] = await client.get(f"/v1/orders/{order_id}")
+        return order
+
+    waiting = await eventually(ask, lambda order: "waiting_for" in order)
+    assert (waiting["status"], waiting["waiting_for"]) == ("reserved", "payment")
+    assert (await client.get("/v1/inventory/SKU-1"))["reserved"] == 1
+    assert (await client.cancel(order_id))["status"] == "cancelled"
+
+    async def product() -> object:
+        return (await client.get("/v1/inventory/SKU-1"))["reserved"]
+
+    await eventually(product, lambda reserved: reserved == 0)
+    assert await client.everything("/v1/dead-letters") == []

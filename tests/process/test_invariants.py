@@ -1,0 +1,68 @@
+"""The check of the world can fail: each kind of damage is seen, and named."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from tests.process.client import Client
+from tests.process.invariants import check_world
+
+DAMAGE = [
+    ("UPDATE orders_order SET status = 'reserved' WHERE order_id = '{paid}'", "I1: not at its end"),
+    ("DELETE FROM orders_order WHERE order_id = '{paid}'", "I1: an accepted order is lost"),
+    ("UPDATE payments_payment SET amount = 1 WHERE order_id = '{paid}'", "I2: charged 1"),
+    (
+        "INSERT INTO payments_outbox SELECT id || 'x', event_id || 'x', subject, key, body, name, correlation_id, causation_id, traceparent,"
+        " occurred_at, due_at, sent_at FROM payments_outbox WHERE subject = 'payments.captured.v1'",
+        "I2",
+    ),
+    ("UPDATE inventory_product SET on_hand = on_hand + 1", "I3: 2 shipped of 10"),
+    ("UPDATE inventory_product SET reserved = 1", "I4: still held"),
+    ("UPDATE payments_payment SET status = 'pending' WHERE order_id = '{paid}'", "I4: confirmed and pending"),
+    ("UPDATE payments_payment SET status = 'captured' WHERE order_id = '{undone}'", "I4: cancelled and captured"),
+    ("UPDATE inventory_reservation SET status = 'held' WHERE order_id = '{undone}'", "I4: held"),
+    ("DELETE FROM inventory_reservation WHERE order_id = '{paid}'", "I4: inventory has not heard"),
+    ("UPDATE orders_order SET timeline = json_remove(timeline, '$[1]') WHERE order_id = '{paid}'", "I4: timeline 'cf'"),
+    ("UPDATE orders_outbox SET event_id = 'x' WHERE key = '{paid}'", "I5: orders has said an event twice"),
+    ("UPDATE orders_outbox SET sent_at = NULL, due_at = '9999-01-01' WHERE key = '{paid}'", "still so after"),
+    (
+        "INSERT INTO orders_dead_letter VALUES ('01890000-0000-7000-8000-000000000000', 'orders', 's', 'failed', '', 5,"
+        " '2020-01-01T00:00:00.000000+00:00', '2020-01-01T00:00:00.000000+00:00', 0, 'm', 'k', '{{}}', X'7B7D')",
+        "I6: dead letters",
+    ),
+]
+
+
+async def test_damage_is_seen(client: Client) -> None:
+    """Whatever is broken behind the house's back, the check says so; mended, it is content again."""
+    await client.stock("SKU-1", 10)
+    paid, undone = await client.place({"SKU-1": 2}), await client.place({"SKU-1": 3})
+    await client.followed(paid)
+    await client.followed(undone)
+    await client.cancel(undone)
+    await client.payment_once(undone, "refunded")
+    world = ([paid, undone], {"SKU-1": 10})
+    await check_world(client, *world)
+    for damage, said in DAMAGE:
+        with closing(sqlite3.connect(client.server.database, isolation_level=None, timeout=10)) as vandal:
+            before = {name: vandal.execute(f"SELECT * FROM {name}").fetchall() for name in _tables(vandal)}
+            vandal.execute(damage.format(paid=paid, undone=undone))
+            with pytest.raises(AssertionError, match=said):
+                await check_world(client, *world, seconds=0.1)
+            vandal.execute("BEGIN IMMEDIATE")
+            for name, kept in before.items():
+                vandal.execute(f"DELETE FROM {name}")
+                if kept:
+                    vandal.executemany(f"INSERT INTO {name} VALUES ({', '.join('?' * len(kept[0]))})", kept)
+            vandal.execute("COMMIT")
+    await check_world(client, *world)
+    with pytest.raises(AssertionError, match="I1: there are orders that nobody placed"):
+        await check_world(client, [paid], {"SKU-1": 10})
+
+
+def _tables(connection: sqlite3.Connection) -> list[str]:
+    query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE '%version' AND name NOT LIKE 'sqlite%'"
+    return [name for (name,) in connection.execute(query)]

@@ -1,0 +1,199 @@
+"""What an operator sees from outside: probes, numbers, logs and descriptions."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from openapi_spec_validator import validate
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.process.client import Client
+from tests.process.conftest import Serve
+from tests.process.server import Server
+from tests.process.test_contract import UNKNOWN, assert_problem
+
+SERIES = {
+    "http_requests_total": {"method", "route", "status"},
+    "http_request_seconds_count": {"route"},
+    "messages_published_total": {"subject"},
+    "messages_handled_total": {"module", "subject", "outcome"},
+    "message_handle_seconds_count": {"module"},
+    "message_lag_seconds_count": {"module"},
+    "outbox_pending": {"module"},
+    "outbox_oldest_seconds": {"module"},
+    "orders_total": {"status"},
+    "order_duration_seconds_count": set[str](),
+    "circuit_breaker_state": {"gateway"},
+    "payment_attempts_total": {"outcome"},
+    "bus_connected": set[str](),
+    "bus_reconnects_total": set[str](),
+}
+
+
+async def samples(client: Client) -> list[Any]:
+    """Read /metrics as Prometheus would."""
+    reply = await client.ask("GET", "/metrics")
+    assert reply.status == 200
+    assert reply.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    return [sample for family in text_string_to_metric_families(reply.text) for sample in family.samples]
+
+
+async def test_every_promised_number_is_there_after_an_order(client: Client) -> None:
+    """Names and labels are part of the contract, and the numbers are right."""
+    await client.stock("SKU-1", 10)
+    for _ in range(3):
+        await client.followed(await client.place({"SKU-1": 1}))
+    await client.followed(await client.place({"SKU-1": 99}))
+    found = await samples(client)
+    labels = {sample.name: set(sample.labels) for sample in found}
+    assert {name: labels.get(name) for name in SERIES} == SERIES
+    value = {(sample.name, *sample.labels.values()): sample.value for sample in found}
+    assert value["orders_total", "confirmed"] == 3
+    assert value["orders_total", "cancelled"] == 1
+    assert value["http_requests_total", "POST", "/v1/orders", "202"] == 4
+    assert value["payment_attempts_total", "captured"] == 3
+    assert (value["circuit_breaker_state", "simulated"], value["bus_connected",]) == (0, 1)
+    assert value["order_duration_seconds_count",] == 4
+
+
+async def test_numbers_stay_readable_after_hostile_input(client: Client) -> None:
+    """Whatever a caller puts into ids, headers, methods and bodies, the page parses and does not grow with it."""
+    hostile = ['a"b', "a\\b", "a\nb", "{x=1}", "\u00e9\u4e2d", "%", "'; DROP TABLE orders_order; --", "x" * 64]
+    for word in hostile:
+        name = quote(word, safe="")
+        body = {"on_hand": 1, "unit_price": {"amount": 1, "currency": "EUR"}}
+        await client.ask("PUT", f"/v1/inventory/{name}", body)
+        await client.ask("GET", f"/{name}")
+        await client.ask("GET", f"/v1/orders/{name}")
+        reply = await client.ask("POST", "/v1/orders", {"customer_id": word, "items": [{"product_id": word, "quantity": 1}]})
+        assert reply.status in (202, 400)
+    # HTTP's parser knows a fixed set of methods: what is none of them is not even a request.
+    for method, status in (("BREW", 400), ("PROPFIND", 405), ("PATCH", 405)):
+        assert_problem(await client.ask(method, "/v1/orders"), status)
+    for header in ("X-Correlation-ID", "traceparent", "User-Agent", "Idempotency-Key"):
+        await client.ask("GET", "/v1/orders", headers={header: 'a"}\\ {1\u00e9'})
+    found = await samples(client)
+    assert {sample.labels["method"] for sample in found if "method" in sample.labels} <= {"GET", "PUT", "POST", "PATCH", "OTHER"}
+    routes = {sample.labels["route"] for sample in found if "route" in sample.labels}
+    assert all(route == "unmatched" or re.fullmatch(r"[/a-z0-9_{}.-]+", route) for route in routes)
+    assert not any(sample.value for sample in found if sample.labels.get("status", "").startswith("5"))
+
+
+async def test_the_callers_correlation_id_comes_back(visitor: Client) -> None:
+    """On answers and problems alike."""
+    for asked in ("abc", "A1.b_c:d-e", "x" * 128):
+        reply = await visitor.ask("GET", "/v1/orders", headers={"X-Correlation-ID": asked})
+        assert reply.headers["X-Correlation-ID"] == asked
+        problem = assert_problem(await visitor.ask("GET", "/nowhere", headers={"X-Correlation-ID": asked}), 404)
+        assert problem["correlation_id"] == asked
+
+
+async def test_a_bad_correlation_id_is_replaced(visitor: Client) -> None:
+    """Nothing of it comes back; every answer has one of its own."""
+    seen = set()
+    for asked in ("", "a b", "x" * 129, 'a"b', "\u00e9"):
+        reply = await visitor.ask("GET", "/v1/orders", headers={"X-Correlation-ID": asked})
+        assert reply.status == 200
+        seen.add(reply.headers["X-Correlation-ID"])
+    assert len(seen) == 5
+    assert all(re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", given) for given in seen)
+    assert not seen & {"a", "x" * 128}
+
+
+async def test_trace_and_correlation_reach_the_orders_log_line(client: Client) -> None:
+    """One line tells how an order ended, and by which request it came; an invalid trace starts a new one."""
+    await client.stock("SKU-1", 10)
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01", "X-Correlation-ID": "my-order"}
+    body = {"customer_id": "c-1", "items": [{"product_id": "SKU-1", "quantity": 1}]}
+    order_id = (await client.ask("POST", "/v1/orders", body, headers)).body["order_id"]
+    line = json.loads(await asyncio.to_thread(client.server.wait_for_line, lambda line: order_id in line))
+    assert (line["level"], line["correlation_id"], line["trace_id"]) == ("INFO", "my-order", trace)
+
+    bad = {"traceparent": f"00-{'0' * 32}-00f067aa0ba902b7-01"}
+    order_id = (await client.ask("POST", "/v1/orders", body, bad)).body["order_id"]
+    line = json.loads(await asyncio.to_thread(client.server.wait_for_line, lambda line: order_id in line))
+    assert re.fullmatch(r"[0-9a-f]{32}", line["trace_id"])
+    assert line["trace_id"] not in (trace, "0" * 32)
+
+
+async def test_probes(visitor: Client) -> None:
+    """A running server lives, is ready and is well."""
+    assert (await visitor.ask("GET", "/livez")).status == 200
+    ready = await visitor.get("/readyz")
+    assert ready["status"] == "ready"
+    assert set(ready["checks"].values()) == {"ok"}
+    checks = (await visitor.get("/health"))["checks"]
+    assert {name.partition(":")[0] for name in checks} == {"bus", "database"}
+
+
+async def test_dead_letters_of_a_healthy_house(visitor: Client) -> None:
+    """None, and the routes say so."""
+    assert await visitor.get("/v1/dead-letters") == {"items": [], "next_cursor": None}
+    assert (await visitor.get("/v1/dead-letters?consumer=orders&subject=orders.created.v1&limit=5"))["items"] == []
+    reply = await visitor.ask("POST", "/v1/dead-letters/replay", {"dry_run": True})
+    assert (reply.status, reply.body) == (200, {"matched": 0, "replayed": 0})
+    reply = await visitor.ask("POST", "/v1/dead-letters/replay", {"consumer": "orders", "dry_run": False})
+    assert (reply.status, reply.body) == (200, {"matched": 0, "replayed": 0})
+    assert_problem(await visitor.ask("GET", f"/v1/dead-letters/{UNKNOWN}"), 404)
+    assert_problem(await visitor.ask("POST", f"/v1/dead-letters/{UNKNOWN}/replay"), 404)
+    assert_problem(await visitor.ask("DELETE", f"/v1/dead-letters/{UNKNOWN}"), 404)
+
+
+async def test_the_api_describes_itself(visitor: Client) -> None:
+    """/openapi.json is valid and names every path; /docs is a page."""
+    document = await visitor.get("/openapi.json")
+    assert document["openapi"].startswith("3.1")
+    validate(document)
+    assert document["paths"].keys() >= {
+        "/v1/orders", "/v1/orders/{order_id}", "/v1/orders/{order_id}/cancel", "/v1/orders/{order_id}/stream",
+        "/v1/inventory", "/v1/inventory/{product_id}", "/v1/inventory/{product_id}/restock", "/v1/payments/{order_id}",
+        "/v1/dead-letters", "/v1/dead-letters/{id}", "/v1/dead-letters/{id}/replay", "/v1/dead-letters/replay",
+    }  # fmt: skip
+    page = await visitor.ask("GET", "/docs")
+    assert (page.status, page.headers["Content-Type"].partition(";")[0]) == (200, "text/html")
+
+
+async def test_bodies_that_cannot_be_taken(visitor: Client) -> None:
+    """Too large, of another kind, encoded, or no strict JSON: 413, 415 and 400, and none of them 500."""
+    kind = {"Content-Type": "application/json"}
+    cases: list[tuple[int, bytes, dict[str, str]]] = [
+        (413, b" " * 65_537, kind),
+        (415, b"{}", {"Content-Type": "text/plain"}),
+        (415, b"{}", {**kind, "Content-Encoding": "gzip"}),
+        (400, b'{"customer_id": "c", "customer_id": "d", "items": []}', kind),
+        (400, b'{"customer_id": NaN}', kind),
+        (400, b"\xef\xbb\xbf{}", kind),
+        (400, "{}".encode("utf-16"), kind),
+        (400, b'{"customer_id": "\\ud800"}', kind),
+        (400, b"[" * 60_000, kind),
+        (400, b"", kind),
+    ]
+    line = b'{"customer_id": "c", "items": [{"product_id": "S", "quantity": %s}]}'
+    cases += [(400, line % number, kind) for number in (b"true", b"1.0", b'"1"', b"0", b"10001", b"9" * 5_000, b"1e400")]
+    for status, body, headers in cases:
+        problem = assert_problem(await visitor.ask("POST", "/v1/orders", headers=headers, data=body), status)
+        assert len(problem["detail"]) < 500
+    problem = assert_problem(await visitor.ask("POST", "/v1/orders", headers=kind, data=line % b"0"), 400)
+    assert [error["pointer"] for error in problem["errors"]] == ["/items/0/quantity"]
+
+
+async def test_nobody_gets_in_without_a_key(
+    serve: Serve, connect: Callable[[Server], Client], tmp_path: Path
+) -> None:
+    """With AUTH=keys, orders want a key that the file names; probes do not. A key stands in no log."""
+    secret = "k-0123456789abcdef"
+    (tmp_path / "keys").write_text(f"shop:{secret}\n")
+    client = connect(serve(AUTH="keys", API_KEYS_FILE="keys"))
+    assert_problem(await client.ask("GET", "/v1/orders"), 401)
+    assert_problem(await client.ask("GET", "/v1/orders", headers={"Authorization": f"Bearer {secret}x"}), 401)
+    assert await client.get("/v1/orders", Authorization=f"Bearer {secret}") == {"items": [], "next_cursor": None}
+    assert (await client.ask("GET", "/livez")).status == 200
+    client.server.end()
+    assert secret not in "\n".join(client.server.lines)

@@ -1,0 +1,132 @@
+"""The first signal asks to finish, the second to leave."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.process.client import LOST, Client
+from tests.process.conftest import Serve
+from tests.process.invariants import check_world
+from tests.process.server import Server
+
+GRACE_SECONDS = 10.0
+
+
+async def test_sigterm_under_load_ends_with_0_and_resets_nobody(
+    serve: Serve, connect: Callable[[Server], Client]
+) -> None:
+    """
+    Whatever was taken in was answered: afterwards there are exactly the orders whose 202 arrived.
+
+    Later requests may find the door closed; that is how a client learns that the server goes down.
+    """
+    server = serve(SHUTDOWN_GRACE_S=str(GRACE_SECONDS))
+    client = connect(server)
+    await client.stock("SKU-1", 100_000)
+    accepted: set[str] = set()
+    refused: list[int] = []
+    is_warm = asyncio.Event()
+
+    async def buy() -> None:
+        while True:
+            try:
+                reply = await client.post({"SKU-1": 1})
+            except LOST:
+                return
+            if reply.status == 202:
+                accepted.add(reply.body["order_id"])
+            else:
+                refused.append(reply.status)
+                return
+            if len(accepted) >= 300:
+                is_warm.set()
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(16):
+            group.create_task(buy())
+        await is_warm.wait()
+        began = time.monotonic()
+        server.send(signal.SIGTERM)
+    assert await asyncio.to_thread(server.wait, GRACE_SECONDS + 1) == 0
+    assert time.monotonic() - began < GRACE_SECONDS
+    assert set(refused) <= {503}
+
+    await asyncio.to_thread(server.start)
+    orders = await check_world(client, accepted, {"SKU-1": 100_000}, unheard_max=0)
+    assert {order["status"] for order in orders} == {"confirmed"}
+    assert server.stderr == ""
+
+
+async def test_a_second_signal_ends_it_at_once(serve: Serve, connect: Callable[[Server], Client]) -> None:
+    """Whoever asks twice does not wait for a payment provider that takes its time; nothing is lost by it."""
+    server = serve(SIMULATED_LATENCY_MS="3000", SHUTDOWN_GRACE_S="20")
+    client = connect(server)
+    await client.stock("SKU-1", 10)
+    order_id = await client.place({"SKU-1": 1})
+    async for order in client.stream(order_id):
+        if order["status"] == "reserved":
+            break
+    server.send(signal.SIGTERM)
+    await asyncio.to_thread(server.wait_for_line, lambda line: '"stopping"' in line)
+    began = time.monotonic()
+    server.send(signal.SIGTERM)
+    code = await asyncio.to_thread(server.wait)
+    assert time.monotonic() - began < 1.0
+    assert code == 128 + signal.SIGTERM
+
+    server.settings["SIMULATED_LATENCY_MS"] = "0"
+    await asyncio.to_thread(server.start)
+    assert (await client.followed(order_id))["status"] == "confirmed"
+    await check_world(client, [order_id], {"SKU-1": 10})
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_an_idle_server_leaves_at_once(serve: Serve, number: signal.Signals) -> None:
+    """With nothing to finish there is nothing to wait for."""
+    server = serve()
+    began = time.monotonic()
+    server.send(number)
+    assert await asyncio.to_thread(server.wait) == 0
+    assert time.monotonic() - began < 2.0
+    assert server.stderr == ""
+
+
+async def test_a_listener_does_not_hold_it_up(serve: Serve, connect: Callable[[Server], Client]) -> None:
+    """An open stream ends when the server goes down, and the server does not wait for the listener."""
+    server = serve(SIMULATED_LATENCY_MS="1000", SHUTDOWN_GRACE_S="20")
+    client = connect(server)
+    await client.stock("SKU-1", 10)
+    order_id = await client.place({"SKU-1": 1})
+    seen = []
+    began = 0.0
+    async for order in client.stream(order_id):
+        seen.append(order["status"])
+        if order["status"] == "reserved" and not began:
+            began = time.monotonic()
+            server.send(signal.SIGTERM)
+    assert await asyncio.to_thread(server.wait) == 0
+    assert time.monotonic() - began < 10.0
+    assert seen[-1] in ("reserved", "confirmed")
+    await asyncio.to_thread(server.start)
+    assert (await client.followed(order_id))["status"] == "confirmed"
+
+
+async def test_a_paused_process_goes_on_where_it_was(serve: Serve, connect: Callable[[Server], Client]) -> None:
+    """SIGSTOP and SIGCONT cost time and nothing else: what waited is answered."""
+    server = serve()
+    client = connect(server)
+    await client.stock("SKU-1", 10)
+    server.send(signal.SIGSTOP)
+    posts = [asyncio.create_task(client.place({"SKU-1": 1})) for _ in range(10)]
+    done, _ = await asyncio.wait(posts, timeout=0.3)
+    assert not done
+    server.send(signal.SIGCONT)
+    order_ids = await asyncio.gather(*posts)
+    for order_id in order_ids:
+        assert (await client.followed(order_id))["status"] == "confirmed"
+    await check_world(client, order_ids, {"SKU-1": 10})

@@ -1,0 +1,174 @@
+"""What is wrong at the start is said in one line, with an exit code that a supervisor understands."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from openapi_spec_validator import validate
+
+from tests.process.conftest import Serve
+from tests.process.invariants import MODULES
+from tests.process.server import run
+
+SECONDS_MAX = 4.0
+"""Twice what is promised: the machine is busy with other tests."""
+
+SECRET = "hunter2-do-not-tell"
+
+
+def refused(folder: Path, code: int, *said: str, command: str = "serve", **settings: str) -> str:
+    """Run *command*, which must end with *code* and one line on stderr that has *said* in it; return the line."""
+    began = time.monotonic()
+    done = run(folder, command, **{"HTTP_PORT": "0", **settings})
+    assert time.monotonic() - began < SECONDS_MAX
+    assert done.returncode == code, (done.stdout, done.stderr)
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert "ready at" not in done.stdout
+    for output in (done.stdout, done.stderr):
+        assert "Traceback" not in output
+        assert SECRET not in output
+    for word in said:
+        assert word in lines[0]
+    return lines[0]
+
+
+def test_a_bad_value_is_named(tmp_path: Path) -> None:
+    """A bad value ends the program with 2 and one line that names the variable, before anything is made."""
+    bad = {
+        "HTTP_PORT": "abc",
+        "MODULES": "orders",
+        "BUS": "nats",
+        "DATABASE_URL": f"mysql://u:{SECRET}@h/d",
+        "LOG_FILE": "no/such/folder/log",
+        "ORDER_TIMEOUT_S": "-1",
+        "AUTH": "maybe",
+    }
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda name: refused(tmp_path, 2, name, **{name: bad[name]}), bad))
+    assert "poetry" in refused(tmp_path, 2, "MODULES", MODULES="orders,inventory,payments,poetry")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nobody_listens_to_the_world_by_accident(tmp_path: Path) -> None:
+    """Without authentication, an address that others reach is refused unless one says that one knows."""
+    refused(tmp_path, 2, "AUTH", HTTP_HOST="0.0.0.0")
+
+
+def test_stripe_needs_its_key(tmp_path: Path) -> None:
+    """What goes together is asked for together."""
+    refused(tmp_path, 2, "STRIPE_API_KEY", PAYMENT_GATEWAY="stripe")
+
+
+def test_a_secret_in_a_file_that_is_not_there(tmp_path: Path) -> None:
+    """The variable is named, and nothing of its content: it may be the secret, put into the wrong variable."""
+    refused(tmp_path, 2, "DATABASE_URL_FILE", DATABASE_URL_FILE=f"/nowhere/{SECRET}")
+
+
+def test_a_port_in_use(tmp_path: Path) -> None:
+    """A port that somebody else has is a dependency out of reach: 3."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = str(taken.getsockname()[1])
+        refused(tmp_path, 3, port, HTTP_PORT=port)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    """Where a file is in the way, no database can be: one line, and 2 or 3."""
+    (tmp_path / "file").write_text("in the way")
+    refused(tmp_path, 2, "DATABASE_URL", DATABASE_URL=f"sqlite:///{tmp_path}/file/fulfilment.db")
+
+
+def test_a_database_that_is_a_folder(tmp_path: Path) -> None:
+    """What cannot be opened is out of reach."""
+    (tmp_path / "folder").mkdir()
+    refused(tmp_path, 3, "database", DATABASE_URL=f"sqlite:///{tmp_path}/folder")
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    """Somebody else's file is left as it is."""
+    file = tmp_path / "letter.db"
+    file.write_text("Dear Sir or Madam, " * 400)
+    refused(tmp_path, 3, "database", DATABASE_URL=f"sqlite:///{file}")
+    assert file.read_text() == "Dear Sir or Madam, " * 400
+
+
+def test_a_newer_database_is_refused(tmp_path: Path) -> None:
+    """An older release does not touch what a newer one wrote, whichever module it belongs to."""
+    assert run(tmp_path, "migrate").returncode == 0
+    for module in MODULES:
+        with closing(sqlite3.connect(tmp_path / "data" / "fulfilment.db")) as connection, connection:
+            (known,) = connection.execute(f"SELECT version_num FROM {module}_version").fetchone()
+            connection.execute(f"UPDATE {module}_version SET version_num = '9999'")
+        refused(tmp_path, 3, "newer", module, "9999", command="serve" if module == "payments" else "migrate")
+        with closing(sqlite3.connect(tmp_path / "data" / "fulfilment.db")) as connection, connection:
+            connection.execute(f"UPDATE {module}_version SET version_num = ?", (known,))
+    assert run(tmp_path, "migrate").returncode == 0
+
+
+def test_migrate_says_what_it_did(tmp_path: Path) -> None:
+    """Once there is something to do, and then no more."""
+    first, second = run(tmp_path, "migrate"), run(tmp_path, "migrate")
+    assert (first.returncode, second.returncode, first.stderr, second.stderr) == (0, 0, "", "")
+    assert all(module in first.stdout for module in MODULES)
+    assert "nothing to do" in second.stdout
+
+
+def test_version(tmp_path: Path) -> None:
+    """One line, and nothing is made for it."""
+    done = run(tmp_path, "version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"fulfilment \d+\.\d+\.\d+\S*\n", done.stdout)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_openapi_prints_a_valid_description(tmp_path: Path) -> None:
+    """What it prints is OpenAPI 3.1 and nothing else."""
+    done = run(tmp_path, "openapi")
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    assert document["openapi"].startswith("3.1")
+    validate(document)
+
+
+def test_every_command_explains_itself(tmp_path: Path) -> None:
+    """`--help` works everywhere, whatever the environment holds."""
+    commands = (
+        "", "serve", "migrate", "check", "openapi", "version", "load", "dead-letters",
+        "dead-letters list", "dead-letters show", "dead-letters replay", "dead-letters discard",
+    )  # fmt: skip
+    with ThreadPoolExecutor(4) as pool:
+        explained = pool.map(lambda command: run(tmp_path, *command.split(), "--help", HTTP_PORT="abc"), commands)
+    for command, done in zip(commands, explained, strict=True):
+        assert (done.returncode, done.stderr) == (0, ""), command
+        assert done.stdout.startswith("Usage:"), command
+
+
+@pytest.mark.parametrize("arguments", [["frobnicate"], ["serve", "--no-such-option"], ["check", "--url", "ftp://x"]])
+def test_a_usage_error_is_2(tmp_path: Path, arguments: list[str]) -> None:
+    """What cannot be meant is refused before anything happens."""
+    done = run(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_check_tells_a_server_from_none(serve: Serve, tmp_path: Path) -> None:
+    """0 while it is well; 3 where nobody answers."""
+    server = serve()
+    for arguments in ([], ["--live"]):
+        done = run(tmp_path, "check", *arguments, "--url", server.url)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        json.loads(done.stdout)
+    port = server.url.rpartition(":")[2]
+    assert run(tmp_path, "check", "--live", HTTP_PORT=port).returncode == 0
+    server.kill()
+    done = run(tmp_path, "check", "--live", "--url", server.url)
+    assert done.returncode == 3
+    assert len(done.stderr.splitlines()) == 1
