@@ -86,19 +86,25 @@ class Rows:
         row = f"({', '.join('?' for _ in names)})"
         changes = ", ".join(f"{_quoted(name)} = excluded.{_quoted(name)}" for name in names[1:])
         key = _quoted(names[0])
-        self._select = f"SELECT {columns} FROM {table.name}"
+        # One row of JSON for all that is found: the driver gives the interpreter's lock away at each row that it fetches,
+        # and a busy event loop would let it wait for it each time.
+        shown = ", ".join(
+            f"json({_quoted(column.name)})" if isinstance(column.type, JSON) else _quoted(column.name)
+            for column in table.columns
+        )
+        self._select = f"SELECT json_group_array(json_array({shown})) FROM"
         self._upsert = Statement(
             lambda size: (
                 f"INSERT INTO {table.name} ({columns}) VALUES {', '.join([row] * size)}"
                 f" ON CONFLICT ({key}) DO UPDATE SET {changes}"
             )
         )
-        self._load = Statement(lambda size: f"{self._select} WHERE {key} IN ({', '.join('?' * size)})")
+        self._load = Statement(lambda size: f"{self._select} {table.name} WHERE {key} IN ({', '.join('?' * size)})")
 
     def load(self, connection: Connection, keys: Sequence[str]) -> dict[str, Any]:
         """Return the states under *keys*, those that there are, by key."""
         found = self._load.run(connection, [(key,) for key in keys])
-        return {row[0]: self._state(row) for row in found}
+        return {row[0]: self._state(row) for part in found for row in orjson.loads(part[0])}
 
     def save(self, connection: Connection, states: Sequence[Any]) -> None:
         """Write *states* whole, new ones and known ones alike."""
@@ -116,8 +122,9 @@ class Rows:
             values.append(after)
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
         order = f" ORDER BY {key} {'DESC' if newest_first else 'ASC'} LIMIT ?"
-        found = connection.exec_driver_sql(self._select + where + order, (*values, limit))
-        return [self._state(row) for row in found]
+        text = f"{self._select} (SELECT * FROM {self.table.name}{where}{order})"
+        found: str = connection.exec_driver_sql(text, (*values, limit)).scalar_one()
+        return [self._state(row) for row in orjson.loads(found)]
 
     def _row(self, state: Any) -> list[Any]:
         row = list(self._values(state))
@@ -145,9 +152,9 @@ def _codec(converter: Converter, hint: Any, column_type: Any) -> Codec:
         if get_args(hint)[0] is not None and attrs.has(get_args(hint)[0]):
             return (
                 lambda value: orjson.dumps(unstructure(value)).decode(),
-                lambda text: structure(orjson.loads(text), hint),
+                lambda found: structure(found, hint),
             )
-        return lambda value: orjson.dumps(value).decode(), lambda text: tuple(orjson.loads(text))
+        return lambda value: orjson.dumps(value).decode(), tuple
     plain = next((arg for arg in get_args(hint) if arg is not type(None)), hint)
     if plain is datetime:
         return instant, _moment

@@ -77,7 +77,13 @@ class BesideTheModel(RuleBasedStateMachine):
         self.hand = Hand()
         self.changes: list[BreakerState] = []
         self.breaker = Breaker(
-            self.hand, window=WINDOW, calls_min=CALLS_MIN, open_seconds=OPEN_SECONDS, probes=PROBES, on_change=self.changes.append
+            self.hand,
+            window=WINDOW,
+            calls_min=CALLS_MIN,
+            failure_share=0.5,
+            open_seconds=OPEN_SECONDS,
+            probes=PROBES,
+            on_change=self.changes.append,
         )
         self.model = Model()
         self.out: list[tuple[Pass, int]] = []
@@ -120,7 +126,7 @@ TestBesideTheModel = BesideTheModel.TestCase
 
 def opened(hand: Hand) -> Breaker:
     """Return a breaker that has just opened."""
-    breaker = Breaker(hand, window=WINDOW, calls_min=CALLS_MIN, open_seconds=OPEN_SECONDS)
+    breaker = Breaker(hand, window=WINDOW, calls_min=CALLS_MIN, failure_share=0.5, open_seconds=OPEN_SECONDS)
     for _ in range(CALLS_MIN):
         breaker.failed(breaker.enter())
     assert breaker.state is BreakerState.OPEN
@@ -174,7 +180,7 @@ def test_a_cancelled_probe_lets_another_one_go() -> None:
 def test_late_results_of_an_earlier_state_change_nothing() -> None:
     """A call that began while it was closed does not decide about the probe."""
     hand = Hand()
-    breaker = Breaker(hand, window=WINDOW, calls_min=CALLS_MIN, open_seconds=OPEN_SECONDS)
+    breaker = Breaker(hand, window=WINDOW, calls_min=CALLS_MIN, failure_share=0.5, open_seconds=OPEN_SECONDS)
     late = entering(breaker, 3)
     for _ in range(CALLS_MIN):
         breaker.failed(breaker.enter())

@@ -85,7 +85,7 @@ async def running(
         worker = GatewayWorker(
             stand.shells["payments"], gateway, breaker, stand.contracts, clock, stand.metrics, dice=random.Random(1)
         )
-        worker._retry_seconds = lambda attempt, asked: retry_seconds  # type: ignore[method-assign]
+        worker._spread = lambda seconds: retry_seconds  # type: ignore[method-assign]
         for name in stand.shells:
             await stand.listen(name)
             stand.run(stand.relays[name].run())
@@ -212,14 +212,16 @@ async def test_while_the_breaker_is_open_nobody_calls(path: Path) -> None:
             await until(lambda id=id: _waits_for_payment(stand, id))
 
         async def has_tried_often() -> bool:
-            found = await payment(stand, oid(9))
-            return found is not None and found.attempts > 6
+            asked = await stand.rows(
+                f"SELECT count(*) FROM payments_outbox WHERE subject = 'payments.charge_requested.v1' AND key = '{oid(9)}'"
+            )
+            return bool(asked[0][0] > 6)
 
         await until(has_tried_often)
         assert len(gateway.calls) == calls
         found = await payment(stand, oid(9))
         assert found is not None
-        assert (found.status, found.calls) == (PaymentStatus.PENDING, 0)
+        assert (found.status, found.attempts, found.calls) == (PaymentStatus.PENDING, 1, 0)
         assert await stand.rows("SELECT count(*) FROM payments_dead_letter") == [(0,)]
         is_out = False
         breaker._open_until = 0.0
