@@ -6,8 +6,8 @@ goes into one transaction: alone, a piece is committed at once; under load, many
 fsync. (Group commit: the busier the house, the cheaper each piece.)
 
 A thread that runs one small SQL statement after the other gives up the interpreter's lock at each and has to win it back
-from the event loop, which may take a whole switch interval; the loop's is therefore set short in `app.cli`, and the store
-puts many rows into one statement.
+from the event loop, which may take a whole switch interval; `app.serve` therefore sets that short, and `app.rows` puts
+many rows into one statement.
 """
 
 from __future__ import annotations
