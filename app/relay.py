@@ -13,6 +13,7 @@ __all__ = ["Relay"]
 
 import asyncio
 from collections.abc import Sequence
+from datetime import timedelta
 from functools import partial
 
 from loguru import logger
@@ -33,6 +34,9 @@ IN_FLIGHT_MAX = 8_192
 EXPRESS_IN_FLIGHT_MAX = 1_024
 """How many of the express lane may be on their way beyond that: bulk work cannot block it."""
 
+FOUND_MAX = 1_024
+"""Messages that one look brings."""
+
 MARK_SECONDS = 0.05
 LOOK_SECONDS = 1.0
 PURGE_SECONDS = 10.0
@@ -50,6 +54,7 @@ class Relay:
         self._left = 0
         self._look_at = 0.0
         self._purge_at = clock.monotonic() + PURGE_SECONDS
+        self._has_looked = False
         self._is_stopped = False
         self._published = metrics.messages_published
         name = store.module.name
@@ -133,18 +138,22 @@ class Relay:
             self._mark(sent, connection)
         now = self._clock.now()
         count = self._store.due_count(connection, now)
-        flying = len(self._flying)
-        # What flies is due, too, and among the oldest: read past it.
-        parcels = self._store.due(connection, now, flying + 1_024) if count > 0 else []
+        # What flies is due, too, and may be among the oldest: read past it.
+        limit = len(self._flying) + FOUND_MAX
+        grace = timedelta(seconds=LOOK_SECONDS if self._has_looked else 0)
+        parcels = self._store.due(connection, now, limit, grace) if count > 0 else []
+        self._has_looked = True
         return parcels, count, self._store.due_oldest_seconds(connection, now)
 
     def _found(self, parcels: Sequence[Parcel], count: int, oldest_seconds: float) -> None:
         self._oldest_seconds = oldest_seconds
         done = set(self._sent)
-        self._left = max(0, count - len(parcels))
+        self._left = 0
         for parcel in parcels:
             if parcel.id not in done:
                 self._send(parcel)
+        if len(parcels) >= FOUND_MAX:
+            self._left = max(0, count - len(self._flying) - len(done))
         if self._left:
             self._look_at = self._clock.monotonic()
 

@@ -64,7 +64,7 @@ class Store:
         )
         self._mark = Statement(lambda n: f"UPDATE {outbox} SET sent_at = ? WHERE id IN ({marks(n)})")
         unsent = f"FROM {outbox} WHERE sent_at IS NULL AND due_at <= ?"
-        self._due = f"SELECT {columns} {unsent} ORDER BY due_at LIMIT ?"
+        self._due = f"SELECT {columns} {unsent} AND (due_at <= ? OR name IS NOT NULL) ORDER BY due_at LIMIT ?"
         self._due_count = f"SELECT count(*) {unsent}"
         self._due_oldest = f"SELECT min(due_at) {unsent}"
         self._purge_outbox = (
@@ -107,9 +107,15 @@ class Store:
         """Note that the bus is answerable for the parcels *ids*."""
         self._mark.run(connection, [(id,) for id in sorted(ids)], (instant(now),))
 
-    def due(self, connection: Connection, now: datetime, limit: int) -> list[Parcel]:
-        """Return up to *limit* parcels that are due and not marked as sent, the longest due first."""
-        return [Parcel(*row) for row in connection.exec_driver_sql(self._due, (instant(now), limit))]
+    def due(self, connection: Connection, now: datetime, limit: int, grace: timedelta) -> list[Parcel]:
+        """
+        Return up to *limit* parcels that are due and not marked as sent, the longest due first.
+
+        What is due for less than *grace* is left out, unless it was said for later: it was committed just now, and
+        whoever did that has it in hand.
+        """
+        values = (instant(now), instant(now - grace), limit)
+        return [Parcel(*row) for row in connection.exec_driver_sql(self._due, values)]
 
     def due_count(self, connection: Connection, now: datetime) -> int:
         """Return how many there are."""

@@ -184,7 +184,7 @@ class GatewayWorker:
         except TimeoutError:
             self._breaker.failed(leave)
             raise GatewaySilent(f"no answer within {CALL_SECONDS_MAX:g} s") from None
-        except BaseException:
+        except BaseException:  # cancelled, or a bug of ours: neither says anything about the provider
             self._breaker.cancelled(leave)
             raise
         self._breaker.succeeded(leave)

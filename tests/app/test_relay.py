@@ -122,7 +122,7 @@ async def test_what_is_on_its_way_is_not_sent_twice(path: Path, clock: VirtualCl
         await stand.tell("orders", submitted())
         bus = Ledger()
         relay = relay_of(stand, bus)
-        [due] = await stand.database.read(lambda c: stand.stores["orders"].due(c, clock.now(), 10))
+        [due] = await stand.database.read(lambda c: stand.stores["orders"].due(c, clock.now(), 10, timedelta(0)))
         relay.take([due])
         for _ in range(5):
             await turn(relay, clock)
