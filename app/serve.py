@@ -85,6 +85,7 @@ async def _serve(application: Application) -> int:
 
 def _flush_and_leave(code: int) -> None:
     """Leave without waiting for threads that did not end in time."""
+    logger.remove()  # writes what is not written yet
     sys.stdout.flush()
     os._exit(code)
 

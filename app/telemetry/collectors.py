@@ -218,7 +218,8 @@ def _tidy(value: str) -> str:
 
 
 def _escape(value: str) -> str:
-    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+    """Return *value* as the format has it between quotes; what UTF-8 cannot say becomes a question mark."""
+    return value.encode("utf-8", "replace").decode().replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
 def _number(value: float) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 __all__ = ["FORMATS", "LEVELS", "enabled", "setup"]
 
+import asyncio
 import json
 import logging
 import os
@@ -40,6 +41,10 @@ _ROOT = logging.getLogger()
 _NUMBERS = {level: logger.level(level).no for level in LEVELS}
 _ORJSON = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z
 _SECRET_CHARACTERS_MIN = 6
+
+LINES_MAX = 256
+"""Lines that wait for the end of a turn of the loop; more are written at once."""
+
 _HEAD = dict.fromkeys(("time", "level", "logger", "message"))
 _COLOURS = {"TRACE": "2", "DEBUG": "36", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 
@@ -102,14 +107,37 @@ class _Sink:
         if format == "text":
             self._text = lambda message: _text(message, is_coloured)
         self._second, self._until_second = -1, ""
+        self._lines: list[bytes] = []
+        self._lines_file: list[bytes] = []
         self._secrets = sorted({form for secret in secrets for form in _forms(secret)}, key=len, reverse=True)
 
     def write(self, message: Message) -> None:
-        """Write one message; never raises."""
+        """
+        Write one message; never raises.
+
+        On an event loop, all that one turn of it has to say is written together: each write gives the interpreter's
+        lock away, and a busy neighbour would make the loop wait for it line by line.
+        """
         line = _json(message, self._now()) if self._text is None or self._write_file is not None else b""
         if self._write_file is not None:
-            self._write_file(self._blotted(line))
-        self._write_stream(self._blotted(line if self._text is None else self._text(message)))
+            self._lines_file.append(self._blotted(line))
+        self._lines.append(self._blotted(line if self._text is None else self._text(message)))
+        if len(self._lines) >= LINES_MAX or message.record["level"].no >= _NUMBERS["WARNING"]:
+            self.flush()
+        elif len(self._lines) == 1:
+            try:
+                asyncio.get_running_loop().call_soon(self.flush)
+            except RuntimeError:  # no loop in this thread, nothing to wait for
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what was said and is not written yet."""
+        lines, self._lines = self._lines, []
+        if lines:
+            self._write_stream(b"".join(lines))
+        lines, self._lines_file = self._lines_file, []
+        if lines and self._write_file is not None:
+            self._write_file(b"".join(lines))
 
     def _now(self) -> str:
         """Return the time in RFC 3339. The record has one too, but to turn it to UTC costs more than all the rest."""
@@ -119,7 +147,8 @@ class _Sink:
         return f"{self._until_second}.{micros:06d}Z"
 
     def stop(self) -> None:
-        """Close the file; loguru calls this when the sink is taken away."""
+        """Write the rest and close the file; loguru calls this when the sink is taken away."""
+        self.flush()
         if self._file is not None:
             self._file.close()
 
