@@ -194,7 +194,7 @@ class Formatter(TextFormatter):
     def marshall_lines(self, collector: Collector) -> list[str]:
         """Return the lines of one family."""
         name = collector.name
-        help = collector.doc.replace("\\", "\\\\").replace("\n", "\\n")
+        help = collector.doc.encode("utf-8", "replace").decode().replace("\\", "\\\\").replace("\n", "\\n")
         lines = [f"# HELP {name} {help}", f"# TYPE {name} {collector.kind.name}"]
         if not isinstance(collector, _Family):
             raise TypeError(f"{name} is not one of ours")
@@ -218,8 +218,7 @@ def _tidy(value: str) -> str:
 
 
 def _escape(value: str) -> str:
-    """Return *value* as the format has it between quotes; what UTF-8 cannot say becomes a question mark."""
-    return value.encode("utf-8", "replace").decode().replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
 def _number(value: float) -> str:
