@@ -43,7 +43,7 @@ HEARS: tuple[type, ...] = (ChargeRequested, RefundRequested)
 
 CALLS_MAX = 100
 CALL_SECONDS_MAX = 20.0
-RETRY_SECONDS_MAX = 60.0
+RETRY_SECONDS_MAX = 5.0
 FETCH_SECONDS = 1.0
 
 
@@ -201,7 +201,7 @@ class GatewayWorker:
                 await self._clock.sleep(shed.retry_after_seconds)
 
     def _retry_seconds(self, attempt: int, asked_seconds: float | None) -> float:
-        """Return how long to wait: what was asked for at least, doubling, a minute at most by ourselves."""
+        """Return how long to wait: what was asked for at least, doubling up to `RETRY_SECONDS_MAX` by ourselves."""
         own_seconds = min(0.5 * 2.0 ** min(attempt - 1, 10), RETRY_SECONDS_MAX)
         return self._spread(max(asked_seconds or 0.0, own_seconds))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -71,12 +72,13 @@ STATES = {Order: orders_, Product: products, Reservation: reservations, Payment:
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
+def engine() -> Iterator[Engine]:
     """A database with every table of every module."""
     engine = create_engine("sqlite://")
     for table in TABLES.values():
         table.create(engine)
-    return engine
+    yield engine
+    engine.dispose()
 
 
 def test_every_state_is_tried() -> None:

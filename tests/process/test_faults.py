@@ -97,7 +97,7 @@ async def test_a_full_disk_is_said_and_survived(client: Client) -> None:
     assert {order["status"] for order in orders} == {"confirmed"}
 
 
-@pytest.mark.parametrize(("share", "count"), [("0.1", 100), pytest.param("0.5", 200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("share", "count"), [("0.1", 100), pytest.param("0.3", 200, marks=pytest.mark.slow)])
 async def test_a_provider_in_bad_weather_charges_each_order_once(
     serve: Serve, connect: Callable[[Server], Client], share: str, count: int
 ) -> None:
