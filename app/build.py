@@ -11,6 +11,7 @@ from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
+from aiohttp import web
 from loguru import logger
 
 from app.clock import SystemClock
@@ -172,8 +173,6 @@ class Application:
         Raises:
             OSError: The port is taken, or the address is not ours.
         """
-        from aiohttp import web
-
         for name, shell in self.shells.items():
             subjects = [subject_of(cls) for cls in shell.module.hears]
             await self._attach(name, subjects, shell.listen)

@@ -148,13 +148,12 @@ class Relay:
     def _found(self, parcels: Sequence[Parcel], count: int, oldest_seconds: float) -> None:
         self._oldest_seconds = oldest_seconds
         done = set(self._sent)
-        self._left = 0
         for parcel in parcels:
             if parcel.id not in done:
                 self._send(parcel)
+        # What was committed a moment ago and is being handed to us now counts as left, until we look again.
+        self._left = max(0, count - len(self._flying) - len(done))
         if len(parcels) >= FOUND_MAX:
-            self._left = max(0, count - len(self._flying) - len(done))
-        if self._left:
             self._look_at = self._clock.monotonic()
 
     async def _purge(self, now: float) -> None:
