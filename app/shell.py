@@ -167,8 +167,15 @@ class Shell:
         except Exception as error:  # a row that breaks a constraint, say: whose it is, only a single pass can tell
             if len(batch) == 1:
                 return [Verdict(error=error)], []
-            found = [await self._see_through([seat]) for seat in batch]
+            found = [await self._see_alone(seat) for seat in batch]
             return [verdict for verdicts, _ in found for verdict in verdicts], [p for _, due in found for p in due]
+
+    async def _see_alone(self, seat: Seat) -> tuple[list[Verdict], list[Parcel]]:
+        """Think *seat* through by itself; if the database goes away now, those before it have been committed."""
+        try:
+            return await self._see_through([seat])
+        except Unavailable as error:
+            return [Verdict(error=error)], []
 
     async def run(self) -> None:
         """Step until cancelled."""

@@ -312,3 +312,30 @@ def _reserved(order_id: str) -> StockReserved:
 
 def _charged(order_id: str) -> Charged:
     return Charged(order_id=order_id, reference="r", calls=1)
+
+
+async def test_a_database_that_goes_away_among_singles_takes_nothing_back(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch is seen through one by one: who was committed hears so, and only who was not is sent home."""
+    write = stand.database.write
+    calls = 0
+
+    async def failing(work: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ValueError("a row that the database refuses")
+        if calls == 3:
+            raise Unavailable("gone")
+        return await write(work)
+
+    monkeypatch.setattr(stand.database, "write", failing)
+    told = [tell(stand, "orders", submitted(oid(n))) for n in (1, 2)]
+    await asyncio.sleep(0)
+    await stand.shells["orders"].step()
+    first, second = await asyncio.gather(*told, return_exceptions=True)
+    assert isinstance(second, Unavailable)
+    assert not isinstance(first, BaseException)
+    assert await stand.shells["orders"].get(Order, oid(1)) is not None
+    assert await stand.shells["orders"].get(Order, oid(2)) is None
