@@ -79,8 +79,8 @@ class Application:
     """
 
     phase: Literal["starting", "ready", "draining"] = "starting"
-    on_fatal: Callable[[], None] = staticmethod(lambda: None)
-    """Called when a loop of the house has broken and only a restart can help."""
+    on_fatal: Callable[[int], None] = staticmethod(lambda code: None)
+    """Called with the exit code when a loop of the house has ended and only a restart can help."""
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         """
