@@ -243,7 +243,7 @@ class Application:
         """A loop of the house that ends by itself is a bug: say so, and leave it to a restart."""
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.opt(exception=error).critical("a loop ended; the process stops", loop=task.get_name())
-            self.on_fatal()
+            self.on_fatal(1)
 
     async def _flush(self) -> None:
         while True:

@@ -60,6 +60,14 @@ class Server:
         """Where it keeps everything."""
         return self.folder / "data" / "fulfilment.db"
 
+    def database_of(self, module: str) -> Path:
+        """Where *module* keeps everything; here they all share one."""
+        return self.database
+
+    def url_of(self, path: str) -> str:
+        """Where *path* is answered at present."""
+        return self.url + path
+
     @property
     def pid(self) -> int:
         """The process that runs now, or that ran last."""
