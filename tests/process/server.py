@@ -82,12 +82,15 @@ class Server:
         """Start it and wait until it says where it answers."""
         began = time.monotonic()
         self.launch()
-        line = self.wait_for_line(lambda line: _READY.search(line) is not None)
+        self.wait_until_ready()
         self.ready_seconds = time.monotonic() - began
-        found = _READY.search(line)
+        return self
+
+    def wait_until_ready(self) -> None:
+        """Wait until it says where it answers."""
+        found = _READY.search(self.wait_for_line(lambda line: _READY.search(line) is not None))
         assert found is not None
         self.url = found[1]
-        return self
 
     def launch(self) -> None:
         """Start it and wait for nothing."""
