@@ -22,7 +22,7 @@ from nats.errors import (
 
 _HEAD = b"NATS/1.0\r\n"
 _SUBJECT = re.compile(r"[^\s]+").fullmatch
-_NAMES = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z\n]+").fullmatch
+_NAMES = re.compile(r"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+\n)*").fullmatch
 _LINE_ENDS = str.maketrans({"\r": " ", "\n": " "})
 
 
@@ -74,9 +74,10 @@ class NatsClient(Client):
 
 
 def _block(headers: dict[str, str]) -> bytes:
+    names = "".join([f"{name}\n" for name in headers])
+    if names.count("\n") != len(headers) or not _NAMES(names):
+        raise BadHeaderError(", ".join(headers))
     block = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if block.count("\n") != len(headers) or block.count("\r") != len(headers):
         block = "".join([f"{name}: {value.translate(_LINE_ENDS)}\r\n" for name, value in headers.items()])
-    if headers and not _NAMES("\n".join(headers)):
-        raise BadHeaderError(", ".join(headers))
     return f"NATS/1.0\r\n{block}\r\n".encode()
