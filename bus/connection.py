@@ -119,8 +119,14 @@ class Connection:
 
     @property
     def js(self) -> JetStreamContext:
-        """The client's JetStream management calls, each with a time limit."""
-        assert self._client is not None
+        """
+        The client's JetStream management calls, each with a time limit.
+
+        Raises:
+            nats.errors.ConnectionClosedError: There is no client yet, or no more.
+        """
+        if self._client is None:
+            raise nats.errors.ConnectionClosedError
         return self._client.jetstream(timeout=5)
 
     async def open(self) -> None:
