@@ -100,7 +100,7 @@ class Application:
         contracts = contracts_of(modules)
         urls = {module.name: settings.database_url(module.name) for module in modules}
         self.databases: dict[str, Database] = {url: Database(url) for url in dict.fromkeys(urls.values())}
-        stores = {module.name: Store(module, self.databases[urls[module.name]]) for module in modules}
+        self.stores = stores = {module.name: Store(module, self.databases[urls[module.name]]) for module in modules}
         self.dead_letters = DeadLetterOffice(stores, clock, self.metrics)
         self._transport = transport(settings, modules, contracts, clock, self.dead_letters)
         self.bus = self._transport.bus
