@@ -21,7 +21,7 @@ from app.door import Context, Unavailable
 from app.gateways.breaker import Breaker, BreakerState
 from app.gateways.simulated import SimulatedGateway
 from app.gateways.worker import CONSUMER, HEARS, GatewayWorker
-from app.migrations import migrate
+from app.migrations import NotMigrated, is_current, migrate
 from app.relay import Relay
 from app.shell import Observer, Shell
 from app.store import Store
@@ -164,7 +164,25 @@ class Application:
             NewerDatabase: A database was written by a newer release.
             DBAPIError: It cannot be opened or written.
         """
-        return [name for name in self.shells if migrate(self.databases[self.settings.database_url(name)].engine, name)]
+        return [name for name in self.shells if migrate(self._database(name).engine, name)]
+
+    def require_tables(self) -> None:
+        """
+        See to it that every module's tables are at the head: a database of our own is migrated, a shared one is not touched.
+
+        Raises:
+            NotMigrated: A shared database is behind.
+            NewerDatabase, DBAPIError: As for `migrate`.
+        """
+        for name in self.shells:
+            database = self._database(name)
+            if not database.dialect.is_shared:
+                migrate(database.engine, name)
+            elif not is_current(database.engine, name):
+                raise NotMigrated(f"the tables of {name} are not up to date; run `python -m app migrate` first")
+
+    def _database(self, module: str) -> Database:
+        return self.databases[self.settings.database_url(module)]
 
     async def start(self) -> str:
         """

@@ -140,8 +140,9 @@ class Relay:
         count = self._store.due_count(connection, now)
         # What flies is due, too, and may be among the oldest: read past it.
         limit = len(self._flying) + FOUND_MAX
-        grace = timedelta(seconds=LOOK_SECONDS if self._has_looked else 0)
-        parcels = self._store.due(connection, now, limit, grace) if count > 0 else []
+        leads = self._store.lead(connection, self._bus.is_connected)
+        grace = self._store.grace(timedelta(seconds=LOOK_SECONDS if self._has_looked else 0))
+        parcels = self._store.due(connection, now, limit, grace) if count > 0 and leads else []
         self._has_looked = True
         return parcels, count, self._store.due_oldest_seconds(connection, now)
 

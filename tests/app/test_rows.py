@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Column, Engine, MetaData, String, Table, create_engine
 
-from app.rows import Rows, Statement
+from app.rows import Rows
+from app.sqlite import Padded, Sqlite
 from modules import inventory, orders, payments
 from modules.inventory.state import Product, Reservation, ReservationStatus
 from modules.module import Module
@@ -89,7 +90,7 @@ def test_every_state_is_tried() -> None:
 @pytest.mark.parametrize("cls", STATES, ids=lambda cls: cls.__name__)
 def test_a_state_comes_back_as_it_was(cls: type, engine: Engine) -> None:
     """Whatever is in its fields: every text, every moment to the microsecond, every count that fits."""
-    rows = Rows(cls, TABLES[cls])
+    rows = Rows(cls, TABLES[cls], Sqlite())
 
     @settings(max_examples=60, deadline=None)
     @given(states=st.lists(STATES[cls], min_size=1, max_size=20, unique_by=rows.key_of))
@@ -108,7 +109,7 @@ def test_a_state_comes_back_as_it_was(cls: type, engine: Engine) -> None:
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 127, 128, 129, 300, 1000])
 def test_any_number_of_rows_goes(count: int, engine: Engine) -> None:
     """No row is lost or doubled where a statement ends and the next begins."""
-    rows = Rows(Reservation, TABLES[Reservation])
+    rows = Rows(Reservation, TABLES[Reservation], Sqlite())
     states = [Reservation(order_id=f"o-{n}", status=ReservationStatus.HELD, lines=(Line("A", n + 1),)) for n in range(count)]
     with engine.connect() as connection:
         rows.save(connection, states)
@@ -120,7 +121,7 @@ def test_any_number_of_rows_goes(count: int, engine: Engine) -> None:
 
 def test_a_later_state_replaces_an_earlier_one(engine: Engine) -> None:
     """One key, one row."""
-    rows = Rows(Reservation, TABLES[Reservation])
+    rows = Rows(Reservation, TABLES[Reservation], Sqlite())
     with engine.connect() as connection:
         for status in ReservationStatus:
             rows.save(connection, [Reservation(order_id="o", status=status)])
@@ -131,7 +132,7 @@ def test_a_later_state_replaces_an_earlier_one(engine: Engine) -> None:
 
 def test_a_statement_asked_for_nothing_does_nothing(engine: Engine) -> None:
     """No rows, no statement."""
-    statement = Statement(lambda size: "not SQL at all")
+    statement = Padded(lambda size: "not SQL at all")
     with engine.connect() as connection:
         assert statement.run(connection, []) == []
 
@@ -139,4 +140,4 @@ def test_a_statement_asked_for_nothing_does_nothing(engine: Engine) -> None:
 def test_a_table_that_is_not_its_class_is_refused() -> None:
     """The two are compared when the program starts, not when a row is lost."""
     with pytest.raises(TypeError, match="same columns"):
-        Rows(Product, Table("other", MetaData(), Column("product_id", String, primary_key=True)))
+        Rows(Product, Table("other", MetaData(), Column("product_id", String, primary_key=True)), Sqlite())
