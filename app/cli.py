@@ -54,23 +54,20 @@ def _application(settings: Settings) -> Application:
     except ContractError as error:
         _stop(USAGE, f"contract: {error}")
     except Unusable as error:
-        _stop(USAGE, f"DATABASE_URL: {error}")
+        _stop(USAGE, str(error))
 
 
 def _tables(do: Callable[[], T]) -> T:
     """*do* what `Application` offers about its tables; end the program in one line where it cannot be done."""
-    from sqlalchemy.exc import DBAPIError
-
+    from app.databases import OutOfReach
     from app.migrations import NewerDatabase, NotMigrated
 
     try:
         return do()
     except NewerDatabase as error:
         _stop(OUT_OF_REACH, f"the database is newer than this release: {error}")
-    except NotMigrated as error:
+    except (NotMigrated, OutOfReach) as error:
         _stop(OUT_OF_REACH, str(error))
-    except DBAPIError as error:
-        _stop(OUT_OF_REACH, f"the database cannot be used: {error.orig}")
 
 
 def _variables() -> str:
@@ -94,8 +91,9 @@ def serve() -> None:
     """
     Run the modules and their HTTP API until SIGTERM or SIGINT.
 
-    Prints one line with the address once it is ready. A SQLite database is made and migrated by itself, a
-    PostgreSQL one wants `migrate` first. The first signal lets it finish what is in hand (SHUTDOWN_GRACE_S at most) and end with 0; a second one ends it at once.
+    Prints one line with the address once it is ready. A SQLite database is made and migrated by itself; a PostgreSQL one
+    wants `migrate` first. The first signal lets it finish what is in hand (SHUTDOWN_GRACE_S at most) and end with 0; a
+    second one ends it at once.
     """
     from app.serve import CannotListen, serve
 

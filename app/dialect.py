@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, Table, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 MARK = "transaction"
 """Under this name, in a connection's ``info``, stands what `Dialect.was_committed` asks about."""
@@ -59,6 +59,9 @@ class Dialect(Protocol):
 
     def trouble(self, error: BaseException) -> Trouble | None:
         """Say what to do about *error*; None where it is the work's own fault, or not the database's at all."""
+
+    def explain(self, error: DBAPIError) -> str:
+        """Say in a few words, for the operator and without host or password, why the database cannot be used."""
 
     def is_conflict(self, error: BaseException) -> bool:
         """Tell whether *error* says that a row is there already: it was written a moment ago, or will always be there."""

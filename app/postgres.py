@@ -12,6 +12,7 @@ from __future__ import annotations
 
 __all__ = ["Postgres"]
 
+import re
 import time
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -33,6 +34,7 @@ from sqlalchemy import (
     create_engine,
     event,
 )
+from sqlalchemy.exc import DBAPIError
 
 from app.dialect import MARK, Statement, Trouble, Unusable
 
@@ -148,6 +150,19 @@ class Postgres:
         if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | errors.ReadOnlySqlTransaction):
             return Trouble.AWAY
         return None
+
+    def explain(self, error: DBAPIError) -> str:
+        """The driver's own words name the host."""
+        state = getattr(error.orig, "sqlstate", None)
+        # A connection that is refused comes without its SQLSTATE; the server's words stand at the end.
+        said = str(error.orig)
+        if state in ("28P01", "28000") or "authentication failed" in said or "no password supplied" in said:
+            return "it refuses the user or the password"
+        if state == "3D000" or re.search(r'FATAL: +database ".*" does not exist', said):
+            return "there is no such database on the server"
+        if state is None or state[:2] in ("08", "57"):
+            return "nobody answers there"
+        return f"it answers with SQLSTATE {state}"
 
     def is_conflict(self, error: BaseException) -> bool:
         """SQLSTATE 23505."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import JSON, Connection, Engine, Table, create_engine, event, make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from app.dialect import Statement, Trouble, Unusable
 
@@ -112,6 +112,10 @@ class Sqlite:
     def trouble(self, error: BaseException) -> Trouble | None:
         """Locked, full, read-only, unreadable: all of it may pass."""
         return Trouble.AWAY if isinstance(error, OperationalError | sqlite3.OperationalError) else None
+
+    def explain(self, error: DBAPIError) -> str:
+        """Its own words name no path."""
+        return str(error.orig)
 
     def is_conflict(self, error: BaseException) -> bool:
         """Nobody else writes meanwhile."""

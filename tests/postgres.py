@@ -48,7 +48,9 @@ class PostgresServer:
         return f"postgresql://postgres@/{database}?host={self.folder}"
 
     def start(self) -> PostgresServer:
-        """Start it, and wait until it takes connections."""
+        """Start it, and wait until it takes connections. Idempotent."""
+        if self._process is not None and self._process.poll() is None:
+            return self
         settings = [f"-c{name}={value}" for name, value in _SETTINGS.items()]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
