@@ -56,9 +56,9 @@ class Server:
         self._reader: threading.Thread | None = None
 
     @property
-    def database(self) -> Path:
-        """Where it keeps everything."""
-        return self.folder / "data" / "fulfilment.db"
+    def database(self) -> Path | str:
+        """Where it keeps everything: a file, or an address."""
+        return self.settings.get("DATABASE_URL") or self.folder / "data" / "fulfilment.db"
 
     @property
     def pid(self) -> int:
