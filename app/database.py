@@ -39,6 +39,9 @@ WORKS_MAX = 512
 TRIES = 6
 """How often a transaction is begun that met somebody else's, or whose connection was cut."""
 
+TRIES_SECONDS = 5.0
+"""After so long it is not begun again either: those who wait had better hear it."""
+
 _PAUSE_SECONDS = 0.005
 """Before the second try, about; doubled each time."""
 
@@ -203,6 +206,7 @@ class _Thread:
 
     def _transact(self, pieces: list[_Piece]) -> list[Any]:
         """Do *pieces* in one transaction, again from the beginning if it met somebody else's or was cut off."""
+        until = time.monotonic() + TRIES_SECONDS
         for tries in range(1, TRIES + 1):
             if tries > 1:
                 time.sleep(_PAUSE_SECONDS * 2.0 ** (tries - 2) * random.uniform(0.5, 1.5))
@@ -216,7 +220,7 @@ class _Thread:
                 trouble = Trouble.AGAIN if is_cut else self._dialect.trouble(error)
                 if is_cut:
                     self._hang_up()
-                if trouble is Trouble.AGAIN and tries < TRIES:
+                if trouble is Trouble.AGAIN and tries < TRIES and time.monotonic() < until:
                     logger.debug("a transaction is done again", tries=tries, error=str(getattr(error, "orig", error)))
                     continue
                 if trouble is None or self._dialect.is_conflict(error):

@@ -14,9 +14,9 @@ __all__ = ["Postgres"]
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors
@@ -38,8 +38,13 @@ from sqlalchemy.exc import DBAPIError
 
 from app.dialect import MARK, Statement, Trouble, Unusable
 
+T = TypeVar("T")
+
 SETTLE_SECONDS = 5.0
 """How long we ask what became of a commit whose answer was lost."""
+
+ANSWER_SECONDS = 12.0
+"""How long a server may say nothing to a question, before its connection is given up."""
 
 _ASK_AGAIN_SECONDS = 0.1
 
@@ -57,7 +62,7 @@ _PARAMETERS: dict[str, Any] = {
 _SETTINGS = {
     "timezone": "UTC",
     "lock_timeout": "2s",
-    "statement_timeout": "15s",
+    "statement_timeout": "10s",
     # A process that stands still in the middle of a transaction must not hold its locks for ever.
     "idle_in_transaction_session_timeout": "5s",
     # Every query of ours has its index; tables that were empty when a plan was made must not make it read them whole.
@@ -80,6 +85,30 @@ _TYPES = (
     (JSON, "json"),
     (LargeBinary, "bytea"),
 )
+
+
+class _Connection(psycopg.Connection[Any]):
+    """A connection whose server has to answer at some time: one that was halted keeps its sockets open."""
+
+    answer_seconds: float | None = None
+
+    def wait(self, gen: Any, *arguments: Any, **more: Any) -> Any:
+        """Wait for what *gen* waits for; close the connection, and raise as if it were cut, when it takes too long."""
+        seconds = ANSWER_SECONDS if self.answer_seconds is None else self.answer_seconds
+        return super().wait(self._within(gen, time.monotonic() + seconds), *arguments, **more)
+
+    def _within(self, gen: Generator[Any, Any, T], until: float) -> Generator[Any, Any, T]:
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if not ready and time.monotonic() > until:
+                    self.close()
+                    raise psycopg.OperationalError("the server does not answer")
+                wanted = gen.send(ready)
+        except StopIteration as end:
+            answer: T = end.value
+            return answer
 
 
 class _Arrays:
@@ -117,7 +146,7 @@ class Postgres:
 
         def connect() -> psycopg.Connection[Any]:
             # BEGIN is ours to say: the driver's own would cost a round trip, and says nothing.
-            connection = psycopg.connect(autocommit=True, **parameters)
+            connection = _Connection.connect(autocommit=True, **parameters)
             try:
                 connection.execute(settings)
             except psycopg.Error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __all__ = ["NewerDatabase", "NotMigrated", "head", "is_current", "migrate", "version"]
 
+from math import inf
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, inspect
@@ -85,6 +86,7 @@ def _upgrade(engine: Engine, module: str) -> bool:
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             # SQLite gives the whole database to whoever begins; here two would make the same tables at once.
+            connection.connection.driver_connection.answer_seconds = inf  # type: ignore[union-attr]
             connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"{module} migrate",))

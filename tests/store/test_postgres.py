@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -198,6 +200,30 @@ async def test_a_server_that_is_killed_comes_back_with_everything_that_was_answe
             continue
     assert await numbers(database) == answered
     assert len(answered) >= 150
+
+
+async def test_a_server_that_stands_still_is_given_up(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps its sockets open and says nothing: after a while it counts as cut off."""
+    monkeypatch.setattr("app.postgres.ANSWER_SECONDS", 0.3)
+    halted: list[int] = []
+
+    def work(connection: Connection) -> None:
+        insert(1)(connection)
+        if not halted:
+            halted.append(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
+            os.kill(halted[0], signal.SIGSTOP)
+        insert(2)(connection)
+
+    writing = asyncio.create_task(database.write(work))
+    await until(lambda: halted)
+    try:
+        # The halted one has its row locked: nobody gets past it, and whoever asked is told that he cannot be served now.
+        with pytest.raises(Unavailable):
+            await writing
+    finally:
+        os.kill(halted[0], signal.SIGCONT)
+    assert await database.write(insert(3)) == 3
+    assert await numbers(database) == [3]
 
 
 # Meeting others
