@@ -21,16 +21,19 @@ from app.dead_letters import DeadLetterOffice
 from app.door import Context, Unavailable
 from app.gateways.breaker import Breaker, BreakerState
 from app.gateways.simulated import SimulatedGateway
-from app.gateways.worker import CONSUMER, HEARS, GatewayWorker
+from app.gateways.worker import CONSUMER, GatewayWorker
 from app.relay import Relay
 from app.shell import Observer, Shell
 from app.store import Store
 from app.telemetry.metrics import Metrics
 from app.telemetry.trace import trace_id
+from app.topology import EXPRESS_LANE, hears
+from app.transport import transport
 from app.web import Runner, build
 from app.web.dead_letters import table as dead_letter_routes
-from bus.contracts import EXPRESS, Contracts, subject_of
-from bus.memory import MemoryBus
+from app.web.health import BUS, OK, TOPOLOGY
+from bus.contracts import Contracts
+from bus.errors import Unreachable
 from bus.port import Clock, Subscription
 from config.settings import Settings
 from modules import inventory, orders, payments
@@ -79,8 +82,8 @@ class Application:
     """
 
     phase: Literal["starting", "ready", "draining"] = "starting"
-    on_fatal: Callable[[], None] = staticmethod(lambda: None)
-    """Called when a loop of the house has broken and only a restart can help."""
+    on_fatal: Callable[[int], None] = staticmethod(lambda code: None)
+    """Called with the exit code when a loop of the house has ended and only a restart can help."""
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         """
@@ -97,10 +100,12 @@ class Application:
         contracts = contracts_of(modules)
         urls = {module.name: settings.database_url(module.name) for module in modules}
         self.databases: dict[str, Database] = opened(settings, urls)
-        stores = {module.name: Store(module, self.databases[urls[module.name]]) for module in modules}
+        self.stores = stores = {module.name: Store(module, self.databases[urls[module.name]]) for module in modules}
         self.dead_letters = DeadLetterOffice(stores, clock, self.metrics)
-        self.bus = MemoryBus(clock, self.dead_letters)
+        self._transport = transport(settings, modules, contracts, clock, self.dead_letters)
+        self.bus = self._transport.bus
         self.metrics.bus_connected.follow(lambda: float(self.bus.is_connected))
+        self.metrics.bus_reconnects.follow(self._transport.reconnects)
         self.relays = {name: Relay(store, self.bus, clock, self.metrics) for name, store in stores.items()}
         self.shells = {
             module.name: Shell(
@@ -177,11 +182,12 @@ class Application:
         Raises:
             OSError: The port is taken, or the address is not ours.
         """
-        for name, shell in self.shells.items():
-            subjects = [subject_of(cls) for cls in shell.module.hears]
-            await self._attach(name, subjects, shell.listen)
+        listeners = {name: shell.listen for name, shell in self.shells.items()}
         if self._worker is not None:
-            await self._attach(CONSUMER, [subject_of(cls) for cls in HEARS], self._worker.listen)
+            listeners[CONSUMER] = self._worker.listen
+        self._run(self._transport.run(), "transport")
+        for consumer, subjects in hears(shell.module for shell in self.shells.values()).items():
+            await self._attach(consumer, subjects, listeners[consumer.removesuffix(EXPRESS_LANE)])
         for name, shell in self.shells.items():
             self._run(shell.run(), f"shell of {name}")
             self._run(self.relays[name].run(), f"relay of {name}")
@@ -218,12 +224,14 @@ class Application:
 
     async def checks(self) -> Mapping[str, str]:
         """Ask the bus and each database how they are."""
-        found = {"bus": "ok" if self.bus.is_connected else "unavailable"}
+        found = {BUS: OK if self.bus.is_connected else "unavailable"}
+        if self.bus.problems:
+            found[TOPOLOGY] = "; ".join(self.bus.problems)
         for name in self.shells:
             database = self.databases[self.settings.database_url(name)]
             try:
                 await database.write(lambda connection: connection.exec_driver_sql("SELECT 1").scalar())
-                found[f"database:{name}"] = "ok"
+                found[f"database:{name}"] = OK
             except Unavailable:
                 found[f"database:{name}"] = "unavailable"
         return found
@@ -231,12 +239,10 @@ class Application:
     async def _attach(
         self, consumer: str, subjects: list[str], listen: Callable[[Subscription], Coroutine[Any, Any, None]]
     ) -> None:
-        """Hear *subjects* as *consumer*, and their express lane as another: neither waits for the other."""
-        lanes = {consumer: subjects, f"{consumer}-express": [subject + EXPRESS for subject in subjects]}
-        for name, lane in lanes.items():
-            subscription = await self.bus.subscribe(name, lane)
-            self._run(listen(subscription), f"listener of {name}")
-            self._listening.append(self._tasks[-1])
+        """Hear *subjects* as *consumer*."""
+        subscription = await self.bus.subscribe(consumer, subjects)
+        self._run(listen(subscription), f"listener of {consumer}")
+        self._listening.append(self._tasks[-1])
 
     def _run(self, loop: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(loop, name=name)
@@ -244,10 +250,15 @@ class Application:
         self._tasks.append(task)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """A loop of the house that ends by itself is a bug: say so, and leave it to a restart."""
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.opt(exception=error).critical("a loop ended; the process stops", loop=task.get_name())
-            self.on_fatal()
+        """A loop of the house that breaks is a bug: say so, and leave it to a restart."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, Unreachable):
+            logger.critical("the bus is out of reach; the process stops", detail=str(error))
+            self.on_fatal(3)
+            return
+        logger.opt(exception=error).critical("a loop ended; the process stops", loop=task.get_name())
+        self.on_fatal(1)
 
     async def _flush(self) -> None:
         while True:

@@ -240,7 +240,7 @@ class Postgres:
 
     def text(self, sql: str) -> str:
         """Its marks are %s."""
-        return sql.replace("?", "%s")
+        return sql.replace("%", "%%").replace("?", "%s")
 
     def by_keys(self, sql: str) -> Statement:
         """One array of keys."""

@@ -27,6 +27,7 @@ from app.telemetry.metrics import Metrics
 from bus.contracts import is_express
 from bus.errors import BusError
 from bus.port import Bus, Clock
+from bus.replays import original
 
 IN_FLIGHT_MAX = 8_192
 """Messages that may be on their way at once; more wait in the table."""
@@ -105,7 +106,7 @@ class Relay:
         if parcel.id in self._flying:
             return
         room = IN_FLIGHT_MAX + (EXPRESS_IN_FLIGHT_MAX if is_express(parcel.subject) else 0)
-        if self._is_stopped or len(self._flying) >= room:
+        if self._is_stopped or len(self._flying) >= room or not self._bus.is_connected:
             self._left += 1
             return
         self._flying[parcel.id] = parcel
@@ -118,7 +119,7 @@ class Relay:
             return
         error = published.exception()
         if error is None:
-            self._published.labels(parcel.subject).inc()
+            self._published.labels(original(parcel.subject)).inc()
             self._sent.append(parcel.id)
             return
         self._left += 1  # still in the table, to be found when we look again
@@ -140,9 +141,11 @@ class Relay:
         count = self._store.due_count(connection, now)
         # What flies is due, too, and may be among the oldest: read past it.
         limit = len(self._flying) + FOUND_MAX
+        # While the bus is away somebody else may look after what lies here; what is ours to send waits for it.
         leads = self._store.lead(connection, self._bus.is_connected)
         grace = self._store.grace(timedelta(seconds=LOOK_SECONDS if self._has_looked else 0))
-        parcels = self._store.due(connection, now, limit, grace) if count > 0 and leads else []
+        is_to_send = count > 0 and leads and self._bus.is_connected
+        parcels = self._store.due(connection, now, limit, grace) if is_to_send else []
         self._has_looked = True
         return parcels, count, self._store.due_oldest_seconds(connection, now)
 
@@ -154,7 +157,7 @@ class Relay:
                 self._send(parcel)
         # What was committed a moment ago and is being handed to us now counts as left, until we look again.
         self._left = max(0, count - len(self._flying) - len(done))
-        if len(parcels) >= FOUND_MAX:
+        if len(parcels) >= FOUND_MAX and self._bus.is_connected:
             self._look_at = self._clock.monotonic()
 
     async def _purge(self, now: float) -> None:

@@ -24,6 +24,7 @@ from app.database import Database
 from app.door import Unavailable
 from app.migrations import head, is_current, migrate, version
 from app.outbox import Parcel
+from app.republish import _sent, count
 from app.rows import Rows, instant
 from app.store import GRACE, HEARD_KEPT, SENT_KEPT, Kept, Store
 from bus.port import DeadLetter, Message
@@ -225,6 +226,15 @@ class StoreContract:
         assert left == sorted([rows[1].id, rows[2].id])
         assert (await store.database.write(lambda c: store.known(c, ["old", "young"]))).keys() == {"young"}
 
+    async def test_what_was_sent_can_be_sent_again(self, store: Store) -> None:
+        """For a stream that was lost: whole, and nothing else."""
+        rows = [parcel("p-1", body=bytes(range(256))), parcel("p-2"), parcel("unsent")]
+        await self._say(store, rows)
+        await store.database.write(lambda c: store.mark_sent(c, ["p-1", "p-2"], NOW))
+        assert [found async for found in _sent(store, NOW)] == rows[:2]
+        assert await count(store, NOW) == 2
+        assert await count(store, NOW + timedelta(microseconds=1)) == 0
+
     async def test_one_process_leads(self, store: Store) -> None:
         """Where there is nobody else, it is always the one that asks."""
         assert await store.database.write(lambda c: store.lead(c, True))
@@ -334,7 +344,7 @@ class StoreContract:
         [kept] = await stand.office.list(None, None, None, 10)
         assert (kept.letter.error, kept.letter.message.body) == ("unreadable", b"\0")
         assert await stand.office.replay(kept.letter.id)
-        assert len(await stand.rows("SELECT id FROM inventory_outbox WHERE subject = ?", "orders.created.v1")) == 1
+        assert len(await stand.rows("SELECT id FROM inventory_outbox WHERE subject LIKE ?", "%orders.created.v1")) == 1
 
     async def test_dead_letters_are_kept_listed_replayed_and_thrown_away(self, stand: Stand) -> None:
         """To the last byte, page by page, each once."""
