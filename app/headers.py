@@ -17,6 +17,7 @@ from app.door import Context
 from app.outbox import Parcel
 from bus.contracts import plain
 from bus.port import Message
+from bus.replays import original
 
 TRACEPARENT_LENGTH = 55
 CORRELATION_ID_MAX = 128
@@ -27,9 +28,9 @@ _SAFE = "!#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 def message_of(parcel: Parcel) -> Message:
     """Return *parcel* as it travels."""
-    subject = parcel.subject
+    subject = original(parcel.subject)
     return Message(
-        subject,
+        parcel.subject,
         parcel.id,
         parcel.body,
         parcel.key,

@@ -33,6 +33,7 @@ from app.waiting_room import WaitingRoom
 from bus.contracts import Contracts, is_express
 from bus.errors import PutAside
 from bus.port import Clock, Delivery, Subscription
+from bus.replays import original
 from modules.module import Module, Outcome, State
 
 FETCH_SECONDS = 1.0
@@ -125,20 +126,21 @@ class Shell:
     async def _hear(self, delivery: Delivery) -> None:
         message = delivery.message
         headers = message.headers
+        subject = original(message.subject)
         try:
-            event = self._contracts.decode(message.subject, message.body)
+            event = self._contracts.decode(subject, message.body)
             if type(event) not in self.module.hears:
-                raise PutAside(f"{self.module.name} does not hear {message.subject}")
+                raise PutAside(f"{self.module.name} does not hear {subject}")
         except PutAside as error:
             logger.warning(
-                "message put aside", consumer=self.module.name, subject=message.subject, message_id=message.id,
+                "message put aside", consumer=self.module.name, subject=subject, message_id=message.id,
                 error=error.code, detail=str(error), correlation_id=headers.get("ce-correlationid"),
             )  # fmt: skip
-            self._handled.labels(self.module.name, message.subject, "put_aside").inc()
+            self._handled.labels(self.module.name, subject, "put_aside").inc()
             await delivery.term(error.code, str(error))
             return
         id, context = origin(message)
-        express = is_express(message.subject)
+        express = is_express(subject)
         seat = Seat(event, id, context, express, id)
         seat.delivery = delivery
         seat.said_at = headers.get("ce-time")
@@ -220,7 +222,7 @@ class Shell:
                         watcher.set()
 
     async def _settle(self, delivery: Delivery, seat: Seat, verdict: Verdict) -> None:
-        subject = delivery.message.subject
+        subject = original(delivery.message.subject)
         if verdict.error is None:
             self._handled.labels(self.module.name, subject, "handled" if verdict.outcome else "repeated").inc()
             await delivery.ack()

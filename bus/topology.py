@@ -8,13 +8,24 @@ several modules is one durable of its name on each of their streams.
 
 from __future__ import annotations
 
-__all__ = ["ADVISORIES", "DEAD_LETTERS", "ConsumerPlan", "StreamPlan", "Topology", "consumer_plans", "stream_name"]
+__all__ = [
+    "ADVISORIES",
+    "DEAD_LETTERS",
+    "ConsumerPlan",
+    "StreamPlan",
+    "Topology",
+    "advisory_subject",
+    "consumer_plans",
+    "patrol_plan",
+    "stream_name",
+]
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from bus.contracts import is_express
+from bus.replays import module_of
 
 DEAD_LETTERS = "DEAD_LETTERS"
 ADVISORIES = "ADVISORIES"
@@ -64,11 +75,13 @@ class Topology:
                 raise ValueError(f"{plan.name} hears {plan.subjects[0]}, and there is no stream {plan.stream}")
         return cls((*streams, StreamPlan(DEAD_LETTERS, ("dead.>",)), _ADVISORIES), consumers)
 
+    def with_consumers(self, more: Iterable[ConsumerPlan]) -> Topology:
+        """Return the plan with *more* consumers."""
+        return evolve(self, consumers=(*self.consumers, *more))
 
-_ADVISORIES = StreamPlan(
-    ADVISORIES,
-    ("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>",),
-)
+
+_EXHAUSTED = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES"
+_ADVISORIES = StreamPlan(ADVISORIES, (f"{_EXHAUSTED}.>",))
 """Advisories are said once, to whoever is there: a stream keeps them for when we are."""
 
 
@@ -91,3 +104,14 @@ def consumer_plans(consumer: str, subjects: Sequence[str]) -> tuple[ConsumerPlan
         )
         for stream, heard in sorted(by_stream.items())
     )
+
+
+def advisory_subject(stream: str, consumer: str) -> str:
+    """Return the subject under which the broker says that *consumer* has had its last try at a message."""
+    return f"{_EXHAUSTED}.{stream}.{consumer}"
+
+
+def patrol_plan(module: str, consumers: Iterable[ConsumerPlan]) -> ConsumerPlan:
+    """Return the durable by which *module* learns which of its *consumers* have had their last try; see `bus.patrol`."""
+    subjects = sorted({advisory_subject(plan.stream, plan.name) for plan in consumers if module_of(plan.name) == module})
+    return ConsumerPlan(f"patrol-{module}", ADVISORIES, tuple(subjects), ACK_PENDING_MAX)

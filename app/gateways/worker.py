@@ -26,6 +26,7 @@ from bus.contracts import Contracts, is_express
 from bus.errors import PutAside
 from bus.ids import caused_id
 from bus.port import Clock, Delivery, Subscription
+from bus.replays import original
 from modules.module import Outcome
 from modules.payments.events import (
     Charged,
@@ -97,10 +98,11 @@ class GatewayWorker:
 
     async def _handle(self, delivery: Delivery) -> None:
         message = delivery.message
+        subject = original(message.subject)
         try:
-            event = self._contracts.decode(message.subject, message.body)
+            event = self._contracts.decode(subject, message.body)
             if type(event) not in HEARS:
-                raise PutAside(f"{CONSUMER} does not hear {message.subject}")
+                raise PutAside(f"{CONSUMER} does not hear {subject}")
         except PutAside as error:
             await delivery.term(error.code, str(error))
             return
@@ -110,14 +112,14 @@ class GatewayWorker:
             # Asked twice (we were killed in between), the gateway may answer in two ways, and both are news.
             kind = f"{type(answer).__name__}.{getattr(answer, 'is_unknown', False)}"
             answer_id = caused_id(id, f"{CONSUMER}.{kind}")
-            await self._tell(answer, answer_id, context, is_express(message.subject), delivery)
+            await self._tell(answer, answer_id, context, is_express(subject), delivery)
         except Exception as error:  # whatever it is, it is this message's trouble: five tries, then a dead letter
             detail = f"{type(error).__name__}: {error}"
             logger.warning("message failed", consumer=CONSUMER, detail=detail, correlation_id=context.correlation_id)
             await delivery.nak(retry_seconds(delivery.tries, self._dice), detail=detail)
-            self._handled.labels("payments", message.subject, "failed").inc()
+            self._handled.labels("payments", subject, "failed").inc()
             return
-        self._handled.labels("payments", message.subject, "handled").inc()
+        self._handled.labels("payments", subject, "handled").inc()
         await delivery.ack()
 
     async def _charge(self, event: ChargeRequested) -> Any:
