@@ -80,8 +80,8 @@ class Application:
     """
 
     phase: Literal["starting", "ready", "draining"] = "starting"
-    on_fatal: Callable[[], None] = staticmethod(lambda: None)
-    """Called when a loop of the house has broken and only a restart can help."""
+    on_fatal: Callable[[int], None] = staticmethod(lambda code: None)
+    """Called with the exit code when a loop of the house has ended and only a restart can help."""
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         """
@@ -242,7 +242,7 @@ class Application:
         """A loop of the house that ends by itself is a bug: say so, and leave it to a restart."""
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.opt(exception=error).critical("a loop ended; the process stops", loop=task.get_name())
-            self.on_fatal()
+            self.on_fatal(1)
 
     async def _flush(self) -> None:
         while True:

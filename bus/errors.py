@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BusClosed", "BusError", "Invalid", "Problem", "PutAside", "Retry", "UnknownSubject", "Unreadable"]
+__all__ = ["BusClosed", "BusError", "Invalid", "Problem", "PutAside", "Retry", "UnknownSubject", "Unreachable", "Unreadable"]
 
 from attrs import frozen
 
@@ -23,6 +23,12 @@ class BusClosed(BusError):
     """The bus has been closed; nothing goes in or out any more."""
 
     code = "bus_closed"
+
+
+class Unreachable(BusError):
+    """No server of the bus has answered in all the time that there was for the first connection."""
+
+    code = "bus_unreachable"
 
 
 class PutAside(BusError):

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 __all__ = [
     "ADVISORIES",
+    "ADVISORIES_PLAN",
     "DEAD_LETTERS",
+    "DEAD_LETTERS_PLAN",
     "ConsumerPlan",
     "StreamPlan",
     "Topology",
@@ -18,6 +20,7 @@ __all__ = [
     "consumer_plans",
     "patrol_plan",
     "stream_name",
+    "stream_plan",
 ]
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -67,13 +70,13 @@ class Topology:
         Raises:
             ValueError: Somebody hears a subject that is in none of these streams.
         """
-        streams = tuple(StreamPlan(stream_name(module), (f"{module}.>",)) for module in modules)
+        streams = tuple(stream_plan(stream_name(module)) for module in modules)
         consumers = tuple(plan for consumer, subjects in hears.items() for plan in consumer_plans(consumer, subjects))
         names = {stream.name for stream in streams}
         for plan in consumers:
             if plan.stream not in names:
                 raise ValueError(f"{plan.name} hears {plan.subjects[0]}, and there is no stream {plan.stream}")
-        return cls((*streams, StreamPlan(DEAD_LETTERS, ("dead.>",)), _ADVISORIES), consumers)
+        return cls((*streams, DEAD_LETTERS_PLAN, ADVISORIES_PLAN), consumers)
 
     def with_consumers(self, more: Iterable[ConsumerPlan]) -> Topology:
         """Return the plan with *more* consumers."""
@@ -81,13 +84,21 @@ class Topology:
 
 
 _EXHAUSTED = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES"
-_ADVISORIES = StreamPlan(ADVISORIES, (f"{_EXHAUSTED}.>",))
+_DEAD = "dead"
+DEAD_LETTERS_PLAN = StreamPlan(DEAD_LETTERS, (f"{_DEAD}.>",))
+ADVISORIES_PLAN = StreamPlan(ADVISORIES, (f"{_EXHAUSTED}.>",))
 """Advisories are said once, to whoever is there: a stream keeps them for when we are."""
 
 
 def stream_name(subject: str) -> str:
-    """Return the name of the stream that keeps *subject*: its first part, in capitals."""
-    return subject.partition(".")[0].upper()
+    """Return the name of the stream that keeps *subject*: its first part, in capitals, or that of the dead letters."""
+    first = subject.partition(".")[0]
+    return DEAD_LETTERS if first == _DEAD else first.upper()
+
+
+def stream_plan(name: str) -> StreamPlan:
+    """Return the plan of the stream *name*."""
+    return {DEAD_LETTERS: DEAD_LETTERS_PLAN, ADVISORIES: ADVISORIES_PLAN}.get(name) or StreamPlan(name, (f"{name.lower()}.>",))
 
 
 def consumer_plans(consumer: str, subjects: Sequence[str]) -> tuple[ConsumerPlan, ...]:
