@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["Container", "Image", "Workshop", "need"]
+__all__ = ["Container", "Image", "Workshop", "need", "unpacked"]
 
 import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,19 @@ def need(packages: Mapping[str, str]) -> None:
         environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
         _run(["apt-get", "update", "-qq"], env=environment)
         _run(["apt-get", "install", "-qq", "--yes", "--no-install-recommends", *missing], env=environment)
+
+
+def unpacked(package: str, folder: Path) -> Path:
+    """Unpack a Debian package in *folder*, without installing it; return *folder*. Fail where that cannot be."""
+    if shutil.which("apt-get") is None:
+        pytest.fail(f"{package} cannot be had: there is no apt-get here")
+    done = subprocess.run(["apt-get", "download", "-qq", package], cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        _run(["apt-get", "update", "-qq"])
+        _run(["apt-get", "download", "-qq", package], cwd=folder)
+    (archive,) = folder.glob(f"{package}_*.deb")
+    _run(["dpkg-deb", "--extract", archive, folder])
+    return folder
 
 
 def _run(command: Sequence[str | Path], **options: Any) -> str:
@@ -91,16 +105,18 @@ class Image:
             mount -o remount,bind,ro {root}
             exec chroot --userspec={self.config["User"]} {root} "$@"
         """
-        for device in ("null", "urandom"):  # an engine mounts a /dev of its own; here they need a place to be mounted on
+        for device in ("null", "urandom"):
+            # An engine mounts a /dev of its own; here they need a place to be mounted on.
             (self.rootfs / "dev" / device).touch()
         variables = [f"{name}={value}" for name, value in (self.environment | settings).items()]
         # env is not there inside, so variables are set outside, for a chroot that is called by its full name.
-        process = subprocess.Popen(
-            ["/usr/bin/unshare", "--mount", "--pid", "--fork", "--kill-child",
+        with (folder.parent / "stdout.txt").open("w") as stdout:
+            process = subprocess.Popen(
+            ["/usr/bin/unshare", "--mount", "--pid", "--fork",
              "/usr/bin/env", "-i", *variables, "/bin/sh", "-euc", f"PATH={_SYSTEM_PATH}:$PATH\n{script}", "sh",
              self._program(), *self.config["Entrypoint"][1:], *(arguments or self.config["Cmd"])],
-            stdin=subprocess.DEVNULL, stdout=(folder.parent / "stdout.txt").open("w"), stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.STDOUT,
+            )  # fmt: skip
         return Container(process, folder.parent / "stdout.txt")
 
     def _program(self) -> str:
@@ -148,7 +164,8 @@ class Container:
     def end(self) -> None:
         """Leave nothing of it behind. Idempotent."""
         if self.process.poll() is None:
-            self.process.kill()
+            # Not unshare itself: it would leave its child behind.
+            os.kill(self.first_pid, signal.SIGKILL)
         self.process.wait()
 
 
@@ -174,7 +191,9 @@ class Workshop:
         rootfs = self.folder / "rootfs"
         shutil.copytree(mounted, rootfs, symlinks=True)
         for path in [mounted, *mounted.rglob("*")]:
-            os.chown(rootfs / path.relative_to(mounted), path.lstat().st_uid, path.lstat().st_gid, follow_symlinks=False)
+            os.chown(
+                rootfs / path.relative_to(mounted), path.lstat().st_uid, path.lstat().st_gid, follow_symlinks=False
+            )
         described = json.loads(self._buildah("inspect", "--type", "image", "localhost/fulfilment:test"))
         return Image(rootfs, described["Docker"]["config"])
 
@@ -196,12 +215,20 @@ class Workshop:
     def _network(self) -> tuple[Path, Path]:
         """Return what the build needs to reach an index as this machine does: its certificates, and pip's settings."""
         certificates, pip = self.folder / "certificates.pem", self.folder / "pip.conf"
-        found = next((path for path in (os.environ.get("SSL_CERT_FILE", ""), _CERTIFICATES) if Path(path).is_file()), None)
+        found = next(
+            (path for path in (os.environ.get("SSL_CERT_FILE", ""), _CERTIFICATES) if Path(path).is_file()), None
+        )
         certificates.write_bytes(Path(found).read_bytes() if found else b"")
         lines = ["[global]", *(["cert = /run/certificates.pem"] if found else [])]
-        index = os.environ.get("PIP_INDEX_URL") or subprocess.run(
-            ["python3", "-m", "pip", "config", "get", "global.index-url"], capture_output=True, text=True, check=False
-        ).stdout.strip()
+        index = (
+            os.environ.get("PIP_INDEX_URL")
+            or subprocess.run(
+                ["python3", "-m", "pip", "config", "get", "global.index-url"],
+                capture_output=True,
+                text=True,
+                check=False,
+            ).stdout.strip()
+        )
         if index:
             lines.append(f"index-url = {index}")
         pip.write_text("\n".join(lines) + "\n", encoding="utf-8")
