@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 import socket
@@ -278,6 +279,6 @@ async def test_a_body_that_is_far_too_large_is_refused_at_the_door(
     url: str, houses: dict[str, Behind], client: aiohttp.ClientSession
 ) -> None:
     """Before a module has to look at it."""
-    async with client.post(f"{url}/v1/orders", data=b"x" * 1_100_000) as answer:
+    async with client.post(f"{url}/v1/orders", data=io.BytesIO(b"x" * 1_100_000)) as answer:
         await is_problem(answer, 413, "body_too_large")
     assert houses["orders"].asked == []
