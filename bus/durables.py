@@ -29,11 +29,12 @@ from bus.wire import Mark, mark_of, message_of
 if TYPE_CHECKING:
     from bus.members import Group, Member
 
-ASK_SECONDS = 20.0
+ASK_SECONDS = 5.0
 HEARTBEAT_SECONDS = 2.0
 _HEARTBEATS_MISSED_MAX = 2.5
 _AGAIN_SECONDS = 0.1
 _LATE_MAX = 1_024
+_ASIDE_SECONDS = 1.0
 _NANOSECONDS = 1_000_000_000
 _IDLE_HEARTBEAT = "100"
 _NO_RESPONDERS = "503"
@@ -206,16 +207,26 @@ class Durable:
             delivery.confirm()
             return
         if delivery.message.subject not in self.plan.subjects:
-            # Another version of us hears this, too, and has widened the durable. It is for them.
-            if delivery.tries < self.max_tries:
-                delivery.put_back(self.ack_wait_seconds)
-            else:
-                delivery.is_answered = True
-                self.held[mark.sequence] = delivery
-                self.give_up(delivery, "unknown_subject", f"{self.plan.name} does not hear {delivery.message.subject}")
+            self._step_aside(delivery)
             return
         self.ready[mark.sequence] = delivery
         self.group.arrived(self)
+
+    def _step_aside(self, delivery: Delivery) -> None:
+        """
+        Leave a message that we do not hear to whoever has made the durable hear it: another version of us.
+
+        The server would hand it to us again, because we have asked before. So we stop asking for a while, which is
+        longer than what we have asked for lasts before the tries are over.
+        """
+        if delivery.tries < self.max_tries:
+            delay_seconds = _ASIDE_SECONDS * 2.0 ** (delivery.tries - 1)
+            self._ask_again_at = max(self._ask_again_at, self.now() + 2 * delay_seconds)
+            delivery.put_back(delay_seconds)
+        else:
+            delivery.is_answered = True
+            self.held[delivery.sequence] = delivery
+            self.give_up(delivery, "unknown_subject", f"{self.plan.name} does not hear {delivery.message.subject}")
 
     def _told(self, status: str, headers: dict[str, str]) -> None:
         """Take note of what the server says about a request."""
@@ -227,7 +238,7 @@ class Durable:
         if status == "408":  # nothing came in all the time
             self.group.arrived(self)
             return
-        self._ask_again_at = self.now() + _AGAIN_SECONDS
+        self._ask_again_at = max(self._ask_again_at, self.now() + _AGAIN_SECONDS)
         if status == _NO_RESPONDERS or "Deleted" in said or "Leadership" in said or "Shutdown" in said:
             self._lost(said or "nobody answers")
         else:
