@@ -237,6 +237,8 @@ class Connection:
                     reconnected_cb=on_reconnected,
                     closed_cb=on_closed,
                 )
+            if self._is_closed:
+                raise _Refused("closed in the meantime")
         except BaseException:
             with suppress(Exception):
                 await client.close()

@@ -21,6 +21,9 @@ from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 from bus.founding import consumer_config, differences, found, heard, lacking, stream_config
 from bus.topology import ConsumerPlan, stream_plan
 
+_NO_JETSTREAM = (10039, 10076)
+"""Not for this account, or not on this server at all."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -127,7 +130,9 @@ class Ground:
 
         What we may not do is not refused by an answer: there is none, and the connection hears why.
         """
-        if isinstance(error, APIError) and not isinstance(error, ServiceUnavailableError):
+        if isinstance(error, APIError) and (
+            error.err_code in _NO_JETSTREAM or not isinstance(error, ServiceUnavailableError)
+        ):
             return [f"{error.description} ({error.err_code})"]
         name = f".{stream.lower()}"
         return [text for text in self._denied() if "$js.api" in text and name in text]

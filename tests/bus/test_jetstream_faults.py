@@ -8,7 +8,7 @@ import logging
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import nats
 import nats.errors
@@ -25,7 +25,7 @@ from bus.port import MAX_TRIES, Bus, Clock, Delivery, Message
 from bus.topology import StreamPlan, consumer_plans
 from tests.bus.contract import CREATED, RESERVED, message, nothing_comes, publish, take, take_one
 from tests.bus.features import Letters, Stand
-from tests.bus.jetstream_stand import JetStreamStand
+from tests.bus.jetstream_stand import JetStreamStand, say, until
 from tests.clock import VirtualClock
 from tests.nats import NatsServer
 
@@ -40,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
 
 @pytest.fixture
 async def stand(server: NatsServer) -> AsyncIterator[JetStreamStand]:
-    async with JetStreamStand.on(server.urls) as stand:
+    async with JetStreamStand.on(server.urls, dedup_seconds=120.0) as stand:
         yield stand
 
 
@@ -54,26 +54,6 @@ async def js(server: NatsServer) -> AsyncIterator[JetStreamContext]:
 
 async def _ignored(error: Exception) -> None:
     """A killed server is what these tests are about."""
-
-
-async def until(is_so: Callable[[], bool], within_seconds: float = 15) -> None:
-    """Wait until *is_so*, and fail if that takes too long."""
-    deadline = time.monotonic() + within_seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not come to that"
-        await asyncio.sleep(0.01)
-
-
-async def say(bus: Bus, messages: list[Message]) -> None:
-    """Publish *messages* as the relay does: what ends with Retry goes out again under the same id, until all are taken."""
-    deadline = time.monotonic() + 30
-    left = messages
-    while left:
-        assert time.monotonic() < deadline, f"{len(left)} were never taken"
-        ends = await asyncio.gather(*(bus.publish(each) for each in left), return_exceptions=True)
-        assert all(end is None or isinstance(end, Retry) for end in ends), ends
-        left = [each for each, end in zip(left, ends, strict=True) if end is not None]
-        await asyncio.sleep(0.05)
 
 
 def test_it_is_what_the_port_describes() -> None:
@@ -458,7 +438,7 @@ async def test_drift_is_found_and_named(stand: JetStreamStand, js: JetStreamCont
         "consumer inventory on ORDERS: ack_wait is 7, not 0.8",
         "consumer inventory on ORDERS: max_deliver is 3, not 5",
         "stream ORDERS: discard is old, not new",
-        "stream ORDERS: duplicate_window is 0.5, not 1.5",
+        "stream ORDERS: duplicate_window is 0.5, not 120",
     ]
     await say(stand.bus, [message()])
     await (await take_one(stand, member, 5)).ack()
