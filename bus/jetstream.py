@@ -20,8 +20,9 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 
 from bus.connection import CONNECT_SECONDS_MAX, Connection, Servers
+from bus.deliveries import Delivery
 from bus.dispatch import Dispatch, end
-from bus.durables import Delivery, Durable
+from bus.durables import Durable
 from bus.errors import BusClosed, Retry
 from bus.ground import Ground
 from bus.letterbox import LetterBox
