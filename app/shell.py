@@ -24,7 +24,7 @@ from sqlalchemy import Connection
 
 from app.batch import Answering, Batch, Seat, Verdict
 from app.door import Context, Overloaded, Told, Unavailable
-from app.headers import origin
+from app.headers import origin, said_at
 from app.outbox import Parcel
 from app.relay import Relay
 from app.store import Store
@@ -125,7 +125,6 @@ class Shell:
 
     async def _hear(self, delivery: Delivery) -> None:
         message = delivery.message
-        headers = message.headers
         subject = original(message.subject)
         try:
             event = self._contracts.decode(subject, message.body)
@@ -134,7 +133,7 @@ class Shell:
         except PutAside as error:
             logger.warning(
                 "message put aside", consumer=self.module.name, subject=subject, message_id=message.id,
-                error=error.code, detail=str(error), correlation_id=headers.get("ce-correlationid"),
+                error=error.code, detail=str(error), correlation_id=origin(message)[1].correlation_id,
             )  # fmt: skip
             self._handled.labels(self.module.name, subject, "put_aside").inc()
             await delivery.term(error.code, str(error))
@@ -143,7 +142,7 @@ class Shell:
         express = is_express(subject)
         seat = Seat(event, id, context, express, id)
         seat.delivery = delivery
-        seat.said_at = headers.get("ce-time")
+        seat.said_at = said_at(message)
         self._room.sit(seat, express)
 
     # One pass
