@@ -28,6 +28,7 @@ from bus.ground import Ground
 from bus.letterbox import LetterBox
 from bus.members import Group, Member
 from bus.port import ACK_WAIT_SECONDS, MAX_TRIES, Clock, DeadLetters, Message, Subscription
+from bus.tasks import end_tasks
 from bus.topology import consumer_plans
 
 PUBLISH_SECONDS = 5.0
@@ -182,10 +183,7 @@ class JetStreamBus:
         for durable in self._durables():
             durable.hand_back()
             durable.held.clear()
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(self._tasks.values())
         await self._connection.close()
         self.look_whether_idle()
 

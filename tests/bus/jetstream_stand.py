@@ -19,6 +19,7 @@ from bus.founding import found, stream_config
 from bus.jetstream import JetStreamBus, Servers
 from bus.patrol import Patrol
 from bus.port import Bus, DeadLetter, Message
+from bus.tasks import end_tasks
 from bus.topology import Topology, consumer_plans
 from tests.bus.contract import CREATED, EXPRESS, RESERVED
 from tests.bus.features import Features, Letters
@@ -85,8 +86,7 @@ class JetStreamStand:
         stand.bus = await stand.another()
         patrol = asyncio.create_task(stand.patrol().run())
         yield stand
-        patrol.cancel()
-        await asyncio.wait([patrol])
+        await end_tasks([patrol])
         for bus in stand.buses:
             await stand.run(bus.close(0))
         await asyncio.sleep(0)
