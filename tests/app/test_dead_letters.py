@@ -123,7 +123,7 @@ async def test_a_replay_goes_to_the_consumer_that_gave_up_and_to_nobody_else(pat
             return again.letter.attempts == 2
 
         await until(is_given_up_again)
-        [again] = await stand.office.list("inventory", "orders.cancelled.v1", None, 10)
+        assert len(await stand.office.list("inventory", "orders.cancelled.v1", None, 10)) == 1
         assert await stand.office.list("payments", None, None, 10) == [theirs]
         rendered = stand.metrics.render().decode()
         assert ".replay." not in rendered

@@ -16,7 +16,6 @@ from app.gateways.port import Answer, Captured, Gateway, GatewayAway, GatewaySil
 from app.gateways.simulated import SimulatedGateway
 from app.gateways.worker import CONSUMER, GatewayWorker
 from app.topology import hears
-from bus.contracts import subject_of
 from bus.port import Message
 from bus.replays import replay_subject
 from modules import payments
