@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Application", "contracts_of", "modules_of"]
+__all__ = ["Application", "contracts_of", "gateway_of", "modules_of"]
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -19,6 +19,8 @@ from app.database import Database
 from app.dead_letters import DeadLetterOffice
 from app.door import Context, Unavailable
 from app.gateways.breaker import Breaker, BreakerState
+from app.gateways.calls import CALLS_MAX
+from app.gateways.port import Gateway
 from app.gateways.simulated import SimulatedGateway
 from app.gateways.worker import CONSUMER, HEARS, GatewayWorker
 from app.migrations import migrate
@@ -36,6 +38,7 @@ from config.settings import Settings
 from modules import inventory, orders, payments
 from modules.module import Module, Outcome
 from modules.orders.events import OrderCancelled, OrderConfirmed, OrderCreated
+from modules.payments.events import ChargeRequested
 
 FLUSH_SECONDS = 0.25
 """What rides along with transactions waits no longer than this for one."""
@@ -71,6 +74,20 @@ def contracts_of(modules: Iterable[Module]) -> Contracts:
     return Contracts((cls for module in modules for cls in (*module.says, *module.hears)), schemas)
 
 
+def gateway_of(settings: Settings, clock: Clock) -> Gateway:
+    """Return the payment provider that *settings* name; Stripe's SDK is big, and loaded only for who wants it."""
+    if settings.payment_gateway == "stripe":
+        from app.gateways.stripe import StripeGateway
+
+        return StripeGateway(str(settings.stripe_api_key), settings.stripe_api_base, CALLS_MAX)
+    return SimulatedGateway(
+        clock,
+        decline_over=settings.simulated_decline_over,
+        latency_seconds=settings.simulated_latency_ms / 1000,
+        failure_rate=settings.simulated_failure_rate,
+    )
+
+
 class Application:
     """
     The house, running.
@@ -92,7 +109,7 @@ class Application:
         """
         self.settings = settings
         self.metrics = Metrics()
-        clock = clock or SystemClock()
+        self._clock = clock = clock or SystemClock()
         modules = modules_of(settings)
         contracts = contracts_of(modules)
         urls = {module.name: settings.database_url(module.name) for module in modules}
@@ -113,11 +130,10 @@ class Application:
                 batch_max=settings.batch_max,
                 backlog=self._backlog,
                 backlog_max=settings.outbox_cap,
-                observers=_order_observers(self.metrics) if module.name == "orders" else None,
+                observers=self._observers(module.name),
             )
             for module in modules
         }
-        self._clock = clock
         self._contracts = contracts
         self._worker = self._gateway_worker() if "payments" in self.shells else None
         self._tasks: list[asyncio.Task[None]] = []
@@ -138,14 +154,17 @@ class Application:
     def _backlog(self) -> int:
         return sum(relay.pending for relay in self.relays.values())
 
+    def _observers(self, module: str) -> dict[type, Observer] | None:
+        if module == "orders":
+            return _order_observers(self.metrics)
+        return {ChargeRequested: self._charge_requested} if module == "payments" else None
+
+    def _charge_requested(self, event: ChargeRequested, outcome: Outcome, context: Context) -> None:
+        assert self._worker is not None
+        self._worker.delays.requested(event, outcome, context)
+
     def _gateway_worker(self) -> GatewayWorker:
-        settings = self.settings
-        gateway = SimulatedGateway(
-            self._clock,
-            decline_over=settings.simulated_decline_over,
-            latency_seconds=settings.simulated_latency_ms / 1000,
-            failure_rate=settings.simulated_failure_rate,
-        )
+        gateway = gateway_of(self.settings, self._clock)
         gauge = self.metrics.circuit_breaker_state.labels(gateway.name)
         gauge.set(0)
 
@@ -199,6 +218,7 @@ class Application:
         await asyncio.gather(*self._listening, return_exceptions=True)
         if self._worker is not None:
             await self._worker.drain(seconds)
+            await self._worker.close()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await asyncio.gather(*(shell.drain() for shell in self.shells.values()))
