@@ -20,8 +20,9 @@ from app.dead_letters import DeadLetterOffice
 from app.door import Context, Unavailable
 from app.gateways.breaker import Breaker, BreakerState
 from app.gateways.calls import CALLS_MAX
-from app.gateways.port import Gateway
+from app.gateways.port import Gateway, Ledger
 from app.gateways.simulated import SimulatedGateway
+from app.gateways.webhooks import Webhooks
 from app.gateways.worker import CONSUMER, HEARS, GatewayWorker
 from app.migrations import migrate
 from app.relay import Relay
@@ -31,6 +32,8 @@ from app.telemetry.metrics import Metrics
 from app.telemetry.trace import trace_id
 from app.web import Runner, build
 from app.web.dead_letters import table as dead_letter_routes
+from app.web.table import Table
+from app.web.webhooks import table as webhook_route
 from bus.contracts import EXPRESS, Contracts, subject_of
 from bus.memory import MemoryBus
 from bus.port import Clock, Subscription
@@ -145,7 +148,7 @@ class Application:
                 metrics=self.metrics,
                 keys=settings.api_keys or None,
                 version=release(),
-                extra=(dead_letter_routes(self.dead_letters),),
+                extra=(dead_letter_routes(self.dead_letters), *self._webhooks()),
             ),
             handle_signals=False,
             shutdown_timeout=max(1.0, settings.shutdown_grace_s / 4),
@@ -163,8 +166,21 @@ class Application:
         assert self._worker is not None
         self._worker.delays.requested(event, outcome, context)
 
+    def _webhooks(self) -> tuple[Table, ...]:
+        """Return the route for the provider's webhooks, where payments run."""
+        if "payments" not in self.shells:
+            return ()
+        secret, gateway = self.settings.stripe_webhook_secret, self.gateway
+        ledger = gateway if isinstance(gateway, Ledger) else None
+        desk = Webhooks(
+            self.shells["payments"],
+            None if secret is None else str(secret),
+            *(ledger, self.dead_letters, self._clock, self.metrics),
+        )
+        return (webhook_route(desk),)
+
     def _gateway_worker(self) -> GatewayWorker:
-        gateway = gateway_of(self.settings, self._clock)
+        gateway = self.gateway = gateway_of(self.settings, self._clock)
         gauge = self.metrics.circuit_breaker_state.labels(gateway.name)
         gauge.set(0)
 

@@ -140,10 +140,14 @@ def openapi() -> None:
     import orjson
 
     from app.build import modules_of, release
+    from app.web import dead_letters, webhooks
     from app.web import openapi as description
-    from app.web.dead_letters import DESCRIBED
 
-    document = description.document(modules_of(_settings()), release(), [DESCRIBED])
+    modules = modules_of(_settings())
+    extra = [dead_letters.DESCRIBED]
+    if any(module.name == "payments" for module in modules):
+        extra.append(webhooks.DESCRIBED)
+    document = description.document(modules, release(), extra)
     click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))
 
 
@@ -168,9 +172,11 @@ def _logs(settings: Settings, stream: Any = None) -> None:
 def _register() -> None:
     from app.dead_letter_commands import dead_letters
     from app.load import load as load_command
+    from app.payments_commands import payments
 
     main.add_command(dead_letters)
     main.add_command(load_command)
+    main.add_command(payments)
 
 
 _register()

@@ -19,7 +19,7 @@ __all__ = [
 
 from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from attrs import frozen
 
@@ -125,6 +125,7 @@ class Gateway(Protocol):
         """Hang up. Idempotent."""
 
 
+@runtime_checkable
 class Ledger(Protocol):
     """A provider that keeps a list of its own; the simulated one does not."""
 

@@ -20,6 +20,7 @@ from loguru import logger
 
 from app.gateways.lookups import Lookups
 from app.gateways.port import Answer, Captured, Contradiction, GatewayRefuses, GatewaySilent, Record, Refused, Undecided
+from app.gateways.reconcile import placed_at
 from app.gateways.stripe_objects import REASON_MAX, Intent, verdict
 from app.gateways.stripe_wire import CALL_SECONDS, CONNECT_SECONDS, READ_SECONDS, Wire, sorted_out
 from modules.values import Money
@@ -137,7 +138,7 @@ class StripeGateway:
     async def _found(self, order_id: str, amount: Money, *, is_to_close: bool) -> Answer | None:
         if amount.amount == 0:
             return Captured(f"free_{order_id}")
-        intents = [Intent.of(each) for each in await self._lookups.find(order_id, _begun(order_id) - SKEW_SECONDS)]
+        intents = [Intent.of(each) for each in await self._lookups.find(order_id, _since(order_id))]
         for intent in intents:
             intent.check(order_id, amount)
         answer = verdict(intents)
@@ -216,6 +217,7 @@ def _reason(error: stripe.StripeError) -> str:
     return str(said.get("decline_code") or said.get("code") or said.get("type") or "declined")[:REASON_MAX]
 
 
-def _begun(order_id: str) -> int:
-    """Return when the order was placed, in seconds since 1970: its id is a UUIDv7 and begins with the milliseconds."""
-    return int(order_id[:8] + order_id[9:13], 16) // 1000
+def _since(order_id: str) -> int:
+    """Return from when on the order's charge may have been made, in seconds since 1970."""
+    placed = placed_at(order_id)
+    return 0 if placed is None else int(placed.timestamp()) - SKEW_SECONDS
