@@ -41,13 +41,19 @@ REFUSED_SECONDS_MAX = 300.0
 
 @frozen
 class Task:
-    """A request in hand; *is_first* if certainly nobody has called for it before."""
+    """
+    A request in hand.
+
+    *is_first* if certainly nobody has called for it before; *is_late* if it waited so long that the order may have been
+    cancelled meanwhile.
+    """
 
     event: Any
     id: str
     context: Context
     express: bool
     is_first: bool
+    is_late: bool
 
 
 class Calls:

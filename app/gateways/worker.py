@@ -77,7 +77,7 @@ class GatewayWorker:
         self._handled = metrics.messages_handled
         self._dice = dice or random.Random()
         self._ask = Calls(gateway, breaker, metrics, self._dice)
-        self._started_at = clock.now()
+        self._started_at = self._well_since = clock.now()
         self._calls: dict[asyncio.Task[None], Delivery] = {}
         self._has_room = asyncio.Event()
         self._subscriptions: list[Subscription] = []
@@ -138,6 +138,8 @@ class GatewayWorker:
                 subscription.pause()
             elif state is BreakerState.CLOSED:
                 subscription.resume()
+        if state is BreakerState.CLOSED:
+            self._well_since = self._clock.now()
 
     def _done(self, call: asyncio.Task[None]) -> None:
         self._calls.pop(call, None)
@@ -155,7 +157,15 @@ class GatewayWorker:
             await delivery.term(error.code, str(error))
             return
         id, context = origin(message)
-        task = Task(event, id, context, is_express(message.subject), self._is_first(event, delivery, id))
+        said_at = _said_at(message)
+        is_first = self._is_first(event, delivery, id, said_at)
+        # Whatever waited while the breaker was open may be about an order that is cancelled by now.
+        is_late = (
+            not is_first
+            or self._breaker.state is not BreakerState.CLOSED
+            or (said_at or self._started_at) < self._well_since
+        )
+        task = Task(event, id, context, is_express(message.subject), is_first, is_late)
         try:
             answer = await (self._charge(task) if isinstance(event, ChargeRequested) else self._refund(task))
             # Asked twice (we were killed in between), the gateway may answer in two ways, and both are news.
@@ -175,16 +185,14 @@ class GatewayWorker:
         self._handled.labels("payments", message.subject, "handled").inc()
         await delivery.ack()
 
-    def _is_first(self, event: Any, delivery: Delivery, id: str) -> bool:
+    def _is_first(self, event: Any, delivery: Delivery, id: str, said_at: datetime | None) -> bool:
         """
         Tell whether certainly nobody has called for *event* before: neither we, nor who ran before us, nor anybody beside.
 
         Not every provider knows a repeated key; so whatever may be a repetition is looked up first.
         """
-        message = delivery.message
-        if event.attempt > 1 or delivery.tries > 1 or message.id != id:
+        if event.attempt > 1 or delivery.tries > 1 or delivery.message.id != id:
             return False
-        said_at = _said_at(message)
         oldest = max(self._started_at, self._clock.now() - timedelta(seconds=FRESH_SECONDS))
         return said_at is not None and said_at >= oldest
 
@@ -194,8 +202,7 @@ class GatewayWorker:
         """Have the money taken, and wait for the breaker as long as it takes; return what to tell."""
         event: ChargeRequested = task.event
         is_wanted = event.is_wanted
-        is_late = not task.is_first
-        is_held = False
+        is_late, is_held = task.is_late, False
         while True:
             if is_late and is_wanted:
                 is_wanted = await self._is_still_wanted(event.order_id)
