@@ -102,7 +102,7 @@ class StripeGateway:
         refunds = self._client.v1.refunds
         try:
             listed = await sorted_out(refunds.list_async({"payment_intent": reference, "limit": PAGE}))
-            for each in _rows(listed):
+            for each in _rows(_plain(listed)):
                 if each.get("status") in ("succeeded", "pending", "requires_action"):
                     return _checked_refund(each, amount)
             wanted: Any = {"payment_intent": reference, "amount": amount.amount, "metadata": {"order_id": order_id}}
@@ -171,16 +171,17 @@ class StripeGateway:
             if after is not None:
                 params["starting_after"] = after
             try:
-                page = await sorted_out(self._client.v1.payment_intents.list_async(params))
+                # The list as it comes: to make objects of it takes three times as long as to read it.
+                page = await sorted_out(self._client.raw_request_async("get", "/v1/payment_intents", **params))
             except stripe.StripeError as error:
                 if self._can_filter and after is None and error.http_status == 400:
                     self._can_filter = False  # a look-alike that cannot: then we look through all there is
                     continue
                 raise GatewaySilent(f"the provider will not list: {_reason(error)}") from None
-            rows = _rows(page)
+            rows = _rows(page.data)
             for row in rows:
                 yield row
-            if not rows or not getattr(page, "has_more", False):
+            if not rows or not page.data.get("has_more"):
                 return
             after = str(rows[-1].get("id"))
 
@@ -194,7 +195,7 @@ def _plain(answer: Any) -> dict[str, Any]:
 
 
 def _rows(page: Any) -> list[dict[str, Any]]:
-    rows = _plain(page).get("data")
+    rows = page.get("data") if isinstance(page, Mapping) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise GatewaySilent("the answer is nonsense: no list")
     return rows

@@ -13,23 +13,32 @@ from typing import Any
 
 API_KEY = "sk_test_of_nobody"
 
-# What its own command does, on a port of its choosing; and what it knows stays in memory, not in a file for everybody.
+# What its own command does, on a port of its choosing. What it knows stays in memory, not in a file for everybody; asked
+# to end, it writes that down for the next start.
 _RUN = """
-import socket, sys
+import os, pickle, socket, sys
 from aiohttp import web
 from localstripe import resources, server
 resources.Store.dump_to_disk = lambda self: None
-listening = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+port, kept = int(sys.argv[1]), sys.argv[2]
+if kept and os.path.exists(kept):
+    with open(kept, "rb") as file:
+        resources.store.update(pickle.load(file))
+listening = socket.create_server(("127.0.0.1", port))
 print(listening.getsockname()[1], flush=True)
-web.run_app(server.app, sock=listening, print=None, access_log=None)
+web.run_app(server.app, sock=listening, print=None, access_log=None, shutdown_timeout=0.1)
+if kept:
+    with open(kept, "wb") as file:
+        pickle.dump(resources.store, file)
 """
 
 
 class LocalStripe:
-    """Start it, kill it, start it again at the same address (then it has forgotten everything)."""
+    """Start it, stop it, start it again at the same address; with *kept*, a file, it remembers."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: str = "") -> None:
         self.port = 0
+        self._kept = kept
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -39,11 +48,18 @@ class LocalStripe:
     def start(self) -> LocalStripe:
         """Start it; return once it listens."""
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", _RUN, str(self.port)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-W", "ignore", "-c", _RUN, str(self.port), self._kept], stdout=subprocess.PIPE, text=True
         )
         assert self._process.stdout is not None
         self.port = int(self._process.stdout.readline())
         return self
+
+    def stop(self) -> None:
+        """Ask it to end, and wait until it has; who is connected is cut off."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(timeout=20)
+        self.end()
 
     def end(self) -> None:
         """Leave nothing of it behind. Idempotent."""
