@@ -7,6 +7,7 @@ __all__ = ["Fault", "FaultyStripe"]
 import asyncio
 import itertools
 import json
+import sys
 import time
 from collections.abc import Callable
 from enum import Enum
@@ -260,3 +261,13 @@ class FaultyStripe:
             except ConnectionError:
                 break
         return response
+
+
+async def _serve(latency_seconds: float) -> None:
+    server = await FaultyStripe(latency_seconds=latency_seconds).start()
+    print(server.url, flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":  # python -m tests.gateways.fault 0.2: a provider that takes 200 ms, to measure against
+    asyncio.run(_serve(float(sys.argv[1])))
