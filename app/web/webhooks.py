@@ -68,7 +68,7 @@ def table(desk: WebhookDesk) -> Table:
         try:
             outcome = await desk.take(sent, signatures[0] if len(signatures) == 1 else None, context)
         except InvalidSignature as error:
-            raise Refused(400, error.code, str(error)) from None
+            raise Refused(400, "invalid_signature", str(error)) from None
         except ValueError:
             raise Refused(400, "invalid_body", "The body is no event of Stripe's.") from None
         except GatewayTrouble:
