@@ -74,8 +74,8 @@ class Contradiction(Exception):
     """
     The provider's answer contradicts the request; nobody may act on it before a person has looked.
 
-    *reason* is a stable code (``wrong_amount``, ``wrong_currency``, ``wrong_order``, ``wrong_id``, ``two_charges``),
-    *reference* the provider's name for what it speaks of, as far as there is one.
+    *reason* is a stable code (``wrong_amount``, ``wrong_currency``, ``wrong_order``, ``wrong_id``, ``wrong_key``,
+    ``two_charges``, ``nonsense``), *reference* the provider's name for what it speaks of, as far as there is one.
     """
 
     def __init__(self, reason: str, detail: str, reference: str | None = None) -> None:

@@ -20,7 +20,7 @@ import aiohttp
 import stripe
 from aiohttp import hdrs
 
-from app.gateways.port import GatewayAway, GatewaySilent, GatewayTrouble
+from app.gateways.port import Contradiction, GatewayAway, GatewaySilent, GatewayTrouble
 
 T = TypeVar("T")
 
@@ -86,12 +86,15 @@ async def sorted_out(call: Awaitable[T]) -> T:
     Raises:
         GatewayAway: Nothing has happened there.
         GatewaySilent: Nobody knows.
+        Contradiction: The provider knows our key for another request.
         CardError, InvalidRequestError: The provider will not (Stripe's own, with a ``code``).
     """
     try:
         return await call
     except (stripe.CardError, stripe.InvalidRequestError):
         raise
+    except stripe.IdempotencyError:
+        raise Contradiction("wrong_key", "the provider knows the idempotency key for another request") from None
     except stripe.RateLimitError:
         raise GatewayAway("the provider asks for fewer calls") from None
     except (stripe.AuthenticationError, stripe.PermissionError) as error:

@@ -36,6 +36,7 @@ class Fault(Enum):
     RATE_LIMITED = "answers 429, asks for 7 seconds"
     REDIRECT = "answers with another address"
     HTML = "answers with a page"
+    KEY_REUSED = "answers that the key was used for another request"
 
 
 _ASKED_SECONDS = "7"
@@ -227,6 +228,8 @@ class FaultyStripe:
                 return web.json_response({"error": {}}, status=429, headers={"Retry-After": _ASKED_SECONDS})
             case Fault.REDIRECT:
                 return web.Response(status=307, headers={"Location": f"{self.url}/elsewhere"})
+            case Fault.KEY_REUSED:
+                return web.json_response({"error": {"type": "idempotency_error"}}, status=400)
             case Fault.HTML:
                 return web.Response(text="<h1>Welcome to your router</h1>", content_type="text/html")
         status, said = answer(make())

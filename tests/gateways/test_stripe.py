@@ -160,6 +160,14 @@ async def test_a_wrong_charge_in_the_list_contradicts_too(gateway: StripeGateway
     assert caught.value.reason == "two_charges"
 
 
+async def test_a_key_that_was_used_for_something_else_is_put_aside(gateway: StripeGateway, faulty: FaultyStripe) -> None:
+    """It is no refusal, and asking again is no help."""
+    faulty.weather = lambda: Fault.KEY_REUSED
+    with pytest.raises(Contradiction) as caught:
+        await charge(gateway, oid())
+    assert caught.value.reason == "wrong_key"
+
+
 async def test_nobody_there_means_that_nothing_happened() -> None:
     """A connection that was never made has sent nothing."""
     gateway = StripeGateway(API_KEY, "http://127.0.0.1:1")

@@ -218,6 +218,26 @@ async def test_an_order_whose_time_is_up_while_the_provider_is_away(serve: Serve
     await eventually(product, lambda found: found["available"] == 10)
 
 
+async def test_a_provider_that_hangs_holds_up_nobody_who_needs_it_not(
+    serve: Serve, connect: Connect, faulty: FaultyStripe
+) -> None:
+    """With every call to it stuck, an order for what is not there ends at once."""
+    faulty.weather = lambda: Fault.HANG
+    client = connect(serve(**environment(faulty.url)))
+    await client.stock("SKU-1", 1_000)
+    await client.stock("SKU-2", 0)
+    await asyncio.gather(*(client.place({"SKU-1": 1}) for _ in range(120)))
+
+    async def calls() -> int:
+        return len(faulty.calls)
+
+    await eventually(calls, lambda count: count == 100)
+    began = time.monotonic()
+    order = await client.followed(await client.place({"SKU-2": 1}))
+    assert order["reason"] == "insufficient_stock"
+    assert time.monotonic() - began < 3
+
+
 @pytest.mark.slow
 async def test_killed_between_the_charge_and_its_record(serve: Serve, connect: Connect, faulty: FaultyStripe) -> None:
     """The next start looks before it charges again: this provider knows no repeated key."""
