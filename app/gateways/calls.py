@@ -44,8 +44,7 @@ class Task:
     """
     A request in hand.
 
-    *is_first* if certainly nobody has called for it before; *is_late* if it waited so long that the order may have been
-    cancelled meanwhile.
+    *is_first* if nobody has heard of it before; *is_late* if it waited so long that our own books may know more.
     """
 
     event: Any
@@ -65,7 +64,7 @@ class Calls:
         self._attempts = metrics.payment_attempts
         self._dice = dice
 
-    async def charge(self, task: Task, is_wanted: bool) -> Any:
+    async def charge(self, task: Task, *, is_wanted: bool, is_first: bool) -> Any:
         """
         Look where somebody may have called before, and have the money taken; return what to tell.
 
@@ -82,7 +81,7 @@ class Calls:
                 found = await self._call(lambda: look(key, order_id, amount), LOOK_SECONDS_MAX)
                 if found is None:
                     return ChargeRefused(order_id=order_id, reason="order_cancelled", calls=0)
-            elif not task.is_first:
+            elif not is_first:
                 found = await self._call(lambda: self._gateway.find(key, order_id, amount), LOOK_SECONDS_MAX)
             if found is None:
                 calls = 1

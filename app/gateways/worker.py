@@ -43,7 +43,7 @@ HEARS: tuple[type, ...] = (ChargeRequested, RefundRequested)
 
 FRESH_SECONDS = 60.0
 """
-A request that is older may have been sent by somebody before: look first.
+A request that is older is compared with our own books first: they know whether somebody has called for it.
 
 Shorter than a broker remembers a message, so that a copy that it lets through is never taken for a first request.
 """
@@ -159,12 +159,10 @@ class GatewayWorker:
         id, context = origin(message)
         said_at = _said_at(message)
         is_first = self._is_first(event, delivery, id, said_at)
-        # Whatever waited while the breaker was open may be about an order that is cancelled by now.
-        is_late = (
-            not is_first
-            or self._breaker.state is not BreakerState.CLOSED
-            or (said_at or self._started_at) < self._well_since
-        )
+        # Whatever is old, or waited while the breaker was open, may be about an order that is cancelled or paid by now.
+        fresh_since = max(self._well_since, self._clock.now() - timedelta(seconds=FRESH_SECONDS))
+        is_well = self._breaker.state is BreakerState.CLOSED
+        is_late = not (is_first and is_well and said_at is not None and said_at >= fresh_since)
         task = Task(event, id, context, is_express(message.subject), is_first, is_late)
         try:
             answer = await (self._charge(task) if isinstance(event, ChargeRequested) else self._refund(task))
@@ -187,29 +185,32 @@ class GatewayWorker:
 
     def _is_first(self, event: Any, delivery: Delivery, id: str, said_at: datetime | None) -> bool:
         """
-        Tell whether certainly nobody has called for *event* before: neither we, nor who ran before us, nor anybody beside.
+        Tell whether this is the first that is heard of *event*: by us, by who ran before us, and by anybody beside us.
 
-        Not every provider knows a repeated key; so whatever may be a repetition is looked up first.
+        Not every provider knows a repeated key; so whatever may be a repetition is looked up first. Who ran before us may
+        have called and been killed before it could say so, and even our own books would not know.
         """
         if event.attempt > 1 or delivery.tries > 1 or delivery.message.id != id:
             return False
-        oldest = max(self._started_at, self._clock.now() - timedelta(seconds=FRESH_SECONDS))
-        return said_at is not None and said_at >= oldest
+        is_wanted = getattr(event, "is_wanted", True)
+        return is_wanted and said_at is not None and said_at >= self._started_at
 
     # Calls
 
     async def _charge(self, task: Task) -> Any:
         """Have the money taken, and wait for the breaker as long as it takes; return what to tell."""
         event: ChargeRequested = task.event
-        is_wanted = event.is_wanted
+        is_wanted, is_first = event.is_wanted, task.is_first
         is_late, is_held = task.is_late, False
         while True:
-            if is_late and is_wanted:
-                is_wanted = await self._is_still_wanted(event.order_id)
-            if task.is_first and not is_wanted:  # cancelled while it waited, and never sent
+            if is_late:
+                payment: Payment | None = await self._patiently(lambda: self._shell.get(Payment, event.order_id))
+                is_wanted = is_wanted and _is_wanted(payment)
+                is_first = is_first and payment is not None and payment.calls == 0
+            if is_first and not is_wanted:  # cancelled while it waited, and never sent
                 return ChargeFailed(order_id=event.order_id, is_unknown=False, retry_seconds=0, calls=0)
             try:
-                return await self._ask.charge(task, is_wanted)
+                return await self._ask.charge(task, is_wanted=is_wanted, is_first=is_first)
             except BreakerOpen:
                 if not is_held:
                     await self._patiently(lambda: self.delays.tell(event.order_id, task.context, task.express))
@@ -244,15 +245,6 @@ class GatewayWorker:
         if self._is_leaving:
             raise _Leaving
 
-    async def _is_still_wanted(self, order_id: str) -> bool:
-        """Look into our own books: the order may have been cancelled while the request waited."""
-        payment: Payment | None = await self._patiently(lambda: self._shell.get(Payment, order_id))
-        return (
-            payment is not None
-            and payment.status in (PaymentStatus.PENDING, PaymentStatus.UNKNOWN)
-            and not (payment.is_cancelled or payment.is_put_aside)
-        )
-
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask until the database answers; the message stays ours meanwhile and spends no try."""
         while True:
@@ -260,6 +252,15 @@ class GatewayWorker:
                 return await ask()
             except Shed as shed:
                 await self._clock.sleep(shed.retry_after_seconds)
+
+
+def _is_wanted(payment: Payment | None) -> bool:
+    """Tell whether its money is still to be taken: the order may have been cancelled while the request waited."""
+    return (
+        payment is not None
+        and payment.status in (PaymentStatus.PENDING, PaymentStatus.UNKNOWN)
+        and not (payment.is_cancelled or payment.is_put_aside)
+    )
 
 
 def _said_at(message: Message) -> datetime | None:

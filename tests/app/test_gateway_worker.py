@@ -469,6 +469,20 @@ async def test_what_is_old_or_of_an_earlier_start_is_looked_up_first(path: Path)
             assert gateway.calls == [(call, f"charge:{id}")]
 
 
+async def test_what_waited_long_is_compared_with_our_own_books(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They say that nobody has called: it is charged without a look. They say that somebody has: it is looked up."""
+    monkeypatch.setattr("app.gateways.worker.FRESH_SECONDS", -1.0)  # everything has waited long
+    gateway = Books()
+    async with running(path, gateway) as (stand, _):
+        [id] = await place(stand, 1)
+        await ended(stand, [id])
+        assert gateway.calls == [("charge", f"charge:{id}")]
+        await stand.bus.publish(
+            said(stand, ChargeRequested(order_id=id, amount=Money(100, "EUR"), attempt=1, is_wanted=True))
+        )
+        assert gateway.calls == [("charge", f"charge:{id}"), ("find", f"charge:{id}")]
+
+
 async def _is_given_up(stand: Stand, id: str) -> bool:
     found = await payment(stand, id)
     return found is not None and found.is_cancelled

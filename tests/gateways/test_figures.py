@@ -31,7 +31,7 @@ BREAKER = Breaker(time.monotonic)
         f"after 0.5 to {calls.RETRY_SECONDS_MAX:g} seconds where nobody answered",
         f"after 2 seconds doubling to {calls.REFUSED_SECONDS_MAX:g} where Stripe refuses",
         f"After {SECOND_LOOK.total_seconds():g} seconds the provider's list is looked at once more",
-        f"a request that is more than {worker.FRESH_SECONDS:g} seconds old",
+        f"A request that is more than {worker.FRESH_SECONDS:g} seconds old",
         f"Stripe's test card ``{TEST_PAYMENT_METHOD}``",
         *(f"``POST {path}``" for path in DESCRIBED.paths),
         *(f"``{type_}``" for type_ in stripe_events.HEARD),
