@@ -72,7 +72,7 @@ def reconcile(since: datetime | None, until: datetime | None, as_json: bool) -> 
     application = cli._application(settings)
     if not isinstance(application.gateway, Ledger):
         cli._stop(cli.USAGE, f"PAYMENT_GATEWAY={settings.payment_gateway} keeps no list to compare with")
-    cli._migrate(application)
+    cli._tables(application.require_tables)
     late = timedelta(seconds=min(settings.order_timeout_s, 31 * 86_400)) + LATE
     try:
         report = asyncio.run(_compared(application, application.gateway, since, until, late))
