@@ -28,7 +28,9 @@ from app.headers import origin, said_at
 from app.outbox import Parcel
 from app.relay import Relay
 from app.store import Store
+from app.telemetry.logs import enabled
 from app.telemetry.metrics import Metrics
+from app.telemetry.trace import trace_id
 from app.waiting_room import WaitingRoom
 from bus.contracts import Contracts, is_express
 from bus.errors import PutAside
@@ -223,8 +225,15 @@ class Shell:
     async def _settle(self, delivery: Delivery, seat: Seat, verdict: Verdict) -> None:
         subject = original(delivery.message.subject)
         if verdict.error is None:
-            self._handled.labels(self.module.name, subject, "handled" if verdict.outcome else "repeated").inc()
+            outcome = "handled" if verdict.outcome else "repeated"
+            self._handled.labels(self.module.name, subject, outcome).inc()
             await delivery.ack()
+            if enabled("DEBUG"):
+                context = seat.context
+                logger.debug(
+                    "message settled", consumer=self.module.name, subject=subject, outcome=outcome, event_id=seat.id,
+                    correlation_id=context.correlation_id, trace_id=trace_id(context.traceparent),
+                )  # fmt: skip
             return
         self._handled.labels(self.module.name, subject, "failed").inc()
         detail = f"{type(verdict.error).__name__}: {verdict.error}"
