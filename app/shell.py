@@ -40,6 +40,7 @@ from modules.module import Module, Outcome, State
 
 FETCH_SECONDS = 1.0
 AWAY_SECONDS_MAX = 2.0
+KEEP_SECONDS = 1.0
 RETRY_SECONDS = 0.5
 RETRY_SECONDS_MAX = 30.0
 
@@ -252,6 +253,13 @@ class Shell:
         self._is_away = True
         self._room.sit_again([seat for seat in batch if seat.delivery is not None])
         self._send_home(batch, error)
+        keeping = asyncio.create_task(self._keep())
+        try:
+            await self._wait_for_database()
+        finally:
+            keeping.cancel()
+
+    async def _wait_for_database(self) -> None:
         away_seconds = 0.1
         while self._is_away:
             await self._clock.sleep(away_seconds * self._dice.uniform(0.5, 1.0))
@@ -261,9 +269,14 @@ class Shell:
                 self._is_away = False
             except Unavailable as still:
                 self._send_home(self._room.leave(lambda seat: seat.future is not None), still)
+
+    async def _keep(self) -> None:
+        """Keep what the bus brought ours, until cancelled; a database may take its time to say that it is away."""
+        while True:
             for seat in self._room:
                 if seat.delivery is not None:
                     await seat.delivery.in_progress()
+            await self._clock.sleep(KEEP_SECONDS)
 
     @staticmethod
     def _send_home(seats: Sequence[Seat], error: Unavailable) -> None:
