@@ -128,16 +128,16 @@ async def test_a_locked_database_spends_no_try(
 
     Nothing is laid down, nobody has to restart it, and other parts do not notice.
     """
-    house = build(NATS_ACK_WAIT_S="2").start()
+    house = build(NATS_ACK_WAIT_S="4").start()
     client = connect(house)
     await client.stock("SKU-1", 1_000)
     accepted = [await client.place({"SKU-1": 1}) for _ in range(5)]
     await asyncio.gather(*(client.followed(order_id) for order_id in accepted))
     with closing(sqlite3.connect(house.database_of("inventory"), isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        for _ in range(160):
+        for _ in range(200):
             accepted.append(await client.place({"SKU-1": 1}))
-            await asyncio.sleep(0.05)  # eight seconds, four times the time after which an answer is overdue
+            await asyncio.sleep(0.05)  # ten seconds and more: an answer is overdue after four
         readyz = await client.call(f"{house.parts['inventory'][0].url}/readyz")
         assert readyz.status == 503
         assert (await client.ask("GET", f"/v1/orders/{accepted[-1]}")).body["status"] == "processing"
