@@ -22,6 +22,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from bus.contracts import EXPRESS, subject_of
 from modules import inventory, orders, payments
 from tests.process.client import Answering, Client, eventually
@@ -48,8 +50,11 @@ _LEGAL = {
 }
 
 
-def rows(database: Path, query: str) -> list[Any]:
-    """Return what *query* finds in *database*, which is only looked at."""
+def rows(database: Path | str, query: str) -> list[Any]:
+    """Return what *query* finds in *database* (a file of SQLite, or an address), which is only looked at."""
+    if isinstance(database, str):
+        with psycopg.connect(database) as connection:
+            return connection.execute(query).fetchall()  # type: ignore[arg-type]
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=10)) as connection:
         return connection.execute(query).fetchall()
 
@@ -128,7 +133,7 @@ def _dead(server: Answering, module: str) -> set[str]:
     return {json.loads(headers).get("ce-id", id) for id, headers in letters}
 
 
-def _check_money(database: Path, orders: Mapping[str, Any]) -> None:
+def _check_money(database: Path | str, orders: Mapping[str, Any]) -> None:
     said = Counter(
         (subject.split(".")[1], key)
         for subject, key in rows(database, "SELECT subject, key FROM payments_outbox")
@@ -159,7 +164,7 @@ async def _check_stock(client: Client, orders: Collection[Any], pieces: Mapping[
         assert product["on_hand"] + shipped[product_id] == count, f"I3: {shipped[product_id]} shipped of {count}: {product}"
 
 
-def _check_ends(database: Path, orders: Mapping[str, Any]) -> None:
+def _check_ends(database: Path | str, orders: Mapping[str, Any]) -> None:
     held = dict(rows(database, "SELECT order_id, status FROM inventory_reservation"))
     assert held.keys() == orders.keys(), "I4: inventory has not heard of every order"
     for order_id, order in orders.items():

@@ -124,11 +124,10 @@ async def test_everything_killed_at_once_loses_nothing(
             await asyncio.sleep(dice.uniform(0.2, 2.0))
             await kill_part(house, crowd, module, dice.uniform(0, 0.5))
 
-    async with crowd_at(house, client, dice) as crowd:
-        async with asyncio.TaskGroup() as group:
-            for module in MODULES:
-                group.create_task(kill_now_and_then(module))
-            for _ in range(BROKER_KILLS):
-                await asyncio.sleep(dice.uniform(0.5, 3.0))
-                await kill_broker(broker, dice.uniform(0, 1.0))
+    async with crowd_at(house, client, dice) as crowd, asyncio.TaskGroup() as group:
+        for module in MODULES:
+            group.create_task(kill_now_and_then(module))
+        for _ in range(BROKER_KILLS):
+            await asyncio.sleep(dice.uniform(0.5, 3.0))
+            await kill_broker(broker, dice.uniform(0, 1.0))
     await see_it_through(client, house, broker, crowd)
