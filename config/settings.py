@@ -140,6 +140,9 @@ class Settings:
     nats_user: str | None = _variable(values.sole_text, None, "NATS user.")
     nats_password: str | None = _secret(_hidden, None, "NATS password.")
     nats_replicas: int = _variable(values.whole(1, 5), 1, "Replicas of each stream, 1 to 5.")
+    nats_ack_wait_s: float = _variable(
+        values.number(3, 3600), 30.0, "A message that nobody answered for so many seconds is handed out again, 3 to 3600."
+    )
     _database_url: str = _secret(
         _database, "sqlite:///data/fulfilment.db", "Where states are kept: sqlite:///path or postgresql://..."
     )
