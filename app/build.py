@@ -29,7 +29,7 @@ from app.telemetry.metrics import Metrics
 from app.telemetry.trace import trace_id
 from app.web import Runner, build
 from app.web.dead_letters import table as dead_letter_routes
-from bus.contracts import EXPRESS, Contracts, subject_of
+from bus.contracts import EXPRESS, Contracts, united
 from bus.memory import MemoryBus
 from bus.port import Clock, Subscription
 from config.settings import Settings
@@ -66,9 +66,14 @@ def contracts_of(modules: Iterable[Module]) -> Contracts:
     Raises:
         ContractError: Schemas and classes contradict each other.
     """
-    everybody = (orders.module(), inventory.module(), payments.module())
-    schemas = {subject: schema for module in everybody for subject, schema in module.schemas.items()}
-    return Contracts((cls for module in modules for cls in (*module.says, *module.hears)), schemas)
+    everybody = (orders.module(), inventory.module(), payments.module(), *modules)
+    promises = {module.name: module.schemas for module in everybody}
+    return Contracts(
+        (cls for module in everybody for cls in (*module.says, *module.said_before, *module.hears)),
+        united(*promises.values()),
+        dict.fromkeys(step for module in everybody for step in module.migrations),
+        dict.fromkeys(step for module in everybody for step in module.upcasts),
+    )
 
 
 class Application:
@@ -174,10 +179,10 @@ class Application:
             OSError: The port is taken, or the address is not ours.
         """
         for name, shell in self.shells.items():
-            subjects = [subject_of(cls) for cls in shell.module.hears]
+            subjects = self._contracts.heard_subjects(shell.module.hears)
             await self._attach(name, subjects, shell.listen)
         if self._worker is not None:
-            await self._attach(CONSUMER, [subject_of(cls) for cls in HEARS], self._worker.listen)
+            await self._attach(CONSUMER, self._contracts.heard_subjects(HEARS), self._worker.listen)
         for name, shell in self.shells.items():
             self._run(shell.run(), f"shell of {name}")
             self._run(self.relays[name].run(), f"relay of {name}")

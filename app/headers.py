@@ -17,34 +17,34 @@ from app.door import Context
 from app.outbox import Parcel
 from bus.contracts import plain
 from bus.port import Message
+from bus.versions import VERSIONS
 
 TRACEPARENT_LENGTH = 55
 CORRELATION_ID_MAX = 128
 
 _PLAIN = re.compile(r"[!#$&-~]*").fullmatch
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _SAFE = "!#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 
 def message_of(parcel: Parcel) -> Message:
     """Return *parcel* as it travels."""
     subject = parcel.subject
-    return Message(
-        subject,
-        parcel.id,
-        parcel.body,
-        parcel.key,
-        {
-            "ce-specversion": "1.0",
-            "ce-id": _encoded(parcel.event_id),
-            "ce-source": f"/fulfilment/{subject.partition('.')[0]}",
-            "ce-type": plain(subject),
-            "ce-time": parcel.occurred_at,
-            "ce-correlationid": _encoded(parcel.correlation_id),
-            "ce-causationid": _encoded(parcel.causation_id),
-            "traceparent": parcel.traceparent,
-            "content-type": "application/json",
-        },
-    )
+    headers = {
+        "ce-specversion": "1.0",
+        "ce-id": _encoded(parcel.event_id),
+        "ce-source": f"/fulfilment/{subject.partition('.')[0]}",
+        "ce-type": plain(subject),
+        "ce-time": parcel.occurred_at,
+        "ce-datacontenttype": "application/json",
+        "ce-correlationid": _encoded(parcel.correlation_id),
+        "ce-causationid": _encoded(parcel.causation_id),
+        "traceparent": parcel.traceparent,
+        "content-type": "application/json",
+    }
+    if parcel.versions is not None:
+        headers[VERSIONS] = parcel.versions
+    return Message(subject, parcel.id, parcel.body, parcel.key, headers)
 
 
 def origin(message: Message) -> tuple[str, Context]:
@@ -64,4 +64,6 @@ def _encoded(text: str) -> str:
 
 
 def _decoded(text: str) -> str:
+    if len(text) > 1 and text[0] == text[-1] == '"':  # we never quote, others may (HTTP binding, section 3.1.3.2)
+        text = _ESCAPED.sub(r"\1", text[1:-1])
     return unquote(text) if "%" in text else text

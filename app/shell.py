@@ -9,7 +9,7 @@ commit the askers get their answers, the bus its acknowledgements, and the relay
 
 from __future__ import annotations
 
-__all__ = ["Observer", "Shell", "retry_seconds"]
+__all__ = ["GIVE_WAY_MAX", "GIVE_WAY_SECONDS", "Observer", "Shell", "retry_seconds"]
 
 import asyncio
 import random
@@ -22,7 +22,7 @@ from typing import Any
 from loguru import logger
 from sqlalchemy import Connection
 
-from app.batch import Answering, Batch, Seat, Verdict
+from app.batch import Answering, Batch, Seat, Superseded, Verdict
 from app.door import Context, Overloaded, Told, Unavailable
 from app.headers import origin
 from app.outbox import Parcel
@@ -32,13 +32,18 @@ from app.telemetry.metrics import Metrics
 from app.waiting_room import WaitingRoom
 from bus.contracts import Contracts, is_express
 from bus.errors import PutAside
+from bus.hearing import Hearing
 from bus.port import Clock, Delivery, Subscription
+from bus.versions import VERSIONS
 from modules.module import Module, Outcome, State
 
 FETCH_SECONDS = 1.0
 AWAY_SECONDS_MAX = 2.0
 RETRY_SECONDS = 0.5
 RETRY_SECONDS_MAX = 30.0
+GIVE_WAY_SECONDS = 1.0
+GIVE_WAY_MAX = 2
+"""A lower version of an event lets the higher one pass so often, and waits so long; then it is as good as that."""
 
 Observer = Callable[[Any, Outcome, Context], None]
 """Called on the loop for each event that was said, after the commit."""
@@ -64,7 +69,7 @@ class Shell:
     ) -> None:
         self.module = module
         self._store = store
-        self._contracts = contracts
+        self._hears = Hearing(module.name, contracts, module.hears)
         self._relay = relay
         self._clock = clock
         self._think = Batch(module, store, contracts, clock)
@@ -125,11 +130,14 @@ class Shell:
     async def _hear(self, delivery: Delivery) -> None:
         message = delivery.message
         headers = message.headers
+        versions = headers.get(VERSIONS)
         try:
-            event = self._contracts.decode(message.subject, message.body)
-            if type(event) not in self.module.hears:
-                raise PutAside(f"{self.module.name} does not hear {message.subject}")
+            event = self._hears.read(message.subject, message.body)
         except PutAside as error:
+            if versions is not None and self._hears.is_said_otherwise(message.subject, versions):
+                self._handled.labels(self.module.name, message.subject, "ignored").inc()
+                await delivery.ack()
+                return
             logger.warning(
                 "message put aside", consumer=self.module.name, subject=message.subject, message_id=message.id,
                 error=error.code, detail=str(error), correlation_id=headers.get("ce-correlationid"),
@@ -142,6 +150,8 @@ class Shell:
         seat = Seat(event, id, context, express, id)
         seat.delivery = delivery
         seat.said_at = headers.get("ce-time")
+        if versions is not None and delivery.tries <= GIVE_WAY_MAX:
+            seat.gives_way = self._hears.is_superseded(message.subject, versions)
         self._room.sit(seat, express)
 
     # One pass
@@ -222,8 +232,12 @@ class Shell:
     async def _settle(self, delivery: Delivery, seat: Seat, verdict: Verdict) -> None:
         subject = delivery.message.subject
         if verdict.error is None:
-            self._handled.labels(self.module.name, subject, "handled" if verdict.outcome else "repeated").inc()
+            again = "superseded" if seat.gives_way else "repeated"
+            self._handled.labels(self.module.name, subject, "handled" if verdict.outcome else again).inc()
             await delivery.ack()
+            return
+        if isinstance(verdict.error, Superseded):
+            await delivery.nak(GIVE_WAY_SECONDS, error="superseded", detail=str(verdict.error))
             return
         self._handled.labels(self.module.name, subject, "failed").inc()
         detail = f"{type(verdict.error).__name__}: {verdict.error}"

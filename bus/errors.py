@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["BusClosed", "BusError", "Invalid", "Problem", "PutAside", "Retry", "UnknownSubject", "Unreadable"]
+__all__ = [
+    "BusClosed",
+    "BusError",
+    "ContractError",
+    "Invalid",
+    "Problem",
+    "PutAside",
+    "Retry",
+    "UnknownSubject",
+    "Unreadable",
+]
 
 from attrs import frozen
 
@@ -23,6 +33,10 @@ class BusClosed(BusError):
     """The bus has been closed; nothing goes in or out any more."""
 
     code = "bus_closed"
+
+
+class ContractError(Exception):
+    """A schema, a class and a subject contradict each other; the program must not start."""
 
 
 class PutAside(BusError):
@@ -59,4 +73,5 @@ class Invalid(PutAside):
     def __init__(self, subject: str, problems: tuple[Problem, ...]) -> None:
         self.subject = subject
         self.problems = problems
-        super().__init__(f"{subject}: " + "; ".join(f"{p.pointer or '/'}: {p.detail}" for p in problems))
+        reasons = "; ".join(f"{problem.pointer or '/'}: {problem.detail}" for problem in problems)
+        super().__init__(f"{subject}: {reasons or 'does not fit its schema'}")

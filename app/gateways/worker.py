@@ -20,12 +20,14 @@ from app.door import Context, Shed
 from app.gateways.breaker import Breaker, BreakerOpen
 from app.gateways.port import Captured, Gateway, GatewaySilent, GatewayTrouble, Refused
 from app.headers import origin
-from app.shell import Shell, retry_seconds
+from app.shell import GIVE_WAY_MAX, GIVE_WAY_SECONDS, Shell, retry_seconds
 from app.telemetry.metrics import Metrics
 from bus.contracts import Contracts, is_express
 from bus.errors import PutAside
+from bus.hearing import Hearing
 from bus.ids import caused_id
 from bus.port import Clock, Delivery, Subscription
+from bus.versions import VERSIONS
 from modules.module import Outcome
 from modules.payments.events import (
     Charged,
@@ -63,7 +65,7 @@ class GatewayWorker:
         self._shell = shell
         self._gateway = gateway
         self._breaker = breaker
-        self._contracts = contracts
+        self._hears = Hearing(CONSUMER, contracts, HEARS)
         self._clock = clock
         self._attempts = metrics.payment_attempts
         self._handled = metrics.messages_handled
@@ -97,12 +99,21 @@ class GatewayWorker:
 
     async def _handle(self, delivery: Delivery) -> None:
         message = delivery.message
+        versions = message.headers.get(VERSIONS)
         try:
-            event = self._contracts.decode(message.subject, message.body)
-            if type(event) not in HEARS:
-                raise PutAside(f"{CONSUMER} does not hear {message.subject}")
+            event = self._hears.read(message.subject, message.body)
         except PutAside as error:
-            await delivery.term(error.code, str(error))
+            if versions is not None and self._hears.is_said_otherwise(message.subject, versions):
+                await delivery.ack()
+            else:
+                await delivery.term(error.code, str(error))
+            return
+        if (
+            versions is not None
+            and delivery.tries <= GIVE_WAY_MAX
+            and self._hears.is_superseded(message.subject, versions)
+        ):
+            await delivery.nak(GIVE_WAY_SECONDS, error="superseded")
             return
         id, context = origin(message)
         try:

@@ -11,7 +11,7 @@ from typing import Any
 from attrs import frozen
 from sqlalchemy import JSON, BigInteger, Boolean, CheckConstraint, Column, DateTime, Index, MetaData, String, Table
 
-from modules.values import Line
+from modules.values import Address, Line
 
 Timeline = tuple[dict[str, Any], ...]
 """JSON as the API shows it: ``{"event", "at", "detail"?}``, oldest first."""
@@ -37,6 +37,7 @@ class Order:
     currency: str | None = None
     is_express: bool
     payment_method: str | None = None
+    shipping_address: Address | None = None
     is_paid: bool = False
     waiting_for: str | None = None
     created_at: datetime
@@ -63,6 +64,7 @@ order_table = Table(
     Column("currency", String(3)),
     Column("is_express", Boolean, nullable=False),
     Column("payment_method", String(255)),
+    Column("shipping_address", JSON),
     Column("is_paid", Boolean, nullable=False),
     Column("waiting_for", String(16)),
     Column("created_at", DateTime(timezone=True), nullable=False),

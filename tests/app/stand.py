@@ -15,6 +15,7 @@ from typing import Any
 from attrs import define
 from uuid_utils import uuid7
 
+from app.build import contracts_of
 from app.clock import SystemClock
 from app.database import Database
 from app.dead_letters import DeadLetterOffice
@@ -74,7 +75,7 @@ class Stand:
     async def listen(self, name: str) -> None:
         """Let a module hear its subjects, and run."""
         shell = self.shells[name]
-        subscription = await self.bus.subscribe(name, [subject_of(cls) for cls in shell.module.hears])
+        subscription = await self.bus.subscribe(name, self.contracts.heard_subjects(shell.module.hears))
         self.run(shell.listen(subscription))
         self.run(shell.run())
 
@@ -106,8 +107,7 @@ async def stand_at(path: Path, clock: Clock | None = None, **shell: Any) -> Asyn
     for plate in plates:
         migrate(database.engine, plate.name)
     stores = {plate.name: Store(plate, database) for plate in plates}
-    schemas = {subject: schema for plate in plates for subject, schema in plate.schemas.items()}
-    contracts = Contracts((cls for plate in plates for cls in (*plate.says, *plate.hears)), schemas)
+    contracts = contracts_of(plates)
     office = DeadLetterOffice(stores, clock, metrics)
     bus = MemoryBus(clock, office)
     relays = {name: Relay(store, bus, clock, metrics) for name, store in stores.items()}
