@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["Application", "contracts_of", "modules_of"]
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +22,7 @@ from app.gateways.breaker import Breaker, BreakerState
 from app.gateways.simulated import SimulatedGateway
 from app.gateways.worker import CONSUMER, HEARS, GatewayWorker
 from app.migrations import migrate
+from app.registry import contracts_of
 from app.relay import Relay
 from app.shell import Observer, Shell
 from app.store import Store
@@ -29,7 +30,7 @@ from app.telemetry.metrics import Metrics
 from app.telemetry.trace import trace_id
 from app.web import Runner, build
 from app.web.dead_letters import table as dead_letter_routes
-from bus.contracts import EXPRESS, Contracts, united
+from bus.contracts import EXPRESS
 from bus.memory import MemoryBus
 from bus.port import Clock, Subscription
 from config.settings import Settings
@@ -57,23 +58,6 @@ def modules_of(settings: Settings) -> list[Module]:
         "payments": payments.module,
     }
     return [plates[name]() for name in settings.modules]
-
-
-def contracts_of(modules: Iterable[Module]) -> Contracts:
-    """
-    Return the registry of everything that *modules* say and hear.
-
-    Raises:
-        ContractError: Schemas and classes contradict each other.
-    """
-    everybody = (orders.module(), inventory.module(), payments.module(), *modules)
-    promises = {module.name: module.schemas for module in everybody}
-    return Contracts(
-        (cls for module in everybody for cls in (*module.says, *module.said_before, *module.hears)),
-        united(*promises.values()),
-        dict.fromkeys(step for module in everybody for step in module.migrations),
-        dict.fromkeys(step for module in everybody for step in module.upcasts),
-    )
 
 
 class Application:
