@@ -20,7 +20,7 @@ from app.dead_letters import DeadLetterOffice
 from app.door import Context, Unavailable
 from app.gateways.breaker import Breaker, BreakerState
 from app.gateways.simulated import SimulatedGateway
-from app.gateways.worker import CONSUMER, HEARS, GatewayWorker
+from app.gateways.worker import CONSUMER, GatewayWorker
 from app.migrations import migrate
 from app.registry import contracts_of
 from app.relay import Relay
@@ -28,9 +28,9 @@ from app.shell import Observer, Shell
 from app.store import Store
 from app.telemetry.metrics import Metrics
 from app.telemetry.trace import trace_id
+from app.topology import EXPRESS_LANE, hears
 from app.web import Runner, build
 from app.web.dead_letters import table as dead_letter_routes
-from bus.contracts import EXPRESS
 from bus.memory import MemoryBus
 from bus.port import Clock, Subscription
 from config.settings import Settings
@@ -162,11 +162,11 @@ class Application:
         Raises:
             OSError: The port is taken, or the address is not ours.
         """
-        for name, shell in self.shells.items():
-            subjects = self._contracts.heard_subjects(shell.module.hears)
-            await self._attach(name, subjects, shell.listen)
+        listeners = {name: shell.listen for name, shell in self.shells.items()}
         if self._worker is not None:
-            await self._attach(CONSUMER, self._contracts.heard_subjects(HEARS), self._worker.listen)
+            listeners[CONSUMER] = self._worker.listen
+        for consumer, subjects in hears([shell.module for shell in self.shells.values()], self._contracts).items():
+            await self._attach(consumer, subjects, listeners[consumer.removesuffix(EXPRESS_LANE)])
         for name, shell in self.shells.items():
             self._run(shell.run(), f"shell of {name}")
             self._run(self.relays[name].run(), f"relay of {name}")
@@ -216,12 +216,10 @@ class Application:
     async def _attach(
         self, consumer: str, subjects: list[str], listen: Callable[[Subscription], Coroutine[Any, Any, None]]
     ) -> None:
-        """Hear *subjects* as *consumer*, and their express lane as another: neither waits for the other."""
-        lanes = {consumer: subjects, f"{consumer}-express": [subject + EXPRESS for subject in subjects]}
-        for name, lane in lanes.items():
-            subscription = await self.bus.subscribe(name, lane)
-            self._run(listen(subscription), f"listener of {name}")
-            self._listening.append(self._tasks[-1])
+        """Hear *subjects* as *consumer*."""
+        subscription = await self.bus.subscribe(consumer, subjects)
+        self._run(listen(subscription), f"listener of {consumer}")
+        self._listening.append(self._tasks[-1])
 
     def _run(self, loop: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(loop, name=name)

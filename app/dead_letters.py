@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import orjson
+from attrs import evolve
 from loguru import logger
 from sqlalchemy import ColumnElement, Connection, Delete, MetaData, Select, Table, delete, func, select, update
 from uuid_utils import uuid7
@@ -22,6 +23,7 @@ from app.telemetry.metrics import Metrics
 from app.web.dead_letters import KeptLetter
 from bus.ids import caused_id
 from bus.port import Clock, DeadLetter, Message
+from bus.replays import is_stray, module_of, original, replay_subject
 
 Conditions = list[ColumnElement[bool]]
 Ids = list[str]
@@ -45,8 +47,9 @@ class DeadLetterOffice:
         self._metrics = metrics
 
     async def add(self, letter: DeadLetter) -> None:
-        """Keep *letter*; see `bus.port.DeadLetters`."""
-        name = letter.consumer.partition("-")[0]
+        """Keep *letter*, under the subject of what was first said; see `bus.port.DeadLetters`."""
+        letter = evolve(letter, message=evolve(letter.message, subject=original(letter.message.subject)))
+        name = module_of(letter.consumer)
         await self._stores[name].database.write(partial(self._add, self._tables[name], letter))
         self._metrics.dead_letters.labels(letter.consumer, letter.message.subject).inc()
         logger.error(
@@ -144,7 +147,7 @@ class DeadLetterOffice:
         letters = [kept.letter for kept in _letters(query, connection)]
         now = self._clock.now()
         store.save(
-            connection, states={}, heard=(), withdrawn=(), said=[_parcel(letter.message, now) for letter in letters]
+            connection, states={}, heard=(), withdrawn=(), said=[_parcel(letter, now) for letter in letters]
         )
         ids = [letter.id for letter in letters]
         connection.execute(update(table).where(table.c.id.in_(ids)).values(replays=table.c.replays + 1))
@@ -211,14 +214,16 @@ def _aware(at: datetime) -> datetime:
     return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
 
 
-def _parcel(message: Message, now: datetime) -> Parcel:
-    """Return *message* as a new one that carries the old event."""
+def _parcel(letter: DeadLetter, now: datetime) -> Parcel:
+    """Return a new message that carries the old event, to whoever gave up on it."""
+    message, consumer = letter.message, letter.consumer
     headers = message.headers
     event_id, context = origin(message)
     return Parcel(
         id=str(uuid7()),
         event_id=event_id,
-        subject=message.subject,
+        # A stray was nobody's: it is said again to all, now that somebody may know it.
+        subject=message.subject if is_stray(consumer) else replay_subject(consumer, message.subject),
         key=message.key,
         body=message.body,
         name=None,

@@ -17,6 +17,7 @@ from app.door import Context
 from app.outbox import Parcel
 from bus.contracts import plain
 from bus.port import Message
+from bus.replays import original
 from bus.versions import VERSIONS
 
 TRACEPARENT_LENGTH = 55
@@ -29,7 +30,7 @@ _SAFE = "!#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 def message_of(parcel: Parcel) -> Message:
     """Return *parcel* as it travels."""
-    subject = parcel.subject
+    subject = original(parcel.subject)
     headers = {
         "ce-specversion": "1.0",
         "ce-id": _encoded(parcel.event_id),
@@ -44,7 +45,7 @@ def message_of(parcel: Parcel) -> Message:
     }
     if parcel.versions is not None:
         headers[VERSIONS] = parcel.versions
-    return Message(subject, parcel.id, parcel.body, parcel.key, headers)
+    return Message(parcel.subject, parcel.id, parcel.body, parcel.key, headers)
 
 
 def origin(message: Message) -> tuple[str, Context]:

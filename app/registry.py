@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["consumers_of", "contracts_of", "everybody"]
+__all__ = ["contracts_of", "everybody"]
 
 from collections.abc import Iterable
 
@@ -37,11 +37,3 @@ def contracts_of(modules: Iterable[Module]) -> Contracts:
         [step for module in plates for step in module.migrations],
         [step for module in plates for step in module.upcasts],
     )
-
-
-def consumers_of(modules: Iterable[Module]) -> dict[str, tuple[type, ...]]:
-    """Return who hears what when *modules* run: their consumers' names, without the lane, each with its classes."""
-    from app.gateways.worker import CONSUMER, HEARS
-
-    found = {module.name: module.hears for module in modules}
-    return {**found, CONSUMER: HEARS} if "payments" in found else found

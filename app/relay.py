@@ -27,6 +27,7 @@ from app.telemetry.metrics import Metrics
 from bus.contracts import is_express
 from bus.errors import BusError
 from bus.port import Bus, Clock
+from bus.replays import original
 
 IN_FLIGHT_MAX = 8_192
 """Messages that may be on their way at once; more wait in the table."""
@@ -118,7 +119,7 @@ class Relay:
             return
         error = published.exception()
         if error is None:
-            self._published.labels(parcel.subject).inc()
+            self._published.labels(original(parcel.subject)).inc()
             self._sent.append(parcel.id)
             return
         self._left += 1  # still in the table, to be found when we look again

@@ -34,6 +34,7 @@ from bus.contracts import Contracts, is_express
 from bus.errors import PutAside
 from bus.hearing import Hearing
 from bus.port import Clock, Delivery, Subscription
+from bus.replays import original
 from bus.versions import VERSIONS
 from modules.module import Module, Outcome, State
 
@@ -130,28 +131,29 @@ class Shell:
     async def _hear(self, delivery: Delivery) -> None:
         message = delivery.message
         headers = message.headers
+        subject = original(message.subject)
         versions = headers.get(VERSIONS)
         try:
-            event = self._hears.read(message.subject, message.body)
+            event = self._hears.read(subject, message.body)
         except PutAside as error:
-            if versions is not None and self._hears.is_said_otherwise(message.subject, versions):
-                self._handled.labels(self.module.name, message.subject, "ignored").inc()
+            if versions is not None and self._hears.is_said_otherwise(subject, versions):
+                self._handled.labels(self.module.name, subject, "ignored").inc()
                 await delivery.ack()
                 return
             logger.warning(
-                "message put aside", consumer=self.module.name, subject=message.subject, message_id=message.id,
+                "message put aside", consumer=self.module.name, subject=subject, message_id=message.id,
                 error=error.code, detail=str(error), correlation_id=headers.get("ce-correlationid"),
             )  # fmt: skip
-            self._handled.labels(self.module.name, message.subject, "put_aside").inc()
+            self._handled.labels(self.module.name, subject, "put_aside").inc()
             await delivery.term(error.code, str(error))
             return
         id, context = origin(message)
-        express = is_express(message.subject)
+        express = is_express(subject)
         seat = Seat(event, id, context, express, id)
         seat.delivery = delivery
         seat.said_at = headers.get("ce-time")
         if versions is not None and delivery.tries <= GIVE_WAY_MAX:
-            seat.gives_way = self._hears.is_superseded(message.subject, versions)
+            seat.gives_way = self._hears.is_superseded(subject, versions)
         self._room.sit(seat, express)
 
     # One pass
@@ -230,7 +232,7 @@ class Shell:
                         watcher.set()
 
     async def _settle(self, delivery: Delivery, seat: Seat, verdict: Verdict) -> None:
-        subject = delivery.message.subject
+        subject = original(delivery.message.subject)
         if verdict.error is None:
             again = "superseded" if seat.gives_way else "repeated"
             self._handled.labels(self.module.name, subject, "handled" if verdict.outcome else again).inc()

@@ -11,6 +11,7 @@ __all__ = [
     "PutAside",
     "Retry",
     "UnknownSubject",
+    "Unreachable",
     "Unreadable",
 ]
 
@@ -33,6 +34,12 @@ class BusClosed(BusError):
     """The bus has been closed; nothing goes in or out any more."""
 
     code = "bus_closed"
+
+
+class Unreachable(BusError):
+    """No server of the bus has answered in all the time that there was for the first connection."""
+
+    code = "bus_unreachable"
 
 
 class ContractError(Exception):

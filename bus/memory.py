@@ -86,6 +86,10 @@ class MemoryBus:
     def is_connected(self) -> bool:
         return not self.is_closing
 
+    @property
+    def problems(self) -> Sequence[str]:
+        return ()
+
     def publish(self, message: Message) -> asyncio.Future[None]:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self.is_closing:

@@ -96,8 +96,9 @@ class Delivery(Protocol):
     """
     A message in our hands, until we say what became of it.
 
-    Exactly one of ack, nak and term ends it; no answer within ``ack_wait`` means it comes again. An answer after that
-    is taken if nobody else has settled the message meanwhile, and is otherwise without effect; it never raises.
+    Exactly one of ack, nak and term ends it; no answer within ``ack_wait`` means it comes again. An ack after that is
+    taken if nobody else has settled the message meanwhile, and is otherwise without effect. A nak or a term after that
+    may be without effect, for the message comes again anyhow. No answer ever raises.
     """
 
     @property
@@ -159,6 +160,14 @@ class Bus(Protocol):
     @property
     def is_connected(self) -> bool:
         """True while a publish has a chance."""
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """
+        What a person has to put right before the bus is as it should be, one line each; empty when all is well.
+
+        A dependency that is merely away is none: that heals by itself.
+        """
 
     def publish(self, message: Message) -> asyncio.Future[None]:
         """

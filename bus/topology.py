@@ -8,13 +8,27 @@ several modules is one durable of its name on each of their streams.
 
 from __future__ import annotations
 
-__all__ = ["ADVISORIES", "DEAD_LETTERS", "ConsumerPlan", "StreamPlan", "Topology", "consumer_plans", "stream_name"]
+__all__ = [
+    "ADVISORIES",
+    "ADVISORIES_PLAN",
+    "DEAD_LETTERS",
+    "DEAD_LETTERS_PLAN",
+    "ConsumerPlan",
+    "StreamPlan",
+    "Topology",
+    "advisory_subject",
+    "consumer_plans",
+    "patrol_plan",
+    "stream_name",
+    "stream_plan",
+]
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from bus.contracts import is_express
+from bus.replays import module_of
 
 DEAD_LETTERS = "DEAD_LETTERS"
 ADVISORIES = "ADVISORIES"
@@ -56,25 +70,35 @@ class Topology:
         Raises:
             ValueError: Somebody hears a subject that is in none of these streams.
         """
-        streams = tuple(StreamPlan(stream_name(module), (f"{module}.>",)) for module in modules)
+        streams = tuple(stream_plan(stream_name(module)) for module in modules)
         consumers = tuple(plan for consumer, subjects in hears.items() for plan in consumer_plans(consumer, subjects))
         names = {stream.name for stream in streams}
         for plan in consumers:
             if plan.stream not in names:
                 raise ValueError(f"{plan.name} hears {plan.subjects[0]}, and there is no stream {plan.stream}")
-        return cls((*streams, StreamPlan(DEAD_LETTERS, ("dead.>",)), _ADVISORIES), consumers)
+        return cls((*streams, DEAD_LETTERS_PLAN, ADVISORIES_PLAN), consumers)
+
+    def with_consumers(self, more: Iterable[ConsumerPlan]) -> Topology:
+        """Return the plan with *more* consumers."""
+        return evolve(self, consumers=(*self.consumers, *more))
 
 
-_ADVISORIES = StreamPlan(
-    ADVISORIES,
-    ("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>",),
-)
+_EXHAUSTED = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES"
+_DEAD = "dead"
+DEAD_LETTERS_PLAN = StreamPlan(DEAD_LETTERS, (f"{_DEAD}.>",))
+ADVISORIES_PLAN = StreamPlan(ADVISORIES, (f"{_EXHAUSTED}.>",))
 """Advisories are said once, to whoever is there: a stream keeps them for when we are."""
 
 
 def stream_name(subject: str) -> str:
-    """Return the name of the stream that keeps *subject*: its first part, in capitals."""
-    return subject.partition(".")[0].upper()
+    """Return the name of the stream that keeps *subject*: its first part, in capitals, or that of the dead letters."""
+    first = subject.partition(".")[0]
+    return DEAD_LETTERS if first == _DEAD else first.upper()
+
+
+def stream_plan(name: str) -> StreamPlan:
+    """Return the plan of the stream *name*."""
+    return {DEAD_LETTERS: DEAD_LETTERS_PLAN, ADVISORIES: ADVISORIES_PLAN}.get(name) or StreamPlan(name, (f"{name.lower()}.>",))
 
 
 def consumer_plans(consumer: str, subjects: Sequence[str]) -> tuple[ConsumerPlan, ...]:
@@ -91,3 +115,14 @@ def consumer_plans(consumer: str, subjects: Sequence[str]) -> tuple[ConsumerPlan
         )
         for stream, heard in sorted(by_stream.items())
     )
+
+
+def advisory_subject(stream: str, consumer: str) -> str:
+    """Return the subject under which the broker says that *consumer* has had its last try at a message."""
+    return f"{_EXHAUSTED}.{stream}.{consumer}"
+
+
+def patrol_plan(module: str, consumers: Iterable[ConsumerPlan]) -> ConsumerPlan:
+    """Return the durable by which *module* learns which of its *consumers* have had their last try; see `bus.patrol`."""
+    subjects = sorted({advisory_subject(plan.stream, plan.name) for plan in consumers if module_of(plan.name) == module})
+    return ConsumerPlan(f"patrol-{module}", ADVISORIES, tuple(subjects), ACK_PENDING_MAX)

@@ -27,6 +27,7 @@ from bus.errors import PutAside
 from bus.hearing import Hearing
 from bus.ids import caused_id
 from bus.port import Clock, Delivery, Subscription
+from bus.replays import original
 from bus.versions import VERSIONS
 from modules.module import Outcome
 from modules.payments.events import (
@@ -99,11 +100,12 @@ class GatewayWorker:
 
     async def _handle(self, delivery: Delivery) -> None:
         message = delivery.message
+        subject = original(message.subject)
         versions = message.headers.get(VERSIONS)
         try:
-            event = self._hears.read(message.subject, message.body)
+            event = self._hears.read(subject, message.body)
         except PutAside as error:
-            if versions is not None and self._hears.is_said_otherwise(message.subject, versions):
+            if versions is not None and self._hears.is_said_otherwise(subject, versions):
                 await delivery.ack()
             else:
                 await delivery.term(error.code, str(error))
@@ -111,7 +113,7 @@ class GatewayWorker:
         if (
             versions is not None
             and delivery.tries <= GIVE_WAY_MAX
-            and self._hears.is_superseded(message.subject, versions)
+            and self._hears.is_superseded(subject, versions)
         ):
             await delivery.nak(GIVE_WAY_SECONDS, error="superseded")
             return
@@ -121,14 +123,14 @@ class GatewayWorker:
             # Asked twice (we were killed in between), the gateway may answer in two ways, and both are news.
             kind = f"{type(answer).__name__}.{getattr(answer, 'is_unknown', False)}"
             answer_id = caused_id(id, f"{CONSUMER}.{kind}")
-            await self._tell(answer, answer_id, context, is_express(message.subject), delivery)
+            await self._tell(answer, answer_id, context, is_express(subject), delivery)
         except Exception as error:  # whatever it is, it is this message's trouble: five tries, then a dead letter
             detail = f"{type(error).__name__}: {error}"
             logger.warning("message failed", consumer=CONSUMER, detail=detail, correlation_id=context.correlation_id)
             await delivery.nak(retry_seconds(delivery.tries, self._dice), detail=detail)
-            self._handled.labels("payments", message.subject, "failed").inc()
+            self._handled.labels("payments", subject, "failed").inc()
             return
-        self._handled.labels("payments", message.subject, "handled").inc()
+        self._handled.labels("payments", subject, "handled").inc()
         await delivery.ack()
 
     async def _charge(self, event: ChargeRequested) -> Any:

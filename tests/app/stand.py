@@ -27,6 +27,7 @@ from app.relay import Relay
 from app.shell import Shell
 from app.store import Store
 from app.telemetry.metrics import Metrics
+from app.topology import hears
 from bus.contracts import Contracts, subject_of
 from bus.memory import MemoryBus
 from bus.port import Clock, Message
@@ -75,7 +76,7 @@ class Stand:
     async def listen(self, name: str) -> None:
         """Let a module hear its subjects, and run."""
         shell = self.shells[name]
-        subscription = await self.bus.subscribe(name, self.contracts.heard_subjects(shell.module.hears))
+        subscription = await self.bus.subscribe(name, hears([shell.module], self.contracts)[name])
         self.run(shell.listen(subscription))
         self.run(shell.run())
 

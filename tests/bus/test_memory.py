@@ -29,7 +29,13 @@ T = TypeVar("T")
 class MemoryStand:
     """A memory bus on a virtual clock."""
 
-    features: Features = Features(publish_waits_for_groups=True, survives_restart=False, is_ordered=True)
+    features: Features = Features(
+        publish_waits_for_groups=True,
+        survives_restart=False,
+        is_ordered=True,
+        hears_the_past=False,
+        buries_the_silent=True,
+    )
     clock: VirtualClock = field(factory=VirtualClock)
     box: Letters = field(factory=Letters)
     ack_wait_seconds: float = ACK_WAIT_SECONDS

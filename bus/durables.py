@@ -1,0 +1,301 @@
+"""
+A durable consumer as one process hears it: what is asked of it, what has come, and who holds what.
+
+We ask for as many messages as somebody waits for, and the server pushes them to our inbox as they come. So there is
+never much that has come and is in nobody's hands; what there is may wait there for minutes (nobody fetches while the
+database is away), and is kept ours by saying that it is in progress, which spends no try.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Delivery", "Durable"]
+
+import logging
+from collections import OrderedDict
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import nats.errors
+import orjson
+from attrs import define
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from bus.port import Message
+from bus.topology import ConsumerPlan
+from bus.wire import Mark, mark_of, message_of
+
+if TYPE_CHECKING:
+    from bus.members import Group, Member
+
+ASK_SECONDS = 20.0
+HEARTBEAT_SECONDS = 2.0
+_HEARTBEATS_MISSED_MAX = 2.5
+_AGAIN_SECONDS = 0.1
+_NANOSECONDS = 1_000_000_000
+_IDLE_HEARTBEAT = "100"
+_NO_RESPONDERS = "503"
+
+_log = logging.getLogger(__name__)
+
+
+@define(eq=False)
+class Delivery:
+    """One handing out of a message; see `bus.port.Delivery`."""
+
+    message: Message
+    tries: int
+    durable: Durable
+    sequence: int
+    said_at_ns: int
+    _reply: str
+    overdue_at: float
+    touched_at: float
+    member: Member | None = None
+    is_answered: bool = False
+    is_void: bool = False
+    """Somebody else has settled it after all."""
+
+    async def ack(self) -> None:
+        if not self.is_answered:
+            self.is_answered = True
+            self.durable.settled(self)
+            self.durable.send(self._reply, b"+ACK")
+
+    async def nak(self, delay_seconds: float, *, error: str = "failed", detail: str = "") -> None:
+        if self.is_answered:
+            return
+        self.is_answered = True
+        if self._is_late():
+            self.durable.let_go(self)
+        elif self.tries >= self.durable.max_tries:
+            self.durable.give_up(self, error, detail)
+        else:
+            self.durable.let_go(self)
+            self.put_back(delay_seconds)
+
+    async def term(self, error: str, detail: str = "") -> None:
+        if self.is_answered:
+            return
+        self.is_answered = True
+        if self._is_late():
+            self.durable.let_go(self)
+        else:
+            self.durable.give_up(self, error, detail)
+
+    async def in_progress(self) -> None:
+        if not self.is_answered and not self._is_late():
+            self.keep()
+
+    def keep(self) -> None:
+        """Tell the server that it is in hand still."""
+        durable = self.durable
+        self.touched_at = now = durable.now()
+        self.overdue_at = now + durable.ack_wait_seconds
+        durable.send(self._reply, b"+WPI")
+
+    def come_again(self, other: Delivery) -> None:
+        """Answer for *other*, a later handing out of the same message, too."""
+        self._reply, self.touched_at, self.overdue_at = other._reply, other.touched_at, other.overdue_at
+
+    def put_back(self, delay_seconds: float = 0.0) -> None:
+        """Tell the server to hand it out again."""
+        delay = b'-NAK {"delay": %d}' % round(delay_seconds * _NANOSECONDS) if delay_seconds > 0 else b"-NAK"
+        self.durable.send(self._reply, delay)
+
+    def bury(self) -> None:
+        """Tell the server never to hand it out again."""
+        self.durable.send(self._reply, b"+TERM")
+
+    def _is_late(self) -> bool:
+        # The server would take the refusal of a message that somebody else holds by now for theirs. It counts from
+        # when it sent the message, so we stop a little earlier. Whatever is dropped here comes again by itself.
+        return self.durable.now() >= self.overdue_at - self.durable.ack_wait_seconds / 50
+
+
+class Durable:
+    """One durable consumer, asked by the members of one group."""
+
+    def __init__(self, plan: ConsumerPlan, group: Group) -> None:
+        self.plan = plan
+        self.group = group
+        self.now = group.bus.clock.monotonic
+        self.ack_wait_seconds = group.bus.ack_wait_seconds
+        self.max_tries = group.bus.max_tries
+        self.send = group.bus.send
+        self.ready: OrderedDict[int, Delivery] = OrderedDict()
+        self.held: dict[int, Delivery] = {}
+        self.outstanding = 0
+        self._asked_until = 0.0
+        self._heard_at = 0.0
+        self._ask_again_at = 0.0
+        self._inbox = ""
+        self._subscription: Subscription | None = None
+        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{plan.stream}.{plan.name}"
+
+    # Listening
+
+    async def bind(self, client: Client) -> None:
+        """Listen on *client*, on a fresh inbox: requests that the server still has for the old one end with it."""
+        await self.unbind()
+        self._inbox = client.new_inbox()
+        self.outstanding = 0
+        self._ask_again_at = 0.0
+        self._subscription = await client.subscribe(
+            self._inbox, cb=self._came, pending_msgs_limit=-1, pending_bytes_limit=-1
+        )
+
+    async def unbind(self) -> None:
+        """Listen no more; the server drops our requests."""
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            with suppress(nats.errors.Error, OSError):  # the connection may be gone, and the subscription with it
+                await subscription.unsubscribe()
+
+    def ask(self, wanted: int) -> None:
+        """See to it that about *wanted* messages are asked for; a few less will do if some are under way."""
+        now = self.now()
+        if self._subscription is None or now < self._ask_again_at:
+            return
+        if now >= self._asked_until:
+            self.outstanding = 0
+        if self.outstanding * 2 >= wanted:
+            return
+        count = wanted - self.outstanding
+        if not self.outstanding:
+            self._heard_at = now
+        self.outstanding += count
+        self._asked_until = now + ASK_SECONDS
+        request = {
+            "batch": count,
+            "expires": int(ASK_SECONDS * _NANOSECONDS),
+            "idle_heartbeat": int(HEARTBEAT_SECONDS * _NANOSECONDS),
+        }
+        self.send(self._next, orjson.dumps(request), self._inbox)
+
+    async def _came(self, msg: Msg) -> None:
+        now = self._heard_at = self.now()
+        mark = mark_of(msg.reply)
+        if mark is None:
+            self._told((msg.headers or {}).get("Status", ""), msg.headers or {})
+            return
+        self.outstanding = max(0, self.outstanding - 1)
+        message = message_of(msg.subject, msg.data, msg.headers, mark)
+        delivery = Delivery(
+            message, mark.tries, self, mark.sequence, mark.said_at_ns, msg.reply, now + self.ack_wait_seconds, now
+        )
+        self._take_in(delivery, mark)
+
+    def _take_in(self, delivery: Delivery, mark: Mark) -> None:
+        before = self.held.get(mark.sequence)
+        if before is not None and before.is_answered:
+            before.come_again(delivery)  # its letter is being written: nobody else needs to look at it
+            return
+        if before is not None:
+            before.overdue_at = 0.0  # the server thinks that its holder is lost
+            del self.held[mark.sequence]
+        self.ready.pop(mark.sequence, None)
+        if delivery.message.subject not in self.plan.subjects:
+            # Another version of us hears this, too, and has widened the durable. It is for them.
+            if delivery.tries < self.max_tries:
+                delivery.put_back(self.ack_wait_seconds)
+            else:
+                delivery.is_answered = True
+                self.held[mark.sequence] = delivery
+                self.give_up(delivery, "unknown_subject", f"{self.plan.name} does not hear {delivery.message.subject}")
+            return
+        self.ready[mark.sequence] = delivery
+        self.group.arrived(self)
+
+    def _told(self, status: str, headers: dict[str, str]) -> None:
+        """Take note of what the server says about a request."""
+        if status == _IDLE_HEARTBEAT:
+            return
+        said = headers.get("Description", "")
+        left = headers.get("Nats-Pending-Messages", "")
+        self.outstanding = max(0, self.outstanding - int(left)) if left.isdigit() else 0
+        if status == "408":  # nothing came in all the time
+            self.group.arrived(self)
+            return
+        self._ask_again_at = self.now() + _AGAIN_SECONDS
+        if status == _NO_RESPONDERS or "Deleted" in said or "Leadership" in said or "Shutdown" in said:
+            self._lost(said or "nobody answers")
+        else:
+            _log.debug("%s on %s: %s %s", self.plan.name, self.plan.stream, status, said)
+
+    def _lost(self, said: str) -> None:
+        self.outstanding = 0
+        self._asked_until = 0.0
+        self.group.bus.rebind(self, said)
+
+    # Handing out
+
+    def take(self, member: Member, limit: int, now: float) -> list[Delivery]:
+        """Hand up to *limit* of what is there to *member*, each with its whole time before it."""
+        batch: list[Delivery] = []
+        ready = self.ready
+        fresh = now - self.ack_wait_seconds / 8
+        while ready and len(batch) < limit:
+            sequence, delivery = ready.popitem(last=False)
+            if delivery.overdue_at <= now:
+                continue  # it comes again, to us or to others
+            if delivery.touched_at < fresh:
+                delivery.keep()
+            delivery.member = member
+            self.held[sequence] = delivery
+            batch.append(delivery)
+        return batch
+
+    def settled(self, delivery: Delivery) -> None:
+        """Note that *delivery* is done; if it has come again meanwhile, that copy is, too."""
+        sequence = delivery.sequence
+        self.ready.pop(sequence, None)
+        holder = self.held.pop(sequence, None)
+        if holder is not None:
+            holder.is_answered = holder.is_void = True
+        self.group.bus.look_whether_idle()
+
+    def let_go(self, delivery: Delivery) -> None:
+        """Note that *delivery* is no longer in hand."""
+        if self.held.get(delivery.sequence) is delivery:
+            del self.held[delivery.sequence]
+        self.group.bus.look_whether_idle()
+
+    def give_up(self, delivery: Delivery, error: str, detail: str) -> None:
+        """Make *delivery* a dead letter; until that is laid down it stays ours."""
+        self.group.bus.give_up(delivery, error, detail)
+
+    def hand_back(self, member: Member | None = None) -> None:
+        """
+        Hand on at once what *member* has in hand, or everything.
+
+        A last try cannot be handed on: whoever has it may still answer, and otherwise the patrol finds it.
+        """
+        for delivery in [each for each in self.held.values() if member is None or each.member is member]:
+            if not delivery.is_answered and delivery.tries < self.max_tries:
+                delivery.is_answered = True
+                del self.held[delivery.sequence]
+                delivery.put_back()
+
+    def empty(self) -> None:
+        """Hand back what has come and is in nobody's hands."""
+        for delivery in self.ready.values():
+            if delivery.tries < self.max_tries:
+                delivery.put_back()
+        self.ready.clear()
+
+    def tick(self, now: float) -> None:
+        """Keep what is ours, forget whoever has lost theirs, and notice a server that has fallen silent."""
+        stale = now - self.ack_wait_seconds / 3
+        for delivery in self.ready.values():
+            if delivery.touched_at <= stale and delivery.overdue_at > now:
+                delivery.keep()
+        for delivery in [each for each in self.held.values() if each.overdue_at <= now and not each.is_answered]:
+            del self.held[delivery.sequence]
+        if self.outstanding and self._subscription is not None:
+            if now >= self._asked_until:
+                self.outstanding = 0
+            elif now - self._heard_at > HEARTBEAT_SECONDS * _HEARTBEATS_MISSED_MAX:
+                self._lost("no heartbeat")
+        self.group.ask(self)

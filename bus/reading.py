@@ -1,0 +1,67 @@
+"""A durable that is looked into now and then, a few messages at a time, by whoever has no hurry."""
+
+from __future__ import annotations
+
+__all__ = ["Reader"]
+
+from collections.abc import Callable
+from contextlib import suppress
+
+import nats.errors
+from attrs import define
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.api import ConsumerInfo
+from nats.js.errors import NotFoundError
+
+from bus.founding import heard, lacking
+from bus.port import ACK_WAIT_SECONDS
+from bus.provisioning import planned_config
+from bus.topology import ConsumerPlan
+
+
+@define
+class Reader:
+    """
+    Read the durable *plan*; several processes may.
+
+    *js* returns the connection of the moment: nothing is kept on it between two calls.
+    """
+
+    js: Callable[[], JetStreamContext]
+    plan: ConsumerPlan
+    ack_wait_seconds: float = ACK_WAIT_SECONDS
+
+    async def look(self) -> ConsumerInfo | None:
+        """Return what the server says about the durable; None when there is none, or no stream for it."""
+        try:
+            info: ConsumerInfo = await self.js().consumer_info(self.plan.stream, self.plan.name)
+        except NotFoundError:
+            return None
+        return info
+
+    async def ensure(self) -> ConsumerInfo:
+        """
+        See to it that the durable is there and hears all of its subjects at least; return what it is like then.
+
+        Raises:
+            nats.errors.Error: The server does not do it.
+        """
+        wanted = planned_config(self.plan, ack_wait_seconds=self.ack_wait_seconds)
+        info = await self.look()
+        if info is not None and not lacking(wanted, info.config):
+            return info
+        if info is not None:
+            wanted = info.config.evolve(filter_subject=None, filter_subjects=sorted({*heard(wanted), *heard(info.config)}))
+        return await self.js().add_consumer(self.plan.stream, wanted)
+
+    async def take(self, limit: int, wait_seconds: float) -> list[Msg]:
+        """Return up to *limit* messages; wait up to *wait_seconds* for the first."""
+        subscription = await self.js().pull_subscribe_bind(self.plan.name, stream=self.plan.stream)
+        try:
+            return await subscription.fetch(limit, timeout=wait_seconds)
+        except TimeoutError:
+            return []
+        finally:
+            with suppress(nats.errors.Error):
+                await subscription.unsubscribe()

@@ -1,0 +1,113 @@
+"""A JetStream bus on real servers and in real time, set up for one test."""
+
+from __future__ import annotations
+
+__all__ = ["MODULES", "JetStreamStand"]
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Self, TypeVar
+
+import nats
+from attrs import define, field
+
+from app.clock import SystemClock
+from bus.founding import found, stream_config
+from bus.jetstream import JetStreamBus, Servers
+from bus.port import Bus, DeadLetter
+from bus.topology import Topology
+from tests.bus.features import Features, Letters
+
+T = TypeVar("T")
+
+MODULES = ("orders", "inventory", "payments")
+
+
+@define(kw_only=True)
+class JetStreamStand:
+    """One bus on *urls*, where streams are, and no consumers yet."""
+
+    features: Features = Features(
+        publish_waits_for_groups=False,
+        survives_restart=True,
+        is_ordered=True,
+        hears_the_past=True,
+        buries_the_silent=False,
+    )
+    urls: Sequence[str]
+    replicas: int = 1
+    clock: SystemClock = field(factory=SystemClock)
+    box: Letters = field(factory=Letters)
+    ack_wait_seconds: float = 0.8
+    dedup_seconds: float = 1.5
+    tolerance_seconds: float = 0.3
+    bus: JetStreamBus = field(init=False)
+    buses: list[JetStreamBus] = field(factory=list)
+
+    @classmethod
+    @asynccontextmanager
+    async def on(cls, urls: Sequence[str], **options: Any) -> AsyncIterator[Self]:
+        """Found the streams anew, and connect; at the end close every bus of this stand and see that no task is left."""
+        stand = cls(urls=tuple(urls), **options)
+        client = await nats.connect(list(urls))
+        js = client.jetstream(timeout=10)
+        for info in await js.streams_info():
+            await js.delete_stream(info.config.name)
+        plan = Topology.of(MODULES, {})
+        await found(
+            js, [stream_config(each, replicas=stand.replicas, dedup_seconds=stand.dedup_seconds) for each in plan.streams]
+        )
+        await client.close()
+        stand.bus = await stand.another()
+        yield stand
+        for bus in stand.buses:
+            await stand.run(bus.close(0))
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    async def another(self, **options: Any) -> JetStreamBus:
+        """Return one more bus on the same servers, connected: what another process would have."""
+        settings = {
+            "replicas": self.replicas,
+            "ack_wait_seconds": self.ack_wait_seconds,
+            "dedup_seconds": self.dedup_seconds,
+            **options,
+        }
+        bus = JetStreamBus(self.clock, self.box, Servers(urls=tuple(self.urls)), **settings)
+        self.buses.append(bus)
+        await self.run(bus.connect())
+        return bus
+
+    def monotonic(self) -> float:
+        return self.clock.monotonic()
+
+    async def pass_time(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def rest(self) -> None:
+        """Let what is under way be answered: as long as anything of ours flies, and then a few round trips."""
+        until = time.monotonic() + 10
+        await asyncio.sleep(0.02)
+        while self.bus._dispatch.flights and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+
+    async def run(self, awaitable: Awaitable[T]) -> T:
+        return await asyncio.wait_for(awaitable, 30)
+
+    async def letters(self, count: int) -> list[DeadLetter]:
+        until = time.monotonic() + 10
+        while len(self.box.kept) < count and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        assert self.box.written == len(self.box.kept), "a letter was laid down twice"
+        return list(self.box.kept.values())
+
+    def break_letters(self, times: int) -> None:
+        self.box.failures_left = times
+
+    async def restart(self) -> Bus:
+        await self.run(self.bus.close(0))
+        self.bus = await self.another()
+        return self.bus

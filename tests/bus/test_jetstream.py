@@ -1,0 +1,26 @@
+"""The JetStream adapter keeps the contract on one real server."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.bus.contract import BusContract
+from tests.bus.jetstream_stand import JetStreamStand
+from tests.nats import NatsServer
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory):
+    with NatsServer(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+@pytest.fixture
+async def stand(server: NatsServer):
+    """A stand on empty streams; at its end no task of the bus may be left."""
+    async with JetStreamStand.on(server.urls) as stand:
+        yield stand
+
+
+class TestJetStreamBus(BusContract):
+    """Everything that every bus promises, on one node."""

@@ -1,0 +1,196 @@
+"""Real NATS servers for tests: one node, or three as a cluster, which can be stopped, killed, paused and started again."""
+
+from __future__ import annotations
+
+__all__ = ["NatsCluster", "NatsServer"]
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+_START_SECONDS = 20.0
+
+
+class NatsServer:
+    """
+    One nats-server with JetStream; its messages lie under *directory* and outlive every restart.
+
+    *config* is added to its configuration: accounts, TLS, limits. *cluster* is the text of a cluster block. Its port is
+    free for it when it starts first, and stays the same from then on. May be used as a context manager.
+    """
+
+    def __init__(self, directory: Path, *, name: str = "n1", config: str = "", cluster: str = "") -> None:
+        self.directory = directory
+        self.name = name
+        self.port = 0
+        self.monitor_port = 0
+        self.config = config
+        self._cluster = cluster
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return (self.url,)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "it does not run"
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def log(self) -> str:
+        """Return what the server has written to its log so far."""
+        return (self.directory / "log").read_text(errors="replace")
+
+    def start(self, *, wait: bool = True) -> Self:
+        """Start, and return once clients are served (unless told not to *wait*)."""
+        assert not self.is_running, "it runs already"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for left in self.directory.glob("*.ports"):
+            left.unlink()
+        path = self.directory / "server.conf"
+        path.write_text(
+            f'server_name: "{self.name}"\n'
+            f'host: "127.0.0.1"\nport: {self.port or -1}\nhttp: "127.0.0.1:{self.monitor_port or -1}"\n'
+            f'ports_file_dir: "{self.directory}"\n'
+            f'jetstream {{ store_dir: "{self.directory}" }}\n'
+            f"{self._cluster}\n{self.config}\n"
+        )
+        with (self.directory / "log").open("ab") as log:
+            program = Path(sys.executable).with_name("nats-server")
+            self._process = subprocess.Popen([program, "-c", path], stdout=log, stderr=log)
+        if wait:
+            self.wait_until_ready()
+        return self
+
+    def wait_until_ready(self) -> None:
+        """Return once clients are served and, in a cluster, a leader is there to found streams."""
+        until = time.monotonic() + _START_SECONDS
+        while not self._is_ready():
+            assert self.is_running, f"nats-server has ended:\n{self.log()[-2000:]}"
+            assert time.monotonic() < until, f"nats-server is not ready:\n{self.log()[-2000:]}"
+            time.sleep(0.01)
+
+    def ask(self, path: str) -> Any:
+        """Return what the monitoring endpoint says at *path*, such as ``/jsz?streams=true``."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.monitor_port}{path}", timeout=2) as answer:
+            return json.load(answer)
+
+    def stop(self) -> None:
+        """Ask it to end, and wait for that."""
+        self._signal(signal.SIGTERM)
+        self._wait()
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        self._signal(signal.SIGKILL)
+        self._wait()
+
+    def pause(self) -> None:
+        """Let it hang: its connections stay open, and nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def restart(self) -> None:
+        """Start it again on its port and its messages, after a stop or a kill."""
+        if self.is_running:
+            self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """End it in any case."""
+        if self.is_running:
+            self.resume()
+            self.kill()
+
+    def __enter__(self) -> Self:
+        return self if self.is_running else self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _is_ready(self) -> bool:
+        try:
+            if not self.port or not self.monitor_port:
+                ports = json.loads((self.directory / f"nats-server_{self.pid}.ports").read_text())
+                self.port, self.monitor_port = (int(ports[key][0].rpartition(":")[2]) for key in ("nats", "monitoring"))
+            if self.ask("/healthz")["status"] != "ok":
+                return False
+            return not self._cluster or bool(self.ask("/jsz")["meta_cluster"].get("leader"))
+        except (OSError, ValueError, KeyError, IndexError):
+            return False
+
+    def _signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def _wait(self) -> None:
+        assert self._process is not None
+        self._process.wait(_START_SECONDS)
+
+
+class NatsCluster:
+    """Three nodes that keep every stream with three replicas together."""
+
+    def __init__(self, directory: Path, *, nodes: int = 3, config: str = "") -> None:
+        ports = _free_ports(nodes)
+        routes = ", ".join(f'"nats-route://127.0.0.1:{port}"' for port in ports)
+        self.nodes = [
+            NatsServer(
+                directory / f"n{number}",
+                name=f"n{number}",
+                config=config,
+                cluster=f'cluster {{ name: "test", listen: "127.0.0.1:{port}", routes: [{routes}] }}',
+            )
+            for number, port in enumerate(ports, 1)
+        ]
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return tuple(node.url for node in self.nodes)
+
+    def node(self, name: str) -> NatsServer:
+        """Return the node that the servers themselves call *name*."""
+        return next(node for node in self.nodes if node.name == name)
+
+    def start(self) -> Self:
+        for node in self.nodes:
+            node.start(wait=False)
+        for node in self.nodes:
+            node.wait_until_ready()
+        return self
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports that nobody has now; held all at once, so that they differ."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
