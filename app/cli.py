@@ -170,10 +170,12 @@ def _logs(settings: Settings, stream: Any = None) -> None:
 
 
 def _register() -> None:
+    from app.contracts_commands import contracts
     from app.dead_letter_commands import dead_letters
     from app.load import load as load_command
     from app.topology_commands import topology
 
+    main.add_command(contracts)
     main.add_command(dead_letters)
     main.add_command(load_command)
     main.add_command(topology)
