@@ -29,9 +29,11 @@ from app.store import Store
 from app.telemetry.metrics import Metrics
 from app.telemetry.trace import trace_id
 from app.topology import EXPRESS_LANE, hears
+from app.transport import transport
 from app.web import Runner, build
 from app.web.dead_letters import table as dead_letter_routes
-from bus.memory import MemoryBus
+from app.web.health import BUS, OK, TOPOLOGY
+from bus.errors import Unreachable
 from bus.port import Clock, Subscription
 from config.settings import Settings
 from modules import inventory, orders, payments
@@ -68,8 +70,8 @@ class Application:
     """
 
     phase: Literal["starting", "ready", "draining"] = "starting"
-    on_fatal: Callable[[], None] = staticmethod(lambda: None)
-    """Called when a loop of the house has broken and only a restart can help."""
+    on_fatal: Callable[[int], None] = staticmethod(lambda code: None)
+    """Called with the exit code when a loop of the house has ended and only a restart can help."""
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         """
@@ -88,8 +90,10 @@ class Application:
         self.databases: dict[str, Database] = {url: Database(url) for url in dict.fromkeys(urls.values())}
         stores = {module.name: Store(module, self.databases[urls[module.name]]) for module in modules}
         self.dead_letters = DeadLetterOffice(stores, clock, self.metrics)
-        self.bus = MemoryBus(clock, self.dead_letters)
+        self._transport = transport(settings, modules, contracts, clock, self.dead_letters)
+        self.bus = self._transport.bus
         self.metrics.bus_connected.follow(lambda: float(self.bus.is_connected))
+        self.metrics.bus_reconnects.follow(self._transport.reconnects)
         self.relays = {name: Relay(store, self.bus, clock, self.metrics) for name, store in stores.items()}
         self.shells = {
             module.name: Shell(
@@ -165,6 +169,7 @@ class Application:
         listeners = {name: shell.listen for name, shell in self.shells.items()}
         if self._worker is not None:
             listeners[CONSUMER] = self._worker.listen
+        self._run(self._transport.run(), "transport")
         for consumer, subjects in hears([shell.module for shell in self.shells.values()], self._contracts).items():
             await self._attach(consumer, subjects, listeners[consumer.removesuffix(EXPRESS_LANE)])
         for name, shell in self.shells.items():
@@ -203,12 +208,14 @@ class Application:
 
     async def checks(self) -> Mapping[str, str]:
         """Ask the bus and each database how they are."""
-        found = {"bus": "ok" if self.bus.is_connected else "unavailable"}
+        found = {BUS: OK if self.bus.is_connected else "unavailable"}
+        if self.bus.problems:
+            found[TOPOLOGY] = "; ".join(self.bus.problems)
         for name in self.shells:
             database = self.databases[self.settings.database_url(name)]
             try:
                 await database.write(lambda connection: connection.exec_driver_sql("SELECT 1").scalar())
-                found[f"database:{name}"] = "ok"
+                found[f"database:{name}"] = OK
             except Unavailable:
                 found[f"database:{name}"] = "unavailable"
         return found
@@ -227,10 +234,15 @@ class Application:
         self._tasks.append(task)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """A loop of the house that ends by itself is a bug: say so, and leave it to a restart."""
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.opt(exception=error).critical("a loop ended; the process stops", loop=task.get_name())
-            self.on_fatal()
+        """A loop of the house that breaks is a bug: say so, and leave it to a restart."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, Unreachable):
+            logger.critical("the bus is out of reach; the process stops", detail=str(error))
+            self.on_fatal(3)
+            return
+        logger.opt(exception=error).critical("a loop ended; the process stops", loop=task.get_name())
+        self.on_fatal(1)
 
     async def _flush(self) -> None:
         while True:

@@ -27,13 +27,11 @@ def _stop(code: int, line: str) -> NoReturn:
     sys.exit(code)
 
 
-def _settings(*, may_be_nats: bool = False) -> Settings:
+def _settings() -> Settings:
     try:
         settings = load(os.environ)
     except BadSetting as error:
         _stop(USAGE, str(error))
-    if settings.bus == "nats" and not may_be_nats:
-        _stop(USAGE, "BUS=nats is not there yet; leave BUS unset for one process with the in-memory bus")
     if settings.payment_gateway != "simulated":
         _stop(
             USAGE, f"PAYMENT_GATEWAY={settings.payment_gateway} is not there yet; leave it unset for the simulated one"

@@ -7,9 +7,10 @@ any of them.
 
 from __future__ import annotations
 
-__all__ = ["message_of", "origin"]
+__all__ = ["Envelope", "message_of", "origin", "said_at", "said_in"]
 
 import re
+from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from urllib.parse import quote, unquote
 
@@ -28,29 +29,60 @@ _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _SAFE = "!#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 
+class Envelope(Mapping[str, str]):
+    """
+    A parcel's headers, written out when somebody reads them.
+
+    Whoever gets the message in this very process asks `origin` and `said_at`, and those ask the parcel.
+    """
+
+    __slots__ = ("_written", "parcel")
+
+    def __init__(self, parcel: Parcel) -> None:
+        self.parcel = parcel
+        self._written: dict[str, str] | None = None
+
+    def __getitem__(self, name: str) -> str:
+        return self._headers()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._headers())
+
+    def __len__(self) -> int:
+        return len(self._headers())
+
+    def _headers(self) -> dict[str, str]:
+        if self._written is None:
+            parcel = self.parcel
+            subject = original(parcel.subject)
+            self._written = {
+                "ce-specversion": "1.0",
+                "ce-id": _encoded(parcel.event_id),
+                "ce-source": f"/fulfilment/{subject.partition('.')[0]}",
+                "ce-type": plain(subject),
+                "ce-time": parcel.occurred_at,
+                "ce-datacontenttype": "application/json",
+                "ce-correlationid": _encoded(parcel.correlation_id),
+                "ce-causationid": _encoded(parcel.causation_id),
+                "traceparent": parcel.traceparent,
+                "content-type": "application/json",
+            }
+            if parcel.versions is not None:
+                self._written[VERSIONS] = parcel.versions
+        return self._written
+
+
 def message_of(parcel: Parcel) -> Message:
     """Return *parcel* as it travels."""
-    subject = original(parcel.subject)
-    headers = {
-        "ce-specversion": "1.0",
-        "ce-id": _encoded(parcel.event_id),
-        "ce-source": f"/fulfilment/{subject.partition('.')[0]}",
-        "ce-type": plain(subject),
-        "ce-time": parcel.occurred_at,
-        "ce-datacontenttype": "application/json",
-        "ce-correlationid": _encoded(parcel.correlation_id),
-        "ce-causationid": _encoded(parcel.causation_id),
-        "traceparent": parcel.traceparent,
-        "content-type": "application/json",
-    }
-    if parcel.versions is not None:
-        headers[VERSIONS] = parcel.versions
-    return Message(parcel.subject, parcel.id, parcel.body, parcel.key, headers)
+    return Message(parcel.subject, parcel.id, parcel.body, parcel.key, Envelope(parcel))
 
 
 def origin(message: Message) -> tuple[str, Context]:
     """Return the event's own id, and who caused it; what is missing or no trace is made up from the id."""
     headers = message.headers
+    if type(headers) is Envelope:
+        parcel = headers.parcel
+        return parcel.event_id, Context(parcel.correlation_id, parcel.traceparent)
     id = _decoded(headers.get("ce-id") or message.id)
     correlation_id = _decoded(headers.get("ce-correlationid") or id)[:CORRELATION_ID_MAX]
     traceparent = headers.get("traceparent") or ""
@@ -58,6 +90,18 @@ def origin(message: Message) -> tuple[str, Context]:
         digest = blake2b(id.encode("utf-8", "replace"), digest_size=24).hexdigest()
         traceparent = f"00-{digest[:32]}-{digest[32:]}-01"
     return id, Context(correlation_id, traceparent)
+
+
+def said_at(message: Message) -> str | None:
+    """Return when the event was said, as its envelope has it, or None."""
+    headers = message.headers
+    return headers.parcel.occurred_at if type(headers) is Envelope else headers.get("ce-time")
+
+
+def said_in(message: Message) -> str | None:
+    """Return the versions in which the event is said, as its envelope has them, or None."""
+    headers = message.headers
+    return headers.parcel.versions if type(headers) is Envelope else headers.get(VERSIONS)
 
 
 def _encoded(text: str) -> str:

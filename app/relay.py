@@ -106,7 +106,7 @@ class Relay:
         if parcel.id in self._flying:
             return
         room = IN_FLIGHT_MAX + (EXPRESS_IN_FLIGHT_MAX if is_express(parcel.subject) else 0)
-        if self._is_stopped or len(self._flying) >= room:
+        if self._is_stopped or len(self._flying) >= room or not self._bus.is_connected:
             self._left += 1
             return
         self._flying[parcel.id] = parcel
@@ -142,7 +142,8 @@ class Relay:
         # What flies is due, too, and may be among the oldest: read past it.
         limit = len(self._flying) + FOUND_MAX
         grace = timedelta(seconds=LOOK_SECONDS if self._has_looked else 0)
-        parcels = self._store.due(connection, now, limit, grace) if count > 0 else []
+        is_to_send = count > 0 and self._bus.is_connected
+        parcels = self._store.due(connection, now, limit, grace) if is_to_send else []
         self._has_looked = True
         return parcels, count, self._store.due_oldest_seconds(connection, now)
 
@@ -154,7 +155,7 @@ class Relay:
                 self._send(parcel)
         # What was committed a moment ago and is being handed to us now counts as left, until we look again.
         self._left = max(0, count - len(self._flying) - len(done))
-        if len(parcels) >= FOUND_MAX:
+        if len(parcels) >= FOUND_MAX and self._bus.is_connected:
             self._look_at = self._clock.monotonic()
 
     async def _purge(self, now: float) -> None:

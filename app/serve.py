@@ -56,9 +56,9 @@ async def _serve(application: Application) -> int:
 
     code = 0
 
-    def broken() -> None:
+    def broken(reason: int) -> None:
         nonlocal code
-        code = 1
+        code = reason
         stop.set()
 
     application.on_fatal = broken

@@ -24,7 +24,7 @@ from sqlalchemy import Connection
 
 from app.batch import Answering, Batch, Seat, Superseded, Verdict
 from app.door import Context, Overloaded, Told, Unavailable
-from app.headers import origin
+from app.headers import origin, said_at, said_in
 from app.outbox import Parcel
 from app.relay import Relay
 from app.store import Store
@@ -35,7 +35,6 @@ from bus.errors import PutAside
 from bus.hearing import Hearing
 from bus.port import Clock, Delivery, Subscription
 from bus.replays import original
-from bus.versions import VERSIONS
 from modules.module import Module, Outcome, State
 
 FETCH_SECONDS = 1.0
@@ -130,9 +129,8 @@ class Shell:
 
     async def _hear(self, delivery: Delivery) -> None:
         message = delivery.message
-        headers = message.headers
         subject = original(message.subject)
-        versions = headers.get(VERSIONS)
+        versions = said_in(message)
         try:
             event = self._hears.read(subject, message.body)
         except PutAside as error:
@@ -142,7 +140,7 @@ class Shell:
                 return
             logger.warning(
                 "message put aside", consumer=self.module.name, subject=subject, message_id=message.id,
-                error=error.code, detail=str(error), correlation_id=headers.get("ce-correlationid"),
+                error=error.code, detail=str(error), correlation_id=origin(message)[1].correlation_id,
             )  # fmt: skip
             self._handled.labels(self.module.name, subject, "put_aside").inc()
             await delivery.term(error.code, str(error))
@@ -151,7 +149,7 @@ class Shell:
         express = is_express(subject)
         seat = Seat(event, id, context, express, id)
         seat.delivery = delivery
-        seat.said_at = headers.get("ce-time")
+        seat.said_at = said_at(message)
         if versions is not None and delivery.tries <= GIVE_WAY_MAX:
             seat.gives_way = self._hears.is_superseded(subject, versions)
         self._room.sit(seat, express)

@@ -38,7 +38,7 @@ def topology(as_json: bool, is_to_apply: bool, is_to_check: bool) -> None:
 
     if is_to_apply + is_to_check + as_json > 1:
         raise click.UsageError("--json, --apply and --check exclude each other")
-    settings = cli._settings(may_be_nats=True)
+    settings = cli._settings()
     modules = modules_of(settings)
     planned = plan(modules)
     if is_to_apply:

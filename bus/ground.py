@@ -19,7 +19,7 @@ from nats.js.api import ConsumerConfig, StreamConfig
 from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 
 from bus.founding import consumer_config, differences, found, heard, lacking, stream_config
-from bus.topology import ConsumerPlan, StreamPlan
+from bus.topology import ConsumerPlan, stream_plan
 
 _log = logging.getLogger(__name__)
 
@@ -110,8 +110,7 @@ class Ground:
         return config
 
     def _stream_config(self, name: str) -> StreamConfig:
-        plan = StreamPlan(name, (f"{name.lower()}.>",))
-        return stream_config(plan, replicas=self._replicas, dedup_seconds=self._dedup_seconds)
+        return stream_config(stream_plan(name), replicas=self._replicas, dedup_seconds=self._dedup_seconds)
 
     def _reasons(self, error: Exception, stream: str) -> list[str]:
         """

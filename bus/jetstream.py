@@ -17,6 +17,7 @@ from contextlib import suppress
 
 import nats.errors
 from nats.aio.client import Client
+from nats.js import JetStreamContext
 
 from bus.connection import CONNECT_SECONDS_MAX, Connection, Servers
 from bus.dispatch import Dispatch, end
@@ -104,6 +105,18 @@ class JetStreamBus:
     def reconnects(self) -> int:
         """How often the connection was lost and found again."""
         return self._connection.reconnects
+
+    @property
+    def js(self) -> JetStreamContext:
+        """
+        The server's own interface, for whoever patrols it.
+
+        Raises:
+            nats.errors.Error: There is no connection now.
+        """
+        if not self._connection.is_up:
+            raise nats.errors.ConnectionClosedError
+        return self._connection.js
 
     @property
     def problems(self) -> Sequence[str]:

@@ -52,7 +52,8 @@ class Reader:
         if info is not None and not lacking(wanted, info.config):
             return info
         if info is not None:
-            wanted = info.config.evolve(filter_subject=None, filter_subjects=sorted({*heard(wanted), *heard(info.config)}))
+            both = sorted({*heard(wanted), *heard(info.config)})
+            wanted = info.config.evolve(name=self.plan.name, filter_subject=None, filter_subjects=both)
         return await self.js().add_consumer(self.plan.stream, wanted)
 
     async def take(self, limit: int, wait_seconds: float) -> list[Msg]:

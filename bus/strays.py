@@ -85,7 +85,10 @@ class Strays:
 
     async def _unknown(self) -> list[str]:
         """Return the subjects in the stream that nobody knows."""
-        stream = await self._js().stream_info(self._reader.plan.stream, subjects_filter=f"{self._module}.>")
+        try:
+            stream = await self._js().stream_info(self._reader.plan.stream, subjects_filter=f"{self._module}.>")
+        except NotFoundError:  # nothing was ever said, or all of it is lost; others found streams
+            return []
         unknown = sorted(subject for subject in stream.state.subjects or () if not self._is_known(subject))
         if len(unknown) > SUBJECTS_MAX:
             _log.error("%s holds %d unknown subjects; the first %d are heard", stream.config.name, len(unknown), SUBJECTS_MAX)

@@ -19,7 +19,7 @@ from loguru import logger
 from app.door import Context, Shed
 from app.gateways.breaker import Breaker, BreakerOpen
 from app.gateways.port import Captured, Gateway, GatewaySilent, GatewayTrouble, Refused
-from app.headers import origin
+from app.headers import origin, said_in
 from app.shell import GIVE_WAY_MAX, GIVE_WAY_SECONDS, Shell, retry_seconds
 from app.telemetry.metrics import Metrics
 from bus.contracts import Contracts, is_express
@@ -28,7 +28,6 @@ from bus.hearing import Hearing
 from bus.ids import caused_id
 from bus.port import Clock, Delivery, Subscription
 from bus.replays import original
-from bus.versions import VERSIONS
 from modules.module import Outcome
 from modules.payments.events import (
     Charged,
@@ -101,7 +100,7 @@ class GatewayWorker:
     async def _handle(self, delivery: Delivery) -> None:
         message = delivery.message
         subject = original(message.subject)
-        versions = message.headers.get(VERSIONS)
+        versions = said_in(message)
         try:
             event = self._hears.read(subject, message.body)
         except PutAside as error:

@@ -24,7 +24,9 @@ FAILED = 1
 OUT_OF_REACH = 3
 
 
-def _checked_url(context: click.Context, parameter: click.Parameter, value: str) -> str:
+def _checked_url(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is None:
+        return None
     try:
         url = URL(value)
     except ValueError as error:
@@ -55,6 +57,12 @@ def _checked_url(context: click.Context, parameter: click.Parameter, value: str)
     "--url", default="http://127.0.0.1:8080", show_default=True, callback=_checked_url, help="Where the server is."
 )
 @click.option(
+    "--inventory-url",
+    callback=_checked_url,
+    metavar="TEXT",
+    help="Where the stock is kept, if another server does that; the same by default.",
+)
+@click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
     metavar="R",
@@ -68,7 +76,9 @@ def _checked_url(context: click.Context, parameter: click.Parameter, value: str)
     metavar="S",
     help="Seconds without news before an order is given up as lost, and of refusals before the run is.",
 )
-def load(orders: int, concurrency: int, url: str, rate: float | None, patience: float) -> None:
+def load(
+    orders: int, concurrency: int, url: str, inventory_url: str | None, rate: float | None, patience: float
+) -> None:
     """
     Place orders against a running server, follow each to its end, and measure.
 
@@ -119,7 +129,16 @@ def load(orders: int, concurrency: int, url: str, rate: float | None, patience: 
             # There are no loop signal handlers on Windows; there Ctrl-C leaves at once.
             with contextlib.suppress(NotImplementedError):
                 loop.add_signal_handler(signal.SIGINT, interrupted)
-            return await run(url, orders, concurrency, rate, patience_seconds=patience, progress=progress, stop=stop)
+            return await run(
+                url,
+                orders,
+                concurrency,
+                rate,
+                inventory_url=inventory_url,
+                patience_seconds=patience,
+                progress=progress,
+                stop=stop,
+            )
 
         try:
             result: Mapping[str, Any] | None = _on_a_loop(measure())

@@ -32,6 +32,7 @@ async def run(
     concurrency: int,
     rate: float | None = None,
     *,
+    inventory_url: str | None = None,
     products: int = 20,
     patience_seconds: float = 60.0,
     progress: Callable[[Progress], None] | None = None,
@@ -39,6 +40,8 @@ async def run(
 ) -> Result:
     """
     Place *orders* orders at *url*, at most *concurrency* at once, follow them, and return what was measured.
+
+    The stock is kept at *inventory_url*, or at *url* as well.
 
     Each order asks for one piece of one of *products* products, in turn. A 429 or 503 is repeated after its
     ``Retry-After``, a cut connection after a short pause, for up to *patience_seconds*; the order's time runs on
@@ -63,7 +66,8 @@ async def run(
     connections = [Connection(base) for _ in range(min(concurrency, orders))]
 
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS)) as session:
-        stock = Stock(session, base, run_id, products=products, on_hand=max(ON_HAND_MIN, 2 * orders))
+        shelves = base if inventory_url is None else URL(inventory_url)
+        stock = Stock(session, shelves, run_id, products=products, on_hand=max(ON_HAND_MIN, 2 * orders))
         following = Following(session, base, run_id, tally, patience_seconds=patience_seconds)
         target = base / "v1" / "orders"
 

@@ -123,15 +123,19 @@ class _Sink:
             self._lines_file.append(self._blotted(line))
         self._lines.append(self._blotted(line if self._text is None else self._text(message)))
         if len(self._lines) >= LINES_MAX or message.record["level"].no >= _NUMBERS["WARNING"]:
-            self.flush()
+            self.write_out()
         elif len(self._lines) == 1:
             try:
-                asyncio.get_running_loop().call_soon(self.flush)
+                asyncio.get_running_loop().call_soon(self.write_out)
             except RuntimeError:  # no loop in this thread, nothing to wait for
-                self.flush()
+                self.write_out()
 
-    def flush(self) -> None:
-        """Write what was said and is not written yet."""
+    def write_out(self) -> None:
+        """
+        Write what was said and is not written yet.
+
+        It must not be called flush: loguru would call a sink's flush after every line.
+        """
         lines, self._lines = self._lines, []
         if lines:
             self._write_stream(b"".join(lines))
@@ -148,7 +152,7 @@ class _Sink:
 
     def stop(self) -> None:
         """Write the rest and close the file; loguru calls this when the sink is taken away."""
-        self.flush()
+        self.write_out()
         if self._file is not None:
             self._file.close()
 

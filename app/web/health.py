@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BUS", "CHECK_SECONDS_MAX", "DATABASE", "OK", "Health", "operations"]
+__all__ = ["BUS", "CHECK_SECONDS_MAX", "DATABASE", "OK", "TOPOLOGY", "Health", "operations"]
 
 import asyncio
 from collections.abc import Mapping
@@ -18,6 +18,7 @@ from app.web.routes import respond_json
 OK = "ok"
 BUS = "bus"
 DATABASE = "database"
+TOPOLOGY = "topology"
 CHECK_SECONDS_MAX = 2.0
 """What has not answered by then counts as out of reach."""
 
@@ -33,7 +34,8 @@ class Health(Protocol):
         """
         Ask each dependency how it is: `OK`, or one word such as ``unavailable``.
 
-        `BUS` is the bus; `DATABASE`, alone or before a colon and a module's name, is a database. Any other name is
+        `BUS` is the bus; `DATABASE`, alone or before a colon and a module's name, is a database. `TOPOLOGY` is what the
+        broker holds for us: what it says instead of `OK` is for a person to read and to put right. Any other name is
         something that one can work without for a while.
         """
 
@@ -70,7 +72,7 @@ async def _state(health: Health) -> tuple[str, dict[str, str]]:
         return ("unavailable" if health.phase == "ready" else health.phase), {}
     if health.phase != "ready":
         return health.phase, checks
-    if not all(word == OK for name, word in checks.items() if _is_database(name)):
+    if not all(word == OK for name, word in checks.items() if _is_database(name) or name == TOPOLOGY):
         return "unavailable", checks
     return ("ready" if all(word == OK for word in checks.values()) else "degraded"), checks
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 __all__ = ["JSON", "operations", "page", "respond_json"]
 
 import binascii
-import os
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
+from random import randbytes
 from typing import Any
 
 import attrs
@@ -79,7 +79,8 @@ def _tell(door: Door, route: Tell) -> Handle:
         key = idempotency_key(request) if is_keyed else None
         body = await read(request) if read is not None else None
         said = Request(path or {}, body, str(uuid7()))
-        context = Context(asked.correlation_id, traceparent(request.headers.get(TRACEPARENT), os.urandom))
+        # A trace id is no secret. os.urandom would give the interpreter's lock away each time.
+        context = Context(asked.correlation_id, traceparent(request.headers.get(TRACEPARENT), randbytes))
         fingerprint = ""
         if key is not None:
             # The unit separator can be in none of the parts: two different calls never share a key.

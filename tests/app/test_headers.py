@@ -5,10 +5,11 @@ from __future__ import annotations
 from urllib.parse import unquote
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.headers import message_of, origin
+from app.headers import message_of, origin, said_at
 from app.outbox import Parcel
 from bus.port import Message
 
@@ -43,8 +44,11 @@ def test_what_is_encoded_is_decoded(text: str) -> None:
     assert header.isprintable()
     assert " " not in header
     assert unquote(header) == text
-    id, context = origin(message)
-    assert (id, context.correlation_id) == (text, text)
+    from_outside = evolve(message, headers=dict(message.headers))
+    for each in (message, from_outside):
+        id, context = origin(each)
+        assert (id, context.correlation_id, context.traceparent) == (text, text, TRACE)
+        assert said_at(each) == AT
 
 
 def test_the_envelope_is_a_cloud_event() -> None:

@@ -275,3 +275,22 @@ def parcel(id: str, subject: str = "orders.created.v1", due_at: str = "2026-01-0
 
 def keep(stand: Stand, said: list[Parcel], connection: Connection) -> None:
     stand.stores["orders"].save(connection, states={}, heard=(), withdrawn=(), said=said)
+
+
+async def test_nothing_is_tried_while_the_bus_is_away(path: Path, clock: VirtualClock) -> None:
+    """What is said meanwhile counts as pending, for the backlog's cap; once the bus is back it goes out, each once."""
+    async with stand_at(path, clock) as stand:
+        bus = Ledger()
+        bus.is_connected = False
+        relay = relay_of(stand, bus)
+        for number in range(3):
+            await stand.tell("orders", submitted(oid(number)))
+        await turn(relay, clock)
+        await turn(relay, clock)
+        assert (bus.published, relay.pending) == ([], 6)
+        bus.is_connected = True
+        await turn(relay, clock)
+        assert sorted(bus.subjects) == sorted(CREATED * 3)
+        await bus.answer()
+        await turn(relay, clock)
+        assert relay.pending == 0

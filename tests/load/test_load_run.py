@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from aiohttp.test_utils import TestServer
 
 from app.load import Failed, Progress, Stop, Unreachable, run
 from app.load import following as following_room
@@ -264,3 +265,13 @@ async def test_a_server_without_an_inventory_fails_the_run(shop: FakeShop) -> No
     shop.stock_status = 404
     with pytest.raises(Failed, match="404"):
         await run(shop.url, 10, 2)
+
+
+async def test_the_stock_may_be_kept_by_another_server(shop: FakeShop) -> None:
+    """Orders go to one address; products are laid in and counted at the other."""
+    shop.stock_status = 404
+    shelves = FakeShop()
+    async with TestServer(shelves.app()) as server:
+        with pytest.raises(Failed, match="1 of 1000000 confirmed, yet on_hand is 1000000"):
+            await run(shop.url, 5, 1, inventory_url=str(server.make_url("")), patience_seconds=0.4)
+    assert (len(shop.posts), len(shelves.posts)) == (5, 0)

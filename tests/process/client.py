@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["LOST", "Client", "Reply", "eventually"]
+__all__ = ["LOST", "Answering", "Client", "Reply", "eventually"]
 
 import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import aiohttp
 from attrs import frozen
 from multidict import CIMultiDictProxy
-
-from tests.process.server import Server
 
 T = TypeVar("T")
 
@@ -44,10 +43,20 @@ async def eventually(ask: Callable[[], Awaitable[T]], is_so: Callable[[T], bool]
     return answer
 
 
+class Answering(Protocol):
+    """What a client speaks to: one server, or several that share the paths among them."""
+
+    def url_of(self, path: str) -> str:
+        """Return where *path* is answered at present."""
+
+    def database_of(self, module: str) -> Path:
+        """Return the database that *module* keeps."""
+
+
 class Client:
     """Speak HTTP to *server*, wherever it answers at present."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Answering) -> None:
         self.server = server
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=20), connector=aiohttp.TCPConnector(limit=0)
@@ -63,7 +72,7 @@ class Client:
         """Make one request; *body* goes out as JSON."""
         if body is not None:
             more["json"] = body
-        async with self._session.request(method, self.server.url + path, headers=headers, **more) as answer:
+        async with self._session.request(method, self.server.url_of(path), headers=headers, **more) as answer:
             return Reply(answer.status, answer.headers, await answer.text())
 
     async def get(self, path: str, status: int = 200, **headers: str) -> Any:
@@ -93,7 +102,7 @@ class Client:
 
     async def stream(self, order_id: str) -> AsyncIterator[Any]:
         """Yield the order after each change, as the server-sent events bring it, until they end."""
-        async with self._session.get(f"{self.server.url}/v1/orders/{order_id}/stream") as answer:
+        async with self._session.get(self.server.url_of(f"/v1/orders/{order_id}/stream")) as answer:
             assert answer.status == 200, await answer.text()
             assert answer.content_type == "text/event-stream"
             async for line in answer.content:

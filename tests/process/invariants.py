@@ -11,7 +11,7 @@ I6  whatever was said has gone out; nothing was given up in silence
 
 from __future__ import annotations
 
-__all__ = ["MODULES", "check_world", "rows"]
+__all__ = ["MODULES", "check_world", "come_to_rest", "rows"]
 
 import re
 import sqlite3
@@ -21,7 +21,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from tests.process.client import Client, eventually
+from tests.process.client import Answering, Client, eventually
 
 MODULES = ("orders", "inventory", "payments")
 TERMINAL = {"confirmed", "cancelled"}
@@ -62,8 +62,8 @@ async def check_world(
     *accepted* are the ids of all 202s. *pieces* says, per product, how many there were at first and how many were added.
     *unheard_max* orders may exist whose answer nobody heard, *dead* dead letters must.
     """
-    database = client.server.database
-    await _come_to_rest(database, seconds)
+    server = client.server
+    await come_to_rest(server, seconds)
     orders = await client.everything("/v1/orders")
     by_id = {order["order_id"]: order for order in orders}
     assert len(by_id) == len(orders), "I1: the list shows an order twice"
@@ -71,23 +71,20 @@ async def check_world(
     assert len(by_id) <= len(set(accepted)) + unheard_max, "I1: there are orders that nobody placed"
     for order in orders:
         assert order["status"] in TERMINAL, f"I1: not at its end: {order}"
-    _check_money(database, by_id)
+    _check_money(server.database_of("payments"), by_id)
     await _check_stock(client, orders, pieces)
-    _check_ends(database, by_id)
-    _check_mail(database)
+    _check_ends(server.database_of("inventory"), by_id)
+    _check_mail(server)
     assert len(await client.everything("/v1/dead-letters")) == dead, "I6: dead letters"
     return orders
 
 
-async def _come_to_rest(database: Path, seconds: float) -> None:
+async def come_to_rest(server: Answering, seconds: float) -> None:
     """Wait until nothing is unsent: time-outs are withdrawn at an order's end, so nothing is left for later either."""
 
     async def unsent() -> list[Any]:
-        query = " UNION ALL ".join(
-            f"SELECT subject, count(*) FROM {module}_outbox WHERE sent_at IS NULL GROUP BY subject"
-            for module in MODULES
-        )
-        return rows(database, query)
+        query = "SELECT subject, count(*) FROM {}_outbox WHERE sent_at IS NULL GROUP BY subject"
+        return [row for module in MODULES for row in rows(server.database_of(module), query.format(module))]
 
     await eventually(unsent, lambda found: not found, seconds)
 
@@ -138,8 +135,9 @@ def _check_ends(database: Path, orders: Mapping[str, Any]) -> None:
             assert held[order_id] in ("released", "rejected"), f"I4: {held[order_id]}: {order}"
 
 
-def _check_mail(database: Path) -> None:
+def _check_mail(server: Answering) -> None:
     for module in MODULES:
+        database = server.database_of(module)
         ((heard, different),) = rows(database, f"SELECT count(*), count(DISTINCT id) FROM {module}_inbox")
         assert heard == different, f"I5: {module} has heard an event twice"
         ((said, events),) = rows(database, f"SELECT count(*), count(DISTINCT event_id) FROM {module}_outbox")

@@ -60,6 +60,14 @@ class Server:
         """Where it keeps everything."""
         return self.folder / "data" / "fulfilment.db"
 
+    def database_of(self, module: str) -> Path:
+        """Where *module* keeps everything; here they all share one."""
+        return self.database
+
+    def url_of(self, path: str) -> str:
+        """Where *path* is answered at present."""
+        return self.url + path
+
     @property
     def pid(self) -> int:
         """The process that runs now, or that ran last."""
@@ -74,12 +82,15 @@ class Server:
         """Start it and wait until it says where it answers."""
         began = time.monotonic()
         self.launch()
-        line = self.wait_for_line(lambda line: _READY.search(line) is not None)
+        self.wait_until_ready()
         self.ready_seconds = time.monotonic() - began
-        found = _READY.search(line)
+        return self
+
+    def wait_until_ready(self) -> None:
+        """Wait until it says where it answers."""
+        found = _READY.search(self.wait_for_line(lambda line: _READY.search(line) is not None))
         assert found is not None
         self.url = found[1]
-        return self
 
     def launch(self) -> None:
         """Start it and wait for nothing."""

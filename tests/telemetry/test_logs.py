@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -313,3 +314,27 @@ def test_a_program_whose_reader_has_gone_still_ends_with_its_own_code() -> None:
     process.stdout = None
     _, err = process.communicate(b"go\n", timeout=60)
     assert (process.returncode, err) == (7, b"")
+
+
+class Counted(io.StringIO):
+    """Counts how often it is written to."""
+
+    writes = 0
+
+    def write(self, text: str) -> int:
+        self.writes += 1
+        return super().write(text)
+
+
+async def test_what_one_turn_of_the_loop_says_is_written_together() -> None:
+    """A write gives the interpreter's lock away, so a turn costs one; trouble is written at once."""
+    stream = Counted()
+    logs.setup("INFO", "json", stream=stream)
+    for number in range(100):
+        logger.info("order is over", number=number)
+    assert stream.writes == 0
+    await asyncio.sleep(0)
+    assert stream.writes == 1
+    assert [line["number"] for line in lines(stream)] == list(range(100))
+    logger.error("trouble")
+    assert stream.writes == 2

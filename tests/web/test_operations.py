@@ -20,6 +20,7 @@ NO_BUS = {"database": "ok", "bus": "unavailable"}
 NO_DATABASE = {"database": "unavailable", "bus": "ok"}
 ONE_DATABASE = {"database:parcels": "ok", "database:other": "unavailable", "bus": "ok"}
 NO_GATEWAY = {"database": "ok", "bus": "ok", "gateway": "open"}
+DRIFTED = {"database": "ok", "bus": "ok", "topology": "consumer parcels on PARCELS: max_deliver is 3, not 5"}
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,7 @@ NO_GATEWAY = {"database": "ok", "bus": "ok", "gateway": "open"}
         ("ready", NO_GATEWAY, (200, "degraded"), 200),
         ("ready", NO_DATABASE, (503, "unavailable"), 503),
         ("ready", ONE_DATABASE, (503, "unavailable"), 503),
+        ("ready", DRIFTED, (503, "unavailable"), 200),
         ("starting", NO_DATABASE, (503, "starting"), 503),
         ("starting", OK, (503, "starting"), 200),
         ("draining", OK, (503, "draining"), 200),

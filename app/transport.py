@@ -1,0 +1,81 @@
+"""What carries the house's messages: the bus that the settings name, and whatever has to run beside it."""
+
+from __future__ import annotations
+
+__all__ = ["Transport", "transport"]
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from attrs import frozen
+
+from bus.contracts import EXPRESS, Contracts
+from bus.memory import MemoryBus
+from bus.port import Bus, Clock, DeadLetters
+from config.settings import Settings
+from modules.module import Module
+
+
+@frozen
+class Transport:
+    """A *bus*; what has to *run* while it is used; and how often its connection was lost and found."""
+
+    bus: Bus
+    run: Callable[[], Coroutine[Any, Any, None]]
+    reconnects: Callable[[], float]
+
+
+def transport(
+    settings: Settings, modules: Sequence[Module], contracts: Contracts, clock: Clock, dead_letters: DeadLetters
+) -> Transport:
+    """
+    Return what *settings* ask for. Nothing is connected yet.
+
+    Its ``run`` raises `bus.errors.Unreachable` when the first connection is not made in time.
+    """
+    if settings.bus == "memory":
+        return Transport(MemoryBus(clock, dead_letters), _nothing, lambda: 0.0)
+    return _nats(settings, modules, contracts, clock, dead_letters)
+
+
+def _nats(
+    settings: Settings, modules: Sequence[Module], contracts: Contracts, clock: Clock, dead_letters: DeadLetters
+) -> Transport:
+    # What one process with its own bus never needs shall not cost it the time to start.
+    from app.broker import servers
+    from app.topology import plan
+    from bus.dead_letter_stream import PublishedDeadLetters
+    from bus.jetstream import JetStreamBus
+    from bus.patrol import Patrol
+    from bus.replays import module_of
+
+    name = modules[0].name if len(modules) == 1 else "fulfilment"
+    published = PublishedDeadLetters(dead_letters, lambda: bus)
+    bus = JetStreamBus(clock, published, servers(settings), replicas=settings.nats_replicas, name=name)
+    known = [name for contract in contracts for name in (contract.subject, contract.subject + EXPRESS)]
+    consumers = plan(modules).consumers
+    patrols = [
+        Patrol(
+            lambda: bus.js,
+            module.name,
+            [consumer for consumer in consumers if module_of(consumer.name) == module.name],
+            [subject for subject in known if subject.startswith(f"{module.name}.")],
+            published,
+            clock,
+            replicas=settings.nats_replicas,
+        )
+        for module in modules
+    ]
+
+    async def connect_and_patrol() -> None:
+        await bus.connect()
+        async with asyncio.TaskGroup() as group:
+            for patrol in patrols:
+                group.create_task(patrol.run())
+
+    return Transport(bus, connect_and_patrol, lambda: float(bus.reconnects))
+
+
+async def _nothing() -> None:
+    """Be done: a bus in memory runs by itself."""
