@@ -24,13 +24,15 @@ from app.gateways.worker import CONSUMER, GatewayWorker
 from app.migrations import migrate
 from app.registry import contracts_of
 from app.relay import Relay
+from app.retirement import Overview
 from app.shell import Observer, Shell
 from app.store import Store
 from app.telemetry.metrics import Metrics
 from app.telemetry.trace import trace_id
 from app.topology import EXPRESS_LANE, hears
 from app.transport import transport
-from app.web import Runner, build
+from app.web import Runner, asyncapi, build
+from app.web.contracts import table as contract_routes
 from app.web.dead_letters import table as dead_letter_routes
 from app.web.health import BUS, OK, TOPOLOGY
 from bus.errors import Unreachable
@@ -122,7 +124,13 @@ class Application:
                 metrics=self.metrics,
                 keys=settings.api_keys or None,
                 version=release(),
-                extra=(dead_letter_routes(self.dead_letters),),
+                extra=(
+                    dead_letter_routes(self.dead_letters),
+                    contract_routes(
+                        Overview(modules, contracts, self.metrics, self._transport.listeners),
+                        asyncapi.document(modules, contracts, release()),
+                    ),
+                ),
             ),
             handle_signals=False,
             shutdown_timeout=max(1.0, settings.shutdown_grace_s / 4),

@@ -143,9 +143,28 @@ def openapi() -> None:
 
     from app.build import modules_of, release
     from app.web import openapi as description
-    from app.web.dead_letters import DESCRIBED
+    from app.web.contracts import DESCRIBED as CONTRACTS
+    from app.web.dead_letters import DESCRIBED as DEAD_LETTERS
 
-    document = description.document(modules_of(_settings()), release(), [DESCRIBED])
+    document = description.document(modules_of(_settings()), release(), [DEAD_LETTERS, CONTRACTS])
+    click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+
+
+@main.command()
+def asyncapi() -> None:
+    """Print the events' description (AsyncAPI 3.0.0, JSON)."""
+    import orjson
+
+    from app.build import modules_of, release
+    from app.registry import contracts_of
+    from app.web import asyncapi as description
+    from bus.contracts import ContractError
+
+    modules = modules_of(_settings())
+    try:
+        document = description.document(modules, contracts_of(modules), release())
+    except ContractError as error:
+        _stop(USAGE, f"contract: {error}")
     click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))
 
 

@@ -62,6 +62,63 @@ def check(against: str, schemas: str | None, require: str, as_json: bool) -> Non
         cli._stop(cli.FAILED, f"broken: {subjects}; say it as a new version, with a migration that leads there")
 
 
+@contracts.command()
+@click.argument("subject", required=False)
+@click.option("--url", default=None, help="Where the server is; by default HTTP_HOST and HTTP_PORT say.")
+@click.option("--key-file", default=None, type=click.Path(exists=True, dir_okay=False), help="A file that holds an API key.")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON array, as the API shows them.")
+def status(subject: str | None, url: str | None, key_file: str | None, as_json: bool) -> None:
+    """
+    Ask a running server who still needs which version of which event.
+
+    With SUBJECT, such as orders.created.v1, it says whether that may be dropped: exits with 0 when nobody listens who does
+    not hear a newer version too, and nothing is waiting to be handled; with 1, and the reasons, as long as it is not so.
+    Exits with 2 when nobody knows the subject, and with 3 when nobody answers.
+    """
+    from app import cli
+    from app.asking import NotAnswered, ask
+
+    try:
+        found: list[dict[str, Any]] = ask("/v1/contracts", cli._settings(), url, key_file)["items"]
+    except NotAnswered as error:
+        cli._stop(cli.OUT_OF_REACH, str(error))
+    if subject is not None:
+        found = [each for each in found if each["subject"] == subject]
+        if not found:
+            cli._stop(cli.USAGE, f"nobody there knows {subject}")
+    if as_json:
+        _print_json(found)
+    else:
+        for each in found:
+            click.echo(_used(each))
+    if subject is not None and not found[0]["safe_to_drop"]:
+        cli._stop(cli.FAILED, f"{subject} may not be dropped: {'; '.join(found[0]['reasons'])}")
+
+
+def _used(usage: dict[str, Any]) -> str:
+    how = "newest" if usage["is_newest"] else f"said beside since {usage['since']}" if usage["is_said"] else "said no more"
+    lines = [f"{usage['subject']}: {how}; {'safe to drop' if usage['safe_to_drop'] else 'needed'}"]
+    lines += [f"    heard by {each['consumer']}, {each['pending']} pending" for each in usage["listeners"]]
+    lines += [f"    {reason}" for reason in usage["reasons"] if not usage["is_newest"]]
+    counts = ", ".join(
+        f"{consumer} {outcome} {count}"
+        for consumer, outcomes in sorted(usage["handled"].items())
+        for outcome, count in sorted(outcomes.items())
+    )
+    lines.append(f"    since that server's start: published {usage['published']}{'; ' if counts else ''}{counts}")
+    return "\n".join(lines)
+
+
+@contracts.command()
+def catalogue() -> None:
+    """Print the catalogue of events, the page of the documents that bears its name (reStructuredText)."""
+    from app.catalogue import page
+    from app.registry import contracts_of, everybody
+
+    modules = everybody()
+    click.echo(page(modules, contracts_of(modules)), nl=False)
+
+
 def _is_enough(finding: Finding, require: str) -> bool:
     """Tell whether whoever *require* names survives; a subject that has gone leaves nobody."""
     found = finding.compatibility
