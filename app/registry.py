@@ -25,6 +25,7 @@ def contracts_of(modules: Iterable[Module]) -> Contracts:
         ContractError: Schemas, classes and versions contradict each other, or a module promises what is another's.
     """
     plates = {module.name: module for module in (*everybody(), *modules)}.values()
+    promises = united(*(module.schemas for module in plates))
     for module in plates:
         steps = [f"{migration.event}.v{migration.frm}" for migration in module.migrations]
         steps += [f"{upcast.event}.v{upcast.frm}" for upcast in module.upcasts]
@@ -33,7 +34,7 @@ def contracts_of(modules: Iterable[Module]) -> Contracts:
                 raise ContractError(f"{subject}: it is not for {module.name} to promise")
     return Contracts(
         (cls for module in plates for cls in (*module.says, *module.said_before, *module.hears)),
-        united(*(module.schemas for module in plates)),
+        promises,
         [step for module in plates for step in module.migrations],
         [step for module in plates for step in module.upcasts],
     )
