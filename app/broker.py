@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["OutOfReach", "jetstream", "servers"]
+__all__ = ["OutOfReach", "jetstream", "publisher", "servers"]
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 from nats.aio.client import Client
 from nats.js import JetStreamContext
@@ -14,6 +15,8 @@ from nats.js import JetStreamContext
 from app.clock import SystemClock
 from bus.connection import Connection, Servers
 from bus.errors import BusError
+from bus.jetstream import JetStreamBus
+from bus.port import Bus, DeadLetter
 from config.settings import Settings
 
 CONNECT_SECONDS_MAX = 5.0
@@ -58,13 +61,46 @@ async def jetstream(settings: Settings) -> AsyncIterator[JetStreamContext]:
         on_down=lambda: None,
     )
     try:
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS_MAX):
-                await connection.open()
-        except TimeoutError:
-            raise OutOfReach("NATS is out of reach: no server answers") from None
-        except (BusError, OSError) as error:
-            raise OutOfReach(f"NATS is out of reach: {error}") from None
+        await _in_time(connection.open())
         yield connection.js
     finally:
         await connection.close()
+
+
+@asynccontextmanager
+async def publisher(settings: Settings) -> AsyncIterator[Bus]:
+    """
+    Enter for a bus that is connected, on which to publish and nothing else.
+
+    Raises:
+        OutOfReach: As `jetstream` does.
+    """
+    bus = JetStreamBus(
+        SystemClock(),
+        _NoDeadLetters(),
+        servers(settings),
+        replicas=settings.nats_replicas,
+        connect_seconds_max=CONNECT_SECONDS_MAX / 2,
+    )
+    try:
+        await _in_time(bus.connect())
+        yield bus
+    finally:
+        await bus.close(0.5)
+
+
+class _NoDeadLetters:
+    """For a bus on which nobody hears anything."""
+
+    async def add(self, letter: DeadLetter) -> None:
+        raise AssertionError("nobody hears anything here")
+
+
+async def _in_time(connecting: Coroutine[Any, Any, None]) -> None:
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS_MAX):
+            await connecting
+    except TimeoutError:
+        raise OutOfReach("NATS is out of reach: no server answers") from None
+    except (BusError, OSError) as error:
+        raise OutOfReach(f"NATS is out of reach: {error}") from None

@@ -61,7 +61,7 @@ def _nats(
     consumers = plan(modules).consumers
     patrols = [
         Patrol(
-            lambda: bus.js,
+            bus.js,
             module.name,
             [consumer for consumer in consumers if module_of(consumer.name) == module.name],
             [subject for subject in known if subject.startswith(f"{module.name}.")],
@@ -79,7 +79,7 @@ def _nats(
                 group.create_task(patrol.run())
 
     streams = (stream_name(contract.subject) for contract in contracts)
-    listeners = JetStreamListeners(lambda: bus.js, streams)
+    listeners = JetStreamListeners(bus.js, streams)
     return Transport(bus, connect_and_patrol, lambda: float(bus.reconnects), listeners)
 
 

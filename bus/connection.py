@@ -23,6 +23,7 @@ from attrs import define, field, frozen
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 
+from bus.client import NatsClient
 from bus.errors import Unreachable
 from bus.port import Clock
 
@@ -72,16 +73,6 @@ class _Refused(Exception):
     """Ends a round of attempts to connect: no server has let us in."""
 
 
-class _Client(Client):
-    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
-        # A message whose header block is rubbish would end the client's reading, and with it the connection, each
-        # time it is delivered. It is a message without headers.
-        try:
-            return await super()._process_headers(headers)
-        except Exception:
-            return None
-
-
 class Connection:
     """
     One line to NATS, its writer, and who is to be told when it comes up or goes down.
@@ -113,7 +104,7 @@ class Connection:
         self._on_up = on_up
         self._on_down = on_down
         self._dice = dice or random.Random()
-        self._client: Client | None = None
+        self._client: NatsClient | None = None
         self._items: deque[_Item] = deque()
         self._has_items = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
@@ -128,8 +119,14 @@ class Connection:
 
     @property
     def js(self) -> JetStreamContext:
-        """The client's JetStream management calls, each with a time limit."""
-        assert self._client is not None
+        """
+        The client's JetStream management calls, each with a time limit.
+
+        Raises:
+            nats.errors.ConnectionClosedError: There is no client yet, or no more.
+        """
+        if self._client is None:
+            raise nats.errors.ConnectionClosedError
         return self._client.jetstream(timeout=5)
 
     async def open(self) -> None:
@@ -163,7 +160,7 @@ class Connection:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if client is not None:
-            with suppress(nats.errors.Error, TimeoutError, OSError):
+            with suppress(Exception):  # whatever it is that cannot be tidied up any more
                 async with asyncio.timeout(_HANDSHAKE_SECONDS):
                     await client.close()
 
@@ -192,7 +189,7 @@ class Connection:
             Exception: None of them lets us in.
         """
         servers = self._servers
-        client = _Client()
+        client = NatsClient()
         is_open = False
         refusals = 0
 
@@ -284,7 +281,7 @@ class Connection:
             if self._client is not None:
                 await self._write_all(self._client)
 
-    async def _write_all(self, client: Client) -> None:
+    async def _write_all(self, client: NatsClient) -> None:
         items = self._items
         while items:
             item = items.popleft()
@@ -292,7 +289,7 @@ class Connection:
             if sent is not None and sent.is_over:
                 continue
             try:
-                await client.publish(item.subject, item.body, item.reply, item.headers)
+                await client.post(item.subject, item.body, item.reply, item.headers)
             except Exception as error:  # the client's own errors, and whatever a strange subject or header brings about
                 if sent is not None:
                     sent.fail(error)

@@ -33,6 +33,7 @@ ASK_SECONDS = 20.0
 HEARTBEAT_SECONDS = 2.0
 _HEARTBEATS_MISSED_MAX = 2.5
 _AGAIN_SECONDS = 0.1
+_LATE_MAX = 1_024
 _NANOSECONDS = 1_000_000_000
 _IDLE_HEARTBEAT = "100"
 _NO_RESPONDERS = "503"
@@ -60,8 +61,8 @@ class Delivery:
     async def ack(self) -> None:
         if not self.is_answered:
             self.is_answered = True
-            self.durable.settled(self)
-            self.durable.send(self._reply, b"+ACK")
+            self.durable.settled(self, is_late=self._is_late())
+            self.confirm()
 
     async def nak(self, delay_seconds: float, *, error: str = "failed", detail: str = "") -> None:
         if self.is_answered:
@@ -87,6 +88,10 @@ class Delivery:
     async def in_progress(self) -> None:
         if not self.is_answered and not self._is_late():
             self.keep()
+
+    def confirm(self) -> None:
+        """Tell the server that it is done."""
+        self.durable.send(self._reply, b"+ACK")
 
     def keep(self) -> None:
         """Tell the server that it is in hand still."""
@@ -126,6 +131,7 @@ class Durable:
         self.send = group.bus.send
         self.ready: OrderedDict[int, Delivery] = OrderedDict()
         self.held: dict[int, Delivery] = {}
+        self._late: OrderedDict[tuple[int, int], None] = OrderedDict()
         self.outstanding = 0
         self._asked_until = 0.0
         self._heard_at = 0.0
@@ -196,6 +202,9 @@ class Durable:
             before.overdue_at = 0.0  # the server thinks that its holder is lost
             del self.held[mark.sequence]
         self.ready.pop(mark.sequence, None)
+        if (mark.sequence, mark.said_at_ns) in self._late:
+            delivery.confirm()
+            return
         if delivery.message.subject not in self.plan.subjects:
             # Another version of us hears this, too, and has widened the durable. It is for them.
             if delivery.tries < self.max_tries:
@@ -247,9 +256,13 @@ class Durable:
             batch.append(delivery)
         return batch
 
-    def settled(self, delivery: Delivery) -> None:
-        """Note that *delivery* is done; if it has come again meanwhile, that copy is, too."""
+    def settled(self, delivery: Delivery, *, is_late: bool) -> None:
+        """Note that *delivery* is done; if it has come again meanwhile, or is on its way to, that copy is, too."""
         sequence = delivery.sequence
+        if is_late:
+            self._late[sequence, delivery.said_at_ns] = None
+            if len(self._late) > _LATE_MAX:
+                self._late.popitem(last=False)
         self.ready.pop(sequence, None)
         holder = self.held.pop(sequence, None)
         if holder is not None:
@@ -293,6 +306,8 @@ class Durable:
                 delivery.keep()
         for delivery in [each for each in self.held.values() if each.overdue_at <= now and not each.is_answered]:
             del self.held[delivery.sequence]
+            if delivery.tries >= self.max_tries:
+                self.ask(1)  # the server notices that a last try is over, and says so, only when somebody asks
         if self.outstanding and self._subscription is not None:
             if now >= self._asked_until:
                 self.outstanding = 0

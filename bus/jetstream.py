@@ -80,7 +80,7 @@ class JetStreamBus:
             clock, self._connection, publish_seconds=publish_seconds, on_missing=self._look_after_stream
         )
         self._ground = Ground(
-            lambda: self._connection.js,
+            self.js,
             lambda: self._connection.denied,
             replicas=replicas,
             dedup_seconds=dedup_seconds,
@@ -107,22 +107,19 @@ class JetStreamBus:
         return self._connection.reconnects
 
     @property
-    def js(self) -> JetStreamContext:
-        """
-        The server's own interface, for whoever patrols it.
-
-        Raises:
-            nats.errors.Error: There is no connection now.
-        """
-        if not self._connection.is_up:
-            raise nats.errors.ConnectionClosedError
-        return self._connection.js
-
-    @property
     def problems(self) -> Sequence[str]:
         # What we may not ask of the server's API is told by whatever needed it.
         denied = [text for text in self._connection.denied if "$js.api" not in text]
         return [*self._ground.problems, *denied]
+
+    def js(self) -> JetStreamContext:
+        """
+        Return the management calls of the connection of this moment, for whoever provisions or patrols.
+
+        Raises:
+            nats.errors.ConnectionClosedError: There is none yet, or no more.
+        """
+        return self._connection.js
 
     async def connect(self) -> None:
         """

@@ -26,8 +26,6 @@ class Features:
     """A group with one member gets what nobody has failed in the order of publishing; else in any order."""
     hears_the_past: bool
     """A new group hears also what was said before it was founded; else only what comes after."""
-    buries_the_silent: bool
-    """A message whose last holder never answers becomes a dead letter by the bus alone; else somebody has to look."""
 
 
 class Stand(Protocol):

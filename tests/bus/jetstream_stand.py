@@ -1,4 +1,4 @@
-"""A JetStream bus on real servers and in real time, set up for one test."""
+"""A JetStream bus on real servers and in real time, set up for one test, with its patrol."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from attrs import define, field
 from app.clock import SystemClock
 from bus.founding import found, stream_config
 from bus.jetstream import JetStreamBus, Servers
+from bus.patrol import Patrol
 from bus.port import Bus, DeadLetter
-from bus.topology import Topology
+from bus.topology import Topology, consumer_plans
+from tests.bus.contract import CREATED, EXPRESS, RESERVED
 from tests.bus.features import Features, Letters
 
 T = TypeVar("T")
@@ -34,7 +36,6 @@ class JetStreamStand:
         survives_restart=True,
         is_ordered=True,
         hears_the_past=True,
-        buries_the_silent=False,
     )
     urls: Sequence[str]
     replicas: int = 1
@@ -61,7 +62,10 @@ class JetStreamStand:
         )
         await client.close()
         stand.bus = await stand.another()
+        patrol = asyncio.create_task(stand.patrol().run())
         yield stand
+        patrol.cancel()
+        await asyncio.wait([patrol])
         for bus in stand.buses:
             await stand.run(bus.close(0))
         await asyncio.sleep(0)
@@ -80,6 +84,21 @@ class JetStreamStand:
         await self.run(bus.connect())
         return bus
 
+    def patrol(self) -> Patrol:
+        """Return the net under the consumers of the suite."""
+        consumers = consumer_plans("inventory", [CREATED, EXPRESS])
+        return Patrol(
+            lambda: self.bus.js(),
+            "inventory",
+            consumers,
+            [RESERVED],
+            self.box,
+            self.clock,
+            replicas=self.replicas,
+            look_seconds=self.ack_wait_seconds / 4,
+            ack_wait_seconds=self.ack_wait_seconds,
+        )
+
     def monotonic(self) -> float:
         return self.clock.monotonic()
 
@@ -90,7 +109,7 @@ class JetStreamStand:
         """Let what is under way be answered: as long as anything of ours flies, and then a few round trips."""
         until = time.monotonic() + 10
         await asyncio.sleep(0.02)
-        while self.bus._dispatch.flights and time.monotonic() < until:
+        while self.bus._dispatch.flights and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
 
@@ -99,7 +118,7 @@ class JetStreamStand:
 
     async def letters(self, count: int) -> list[DeadLetter]:
         until = time.monotonic() + 10
-        while len(self.box.kept) < count and time.monotonic() < until:
+        while len(self.box.kept) < count and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         assert self.box.written == len(self.box.kept), "a letter was laid down twice"
         return list(self.box.kept.values())

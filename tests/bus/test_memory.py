@@ -34,7 +34,6 @@ class MemoryStand:
         survives_restart=False,
         is_ordered=True,
         hears_the_past=False,
-        buries_the_silent=True,
     )
     clock: VirtualClock = field(factory=VirtualClock)
     box: Letters = field(factory=Letters)

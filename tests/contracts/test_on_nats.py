@@ -139,7 +139,7 @@ async def test_versions_published_by_hand_are_each_treated_as_they_deserve(
 ) -> None:
     """v1 alone is read as v2; the same event in both is acted on once; what breaks its schema is put aside at once."""
     async with fleet_at(tmp_path, server) as fleet:
-        js = fleet.nats.bus.js
+        js = fleet.nats.bus.js()
         await fleet.start("inventory-1", "inventory", NEW)
         body = {"order_id": oid(1), "customer_id": "c", "items": [{"product_id": "A", "quantity": 1}], "version": "v1"}
         newer = {**body, "version": "v2", "shipping_address": None}
@@ -167,7 +167,7 @@ async def test_listeners_are_the_consumers_that_are_really_there(
 ) -> None:
     """Ours and others', durable or not, by name, by wildcard and without a filter; with what each has yet to settle."""
     async with fleet_at(tmp_path, server) as fleet:
-        js = fleet.nats.bus.js
+        js = fleet.nats.bus.js()
         await fleet.start("inventory-1", "inventory", NEW)
         await js.add_consumer("ORDERS", ConsumerConfig(durable_name="warehouse", filter_subject=V1))
         await js.add_consumer("ORDERS", ConsumerConfig(durable_name="audit", filter_subject="orders.>"))

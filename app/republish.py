@@ -1,0 +1,139 @@
+"""
+What a module has said, said again: for a stream that was lost.
+
+Sent events stay in the outbox for a day. They go out again under the ids that they had: what the stream still knows it does
+not keep twice, and whoever has heard one knows it when he hears it again.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Silent", "count", "republish"]
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Column, Connection, MetaData, String, Table, func, select, type_coerce
+
+from app.headers import message_of
+from app.outbox import Parcel, tables_of
+from app.rows import instant
+from app.store import Store
+from bus.errors import Retry
+from bus.port import Bus, Clock
+
+PAGE = 500
+IN_FLIGHT_MAX = 1_000
+AGAIN_SECONDS = 0.25
+PATIENCE_SECONDS = 60.0
+
+
+class Silent(Exception):
+    """The bus has taken nothing for a long time; its message is one line."""
+
+
+async def count(store: Store, since: datetime) -> int:
+    """Return how many events *store*'s module has sent that happened at *since* or later."""
+    return await store.database.read(partial(_count, _outbox(store), since))
+
+
+async def republish(
+    store: Store,
+    bus: Bus,
+    clock: Clock,
+    since: datetime,
+    *,
+    on_sent: Callable[[int], Any],
+    patience_seconds: float = PATIENCE_SECONDS,
+) -> int:
+    """
+    Publish again what *store*'s module has sent and what happened at *since* or later; return how much that was.
+
+    Up to `IN_FLIGHT_MAX` are on their way at once, and each is sent until the bus has it; *on_sent* is called with the
+    number of those that it has just taken.
+
+    Raises:
+        Silent: The bus has taken nothing for *patience_seconds*.
+        Unavailable: The database is out of reach.
+    """
+    taken = 0
+    taken_at = clock.monotonic()
+
+    async def send(parcel: Parcel) -> None:
+        nonlocal taken, taken_at
+        while True:
+            try:
+                await bus.publish(message_of(parcel))
+                break
+            except Retry as error:
+                if clock.monotonic() - taken_at > patience_seconds:
+                    raise Silent(f"nothing was taken for {patience_seconds:g} s: {error}") from None
+                await clock.sleep(AGAIN_SECONDS)
+        taken += 1
+        taken_at = clock.monotonic()
+        on_sent(1)
+
+    flying: set[asyncio.Task[None]] = set()
+    try:
+        async for parcel in _sent(store, since):
+            flying.add(asyncio.create_task(send(parcel)))
+            if len(flying) >= IN_FLIGHT_MAX:
+                landed, flying = await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
+                for task in landed:
+                    task.result()
+        await asyncio.gather(*flying)
+    finally:
+        for task in flying:
+            task.cancel()
+        await asyncio.gather(*flying, return_exceptions=True)
+    return taken
+
+
+async def _sent(store: Store, since: datetime) -> AsyncIterator[Parcel]:
+    """Yield what was sent, a page at a time, by key."""
+    after = ""
+    while True:
+        page = await store.database.read(partial(_page, _outbox(store), since, after))
+        for parcel in page:
+            yield parcel
+        if len(page) < PAGE:
+            return
+        after = page[-1].id
+
+
+def _outbox(store: Store) -> Table:
+    return tables_of(store.module.name, MetaData())[1]
+
+
+def _count(outbox: Table, since: datetime, connection: Connection) -> int:
+    found: int = connection.execute(select(func.count()).where(*_wanted(outbox, since, connection))).scalar_one()
+    return found
+
+
+def _page(outbox: Table, since: datetime, after: str, connection: Connection) -> list[Parcel]:
+    columns = [_readable(outbox.c[name], connection) for name in Parcel._fields]
+    wanted = (*_wanted(outbox, since, connection), outbox.c.id > after)
+    query = select(*columns).where(*wanted).order_by(outbox.c.id).limit(PAGE)
+    return [Parcel(*map(_as_kept, row)) for row in connection.execute(query)]
+
+
+def _wanted(outbox: Table, since: datetime, connection: Connection) -> tuple[Any, Any]:
+    is_text = connection.dialect.name == "sqlite"
+    occurred_at = _readable(outbox.c.occurred_at, connection)
+    return outbox.c.sent_at.isnot(None), occurred_at >= (instant(since.astimezone(UTC)) if is_text else since)
+
+
+def _readable(column: Column[Any], connection: Connection) -> Any:
+    """Return *column*; in SQLite a moment is the text that `app.rows.instant` has made of it."""
+    if connection.dialect.name == "sqlite" and column.name in ("occurred_at", "due_at"):
+        return type_coerce(column, String)
+    return column
+
+
+def _as_kept(value: Any) -> Any:
+    """Return *value* as a `Parcel` has it."""
+    if isinstance(value, datetime):
+        return instant(value.astimezone(UTC))
+    return bytes(value) if isinstance(value, memoryview) else value

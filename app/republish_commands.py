@@ -1,0 +1,104 @@
+"""``republish``: say again what was sent, after a stream was lost."""
+
+from __future__ import annotations
+
+__all__ = ["republish"]
+
+import asyncio
+import re
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import click
+
+from config.settings import MODULES
+from modules.values import rfc3339
+
+if TYPE_CHECKING:
+    from app.store import Store
+    from config.settings import Settings
+
+_AGO = re.compile(r"([1-9][0-9]{0,5})([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def _moment(context: click.Context, parameter: click.Parameter, value: str) -> datetime:
+    now = datetime.now(UTC)
+    if ago := _AGO.fullmatch(value):
+        return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither a time (2026-01-31T09:00:00Z) nor an age (2h)") from None
+    if moment.tzinfo is None:
+        raise click.BadParameter(f"{value!r} does not say in which time zone; Z at its end means UTC")
+    return moment
+
+
+@click.command()
+@click.option(
+    "--since", required=True, callback=_moment, metavar="WHEN", help="A time (2026-01-31T09:00:00Z) or an age (90m, 2h, 1d)."
+)
+@click.option("--module", "names", multiple=True, type=click.Choice(MODULES), help="Only this module; may be repeated.")
+def republish(since: datetime, names: tuple[str, ...]) -> None:
+    """
+    Publish again what was sent, from the outbox, because a stream was lost.
+
+    A module's sent events are kept for a day. They go out under the ids that they had, so nothing has a second effect:
+    neither what the stream still holds nor what somebody has heard before. Streams that are missing are founded first.
+    Servers may run meanwhile. Needs BUS=nats.
+    """
+    from app import cli
+
+    settings = cli._settings()
+    if settings.bus != "nats":
+        cli._stop(cli.USAGE, "BUS: must be nats; a bus in memory has no streams to lose")
+    unknown = [name for name in names if name not in settings.modules]
+    if unknown:
+        cli._stop(cli.USAGE, f"MODULES: {', '.join(unknown)} is not among them")
+    application = cli._application(settings)
+    cli._tables(application.require_tables)
+    chosen = {name: store for name, store in application.stores.items() if name in (names or settings.modules)}
+    counts = _at_nats(settings, chosen, since)
+    said = ", ".join(f"{name} {count}" for name, count in counts.items())
+    click.echo(f"republished {sum(counts.values())} events since {rfc3339(since)} ({said})")
+
+
+def _at_nats(settings: Settings, stores: Mapping[str, Store], since: datetime) -> dict[str, int]:
+    """Publish again, with a bar on a terminal; end the program in one line where something is out of reach."""
+    import logging
+
+    from app import cli
+    from app.broker import OutOfReach, publisher
+    from app.clock import SystemClock
+    from app.door import Unavailable
+    from app.republish import Silent, count
+    from app.republish import republish as publish_again
+
+    logging.getLogger("bus").addHandler(logging.NullHandler())
+
+    async def there() -> dict[str, int]:
+        from tqdm import tqdm
+
+        try:
+            async with publisher(settings) as bus:
+                total = sum([await count(store, since) for store in stores.values()])
+                with tqdm(total=total, unit="event", desc="republish", disable=not sys.stderr.isatty()) as bar:
+                    return {
+                        name: await publish_again(store, bus, SystemClock(), since, on_sent=bar.update)
+                        for name, store in stores.items()
+                    }
+        finally:
+            for database in {id(store.database): store.database for store in stores.values()}.values():
+                await database.close()
+
+    try:
+        return asyncio.run(there())
+    except OutOfReach as error:
+        cli._stop(cli.OUT_OF_REACH, str(error))
+    except Unavailable as error:
+        cli._stop(cli.OUT_OF_REACH, error.detail)
+    except Silent as error:
+        cli._stop(cli.FAILED, f"not everything was republished: {error}")
