@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from bus.contracts import EXPRESS, Contracts, Event, plain
 from bus.errors import ContractError, PutAside
-from bus.versions import subject_at, version_of, versions_in
+from bus.versions import is_said_otherwise, subject_at, version_of, versions_in
 
 
 class Hearing:
@@ -60,6 +60,4 @@ class Hearing:
 
     def is_said_otherwise(self, subject: str, versions: str) -> bool:
         """Tell whether a message on *subject*, which is not understood, says what another of *versions* says as well."""
-        event, _, version = plain(subject).rpartition(".")
-        others = versions_in(versions) - versions_in(version)
-        return any(subject_at(event, other) in self._ups for other in others)
+        return is_said_otherwise(subject, versions, self._ups)

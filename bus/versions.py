@@ -14,9 +14,9 @@ upgrade the other message may have gone to a colleague who did not understand it
 
 from __future__ import annotations
 
-__all__ = ["VERSIONS", "Migration", "Upcast", "subject_at", "version_of", "versions_header", "versions_in"]
+__all__ = ["VERSIONS", "Migration", "Upcast", "is_said_otherwise", "subject_at", "version_of", "versions_header", "versions_in"]
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 from attrs import frozen
@@ -67,6 +67,18 @@ def versions_in(header: str) -> frozenset[int]:
     """Return the versions that a `VERSIONS` header names; what is no version there is left out."""
     parts = (part.strip() for part in header.split(","))
     return frozenset(int(part[1:]) for part in parts if part[:1] == "v" and part[1:].isascii() and part[1:].isdigit())
+
+
+def is_said_otherwise(subject: str, header: str, understood: Container[str]) -> bool:
+    """
+    Tell whether what a message on *subject* says is said in another version that is *understood*, too.
+
+    *header* is its `VERSIONS`, *understood* are subjects with their lanes. Whoever does not understand *subject* itself
+    may then let it go without a word.
+    """
+    event, _, rest = subject.rpartition(".v")
+    version, dot, lane = rest.partition(".")
+    return any(f"{event}.v{other}{dot}{lane}" in understood for other in versions_in(header) if str(other) != version)
 
 
 def versions_header(versions: Iterable[int]) -> str:
