@@ -104,10 +104,13 @@ async def test_a_rolling_upgrade_and_the_way_back_lose_nothing(tmp_path: Path, s
     """
     async with fleet_at(tmp_path, server) as fleet:
         steps: list[tuple[str, str, Release | None]] = [
+            # Three members and two messages an order: the server deals them out so that every member gets every version.
+            ("inventory-0", "inventory", OLD),
             ("inventory-1", "inventory", OLD),
             ("orders-1", "orders", OLD),
             ("inventory-2", "inventory", NEW),
             ("orders-2", "orders", NEW),
+            ("inventory-0", "inventory", None),
             ("inventory-1", "inventory", None),
             ("inventory-3", "inventory", OLD),
             ("inventory-2", "inventory", None),
