@@ -16,12 +16,12 @@ from loguru import logger
 
 from app.clock import SystemClock
 from app.database import Database
+from app.databases import migrated, opened, require_tables
 from app.dead_letters import DeadLetterOffice
 from app.door import Context, Unavailable
 from app.gateways.breaker import Breaker, BreakerState
 from app.gateways.simulated import SimulatedGateway
 from app.gateways.worker import CONSUMER, GatewayWorker
-from app.migrations import migrate
 from app.relay import Relay
 from app.shell import Observer, Shell
 from app.store import Store
@@ -99,7 +99,7 @@ class Application:
         modules = modules_of(settings)
         contracts = contracts_of(modules)
         urls = {module.name: settings.database_url(module.name) for module in modules}
-        self.databases: dict[str, Database] = {url: Database(url) for url in dict.fromkeys(urls.values())}
+        self.databases: dict[str, Database] = opened(settings, urls)
         self.stores = stores = {module.name: Store(module, self.databases[urls[module.name]]) for module in modules}
         self.dead_letters = DeadLetterOffice(stores, clock, self.metrics)
         self._transport = transport(settings, modules, contracts, clock, self.dead_letters)
@@ -167,9 +167,13 @@ class Application:
 
         Raises:
             NewerDatabase: A database was written by a newer release.
-            DBAPIError: It cannot be opened or written.
+            OutOfReach: One cannot be opened or written.
         """
-        return [name for name in self.shells if migrate(self.databases[self.settings.database_url(name)].engine, name)]
+        return migrated(self.settings, self.databases, self.shells)
+
+    def require_tables(self) -> None:
+        """See to it that every module's tables are at the head; raises as `app.databases.require_tables` does."""
+        require_tables(self.settings, self.databases, self.shells)
 
     async def start(self) -> str:
         """

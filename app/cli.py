@@ -10,7 +10,8 @@ __all__ = ["main"]
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -18,6 +19,8 @@ from config.settings import BadSetting, Settings, describe, load
 
 if TYPE_CHECKING:
     from app.build import Application
+
+T = TypeVar("T")
 
 FAILED, USAGE, OUT_OF_REACH = 1, 2, 3
 
@@ -41,7 +44,7 @@ def _settings() -> Settings:
 
 def _application(settings: Settings) -> Application:
     from app.build import Application
-    from app.database import Unusable
+    from app.dialect import Unusable
     from bus.contracts import ContractError
 
     try:
@@ -49,20 +52,20 @@ def _application(settings: Settings) -> Application:
     except ContractError as error:
         _stop(USAGE, f"contract: {error}")
     except Unusable as error:
-        _stop(USAGE, f"DATABASE_URL: {error}")
+        _stop(USAGE, str(error))
 
 
-def _migrate(application: Application) -> list[str]:
-    from sqlalchemy.exc import DBAPIError
-
-    from app.migrations import NewerDatabase
+def _tables(do: Callable[[], T]) -> T:
+    """*do* what `Application` offers about its tables; end the program in one line where it cannot be done."""
+    from app.databases import OutOfReach
+    from app.migrations import NewerDatabase, NotMigrated
 
     try:
-        return application.migrate()
+        return do()
     except NewerDatabase as error:
         _stop(OUT_OF_REACH, f"the database is newer than this release: {error}")
-    except DBAPIError as error:
-        _stop(OUT_OF_REACH, f"the database cannot be used: {error.orig}")
+    except (NotMigrated, OutOfReach) as error:
+        _stop(OUT_OF_REACH, str(error))
 
 
 def _variables() -> str:
@@ -86,15 +89,16 @@ def serve() -> None:
     """
     Run the modules and their HTTP API until SIGTERM or SIGINT.
 
-    Prints one line with the address once it is ready. A SQLite database is made and migrated by itself. The first signal
-    lets it finish what is in hand (SHUTDOWN_GRACE_S at most) and end with 0; a second one ends it at once.
+    Prints one line with the address once it is ready. A SQLite database is made and migrated by itself; a PostgreSQL one
+    wants `migrate` first. The first signal lets it finish what is in hand (SHUTDOWN_GRACE_S at most) and end with 0; a
+    second one ends it at once.
     """
     from app.serve import CannotListen, serve
 
     settings = _settings()
     _logs(settings)
     application = _application(settings)
-    _migrate(application)
+    _tables(application.require_tables)
     try:
         sys.exit(serve(application))
     except CannotListen as error:
@@ -104,7 +108,7 @@ def serve() -> None:
 @main.command()
 def migrate() -> None:
     """Bring the database's tables to what this release expects. Harmless when they are."""
-    behind = _migrate(_application(_settings()))
+    behind = _tables(_application(_settings()).migrate)
     click.echo(f"migrated: {', '.join(behind)}" if behind else "nothing to do: every table is up to date")
 
 

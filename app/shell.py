@@ -162,7 +162,7 @@ class Shell:
     async def _see_through(self, batch: Sequence[Seat]) -> tuple[list[Verdict], list[Parcel]]:
         """Think *batch* and commit what follows; what the database will not write is found out one by one."""
         try:
-            return await self._store.database.write(partial(self._think, batch))
+            return await self._store.database.write(partial(self._think, batch), self.module.name)
         except Unavailable:
             raise
         except Exception as error:  # a row that breaks a constraint, say: whose it is, only a single pass can tell
@@ -260,7 +260,7 @@ class Shell:
     def _send_home(seats: Sequence[Seat], error: Unavailable) -> None:
         for seat in seats:
             if seat.future is not None and not seat.future.done():
-                seat.future.set_exception(Unavailable(error.detail, error.retry_after_seconds))
+                seat.future.set_exception(type(error)(error.detail, error.retry_after_seconds))
 
     # Looking in
 

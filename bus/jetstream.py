@@ -107,18 +107,6 @@ class JetStreamBus:
         return self._connection.reconnects
 
     @property
-    def js(self) -> JetStreamContext:
-        """
-        The server's own interface, for whoever patrols it.
-
-        Raises:
-            nats.errors.Error: There is no connection now.
-        """
-        if not self._connection.is_up:
-            raise nats.errors.ConnectionClosedError
-        return self._connection.js
-
-    @property
     def problems(self) -> Sequence[str]:
         # What we may not ask of the server's API is told by whatever needed it.
         denied = [text for text in self._connection.denied if "$js.api" not in text]

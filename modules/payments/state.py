@@ -10,6 +10,8 @@ from enum import StrEnum
 from attrs import frozen
 from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, DateTime, Integer, MetaData, String, Table
 
+from modules.tables import key_type
+
 
 class PaymentStatus(StrEnum):
     PENDING = "pending"
@@ -47,7 +49,7 @@ metadata = MetaData()
 payment_table = Table(
     "payments_payment",
     metadata,
-    Column("order_id", String(36), primary_key=True),
+    Column("order_id", key_type(36), primary_key=True),
     Column("status", String(16), nullable=False),
     Column("amount", BigInteger),
     Column("currency", String(3)),

@@ -141,7 +141,7 @@ async def test_the_first_connection_gives_up_in_the_end() -> None:
 async def test_a_lost_server_is_found_again(stand: JetStreamStand, server: NatsServer) -> None:
     """Publishing fails at once while it is away; afterwards everything goes on, and what was acknowledged stays so."""
     member = await stand.bus.subscribe("inventory", [CREATED])
-    sent, said = publish(stand, 5)
+    _, said = publish(stand, 5)
     await asyncio.gather(*said)
     for delivery in await take(stand, member, 5):
         await delivery.ack()

@@ -49,7 +49,7 @@ class Answering(Protocol):
     def url_of(self, path: str) -> str:
         """Return where *path* is answered at present."""
 
-    def database_of(self, module: str) -> Path:
+    def database_of(self, module: str) -> Path | str:
         """Return the database that *module* keeps."""
 
 

@@ -21,6 +21,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from tests.process.client import Answering, Client, eventually
 
 MODULES = ("orders", "inventory", "payments")
@@ -41,8 +43,11 @@ _LEGAL = {
 }
 
 
-def rows(database: Path, query: str) -> list[Any]:
-    """Return what *query* finds in *database*, which is only looked at."""
+def rows(database: Path | str, query: str) -> list[Any]:
+    """Return what *query* finds in *database* (a file of SQLite, or an address), which is only looked at."""
+    if isinstance(database, str):
+        with psycopg.connect(database) as connection:
+            return connection.execute(query).fetchall()  # type: ignore[arg-type]
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=10)) as connection:
         return connection.execute(query).fetchall()
 
@@ -89,7 +94,7 @@ async def come_to_rest(server: Answering, seconds: float) -> None:
     await eventually(unsent, lambda found: not found, seconds)
 
 
-def _check_money(database: Path, orders: Mapping[str, Any]) -> None:
+def _check_money(database: Path | str, orders: Mapping[str, Any]) -> None:
     said = Counter(
         (subject.split(".")[1], key)
         for subject, key in rows(database, "SELECT subject, key FROM payments_outbox")
@@ -120,7 +125,7 @@ async def _check_stock(client: Client, orders: Collection[Any], pieces: Mapping[
         assert product["on_hand"] + shipped[product_id] == count, f"I3: {shipped[product_id]} shipped of {count}: {product}"
 
 
-def _check_ends(database: Path, orders: Mapping[str, Any]) -> None:
+def _check_ends(database: Path | str, orders: Mapping[str, Any]) -> None:
     held = dict(rows(database, "SELECT order_id, status FROM inventory_reservation"))
     assert held.keys() == orders.keys(), "I4: inventory has not heard of every order"
     for order_id, order in orders.items():

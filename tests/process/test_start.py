@@ -46,7 +46,7 @@ def test_a_bad_value_is_named(tmp_path: Path) -> None:
     bad = {
         "HTTP_PORT": "abc",
         "MODULES": "orders",
-        "BUS": "nats",
+        "BUS": "kafka",
         "DATABASE_URL": f"mysql://u:{SECRET}@h/d",
         "LOG_FILE": "no/such/folder/log",
         "ORDER_TIMEOUT_S": "-1",
