@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from config.settings import MODULES
+from modules.values import rfc3339
 
 if TYPE_CHECKING:
     from app.store import Store
@@ -62,7 +63,7 @@ def republish(since: datetime, names: tuple[str, ...]) -> None:
     chosen = {name: store for name, store in application.stores.items() if name in (names or settings.modules)}
     counts = _at_nats(settings, chosen, since)
     said = ", ".join(f"{name} {count}" for name, count in counts.items())
-    click.echo(f"republished {sum(counts.values())} events since {since.isoformat(timespec='seconds')} ({said})")
+    click.echo(f"republished {sum(counts.values())} events since {rfc3339(since)} ({said})")
 
 
 def _at_nats(settings: Settings, stores: Mapping[str, Store], since: datetime) -> dict[str, int]:

@@ -57,7 +57,7 @@ def _nats(
     consumers = plan(modules).consumers
     patrols = [
         Patrol(
-            lambda: bus.js,
+            bus.js,
             module.name,
             [consumer for consumer in consumers if module_of(consumer.name) == module.name],
             [subject for subject in known if subject.startswith(f"{module.name}.")],

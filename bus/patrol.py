@@ -29,7 +29,7 @@ from bus.port import ACK_WAIT_SECONDS, Clock, DeadLetter, DeadLetters
 from bus.provisioning import DEDUP_SECONDS
 from bus.reading import Reader
 from bus.strays import Strays
-from bus.topology import ADVISORIES_PLAN, ConsumerPlan, patrol_plan
+from bus.topology import ADVISORIES_PLAN, DEAD_LETTERS_PLAN, ConsumerPlan, patrol_plan
 from bus.wire import Mark, message_of
 
 LOOK_SECONDS = 1.0
@@ -109,9 +109,12 @@ class Patrol:
             self._failures = 0
 
     async def _prepare(self) -> None:
-        """See to it that advisories are kept, and that ours are heard."""
-        plan = stream_config(ADVISORIES_PLAN, replicas=self._replicas, dedup_seconds=DEDUP_SECONDS)
-        await found(self._js(), streams=[plan])
+        """See to it that advisories and dead letters are kept, and that our advisories are heard."""
+        plans = [
+            stream_config(plan, replicas=self._replicas, dedup_seconds=DEDUP_SECONDS)
+            for plan in (ADVISORIES_PLAN, DEAD_LETTERS_PLAN)
+        ]
+        await found(self._js(), streams=plans)
         await self._reader.ensure()
 
     async def _see_to(self, raw: Msg) -> None:

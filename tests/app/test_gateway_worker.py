@@ -14,9 +14,11 @@ from attrs import define, field
 from app.gateways.breaker import Breaker, BreakerState
 from app.gateways.port import Answer, Captured, Gateway, GatewayAway, GatewaySilent, Refused
 from app.gateways.simulated import SimulatedGateway
-from app.gateways.worker import CONSUMER, HEARS, GatewayWorker
-from bus.contracts import subject_of
+from app.gateways.worker import CONSUMER, GatewayWorker
+from app.topology import hears
 from bus.port import Message
+from bus.replays import replay_subject
+from modules import payments
 from modules.orders.events import CancelRequested
 from modules.orders.state import Order, Status
 from modules.payments.events import ChargeRequested
@@ -89,7 +91,7 @@ async def running(
         for name in stand.shells:
             await stand.listen(name)
             stand.run(stand.relays[name].run())
-        stand.run(worker.listen(await stand.bus.subscribe(CONSUMER, [subject_of(cls) for cls in HEARS])))
+        stand.run(worker.listen(await stand.bus.subscribe(CONSUMER, hears([payments.module()])[CONSUMER])))
         yield stand, breaker
         await worker.drain(5)
 
@@ -282,6 +284,22 @@ async def test_a_call_repeated_after_a_crash_is_heard_though_the_first_was_in_va
         assert gateway.money == {f"charge:{id}": 100}
         await until(lambda: _is_refunded(stand, id))
         assert gateway.back == {f"refund:{id}": 100}
+
+
+async def test_a_replayed_charge_is_made(path: Path) -> None:
+    """The worker understands what was replayed to it, and its metrics know it by the original subject."""
+    gateway = Books()
+    async with running(path, gateway) as (stand, _):
+        [id] = await place(stand, 1)
+        await ended(stand, [id])
+        charge = said(stand, ChargeRequested(order_id=id, amount=Money(100, "EUR"), attempt=1, is_wanted=True))
+        subject = replay_subject(CONSUMER, charge.subject)
+        await stand.bus.publish(Message(subject, "fresh", charge.body, id, charge.headers))
+        assert gateway.calls == [("charge", f"charge:{id}")] * 2
+        rendered = stand.metrics.render().decode()
+        assert 'subject="payments.charge_requested.v1",outcome="handled"} 2' in rendered
+        assert ".replay." not in rendered
+        assert await stand.office.list(None, None, None, 10) == []
 
 
 async def _is_free(stand: Stand) -> bool:

@@ -12,9 +12,9 @@ import pytest
 from tests.postgres import PostgresServer
 from tests.process.client import Client
 from tests.process.conftest import Serve
+from tests.process.crowd import BUYERS, STOCK, Crowd
 from tests.process.invariants import MODULES, check_world
 from tests.process.server import Server, run
-from tests.process.crowd import BUYERS, STOCK, Crowd
 from tests.process.test_start import SECRET, refused
 
 

@@ -15,7 +15,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,6 +44,11 @@ class Step:
     def is_question(self) -> bool:
         """True where asking again changes nothing."""
         return _QUESTION.match(self.typed) is not None
+
+    @property
+    def shown_address(self) -> str:
+        """Where a server that it starts answers, as a client would type it."""
+        return f"localhost:{(self.environment or {}).get('HTTP_PORT', '8080')}"
 
     @property
     def environment(self) -> dict[str, str] | None:
@@ -84,20 +89,23 @@ def masked(answer: str) -> tuple[str, list[str]]:
 class Terminal:
     """A shell that remembers its variables from one command to the next."""
 
-    def __init__(self, folder: Path, address: str) -> None:
+    def __init__(self, folder: Path, addresses: Mapping[str, str], **environment: str) -> None:
+        """Type in *folder*, with *environment* set; *addresses* are the document's, each with what it is here."""
         self._folder = folder
-        self._address = address
+        self._addresses = addresses
+        self._environment = os.environ | environment
         self._variables = folder / "variables.sh"
         self._variables.touch()
 
     def type(self, command: str) -> str:
-        """Run *command*, with our server's address in the place of the usual one; return what it prints."""
-        command = command.replace("localhost:8080", self._address)
+        """Run *command*, with our servers' addresses in the place of the document's; return what it prints."""
+        for shown, address in self._addresses.items():
+            command = command.replace(shown, address)
         script = f"set -a; . {self._variables}\n{command}\nexport -p > {self._variables}\n"
         done = subprocess.run(
             ["bash", "--noprofile", "--norc", "-c", script],
             cwd=self._folder,
-            env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+            env=self._environment | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -124,13 +132,17 @@ class Terminal:
 
 
 @contextmanager
-def serving(folder: Path, step: Step) -> Iterator[str]:
-    """Start the server as *step* says, on a free port; enter with its address once it has said what *step* shows."""
+def serving(folder: Path, step: Step, **more: str) -> Iterator[str]:
+    """
+    Start the server as *step* says, on a free port; enter with its address once it has said what *step* shows.
+
+    *more* is set in its environment, beside what *step* sets.
+    """
     environment = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "HOME", "TMPDIR")}
     server = subprocess.Popen(
         [sys.executable, "-m", "app", "serve"],
         cwd=folder,
-        env=environment | (step.environment or {}) | {"HTTP_PORT": "0"},
+        env=environment | (step.environment or {}) | more | {"HTTP_PORT": "0"},
         stdout=subprocess.PIPE,
         text=True,
     )

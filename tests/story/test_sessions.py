@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.nats import NatsServer
 from tests.story.session import ROOT, Step, Terminal, masked, serving, steps_of
 
 DOCUMENT = r"""
@@ -34,9 +36,26 @@ def test_a_session_gives_the_answers_that_the_document_shows(document: str, tmp_
     assert start.environment is not None, "a session begins by starting the server"
     assert len(steps) >= 5
     with serving(tmp_path, start) as address:
-        terminal, known = Terminal(tmp_path, address), dict[str, str]()
+        terminal, known = Terminal(tmp_path, {start.shown_address: address}), dict[str, str]()
         for step in steps:
             terminal.repeat(step, known)
+
+
+@pytest.mark.process
+def test_three_processes_give_the_answers_that_the_document_shows(tmp_path: Path) -> None:
+    """What the document starts runs side by side on a real NATS, and every command answers what stands below it."""
+    steps = steps_of((ROOT / "docs" / "three-processes.rst").read_text(encoding="utf-8"))
+    starts = [step for step in steps if step.environment is not None]
+    assert [step.environment["MODULES"] for step in starts if step.environment] == ["orders", "inventory", "payments"]
+    with ExitStack() as stack:
+        nats = stack.enter_context(NatsServer(tmp_path / "nats"))
+        addresses = {
+            step.shown_address: stack.enter_context(serving(tmp_path, step, NATS_URL=nats.url)) for step in starts
+        }
+        terminal, known = Terminal(tmp_path, addresses, NATS_URL=nats.url), dict[str, str]()
+        for step in steps:
+            if step not in starts:
+                terminal.repeat(step, known)
 
 
 def test_the_readme_tells_the_whole_story() -> None:
@@ -72,7 +91,7 @@ def test_only_a_plain_get_is_asked_again() -> None:
 
 def test_a_terminal_remembers_and_a_wrong_answer_is_found(tmp_path: Path) -> None:
     """Variables last; another answer, or another id in the place of a known one, fails."""
-    terminal, known = Terminal(tmp_path, "127.0.0.1:1"), dict[str, str]()
+    terminal, known = Terminal(tmp_path, {}), dict[str, str]()
     one, other = "01a1fc96-df14-7617-a3bc-172e9d39542b", "01a1fc96-e56f-704a-8f52-b19a7e3fbf31"
     for step in steps_of(DOCUMENT):
         terminal.repeat(step, known)
