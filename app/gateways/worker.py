@@ -132,7 +132,10 @@ class GatewayWorker:
         while True:
             await self._clock.sleep(BEAT_SECONDS)
             for delivery in list(self._calls.values()):
-                await delivery.in_progress()
+                try:
+                    await delivery.in_progress()
+                except Exception as error:  # the others want to be told of, too
+                    logger.warning("a message in hand may come again", consumer=CONSUMER, detail=repr(error))
 
     def _breaker_changed(self, state: BreakerState) -> None:
         for subscription in self._subscriptions:
