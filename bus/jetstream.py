@@ -249,6 +249,8 @@ class JetStreamBus:
     async def _verify(self, name: str, is_missed: bool) -> None:
         if self._connection.is_up:
             await self._ground.stream(name, is_missed=is_missed)
+            if not self._dispatch.is_in_trouble(name):
+                self._ground.takes_messages(name)  # it has answered while we were looking
         await self.clock.sleep(_AGAIN_SECONDS)
 
     def _start(self, what: object, coroutine: Coroutine[None, None, None]) -> None:
