@@ -301,7 +301,15 @@ async def test_what_comes_from_outside_has_an_id(stand: JetStreamStand, js: JetS
     assert third == Message(CREATED, "ORDERS:3", b"3", "", {})
 
 
-@pytest.mark.parametrize("block", [b"NATS/1.0 \xff\xfe\r\n\r\n", b"NATS/1.0 404 No Messages\r\n\r\n"])
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"NATS/1.0 \xff\xfe\r\n\r\n",
+        b"NATS/1.0 404 No Messages\r\n\r\n",
+        b"NATS/1.0\r\nStatus: 409\r\nDescription: Consumer Deleted\r\n\r\n",
+    ],
+    ids=["no text", "status line", "status header"],
+)
 async def test_a_rubbish_header_block_costs_nobody_the_connection(
     stand: JetStreamStand, server: NatsServer, block: bytes
 ) -> None:
@@ -466,6 +474,7 @@ async def test_an_older_and_a_newer_version_share_a_durable(stand: JetStreamStan
 
     working = asyncio.create_task(work())
     await stand.rest()
+    began = time.monotonic()
     said = [message(b"new", subject=OTHER) for _ in range(10)]
     await say(stand.bus, said)
     while len(heard) < 10:
@@ -474,6 +483,7 @@ async def test_an_older_and_a_newer_version_share_a_durable(stand: JetStreamStan
         for delivery in batch:
             heard.add(delivery.message.id)
             await delivery.ack()
+    assert time.monotonic() - began < 12, "the older one stood in the way to the last"
     assert not working.done()
     working.cancel()
     assert heard == {each.id for each in said}
