@@ -269,8 +269,10 @@ class Connection:
         if _DENIED in text and text not in self.denied:
             self.denied[text] = None
             _log.warning("NATS: %s", text)
-        else:
+        elif isinstance(error, (nats.errors.Error, OSError, TimeoutError)):
             _log.debug("NATS: %r", error)
+        else:
+            _log.error("NATS: a callback has failed", exc_info=error)
 
     # Writing
 

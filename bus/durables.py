@@ -149,7 +149,7 @@ class Durable:
             self.group.arrived(self)
             return
         self._ask_again_at = max(self._ask_again_at, self.now() + _AGAIN_SECONDS)
-        if status == _NO_RESPONDERS or "Deleted" in said or "Leadership" in said or "Shutdown" in said:
+        if status == _NO_RESPONDERS or "Deleted" in said:
             self._lost(said or "nobody answers")
         else:
             _log.debug("%s on %s: %s %s", self.plan.name, self.plan.stream, status, said)

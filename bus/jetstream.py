@@ -273,7 +273,10 @@ class JetStreamBus:
     async def _tick_for_ever(self) -> None:
         while True:
             await self.clock.sleep(self._tick_seconds)
-            self._tick(self.clock.monotonic())
+            try:
+                self._tick(self.clock.monotonic())
+            except Exception:  # a bug; but nothing that waits would ever end without the next tick
+                _log.exception("a tick of the bus has failed")
 
     def _tick(self, now: float) -> None:
         self._dispatch.sweep(now)
