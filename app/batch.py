@@ -82,6 +82,7 @@ class Batch:
             for cls, key in wanted:
                 keys.setdefault(cls, set()).add(key)
         world = store.load(connection, keys)
+        new = {cls: wanted.difference(world[cls]) for cls, wanted in keys.items()}
 
         changed: dict[type, dict[str, Any]] = {cls: {} for cls in self._module.remembers}
         heard: list[Kept] = []
@@ -117,6 +118,7 @@ class Batch:
         store.save(
             connection,
             states={cls: states for cls, states in changed.items() if states},
+            new=new,
             heard=heard,
             withdrawn=withdrawn,
             said=said,

@@ -10,7 +10,8 @@ __all__ = ["main"]
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -18,6 +19,8 @@ from config.settings import BadSetting, Settings, describe, load
 
 if TYPE_CHECKING:
     from app.build import Application
+
+T = TypeVar("T")
 
 FAILED, USAGE, OUT_OF_REACH = 1, 2, 3
 
@@ -32,16 +35,12 @@ def _settings() -> Settings:
         settings = load(os.environ)
     except BadSetting as error:
         _stop(USAGE, str(error))
-    if settings.payment_gateway != "simulated":
-        _stop(
-            USAGE, f"PAYMENT_GATEWAY={settings.payment_gateway} is not there yet; leave it unset for the simulated one"
-        )
     return settings
 
 
 def _application(settings: Settings) -> Application:
     from app.build import Application
-    from app.database import Unusable
+    from app.dialect import Unusable
     from bus.contracts import ContractError
 
     try:
@@ -49,20 +48,20 @@ def _application(settings: Settings) -> Application:
     except ContractError as error:
         _stop(USAGE, f"contract: {error}")
     except Unusable as error:
-        _stop(USAGE, f"DATABASE_URL: {error}")
+        _stop(USAGE, str(error))
 
 
-def _migrate(application: Application) -> list[str]:
-    from sqlalchemy.exc import DBAPIError
-
-    from app.migrations import NewerDatabase
+def _tables(do: Callable[[], T]) -> T:
+    """*do* what `Application` offers about its tables; end the program in one line where it cannot be done."""
+    from app.databases import OutOfReach
+    from app.migrations import NewerDatabase, NotMigrated
 
     try:
-        return application.migrate()
+        return do()
     except NewerDatabase as error:
         _stop(OUT_OF_REACH, f"the database is newer than this release: {error}")
-    except DBAPIError as error:
-        _stop(OUT_OF_REACH, f"the database cannot be used: {error.orig}")
+    except (NotMigrated, OutOfReach) as error:
+        _stop(OUT_OF_REACH, str(error))
 
 
 def _variables() -> str:
@@ -86,15 +85,16 @@ def serve() -> None:
     """
     Run the modules and their HTTP API until SIGTERM or SIGINT.
 
-    Prints one line with the address once it is ready. A SQLite database is made and migrated by itself. The first signal
-    lets it finish what is in hand (SHUTDOWN_GRACE_S at most) and end with 0; a second one ends it at once.
+    Prints one line with the address once it is ready. A SQLite database is made and migrated by itself; a PostgreSQL one
+    wants `migrate` first. The first signal lets it finish what is in hand (SHUTDOWN_GRACE_S at most) and end with 0; a
+    second one ends it at once.
     """
     from app.serve import CannotListen, serve
 
     settings = _settings()
     _logs(settings)
     application = _application(settings)
-    _migrate(application)
+    _tables(application.require_tables)
     try:
         sys.exit(serve(application))
     except CannotListen as error:
@@ -104,7 +104,7 @@ def serve() -> None:
 @main.command()
 def migrate() -> None:
     """Bring the database's tables to what this release expects. Harmless when they are."""
-    behind = _migrate(_application(_settings()))
+    behind = _tables(_application(_settings()).migrate)
     click.echo(f"migrated: {', '.join(behind)}" if behind else "nothing to do: every table is up to date")
 
 
@@ -142,10 +142,14 @@ def openapi() -> None:
     import orjson
 
     from app.build import modules_of, release
+    from app.web import dead_letters, webhooks
     from app.web import openapi as description
-    from app.web.dead_letters import DESCRIBED
 
-    document = description.document(modules_of(_settings()), release(), [DESCRIBED])
+    modules = modules_of(_settings())
+    extra = [dead_letters.DESCRIBED]
+    if any(module.name == "payments" for module in modules):
+        extra.append(webhooks.DESCRIBED)
+    document = description.document(modules, release(), extra)
     click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))
 
 
@@ -170,13 +174,12 @@ def _logs(settings: Settings, stream: Any = None) -> None:
 def _register() -> None:
     from app.dead_letter_commands import dead_letters
     from app.load import load as load_command
+    from app.payments_commands import payments
     from app.republish_commands import republish
     from app.topology_commands import topology
 
-    main.add_command(dead_letters)
-    main.add_command(load_command)
-    main.add_command(republish)
-    main.add_command(topology)
+    for command in (dead_letters, load_command, payments, republish, topology):
+        main.add_command(command)
 
 
 _register()

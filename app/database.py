@@ -15,47 +15,42 @@ from __future__ import annotations
 __all__ = ["Database", "Unusable", "Work"]
 
 import asyncio
-import sqlite3
+import random
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from attrs import define
 from loguru import logger
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy import Connection, Engine, RootTransaction
 
-from app.door import Unavailable
+from app.dialect import MARK, Dialect, Trouble, Unusable, dialect_of
+from app.door import Unavailable, Unsettled
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
 
-BUSY_SECONDS = 2.0
-"""How long we wait for somebody else's lock before we say that the database is out of reach."""
-
 WORKS_MAX = 512
 """Pieces of work that share a transaction; bounds how long one lasts."""
 
-_PRAGMAS = (
-    "PRAGMA journal_mode = WAL",
-    "PRAGMA synchronous = FULL",
-    "PRAGMA foreign_keys = ON",
-    "PRAGMA cache_size = -16384",
-    "PRAGMA wal_autocheckpoint = 4000",
-    "PRAGMA journal_size_limit = 67108864",
-)
+TRIES = 6
+"""How often a transaction is begun that met somebody else's, or whose connection was cut."""
 
+TRIES_SECONDS = 5.0
+"""After so long it is not begun again either: those who wait had better hear it."""
 
-class Unusable(Exception):
-    """The database cannot be opened, or is not one of ours; its message is one line for the operator."""
+_PAUSE_SECONDS = 0.005
+"""Before the second try, about; doubled each time."""
 
 
 @define(eq=False)
 class _Piece:
     work: Work[Any]
     future: asyncio.Future[Any] | None
+    place: str = ""
 
 
 class Database:
@@ -71,26 +66,31 @@ class Database:
         Prepare the engine for *url*; nothing is opened yet.
 
         Raises:
-            Unusable: There is no driver for it.
+            Unusable: There is no driver for it, or nobody can read the address.
         """
-        self.engine = _sqlite(url)
-        self._writer = _Thread(self.engine, "database-writer", is_writer=True)
-        self._reader = _Thread(self.engine.execution_options(reading=True), "database-reader", is_writer=False)
+        self.dialect = dialect_of(url)
+        self.engine = self.dialect.engine(url)
+        self._writer = _Thread(self.dialect, self.engine, "database-writer")
+        self._reader = _Thread(self.dialect, self.engine.execution_options(reading=True), "database-reader")
 
     @property
     def is_healthy(self) -> bool:
         """False after a transaction that the database refused, until one succeeds."""
         return self._writer.is_healthy and self._reader.is_healthy
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], place: str = "") -> T:
         """
         Do *work* in a transaction; return its result once that is committed to disk.
 
+        Those that share a transaction are done in the order of their *place*: where several processes work on one
+        database, all take the rows of one module before those of the next, and nobody waits in a circle.
+
         Raises:
+            Unsettled: The database went away while it committed; whether anything of *work* was kept is not known.
             Unavailable: The database is out of reach; nothing of *work* was kept.
             Exception: Whatever *work* raised; nothing of it was kept.
         """
-        return await self._writer.ask(work)
+        return await self._writer.ask(work, place)
 
     def ride(self, work: Work[Any]) -> None:
         """Do *work* in the next transaction that somebody else asks for, or in the one of the next `flush`."""
@@ -120,11 +120,11 @@ class Database:
 class _Thread:
     """A thread with one connection, and the work that waits for it."""
 
-    def __init__(self, engine: Engine, name: str, *, is_writer: bool) -> None:
+    def __init__(self, dialect: Dialect, engine: Engine, name: str) -> None:
         self.is_healthy = True
+        self._dialect = dialect
         self._engine = engine
         self._name = name
-        self._is_writer = is_writer
         self._waiting: deque[_Piece] = deque()
         self._riders: deque[Work[Any]] = deque()
         self._wake = threading.Semaphore(0)
@@ -141,7 +141,7 @@ class _Thread:
     def ride(self, work: Work[Any]) -> None:
         self._riders.append(work)
 
-    async def ask(self, work: Work[T]) -> T:
+    async def ask(self, work: Work[T], place: str = "") -> T:
         if self._is_closed:
             raise Unavailable("The database is closed.")
         if self._thread is None:
@@ -150,7 +150,7 @@ class _Thread:
             self._thread.start()
         assert self._loop is not None
         future: asyncio.Future[T] = self._loop.create_future()
-        self._waiting.append(_Piece(work, future))
+        self._waiting.append(_Piece(work, future, place))
         if self._is_idle:
             self._is_idle = False
             self._wake.release()
@@ -171,6 +171,8 @@ class _Thread:
             self._wake.acquire()
             while self._waiting:
                 pieces = [self._waiting.popleft() for _ in range(min(len(self._waiting), WORKS_MAX))]
+                if self._dialect.is_shared:
+                    pieces.sort(key=_place)
                 riders = [_Piece(self._riders.popleft(), None) for _ in range(len(self._riders))]
                 answers = self._together(pieces + riders)
                 self._loop.call_soon_threadsafe(self._settle, answers)
@@ -203,32 +205,81 @@ class _Thread:
                 self._riders.append(piece.work)
 
     def _transact(self, pieces: list[_Piece]) -> list[Any]:
-        try:
-            if self._connection is None:
-                self._connection = self._engine.connect()
-            with self._connection.begin():
-                answers = [piece.work(self._connection) for piece in pieces]
-        except (OperationalError, sqlite3.OperationalError) as error:
-            if self.is_healthy:
-                logger.error("the database is out of reach", error=str(getattr(error, "orig", error)))
-            self.is_healthy = False
-            self._hang_up()
-            raise Unavailable("The database is out of reach.") from error
-        except (DBAPIError, sqlite3.Error):
-            self._hang_up()
-            raise
+        """Do *pieces* in one transaction, again from the beginning if it met somebody else's or was cut off."""
+        until = time.monotonic() + TRIES_SECONDS
+        for tries in range(1, TRIES + 1):
+            if tries > 1:
+                time.sleep(_PAUSE_SECONDS * 2.0 ** (tries - 2) * random.uniform(0.5, 1.5))
+            try:
+                answers = self._attempt(pieces)
+            except Unsettled as error:
+                self._away(error)
+                raise
+            except Exception as error:
+                is_cut = self._connection is not None and self._dialect.is_cut(self._connection)
+                trouble = Trouble.AGAIN if is_cut else self._dialect.trouble(error)
+                if is_cut:
+                    self._hang_up()
+                if trouble is Trouble.AGAIN and tries < TRIES and time.monotonic() < until:
+                    logger.debug("a transaction is done again", tries=tries, error=str(getattr(error, "orig", error)))
+                    continue
+                if trouble is None or self._dialect.is_conflict(error):
+                    if self._connection is not None and self._connection.in_transaction():
+                        self._hang_up()  # it did not even begin
+                    raise
+                self._away(error)
+                raise Unavailable("The database is out of reach.") from error
+            break
         if not self.is_healthy:
             self.is_healthy = True
             logger.info("the database is back")
         return answers
+
+    def _attempt(self, pieces: list[_Piece]) -> list[Any]:
+        connection = self._connection
+        if connection is None:
+            connection = self._connection = self._engine.connect()
+        transaction = connection.begin()
+        mark = connection.info.get(MARK)
+        try:
+            answers = [piece.work(connection) for piece in pieces]
+        except Exception:
+            self._undo(transaction)
+            raise
+        try:
+            transaction.commit()
+        except Exception as error:
+            self._undo(transaction)
+            if not self._dialect.is_cut(connection):
+                raise
+            was_committed = mark is None or self._dialect.was_committed(self._engine, mark)
+            if was_committed is None:
+                raise Unsettled("The database went out of reach while it committed.") from error
+            if not was_committed:
+                raise
+            self._hang_up()
+        return answers
+
+    @staticmethod
+    def _undo(transaction: RootTransaction) -> None:
+        with suppress(
+            Exception
+        ):  # why it failed is on its way already; on a connection that is cut there is nothing to undo
+            transaction.rollback()
+
+    def _away(self, error: Exception) -> None:
+        if self.is_healthy:
+            logger.error("the database is out of reach", error=str(getattr(error, "orig", error)))
+        self.is_healthy = False
+        self._hang_up()
 
     def _hang_up(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             try:
                 connection.close()
-            except DBAPIError as error:
-                logger.warning("the database connection did not close", error=str(error.orig))
+            except Exception as error:
+                logger.warning("the database connection did not close", error=str(getattr(error, "orig", error)))
 
     @staticmethod
     def _settle(answers: list[tuple[_Piece, Any, BaseException | None]]) -> None:
@@ -243,38 +294,9 @@ class _Thread:
                     piece.future.set_exception(error)
 
 
+def _place(piece: _Piece) -> str:
+    return piece.place
+
+
 def _nothing(connection: Connection) -> None:
     """Do nothing: whatever rides along is the point."""
-
-
-def _sqlite(url: str) -> Engine:
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        raise Unusable(f"{parsed.get_backend_name()} is not supported yet: DATABASE_URL must begin with sqlite:///")
-    assert parsed.database is not None
-    path = Path(parsed.database)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Unusable(f"the database's folder cannot be made: {error.strerror}") from None
-    engine = create_engine(
-        parsed,
-        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False, "cached_statements": 512},
-        pool_size=4,
-        # A statement of ours is compiled once and kept by us; SQLAlchemy's cache serves the few others.
-        query_cache_size=200,
-    )
-
-    @event.listens_for(engine, "connect")
-    def opened(connection: sqlite3.Connection, record: Any) -> None:
-        connection.isolation_level = None  # BEGIN is ours to say
-        for pragma in _PRAGMAS:
-            connection.execute(pragma)
-
-    @event.listens_for(engine, "begin")
-    def begun(connection: Connection) -> None:
-        # A deferred transaction that turns into a writing one fails with BUSY_SNAPSHOT, which no time-out cures.
-        is_reading = connection.get_execution_options().get("reading", False)
-        connection.exec_driver_sql("BEGIN" if is_reading else "BEGIN IMMEDIATE")
-
-    return engine

@@ -123,7 +123,7 @@ def _at_the_office(work: Callable[[DeadLetterOffice], Awaitable[T]]) -> T:
     from app.door import Unavailable
 
     application = cli._application(cli._settings())
-    cli._migrate(application)
+    cli._tables(application.require_tables)
 
     async def there() -> T:
         try:

@@ -31,6 +31,9 @@ Ids = list[str]
 REPLAY_MAX = 500
 """Letters that are replayed in one transaction."""
 
+DETAIL_MAX = 8_192
+"""Characters that are kept of what somebody had to say."""
+
 
 class DeadLetterOffice:
     """
@@ -61,17 +64,14 @@ class DeadLetterOffice:
     @staticmethod
     def _add(table: Table, letter: DeadLetter, connection: Connection) -> None:
         id = _id(letter)
-        old = connection.execute(select(table.c.message_id, table.c.attempts).where(table.c.id == id)).first()
+        known = select(table.c.message_id, table.c.attempts).where(table.c.id == id).with_for_update()
+        old = connection.execute(known).first()
+        row = _row(id, letter)
         if old is None:
-            connection.execute(table.insert().values(_row(id, letter)))
-        elif old.message_id != letter.message.id:
-            changes = {
-                "message_id": letter.message.id,
-                "error": letter.error,
-                "detail": letter.detail,
-                "attempts": old.attempts + letter.attempts,
-                "last_seen": letter.last_seen,
-            }
+            connection.execute(table.insert().values(row))
+        elif old.message_id != row["message_id"]:
+            changes = {name: row[name] for name in ("message_id", "error", "detail", "last_seen")}
+            changes["attempts"] = old.attempts + letter.attempts
             connection.execute(update(table).where(table.c.id == id).values(changes))
 
     async def list(
@@ -174,19 +174,25 @@ def _fitting(table: Table, **wanted: str | None) -> Conditions:
 def _row(id: str, letter: DeadLetter) -> dict[str, Any]:
     return {
         "id": id,
-        "consumer": letter.consumer,
-        "subject": letter.message.subject,
-        "error": letter.error,
-        "detail": letter.detail,
+        "consumer": _kept(letter.consumer),
+        "subject": _kept(letter.message.subject),
+        "error": _kept(letter.error, 64),
+        "detail": _kept(letter.detail, DETAIL_MAX),
         "attempts": letter.attempts,
         "first_seen": letter.first_seen,
         "last_seen": letter.last_seen,
         "replays": 0,
-        "message_id": letter.message.id,
-        "message_key": letter.message.key,
-        "message_headers": orjson.dumps(dict(letter.message.headers)).decode(),
+        "message_id": _kept(letter.message.id),
+        "message_key": _kept(letter.message.key),
+        "message_headers": orjson.dumps({_kept(k): _kept(v, DETAIL_MAX) for k, v in letter.message.headers.items()}).decode(),
         "message_body": letter.message.body,
     }
+
+
+def _kept(text: str, most: int = 255) -> str:
+    """Return *text* as every database can keep it: what comes from outside may be anything."""
+    text = text if text.isascii() else text.encode("utf-8", "replace").decode()
+    return text.replace("\0", "\ufffd")[:most]
 
 
 def _letters(query: Any, connection: Connection) -> list[KeptLetter]:
@@ -224,12 +230,19 @@ def _parcel(letter: DeadLetter, now: datetime) -> Parcel:
         event_id=event_id,
         # A stray was nobody's: it is said again to all, now that somebody may know it.
         subject=message.subject if is_stray(consumer) else replay_subject(consumer, message.subject),
-        key=message.key,
+        key=message.key[:64],
         body=message.body,
         name=None,
         correlation_id=context.correlation_id,
-        causation_id=headers.get("ce-causationid") or event_id,
+        causation_id=_kept(headers.get("ce-causationid") or event_id),
         traceparent=context.traceparent,
-        occurred_at=headers.get("ce-time") or instant(now),
+        occurred_at=_occurred_at(headers.get("ce-time"), now),
         due_at=instant(now),
     )
+
+
+def _occurred_at(text: str | None, now: datetime) -> str:
+    try:
+        return instant(_aware(datetime.fromisoformat(text or "")))
+    except ValueError:
+        return instant(now)

@@ -6,7 +6,7 @@ A running module as the web and the workers see it: one door, the same for every
 
 from __future__ import annotations
 
-__all__ = ["Context", "Door", "KeyReused", "Overloaded", "Shed", "Told", "Unavailable"]
+__all__ = ["Context", "Door", "KeyReused", "Overloaded", "Shed", "Told", "Unavailable", "Unsettled"]
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -33,6 +33,12 @@ class Unavailable(Shed):
     """The database is out of reach."""
 
     code = "database_unavailable"
+
+
+class Unsettled(Unavailable):
+    """The database went out of reach while it committed: something was stored or not, nobody knows which."""
+
+    code = "outcome_unknown"
 
 
 class Overloaded(Shed):
@@ -91,6 +97,7 @@ class Door(Protocol):
         Raises:
             KeyReused: *key* was used with another *fingerprint*.
             Overloaded: *sheds* is set and the backlog is over its cap.
+            Unsettled: The database went away while it committed; whether anything was stored is not known.
             Unavailable: The database is out of reach; nothing was stored.
         """
 

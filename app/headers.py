@@ -17,13 +17,17 @@ from urllib.parse import quote, unquote
 from app.door import Context
 from app.outbox import Parcel
 from bus.contracts import plain
+from bus.ids import caused_id
 from bus.port import Message
 from bus.replays import original
 
 TRACEPARENT_LENGTH = 55
 CORRELATION_ID_MAX = 128
+ID_MAX = 255
 
 _PLAIN = re.compile(r"[!#$&-~]*").fullmatch
+# What not every database can keep, and what cannot be said in UTF-8.
+_UNWRITABLE = re.compile("[\x00\ud800-\udfff]").search
 _SAFE = "!#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 
@@ -73,15 +77,19 @@ def message_of(parcel: Parcel) -> Message:
 
 
 def origin(message: Message) -> tuple[str, Context]:
-    """Return the event's own id, and who caused it; what is missing or no trace is made up from the id."""
+    """Return the event's own id, and who caused it; what is missing or makes no sense is made up from the id."""
     headers = message.headers
     if type(headers) is Envelope:
         parcel = headers.parcel
         return parcel.event_id, Context(parcel.correlation_id, parcel.traceparent)
     id = _decoded(headers.get("ce-id") or message.id)
+    if len(id) > ID_MAX or _UNWRITABLE(id):  # no id that a database could keep; one that stands for it
+        id = caused_id(id.encode("utf-8", "replace").decode(), "id")
     correlation_id = _decoded(headers.get("ce-correlationid") or id)[:CORRELATION_ID_MAX]
+    if _UNWRITABLE(correlation_id):
+        correlation_id = id[:CORRELATION_ID_MAX]
     traceparent = headers.get("traceparent") or ""
-    if len(traceparent) != TRACEPARENT_LENGTH:
+    if len(traceparent) != TRACEPARENT_LENGTH or _UNWRITABLE(traceparent):
         digest = blake2b(id.encode("utf-8", "replace"), digest_size=24).hexdigest()
         traceparent = f"00-{digest[:32]}-{digest[32:]}-01"
     return id, Context(correlation_id, traceparent)

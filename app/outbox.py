@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from sqlalchemy import Column, DateTime, Index, Integer, LargeBinary, MetaData, String, Table, Text
 
+from modules.tables import key_type
+
 
 class Parcel(NamedTuple):
     """
@@ -39,7 +41,7 @@ def tables_of(module: str, metadata: MetaData) -> tuple[Table, Table, Table]:
     inbox = Table(
         f"{module}_inbox",
         metadata,
-        Column("id", String(255), primary_key=True),
+        Column("id", key_type(255), primary_key=True),
         Column("heard_at", DateTime(timezone=True), nullable=False),
         # For what came with an idempotency key: whose body it was, and what we answered.
         Column("fingerprint", String(64)),
@@ -50,7 +52,7 @@ def tables_of(module: str, metadata: MetaData) -> tuple[Table, Table, Table]:
     outbox = Table(
         f"{module}_outbox",
         metadata,
-        Column("id", String(255), primary_key=True),
+        Column("id", key_type(255), primary_key=True),
         Column("event_id", String(255), nullable=False),
         Column("subject", String(255), nullable=False),
         Column("key", String(64), nullable=False),
@@ -65,12 +67,13 @@ def tables_of(module: str, metadata: MetaData) -> tuple[Table, Table, Table]:
         Column("sent_at", DateTime(timezone=True)),
         sqlite_with_rowid=False,
     )
-    Index(f"{module}_outbox_unsent", outbox.c.due_at, sqlite_where=outbox.c.sent_at.is_(None))
-    Index(f"{module}_outbox_by_name", outbox.c.name, sqlite_where=outbox.c.name.isnot(None))
+    unsent, named = outbox.c.sent_at.is_(None), outbox.c.name.isnot(None)
+    Index(f"{module}_outbox_unsent", outbox.c.due_at, sqlite_where=unsent, postgresql_where=unsent)
+    Index(f"{module}_outbox_by_name", outbox.c.name, sqlite_where=named, postgresql_where=named)
     dead_letters = Table(
         f"{module}_dead_letter",
         metadata,
-        Column("id", String(36), primary_key=True),
+        Column("id", key_type(36), primary_key=True),
         Column("consumer", String(255), nullable=False),
         Column("subject", String(255), nullable=False),
         Column("error", String(64), nullable=False),

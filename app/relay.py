@@ -141,8 +141,10 @@ class Relay:
         count = self._store.due_count(connection, now)
         # What flies is due, too, and may be among the oldest: read past it.
         limit = len(self._flying) + FOUND_MAX
-        grace = timedelta(seconds=LOOK_SECONDS if self._has_looked else 0)
-        is_to_send = count > 0 and self._bus.is_connected
+        # While the bus is away somebody else may look after what lies here; what is ours to send waits for it.
+        leads = self._store.lead(connection, self._bus.is_connected)
+        grace = self._store.grace(timedelta(seconds=LOOK_SECONDS if self._has_looked else 0))
+        is_to_send = count > 0 and leads and self._bus.is_connected
         parcels = self._store.due(connection, now, limit, grace) if is_to_send else []
         self._has_looked = True
         return parcels, count, self._store.due_oldest_seconds(connection, now)

@@ -59,7 +59,7 @@ def republish(since: datetime, names: tuple[str, ...]) -> None:
     if unknown:
         cli._stop(cli.USAGE, f"MODULES: {', '.join(unknown)} is not among them")
     application = cli._application(settings)
-    cli._migrate(application)
+    cli._tables(application.require_tables)
     chosen = {name: store for name, store in application.stores.items() if name in (names or settings.modules)}
     counts = _at_nats(settings, chosen, since)
     said = ", ".join(f"{name} {count}" for name, count in counts.items())

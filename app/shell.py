@@ -28,7 +28,9 @@ from app.headers import origin, said_at
 from app.outbox import Parcel
 from app.relay import Relay
 from app.store import Store
+from app.telemetry.logs import enabled
 from app.telemetry.metrics import Metrics
+from app.telemetry.trace import trace_id
 from app.waiting_room import WaitingRoom
 from bus.contracts import Contracts, is_express
 from bus.errors import PutAside
@@ -38,6 +40,7 @@ from modules.module import Module, Outcome, State
 
 FETCH_SECONDS = 1.0
 AWAY_SECONDS_MAX = 2.0
+KEEP_SECONDS = 1.0
 RETRY_SECONDS = 0.5
 RETRY_SECONDS_MAX = 30.0
 
@@ -162,7 +165,7 @@ class Shell:
     async def _see_through(self, batch: Sequence[Seat]) -> tuple[list[Verdict], list[Parcel]]:
         """Think *batch* and commit what follows; what the database will not write is found out one by one."""
         try:
-            return await self._store.database.write(partial(self._think, batch))
+            return await self._store.database.write(partial(self._think, batch), self.module.name)
         except Unavailable:
             raise
         except Exception as error:  # a row that breaks a constraint, say: whose it is, only a single pass can tell
@@ -223,8 +226,15 @@ class Shell:
     async def _settle(self, delivery: Delivery, seat: Seat, verdict: Verdict) -> None:
         subject = original(delivery.message.subject)
         if verdict.error is None:
-            self._handled.labels(self.module.name, subject, "handled" if verdict.outcome else "repeated").inc()
+            outcome = "handled" if verdict.outcome else "repeated"
+            self._handled.labels(self.module.name, subject, outcome).inc()
             await delivery.ack()
+            if enabled("DEBUG"):
+                context = seat.context
+                logger.debug(
+                    "message settled", consumer=self.module.name, subject=subject, outcome=outcome, event_id=seat.id,
+                    correlation_id=context.correlation_id, trace_id=trace_id(context.traceparent),
+                )  # fmt: skip
             return
         self._handled.labels(self.module.name, subject, "failed").inc()
         detail = f"{type(verdict.error).__name__}: {verdict.error}"
@@ -243,6 +253,13 @@ class Shell:
         self._is_away = True
         self._room.sit_again([seat for seat in batch if seat.delivery is not None])
         self._send_home(batch, error)
+        keeping = asyncio.create_task(self._keep())
+        try:
+            await self._wait_for_database()
+        finally:
+            keeping.cancel()
+
+    async def _wait_for_database(self) -> None:
         away_seconds = 0.1
         while self._is_away:
             await self._clock.sleep(away_seconds * self._dice.uniform(0.5, 1.0))
@@ -252,15 +269,20 @@ class Shell:
                 self._is_away = False
             except Unavailable as still:
                 self._send_home(self._room.leave(lambda seat: seat.future is not None), still)
+
+    async def _keep(self) -> None:
+        """Keep what the bus brought ours, until cancelled; a database may take its time to say that it is away."""
+        while True:
             for seat in self._room:
                 if seat.delivery is not None:
                     await seat.delivery.in_progress()
+            await self._clock.sleep(KEEP_SECONDS)
 
     @staticmethod
     def _send_home(seats: Sequence[Seat], error: Unavailable) -> None:
         for seat in seats:
             if seat.future is not None and not seat.future.done():
-                seat.future.set_exception(Unavailable(error.detail, error.retry_after_seconds))
+                seat.future.set_exception(type(error)(error.detail, error.retry_after_seconds))
 
     # Looking in
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 __all__ = ["Kept", "Store"]
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, MetaData
 
 from app.database import Database
 from app.outbox import Parcel, tables_of
-from app.rows import Rows, Statement, instant
+from app.rows import Rows, instant
 from modules.module import Module
 
 SENT_KEPT = timedelta(hours=24)
@@ -25,8 +26,15 @@ SENT_KEPT = timedelta(hours=24)
 HEARD_KEPT = timedelta(hours=48)
 """How long we know a copy when we meet it: longer than anybody can send one, and than an idempotency key lives."""
 
+GRACE = timedelta(seconds=5)
+"""How long a process on a shared database has what it committed to itself; then whoever leads takes it for forgotten."""
+
 PURGE_MAX = 500
 """Rows that one purge takes; it shares a transaction with others, who wait for it."""
+
+
+_BY_ID = itemgetter(0)
+_NONE: Mapping[type, Collection[str]] = {}
 
 
 class Kept(NamedTuple):
@@ -44,36 +52,36 @@ class Store:
     def __init__(self, module: Module, database: Database) -> None:
         self.module = module
         self.database = database
-        self.rows = {cls: Rows(cls, table) for cls, table in module.remembers.items()}
-        inbox, outbox, _ = (table.name for table in tables_of(module.name, MetaData()))
-        parcel = f"({', '.join('?' for _ in Parcel._fields)})"
-        columns = ", ".join(Parcel._fields)
+        dialect = self._dialect = database.dialect
+        self.rows = {cls: Rows(cls, table, dialect) for cls, table in module.remembers.items()}
+        inbox_table, outbox_table, _ = tables_of(module.name, MetaData())
+        inbox, outbox = inbox_table.name, outbox_table.name
+        moments = ("occurred_at", "due_at")
+        columns = ", ".join(dialect.moment(name) if name in moments else name for name in Parcel._fields)
 
-        def marks(size: int) -> str:
-            return ", ".join("?" * size)
-
-        self._known = Statement(lambda n: f"SELECT id, fingerprint, answer FROM {inbox} WHERE id IN ({marks(n)})")
-        self._keep = Statement(
-            lambda n: f"INSERT INTO {inbox} VALUES {', '.join(['(?, ?, ?, ?)'] * n)} ON CONFLICT (id) DO NOTHING"
+        self._known = dialect.by_keys(f"SELECT id, fingerprint, answer FROM {inbox} WHERE id {{keys}}")
+        self._keep = dialect.insert(inbox_table, Kept._fields)
+        self._say = dialect.insert(outbox_table, Parcel._fields, "ON CONFLICT (id) DO NOTHING")
+        self._withdraw = dialect.by_keys(
+            f"DELETE FROM {outbox} WHERE name {{keys}} AND name IS NOT NULL AND sent_at IS NULL"
         )
-        self._say = Statement(
-            lambda n: f"INSERT INTO {outbox} ({columns}) VALUES {', '.join([parcel] * n)} ON CONFLICT (id) DO NOTHING"
-        )
-        self._withdraw = Statement(
-            lambda n: f"DELETE FROM {outbox} WHERE name IN ({marks(n)}) AND name IS NOT NULL AND sent_at IS NULL"
-        )
-        self._mark = Statement(lambda n: f"UPDATE {outbox} SET sent_at = ? WHERE id IN ({marks(n)})")
+        sent = "id {keys}"
+        if dialect.skip_locked:
+            sent = f"id IN (SELECT id FROM {outbox} WHERE {sent}{dialect.skip_locked})"
+        self._mark = dialect.by_keys(f"UPDATE {outbox} SET sent_at = ? WHERE {sent}")
         unsent = f"FROM {outbox} WHERE sent_at IS NULL AND due_at <= ?"
-        self._due = f"SELECT {columns} {unsent} AND (due_at <= ? OR name IS NOT NULL) ORDER BY due_at LIMIT ?"
-        self._due_count = f"SELECT count(*) {unsent}"
-        self._due_oldest = f"SELECT min(due_at) {unsent}"
-        self._purge_outbox = (
-            f"DELETE FROM {outbox} WHERE id IN"
-            f" (SELECT id FROM {outbox} WHERE id < ? AND sent_at < ? ORDER BY id LIMIT {PURGE_MAX})"
+        self._due = dialect.text(
+            f"SELECT {columns} {unsent} AND (due_at <= ? OR name IS NOT NULL) ORDER BY {outbox}.due_at LIMIT ?"
         )
-        self._purge_inbox = (
-            f"DELETE FROM {inbox} WHERE id IN"
-            f" (SELECT id FROM {inbox} WHERE heard_at < ? ORDER BY heard_at LIMIT {PURGE_MAX})"
+        self._due_count = dialect.text(f"SELECT count(*) {unsent}")
+        self._due_oldest = dialect.text(f"SELECT {dialect.moment('min(due_at)')} {unsent}")
+        self._purge_outbox = dialect.text(
+            f"DELETE FROM {outbox} WHERE id IN (SELECT id FROM {outbox}"
+            f" WHERE id < ? AND sent_at < ? ORDER BY id LIMIT {PURGE_MAX}{dialect.skip_locked})"
+        )
+        self._purge_inbox = dialect.text(
+            f"DELETE FROM {inbox} WHERE id IN (SELECT id FROM {inbox}"
+            f" WHERE heard_at < ? ORDER BY heard_at LIMIT {PURGE_MAX}{dialect.skip_locked})"
         )
 
     def known(self, connection: Connection, ids: Sequence[str]) -> dict[str, tuple[str | None, str | None]]:
@@ -81,27 +89,38 @@ class Store:
         return {row[0]: (row[1], row[2]) for row in self._known.run(connection, [(id,) for id in ids])}
 
     def load(self, connection: Connection, keys: Mapping[type, Iterable[str]]) -> dict[type, dict[str, Any]]:
-        """Return the states under *keys*, by class and key; one select per table, in the order of the keys."""
-        return {cls: self.rows[cls].load(connection, sorted(wanted)) for cls, wanted in keys.items()}
+        """
+        Return the states under *keys*, by class and key, and let nobody else change them until the transaction ends.
+
+        One select per table, in the order in which the module names its tables, in the order of the keys: whoever waits
+        for another's states is not waited for himself.
+        """
+        return {cls: rows.lock(connection, sorted(keys[cls])) for cls, rows in self.rows.items() if cls in keys}
 
     def save(
         self,
         connection: Connection,
         *,
         states: Mapping[type, Mapping[str, Any]],
+        new: Mapping[type, Collection[str]] = _NONE,
         heard: Sequence[Kept],
         withdrawn: Sequence[str],
         said: Sequence[Parcel],
     ) -> None:
-        """Write everything that a batch has changed; one statement per table."""
+        """
+        Write everything that a batch has changed; one statement per table.
+
+        *new* are the keys that were looked for and not found. On a shared database, what is new there or *heard* and was
+        written by somebody else meanwhile raises: the whole transaction has to be done again.
+        """
         for cls, changed in states.items():
-            self.rows[cls].save(connection, list(changed.values()))
+            self.rows[cls].save(connection, list(changed.values()), new.get(cls, ()))
         if heard:
-            self._keep.run(connection, heard)
+            self._keep.run(connection, sorted(heard, key=_BY_ID) if self._dialect.is_shared else heard)
         if withdrawn:
             self._withdraw.run(connection, [(name,) for name in withdrawn])
         if said:
-            self._say.run(connection, said)
+            self._say.run(connection, sorted(said, key=_BY_ID) if self._dialect.is_shared else said)
 
     def mark_sent(self, connection: Connection, ids: Sequence[str], now: datetime) -> None:
         """Note that the bus is answerable for the parcels *ids*."""
@@ -116,6 +135,18 @@ class Store:
         """
         values = (instant(now), instant(now - grace), limit)
         return [Parcel(*row) for row in connection.exec_driver_sql(self._due, values)]
+
+    def grace(self, own: timedelta) -> timedelta:
+        """Return for how long whoever has committed something has it in hand: *own*, or what all are given on a shared database."""
+        return GRACE if self._dialect.is_shared else own
+
+    def lead(self, connection: Connection, is_fit: bool) -> bool:
+        """
+        Take, keep or (no longer *is_fit*) give up looking after what lies in the outbox; return whether it is ours.
+
+        Of all processes that run this module on a shared database one does it at a time: what two find, both would send.
+        """
+        return self._dialect.lead(connection, f"{self.module.name} relay", is_fit)
 
     def due_count(self, connection: Connection, now: datetime) -> int:
         """Return how many there are."""

@@ -8,8 +8,9 @@ is the head. Alembic is imported only when there is something to do.
 
 from __future__ import annotations
 
-__all__ = ["NewerDatabase", "head", "migrate", "version"]
+__all__ = ["NewerDatabase", "NotMigrated", "head", "is_current", "migrate", "version"]
 
+from math import inf
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, inspect
@@ -19,6 +20,10 @@ _HERE = Path(__file__).parent
 
 class NewerDatabase(Exception):
     """The database was written by a newer release than this one."""
+
+
+class NotMigrated(Exception):
+    """The tables are not what this release expects, and somebody has to say that they may be changed."""
 
 
 def head(module: str) -> str:
@@ -43,18 +48,27 @@ def migrate(engine: Engine, module: str) -> bool:
     Raises:
         NewerDatabase: They are beyond it.
     """
+    if is_current(engine, module):
+        return False
+    return _upgrade(engine, module)
+
+
+def is_current(engine: Engine, module: str) -> bool:
+    """
+    Tell whether *module*'s tables are at the head.
+
+    Raises:
+        NewerDatabase: They are beyond it.
+    """
     latest = head(module)
     with engine.connect() as connection:
         found = version(connection, module)
-    if found == latest:
-        return False
     if found is not None and found > latest:
         raise NewerDatabase(f"the tables of {module} are at revision {found}, this release knows {latest}")
-    _upgrade(engine, module)
-    return True
+    return found == latest
 
 
-def _upgrade(engine: Engine, module: str) -> None:
+def _upgrade(engine: Engine, module: str) -> bool:
     import logging
 
     logging.getLogger("alembic").setLevel(logging.WARNING)  # what it says of itself is no news to an operator
@@ -70,6 +84,14 @@ def _upgrade(engine: Engine, module: str) -> None:
     config.set_main_option("path_separator", "os")
     script = ScriptDirectory.from_config(config)
     with engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            # SQLite gives the whole database to whoever begins; here two would make the same tables at once.
+            connection.connection.driver_connection.answer_seconds = inf  # type: ignore[union-attr]
+            connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"{module} migrate",))
+        if version(connection, module) == head(module):
+            return False
         context = MigrationContext.configure(
             connection,
             opts={
@@ -79,3 +101,4 @@ def _upgrade(engine: Engine, module: str) -> None:
         )
         with Operations.context(context):
             context.run_migrations()
+    return True

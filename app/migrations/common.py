@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-__all__ = ["create_mail_1"]
+__all__ = ["create_mail_1", "key_type"]
 
 import sqlalchemy as sa
 from alembic import op
+
+
+def key_type(length: int) -> sa.String:
+    """Return the type of a key: compared byte by byte on every database, whatever language it was made for."""
+    return sa.String(length).with_variant(sa.String(length, collation="C"), "postgresql")
 
 
 def create_mail_1(module: str) -> None:
     """Make *module*'s inbox, outbox and dead letters, first edition."""
     op.create_table(
         f"{module}_inbox",
-        sa.Column("id", sa.String(255), primary_key=True),
+        sa.Column("id", key_type(255), primary_key=True),
         sa.Column("heard_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("fingerprint", sa.String(64)),
         sa.Column("answer", sa.Text),
@@ -21,7 +26,7 @@ def create_mail_1(module: str) -> None:
     op.create_index(f"{module}_inbox_by_age", f"{module}_inbox", ["heard_at"])
     op.create_table(
         f"{module}_outbox",
-        sa.Column("id", sa.String(255), primary_key=True),
+        sa.Column("id", key_type(255), primary_key=True),
         sa.Column("event_id", sa.String(255), nullable=False),
         sa.Column("subject", sa.String(255), nullable=False),
         sa.Column("key", sa.String(64), nullable=False),
@@ -35,11 +40,18 @@ def create_mail_1(module: str) -> None:
         sa.Column("sent_at", sa.DateTime(timezone=True)),
         sqlite_with_rowid=False,
     )
-    op.create_index(f"{module}_outbox_unsent", f"{module}_outbox", ["due_at"], sqlite_where=sa.text("sent_at IS NULL"))
-    op.create_index(f"{module}_outbox_by_name", f"{module}_outbox", ["name"], sqlite_where=sa.text("name IS NOT NULL"))
+    for name, column, where in (("unsent", "due_at", "sent_at IS NULL"), ("by_name", "name", "name IS NOT NULL")):
+        condition = sa.text(where)
+        op.create_index(
+            f"{module}_outbox_{name}",
+            f"{module}_outbox",
+            [column],
+            sqlite_where=condition,
+            postgresql_where=condition,
+        )
     op.create_table(
         f"{module}_dead_letter",
-        sa.Column("id", sa.String(36), primary_key=True),
+        sa.Column("id", key_type(36), primary_key=True),
         sa.Column("consumer", sa.String(255), nullable=False),
         sa.Column("subject", sa.String(255), nullable=False),
         sa.Column("error", sa.String(64), nullable=False),

@@ -186,6 +186,10 @@ def _shed(shed: Shed) -> Refused:
 # Not the exception's own sentence: whoever raises it may have put a host or a path into it.
 _SHED = {
     "overloaded": "There is too much waiting already; nothing was stored. Come again later.",
+    "outcome_unknown": (
+        "The database went out of reach in the middle of it, and it is not known whether this was stored."
+        " Send it again with the same Idempotency-Key, or look before you send it again."
+    ),
     "database_unavailable": "The database is out of reach; nothing was stored. Come again later.",
 }
 

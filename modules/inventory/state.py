@@ -9,6 +9,7 @@ from enum import StrEnum
 from attrs import frozen
 from sqlalchemy import JSON, BigInteger, CheckConstraint, Column, MetaData, String, Table
 
+from modules.tables import key_type
 from modules.values import Line
 
 
@@ -49,7 +50,7 @@ metadata = MetaData()
 product_table = Table(
     "inventory_product",
     metadata,
-    Column("product_id", String(64), primary_key=True),
+    Column("product_id", key_type(64), primary_key=True),
     Column("name", String(255)),
     Column("on_hand", BigInteger, nullable=False),
     Column("reserved", BigInteger, nullable=False),
@@ -63,7 +64,7 @@ product_table = Table(
 reservation_table = Table(
     "inventory_reservation",
     metadata,
-    Column("order_id", String(36), primary_key=True),
+    Column("order_id", key_type(36), primary_key=True),
     Column("status", String(16), nullable=False),
     Column("lines", JSON, nullable=False),
     CheckConstraint("status IN ('held', 'rejected', 'shipped', 'released')", name="inventory_reservation_status"),

@@ -11,6 +11,7 @@ from typing import Any
 from attrs import frozen
 from sqlalchemy import JSON, BigInteger, Boolean, CheckConstraint, Column, DateTime, Index, MetaData, String, Table
 
+from modules.tables import key_type
 from modules.values import Line
 
 Timeline = tuple[dict[str, Any], ...]
@@ -54,7 +55,7 @@ metadata = MetaData()
 order_table = Table(
     "orders_order",
     metadata,
-    Column("order_id", String(36), primary_key=True),
+    Column("order_id", key_type(36), primary_key=True),
     Column("customer_id", String(64), nullable=False),
     Column("status", String(16), nullable=False),
     Column("reason", String(32)),

@@ -10,6 +10,8 @@ from enum import StrEnum
 from attrs import frozen
 from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, DateTime, Integer, MetaData, String, Table
 
+from modules.tables import key_type
+
 
 class PaymentStatus(StrEnum):
     PENDING = "pending"
@@ -26,6 +28,7 @@ class Payment:
 
     Without an amount, declined: the order was cancelled before we were asked for anything. *calls* counts what was
     sent to the gateway, *attempts* how often we set out to; *is_waiting* while the next attempt is in the outbox.
+    *reason* says why it is declined, why it was put aside, or why the refund has not succeeded yet.
     """
 
     order_id: str
@@ -41,13 +44,18 @@ class Payment:
     is_waiting: bool = False
     updated_at: datetime
 
+    @property
+    def is_put_aside(self) -> bool:
+        """True while what the gateway said contradicts what it was asked: it is never charged again then."""
+        return self.status is PaymentStatus.UNKNOWN and self.reason is not None
+
 
 metadata = MetaData()
 
 payment_table = Table(
     "payments_payment",
     metadata,
-    Column("order_id", String(36), primary_key=True),
+    Column("order_id", key_type(36), primary_key=True),
     Column("status", String(16), nullable=False),
     Column("amount", BigInteger),
     Column("currency", String(3)),

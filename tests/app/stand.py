@@ -96,7 +96,9 @@ class Stand:
 
     async def rows(self, sql: str, *values: Any) -> list[Any]:
         """Return what *sql* finds in the database."""
-        return await self.database.read(lambda connection: list(connection.exec_driver_sql(sql, values)))
+        text = self.database.dialect.text(sql)
+        found = await self.database.read(lambda connection: connection.exec_driver_sql(text, values).all())
+        return [tuple(row) for row in found]
 
     async def outbox(self, name: str) -> list[Any]:
         """Return subject and sent_at of all that a module has said, in the order in which it is due."""
@@ -104,11 +106,11 @@ class Stand:
 
 
 @asynccontextmanager
-async def stand_at(path: Path, clock: Clock | None = None, **shell: Any) -> AsyncIterator[Stand]:
-    """Set up a stand on the database in *path*; take it down at the end. Entered twice, it is a restart."""
+async def stand_at(where: Path | str, clock: Clock | None = None, **shell: Any) -> AsyncIterator[Stand]:
+    """Set up a stand on the database in the file or at the address *where*; take it down at the end. Twice, it is a restart."""
     clock = clock or SystemClock()
     metrics = Metrics()
-    database = Database(f"sqlite:///{path}")
+    database = Database(where if isinstance(where, str) else f"sqlite:///{where}")
     plates = (orders.module(timedelta(seconds=900)), inventory.module(), payments.module())
     for plate in plates:
         migrate(database.engine, plate.name)

@@ -207,7 +207,7 @@ async def test_a_refusal_does_not_use_up_the_key(stand: Stand) -> None:
 
 async def test_a_locked_database_is_out_of_reach_and_heals_by_itself(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Askers hear Unavailable; what the bus brought is kept, spends no try, and is decided once the lock goes."""
-    monkeypatch.setattr("app.database.BUSY_SECONDS", 0.02)
+    monkeypatch.setattr("app.sqlite.BUSY_SECONDS", 0.02)
     async with stand_at(path, HurriedClock()) as stand:
         await stand.tell("inventory", product())
         await stand.listen("inventory")
@@ -321,7 +321,7 @@ async def test_a_database_that_goes_away_among_singles_takes_nothing_back(
     write = stand.database.write
     calls = 0
 
-    async def failing(work: Any) -> Any:
+    async def failing(work: Any, *place: str) -> Any:
         nonlocal calls
         calls += 1
         if calls == 1:

@@ -76,4 +76,6 @@ class Crowd:
                 continue
             if reply.status != 503:
                 return reply
+            if reply.body["code"] == "outcome_unknown" and not is_safe:
+                return None
             await asyncio.sleep(0.05)

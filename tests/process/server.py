@@ -56,11 +56,11 @@ class Server:
         self._reader: threading.Thread | None = None
 
     @property
-    def database(self) -> Path:
-        """Where it keeps everything."""
-        return self.folder / "data" / "fulfilment.db"
+    def database(self) -> Path | str:
+        """Where it keeps everything: a file, or an address."""
+        return self.settings.get("DATABASE_URL") or self.folder / "data" / "fulfilment.db"
 
-    def database_of(self, module: str) -> Path:
+    def database_of(self, module: str) -> Path | str:
         """Where *module* keeps everything; here they all share one."""
         return self.database
 

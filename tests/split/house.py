@@ -65,7 +65,7 @@ class House:
         """Where *path* is answered at present."""
         return self._part_for(path).url + path
 
-    def database_of(self, module: str) -> Path:
+    def database_of(self, module: str) -> Path | str:
         """Where *module* keeps everything."""
         return self.parts[module][0].database
 

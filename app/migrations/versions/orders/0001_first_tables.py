@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from app.migrations.common import create_mail_1
+from app.migrations.common import create_mail_1, key_type
 
 revision = "0001"
 down_revision = None
@@ -15,7 +15,7 @@ def upgrade() -> None:
     """Make them."""
     op.create_table(
         "orders_order",
-        sa.Column("order_id", sa.String(36), primary_key=True),
+        sa.Column("order_id", key_type(36), primary_key=True),
         sa.Column("customer_id", sa.String(64), nullable=False),
         sa.Column("status", sa.String(16), nullable=False),
         sa.Column("reason", sa.String(32)),

@@ -1,0 +1,119 @@
+"""
+What differs from one database to the next: how it is opened, how statements are said, and what its errors mean.
+
+The rest of the house writes its SQL once, with ``?`` for a value and ``{keys}`` for a list of them, and asks here.
+"""
+
+from __future__ import annotations
+
+__all__ = ["MARK", "Dialect", "Statement", "Trouble", "Unusable", "dialect_of"]
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any, Protocol
+
+from sqlalchemy import Connection, Engine, Table, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+MARK = "transaction"
+"""Under this name, in a connection's ``info``, stands what `Dialect.was_committed` asks about."""
+
+
+class Unusable(Exception):
+    """The database cannot be opened, or is not one of ours; its message is one line for the operator."""
+
+
+class Trouble(Enum):
+    """What is to be done about an error: come back later, or do the whole transaction again at once."""
+
+    AWAY = "away"
+    AGAIN = "again"
+
+
+class Statement(Protocol):
+    """One statement over any number of rows, prepared once."""
+
+    def run(self, connection: Connection, rows: Sequence[Sequence[Any]], before: tuple[Any, ...] = ()) -> list[Any]:
+        """Run it for *rows*; *before* are values that come first. Return all rows that it returns."""
+
+
+class Dialect(Protocol):
+    """One kind of database."""
+
+    name: str
+    locking: str
+    """Ends a query that selects rows to be changed: nobody else changes them until the transaction ends."""
+    skip_locked: str
+    """Ends a query that selects rows to be changed by whoever comes first: what another has in hand is left to him."""
+    is_shared: bool
+    """True where other processes like this one may work on the same database."""
+
+    def engine(self, url: str) -> Engine:
+        """
+        Prepare an engine for *url*; nothing is opened yet. Its connections begin transactions as the writer needs them,
+        or, with the execution option ``reading``, as a reader does.
+
+        Raises:
+            Unusable: There is no driver for it, or nobody can read the address.
+        """
+
+    def trouble(self, error: BaseException) -> Trouble | None:
+        """Say what to do about *error*; None where it is the work's own fault, or not the database's at all."""
+
+    def explain(self, error: DBAPIError) -> str:
+        """Say in a few words, for the operator and without host or password, why the database cannot be used."""
+
+    def is_conflict(self, error: BaseException) -> bool:
+        """Tell whether *error* says that a row is there already: it was written a moment ago, or will always be there."""
+
+    def is_cut(self, connection: Connection) -> bool:
+        """Tell whether *connection* has lost its server; what it had not committed is undone there."""
+
+    def was_committed(self, engine: Engine, mark: Any) -> bool | None:
+        """Say what became of the transaction *mark*, whose connection was cut while it committed; None: nobody knows."""
+
+    def lead(self, connection: Connection, name: str, is_fit: bool) -> bool:
+        """
+        Take, keep or (no longer *is_fit*) give up the lead in *name*; return whether it is ours.
+
+        Of all processes on a database one has it at a time. It goes with the connection.
+        """
+
+    def moment(self, column: str) -> str:
+        """Return what selects the moment in *column* as `app.rows.instant` writes it."""
+
+    def json_rows(self, columns: Sequence[Any]) -> str:
+        """Return what selects all rows, of *columns* each, as one text: a JSON array of arrays."""
+
+    def text(self, sql: str) -> str:
+        """Return *sql* as the driver wants it."""
+
+    def by_keys(self, sql: str) -> Statement:
+        """Return the statement *sql*, whose ``{keys}`` follows a column and stands for the values that it may have."""
+
+    def insert(self, table: Table, names: Sequence[str], conflict: str = "") -> Statement:
+        """Return the statement that inserts rows of the columns *names*; *conflict* says what if they are there."""
+
+
+def dialect_of(url: str) -> Dialect:
+    """
+    Return the dialect that is spoken at *url*. A driver is imported only when it is asked for.
+
+    Raises:
+        Unusable: Nobody here speaks it.
+    """
+    try:
+        name = url.partition(":")[0] if url.startswith("postgresql") else make_url(url).get_backend_name()
+    except ArgumentError:
+        raise Unusable("this is no address of a database") from None
+    if name == "sqlite":
+        from app.sqlite import Sqlite
+
+        return Sqlite()
+    if name == "postgresql":
+        try:
+            from app.postgres import Postgres
+        except ImportError:
+            raise Unusable("PostgreSQL needs its driver: pip install 'fulfilment[postgres]'") from None
+        return Postgres()
+    raise Unusable(f"{name} is not supported: must begin with sqlite:/// or postgresql://")

@@ -1,0 +1,261 @@
+"""NATS accounts: each module may do its own work, and none of another's."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from types import ModuleType
+
+import nats
+import nats.errors
+import pytest
+from attrs import define
+from nats.aio.client import Client
+
+from app.build import modules_of
+from app.clock import SystemClock
+from app.topology import plan
+from bus.patrol import Patrol
+from bus.port import DeadLetter
+from bus.provisioning import apply
+from bus.replays import original
+from bus.topology import ADVISORIES, DEAD_LETTERS, stream_name
+from config.settings import MODULES, Settings
+from tests.house.tree import ROOT
+from tests.nats import NatsServer
+
+ACCOUNTS = ROOT / "deploy/nats/accounts.conf"
+
+PATIENCE_SECONDS = 2.0
+
+TOPOLOGY = plan(modules_of(Settings()))
+
+
+@pytest.fixture(scope="module")
+def writer() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("write_accounts", ROOT / "deploy/nats/write_accounts.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """A server with the house's accounts, and its streams and durables."""
+    patch = pytest.MonkeyPatch()
+    for user in (*MODULES, "provisioner"):
+        patch.setenv(f"{user.upper()}_PASSWORD", f"p-{user}")
+    folder = tmp_path_factory.mktemp("nats")
+    (folder / "accounts.conf").write_bytes(ACCOUNTS.read_bytes())
+    with NatsServer(folder, config='include "accounts.conf"') as started:
+        patch.undo()
+        asyncio.run(provision(started))
+        yield started
+
+
+async def provision(server: NatsServer) -> None:
+    client = await nats.connect(server.url, user="provisioner", password="p-provisioner")
+    changes = await apply(client.jetstream(), TOPOLOGY, replicas=1)
+    assert [change.line for change in changes if change.is_refused] == []
+    await client.close()
+
+
+@define
+class User:
+    """A connection of one module's user, and what it was denied."""
+
+    module: str
+    client: Client
+    denied: list[str]
+
+    async def may_publish(self, subject: str) -> bool:
+        """Publish on *subject*, and tell whether the server has let it through."""
+        await self.client.publish(subject, b"{}")
+        return not await self._is_denied(f'publish to "{subject}"')
+
+    async def may_subscribe(self, subject: str) -> bool:
+        """Subscribe to *subject*, and tell whether the server has let that through."""
+        await self.client.subscribe(subject)
+        return not await self._is_denied(f'subscription to "{subject}"')
+
+    async def _is_denied(self, attempt: str) -> bool:
+        """Wait for the server's no; it comes before the answer to a ping, but the client tells it when it likes."""
+        await self.client.flush(5)
+        until = asyncio.get_running_loop().time() + PATIENCE_SECONDS
+        while not any(attempt.lower() in text.lower() for text in self.denied):
+            if asyncio.get_running_loop().time() > until:
+                return False
+            await asyncio.sleep(0.001)
+        return True
+
+
+class Letters:
+    """Dead letters, kept in a list."""
+
+    def __init__(self) -> None:
+        self.laid_down: list[DeadLetter] = []
+
+    async def add(self, letter: DeadLetter) -> None:
+        self.laid_down.append(letter)
+
+
+Enter = Callable[[str], Awaitable[User]]
+
+
+@pytest.fixture
+async def enter(server: NatsServer) -> AsyncIterator[Enter]:
+    clients: list[Client] = []
+
+    async def connect(module: str) -> User:
+        denied: list[str] = []
+
+        async def note(error: Exception) -> None:
+            denied.append(str(error))
+
+        client = await nats.connect(
+            server.url, user=module, password=f"p-{module}", inbox_prefix=f"_INBOX_{module}", error_cb=note
+        )
+        clients.append(client)
+        return User(module, client, denied)
+
+    yield connect
+    for client in clients:
+        await client.close()
+
+
+def subjects_of(module: str) -> list[str]:
+    """Return subjects that only *module* may use: its events, its dead letters, its durables, its inbox."""
+    durables = [each for each in TOPOLOGY.consumers if each.name.startswith((module, f"patrol-{module}"))]
+    assert durables
+    heard = [subject for each in TOPOLOGY.consumers for subject in each.subjects if subject.startswith(f"{module}.")]
+    said = next(subject for subject in heard if original(subject) == subject)
+    return [
+        said,
+        f"{said}.express",
+        f"{module}.replay.{module}.{said}",
+        f"dead.{module}.{said}",
+        f"_INBOX_{module}.abc",
+        *(f"$JS.API.CONSUMER.MSG.NEXT.{each.stream}.{each.name}" for each in durables),
+        *(f"$JS.API.CONSUMER.INFO.{each.stream}.{each.name}" for each in durables),
+        *(f"$JS.ACK.{each.stream}.{each.name}.1.1.1.1.0" for each in durables),
+    ]
+
+
+STREAMS = [stream.name for stream in TOPOLOGY.streams]
+NOBODYS = [
+    *(f"$JS.API.STREAM.{verb}.{stream}" for verb in ("CREATE", "UPDATE", "DELETE", "PURGE", "MSG.DELETE") for stream in STREAMS),
+    *(f"$JS.API.CONSUMER.DELETE.{each.stream}.{each.name}" for each in TOPOLOGY.consumers),
+    *(f"$JS.API.CONSUMER.CREATE.{each.stream}.{each.name}" for each in TOPOLOGY.consumers),
+    *(f"$JS.API.CONSUMER.DURABLE.CREATE.{each.stream}.{each.name}" for each in TOPOLOGY.consumers),
+    f"$JS.API.STREAM.MSG.GET.{DEAD_LETTERS}",
+    f"$JS.API.STREAM.MSG.GET.{ADVISORIES}",
+    "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.ORDERS.orders",
+    "$SYS.REQ.SERVER.PING",
+    "nobody.knows.v1",
+]
+
+
+def test_the_accounts_follow_from_the_door_plates(writer: ModuleType) -> None:
+    """Whoever changes what a module says or hears writes them again."""
+    assert ACCOUNTS.read_text(encoding="utf-8") == writer.accounts()
+
+
+@pytest.mark.parametrize("module", MODULES)
+async def test_a_module_may_not_speak_for_another(module: str, enter: Enter) -> None:
+    """Nor fetch another's messages, answer for them, lay down another's dead letters, or write into its inbox."""
+    user = await enter(module)
+    foreign = [subject for other in MODULES if other != module for subject in subjects_of(other)]
+    assert len(foreign) > 40
+    allowed = [subject for subject in foreign if await user.may_publish(subject)]
+    assert allowed == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+async def test_a_module_hears_nothing_past_its_durables(module: str, enter: Enter) -> None:
+    """No subject but its own inbox can be subscribed to, its own events included, and no wildcard around them."""
+    user = await enter(module)
+    subjects = [subject for each in MODULES for subject in subjects_of(each) if not subject.startswith(f"_INBOX_{module}.")]
+    subjects += [">", "*.>", f"{module}.>", "dead.>", "$JS.>", "$SYS.>", "_INBOX.>", "*.*", "*.created.v1"]
+    allowed = [subject for subject in subjects if await user.may_subscribe(subject)]
+    assert allowed == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+async def test_a_module_changes_no_stream_and_no_durable(module: str, enter: Enter) -> None:
+    """Those are made by the provisioner alone."""
+    user = await enter(module)
+    allowed = [subject for subject in NOBODYS if await user.may_publish(subject)]
+    assert allowed == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+async def test_a_module_may_do_all_of_its_own_work(module: str, enter: Enter) -> None:
+    """Say, hear, answer, look, lay down, and read what nobody knows."""
+    user = await enter(module)
+    js = user.client.jetstream(timeout=5)
+    heard = [each for each in TOPOLOGY.consumers if each.name.partition("-")[0] == module]
+    for each in heard:
+        speaker = await enter(stream_name(each.stream).lower())
+        await speaker.client.jetstream(timeout=5).publish(each.subjects[0], b"{}")
+        assert (await js.consumer_info(each.stream, each.name)).name == each.name
+        subscription = await js.pull_subscribe_bind(each.name, stream=each.stream)
+        (message,) = await subscription.fetch(1, timeout=5)
+        await message.ack_sync(timeout=5)
+        assert (await js.get_msg(each.stream, message.metadata.sequence.stream)).data == b"{}"
+        assert (await js.stream_info(each.stream, subjects_filter=">")).config.name == each.stream
+        await js.publish(f"dead.{each.name}.{each.subjects[0]}", b"{}")
+    assert len(heard) >= 4
+    assert user.denied == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+async def test_a_module_may_walk_its_patrol(module: str, enter: Enter) -> None:
+    """It finds what nobody knows in its stream, twice, and learns whose last try has failed."""
+    user = await enter(module)
+    js = user.client.jetstream(timeout=5)
+    letters = Letters()
+    known = {subject for each in TOPOLOGY.consumers for subject in each.subjects} | {f"{module}.known.v1"}
+    patrol = Patrol(lambda: js, module, TOPOLOGY.consumers, known, letters, SystemClock(), look_seconds=0.1)
+    for subject in (f"{module}.nonsense.v1", f"{module}.rubbish.v1"):
+        await js.publish(subject, b"{}")
+        await patrol.step()
+    assert [letter.message.subject for letter in letters.laid_down] == [f"{module}.nonsense.v1", f"{module}.rubbish.v1"]
+    for letter in letters.laid_down:
+        await js.publish(f"dead.{letter.consumer}.{letter.message.subject}", b"{}")
+    assert user.denied == []
+
+
+async def test_the_provisioner_neither_speaks_nor_hears(enter: Enter, server: NatsServer) -> None:
+    """Who makes the streams puts nothing into them."""
+    user = await enter("orders")
+    denied: list[str] = []
+
+    async def note(error: Exception) -> None:
+        denied.append(str(error))
+
+    client = await nats.connect(server.url, user="provisioner", password="p-provisioner", error_cb=note)
+    provisioner = User("provisioner", client, denied)
+    try:
+        for subject in ("orders.created.v1", "dead.orders.orders.created.v1", "$JS.ACK.ORDERS.orders.1.1.1.1.0"):
+            assert not await provisioner.may_publish(subject), subject
+        for subject in ("orders.>", ">", "_INBOX_orders.>"):
+            assert not await provisioner.may_subscribe(subject), subject
+    finally:
+        await client.close()
+    assert user.denied == []
+
+
+@pytest.mark.parametrize(("name", "password"), [("orders", "p-payments"), ("admin", "p-admin"), (None, None)])
+async def test_nobody_gets_in_without_the_right_password(server: NatsServer, name: str | None, password: str | None) -> None:
+    """There is no user for whoever names none."""
+
+    async def quiet(error: Exception) -> None:
+        """The error is raised as well."""
+
+    client = Client()
+    with pytest.raises(nats.errors.Error, match=r"(?i)authorization|no servers"):
+        await client.connect(server.url, user=name, password=password, allow_reconnect=False, error_cb=quiet)
+    await client.close()

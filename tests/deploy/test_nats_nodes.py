@@ -1,0 +1,146 @@
+"""The configuration of the NATS nodes, run as it is deployed: three nodes, what is acknowledged is on disk, and TLS."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+import trustme
+from attrs import frozen
+
+from app.broker import OutOfReach, jetstream
+from app.build import modules_of
+from app.topology import plan
+from bus.provisioning import apply, drift
+from config.settings import MODULES, Settings
+from tests.house.tree import ROOT
+
+CONFIGURATION = ROOT / "deploy/nats"
+START_SECONDS = 20.0
+PASSWORDS = {f"{user.upper()}_PASSWORD": f"p-{user}" for user in (*MODULES, "provisioner")}
+
+
+@frozen
+class Node:
+    """A running node."""
+
+    port: int
+    monitor: str
+
+    def ask(self, path: str) -> dict[str, object]:
+        with urlopen(self.monitor + path, timeout=5) as answer:
+            found: dict[str, object] = json.load(answer)
+            return found
+
+
+@contextmanager
+def node(folder: Path, name: str, cluster: str, files: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start nats.conf as it is committed; only ports and folders are this test's own."""
+    shutil.copytree(CONFIGURATION, folder)
+    (folder / "cluster.conf").write_text(cluster, encoding="utf-8")
+    nats = (folder / "nats.conf").read_text(encoding="utf-8")
+    assert nats.count('"/data"') == 1
+    (folder / "nats.conf").write_text(nats.replace('"/data"', f'"{folder}/data"'), encoding="utf-8")
+    for file, content in files.items():
+        (folder / file).write_text(content, encoding="utf-8")
+    program = Path(sys.executable).with_name("nats-server")
+    command = [program, "-c", folder / "nats.conf", "-a", "127.0.0.1", "-p", "-1", "-m", "-1"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "--ports_file_dir", folder], env=PASSWORDS | {"NODE": name}, stdout=log, stderr=log
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ready(folder: Path, process: subprocess.Popen[bytes]) -> Node:
+    """Return the node once it serves."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            ports = json.loads((folder / f"nats-server_{process.pid}.ports").read_text(encoding="utf-8"))
+            found = Node(int(ports["nats"][0].rpartition(":")[2]), ports["monitoring"][0].replace("0.0.0.0", "127.0.0.1"))
+            if found.ask("/healthz")["status"] == "ok":
+                return found
+        except (OSError, ValueError, KeyError, IndexError):
+            pass
+        log = (folder / "log").read_text(encoding="utf-8", errors="replace")
+        assert process.poll() is None, log
+        assert time.monotonic() < deadline, log
+        time.sleep(0.02)
+
+
+def provisioner(*urls: str, tls_ca: str | None = None) -> Settings:
+    return Settings(
+        bus="nats", nats_url=urls, nats_user="provisioner", nats_password="p-provisioner", nats_tls_ca=tls_ca,
+        nats_replicas=len(urls),
+    )  # fmt: skip
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]
+
+
+@pytest.mark.slow
+async def test_three_nodes_keep_three_replicas_and_write_before_they_acknowledge(tmp_path: Path) -> None:
+    """sync_interval is read back: a misspelt one would leave two minutes of acknowledged orders to the page cache."""
+    ports = free_ports(3)
+    routes = ", ".join(f'"nats-route://127.0.0.1:{port}"' for port in ports)
+    with ExitStack() as running:
+        folders = [tmp_path / f"node-{number}" for number in range(3)]
+        processes = [
+            running.enter_context(
+                node(folder, folder.name, f'cluster {{ name: test, listen: "127.0.0.1:{port}", routes: [{routes}] }}', {})
+            )
+            for folder, port in zip(folders, ports, strict=True)
+        ]
+        nodes = [ready(folder, process) for folder, process in zip(folders, processes, strict=True)]
+        settings = provisioner(*(f"nats://127.0.0.1:{each.port}" for each in nodes))
+        topology = plan(modules_of(settings))
+        async with jetstream(settings) as js:
+            await apply(js, topology, replicas=3)
+            assert await drift(js, topology, replicas=3) == []
+            assert (await js.stream_info("ORDERS")).config.num_replicas == 3
+        for each in nodes:
+            config = each.ask("/jsz")["config"]
+            assert isinstance(config, dict)
+            assert config["sync_always"] is True
+
+
+@pytest.mark.slow
+async def test_with_tls_a_client_that_knows_the_authority_gets_in_and_plain_text_does_not(tmp_path: Path) -> None:
+    """tls.conf in place of transport.conf, NATS_TLS_CA for the clients: that is all there is to it."""
+    authority, stranger = trustme.CA(), trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    tls = tmp_path / "tls"
+    tls.mkdir()
+    authority.cert_pem.write_to_path(str(tls / "ca.pem"))
+    stranger.cert_pem.write_to_path(str(tls / "stranger.pem"))
+    certificate.private_key_pem.write_to_path(str(tls / "server-key.pem"))
+    for number, pem in enumerate(certificate.cert_chain_pems):
+        pem.write_to_path(str(tls / "server.pem"), append=number > 0)
+    folder = tmp_path / "node"
+    transport = (CONFIGURATION / "tls.conf").read_text(encoding="utf-8").replace('"tls/', f'"{tls}/')
+    with node(folder, "n", "", {"transport.conf": transport}) as process:
+        port = ready(folder, process).port
+        settings = provisioner(f"tls://127.0.0.1:{port}", tls_ca=str(tls / "ca.pem"))
+        async with jetstream(settings) as js:
+            assert await js.streams_info() == []
+        for url, tls_ca in (("nats", None), ("tls", str(tls / "stranger.pem"))):
+            with pytest.raises(OutOfReach):
+                async with jetstream(provisioner(f"{url}://127.0.0.1:{port}", tls_ca=tls_ca)):
+                    pass

@@ -1,0 +1,284 @@
+"""The reverse proxy as it is configured, before three processes that only say who they are."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import unused_port
+from attrs import define, field
+from yarl import URL
+
+from config.settings import MODULES
+from tests.house.tree import ROOT
+from tests.image.workshop import unpacked
+
+PROXY = ROOT / "deploy/proxy"
+
+
+@define
+class Behind:
+    """A process behind the proxy: answers with its name, and notes what it was asked."""
+
+    name: str
+    port: int = 0
+    asked: list[str] = field(factory=list)
+    letters: set[str] = field(factory=set)
+    headers: list[dict[str, str]] = field(factory=list)
+    go_on: asyncio.Event = field(factory=asyncio.Event)
+    runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        application = web.Application()
+        application.router.add_get("/v1/orders/{id}/stream", self.stream)
+        application.router.add_route("*", "/v1/dead-letters/{id}{rest:(/replay)?}", self.letter)
+        application.router.add_route("*", "/{path:.*}", self.answer)
+        self.runner = web.AppRunner(application)
+        await self.runner.setup()
+        site = web.TCPSite(self.runner, "127.0.0.1", self.port)
+        await site.start()
+        self.port = self.runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        if self.runner is not None:
+            await self.runner.cleanup()
+
+    def note(self, request: web.Request) -> None:
+        self.asked.append(f"{request.method} {request.path_qs}")
+        self.headers.append(dict(request.headers))
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.note(request)
+        body = await request.read()
+        return web.json_response({"by": self.name, "bytes": len(body)}, headers={"X-Correlation-ID": "from-" + self.name})
+
+    async def letter(self, request: web.Request) -> web.Response:
+        self.note(request)
+        if request.match_info["id"] == "replay":
+            return web.json_response({"by": self.name})
+        known = request.match_info["id"] in self.letters
+        return web.json_response({"by": self.name}, status=202 if known else 404)
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        self.note(request)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"data: first\n\n")
+        await self.go_on.wait()
+        await response.write(b"data: last\n\n")
+        return response
+
+
+@pytest.fixture(scope="session")
+def nginx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpacked("nginx", tmp_path_factory.mktemp("nginx")) / "usr/sbin/nginx"
+
+
+@pytest.fixture
+async def houses() -> AsyncIterator[dict[str, Behind]]:
+    found = {name: Behind(name) for name in MODULES}
+    for each in found.values():
+        await each.start()
+    yield found
+    for each in found.values():
+        each.go_on.set()
+        await each.stop()
+
+
+@pytest.fixture(params=["upstreams.conf", "compose/upstreams.conf"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, houses: dict[str, Behind]) -> Path:
+    """The committed configuration; only addresses, the port and the folder for temporary files are this test's own."""
+    for name in ("nginx.conf", "dead-letters-of-one.conf"):
+        (tmp_path / name).write_bytes((PROXY / name).read_bytes())
+    upstreams = (PROXY / request.param).read_text(encoding="utf-8")
+    for name, house in houses.items():
+        upstreams, count = re.subn(rf"\b{name}:8080\b", f"127.0.0.1:{house.port}", upstreams)
+        assert count == 2
+    # Debian's nginx is older than `resolve`, and addresses need no resolver.
+    upstreams = re.sub(r"\bresolve ", "", re.sub(r"(?m)^resolver .*$", "", upstreams))
+    (tmp_path / "upstreams.conf").write_text(upstreams, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def url(nginx: Path, folder: Path) -> Iterator[str]:
+    """Where the proxy answers; `nginx -t` has found no fault in its configuration before."""
+    port = unused_port()
+    path = folder / "nginx.conf"
+    content = path.read_text(encoding="utf-8")
+    assert "listen 8080;" in content
+    path.write_text(
+        content.replace("listen 8080;", f"listen 127.0.0.1:{port};").replace("/tmp/", f"{folder}/"), encoding="utf-8"
+    )
+    command = [str(nginx), "-p", str(folder), "-c", str(path), "-e", "/dev/stderr"]
+    subprocess.run([*command, "-t"], check=True)
+    process = subprocess.Popen([*command, "-g", "daemon off; user root;"])
+    try:
+        for _ in range(500):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+@pytest.mark.parametrize(
+    ("path", "module"),
+    [
+        ("/v1/orders", "orders"),
+        ("/v1/orders?status=confirmed&limit=2", "orders"),
+        ("/v1/orders/1/cancel", "orders"),
+        ("/v1/inventory/SKU%2F1", "inventory"),
+        ("/v1/payments/1", "payments"),
+        ("/v1/payments/webhooks/stripe", "payments"),
+        ("/v1/dead-letters?consumer=orders", "orders"),
+        ("/v1/dead-letters?consumer=inventory-express", "inventory"),
+        ("/v1/dead-letters?limit=3&consumer=payments-gateway-express", "payments"),
+        ("/v1/dead-letters/replay?consumer=payments-strays", "payments"),
+        ("/openapi.json", "orders"),
+        ("/asyncapi.json", "orders"),
+        ("/docs", "orders"),
+        ("/docs/swagger-ui.css", "orders"),
+    ],
+)
+async def test_every_path_finds_its_module(
+    url: str, houses: dict[str, Behind], client: aiohttp.ClientSession, path: str, module: str
+) -> None:
+    """As it was sent: what is escaped stays so, and the query comes along."""
+    async with client.post(URL(url + path, encoded=True), data=b"{}") as answer:
+        assert (await answer.json())["by"] == module
+    assert houses[module].asked[-1].endswith(path)
+    assert [name for name, house in houses.items() if house.asked] == [module]
+
+
+async def test_headers_reach_the_module_and_come_back(
+    url: str, houses: dict[str, Behind], client: aiohttp.ClientSession
+) -> None:
+    """What the contract knows is handed through; a correlation id is made where there is no valid one."""
+    sent = {"X-Correlation-ID": "mine-1", "Idempotency-Key": "k", "traceparent": "00-" + "1" * 32 + "-" + "2" * 16 + "-01"}
+    async with client.post(f"{url}/v1/orders", headers=sent, data=b"x" * 70_000) as answer:
+        assert (await answer.json())["bytes"] == 70_000
+        assert answer.headers["X-Correlation-ID"] == "from-orders"
+    (seen,) = houses["orders"].headers
+    assert {name: seen[name] for name in sent} == sent
+    assert seen["Host"] == url.removeprefix("http://")
+    assert seen["X-Forwarded-For"] == "127.0.0.1"
+    async with client.get(f"{url}/v1/orders", headers={"X-Correlation-ID": 'no "good"'}):
+        pass
+    assert re.fullmatch("[0-9a-f]{32}", houses["orders"].headers[-1]["X-Correlation-ID"])
+
+
+@pytest.mark.parametrize("module", MODULES)
+async def test_a_dead_letter_is_found_wherever_it_lies(
+    url: str, houses: dict[str, Behind], client: aiohttp.ClientSession, module: str
+) -> None:
+    """And replayed, and thrown away, exactly once, whoever is asked first."""
+    houses[module].letters.add("letter-1")
+    for method, path in [("GET", ""), ("POST", "/replay"), ("DELETE", "")] * 3:
+        async with client.request(method, f"{url}/v1/dead-letters/letter-1{path}") as answer:
+            assert (answer.status, (await answer.json())["by"]) == (202, module)
+    assert len(houses[module].asked) == 9
+    async with client.get(f"{url}/v1/dead-letters/letter-2") as answer:
+        assert answer.status == 404
+    assert [house.asked[-1] for house in houses.values()] == ["GET /v1/dead-letters/letter-2"] * 3
+
+
+async def test_a_letter_is_not_said_to_be_nowhere_while_somebody_is_away(
+    url: str, houses: dict[str, Behind], client: aiohttp.ClientSession
+) -> None:
+    """Found where it is, or 503; never a 404 that might be wrong."""
+    houses["orders"].letters.add("letter-1")
+    await houses["payments"].stop()
+    statuses = set()
+    for _ in range(9):
+        async with client.get(f"{url}/v1/dead-letters/letter-1") as answer:
+            statuses.add(answer.status)
+    assert statuses <= {202, 503}
+    for _ in range(9):
+        async with client.get(f"{url}/v1/dead-letters/letter-2") as answer:
+            assert answer.status == 503
+
+
+@pytest.mark.parametrize("path", ["/v1/dead-letters", "/v1/dead-letters?consumer=shipping", "/v1/dead-letters/replay"])
+async def test_letters_of_nobody_are_asked_for_in_vain(url: str, client: aiohttp.ClientSession, path: str) -> None:
+    """No module's letters pass for everybody's."""
+    async with client.post(url + path, data=b"{}") as answer:
+        await is_problem(answer, 400, "consumer_needed")
+
+
+async def is_problem(answer: aiohttp.ClientResponse, status: int, code: str) -> None:
+    assert answer.status == status
+    assert answer.content_type == "application/problem+json"
+    problem = json.loads(await answer.text())
+    assert (problem["status"], problem["code"]) == (status, code)
+    assert problem["correlation_id"] == answer.headers["X-Correlation-ID"]
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/readyz", "/health", "/v1/nonsense", "/v1/dead-letters-of-all"])
+async def test_what_belongs_to_no_module_stays_inside(
+    url: str, houses: dict[str, Behind], client: aiohttp.ClientSession, path: str
+) -> None:
+    """Probes and numbers are for whoever runs the processes."""
+    async with client.get(url + path) as answer:
+        await is_problem(answer, 404, "not_found")
+    assert [house.asked for house in houses.values()] == [[], [], []]
+
+
+async def test_a_module_that_is_away_is_a_problem_to_come_back_with(
+    url: str, houses: dict[str, Behind], client: aiohttp.ClientSession
+) -> None:
+    """503 with Retry-After for it alone; the others answer, and so does it once it is back."""
+    await houses["orders"].stop()
+    async with client.post(f"{url}/v1/orders", data=b"{}") as answer:
+        await is_problem(answer, 503, "module_unavailable")
+        assert answer.headers["Retry-After"] == "2"
+    async with client.get(f"{url}/v1/inventory") as answer:
+        assert answer.status == 200
+    await houses["orders"].start()
+    async with client.post(f"{url}/v1/orders", data=b"{}") as answer:
+        assert answer.status == 200
+
+
+async def test_an_answer_of_the_module_is_left_as_it_is(url: str, houses: dict[str, Behind], client: aiohttp.ClientSession) -> None:
+    """A 404 or 503 of its own has its own words."""
+    async with client.get(f"{url}/v1/dead-letters/none") as answer:
+        assert (answer.status, sorted(await answer.json())) == (404, ["by"])
+
+
+async def test_events_come_while_the_order_still_goes_on(
+    url: str, houses: dict[str, Behind], client: aiohttp.ClientSession
+) -> None:
+    """Nothing is held back until there is more of it."""
+    async with client.get(f"{url}/v1/orders/1/stream") as answer:
+        async with asyncio.timeout(5):
+            assert await answer.content.readline() == b"data: first\n"
+        houses["orders"].go_on.set()
+        assert (await answer.content.read()).endswith(b"data: last\n\n")
+
+
+async def test_a_body_that_is_far_too_large_is_refused_at_the_door(
+    url: str, houses: dict[str, Behind], client: aiohttp.ClientSession
+) -> None:
+    """Before a module has to look at it."""
+    async with client.post(f"{url}/v1/orders", data=io.BytesIO(b"x" * 1_100_000)) as answer:
+        await is_problem(answer, 413, "body_too_large")
+    assert houses["orders"].asked == []

@@ -1,0 +1,257 @@
+"""Where the image is made and looked at, without a container engine: debootstrap, buildah, and the kernel's namespaces."""
+
+from __future__ import annotations
+
+__all__ = ["Container", "Image", "Workshop", "need", "unpacked"]
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import define, frozen
+
+from tests.house.tree import ROOT
+
+CODENAME = "bookworm"
+STEP_SECONDS = 540.0
+
+
+def need(packages: Mapping[str, str]) -> None:
+    """Install the Debian package of each program that is missing; *packages* are by program. Fail where that cannot be."""
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+    missing = sorted({package for program, package in packages.items() if shutil.which(program) is None})
+    if os.geteuid() != 0:
+        pytest.fail(f"the image is built and started by root only; needed beside: {', '.join(sorted(packages))}")
+    if missing and shutil.which("apt-get") is None:
+        pytest.fail(f"{', '.join(missing)} cannot be installed: there is no apt-get here")
+    if missing:
+        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        _run(["apt-get", "update", "-qq"], env=environment)
+        _run(["apt-get", "install", "-qq", "--yes", "--no-install-recommends", *missing], env=environment)
+
+
+def unpacked(package: str, folder: Path) -> Path:
+    """Unpack a Debian package in *folder*, without installing it; return *folder*. Fail where that cannot be."""
+    if shutil.which("apt-get") is None:
+        pytest.fail(f"{package} cannot be had: there is no apt-get here")
+    done = subprocess.run(["apt-get", "download", "-qq", package], cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        _run(["apt-get", "update", "-qq"])
+        _run(["apt-get", "download", "-qq", package], cwd=folder)
+    (archive,) = folder.glob(f"{package}_*.deb")
+    _run(["dpkg-deb", "--extract", archive, folder])
+    return folder
+
+
+def _run(command: Sequence[str | Path], **options: Any) -> str:
+    """Run *command* and return what it says; show all of that when it fails."""
+    try:
+        done = subprocess.run(
+            [str(part) for part in command],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, check=False, timeout=STEP_SECONDS, **options,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        pytest.fail(f"{shlex.join(map(str, command))} took longer than {STEP_SECONDS:g} s: {error.output}")
+    if done.returncode != 0:
+        pytest.fail(f"{shlex.join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-6000:]}")
+    return done.stdout
+
+
+@frozen
+class Image:
+    """What was built: its root file system, and what it says of itself."""
+
+    rootfs: Path
+    config: Mapping[str, Any]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that the image sets."""
+        return dict(variable.split("=", 1) for variable in self.config["Env"])
+
+    @property
+    def bytes(self) -> int:
+        """The sizes of all its files together: its size unpacked."""
+        return sum(path.lstat().st_size for path in self.rootfs.rglob("*") if path.is_file() and not path.is_symlink())
+
+    def start(self, folder: Path, *arguments: str, **settings: str) -> Container:
+        """
+        Start it as an engine would: its entrypoint, user and variables, alone in its root, which is read-only.
+
+        *folder* is its volume. The network and the users are this machine's; its processes are its own.
+        """
+        uid = int(self.config["User"].partition(":")[0])
+        os.chown(folder, uid, uid)
+        root = shlex.quote(str(self.rootfs))
+        (volume,) = self.config["Volumes"]
+        script = f"""
+            mount --make-rprivate /
+            mount --bind {root} {root}
+            mount --bind {shlex.quote(str(folder))} {root}{volume}
+            mount -t proc proc {root}/proc
+            for device in null urandom; do
+                mount --bind /dev/$device {root}/dev/$device
+            done
+            mount -o remount,bind,ro {root}
+            exec chroot --userspec={self.config["User"]} {root} "$@"
+        """
+        for device in ("null", "urandom"):
+            # An engine mounts a /dev of its own; here they need a place to be mounted on.
+            (self.rootfs / "dev" / device).touch()
+        variables = [f"{name}={value}" for name, value in (self.environment | settings).items()]
+        # env is not there inside, so variables are set outside, for a chroot that is called by its full name.
+        with (folder.parent / "stdout.txt").open("w") as stdout:
+            process = subprocess.Popen(
+            ["/usr/bin/unshare", "--mount", "--pid", "--fork",
+             "/usr/bin/env", "-i", *variables, "/bin/sh", "-euc", f"PATH={_SYSTEM_PATH}:$PATH\n{script}", "sh",
+             self._program(), *self.config["Entrypoint"][1:], *(arguments or self.config["Cmd"])],
+            stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        return Container(process, folder.parent / "stdout.txt")
+
+    def _program(self) -> str:
+        """Return the full name of what the entrypoint calls; an engine looks it up in the image's own PATH."""
+        name = self.config["Entrypoint"][0]
+        for folder in self.environment["PATH"].split(":"):
+            if (self.rootfs / folder.lstrip("/") / name).is_symlink():
+                return f"{folder}/{name}"
+        pytest.fail(f"{name} is not on the image's PATH")
+
+
+_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@define
+class Container:
+    """A started image."""
+
+    process: subprocess.Popen[bytes]
+    stdout: Path
+
+    @property
+    def said(self) -> str:
+        """What it has written so far."""
+        return self.stdout.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def first_pid(self) -> int:
+        """Its first process, as seen from outside."""
+        return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0])
+
+    def wait_until_ready(self, seconds: float = 30.0) -> str:
+        """Return the address that it says it is ready at."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if found := re.search(r"ready at http://[^:]+:([0-9]+)", self.said):
+                return f"http://127.0.0.1:{found[1]}"
+            time.sleep(0.02)
+        pytest.fail(f"it was not ready within {seconds:g} s: {self.said}")
+
+    def wait(self, seconds: float = 30.0) -> int:
+        """Wait for its end; return its exit code."""
+        return self.process.wait(seconds)
+
+    def end(self) -> None:
+        """Leave nothing of it behind. Idempotent."""
+        if self.process.poll() is None:
+            # Not unshare itself: it would leave its child behind.
+            os.kill(self.first_pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@frozen
+class Workshop:
+    """A folder of its own, which nothing outlives."""
+
+    folder: Path
+
+    def build(self) -> Image:
+        """Build the Dockerfile over a base that debootstrap makes, under the name that the Dockerfile calls it by."""
+        (base,) = re.findall(r"^FROM (\S+) AS build$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+        assert CODENAME in base
+        self._make_base(f"docker.io/library/{base}")
+        certificates, pip = self._network()
+        self._buildah(
+            "build", "--isolation", "chroot", "--pull=never", "--layers=false", "--format", "docker",
+            "--volume", f"{certificates}:/run/certificates.pem:ro", "--volume", f"{pip}:/etc/pip.conf:ro",
+            "--build-arg", "REVISION=under-test", "--tag", "fulfilment:test", ROOT,
+        )  # fmt: skip
+        container = self._buildah("from", "--pull=never", "localhost/fulfilment:test").split()[-1]
+        mounted = Path(self._buildah("mount", container).split()[-1])
+        rootfs = self.folder / "rootfs"
+        shutil.copytree(mounted, rootfs, symlinks=True)
+        for path in [mounted, *mounted.rglob("*")]:
+            os.chown(
+                rootfs / path.relative_to(mounted), path.lstat().st_uid, path.lstat().st_gid, follow_symlinks=False
+            )
+        described = json.loads(self._buildah("inspect", "--type", "image", "localhost/fulfilment:test"))
+        return Image(rootfs, described["Docker"]["config"])
+
+    def _make_base(self, name: str) -> None:
+        base = self.folder / "base"
+        lines = _debian_sources()
+        mirror = [lines[0].split()[1]] if lines else []
+        _run(["debootstrap", "--variant=minbase", CODENAME, base, *mirror])
+        if lines:
+            (base / "etc/apt/sources.list").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for configuration in Path("/etc/apt/apt.conf.d").glob("*"):
+            if configuration.is_file():
+                shutil.copy(configuration, base / "etc/apt/apt.conf.d")
+        container = self._buildah("from", "scratch").split()[-1]
+        self._buildah("add", "--quiet", container, base, "/")
+        self._buildah("commit", "--quiet", "--rm", container, name)
+        shutil.rmtree(base)
+
+    def _network(self) -> tuple[Path, Path]:
+        """Return what the build needs to reach an index as this machine does: its certificates, and pip's settings."""
+        certificates, pip = self.folder / "certificates.pem", self.folder / "pip.conf"
+        found = next(
+            (path for path in (os.environ.get("SSL_CERT_FILE", ""), _CERTIFICATES) if Path(path).is_file()), None
+        )
+        certificates.write_bytes(Path(found).read_bytes() if found else b"")
+        lines = ["[global]", *(["cert = /run/certificates.pem"] if found else [])]
+        index = (
+            os.environ.get("PIP_INDEX_URL")
+            or subprocess.run(
+                ["python3", "-m", "pip", "config", "get", "global.index-url"],
+                capture_output=True,
+                text=True,
+                check=False,
+            ).stdout.strip()
+        )
+        if index:
+            lines.append(f"index-url = {index}")
+        pip.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return certificates, pip
+
+    def _buildah(self, *arguments: str | Path) -> str:
+        store = self.folder / "store"
+        return _run(
+            ["buildah", "--storage-driver", "vfs", "--root", store, "--runroot", self.folder / "run", *arguments],
+            env=os.environ | {"TMPDIR": str(self.folder)},
+        )
+
+
+_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+
+
+def _debian_sources() -> list[str]:
+    """Return where this machine has Debian's packages of that release from; empty if it is another system."""
+    listed = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(ORIGIN) $(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"],
+        capture_output=True, text=True, check=False,
+    ).stdout  # fmt: skip
+    found = [line.split() for line in listed.splitlines()]
+    lines = [f"deb {uri} {release} {component}" for origin, uri, release, component in
+             (parts for parts in found if len(parts) == 4) if origin == "Debian" and release.startswith(CODENAME)]  # fmt: skip
+    return sorted(lines, key=lambda line: (line.split()[2] != CODENAME, line))
