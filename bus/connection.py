@@ -239,7 +239,8 @@ class Connection:
                 raise _Refused("closed in the meantime")
         except BaseException:
             with suppress(Exception):
-                await client.close()
+                async with asyncio.timeout(_WAIT_SECONDS):  # after a failed TLS handshake the transport never says that it is closed
+                    await client.close()
             raise
         is_open = True
         self._client = client

@@ -9,6 +9,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import nats
 import nats.errors
@@ -565,3 +566,24 @@ async def test_a_durable_that_hears_all_of_its_stream_lacks_nothing(stand: JetSt
     await say(stand.bus, [message()])
     await (await take_one(stand, member, 5)).ack()
     assert stand.bus.problems == []
+
+
+async def test_a_server_is_checked_against_the_certificates_that_we_trust(tmp_path: Path) -> None:
+    """Its own gets us in; without it nothing is said, and nobody is let in either who merely answers at the address."""
+    certificate, key = tmp_path / "server.pem", tmp_path / "server.key"
+    names = "subjectAltName=IP:127.0.0.1,DNS:localhost"
+    request = f"req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost -addext {names}"
+    making = await asyncio.create_subprocess_exec(
+        "openssl", *request.split(), "-keyout", key, "-out", certificate, stderr=asyncio.subprocess.DEVNULL
+    )
+    assert await making.wait() == 0
+    config = f'tls {{ cert_file: "{certificate}", key_file: "{key}" }}'
+    with NatsServer(tmp_path / "nats", config=config) as server:
+        bus = JetStreamBus(SystemClock(), Letters(), Servers(urls=server.urls, tls_ca=str(certificate)))
+        await asyncio.wait_for(bus.connect(), 10)
+        await say(bus, [message()])
+        await bus.close(0)
+        stranger = JetStreamBus(SystemClock(), Letters(), Servers(urls=server.urls), connect_seconds_max=0.5)
+        with pytest.raises(Unreachable, match="certificate"):
+            await stranger.connect()
+        await stranger.close(0)
