@@ -23,6 +23,7 @@ from nats.aio.subscription import Subscription
 
 from bus.deliveries import Delivery
 from bus.topology import ConsumerPlan
+from bus.versions import VERSIONS, is_said_otherwise
 from bus.wire import Mark, mark_of, message_of
 
 if TYPE_CHECKING:
@@ -139,8 +140,14 @@ class Durable:
 
         The server would hand it to us again, because we have asked before. So we stop asking for a while, which is
         longer than what we have asked for lasts before the tries are over.
+
+        What is said in a version that we hear as well is done with, as far as we are concerned.
         """
-        if delivery.tries < self.max_tries:
+        message = delivery.message
+        if is_said_otherwise(message.subject, message.headers.get(VERSIONS, ""), self.plan.subjects):
+            delivery.is_answered = True
+            delivery.confirm()
+        elif delivery.tries < self.max_tries:
             delay_seconds = _ASIDE_SECONDS * 2.0 ** (delivery.tries - 1)
             self._ask_again_at = max(self._ask_again_at, self.now() + 2 * delay_seconds)
             delivery.put_back(delay_seconds)

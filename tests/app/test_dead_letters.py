@@ -23,7 +23,7 @@ def confirmed(n: int) -> OrderConfirmed:
 
 
 def created(n: int) -> OrderCreated:
-    return OrderCreated(order_id=oid(n), customer_id="c-1", items=(Line("A", 1),), version="v1")
+    return OrderCreated(order_id=oid(n), customer_id="c-1", items=(Line("A", 1),), version="v2", shipping_address=None)
 
 
 def letter_about(message: Message, consumer: str) -> DeadLetter:
