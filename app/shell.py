@@ -28,7 +28,9 @@ from app.headers import origin, said_at, said_in
 from app.outbox import Parcel
 from app.relay import Relay
 from app.store import Store
+from app.telemetry.logs import enabled
 from app.telemetry.metrics import Metrics
+from app.telemetry.trace import trace_id
 from app.waiting_room import WaitingRoom
 from bus.contracts import Contracts, is_express
 from bus.errors import PutAside
@@ -39,6 +41,7 @@ from modules.module import Module, Outcome, State
 
 FETCH_SECONDS = 1.0
 AWAY_SECONDS_MAX = 2.0
+KEEP_SECONDS = 1.0
 RETRY_SECONDS = 0.5
 RETRY_SECONDS_MAX = 30.0
 GIVE_WAY_SECONDS = 1.0
@@ -251,8 +254,15 @@ class Shell:
         subject = original(delivery.message.subject)
         if verdict.error is None:
             again = "superseded" if seat.gives_way else "repeated"
-            self._handled.labels(self.module.name, subject, "handled" if verdict.outcome else again).inc()
+            outcome = "handled" if verdict.outcome else again
+            self._handled.labels(self.module.name, subject, outcome).inc()
             await delivery.ack()
+            if enabled("DEBUG"):
+                context = seat.context
+                logger.debug(
+                    "message settled", consumer=self.module.name, subject=subject, outcome=outcome, event_id=seat.id,
+                    correlation_id=context.correlation_id, trace_id=trace_id(context.traceparent),
+                )  # fmt: skip
             return
         if isinstance(verdict.error, Superseded):
             await delivery.nak(GIVE_WAY_SECONDS, error="superseded", detail=str(verdict.error))
@@ -274,6 +284,13 @@ class Shell:
         self._is_away = True
         self._room.sit_again([seat for seat in batch if seat.delivery is not None])
         self._send_home(batch, error)
+        keeping = asyncio.create_task(self._keep())
+        try:
+            await self._wait_for_database()
+        finally:
+            keeping.cancel()
+
+    async def _wait_for_database(self) -> None:
         away_seconds = 0.1
         while self._is_away:
             await self._clock.sleep(away_seconds * self._dice.uniform(0.5, 1.0))
@@ -283,9 +300,14 @@ class Shell:
                 self._is_away = False
             except Unavailable as still:
                 self._send_home(self._room.leave(lambda seat: seat.future is not None), still)
+
+    async def _keep(self) -> None:
+        """Keep what the bus brought ours, until cancelled; a database may take its time to say that it is away."""
+        while True:
             for seat in self._room:
                 if seat.delivery is not None:
                     await seat.delivery.in_progress()
+            await self._clock.sleep(KEEP_SECONDS)
 
     @staticmethod
     def _send_home(seats: Sequence[Seat], error: Unavailable) -> None:

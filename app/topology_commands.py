@@ -48,16 +48,19 @@ def topology(as_json: bool, is_to_apply: bool, is_to_check: bool) -> None:
     elif as_json:
         import orjson
 
-        click.echo(orjson.dumps(_shown(modules, planned, settings.nats_replicas), option=orjson.OPT_INDENT_2))
+        click.echo(orjson.dumps(_shown(modules, planned, settings), option=orjson.OPT_INDENT_2))
     else:
-        click.echo("\n\n".join(_tables(_shown(modules, planned, settings.nats_replicas))))
+        click.echo("\n\n".join(_tables(_shown(modules, planned, settings))))
 
 
 def _check(settings: Settings, planned: Topology) -> None:
     from app.cli import FAILED
     from bus.provisioning import drift
 
-    lines = _at_nats(settings, lambda js: drift(js, planned, replicas=settings.nats_replicas))
+    lines = _at_nats(
+        settings,
+        lambda js: drift(js, planned, replicas=settings.nats_replicas, ack_wait_seconds=settings.nats_ack_wait_s),
+    )
     click.echo("\n".join(lines) or "as planned")
     if lines:
         sys.exit(FAILED)
@@ -67,7 +70,10 @@ def _apply(settings: Settings, planned: Topology) -> None:
     from app.cli import FAILED
     from bus.provisioning import apply
 
-    changes = _at_nats(settings, lambda js: apply(js, planned, replicas=settings.nats_replicas))
+    changes = _at_nats(
+        settings,
+        lambda js: apply(js, planned, replicas=settings.nats_replicas, ack_wait_seconds=settings.nats_ack_wait_s),
+    )
     for change in changes:
         click.echo(f"fulfilment: {change.line}" if change.is_refused else change.line, err=change.is_refused)
     if any(change.is_refused for change in changes):
@@ -102,13 +108,15 @@ def _at_nats(settings: Settings, work: Callable[[JetStreamContext], Awaitable[T]
         cli._stop(cli.FAILED, f"NATS says no: {error}")
 
 
-def _shown(modules: Sequence[Module], planned: Topology, replicas: int) -> dict[str, Any]:
+def _shown(modules: Sequence[Module], planned: Topology, settings: Settings) -> dict[str, Any]:
     """Return all of it as plain data; nothing here asks a server."""
     from bus.founding import stream_config
     from bus.provisioning import DEDUP_SECONDS, planned_config
 
-    streams = [stream_config(each, replicas=replicas, dedup_seconds=DEDUP_SECONDS) for each in planned.streams]
-    consumers = [(each, planned_config(each)) for each in planned.consumers]
+    streams = [
+        stream_config(each, replicas=settings.nats_replicas, dedup_seconds=DEDUP_SECONDS) for each in planned.streams
+    ]
+    consumers = [(each, planned_config(each, ack_wait_seconds=settings.nats_ack_wait_s)) for each in planned.consumers]
     return {
         "streams": [
             {

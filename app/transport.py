@@ -56,7 +56,14 @@ def _nats(
 
     name = modules[0].name if len(modules) == 1 else "fulfilment"
     published = PublishedDeadLetters(dead_letters, lambda: bus)
-    bus = JetStreamBus(clock, published, servers(settings), replicas=settings.nats_replicas, name=name)
+    bus = JetStreamBus(
+        clock,
+        published,
+        servers(settings),
+        replicas=settings.nats_replicas,
+        ack_wait_seconds=settings.nats_ack_wait_s,
+        name=name,
+    )
     known = [name for contract in contracts for name in (contract.subject, contract.subject + EXPRESS)]
     consumers = plan(modules).consumers
     patrols = [
@@ -68,6 +75,7 @@ def _nats(
             published,
             clock,
             replicas=settings.nats_replicas,
+            ack_wait_seconds=settings.nats_ack_wait_s,
         )
         for module in modules
     ]

@@ -29,6 +29,7 @@ __all__ = [
     "validator",
 ]
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar, dataclass_transform
@@ -248,7 +249,7 @@ class Contracts:
 
         Raises:
             UnknownSubject: There is no such contract.
-            Unreadable: The body is not JSON in UTF-8.
+            Unreadable: The body is not JSON in UTF-8, or says a name twice in one object.
             Invalid: The body breaks the schema; says where and why.
         """
         event = self._said.get(body) or self._said_before.get(body)
@@ -259,6 +260,9 @@ class Contracts:
             value = orjson.loads(body)
         except orjson.JSONDecodeError as error:
             raise Unreadable(f"{subject}: {error}") from None
+        # Whatever one of us has said is written the same again; only a stranger's hand is worth a second, slow look.
+        if orjson.dumps(value) != body and not _says_each_name_once(body):
+            raise Unreadable(f"{subject}: a name comes twice in one object, so two readers could take it for two things")
         if not contract.may_hear(value):
             raise Invalid(subject, explain(tolerant(contract.schema), value))
         return contract.structure(value, contract.cls)
@@ -316,3 +320,19 @@ def _converter() -> Converter:
         attrs.has, lambda cls: make_dict_unstructure_fn(cls, converter, _cattrs_omit_if_default=True)
     )
     return converter
+
+
+def _says_each_name_once(body: bytes) -> bool:
+    def unique(pairs: list[tuple[str, Any]]) -> None:
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise _Twice
+
+    try:
+        json.loads(body, object_pairs_hook=unique, parse_int=str, parse_float=str)
+    except (_Twice, RecursionError):
+        return False
+    return True
+
+
+class _Twice(Exception):
+    """Raised to leave a reading at the first name that comes twice."""

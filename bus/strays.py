@@ -25,7 +25,7 @@ from bus.errors import UnknownSubject
 from bus.founding import heard
 from bus.ids import caused_id
 from bus.port import Clock, DeadLetter, DeadLetters, Message
-from bus.reading import Reader
+from bus.reading import Reader, headers_of
 from bus.replays import STRAYS, original
 from bus.topology import ConsumerPlan, stream_name
 from bus.versions import VERSIONS, is_said_otherwise
@@ -127,7 +127,7 @@ class Strays:
                 sequence = raw.seq
                 if sequence <= until:
                     mark = Mark(stream, self._consumer, 1, sequence, 0)
-                    await self._lay_down(message_of(subject, raw.data or b"", raw.headers, mark), raw.time)
+                    await self._lay_down(message_of(subject, raw.data or b"", headers_of(raw), mark), raw.time)
 
     async def _lay_down(self, message: Message, said_at: datetime | None) -> None:
         if self._is_known(message.subject) or is_said_otherwise(message.subject, message.headers.get(VERSIONS, ""), self._known):

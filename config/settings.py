@@ -140,6 +140,9 @@ class Settings:
     nats_user: str | None = _variable(values.sole_text, None, "NATS user.")
     nats_password: str | None = _secret(_hidden, None, "NATS password.")
     nats_replicas: int = _variable(values.whole(1, 5), 1, "Replicas of each stream, 1 to 5.")
+    nats_ack_wait_s: float = _variable(
+        values.number(3, 3600), 30.0, "A message that nobody answered for so many seconds is handed out again, 3 to 3600."
+    )
     _database_url: str = _secret(
         _database, "sqlite:///data/fulfilment.db", "Where states are kept: sqlite:///path or postgresql://..."
     )
@@ -217,6 +220,8 @@ class Settings:
                     _read(name, path, _SECRET_BYTES_MAX * 16)
         if self.payment_gateway == "stripe" and not self.stripe_api_key:
             raise BadSetting("STRIPE_API_KEY", "is needed with PAYMENT_GATEWAY=stripe")
+        if str(self.stripe_api_key).startswith("sk_live_") and not self.stripe_api_base.startswith("https:"):
+            raise BadSetting("STRIPE_API_BASE", "must be an https:// address with a live key")
         if self.log_file is not None and (
             os.path.isdir(self.log_file) or not os.path.isdir(os.path.dirname(self.log_file) or ".")
         ):

@@ -22,7 +22,13 @@ from modules.orders.events import (
 )
 from modules.orders.routes import routes
 from modules.orders.state import Order, order_table
-from modules.payments.events import PaymentCaptured, PaymentDeclined, PaymentDelayed, PaymentRefunded
+from modules.payments.events import (
+    PaymentCaptured,
+    PaymentDeclined,
+    PaymentDelayed,
+    PaymentPutAside,
+    PaymentRefunded,
+)
 
 
 def module(timeout: timedelta = timedelta(seconds=900)) -> Module:
@@ -36,6 +42,7 @@ def module(timeout: timedelta = timedelta(seconds=900)) -> Module:
             PaymentCaptured,
             PaymentDeclined,
             PaymentDelayed,
+            PaymentPutAside,
             PaymentRefunded,
             OrderTimedOut,
         ),

@@ -22,15 +22,17 @@ from nats.js import JetStreamContext
 from uuid_utils import uuid7
 
 from app.cli import main
-from app.republish import PAGE, Silent, republish
+from app.headers import message_of
+from app.republish import PAGE, Silent, count, republish
 from bus.errors import Retry
 from bus.jetstream import JetStreamBus, Servers
 from bus.port import Message
 from modules.inventory.state import Product
 from modules.orders.events import OrderCreated
 from modules.values import Line
-from tests.app.stand import Stand, oid, product, said, stand_at, until
+from tests.app.stand import Stand, oid, product, said, stand_at, submitted, until
 from tests.nats import NatsServer
+from tests.postgres import PostgresServer
 
 NOW = datetime.now(UTC)
 
@@ -89,10 +91,10 @@ def keep(path: Path, module: str, count: int, *, age: timedelta = timedelta(0), 
 
 
 def messages(server: NatsServer, stream: str) -> int:
-    async def count(js: JetStreamContext) -> int:
+    async def there(js: JetStreamContext) -> int:
         return (await js.stream_info(stream)).state.messages
 
-    return int(at(server, count))
+    return int(at(server, there))
 
 
 def test_what_a_lost_stream_held_is_there_again(environ: NatsServer, path: Path) -> None:
@@ -174,6 +176,26 @@ async def test_an_event_is_sent_until_the_bus_has_it(path: Path) -> None:
             await republish(store, _Moody(10**9), stand.clock, since, on_sent=lambda _: None, patience_seconds=0)
 
 
+async def test_postgresql_says_the_same_again(postgres: PostgresServer) -> None:
+    """To the byte what was said the first time, and as much of it as SQLite would."""
+    bus = _Moody(0)
+    async with stand_at(postgres.make()) as stand:
+        await stand.tell("orders", submitted(oid(1)))
+        await stand.tell("orders", submitted(oid(2)))
+        now = stand.clock.now()
+        store = stand.stores["orders"]
+        parcels = await store.database.read(lambda connection: store.due(connection, now, 10, timedelta(0)))
+        first, second = sorted(parcels)
+        await store.database.write(lambda connection: store.mark_sent(connection, [first.id], now))
+        await republish(store, bus, stand.clock, now - timedelta(hours=1), on_sent=lambda _: None)
+        assert bus.said == [message_of(first)]
+        assert dict(bus.said[0].headers) == dict(message_of(first).headers)
+        assert await count(store, now - timedelta(hours=1)) == 1
+        assert await count(store, now + timedelta(seconds=1)) == 0
+        await store.database.write(lambda connection: store.mark_sent(connection, [second.id], now))
+        assert await count(store, datetime.fromisoformat(second.occurred_at)) == 1
+
+
 def test_it_needs_nats(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bus in memory has nothing to lose: exit code 2, one line."""
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{path}")
@@ -229,6 +251,7 @@ class _Moody:
         self.refusals = refusals
         self.asked: dict[str, int] = {}
         self.taken: list[str] = []
+        self.said: list[Message] = []
 
     def publish(self, message: Message) -> asyncio.Future[None]:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -236,6 +259,7 @@ class _Moody:
         if self.asked[message.id] <= self.refusals:
             future.set_exception(Retry("not now"))
         else:
+            self.said.append(message)
             self.taken.append(message.id)
             future.set_result(None)
         return future

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import event
 from uuid_utils import uuid7
 
-from app.door import KeyReused, Overloaded, Unavailable
+from app.door import KeyReused, Overloaded, Unavailable, Unsettled
 from app.shell import retry_seconds
 from bus.port import MAX_TRIES, Message
 from modules.inventory.events import PricedLine, Restocked, StockReserved
@@ -340,3 +340,21 @@ async def test_a_database_that_goes_away_among_singles_takes_nothing_back(
     assert not isinstance(first, BaseException)
     assert await stand.shells["orders"].get(Order, oid(1)) is not None
     assert await stand.shells["orders"].get(Order, oid(2)) is None
+
+
+async def test_a_commit_of_unknown_outcome_is_told_as_one(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asked hears that nobody knows, not that nothing was stored."""
+    write = stand.database.write
+    troubles = [Unsettled("cut in mid-commit")]
+
+    async def failing(work: Any, *place: str) -> Any:
+        if troubles:
+            raise troubles.pop()
+        return await write(work)
+
+    monkeypatch.setattr(stand.database, "write", failing)
+    told = tell(stand, "orders", submitted(oid(1)))
+    await asyncio.sleep(0)
+    await stand.shells["orders"].step()
+    with pytest.raises(Unsettled):
+        await told

@@ -188,11 +188,14 @@ def test_a_server_out_of_reach_ends_with_3_in_one_line(option: str, monkeypatch:
             assert "secret" not in result.output
 
 
-def test_a_server_without_jetstream_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("option", ["--check", "--apply"])
+def test_a_server_without_jetstream_is_told_in_one_line(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is as good as away."""
     with NatsServer(tmp_path, config='accounts { A { users: [{ user: "a", password: "b" }] } }\nno_auth_user: a') as server:
         monkeypatch.setenv("NATS_URL", server.url)
-        result = run("--check")
+        result = run(option)
     assert result.exit_code == 3, result.output
     assert len(result.stderr.splitlines()) == 1
 

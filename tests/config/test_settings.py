@@ -21,7 +21,7 @@ SECRET = "sk_live_do-not-tell-anybody"
 
 # fmt: off
 NAMES_IN_THE_MANUAL = [
-    "BUS", "MODULES", "NATS_URL", "NATS_CREDS", "NATS_TLS_CA", "NATS_USER", "NATS_PASSWORD", "NATS_REPLICAS",
+    "BUS", "MODULES", "NATS_URL", "NATS_CREDS", "NATS_TLS_CA", "NATS_USER", "NATS_PASSWORD", "NATS_REPLICAS", "NATS_ACK_WAIT_S",
     "DATABASE_URL", "ORDERS_DATABASE_URL", "INVENTORY_DATABASE_URL", "PAYMENTS_DATABASE_URL", "HTTP_HOST",
     "HTTP_PORT", "LOG_LEVEL", "LOG_FORMAT", "LOG_FILE", "PAYMENT_GATEWAY", "STRIPE_API_KEY", "STRIPE_API_BASE",
     "STRIPE_WEBHOOK_SECRET", "SIMULATED_DECLINE_OVER", "SIMULATED_LATENCY_MS", "SIMULATED_FAILURE_RATE",
@@ -50,7 +50,8 @@ def test_an_empty_environment_gives_the_defaults() -> None:
     assert (settings.simulated_latency_ms, settings.simulated_failure_rate) == (0, 0)
     assert (settings.order_timeout_s, settings.shutdown_grace_s) == (900, 20)
     assert (settings.auth, settings.api_keys) == ("off", {})
-    assert (settings.nats_replicas, settings.outbox_cap, settings.batch_max) == (1, 20_000, 256)
+    assert (settings.nats_replicas, settings.nats_ack_wait_s) == (1, 30)
+    assert (settings.outbox_cap, settings.batch_max) == (20_000, 256)
 
 
 def test_empty_variables_mean_the_default() -> None:
@@ -94,6 +95,7 @@ GOOD = [
     ({"ORDER_TIMEOUT_S": "0.25"}, "order_timeout_s", 0.25),
     ({"SHUTDOWN_GRACE_S": "1e1"}, "shutdown_grace_s", 10.0),
     ({"NATS_REPLICAS": "5"}, "nats_replicas", 5),
+    ({"NATS_ACK_WAIT_S": "3.5"}, "nats_ack_wait_s", 3.5),
     ({"STRIPE_API_BASE": "http://127.0.0.1:8420/"}, "stripe_api_base", "http://127.0.0.1:8420"),
     ({"HTTP_HOST": "0.0.0.0", "AUTH_OFF_I_KNOW": "1"}, "http_host", "0.0.0.0"),
     ({"HTTP_HOST": "127.8.9.10"}, "http_host", "127.8.9.10"),
@@ -126,6 +128,8 @@ BAD = [
     ("NATS_TLS_CA", {"BUS": "nats", "NATS_TLS_CA": "/nowhere/ca.pem"}),
     ("NATS_REPLICAS", {"NATS_REPLICAS": "0"}),
     ("NATS_REPLICAS", {"NATS_REPLICAS": "6"}),
+    ("NATS_ACK_WAIT_S", {"NATS_ACK_WAIT_S": "2.9"}),
+    ("NATS_ACK_WAIT_S", {"NATS_ACK_WAIT_S": "3601"}),
     ("DATABASE_URL", {"DATABASE_URL": "mysql://u:p@h/db"}),
     ("DATABASE_URL", {"DATABASE_URL": "sqlite://"}),
     ("DATABASE_URL", {"DATABASE_URL": "sqlite:///"}),
@@ -154,6 +158,7 @@ BAD = [
     ("PAYMENT_GATEWAY", {"PAYMENT_GATEWAY": "paypal"}),
     ("STRIPE_API_KEY", {"PAYMENT_GATEWAY": "stripe"}),
     ("STRIPE_API_BASE", {"STRIPE_API_BASE": "ftp://api.stripe.com"}),
+    ("STRIPE_API_BASE", {"STRIPE_API_BASE": "http://api.stripe.com", "STRIPE_API_KEY": "sk_live_1"}),
     ("SIMULATED_DECLINE_OVER", {"SIMULATED_DECLINE_OVER": "-1"}),
     ("SIMULATED_DECLINE_OVER", {"SIMULATED_DECLINE_OVER": "1.5"}),
     ("SIMULATED_LATENCY_MS", {"SIMULATED_LATENCY_MS": "-0.1"}),

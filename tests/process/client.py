@@ -72,7 +72,11 @@ class Client:
         """Make one request; *body* goes out as JSON."""
         if body is not None:
             more["json"] = body
-        async with self._session.request(method, self.server.url_of(path), headers=headers, **more) as answer:
+        return await self.call(self.server.url_of(path), method, headers=headers, **more)
+
+    async def call(self, url: str, method: str = "GET", **more: Any) -> Reply:
+        """Make one request to *url*, whoever answers there."""
+        async with self._session.request(method, url, **more) as answer:
             return Reply(answer.status, answer.headers, await answer.text())
 
     async def get(self, path: str, status: int = 200, **headers: str) -> Any:

@@ -14,11 +14,7 @@ DAMAGE = [
     ("UPDATE orders_order SET status = 'reserved' WHERE order_id = '{paid}'", "I1: not at its end"),
     ("DELETE FROM orders_order WHERE order_id = '{paid}'", "I1: an accepted order is lost"),
     ("UPDATE payments_payment SET amount = 1 WHERE order_id = '{paid}'", "I2: charged 1"),
-    (
-        "INSERT INTO payments_outbox SELECT id || 'x', event_id || 'x', subject, key, body, name, correlation_id, causation_id, traceparent,"
-        " occurred_at, due_at, sent_at FROM payments_outbox WHERE subject = 'payments.captured.v1'",
-        "I2",
-    ),
+    ("UPDATE payments_outbox SET subject = 'payments.captured.v1' WHERE subject = 'payments.refunded.v1'", "I2"),
     ("UPDATE inventory_product SET on_hand = on_hand + 1", "I3: 2 shipped of 10"),
     ("UPDATE inventory_product SET reserved = 1", "I4: still held"),
     ("UPDATE payments_payment SET status = 'pending' WHERE order_id = '{paid}'", "I4: confirmed and pending"),
@@ -26,7 +22,13 @@ DAMAGE = [
     ("UPDATE inventory_reservation SET status = 'held' WHERE order_id = '{undone}'", "I4: held"),
     ("DELETE FROM inventory_reservation WHERE order_id = '{paid}'", "I4: inventory has not heard"),
     ("UPDATE orders_order SET timeline = json_remove(timeline, '$[1]') WHERE order_id = '{paid}'", "I4: timeline 'cf'"),
-    ("UPDATE orders_outbox SET event_id = 'x' WHERE key = '{paid}'", "I5: orders has said an event twice"),
+    (
+        "UPDATE orders_outbox SET event_id = (SELECT min(event_id) FROM orders_outbox WHERE key = '{paid}')"
+        " WHERE key = '{paid}'",
+        "I5: orders has said an event twice",
+    ),
+    ("DELETE FROM payments_inbox WHERE id IN (SELECT event_id FROM orders_outbox)", "1 unheard"),
+    ("DELETE FROM inventory_inbox", "unheard"),
     ("UPDATE orders_outbox SET sent_at = NULL, due_at = '9999-01-01' WHERE key = '{paid}'", "still so after"),
     (
         "INSERT INTO orders_dead_letter VALUES ('01890000-0000-7000-8000-000000000000', 'orders', 's', 'failed', '', 5,"

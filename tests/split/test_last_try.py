@@ -1,0 +1,83 @@
+"""A message whose worker dies each time, until there is no further time: found all the same, and laid down once."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import nats
+import pytest
+
+from tests.nats import NatsServer
+from tests.process.client import Client, eventually
+from tests.split.conftest import Build
+from tests.split.house import House
+from tests.split.world import consumers_of, everybody_is_ready
+
+ACK_WAIT_SECONDS = 3
+TRIES = 5
+
+
+@pytest.mark.slow
+async def test_a_message_that_outlives_five_workers_is_a_dead_letter(
+    build: Build, broker: NatsServer, connect: Callable[[House], Client]
+) -> None:
+    """
+    Nobody answers for a message five times over; then it is one dead letter, with the error ``no_answer``.
+
+    Each time inventory has it in hand and cannot write, because somebody holds its database, and is killed so. That
+    leaves nothing behind but the server's advisory. Replayed, the message does what it was meant to.
+    """
+    house = build(NATS_ACK_WAIT_S=str(ACK_WAIT_SECONDS)).start()
+    client = connect(house)
+    await client.stock("SKU-1", 10)
+    (inventory,) = house.parts["inventory"]
+    await everybody_is_ready(house, client)
+
+    async def delivered() -> int:
+        consumer = consumers_of(broker)["ORDERS/inventory"]
+        return int(consumer["delivered"]["consumer_seq"])
+
+    first = await delivered()
+    order_id = ""
+    wire = await nats.connect(broker.url)
+    try:
+        js = wire.jetstream()
+        for number in range(TRIES):
+            with closing(sqlite3.connect(house.database_of("inventory"), isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                if number == 0:
+                    order_id = await client.place({"SKU-1": 1})
+                else:
+                    await js.resume_consumer("ORDERS", "inventory")
+                await eventually(delivered, lambda count, least=first + number + 1: count >= least, 20.0)  # type: ignore[misc]
+                await asyncio.to_thread(inventory.kill)
+                other.execute("ROLLBACK")
+            # It starts while nobody holds the database, and must not come to the message before somebody does.
+            await js.pause_consumer("ORDERS", "inventory", "2100-01-01T00:00:00Z")
+            await asyncio.to_thread(inventory.start)
+        assert await delivered() == first + TRIES
+        await js.resume_consumer("ORDERS", "inventory")
+    finally:
+        await wire.close()
+
+    async def letters() -> list[Any]:
+        return list((await client.call(f"{inventory.url}/v1/dead-letters")).body["items"])
+
+    (letter,) = await eventually(letters, bool, 30.0)
+    assert (letter["consumer"], letter["subject"]) == ("inventory", "orders.created.v1")
+    assert (letter["error"], letter["attempts"], letter["replays"]) == ("no_answer", TRIES, 0)
+    assert letter["message"]["body"]["order_id"] == order_id
+    assert (await client.get(f"/v1/orders/{order_id}"))["status"] == "processing"
+
+    # Neither another look of the patrol nor another start finds it again.
+    await asyncio.to_thread(inventory.kill)
+    await asyncio.to_thread(inventory.start)
+    reply = await client.call(f"{inventory.url}/v1/dead-letters/{letter['id']}/replay", "POST")
+    assert reply.status == 202
+    assert (await client.followed(order_id))["status"] == "confirmed"
+    assert [each["id"] for each in await letters()] == [letter["id"]]
+    assert (await client.get("/v1/inventory/SKU-1"))["on_hand"] == 9
