@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
-from attrs import define
+from attrs import define, field
 from sqlalchemy import Connection
 
 from app.door import Context, KeyReused, Told
@@ -50,6 +50,8 @@ class Seat:
     future: asyncio.Future[Told] | None = None
     delivery: Delivery | None = None
     said_at: str | None = None
+    lower: list[Delivery] = field(factory=list)
+    """Lower versions of the same event, which came while this one sat."""
     gives_way: bool = False
     """True for a lower version of what is to come in a higher one that we understand, too: that one is the better."""
 

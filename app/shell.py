@@ -83,6 +83,8 @@ class Shell:
         self._dice = dice or random.Random()
         self._room: WaitingRoom[Seat] = WaitingRoom(batch_max * 4)
         self._watchers: dict[tuple[type, str], set[asyncio.Event]] = {}
+        self._in_versions: dict[str, Seat] = {}
+        """Who sits for an event that is said in several versions, for the highest of them."""
         self._is_away = False
         self._is_stopped = False
         name = module.name
@@ -134,6 +136,10 @@ class Shell:
         message = delivery.message
         subject = original(message.subject)
         versions = said_in(message)
+        gives_way = versions is not None and self._hears.is_superseded(subject, versions)
+        if gives_way and (higher := self._in_versions.get(origin(message)[0])) is not None:
+            higher.lower.append(delivery)  # the better one sits already: this one shares its fate
+            return
         try:
             event = self._hears.read(subject, message.body)
         except PutAside as error:
@@ -153,8 +159,9 @@ class Shell:
         seat = Seat(event, id, context, express, id)
         seat.delivery = delivery
         seat.said_at = said_at(message)
-        if versions is not None and delivery.tries <= GIVE_WAY_MAX:
-            seat.gives_way = self._hears.is_superseded(subject, versions)
+        seat.gives_way = gives_way and delivery.tries <= GIVE_WAY_MAX
+        if versions is not None and not gives_way:
+            self._in_versions[id] = seat
         self._room.sit(seat, express)
 
     # One pass
@@ -210,6 +217,8 @@ class Shell:
                 self._tell_observers(seat, verdict.outcome)
             if seat.delivery is not None:
                 await self._settle(seat.delivery, seat, verdict)
+                if self._in_versions.pop(seat.id, None) is not None or seat.lower:
+                    await self._settle_lower(seat, verdict)
                 self._handle_seconds.observe(handle_seconds)
                 if seat.said_at is not None:
                     self._lag_seconds.observe(_seconds_between(seat.said_at, now))
@@ -231,6 +240,15 @@ class Shell:
                     key = self._store.rows[type(state)].key_of(state)
                     for watcher in self._watchers.get((type(state), key), ()):
                         watcher.set()
+
+    async def _settle_lower(self, seat: Seat, verdict: Verdict) -> None:
+        """Be done with the lower versions of what *seat* sat for, or let them come again if it must."""
+        for delivery in seat.lower:
+            if verdict.error is None:
+                self._handled.labels(self.module.name, original(delivery.message.subject), "superseded").inc()
+                await delivery.ack()
+            else:
+                await delivery.nak(GIVE_WAY_SECONDS, error="superseded")
 
     async def _settle(self, delivery: Delivery, seat: Seat, verdict: Verdict) -> None:
         subject = original(delivery.message.subject)

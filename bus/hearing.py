@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Hearing"]
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 from bus.contracts import EXPRESS, Contracts, Event, plain
 from bus.errors import ContractError, PutAside
@@ -24,6 +25,7 @@ class Hearing:
         self._consumer = consumer
         self._contracts = contracts
         self._ups: dict[str, tuple[Callable[[Event], Event], ...]] = {}
+        self._looked_up = lru_cache(256)(self._is_superseded)  # asked for each message, with the same few words
         for cls in classes:
             for subject, ups in contracts.readings(cls).items():
                 if subject in self._ups:
@@ -55,6 +57,9 @@ class Hearing:
 
     def is_superseded(self, subject: str, versions: str) -> bool:
         """Tell whether the header *versions* of a message on *subject* names a higher one that is understood, too."""
+        return self._looked_up(subject, versions)
+
+    def _is_superseded(self, subject: str, versions: str) -> bool:
         event, version = version_of(plain(subject))
         return any(other > version and subject_at(event, other) in self._ups for other in versions_in(versions))
 

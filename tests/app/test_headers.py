@@ -9,7 +9,7 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.headers import message_of, origin, said_at
+from app.headers import message_of, origin, said_at, said_in
 from app.outbox import Parcel
 from bus.port import Message
 
@@ -33,6 +33,38 @@ def parcel(correlation_id: str = "c", event_id: str = "e", subject: str = "order
 def test_values_are_percent_encoded_as_the_binding_says(value: str, header: str) -> None:
     """Space, quote, percent and whatever is not printable ASCII (CloudEvents NATS binding, 3.1.3.2)."""
     assert message_of(parcel(value)).headers["ce-correlationid"] == header
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("Euro%20%E2%82%AC%20%F0%9F%98%80", "Euro € 😀"),
+        ("Euro%20%e2%82%ac%20%f0%9f%98%80", "Euro € 😀"),
+        ("%2541", "%41"),
+        ("plain", "plain"),
+        ('"quoted \\"value\\" of %E2%82%AC"', 'quoted "value" of €'),
+        ('"', '"'),
+        ("100%", "100%"),
+    ],
+)
+def test_what_others_have_encoded_is_understood(header: str, value: str) -> None:
+    """Upper and lower case, one round only, and double quotes, which we never send (HTTP binding, 3.1.3.2)."""
+    assert origin(Message("orders.created.v1", "m", b"{}", "k", {"ce-id": header}))[0] == value
+
+
+def test_every_version_of_an_event_is_a_cloud_event_of_its_own_type() -> None:
+    """One id, two types, and a header that names both versions."""
+    older = message_of(in_versions(parcel(), "orders.created.v1"))
+    newer = message_of(in_versions(parcel(), "orders.created.v2.express"))
+    assert (older.headers["ce-type"], newer.headers["ce-type"]) == ("orders.created.v1", "orders.created.v2")
+    assert older.headers["ce-id"] == newer.headers["ce-id"] == "e"
+    assert older.headers["ce-versions"] == newer.headers["ce-versions"] == "v1,v2"
+    assert said_in(older) == said_in(evolve(older, headers=dict(older.headers))) == "v1,v2"
+    assert said_in(message_of(parcel())) is None
+
+
+def in_versions(before: Parcel, subject: str) -> Parcel:
+    return before._replace(subject=subject, versions="v1,v2")
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=20))

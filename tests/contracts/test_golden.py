@@ -25,7 +25,7 @@ from modules.module import Module
 from modules.orders.events import CancelRequested, OrderSubmitted
 from modules.orders.routes import show as show_order
 from modules.orders.state import Order
-from modules.payments.events import Charged, ChargeFailed, ChargeRefused, Refunded
+from modules.payments.events import ChargeContradicted, Charged, ChargeFailed, ChargeRefused, Refunded
 from modules.payments.routes import show as show_payment
 from modules.payments.state import Payment
 from modules.values import Address, Line, Money
@@ -37,7 +37,7 @@ CONTRACTS = contracts_of(everybody())
 SHOWN = {Order: show_order, Product: show_product, Payment: show_payment}
 TOLD: dict[str, Any] = {
     cls.__name__: cls
-    for cls in (ProductSet, OrderSubmitted, CancelRequested, Charged, ChargeFailed, ChargeRefused, Refunded)
+    for cls in (ProductSet, OrderSubmitted, CancelRequested, Charged, ChargeContradicted, ChargeFailed, ChargeRefused, Refunded)
 }
 
 

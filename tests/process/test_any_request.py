@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -16,6 +18,7 @@ from app.build import modules_of
 from app.web import openapi
 from app.web.contracts import DESCRIBED as CONTRACTS
 from app.web.dead_letters import DESCRIBED as DEAD_LETTERS
+from app.web.webhooks import DESCRIBED as WEBHOOKS
 from config.settings import load
 from tests.process.server import Server
 
@@ -28,7 +31,7 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-PATHS = openapi.document(modules_of(load({})), "0", [DEAD_LETTERS, CONTRACTS])["paths"]
+PATHS = openapi.document(modules_of(load({})), "0", [DEAD_LETTERS, CONTRACTS, WEBHOOKS])["paths"]
 # A stream of events does not end by itself; tests/web has the look at it.
 OPERATIONS = [(method.upper(), path) for path, item in PATHS.items() for method in item if not path.endswith("/stream")]
 AS_OFTEN = settings(
@@ -39,6 +42,14 @@ AS_OFTEN = settings(
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that has all it needs to answer, the secret for Stripe's signatures included."""
+    server = Server(tmp_path_factory.mktemp("house"), STRIPE_WEBHOOK_SECRET="whsec_" + 32 * "0").start()
+    yield server
+    server.end()
 
 
 @pytest.fixture(scope="module")
