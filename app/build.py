@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Application", "contracts_of", "modules_of"]
+__all__ = ["Application", "contracts_of", "gateway_of", "modules_of"]
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -20,7 +20,10 @@ from app.databases import migrated, opened, require_tables
 from app.dead_letters import DeadLetterOffice
 from app.door import Context, Unavailable
 from app.gateways.breaker import Breaker, BreakerState
+from app.gateways.calls import CALLS_MAX
+from app.gateways.port import Gateway, Ledger
 from app.gateways.simulated import SimulatedGateway
+from app.gateways.webhooks import Webhooks
 from app.gateways.worker import CONSUMER, GatewayWorker
 from app.relay import Relay
 from app.shell import Observer, Shell
@@ -32,6 +35,8 @@ from app.transport import transport
 from app.web import Runner, build
 from app.web.dead_letters import table as dead_letter_routes
 from app.web.health import BUS, OK, TOPOLOGY
+from app.web.table import Table
+from app.web.webhooks import table as webhook_route
 from bus.contracts import Contracts
 from bus.errors import Unreachable
 from bus.port import Clock, Subscription
@@ -39,6 +44,7 @@ from config.settings import Settings
 from modules import inventory, orders, payments
 from modules.module import Module, Outcome
 from modules.orders.events import OrderCancelled, OrderConfirmed, OrderCreated
+from modules.payments.events import ChargeRequested
 
 FLUSH_SECONDS = 0.25
 """What rides along with transactions waits no longer than this for one."""
@@ -74,6 +80,20 @@ def contracts_of(modules: Iterable[Module]) -> Contracts:
     return Contracts((cls for module in modules for cls in (*module.says, *module.hears)), schemas)
 
 
+def gateway_of(settings: Settings, clock: Clock) -> Gateway:
+    """Return the payment provider that *settings* name; Stripe's SDK is big, and loaded only for who wants it."""
+    if settings.payment_gateway == "stripe":
+        from app.gateways.stripe import StripeGateway
+
+        return StripeGateway(str(settings.stripe_api_key), settings.stripe_api_base, CALLS_MAX)
+    return SimulatedGateway(
+        clock,
+        decline_over=settings.simulated_decline_over,
+        latency_seconds=settings.simulated_latency_ms / 1000,
+        failure_rate=settings.simulated_failure_rate,
+    )
+
+
 class Application:
     """
     The house, running.
@@ -95,7 +115,7 @@ class Application:
         """
         self.settings = settings
         self.metrics = Metrics()
-        clock = clock or SystemClock()
+        self._clock = clock = clock or SystemClock()
         modules = modules_of(settings)
         contracts = contracts_of(modules)
         urls = {module.name: settings.database_url(module.name) for module in modules}
@@ -118,11 +138,10 @@ class Application:
                 batch_max=settings.batch_max,
                 backlog=self._backlog,
                 backlog_max=settings.outbox_cap,
-                observers=_order_observers(self.metrics) if module.name == "orders" else None,
+                observers=self._observers(module.name),
             )
             for module in modules
         }
-        self._clock = clock
         self._contracts = contracts
         self._worker = self._gateway_worker() if "payments" in self.shells else None
         self._tasks: list[asyncio.Task[None]] = []
@@ -134,7 +153,7 @@ class Application:
                 metrics=self.metrics,
                 keys=settings.api_keys or None,
                 version=release(),
-                extra=(dead_letter_routes(self.dead_letters),),
+                extra=(dead_letter_routes(self.dead_letters), *self._webhooks()),
             ),
             handle_signals=False,
             shutdown_timeout=max(1.0, settings.shutdown_grace_s / 4),
@@ -143,14 +162,30 @@ class Application:
     def _backlog(self) -> int:
         return sum(relay.pending for relay in self.relays.values())
 
-    def _gateway_worker(self) -> GatewayWorker:
-        settings = self.settings
-        gateway = SimulatedGateway(
-            self._clock,
-            decline_over=settings.simulated_decline_over,
-            latency_seconds=settings.simulated_latency_ms / 1000,
-            failure_rate=settings.simulated_failure_rate,
+    def _observers(self, module: str) -> dict[type, Observer] | None:
+        if module == "orders":
+            return _order_observers(self.metrics)
+        return {ChargeRequested: self._charge_requested} if module == "payments" else None
+
+    def _charge_requested(self, event: ChargeRequested, outcome: Outcome, context: Context) -> None:
+        assert self._worker is not None
+        self._worker.delays.requested(event, outcome, context)
+
+    def _webhooks(self) -> tuple[Table, ...]:
+        """Return the route for the provider's webhooks, where payments run."""
+        if "payments" not in self.shells:
+            return ()
+        secret, gateway = self.settings.stripe_webhook_secret, self.gateway
+        ledger = gateway if isinstance(gateway, Ledger) else None
+        desk = Webhooks(
+            self.shells["payments"],
+            None if secret is None else str(secret),
+            *(ledger, self.dead_letters, self._clock, self.metrics),
         )
+        return (webhook_route(desk),)
+
+    def _gateway_worker(self) -> GatewayWorker:
+        gateway = self.gateway = gateway_of(self.settings, self._clock)
         gauge = self.metrics.circuit_breaker_state.labels(gateway.name)
         gauge.set(0)
 
@@ -209,6 +244,7 @@ class Application:
         await asyncio.gather(*self._listening, return_exceptions=True)
         if self._worker is not None:
             await self._worker.drain(seconds)
+            await self._worker.close()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await asyncio.gather(*(shell.drain() for shell in self.shells.values()))

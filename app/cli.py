@@ -35,10 +35,6 @@ def _settings() -> Settings:
         settings = load(os.environ)
     except BadSetting as error:
         _stop(USAGE, str(error))
-    if settings.payment_gateway != "simulated":
-        _stop(
-            USAGE, f"PAYMENT_GATEWAY={settings.payment_gateway} is not there yet; leave it unset for the simulated one"
-        )
     return settings
 
 
@@ -146,10 +142,14 @@ def openapi() -> None:
     import orjson
 
     from app.build import modules_of, release
+    from app.web import dead_letters, webhooks
     from app.web import openapi as description
-    from app.web.dead_letters import DESCRIBED
 
-    document = description.document(modules_of(_settings()), release(), [DESCRIBED])
+    modules = modules_of(_settings())
+    extra = [dead_letters.DESCRIBED]
+    if any(module.name == "payments" for module in modules):
+        extra.append(webhooks.DESCRIBED)
+    document = description.document(modules, release(), extra)
     click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))
 
 
@@ -174,13 +174,12 @@ def _logs(settings: Settings, stream: Any = None) -> None:
 def _register() -> None:
     from app.dead_letter_commands import dead_letters
     from app.load import load as load_command
+    from app.payments_commands import payments
     from app.republish_commands import republish
     from app.topology_commands import topology
 
-    main.add_command(dead_letters)
-    main.add_command(load_command)
-    main.add_command(republish)
-    main.add_command(topology)
+    for command in (dead_letters, load_command, payments, republish, topology):
+        main.add_command(command)
 
 
 _register()

@@ -75,19 +75,14 @@ async def republish(
         taken_at = clock.monotonic()
         on_sent(1)
 
-    flying: set[asyncio.Task[None]] = set()
+    room = asyncio.Semaphore(IN_FLIGHT_MAX)
     try:
-        async for parcel in _sent(store, since):
-            flying.add(asyncio.create_task(send(parcel)))
-            if len(flying) >= IN_FLIGHT_MAX:
-                landed, flying = await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
-                for task in landed:
-                    task.result()
-        await asyncio.gather(*flying)
-    finally:
-        for task in flying:
-            task.cancel()
-        await asyncio.gather(*flying, return_exceptions=True)
+        async with asyncio.TaskGroup() as flying:
+            async for parcel in _sent(store, since):
+                await room.acquire()
+                flying.create_task(send(parcel)).add_done_callback(lambda _: room.release())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
     return taken
 
 

@@ -26,6 +26,7 @@ from nats.js import JetStreamContext
 from bus.client import NatsClient
 from bus.errors import Unreachable
 from bus.port import Clock
+from bus.tasks import end_tasks
 
 CONNECT_SECONDS_MAX = 300.0
 _WAIT_SECONDS = 0.1
@@ -155,10 +156,7 @@ class Connection:
                 async with asyncio.timeout(_HANDSHAKE_SECONDS):
                     await self._write_all(client)
                     await client.flush(_HANDSHAKE_SECONDS)
-        tasks = [task for task in (self._writer, self._reopening) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks([task for task in (self._writer, self._reopening) if task is not None])
         if client is not None:
             with suppress(Exception):  # whatever it is that cannot be tidied up any more
                 async with asyncio.timeout(_HANDSHAKE_SECONDS):
@@ -237,6 +235,8 @@ class Connection:
                     reconnected_cb=on_reconnected,
                     closed_cb=on_closed,
                 )
+            if self._is_closed:
+                raise _Refused("closed in the meantime")
         except BaseException:
             with suppress(Exception):
                 await client.close()

@@ -35,21 +35,29 @@ _log = logging.getLogger(__name__)
 
 @define(eq=False)
 class _Flight:
-    """One message on its way. Whoever cancels the future only stops listening."""
+    """One message on its way. Whoever cancels a future only stops listening."""
 
     subject: str
+    id: str
     token: str
     deadline: float
     future: asyncio.Future[None]
     dispatch: Dispatch
+    followers: list[asyncio.Future[None]] | None = None
 
     @property
     def is_over(self) -> bool:
         return self.token not in self.dispatch.flights
 
+    def land(self) -> None:
+        for future in (self.future, *(self.followers or ())):
+            if not future.done():
+                future.set_result(None)
+
     def fail(self, error: Exception) -> None:
-        self.dispatch.flights.pop(self.token, None)
-        end(self.future, error)
+        self.dispatch.forget(self)
+        for future in (self.future, *(self.followers or ())):
+            end(future, error)
 
 
 class Dispatch:
@@ -57,18 +65,27 @@ class Dispatch:
     Send messages over *connection* and end each one's future within *publish_seconds*.
 
     *on_missing* hears the name of a stream that does not answer at all: it is not there, or has no leader just now.
+    *on_taken* hears the name of a stream that takes messages again after any trouble.
     """
 
     def __init__(
-        self, clock: Clock, connection: Connection, *, publish_seconds: float, on_missing: Callable[[str], None]
+        self,
+        clock: Clock,
+        connection: Connection,
+        *,
+        publish_seconds: float,
+        on_missing: Callable[[str], None],
+        on_taken: Callable[[str], None],
     ) -> None:
         self._clock = clock
         self._connection = connection
         self._publish_seconds = publish_seconds
         self._on_missing = on_missing
+        self._on_taken = on_taken
         self._ordinals = itertools.count()
         self._inbox = ""
         self._troubles: dict[str, str] = {}
+        self._by_id: dict[str, _Flight] = {}
         self.flights: dict[str, _Flight] = {}
 
     async def bind(self, client: Client) -> None:
@@ -83,9 +100,16 @@ class Dispatch:
         if not (self._inbox and self._connection.is_up):
             end(future, Retry("NATS is out of reach"))
             return future
+        if (first := self._by_id.get(message.id)) is not None:
+            # A cluster would refuse the copy while it is still busy with the first.
+            if first.followers is None:
+                first.followers = []
+            first.followers.append(future)
+            return future
         token = str(next(self._ordinals))
         deadline = self._clock.monotonic() + self._publish_seconds
-        self.flights[token] = flight = _Flight(message.subject, token, deadline, future, self)
+        flight = _Flight(message.subject, message.id, token, deadline, future, self)
+        self.flights[token] = self._by_id[message.id] = flight
         self._connection.send(message.subject, message.body, self._inbox + token, headers_of(message), flight)
         return future
 
@@ -102,26 +126,31 @@ class Dispatch:
 
     def fail_all(self, error: Retry | BusClosed) -> None:
         """End everything that is under way."""
-        flights = list(self.flights.values())
-        self.flights.clear()
-        for flight in flights:
-            end(flight.future, type(error)(*error.args))
+        for flight in list(self.flights.values()):
+            flight.fail(error)
+
+    def forget(self, flight: _Flight) -> None:
+        """Let an answer to *flight* be nobody's."""
+        self.flights.pop(flight.token, None)
+        if self._by_id.get(flight.id) is flight:
+            del self._by_id[flight.id]
 
     async def _answered(self, msg: Msg) -> None:
-        flight = self.flights.pop(msg.subject[len(self._inbox) :], None)
+        flight = self.flights.get(msg.subject[len(self._inbox) :])
         if flight is None:
             return
         data = msg.data
         if data and b'"error"' not in data:
-            if not flight.future.done():
-                flight.future.set_result(None)
+            self.forget(flight)
+            flight.land()
             if self._troubles and (stream := stream_name(flight.subject)) in self._troubles:
                 del self._troubles[stream]
                 _log.info("stream %s takes messages again", stream)
+                self._on_taken(stream)
             return
         said = _error_of(msg)
         self._trouble(flight.subject, said)
-        end(flight.future, Retry(f"{flight.subject}: {said}"))
+        flight.fail(Retry(f"{flight.subject}: {said}"))
 
     def _trouble(self, subject: str, said: str) -> None:
         stream = stream_name(subject)
@@ -133,9 +162,9 @@ class Dispatch:
 
 
 def end(future: asyncio.Future[None], error: Exception) -> None:
-    """Let *future* end with *error*, and let nobody complain if whoever wanted it has left."""
+    """Let *future* end with an error like *error*, and let nobody complain if whoever wanted it has left."""
     if not future.done():
-        future.set_exception(error)
+        future.set_exception(type(error)(*error.args))  # one each: whoever raises it hangs a traceback on it
         future.exception()
 
 

@@ -8,7 +8,7 @@ database is away), and is kept ours by saying that it is in progress, which spen
 
 from __future__ import annotations
 
-__all__ = ["Delivery", "Durable"]
+__all__ = ["Durable"]
 
 import logging
 from collections import OrderedDict
@@ -17,106 +17,28 @@ from typing import TYPE_CHECKING
 
 import nats.errors
 import orjson
-from attrs import define
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from bus.port import Message
+from bus.deliveries import Delivery
 from bus.topology import ConsumerPlan
 from bus.wire import Mark, mark_of, message_of
 
 if TYPE_CHECKING:
     from bus.members import Group, Member
 
-ASK_SECONDS = 20.0
+ASK_SECONDS = 5.0
 HEARTBEAT_SECONDS = 2.0
 _HEARTBEATS_MISSED_MAX = 2.5
 _AGAIN_SECONDS = 0.1
 _LATE_MAX = 1_024
+_ASIDE_SECONDS = 1.0
 _NANOSECONDS = 1_000_000_000
 _IDLE_HEARTBEAT = "100"
 _NO_RESPONDERS = "503"
 
 _log = logging.getLogger(__name__)
-
-
-@define(eq=False)
-class Delivery:
-    """One handing out of a message; see `bus.port.Delivery`."""
-
-    message: Message
-    tries: int
-    durable: Durable
-    sequence: int
-    said_at_ns: int
-    _reply: str
-    overdue_at: float
-    touched_at: float
-    member: Member | None = None
-    is_answered: bool = False
-    is_void: bool = False
-    """Somebody else has settled it after all."""
-
-    async def ack(self) -> None:
-        if not self.is_answered:
-            self.is_answered = True
-            self.durable.settled(self, is_late=self._is_late())
-            self.confirm()
-
-    async def nak(self, delay_seconds: float, *, error: str = "failed", detail: str = "") -> None:
-        if self.is_answered:
-            return
-        self.is_answered = True
-        if self._is_late():
-            self.durable.let_go(self)
-        elif self.tries >= self.durable.max_tries:
-            self.durable.give_up(self, error, detail)
-        else:
-            self.durable.let_go(self)
-            self.put_back(delay_seconds)
-
-    async def term(self, error: str, detail: str = "") -> None:
-        if self.is_answered:
-            return
-        self.is_answered = True
-        if self._is_late():
-            self.durable.let_go(self)
-        else:
-            self.durable.give_up(self, error, detail)
-
-    async def in_progress(self) -> None:
-        if not self.is_answered and not self._is_late():
-            self.keep()
-
-    def confirm(self) -> None:
-        """Tell the server that it is done."""
-        self.durable.send(self._reply, b"+ACK")
-
-    def keep(self) -> None:
-        """Tell the server that it is in hand still."""
-        durable = self.durable
-        self.touched_at = now = durable.now()
-        self.overdue_at = now + durable.ack_wait_seconds
-        durable.send(self._reply, b"+WPI")
-
-    def come_again(self, other: Delivery) -> None:
-        """Answer for *other*, a later handing out of the same message, too."""
-        self._reply, self.touched_at, self.overdue_at = other._reply, other.touched_at, other.overdue_at
-
-    def put_back(self, delay_seconds: float = 0.0) -> None:
-        """Tell the server to hand it out again."""
-        delay = b'-NAK {"delay": %d}' % round(delay_seconds * _NANOSECONDS) if delay_seconds > 0 else b"-NAK"
-        self.durable.send(self._reply, delay)
-
-    def bury(self) -> None:
-        """Tell the server never to hand it out again."""
-        self.durable.send(self._reply, b"+TERM")
-
-    def _is_late(self) -> bool:
-        # The server would take the refusal of a message that somebody else holds by now for theirs. It counts from
-        # when it sent the message, so we stop a little earlier. Whatever is dropped here comes again by itself.
-        return self.durable.now() >= self.overdue_at - self.durable.ack_wait_seconds / 50
 
 
 class Durable:
@@ -206,16 +128,26 @@ class Durable:
             delivery.confirm()
             return
         if delivery.message.subject not in self.plan.subjects:
-            # Another version of us hears this, too, and has widened the durable. It is for them.
-            if delivery.tries < self.max_tries:
-                delivery.put_back(self.ack_wait_seconds)
-            else:
-                delivery.is_answered = True
-                self.held[mark.sequence] = delivery
-                self.give_up(delivery, "unknown_subject", f"{self.plan.name} does not hear {delivery.message.subject}")
+            self._step_aside(delivery)
             return
         self.ready[mark.sequence] = delivery
         self.group.arrived(self)
+
+    def _step_aside(self, delivery: Delivery) -> None:
+        """
+        Leave a message that we do not hear to whoever has made the durable hear it: another version of us.
+
+        The server would hand it to us again, because we have asked before. So we stop asking for a while, which is
+        longer than what we have asked for lasts before the tries are over.
+        """
+        if delivery.tries < self.max_tries:
+            delay_seconds = _ASIDE_SECONDS * 2.0 ** (delivery.tries - 1)
+            self._ask_again_at = max(self._ask_again_at, self.now() + 2 * delay_seconds)
+            delivery.put_back(delay_seconds)
+        else:
+            delivery.is_answered = True
+            self.held[delivery.sequence] = delivery
+            self.give_up(delivery, "unknown_subject", f"{self.plan.name} does not hear {delivery.message.subject}")
 
     def _told(self, status: str, headers: dict[str, str]) -> None:
         """Take note of what the server says about a request."""
@@ -227,7 +159,7 @@ class Durable:
         if status == "408":  # nothing came in all the time
             self.group.arrived(self)
             return
-        self._ask_again_at = self.now() + _AGAIN_SECONDS
+        self._ask_again_at = max(self._ask_again_at, self.now() + _AGAIN_SECONDS)
         if status == _NO_RESPONDERS or "Deleted" in said or "Leadership" in said or "Shutdown" in said:
             self._lost(said or "nobody answers")
         else:

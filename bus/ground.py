@@ -21,6 +21,9 @@ from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 from bus.founding import consumer_config, differences, found, heard, lacking, stream_config
 from bus.topology import ConsumerPlan, stream_plan
 
+_NO_JETSTREAM = (10039, 10076)
+"""Not for this account, or not on this server at all."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -44,6 +47,7 @@ class Ground:
         self._ack_wait_seconds = ack_wait_seconds
         self._max_tries = max_tries
         self._problems: dict[str, tuple[str, ...]] = {}
+        self._missed: set[str] = set()
 
     @property
     def problems(self) -> Sequence[str]:
@@ -53,13 +57,19 @@ class Ground:
         """Let go of what is wrong with a durable that nobody here hears any more."""
         self._problems.pop(_where(plan), None)
 
+    def takes_messages(self, stream: str) -> None:
+        """Know that *stream* is there, whether or not we may look at it."""
+        if stream in self._missed:
+            self._missed.discard(stream)
+            self._note(_stream(stream))
+
     async def stream(self, name: str, *, is_missed: bool = True) -> bool:
         """
         Verify the stream *name*, or found it; say whether it is there now.
 
         Unless it *is_missed*, it is no problem that we may not look at it.
         """
-        where = f"stream {name}"
+        where = _stream(name)
         wanted = self._stream_config(name)
         js = self._js()
         try:
@@ -71,8 +81,10 @@ class Ground:
                 there = (await js.stream_info(name)).config
         except (TimeoutError, nats.errors.Error) as error:
             if is_missed:
+                self._missed.add(name)
                 self._note(where, *self._reasons(error, name))
             return False
+        self._missed.discard(name)
         self._note(where, *differences(wanted, there))
         return True
 
@@ -118,7 +130,9 @@ class Ground:
 
         What we may not do is not refused by an answer: there is none, and the connection hears why.
         """
-        if isinstance(error, APIError) and not isinstance(error, ServiceUnavailableError):
+        if isinstance(error, APIError) and (
+            error.err_code in _NO_JETSTREAM or not isinstance(error, ServiceUnavailableError)
+        ):
             return [f"{error.description} ({error.err_code})"]
         name = f".{stream.lower()}"
         return [text for text in self._denied() if "$js.api" in text and name in text]
@@ -132,6 +146,10 @@ class Ground:
         else:
             del self._problems[where]
             _log.info("%s is as it should be", where)
+
+
+def _stream(name: str) -> str:
+    return f"stream {name}"
 
 
 def _where(plan: ConsumerPlan) -> str:

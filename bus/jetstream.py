@@ -20,13 +20,15 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 
 from bus.connection import CONNECT_SECONDS_MAX, Connection, Servers
+from bus.deliveries import Delivery
 from bus.dispatch import Dispatch, end
-from bus.durables import Delivery, Durable
+from bus.durables import Durable
 from bus.errors import BusClosed, Retry
 from bus.ground import Ground
 from bus.letterbox import LetterBox
 from bus.members import Group, Member
 from bus.port import ACK_WAIT_SECONDS, MAX_TRIES, Clock, DeadLetters, Message, Subscription
+from bus.tasks import end_tasks
 from bus.topology import consumer_plans
 
 PUBLISH_SECONDS = 5.0
@@ -77,7 +79,11 @@ class JetStreamBus:
         )
         self.send = self._connection.send
         self._dispatch = Dispatch(
-            clock, self._connection, publish_seconds=publish_seconds, on_missing=self._look_after_stream
+            clock,
+            self._connection,
+            publish_seconds=publish_seconds,
+            on_missing=self._look_after_stream,
+            on_taken=lambda stream: self._ground.takes_messages(stream),
         )
         self._ground = Ground(
             self.js,
@@ -177,10 +183,7 @@ class JetStreamBus:
         for durable in self._durables():
             durable.hand_back()
             durable.held.clear()
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(self._tasks.values())
         await self._connection.close()
         self.look_whether_idle()
 
@@ -220,10 +223,10 @@ class JetStreamBus:
         while True:
             if self._client is not None and self._connection.is_up:
                 try:
-                    await self._ground.stream(durable.plan.stream, is_missed=False)
                     if await self._ground.durable(durable.plan):
                         await durable.bind(self._client)
                         durable.group.ask(durable)
+                        self._look_after_stream(durable.plan.stream, is_missed=False)
                         return
                 except (nats.errors.Error, TimeoutError, OSError) as error:
                     _log.debug("consumer %s on %s: %r", durable.plan.name, durable.plan.stream, error)
@@ -238,13 +241,14 @@ class JetStreamBus:
         durable.empty()
         await durable.unbind()
 
-    def _look_after_stream(self, name: str) -> None:
-        if name not in self._tasks and not self.is_closing:
-            self._start(name, self._verify(name))
+    def _look_after_stream(self, name: str, *, is_missed: bool = True) -> None:
+        what = name, is_missed
+        if what not in self._tasks and not self.is_closing:
+            self._start(what, self._verify(name, is_missed))
 
-    async def _verify(self, name: str) -> None:
+    async def _verify(self, name: str, is_missed: bool) -> None:
         if self._connection.is_up:
-            await self._ground.stream(name)
+            await self._ground.stream(name, is_missed=is_missed)
         await self.clock.sleep(_AGAIN_SECONDS)
 
     def _start(self, what: object, coroutine: Coroutine[None, None, None]) -> None:

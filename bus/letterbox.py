@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from attrs import define
 
-from bus.durables import Delivery
+from bus.deliveries import Delivery
 from bus.ids import caused_id
 from bus.port import Clock, DeadLetter, DeadLetters
 

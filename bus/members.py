@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bus import port
-from bus.durables import Delivery, Durable
+from bus.deliveries import Delivery
+from bus.durables import Durable
 from bus.topology import ConsumerPlan
 
 if TYPE_CHECKING:

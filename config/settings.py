@@ -220,6 +220,8 @@ class Settings:
                     _read(name, path, _SECRET_BYTES_MAX * 16)
         if self.payment_gateway == "stripe" and not self.stripe_api_key:
             raise BadSetting("STRIPE_API_KEY", "is needed with PAYMENT_GATEWAY=stripe")
+        if str(self.stripe_api_key).startswith("sk_live_") and not self.stripe_api_base.startswith("https:"):
+            raise BadSetting("STRIPE_API_BASE", "must be an https:// address with a live key")
         if self.log_file is not None and (
             os.path.isdir(self.log_file) or not os.path.isdir(os.path.dirname(self.log_file) or ".")
         ):

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-__all__ = ["Answer", "Captured", "Gateway", "GatewayAway", "GatewaySilent", "GatewayTrouble", "Refused"]
+__all__ = [
+    "Answer",
+    "Captured",
+    "Contradiction",
+    "Gateway",
+    "GatewayAway",
+    "GatewayRefuses",
+    "GatewaySilent",
+    "GatewayTrouble",
+    "Ledger",
+    "Record",
+    "Refused",
+    "Undecided",
+]
 
-from typing import Protocol
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Protocol, runtime_checkable
 
 from attrs import frozen
 
@@ -25,7 +40,14 @@ class Refused:
     reason: str
 
 
-Answer = Captured | Refused
+@frozen
+class Undecided:
+    """The provider has the charge and is still at it: look again later. It is no trouble."""
+
+    reference: str
+
+
+Answer = Captured | Refused | Undecided
 
 
 class GatewayTrouble(Exception):
@@ -44,12 +66,43 @@ class GatewaySilent(GatewayTrouble):
     """The call may have arrived: whether anything has happened is unknown. Look it up under the same key."""
 
 
+class GatewayRefuses(Exception):
+    """The provider is well and will not do it: a refund that it calls impossible. A person has to look."""
+
+
+class Contradiction(Exception):
+    """
+    The provider's answer contradicts the request; nobody may act on it before a person has looked.
+
+    *reason* is a stable code (``wrong_amount``, ``wrong_currency``, ``wrong_order``, ``wrong_id``, ``wrong_key``,
+    ``two_charges``, ``nonsense``), *reference* the provider's name for what it speaks of, as far as there is one.
+    """
+
+    def __init__(self, reason: str, detail: str, reference: str | None = None) -> None:
+        self.reason = reason
+        self.reference = reference
+        super().__init__(detail)
+
+
+@frozen
+class Record:
+    """One charge in the provider's own list: what it is about, and how much of it is taken and given back."""
+
+    reference: str
+    order_id: str | None
+    amount: Money
+    is_captured: bool
+    refunded_amount: int
+    created_at: datetime
+
+
 class Gateway(Protocol):
     """
     Take money and give it back.
 
     A *key* belongs to the intent, never to the attempt: the same key again has no second effect. Amounts are in minor
-    units. Each call may raise `GatewayAway` or `GatewaySilent`, and nothing else.
+    units. Each call may raise `GatewayAway`, `GatewaySilent` or `Contradiction`, and `refund` also `GatewayRefuses`.
+    What comes back was compared with what was asked: amount, currency, order.
     """
 
     @property
@@ -57,10 +110,27 @@ class Gateway(Protocol):
         """What it is called in metrics and logs."""
 
     async def charge(self, key: str, order_id: str, amount: Money, payment_method: str | None) -> Answer:
-        """Take *amount* for the order, once."""
+        """Take *amount* for the order, once. Whoever may have asked before looks with `find` first."""
 
-    async def find(self, key: str, order_id: str) -> Answer | None:
+    async def find(self, key: str, order_id: str, amount: Money) -> Answer | None:
         """Return what became of the charge under *key*; None: there was none."""
 
-    async def refund(self, key: str, reference: str, amount: Money) -> str:
-        """Give back what was captured under *reference*, once; return the provider's name for it."""
+    async def cancel(self, key: str, order_id: str, amount: Money) -> Answer | None:
+        """Return what became of the charge under *key*, as `find`; what is still open is closed: it takes no money."""
+
+    async def refund(self, key: str, order_id: str, reference: str, amount: Money) -> str:
+        """Give back what was captured under *reference*, once; return the provider's name for that."""
+
+    async def close(self) -> None:
+        """Hang up. Idempotent."""
+
+
+@runtime_checkable
+class Ledger(Protocol):
+    """A provider that keeps a list of its own; the simulated one does not."""
+
+    def records(self, since: datetime, until: datetime) -> AsyncIterator[Record]:
+        """Yield what was begun from *since* until *until*, declined charges included, in no promised order."""
+
+    async def order_of(self, reference: str) -> str | None:
+        """Return the order that the charge *reference* was made for; None where it names none."""

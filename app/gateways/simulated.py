@@ -46,15 +46,22 @@ class SimulatedGateway:
         await self._weather(key, answer)
         return answer
 
-    async def find(self, key: str, order_id: str) -> Answer | None:
+    async def find(self, key: str, order_id: str, amount: Money) -> Answer | None:
         """Return the answer that a failed call kept back."""
         await self._weather()
         return self._untold.pop(key, None)
 
-    async def refund(self, key: str, reference: str, amount: Money) -> str:
+    async def cancel(self, key: str, order_id: str, amount: Money) -> Answer | None:
+        """Do as `find`: nothing is ever left open."""
+        return await self.find(key, order_id, amount)
+
+    async def refund(self, key: str, order_id: str, reference: str, amount: Money) -> str:
         """Give a reference for the refund of *reference*."""
         await self._weather()
         return f"sim_{caused_id(reference.removeprefix('sim_'), key)}"
+
+    async def close(self) -> None:
+        """There is no line to hang up."""
 
     async def _weather(self, key: str | None = None, answer: Answer | None = None) -> None:
         if self._latency_seconds:

@@ -3,23 +3,30 @@ The worker at the payment gateway: hears what is to be asked, asks, and tells th
 
 It never holds a transaction, and a provider in trouble costs no message a try: an attempt that brought no answer is an
 answer too, and the module puts the next attempt into its outbox. Calls go out under a key that belongs to the order.
+While the circuit breaker is open the subscriptions pause. What is in hand stays in hand, as long as that may last; what
+is still in the bus waits there.
 """
 
 from __future__ import annotations
 
-__all__ = ["CONSUMER", "HEARS", "GatewayWorker"]
+__all__ = ["CONSUMER", "FRESH_SECONDS", "HEARS", "GatewayWorker"]
 
 import asyncio
 import random
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
 
 from loguru import logger
 
-from app.door import Context, Shed
-from app.gateways.breaker import Breaker, BreakerOpen
-from app.gateways.port import Captured, Gateway, GatewaySilent, GatewayTrouble, Refused
-from app.headers import origin
+from app.door import Shed
+from app.gateways.breaker import Breaker, BreakerOpen, BreakerState
+from app.gateways.calls import CALLS_MAX, Calls, Task
+from app.gateways.delays import Delays, noted
+from app.gateways.gate import Gate
+from app.gateways.port import Gateway
+from app.headers import origin, said_at
 from app.shell import Shell, retry_seconds
 from app.telemetry.metrics import Metrics
 from bus.contracts import Contracts, is_express
@@ -27,25 +34,27 @@ from bus.errors import PutAside
 from bus.ids import caused_id
 from bus.port import Clock, Delivery, Subscription
 from bus.replays import original
-from modules.module import Outcome
-from modules.payments.events import (
-    Charged,
-    ChargeFailed,
-    ChargeRefused,
-    ChargeRequested,
-    Refunded,
-    RefundFailed,
-    RefundRequested,
-)
-from modules.route import Answer
+from modules.payments.events import ChargeFailed, ChargeRequested, RefundFailed, RefundRequested
+from modules.payments.state import Payment, PaymentStatus
+
+T = TypeVar("T")
 
 CONSUMER = "payments-gateway"
 HEARS: tuple[type, ...] = (ChargeRequested, RefundRequested)
 
-CALLS_MAX = 100
-CALL_SECONDS_MAX = 20.0
-RETRY_SECONDS_MAX = 5.0
+FRESH_SECONDS = 60.0
+"""
+A request that is older is compared with our own books first: they know whether somebody has called for it.
+
+Shorter than a broker remembers a message, so that a copy that it lets through is never taken for a first request.
+"""
+
+BEAT_SECONDS = 10.0
 FETCH_SECONDS = 1.0
+
+
+class _Leaving(Exception):
+    """The house is closing: what waits for the breaker goes back to the outbox."""
 
 
 class GatewayWorker:
@@ -66,32 +75,75 @@ class GatewayWorker:
         self._breaker = breaker
         self._contracts = contracts
         self._clock = clock
-        self._attempts = metrics.payment_attempts
         self._handled = metrics.messages_handled
         self._dice = dice or random.Random()
-        self._calls: set[asyncio.Task[None]] = set()
+        self._ask = Calls(gateway, breaker, metrics, self._dice)
+        self._started_at = self._well_since = clock.now()
+        self._calls: dict[asyncio.Task[None], Delivery] = {}
         self._has_room = asyncio.Event()
+        self._subscriptions: list[Subscription] = []
+        self._is_leaving = False
+        self._beat: asyncio.Task[None] | None = None
+        self.delays = Delays(shell, CONSUMER, breaker, clock)
+        self._gate = Gate(breaker, clock)
+        breaker.follow(self._breaker_changed)
 
     async def listen(self, subscription: Subscription) -> None:
         """Hear *subscription* until cancelled, no more at once than may call."""
+        self._subscriptions.append(subscription)
+        if self._beat is None:
+            self._beat = asyncio.create_task(self._keep())
         while True:
             while len(self._calls) >= CALLS_MAX:
                 self._has_room.clear()
                 await self._has_room.wait()
-            for delivery in await subscription.fetch(CALLS_MAX - len(self._calls), FETCH_SECONDS):
+            limit = CALLS_MAX - len(self._calls)
+            if self._breaker.state is not BreakerState.CLOSED:
+                await self._gate.passable()
+                limit = min(limit, self._breaker.probes)
+            if subscription.is_paused:
+                subscription.resume()
+            for delivery in await subscription.fetch(limit, FETCH_SECONDS):
                 call = asyncio.create_task(self._handle(delivery))
-                self._calls.add(call)
+                self._calls[call] = delivery
                 call.add_done_callback(self._done)
 
     async def drain(self, seconds: float) -> None:
         """Let the calls that are out come back, for up to *seconds*; what has not by then comes again."""
+        self._is_leaving = True
+        self._gate.open_for_good()
         if self._calls:
             _, late = await asyncio.wait(self._calls, timeout=seconds)
             for call in late:
                 call.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Hang up. Idempotent."""
+        if self._beat is not None:
+            self._beat.cancel()
+            await asyncio.gather(self._beat, return_exceptions=True)
+        await self.delays.close()
+        await self._gateway.close()
+
+    async def _keep(self) -> None:
+        """Tell the bus of what takes long that somebody is still at it."""
+        while True:
+            await self._clock.sleep(BEAT_SECONDS)
+            for delivery in list(self._calls.values()):
+                await delivery.in_progress()
+
+    def _breaker_changed(self, state: BreakerState) -> None:
+        for subscription in self._subscriptions:
+            if state is BreakerState.OPEN:
+                subscription.pause()
+            elif state is BreakerState.CLOSED:
+                subscription.resume()
+        if state is BreakerState.CLOSED:
+            self._well_since = self._clock.now()
 
     def _done(self, call: asyncio.Task[None]) -> None:
-        self._calls.discard(call)
+        self._calls.pop(call, None)
         self._has_room.set()
         if not call.cancelled() and (error := call.exception()) is not None:
             logger.opt(exception=error).error("the gateway worker failed")
@@ -107,12 +159,23 @@ class GatewayWorker:
             await delivery.term(error.code, str(error))
             return
         id, context = origin(message)
+        asked_at = _moment(said_at(message))
+        is_first = self._is_first(event, delivery, id, asked_at)
+        # Whatever is old, or waited while the breaker was open, may be about an order that is cancelled or paid by now.
+        fresh_since = max(self._well_since, self._clock.now() - timedelta(seconds=FRESH_SECONDS))
+        is_well = self._breaker.state is BreakerState.CLOSED
+        is_late = not (is_first and is_well and asked_at is not None and asked_at >= fresh_since)
+        task = Task(event, id, context, is_express(subject), is_first, is_late)
         try:
-            answer = await (self._charge(event) if isinstance(event, ChargeRequested) else self._refund(event))
+            answer = await (self._charge(task) if isinstance(event, ChargeRequested) else self._refund(task))
             # Asked twice (we were killed in between), the gateway may answer in two ways, and both are news.
             kind = f"{type(answer).__name__}.{getattr(answer, 'is_unknown', False)}"
             answer_id = caused_id(id, f"{CONSUMER}.{kind}")
-            await self._tell(answer, answer_id, context, is_express(subject), delivery)
+            await self._patiently(
+                lambda: self._shell.tell(
+                    answer, id=answer_id, context=context, answer=noted, express=task.express, is_new=False
+                )
+            )
         except Exception as error:  # whatever it is, it is this message's trouble: five tries, then a dead letter
             detail = f"{type(error).__name__}: {error}"
             logger.warning("message failed", consumer=CONSUMER, detail=detail, correlation_id=context.correlation_id)
@@ -122,95 +185,88 @@ class GatewayWorker:
         self._handled.labels("payments", subject, "handled").inc()
         await delivery.ack()
 
-    async def _charge(self, event: ChargeRequested) -> Any:
-        key = f"charge:{event.order_id}"
-        calls = 0
-        try:
-            if event.attempt > 1 or not event.is_wanted:
-                found = await self._call(lambda: self._gateway.find(key, event.order_id))
-                if found is None and not event.is_wanted:
-                    found = Refused("order_cancelled")
-            else:
-                found = None
-            if found is None:
-                calls = 1
-                found = await self._call(
-                    lambda: self._gateway.charge(key, event.order_id, event.amount, event.payment_method)
-                )
-        except BreakerOpen as closed:
-            self._attempts.labels("unavailable").inc()
-            return ChargeFailed(
-                order_id=event.order_id,
-                is_unknown=False,
-                retry_seconds=self._spread(closed.retry_after_seconds),
-                calls=0,
-            )
-        except GatewayTrouble as trouble:
-            is_unknown = isinstance(trouble, GatewaySilent) and calls == 1
-            self._attempts.labels("unknown" if is_unknown else "unavailable").inc()
-            return ChargeFailed(
-                order_id=event.order_id,
-                is_unknown=is_unknown,
-                retry_seconds=self._retry_seconds(event.attempt, trouble.retry_after_seconds),
-                calls=calls,
-            )
-        if isinstance(found, Captured):
-            self._attempts.labels("captured").inc()
-            return Charged(order_id=event.order_id, reference=found.reference, calls=calls)
-        self._attempts.labels("declined").inc()
-        return ChargeRefused(order_id=event.order_id, reason=found.reason[:64], calls=calls)
+    def _is_first(self, event: Any, delivery: Delivery, id: str, asked_at: datetime | None) -> bool:
+        """
+        Tell whether this is the first that is heard of *event*: by us, by who ran before us, and by anybody beside us.
 
-    async def _refund(self, event: RefundRequested) -> Any:
-        try:
-            reference = await self._call(
-                lambda: self._gateway.refund(f"refund:{event.order_id}", event.reference, event.amount)
-            )
-        except BreakerOpen as closed:
-            return RefundFailed(order_id=event.order_id, retry_seconds=self._spread(closed.retry_after_seconds))
-        except GatewayTrouble as trouble:
-            self._attempts.labels("refund_failed").inc()
-            retry_seconds = self._retry_seconds(event.attempt, trouble.retry_after_seconds)
-            return RefundFailed(order_id=event.order_id, retry_seconds=retry_seconds)
-        self._attempts.labels("refunded").inc()
-        return Refunded(order_id=event.order_id, reference=reference)
+        Not every provider knows a repeated key; so whatever may be a repetition is looked up first. Who ran before us may
+        have called and been killed before it could say so, and even our own books would not know.
+        """
+        if event.attempt > 1 or delivery.tries > 1 or delivery.message.id != id:
+            return False
+        is_wanted = getattr(event, "is_wanted", True)
+        return is_wanted and asked_at is not None and asked_at >= self._started_at
 
-    async def _call(self, call: Callable[[], Any]) -> Any:
-        """Make one call if the breaker lets us, and let it know how that went."""
-        leave = self._breaker.enter()
-        try:
-            async with asyncio.timeout(CALL_SECONDS_MAX):
-                answer = await call()
-        except GatewayTrouble as trouble:
-            self._breaker.failed(leave, trouble.retry_after_seconds)
-            raise
-        except TimeoutError:
-            self._breaker.failed(leave)
-            raise GatewaySilent(f"no answer within {CALL_SECONDS_MAX:g} s") from None
-        except BaseException:  # cancelled, or a bug of ours: neither says anything about the provider
-            self._breaker.cancelled(leave)
-            raise
-        self._breaker.succeeded(leave)
-        return answer
+    # Calls
 
-    async def _tell(self, answer: Any, id: str, context: Context, express: bool, delivery: Delivery) -> None:
-        """Tell *answer* until the database takes it; the message stays ours meanwhile and spends no try."""
+    async def _charge(self, task: Task) -> Any:
+        """Have the money taken, and wait for the breaker as long as it takes; return what to tell."""
+        event: ChargeRequested = task.event
+        is_wanted, is_first = event.is_wanted, task.is_first
+        is_late, is_held = task.is_late, False
+        while True:
+            if is_late:
+                payment: Payment | None = await self._patiently(lambda: self._shell.get(Payment, event.order_id))
+                is_wanted = is_wanted and _is_wanted(payment)
+                is_first = is_first and payment is not None and payment.calls == 0
+            if is_first and not is_wanted:  # cancelled while it waited, and never sent
+                return ChargeFailed(order_id=event.order_id, is_unknown=False, retry_seconds=0, calls=0)
+            try:
+                return await self._ask.charge(task, is_wanted=is_wanted, is_first=is_first)
+            except BreakerOpen:
+                if not is_held:
+                    await self._patiently(lambda: self.delays.tell(event.order_id, task.context, task.express))
+                try:
+                    await self._hold()
+                except _Leaving:
+                    wait_seconds = self._ask.retry_seconds(1)
+                    return ChargeFailed(order_id=event.order_id, is_unknown=False, retry_seconds=wait_seconds, calls=0)
+            is_held = is_late = True
+
+    async def _refund(self, task: Task) -> Any:
+        """Have the money given back, and wait for the breaker as long as it takes; return what to tell."""
         while True:
             try:
-                await self._shell.tell(answer, id=id, context=context, answer=_noted, express=express, is_new=False)
-                return
+                return await self._ask.refund(task)
+            except BreakerOpen:
+                try:
+                    await self._hold()
+                except _Leaving:
+                    wait_seconds = self._ask.retry_seconds(1)
+                    return RefundFailed(order_id=task.event.order_id, retry_seconds=wait_seconds, calls=0)
+
+    async def _hold(self) -> None:
+        """
+        Return when it is worth asking the breaker again.
+
+        Raises:
+            _Leaving: It is not worth waiting any more.
+        """
+        if not self._is_leaving:
+            await self._gate.wait()
+        if self._is_leaving:
+            raise _Leaving
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask until the database answers; the message stays ours meanwhile and spends no try."""
+        while True:
+            try:
+                return await ask()
             except Shed as shed:
-                await delivery.in_progress()
                 await self._clock.sleep(shed.retry_after_seconds)
 
-    def _retry_seconds(self, attempt: int, asked_seconds: float | None) -> float:
-        """Return how long to wait: what was asked for at least, doubling up to `RETRY_SECONDS_MAX` by ourselves."""
-        own_seconds = min(0.5 * 2.0 ** min(attempt - 1, 10), RETRY_SECONDS_MAX)
-        return self._spread(max(asked_seconds or 0.0, own_seconds))
 
-    def _spread(self, seconds: float) -> float:
-        """Return *seconds* or somewhat more, so that not everybody who waits comes back at once."""
-        return seconds * self._dice.uniform(1.0, 1.5)
+def _is_wanted(payment: Payment | None) -> bool:
+    """Tell whether its money is still to be taken: the order may have been cancelled while the request waited."""
+    return (
+        payment is not None
+        and payment.status in (PaymentStatus.PENDING, PaymentStatus.UNKNOWN)
+        and not (payment.is_cancelled or payment.is_put_aside)
+    )
 
 
-def _noted(outcome: Outcome) -> Answer:
-    return Answer(200, None)
+def _moment(text: str | None) -> datetime | None:
+    with suppress(ValueError, TypeError):
+        moment = datetime.fromisoformat(text or "")
+        return moment if moment.tzinfo is not None else None
+    return None

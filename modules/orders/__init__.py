@@ -13,7 +13,13 @@ from modules.orders.decide import decide, touches
 from modules.orders.events import OrderCancelled, OrderConfirmed, OrderCreated, OrderTimedOut
 from modules.orders.routes import routes
 from modules.orders.state import Order, order_table
-from modules.payments.events import PaymentCaptured, PaymentDeclined, PaymentDelayed, PaymentRefunded
+from modules.payments.events import (
+    PaymentCaptured,
+    PaymentDeclined,
+    PaymentDelayed,
+    PaymentPutAside,
+    PaymentRefunded,
+)
 
 
 def module(timeout: timedelta = timedelta(seconds=900)) -> Module:
@@ -27,6 +33,7 @@ def module(timeout: timedelta = timedelta(seconds=900)) -> Module:
             PaymentCaptured,
             PaymentDeclined,
             PaymentDelayed,
+            PaymentPutAside,
             PaymentRefunded,
             OrderTimedOut,
         ),

@@ -31,7 +31,13 @@ from modules.orders.events import (
     OrderUnknown,
 )
 from modules.orders.state import Order, Status
-from modules.payments.events import PaymentCaptured, PaymentDeclined, PaymentDelayed, PaymentRefunded
+from modules.payments.events import (
+    PaymentCaptured,
+    PaymentDeclined,
+    PaymentDelayed,
+    PaymentPutAside,
+    PaymentRefunded,
+)
 from modules.values import Line, Money, rfc3339
 
 
@@ -75,6 +81,8 @@ def decide(states: Sequence[Order | None], event: Event, now: datetime, *, timeo
             not order.is_paid and order.waiting_for is None
         ):
             return _kept(_noted(order, "payments.delayed", now, waiting_for="payment"))
+        case ((Status.PROCESSING | Status.RESERVED), PaymentPutAside(reason=reason)) if not order.is_paid:
+            return _kept(_noted(order, "payments.put_aside", now, {"reason": reason}, waiting_for="payment"))
         case ((Status.PROCESSING | Status.RESERVED), OrderTimedOut()):
             return _cancelled(order, "payment_unavailable" if order.waiting_for == "payment" else "timed_out", now)
         case ((Status.PROCESSING | Status.RESERVED | Status.CONFIRMED), CancelRequested(why=why)):
@@ -83,13 +91,15 @@ def decide(states: Sequence[Order | None], event: Event, now: datetime, *, timeo
             return _kept(_noted(order, "inventory.released", now))
         case Status.CANCELLED, PaymentRefunded():
             return _kept(_noted(order, "payments.refunded", now))
+        case Status.CONFIRMED, PaymentRefunded():
+            return _kept(_noted(order, "payments.refunded", now))  # by somebody at the provider, not by us
         case Status.CANCELLED, _:
             return unchanged()
         case ((Status.RESERVED | Status.CONFIRMED), (StockReserved() | PaymentDelayed() | OrderTimedOut())):
             return unchanged()  # old news
-        case Status.CONFIRMED, PaymentCaptured():
+        case Status.CONFIRMED, (PaymentCaptured() | PaymentPutAside()):
             return unchanged()
-        case Status.PROCESSING | Status.RESERVED, PaymentDelayed():
+        case Status.PROCESSING | Status.RESERVED, (PaymentDelayed() | PaymentPutAside()):
             return unchanged()
     raise Unexpected(f"{type(event).__name__} while {order.status.value}")
 

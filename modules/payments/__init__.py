@@ -13,6 +13,7 @@ from modules.payments.events import (
     PaymentCaptured,
     PaymentDeclined,
     PaymentDelayed,
+    PaymentPutAside,
     PaymentRefunded,
     RefundRequested,
 )
@@ -25,7 +26,15 @@ def module() -> Module:
     return Module(
         name="payments",
         hears=(StockReserved, OrderCancelled),
-        says=(ChargeRequested, RefundRequested, PaymentCaptured, PaymentDeclined, PaymentDelayed, PaymentRefunded),
+        says=(
+            ChargeRequested,
+            RefundRequested,
+            PaymentCaptured,
+            PaymentDeclined,
+            PaymentDelayed,
+            PaymentPutAside,
+            PaymentRefunded,
+        ),
         remembers={Payment: payment_table},
         touches=touches,
         decide=decide,

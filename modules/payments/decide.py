@@ -9,7 +9,9 @@ What follows from what, for an order's money.
 The gateway is never called from here. We say what is to be asked of it; a worker asks, and tells us the answer. A
 retry is a `Later`: it is in the database, not in anybody's hands, and spends no delivery. Unknown is neither success
 nor failure: nothing is undone before the gateway has been looked at. Money that turns up after the order was cancelled
-goes back.
+goes back. What contradicts the request is put aside: still unknown, with a reason, looked at once more and when the order
+is cancelled, and never charged again. What the gateway says by itself (its webhooks) is compared with what we asked for
+before it counts.
 """
 
 from __future__ import annotations
@@ -24,22 +26,31 @@ from modules.inventory.events import StockReserved
 from modules.module import Decision, Key, Later, Unexpected, Withdraw, evolve, unchanged
 from modules.orders.events import OrderCancelled
 from modules.payments.events import (
+    ChargeContradicted,
     Charged,
+    ChargeDelayed,
     ChargeFailed,
     ChargeRefused,
     ChargeRequested,
+    ChargeSeen,
+    NotBelieved,
     PaymentCaptured,
     PaymentDeclined,
     PaymentDelayed,
+    PaymentPutAside,
     PaymentRefunded,
     Refunded,
     RefundFailed,
     RefundRequested,
+    RefundSeen,
+    RefusalSeen,
 )
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Money
 
 ORDER_CANCELLED = "order_cancelled"
+SECOND_LOOK = timedelta(seconds=5)
+"""After what contradicted the request: the answer may have been garbled, while the gateway's own books are right."""
 
 
 def touches(event: Event) -> tuple[Key, ...]:
@@ -68,20 +79,35 @@ def decide(states: Sequence[Payment | None], event: Event, now: datetime) -> Dec
                     updated_at=now,
                 )
                 return Decision((never,))
+            case ChargeSeen() | RefusalSeen() | RefundSeen():
+                return unchanged(NotBelieved(order_id=event.order_id, reason="unknown_order"))
+            case ChargeDelayed():
+                return unchanged()
         raise Unexpected(f"{type(event).__name__} for a payment that nobody asked for")
 
     match payment.status, event:
+        case _, (ChargeSeen() | RefusalSeen() | RefundSeen()):
+            return _seen(payment, event, now)
         case _, StockReserved():
             return unchanged()  # asked for already, or cancelled before it was
         case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN | PaymentStatus.DECLINED), Charged()):
             return _charged(payment, event, now)
+        case PaymentStatus.UNKNOWN, ChargeRefused() if payment.is_put_aside and not payment.is_cancelled:
+            return Decision((evolve(payment, is_waiting=False, updated_at=now),))  # that is not what it said before
         case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN), ChargeRefused()):
             return _refused(payment, event.reason, now, event.calls)
         case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN), ChargeFailed()):
             return _failed(payment, event, now)
         case PaymentStatus.DECLINED, ChargeFailed(is_unknown=True) if payment.is_cancelled:
             return _failed(payment, event, now)  # the attempt was on its way when we withdrew it, and may have charged
-        case _, (Charged() | ChargeRefused() | ChargeFailed()):
+        case (
+            (PaymentStatus.PENDING | PaymentStatus.UNKNOWN | PaymentStatus.DECLINED),
+            ChargeContradicted(),
+        ):
+            return _put_aside(payment, event, now)
+        case PaymentStatus.PENDING, ChargeDelayed() if not (payment.is_cancelled or payment.is_waiting):
+            return unchanged(PaymentDelayed(order_id=payment.order_id))
+        case _, (Charged() | ChargeRefused() | ChargeFailed() | ChargeContradicted() | ChargeDelayed()):
             return unchanged()  # an answer to an earlier attempt, settled since
         case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN), OrderCancelled()):
             return _given_up(payment, now)
@@ -90,9 +116,7 @@ def decide(states: Sequence[Payment | None], event: Event, now: datetime) -> Dec
         case _, OrderCancelled():
             return Decision((evolve(payment, is_cancelled=True, updated_at=now),))
         case PaymentStatus.CAPTURED, Refunded():
-            refunded = evolve(payment, status=PaymentStatus.REFUNDED, updated_at=now)
-            said = PaymentRefunded(order_id=payment.order_id, amount=_amount(payment), reference=event.reference)
-            return Decision((refunded,), (said,))
+            return _refunded(payment, event.reference, now)
         case PaymentStatus.CAPTURED, RefundFailed():
             return _refund_again(payment, event, now)
         case PaymentStatus.REFUNDED, (Refunded() | RefundFailed()):
@@ -167,6 +191,8 @@ def _given_up(payment: Payment, now: datetime) -> Decision:
     if payment.is_cancelled:
         return unchanged()
     off = evolve(payment, is_cancelled=True, updated_at=now)
+    if payment.is_put_aside and not payment.is_waiting:
+        return Decision((off,), (_ask(off),))
     if not payment.is_waiting:
         return Decision((off,))
     if payment.status is PaymentStatus.PENDING:
@@ -176,13 +202,73 @@ def _given_up(payment: Payment, now: datetime) -> Decision:
     return Decision((look,), (Withdraw(_retry(payment)), _ask(look)))
 
 
+def _put_aside(payment: Payment, event: ChargeContradicted, now: datetime) -> Decision:
+    is_first = not payment.is_put_aside
+    aside = evolve(
+        payment,
+        status=PaymentStatus.UNKNOWN,
+        reason=event.reason,
+        reference=event.reference or payment.reference,
+        attempts=payment.attempts + event.calls,
+        calls=payment.calls + event.calls,
+        is_waiting=is_first,
+        updated_at=now,
+    )
+    if not is_first:
+        return Decision((aside,))
+    look = Later(_ask(aside), now + SECOND_LOOK, _retry(payment))
+    return Decision((aside,), (look, PaymentPutAside(order_id=payment.order_id, reason=event.reason)))
+
+
+def _seen(payment: Payment, event: ChargeSeen | RefusalSeen | RefundSeen, now: datetime) -> Decision:
+    """Compare what the gateway says by itself with what we know; what fits is as good as its answer to a call."""
+    is_settled = payment.status in (PaymentStatus.CAPTURED, PaymentStatus.REFUNDED)
+    doubt = None
+    if payment.amount is None:
+        doubt = "not_asked_for"
+    elif event.amount.amount != payment.amount:
+        doubt = "wrong_amount"
+    elif event.amount.currency != payment.currency:
+        doubt = "wrong_currency"
+    elif is_settled and event.reference != payment.reference and not isinstance(event, RefusalSeen):
+        doubt = "two_charges"
+    elif isinstance(event, RefundSeen) and not is_settled:
+        doubt = "not_captured"
+    elif isinstance(event, RefundSeen) and event.refunded_amount != payment.amount:
+        doubt = "partly_refunded"
+    if doubt is not None:
+        return unchanged(NotBelieved(order_id=payment.order_id, reason=doubt))
+    withdrawn = (Withdraw(_retry(payment)),) if payment.is_waiting else ()
+    match payment.status, event:
+        case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN | PaymentStatus.DECLINED), ChargeSeen()):
+            charged = Charged(order_id=payment.order_id, reference=event.reference, calls=0)
+            decision = _charged(payment, charged, now)
+        case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN), RefusalSeen()) if not payment.is_put_aside:
+            decision = _refused(payment, event.reason, now)
+        case PaymentStatus.CAPTURED, RefundSeen():
+            decision = _refunded(payment, event.reference, now)
+            if not payment.is_cancelled:  # not by us: it counts, and a person should know
+                doubted = NotBelieved(order_id=payment.order_id, reason="refunded_elsewhere")
+                return Decision(decision.states, (*decision.events, doubted))
+        case _:
+            return unchanged()
+    return Decision(decision.states, (*decision.events, *withdrawn))
+
+
+def _refunded(payment: Payment, reference: str, now: datetime) -> Decision:
+    refunded = evolve(payment, status=PaymentStatus.REFUNDED, reason=None, updated_at=now)
+    return Decision(
+        (refunded,), (PaymentRefunded(order_id=payment.order_id, amount=_amount(payment), reference=reference),)
+    )
+
+
 def _to_be_refunded(payment: Payment) -> Decision:
     assert payment.reference is not None
     return Decision((payment,), (_ask_back(payment, 1),))
 
 
 def _refund_again(payment: Payment, event: RefundFailed, now: datetime) -> Decision:
-    again = evolve(payment, attempts=payment.attempts + 1, updated_at=now)
+    again = evolve(payment, attempts=payment.attempts + event.calls, reason=event.reason, updated_at=now)
     later = Later(_ask_back(again, again.attempts), now + timedelta(seconds=event.retry_seconds))
     return Decision((again,), (later,))
 
@@ -192,7 +278,7 @@ def _ask(payment: Payment) -> ChargeRequested:
         order_id=payment.order_id,
         amount=_amount(payment),
         attempt=payment.attempts,
-        is_wanted=not payment.is_cancelled,
+        is_wanted=not (payment.is_cancelled or payment.is_put_aside),
         payment_method=payment.payment_method,
     )
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 __all__ = [
+    "ChargeContradicted",
+    "ChargeDelayed",
     "ChargeFailed",
     "ChargeRefused",
     "ChargeRequested",
+    "ChargeSeen",
     "Charged",
+    "NotBelieved",
     "PaymentCaptured",
     "PaymentDeclined",
     "PaymentDelayed",
+    "PaymentPutAside",
     "PaymentRefunded",
     "RefundFailed",
     "RefundRequested",
+    "RefundSeen",
     "Refunded",
+    "RefusalSeen",
 ]
 
 from attrs import frozen
@@ -73,6 +80,14 @@ class PaymentDelayed:
     order_id: str
 
 
+@event("payments.put_aside.v1")
+class PaymentPutAside:
+    """What the gateway said contradicts what it was asked: a person has to look."""
+
+    order_id: str
+    reason: str
+
+
 @event("payments.refunded.v1")
 class PaymentRefunded:
     """The money went back."""
@@ -115,6 +130,27 @@ class ChargeFailed:
 
 
 @frozen(kw_only=True)
+class ChargeContradicted:
+    """
+    The gateway's answer contradicts what it was asked; *reason* says in what.
+
+    *reference* is the gateway's name for what it speaks of, as far as there is one.
+    """
+
+    order_id: str
+    reason: str
+    reference: str | None
+    calls: int
+
+
+@frozen(kw_only=True)
+class ChargeDelayed:
+    """The gateway is out of reach, and the order's charge has not been sent to it yet."""
+
+    order_id: str
+
+
+@frozen(kw_only=True)
 class Refunded:
     """The gateway has given the money back."""
 
@@ -124,7 +160,50 @@ class Refunded:
 
 @frozen(kw_only=True)
 class RefundFailed:
-    """The gateway gave no answer to a refund; ask again after *retry_seconds*."""
+    """
+    The gateway did not give the money back; ask again after *retry_seconds*.
+
+    *reason* is its code where it refused; *calls* is 0 where it was not even asked.
+    """
 
     order_id: str
     retry_seconds: float
+    reason: str = "refund_failed"
+    calls: int = 1
+
+
+@frozen(kw_only=True)
+class ChargeSeen:
+    """The gateway says by itself that it has taken *amount* for an order, under *reference*."""
+
+    order_id: str
+    reference: str
+    amount: Money
+
+
+@frozen(kw_only=True)
+class RefusalSeen:
+    """The gateway says by itself that it did not take *amount* for an order."""
+
+    order_id: str
+    reference: str
+    amount: Money
+    reason: str
+
+
+@frozen(kw_only=True)
+class RefundSeen:
+    """The gateway says by itself that of *amount*, taken under *reference*, it has given *refunded_amount* back."""
+
+    order_id: str
+    reference: str
+    amount: Money
+    refunded_amount: int
+
+
+@frozen(kw_only=True)
+class NotBelieved:
+    """Reply: what the gateway says by itself does not fit what we know; *reason* is a stable code."""
+
+    order_id: str
+    reason: str

@@ -15,7 +15,7 @@ def show(payment: Payment) -> dict[str, Any] | None:
     """Return *payment* as the API shows it; None where no money was ever asked for."""
     if payment.amount is None:
         return None
-    return {
+    shown = {
         "order_id": payment.order_id,
         "status": payment.status.value,
         "amount": {"amount": payment.amount, "currency": payment.currency},
@@ -23,6 +23,9 @@ def show(payment: Payment) -> dict[str, Any] | None:
         "reference": payment.reference,
         "updated_at": rfc3339(payment.updated_at),
     }
+    if payment.reason is not None:
+        shown["reason"] = payment.reason
+    return shown
 
 
 routes: tuple[Route, ...] = (

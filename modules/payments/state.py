@@ -28,6 +28,7 @@ class Payment:
 
     Without an amount, declined: the order was cancelled before we were asked for anything. *calls* counts what was
     sent to the gateway, *attempts* how often we set out to; *is_waiting* while the next attempt is in the outbox.
+    *reason* says why it is declined, why it was put aside, or why the refund has not succeeded yet.
     """
 
     order_id: str
@@ -42,6 +43,11 @@ class Payment:
     is_cancelled: bool = False
     is_waiting: bool = False
     updated_at: datetime
+
+    @property
+    def is_put_aside(self) -> bool:
+        """True while what the gateway said contradicts what it was asked: it is never charged again then."""
+        return self.status is PaymentStatus.UNKNOWN and self.reason is not None
 
 
 metadata = MetaData()

@@ -72,6 +72,12 @@ class Stand:
         """Let *loop* run until the stand is taken down."""
         self.tasks.append(asyncio.create_task(loop))
 
+    async def rest(self) -> None:
+        """End whatever runs."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
     async def listen(self, name: str) -> None:
         """Let a module hear its subjects, and run."""
         shell = self.shells[name]
@@ -124,9 +130,7 @@ async def stand_at(where: Path | str, clock: Clock | None = None, **shell: Any) 
     try:
         yield stand
     finally:
-        for task in stand.tasks:
-            task.cancel()
-        await asyncio.gather(*stand.tasks, return_exceptions=True)
+        await stand.rest()
         await bus.close(0)
         await database.close()
 

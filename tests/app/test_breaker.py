@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from app.gateways.breaker import Breaker, BreakerOpen, BreakerState, Pass
 
-WINDOW, CALLS_MIN, OPEN_SECONDS, PROBES = 6, 4, 5.0, 2
+WINDOW, CALLS_MIN, WINDOW_SECONDS, OPEN_SECONDS, PROBES = 6, 4, 20.0, 5.0, 2
 
 
 @define
@@ -31,7 +31,7 @@ class Model:
 
     state: str = "closed"
     epoch: int = 0
-    results: list[bool] = field(factory=list)
+    results: list[tuple[float, bool]] = field(factory=list)
     until: float = 0.0
     out: int = 0
     good: int = 0
@@ -55,9 +55,10 @@ class Model:
             elif self.good >= PROBES:
                 self.turn("closed")
         elif self.state == "closed" and result is not None:
-            self.results = [*self.results, result][-WINDOW:]
-            bad = sum(not r for r in self.results)
-            if not result and (asked is not None or (len(self.results) >= CALLS_MIN and 2 * bad >= len(self.results))):
+            self.results.append((now, result))
+            recent = [good for at, good in self.results[-WINDOW:] if at >= now - WINDOW_SECONDS]
+            bad = recent.count(False)
+            if not result and (asked is not None or (len(recent) >= CALLS_MIN and 2 * bad >= len(recent))):
                 self.open(now, asked)
 
     def open(self, now: float, asked: float | None) -> None:
@@ -79,6 +80,7 @@ class BesideTheModel(RuleBasedStateMachine):
         self.breaker = Breaker(
             self.hand,
             window=WINDOW,
+            window_seconds=WINDOW_SECONDS,
             calls_min=CALLS_MIN,
             failure_share=0.5,
             open_seconds=OPEN_SECONDS,
@@ -90,7 +92,9 @@ class BesideTheModel(RuleBasedStateMachine):
 
     @rule()
     def enter(self) -> None:
+        is_passable = self.breaker.wait_seconds == 0
         expected = self.model.enter(self.hand.at)
+        assert is_passable == (expected is not None)
         if expected is None:
             with pytest.raises(BreakerOpen) as caught:
                 self.breaker.enter()
@@ -110,7 +114,7 @@ class BesideTheModel(RuleBasedStateMachine):
         else:
             self.breaker.failed(leave, asked)
 
-    @rule(seconds=st.sampled_from([0.1, 1.0, 5.0, 31.0]))
+    @rule(seconds=st.sampled_from([0.1, 1.0, 5.0, 9.0, 31.0]))
     def wait(self, seconds: float) -> None:
         self.hand.at += seconds
 
@@ -216,3 +220,29 @@ def test_a_few_failures_among_many_calls_leave_it_closed() -> None:
         leave = breaker.enter()
         breaker.failed(leave) if n % 3 == 0 else breaker.succeeded(leave)
     assert breaker.state is BreakerState.CLOSED
+
+
+def test_failures_long_ago_do_not_count() -> None:
+    """A failure now and then, over hours, is no trouble that a pause could cure."""
+    hand = Hand()
+    breaker = Breaker(hand, window=10, window_seconds=30.0, calls_min=5)
+    for _ in range(100):
+        breaker.failed(breaker.enter())
+        hand.at += 7.6
+    assert breaker.state is BreakerState.CLOSED
+    for _ in range(2):
+        breaker.failed(breaker.enter())
+    assert breaker.state is BreakerState.OPEN
+
+
+def test_everybody_who_follows_hears_of_each_change() -> None:
+    """Whoever it was made with, and who came later."""
+    hand = Hand()
+    first: list[BreakerState] = []
+    second: list[BreakerState] = []
+    breaker = Breaker(hand, on_change=first.append)
+    breaker.follow(second.append)
+    breaker.failed(breaker.enter(), 1.0)
+    hand.at += 1.0
+    breaker.succeeded(breaker.enter())
+    assert first == second == [BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED]

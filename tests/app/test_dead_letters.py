@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from app.dead_letters import DeadLetterOffice
 from app.headers import origin
 from app.web.dead_letters import KeptLetter
-from bus.port import MAX_TRIES, Message
+from bus.ids import caused_id
+from bus.port import MAX_TRIES, DeadLetter, Message
 from modules.inventory.state import Product
 from modules.orders.events import OrderConfirmed, OrderCreated
 from modules.values import Line, Money
@@ -22,6 +24,12 @@ def confirmed(n: int) -> OrderConfirmed:
 
 def created(n: int) -> OrderCreated:
     return OrderCreated(order_id=oid(n), customer_id="c-1", items=(Line("A", 1),), version="v1")
+
+
+def letter_about(message: Message, consumer: str) -> DeadLetter:
+    """Return a letter of *consumer* about *message*."""
+    now = datetime.now(UTC)
+    return DeadLetter(caused_id(message.id, consumer), consumer, message, "no_answer", "", 5, now, now)
 
 
 async def letters(office: DeadLetterOffice) -> list[KeptLetter]:
@@ -94,6 +102,63 @@ async def test_a_replay_has_one_effect_and_keeps_the_event_id(path: Path) -> Non
         assert ((await stock(stand)).on_hand, (await stock(stand)).reserved) == (9, 0)
         [kept] = await letters(stand.office)
         assert kept.replays == 2
+
+
+async def test_a_replay_goes_to_the_consumer_that_gave_up_and_to_nobody_else(path: Path) -> None:
+    """Payments hears the same subject and is not told again; letters and metrics go by the original subject."""
+    async with stand_at(path, HurriedClock()) as stand:
+        await stand.listen("inventory")
+        await stand.listen("payments")
+        await stand.bus.publish(Message("orders.cancelled.v1", "m-1", b"{}", "k", {"ce-id": "e-1"}))
+        [ours] = await stand.office.list("inventory", None, None, 10)
+        [theirs] = await stand.office.list("payments", None, None, 10)
+        assert await stand.office.replay(ours.letter.id)
+        [(subject,)] = await stand.rows("SELECT subject FROM inventory_outbox")
+        assert subject == "inventory.replay.inventory.orders.cancelled.v1"
+        assert await stand.rows("SELECT count(*) FROM payments_outbox") == [(0,)]
+        stand.run(stand.relays["inventory"].run())
+
+        async def is_given_up_again() -> bool:
+            [again] = await stand.office.list("inventory", None, None, 10)
+            return again.letter.attempts == 2
+
+        await until(is_given_up_again)
+        assert len(await stand.office.list("inventory", "orders.cancelled.v1", None, 10)) == 1
+        assert await stand.office.list("payments", None, None, 10) == [theirs]
+        rendered = stand.metrics.render().decode()
+        assert ".replay." not in rendered
+        assert 'dead_letters_total{consumer="inventory",subject="orders.cancelled.v1"} 2' in rendered
+        assert 'messages_published_total{subject="orders.cancelled.v1"} 1' in rendered
+
+
+async def test_a_replay_keeps_its_lane(path: Path) -> None:
+    """What was express is express again, and goes to the consumer of that lane."""
+    async with stand_at(path) as stand:
+        stray = Message("orders.created.v1.express", "m-1", b"{", "k")
+        await stand.office.add(letter_about(stray, "inventory-express"))
+        assert await stand.office.replay_many(None, None, None, False) == (1, 1)
+        [(subject,)] = await stand.rows("SELECT subject FROM inventory_outbox")
+        assert subject == "inventory.replay.inventory-express.orders.created.v1.express"
+
+
+async def test_what_was_nobodys_is_said_again_to_all(path: Path) -> None:
+    """A stray goes under its own subject: by now somebody may know it."""
+    async with stand_at(path) as stand:
+        await stand.office.add(letter_about(Message("orders.created.v99", "m-1", b"{}"), "orders-strays"))
+        [kept] = await letters(stand.office)
+        assert await stand.office.replay(kept.letter.id)
+        assert await stand.rows("SELECT subject, event_id FROM orders_outbox") == [("orders.created.v99", "m-1")]
+
+
+async def test_a_letter_about_a_replay_is_kept_under_the_original_subject(path: Path) -> None:
+    """A patrol finds messages as they lie in the stream."""
+    async with stand_at(path) as stand:
+        replayed = Message("payments.replay.payments-gateway.payments.charge_requested.v1", "m-2", b"{}")
+        await stand.office.add(letter_about(replayed, "payments-gateway"))
+        [kept] = await letters(stand.office)
+        assert kept.letter.message.subject == "payments.charge_requested.v1"
+        assert await stand.office.replay(kept.letter.id)
+        assert await stand.rows("SELECT subject FROM payments_outbox") == [(replayed.subject,)]
 
 
 async def test_a_replay_that_fails_again_brings_the_letter_up_to_date(path: Path) -> None:

@@ -8,15 +8,28 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import attrs
 import pytest
 from attrs import define, field
 
 from app.gateways.breaker import Breaker, BreakerState
-from app.gateways.port import Answer, Captured, Gateway, GatewayAway, GatewaySilent, Refused
+from app.gateways.port import (
+    Answer,
+    Captured,
+    Contradiction,
+    Gateway,
+    GatewayAway,
+    GatewayRefuses,
+    GatewaySilent,
+    Refused,
+    Undecided,
+)
 from app.gateways.simulated import SimulatedGateway
-from app.gateways.worker import CONSUMER, HEARS, GatewayWorker
-from bus.contracts import subject_of
+from app.gateways.worker import CONSUMER, GatewayWorker
+from app.topology import hears
 from bus.port import Message
+from bus.replays import replay_subject
+from modules import payments
 from modules.orders.events import CancelRequested
 from modules.orders.state import Order, Status
 from modules.payments.events import ChargeRequested
@@ -36,6 +49,9 @@ class Books:
     back: dict[str, int] = field(factory=dict)
     is_out: Callable[[], bool] = lambda: False
     declines: bool = False
+    is_at_it: bool = False
+    contradicts: Callable[[str], bool] = lambda call: False
+    refuses_refunds: bool = False
 
     async def charge(self, key: str, order_id: str, amount: Money, payment_method: str | None) -> Answer:
         answer: Answer = Captured(f"ref-{order_id}")
@@ -45,18 +61,34 @@ class Books:
             else:
                 self.money.setdefault(key, amount.amount)
         self._says()
-        return answer
+        self._checked("charge")
+        return Undecided(f"ref-{order_id}") if self.is_at_it else answer
 
-    async def find(self, key: str, order_id: str) -> Answer | None:
+    async def find(self, key: str, order_id: str, amount: Money) -> Answer | None:
         self._goes("find", key)
         self._says()
+        self._checked("find")
+        if self.is_at_it:
+            return Undecided(f"ref-{order_id}")
         return Captured(f"ref-{order_id}") if key in self.money else None
 
-    async def refund(self, key: str, reference: str, amount: Money) -> str:
-        if self._goes("refund", key):
+    async def cancel(self, key: str, order_id: str, amount: Money) -> Answer | None:
+        return await self.find(key, order_id, amount)
+
+    async def close(self) -> None:
+        self.calls.append(("close", ""))
+
+    async def refund(self, key: str, order_id: str, reference: str, amount: Money) -> str:
+        if self._goes("refund", key) and not self.refuses_refunds:
             self.back.setdefault(key, amount.amount)
         self._says()
+        if self.refuses_refunds:
+            raise GatewayRefuses("card_closed")
         return f"back-{reference}"
+
+    def _checked(self, call: str) -> None:
+        if self.contradicts(call):
+            raise Contradiction("wrong_amount", "twice as much", "ref-wrong")
 
     def _goes(self, call: str, key: str) -> bool:
         self.calls.append((call, key))
@@ -85,13 +117,15 @@ async def running(
         worker = GatewayWorker(
             stand.shells["payments"], gateway, breaker, stand.contracts, clock, stand.metrics, dice=random.Random(1)
         )
-        worker._spread = lambda seconds: retry_seconds  # type: ignore[method-assign]
+        worker._ask._spread = lambda seconds: retry_seconds  # type: ignore[method-assign]
+        stand.shells["payments"]._observers[ChargeRequested] = worker.delays.requested
         for name in stand.shells:
             await stand.listen(name)
             stand.run(stand.relays[name].run())
-        stand.run(worker.listen(await stand.bus.subscribe(CONSUMER, [subject_of(cls) for cls in HEARS])))
+        stand.run(worker.listen(await stand.bus.subscribe(CONSUMER, hears([payments.module()])[CONSUMER])))
         yield stand, breaker
         await worker.drain(5)
+        await worker.close()
 
 
 @pytest.fixture(autouse=True)
@@ -211,13 +245,11 @@ async def test_while_the_breaker_is_open_nobody_calls(path: Path) -> None:
         for id in (first, second, oid(9)):
             await until(lambda id=id: _waits_for_payment(stand, id))
 
-        async def has_tried_often() -> bool:
-            asked = await stand.rows(
-                f"SELECT count(*) FROM payments_outbox WHERE subject = 'payments.charge_requested.v1' AND key = '{oid(9)}'"
-            )
-            return bool(asked[0][0] > 6)
-
-        await until(has_tried_often)
+        sql = "SELECT count(*) FROM payments_outbox WHERE subject = 'payments.charge_requested.v1'"
+        [(asked,)] = await stand.rows(sql)
+        for _ in range(50):  # looks of the relay, and alarms of those who wait
+            await asyncio.sleep(0.01)
+        assert await stand.rows(sql) == [(asked,)], "it goes round in circles while the breaker is open"
         assert len(gateway.calls) == calls
         found = await payment(stand, oid(9))
         assert found is not None
@@ -261,8 +293,8 @@ async def test_cancelled_while_the_answer_was_out_the_money_goes_back(path: Path
         assert gateway.back == {f"refund:{id}": 100}
 
 
-async def test_a_call_repeated_after_a_crash_is_heard_though_the_first_was_in_vain(path: Path) -> None:
-    """Killed after its "away" was recorded, the worker calls again: that it now took money is news, and goes back."""
+async def test_a_call_repeated_after_a_crash_looks_first_and_takes_no_money_for_a_cancelled_order(path: Path) -> None:
+    """Killed after its "away" was recorded, the worker hears the request again: somebody may have called, so it looks."""
     gateway = Books(plan=["away"])
     async with running(path, gateway, retry_seconds=3600) as (stand, _):
         [id] = await place(stand, 1)
@@ -279,9 +311,199 @@ async def test_a_call_repeated_after_a_crash_is_heard_though_the_first_was_in_va
         original = said(stand, ChargeRequested(order_id=id, amount=Money(100, "EUR"), attempt=1, is_wanted=True), id=event_id)
         assert original.body == body
         await stand.bus.publish(Message(original.subject, "after the crash", body, id, original.headers))
-        assert gateway.money == {f"charge:{id}": 100}
+        assert [call for call, _ in gateway.calls] == ["charge", "find"]
+        assert gateway.money == {}
+
+
+async def test_behind_the_pause_a_cancelled_order_is_never_charged(path: Path) -> None:
+    """Cancelled while its request waited for the breaker: the request looks at our own books before it goes out."""
+    is_out = True
+    gateway = Books(is_out=lambda: is_out)
+    breaker = Breaker(HurriedClock().monotonic, window=4, calls_min=2, open_seconds=10**6)
+    async with running(path, gateway, breaker) as (stand, _):
+        await place(stand, 2)
+        await until(lambda: breaker.state is BreakerState.OPEN)
+        shell = stand.shells["orders"]
+        await shell.tell(submitted(oid(9)), id=oid(9), context=CONTEXT, answer=NOTED)
+        await until(lambda: _waits_for_payment(stand, oid(9)))
+        await cancel(stand, oid(9))
+        await until(lambda: _is_given_up(stand, oid(9)))
+        is_out = False
+        breaker._open_until = 0.0
+        await ended(stand, [oid(0), oid(1)])
+
+        async def is_declined() -> bool:
+            found = await payment(stand, oid(9))
+            return found is not None and found.status is PaymentStatus.DECLINED
+
+        await until(is_declined)
+        assert sorted(gateway.money) == [f"charge:{oid(0)}", f"charge:{oid(1)}"]
+        assert gateway.back == {}
+
+
+async def test_what_is_in_hand_when_the_breaker_opens_spends_no_try(path: Path) -> None:
+    """Fifty requests are out or waiting; while it is open none is given back, and then one of them is the probe."""
+    is_out = True
+    gateway = Books(is_out=lambda: is_out)
+    breaker = Breaker(HurriedClock().monotonic, window=20, calls_min=10, open_seconds=10**6)
+    async with running(path, gateway, breaker) as (stand, _):
+        ids = await place(stand, 50)
+        await until(lambda: breaker.state is BreakerState.OPEN)
+        for id in ids:
+            await until(lambda id=id: _waits_for_payment(stand, id))
+        calls = len(gateway.calls)
+        assert calls < 50
+        for _ in range(30):
+            await asyncio.sleep(0.01)
+        assert len(gateway.calls) == calls
+        tries = [copy.tries for group in stand.bus._groups.values() for copy in group.ready]
+        assert max(tries, default=0) <= 1
+        is_out = False
+        breaker._open_until = 0.0
+        assert {each.status for each in await ended(stand, ids)} == {Status.CONFIRMED}
+        assert len(gateway.money) == 50
+        assert await stand.rows("SELECT count(*) FROM payments_dead_letter") == [(0,)]
+
+
+async def test_closing_while_the_breaker_is_open_puts_what_is_in_hand_into_the_outbox(path: Path) -> None:
+    """It is there at the next start, with its tries unspent and not counted as an attempt."""
+    gateway = Books(plan=["away"] * 100)
+    breaker = Breaker(HurriedClock().monotonic, window=4, calls_min=2, open_seconds=10**6)
+    async with running(path, gateway, breaker) as (stand, _):
+        await place(stand, 30)
+        await until(lambda: breaker.state is BreakerState.OPEN)
+        for n in range(30):
+            await until(lambda n=n: _waits_for_payment(stand, oid(n)))
+    async with stand_at(path) as stand:
+        sql = "SELECT count(*) FROM payments_payment WHERE status = 'pending' AND calls = 0 AND attempts = 1"
+        [(untouched,)] = await stand.rows(sql)
+        assert untouched >= 10
+        sql = "SELECT count(DISTINCT key) FROM payments_outbox WHERE sent_at IS NULL AND subject LIKE 'payments.charge%'"
+        assert await stand.rows(sql) == [(30,)], "a request is nowhere"
+
+
+async def test_a_garbled_answer_is_put_aside_and_settled_by_the_second_look(path: Path) -> None:
+    """The order says so; the provider's own books are right, and nothing is charged again."""
+    gateway = Books(contradicts=lambda call: call == "charge")
+    async with running(path, gateway) as (stand, _):
+        [each] = await ended(stand, await place(stand, 1))
+        assert each.status is Status.CONFIRMED
+        assert [entry["event"] for entry in each.timeline][2:] == ["payments.put_aside", "orders.confirmed"]
+        assert [call for call, _ in gateway.calls] == ["charge", "find"]
+        paid = await payment(stand, each.order_id)
+        assert paid is not None
+        assert (paid.status, paid.reason) == (PaymentStatus.CAPTURED, None)
+
+
+async def test_what_contradicts_twice_waits_for_a_person(path: Path) -> None:
+    """It is unknown, with the reason; looked at twice and never charged again; cancelled, it is looked at once more."""
+    gateway = Books(contradicts=lambda call: True)
+    async with running(path, gateway) as (stand, _):
+        [id] = await place(stand, 1)
+
+        async def is_left_alone() -> bool:
+            found = await payment(stand, id)
+            return found is not None and found.is_put_aside and not found.is_waiting
+
+        await until(is_left_alone)
+        found = await payment(stand, id)
+        assert found is not None
+        assert (found.status, found.reason, found.reference) == (PaymentStatus.UNKNOWN, "wrong_amount", "ref-wrong")
+        await until(lambda: _waits_for_payment(stand, id))
+        for _ in range(30):
+            await asyncio.sleep(0.01)
+        assert [call for call, _ in gateway.calls] == ["charge", "find"]
+        gateway.contradicts = lambda call: False
+        await cancel(stand, id)
         await until(lambda: _is_refunded(stand, id))
-        assert gateway.back == {f"refund:{id}": 100}
+        assert [call for call, _ in gateway.calls] == ["charge", "find", "find", "refund"]
+
+
+async def test_what_the_provider_is_still_at_is_no_failure(path: Path) -> None:
+    """It is asked again until it knows, and the breaker counts it for well."""
+    gateway = Books(is_at_it=True)
+    breaker = Breaker(HurriedClock().monotonic, window=4, calls_min=2)
+    async with running(path, gateway, breaker) as (stand, _):
+        [id] = await place(stand, 1)
+        await until(lambda: len(gateway.calls) > 5)
+        assert breaker.state is BreakerState.CLOSED
+        found = await payment(stand, id)
+        assert found is not None
+        assert found.status is PaymentStatus.UNKNOWN
+        gateway.is_at_it = False
+        await ended(stand, [id])
+        assert gateway.money == {f"charge:{id}": 100}
+
+
+async def test_a_refund_that_is_refused_is_seen_and_asked_for_again(path: Path) -> None:
+    """The payment says that its money has not gone back; when the provider does it after all, that is forgotten."""
+    gateway = Books(refuses_refunds=True)
+    async with running(path, gateway) as (stand, breaker):
+        [each] = await ended(stand, await place(stand, 1))
+        await cancel(stand, each.order_id)
+
+        async def says_so() -> bool:
+            found = await payment(stand, each.order_id)
+            return found is not None and found.reason == "refund_refused: card_closed"
+
+        await until(says_so)
+        assert breaker.state is BreakerState.CLOSED
+        gateway.refuses_refunds = False
+        await until(lambda: _is_refunded(stand, each.order_id))
+        found = await payment(stand, each.order_id)
+        assert found is not None
+        assert found.reason is None
+        assert gateway.back == {f"refund:{each.order_id}": 100}
+
+
+async def test_what_is_old_or_of_an_earlier_start_is_looked_up_first(path: Path) -> None:
+    """Somebody may have called for it: a provider that knows no repeated key would charge it twice."""
+    gateway = Books()
+    async with running(path, gateway) as (stand, _):
+        [id] = await place(stand, 1)
+        await ended(stand, [id])
+        request = ChargeRequested(order_id=id, amount=Money(100, "EUR"), attempt=1, is_wanted=True)
+        fresh, old = said(stand, request), said(stand, request)
+        old = attrs.evolve(old, headers={**old.headers, "ce-time": "2026-01-01T00:00:00Z"})
+        for message, call in (fresh, "charge"), (old, "find"):
+            gateway.calls.clear()
+            await stand.bus.publish(message)
+            assert gateway.calls == [(call, f"charge:{id}")]
+
+
+async def test_what_waited_long_is_compared_with_our_own_books(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They say that nobody has called: it is charged without a look. They say that somebody has: it is looked up."""
+    monkeypatch.setattr("app.gateways.worker.FRESH_SECONDS", -1.0)  # everything has waited long
+    gateway = Books()
+    async with running(path, gateway) as (stand, _):
+        [id] = await place(stand, 1)
+        await ended(stand, [id])
+        assert gateway.calls == [("charge", f"charge:{id}")]
+        await stand.bus.publish(
+            said(stand, ChargeRequested(order_id=id, amount=Money(100, "EUR"), attempt=1, is_wanted=True))
+        )
+        assert gateway.calls == [("charge", f"charge:{id}"), ("find", f"charge:{id}")]
+
+
+async def _is_given_up(stand: Stand, id: str) -> bool:
+    found = await payment(stand, id)
+    return found is not None and found.is_cancelled
+
+
+async def test_a_replayed_charge_is_made(path: Path) -> None:
+    """The worker understands what was replayed to it, and its metrics know it by the original subject."""
+    gateway = Books()
+    async with running(path, gateway) as (stand, _):
+        [id] = await place(stand, 1)
+        await ended(stand, [id])
+        charge = said(stand, ChargeRequested(order_id=id, amount=Money(100, "EUR"), attempt=1, is_wanted=True))
+        subject = replay_subject(CONSUMER, charge.subject)
+        await stand.bus.publish(Message(subject, "fresh", charge.body, id, charge.headers))
+        assert gateway.calls == [("charge", f"charge:{id}")] * 2
+        rendered = stand.metrics.render().decode()
+        assert 'subject="payments.charge_requested.v1",outcome="handled"} 2' in rendered
+        assert ".replay." not in rendered
+        assert await stand.office.list(None, None, None, 10) == []
 
 
 async def _is_free(stand: Stand) -> bool:

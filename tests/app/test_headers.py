@@ -69,6 +69,14 @@ def test_the_envelope_is_a_cloud_event() -> None:
     assert (message.id, message.key, message.body) == ("m", "k", b"{}")
 
 
+def test_the_envelope_of_a_replay_is_that_of_the_event() -> None:
+    """Where it goes is no business of what it says."""
+    subject = "inventory.replay.inventory-express.orders.created.v1.express"
+    message = message_of(parcel(subject=subject))
+    assert message.subject == subject
+    assert dict(message.headers) == dict(message_of(parcel(subject="orders.created.v1.express")).headers)
+
+
 def test_the_event_keeps_its_id_when_the_message_has_another() -> None:
     """A replay is a new message that carries an old event."""
     message = Message("orders.created.v1", "fresh", b"{}", "k", message_of(parcel(event_id="old")).headers)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["MODULES", "JetStreamStand"]
+__all__ = ["MODULES", "JetStreamStand", "say", "until"]
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
@@ -14,10 +14,12 @@ import nats
 from attrs import define, field
 
 from app.clock import SystemClock
+from bus.errors import Retry
 from bus.founding import found, stream_config
 from bus.jetstream import JetStreamBus, Servers
 from bus.patrol import Patrol
-from bus.port import Bus, DeadLetter
+from bus.port import Bus, DeadLetter, Message
+from bus.tasks import end_tasks
 from bus.topology import Topology, consumer_plans
 from tests.bus.contract import CREATED, EXPRESS, RESERVED
 from tests.bus.features import Features, Letters
@@ -25,6 +27,26 @@ from tests.bus.features import Features, Letters
 T = TypeVar("T")
 
 MODULES = ("orders", "inventory", "payments")
+
+
+async def until(is_so: Callable[[], bool], within_seconds: float = 15) -> None:
+    """Wait until *is_so*, and fail if that takes too long."""
+    deadline = time.monotonic() + within_seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come to that"
+        await asyncio.sleep(0.01)
+
+
+async def say(bus: Bus, messages: list[Message]) -> None:
+    """Publish *messages* as the relay does: what ends with Retry goes out again under the same id, until all are taken."""
+    deadline = time.monotonic() + 30
+    left = messages
+    while left:
+        assert time.monotonic() < deadline, f"{len(left)} were never taken"
+        ends = await asyncio.gather(*(bus.publish(each) for each in left), return_exceptions=True)
+        assert all(end is None or isinstance(end, Retry) for end in ends), ends
+        left = [each for each, end in zip(left, ends, strict=True) if end is not None]
+        await asyncio.sleep(0.05)
 
 
 @define(kw_only=True)
@@ -64,8 +86,7 @@ class JetStreamStand:
         stand.bus = await stand.another()
         patrol = asyncio.create_task(stand.patrol().run())
         yield stand
-        patrol.cancel()
-        await asyncio.wait([patrol])
+        await end_tasks([patrol])
         for bus in stand.buses:
             await stand.run(bus.close(0))
         await asyncio.sleep(0)

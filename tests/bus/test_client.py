@@ -42,7 +42,7 @@ async def clients(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tup
         client = NatsClient()
         await client.connect(server.url, pending_size=10_000, error_cb=_ignored)
         yield client, server
-        with suppress(TypeError):  # asyncio's own, when there is something left to write to who has gone
+        with suppress(TypeError, ConnectionError):  # asyncio's own, when something is left to write to who has gone
             await client.close()
 
 

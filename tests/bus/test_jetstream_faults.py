@@ -8,7 +8,7 @@ import logging
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import nats
 import nats.errors
@@ -25,7 +25,7 @@ from bus.port import MAX_TRIES, Bus, Clock, Delivery, Message
 from bus.topology import StreamPlan, consumer_plans
 from tests.bus.contract import CREATED, RESERVED, message, nothing_comes, publish, take, take_one
 from tests.bus.features import Letters, Stand
-from tests.bus.jetstream_stand import JetStreamStand
+from tests.bus.jetstream_stand import JetStreamStand, say, until
 from tests.clock import VirtualClock
 from tests.nats import NatsServer
 
@@ -40,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
 
 @pytest.fixture
 async def stand(server: NatsServer) -> AsyncIterator[JetStreamStand]:
-    async with JetStreamStand.on(server.urls) as stand:
+    async with JetStreamStand.on(server.urls, dedup_seconds=120.0) as stand:
         yield stand
 
 
@@ -54,26 +54,6 @@ async def js(server: NatsServer) -> AsyncIterator[JetStreamContext]:
 
 async def _ignored(error: Exception) -> None:
     """A killed server is what these tests are about."""
-
-
-async def until(is_so: Callable[[], bool], within_seconds: float = 15) -> None:
-    """Wait until *is_so*, and fail if that takes too long."""
-    deadline = time.monotonic() + within_seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not come to that"
-        await asyncio.sleep(0.01)
-
-
-async def say(bus: Bus, messages: list[Message]) -> None:
-    """Publish *messages* as the relay does: what ends with Retry goes out again under the same id, until all are taken."""
-    deadline = time.monotonic() + 30
-    left = messages
-    while left:
-        assert time.monotonic() < deadline, f"{len(left)} were never taken"
-        ends = await asyncio.gather(*(bus.publish(each) for each in left), return_exceptions=True)
-        assert all(end is None or isinstance(end, Retry) for end in ends), ends
-        left = [each for each, end in zip(left, ends, strict=True) if end is not None]
-        await asyncio.sleep(0.05)
 
 
 def test_it_is_what_the_port_describes() -> None:
@@ -93,6 +73,7 @@ async def test_the_first_connection_waits_for_the_server(server: NatsServer, cap
     """It may start after us; until then a publish ends at once, and a subscription waits for what it hears."""
     server.kill()
     bus = JetStreamBus(SystemClock(), Letters(), Servers(urls=server.urls))
+    assert not bus.is_connected
     connecting = asyncio.create_task(bus.connect())
     member = await bus.subscribe("inventory", [CREATED])
     with pytest.raises(Retry):
@@ -146,7 +127,7 @@ async def test_a_lost_server_is_found_again(stand: JetStreamStand, server: NatsS
     for delivery in await take(stand, member, 5):
         await delivery.ack()
     await stand.rest()
-    server.kill()
+    server.stop()
     await until(lambda: not stand.bus.is_connected)
     began = time.monotonic()
     with pytest.raises(Retry):
@@ -254,7 +235,8 @@ async def test_every_refusal_of_a_stream_may_pass(stand: JetStreamStand, js: Jet
         await msg.respond(json.dumps(error).encode())
 
     await js._nc.subscribe("elsewhere.>", cb=refuse)
-    await js._nc.flush()
+    for _ in range(2):  # the client's first ping overtakes what it has not written yet
+        await js._nc.flush()
     with pytest.raises(Retry, match=f"not now .{code}"):
         await stand.bus.publish(message(subject="elsewhere.a.v1"))
 
@@ -299,10 +281,10 @@ async def test_nothing_is_spent_on_a_message(stand: JetStreamStand) -> None:
     await take_one(stand, member, 5)
     before = len(asyncio.all_tasks())
     _, said = publish(stand, 1_000)
-    assert len(asyncio.all_tasks()) == before
+    assert len(asyncio.all_tasks()) <= before
     await asyncio.gather(*said)
     await take(stand, member, 1_000)
-    assert len(asyncio.all_tasks()) == before
+    assert len(asyncio.all_tasks()) <= before
 
 
 # Hearing
@@ -456,7 +438,7 @@ async def test_drift_is_found_and_named(stand: JetStreamStand, js: JetStreamCont
         "consumer inventory on ORDERS: ack_wait is 7, not 0.8",
         "consumer inventory on ORDERS: max_deliver is 3, not 5",
         "stream ORDERS: discard is old, not new",
-        "stream ORDERS: duplicate_window is 0.5, not 1.5",
+        "stream ORDERS: duplicate_window is 0.5, not 120",
     ]
     await say(stand.bus, [message()])
     await (await take_one(stand, member, 5)).ack()
@@ -474,12 +456,12 @@ async def test_an_older_and_a_newer_version_share_a_durable(stand: JetStreamStan
     while (await js.consumer_info("ORDERS", "inventory")).config.filter_subjects != sorted([CREATED, OTHER]):
         assert time.monotonic() < deadline
     said = [message(b"new", subject=OTHER) for _ in range(10)]
-    waiting = asyncio.create_task(older.fetch(20, 2 * stand.ack_wait_seconds))
+    waiting = asyncio.create_task(older.fetch(20, 10))
     await stand.rest()
     await say(stand.bus, said)
     heard: set[str] = set()
     while len(heard) < 10:
-        batch = await asyncio.wait_for(newer.fetch(20, 5), 10)
+        batch = await newer.fetch(20, 15)
         assert batch
         for delivery in batch:
             heard.add(delivery.message.id)
@@ -493,7 +475,7 @@ async def test_an_older_and_a_newer_version_share_a_durable(stand: JetStreamStan
     assert await stand.letters(0) == []
 
 
-async def test_who_may_not_provision_says_what_is_missing(tmp_path: object, tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_who_may_not_provision_says_what_is_missing(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Least privilege: a module may speak, ask, answer and listen; founding is somebody else's, and ends the problem."""
     config = """
     accounts { A {
@@ -522,10 +504,9 @@ async def test_who_may_not_provision_says_what_is_missing(tmp_path: object, tmp_
         [plan] = consumer_plans("inventory", [CREATED])
         durable = consumer_config(plan, ack_wait_seconds=bus.ack_wait_seconds, max_tries=MAX_TRIES)
         await found(chief.jetstream(), [stream], [("ORDERS", durable)])
-        await until(lambda: not bus.problems, 30)
         sent = message()
         await say(bus, [sent])
-        [delivery] = await member.fetch(1, 5)
+        [delivery] = await member.fetch(1, 30)
         assert delivery.message == sent
         await delivery.ack()
         await bus.publish(message(subject=CREATED))

@@ -21,7 +21,7 @@ from modules.orders.events import (
     OrderUnknown,
 )
 from modules.orders.state import Order, Status
-from modules.payments.events import PaymentCaptured, PaymentDeclined, PaymentDelayed, PaymentRefunded
+from modules.payments.events import PaymentCaptured, PaymentDeclined, PaymentDelayed, PaymentPutAside, PaymentRefunded
 from modules.values import Line, Money
 from tests.modules.saga import NOW, submitted
 
@@ -30,6 +30,7 @@ TIMEOUT = timedelta(minutes=15)
 CAPTURED = PaymentCaptured(order_id="o", amount=EUR, reference="r")
 DECLINED = PaymentDeclined(order_id="o", amount=EUR, reason="no_funds")
 DELAYED = PaymentDelayed(order_id="o")
+PUT_ASIDE = PaymentPutAside(order_id="o", reason="wrong_amount")
 REFUNDED = PaymentRefunded(order_id="o", amount=EUR, reference="r")
 RESERVED = StockReserved(order_id="o", lines=(), total=EUR)
 REJECTED = StockRejected(order_id="o", reason="insufficient_stock", shortages=(Shortage("A", 2, 1),))
@@ -174,7 +175,25 @@ def test_a_delay_heard_after_the_money_is_old_news() -> None:
     assert when(given(RESERVED, CAPTURED), DELAYED) == Decision()
 
 
-@pytest.mark.parametrize("event", [RESERVED, REJECTED, CAPTURED, DECLINED, DELAYED, TIMED_OUT], ids=lambda e: type(e).__name__)
+def test_what_was_put_aside_stands_in_the_timeline_with_its_reason() -> None:
+    """The order waits for a person, and says so; when its time is up the payment was unavailable."""
+    [aside] = when(given(RESERVED), PUT_ASIDE).states
+    assert (aside.status, aside.waiting_for) == (Status.RESERVED, "payment")
+    assert aside.timeline[-1]["event"] == "payments.put_aside"
+    assert aside.timeline[-1]["detail"] == {"reason": "wrong_amount"}
+    assert when(aside, CAPTURED).states[0].status is Status.CONFIRMED
+    assert when(aside, TIMED_OUT).states[0].reason == "payment_unavailable"
+    assert when(given(CAPTURED), PUT_ASIDE) == Decision()
+    assert when(given(RESERVED, CAPTURED), PUT_ASIDE) == Decision()
+
+
+def test_a_refund_that_nobody_asked_for_is_noted() -> None:
+    """Somebody gave the money back at the provider; the order stands, and its timeline tells."""
+    [order] = when(given(RESERVED, CAPTURED), REFUNDED).states
+    assert (order.status, order.timeline[-1]["event"]) == (Status.CONFIRMED, "payments.refunded")
+
+
+@pytest.mark.parametrize("event", [RESERVED, REJECTED, CAPTURED, DECLINED, DELAYED, PUT_ASIDE, TIMED_OUT], ids=lambda e: type(e).__name__)
 def test_late_news_about_a_cancelled_order_changes_nothing(event: Any) -> None:
     """Whoever did something for it hears the cancellation and undoes it."""
     assert when(given(CANCEL), event) == Decision()

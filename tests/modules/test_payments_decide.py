@@ -13,17 +13,24 @@ from modules.module import Decision, Later, Unexpected, Withdraw
 from modules.orders.events import OrderCancelled
 from modules.payments.decide import decide
 from modules.payments.events import (
+    ChargeContradicted,
     Charged,
+    ChargeDelayed,
     ChargeFailed,
     ChargeRefused,
     ChargeRequested,
+    ChargeSeen,
+    NotBelieved,
     PaymentCaptured,
     PaymentDeclined,
     PaymentDelayed,
+    PaymentPutAside,
     PaymentRefunded,
     Refunded,
     RefundFailed,
     RefundRequested,
+    RefundSeen,
+    RefusalSeen,
 )
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Money
@@ -40,6 +47,10 @@ REFUNDED = Refunded(order_id="o", reference="b")
 REFUND_FAILED = RefundFailed(order_id="o", retry_seconds=3)
 CAPTURED = PaymentCaptured(order_id="o", amount=EUR, reference="r")
 ASK_BACK = RefundRequested(order_id="o", amount=EUR, reference="r", attempt=1)
+WRONG = ChargeContradicted(order_id="o", reason="wrong_amount", reference="w", calls=1)
+SEEN = ChargeSeen(order_id="o", reference="r", amount=EUR)
+REFUSAL_SEEN = RefusalSeen(order_id="o", reference="r", amount=EUR, reason="no_funds")
+REFUND_SEEN = RefundSeen(order_id="o", reference="r", amount=EUR, refunded_amount=250)
 IN_TWO_SECONDS = NOW + timedelta(seconds=2)
 
 
@@ -167,6 +178,110 @@ def test_a_refund_is_asked_for_again() -> None:
     assert decision.states[0].status is PaymentStatus.CAPTURED
     assert decision.events == (Later(evolve(ASK_BACK, attempt=2), NOW + timedelta(seconds=3)),)
     assert when(given(RESERVED, CHARGED, CANCELLED, REFUNDED), REFUND_FAILED) == Decision()
+
+
+def test_a_refund_that_was_not_even_asked_for_is_no_attempt() -> None:
+    """The house was closing: nothing was counted, and nothing is said of it but the next attempt."""
+    unasked = evolve(REFUND_FAILED, calls=0)
+    assert when(given(RESERVED, CHARGED, CANCELLED), unasked).events == (Later(ASK_BACK, NOW + timedelta(seconds=3)),)
+
+
+def test_a_refund_that_fails_is_seen_until_it_succeeds() -> None:
+    """Whoever looks at the payment reads why the money has not gone back."""
+    failed = given(RESERVED, CHARGED, CANCELLED, evolve(REFUND_FAILED, reason="refund_refused: closed"))
+    assert (failed.status, failed.reason) == (PaymentStatus.CAPTURED, "refund_refused: closed")
+    assert when(failed, REFUNDED).states[0].reason is None
+
+
+def test_what_waits_for_the_provider_says_so_once() -> None:
+    """Before its first attempt; after that the attempt itself said so. Who is cancelled waits for nothing."""
+    delayed = ChargeDelayed(order_id="o")
+    assert when(given(RESERVED), delayed) == Decision(events=(PaymentDelayed(order_id="o"),))
+    for payment in None, given(RESERVED, AWAY), given(RESERVED, CANCELLED), given(RESERVED, CHARGED), given(RESERVED, REFUSED):
+        assert when(payment, delayed) == Decision()
+
+
+def test_what_contradicts_is_put_aside_and_looked_at_once_more() -> None:
+    """Unknown, with a reason; the second look takes no money, and after it nobody looks again."""
+    decision = when(given(RESERVED), WRONG)
+    [aside] = decision.states
+    assert (aside.status, aside.reason, aside.reference) == (PaymentStatus.UNKNOWN, "wrong_amount", "w")
+    look = Later(ask(2, is_wanted=False), NOW + timedelta(seconds=5), "charge:o")
+    assert decision.events == (look, PaymentPutAside(order_id="o", reason="wrong_amount"))
+    again = when(aside, WRONG)
+    assert again.events == ()
+    assert not again.states[0].is_waiting
+    assert when(aside, CHARGED).events == (CAPTURED,)
+    assert given(RESERVED, WRONG, CHARGED).reason is None
+
+
+def test_what_is_put_aside_is_no_refusal_until_the_order_is_off() -> None:
+    """The provider has said two things; only when nobody wants the money any more is "none taken" the end."""
+    aside = given(RESERVED, WRONG)
+    kept = when(aside, REFUSED)
+    assert (kept.states[0].status, kept.events) == (PaymentStatus.UNKNOWN, ())
+    assert given(RESERVED, WRONG, CANCELLED, REFUSED).status is PaymentStatus.DECLINED
+
+
+def test_what_is_put_aside_and_then_cancelled_is_looked_at_again() -> None:
+    """At once; what was taken after all goes back, and what still contradicts stays with the person."""
+    for aside, said in (given(RESERVED, WRONG), 2), (given(RESERVED, WRONG, WRONG), 1):
+        decision = when(aside, CANCELLED)
+        assert [event for event in decision.events if isinstance(event, ChargeRequested)] == [
+            ask(aside.attempts, is_wanted=False)
+        ]
+        assert len(decision.events) == said
+    off = given(RESERVED, WRONG, WRONG, CANCELLED)
+    assert when(off, evolve(CHARGED, reference="w")).events == (evolve(ASK_BACK, reference="w"),)
+    assert when(off, WRONG).events == ()
+    assert when(off, WRONG).states[0].is_put_aside
+
+
+def test_what_the_gateway_says_by_itself_is_as_good_as_its_answer() -> None:
+    """Before the answer and after it, and though the order is off; what waits for another attempt is withdrawn."""
+    assert when(given(RESERVED), SEEN).events == (CAPTURED,)
+    assert when(given(RESERVED, SILENT), SEEN).events == (CAPTURED, Withdraw("charge:o"))
+    assert when(given(RESERVED, CANCELLED), SEEN).events == (ASK_BACK,)
+    assert when(given(RESERVED, CANCELLED, REFUSED), SEEN).events == (ASK_BACK,)
+    assert when(given(RESERVED, CHARGED), SEEN) == Decision()
+    assert when(given(RESERVED, SEEN), CHARGED) == Decision()
+    declined = PaymentDeclined(order_id="o", amount=EUR, reason="no_funds")
+    assert when(given(RESERVED), REFUSAL_SEEN).events == (declined,)
+    assert when(given(RESERVED, CHARGED), REFUSAL_SEEN) == Decision()
+    assert when(given(RESERVED, WRONG), REFUSAL_SEEN) == Decision()
+    refunded = PaymentRefunded(order_id="o", amount=EUR, reference="r")
+    assert when(given(RESERVED, CHARGED, CANCELLED), REFUND_SEEN).events == (refunded,)
+    assert when(given(RESERVED, CHARGED, CANCELLED, REFUNDED), REFUND_SEEN) == Decision()
+
+
+@pytest.mark.parametrize(
+    ("before", "event", "reason"),
+    [
+        ([], SEEN, "unknown_order"),
+        ([CANCELLED], SEEN, "not_asked_for"),
+        ([RESERVED], evolve(SEEN, amount=Money(251, "EUR")), "wrong_amount"),
+        ([RESERVED], evolve(SEEN, amount=Money(250, "USD")), "wrong_currency"),
+        ([RESERVED], evolve(REFUSAL_SEEN, amount=Money(1, "EUR")), "wrong_amount"),
+        ([RESERVED, CHARGED], evolve(SEEN, reference="another"), "two_charges"),
+        ([RESERVED], REFUND_SEEN, "not_captured"),
+        ([RESERVED, CHARGED], evolve(REFUND_SEEN, refunded_amount=100), "partly_refunded"),
+    ],
+)
+def test_what_does_not_fit_is_not_believed(before: list[Any], event: Any, reason: str) -> None:
+    """Nothing changes; whoever told it hears why."""
+    payment = given(*before) if before else None
+    assert when(payment, event) == Decision(events=(NotBelieved(order_id="o", reason=reason),))
+
+
+def test_money_that_somebody_else_gave_back_is_gone_and_noticed() -> None:
+    """By hand, at the provider, though the order stands: our books follow, and a person hears of it."""
+    decision = when(given(RESERVED, CHARGED), REFUND_SEEN)
+    assert decision.states[0].status is PaymentStatus.REFUNDED
+    assert decision.events == (
+        PaymentRefunded(order_id="o", amount=EUR, reference="r"),
+        NotBelieved(order_id="o", reason="refunded_elsewhere"),
+    )
+    assert when(decision.states[0], CANCELLED).events == ()
 
 
 @pytest.mark.parametrize("event", [CHARGED, REFUSED, AWAY, SILENT], ids=["charged", "refused", "away", "silent"])

@@ -39,14 +39,15 @@ _LETTERS = {
     "orders.created": "c",
     "inventory.reserved": "r",
     "payments.delayed": "d",
+    "payments.put_aside": "p",
     "orders.confirmed": "f",
     "orders.cancelled": "x",
     "inventory.released": "l",
     "payments.refunded": "m",
 }
 _LEGAL = {
-    "confirmed": re.compile(r"c(r|rd|dr)f"),
-    "cancelled": re.compile(r"c(d?|(r|rd|dr)f?)x(l?m?|ml)"),
+    "confirmed": re.compile(r"c(r|[dp]{1,2}r|r[dp]{1,2}|[dp]r[dp])f"),
+    "cancelled": re.compile(r"c([dp]{0,2}|(r|[dp]{1,2}r|r[dp]{1,2}|[dp]r[dp])f?)x(l?m?|ml)"),
 }
 
 

@@ -142,7 +142,7 @@ def test_every_command_explains_itself(tmp_path: Path) -> None:
     """`--help` works everywhere, whatever the environment holds."""
     commands = (
         "", "serve", "migrate", "check", "openapi", "version", "load", "dead-letters",
-        "dead-letters list", "dead-letters show", "dead-letters replay", "dead-letters discard",
+        "dead-letters list", "dead-letters show", "dead-letters replay", "dead-letters discard", "republish", "topology",
     )  # fmt: skip
     with ThreadPoolExecutor(4) as pool:
         explained = pool.map(lambda command: run(tmp_path, *command.split(), "--help", HTTP_PORT="abc"), commands)

@@ -1,0 +1,91 @@
+"""Thousands of orders through a provider that takes money and does not say so: none is charged twice."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import attrs
+import pytest
+
+from app.clock import SystemClock
+from app.gateways.breaker import Breaker
+from app.gateways.stripe import StripeGateway
+from app.gateways.worker import CONSUMER, HEARS, GatewayWorker
+from bus.contracts import subject_of
+from modules.values import Money
+from tests.app.stand import CONTEXT, NOTED, Stand, product, stand_at, submitted
+from tests.gateways.contract import oid
+from tests.gateways.fault import Fault, FaultyStripe
+from tests.gateways.local import API_KEY
+
+TIMED_OUT = [Fault.CHARGE_HANG, Fault.CHARGE_CUT]
+BROKEN = [Fault.CHARGE_500, Fault.ERROR_500]
+NONSENSE = [Fault.CHARGE_HTML, Fault.CHARGE_TRUNCATED, Fault.CHARGE_WRONG, Fault.OTHER_CURRENCY, Fault.HTML]
+
+
+def weather(seed: int) -> Fault:
+    """Return how the *seed*-th call goes: 30 % time out after the charge, 20 % 5xx, 5 % nonsense."""
+    dice = random.Random(seed)
+    share = dice.random()
+    if share < 0.30:
+        return dice.choice(TIMED_OUT)
+    if share < 0.50:
+        return dice.choice(BROKEN)
+    return dice.choice(NONSENSE) if share < 0.55 else Fault.FINE
+
+
+async def all_over(stand: Stand, count: int, seconds: float) -> None:
+    """Wait until *count* orders are at their end."""
+    sql = "SELECT count(*) FROM orders_order WHERE status IN ('confirmed', 'cancelled')"
+    async with asyncio.timeout(seconds):
+        while (await stand.rows(sql))[0][0] < count:  # noqa: ASYNC110  # a database has no event
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+async def test_no_order_is_charged_twice_and_the_books_agree(
+    tmp_path: Path, faulty: FaultyStripe, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Every order ends confirmed, its money is taken once, and both ledgers are equal to the cent."""
+    monkeypatch.setattr("app.gateways.stripe.READ_SECONDS", 1.0)
+    clock = SystemClock()
+    numbers = iter(range(10**9))
+    faulty.weather = lambda: weather(next(numbers))
+    prices = {f"P{n}": 100 + 7 * n for n in range(10)}
+    async with stand_at(tmp_path / "test.db", clock) as stand:
+        for product_id, amount in prices.items():
+            await stand.tell("inventory", attrs.evolve(product(10**6, product_id), unit_price=Money(amount, "EUR")))
+        gateway = StripeGateway(API_KEY, faulty.url)
+        # Open once in a while would be right in this weather, and only make the test longer.
+        breaker = Breaker(clock.monotonic, calls_min=10**9)
+        worker = GatewayWorker(
+            stand.shells["payments"], gateway, breaker, stand.contracts, clock, stand.metrics, dice=random.Random(1)
+        )
+        for name in stand.shells:
+            await stand.listen(name)
+            stand.run(stand.relays[name].run())
+        stand.run(worker.listen(await stand.bus.subscribe(CONSUMER, [subject_of(cls) for cls in HEARS])))
+        ids = [oid() for _ in range(count)]
+        shell = stand.shells["orders"]
+        for start in range(0, count, 250):
+            await asyncio.gather(
+                *(
+                    shell.tell(submitted(id, 1, f"P{n % 10}"), id=id, context=CONTEXT, answer=NOTED)
+                    for n, id in enumerate(ids[start : start + 250])
+                )
+            )
+        await all_over(stand, count, 30 + count * 0.05)
+        ours = {row[0]: row[1:] for row in await stand.rows("SELECT order_id, status, amount FROM payments_payment")}
+        letters = await stand.rows("SELECT error, detail FROM payments_dead_letter")
+        statuses = await stand.rows("SELECT status, count(*) FROM orders_order GROUP BY status")
+        await worker.drain(5)
+        await worker.close()
+    taken = faulty.taken()
+    assert [amounts for amounts in taken.values() if len(amounts) != 1] == []
+    assert {order_id: ("captured", amounts[0]) for order_id, amounts in taken.items()} == ours
+    assert statuses == [("confirmed", count)]
+    assert faulty.refunds == {}
+    assert letters == []
+    assert len([call for call, _ in faulty.calls if call == "charge"]) > count, "there was no bad weather"
