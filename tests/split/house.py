@@ -18,7 +18,8 @@ class House:
     Every module as *replicas* processes of its own, speaking through *nats_urls*.
 
     *databases* are the addresses of databases that replicas can share, by module; without them each process keeps a
-    file, and there can be only one of a module. `url_of` picks one of those that are up, at random where there are several, so a client may take it for one server.
+    file, and there can be only one of a module. `url_of` picks one of those that are up, at random where there are
+    several, so a client may take the house for one server.
     """
 
     def __init__(
