@@ -8,7 +8,7 @@ decided loses only itself.
 
 from __future__ import annotations
 
-__all__ = ["Answering", "Batch", "Seat", "Verdict"]
+__all__ = ["Answering", "Batch", "Seat", "Superseded", "Verdict"]
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -32,6 +32,10 @@ from modules.route import Answer, Refusal
 Answering = Callable[[Outcome], Answer | Refusal]
 
 
+class Superseded(Exception):
+    """It is too early to act on a lower version: the higher one has not come yet."""
+
+
 @define(eq=False)
 class Seat:
     """An event that waits to be decided, and whoever waits for that: a *future*, or a *delivery* of the bus."""
@@ -46,6 +50,8 @@ class Seat:
     future: asyncio.Future[Told] | None = None
     delivery: Delivery | None = None
     said_at: str | None = None
+    gives_way: bool = False
+    """True for a lower version of what is to come in a higher one that we understand, too: that one is the better."""
 
 
 @define(eq=False)
@@ -92,6 +98,9 @@ class Batch:
         for seat, wanted in zip(batch, touched, strict=True):
             if seat.inbox_id is not None and seat.inbox_id in known:
                 verdicts.append(self._again(seat, *known[seat.inbox_id]))
+                continue
+            if seat.gives_way:
+                verdicts.append(Verdict(error=Superseded("a newer version of this event is to come")))
                 continue
             try:
                 decision = self._module.decide([world[cls].get(key) for cls, key in wanted], seat.event, now)
@@ -143,17 +152,18 @@ class Batch:
                 name, due_at, said = said.name or None, max(now, instant(said.at)), said.event
             else:
                 events.append(said)
-            subject = getattr(said, "__subject__", None)
-            if subject is None:
+            if not hasattr(said, "__subject__"):
                 continue
             # Two modules may answer one event: the speaker is part of the id, or the bus would take them for copies.
             id = caused_id(seat.id, f"{self._module.name}.{ordinal}")
-            parcels.append(
-                Parcel(
-                    id, id, subject + EXPRESS if express else subject, key, self._contracts.encode(said), name,
-                    seat.context.correlation_id, seat.id, child(seat.context.traceparent, id), now, due_at,
-                )
-            )  # fmt: skip
+            trace = child(seat.context.traceparent, id)
+            for subject, body, mark, versions in self._contracts.say(said):
+                parcels.append(
+                    Parcel(
+                        id if mark is None else caused_id(id, mark), id, subject + EXPRESS if express else subject,
+                        key, body, name, seat.context.correlation_id, seat.id, trace, now, due_at, versions,
+                    )
+                )  # fmt: skip
         return parcels, withdrawn, tuple(events)
 
     @staticmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["Application", "contracts_of", "gateway_of", "modules_of"]
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -25,21 +25,24 @@ from app.gateways.port import Gateway, Ledger
 from app.gateways.simulated import SimulatedGateway
 from app.gateways.webhooks import Webhooks
 from app.gateways.worker import CONSUMER, GatewayWorker
+from app.registry import contracts_of
 from app.relay import Relay
+from app.retirement import Overview
 from app.shell import Observer, Shell
 from app.store import Store
 from app.telemetry.metrics import Metrics
 from app.telemetry.trace import trace_id
 from app.topology import EXPRESS_LANE, hears
 from app.transport import transport
-from app.web import Runner, build
+from app.web import Runner, asyncapi, build
+from app.web.contracts import table as contract_routes
 from app.web.dead_letters import table as dead_letter_routes
 from app.web.health import BUS, OK, TOPOLOGY
 from app.web.table import Table
 from app.web.webhooks import table as webhook_route
-from bus.contracts import Contracts
 from bus.errors import Unreachable
 from bus.port import Clock, Subscription
+from bus.tasks import end_tasks
 from config.settings import Settings
 from modules import inventory, orders, payments
 from modules.module import Module, Outcome
@@ -66,18 +69,6 @@ def modules_of(settings: Settings) -> list[Module]:
         "payments": payments.module,
     }
     return [plates[name]() for name in settings.modules]
-
-
-def contracts_of(modules: Iterable[Module]) -> Contracts:
-    """
-    Return the registry of everything that *modules* say and hear.
-
-    Raises:
-        ContractError: Schemas and classes contradict each other.
-    """
-    everybody = (orders.module(), inventory.module(), payments.module())
-    schemas = {subject: schema for module in everybody for subject, schema in module.schemas.items()}
-    return Contracts((cls for module in modules for cls in (*module.says, *module.hears)), schemas)
 
 
 def gateway_of(settings: Settings, clock: Clock) -> Gateway:
@@ -153,7 +144,14 @@ class Application:
                 metrics=self.metrics,
                 keys=settings.api_keys or None,
                 version=release(),
-                extra=(dead_letter_routes(self.dead_letters), *self._webhooks()),
+                extra=(
+                    dead_letter_routes(self.dead_letters),
+                    contract_routes(
+                        Overview(modules, contracts, self.metrics, self._transport.listeners),
+                        asyncapi.document(modules, contracts, release()),
+                    ),
+                    *self._webhooks(),
+                ),
             ),
             handle_signals=False,
             shutdown_timeout=max(1.0, settings.shutdown_grace_s / 4),
@@ -221,7 +219,7 @@ class Application:
         if self._worker is not None:
             listeners[CONSUMER] = self._worker.listen
         self._run(self._transport.run(), "transport")
-        for consumer, subjects in hears(shell.module for shell in self.shells.values()).items():
+        for consumer, subjects in hears([shell.module for shell in self.shells.values()], self._contracts).items():
             await self._attach(consumer, subjects, listeners[consumer.removesuffix(EXPRESS_LANE)])
         for name, shell in self.shells.items():
             self._run(shell.run(), f"shell of {name}")
@@ -239,9 +237,7 @@ class Application:
         self.phase = "draining"
         seconds = self.settings.shutdown_grace_s / 4
         await self._runner.cleanup()
-        for task in self._listening:
-            task.cancel()
-        await asyncio.gather(*self._listening, return_exceptions=True)
+        await end_tasks(self._listening)
         if self._worker is not None:
             await self._worker.drain(seconds)
             await self._worker.close()
@@ -251,9 +247,7 @@ class Application:
         for relay in self.relays.values():
             with suppress(Unavailable):  # the marks are lost; the events go out again at the next start
                 await relay.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
         await self.bus.close(0.5)
         for database in self.databases.values():
             await database.close()

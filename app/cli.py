@@ -144,12 +144,31 @@ def openapi() -> None:
     from app.build import modules_of, release
     from app.web import dead_letters, webhooks
     from app.web import openapi as description
+    from app.web.contracts import DESCRIBED as CONTRACTS
 
     modules = modules_of(_settings())
-    extra = [dead_letters.DESCRIBED]
+    extra = [dead_letters.DESCRIBED, CONTRACTS]
     if any(module.name == "payments" for module in modules):
         extra.append(webhooks.DESCRIBED)
     document = description.document(modules, release(), extra)
+    click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+
+
+@main.command()
+def asyncapi() -> None:
+    """Print the events' description (AsyncAPI 3.0.0, JSON)."""
+    import orjson
+
+    from app.build import modules_of, release
+    from app.registry import contracts_of
+    from app.web import asyncapi as description
+    from bus.contracts import ContractError
+
+    modules = modules_of(_settings())
+    try:
+        document = description.document(modules, contracts_of(modules), release())
+    except ContractError as error:
+        _stop(USAGE, f"contract: {error}")
     click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))
 
 
@@ -172,13 +191,14 @@ def _logs(settings: Settings, stream: Any = None) -> None:
 
 
 def _register() -> None:
+    from app.contracts_commands import contracts
     from app.dead_letter_commands import dead_letters
     from app.load import load as load_command
     from app.payments_commands import payments
     from app.republish_commands import republish
     from app.topology_commands import topology
 
-    for command in (dead_letters, load_command, payments, republish, topology):
+    for command in (contracts, dead_letters, load_command, payments, republish, topology):
         main.add_command(command)
 
 

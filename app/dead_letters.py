@@ -53,7 +53,8 @@ class DeadLetterOffice:
         """Keep *letter*, under the subject of what was first said; see `bus.port.DeadLetters`."""
         letter = evolve(letter, message=evolve(letter.message, subject=original(letter.message.subject)))
         name = module_of(letter.consumer)
-        await self._stores[name].database.write(partial(self._add, self._tables[name], letter))
+        if not await self._stores[name].database.write(partial(self._add, self._tables[name], letter)):
+            return
         self._metrics.dead_letters.labels(letter.consumer, letter.message.subject).inc()
         logger.error(
             "dead letter", id=_id(letter), consumer=letter.consumer, subject=letter.message.subject,
@@ -62,7 +63,8 @@ class DeadLetterOffice:
         )  # fmt: skip
 
     @staticmethod
-    def _add(table: Table, letter: DeadLetter, connection: Connection) -> None:
+    def _add(table: Table, letter: DeadLetter, connection: Connection) -> bool:
+        """Write *letter* down; say whether it is news."""
         id = _id(letter)
         known = select(table.c.message_id, table.c.attempts).where(table.c.id == id).with_for_update()
         old = connection.execute(known).first()
@@ -73,6 +75,9 @@ class DeadLetterOffice:
             changes = {name: row[name] for name in ("message_id", "error", "detail", "last_seen")}
             changes["attempts"] = old.attempts + letter.attempts
             connection.execute(update(table).where(table.c.id == id).values(changes))
+        else:
+            return False
+        return True
 
     async def list(
         self, consumer: str | None, subject: str | None, after: str | None, limit: int

@@ -7,7 +7,7 @@ any of them.
 
 from __future__ import annotations
 
-__all__ = ["Envelope", "message_of", "origin", "said_at"]
+__all__ = ["Envelope", "message_of", "origin", "said_at", "said_in"]
 
 import re
 from collections.abc import Iterator, Mapping
@@ -20,12 +20,14 @@ from bus.contracts import plain
 from bus.ids import caused_id
 from bus.port import Message
 from bus.replays import original
+from bus.versions import VERSIONS
 
 TRACEPARENT_LENGTH = 55
 CORRELATION_ID_MAX = 128
 ID_MAX = 255
 
 _PLAIN = re.compile(r"[!#$&-~]*").fullmatch
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 # What not every database can keep, and what cannot be said in UTF-8.
 _UNWRITABLE = re.compile("[\x00\ud800-\udfff]").search
 _SAFE = "!#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
@@ -63,11 +65,14 @@ class Envelope(Mapping[str, str]):
                 "ce-source": f"/fulfilment/{subject.partition('.')[0]}",
                 "ce-type": plain(subject),
                 "ce-time": parcel.occurred_at,
+                "ce-datacontenttype": "application/json",
                 "ce-correlationid": _encoded(parcel.correlation_id),
                 "ce-causationid": _encoded(parcel.causation_id),
                 "traceparent": parcel.traceparent,
                 "content-type": "application/json",
             }
+            if parcel.versions is not None:
+                self._written[VERSIONS] = parcel.versions
         return self._written
 
 
@@ -101,9 +106,17 @@ def said_at(message: Message) -> str | None:
     return headers.parcel.occurred_at if type(headers) is Envelope else headers.get("ce-time")
 
 
+def said_in(message: Message) -> str | None:
+    """Return the versions in which the event is said, as its envelope has them, or None."""
+    headers = message.headers
+    return headers.parcel.versions if type(headers) is Envelope else headers.get(VERSIONS)
+
+
 def _encoded(text: str) -> str:
     return text if _PLAIN(text) else quote(text, safe=_SAFE)
 
 
 def _decoded(text: str) -> str:
+    if len(text) > 1 and text[0] == text[-1] == '"':  # we never quote, others may (HTTP binding, section 3.1.3.2)
+        text = _ESCAPED.sub(r"\1", text[1:-1])
     return unquote(text) if "%" in text else text

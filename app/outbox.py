@@ -19,7 +19,8 @@ class Parcel(NamedTuple):
     """
     A row of the outbox: an event on its way out. Its members are the table's columns, in their order.
 
-    *id* is the broker's, *event_id* the event's own; they differ when a dead letter is replayed. *occurred_at* and
+    *id* is the broker's, *event_id* the event's own; they differ when a dead letter is replayed, and for all but one of
+    the versions in which an event is said. *occurred_at* and
     *due_at* are texts of one length, so that they compare as the moments do.
     """
 
@@ -34,6 +35,8 @@ class Parcel(NamedTuple):
     traceparent: str
     occurred_at: str
     due_at: str
+    versions: str | None = None
+    """Where the event is said in several: all of them, as the header has it. Each is a parcel of its own."""
 
 
 def tables_of(module: str, metadata: MetaData) -> tuple[Table, Table, Table]:
@@ -65,6 +68,7 @@ def tables_of(module: str, metadata: MetaData) -> tuple[Table, Table, Table]:
         Column("occurred_at", DateTime(timezone=True), nullable=False),
         Column("due_at", DateTime(timezone=True), nullable=False),
         Column("sent_at", DateTime(timezone=True)),
+        Column("versions", String(64)),
         sqlite_with_rowid=False,
     )
     unsent, named = outbox.c.sent_at.is_(None), outbox.c.name.isnot(None)

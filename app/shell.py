@@ -9,7 +9,7 @@ commit the askers get their answers, the bus its acknowledgements, and the relay
 
 from __future__ import annotations
 
-__all__ = ["Observer", "Shell", "retry_seconds"]
+__all__ = ["GIVE_WAY_MAX", "GIVE_WAY_SECONDS", "Observer", "Shell", "retry_seconds"]
 
 import asyncio
 import random
@@ -22,9 +22,9 @@ from typing import Any
 from loguru import logger
 from sqlalchemy import Connection
 
-from app.batch import Answering, Batch, Seat, Verdict
+from app.batch import Answering, Batch, Seat, Superseded, Verdict
 from app.door import Context, Overloaded, Told, Unavailable
-from app.headers import origin, said_at
+from app.headers import origin, said_at, said_in
 from app.outbox import Parcel
 from app.relay import Relay
 from app.store import Store
@@ -34,6 +34,7 @@ from app.telemetry.trace import trace_id
 from app.waiting_room import WaitingRoom
 from bus.contracts import Contracts, is_express
 from bus.errors import PutAside
+from bus.hearing import Hearing
 from bus.port import Clock, Delivery, Subscription
 from bus.replays import original
 from modules.module import Module, Outcome, State
@@ -43,6 +44,9 @@ AWAY_SECONDS_MAX = 2.0
 KEEP_SECONDS = 1.0
 RETRY_SECONDS = 0.5
 RETRY_SECONDS_MAX = 30.0
+GIVE_WAY_SECONDS = 1.0
+GIVE_WAY_MAX = 2
+"""A lower version of an event lets the higher one pass so often, and waits so long; then it is as good as that."""
 
 Observer = Callable[[Any, Outcome, Context], None]
 """Called on the loop for each event that was said, after the commit."""
@@ -68,7 +72,7 @@ class Shell:
     ) -> None:
         self.module = module
         self._store = store
-        self._contracts = contracts
+        self._hears = Hearing(module.name, contracts, module.hears)
         self._relay = relay
         self._clock = clock
         self._think = Batch(module, store, contracts, clock)
@@ -129,11 +133,14 @@ class Shell:
     async def _hear(self, delivery: Delivery) -> None:
         message = delivery.message
         subject = original(message.subject)
+        versions = said_in(message)
         try:
-            event = self._contracts.decode(subject, message.body)
-            if type(event) not in self.module.hears:
-                raise PutAside(f"{self.module.name} does not hear {subject}")
+            event = self._hears.read(subject, message.body)
         except PutAside as error:
+            if versions is not None and self._hears.is_said_otherwise(subject, versions):
+                self._handled.labels(self.module.name, subject, "ignored").inc()
+                await delivery.ack()
+                return
             logger.warning(
                 "message put aside", consumer=self.module.name, subject=subject, message_id=message.id,
                 error=error.code, detail=str(error), correlation_id=origin(message)[1].correlation_id,
@@ -146,6 +153,8 @@ class Shell:
         seat = Seat(event, id, context, express, id)
         seat.delivery = delivery
         seat.said_at = said_at(message)
+        if versions is not None and delivery.tries <= GIVE_WAY_MAX:
+            seat.gives_way = self._hears.is_superseded(subject, versions)
         self._room.sit(seat, express)
 
     # One pass
@@ -226,7 +235,8 @@ class Shell:
     async def _settle(self, delivery: Delivery, seat: Seat, verdict: Verdict) -> None:
         subject = original(delivery.message.subject)
         if verdict.error is None:
-            outcome = "handled" if verdict.outcome else "repeated"
+            again = "superseded" if seat.gives_way else "repeated"
+            outcome = "handled" if verdict.outcome else again
             self._handled.labels(self.module.name, subject, outcome).inc()
             await delivery.ack()
             if enabled("DEBUG"):
@@ -235,6 +245,9 @@ class Shell:
                     "message settled", consumer=self.module.name, subject=subject, outcome=outcome, event_id=seat.id,
                     correlation_id=context.correlation_id, trace_id=trace_id(context.traceparent),
                 )  # fmt: skip
+            return
+        if isinstance(verdict.error, Superseded):
+            await delivery.nak(GIVE_WAY_SECONDS, error="superseded", detail=str(verdict.error))
             return
         self._handled.labels(self.module.name, subject, "failed").inc()
         detail = f"{type(verdict.error).__name__}: {verdict.error}"

@@ -152,9 +152,11 @@ def _shown(modules: Sequence[Module], planned: Topology, settings: Settings) -> 
 
 def _subjects(modules: Sequence[Module], planned: Topology) -> Iterator[dict[str, Any]]:
     from bus.contracts import subject_of
+    from bus.versions import subject_at
 
     for module in modules:
-        for subject in map(subject_of, module.says):
+        beside = (subject_at(migration.event, migration.frm) for migration in module.migrations)
+        for subject in (*map(subject_of, module.says), *beside):
             heard_by = sorted(each.name for each in planned.consumers if subject in each.subjects)
             yield {"subject": subject, "said_by": module.name, "heard_by": heard_by}
 

@@ -11,6 +11,7 @@ from typing import Any
 from attrs import frozen
 
 from bus.contracts import EXPRESS, Contracts
+from bus.listeners import JetStreamListeners, Listeners, MemoryListeners
 from bus.memory import MemoryBus
 from bus.port import Bus, Clock, DeadLetters
 from config.settings import Settings
@@ -19,11 +20,12 @@ from modules.module import Module
 
 @frozen
 class Transport:
-    """A *bus*; what has to *run* while it is used; and how often its connection was lost and found."""
+    """A *bus*; what has to *run* while it is used; how often its connection was lost and found; and who listens there."""
 
     bus: Bus
     run: Callable[[], Coroutine[Any, Any, None]]
     reconnects: Callable[[], float]
+    listeners: Listeners
 
 
 def transport(
@@ -35,7 +37,8 @@ def transport(
     Its ``run`` raises `bus.errors.Unreachable` when the first connection is not made in time.
     """
     if settings.bus == "memory":
-        return Transport(MemoryBus(clock, dead_letters), _nothing, lambda: 0.0)
+        memory = MemoryBus(clock, dead_letters)
+        return Transport(memory, _nothing, lambda: 0.0, MemoryListeners(memory))
     return _nats(settings, modules, contracts, clock, dead_letters)
 
 
@@ -49,6 +52,8 @@ def _nats(
     from bus.jetstream import JetStreamBus
     from bus.patrol import Patrol
     from bus.replays import module_of
+    from bus.tasks import end_tasks
+    from bus.topology import stream_name
 
     name = modules[0].name if len(modules) == 1 else "fulfilment"
     published = PublishedDeadLetters(dead_letters, lambda: bus)
@@ -78,11 +83,15 @@ def _nats(
 
     async def connect_and_patrol() -> None:
         await bus.connect()
-        async with asyncio.TaskGroup() as group:
-            for patrol in patrols:
-                group.create_task(patrol.run())
+        rounds = [asyncio.create_task(patrol.run()) for patrol in patrols]
+        try:
+            await asyncio.gather(*rounds)
+        finally:
+            await end_tasks(rounds)
 
-    return Transport(bus, connect_and_patrol, lambda: float(bus.reconnects))
+    streams = (stream_name(contract.subject) for contract in contracts)
+    listeners = JetStreamListeners(bus.js, streams)
+    return Transport(bus, connect_and_patrol, lambda: float(bus.reconnects), listeners)
 
 
 async def _nothing() -> None:

@@ -7,7 +7,8 @@ they are a promise to others; classes are for ourselves, and the two are compare
 
 jsonschema-rs looks at every message, going out and coming in. jsonschema checks the schemas themselves and explains a
 rejection. Publishers are held to the letter of the schema; consumers read tolerantly, so that a newer publisher may add
-an optional member before they know it.
+an optional member before they know it. How an event gets a new version is `bus.versions`' business; what one consumer
+understands is `bus.hearing`'s.
 """
 
 from __future__ import annotations
@@ -18,32 +19,35 @@ __all__ = [
     "ContractError",
     "Contracts",
     "Event",
+    "Saying",
     "event",
     "explain",
     "is_express",
     "plain",
     "subject_of",
+    "united",
+    "validator",
 ]
 
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import attrs
-import jsonschema_rs
 import orjson
-from attrs import frozen
+from attrs import evolve, frozen
 from cattrs import Converter
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 
-from bus.errors import Invalid, Problem, UnknownSubject, Unreadable
+from bus.errors import ContractError, Invalid, UnknownSubject, Unreadable
+from bus.evolution import check_chain, check_is_said, check_step
+from bus.schemas import Schema, check_agreement, check_examples, check_schema, explain, tolerant, validator
+from bus.versions import Migration, Upcast, subject_at, version_of, versions_header
 
 Event = Any
 """An instance of a class made by `event`."""
 
-Schema = Mapping[str, Any]
 T = TypeVar("T")
 
 SAID_MAX = 2_048
@@ -51,10 +55,6 @@ SAID_MAX = 2_048
 
 EXPRESS = ".express"
 _SUBJECT = re.compile(r"[a-z][a-z_]*\.[a-z][a-z_]*\.v[1-9][0-9]*")
-
-
-class ContractError(Exception):
-    """A schema, a class and a subject contradict each other; the program must not start."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(attrs.field,))
@@ -87,6 +87,32 @@ def plain(subject: str) -> str:
     return subject.removesuffix(EXPRESS)
 
 
+def united(*promises: Mapping[str, Schema]) -> dict[str, Schema]:
+    """
+    Return all *promises* (schemas by subject) in one.
+
+    Raises:
+        ContractError: Two of them have a schema for one subject.
+    """
+    found: dict[str, Schema] = {}
+    for promise in promises:
+        for subject, schema in promise.items():
+            if subject in found:
+                raise ContractError(f"{subject}: there are two schemas")
+            found[subject] = schema
+    return found
+
+
+class Saying(NamedTuple):
+    """One version of an event, as it goes out. Without a *mark* it keeps the event's id; else the mark makes it one."""
+
+    subject: str
+    body: bytes
+    mark: str | None = None
+    versions: str | None = None
+    """All the versions that the event is said in, for the header; None where there is one."""
+
+
 @frozen
 class Contract:
     """One subject, its schema and its class, with everything per-message prepared."""
@@ -98,48 +124,52 @@ class Contract:
     structure: Callable[[Any, Any], Event]
     may_say: Callable[[Any], bool]
     may_hear: Callable[[Any], bool]
+    older: tuple[tuple[Contract, Callable[[Event], Event]], ...] = ()
+    """The versions that are said beside this one, the next lower first, each with what makes it from the one before."""
 
 
 class Contracts:
     """The registry: built once, asked for every message."""
 
-    def __init__(self, classes: Iterable[type], schemas: Mapping[str, Schema]) -> None:
+    def __init__(
+        self,
+        classes: Iterable[type],
+        schemas: Mapping[str, Schema],
+        migrations: Iterable[Migration] = (),
+        upcasts: Iterable[Upcast] = (),
+    ) -> None:
         """
         Build the registry for *classes*, finding each one's schema by its subject in *schemas*.
 
         Raises:
-            ContractError: A schema is missing, is no JSON Schema, or contradicts its class; or one subject has two
-                classes.
+            ContractError: A schema is missing, is no JSON Schema, or contradicts its class or its examples; one subject
+                has two classes; an older version cannot be read as the newer one; a migration does not do what it says.
         """
-        converter = _converter()
+        self.migrations = tuple(migrations)
+        self._converter = _converter()
         self._said: dict[bytes, Event] = {}
         self._said_before: dict[bytes, Event] = {}
         self._by_subject: dict[str, Contract] = {}
         for cls in classes:
-            subject = subject_of(cls)
-            if subject in self._by_subject:
-                if self._by_subject[subject].cls is cls:
-                    continue
-                raise ContractError(
-                    f"{subject}: two classes claim it, {cls.__name__} and {self._by_subject[subject].cls.__name__}"
-                )
-            if subject not in schemas:
-                raise ContractError(f"{subject}: there is no schema")
-            schema = schemas[subject]
-            _check_schema(subject, schema)
-            _check_agreement(subject, schema, cls)
-            self._by_subject[subject] = Contract(
-                subject=subject,
-                cls=cls,
-                schema=schema,
-                unstructure=converter.get_unstructure_hook(cls),
-                structure=converter.get_structure_hook(cls),
-                may_say=validator(schema),
-                may_hear=validator(_tolerant(schema)),
-            )
+            self._add(cls, schemas)
+        self._ups: dict[str, Upcast] = {}
+        for step in (*upcasts, *(Upcast(m.event, m.frm, m.to, m.up) for m in self.migrations)):
+            self._add_upcast(step)
+        for contract in self:
+            check_chain(self, contract, schemas)
+        for step in self._ups.values():
+            check_step(self, step.event, step.frm, step.to, step.up)
+        for migration in self.migrations:
+            check_step(self, migration.event, migration.to, migration.frm, migration.down)
+            check_is_said(self, migration)
+        for contract in self:
+            self._by_subject[contract.subject] = evolve(contract, older=tuple(self._older(contract)))
 
     def __iter__(self) -> Iterator[Contract]:
-        return iter(self._by_subject.values())
+        return iter(tuple(self._by_subject.values()))
+
+    def __contains__(self, subject: str) -> bool:
+        return plain(subject) in self._by_subject
 
     def __getitem__(self, subject: str) -> Contract:
         """
@@ -153,9 +183,52 @@ class Contracts:
             raise UnknownSubject(f"no contract for {subject}")
         return contract
 
+    def readings(self, cls: type) -> dict[str, tuple[Callable[[Event], Event], ...]]:
+        """
+        Return every subject that can be read as *cls*, its own first, each with the upcasts that lead there.
+
+        All of them are to be subscribed to by whoever hears *cls*, in both lanes.
+        """
+        found: dict[str, tuple[Callable[[Event], Event], ...]] = {subject_of(cls): ()}
+        event, _ = version_of(subject_of(cls))
+        older = [s for s in self._ups.values() if s.event == event]
+        for step in sorted(older, key=lambda step: step.frm, reverse=True):
+            rest = found.get(subject_at(event, step.to))
+            if rest is not None:
+                found[subject_at(event, step.frm)] = (step.up, *rest)
+        return found
+
+    def heard_subjects(self, classes: Iterable[type]) -> list[str]:
+        """Return the subjects that somebody who hears *classes* has to subscribe to, older versions included."""
+        return [subject for cls in classes for subject in self.readings(cls)]
+
+    def say(self, event: Event) -> tuple[Saying, ...]:
+        """
+        Return *event* as it goes out: in its own version first, and in every older one that a migration declares.
+
+        The oldest keeps the event's id for its message, for nothing is to change for those who hear it.
+
+        Raises:
+            Invalid: The event breaks its own schema, or a schema of the older versions.
+        """
+        contract = self._by_subject[event.__subject__]
+        body = self.encode(event)
+        if not contract.older:
+            return (Saying(contract.subject, body),)
+        bodies = [(contract.subject, body)]
+        for older, down in contract.older:
+            event = down(event)
+            bodies.append((older.subject, self.encode(event)))
+        versions = versions_header(version_of(subject)[1] for subject, _ in bodies)
+        last = len(bodies) - 1
+        return tuple(
+            Saying(subject, body, None if n == last else subject.rpartition(".")[2], versions)
+            for n, (subject, body) in enumerate(bodies)
+        )
+
     def encode(self, event: Event) -> bytes:
         """
-        Return *event* as the JSON that goes out.
+        Return *event* as the JSON that goes out, in its own version.
 
         Raises:
             Invalid: The event breaks its own schema.
@@ -172,7 +245,7 @@ class Contracts:
 
     def decode(self, subject: str, body: bytes) -> Event:
         """
-        Return the event that *body* says under *subject*.
+        Return the event that *body* says under *subject*, in the version of the subject.
 
         Raises:
             UnknownSubject: There is no such contract.
@@ -191,8 +264,62 @@ class Contracts:
         if orjson.dumps(value) != body and not _says_each_name_once(body):
             raise Unreadable(f"{subject}: a name comes twice in one object, so two readers could take it for two things")
         if not contract.may_hear(value):
-            raise Invalid(subject, explain(_tolerant(contract.schema), value))
+            raise Invalid(subject, explain(tolerant(contract.schema), value))
         return contract.structure(value, contract.cls)
+
+    # Being built
+
+    def _add(self, cls: type, schemas: Mapping[str, Schema]) -> None:
+        subject = subject_of(cls)
+        if subject in self._by_subject:
+            other = self._by_subject[subject].cls
+            if other is not cls:
+                raise ContractError(f"{subject}: two classes claim it, {cls.__name__} and {other.__name__}")
+            return
+        if subject not in schemas:
+            raise ContractError(f"{subject}: there is no schema")
+        schema = schemas[subject]
+        check_schema(subject, schema)
+        check_agreement(subject, schema, cls)
+        structure, unstructure = self._converter.get_structure_hook(cls), self._converter.get_unstructure_hook(cls)
+        check_examples(subject, schema, lambda example: orjson.loads(orjson.dumps(unstructure(structure(example, cls)))))
+        self._by_subject[subject] = Contract(
+            subject=subject,
+            cls=cls,
+            schema=schema,
+            unstructure=unstructure,
+            structure=structure,
+            may_say=validator(schema),
+            may_hear=validator(tolerant(schema)),
+        )
+
+    def _add_upcast(self, step: Upcast) -> None:
+        subject = subject_at(step.event, step.frm)
+        if not 0 < step.frm < step.to:
+            raise ContractError(f"{step.event}: an upcast leads from v{step.frm} to v{step.to}, which is not up")
+        if subject in self._ups:
+            raise ContractError(f"{subject}: there are two upcasters")
+        self._ups[subject] = step
+
+    def _older(self, contract: Contract) -> Iterator[tuple[Contract, Callable[[Event], Event]]]:
+        event, version = version_of(contract.subject)
+        downs = {m.to: m for m in self.migrations if m.event == event}
+        if any(m.frm == version for m in self.migrations if m.event == event):
+            return  # an older version is said because its newer one is, never by itself
+        while version in downs:
+            migration = downs[version]
+            version = migration.frm
+            yield self[subject_at(event, version)], migration.down
+
+
+def _converter() -> Converter:
+    """Return a converter for data that a schema has already seen: no second validation, defaults left out."""
+    converter = Converter(detailed_validation=False)
+    converter.register_structure_hook_factory(attrs.has, lambda cls: make_dict_structure_fn(cls, converter))
+    converter.register_unstructure_hook_factory(
+        attrs.has, lambda cls: make_dict_unstructure_fn(cls, converter, _cattrs_omit_if_default=True)
+    )
+    return converter
 
 
 def _says_each_name_once(body: bytes) -> bool:
@@ -209,73 +336,3 @@ def _says_each_name_once(body: bytes) -> bool:
 
 class _Twice(Exception):
     """Raised to leave a reading at the first name that comes twice."""
-
-
-def validator(schema: Schema) -> Callable[[Any], bool]:
-    """Return the fast check for *schema*: true when a value fits. Formats count."""
-    check: Callable[[Any], bool] = jsonschema_rs.Draft202012Validator(dict(schema), validate_formats=True).is_valid
-    return check
-
-
-def explain(schema: Schema, value: Any) -> tuple[Problem, ...]:
-    """Say where and why *value* does not fit *schema*, in the order of the pointers; at most 20 reasons."""
-    from jsonschema import Draft202012Validator
-
-    slow = Draft202012Validator(dict(schema), format_checker=Draft202012Validator.FORMAT_CHECKER)
-    # The first hundred: a hostile value has tens of thousands, and finding them all stops the event loop for a second.
-    errors = islice(slow.iter_errors(value), 100)
-    problems = {
-        Problem("".join(f"/{_escape(part)}" for part in error.absolute_path), _shorten(error.message))
-        for error in errors
-    }
-    return tuple(sorted(problems, key=lambda problem: (problem.pointer, problem.detail)))[:20]
-
-
-def _escape(part: str | int) -> str:
-    return str(part).replace("~", "~0").replace("/", "~1")
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:120]} ... {text[-70:]}"
-
-
-def _converter() -> Converter:
-    """Return a converter for data that a schema has already seen: no second validation, defaults left out."""
-    converter = Converter(detailed_validation=False)
-    converter.register_structure_hook_factory(attrs.has, lambda cls: make_dict_structure_fn(cls, converter))
-    converter.register_unstructure_hook_factory(
-        attrs.has, lambda cls: make_dict_unstructure_fn(cls, converter, _cattrs_omit_if_default=True)
-    )
-    return converter
-
-
-def _check_schema(subject: str, schema: Schema) -> None:
-    from jsonschema import Draft202012Validator, SchemaError
-
-    try:
-        Draft202012Validator.check_schema(dict(schema))
-    except SchemaError as error:
-        raise ContractError(f"{subject}: not a JSON Schema: {error.message}") from None
-
-
-def _check_agreement(subject: str, schema: Schema, cls: type) -> None:
-    fields = {f.name: f.default is attrs.NOTHING for f in attrs.fields(cls)}
-    members = {name: name in schema.get("required", ()) for name in schema.get("properties", {})}
-    for name in sorted(fields.keys() | members.keys()):
-        if name not in members:
-            raise ContractError(f"{subject}: {cls.__name__}.{name} is not in the schema")
-        if name not in fields:
-            raise ContractError(f"{subject}: the schema's {name!r} is not in {cls.__name__}")
-        if fields[name] != members[name]:
-            raise ContractError(
-                f"{subject}: {name!r} is required in one of schema and {cls.__name__}, optional in the other"
-            )
-
-
-def _tolerant(schema: Any) -> Any:
-    """Return *schema* as a reader applies it: members it does not know are none of its business."""
-    if isinstance(schema, Mapping):
-        return {k: _tolerant(v) for k, v in schema.items() if not (k == "additionalProperties" and v is False)}
-    if isinstance(schema, list):
-        return [_tolerant(item) for item in schema]
-    return schema

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["PublishedDeadLetters", "letter_subject"]
 
+import re
 from collections.abc import Callable
 from urllib.parse import quote
 
@@ -14,6 +15,7 @@ BYTES_MAX = 1_000_000
 """What fits into one message of a NATS server that nobody has configured otherwise (1 MiB), with something to spare."""
 
 _DETAIL_CHARACTERS_MAX = 1_000
+_NAME = re.compile(r"[!-9;-~]+").fullmatch
 _PLAIN = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 
@@ -49,13 +51,22 @@ def _published(letter: DeadLetter) -> Message:
         "dead-letter-consumer": letter.consumer,
         "dead-letter-message-id": _line(message.id),
     }
-    # What was addressed to the stream that it came from is not meant for this one, and could keep it out for ever.
-    headers = {name: value for name, value in message.headers.items() if not name.lower().startswith("nats-")}
+    headers = {name: value for name, value in message.headers.items() if _may_go_on(name, value)}
     size = len(message.body) + sum(len(name) + len(value.encode()) for name, value in headers.items())
     subject = letter_subject(letter.consumer, message.subject)
     if size > BYTES_MAX:
         return Message(subject, letter.id, b"", "", {**about, "dead-letter-body": "too large, see the table"})
     return Message(subject, letter.id, message.body, message.key, {**headers, **about})
+
+
+def _may_go_on(name: str, value: str) -> bool:
+    """
+    Tell whether a header of the message goes on its letter, too.
+
+    What was addressed to the stream that it came from is not meant for this one, and, like what is no proper header,
+    could keep the letter out for ever.
+    """
+    return bool(_NAME(name)) and not name.lower().startswith("nats-") and value.isprintable()
 
 
 def _line(text: str) -> str:

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["BusClosed", "BusError", "Invalid", "Problem", "PutAside", "Retry", "UnknownSubject", "Unreachable", "Unreadable"]
+__all__ = [
+    "BusClosed",
+    "BusError",
+    "ContractError",
+    "Invalid",
+    "Problem",
+    "PutAside",
+    "Retry",
+    "UnknownSubject",
+    "Unreachable",
+    "Unreadable",
+]
 
 from attrs import frozen
 
@@ -29,6 +40,10 @@ class Unreachable(BusError):
     """No server of the bus has answered in all the time that there was for the first connection."""
 
     code = "bus_unreachable"
+
+
+class ContractError(Exception):
+    """A schema, a class and a subject contradict each other; the program must not start."""
 
 
 class PutAside(BusError):
@@ -65,4 +80,5 @@ class Invalid(PutAside):
     def __init__(self, subject: str, problems: tuple[Problem, ...]) -> None:
         self.subject = subject
         self.problems = problems
-        super().__init__(f"{subject}: " + "; ".join(f"{p.pointer or '/'}: {p.detail}" for p in problems))
+        reasons = "; ".join(f"{problem.pointer or '/'}: {problem.detail}" for problem in problems)
+        super().__init__(f"{subject}: {reasons or 'does not fit its schema'}")

@@ -15,7 +15,7 @@ import asyncio
 import heapq
 import itertools
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from datetime import timedelta
 from math import inf
@@ -23,7 +23,7 @@ from math import inf
 from attrs import define
 
 from bus.errors import BusClosed
-from bus.groups import DELAYED, NO_ANSWER, OVER, Copy, Group, Member, Post
+from bus.groups import DELAYED, NO_ANSWER, OVER, READY, Copy, Group, Member, Post
 from bus.ids import caused_id
 from bus.port import ACK_WAIT_SECONDS, MAX_TRIES, Clock, DeadLetter, DeadLetters, Message, Subscription
 
@@ -85,6 +85,13 @@ class MemoryBus:
     @property
     def is_connected(self) -> bool:
         return not self.is_closing
+
+    def groups(self) -> list[tuple[str, tuple[str, ...], int]]:
+        """Return every group's name, its subjects, and how many messages it has yet to settle."""
+        waiting = [copy for group in self._groups.values() for copy in group.ready if copy.state == READY]
+        waiting += [copy for _, _, copy in self._delayed if copy.state == DELAYED]
+        counts = Counter(copy.group.name for copy in waiting)
+        return [(name, group.subjects, counts[name] + len(group.in_hand)) for name, group in self._groups.items()]
 
     @property
     def problems(self) -> Sequence[str]:

@@ -27,7 +27,7 @@ from bus.groups import NO_ANSWER
 from bus.ids import caused_id
 from bus.port import ACK_WAIT_SECONDS, Clock, DeadLetter, DeadLetters
 from bus.provisioning import DEDUP_SECONDS
-from bus.reading import Reader
+from bus.reading import Reader, headers_of
 from bus.strays import Strays
 from bus.topology import ADVISORIES_PLAN, DEAD_LETTERS_PLAN, ConsumerPlan, patrol_plan
 from bus.wire import Mark, message_of
@@ -141,7 +141,7 @@ class Patrol:
             _log.error("%s gave up on message %d of %s, and it is gone from the stream", consumer, sequence, stream)
             return None
         mark = Mark(stream, consumer, deliveries, sequence, 0)
-        message = message_of(found.subject or "", found.data or b"", found.headers, mark)
+        message = message_of(found.subject or "", found.data or b"", headers_of(found), mark)
         now = self._clock.now()
         return DeadLetter(
             id=caused_id(message.id, consumer),

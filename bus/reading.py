@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["Reader"]
+__all__ = ["Reader", "headers_of"]
 
+from base64 import b64decode
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -11,7 +12,7 @@ import nats.errors
 from attrs import define
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import ConsumerInfo
+from nats.js.api import ConsumerInfo, RawStreamMsg
 from nats.js.errors import NotFoundError
 
 from bus.founding import heard, lacking
@@ -66,3 +67,17 @@ class Reader:
         finally:
             with suppress(nats.errors.Error):
                 await subscription.unsubscribe()
+
+
+def headers_of(raw: RawStreamMsg) -> dict[str, str]:
+    """
+    Return the headers of a message that was read from a stream, as one that is delivered has them.
+
+    The client reads those as it would an e-mail's: what is not ASCII does not come out as text then.
+    """
+    found: dict[str, str] = {}
+    for line in b64decode(raw.hdrs or b"").split(b"\r\n")[1:]:
+        name, colon, value = line.partition(b":")
+        if colon and name.isascii():
+            found[name.strip().decode()] = value.strip().decode("utf-8", "replace")
+    return found

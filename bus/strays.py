@@ -11,28 +11,25 @@ it passes over. That is read from the stream directly, once, before and after th
 
 from __future__ import annotations
 
-__all__ = ["VERSIONS", "Strays", "versions_of"]
+__all__ = ["Strays"]
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from datetime import datetime
 
 from attrs import evolve
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from bus.contracts import plain
 from bus.errors import UnknownSubject
 from bus.founding import heard
 from bus.ids import caused_id
 from bus.port import Clock, DeadLetter, DeadLetters, Message
-from bus.reading import Reader
+from bus.reading import Reader, headers_of
 from bus.replays import STRAYS, original
 from bus.topology import ConsumerPlan, stream_name
+from bus.versions import VERSIONS, is_said_otherwise
 from bus.wire import Mark, mark_of, message_of
-
-VERSIONS = "ce-versions"
-"""The header that names all versions in which an event is said."""
 
 SUBJECTS_MAX = 256
 """Unknown subjects that are heard at once; who makes up more than that is a case for a person."""
@@ -130,10 +127,10 @@ class Strays:
                 sequence = raw.seq
                 if sequence <= until:
                     mark = Mark(stream, self._consumer, 1, sequence, 0)
-                    await self._lay_down(message_of(subject, raw.data or b"", raw.headers, mark), raw.time)
+                    await self._lay_down(message_of(subject, raw.data or b"", headers_of(raw), mark), raw.time)
 
     async def _lay_down(self, message: Message, said_at: datetime | None) -> None:
-        if self._is_known(message.subject) or self._is_said_otherwise(message):
+        if self._is_known(message.subject) or is_said_otherwise(message.subject, message.headers.get(VERSIONS, ""), self._known):
             return
         now = self._clock.now()
         await self._dead_letters.add(
@@ -148,13 +145,3 @@ class Strays:
                 last_seen=now,
             )
         )
-
-    def _is_said_otherwise(self, message: Message) -> bool:
-        """Tell whether the same event is also said in a version that we know."""
-        event = plain(message.subject).rpartition(".")[0]
-        return any(f"{event}.{version}" in self._known for version in versions_of(message.headers))
-
-
-def versions_of(headers: Mapping[str, str]) -> list[str]:
-    """Return the versions in which an event is said, as its header names them."""
-    return [version for version in (part.strip() for part in headers.get(VERSIONS, "").split(",")) if version]

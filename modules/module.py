@@ -36,6 +36,7 @@ from attrs import field, frozen
 from sqlalchemy import Table
 
 from bus.contracts import Event
+from bus.versions import Migration, Upcast
 from modules.route import Route
 
 T = TypeVar("T")
@@ -121,9 +122,9 @@ class Module:
 
     name: str
     hears: tuple[type, ...]
-    """Event classes it wants from the bus, its own time-outs included."""
+    """Event classes it wants from the bus, its own time-outs included; older versions of them come along."""
     says: tuple[type, ...]
-    """Event classes it sends out."""
+    """Event classes it sends out, each in its newest version."""
     remembers: Mapping[type, Table]
     """State classes and their tables; the table's columns are named as the class's fields, the key comes first."""
     touches: Touches
@@ -133,6 +134,12 @@ class Module:
     routes: tuple[Route, ...] = ()
     resources: Mapping[str, Mapping[str, Any]] = field(factory=dict)
     """JSON Schemas of the bodies that its routes take and give, by name."""
+    said_before: tuple[type, ...] = ()
+    """Older versions of what it says, for as long as anybody may still hear them or meet one."""
+    migrations: tuple[Migration, ...] = ()
+    """Which of those are still said beside the newest, and how each is made."""
+    upcasts: tuple[Upcast, ...] = ()
+    """How the others, which are no longer said, are read as newer ones."""
 
 
 def load_schemas(package: str, folder: str) -> dict[str, Mapping[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Line", "Money", "rfc3339"]
+__all__ = ["Address", "Line", "Money", "rfc3339"]
 
 from datetime import datetime
 from functools import lru_cache
@@ -24,6 +24,18 @@ class Line:
 
     product_id: str
     quantity: int
+
+
+@frozen
+class Address:
+    """Where something goes; *country* is an ISO 3166-1 alpha-2 code."""
+
+    line1: str
+    city: str
+    postal_code: str
+    country: str
+    name: str | None = None
+    line2: str | None = None
 
 
 @lru_cache(4096)

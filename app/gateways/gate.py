@@ -32,13 +32,16 @@ class Gate:
             self.waiting -= 1
 
     async def passable(self) -> None:
-        """Return when there is a place for a call that nobody who waits already is about to take."""
+        """Return when there is a place for a call that nobody who waits already is about to take; not while closing."""
         while self._breaker.state is not BreakerState.CLOSED and (self.waiting or self._breaker.wait_seconds > 0):
+            if self._is_open_for_good:
+                await asyncio.get_running_loop().create_future()
             await self._until_news()
 
     def open_for_good(self) -> None:
         """Send everybody home who waits, and who comes."""
         self._is_open_for_good = True
+        self._hush()
         self._ring()
 
     async def _until_news(self) -> None:
@@ -53,10 +56,13 @@ class Gate:
         self._ring()
 
     def _changed(self, state: BreakerState) -> None:
+        self._hush()
+        self._ring()
+
+    def _hush(self) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        self._ring()
 
     def _ring(self) -> None:
         news, self._news = self._news, asyncio.Event()

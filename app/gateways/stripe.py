@@ -78,8 +78,7 @@ class StripeGateway:
         except stripe.CardError as error:
             return Refused(_reason(error))
         except stripe.InvalidRequestError as error:
-            if error.code is None and error.http_status == 404:
-                logger.warning("the provider knows no such payment method", order_id=order_id)
+            logger.warning("the provider will not have the request", order_id=order_id, code=_reason(error))
             return Refused(_reason(error))
         intent = Intent.of(_plain(made))
         intent.check(order_id, amount)

@@ -26,11 +26,12 @@ from app.gateways.calls import CALLS_MAX, LANE_CALLS_MAX, Calls, Task
 from app.gateways.delays import Delays, noted
 from app.gateways.gate import Gate
 from app.gateways.port import Gateway
-from app.headers import origin, said_at
-from app.shell import Shell, retry_seconds
+from app.headers import origin, said_at, said_in
+from app.shell import GIVE_WAY_MAX, GIVE_WAY_SECONDS, Shell, retry_seconds
 from app.telemetry.metrics import Metrics
 from bus.contracts import Contracts, is_express
 from bus.errors import PutAside
+from bus.hearing import Hearing
 from bus.ids import caused_id
 from bus.port import Clock, Delivery, Subscription
 from bus.replays import original
@@ -73,7 +74,7 @@ class GatewayWorker:
         self._shell = shell
         self._gateway = gateway
         self._breaker = breaker
-        self._contracts = contracts
+        self._hears = Hearing(CONSUMER, contracts, HEARS)
         self._clock = clock
         self._handled = metrics.messages_handled
         self._dice = dice or random.Random()
@@ -133,7 +134,10 @@ class GatewayWorker:
         while True:
             await self._clock.sleep(BEAT_SECONDS)
             for delivery in list(self._calls.values()):
-                await delivery.in_progress()
+                try:
+                    await delivery.in_progress()
+                except Exception as error:  # the others want to be told of, too
+                    logger.warning("a message in hand may come again", consumer=CONSUMER, detail=repr(error))
 
     def _breaker_changed(self, state: BreakerState) -> None:
         for subscription in self._subscriptions:
@@ -153,12 +157,21 @@ class GatewayWorker:
     async def _handle(self, delivery: Delivery) -> None:
         message = delivery.message
         subject = original(message.subject)
+        versions = said_in(message)
         try:
-            event = self._contracts.decode(subject, message.body)
-            if type(event) not in HEARS:
-                raise PutAside(f"{CONSUMER} does not hear {subject}")
+            event = self._hears.read(subject, message.body)
         except PutAside as error:
-            await delivery.term(error.code, str(error))
+            if versions is not None and self._hears.is_said_otherwise(subject, versions):
+                await delivery.ack()
+            else:
+                await delivery.term(error.code, str(error))
+            return
+        if (
+            versions is not None
+            and delivery.tries <= GIVE_WAY_MAX
+            and self._hears.is_superseded(subject, versions)
+        ):
+            await delivery.nak(GIVE_WAY_SECONDS, error="superseded")
             return
         id, context = origin(message)
         asked_at = _moment(said_at(message))

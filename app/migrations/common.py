@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["create_mail_1", "key_type"]
+__all__ = ["add_versions_2", "create_mail_1", "key_type"]
 
 import sqlalchemy as sa
 from alembic import op
@@ -65,3 +65,8 @@ def create_mail_1(module: str) -> None:
         sa.Column("message_headers", sa.Text, nullable=False),
         sa.Column("message_body", sa.LargeBinary, nullable=False),
     )
+
+
+def add_versions_2(module: str) -> None:
+    """Let *module*'s outbox say in which versions an event is said."""
+    op.add_column(f"{module}_outbox", sa.Column("versions", sa.String(64)))

@@ -129,6 +129,10 @@ class _Family(Collector, Generic[Child]):
         child = self._children.get(values)
         return child if child is not None else self._find_or_found(values)
 
+    def items(self) -> list[tuple[tuple[str, ...], Child]]:
+        """Return the children, each with its label values."""
+        return list(self._children.items())
+
     def samples(self) -> Iterator[Sample]:
         """Yield what a scrape shows, labels already written and escaped."""
         for values, child in list(self._children.items()):

@@ -104,7 +104,7 @@ _DETAILS = {
     415: "Not application/json in UTF-8, or with a Content-Encoding.",
     422: "The Idempotency-Key was used before, for another body.",
     500: "Something went wrong on our side.",
-    503: "Not now; nothing was stored.",
+    503: "Not now; nothing was stored, unless `code` is `outcome_unknown`.",
 }
 _MORE_HEADERS = {401: "WWW-Authenticate", 405: "Allow", 503: "Retry-After"}
 

@@ -7,10 +7,19 @@ __all__ = ["module"]
 from datetime import timedelta
 from functools import partial
 
+from bus.versions import Migration
 from modules.inventory.events import StockRejected, StockReleased, StockReserved
 from modules.module import Module, load_schemas
 from modules.orders.decide import decide, touches
-from modules.orders.events import OrderCancelled, OrderConfirmed, OrderCreated, OrderTimedOut
+from modules.orders.events import (
+    OrderCancelled,
+    OrderConfirmed,
+    OrderCreated,
+    OrderCreatedV1,
+    OrderTimedOut,
+    created_v1,
+    created_v2,
+)
 from modules.orders.routes import routes
 from modules.orders.state import Order, order_table
 from modules.payments.events import (
@@ -38,6 +47,10 @@ def module(timeout: timedelta = timedelta(seconds=900)) -> Module:
             OrderTimedOut,
         ),
         says=(OrderCreated, OrderConfirmed, OrderCancelled, OrderTimedOut),
+        said_before=(OrderCreatedV1,),
+        migrations=(
+            Migration(event="orders.created", frm=1, to=2, down=created_v1, up=created_v2, since="0.2.0"),
+        ),
         remembers={Order: order_table},
         touches=touches,
         decide=partial(decide, timeout=timeout),

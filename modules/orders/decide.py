@@ -113,6 +113,7 @@ def _accepted(event: OrderSubmitted, now: datetime, timeout: timedelta) -> Decis
         items=items,
         is_express=event.is_express,
         payment_method=event.payment_method,
+        shipping_address=event.shipping_address,
         created_at=now,
         updated_at=now,
         timeline=({"event": "orders.created", "at": rfc3339(now)},),
@@ -121,7 +122,8 @@ def _accepted(event: OrderSubmitted, now: datetime, timeout: timedelta) -> Decis
         order_id=order.order_id,
         customer_id=order.customer_id,
         items=items,
-        version="v1",
+        version="v2",
+        shipping_address=event.shipping_address,
         payment_method=event.payment_method,
     )
     timed_out = Later(OrderTimedOut(order_id=order.order_id), now + timeout, _timer(order))

@@ -7,20 +7,35 @@ __all__ = [
     "OrderCancelled",
     "OrderConfirmed",
     "OrderCreated",
+    "OrderCreatedV1",
     "OrderSubmitted",
     "OrderTimedOut",
     "OrderUnknown",
+    "created_v1",
+    "created_v2",
 ]
 
 from attrs import frozen
 
 from bus.contracts import event
-from modules.values import Line, Money
+from modules.values import Address, Line, Money
+
+
+@event("orders.created.v2")
+class OrderCreated:
+    """An order was accepted; without a *shipping_address* it is collected at the counter."""
+
+    order_id: str
+    customer_id: str
+    items: tuple[Line, ...]
+    version: str
+    shipping_address: Address | None
+    payment_method: str | None = None
 
 
 @event("orders.created.v1")
-class OrderCreated:
-    """An order was accepted."""
+class OrderCreatedV1:
+    """An order was accepted, in the days when every order was collected at the counter."""
 
     order_id: str
     customer_id: str
@@ -65,6 +80,7 @@ class OrderSubmitted:
     items: tuple[Line, ...]
     is_express: bool
     payment_method: str | None
+    shipping_address: Address | None = None
 
 
 @frozen(kw_only=True)
@@ -80,3 +96,26 @@ class OrderUnknown:
     """Reply: there is no such order."""
 
     order_id: str
+
+
+def created_v1(event: OrderCreated) -> OrderCreatedV1:
+    """Return *event* for those who know nothing of addresses."""
+    return OrderCreatedV1(
+        order_id=event.order_id,
+        customer_id=event.customer_id,
+        items=event.items,
+        version="v1",
+        payment_method=event.payment_method,
+    )
+
+
+def created_v2(event: OrderCreatedV1) -> OrderCreated:
+    """Return *event* as we say it today: whoever could give no address collects at the counter."""
+    return OrderCreated(
+        order_id=event.order_id,
+        customer_id=event.customer_id,
+        items=event.items,
+        version="v2",
+        shipping_address=None,
+        payment_method=event.payment_method,
+    )

@@ -6,11 +6,13 @@ __all__ = ["routes", "show"]
 
 from typing import Any
 
+from attrs import asdict
+
 from modules.module import Outcome
 from modules.orders.events import CancelRequested, OrderSubmitted, OrderUnknown
 from modules.orders.state import Order, Status
 from modules.route import Answer, Browse, Follow, Refusal, Request, Route, Show, Tell
-from modules.values import Line, rfc3339
+from modules.values import Address, Line, rfc3339
 
 
 def show(order: Order) -> dict[str, Any]:
@@ -29,7 +31,13 @@ def show(order: Order) -> dict[str, Any]:
     }
     if order.waiting_for is not None:
         shown["waiting_for"] = order.waiting_for
+    if order.shipping_address is not None:
+        shown["shipping_address"] = _address_shown(order.shipping_address)
     return shown
+
+
+def _address_shown(address: Address) -> dict[str, Any]:
+    return {name: value for name, value in asdict(address).items() if value is not None}
 
 
 def _submitted(request: Request) -> OrderSubmitted:
@@ -40,6 +48,7 @@ def _submitted(request: Request) -> OrderSubmitted:
         items=tuple(Line(line["product_id"], line["quantity"]) for line in body["items"]),
         is_express=body.get("priority") == "express",
         payment_method=body.get("payment_method"),
+        shipping_address=Address(**body["shipping_address"]) if "shipping_address" in body else None,
     )
 
 

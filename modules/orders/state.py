@@ -12,7 +12,7 @@ from attrs import frozen
 from sqlalchemy import JSON, BigInteger, Boolean, CheckConstraint, Column, DateTime, Index, MetaData, String, Table
 
 from modules.tables import key_type
-from modules.values import Line
+from modules.values import Address, Line
 
 Timeline = tuple[dict[str, Any], ...]
 """JSON as the API shows it: ``{"event", "at", "detail"?}``, oldest first."""
@@ -38,6 +38,7 @@ class Order:
     currency: str | None = None
     is_express: bool
     payment_method: str | None = None
+    shipping_address: Address | None = None
     is_paid: bool = False
     waiting_for: str | None = None
     created_at: datetime
@@ -64,6 +65,7 @@ order_table = Table(
     Column("currency", String(3)),
     Column("is_express", Boolean, nullable=False),
     Column("payment_method", String(255)),
+    Column("shipping_address", JSON),
     Column("is_paid", Boolean, nullable=False),
     Column("waiting_for", String(16)),
     Column("created_at", DateTime(timezone=True), nullable=False),

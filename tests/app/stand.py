@@ -15,6 +15,7 @@ from typing import Any
 from attrs import define
 from uuid_utils import uuid7
 
+from app.build import contracts_of
 from app.clock import SystemClock
 from app.database import Database
 from app.dead_letters import DeadLetterOffice
@@ -81,7 +82,7 @@ class Stand:
     async def listen(self, name: str) -> None:
         """Let a module hear its subjects, and run."""
         shell = self.shells[name]
-        subscription = await self.bus.subscribe(name, hears([shell.module])[name])
+        subscription = await self.bus.subscribe(name, hears([shell.module], self.contracts)[name])
         self.run(shell.listen(subscription))
         self.run(shell.run())
 
@@ -115,8 +116,7 @@ async def stand_at(where: Path | str, clock: Clock | None = None, **shell: Any) 
     for plate in plates:
         migrate(database.engine, plate.name)
     stores = {plate.name: Store(plate, database) for plate in plates}
-    schemas = {subject: schema for plate in plates for subject, schema in plate.schemas.items()}
-    contracts = Contracts((cls for plate in plates for cls in (*plate.says, *plate.hears)), schemas)
+    contracts = contracts_of(plates)
     office = DeadLetterOffice(stores, clock, metrics)
     bus = MemoryBus(clock, office)
     relays = {name: Relay(store, bus, clock, metrics) for name, store in stores.items()}

@@ -23,7 +23,7 @@ def confirmed(n: int) -> OrderConfirmed:
 
 
 def created(n: int) -> OrderCreated:
-    return OrderCreated(order_id=oid(n), customer_id="c-1", items=(Line("A", 1),), version="v1")
+    return OrderCreated(order_id=oid(n), customer_id="c-1", items=(Line("A", 1),), version="v2", shipping_address=None)
 
 
 def letter_about(message: Message, consumer: str) -> DeadLetter:
@@ -188,6 +188,8 @@ async def test_the_same_letter_laid_down_twice_is_one(path: Path) -> None:
         [kept] = await letters(stand.office)
         await stand.office.add(kept.letter)
         assert await letters(stand.office) == [kept]
+        counted = 'dead_letters_total{consumer="inventory",subject="orders.created.v1"} 1'
+        assert counted in stand.metrics.render().decode()
 
 
 async def test_many_are_replayed_by_what_they_have_in_common(path: Path) -> None:

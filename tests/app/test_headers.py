@@ -61,6 +61,7 @@ def test_the_envelope_is_a_cloud_event() -> None:
         "ce-source": "/fulfilment/orders",
         "ce-type": "orders.created.v1",
         "ce-time": AT,
+        "ce-datacontenttype": "application/json",
         "ce-correlationid": "c",
         "ce-causationid": "cause",
         "traceparent": TRACE,

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import event
 from uuid_utils import uuid7
 
-from app.door import KeyReused, Overloaded, Unavailable
+from app.door import KeyReused, Overloaded, Unavailable, Unsettled
 from app.shell import retry_seconds
 from bus.port import MAX_TRIES, Message
 from modules.inventory.events import PricedLine, Restocked, StockReserved
@@ -27,7 +27,7 @@ from tests.app.stand import CONTEXT, NOTED, HurriedClock, Stand, oid, product, s
 
 
 def created(order_id: str, quantity: int = 1) -> OrderCreated:
-    return OrderCreated(order_id=order_id, customer_id="c-1", items=(Line("A", quantity),), version="v1")
+    return OrderCreated(order_id=order_id, customer_id="c-1", items=(Line("A", quantity),), version="v2", shipping_address=None)
 
 
 def confirmed(order_id: str) -> OrderConfirmed:
@@ -61,7 +61,7 @@ async def test_an_answer_means_that_it_is_on_the_disk(stand: Stand, path: Path) 
     await stand.tell("orders", submitted())
     with sqlite3.connect(path) as other:
         assert other.execute("SELECT count(*) FROM orders_order").fetchone() == (1,)
-        assert other.execute("SELECT count(*) FROM orders_outbox").fetchone() == (2,)
+        assert other.execute("SELECT count(*) FROM orders_outbox").fetchone() == (3,)
     other.close()
 
 
@@ -270,7 +270,8 @@ async def test_an_express_order_goes_by_the_express_lane(stand: Stand) -> None:
     await stand.tell("inventory", product())
     await stand.tell("inventory", created(oid(1)), express=True)
     assert [row[0] for row in await stand.outbox("inventory")] == ["inventory.reserved.v1.express"]
-    assert [row[0] for row in await stand.outbox("orders")] == ["orders.created.v1", "orders.timed_out.v1"]
+    subjects = [row[0] for row in await stand.outbox("orders")]
+    assert sorted(subjects) == ["orders.created.v1", "orders.created.v2", "orders.timed_out.v1"]
 
 
 async def test_browsing_pages_by_key_in_either_direction(stand: Stand) -> None:
@@ -339,3 +340,21 @@ async def test_a_database_that_goes_away_among_singles_takes_nothing_back(
     assert not isinstance(first, BaseException)
     assert await stand.shells["orders"].get(Order, oid(1)) is not None
     assert await stand.shells["orders"].get(Order, oid(2)) is None
+
+
+async def test_a_commit_of_unknown_outcome_is_told_as_one(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asked hears that nobody knows, not that nothing was stored."""
+    write = stand.database.write
+    troubles = [Unsettled("cut in mid-commit")]
+
+    async def failing(work: Any, *place: str) -> Any:
+        if troubles:
+            raise troubles.pop()
+        return await write(work)
+
+    monkeypatch.setattr(stand.database, "write", failing)
+    told = tell(stand, "orders", submitted(oid(1)))
+    await asyncio.sleep(0)
+    await stand.shells["orders"].step()
+    with pytest.raises(Unsettled):
+        await told

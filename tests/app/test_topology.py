@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from nats.js import JetStreamContext
 
 from app.cli import main
+from app.registry import contracts_of
 from app.topology import hears, plan
 from bus.replays import module_of, original, replay_subject
 from modules import inventory, orders, payments
@@ -61,7 +62,8 @@ async def _empty(js: JetStreamContext) -> None:
 
 def test_each_module_and_the_gateway_worker_have_two_lanes() -> None:
     """And hear, beside their subjects, the replays of what they gave up on: in their own module's stream."""
-    heard = hears([orders.module(), inventory.module(), payments.module()])
+    modules = [orders.module(), inventory.module(), payments.module()]
+    heard = hears(modules, contracts_of(modules))
     names = ["orders", "inventory", "payments", "payments-gateway"]
     assert set(heard) == {*names, *(f"{name}-express" for name in names)}
     assert "payments.charge_requested.v1" in heard["payments-gateway"]
@@ -125,7 +127,9 @@ def test_programs_get_it_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {stream["replicas"] for stream in shown["streams"]} == {3}
     assert {consumer["name"] for consumer in shown["consumers"]} == {"inventory", "inventory-express", "patrol-inventory"}
     on_orders = next(each for each in shown["consumers"] if (each["name"], each["stream"]) == ("inventory", "ORDERS"))
-    assert on_orders["hears"] == ["orders.cancelled.v1", "orders.confirmed.v1", "orders.created.v1"]
+    assert on_orders["hears"] == [
+        *("orders.cancelled.v1", "orders.confirmed.v1", "orders.created.v1", "orders.created.v2")
+    ]
     assert (on_orders["ack_wait_seconds"], on_orders["max_deliver"], on_orders["max_ack_pending"]) == (30, 5, 1024)
     assert {"inventory"} == {route["module"] for route in shown["routes"]}
     assert {"subject": "inventory.reserved.v1", "said_by": "inventory", "heard_by": []} in shown["subjects"]
@@ -184,11 +188,14 @@ def test_a_server_out_of_reach_ends_with_3_in_one_line(option: str, monkeypatch:
             assert "secret" not in result.output
 
 
-def test_a_server_without_jetstream_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("option", ["--check", "--apply"])
+def test_a_server_without_jetstream_is_told_in_one_line(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is as good as away."""
     with NatsServer(tmp_path, config='accounts { A { users: [{ user: "a", password: "b" }] } }\nno_auth_user: a') as server:
         monkeypatch.setenv("NATS_URL", server.url)
-        result = run("--check")
+        result = run(option)
     assert result.exit_code == 3, result.output
     assert len(result.stderr.splitlines()) == 1
 

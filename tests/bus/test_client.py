@@ -117,3 +117,23 @@ async def test_the_buffer_is_bounded_while_the_server_is_away(clients: tuple[Nat
         except nats.errors.Error:
             refused += 1
     assert refused >= 10
+
+
+async def test_who_waits_for_a_server_that_hangs_can_be_cancelled(clients: tuple[NatsClient, NatsServer]) -> None:
+    """The client itself would swallow the cancellation, and its caller go on."""
+    client, server = clients
+    server.pause()
+    try:
+
+        async def speak() -> None:
+            while True:
+                await client.post("here", b"x" * 500_000)
+
+        speaking = asyncio.create_task(speak())
+        await asyncio.sleep(0.5)  # until no buffer between us and the server takes any more
+        assert not speaking.done()
+        speaking.cancel()
+        await asyncio.wait([speaking], timeout=2)
+        assert speaking.cancelled()
+    finally:
+        server.resume()

@@ -116,6 +116,27 @@ async def test_a_message_whose_worker_died_on_the_last_try_becomes_one_dead_lett
     assert letters.attempts == 1
 
 
+async def test_headers_in_any_language_come_out_as_a_worker_would_see_them(js: JetStreamContext) -> None:
+    """Also where they are no good: the letter has the id and the headers that the worker would have given it."""
+    letters = Letters()
+    patrol = patrol_of(js, letters)
+    await patrol.step()
+    await js.publish("orders.created.v1", b"{}", headers={"ce-id": "grün", "Nats-Msg-Id": "über", "note": "a: b=?utf-8?q?c?="})
+    block = b"NATS/1.0\r\nno colon\r\nbad: \xff\r\n\xff: bad\r\ntwice: 1\r\ntwice: 2\r\n\r\n"
+    js._nc._transport.write(b"HPUB orders.created.v1 %d %d\r\n%b{}\r\n" % (len(block), len(block) + 2, block))
+    await js._nc.flush()
+    subscription = await js.pull_subscribe_bind("inventory", stream="ORDERS")
+    delivered = [(await subscription.fetch(1, timeout=5))[0] for _ in range(2 * MAX_TRIES)][:2]
+    with pytest.raises(TimeoutError):
+        await subscription.fetch(1, timeout=3 * ACK_WAIT_SECONDS)
+    await subscription.unsubscribe()
+    await walk(patrol, lambda: len(letters.kept) == 2)
+    assert caused_id("über", "inventory") in letters.kept
+    for raw, letter in zip(delivered, letters.kept.values(), strict=True):
+        headers = {name: value for name, value in (raw.headers or {}).items() if name != "Nats-Msg-Id"}
+        assert dict(letter.message.headers) == headers
+
+
 async def test_what_happened_while_no_patrol_walked_is_found_later(js: JetStreamContext) -> None:
     """An advisory is said once; the stream keeps it. A second patrol of the same module finds nothing more."""
     await js.publish("orders.created.v1", b"{}")

@@ -27,10 +27,11 @@ def call(method: str, url: str, body: Any = None) -> Any:
         return json.load(answer)
 
 
-def test_it_is_smaller_than_a_hundred_megabytes(image: Image, record_property: Callable[[str, object], None]) -> None:
+def test_it_is_smaller_than_a_hundred_megabytes(
+    image: Image, record_testsuite_property: Callable[[str, object], None]
+) -> None:
     """Unpacked, PostgreSQL's client included."""
-    record_property("megabytes", image.bytes / MEGABYTE)
-    print(f"\nunpacked: {image.bytes / MEGABYTE:.1f} MB")
+    record_testsuite_property("image_megabytes", f"{image.bytes / MEGABYTE:.1f}")
     assert 20 * MEGABYTE < image.bytes < SIZE_MAX
 
 

@@ -195,6 +195,8 @@ class Workshop:
                 rootfs / path.relative_to(mounted), path.lstat().st_uid, path.lstat().st_gid, follow_symlinks=False
             )
         described = json.loads(self._buildah("inspect", "--type", "image", "localhost/fulfilment:test"))
+        self._buildah("rm", "--all")
+        shutil.rmtree(self.folder / "store")  # with what it is built over, more than a gigabyte
         return Image(rootfs, described["Docker"]["config"])
 
     def _make_base(self, name: str) -> None:

@@ -18,13 +18,17 @@ from modules.module import Later, Module, Withdraw
 from modules.orders.events import OrderSubmitted
 from modules.orders.state import Order, Status
 from modules.payments.events import (
+    ChargeContradicted,
     Charged,
     ChargeFailed,
     ChargeRefused,
     ChargeRequested,
+    ChargeSeen,
+    NotBelieved,
     Refunded,
     RefundFailed,
     RefundRequested,
+    RefundSeen,
 )
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Line
@@ -49,6 +53,7 @@ class Weather(Enum):
     FINE = "fine"
     AWAY = "it does not arrive"
     SILENT = "it arrives, and no answer comes back"
+    GARBLED = "it arrives, and the answer contradicts the request"
 
 
 @define
@@ -67,7 +72,7 @@ class Books:
             if weathered is Weather.AWAY:
                 return RefundFailed(order_id=order_id, retry_seconds=1)
             self.refunded.setdefault(order_id, asked.amount.amount)
-            if weathered is Weather.SILENT:
+            if weathered is not Weather.FINE:
                 return RefundFailed(order_id=order_id, retry_seconds=1)
             return Refunded(order_id=order_id, reference="back")
         if asked.attempt > 1 or not asked.is_wanted:
@@ -84,6 +89,8 @@ class Books:
             self.charged.setdefault(order_id, asked.amount.amount)
         if weathered is Weather.SILENT:
             return ChargeFailed(order_id=order_id, is_unknown=True, retry_seconds=1, calls=1)
+        if weathered is Weather.GARBLED:
+            return ChargeContradicted(order_id=order_id, reason="wrong_amount", reference="taken", calls=1)
         if order_id in self.declined:
             return ChargeRefused(order_id=order_id, reason="no_funds", calls=1)
         return Charged(order_id=order_id, reference="taken", calls=1)
@@ -135,8 +142,22 @@ class Saga:
             # Asked twice, the gateway may answer in two ways, and both are news.
             kind = f"{type(answer).__name__}.{getattr(answer, 'is_unknown', False)}"
             self.tell("payments", caused_id(flying.id, kind), answer)
+            self._say_by_itself(flying.event)
         else:
             self._decide(self._modules[flying.to], flying)
+
+    def _say_by_itself(self, asked: ChargeRequested | RefundRequested) -> None:
+        """Let the gateway's webhook come as well, once for what has happened there: it comes whenever it comes."""
+        order_id, amount = asked.order_id, asked.amount
+        is_refund = isinstance(asked, RefundRequested)
+        if order_id not in (self.books.refunded if is_refund else self.books.charged):
+            return
+        seen = (
+            RefundSeen(order_id=order_id, reference="taken", amount=amount, refunded_amount=amount.amount)
+            if is_refund
+            else ChargeSeen(order_id=order_id, reference="taken", amount=amount)
+        )
+        self.tell("payments", f"webhook-{type(seen).__name__}-{order_id}", seen)
 
     def _decide(self, module: Module, flying: Flying) -> None:
         if (module.name, flying.id) in self._heard:
@@ -147,6 +168,7 @@ class Saga:
         for state in decision.states:
             self._remember(state)
         for ordinal, said in enumerate(decision.events):
+            assert not isinstance(said, NotBelieved), f"the gateway tells the truth: {said}"
             id = caused_id(flying.id, f"{module.name}.{ordinal}")
             if isinstance(said, Withdraw):
                 self.bag = [f for f in self.bag if f.is_due or f.speaker != module.name or f.name != said.name]

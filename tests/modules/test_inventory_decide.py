@@ -26,7 +26,7 @@ from modules.values import Line, Money
 from tests.modules.saga import NOW
 
 ITEMS = (Line("A", 2), Line("B", 1))
-CREATED = OrderCreated(order_id="o", customer_id="c", items=ITEMS, version="v1", payment_method="pm")
+CREATED = OrderCreated(order_id="o", customer_id="c", items=ITEMS, version="v2", shipping_address=None, payment_method="pm")
 CONFIRMED = OrderConfirmed(order_id="o", customer_id="c", items=ITEMS, total=Money(700, "EUR"))
 CANCELLED = OrderCancelled(order_id="o", customer_id="c", items=ITEMS, reason="requested")
 HELD = Reservation(order_id="o", status=ReservationStatus.HELD, lines=ITEMS)

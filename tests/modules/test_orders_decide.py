@@ -63,7 +63,7 @@ def test_an_order_is_accepted_and_its_time_runs() -> None:
     [order] = decision.states
     created, timer = decision.events
     assert (order.status, order.items, order.is_over) == (Status.PROCESSING, (Line("A", 2),), False)
-    assert created == OrderCreated(order_id="o", customer_id="c-1", items=(Line("A", 2),), version="v1")
+    assert created == OrderCreated(order_id="o", customer_id="c-1", items=(Line("A", 2),), version="v2", shipping_address=None)
     assert timer == Later(TIMED_OUT, NOW + TIMEOUT, "timeout:o")
 
 

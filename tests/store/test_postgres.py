@@ -266,6 +266,20 @@ async def test_two_who_wait_for_each_other_both_get_through(site: Place, databas
     await other.close()
 
 
+async def test_modules_that_share_a_transaction_take_their_rows_in_one_order(site: Place, database: Database) -> None:
+    """However they came in: two processes whose batches arrived in opposite order do not wait in a circle."""
+    seen: list[str] = []
+    may_go = threading.Event()
+    blocking = asyncio.create_task(database.write(lambda c: may_go.wait(10)))
+    await asyncio.sleep(0)
+    places = ["payments", "orders", "inventory", ""]
+    waiting = [asyncio.create_task(database.write(lambda c, p=place: seen.append(p), place)) for place in places]
+    await asyncio.sleep(0)
+    may_go.set()
+    await asyncio.gather(blocking, *waiting)
+    assert seen == sorted(places)
+
+
 async def test_a_lock_that_somebody_keeps_is_not_waited_for_for_ever(
     site: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from loguru import logger
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.door import Unavailable
+from app.door import Unavailable, Unsettled
 from app.web.problems import Refused, respond
 from tests.web.conftest import Answer, Web, assert_problem
 from tests.web.example import Parcel
@@ -187,6 +187,15 @@ async def test_a_database_out_of_reach_is_503_with_retry_after(web: Web, method:
     web.door.trouble = Unavailable(SECRET, retry_after_seconds=2)
     answer = await web.ask(method, path, json=NEW if method == "POST" else None)
     assert (answer.status, answer.json["code"]) == (503, "database_unavailable")
+    assert answer.headers["Retry-After"] == "2"
+
+
+async def test_an_outcome_that_nobody_knows_is_said_to_be_unknown(web: Web) -> None:
+    """Neither success nor failure: the caller hears what he can do, and nothing that may be untrue."""
+    web.door.trouble = Unsettled(SECRET, retry_after_seconds=2)
+    answer = await web.ask("POST", "/v1/parcels", json=NEW)
+    assert (answer.status, answer.json["code"]) == (503, "outcome_unknown")
+    assert "nothing was stored" not in answer.json["detail"]
     assert answer.headers["Retry-After"] == "2"
 
 

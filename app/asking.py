@@ -1,0 +1,47 @@
+"""One question to a running server, for commands."""
+
+from __future__ import annotations
+
+__all__ = ["NotAnswered", "ask", "base_url"]
+
+import json
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from config.settings import Settings
+
+ASK_SECONDS = 10
+
+
+class NotAnswered(Exception):
+    """Nobody answers, or not with what was asked for; its message is one line."""
+
+
+def base_url(settings: Settings) -> str:
+    """Return where *settings* have a server listen, as one that is asked from the same machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.http_host, settings.http_host)  # noqa: S104
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.http_port}"
+
+
+def ask(path: str, settings: Settings, url: str | None = None, key_file: str | None = None) -> Any:
+    """
+    Return the JSON that the server at *url*, or where *settings* say, answers for *path*.
+
+    Raises:
+        NotAnswered: It does not, or not with 200.
+    """
+    url = base_url(settings) if url is None else url.rstrip("/")
+    if not url.startswith(("http://", "https://")):
+        raise NotAnswered(f"{url} is no address: it must begin with http:// or https://")
+    request = Request(f"{url}{path}")  # noqa: S310
+    if key_file is not None:
+        request.add_header("Authorization", f"Bearer {Path(key_file).read_text(encoding='utf-8').strip()}")
+    try:
+        with urlopen(request, timeout=ASK_SECONDS) as answer:  # noqa: S310
+            return json.load(answer)
+    except HTTPError as error:
+        raise NotAnswered(f"{url}{path} was answered with {error.code}") from None
+    except (URLError, OSError, ValueError) as error:
+        raise NotAnswered(f"nobody answers at {url}: {getattr(error, 'reason', error)}") from None

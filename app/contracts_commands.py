@@ -1,0 +1,150 @@
+"""``contracts``: what is promised, what a change would break, and who still needs what."""
+
+from __future__ import annotations
+
+__all__ = ["contracts"]
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from app.released import Finding
+
+
+@click.group()
+def contracts() -> None:
+    """Look at the events that are promised to others, and at what a change of them would do."""
+
+
+@contracts.command()
+@click.option("--against", required=True, metavar="REF|FOLDER", help="The release that others rely on: a git ref or a folder.")
+@click.option("--schemas", default=None, metavar="REF|FOLDER", help="What is to be released; by default this program's own.")
+@click.option(
+    "--require",
+    type=click.Choice(["full", "backward", "forward"]),
+    default="full",
+    show_default=True,
+    help="Who has to survive a change of a subject: old and new readers, or those of one side.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As one JSON array.")
+def check(against: str, schemas: str | None, require: str, as_json: bool) -> None:
+    """
+    Compare the schemas with those of another release, and say what each change does to those who rely on them.
+
+    backward: who reads by the new schema can read what was written by the old one. forward: who reads by the old one can
+    read what is written by the new one. full: both. Exits with 1 when a change breaks somebody and no migration declares
+    it, and with 2 when there is nothing to compare with.
+    """
+    from app import cli
+    from app.registry import everybody
+    from app.released import NoRelease, findings, load_released
+    from bus.contracts import united
+    from bus.errors import ContractError
+
+    modules = everybody()
+    try:
+        old = load_released(against)
+        new = united(*(module.schemas for module in modules)) if schemas is None else load_released(schemas)
+    except NoRelease as error:
+        cli._stop(cli.USAGE, str(error))
+    except ContractError as error:
+        cli._stop(cli.USAGE, f"contract: {error}")
+    found = findings(old, new, modules)
+    broken = [each for each in found if each.is_break and not _is_enough(each, require)]
+    if as_json:
+        _print_json([_shown(each, each in broken) for each in found])
+    else:
+        for each in found:
+            click.echo(_told(each, each in broken))
+    if broken:
+        subjects = ", ".join(each.subject for each in broken)
+        cli._stop(cli.FAILED, f"broken: {subjects}; say it as a new version, with a migration that leads there")
+
+
+@contracts.command()
+@click.argument("subject", required=False)
+@click.option("--url", default=None, help="Where the server is; by default HTTP_HOST and HTTP_PORT say.")
+@click.option("--key-file", default=None, type=click.Path(exists=True, dir_okay=False), help="A file that holds an API key.")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON array, as the API shows them.")
+def status(subject: str | None, url: str | None, key_file: str | None, as_json: bool) -> None:
+    """
+    Ask a running server who still needs which version of which event.
+
+    With SUBJECT, such as orders.created.v1, it says whether that may be dropped: exits with 0 when nobody listens who does
+    not hear a newer version too, and nothing is waiting to be handled; with 1, and the reasons, as long as it is not so.
+    Exits with 2 when nobody knows the subject, and with 3 when nobody answers.
+    """
+    from app import cli
+    from app.asking import NotAnswered, ask
+
+    try:
+        found: list[dict[str, Any]] = ask("/v1/contracts", cli._settings(), url, key_file)["items"]
+    except NotAnswered as error:
+        cli._stop(cli.OUT_OF_REACH, str(error))
+    if subject is not None:
+        found = [each for each in found if each["subject"] == subject]
+        if not found:
+            cli._stop(cli.USAGE, f"nobody there knows {subject}")
+    if as_json:
+        _print_json(found)
+    else:
+        for each in found:
+            click.echo(_used(each))
+    if subject is not None and not found[0]["safe_to_drop"]:
+        cli._stop(cli.FAILED, f"{subject} may not be dropped: {'; '.join(found[0]['reasons'])}")
+
+
+def _used(usage: dict[str, Any]) -> str:
+    how = "newest" if usage["is_newest"] else f"said beside since {usage['since']}" if usage["is_said"] else "said no more"
+    lines = [f"{usage['subject']}: {how}; {'safe to drop' if usage['safe_to_drop'] else 'needed'}"]
+    lines += [f"    heard by {each['consumer']}, {each['pending']} pending" for each in usage["listeners"]]
+    lines += [f"    {reason}" for reason in usage["reasons"] if not usage["is_newest"]]
+    counts = ", ".join(
+        f"{consumer} {outcome} {count}"
+        for consumer, outcomes in sorted(usage["handled"].items())
+        for outcome, count in sorted(outcomes.items())
+    )
+    lines.append(f"    since that server's start: published {usage['published']}{'; ' if counts else ''}{counts}")
+    return "\n".join(lines)
+
+
+@contracts.command()
+def catalogue() -> None:
+    """Print the catalogue of events, the page of the documents that bears its name (reStructuredText)."""
+    from app.catalogue import page
+    from app.registry import contracts_of, everybody
+
+    modules = everybody()
+    click.echo(page(modules, contracts_of(modules)), nl=False)
+
+
+def _is_enough(finding: Finding, require: str) -> bool:
+    """Tell whether whoever *require* names survives; a subject that has gone leaves nobody."""
+    found = finding.compatibility
+    return bool(finding.changes) and {"backward": found.is_backward, "forward": found.is_forward}.get(require, False)
+
+
+def _told(finding: Finding, is_broken: bool) -> str:
+    lines = [f"{finding.subject}: {finding.compatibility.value}: {finding.said}{' (BREAKS)' if is_broken else ''}"]
+    lines += [f"    {change.pointer or '/'}: {change.compatibility.value}: {change.why}" for change in finding.changes]
+    return "\n".join(lines)
+
+
+def _shown(finding: Finding, is_broken: bool) -> dict[str, Any]:
+    return {
+        "subject": finding.subject,
+        "compatibility": finding.compatibility.value,
+        "detail": finding.said,
+        "breaks": is_broken,
+        "changes": [
+            {"pointer": change.pointer, "compatibility": change.compatibility.value, "detail": change.why}
+            for change in finding.changes
+        ],
+    }
+
+
+def _print_json(value: Any) -> None:
+    import orjson
+
+    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2))

@@ -1,0 +1,122 @@
+"""Over HTTP: which events are promised, who still needs which version, and the events' own description."""
+
+from __future__ import annotations
+
+__all__ = ["DESCRIBED", "shown", "table"]
+
+from typing import Any
+
+import orjson
+from aiohttp import hdrs, web
+
+from app.retirement import Overview, Usage
+from app.web.answering import Asked, Operation
+from app.web.describing import Described, answer, operation, ref
+from app.web.reading import query_of
+from app.web.routes import JSON, respond_json
+from app.web.table import Table
+
+_STATUS = "/v1/contracts"
+_ASYNCAPI = "/asyncapi.json"
+_COUNT = {"type": "integer", "minimum": 0}
+_CONTRACT = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": [
+        *("subject", "event", "version", "said_by", "is_newest", "is_said", "since", "listeners", "published"),
+        *("handled", "safe_to_drop", "reasons"),
+    ],
+    "properties": {
+        "subject": {"type": "string"},
+        "event": {"type": "string"},
+        "version": {"type": "integer", "minimum": 1},
+        "said_by": {"type": "string"},
+        "is_newest": {"type": "boolean"},
+        "is_said": {"type": "boolean", "description": "Newest, or said beside the newest by a migration."},
+        "since": {"type": ["string", "null"], "description": "The release that began to say it beside a newer version."},
+        "listeners": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["consumer", "pending"],
+                "properties": {"consumer": {"type": "string"}, "pending": _COUNT},
+            },
+        },
+        "published": {**_COUNT, "description": "By this process, since it started; both lanes."},
+        "handled": {
+            "type": "object",
+            "description": "By consumer and outcome, in this process, since it started; both lanes.",
+            "additionalProperties": {"type": "object", "additionalProperties": _COUNT},
+        },
+        "safe_to_drop": {"type": "boolean"},
+        "reasons": {"type": "array", "items": {"type": "string"}, "description": "Why it is not safe."},
+    },
+}
+_PAGE = {
+    "type": "object",
+    "required": ["items"],
+    "properties": {"items": {"type": "array", "items": ref("schemas", "contract")}},
+}
+
+
+def table(overview: Overview, asyncapi: dict[str, Any]) -> Table:
+    """Return the routes."""
+    document = orjson.dumps(asyncapi)
+
+    async def status(request: web.Request, asked: Asked) -> web.Response:
+        query_of(request, set())
+        return respond_json({"items": [shown(usage) for usage in await overview.usages()]})
+
+    async def describe(request: web.Request, asked: Asked) -> web.Response:
+        return web.Response(body=document, headers={hdrs.CONTENT_TYPE: JSON})
+
+    operations = (
+        Operation(hdrs.METH_GET, _STATUS, status),
+        Operation(hdrs.METH_GET, _ASYNCAPI, describe),
+    )
+    return Table(operations, DESCRIBED)
+
+
+def shown(usage: Usage) -> dict[str, Any]:
+    """Return *usage* as the API shows it."""
+    return {
+        "subject": usage.subject,
+        "event": usage.event,
+        "version": usage.version,
+        "said_by": usage.speaker,
+        "is_newest": usage.is_newest,
+        "is_said": usage.is_said,
+        "since": usage.since,
+        "listeners": [{"consumer": each.consumer, "pending": each.pending} for each in usage.listeners],
+        "published": usage.published,
+        "handled": usage.handled,
+        "safe_to_drop": usage.is_safe_to_drop,
+        "reasons": list(usage.reasons),
+    }
+
+
+DESCRIBED = Described(
+    {
+        _STATUS: {
+            "get": operation(
+                "get",
+                _STATUS,
+                "Who says and who hears which version of which event",
+                "events",
+                {200: answer("Every version.", _PAGE)},
+                (400,),
+            )
+        },
+        _ASYNCAPI: {
+            "get": operation(
+                "get",
+                _ASYNCAPI,
+                "The events, described",
+                "events",
+                {200: answer("AsyncAPI 3.0.0.", {"type": "object"})},
+            )
+        },
+    },
+    {"contract": _CONTRACT},
+)
+"""The routes, for the API's description."""

@@ -1,0 +1,88 @@
+"""Releases of the modules before, during and after the change of orders.created, for tests that let them meet."""
+
+from __future__ import annotations
+
+__all__ = ["NEW", "OLD", "Release", "created"]
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import attrs
+from attrs import frozen
+
+from bus.contracts import Contracts, subject_of
+from modules import inventory, orders
+from modules.module import Decision, Module
+from modules.orders.events import OrderCreated, OrderCreatedV1, created_v1, created_v2
+from modules.values import Line
+
+V2 = subject_of(OrderCreated)
+
+
+@frozen
+class Release:
+    """A release: its modules, and the registry that they share."""
+
+    modules: dict[str, Module]
+    contracts: Contracts
+
+
+def _registry(modules: Sequence[Module]) -> Contracts:
+    return Contracts(
+        (cls for module in modules for cls in (*module.says, *module.said_before, *module.hears)),
+        {subject: schema for module in modules for subject, schema in module.schemas.items()},
+        [step for module in modules for step in module.migrations],
+    )
+
+
+def _new() -> Release:
+    from modules import payments
+
+    modules = (orders.module(), inventory.module(), payments.module())
+    return Release({module.name: module for module in modules}, _registry(modules))
+
+
+def _old() -> Release:
+    """Return the modules as they were when orders.created had one version."""
+    new = _new().modules
+
+    def decide_orders(states: Sequence[Any], event: Any, now: datetime) -> Decision:
+        decision = new["orders"].decide(states, event, now)
+        said = (created_v1(each) if isinstance(each, OrderCreated) else each for each in decision.events)
+        return attrs.evolve(decision, events=tuple(said))
+
+    def decide_inventory(states: Sequence[Any], event: Any, now: datetime) -> Decision:
+        return new["inventory"].decide(states, created_v2(event) if isinstance(event, OrderCreatedV1) else event, now)
+
+    old = {
+        **new,
+        "orders": attrs.evolve(
+            new["orders"],
+            says=tuple(OrderCreatedV1 if cls is OrderCreated else cls for cls in new["orders"].says),
+            said_before=(),
+            migrations=(),
+            decide=decide_orders,
+            schemas={subject: schema for subject, schema in new["orders"].schemas.items() if subject != V2},
+        ),
+        "inventory": attrs.evolve(
+            new["inventory"],
+            hears=tuple(OrderCreatedV1 if cls is OrderCreated else cls for cls in new["inventory"].hears),
+            decide=decide_inventory,
+        ),
+    }
+    return Release(old, _registry(tuple(old.values())))
+
+
+OLD, NEW = _old(), _new()
+
+
+def created(order_id: str, quantity: int = 1) -> OrderCreated:
+    """Return a small order's event, as today's release says it."""
+    return OrderCreated(
+        order_id=order_id,
+        customer_id="c-1",
+        items=(Line("A", quantity),),
+        version="v2",
+        shipping_address=None,
+    )

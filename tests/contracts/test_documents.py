@@ -1,0 +1,141 @@
+"""What is written about the events is what the program does."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from attrs import evolve
+from click.testing import CliRunner
+from jsonschema import Draft7Validator
+
+from app.catalogue import page
+from app.cli import main
+from app.registry import contracts_of, everybody
+from app.topology import hears
+from app.web import asyncapi
+from bus.contracts import EXPRESS
+from tests.house.tree import ROOT
+
+OFFICIAL = json.loads((ROOT / "tests" / "contracts" / "asyncapi" / "3.0.0.json").read_text(encoding="utf-8"))
+MODULES = everybody()
+CONTRACTS = contracts_of(MODULES)
+
+
+def parts(value: Any) -> list[dict[str, Any]]:
+    """Return every object within *value*."""
+    if isinstance(value, dict):
+        return [value, *(found for part in value.values() for found in parts(part))]
+    return [found for part in value for found in parts(part)] if isinstance(value, list) else []
+
+
+def resolved(document: Any, reference: str) -> Any:
+    for step in reference.removeprefix("#/").split("/"):
+        document = document[step]
+    return document
+
+
+@pytest.mark.parametrize("names", [("orders", "inventory", "payments"), ("inventory",), ("payments",), ()])
+def test_the_events_are_described_as_asyncapi_3_says(names: tuple[str, ...]) -> None:
+    """The official schema agrees, whichever modules run; and every reference leads somewhere."""
+    document = asyncapi.document([module for module in MODULES if module.name in names], CONTRACTS, "1.2.3")
+    assert [error.message for error in Draft7Validator(OFFICIAL).iter_errors(document)] == []
+    assert (document["asyncapi"], document["info"]["version"]) == ("3.0.0", "1.2.3")
+    for part in parts(document):
+        if "$ref" in part:
+            assert resolved(document, part["$ref"]), part
+
+
+def test_the_official_schema_can_say_no() -> None:
+    """The check above can fail."""
+    document = asyncapi.document(MODULES, CONTRACTS, "1")
+    document["channels"]["orders.created.v1"]["adress"] = "typo"
+    assert list(Draft7Validator(OFFICIAL).iter_errors(document)) != []
+
+
+def test_every_subject_is_a_channel_in_both_lanes() -> None:
+    """With the schema that checks its messages, its examples and its binding."""
+    document = asyncapi.document(MODULES, CONTRACTS, "1")
+    assert set(document["channels"]) == {c.subject + lane for c in CONTRACTS for lane in ("", EXPRESS)}
+    for contract in CONTRACTS:
+        channel = document["channels"][contract.subject]
+        assert channel["address"] == contract.subject
+        message = resolved(document, channel["messages"]["event"]["$ref"])
+        assert message["payload"] == {k: v for k, v in contract.schema.items() if k not in ("$id", "$schema")}
+        assert [each["payload"] for each in message["examples"]] == contract.schema["examples"]
+
+
+def test_who_says_and_who_hears_is_described() -> None:
+    """One operation for each, as the consumers are really subscribed."""
+    document = asyncapi.document(MODULES, CONTRACTS, "1")
+    operations = document["operations"]
+    received = {
+        (operation["bindings"]["nats"]["queue"], operation["channel"]["$ref"].removeprefix("#/channels/"))
+        for operation in operations.values()
+        if operation["action"] == "receive"
+    }
+    planned = hears(MODULES, CONTRACTS)
+    assert received == {(name, s) for name, subjects in planned.items() for s in subjects if ".replay." not in s}
+    assert ("inventory", "orders.created.v1") in received
+    said = {name.removesuffix(".say") for name, operation in operations.items() if operation["action"] == "send"}
+    assert said == set(document["channels"])
+
+
+def test_what_is_said_no_more_is_not_described_as_said() -> None:
+    """A version whose migration is over is still understood."""
+    from bus.versions import Upcast
+
+    modules = [
+        evolve(
+            module,
+            migrations=(),
+            upcasts=tuple(Upcast(m.event, m.frm, m.to, m.up) for m in module.migrations),
+        )
+        for module in MODULES
+    ]
+    contracts = contracts_of(modules)
+    document = asyncapi.document(modules, contracts, "1")
+    assert "orders.created.v1.say" not in document["operations"]
+    assert "orders.created.v1.hear.inventory" in document["operations"]
+    assert "no more; still understood" in page(modules, contracts)
+
+
+def test_payloads_mean_the_same_to_older_readers_of_json_schema() -> None:
+    """AsyncAPI's own dialect is draft-07: nothing is used that it does not have, or has otherwise."""
+    known = set(Draft7Validator.META_SCHEMA["properties"])
+    for contract in CONTRACTS:
+        names = {name for part in parts(contract.schema) for name in part.get("properties", ())}
+        assert contract.schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+        for part in parts({k: v for k, v in contract.schema.items() if k != "examples"}):
+            assert set(part) - names <= known - {"definitions", "dependencies", "$ref"}, contract.subject
+
+
+def test_the_command_prints_the_document() -> None:
+    """For those who have no server at hand."""
+    result = CliRunner().invoke(main, ["asyncapi"])
+    assert result.exit_code == 0
+    assert json.loads(result.output)["channels"].keys() == asyncapi.document(MODULES, CONTRACTS, "1")["channels"].keys()
+
+
+def test_the_catalogue_in_the_documents_is_the_one_that_the_program_prints() -> None:
+    """``python -m app contracts catalogue > docs/catalogue.rst`` makes it so again."""
+    result = CliRunner().invoke(main, ["contracts", "catalogue"])
+    assert result.exit_code == 0
+    assert (ROOT / "docs" / "catalogue.rst").read_text(encoding="utf-8") == result.output
+
+
+def test_the_catalogue_has_every_version_with_its_speaker_and_hearers() -> None:
+    """And an example of each, and every member, however deep."""
+    lines = page(MODULES, CONTRACTS).splitlines()
+    for contract in CONTRACTS:
+        start = lines.index(contract.subject)
+        entry = lines[start : next((n for n in range(start + 2, len(lines)) if set(lines[n]) == {"~"}), len(lines))]
+        assert any(line.startswith(f"- said by: {contract.subject.partition('.')[0]}") for line in entry)
+        assert any(line.startswith("- heard by: ") for line in entry)
+        for member in contract.schema["properties"]:
+            assert f"   * - ``{member}``" in entry
+    text = "\n".join(lines)
+    assert "- said by: orders (beside v2, since 0.2.0)\n- heard by: inventory\n" in text
+    assert "``shipping_address.postal_code``" in text
+    assert "- heard by: payments-gateway\n" in text

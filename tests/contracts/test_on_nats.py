@@ -1,0 +1,205 @@
+"""Old and new versions on a real server: who hears what, and that a rolling upgrade loses nothing and doubles nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import nats.errors
+import pytest
+from attrs import define
+from nats.js import JetStreamContext
+from nats.js.api import ConsumerConfig
+
+from app.relay import Relay
+from app.retirement import reasons_to_keep
+from app.shell import Shell
+from bus.jetstream import JetStreamBus
+from bus.listeners import JetStreamListeners
+from bus.versions import VERSIONS
+from modules.inventory.state import Product
+from tests.app.stand import CONTEXT, NOTED, Stand, oid, product, stand_at, submitted, until
+from tests.bus.jetstream_stand import JetStreamStand
+from tests.contracts.releases import NEW, OLD, Release
+from tests.nats import NatsServer
+
+pytestmark = pytest.mark.slow
+
+V1, V2 = "orders.created.v1", "orders.created.v2"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    with NatsServer(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+@define
+class Fleet:
+    """Processes of several releases around one server, on one database."""
+
+    stand: Stand
+    nats: JetStreamStand
+    running: dict[str, list[Any]]
+
+    async def start(self, name: str, module: str, release: Release) -> None:
+        """Let one more process of *module* run, as *release* has it, under *name*."""
+        bus: JetStreamBus = await self.nats.another(name=name)
+        store, clock, metrics = self.stand.stores[module], self.stand.clock, self.stand.metrics
+        relay = Relay(store, bus, clock, metrics)
+        plate = release.modules[module]
+        shell = Shell(plate, store, release.contracts, relay, clock, metrics, dice=random.Random(1))
+        subscription = await bus.subscribe(module, release.contracts.heard_subjects(plate.hears))
+        loops = [asyncio.create_task(loop) for loop in (shell.listen(subscription), shell.run(), relay.run())]
+        self.running[name] = [bus, shell, loops]
+        if module == "orders":
+            self.stand.shells["orders"] = shell
+
+    async def stop(self, name: str) -> None:
+        """End a process: what it had in hand goes to another."""
+        bus, _, loops = self.running.pop(name)
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+        await self.nats.run(bus.close(0))
+        self.nats.buses.remove(bus)
+
+    async def reserved(self) -> int:
+        found: Product = await self.stand.shells["inventory"].get(Product, "A")
+        return found.reserved
+
+
+@asynccontextmanager
+async def fleet_at(path: Path, server: NatsServer) -> AsyncIterator[Fleet]:
+    async with JetStreamStand.on(server.urls, ack_wait_seconds=5.0) as on_nats, stand_at(path / "test.db") as stand:
+        fleet = Fleet(stand, on_nats, {})
+        await stand.tell("inventory", product(1000))
+        try:
+            yield fleet
+        finally:
+            for name in list(fleet.running):
+                await fleet.stop(name)
+
+
+ORDERS = 25
+"""A round's; each is one piece, so that the stock tells how often anybody acted."""
+
+
+async def place(fleet: Fleet, round: int) -> None:
+    shell = fleet.stand.shells["orders"]
+    for n in range(ORDERS):
+        order_id = oid(round * ORDERS + n)
+        await shell.tell(submitted(order_id), id=order_id, context=CONTEXT, answer=NOTED)
+
+
+async def test_a_rolling_upgrade_and_the_way_back_lose_nothing(tmp_path: Path, server: NatsServer) -> None:
+    """
+    Old with old, then a new consumer beside the old one, then a new producer, then the old consumer goes; and all of it
+    back again. Orders are placed all the while, and stock is held once for each.
+    """
+    async with fleet_at(tmp_path, server) as fleet:
+        steps: list[tuple[str, str, Release | None]] = [
+            # Three members and two messages an order: the server deals them out so that every member gets every version.
+            ("inventory-0", "inventory", OLD),
+            ("inventory-1", "inventory", OLD),
+            ("orders-1", "orders", OLD),
+            ("inventory-2", "inventory", NEW),
+            ("orders-2", "orders", NEW),
+            ("inventory-0", "inventory", None),
+            ("inventory-1", "inventory", None),
+            ("inventory-3", "inventory", OLD),
+            ("inventory-2", "inventory", None),
+            ("orders-3", "orders", OLD),
+        ]
+        placed = 0
+        for round, (name, module, release) in enumerate(steps):
+            if release is None:
+                await fleet.stop(name)
+            else:
+                await fleet.start(name, module, release)
+            if "orders-1" in fleet.running:
+                await place(fleet, round)
+                placed += ORDERS
+        expected = placed
+
+        async def is_all_held() -> bool:
+            return await fleet.reserved() == expected
+
+        await until(is_all_held)
+        await fleet.nats.rest()
+        assert await fleet.reserved() == expected
+        assert await fleet.stand.office.list(None, None, None, 10) == []
+        assert fleet.nats.box.kept == {}
+
+
+async def test_versions_published_by_hand_are_each_treated_as_they_deserve(
+    tmp_path: Path, server: NatsServer
+) -> None:
+    """v1 alone is read as v2; the same event in both is acted on once; what breaks its schema is put aside at once."""
+    async with fleet_at(tmp_path, server) as fleet:
+        js = fleet.nats.bus.js()
+        await fleet.start("inventory-1", "inventory", NEW)
+        body = {"order_id": oid(1), "customer_id": "c", "items": [{"product_id": "A", "quantity": 1}], "version": "v1"}
+        newer = {**body, "version": "v2", "shipping_address": None}
+        await js.publish(V1, json.dumps(body).encode(), headers={"ce-id": "one"})
+        for subject, value in ((V2, {**newer, "order_id": oid(2)}), (V1, {**body, "order_id": oid(2)})):
+            headers = {"ce-id": "two", VERSIONS: "v1,v2"}
+            await js.publish(subject, json.dumps(value).encode(), headers=headers)
+        await js.publish(V2, json.dumps({**newer, "order_id": oid(3)}).encode(), headers={"ce-id": "three"})
+        await js.publish(V2, json.dumps({**newer, "shipping_address": {}}).encode(), headers={"ce-id": "bad"})
+        await js.publish(V1, b"{", headers={"ce-id": "worse"})
+        letters = await fleet.nats.letters(2)
+        assert {(letter.error, letter.attempts) for letter in letters} == {("invalid", 1), ("unreadable", 1)}
+        assert any("/shipping_address" in letter.detail for letter in letters)
+
+        async def are_three_held() -> bool:
+            return await fleet.reserved() == 3
+
+        await until(are_three_held)
+        await fleet.nats.rest()
+        assert await fleet.reserved() == 3
+
+
+async def test_listeners_are_the_consumers_that_are_really_there(
+    tmp_path: Path, server: NatsServer
+) -> None:
+    """Ours and others', durable or not, by name, by wildcard and without a filter; with what each has yet to settle."""
+    async with fleet_at(tmp_path, server) as fleet:
+        js = fleet.nats.bus.js()
+        await fleet.start("inventory-1", "inventory", NEW)
+        await js.add_consumer("ORDERS", ConsumerConfig(durable_name="warehouse", filter_subject=V1))
+        await js.add_consumer("ORDERS", ConsumerConfig(durable_name="audit", filter_subject="orders.>"))
+        await js.add_consumer("ORDERS", ConsumerConfig(name="guest", inactive_threshold=60))
+        await js.publish(V1, b"{}")
+        held = await js.pull_subscribe_bind("warehouse", stream="ORDERS")
+        await held.fetch(1, timeout=5)
+        listeners = JetStreamListeners(lambda: js, ["ORDERS", "ORDERS", "PAYMENTS", "NOTHING"])
+        found = {each.consumer: each for each in await listeners.listeners()}
+        assert found.keys() == {"inventory", "warehouse", "audit", "guest"}
+        assert {V1, V2} <= set(found["inventory"].subjects)
+        assert (found["warehouse"].subjects, found["warehouse"].pending) == ((V1,), 1)
+        assert (found["audit"].subjects, found["guest"].subjects) == (("orders.>",), (">",))
+        reasons = reasons_to_keep(V1, [V2], [found["warehouse"], found["audit"], found["guest"]])
+        assert reasons == (
+            "warehouse hears it, and names no newer version",
+            "warehouse has 1 messages to settle",
+            "audit hears it by a wildcard, and names no newer version",
+            "audit has 1 messages to settle",
+            "guest hears it by a wildcard, and names no newer version",
+            "guest has 1 messages to settle",
+        )
+
+
+async def test_a_server_that_is_away_is_not_a_server_without_listeners() -> None:
+    """The question fails; nobody is told that nobody listens."""
+
+    def away() -> JetStreamContext:
+        raise nats.errors.ConnectionClosedError
+
+    with pytest.raises(nats.errors.ConnectionClosedError):
+        await JetStreamListeners(away, ["ORDERS"]).listeners()

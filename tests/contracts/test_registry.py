@@ -1,0 +1,195 @@
+"""Schemas, classes and versions that contradict each other are found before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bus.contracts import Contracts, event, united
+from bus.errors import ContractError
+from bus.hearing import Hearing
+from bus.versions import Migration, Upcast
+from modules.values import Address, Line
+from tests.contracts.example import SCHEMAS, SentV1, SentV2, SentV3, down_1, down_2, schema, up_2, up_3
+
+UP_2 = Upcast("parcels.sent", 1, 2, up_2)
+UP_3 = Upcast("parcels.sent", 2, 3, up_3)
+TO_2 = Migration("parcels.sent", 1, 2, down_1, up_2, "1.1")
+TO_3 = Migration("parcels.sent", 2, 3, down_2, up_3, "1.2")
+EVERY = (SentV1, SentV2, SentV3)
+
+
+def without(*versions: int) -> dict[str, Any]:
+    return {subject: found for subject, found in SCHEMAS.items() if int(subject[-1]) not in versions}
+
+
+def changed(version: int, **members: Any) -> dict[str, Any]:
+    subject = f"parcels.sent.v{version}"
+    return {**SCHEMAS, subject: {**SCHEMAS[subject], **members}}
+
+
+def wrong_kind(event: Any) -> Any:
+    return {"parcel_id": event.parcel_id}
+
+
+def too_light(event: SentV2) -> SentV1:
+    return SentV1(parcel_id=event.parcel_id, grams=0)
+
+
+def raises(event: SentV2) -> SentV1:
+    raise LookupError("no such carrier")
+
+
+@event("parcels.sent.v1")
+class Another:
+    parcel_id: str
+
+
+@pytest.mark.parametrize(
+    ("build", "line"),
+    [
+        (lambda: Contracts([SentV1], {}), "parcels.sent.v1: there is no schema"),
+        (lambda: Contracts([SentV1, Another], SCHEMAS), "parcels.sent.v1: two classes claim it, Another and SentV1"),
+        (lambda: united(SCHEMAS, without(2, 3)), "parcels.sent.v1: there are two schemas"),
+        (lambda: Contracts(EVERY, SCHEMAS, (), [UP_2]), "parcels.sent.v1: no upcaster leads from it to v3"),
+        (lambda: Contracts(EVERY, SCHEMAS, (), [UP_3]), "parcels.sent.v1: no upcaster leads from it to v2"),
+        (lambda: Contracts([SentV2], SCHEMAS), "parcels.sent.v1: no upcaster leads from it to v2"),
+        (lambda: Contracts([SentV2], SCHEMAS, [TO_2]), "parcels.sent.v1: there is no class"),
+        (lambda: Contracts(EVERY, SCHEMAS, [TO_2], [UP_2, UP_3]), "parcels.sent.v1: there are two upcasters"),
+        (lambda: Contracts(EVERY, SCHEMAS, [TO_2], [UP_3]), "parcels.sent: v1 is made from v2, which nobody says"),
+        (
+            lambda: Contracts([SentV1, SentV2], without(3), [Migration("parcels.sent", 2, 1, up_2, down_1, "1")]),
+            "parcels.sent: an upcast leads from v2 to v1, which is not up",
+        ),
+        (
+            lambda: Contracts([SentV1, SentV2], without(3), [Migration("parcels.sent", 1, 2, wrong_kind, up_2, "1")]),
+            "parcels.sent.v2: the way to v1 makes a dict, not a SentV1",
+        ),
+        (
+            lambda: Contracts([SentV1, SentV2], without(3), [Migration("parcels.sent", 1, 2, too_light, up_2, "1")]),
+            "parcels.sent.v2: the way to v1 makes of example 0 what its schema refuses: /grams: 0 is less than",
+        ),
+        (
+            lambda: Contracts([SentV1, SentV2], without(3), [Migration("parcels.sent", 1, 2, raises, up_2, "1")]),
+            "parcels.sent.v2: the way to v1 raises LookupError for example 0: no such carrier",
+        ),
+        (
+            lambda: Contracts([SentV1], without(2, 3), [Migration("parcels.lost", 1, 2, down_1, up_2, "1")]),
+            "parcels.lost.v1: there is no class",
+        ),
+        (lambda: Contracts([SentV1], changed(1, type="thing")), "parcels.sent.v1: not a JSON Schema: 'thing' is not"),
+        (lambda: Contracts([SentV1], changed(1, pattern="(")), "parcels.sent.v1: not a JSON Schema"),
+        (lambda: Contracts([SentV1], {**SCHEMAS, "parcels.sent.v1": ["no"]}), "parcels.sent.v1: not a JSON Schema"),
+        (
+            lambda: Contracts([SentV1], {"parcels.sent.v1": SCHEMAS["parcels.sent.v2"]}),
+            "parcels.sent.v1: its $id is urn:fulfilment:parcels.sent.v2",
+        ),
+        (
+            lambda: Contracts([SentV1], changed(1, **{"$schema": "http://json-schema.org/draft-07/schema#"})),
+            "parcels.sent.v1: its $schema is not",
+        ),
+        (
+            lambda: Contracts([SentV1], changed(1, examples=[{"parcel_id": "", "grams": 1}])),
+            "parcels.sent.v1: example 0: /parcel_id: '' should be non-empty",
+        ),
+    ],
+)
+def test_what_contradicts_itself_is_refused_in_one_line(build: Callable[[], Any], line: str) -> None:
+    """The line names the subject, and what is wrong with it."""
+    with pytest.raises(ContractError) as refused:
+        build()
+    assert str(refused.value).startswith(line)
+    assert "\n" not in str(refused.value)
+
+
+@event("parcels.packed.v1")
+class Packed:
+    parcel_id: str
+    lines: tuple[Line, ...]
+    to: Address | None
+    fragile: bool = False
+
+
+PACKED = schema(
+    "parcels.packed.v1",
+    {"parcel_id": "p", "lines": [{"product_id": "A", "quantity": 1}], "to": None},
+    parcel_id={"type": "string"},
+    lines={
+        "type": "array",
+        "items": {
+            "type": "object",
+            "required": ["product_id", "quantity"],
+            "properties": {"product_id": {"type": "string"}, "quantity": {"type": "integer"}},
+        },
+    },
+    to={
+        "anyOf": [
+            {
+                "type": "object",
+                "required": ["line1", "city", "postal_code", "country"],
+                "properties": {
+                    name: {"type": "string"} for name in ("name", "line1", "line2", "city", "postal_code", "country")
+                },
+            },
+            {"type": "null"},
+        ]
+    },
+    fragile={"type": "boolean"},
+)
+PACKED["required"].remove("fragile")
+
+
+def bent(pointer: str, value: Any) -> dict[str, Any]:
+    """Return PACKED with *value* at *pointer* (None: without what is there)."""
+
+    def copied(part: Any, steps: list[str]) -> Any:
+        if not steps:
+            return value
+        key: Any = int(steps[0]) if isinstance(part, list) else steps[0]
+        rest = part[key] if isinstance(part, list) else part.get(key)
+        new = copied(rest, steps[1:])
+        if isinstance(part, list):
+            return [*part[:key], new, *part[key + 1 :]]
+        return {**part, key: new} if new is not None else {name: each for name, each in part.items() if name != key}
+
+    found: dict[str, Any] = copied(PACKED, pointer.strip("/").split("/"))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("pointer", "value", "says"),
+    [
+        ("/properties/parcel_id", None, "Packed.parcel_id is not in the schema"),
+        ("/properties/weight", {"type": "integer"}, "the schema's 'weight' is not in Packed"),
+        ("/required", ["parcel_id", "lines", "to", "fragile"], "'fragile' is required in one of schema and Packed"),
+        ("/properties/parcel_id/type", "integer", "/parcel_id is str in Packed and integer in the schema"),
+        ("/properties/parcel_id", {"enum": [1, 2]}, "/parcel_id is str in Packed and integer in the schema"),
+        ("/properties/fragile/type", "string", "/fragile is bool in Packed and string in the schema"),
+        ("/properties/lines/type", "object", "/lines is a tuple in Packed and no array in the schema"),
+        ("/properties/lines/items/type", "string", "/lines/* is Line and no object in the schema"),
+        ("/properties/lines/items/properties/quantity/type", "string", "/lines/*/quantity is int in Line and string"),
+        ("/properties/lines/items/required", ["product_id"], "'quantity' is required in one of schema and Line"),
+        ("/properties/to/anyOf", [{"type": "object"}], "/to may be null in one of schema and Packed"),
+        ("/properties/to/anyOf/0/properties/zip", {"type": "string"}, "the schema's 'zip' is not in Address"),
+    ],
+)
+def test_a_schema_that_contradicts_its_class_is_refused(pointer: str, value: Any, says: str) -> None:
+    """Members, their types, and whether they may be left out; however deep."""
+    Contracts([Packed], {"parcels.packed.v1": PACKED})
+    with pytest.raises(ContractError, match=r"parcels\.packed\.v1: ") as refused:
+        Contracts([Packed], {"parcels.packed.v1": bent(pointer, value)})
+    assert says in str(refused.value)
+
+
+def test_one_class_named_twice_is_one_class() -> None:
+    """Whoever says it and whoever hears it both name it."""
+    assert [contract.cls for contract in Contracts([SentV1, SentV1], without(2, 3))] == [SentV1]
+
+
+def test_nobody_hears_one_event_as_two() -> None:
+    """An older version would have to be read as both."""
+    contracts = Contracts(EVERY, SCHEMAS, [TO_2, TO_3])
+    with pytest.raises(ContractError, match=r"depot hears parcels\.sent\.v2 in two ways"):
+        Hearing("depot", contracts, [SentV2, SentV3])

@@ -1,0 +1,134 @@
+"""An old version goes when nobody would notice, and not before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from app.registry import everybody
+from app.retirement import Overview, Usage, reasons_to_keep
+from bus.listeners import Listener, MemoryListeners, hears
+from tests.app.stand import Stand, oid, product, stand_at, submitted, until
+
+V1, V2 = "orders.created.v1", "orders.created.v2"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "subject", "is_heard"),
+    [
+        ("orders.created.v1", "orders.created.v1", True),
+        ("orders.created.v1", "orders.created.v1.express", False),
+        ("orders.created.v1", "orders.created.v10", False),
+        ("orders.>", "orders.created.v1.express", True),
+        ("orders.created.>", "orders.created", False),
+        (">", "orders.created.v1", True),
+        ("*.created.*", "orders.created.v1", True),
+        ("*.created.*", "orders.created.v1.express", False),
+        ("orders.*", "orders.created.v1", False),
+        ("*", "orders", True),
+    ],
+)
+def test_a_pattern_covers_subjects_as_the_server_has_it(pattern: str, subject: str, is_heard: bool) -> None:
+    """A star is one part, a greater-than is one or more at the end."""
+    assert hears(pattern, subject) is is_heard
+
+
+def listener(consumer: str, *subjects: str, pending: int = 0) -> Listener:
+    return Listener(consumer, subjects, pending)
+
+
+@pytest.mark.parametrize(
+    ("listeners", "reasons"),
+    [
+        ([], []),
+        ([listener("inventory", V1, V2)], []),
+        ([listener("other", V2), listener("payments", "orders.cancelled.v1", pending=3)], []),
+        ([listener("warehouse", V1)], ["warehouse hears it, and names no newer version"]),
+        ([listener("audit", "orders.>")], ["audit hears it by a wildcard, and names no newer version"]),
+        ([listener("audit", "orders.>", V2, f"{V2}.express")], []),
+        ([listener("inventory", V1, V2, pending=2)], ["inventory has 2 messages to settle"]),
+        (
+            [listener("fast", f"{V1}.express", pending=1)],
+            ["fast hears it, and names no newer version", "fast has 1 messages to settle"],
+        ),
+        ([listener("fast", f"{V1}.express", V2)], ["fast hears it, and names no newer version"]),
+        ([listener("fast", f"{V1}.express", f"{V2}.express")], []),
+    ],
+)
+def test_a_version_is_needed_while_somebody_would_be_left_alone(
+    listeners: Sequence[Listener], reasons: Sequence[str]
+) -> None:
+    """Whoever names a newer one does not need it, once nothing is waiting for him."""
+    assert list(reasons_to_keep(V1, [V2], listeners)) == list(reasons)
+
+
+def test_the_newest_version_always_stays() -> None:
+    """Whoever listens, or nobody."""
+    assert reasons_to_keep(V2, [], []) == ("it is the newest version",)
+
+
+@pytest.fixture
+async def stand(tmp_path: Path) -> AsyncIterator[Stand]:
+    async with stand_at(tmp_path / "test.db") as stand:
+        yield stand
+
+
+async def usage(stand: Stand, subject: str) -> Usage:
+    overview = Overview(everybody(), stand.contracts, stand.metrics, MemoryListeners(stand.bus))
+    [found] = [each for each in await overview.usages() if each.subject == subject]
+    return found
+
+
+async def test_the_overview_tells_who_listens_and_what_they_did(stand: Stand) -> None:
+    """Counted by version and consumer; in both lanes."""
+    await stand.tell("inventory", product())
+    await stand.listen("inventory")
+    await stand.tell("orders", submitted(oid(1)))
+    stand.run(stand.relays["orders"].run())
+    await until(lambda: stand.relays["orders"].pending == 0)
+    old, new = await usage(stand, V1), await usage(stand, V2)
+    assert (old.is_newest, old.is_said, old.since, old.is_safe_to_drop) == (False, True, "0.2.0", True)
+    assert (new.is_newest, new.is_said, new.since, new.is_safe_to_drop) == (True, True, None, False)
+    assert [each.consumer for each in old.listeners] == ["inventory"]
+    assert (old.published, new.published) == (1, 1)
+    assert old.handled == {"inventory": {"superseded": 1}}
+    assert new.handled == {"inventory": {"handled": 1}}
+
+
+async def test_what_waits_and_what_is_in_hand_is_pending(stand: Stand) -> None:
+    """A version whose messages nobody has settled yet is needed."""
+    subscription = await stand.bus.subscribe("inventory", [V1, V2])
+    assert not (await usage(stand, V1)).reasons
+    await stand.tell("orders", submitted(oid(1)))
+    assert (await usage(stand, V1)).reasons == ("inventory has 2 messages to settle",)
+    first, second = await subscription.fetch(2, 0)
+    assert (await usage(stand, V1)).listeners[0].pending == 2
+    await first.ack()
+    await second.nak(60)
+    await asyncio.sleep(0)
+    assert (await usage(stand, V1)).listeners[0].pending == 1
+
+
+async def test_a_bus_that_does_not_answer_lets_nothing_go(stand: Stand) -> None:
+    """Nobody knows who listens."""
+
+    class Away:
+        async def listeners(self) -> Sequence[Listener]:
+            raise TimeoutError
+
+    overview = Overview(everybody(), stand.contracts, stand.metrics, Away())
+    [found] = [each for each in await overview.usages() if each.subject == V1]
+    assert found.reasons == ("the bus does not answer: nobody knows who listens",)
+    assert not found.is_safe_to_drop
+
+
+async def test_a_process_shows_what_its_own_modules_say_or_hear(stand: Stand) -> None:
+    """Payments alone knows nothing of orders.created."""
+    [payments] = [module for module in everybody() if module.name == "payments"]
+    overview = Overview([payments], stand.contracts, stand.metrics, MemoryListeners(stand.bus))
+    subjects = {each.subject for each in await overview.usages()}
+    assert {"payments.captured.v1", "inventory.reserved.v1", "orders.cancelled.v1"} <= subjects
+    assert not {V1, V2} & subjects

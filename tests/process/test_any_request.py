@@ -1,0 +1,70 @@
+"""Whatever is asked of the server by the letter of its own description, it answers as described, and never with a 5xx."""
+
+from __future__ import annotations
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from app.build import modules_of
+from app.web import openapi
+from app.web.contracts import DESCRIBED as CONTRACTS
+from app.web.dead_letters import DESCRIBED as DEAD_LETTERS
+from config.settings import load
+from tests.process.server import Server
+
+pytestmark = pytest.mark.slow
+
+CHECKS = [
+    schemathesis.checks.not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+PATHS = openapi.document(modules_of(load({})), "0", [DEAD_LETTERS, CONTRACTS])["paths"]
+# A stream of events does not end by itself; tests/web has the look at it.
+OPERATIONS = [(method.upper(), path) for path, item in PATHS.items() for method in item if not path.endswith("/stream")]
+AS_OFTEN = settings(
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture(scope="module")
+def described(house: Server) -> schemathesis.BaseSchema:
+    """The server's own description."""
+    return schemathesis.openapi.from_url(f"{house.url}/openapi.json")
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS, ids=[" ".join(each) for each in OPERATIONS])
+@pytest.mark.parametrize("mode", ["positive", "negative"])
+def test_every_answer_is_as_described(
+    described: schemathesis.BaseSchema, method: str, path: str, mode: str
+) -> None:
+    """Status, content type, headers and body; requests that fit the description, and requests that do not."""
+    operation = described[path][method]
+
+    @AS_OFTEN
+    @given(operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
+    def ask(case: schemathesis.Case) -> None:
+        case.call_and_validate(checks=CHECKS)
+
+    ask()
+
+
+def test_every_path_of_the_server_is_asked(described: schemathesis.BaseSchema) -> None:
+    """What is listed above is what the server describes."""
+    found = {(each.ok().method.upper(), each.ok().path) for each in described.get_all_operations()}
+    here = ("GET", "/openapi.json")  # where the description was read, and so not asked for again by the library
+    assert {each for each in found if not each[1].endswith("/stream")} | {here} == set(OPERATIONS)
