@@ -122,7 +122,7 @@ async def running(
         for name in stand.shells:
             await stand.listen(name)
             stand.run(stand.relays[name].run())
-        stand.run(worker.listen(await stand.bus.subscribe(CONSUMER, hears([payments.module()])[CONSUMER])))
+        stand.run(worker.listen(await stand.bus.subscribe(CONSUMER, hears([payments.module()], stand.contracts)[CONSUMER])))
         yield stand, breaker
         await worker.drain(5)
         await worker.close()

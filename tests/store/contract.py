@@ -390,4 +390,4 @@ class StoreContract:
 def _created(n: int) -> Any:
     from modules.orders.events import OrderCreated
 
-    return OrderCreated(order_id=oid(n), customer_id="c-1", items=(Line("A", 1),), version="v1")
+    return OrderCreated(order_id=oid(n), customer_id="c-1", items=(Line("A", 1),), version="v2", shipping_address=None)

@@ -78,7 +78,8 @@ async def replicas(site: Place) -> AsyncIterator[tuple[Stand, Stand]]:
 
 def created(n: int, *product_ids: str) -> OrderCreated:
     return OrderCreated(
-        order_id=oid(n), customer_id="c-1", items=tuple(Line(id, 1) for id in product_ids), version="v1"
+        order_id=oid(n), customer_id="c-1", items=tuple(Line(id, 1) for id in product_ids), version="v2",
+        shipping_address=None,
     )
 
 
