@@ -144,7 +144,7 @@ async def test_whoever_has_heard_an_event_hears_it_without_effect(path: Path, se
         shell = stand.shells["inventory"]
         stand.run(shell.listen(await bus.subscribe("inventory", ["orders.created.v1"])))
         stand.run(shell.run())
-        event = OrderCreated(order_id=oid(1), customer_id="c-1", items=(Line("A", 2),), version="v1")
+        event = OrderCreated(order_id=oid(1), customer_id="c-1", items=(Line("A", 2),), version="v2", shipping_address=None)
         message = said(stand, event, id=oid(7), key=oid(1))
         await _keep_sent(stand, message)
         client = await nats.connect(server.url)
@@ -185,7 +185,7 @@ async def test_postgresql_says_the_same_again(postgres: PostgresServer) -> None:
         now = stand.clock.now()
         store = stand.stores["orders"]
         parcels = await store.database.read(lambda connection: store.due(connection, now, 10, timedelta(0)))
-        first, second = sorted(parcels)
+        first, second = sorted(parcel for parcel in parcels if parcel.subject == "orders.created.v1")
         await store.database.write(lambda connection: store.mark_sent(connection, [first.id], now))
         await republish(store, bus, stand.clock, now - timedelta(hours=1), on_sent=lambda _: None)
         assert bus.said == [message_of(first)]
