@@ -42,6 +42,7 @@ from app.web.table import Table
 from app.web.webhooks import table as webhook_route
 from bus.errors import Unreachable
 from bus.port import Clock, Subscription
+from bus.tasks import end_tasks
 from config.settings import Settings
 from modules import inventory, orders, payments
 from modules.module import Module, Outcome
@@ -236,9 +237,7 @@ class Application:
         self.phase = "draining"
         seconds = self.settings.shutdown_grace_s / 4
         await self._runner.cleanup()
-        for task in self._listening:
-            task.cancel()
-        await asyncio.gather(*self._listening, return_exceptions=True)
+        await end_tasks(self._listening)
         if self._worker is not None:
             await self._worker.drain(seconds)
             await self._worker.close()
@@ -248,9 +247,7 @@ class Application:
         for relay in self.relays.values():
             with suppress(Unavailable):  # the marks are lost; the events go out again at the next start
                 await relay.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
         await self.bus.close(0.5)
         for database in self.databases.values():
             await database.close()

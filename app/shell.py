@@ -13,8 +13,7 @@ __all__ = ["GIVE_WAY_MAX", "GIVE_WAY_SECONDS", "Observer", "Shell", "retry_secon
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -32,12 +31,13 @@ from app.telemetry.logs import enabled
 from app.telemetry.metrics import Metrics
 from app.telemetry.trace import trace_id
 from app.waiting_room import WaitingRoom
+from app.window import Window
 from bus.contracts import Contracts, is_express
 from bus.errors import PutAside
 from bus.hearing import Hearing
 from bus.port import Clock, Delivery, Subscription
 from bus.replays import original
-from modules.module import Module, Outcome, State
+from modules.module import Module, Outcome
 
 FETCH_SECONDS = 1.0
 AWAY_SECONDS_MAX = 2.0
@@ -52,7 +52,7 @@ Observer = Callable[[Any, Outcome, Context], None]
 """Called on the loop for each event that was said, after the commit."""
 
 
-class Shell:
+class Shell(Window):
     """One running module; see `app.door.Door` for what it promises to those who come."""
 
     def __init__(
@@ -70,6 +70,7 @@ class Shell:
         observers: Mapping[type, Observer] | None = None,
         dice: random.Random | None = None,
     ) -> None:
+        super().__init__(store)
         self.module = module
         self._store = store
         self._hears = Hearing(module.name, contracts, module.hears)
@@ -82,7 +83,6 @@ class Shell:
         self._observers = dict(observers or {})
         self._dice = dice or random.Random()
         self._room: WaitingRoom[Seat] = WaitingRoom(batch_max * 4)
-        self._watchers: dict[tuple[type, str], set[asyncio.Event]] = {}
         self._in_versions: dict[str, Seat] = {}
         """Who sits for an event that is said in several versions, for the highest of them."""
         self._is_away = False
@@ -234,12 +234,7 @@ class Shell:
             observer = self._observers.get(type(event))
             if observer is not None:
                 observer(event, outcome, seat.context)
-        if self._watchers:
-            for state in outcome.states:
-                if state is not None:
-                    key = self._store.rows[type(state)].key_of(state)
-                    for watcher in self._watchers.get((type(state), key), ()):
-                        watcher.set()
+        self.tell_watchers(outcome.states)
 
     async def _settle_lower(self, seat: Seat, verdict: Verdict) -> None:
         """Be done with the lower versions of what *seat* sat for, or let them come again if it must."""
@@ -314,42 +309,6 @@ class Shell:
         for seat in seats:
             if seat.future is not None and not seat.future.done():
                 seat.future.set_exception(type(error)(error.detail, error.retry_after_seconds))
-
-    # Looking in
-
-    async def get(self, cls: type, key: str) -> State | None:
-        """Return the state of *cls* under *key*, or None."""
-        rows = self._store.rows[cls]
-        return (await self._store.database.read(lambda connection: rows.load(connection, (key,)))).get(key)
-
-    async def browse(
-        self, cls: type, filters: Mapping[str, Any], *, after: str | None, limit: int, newest_first: bool
-    ) -> Sequence[State]:
-        """Return up to *limit* states of *cls* whose columns equal *filters*, by key, beyond *after*."""
-        rows = self._store.rows[cls]
-        return await self._store.database.read(
-            lambda connection: rows.browse(connection, dict(filters), after, limit, newest_first)
-        )
-
-    @asynccontextmanager
-    async def watch(self, cls: type, key: str) -> AsyncIterator[AsyncIterator[None]]:
-        """Enter to be woken after each change to a state; changes may be merged."""
-        changed = asyncio.Event()
-        watchers = self._watchers.setdefault((cls, key), set())
-        watchers.add(changed)
-
-        async def wakes() -> AsyncIterator[None]:
-            while True:
-                await changed.wait()
-                changed.clear()
-                yield
-
-        try:
-            yield wakes()
-        finally:
-            watchers.discard(changed)
-            if not watchers:
-                self._watchers.pop((cls, key), None)
 
 
 def retry_seconds(tries: int, dice: random.Random) -> float:

@@ -52,6 +52,7 @@ def _nats(
     from bus.jetstream import JetStreamBus
     from bus.patrol import Patrol
     from bus.replays import module_of
+    from bus.tasks import end_tasks
     from bus.topology import stream_name
 
     name = modules[0].name if len(modules) == 1 else "fulfilment"
@@ -82,9 +83,11 @@ def _nats(
 
     async def connect_and_patrol() -> None:
         await bus.connect()
-        async with asyncio.TaskGroup() as group:
-            for patrol in patrols:
-                group.create_task(patrol.run())
+        rounds = [asyncio.create_task(patrol.run()) for patrol in patrols]
+        try:
+            await asyncio.gather(*rounds)
+        finally:
+            await end_tasks(rounds)
 
     streams = (stream_name(contract.subject) for contract in contracts)
     listeners = JetStreamListeners(bus.js, streams)

@@ -239,7 +239,8 @@ class Connection:
                 raise _Refused("closed in the meantime")
         except BaseException:
             with suppress(Exception):
-                await client.close()
+                async with asyncio.timeout(_WAIT_SECONDS):  # after a failed TLS handshake the transport never says that it is closed
+                    await client.close()
             raise
         is_open = True
         self._client = client
@@ -269,8 +270,10 @@ class Connection:
         if _DENIED in text and text not in self.denied:
             self.denied[text] = None
             _log.warning("NATS: %s", text)
-        else:
+        elif isinstance(error, (nats.errors.Error, OSError, TimeoutError)):
             _log.debug("NATS: %r", error)
+        else:
+            _log.error("NATS: a callback has failed", exc_info=error)
 
     # Writing
 

@@ -84,15 +84,18 @@ class Dispatch:
         self._on_taken = on_taken
         self._ordinals = itertools.count()
         self._inbox = ""
+        self._client: Client | None = None
         self._troubles: dict[str, str] = {}
         self._by_id: dict[str, _Flight] = {}
         self.flights: dict[str, _Flight] = {}
 
     async def bind(self, client: Client) -> None:
-        """Listen for answers on *client*; a fresh inbox each time, so that no late answer is taken for another's."""
+        """Listen for answers on *client*, unless we do so already: it takes its subscriptions along when it reconnects."""
+        if client is self._client:
+            return
         inbox = f"{client.new_inbox()}."
         await client.subscribe(f"{inbox}*", cb=self._answered, pending_msgs_limit=-1, pending_bytes_limit=-1)
-        self._inbox = inbox
+        self._inbox, self._client = inbox, client
 
     def publish(self, message: Message) -> asyncio.Future[None]:
         """Send *message*; see `bus.port.Bus.publish`."""
@@ -112,6 +115,10 @@ class Dispatch:
         self.flights[token] = self._by_id[message.id] = flight
         self._connection.send(message.subject, message.body, self._inbox + token, headers_of(message), flight)
         return future
+
+    def is_in_trouble(self, stream: str) -> bool:
+        """Tell whether *stream* has refused the last message that it was sent."""
+        return stream in self._troubles
 
     def sweep(self, now: float) -> None:
         """End what has waited for too long."""

@@ -249,6 +249,8 @@ class JetStreamBus:
     async def _verify(self, name: str, is_missed: bool) -> None:
         if self._connection.is_up:
             await self._ground.stream(name, is_missed=is_missed)
+            if not self._dispatch.is_in_trouble(name):
+                self._ground.takes_messages(name)  # it has answered while we were looking
         await self.clock.sleep(_AGAIN_SECONDS)
 
     def _start(self, what: object, coroutine: Coroutine[None, None, None]) -> None:
@@ -271,7 +273,10 @@ class JetStreamBus:
     async def _tick_for_ever(self) -> None:
         while True:
             await self.clock.sleep(self._tick_seconds)
-            self._tick(self.clock.monotonic())
+            try:
+                self._tick(self.clock.monotonic())
+            except Exception:  # a bug; but nothing that waits would ever end without the next tick
+                _log.exception("a tick of the bus has failed")
 
     def _tick(self, now: float) -> None:
         self._dispatch.sweep(now)

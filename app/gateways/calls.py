@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CALLS_MAX", "CALL_SECONDS_MAX", "LOOK_SECONDS_MAX", "RETRY_SECONDS_MAX", "Calls", "Task"]
+__all__ = ["CALLS_MAX", "CALL_SECONDS_MAX", "LANE_CALLS_MAX", "LOOK_SECONDS_MAX", "RETRY_SECONDS_MAX", "Calls", "Task"]
 
 import asyncio
 import random
@@ -30,6 +30,9 @@ from modules.payments.events import (
 T = TypeVar("T")
 
 CALLS_MAX = 100
+LANE_CALLS_MAX = 80
+"""How many of them one lane may have out, so that the other never finds all taken."""
+
 CALL_SECONDS_MAX = 20.0
 LOOK_SECONDS_MAX = 120.0
 """How long a look may take: the provider's list may be long."""

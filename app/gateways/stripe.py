@@ -23,6 +23,7 @@ from app.gateways.port import Answer, Captured, Contradiction, GatewayRefuses, G
 from app.gateways.reconcile import placed_at
 from app.gateways.stripe_objects import REASON_MAX, Intent, verdict
 from app.gateways.stripe_wire import CALL_SECONDS, CONNECT_SECONDS, READ_SECONDS, Wire, sorted_out
+from app.gateways.trail import Trail
 from modules.values import Money
 
 PAGE = 100
@@ -54,8 +55,9 @@ class StripeGateway:
             max_network_retries=0,
         )
         self._default_payment_method = TEST_PAYMENT_METHOD if api_key.startswith(TEST_KEY) else None
-        self._lookups = Lookups(self._intents)
+        self._lookups = Lookups(self._looked_through)
         self._can_filter = True
+        self._trail = Trail()
 
     async def charge(self, key: str, order_id: str, amount: Money, payment_method: str | None) -> Answer:
         """Make a PaymentIntent and confirm it, in one call."""
@@ -115,19 +117,15 @@ class StripeGateway:
 
     async def records(self, since: datetime, until: datetime) -> AsyncIterator[Record]:
         """Yield the PaymentIntents that were made from *since* until *until*."""
-        async for each in self._intents(int(since.timestamp())):
+        async for each in self._intents(int(since.timestamp()), with_charges=True):
             record = Intent.of(each).record()
             if since <= record.created_at < until:
                 yield record
 
     async def order_of(self, reference: str) -> str | None:
         """Return the order that the PaymentIntent *reference* names."""
-        try:
-            return Intent.of(
-                _plain(await sorted_out(self._client.v1.payment_intents.retrieve_async(reference)))
-            ).order_id
-        except stripe.StripeError:
-            return None
+        row = await self._shown(reference)
+        return None if row is None else Intent.of(row).order_id
 
     async def close(self) -> None:
         """Hang up."""
@@ -137,7 +135,11 @@ class StripeGateway:
     async def _found(self, order_id: str, amount: Money, *, is_to_close: bool) -> Answer | None:
         if amount.amount == 0:
             return Captured(f"free_{order_id}")
-        intents = [Intent.of(each) for each in await self._lookups.find(order_id, _since(order_id))]
+        rows = {row.get("id"): row for row in await self._lookups.find(order_id, _since(order_id))}
+        for id in self._trail.ids(order_id):
+            if id not in rows and (row := await self._shown(id)) is not None:
+                rows[id] = row
+        intents = [Intent.of(row) for row in rows.values()]
         for intent in intents:
             intent.check(order_id, amount)
         answer = verdict(intents)
@@ -160,11 +162,32 @@ class StripeGateway:
             return Refused("authentication_required" if intent.status == "requires_action" else "canceled")
         return verdict([after]) or Undecided(intent.id)
 
-    async def _intents(self, since: int) -> AsyncIterator[Mapping[str, Any]]:
-        """Yield all PaymentIntents made at *since* or later, as plain JSON; page by page."""
-        after: str | None = None
+    async def _shown(self, reference: str) -> Mapping[str, Any] | None:
+        """Return a PaymentIntent as it is now; None: there is none."""
+        try:
+            return _plain(await sorted_out(self._client.v1.payment_intents.retrieve_async(reference)))
+        except stripe.StripeError:
+            return None
+
+    async def _looked_through(self, since: int) -> AsyncIterator[Mapping[str, Any]]:
+        """Yield what was made at *since* or later; where the list cannot be filtered, what was not yielded before."""
+        first = last = None
+        async for row in self._intents(since, None if self._can_filter else self._trail.after):
+            if not self._can_filter:
+                first, last = first or row, row
+                self._trail.read(row)
+            yield row
+        if first is not None and last is not None:
+            self._trail.ended(first, last)
+
+    async def _intents(
+        self, since: int, after: str | None = None, *, with_charges: bool = False
+    ) -> AsyncIterator[Mapping[str, Any]]:
+        """Yield all PaymentIntents made at *since* or later, those behind *after* in the list, as plain JSON."""
         while True:
-            params: Any = {"limit": PAGE, "expand": ["data.latest_charge"]}
+            params: Any = {"limit": PAGE}
+            if with_charges:
+                params["expand"] = ["data.latest_charge"]
             if self._can_filter:
                 params["created"] = {"gte": since}
             if after is not None:

@@ -22,7 +22,7 @@ from loguru import logger
 
 from app.door import Shed
 from app.gateways.breaker import Breaker, BreakerOpen, BreakerState
-from app.gateways.calls import CALLS_MAX, Calls, Task
+from app.gateways.calls import CALLS_MAX, LANE_CALLS_MAX, Calls, Task
 from app.gateways.delays import Delays, noted
 from app.gateways.gate import Gate
 from app.gateways.port import Gateway
@@ -94,11 +94,11 @@ class GatewayWorker:
         self._subscriptions.append(subscription)
         if self._beat is None:
             self._beat = asyncio.create_task(self._keep())
+        lane: set[asyncio.Task[None]] = set()
         while True:
-            while len(self._calls) >= CALLS_MAX:
+            while (limit := min(CALLS_MAX - len(self._calls), LANE_CALLS_MAX - len(lane))) <= 0:
                 self._has_room.clear()
                 await self._has_room.wait()
-            limit = CALLS_MAX - len(self._calls)
             if self._breaker.state is not BreakerState.CLOSED:
                 await self._gate.passable()
                 limit = min(limit, self._breaker.probes)
@@ -107,6 +107,8 @@ class GatewayWorker:
             for delivery in await subscription.fetch(limit, FETCH_SECONDS):
                 call = asyncio.create_task(self._handle(delivery))
                 self._calls[call] = delivery
+                lane.add(call)
+                call.add_done_callback(lane.discard)
                 call.add_done_callback(self._done)
 
     async def drain(self, seconds: float) -> None:

@@ -54,6 +54,7 @@ class FaultyStripe:
     reading: Callable[[], Fault] = lambda: Fault.FINE
     latency_seconds: float = 0.0
     can_filter: bool = True
+    is_oldest_first: bool = False
     intents: dict[str, dict[str, Any]] = field(factory=dict)
     refunds: dict[str, dict[str, Any]] = field(factory=dict)
     calls: list[tuple[str, str]] = field(factory=list)
@@ -172,6 +173,8 @@ class FaultyStripe:
             return web.json_response({"error": {"type": "invalid_request_error", "message": "Unexpected"}}, status=400)
         since = int(request.query.get("created[gte]", 0))
         rows = [intent for intent in reversed(self.intents.values()) if intent["created"] >= since]
+        if self.is_oldest_first:
+            rows.reverse()
         return await self._page(request, rows)
 
     async def _list_refunds(self, request: web.Request) -> web.StreamResponse:

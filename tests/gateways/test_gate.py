@@ -49,7 +49,7 @@ async def test_of_fifty_who_wait_one_is_the_probe_and_the_rest_follow_at_once() 
 async def test_nobody_is_fetched_while_somebody_waits() -> None:
     """Who waits in hand is the next probe; only when nobody does is one fetched, and only when it may call."""
     clock = VirtualClock()
-    breaker, gate = opened(clock)
+    _, gate = opened(clock)
     waiting = asyncio.create_task(gate.wait())
     fetching = asyncio.create_task(gate.passable())
     await clock.advance(5)

@@ -29,6 +29,7 @@ from tests.gateways.fault import Fault, FaultyStripe
 from tests.gateways.local import API_KEY, LocalStripe
 
 EUR = Money(1250, "EUR")
+NOON = 1_800_000_000
 
 
 class TestLocalStripe(GatewayContract):
@@ -257,6 +258,35 @@ async def test_a_hundred_looks_share_their_walks(gateway: StripeGateway, faulty:
     assert len({answer.reference for answer in found if isinstance(answer, Captured)}) == 100
     # One walk of three pages, and one more for whoever came after it had begun; once an attempt to filter in vain.
     assert faulty.calls.count(("list", "")) <= 7
+
+
+@pytest.mark.parametrize("is_oldest_first", [True, False])
+@pytest.mark.parametrize("seconds", [0, 1])
+async def test_a_list_that_grows_at_its_end_is_read_once(
+    gateway: StripeGateway, faulty: FaultyStripe, is_oldest_first: bool, seconds: int
+) -> None:
+    """Where it takes no filter; and whatever its order, nothing that is new in it is missed."""
+    faulty.can_filter, faulty.is_oldest_first = False, is_oldest_first
+
+    async def more() -> list[str]:
+        orders = [oid() for _ in range(150)]
+        for order_id in orders:
+            await charge(gateway, order_id)
+            faulty.intents[f"pi_{len(faulty.intents) - 1}"]["created"] = NOON + len(faulty.intents) * seconds
+        return orders
+
+    orders = await more()
+    assert isinstance(await find(gateway, orders[0]), Captured)
+    for _ in range(2):
+        orders += await more()
+        faulty.calls.clear()
+        for order_id in orders[0], orders[-1]:
+            assert isinstance(await find(gateway, order_id), Captured)
+        pages = faulty.calls.count(("list", ""))
+        assert (pages <= 3) is (is_oldest_first and seconds == 1)
+    assert await find(gateway, oid()) is None
+    faulty.intents.clear()  # it has forgotten everything
+    assert await find(gateway, orders[0]) is None
 
 
 async def test_a_list_that_cannot_be_read_tells_everybody(gateway: StripeGateway, faulty: FaultyStripe) -> None:

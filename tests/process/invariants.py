@@ -185,6 +185,8 @@ def _check_mail(server: Answering) -> None:
         database = server.database_of(module)
         ((heard, different),) = rows(database, f"SELECT count(*), count(DISTINCT id) FROM {module}_inbox")
         assert heard == different, f"I5: {module} has heard an event twice"
-        ((said, events),) = rows(database, f"SELECT count(*), count(DISTINCT event_id) FROM {module}_outbox")
+        # An event that is said in two versions is one event under two subjects.
+        query = f"SELECT count(*), count(DISTINCT event_id || ' ' || subject) FROM {module}_outbox"
+        ((said, events),) = rows(database, query)
         ((replays,),) = rows(database, f"SELECT coalesce(sum(replays), 0) FROM {module}_dead_letter")
         assert said <= events + replays, f"I5: {module} has said an event twice"

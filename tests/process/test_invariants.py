@@ -23,8 +23,8 @@ DAMAGE = [
     ("DELETE FROM inventory_reservation WHERE order_id = '{paid}'", "I4: inventory has not heard"),
     ("UPDATE orders_order SET timeline = json_remove(timeline, '$[1]') WHERE order_id = '{paid}'", "I4: timeline 'cf'"),
     (
-        "UPDATE orders_outbox SET event_id = (SELECT min(event_id) FROM orders_outbox WHERE key = '{paid}')"
-        " WHERE key = '{paid}'",
+        "UPDATE orders_outbox SET subject = 'orders.confirmed.v1', event_id = (SELECT event_id FROM orders_outbox"
+        " WHERE key = '{paid}' AND subject = 'orders.confirmed.v1') WHERE key = '{paid}'",
         "I5: orders has said an event twice",
     ),
     ("DELETE FROM payments_inbox WHERE id IN (SELECT event_id FROM orders_outbox)", "1 unheard"),

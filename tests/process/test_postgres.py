@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.nats import NatsServer
 from tests.postgres import PostgresServer
 from tests.process.client import Client
 from tests.process.conftest import Serve
@@ -92,3 +94,31 @@ async def test_killed_cut_and_restarted_it_loses_nothing(
     print(f"{len(orders)} orders, {len(crowd.accepted)} accepted, {crowd.unheard} answers lost without a key")
     assert len(orders) >= 100
     assert server.stderr == ""
+
+
+async def test_two_replicas_sell_the_last_ten_pieces_to_ten(
+    url: str, connect: Callable[[Server], Client], tmp_path: Path
+) -> None:
+    """Each with every module, on one database, one stream and one durable: exactly ten, and nothing done twice."""
+    homes = [tmp_path / name for name in ("nats", "one", "other")]
+    for home in homes:
+        home.mkdir()
+    with NatsServer(homes[0]) as nats:
+        settings = {"DATABASE_URL": url, "BUS": "nats", "NATS_URL": nats.url}
+        assert run(tmp_path, "migrate", **settings).returncode == 0
+        servers = [Server(home, **settings) for home in homes[1:]]
+        try:
+            for server in servers:
+                await asyncio.to_thread(server.start)
+            one, other = (connect(server) for server in servers)
+            await one.stock("FEW", 10)
+            await other.stock("MANY", 1_000)
+            baskets = [{"FEW": 1}, {"FEW": 1, "MANY": 1}, {"MANY": 1, "FEW": 1}] * 10
+            ids = await asyncio.gather(*(client.place(basket) for basket in baskets for client in (one, other)))
+            orders = await check_world(one, ids, {"FEW": 10, "MANY": 1_000}, seconds=60.0)
+        finally:
+            for server in servers:
+                server.end()
+    assert Counter(order["status"] for order in orders) == {"confirmed": 10, "cancelled": 50}
+    assert {order["reason"] for order in orders} == {None, "insufficient_stock"}
+    assert "".join(server.stderr for server in servers) == ""

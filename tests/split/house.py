@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["MODULES", "House"]
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.process.server import Server
@@ -17,13 +17,23 @@ class House:
     """
     Every module as *replicas* processes of its own, speaking through *nats_urls*.
 
-    `url_of` picks one of those that are up, at random where there are several, so a client may take it for one server.
+    *databases* are the addresses of databases that replicas can share, by module; without them each process keeps a
+    file, and there can be only one of a module. `url_of` picks one of those that are up, at random where there are
+    several, so a client may take the house for one server.
     """
 
     def __init__(
-        self, folder: Path, nats_urls: Sequence[str], *, replicas: int = 1, dice: random.Random | None = None, **settings: str
+        self,
+        folder: Path,
+        nats_urls: Sequence[str],
+        *,
+        replicas: int = 1,
+        databases: Mapping[str, str] | None = None,
+        **settings: str,
     ) -> None:
-        self._dice = dice or random.Random(0)
+        assert replicas == 1 or databases is not None, "replicas of a module share its database"
+        self._databases = databases or {}
+        self._dice = random.Random(0)
         self.down: set[Server] = set()
         self.parts: dict[str, list[Server]] = {}
         for module in MODULES:
@@ -31,9 +41,10 @@ class House:
             for number in range(replicas):
                 home = folder / f"{module}-{number}"
                 home.mkdir(parents=True)
-                self.parts[module].append(
-                    Server(home, BUS="nats", NATS_URL=",".join(nats_urls), MODULES=module, **settings)
-                )
+                server = Server(home, BUS="nats", NATS_URL=",".join(nats_urls), MODULES=module, **settings)
+                if databases is not None:
+                    server.settings["DATABASE_URL"] = databases[module]
+                self.parts[module].append(server)
 
     def __iter__(self) -> Iterator[Server]:
         return (server for servers in self.parts.values() for server in servers)

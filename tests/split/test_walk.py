@@ -132,12 +132,13 @@ async def test_one_trace_runs_through_all_three_and_over_the_wire(
         assert headers["ce-source"] == f"/fulfilment/{message.subject.partition('.')[0]}"
         assert headers["ce-correlationid"] == "my-order"
         assert headers["traceparent"].split("-")[1] == TRACE
-        assert headers["Nats-Msg-Id"] == headers["ce-id"]
+        if message.subject.endswith(".v1"):  # a newer version of the same event is another message
+            assert headers["Nats-Msg-Id"] == headers["ce-id"]
         assert headers["ce-time"].endswith(("Z", "+00:00"))
     created, reserved = by_subject["orders.created.v1"], by_subject["inventory.reserved.v1"]
     assert json.loads(created.data)["version"] == "v1"
     assert reserved.headers["ce-causationid"] == created.headers["ce-id"]
-    assert len({message.headers["ce-id"] for message in about}) == len(about)
+    assert len({message.headers["Nats-Msg-Id"] for message in about}) == len(about)
 
     for module in MODULES:
         line = await asyncio.to_thread(

@@ -7,7 +7,7 @@ __all__ = ["consumers_of", "everybody_is_ready", "look_at_the_whole"]
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from tests.nats import NatsServer
+from tests.nats import NatsCluster, NatsServer
 from tests.process.client import Client, eventually
 from tests.process.invariants import check_world
 from tests.split.house import House
@@ -16,7 +16,7 @@ from tests.split.house import House
 async def look_at_the_whole(
     client: Client,
     house: House,
-    broker: NatsServer,
+    broker: NatsServer | NatsCluster,
     accepted: Collection[str],
     pieces: Mapping[str, int],
     *,
@@ -44,13 +44,16 @@ async def look_at_the_whole(
     return orders
 
 
-def consumers_of(broker: NatsServer) -> dict[str, Any]:
-    """Return what *broker* says about each durable, by stream and name: ``ORDERS/inventory``."""
-    (account,) = broker.ask("/jsz?streams=true&consumers=true&config=true")["account_details"]
+def consumers_of(broker: NatsServer | NatsCluster) -> dict[str, Any]:
+    """Return what *broker* says about each durable, by stream and name: ``ORDERS/inventory``; of a cluster, its leader's word."""
+    nodes = broker.nodes if isinstance(broker, NatsCluster) else [broker]
     return {
         f"{stream['name']}/{consumer['name']}": consumer
+        for node in nodes
+        for account in node.ask("/jsz?streams=true&consumers=true&config=true").get("account_details") or ()
         for stream in account["stream_detail"]
         for consumer in stream.get("consumer_detail") or ()
+        if len(nodes) == 1 or consumer["cluster"].get("leader") == node.name
     }
 
 

@@ -1,0 +1,93 @@
+"""Who is in a hurry does not wait for thousands who are not; and those get on all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.nats import NatsServer
+from tests.process.client import Client, eventually
+from tests.process.invariants import rows
+from tests.split.conftest import Build
+from tests.split.house import House
+from tests.split.world import consumers_of, look_at_the_whole
+
+BULK = 3_000
+EXPRESS_SECONDS_MAX = 2.0
+"""Alone on its machine it is a small part of a second; here others may be at work, too."""
+
+
+@pytest.mark.slow
+async def test_an_express_order_overtakes_the_backlog(
+    build: Build, broker: NatsServer, connect: Callable[[House], Client]
+) -> None:
+    """
+    With thousands of orders queued for inventory, an express order is over about a second after inventory is back.
+
+    While express orders go on coming in as fast as they are answered, the thousands are worked off as well.
+    """
+    house = build().start()
+    client = connect(house)
+    await client.stock("SKU-1", 1_000_000)
+    (inventory,) = house.parts["inventory"]
+    await client.followed(await client.place({"SKU-1": 1}, priority="express"))
+    await asyncio.to_thread(house.kill, inventory)
+
+    accepted: list[str] = []
+
+    async def place_bulk(count: int) -> None:
+        for _ in range(count):
+            accepted.append(await client.place({"SKU-1": 1}))
+
+    began = time.monotonic()
+    await asyncio.gather(*(place_bulk(BULK // 30) for _ in range(30)))
+    print(f"{BULK} bulk orders placed in {time.monotonic() - began:.1f} s")
+
+    async def queued() -> int:
+        return int(consumers_of(broker)["ORDERS/inventory"]["num_pending"])
+
+    await eventually(queued, lambda count: count >= BULK - 300, 60.0)
+    express = await client.place({"SKU-1": 1}, priority="express")
+
+    def bulk_done() -> int:
+        query = "SELECT count(*) FROM orders_order WHERE NOT is_express AND status = 'confirmed'"
+        ((count,),) = rows(house.database_of("orders"), query)
+        return int(count)
+
+    await asyncio.to_thread(house.revive, inventory)
+    began = time.monotonic()
+    assert (await client.followed(express))["status"] == "confirmed"
+    first_seconds = time.monotonic() - began
+    done_first = bulk_done()
+    assert first_seconds < EXPRESS_SECONDS_MAX
+    assert done_first < BULK * 0.9, "there was no backlog to overtake"
+
+    waits: list[float] = []
+    is_over = False
+
+    async def hurry() -> None:
+        while not is_over:
+            began = time.monotonic()
+            order_id = await client.place({"SKU-1": 1}, priority="express")
+            await client.followed(order_id)
+            accepted.append(order_id)
+            waits.append(time.monotonic() - began)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(8):
+            group.create_task(hurry())
+
+        async def done() -> int:
+            return bulk_done()
+
+        await eventually(done, lambda count: count == BULK, 120.0)
+        is_over = True
+    waits.sort()
+    print(
+        f"express: the first after {first_seconds:.3f} s with {done_first} bulk orders done; beside the backlog"
+        f" {len(waits)} more, median {waits[len(waits) // 2]:.3f} s, 99 % {waits[int(len(waits) * 0.99)]:.3f} s"
+    )
+    await look_at_the_whole(client, house, broker, [*accepted, express], {"SKU-1": 1_000_000}, unheard_max=1)
