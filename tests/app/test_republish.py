@@ -142,7 +142,7 @@ async def test_whoever_has_heard_an_event_hears_it_without_effect(path: Path, se
         bus = JetStreamBus(stand.clock, letters, Servers(urls=server.urls))
         await bus.connect()
         shell = stand.shells["inventory"]
-        stand.run(shell.listen(await bus.subscribe("inventory", ["orders.created.v1"])))
+        stand.run(shell.listen(await bus.subscribe("inventory", ["orders.created.v2"])))
         stand.run(shell.run())
         event = OrderCreated(order_id=oid(1), customer_id="c-1", items=(Line("A", 2),), version="v2", shipping_address=None)
         message = said(stand, event, id=oid(7), key=oid(1))
