@@ -257,7 +257,7 @@ async def test_a_hundred_looks_share_their_walks(gateway: StripeGateway, faulty:
     assert [type(answer) for answer in found] == [Captured] * 100 + [type(None)]
     assert len({answer.reference for answer in found if isinstance(answer, Captured)}) == 100
     # One walk of three pages, and one more for whoever came after it had begun; once an attempt to filter in vain.
-    assert faulty.calls.count(("list", "")) <= 7
+    assert faulty.calls.count(("list", "")) <= (6 if can_filter else 21)
 
 
 @pytest.mark.parametrize("is_oldest_first", [True, False])
@@ -283,7 +283,7 @@ async def test_a_list_that_grows_at_its_end_is_read_once(
         for order_id in orders[0], orders[-1]:
             assert isinstance(await find(gateway, order_id), Captured)
         pages = faulty.calls.count(("list", ""))
-        assert (pages <= 3) is (is_oldest_first and seconds == 1)
+        assert (pages <= 9) is (is_oldest_first and seconds == 1)
     assert await find(gateway, oid()) is None
     faulty.intents.clear()  # it has forgotten everything
     assert await find(gateway, orders[0]) is None
