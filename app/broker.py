@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["OutOfReach", "jetstream", "publisher", "servers"]
+__all__ = ["OutOfReach", "connection_name", "jetstream", "publisher", "servers"]
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
@@ -36,6 +36,11 @@ def servers(settings: Settings) -> Servers:
         creds=settings.nats_creds,
         tls_ca=settings.nats_tls_ca,
     )
+
+
+def connection_name(settings: Settings) -> str:
+    """Return what this process is called at the broker; its inboxes are named after it, and a user's rights after those."""
+    return settings.modules[0] if len(settings.modules) == 1 else "fulfilment"
 
 
 @asynccontextmanager
@@ -81,6 +86,7 @@ async def publisher(settings: Settings) -> AsyncIterator[Bus]:
         servers(settings),
         replicas=settings.nats_replicas,
         connect_seconds_max=CONNECT_SECONDS_MAX / 2,
+        name=connection_name(settings),
     )
     try:
         await _in_time(bus.connect())

@@ -46,7 +46,7 @@ def _nats(
     settings: Settings, modules: Sequence[Module], contracts: Contracts, clock: Clock, dead_letters: DeadLetters
 ) -> Transport:
     # What one process with its own bus never needs shall not cost it the time to start.
-    from app.broker import servers
+    from app.broker import connection_name, servers
     from app.topology import plan
     from bus.dead_letter_stream import PublishedDeadLetters
     from bus.jetstream import JetStreamBus
@@ -55,7 +55,6 @@ def _nats(
     from bus.tasks import end_tasks
     from bus.topology import stream_name
 
-    name = modules[0].name if len(modules) == 1 else "fulfilment"
     published = PublishedDeadLetters(dead_letters, lambda: bus)
     bus = JetStreamBus(
         clock,
@@ -63,7 +62,7 @@ def _nats(
         servers(settings),
         replicas=settings.nats_replicas,
         ack_wait_seconds=settings.nats_ack_wait_s,
-        name=name,
+        name=connection_name(settings),
     )
     known = [name for contract in contracts for name in (contract.subject, contract.subject + EXPRESS)]
     consumers = plan(modules).consumers

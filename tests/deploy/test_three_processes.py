@@ -86,6 +86,13 @@ def test_orders_go_all_the_way_within_these_rights(processes: dict[str, Server],
     assert refused == []
 
 
+def test_a_module_may_say_again_what_it_has_said(processes: dict[str, Server]) -> None:
+    """`republish` gets its answers within the rights of the module's own user."""
+    call("POST", processes["orders"].url + "/v1/orders", {"customer_id": "c", "items": [{"product_id": "P", "quantity": 1}]})
+    done = run(processes["orders"].folder, "republish", "--since", "1h", **processes["orders"].settings)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_wrong_password_keeps_a_module_from_the_bus_and_not_from_taking_orders(
     nats: NatsServer, tmp_path: Path
 ) -> None:
