@@ -1,9 +1,9 @@
 """
 One database, and the two threads that talk to it: one writes, one reads.
 
-Whoever wants something done hands over a piece of work and waits. The work that is waiting when a thread gets free goes
-into one transaction, up to a size: alone, a piece is committed at once; under load, many events share one hop to the
-thread and one fsync. (Group commit: the busier the house, the cheaper each.)
+Whoever wants something done hands over a piece of work and waits. All the work that is waiting when a thread gets free
+goes into one transaction: alone, a piece is committed at once; under load, many share one hop to the thread and one
+fsync. (Group commit: the busier the house, the cheaper each piece.)
 
 A thread that runs one small SQL statement after the other gives up the interpreter's lock at each and has to win it back
 from the event loop, which may take a whole switch interval; `app.serve` therefore sets that short, and `app.rows` puts
@@ -12,7 +12,7 @@ many rows into one statement.
 
 from __future__ import annotations
 
-__all__ = ["SIZE_MAX", "Database", "Unusable", "Work"]
+__all__ = ["Database", "Unusable", "Work"]
 
 import asyncio
 import random
@@ -33,13 +33,8 @@ from app.door import Unavailable, Unsettled
 T = TypeVar("T")
 Work = Callable[[Connection], T]
 
-SIZE_MAX = 24
-"""
-Events that share a transaction when they belong to several pieces of work.
-
-The small ones share a hop and an fsync. The large ones go one after the other: while the disk takes one module's, the event
-loop answers for another's, and neither waits for both.
-"""
+WORKS_MAX = 512
+"""Pieces of work that share a transaction; bounds how long one lasts."""
 
 TRIES = 6
 """How often a transaction is begun that met somebody else's, or whose connection was cut."""
@@ -56,7 +51,6 @@ class _Piece:
     work: Work[Any]
     future: asyncio.Future[Any] | None
     place: str = ""
-    size: int = 1
 
 
 class Database:
@@ -84,9 +78,9 @@ class Database:
         """False after a transaction that the database refused, until one succeeds."""
         return self._writer.is_healthy and self._reader.is_healthy
 
-    async def write(self, work: Work[T], place: str = "", size: int = 1) -> T:
+    async def write(self, work: Work[T], place: str = "") -> T:
         """
-        Do *work*, which is about *size* events, in a transaction; return its result once that is committed to disk.
+        Do *work* in a transaction; return its result once that is committed to disk.
 
         Those that share a transaction are done in the order of their *place*: where several processes work on one
         database, all take the rows of one module before those of the next, and nobody waits in a circle.
@@ -96,7 +90,7 @@ class Database:
             Unavailable: The database is out of reach; nothing of *work* was kept.
             Exception: Whatever *work* raised; nothing of it was kept.
         """
-        return await self._writer.ask(work, place, size)
+        return await self._writer.ask(work, place)
 
     def ride(self, work: Work[Any]) -> None:
         """Do *work* in the next transaction that somebody else asks for, or in the one of the next `flush`."""
@@ -147,7 +141,7 @@ class _Thread:
     def ride(self, work: Work[Any]) -> None:
         self._riders.append(work)
 
-    async def ask(self, work: Work[T], place: str = "", size: int = 1) -> T:
+    async def ask(self, work: Work[T], place: str = "") -> T:
         if self._is_closed:
             raise Unavailable("The database is closed.")
         if self._thread is None:
@@ -156,7 +150,7 @@ class _Thread:
             self._thread.start()
         assert self._loop is not None
         future: asyncio.Future[T] = self._loop.create_future()
-        self._waiting.append(_Piece(work, future, place, size))
+        self._waiting.append(_Piece(work, future, place))
         if self._is_idle:
             self._is_idle = False
             self._wake.release()
@@ -176,7 +170,7 @@ class _Thread:
         while True:
             self._wake.acquire()
             while self._waiting:
-                pieces = self._take()
+                pieces = [self._waiting.popleft() for _ in range(min(len(self._waiting), WORKS_MAX))]
                 if self._dialect.is_shared:
                     pieces.sort(key=_place)
                 riders = [_Piece(self._riders.popleft(), None) for _ in range(len(self._riders))]
@@ -186,15 +180,6 @@ class _Thread:
                 break
             self._loop.call_soon_threadsafe(self._rest)
         self._hang_up()
-
-    def _take(self) -> list[_Piece]:
-        """Return what goes into the next transaction: the first that waits, and those behind it that are small enough."""
-        waiting = self._waiting
-        pieces = [waiting.popleft()]
-        size = pieces[0].size
-        while waiting and (size := size + waiting[0].size) <= SIZE_MAX:
-            pieces.append(waiting.popleft())
-        return pieces
 
     def _rest(self) -> None:
         """Note, on the loop, that the thread sleeps; unless something came in while it was falling asleep."""

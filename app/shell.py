@@ -181,7 +181,7 @@ class Shell(Window):
     async def _see_through(self, batch: Sequence[Seat]) -> tuple[list[Verdict], list[Parcel]]:
         """Think *batch* and commit what follows; what the database will not write is found out one by one."""
         try:
-            return await self._store.database.write(partial(self._think, batch), self.module.name, len(batch))
+            return await self._store.database.write(partial(self._think, batch), self.module.name)
         except Unavailable:
             raise
         except Exception as error:  # a row that breaks a constraint, say: whose it is, only a single pass can tell
