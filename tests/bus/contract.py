@@ -45,7 +45,7 @@ def publish(stand: Stand, count: int, subject: str = CREATED) -> tuple[list[Mess
 
 async def take(stand: Stand, member: Subscription, count: int = 1, within_seconds: float | None = None) -> list[Delivery]:
     """Fetch until there are *count* messages, and fail if they do not come; unanswered, they stay in hand."""
-    wait_seconds = stand.ack_wait_seconds / 2 if within_seconds is None else within_seconds
+    wait_seconds = stand.patience_seconds if within_seconds is None else within_seconds
     taken: list[Delivery] = []
     while len(taken) < count:
         batch = await stand.run(member.fetch(count - len(taken), wait_seconds))

@@ -35,6 +35,8 @@ class Stand(Protocol):
     bus: Bus
     ack_wait_seconds: float
     """The unit of time of the suite: short on a real server, whatever it is on a virtual clock."""
+    patience_seconds: float
+    """How long a test waits for what comes at once, if it comes."""
     dedup_seconds: float
     tolerance_seconds: float
     """How late the bus may be with what it does at a certain time."""

@@ -64,6 +64,7 @@ class JetStreamStand:
     clock: SystemClock = field(factory=SystemClock)
     box: Letters = field(factory=Letters)
     ack_wait_seconds: float = 0.8
+    patience_seconds: float = 10.0
     dedup_seconds: float = 1.5
     tolerance_seconds: float = 0.3
     bus: JetStreamBus = field(init=False)

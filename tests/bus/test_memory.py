@@ -38,6 +38,7 @@ class MemoryStand:
     clock: VirtualClock = field(factory=VirtualClock)
     box: Letters = field(factory=Letters)
     ack_wait_seconds: float = ACK_WAIT_SECONDS
+    patience_seconds: float = ACK_WAIT_SECONDS / 2
     dedup_seconds: float = 120.0
     tolerance_seconds: float = 1e-6
     bus: Bus = field()
