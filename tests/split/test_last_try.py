@@ -28,17 +28,17 @@ async def test_a_message_that_outlives_five_workers_is_a_dead_letter(
     """
     Nobody answers for a message five times over; then it is one dead letter, with the error ``no_answer``.
 
-    Each time inventory has it in hand and cannot write, because somebody holds its database, and is killed so. That
+    Each time payments has it in hand and cannot write, because somebody holds its database, and is killed so. That
     leaves nothing behind but the server's advisory. Replayed, the message does what it was meant to.
     """
     house = build(NATS_ACK_WAIT_S=str(ACK_WAIT_SECONDS)).start()
     client = connect(house)
     await client.stock("SKU-1", 10)
-    (inventory,) = house.parts["inventory"]
+    (payments,) = house.parts["payments"]
     await everybody_is_ready(house, client)
 
     async def delivered() -> int:
-        consumer = consumers_of(broker)["ORDERS/inventory"]
+        consumer = consumers_of(broker)["INVENTORY/payments"]
         return int(consumer["delivered"]["consumer_seq"])
 
     first = await delivered()
@@ -47,36 +47,36 @@ async def test_a_message_that_outlives_five_workers_is_a_dead_letter(
     try:
         js = wire.jetstream()
         for number in range(TRIES):
-            with closing(sqlite3.connect(house.database_of("inventory"), isolation_level=None)) as other:
+            with closing(sqlite3.connect(house.database_of("payments"), isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")
                 if number == 0:
                     order_id = await client.place({"SKU-1": 1})
                 else:
-                    await js.resume_consumer("ORDERS", "inventory")
+                    await js.resume_consumer("INVENTORY", "payments")
                 await eventually(delivered, lambda count, least=first + number + 1: count >= least, 20.0)  # type: ignore[misc]
-                await asyncio.to_thread(inventory.kill)
+                await asyncio.to_thread(payments.kill)
                 other.execute("ROLLBACK")
             # It starts while nobody holds the database, and must not come to the message before somebody does.
-            await js.pause_consumer("ORDERS", "inventory", "2100-01-01T00:00:00Z")
-            await asyncio.to_thread(inventory.start)
+            await js.pause_consumer("INVENTORY", "payments", "2100-01-01T00:00:00Z")
+            await asyncio.to_thread(payments.start)
         assert await delivered() == first + TRIES
-        await js.resume_consumer("ORDERS", "inventory")
+        await js.resume_consumer("INVENTORY", "payments")
     finally:
         await wire.close()
 
     async def letters() -> list[Any]:
-        return list((await client.call(f"{inventory.url}/v1/dead-letters")).body["items"])
+        return list((await client.call(f"{payments.url}/v1/dead-letters")).body["items"])
 
     (letter,) = await eventually(letters, bool, 30.0)
-    assert (letter["consumer"], letter["subject"]) == ("inventory", "orders.created.v1")
+    assert (letter["consumer"], letter["subject"]) == ("payments", "inventory.reserved.v1")
     assert (letter["error"], letter["attempts"], letter["replays"]) == ("no_answer", TRIES, 0)
     assert letter["message"]["body"]["order_id"] == order_id
-    assert (await client.get(f"/v1/orders/{order_id}"))["status"] == "processing"
+    assert (await client.get(f"/v1/orders/{order_id}"))["status"] == "reserved"
 
     # Neither another look of the patrol nor another start finds it again.
-    await asyncio.to_thread(inventory.kill)
-    await asyncio.to_thread(inventory.start)
-    reply = await client.call(f"{inventory.url}/v1/dead-letters/{letter['id']}/replay", "POST")
+    await asyncio.to_thread(payments.kill)
+    await asyncio.to_thread(payments.start)
+    reply = await client.call(f"{payments.url}/v1/dead-letters/{letter['id']}/replay", "POST")
     assert reply.status == 202
     assert (await client.followed(order_id))["status"] == "confirmed"
     assert [each["id"] for each in await letters()] == [letter["id"]]
