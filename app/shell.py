@@ -300,8 +300,9 @@ class Shell(Window):
         """Keep what the bus brought ours, until cancelled; a database may take its time to say that it is away."""
         while True:
             for seat in self._room:
-                if seat.delivery is not None:
-                    await seat.delivery.in_progress()
+                for delivery in (seat.delivery, *seat.lower):
+                    if delivery is not None:
+                        await delivery.in_progress()
             await self._clock.sleep(KEEP_SECONDS)
 
     @staticmethod
