@@ -62,6 +62,7 @@ def decide(states: Sequence[Order | None], event: Event, now: datetime, *, timeo
                 return unchanged(OrderUnknown(order_id=event.order_id))
         raise Unexpected(f"{type(event).__name__} for an order that was never placed")
 
+    now = max(now, order.updated_at)  # whoever decided before us may have had a clock that is ahead of ours
     match order.status, event:
         case Status.PROCESSING, StockReserved():
             held = _noted(

@@ -227,3 +227,11 @@ def test_what_cannot_be_is_unexpected(order: Callable[[], Order], event: Any) ->
     """Nobody guesses: it becomes a dead letter, and a person looks."""
     with pytest.raises(Unexpected):
         when(order(), event)
+
+
+def test_an_order_goes_only_forward_in_time() -> None:
+    """Where two processes decide about one order, their clocks differ by some milliseconds; its timeline does not go back."""
+    early = NOW - timedelta(milliseconds=3)
+    [order] = decide((given(),), RESERVED, early, timeout=TIMEOUT).states
+    assert order.updated_at == NOW
+    assert [entry["at"] for entry in order.timeline] == sorted(entry["at"] for entry in order.timeline)
