@@ -6,6 +6,7 @@ __all__ = ["load"]
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import Coroutine, Mapping
 from typing import Any
@@ -122,7 +123,8 @@ def load(
             loop = asyncio.get_running_loop()
 
             def interrupted() -> None:
-                loop.remove_signal_handler(signal.SIGINT)
+                # Not a KeyboardInterrupt: raised in a callback of the loop it may get lost.
+                loop.add_signal_handler(signal.SIGINT, os._exit, FAILED)
                 click.echo("Stopping: no more orders are placed, the accepted ones are followed.", err=True)
                 stop.set()
 

@@ -96,6 +96,7 @@ async def test_killed_cut_and_restarted_it_loses_nothing(
     assert server.stderr == ""
 
 
+@pytest.mark.slow
 async def test_two_replicas_sell_the_last_ten_pieces_to_ten(
     url: str, connect: Callable[[Server], Client], tmp_path: Path
 ) -> None:

@@ -176,6 +176,7 @@ async def test_without_a_secret_no_webhook_is_believed(client: Client) -> None:
     assert reply.headers["Retry-After"]
 
 
+@pytest.mark.slow
 async def test_a_provider_that_is_killed_under_load_and_brought_back(
     serve: Serve, connect: Connect, provider: LocalStripe
 ) -> None:
@@ -219,6 +220,7 @@ async def test_an_order_whose_time_is_up_while_the_provider_is_away(serve: Serve
     await eventually(product, lambda found: found["available"] == 10)
 
 
+@pytest.mark.slow
 async def test_a_provider_that_hangs_holds_up_nobody_who_needs_it_not(
     serve: Serve, connect: Connect, faulty: FaultyStripe
 ) -> None:

@@ -121,6 +121,7 @@ async def test_over_its_cap_the_backlog_sheds(build: Build, broker: NatsServer, 
     await look_at_the_whole(client, house, broker, accepted, {"SKU-1": 1_000})
 
 
+@pytest.mark.slow
 async def test_a_locked_database_spends_no_try(
     build: Build, broker: NatsServer, connect: Callable[[House], Client]
 ) -> None:

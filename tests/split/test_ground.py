@@ -108,6 +108,7 @@ async def test_a_deleted_durable_is_founded_anew_under_its_listener(
     assert house.stderr == ""
 
 
+@pytest.mark.slow
 async def test_a_durable_edited_by_hand_is_named_and_makes_the_part_unready(
     build: Build, broker: NatsServer, connect: Callable[[House], Client]
 ) -> None:
