@@ -1,4 +1,4 @@
-"""One database, two threads: what is asked for at once shares a transaction, and nobody's failure is another's."""
+"""What rides along, how it ends, and how SQLite is opened; what every database promises stands in the store's contract."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, event
-from sqlalchemy.exc import IntegrityError
 
 from app.database import Database
 from app.dialect import Unusable
@@ -36,31 +35,6 @@ def insert(n: int) -> Any:
 
 async def numbers(database: Database) -> list[int]:
     return await database.read(lambda c: [row[0] for row in c.exec_driver_sql("SELECT n FROM number ORDER BY n")])
-
-
-async def test_what_waits_together_is_committed_together(database: Database) -> None:
-    """A hundred pieces of work that arrive at once are a few transactions, and each gets its own result."""
-    commits: list[Any] = []
-    event.listen(database.engine, "commit", commits.append)
-    assert await asyncio.gather(*(database.write(insert(n)) for n in range(100))) == list(range(100))
-    assert len(commits) <= 3
-    assert await numbers(database) == list(range(100))
-
-
-async def test_one_failing_piece_does_not_take_the_others_down(database: Database) -> None:
-    """Each of the others is done once; the failing one keeps nothing, not even what it did before it failed."""
-
-    def half(connection: Connection) -> None:
-        connection.exec_driver_sql("INSERT INTO number VALUES (50)")
-        raise ValueError("half done")
-
-    works = [database.write(insert(1)), database.write(half), database.write(insert(2)), database.write(insert(2))]
-    done = await asyncio.gather(*works, return_exceptions=True)
-    assert done[0] == 1
-    assert isinstance(done[1], ValueError)
-    assert done[2] == 2
-    assert isinstance(done[3], IntegrityError)
-    assert await numbers(database) == [1, 2]
 
 
 async def test_a_rider_goes_with_the_next_transaction(database: Database) -> None:
@@ -111,23 +85,6 @@ async def test_a_rider_waits_out_a_database_that_is_away(path: Path, monkeypatch
     assert database.is_healthy
     assert await numbers(database) == [1, 3]
     await database.close()
-
-
-async def test_readers_do_not_wait_for_a_writer(database: Database) -> None:
-    """They see the last commit while the next is in the making."""
-    may_go = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def slow(connection: Connection) -> None:
-        connection.exec_driver_sql("INSERT INTO number VALUES (1)")
-        asyncio.run_coroutine_threadsafe(may_go.wait(), loop).result(20)
-
-    writing = asyncio.create_task(database.write(slow))
-    await asyncio.sleep(0)
-    assert await numbers(database) == []
-    may_go.set()
-    await writing
-    assert await numbers(database) == [1]
 
 
 async def test_closing_finishes_what_was_asked_for(path: Path) -> None:
