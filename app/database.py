@@ -12,7 +12,7 @@ many rows into one statement.
 
 from __future__ import annotations
 
-__all__ = ["Database", "Unusable", "Work"]
+__all__ = ["LAST", "Database", "Unusable", "Work"]
 
 import asyncio
 import random
@@ -33,6 +33,9 @@ from app.door import Unavailable, Unsettled
 T = TypeVar("T")
 Work = Callable[[Connection], T]
 
+LAST = "~~"
+"""The place of who wants to see what all the others in his transaction do, and what rides along."""
+
 WORKS_MAX = 512
 """Pieces of work that share a transaction; bounds how long one lasts."""
 
@@ -42,6 +45,7 @@ TRIES = 6
 TRIES_SECONDS = 5.0
 """After so long it is not begun again either: those who wait had better hear it."""
 
+_RIDER = "~"
 _PAUSE_SECONDS = 0.005
 """Before the second try, about; doubled each time."""
 
@@ -82,8 +86,9 @@ class Database:
         """
         Do *work* in a transaction; return its result once that is committed to disk.
 
-        Those that share a transaction are done in the order of their *place*: where several processes work on one
-        database, all take the rows of one module before those of the next, and nobody waits in a circle.
+        Those that share a transaction are done in the order of their *place*, then comes what rides along, then what
+        asked to be `LAST`. Where several processes work on one database, all take the rows of one module before those of
+        the next, and nobody waits in a circle.
 
         Raises:
             Unsettled: The database went away while it committed; whether anything of *work* was kept is not known.
@@ -171,10 +176,10 @@ class _Thread:
             self._wake.acquire()
             while self._waiting:
                 pieces = [self._waiting.popleft() for _ in range(min(len(self._waiting), WORKS_MAX))]
-                if self._dialect.is_shared:
-                    pieces.sort(key=_place)
-                riders = [_Piece(self._riders.popleft(), None) for _ in range(len(self._riders))]
-                answers = self._together(pieces + riders)
+                # Taken after the pieces: whoever asks to be last sees what was told to ride before he asked.
+                pieces += [_Piece(self._riders.popleft(), None, _RIDER) for _ in range(len(self._riders))]
+                pieces.sort(key=_place)
+                answers = self._together(pieces)
                 self._loop.call_soon_threadsafe(self._settle, answers)
             if self._is_closed:
                 break

@@ -19,6 +19,7 @@ from functools import partial
 from loguru import logger
 from sqlalchemy import Connection
 
+from app.database import LAST
 from app.door import Unavailable
 from app.headers import message_of
 from app.outbox import Parcel
@@ -81,7 +82,7 @@ class Relay:
         try:
             if is_to_look:
                 self._look_at = now + LOOK_SECONDS
-                self._found(*await self._store.database.write(partial(self._look, sent)))
+                self._found(*await self._store.database.write(partial(self._look, sent), LAST))
             elif sent:
                 self._store.database.ride(partial(self._mark, sent))
         except Unavailable:
@@ -133,7 +134,8 @@ class Relay:
         """
         Mark *sent*, then find what is due, how much of it there is and how old it is.
 
-        In one transaction: so whatever is found unsent is either on its way, or nobody has taken care of it.
+        In one transaction, and behind the marks that still ride: so whatever is found unsent is either on its way, or
+        nobody has taken care of it.
         """
         if sent:
             self._mark(sent, connection)

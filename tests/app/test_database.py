@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event
 
-from app.database import Database
+from app.database import LAST, Database
 from app.dialect import Unusable
 from app.door import Unavailable
 
@@ -47,6 +48,27 @@ async def test_a_rider_goes_with_the_next_transaction(database: Database) -> Non
     await database.write(insert(2))
     assert len(commits) == 1
     assert await numbers(database) == [1, 2]
+
+
+async def test_who_asks_to_be_last_sees_what_was_told_to_ride_before(database: Database) -> None:
+    """However busy the writer was meanwhile, and whoever else asks at the same time."""
+    has_begun, is_free = threading.Event(), threading.Event()
+
+    def work(connection: Connection) -> bool:
+        has_begun.set()
+        return is_free.wait(10)
+
+    def count(connection: Connection) -> int:
+        return int(connection.exec_driver_sql("SELECT count(*) FROM number").scalar_one())
+
+    busy = asyncio.create_task(database.write(work))
+    assert await asyncio.to_thread(has_begun.wait, 10)
+    database.ride(insert(1))
+    last, first = asyncio.create_task(database.write(count, LAST)), asyncio.create_task(database.write(count))
+    await asyncio.sleep(0)
+    is_free.set()
+    assert await busy
+    assert (await first, await last) == (0, 1)
 
 
 async def test_a_flush_takes_what_rides(database: Database) -> None:
