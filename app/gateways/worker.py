@@ -3,8 +3,9 @@ The worker at the payment gateway: hears what is to be asked, asks, and tells th
 
 It never holds a transaction, and a provider in trouble costs no message a try: an attempt that brought no answer is an
 answer too, and the module puts the next attempt into its outbox. Calls go out under a key that belongs to the order.
-While the circuit breaker is open the subscriptions pause. What is in hand stays in hand, as long as that may last; what
-is still in the bus waits there.
+For one order it asks one thing at a time: a copy of a message that comes late, beside the attempt that followed it, would
+find no charge and make a second one, at a provider that knows no keys. While the circuit breaker is open the
+subscriptions pause. What is in hand stays in hand, as long as that may last; what is still in the bus waits there.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from loguru import logger
 
-from app.door import Shed
+from app.door import Context, Shed
 from app.gateways.breaker import Breaker, BreakerOpen, BreakerState
 from app.gateways.calls import CALLS_MAX, LANE_CALLS_MAX, Calls, Task
 from app.gateways.delays import Delays, noted
@@ -81,6 +83,8 @@ class GatewayWorker:
         self._ask = Calls(gateway, breaker, metrics, self._dice)
         self._started_at = self._well_since = clock.now()
         self._calls: dict[asyncio.Task[None], Delivery] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Of each order that somebody is at; it goes with the last who holds it or waits for it."""
         self._has_room = asyncio.Event()
         self._subscriptions: list[Subscription] = []
         self._is_leaving = False
@@ -174,23 +178,14 @@ class GatewayWorker:
             await delivery.nak(GIVE_WAY_SECONDS, error="superseded")
             return
         id, context = origin(message)
-        asked_at = _moment(said_at(message))
-        is_first = self._is_first(event, delivery, id, asked_at)
-        # Whatever is old, or waited while the breaker was open, may be about an order that is cancelled or paid by now.
-        fresh_since = max(self._well_since, self._clock.now() - timedelta(seconds=FRESH_SECONDS))
-        is_well = self._breaker.state is BreakerState.CLOSED
-        is_late = not (is_first and is_well and asked_at is not None and asked_at >= fresh_since)
-        task = Task(event, id, context, is_express(subject), is_first, is_late)
+        turn = self._turns.setdefault(event.order_id, asyncio.Lock())
         try:
-            answer = await (self._charge(task) if isinstance(event, ChargeRequested) else self._refund(task))
-            # Asked twice (we were killed in between), the gateway may answer in two ways, and both are news.
-            kind = f"{type(answer).__name__}.{getattr(answer, 'is_unknown', False)}"
-            answer_id = caused_id(id, f"{CONSUMER}.{kind}")
-            await self._patiently(
-                lambda: self._shell.tell(
-                    answer, id=answer_id, context=context, answer=noted, express=task.express, is_new=False
-                )
-            )
+            is_alone = not turn.locked()
+            async with turn:
+                task = self._task(event, delivery, id, context, is_alone=is_alone)
+                answer = await (self._charge(task) if isinstance(event, ChargeRequested) else self._refund(task))
+                if answer is not None:
+                    await self._tell(task, answer)
         except Exception as error:  # whatever it is, it is this message's trouble: five tries, then a dead letter
             detail = f"{type(error).__name__}: {error}"
             logger.warning("message failed", consumer=CONSUMER, detail=detail, correlation_id=context.correlation_id)
@@ -199,6 +194,26 @@ class GatewayWorker:
             return
         self._handled.labels("payments", subject, "handled").inc()
         await delivery.ack()
+
+    def _task(self, event: Any, delivery: Delivery, id: str, context: Context, *, is_alone: bool) -> Task:
+        """Return what *delivery* asks for, now that it is its turn; *is_alone* if it need not wait for that."""
+        asked_at = _moment(said_at(delivery.message))
+        is_first = is_alone and self._is_first(event, delivery, id, asked_at)
+        # Whatever is old, or waited while the breaker was open, may be about an order that is cancelled or paid by now.
+        fresh_since = max(self._well_since, self._clock.now() - timedelta(seconds=FRESH_SECONDS))
+        is_well = self._breaker.state is BreakerState.CLOSED
+        is_late = not (is_first and is_well and asked_at is not None and asked_at >= fresh_since)
+        return Task(event, id, context, is_express(original(delivery.message.subject)), is_first, is_late)
+
+    async def _tell(self, task: Task, answer: Any) -> None:
+        # Asked twice (we were killed in between), the gateway may answer in two ways, and both are news.
+        kind = f"{type(answer).__name__}.{getattr(answer, 'is_unknown', False)}"
+        answer_id = caused_id(task.id, f"{CONSUMER}.{kind}")
+        await self._patiently(
+            lambda: self._shell.tell(
+                answer, id=answer_id, context=task.context, answer=noted, express=task.express, is_new=False
+            )
+        )
 
     def _is_first(self, event: Any, delivery: Delivery, id: str, asked_at: datetime | None) -> bool:
         """
@@ -215,7 +230,11 @@ class GatewayWorker:
     # Calls
 
     async def _charge(self, task: Task) -> Any:
-        """Have the money taken, and wait for the breaker as long as it takes; return what to tell."""
+        """
+        Have the money taken, and wait for the breaker as long as it takes; return what to tell.
+
+        Nothing (None) where our books know that the attempt brought its answer, and that another will follow.
+        """
         event: ChargeRequested = task.event
         is_wanted, is_first = event.is_wanted, task.is_first
         is_late, is_held = task.is_late, False
@@ -223,6 +242,8 @@ class GatewayWorker:
             if is_late:
                 payment: Payment | None = await self._patiently(lambda: self._shell.get(Payment, event.order_id))
                 is_wanted = is_wanted and _is_wanted(payment)
+                if is_wanted and payment is not None and payment.attempts > event.attempt:
+                    return None
                 is_first = is_first and payment is not None and payment.calls == 0
             if is_first and not is_wanted:  # cancelled while it waited, and never sent
                 return ChargeFailed(order_id=event.order_id, is_unknown=False, retry_seconds=0, calls=0)

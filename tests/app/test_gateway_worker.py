@@ -485,6 +485,49 @@ async def test_what_waited_long_is_compared_with_our_own_books(path: Path, monke
         assert gateway.calls == [("charge", f"charge:{id}"), ("find", f"charge:{id}")]
 
 
+async def test_a_copy_of_an_attempt_that_brought_its_answer_asks_nothing(path: Path) -> None:
+    """Beside the attempt that follows, it would find no charge either, and make a second one."""
+    gateway = Books(plan=["away"])
+    async with running(path, gateway, retry_seconds=3600) as (stand, _):
+        [id] = await place(stand, 1)
+        await until(lambda: _waits_for_payment(stand, id))
+        gateway.calls.clear()
+        for attempt, calls in (1, []), (2, ["find", "charge"]):
+            request = ChargeRequested(order_id=id, amount=Money(100, "EUR"), attempt=attempt, is_wanted=True)
+            await stand.bus.publish(attrs.evolve(said(stand, request), id=f"copy-{attempt}"))
+            assert [call for call, _ in gateway.calls] == calls
+        assert await stand.office.list(None, None, None, 10) == []
+
+
+async def test_for_one_order_one_thing_is_asked_at_a_time(path: Path) -> None:
+    """Two requests that come at once: the second asks when the first has told what it was answered."""
+    is_free, at_it = asyncio.Event(), []
+
+    class Slow(Books):
+        async def find(self, key: str, order_id: str, amount: Money) -> Answer | None:
+            at_it.append(order_id)
+            await is_free.wait()
+            found = await super().find(key, order_id, amount)
+            at_it.remove(order_id)
+            return found
+
+    async with running(path, Slow()) as (stand, _):
+        ids = await place(stand, 2)
+        await ended(stand, ids)
+        requests = [
+            said(stand, ChargeRequested(order_id=id, amount=Money(100, "EUR"), attempt=2, is_wanted=True)) for id in ids
+        ]
+        copies = [attrs.evolve(each, id=f"{each.id}-{n}") for each in requests for n in range(3)]
+        published = [stand.bus.publish(each) for each in copies]
+        await until(lambda: len(at_it) >= 2)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert sorted(at_it) == sorted(ids)
+        is_free.set()
+        await asyncio.gather(*published)
+        assert at_it == []
+
+
 async def _is_given_up(stand: Stand, id: str) -> bool:
     found = await payment(stand, id)
     return found is not None and found.is_cancelled
