@@ -39,7 +39,15 @@ class Stand(Protocol):
     """How long a test waits for what comes at once, if it comes."""
     dedup_seconds: float
     tolerance_seconds: float
-    """How late the bus may be with what it does at a certain time."""
+    """How early the bus may be with what it does at a certain time, by our clock."""
+
+    @property
+    def lag_seconds(self) -> float:
+        """How long this machine has kept everybody waiting so far in this test, beyond what is usual."""
+
+    @property
+    def late_seconds(self) -> float:
+        """How late the bus may be with what it does at a certain time."""
 
     def monotonic(self) -> float:
         """Return the time by which the bus goes, in seconds."""

@@ -7,11 +7,12 @@ __all__ = ["MODULES", "JetStreamStand", "say", "until"]
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Self, TypeVar
 
 import nats
 from attrs import define, field
+from nats.js import JetStreamContext
 
 from app.clock import SystemClock
 from bus.errors import Retry
@@ -25,6 +26,8 @@ from tests.bus.contract import CREATED, EXPRESS, RESERVED
 from tests.bus.features import Features, Letters
 
 T = TypeVar("T")
+
+_BEAT_SECONDS = 0.05
 
 MODULES = ("orders", "inventory", "payments")
 
@@ -67,6 +70,7 @@ class JetStreamStand:
     patience_seconds: float = 10.0
     dedup_seconds: float = 1.5
     tolerance_seconds: float = 0.3
+    lag_seconds: float = 0.0
     bus: JetStreamBus = field(init=False)
     buses: list[JetStreamBus] = field(factory=list)
 
@@ -83,11 +87,11 @@ class JetStreamStand:
         await found(
             js, [stream_config(each, replicas=stand.replicas, dedup_seconds=stand.dedup_seconds) for each in plan.streams]
         )
-        await client.close()
         stand.bus = await stand.another()
-        patrol = asyncio.create_task(stand.patrol().run())
+        beside = [asyncio.create_task(stand.patrol().run()), asyncio.create_task(stand.feel_the_lag(js))]
         yield stand
-        await end_tasks([patrol])
+        await end_tasks(beside)
+        await client.close()
         for bus in stand.buses:
             await stand.run(bus.close(0))
         await asyncio.sleep(0)
@@ -120,6 +124,19 @@ class JetStreamStand:
             look_seconds=self.ack_wait_seconds / 4,
             ack_wait_seconds=self.ack_wait_seconds,
         )
+
+    @property
+    def late_seconds(self) -> float:
+        return self.tolerance_seconds + self.lag_seconds
+
+    async def feel_the_lag(self, js: JetStreamContext) -> None:
+        """Ask the servers for something small, over and over, and add up how late the answers are."""
+        while True:
+            began = time.monotonic()
+            with suppress(nats.errors.Error, TimeoutError):
+                await js.account_info()
+            await asyncio.sleep(_BEAT_SECONDS)
+            self.lag_seconds += max(0.0, time.monotonic() - began - 2 * _BEAT_SECONDS)
 
     def monotonic(self) -> float:
         return self.clock.monotonic()

@@ -41,6 +41,8 @@ class MemoryStand:
     patience_seconds: float = ACK_WAIT_SECONDS / 2
     dedup_seconds: float = 120.0
     tolerance_seconds: float = 1e-6
+    late_seconds: float = 1e-6
+    lag_seconds: float = 0.0
     bus: Bus = field()
 
     @bus.default
