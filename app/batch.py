@@ -1,7 +1,7 @@
 """
 One batch, thought through: claim, load, decide, write, all in somebody's transaction.
 
-What was heard before drops out, the states are loaded with one select per table, the module decides about one event
+What was heard before drops out, the states that are needed are brought together, the module decides about one event
 after the other, and everything that has changed is written with one statement per table. An event that cannot be
 decided loses only itself.
 """
@@ -79,17 +79,13 @@ class Batch:
         store, touches = self._store, self._module.touches
         now = self._clock.now()
         said_at = instant(now)
-        known: dict[str, tuple[str | None, str | None]] = {}
-        if inbox_ids := [seat.inbox_id for seat in batch if seat.inbox_id is not None]:
-            known = store.known(connection, inbox_ids)
+        touched = [touches(seat.event) for seat in batch]
         keys: dict[type, set[str]] = {}
-        touched = []
-        for seat in batch:
-            wanted = touches(seat.event) if seat.inbox_id not in known else ()
-            touched.append(wanted)
+        for wanted in touched:
             for cls, key in wanted:
                 keys.setdefault(cls, set()).add(key)
-        world = store.load(connection, keys)
+        inbox_ids = [seat.inbox_id for seat in batch if seat.inbox_id is not None]
+        known, world = store.recall(connection, inbox_ids, keys)
         new = {cls: wanted.difference(world[cls]) for cls, wanted in keys.items()}
 
         changed: dict[type, dict[str, Any]] = {cls: {} for cls in self._module.remembers}

@@ -12,7 +12,7 @@ many rows into one statement.
 
 from __future__ import annotations
 
-__all__ = ["LAST", "Database", "Unusable", "Work"]
+__all__ = ["LAST", "Database", "Unusable", "Work", "epoch"]
 
 import asyncio
 import random
@@ -46,6 +46,7 @@ TRIES_SECONDS = 5.0
 """After so long it is not begun again either: those who wait had better hear it."""
 
 _RIDER = "~"
+_EPOCH = "epoch"
 _PAUSE_SECONDS = 0.005
 """Before the second try, about; doubled each time."""
 
@@ -267,9 +268,10 @@ class _Thread:
 
     @staticmethod
     def _undo(transaction: RootTransaction) -> None:
-        with suppress(
-            Exception
-        ):  # why it failed is on its way already; on a connection that is cut there is nothing to undo
+        with suppress(Exception):
+            transaction.connection.info.pop(_EPOCH, None)
+        # Why it failed is on its way already, and on a connection that is cut there is nothing to undo.
+        with suppress(Exception):
             transaction.rollback()
 
     def _away(self, error: Exception) -> None:
@@ -297,6 +299,11 @@ class _Thread:
                     piece.future.set_result(answer)
                 else:
                     piece.future.set_exception(error)
+
+
+def epoch(connection: Connection) -> object:
+    """Return an object that stays the same for as long as nothing that was done on *connection* is undone."""
+    return connection.info.setdefault(_EPOCH, object())
 
 
 def _place(piece: _Piece) -> str:

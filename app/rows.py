@@ -63,6 +63,14 @@ class Rows:
         """Return the states under *keys*, those that there are, by key."""
         return self._states(self._load.run(connection, [(key,) for key in keys]))
 
+    def among(self, keys: str) -> str:
+        """Return the query that selects all rows under *keys*, itself a query or a list, as the text that `states` reads."""
+        return f"SELECT {self._shown} FROM {self.table.name} WHERE {_quoted(self.key_name)} IN {keys}"
+
+    def states(self, text: str) -> dict[str, Any]:
+        """Return the states of a text of rows, by key."""
+        return {row[0]: self._state(row) for row in orjson.loads(text)}
+
     def lock(self, connection: Connection, keys: Sequence[str]) -> dict[str, Any]:
         """Return them, and let nobody else change them until the transaction ends."""
         return self._states(self._lock.run(connection, [(key,) for key in keys]))
@@ -97,7 +105,7 @@ class Rows:
         return [self._state(row) for row in orjson.loads(found)]
 
     def _states(self, found: Sequence[Any]) -> dict[str, Any]:
-        return {row[0]: self._state(row) for part in found for row in orjson.loads(part[0])}
+        return {key: state for part in found for key, state in self.states(part[0]).items()}
 
     def _row(self, state: Any) -> list[Any]:
         row = list(self._values(state))

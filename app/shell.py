@@ -2,7 +2,7 @@
 A module, running: one pass is *take, think, save, answer*, and the door is the same for the web, the workers and the bus.
 
 Whoever comes takes a seat. Everybody who sits when a pass begins goes through it together, in one transaction: what was
-heard before drops out, the states are loaded with one select per table, the module decides about one event after the
+heard before drops out, the states that are needed are brought together, the module decides about one event after the
 other, and everything that has changed is written at once. An event that cannot be decided loses only itself. After the
 commit the askers get their answers, the bus its acknowledgements, and the relay what was said.
 """

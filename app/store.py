@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, MetaData
 
 from app.database import Database
+from app.memory import Known, Memory
 from app.outbox import Parcel, tables_of
 from app.rows import Rows, instant
 from modules.module import Module
@@ -59,6 +60,7 @@ class Store:
         moments = ("occurred_at", "due_at")
         columns = ", ".join(dialect.moment(name) if name in moments else name for name in Parcel._fields)
 
+        self._memory = None if dialect.is_shared else Memory(inbox, self.rows)
         self._known = dialect.by_keys(f"SELECT id, fingerprint, answer FROM {inbox} WHERE id {{keys}}")
         self._keep = dialect.insert(inbox_table, Kept._fields)
         self._say = dialect.insert(outbox_table, Parcel._fields, "ON CONFLICT (id) DO NOTHING")
@@ -84,7 +86,15 @@ class Store:
             f" WHERE heard_at < ? ORDER BY heard_at LIMIT {PURGE_MAX}{dialect.skip_locked})"
         )
 
-    def known(self, connection: Connection, ids: Sequence[str]) -> dict[str, tuple[str | None, str | None]]:
+    def recall(
+        self, connection: Connection, ids: Sequence[str], keys: Mapping[type, Collection[str]]
+    ) -> tuple[Known, dict[type, dict[str, Any]]]:
+        """Return what `known` and `load` do; where the database is ours alone, with one look."""
+        if self._memory is not None:
+            return self._memory.recall(connection, ids, keys)
+        return self.known(connection, ids) if ids else {}, self.load(connection, keys)
+
+    def known(self, connection: Connection, ids: Sequence[str]) -> Known:
         """Return those of *ids* that were heard before, each with the fingerprint and the answer kept for it."""
         return {row[0]: (row[1], row[2]) for row in self._known.run(connection, [(id,) for id in ids])}
 
@@ -115,6 +125,8 @@ class Store:
         """
         for cls, changed in states.items():
             self.rows[cls].save(connection, list(changed.values()), new.get(cls, ()))
+            if self._memory is not None:
+                self._memory.keep(cls, changed)
         if heard:
             self._keep.run(connection, sorted(heard, key=_BY_ID) if self._dialect.is_shared else heard)
         if withdrawn:

@@ -189,6 +189,25 @@ class StoreContract:
         known = await store.database.write(lambda c: store.known(c, ["a", "b", "c", "B"]))
         assert known == {"a": (None, None), "b": ("f", '{"status": 202}')}
 
+    async def test_what_a_batch_needs_to_know_is_recalled_at_once(self, store: Store) -> None:
+        """What was heard, and the states as they are by now; written a moment ago or not."""
+        held = Reservation(order_id="o-1", status=ReservationStatus.HELD, lines=(Line("A", 1),))
+        shelf = Product(product_id="A", name=None, on_hand=5, reserved=1, unit_price_amount=100, currency="EUR")
+        states = {Reservation: {"o-1": held}, Product: {"A": shelf}}
+        heard = [Kept("b", instant(NOW), "f", '{"status": 202}'), Kept("a", instant(NOW), None, None)]
+        await store.database.write(
+            lambda c: store.save(
+                c, states=states, new={cls: set(found) for cls, found in states.items()}, heard=heard, withdrawn=(), said=()
+            )
+        )
+        for ids, keys, answer in (
+            (["a", "b", "c"], {Reservation: {"o-1", "o-2"}, Product: {"A"}}, states),
+            (["a", "b", "c"], {Reservation: {"o-2"}}, {Reservation: {}}),
+        ):
+            known, world = await store.database.write(lambda c, ids=ids, keys=keys: store.recall(c, ids, keys))
+            assert known == {"a": (None, None), "b": ("f", '{"status": 202}')}
+            assert world == answer
+
     async def test_the_outbox_gives_back_what_is_due(self, store: Store) -> None:
         """Byte for byte, the longest due first; neither what was sent, nor what is due later, nor what was withdrawn."""
         before = [NOW - timedelta(seconds=n) for n in range(10)]
