@@ -30,6 +30,7 @@ from app.relay import Relay
 from app.retirement import Overview
 from app.shell import Observer, Shell
 from app.store import Store
+from app.telemetry.logs import inform
 from app.telemetry.metrics import Metrics
 from app.telemetry.trace import trace_id
 from app.topology import EXPRESS_LANE, hears
@@ -313,8 +314,8 @@ def _order_observers(metrics: Metrics) -> dict[type, Observer]:
         (confirmed if isinstance(event, OrderConfirmed) else cancelled).inc()
         seconds = (order.updated_at - order.created_at).total_seconds()
         duration.observe(seconds)
-        logger.info(
-            "order is over", order_id=order.order_id, status=order.status.value, reason=order.reason,
+        inform(
+            __name__, "order is over", order_id=order.order_id, status=order.status.value, reason=order.reason,
             seconds=round(seconds, 4), correlation_id=context.correlation_id, trace_id=trace_id(context.traceparent),
         )  # fmt: skip
 

@@ -7,7 +7,7 @@ One log for the whole program: loguru in front, JSON lines behind.
 
 The message is a constant; what varies goes into keywords, which become members of the line. (loguru formats the message
 with them, so braces in it would be taken for their names.) Keywords are put together before anybody looks at the level:
-in hot places ask `enabled` first.
+in hot places ask `enabled` first. What is said for every order goes through `inform`, which leaves loguru out.
 
 Whatever the standard library's loggers say (aiohttp, alembic, sqlalchemy, asyncio) comes out here too. Exceptions are
 shown with their stack and never with their variables. A log that cannot be written is lost; nobody who logs ever hears
@@ -16,7 +16,7 @@ of it.
 
 from __future__ import annotations
 
-__all__ = ["FORMATS", "LEVELS", "enabled", "setup"]
+__all__ = ["FORMATS", "LEVELS", "enabled", "inform", "setup"]
 
 import asyncio
 import json
@@ -71,6 +71,7 @@ def setup(
     Raises:
         OSError: *file* cannot be opened; the log stays as it was.
     """
+    global _sink
     sink = _Sink(sys.stdout if stream is None else stream, format, file, secrets)
     logger.remove()
     logger.add(
@@ -82,6 +83,7 @@ def setup(
         backtrace=False,
         diagnose=False,
     )
+    _sink = sink
     for handler in [handler for handler in _ROOT.handlers if isinstance(handler, _FromStandardLibrary)]:
         _ROOT.removeHandler(handler)
     _ROOT.addHandler(_FromStandardLibrary())
@@ -91,6 +93,15 @@ def setup(
 def enabled(level: str) -> bool:
     """Tell whether a log at *level* would be written."""
     return _ROOT.level <= _NUMBERS[level]
+
+
+def inform(name: str, message: str, **fields: Any) -> None:
+    """Log as ``logger.info`` does in the module *name*; a JSON line takes a fifth of the time."""
+    if _sink is not None and _sink.takes_lines:
+        if enabled("INFO"):
+            _sink.write_line(name, message, fields)
+    else:
+        logger.patch(lambda said: said.update({"name": name})).info(message, **fields)
 
 
 class _Sink:
@@ -106,6 +117,8 @@ class _Sink:
         self._text: Callable[[Message], bytes] | None = None
         if format == "text":
             self._text = lambda message: _text(message, is_coloured)
+        self.takes_lines = self._text is None
+        """True until it is taken away, if it writes nothing that only loguru knows."""
         self._second, self._until_second = -1, ""
         self._lines: list[bytes] = []
         self._lines_file: list[bytes] = []
@@ -119,10 +132,21 @@ class _Sink:
         lock away, and a busy neighbour would make the loop wait for it line by line.
         """
         line = _json(message, self._now()) if self._text is None or self._write_file is not None else b""
+        is_grave = message.record["level"].no >= _NUMBERS["WARNING"]
+        self._put(line, line if self._text is None else self._text(message), is_grave)
+
+    def write_line(self, name: str, message: str, fields: dict[str, Any]) -> None:
+        """Write one line of JSON at INFO, as `write` does."""
+        line = _dumped(
+            {**_HEAD, **fields, "time": self._now(), "level": "INFO", "logger": name, "message": message}
+        )
+        self._put(line, line, is_grave=False)
+
+    def _put(self, line: bytes, shown: bytes, is_grave: bool) -> None:
         if self._write_file is not None:
             self._lines_file.append(self._blotted(line))
-        self._lines.append(self._blotted(line if self._text is None else self._text(message)))
-        if len(self._lines) >= LINES_MAX or message.record["level"].no >= _NUMBERS["WARNING"]:
+        self._lines.append(self._blotted(shown))
+        if is_grave or len(self._lines) >= LINES_MAX:
             self.write_out()
         elif len(self._lines) == 1:
             try:
@@ -152,6 +176,7 @@ class _Sink:
 
     def stop(self) -> None:
         """Write the rest and close the file; loguru calls this when the sink is taken away."""
+        self.takes_lines = False
         self.write_out()
         if self._file is not None:
             self._file.close()
@@ -217,6 +242,10 @@ def _json(message: Message, now: str) -> bytes:
     }
     if message:
         fields["exception"] = str(message).rstrip("\n")
+    return _dumped(fields)
+
+
+def _dumped(fields: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(fields, _told, _ORJSON)
     except (TypeError, ValueError, RecursionError):  # lone surrogates, integers over 64 bits, circles
@@ -252,6 +281,10 @@ def _forms(secret: str) -> Iterable[bytes]:
     if len(secret) >= _SECRET_CHARACTERS_MIN:
         yield secret.encode("utf-8", "backslashreplace")
         yield json.dumps(secret, ensure_ascii=False)[1:-1].encode("utf-8", "backslashreplace")
+
+
+_sink: _Sink | None = None
+"""The present one; None before `setup`."""
 
 
 class _FromStandardLibrary(logging.Handler):

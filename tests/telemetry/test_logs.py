@@ -338,3 +338,29 @@ async def test_what_one_turn_of_the_loop_says_is_written_together() -> None:
     assert [line["number"] for line in lines(stream)] == list(range(100))
     logger.error("trouble")
     assert stream.writes == 2
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+@pytest.mark.parametrize("level", ["INFO", "WARNING"])
+def test_what_is_said_past_loguru_looks_the_same(format: str, level: str, tmp_path: Path) -> None:
+    """In both formats, on the stream and in the file, with secrets blotted out; and not at all where nobody wants it."""
+    stream, file = io.StringIO(), tmp_path / "log"
+    logs.setup(level, format, file, stream, secrets=["open-sesame"])
+    said: dict[str, Any] = {"number": 1, "at": datetime(2026, 1, 1, tzinfo=UTC), "what": "open-sesame", "nothing": None}
+    logger.info("order is over", **said)
+    logs.inform(__name__, "order is over", **said)
+    for text in stream.getvalue(), file.read_text():
+        assert "open-sesame" not in text
+        written = [re.sub(r"[\d:.TZ-]{12,}", "", line, count=1) for line in text.splitlines()]
+        assert written == [] if level == "WARNING" else written[0] == written[1]
+        assert len(written) == (0 if level == "WARNING" else 2)
+
+
+def test_past_loguru_nothing_is_lost_when_nobody_has_set_it_up() -> None:
+    """Or has taken away what was set up: it goes to whoever listens to loguru."""
+    logs.setup("INFO", "json", stream=io.StringIO())
+    logger.remove()
+    heard: list[str] = []
+    logger.add(heard.append, format="{name} {message} {extra}")
+    logs.inform("app.build", "order is over", number=1)
+    assert heard == ["app.build order is over {'number': 1}\n"]
