@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-from attrs import frozen
+from attrs import define
 
 from modules.module import Module, Outcome, State
 from modules.route import Answer, Refusal
@@ -53,7 +53,7 @@ class KeyReused(Exception):
     code = "idempotency_key_reused"
 
 
-@frozen
+@define  # not frozen, for each message makes one: that would take three times as long
 class Context:
     """Who caused something, for logs and traces: *correlation_id* and a valid W3C *traceparent*."""
 
@@ -61,7 +61,7 @@ class Context:
     traceparent: str
 
 
-@frozen
+@define
 class Told:
     """The answer to something that was told; *is_replay* when the key had been used for it before."""
 

@@ -131,8 +131,9 @@ def _codec(converter: Converter, hint: Any, column_type: Any) -> Codec:
         structure = converter.get_structure_hook(hint)
         unstructure = converter.get_unstructure_hook(hint)
         if get_args(hint)[0] is not None and attrs.has(get_args(hint)[0]):
+            # An order is written several times with the same lines.
             return (
-                lambda value: orjson.dumps(unstructure(value)).decode(),
+                lru_cache(1024)(lambda value: orjson.dumps(unstructure(value)).decode()),
                 lambda found: structure(found, hint),
             )
         return lambda value: orjson.dumps(value).decode(), tuple

@@ -25,13 +25,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 ACK_WAIT_SECONDS = 30.0
 MAX_TRIES = 5
 
 
-@frozen
+@define  # not frozen, which would take three times as long to make; nobody changes one all the same
 class Message:
     """
     Bytes on their way, and what the wire needs to know about them.

@@ -32,7 +32,7 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 import attrs
-from attrs import field, frozen
+from attrs import define, field, frozen
 from sqlalchemy import Table
 
 from bus.contracts import Event
@@ -69,7 +69,7 @@ class Withdraw:
     name: str
 
 
-@frozen
+@define  # not frozen, for each event makes one: that would take three times as long
 class Decision:
     """
     What follows from an event.
@@ -102,7 +102,7 @@ def unchanged(*events: Any) -> Decision:
     return Decision(events=events)
 
 
-@frozen
+@define
 class Outcome:
     """What became of an event that somebody told: the states it touched, as they are now, and what was said."""
 

@@ -18,7 +18,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
-from weakref import WeakValueDictionary
 
 from loguru import logger
 
@@ -83,8 +82,8 @@ class GatewayWorker:
         self._ask = Calls(gateway, breaker, metrics, self._dice)
         self._started_at = self._well_since = clock.now()
         self._calls: dict[asyncio.Task[None], Delivery] = {}
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        """Of each order that somebody is at; it goes with the last who holds it or waits for it."""
+        self._last_at: dict[str, asyncio.Task[None] | None] = {}
+        """Of each order that somebody is at, who came last."""
         self._has_room = asyncio.Event()
         self._subscriptions: list[Subscription] = []
         self._is_leaving = False
@@ -178,20 +177,24 @@ class GatewayWorker:
             await delivery.nak(GIVE_WAY_SECONDS, error="superseded")
             return
         id, context = origin(message)
-        turn = self._turns.setdefault(event.order_id, asyncio.Lock())
+        me, before = asyncio.current_task(), self._last_at.get(event.order_id)
+        self._last_at[event.order_id] = me
         try:
-            is_alone = not turn.locked()
-            async with turn:
-                task = self._task(event, delivery, id, context, is_alone=is_alone)
-                answer = await (self._charge(task) if isinstance(event, ChargeRequested) else self._refund(task))
-                if answer is not None:
-                    await self._tell(task, answer)
+            if before is not None:
+                await asyncio.wait((before,))
+            task = self._task(event, delivery, id, context, is_alone=before is None)
+            answer = await (self._charge(task) if isinstance(event, ChargeRequested) else self._refund(task))
+            if answer is not None:
+                await self._tell(task, answer)
         except Exception as error:  # whatever it is, it is this message's trouble: five tries, then a dead letter
             detail = f"{type(error).__name__}: {error}"
             logger.warning("message failed", consumer=CONSUMER, detail=detail, correlation_id=context.correlation_id)
             await delivery.nak(retry_seconds(delivery.tries, self._dice), detail=detail)
             self._handled.labels("payments", subject, "failed").inc()
             return
+        finally:
+            if self._last_at.get(event.order_id) is me:
+                del self._last_at[event.order_id]
         self._handled.labels("payments", subject, "handled").inc()
         await delivery.ack()
 
