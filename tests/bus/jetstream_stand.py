@@ -12,7 +12,6 @@ from typing import Any, Self, TypeVar
 
 import nats
 from attrs import define, field
-from nats.js import JetStreamContext
 
 from app.clock import SystemClock
 from bus.errors import Retry
@@ -87,11 +86,11 @@ class JetStreamStand:
         await found(
             js, [stream_config(each, replicas=stand.replicas, dedup_seconds=stand.dedup_seconds) for each in plan.streams]
         )
+        await client.close()
         stand.bus = await stand.another()
-        beside = [asyncio.create_task(stand.patrol().run()), asyncio.create_task(stand.feel_the_lag(js))]
+        beside = [asyncio.create_task(stand.patrol().run()), asyncio.create_task(stand.feel_the_lag())]
         yield stand
         await end_tasks(beside)
-        await client.close()
         for bus in stand.buses:
             await stand.run(bus.close(0))
         await asyncio.sleep(0)
@@ -129,12 +128,12 @@ class JetStreamStand:
     def late_seconds(self) -> float:
         return self.tolerance_seconds + self.lag_seconds
 
-    async def feel_the_lag(self, js: JetStreamContext) -> None:
+    async def feel_the_lag(self) -> None:
         """Ask the servers for something small, over and over, and add up how late the answers are."""
         while True:
             began = time.monotonic()
-            with suppress(nats.errors.Error, TimeoutError):
-                await js.account_info()
+            with suppress(Exception):  # closed, or its server is gone: then we feel our own loop only
+                await self.bus.js().account_info()
             await asyncio.sleep(_BEAT_SECONDS)
             self.lag_seconds += max(0.0, time.monotonic() - began - 2 * _BEAT_SECONDS)
 
