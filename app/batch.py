@@ -8,10 +8,10 @@ decided loses only itself.
 
 from __future__ import annotations
 
-__all__ = ["Answering", "Batch", "Seat", "Superseded", "Verdict"]
+__all__ = ["Answering", "Batch", "Seat", "Superseded", "Verdict", "Writes"]
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import orjson
@@ -65,6 +65,29 @@ class Verdict:
     error: Exception | None = None
 
 
+@define(eq=False)
+class Writes:
+    """What one module has decided within a transaction, and what is not written yet."""
+
+    states: dict[type, dict[str, Any]] = field(factory=dict)
+    new: dict[type, set[str]] = field(factory=dict)
+    heard: list[Kept] = field(factory=list)
+    withdrawn: list[str] = field(factory=list)
+    said: list[Parcel] = field(factory=list)
+
+    def look(self, cls: type, keys: Collection[str], found: dict[str, Any]) -> None:
+        """Note which of *keys* are new, of which *found* are in the database, and put in what is decided already."""
+        self.new.setdefault(cls, set()).update(key for key in keys if key not in found)
+        decided = self.states.get(cls)
+        if decided:
+            found.update((key, decided[key]) for key in keys if key in decided)
+
+    def withdraw(self, names: Sequence[str]) -> None:
+        """Take back what was said under *names*; what was said in this very transaction is never written."""
+        self.withdrawn += names
+        self.said = [parcel for parcel in self.said if parcel.name not in names]
+
+
 class Batch:
     """Think a batch of one module through; called in the writer's thread."""
 
@@ -75,7 +98,20 @@ class Batch:
         self._clock = clock
 
     def __call__(self, batch: Sequence[Seat], connection: Connection) -> tuple[list[Verdict], list[Parcel]]:
-        """Decide about *batch* and write what follows; in the writer's thread, within its transaction."""
+        """Decide about *batch* and write what follows; return the verdicts, and what is to go out now."""
+        writes = Writes()
+        verdicts, due = self.think(batch, connection, writes)
+        self.write(connection, writes)
+        return verdicts, due
+
+    def think(
+        self, batch: Sequence[Seat], connection: Connection, writes: Writes
+    ) -> tuple[list[Verdict], list[Parcel]]:
+        """
+        Decide about *batch*; what follows from it joins *writes*, which may hold more of this transaction already.
+
+        Return the verdicts, and what goes out now.
+        """
         store, touches = self._store, self._module.touches
         now = self._clock.now()
         said_at = instant(now)
@@ -86,12 +122,12 @@ class Batch:
                 keys.setdefault(cls, set()).add(key)
         inbox_ids = [seat.inbox_id for seat in batch if seat.inbox_id is not None]
         known, world = store.recall(connection, inbox_ids, keys)
-        new = {cls: wanted.difference(world[cls]) for cls, wanted in keys.items()}
+        for cls, wanted_keys in keys.items():
+            writes.look(cls, wanted_keys, world[cls])
+        for kept in writes.heard:
+            known[kept.id] = kept.fingerprint, kept.answer
 
-        changed: dict[type, dict[str, Any]] = {cls: {} for cls in self._module.remembers}
-        heard: list[Kept] = []
-        said: list[Parcel] = []
-        withdrawn: list[str] = []
+        due: list[Parcel] = []
         verdicts = []
         for seat, wanted in zip(batch, touched, strict=True):
             if seat.inbox_id is not None and seat.inbox_id in known:
@@ -110,27 +146,34 @@ class Batch:
                 verdicts.append(Verdict(error=error))
                 continue
             for (cls, key), state in after.items():
-                world[cls][key] = changed[cls][key] = state
+                world[cls][key] = state
+                writes.states.setdefault(cls, {})[key] = state
             if taken_back:
-                withdrawn += taken_back
-                said = [parcel for parcel in said if parcel.name not in taken_back]
-            said += parcels
+                writes.withdraw(taken_back)
+            writes.said += parcels
+            due += [parcel for parcel in parcels if parcel.due_at <= said_at]
             if seat.inbox_id is not None and not (told is not None and isinstance(told.answer, Refusal)):
                 answer = None
                 if seat.fingerprint is not None and told is not None:
                     answer = _kept(told.answer)
-                heard.append(Kept(seat.inbox_id, said_at, seat.fingerprint, answer))
+                writes.heard.append(Kept(seat.inbox_id, said_at, seat.fingerprint, answer))
                 known[seat.inbox_id] = seat.fingerprint, answer
             verdicts.append(Verdict(outcome, told))
-        store.save(
+        if writes.withdrawn:
+            due = [parcel for parcel in due if parcel.name not in writes.withdrawn]
+        return verdicts, due
+
+    def write(self, connection: Connection, writes: Writes, sent: Collection[str] = ()) -> None:
+        """Write *writes* down; of what was said, those with the ids *sent* have arrived already."""
+        self._store.save(
             connection,
-            states={cls: states for cls, states in changed.items() if states},
-            new=new,
-            heard=heard,
-            withdrawn=withdrawn,
-            said=said,
+            states=writes.states,
+            new=writes.new,
+            heard=writes.heard,
+            withdrawn=writes.withdrawn,
+            said=[parcel for parcel in writes.said if parcel.id not in sent] if sent else writes.said,
+            sent=[parcel for parcel in writes.said if parcel.id in sent] if sent else (),
         )
-        return verdicts, [parcel for parcel in said if parcel.due_at <= said_at]
 
     def _said(
         self, seat: Seat, decision: Decision, now: str, wanted: Sequence[tuple[type, str]]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from aiohttp import web
 from loguru import logger
 
+from app.cascade import ShortWay
 from app.clock import SystemClock
 from app.database import Database
 from app.databases import migrated, opened, require_tables
@@ -134,6 +135,10 @@ class Application:
             )
             for module in modules
         }
+        if settings.bus == "memory" and [each.dialect.is_shared for each in self.databases.values()] == [False]:
+            heard = hears(modules, contracts)
+            elsewhere = [s for who in heard if who.removesuffix(EXPRESS_LANE) not in self.shells for s in heard[who]]
+            ShortWay(self.shells, elsewhere, *self.databases.values())
         self._contracts = contracts
         self._worker = self._gateway_worker() if "payments" in self.shells else None
         self._tasks: list[asyncio.Task[None]] = []

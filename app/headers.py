@@ -7,10 +7,11 @@ any of them.
 
 from __future__ import annotations
 
-__all__ = ["Envelope", "message_of", "origin", "said_at", "said_in"]
+__all__ = ["Envelope", "message_of", "origin", "said_at", "said_in", "seconds_since"]
 
 import re
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from hashlib import blake2b
 from urllib.parse import quote, unquote
 
@@ -104,6 +105,14 @@ def said_at(message: Message) -> str | None:
     """Return when the event was said, as its envelope has it, or None."""
     headers = message.headers
     return headers.parcel.occurred_at if type(headers) is Envelope else headers.get("ce-time")
+
+
+def seconds_since(said_at: str, now: datetime) -> float:
+    """Return for how long an event has been said; 0 where its envelope makes no sense."""
+    try:
+        return max(0.0, (now - datetime.fromisoformat(said_at)).total_seconds())
+    except (ValueError, TypeError):
+        return 0.0
 
 
 def said_in(message: Message) -> str | None:

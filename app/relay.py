@@ -74,6 +74,11 @@ class Relay:
         for parcel in parcels:
             self._send(parcel)
 
+    def arrived(self, parcels: Sequence[Parcel]) -> None:
+        """Count *parcels*, which have arrived without us."""
+        for parcel in parcels:
+            self._published.labels(original(parcel.subject)).inc()
+
     async def step(self) -> None:
         """Mark what was sent, and look into the table when it is time to."""
         now = self._clock.monotonic()

@@ -19,11 +19,11 @@ from functools import partial
 from typing import Any
 
 from loguru import logger
-from sqlalchemy import Connection
 
 from app.batch import Answering, Batch, Seat, Superseded, Verdict
+from app.cascade import ShortWay, Step
 from app.door import Context, Overloaded, Told, Unavailable
-from app.headers import origin, said_at, said_in
+from app.headers import origin, said_at, said_in, seconds_since
 from app.outbox import Parcel
 from app.relay import Relay
 from app.store import Store
@@ -73,10 +73,12 @@ class Shell(Window):
         super().__init__(store)
         self.module = module
         self._store = store
-        self._hears = Hearing(module.name, contracts, module.hears)
-        self._relay = relay
+        self.hears = Hearing(module.name, contracts, module.hears)
+        self.relay = relay
         self._clock = clock
-        self._think = Batch(module, store, contracts, clock)
+        self.think = Batch(module, store, contracts, clock)
+        self.short_way: ShortWay | None = None
+        """To the neighbours, where there is one."""
         self._batch_max = batch_max
         self._backlog = backlog
         self._backlog_max = backlog_max
@@ -136,14 +138,14 @@ class Shell(Window):
         message = delivery.message
         subject = original(message.subject)
         versions = said_in(message)
-        gives_way = versions is not None and self._hears.is_superseded(subject, versions)
+        gives_way = versions is not None and self.hears.is_superseded(subject, versions)
         if gives_way and (higher := self._in_versions.get(origin(message)[0])) is not None:
             higher.lower.append(delivery)  # the better one sits already: this one shares its fate
             return
         try:
-            event = self._hears.read(subject, message.body)
+            event = self.hears.read(subject, message.body)
         except PutAside as error:
-            if versions is not None and self._hears.is_said_otherwise(subject, versions):
+            if versions is not None and self.hears.is_said_otherwise(subject, versions):
                 self._handled.labels(self.module.name, subject, "ignored").inc()
                 await delivery.ack()
                 return
@@ -171,17 +173,35 @@ class Shell(Window):
         batch = await self._room.take(self._batch_max)
         began = self._clock.monotonic()
         try:
-            verdicts, due = await self._see_through(batch)
+            verdicts = await self._pass(batch, began)
         except Unavailable as error:
             await self._turn_away(batch, error)
             return
-        self._relay.take(due)
         await self._answer(batch, verdicts, began)
+
+    async def _pass(self, batch: Sequence[Seat], began: float) -> Sequence[Verdict]:
+        """See *batch* through, the short way if there is one and it is free."""
+        if self.short_way is not None and (verdicts := await self.short_way.go(self, batch, began)) is not None:
+            return verdicts
+        found, due = await self._see_through(batch)
+        self.relay.take(due)
+        return found
+
+    def overhear(self, step: Step, began: float) -> None:
+        """Let everybody know what was decided here on the short way."""
+        now = self._clock.now()
+        handle_seconds = self._clock.monotonic() - began
+        for seat, subject, verdict in zip(step.seats, step.subjects, step.verdicts, strict=True):
+            if verdict.outcome is not None:
+                self._tell_observers(seat, verdict.outcome)
+            if verdict.error is None:
+                self._note_settled(seat, subject, "handled" if verdict.outcome else "repeated")
+                self._note_times(seat, handle_seconds, now)
 
     async def _see_through(self, batch: Sequence[Seat]) -> tuple[list[Verdict], list[Parcel]]:
         """Think *batch* and commit what follows; what the database will not write is found out one by one."""
         try:
-            return await self._store.database.write(partial(self._think, batch), self.module.name)
+            return await self._store.database.write(partial(self.think, batch), self.module.name)
         except Unavailable:
             raise
         except Exception as error:  # a row that breaks a constraint, say: whose it is, only a single pass can tell
@@ -207,6 +227,10 @@ class Shell(Window):
         self._is_stopped = True
         await self._room.wait_until_empty()
 
+    def pass_over(self, subject: str) -> None:
+        """Count a lower version of what came on the short way in a higher one."""
+        self._handled.labels(self.module.name, subject, "superseded").inc()
+
     # Going out
 
     async def _answer(self, batch: Sequence[Seat], verdicts: Sequence[Verdict], began: float) -> None:
@@ -219,9 +243,7 @@ class Shell(Window):
                 await self._settle(seat.delivery, seat, verdict)
                 if self._in_versions.pop(seat.id, None) is not None or seat.lower:
                     await self._settle_lower(seat, verdict)
-                self._handle_seconds.observe(handle_seconds)
-                if seat.said_at is not None:
-                    self._lag_seconds.observe(_seconds_between(seat.said_at, now))
+                self._note_times(seat, handle_seconds, now)
             elif seat.future is not None and not seat.future.done():
                 if verdict.told is not None:
                     seat.future.set_result(verdict.told)
@@ -250,14 +272,8 @@ class Shell(Window):
         if verdict.error is None:
             again = "superseded" if seat.gives_way else "repeated"
             outcome = "handled" if verdict.outcome else again
-            self._handled.labels(self.module.name, subject, outcome).inc()
             await delivery.ack()
-            if enabled("DEBUG"):
-                context = seat.context
-                logger.debug(
-                    "message settled", consumer=self.module.name, subject=subject, outcome=outcome, event_id=seat.id,
-                    correlation_id=context.correlation_id, trace_id=trace_id(context.traceparent),
-                )  # fmt: skip
+            self._note_settled(seat, subject, outcome)
             return
         if isinstance(verdict.error, Superseded):
             await delivery.nak(GIVE_WAY_SECONDS, error="superseded", detail=str(verdict.error))
@@ -269,6 +285,20 @@ class Shell(Window):
             message_id=delivery.message.id, correlation_id=seat.context.correlation_id,
         )  # fmt: skip
         await delivery.nak(retry_seconds(delivery.tries, self._dice), error="failed", detail=detail)
+
+    def _note_settled(self, seat: Seat, subject: str, outcome: str) -> None:
+        self._handled.labels(self.module.name, subject, outcome).inc()
+        if enabled("DEBUG"):
+            context = seat.context
+            logger.debug(
+                "message settled", consumer=self.module.name, subject=subject, outcome=outcome, event_id=seat.id,
+                correlation_id=context.correlation_id, trace_id=trace_id(context.traceparent),
+            )  # fmt: skip
+
+    def _note_times(self, seat: Seat, handle_seconds: float, now: datetime) -> None:
+        self._handle_seconds.observe(handle_seconds)
+        if seat.said_at is not None:
+            self._lag_seconds.observe(seconds_since(seat.said_at, now))
 
     async def _turn_away(self, batch: Sequence[Seat], error: Unavailable) -> None:
         """
@@ -291,7 +321,7 @@ class Shell(Window):
             await self._clock.sleep(away_seconds * self._dice.uniform(0.5, 1.0))
             away_seconds = min(AWAY_SECONDS_MAX, away_seconds * 2)
             try:
-                await self._store.database.write(_is_there)
+                await self._store.database.write(lambda connection: None)  # that it begins is the point
                 self._is_away = False
             except Unavailable as still:
                 self._send_home(self._room.leave(lambda seat: seat.future is not None), still)
@@ -315,14 +345,3 @@ class Shell(Window):
 def retry_seconds(tries: int, dice: random.Random) -> float:
     """Return how long a message waits after its try *tries*: doubling, with jitter so that failures do not keep step."""
     return min(RETRY_SECONDS * 2.0 ** (tries - 1), RETRY_SECONDS_MAX) * dice.uniform(0.5, 1.5)
-
-
-def _is_there(connection: Connection) -> None:
-    """Do nothing; that a transaction begins is the point."""
-
-
-def _seconds_between(said_at: str, now: datetime) -> float:
-    try:
-        return max(0.0, (now - datetime.fromisoformat(said_at)).total_seconds())
-    except (ValueError, TypeError):
-        return 0.0

@@ -1,0 +1,181 @@
+"""
+The short way from module to module, where all of them share one database and one process.
+
+What a module says to its neighbours need not travel: within the transaction in which it is said, whoever hears it decides
+about it, and whoever hears what he says, until nobody here has anything to add. An order goes as far as it can without
+waiting for anybody outside, and is written once for it. Inbox and outbox keep their rows as if it had travelled.
+
+It is only a short way. Whatever is heard by others too, or goes wrong for one of those who hear it, stays in the outbox
+and takes the long one, over the bus, with its tries and dead letters; who has heard it already finds it in the inbox.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Cascade", "Passage", "ShortWay", "Step"]
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+from loguru import logger
+from sqlalchemy import Connection
+
+from app.batch import Batch, Seat, Verdict, Writes
+from app.database import Database
+from app.door import Context, Unavailable
+from app.outbox import Parcel
+from bus.contracts import EXPRESS, is_express
+from bus.errors import PutAside
+from bus.hearing import Hearing
+
+if TYPE_CHECKING:
+    from app.shell import Shell
+
+ROUNDS_MAX = 8
+"""After so many the rest takes the long way; no story of ours has more."""
+
+
+@define(eq=False)
+class Step:
+    """What became of *seats* in the module *name*."""
+
+    name: str
+    seats: Sequence[Seat]
+    subjects: Sequence[str]
+    """On which each was heard; empty for those who came by themselves."""
+    verdicts: Sequence[Verdict]
+
+
+@define(eq=False)
+class Passage:
+    """What one transaction did: the first step is the one that was asked for, the others followed from it."""
+
+    steps: list[Step] = field(factory=list)
+    sent: dict[str, list[Parcel]] = field(factory=dict)
+    """By module, what it said that has arrived."""
+    due: dict[str, list[Parcel]] = field(factory=dict)
+    """By module, what has to take the long way."""
+    superseded: list[tuple[str, str]] = field(factory=list)
+    """Who did not look at which subject, because the same event came in a higher version."""
+
+
+@define(eq=False)
+class _Said:
+    """A parcel under way, and who sits for it."""
+
+    speaker: str
+    parcel: Parcel
+    is_settled: bool = True
+
+
+class Cascade:
+    """Carry what *modules* say to each other; called in the writer's thread."""
+
+    def __init__(self, modules: Mapping[str, tuple[Batch, Hearing]], elsewhere: Collection[str]) -> None:
+        """*elsewhere* are the subjects that others hear, too."""
+        self._batches = {name: batch for name, (batch, _) in modules.items()}
+        self._ears: dict[str, tuple[tuple[str, Hearing], ...]] = {}
+        for name, (_, hearing) in modules.items():
+            for plain in hearing.subjects:
+                for subject in (plain, plain + EXPRESS):
+                    self._ears[subject] = (*self._ears.get(subject, ()), (name, hearing))
+        self._elsewhere = {subject for plain in elsewhere for subject in (plain, plain + EXPRESS)}
+
+    def __call__(self, name: str, batch: Sequence[Seat], connection: Connection) -> Passage:
+        """Decide about *batch* in the module *name*, and about all that follows from it here; write it down."""
+        writes: dict[str, Writes] = {}
+        passage = Passage()
+        under_way: list[_Said] = []
+        sitting: dict[str, tuple[list[Seat], list[str], list[_Said]]] = {name: (list(batch), [], [])}
+        for _ in range(ROUNDS_MAX):
+            fresh: list[_Said] = []
+            for who, (seats, subjects, parcels) in sitting.items():
+                verdicts, due = self._batches[who].think(seats, connection, writes.setdefault(who, Writes()))
+                passage.steps.append(Step(who, seats, subjects, verdicts))
+                for said, verdict in zip(parcels, verdicts, strict=False):
+                    said.is_settled = said.is_settled and verdict.error is None
+                fresh += [_Said(who, parcel) for parcel in due]
+            under_way += fresh
+            sitting = self._seated(fresh, passage)
+            if not sitting:
+                break
+        else:
+            for _, _, parcels in sitting.values():
+                for said in parcels:
+                    said.is_settled = False
+        for said in under_way:
+            if said.is_settled:
+                passage.sent.setdefault(said.speaker, []).append(said.parcel)
+            elif said.parcel.name is None or said.parcel.name not in writes[said.speaker].withdrawn:
+                passage.due.setdefault(said.speaker, []).append(said.parcel)
+        for who, each in writes.items():
+            self._batches[who].write(connection, each, {parcel.id for parcel in passage.sent.get(who, ())})
+        return passage
+
+    def _seated(
+        self, fresh: Iterable[_Said], passage: Passage
+    ) -> dict[str, tuple[list[Seat], list[str], list[_Said]]]:
+        """Return who has to decide about *fresh*."""
+        sitting: dict[str, tuple[list[Seat], list[str], list[_Said]]] = {}
+        for said in fresh:
+            parcel = said.parcel
+            if parcel.subject in self._elsewhere:
+                said.is_settled = False
+                continue
+            for name, hearing in self._ears.get(parcel.subject, ()):
+                if parcel.versions is not None and hearing.is_superseded(parcel.subject, parcel.versions):
+                    passage.superseded.append((name, parcel.subject))  # the higher one comes in this same round
+                    continue
+                try:
+                    event = hearing.read(parcel.subject, parcel.body)
+                except PutAside:
+                    said.is_settled = False
+                    continue
+                seat = Seat(
+                    event, parcel.event_id, Context(parcel.correlation_id, parcel.traceparent),
+                    is_express(parcel.subject), parcel.event_id,
+                )  # fmt: skip
+                seat.said_at = parcel.occurred_at
+                seats, subjects, parcels = sitting.setdefault(name, ([], [], []))
+                seats.append(seat)
+                subjects.append(parcel.subject)
+                parcels.append(said)
+        return sitting
+
+
+class ShortWay:
+    """Send the batches of *shells* down the cascade, and let everybody know what it did; on the loop."""
+
+    def __init__(self, shells: Mapping[str, Shell], elsewhere: Collection[str], database: Database) -> None:
+        """Open it; *elsewhere* are the subjects that others than *shells* hear, too."""
+        self._shells = shells
+        self._database = database
+        self._cascade = Cascade({name: (shell.think, shell.hears) for name, shell in shells.items()}, elsewhere)
+        for shell in shells.values():
+            shell.short_way = self
+
+    async def go(self, shell: Shell, batch: Sequence[Seat], began: float) -> Sequence[Verdict] | None:
+        """
+        Return what became of *batch*, or None where something on the way raised: then nothing has happened.
+
+        Raises:
+            Unavailable: The database is out of reach; nothing was kept.
+        """
+        name = shell.module.name
+        try:
+            passage = await self._database.write(partial(self._cascade, name, batch), name)
+        except Unavailable:
+            raise
+        except Exception as error:  # a row that breaks a constraint, say; step by step it is told whose it is
+            logger.debug("the short way is blocked", module=name, detail=repr(error))
+            return None
+        for who, parcels in passage.sent.items():
+            self._shells[who].relay.arrived(parcels)
+        for who, parcels in passage.due.items():
+            self._shells[who].relay.take(parcels)
+        for who, subject in passage.superseded:
+            self._shells[who].pass_over(subject)
+        for step in passage.steps[1:]:
+            self._shells[step.name].overhear(step, began)
+        return passage.steps[0].verdicts

@@ -1,0 +1,211 @@
+"""The short way: one transaction carries an order as far as it goes, and what cannot go that way takes the long one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from sqlalchemy import event
+
+from app.cascade import ShortWay
+from app.gateways.worker import HEARS
+from modules.module import Unexpected
+from modules.orders.events import CancelRequested, OrderCreated
+from modules.payments.events import Charged
+from tests.app.stand import CONTEXT, NOTED, HurriedClock, Stand, oid, product, stand_at, submitted, until
+
+OVER = "SELECT status FROM orders_order ORDER BY order_id"
+UNSENT = "SELECT subject FROM {}_outbox WHERE sent_at IS NULL ORDER BY subject"
+
+
+@pytest.fixture
+async def stand(path: Path) -> AsyncIterator[Stand]:
+    """A house whose modules are neighbours, with ten pieces on the shelf; nothing runs that is not turned by hand."""
+    async with stand_at(path, HurriedClock()) as stand:
+        await stand.tell("inventory", product(10))
+        ShortWay(stand.shells, stand.contracts.heard_subjects(HEARS), stand.database)
+        yield stand
+
+
+def commits_of(stand: Stand) -> list[Any]:
+    commits: list[Any] = []
+    event.listen(stand.database.engine, "commit", commits.append)
+    return commits
+
+
+async def unsent(stand: Stand) -> list[str]:
+    """Return the subjects of all that still has to travel."""
+    return [row[0] for name in stand.shells for row in await stand.rows(UNSENT.format(name))]
+
+
+def let_decide(stand: Stand, name: str, instead: Callable[..., Any]) -> None:
+    """Let *instead* decide in a module; it gets the module's own as its first argument."""
+    think = stand.shells[name].think
+    decide = think._module.decide
+    think._module = attrs.evolve(think._module, decide=lambda states, what, now: instead(decide, states, what, now))
+
+
+async def run(stand: Stand) -> None:
+    """Let everything run that the long way needs."""
+    for name in stand.shells:
+        await stand.listen(name)
+        stand.run(stand.relays[name].run())
+
+
+async def place(stand: Stand) -> None:
+    """Place an order while the house runs."""
+    await stand.shells["orders"].tell(submitted(oid(1)), id="placed", context=CONTEXT, answer=NOTED)
+
+
+async def test_one_transaction_takes_an_order_to_the_payment(stand: Stand) -> None:
+    """It is placed, its stock is held and its money asked for; only the request to the gateway has to travel."""
+    commits = commits_of(stand)
+    await stand.tell("orders", submitted(oid(1)))
+    assert len(commits) == 1
+    assert await stand.rows(OVER) == [("reserved",)]
+    assert await stand.rows("SELECT on_hand, reserved FROM inventory_product") == [(10, 1)]
+    assert await stand.rows("SELECT status, amount FROM payments_payment") == [("pending", 100)]
+    assert await unsent(stand) == ["orders.timed_out.v1", "payments.charge_requested.v1"]
+
+
+async def test_inbox_and_outbox_look_as_if_it_had_travelled(stand: Stand) -> None:
+    """Every event, in every version, with the ids by which a copy would be known."""
+    await stand.tell("orders", submitted(oid(1)))
+    said = await stand.rows("SELECT event_id, subject, sent_at = occurred_at FROM orders_outbox ORDER BY subject")
+    assert [(subject, is_sent) for _, subject, is_sent in said] == [
+        ("orders.created.v1", 1), ("orders.created.v2", 1), ("orders.timed_out.v1", None),
+    ]  # fmt: skip
+    reserved = await stand.rows("SELECT event_id FROM inventory_outbox")
+    assert await stand.rows("SELECT id FROM inventory_inbox") == [(said[0][0],)]
+    assert await stand.rows("SELECT id FROM orders_inbox") == await stand.rows("SELECT id FROM payments_inbox") == reserved
+
+
+async def test_what_the_gateway_said_ends_the_order_at_once(stand: Stand) -> None:
+    """Captured, confirmed, taken from the shelf: one transaction, with nothing left to say."""
+    await stand.tell("orders", submitted(oid(1)))
+    commits = commits_of(stand)
+    await stand.tell("payments", Charged(order_id=oid(1), reference="ref", calls=1))
+    assert len(commits) == 1
+    assert await stand.rows(OVER) == [("confirmed",)]
+    assert await stand.rows("SELECT on_hand, reserved FROM inventory_product") == [(9, 0)]
+    assert await unsent(stand) == ["payments.charge_requested.v1"]  # the time-out is withdrawn
+
+
+async def test_a_time_out_that_was_set_and_withdrawn_on_the_way_is_never_written(stand: Stand) -> None:
+    """More than there is: the order is placed and cancelled in one transaction."""
+    await stand.tell("orders", submitted(oid(1), quantity=11))
+    assert await stand.rows(OVER) == [("cancelled",)]
+    assert await unsent(stand) == []
+
+
+async def test_what_is_counted_is_counted(stand: Stand) -> None:
+    """Published and handled, as on the long way; a lower version is superseded."""
+    await stand.tell("orders", submitted(oid(1)))
+    rendered = stand.metrics.render().decode()
+    for line in (
+        'messages_published_total{subject="orders.created.v1"} 1',
+        'messages_published_total{subject="orders.created.v2"} 1',
+        'messages_published_total{subject="inventory.reserved.v1"} 1',
+        'messages_handled_total{module="inventory",subject="orders.created.v2",outcome="handled"} 1',
+        'messages_handled_total{module="inventory",subject="orders.created.v1",outcome="superseded"} 1',
+        'messages_handled_total{module="payments",subject="inventory.reserved.v1",outcome="handled"} 1',
+    ):
+        assert line in rendered
+
+
+async def test_what_a_neighbour_cannot_decide_takes_the_long_way(stand: Stand) -> None:
+    """The order is accepted all the same; the bus brings the event again, and nothing happens twice."""
+    troubles = ["first", "second"]
+
+    def moody(decide: Any, states: Any, what: Any, now: Any) -> Any:
+        if isinstance(what, OrderCreated) and troubles:
+            raise Unexpected(troubles.pop(0))
+        return decide(states, what, now)
+
+    let_decide(stand, "inventory", moody)
+    await run(stand)
+    await place(stand)
+    await until(lambda: _is(stand, "reserved"))
+    assert troubles == []
+    assert await stand.rows("SELECT on_hand, reserved FROM inventory_product") == [(10, 1)]
+    assert await stand.office.list(None, None, None, 10) == []
+
+
+async def test_only_he_hears_it_again_who_could_not_decide(stand: Stand) -> None:
+    """The others find it in their inbox."""
+    heard: list[str] = []
+
+    def noting(decide: Any, states: Any, what: Any, now: Any) -> Any:
+        heard.append(type(what).__name__)
+        return decide(states, what, now)
+
+    def never(decide: Any, states: Any, what: Any, now: Any) -> Any:
+        raise Unexpected("not today")
+
+    let_decide(stand, "orders", noting)
+    let_decide(stand, "payments", never)
+    await run(stand)
+    await place(stand)
+    [letter] = await until(lambda: stand.office.list(None, None, None, 10))
+    assert (letter.letter.consumer, letter.letter.attempts) == ("payments", 5)
+    assert heard == ["OrderSubmitted", "StockReserved"]
+
+
+async def test_a_neighbour_who_breaks_the_transaction_harms_nobody(stand: Stand) -> None:
+    """What he would write is refused by the database: everybody goes on by himself."""
+
+    def broken(decide: Any, states: Any, what: Any, now: Any) -> Any:
+        decision = decide(states, what, now)
+        return attrs.evolve(
+            decision, states=tuple(attrs.evolve(s, reserved=-1) if hasattr(s, "reserved") else s for s in decision.states)
+        )
+
+    let_decide(stand, "inventory", broken)
+    await stand.tell("orders", submitted(oid(1)))
+    assert await stand.rows(OVER) == [("processing",)]
+    assert "orders.created.v2" in await unsent(stand)
+    assert await stand.rows("SELECT * FROM inventory_reservation") == []
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+async def test_a_way_that_is_too_long_is_gone_on_the_bus(stand: Stand, monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
+    """Wherever it is cut off."""
+    monkeypatch.setattr("app.cascade.ROUNDS_MAX", rounds)
+    await run(stand)
+    await place(stand)
+    await until(lambda: _is(stand, "reserved"))
+    await stand.shells["payments"].tell(
+        Charged(order_id=oid(1), reference="ref", calls=1), id="charged", context=CONTEXT, answer=NOTED
+    )
+    await until(lambda: _is_taken(stand))
+    assert await stand.rows(OVER) == [("confirmed",)]
+
+
+async def test_many_go_together(stand: Stand) -> None:
+    """Each gets what is his, and the last piece goes to one."""
+    shell = stand.shells["orders"]
+    told = [
+        asyncio.create_task(shell.tell(submitted(oid(n)), id=f"t-{n}", context=CONTEXT, answer=NOTED)) for n in range(12)
+    ]
+    await asyncio.sleep(0)
+    commits = commits_of(stand)
+    await shell.step()
+    await asyncio.gather(*told)
+    assert len(commits) == 1
+    assert sorted(await stand.rows(OVER)) == [("cancelled",)] * 2 + [("reserved",)] * 10
+    assert await stand.rows("SELECT on_hand, reserved FROM inventory_product") == [(10, 10)]
+    for n in range(12):
+        await stand.tell("orders", CancelRequested(order_id=oid(n), why=None))
+    assert await stand.rows("SELECT on_hand, reserved FROM inventory_product") == [(10, 0)]
+
+
+async def _is(stand: Stand, status: str) -> bool:
+    return await stand.rows(OVER) == [(status,)]
+
+
+async def _is_taken(stand: Stand) -> bool:
+    return await stand.rows("SELECT on_hand, reserved FROM inventory_product") == [(9, 0)]
