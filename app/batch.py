@@ -87,6 +87,13 @@ class Writes:
         self.withdrawn += names
         self.said = [parcel for parcel in self.said if parcel.name not in names]
 
+    def left(self, parcels: list[Parcel]) -> list[Parcel]:
+        """Return those of *parcels* that were not taken back."""
+        if not self.withdrawn:
+            return parcels
+        ids = {parcel.id for parcel in self.said}
+        return [parcel for parcel in parcels if parcel.id in ids]
+
 
 class Batch:
     """Think a batch of one module through; called in the writer's thread."""
@@ -159,9 +166,7 @@ class Batch:
                 writes.heard.append(Kept(seat.inbox_id, said_at, seat.fingerprint, answer))
                 known[seat.inbox_id] = seat.fingerprint, answer
             verdicts.append(Verdict(outcome, told))
-        if writes.withdrawn:
-            due = [parcel for parcel in due if parcel.name not in writes.withdrawn]
-        return verdicts, due
+        return verdicts, writes.left(due)
 
     def write(self, connection: Connection, writes: Writes, sent: Collection[str] = ()) -> None:
         """Write *writes* down; of what was said, those with the ids *sent* have arrived already."""

@@ -135,10 +135,11 @@ class Application:
             )
             for module in modules
         }
-        if settings.bus == "memory" and [each.dialect.is_shared for each in self.databases.values()] == [False]:
+        database, *others = self.databases.values()
+        if settings.bus == "memory" and not others and not database.dialect.is_shared:
             heard = hears(modules, contracts)
             elsewhere = [s for who in heard if who.removesuffix(EXPRESS_LANE) not in self.shells for s in heard[who]]
-            ShortWay(self.shells, elsewhere, *self.databases.values())
+            ShortWay(self.shells, elsewhere, database)
         self._contracts = contracts
         self._worker = self._gateway_worker() if "payments" in self.shells else None
         self._tasks: list[asyncio.Task[None]] = []

@@ -105,12 +105,10 @@ class Cascade:
                 for said in parcels:
                     said.is_settled = False
         for said in under_way:
-            if said.is_settled:
-                passage.sent.setdefault(said.speaker, []).append(said.parcel)
-            elif said.parcel.name is None or said.parcel.name not in writes[said.speaker].withdrawn:
-                passage.due.setdefault(said.speaker, []).append(said.parcel)
+            (passage.sent if said.is_settled else passage.due).setdefault(said.speaker, []).append(said.parcel)
         for who, each in writes.items():
             self._batches[who].write(connection, each, {parcel.id for parcel in passage.sent.get(who, ())})
+            passage.due[who] = each.left(passage.due.get(who, []))
         return passage
 
     def _seated(

@@ -8,6 +8,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from sqlalchemy import event
 from uuid_utils import uuid7
@@ -17,8 +18,8 @@ from app.shell import retry_seconds
 from bus.port import MAX_TRIES, Message
 from modules.inventory.events import PricedLine, Restocked, StockReserved
 from modules.inventory.state import Product, Reservation, ReservationStatus
-from modules.module import Outcome, Unexpected
-from modules.orders.events import CancelRequested, OrderCancelled, OrderConfirmed, OrderCreated
+from modules.module import Decision, Later, Outcome, Unexpected, Withdraw
+from modules.orders.events import CancelRequested, OrderCancelled, OrderConfirmed, OrderCreated, OrderTimedOut
 from modules.orders.state import Order
 from modules.payments.events import Charged
 from modules.route import Answer, Refusal
@@ -358,3 +359,21 @@ async def test_a_commit_of_unknown_outcome_is_told_as_one(stand: Stand, monkeypa
     await stand.shells["orders"].step()
     with pytest.raises(Unsettled):
         await told
+
+
+async def test_what_is_withdrawn_and_said_again_goes_out_at_once(stand: Stand) -> None:
+    """The new one is not taken for the one that was taken back."""
+    think = stand.shells["orders"].think
+
+    def decide(states: Any, what: Any, now: Any) -> Decision:
+        timer = Later(OrderTimedOut(order_id=oid(1)), now, "timer")
+        return Decision((), (Withdraw("timer"), timer) if isinstance(what, CancelRequested) else (timer,))
+
+    think._module = attrs.evolve(think._module, decide=decide)
+    member = await stand.bus.subscribe("orders", ["orders.timed_out.v1"])
+    told = [tell(stand, "orders", submitted(oid(1))), tell(stand, "orders", CancelRequested(order_id=oid(1), why=None))]
+    await asyncio.sleep(0)
+    await stand.shells["orders"].step()
+    await asyncio.gather(*told)
+    assert len(await member.fetch(10, 0)) == 1
+    assert await stand.rows("SELECT count(*) FROM orders_outbox") == [(1,)]
