@@ -13,8 +13,9 @@ from sqlalchemy import event
 
 from app.cascade import ShortWay
 from app.gateways.worker import HEARS
-from modules.module import Unexpected
-from modules.orders.events import CancelRequested, OrderCreated
+from modules.inventory.events import StockReserved
+from modules.module import Decision, Later, Unexpected, Withdraw
+from modules.orders.events import CancelRequested, OrderCreated, OrderTimedOut
 from modules.payments.events import Charged
 from tests.app.stand import CONTEXT, NOTED, HurriedClock, Stand, oid, product, stand_at, submitted, until
 
@@ -100,6 +101,25 @@ async def test_a_time_out_that_was_set_and_withdrawn_on_the_way_is_never_written
     await stand.tell("orders", submitted(oid(1), quantity=11))
     assert await stand.rows(OVER) == [("cancelled",)]
     assert await unsent(stand) == []
+
+
+async def test_what_nobody_could_decide_and_is_taken_back_stays_at_home(stand: Stand) -> None:
+    """A time-out that is due at once, fails, and is withdrawn two rounds later."""
+
+    def hasty(decide: Any, states: Any, what: Any, now: Any) -> Any:
+        match what:
+            case OrderTimedOut():
+                raise Unexpected("too early")
+            case StockReserved():
+                return Decision((), (Withdraw("timer"),))
+        placed = decide(states, what, now)
+        return Decision(placed.states, (placed.events[0], Later(OrderTimedOut(order_id=oid(1)), now, "timer")))
+
+    let_decide(stand, "orders", hasty)
+    member = await stand.bus.subscribe("orders", ["orders.timed_out.v1"])
+    await stand.tell("orders", submitted(oid(1)))
+    assert await member.fetch(10, 0) == []
+    assert await unsent(stand) == ["payments.charge_requested.v1"]
 
 
 async def test_what_is_counted_is_counted(stand: Stand) -> None:
