@@ -96,7 +96,7 @@ def enabled(level: str) -> bool:
 
 
 def inform(name: str, message: str, **fields: Any) -> None:
-    """Log as ``logger.info`` does in the module *name*; a JSON line takes a fifth of the time."""
+    """Log as ``logger.info`` does in the module *name*; a JSON line takes a third of the time."""
     if _sink is not None and _sink.takes_lines:
         if enabled("INFO"):
             _sink.write_line(name, message, fields)
