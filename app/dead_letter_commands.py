@@ -64,7 +64,7 @@ def show(id: str) -> None:
     """Show one dead letter whole, as JSON. Exits with 1 when there is no such letter."""
     kept = _at_the_office(lambda office: office.get(id))
     if kept is None:
-        _unknown([id])
+        _fail([_unknown(id)])
         return
     _print_json(_shown(kept))
 
@@ -80,7 +80,7 @@ def replay(ids: tuple[str, ...], consumer: str | None, subject: str | None, erro
     Send dead letters again: those named, or all that fit the options.
 
     Each goes as a new message that carries the old event, so that whoever has handled it meanwhile knows it again. Exits
-    with 1 when an id is unknown; the other letters named go all the same.
+    with 1 when an id is unknown or nobody hears that letter's consumer; the other letters named go all the same.
     """
     fits = any(wanted is not None for wanted in (consumer, subject, error))
     if bool(ids) == fits:
@@ -91,17 +91,21 @@ def replay(ids: tuple[str, ...], consumer: str | None, subject: str | None, erro
         return
 
     async def send(office: DeadLetterOffice) -> list[str]:
-        unknown = []
-        for id in dict.fromkeys(ids):
-            is_known = await office.get(id) is not None if dry_run else await office.replay(id)
-            if not is_known:
-                unknown.append(id)
-        return unknown
+        from app.web.dead_letters import NotReplayable
 
-    unknown = _at_the_office(send)
-    count = len(dict.fromkeys(ids)) - len(unknown)
+        troubles = []
+        for id in dict.fromkeys(ids):
+            try:
+                if not await office.replay(id, dry_run):
+                    troubles.append(_unknown(id))
+            except NotReplayable as error:
+                troubles.append(f"{id} cannot be replayed: {error}")
+        return troubles
+
+    troubles = _at_the_office(send)
+    count = len(dict.fromkeys(ids)) - len(troubles)
     click.echo(f"{count} would be replayed" if dry_run else f"{count} replayed")
-    _unknown(unknown)
+    _fail(troubles)
 
 
 @dead_letters.command()
@@ -114,7 +118,7 @@ def discard(ids: tuple[str, ...]) -> None:
 
     unknown = _at_the_office(throw)
     click.echo(f"{len(dict.fromkeys(ids)) - len(unknown)} discarded")
-    _unknown(unknown)
+    _fail([_unknown(id) for id in unknown])
 
 
 def _at_the_office(work: Callable[[DeadLetterOffice], Awaitable[T]]) -> T:
@@ -158,10 +162,15 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in padded)
 
 
-def _unknown(ids: Sequence[str]) -> None:
+def _unknown(id: str) -> str:
+    return f"there is no dead letter {id}"
+
+
+def _fail(lines: Sequence[str]) -> None:
+    """Say *lines* on stderr and end with 1, if there are any."""
     from app.cli import FAILED
 
-    for id in ids:
-        click.echo(f"fulfilment: there is no dead letter {id}", err=True)
-    if ids:
+    for line in lines:
+        click.echo(f"fulfilment: {line}", err=True)
+    if lines:
         sys.exit(FAILED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["DeadLetterOffice"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from app.outbox import Parcel, tables_of
 from app.rows import instant
 from app.store import Store
 from app.telemetry.metrics import Metrics
-from app.web.dead_letters import KeptLetter
+from app.web.dead_letters import KeptLetter, NotReplayable
 from bus.ids import caused_id
 from bus.port import Clock, DeadLetter, Message
 from bus.replays import is_stray, module_of, original, replay_subject
@@ -43,8 +43,12 @@ class DeadLetterOffice:
     by consumer and event: a replay that fails again makes no second one, it brings the first one up to date.
     """
 
-    def __init__(self, stores: Mapping[str, Store], clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self, stores: Mapping[str, Store], clock: Clock, metrics: Metrics, unheard: Collection[str] = ()
+    ) -> None:
+        """Open it; consumers that are *unheard* lay letters down here and hear nothing, so none can be replayed."""
         self._stores = dict(stores)
+        self._unheard = frozenset(unheard)
         self._tables: dict[str, Table] = {name: tables_of(name, MetaData())[2] for name in stores}
         self._clock = clock
         self._metrics = metrics
@@ -100,9 +104,17 @@ class DeadLetterOffice:
                 return found[0]
         return None
 
-    async def replay(self, id: str) -> bool:
-        """Put a letter's event into the outbox again, under a fresh message id."""
-        return await self._replay_where(REPLAY_MAX, id=id) > 0
+    async def replay(self, id: str, dry_run: bool = False) -> bool:
+        """
+        Put a letter's event into the outbox again, under a fresh message id; with *dry_run* only say whether it would go.
+
+        Raises:
+            NotReplayable: Its consumer hears nothing.
+        """
+        kept = await self.get(id)
+        if kept is not None and kept.letter.consumer in self._unheard:
+            raise NotReplayable(f"{kept.letter.consumer} hears nothing.")
+        return kept is not None and (dry_run or await self._replay_where(REPLAY_MAX, id=id) > 0)
 
     async def replay_many(
         self, consumer: str | None, subject: str | None, error: str | None, dry_run: bool
@@ -110,7 +122,7 @@ class DeadLetterOffice:
         """Replay every letter that fits what is not None; return how many fit, and how many went."""
         matched = 0
         for name, table in self._tables.items():
-            wanted = _fitting(table, consumer=consumer, subject=subject, error=error)
+            wanted = self._replayable(table, consumer=consumer, subject=subject, error=error)
             query = select(func.count()).select_from(table).where(*wanted)
             matched += await self._stores[name].database.read(partial(_count, query))
         if dry_run:
@@ -125,13 +137,16 @@ class DeadLetterOffice:
             gone += await self._stores[name].database.write(partial(_rows_changed, statement))
         return gone > 0
 
+    def _replayable(self, table: Table, **wanted: str | None) -> Conditions:
+        return [*_fitting(table, **wanted), table.c.consumer.not_in(self._unheard)]
+
     async def _replay_where(self, at_once: int, **wanted: str | None) -> int:
         """Replay what fits, *at_once* letters a transaction; the relay finds them in the outbox."""
         replayed = 0
         for name, table in self._tables.items():
             after = ""
             while True:
-                replay = partial(self._replay, self._stores[name], table, _fitting(table, **wanted), after, at_once)
+                replay = partial(self._replay, self._stores[name], table, self._replayable(table, **wanted), after, at_once)
                 ids = await self._stores[name].database.write(replay)
                 replayed += len(ids)
                 if len(ids) < at_once:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DESCRIBED", "DeadLetterDesk", "KeptLetter", "table"]
+__all__ = ["DESCRIBED", "DeadLetterDesk", "KeptLetter", "NotReplayable", "table"]
 
 from base64 import b64encode
 from collections.abc import Sequence
@@ -22,6 +22,10 @@ from app.web.routes import page, respond_json
 from app.web.table import Table
 from bus.contracts import validator
 from bus.port import DeadLetter
+
+
+class NotReplayable(Exception):
+    """There is nobody to send a letter to; its message names the consumer."""
 
 
 @frozen
@@ -44,12 +48,21 @@ class DeadLetterDesk(Protocol):
         """Return one letter."""
 
     async def replay(self, id: str) -> bool:
-        """Send a letter's message to its consumer again, as a new message that carries the old event; false: no such."""
+        """
+        Send a letter's message to its consumer again, as a new message that carries the old event; false: no such.
+
+        Raises:
+            NotReplayable: That consumer hears nothing.
+        """
 
     async def replay_many(
         self, consumer: str | None, subject: str | None, error: str | None, dry_run: bool
     ) -> tuple[int, int]:
-        """Replay every letter that fits what is not None; return how many fit, and how many went (with *dry_run* 0)."""
+        """
+        Replay every letter that fits what is not None; return how many fit, and how many went (with *dry_run* 0).
+
+        Those that cannot be replayed do not fit.
+        """
 
     async def discard(self, id: str) -> bool:
         """Throw a letter away for good; false: no such."""
@@ -126,7 +139,13 @@ def table(desk: DeadLetterDesk) -> Table:
 
     async def replay(request: web.Request, asked: Asked) -> web.Response:
         id = _id(request)
-        if not await desk.replay(id):
+        try:
+            is_known = await desk.replay(id)
+        except NotReplayable as error:
+            raise Refused(
+                409, "not_replayable", f"{error} This letter is for a person: deal with it, then throw it away."
+            ) from None
+        if not is_known:
             raise _NOT_FOUND()
         return respond_json({"id": id, "status": "replaying"}, 202)
 
@@ -230,7 +249,7 @@ DESCRIBED = Described(
             "delete": _described("delete", _ONE, "Throw one away", {204: answer("Gone.")}, 404),
         },
         _REPLAY_ONE: {
-            "post": _described("post", _REPLAY_ONE, "Send one again", {202: answer("On its way.", _ACCEPTED)}, 404)
+            "post": _described("post", _REPLAY_ONE, "Send one again", {202: answer("On its way.", _ACCEPTED)}, 404, 409)
         },
     },
     {"dead_letter": _LETTER},

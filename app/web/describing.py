@@ -93,19 +93,21 @@ _PARAMETERS: Json = {
         "schema": {"type": "string"},
     },
 }
-_DETAILS = {
-    400: "Not strict JSON, or not what the schema or the parameters say.",
-    401: "No API key, or none of ours; only where keys are on.",
-    404: "There is nothing here.",
-    405: "Not a method of this path.",
-    408: "The body did not arrive in time.",
-    409: "Not as things stand.",
-    413: "The body is over 64 KiB.",
-    415: "Not application/json in UTF-8, or with a Content-Encoding.",
-    422: "The Idempotency-Key was used before, for another body.",
-    500: "Something went wrong on our side.",
-    503: "Not now; nothing was stored, unless `code` is `outcome_unknown`.",
+_REFUSALS = {
+    400: ("invalid_body", "Not strict JSON, or not what the schema or the parameters say."),
+    401: ("unauthorized", "No API key, or none of ours; only where keys are on."),
+    404: ("not_found", "There is nothing here."),
+    405: ("method_not_allowed", "Not a method of this path."),
+    408: ("request_timeout", "The body did not arrive in time."),
+    409: ("below_reserved", "Not as things stand."),
+    413: ("body_too_large", "The body is over 64 KiB."),
+    415: ("unsupported_media_type", "Not application/json in UTF-8, or with a Content-Encoding."),
+    422: ("idempotency_key_reused", "The Idempotency-Key was used before, for another body."),
+    500: ("internal_error", "Something went wrong on our side."),
+    503: ("overloaded", "Not now; nothing was stored, unless `code` is `outcome_unknown`."),
 }
+"""By status: a code for an example, and what it means."""
+
 _MORE_HEADERS = {401: "WWW-Authenticate", 405: "Allow", 503: "Retry-After"}
 
 
@@ -119,11 +121,30 @@ def _headers(*names: str) -> Json:
 
 
 def _problem(status: int) -> Json:
+    code, detail = _REFUSALS.get(status, (None, phrase(status)))
+    content: Json = {"schema": ref("schemas", "problem")}
+    if code is not None:
+        content["example"] = _example(status, code, detail)
     return {
-        "description": _DETAILS.get(status, phrase(status)),
+        "description": detail,
         "headers": _headers(*([_MORE_HEADERS[status]] if status in _MORE_HEADERS else [])),
-        "content": {CONTENT_TYPE: {"schema": ref("schemas", "problem")}},
+        "content": {CONTENT_TYPE: content},
     }
+
+
+def _example(status: int, code: str, detail: str) -> Json:
+    example: Json = {
+        "type": "about:blank",
+        "title": phrase(status),
+        "status": status,
+        "detail": detail,
+        "instance": "/v1/orders",
+        "code": code,
+        "correlation_id": "0192f0c1-2b3c-7d4e-8f50-617283940a1b",
+    }
+    if status == 400:
+        example["errors"] = [{"pointer": "/items/0/quantity", "detail": "0 is less than the minimum of 1"}]
+    return example
 
 
 COMPONENTS: Json = {
@@ -131,7 +152,7 @@ COMPONENTS: Json = {
     "headers": _HEADERS,
     "parameters": _PARAMETERS,
     "responses": {
-        **{f"problem_{status}": _problem(status) for status in _DETAILS},
+        **{f"problem_{status}": _problem(status) for status in _REFUSALS},
         "problem": {
             "description": "Any other problem.",
             "headers": _headers(),
@@ -201,7 +222,7 @@ def operation(
         "responses": {
             **{str(status): said for status, said in answers.items()},
             **{
-                str(status): ref("responses", f"problem_{status}") if status in _DETAILS else _problem(status)
+                str(status): ref("responses", f"problem_{status}") if status in _REFUSALS else _problem(status)
                 for status in statuses
                 if status not in answers
             },

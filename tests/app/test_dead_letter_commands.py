@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from app.cli import main
-from bus.port import Message
+from app.gateways.webhooks import CONSUMER as WEBHOOKS
+from bus.port import DeadLetter, Message
 from tests.app.stand import stand_at
 
 
@@ -97,6 +99,24 @@ def test_all_that_fit_are_replayed(ids: list[str], path: Path) -> None:
     assert run("replay", "--error", "unreadable").output == "1 replayed\n"
     assert outbox(path) == [("e-1", None)]
     assert run("replay", "--consumer", "inventory", "--subject", "orders.created.v1").output == "2 replayed\n"
+
+
+def test_a_letter_that_nobody_hears_is_named_and_stays(ids: list[str], path: Path) -> None:
+    """With 1; the others named go all the same."""
+
+    async def lay_down() -> str:
+        now = datetime.now(UTC)
+        async with stand_at(path) as stand:
+            message = Message("stripe.charge.refunded", "evt_1", b"{}", "")
+            await stand.office.add(DeadLetter("", WEBHOOKS, message, "unknown_order", "", 1, now, now))
+            [kept] = await stand.office.list(WEBHOOKS, None, None, 10)
+            return kept.letter.id
+
+    id = asyncio.run(lay_down())
+    for dry_run, said in ((), "1 replayed\n"), (("--dry-run",), "1 would be replayed\n"):
+        result = run("replay", id, ids[0], *dry_run)
+        assert (result.exit_code, result.stdout) == (1, said)
+        assert result.stderr == f"fulfilment: {id} cannot be replayed: payments-webhooks hears nothing.\n"
 
 
 def test_replaying_everything_has_to_be_said(ids: list[str], path: Path) -> None:

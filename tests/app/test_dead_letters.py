@@ -6,9 +6,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from app.dead_letters import DeadLetterOffice
+from app.gateways.webhooks import CONSUMER as WEBHOOKS
 from app.headers import origin
-from app.web.dead_letters import KeptLetter
+from app.web.dead_letters import KeptLetter, NotReplayable
 from bus.ids import caused_id
 from bus.port import MAX_TRIES, DeadLetter, Message
 from modules.inventory.state import Product
@@ -190,6 +193,20 @@ async def test_the_same_letter_laid_down_twice_is_one(path: Path) -> None:
         assert await letters(stand.office) == [kept]
         counted = 'dead_letters_total{consumer="inventory",subject="orders.created.v1"} 1'
         assert counted in stand.metrics.render().decode()
+
+
+async def test_a_letter_that_nobody_hears_is_not_replayed(stand: Stand) -> None:
+    """Neither by name nor with many; a webhook that does not fit is for a person."""
+    await stand.office.add(letter_about(Message("stripe.charge.refunded", "evt_1", b"{}", ""), WEBHOOKS))
+    await stand.office.add(letter_about(said(stand, created(1)), "inventory"))
+    webhook = next(kept for kept in await letters(stand.office) if kept.letter.consumer == WEBHOOKS)
+    for dry_run in True, False:
+        with pytest.raises(NotReplayable, match="payments-webhooks hears nothing"):
+            await stand.office.replay(webhook.letter.id, dry_run)
+    assert await stand.office.replay_many(None, None, None, False) == (1, 1)
+    assert await stand.office.replay_many(WEBHOOKS, None, None, False) == (0, 0)
+    assert {kept.letter.consumer: kept.replays for kept in await letters(stand.office)} == {WEBHOOKS: 0, "inventory": 1}
+    assert await stand.outbox("payments") == []
 
 
 async def test_many_are_replayed_by_what_they_have_in_common(path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from attrs import evolve
 
 from app.web import DeadLetterDesk, KeptLetter
-from app.web.dead_letters import table
+from app.web.dead_letters import NotReplayable, table
 from bus.port import DeadLetter, Message
 from tests.web.conftest import Start, Web
 
@@ -22,9 +22,9 @@ class FakeDesk:
     def __init__(self) -> None:
         self.letters: dict[str, KeptLetter] = {}
 
-    def lay_down(self, id: str, body: bytes = b"{}", subject: str = "parcels.moved.v1") -> None:
+    def lay_down(self, id: str, body: bytes = b"{}", subject: str = "parcels.moved.v1", error: str = "invalid") -> None:
         message = Message(subject, f"m-{id}", body, "p", {"ce-id": "e"})
-        self.letters[id] = KeptLetter(DeadLetter(id, "vans", message, "invalid", "No van.", 5, SEEN, SEEN), 0)
+        self.letters[id] = KeptLetter(DeadLetter(id, "vans", message, error, "No van.", 5, SEEN, SEEN), 0)
 
     def _fitting(self, consumer: str | None, subject: str | None, error: str | None = None) -> list[KeptLetter]:
         return [
@@ -46,6 +46,8 @@ class FakeDesk:
     async def replay(self, id: str) -> bool:
         if id not in self.letters:
             return False
+        if self.letters[id].letter.error == "deaf":
+            raise NotReplayable("vans hears nothing.")
         self.letters[id] = evolve(self.letters[id], replays=self.letters[id].replays + 1)
         return True
 
@@ -113,6 +115,14 @@ async def test_one_letter_is_sent_again(web: Web, desk: FakeDesk) -> None:
     desk.lay_down("a")
     assert (await web.ask("POST", "/v1/dead-letters/a/replay")).status == 202
     assert desk.letters["a"].replays == 1
+
+
+async def test_what_nobody_hears_is_not_said_to_be_on_its_way(web: Web, desk: FakeDesk) -> None:
+    """It is for a person, and the answer says so."""
+    desk.lay_down("a", error="deaf")
+    answer = await web.ask("POST", "/v1/dead-letters/a/replay")
+    assert (answer.status, answer.json["code"]) == (409, "not_replayable")
+    assert answer.json["detail"].startswith("vans hears nothing.")
 
 
 async def test_many_are_sent_again_after_a_rehearsal(web: Web, desk: FakeDesk) -> None:

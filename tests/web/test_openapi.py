@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from attrs import evolve
+from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from app.web import openapi
@@ -58,6 +59,20 @@ def test_every_route_has_its_parameters_and_problems() -> None:
     assert paths["/v1/parcels/{id}/move"]["post"]["responses"]["404"]
     assert {"/livez", "/readyz", "/health", "/metrics", "/openapi.json", "/docs"} <= paths.keys()
     assert "/v1/dead-letters/{id}/replay" in paths
+
+
+def test_the_example_of_a_problem_is_one() -> None:
+    """Whoever tries the API out in a browser sees what such an answer looks like."""
+    components = openapi.document([PARCELS], "1")["components"]
+    is_problem = Draft202012Validator(components["schemas"]["problem"]).is_valid
+    shown = {
+        name: response["content"]["application/problem+json"]["example"]
+        for name, response in components["responses"].items()
+        if name != "problem"
+    }
+    assert {f"problem_{example['status']}" for example in shown.values()} == set(shown)
+    assert all(map(is_problem, shown.values()))
+    assert len({example["code"] for example in shown.values()}) == len(shown)
 
 
 def test_operations_have_names_of_their_own() -> None:
