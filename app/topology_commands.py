@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["topology"]
 
 import asyncio
+import logging
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class _OnStderr(logging.Handler):
+    """For the operator who waits: what is being waited for, a line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"fulfilment: {record.getMessage()}", err=True)
+
+
+_on_stderr = _OnStderr()
+
+
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 @click.option("--apply", "is_to_apply", is_flag=True, help="Make NATS agree: create what is missing, change what differs.")
@@ -29,7 +40,8 @@ def topology(as_json: bool, is_to_apply: bool, is_to_check: bool) -> None:
     """
     Show streams, subjects, consumers and HTTP routes of the modules that MODULES names.
 
-    Without an option it asks nobody. --check and --apply connect to NATS_URL and exit with 3 when it is out of reach.
+    Without an option it asks nobody. --check and --apply connect to NATS_URL and exit with 3 when it is out of reach; a
+    cluster that chooses its leader just then is asked again for half a minute.
     Applying deletes nothing: what the server will not change in place is named, stays, and makes the exit code 1.
     """
     from app import cli
@@ -84,15 +96,15 @@ def _apply(settings: Settings, planned: Topology) -> None:
 
 def _at_nats(settings: Settings, work: Callable[[JetStreamContext], Awaitable[T]]) -> T:
     """Do *work* at the server; end the program in one line where that is out of reach or says no."""
-    import logging
-
     from nats.errors import Error
 
     from app import cli
     from app.broker import OutOfReach, jetstream
     from bus.provisioning import AWAY
 
-    logging.getLogger("bus").addHandler(logging.NullHandler())  # one line says it, and that line is ours
+    for name in "bus", "stamina":
+        logging.getLogger(name).addHandler(logging.NullHandler())  # one line says it, and that line is ours
+    logging.getLogger("bus.provisioning").addHandler(_on_stderr)
 
     async def there() -> T:
         async with jetstream(settings) as js:

@@ -7,7 +7,16 @@ field by field, for a person to put right.
 
 from __future__ import annotations
 
-__all__ = ["AGE_MAX_SECONDS", "consumer_config", "differences", "found", "heard", "lacking", "stream_config"]
+__all__ = [
+    "AGE_MAX_SECONDS",
+    "NO_JETSTREAM",
+    "consumer_config",
+    "differences",
+    "found",
+    "heard",
+    "lacking",
+    "stream_config",
+]
 
 from collections.abc import Iterable
 from enum import Enum
@@ -29,6 +38,9 @@ from bus.topology import ConsumerPlan, StreamPlan
 
 AGE_MAX_SECONDS = 47 * 3600.0
 """How long a stream keeps a message: less than an inbox remembers it, so that no second hearing goes unrecognised."""
+
+NO_JETSTREAM = (10039, 10076)
+"""The server's codes for: not for this account, or not on this server at all."""
 
 _STREAM_NAME_IN_USE = 10058
 _CONSUMER_EXISTS = 10148

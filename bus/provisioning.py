@@ -3,31 +3,45 @@ What an operator does about a plan: see where the server differs from it, and ma
 
 Everything is read back from the server; what was asked for is no evidence. Nothing is ever deleted here: a stream holds
 messages, and a durable knows how far its group has come. What the server will not change in place is said, and stays.
+
+A cluster that has just come up chooses its leader first and answers nobody, so each question is put again for a while.
+That is safe: whatever was done late is found as it should be.
 """
 
 from __future__ import annotations
 
 __all__ = ["AWAY", "DEDUP_SECONDS", "Change", "apply", "drift", "planned_config"]
 
+import logging
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import TypeVar
 
+import stamina
 from attrs import frozen
 from nats.errors import NoRespondersError
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, StreamConfig
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
-from bus.founding import consumer_config, differences, heard, stream_config
+from bus.founding import NO_JETSTREAM, consumer_config, differences, heard, stream_config
 from bus.port import ACK_WAIT_SECONDS, MAX_TRIES
 from bus.topology import ADVISORIES, ConsumerPlan, Topology
 
 DEDUP_SECONDS = 120.0
+
+PATIENCE_SECONDS = 30.0
+"""How long a server that does not answer is asked again."""
 
 FOR_EVER = -1
 """Tries of a durable that hears advisories: what it says must not be lost while a database is away."""
 
 AWAY = (TimeoutError, NoRespondersError, NoStreamResponseError, ServiceUnavailableError)
 """Nobody answers: the server is away, has no JetStream, or an election is under way. It says nothing about what is there."""
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 
 @frozen
@@ -40,7 +54,7 @@ class Change:
 
 @frozen
 class _Item:
-    """One thing to be there, and the calls that look at it, make it and change it."""
+    """One thing to be there, and what looks at it, makes it and changes it. Each may be done again."""
 
     name: str
     wanted: StreamConfig | ConsumerConfig
@@ -65,17 +79,18 @@ async def drift(
     ack_wait_seconds: float = ACK_WAIT_SECONDS,
     max_tries: int = MAX_TRIES,
     dedup_seconds: float = DEDUP_SECONDS,
+    patience_seconds: float = PATIENCE_SECONDS,
 ) -> list[str]:
     """
     Say, a line each, where the server differs from *topology*; nothing when it is as planned.
 
     Raises:
-        TimeoutError: Nobody answers, or there is no JetStream (`AWAY` names all that may come).
+        TimeoutError: Nobody has answered for *patience_seconds*, or there is no JetStream (`AWAY` names all that may come).
         nats.js.errors.APIError: We may not look.
     """
     lines: list[str] = []
     for item in _items(js, topology, replicas, ack_wait_seconds, max_tries, dedup_seconds):
-        found = await _look(item)
+        found = await _answered(partial(_look, item), patience_seconds)
         if found is None:
             lines.append(f"{item.name} is missing")
         else:
@@ -91,6 +106,7 @@ async def apply(
     ack_wait_seconds: float = ACK_WAIT_SECONDS,
     max_tries: int = MAX_TRIES,
     dedup_seconds: float = DEDUP_SECONDS,
+    patience_seconds: float = PATIENCE_SECONDS,
 ) -> list[Change]:
     """
     Make what is missing of *topology* and change what differs; return what that came to.
@@ -104,14 +120,14 @@ async def apply(
     changes: list[Change] = []
     for item in _items(js, topology, replicas, ack_wait_seconds, max_tries, dedup_seconds):
         try:
-            found = await _look(item)
+            found = await _answered(partial(_look, item), patience_seconds)
             if found is None:
-                await item.create()
+                await _answered(item.create, patience_seconds)
                 changes.append(Change(f"{item.name}: created"))
-                found = await item.look()
+                found = await _answered(item.look, patience_seconds)
             elif before := _differences(item, found):
-                await item.update()
-                found = await item.look()
+                await _answered(item.update, patience_seconds)
+                found = await _answered(item.look, patience_seconds)
                 after = _differences(item, found)
                 done = [line.replace(" is ", " was ", 1) for line in before if line not in after]
                 changes += [Change(f"{item.name}: changed, {line}") for line in done]
@@ -121,6 +137,23 @@ async def apply(
                 raise
             changes.append(Change(f"{item.name}: the server refuses: {error.description or error}", True))
     return changes
+
+
+async def _answered(ask: Callable[[], Awaitable[T]], patience_seconds: float) -> T:
+    """Return the answer to *ask*, which is asked again with exponential back-off while nobody gives one."""
+    async for attempt in stamina.retry_context(_may_answer_yet, attempts=None, timeout=patience_seconds, wait_max=2.0):
+        with attempt:
+            if attempt.num == 2:
+                _log.warning("JetStream does not answer; asking again for %g s", patience_seconds)
+            return await ask()
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _may_answer_yet(error: Exception) -> bool:
+    """Tell a cluster that chooses its leader, or is slow, from a server that has no JetStream and will not get it."""
+    if isinstance(error, ServiceUnavailableError):
+        return error.err_code is not None and error.err_code not in NO_JETSTREAM
+    return isinstance(error, TimeoutError)
 
 
 async def _look(item: _Item) -> StreamConfig | ConsumerConfig | None:

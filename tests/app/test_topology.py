@@ -182,7 +182,7 @@ def test_a_server_out_of_reach_ends_with_3_in_one_line(option: str, monkeypatch:
             began = time.monotonic()
             result = run(option)
             assert result.exit_code == 3, result.output
-            assert time.monotonic() - began < 8
+            assert time.monotonic() - began < 20
             assert len(result.stderr.splitlines()) == 1, result.stderr
             assert result.stdout == ""
             assert "secret" not in result.output

@@ -123,6 +123,7 @@ async def test_headers_in_any_language_come_out_as_a_worker_would_see_them(js: J
     await patrol.step()
     await js.publish("orders.created.v1", b"{}", headers={"ce-id": "grün", "Nats-Msg-Id": "über", "note": "a: b=?utf-8?q?c?="})
     block = b"NATS/1.0\r\nno colon\r\nbad: \xff\r\n\xff: bad\r\ntwice: 1\r\ntwice: 2\r\n\r\n"
+    assert js._nc._transport is not None
     js._nc._transport.write(b"HPUB orders.created.v1 %d %d\r\n%b{}\r\n" % (len(block), len(block) + 2, block))
     await js._nc.flush()
     subscription = await js.pull_subscribe_bind("inventory", stream="ORDERS")

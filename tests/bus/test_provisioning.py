@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolic
 
 from bus.provisioning import apply, drift
 from bus.topology import ADVISORIES, Topology, patrol_plan
+from tests.bus.jetstream_stand import until
 from tests.nats import NatsServer
 
 PLAN = Topology.of(
@@ -128,6 +130,20 @@ async def test_nobody_who_answers_is_no_drift(server: NatsServer, js: JetStreamC
     server.pause()
     try:
         with pytest.raises(TimeoutError):
-            await drift(js, PLAN, replicas=1)
+            await drift(js, PLAN, replicas=1, patience_seconds=0.1)
     finally:
         server.resume()
+
+
+async def test_a_server_that_answers_late_is_provisioned_all_the_same(
+    server: NatsServer, js: JetStreamContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cluster that chooses its leader says nothing for seconds; what was asked of it twice is made once."""
+    server.pause()
+    applying = asyncio.create_task(apply(js, PLAN, replicas=1))
+    try:
+        await until(lambda: "JetStream does not answer" in caplog.text)
+    finally:
+        server.resume()
+    assert [change.line.partition(": ")[2] for change in await applying] == ["created"] * 7
+    assert await drift(js, PLAN, replicas=1) == []

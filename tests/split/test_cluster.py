@@ -1,8 +1,10 @@
-"""Three brokers that keep every stream with three replicas: the one that leads hangs, or dies."""
+"""Three brokers that keep every stream with three replicas: they have no leader yet, or it hangs, or dies."""
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -12,6 +14,7 @@ import pytest
 
 from tests.nats import NatsCluster, NatsServer
 from tests.process.client import Client, eventually
+from tests.process.server import environment_of
 from tests.split.conftest import Build
 from tests.split.house import House
 from tests.split.world import everybody_is_ready, look_at_the_whole
@@ -110,3 +113,25 @@ async def test_a_leader_in_trouble_costs_post_nothing(
     )
     assert {order["status"] for order in orders} == {"confirmed"}
     assert house.stderr == ""
+
+
+@pytest.mark.slow
+def test_a_cluster_without_a_leader_is_waited_for(cluster: NatsCluster, tmp_path: Path) -> None:
+    """As when all of it starts together: the command says that it waits, and does its work once there is a leader."""
+    for node in cluster.nodes[1:]:
+        node.kill()
+    with subprocess.Popen(
+        [sys.executable, "-m", "app", "topology", "--apply"],
+        cwd=tmp_path,
+        env=environment_of({"BUS": "nats", "NATS_URL": ",".join(cluster.urls), "NATS_REPLICAS": "3"}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as command:
+        assert command.stderr is not None
+        assert command.stderr.readline() == "fulfilment: JetStream does not answer; asking again for 30 s\n"
+        for node in cluster.nodes[1:]:
+            node.start(wait=False)
+        done, troubles = command.communicate(timeout=60)
+    assert command.returncode == 0, troubles
+    assert "stream ORDERS: created" in done.splitlines()
