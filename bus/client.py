@@ -3,7 +3,7 @@ nats-py's client with two short cuts for what we do thousands of times a second:
 
 Both stay within what the client does anyway, only in fewer steps; ``tests/bus/test_client.py`` compares the two. And
 both mend a way in which one strange message would cost us the connection, again and again. A third change lets a task
-be cancelled that waits for a server that hangs.
+be cancelled that waits for a server that hangs; a fourth gives up the sockets of servers that hang.
 """
 
 from __future__ import annotations
@@ -60,6 +60,16 @@ class NatsClient(Client):
         await self._send_command(command)
         if self._flush_queue is not None and self._flush_queue.empty():
             await self._flush_pending()
+
+    def hang_up(self) -> None:
+        """Give up the socket, if there is one, and what a server that hangs has not taken yet. Idempotent."""
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+
+    async def _connect_to_server(self, s: Any) -> None:
+        self.hang_up()  # the last server's, who took us and then said nothing: the client would only forget it
+        await super()._connect_to_server(s)
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:
         # The client swallows a cancellation that comes while it waits here, and whoever was to end goes on for ever.

@@ -161,6 +161,7 @@ class Connection:
             with suppress(Exception):  # whatever it is that cannot be tidied up any more
                 async with asyncio.timeout(_HANDSHAKE_SECONDS):
                     await client.close()
+            client.hang_up()
 
     # Up and down
 

@@ -137,3 +137,36 @@ async def test_who_waits_for_a_server_that_hangs_can_be_cancelled(clients: tuple
         assert speaking.cancelled()
     finally:
         server.resume()
+
+
+async def test_a_server_that_takes_us_back_and_says_nothing_is_left() -> None:
+    """Before the next attempt its socket is closed; the client itself would leave that to the garbage collector."""
+    came = 0
+    tried_twice = asyncio.Event()
+
+    async def greet_the_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal came
+        came += 1
+        if came == 1:
+            writer.write(b'INFO {"max_payload": 1048576, "headers": true}\r\n')
+            while await reader.readline() != b"PING\r\n":
+                pass
+            writer.write(b"PONG\r\n")
+            await writer.drain()
+        else:
+            if came == 3:
+                tried_twice.set()
+            await reader.read()
+        writer.close()
+
+    async def note(error: Exception) -> None:
+        pass
+
+    client = NatsClient()
+    async with await asyncio.start_server(greet_the_first, "127.0.0.1", 0) as server:
+        url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await client.connect(url, connect_timeout=1, reconnect_time_wait=0, max_reconnect_attempts=-1, error_cb=note)
+        async with asyncio.timeout(10):
+            await tried_twice.wait()
+        await client.close()
+        await asyncio.sleep(0)

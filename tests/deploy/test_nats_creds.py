@@ -1,0 +1,83 @@
+"""NATS_CREDS, with a server that knows its users by JWT: an operator trusts an account, the account its users."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from base64 import urlsafe_b64encode
+from pathlib import Path
+from typing import Any
+
+import nkeys  # type: ignore[import-untyped]
+import pytest
+from attrs import frozen
+
+from app.broker import OutOfReach, jetstream
+from config.settings import Settings
+from tests.nats import NatsServer
+
+CORE = dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), -1) | {"wildcards": True}
+JETSTREAM = dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -1)
+
+
+@frozen
+class Key:
+    """A key pair of NATS; its public half names who has it."""
+
+    seed: bytes
+
+    @classmethod
+    def of(cls, prefix: int) -> Key:
+        return cls(bytes(nkeys.encode_seed(os.urandom(32), prefix)))
+
+    @property
+    def public(self) -> str:
+        name: bytes = nkeys.from_seed(bytearray(self.seed)).public_key
+        return name.decode()
+
+    def vouch(self, subject: Key, **says: Any) -> str:
+        """Return the JWT in which this key says who *subject* is (NATS JWT, version 2)."""
+        claims = {"jti": subject.public, "iat": int(time.time()), "iss": self.public, "sub": subject.public, "name": "test"}
+        parts = {"typ": "JWT", "alg": "ed25519-nkey"}, {**claims, "nats": {"version": 2, **says}}
+        text = ".".join(_encoded(json.dumps(part).encode()) for part in parts)
+        return f"{text}.{_encoded(nkeys.from_seed(bytearray(self.seed)).sign(text.encode()))}"
+
+
+def _encoded(content: bytes) -> str:
+    return urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
+def credentials(folder: Path, account: Key) -> Path:
+    """Write the file of a user of *account*, as ``nsc generate creds`` does."""
+    user = Key.of(nkeys.PREFIX_BYTE_USER)
+    jwt = account.vouch(user, type="user", subs=-1, data=-1, payload=-1)
+    path = folder / f"{user.public}.creds"
+    path.write_text(
+        f"-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{user.seed.decode()}\n------END USER NKEY SEED------\n"
+    )
+    return path
+
+
+@pytest.mark.slow
+async def test_credentials_let_a_user_in_and_a_strangers_do_not(tmp_path: Path) -> None:
+    """Without them nobody gets in either."""
+    operator = Key.of(nkeys.PREFIX_BYTE_OPERATOR)
+    ours, stranger, system = (Key.of(nkeys.PREFIX_BYTE_ACCOUNT) for _ in range(3))
+    known = {
+        ours.public: operator.vouch(ours, type="account", limits=CORE | JETSTREAM),
+        system.public: operator.vouch(system, type="account", limits=CORE),
+    }
+    config = (
+        f"operator: {operator.vouch(operator, type='operator')}\nsystem_account: {system.public}\nresolver: MEMORY\n"
+        f"resolver_preload: {json.dumps(known)}\n"
+    )
+    with NatsServer(tmp_path / "nats", config=config) as server:
+        settings = Settings(bus="nats", nats_url=(server.url,), nats_creds=str(credentials(tmp_path, ours)))
+        async with jetstream(settings) as js:
+            assert await js.streams_info() == []
+        for creds in None, str(credentials(tmp_path, stranger)):
+            with pytest.raises(OutOfReach):
+                async with jetstream(Settings(bus="nats", nats_url=(server.url,), nats_creds=creds)):
+                    pass
