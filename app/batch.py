@@ -11,7 +11,8 @@ from __future__ import annotations
 __all__ = ["Answering", "Batch", "Seat", "Superseded", "Verdict", "Writes"]
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -21,12 +22,12 @@ from sqlalchemy import Connection
 from app.door import Context, KeyReused, Told
 from app.outbox import Parcel
 from app.rows import instant
-from app.store import Kept, Store
+from app.store import Kept, Store, timed_ids
 from app.telemetry.trace import child
 from bus.contracts import EXPRESS, Contracts
 from bus.ids import caused_id
 from bus.port import Clock, Delivery
-from modules.module import Decision, Later, Module, Outcome, Withdraw
+from modules.module import Decision, Key, Later, Module, Outcome, Withdraw
 from modules.route import Answer, Refusal
 
 Answering = Callable[[Outcome], Answer | Refusal]
@@ -50,17 +51,19 @@ class Seat:
     future: asyncio.Future[Told] | None = None
     delivery: Delivery | None = None
     said_at: str | None = None
-    lower: list[Delivery] = field(factory=list)
+    lower: tuple[Delivery, ...] = ()
     """Lower versions of the same event, which came while this one sat."""
+    is_born: bool = False
+    """True for what was said in the very transaction that hears it: nobody can have heard it before."""
     gives_way: bool = False
     """True for a lower version of what is to come in a higher one that we understand, too: that one is the better."""
 
 
 @define(eq=False)
 class Verdict:
-    """What became of a seat. Without an outcome and an error: it was heard before."""
+    """What became of a seat. Without a decision and an error: it was heard before."""
 
-    outcome: Outcome | None = None
+    decision: Decision | None = None
     told: Told | None = None
     error: Exception | None = None
 
@@ -69,34 +72,55 @@ class Verdict:
 class Writes:
     """What one module has decided within a transaction, and what is not written yet."""
 
+    world: dict[type, dict[str, Any]] = field(factory=dict)
+    """Every state that was asked for, as it is by now, by class and key; None for one that there is not."""
     states: dict[type, dict[str, Any]] = field(factory=dict)
+    """Those that have changed."""
     new: dict[type, set[str]] = field(factory=dict)
+    """Keys that are not in the database."""
     heard: list[Kept] = field(factory=list)
     withdrawn: list[str] = field(factory=list)
     said: list[Parcel] = field(factory=list)
+    named: set[str] = field(factory=set)
+    """Names under which something of it was said."""
 
-    def look(self, cls: type, keys: Collection[str], found: dict[str, Any]) -> None:
-        """Note which of *keys* are new, of which *found* are in the database, and put in what is decided already."""
-        self.new.setdefault(cls, set()).update(key for key in keys if key not in found)
-        decided = self.states.get(cls)
-        if decided:
-            found.update((key, decided[key]) for key in keys if key in decided)
+    def unknown(self, touched: Iterable[Iterable[Key]]) -> dict[type, set[str]]:
+        """Return which of *touched* nobody has asked for yet, by class."""
+        keys: dict[type, set[str]] = {}
+        for wanted in touched:
+            for cls, key in wanted:
+                if key not in self.world.setdefault(cls, {}):
+                    keys.setdefault(cls, set()).add(key)
+        return keys
+
+    def learn(self, keys: Mapping[type, Collection[str]], found: Mapping[type, Mapping[str, Any]]) -> None:
+        """Note what is *found* under *keys*."""
+        for cls, wanted in keys.items():
+            there = found[cls]
+            self.world[cls].update((key, there.get(key)) for key in wanted)
+            self.new.setdefault(cls, set()).update(key for key in wanted if key not in there)
+
+    def change(self, cls: type, key: str, state: Any) -> None:
+        """Put *state* in the place of what was under *key*."""
+        self.world[cls][key] = state
+        self.states.setdefault(cls, {})[key] = state
 
     def withdraw(self, names: Sequence[str]) -> None:
         """Take back what was said under *names*; what was said in this very transaction is never written."""
         self.withdrawn += names
-        self.said = [parcel for parcel in self.said if parcel.name not in names]
+        if not self.named.isdisjoint(names):
+            self.said = [parcel for parcel in self.said if parcel.name not in names]
 
     def left(self, parcels: list[Parcel]) -> list[Parcel]:
         """Return those of *parcels* that were not taken back."""
-        if not self.withdrawn:
+        if self.named.isdisjoint(self.withdrawn):
             return parcels
         ids = {parcel.id for parcel in self.said}
         return [parcel for parcel in parcels if parcel.id in ids]
 
 
 class Batch:
-    """Think a batch of one module through; called in the writer's thread."""
+    """Think a batch of one module through."""
 
     def __init__(self, module: Module, store: Store, contracts: Contracts, clock: Clock) -> None:
         self._module = module
@@ -107,33 +131,29 @@ class Batch:
     def __call__(self, batch: Sequence[Seat], connection: Connection) -> tuple[list[Verdict], list[Parcel]]:
         """Decide about *batch* and write what follows; return the verdicts, and what is to go out now."""
         writes = Writes()
-        verdicts, due = self.think(batch, connection, writes)
+        verdicts, due = self.think(batch, connection, writes, self._clock.now())
         self.write(connection, writes)
         return verdicts, due
 
     def think(
-        self, batch: Sequence[Seat], connection: Connection, writes: Writes
+        self, batch: Sequence[Seat], connection: Connection, writes: Writes, now: datetime
     ) -> tuple[list[Verdict], list[Parcel]]:
         """
         Decide about *batch*; what follows from it joins *writes*, which may hold more of this transaction already.
 
-        Return the verdicts, and what goes out now.
+        Return the verdicts, and what goes out *now*.
         """
         store, touches = self._store, self._module.touches
-        now = self._clock.now()
-        said_at = instant(now)
+        said_at, (first_id, end_id) = instant(now), timed_ids(now)
         touched = [touches(seat.event) for seat in batch]
-        keys: dict[type, set[str]] = {}
-        for wanted in touched:
-            for cls, key in wanted:
-                keys.setdefault(cls, set()).add(key)
-        inbox_ids = [seat.inbox_id for seat in batch if seat.inbox_id is not None]
-        known, world = store.recall(connection, inbox_ids, keys)
-        for cls, wanted_keys in keys.items():
-            writes.look(cls, wanted_keys, world[cls])
+        keys = writes.unknown(touched)
+        inbox_ids = [seat.inbox_id for seat in batch if seat.inbox_id is not None and not seat.is_born]
+        known, found = store.recall(connection, inbox_ids, keys)
+        writes.learn(keys, found)
         for kept in writes.heard:
             known[kept.id] = kept.fingerprint, kept.answer
 
+        world, rows, decide = writes.world, store.rows, self._module.decide
         due: list[Parcel] = []
         verdicts = []
         for seat, wanted in zip(batch, touched, strict=True):
@@ -144,28 +164,32 @@ class Batch:
                 verdicts.append(Verdict(error=Superseded("a newer version of this event is to come")))
                 continue
             try:
-                decision = self._module.decide([world[cls].get(key) for cls, key in wanted], seat.event, now)
-                parcels, taken_back, replies = self._said(seat, decision, said_at, wanted)
-                after = {(type(state), self._store.rows[type(state)].key_of(state)): state for state in decision.states}
-                outcome = Outcome(tuple(after.get(key) or world[key[0]].get(key[1]) for key in wanted), replies)
-                told = Told(seat.answer(outcome)) if seat.answer is not None else None
+                decision = decide([world[cls][key] for cls, key in wanted], seat.event, now)
+                parcels, names, taken_back = self._said(seat, decision, said_at, wanted)
+                changed = [(type(state), rows[type(state)].key_of(state), state) for state in decision.states]
+                told = None
+                if seat.answer is not None:
+                    after = {(cls, key): state for cls, key, state in changed}
+                    states = tuple([after.get(key) or world[key[0]][key[1]] for key in wanted])
+                    told = Told(seat.answer(Outcome(states, decision.said)))
             except Exception as error:  # whatever a decision raises, it is this event's trouble and nobody else's
                 verdicts.append(Verdict(error=error))
                 continue
-            for (cls, key), state in after.items():
-                world[cls][key] = state
-                writes.states.setdefault(cls, {})[key] = state
+            for cls, key, state in changed:
+                writes.change(cls, key, state)
             if taken_back:
                 writes.withdraw(taken_back)
             writes.said += parcels
+            writes.named.update(names)
             due += [parcel for parcel in parcels if parcel.due_at <= said_at]
             if seat.inbox_id is not None and not (told is not None and isinstance(told.answer, Refusal)):
                 answer = None
                 if seat.fingerprint is not None and told is not None:
                     answer = _kept(told.answer)
-                writes.heard.append(Kept(seat.inbox_id, said_at, seat.fingerprint, answer))
+                untimed = int(seat.fingerprint is not None or not first_id <= seat.inbox_id < end_id)
+                writes.heard.append(Kept(seat.inbox_id, said_at, untimed, seat.fingerprint, answer))
                 known[seat.inbox_id] = seat.fingerprint, answer
-            verdicts.append(Verdict(outcome, told))
+            verdicts.append(Verdict(decision, told))
         return verdicts, writes.left(due)
 
     def write(self, connection: Connection, writes: Writes, sent: Collection[str] = ()) -> None:
@@ -182,13 +206,13 @@ class Batch:
 
     def _said(
         self, seat: Seat, decision: Decision, now: str, wanted: Sequence[tuple[type, str]]
-    ) -> tuple[list[Parcel], list[str], tuple[Any, ...]]:
-        """Return what goes out, which names are withdrawn, and everything that was said or replied."""
+    ) -> tuple[list[Parcel], list[str], list[str]]:
+        """Return what goes out, under which names, and which names are withdrawn."""
         express = seat.express if decision.express is None else decision.express
         key = wanted[0][1] if wanted else ""
         parcels: list[Parcel] = []
+        names: list[str] = []
         withdrawn: list[str] = []
-        events: list[Any] = []
         for ordinal, said in enumerate(decision.events):
             name, due_at = None, now
             if isinstance(said, Withdraw):
@@ -196,8 +220,8 @@ class Batch:
                 continue
             if isinstance(said, Later):
                 name, due_at, said = said.name or None, max(now, instant(said.at)), said.event
-            else:
-                events.append(said)
+                if name is not None:
+                    names.append(name)
             if not hasattr(said, "__subject__"):
                 continue
             # Two modules may answer one event: the speaker is part of the id, or the bus would take them for copies.
@@ -210,7 +234,7 @@ class Batch:
                         key, body, name, seat.context.correlation_id, seat.id, trace, now, due_at, versions,
                     )
                 )  # fmt: skip
-        return parcels, withdrawn, tuple(events)
+        return parcels, names, withdrawn
 
     @staticmethod
     def _again(seat: Seat, fingerprint: str | None, answer: str | None) -> Verdict:

@@ -24,6 +24,7 @@ from app.gateways.breaker import Breaker, BreakerState
 from app.gateways.calls import CALLS_MAX
 from app.gateways.port import Gateway, Ledger
 from app.gateways.simulated import SimulatedGateway
+from app.gateways.webhooks import CONSUMER as WEBHOOKS
 from app.gateways.webhooks import Webhooks
 from app.gateways.worker import CONSUMER, GatewayWorker
 from app.registry import contracts_of
@@ -47,7 +48,7 @@ from bus.port import Clock, Subscription
 from bus.tasks import end_tasks
 from config.settings import Settings
 from modules import inventory, orders, payments
-from modules.module import Module, Outcome
+from modules.module import Decision, Module
 from modules.orders.events import OrderCancelled, OrderConfirmed, OrderCreated
 from modules.payments.events import ChargeRequested
 
@@ -114,7 +115,7 @@ class Application:
         urls = {module.name: settings.database_url(module.name) for module in modules}
         self.databases: dict[str, Database] = opened(settings, urls)
         self.stores = stores = {module.name: Store(module, self.databases[urls[module.name]]) for module in modules}
-        self.dead_letters = DeadLetterOffice(stores, clock, self.metrics)
+        self.dead_letters = DeadLetterOffice(stores, clock, self.metrics, unheard={WEBHOOKS})
         self._transport = transport(settings, modules, contracts, clock, self.dead_letters)
         self.bus = self._transport.bus
         self.metrics.bus_connected.follow(lambda: float(self.bus.is_connected))
@@ -139,7 +140,7 @@ class Application:
         if settings.bus == "memory" and not others and not database.dialect.is_shared:
             heard = hears(modules, contracts)
             elsewhere = [s for who in heard if who.removesuffix(EXPRESS_LANE) not in self.shells for s in heard[who]]
-            ShortWay(self.shells, elsewhere, database)
+            ShortWay(self.shells, elsewhere, database, self._clock)
         self._contracts = contracts
         self._worker = self._gateway_worker() if "payments" in self.shells else None
         self._tasks: list[asyncio.Task[None]] = []
@@ -172,9 +173,9 @@ class Application:
             return _order_observers(self.metrics)
         return {ChargeRequested: self._charge_requested} if module == "payments" else None
 
-    def _charge_requested(self, event: ChargeRequested, outcome: Outcome, context: Context) -> None:
+    def _charge_requested(self, event: ChargeRequested, decision: Decision, context: Context) -> None:
         assert self._worker is not None
-        self._worker.delays.requested(event, outcome, context)
+        self._worker.delays.requested(event, decision, context)
 
     def _webhooks(self) -> tuple[Table, ...]:
         """Return the route for the provider's webhooks, where payments run."""
@@ -311,12 +312,11 @@ def _order_observers(metrics: Metrics) -> dict[type, Observer]:
     cancelled = metrics.orders.labels("cancelled")
     duration = metrics.order_duration_seconds
 
-    def placed(event: OrderCreated, outcome: Outcome, context: Context) -> None:
+    def placed(event: OrderCreated, decision: Decision, context: Context) -> None:
         accepted.inc()
 
-    def over(event: OrderConfirmed | OrderCancelled, outcome: Outcome, context: Context) -> None:
-        (order,) = outcome.states
-        assert order is not None
+    def over(event: OrderConfirmed | OrderCancelled, decision: Decision, context: Context) -> None:
+        (order,) = decision.states
         (confirmed if isinstance(event, OrderConfirmed) else cancelled).inc()
         seconds = (order.updated_at - order.created_at).total_seconds()
         duration.observe(seconds)

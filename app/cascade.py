@@ -13,6 +13,7 @@ from __future__ import annotations
 
 __all__ = ["Cascade", "Passage", "ShortWay", "Step"]
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ from app.outbox import Parcel
 from bus.contracts import EXPRESS, is_express
 from bus.errors import PutAside
 from bus.hearing import Hearing
+from bus.port import Clock
 
 if TYPE_CHECKING:
     from app.shell import Shell
@@ -70,10 +72,11 @@ class _Said:
 
 
 class Cascade:
-    """Carry what *modules* say to each other; called in the writer's thread."""
+    """Carry what *modules* say to each other."""
 
-    def __init__(self, modules: Mapping[str, tuple[Batch, Hearing]], elsewhere: Collection[str]) -> None:
+    def __init__(self, modules: Mapping[str, tuple[Batch, Hearing]], elsewhere: Collection[str], clock: Clock) -> None:
         """*elsewhere* are the subjects that others hear, too."""
+        self._clock = clock
         self._batches = {name: batch for name, (batch, _) in modules.items()}
         self._ears: dict[str, tuple[tuple[str, Hearing], ...]] = {}
         for name, (_, hearing) in modules.items():
@@ -84,6 +87,7 @@ class Cascade:
 
     def __call__(self, name: str, batch: Sequence[Seat], connection: Connection) -> Passage:
         """Decide about *batch* in the module *name*, and about all that follows from it here; write it down."""
+        now = self._clock.now()
         writes: dict[str, Writes] = {}
         passage = Passage()
         under_way: list[_Said] = []
@@ -91,7 +95,7 @@ class Cascade:
         for _ in range(ROUNDS_MAX):
             fresh: list[_Said] = []
             for who, (seats, subjects, parcels) in sitting.items():
-                verdicts, due = self._batches[who].think(seats, connection, writes.setdefault(who, Writes()))
+                verdicts, due = self._batches[who].think(seats, connection, writes.setdefault(who, Writes()), now)
                 passage.steps.append(Step(who, seats, subjects, verdicts))
                 for said, verdict in zip(parcels, verdicts, strict=False):
                     said.is_settled = said.is_settled and verdict.error is None
@@ -135,6 +139,7 @@ class Cascade:
                     is_express(parcel.subject), parcel.event_id,
                 )  # fmt: skip
                 seat.said_at = parcel.occurred_at
+                seat.is_born = True
                 seats, subjects, parcels = sitting.setdefault(name, ([], [], []))
                 seats.append(seat)
                 subjects.append(parcel.subject)
@@ -145,11 +150,13 @@ class Cascade:
 class ShortWay:
     """Send the batches of *shells* down the cascade, and let everybody know what it did; on the loop."""
 
-    def __init__(self, shells: Mapping[str, Shell], elsewhere: Collection[str], database: Database) -> None:
+    def __init__(
+        self, shells: Mapping[str, Shell], elsewhere: Collection[str], database: Database, clock: Clock
+    ) -> None:
         """Open it; *elsewhere* are the subjects that others than *shells* hear, too."""
         self._shells = shells
         self._database = database
-        self._cascade = Cascade({name: (shell.think, shell.hears) for name, shell in shells.items()}, elsewhere)
+        self._cascade = Cascade({name: (shell.think, shell.hears) for name, shell in shells.items()}, elsewhere, clock)
         for shell in shells.values():
             shell.short_way = self
 
@@ -172,8 +179,8 @@ class ShortWay:
             self._shells[who].relay.arrived(parcels)
         for who, parcels in passage.due.items():
             self._shells[who].relay.take(parcels)
-        for who, subject in passage.superseded:
-            self._shells[who].pass_over(subject)
+        for (who, subject), count in Counter(passage.superseded).items():
+            self._shells[who].pass_over(subject, count)
         for step in passage.steps[1:]:
             self._shells[step.name].overhear(step, began)
         return passage.steps[0].verdicts

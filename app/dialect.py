@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine, Table, make_url
+from sqlalchemy import Connection, Engine, RootTransaction, Table, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 MARK = "transaction"
@@ -57,6 +57,9 @@ class Dialect(Protocol):
             Unusable: There is no driver for it, or nobody can read the address.
         """
 
+    def begin_at_once(self, connection: Connection) -> RootTransaction | None:
+        """Begin a transaction on *connection*, or return None where that means to wait."""
+
     def trouble(self, error: BaseException) -> Trouble | None:
         """Say what to do about *error*; None where it is the work's own fault, or not the database's at all."""
 
@@ -93,6 +96,13 @@ class Dialect(Protocol):
 
     def insert(self, table: Table, names: Sequence[str], conflict: str = "") -> Statement:
         """Return the statement that inserts rows of the columns *names*; *conflict* says what if they are there."""
+
+    def replace(self, table: Table, names: Sequence[str]) -> Statement:
+        """
+        Return the statement that writes whole rows of the columns *names*, the key first, over those that are there.
+
+        Nothing but the key may be unique in *table*: a row that is in the way of another for that might go.
+        """
 
 
 def dialect_of(url: str) -> Dialect:

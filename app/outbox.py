@@ -10,7 +10,7 @@ __all__ = ["Parcel", "tables_of"]
 
 from typing import NamedTuple
 
-from sqlalchemy import Column, DateTime, Index, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import Column, DateTime, Index, Integer, LargeBinary, MetaData, SmallInteger, String, Table, Text
 
 from modules.tables import key_type
 
@@ -46,12 +46,15 @@ def tables_of(module: str, metadata: MetaData) -> tuple[Table, Table, Table]:
         metadata,
         Column("id", key_type(255), primary_key=True),
         Column("heard_at", DateTime(timezone=True), nullable=False),
+        # 1 where the id does not begin with a time: what is old enough to go is a range of the key for all the others.
+        Column("untimed", SmallInteger, nullable=False, server_default="1"),
         # For what came with an idempotency key: whose body it was, and what we answered.
         Column("fingerprint", String(64)),
         Column("answer", Text),
-        Index(f"{module}_inbox_by_age", "heard_at"),
         sqlite_with_rowid=False,
     )
+    untimed = inbox.c.untimed == 1
+    Index(f"{module}_inbox_by_age", inbox.c.heard_at, sqlite_where=untimed, postgresql_where=untimed)
     outbox = Table(
         f"{module}_outbox",
         metadata,
@@ -69,7 +72,7 @@ def tables_of(module: str, metadata: MetaData) -> tuple[Table, Table, Table]:
         Column("due_at", DateTime(timezone=True), nullable=False),
         Column("sent_at", DateTime(timezone=True)),
         Column("versions", String(64)),
-        sqlite_with_rowid=False,
+        # With SQLite's row ids, other than the rest: its rows are long, and most are written once and never read.
     )
     unsent, named = outbox.c.sent_at.is_(None), outbox.c.name.isnot(None)
     Index(f"{module}_outbox_unsent", outbox.c.due_at, sqlite_where=unsent, postgresql_where=unsent)

@@ -30,6 +30,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     NullPool,
+    RootTransaction,
     Table,
     create_engine,
     event,
@@ -169,6 +170,10 @@ class Postgres:
 
         return engine
 
+    def begin_at_once(self, connection: Connection) -> RootTransaction | None:
+        """Its server has to be asked."""
+        return None
+
     def trouble(self, error: BaseException) -> Trouble | None:
         """Sort by SQLSTATE; an error without one says that the connection is gone."""
         error = getattr(error, "orig", None) or error
@@ -251,6 +256,12 @@ class Postgres:
         columns = ", ".join(_quoted(name) for name in names)
         arrays = ", ".join(f"%s::{_type(table.columns[name].type)}[]" for name in names)
         return _Arrays(f"INSERT INTO {table.name} ({columns}) SELECT * FROM unnest({arrays}) {conflict}")
+
+    def replace(self, table: Table, names: Sequence[str]) -> Statement:
+        """Each member but the key is changed."""
+        key, *others = (_quoted(name) for name in names)
+        changes = ", ".join(f"{name} = excluded.{name}" for name in others)
+        return self.insert(table, names, f"ON CONFLICT ({key}) DO UPDATE SET {changes}")
 
 
 def lock_number(name: str) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 __all__ = ["Relay"]
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
@@ -76,8 +77,8 @@ class Relay:
 
     def arrived(self, parcels: Sequence[Parcel]) -> None:
         """Count *parcels*, which have arrived without us."""
-        for parcel in parcels:
-            self._published.labels(original(parcel.subject)).inc()
+        for subject, count in Counter(parcel.subject for parcel in parcels).items():
+            self._published.labels(original(subject)).inc(count)
 
     async def step(self) -> None:
         """Mark what was sent, and look into the table when it is time to."""
@@ -159,12 +160,12 @@ class Relay:
     def _found(self, parcels: Sequence[Parcel], count: int, oldest_seconds: float) -> None:
         self._oldest_seconds = oldest_seconds
         done = set(self._sent)
-        for parcel in parcels:
-            if parcel.id not in done:
-                self._send(parcel)
+        forgotten = [parcel for parcel in parcels if parcel.id not in done and parcel.id not in self._flying]
+        for parcel in forgotten:
+            self._send(parcel)
         # What was committed a moment ago and is being handed to us now counts as left, until we look again.
         self._left = max(0, count - len(self._flying) - len(done))
-        if len(parcels) >= FOUND_MAX and self._bus.is_connected:
+        if len(forgotten) >= FOUND_MAX and self._bus.is_connected and len(self._flying) < IN_FLIGHT_MAX:
             self._look_at = self._clock.monotonic()
 
     async def _purge(self, now: float) -> None:

@@ -18,7 +18,7 @@ from typing import Any, get_args, get_type_hints
 import attrs
 import orjson
 from cattrs import Converter
-from sqlalchemy import JSON, Connection, Table
+from sqlalchemy import JSON, Connection, Table, UniqueConstraint
 
 from app.dialect import Dialect
 
@@ -31,6 +31,10 @@ class Rows:
         names = [field.name for field in fields]
         if names != [column.name for column in table.columns]:
             raise TypeError(f"{cls.__name__} and {table.name} do not have the same columns in the same order")
+        if not cls.__dictoffset__:
+            raise TypeError(f"{cls.__name__} has slots; make it @frozen(kw_only=True, slots=False)")
+        if any(index.unique for index in table.indexes) or any(isinstance(c, UniqueConstraint) for c in table.constraints):
+            raise TypeError(f"in {table.name} more than the key is unique; a row that is replaced could take another along")
         self.cls = cls
         self.table = table
         self.key_name = names[0]
@@ -43,7 +47,6 @@ class Rows:
         self._writers = [(at, write) for at, (write, _) in enumerate(codecs) if write is not None]
         self._readers = [(name, read) for name, (_, read) in zip(names, codecs, strict=True) if read is not None]
 
-        changes = ", ".join(f"{_quoted(name)} = excluded.{_quoted(name)}" for name in names[1:])
         key = _quoted(names[0])
         # One row of JSON for all that is found: the driver gives the interpreter's lock away at each row that it fetches,
         # and a busy event loop would let it wait for it each time.
@@ -51,7 +54,7 @@ class Rows:
         self._shown = dialect.json_rows(list(table.columns))
         wanted = f"SELECT * FROM {table.name} WHERE {key} {{keys}}"
         self._insert = dialect.insert(table, names) if dialect.is_shared else None
-        self._upsert = dialect.insert(table, names, f"ON CONFLICT ({key}) DO UPDATE SET {changes}")
+        self._replace = dialect.replace(table, names)
         self._load = dialect.by_keys(f"SELECT {self._shown} FROM {table.name} WHERE {key} {{keys}}")
         self._lock = self._load
         if dialect.locking:
@@ -62,14 +65,6 @@ class Rows:
     def load(self, connection: Connection, keys: Sequence[str]) -> dict[str, Any]:
         """Return the states under *keys*, those that there are, by key."""
         return self._states(self._load.run(connection, [(key,) for key in keys]))
-
-    def among(self, keys: str) -> str:
-        """Return the query that selects all rows under *keys*, itself a query or a list, as the text that `states` reads."""
-        return f"SELECT {self._shown} FROM {self.table.name} WHERE {_quoted(self.key_name)} IN {keys}"
-
-    def states(self, text: str) -> dict[str, Any]:
-        """Return the states of a text of rows, by key."""
-        return {row[0]: self._state(row) for row in orjson.loads(text)}
 
     def lock(self, connection: Connection, keys: Sequence[str]) -> dict[str, Any]:
         """Return them, and let nobody else change them until the transaction ends."""
@@ -82,11 +77,11 @@ class Rows:
         On a shared database a new one that somebody else has written meanwhile raises instead of being written over.
         """
         if self._insert is None:
-            self._upsert.run(connection, [self._row(state) for state in states])
+            self._replace.run(connection, [self._row(state) for state in states])
             return
         rows = sorted((self._row(state) for state in states), key=itemgetter(0))
         self._insert.run(connection, [row for row in rows if row[0] in new])
-        self._upsert.run(connection, [row for row in rows if row[0] not in new])
+        self._replace.run(connection, [row for row in rows if row[0] not in new])
 
     def browse(
         self, connection: Connection, filters: dict[str, Any], after: str | None, limit: int, newest_first: bool
@@ -105,7 +100,7 @@ class Rows:
         return [self._state(row) for row in orjson.loads(found)]
 
     def _states(self, found: Sequence[Any]) -> dict[str, Any]:
-        return {key: state for part in found for key, state in self.states(part[0]).items()}
+        return {row[0]: self._state(row) for (text,) in found for row in orjson.loads(text)}
 
     def _row(self, state: Any) -> list[Any]:
         row = list(self._values(state))
@@ -115,11 +110,14 @@ class Rows:
         return row
 
     def _state(self, row: Sequence[Any]) -> Any:
-        fields = dict(zip(self._names, row, strict=True))
+        # As `modules.module.evolve` does: whatever is in the table has been through the constructor.
+        state: Any = object.__new__(self.cls)
+        members = state.__dict__
+        members.update(zip(self._names, row, strict=True))
         for name, read in self._readers:
-            if fields[name] is not None:
-                fields[name] = read(fields[name])
-        return self.cls(**fields)
+            if members[name] is not None:
+                members[name] = read(members[name])
+        return state
 
 
 Codec = tuple[Callable[[Any], Any] | None, Callable[[Any], Any] | None]
@@ -144,7 +142,7 @@ def _codec(converter: Converter, hint: Any, column_type: Any) -> Codec:
         return None, bool
     if isinstance(plain, type) and issubclass(plain, Enum):
         members = {member.value: member for member in plain}
-        return lambda member: member.value, members.__getitem__
+        return attrgetter("_value_"), members.__getitem__  # what .value returns, without a descriptor in between
     return None, None
 
 

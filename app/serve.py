@@ -21,7 +21,8 @@ SWITCH_SECONDS = 0.0003
 """
 How long a thread may keep the interpreter to itself while another wants it.
 
-The writer gives it up at each statement; with the default of 5 ms a busy event loop would make it wait that long each time.
+Whoever talks to a database in a thread gives it up at each statement; with the default of 5 ms a busy event loop would
+make it wait that long each time.
 """
 
 GARBAGE_MIN = 50_000

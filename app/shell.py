@@ -1,10 +1,10 @@
 """
 A module, running: one pass is *take, think, save, answer*, and the door is the same for the web, the workers and the bus.
 
-Whoever comes takes a seat. Everybody who sits when a pass begins goes through it together, in one transaction: what was
-heard before drops out, the states that are needed are brought together, the module decides about one event after the
-other, and everything that has changed is written at once. An event that cannot be decided loses only itself. After the
-commit the askers get their answers, the bus its acknowledgements, and the relay what was said.
+Whoever comes takes a seat. Everybody who sits when a pass begins (of many, half) goes through it together, in one
+transaction: what was heard before drops out, the states that are needed are brought together, the module decides about
+one event after the other, and everything that has changed is written at once. An event that cannot be decided loses only
+itself. After the commit the askers get their answers, the bus its acknowledgements, and the relay what was said.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ __all__ = ["GIVE_WAY_MAX", "GIVE_WAY_SECONDS", "Observer", "Shell", "retry_secon
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -23,10 +23,11 @@ from loguru import logger
 from app.batch import Answering, Batch, Seat, Superseded, Verdict
 from app.cascade import ShortWay, Step
 from app.door import Context, Overloaded, Told, Unavailable
-from app.headers import origin, said_at, said_in, seconds_since
+from app.headers import origin, said_at, said_in
 from app.outbox import Parcel
 from app.relay import Relay
 from app.store import Store
+from app.telemetry.handling import Handling
 from app.telemetry.logs import enabled
 from app.telemetry.metrics import Metrics
 from app.telemetry.trace import trace_id
@@ -37,7 +38,7 @@ from bus.errors import PutAside
 from bus.hearing import Hearing
 from bus.port import Clock, Delivery, Subscription
 from bus.replays import original
-from modules.module import Module, Outcome
+from modules.module import Decision, Module
 
 FETCH_SECONDS = 1.0
 AWAY_SECONDS_MAX = 2.0
@@ -48,7 +49,7 @@ GIVE_WAY_SECONDS = 1.0
 GIVE_WAY_MAX = 2
 """A lower version of an event lets the higher one pass so often, and waits so long; then it is as good as that."""
 
-Observer = Callable[[Any, Outcome, Context], None]
+Observer = Callable[[Any, Decision, Context], None]
 """Called on the loop for each event that was said, after the commit."""
 
 
@@ -89,10 +90,7 @@ class Shell(Window):
         """Who sits for an event that is said in several versions, for the highest of them."""
         self._is_away = False
         self._is_stopped = False
-        name = module.name
-        self._handled = metrics.messages_handled
-        self._handle_seconds = metrics.message_handle_seconds.labels(name)
-        self._lag_seconds = metrics.message_lag_seconds.labels(name)
+        self._handling = Handling(module.name, metrics)
 
     # Coming in
 
@@ -140,20 +138,20 @@ class Shell(Window):
         versions = said_in(message)
         gives_way = versions is not None and self.hears.is_superseded(subject, versions)
         if gives_way and (higher := self._in_versions.get(origin(message)[0])) is not None:
-            higher.lower.append(delivery)  # the better one sits already: this one shares its fate
+            higher.lower += (delivery,)  # the better one sits already: this one shares its fate
             return
         try:
             event = self.hears.read(subject, message.body)
         except PutAside as error:
             if versions is not None and self.hears.is_said_otherwise(subject, versions):
-                self._handled.labels(self.module.name, subject, "ignored").inc()
+                self._handling.ended(subject, "ignored")
                 await delivery.ack()
                 return
             logger.warning(
                 "message put aside", consumer=self.module.name, subject=subject, message_id=message.id,
                 error=error.code, detail=str(error), correlation_id=origin(message)[1].correlation_id,
             )  # fmt: skip
-            self._handled.labels(self.module.name, subject, "put_aside").inc()
+            self._handling.ended(subject, "put_aside")
             await delivery.term(error.code, str(error))
             return
         id, context = origin(message)
@@ -189,14 +187,19 @@ class Shell(Window):
 
     def overhear(self, step: Step, began: float) -> None:
         """Let everybody know what was decided here on the short way."""
-        now = self._clock.now()
-        handle_seconds = self._clock.monotonic() - began
+        said: Counter[str | None] = Counter()
+        ended: Counter[tuple[str, str]] = Counter()
         for seat, subject, verdict in zip(step.seats, step.subjects, step.verdicts, strict=True):
-            if verdict.outcome is not None:
-                self._tell_observers(seat, verdict.outcome)
+            if verdict.decision is not None:
+                self._tell_observers(seat, verdict.decision)
             if verdict.error is None:
-                self._note_settled(seat, subject, "handled" if verdict.outcome else "repeated")
-                self._note_times(seat, handle_seconds, now)
+                outcome = "handled" if verdict.decision else "repeated"
+                ended[subject, outcome] += 1
+                said[seat.said_at] += 1
+                self._log_settled(seat, subject, outcome)
+        for (subject, outcome), count in ended.items():
+            self._handling.ended(subject, outcome, count)
+        self._handling.took(self._clock.monotonic() - began, said, self._clock.now())
 
     async def _see_through(self, batch: Sequence[Seat]) -> tuple[list[Verdict], list[Parcel]]:
         """Think *batch* and commit what follows; what the database will not write is found out one by one."""
@@ -227,9 +230,9 @@ class Shell(Window):
         self._is_stopped = True
         await self._room.wait_until_empty()
 
-    def pass_over(self, subject: str) -> None:
-        """Count a lower version of what came on the short way in a higher one."""
-        self._handled.labels(self.module.name, subject, "superseded").inc()
+    def pass_over(self, subject: str, count: int) -> None:
+        """Count lower versions of what came on the short way in a higher one."""
+        self._handling.ended(subject, "superseded", count)
 
     # Going out
 
@@ -237,13 +240,13 @@ class Shell(Window):
         now = self._clock.now()
         handle_seconds = self._clock.monotonic() - began
         for seat, verdict in zip(batch, verdicts, strict=True):
-            if verdict.outcome is not None:
-                self._tell_observers(seat, verdict.outcome)
+            if verdict.decision is not None:
+                self._tell_observers(seat, verdict.decision)
             if seat.delivery is not None:
                 await self._settle(seat.delivery, seat, verdict)
                 if self._in_versions.pop(seat.id, None) is not None or seat.lower:
                     await self._settle_lower(seat, verdict)
-                self._note_times(seat, handle_seconds, now)
+                self._handling.took(handle_seconds, {seat.said_at: 1}, now)
             elif seat.future is not None and not seat.future.done():
                 if verdict.told is not None:
                     seat.future.set_result(verdict.told)
@@ -251,18 +254,18 @@ class Shell(Window):
                     assert verdict.error is not None
                     seat.future.set_exception(verdict.error)
 
-    def _tell_observers(self, seat: Seat, outcome: Outcome) -> None:
-        for event in outcome.events:
+    def _tell_observers(self, seat: Seat, decision: Decision) -> None:
+        for event in decision.events:
             observer = self._observers.get(type(event))
             if observer is not None:
-                observer(event, outcome, seat.context)
-        self.tell_watchers(outcome.states)
+                observer(event, decision, seat.context)
+        self.tell_watchers(decision.states)
 
     async def _settle_lower(self, seat: Seat, verdict: Verdict) -> None:
         """Be done with the lower versions of what *seat* sat for, or let them come again if it must."""
         for delivery in seat.lower:
             if verdict.error is None:
-                self._handled.labels(self.module.name, original(delivery.message.subject), "superseded").inc()
+                self._handling.ended(original(delivery.message.subject), "superseded")
                 await delivery.ack()
             else:
                 await delivery.nak(GIVE_WAY_SECONDS, error="superseded")
@@ -271,14 +274,15 @@ class Shell(Window):
         subject = original(delivery.message.subject)
         if verdict.error is None:
             again = "superseded" if seat.gives_way else "repeated"
-            outcome = "handled" if verdict.outcome else again
+            outcome = "handled" if verdict.decision else again
             await delivery.ack()
-            self._note_settled(seat, subject, outcome)
+            self._handling.ended(subject, outcome)
+            self._log_settled(seat, subject, outcome)
             return
         if isinstance(verdict.error, Superseded):
             await delivery.nak(GIVE_WAY_SECONDS, error="superseded", detail=str(verdict.error))
             return
-        self._handled.labels(self.module.name, subject, "failed").inc()
+        self._handling.ended(subject, "failed")
         detail = f"{type(verdict.error).__name__}: {verdict.error}"
         logger.warning(
             "message failed", consumer=self.module.name, subject=subject, tries=delivery.tries, detail=detail,
@@ -286,19 +290,13 @@ class Shell(Window):
         )  # fmt: skip
         await delivery.nak(retry_seconds(delivery.tries, self._dice), error="failed", detail=detail)
 
-    def _note_settled(self, seat: Seat, subject: str, outcome: str) -> None:
-        self._handled.labels(self.module.name, subject, outcome).inc()
+    def _log_settled(self, seat: Seat, subject: str, outcome: str) -> None:
         if enabled("DEBUG"):
             context = seat.context
             logger.debug(
                 "message settled", consumer=self.module.name, subject=subject, outcome=outcome, event_id=seat.id,
                 correlation_id=context.correlation_id, trace_id=trace_id(context.traceparent),
             )  # fmt: skip
-
-    def _note_times(self, seat: Seat, handle_seconds: float, now: datetime) -> None:
-        self._handle_seconds.observe(handle_seconds)
-        if seat.said_at is not None:
-            self._lag_seconds.observe(seconds_since(seat.said_at, now))
 
     async def _turn_away(self, batch: Sequence[Seat], error: Unavailable) -> None:
         """

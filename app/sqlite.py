@@ -2,8 +2,7 @@
 SQLite: one file, one process, no server.
 
 Rows go in many to a statement, and a statement has one of a few sizes, so that each text is compiled once and the
-database's own statement cache knows it from then on; what is missing to the next size is filled up with the last row,
-which every statement here takes twice as well as once.
+driver's statement cache knows it from then on.
 """
 
 from __future__ import annotations
@@ -11,13 +10,12 @@ from __future__ import annotations
 __all__ = ["SIZES", "Sqlite"]
 
 import sqlite3
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Connection, Engine, Table, create_engine, event, make_url
+from sqlalchemy import JSON, Connection, Engine, RootTransaction, Table, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from app.dialect import Statement, Trouble, Unusable
@@ -25,48 +23,37 @@ from app.dialect import Statement, Trouble, Unusable
 BUSY_SECONDS = 2.0
 """How long we wait for somebody else's lock before we say that the database is out of reach."""
 
-SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-"""Rows of one statement; SQLite takes 32,766 values in one."""
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Rows of one statement: the powers of two. SQLite takes 32,766 values in one."""
 
 _PRAGMAS = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
     "PRAGMA foreign_keys = ON",
     "PRAGMA cache_size = -16384",
-    "PRAGMA wal_autocheckpoint = 4000",
+    "PRAGMA wal_autocheckpoint = 1000",
     "PRAGMA journal_size_limit = 67108864",
 )
 
 
-class Padded:
-    """
-    A statement that exists in a few sizes.
-
-    *text* says it for a given number of rows. It must not mind a row that comes twice.
-    """
+class Parted:
+    """A statement that exists in a few sizes; *text* says it for a given number of rows."""
 
     def __init__(self, text: Callable[[int], str]) -> None:
         self._texts = {size: text(size) for size in SIZES}
 
     def run(self, connection: Connection, rows: Sequence[Sequence[Any]], before: tuple[Any, ...] = ()) -> list[Any]:
         """Run it for *rows*, a few times if need be; see `app.dialect.Statement`."""
+        # These texts and values need nothing of what SQLAlchemy does for a statement.
+        execute = _driver(connection).execute
         found: list[Any] = []
-        # Straight to the driver: these texts and values need nothing of what SQLAlchemy does for a statement.
-        cursor = connection.connection.cursor()
-        for part in _filled(rows):
-            cursor.execute(self._texts[len(part)], before + tuple(chain.from_iterable(part)))
-            if cursor.description is not None:
-                found += cursor.fetchall()
+        start, count = 0, len(rows)
+        while start < count:
+            size = min(1 << (count - start).bit_length() - 1, SIZES[-1])
+            values = chain.from_iterable(rows[start : start + size])
+            found += execute(self._texts[size], (*before, *values))
+            start += size
         return found
-
-
-def _filled(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """Cut *rows* into parts, each filled up to one of `SIZES` with its last row."""
-    most = SIZES[-1]
-    for start in range(0, len(rows), most):
-        part = rows[start : start + most]
-        size = SIZES[bisect_left(SIZES, len(part))]
-        yield part if size == len(part) else [*part, *[part[-1]] * (size - len(part))]
 
 
 class Sqlite:
@@ -105,9 +92,22 @@ class Sqlite:
         def begun(connection: Connection) -> None:
             # A deferred transaction that turns into a writing one fails with BUSY_SNAPSHOT, which no time-out cures.
             is_reading = connection.get_execution_options().get("reading", False)
-            connection.exec_driver_sql("BEGIN" if is_reading else "BEGIN IMMEDIATE")
+            _driver(connection).execute("BEGIN" if is_reading else "BEGIN IMMEDIATE")
 
         return engine
+
+    def begin_at_once(self, connection: Connection) -> RootTransaction | None:
+        """Not if somebody else is writing."""
+        driver = _driver(connection)
+        driver.execute("PRAGMA busy_timeout = 0")
+        try:
+            return connection.begin()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # the rest says what kind of busy
+                raise
+            return None
+        finally:
+            driver.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
 
     def trouble(self, error: BaseException) -> Trouble | None:
         """Locked, full, read-only, unreadable: all of it may pass."""
@@ -148,15 +148,26 @@ class Sqlite:
 
     def by_keys(self, sql: str) -> Statement:
         """As many marks as keys."""
-        return Padded(lambda size: sql.format(keys=f"IN ({', '.join('?' * size)})"))
+        return Parted(lambda size: sql.format(keys=f"IN ({', '.join('?' * size)})"))
 
     def insert(self, table: Table, names: Sequence[str], conflict: str = "") -> Statement:
         """As many rows of marks as rows."""
-        columns = ", ".join(_quoted(name) for name in names)
-        row = f"({', '.join('?' * len(names))})"
-        # Rows come twice where a statement is filled up: without a word about conflicts, the copy is passed over.
-        tail = conflict or "ON CONFLICT DO NOTHING"
-        return Padded(lambda size: f"INSERT INTO {table.name} ({columns}) VALUES {', '.join([row] * size)} {tail}")
+        return _insert("INSERT", table, names, conflict)
+
+    def replace(self, table: Table, names: Sequence[str]) -> Statement:
+        """``ON CONFLICT DO UPDATE`` would read each row that is there, and open a table for each that it changes."""
+        return _insert("INSERT OR REPLACE", table, names)
+
+
+def _driver(connection: Connection) -> sqlite3.Connection:
+    driver: sqlite3.Connection = connection.connection.dbapi_connection  # type: ignore[assignment]
+    return driver
+
+
+def _insert(verb: str, table: Table, names: Sequence[str], conflict: str = "") -> Statement:
+    columns = ", ".join(_quoted(name) for name in names)
+    row = f"({', '.join('?' * len(names))})"
+    return Parted(lambda size: f"{verb} INTO {table.name} ({columns}) VALUES {', '.join([row] * size)} {conflict}")
 
 
 def _quoted(name: str) -> str:

@@ -6,19 +6,21 @@ Nothing here begins or ends a transaction; see `app.database` for who does.
 
 from __future__ import annotations
 
-__all__ = ["Kept", "Store"]
+__all__ = ["Kept", "Store", "timed_ids"]
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, MetaData
 
 from app.database import Database
-from app.memory import Known, Memory
+from app.memory import Memory
 from app.outbox import Parcel, tables_of
 from app.rows import Rows, instant
+from bus.ids import id_horizon
 from modules.module import Module
 
 SENT_KEPT = timedelta(hours=24)
@@ -26,6 +28,9 @@ SENT_KEPT = timedelta(hours=24)
 
 HEARD_KEPT = timedelta(hours=48)
 """How long we know a copy when we meet it: longer than anybody can send one, and than an idempotency key lives."""
+
+CLOCKS_APART = timedelta(minutes=1)
+"""How far ahead of us a clock may be that ids get their times from."""
 
 GRACE = timedelta(seconds=5)
 """How long a process on a shared database has what it committed to itself; then whoever leads takes it for forgotten."""
@@ -38,13 +43,29 @@ _BY_ID = itemgetter(0)
 _NONE: Mapping[type, Collection[str]] = {}
 
 
+Known = dict[str, tuple[str | None, str | None]]
+"""What was heard before: by id, the fingerprint and the answer that are kept for it."""
+
+
 class Kept(NamedTuple):
     """A row of the inbox."""
 
     id: str
     heard_at: str
+    untimed: int
+    """1 for an id that begins with no time, or with one to come: it is purged by its age, all others in their order."""
     fingerprint: str | None
     answer: str | None
+
+
+_FIRST_ID = id_horizon(datetime(2024, 1, 1, tzinfo=UTC))
+"""No order is older; what is less begins with no time, but perhaps with the zeros of a number."""
+
+
+@lru_cache(16)
+def timed_ids(now: datetime) -> tuple[str, str]:
+    """Return between which texts the ids lie that begin with the time of their cause, as far as it has come by *now*."""
+    return _FIRST_ID, id_horizon(now + CLOCKS_APART)
 
 
 class Store:
@@ -60,7 +81,7 @@ class Store:
         moments = ("occurred_at", "due_at")
         columns = ", ".join(dialect.moment(name) if name in moments else name for name in Parcel._fields)
 
-        self._memory = None if dialect.is_shared else Memory(inbox, self.rows)
+        self._memory = None if dialect.is_shared else Memory(self.rows)
         self._known = dialect.by_keys(f"SELECT id, fingerprint, answer FROM {inbox} WHERE id {{keys}}")
         self._keep = dialect.insert(inbox_table, Kept._fields)
         self._say = dialect.insert(outbox_table, Parcel._fields, "ON CONFLICT (id) DO NOTHING")
@@ -78,22 +99,21 @@ class Store:
         )
         self._due_count = dialect.text(f"SELECT count(*) {unsent}")
         self._due_oldest = dialect.text(f"SELECT {dialect.moment('min(due_at)')} {unsent}")
-        self._purge_outbox = dialect.text(
-            f"DELETE FROM {outbox} WHERE id IN (SELECT id FROM {outbox}"
-            f" WHERE id < ? AND sent_at < ? ORDER BY id LIMIT {PURGE_MAX}{dialect.skip_locked})"
-        )
-        self._purge_inbox = dialect.text(
-            f"DELETE FROM {inbox} WHERE id IN (SELECT id FROM {inbox}"
-            f" WHERE heard_at < ? ORDER BY heard_at LIMIT {PURGE_MAX}{dialect.skip_locked})"
-        )
+
+        def purge(table: str, which: str, order: str) -> str:
+            some = f"SELECT id FROM {table} WHERE {which} ORDER BY {order} LIMIT {PURGE_MAX}{dialect.skip_locked}"
+            return dialect.text(f"DELETE FROM {table} WHERE id IN ({some})")
+
+        self._purge_outbox = purge(outbox, "id < ? AND sent_at < ?", "id")
+        self._purge_inbox = purge(inbox, "id >= ? AND id < ? AND heard_at < ?", "id")
+        self._purge_untimed = purge(inbox, "untimed = 1 AND heard_at < ?", "heard_at")
 
     def recall(
         self, connection: Connection, ids: Sequence[str], keys: Mapping[type, Collection[str]]
     ) -> tuple[Known, dict[type, dict[str, Any]]]:
-        """Return what `known` and `load` do; where the database is ours alone, with one look."""
-        if self._memory is not None:
-            return self._memory.recall(connection, ids, keys)
-        return self.known(connection, ids) if ids else {}, self.load(connection, keys)
+        """Return what `known` and `load` do; a database that is ours alone is not asked for what was written of late."""
+        load = self.load if self._memory is None else self._memory.load
+        return self.known(connection, ids) if ids else {}, load(connection, keys)
 
     def known(self, connection: Connection, ids: Sequence[str]) -> Known:
         """Return those of *ids* that were heard before, each with the fingerprint and the answer kept for it."""
@@ -180,10 +200,14 @@ class Store:
         Forget a few rows that nobody needs any more; return how many.
 
         An id begins with the milliseconds since 1970 at which its cause came in, so what is old enough to go is a
-        range of the outbox's primary key and needs no index of its own.
+        range of the primary key and needs no index of its own; but for what came from outside under whatever id it had.
         """
-        horizon = f"{int((now - SENT_KEPT).timestamp() * 1000):012x}"
-        horizon = f"{horizon[:8]}-{horizon[8:]}"
-        sent = connection.exec_driver_sql(self._purge_outbox, (horizon, instant(now - SENT_KEPT)))
-        heard = connection.exec_driver_sql(self._purge_inbox, (instant(now - HEARD_KEPT),))
-        return int(sent.rowcount) + int(heard.rowcount)
+        sent_before, heard_before = now - SENT_KEPT, now - HEARD_KEPT
+        gone = 0
+        for text, values in (
+            (self._purge_outbox, (id_horizon(sent_before), instant(sent_before))),
+            (self._purge_inbox, (_FIRST_ID, id_horizon(heard_before), instant(heard_before))),
+            (self._purge_untimed, (instant(heard_before),)),
+        ):
+            gone += connection.exec_driver_sql(text, values).rowcount
+        return gone

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["WaitingRoom"]
+__all__ = ["FEW", "WaitingRoom"]
 
 import asyncio
 from collections import deque
@@ -13,6 +13,9 @@ T = TypeVar("T")
 
 BULK_SHARE = 4
 """Of every batch, one part in so many is kept for the bulk row when it has anybody: a flood of express must not drown it."""
+
+FEW = 16
+"""So many are never parted."""
 
 
 class WaitingRoom(Generic[T]):
@@ -56,12 +59,19 @@ class WaitingRoom(Generic[T]):
         return leaving
 
     async def take(self, most: int) -> list[T]:
-        """Return up to *most* of those who sit, express first; wait until there is one."""
-        self._in_pass = 0
+        """
+        Return up to *most* of those who sit, express first; wait until there is one.
+
+        Of many, one pass takes no more than half: those of the last one are back soon, and come in while this one is
+        committed. If all went together, all would wait for the disk together, and nobody would be there to be let in.
+        """
+        last, self._in_pass = self._in_pass, 0
         self._went.set()
         while not (self._express or self._bulk):
             self._came.clear()
             await self._came.wait()
+        if last:
+            most = min(most, max(FEW, (len(self) + last + 1) // 2))
         express, bulk = self._express, self._bulk
         fast = min(len(express), most - min(len(bulk), most // BULK_SHARE))
         batch = [express.popleft() for _ in range(fast)]

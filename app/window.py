@@ -55,12 +55,11 @@ class Window:
             if not watchers:
                 self._watchers.pop((cls, key), None)
 
-    def tell_watchers(self, states: Iterable[State | None]) -> None:
+    def tell_watchers(self, states: Iterable[State]) -> None:
         """Wake whoever watches one of *states*, which have changed."""
         if not self._watchers:
             return
         for state in states:
-            if state is not None:
-                key = self._rows[type(state)].key_of(state)
-                for watcher in self._watchers.get((type(state), key), ()):
-                    watcher.set()
+            key = self._rows[type(state)].key_of(state)
+            for watcher in self._watchers.get((type(state), key), ()):
+                watcher.set()

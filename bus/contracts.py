@@ -124,8 +124,12 @@ class Contract:
     structure: Callable[[Any, Any], Event]
     may_say: Callable[[Any], bool]
     may_hear: Callable[[Any], bool]
+    mark: str
+    """Its version, as in ``v2``."""
     older: tuple[tuple[Contract, Callable[[Event], Event]], ...] = ()
     """The versions that are said beside this one, the next lower first, each with what makes it from the one before."""
+    versions: str | None = None
+    """All that are said with it, for the header; None where it is the only one."""
 
 
 class Contracts:
@@ -163,7 +167,10 @@ class Contracts:
             check_step(self, migration.event, migration.to, migration.frm, migration.down)
             check_is_said(self, migration)
         for contract in self:
-            self._by_subject[contract.subject] = evolve(contract, older=tuple(self._older(contract)))
+            older = tuple(self._older(contract))
+            said = (contract, *(each for each, _ in older))
+            versions = versions_header(version_of(each.subject)[1] for each in said) if older else None
+            self._by_subject[contract.subject] = evolve(contract, older=older, versions=versions)
 
     def __iter__(self) -> Iterator[Contract]:
         return iter(tuple(self._by_subject.values()))
@@ -215,16 +222,13 @@ class Contracts:
         body = self.encode(event)
         if not contract.older:
             return (Saying(contract.subject, body),)
-        bodies = [(contract.subject, body)]
+        versions, oldest = contract.versions, contract.older[-1][0]
+        sayings = [Saying(contract.subject, body, contract.mark, versions)]
         for older, down in contract.older:
             event = down(event)
-            bodies.append((older.subject, self.encode(event)))
-        versions = versions_header(version_of(subject)[1] for subject, _ in bodies)
-        last = len(bodies) - 1
-        return tuple(
-            Saying(subject, body, None if n == last else subject.rpartition(".")[2], versions)
-            for n, (subject, body) in enumerate(bodies)
-        )
+            mark = None if older is oldest else older.mark
+            sayings.append(Saying(older.subject, self.encode(event), mark, versions))
+        return tuple(sayings)
 
     def encode(self, event: Event) -> bytes:
         """
@@ -291,6 +295,7 @@ class Contracts:
             structure=structure,
             may_say=validator(schema),
             may_hear=validator(tolerant(schema)),
+            mark=subject.rpartition(".")[2],
         )
 
     def _add_upcast(self, step: Upcast) -> None:

@@ -26,12 +26,9 @@ __all__ = [
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from functools import lru_cache
 from importlib import resources
-from operator import attrgetter
 from typing import Any, TypeVar
 
-import attrs
 from attrs import define, field, frozen
 from sqlalchemy import Table
 
@@ -42,7 +39,7 @@ from modules.route import Route
 T = TypeVar("T")
 
 State = Any
-"""An instance of one of the module's state classes: attrs, frozen, one row of one table."""
+"""An instance of one of the module's state classes: attrs, frozen, without slots (see `evolve`), one row of one table."""
 
 Key = tuple[type, str]
 """Which state: its class and its primary key."""
@@ -84,17 +81,27 @@ class Decision:
     events: tuple[Any, ...] = ()
     express: bool | None = None
 
-
-@lru_cache
-def _fields(cls: type) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
-    names = tuple(each.name for each in attrs.fields(cls))
-    return names, attrgetter(*names)
+    @property
+    def said(self) -> tuple[Any, ...]:
+        """The events and replies that are said at once."""
+        return tuple(event for event in self.events if not isinstance(event, Later | Withdraw))
 
 
 def evolve(state: T, **changes: Any) -> T:
-    """Return *state* with *changes*: `attrs.evolve` for classes without private fields, at a third of its price."""
-    names, values = _fields(type(state))  # type: ignore[arg-type]  # a class is hashable, mypy is not sure of T
-    return type(state)(**{**dict(zip(names, values(state), strict=True)), **changes})
+    """
+    Return *state* with *changes*: `attrs.evolve` for our `State` classes, at a quarter of its price.
+
+    Raises:
+        TypeError: There is no such member.
+    """
+    evolved: T = object.__new__(type(state))
+    members = evolved.__dict__
+    members.update(state.__dict__)
+    count = len(members)
+    members.update(changes)
+    if len(members) != count:
+        raise TypeError(f"{type(state).__name__} has no {', '.join(changes.keys() - state.__dict__.keys())}")
+    return evolved
 
 
 def unchanged(*events: Any) -> Decision:

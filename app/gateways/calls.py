@@ -9,7 +9,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from attrs import frozen
+from attrs import define
 from loguru import logger
 
 from app.door import Context
@@ -42,7 +42,7 @@ REFUSED_SECONDS_MAX = 300.0
 """How long to wait before a refund is asked for again that the provider refuses: a person has to do something first."""
 
 
-@frozen
+@define  # not frozen, for each message makes one
 class Task:
     """
     A request in hand.

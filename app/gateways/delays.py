@@ -21,7 +21,7 @@ from app.gateways.breaker import Breaker, BreakerState
 from app.shell import Shell
 from bus.ids import caused_id
 from bus.port import Clock
-from modules.module import Outcome
+from modules.module import Decision, Outcome
 from modules.payments.events import ChargeDelayed, ChargeRequested
 from modules.payments.state import Payment
 from modules.route import Answer
@@ -58,7 +58,7 @@ class Delays:
             express=express,
         )
 
-    def requested(self, event: ChargeRequested, outcome: Outcome, context: Context) -> None:
+    def requested(self, event: ChargeRequested, decision: Decision, context: Context) -> None:
         """Be told that *event* was said (an `app.shell.Observer`)."""
         if self._breaker.state is not BreakerState.CLOSED:
             self._start(self._tell(event.order_id, context))

@@ -17,8 +17,10 @@ import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
+from attrs import define, field
 from loguru import logger
 
 from app.door import Context, Shed
@@ -51,12 +53,23 @@ A request that is older is compared with our own books first: they know whether 
 Shorter than a broker remembers a message, so that a copy that it lets through is never taken for a first request.
 """
 
+LANE_IN_HAND_MAX = 512
+"""Messages of one lane that are called for, or whose answers wait for our database."""
+
 BEAT_SECONDS = 10.0
 FETCH_SECONDS = 1.0
 
 
 class _Leaving(Exception):
     """The house is closing: what waits for the breaker goes back to the outbox."""
+
+
+@define(eq=False)
+class _Lane:
+    """What is in hand of one subscription: calls that are out, and answers that are being told."""
+
+    calling: set[asyncio.Task[None]] = field(factory=set)
+    in_hand: int = 0
 
 
 class GatewayWorker:
@@ -82,7 +95,8 @@ class GatewayWorker:
         self._ask = Calls(gateway, breaker, metrics, self._dice)
         self._started_at = self._well_since = clock.now()
         self._calls: dict[asyncio.Task[None], Delivery] = {}
-        self._last_at: dict[str, asyncio.Task[None] | None] = {}
+        self._lanes: list[_Lane] = []
+        self._last_at: dict[str, asyncio.Task[None]] = {}
         """Of each order that somebody is at, who came last."""
         self._has_room = asyncio.Event()
         self._subscriptions: list[Subscription] = []
@@ -97,9 +111,10 @@ class GatewayWorker:
         self._subscriptions.append(subscription)
         if self._beat is None:
             self._beat = asyncio.create_task(self._keep())
-        lane: set[asyncio.Task[None]] = set()
+        lane = _Lane()
+        self._lanes.append(lane)
         while True:
-            while (limit := min(CALLS_MAX - len(self._calls), LANE_CALLS_MAX - len(lane))) <= 0:
+            while (limit := self._room_in(lane)) <= 0:
                 self._has_room.clear()
                 await self._has_room.wait()
             if self._breaker.state is not BreakerState.CLOSED:
@@ -108,11 +123,11 @@ class GatewayWorker:
             if subscription.is_paused:
                 subscription.resume()
             for delivery in await subscription.fetch(limit, FETCH_SECONDS):
-                call = asyncio.create_task(self._handle(delivery))
+                call = asyncio.create_task(self._handle(delivery, lane))
                 self._calls[call] = delivery
-                lane.add(call)
-                call.add_done_callback(lane.discard)
-                call.add_done_callback(self._done)
+                lane.calling.add(call)
+                lane.in_hand += 1
+                call.add_done_callback(partial(self._done, lane))
 
     async def drain(self, seconds: float) -> None:
         """Let the calls that are out come back, for up to *seconds*; what has not by then comes again."""
@@ -151,13 +166,20 @@ class GatewayWorker:
         if state is BreakerState.CLOSED:
             self._well_since = self._clock.now()
 
-    def _done(self, call: asyncio.Task[None]) -> None:
+    def _room_in(self, lane: _Lane) -> int:
+        """Return how many more may be taken in *lane*."""
+        calling = sum(len(each.calling) for each in self._lanes)
+        return min(CALLS_MAX - calling, LANE_CALLS_MAX - len(lane.calling), LANE_IN_HAND_MAX - lane.in_hand)
+
+    def _done(self, lane: _Lane, call: asyncio.Task[None]) -> None:
         self._calls.pop(call, None)
+        lane.calling.discard(call)
+        lane.in_hand -= 1
         self._has_room.set()
         if not call.cancelled() and (error := call.exception()) is not None:
             logger.opt(exception=error).error("the gateway worker failed")
 
-    async def _handle(self, delivery: Delivery) -> None:
+    async def _handle(self, delivery: Delivery, lane: _Lane) -> None:
         message = delivery.message
         subject = original(message.subject)
         versions = said_in(message)
@@ -178,12 +200,15 @@ class GatewayWorker:
             return
         id, context = origin(message)
         me, before = asyncio.current_task(), self._last_at.get(event.order_id)
+        assert me is not None
         self._last_at[event.order_id] = me
         try:
             if before is not None:
                 await asyncio.wait((before,))
             task = self._task(event, delivery, id, context, is_alone=before is None)
             answer = await (self._charge(task) if isinstance(event, ChargeRequested) else self._refund(task))
+            lane.calling.discard(me)  # the line is free, however long our own database takes
+            self._has_room.set()
             if answer is not None:
                 await self._tell(task, answer)
         except Exception as error:  # whatever it is, it is this message's trouble: five tries, then a dead letter

@@ -1,5 +1,5 @@
 """
-Following the orders to their end, at a hundredth of a request each.
+Following the orders to their end, at a few hundredths of a request each.
 
 Orders are spread over customers of `PAGE` orders, so that the whole list of one customer is one page. A page is asked
 for when its customer has all its orders, a moment later, and again at growing intervals until all of them have ended:
@@ -24,8 +24,8 @@ from yarl import URL
 
 from app.load.report import Tally
 
-PAGE = 200
-"""The most the API lists at once."""
+PAGE = 50
+"""The API lists up to 200 at once; a long list would hold up whoever asks for something else meanwhile."""
 
 FIRST_LOOK_SECONDS = 0.25
 OPEN_LOOK_SECONDS = 2.0

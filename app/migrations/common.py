@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["add_versions_2", "create_mail_1", "key_type"]
+__all__ = ["add_versions_2", "create_mail_1", "index_untimed_3", "key_type"]
 
 import sqlalchemy as sa
 from alembic import op
@@ -38,7 +38,6 @@ def create_mail_1(module: str) -> None:
         sa.Column("occurred_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("due_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("sent_at", sa.DateTime(timezone=True)),
-        sqlite_with_rowid=False,
     )
     for name, column, where in (("unsent", "due_at", "sent_at IS NULL"), ("by_name", "name", "name IS NOT NULL")):
         condition = sa.text(where)
@@ -70,3 +69,12 @@ def create_mail_1(module: str) -> None:
 def add_versions_2(module: str) -> None:
     """Let *module*'s outbox say in which versions an event is said."""
     op.add_column(f"{module}_outbox", sa.Column("versions", sa.String(64)))
+
+
+def index_untimed_3(module: str) -> None:
+    """Keep an index by age only of what *module* has heard under an id without a time; what is there counts as such."""
+    inbox, index = f"{module}_inbox", f"{module}_inbox_by_age"
+    op.add_column(inbox, sa.Column("untimed", sa.SmallInteger, nullable=False, server_default="1"))
+    op.drop_index(index, inbox)
+    untimed = sa.text("untimed = 1")
+    op.create_index(index, inbox, ["heard_at"], sqlite_where=untimed, postgresql_where=untimed)

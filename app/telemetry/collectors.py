@@ -79,12 +79,12 @@ class Observations:
         self.counts = [0] * (len(bounds) + 1)
         self.sum: float = 0
 
-    def observe(self, value: float) -> None:
+    def observe(self, value: float, times: int = 1) -> None:
         """Count *value*. A negative one, from a clock that was set back, and NaN count as zero: no sum may fall."""
         if not value > 0:
             value = 0
-        self.counts[bisect_left(self._bounds, value)] += 1
-        self.sum += value
+        self.counts[bisect_left(self._bounds, value)] += times
+        self.sum += value * times
 
     def samples(self, labels: str) -> Iterator[Sample]:
         """Yield the buckets, each with all that is below it, then sum and count."""

@@ -13,7 +13,7 @@ from modules.tables import key_type
 from modules.values import Line
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)
 class Product:
     """A product; of *on_hand* pieces, *reserved* are held for orders."""
 
@@ -36,7 +36,7 @@ class ReservationStatus(StrEnum):
     RELEASED = "released"
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)
 class Reservation:
     """What is held for an order. Released without lines: it was cancelled before we had met it."""
 

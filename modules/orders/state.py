@@ -25,7 +25,7 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)
 class Order:
     """An order, from its acceptance on. *is_paid* may come before we hear that the stock is held."""
 

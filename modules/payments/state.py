@@ -21,7 +21,7 @@ class PaymentStatus(StrEnum):
     REFUNDED = "refunded"
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)
 class Payment:
     """
     The money of an order.

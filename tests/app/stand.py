@@ -20,6 +20,7 @@ from app.clock import SystemClock
 from app.database import Database
 from app.dead_letters import DeadLetterOffice
 from app.door import Context
+from app.gateways.webhooks import CONSUMER as WEBHOOKS
 from app.headers import message_of
 from app.migrations import migrate
 from app.outbox import Parcel
@@ -39,7 +40,7 @@ from modules.route import Answer
 from modules.values import Line, Money
 
 CONTEXT = Context("test", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 30.0
 
 
 def NOTED(outcome: Outcome) -> Answer:
@@ -88,7 +89,7 @@ class Stand:
 
     async def tell(self, name: str, event: Any, **how: Any) -> Any:
         """Tell a module, and turn its shell once."""
-        how = {"id": str(uuid7()), "context": CONTEXT, "answer": NOTED} | how
+        how = {"id": str(uuid7()), "context": CONTEXT, "answer": NOTED, **how}
         told = asyncio.create_task(self.shells[name].tell(event, **how))
         await asyncio.sleep(0)
         if not told.done():
@@ -117,7 +118,7 @@ async def stand_at(where: Path | str, clock: Clock | None = None, **shell: Any) 
         migrate(database.engine, plate.name)
     stores = {plate.name: Store(plate, database) for plate in plates}
     contracts = contracts_of(plates)
-    office = DeadLetterOffice(stores, clock, metrics)
+    office = DeadLetterOffice(stores, clock, metrics, unheard={WEBHOOKS})
     bus = MemoryBus(clock, office)
     relays = {name: Relay(store, bus, clock, metrics) for name, store in stores.items()}
     shells = {

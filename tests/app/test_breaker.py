@@ -155,8 +155,7 @@ def test_open_lets_nobody_call_and_half_open_exactly_one_of_fifty() -> None:
     [probe] = entering(breaker, 50)
     assert breaker.state is BreakerState.HALF_OPEN
     breaker.succeeded(probe)
-    assert breaker.state is BreakerState.CLOSED
-    assert len(entering(breaker, 50)) == 50
+    assert (breaker.state, len(entering(breaker, 50))) == (BreakerState.CLOSED, 50)
 
 
 def test_a_failed_probe_opens_it_again_for_its_whole_time() -> None:
@@ -193,8 +192,7 @@ def test_late_results_of_an_earlier_state_change_nothing() -> None:
     breaker.succeeded(late[0])
     breaker.failed(late[1], 1000.0)
     breaker.cancelled(late[2])
-    assert breaker.state is BreakerState.HALF_OPEN
-    assert entering(breaker, 50) == []
+    assert (breaker.state, entering(breaker, 50)) == (BreakerState.HALF_OPEN, [])
     breaker.succeeded(probe)
     assert breaker.state is BreakerState.CLOSED
 
@@ -229,10 +227,10 @@ def test_failures_long_ago_do_not_count() -> None:
     for _ in range(100):
         breaker.failed(breaker.enter())
         hand.at += 7.6
-    assert breaker.state is BreakerState.CLOSED
+    before = breaker.state
     for _ in range(2):
         breaker.failed(breaker.enter())
-    assert breaker.state is BreakerState.OPEN
+    assert (before, breaker.state) == (BreakerState.CLOSED, BreakerState.OPEN)
 
 
 def test_everybody_who_follows_hears_of_each_change() -> None:

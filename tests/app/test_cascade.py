@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ async def stand(path: Path) -> AsyncIterator[Stand]:
     """A house whose modules are neighbours, with ten pieces on the shelf; nothing runs that is not turned by hand."""
     async with stand_at(path, HurriedClock()) as stand:
         await stand.tell("inventory", product(10))
-        ShortWay(stand.shells, stand.contracts.heard_subjects(HEARS), stand.database)
+        ShortWay(stand.shells, stand.contracts.heard_subjects(HEARS), stand.database, stand.clock)
         yield stand
 
 
@@ -71,6 +72,14 @@ async def test_one_transaction_takes_an_order_to_the_payment(stand: Stand) -> No
     assert await stand.rows("SELECT on_hand, reserved FROM inventory_product") == [(10, 1)]
     assert await stand.rows("SELECT status, amount FROM payments_payment") == [("pending", 100)]
     assert await unsent(stand) == ["orders.timed_out.v1", "payments.charge_requested.v1"]
+
+
+async def test_what_one_transaction_decides_bears_one_time(stand: Stand) -> None:
+    """The stock is held in the moment in which the order is taken, and nothing seems to have come before its cause."""
+    await stand.tell("orders", submitted(oid(1)))
+    ((timeline,),) = await stand.rows("SELECT timeline FROM orders_order")
+    assert len(json.loads(timeline)) == 2
+    assert len({entry["at"] for entry in json.loads(timeline)}) == 1
 
 
 async def test_inbox_and_outbox_look_as_if_it_had_travelled(stand: Stand) -> None:

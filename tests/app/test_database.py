@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -54,21 +55,23 @@ async def test_who_asks_to_be_last_sees_what_was_told_to_ride_before(database: D
     """However busy the writer was meanwhile, and whoever else asks at the same time."""
     has_begun, is_free = threading.Event(), threading.Event()
 
-    def work(connection: Connection) -> bool:
+    def committing(connection: Connection) -> None:
         has_begun.set()
-        return is_free.wait(10)
+        assert is_free.wait(10)
+
+    event.listen(database.engine, "commit", committing)
 
     def count(connection: Connection) -> int:
         return int(connection.exec_driver_sql("SELECT count(*) FROM number").scalar_one())
 
-    busy = asyncio.create_task(database.write(work))
+    busy = asyncio.create_task(database.write(insert(0)))
     assert await asyncio.to_thread(has_begun.wait, 10)
     database.ride(insert(1))
     last, first = asyncio.create_task(database.write(count, LAST)), asyncio.create_task(database.write(count))
     await asyncio.sleep(0)
     is_free.set()
-    assert await busy
-    assert (await first, await last) == (0, 1)
+    assert await busy == 0
+    assert (await first, await last) == (1, 2)
 
 
 async def test_a_flush_takes_what_rides(database: Database) -> None:
@@ -103,9 +106,26 @@ async def test_a_rider_waits_out_a_database_that_is_away(path: Path, monkeypatch
     assert not database.is_healthy
     other.execute("ROLLBACK")
     other.close()
-    assert await database.write(insert(3)) == 3
-    assert database.is_healthy
+    assert (await database.write(insert(3)), database.is_healthy) == (3, True)
     assert await numbers(database) == [1, 3]
+    await database.close()
+
+
+async def test_the_loop_goes_on_while_somebody_else_writes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is locked makes the work wait for its turn, and nobody else."""
+    monkeypatch.setattr("app.sqlite.BUSY_SECONDS", 30.0)
+    database = Database(f"sqlite:///{path}")
+    await database.write(lambda connection: connection.exec_driver_sql("CREATE TABLE number (n INTEGER PRIMARY KEY)"))
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    asked_at = time.monotonic()
+    writing = asyncio.create_task(database.write(insert(1)))
+    assert await numbers(database) == []
+    assert time.monotonic() - asked_at < 20
+    assert not writing.done()
+    other.execute("ROLLBACK")
+    other.close()
+    assert await writing == 1
     await database.close()
 
 

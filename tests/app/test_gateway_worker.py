@@ -6,13 +6,16 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 from attrs import define, field
 
 from app.gateways.breaker import Breaker, BreakerState
+from app.gateways.calls import CALLS_MAX
 from app.gateways.port import (
     Answer,
     Captured,
@@ -182,6 +185,45 @@ async def test_in_any_weather_every_order_settles(path: Path) -> None:
         assert await stand.rows("SELECT count(*) FROM payments_dead_letter") == [(0,)]
 
 
+def hold_back(stand: Stand, is_back: asyncio.Event) -> None:
+    """Let what is told to payments wait until *is_back*, as for a database that is away."""
+    shell = stand.shells["payments"]
+    tell = shell.tell
+
+    async def late(event: Any, **how: Any) -> Any:
+        await is_back.wait()
+        return await tell(event, **how)
+
+    shell.tell = late  # type: ignore[method-assign]
+
+
+async def test_an_answer_that_waits_for_our_database_holds_up_no_call(path: Path) -> None:
+    """The provider's line is what is short, and it is free again."""
+    gateway, is_back = Books(), asyncio.Event()
+    async with running(path, gateway) as (stand, _):
+        hold_back(stand, is_back)
+        ids = await place(stand, 2 * CALLS_MAX)
+        await until(lambda: len(gateway.calls) == len(ids))
+        is_back.set()
+        assert {each.status for each in await ended(stand, ids)} == {Status.CONFIRMED}
+
+
+async def test_no_more_is_in_hand_than_may_wait_for_our_database(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is beyond that stays in the bus, until there is room."""
+    monkeypatch.setattr("app.gateways.worker.LANE_IN_HAND_MAX", 7)
+    gateway, is_back = Books(), asyncio.Event()
+    async with running(path, gateway) as (stand, _):
+        hold_back(stand, is_back)
+        ids = await place(stand, 30)
+        await until(lambda: stand.relays["payments"].pending == len(ids))  # all are asked for, and with the bus
+        await until(lambda: len(gateway.calls) >= 7)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert len(gateway.calls) == 7
+        is_back.set()
+        assert {each.status for each in await ended(stand, ids)} == {Status.CONFIRMED}
+
+
 async def test_over_the_limit_is_declined_and_let_go(path: Path) -> None:
     """A decline is an answer: nothing is tried again, the order is cancelled, the stock goes back."""
     gateway = SimulatedGateway(HurriedClock(), decline_over=50)
@@ -243,7 +285,7 @@ async def test_while_the_breaker_is_open_nobody_calls(path: Path) -> None:
         shell = stand.shells["orders"]
         await shell.tell(submitted(oid(9)), id=oid(9), context=CONTEXT, answer=NOTED)
         for id in (first, second, oid(9)):
-            await until(lambda id=id: _waits_for_payment(stand, id))
+            await until(partial(_waits_for_payment, stand, id))
 
         sql = "SELECT count(*) FROM payments_outbox WHERE subject = 'payments.charge_requested.v1'"
         [(asked,)] = await stand.rows(sql)
@@ -350,7 +392,7 @@ async def test_what_is_in_hand_when_the_breaker_opens_spends_no_try(path: Path) 
         ids = await place(stand, 50)
         await until(lambda: breaker.state is BreakerState.OPEN)
         for id in ids:
-            await until(lambda id=id: _waits_for_payment(stand, id))
+            await until(partial(_waits_for_payment, stand, id))
         calls = len(gateway.calls)
         assert calls < 50
         for _ in range(30):
@@ -373,7 +415,7 @@ async def test_closing_while_the_breaker_is_open_puts_what_is_in_hand_into_the_o
         await place(stand, 30)
         await until(lambda: breaker.state is BreakerState.OPEN)
         for n in range(30):
-            await until(lambda n=n: _waits_for_payment(stand, oid(n)))
+            await until(partial(_waits_for_payment, stand, oid(n)))
     async with stand_at(path) as stand:
         sql = "SELECT count(*) FROM payments_payment WHERE status = 'pending' AND calls = 0 AND attempts = 1"
         [(untouched,)] = await stand.rows(sql)

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection
 
 from app.headers import origin
 from app.outbox import Parcel
-from app.relay import EXPRESS_IN_FLIGHT_MAX, IN_FLIGHT_MAX, LOOK_SECONDS, PURGE_SECONDS, Relay
+from app.relay import EXPRESS_IN_FLIGHT_MAX, FOUND_MAX, IN_FLIGHT_MAX, LOOK_SECONDS, PURGE_SECONDS, Relay
 from app.telemetry.metrics import Metrics
 from bus.errors import BusClosed, Retry
 from bus.port import Message, Subscription
@@ -35,6 +36,7 @@ class Ledger:
     """A bus that takes everything and answers when it is told to."""
 
     is_connected = True
+    problems = ()
 
     def __init__(self) -> None:
         self.published: list[tuple[Message, asyncio.Future[None]]] = []
@@ -267,6 +269,35 @@ async def test_a_long_table_is_sent_to_its_end(path: Path, clock: VirtualClock) 
         await turn(relay, clock)
         assert relay.pending == 0
         assert await stand.rows("SELECT count(*) FROM orders_outbox WHERE sent_at IS NULL") == [(0,)]
+
+
+@pytest.mark.parametrize("count", [3000, IN_FLIGHT_MAX + 3000])
+async def test_what_is_on_its_way_is_not_read_again_and_again(
+    path: Path, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """However much is on its way, or waits for it: once all that may fly does, the table is looked into once a second."""
+    async with stand_at(path, clock) as stand:
+        early = (clock.now() - timedelta(seconds=1)).isoformat(timespec="microseconds")
+        await stand.database.write(lambda c: keep(stand, [parcel(f"p-{n:05}", due_at=early) for n in range(count)], c))
+        bus = Ledger()
+        relay = relay_of(stand, bus)
+        for _ in range(count // FOUND_MAX + 1):
+            await relay.step()
+            await clock.advance(0.05)
+        assert len(bus.published) == min(count, IN_FLIGHT_MAX)
+        looks: list[int] = []
+        due = stand.stores["orders"].due
+
+        def counted(*these: Any) -> list[Parcel]:
+            looks.append(1)
+            return due(*these)
+
+        monkeypatch.setattr(stand.stores["orders"], "due", counted)
+        for _ in range(20):
+            await relay.step()
+            await clock.advance(LOOK_SECONDS / 20)
+        assert len(looks) == 1
+        await bus.answer()
 
 
 def parcel(id: str, subject: str = "orders.created.v1", due_at: str = "2026-01-01T12:00:00.000000+00:00") -> Parcel:

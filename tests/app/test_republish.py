@@ -10,8 +10,9 @@ import sqlite3
 import subprocess
 import sys
 import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from app.headers import message_of
 from app.republish import PAGE, Silent, count, republish
 from bus.errors import Retry
 from bus.jetstream import JetStreamBus, Servers
-from bus.port import Message
+from bus.port import Message, Subscription
 from modules.inventory.state import Product
 from modules.orders.events import OrderCreated
 from modules.values import Line
@@ -154,7 +155,7 @@ async def test_whoever_has_heard_an_event_hears_it_without_effect(path: Path, se
             assert await republish(store, bus, stand.clock, NOW - timedelta(hours=1), on_sent=sent.append) == 1
             assert sent == [1]
             outcomes = {"handled": 1, "repeated": round} if round else {"handled": 1}
-            await until(lambda outcomes=outcomes: _outcomes(stand) == outcomes)
+            await until(partial(_has_come_to, stand, outcomes))
             state = await shell.get(Product, "A")
             assert state is not None
             assert state.reserved == 2
@@ -246,6 +247,7 @@ class _Moody:
     """A bus that takes each message only when it is asked for the *refusals* + 1-th time."""
 
     is_connected = True
+    problems = ()
 
     def __init__(self, refusals: int) -> None:
         self.refusals = refusals
@@ -264,6 +266,12 @@ class _Moody:
             future.set_result(None)
         return future
 
+    async def subscribe(self, consumer: str, subjects: Sequence[str]) -> Subscription:
+        raise NotImplementedError
+
+    async def close(self, grace_seconds: float = 5.0) -> None:
+        raise NotImplementedError
+
 
 async def _keep_sent(stand: Stand, message: Message) -> None:
     at = stand.clock.now().isoformat(timespec="microseconds")
@@ -275,6 +283,10 @@ async def _keep_sent(stand: Stand, message: Message) -> None:
             values,
         )
     )
+
+
+def _has_come_to(stand: Stand, outcomes: dict[str, int]) -> bool:
+    return _outcomes(stand) == outcomes
 
 
 def _outcomes(stand: Stand) -> dict[str, int]:

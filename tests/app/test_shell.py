@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import attrs
 import pytest
@@ -15,6 +17,8 @@ from uuid_utils import uuid7
 
 from app.door import KeyReused, Overloaded, Unavailable, Unsettled
 from app.shell import retry_seconds
+from app.store import CLOCKS_APART, HEARD_KEPT
+from bus.ids import id_horizon
 from bus.port import MAX_TRIES, Message
 from modules.inventory.events import PricedLine, Restocked, StockReserved
 from modules.inventory.state import Product, Reservation, ReservationStatus
@@ -41,7 +45,7 @@ def order_answer(outcome: Outcome) -> Answer:
 
 def tell(stand: Stand, name: str, what: Any, **how: Any) -> asyncio.Task[Any]:
     """Take a seat, and wait there."""
-    how = {"id": str(uuid7()), "context": CONTEXT, "answer": NOTED} | how
+    how = {"id": str(uuid7()), "context": CONTEXT, "answer": NOTED, **how}
     return asyncio.create_task(stand.shells[name].tell(what, **how))
 
 
@@ -121,6 +125,25 @@ async def test_copies_in_one_batch_and_after_it_have_one_effect(stand: Stand) ->
     assert a is not None
     assert a.reserved == 3
     assert [row[0] for row in await stand.outbox("inventory")] == ["inventory.reserved.v1"]
+
+
+async def test_whatever_it_was_called_what_was_heard_is_forgotten_in_time(stand: Stand) -> None:
+    """Also ids from outside that begin with no time, or with one to come; ours need no index for it."""
+    ours, ahead = str(uuid7()), id_horizon(datetime.now(UTC) + timedelta(days=400))
+    ids = [ours, ahead, "!", "0", "0000012345", "Zz", "é", "~", *(f"{digit:x}{uuid4()}"[:36] for digit in range(16))]
+    for n, id in enumerate(ids):
+        await stand.tell("inventory", created(oid(n)), id=id, is_new=False)
+    key = str(uuid7())
+    await stand.tell("inventory", created(oid(len(ids))), key=key, fingerprint="f")
+    assert len(await stand.rows("SELECT id FROM inventory_inbox")) == len(ids) + 1
+    timed = {id for (id,) in await stand.rows("SELECT id FROM inventory_inbox WHERE untimed = 0")}
+    assert ours in timed
+    assert timed.isdisjoint({key, ahead, "!", "0", "0000012345", "Zz", "é", "~"})
+    store, later = stand.stores["inventory"], datetime.now(UTC) + HEARD_KEPT
+    assert await stand.database.write(lambda c: store.purge(c, later - timedelta(minutes=1))) == 0
+    while await stand.database.write(lambda c: store.purge(c, later + 2 * CLOCKS_APART)):
+        pass
+    assert await stand.rows("SELECT id FROM inventory_inbox") == []
 
 
 async def test_two_modules_that_answer_one_event_give_different_ids(stand: Stand) -> None:

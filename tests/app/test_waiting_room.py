@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from app.waiting_room import BULK_SHARE, WaitingRoom
+from app.waiting_room import BULK_SHARE, FEW, WaitingRoom
 
 
 async def test_express_goes_first() -> None:
@@ -82,3 +82,33 @@ async def test_the_room_is_empty_once_the_last_pass_is_over() -> None:
     taking = asyncio.create_task(room.take(5))
     await asyncio.wait_for(empty, 20)
     taking.cancel()
+
+
+async def test_many_are_parted_into_two_groups_that_take_turns() -> None:
+    """While one is away in its pass, the other comes in; it stays so, however unevenly they came."""
+    room: WaitingRoom[int] = WaitingRoom(100)
+    room.sit(0)
+    came = await room.take(100)
+    for n in range(1, 64):
+        room.sit(n)
+    sizes = []
+    for _ in range(4):
+        back, came = came, await room.take(100)
+        for guest in back:
+            room.sit(guest)
+        sizes.append(len(came))
+    assert sizes == [32, 32, 32, 32]
+
+
+async def test_few_are_never_parted_and_a_first_crowd_is_not() -> None:
+    """Nobody waits for a second pass to no purpose: those who came alone have nobody to take turns with."""
+    room: WaitingRoom[int] = WaitingRoom(100)
+    for n in range(90):
+        room.sit(n)
+    assert len(await room.take(100)) == 90
+    room = WaitingRoom(100)
+    room.sit(0)
+    await room.take(100)
+    for n in range(FEW):
+        room.sit(n)
+    assert len(await room.take(100)) == FEW

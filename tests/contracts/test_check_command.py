@@ -159,7 +159,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "checkout"
     for module in MODULES:
         shutil.copytree(ROOT / "modules" / module / "schemas", root / "modules" / module / "schemas")
-    git = ["git", "-C", root, "-c", "user.name=n", "-c", "user.email=e@example.org"]
+    git: list[str | Path] = ["git", "-C", root, "-c", "user.name=n", "-c", "user.email=e@example.org"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-qm", "first"], check=True)

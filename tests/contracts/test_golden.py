@@ -9,6 +9,7 @@ is there is never edited; new versions get new lines.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -34,7 +35,7 @@ from tests.house.tree import ROOT
 GOLDEN = ROOT / "tests" / "contracts" / "golden"
 FILES = sorted(GOLDEN.glob("*.jsonl"))
 CONTRACTS = contracts_of(everybody())
-SHOWN = {Order: show_order, Product: show_product, Payment: show_payment}
+SHOWN: dict[type, Callable[[Any], Any]] = {Order: show_order, Product: show_product, Payment: show_payment}
 TOLD: dict[str, Any] = {
     cls.__name__: cls
     for cls in (ProductSet, OrderSubmitted, CancelRequested, Charged, ChargeContradicted, ChargeFailed, ChargeRefused, Refunded)

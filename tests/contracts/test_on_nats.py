@@ -70,7 +70,8 @@ class Fleet:
         self.nats.buses.remove(bus)
 
     async def reserved(self) -> int:
-        found: Product = await self.stand.shells["inventory"].get(Product, "A")
+        found: Product | None = await self.stand.shells["inventory"].get(Product, "A")
+        assert found is not None
         return found.reserved
 
 
@@ -179,6 +180,11 @@ async def test_listeners_are_the_consumers_that_are_really_there(
         held = await js.pull_subscribe_bind("warehouse", stream="ORDERS")
         await held.fetch(1, timeout=5)
         listeners = JetStreamListeners(lambda: js, ["ORDERS", "ORDERS", "PAYMENTS", "NOTHING"])
+
+        async def are_all_there() -> bool:
+            return len(await listeners.listeners()) == 4
+
+        await until(are_all_there)
         found = {each.consumer: each for each in await listeners.listeners()}
         assert found.keys() == {"inventory", "warehouse", "audit", "guest"}
         assert {V1, V2} <= set(found["inventory"].subjects)

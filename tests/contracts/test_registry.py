@@ -81,7 +81,7 @@ class Another:
         ),
         (lambda: Contracts([SentV1], changed(1, type="thing")), "parcels.sent.v1: not a JSON Schema: 'thing' is not"),
         (lambda: Contracts([SentV1], changed(1, pattern="(")), "parcels.sent.v1: not a JSON Schema"),
-        (lambda: Contracts([SentV1], {**SCHEMAS, "parcels.sent.v1": ["no"]}), "parcels.sent.v1: not a JSON Schema"),
+        (lambda: Contracts([SentV1], without(1) | {"parcels.sent.v1": ["no"]}), "parcels.sent.v1: not a JSON Schema"),
         (
             lambda: Contracts([SentV1], {"parcels.sent.v1": SCHEMAS["parcels.sent.v2"]}),
             "parcels.sent.v1: its $id is urn:fulfilment:parcels.sent.v2",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import orjson
@@ -36,16 +37,23 @@ def wounded(value: Any) -> st.SearchStrategy[Any]:
         ways.append(st.tuples(st.text(max_size=8), ODD).map(lambda pair: {**value, pair[0]: pair[1]}))
         for name in value:
             ways.append(st.just({key: part for key, part in value.items() if key != name}))
-            ways.append(wounded(value[name]).map(lambda part, name=name: {**value, name: part}))
+            ways.append(wounded(value[name]).map(partial(changed, value, name)))
     elif isinstance(value, list):
         ways.append(st.just(value * 60))
         for n, part in enumerate(value[:3]):
-            ways.append(wounded(part).map(lambda new, n=n: [*value[:n], new, *value[n + 1 :]]))
+            ways.append(wounded(part).map(partial(changed, value, n)))
     elif isinstance(value, str):
         ways += [st.just(value[:-1]), st.just(value + "\n"), st.just(value * 40), st.just(value.upper())]
     elif isinstance(value, int):
         ways += [st.just(-value), st.just(value * 10**19), st.just(float(value)), st.just(value + 0.5)]
     return st.one_of(ways)
+
+
+def changed(value: Any, where: Any, part: Any) -> Any:
+    """Return *value*, but with *part* at *where*."""
+    value = copy.copy(value)
+    value[where] = part
+    return value
 
 
 def agree(contract: Contract, value: Any) -> bool:

@@ -28,7 +28,7 @@ def ours(n: int, status: PaymentStatus = CAPTURED, amount: int = 100) -> Payment
 
 
 def theirs(n: int, amount: int = 100, back: int = 0, **changes: Any) -> Record:
-    fields = {
+    fields: dict[str, Any] = {
         "reference": f"pi_{n}",
         "order_id": oid(n),
         "amount": Money(amount, "EUR"),

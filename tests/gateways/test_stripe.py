@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -329,7 +329,7 @@ def test_the_sdk_is_loaded_only_for_who_wants_it() -> None:
     ("header", "seconds"),
     [(None, None), ("7", 7), ("0", None), ("999999", 600), ("soon", None), ("-3", None), ("1e3", None), ("²", None)],
 )
-def test_retry_after_is_read_with_care(header: str | None, seconds: Callable[[], float] | None) -> None:
+def test_retry_after_is_read_with_care(header: str | None, seconds: float | None) -> None:
     """A number of seconds or a date; nonsense asks for nothing, and nobody keeps us away for a day."""
     assert stripe_wire._retry_after_seconds(header) == seconds
 

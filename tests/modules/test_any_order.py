@@ -42,7 +42,7 @@ def see_through(saga: Saga, data: st.DataObject, repeats: int, *, gateway_repeat
         nonlocal troubles
         if not troubles:
             return Weather.FINE
-        drawn = data.draw(st.sampled_from(Weather))
+        drawn: Weather = data.draw(st.sampled_from(Weather))
         troubles -= drawn is not Weather.FINE
         return drawn
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,14 @@ def path(tmp_path: Path) -> Path:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys of all states that were read from the database since."""
     read: list[str] = []
-    states = Rows.states
+    load = Rows.load
 
-    def noted(self: Rows, text: str) -> dict[str, Any]:
-        found = states(self, text)
+    def noted(self: Rows, connection: Connection, keys: Sequence[str]) -> dict[str, Any]:
+        found = load(self, connection, keys)
         read.extend(found)
         return found
 
-    monkeypatch.setattr(Rows, "states", noted)
+    monkeypatch.setattr(Rows, "load", noted)
     return read
 
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -18,7 +19,7 @@ import pytest
 from attrs import define
 from sqlalchemy import Connection
 
-from app.database import TRIES, Database
+from app.database import Database
 from app.dialect import Unusable
 from app.door import Unavailable, Unsettled
 from app.migrations import migrate
@@ -26,6 +27,7 @@ from app.postgres import Postgres
 from app.relay import LOOK_SECONDS, Relay
 from app.store import GRACE
 from app.telemetry.metrics import Metrics
+from app.transactions import TRIES
 from modules.inventory.state import Product
 from modules.orders.events import OrderCreated
 from modules.values import Line
@@ -277,7 +279,11 @@ async def test_modules_that_share_a_transaction_take_their_rows_in_one_order(sit
     blocking = asyncio.create_task(database.write(lambda c: may_go.wait(10)))
     await asyncio.sleep(0)
     places = ["payments", "orders", "inventory", ""]
-    waiting = [asyncio.create_task(database.write(lambda c, p=place: seen.append(p), place)) for place in places]
+
+    def note(connection: Connection, place: str) -> None:
+        seen.append(place)
+
+    waiting = [asyncio.create_task(database.write(partial(note, place=place), place)) for place in places]
     await asyncio.sleep(0)
     may_go.set()
     await asyncio.gather(blocking, *waiting)
