@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-_START_SECONDS = 20.0
+_START_SECONDS = 60.0
 
 
 class NatsServer:
@@ -88,7 +88,7 @@ class NatsServer:
 
     def ask(self, path: str) -> Any:
         """Return what the monitoring endpoint says at *path*, such as ``/jsz?streams=true``."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.monitor_port}{path}", timeout=2) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.monitor_port}{path}", timeout=10) as answer:
             return json.load(answer)
 
     def stop(self) -> None:

@@ -88,7 +88,7 @@ class PostgresServer:
     def ask(self, sql: str, database: str = "postgres") -> list[tuple[object, ...]]:
         """Return what *sql* finds, in a transaction of its own."""
         with psycopg.connect(self.url(database), autocommit=True) as connection:
-            cursor = connection.execute(sql)  # type: ignore[arg-type]
+            cursor = connection.execute(sql)
             return cursor.fetchall() if cursor.description else []
 
     def cut(self, url: str) -> int:

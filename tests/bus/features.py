@@ -32,7 +32,6 @@ class Stand(Protocol):
     """One adapter, set up for one test: a bus that nobody has used yet, and a way to let time pass."""
 
     features: Features
-    bus: Bus
     ack_wait_seconds: float
     """The unit of time of the suite: short on a real server, whatever it is on a virtual clock."""
     patience_seconds: float
@@ -40,6 +39,10 @@ class Stand(Protocol):
     dedup_seconds: float
     tolerance_seconds: float
     """How early the bus may be with what it does at a certain time, by our clock."""
+
+    @property
+    def bus(self) -> Bus:
+        """The bus under test; after `restart` the new one."""
 
     @property
     def lag_seconds(self) -> float:

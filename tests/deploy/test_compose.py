@@ -44,8 +44,8 @@ def settings_of(environment: Mapping[str, str], secrets: Path) -> Settings:
 
 def test_the_compose_specification_allows_it() -> None:
     """By its published schema."""
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", DEPLOY / "compose.yaml"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*check, DEPLOY / "compose.yaml"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 

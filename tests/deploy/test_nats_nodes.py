@@ -25,7 +25,7 @@ from config.settings import MODULES, Settings
 from tests.house.tree import ROOT
 
 CONFIGURATION = ROOT / "deploy/nats"
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 PASSWORDS = {f"{user.upper()}_PASSWORD": f"p-{user}" for user in (*MODULES, "provisioner")}
 
 
@@ -53,7 +53,7 @@ def node(folder: Path, name: str, cluster: str, files: Mapping[str, str]) -> Ite
     for file, content in files.items():
         (folder / file).write_text(content, encoding="utf-8")
     program = Path(sys.executable).with_name("nats-server")
-    command = [program, "-c", folder / "nats.conf", "-a", "127.0.0.1", "-p", "-1", "-m", "-1"]
+    command: list[str | Path] = [program, "-c", folder / "nats.conf", "-a", "127.0.0.1", "-p", "-1", "-m", "-1"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [*command, "--ports_file_dir", folder], env=PASSWORDS | {"NODE": name}, stdout=log, stderr=log

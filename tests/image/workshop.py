@@ -55,7 +55,7 @@ def unpacked(package: str, folder: Path) -> Path:
 def _run(command: Sequence[str | Path], **options: Any) -> str:
     """Run *command* and return what it says; show all of that when it fails."""
     try:
-        done = subprocess.run(
+        done: subprocess.CompletedProcess[str] = subprocess.run(
             [str(part) for part in command],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, check=False, timeout=STEP_SECONDS, **options,

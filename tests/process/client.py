@@ -34,7 +34,7 @@ class Reply:
         return json.loads(self.text) if self.text else None
 
 
-async def eventually(ask: Callable[[], Awaitable[T]], is_so: Callable[[T], bool], seconds: float = 15.0) -> T:
+async def eventually(ask: Callable[[], Awaitable[T]], is_so: Callable[[T], bool], seconds: float = 30.0) -> T:
     """Ask until the answer *is_so*; fail with the last answer when *seconds* are over."""
     deadline = time.monotonic() + seconds
     while not is_so(answer := await ask()):
@@ -59,7 +59,7 @@ class Client:
     def __init__(self, server: Answering) -> None:
         self.server = server
         self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=20), connector=aiohttp.TCPConnector(limit=0)
+            timeout=aiohttp.ClientTimeout(total=60), connector=aiohttp.TCPConnector(limit=0)
         )
 
     async def close(self) -> None:
@@ -125,7 +125,7 @@ class Client:
         assert reply.status == 202, reply.text
         return reply.body
 
-    async def payment_once(self, order_id: str, status: str, seconds: float = 15.0) -> Any:
+    async def payment_once(self, order_id: str, status: str, seconds: float = 30.0) -> Any:
         """Wait until the order's payment has *status*; return it."""
 
         async def ask() -> Any:

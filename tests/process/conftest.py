@@ -64,6 +64,12 @@ async def visitor(house: Server, connect: Callable[[Server], Client]) -> Client:
 
 
 @pytest.fixture
-async def client(serve: Serve, connect: Callable[[Server], Client]) -> Client:
+def server(serve: Serve) -> Server:
+    """A server with the defaults."""
+    return serve()
+
+
+@pytest.fixture
+async def client(server: Server, connect: Callable[[Server], Client]) -> Client:
     """A client of a server with the defaults."""
-    return connect(serve())
+    return connect(server)

@@ -55,7 +55,7 @@ def rows(database: Path | str, query: str) -> list[Any]:
     """Return what *query* finds in *database* (a file of SQLite, or an address), which is only looked at."""
     if isinstance(database, str):
         with psycopg.connect(database) as connection:
-            return connection.execute(query).fetchall()  # type: ignore[arg-type]
+            return connection.execute(query).fetchall()
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=10)) as connection:
         return connection.execute(query).fetchall()
 

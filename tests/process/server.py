@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-READY_SECONDS = 20.0
+READY_SECONDS = 60.0
 _READY = re.compile(r"ready at (http://\S+)")
 _KEPT = re.compile(r"(PATH|HOME|TMPDIR|LANG|LC_.*|PYTHON(?!PATH).*|COVERAGE_.*|VIRTUAL_ENV)\Z")
 

@@ -12,7 +12,7 @@ from tests.process.invariants import check_world
 from tests.process.server import Server
 
 
-async def test_fifty_posts_under_one_key_are_one_order(client: Client) -> None:
+async def test_fifty_posts_under_one_key_are_one_order(server: Server, client: Client) -> None:
     """One key is one order and one charge; whoever did not place it is told so."""
     await client.stock("SKU-1", 100)
     replies = await asyncio.gather(*(client.post({"SKU-1": 2}, "one-key") for _ in range(50)))
@@ -24,7 +24,6 @@ async def test_fifty_posts_under_one_key_are_one_order(client: Client) -> None:
     assert Counter(replayed) == {"true": 49, None: 1}
     await client.followed(order_id)
 
-    server = client.server
     await asyncio.to_thread(server.kill)
     await asyncio.to_thread(server.start)
     after = await client.post({"SKU-1": 2}, "one-key")
@@ -70,8 +69,9 @@ async def test_two_servers_on_one_database_do_nothing_twice(
     serve: Serve, connect: Callable[[Server], Client]
 ) -> None:
     """Two processes share one file, as in a restart that overlaps: each relays what is there, and all happens once."""
-    one, other = connect(serve()), connect(serve())
-    assert one.server.url != other.server.url
+    servers = serve(), serve()
+    assert servers[0].url != servers[1].url
+    one, other = map(connect, servers)
     await one.stock("SKU-1", 500)
     order_ids = await asyncio.gather(*((one, other)[n % 2].place({"SKU-1": 1}, f"key-{n // 2}") for n in range(200)))
     assert len(set(order_ids)) == 100

@@ -9,6 +9,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -31,11 +32,11 @@ def assert_unavailable(reply: Reply) -> None:
         assert word not in reply.text
 
 
-async def test_a_locked_database_costs_time_and_nothing_else(client: Client) -> None:
+async def test_a_locked_database_costs_time_and_nothing_else(server: Server, client: Client) -> None:
     """While somebody else holds the database, POST is answered with 503; afterwards all goes on by itself."""
     await client.stock("SKU-1", 1_000)
     accepted = [await client.place({"SKU-1": 1}) for _ in range(20)]
-    with closing(sqlite3.connect(client.server.database, isolation_level=None)) as other:
+    with closing(sqlite3.connect(server.database, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         # The first waits for the lock in vain; the others are told at once.
         first = await client.post({"SKU-1": 1}, "key-0")
@@ -65,9 +66,9 @@ async def test_a_locked_database_costs_time_and_nothing_else(client: Client) -> 
     assert (await client.get("/readyz"))["status"] == "ready"
 
 
-async def test_a_full_disk_is_said_and_survived(client: Client) -> None:
+async def test_a_full_disk_is_said_and_survived(server: Server, client: Client) -> None:
     """When the file cannot grow, POST is answered with 503 and nothing is half written; with room again, all goes on."""
-    server = client.server
+    assert isinstance(server.database, Path)
     await client.stock("SKU-1", 100_000)
     accepted = [await client.place({"SKU-1": 1}) for _ in range(5)]
     for order_id in accepted:
@@ -116,7 +117,8 @@ async def test_a_provider_in_bad_weather_charges_each_order_once(
 
 async def test_money_that_comes_too_late_goes_back(serve: Serve, connect: Callable[[Server], Client]) -> None:
     """An order that timed out while it was being charged is cancelled, its stock put back, its late charge refunded."""
-    client = connect(serve(ORDER_TIMEOUT_S="0.5", SIMULATED_LATENCY_MS="2000"))
+    server = serve(ORDER_TIMEOUT_S="0.5", SIMULATED_LATENCY_MS="2000")
+    client = connect(server)
     await client.stock("SKU-1", 10)
     order_id = await client.place({"SKU-1": 3})
     order = await client.followed(order_id)
@@ -130,7 +132,7 @@ async def test_money_that_comes_too_late_goes_back(serve: Serve, connect: Callab
     payment = await client.payment_once(order_id, "refunded")
     assert payment["amount"] == {"amount": 300, "currency": "EUR"}
     await check_world(client, [order_id], {"SKU-1": 10})
-    said = rows(client.server.database, "SELECT subject, body FROM payments_outbox")
+    said = rows(server.database, "SELECT subject, body FROM payments_outbox")
     refunds = [json.loads(body) for subject, body in said if subject == "payments.refunded.v1"]
     assert [refund["amount"] for refund in refunds] == [payment["amount"]]
     assert "payments.captured.v1" not in Counter(subject for subject, _ in said)

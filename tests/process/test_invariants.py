@@ -9,6 +9,7 @@ import pytest
 
 from tests.process.client import Client
 from tests.process.invariants import check_world
+from tests.process.server import Server
 
 DAMAGE = [
     ("UPDATE orders_order SET status = 'reserved' WHERE order_id = '{paid}'", "I1: not at its end"),
@@ -38,7 +39,7 @@ DAMAGE = [
 ]
 
 
-async def test_damage_is_seen(client: Client) -> None:
+async def test_damage_is_seen(server: Server, client: Client) -> None:
     """Whatever is broken behind the house's back, the check says so; mended, it is content again."""
     await client.stock("SKU-1", 10)
     paid, undone = await client.place({"SKU-1": 2}), await client.place({"SKU-1": 3})
@@ -49,7 +50,7 @@ async def test_damage_is_seen(client: Client) -> None:
     world = ([paid, undone], {"SKU-1": 10})
     await check_world(client, *world)
     for damage, said in DAMAGE:
-        with closing(sqlite3.connect(client.server.database, isolation_level=None, timeout=10)) as vandal:
+        with closing(sqlite3.connect(server.database, isolation_level=None, timeout=10)) as vandal:
             before = {name: vandal.execute(f"SELECT * FROM {name}").fetchall() for name in _tables(vandal)}
             vandal.execute(damage.format(paid=paid, undone=undone))
             with pytest.raises(AssertionError, match=said):

@@ -106,19 +106,19 @@ async def test_a_bad_correlation_id_is_replaced(visitor: Client) -> None:
     assert not seen & {"a", "x" * 128}
 
 
-async def test_trace_and_correlation_reach_the_orders_log_line(client: Client) -> None:
+async def test_trace_and_correlation_reach_the_orders_log_line(server: Server, client: Client) -> None:
     """One line tells how an order ended, and by which request it came; an invalid trace starts a new one."""
     await client.stock("SKU-1", 10)
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01", "X-Correlation-ID": "my-order"}
     body = {"customer_id": "c-1", "items": [{"product_id": "SKU-1", "quantity": 1}]}
     order_id = (await client.ask("POST", "/v1/orders", body, headers)).body["order_id"]
-    line = json.loads(await asyncio.to_thread(client.server.wait_for_line, lambda line: order_id in line))
+    line = json.loads(await asyncio.to_thread(server.wait_for_line, lambda line: order_id in line))
     assert (line["level"], line["correlation_id"], line["trace_id"]) == ("INFO", "my-order", trace)
 
     bad = {"traceparent": f"00-{'0' * 32}-00f067aa0ba902b7-01"}
     order_id = (await client.ask("POST", "/v1/orders", body, bad)).body["order_id"]
-    line = json.loads(await asyncio.to_thread(client.server.wait_for_line, lambda line: order_id in line))
+    line = json.loads(await asyncio.to_thread(server.wait_for_line, lambda line: order_id in line))
     assert re.fullmatch(r"[0-9a-f]{32}", line["trace_id"])
     assert line["trace_id"] not in (trace, "0" * 32)
 
@@ -190,10 +190,11 @@ async def test_nobody_gets_in_without_a_key(
     """With AUTH=keys, orders want a key that the file names; probes do not. A key stands in no log."""
     secret = "k-0123456789abcdef"
     (tmp_path / "keys").write_text(f"shop:{secret}\n")
-    client = connect(serve(AUTH="keys", API_KEYS_FILE="keys"))
+    server = serve(AUTH="keys", API_KEYS_FILE="keys")
+    client = connect(server)
     assert_problem(await client.ask("GET", "/v1/orders"), 401)
     assert_problem(await client.ask("GET", "/v1/orders", headers={"Authorization": f"Bearer {secret}x"}), 401)
     assert await client.get("/v1/orders", Authorization=f"Bearer {secret}") == {"items": [], "next_cursor": None}
     assert (await client.ask("GET", "/livez")).status == 200
-    client.server.end()
-    assert secret not in "\n".join(client.server.lines)
+    server.end()
+    assert secret not in "\n".join(server.lines)

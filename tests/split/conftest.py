@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,9 +35,9 @@ def build(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Build]:
     """Make houses; they end with the test, come what may."""
     built: list[House] = []
 
-    def make(nats_urls: tuple[str, ...] = (), **settings: str) -> House:
+    def make(nats_urls: tuple[str, ...] = (), **options: Any) -> House:
         urls = nats_urls or request.getfixturevalue("broker").urls
-        built.append(House(tmp_path / f"house-{len(built)}", urls, **settings))
+        built.append(House(tmp_path / f"house-{len(built)}", urls, **options))
         return built[-1]
 
     yield make

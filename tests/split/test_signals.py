@@ -78,5 +78,5 @@ async def test_a_part_that_never_met_nats_leaves_at_once(
     for server in house:
         server.send(signal.SIGTERM)
     assert [await asyncio.to_thread(server.wait) for server in house] == [0, 0, 0]
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < 15.0
     assert house.stderr == ""

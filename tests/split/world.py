@@ -57,7 +57,7 @@ def consumers_of(broker: NatsServer | NatsCluster) -> dict[str, Any]:
     }
 
 
-async def everybody_is_ready(house: House, client: Client, seconds: float = 15.0) -> None:
+async def everybody_is_ready(house: House, client: Client, seconds: float = 30.0) -> None:
     """Wait until every part says that it is ready, without a word of trouble."""
 
     async def states() -> list[Any]:
