@@ -8,10 +8,11 @@ decided loses only itself.
 
 from __future__ import annotations
 
-__all__ = ["Answering", "Batch", "Seat", "Superseded", "Verdict", "Writes"]
+__all__ = ["Answering", "Batch", "Said", "Seat", "Superseded", "Verdict", "Writes"]
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from datetime import datetime
 from typing import Any
 
@@ -69,14 +70,25 @@ class Verdict:
 
 
 @define(eq=False)
+class Said:
+    """An *event* that is to go out now, by the module *speaker*, and the *parcel* that it goes in."""
+
+    speaker: str
+    parcel: Parcel
+    event: Any
+    is_settled: bool = True
+    """False once it has to take the long way; see `app.cascade`."""
+
+
+@define(eq=False)
 class Writes:
     """What one module has decided within a transaction, and what is not written yet."""
 
-    world: dict[type, dict[str, Any]] = field(factory=dict)
+    world: dict[type, dict[str, Any]] = field(factory=lambda: defaultdict(dict))
     """Every state that was asked for, as it is by now, by class and key; None for one that there is not."""
-    states: dict[type, dict[str, Any]] = field(factory=dict)
+    states: dict[type, dict[str, Any]] = field(factory=lambda: defaultdict(dict))
     """Those that have changed."""
-    new: dict[type, set[str]] = field(factory=dict)
+    new: dict[type, set[str]] = field(factory=lambda: defaultdict(set))
     """Keys that are not in the database."""
     heard: list[Kept] = field(factory=list)
     withdrawn: list[str] = field(factory=list)
@@ -86,24 +98,23 @@ class Writes:
 
     def unknown(self, touched: Iterable[Iterable[Key]]) -> dict[type, set[str]]:
         """Return which of *touched* nobody has asked for yet, by class."""
-        keys: dict[type, set[str]] = {}
+        world = self.world
+        keys: dict[type, set[str]] = defaultdict(set)
         for wanted in touched:
             for cls, key in wanted:
-                if key not in self.world.setdefault(cls, {}):
-                    keys.setdefault(cls, set()).add(key)
+                if key not in world[cls]:
+                    keys[cls].add(key)
         return keys
 
-    def learn(self, keys: Mapping[type, Collection[str]], found: Mapping[type, Mapping[str, Any]]) -> None:
+    def learn(self, keys: Mapping[type, Set[str]], found: Mapping[type, Mapping[str, Any]]) -> None:
         """Note what is *found* under *keys*."""
         for cls, wanted in keys.items():
             there = found[cls]
-            self.world[cls].update((key, there.get(key)) for key in wanted)
-            self.new.setdefault(cls, set()).update(key for key in wanted if key not in there)
-
-    def change(self, cls: type, key: str, state: Any) -> None:
-        """Put *state* in the place of what was under *key*."""
-        self.world[cls][key] = state
-        self.states.setdefault(cls, {})[key] = state
+            world = self.world[cls]
+            world.update(there)
+            missing = wanted - there.keys()
+            world.update(dict.fromkeys(missing))
+            self.new[cls] |= missing
 
     def withdraw(self, names: Sequence[str]) -> None:
         """Take back what was said under *names*; what was said in this very transaction is never written."""
@@ -111,12 +122,12 @@ class Writes:
         if not self.named.isdisjoint(names):
             self.said = [parcel for parcel in self.said if parcel.name not in names]
 
-    def left(self, parcels: list[Parcel]) -> list[Parcel]:
-        """Return those of *parcels* that were not taken back."""
+    def left(self, said: list[Said]) -> list[Said]:
+        """Return what of *said* was not taken back."""
         if self.named.isdisjoint(self.withdrawn):
-            return parcels
+            return said
         ids = {parcel.id for parcel in self.said}
-        return [parcel for parcel in parcels if parcel.id in ids]
+        return [each for each in said if each.parcel.id in ids]
 
 
 class Batch:
@@ -127,68 +138,66 @@ class Batch:
         self._store = store
         self._contracts = contracts
         self._clock = clock
+        self._keys_of = {cls: rows.key_of for cls, rows in store.rows.items()}
 
     def __call__(self, batch: Sequence[Seat], connection: Connection) -> tuple[list[Verdict], list[Parcel]]:
         """Decide about *batch* and write what follows; return the verdicts, and what is to go out now."""
         writes = Writes()
         verdicts, due = self.think(batch, connection, writes, self._clock.now())
         self.write(connection, writes)
-        return verdicts, due
+        return verdicts, [said.parcel for said in due]
 
     def think(
         self, batch: Sequence[Seat], connection: Connection, writes: Writes, now: datetime
-    ) -> tuple[list[Verdict], list[Parcel]]:
+    ) -> tuple[list[Verdict], list[Said]]:
         """
         Decide about *batch*; what follows from it joins *writes*, which may hold more of this transaction already.
 
         Return the verdicts, and what goes out *now*.
         """
-        store, touches = self._store, self._module.touches
-        said_at, (first_id, end_id) = instant(now), timed_ids(now)
+        moment, (first_id, end_id) = instant(now), timed_ids(now)
+        touches, decide = self._module.touches, self._module.decide
         touched = [touches(seat.event) for seat in batch]
         keys = writes.unknown(touched)
         inbox_ids = [seat.inbox_id for seat in batch if seat.inbox_id is not None and not seat.is_born]
-        known, found = store.recall(connection, inbox_ids, keys)
+        known, found = self._store.recall(connection, inbox_ids, keys)
         writes.learn(keys, found)
         for kept in writes.heard:
             known[kept.id] = kept.fingerprint, kept.answer
 
-        world, rows, decide = writes.world, store.rows, self._module.decide
-        due: list[Parcel] = []
+        world, states, heard, keys_of = writes.world, writes.states, writes.heard, self._keys_of
+        due: list[Said] = []
         verdicts = []
         for seat, wanted in zip(batch, touched, strict=True):
-            if seat.inbox_id is not None and seat.inbox_id in known:
-                verdicts.append(self._again(seat, *known[seat.inbox_id]))
+            inbox_id = seat.inbox_id
+            if inbox_id is not None and inbox_id in known:
+                verdicts.append(self._again(seat, *known[inbox_id]))
                 continue
             if seat.gives_way:
                 verdicts.append(Verdict(error=Superseded("a newer version of this event is to come")))
                 continue
+            told = None
             try:
                 decision = decide([world[cls][key] for cls, key in wanted], seat.event, now)
-                parcels, names, taken_back = self._said(seat, decision, said_at, wanted)
-                changed = [(type(state), rows[type(state)].key_of(state), state) for state in decision.states]
-                told = None
+                changed = [(type(state), keys_of[type(state)](state), state) for state in decision.states]
                 if seat.answer is not None:
                     after = {(cls, key): state for cls, key, state in changed}
-                    states = tuple([after.get(key) or world[key[0]][key[1]] for key in wanted])
-                    told = Told(seat.answer(Outcome(states, decision.said)))
+                    outcome = Outcome(tuple([after.get(key) or world[key[0]][key[1]] for key in wanted]), decision.said)
+                    told = Told(seat.answer(outcome))
+                if decision.events:
+                    due += self._say(seat, decision, moment, wanted[0][1] if wanted else "", writes)
             except Exception as error:  # whatever a decision raises, it is this event's trouble and nobody else's
                 verdicts.append(Verdict(error=error))
                 continue
             for cls, key, state in changed:
-                writes.change(cls, key, state)
-            if taken_back:
-                writes.withdraw(taken_back)
-            writes.said += parcels
-            writes.named.update(names)
-            due += [parcel for parcel in parcels if parcel.due_at <= said_at]
-            if seat.inbox_id is not None and not (told is not None and isinstance(told.answer, Refusal)):
-                answer = None
-                if seat.fingerprint is not None and told is not None:
+                world[cls][key] = states[cls][key] = state
+            if inbox_id is not None and not (told is not None and isinstance(told.answer, Refusal)):
+                fingerprint, answer = seat.fingerprint, None
+                if fingerprint is not None and told is not None:
                     answer = _kept(told.answer)
-                untimed = int(seat.fingerprint is not None or not first_id <= seat.inbox_id < end_id)
-                writes.heard.append(Kept(seat.inbox_id, said_at, untimed, seat.fingerprint, answer))
-                known[seat.inbox_id] = seat.fingerprint, answer
+                untimed = int(fingerprint is not None or not first_id <= inbox_id < end_id)
+                heard.append(Kept(inbox_id, moment, untimed, fingerprint, answer))
+                known[inbox_id] = fingerprint, answer
             verdicts.append(Verdict(decision, told))
         return verdicts, writes.left(due)
 
@@ -204,37 +213,46 @@ class Batch:
             sent=[parcel for parcel in writes.said if parcel.id in sent] if sent else (),
         )
 
-    def _said(
-        self, seat: Seat, decision: Decision, now: str, wanted: Sequence[tuple[type, str]]
-    ) -> tuple[list[Parcel], list[str], list[str]]:
-        """Return what goes out, under which names, and which names are withdrawn."""
+    def _say(self, seat: Seat, decision: Decision, now: str, key: str, writes: Writes) -> list[Said]:
+        """
+        Put into *writes* what goes out and what is withdrawn; return what goes out now.
+
+        Raises:
+            Invalid: An event breaks its schema; then nothing was put there.
+        """
         express = seat.express if decision.express is None else decision.express
-        key = wanted[0][1] if wanted else ""
+        speaker, context = self._module.name, seat.context
+        said: list[Said] = []
         parcels: list[Parcel] = []
         names: list[str] = []
         withdrawn: list[str] = []
-        for ordinal, said in enumerate(decision.events):
+        for ordinal, event in enumerate(decision.events):
             name, due_at = None, now
-            if isinstance(said, Withdraw):
-                withdrawn.append(said.name)
-                continue
-            if isinstance(said, Later):
-                name, due_at, said = said.name or None, max(now, instant(said.at)), said.event
+            if type(event) is Later:
+                name, due_at, event = event.name or None, max(now, instant(event.at)), event.event
                 if name is not None:
                     names.append(name)
-            if not hasattr(said, "__subject__"):
+            elif type(event) is Withdraw:
+                withdrawn.append(event.name)
+                continue
+            if not hasattr(event, "__subject__"):
                 continue
             # Two modules may answer one event: the speaker is part of the id, or the bus would take them for copies.
-            id = caused_id(seat.id, f"{self._module.name}.{ordinal}")
-            trace = child(seat.context.traceparent, id)
-            for subject, body, mark, versions in self._contracts.say(said):
-                parcels.append(
-                    Parcel(
-                        id if mark is None else caused_id(id, mark), id, subject + EXPRESS if express else subject,
-                        key, body, name, seat.context.correlation_id, seat.id, trace, now, due_at, versions,
-                    )
+            id = caused_id(seat.id, f"{speaker}.{ordinal}")
+            trace = child(context.traceparent, id)
+            for subject, body, version, mark, versions in self._contracts.say(event):
+                parcel = Parcel(
+                    id if mark is None else caused_id(id, mark), id, subject + EXPRESS if express else subject,
+                    key, body, name, context.correlation_id, seat.id, trace, now, due_at, versions,
                 )  # fmt: skip
-        return parcels, names, withdrawn
+                parcels.append(parcel)
+                if due_at <= now:
+                    said.append(Said(speaker, parcel, version))
+        if withdrawn:
+            writes.withdraw(withdrawn)
+        writes.said += parcels
+        writes.named.update(names)
+        return said
 
     @staticmethod
     def _again(seat: Seat, fingerprint: str | None, answer: str | None) -> Verdict:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 __all__ = ["Cascade", "Passage", "ShortWay", "Step"]
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,12 +22,11 @@ from attrs import define, field
 from loguru import logger
 from sqlalchemy import Connection
 
-from app.batch import Batch, Seat, Verdict, Writes
+from app.batch import Batch, Said, Seat, Verdict, Writes
 from app.database import Database
 from app.door import Context, Unavailable
 from app.outbox import Parcel
 from bus.contracts import EXPRESS, is_express
-from bus.errors import PutAside
 from bus.hearing import Hearing
 from bus.port import Clock
 
@@ -63,12 +62,12 @@ class Passage:
 
 
 @define(eq=False)
-class _Said:
-    """A parcel under way, and who sits for it."""
+class _Sitting:
+    """Who sits in one module for this round: their *seats*, on which *subjects* they heard what was *said*."""
 
-    speaker: str
-    parcel: Parcel
-    is_settled: bool = True
+    seats: list[Seat] = field(factory=list)
+    subjects: list[str] = field(factory=list)
+    said: list[Said] = field(factory=list)
 
 
 class Cascade:
@@ -90,60 +89,62 @@ class Cascade:
         now = self._clock.now()
         writes: dict[str, Writes] = {}
         passage = Passage()
-        under_way: list[_Said] = []
-        sitting: dict[str, tuple[list[Seat], list[str], list[_Said]]] = {name: (list(batch), [], [])}
+        under_way: list[Said] = []
+        sitting = {name: _Sitting(list(batch))}
         for _ in range(ROUNDS_MAX):
-            fresh: list[_Said] = []
-            for who, (seats, subjects, parcels) in sitting.items():
-                verdicts, due = self._batches[who].think(seats, connection, writes.setdefault(who, Writes()), now)
-                passage.steps.append(Step(who, seats, subjects, verdicts))
-                for said, verdict in zip(parcels, verdicts, strict=False):
-                    said.is_settled = said.is_settled and verdict.error is None
-                fresh += [_Said(who, parcel) for parcel in due]
+            fresh: list[Said] = []
+            for who, those in sitting.items():
+                verdicts, due = self._batches[who].think(those.seats, connection, writes.setdefault(who, Writes()), now)
+                passage.steps.append(Step(who, those.seats, those.subjects, verdicts))
+                for said, verdict in zip(those.said, verdicts, strict=False):
+                    if verdict.error is not None:
+                        said.is_settled = False
+                fresh += due
             under_way += fresh
             sitting = self._seated(fresh, passage)
             if not sitting:
                 break
         else:
-            for _, _, parcels in sitting.values():
-                for said in parcels:
+            for those in sitting.values():
+                for said in those.said:
                     said.is_settled = False
+        sent: dict[str, list[Parcel]] = {who: [] for who in writes}
+        due_of: dict[str, list[Said]] = {who: [] for who in writes}
         for said in under_way:
-            (passage.sent if said.is_settled else passage.due).setdefault(said.speaker, []).append(said.parcel)
+            if said.is_settled:
+                sent[said.speaker].append(said.parcel)
+            else:
+                due_of[said.speaker].append(said)
         for who, each in writes.items():
-            self._batches[who].write(connection, each, {parcel.id for parcel in passage.sent.get(who, ())})
-            passage.due[who] = each.left(passage.due.get(who, []))
+            self._batches[who].write(connection, each, {parcel.id for parcel in sent[who]})
+            passage.due[who] = [said.parcel for said in each.left(due_of[who])]
+        passage.sent = sent
         return passage
 
-    def _seated(
-        self, fresh: Iterable[_Said], passage: Passage
-    ) -> dict[str, tuple[list[Seat], list[str], list[_Said]]]:
+    def _seated(self, fresh: Iterable[Said], passage: Passage) -> dict[str, _Sitting]:
         """Return who has to decide about *fresh*."""
-        sitting: dict[str, tuple[list[Seat], list[str], list[_Said]]] = {}
+        sitting: dict[str, _Sitting] = defaultdict(_Sitting)
+        elsewhere, ears = self._elsewhere, self._ears
         for said in fresh:
             parcel = said.parcel
-            if parcel.subject in self._elsewhere:
+            subject, id = parcel.subject, parcel.event_id
+            if subject in elsewhere:
                 said.is_settled = False
                 continue
-            for name, hearing in self._ears.get(parcel.subject, ()):
-                if parcel.versions is not None and hearing.is_superseded(parcel.subject, parcel.versions):
-                    passage.superseded.append((name, parcel.subject))  # the higher one comes in this same round
+            for name, hearing in ears.get(subject, ()):
+                if parcel.versions is not None and hearing.is_superseded(subject, parcel.versions):
+                    passage.superseded.append((name, subject))  # the higher one comes in this same round
                     continue
-                try:
-                    event = hearing.read(parcel.subject, parcel.body)
-                except PutAside:
-                    said.is_settled = False
-                    continue
+                # As if it had been read: what was said is what its body says, and frozen since.
+                event = hearing.understand(subject, said.event)
                 seat = Seat(
-                    event, parcel.event_id, Context(parcel.correlation_id, parcel.traceparent),
-                    is_express(parcel.subject), parcel.event_id,
+                    event, id, Context(parcel.correlation_id, parcel.traceparent), is_express(subject), id,
+                    said_at=parcel.occurred_at, is_born=True,
                 )  # fmt: skip
-                seat.said_at = parcel.occurred_at
-                seat.is_born = True
-                seats, subjects, parcels = sitting.setdefault(name, ([], [], []))
-                seats.append(seat)
-                subjects.append(parcel.subject)
-                parcels.append(said)
+                those = sitting[name]
+                those.seats.append(seat)
+                those.subjects.append(subject)
+                those.said.append(said)
         return sitting
 
 

@@ -19,7 +19,7 @@ from app.rows import Rows
 from app.transactions import epoch
 
 STATES_MAX = 4096
-"""States of one class; those that were written longest ago go first."""
+"""States of one class; those that came in longest ago go first."""
 
 
 class Memory:
@@ -48,9 +48,7 @@ class Memory:
     def keep(self, cls: type, states: Mapping[str, Any]) -> None:
         """Remember *states*, by key, which are written."""
         kept = self._states[cls]
-        for key, state in states.items():
-            kept.pop(key, None)  # what was written last stands last
-            kept[key] = state
+        kept.update(states)
         while len(kept) > STATES_MAX:
             del kept[next(iter(kept))]
 

@@ -13,7 +13,7 @@ __all__ = ["GIVE_WAY_MAX", "GIVE_WAY_SECONDS", "Observer", "Shell", "retry_secon
 
 import asyncio
 import random
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -187,16 +187,19 @@ class Shell(Window):
 
     def overhear(self, step: Step, began: float) -> None:
         """Let everybody know what was decided here on the short way."""
-        said: Counter[str | None] = Counter()
-        ended: Counter[tuple[str, str]] = Counter()
+        said: dict[str | None, int] = defaultdict(int)
+        ended: dict[tuple[str, str], int] = defaultdict(int)
+        is_logged, is_observed = enabled("DEBUG"), bool(self._observers or self._watchers)
         for seat, subject, verdict in zip(step.seats, step.subjects, step.verdicts, strict=True):
-            if verdict.decision is not None:
-                self._tell_observers(seat, verdict.decision)
+            decision = verdict.decision
+            if decision is not None and is_observed:
+                self._tell_observers(seat, decision)
             if verdict.error is None:
-                outcome = "handled" if verdict.decision else "repeated"
+                outcome = "handled" if decision is not None else "repeated"
                 ended[subject, outcome] += 1
                 said[seat.said_at] += 1
-                self._log_settled(seat, subject, outcome)
+                if is_logged:
+                    self._log_settled(seat, subject, outcome)
         for (subject, outcome), count in ended.items():
             self._handling.ended(subject, outcome, count)
         self._handling.took(self._clock.monotonic() - began, said, self._clock.now())

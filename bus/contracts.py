@@ -31,8 +31,8 @@ __all__ = [
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar, dataclass_transform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar, dataclass_transform, get_args, get_origin
 
 import attrs
 import orjson
@@ -104,10 +104,11 @@ def united(*promises: Mapping[str, Schema]) -> dict[str, Schema]:
 
 
 class Saying(NamedTuple):
-    """One version of an event, as it goes out. Without a *mark* it keeps the event's id; else the mark makes it one."""
+    """One version of an *event*, as it goes out. Without a *mark* it keeps the event's id; else the mark makes it one."""
 
     subject: str
     body: bytes
+    event: Event
     mark: str | None = None
     versions: str | None = None
     """All the versions that the event is said in, for the header; None where there is one."""
@@ -219,15 +220,15 @@ class Contracts:
             Invalid: The event breaks its own schema, or a schema of the older versions.
         """
         contract = self._by_subject[event.__subject__]
-        body = self.encode(event)
+        body = self._encoded(contract, event)
         if not contract.older:
-            return (Saying(contract.subject, body),)
+            return (Saying(contract.subject, body, event),)
         versions, oldest = contract.versions, contract.older[-1][0]
-        sayings = [Saying(contract.subject, body, contract.mark, versions)]
+        sayings = [Saying(contract.subject, body, event, contract.mark, versions)]
         for older, down in contract.older:
             event = down(event)
             mark = None if older is oldest else older.mark
-            sayings.append(Saying(older.subject, self.encode(event), mark, versions))
+            sayings.append(Saying(older.subject, self._encoded(older, event), event, mark, versions))
         return tuple(sayings)
 
     def encode(self, event: Event) -> bytes:
@@ -237,14 +238,17 @@ class Contracts:
         Raises:
             Invalid: The event breaks its own schema.
         """
-        contract = self._by_subject[event.__subject__]
+        return self._encoded(self._by_subject[event.__subject__], event)
+
+    def _encoded(self, contract: Contract, event: Event) -> bytes:
         value = contract.unstructure(event)
         if not contract.may_say(value):
             raise Invalid(contract.subject, explain(contract.schema, value))
         body = orjson.dumps(value)
-        self._said[body] = event
-        if len(self._said) > SAID_MAX:
-            self._said_before, self._said = self._said, {}
+        said = self._said
+        said[body] = event
+        if len(said) > SAID_MAX:
+            self._said_before, self._said = said, {}
         return body
 
     def decode(self, subject: str, body: bytes) -> Event:
@@ -322,9 +326,21 @@ def _converter() -> Converter:
     converter = Converter(detailed_validation=False)
     converter.register_structure_hook_factory(attrs.has, lambda cls: make_dict_structure_fn(cls, converter))
     converter.register_unstructure_hook_factory(
+        _is_all_of_one, lambda hint: _unstructured_all(converter.get_unstructure_hook(get_args(hint)[0]))
+    )
+    converter.register_unstructure_hook_factory(
         attrs.has, lambda cls: make_dict_unstructure_fn(cls, converter, _cattrs_omit_if_default=True)
     )
     return converter
+
+
+def _is_all_of_one(hint: Any) -> bool:
+    return get_origin(hint) is tuple and get_args(hint)[1:] == (...,)
+
+
+def _unstructured_all(each: Callable[[Any], Any]) -> Callable[[Sequence[Any]], list[Any]]:
+    """Return how to unstructure a sequence: what cattrs does, without a generator in between."""
+    return lambda values: [each(value) for value in values]
 
 
 def _says_each_name_once(body: bytes) -> bool:

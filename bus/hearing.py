@@ -48,10 +48,13 @@ class Hearing:
             PutAside: The consumer does not hear it.
         """
         event = self._contracts.decode(subject, body)
-        ups = self._ups.get(subject)
-        if ups is None:
+        if subject not in self._ups:
             raise PutAside(f"{self._consumer} does not hear {subject}")
-        for up in ups:
+        return self.understand(subject, event)
+
+    def understand(self, subject: str, event: Event) -> Event:
+        """Return *event*, which came under the heard *subject* in that version, as the newest class that is understood."""
+        for up in self._ups[subject]:
             event = up(event)
         return event
 

@@ -32,13 +32,14 @@ def traceparent(header: str | None, random_bytes: Callable[[int], bytes]) -> str
     known fields, and after them nothing or a dash and what only that version understands. What comes out is
     version 00.
     """
-    parent = _not_zero(random_bytes(8).hex())
     found = _TRACEPARENT(header) if header is not None else None
     if found:
+        parent = _not_zero(random_bytes(8).hex())
         version, trace, caller, flags, rest = found.groups()
         if version != "ff" and trace.strip("0") and caller.strip("0") and (version != "00" or rest is None):
             return f"00-{trace}-{parent}-{int(flags, 16) & _KNOWN_FLAGS:02x}"
-    return f"00-{_not_zero(random_bytes(16).hex())}-{parent}-01"
+    digits = random_bytes(24).hex()
+    return f"00-{_not_zero(digits[:32])}-{_not_zero(digits[32:])}-01"
 
 
 def child(traceparent: str, event_id: str) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["TELEMETRY", "build"]
+__all__ = ["STRAIGHT", "TELEMETRY", "build"]
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 import orjson
 from aiohttp import HttpVersion11, hdrs, web
@@ -22,6 +22,11 @@ from app.web.routes import JSON
 from app.web.table import Table
 
 TELEMETRY: web.AppKey[Telemetry] = web.AppKey("telemetry", Telemetry)
+
+Answers = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+STRAIGHT: web.AppKey[dict[tuple[str, str], Answers]] = web.AppKey("straight")
+"""Who answers which method on which path, for paths without a parameter: to them nobody has to be shown the way."""
 
 UNMATCHED = "unmatched"
 
@@ -47,6 +52,7 @@ def build(
     document = openapi.document([door.module for door in doors], version, [table.described for table in extra])
     app = web.Application(client_max_size=BODY_BYTES_MAX)
     app[TELEMETRY] = metrics
+    straight = app[STRAIGHT] = {}
     resources: dict[str, web.Resource] = {}
     for operation in (
         *(operation for door in doors for operation in routes.operations(door, streams)),
@@ -59,7 +65,9 @@ def build(
         if operation.path not in resources:
             # aiohttp's own pattern for a parameter leaves out braces, which an id may have.
             resources[operation.path] = app.router.add_resource(re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", operation.path))
-        _add(resources[operation.path], operation, around)
+        for method, answer in _add(resources[operation.path], operation, around):
+            if "{" not in operation.path:
+                straight[method, operation.path] = answer
     catch_all = app.router.add_resource("/{rest:.*}")
     catch_all.add_route(hdrs.METH_ANY, wrap(Operation(hdrs.METH_ANY, UNMATCHED, _nothing_here(catch_all)), around))
 
@@ -74,16 +82,17 @@ def _probes(state: health.Health) -> tuple[Operation, ...]:
     return health.operations(state)
 
 
-def _add(resource: web.Resource, operation: Operation, around: Surroundings) -> None:
+def _add(resource: web.Resource, operation: Operation, around: Surroundings) -> Iterator[tuple[str, Answers]]:
+    """Add a route for each method that *operation* answers; yield the method, and what answers it."""
     refuse = wrap(evolve(operation, handle=_refuse_expectation), around)
     methods = [operation.method, *([hdrs.METH_HEAD] if operation.method == hdrs.METH_GET else [])]
     for method in methods:
-        resource.add_route(method, wrap(evolve(operation, method=method), around), expect_handler=_expect(refuse))
+        answer = wrap(evolve(operation, method=method), around)
+        resource.add_route(method, answer, expect_handler=_expect(refuse))
+        yield method, answer
 
 
-def _expect(
-    refuse: Callable[[web.Request], Awaitable[web.StreamResponse]],
-) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
+def _expect(refuse: Answers) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
     async def answer(request: web.Request) -> web.StreamResponse | None:
         if request.version != HttpVersion11:
             return None

@@ -129,7 +129,10 @@ async def _bytes_of(request: web.Request) -> bytes:
         raise _TOO_LARGE()
     try:
         if request.content.is_eof():  # all of it is here: reading does not wait
-            return await request.read()
+            body = request.content.read_nowait()
+            if len(body) > BODY_BYTES_MAX:
+                raise _TOO_LARGE()
+            return body
         async with asyncio.timeout(BODY_SECONDS_MAX):
             return await request.read()
     except web.HTTPRequestEntityTooLarge:

@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = ["KEEP_ALIVE_SECONDS", "Runner"]
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -18,7 +19,7 @@ from loguru import logger
 from uuid_utils import uuid7
 
 from app.web.answering import SERVER, Telemetry
-from app.web.application import TELEMETRY, UNMATCHED
+from app.web.application import STRAIGHT, TELEMETRY, UNMATCHED, Answers
 from app.web.problems import Refused, phrase, respond
 
 KEEP_ALIVE_SECONDS = 75.0
@@ -30,15 +31,24 @@ class Runner(web.AppRunner):
     def __init__(self, app: web.Application, **kwargs: Any) -> None:
         super().__init__(app, access_log=None, **kwargs)
         self._telemetry = app[TELEMETRY]
+        self._straight = app[STRAIGHT]
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
-        return _Server(made, self._telemetry)
+        return _Server(made, self._straight, self._telemetry)
 
 
 class _Server(web.Server):
-    def __init__(self, made: web.Server, telemetry: Telemetry) -> None:
-        super().__init__(made.request_handler, request_factory=made.request_factory)
+    def __init__(self, made: web.Server, straight: Mapping[tuple[str, str], Answers], telemetry: Telemetry) -> None:
+        ask_the_way = made.request_handler
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            found = straight.get((request.method, request.rel_url.raw_path))
+            if found is None or hdrs.EXPECT in request.headers:  # only aiohttp's router knows who answers that
+                return await ask_the_way(request)
+            return await found(request)
+
+        super().__init__(answer, request_factory=made.request_factory)
         self._running = asyncio.get_running_loop()
         self._telemetry = telemetry
 
