@@ -145,7 +145,7 @@ class Batch:
         writes = Writes()
         verdicts, due = self.think(batch, connection, writes, self._clock.now())
         self.write(connection, writes)
-        return verdicts, [said.parcel for said in due]
+        return verdicts, self.leaving(due)
 
     def think(
         self, batch: Sequence[Seat], connection: Connection, writes: Writes, now: datetime
@@ -212,6 +212,12 @@ class Batch:
             said=[parcel for parcel in writes.said if parcel.id not in sent] if sent else writes.said,
             sent=[parcel for parcel in writes.said if parcel.id in sent] if sent else (),
         )
+
+    def leaving(self, due: Sequence[Said]) -> list[Parcel]:
+        """Return the parcels of *due*, which go out over the bus: some may come back to this very process."""
+        for said in due:
+            self._contracts.remember(said.event, said.parcel.body)
+        return [said.parcel for said in due]
 
     def _say(self, seat: Seat, decision: Decision, now: str, key: str, writes: Writes) -> list[Said]:
         """

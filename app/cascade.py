@@ -116,8 +116,9 @@ class Cascade:
             else:
                 due_of[said.speaker].append(said)
         for who, each in writes.items():
-            self._batches[who].write(connection, each, {parcel.id for parcel in sent[who]})
-            passage.due[who] = [said.parcel for said in each.left(due_of[who])]
+            batch_of = self._batches[who]
+            batch_of.write(connection, each, {parcel.id for parcel in sent[who]})
+            passage.due[who] = batch_of.leaving(each.left(due_of[who]))
         passage.sent = sent
         return passage
 

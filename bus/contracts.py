@@ -50,8 +50,8 @@ Event = Any
 
 T = TypeVar("T")
 
-SAID_MAX = 2_048
-"""Events that a process remembers having said, and as many before them, so as not to read its own handwriting."""
+SAID_MAX = 1_024
+"""Events that a process remembers having sent out, and as many before them, so as not to read its own handwriting."""
 
 EXPRESS = ".express"
 _SUBJECT = re.compile(r"[a-z][a-z_]*\.[a-z][a-z_]*\.v[1-9][0-9]*")
@@ -244,12 +244,13 @@ class Contracts:
         value = contract.unstructure(event)
         if not contract.may_say(value):
             raise Invalid(contract.subject, explain(contract.schema, value))
-        body = orjson.dumps(value)
-        said = self._said
-        said[body] = event
-        if len(said) > SAID_MAX:
-            self._said_before, self._said = said, {}
-        return body
+        return orjson.dumps(value)
+
+    def remember(self, event: Event, body: bytes) -> None:
+        """Note that *body*, which goes out now, is *event*: who hears it in this process need not read it."""
+        self._said[body] = event
+        if len(self._said) > SAID_MAX:
+            self._said_before, self._said = self._said, {}
 
     def decode(self, subject: str, body: bytes) -> Event:
         """

@@ -2,7 +2,8 @@
 aiohttp's server, taught to say problems.
 
 What is no HTTP at all never reaches the application: aiohttp's connection answers it itself, in plain text. The two
-methods here are where it makes those answers.
+methods here are where it makes those answers. And most requests need not be shown the way: a path without a parameter,
+written as we write it, leads straight to who answers it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class _Server(web.Server):
     def __init__(self, made: web.Server, straight: Mapping[tuple[str, str], Answers], telemetry: Telemetry) -> None:
         ask_the_way = made.request_handler
 
-        async def answer(request: web.Request) -> web.StreamResponse:
+        async def answer(request: web.BaseRequest) -> web.StreamResponse:
+            assert isinstance(request, web.Request)
             found = straight.get((request.method, request.rel_url.raw_path))
             if found is None or hdrs.EXPECT in request.headers:  # only aiohttp's router knows who answers that
                 return await ask_the_way(request)

@@ -85,7 +85,7 @@ def both(stand: Stand, order_id: str) -> dict[str, Message]:
     """Return the messages of one event in both versions, by subject, as the relay would publish them."""
     event_id = str(uuid7())
     found = {}
-    for subject, body, mark, versions in NEW.contracts.say(created(order_id)):
+    for subject, body, _, mark, versions in NEW.contracts.say(created(order_id)):
         id = event_id if mark is None else caused_id(event_id, mark)
         now = stand.clock.now().isoformat(timespec="microseconds")
         trace, correlation = CONTEXT.traceparent, CONTEXT.correlation_id
