@@ -8,11 +8,11 @@ decided loses only itself.
 
 from __future__ import annotations
 
-__all__ = ["Answering", "Batch", "Said", "Seat", "Superseded", "Verdict", "Writes"]
+__all__ = ["Answering", "Batch", "Over", "Said", "Seat", "Superseded", "Verdict", "Writes"]
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from datetime import datetime
 from typing import Any
 
@@ -25,9 +25,10 @@ from app.outbox import Parcel
 from app.rows import instant
 from app.store import Kept, Store, timed_ids
 from app.telemetry.trace import child
-from bus.contracts import EXPRESS, Contracts
+from bus.contracts import Contracts
 from bus.ids import caused_id
 from bus.port import Clock, Delivery
+from bus.subjects import EXPRESS
 from modules.module import Decision, Key, Later, Module, Outcome, Withdraw
 from modules.route import Answer, Refusal
 
@@ -78,6 +79,20 @@ class Said:
     event: Any
     is_settled: bool = True
     """False once it has to take the long way; see `app.cascade`."""
+
+
+class Over:
+    """
+    What was *said* and decided about within one transaction, by all whom it concerns.
+
+    It goes nowhere and never comes again, so neither outbox nor inbox need to know of it.
+    """
+
+    def __init__(self, said: Sequence[Said]) -> None:
+        self.parcels = {each.parcel.id for each in said if each.is_settled}
+        # Of an event that is said in two versions one may still be under way, and whoever heard the other must know it.
+        under_way = {each.parcel.event_id for each in said if not each.is_settled}
+        self.events = {each.parcel.event_id for each in said} - under_way
 
 
 @define(eq=False)
@@ -201,16 +216,14 @@ class Batch:
             verdicts.append(Verdict(decision, told))
         return verdicts, writes.left(due)
 
-    def write(self, connection: Connection, writes: Writes, sent: Collection[str] = ()) -> None:
-        """Write *writes* down; of what was said, those with the ids *sent* have arrived already."""
+    def write(self, connection: Connection, writes: Writes, over: Over | None = None) -> None:
+        """Write *writes* down, but for what is *over*."""
+        heard, said = writes.heard, writes.said
+        if over is not None:
+            heard = [kept for kept in heard if kept.id not in over.events]
+            said = [parcel for parcel in said if parcel.id not in over.parcels]
         self._store.save(
-            connection,
-            states=writes.states,
-            new=writes.new,
-            heard=writes.heard,
-            withdrawn=writes.withdrawn,
-            said=[parcel for parcel in writes.said if parcel.id not in sent] if sent else writes.said,
-            sent=[parcel for parcel in writes.said if parcel.id in sent] if sent else (),
+            connection, states=writes.states, new=writes.new, heard=heard, withdrawn=writes.withdrawn, said=said
         )
 
     def leaving(self, due: Sequence[Said]) -> list[Parcel]:

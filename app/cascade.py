@@ -3,7 +3,8 @@ The short way from module to module, where all of them share one database and on
 
 What a module says to its neighbours need not travel: within the transaction in which it is said, whoever hears it decides
 about it, and whoever hears what he says, until nobody here has anything to add. An order goes as far as it can without
-waiting for anybody outside, and is written once for it. Inbox and outbox keep their rows as if it had travelled.
+waiting for anybody outside, and is written once for it. What all whom it concerns have decided about is over: it is
+counted, but neither sent nor kept, for nobody can hear it again.
 
 It is only a short way. Whatever is heard by others too, or goes wrong for one of those who hear it, stays in the outbox
 and takes the long one, over the bus, with its tries and dead letters; who has heard it already finds it in the inbox.
@@ -22,13 +23,13 @@ from attrs import define, field
 from loguru import logger
 from sqlalchemy import Connection
 
-from app.batch import Batch, Said, Seat, Verdict, Writes
+from app.batch import Batch, Over, Said, Seat, Verdict, Writes
 from app.database import Database
 from app.door import Context, Unavailable
 from app.outbox import Parcel
-from bus.contracts import EXPRESS, is_express
 from bus.hearing import Hearing
 from bus.port import Clock
+from bus.subjects import EXPRESS, is_express
 
 if TYPE_CHECKING:
     from app.shell import Shell
@@ -53,8 +54,8 @@ class Passage:
     """What one transaction did: the first step is the one that was asked for, the others followed from it."""
 
     steps: list[Step] = field(factory=list)
-    sent: dict[str, list[Parcel]] = field(factory=dict)
-    """By module, what it said that has arrived."""
+    arrived: dict[str, list[str]] = field(factory=dict)
+    """By module, the subjects of what it said that is over."""
     due: dict[str, list[Parcel]] = field(factory=dict)
     """By module, what has to take the long way."""
     superseded: list[tuple[str, str]] = field(factory=list)
@@ -108,18 +109,16 @@ class Cascade:
             for those in sitting.values():
                 for said in those.said:
                     said.is_settled = False
-        sent: dict[str, list[Parcel]] = {who: [] for who in writes}
-        due_of: dict[str, list[Said]] = {who: [] for who in writes}
+        left: dict[str, list[Said]] = {who: [] for who in writes}
         for said in under_way:
             if said.is_settled:
-                sent[said.speaker].append(said.parcel)
+                passage.arrived.setdefault(said.speaker, []).append(said.parcel.subject)
             else:
-                due_of[said.speaker].append(said)
+                left[said.speaker].append(said)
+        over = Over(under_way)
         for who, each in writes.items():
-            batch_of = self._batches[who]
-            batch_of.write(connection, each, {parcel.id for parcel in sent[who]})
-            passage.due[who] = batch_of.leaving(each.left(due_of[who]))
-        passage.sent = sent
+            self._batches[who].write(connection, each, over)
+            passage.due[who] = self._batches[who].leaving(each.left(left[who]))
         return passage
 
     def _seated(self, fresh: Iterable[Said], passage: Passage) -> dict[str, _Sitting]:
@@ -177,8 +176,8 @@ class ShortWay:
         except Exception as error:  # a row that breaks a constraint, say; step by step it is told whose it is
             logger.debug("the short way is blocked", module=name, detail=repr(error))
             return None
-        for who, parcels in passage.sent.items():
-            self._shells[who].relay.arrived(parcels)
+        for who, subjects in passage.arrived.items():
+            self._shells[who].relay.arrived(subjects)
         for who, parcels in passage.due.items():
             self._shells[who].relay.take(parcels)
         for (who, subject), count in Counter(passage.superseded).items():

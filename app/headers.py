@@ -17,10 +17,10 @@ from urllib.parse import quote, unquote
 
 from app.door import Context
 from app.outbox import Parcel
-from bus.contracts import plain
 from bus.ids import caused_id
 from bus.port import Message
 from bus.replays import original
+from bus.subjects import plain
 from bus.versions import VERSIONS
 
 TRACEPARENT_LENGTH = 55

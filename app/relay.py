@@ -13,7 +13,7 @@ __all__ = ["Relay"]
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from functools import partial
 
@@ -26,10 +26,10 @@ from app.headers import message_of
 from app.outbox import Parcel
 from app.store import Store
 from app.telemetry.metrics import Metrics
-from bus.contracts import is_express
 from bus.errors import BusError
 from bus.port import Bus, Clock
 from bus.replays import original
+from bus.subjects import is_express
 
 IN_FLIGHT_MAX = 8_192
 """Messages that may be on their way at once; more wait in the table."""
@@ -75,9 +75,9 @@ class Relay:
         for parcel in parcels:
             self._send(parcel)
 
-    def arrived(self, parcels: Sequence[Parcel]) -> None:
-        """Count *parcels*, which have arrived without us."""
-        for subject, count in Counter(parcel.subject for parcel in parcels).items():
+    def arrived(self, subjects: Iterable[str]) -> None:
+        """Count what was said on *subjects* and has arrived without us."""
+        for subject, count in Counter(subjects).items():
             self._published.labels(original(subject)).inc(count)
 
     async def step(self) -> None:

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from attrs import frozen
 
 from app.telemetry.metrics import Metrics
-from bus.contracts import EXPRESS, Contracts, plain
+from bus.contracts import Contracts
 from bus.listeners import Listener, Listeners, hears
+from bus.subjects import EXPRESS, plain
 from bus.versions import subject_at, version_of
 from modules.module import Module
 

@@ -33,11 +33,12 @@ from app.telemetry.metrics import Metrics
 from app.telemetry.trace import trace_id
 from app.waiting_room import WaitingRoom
 from app.window import Window
-from bus.contracts import Contracts, is_express
+from bus.contracts import Contracts
 from bus.errors import PutAside
 from bus.hearing import Hearing
 from bus.port import Clock, Delivery, Subscription
 from bus.replays import original
+from bus.subjects import is_express
 from modules.module import Decision, Module
 
 FETCH_SECONDS = 1.0

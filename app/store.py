@@ -85,7 +85,6 @@ class Store:
         self._known = dialect.by_keys(f"SELECT id, fingerprint, answer FROM {inbox} WHERE id {{keys}}")
         self._keep = dialect.insert(inbox_table, Kept._fields)
         self._say = dialect.insert(outbox_table, Parcel._fields, "ON CONFLICT (id) DO NOTHING")
-        self._say_sent = dialect.insert(outbox_table, (*Parcel._fields, "sent_at"), "ON CONFLICT (id) DO NOTHING")
         self._withdraw = dialect.by_keys(
             f"DELETE FROM {outbox} WHERE name {{keys}} AND name IS NOT NULL AND sent_at IS NULL"
         )
@@ -137,14 +136,12 @@ class Store:
         heard: Sequence[Kept],
         withdrawn: Sequence[str],
         said: Sequence[Parcel],
-        sent: Sequence[Parcel] = (),
     ) -> None:
         """
         Write everything that a batch has changed; one statement per table.
 
-        What is *sent* has arrived, in this very transaction. *new* are the keys that were looked for and not found. On a
-        shared database, what is new there or *heard* and was written by somebody else meanwhile raises: the whole
-        transaction has to be done again.
+        *new* are the keys that were looked for and not found. On a shared database, what is new there or *heard* and was
+        written by somebody else meanwhile raises: the whole transaction has to be done again.
         """
         for cls, changed in states.items():
             self.rows[cls].save(connection, list(changed.values()), new.get(cls, ()))
@@ -154,8 +151,6 @@ class Store:
             self._keep.run(connection, sorted(heard, key=_BY_ID) if self._dialect.is_shared else heard)
         if withdrawn:
             self._withdraw.run(connection, [(name,) for name in withdrawn])
-        if sent:
-            self._say_sent.run(connection, [(*parcel, parcel.occurred_at) for parcel in sent])
         if said:
             self._say.run(connection, sorted(said, key=_BY_ID) if self._dialect.is_shared else said)
 

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from app.gateways import worker
 from app.registry import contracts_of
-from bus.contracts import EXPRESS, Contracts
+from bus.contracts import Contracts
 from bus.replays import replay_subject
+from bus.subjects import EXPRESS
 from bus.topology import Topology, patrol_plan
 from config.settings import MODULES
 from modules.module import Module

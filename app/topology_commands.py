@@ -163,7 +163,7 @@ def _shown(modules: Sequence[Module], planned: Topology, settings: Settings) -> 
 
 
 def _subjects(modules: Sequence[Module], planned: Topology) -> Iterator[dict[str, Any]]:
-    from bus.contracts import subject_of
+    from bus.subjects import subject_of
     from bus.versions import subject_at
 
     for module in modules:

@@ -10,10 +10,11 @@ from typing import Any
 
 from attrs import frozen
 
-from bus.contracts import EXPRESS, Contracts
+from bus.contracts import Contracts
 from bus.listeners import JetStreamListeners, Listeners, MemoryListeners
 from bus.memory import MemoryBus
 from bus.port import Bus, Clock, DeadLetters
+from bus.subjects import EXPRESS
 from config.settings import Settings
 from modules.module import Module
 

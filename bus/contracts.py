@@ -1,9 +1,8 @@
 """
 What may be said under which subject: subject ↔ JSON Schema ↔ class.
 
-A subject is ``<module>.<event>.v<N>``; the version is part of the name. Express traffic travels under the same name
-with a trailing ``.express`` and keeps the same contract. Schemas are written by hand (JSON Schema 2020-12) because
-they are a promise to others; classes are for ourselves, and the two are compared when the registry is built.
+Schemas are written by hand (JSON Schema 2020-12) because they are a promise to others; classes are for ourselves, and
+the two are compared when the registry is built. Both lanes keep the same contract.
 
 jsonschema-rs looks at every message, going out and coming in. jsonschema checks the schemas themselves and explains a
 rejection. Publishers are held to the letter of the schema; consumers read tolerantly, so that a newer publisher may add
@@ -13,26 +12,11 @@ understands is `bus.hearing`'s.
 
 from __future__ import annotations
 
-__all__ = [
-    "EXPRESS",
-    "Contract",
-    "ContractError",
-    "Contracts",
-    "Event",
-    "Saying",
-    "event",
-    "explain",
-    "is_express",
-    "plain",
-    "subject_of",
-    "united",
-    "validator",
-]
+__all__ = ["Contract", "ContractError", "Contracts", "Saying", "explain", "united", "validator"]
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar, dataclass_transform, get_args, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
 import attrs
 import orjson
@@ -43,48 +27,11 @@ from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 from bus.errors import ContractError, Invalid, UnknownSubject, Unreadable
 from bus.evolution import check_chain, check_is_said, check_step
 from bus.schemas import Schema, check_agreement, check_examples, check_schema, explain, tolerant, validator
+from bus.subjects import Event, plain, subject_of
 from bus.versions import Migration, Upcast, subject_at, version_of, versions_header
-
-Event = Any
-"""An instance of a class made by `event`."""
-
-T = TypeVar("T")
 
 SAID_MAX = 1_024
 """Events that a process remembers having sent out, and as many before them, so as not to read its own handwriting."""
-
-EXPRESS = ".express"
-_SUBJECT = re.compile(r"[a-z][a-z_]*\.[a-z][a-z_]*\.v[1-9][0-9]*")
-
-
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(attrs.field,))
-def event(subject: str) -> Callable[[type[T]], type[T]]:
-    """Make a class an event: frozen, keyword-only, travelling under *subject*."""
-    if not _SUBJECT.fullmatch(subject):
-        raise ContractError(f"{subject!r} is not a subject: <module>.<event>.v<N>")
-
-    def decorate(cls: type[T]) -> type[T]:
-        cls = attrs.frozen(cls, kw_only=True)
-        cls.__subject__ = subject  # type: ignore[attr-defined]
-        return cls
-
-    return decorate
-
-
-def subject_of(event: Event) -> str:
-    """Return the subject that an event, or a class of events, travels under."""
-    subject: str = event.__subject__
-    return subject
-
-
-def is_express(subject: str) -> bool:
-    """Tell whether a message under *subject* goes by the express lane."""
-    return subject.endswith(EXPRESS)
-
-
-def plain(subject: str) -> str:
-    """Return *subject* without its lane: the name its contract is filed under."""
-    return subject.removesuffix(EXPRESS)
 
 
 def united(*promises: Mapping[str, Schema]) -> dict[str, Schema]:

@@ -7,8 +7,9 @@ __all__ = ["Hearing"]
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
-from bus.contracts import EXPRESS, Contracts, Event, plain
+from bus.contracts import Contracts
 from bus.errors import ContractError, PutAside
+from bus.subjects import EXPRESS, Event, plain
 from bus.versions import is_said_otherwise, subject_at, version_of, versions_in
 
 

@@ -27,8 +27,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import evolve, frozen
 
-from bus.contracts import is_express
 from bus.replays import module_of
+from bus.subjects import is_express
 
 DEAD_LETTERS = "DEAD_LETTERS"
 ADVISORIES = "ADVISORIES"

@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 from attrs import define, field, frozen
 from sqlalchemy import Table
 
-from bus.contracts import Event
+from bus.subjects import Event
 from bus.versions import Migration, Upcast
 from modules.route import Route
 

@@ -32,12 +32,13 @@ from app.gateways.port import Gateway
 from app.headers import origin, said_at, said_in
 from app.shell import GIVE_WAY_MAX, GIVE_WAY_SECONDS, Shell, retry_seconds
 from app.telemetry.metrics import Metrics
-from bus.contracts import Contracts, is_express
+from bus.contracts import Contracts
 from bus.errors import PutAside
 from bus.hearing import Hearing
 from bus.ids import caused_id
 from bus.port import Clock, Delivery, Subscription
 from bus.replays import original
+from bus.subjects import is_express
 from modules.payments.events import ChargeFailed, ChargeRequested, RefundFailed, RefundRequested
 from modules.payments.state import Payment, PaymentStatus
 

@@ -70,7 +70,7 @@ class Metrics:
             own, "http_request_seconds", "Time from a request's head to its answer.", ["route"], _HTTP
         )
         self.messages_published = Counters(
-            own, "messages_published_total", "Messages that have left the outbox, over the bus or the short way.", ["subject"]
+            own, "messages_published_total", "Messages that have arrived, over the bus or the short way.", ["subject"]
         )
         self.messages_handled = Counters(
             own,

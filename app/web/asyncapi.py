@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.topology import EXPRESS_LANE, hears
-from bus.contracts import EXPRESS, Contract, Contracts, is_express, plain
+from bus.contracts import Contract, Contracts
 from bus.replays import original
+from bus.subjects import EXPRESS, is_express, plain
 from bus.versions import VERSIONS, subject_at, version_of, versions_header
 from modules.module import Module
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from bus.contracts import Event
+from bus.subjects import Event
 from modules.inventory.events import (
     BelowReserved,
     PricedLine,

@@ -16,7 +16,7 @@ __all__ = [
 
 from attrs import frozen
 
-from bus.contracts import event
+from bus.subjects import event
 from modules.values import Line, Money
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from bus.contracts import Event
+from bus.subjects import Event
 from modules.inventory.events import StockRejected, StockReleased, StockReserved
 from modules.module import Decision, Key, Later, Unexpected, Withdraw, evolve, unchanged
 from modules.orders.events import (

@@ -21,7 +21,7 @@ __all__ = ["decide", "touches"]
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from bus.contracts import Event
+from bus.subjects import Event
 from modules.inventory.events import StockReserved
 from modules.module import Decision, Key, Later, Unexpected, Withdraw, evolve, unchanged
 from modules.orders.events import OrderCancelled

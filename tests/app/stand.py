@@ -29,9 +29,10 @@ from app.shell import Shell
 from app.store import Store
 from app.telemetry.metrics import Metrics
 from app.topology import hears
-from bus.contracts import Contracts, subject_of
+from bus.contracts import Contracts
 from bus.memory import MemoryBus
 from bus.port import Clock, Message
+from bus.subjects import subject_of
 from modules import inventory, orders, payments
 from modules.inventory.events import ProductSet
 from modules.module import Outcome

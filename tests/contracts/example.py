@@ -6,7 +6,7 @@ __all__ = ["SCHEMAS", "SentV1", "SentV2", "SentV3", "down_1", "down_2", "schema"
 
 from typing import Any
 
-from bus.contracts import event
+from bus.subjects import event
 
 
 @event("parcels.sent.v1")

@@ -11,7 +11,8 @@ from typing import Any
 import attrs
 from attrs import frozen
 
-from bus.contracts import Contracts, subject_of
+from bus.contracts import Contracts
+from bus.subjects import subject_of
 from modules import inventory, orders
 from modules.module import Decision, Module
 from modules.orders.events import OrderCreated, OrderCreatedV1, created_v1, created_v2

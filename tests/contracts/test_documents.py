@@ -15,7 +15,7 @@ from app.cli import main
 from app.registry import contracts_of, everybody
 from app.topology import hears
 from app.web import asyncapi
-from bus.contracts import EXPRESS
+from bus.subjects import EXPRESS
 from tests.house.tree import ROOT
 
 OFFICIAL = json.loads((ROOT / "tests" / "contracts" / "asyncapi" / "3.0.0.json").read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from app.clock import SystemClock
 from app.gateways.breaker import Breaker
 from app.gateways.stripe import StripeGateway
 from app.gateways.worker import CONSUMER, HEARS, GatewayWorker
-from bus.contracts import subject_of
+from bus.subjects import subject_of
 from modules.values import Money
 from tests.app.stand import CONTEXT, NOTED, Stand, product, stand_at, submitted
 from tests.gateways.contract import oid

@@ -24,7 +24,7 @@ from typing import Any
 
 import psycopg
 
-from bus.contracts import EXPRESS, subject_of
+from bus.subjects import EXPRESS, subject_of
 from modules import inventory, orders, payments
 from tests.process.client import Answering, Client, eventually
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["READY_SECONDS", "Server", "environment_of", "run"]
+__all__ = ["APART", "READY_SECONDS", "Server", "environment_of", "run"]
 
 import os
 import re
@@ -15,6 +15,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 READY_SECONDS = 60.0
+
+APART = {f"{name.upper()}_DATABASE_URL": f"sqlite:///data/{name}.db" for name in ("orders", "inventory", "payments")}
+"""Settings that give each module a file of its own: then every event travels over the bus, through outbox and inbox."""
+
 _READY = re.compile(r"ready at (http://\S+)")
 _KEPT = re.compile(r"(PATH|HOME|TMPDIR|LANG|LC_.*|PYTHON(?!PATH).*|COVERAGE_.*|VIRTUAL_ENV)\Z")
 
@@ -61,8 +65,9 @@ class Server:
         return self.settings.get("DATABASE_URL") or self.folder / "data" / "fulfilment.db"
 
     def database_of(self, module: str) -> Path | str:
-        """Where *module* keeps everything; here they all share one."""
-        return self.database
+        """Where *module* keeps everything: in a file of its own (`APART`), or in the one that they all share."""
+        address = self.settings.get(f"{module.upper()}_DATABASE_URL")
+        return self.database if address is None else self.folder / address.removeprefix("sqlite:///")
 
     def url_of(self, path: str) -> str:
         """Where *path* is answered at present."""

@@ -16,7 +16,7 @@ import pytest
 from tests.process.client import Client, Reply, eventually
 from tests.process.conftest import Serve
 from tests.process.invariants import check_world, rows
-from tests.process.server import Server
+from tests.process.server import APART, Server
 
 ORDER = {"customer_id": "c-1", "items": [{"product_id": "SKU-1", "quantity": 1}]}
 
@@ -117,7 +117,7 @@ async def test_a_provider_in_bad_weather_charges_each_order_once(
 
 async def test_money_that_comes_too_late_goes_back(serve: Serve, connect: Callable[[Server], Client]) -> None:
     """An order that timed out while it was being charged is cancelled, its stock put back, its late charge refunded."""
-    server = serve(ORDER_TIMEOUT_S="0.5", SIMULATED_LATENCY_MS="2000")
+    server = serve(ORDER_TIMEOUT_S="0.5", SIMULATED_LATENCY_MS="2000", **APART)
     client = connect(server)
     await client.stock("SKU-1", 10)
     order_id = await client.place({"SKU-1": 3})
@@ -132,7 +132,7 @@ async def test_money_that_comes_too_late_goes_back(serve: Serve, connect: Callab
     payment = await client.payment_once(order_id, "refunded")
     assert payment["amount"] == {"amount": 300, "currency": "EUR"}
     await check_world(client, [order_id], {"SKU-1": 10})
-    said = rows(server.database, "SELECT subject, body FROM payments_outbox")
+    said = rows(server.database_of("payments"), "SELECT subject, body FROM payments_outbox")
     refunds = [json.loads(body) for subject, body in said if subject == "payments.refunded.v1"]
     assert [refund["amount"] for refund in refunds] == [payment["amount"]]
     assert "payments.captured.v1" not in Counter(subject for subject, _ in said)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 
 import pytest
 
 from tests.process.client import Client
-from tests.process.invariants import check_world
-from tests.process.server import Server
+from tests.process.conftest import Serve
+from tests.process.invariants import MODULES, check_world
+from tests.process.server import APART, Server
 
 DAMAGE = [
     ("UPDATE orders_order SET status = 'reserved' WHERE order_id = '{paid}'", "I1: not at its end"),
@@ -39,8 +41,10 @@ DAMAGE = [
 ]
 
 
-async def test_damage_is_seen(server: Server, client: Client) -> None:
+async def test_damage_is_seen(serve: Serve, connect: Callable[[Server], Client]) -> None:
     """Whatever is broken behind the house's back, the check says so; mended, it is content again."""
+    server = serve(**APART)
+    client = connect(server)
     await client.stock("SKU-1", 10)
     paid, undone = await client.place({"SKU-1": 2}), await client.place({"SKU-1": 3})
     await client.followed(paid)
@@ -50,7 +54,9 @@ async def test_damage_is_seen(server: Server, client: Client) -> None:
     world = ([paid, undone], {"SKU-1": 10})
     await check_world(client, *world)
     for damage, said in DAMAGE:
-        with closing(sqlite3.connect(server.database, isolation_level=None, timeout=10)) as vandal:
+        with closing(sqlite3.connect(":memory:", isolation_level=None, timeout=10)) as vandal:
+            for module in MODULES:
+                vandal.execute(f"ATTACH ? AS of_{module}", (str(server.database_of(module)),))
             before = {name: vandal.execute(f"SELECT * FROM {name}").fetchall() for name in _tables(vandal)}
             vandal.execute(damage.format(paid=paid, undone=undone))
             with pytest.raises(AssertionError, match=said):
@@ -67,5 +73,5 @@ async def test_damage_is_seen(server: Server, client: Client) -> None:
 
 
 def _tables(connection: sqlite3.Connection) -> list[str]:
-    query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE '%version' AND name NOT LIKE 'sqlite%'"
-    return [name for (name,) in connection.execute(query)]
+    query = "SELECT name FROM of_{}.sqlite_master WHERE type = 'table' AND name NOT LIKE '%version' AND name NOT LIKE 'sqlite%'"
+    return [name for module in MODULES for (name,) in connection.execute(query.format(module))]

@@ -13,19 +13,22 @@ from tests.process.client import Client
 from tests.process.conftest import Serve
 from tests.process.crowd import BUYERS, STOCK, Crowd
 from tests.process.invariants import check_world
-from tests.process.server import Server
+from tests.process.server import APART, Server
 
 KILLS = 20
 KILLS_AT_START = 4
 
 
 @pytest.mark.slow
-async def test_killed_again_and_again_it_loses_nothing(serve: Serve, connect: Callable[[Server], Client]) -> None:
+@pytest.mark.parametrize("files", [{}, APART], ids=["the short way", "over the bus"])
+async def test_killed_again_and_again_it_loses_nothing(
+    files: dict[str, str], serve: Serve, connect: Callable[[Server], Client]
+) -> None:
     """Whatever was answered with 202 is there after any number of kills, at its end, paid and shipped at most once."""
     seed = int(os.environ.get("KILL_SEED", random.randrange(2**32)))
     print(f"KILL_SEED={seed}")
     dice = random.Random(seed)
-    server = await asyncio.to_thread(serve)
+    server = await asyncio.to_thread(serve, **files)
     client = connect(server)
     for product_id, count in STOCK.items():
         await client.stock(product_id, count)

@@ -11,7 +11,7 @@ from typing import Any
 from attrs import evolve, frozen
 from sqlalchemy import Column, MetaData, String, Table
 
-from bus.contracts import event
+from bus.subjects import event
 from modules.module import Decision, Key, Module, Outcome, Unexpected, unchanged
 from modules.route import Answer, Browse, Follow, Refusal, Request, Show, Tell
 
