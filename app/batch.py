@@ -8,141 +8,27 @@ decided loses only itself.
 
 from __future__ import annotations
 
-__all__ = ["Answering", "Batch", "Over", "Said", "Seat", "Superseded", "Verdict", "Writes"]
+__all__ = ["Batch"]
 
-import asyncio
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 import orjson
-from attrs import define, field
 from sqlalchemy import Connection
 
-from app.door import Context, KeyReused, Told
+from app.door import KeyReused, Told
 from app.outbox import Parcel
 from app.rows import instant
+from app.seat import Seat, Superseded, Verdict
 from app.store import Kept, Store, timed_ids
 from app.telemetry.trace import child
+from app.writes import Over, Said, Writes
 from bus.contracts import Contracts
 from bus.ids import caused_id
-from bus.port import Clock, Delivery
+from bus.port import Clock
 from bus.subjects import EXPRESS
-from modules.module import Decision, Key, Later, Module, Outcome, Withdraw
+from modules.module import Decision, Later, Module, Outcome, Withdraw
 from modules.route import Answer, Refusal
-
-Answering = Callable[[Outcome], Answer | Refusal]
-
-
-class Superseded(Exception):
-    """It is too early to act on a lower version: the higher one has not come yet."""
-
-
-@define(eq=False)
-class Seat:
-    """An event that waits to be decided, and whoever waits for that: a *future*, or a *delivery* of the bus."""
-
-    event: Any
-    id: str
-    context: Context
-    express: bool
-    inbox_id: str | None
-    fingerprint: str | None = None
-    answer: Answering | None = None
-    future: asyncio.Future[Told] | None = None
-    delivery: Delivery | None = None
-    said_at: str | None = None
-    lower: tuple[Delivery, ...] = ()
-    """Lower versions of the same event, which came while this one sat."""
-    is_born: bool = False
-    """True for what was said in the very transaction that hears it: nobody can have heard it before."""
-    gives_way: bool = False
-    """True for a lower version of what is to come in a higher one that we understand, too: that one is the better."""
-
-
-@define(eq=False)
-class Verdict:
-    """What became of a seat. Without a decision and an error: it was heard before."""
-
-    decision: Decision | None = None
-    told: Told | None = None
-    error: Exception | None = None
-
-
-@define(eq=False)
-class Said:
-    """An *event* that is to go out now, by the module *speaker*, and the *parcel* that it goes in."""
-
-    speaker: str
-    parcel: Parcel
-    event: Any
-    is_settled: bool = True
-    """False once it has to take the long way; see `app.cascade`."""
-
-
-class Over:
-    """
-    What was *said* and decided about within one transaction, by all whom it concerns.
-
-    It goes nowhere and never comes again, so neither outbox nor inbox need to know of it.
-    """
-
-    def __init__(self, said: Sequence[Said]) -> None:
-        self.parcels = {each.parcel.id for each in said if each.is_settled}
-        # Of an event that is said in two versions one may still be under way, and whoever heard the other must know it.
-        under_way = {each.parcel.event_id for each in said if not each.is_settled}
-        self.events = {each.parcel.event_id for each in said} - under_way
-
-
-@define(eq=False)
-class Writes:
-    """What one module has decided within a transaction, and what is not written yet."""
-
-    world: dict[type, dict[str, Any]] = field(factory=lambda: defaultdict(dict))
-    """Every state that was asked for, as it is by now, by class and key; None for one that there is not."""
-    states: dict[type, dict[str, Any]] = field(factory=lambda: defaultdict(dict))
-    """Those that have changed."""
-    new: dict[type, set[str]] = field(factory=lambda: defaultdict(set))
-    """Keys that are not in the database."""
-    heard: list[Kept] = field(factory=list)
-    withdrawn: list[str] = field(factory=list)
-    said: list[Parcel] = field(factory=list)
-    named: set[str] = field(factory=set)
-    """Names under which something of it was said."""
-
-    def unknown(self, touched: Iterable[Iterable[Key]]) -> dict[type, set[str]]:
-        """Return which of *touched* nobody has asked for yet, by class."""
-        world = self.world
-        keys: dict[type, set[str]] = defaultdict(set)
-        for wanted in touched:
-            for cls, key in wanted:
-                if key not in world[cls]:
-                    keys[cls].add(key)
-        return keys
-
-    def learn(self, keys: Mapping[type, Set[str]], found: Mapping[type, Mapping[str, Any]]) -> None:
-        """Note what is *found* under *keys*."""
-        for cls, wanted in keys.items():
-            there = found[cls]
-            world = self.world[cls]
-            world.update(there)
-            missing = wanted - there.keys()
-            world.update(dict.fromkeys(missing))
-            self.new[cls] |= missing
-
-    def withdraw(self, names: Sequence[str]) -> None:
-        """Take back what was said under *names*; what was said in this very transaction is never written."""
-        self.withdrawn += names
-        if not self.named.isdisjoint(names):
-            self.said = [parcel for parcel in self.said if parcel.name not in names]
-
-    def left(self, said: list[Said]) -> list[Said]:
-        """Return what of *said* was not taken back."""
-        if self.named.isdisjoint(self.withdrawn):
-            return said
-        ids = {parcel.id for parcel in self.said}
-        return [each for each in said if each.parcel.id in ids]
 
 
 class Batch:

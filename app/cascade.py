@@ -23,10 +23,12 @@ from attrs import define, field
 from loguru import logger
 from sqlalchemy import Connection
 
-from app.batch import Batch, Over, Said, Seat, Verdict, Writes
+from app.batch import Batch
 from app.database import Database
 from app.door import Context, Unavailable
 from app.outbox import Parcel
+from app.seat import Seat, Verdict
+from app.writes import Over, Said, Writes
 from bus.hearing import Hearing
 from bus.port import Clock
 from bus.subjects import EXPRESS, is_express

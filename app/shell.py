@@ -20,12 +20,14 @@ from typing import Any
 
 from loguru import logger
 
-from app.batch import Answering, Batch, Seat, Superseded, Verdict
+from app.away import Away
+from app.batch import Batch
 from app.cascade import ShortWay, Step
 from app.door import Context, Overloaded, Told, Unavailable
 from app.headers import origin, said_at, said_in
 from app.outbox import Parcel
 from app.relay import Relay
+from app.seat import Answering, Seat, Superseded, Verdict
 from app.store import Store
 from app.telemetry.handling import Handling
 from app.telemetry.logs import enabled
@@ -42,8 +44,6 @@ from bus.subjects import is_express
 from modules.module import Decision, Module
 
 FETCH_SECONDS = 1.0
-AWAY_SECONDS_MAX = 2.0
-KEEP_SECONDS = 1.0
 RETRY_SECONDS = 0.5
 RETRY_SECONDS_MAX = 30.0
 GIVE_WAY_SECONDS = 1.0
@@ -89,7 +89,7 @@ class Shell(Window):
         self._room: WaitingRoom[Seat] = WaitingRoom(batch_max * 4)
         self._in_versions: dict[str, Seat] = {}
         """Who sits for an event that is said in several versions, for the highest of them."""
-        self._is_away = False
+        self._away = Away(self._room, store.database, clock, self._dice)
         self._is_stopped = False
         self._handling = Handling(module.name, metrics)
 
@@ -117,7 +117,7 @@ class Shell(Window):
             raise Overloaded("Too much is waiting; nothing was stored.", 2)
         if self._is_stopped:
             raise Unavailable("The server is shutting down.")
-        if self._is_away:
+        if self._away.is_now:
             raise Unavailable("The database is out of reach.")
         future: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
         inbox_id = key if key is not None else None if is_new else id
@@ -174,7 +174,7 @@ class Shell(Window):
         try:
             verdicts = await self._pass(batch, began)
         except Unavailable as error:
-            await self._turn_away(batch, error)
+            await self._away.turn(batch, error)
             return
         await self._answer(batch, verdicts, began)
 
@@ -301,47 +301,6 @@ class Shell(Window):
                 "message settled", consumer=self.module.name, subject=subject, outcome=outcome, event_id=seat.id,
                 correlation_id=context.correlation_id, trace_id=trace_id(context.traceparent),
             )  # fmt: skip
-
-    async def _turn_away(self, batch: Sequence[Seat], error: Unavailable) -> None:
-        """
-        Send askers home, keep what the bus brought, and return once the database answers.
-
-        Nobody new is let in to be turned away meanwhile, and no message is charged a try for it.
-        """
-        self._is_away = True
-        self._room.sit_again([seat for seat in batch if seat.delivery is not None])
-        self._send_home(batch, error)
-        keeping = asyncio.create_task(self._keep())
-        try:
-            await self._wait_for_database()
-        finally:
-            keeping.cancel()
-
-    async def _wait_for_database(self) -> None:
-        away_seconds = 0.1
-        while self._is_away:
-            await self._clock.sleep(away_seconds * self._dice.uniform(0.5, 1.0))
-            away_seconds = min(AWAY_SECONDS_MAX, away_seconds * 2)
-            try:
-                await self._store.database.write(lambda connection: None)  # that it begins is the point
-                self._is_away = False
-            except Unavailable as still:
-                self._send_home(self._room.leave(lambda seat: seat.future is not None), still)
-
-    async def _keep(self) -> None:
-        """Keep what the bus brought ours, until cancelled; a database may take its time to say that it is away."""
-        while True:
-            for seat in self._room:
-                for delivery in (seat.delivery, *seat.lower):
-                    if delivery is not None:
-                        await delivery.in_progress()
-            await self._clock.sleep(KEEP_SECONDS)
-
-    @staticmethod
-    def _send_home(seats: Sequence[Seat], error: Unavailable) -> None:
-        for seat in seats:
-            if seat.future is not None and not seat.future.done():
-                seat.future.set_exception(type(error)(error.detail, error.retry_after_seconds))
 
 
 def retry_seconds(tries: int, dice: random.Random) -> float:
