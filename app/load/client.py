@@ -26,11 +26,12 @@ class Cut(ConnectionError):
 
 
 class Answer(NamedTuple):
-    """What the server said: *retry_after* is in seconds, 1 where the answer names none."""
+    """What the server said: *retry_after* is in seconds, 1 where the answer names none; it came *at* that perf_counter."""
 
     status: int
     body: bytes
     retry_after: float
+    at: float
 
 
 def post(url: URL, body: bytes) -> bytes:
@@ -131,7 +132,8 @@ class _Wire(asyncio.Protocol):
         else:
             wait = _number(head, b"\r\nretry-after:")
             body = data[end + 4 : end + 4 + length]
-            answer = Answer(int(head[9:12]), body, 1.0 if wait is None else float(wait))
+            # Answers come in bursts. How long it takes until somebody looks at this one is not the server's time.
+            answer = Answer(int(head[9:12]), body, 1.0 if wait is None else float(wait), perf_counter())
             waiter, self._waiter, self._buffer = self._waiter, None, b""
             if b"\r\nconnection: close" in head:
                 self.end(Cut("the server closed it"))

@@ -124,9 +124,8 @@ class Placing:
                     order_id = _order_id(answer.body)
                     if order_id is None:
                         return self._give_up("the server accepted an order without saying its order_id")
-                    answered_at = perf_counter()
-                    self._tally.accept(sent_at, answered_at)
-                    return customer.wait_for(order_id, sent_at, answered_at)
+                    self._tally.accept(sent_at, answer.at)
+                    return customer.wait_for(order_id, sent_at, answer.at)
                 if answer.status not in (429, 503):
                     return self._give_up(f"the server answered {answer.status}: {_excerpt(answer.body)}")
                 trouble, wait = f"the server answered {answer.status}: {_excerpt(answer.body)}", answer.retry_after
