@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from aiohttp import ClientSession
 from aiohttp.test_utils import TestServer
+from yarl import URL
 
 from app.load import Failed, Progress, Stop, Unreachable, run
 from app.load import following as following_room
-from app.load.following import PAGE
+from app.load.client import Answer, Connection
+from app.load.following import PAGE, Following
+from app.load.placing import Placing
+from app.load.report import Tally
 from tests.load.fake import STEP, FakeShop
 
 MEMBERS = [
@@ -54,6 +59,24 @@ async def test_an_end_is_dated_by_the_servers_stamps(shop: FakeShop) -> None:
     assert complete == pytest.approx(accept + STEP.total_seconds() * 1000, abs=0.002)
     assert result["seconds"] == pytest.approx(complete / 1000, abs=0.002)
     assert result["completed_per_s"] == pytest.approx(1 / result["seconds"], rel=0.1)
+
+
+async def test_an_order_counts_as_answered_when_its_answer_came_in() -> None:
+    """However long nobody has time to look at the answer: that is the generator's trouble, not the server's."""
+    came_at = 12_345.0
+
+    class Late(Connection):
+        async def ask(self, request: bytes) -> Answer:
+            return Answer(202, b'{"order_id":"o-1"}', 1.0, came_at)
+
+    url, tally = URL("http://127.0.0.1"), Tally(orders=1)
+    async with ClientSession() as session:
+        following = Following(session, url, "run", tally, patience_seconds=1.0)
+        customer = following.customer(0)
+        placing = Placing([Late(url)], lambda number: b"", following, tally, rate=None, patience_seconds=1.0, stop=Stop())
+        await placing.run()
+    [(_, answered_at)] = customer.waiting.values()
+    assert answered_at == came_at
 
 
 async def test_an_accepted_order_that_cannot_be_found_is_lost(shop: FakeShop) -> None:
