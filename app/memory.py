@@ -18,8 +18,8 @@ from sqlalchemy import Connection, Transaction
 from app.rows import Rows
 from app.transactions import epoch
 
-STATES_MAX = 4096
-"""States of one class; those that came in longest ago go first."""
+STATES_MAX = 2048
+"""States of one class, and as many before them: then the older half goes. To take out the eldest one by one takes longer."""
 
 
 class Memory:
@@ -28,6 +28,7 @@ class Memory:
     def __init__(self, rows: Mapping[type, Rows]) -> None:
         self._rows = rows
         self._states: dict[type, dict[str, Any]] = {cls: {} for cls in rows}
+        self._before: dict[type, dict[str, Any]] = {cls: {} for cls in rows}
         self._transaction: Transaction | None = None
         """The last one in which we have made sure that it is all true."""
         self._epoch: object = None
@@ -38,9 +39,15 @@ class Memory:
         self._make_sure(connection)
         world: dict[type, dict[str, Any]] = {}
         for cls, wanted in keys.items():
-            kept = self._states[cls]
-            found = world[cls] = {key: kept[key] for key in wanted if key in kept}
-            missing = [key for key in wanted if key not in found]
+            kept, before = self._states[cls], self._before[cls]
+            found = world[cls] = {}
+            missing = []
+            for key in wanted:
+                state = kept.get(key) or before.get(key)
+                if state is None:
+                    missing.append(key)
+                else:
+                    found[key] = state
             if missing:
                 found.update(self._rows[cls].load(connection, missing))
         return world
@@ -49,8 +56,8 @@ class Memory:
         """Remember *states*, by key, which are written."""
         kept = self._states[cls]
         kept.update(states)
-        while len(kept) > STATES_MAX:
-            del kept[next(iter(kept))]
+        if len(kept) > STATES_MAX:
+            self._before[cls], self._states[cls] = kept, {}
 
     def _make_sure(self, connection: Connection) -> None:
         """Forget everything if it may not be true any more. A transaction has the database to itself: once is enough."""
@@ -62,5 +69,5 @@ class Memory:
         (version,) = connection.connection.cursor().execute("PRAGMA data_version").fetchone()
         if now is not self._epoch or version != self._version:
             self._epoch, self._version = now, version
-            for kept in self._states.values():
+            for kept in (*self._states.values(), *self._before.values()):
                 kept.clear()
