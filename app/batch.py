@@ -21,12 +21,9 @@ from app.outbox import Parcel
 from app.rows import instant
 from app.seat import Seat, Superseded, Verdict
 from app.store import Kept, Store, timed_ids
-from app.telemetry.trace import child
-from app.writes import Over, Said, Writes
+from app.writes import Said, Writes
 from bus.contracts import Contracts
-from bus.ids import caused_id
 from bus.port import Clock
-from bus.subjects import EXPRESS
 from modules.module import Decision, Later, Module, Outcome, Withdraw
 from modules.route import Answer, Refusal
 
@@ -37,15 +34,15 @@ class Batch:
     def __init__(self, module: Module, store: Store, contracts: Contracts, clock: Clock) -> None:
         self._module = module
         self._store = store
-        self._contracts = contracts
+        self.contracts = contracts
         self._clock = clock
         self._keys_of = {cls: rows.key_of for cls, rows in store.rows.items()}
 
     def __call__(self, batch: Sequence[Seat], connection: Connection) -> tuple[list[Verdict], list[Parcel]]:
         """Decide about *batch* and write what follows; return the verdicts, and what is to go out now."""
-        writes = Writes()
-        verdicts, due = self.think(batch, connection, writes, self._clock.now())
-        self.write(connection, writes)
+        writes, now = Writes(), self._clock.now()
+        verdicts, due = self.think(batch, connection, writes, now)
+        self.write(connection, writes, now)
         return verdicts, self.leaving(due)
 
     def think(
@@ -56,15 +53,13 @@ class Batch:
 
         Return the verdicts, and what goes out *now*.
         """
-        moment, (first_id, end_id) = instant(now), timed_ids(now)
+        moment = instant(now)
         touches, decide = self._module.touches, self._module.decide
         touched = [touches(seat.event) for seat in batch]
         keys = writes.unknown(touched)
-        inbox_ids = [seat.inbox_id for seat in batch if seat.inbox_id is not None and not seat.is_born]
+        inbox_ids = [seat.inbox_id for seat in batch if seat.inbox_id is not None]
         known, found = self._store.recall(connection, inbox_ids, keys)
         writes.learn(keys, found)
-        for kept in writes.heard:
-            known[kept.id] = kept.fingerprint, kept.answer
 
         world, states, heard, keys_of = writes.world, writes.states, writes.heard, self._keys_of
         due: list[Said] = []
@@ -92,31 +87,44 @@ class Batch:
                 continue
             for cls, key, state in changed:
                 world[cls][key] = states[cls][key] = state
-            if inbox_id is not None and not (told is not None and isinstance(told.answer, Refusal)):
-                fingerprint, answer = seat.fingerprint, None
-                if fingerprint is not None and told is not None:
+            if seat.said is not None:
+                heard.append((seat, None))
+            elif inbox_id is not None and not (told is not None and isinstance(told.answer, Refusal)):
+                answer = None
+                if seat.fingerprint is not None and told is not None:
                     answer = _kept(told.answer)
-                untimed = int(fingerprint is not None or not first_id <= inbox_id < end_id)
-                heard.append(Kept(inbox_id, moment, untimed, fingerprint, answer))
-                known[inbox_id] = fingerprint, answer
+                heard.append((seat, answer))
+                known[inbox_id] = seat.fingerprint, answer
             verdicts.append(Verdict(decision, told))
         return verdicts, writes.left(due)
 
-    def write(self, connection: Connection, writes: Writes, over: Over | None = None) -> None:
-        """Write *writes* down, but for what is *over*."""
-        heard, said = writes.heard, writes.said
-        if over is not None:
-            heard = [kept for kept in heard if kept.id not in over.events]
-            said = [parcel for parcel in said if parcel.id not in over.parcels]
+    def write(self, connection: Connection, writes: Writes, now: datetime) -> None:
+        """
+        Write *writes* down, but for what is over.
+
+        Raises:
+            Invalid: Something that has to travel breaks the schema of an older version.
+        """
+        moment, (first_id, end_id) = instant(now), timed_ids(now)
+        heard = []
+        for seat, answer in writes.heard:
+            if seat.said is None or not seat.said.is_over:
+                id = seat.inbox_id or seat.id
+                untimed = int(seat.fingerprint is not None or not first_id <= id < end_id)
+                heard.append(Kept(id, moment, untimed, seat.fingerprint, answer))
+        parcels = [parcel for said in writes.said if not said.is_over for parcel, _ in said.packed(self.contracts)]
         self._store.save(
-            connection, states=writes.states, new=writes.new, heard=heard, withdrawn=writes.withdrawn, said=said
+            connection, states=writes.states, new=writes.new, heard=heard, withdrawn=writes.withdrawn, said=parcels
         )
 
     def leaving(self, due: Sequence[Said]) -> list[Parcel]:
         """Return the parcels of *due*, which go out over the bus: some may come back to this very process."""
+        parcels = []
         for said in due:
-            self._contracts.remember(said.event, said.parcel.body)
-        return [said.parcel for said in due]
+            for parcel, event in said.packed(self.contracts):
+                self.contracts.remember(event, parcel.body)
+                parcels.append(parcel)
+        return parcels
 
     def _say(self, seat: Seat, decision: Decision, now: str, key: str, writes: Writes) -> list[Said]:
         """
@@ -125,39 +133,30 @@ class Batch:
         Raises:
             Invalid: An event breaks its schema; then nothing was put there.
         """
-        express = seat.express if decision.express is None else decision.express
-        speaker, context = self._module.name, seat.context
-        said: list[Said] = []
-        parcels: list[Parcel] = []
+        is_express = seat.express if decision.express is None else decision.express
+        speaker, contracts = self._module.name, self.contracts
+        everything: list[Said] = []
         names: list[str] = []
         withdrawn: list[str] = []
+        is_later = False
         for ordinal, event in enumerate(decision.events):
             name, due_at = None, now
             if type(event) is Later:
                 name, due_at, event = event.name or None, max(now, instant(event.at)), event.event
+                is_later = is_later or due_at > now
                 if name is not None:
                     names.append(name)
             elif type(event) is Withdraw:
                 withdrawn.append(event.name)
                 continue
-            if not hasattr(event, "__subject__"):
-                continue
-            # Two modules may answer one event: the speaker is part of the id, or the bus would take them for copies.
-            id = caused_id(seat.id, f"{speaker}.{ordinal}")
-            trace = child(context.traceparent, id)
-            for subject, body, version, mark, versions in self._contracts.say(event):
-                parcel = Parcel(
-                    id if mark is None else caused_id(id, mark), id, subject + EXPRESS if express else subject,
-                    key, body, name, context.correlation_id, seat.id, trace, now, due_at, versions,
-                )  # fmt: skip
-                parcels.append(parcel)
-                if due_at <= now:
-                    said.append(Said(speaker, parcel, version))
+            if hasattr(event, "__subject__"):
+                value = contracts.value(event)
+                everything.append(Said(event, value, seat, speaker, ordinal, is_express, key, now, due_at, name))
         if withdrawn:
             writes.withdraw(withdrawn)
-        writes.said += parcels
+        writes.said += everything
         writes.named.update(names)
-        return said
+        return [said for said in everything if said.due_at <= now] if is_later else everything
 
     @staticmethod
     def _again(seat: Seat, fingerprint: str | None, answer: str | None) -> Verdict:

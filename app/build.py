@@ -19,7 +19,7 @@ from app.clock import SystemClock
 from app.database import Database
 from app.databases import migrated, opened, require_tables
 from app.dead_letters import DeadLetterOffice
-from app.door import Context, Unavailable
+from app.door import Unavailable
 from app.gateways.breaker import Breaker, BreakerState
 from app.gateways.calls import CALLS_MAX
 from app.gateways.port import Gateway, Ledger
@@ -30,6 +30,7 @@ from app.gateways.worker import CONSUMER, GatewayWorker
 from app.registry import contracts_of
 from app.relay import Relay
 from app.retirement import Overview
+from app.seat import Seat
 from app.shell import Observer, Shell
 from app.store import Store
 from app.telemetry.logs import inform
@@ -173,9 +174,9 @@ class Application:
             return _order_observers(self.metrics)
         return {ChargeRequested: self._charge_requested} if module == "payments" else None
 
-    def _charge_requested(self, event: ChargeRequested, decision: Decision, context: Context) -> None:
+    def _charge_requested(self, event: ChargeRequested, decision: Decision, seat: Seat) -> None:
         assert self._worker is not None
-        self._worker.delays.requested(event, decision, context)
+        self._worker.delays.requested(event, decision, seat)
 
     def _webhooks(self) -> tuple[Table, ...]:
         """Return the route for the provider's webhooks, where payments run."""
@@ -312,17 +313,17 @@ def _order_observers(metrics: Metrics) -> dict[type, Observer]:
     cancelled = metrics.orders.labels("cancelled")
     duration = metrics.order_duration_seconds
 
-    def placed(event: OrderCreated, decision: Decision, context: Context) -> None:
+    def placed(event: OrderCreated, decision: Decision, seat: Seat) -> None:
         accepted.inc()
 
-    def over(event: OrderConfirmed | OrderCancelled, decision: Decision, context: Context) -> None:
+    def over(event: OrderConfirmed | OrderCancelled, decision: Decision, seat: Seat) -> None:
         (order,) = decision.states
         (confirmed if isinstance(event, OrderConfirmed) else cancelled).inc()
         seconds = (order.updated_at - order.created_at).total_seconds()
         duration.observe(seconds)
         inform(
             __name__, "order is over", order_id=order.order_id, status=order.status.value, reason=order.reason,
-            seconds=round(seconds, 4), correlation_id=context.correlation_id, trace_id=trace_id(context.traceparent),
+            seconds=round(seconds, 4), correlation_id=seat.story.correlation_id, trace_id=trace_id(seat.story.traceparent),
         )  # fmt: skip
 
     return {OrderCreated: placed, OrderConfirmed: over, OrderCancelled: over}

@@ -15,23 +15,24 @@ from __future__ import annotations
 __all__ = ["Cascade", "Passage", "ShortWay", "Step"]
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from attrs import define, field
+from attrs import define, field, frozen
 from loguru import logger
 from sqlalchemy import Connection
 
 from app.batch import Batch
 from app.database import Database
-from app.door import Context, Unavailable
+from app.door import Unavailable
 from app.outbox import Parcel
 from app.seat import Seat, Verdict
-from app.writes import Over, Said, Writes
+from app.writes import Said, Writes
+from bus.contracts import Contracts
 from bus.hearing import Hearing
 from bus.port import Clock
-from bus.subjects import EXPRESS, is_express
+from bus.subjects import EXPRESS, Event, subject_of
 
 if TYPE_CHECKING:
     from app.shell import Shell
@@ -56,7 +57,7 @@ class Passage:
     """What one transaction did: the first step is the one that was asked for, the others followed from it."""
 
     steps: list[Step] = field(factory=list)
-    arrived: dict[str, list[str]] = field(factory=dict)
+    arrived: dict[str, list[str]] = field(factory=lambda: defaultdict(list))
     """By module, the subjects of what it said that is over."""
     due: dict[str, list[Parcel]] = field(factory=dict)
     """By module, what has to take the long way."""
@@ -66,26 +67,43 @@ class Passage:
 
 @define(eq=False)
 class _Sitting:
-    """Who sits in one module for this round: their *seats*, on which *subjects* they heard what was *said*."""
+    """Who sits in one module for this round: their *seats*, and on which *subjects* they heard."""
 
     seats: list[Seat] = field(factory=list)
     subjects: list[str] = field(factory=list)
-    said: list[Said] = field(factory=list)
+
+
+@frozen
+class _Way:
+    """Where an event goes that is said in one lane."""
+
+    subjects: frozenset[str]
+    """All under which it is said: one for each version."""
+    elsewhere: frozenset[str]
+    """Those that somebody else hears, too."""
+    hearers: tuple[tuple[str, str, Callable[[Event], Event]], ...]
+    """Who hears it here, under which of the others, and how the event becomes what he understands."""
+    superseded: tuple[tuple[str, str], ...]
+    """Who does not look at which subject, because the same event comes in a higher version."""
 
 
 class Cascade:
     """Carry what *modules* say to each other."""
 
-    def __init__(self, modules: Mapping[str, tuple[Batch, Hearing]], elsewhere: Collection[str], clock: Clock) -> None:
+    def __init__(
+        self,
+        modules: Mapping[str, tuple[Batch, Hearing]],
+        elsewhere: Collection[str],
+        contracts: Contracts,
+        clock: Clock,
+    ) -> None:
         """*elsewhere* are the subjects that others hear, too."""
         self._clock = clock
+        self._contracts = contracts
         self._batches = {name: batch for name, (batch, _) in modules.items()}
-        self._ears: dict[str, tuple[tuple[str, Hearing], ...]] = {}
-        for name, (_, hearing) in modules.items():
-            for plain in hearing.subjects:
-                for subject in (plain, plain + EXPRESS):
-                    self._ears[subject] = (*self._ears.get(subject, ()), (name, hearing))
-        self._elsewhere = {subject for plain in elsewhere for subject in (plain, plain + EXPRESS)}
+        self._hearings = {name: hearing for name, (_, hearing) in modules.items()}
+        self._elsewhere = frozenset(subject for plain in elsewhere for subject in (plain, plain + EXPRESS))
+        self._ways: dict[tuple[type, bool], _Way] = {}
 
     def __call__(self, name: str, batch: Sequence[Seat], connection: Connection) -> Passage:
         """Decide about *batch* in the module *name*, and about all that follows from it here; write it down."""
@@ -99,9 +117,9 @@ class Cascade:
             for who, those in sitting.items():
                 verdicts, due = self._batches[who].think(those.seats, connection, writes.setdefault(who, Writes()), now)
                 passage.steps.append(Step(who, those.seats, those.subjects, verdicts))
-                for said, verdict in zip(those.said, verdicts, strict=False):
+                for seat, subject, verdict in zip(those.seats, those.subjects, verdicts, strict=False):
                     if verdict.error is not None:
-                        said.is_settled = False
+                        _send(seat, subject)
                 fresh += due
             under_way += fresh
             sitting = self._seated(fresh, passage)
@@ -109,45 +127,83 @@ class Cascade:
                 break
         else:
             for those in sitting.values():
-                for said in those.said:
-                    said.is_settled = False
+                for seat, subject in zip(those.seats, those.subjects, strict=True):
+                    _send(seat, subject)
         left: dict[str, list[Said]] = {who: [] for who in writes}
         for said in under_way:
-            if said.is_settled:
-                passage.arrived.setdefault(said.speaker, []).append(said.parcel.subject)
-            else:
+            subjects = self._way(said).subjects
+            if said.travels:
                 left[said.speaker].append(said)
-        over = Over(under_way)
+                subjects -= said.travels
+            passage.arrived[said.speaker] += subjects
         for who, each in writes.items():
-            self._batches[who].write(connection, each, over)
+            self._batches[who].write(connection, each, now)
             passage.due[who] = self._batches[who].leaving(each.left(left[who]))
         return passage
 
     def _seated(self, fresh: Iterable[Said], passage: Passage) -> dict[str, _Sitting]:
         """Return who has to decide about *fresh*."""
         sitting: dict[str, _Sitting] = defaultdict(_Sitting)
-        elsewhere, ears = self._elsewhere, self._ears
         for said in fresh:
-            parcel = said.parcel
-            subject, id = parcel.subject, parcel.event_id
-            if subject in elsewhere:
-                said.is_settled = False
-                continue
-            for name, hearing in ears.get(subject, ()):
-                if parcel.versions is not None and hearing.is_superseded(subject, parcel.versions):
-                    passage.superseded.append((name, subject))  # the higher one comes in this same round
-                    continue
+            way = self._way(said)
+            said.travels = way.elsewhere
+            passage.superseded += way.superseded
+            for name, subject, understood in way.hearers:
                 # As if it had been read: what was said is what its body says, and frozen since.
-                event = hearing.understand(subject, said.event)
                 seat = Seat(
-                    event, id, Context(parcel.correlation_id, parcel.traceparent), is_express(subject), id,
-                    said_at=parcel.occurred_at, is_born=True,
+                    understood(said.event), None, said.cause.story, said.is_express, None,
+                    said_at=said.said_at, said=said,
                 )  # fmt: skip
                 those = sitting[name]
                 those.seats.append(seat)
                 those.subjects.append(subject)
-                those.said.append(said)
         return sitting
+
+    def _way(self, said: Said) -> _Way:
+        key = type(said.event), said.is_express
+        way = self._ways.get(key)
+        if way is None:
+            way = self._ways[key] = self._found_way(*key)
+        return way
+
+    def _found_way(self, cls: type, is_express: bool) -> _Way:
+        contract = self._contracts[subject_of(cls)]
+        hearers, superseded = [], []
+        downs: tuple[Callable[[Event], Event], ...] = ()
+        said_in = [(contract.subject, downs)]
+        for older, down in contract.older:
+            downs = (*downs, down)
+            said_in.append((older.subject, downs))
+        lane = EXPRESS if is_express else ""
+        for plain, steps in said_in:
+            subject = plain + lane
+            for name, hearing in self._hearings.items():
+                if subject in self._elsewhere or plain not in hearing.subjects:
+                    continue
+                if contract.versions is not None and hearing.is_superseded(subject, contract.versions):
+                    superseded.append((name, subject))
+                else:
+                    hearers.append((name, subject, _reader(hearing, subject, steps)))
+        subjects = frozenset(subject + lane for subject, _ in said_in)
+        return _Way(subjects, subjects & self._elsewhere, tuple(hearers), tuple(superseded))
+
+
+_NOWHERE: frozenset[str] = frozenset()
+
+
+def _send(seat: Seat, subject: str) -> None:
+    """See to it that what *seat* heard under *subject* comes again, over the bus."""
+    if seat.said is not None:
+        seat.said.travels = (seat.said.travels or _NOWHERE) | {subject}
+
+
+def _reader(hearing: Hearing, subject: str, steps: tuple[Callable[[Event], Event], ...]) -> Callable[[Event], Event]:
+    def understood(event: Event) -> Event:
+        for step in steps:
+            event = step(event)
+        return hearing.understand(subject, event)
+
+    return understood
 
 
 class ShortWay:
@@ -159,7 +215,9 @@ class ShortWay:
         """Open it; *elsewhere* are the subjects that others than *shells* hear, too."""
         self._shells = shells
         self._database = database
-        self._cascade = Cascade({name: (shell.think, shell.hears) for name, shell in shells.items()}, elsewhere, clock)
+        modules = {name: (shell.think, shell.hears) for name, shell in shells.items()}
+        contracts = next(iter(shells.values())).think.contracts
+        self._cascade = Cascade(modules, elsewhere, contracts, clock)
         for shell in shells.values():
             shell.short_way = self
 

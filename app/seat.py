@@ -6,7 +6,7 @@ __all__ = ["Answering", "Seat", "Superseded", "Verdict"]
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import define
 
@@ -14,6 +14,9 @@ from app.door import Context, Told
 from bus.port import Delivery
 from modules.module import Decision, Outcome
 from modules.route import Answer, Refusal
+
+if TYPE_CHECKING:
+    from app.writes import Said
 
 Answering = Callable[[Outcome], Answer | Refusal]
 
@@ -27,10 +30,12 @@ class Seat:
     """An event that waits to be decided, and whoever waits for that: a *future*, or a *delivery* of the bus."""
 
     event: Any
-    id: str
-    context: Context
+    _id: str | None
+    story: Context
+    """Correlation and trace. Whose step of the trace it is says `context`."""
     express: bool
     inbox_id: str | None
+    """Under which it may have been heard before; None for what cannot have been."""
     fingerprint: str | None = None
     answer: Answering | None = None
     future: asyncio.Future[Told] | None = None
@@ -38,10 +43,23 @@ class Seat:
     said_at: str | None = None
     lower: tuple[Delivery, ...] = ()
     """Lower versions of the same event, which came while this one sat."""
-    is_born: bool = False
-    """True for what was said in the very transaction that hears it: nobody can have heard it before."""
+    said: Said | None = None
+    """What was heard in the very transaction in which it was said; it has no id of its own."""
     gives_way: bool = False
     """True for a lower version of what is to come in a higher one that we understand, too: that one is the better."""
+
+    @property
+    def id(self) -> str:
+        """The event's id."""
+        if self._id is None:
+            assert self.said is not None
+            self._id = self.said.id
+        return self._id
+
+    @property
+    def context(self) -> Context:
+        """Who caused it."""
+        return self.story if self.said is None else Context(self.story.correlation_id, self.said.traceparent)
 
 
 @define(eq=False)

@@ -50,7 +50,7 @@ GIVE_WAY_SECONDS = 1.0
 GIVE_WAY_MAX = 2
 """A lower version of an event lets the higher one pass so often, and waits so long; then it is as good as that."""
 
-Observer = Callable[[Any, Decision, Context], None]
+Observer = Callable[[Any, Decision, Seat], None]
 """Called on the loop for each event that was said, after the commit."""
 
 
@@ -262,7 +262,7 @@ class Shell(Window):
         for event in decision.events:
             observer = self._observers.get(type(event))
             if observer is not None:
-                observer(event, decision, seat.context)
+                observer(event, decision, seat)
         self.tell_watchers(decision.states)
 
     async def _settle_lower(self, seat: Seat, verdict: Verdict) -> None:
@@ -290,16 +290,15 @@ class Shell(Window):
         detail = f"{type(verdict.error).__name__}: {verdict.error}"
         logger.warning(
             "message failed", consumer=self.module.name, subject=subject, tries=delivery.tries, detail=detail,
-            message_id=delivery.message.id, correlation_id=seat.context.correlation_id,
+            message_id=delivery.message.id, correlation_id=seat.story.correlation_id,
         )  # fmt: skip
         await delivery.nak(retry_seconds(delivery.tries, self._dice), error="failed", detail=detail)
 
     def _log_settled(self, seat: Seat, subject: str, outcome: str) -> None:
         if enabled("DEBUG"):
-            context = seat.context
             logger.debug(
                 "message settled", consumer=self.module.name, subject=subject, outcome=outcome, event_id=seat.id,
-                correlation_id=context.correlation_id, trace_id=trace_id(context.traceparent),
+                correlation_id=seat.story.correlation_id, trace_id=trace_id(seat.story.traceparent),
             )  # fmt: skip
 
 

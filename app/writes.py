@@ -1,8 +1,8 @@
-"""What has been decided within a transaction: what is to be written of it, what goes out, and what is over already."""
+"""What has been decided within a transaction: what is to be written of it, what was said, and what of that has to travel."""
 
 from __future__ import annotations
 
-__all__ = ["Over", "Said", "Writes"]
+__all__ = ["Said", "Writes"]
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -11,33 +11,78 @@ from typing import Any
 from attrs import define, field
 
 from app.outbox import Parcel
-from app.store import Kept
+from app.seat import Seat
+from app.telemetry.trace import child
+from bus.contracts import Contracts, Value
+from bus.ids import caused_id
+from bus.subjects import EXPRESS
 from modules.module import Key
 
 
 @define(eq=False)
 class Said:
-    """An *event* that is to go out now, by the module *speaker*, and the *parcel* that it goes in."""
+    """
+    An *event* that was said, and fits its schema: *value* is what goes out.
 
-    speaker: str
-    parcel: Parcel
+    Most of what is said within a house need not travel, for all whom it concerns decide about it at once; so whatever
+    serves the journey only is made when there is one: the id, the older versions, the parcels.
+    """
+
     event: Any
-    is_settled: bool = True
-    """False once it has to take the long way; see `app.cascade`."""
+    value: Value
+    cause: Seat
+    speaker: str
+    ordinal: int
+    """The how manieth it was of all that followed from its *cause*."""
+    is_express: bool
+    key: str
+    said_at: str
+    due_at: str
+    name: str | None = None
+    travels: Set[str] | None = None
+    """Under which subjects it has to; None means under all."""
+    _id: str | None = None
+    _packed: list[tuple[Parcel, Any]] | None = None
 
+    @property
+    def id(self) -> str:
+        """The event's id. Two modules may answer one event: without the speaker in it the bus would take them for copies."""
+        if self._id is None:
+            self._id = caused_id(self.cause.id, f"{self.speaker}.{self.ordinal}")
+        return self._id
 
-class Over:
-    """
-    What was *said* and decided about within one transaction, by all whom it concerns.
+    @property
+    def traceparent(self) -> str:
+        """The trace of its cause, continued."""
+        return child(self.cause.context.traceparent, self.id)
 
-    It goes nowhere and never comes again, so neither outbox nor inbox need to know of it.
-    """
+    @property
+    def is_over(self) -> bool:
+        """True for what need not travel at all: it never comes again, so neither outbox nor inbox need to know of it."""
+        return self.travels is not None and not self.travels
 
-    def __init__(self, said: Sequence[Said]) -> None:
-        self.parcels = {each.parcel.id for each in said if each.is_settled}
-        # Of an event that is said in two versions one may still be under way, and whoever heard the other must know it.
-        under_way = {each.parcel.event_id for each in said if not each.is_settled}
-        self.events = {each.parcel.event_id for each in said} - under_way
+    def packed(self, contracts: Contracts) -> list[tuple[Parcel, Any]]:
+        """
+        Return the parcels that it travels in, each with the event as it is in that version.
+
+        Raises:
+            Invalid: It breaks the schema of an older version.
+        """
+        if self._packed is None:
+            id, trace, context = self.id, self.traceparent, self.cause.story
+            lane = EXPRESS if self.is_express else ""
+            self._packed = [
+                (
+                    Parcel(
+                        id if mark is None else caused_id(id, mark), id, subject + lane, self.key, body, self.name,
+                        context.correlation_id, self.cause.id, trace, self.said_at, self.due_at, versions,
+                    ),
+                    event,
+                )
+                for subject, body, event, mark, versions in contracts.say(self.event, self.value)
+                if self.travels is None or subject + lane in self.travels
+            ]  # fmt: skip
+        return self._packed
 
 
 @define(eq=False)
@@ -50,9 +95,10 @@ class Writes:
     """Those that have changed."""
     new: dict[type, set[str]] = field(factory=lambda: defaultdict(set))
     """Keys that are not in the database."""
-    heard: list[Kept] = field(factory=list)
+    heard: list[tuple[Seat, str | None]] = field(factory=list)
+    """Who was decided about, each with the answer that is kept for it."""
     withdrawn: list[str] = field(factory=list)
-    said: list[Parcel] = field(factory=list)
+    said: list[Said] = field(factory=list)
     named: set[str] = field(factory=set)
     """Names under which something of it was said."""
 
@@ -80,11 +126,11 @@ class Writes:
         """Take back what was said under *names*; what was said in this very transaction is never written."""
         self.withdrawn += names
         if not self.named.isdisjoint(names):
-            self.said = [parcel for parcel in self.said if parcel.name not in names]
+            self.said = [said for said in self.said if said.name not in names]
 
     def left(self, said: list[Said]) -> list[Said]:
         """Return what of *said* was not taken back."""
         if self.named.isdisjoint(self.withdrawn):
             return said
-        ids = {parcel.id for parcel in self.said}
-        return [each for each in said if each.parcel.id in ids]
+        still = set(self.said)
+        return [each for each in said if each in still]

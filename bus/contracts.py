@@ -12,7 +12,7 @@ understands is `bus.hearing`'s.
 
 from __future__ import annotations
 
-__all__ = ["Contract", "ContractError", "Contracts", "Saying", "explain", "united", "validator"]
+__all__ = ["Contract", "ContractError", "Contracts", "Saying", "Value", "explain", "united", "validator"]
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +29,8 @@ from bus.evolution import check_chain, check_is_said, check_step
 from bus.schemas import Schema, check_agreement, check_examples, check_schema, explain, tolerant, validator
 from bus.subjects import Event, plain, subject_of
 from bus.versions import Migration, Upcast, subject_at, version_of, versions_header
+
+Value = dict[str, Any]
 
 SAID_MAX = 1_024
 """Events that a process remembers having sent out, and as many before them, so as not to read its own handwriting."""
@@ -68,7 +70,7 @@ class Contract:
     subject: str
     cls: type
     schema: Schema
-    unstructure: Callable[[Event], dict[str, Any]]
+    unstructure: Callable[[Event], Value]
     structure: Callable[[Any, Any], Event]
     may_say: Callable[[Any], bool]
     may_hear: Callable[[Any], bool]
@@ -157,17 +159,27 @@ class Contracts:
         """Return the subjects that somebody who hears *classes* has to subscribe to, older versions included."""
         return [subject for cls in classes for subject in self.readings(cls)]
 
-    def say(self, event: Event) -> tuple[Saying, ...]:
+    def value(self, event: Event) -> Value:
+        """
+        Return *event* as the JSON value that goes out, in its own version.
+
+        Raises:
+            Invalid: The event breaks its own schema.
+        """
+        return _value(self._by_subject[event.__subject__], event)
+
+    def say(self, event: Event, value: Value | None = None) -> tuple[Saying, ...]:
         """
         Return *event* as it goes out: in its own version first, and in every older one that a migration declares.
 
-        The oldest keeps the event's id for its message, for nothing is to change for those who hear it.
+        *value* is what `value` returned for it, if somebody has asked already. The oldest keeps the event's id for its
+        message, for nothing is to change for those who hear it.
 
         Raises:
             Invalid: The event breaks its own schema, or a schema of the older versions.
         """
         contract = self._by_subject[event.__subject__]
-        body = self._encoded(contract, event)
+        body = orjson.dumps(_value(contract, event) if value is None else value)
         if not contract.older:
             return (Saying(contract.subject, body, event),)
         versions, oldest = contract.versions, contract.older[-1][0]
@@ -175,7 +187,7 @@ class Contracts:
         for older, down in contract.older:
             event = down(event)
             mark = None if older is oldest else older.mark
-            sayings.append(Saying(older.subject, self._encoded(older, event), event, mark, versions))
+            sayings.append(Saying(older.subject, orjson.dumps(_value(older, event)), event, mark, versions))
         return tuple(sayings)
 
     def encode(self, event: Event) -> bytes:
@@ -185,13 +197,7 @@ class Contracts:
         Raises:
             Invalid: The event breaks its own schema.
         """
-        return self._encoded(self._by_subject[event.__subject__], event)
-
-    def _encoded(self, contract: Contract, event: Event) -> bytes:
-        value = contract.unstructure(event)
-        if not contract.may_say(value):
-            raise Invalid(contract.subject, explain(contract.schema, value))
-        return orjson.dumps(value)
+        return orjson.dumps(self.value(event))
 
     def remember(self, event: Event, body: bytes) -> None:
         """Note that *body*, which goes out now, is *event*: who hears it in this process need not read it."""
@@ -267,6 +273,13 @@ class Contracts:
             migration = downs[version]
             version = migration.frm
             yield self[subject_at(event, version)], migration.down
+
+
+def _value(contract: Contract, event: Event) -> Value:
+    value = contract.unstructure(event)
+    if not contract.may_say(value):
+        raise Invalid(contract.subject, explain(contract.schema, value))
+    return value
 
 
 def _converter() -> Converter:

@@ -18,6 +18,7 @@ from loguru import logger
 
 from app.door import Context, Shed
 from app.gateways.breaker import Breaker, BreakerState
+from app.seat import Seat
 from app.shell import Shell
 from bus.ids import caused_id
 from bus.port import Clock
@@ -58,10 +59,10 @@ class Delays:
             express=express,
         )
 
-    def requested(self, event: ChargeRequested, decision: Decision, context: Context) -> None:
+    def requested(self, event: ChargeRequested, decision: Decision, seat: Seat) -> None:
         """Be told that *event* was said (an `app.shell.Observer`)."""
         if self._breaker.state is not BreakerState.CLOSED:
-            self._start(self._tell(event.order_id, context))
+            self._start(self._tell(event.order_id, seat.context))
 
     async def close(self) -> None:
         """Tell no more. Idempotent."""

@@ -14,6 +14,7 @@ from sqlalchemy import event
 
 from app.cascade import ShortWay
 from app.gateways.worker import HEARS
+from bus.errors import Invalid
 from modules.inventory.events import StockReserved
 from modules.module import Decision, Later, Unexpected, Withdraw
 from modules.orders.events import CancelRequested, OrderCreated, OrderTimedOut
@@ -111,6 +112,32 @@ async def test_who_heard_one_version_knows_the_other_when_it_comes(stand: Stand)
     }  # fmt: skip
     await until(lambda: _is_handled(stand, "orders.created.v1", "superseded"))
     assert await stand.rows("SELECT on_hand, reserved FROM inventory_product") == [(10, 1)]
+
+
+def let_v1_be_unsayable(stand: Stand) -> None:
+    """Let whatever is made of an order for v1 break the schema of v1."""
+    contract = stand.contracts["orders.created.v2"]
+    [(older, down)] = contract.older
+    broken = attrs.evolve(older, may_say=lambda value: False)
+    stand.contracts._by_subject[contract.subject] = attrs.evolve(contract, older=((broken, down),))
+
+
+async def test_what_has_to_travel_is_said_in_all_its_versions_or_not_at_all(stand: Stand) -> None:
+    """Somebody elsewhere hears v1, and what he would get breaks its schema: nothing has happened."""
+    ShortWay(stand.shells, [*stand.contracts.heard_subjects(HEARS), "orders.created.v1"], stand.database, stand.clock)
+    let_v1_be_unsayable(stand)
+    with pytest.raises(Invalid):
+        await stand.tell("orders", submitted(oid(1)))
+    assert await stand.rows(OVER) == []
+    assert await mail(stand) == set()
+
+
+async def test_what_is_over_is_not_put_into_versions_that_nobody_reads(stand: Stand) -> None:
+    """They are counted, for they are said; but a word that travels nowhere is not written out."""
+    let_v1_be_unsayable(stand)
+    await stand.tell("orders", submitted(oid(1)))
+    assert await stand.rows(OVER) == [("reserved",)]
+    assert 'messages_published_total{subject="orders.created.v1"} 1' in stand.metrics.render().decode()
 
 
 async def test_what_the_gateway_said_ends_the_order_at_once(stand: Stand) -> None:
