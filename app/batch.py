@@ -8,7 +8,7 @@ decided loses only itself.
 
 from __future__ import annotations
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "fresh_in"]
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -40,7 +40,7 @@ class Batch:
 
     def __call__(self, batch: Sequence[Seat], connection: Connection) -> tuple[list[Verdict], list[Parcel]]:
         """Decide about *batch* and write what follows; return the verdicts, and what is to go out now."""
-        writes, now = Writes(), self._clock.now()
+        writes, now = Writes(fresh_in(batch)), self._clock.now()
         verdicts, due = self.think(batch, connection, writes, now)
         self.write(connection, writes, now)
         return verdicts, self.leaving(due)
@@ -166,6 +166,11 @@ class Batch:
         if answer is None:
             return Verdict(told=Told(Answer(200, None), is_replay=True))
         return Verdict(told=Told(Answer(**orjson.loads(answer)), is_replay=True))
+
+
+def fresh_in(batch: Sequence[Seat]) -> frozenset[str]:
+    """Return the ids that were made up for those in *batch*."""
+    return frozenset([seat.fresh for seat in batch if seat.fresh is not None])
 
 
 def _kept(answer: Answer | Refusal) -> str:

@@ -23,7 +23,7 @@ from attrs import define, field, frozen
 from loguru import logger
 from sqlalchemy import Connection
 
-from app.batch import Batch
+from app.batch import Batch, fresh_in
 from app.database import Database
 from app.door import Unavailable
 from app.outbox import Parcel
@@ -107,7 +107,7 @@ class Cascade:
 
     def __call__(self, name: str, batch: Sequence[Seat], connection: Connection) -> Passage:
         """Decide about *batch* in the module *name*, and about all that follows from it here; write it down."""
-        now = self._clock.now()
+        now, fresh_ids = self._clock.now(), fresh_in(batch)
         writes: dict[str, Writes] = {}
         passage = Passage()
         under_way: list[Said] = []
@@ -115,7 +115,9 @@ class Cascade:
         for _ in range(ROUNDS_MAX):
             fresh: list[Said] = []
             for who, those in sitting.items():
-                verdicts, due = self._batches[who].think(those.seats, connection, writes.setdefault(who, Writes()), now)
+                if who not in writes:
+                    writes[who] = Writes(fresh_ids)
+                verdicts, due = self._batches[who].think(those.seats, connection, writes[who], now)
                 passage.steps.append(Step(who, those.seats, those.subjects, verdicts))
                 for seat, subject, verdict in zip(those.seats, those.subjects, verdicts, strict=False):
                     if verdict.error is not None:

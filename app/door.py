@@ -87,11 +87,13 @@ class Door(Protocol):
         key: str | None = None,
         fingerprint: str = "",
         sheds: bool = False,
+        fresh: str | None = None,
     ) -> Told:
         """
         Tell the module that *event* happened; return once what follows from it is committed to disk.
 
-        *id* is the event's own. With *key* (unique to caller and route) the first call's answer is kept, and a
+        *id* is the event's own; *fresh*, if it is given, one that was made up for it, and under which nobody can have kept
+        anything. With *key* (unique to caller and route) the first call's answer is kept, and a
         further call with an equal *fingerprint* gets it again and changes nothing.
 
         Raises:

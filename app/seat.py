@@ -45,6 +45,8 @@ class Seat:
     """Lower versions of the same event, which came while this one sat."""
     said: Said | None = None
     """What was heard in the very transaction in which it was said; it has no id of its own."""
+    fresh: str | None = None
+    """An id that was made up for this event: nobody can have kept anything under it."""
     gives_way: bool = False
     """True for a lower version of what is to come in a higher one that we understand, too: that one is the better."""
 

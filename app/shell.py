@@ -106,6 +106,7 @@ class Shell(Window):
         key: str | None = None,
         fingerprint: str = "",
         sheds: bool = False,
+        fresh: str | None = None,
         is_new: bool = True,
     ) -> Told:
         """
@@ -121,9 +122,8 @@ class Shell(Window):
             raise Unavailable("The database is out of reach.")
         future: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
         inbox_id = key if key is not None else None if is_new else id
-        self._room.sit(
-            Seat(event, id, context, express, inbox_id, fingerprint if key else None, answer, future), express
-        )
+        seat = Seat(event, id, context, express, inbox_id, fingerprint if key else None, answer, future, fresh=fresh)
+        self._room.sit(seat, express)
         return await future
 
     async def listen(self, subscription: Subscription) -> None:

@@ -89,6 +89,8 @@ class Said:
 class Writes:
     """What one module has decided within a transaction, and what is not written yet."""
 
+    fresh: Set[str] = frozenset()
+    """Keys that were made up for this transaction: there is no need to look for what is under them."""
     world: dict[type, dict[str, Any]] = field(factory=lambda: defaultdict(dict))
     """Every state that was asked for, as it is by now, by class and key; None for one that there is not."""
     states: dict[type, dict[str, Any]] = field(factory=lambda: defaultdict(dict))
@@ -103,13 +105,17 @@ class Writes:
     """Names under which something of it was said."""
 
     def unknown(self, touched: Iterable[Iterable[Key]]) -> dict[type, set[str]]:
-        """Return which of *touched* nobody has asked for yet, by class."""
-        world = self.world
+        """Return which of *touched* nobody has asked for yet, by class, and have to be looked for."""
+        world, fresh = self.world, self.fresh
         keys: dict[type, set[str]] = defaultdict(set)
         for wanted in touched:
             for cls, key in wanted:
                 if key not in world[cls]:
-                    keys[cls].add(key)
+                    if key in fresh:
+                        world[cls][key] = None
+                        self.new[cls].add(key)
+                    else:
+                        keys[cls].add(key)
         return keys
 
     def learn(self, keys: Mapping[type, Set[str]], found: Mapping[type, Mapping[str, Any]]) -> None:

@@ -95,6 +95,7 @@ def _tell(door: Door, route: Tell) -> Handle:
             key=key,
             fingerprint=fingerprint,
             sheds=sheds,
+            fresh=said.fresh_id,
         )
         given = told.answer
         if isinstance(given, Refusal):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from sqlalchemy import event
 
 from app.cascade import ShortWay
 from app.gateways.worker import HEARS
+from app.rows import Rows
 from bus.errors import Invalid
 from modules.inventory.events import StockReserved
 from modules.module import Decision, Later, Unexpected, Withdraw
@@ -82,6 +83,23 @@ async def test_one_transaction_takes_an_order_to_the_payment(stand: Stand) -> No
     assert await stand.rows("SELECT on_hand, reserved FROM inventory_product") == [(10, 1)]
     assert await stand.rows("SELECT status, amount FROM payments_payment") == [("pending", 100)]
     assert await unsent(stand) == ["orders.timed_out.v1", "payments.charge_requested.v1"]
+
+
+async def test_what_was_made_up_for_a_request_is_not_looked_for(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can have kept anything under an order's id before it has been placed; the product is another matter."""
+    looked_for: list[str] = []
+    load = Rows.load
+
+    def noting(rows: Rows, connection: Any, keys: Sequence[str]) -> Any:
+        looked_for.extend(keys)
+        return load(rows, connection, keys)
+
+    monkeypatch.setattr(Rows, "load", noting)
+    await stand.tell("orders", submitted(oid(1)), fresh=oid(1))
+    assert oid(1) not in looked_for
+    assert await stand.rows("SELECT status, amount FROM payments_payment") == [("pending", 100)]
+    await stand.tell("orders", submitted(oid(2)))
+    assert looked_for.count(oid(2)) == 3  # in each module once
 
 
 async def test_what_one_transaction_decides_bears_one_time(stand: Stand) -> None:

@@ -47,6 +47,7 @@ class FakeDoor:
         key: str | None = None,
         fingerprint: str = "",
         sheds: bool = False,
+        fresh: str | None = None,
     ) -> Told:
         self._check()
         if key is not None and key in self.kept:
