@@ -6,7 +6,7 @@ The rest of the house writes its SQL once, with ``?`` for a value and ``{keys}``
 
 from __future__ import annotations
 
-__all__ = ["MARK", "Dialect", "Statement", "Trouble", "Unusable", "dialect_of"]
+__all__ = ["MARK", "Dialect", "Statement", "Trouble", "Unusable", "dialect_of", "end_epoch", "epoch"]
 
 from collections.abc import Sequence
 from enum import Enum
@@ -17,6 +17,9 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 
 MARK = "transaction"
 """Under this name, in a connection's ``info``, stands what `Dialect.was_committed` asks about."""
+
+
+_EPOCH = "epoch"
 
 
 class Unusable(Exception):
@@ -103,6 +106,20 @@ class Dialect(Protocol):
 
         Nothing but the key may be unique in *table*: a row that is in the way of another for that might go.
         """
+
+
+def epoch(connection: Connection) -> object:
+    """
+    Return an object that stays the same for as long as *connection* alone changes the database, and undoes nothing.
+
+    What was written during an epoch, or read, is true until it ends. Only for a database that is ours alone.
+    """
+    return connection.info.setdefault(_EPOCH, object())
+
+
+def end_epoch(connection: Connection) -> None:
+    """Say that something was undone, or that somebody else has written."""
+    connection.info.pop(_EPOCH, None)
 
 
 def dialect_of(url: str) -> Dialect:

@@ -3,7 +3,7 @@ The states that a module has written of late, where the database is ours alone.
 
 An order is written half a dozen times within a fraction of a second; so what was written last stays here, and only the
 rest is read. It is as good as the database for as long as nothing was undone and nobody else has written: an operator
-with a shell of his own, say. SQLite counts that (``PRAGMA data_version``), and each transaction asks it once.
+with a shell of his own, say. SQLite counts that (``PRAGMA data_version``), and each transaction asks it as it begins.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ __all__ = ["STATES_MAX", "Memory"]
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Transaction
+from sqlalchemy import Connection
 
+from app.dialect import epoch
 from app.rows import Rows
-from app.transactions import epoch
 
 STATES_MAX = 2048
 """States of one class, and as many before them: then the older half goes. To take out the eldest one by one takes longer."""
@@ -29,10 +29,7 @@ class Memory:
         self._rows = rows
         self._states: dict[type, dict[str, Any]] = {cls: {} for cls in rows}
         self._before: dict[type, dict[str, Any]] = {cls: {} for cls in rows}
-        self._transaction: Transaction | None = None
-        """The last one in which we have made sure that it is all true."""
         self._epoch: object = None
-        self._version: int | None = None
 
     def load(self, connection: Connection, keys: Mapping[type, Iterable[str]]) -> dict[type, dict[str, Any]]:
         """Return the states under *keys*, those that there are, by class and key."""
@@ -60,14 +57,9 @@ class Memory:
             self._before[cls], self._states[cls] = kept, {}
 
     def _make_sure(self, connection: Connection) -> None:
-        """Forget everything if it may not be true any more. A transaction has the database to itself: once is enough."""
-        transaction = connection.get_transaction()
-        if transaction is self._transaction:
-            return
-        self._transaction = transaction
+        """Forget everything if it may not be true any more."""
         now = epoch(connection)
-        (version,) = connection.connection.cursor().execute("PRAGMA data_version").fetchone()
-        if now is not self._epoch or version != self._version:
-            self._epoch, self._version = now, version
+        if now is not self._epoch:
+            self._epoch = now
             for kept in (*self._states.values(), *self._before.values()):
                 kept.clear()

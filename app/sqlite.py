@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import JSON, Connection, Engine, RootTransaction, Table, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from app.dialect import Statement, Trouble, Unusable
+from app.dialect import Statement, Trouble, Unusable, end_epoch
 
 BUSY_SECONDS = 2.0
 """How long we wait for somebody else's lock before we say that the database is out of reach."""
@@ -34,6 +34,10 @@ _PRAGMAS = (
     "PRAGMA wal_autocheckpoint = 1000",
     "PRAGMA journal_size_limit = 67108864",
 )
+
+
+_VERSION = "data_version"
+_WAITS = "waits for locks"
 
 
 class Parted:
@@ -91,23 +95,33 @@ class Sqlite:
         @event.listens_for(engine, "begin")
         def begun(connection: Connection) -> None:
             # A deferred transaction that turns into a writing one fails with BUSY_SNAPSHOT, which no time-out cures.
-            is_reading = connection.get_execution_options().get("reading", False)
-            _driver(connection).execute("BEGIN" if is_reading else "BEGIN IMMEDIATE")
+            driver = _driver(connection)
+            if connection.get_execution_options().get("reading", False):
+                driver.execute("BEGIN")
+                return
+            driver.execute("BEGIN IMMEDIATE")
+            try:
+                (version,) = driver.execute("PRAGMA data_version").fetchone()
+            except sqlite3.Error:
+                driver.rollback()  # SQLAlchemy knows of no transaction yet
+                raise
+            if version != connection.info.get(_VERSION):  # somebody else has written since our last transaction
+                connection.info[_VERSION] = version
+                end_epoch(connection)
 
         return engine
 
     def begin_at_once(self, connection: Connection) -> RootTransaction | None:
         """Not if somebody else is writing."""
-        driver = _driver(connection)
-        driver.execute("PRAGMA busy_timeout = 0")
+        if connection.info.get(_WAITS, True):
+            _let_wait(connection, False)  # once it has begun, it never has to
         try:
             return connection.begin()
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # the rest says what kind of busy
                 raise
+            _let_wait(connection, True)
             return None
-        finally:
-            driver.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
 
     def trouble(self, error: BaseException) -> Trouble | None:
         """Locked, full, read-only, unreadable: all of it may pass."""
@@ -157,6 +171,12 @@ class Sqlite:
     def replace(self, table: Table, names: Sequence[str]) -> Statement:
         """``ON CONFLICT DO UPDATE`` would read each row that is there, and open a table for each that it changes."""
         return _insert("INSERT OR REPLACE", table, names)
+
+
+def _let_wait(connection: Connection, waits: bool) -> None:
+    seconds = BUSY_SECONDS if waits else 0.0
+    _driver(connection).execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
+    connection.info[_WAITS] = waits
 
 
 def _driver(connection: Connection) -> sqlite3.Connection:

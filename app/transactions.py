@@ -8,7 +8,7 @@ on (`run_aside`).
 
 from __future__ import annotations
 
-__all__ = ["Answer", "Piece", "Steps", "Transactor", "Work", "epoch", "run", "run_aside"]
+__all__ = ["Answer", "Piece", "Steps", "Transactor", "Work", "run", "run_aside"]
 
 import asyncio
 import random
@@ -23,7 +23,7 @@ from attrs import define
 from loguru import logger
 from sqlalchemy import Connection, Engine, RootTransaction
 
-from app.dialect import MARK, Dialect, Trouble
+from app.dialect import MARK, Dialect, Trouble, end_epoch
 from app.door import Unavailable, Unsettled
 
 T = TypeVar("T")
@@ -36,7 +36,6 @@ TRIES = 6
 TRIES_SECONDS = 5.0
 """After so long it is not begun again either: those who wait had better hear it."""
 
-_EPOCH = "epoch"
 _PAUSE_SECONDS = 0.005
 """Before the second try, about; doubled each time."""
 
@@ -182,14 +181,9 @@ async def run_aside(steps: Steps[T], executor: Executor) -> T:
         return result
 
 
-def epoch(connection: Connection) -> object:
-    """Return an object that stays the same for as long as nothing that was done on *connection* is undone."""
-    return connection.info.setdefault(_EPOCH, object())
-
-
 def _undo(transaction: RootTransaction) -> None:
     with suppress(Exception):
-        transaction.connection.info.pop(_EPOCH, None)
+        end_epoch(transaction.connection)
     # Why it failed is on its way already, and on a connection that is cut there is nothing to undo.
     with suppress(Exception):
         transaction.rollback()
