@@ -108,7 +108,8 @@ def load(
 
     How the times come about. The end of an order is its 202 plus what the server's own stamps put between created_at
     and the terminal entry of the timeline: never early, late by at most the time of that POST, and independent of when
-    this command looked. With --rate an order's time runs from when it was due, so a stalling server is charged for the
+    this command looked: it looks seldom while it places, so as not to disturb what it measures, and catches up
+    afterwards. With --rate an order's time runs from when it was due, so a stalling server is charged for the
     orders it held up. A 429 or 503 is repeated after its Retry-After, and the order's time runs on.
 
     Ctrl-C ends the placing; what was accepted is followed and reported. A second Ctrl-C leaves at once.

@@ -17,14 +17,14 @@ LINE_SECONDS = 5.0
 
 
 class Bar:
-    """A bar that fills with the orders that have ended."""
+    """A bar that fills with the orders that are placed; beside it stands how many are known to have ended."""
 
     def __init__(self, orders: int, stream: TextIO) -> None:
         self._bar = tqdm(total=orders, unit="order", unit_scale=False, file=stream, dynamic_ncols=True, desc="load")
 
     def __call__(self, progress: Progress) -> None:
-        self._bar.n = progress.confirmed + progress.cancelled
-        counts = f"placed {progress.placed}, confirmed {progress.confirmed}, cancelled {progress.cancelled}"
+        self._bar.n = progress.placed
+        counts = f"seen confirmed {progress.confirmed}, cancelled {progress.cancelled}"
         self._bar.set_postfix_str(counts, refresh=True)
 
     def close(self) -> None:
@@ -44,8 +44,8 @@ class Lines:
             return
         self._next_at = progress.seconds - progress.seconds % LINE_SECONDS + LINE_SECONDS
         line = (
-            f"{progress.seconds:.0f} s: placed {progress.placed} of {progress.orders}, confirmed {progress.confirmed},"
-            f" cancelled {progress.cancelled}, {progress.ended_per_s:.0f} orders/s"
+            f"{progress.seconds:.0f} s: placed {progress.placed} of {progress.orders}, seen confirmed {progress.confirmed},"
+            f" cancelled {progress.cancelled}, {progress.placed_per_s:.0f} orders/s"
         )
         print(line, file=self._stream, flush=True)
 

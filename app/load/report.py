@@ -46,9 +46,9 @@ class Progress:
     seconds: float
 
     @property
-    def ended_per_s(self) -> float:
-        """Orders that reached an end, by the second, since the first POST."""
-        return (self.confirmed + self.cancelled) / self.seconds if self.seconds > 0 else 0.0
+    def placed_per_s(self) -> float:
+        """Orders that were accepted, by the second, since the first POST."""
+        return self.placed / self.seconds if self.seconds > 0 else 0.0
 
 
 def _doubles() -> array[float]:

@@ -58,22 +58,22 @@ def test_without_a_terminal_there_is_a_line_every_five_seconds() -> None:
     for quarter in range(4 * 11):
         show(Progress(orders=100, placed=40, confirmed=30, cancelled=3, seconds=quarter / 4))
     assert stream.getvalue().splitlines() == [
-        "5 s: placed 40 of 100, confirmed 30, cancelled 3, 7 orders/s",
-        "10 s: placed 40 of 100, confirmed 30, cancelled 3, 3 orders/s",
+        "5 s: placed 40 of 100, seen confirmed 30, cancelled 3, 8 orders/s",
+        "10 s: placed 40 of 100, seen confirmed 30, cancelled 3, 4 orders/s",
     ]
 
 
-def test_on_a_terminal_there_is_a_bar_of_the_orders_that_have_ended() -> None:
-    """The bar fills with ends, and says the rest beside it."""
+def test_on_a_terminal_there_is_a_bar_of_the_orders_that_are_placed() -> None:
+    """Beside it stands what is known of their ends."""
     stream = io.StringIO()
     bar = Bar(100, stream)
     bar(Progress(orders=100, placed=40, confirmed=30, cancelled=3, seconds=1.0))
     bar.close()
-    assert "33/100" in stream.getvalue()
-    assert "placed 40, confirmed 30, cancelled 3" in stream.getvalue()
+    assert "40/100" in stream.getvalue()
+    assert "seen confirmed 30, cancelled 3" in stream.getvalue()
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0])
 def test_no_time_is_no_rate(seconds: float) -> None:
     """The first report comes before any time has passed."""
-    assert Progress(orders=1, placed=1, confirmed=1, cancelled=0, seconds=seconds).ended_per_s == 0.0
+    assert Progress(orders=1, placed=1, confirmed=1, cancelled=0, seconds=seconds).placed_per_s == 0.0

@@ -49,6 +49,21 @@ async def test_the_result_has_the_documented_members_and_no_others(shop: FakeSho
     assert list(result["accept_ms"]) == list(result["complete_ms"]) == ["p50", "p95", "p99"]
 
 
+async def test_who_follows_disturbs_nobody_who_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a look there is a long rest, which ends with the placing; then it catches up."""
+    monkeypatch.setattr(following_room, "PLACING_REST", 1_000_000)
+    async with ClientSession() as session:
+        following = Following(session, URL("http://127.0.0.1"), "run", Tally(orders=1), patience_seconds=1.0)
+        resting = asyncio.create_task(following._rest(0.001))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not resting.done()
+        following.nothing_more_comes()
+        async with asyncio.timeout(5):
+            await resting
+            await following._rest(0.001)
+
+
 async def test_an_end_is_dated_by_the_servers_stamps(shop: FakeShop) -> None:
     """POST to end = POST to 202 + (terminal entry - created_at); later news does not count, nor does looking late."""
     shop.looks = 2
