@@ -33,7 +33,7 @@ class Said:
     cause: Seat
     speaker: str
     ordinal: int
-    """The how manieth it was of all that followed from its *cause*."""
+    """Its place among all that followed from its *cause*."""
     is_express: bool
     key: str
     said_at: str
