@@ -96,7 +96,7 @@ class Sqlite:
         def begun(connection: Connection) -> None:
             # A deferred transaction that turns into a writing one fails with BUSY_SNAPSHOT, which no time-out cures.
             driver = _driver(connection)
-            if connection.get_execution_options().get("reading", False):
+            if _is_reading(connection):
                 driver.execute("BEGIN")
                 return
             driver.execute("BEGIN IMMEDIATE")
@@ -113,6 +113,8 @@ class Sqlite:
 
     def begin_at_once(self, connection: Connection) -> RootTransaction | None:
         """Not if somebody else is writing."""
+        if _is_reading(connection):  # takes no lock as it begins, and may have to wait for one later
+            return connection.begin()
         if connection.info.get(_WAITS, True):
             _let_wait(connection, False)  # once it has begun, it never has to
         try:
@@ -171,6 +173,11 @@ class Sqlite:
     def replace(self, table: Table, names: Sequence[str]) -> Statement:
         """``ON CONFLICT DO UPDATE`` would read each row that is there, and open a table for each that it changes."""
         return _insert("INSERT OR REPLACE", table, names)
+
+
+def _is_reading(connection: Connection) -> bool:
+    is_reading: bool = connection.get_execution_options().get("reading", False)
+    return is_reading
 
 
 def _let_wait(connection: Connection, waits: bool) -> None:

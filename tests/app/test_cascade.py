@@ -176,6 +176,20 @@ async def test_a_time_out_that_was_set_and_withdrawn_on_the_way_is_never_written
     assert await unsent(stand) == []
 
 
+async def test_what_is_said_for_later_waits_with_or_without_a_name(stand: Stand) -> None:
+    """A refund that is asked for again bears none."""
+
+    def nameless(decide: Any, states: Any, what: Any, now: Any) -> Any:
+        decision = decide(states, what, now)
+        events = tuple(attrs.evolve(e, name="") if isinstance(e, Later) else e for e in decision.events)
+        return attrs.evolve(decision, events=events)
+
+    let_decide(stand, "orders", nameless)
+    await stand.tell("orders", submitted(oid(1)))
+    assert await stand.rows(OVER) == [("reserved",)]
+    assert await unsent(stand) == ["orders.timed_out.v1", "payments.charge_requested.v1"]
+
+
 async def test_what_nobody_could_decide_and_is_taken_back_stays_at_home(stand: Stand) -> None:
     """A time-out that is due at once, fails, and is withdrawn two rounds later."""
 

@@ -129,6 +129,17 @@ async def test_the_loop_goes_on_while_somebody_else_writes(path: Path, monkeypat
     await database.close()
 
 
+async def test_who_reads_waits_for_a_lock_and_who_writes_has_it(database: Database) -> None:
+    """A read takes its lock only as it goes on; a transaction that writes has begun with all that it needs."""
+
+    def patience(connection: Connection) -> Any:
+        return connection.exec_driver_sql("PRAGMA busy_timeout").scalar()
+
+    for _ in range(2):
+        assert await database.read(patience) == 2000
+        assert await database.write(patience) == 0
+
+
 async def test_closing_finishes_what_was_asked_for(path: Path) -> None:
     """What was asked for before is committed; what comes after is refused; closing twice is closing once."""
     database = Database(f"sqlite:///{path}")
