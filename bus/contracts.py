@@ -211,7 +211,7 @@ class Contracts:
 
         Raises:
             UnknownSubject: There is no such contract.
-            Unreadable: The body is not JSON in UTF-8, or says a name twice in one object.
+            Unreadable: The body is not JSON in UTF-8, is nested beyond measure, or says a name twice in one object.
             Invalid: The body breaks the schema; says where and why.
         """
         event = self._said.get(body) or self._said_before.get(body)
@@ -222,8 +222,12 @@ class Contracts:
             value = orjson.loads(body)
         except orjson.JSONDecodeError as error:
             raise Unreadable(f"{subject}: {error}") from None
+        try:
+            again = orjson.dumps(value)
+        except TypeError:  # it reads deeper than it writes
+            raise Unreadable(f"{subject}: it is nested too deeply") from None
         # Whatever one of us has said is written the same again; only a stranger's hand is worth a second, slow look.
-        if orjson.dumps(value) != body and not _says_each_name_once(body):
+        if again != body and not _says_each_name_once(body):
             raise Unreadable(f"{subject}: a name comes twice in one object, so two readers could take it for two things")
         if not contract.may_hear(value):
             raise Invalid(subject, explain(tolerant(contract.schema), value))

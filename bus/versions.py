@@ -16,6 +16,7 @@ from __future__ import annotations
 
 __all__ = ["VERSIONS", "Migration", "Upcast", "is_said_otherwise", "subject_at", "version_of", "versions_header", "versions_in"]
 
+import re
 from collections.abc import Callable, Container, Iterable
 from typing import Any
 
@@ -23,6 +24,9 @@ from attrs import frozen
 
 VERSIONS = "ce-versions"
 """The header that names every version in which an event is said, such as ``v1,v2``."""
+
+# No event will ever have a million versions, and a number without end is more than Python will read.
+_VERSION = re.compile(r"v[0-9]{1,6}").fullmatch
 
 
 @frozen
@@ -65,8 +69,7 @@ def subject_at(event: str, version: int) -> str:
 
 def versions_in(header: str) -> frozenset[int]:
     """Return the versions that a `VERSIONS` header names; what is no version there is left out."""
-    parts = (part.strip() for part in header.split(","))
-    return frozenset(int(part[1:]) for part in parts if part[:1] == "v" and part[1:].isascii() and part[1:].isdigit())
+    return frozenset(int(part.strip()[1:]) for part in header.split(",") if _VERSION(part.strip()))
 
 
 def is_said_otherwise(subject: str, header: str, understood: Container[str]) -> bool:

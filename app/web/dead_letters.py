@@ -184,7 +184,8 @@ def _show(kept: KeptLetter) -> dict[str, Any]:
     letter = kept.letter
     try:
         said = orjson.loads(letter.message.body)
-    except orjson.JSONDecodeError:
+        orjson.dumps([[[[said]]]])  # it reads deeper than it writes; so deep it lies in a page of letters
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
         said = {"base64": b64encode(letter.message.body).decode("ascii")}
     return {
         "id": letter.id,

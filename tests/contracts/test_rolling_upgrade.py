@@ -16,7 +16,7 @@ from app.headers import message_of, origin
 from app.outbox import Parcel
 from app.shell import GIVE_WAY_MAX, GIVE_WAY_SECONDS, Shell
 from bus.ids import caused_id
-from bus.port import Message
+from bus.port import MAX_TRIES, Message
 from bus.versions import VERSIONS
 from modules.inventory.state import Product, Reservation
 from tests.app.stand import CONTEXT, HurriedClock, Stand, oid, said, stand_at, submitted, until
@@ -41,12 +41,13 @@ def shell_of(stand: Stand, name: str, release: Release) -> Shell:
     return Shell(module, store, release.contracts, relay, clock, stand.metrics, dice=random.Random(1))
 
 
-async def heard(stand: Stand, release: Release) -> None:
-    """Let inventory of *release* join its group, and hear what it knows."""
+async def heard(stand: Stand, release: Release) -> Shell:
+    """Let inventory of *release* join its group, and hear what it knows; return its shell."""
     shell = shell_of(stand, "inventory", release)
     subjects = release.contracts.heard_subjects(shell.module.hears)
     stand.run(shell.listen(await stand.bus.subscribe("inventory", subjects)))
     stand.run(shell.run())
+    return shell
 
 
 async def state(stand: Stand, cls: type, key: str) -> Any:
@@ -198,6 +199,7 @@ async def test_both_versions_survive_a_restart_as_they_were_said(tmp_path: Path)
         (b'{"order_id":', "unreadable", "orders.created.v1: unexpected end of data"),
         (b'{"order_id": 1}', "invalid", "/order_id: 1 is not of type 'string'"),
         (NEW.contracts.encode(created(oid(1))), "invalid", "/version: 'v1' was expected"),
+        (b"[" * 1000 + b"]" * 1000, "unreadable", "orders.created.v1: it is nested too deeply"),
     ],
 )
 async def test_what_makes_no_sense_is_put_aside_at_once(stand: Stand, body: bytes, error: str, says: str) -> None:
@@ -221,3 +223,31 @@ async def test_a_version_that_nobody_knows_goes_by_only_if_it_is_said_otherwise(
     [kept] = await stand.office.list(None, None, None, 10)
     assert (kept.letter.error, kept.letter.attempts) == ("unknown_subject", 1)
     assert kept.letter.detail == "no contract for orders.created.v99"
+
+
+async def test_a_header_that_makes_no_sense_is_nobodys_end(stand: Stand) -> None:
+    """A version too long to be a number is no version; who hears the message goes on hearing."""
+    await heard(stand, NEW)
+    message = evolve(said(stand, created(oid(1))), id="m-1")
+    await stand.bus.publish(evolve(message, headers={**message.headers, VERSIONS: f"v2,v{'9' * 5000}"}))
+    assert outcomes(stand, "handled") == 1
+
+
+async def test_what_nobody_foresaw_spends_the_tries_of_one_message(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reading that breaks is the message's trouble: five tries, then a dead letter; the next one is heard."""
+    shell = await heard(stand, NEW)
+    read, broken = shell.hears.read, said(stand, created(oid(1)))
+
+    def breaking(subject: str, body: bytes) -> Any:
+        if body == broken.body:
+            raise RuntimeError("nobody foresaw this")
+        return read(subject, body)
+
+    monkeypatch.setattr(shell.hears, "read", breaking)
+    first = stand.bus.publish(broken)
+    await stand.bus.publish(said(stand, created(oid(2))))
+    await first
+    [kept] = await stand.office.list(None, None, None, 10)
+    assert (kept.letter.error, kept.letter.attempts) == ("failed", MAX_TRIES)
+    assert kept.letter.detail == "RuntimeError: nobody foresaw this"
+    assert outcomes(stand, "handled") == 1

@@ -35,6 +35,7 @@ RUBBISH: Mapping[str, bytes] = {
     "empty": b"",
     "noise": NOISE,
     "duplicate names": json.dumps(GOOD).replace('"quantity": 1', '"quantity": 1, "quantity": 1').encode(),
+    "nested beyond measure": b"[" * 1000 + b"]" * 1000,
     "NaN": json.dumps(GOOD | {"items": [{"product_id": "SKU-1", "quantity": float("nan")}]}).encode(),
 }
 UNKNOWN = ("orders.created.v99", "orders.nonsense.v1")
@@ -66,6 +67,7 @@ async def test_rubbish_is_laid_down_once_and_nobody_else_notices(
         for body in RUBBISH.values():
             await js.publish(CREATED, body, headers={"Nats-Msg-Id": str(uuid4()), "ce-id": str(uuid4())})
         await js.publish(CREATED, b"no headers at all")
+        await js.publish(CREATED, b"{", headers={"ce-id": str(uuid4()), "ce-versions": f"v1,v{'9' * 5000}"})
         for subject in UNKNOWN:
             await js.publish(subject, json.dumps(GOOD).encode(), headers={"ce-id": str(uuid4())})
         accepted += [await client.place({"SKU-1": 1}) for _ in range(5)]
@@ -76,12 +78,12 @@ async def test_rubbish_is_laid_down_once_and_nobody_else_notices(
         async def number_laid_down() -> int:
             return len(await laid_down())
 
-        count = len(RUBBISH) + 1 + len(UNKNOWN)
+        count = len(RUBBISH) + 2 + len(UNKNOWN)
         await eventually(number_laid_down, lambda found: found >= count, 30.0)
         letters = await laid_down()
         of_inventory = await letters_at(client, house, "inventory")
         assert {(letter["consumer"], letter["subject"], letter["attempts"]) for letter in of_inventory} == {("inventory", CREATED, 1)}
-        assert len(of_inventory) == len(RUBBISH) + 1
+        assert len(of_inventory) == len(RUBBISH) + 2
         assert {letter["error"] for letter in of_inventory} <= {"unreadable", "invalid"}
         of_orders = await letters_at(client, house, "orders")
         assert sorted((letter["consumer"], letter["subject"], letter["error"]) for letter in of_orders) == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 
@@ -95,6 +96,16 @@ async def test_a_body_that_is_no_json_is_shown_all_the_same(web: Web, desk: Fake
     """In base64: unreadable is just what many of them are."""
     desk.lay_down("a", b"\xff{")
     assert (await web.ask("GET", "/v1/dead-letters/a")).json["message"]["body"] == {"base64": "/3s="}
+
+
+@pytest.mark.parametrize("depth", [252, 255, 1000])
+async def test_a_body_nested_beyond_measure_hides_no_other(web: Web, desk: FakeDesk, depth: int) -> None:
+    """What can be read and not be written again, or not within a page, is shown in base64, too."""
+    desk.lay_down("a", b"[" * depth + b"]" * depth)
+    desk.lay_down("b", b'{"n": 1}')
+    a, b = (await web.ask("GET", "/v1/dead-letters")).json["items"]
+    assert b64decode(a["message"]["body"]["base64"]) == b"[" * depth + b"]" * depth
+    assert b["message"]["body"] == {"n": 1}
 
 
 async def test_letters_are_listed_by_page_and_filter(web: Web, desk: FakeDesk) -> None:
