@@ -39,7 +39,7 @@ class Away:
         What the bus brought sits down again, and no message is charged a try for it.
         """
         self.is_now = True
-        self._room.sit_again([seat for seat in batch if seat.delivery is not None])
+        self._room.sit_again([seat for seat in batch if seat.delivery is not None], lambda seat: seat.express)
         _send_home(batch, error)
         keeping = asyncio.create_task(self._keep())
         try:

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
@@ -52,6 +53,8 @@ from modules import inventory, orders, payments
 from modules.module import Decision, Module
 from modules.orders.events import OrderCancelled, OrderConfirmed, OrderCreated
 from modules.payments.events import ChargeRequested
+
+Listen = Callable[[Subscription], Coroutine[Any, Any, None]]
 
 FLUSH_SECONDS = 0.25
 """What rides along with transactions waits no longer than this for one."""
@@ -224,12 +227,15 @@ class Application:
         Raises:
             OSError: The port is taken, or the address is not ours.
         """
-        listeners = {name: shell.listen for name, shell in self.shells.items()}
+        listeners: dict[str, Listen] = {}
+        for name, shell in self.shells.items():
+            listeners[name] = shell.listen
+            listeners[name + EXPRESS_LANE] = partial(shell.listen, is_express=True)
         if self._worker is not None:
-            listeners[CONSUMER] = self._worker.listen
+            listeners[CONSUMER] = listeners[CONSUMER + EXPRESS_LANE] = self._worker.listen
         self._run(self._transport.run(), "transport")
         for consumer, subjects in hears([shell.module for shell in self.shells.values()], self._contracts).items():
-            await self._attach(consumer, subjects, listeners[consumer.removesuffix(EXPRESS_LANE)])
+            await self._attach(consumer, subjects, listeners[consumer])
         for name, shell in self.shells.items():
             self._run(shell.run(), f"shell of {name}")
             self._run(self.relays[name].run(), f"relay of {name}")
@@ -275,9 +281,7 @@ class Application:
                 found[f"database:{name}"] = "unavailable"
         return found
 
-    async def _attach(
-        self, consumer: str, subjects: list[str], listen: Callable[[Subscription], Coroutine[Any, Any, None]]
-    ) -> None:
+    async def _attach(self, consumer: str, subjects: list[str], listen: Listen) -> None:
         """Hear *subjects* as *consumer*."""
         subscription = await self.bus.subscribe(consumer, subjects)
         self._run(listen(subscription), f"listener of {consumer}")

@@ -86,7 +86,7 @@ class Shell(Window):
         self._backlog_max = backlog_max
         self._observers = dict(observers or {})
         self._dice = dice or random.Random()
-        self._room: WaitingRoom[Seat] = WaitingRoom(batch_max * 4)
+        self._room: WaitingRoom[Seat] = WaitingRoom(batch_max * 4, lambda seat: seat.delivery is not None)
         self._in_versions: dict[str, Seat] = {}
         """Who sits for an event that is said in several versions, for the highest of them."""
         self._away = Away(self._room, store.database, clock, self._dice)
@@ -114,7 +114,7 @@ class Shell(Window):
 
         With *is_new* false it may have been told before, under the same *id*: then nothing happens again.
         """
-        if sheds and self._backlog() > self._backlog_max:
+        if sheds and self._backlog() + len(self._room) > self._backlog_max:
             raise Overloaded("Too much is waiting; nothing was stored.", 2)
         if self._is_stopped:
             raise Unavailable("The server is shutting down.")
@@ -126,12 +126,15 @@ class Shell(Window):
         self._room.sit(seat, express)
         return await future
 
-    async def listen(self, subscription: Subscription) -> None:
-        """Hear *subscription* until cancelled; take no more than there is room for."""
+    async def listen(self, subscription: Subscription, is_express: bool = False) -> None:
+        """Hear *subscription*, one lane, until cancelled; take no more than there is room for in that lane."""
         while True:
-            free = await self._room.wait_for_space()
+            free = await self._room.wait_for_space(is_express)
             for delivery in await subscription.fetch(min(free, self._batch_max), FETCH_SECONDS):
-                await self._hear(delivery)
+                try:
+                    await self._hear(delivery)
+                except Exception as error:  # nobody foresaw it; whatever it is, it is this message's trouble alone
+                    await self._fail(delivery, error, None)
 
     async def _hear(self, delivery: Delivery) -> None:
         message = delivery.message
@@ -171,20 +174,27 @@ class Shell(Window):
         """Take everybody who sits, see them through, and answer."""
         batch = await self._room.take(self._batch_max)
         began = self._clock.monotonic()
-        try:
-            verdicts = await self._pass(batch, began)
-        except Unavailable as error:
-            await self._away.turn(batch, error)
-            return
-        await self._answer(batch, verdicts, began)
+        verdicts, trouble = await self._pass(batch, began)
+        await self._answer(batch[: len(verdicts)], verdicts, began)
+        if trouble is not None:
+            await self._away.turn(batch[len(verdicts) :], trouble)
 
-    async def _pass(self, batch: Sequence[Seat], began: float) -> Sequence[Verdict]:
-        """See *batch* through, the short way if there is one and it is free."""
-        if self.short_way is not None and (verdicts := await self.short_way.go(self, batch, began)) is not None:
-            return verdicts
-        found, due = await self._see_through(batch)
+    async def _pass(self, batch: Sequence[Seat], began: float) -> tuple[Sequence[Verdict], Unavailable | None]:
+        """
+        See *batch* through, the short way if there is one and it is free.
+
+        Return the verdicts; fewer than there are seats if the database went away meanwhile, and then that, too.
+        """
+        if self.short_way is not None:
+            try:
+                verdicts = await self.short_way.go(self, batch, began)
+            except Unavailable as error:
+                return [], error
+            if verdicts is not None:
+                return verdicts, None
+        found, due, trouble = await self._see_through(batch)
         self.relay.take(due)
-        return found
+        return found, trouble
 
     def overhear(self, step: Step, began: float) -> None:
         """Let everybody know what was decided here on the short way."""
@@ -205,24 +215,28 @@ class Shell(Window):
             self._handling.ended(subject, outcome, count)
         self._handling.took(self._clock.monotonic() - began, said, self._clock.now())
 
-    async def _see_through(self, batch: Sequence[Seat]) -> tuple[list[Verdict], list[Parcel]]:
-        """Think *batch* and commit what follows; what the database will not write is found out one by one."""
+    async def _see_through(self, batch: Sequence[Seat]) -> tuple[list[Verdict], list[Parcel], Unavailable | None]:
+        """
+        Think *batch* and commit what follows; what the database will not write is found out one by one.
+
+        Return the verdicts and what goes out; where the database went away, those of the seats before, and the trouble.
+        """
         try:
-            return await self._store.database.write(partial(self.think, batch), self.module.name)
-        except Unavailable:
-            raise
+            verdicts, due = await self._store.database.write(partial(self.think, batch), self.module.name)
+            return verdicts, due, None
+        except Unavailable as error:
+            return [], [], error
         except Exception as error:  # a row that breaks a constraint, say: whose it is, only a single pass can tell
             if len(batch) == 1:
-                return [Verdict(error=error)], []
-            found = [await self._see_alone(seat) for seat in batch]
-            return [verdict for verdicts, _ in found for verdict in verdicts], [p for _, due in found for p in due]
-
-    async def _see_alone(self, seat: Seat) -> tuple[list[Verdict], list[Parcel]]:
-        """Think *seat* through by itself; if the database goes away now, those before it have been committed."""
-        try:
-            return await self._see_through([seat])
-        except Unavailable as error:
-            return [Verdict(error=error)], []
+                return [Verdict(error=error)], [], None
+        verdicts, due = [], []
+        for seat in batch:
+            found, parcels, trouble = await self._see_through([seat])
+            verdicts += found
+            due += parcels
+            if trouble is not None:
+                return verdicts, due, trouble
+        return verdicts, due, None
 
     async def run(self) -> None:
         """Step until cancelled."""
@@ -286,11 +300,16 @@ class Shell(Window):
         if isinstance(verdict.error, Superseded):
             await delivery.nak(GIVE_WAY_SECONDS, error="superseded", detail=str(verdict.error))
             return
+        await self._fail(delivery, verdict.error, seat.story.correlation_id)
+
+    async def _fail(self, delivery: Delivery, error: Exception, correlation_id: str | None) -> None:
+        """Let *delivery* come again after a while; five times, then it is a dead letter."""
+        subject = original(delivery.message.subject)
         self._handling.ended(subject, "failed")
-        detail = f"{type(verdict.error).__name__}: {verdict.error}"
+        detail = f"{type(error).__name__}: {error}"
         logger.warning(
             "message failed", consumer=self.module.name, subject=subject, tries=delivery.tries, detail=detail,
-            message_id=delivery.message.id, correlation_id=seat.story.correlation_id,
+            message_id=delivery.message.id, correlation_id=correlation_id,
         )  # fmt: skip
         await delivery.nak(retry_seconds(delivery.tries, self._dice), error="failed", detail=detail)
 

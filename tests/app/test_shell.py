@@ -262,6 +262,16 @@ async def test_shedding_refuses_only_new_work(path: Path) -> None:
         assert await stand.rows("SELECT count(*) FROM orders_order") == [(0,)]
 
 
+async def test_who_stands_counts_as_backlog(path: Path) -> None:
+    """Where the database takes its time, no more wait for it than the cap allows; then they are told to come again."""
+    async with stand_at(path, backlog_max=3) as stand:
+        told = [tell(stand, "orders", submitted(oid(n)), sheds=True) for n in range(6)]
+        await asyncio.sleep(0)
+        await stand.shells["orders"].step()
+        outcomes = await asyncio.gather(*told, return_exceptions=True)
+        assert [isinstance(outcome, Overloaded) for outcome in outcomes] == [False] * 4 + [True] * 2
+
+
 async def test_draining_lets_nobody_in_and_everybody_out(stand: Stand) -> None:
     """Who sits is answered; who comes later is turned away."""
     told = tell(stand, "orders", submitted())
@@ -364,6 +374,35 @@ async def test_a_database_that_goes_away_among_singles_takes_nothing_back(
     assert not isinstance(first, BaseException)
     assert await stand.shells["orders"].get(Order, oid(1)) is not None
     assert await stand.shells["orders"].get(Order, oid(2)) is None
+
+
+async def test_a_database_that_goes_away_among_singles_spends_no_try(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of messages, too: who was not committed sits down again, and the others do not even ask."""
+    await stand.tell("inventory", product())
+    shell, write = stand.shells["inventory"], stand.database.write
+    calls = 0
+
+    async def failing(work: Any, *place: str) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ValueError("a row that the database refuses")
+        if calls == 3:
+            raise Unavailable("gone")
+        return await write(work)
+
+    stand.run(shell.listen(await stand.bus.subscribe("inventory", ["orders.created.v2"])))
+    published = [stand.bus.publish(said(stand, created(oid(n)), key=oid(n))) for n in (1, 2, 3)]
+    await until(lambda: len(shell._room) == 3)
+    monkeypatch.setattr(stand.database, "write", failing)
+    await shell.step()
+    assert [future.done() for future in published] == [True, False, False]
+    assert calls == 4  # together, two of them, and whether the database is back
+    await shell.step()
+    await asyncio.gather(*published)
+    handled = [line for line in stand.metrics.render().decode().splitlines() if line.startswith("messages_handled_total{")]
+    assert any('outcome="handled"' in line and line.endswith(" 3") for line in handled)
+    assert not any('outcome="failed"' in line for line in handled)
 
 
 async def test_a_commit_of_unknown_outcome_is_told_as_one(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:

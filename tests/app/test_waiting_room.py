@@ -48,6 +48,18 @@ async def test_those_who_sit_again_come_first_and_in_their_order() -> None:
     assert await room.take(10) == [0, 1, 2, 3, 4, 5]
 
 
+async def test_those_who_sit_again_keep_their_lane() -> None:
+    """After an outage, too, express goes before the bulk that came meanwhile."""
+    room: WaitingRoom[int] = WaitingRoom(100)
+    for n in range(4):
+        room.sit(n, n % 2 == 0)
+    batch = await room.take(4)
+    room.sit(4)
+    room.sit(5, True)
+    room.sit_again(batch, lambda guest: guest % 2 == 0)
+    assert list(room) == [0, 2, 5, 1, 3, 4]
+
+
 async def test_taking_waits_for_the_first_guest() -> None:
     """And for no second."""
     room: WaitingRoom[int] = WaitingRoom(100)
@@ -69,6 +81,31 @@ async def test_space_is_promised_only_where_there_is_some() -> None:
     assert not waiting.done()
     await room.take(2)
     assert await asyncio.wait_for(waiting, 20) == 2
+
+
+async def test_who_comes_by_himself_takes_no_seat() -> None:
+    """However many stand at the door, the bus is heard."""
+    room: WaitingRoom[str] = WaitingRoom(3, lambda guest: guest == "fetched")
+    for _ in range(10):
+        room.sit("standing")
+    room.sit("fetched")
+    assert await room.wait_for_space() == 2
+    assert room.leave(lambda guest: guest == "standing") == ["standing"] * 10
+    assert await room.wait_for_space() == 2
+    batch = await room.take(10)
+    assert await room.wait_for_space() == 3
+    room.sit_again(batch)
+    assert await room.wait_for_space() == 2
+
+
+async def test_each_lane_has_seats_of_its_own() -> None:
+    """A lane that is full does not keep the other from fetching."""
+    room: WaitingRoom[int] = WaitingRoom(3)
+    for n in range(3):
+        room.sit(n)
+    assert await room.wait_for_space(is_express=True) == 3
+    room.sit(3, True)
+    assert await room.wait_for_space(is_express=True) == 2
 
 
 async def test_the_room_is_empty_once_the_last_pass_is_over() -> None:
