@@ -53,7 +53,7 @@ class Away:
             await self._clock.sleep(seconds * self._dice.uniform(0.5, 1.0))
             seconds = min(SECONDS_MAX, seconds * 2)
             try:
-                await self._database.write(lambda connection: None)  # that it begins is the point
+                await self._database.check()
                 self.is_now = False
             except Unavailable as still:
                 _send_home(self._room.leave(lambda seat: seat.future is not None), still)

@@ -275,7 +275,7 @@ class Application:
         for name in self.shells:
             database = self.databases[self.settings.database_url(name)]
             try:
-                await database.write(lambda connection: connection.exec_driver_sql("SELECT 1").scalar())
+                await database.check()
                 found[f"database:{name}"] = OK
             except Unavailable:
                 found[f"database:{name}"] = "unavailable"

@@ -67,7 +67,7 @@ class Database:
 
     @property
     def is_healthy(self) -> bool:
-        """False after a transaction that the database refused, until one succeeds."""
+        """False after a transaction that the database refused, until one has written something."""
         return self._writer.is_healthy and self._reader.is_healthy
 
     async def write(self, work: Work[T], place: str = "") -> T:
@@ -84,6 +84,15 @@ class Database:
             Exception: Whatever *work* raised; nothing of it was kept.
         """
         return await self._writer.ask(work, place)
+
+    async def check(self) -> None:
+        """
+        Return if the database answers; after trouble it has to prove that it can be written, too.
+
+        Raises:
+            Unavailable: It does not.
+        """
+        await self.write(_nothing if self.is_healthy else self.dialect.probe)
 
     def ride(self, work: Work[Any]) -> None:
         """Do *work* in the next transaction that somebody else asks for, or in the one of the next `flush`."""

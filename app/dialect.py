@@ -78,6 +78,12 @@ class Dialect(Protocol):
     def was_committed(self, engine: Engine, mark: Any) -> bool | None:
         """Say what became of the transaction *mark*, whose connection was cut while it committed; None: nobody knows."""
 
+    def probe(self, connection: Connection) -> None:
+        """Write something that changes nothing: whether that can be committed is the point."""
+
+    def has_written(self, connection: Connection) -> bool:
+        """Tell whether a transaction on *connection* has proved that the database can be written, or read by a reader."""
+
     def lead(self, connection: Connection, name: str, is_fit: bool) -> bool:
         """
         Take, keep or (no longer *is_fit*) give up the lead in *name*; return whether it is ours.

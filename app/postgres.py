@@ -222,6 +222,14 @@ class Postgres:
                 return None
             time.sleep(_ASK_AGAIN_SECONDS)
 
+    def probe(self, connection: Connection) -> None:
+        """A transaction that has a number is written down as it commits."""
+        connection.exec_driver_sql("SELECT txid_current()")
+
+    def has_written(self, connection: Connection) -> bool:
+        """Whoever answers has been reached; a full disk would have ended it."""
+        return True
+
     def lead(self, connection: Connection, name: str, is_fit: bool) -> bool:
         """An advisory lock of the session: it ends with the connection, however that ends."""
         held: set[str] = connection.info.setdefault("leads", set())

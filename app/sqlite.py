@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Connection, Engine, RootTransaction, Table, create_engine, event, make_url
+from sqlalchemy import JSON, Connection, Engine, NullPool, RootTransaction, Table, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from app.dialect import Statement, Trouble, Unusable, end_epoch
@@ -36,6 +36,7 @@ _PRAGMAS = (
 )
 
 
+_PROBED = "probed"
 _VERSION = "data_version"
 _WAITS = "waits for locks"
 
@@ -81,7 +82,7 @@ class Sqlite:
         engine = create_engine(
             parsed,
             connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False, "cached_statements": 512},
-            pool_size=4,
+            poolclass=NullPool,  # whoever hangs up lets go of the file: a handle that went bad does not come back
             # A statement of ours is compiled once and kept by us; SQLAlchemy's cache serves the few others.
             query_cache_size=200,
         )
@@ -144,6 +145,15 @@ class Sqlite:
     def was_committed(self, engine: Engine, mark: Any) -> bool | None:
         """A commit that raises is none."""
         return False
+
+    def probe(self, connection: Connection) -> None:
+        """Its first page is written whether this changes it or not; a full disk refuses that."""
+        _driver(connection).execute("PRAGMA user_version = 0")
+        connection.info[_PROBED] = True
+
+    def has_written(self, connection: Connection) -> bool:
+        """A lock is to be had on a full disk, too."""
+        return _is_reading(connection) or _driver(connection).total_changes > 0 or _PROBED in connection.info
 
     def lead(self, connection: Connection, name: str, is_fit: bool) -> bool:
         """There is nobody else."""

@@ -57,7 +57,7 @@ class Transactor:
 
     def __init__(self, dialect: Dialect, engine: Engine) -> None:
         self.is_healthy = True
-        """False after a transaction that the database refused, until one succeeds."""
+        """False after a transaction that the database refused, until one has written something."""
         self._dialect = dialect
         self._engine = engine
         self._connection: Connection | None = None
@@ -110,7 +110,7 @@ class Transactor:
                 self._away(error)
                 raise Unavailable("The database is out of reach.") from error
             break
-        if not self.is_healthy:
+        if not self.is_healthy and self._connection is not None and self._dialect.has_written(self._connection):
             self.is_healthy = True
             logger.info("the database is back")
         return answers

@@ -111,6 +111,46 @@ async def test_a_rider_waits_out_a_database_that_is_away(path: Path, monkeypatch
     await database.close()
 
 
+async def test_what_was_refused_is_well_once_something_was_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock and an answer are to be had on a full disk, too; a check asks for a proof, and changes nothing."""
+    monkeypatch.setattr("app.sqlite.BUSY_SECONDS", 0.02)
+    database = Database(f"sqlite:///{path}")
+    await database.write(lambda connection: connection.exec_driver_sql("CREATE TABLE number (n INTEGER PRIMARY KEY)"))
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Unavailable):
+        await database.check()
+    assert not database.is_healthy
+    other.execute("ROLLBACK")
+    assert await database.write(lambda c: c.exec_driver_sql("SELECT count(*) FROM number").scalar_one()) == 0
+    assert not database.is_healthy
+    (before,) = other.execute("PRAGMA data_version").fetchone()
+    await database.check()
+    assert database.is_healthy
+    assert other.execute("PRAGMA data_version").fetchone() != (before,)
+    other.close()
+    await database.close()
+
+
+async def test_a_handle_that_was_hung_up_does_not_come_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After trouble the file is opened anew."""
+    monkeypatch.setattr("app.sqlite.BUSY_SECONDS", 0.02)
+    database = Database(f"sqlite:///{path}")
+    opened: list[Any] = []
+    event.listen(database.engine, "connect", lambda connection, record: opened.append(connection))
+    await database.write(lambda connection: connection.exec_driver_sql("CREATE TABLE number (n INTEGER PRIMARY KEY)"))
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Unavailable):
+        await database.write(insert(1))
+    other.close()
+    assert await database.write(insert(2)) == 2
+    first, second = opened
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        first.execute("SELECT 1")
+    await database.close()
+
+
 async def test_the_loop_goes_on_while_somebody_else_writes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is locked makes the work wait for its turn, and nobody else."""
     monkeypatch.setattr("app.sqlite.BUSY_SECONDS", 30.0)

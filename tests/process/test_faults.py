@@ -88,6 +88,11 @@ async def test_a_full_disk_is_said_and_survived(server: Server, client: Client) 
         if refused == 3:
             break
     assert refused == 3
+    # A lock is to be had all the same, and a question answered: neither says that it can be written.
+    await eventually(lambda: client.ask("GET", "/readyz"), lambda reply: reply.status == 503)
+    for _ in range(20):
+        readyz = await client.ask("GET", "/readyz")
+        assert (readyz.status, readyz.body["checks"]["database:orders"]) == (503, "unavailable")
     assert (await client.ask("GET", f"/v1/orders/{accepted[0]}")).status in (200, 503)
     assert (await client.ask("GET", "/livez")).status == 200
     resource.prlimit(server.pid, resource.RLIMIT_FSIZE, before)
@@ -96,6 +101,7 @@ async def test_a_full_disk_is_said_and_survived(server: Server, client: Client) 
     accepted.append(healed.body["order_id"])
     orders = await check_world(client, accepted, {"SKU-1": 100_000})
     assert {order["status"] for order in orders} == {"confirmed"}
+    assert (await client.get("/readyz"))["status"] == "ready"
 
 
 @pytest.mark.parametrize(("share", "count"), [("0.1", 100), pytest.param("0.3", 200, marks=pytest.mark.slow)])
