@@ -90,10 +90,9 @@ def decide(states: Sequence[Order | None], event: Event, now: datetime, *, timeo
             return _cancelled(order, "requested", now, None if why is None else {"reason": why})
         case Status.CANCELLED, StockReleased():
             return _kept(_noted(order, "inventory.released", now))
-        case Status.CANCELLED, PaymentRefunded():
+        case _, PaymentRefunded():
+            # If the order is not cancelled, by somebody at the provider and not by us; it may come before the capture.
             return _kept(_noted(order, "payments.refunded", now))
-        case Status.CONFIRMED, PaymentRefunded():
-            return _kept(_noted(order, "payments.refunded", now))  # by somebody at the provider, not by us
         case Status.CANCELLED, _:
             return unchanged()
         case ((Status.RESERVED | Status.CONFIRMED), (StockReserved() | PaymentDelayed() | OrderTimedOut())):

@@ -250,6 +250,9 @@ def _seen(payment: Payment, event: ChargeSeen | RefusalSeen | RefundSeen, now: d
             if not payment.is_cancelled:  # not by us: it counts, and a person should know
                 doubted = NotBelieved(order_id=payment.order_id, reason="refunded_elsewhere")
                 return Decision(decision.states, (*decision.events, doubted))
+        case PaymentStatus.REFUNDED, RefundSeen() if not payment.is_cancelled:
+            # Told again: whoever told it first may have gone before it was put aside.
+            return unchanged(NotBelieved(order_id=payment.order_id, reason="refunded_elsewhere"))
         case _:
             return unchanged()
     return Decision(decision.states, (*decision.events, *withdrawn))

@@ -91,6 +91,10 @@ class Desk:
         return [(each.letter.error, each.letter.message.id) for each in kept]
 
 
+async def _cut_off(letter: Any) -> None:
+    raise Unavailable("The process ends here, or its database goes away.")
+
+
 @pytest.fixture
 async def desk(tmp_path: Path, faulty: FaultyStripe) -> AsyncIterator[Desk]:
     gateway = StripeGateway(API_KEY, faulty.url)
@@ -253,6 +257,21 @@ async def test_money_that_went_back_by_hand_is_put_aside_and_counts(desk: Desk) 
     assert await desk.take(refund(oid(1))) == "put_aside"
     assert await desk.letters() == [("refunded_elsewhere", "evt_3")]
     assert (await desk.payment(oid(1))).status is PaymentStatus.REFUNDED
+
+
+async def test_a_webhook_that_was_cut_off_between_books_and_letter_is_put_aside_when_it_comes_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refund by hand is in our books then; the person has not heard of it yet, and hears of it once."""
+    await desk.requested(oid(1))
+    await desk.take(event(intent(oid(1))))
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.stand.office, "add", _cut_off)
+        with pytest.raises(Unavailable):
+            await desk.take(refund(oid(1)))
+    assert (await desk.payment(oid(1))).status is PaymentStatus.REFUNDED
+    assert [await desk.take(refund(oid(1))) for _ in range(2)] == ["put_aside", "put_aside"]
+    assert await desk.letters() == [("refunded_elsewhere", "evt_3")]
 
 
 async def test_other_types_are_none_of_our_business(desk: Desk) -> None:

@@ -284,7 +284,9 @@ def test_money_that_somebody_else_gave_back_is_gone_and_noticed() -> None:
         PaymentRefunded(order_id="o", amount=EUR, reference="r"),
         NotBelieved(order_id="o", reason="refunded_elsewhere"),
     )
+    assert when(decision.states[0], REFUND_SEEN) == Decision(events=decision.events[1:]), "told again, it is to be noticed again"
     assert when(decision.states[0], CANCELLED).events == ()
+    assert when(when(decision.states[0], CANCELLED).states[0], REFUND_SEEN) == Decision()
 
 
 @pytest.mark.parametrize("event", [CHARGED, REFUSED, AWAY, SILENT], ids=["charged", "refused", "away", "silent"])
