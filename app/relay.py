@@ -13,7 +13,7 @@ __all__ = ["Relay"]
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from datetime import timedelta
 from functools import partial
 
@@ -88,7 +88,7 @@ class Relay:
         try:
             if is_to_look:
                 self._look_at = now + LOOK_SECONDS
-                self._found(*await self._store.database.write(partial(self._look, sent), LAST))
+                self._found(*await self._store.database.write(partial(self._look, sent, frozenset(self._flying)), LAST))
             elif sent:
                 self._store.database.ride(partial(self._mark, sent))
         except Unavailable:
@@ -103,11 +103,12 @@ class Relay:
             await self._clock.sleep(MARK_SECONDS)
 
     async def stop(self) -> None:
-        """Send nothing more; write down what the bus has taken. Idempotent."""
+        """Send nothing more; write down what the bus has taken, what rides already, too. Idempotent."""
         self._is_stopped = True
         sent, self._sent = self._sent, []
         if sent:
-            await self._store.database.write(partial(self._mark, sent))
+            self._store.database.ride(partial(self._mark, sent))
+        await self._store.database.flush()
 
     def _send(self, parcel: Parcel) -> None:
         if parcel.id in self._flying:
@@ -136,9 +137,9 @@ class Relay:
     def _mark(self, sent: list[str], connection: Connection) -> None:
         self._store.mark_sent(connection, sent, self._clock.now())
 
-    def _look(self, sent: list[str], connection: Connection) -> tuple[list[Parcel], int, float]:
+    def _look(self, sent: list[str], flying: Set[str], connection: Connection) -> tuple[list[Parcel], int, float]:
         """
-        Mark *sent*, then find what is due, how much of it there is and how old it is.
+        Mark *sent*, then find what is due and not *flying*, how much is due in all, and how old it is.
 
         In one transaction, and behind the marks that still ride: so whatever is found unsent is either on its way, or
         nobody has taken care of it.
@@ -147,13 +148,11 @@ class Relay:
             self._mark(sent, connection)
         now = self._clock.now()
         count = self._store.due_count(connection, now)
-        # What flies is due, too, and may be among the oldest: read past it.
-        limit = len(self._flying) + FOUND_MAX
         # While the bus is away somebody else may look after what lies here; what is ours to send waits for it.
         leads = self._store.lead(connection, self._bus.is_connected)
         grace = self._store.grace(timedelta(seconds=LOOK_SECONDS if self._has_looked else 0))
         is_to_send = count > 0 and leads and self._bus.is_connected
-        parcels = self._store.due(connection, now, limit, grace) if is_to_send else []
+        parcels = self._store.due(connection, now, FOUND_MAX, grace, flying) if is_to_send else []
         self._has_looked = True
         return parcels, count, self._store.due_oldest_seconds(connection, now)
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 __all__ = ["Kept", "Store", "timed_ids"]
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from operator import itemgetter
+from itertools import islice
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, MetaData
@@ -94,8 +95,9 @@ class Store:
         self._mark = dialect.by_keys(f"UPDATE {outbox} SET sent_at = ? WHERE {sent}")
         unsent = f"FROM {outbox} WHERE sent_at IS NULL AND due_at <= ?"
         self._due = dialect.text(
-            f"SELECT {columns} {unsent} AND (due_at <= ? OR name IS NOT NULL) ORDER BY {outbox}.due_at LIMIT ?"
+            f"SELECT id {unsent} AND (due_at <= ? OR name IS NOT NULL) ORDER BY {outbox}.due_at LIMIT ?"
         )
+        self._parcels = dialect.by_keys(f"SELECT {columns} FROM {outbox} WHERE id {{keys}}")
         self._due_count = dialect.text(f"SELECT count(*) {unsent}")
         self._due_oldest = dialect.text(f"SELECT {dialect.moment('min(due_at)')} {unsent}")
 
@@ -104,6 +106,7 @@ class Store:
             return dialect.text(f"DELETE FROM {table} WHERE id IN ({some})")
 
         self._purge_outbox = purge(outbox, "id < ? AND sent_at < ?", "id")
+        self._purge_foreign = purge(outbox, "id >= ? AND sent_at < ?", "id")
         self._purge_inbox = purge(inbox, "id >= ? AND id < ? AND heard_at < ?", "id")
         self._purge_untimed = purge(inbox, "untimed = 1 AND heard_at < ?", "heard_at")
 
@@ -158,15 +161,19 @@ class Store:
         """Note that the bus is answerable for the parcels *ids*."""
         self._mark.run(connection, [(id,) for id in sorted(ids)], (instant(now),))
 
-    def due(self, connection: Connection, now: datetime, limit: int, grace: timedelta) -> list[Parcel]:
+    def due(
+        self, connection: Connection, now: datetime, limit: int, grace: timedelta, besides: Set[str] = frozenset()
+    ) -> list[Parcel]:
         """
-        Return up to *limit* parcels that are due and not marked as sent, the longest due first.
+        Return up to *limit* parcels that are due and not marked as sent, the longest due first, *besides* some ids.
 
         What is due for less than *grace* is left out, unless it was said for later: it was committed just now, and
         whoever did that has it in hand.
         """
-        values = (instant(now), instant(now - grace), limit)
-        return [Parcel(*row) for row in connection.exec_driver_sql(self._due, values)]
+        values = (instant(now), instant(now - grace), len(besides) + limit)
+        due = (id for (id,) in connection.exec_driver_sql(self._due, values) if id not in besides)
+        found = self._parcels.run(connection, [(id,) for id in islice(due, limit)])
+        return sorted((Parcel(*row) for row in found), key=attrgetter("due_at"))
 
     def grace(self, own: timedelta) -> timedelta:
         """Return for how long whoever has committed something has it in hand: *own*, or what all are given on a shared database."""
@@ -195,12 +202,14 @@ class Store:
         Forget a few rows that nobody needs any more; return how many.
 
         An id begins with the milliseconds since 1970 at which its cause came in, so what is old enough to go is a
-        range of the primary key and needs no index of its own; but for what came from outside under whatever id it had.
+        range of the primary key and needs no index of its own; but for what came from outside under whatever id it had:
+        of that, what it caused mostly lies beyond all ids that begin with a time.
         """
         sent_before, heard_before = now - SENT_KEPT, now - HEARD_KEPT
         gone = 0
         for text, values in (
             (self._purge_outbox, (id_horizon(sent_before), instant(sent_before))),
+            (self._purge_foreign, (timed_ids(now)[1], instant(sent_before))),
             (self._purge_inbox, (_FIRST_ID, id_horizon(heard_before), instant(heard_before))),
             (self._purge_untimed, (instant(heard_before),)),
         ):

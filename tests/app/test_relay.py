@@ -128,6 +128,19 @@ async def test_stopping_writes_down_what_the_bus_took(path: Path, clock: Virtual
         assert len(bus.published) == 2
 
 
+async def test_stopping_writes_down_what_rides_already(path: Path, clock: VirtualClock) -> None:
+    """The marks that were told to ride wait for somebody else's transaction, and now there comes none any more."""
+    async with stand_at(path, clock) as stand:
+        await stand.tell("orders", submitted())
+        bus = Ledger()
+        relay = relay_of(stand, bus)
+        await relay.step()
+        await bus.answer()
+        await relay.step()
+        await relay.stop()
+        assert sorted(subject for subject, sent_at in await stand.outbox("orders") if sent_at) == CREATED
+
+
 async def test_what_is_on_its_way_is_not_sent_twice(path: Path, clock: VirtualClock) -> None:
     """However often the relay looks into the table meanwhile, and though it was handed over as well."""
     async with stand_at(path, clock) as stand:

@@ -29,7 +29,7 @@ from app.outbox import Parcel
 from app.republish import _sent, count
 from app.rows import Rows, instant
 from app.store import GRACE, HEARD_KEPT, SENT_KEPT, Kept, Store
-from bus.ids import id_horizon
+from bus.ids import caused_id, id_horizon
 from bus.port import DeadLetter, Message
 from modules import inventory
 from modules.inventory.state import Product, Reservation, ReservationStatus
@@ -231,28 +231,30 @@ class StoreContract:
         found = await store.database.write(lambda c: store.due(c, NOW, 10, GREAT_GRACE))
         assert [(p.id, p) for p in found] == [("p-2", rows[1]), ("p-1", rows[0]), ("was-later", rows[4])]
         assert await store.database.write(lambda c: store.due(c, NOW, 1, GREAT_GRACE)) == [rows[1]]
+        assert await store.database.write(lambda c: store.due(c, NOW, 1, GREAT_GRACE, {"p-2", "p-9"})) == [rows[0]]
         assert await store.database.write(lambda c: store.due_count(c, NOW)) == 4
         assert await store.database.write(lambda c: store.due_oldest_seconds(c, NOW)) == 9.0
         assert await store.database.write(lambda c: store.due_oldest_seconds(c, NOW - timedelta(hours=1))) == 0.0
 
     async def test_what_nobody_needs_any_more_goes(self, store: Store) -> None:
         """
-        Sent events after a day; heard ones two days after they were heard, whatever their ids look like.
+        Sent events after a day, heard ones two days after they were heard; whatever their ids look like.
 
         What was never sent stays for ever.
         """
         old, older = NOW - SENT_KEPT - timedelta(seconds=1), NOW - HEARD_KEPT - timedelta(seconds=1)
         rows = [parcel(born(old, 1)), parcel(born(old, 2)), parcel(born(NOW, 3))]
+        foreign = [parcel(caused_id(f"from elsewhere {n}", 0)) for n in range(20)]
         heard = [
             Kept(born(older, 4), instant(older), 0, None, None),
             Kept(born(older, 5), instant(old), 0, None, None),
             Kept("any-id", instant(older), 1, "f", None),
             Kept("other-id", instant(old), 1, "f", None),
         ]
-        await store.database.write(lambda c: store.save(c, states={}, heard=heard, withdrawn=(), said=rows))
-        await store.database.write(lambda c: store.mark_sent(c, [rows[0].id], old))
+        await store.database.write(lambda c: store.save(c, states={}, heard=heard, withdrawn=(), said=rows + foreign))
+        await store.database.write(lambda c: store.mark_sent(c, [rows[0].id, *(each.id for each in foreign)], old))
         await store.database.write(lambda c: store.mark_sent(c, [rows[2].id], NOW))
-        assert await store.database.write(lambda c: store.purge(c, NOW)) == 3
+        assert await store.database.write(lambda c: store.purge(c, NOW)) == 3 + len(foreign)
         assert await store.database.write(lambda c: store.purge(c, NOW)) == 0
         left = await store.database.read(lambda c: sorted(c.exec_driver_sql("SELECT id FROM inventory_outbox").scalars()))
         assert left == sorted([rows[1].id, rows[2].id])
