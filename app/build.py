@@ -18,8 +18,9 @@ from loguru import logger
 from app.cascade import ShortWay
 from app.clock import SystemClock
 from app.database import Database
-from app.databases import migrated, opened, require_tables
+from app.databases import claimed, migrated, opened, require_tables
 from app.dead_letters import DeadLetterOffice
+from app.dialect import Claim
 from app.door import Unavailable
 from app.gateways.breaker import Breaker, BreakerState
 from app.gateways.calls import CALLS_MAX
@@ -149,6 +150,7 @@ class Application:
         self._worker = self._gateway_worker() if "payments" in self.shells else None
         self._tasks: list[asyncio.Task[None]] = []
         self._listening: list[asyncio.Task[None]] = []
+        self._claims: list[Claim] = []
         self._runner = Runner(
             build(
                 list(self.shells.values()),
@@ -220,6 +222,10 @@ class Application:
         """See to it that every module's tables are at the head; raises as `app.databases.require_tables` does."""
         require_tables(self.settings, self.databases, self.shells)
 
+    def claim(self) -> None:
+        """See to it that nobody else serves our modules from the same files; raises as `app.databases.claimed` does."""
+        self._claims = claimed(self.settings, self.databases, self.shells)
+
     async def start(self) -> str:
         """
         Start everything; return the address that it answers at.
@@ -266,6 +272,8 @@ class Application:
         await self.bus.close(0.5)
         for database in self.databases.values():
             await database.close()
+        for claim in self._claims:
+            claim.close()
 
     async def checks(self) -> Mapping[str, str]:
         """Ask the bus and each database how they are."""

@@ -52,7 +52,7 @@ def _application(settings: Settings) -> Application:
 
 
 def _tables(do: Callable[[], T]) -> T:
-    """*do* what `Application` offers about its tables; end the program in one line where it cannot be done."""
+    """*do* what `Application` offers about its databases; end the program in one line where it cannot be done."""
     from app.databases import OutOfReach
     from app.migrations import NewerDatabase, NotMigrated
 
@@ -94,6 +94,7 @@ def serve() -> None:
     settings = _settings()
     _logs(settings)
     application = _application(settings)
+    _tables(application.claim)
     _tables(application.require_tables)
     try:
         sys.exit(serve(application))

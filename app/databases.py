@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["OutOfReach", "migrated", "opened", "require_tables"]
+__all__ = ["OutOfReach", "claimed", "migrated", "opened", "require_tables"]
 
+import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
@@ -11,7 +12,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from app.database import Database
-from app.dialect import Unusable
+from app.dialect import Claim, Unusable
 from app.migrations import NotMigrated, is_current, migrate
 from config.settings import Settings
 
@@ -62,6 +63,27 @@ def require_tables(settings: Settings, databases: Mapping[str, Database], module
         is_shared = databases[settings.database_url(module)].dialect.is_shared
         if not _ask(settings, databases, module, is_current if is_shared else migrate) and is_shared:
             raise NotMigrated(f"the tables of {module} are not up to date; run `python -m app migrate` first")
+
+
+def claimed(settings: Settings, databases: Mapping[str, Database], modules: Iterable[str]) -> list[Claim]:
+    """
+    Claim *modules* in their databases, where only one process may serve them; close the claims to give them up.
+
+    Raises:
+        OutOfReach: Another process has claimed one, or a database cannot be used.
+    """
+    claims: list[Claim] = []
+    for module in modules:
+        database = databases[settings.database_url(module)]
+        try:
+            claim = database.dialect.claim(database.engine, module)
+        except (Unusable, sqlite3.OperationalError) as error:
+            for each in claims:
+                each.close()
+            raise OutOfReach(f"{_variable(settings, module)}: {error}") from None
+        if claim is not None:
+            claims.append(claim)
+    return claims
 
 
 def _ask(settings: Settings, databases: Mapping[str, Database], module: str, question: Callable[[Engine, str], T]) -> T:

@@ -6,7 +6,7 @@ The rest of the house writes its SQL once, with ``?`` for a value and ``{keys}``
 
 from __future__ import annotations
 
-__all__ = ["MARK", "Dialect", "Statement", "Trouble", "Unusable", "dialect_of", "end_epoch", "epoch"]
+__all__ = ["MARK", "Claim", "Dialect", "Statement", "Trouble", "Unusable", "dialect_of", "end_epoch", "epoch"]
 
 from collections.abc import Sequence
 from enum import Enum
@@ -40,6 +40,13 @@ class Statement(Protocol):
         """Run it for *rows*; *before* are values that come first. Return all rows that it returns."""
 
 
+class Claim(Protocol):
+    """A module of a database that is ours alone."""
+
+    def close(self) -> None:
+        """Give it up."""
+
+
 class Dialect(Protocol):
     """One kind of database."""
 
@@ -58,6 +65,16 @@ class Dialect(Protocol):
 
         Raises:
             Unusable: There is no driver for it, or nobody can read the address.
+        """
+
+    def claim(self, engine: Engine, name: str) -> Claim | None:
+        """
+        Claim the module *name* in the database behind *engine*, until that is closed or the process ends.
+
+        None where two processes may serve one module: there `lead` says who does what.
+
+        Raises:
+            Unusable: Another process has claimed it.
         """
 
     def begin_at_once(self, connection: Connection) -> RootTransaction | None:

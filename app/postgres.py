@@ -170,6 +170,9 @@ class Postgres:
 
         return engine
 
+    def claim(self, engine: Engine, name: str) -> None:
+        """Several may."""
+
     def begin_at_once(self, connection: Connection) -> RootTransaction | None:
         """Its server has to be asked."""
         return None

@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import JSON, Connection, Engine, NullPool, RootTransaction, Table, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from app.dialect import Statement, Trouble, Unusable, end_epoch
+from app.dialect import Claim, Statement, Trouble, Unusable, end_epoch
 
 BUSY_SECONDS = 2.0
 """How long we wait for somebody else's lock before we say that the database is out of reach."""
@@ -111,6 +111,18 @@ class Sqlite:
                 end_epoch(connection)
 
         return engine
+
+    def claim(self, engine: Engine, name: str) -> Claim:
+        """The lock on an empty database beside it, which goes with the process, however that ends; who ends just now may."""
+        claim = sqlite3.connect(f"{engine.url.database}-{name}.lock", timeout=BUSY_SECONDS, isolation_level=None)
+        try:
+            claim.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            claim.close()
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            raise Unusable(f"another process serves {name} from this file; end that first") from None
+        return claim
 
     def begin_at_once(self, connection: Connection) -> RootTransaction | None:
         """Not if somebody else is writing."""

@@ -74,6 +74,15 @@ def test_a_port_in_use(tmp_path: Path) -> None:
         refused(tmp_path, 3, port, HTTP_PORT=port)
 
 
+def test_a_database_that_somebody_serves(tmp_path: Path, serve: Serve) -> None:
+    """Two would send each other's events, and charge twice; whoever takes over from one that was killed starts at once."""
+    server = serve()
+    refused(tmp_path, 3, "DATABASE_URL", "another process serves", DATABASE_URL=f"sqlite:///{server.database}")
+    assert run(tmp_path, "dead-letters", "list", DATABASE_URL=f"sqlite:///{server.database}").returncode == 0
+    server.kill()
+    server.start()
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     """Where a file is in the way, no database can be: one line, and 2 or 3."""
     (tmp_path / "file").write_text("in the way")
