@@ -50,6 +50,9 @@ GIVE_WAY_SECONDS = 1.0
 GIVE_WAY_MAX = 2
 """A lower version of an event lets the higher one pass so often, and waits so long; then it is as good as that."""
 
+SHEDDING_OVER = 0.9
+"""Below this part of the cap the log says that shedding is over, lest it say so again and again."""
+
 Observer = Callable[[Any, Decision, Seat], None]
 """Called on the loop for each event that was said, after the commit."""
 
@@ -91,6 +94,7 @@ class Shell(Window):
         """Who sits for an event that is said in several versions, for the highest of them."""
         self._away = Away(self._room, store.database, clock, self._dice)
         self._is_stopped = False
+        self._is_shedding = False
         self._handling = Handling(module.name, metrics)
 
     # Coming in
@@ -114,8 +118,8 @@ class Shell(Window):
 
         With *is_new* false it may have been told before, under the same *id*: then nothing happens again.
         """
-        if sheds and self._backlog() + len(self._room) > self._backlog_max:
-            raise Overloaded("Too much is waiting; nothing was stored.", 2)
+        if sheds:
+            self._shed()
         if self._is_stopped:
             raise Unavailable("The server is shutting down.")
         if self._away.is_now:
@@ -125,6 +129,23 @@ class Shell(Window):
         seat = Seat(event, id, context, express, inbox_id, fingerprint if key else None, answer, future, fresh=fresh)
         self._room.sit(seat, express)
         return await future
+
+    def _shed(self) -> None:
+        """
+        Let nobody in who can come again later, if too much is waiting.
+
+        Raises:
+            Overloaded: It is.
+        """
+        waiting, most = self._backlog() + len(self._room), self._backlog_max
+        if waiting > most:
+            if not self._is_shedding:
+                self._is_shedding = True
+                logger.warning("too much is waiting; new orders are refused", waiting=waiting, most=most)
+            raise Overloaded("Too much is waiting; nothing was stored.", 2)
+        if self._is_shedding and waiting <= most * SHEDDING_OVER:
+            self._is_shedding = False
+            logger.info("orders are taken again", waiting=waiting)
 
     async def listen(self, subscription: Subscription, is_express: bool = False) -> None:
         """Hear *subscription*, one lane, until cancelled; take no more than there is room for in that lane."""

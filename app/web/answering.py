@@ -19,7 +19,7 @@ from attrs import define, frozen
 from loguru import logger
 from uuid_utils import uuid7
 
-from app.door import KeyReused, Shed
+from app.door import KeyReused, Shed, Unsettled
 from app.telemetry.logs import enabled
 from app.telemetry.trace import correlation_id
 from app.web.auth import ANONYMOUS, caller_of
@@ -123,6 +123,7 @@ def wrap(operation: Operation, around: Surroundings) -> Callable[[web.Request], 
         started = perf_counter()
         correlation = correlation_id(request.headers.get(X_CORRELATION_ID), _fresh)
         asked = Asked(correlation, ANONYMOUS, lambda status: record(status, started, request.method))
+        is_shed = False
         response: web.StreamResponse
         try:
             if keys is not None:
@@ -133,6 +134,7 @@ def wrap(operation: Operation, around: Surroundings) -> Callable[[web.Request], 
         except KeyReused:
             response = respond(_key_reused(), request.rel_url.raw_path, correlation)
         except Shed as shed:
+            is_shed = not isinstance(shed, Unsettled)
             response = respond(_shed(shed), request.rel_url.raw_path, correlation)
         except asyncio.CancelledError:
             raise
@@ -147,7 +149,8 @@ def wrap(operation: Operation, around: Surroundings) -> Callable[[web.Request], 
             response.headers[hdrs.SERVER] = SERVER
         if not asked.is_recorded:
             record(status, started, request.method)
-        if status > 500 and not operation.is_probe:
+        # Whoever sheds has said so, once; a line for each that is refused would make it dearer just when it is too much.
+        if status > 500 and not operation.is_probe and not is_shed:
             logger.error(
                 "request refused", method=request.method, route=route, status=status, correlation_id=correlation
             )

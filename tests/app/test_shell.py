@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from uuid import uuid4
 
 import attrs
 import pytest
+from loguru import logger
 from sqlalchemy import event
 from uuid_utils import uuid7
 
@@ -270,6 +272,20 @@ async def test_who_stands_counts_as_backlog(path: Path) -> None:
         await stand.shells["orders"].step()
         outcomes = await asyncio.gather(*told, return_exceptions=True)
         assert [isinstance(outcome, Overloaded) for outcome in outcomes] == [False] * 4 + [True] * 2
+
+
+async def test_the_log_says_once_that_orders_are_refused(path: Path) -> None:
+    """And once that they are taken again, when it is safely below the cap."""
+    waiting, lines = [0], list[str]()
+    sink = logger.add(lambda line: lines.append(line.record["message"]), level="INFO", filter="app.shell")
+    try:
+        async with stand_at(path, backlog=lambda: waiting[0], backlog_max=100) as stand:
+            for waiting[0] in (100, 101, 102, 95, 101, 91, 90, 90):
+                with suppress(Overloaded):
+                    await stand.tell("orders", submitted(), sheds=True)
+    finally:
+        logger.remove(sink)
+    assert lines == ["too much is waiting; new orders are refused", "orders are taken again"]
 
 
 async def test_draining_lets_nobody_in_and_everybody_out(stand: Stand) -> None:

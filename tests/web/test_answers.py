@@ -279,3 +279,16 @@ async def test_requests_are_counted_by_template(web: Web) -> None:
     assert found["OTHER", "unmatched", "405"] == 1
     assert found["OTHER", "unmatched", "400"] == 1
     assert web.metrics.http_request_seconds.labels("/v1/parcels/{id}").sum > 0
+
+
+@pytest.mark.parametrize(("trouble", "lines"), [(Unavailable("away"), 0), (Unsettled("away"), 1)], ids=["away", "unsettled"])
+async def test_who_is_shed_costs_no_line_of_the_log(web: Web, trouble: Unavailable, lines: int) -> None:
+    """Why is said once, where it is found out; only what nobody knows the outcome of is a line each."""
+    log = StringIO()
+    sink = logger.add(log, level="INFO", format="{message}")
+    try:
+        web.door.trouble = trouble
+        assert (await web.ask("POST", "/v1/parcels", json=NEW)).status == 503
+    finally:
+        logger.remove(sink)
+    assert log.getvalue().splitlines() == ["request refused"] * lines
