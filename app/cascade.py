@@ -3,8 +3,8 @@ The short way from module to module, where all of them share one database and on
 
 What a module says to its neighbours need not travel: within the transaction in which it is said, whoever hears it decides
 about it, and whoever hears what he says, until nobody here has anything to add. An order goes as far as it can without
-waiting for anybody outside, and is written once for it. What all whom it concerns have decided about is over: it is
-counted, but neither sent nor kept, for nobody can hear it again.
+waiting for anybody outside, and is written once for it. An event is over once every module that hears it has decided: it
+is counted, but neither stored nor sent, for nobody can hear it again.
 
 It is only a short way. Whatever is heard by others too, or goes wrong for one of those who hear it, stays in the outbox
 and takes the long one, over the bus, with its tries and dead letters; who has heard it already finds it in the inbox.

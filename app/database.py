@@ -47,8 +47,9 @@ class Database:
     """
     A database that is open.
 
-    `write` and `read` may be called on one event loop only. A piece of work must touch nothing but its connection and
-    what belongs to it alone: it may run in a thread, and runs again if the transaction that it shares has to be repeated.
+    `write` and `read` may be called on one event loop only. A piece of work may run in a thread, and runs again if the
+    transaction that it shares has to be repeated. So it reads what does not change, and changes nothing but its connection,
+    what belongs to it alone, and caches.
     """
 
     def __init__(self, url: str) -> None:

@@ -92,9 +92,9 @@ class Door(Protocol):
         """
         Tell the module that *event* happened; return once what follows from it is committed to disk.
 
-        *id* is the event's own; *fresh*, if it is given, one that was made up for it, and under which nobody can have kept
-        anything. With *key* (unique to caller and route) the first call's answer is kept, and a
-        further call with an equal *fingerprint* gets it again and changes nothing.
+        *id* is the event's own. *fresh* is the key of the state that it creates, if that was made up for it: nothing is
+        there yet, so nobody looks. With *key* (unique to caller and route) the first call's answer is kept; a further call
+        with an equal *fingerprint* gets it again and changes nothing.
 
         Raises:
             KeyReused: *key* was used with another *fingerprint*.

@@ -20,8 +20,7 @@ class Parcel(NamedTuple):
     A row of the outbox: an event on its way out. Its members are the table's columns, in their order.
 
     *id* is the broker's, *event_id* the event's own; they differ when a dead letter is replayed, and for all but one of
-    the versions in which an event is said. *occurred_at* and
-    *due_at* are texts of one length, so that they compare as the moments do.
+    the versions in which an event is said. *occurred_at* and *due_at* are texts of one length: they compare as the moments do.
     """
 
     id: str

@@ -153,10 +153,10 @@ class Relay:
         grace = self._store.grace(timedelta(seconds=LOOK_SECONDS if self._has_looked else 0))
         is_to_send = count > 0 and leads and self._bus.is_connected
         parcels = self._store.due(connection, now, FOUND_MAX, grace, flying) if is_to_send else []
-        self._has_looked = True
         return parcels, count, self._store.due_oldest_seconds(connection, now)
 
     def _found(self, parcels: Sequence[Parcel], count: int, oldest_seconds: float) -> None:
+        self._has_looked = True
         self._oldest_seconds = oldest_seconds
         done = set(self._sent)
         forgotten = [parcel for parcel in parcels if parcel.id not in done and parcel.id not in self._flying]

@@ -48,7 +48,7 @@ RETRY_SECONDS = 0.5
 RETRY_SECONDS_MAX = 30.0
 GIVE_WAY_SECONDS = 1.0
 GIVE_WAY_MAX = 2
-"""A lower version of an event lets the higher one pass so often, and waits so long; then it is as good as that."""
+"""How often, and how long each time, a lower version of an event waits for the higher one before it is acted on itself."""
 
 SHEDDING_OVER = 0.9
 """Below this part of the cap the log says that shedding is over, lest it say so again and again."""

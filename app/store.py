@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, MetaData
 
 from app.database import Database
-from app.memory import Memory
 from app.outbox import Parcel, tables_of
 from app.rows import Rows, instant
+from app.state_cache import StateCache
 from bus.ids import id_horizon
 from modules.module import Module
 
@@ -82,7 +82,7 @@ class Store:
         moments = ("occurred_at", "due_at")
         columns = ", ".join(dialect.moment(name) if name in moments else name for name in Parcel._fields)
 
-        self._memory = None if dialect.is_shared else Memory(self.rows)
+        self._cache = None if dialect.is_shared else StateCache(self.rows)
         self._known = dialect.by_keys(f"SELECT id, fingerprint, answer FROM {inbox} WHERE id {{keys}}")
         self._keep = dialect.insert(inbox_table, Kept._fields)
         self._say = dialect.insert(outbox_table, Parcel._fields, "ON CONFLICT (id) DO NOTHING")
@@ -113,8 +113,8 @@ class Store:
     def recall(
         self, connection: Connection, ids: Sequence[str], keys: Mapping[type, Collection[str]]
     ) -> tuple[Known, dict[type, dict[str, Any]]]:
-        """Return what `known` and `load` do; a database that is ours alone is not asked for what was written of late."""
-        load = self.load if self._memory is None else self._memory.load
+        """Return what `known` and `load` do; a database that is ours alone is not asked for what was written last."""
+        load = self.load if self._cache is None else self._cache.load
         return self.known(connection, ids) if ids else {}, load(connection, keys)
 
     def known(self, connection: Connection, ids: Sequence[str]) -> Known:
@@ -148,8 +148,8 @@ class Store:
         """
         for cls, changed in states.items():
             self.rows[cls].save(connection, list(changed.values()), new.get(cls, ()))
-            if self._memory is not None:
-                self._memory.keep(cls, changed)
+            if self._cache is not None:
+                self._cache.keep(cls, changed)
         if heard:
             self._keep.run(connection, sorted(heard, key=_BY_ID) if self._dialect.is_shared else heard)
         if withdrawn:

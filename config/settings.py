@@ -204,7 +204,7 @@ class Settings:
         20_000,
         "With more events than this waiting to go out, new orders are answered with 503.",
     )
-    batch_max: int = _variable(values.whole(1, 10_000), 256, "Most events that share one transaction.")
+    batch_max: int = _variable(values.whole(1, 10_000), 256, "Most events that one module takes at a time.")
 
     api_keys: Mapping[str, str] = attrs.field(init=False, repr=False, eq=False)
     """Callers' names, each with the SHA-256 of its key in hexadecimal digits; empty unless AUTH is keys."""

@@ -13,9 +13,11 @@ from attrs import evolve
 
 from app.door import Door
 from app.telemetry.metrics import CONTENT_TYPE
-from app.web import docs, health, openapi, routes
+from app.web import docs, openapi, routes
 from app.web.answering import Asked, Handle, Operation, Surroundings, Telemetry, wrap
 from app.web.follow import Streams
+from app.web.health import Health
+from app.web.health import operations as probes
 from app.web.problems import Refused
 from app.web.reading import BODY_BYTES_MAX
 from app.web.routes import JSON
@@ -34,7 +36,7 @@ UNMATCHED = "unmatched"
 def build(
     doors: Sequence[Door],
     *,
-    health: health.Health,
+    health: Health,
     metrics: Telemetry,
     keys: Mapping[str, str] | None,
     version: str,
@@ -57,7 +59,7 @@ def build(
     for operation in (
         *(operation for door in doors for operation in routes.operations(door, streams)),
         *(operation for table in extra for operation in table.operations),
-        *_probes(health),
+        *probes(health),
         Operation(hdrs.METH_GET, "/metrics", _metrics(metrics), is_open=True),
         Operation(hdrs.METH_GET, "/openapi.json", _bytes(orjson.dumps(document), JSON)),
         *docs.operations(),
@@ -76,10 +78,6 @@ def build(
 
     app.on_shutdown.append(close_streams)
     return app
-
-
-def _probes(state: health.Health) -> tuple[Operation, ...]:
-    return health.operations(state)
 
 
 def _add(resource: web.Resource, operation: Operation, around: Surroundings) -> Iterator[tuple[str, Answers]]:

@@ -1,5 +1,5 @@
 """
-The states that a module has written of late, where the database is ours alone.
+The states that a module has written last, where the database is ours alone.
 
 An order is written half a dozen times within a fraction of a second; so what was written last stays here, and only the
 rest is read. It is as good as the database for as long as nothing was undone and nobody else has written: an operator
@@ -8,7 +8,7 @@ with a shell of his own, say. SQLite counts that (``PRAGMA data_version``), and 
 
 from __future__ import annotations
 
-__all__ = ["STATES_MAX", "Memory"]
+__all__ = ["STATES_MAX", "StateCache"]
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -19,11 +19,11 @@ from app.dialect import epoch
 from app.rows import Rows
 
 STATES_MAX = 2048
-"""States of one class, and as many before them: then the older half goes. To take out the eldest one by one takes longer."""
+"""States of one class in a generation. There are two; a third drops the oldest whole, for taking out one by one is slower."""
 
 
-class Memory:
-    """One module's states of late; called within the writer's transaction."""
+class StateCache:
+    """One module's states; called within the writer's transaction."""
 
     def __init__(self, rows: Mapping[type, Rows]) -> None:
         self._rows = rows

@@ -121,7 +121,7 @@ async def test_what_somebody_else_has_written_is_seen(store: Store, path: Path) 
 
 async def test_what_is_too_much_to_keep_is_read(store: Store, read: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that were written last stay: the last two of a half that is not full, and the four before them."""
-    monkeypatch.setattr("app.memory.STATES_MAX", 3)
+    monkeypatch.setattr("app.state_cache.STATES_MAX", 3)
     names = [f"P{n}" for n in range(10)]
     for n, name in enumerate(names):
         await store.database.write(save(store, stock(name, n)))
