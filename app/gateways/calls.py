@@ -48,6 +48,8 @@ class Task:
     A request in hand.
 
     *is_first* if nobody has heard of it before; *is_late* if it waited so long that our own books may know more.
+    *is_repeat* if somebody who heard it may have called, and been killed before he could say so: as long as no look has
+    come back, nobody knows.
     """
 
     event: Any
@@ -56,6 +58,7 @@ class Task:
     express: bool
     is_first: bool
     is_late: bool
+    is_repeat: bool
 
 
 class Calls:
@@ -91,7 +94,7 @@ class Calls:
                 charge = self._gateway.charge
                 found = await self._call(lambda: charge(key, order_id, amount, event.payment_method), CALL_SECONDS_MAX)
         except GatewayTrouble as trouble:
-            is_unknown = isinstance(trouble, GatewaySilent) and calls == 1
+            is_unknown = isinstance(trouble, GatewaySilent) if calls else task.is_repeat
             self._note("unknown" if is_unknown else "unavailable", task, trouble)
             wait_seconds = self.retry_seconds(event.attempt, trouble.retry_after_seconds)
             return ChargeFailed(order_id=order_id, is_unknown=is_unknown, retry_seconds=wait_seconds, calls=calls)

@@ -227,12 +227,13 @@ class GatewayWorker:
     def _task(self, event: Any, delivery: Delivery, id: str, context: Context, *, is_alone: bool) -> Task:
         """Return what *delivery* asks for, now that it is its turn; *is_alone* if it need not wait for that."""
         asked_at = _moment(said_at(delivery.message))
-        is_first = is_alone and self._is_first(event, delivery, id, asked_at)
+        is_repeat = self._is_repeat(delivery, id, asked_at)
+        is_first = is_alone and not is_repeat and event.attempt == 1 and getattr(event, "is_wanted", True)
         # Whatever is old, or waited while the breaker was open, may be about an order that is cancelled or paid by now.
         fresh_since = max(self._well_since, self._clock.now() - timedelta(seconds=FRESH_SECONDS))
         is_well = self._breaker.state is BreakerState.CLOSED
         is_late = not (is_first and is_well and asked_at is not None and asked_at >= fresh_since)
-        return Task(event, id, context, is_express(original(delivery.message.subject)), is_first, is_late)
+        return Task(event, id, context, is_express(original(delivery.message.subject)), is_first, is_late, is_repeat)
 
     async def _tell(self, task: Task, answer: Any) -> None:
         # Asked twice (we were killed in between), the gateway may answer in two ways, and both are news.
@@ -244,17 +245,15 @@ class GatewayWorker:
             )
         )
 
-    def _is_first(self, event: Any, delivery: Delivery, id: str, asked_at: datetime | None) -> bool:
+    def _is_repeat(self, delivery: Delivery, id: str, asked_at: datetime | None) -> bool:
         """
-        Tell whether this is the first that is heard of *event*: by us, by who ran before us, and by anybody beside us.
+        Tell whether somebody may have heard this before: we, who ran before us, or anybody beside us.
 
         Not every provider knows a repeated key; so whatever may be a repetition is looked up first. Who ran before us may
         have called and been killed before it could say so, and even our own books would not know.
         """
-        if event.attempt > 1 or delivery.tries > 1 or delivery.message.id != id:
-            return False
-        is_wanted = getattr(event, "is_wanted", True)
-        return is_wanted and asked_at is not None and asked_at >= self._started_at
+        is_again = delivery.tries > 1 or delivery.message.id != id
+        return is_again or asked_at is None or asked_at < self._started_at
 
     # Calls
 
@@ -285,7 +284,9 @@ class GatewayWorker:
                     await self._hold()
                 except _Leaving:
                     wait_seconds = self._ask.retry_seconds(1)
-                    return ChargeFailed(order_id=event.order_id, is_unknown=False, retry_seconds=wait_seconds, calls=0)
+                    return ChargeFailed(
+                        order_id=event.order_id, is_unknown=task.is_repeat, retry_seconds=wait_seconds, calls=0
+                    )
             is_held = is_late = True
 
     async def _refund(self, task: Task) -> Any:

@@ -175,7 +175,7 @@ def _failed(payment: Payment, event: ChargeFailed, now: datetime) -> Decision:
     again = evolve(
         payment,
         status=PaymentStatus.UNKNOWN if is_unknown else PaymentStatus.PENDING,
-        attempts=payment.attempts + event.calls,
+        attempts=payment.attempts + 1,  # though nothing was sent: a first attempt is not looked up before it charges
         calls=payment.calls + event.calls,
         is_waiting=True,
         updated_at=now,

@@ -15,7 +15,7 @@ import pytest
 from attrs import define, field
 
 from app.gateways.breaker import Breaker, BreakerState
-from app.gateways.calls import CALLS_MAX
+from app.gateways.calls import CALLS_MAX, Calls, Task
 from app.gateways.port import (
     Answer,
     Captured,
@@ -29,13 +29,14 @@ from app.gateways.port import (
 )
 from app.gateways.simulated import SimulatedGateway
 from app.gateways.worker import CONSUMER, GatewayWorker
+from app.telemetry.metrics import Metrics
 from app.topology import hears
 from bus.port import Message
 from bus.replays import replay_subject
 from modules import payments
 from modules.orders.events import CancelRequested
 from modules.orders.state import Order, Status
-from modules.payments.events import ChargeRequested
+from modules.payments.events import ChargeFailed, ChargeRequested
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Money
 from tests.app.stand import CONTEXT, NOTED, HurriedClock, Stand, oid, product, said, stand_at, submitted, until
@@ -511,6 +512,19 @@ async def test_what_is_old_or_of_an_earlier_start_is_looked_up_first(path: Path)
             gateway.calls.clear()
             await stand.bus.publish(message)
             assert gateway.calls == [(call, f"charge:{id}")]
+
+
+@pytest.mark.parametrize("trouble", ["away", "silent"])
+@pytest.mark.parametrize("is_wanted", [True, False])
+@pytest.mark.parametrize("is_repeat", [True, False])
+async def test_a_look_that_fails_leaves_open_what_a_killed_worker_did(trouble: str, is_wanted: bool, is_repeat: bool) -> None:
+    """Whoever heard the request before us may have charged; an order that is cancelled now is not let go on that."""
+    clock = HurriedClock()
+    calls = Calls(Books(plan=[trouble]), Breaker(clock.monotonic), Metrics(), random.Random(1))
+    request = ChargeRequested(order_id=oid(1), amount=Money(100, "EUR"), attempt=1, is_wanted=is_wanted)
+    task = Task(request, "e-1", CONTEXT, express=False, is_first=False, is_late=False, is_repeat=is_repeat)
+    answer = await calls.charge(task, is_wanted=is_wanted, is_first=False)
+    assert (type(answer), answer.is_unknown, answer.calls) == (ChargeFailed, is_repeat, 0)
 
 
 async def test_what_waited_long_is_compared_with_our_own_books(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,15 @@ def test_no_answer_is_asked_for_again(failure: ChargeFailed, status: PaymentStat
     assert decision.events == (Later(ask(3), IN_TWO_SECONDS, "charge:o"),)
 
 
+@pytest.mark.parametrize("is_unknown", [True, False])
+def test_an_attempt_that_sent_nothing_is_an_attempt(is_unknown: bool) -> None:
+    """A look that failed, say, after a restart: were the next one a first, it would charge without looking."""
+    failure = ChargeFailed(order_id="o", is_unknown=is_unknown, retry_seconds=2, calls=0)
+    decision = when(given(RESERVED), failure)
+    assert decision.events[0] == Later(ask(2), IN_TWO_SECONDS, "charge:o")
+    assert decision.states[0].calls == 0
+
+
 def test_cancelled_before_it_was_asked_for_nothing_is_charged() -> None:
     """A tombstone: the reservation that comes later is not paid for."""
     decision = when(None, CANCELLED)

@@ -1,0 +1,191 @@
+"""
+The whole house in a time of its own, and the moment at which it is killed.
+
+Nothing here waits for a real clock, a thread or a network: time is turned by hand, what a thread would do is done at once,
+and the provider is an object. So everything that happens follows from one number, and what went wrong once goes wrong
+again.
+
+A life ends at a point of the `Fuse`: before or after any begin, commit or read of the database, or any word with the
+provider. Whatever the process had in its memory is gone then; the file, the provider and the clients stay.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Bank", "Fuse", "Killed", "life"]
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor, Future
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from attrs import define, field
+
+from app.cascade import ShortWay
+from app.database import _OnLoop
+from app.gateways.breaker import Breaker
+from app.gateways.port import Answer, Captured, GatewayAway, GatewaySilent, Refused
+from app.gateways.worker import CONSUMER, GatewayWorker
+from app.topology import EXPRESS_LANE, hears
+from modules.payments.events import ChargeRequested
+from modules.values import Money
+from tests.app.stand import Stand, stand_at
+from tests.clock import VirtualClock
+
+T = TypeVar("T")
+
+
+class Killed(BaseException):
+    """The process is gone; nobody in it hears of that, so nobody catches it."""
+
+
+@define
+class Fuse:
+    """What ends a life: at the *left*-th point from now, or never."""
+
+    left: int | None = None
+    is_burnt: bool = False
+    points: int = 0
+
+    def point(self) -> None:
+        """
+        Go on, unless life ends here.
+
+        Raises:
+            Killed: It does, or has ended already.
+        """
+        self.points += 1
+        if self.left is not None and not self.is_burnt:
+            self.left -= 1
+            self.is_burnt = self.left < 0
+        if self.is_burnt:
+            raise Killed
+
+
+class _AtOnce(Executor):
+    """Does what a thread would do when it is asked to, between two points of *fuse*."""
+
+    def __init__(self, fuse: Fuse) -> None:
+        self._fuse = fuse
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            self._fuse.point()
+            done = fn(*args, **kwargs)
+            self._fuse.point()
+            future.set_result(done)
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+
+@define
+class Bank:
+    """
+    A provider that outlives us and knows no idempotency keys: each charge that arrives takes money.
+
+    A share *trouble* of all calls fails, half of them after they have done what they were asked for. What is more than
+    *limit* is declined.
+    """
+
+    clock: VirtualClock
+    dice: random.Random
+    trouble: float
+    limit: int
+    fuse: Fuse = field(factory=Fuse)
+    taken: Counter[str] = field(factory=Counter)
+    """By order, how often its money was taken."""
+    returned: Counter[str] = field(factory=Counter)
+
+    name = "bank"
+
+    async def charge(self, key: str, order_id: str, amount: Money, payment_method: str | None) -> Answer:
+        def do() -> Answer:
+            if amount.amount > self.limit:
+                return Refused("no_money")
+            self.taken[order_id] += 1
+            return Captured(f"bank_{order_id}")
+
+        return await self._call(do)
+
+    async def find(self, key: str, order_id: str, amount: Money) -> Answer | None:
+        return await self._call(lambda: Captured(f"bank_{order_id}") if self.taken[order_id] else None)
+
+    async def cancel(self, key: str, order_id: str, amount: Money) -> Answer | None:
+        return await self.find(key, order_id, amount)
+
+    async def refund(self, key: str, order_id: str, reference: str, amount: Money) -> str:
+        def do() -> str:
+            self.returned[order_id] = 1  # of a refund every provider knows how much is left to give back
+            return f"back_{order_id}"
+
+        return await self._call(do)
+
+    async def close(self) -> None:
+        """There is no line."""
+
+    async def _call(self, do: Callable[[], T]) -> T:
+        fate = self.dice.random()
+        await self.clock.sleep(self.dice.expovariate(20))
+        self.fuse.point()
+        if fate < self.trouble / 2:
+            raise GatewayAway("nobody there")
+        done = do()
+        self.fuse.point()
+        await self.clock.sleep(self.dice.expovariate(20))
+        if fate < self.trouble:
+            raise GatewaySilent("no answer")
+        return done
+
+
+@asynccontextmanager
+async def life(path: Path, clock: VirtualClock, bank: Bank, *, is_short: bool) -> AsyncIterator[Stand]:
+    """Run the house on the file at *path* until the context ends, or the fuse of *bank* burns; then nothing is tidied up."""
+    fuse = bank.fuse
+    async with stand_at(path, clock) as stand:
+        database: Any = stand.database  # whoever ends a process does not ask it what is private
+        database._reader = _OnLoop(database._reader._transactor)
+        database._writer._aside = database._reader._aside = _AtOnce(fuse)
+        heard = hears([shell.module for shell in stand.shells.values()], stand.contracts)
+        if is_short:
+            elsewhere = [s for who, subjects in heard.items() if who.startswith(CONSUMER) for s in subjects]
+            ShortWay(stand.shells, elsewhere, database, clock)
+        breaker = Breaker(clock.monotonic)
+        worker = GatewayWorker(
+            stand.shells["payments"], bank, breaker, stand.contracts, clock, stand.metrics, dice=random.Random(1)
+        )
+        stand.shells["payments"]._observers[ChargeRequested] = worker.delays.requested
+        for consumer, subjects in heard.items():
+            name = consumer.removesuffix(EXPRESS_LANE)
+            subscription = await stand.bus.subscribe(consumer, subjects)
+            if name == CONSUMER:
+                stand.run(worker.listen(subscription))
+            else:
+                stand.run(stand.shells[name].listen(subscription, consumer != name))
+        for name, shell in stand.shells.items():
+            stand.run(shell.run())
+            stand.run(stand.relays[name].run())
+        stand.run(_flush(stand))
+        try:
+            yield stand
+        finally:
+            fuse.is_burnt = True  # from here on nobody in there gets anything done
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+                stand.tasks.append(task)
+            await stand.rest()
+            for queue in (database._writer, database._reader):
+                queue._waiting.clear()
+                queue._riders.clear()
+                queue._turns, queue._aside = None, _AtOnce(Fuse())
+                queue._transactor.hang_up()
+
+
+async def _flush(stand: Stand) -> None:
+    while True:
+        await stand.clock.sleep(0.25)
+        await stand.database.flush()

@@ -1,0 +1,149 @@
+"""A house that is killed again and again, at any point: whatever it has answered with 202 it brings to its end, once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import define, evolve
+from sqlalchemy import create_engine
+
+from app.door import Shed
+from modules.inventory.events import ProductSet
+from modules.module import Outcome
+from modules.orders.events import CancelRequested
+from modules.route import Answer
+from modules.values import Line, Money
+from tests.app.stand import CONTEXT, NOTED, Stand, oid, submitted
+from tests.clock import VirtualClock
+from tests.simulation.house import Bank, Fuse, life
+
+LIVES_MAX = 6
+LIFE_SECONDS = 30.0
+SHELF = {"A": 14, "B": 9}
+"""Not enough for everybody."""
+
+
+@define
+class Customer:
+    """Wants one order under one key, and asks until somebody answers; some think better of it later."""
+
+    key: str
+    lines: tuple[Line, ...]
+    comes_at: float
+    is_express: bool
+    cancels_after: float | None
+    order_id: str | None = None
+    is_done: bool = False
+
+    async def live(self, stand: Stand, dice: random.Random) -> None:
+        """Go on where the last life ended."""
+        clock, shell = stand.clock, stand.shells["orders"]
+        await clock.sleep(max(0.0, self.comes_at - clock.monotonic()))
+        while self.order_id is None:
+            id = oid(dice.randrange(10**12))
+            event = evolve(submitted(id), items=self.lines, is_express=self.is_express)
+            try:
+                told = await shell.tell(
+                    event, id=id, context=CONTEXT, answer=_placed, key=self.key, fingerprint="f", fresh=id,
+                    express=self.is_express,
+                )  # fmt: skip
+            except Shed as shed:
+                await clock.sleep(shed.retry_after_seconds)
+            else:
+                assert isinstance(told.answer, Answer)
+                self.order_id = told.answer.body["order_id"]
+        if self.cancels_after is not None and not self.is_done:
+            await clock.sleep(self.cancels_after)
+            await shell.tell(CancelRequested(order_id=self.order_id, why=None), id=f"cancel-{self.key}", context=CONTEXT, answer=NOTED)
+        self.is_done = True
+
+
+def _placed(outcome: Outcome) -> Answer:
+    return Answer(202, {"order_id": outcome.states[0].order_id}, {})  # type: ignore[union-attr]
+
+
+def customers_of(dice: random.Random, count: int) -> list[Customer]:
+    """Draw *count* customers who come within some seconds."""
+    found = []
+    for n in range(count):
+        products = dice.sample(sorted(SHELF), dice.randint(1, 2))
+        lines = tuple(Line(product_id, dice.randint(1, 2)) for product_id in products)
+        cancels_after = dice.choice([None, None, 0.0, 0.05, 5.0])
+        found.append(Customer(f"key-{n}", lines, dice.uniform(0, 4), dice.random() < 0.3, cancels_after))
+    return found
+
+
+@pytest.mark.parametrize("way", ["the short way", "over the bus"])
+@pytest.mark.parametrize("seed", [*range(12), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(12, 36))])
+async def test_killed_at_any_point_it_loses_and_doubles_nothing(tmp_path: Path, seed: int, way: str) -> None:
+    """
+    Each customer gets one order, however often he had to ask; it ends; its money is taken once or not at all.
+
+    What is sold has left the shelf, and nothing is held; what was cancelled was given back.
+    """
+    dice, clock = random.Random(seed), VirtualClock()
+    bank = Bank(clock, random.Random(seed), trouble=dice.choice([0.0, 0.1, 0.5, 0.9]), limit=300)
+    customers = customers_of(dice, 12)
+    path, lives = tmp_path / "house.db", dice.randint(1, LIVES_MAX)
+    for number in range(lives + 1):
+        bank.fuse = Fuse()
+        if number == lives:
+            bank.trouble = min(bank.trouble, 0.1)
+        async with life(path, clock, bank, is_short=way == "the short way") as stand:
+            if number == 0:
+                await clock.run(_stock(stand))
+            if number < lives:
+                bank.fuse.left = dice.randrange(120)
+            for customer in customers:
+                stand.run(customer.live(stand, dice))
+            for _ in range(int(LIFE_SECONDS * 10)):
+                if bank.fuse.is_burnt:
+                    break
+                await clock.advance(0.1)
+            if number == lives:
+                await clock.advance(120)
+        await clock.advance(0.5)  # nobody starts within the instant in which another was killed
+    check(path, customers, bank)
+
+
+async def _stock(stand: Stand) -> None:
+    for product_id, on_hand in SHELF.items():
+        event = ProductSet(product_id=product_id, on_hand=on_hand, unit_price=Money(100, "EUR"), name=None)
+        await stand.shells["inventory"].tell(event, id=f"stock-{product_id}", context=CONTEXT, answer=NOTED)
+
+
+def check(path: Path, customers: Sequence[Customer], bank: Bank) -> None:
+    """Look at the file as it was left, and at the provider's books."""
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.connect() as connection:
+
+        def rows(sql: str) -> list[Any]:
+            return [tuple(row) for row in connection.exec_driver_sql(sql)]
+
+        orders = dict(rows("SELECT order_id, status FROM orders_order"))
+        held = dict(rows("SELECT order_id, status FROM inventory_reservation"))
+        payments = dict(rows("SELECT order_id, status FROM payments_payment"))
+        shelf = {row[0]: row[1:] for row in rows("SELECT product_id, on_hand, reserved FROM inventory_product")}
+        unsent = [row for name in ("orders", "inventory", "payments") for row in rows(f"SELECT subject FROM {name}_outbox WHERE sent_at IS NULL")]
+        dead = [row for name in ("orders", "inventory", "payments") for row in rows(f"SELECT error, detail FROM {name}_dead_letter")]
+    engine.dispose()
+    assert [customer.key for customer in customers if not customer.is_done] == []
+    assert sorted(orders) == sorted(str(customer.order_id) for customer in customers), "lost or doubled"
+    assert set(orders.values()) <= {"confirmed", "cancelled"}, orders
+    assert (unsent, dead) == ([], [])
+    shipped = dict.fromkeys(SHELF, 0)
+    for customer in customers:
+        id = str(customer.order_id)
+        taken, returned = bank.taken[id], bank.returned[id]
+        if orders[id] == "confirmed":
+            assert (taken, returned, payments[id], held[id]) == (1, 0, "captured", "shipped"), id
+            for line in customer.lines:
+                shipped[line.product_id] += line.quantity
+        else:
+            assert taken == returned <= 1, f"taken {taken}, given back {returned}: {id}"
+            assert held[id] in ("released", "rejected"), id
+    assert shelf == {product_id: (count - shipped[product_id], 0) for product_id, count in SHELF.items()}
