@@ -15,6 +15,7 @@ __all__ = ["Bank", "Fuse", "Killed", "life"]
 
 import asyncio
 import random
+import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, Future
@@ -66,15 +67,18 @@ class Fuse:
 
 
 class _AtOnce(Executor):
-    """Does what a thread would do when it is asked to, between two points of *fuse*."""
+    """Does what a thread would do when it is asked to, between two points of *fuse*; *disk* says when a commit fails."""
 
-    def __init__(self, fuse: Fuse) -> None:
+    def __init__(self, fuse: Fuse, disk: Callable[[], bool] = lambda: False) -> None:
         self._fuse = fuse
+        self._is_full = disk
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
         try:
             self._fuse.point()
+            if getattr(fn, "__name__", "") == "commit" and self._is_full():
+                raise sqlite3.OperationalError("database or disk is full")
             done = fn(*args, **kwargs)
             self._fuse.point()
             future.set_result(done)
@@ -143,13 +147,15 @@ class Bank:
 
 
 @asynccontextmanager
-async def life(path: Path, clock: VirtualClock, bank: Bank, *, is_short: bool) -> AsyncIterator[Stand]:
+async def life(
+    path: Path, clock: VirtualClock, bank: Bank, disk: Callable[[], bool], *, is_short: bool
+) -> AsyncIterator[Stand]:
     """Run the house on the file at *path* until the context ends, or the fuse of *bank* burns; then nothing is tidied up."""
     fuse = bank.fuse
     async with stand_at(path, clock) as stand:
         database: Any = stand.database  # whoever ends a process does not ask it what is private
         database._reader = _OnLoop(database._reader._transactor)
-        database._writer._aside = database._reader._aside = _AtOnce(fuse)
+        database._writer._aside = database._reader._aside = _AtOnce(fuse, disk)
         heard = hears([shell.module for shell in stand.shells.values()], stand.contracts)
         if is_short:
             elsewhere = [s for who, subjects in heard.items() if who.startswith(CONSUMER) for s in subjects]
