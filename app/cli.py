@@ -8,60 +8,13 @@ from __future__ import annotations
 
 __all__ = ["main"]
 
-import os
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any
 
 import click
 
-from config.settings import BadSetting, Settings, describe, load
-
-if TYPE_CHECKING:
-    from app.build import Application
-
-T = TypeVar("T")
-
-FAILED, USAGE, OUT_OF_REACH = 1, 2, 3
-
-
-def _stop(code: int, line: str) -> NoReturn:
-    click.echo(f"fulfilment: {line}", err=True)
-    sys.exit(code)
-
-
-def _settings() -> Settings:
-    try:
-        settings = load(os.environ)
-    except BadSetting as error:
-        _stop(USAGE, str(error))
-    return settings
-
-
-def _application(settings: Settings) -> Application:
-    from app.build import Application
-    from app.dialect import Unusable
-    from bus.contracts import ContractError
-
-    try:
-        return Application(settings)
-    except ContractError as error:
-        _stop(USAGE, f"contract: {error}")
-    except Unusable as error:
-        _stop(USAGE, str(error))
-
-
-def _tables(do: Callable[[], T]) -> T:
-    """*do* what `Application` offers about its databases; end the program in one line where it cannot be done."""
-    from app.databases import OutOfReach
-    from app.migrations import NewerDatabase, NotMigrated
-
-    try:
-        return do()
-    except NewerDatabase as error:
-        _stop(OUT_OF_REACH, f"the database is newer than this release: {error}")
-    except (NotMigrated, OutOfReach) as error:
-        _stop(OUT_OF_REACH, str(error))
+from app import commands
+from config.settings import Settings, describe
 
 
 def _variables() -> str:
@@ -91,21 +44,21 @@ def serve() -> None:
     """
     from app.serve import CannotListen, serve
 
-    settings = _settings()
+    settings = commands.settings()
     _logs(settings)
-    application = _application(settings)
-    _tables(application.claim)
-    _tables(application.require_tables)
+    application = commands.application(settings)
+    commands.tables(application.claim)
+    commands.tables(application.require_tables)
     try:
         sys.exit(serve(application))
     except CannotListen as error:
-        _stop(OUT_OF_REACH, f"cannot listen on {settings.http_host}:{settings.http_port}: {error}")
+        commands.stop(commands.OUT_OF_REACH, f"cannot listen on {settings.http_host}:{settings.http_port}: {error}")
 
 
 @main.command()
 def migrate() -> None:
     """Bring the database's tables to what this release expects. Harmless when they are."""
-    behind = _tables(_application(_settings()).migrate)
+    behind = commands.tables(commands.application(commands.settings()).migrate)
     click.echo(f"migrated: {', '.join(behind)}" if behind else "nothing to do: every table is up to date")
 
 
@@ -121,10 +74,10 @@ def check(live: bool, url: str | None) -> None:
     from urllib.error import HTTPError, URLError
     from urllib.request import urlopen
 
-    settings = _settings()
-    if url is None:
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.http_host, settings.http_host)  # noqa: S104
-        url = f"http://{f'[{host}]' if ':' in host else host}:{settings.http_port}"
+    from app.asking import base_url
+
+    settings = commands.settings()
+    url = base_url(settings) if url is None else url
     if not url.startswith(("http://", "https://")):
         raise click.BadParameter("must begin with http:// or https://", param_hint="--url")
     try:
@@ -132,45 +85,41 @@ def check(live: bool, url: str | None) -> None:
             click.echo(answer.read().decode())
     except HTTPError as error:
         click.echo(error.read().decode(errors="replace"))
-        sys.exit(FAILED)
+        sys.exit(commands.FAILED)
     except (URLError, OSError) as error:
-        _stop(OUT_OF_REACH, f"nobody answers at {url}: {getattr(error, 'reason', error)}")
+        commands.stop(commands.OUT_OF_REACH, f"nobody answers at {url}: {getattr(error, 'reason', error)}")
 
 
 @main.command()
 def openapi() -> None:
     """Print the HTTP API's description (OpenAPI 3.1, JSON)."""
-    import orjson
-
     from app.build import modules_of, release
     from app.web import dead_letters, webhooks
     from app.web import openapi as description
     from app.web.contracts import DESCRIBED as CONTRACTS
 
-    modules = modules_of(_settings())
+    modules = modules_of(commands.settings())
     extra = [dead_letters.DESCRIBED, CONTRACTS]
     if any(module.name == "payments" for module in modules):
         extra.append(webhooks.DESCRIBED)
     document = description.document(modules, release(), extra)
-    click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+    commands.print_json(document)
 
 
 @main.command()
 def asyncapi() -> None:
     """Print the events' description (AsyncAPI 3.0.0, JSON)."""
-    import orjson
-
     from app.build import modules_of, release
     from app.registry import contracts_of
     from app.web import asyncapi as description
     from bus.contracts import ContractError
 
-    modules = modules_of(_settings())
+    modules = modules_of(commands.settings())
     try:
         document = description.document(modules, contracts_of(modules), release())
     except ContractError as error:
-        _stop(USAGE, f"contract: {error}")
-    click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+        commands.stop(commands.USAGE, f"contract: {error}")
+    commands.print_json(document)
 
 
 @main.command()
@@ -188,7 +137,7 @@ def _logs(settings: Settings, stream: Any = None) -> None:
     try:
         logs.setup(settings.log_level, settings.log_format_on(stream), settings.log_file, stream, settings.secrets())
     except OSError as error:
-        _stop(USAGE, f"LOG_FILE: {error.strerror}")
+        commands.stop(commands.USAGE, f"LOG_FILE: {error.strerror}")
 
 
 def _register() -> None:

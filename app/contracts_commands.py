@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from app import commands
+
 if TYPE_CHECKING:
     from app.released import Finding
 
@@ -36,7 +38,6 @@ def check(against: str, schemas: str | None, require: str, as_json: bool) -> Non
     read what is written by the new one. full: both. Exits with 1 when a change breaks somebody and no migration declares
     it, and with 2 when there is nothing to compare with.
     """
-    from app import cli
     from app.registry import everybody
     from app.released import NoRelease, findings, load_released
     from bus.contracts import united
@@ -47,19 +48,19 @@ def check(against: str, schemas: str | None, require: str, as_json: bool) -> Non
         old = load_released(against)
         new = united(*(module.schemas for module in modules)) if schemas is None else load_released(schemas)
     except NoRelease as error:
-        cli._stop(cli.USAGE, str(error))
+        commands.stop(commands.USAGE, str(error))
     except ContractError as error:
-        cli._stop(cli.USAGE, f"contract: {error}")
+        commands.stop(commands.USAGE, f"contract: {error}")
     found = findings(old, new, modules)
     broken = [each for each in found if each.is_break and not _is_enough(each, require)]
     if as_json:
-        _print_json([_shown(each, each in broken) for each in found])
+        commands.print_json([_shown(each, each in broken) for each in found])
     else:
         for each in found:
             click.echo(_told(each, each in broken))
     if broken:
         subjects = ", ".join(each.subject for each in broken)
-        cli._stop(cli.FAILED, f"broken: {subjects}; say it as a new version, with a migration that leads there")
+        commands.stop(commands.FAILED, f"broken: {subjects}; say it as a new version, with a migration that leads there")
 
 
 @contracts.command()
@@ -75,24 +76,23 @@ def status(subject: str | None, url: str | None, key_file: str | None, as_json: 
     not hear a newer version too, and nothing is waiting to be handled; with 1, and the reasons, as long as it is not so.
     Exits with 2 when nobody knows the subject, and with 3 when nobody answers.
     """
-    from app import cli
     from app.asking import NotAnswered, ask
 
     try:
-        found: list[dict[str, Any]] = ask("/v1/contracts", cli._settings(), url, key_file)["items"]
+        found: list[dict[str, Any]] = ask("/v1/contracts", commands.settings(), url, key_file)["items"]
     except NotAnswered as error:
-        cli._stop(cli.OUT_OF_REACH, str(error))
+        commands.stop(commands.OUT_OF_REACH, str(error))
     if subject is not None:
         found = [each for each in found if each["subject"] == subject]
         if not found:
-            cli._stop(cli.USAGE, f"nobody there knows {subject}")
+            commands.stop(commands.USAGE, f"nobody there knows {subject}")
     if as_json:
-        _print_json(found)
+        commands.print_json(found)
     else:
         for each in found:
             click.echo(_used(each))
     if subject is not None and not found[0]["safe_to_drop"]:
-        cli._stop(cli.FAILED, f"{subject} may not be dropped: {'; '.join(found[0]['reasons'])}")
+        commands.stop(commands.FAILED, f"{subject} may not be dropped: {'; '.join(found[0]['reasons'])}")
 
 
 def _used(usage: dict[str, Any]) -> str:
@@ -142,9 +142,3 @@ def _shown(finding: Finding, is_broken: bool) -> dict[str, Any]:
             for change in finding.changes
         ],
     }
-
-
-def _print_json(value: Any) -> None:
-    import orjson
-
-    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2))

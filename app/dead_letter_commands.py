@@ -7,9 +7,11 @@ __all__ = ["dead_letters"]
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
+
+from app import commands
 
 if TYPE_CHECKING:
     from app.dead_letters import DeadLetterOffice
@@ -38,6 +40,7 @@ def dead_letters() -> None:
 @click.option("--json", "as_json", is_flag=True, help="As one JSON array, as the API shows them.")
 def list_(consumer: str | None, subject: str | None, limit: int, as_json: bool) -> None:
     """List dead letters."""
+    from app.web.dead_letters import shown
 
     async def look(office: DeadLetterOffice) -> list[KeptLetter]:
         found: list[KeptLetter] = []
@@ -49,11 +52,11 @@ def list_(consumer: str | None, subject: str | None, limit: int, as_json: bool) 
                 break
         return found
 
-    shown = [_shown(kept) for kept in _at_the_office(look)]
+    letters = [shown(kept) for kept in _at_the_office(look)]
     if as_json:
-        _print_json(shown)
-    elif shown:
-        click.echo(_table([[str(letter[column]) for column in COLUMNS] for letter in shown]))
+        commands.print_json(letters)
+    elif letters:
+        click.echo(commands.table(COLUMNS, [[str(letter[column]) for column in COLUMNS] for letter in letters]))
     else:
         click.echo("no dead letters")
 
@@ -62,11 +65,13 @@ def list_(consumer: str | None, subject: str | None, limit: int, as_json: bool) 
 @click.argument("id")
 def show(id: str) -> None:
     """Show one dead letter whole, as JSON. Exits with 1 when there is no such letter."""
+    from app.web.dead_letters import shown
+
     kept = _at_the_office(lambda office: office.get(id))
     if kept is None:
         _fail([_unknown(id)])
         return
-    _print_json(_shown(kept))
+    commands.print_json(shown(kept))
 
 
 @dead_letters.command()
@@ -123,11 +128,10 @@ def discard(ids: tuple[str, ...]) -> None:
 
 def _at_the_office(work: Callable[[DeadLetterOffice], Awaitable[T]]) -> T:
     """Do *work* on the databases that the environment names, and close them; end the program where they are away."""
-    from app import cli
     from app.door import Unavailable
 
-    application = cli._application(cli._settings())
-    cli._tables(application.require_tables)
+    application = commands.application(commands.settings())
+    commands.tables(application.require_tables)
 
     async def there() -> T:
         try:
@@ -139,27 +143,7 @@ def _at_the_office(work: Callable[[DeadLetterOffice], Awaitable[T]]) -> T:
     try:
         return asyncio.run(there())
     except Unavailable as error:
-        cli._stop(cli.OUT_OF_REACH, error.detail)
-        raise
-
-
-def _shown(kept: KeptLetter) -> dict[str, Any]:
-    from app.web.dead_letters import _show
-
-    return _show(kept)
-
-
-def _print_json(value: Any) -> None:
-    import orjson
-
-    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2))
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = [[column.upper() for column in COLUMNS], *rows]
-    widths = [max(len(line[n]) for line in lines) for n in range(len(COLUMNS))]
-    padded = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-    return "\n".join(line.rstrip() for line in padded)
+        commands.stop(commands.OUT_OF_REACH, error.detail)
 
 
 def _unknown(id: str) -> str:
@@ -168,9 +152,7 @@ def _unknown(id: str) -> str:
 
 def _fail(lines: Sequence[str]) -> None:
     """Say *lines* on stderr and end with 1, if there are any."""
-    from app.cli import FAILED
-
     for line in lines:
         click.echo(f"fulfilment: {line}", err=True)
     if lines:
-        sys.exit(FAILED)
+        sys.exit(commands.FAILED)

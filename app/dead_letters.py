@@ -114,7 +114,7 @@ class DeadLetterOffice:
         kept = await self.get(id)
         if kept is not None and kept.letter.consumer in self._unheard:
             raise NotReplayable(f"{kept.letter.consumer} hears nothing.")
-        return kept is not None and (dry_run or await self._replay_where(REPLAY_MAX, id=id) > 0)
+        return kept is not None and (dry_run or await self._replay_where(id=id) > 0)
 
     async def replay_many(
         self, consumer: str | None, subject: str | None, error: str | None, dry_run: bool
@@ -127,7 +127,7 @@ class DeadLetterOffice:
             matched += await self._stores[name].database.read(partial(_count, query))
         if dry_run:
             return matched, 0
-        return matched, await self._replay_where(REPLAY_MAX, consumer=consumer, subject=subject, error=error)
+        return matched, await self._replay_where(consumer=consumer, subject=subject, error=error)
 
     async def discard(self, id: str) -> bool:
         """Throw a letter away for good."""
@@ -140,30 +140,22 @@ class DeadLetterOffice:
     def _replayable(self, table: Table, **wanted: str | None) -> Conditions:
         return [*_fitting(table, **wanted), table.c.consumer.not_in(self._unheard)]
 
-    async def _replay_where(self, at_once: int, **wanted: str | None) -> int:
-        """Replay what fits, *at_once* letters a transaction; the relay finds them in the outbox."""
+    async def _replay_where(self, **wanted: str | None) -> int:
+        """Replay what fits, `REPLAY_MAX` letters a transaction; the relay finds them in the outbox."""
         replayed = 0
         for name, table in self._tables.items():
             after = ""
             while True:
-                replay = partial(self._replay, self._stores[name], table, self._replayable(table, **wanted), after, at_once)
+                replay = partial(self._replay, self._stores[name], table, self._replayable(table, **wanted), after)
                 ids = await self._stores[name].database.write(replay)
                 replayed += len(ids)
-                if len(ids) < at_once:
+                if len(ids) < REPLAY_MAX:
                     break
                 after = ids[-1]
         return replayed
 
-    def _replay(
-        self,
-        store: Store,
-        table: Table,
-        wanted: Conditions,
-        after: str,
-        limit: int,
-        connection: Connection,
-    ) -> Ids:
-        query = select(table).where(*wanted, table.c.id > after).order_by(table.c.id).limit(limit)
+    def _replay(self, store: Store, table: Table, wanted: Conditions, after: str, connection: Connection) -> Ids:
+        query = select(table).where(*wanted, table.c.id > after).order_by(table.c.id).limit(REPLAY_MAX)
         letters = [kept.letter for kept in _letters(query, connection)]
         now = self._clock.now()
         store.save(

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from app import commands
+
 if TYPE_CHECKING:
     from app.build import Application
     from app.gateways.port import Ledger, Record
@@ -55,7 +57,6 @@ def reconcile(since: datetime | None, until: datetime | None, as_json: bool) -> 
     Changes nothing. Orders that are being paid right now may differ for a moment: let --until lie a few minutes back.
     Exits with 0 when both agree, 1 when not, and 3 when the provider or the database is out of reach.
     """
-    from app import cli
     from app.door import Unavailable
     from app.gateways.port import GatewayTrouble, Ledger
 
@@ -66,23 +67,23 @@ def reconcile(since: datetime | None, until: datetime | None, as_json: bool) -> 
         raise click.BadParameter("is too early", param_hint="--until") from None
     if since >= until:
         raise click.BadParameter("must be before --until", param_hint="--since")
-    settings = cli._settings()
+    settings = commands.settings()
     if "payments" not in settings.modules:
-        cli._stop(cli.USAGE, "MODULES: leaves out payments; there is nothing to compare")
-    application = cli._application(settings)
+        commands.stop(commands.USAGE, "MODULES: leaves out payments; there is nothing to compare")
+    application = commands.application(settings)
     if not isinstance(application.gateway, Ledger):
-        cli._stop(cli.USAGE, f"PAYMENT_GATEWAY={settings.payment_gateway} keeps no list to compare with")
-    cli._tables(application.require_tables)
+        commands.stop(commands.USAGE, f"PAYMENT_GATEWAY={settings.payment_gateway} keeps no list to compare with")
+    commands.tables(application.require_tables)
     late = timedelta(seconds=min(settings.order_timeout_s, 31 * 86_400)) + LATE
     try:
         report = asyncio.run(_compared(application, application.gateway, since, until, late))
     except Unavailable as error:
-        cli._stop(cli.OUT_OF_REACH, error.detail)
+        commands.stop(commands.OUT_OF_REACH, error.detail)
     except GatewayTrouble as error:
-        cli._stop(cli.OUT_OF_REACH, f"the payment provider: {error}")
+        commands.stop(commands.OUT_OF_REACH, f"the payment provider: {error}")
     _show(report, since, until, settings.payment_gateway, as_json)
     if report.differences:
-        sys.exit(cli.FAILED)
+        sys.exit(commands.FAILED)
 
 
 async def _compared(
@@ -136,13 +137,12 @@ def _moved(moment: datetime, by: timedelta) -> datetime:
 
 def _show(report: Report, since: datetime, until: datetime, gateway: str, as_json: bool) -> None:
     import attrs
-    import orjson
 
     from modules.values import rfc3339
 
     if as_json:
         shown = {"gateway": gateway, "since": rfc3339(since), "until": rfc3339(until)} | attrs.asdict(report)
-        click.echo(orjson.dumps(shown, option=orjson.OPT_INDENT_2))
+        commands.print_json(shown)
         return
     for difference in report.differences:
         parts = [f"{difference.kind:<9}", difference.order_id or "no order of ours", difference.reference or "-"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from app import commands
 from config.settings import MODULES
 from modules.values import rfc3339
 
@@ -50,16 +51,15 @@ def republish(since: datetime, names: tuple[str, ...]) -> None:
     neither what the stream still holds nor what somebody has heard before. Streams that are missing are founded first.
     Servers may run meanwhile. Needs BUS=nats.
     """
-    from app import cli
 
-    settings = cli._settings()
+    settings = commands.settings()
     if settings.bus != "nats":
-        cli._stop(cli.USAGE, "BUS: must be nats; a bus in memory has no streams to lose")
+        commands.stop(commands.USAGE, "BUS: must be nats; a bus in memory has no streams to lose")
     unknown = [name for name in names if name not in settings.modules]
     if unknown:
-        cli._stop(cli.USAGE, f"MODULES: {', '.join(unknown)} is not among them")
-    application = cli._application(settings)
-    cli._tables(application.require_tables)
+        commands.stop(commands.USAGE, f"MODULES: {', '.join(unknown)} is not among them")
+    application = commands.application(settings)
+    commands.tables(application.require_tables)
     chosen = {name: store for name, store in application.stores.items() if name in (names or settings.modules)}
     counts = _at_nats(settings, chosen, since)
     said = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -70,7 +70,6 @@ def _at_nats(settings: Settings, stores: Mapping[str, Store], since: datetime) -
     """Publish again, with a bar on a terminal; end the program in one line where something is out of reach."""
     import logging
 
-    from app import cli
     from app.broker import OutOfReach, publisher
     from app.clock import SystemClock
     from app.door import Unavailable
@@ -97,8 +96,8 @@ def _at_nats(settings: Settings, stores: Mapping[str, Store], since: datetime) -
     try:
         return asyncio.run(there())
     except OutOfReach as error:
-        cli._stop(cli.OUT_OF_REACH, str(error))
+        commands.stop(commands.OUT_OF_REACH, str(error))
     except Unavailable as error:
-        cli._stop(cli.OUT_OF_REACH, error.detail)
+        commands.stop(commands.OUT_OF_REACH, error.detail)
     except Silent as error:
-        cli._stop(cli.FAILED, f"not everything was republished: {error}")
+        commands.stop(commands.FAILED, f"not everything was republished: {error}")

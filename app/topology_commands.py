@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from app import commands
+
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
 
@@ -44,13 +46,12 @@ def topology(as_json: bool, is_to_apply: bool, is_to_check: bool) -> None:
     cluster that chooses its leader just then is asked again for half a minute.
     Applying deletes nothing: what the server will not change in place is named, stays, and makes the exit code 1.
     """
-    from app import cli
     from app.build import modules_of
     from app.topology import plan
 
     if is_to_apply + is_to_check + as_json > 1:
         raise click.UsageError("--json, --apply and --check exclude each other")
-    settings = cli._settings()
+    settings = commands.settings()
     modules = modules_of(settings)
     planned = plan(modules)
     if is_to_apply:
@@ -58,15 +59,12 @@ def topology(as_json: bool, is_to_apply: bool, is_to_check: bool) -> None:
     elif is_to_check:
         _check(settings, planned)
     elif as_json:
-        import orjson
-
-        click.echo(orjson.dumps(_shown(modules, planned, settings), option=orjson.OPT_INDENT_2))
+        commands.print_json(_shown(modules, planned, settings))
     else:
         click.echo("\n\n".join(_tables(_shown(modules, planned, settings))))
 
 
 def _check(settings: Settings, planned: Topology) -> None:
-    from app.cli import FAILED
     from bus.provisioning import drift
 
     lines = _at_nats(
@@ -75,11 +73,10 @@ def _check(settings: Settings, planned: Topology) -> None:
     )
     click.echo("\n".join(lines) or "as planned")
     if lines:
-        sys.exit(FAILED)
+        sys.exit(commands.FAILED)
 
 
 def _apply(settings: Settings, planned: Topology) -> None:
-    from app.cli import FAILED
     from bus.provisioning import apply
 
     changes = _at_nats(
@@ -89,7 +86,7 @@ def _apply(settings: Settings, planned: Topology) -> None:
     for change in changes:
         click.echo(f"fulfilment: {change.line}" if change.is_refused else change.line, err=change.is_refused)
     if any(change.is_refused for change in changes):
-        sys.exit(FAILED)
+        sys.exit(commands.FAILED)
     if not changes:
         click.echo("nothing to do: everything is as planned")
 
@@ -98,7 +95,6 @@ def _at_nats(settings: Settings, work: Callable[[JetStreamContext], Awaitable[T]
     """Do *work* at the server; end the program in one line where that is out of reach or says no."""
     from nats.errors import Error
 
-    from app import cli
     from app.broker import OutOfReach, jetstream
     from bus.provisioning import AWAY
 
@@ -113,11 +109,11 @@ def _at_nats(settings: Settings, work: Callable[[JetStreamContext], Awaitable[T]
     try:
         return asyncio.run(there())
     except OutOfReach as error:
-        cli._stop(cli.OUT_OF_REACH, str(error))
+        commands.stop(commands.OUT_OF_REACH, str(error))
     except AWAY as error:
-        cli._stop(cli.OUT_OF_REACH, f"JetStream does not answer: {str(error) or type(error).__name__}")
+        commands.stop(commands.OUT_OF_REACH, f"JetStream does not answer: {str(error) or type(error).__name__}")
     except Error as error:
-        cli._stop(cli.FAILED, f"NATS says no: {error}")
+        commands.stop(commands.FAILED, f"NATS says no: {error}")
 
 
 def _shown(modules: Sequence[Module], planned: Topology, settings: Settings) -> dict[str, Any]:
@@ -174,7 +170,7 @@ def _subjects(modules: Sequence[Module], planned: Topology) -> Iterator[dict[str
 
 
 def _tables(shown: dict[str, Any]) -> Iterator[str]:
-    yield _table(
+    yield commands.table(
         ("stream", "keeps", "retention", "discard", "max age", "dedup", "replicas"),
         [
             (
@@ -189,7 +185,7 @@ def _tables(shown: dict[str, Any]) -> Iterator[str]:
             for stream in shown["streams"]
         ],
     )
-    yield _table(
+    yield commands.table(
         ("subject", "said by", "heard by"),
         [(each["subject"], each["said_by"], ", ".join(each["heard_by"]) or "-") for each in shown["subjects"]],
     )
@@ -200,8 +196,8 @@ def _tables(shown: dict[str, Any]) -> Iterator[str]:
         wait = f"{each['ack_wait_seconds']:g} s"
         rows.append((each["name"], each["stream"], wait, tries, str(each["max_ack_pending"]), first))
         rows += [("", "", "", "", "", other) for other in others]
-    yield _table(("consumer", "stream", "ack wait", "max deliver", "pending max", "hears"), rows)
-    yield _table(
+    yield commands.table(("consumer", "stream", "ack wait", "max deliver", "pending max", "hears"), rows)
+    yield commands.table(
         ("module", "route", "", "does"),
         [(each["module"], each["method"], each["path"], each["summary"]) for each in shown["routes"]],
     )
@@ -217,10 +213,3 @@ def _heard(subjects: Sequence[str]) -> list[str]:
         example = next(subject for subject in subjects if original(subject) != subject)
         plain.append(f"{example.removesuffix(original(example))}* ({len(replayed)} replays)")
     return plain
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [[column.upper() for column in head], *rows]
-    widths = [max(len(line[n]) for line in lines) for n in range(len(head))]
-    padded = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-    return "\n".join(line.rstrip() for line in padded)

@@ -15,14 +15,12 @@ import click
 import orjson
 from yarl import URL
 
+from app.commands import FAILED, OUT_OF_REACH
 from app.load.display import display
 from app.load.errors import Failed, Unreachable
 from app.load.placing import Stop
 from app.load.report import Result
 from app.load.trial import run
-
-FAILED = 1
-OUT_OF_REACH = 3
 
 
 def _checked_url(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DESCRIBED", "DeadLetterDesk", "KeptLetter", "NotReplayable", "table"]
+__all__ = ["DESCRIBED", "DeadLetterDesk", "KeptLetter", "NotReplayable", "shown", "table"]
 
 from base64 import b64encode
 from collections.abc import Sequence
@@ -129,13 +129,13 @@ def table(desk: DeadLetterDesk) -> Table:
         async def fetch(after: str | None, limit: int) -> Sequence[KeptLetter]:
             return await desk.list(query.get("consumer"), query.get("subject"), after, limit)
 
-        return respond_json(await page(query, fetch, lambda kept: str(kept.letter.id), _show))
+        return respond_json(await page(query, fetch, lambda kept: str(kept.letter.id), shown))
 
     async def show(request: web.Request, asked: Asked) -> web.Response:
         kept = await desk.get(_id(request))
         if kept is None:
             raise _NOT_FOUND()
-        return respond_json(_show(kept))
+        return respond_json(shown(kept))
 
     async def replay(request: web.Request, asked: Asked) -> web.Response:
         id = _id(request)
@@ -180,7 +180,8 @@ def _id(request: web.Request) -> str:
     return path["id"]
 
 
-def _show(kept: KeptLetter) -> dict[str, Any]:
+def shown(kept: KeptLetter) -> dict[str, Any]:
+    """Return *kept* as the API shows it."""
     letter = kept.letter
     try:
         said = orjson.loads(letter.message.body)

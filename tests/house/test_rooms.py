@@ -15,6 +15,9 @@ ROOMS = {"__init__.py", "decide.py", "events.py", "routes.py", "schemas", "state
 LINES_MAX = 350
 
 FORBIDDEN = {"Abstract", "Base", "Helper", "Helpers", "Impl", "Manager", "Util", "Utils"}
+OF_TUPLES = {"_asdict", "_fields", "_make", "_replace"}
+"""Public in spite of their names: a named tuple keeps the others for its members."""
+
 LEFT_UNDONE = re.compile(r"\b(?:%s)\b" % "|".join(("TO" + "DO", "FIX" + "ME", "X" * 3)))  # noqa: UP031
 
 HOUSE = list(python_files(*PACKAGES, "tests"))
@@ -67,6 +70,24 @@ def defined(tree: ast.Module) -> set[str]:
     return found
 
 
+def taken_from_others(tree: ast.Module) -> list[str]:
+    """Return the names of others' that begin with an underscore: imported, or reached for in a module of ours."""
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and _is_ours(node.module)]
+    taken = {alias.name for node in imports for alias in node.names}
+    names = {alias.asname or alias.name for node in imports for alias in node.names}
+    reached = {
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names
+        and re.match("_[^_]", node.attr) and node.attr not in OF_TUPLES
+    }  # fmt: skip
+    return sorted({name for name in taken if name.startswith("_")} | reached)
+
+
+def _is_ours(module: str | None) -> bool:
+    return module is not None and module.split(".")[0] in PACKAGES
+
+
 def test_the_modules_are_three() -> None:
     """Orders, inventory and payments; shared files beside them are no modules."""
     assert MODULES == ("inventory", "orders", "payments")
@@ -113,6 +134,12 @@ def test_what_a_file_offers_is_listed_in_order_and_exists(path: Path) -> None:
         assert set(names) <= defined(tree)
 
 
+@pytest.mark.parametrize("path", list(python_files(*PACKAGES)), ids=name_of)
+def test_nobody_takes_what_another_file_keeps_to_itself(path: Path) -> None:
+    """A name with an underscore is its own file's business; what is shared has a public name."""
+    assert taken_from_others(parsed(path)) == []
+
+
 @pytest.mark.parametrize("path", WRITTEN, ids=name_of)
 def test_nothing_is_left_for_later(path: Path) -> None:
     """What is not done is an issue, not a comment."""
@@ -142,6 +169,22 @@ def test_a_name_that_says_nothing_is_seen(path: str, code: str) -> None:
 def test_a_name_that_only_contains_such_a_word_may_stay(path: str, code: str) -> None:
     """The check of names reads words, not letters."""
     assert bad_names(path, ast.parse(code)) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("from app.cli import _stop", ["_stop"]),
+        ("def f():\n    from app import cli\n    cli._stop(1)", ["cli._stop"]),
+        ("from app.web.dead_letters import _show as show", ["_show"]),
+        ("from app import cli\ncli.main(cli.__doc__)", []),
+        ("from app.outbox import Parcel\nParcel._fields", []),
+        ("from os import _exit\nself._stop()", []),
+    ],
+)
+def test_a_look_into_another_file_is_seen(code: str, found: list[str]) -> None:
+    """That check can fail, too; what is not ours is not ours to judge."""
+    assert taken_from_others(ast.parse(code)) == found
 
 
 def test_disorder_and_things_undone_are_seen() -> None:
