@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-__all__ = ["FAILED", "OUT_OF_REACH", "USAGE", "application", "print_json", "settings", "stop", "table", "tables"]
+__all__ = [
+    "FAILED",
+    "MOMENT",
+    "OUT_OF_REACH",
+    "USAGE",
+    "application",
+    "moment",
+    "print_json",
+    "settings",
+    "stop",
+    "table",
+    "tables",
+]
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -20,6 +34,12 @@ T = TypeVar("T")
 
 FAILED, USAGE, OUT_OF_REACH = 1, 2, 3
 """The exit codes, beside 0."""
+
+MOMENT = "a time (2026-01-31T09:00:00Z; UTC if it names no zone), a date (2026-01-31, in UTC) or an age (90m, 2h, 1d)"
+"""What `moment` reads, for the help of an option."""
+
+_AGO = re.compile(r"([1-9][0-9]{0,5})([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def stop(code: int, line: str) -> NoReturn:
@@ -61,6 +81,20 @@ def tables(do: Callable[[], T]) -> T:
         stop(OUT_OF_REACH, f"the database is newer than this release: {error}")
     except (NotMigrated, OutOfReach) as error:
         stop(OUT_OF_REACH, str(error))
+
+
+def moment(context: click.Context, parameter: click.Parameter, value: str | None) -> datetime | None:
+    """Read `MOMENT`, as an option's callback; return it in UTC."""
+    if value is None:
+        return None
+    text = value.strip()
+    try:
+        if ago := _AGO.fullmatch(text):
+            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        found = datetime.fromisoformat(text)
+        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise click.BadParameter(f"{value!r} is not {MOMENT}") from None
 
 
 def print_json(value: Any) -> None:

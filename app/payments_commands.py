@@ -28,17 +28,6 @@ LATE = timedelta(hours=1)
 """How long after an order's time-out its charge may still be made, all retries included."""
 
 
-def _moment(context: click.Context, parameter: click.Parameter, value: str | None) -> datetime | None:
-    """Read a date or a time as RFC 3339 writes it; without an offset it is UTC."""
-    if value is None:
-        return None
-    try:
-        found = datetime.fromisoformat(value.strip())
-        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise click.BadParameter(f"{value!r} is no time such as 2026-01-31 or 2026-01-31T12:00:00Z") from None
-
-
 @click.group()
 def payments() -> None:
     """Look after payments."""
@@ -46,9 +35,14 @@ def payments() -> None:
 
 @payments.command()
 @click.option(
-    "--since", callback=_moment, metavar="TIME", help="Orders placed from then on; by default a day before --until."
+    "--since",
+    callback=commands.moment,
+    metavar="WHEN",
+    help=f"Orders placed from then on: {commands.MOMENT}. By default a day before --until.",
 )
-@click.option("--until", callback=_moment, metavar="TIME", help="Orders placed before then; by default now.")
+@click.option(
+    "--until", callback=commands.moment, metavar="WHEN", help="Orders placed before then, said likewise; by default now."
+)
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 def reconcile(since: datetime | None, until: datetime | None, as_json: bool) -> None:
     """

@@ -5,10 +5,9 @@ from __future__ import annotations
 __all__ = ["republish"]
 
 import asyncio
-import re
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -21,26 +20,10 @@ if TYPE_CHECKING:
     from app.store import Store
     from config.settings import Settings
 
-_AGO = re.compile(r"([1-9][0-9]{0,5})([smhd])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-
-
-def _moment(context: click.Context, parameter: click.Parameter, value: str) -> datetime:
-    now = datetime.now(UTC)
-    if ago := _AGO.fullmatch(value):
-        return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is neither a time (2026-01-31T09:00:00Z) nor an age (2h)") from None
-    if moment.tzinfo is None:
-        raise click.BadParameter(f"{value!r} does not say in which time zone; Z at its end means UTC")
-    return moment
-
 
 @click.command()
 @click.option(
-    "--since", required=True, callback=_moment, metavar="WHEN", help="A time (2026-01-31T09:00:00Z) or an age (90m, 2h, 1d)."
+    "--since", required=True, callback=commands.moment, metavar="WHEN", help=f"What was sent since then: {commands.MOMENT}."
 )
 @click.option("--module", "names", multiple=True, type=click.Choice(MODULES), help="Only this module; may be repeated.")
 def republish(since: datetime, names: tuple[str, ...]) -> None:
@@ -51,7 +34,6 @@ def republish(since: datetime, names: tuple[str, ...]) -> None:
     neither what the stream still holds nor what somebody has heard before. Streams that are missing are founded first.
     Servers may run meanwhile. Needs BUS=nats.
     """
-
     settings = commands.settings()
     if settings.bus != "nats":
         commands.stop(commands.USAGE, "BUS: must be nats; a bus in memory has no streams to lose")

@@ -214,12 +214,6 @@ def test_nats_out_of_reach_ends_with_3_in_one_line(environ: NatsServer, monkeypa
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("since", ["", "yesterday", "2h30m", "0h", "-1h", "2026-01-31T09:00:00", "2h "])
-def test_a_time_that_nobody_understands_is_a_mistake_of_usage(since: str, environ: NatsServer) -> None:
-    """A time without a zone is one, too."""
-    assert run("--since", since).exit_code == 2
-
-
 def test_a_module_that_is_not_run_here_is_a_mistake_of_usage(environ: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its outbox is somewhere else."""
     monkeypatch.setenv("MODULES", "orders")
