@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Column, Connection, MetaData, String, Table, func, select, type_coerce
+from sqlalchemy import Column, Connection, DateTime, MetaData, String, Table, func, select, type_coerce
 
 from app.headers import message_of
 from app.outbox import Parcel, tables_of
@@ -35,7 +35,7 @@ class Silent(Exception):
 
 
 async def count(store: Store, since: datetime) -> int:
-    """Return how many events *store*'s module has sent that happened at *since* or later."""
+    """Return how many events *store*'s module has sent at *since* or later."""
     return await store.database.read(partial(_count, _outbox(store), since))
 
 
@@ -49,7 +49,9 @@ async def republish(
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> int:
     """
-    Publish again what *store*'s module has sent and what happened at *since* or later; return how much that was.
+    Publish again what *store*'s module has sent at *since* or later; return how much that was.
+
+    However long ago it happened: what a stream has lost is what it was given, and an event may be said for later, or wait.
 
     Up to `IN_FLIGHT_MAX` are on their way at once, and each is sent until the bus has it; *on_sent* is called with the
     number of those that it has just taken.
@@ -103,26 +105,25 @@ def _outbox(store: Store) -> Table:
 
 
 def _count(outbox: Table, since: datetime, connection: Connection) -> int:
-    found: int = connection.execute(select(func.count()).where(*_wanted(outbox, since, connection))).scalar_one()
+    found: int = connection.execute(select(func.count()).where(_wanted(outbox, since, connection))).scalar_one()
     return found
 
 
 def _page(outbox: Table, since: datetime, after: str, connection: Connection) -> list[Parcel]:
     columns = [_readable(outbox.c[name], connection) for name in Parcel._fields]
-    wanted = (*_wanted(outbox, since, connection), outbox.c.id > after)
-    query = select(*columns).where(*wanted).order_by(outbox.c.id).limit(PAGE)
+    query = select(*columns).where(_wanted(outbox, since, connection), outbox.c.id > after).order_by(outbox.c.id).limit(PAGE)
     return [Parcel(*map(_as_kept, row)) for row in connection.execute(query)]
 
 
-def _wanted(outbox: Table, since: datetime, connection: Connection) -> tuple[Any, Any]:
+def _wanted(outbox: Table, since: datetime, connection: Connection) -> Any:
+    """Return the condition; without a ``sent_at``, what was not sent yet never meets it."""
     is_text = connection.dialect.name == "sqlite"
-    occurred_at = _readable(outbox.c.occurred_at, connection)
-    return outbox.c.sent_at.isnot(None), occurred_at >= (instant(since.astimezone(UTC)) if is_text else since)
+    return _readable(outbox.c.sent_at, connection) >= (instant(since.astimezone(UTC)) if is_text else since)
 
 
 def _readable(column: Column[Any], connection: Connection) -> Any:
     """Return *column*; in SQLite a moment is the text that `app.rows.instant` has made of it."""
-    if connection.dialect.name == "sqlite" and column.name in ("occurred_at", "due_at"):
+    if connection.dialect.name == "sqlite" and isinstance(column.type, DateTime):
         return type_coerce(column, String)
     return column
 

@@ -76,16 +76,19 @@ def at(server: NatsServer, work: Callable[[JetStreamContext], Any]) -> Any:
     return asyncio.run(there())
 
 
-def keep(path: Path, module: str, count: int, *, age: timedelta = timedelta(0), is_sent: bool = True) -> list[str]:
-    """Put events into an outbox that happened *age* ago; return their ids."""
+def keep(
+    path: Path, module: str, count: int, *, age: timedelta = timedelta(0), sent: timedelta | None = None, is_sent: bool = True
+) -> list[str]:
+    """Put events into an outbox that happened *age* ago and were *sent* so long ago, or at once; return their ids."""
     at = (NOW - age).isoformat(timespec="microseconds")
+    sent_at = (NOW - (age if sent is None else sent)).isoformat(timespec="microseconds")
     ids = [str(uuid7()) for _ in range(count)]
     connection = sqlite3.connect(path)
     with connection:
         connection.executemany(
             f"INSERT INTO {module}_outbox (id, event_id, subject, key, body, correlation_id, causation_id, traceparent,"
             f" occurred_at, due_at, sent_at) VALUES (?, ?, '{module}.created.v1', 'k', X'7b7d', 'c', 'c', '', ?, ?, ?)",
-            [(id, id, at, at, at if is_sent else None) for id in ids],
+            [(id, id, at, at, sent_at if is_sent else None) for id in ids],
         )
     connection.close()
     return ids
@@ -133,6 +136,16 @@ def test_only_what_was_sent_and_is_young_enough_goes_out(environ: NatsServer, pa
     assert "(orders 2, inventory 0, payments 8)" in result.stdout
     assert messages(environ, "PAYMENTS") == 8
     assert "(orders 3, " in run("--since", "1d").stdout
+
+
+def test_what_went_out_late_is_said_again_however_long_ago_it_happened(environ: NatsServer, path: Path) -> None:
+    """A backlog, or what was said for later: the stream that was lost held it, and that is what counts."""
+    minutes, hours = timedelta(minutes=30), timedelta(hours=3)
+    late = keep(path, "orders", PAGE + 1, age=hours, sent=minutes)
+    keep(path, "orders", 3, age=hours, sent=hours)
+    at_once = keep(path, "orders", 2, age=minutes)
+    assert f"(orders {len(late) + len(at_once)}, " in run("--since", "1h").stdout
+    assert messages(environ, "ORDERS") == PAGE + 3
 
 
 async def test_whoever_has_heard_an_event_hears_it_without_effect(path: Path, server: NatsServer) -> None:
@@ -193,8 +206,9 @@ async def test_postgresql_says_the_same_again(postgres: PostgresServer) -> None:
         assert dict(bus.said[0].headers) == dict(message_of(first).headers)
         assert await count(store, now - timedelta(hours=1)) == 1
         assert await count(store, now + timedelta(seconds=1)) == 0
-        await store.database.write(lambda connection: store.mark_sent(connection, [second.id], now))
-        assert await count(store, datetime.fromisoformat(second.occurred_at)) == 1
+        later = now + timedelta(minutes=1)
+        await store.database.write(lambda connection: store.mark_sent(connection, [second.id], later))
+        assert [await count(store, since) for since in (now, later, later + timedelta(microseconds=1))] == [2, 1, 0]
 
 
 def test_it_needs_nats(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,10 +262,12 @@ class StoreContract:
         assert (await store.database.write(lambda c: store.known(c, ids))).keys() == {born(older, 5), "other-id"}
 
     async def test_what_was_sent_can_be_sent_again(self, store: Store) -> None:
-        """For a stream that was lost: whole, and nothing else."""
-        rows = [parcel("p-1", body=bytes(range(256))), parcel("p-2"), parcel("unsent")]
+        """For a stream that was lost: what it was given since then, whole, and nothing else."""
+        long_said = parcel("p-2")._replace(occurred_at=instant(NOW - timedelta(hours=9)))
+        rows = [parcel("p-1", body=bytes(range(256))), long_said, parcel("p-3"), parcel("unsent")]
         await self._say(store, rows)
         await store.database.write(lambda c: store.mark_sent(c, ["p-1", "p-2"], NOW))
+        await store.database.write(lambda c: store.mark_sent(c, ["p-3"], NOW - timedelta(microseconds=1)))
         assert [found async for found in _sent(store, NOW)] == rows[:2]
         assert await count(store, NOW) == 2
         assert await count(store, NOW + timedelta(microseconds=1)) == 0
