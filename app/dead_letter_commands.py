@@ -36,17 +36,18 @@ def dead_letters() -> None:
 @dead_letters.command("list")
 @click.option("--consumer", default=None, help="Only those of this consumer, for instance inventory-express.")
 @click.option("--subject", default=None, help="Only those under this subject, lane included.")
+@click.option("--error", default=None, help="Only those with this error code, for instance failed.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(min=1), help="At most so many.")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON array, as the API shows them.")
-def list_(consumer: str | None, subject: str | None, limit: int, as_json: bool) -> None:
-    """List dead letters."""
+def list_(consumer: str | None, subject: str | None, error: str | None, limit: int, as_json: bool) -> None:
+    """List dead letters; narrowed as `replay` is, to look first at what it would send."""
     from app.web.dead_letters import shown
 
     async def look(office: DeadLetterOffice) -> list[KeptLetter]:
         found: list[KeptLetter] = []
         while len(found) < limit:
             after = found[-1].letter.id if found else None
-            page = await office.list(consumer, subject, after, min(PAGE, limit - len(found)))
+            page = await office.list(consumer, subject, after, min(PAGE, limit - len(found)), error=error)
             found += page
             if not page:
                 break

@@ -84,12 +84,12 @@ class DeadLetterOffice:
         return True
 
     async def list(
-        self, consumer: str | None, subject: str | None, after: str | None, limit: int
+        self, consumer: str | None, subject: str | None, after: str | None, limit: int, *, error: str | None = None
     ) -> Sequence[KeptLetter]:
-        """Return up to *limit* letters, by id, beyond *after*."""
+        """Return up to *limit* letters that fit what is not None, by id, beyond *after*."""
         found: list[KeptLetter] = []
         for name, table in self._tables.items():
-            wanted = _fitting(table, consumer=consumer, subject=subject)
+            wanted = _fitting(table, consumer=consumer, subject=subject, error=error)
             if after is not None:
                 wanted.append(table.c.id > after)
             query = select(table).where(*wanted).order_by(table.c.id).limit(limit)

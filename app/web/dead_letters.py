@@ -40,9 +40,9 @@ class DeadLetterDesk(Protocol):
     """Where dead letters lie, and how to get them going again."""
 
     async def list(
-        self, consumer: str | None, subject: str | None, after: str | None, limit: int
+        self, consumer: str | None, subject: str | None, after: str | None, limit: int, *, error: str | None = None
     ) -> Sequence[KeptLetter]:
-        """Return up to *limit* letters of *consumer* and *subject* (None: of any), by id, beyond *after*."""
+        """Return up to *limit* letters of *consumer*, *subject* and *error* (None: of any), by id, beyond *after*."""
 
     async def get(self, id: str) -> KeptLetter | None:
         """Return one letter."""
@@ -113,7 +113,7 @@ _ALL = "/v1/dead-letters"
 _ONE = "/v1/dead-letters/{id}"
 _REPLAY_ONE = "/v1/dead-letters/{id}/replay"
 _REPLAY_MANY = "/v1/dead-letters/replay"
-_FILTERS = ("consumer", "subject")
+_FILTERS = ("consumer", "subject", "error")
 
 _NOT_FOUND = partial(Refused, 404, "not_found", "There is no such dead letter.")
 
@@ -127,7 +127,8 @@ def table(desk: DeadLetterDesk) -> Table:
         page_size(query)
 
         async def fetch(after: str | None, limit: int) -> Sequence[KeptLetter]:
-            return await desk.list(query.get("consumer"), query.get("subject"), after, limit)
+            consumer, subject, error = map(query.get, _FILTERS)
+            return await desk.list(consumer, subject, after, limit, error=error)
 
         return respond_json(await page(query, fetch, lambda kept: str(kept.letter.id), shown))
 

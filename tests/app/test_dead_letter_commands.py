@@ -57,12 +57,14 @@ def test_a_list_is_a_table_with_a_line_for_each(ids: list[str]) -> None:
     assert [line.split()[0] for line in lines] == ids
 
 
-def test_a_list_is_narrowed_by_consumer_subject_and_limit(ids: list[str]) -> None:
+def test_a_list_is_narrowed_by_consumer_subject_error_and_limit(ids: list[str]) -> None:
     """And is JSON for programs."""
     subjects = [letter["subject"] for letter in json.loads(run("list", "--json").output)]
     assert sorted(subjects) == ["orders.cancelled.v1", "orders.created.v1", "orders.created.v1"]
     assert len(json.loads(run("list", "--json", "--subject", "orders.cancelled.v1").output)) == 1
     assert len(json.loads(run("list", "--json", "--consumer", "inventory", "--limit", "2").output)) == 2
+    assert [letter["error"] for letter in json.loads(run("list", "--json", "--error", "unreadable").output)] == ["unreadable"]
+    assert len(json.loads(run("list", "--json", "--error", "invalid", "--subject", "orders.created.v1").output)) == 1
     assert json.loads(run("list", "--json", "--consumer", "payments").output) == []
     assert run("list", "--consumer", "payments").output == "no dead letters\n"
 

@@ -397,6 +397,8 @@ class StoreContract:
         assert [kept.letter.id for kept in found] == sorted(kept.letter.id for kept in found)
         assert {kept.letter.message.body for kept in found} == {bytes([n, 0, 255]) for n in range(5)}
         assert {(kept.letter.first_seen, kept.letter.message.headers["x"]) for kept in found} == {(NOW, "ü")}
+        assert await stand.office.list(None, None, found[2].letter.id, 9, error="invalid") == found[3:]
+        assert await stand.office.list("inventory-express", None, None, 9, error="failed") == []
         again = found[0].letter
         await stand.office.add(again)  # the very same
         assert await stand.office.get(again.id) == found[0]

@@ -27,7 +27,7 @@ class FakeDesk:
         message = Message(subject, f"m-{id}", body, "p", {"ce-id": "e"})
         self.letters[id] = KeptLetter(DeadLetter(id, "vans", message, error, "No van.", 5, SEEN, SEEN), 0)
 
-    def _fitting(self, consumer: str | None, subject: str | None, error: str | None = None) -> list[KeptLetter]:
+    def _fitting(self, consumer: str | None, subject: str | None, error: str | None) -> list[KeptLetter]:
         return [
             kept
             for _, kept in sorted(self.letters.items())
@@ -37,9 +37,9 @@ class FakeDesk:
         ]
 
     async def list(
-        self, consumer: str | None, subject: str | None, after: str | None, limit: int
+        self, consumer: str | None, subject: str | None, after: str | None, limit: int, *, error: str | None = None
     ) -> Sequence[KeptLetter]:
-        return [kept for kept in self._fitting(consumer, subject) if after is None or kept.letter.id > after][:limit]
+        return [kept for kept in self._fitting(consumer, subject, error) if after is None or kept.letter.id > after][:limit]
 
     async def get(self, id: str) -> KeptLetter | None:
         return self.letters.get(id)
@@ -118,7 +118,21 @@ async def test_letters_are_listed_by_page_and_filter(web: Web, desk: FakeDesk) -
     assert rest["next_cursor"] is None
     found = (await web.ask("GET", "/v1/dead-letters?consumer=vans&subject=parcels.lost.v1")).json["items"]
     assert [letter["id"] for letter in found] == ["b"]
-    assert (await web.ask("GET", "/v1/dead-letters?error=invalid")).status == 400
+    assert (await web.ask("GET", "/v1/dead-letters?detail=invalid")).status == 400
+
+
+async def test_what_would_be_sent_again_can_be_looked_at_first(web: Web, desk: FakeDesk) -> None:
+    """A list takes every filter that a replay of many takes, page by page."""
+    for id in "abcd":
+        desk.lay_down(id, error="invalid" if id == "b" else "failed")
+    assert (await web.ask("POST", "/v1/dead-letters/replay", json={"error": "failed", "dry_run": True})).json["matched"] == 3
+    first = (await web.ask("GET", "/v1/dead-letters?error=failed&limit=2")).json
+    rest = (await web.ask("GET", f"/v1/dead-letters?error=failed&limit=2&cursor={first['next_cursor']}")).json
+    assert [letter["id"] for letter in first["items"] + rest["items"]] == ["a", "c", "d"]
+    described = (await web.ask("GET", "/openapi.json")).json
+    body = described["paths"]["/v1/dead-letters/replay"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    named = {each.get("name") for each in described["paths"]["/v1/dead-letters"]["get"]["parameters"]}
+    assert body["properties"].keys() - {"dry_run"} <= named
 
 
 async def test_one_letter_is_sent_again(web: Web, desk: FakeDesk) -> None:
