@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["NotAnswered", "ask", "base_url"]
+__all__ = ["NotAnswered", "ask", "base_url", "credentials"]
 
 import json
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -25,9 +25,14 @@ def base_url(settings: Settings) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.http_port}"
 
 
-def ask(path: str, settings: Settings, url: str | None = None, key_file: str | None = None) -> Any:
+def credentials(key: str | None) -> Mapping[str, str]:
+    """Return the headers that bring the API key *key*, if there is one."""
+    return {} if key is None else {"Authorization": f"Bearer {key}"}
+
+
+def ask(path: str, settings: Settings, url: str | None = None, key: str | None = None) -> Any:
     """
-    Return the JSON that the server at *url*, or where *settings* say, answers for *path*.
+    Return the JSON that the server at *url*, or where *settings* say, answers for *path* to who has *key*.
 
     Raises:
         NotAnswered: It does not, or not with 200.
@@ -35,9 +40,7 @@ def ask(path: str, settings: Settings, url: str | None = None, key_file: str | N
     url = base_url(settings) if url is None else url.rstrip("/")
     if not url.startswith(("http://", "https://")):
         raise NotAnswered(f"{url} is no address: it must begin with http:// or https://")
-    request = Request(f"{url}{path}")  # noqa: S310
-    if key_file is not None:
-        request.add_header("Authorization", f"Bearer {Path(key_file).read_text(encoding='utf-8').strip()}")
+    request = Request(f"{url}{path}", headers=dict(credentials(key)))  # noqa: S310
     try:
         with urlopen(request, timeout=ASK_SECONDS) as answer:  # noqa: S310
             return json.load(answer)

@@ -14,6 +14,7 @@ __all__ = [
     "stop",
     "table",
     "tables",
+    "with_key",
 ]
 
 import os
@@ -21,6 +22,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -40,6 +42,7 @@ MOMENT = "a time (2026-01-31T09:00:00Z; UTC if it names no zone), a date (2026-0
 
 _AGO = re.compile(r"([1-9][0-9]{0,5})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_KEY = re.compile(rb"[!-~]+")
 
 
 def stop(code: int, line: str) -> NoReturn:
@@ -95,6 +98,29 @@ def moment(context: click.Context, parameter: click.Parameter, value: str | None
         return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
     except (ValueError, OverflowError):
         raise click.BadParameter(f"{value!r} is not {MOMENT}") from None
+
+
+def _key(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is None:
+        return None
+    try:
+        found = Path(value).read_bytes().strip()
+    except OSError as error:
+        raise click.BadParameter(f"{value}: {error.strerror}") from None
+    if not _KEY.fullmatch(found):
+        raise click.BadParameter(f"{value} must hold one API key, of visible ASCII characters, and nothing else")
+    return found.decode("ascii")
+
+
+with_key = click.option(
+    "--key-file",
+    "key",
+    default=None,
+    type=click.Path(exists=True, dir_okay=False),
+    callback=_key,
+    help="A file that holds an API key, for a server with AUTH=keys.",
+)
+"""Gives a command the parameter *key*: what the file holds, or None."""
 
 
 def print_json(value: Any) -> None:

@@ -66,9 +66,9 @@ def check(against: str, schemas: str | None, require: str, as_json: bool) -> Non
 @contracts.command()
 @click.argument("subject", required=False)
 @click.option("--url", default=None, help="Where the server is; by default HTTP_HOST and HTTP_PORT say.")
-@click.option("--key-file", default=None, type=click.Path(exists=True, dir_okay=False), help="A file that holds an API key.")
+@commands.with_key
 @click.option("--json", "as_json", is_flag=True, help="As one JSON array, as the API shows them.")
-def status(subject: str | None, url: str | None, key_file: str | None, as_json: bool) -> None:
+def status(subject: str | None, url: str | None, key: str | None, as_json: bool) -> None:
     """
     Ask a running server who still needs which version of which event.
 
@@ -79,7 +79,7 @@ def status(subject: str | None, url: str | None, key_file: str | None, as_json: 
     from app.asking import NotAnswered, ask
 
     try:
-        found: list[dict[str, Any]] = ask("/v1/contracts", commands.settings(), url, key_file)["items"]
+        found: list[dict[str, Any]] = ask("/v1/contracts", commands.settings(), url, key)["items"]
     except NotAnswered as error:
         commands.stop(commands.OUT_OF_REACH, str(error))
     if subject is not None:

@@ -17,6 +17,8 @@ from typing import NamedTuple, cast
 
 from yarl import URL
 
+from app.asking import credentials
+
 CONNECT_SECONDS = 10.0
 ANSWER_BYTES_MAX = 1 << 20
 
@@ -34,10 +36,11 @@ class Answer(NamedTuple):
     at: float
 
 
-def post(url: URL, body: bytes) -> bytes:
-    """Return the whole of a POST of *body*, JSON, to *url*: ready to be sent any number of times."""
+def post(url: URL, body: bytes, key: str | None = None) -> bytes:
+    """Return the whole of a POST of *body*, JSON, to *url*, with the API key *key*: ready to be sent any number of times."""
     host = url.raw_authority.rpartition("@")[2]
-    head = f"POST {url.raw_path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    headers = {"Host": host, "Content-Type": "application/json", **credentials(key)}
+    head = f"POST {url.raw_path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 

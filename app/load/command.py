@@ -15,7 +15,7 @@ import click
 import orjson
 from yarl import URL
 
-from app.commands import FAILED, OUT_OF_REACH
+from app.commands import FAILED, OUT_OF_REACH, with_key
 from app.load.display import display
 from app.load.errors import Failed, Unreachable
 from app.load.placing import Stop
@@ -61,6 +61,7 @@ def _checked_url(context: click.Context, parameter: click.Parameter, value: str 
     metavar="TEXT",
     help="Where the stock is kept, if another server does that; the same by default.",
 )
+@with_key
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
@@ -76,7 +77,13 @@ def _checked_url(context: click.Context, parameter: click.Parameter, value: str 
     help="Seconds without news before an order is given up as lost, and of refusals before the run is.",
 )
 def load(
-    orders: int, concurrency: int, url: str, inventory_url: str | None, rate: float | None, patience: float
+    orders: int,
+    concurrency: int,
+    url: str,
+    inventory_url: str | None,
+    key: str | None,
+    rate: float | None,
+    patience: float,
 ) -> None:
     """
     Place orders against a running server, follow each to its end, and measure.
@@ -136,6 +143,7 @@ def load(
                 concurrency,
                 rate,
                 inventory_url=inventory_url,
+                key=key,
                 patience_seconds=patience,
                 progress=progress,
                 stop=stop,

@@ -13,6 +13,7 @@ import aiohttp
 import orjson
 from yarl import URL
 
+from app.asking import credentials
 from app.load.client import Connection, post
 from app.load.errors import Failed
 from app.load.following import Following
@@ -33,6 +34,7 @@ async def run(
     rate: float | None = None,
     *,
     inventory_url: str | None = None,
+    key: str | None = None,
     products: int = 20,
     patience_seconds: float = 60.0,
     progress: Callable[[Progress], None] | None = None,
@@ -41,7 +43,7 @@ async def run(
     """
     Place *orders* orders at *url*, at most *concurrency* at once, follow them, and return what was measured.
 
-    The stock is kept at *inventory_url*, or at *url* as well.
+    The stock is kept at *inventory_url*, or at *url* as well. Both are given the API key *key*, if there is one.
 
     Each order asks for one piece of one of *products* products, in turn. A 429 or 503 is repeated after its
     ``Retry-After``, a cut connection after a short pause, for up to *patience_seconds*; the order's time runs on
@@ -65,7 +67,8 @@ async def run(
     tally = Tally(orders)
     connections = [Connection(base) for _ in range(min(concurrency, orders))]
 
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS)) as session:
+    timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
+    async with aiohttp.ClientSession(timeout=timeout, headers=credentials(key)) as session:
         shelves = base if inventory_url is None else URL(inventory_url)
         stock = Stock(session, shelves, run_id, products=products, on_hand=max(ON_HAND_MIN, 2 * orders))
         following = Following(session, base, run_id, tally, patience_seconds=patience_seconds)
@@ -73,7 +76,7 @@ async def run(
 
         def request(number: int) -> bytes:
             items = [{"product_id": stock.product_ids[number % products], "quantity": 1}]
-            return post(target, orjson.dumps({"customer_id": following.customer_id(number), "items": items}))
+            return post(target, orjson.dumps({"customer_id": following.customer_id(number), "items": items}), key)
 
         async def tick() -> None:
             while True:

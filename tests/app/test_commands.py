@@ -10,8 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 from app.cli import main
-from app.commands import moment
+from app.commands import moment, with_key
 
+WITH_KEY = {
+    "load": ("load", "--url", "http://127.0.0.1:9", "--orders", "1"),
+    "status": ("contracts", "status", "--url", "http://127.0.0.1:9"),
+}
 COMMANDS = {
     "republish": ("republish", "--since"),
     "reconcile": ("payments", "reconcile", "--since"),
@@ -92,3 +96,36 @@ def test_help_says_how_to_say_when(command: tuple[str, ...]) -> None:
     result = CliRunner().invoke(main, [*command, "--help"], terminal_width=1_000)
     for example in ("2026-01-31T09:00:00Z", "(2026-01-31,", "90m", "UTC"):
         assert example in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"two words", b"shop:secret\nother:secret\n", b"s\xc3\xa9cret", b"\xffsecret"])
+@pytest.mark.parametrize("command", WITH_KEY.values(), ids=WITH_KEY)
+def test_a_file_without_a_key_is_a_mistake_of_usage(content: bytes, command: tuple[str, ...], tmp_path: Path) -> None:
+    """One key is one line of visible ASCII; nothing of what was found instead is shown."""
+    path = tmp_path / "key"
+    path.write_bytes(content)
+    result = CliRunner().invoke(main, [*command, "--key-file", str(path)])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--key-file" in result.stderr
+    assert "secret" not in result.output
+
+
+@pytest.mark.parametrize("command", WITH_KEY.values(), ids=WITH_KEY)
+def test_a_key_file_that_is_not_there_is_a_mistake_of_usage(command: tuple[str, ...], tmp_path: Path) -> None:
+    """And so is a folder."""
+    for path in tmp_path, tmp_path / "nowhere":
+        assert CliRunner().invoke(main, [*command, "--key-file", str(path)]).exit_code == 2
+
+
+def test_a_key_is_what_its_file_holds_without_the_space_around_it(tmp_path: Path) -> None:
+    """Editors end a line where a key ends; without a file there is none."""
+
+    @click.command()
+    @with_key
+    def tell(key: str | None) -> None:
+        click.echo(repr(key))
+
+    path = tmp_path / "key"
+    path.write_bytes(b"  0123456789abcdef\r\n")
+    assert CliRunner().invoke(tell, ["--key-file", str(path)]).stdout == "'0123456789abcdef'\n"
+    assert CliRunner().invoke(tell).stdout == "None\n"

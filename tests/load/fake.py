@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from attrs import define
 
 BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
@@ -63,6 +64,8 @@ class FakeShop:
     def __init__(self, fate: Callable[[int], str] = lambda number: "confirm", *, looks: int = 0) -> None:
         self.url = ""
         self.fate = fate
+        self.key: str | None = None
+        """Without it nobody gets in, if there is one."""
         self.looks = looks
         self.retry_after = "0"
         self.stock_status = 200
@@ -91,12 +94,18 @@ class FakeShop:
         self.listed = asyncio.Event()
 
     def app(self) -> web.Application:
-        app = web.Application()
+        app = web.Application(middlewares=[self._let_in])
         app.router.add_put("/v1/inventory/{product_id}", self._put)
         app.router.add_get("/v1/inventory/{product_id}", self._product)
         app.router.add_post("/v1/orders", self._post)
         app.router.add_get("/v1/orders", self._list)
         return app
+
+    @web.middleware
+    async def _let_in(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if self.key is not None and request.headers.getall("Authorization", []) != [f"Bearer {self.key}"]:
+            return web.json_response({"code": "unauthorized"}, status=401)
+        return await handler(request)
 
     async def _put(self, request: web.Request) -> web.Response:
         product_id = request.match_info["product_id"]

@@ -60,6 +60,13 @@ def test_a_post_is_whole_and_counted() -> None:
     )
 
 
+def test_a_post_brings_the_key_that_it_is_given() -> None:
+    """As every other client does."""
+    head, _, body = post(URL("http://shop.example"), b"{}", "0123456789abcdef").partition(b"\r\n\r\n")
+    assert b"Authorization: Bearer 0123456789abcdef" in head.split(b"\r\n")
+    assert body == b"{}"
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, len(OK)])
 async def test_an_answer_may_come_in_any_pieces(size: int) -> None:
     """TCP promises an order of bytes, and no packets."""

@@ -68,6 +68,23 @@ async def test_a_good_run_ends_with_its_json_object_and_0(shop: FakeShop) -> Non
 
 
 @pytest.mark.process
+async def test_a_shop_that_wants_a_key_is_measured_with_one(shop: FakeShop, tmp_path: Path) -> None:
+    """From a file; without it, or with another, the run ends with 1 and the key is not shown."""
+    shop.key = "0123456789abcdef"
+    for name, key in ("right", f"{shop.key}\n"), ("wrong", "fedcba9876543210"):
+        (tmp_path / name).write_text(key, encoding="utf-8")
+    process = await started("--url", shop.url, "--orders", "60", "--key-file", str(tmp_path / "right"))
+    out, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert json.loads(out)["confirmed"] == 60
+    process = await started("--url", shop.url, "--orders", "60", "--key-file", str(tmp_path / "wrong"))
+    out, err = await process.communicate()
+    assert (process.returncode, out) == (1, b"")
+    assert b"401" in err
+    assert b"fedcba" not in err
+
+
+@pytest.mark.process
 async def test_times_are_finer_than_a_millisecond(shop: FakeShop) -> None:
     """uvloop's own clock is not: it would make every percentile a whole number."""
     process = await started("--url", shop.url, "--orders", "100")

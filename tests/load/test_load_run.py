@@ -42,6 +42,16 @@ async def test_every_order_is_placed_once_and_its_end_is_counted(shop: FakeShop)
     assert len({body["customer_id"] for body in shop.bodies}) == 450 // PAGE
 
 
+async def test_a_shop_that_wants_a_key_is_given_it_with_every_request(shop: FakeShop) -> None:
+    """Stock, orders and lists alike; without it nothing is placed."""
+    shop.key = "0123456789abcdef"
+    result = await run(shop.url, 60, 4, inventory_url=shop.url, key=shop.key)
+    assert (result["accepted"], result["confirmed"], result["lost"]) == (60, 60, 0)
+    with pytest.raises(Failed, match="answered with 401"):
+        await run(shop.url, 60, 4)
+    assert len(shop.posts) == 60
+
+
 async def test_the_result_has_the_documented_members_and_no_others(shop: FakeShop) -> None:
     """The JSON object is a contract: names and order."""
     result = await run(shop.url, 20, 4)
