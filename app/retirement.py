@@ -7,7 +7,7 @@ event would be left alone, and so would whoever has messages waiting. Numbers ar
 
 from __future__ import annotations
 
-__all__ = ["Overview", "Usage", "reasons_to_keep"]
+__all__ = ["Overview", "Usage", "reasons_to_keep", "subjects_of"]
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -77,6 +77,14 @@ def _lane(subject: str) -> str:
     return EXPRESS if subject.endswith(EXPRESS) else ""
 
 
+def subjects_of(modules: Sequence[Module], contracts: Contracts) -> list[str]:
+    """Return what *modules* say or hear, lanes aside, each event's versions in order."""
+    named = {module.name for module in modules}
+    heard = {subject for module in modules for subject in contracts.heard_subjects(module.hears)}
+    found = (c.subject for c in contracts if c.subject.partition(".")[0] in named or c.subject in heard)
+    return sorted(found, key=version_of)
+
+
 class Overview:
     """What is promised, who says it, who hears it, and what may go."""
 
@@ -84,12 +92,7 @@ class Overview:
         self._contracts = contracts
         self._metrics = metrics
         self._listeners = listeners
-        named = {module.name for module in modules}
-        heard = {subject for module in modules for subject in contracts.heard_subjects(module.hears)}
-        self._subjects = sorted(
-            (c.subject for c in contracts if c.subject.partition(".")[0] in named or c.subject in heard),
-            key=version_of,
-        )
+        self._subjects = subjects_of(modules, contracts)
 
     async def usages(self) -> list[Usage]:
         """Return how every version of every event is used that this process's modules say or hear."""

@@ -48,6 +48,7 @@ def _nats(
 ) -> Transport:
     # What one process with its own bus never needs shall not cost it the time to start.
     from app.broker import connection_name, servers
+    from app.retirement import subjects_of
     from app.topology import plan
     from bus.dead_letter_stream import PublishedDeadLetters
     from bus.jetstream import JetStreamBus
@@ -89,8 +90,8 @@ def _nats(
         finally:
             await end_tasks(rounds)
 
-    streams = (stream_name(contract.subject) for contract in contracts)
-    listeners = JetStreamListeners(bus.js, streams)
+    # Of the others, a user with the rights of his modules only would get no answer.
+    listeners = JetStreamListeners(bus.js, map(stream_name, subjects_of(modules, contracts)))
     return Transport(bus, connect_and_patrol, lambda: float(bus.reconnects), listeners)
 
 

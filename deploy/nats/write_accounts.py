@@ -53,7 +53,11 @@ class Rights:
 
 
 def rights_of(module: str, topology: Topology) -> Rights:
-    """Return what *module* needs for its part of *topology*, and for the patrol of its own stream."""
+    """
+    Return what *module* needs for its part of *topology*, and for the patrol of its own stream.
+
+    Who else hears a stream it may know: without that nobody can tell when an old version of an event may go.
+    """
     own = stream_name(module)
     durables = sorted({(each.stream, each.name) for each in topology.consumers if _is_of(module, each.name)})
     heard = sorted({own, *(stream for stream, _ in durables)} - {ADVISORIES})
@@ -67,6 +71,7 @@ def rights_of(module: str, topology: Topology) -> Rights:
             *(f"dead.{consumer}.>" for consumer in consumers),
             *(f"{_API}.STREAM.INFO.{stream}" for stream in (*heard, ADVISORIES, DEAD_LETTERS)),
             *(f"{_API}.STREAM.MSG.GET.{stream}" for stream in heard),
+            *(f"{_API}.CONSUMER.LIST.{stream}" for stream in heard),
             f"{_API}.CONSUMER.CREATE.{own}.{strays}",
             f"{_API}.CONSUMER.CREATE.{own}.{strays}.>",
             *(subject for stream, name in durables for subject in _hearing(stream, name)),

@@ -206,6 +206,7 @@ async def test_a_module_may_do_all_of_its_own_work(module: str, enter: Enter) ->
         await message.ack_sync(timeout=5)
         assert (await js.get_msg(each.stream, message.metadata.sequence.stream)).data == b"{}"
         assert (await js.stream_info(each.stream, subjects_filter=">")).config.name == each.stream
+        assert each.name in {found.name for found in await js.consumers_info(each.stream)}
         await js.publish(f"dead.{each.name}.{each.subjects[0]}", b"{}")
     assert len(heard) >= 4
     assert user.denied == []

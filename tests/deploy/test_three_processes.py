@@ -93,6 +93,18 @@ def test_a_module_may_say_again_what_it_has_said(processes: dict[str, Server]) -
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_every_process_knows_who_listens_within_these_rights(processes: dict[str, Server], nats: NatsServer) -> None:
+    """Otherwise nobody could ever say that an old version may go."""
+    for module, server in processes.items():
+        found = {each["subject"]: each for each in call("GET", f"{server.url}/v1/contracts")["items"]}
+        assert {subject.partition(".")[0] for subject in found} >= {module}
+        assert [each["reasons"] for each in found.values() if any("does not answer" in why for why in each["reasons"])] == []
+        if "orders.created.v1" in found:
+            assert {each["consumer"] for each in found["orders.created.v1"]["listeners"]} == {"inventory", "inventory-express"}
+            assert found["orders.created.v1"]["safe_to_drop"]
+    assert [line for line in nats.log().splitlines() if "iolation" in line] == []
+
+
 def test_a_wrong_password_keeps_a_module_from_the_bus_and_not_from_taking_orders(
     nats: NatsServer, tmp_path: Path
 ) -> None:
