@@ -16,7 +16,11 @@ ASK_SECONDS = 10
 
 
 class NotAnswered(Exception):
-    """Nobody answers, or not with what was asked for; its message is one line."""
+    """Nobody answers, or not with what was asked for; its message is one line, *code* that of a problem in the answer."""
+
+    def __init__(self, line: str, code: str | None = None) -> None:
+        self.code = code
+        super().__init__(line)
 
 
 def base_url(settings: Settings) -> str:
@@ -45,6 +49,14 @@ def ask(path: str, settings: Settings, url: str | None = None, key: str | None =
         with urlopen(request, timeout=ASK_SECONDS) as answer:  # noqa: S310
             return json.load(answer)
     except HTTPError as error:
-        raise NotAnswered(f"{url}{path} was answered with {error.code}") from None
+        raise NotAnswered(f"{url}{path} was answered with {error.code}", _code_in(error)) from None
     except (URLError, OSError, ValueError) as error:
         raise NotAnswered(f"nobody answers at {url}: {getattr(error, 'reason', error)}") from None
+
+
+def _code_in(answer: HTTPError) -> str | None:
+    try:
+        code = json.load(answer)["code"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return code if isinstance(code, str) else None

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 __all__ = ["contracts"]
 
+from collections import Counter
+from collections.abc import Iterable
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from app import commands
+from config.settings import MODULES
 
 if TYPE_CHECKING:
     from app.released import Finding
+    from config.settings import Settings
 
 
 @click.group()
@@ -72,14 +77,16 @@ def status(subject: str | None, url: str | None, key: str | None, as_json: bool)
     """
     Ask a running server who still needs which version of which event.
 
+    Where one address stands for several processes, each of them is asked, and their numbers are added up.
+
     With SUBJECT, such as orders.created.v1, it says whether that may be dropped: exits with 0 when nobody listens who does
     not hear a newer version too, and nothing is waiting to be handled; with 1, and the reasons, as long as it is not so.
     Exits with 2 when nobody knows the subject, and with 3 when nobody answers.
     """
-    from app.asking import NotAnswered, ask
+    from app.asking import NotAnswered
 
     try:
-        found: list[dict[str, Any]] = ask("/v1/contracts", commands.settings(), url, key)["items"]
+        found = _asked(commands.settings(), url, key)
     except NotAnswered as error:
         commands.stop(commands.OUT_OF_REACH, str(error))
     if subject is not None:
@@ -95,6 +102,38 @@ def status(subject: str | None, url: str | None, key: str | None, as_json: bool)
         commands.stop(commands.FAILED, f"{subject} may not be dropped: {'; '.join(found[0]['reasons'])}")
 
 
+def _asked(settings: Settings, url: str | None, key: str | None) -> list[dict[str, Any]]:
+    """Return how every version is used, by what the server says, or each of those that one address stands for."""
+    from app.asking import NotAnswered, ask
+
+    try:
+        found: list[dict[str, Any]] = ask("/v1/contracts", settings, url, key)["items"]
+    except NotAnswered as error:
+        if error.code != "module_needed":
+            raise
+        views = [ask(f"/v1/contracts?module={module}", settings, url, key)["items"] for module in MODULES]
+        return _united(chain.from_iterable(views))
+    return found
+
+
+def _united(usages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put together what several processes say of the same versions; what one of them objects to may not be dropped."""
+    found: dict[str, dict[str, Any]] = {}
+    for usage in usages:
+        known = found.setdefault(usage["subject"], usage)
+        if known is usage:
+            continue
+        known["published"] += usage["published"]
+        for consumer, outcomes in usage["handled"].items():
+            known["handled"][consumer] = dict(Counter(known["handled"].get(consumer, {})) + Counter(outcomes))
+        # They ask the same bus, a moment apart.
+        listeners = {each["consumer"]: each for each in (*known["listeners"], *usage["listeners"])}
+        known["listeners"] = list(listeners.values())
+        known["reasons"] = list(dict.fromkeys((*known["reasons"], *usage["reasons"])))
+        known["safe_to_drop"] = known["safe_to_drop"] and usage["safe_to_drop"]
+    return sorted(found.values(), key=lambda each: (each["event"], each["version"]))
+
+
 def _used(usage: dict[str, Any]) -> str:
     how = "newest" if usage["is_newest"] else f"said beside since {usage['since']}" if usage["is_said"] else "said no more"
     lines = [f"{usage['subject']}: {how}; {'safe to drop' if usage['safe_to_drop'] else 'needed'}"]
@@ -105,7 +144,7 @@ def _used(usage: dict[str, Any]) -> str:
         for consumer, outcomes in sorted(usage["handled"].items())
         for outcome, count in sorted(outcomes.items())
     )
-    lines.append(f"    since that server's start: published {usage['published']}{'; ' if counts else ''}{counts}")
+    lines.append(f"    since start: published {usage['published']}{'; ' if counts else ''}{counts}")
     return "\n".join(lines)
 
 

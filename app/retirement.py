@@ -93,6 +93,7 @@ class Overview:
         self._metrics = metrics
         self._listeners = listeners
         self._subjects = subjects_of(modules, contracts)
+        self.modules = frozenset(module.name for module in modules)
 
     async def usages(self) -> list[Usage]:
         """Return how every version of every event is used that this process's modules say or hear."""

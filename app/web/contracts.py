@@ -11,13 +11,15 @@ from aiohttp import hdrs, web
 
 from app.retirement import Overview, Usage
 from app.web.answering import Asked, Operation
-from app.web.describing import Described, answer, operation, ref
+from app.web.describing import Described, answer, operation, parameter, ref
+from app.web.problems import Refused
 from app.web.reading import query_of
 from app.web.routes import JSON, respond_json
 from app.web.table import Table
 
 _STATUS = "/v1/contracts"
 _ASYNCAPI = "/asyncapi.json"
+_MODULE = "Whose process is asked, where one address stands for several; one that does not run it answers 404."
 _COUNT = {"type": "integer", "minimum": 0}
 _CONTRACT = {
     "type": "object",
@@ -64,7 +66,9 @@ def table(overview: Overview, asyncapi: dict[str, Any]) -> Table:
     document = orjson.dumps(asyncapi)
 
     async def status(request: web.Request, asked: Asked) -> web.Response:
-        query_of(request, set())
+        module = query_of(request, {"module"}).get("module")
+        if module is not None and module not in overview.modules:
+            raise Refused(404, "not_found", "This process does not run that module.")
         return respond_json({"items": [shown(usage) for usage in await overview.usages()]})
 
     async def describe(request: web.Request, asked: Asked) -> web.Response:
@@ -103,8 +107,9 @@ DESCRIBED = Described(
                 _STATUS,
                 "Who says and who hears which version of which event",
                 "events",
-                {200: answer("Every version.", _PAGE)},
-                (400,),
+                {200: answer("Every version that this process's modules say or hear.", _PAGE)},
+                (400, 404),
+                parameters=[{**parameter("module", {"type": "string"}), "description": _MODULE}],
             )
         },
         _ASYNCAPI: {

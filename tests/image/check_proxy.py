@@ -8,6 +8,7 @@ import json
 import re
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -44,6 +45,7 @@ class Behind:
         application = web.Application()
         application.router.add_get("/v1/orders/{id}/stream", self.stream)
         application.router.add_route("*", "/v1/dead-letters/{id}{rest:(/replay)?}", self.letter)
+        application.router.add_get("/v1/contracts", self.contracts)
         application.router.add_route("*", "/{path:.*}", self.answer)
         self.runner = web.AppRunner(application)
         await self.runner.setup()
@@ -70,6 +72,11 @@ class Behind:
             return web.json_response({"by": self.name})
         known = request.match_info["id"] in self.letters
         return web.json_response({"by": self.name}, status=202 if known else 404)
+
+    async def contracts(self, request: web.Request) -> web.Response:
+        self.note(request)
+        each = {"subject": f"{self.name}.moved.v1", "event": f"{self.name}.moved", "version": 1}
+        return web.json_response({"items": [each]})
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         self.note(request)
@@ -156,6 +163,9 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
         ("/v1/dead-letters?consumer=inventory-express", "inventory"),
         ("/v1/dead-letters?limit=3&consumer=payments-gateway-express", "payments"),
         ("/v1/dead-letters/replay?consumer=payments-strays", "payments"),
+        ("/v1/contracts?module=orders", "orders"),
+        ("/v1/contracts?module=inventory", "inventory"),
+        ("/v1/contracts?module=payments", "payments"),
         ("/openapi.json", "orders"),
         ("/asyncapi.json", "orders"),
         ("/docs", "orders"),
@@ -225,6 +235,25 @@ async def test_letters_of_nobody_are_asked_for_in_vain(url: str, client: aiohttp
     """No module's letters pass for everybody's."""
     async with client.post(url + path, data=b"{}") as answer:
         await is_problem(answer, 400, "consumer_needed")
+
+
+@pytest.mark.parametrize("path", ["/v1/contracts", "/v1/contracts?module=shipping", "/v1/contracts?module="])
+async def test_one_module_does_not_know_all_contracts(url: str, client: aiohttp.ClientSession, path: str) -> None:
+    """Nobody's view passes for everybody's; who asks has to say whose he wants."""
+    async with client.get(url + path) as answer:
+        await is_problem(answer, 400, "module_needed")
+
+
+async def test_contracts_status_asks_everybody_behind_the_one_address(url: str, houses: dict[str, Behind]) -> None:
+    """What it is answered to its first question tells it to."""
+    status = [sys.executable, "-m", "app", "contracts", "status", "--json", "--url", url]
+    process = await asyncio.create_subprocess_exec(*status, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+    said, _ = await process.communicate()
+    assert process.returncode == 0
+    assert [each["subject"] for each in json.loads(said)] == sorted(f"{name}.moved.v1" for name in houses)
+    assert {name: house.asked for name, house in houses.items()} == {
+        name: [f"GET /v1/contracts?module={name}"] for name in houses
+    }
 
 
 async def is_problem(answer: aiohttp.ClientResponse, status: int, code: str) -> None:

@@ -108,6 +108,11 @@ async def test_a_server_tells_who_needs_which_version(visitor: Client, house: Se
     assert (old["is_said"], old["since"], new["is_newest"]) == (True, "0.2.0", True)
     assert (new["safe_to_drop"], new["reasons"]) == (False, ["it is the newest version"])
     assert set(found["payments.charge_requested.v1"]["handled"]) <= {"payments"}
+    for module in "orders", "inventory", "payments":
+        named = (await visitor.get(f"/v1/contracts?module={module}"))["items"]
+        assert [each["subject"] for each in named] == list(found)
+    for query, status in ("module=shipping", 404), ("subject=orders.created.v1", 400):
+        assert (await visitor.ask("GET", f"/v1/contracts?{query}")).status == status
 
     done = run(tmp_path, "contracts", "status", "--url", house.url)
     assert done.returncode == 0, done.stderr
