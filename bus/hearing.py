@@ -23,7 +23,7 @@ class Hearing:
         Raises:
             ContractError: Two of *classes* are versions of one event: which is the older to be read as?
         """
-        self._consumer = consumer
+        self.consumer = consumer
         self._contracts = contracts
         self._ups: dict[str, tuple[Callable[[Event], Event], ...]] = {}
         self._looked_up = lru_cache(256)(self._is_superseded)  # asked for each message, with the same few words
@@ -50,7 +50,7 @@ class Hearing:
         """
         event = self._contracts.decode(subject, body)
         if subject not in self._ups:
-            raise PutAside(f"{self._consumer} does not hear {subject}")
+            raise PutAside(f"{self.consumer} does not hear {subject}")
         return self.understand(subject, event)
 
     def understand(self, subject: str, event: Event) -> Event:

@@ -30,7 +30,8 @@ from app.gateways.delays import Delays, noted
 from app.gateways.gate import Gate
 from app.gateways.port import Gateway
 from app.headers import origin, said_at, said_in
-from app.shell import GIVE_WAY_MAX, GIVE_WAY_SECONDS, Shell, retry_seconds
+from app.shell import GIVE_WAY_MAX, GIVE_WAY_SECONDS, Shell, retry_seconds, turn_away
+from app.telemetry.handling import Handling
 from app.telemetry.metrics import Metrics
 from bus.contracts import Contracts
 from bus.errors import PutAside
@@ -91,7 +92,7 @@ class GatewayWorker:
         self._breaker = breaker
         self._hears = Hearing(CONSUMER, contracts, HEARS)
         self._clock = clock
-        self._handled = metrics.messages_handled
+        self._handling = Handling(shell.module.name, metrics)
         self._dice = dice or random.Random()
         self._ask = Calls(gateway, breaker, metrics, self._dice)
         self._started_at = self._well_since = clock.now()
@@ -187,16 +188,10 @@ class GatewayWorker:
         try:
             event = self._hears.read(subject, message.body)
         except PutAside as error:
-            if versions is not None and self._hears.is_said_otherwise(subject, versions):
-                await delivery.ack()
-            else:
-                await delivery.term(error.code, str(error))
+            await turn_away(delivery, error, self._hears, self._handling)
             return
-        if (
-            versions is not None
-            and delivery.tries <= GIVE_WAY_MAX
-            and self._hears.is_superseded(subject, versions)
-        ):
+        is_lower = versions is not None and self._hears.is_superseded(subject, versions)
+        if is_lower and delivery.tries <= GIVE_WAY_MAX:
             await delivery.nak(GIVE_WAY_SECONDS, error="superseded")
             return
         id, context = origin(message)
@@ -210,18 +205,17 @@ class GatewayWorker:
             answer = await (self._charge(task) if isinstance(event, ChargeRequested) else self._refund(task))
             lane.calling.discard(me)  # the line is free, however long our own database takes
             self._has_room.set()
-            if answer is not None:
-                await self._tell(task, answer)
+            is_news = answer is not None and await self._tell(task, answer)
         except Exception as error:  # whatever it is, it is this message's trouble: five tries, then a dead letter
             detail = f"{type(error).__name__}: {error}"
             logger.warning("message failed", consumer=CONSUMER, detail=detail, correlation_id=context.correlation_id)
             await delivery.nak(retry_seconds(delivery.tries, self._dice), detail=detail)
-            self._handled.labels("payments", subject, "failed").inc()
+            self._handling.ended(subject, "failed")
             return
         finally:
             if self._last_at.get(event.order_id) is me:
                 del self._last_at[event.order_id]
-        self._handled.labels("payments", subject, "handled").inc()
+        self._handling.ended(subject, "handled" if is_news else "superseded" if is_lower else "repeated")
         await delivery.ack()
 
     def _task(self, event: Any, delivery: Delivery, id: str, context: Context, *, is_alone: bool) -> Task:
@@ -235,15 +229,17 @@ class GatewayWorker:
         is_late = not (is_first and is_well and asked_at is not None and asked_at >= fresh_since)
         return Task(event, id, context, is_express(original(delivery.message.subject)), is_first, is_late, is_repeat)
 
-    async def _tell(self, task: Task, answer: Any) -> None:
+    async def _tell(self, task: Task, answer: Any) -> bool:
+        """Tell *answer*; return whether it is news. It is none for a copy of what was heard, and told, before."""
         # Asked twice (we were killed in between), the gateway may answer in two ways, and both are news.
         kind = f"{type(answer).__name__}.{getattr(answer, 'is_unknown', False)}"
         answer_id = caused_id(task.id, f"{CONSUMER}.{kind}")
-        await self._patiently(
+        told = await self._patiently(
             lambda: self._shell.tell(
                 answer, id=answer_id, context=task.context, answer=noted, express=task.express, is_new=False
             )
         )
+        return not told.is_replay
 
     def _is_repeat(self, delivery: Delivery, id: str, asked_at: datetime | None) -> bool:
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 import pytest
 from attrs import define, field
+from loguru import logger
 
 from app.gateways.breaker import Breaker, BreakerState
 from app.gateways.calls import CALLS_MAX, Calls, Task
@@ -31,6 +32,7 @@ from app.gateways.simulated import SimulatedGateway
 from app.gateways.worker import CONSUMER, GatewayWorker
 from app.telemetry.metrics import Metrics
 from app.topology import hears
+from bus.hearing import Hearing
 from bus.port import Message
 from bus.replays import replay_subject
 from modules import payments
@@ -110,7 +112,11 @@ class Books:
 
 @asynccontextmanager
 async def running(
-    path: Path, gateway: Gateway, breaker: Breaker | None = None, retry_seconds: float = 0.01
+    path: Path,
+    gateway: Gateway,
+    breaker: Breaker | None = None,
+    retry_seconds: float = 0.01,
+    hears_also: Sequence[str] = (),
 ) -> AsyncIterator[tuple[Stand, Breaker]]:
     """Let the whole house run around *gateway*, with stock on the shelf and with retries that wait a moment only."""
     clock = HurriedClock()
@@ -126,7 +132,8 @@ async def running(
         for name in stand.shells:
             await stand.listen(name)
             stand.run(stand.relays[name].run())
-        stand.run(worker.listen(await stand.bus.subscribe(CONSUMER, hears([payments.module()], stand.contracts)[CONSUMER])))
+        subjects = [*hears([payments.module()], stand.contracts)[CONSUMER], *hears_also]
+        stand.run(worker.listen(await stand.bus.subscribe(CONSUMER, subjects)))
         yield stand, breaker
         await worker.drain(5)
         await worker.close()
@@ -604,6 +611,70 @@ async def test_a_replayed_charge_is_made(path: Path) -> None:
         assert 'subject="payments.charge_requested.v1",outcome="handled"} 2' in rendered
         assert ".replay." not in rendered
         assert await stand.office.list(None, None, None, 10) == []
+
+
+def told(log: list[str], message: str) -> list[str]:
+    """Return the lines of *log* about the worker that begin with *message*."""
+    return [line for line in log if line.startswith(message) and f"'consumer': '{CONSUMER}'" in line]
+
+
+@pytest.fixture
+def log() -> Iterator[list[str]]:
+    """What is logged from WARNING on, a line each."""
+    lines: list[str] = []
+    sink = logger.add(lines.append, level="WARNING", format="{message} {extra}")
+    yield lines
+    logger.remove(sink)
+
+
+def outcomes(stand: Stand, subject: str = "payments.charge_requested.v1") -> dict[str, int]:
+    """Return what became of messages to payments on *subject*, as the metrics say."""
+    found = stand.metrics.messages_handled.items()
+    return {outcome: int(tally.value) for (module, at, outcome), tally in found if (module, at) == ("payments", subject)}
+
+
+async def test_what_makes_no_sense_is_put_aside_counted_and_logged(path: Path, log: list[str]) -> None:
+    """As by every consumer; its neighbours go on."""
+    async with running(path, Books()) as (stand, _):
+        await stand.bus.publish(Message("payments.charge_requested.v1", "m-1", b"{", "k", {"ce-correlationid": "c-1"}))
+        await stand.bus.publish(Message("payments.charge_requested.v1", "m-2", b"{}", "k"))
+        [each] = await ended(stand, await place(stand, 1))
+        assert each.status is Status.CONFIRMED
+        assert outcomes(stand) == {"put_aside": 2, "handled": 1}
+        first, second = told(log, "message put aside")
+        assert "'error': 'unreadable'" in first
+        assert "'correlation_id': 'c-1'" in first
+        assert "'error': 'invalid'" in second
+        assert [kept.letter.error for kept in await stand.office.list(CONSUMER, None, None, 9, error="invalid")] == ["invalid"]
+
+
+async def test_a_version_that_is_also_said_in_a_known_one_is_ignored_and_counted(path: Path, log: list[str]) -> None:
+    """It asks nothing, and it is no dead letter: the other says the same."""
+    gateway, newer = Books(), "payments.charge_requested.v2"
+    async with running(path, gateway, hears_also=[newer]) as (stand, _):
+        request = said(stand, ChargeRequested(order_id=oid(1), amount=Money(100, "EUR"), attempt=1, is_wanted=True))
+        headers = {**request.headers, "ce-versions": "v1,v2"}
+        await stand.bus.publish(attrs.evolve(request, subject=newer, headers=headers))
+        assert outcomes(stand, newer) == {"ignored": 1}
+        assert gateway.calls == []
+        assert told(log, "message") == []
+        assert await stand.office.list(None, None, None, 10) == []
+
+
+async def test_what_was_told_before_counts_as_repeated(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a lower version of it as superseded, once it has given way as often as it does."""
+    async with running(path, Books()) as (stand, _):
+        [id] = await place(stand, 1)
+        await ended(stand, [id])
+        [(event_id,)] = await stand.rows("SELECT event_id FROM payments_outbox WHERE subject = 'payments.charge_requested.v1'")
+        request = ChargeRequested(order_id=id, amount=Money(100, "EUR"), attempt=1, is_wanted=True)
+        copy = said(stand, request, id=event_id)
+        await stand.bus.publish(attrs.evolve(copy, id="copy-1"))
+        assert outcomes(stand) == {"handled": 1, "repeated": 1}
+        monkeypatch.setattr(Hearing, "is_superseded", lambda self, subject, versions: versions == "v1,v2")
+        lower = attrs.evolve(copy, id="copy-2", headers={**copy.headers, "ce-versions": "v1,v2"})
+        await stand.bus.publish(lower)
+        assert outcomes(stand) == {"handled": 1, "repeated": 1, "superseded": 1}
 
 
 async def _is_free(stand: Stand) -> bool:
