@@ -42,7 +42,7 @@ class Metrics:
     message_lag_seconds: Histograms
     """By module; from said until handled."""
     outbox_pending: Gauges
-    """By module."""
+    """By module; of its whole table, which replicas may share."""
     outbox_oldest_seconds: Gauges
     """By module."""
     dead_letters: Counters
@@ -85,7 +85,7 @@ class Metrics:
             own, "message_lag_seconds", "Time from an event's being said to its being handled.", ["module"], _LAG
         )
         self.outbox_pending = Gauges(
-            own, "outbox_pending", "Events committed and due that the bus has not taken yet.", ["module"]
+            own, "outbox_pending", "Events in the module's database, due, that the bus has not taken yet.", ["module"]
         )
         self.outbox_oldest_seconds = Gauges(
             own, "outbox_oldest_seconds", "Age of the oldest of them; 0 when there is none.", ["module"]

@@ -25,6 +25,9 @@ WORDS = {
 }
 """What PromQL means by itself; a function that is not in here is taken for a metric, and not found."""
 
+OF_A_TABLE = {"outbox_oldest_seconds", "outbox_pending"}
+"""What every replica says of a table that they share; in a sum it would stand as often as there are replicas."""
+
 OF_PROMETHEUS = {"up": {"job", "instance"}}
 EVERYWHERE = {"instance", "job"}
 
@@ -87,6 +90,14 @@ def test_every_metric_and_every_label_that_is_asked_for_is_shown(
     assert metrics - shown.keys() == set()
     for metric in metrics:
         assert labels - shown[metric] == set()
+
+
+@pytest.mark.parametrize(
+    ("where", "expression"), [each for each in expressions() if asked(each[1])[0] & OF_A_TABLE]
+)
+def test_what_replicas_say_of_one_table_is_not_added_up(where: str, expression: str) -> None:
+    """Of those who look at the same, the one who has seen most is right."""
+    assert re.match(r"max by \(module\) \(\w+\)", expression), where
 
 
 def test_every_label_in_a_legend_or_a_summary_is_one_that_the_expression_leaves() -> None:
