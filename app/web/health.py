@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["BUS", "CHECK_SECONDS_MAX", "DATABASE", "OK", "TOPOLOGY", "Health", "operations"]
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
 from aiohttp import hdrs, web
@@ -47,44 +47,45 @@ def operations(health: Health) -> tuple[Operation, ...]:
         return respond_json({"status": OK})
 
     async def readyz(request: web.Request, asked: Asked) -> web.Response:
-        status, checks = await _state(health)
-        if status not in ("ready", "degraded"):
-            raise _not_well(status, checks, "This process takes no requests now.")
-        return respond_json({"status": status, "checks": checks})
+        checks = await _checks(health)
+        if health.phase != "ready" or not _are_well(checks, lambda name: _is_database(name) or name == TOPOLOGY):
+            raise _not_well(health, checks, "This process takes no requests now.")
+        return _well(health, checks)
 
     async def whole(request: web.Request, asked: Asked) -> web.Response:
-        status, checks = await _state(health)
-        if not checks or not all(word == OK for name, word in checks.items() if _is_bus(name) or _is_database(name)):
-            raise _not_well(status, checks, "The bus or the database does not answer.")
-        return respond_json({"status": status, "checks": checks})
+        checks = await _checks(health)
+        if not _are_well(checks, lambda name: _is_database(name) or name == BUS):
+            raise _not_well(health, checks, "The bus or the database does not answer.")
+        return _well(health, checks)
 
     found = {"/livez": livez, "/readyz": readyz, "/health": whole}
     return tuple(Operation(hdrs.METH_GET, path, handle, is_open=True, is_probe=True) for path, handle in found.items())
 
 
-async def _state(health: Health) -> tuple[str, dict[str, str]]:
-    """Return the word for it all, and what each check says."""
+async def _checks(health: Health) -> dict[str, str]:
+    """Return what each check says; nothing where they fail, or take too long."""
     try:
         async with asyncio.timeout(CHECK_SECONDS_MAX):
-            checks = dict(await health.checks())
+            return dict(await health.checks())
     except Exception as error:  # a check that fails is an answer too: the worst one
         logger.debug("checks failed", error=type(error).__name__)
-        return ("unavailable" if health.phase == "ready" else health.phase), {}
-    if health.phase != "ready":
-        return health.phase, checks
-    if not all(word == OK for name, word in checks.items() if _is_database(name) or name == TOPOLOGY):
-        return "unavailable", checks
-    return ("ready" if all(word == OK for word in checks.values()) else "degraded"), checks
+        return {}
 
 
-def _is_bus(name: str) -> bool:
-    return name == BUS
+def _are_well(checks: Mapping[str, str], matters: Callable[[str], bool]) -> bool:
+    return bool(checks) and all(word == OK for name, word in checks.items() if matters(name))
 
 
 def _is_database(name: str) -> bool:
     return name == DATABASE or name.startswith(f"{DATABASE}:")
 
 
-def _not_well(status: str, checks: Mapping[str, str], detail: str) -> Refused:
+def _well(health: Health, checks: Mapping[str, str]) -> web.Response:
+    is_all_well = health.phase == "ready" and all(word == OK for word in checks.values())
+    return respond_json({"status": "ready" if is_all_well else "degraded", "checks": checks})
+
+
+def _not_well(health: Health, checks: Mapping[str, str], detail: str) -> Refused:
     # A problem's own "status" is the number, so the word is its code.
-    return Refused(503, status, detail, {"checks": checks}, {hdrs.RETRY_AFTER: "1"})
+    code = "unavailable" if health.phase == "ready" else health.phase
+    return Refused(503, code, detail, {"checks": checks}, {hdrs.RETRY_AFTER: "1"})

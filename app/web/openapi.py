@@ -156,7 +156,7 @@ _CHECKS: Json = {
     "type": "object",
     "required": ["status", "checks"],
     "properties": {
-        "status": {"enum": ["ready", "degraded", "starting", "draining"]},
+        "status": {"enum": ["ready", "degraded"]},
         "checks": {"type": "object", "additionalProperties": {"type": "string"}},
     },
 }

@@ -8,6 +8,7 @@ from importlib import resources
 from typing import Any, Literal
 
 import pytest
+from jsonschema import Draft202012Validator
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.web import docs
@@ -26,15 +27,15 @@ DRIFTED = {"database": "ok", "bus": "ok", "topology": "consumer parcels on PARCE
 @pytest.mark.parametrize(
     ("phase", "checks", "readyz", "health"),
     [
-        ("ready", OK, (200, "ready"), 200),
-        ("ready", NO_BUS, (200, "degraded"), 503),
-        ("ready", NO_GATEWAY, (200, "degraded"), 200),
-        ("ready", NO_DATABASE, (503, "unavailable"), 503),
-        ("ready", ONE_DATABASE, (503, "unavailable"), 503),
-        ("ready", DRIFTED, (503, "unavailable"), 200),
-        ("starting", NO_DATABASE, (503, "starting"), 503),
-        ("starting", OK, (503, "starting"), 200),
-        ("draining", OK, (503, "draining"), 200),
+        ("ready", OK, (200, "ready"), (200, "ready")),
+        ("ready", NO_BUS, (200, "degraded"), (503, "unavailable")),
+        ("ready", NO_GATEWAY, (200, "degraded"), (200, "degraded")),
+        ("ready", NO_DATABASE, (503, "unavailable"), (503, "unavailable")),
+        ("ready", ONE_DATABASE, (503, "unavailable"), (503, "unavailable")),
+        ("ready", DRIFTED, (503, "unavailable"), (200, "degraded")),
+        ("starting", NO_DATABASE, (503, "starting"), (503, "starting")),
+        ("starting", OK, (503, "starting"), (200, "degraded")),
+        ("draining", OK, (503, "draining"), (200, "degraded")),
     ],
 )
 async def test_probes_tell_how_it_is(
@@ -42,15 +43,19 @@ async def test_probes_tell_how_it_is(
     phase: Literal["starting", "ready", "draining"],
     checks: dict[str, str],
     readyz: tuple[int, str],
-    health: int,
+    health: tuple[int, str],
 ) -> None:
-    """Ready: it can take orders. Healthy: bus and database answer. Alive: always."""
+    """Ready: it can take orders. Healthy: bus and database answer. Alive: always. All as it is described."""
     web.health.phase, web.health.says = phase, checks
-    answer = await web.ask("GET", "/readyz")
-    assert (answer.status, answer.json["checks"]) == (readyz[0], checks)
-    assert answer.json["status" if answer.status == 200 else "code"] == readyz[1]
-    answer = await web.ask("GET", "/health")
-    assert (answer.status, answer.json["checks"]) == (health, checks)
+    described = (await web.ask("GET", "/openapi.json")).json["paths"]
+    for path, (status, word) in ("/readyz", readyz), ("/health", health):
+        answer = await web.ask("GET", path)
+        assert (answer.status, answer.json["checks"]) == (status, checks)
+        assert answer.json["status" if status == 200 else "code"] == word
+        if status == 200:
+            schema = described[path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+            Draft202012Validator(schema).validate(answer.json)
+            assert schema["properties"]["status"]["enum"] == ["ready", "degraded"]
     assert (await web.ask("GET", "/livez")).json == {"status": "ok"}
 
 
