@@ -51,6 +51,7 @@ from bus.port import Clock, Subscription
 from bus.tasks import end_tasks
 from config.settings import Settings
 from modules import inventory, orders, payments
+from modules.inventory.events import StockReserved
 from modules.module import Decision, Module
 from modules.orders.events import OrderCancelled, OrderConfirmed, OrderCreated
 from modules.payments.events import ChargeRequested
@@ -321,6 +322,7 @@ class Application:
 
 def _order_observers(metrics: Metrics) -> dict[type, Observer]:
     accepted = metrics.orders.labels("processing")
+    reserved = metrics.orders.labels("reserved")
     confirmed = metrics.orders.labels("confirmed")
     cancelled = metrics.orders.labels("cancelled")
     duration = metrics.order_duration_seconds
@@ -328,14 +330,21 @@ def _order_observers(metrics: Metrics) -> dict[type, Observer]:
     def placed(event: OrderCreated, decision: Decision, seat: Seat) -> None:
         accepted.inc()
 
+    def held(event: StockReserved, decision: Decision, seat: Seat) -> None:
+        if decision.states:  # to the others it is old news
+            reserved.inc()
+
     def over(event: OrderConfirmed | OrderCancelled, decision: Decision, seat: Seat) -> None:
         (order,) = decision.states
-        (confirmed if isinstance(event, OrderConfirmed) else cancelled).inc()
+        is_confirmed = isinstance(event, OrderConfirmed)
+        (confirmed if is_confirmed else cancelled).inc()
         seconds = (order.updated_at - order.created_at).total_seconds()
-        duration.observe(seconds)
+        # Who cancels what was confirmed days ago did not wait for it all the time.
+        if is_confirmed or not any(entry["event"] == "orders.confirmed" for entry in order.timeline):
+            duration.observe(seconds)
         inform(
             __name__, "order is over", order_id=order.order_id, status=order.status.value, reason=order.reason,
             seconds=round(seconds, 4), correlation_id=seat.story.correlation_id, trace_id=trace_id(seat.story.traceparent),
         )  # fmt: skip
 
-    return {OrderCreated: placed, OrderConfirmed: over, OrderCancelled: over}
+    return {OrderCreated: placed, StockReserved: held, OrderConfirmed: over, OrderCancelled: over}

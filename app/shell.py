@@ -54,7 +54,7 @@ SHEDDING_OVER = 0.9
 """Below this part of the cap the log says that shedding is over, lest it say so again and again."""
 
 Observer = Callable[[Any, Decision, Seat], None]
-"""Called on the loop for each event that was said, after the commit."""
+"""Called on the loop for each event that was heard or said, after the commit."""
 
 
 class Shell(Window):
@@ -285,6 +285,9 @@ class Shell(Window):
                     seat.future.set_exception(verdict.error)
 
     def _tell_observers(self, seat: Seat, decision: Decision) -> None:
+        observer = self._observers.get(type(seat.event))
+        if observer is not None:
+            observer(seat.event, decision, seat)
         for event in decision.events:
             observer = self._observers.get(type(event))
             if observer is not None:

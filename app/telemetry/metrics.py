@@ -93,9 +93,9 @@ class Metrics:
         self.dead_letters = Counters(
             own, "dead_letters_total", "Messages that a consumer has given up on.", ["consumer", "subject"]
         )
-        self.orders = Counters(own, "orders_total", "Orders that have reached a status.", ["status"])
+        self.orders = Counters(own, "orders_total", "Orders that have reached a status, if only in passing.", ["status"])
         self.order_duration_seconds = Histograms(
-            own, "order_duration_seconds", "Time from an order's acceptance to its end.", [], _ORDER
+            own, "order_duration_seconds", "Time from an order's acceptance to its first end.", [], _ORDER
         ).labels()
         self.circuit_breaker_state = Gauges(own, "circuit_breaker_state", "0 closed, 1 half-open, 2 open.", ["gateway"])
         self.payment_attempts = Counters(

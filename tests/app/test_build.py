@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
+from uuid_utils import uuid7
 
 from app.build import Application
+from app.clock import SystemClock
 from bus.errors import Unreachable
 from config.settings import load
-from tests.app.stand import CONTEXT, NOTED, product, submitted
+from modules.orders.events import CancelRequested
+from modules.payments.events import PaymentCaptured
+from modules.values import Money
+from tests.app.stand import CONTEXT, NOTED, oid, product, submitted
 
 
 @pytest.mark.parametrize(("error", "code"), [(Unreachable("no NATS server lets us in"), 3), (ValueError("a bug"), 1)])
@@ -36,6 +44,15 @@ async def test_a_loop_that_breaks_ends_the_process_with_its_code(tmp_path: Path,
         await database.close()
 
 
+class LateClock(SystemClock):
+    """A clock that can be put forward."""
+
+    late = timedelta(0)
+
+    def now(self) -> datetime:
+        return super().now() + self.late
+
+
 @pytest.mark.parametrize("express", [False, True])
 async def test_neighbours_on_one_file_take_the_short_way(tmp_path: Path, express: bool) -> None:
     """In both lanes, as far as the request to the gateway, which has to travel: nothing is turned but the orders' shell."""
@@ -58,6 +75,40 @@ async def test_neighbours_on_one_file_take_the_short_way(tmp_path: Path, express
     assert await said("payments") == [f"payments.charge_requested.v1{lane}"]
     await application.bus.close(0)
     await database.close()
+
+
+async def test_an_order_counts_once_for_each_status_and_its_first_end_alone_has_a_duration(tmp_path: Path) -> None:
+    """Reserved as well, which it may be for no longer than a transaction; cancelled days after it was confirmed, it is not slow."""
+    clock = LateClock()
+    application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db"}), clock)
+    application.migrate()
+
+    async def tell(name: str, event: Any) -> None:
+        shell = application.shells[name]
+        told = asyncio.create_task(shell.tell(event, id=str(uuid7()), context=CONTEXT, answer=NOTED))
+        await asyncio.sleep(0)
+        await shell.step()
+        await told
+
+    def counted() -> dict[str, float]:
+        page = application.metrics.render().decode()
+        found = re.findall(r'(?m)^(?:orders_total\{status="(\w+)"\}|(order_duration_seconds_count)) (\S+)$', page)
+        return {status or name.rpartition("_")[2]: float(value) for status, name, value in found if float(value)}
+
+    await tell("inventory", product(on_hand=2))
+    for id, quantity in (oid(1), 2), (oid(2), 9):
+        await tell("orders", submitted(id, quantity))
+    await tell("orders", CancelRequested(order_id=oid(3), why=None))
+    assert counted() == {"processing": 2, "reserved": 1, "cancelled": 1, "count": 1}
+    await tell("orders", PaymentCaptured(order_id=oid(1), amount=Money(200, "EUR"), reference="r"))
+    assert counted() == {"processing": 2, "reserved": 1, "confirmed": 1, "cancelled": 1, "count": 2}
+    clock.late = timedelta(days=3)
+    await tell("orders", CancelRequested(order_id=oid(1), why=None))
+    await tell("orders", CancelRequested(order_id=oid(1), why=None))
+    assert counted() == {"processing": 2, "reserved": 1, "confirmed": 1, "cancelled": 2, "count": 2}
+    await application.bus.close(0)
+    for database in application.databases.values():
+        await database.close()
 
 
 async def test_who_has_a_file_of_his_own_takes_the_long_way(tmp_path: Path) -> None:

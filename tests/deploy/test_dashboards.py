@@ -49,18 +49,18 @@ def expressions() -> Iterator[tuple[str, str]]:
     yield from ((rule["alert"], rule["expr"]) for rule in rules())
 
 
-def asked(expression: str) -> tuple[set[str], set[str]]:
-    """Return the metrics and the labels that *expression* names."""
-    labels = set()
+def asked(expression: str) -> dict[str, set[str]]:
+    """Return the metrics that *expression* names, each with the labels that it must have: its own matchers', and all groups'."""
     rest = re.sub(r'"[^"]*"', "", expression)
-    for matchers in re.findall(r"\{([^}]*)\}", rest):
-        labels |= set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
+    matched: dict[str, set[str]] = {}
+    for metric, matchers in re.findall(r"([\w:]+)\s*\{([^}]*)\}", rest):
+        matched.setdefault(metric, set()).update(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
     rest = re.sub(r"\{[^}]*\}|\[[^\]]*\]", " ", rest)
     grouping = r"\b(?:by|on|ignoring|without)\s*\(([^)]*)\)"
-    for names in re.findall(grouping, rest):
-        labels |= {name.strip() for name in names.split(",")}
+    groups = {name.strip() for names in re.findall(grouping, rest) for name in names.split(",")}
     rest = re.sub(r"\boffset\s+\w+", " ", re.sub(grouping, " ", rest))
-    return {word for word in re.findall(r"[a-zA-Z_:][\w:]*", rest) if word.lower() not in WORDS}, labels
+    metrics = {word for word in re.findall(r"[a-zA-Z_:][\w:]*", rest) if word.lower() not in WORDS}
+    return {metric: matched.get(metric, set()) | groups for metric in metrics}
 
 
 @pytest.fixture(scope="module")
@@ -85,15 +85,15 @@ def test_every_metric_and_every_label_that_is_asked_for_is_shown(
     shown: Mapping[str, set[str]], where: str, expression: str
 ) -> None:
     """A renamed metric would leave a panel empty, and an alert silent, without anybody's noticing."""
-    metrics, labels = asked(expression)
+    metrics = asked(expression)
     assert metrics, where
-    assert metrics - shown.keys() == set()
-    for metric in metrics:
+    assert metrics.keys() - shown.keys() == set()
+    for metric, labels in metrics.items():
         assert labels - shown[metric] == set()
 
 
 @pytest.mark.parametrize(
-    ("where", "expression"), [each for each in expressions() if asked(each[1])[0] & OF_A_TABLE]
+    ("where", "expression"), [each for each in expressions() if asked(each[1]).keys() & OF_A_TABLE]
 )
 def test_what_replicas_say_of_one_table_is_not_added_up(where: str, expression: str) -> None:
     """Of those who look at the same, the one who has seen most is right."""
@@ -115,18 +115,19 @@ def test_every_label_in_a_legend_or_a_summary_is_one_that_the_expression_leaves(
 
 def test_every_metric_of_the_contract_is_on_the_dashboard(shown: Mapping[str, set[str]]) -> None:
     """What is measured can be seen."""
-    seen = {metric for panel in panels() for target in panel["targets"] for metric in asked(target["expr"])[0]}
+    seen = {metric for panel in panels() for target in panel["targets"] for metric in asked(target["expr"])}
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in shown} - OF_PROMETHEUS.keys()
     assert families - {re.sub(r"_bucket$", "", name) for name in seen} == set()
 
 
 def test_an_expression_is_understood() -> None:
     """The checks above can fail."""
-    assert asked('histogram_quantile(0.9, sum by (le, a) (rate(x_bucket{b=~"c|d"}[5m]))) > 1 or y offset 10m') == (
-        {"x_bucket", "y"},
-        {"le", "a", "b"},
-    )
-    assert asked("avg(x)") == ({"avg", "x"}, set())
+    assert asked('histogram_quantile(0.9, sum by (le, a) (rate(x_bucket{b=~"c|d"}[5m]))) > 1 or y offset 10m') == {
+        "x_bucket": {"le", "a", "b"},
+        "y": {"le", "a"},
+    }
+    assert asked('x{a="b"} - y{c!="d"} - x{e="f"}') == {"x": {"a", "e"}, "y": {"c"}}
+    assert asked("avg(x)") == {"avg": set(), "x": set()}
 
 
 def test_every_alert_says_how_bad_it_is_and_every_panel_has_its_place() -> None:

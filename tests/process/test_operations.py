@@ -54,6 +54,7 @@ async def test_every_promised_number_is_there_after_an_order(client: Client) -> 
     labels = {sample.name: set(sample.labels) for sample in found}
     assert {name: labels.get(name) for name in SERIES} == SERIES
     value = {(sample.name, *sample.labels.values()): sample.value for sample in found}
+    assert (value["orders_total", "processing"], value["orders_total", "reserved"]) == (4, 3)
     assert value["orders_total", "confirmed"] == 3
     assert value["orders_total", "cancelled"] == 1
     assert value["http_requests_total", "POST", "/v1/orders", "202"] == 4
