@@ -4,7 +4,7 @@ What may be said under which subject: subject ↔ JSON Schema ↔ class.
 Schemas are written by hand (JSON Schema 2020-12) because they are a promise to others; classes are for ourselves, and
 the two are compared when the registry is built. Both lanes keep the same contract.
 
-jsonschema-rs looks at every message, going out and coming in. jsonschema checks the schemas themselves and explains a
+jsonschema-rs looks at every message, going out and coming in, and at the schemas themselves; jsonschema explains a
 rejection. Publishers are held to the letter of the schema; consumers read tolerantly, so that a newer publisher may add
 an optional member before they know it. How an event gets a new version is `bus.versions`' business; what one consumer
 understands is `bus.hearing`'s.

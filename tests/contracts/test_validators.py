@@ -10,10 +10,12 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator, SchemaError
 
 from app.registry import contracts_of, everybody
 from bus.contracts import Contract
-from bus.schemas import check_examples, explain, tolerant, validator
+from bus.errors import ContractError
+from bus.schemas import check_examples, check_schema, explain, tolerant, validator
 from tests.contracts.events import ODD, valid
 
 CONTRACTS = {contract.subject: contract for contract in contracts_of(everybody())}
@@ -123,6 +125,37 @@ def test_they_agree_where_libraries_are_wont_to_differ(schema: dict[str, Any], v
     """Formats, line breaks, whole floats, astral characters, truth and one."""
     assert validator(schema)(value) is fits
     assert (not explain(schema, value)) is fits
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_every_schema_is_one_to_both(subject: str) -> None:
+    """At start only the fast one looks at the schemas; here the other one does."""
+    Draft202012Validator.check_schema(CONTRACTS[subject].schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "thing"},
+        {"properties": {"a": {"type": 3}}},
+        {"properties": []},
+        {"required": ["a", "a"]},
+        {"minLength": -1},
+        {"minimum": "1"},
+        {"enum": 1},
+        {"anyOf": []},
+        {"additionalProperties": "no"},
+        {"pattern": "("},
+        {"format": 3},
+    ],
+)
+def test_what_is_no_schema_is_none_to_both(schema: dict[str, Any]) -> None:
+    """And the line that refuses it is the one of the validator that explains."""
+    with pytest.raises(SchemaError) as refused:
+        Draft202012Validator.check_schema(schema)
+    with pytest.raises(ContractError) as said:
+        check_schema("parcels.sent.v1", schema)
+    assert str(said.value) == f"parcels.sent.v1: not a JSON Schema: {refused.value.message}"
 
 
 def test_a_disagreement_would_be_seen() -> None:
