@@ -37,6 +37,14 @@ def weather(seed: int) -> Fault:
     return dice.choice(NONSENSE) if share < 0.55 else Fault.FINE
 
 
+MANY = 2_000
+"""
+With so many, money is taken and not told of some 1,500 times.
+
+A hole that loses sight of one such charge in five hundred stays unseen in less than one run of twenty. Five times as
+many orders would find one in 2,500, for twelve times the work: each look reads the provider's list of all there are.
+"""
+
 STUCK_SECONDS = 240.0
 """The last of many may have bad luck a dozen times; for so long no order comes to its end only where none ever will."""
 
@@ -54,12 +62,14 @@ async def all_over(stand: Stand, count: int) -> None:
         await asyncio.sleep(0.1)
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [200, pytest.param(MANY, marks=pytest.mark.slow)])
 async def test_no_order_is_charged_twice_and_the_books_agree(
     tmp_path: Path, faulty: FaultyStripe, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     """Every order ends confirmed, its money is taken once, and both ledgers are equal to the cent."""
     monkeypatch.setattr("app.gateways.stripe.READ_SECONDS", 1.0)
+    # The wait before a further attempt proves nothing here.
+    monkeypatch.setattr("app.gateways.calls.RETRY_SECONDS_MAX", 1.0)
     clock = SystemClock()
     numbers = iter(range(10**9))
     faulty.weather = lambda: weather(next(numbers))
@@ -98,4 +108,5 @@ async def test_no_order_is_charged_twice_and_the_books_agree(
     assert statuses == [("confirmed", count)]
     assert faulty.refunds == {}
     assert letters == []
-    assert len([call for call, _ in faulty.calls if call == "charge"]) > count, "there was no bad weather"
+    # The weather is the same each time: every kind of it comes within the first two hundred calls.
+    assert {weather(number) for number in range(next(numbers))} == {Fault.FINE, *TIMED_OUT, *BROKEN, *NONSENSE}
