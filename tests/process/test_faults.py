@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.process.client import Client, Reply, eventually
 from tests.process.conftest import Serve
@@ -104,7 +105,19 @@ async def test_a_full_disk_is_said_and_survived(server: Server, client: Client) 
     assert (await client.get("/readyz"))["status"] == "ready"
 
 
-@pytest.mark.parametrize(("share", "count"), [("0.1", 100), pytest.param("0.3", 200, marks=pytest.mark.slow)])
+async def ends_of_calls(client: Client) -> dict[str, float]:
+    """Return how the calls to the provider have ended, as the metrics count them; what never happened is left out."""
+    text = (await client.ask("GET", "/metrics")).text
+    return {
+        sample.labels["outcome"]: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "payment_attempts_total" and sample.value
+    }
+
+
+# Each way to fail comes first for a tenth of the orders at least: all of them escape it once in seven million runs.
+@pytest.mark.parametrize(("share", "count"), [("0.2", 150), pytest.param("0.3", 200, marks=pytest.mark.slow)])
 async def test_a_provider_in_bad_weather_charges_each_order_once(
     serve: Serve, connect: Callable[[Server], Client], share: str, count: int
 ) -> None:
@@ -118,7 +131,8 @@ async def test_a_provider_in_bad_weather_charges_each_order_once(
     payments = [await client.get(f"/v1/payments/{order_id}") for order_id in accepted]
     assert {payment["status"] for payment in payments} == {"captured"}
     assert len({payment["reference"] for payment in payments}) == count
-    assert max(payment["attempts"] for payment in payments) > 1, "there was no bad weather"
+    ends = await ends_of_calls(client)
+    assert ends.keys() == {"captured", "unknown", "unavailable"}, "the weather was to be bad in both ways"
 
 
 async def test_money_that_comes_too_late_goes_back(serve: Serve, connect: Callable[[Server], Client]) -> None:
