@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
 
 from tests.process.client import Client
-from tests.process.conftest import Serve
 from tests.process.invariants import check_world
 from tests.process.server import Server
 
@@ -63,18 +61,3 @@ async def test_cancellations_that_race_with_everything(client: Client) -> None:
     orders = await check_world(client, order_ids, {"SKU-1": 200})
     assert Counter((order["status"], order["reason"]) for order in orders) == {("cancelled", "requested"): 100}
     assert (await client.get("/v1/inventory/SKU-1"))["on_hand"] == 200
-
-
-async def test_two_servers_on_one_database_do_nothing_twice(
-    serve: Serve, connect: Callable[[Server], Client]
-) -> None:
-    """Two processes share one file, as in a restart that overlaps: each relays what is there, and all happens once."""
-    servers = serve(), serve()
-    assert servers[0].url != servers[1].url
-    one, other = map(connect, servers)
-    await one.stock("SKU-1", 500)
-    order_ids = await asyncio.gather(*((one, other)[n % 2].place({"SKU-1": 1}, f"key-{n // 2}") for n in range(200)))
-    assert len(set(order_ids)) == 100
-    orders = await check_world(one, order_ids, {"SKU-1": 500})
-    assert {order["status"] for order in orders} == {"confirmed"}
-    assert (await other.get("/v1/inventory/SKU-1"))["on_hand"] == 400

@@ -116,10 +116,13 @@ async def test_two_replicas_sell_the_last_ten_pieces_to_ten(
             await other.stock("MANY", 1_000)
             baskets = [{"FEW": 1}, {"FEW": 1, "MANY": 1}, {"MANY": 1, "FEW": 1}] * 10
             ids = await asyncio.gather(*(client.place(basket) for basket in baskets for client in (one, other)))
-            orders = await check_world(one, ids, {"FEW": 10, "MANY": 1_000}, seconds=60.0)
+            keyed = [client.place({"MANY": 1}, f"key-{number}") for number in range(20) for client in (one, other)]
+            same = await asyncio.gather(*keyed)
+            assert len(set(same)) == 20, "one key at two replicas is one order"
+            orders = await check_world(one, ids + same, {"FEW": 10, "MANY": 1_000}, seconds=60.0)
         finally:
             for server in servers:
                 server.end()
-    assert Counter(order["status"] for order in orders) == {"confirmed": 10, "cancelled": 50}
+    assert Counter(order["status"] for order in orders) == {"confirmed": 30, "cancelled": 50}
     assert {order["reason"] for order in orders} == {None, "insufficient_stock"}
     assert "".join(server.stderr for server in servers) == ""
