@@ -42,10 +42,10 @@ def serve() -> None:
     wants `migrate` first. The first signal lets it finish what is in hand (SHUTDOWN_GRACE_S at most) and end with 0; a
     second one ends it at once.
     """
-    from app.serve import CannotListen, serve
-
     settings = commands.settings()
     _logs(settings)
+    from app.serve import CannotListen, serve  # not before: a bad value is refused in half the time
+
     application = commands.application(settings)
     commands.tables(application.claim)
     commands.tables(application.require_tables)
