@@ -6,8 +6,10 @@ __all__ = ["OutOfReach", "claimed", "migrated", "opened", "require_tables"]
 
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TypeVar
 
+from loguru import logger
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
@@ -17,6 +19,9 @@ from app.migrations import NotMigrated, is_current, migrate
 from config.settings import Settings
 
 T = TypeVar("T")
+
+_AT_ONCE_SECONDS = 0.2
+"""Whoever was killed a moment ago is gone by then."""
 
 
 class OutOfReach(Exception):
@@ -69,20 +74,27 @@ def claimed(settings: Settings, databases: Mapping[str, Database], modules: Iter
     """
     Claim *modules* in their databases, where only one process may serve them; close the claims to give them up.
 
+    A process that is on its way out is waited for: a restart may overlap.
+
     Raises:
-        OutOfReach: Another process has claimed one, or a database cannot be used.
+        OutOfReach: Another process has claimed one and does not end, or a database cannot be used.
     """
     claims: list[Claim] = []
     for module in modules:
         database = databases[settings.database_url(module)]
+        claim = partial(database.dialect.claim, database.engine, module)
         try:
-            claim = database.dialect.claim(database.engine, module)
+            try:
+                found = claim(_AT_ONCE_SECONDS)
+            except Unusable as error:
+                logger.warning(f"{error}; waiting for it to end", seconds=settings.shutdown_grace_s)
+                found = claim(settings.shutdown_grace_s)
         except (Unusable, sqlite3.OperationalError) as error:
             for each in claims:
                 each.close()
-            raise OutOfReach(f"{_variable(settings, module)}: {error}") from None
-        if claim is not None:
-            claims.append(claim)
+            raise OutOfReach(f"{_variable(settings, module)}: {error}; end that first") from None
+        if found is not None:
+            claims.append(found)
     return claims
 
 

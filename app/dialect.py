@@ -67,11 +67,12 @@ class Dialect(Protocol):
             Unusable: There is no driver for it, or nobody can read the address.
         """
 
-    def claim(self, engine: Engine, name: str) -> Claim | None:
+    def claim(self, engine: Engine, name: str, seconds: float) -> Claim | None:
         """
         Claim the module *name* in the database behind *engine*, until that is closed or the process ends.
 
-        None where two processes may serve one module: there `lead` says who does what.
+        Who has claimed it is waited for, *seconds* at most. None where two processes may serve one module: there `lead`
+        says who does what.
 
         Raises:
             Unusable: Another process has claimed it.

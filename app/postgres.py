@@ -170,7 +170,7 @@ class Postgres:
 
         return engine
 
-    def claim(self, engine: Engine, name: str) -> None:
+    def claim(self, engine: Engine, name: str, seconds: float) -> None:
         """Several may."""
 
     def begin_at_once(self, connection: Connection) -> RootTransaction | None:

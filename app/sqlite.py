@@ -112,16 +112,16 @@ class Sqlite:
 
         return engine
 
-    def claim(self, engine: Engine, name: str) -> Claim:
-        """The lock on an empty database beside it, which goes with the process, however that ends; who ends just now may."""
-        claim = sqlite3.connect(f"{engine.url.database}-{name}.lock", timeout=BUSY_SECONDS, isolation_level=None)
+    def claim(self, engine: Engine, name: str, seconds: float) -> Claim:
+        """The lock on an empty database beside it, which goes with the process, however that ends."""
+        claim = sqlite3.connect(f"{engine.url.database}-{name}.lock", timeout=seconds, isolation_level=None)
         try:
             claim.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
             claim.close()
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
-            raise Unusable(f"another process serves {name} from this file; end that first") from None
+            raise Unusable(f"another process serves {name} from this file") from None
         return claim
 
     def begin_at_once(self, connection: Connection) -> RootTransaction | None:

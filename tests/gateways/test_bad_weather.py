@@ -37,13 +37,8 @@ def weather(seed: int) -> Fault:
     return dice.choice(NONSENSE) if share < 0.55 else Fault.FINE
 
 
-MANY = 2_000
-"""
-With so many, money is taken and not told of some 1,500 times.
-
-A hole that loses sight of one such charge in five hundred stays unseen in less than one run of twenty. Five times as
-many orders would find one in 2,500, for twelve times the work: each look reads the provider's list of all there are.
-"""
+MANY = 10_000
+"""With so many, money is taken and not told of some 7,500 times: a hole that loses sight of one in 2,500 is seen."""
 
 STUCK_SECONDS = 240.0
 """The last of many may have bad luck a dozen times; for so long no order comes to its end only where none ever will."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import socket
 import sqlite3
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from app.cli import main
 from app.migrations import migrate
 from tests.process.conftest import Serve
 from tests.process.invariants import MODULES
-from tests.process.server import run
+from tests.process.server import Server, run
 
 SECRET = "hunter2-do-not-tell"
 
@@ -84,10 +85,24 @@ def test_a_port_in_use(tmp_path: Path) -> None:
 def test_a_database_that_somebody_serves(tmp_path: Path, serve: Serve) -> None:
     """Two would send each other's events, and charge twice; whoever takes over from one that was killed starts at once."""
     server = serve()
-    refused(tmp_path, 3, "DATABASE_URL", "another process serves", DATABASE_URL=f"sqlite:///{server.database}")
+    url = f"sqlite:///{server.database}"
+    refused(tmp_path, 3, "DATABASE_URL", "another process serves", DATABASE_URL=url, SHUTDOWN_GRACE_S="1")
     assert run(tmp_path, "dead-letters", "list", DATABASE_URL=f"sqlite:///{server.database}").returncode == 0
     server.kill()
     server.start()
+
+
+def test_a_restart_may_overlap(tmp_path: Path, serve: Serve) -> None:
+    """Whoever is told to start while another is on its way out waits for it, and says so."""
+    first, second = serve(), Server(tmp_path)
+    try:
+        second.launch()
+        second.wait_for_line(lambda line: "another process serves orders" in line)
+        first.send(signal.SIGTERM)
+        second.wait_until_ready()
+        assert first.wait() == 0
+    finally:
+        second.end()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
