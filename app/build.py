@@ -35,9 +35,8 @@ from app.retirement import Overview
 from app.seat import Seat
 from app.shell import Observer, Shell
 from app.store import Store
-from app.telemetry.logs import inform
 from app.telemetry.metrics import Metrics
-from app.telemetry.trace import trace_id
+from app.telemetry.orders import order_observers
 from app.topology import EXPRESS_LANE, hears
 from app.transport import transport
 from app.web import Runner, asyncapi, build
@@ -51,9 +50,7 @@ from bus.port import Clock, Subscription
 from bus.tasks import end_tasks
 from config.settings import Settings
 from modules import inventory, orders, payments
-from modules.inventory.events import StockReserved
 from modules.module import Decision, Module
-from modules.orders.events import OrderCancelled, OrderConfirmed, OrderCreated
 from modules.payments.events import ChargeRequested
 
 Listen = Callable[[Subscription], Coroutine[Any, Any, None]]
@@ -177,7 +174,7 @@ class Application:
 
     def _observers(self, module: str) -> dict[type, Observer] | None:
         if module == "orders":
-            return _order_observers(self.metrics)
+            return order_observers(self.metrics)
         return {ChargeRequested: self._charge_requested} if module == "payments" else None
 
     def _charge_requested(self, event: ChargeRequested, decision: Decision, seat: Seat) -> None:
@@ -318,33 +315,3 @@ class Application:
                 with suppress(Unavailable):
                     await database.flush()
             await self._clock.sleep(FLUSH_SECONDS)
-
-
-def _order_observers(metrics: Metrics) -> dict[type, Observer]:
-    accepted = metrics.orders.labels("processing")
-    reserved = metrics.orders.labels("reserved")
-    confirmed = metrics.orders.labels("confirmed")
-    cancelled = metrics.orders.labels("cancelled")
-    duration = metrics.order_duration_seconds
-
-    def placed(event: OrderCreated, decision: Decision, seat: Seat) -> None:
-        accepted.inc()
-
-    def held(event: StockReserved, decision: Decision, seat: Seat) -> None:
-        if decision.states:  # to the others it is old news
-            reserved.inc()
-
-    def over(event: OrderConfirmed | OrderCancelled, decision: Decision, seat: Seat) -> None:
-        (order,) = decision.states
-        is_confirmed = isinstance(event, OrderConfirmed)
-        (confirmed if is_confirmed else cancelled).inc()
-        seconds = (order.updated_at - order.created_at).total_seconds()
-        # Who cancels what was confirmed days ago did not wait for it all the time.
-        if is_confirmed or not any(entry["event"] == "orders.confirmed" for entry in order.timeline):
-            duration.observe(seconds)
-        inform(
-            __name__, "order is over", order_id=order.order_id, status=order.status.value, reason=order.reason,
-            seconds=round(seconds, 4), correlation_id=seat.story.correlation_id, trace_id=trace_id(seat.story.traceparent),
-        )  # fmt: skip
-
-    return {OrderCreated: placed, StockReserved: held, OrderConfirmed: over, OrderCancelled: over}

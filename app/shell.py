@@ -9,7 +9,7 @@ itself. After the commit the askers get their answers, the bus its acknowledgeme
 
 from __future__ import annotations
 
-__all__ = ["GIVE_WAY_MAX", "GIVE_WAY_SECONDS", "Observer", "Shell", "retry_seconds", "turn_away"]
+__all__ = ["GIVE_WAY_MAX", "GIVE_WAY_SECONDS", "Observer", "Shell", "retry_seconds"]
 
 import asyncio
 import random
@@ -20,6 +20,7 @@ from typing import Any
 
 from loguru import logger
 
+from app.aside import turn_away
 from app.away import Away
 from app.batch import Batch
 from app.cascade import ShortWay, Step
@@ -334,26 +335,6 @@ class Shell(Window):
                 "message settled", consumer=self.module.name, subject=subject, outcome=outcome, event_id=seat.id,
                 correlation_id=seat.story.correlation_id, trace_id=trace_id(seat.story.traceparent),
             )  # fmt: skip
-
-
-async def turn_away(delivery: Delivery, error: PutAside, hears: Hearing, handling: Handling) -> None:
-    """
-    Be done with what *hears* could not read, because of *error*.
-
-    An unknown version of an event that is also said in a known one is let go; everything else is put aside.
-    """
-    message = delivery.message
-    subject, versions = original(message.subject), said_in(message)
-    if versions is not None and hears.is_said_otherwise(subject, versions):
-        handling.ended(subject, "ignored")
-        await delivery.ack()
-        return
-    logger.warning(
-        "message put aside", consumer=hears.consumer, subject=subject, message_id=message.id,
-        error=error.code, detail=str(error), correlation_id=origin(message)[1].correlation_id,
-    )  # fmt: skip
-    handling.ended(subject, "put_aside")
-    await delivery.term(error.code, str(error))
 
 
 def retry_seconds(tries: int, dice: random.Random) -> float:

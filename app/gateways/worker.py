@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from attrs import define, field
 from loguru import logger
 
+from app.aside import turn_away
 from app.door import Context, Shed
 from app.gateways.breaker import Breaker, BreakerOpen, BreakerState
 from app.gateways.calls import CALLS_MAX, LANE_CALLS_MAX, Calls, Task
@@ -30,7 +31,7 @@ from app.gateways.delays import Delays, noted
 from app.gateways.gate import Gate
 from app.gateways.port import Gateway
 from app.headers import origin, said_at, said_in
-from app.shell import GIVE_WAY_MAX, GIVE_WAY_SECONDS, Shell, retry_seconds, turn_away
+from app.shell import GIVE_WAY_MAX, GIVE_WAY_SECONDS, Shell, retry_seconds
 from app.telemetry.handling import Handling
 from app.telemetry.metrics import Metrics
 from bus.contracts import Contracts
