@@ -61,7 +61,7 @@ def build(
         *(operation for table in extra for operation in table.operations),
         *probes(health),
         Operation(hdrs.METH_GET, "/metrics", _metrics(metrics), is_open=True),
-        Operation(hdrs.METH_GET, "/openapi.json", _bytes(orjson.dumps(document), JSON)),
+        Operation(hdrs.METH_GET, "/openapi.json", _bytes(orjson.dumps(document), JSON), is_open=True),
         *docs.operations(),
     ):
         if operation.path not in resources:

@@ -76,7 +76,7 @@ def table(overview: Overview, asyncapi: dict[str, Any]) -> Table:
 
     operations = (
         Operation(hdrs.METH_GET, _STATUS, status),
-        Operation(hdrs.METH_GET, _ASYNCAPI, describe),
+        Operation(hdrs.METH_GET, _ASYNCAPI, describe, is_open=True),
     )
     return Table(operations, DESCRIBED)
 
@@ -119,6 +119,7 @@ DESCRIBED = Described(
                 "The events, described",
                 "events",
                 {200: answer("AsyncAPI 3.0.0.", {"type": "object"})},
+                is_open=True,
             )
         },
     },

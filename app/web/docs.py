@@ -41,8 +41,8 @@ _FILES = {
 
 
 def operations() -> tuple[Operation, ...]:
-    """Return the page and its files."""
-    return tuple(Operation(hdrs.METH_GET, path, _file(name, kind)) for path, (name, kind) in _FILES.items())
+    """Return the page and its files; they ask for no key, for a browser that follows a link has none to send."""
+    return tuple(Operation(hdrs.METH_GET, path, _file(name, kind), is_open=True) for path, (name, kind) in _FILES.items())
 
 
 def vendored() -> tuple[str, dict[str, str]]:

@@ -179,8 +179,8 @@ _OPERATIONS = Described(
                 answer("Prometheus' text format.", {"type": "string"}, "text/plain"),
                 is_open=True,
             ),
-            _operation("/openapi.json", "This document", answer("OpenAPI 3.1.", {"type": "object"})),
-            _operation("/docs", "A page to try it", answer("HTML.", {"type": "string"}, "text/html")),
+            _operation("/openapi.json", "This document", answer("OpenAPI 3.1.", {"type": "object"}), is_open=True),
+            _operation("/docs", "A page to try it", answer("HTML.", {"type": "string"}, "text/html"), is_open=True),
         )
     )
 )

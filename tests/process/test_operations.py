@@ -196,6 +196,7 @@ async def test_nobody_gets_in_without_a_key(
     assert_problem(await client.ask("GET", "/v1/orders"), 401)
     assert_problem(await client.ask("GET", "/v1/orders", headers={"Authorization": f"Bearer {secret}x"}), 401)
     assert await client.get("/v1/orders", Authorization=f"Bearer {secret}") == {"items": [], "next_cursor": None}
-    assert (await client.ask("GET", "/livez")).status == 200
+    for path in ("/livez", "/docs", "/openapi.json", "/asyncapi.json"):
+        assert (await client.ask("GET", path)).status == 200
     server.end()
     assert secret not in "\n".join(server.lines)

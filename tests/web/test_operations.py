@@ -109,10 +109,10 @@ async def test_with_a_good_key_it_is_as_usual(start: Start) -> None:
         assert answer.status == 202
 
 
-async def test_probes_and_metrics_need_no_key(start: Start) -> None:
-    """Whoever watches over the process has none."""
+async def test_probes_metrics_and_the_page_need_no_key(start: Start) -> None:
+    """Whoever watches over the process has none, and a browser that opens the page sends none."""
     web = await start(is_locked=True)
-    for path in ("/livez", "/readyz", "/health", "/metrics"):
+    for path in ("/livez", "/readyz", "/health", "/metrics", "/docs", "/docs/docs.js", "/openapi.json"):
         assert (await web.ask("GET", path)).status == 200
 
 
