@@ -6,7 +6,6 @@ __all__ = ["Fault", "FaultyStripe"]
 
 import asyncio
 import itertools
-import json
 import sys
 import time
 from bisect import bisect_left, bisect_right
@@ -15,6 +14,7 @@ from enum import Enum
 from operator import itemgetter
 from typing import Any
 
+import orjson
 from aiohttp import web
 from attrs import define, field
 
@@ -246,7 +246,7 @@ class FaultyStripe:
             case Fault.HTML:
                 return web.Response(text="<h1>Welcome to your router</h1>", content_type="text/html")
         status, said = answer(make())
-        body = json.dumps(said).encode()
+        body = orjson.dumps(said)
         match fault:
             case Fault.CHARGE_HANG:
                 await self._closing.wait()
