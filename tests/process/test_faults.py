@@ -89,7 +89,9 @@ async def test_a_full_disk_is_said_and_survived(server: Server, client: Client) 
         if refused == 3:
             break
     assert refused == 3
-    # A lock is to be had all the same, and a question answered: neither says that it can be written.
+    # A page or two may still be had; where nothing at all can be written, readyz says so for as long as that is so.
+    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (1, most))
+    assert_unavailable(await client.post({"SKU-1": 1}))
     await eventually(lambda: client.ask("GET", "/readyz"), lambda reply: reply.status == 503)
     for _ in range(20):
         readyz = await client.ask("GET", "/readyz")
