@@ -242,8 +242,9 @@ async def test_what_a_neighbour_cannot_decide_takes_the_long_way(stand: Stand) -
     assert await stand.office.list(None, None, None, 10) == []
 
 
-async def test_only_he_hears_it_again_who_could_not_decide(stand: Stand) -> None:
+async def test_only_he_hears_it_again_who_could_not_decide(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others find it in their inbox."""
+    monkeypatch.setattr("app.shell.RETRY_SECONDS", 0.01)
     heard: list[str] = []
 
     def noting(decide: Any, states: Any, what: Any, now: Any) -> Any:

@@ -244,6 +244,7 @@ async def test_what_nobody_foresaw_spends_the_tries_of_one_message(stand: Stand,
         return read(subject, body)
 
     monkeypatch.setattr(shell.hears, "read", breaking)
+    monkeypatch.setattr("app.shell.RETRY_SECONDS", 0.01)
     first = stand.bus.publish(broken)
     await stand.bus.publish(said(stand, created(oid(2))))
     await first

@@ -82,6 +82,7 @@ def test_a_port_in_use(tmp_path: Path) -> None:
         refused(tmp_path, 3, port, HTTP_PORT=port)
 
 
+@pytest.mark.slow
 def test_a_database_that_somebody_serves(tmp_path: Path, serve: Serve) -> None:
     """Two would send each other's events, and charge twice; whoever takes over from one that was killed starts at once."""
     server = serve()
@@ -92,6 +93,7 @@ def test_a_database_that_somebody_serves(tmp_path: Path, serve: Serve) -> None:
     server.start()
 
 
+@pytest.mark.slow
 def test_a_restart_may_overlap(tmp_path: Path, serve: Serve) -> None:
     """Whoever is told to start while another is on its way out waits for it, and says so."""
     first, second = serve(), Server(tmp_path)
