@@ -31,6 +31,8 @@ from tests.bus.jetstream_stand import JetStreamStand, say, until
 from tests.clock import VirtualClock
 from tests.nats import NatsServer
 
+pytestmark = pytest.mark.slow
+
 OTHER = "orders.cancelled.v1"
 
 

@@ -22,6 +22,8 @@ from bus.replays import replay_subject
 from bus.topology import ADVISORIES, ConsumerPlan, Topology
 from tests.nats import NatsServer
 
+pytestmark = pytest.mark.slow
+
 ACK_WAIT_SECONDS = 0.3
 MAX_TRIES = 2
 KNOWN = ("orders.created.v1", "orders.created.v2", "orders.created.v1.express")

@@ -42,6 +42,7 @@ def test_a_session_gives_the_answers_that_the_document_shows(document: str, tmp_
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_three_processes_give_the_answers_that_the_document_shows(tmp_path: Path) -> None:
     """What the document starts runs side by side on a real NATS, and every command answers what stands below it."""
     steps = steps_of((ROOT / "docs" / "three-processes.rst").read_text(encoding="utf-8"))
