@@ -14,7 +14,7 @@ from tests.modules.saga import GATEWAY, Books, Saga, Weather, submitted
 STEPS_MAX = 500
 IDS = [str(UUID(int=(1 << 100) + n)) for n in range(3)]
 LINES = st.lists(st.tuples(st.sampled_from(["A", "B", "B", "A", "Z", "D"]), st.integers(1, 3)), min_size=1, max_size=3)
-SLOWLY = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+SLOWLY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 @st.composite
