@@ -32,8 +32,8 @@ from typing import Any, TypeVar
 from attrs import define, field, frozen
 from sqlalchemy import Table
 
+from bus.contracts.versions import Migration, Upcast
 from bus.subjects import Event
-from bus.versions import Migration, Upcast
 from modules.route import Route
 
 T = TypeVar("T")

@@ -13,8 +13,8 @@ from timeit import Timer
 
 import orjson
 
-from app.registry import contracts_of, everybody
-from bus.hearing import Hearing
+from app.messaging.event_registry import contracts_of, everybody
+from bus.contracts.event_reader import Hearing
 from modules.inventory import module as inventory
 from modules.orders.events import OrderCreated, created_v1
 from modules.values import Address, Line

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.postgres import PostgresServer
+from tests.runtime.stand import Stand, stand_at
 
 FIRST = (
     "gateways/test_bad_weather.py",
-    "bus/test_jetstream_cluster.py",
+    "bus/jetstream/test_cluster.py",
     "split/test_fire.py",
     "process/test_stripe.py",
-    "bus/test_jetstream.py",
+    "bus/jetstream/test_contract.py",
     "split/test_replicas.py",
     "split/test_away.py",
     "split/test_ground.py",
@@ -25,10 +26,10 @@ FIRST = (
     "simulation/test_crashes.py",
     "process/test_faults.py",
     "process/test_postgres.py",
-    "bus/test_jetstream_faults.py",
+    "bus/jetstream/test_faults.py",
     "split/test_last_try.py",
     "split/test_signals.py",
-    "store/test_postgres.py",
+    "storage/test_postgres.py",
 )
 """
 Files that take half a minute and more, about the longest first: who meets one of them last keeps the run waiting alone.
@@ -56,3 +57,16 @@ def postgres() -> Iterator[PostgresServer]:
     yield server
     server.stop()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the test's database lies."""
+    return tmp_path / "test.db"
+
+
+@pytest.fixture
+async def stand(path: Path) -> AsyncIterator[Stand]:
+    """A stand on the machine's clock."""
+    async with stand_at(path) as stand:
+        yield stand

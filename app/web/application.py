@@ -11,17 +11,19 @@ import orjson
 from aiohttp import HttpVersion11, hdrs, web
 from attrs import evolve
 
-from app.door import Door
+from app.runtime.service import Door
 from app.telemetry.metrics import CONTENT_TYPE
-from app.web import docs, openapi, routes
-from app.web.answering import Asked, Handle, Operation, Surroundings, Telemetry, wrap
-from app.web.follow import Streams
-from app.web.health import Health
-from app.web.health import operations as probes
+from app.web.endpoints import docs
+from app.web.endpoints import module_routes as routes
+from app.web.endpoints.health import Health
+from app.web.endpoints.health import operations as probes
+from app.web.endpoints.module_routes import JSON
+from app.web.endpoints.state_stream import Streams
+from app.web.handler import Asked, Handle, Operation, Surroundings, Telemetry, wrap
 from app.web.problems import Refused
-from app.web.reading import BODY_BYTES_MAX
-from app.web.routes import JSON
-from app.web.table import Table
+from app.web.requests.parsing import BODY_BYTES_MAX
+from app.web.route_group import Table
+from app.web.spec import openapi
 
 TELEMETRY: web.AppKey[Telemetry] = web.AppKey("telemetry", Telemetry)
 

@@ -19,8 +19,8 @@ from aiohttp.http_exceptions import LineTooLong
 from loguru import logger
 from uuid_utils import uuid7
 
-from app.web.answering import SERVER, Telemetry
 from app.web.application import STRAIGHT, TELEMETRY, UNMATCHED, Answers
+from app.web.handler import SERVER, Telemetry
 from app.web.problems import Refused, phrase, respond
 
 KEEP_ALIVE_SECONDS = 75.0

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from attrs import frozen
 
-from app.build import modules_of
-from app.topology import plan
-from bus.replays import STRAYS, module_of
-from bus.topology import ADVISORIES, DEAD_LETTERS, Topology, stream_name
+from app.bootstrap import modules_of
+from app.messaging.consumers import plan
+from bus.jetstream.admin.topology import ADVISORIES, DEAD_LETTERS, Topology, stream_name
+from bus.replay_subjects import STRAYS, module_of
 from config.settings import MODULES, Settings
 
 FILE = Path(__file__).with_name("accounts.conf")

@@ -7,7 +7,7 @@ __all__ = ["module"]
 from datetime import timedelta
 from functools import partial
 
-from bus.versions import Migration
+from bus.contracts.versions import Migration
 from modules.inventory.events import StockRejected, StockReleased, StockReserved
 from modules.module import Module, load_schemas
 from modules.orders.decide import decide, touches

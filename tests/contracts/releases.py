@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 from attrs import frozen
 
-from bus.contracts import Contracts
+from bus.contracts.registry import Contracts
 from bus.subjects import subject_of
 from modules import inventory, orders
 from modules.module import Decision, Module

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from app.cli import main
-from bus.versions import version_of
-from tests.house.tree import MODULES, ROOT
+from app.cli.main import main
+from bus.contracts.versions import version_of
+from tests.architecture.tree import MODULES, ROOT
 
 RELEASED = ROOT / "tests" / "contracts" / "released"
 RELEASES = sorted(path for path in RELEASED.iterdir())

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bus.compatibility import Change, Compatibility, compare, verdict
-from bus.schemas import tolerant, validator
+from bus.contracts.compatibility import Change, Compatibility, compare, verdict
+from bus.contracts.schemas import tolerant, validator
 
 STRING: dict[str, Any] = {"type": "string"}
 TEXT: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "^a", "format": "uuid"}

@@ -10,13 +10,13 @@ from attrs import evolve
 from click.testing import CliRunner
 from jsonschema import Draft7Validator
 
-from app.catalogue import page
-from app.cli import main
-from app.registry import contracts_of, everybody
-from app.topology import hears
-from app.web import asyncapi
+from app.cli.main import main
+from app.messaging.consumers import hears
+from app.messaging.event_catalogue import page
+from app.messaging.event_registry import contracts_of, everybody
+from app.web.spec import asyncapi
 from bus.subjects import EXPRESS
-from tests.house.tree import ROOT
+from tests.architecture.tree import ROOT
 
 OFFICIAL = json.loads((ROOT / "tests" / "contracts" / "asyncapi" / "3.0.0.json").read_text(encoding="utf-8"))
 MODULES = everybody()
@@ -84,7 +84,7 @@ def test_who_says_and_who_hears_is_described() -> None:
 
 def test_what_is_said_no_more_is_not_described_as_said() -> None:
     """A version whose migration is over is still understood."""
-    from bus.versions import Upcast
+    from bus.contracts.versions import Upcast
 
     modules = [
         evolve(

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from app.gateways.worker import HEARS
-from app.registry import contracts_of, everybody
-from bus.contracts import Contracts
-from bus.hearing import Hearing
+from app.gateways.payment_worker import HEARS
+from app.messaging.event_registry import contracts_of, everybody
+from bus.contracts.event_reader import Hearing
+from bus.contracts.registry import Contracts
 from modules.inventory.events import ProductSet
 from modules.inventory.routes import show as show_product
 from modules.inventory.state import Product
@@ -30,7 +30,7 @@ from modules.payments.events import ChargeContradicted, Charged, ChargeFailed, C
 from modules.payments.routes import show as show_payment
 from modules.payments.state import Payment
 from modules.values import Address, Line, Money
-from tests.house.tree import ROOT
+from tests.architecture.tree import ROOT
 
 GOLDEN = ROOT / "tests" / "contracts" / "golden"
 FILES = sorted(GOLDEN.glob("*.jsonl"))

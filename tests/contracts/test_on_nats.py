@@ -16,17 +16,17 @@ from attrs import define
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig
 
-from app.relay import Relay
-from app.retirement import reasons_to_keep
-from app.shell import Shell
-from bus.jetstream import JetStreamBus
-from bus.listeners import JetStreamListeners
-from bus.versions import VERSIONS
+from app.messaging.outbox_relay import Relay
+from app.messaging.version_usage import reasons_to_keep
+from app.runtime.runner import Shell
+from bus.consumers import JetStreamListeners
+from bus.contracts.versions import VERSIONS
+from bus.jetstream.bus import JetStreamBus
 from modules.inventory.state import Product
-from tests.app.stand import CONTEXT, NOTED, Stand, oid, product, stand_at, submitted, until
-from tests.bus.jetstream_stand import JetStreamStand
+from tests.bus.jetstream.stand import JetStreamStand
 from tests.contracts.releases import NEW, OLD, Release
 from tests.nats import NatsServer
+from tests.runtime.stand import CONTEXT, NOTED, Stand, oid, product, stand_at, submitted, until
 
 pytestmark = pytest.mark.slow
 

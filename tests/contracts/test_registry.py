@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from bus.contracts import Contracts, united
+from bus.contracts.event_reader import Hearing
+from bus.contracts.registry import Contracts, united
+from bus.contracts.versions import Migration, Upcast
 from bus.errors import ContractError
-from bus.hearing import Hearing
 from bus.subjects import event
-from bus.versions import Migration, Upcast
 from modules.values import Address, Line
 from tests.contracts.example import SCHEMAS, SentV1, SentV2, SentV3, down_1, down_2, schema, up_2, up_3
 

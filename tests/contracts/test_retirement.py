@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from app.registry import everybody
-from app.retirement import Overview, Usage, reasons_to_keep
-from bus.listeners import Listener, MemoryListeners, hears
-from tests.app.stand import Stand, oid, product, stand_at, submitted, until
+from app.messaging.event_registry import everybody
+from app.messaging.version_usage import Overview, Usage, reasons_to_keep
+from bus.consumers import Listener, MemoryListeners, hears
+from tests.runtime.stand import Stand, oid, product, stand_at, submitted, until
 
 V1, V2 = "orders.created.v1", "orders.created.v2"
 

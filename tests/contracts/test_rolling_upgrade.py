@@ -12,17 +12,17 @@ import pytest
 from attrs import evolve
 from uuid_utils import uuid7
 
-from app.headers import message_of, origin
-from app.outbox import Parcel
-from app.shell import GIVE_WAY_MAX, GIVE_WAY_SECONDS, Shell
+from app.messaging.cloudevents import message_of, origin
+from app.runtime.runner import GIVE_WAY_MAX, GIVE_WAY_SECONDS, Shell
+from app.storage.outbox import Parcel
+from bus.contracts.versions import VERSIONS
 from bus.ids import caused_id
 from bus.port import MAX_TRIES, Message
-from bus.versions import VERSIONS
 from modules.inventory.state import Product, Reservation
-from tests.app.stand import CONTEXT, HurriedClock, Stand, oid, said, stand_at, submitted, until
-from tests.app.stand import product as counted
 from tests.clock import VirtualClock
 from tests.contracts.releases import NEW, OLD, Release, created
+from tests.runtime.stand import CONTEXT, HurriedClock, Stand, oid, said, stand_at, submitted, until
+from tests.runtime.stand import product as counted
 
 V1, V2 = "orders.created.v1", "orders.created.v2"
 RELEASES = {"old": OLD, "new": NEW}
@@ -244,7 +244,7 @@ async def test_what_nobody_foresaw_spends_the_tries_of_one_message(stand: Stand,
         return read(subject, body)
 
     monkeypatch.setattr(shell.hears, "read", breaking)
-    monkeypatch.setattr("app.shell.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("app.runtime.runner.RETRY_SECONDS", 0.01)
     first = stand.bus.publish(broken)
     await stand.bus.publish(said(stand, created(oid(2))))
     await first

@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from click.testing import CliRunner, Result
 
-from app.cli import main
+from app.cli.main import main
 from config.settings import MODULES
 
 V1 = "orders.created.v1"

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, SchemaError
 
-from app.registry import contracts_of, everybody
-from bus.contracts import Contract
+from app.messaging.event_registry import contracts_of, everybody
+from bus.contracts.registry import Contract
+from bus.contracts.schemas import check_examples, check_schema, explain, tolerant, validator
 from bus.errors import ContractError
-from bus.schemas import check_examples, check_schema, explain, tolerant, validator
 from tests.contracts.events import ODD, valid
 
 CONTRACTS = {contract.subject: contract for contract in contracts_of(everybody())}

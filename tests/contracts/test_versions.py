@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from bus.contracts import SAID_MAX, Contracts
+from bus.contracts.event_reader import Hearing
+from bus.contracts.registry import SAID_MAX, Contracts
+from bus.contracts.versions import Migration, Upcast, subject_at, version_of, versions_in
 from bus.errors import Invalid, PutAside, UnknownSubject, Unreadable
-from bus.hearing import Hearing
-from bus.versions import Migration, Upcast, subject_at, version_of, versions_in
 from tests.contracts.example import SCHEMAS, SentV1, SentV2, SentV3, down_1, down_2, up_2, up_3
 
 EVERY = (SentV1, SentV2, SentV3)

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from app.build import modules_of
+from app.bootstrap import modules_of
 from config.settings import MODULES, Settings, describe, load
-from tests.house.tree import ROOT
+from tests.architecture.tree import ROOT
 
 DEPLOY = ROOT / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))

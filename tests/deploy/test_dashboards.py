@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from app.build import Application
+from app.bootstrap import Application
 from config.settings import Settings
-from tests.house.tree import ROOT
+from tests.architecture.tree import ROOT
 
 DASHBOARD = ROOT / "deploy/grafana/dashboards/fulfilment.json"
 ALERTS = ROOT / "deploy/prometheus/alerts.yaml"

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from config.settings import MODULES
-from tests.house.tree import ROOT
+from tests.architecture.tree import ROOT
 from tests.postgres import PostgresServer
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from config.settings import MODULES, describe, load
-from tests.house.tree import ROOT
+from tests.architecture.tree import ROOT
 
 FOLDER = ROOT / "deploy/kubernetes"
 KUSTOMIZATION: dict[str, Any] = yaml.safe_load((FOLDER / "kustomization.yaml").read_text(encoding="utf-8"))

@@ -13,16 +13,16 @@ import pytest
 from attrs import define
 from nats.aio.client import Client
 
-from app.build import modules_of
+from app.bootstrap import modules_of
 from app.clock import SystemClock
-from app.topology import plan
-from bus.patrol import Patrol
+from app.messaging.consumers import plan
+from bus.jetstream.admin.provisioning import apply
+from bus.jetstream.admin.topology import ADVISORIES, DEAD_LETTERS, stream_name
+from bus.jetstream.recovery.exhausted_deliveries import Patrol
 from bus.port import DeadLetter
-from bus.provisioning import apply
-from bus.replays import original
-from bus.topology import ADVISORIES, DEAD_LETTERS, stream_name
+from bus.replay_subjects import original
 from config.settings import MODULES, Settings
-from tests.house.tree import ROOT
+from tests.architecture.tree import ROOT
 from tests.nats import NatsServer
 
 ACCOUNTS = ROOT / "deploy/nats/accounts.conf"

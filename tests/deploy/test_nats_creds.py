@@ -13,7 +13,7 @@ import nkeys  # type: ignore[import-untyped]
 import pytest
 from attrs import frozen
 
-from app.broker import OutOfReach, jetstream
+from app.messaging.nats_session import OutOfReach, jetstream
 from config.settings import Settings
 from tests.nats import NatsServer
 

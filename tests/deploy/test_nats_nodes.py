@@ -17,12 +17,12 @@ import pytest
 import trustme
 from attrs import frozen
 
-from app.broker import OutOfReach, jetstream
-from app.build import modules_of
-from app.topology import plan
-from bus.provisioning import apply, drift
+from app.bootstrap import modules_of
+from app.messaging.consumers import plan
+from app.messaging.nats_session import OutOfReach, jetstream
+from bus.jetstream.admin.provisioning import apply, drift
 from config.settings import MODULES, Settings
-from tests.house.tree import ROOT
+from tests.architecture.tree import ROOT
 
 CONFIGURATION = ROOT / "deploy/nats"
 START_SECONDS = 60.0

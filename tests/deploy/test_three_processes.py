@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from config.settings import MODULES
-from tests.house.tree import ROOT
+from tests.architecture.tree import ROOT
 from tests.nats import NatsServer
 from tests.process.server import Server, run
 

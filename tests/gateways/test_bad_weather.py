@@ -11,15 +11,15 @@ import attrs
 import pytest
 
 from app.clock import SystemClock
-from app.gateways.breaker import Breaker
-from app.gateways.stripe import StripeGateway
-from app.gateways.worker import CONSUMER, HEARS, GatewayWorker
+from app.gateways.circuit_breaker import Breaker
+from app.gateways.payment_worker import CONSUMER, HEARS, GatewayWorker
+from app.gateways.stripe.gateway import StripeGateway
 from bus.subjects import subject_of
 from modules.values import Money
-from tests.app.stand import CONTEXT, NOTED, Stand, product, stand_at, submitted
 from tests.gateways.contract import oid
 from tests.gateways.fault import Fault, FaultyStripe
 from tests.gateways.local import API_KEY
+from tests.runtime.stand import CONTEXT, NOTED, Stand, product, stand_at, submitted
 
 TIMED_OUT = [Fault.CHARGE_HANG, Fault.CHARGE_CUT]
 BROKEN = [Fault.CHARGE_500, Fault.ERROR_500]
@@ -62,9 +62,9 @@ async def test_no_order_is_charged_twice_and_the_books_agree(
     tmp_path: Path, faulty: FaultyStripe, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     """Every order ends confirmed, its money is taken once, and both ledgers are equal to the cent."""
-    monkeypatch.setattr("app.gateways.stripe.READ_SECONDS", 1.0)
+    monkeypatch.setattr("app.gateways.stripe.gateway.READ_SECONDS", 1.0)
     # The wait before a further attempt proves nothing here.
-    monkeypatch.setattr("app.gateways.calls.RETRY_SECONDS_MAX", 1.0)
+    monkeypatch.setattr("app.gateways.gateway_calls.RETRY_SECONDS_MAX", 1.0)
     clock = SystemClock()
     numbers = iter(range(10**9))
     faulty.weather = lambda: weather(next(numbers))

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from app.gateways import calls, stripe_events, stripe_wire, worker
-from app.gateways.breaker import Breaker
-from app.gateways.delays import SWEEP_SECONDS
-from app.gateways.stripe import TEST_PAYMENT_METHOD
-from app.web.webhooks import DESCRIBED
+from app.gateways import gateway_calls as calls
+from app.gateways import payment_worker as worker
+from app.gateways.circuit_breaker import Breaker
+from app.gateways.delay_notifier import SWEEP_SECONDS
+from app.gateways.stripe import http_session as stripe_wire
+from app.gateways.stripe import webhook_event as stripe_events
+from app.gateways.stripe.gateway import TEST_PAYMENT_METHOD
+from app.web.endpoints.stripe_webhook import DESCRIBED
 from modules.payments.decide import SECOND_LOOK
 
 TEXT = " ".join((Path(__file__).parents[2] / "docs" / "payments.rst").read_text(encoding="utf-8").split())
@@ -51,7 +54,7 @@ def test_one_probe_and_one_hour() -> None:
 
 def test_every_code_of_what_is_not_believed_is_explained() -> None:
     """Whoever finds one in a dead letter finds it here."""
-    sources = [*Path(stripe_events.__file__).parent.glob("stripe_*.py"), Path(__file__).parents[2] / "modules/payments/decide.py"]
+    sources = [*Path(stripe_events.__file__).parent.glob("*.py"), Path(__file__).parents[2] / "modules/payments/decide.py"]
     pattern = re.compile(r'(?:doubt=|doubt = |reason=|Contradiction\()"(\w+)"')
     codes = {code for path in sources for code in pattern.findall(path.read_text(encoding="utf-8"))}
     assert {"two_charges", "unknown_intent", "wrong_amount"} <= codes

@@ -10,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.gateways import stripe_wire
 from app.gateways.port import (
     Captured,
     Contradiction,
@@ -22,7 +21,8 @@ from app.gateways.port import (
     Refused,
     Undecided,
 )
-from app.gateways.stripe import StripeGateway
+from app.gateways.stripe import http_session as stripe_wire
+from app.gateways.stripe.gateway import StripeGateway
 from modules.values import Money
 from tests.gateways.contract import GatewayContract, Made, oid
 from tests.gateways.fault import Fault, FaultyStripe
@@ -64,8 +64,8 @@ async def gateway(faulty: FaultyStripe) -> AsyncIterator[StripeGateway]:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits that a test can wait for."""
     monkeypatch.setattr(stripe_wire, "READ_SECONDS", 0.3)
-    monkeypatch.setattr("app.gateways.stripe.READ_SECONDS", 0.3)
-    monkeypatch.setattr("app.gateways.stripe.CALL_SECONDS", 1.5)
+    monkeypatch.setattr("app.gateways.stripe.gateway.READ_SECONDS", 0.3)
+    monkeypatch.setattr("app.gateways.stripe.gateway.CALL_SECONDS", 1.5)
 
 
 async def charge(gateway: StripeGateway, order_id: str, method: str | None = None) -> object:
@@ -321,7 +321,7 @@ async def test_the_list_tells_what_was_taken_and_given_back(localstripe: LocalSt
 
 def test_the_sdk_is_loaded_only_for_who_wants_it() -> None:
     """It takes 30 MiB and a quarter of a second, which the simulated gateway does not cost."""
-    code = "import sys, app.build, app.cli; sys.exit('stripe' in sys.modules)"
+    code = "import sys, app.bootstrap, app.cli.main; sys.exit('stripe' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 

@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 from attrs import define
 
-from app.door import Unavailable
-from app.gateways.stripe import StripeGateway
-from app.gateways.stripe_events import TOLERANCE_SECONDS, InvalidSignature, check_signature, read
-from app.gateways.webhooks import CONSUMER, Webhooks
+from app.gateways.stripe.gateway import StripeGateway
+from app.gateways.stripe.webhook_event import TOLERANCE_SECONDS, InvalidSignature, check_signature, read
+from app.gateways.webhook_handler import CONSUMER, Webhooks
+from app.runtime.service import Unavailable
 from modules.inventory.events import StockReserved
 from modules.orders.events import OrderCancelled
 from modules.payments.events import Charged
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Money
-from tests.app.stand import CONTEXT, Stand, oid, stand_at
 from tests.gateways.fault import FaultyStripe
 from tests.gateways.local import API_KEY
+from tests.runtime.stand import CONTEXT, Stand, oid, stand_at
 
 SECRET = "whsec_test"
 NOW = 1_800_000_000

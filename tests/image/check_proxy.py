@@ -22,7 +22,7 @@ from attrs import define, field
 from yarl import URL
 
 from config.settings import MODULES
-from tests.house.tree import ROOT
+from tests.architecture.tree import ROOT
 from tests.image.workshop import unpacked
 
 EVENTS = ("reserved", "confirmed", "cancelled")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house.tree import ROOT
+from tests.architecture.tree import ROOT
 from tests.image.workshop import unpacked
 
 DEPLOY = ROOT / "deploy"

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from attrs import define, frozen
 
-from tests.house.tree import ROOT
+from tests.architecture.tree import ROOT
 
 CODENAME = "bookworm"
 STEP_SECONDS = 540.0

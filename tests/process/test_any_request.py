@@ -16,11 +16,11 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from app.build import modules_of
-from app.web import openapi
-from app.web.contracts import DESCRIBED as CONTRACTS
-from app.web.dead_letters import DESCRIBED as DEAD_LETTERS
-from app.web.webhooks import DESCRIBED as WEBHOOKS
+from app.bootstrap import modules_of
+from app.web.endpoints.contracts import DESCRIBED as CONTRACTS
+from app.web.endpoints.dead_letters import DESCRIBED as DEAD_LETTERS
+from app.web.endpoints.stripe_webhook import DESCRIBED as WEBHOOKS
+from app.web.spec import openapi
 from config.settings import load
 from tests.process.server import Server
 

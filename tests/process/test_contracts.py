@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.house.tree import copy_to
+from tests.architecture.tree import copy_to
 from tests.process.client import Client
 from tests.process.server import Server, environment_of, run
 

@@ -18,8 +18,8 @@ from click.testing import CliRunner
 from openapi_spec_validator import validate
 from sqlalchemy import create_engine
 
-from app.cli import main
-from app.migrations import migrate
+from app.cli.main import main
+from app.storage.migrations import migrate
 from tests.process.conftest import Serve
 from tests.process.invariants import MODULES
 from tests.process.server import Server, run

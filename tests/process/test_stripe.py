@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from app.gateways.calls import LANE_CALLS_MAX
+from app.gateways.gateway_calls import LANE_CALLS_MAX
 from tests.gateways.fault import Fault, FaultyStripe
 from tests.gateways.local import API_KEY, LocalStripe
 from tests.process.client import Client, Reply, eventually

@@ -25,16 +25,16 @@ from typing import Any, TypeVar
 
 from attrs import define, field
 
-from app.cascade import ShortWay
-from app.database import _OnLoop
-from app.gateways.breaker import Breaker
+from app.gateways.circuit_breaker import Breaker
+from app.gateways.payment_worker import CONSUMER, GatewayWorker
 from app.gateways.port import Answer, Captured, GatewayAway, GatewaySilent, Refused
-from app.gateways.worker import CONSUMER, GatewayWorker
-from app.topology import EXPRESS_LANE, hears
+from app.messaging.consumers import EXPRESS_LANE, hears
+from app.runtime.engine import ShortWay
+from app.storage.sql.database import _OnLoop
 from modules.payments.events import ChargeRequested
 from modules.values import Money
-from tests.app.stand import Stand, stand_at
 from tests.clock import VirtualClock
+from tests.runtime.stand import Stand, stand_at
 
 T = TypeVar("T")
 

@@ -12,15 +12,15 @@ import pytest
 from attrs import define, evolve
 from sqlalchemy import create_engine
 
-from app.door import Shed
+from app.runtime.service import Shed
 from bus.port import Clock
 from modules.inventory.events import ProductSet
 from modules.module import Outcome
 from modules.orders.events import CancelRequested
 from modules.route import Answer
 from modules.values import Line, Money
-from tests.app.stand import CONTEXT, NOTED, Stand, oid, submitted
 from tests.clock import VirtualClock
+from tests.runtime.stand import CONTEXT, NOTED, Stand, oid, submitted
 from tests.simulation.house import Bank, Fuse, life
 
 LIVES_MAX = 6

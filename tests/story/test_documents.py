@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.cli import main
-from app.door import KeyReused, Overloaded, Unavailable, Unsettled
+from app.cli.main import main
+from app.runtime.service import KeyReused, Overloaded, Unavailable, Unsettled
 from app.telemetry.metrics import Metrics
 from tests.story.session import ROOT
 from tests.story.tables import settings_table
@@ -61,7 +61,7 @@ def test_every_command_is_in_the_reference() -> None:
 
 def test_every_problem_code_is_in_the_reference() -> None:
     """A client can look up each code that an answer may carry."""
-    files = [*(ROOT / "app" / "web").glob("*.py"), *(ROOT / "modules").glob("*/routes.py")]
+    files = [*(ROOT / "app" / "web").rglob("*.py"), *(ROOT / "modules").glob("*/routes.py")]
     said = {code for path in files for code in REFUSED.findall(path.read_text(encoding="utf-8"))}
     said |= {Unavailable.code, Unsettled.code, Overloaded.code, KeyReused.code, "starting", "draining", "unavailable", "refused"}
     told = set(re.findall(r"^``([a-z_]+)``\n    ", _section(REFERENCE, "Problem codes"), re.MULTILINE))

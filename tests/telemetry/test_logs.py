@@ -362,5 +362,5 @@ def test_past_loguru_nothing_is_lost_when_nobody_has_set_it_up() -> None:
     logger.remove()
     heard: list[str] = []
     logger.add(heard.append, format="{name} {message} {extra}")
-    logs.inform("app.build", "order is over", number=1)
-    assert heard == ["app.build order is over {'number': 1}\n"]
+    logs.inform("app.bootstrap", "order is over", number=1)
+    assert heard == ["app.bootstrap order is over {'number': 1}\n"]

@@ -15,7 +15,7 @@ from yarl import URL
 
 from app.telemetry.metrics import Metrics
 from app.web import Runner, build
-from app.web.follow import Streams
+from app.web.endpoints.state_stream import Streams
 from tests.web.example import PARCELS
 from tests.web.fake_door import FakeDoor
 

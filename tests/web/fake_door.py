@@ -1,4 +1,4 @@
-"""A door that keeps what `app.door.Door` promises, with everything in memory, and trouble on request."""
+"""A door that keeps what `app.runtime.service.Door` promises, with everything in memory, and trouble on request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from app.door import Context, KeyReused, Overloaded, Told
+from app.runtime.service import Context, KeyReused, Overloaded, Told
 from modules.module import Module, Outcome
 from modules.route import Answer, Refusal
 

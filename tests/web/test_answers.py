@@ -11,7 +11,7 @@ import pytest
 from loguru import logger
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.door import Unavailable, Unsettled
+from app.runtime.service import Unavailable, Unsettled
 from app.web.problems import Refused, respond
 from tests.web.conftest import Answer, Web, assert_problem
 from tests.web.example import Parcel
@@ -158,7 +158,7 @@ async def test_a_broken_chunk_is_400(web: Web) -> None:
 
 async def test_a_body_that_does_not_come_is_408(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody holds a connection by sending nothing."""
-    monkeypatch.setattr("app.web.reading.BODY_SECONDS_MAX", 0.01)
+    monkeypatch.setattr("app.web.requests.parsing.BODY_SECONDS_MAX", 0.01)
     head = b"POST /v1/parcels HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n"
     answer = await raw(web, head + b"{")
     assert (answer.status, answer.json["code"]) == (408, "request_timeout")

@@ -10,7 +10,7 @@ import pytest
 from attrs import evolve
 
 from app.web import DeadLetterDesk, KeptLetter
-from app.web.dead_letters import NotReplayable, table
+from app.web.endpoints.dead_letters import NotReplayable, table
 from bus.port import DeadLetter, Message
 from tests.web.conftest import Start, Web
 

@@ -8,7 +8,7 @@ from attrs import evolve
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from app.web import openapi
+from app.web.spec import openapi
 from tests.web.conftest import Start, Web
 from tests.web.example import PARCELS
 

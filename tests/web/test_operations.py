@@ -11,8 +11,8 @@ import pytest
 from jsonschema import Draft202012Validator
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.web import docs
-from app.web import health as probes
+from app.web.endpoints import docs
+from app.web.endpoints import health as probes
 from tests.web.conftest import KEY, Start, Web
 
 NEW = {"owner": "o", "items": [{"n": 1}]}

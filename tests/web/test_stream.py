@@ -12,8 +12,8 @@ import pytest
 from aiohttp import ClientResponse
 from attrs import evolve
 
-from app.door import Unavailable
-from app.web import follow
+from app.runtime.service import Unavailable
+from app.web.endpoints import state_stream as follow
 from tests.web.conftest import Web, assert_problem
 from tests.web.example import Parcel
 

@@ -1,0 +1,318 @@
+"""The one place where the parts meet."""
+
+from __future__ import annotations
+
+__all__ = ["Application", "contracts_of", "gateway_of", "modules_of"]
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+from aiohttp import web
+from loguru import logger
+
+from app.clock import SystemClock
+from app.gateways.circuit_breaker import Breaker, BreakerState
+from app.gateways.gateway_calls import CALLS_MAX
+from app.gateways.payment_worker import CONSUMER, GatewayWorker
+from app.gateways.port import Gateway, Ledger
+from app.gateways.simulated import SimulatedGateway
+from app.gateways.webhook_handler import CONSUMER as WEBHOOKS
+from app.gateways.webhook_handler import Webhooks
+from app.messaging.bus_factory import transport
+from app.messaging.consumers import EXPRESS_LANE, hears
+from app.messaging.dead_letters import DeadLetterOffice
+from app.messaging.event_registry import contracts_of
+from app.messaging.outbox_relay import Relay
+from app.messaging.version_usage import Overview
+from app.runtime.engine import ShortWay
+from app.runtime.runner import Observer, Shell
+from app.runtime.service import Unavailable
+from app.runtime.work import Seat
+from app.storage.databases import claimed, migrated, opened, require_tables
+from app.storage.module_store import Store
+from app.storage.sql.database import Database
+from app.storage.sql.dialect import Claim
+from app.telemetry.metrics import Metrics
+from app.telemetry.order_metrics import order_observers
+from app.web import Runner, build
+from app.web.endpoints.contracts import table as contract_routes
+from app.web.endpoints.dead_letters import table as dead_letter_routes
+from app.web.endpoints.health import BUS, OK, TOPOLOGY
+from app.web.endpoints.stripe_webhook import table as webhook_route
+from app.web.route_group import Table
+from app.web.spec import asyncapi
+from bus.errors import Unreachable
+from bus.port import Clock, Subscription
+from bus.tasks import end_tasks
+from config.settings import Settings
+from modules import inventory, orders, payments
+from modules.module import Decision, Module
+from modules.payments.events import ChargeRequested
+
+Listen = Callable[[Subscription], Coroutine[Any, Any, None]]
+
+FLUSH_SECONDS = 0.25
+"""What rides along with transactions waits no longer than this for one."""
+
+
+def release() -> str:
+    """Return the version of the installed distribution."""
+    try:
+        return version("fulfilment")
+    except PackageNotFoundError:
+        return "0+checkout"
+
+
+def modules_of(settings: Settings) -> list[Module]:
+    """Return the door plates of the modules that *settings* name."""
+    plates = {
+        "orders": lambda: orders.module(timedelta(seconds=settings.order_timeout_s)),
+        "inventory": inventory.module,
+        "payments": payments.module,
+    }
+    return [plates[name]() for name in settings.modules]
+
+
+def gateway_of(settings: Settings, clock: Clock) -> Gateway:
+    """Return the payment provider that *settings* name; Stripe's SDK is big, and loaded only for who wants it."""
+    if settings.payment_gateway == "stripe":
+        from app.gateways.stripe.gateway import StripeGateway
+
+        return StripeGateway(str(settings.stripe_api_key), settings.stripe_api_base, CALLS_MAX)
+    return SimulatedGateway(
+        clock,
+        decline_over=settings.simulated_decline_over,
+        latency_seconds=settings.simulated_latency_ms / 1000,
+        failure_rate=settings.simulated_failure_rate,
+    )
+
+
+class Application:
+    """
+    The house, running.
+
+    `start` returns once it answers; `stop` finishes what is in hand. `phase` and `checks` are `app.web.Health`.
+    """
+
+    phase: Literal["starting", "ready", "draining"] = "starting"
+    on_fatal: Callable[[int], None] = staticmethod(lambda code: None)
+    """Called with the exit code when a loop of the house has ended and only a restart can help."""
+
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+        """
+        Put the parts together; nothing runs yet.
+
+        Raises:
+            Unusable: A database cannot be opened.
+            ContractError: Schemas and classes contradict each other.
+        """
+        self.settings = settings
+        self.metrics = Metrics()
+        self._clock = clock = clock or SystemClock()
+        modules = modules_of(settings)
+        contracts = contracts_of(modules)
+        urls = {module.name: settings.database_url(module.name) for module in modules}
+        self.databases: dict[str, Database] = opened(settings, urls)
+        self.stores = stores = {module.name: Store(module, self.databases[urls[module.name]]) for module in modules}
+        self.dead_letters = DeadLetterOffice(stores, clock, self.metrics, unheard={WEBHOOKS})
+        self._transport = transport(settings, modules, contracts, clock, self.dead_letters)
+        self.bus = self._transport.bus
+        self.metrics.bus_connected.follow(lambda: float(self.bus.is_connected))
+        self.metrics.bus_reconnects.follow(self._transport.reconnects)
+        self.relays = {name: Relay(store, self.bus, clock, self.metrics) for name, store in stores.items()}
+        self.shells = {
+            module.name: Shell(
+                module,
+                stores[module.name],
+                contracts,
+                self.relays[module.name],
+                clock,
+                self.metrics,
+                batch_max=settings.batch_max,
+                backlog=self._backlog,
+                backlog_max=settings.outbox_cap,
+                observers=self._observers(module.name),
+            )
+            for module in modules
+        }
+        database, *others = self.databases.values()
+        if settings.bus == "memory" and not others and not database.dialect.is_shared:
+            heard = hears(modules, contracts)
+            elsewhere = [s for who in heard if who.removesuffix(EXPRESS_LANE) not in self.shells for s in heard[who]]
+            ShortWay(self.shells, elsewhere, database, self._clock)
+        self._contracts = contracts
+        self._worker = self._gateway_worker() if "payments" in self.shells else None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._listening: list[asyncio.Task[None]] = []
+        self._claims: list[Claim] = []
+        self._runner = Runner(
+            build(
+                list(self.shells.values()),
+                health=self,
+                metrics=self.metrics,
+                keys=settings.api_keys or None,
+                version=release(),
+                extra=(
+                    dead_letter_routes(self.dead_letters),
+                    contract_routes(
+                        Overview(modules, contracts, self.metrics, self._transport.listeners),
+                        asyncapi.document(modules, contracts, release()),
+                    ),
+                    *self._webhooks(),
+                ),
+            ),
+            handle_signals=False,
+            shutdown_timeout=max(1.0, settings.shutdown_grace_s / 4),
+        )
+
+    def _backlog(self) -> int:
+        return sum(relay.pending for relay in self.relays.values())
+
+    def _observers(self, module: str) -> dict[type, Observer] | None:
+        if module == "orders":
+            return order_observers(self.metrics)
+        return {ChargeRequested: self._charge_requested} if module == "payments" else None
+
+    def _charge_requested(self, event: ChargeRequested, decision: Decision, seat: Seat) -> None:
+        assert self._worker is not None
+        self._worker.delays.requested(event, decision, seat)
+
+    def _webhooks(self) -> tuple[Table, ...]:
+        """Return the route for the provider's webhooks, where payments run."""
+        if "payments" not in self.shells:
+            return ()
+        secret, gateway = self.settings.stripe_webhook_secret, self.gateway
+        ledger = gateway if isinstance(gateway, Ledger) else None
+        desk = Webhooks(
+            self.shells["payments"],
+            None if secret is None else str(secret),
+            *(ledger, self.dead_letters, self._clock, self.metrics),
+        )
+        return (webhook_route(desk),)
+
+    def _gateway_worker(self) -> GatewayWorker:
+        gateway = self.gateway = gateway_of(self.settings, self._clock)
+        gauge = self.metrics.circuit_breaker_state.labels(gateway.name)
+        gauge.set(0)
+
+        def changed(state: BreakerState) -> None:
+            gauge.set(state)
+            logger.warning("circuit breaker", gateway=gateway.name, state=state.name.lower())
+
+        breaker = Breaker(self._clock.monotonic, on_change=changed)
+        return GatewayWorker(self.shells["payments"], gateway, breaker, self._contracts, self._clock, self.metrics)
+
+    def migrate(self) -> list[str]:
+        """
+        Bring every module's tables to the head; return the names of those that were behind.
+
+        Raises:
+            NewerDatabase: A database was written by a newer release.
+            OutOfReach: One cannot be opened or written.
+        """
+        return migrated(self.settings, self.databases, self.shells)
+
+    def require_tables(self) -> None:
+        """See to it that every module's tables are at the head; raises as `app.storage.databases.require_tables` does."""
+        require_tables(self.settings, self.databases, self.shells)
+
+    def claim(self) -> None:
+        """See to it that nobody else serves our modules from the same files; raises as `app.storage.databases.claimed` does."""
+        self._claims = claimed(self.settings, self.databases, self.shells)
+
+    async def start(self) -> str:
+        """
+        Start everything; return the address that it answers at.
+
+        Raises:
+            OSError: The port is taken, or the address is not ours.
+        """
+        listeners: dict[str, Listen] = {}
+        for name, shell in self.shells.items():
+            listeners[name] = shell.listen
+            listeners[name + EXPRESS_LANE] = partial(shell.listen, is_express=True)
+        if self._worker is not None:
+            listeners[CONSUMER] = listeners[CONSUMER + EXPRESS_LANE] = self._worker.listen
+        self._run(self._transport.run(), "transport")
+        for consumer, subjects in hears([shell.module for shell in self.shells.values()], self._contracts).items():
+            await self._attach(consumer, subjects, listeners[consumer])
+        for name, shell in self.shells.items():
+            self._run(shell.run(), f"shell of {name}")
+            self._run(self.relays[name].run(), f"relay of {name}")
+        self._run(self._flush(), "flush")
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self.settings.http_host, self.settings.http_port, backlog=1024)
+        await site.start()
+        self.phase = "ready"
+        host, port = self._runner.addresses[0][:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def stop(self) -> None:
+        """Answer who was let in, finish what is in hand, write down how far we got. What is not done is done at the next start."""
+        self.phase = "draining"
+        seconds = self.settings.shutdown_grace_s / 4
+        await self._runner.cleanup()
+        await end_tasks(self._listening)
+        if self._worker is not None:
+            await self._worker.drain(seconds)
+            await self._worker.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*(shell.drain() for shell in self.shells.values()))
+        for relay in self.relays.values():
+            with suppress(Unavailable):  # the marks are lost; the events go out again at the next start
+                await relay.stop()
+        await end_tasks(self._tasks)
+        await self.bus.close(0.5)
+        for database in self.databases.values():
+            await database.close()
+        for claim in self._claims:
+            claim.close()
+
+    async def checks(self) -> Mapping[str, str]:
+        """Ask the bus and each database how they are."""
+        found = {BUS: OK if self.bus.is_connected else "unavailable"}
+        if self.bus.problems:
+            found[TOPOLOGY] = "; ".join(self.bus.problems)
+        for name in self.shells:
+            database = self.databases[self.settings.database_url(name)]
+            try:
+                await database.check()
+                found[f"database:{name}"] = OK
+            except Unavailable:
+                found[f"database:{name}"] = "unavailable"
+        return found
+
+    async def _attach(self, consumer: str, subjects: list[str], listen: Listen) -> None:
+        """Hear *subjects* as *consumer*."""
+        subscription = await self.bus.subscribe(consumer, subjects)
+        self._run(listen(subscription), f"listener of {consumer}")
+        self._listening.append(self._tasks[-1])
+
+    def _run(self, loop: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(loop, name=name)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A loop of the house that breaks is a bug: say so, and leave it to a restart."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, Unreachable):
+            logger.critical("the bus is out of reach; the process stops", detail=str(error))
+            self.on_fatal(3)
+            return
+        logger.opt(exception=error).critical("a loop ended; the process stops", loop=task.get_name())
+        self.on_fatal(1)
+
+    async def _flush(self) -> None:
+        while True:
+            for database in self.databases.values():
+                with suppress(Unavailable):
+                    await database.flush()
+            await self._clock.sleep(FLUSH_SECONDS)

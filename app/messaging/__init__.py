@@ -1,0 +1,1 @@
+"""Outbox relay, event headers, consumers and dead letters."""

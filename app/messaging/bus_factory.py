@@ -1,0 +1,99 @@
+"""What carries the house's messages: the bus that the settings name, and whatever has to run beside it."""
+
+from __future__ import annotations
+
+__all__ = ["Transport", "transport"]
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from attrs import frozen
+
+from bus.consumers import JetStreamListeners, Listeners, MemoryListeners
+from bus.contracts.registry import Contracts
+from bus.memory.bus import MemoryBus
+from bus.port import Bus, Clock, DeadLetters
+from bus.subjects import EXPRESS
+from config.settings import Settings
+from modules.module import Module
+
+
+@frozen
+class Transport:
+    """A *bus*; what has to *run* while it is used; how often its connection was lost and found; and who listens there."""
+
+    bus: Bus
+    run: Callable[[], Coroutine[Any, Any, None]]
+    reconnects: Callable[[], float]
+    listeners: Listeners
+
+
+def transport(
+    settings: Settings, modules: Sequence[Module], contracts: Contracts, clock: Clock, dead_letters: DeadLetters
+) -> Transport:
+    """
+    Return what *settings* ask for. Nothing is connected yet.
+
+    Its ``run`` raises `bus.errors.Unreachable` when the first connection is not made in time.
+    """
+    if settings.bus == "memory":
+        memory = MemoryBus(clock, dead_letters)
+        return Transport(memory, _nothing, lambda: 0.0, MemoryListeners(memory))
+    return _nats(settings, modules, contracts, clock, dead_letters)
+
+
+def _nats(
+    settings: Settings, modules: Sequence[Module], contracts: Contracts, clock: Clock, dead_letters: DeadLetters
+) -> Transport:
+    # What one process with its own bus never needs shall not cost it the time to start.
+    from app.messaging.consumers import plan
+    from app.messaging.nats_session import connection_name, servers
+    from app.messaging.version_usage import subjects_of
+    from bus.jetstream.admin.topology import stream_name
+    from bus.jetstream.bus import JetStreamBus
+    from bus.jetstream.recovery.dead_letter_stream import PublishedDeadLetters
+    from bus.jetstream.recovery.exhausted_deliveries import Patrol
+    from bus.replay_subjects import module_of
+    from bus.tasks import end_tasks
+
+    published = PublishedDeadLetters(dead_letters, lambda: bus)
+    bus = JetStreamBus(
+        clock,
+        published,
+        servers(settings),
+        replicas=settings.nats_replicas,
+        ack_wait_seconds=settings.nats_ack_wait_s,
+        name=connection_name(settings),
+    )
+    known = [name for contract in contracts for name in (contract.subject, contract.subject + EXPRESS)]
+    consumers = plan(modules).consumers
+    patrols = [
+        Patrol(
+            bus.js,
+            module.name,
+            [consumer for consumer in consumers if module_of(consumer.name) == module.name],
+            [subject for subject in known if subject.startswith(f"{module.name}.")],
+            published,
+            clock,
+            replicas=settings.nats_replicas,
+            ack_wait_seconds=settings.nats_ack_wait_s,
+        )
+        for module in modules
+    ]
+
+    async def connect_and_patrol() -> None:
+        await bus.connect()
+        rounds = [asyncio.create_task(patrol.run()) for patrol in patrols]
+        try:
+            await asyncio.gather(*rounds)
+        finally:
+            await end_tasks(rounds)
+
+    # Of the others, a user with the rights of his modules only would get no answer.
+    listeners = JetStreamListeners(bus.js, map(stream_name, subjects_of(modules, contracts)))
+    return Transport(bus, connect_and_patrol, lambda: float(bus.reconnects), listeners)
+
+
+async def _nothing() -> None:
+    """Be done: a bus in memory runs by itself."""

@@ -1,0 +1,176 @@
+"""
+From the outbox to the bus.
+
+What was committed just now comes from memory and is on its way at once. The table is for everything else: what a
+killed process left behind, what was not due yet, and what there was no room for. Each event is marked as sent once the
+bus is answerable for it; a mark costs no transaction of its own, it rides along with the next. Marks that are lost
+with the process mean that events go out twice, and the inbox knows them.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Relay"]
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Sequence, Set
+from datetime import timedelta
+from functools import partial
+
+from loguru import logger
+from sqlalchemy import Connection
+
+from app.messaging.cloudevents import message_of
+from app.runtime.service import Unavailable
+from app.storage.module_store import Store
+from app.storage.outbox import Parcel
+from app.storage.sql.database import LAST
+from app.telemetry.metrics import Metrics
+from bus.errors import BusError
+from bus.port import Bus, Clock
+from bus.replay_subjects import original
+from bus.subjects import is_express
+
+IN_FLIGHT_MAX = 8_192
+"""Messages that may be on their way at once; more wait in the table."""
+
+EXPRESS_IN_FLIGHT_MAX = 1_024
+"""How many of the express lane may be on their way beyond that: bulk work cannot block it."""
+
+FOUND_MAX = 1_024
+"""Messages that one look brings."""
+
+MARK_SECONDS = 0.05
+LOOK_SECONDS = 1.0
+PURGE_SECONDS = 10.0
+
+
+class Relay:
+    """Carry one module's outbox to the bus."""
+
+    def __init__(self, store: Store, bus: Bus, clock: Clock, metrics: Metrics) -> None:
+        self._store = store
+        self._bus = bus
+        self._clock = clock
+        self._flying: dict[str, Parcel] = {}
+        self._sent: list[str] = []
+        self._left = 0
+        self._look_at = 0.0
+        self._purge_at = clock.monotonic() + PURGE_SECONDS
+        self._has_looked = False
+        self._is_stopped = False
+        self._published = metrics.messages_published
+        name = store.module.name
+        metrics.outbox_pending.labels(name).follow(lambda: float(self.pending))
+        metrics.outbox_oldest_seconds.labels(name).follow(lambda: self._oldest_seconds)
+        self._oldest_seconds = 0.0
+
+    @property
+    def pending(self) -> int:
+        """How many events are due and not taken by the bus."""
+        return len(self._flying) + self._left
+
+    def take(self, parcels: Sequence[Parcel]) -> None:
+        """Send *parcels*, which are committed and due. What there is no room for is found in the table later."""
+        for parcel in parcels:
+            self._send(parcel)
+
+    def arrived(self, subjects: Iterable[str]) -> None:
+        """Count what was said on *subjects* and has arrived without us."""
+        for subject, count in Counter(subjects).items():
+            self._published.labels(original(subject)).inc(count)
+
+    async def step(self) -> None:
+        """Mark what was sent, and look into the table when it is time to."""
+        now = self._clock.monotonic()
+        sent, self._sent = self._sent, []
+        is_to_look = now >= self._look_at
+        try:
+            if is_to_look:
+                self._look_at = now + LOOK_SECONDS
+                self._found(*await self._store.database.write(partial(self._look, sent, frozenset(self._flying)), LAST))
+            elif sent:
+                self._store.database.ride(partial(self._mark, sent))
+        except Unavailable:
+            self._sent = sent + self._sent  # a copy too many is harmless; a second publish of each would be a waste
+        if now >= self._purge_at:
+            await self._purge(now)
+
+    async def run(self) -> None:
+        """Carry until cancelled or stopped."""
+        while not self._is_stopped:
+            await self.step()
+            await self._clock.sleep(MARK_SECONDS)
+
+    async def stop(self) -> None:
+        """Send nothing more; write down what the bus has taken, what rides already, too. Idempotent."""
+        self._is_stopped = True
+        sent, self._sent = self._sent, []
+        if sent:
+            self._store.database.ride(partial(self._mark, sent))
+        await self._store.database.flush()
+
+    def _send(self, parcel: Parcel) -> None:
+        if parcel.id in self._flying:
+            return
+        room = IN_FLIGHT_MAX + (EXPRESS_IN_FLIGHT_MAX if is_express(parcel.subject) else 0)
+        if self._is_stopped or len(self._flying) >= room or not self._bus.is_connected:
+            self._left += 1
+            return
+        self._flying[parcel.id] = parcel
+        self._bus.publish(message_of(parcel)).add_done_callback(partial(self._landed, parcel))
+
+    def _landed(self, parcel: Parcel, published: asyncio.Future[None]) -> None:
+        del self._flying[parcel.id]
+        if published.cancelled():
+            self._left += 1
+            return
+        error = published.exception()
+        if error is None:
+            self._published.labels(original(parcel.subject)).inc()
+            self._sent.append(parcel.id)
+            return
+        self._left += 1  # still in the table, to be found when we look again
+        if not isinstance(error, BusError):
+            logger.error("publishing failed", subject=parcel.subject, event_id=parcel.event_id, error=repr(error))
+
+    def _mark(self, sent: list[str], connection: Connection) -> None:
+        self._store.mark_sent(connection, sent, self._clock.now())
+
+    def _look(self, sent: list[str], flying: Set[str], connection: Connection) -> tuple[list[Parcel], int, float]:
+        """
+        Mark *sent*, then find what is due and not *flying*, how much is due in all, and how old it is.
+
+        In one transaction, and behind the marks that still ride: so whatever is found unsent is either on its way, or
+        nobody has taken care of it.
+        """
+        if sent:
+            self._mark(sent, connection)
+        now = self._clock.now()
+        count = self._store.due_count(connection, now)
+        # While the bus is away somebody else may look after what lies here; what is ours to send waits for it.
+        leads = self._store.lead(connection, self._bus.is_connected)
+        grace = self._store.grace(timedelta(seconds=LOOK_SECONDS if self._has_looked else 0))
+        is_to_send = count > 0 and leads and self._bus.is_connected
+        parcels = self._store.due(connection, now, FOUND_MAX, grace, flying) if is_to_send else []
+        return parcels, count, self._store.due_oldest_seconds(connection, now)
+
+    def _found(self, parcels: Sequence[Parcel], count: int, oldest_seconds: float) -> None:
+        self._has_looked = True
+        self._oldest_seconds = oldest_seconds
+        done = set(self._sent)
+        forgotten = [parcel for parcel in parcels if parcel.id not in done and parcel.id not in self._flying]
+        for parcel in forgotten:
+            self._send(parcel)
+        # What was committed a moment ago and is being handed to us now counts as left, until we look again.
+        self._left = max(0, count - len(self._flying) - len(done))
+        if len(forgotten) >= FOUND_MAX and self._bus.is_connected and len(self._flying) < IN_FLIGHT_MAX:
+            self._look_at = self._clock.monotonic()
+
+    async def _purge(self, now: float) -> None:
+        """Forget a few old rows; if there were any, come back for more soon."""
+        try:
+            gone = await self._store.database.write(lambda connection: self._store.purge(connection, self._clock.now()))
+        except Unavailable:
+            gone = 0
+        self._purge_at = now + (MARK_SECONDS if gone else PURGE_SECONDS)

@@ -1,0 +1,1 @@
+"""Run the modules: queue, batch, transaction, reply."""

@@ -1,0 +1,1 @@
+"""Store module states, inbox and outbox in a database."""

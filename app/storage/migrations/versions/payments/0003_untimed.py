@@ -1,0 +1,13 @@
+"""What was heard is found by its age only where its id says nothing about that."""
+
+from __future__ import annotations
+
+from app.storage.migrations.common import index_untimed_3
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    """Change the index."""
+    index_untimed_3("payments")

@@ -1,0 +1,1 @@
+"""Databases, dialects, executors and transactions."""

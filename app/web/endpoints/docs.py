@@ -1,0 +1,79 @@
+"""A page to read and try the API: Swagger UI, from our own files and with nothing from elsewhere."""
+
+from __future__ import annotations
+
+__all__ = ["POLICY", "operations", "vendored"]
+
+import asyncio
+from functools import cache
+from hashlib import sha256
+from importlib import resources
+from importlib.resources.abc import Traversable
+
+import orjson
+from aiohttp import hdrs, web
+
+from app.web.handler import Asked, Handle, Operation
+
+# Swagger UI draws with images of its own (data:) and with style attributes; scripts come from files only.
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "style-src-attr 'unsafe-inline'",
+        "img-src 'self' data:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+
+_STATIC = "static"
+_FILES = {
+    "/docs": ("docs.html", "text/html; charset=utf-8"),
+    "/docs/docs.css": ("docs.css", "text/css; charset=utf-8"),
+    "/docs/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
+    "/docs/swagger-ui.css": ("swagger-ui/swagger-ui.css", "text/css; charset=utf-8"),
+    "/docs/swagger-ui-bundle.js": ("swagger-ui/swagger-ui-bundle.js", "text/javascript; charset=utf-8"),
+}
+
+
+def operations() -> tuple[Operation, ...]:
+    """Return the page and its files; they ask for no key, for a browser that follows a link has none to send."""
+    return tuple(Operation(hdrs.METH_GET, path, _file(name, kind), is_open=True) for path, (name, kind) in _FILES.items())
+
+
+def vendored() -> tuple[str, dict[str, str]]:
+    """Return the version of Swagger UI that is kept here, and each of its files with its SHA-256."""
+    manifest = orjson.loads(_static().joinpath("swagger-ui/manifest.json").read_bytes())
+    return manifest["version"], manifest["sha256"]
+
+
+def _file(name: str, kind: str) -> Handle:
+    async def handle(request: web.Request, asked: Asked) -> web.Response:
+        body, etag = await asyncio.to_thread(_read, name)
+        headers = {
+            hdrs.CACHE_CONTROL: "no-cache",
+            hdrs.ETAG: etag,
+            "Content-Security-Policy": POLICY,
+            "Referrer-Policy": "no-referrer",
+            "X-Content-Type-Options": "nosniff",
+        }
+        if etag in request.headers.get(hdrs.IF_NONE_MATCH, ""):
+            return web.Response(status=304, headers=headers)
+        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: kind, **headers})
+
+    return handle
+
+
+@cache
+def _read(name: str) -> tuple[bytes, str]:
+    """Return a file and its entity tag. Kept once read: few ever ask, and those ask again."""
+    body = _static().joinpath(name).read_bytes()
+    return body, f'"{sha256(body).hexdigest()[:32]}"'
+
+
+def _static() -> Traversable:
+    return resources.files("app.web").joinpath(_STATIC)

@@ -1,0 +1,1 @@
+"""Event contracts: JSON Schemas, versions, encoding and compatibility checks."""

@@ -1,0 +1,1 @@
+"""Create, change and verify streams and consumers on a broker."""

@@ -1,0 +1,1 @@
+"""Find and dead-letter messages that no consumer can settle any more."""

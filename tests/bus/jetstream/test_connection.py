@@ -1,0 +1,88 @@
+"""The line to NATS leaves nothing behind, whoever is at its other end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from nats.aio.client import Client
+
+from app.clock import SystemClock
+from bus.errors import Unreachable
+from bus.jetstream.connection import Connection, Servers
+from tests.nats import NatsServer
+
+MANY_BYTES = 64 << 20
+
+
+def line(url: str) -> Connection:
+    async def up(client: Client) -> None:
+        pass
+
+    return Connection(
+        SystemClock(),
+        Servers(urls=(url,)),
+        name="test",
+        inbox_prefix="_INBOX",
+        ping_seconds=30.0,
+        connect_seconds_max=0.0,
+        on_up=up,
+        on_down=lambda: None,
+    )
+
+
+def next_descriptor() -> int:
+    """Return the number that the next file or socket gets: the lowest that is free."""
+    descriptor = os.open(os.devnull, os.O_RDONLY)
+    os.close(descriptor)
+    return descriptor
+
+
+@pytest.fixture
+def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
+    with NatsServer(tmp_path) as server:
+        yield server
+
+
+async def test_closing_does_not_wait_for_a_server_that_hangs(nats_server: NatsServer) -> None:
+    """What it has not taken by then is given up, and the socket with it."""
+    before = next_descriptor()
+    connection = line(nats_server.url)
+    await connection.open()
+    nats_server.pause()
+    try:
+        for _ in range(MANY_BYTES // 500_000):
+            connection.send("here", b"x" * 500_000)
+        async with asyncio.timeout(10):
+            await connection.close()
+        await asyncio.sleep(0)
+        assert next_descriptor() == before
+    finally:
+        nats_server.resume()
+
+
+@pytest.mark.parametrize("greeting", [b"", b'INFO {"max_payload": 1048576, "tls_required": true}\r\n'], ids=["mute", "tls"])
+async def test_a_server_that_does_not_let_us_in_costs_no_socket(greeting: bytes) -> None:
+    """It takes the connection and says nothing, or not another word once it should prove who it is."""
+
+    def serve(server: socket.socket) -> None:
+        visitor, _ = server.accept()
+        with visitor:
+            visitor.sendall(greeting)
+            while visitor.recv(1 << 16):
+                pass
+
+    before = next_descriptor()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        serving = asyncio.create_task(asyncio.to_thread(serve, server))
+        connection = line(f"nats://127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(Unreachable):
+            await connection.open()
+        await connection.close()
+        async with asyncio.timeout(5):
+            await serving  # it has seen the end
+    assert next_descriptor() == before

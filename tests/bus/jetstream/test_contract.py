@@ -1,0 +1,28 @@
+"""The JetStream adapter keeps the contract on one real server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.bus.contract import BusContract
+from tests.bus.jetstream.stand import JetStreamStand
+from tests.nats import NatsServer
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    with NatsServer(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+@pytest.fixture
+async def stand(server: NatsServer) -> AsyncIterator[JetStreamStand]:
+    """A stand on empty streams; at its end no task of the bus may be left."""
+    async with JetStreamStand.on(server.urls) as stand:
+        yield stand
+
+
+class TestJetStreamBus(BusContract):
+    """Everything that every bus promises, on one node."""

@@ -1,0 +1,203 @@
+"""The running parts of the house without its web, for tests that want to turn them by hand."""
+
+from __future__ import annotations
+
+__all__ = ["CONTEXT", "NOTED", "HurriedClock", "Stand", "oid", "product", "said", "stand_at", "submitted", "until"]
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from attrs import define
+from uuid_utils import uuid7
+
+from app.clock import SystemClock
+from app.gateways.webhook_handler import CONSUMER as WEBHOOKS
+from app.messaging.cloudevents import message_of
+from app.messaging.consumers import hears
+from app.messaging.dead_letters import DeadLetterOffice
+from app.messaging.event_registry import contracts_of, everybody
+from app.messaging.outbox_relay import Relay
+from app.runtime.runner import Shell
+from app.runtime.service import Context
+from app.storage.migrations import migrate
+from app.storage.module_store import Store
+from app.storage.outbox import Parcel
+from app.storage.sql.database import Database
+from app.telemetry.metrics import Metrics
+from bus.contracts.registry import Contracts
+from bus.memory.bus import MemoryBus
+from bus.port import Clock, Message
+from bus.subjects import subject_of
+from modules import inventory, orders, payments
+from modules.inventory.events import ProductSet
+from modules.module import Outcome
+from modules.orders.events import OrderSubmitted
+from modules.route import Answer
+from modules.values import Line, Money
+
+CONTEXT = Context("test", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+PATIENCE_SECONDS = 30.0
+
+
+def NOTED(outcome: Outcome) -> Answer:
+    """Answer nothing in particular."""
+    return Answer(200, None)
+
+
+class HurriedClock(SystemClock):
+    """A clock on which nobody waits for long."""
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(min(seconds, 0.01))
+
+
+@define
+class Stand:
+    """One database, one bus and the three modules' shells and relays; nothing runs until somebody turns it."""
+
+    clock: Clock
+    database: Database
+    stores: dict[str, Store]
+    contracts: Contracts
+    office: DeadLetterOffice
+    bus: MemoryBus
+    relays: dict[str, Relay]
+    shells: dict[str, Shell]
+    metrics: Metrics
+    tasks: list[asyncio.Task[None]]
+
+    def run(self, loop: Any) -> None:
+        """Let *loop* run until the stand is taken down."""
+        self.tasks.append(asyncio.create_task(loop))
+
+    async def rest(self) -> None:
+        """End whatever runs."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    async def listen(self, name: str) -> None:
+        """Let a module hear its subjects, and run."""
+        shell = self.shells[name]
+        subscription = await self.bus.subscribe(name, hears([shell.module], self.contracts)[name])
+        self.run(shell.listen(subscription))
+        self.run(shell.run())
+
+    async def tell(self, name: str, event: Any, **how: Any) -> Any:
+        """Tell a module, and turn its shell once."""
+        how = {"id": str(uuid7()), "context": CONTEXT, "answer": NOTED, **how}
+        told = asyncio.create_task(self.shells[name].tell(event, **how))
+        await asyncio.sleep(0)
+        if not told.done():
+            await self.shells[name].step()
+        return await told
+
+    async def rows(self, sql: str, *values: Any) -> list[Any]:
+        """Return what *sql* finds in the database."""
+        text = self.database.dialect.text(sql)
+        found = await self.database.read(lambda connection: connection.exec_driver_sql(text, values).all())
+        return [tuple(row) for row in found]
+
+    async def outbox(self, name: str) -> list[Any]:
+        """Return subject and sent_at of all that a module has said, in the order in which it is due."""
+        return await self.rows(f"SELECT subject, sent_at FROM {name}_outbox ORDER BY due_at, id")
+
+
+def _address(path: Path) -> str:
+    """Return the address of the file at *path*; it gets every module's tables if it is not there yet."""
+    if not path.exists():
+        path.write_bytes(_fresh_file())
+    return f"sqlite:///{path}"
+
+
+@cache
+def _fresh_file() -> bytes:
+    """Return a file with every module's tables and nothing in them, migrated once: hundreds of tests begin with one."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "fresh.db"
+        engine = Database(f"sqlite:///{file}").engine
+        for plate in everybody():
+            migrate(engine, plate.name)
+        engine.dispose()
+        return file.read_bytes()
+
+
+@asynccontextmanager
+async def stand_at(where: Path | str, clock: Clock | None = None, **shell: Any) -> AsyncIterator[Stand]:
+    """Set up a stand on the database in the file or at the address *where*; take it down at the end. Twice, it is a restart."""
+    clock = clock or SystemClock()
+    metrics = Metrics()
+    database = Database(where if isinstance(where, str) else _address(where))
+    plates = (orders.module(timedelta(seconds=900)), inventory.module(), payments.module())
+    for plate in plates:
+        migrate(database.engine, plate.name)
+    stores = {plate.name: Store(plate, database) for plate in plates}
+    contracts = contracts_of(plates)
+    office = DeadLetterOffice(stores, clock, metrics, unheard={WEBHOOKS})
+    bus = MemoryBus(clock, office)
+    relays = {name: Relay(store, bus, clock, metrics) for name, store in stores.items()}
+    shells = {
+        plate.name: Shell(
+            plate, stores[plate.name], contracts, relays[plate.name], clock, metrics, dice=random.Random(1), **shell
+        )
+        for plate in plates
+    }
+    stand = Stand(clock, database, stores, contracts, office, bus, relays, shells, metrics, [])
+    try:
+        yield stand
+    finally:
+        await stand.rest()
+        await bus.close(0)
+        await database.close()
+
+
+async def until(is_so: Callable[[], Any]) -> Any:
+    """Return the result of *is_so*, which may be a coroutine function, once it is true; it has to be soon."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            found = is_so()
+            if asyncio.iscoroutine(found):
+                found = await found
+            if found:
+                return found
+            await asyncio.sleep(0.005)
+
+
+def oid(n: int) -> str:
+    """Return the id of the *n*-th order."""
+    return f"0199fe00-0000-7000-8000-{n:012}"
+
+
+def submitted(order_id: str | None = None, quantity: int = 1, product_id: str = "A") -> OrderSubmitted:
+    """Return a small order."""
+    return OrderSubmitted(
+        order_id=order_id or str(uuid7()),
+        customer_id="c-1",
+        items=(Line(product_id, quantity),),
+        is_express=False,
+        payment_method=None,
+    )
+
+
+def product(on_hand: int = 10, product_id: str = "A") -> ProductSet:
+    """Return a count of *product_id*."""
+    return ProductSet(product_id=product_id, on_hand=on_hand, unit_price=Money(100, "EUR"), name=None)
+
+
+def said(stand: Stand, event: Any, *, id: str | None = None, key: str = "", message_id: str | None = None) -> Message:
+    """Return *event* as a message on the bus, as some other module would have said it."""
+    id = id or str(uuid7())
+    now = stand.clock.now().isoformat(timespec="microseconds")
+    body = stand.contracts.encode(event)
+    return message_of(
+        Parcel(
+            message_id or id, id, subject_of(event), key, body, None, CONTEXT.correlation_id, id, CONTEXT.traceparent, now, now
+        )
+    )

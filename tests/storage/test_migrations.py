@@ -1,0 +1,104 @@
+"""The tables in a database are those that the code expects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Engine, MetaData, create_engine, inspect
+
+from app.storage.migrations import NewerDatabase, head, migrate, version
+from app.storage.outbox import tables_of
+from modules import inventory, orders, payments
+from modules.inventory.state import metadata as inventory_metadata
+from modules.orders.state import metadata as orders_metadata
+from modules.payments.state import metadata as payments_metadata
+
+STATES = {"orders": orders_metadata, "inventory": inventory_metadata, "payments": payments_metadata}
+PLATES = {plate.name: plate for plate in (orders.module(), inventory.module(), payments.module())}
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    return create_engine(f"sqlite:///{tmp_path / 'test.db'}")
+
+
+def expected(module: str) -> MetaData:
+    """Return every table that the code of *module* works with."""
+    whole = MetaData()
+    for table in STATES[module].sorted_tables:
+        table.to_metadata(whole)
+    tables_of(module, whole)
+    return whole
+
+
+@pytest.mark.parametrize("module", STATES)
+def test_a_migrated_database_is_what_the_code_describes(module: str, engine: Engine) -> None:
+    """Alembic finds nothing to add, drop or alter: column by column, index by index."""
+    assert set(PLATES[module].remembers.values()) == set(STATES[module].sorted_tables)
+    migrate(engine, module)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection, opts={"version_table": f"{module}_version", "compare_type": True, "compare_server_default": True}
+        )
+        assert compare_metadata(context, expected(module)) == []
+    engine.dispose()
+
+
+@pytest.mark.parametrize("module", STATES)
+def test_a_migrated_database_has_the_checks_that_the_code_describes(module: str, engine: Engine) -> None:
+    """Alembic does not compare CHECK constraints and the absence of rowids; they are promises, too."""
+    migrate(engine, module)
+    described = create_engine("sqlite://")
+    expected(module).create_all(described)
+    migrated, direct = inspect(engine), inspect(described)
+    for table in expected(module).tables:
+        assert checks(migrated, table) == checks(direct, table), table
+        found = [_tail(e, table) for e in (engine, described)]
+        assert found[0] == found[1], table
+    engine.dispose()
+    described.dispose()
+
+
+def checks(inspector: object, table: str) -> list[tuple[str, str]]:
+    return sorted((c["name"], " ".join(c["sqltext"].split())) for c in inspector.get_check_constraints(table))  # type: ignore[attr-defined]
+
+
+def _tail(engine: Engine, table: str) -> bool:
+    with engine.connect() as connection:
+        sql = connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE name = ?", (table,)).scalar()
+        return "WITHOUT ROWID" in str(sql)
+
+
+def test_every_module_keeps_to_its_own_names(engine: Engine) -> None:
+    """A table says whose it is, so that the module can take it to another database."""
+    for module in STATES:
+        before = set(inspect(engine).get_table_names())
+        migrate(engine, module)
+        new = set(inspect(engine).get_table_names()) - before
+        assert new
+        assert all(name.startswith(f"{module}_") for name in new)
+    engine.dispose()
+
+
+def test_migrating_twice_does_nothing(engine: Engine) -> None:
+    """The first time there is something to do, the second time there is not."""
+    with engine.connect() as connection:
+        assert version(connection, "orders") is None
+    assert migrate(engine, "orders") is True
+    assert migrate(engine, "orders") is False
+    with engine.connect() as connection:
+        assert version(connection, "orders") == head("orders")
+    engine.dispose()
+
+
+def test_a_newer_database_is_refused(engine: Engine) -> None:
+    """Nobody writes into tables that he does not understand."""
+    migrate(engine, "orders")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE orders_version SET version_num = '9999'")
+    with pytest.raises(NewerDatabase, match=r"orders.*9999"):
+        migrate(engine, "orders")
+    engine.dispose()

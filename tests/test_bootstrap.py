@@ -1,0 +1,121 @@
+"""How the parts are put together, and what the house does when one of its loops ends."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from uuid_utils import uuid7
+
+from app.bootstrap import Application
+from app.clock import SystemClock
+from bus.errors import Unreachable
+from config.settings import load
+from modules.orders.events import CancelRequested
+from modules.payments.events import PaymentCaptured
+from modules.values import Money
+from tests.runtime.stand import CONTEXT, NOTED, oid, product, submitted
+
+
+@pytest.mark.parametrize(("error", "code"), [(Unreachable("no NATS server lets us in"), 3), (ValueError("a bug"), 1)])
+async def test_a_loop_that_breaks_ends_the_process_with_its_code(tmp_path: Path, error: Exception, code: int) -> None:
+    """3 where a dependency was out of reach at start, 1 for what is our own; a loop that is done ends nothing."""
+    application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db"}))
+    codes: list[int] = []
+    application.on_fatal = codes.append
+
+    async def done() -> None:
+        """End well."""
+
+    async def broken() -> None:
+        raise error
+
+    application._run(done(), "done")
+    application._run(broken(), "broken")
+    await asyncio.wait(application._tasks)
+    await asyncio.sleep(0)
+    assert codes == [code]
+    for database in application.databases.values():
+        await database.close()
+
+
+class LateClock(SystemClock):
+    """A clock that can be put forward."""
+
+    late = timedelta(0)
+
+    def now(self) -> datetime:
+        return super().now() + self.late
+
+
+@pytest.mark.parametrize("express", [False, True])
+async def test_neighbours_on_one_file_take_the_short_way(tmp_path: Path, express: bool) -> None:
+    """In both lanes, as far as the request to the gateway, which has to travel: nothing is turned but the orders' shell."""
+    application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db"}))
+    application.migrate()
+    for name, what in ("inventory", product()), ("orders", attrs.evolve(submitted(), is_express=express)):
+        shell = application.shells[name]
+        told = asyncio.create_task(shell.tell(what, id=name, context=CONTEXT, answer=NOTED, express=express))
+        await asyncio.sleep(0)
+        await shell.step()
+        await told
+    lane = ".express" if express else ""
+    database = application.stores["orders"].database
+
+    async def said(module: str) -> list[str]:
+        sql = f"SELECT subject FROM {module}_outbox WHERE due_at = occurred_at"
+        return [row[0] for row in await database.read(lambda c: c.exec_driver_sql(sql).all())]
+
+    assert [await said("orders"), await said("inventory")] == [[], []]
+    assert await said("payments") == [f"payments.charge_requested.v1{lane}"]
+    await application.bus.close(0)
+    await database.close()
+
+
+async def test_an_order_counts_once_for_each_status_and_its_first_end_alone_has_a_duration(tmp_path: Path) -> None:
+    """Reserved as well, which it may be for no longer than a transaction; cancelled days after it was confirmed, it is not slow."""
+    clock = LateClock()
+    application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db"}), clock)
+    application.migrate()
+
+    async def tell(name: str, event: Any) -> None:
+        shell = application.shells[name]
+        told = asyncio.create_task(shell.tell(event, id=str(uuid7()), context=CONTEXT, answer=NOTED))
+        await asyncio.sleep(0)
+        await shell.step()
+        await told
+
+    def counted() -> dict[str, float]:
+        page = application.metrics.render().decode()
+        found = re.findall(r'(?m)^(?:orders_total\{status="(\w+)"\}|(order_duration_seconds_count)) (\S+)$', page)
+        return {status or name.rpartition("_")[2]: float(value) for status, name, value in found if float(value)}
+
+    await tell("inventory", product(on_hand=2))
+    for id, quantity in (oid(1), 2), (oid(2), 9):
+        await tell("orders", submitted(id, quantity))
+    await tell("orders", CancelRequested(order_id=oid(3), why=None))
+    assert counted() == {"processing": 2, "reserved": 1, "cancelled": 1, "count": 1}
+    await tell("orders", PaymentCaptured(order_id=oid(1), amount=Money(200, "EUR"), reference="r"))
+    assert counted() == {"processing": 2, "reserved": 1, "confirmed": 1, "cancelled": 1, "count": 2}
+    clock.late = timedelta(days=3)
+    await tell("orders", CancelRequested(order_id=oid(1), why=None))
+    await tell("orders", CancelRequested(order_id=oid(1), why=None))
+    assert counted() == {"processing": 2, "reserved": 1, "confirmed": 1, "cancelled": 2, "count": 2}
+    await application.bus.close(0)
+    for database in application.databases.values():
+        await database.close()
+
+
+async def test_who_has_a_file_of_his_own_takes_the_long_way(tmp_path: Path) -> None:
+    """A transaction ends where its database does."""
+    files = {f"{name.upper()}_DATABASE_URL": f"sqlite:///{tmp_path}/{name}.db" for name in ("orders", "payments")}
+    application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db", **files}))
+    assert [shell.short_way for shell in application.shells.values()] == [None] * 3
+    await application.bus.close(0)
+    for database in application.databases.values():
+        await database.close()
