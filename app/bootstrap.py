@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Application", "contracts_of", "gateway_of", "modules_of"]
+__all__ = ["Application", "build_gateway", "build_modules", "build_registry"]
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
@@ -16,39 +16,39 @@ from aiohttp import web
 from loguru import logger
 
 from app.clock import SystemClock
-from app.gateways.circuit_breaker import Breaker, BreakerState
+from app.gateways.circuit_breaker import BreakerState, CircuitBreaker
 from app.gateways.gateway_calls import CALLS_MAX
-from app.gateways.payment_worker import CONSUMER, GatewayWorker
-from app.gateways.port import Gateway, Ledger
+from app.gateways.payment_worker import CONSUMER, PaymentWorker
+from app.gateways.port import ChargeLedger, Gateway
 from app.gateways.simulated import SimulatedGateway
 from app.gateways.webhook_handler import CONSUMER as WEBHOOKS
-from app.gateways.webhook_handler import Webhooks
-from app.messaging.bus_factory import transport
-from app.messaging.consumers import EXPRESS_LANE, hears
-from app.messaging.dead_letters import DeadLetterOffice
-from app.messaging.event_registry import contracts_of
-from app.messaging.outbox_relay import Relay
-from app.messaging.version_usage import Overview
+from app.gateways.webhook_handler import StripeWebhookHandler
+from app.messaging.bus_factory import build_bus
+from app.messaging.consumers import EXPRESS_LANE, subscriptions
+from app.messaging.dead_letters import DeadLetterStore
+from app.messaging.event_registry import build_registry
+from app.messaging.outbox_relay import OutboxRelay
+from app.messaging.version_usage import VersionUsageReport
 from app.runtime.engine import ShortWay
-from app.runtime.runner import Observer, Shell
-from app.runtime.service import Unavailable
-from app.runtime.work import Seat
-from app.storage.databases import claimed, migrated, opened, require_tables
-from app.storage.module_store import Store
+from app.runtime.runner import CommitListener, ModuleRunner
+from app.runtime.work import WorkItem
+from app.storage.databases import claim_modules, migrate_all, open_databases, require_tables
+from app.storage.errors import StorageUnavailable
+from app.storage.module_store import ModuleStore
 from app.storage.sql.database import Database
-from app.storage.sql.dialect import Claim
+from app.storage.sql.dialect import ExclusiveAccess
 from app.telemetry.metrics import Metrics
 from app.telemetry.order_metrics import order_observers
 from app.web import Runner, build
-from app.web.endpoints.contracts import table as contract_routes
-from app.web.endpoints.dead_letters import table as dead_letter_routes
+from app.web.endpoints.contracts import route_group as contract_routes
+from app.web.endpoints.dead_letters import route_group as dead_letter_routes
 from app.web.endpoints.health import BUS, OK, TOPOLOGY
-from app.web.endpoints.stripe_webhook import table as webhook_route
-from app.web.route_group import Table
+from app.web.endpoints.stripe_webhook import route_group as webhook_route
+from app.web.route_group import RouteGroup
 from app.web.spec import asyncapi
-from bus.errors import Unreachable
+from bus.errors import BrokerUnreachable
 from bus.port import Clock, Subscription
-from bus.tasks import end_tasks
+from bus.tasks import cancel_tasks
 from config.settings import Settings
 from modules import inventory, orders, payments
 from modules.module import Decision, Module
@@ -60,7 +60,7 @@ FLUSH_SECONDS = 0.25
 """What rides along with transactions waits no longer than this for one."""
 
 
-def release() -> str:
+def installed_version() -> str:
     """Return the version of the installed distribution."""
     try:
         return version("fulfilment")
@@ -68,17 +68,17 @@ def release() -> str:
         return "0+checkout"
 
 
-def modules_of(settings: Settings) -> list[Module]:
+def build_modules(settings: Settings) -> list[Module]:
     """Return the door plates of the modules that *settings* name."""
-    plates = {
+    descriptors = {
         "orders": lambda: orders.module(timedelta(seconds=settings.order_timeout_s)),
         "inventory": inventory.module,
         "payments": payments.module,
     }
-    return [plates[name]() for name in settings.modules]
+    return [descriptors[name]() for name in settings.modules]
 
 
-def gateway_of(settings: Settings, clock: Clock) -> Gateway:
+def build_gateway(settings: Settings, clock: Clock) -> Gateway:
     """Return the payment provider that *settings* name; Stripe's SDK is big, and loaded only for who wants it."""
     if settings.payment_gateway == "stripe":
         from app.gateways.stripe.gateway import StripeGateway
@@ -114,19 +114,19 @@ class Application:
         self.settings = settings
         self.metrics = Metrics()
         self._clock = clock = clock or SystemClock()
-        modules = modules_of(settings)
-        contracts = contracts_of(modules)
+        modules = build_modules(settings)
+        contracts = build_registry(modules)
         urls = {module.name: settings.database_url(module.name) for module in modules}
-        self.databases: dict[str, Database] = opened(settings, urls)
-        self.stores = stores = {module.name: Store(module, self.databases[urls[module.name]]) for module in modules}
-        self.dead_letters = DeadLetterOffice(stores, clock, self.metrics, unheard={WEBHOOKS})
-        self._transport = transport(settings, modules, contracts, clock, self.dead_letters)
+        self.databases: dict[str, Database] = open_databases(settings, urls)
+        self.stores = stores = {module.name: ModuleStore(module, self.databases[urls[module.name]]) for module in modules}
+        self.dead_letters = DeadLetterStore(stores, clock, self.metrics, unheard={WEBHOOKS})
+        self._transport = build_bus(settings, modules, contracts, clock, self.dead_letters)
         self.bus = self._transport.bus
         self.metrics.bus_connected.follow(lambda: float(self.bus.is_connected))
         self.metrics.bus_reconnects.follow(self._transport.reconnects)
-        self.relays = {name: Relay(store, self.bus, clock, self.metrics) for name, store in stores.items()}
-        self.shells = {
-            module.name: Shell(
+        self.relays = {name: OutboxRelay(store, self.bus, clock, self.metrics) for name, store in stores.items()}
+        self.runners = {
+            module.name: ModuleRunner(
                 module,
                 stores[module.name],
                 contracts,
@@ -142,26 +142,26 @@ class Application:
         }
         database, *others = self.databases.values()
         if settings.bus == "memory" and not others and not database.dialect.is_shared:
-            heard = hears(modules, contracts)
-            elsewhere = [s for who in heard if who.removesuffix(EXPRESS_LANE) not in self.shells for s in heard[who]]
-            ShortWay(self.shells, elsewhere, database, self._clock)
+            heard = subscriptions(modules, contracts)
+            elsewhere = [s for who in heard if who.removesuffix(EXPRESS_LANE) not in self.runners for s in heard[who]]
+            ShortWay(self.runners, elsewhere, database, self._clock)
         self._contracts = contracts
-        self._worker = self._gateway_worker() if "payments" in self.shells else None
+        self._worker = self._gateway_worker() if "payments" in self.runners else None
         self._tasks: list[asyncio.Task[None]] = []
         self._listening: list[asyncio.Task[None]] = []
-        self._claims: list[Claim] = []
+        self._claims: list[ExclusiveAccess] = []
         self._runner = Runner(
             build(
-                list(self.shells.values()),
+                list(self.runners.values()),
                 health=self,
                 metrics=self.metrics,
                 keys=settings.api_keys or None,
-                version=release(),
+                version=installed_version(),
                 extra=(
                     dead_letter_routes(self.dead_letters),
                     contract_routes(
-                        Overview(modules, contracts, self.metrics, self._transport.listeners),
-                        asyncapi.document(modules, contracts, release()),
+                        VersionUsageReport(modules, contracts, self.metrics, self._transport.directory),
+                        asyncapi.document(modules, contracts, installed_version()),
                     ),
                     *self._webhooks(),
                 ),
@@ -173,30 +173,30 @@ class Application:
     def _backlog(self) -> int:
         return sum(relay.pending for relay in self.relays.values())
 
-    def _observers(self, module: str) -> dict[type, Observer] | None:
+    def _observers(self, module: str) -> dict[type, CommitListener] | None:
         if module == "orders":
             return order_observers(self.metrics)
         return {ChargeRequested: self._charge_requested} if module == "payments" else None
 
-    def _charge_requested(self, event: ChargeRequested, decision: Decision, seat: Seat) -> None:
+    def _charge_requested(self, event: ChargeRequested, decision: Decision, item: WorkItem) -> None:
         assert self._worker is not None
-        self._worker.delays.requested(event, decision, seat)
+        self._worker.delays.on_charge_requested(event, decision, item)
 
-    def _webhooks(self) -> tuple[Table, ...]:
+    def _webhooks(self) -> tuple[RouteGroup, ...]:
         """Return the route for the provider's webhooks, where payments run."""
-        if "payments" not in self.shells:
+        if "payments" not in self.runners:
             return ()
         secret, gateway = self.settings.stripe_webhook_secret, self.gateway
-        ledger = gateway if isinstance(gateway, Ledger) else None
-        desk = Webhooks(
-            self.shells["payments"],
+        ledger = gateway if isinstance(gateway, ChargeLedger) else None
+        service = StripeWebhookHandler(
+            self.runners["payments"],
             None if secret is None else str(secret),
             *(ledger, self.dead_letters, self._clock, self.metrics),
         )
-        return (webhook_route(desk),)
+        return (webhook_route(service),)
 
-    def _gateway_worker(self) -> GatewayWorker:
-        gateway = self.gateway = gateway_of(self.settings, self._clock)
+    def _gateway_worker(self) -> PaymentWorker:
+        gateway = self.gateway = build_gateway(self.settings, self._clock)
         gauge = self.metrics.circuit_breaker_state.labels(gateway.name)
         gauge.set(0)
 
@@ -204,8 +204,8 @@ class Application:
             gauge.set(state)
             logger.warning("circuit breaker", gateway=gateway.name, state=state.name.lower())
 
-        breaker = Breaker(self._clock.monotonic, on_change=changed)
-        return GatewayWorker(self.shells["payments"], gateway, breaker, self._contracts, self._clock, self.metrics)
+        breaker = CircuitBreaker(self._clock.monotonic, on_change=changed)
+        return PaymentWorker(self.runners["payments"], gateway, breaker, self._contracts, self._clock, self.metrics)
 
     def migrate(self) -> list[str]:
         """
@@ -215,15 +215,15 @@ class Application:
             NewerDatabase: A database was written by a newer release.
             OutOfReach: One cannot be opened or written.
         """
-        return migrated(self.settings, self.databases, self.shells)
+        return migrate_all(self.settings, self.databases, self.runners)
 
     def require_tables(self) -> None:
         """See to it that every module's tables are at the head; raises as `app.storage.databases.require_tables` does."""
-        require_tables(self.settings, self.databases, self.shells)
+        require_tables(self.settings, self.databases, self.runners)
 
     def claim(self) -> None:
-        """See to it that nobody else serves our modules from the same files; raises as `app.storage.databases.claimed` does."""
-        self._claims = claimed(self.settings, self.databases, self.shells)
+        """See to it that nobody else serves our modules from the same files; raises as `app.storage.databases.claim_modules` does."""
+        self._claims = claim_modules(self.settings, self.databases, self.runners)
 
     async def start(self) -> str:
         """
@@ -233,16 +233,16 @@ class Application:
             OSError: The port is taken, or the address is not ours.
         """
         listeners: dict[str, Listen] = {}
-        for name, shell in self.shells.items():
-            listeners[name] = shell.listen
-            listeners[name + EXPRESS_LANE] = partial(shell.listen, is_express=True)
+        for name, runner in self.runners.items():
+            listeners[name] = runner.consume
+            listeners[name + EXPRESS_LANE] = partial(runner.consume, is_express=True)
         if self._worker is not None:
-            listeners[CONSUMER] = listeners[CONSUMER + EXPRESS_LANE] = self._worker.listen
+            listeners[CONSUMER] = listeners[CONSUMER + EXPRESS_LANE] = self._worker.consume
         self._run(self._transport.run(), "transport")
-        for consumer, subjects in hears([shell.module for shell in self.shells.values()], self._contracts).items():
+        for consumer, subjects in subscriptions([runner.module for runner in self.runners.values()], self._contracts).items():
             await self._attach(consumer, subjects, listeners[consumer])
-        for name, shell in self.shells.items():
-            self._run(shell.run(), f"shell of {name}")
+        for name, runner in self.runners.items():
+            self._run(runner.run(), f"shell of {name}")
             self._run(self.relays[name].run(), f"relay of {name}")
         self._run(self._flush(), "flush")
         await self._runner.setup()
@@ -257,17 +257,17 @@ class Application:
         self.phase = "draining"
         seconds = self.settings.shutdown_grace_s / 4
         await self._runner.cleanup()
-        await end_tasks(self._listening)
+        await cancel_tasks(self._listening)
         if self._worker is not None:
             await self._worker.drain(seconds)
             await self._worker.close()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await asyncio.gather(*(shell.drain() for shell in self.shells.values()))
+                await asyncio.gather(*(runner.drain() for runner in self.runners.values()))
         for relay in self.relays.values():
-            with suppress(Unavailable):  # the marks are lost; the events go out again at the next start
+            with suppress(StorageUnavailable):  # the marks are lost; the events go out again at the next start
                 await relay.stop()
-        await end_tasks(self._tasks)
+        await cancel_tasks(self._tasks)
         await self.bus.close(0.5)
         for database in self.databases.values():
             await database.close()
@@ -279,12 +279,12 @@ class Application:
         found = {BUS: OK if self.bus.is_connected else "unavailable"}
         if self.bus.problems:
             found[TOPOLOGY] = "; ".join(self.bus.problems)
-        for name in self.shells:
+        for name in self.runners:
             database = self.databases[self.settings.database_url(name)]
             try:
                 await database.check()
                 found[f"database:{name}"] = OK
-            except Unavailable:
+            except StorageUnavailable:
                 found[f"database:{name}"] = "unavailable"
         return found
 
@@ -303,7 +303,7 @@ class Application:
         """A loop of the house that breaks is a bug: say so, and leave it to a restart."""
         if task.cancelled() or (error := task.exception()) is None:
             return
-        if isinstance(error, Unreachable):
+        if isinstance(error, BrokerUnreachable):
             logger.critical("the bus is out of reach; the process stops", detail=str(error))
             self.on_fatal(3)
             return
@@ -313,6 +313,6 @@ class Application:
     async def _flush(self) -> None:
         while True:
             for database in self.databases.values():
-                with suppress(Unavailable):
+                with suppress(StorageUnavailable):
                     await database.flush()
             await self._clock.sleep(FLUSH_SECONDS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["JetStreamListeners", "Listener", "Listeners", "MemoryListeners", "hears"]
+__all__ = ["ConsumerDirectory", "JetStreamConsumerDirectory", "MemoryConsumerDirectory", "RegisteredConsumer", "subject_matches"]
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
@@ -14,12 +14,12 @@ from nats.js.errors import NotFoundError
 
 from bus.memory.bus import MemoryBus
 
-PAGE = 256
+PAGE_SIZE = 256
 """Consumers that the server tells at once."""
 
 
 @frozen
-class Listener:
+class RegisteredConsumer:
     """A consumer, the subjects that it hears (wildcards allowed), and how many messages it has yet to settle."""
 
     consumer: str
@@ -27,10 +27,10 @@ class Listener:
     pending: int
 
 
-class Listeners(Protocol):
+class ConsumerDirectory(Protocol):
     """Where one learns who listens."""
 
-    async def listeners(self) -> Sequence[Listener]:
+    async def consumers(self) -> Sequence[RegisteredConsumer]:
         """
         Return everybody who listens now, our own consumers and others' alike.
 
@@ -39,7 +39,7 @@ class Listeners(Protocol):
         """
 
 
-def hears(pattern: str, subject: str) -> bool:
+def subject_matches(pattern: str, subject: str) -> bool:
     """Tell whether *pattern*, which may hold ``*`` for one part and end in ``>`` for the rest, covers *subject*."""
     if pattern == subject:
         return True
@@ -49,18 +49,18 @@ def hears(pattern: str, subject: str) -> bool:
     return len(wanted) == len(parts) and all(want in ("*", part) for want, part in zip(wanted, parts, strict=True))
 
 
-class MemoryListeners:
+class MemoryConsumerDirectory:
     """The groups of a bus in memory: nobody else can listen there."""
 
     def __init__(self, bus: MemoryBus) -> None:
         self._bus = bus
 
-    async def listeners(self) -> Sequence[Listener]:
+    async def consumers(self) -> Sequence[RegisteredConsumer]:
         """Return the groups."""
-        return [Listener(name, subjects, pending) for name, subjects, pending in self._bus.groups()]
+        return [RegisteredConsumer(name, subjects, pending) for name, subjects, pending in self._bus.groups()]
 
 
-class JetStreamListeners:
+class JetStreamConsumerDirectory:
     """
     The consumers on the *streams* of a JetStream server, durable or not.
 
@@ -71,21 +71,21 @@ class JetStreamListeners:
         self._js = js
         self._streams = tuple(dict.fromkeys(streams))
 
-    async def listeners(self) -> Sequence[Listener]:
+    async def consumers(self) -> Sequence[RegisteredConsumer]:
         """Return the consumers; one on two streams comes twice, with what it hears of each."""
         return [_listener(info) for stream in self._streams for info in await self._consumers(stream)]
 
     async def _consumers(self, stream: str) -> list[ConsumerInfo]:
         found: list[ConsumerInfo] = []
         try:
-            while len(page := await self._js().consumers_info(stream, offset=len(found))) == PAGE:
+            while len(page := await self._js().consumers_info(stream, offset=len(found))) == PAGE_SIZE:
                 found += page
         except NotFoundError:
             return []  # nothing has been said there yet, and nobody can be listening
         return found + page
 
 
-def _listener(info: ConsumerInfo) -> Listener:
+def _listener(info: ConsumerInfo) -> RegisteredConsumer:
     config = info.config
     filters = config.filter_subjects or ([config.filter_subject] if config.filter_subject else [">"])
-    return Listener(config.durable_name or info.name, tuple(filters), (info.num_pending or 0) + (info.num_ack_pending or 0))
+    return RegisteredConsumer(config.durable_name or info.name, tuple(filters), (info.num_pending or 0) + (info.num_ack_pending or 0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LetterBox"]
+__all__ = ["DeadLetterQueue"]
 
 import asyncio
 import heapq
@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from attrs import define
 
-from bus.ids import caused_id
+from bus.ids import derived_id
 from bus.jetstream.delivery import Delivery
 from bus.port import Clock, DeadLetter, DeadLetters
 
@@ -23,13 +23,13 @@ _log = logging.getLogger(__name__)
 
 
 @define(eq=False)
-class _Letter:
-    letter: DeadLetter
+class _Entry:
+    dead_letter: DeadLetter
     delivery: Delivery
     failures: int = 0
 
 
-class LetterBox:
+class DeadLetterQueue:
     """
     Lay down dead letters one after the other; those that fail are tried again with growing delays.
 
@@ -43,9 +43,9 @@ class LetterBox:
         self._ack_wait_seconds = ack_wait_seconds
         self._on_idle = on_idle
         self._ordinals = itertools.count()
-        self._waiting: list[tuple[float, int, _Letter]] = []
+        self._waiting: list[tuple[float, int, _Entry]] = []
         self._laying: asyncio.Task[None] | None = None
-        self._current: _Letter | None = None
+        self._current: _Entry | None = None
         self._is_closed = False
 
     @property
@@ -57,8 +57,8 @@ class LetterBox:
         if self._is_closed:
             return
         message, consumer = delivery.message, delivery.durable.plan.name
-        letter = DeadLetter(
-            id=caused_id(message.id, consumer),
+        dead_letter = DeadLetter(
+            id=derived_id(message.id, consumer),
             consumer=consumer,
             message=message,
             error=error,
@@ -67,13 +67,13 @@ class LetterBox:
             first_seen=datetime.fromtimestamp(delivery.said_at_ns / 1e9, UTC),
             last_seen=self._clock.now(),
         )
-        heapq.heappush(self._waiting, (self._clock.monotonic(), next(self._ordinals), _Letter(letter, delivery)))
+        heapq.heappush(self._waiting, (self._clock.monotonic(), next(self._ordinals), _Entry(dead_letter, delivery)))
         self._start()
 
     def tick(self, now: float) -> None:
         """Keep the messages ours, and try again what is due."""
         stale = now - self._ack_wait_seconds / 3
-        letters = [letter for _, _, letter in self._waiting]
+        letters = [dead_letter for _, _, dead_letter in self._waiting]
         for each in [*letters, self._current] if self._current else letters:
             if each.delivery.touched_at <= stale:
                 each.delivery.keep()
@@ -102,12 +102,12 @@ class LetterBox:
             self._laying = self._current = None
             self._on_idle()
 
-    async def _lay_one(self, waiting: _Letter) -> None:
+    async def _lay_one(self, waiting: _Entry) -> None:
         delivery = waiting.delivery
         if delivery.is_void:
             return
         try:
-            await self._dead_letters.add(waiting.letter)
+            await self._dead_letters.add(waiting.dead_letter)
         except (Exception, asyncio.CancelledError) as error:  # whatever it was, the letter is not kept and must not be lost
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
@@ -115,7 +115,7 @@ class LetterBox:
             waiting.failures += 1
             again_seconds = min(2.0 ** (waiting.failures - 1), _AGAIN_SECONDS_MAX)
             heapq.heappush(self._waiting, (self._clock.monotonic() + again_seconds, next(self._ordinals), waiting))
-            _log.warning("dead letter %s is not laid down, next try in %g s: %r", waiting.letter.id, again_seconds, error)
+            _log.warning("dead letter %s is not laid down, next try in %g s: %r", waiting.dead_letter.id, again_seconds, error)
         else:
             delivery.bury()
             delivery.durable.let_go(delivery)

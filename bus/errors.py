@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 __all__ = [
+    "BrokerUnreachable",
     "BusClosed",
     "BusError",
     "ContractError",
     "Invalid",
-    "Problem",
-    "PutAside",
-    "Retry",
+    "PublishRetryable",
+    "Rejected",
+    "SchemaViolation",
     "UnknownSubject",
-    "Unreachable",
     "Unreadable",
 ]
 
@@ -24,7 +24,7 @@ class BusError(Exception):
     code = "bus_error"
 
 
-class Retry(BusError):
+class PublishRetryable(BusError):
     """The bus cannot take this now; the same call may succeed later."""
 
     code = "bus_unavailable"
@@ -36,7 +36,7 @@ class BusClosed(BusError):
     code = "bus_closed"
 
 
-class Unreachable(BusError):
+class BrokerUnreachable(BusError):
     """No server of the bus has answered in all the time that there was for the first connection."""
 
     code = "bus_unreachable"
@@ -46,38 +46,38 @@ class ContractError(Exception):
     """A schema, a class and a subject contradict each other; the program must not start."""
 
 
-class PutAside(BusError):
+class Rejected(BusError):
     """No further try can help this message; a person has to look at it."""
 
     code = "put_aside"
 
 
-class Unreadable(PutAside):
+class Unreadable(Rejected):
     """The body is not JSON in UTF-8."""
 
     code = "unreadable"
 
 
-class UnknownSubject(PutAside):
+class UnknownSubject(Rejected):
     """Nobody here has a contract for this subject, or for this version of it."""
 
     code = "unknown_subject"
 
 
 @frozen
-class Problem:
+class SchemaViolation:
     """One reason for a rejection: *pointer* is an RFC 6901 JSON Pointer into the value, "" for the whole of it."""
 
     pointer: str
     detail: str
 
 
-class Invalid(PutAside):
+class Invalid(Rejected):
     """The body breaks the schema of its subject."""
 
     code = "invalid"
 
-    def __init__(self, subject: str, problems: tuple[Problem, ...]) -> None:
+    def __init__(self, subject: str, problems: tuple[SchemaViolation, ...]) -> None:
         self.subject = subject
         self.problems = problems
         reasons = "; ".join(f"{problem.pointer or '/'}: {problem.detail}" for problem in problems)

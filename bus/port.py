@@ -70,7 +70,7 @@ class DeadLetter:
 class DeadLetters(Protocol):
     """Where the bus lays down what no try could deliver."""
 
-    async def add(self, letter: DeadLetter) -> None:
+    async def add(self, dead_letter: DeadLetter) -> None:
         """
         Keep *letter* durably; the same id again is kept once.
 

@@ -8,9 +8,9 @@ express message is express traffic, too.
 
 from __future__ import annotations
 
-__all__ = ["STRAYS", "is_stray", "module_of", "original", "replay_subject"]
+__all__ = ["UNROUTABLE", "is_unroutable", "module_of", "original_subject", "replay_subject"]
 
-STRAYS = "-strays"
+UNROUTABLE = "-strays"
 """What the consumer of the messages that nobody knows has behind its module's name."""
 
 _MARK = ".replay."
@@ -21,9 +21,9 @@ def module_of(consumer: str) -> str:
     return consumer.partition("-")[0]
 
 
-def is_stray(consumer: str) -> bool:
+def is_unroutable(consumer: str) -> bool:
     """Tell whether what *consumer* gave up on was nobody's."""
-    return consumer.endswith(STRAYS)
+    return consumer.endswith(UNROUTABLE)
 
 
 def replay_subject(consumer: str, subject: str) -> str:
@@ -31,7 +31,7 @@ def replay_subject(consumer: str, subject: str) -> str:
     return f"{module_of(consumer)}{_MARK}{consumer}.{subject}"
 
 
-def original(subject: str) -> str:
+def original_subject(subject: str) -> str:
     """Return what was first said under *subject*: the same, unless it is the subject of a replay."""
     if _MARK not in subject:
         return subject

@@ -6,7 +6,7 @@ Express traffic travels under the same name with a trailing ``.express``.
 
 from __future__ import annotations
 
-__all__ = ["EXPRESS", "Event", "event", "is_express", "plain", "subject_of"]
+__all__ = ["EXPRESS", "Event", "event", "is_express", "subject_of", "without_lane"]
 
 import re
 from collections.abc import Callable
@@ -50,6 +50,6 @@ def is_express(subject: str) -> bool:
     return subject.endswith(EXPRESS)
 
 
-def plain(subject: str) -> str:
+def without_lane(subject: str) -> str:
     """Return *subject* without its lane: the name its contract is filed under."""
     return subject.removesuffix(EXPRESS)

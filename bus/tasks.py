@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["end_tasks"]
+__all__ = ["cancel_tasks"]
 
 import asyncio
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ _AGAIN_SECONDS = 0.1
 _ROUNDS_MAX = 50
 
 
-async def end_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:
+async def cancel_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:
     """
     Cancel *tasks* until all of them have ended, for a few seconds at most.
 

@@ -8,19 +8,19 @@ whoever runs it brings the states and the time, and carries away what was decide
 from __future__ import annotations
 
 __all__ = [
+    "CancelTimer",
     "Decide",
     "Decision",
+    "DecisionOutcome",
     "Key",
-    "Later",
+    "KeysOf",
     "Module",
-    "Outcome",
+    "Scheduled",
     "State",
-    "Touches",
     "Unexpected",
-    "Withdraw",
     "evolve",
     "load_schemas",
-    "unchanged",
+    "no_change",
 ]
 
 import json
@@ -32,9 +32,9 @@ from typing import Any, TypeVar
 from attrs import define, field, frozen
 from sqlalchemy import Table
 
-from bus.contracts.versions import Migration, Upcast
+from bus.contracts.versions import DualPublish, Upcast
 from bus.subjects import Event
-from modules.route import Route
+from modules.routes import Route
 
 T = TypeVar("T")
 
@@ -50,20 +50,20 @@ class Unexpected(Exception):
 
 
 @frozen
-class Later:
+class Scheduled:
     """An event that is to be said at *at*, not before: a time-out, a retry."""
 
     event: Event
-    at: datetime
-    name: str = ""
+    due_at: datetime
+    timer: str = ""
     """With a name it can be withdrawn; the name says which one, among all the module's."""
 
 
 @frozen
-class Withdraw:
-    """Take back the `Later` of that *name*, if it has not been said yet."""
+class CancelTimer:
+    """Take back the `Scheduled` of that *name*, if it has not been said yet."""
 
-    name: str
+    timer: str
 
 
 @define  # not frozen, for each event makes one: that would take three times as long
@@ -72,7 +72,7 @@ class Decision:
     What follows from an event.
 
     *states* are the states that changed, whole. *events* are, in their order, what the module says: events (with a
-    subject: they go out on the bus), `Later` and `Withdraw`, and replies (classes without a subject), which only
+    subject: they go out on the bus), `Scheduled` and `CancelTimer`, and replies (classes without a subject), which only
     whoever told the event gets to see. *express* overrides the lane of what goes out; None keeps the lane of the
     cause.
     """
@@ -82,9 +82,9 @@ class Decision:
     express: bool | None = None
 
     @property
-    def said(self) -> tuple[Any, ...]:
+    def emitted(self) -> tuple[Any, ...]:
         """The events and replies that are said at once."""
-        return tuple(event for event in self.events if not isinstance(event, Later | Withdraw))
+        return tuple(event for event in self.events if not isinstance(event, Scheduled | CancelTimer))
 
 
 def evolve(state: T, **changes: Any) -> T:
@@ -104,13 +104,13 @@ def evolve(state: T, **changes: Any) -> T:
     return evolved
 
 
-def unchanged(*events: Any) -> Decision:
+def no_change(*events: Any) -> Decision:
     """Return the decision to leave everything as it is, and perhaps to say something."""
     return Decision(events=events)
 
 
 @define
-class Outcome:
+class DecisionOutcome:
     """What became of an event that somebody told: the states it touched, as they are now, and what was said."""
 
     states: tuple[State | None, ...]
@@ -118,9 +118,9 @@ class Outcome:
 
 
 Decide = Callable[[Sequence[Any], Event, datetime], Decision]
-"""``decide(states, event, now)``: *states* are those that `Touches` named, in its order; None for one never met."""
+"""``decide(states, event, now)``: *states* are those that `KeysOf` named, in its order; None for one never met."""
 
-Touches = Callable[[Event], tuple[Key, ...]]
+KeysOf = Callable[[Event], tuple[Key, ...]]
 
 
 @frozen
@@ -128,22 +128,22 @@ class Module:
     """The door plate: everything the house needs to know to run a module."""
 
     name: str
-    hears: tuple[type, ...]
+    consumes: tuple[type, ...]
     """Event classes it wants from the bus, its own time-outs included; older versions of them come along."""
-    says: tuple[type, ...]
+    publishes: tuple[type, ...]
     """Event classes it sends out, each in its newest version."""
-    remembers: Mapping[type, Table]
+    tables: Mapping[type, Table]
     """State classes and their tables; the table's columns are named as the class's fields, the key comes first."""
-    touches: Touches
+    keys: KeysOf
     decide: Decide
     schemas: Mapping[str, Mapping[str, Any]]
     """JSON Schemas of what it says, by subject."""
     routes: tuple[Route, ...] = ()
-    resources: Mapping[str, Mapping[str, Any]] = field(factory=dict)
+    http_schemas: Mapping[str, Mapping[str, Any]] = field(factory=dict)
     """JSON Schemas of the bodies that its routes take and give, by name."""
-    said_before: tuple[type, ...] = ()
+    previous_versions: tuple[type, ...] = ()
     """Older versions of what it says, for as long as anybody may still hear them or meet one."""
-    migrations: tuple[Migration, ...] = ()
+    dual_publishes: tuple[DualPublish, ...] = ()
     """Which of those are still said beside the newest, and how each is made."""
     upcasts: tuple[Upcast, ...] = ()
     """How the others, which are no longer said, are read as newer ones."""

@@ -13,8 +13,8 @@ from timeit import Timer
 
 import orjson
 
-from app.messaging.event_registry import contracts_of, everybody
-from bus.contracts.event_reader import Hearing
+from app.messaging.event_registry import all_modules, build_registry
+from bus.contracts.event_reader import EventReader
 from modules.inventory import module as inventory
 from modules.orders.events import OrderCreated, created_v1
 from modules.values import Address, Line
@@ -36,19 +36,19 @@ def microseconds(work: Callable[[], object]) -> float:
 
 def main() -> None:
     """Measure, and print a line for each."""
-    contracts = contracts_of(everybody())
-    hearing = Hearing("inventory", contracts, inventory().hears)
+    contracts = build_registry(all_modules())
+    hearing = EventReader("inventory", contracts, inventory().consumes)
     new, old = contracts["orders.created.v2"], contracts["orders.created.v1"]
     body, older = contracts.encode(ORDER), contracts.encode(created_v1(ORDER))
     value = orjson.loads(body)
     lines: dict[str, Callable[[], object]] = {
-        "validate v2": lambda: new.may_hear(value),
+        "validate v2": lambda: new.is_valid_incoming(value),
         "structure v2": lambda: new.structure(value, new.cls),
-        "validate and structure v2": lambda: new.may_hear(value) and new.structure(value, new.cls),
+        "validate and structure v2": lambda: new.is_valid_incoming(value) and new.structure(value, new.cls),
         "read v2 from its bytes": lambda: hearing.read(new.subject, body),
         "read v1 from its bytes, as v2": lambda: hearing.read(old.subject, older),
         "encode one version": lambda: contracts.encode(ORDER),
-        "say it in both versions": lambda: contracts.say(ORDER),
+        "say it in both versions": lambda: contracts.encode_versions(ORDER),
     }
     for name, work in lines.items():
         print(f"{name:<32} {microseconds(work):6.2f} µs")

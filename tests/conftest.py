@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.postgres import PostgresServer
-from tests.runtime.stand import Stand, stand_at
+from tests.runtime.harness import Harness, harness_at
 
 FIRST = (
     "gateways/test_bad_weather.py",
@@ -66,7 +66,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def stand(path: Path) -> AsyncIterator[Stand]:
+async def harness(path: Path) -> AsyncIterator[Harness]:
     """A stand on the machine's clock."""
-    async with stand_at(path) as stand:
-        yield stand
+    async with harness_at(path) as harness:
+        yield harness

@@ -14,15 +14,15 @@ from uuid_utils import uuid7
 
 from app.bootstrap import Application
 from app.clock import SystemClock
-from bus.errors import Unreachable
+from bus.errors import BrokerUnreachable
 from config.settings import load
 from modules.orders.events import CancelRequested
 from modules.payments.events import PaymentCaptured
 from modules.values import Money
-from tests.runtime.stand import CONTEXT, NOTED, oid, product, submitted
+from tests.runtime.harness import CONTEXT, NOTED, oid, product, submitted
 
 
-@pytest.mark.parametrize(("error", "code"), [(Unreachable("no NATS server lets us in"), 3), (ValueError("a bug"), 1)])
+@pytest.mark.parametrize(("error", "code"), [(BrokerUnreachable("no NATS server lets us in"), 3), (ValueError("a bug"), 1)])
 async def test_a_loop_that_breaks_ends_the_process_with_its_code(tmp_path: Path, error: Exception, code: int) -> None:
     """3 where a dependency was out of reach at start, 1 for what is our own; a loop that is done ends nothing."""
     application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db"}))
@@ -59,10 +59,10 @@ async def test_neighbours_on_one_file_take_the_short_way(tmp_path: Path, express
     application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db"}))
     application.migrate()
     for name, what in ("inventory", product()), ("orders", attrs.evolve(submitted(), is_express=express)):
-        shell = application.shells[name]
-        told = asyncio.create_task(shell.tell(what, id=name, context=CONTEXT, answer=NOTED, express=express))
+        runner = application.runners[name]
+        told = asyncio.create_task(runner.submit(what, id=name, trace=CONTEXT, respond=NOTED, is_express=express))
         await asyncio.sleep(0)
-        await shell.step()
+        await runner.step()
         await told
     lane = ".express" if express else ""
     database = application.stores["orders"].database
@@ -84,10 +84,10 @@ async def test_an_order_counts_once_for_each_status_and_its_first_end_alone_has_
     application.migrate()
 
     async def tell(name: str, event: Any) -> None:
-        shell = application.shells[name]
-        told = asyncio.create_task(shell.tell(event, id=str(uuid7()), context=CONTEXT, answer=NOTED))
+        runner = application.runners[name]
+        told = asyncio.create_task(runner.submit(event, id=str(uuid7()), trace=CONTEXT, respond=NOTED))
         await asyncio.sleep(0)
-        await shell.step()
+        await runner.step()
         await told
 
     def counted() -> dict[str, float]:
@@ -115,7 +115,7 @@ async def test_who_has_a_file_of_his_own_takes_the_long_way(tmp_path: Path) -> N
     """A transaction ends where its database does."""
     files = {f"{name.upper()}_DATABASE_URL": f"sqlite:///{tmp_path}/{name}.db" for name in ("orders", "payments")}
     application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db", **files}))
-    assert [shell.short_way for shell in application.shells.values()] == [None] * 3
+    assert [runner.short_way for runner in application.runners.values()] == [None] * 3
     await application.bus.close(0)
     for database in application.databases.values():
         await database.close()

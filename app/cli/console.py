@@ -4,16 +4,16 @@ from __future__ import annotations
 
 __all__ = [
     "FAILED",
-    "MOMENT",
     "OUT_OF_REACH",
+    "TIME_FORMATS",
     "USAGE",
     "application",
-    "moment",
+    "exit_with",
+    "parse_time",
     "print_json",
+    "run_database_step",
     "settings",
-    "stop",
     "table",
-    "tables",
     "with_key",
 ]
 
@@ -37,15 +37,15 @@ T = TypeVar("T")
 FAILED, USAGE, OUT_OF_REACH = 1, 2, 3
 """The exit codes, beside 0."""
 
-MOMENT = "a time (2026-01-31T09:00:00Z; UTC if it names no zone), a date (2026-01-31, in UTC) or an age (90m, 2h, 1d)"
-"""What `moment` reads, for the help of an option."""
+TIME_FORMATS = "a time (2026-01-31T09:00:00Z; UTC if it names no zone), a date (2026-01-31, in UTC) or an age (90m, 2h, 1d)"
+"""What `parse_time` reads, for the help of an option."""
 
 _AGO = re.compile(r"([1-9][0-9]{0,5})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _KEY = re.compile(rb"[!-~]+")
 
 
-def stop(code: int, line: str) -> NoReturn:
+def exit_with(code: int, line: str) -> NoReturn:
     """Say *line* on stderr, and end the program with *code*."""
     click.echo(f"fulfilment: {line}", err=True)
     sys.exit(code)
@@ -56,38 +56,38 @@ def settings() -> Settings:
     try:
         return load(os.environ)
     except BadSetting as error:
-        stop(USAGE, str(error))
+        exit_with(USAGE, str(error))
 
 
 def application(settings: Settings) -> Application:
     """Put together what *settings* name; nothing of it runs. End the program in one line where it does not fit."""
     from app.bootstrap import Application
-    from app.storage.sql.dialect import Unusable
+    from app.storage.errors import DatabaseConfigError
     from bus.contracts.registry import ContractError
 
     try:
         return Application(settings)
     except ContractError as error:
-        stop(USAGE, f"contract: {error}")
-    except Unusable as error:
-        stop(USAGE, str(error))
+        exit_with(USAGE, f"contract: {error}")
+    except DatabaseConfigError as error:
+        exit_with(USAGE, str(error))
 
 
-def tables(do: Callable[[], T]) -> T:
+def run_database_step(do: Callable[[], T]) -> T:
     """*do* what `Application` offers about its databases; end the program in one line where it cannot be done."""
-    from app.storage.databases import OutOfReach
+    from app.storage.databases import DatabaseUnreachable
     from app.storage.migrations import NewerDatabase, NotMigrated
 
     try:
         return do()
     except NewerDatabase as error:
-        stop(OUT_OF_REACH, f"the database is newer than this release: {error}")
-    except (NotMigrated, OutOfReach) as error:
-        stop(OUT_OF_REACH, str(error))
+        exit_with(OUT_OF_REACH, f"the database is newer than this release: {error}")
+    except (NotMigrated, DatabaseUnreachable) as error:
+        exit_with(OUT_OF_REACH, str(error))
 
 
-def moment(context: click.Context, parameter: click.Parameter, value: str | None) -> datetime | None:
-    """Read `MOMENT`, as an option's callback; return it in UTC."""
+def parse_time(context: click.Context, parameter: click.Parameter, value: str | None) -> datetime | None:
+    """Read `TIME_FORMATS`, as an option's callback; return it in UTC."""
     if value is None:
         return None
     text = value.strip()
@@ -97,7 +97,7 @@ def moment(context: click.Context, parameter: click.Parameter, value: str | None
         found = datetime.fromisoformat(text)
         return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
     except (ValueError, OverflowError):
-        raise click.BadParameter(f"{value!r} is not {MOMENT}") from None
+        raise click.BadParameter(f"{value!r} is not {TIME_FORMATS}") from None
 
 
 def _key(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:

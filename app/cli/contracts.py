@@ -15,7 +15,7 @@ from app.cli import console
 from config.settings import MODULES
 
 if TYPE_CHECKING:
-    from app.messaging.schema_releases import Finding
+    from app.messaging.schema_releases import SchemaDiff
     from config.settings import Settings
 
 
@@ -43,20 +43,20 @@ def check(against: str, schemas: str | None, require: str, as_json: bool) -> Non
     read what is written by the new one. full: both. Exits with 1 when a change breaks somebody and no migration declares
     it, and with 2 when there is nothing to compare with.
     """
-    from app.messaging.event_registry import everybody
-    from app.messaging.schema_releases import NoRelease, findings, load_released
-    from bus.contracts.registry import united
+    from app.messaging.event_registry import all_modules
+    from app.messaging.schema_releases import ReleaseNotFound, diffs, load_released
+    from bus.contracts.registry import merge_schemas
     from bus.errors import ContractError
 
-    modules = everybody()
+    modules = all_modules()
     try:
         old = load_released(against)
-        new = united(*(module.schemas for module in modules)) if schemas is None else load_released(schemas)
-    except NoRelease as error:
-        console.stop(console.USAGE, str(error))
+        new = merge_schemas(*(module.schemas for module in modules)) if schemas is None else load_released(schemas)
+    except ReleaseNotFound as error:
+        console.exit_with(console.USAGE, str(error))
     except ContractError as error:
-        console.stop(console.USAGE, f"contract: {error}")
-    found = findings(old, new, modules)
+        console.exit_with(console.USAGE, f"contract: {error}")
+    found = diffs(old, new, modules)
     broken = [each for each in found if each.is_break and not _is_enough(each, require)]
     if as_json:
         console.print_json([_shown(each, each in broken) for each in found])
@@ -65,7 +65,7 @@ def check(against: str, schemas: str | None, require: str, as_json: bool) -> Non
             click.echo(_told(each, each in broken))
     if broken:
         subjects = ", ".join(each.subject for each in broken)
-        console.stop(console.FAILED, f"broken: {subjects}; say it as a new version, with a migration that leads there")
+        console.exit_with(console.FAILED, f"broken: {subjects}; say it as a new version, with a migration that leads there")
 
 
 @contracts.command()
@@ -83,35 +83,35 @@ def status(subject: str | None, url: str | None, key: str | None, as_json: bool)
     not hear a newer version too, and nothing is waiting to be handled; with 1, and the reasons, as long as it is not so.
     Exits with 2 when nobody knows the subject, and with 3 when nobody answers.
     """
-    from app.cli.http_client import NotAnswered
+    from app.cli.http_client import RequestFailed
 
     try:
         found = _asked(console.settings(), url, key)
-    except NotAnswered as error:
-        console.stop(console.OUT_OF_REACH, str(error))
+    except RequestFailed as error:
+        console.exit_with(console.OUT_OF_REACH, str(error))
     if subject is not None:
         found = [each for each in found if each["subject"] == subject]
         if not found:
-            console.stop(console.USAGE, f"nobody there knows {subject}")
+            console.exit_with(console.USAGE, f"nobody there knows {subject}")
     if as_json:
         console.print_json(found)
     else:
         for each in found:
             click.echo(_used(each))
     if subject is not None and not found[0]["safe_to_drop"]:
-        console.stop(console.FAILED, f"{subject} may not be dropped: {'; '.join(found[0]['reasons'])}")
+        console.exit_with(console.FAILED, f"{subject} may not be dropped: {'; '.join(found[0]['reasons'])}")
 
 
 def _asked(settings: Settings, url: str | None, key: str | None) -> list[dict[str, Any]]:
     """Return how every version is used, by what the server says, or each of those that one address stands for."""
-    from app.cli.http_client import NotAnswered, ask
+    from app.cli.http_client import RequestFailed, get_json
 
     try:
-        found: list[dict[str, Any]] = ask("/v1/contracts", settings, url, key)["items"]
-    except NotAnswered as error:
+        found: list[dict[str, Any]] = get_json("/v1/contracts", settings, url, key)["items"]
+    except RequestFailed as error:
         if error.code != "module_needed":
             raise
-        views = [ask(f"/v1/contracts?module={module}", settings, url, key)["items"] for module in MODULES]
+        views = [get_json(f"/v1/contracts?module={module}", settings, url, key)["items"] for module in MODULES]
         return _united(chain.from_iterable(views))
     return found
 
@@ -152,25 +152,25 @@ def _used(usage: dict[str, Any]) -> str:
 def catalogue() -> None:
     """Print the catalogue of events, the page of the documents that bears its name (reStructuredText)."""
     from app.messaging.event_catalogue import page
-    from app.messaging.event_registry import contracts_of, everybody
+    from app.messaging.event_registry import all_modules, build_registry
 
-    modules = everybody()
-    click.echo(page(modules, contracts_of(modules)), nl=False)
+    modules = all_modules()
+    click.echo(page(modules, build_registry(modules)), nl=False)
 
 
-def _is_enough(finding: Finding, require: str) -> bool:
+def _is_enough(finding: SchemaDiff, require: str) -> bool:
     """Tell whether whoever *require* names survives; a subject that has gone leaves nobody."""
     found = finding.compatibility
     return bool(finding.changes) and {"backward": found.is_backward, "forward": found.is_forward}.get(require, False)
 
 
-def _told(finding: Finding, is_broken: bool) -> str:
+def _told(finding: SchemaDiff, is_broken: bool) -> str:
     lines = [f"{finding.subject}: {finding.compatibility.value}: {finding.said}{' (BREAKS)' if is_broken else ''}"]
     lines += [f"    {change.pointer or '/'}: {change.compatibility.value}: {change.why}" for change in finding.changes]
     return "\n".join(lines)
 
 
-def _shown(finding: Finding, is_broken: bool) -> dict[str, Any]:
+def _shown(finding: SchemaDiff, is_broken: bool) -> dict[str, Any]:
     return {
         "subject": finding.subject,
         "compatibility": finding.compatibility.value,

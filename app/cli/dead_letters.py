@@ -14,8 +14,7 @@ import click
 from app.cli import console
 
 if TYPE_CHECKING:
-    from app.messaging.dead_letters import DeadLetterOffice
-    from app.web.endpoints.dead_letters import KeptLetter
+    from app.messaging.dead_letters import DeadLetterStore, StoredDeadLetter
 
 T = TypeVar("T")
 
@@ -43,21 +42,21 @@ def list_(consumer: str | None, subject: str | None, error: str | None, limit: i
     """List dead letters; narrowed as `replay` is, to look first at what it would send."""
     from app.web.endpoints.dead_letters import shown
 
-    async def look(office: DeadLetterOffice) -> list[KeptLetter]:
-        found: list[KeptLetter] = []
+    async def look(dead_letter_store: DeadLetterStore) -> list[StoredDeadLetter]:
+        found: list[StoredDeadLetter] = []
         while len(found) < limit:
-            after = found[-1].letter.id if found else None
-            page = await office.list(consumer, subject, after, min(PAGE, limit - len(found)), error=error)
+            after = found[-1].dead_letter.id if found else None
+            page = await dead_letter_store.list(consumer, subject, after, min(PAGE, limit - len(found)), error=error)
             found += page
             if not page:
                 break
         return found
 
-    letters = [shown(kept) for kept in _at_the_office(look)]
+    letters = [shown(kept) for kept in _at_the_dead_letter_store(look)]
     if as_json:
         console.print_json(letters)
     elif letters:
-        click.echo(console.table(COLUMNS, [[str(letter[column]) for column in COLUMNS] for letter in letters]))
+        click.echo(console.table(COLUMNS, [[str(dead_letter[column]) for column in COLUMNS] for dead_letter in letters]))
     else:
         click.echo("no dead letters")
 
@@ -68,7 +67,7 @@ def show(id: str) -> None:
     """Show one dead letter whole, as JSON. Exits with 1 when there is no such letter."""
     from app.web.endpoints.dead_letters import shown
 
-    kept = _at_the_office(lambda office: office.get(id))
+    kept = _at_the_dead_letter_store(lambda dead_letter_store: dead_letter_store.get(id))
     if kept is None:
         _fail([_unknown(id)])
         return
@@ -92,23 +91,23 @@ def replay(ids: tuple[str, ...], consumer: str | None, subject: str | None, erro
     if bool(ids) == fits:
         raise click.UsageError("name the letters, or say which with --consumer, --subject or --error; one of the two")
     if fits:
-        matched, replayed = _at_the_office(lambda office: office.replay_many(consumer, subject, error, dry_run))
+        matched, replayed = _at_the_dead_letter_store(lambda dead_letter_store: dead_letter_store.replay_many(consumer, subject, error, dry_run))
         click.echo(f"{matched} would be replayed" if dry_run else f"{replayed} replayed")
         return
 
-    async def send(office: DeadLetterOffice) -> list[str]:
-        from app.web.endpoints.dead_letters import NotReplayable
+    async def send(dead_letter_store: DeadLetterStore) -> list[str]:
+        from app.messaging.dead_letters import NotReplayable
 
         troubles = []
         for id in dict.fromkeys(ids):
             try:
-                if not await office.replay(id, dry_run):
+                if not await dead_letter_store.replay(id, dry_run):
                     troubles.append(_unknown(id))
             except NotReplayable as error:
                 troubles.append(f"{id} cannot be replayed: {error}")
         return troubles
 
-    troubles = _at_the_office(send)
+    troubles = _at_the_dead_letter_store(send)
     count = len(dict.fromkeys(ids)) - len(troubles)
     click.echo(f"{count} would be replayed" if dry_run else f"{count} replayed")
     _fail(troubles)
@@ -119,20 +118,20 @@ def replay(ids: tuple[str, ...], consumer: str | None, subject: str | None, erro
 def discard(ids: tuple[str, ...]) -> None:
     """Throw dead letters away for good. Exits with 1 when an id is unknown; the others are gone all the same."""
 
-    async def throw(office: DeadLetterOffice) -> list[str]:
-        return [id for id in dict.fromkeys(ids) if not await office.discard(id)]
+    async def throw(dead_letter_store: DeadLetterStore) -> list[str]:
+        return [id for id in dict.fromkeys(ids) if not await dead_letter_store.discard(id)]
 
-    unknown = _at_the_office(throw)
+    unknown = _at_the_dead_letter_store(throw)
     click.echo(f"{len(dict.fromkeys(ids)) - len(unknown)} discarded")
     _fail([_unknown(id) for id in unknown])
 
 
-def _at_the_office(work: Callable[[DeadLetterOffice], Awaitable[T]]) -> T:
+def _at_the_dead_letter_store(work: Callable[[DeadLetterStore], Awaitable[T]]) -> T:
     """Do *work* on the databases that the environment names, and close them; end the program where they are away."""
-    from app.runtime.service import Unavailable
+    from app.storage.errors import StorageUnavailable
 
     application = console.application(console.settings())
-    console.tables(application.require_tables)
+    console.run_database_step(application.require_tables)
 
     async def there() -> T:
         try:
@@ -143,8 +142,8 @@ def _at_the_office(work: Callable[[DeadLetterOffice], Awaitable[T]]) -> T:
 
     try:
         return asyncio.run(there())
-    except Unavailable as error:
-        console.stop(console.OUT_OF_REACH, error.detail)
+    except StorageUnavailable as error:
+        console.exit_with(console.OUT_OF_REACH, error.detail)
 
 
 def _unknown(id: str) -> str:

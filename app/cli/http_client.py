@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["NotAnswered", "ask", "base_url", "credentials"]
+__all__ = ["RequestFailed", "base_url", "credentials", "get_json"]
 
 import json
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ from urllib.request import Request, urlopen
 
 from config.settings import Settings
 
-ASK_SECONDS = 10
+REQUEST_SECONDS = 10
 
 
-class NotAnswered(Exception):
+class RequestFailed(Exception):
     """Nobody answers, or not with what was asked for; its message is one line, *code* that of a problem in the answer."""
 
     def __init__(self, line: str, code: str | None = None) -> None:
@@ -34,7 +34,7 @@ def credentials(key: str | None) -> Mapping[str, str]:
     return {} if key is None else {"Authorization": f"Bearer {key}"}
 
 
-def ask(path: str, settings: Settings, url: str | None = None, key: str | None = None) -> Any:
+def get_json(path: str, settings: Settings, url: str | None = None, key: str | None = None) -> Any:
     """
     Return the JSON that the server at *url*, or where *settings* say, answers for *path* to who has *key*.
 
@@ -43,15 +43,15 @@ def ask(path: str, settings: Settings, url: str | None = None, key: str | None =
     """
     url = base_url(settings) if url is None else url.rstrip("/")
     if not url.startswith(("http://", "https://")):
-        raise NotAnswered(f"{url} is no address: it must begin with http:// or https://")
+        raise RequestFailed(f"{url} is no address: it must begin with http:// or https://")
     request = Request(f"{url}{path}", headers=dict(credentials(key)))  # noqa: S310
     try:
-        with urlopen(request, timeout=ASK_SECONDS) as answer:  # noqa: S310
+        with urlopen(request, timeout=REQUEST_SECONDS) as answer:  # noqa: S310
             return json.load(answer)
     except HTTPError as error:
-        raise NotAnswered(f"{url}{path} was answered with {error.code}", _code_in(error)) from None
+        raise RequestFailed(f"{url}{path} was answered with {error.code}", _code_in(error)) from None
     except (URLError, OSError, ValueError) as error:
-        raise NotAnswered(f"nobody answers at {url}: {getattr(error, 'reason', error)}") from None
+        raise RequestFailed(f"nobody answers at {url}: {getattr(error, 'reason', error)}") from None
 
 
 def _code_in(answer: HTTPError) -> str | None:

@@ -47,18 +47,18 @@ def serve() -> None:
     from app.cli.serve import CannotListen, serve  # not before: a bad value is refused in half the time
 
     application = console.application(settings)
-    console.tables(application.claim)
-    console.tables(application.require_tables)
+    console.run_database_step(application.claim)
+    console.run_database_step(application.require_tables)
     try:
         sys.exit(serve(application))
     except CannotListen as error:
-        console.stop(console.OUT_OF_REACH, f"cannot listen on {settings.http_host}:{settings.http_port}: {error}")
+        console.exit_with(console.OUT_OF_REACH, f"cannot listen on {settings.http_host}:{settings.http_port}: {error}")
 
 
 @main.command()
 def migrate() -> None:
     """Bring the database's tables to what this release expects. Harmless when they are."""
-    behind = console.tables(console.application(console.settings()).migrate)
+    behind = console.run_database_step(console.application(console.settings()).migrate)
     click.echo(f"migrated: {', '.join(behind)}" if behind else "nothing to do: every table is up to date")
 
 
@@ -87,48 +87,48 @@ def check(live: bool, url: str | None) -> None:
         click.echo(error.read().decode(errors="replace"))
         sys.exit(console.FAILED)
     except (URLError, OSError) as error:
-        console.stop(console.OUT_OF_REACH, f"nobody answers at {url}: {getattr(error, 'reason', error)}")
+        console.exit_with(console.OUT_OF_REACH, f"nobody answers at {url}: {getattr(error, 'reason', error)}")
 
 
 @main.command()
 def openapi() -> None:
     """Print the HTTP API's description (OpenAPI 3.1, JSON)."""
-    from app.bootstrap import modules_of, release
+    from app.bootstrap import build_modules, installed_version
     from app.web.endpoints import dead_letters
     from app.web.endpoints import stripe_webhook as webhooks
     from app.web.endpoints.contracts import DESCRIBED as CONTRACTS
     from app.web.spec import openapi as description
 
-    modules = modules_of(console.settings())
+    modules = build_modules(console.settings())
     extra = [dead_letters.DESCRIBED, CONTRACTS]
     if any(module.name == "payments" for module in modules):
         extra.append(webhooks.DESCRIBED)
-    document = description.document(modules, release(), extra)
+    document = description.document(modules, installed_version(), extra)
     console.print_json(document)
 
 
 @main.command()
 def asyncapi() -> None:
     """Print the events' description (AsyncAPI 3.0.0, JSON)."""
-    from app.bootstrap import modules_of, release
-    from app.messaging.event_registry import contracts_of
+    from app.bootstrap import build_modules, installed_version
+    from app.messaging.event_registry import build_registry
     from app.web.spec import asyncapi as description
     from bus.contracts.registry import ContractError
 
-    modules = modules_of(console.settings())
+    modules = build_modules(console.settings())
     try:
-        document = description.document(modules, contracts_of(modules), release())
+        document = description.document(modules, build_registry(modules), installed_version())
     except ContractError as error:
-        console.stop(console.USAGE, f"contract: {error}")
+        console.exit_with(console.USAGE, f"contract: {error}")
     console.print_json(document)
 
 
 @main.command()
 def version() -> None:
     """Print the version."""
-    from app.bootstrap import release
+    from app.bootstrap import installed_version
 
-    click.echo(f"fulfilment {release()}")
+    click.echo(f"fulfilment {installed_version()}")
 
 
 def _logs(settings: Settings, stream: Any = None) -> None:
@@ -138,7 +138,7 @@ def _logs(settings: Settings, stream: Any = None) -> None:
     try:
         logs.setup(settings.log_level, settings.log_format_on(stream), settings.log_file, stream, settings.secrets())
     except OSError as error:
-        console.stop(console.USAGE, f"LOG_FILE: {error.strerror}")
+        console.exit_with(console.USAGE, f"LOG_FILE: {error.strerror}")
 
 
 def _register() -> None:

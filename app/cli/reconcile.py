@@ -16,7 +16,7 @@ from app.cli import console
 
 if TYPE_CHECKING:
     from app.bootstrap import Application
-    from app.gateways.port import Ledger, Record
+    from app.gateways.port import ChargeLedger, ChargeRecord
     from app.gateways.reconciliation import Report
     from modules.payments.state import Payment
 
@@ -36,12 +36,12 @@ def payments() -> None:
 @payments.command()
 @click.option(
     "--since",
-    callback=console.moment,
+    callback=console.parse_time,
     metavar="WHEN",
-    help=f"Orders placed from then on: {console.MOMENT}. By default a day before --until.",
+    help=f"Orders placed from then on: {console.TIME_FORMATS}. By default a day before --until.",
 )
 @click.option(
-    "--until", callback=console.moment, metavar="WHEN", help="Orders placed before then, said likewise; by default now."
+    "--until", callback=console.parse_time, metavar="WHEN", help="Orders placed before then, said likewise; by default now."
 )
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 def reconcile(since: datetime | None, until: datetime | None, as_json: bool) -> None:
@@ -51,8 +51,8 @@ def reconcile(since: datetime | None, until: datetime | None, as_json: bool) -> 
     Changes nothing. Orders that are being paid right now may differ for a moment: let --until lie a few minutes back.
     Exits with 0 when both agree, 1 when not, and 3 when the provider or the database is out of reach.
     """
-    from app.gateways.port import GatewayTrouble, Ledger
-    from app.runtime.service import Unavailable
+    from app.gateways.port import ChargeLedger, GatewayError
+    from app.storage.errors import StorageUnavailable
 
     until = until or datetime.now(UTC)
     try:
@@ -63,25 +63,25 @@ def reconcile(since: datetime | None, until: datetime | None, as_json: bool) -> 
         raise click.BadParameter("must be before --until", param_hint="--since")
     settings = console.settings()
     if "payments" not in settings.modules:
-        console.stop(console.USAGE, "MODULES: leaves out payments; there is nothing to compare")
+        console.exit_with(console.USAGE, "MODULES: leaves out payments; there is nothing to compare")
     application = console.application(settings)
-    if not isinstance(application.gateway, Ledger):
-        console.stop(console.USAGE, f"PAYMENT_GATEWAY={settings.payment_gateway} keeps no list to compare with")
-    console.tables(application.require_tables)
+    if not isinstance(application.gateway, ChargeLedger):
+        console.exit_with(console.USAGE, f"PAYMENT_GATEWAY={settings.payment_gateway} keeps no list to compare with")
+    console.run_database_step(application.require_tables)
     late = timedelta(seconds=min(settings.order_timeout_s, 31 * 86_400)) + LATE
     try:
         report = asyncio.run(_compared(application, application.gateway, since, until, late))
-    except Unavailable as error:
-        console.stop(console.OUT_OF_REACH, error.detail)
-    except GatewayTrouble as error:
-        console.stop(console.OUT_OF_REACH, f"the payment provider: {error}")
+    except StorageUnavailable as error:
+        console.exit_with(console.OUT_OF_REACH, error.detail)
+    except GatewayError as error:
+        console.exit_with(console.OUT_OF_REACH, f"the payment provider: {error}")
     _show(report, since, until, settings.payment_gateway, as_json)
     if report.differences:
         sys.exit(console.FAILED)
 
 
 async def _compared(
-    application: Application, ledger: Ledger, since: datetime, until: datetime, late: timedelta
+    application: Application, ledger: ChargeLedger, since: datetime, until: datetime, late: timedelta
 ) -> Report:
     from app.gateways.reconciliation import compare
 
@@ -97,22 +97,22 @@ async def _compared(
 
 async def _ours(application: Application, since: datetime, until: datetime) -> AsyncIterator[Payment]:
     """Yield the payments of orders placed from *since* until *until*; their ids begin with the time."""
-    from app.gateways.reconciliation import placed_at
+    from bus.ids import time_of_id
     from modules.payments.state import Payment
 
-    shell = application.shells["payments"]
+    runner = application.runners["payments"]
     after = f"{max(0, int(since.timestamp() * 1000)):012x}"
     after = f"{after[:8]}-{after[8:]}"
-    while page := await shell.browse(Payment, {}, after=after, limit=PAGE, newest_first=False):
+    while page := await runner.list_states(Payment, {}, after=after, limit=PAGE, newest_first=False):
         for payment in page:
-            placed = placed_at(payment.order_id)
+            placed = time_of_id(payment.order_id)
             if placed is not None and placed >= until:
                 return
             yield payment
         after = page[-1].order_id
 
 
-async def _counted(records: AsyncIterator[Record]) -> AsyncIterator[Record]:
+async def _counted(records: AsyncIterator[ChargeRecord]) -> AsyncIterator[ChargeRecord]:
     """Yield *records*, and show on a terminal how many there were."""
     from tqdm import tqdm
 

@@ -17,13 +17,13 @@ from config.settings import MODULES
 from modules.values import rfc3339
 
 if TYPE_CHECKING:
-    from app.storage.module_store import Store
+    from app.storage.module_store import ModuleStore
     from config.settings import Settings
 
 
 @click.command()
 @click.option(
-    "--since", required=True, callback=console.moment, metavar="WHEN", help=f"What was sent since then: {console.MOMENT}."
+    "--since", required=True, callback=console.parse_time, metavar="WHEN", help=f"What was sent since then: {console.TIME_FORMATS}."
 )
 @click.option("--module", "names", multiple=True, type=click.Choice(MODULES), help="Only this module; may be repeated.")
 def republish(since: datetime, names: tuple[str, ...]) -> None:
@@ -36,27 +36,27 @@ def republish(since: datetime, names: tuple[str, ...]) -> None:
     """
     settings = console.settings()
     if settings.bus != "nats":
-        console.stop(console.USAGE, "BUS: must be nats; a bus in memory has no streams to lose")
+        console.exit_with(console.USAGE, "BUS: must be nats; a bus in memory has no streams to lose")
     unknown = [name for name in names if name not in settings.modules]
     if unknown:
-        console.stop(console.USAGE, f"MODULES: {', '.join(unknown)} is not among them")
+        console.exit_with(console.USAGE, f"MODULES: {', '.join(unknown)} is not among them")
     application = console.application(settings)
-    console.tables(application.require_tables)
+    console.run_database_step(application.require_tables)
     chosen = {name: store for name, store in application.stores.items() if name in (names or settings.modules)}
     counts = _at_nats(settings, chosen, since)
     said = ", ".join(f"{name} {count}" for name, count in counts.items())
     click.echo(f"republished {sum(counts.values())} events since {rfc3339(since)} ({said})")
 
 
-def _at_nats(settings: Settings, stores: Mapping[str, Store], since: datetime) -> dict[str, int]:
+def _at_nats(settings: Settings, stores: Mapping[str, ModuleStore], since: datetime) -> dict[str, int]:
     """Publish again, with a bar on a terminal; end the program in one line where something is out of reach."""
     import logging
 
     from app.clock import SystemClock
-    from app.messaging.nats_session import OutOfReach, publisher
-    from app.messaging.republish import Silent, count
+    from app.messaging.nats_session import BrokerOutOfReach, publisher
+    from app.messaging.republish import PublishStalled, count
     from app.messaging.republish import republish as publish_again
-    from app.runtime.service import Unavailable
+    from app.storage.errors import StorageUnavailable
 
     logging.getLogger("bus").addHandler(logging.NullHandler())
 
@@ -77,9 +77,9 @@ def _at_nats(settings: Settings, stores: Mapping[str, Store], since: datetime) -
 
     try:
         return asyncio.run(there())
-    except OutOfReach as error:
-        console.stop(console.OUT_OF_REACH, str(error))
-    except Unavailable as error:
-        console.stop(console.OUT_OF_REACH, error.detail)
-    except Silent as error:
-        console.stop(console.FAILED, f"not everything was republished: {error}")
+    except BrokerOutOfReach as error:
+        console.exit_with(console.OUT_OF_REACH, str(error))
+    except StorageUnavailable as error:
+        console.exit_with(console.OUT_OF_REACH, error.detail)
+    except PublishStalled as error:
+        console.exit_with(console.FAILED, f"not everything was republished: {error}")

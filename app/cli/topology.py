@@ -46,14 +46,14 @@ def topology(as_json: bool, is_to_apply: bool, is_to_check: bool) -> None:
     cluster that chooses its leader just then is asked again for half a minute.
     Applying deletes nothing: what the server will not change in place is named, stays, and makes the exit code 1.
     """
-    from app.bootstrap import modules_of
-    from app.messaging.consumers import plan
+    from app.bootstrap import build_modules
+    from app.messaging.consumers import planned_topology
 
     if is_to_apply + is_to_check + as_json > 1:
         raise click.UsageError("--json, --apply and --check exclude each other")
     settings = console.settings()
-    modules = modules_of(settings)
-    planned = plan(modules)
+    modules = build_modules(settings)
+    planned = planned_topology(modules)
     if is_to_apply:
         _apply(settings, planned)
     elif is_to_check:
@@ -65,11 +65,11 @@ def topology(as_json: bool, is_to_apply: bool, is_to_check: bool) -> None:
 
 
 def _check(settings: Settings, planned: Topology) -> None:
-    from bus.jetstream.admin.provisioning import drift
+    from bus.jetstream.admin.provisioning import diff
 
     lines = _at_nats(
         settings,
-        lambda js: drift(js, planned, replicas=settings.nats_replicas, ack_wait_seconds=settings.nats_ack_wait_s),
+        lambda js: diff(js, planned, replicas=settings.nats_replicas, ack_wait_seconds=settings.nats_ack_wait_s),
     )
     click.echo("\n".join(lines) or "as planned")
     if lines:
@@ -95,8 +95,8 @@ def _at_nats(settings: Settings, work: Callable[[JetStreamContext], Awaitable[T]
     """Do *work* at the server; end the program in one line where that is out of reach or says no."""
     from nats.errors import Error
 
-    from app.messaging.nats_session import OutOfReach, jetstream
-    from bus.jetstream.admin.provisioning import AWAY
+    from app.messaging.nats_session import BrokerOutOfReach, jetstream
+    from bus.jetstream.admin.provisioning import UNAVAILABLE_ERRORS
 
     for name in "bus", "stamina":
         logging.getLogger(name).addHandler(logging.NullHandler())  # one line says it, and that line is ours
@@ -108,12 +108,12 @@ def _at_nats(settings: Settings, work: Callable[[JetStreamContext], Awaitable[T]
 
     try:
         return asyncio.run(there())
-    except OutOfReach as error:
-        console.stop(console.OUT_OF_REACH, str(error))
-    except AWAY as error:
-        console.stop(console.OUT_OF_REACH, f"JetStream does not answer: {str(error) or type(error).__name__}")
+    except BrokerOutOfReach as error:
+        console.exit_with(console.OUT_OF_REACH, str(error))
+    except UNAVAILABLE_ERRORS as error:
+        console.exit_with(console.OUT_OF_REACH, f"JetStream does not answer: {str(error) or type(error).__name__}")
     except Error as error:
-        console.stop(console.FAILED, f"NATS says no: {error}")
+        console.exit_with(console.FAILED, f"NATS says no: {error}")
 
 
 def _shown(modules: Sequence[Module], planned: Topology, settings: Settings) -> dict[str, Any]:
@@ -163,8 +163,8 @@ def _subjects(modules: Sequence[Module], planned: Topology) -> Iterator[dict[str
     from bus.subjects import subject_of
 
     for module in modules:
-        beside = (subject_at(migration.event, migration.frm) for migration in module.migrations)
-        for subject in (*map(subject_of, module.says), *beside):
+        beside = (subject_at(migration.event, migration.from_version) for migration in module.dual_publishes)
+        for subject in (*map(subject_of, module.publishes), *beside):
             heard_by = sorted(each.name for each in planned.consumers if subject in each.subjects)
             yield {"subject": subject, "said_by": module.name, "heard_by": heard_by}
 
@@ -205,11 +205,11 @@ def _tables(shown: dict[str, Any]) -> Iterator[str]:
 
 def _heard(subjects: Sequence[str]) -> list[str]:
     """Return *subjects* for reading: replays, which mirror the others, on one line."""
-    from bus.replay_subjects import original
+    from bus.replay_subjects import original_subject
 
-    plain = [subject for subject in subjects if original(subject) == subject]
-    replayed = [original(subject) for subject in subjects if original(subject) != subject]
+    plain = [subject for subject in subjects if original_subject(subject) == subject]
+    replayed = [original_subject(subject) for subject in subjects if original_subject(subject) != subject]
     if replayed:
-        example = next(subject for subject in subjects if original(subject) != subject)
-        plain.append(f"{example.removesuffix(original(example))}* ({len(replayed)} replays)")
+        example = next(subject for subject in subjects if original_subject(subject) != subject)
+        plain.append(f"{example.removesuffix(original_subject(example))}* ({len(replayed)} replays)")
     return plain

@@ -6,13 +6,13 @@ The circuit breaker: a provider in trouble is left alone, and then asked by one.
        |                                      \\---------- a probe failed --/
        \\-------------------------------------------- all probes succeeded -/
 
-A pure state machine: it waits for nobody and asks the clock it was given. Whoever wants to call asks for a `Pass` first
+A pure state machine: it waits for nobody and asks the clock it was given. Whoever wants to call asks for a `Permit` first
 and brings it back with what happened. A pass that was given out in an earlier state changes nothing any more.
 """
 
 from __future__ import annotations
 
-__all__ = ["Breaker", "BreakerOpen", "BreakerState", "Pass"]
+__all__ = ["BreakerOpen", "BreakerState", "CircuitBreaker", "Permit"]
 
 from collections import deque
 from collections.abc import Callable
@@ -38,14 +38,14 @@ class BreakerOpen(Exception):
 
 
 @frozen(eq=False)
-class Pass:
-    """Leave to make one call; bring it back to `Breaker` exactly once."""
+class Permit:
+    """Leave to make one call; bring it back to `CircuitBreaker` exactly once."""
 
     generation: int
 
 
 @define(eq=False)
-class Breaker:
+class CircuitBreaker:
     """
     Decide who may call.
 
@@ -91,11 +91,11 @@ class Breaker:
             return min(1.0, self.open_seconds)
         return 0.0
 
-    def follow(self, follower: Callable[[BreakerState], None]) -> None:
+    def add_listener(self, follower: Callable[[BreakerState], None]) -> None:
         """Call *follower* after each change, too."""
         self._followers.append(follower)
 
-    def enter(self) -> Pass:
+    def acquire(self) -> Permit:
         """
         Return leave to call.
 
@@ -109,9 +109,9 @@ class Breaker:
             self._become(BreakerState.HALF_OPEN)
         if self._state is BreakerState.HALF_OPEN:
             self._probes_out += 1
-        return Pass(self._generation)
+        return Permit(self._generation)
 
-    def succeeded(self, leave: Pass) -> None:
+    def succeeded(self, leave: Permit) -> None:
         """The call was answered, be it with a no."""
         if leave.generation != self._generation:
             return
@@ -123,7 +123,7 @@ class Breaker:
         else:
             self._note(True)
 
-    def failed(self, leave: Pass, retry_after_seconds: float | None = None) -> None:
+    def failed(self, leave: Permit, retry_after_seconds: float | None = None) -> None:
         """The call was not answered; the provider may have said when to come again."""
         if leave.generation != self._generation:
             return
@@ -134,7 +134,7 @@ class Breaker:
             self._open_until = self.monotonic() + (retry_after_seconds or self.open_seconds)
             self._become(BreakerState.OPEN)
 
-    def cancelled(self, leave: Pass) -> None:
+    def cancelled(self, leave: Permit) -> None:
         """The call was given up by us; it says nothing about the provider."""
         if leave.generation == self._generation and self._state is BreakerState.HALF_OPEN:
             self._probes_out -= 1

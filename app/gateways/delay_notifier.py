@@ -8,7 +8,7 @@ request is in the worker's hands.
 
 from __future__ import annotations
 
-__all__ = ["SWEEP_SECONDS", "Delays", "noted"]
+__all__ = ["SWEEP_SECONDS", "DelayNotifier", "no_content"]
 
 import asyncio
 from datetime import timedelta
@@ -16,16 +16,17 @@ from typing import Any
 
 from loguru import logger
 
-from app.gateways.circuit_breaker import Breaker, BreakerState
-from app.runtime.runner import Shell
-from app.runtime.service import Context, Shed
-from app.runtime.work import Seat
-from bus.ids import caused_id
+from app.gateways.circuit_breaker import BreakerState, CircuitBreaker
+from app.runtime.runner import ModuleRunner
+from app.runtime.work import WorkItem
+from app.storage.errors import TemporarilyUnavailable
+from app.telemetry.trace import TraceContext
+from bus.ids import derived_id
 from bus.port import Clock
-from modules.module import Decision, Outcome
+from modules.module import Decision, DecisionOutcome
 from modules.payments.events import ChargeDelayed, ChargeRequested
 from modules.payments.state import Payment
-from modules.route import Answer
+from modules.routes import Response
 
 SWEEP_SECONDS = 3_600
 """How old an order may be whose payment is looked for; hardly one waits for longer than ORDER_TIMEOUT_S."""
@@ -33,36 +34,36 @@ SWEEP_SECONDS = 3_600
 PAGE = 200
 
 
-def noted(outcome: Outcome) -> Answer:
+def no_content(outcome: DecisionOutcome) -> Response:
     """Answer nothing in particular."""
-    return Answer(200, None)
+    return Response(200, None)
 
 
-class Delays:
+class DelayNotifier:
     """Tell payments which charges are delayed."""
 
-    def __init__(self, shell: Shell, consumer: str, breaker: Breaker, clock: Clock) -> None:
-        self._shell = shell
+    def __init__(self, runner: ModuleRunner, consumer: str, breaker: CircuitBreaker, clock: Clock) -> None:
+        self._runner = runner
         self._consumer = consumer
         self._breaker = breaker
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
-        breaker.follow(self._changed)
+        breaker.add_listener(self._changed)
 
-    async def tell(self, order_id: str, context: Context, express: bool) -> None:
+    async def notify(self, order_id: str, context: TraceContext, express: bool) -> None:
         """Tell payments that the charge of *order_id* is delayed; what follows has one id, however often it is told."""
-        await self._shell.tell(
+        await self._runner.submit(
             ChargeDelayed(order_id=order_id),
-            id=caused_id(order_id, f"{self._consumer}.delayed"),
-            context=context,
-            answer=noted,
-            express=express,
+            id=derived_id(order_id, f"{self._consumer}.delayed"),
+            trace=context,
+            respond=no_content,
+            is_express=express,
         )
 
-    def requested(self, event: ChargeRequested, decision: Decision, seat: Seat) -> None:
-        """Be told that *event* was said (an `app.runtime.runner.Observer`)."""
+    def on_charge_requested(self, event: ChargeRequested, decision: Decision, item: WorkItem) -> None:
+        """Be told that *event* was said (an `app.runtime.runner.CommitListener`)."""
         if self._breaker.state is not BreakerState.CLOSED:
-            self._start(self._tell(event.order_id, seat.context))
+            self._start(self._notify(event.order_id, item.trace))
 
     async def close(self) -> None:
         """Tell no more. Idempotent."""
@@ -79,10 +80,10 @@ class Delays:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _tell(self, order_id: str, context: Context) -> None:
+    async def _notify(self, order_id: str, context: TraceContext) -> None:
         try:
-            await self.tell(order_id, context, express=False)
-        except Shed:
+            await self.notify(order_id, context, express=False)
+        except TemporarilyUnavailable:
             pass  # a hint
         except Exception as error:  # it must not go unheard, and must not stop anybody
             logger.warning("a delay could not be told", order_id=order_id, detail=f"{type(error).__name__}: {error}")
@@ -94,18 +95,18 @@ class Delays:
         after = f"{after[:8]}-{after[8:]}"
         while True:
             try:
-                page = await self._shell.browse(
+                page = await self._runner.list_states(
                     Payment, {"status": "pending"}, after=after, limit=PAGE, newest_first=False
                 )
-            except Shed:
+            except TemporarilyUnavailable:
                 return
             waiting = [p for p in page if not (p.is_waiting or p.is_cancelled)]
-            await asyncio.gather(*(self._tell(p.order_id, _context(p.order_id)) for p in waiting))
+            await asyncio.gather(*(self._notify(p.order_id, _context(p.order_id)) for p in waiting))
             if len(page) < PAGE or self._breaker.state is BreakerState.CLOSED:
                 return
             after = page[-1].order_id
 
 
-def _context(order_id: str) -> Context:
-    digits = caused_id(order_id, "delayed").replace("-", "")
-    return Context(order_id, f"00-{digits}-{digits[16:]}-01")
+def _context(order_id: str) -> TraceContext:
+    digits = derived_id(order_id, "delayed").replace("-", "")
+    return TraceContext(order_id, f"00-{digits}-{digits[16:]}-01")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CALLS_MAX", "CALL_SECONDS_MAX", "LANE_CALLS_MAX", "LOOK_SECONDS_MAX", "RETRY_SECONDS_MAX", "Calls", "Task"]
+__all__ = ["CALLS_MAX", "CALL_SECONDS_MAX", "LANE_CALLS_MAX", "LOOKUP_SECONDS_MAX", "RETRY_SECONDS_MAX", "GatewayCalls", "GatewayRequest"]
 
 import asyncio
 import random
@@ -12,19 +12,27 @@ from typing import Any, TypeVar
 from attrs import define
 from loguru import logger
 
-from app.gateways.circuit_breaker import Breaker
-from app.gateways.port import Captured, Contradiction, Gateway, GatewayRefuses, GatewaySilent, GatewayTrouble, Undecided
-from app.runtime.service import Context
+from app.gateways.circuit_breaker import CircuitBreaker
+from app.gateways.port import (
+    Captured,
+    Gateway,
+    GatewayError,
+    GatewayRejected,
+    GatewayTimeout,
+    Pending,
+    ResponseMismatch,
+)
 from app.telemetry.metrics import Metrics
+from app.telemetry.trace import TraceContext
 from modules.payments.events import (
-    ChargeContradicted,
-    Charged,
+    ChargeDeclined,
     ChargeFailed,
-    ChargeRefused,
+    ChargeMismatch,
     ChargeRequested,
-    Refunded,
+    ChargeSucceeded,
     RefundFailed,
     RefundRequested,
+    RefundSucceeded,
 )
 
 T = TypeVar("T")
@@ -34,16 +42,16 @@ LANE_CALLS_MAX = 80
 """How many of them one lane may have out, so that the other never finds all taken."""
 
 CALL_SECONDS_MAX = 20.0
-LOOK_SECONDS_MAX = 120.0
+LOOKUP_SECONDS_MAX = 120.0
 """How long a look may take: the provider's list may be long."""
 
 RETRY_SECONDS_MAX = 5.0
-REFUSED_SECONDS_MAX = 300.0
+DECLINED_SECONDS_MAX = 300.0
 """How long to wait before a refund is asked for again that the provider refuses: a person has to do something first."""
 
 
 @define  # not frozen, for each message makes one
-class Task:
+class GatewayRequest:
     """
     A request in hand.
 
@@ -54,23 +62,23 @@ class Task:
 
     event: Any
     id: str
-    context: Context
-    express: bool
+    trace: TraceContext
+    is_express: bool
     is_first: bool
     is_late: bool
     is_repeat: bool
 
 
-class Calls:
+class GatewayCalls:
     """Ask the gateway; whatever it answers becomes an event to be told."""
 
-    def __init__(self, gateway: Gateway, breaker: Breaker, metrics: Metrics, dice: random.Random) -> None:
+    def __init__(self, gateway: Gateway, breaker: CircuitBreaker, metrics: Metrics, rng: random.Random) -> None:
         self._gateway = gateway
         self._breaker = breaker
         self._attempts = metrics.payment_attempts
-        self._dice = dice
+        self._rng = rng
 
-    async def charge(self, task: Task, *, is_wanted: bool, is_first: bool) -> Any:
+    async def charge(self, task: GatewayRequest, *, is_wanted: bool, is_first: bool) -> Any:
         """
         Look where somebody may have called before, and have the money taken; return what to tell.
 
@@ -84,34 +92,34 @@ class Calls:
             found = None
             if not is_wanted:
                 look = self._gateway.cancel
-                found = await self._call(lambda: look(key, order_id, amount), LOOK_SECONDS_MAX)
+                found = await self._call(lambda: look(key, order_id, amount), LOOKUP_SECONDS_MAX)
                 if found is None:
-                    return ChargeRefused(order_id=order_id, reason="order_cancelled", calls=0)
+                    return ChargeDeclined(order_id=order_id, reason="order_cancelled", calls=0)
             elif not is_first:
-                found = await self._call(lambda: self._gateway.find(key, order_id, amount), LOOK_SECONDS_MAX)
+                found = await self._call(lambda: self._gateway.find(key, order_id, amount), LOOKUP_SECONDS_MAX)
             if found is None:
                 calls = 1
                 charge = self._gateway.charge
                 found = await self._call(lambda: charge(key, order_id, amount, event.payment_method), CALL_SECONDS_MAX)
-        except GatewayTrouble as trouble:
-            is_unknown = isinstance(trouble, GatewaySilent) if calls else task.is_repeat
+        except GatewayError as trouble:
+            is_unknown = isinstance(trouble, GatewayTimeout) if calls else task.is_repeat
             self._note("unknown" if is_unknown else "unavailable", task, trouble)
             wait_seconds = self.retry_seconds(event.attempt, trouble.retry_after_seconds)
             return ChargeFailed(order_id=order_id, is_unknown=is_unknown, retry_seconds=wait_seconds, calls=calls)
-        except Contradiction as wrong:
+        except ResponseMismatch as wrong:
             self._note("put_aside", task, wrong)
-            return ChargeContradicted(order_id=order_id, reason=wrong.reason, reference=wrong.reference, calls=calls)
+            return ChargeMismatch(order_id=order_id, reason=wrong.reason, reference=wrong.reference, calls=calls)
         if isinstance(found, Captured):
             self._attempts.labels("captured").inc()
-            return Charged(order_id=order_id, reference=found.reference, calls=calls)
-        if isinstance(found, Undecided):
+            return ChargeSucceeded(order_id=order_id, reference=found.reference, calls=calls)
+        if isinstance(found, Pending):
             self._attempts.labels("unknown").inc()
             wait_seconds = self.retry_seconds(event.attempt)
             return ChargeFailed(order_id=order_id, is_unknown=True, retry_seconds=wait_seconds, calls=calls)
         self._attempts.labels("declined").inc()
-        return ChargeRefused(order_id=order_id, reason=found.reason[:64], calls=calls)
+        return ChargeDeclined(order_id=order_id, reason=found.reason[:64], calls=calls)
 
-    async def refund(self, task: Task) -> Any:
+    async def refund(self, task: GatewayRequest) -> Any:
         """
         Have the money given back; return what to tell.
 
@@ -121,47 +129,47 @@ class Calls:
         event: RefundRequested = task.event
         order_id, key, refund = event.order_id, f"refund:{event.order_id}", self._gateway.refund
         try:
-            reference = await self._call(lambda: refund(key, order_id, event.reference, event.amount), LOOK_SECONDS_MAX)
-        except GatewayTrouble as trouble:
+            reference = await self._call(lambda: refund(key, order_id, event.reference, event.amount), LOOKUP_SECONDS_MAX)
+        except GatewayError as trouble:
             self._note("refund_failed", task, trouble)
             wait_seconds = self.retry_seconds(event.attempt, trouble.retry_after_seconds)
             return RefundFailed(order_id=order_id, retry_seconds=wait_seconds)
-        except (GatewayRefuses, Contradiction) as refusal:
+        except (GatewayRejected, ResponseMismatch) as refusal:
             self._note("refund_failed", task, refusal)
-            reason = refusal.reason if isinstance(refusal, Contradiction) else f"refund_refused: {refusal}"
-            wait_seconds = self._spread(min(2.0 ** min(event.attempt, 10), REFUSED_SECONDS_MAX))
+            reason = refusal.reason if isinstance(refusal, ResponseMismatch) else f"refund_refused: {refusal}"
+            wait_seconds = self._spread(min(2.0 ** min(event.attempt, 10), DECLINED_SECONDS_MAX))
             return RefundFailed(order_id=order_id, retry_seconds=wait_seconds, reason=reason[:64])
         self._attempts.labels("refunded").inc()
-        return Refunded(order_id=order_id, reference=reference)
+        return RefundSucceeded(order_id=order_id, reference=reference)
 
     async def _call(self, call: Callable[[], Awaitable[T]], seconds_max: float) -> T:
         """Make one call if the breaker lets us, and let it know how that went."""
-        leave = self._breaker.enter()
+        leave = self._breaker.acquire()
         try:
             async with asyncio.timeout(seconds_max):
                 answer = await call()
-        except GatewayTrouble as trouble:
+        except GatewayError as trouble:
             self._breaker.failed(leave, trouble.retry_after_seconds)
             raise
-        except (GatewayRefuses, Contradiction):  # an answer, of a kind: the line is well
+        except (GatewayRejected, ResponseMismatch):  # an answer, of a kind: the line is well
             self._breaker.succeeded(leave)
             raise
         except TimeoutError:
             self._breaker.failed(leave)
-            raise GatewaySilent(f"no answer within {seconds_max:g} s") from None
+            raise GatewayTimeout(f"no answer within {seconds_max:g} s") from None
         except BaseException:  # cancelled, or a bug of ours: neither says anything about the provider
             self._breaker.cancelled(leave)
             raise
         self._breaker.succeeded(leave)
         return answer
 
-    def _note(self, outcome: str, task: Task, trouble: Exception) -> None:
+    def _note(self, outcome: str, task: GatewayRequest, trouble: Exception) -> None:
         self._attempts.labels(outcome).inc()
-        is_grave = isinstance(trouble, Contradiction | GatewayRefuses)
+        is_grave = isinstance(trouble, ResponseMismatch | GatewayRejected)
         logger.log(
             "ERROR" if is_grave else "DEBUG", "gateway trouble", gateway=self._gateway.name, outcome=outcome,
             order_id=task.event.order_id, detail=str(trouble), reason=getattr(trouble, "reason", None),
-            correlation_id=task.context.correlation_id,
+            correlation_id=task.trace.correlation_id,
         )  # fmt: skip
 
     def retry_seconds(self, attempt: int, asked_seconds: float | None = None) -> float:
@@ -171,4 +179,4 @@ class Calls:
 
     def _spread(self, seconds: float) -> float:
         """Return *seconds* or somewhat more, so that not everybody who waits comes back at once."""
-        return seconds * self._dice.uniform(1.0, 1.5)
+        return seconds * self._rng.uniform(1.0, 1.5)

@@ -10,7 +10,7 @@ subscriptions pause. What is in hand stays in hand, as long as that may last; wh
 
 from __future__ import annotations
 
-__all__ = ["CONSUMER", "FRESH_SECONDS", "HEARS", "GatewayWorker"]
+__all__ = ["CONSUMER", "FRESH_SECONDS", "HEARS", "PaymentWorker"]
 
 import asyncio
 import random
@@ -23,23 +23,24 @@ from typing import Any, TypeVar
 from attrs import define, field
 from loguru import logger
 
-from app.gateways.breaker_wait import Gate
-from app.gateways.circuit_breaker import Breaker, BreakerOpen, BreakerState
-from app.gateways.delay_notifier import Delays, noted
-from app.gateways.gateway_calls import CALLS_MAX, LANE_CALLS_MAX, Calls, Task
+from app.gateways.breaker_wait import BreakerWait
+from app.gateways.circuit_breaker import BreakerOpen, BreakerState, CircuitBreaker
+from app.gateways.delay_notifier import DelayNotifier, no_content
+from app.gateways.gateway_calls import CALLS_MAX, LANE_CALLS_MAX, GatewayCalls, GatewayRequest
 from app.gateways.port import Gateway
-from app.messaging.cloudevents import origin, said_at, said_in
-from app.runtime.receiving import turn_away
-from app.runtime.runner import GIVE_WAY_MAX, GIVE_WAY_SECONDS, Shell, retry_seconds
-from app.runtime.service import Context, Shed
-from app.telemetry.message_metrics import Handling
+from app.messaging.cloudevents import event_id_and_trace, occurred_at, versions_of
+from app.runtime.receiving import reject_unreadable
+from app.runtime.runner import DEFER_MAX, DEFER_SECONDS, ModuleRunner, retry_seconds
+from app.storage.errors import TemporarilyUnavailable
+from app.telemetry.message_metrics import MessageMetrics
 from app.telemetry.metrics import Metrics
-from bus.contracts.event_reader import Hearing
-from bus.contracts.registry import Contracts
-from bus.errors import PutAside
-from bus.ids import caused_id
+from app.telemetry.trace import TraceContext
+from bus.contracts.event_reader import EventReader
+from bus.contracts.registry import ContractRegistry
+from bus.errors import Rejected
+from bus.ids import derived_id
 from bus.port import Clock, Delivery, Subscription
-from bus.replay_subjects import original
+from bus.replay_subjects import original_subject
 from bus.subjects import is_express
 from modules.payments.events import ChargeFailed, ChargeRequested, RefundFailed, RefundRequested
 from modules.payments.state import Payment, PaymentStatus
@@ -59,11 +60,11 @@ Shorter than a broker remembers a message, so that a copy that it lets through i
 LANE_IN_HAND_MAX = 512
 """Messages of one lane that are called for, or whose answers wait for our database."""
 
-BEAT_SECONDS = 10.0
+HEARTBEAT_SECONDS = 10.0
 FETCH_SECONDS = 1.0
 
 
-class _Leaving(Exception):
+class _ShuttingDown(Exception):
     """The house is closing: what waits for the breaker goes back to the outbox."""
 
 
@@ -75,27 +76,27 @@ class _Lane:
     in_hand: int = 0
 
 
-class GatewayWorker:
+class PaymentWorker:
     """Call the gateway for payments, up to `CALLS_MAX` times at once."""
 
     def __init__(
         self,
-        shell: Shell,
+        runner: ModuleRunner,
         gateway: Gateway,
-        breaker: Breaker,
-        contracts: Contracts,
+        breaker: CircuitBreaker,
+        contracts: ContractRegistry,
         clock: Clock,
         metrics: Metrics,
-        dice: random.Random | None = None,
+        rng: random.Random | None = None,
     ) -> None:
-        self._shell = shell
+        self._runner = runner
         self._gateway = gateway
         self._breaker = breaker
-        self._hears = Hearing(CONSUMER, contracts, HEARS)
+        self._reader = EventReader(CONSUMER, contracts, HEARS)
         self._clock = clock
-        self._handling = Handling(shell.module.name, metrics)
-        self._dice = dice or random.Random()
-        self._ask = Calls(gateway, breaker, metrics, self._dice)
+        self._messages = MessageMetrics(runner.module.name, metrics)
+        self._rng = rng or random.Random()
+        self._ask = GatewayCalls(gateway, breaker, metrics, self._rng)
         self._started_at = self._well_since = clock.now()
         self._calls: dict[asyncio.Task[None], Delivery] = {}
         self._lanes: list[_Lane] = []
@@ -105,15 +106,15 @@ class GatewayWorker:
         self._subscriptions: list[Subscription] = []
         self._is_leaving = False
         self._beat: asyncio.Task[None] | None = None
-        self.delays = Delays(shell, CONSUMER, breaker, clock)
-        self._gate = Gate(breaker, clock)
-        breaker.follow(self._breaker_changed)
+        self.delays = DelayNotifier(runner, CONSUMER, breaker, clock)
+        self._breaker_wait = BreakerWait(breaker, clock)
+        breaker.add_listener(self._breaker_changed)
 
-    async def listen(self, subscription: Subscription) -> None:
+    async def consume(self, subscription: Subscription) -> None:
         """Hear *subscription* until cancelled, no more at once than may call."""
         self._subscriptions.append(subscription)
         if self._beat is None:
-            self._beat = asyncio.create_task(self._keep())
+            self._beat = asyncio.create_task(self._send_heartbeats())
         lane = _Lane()
         self._lanes.append(lane)
         while True:
@@ -121,7 +122,7 @@ class GatewayWorker:
                 self._has_room.clear()
                 await self._has_room.wait()
             if self._breaker.state is not BreakerState.CLOSED:
-                await self._gate.passable()
+                await self._breaker_wait.until_permit()
                 limit = min(limit, self._breaker.probes)
             if subscription.is_paused:
                 subscription.resume()
@@ -135,7 +136,7 @@ class GatewayWorker:
     async def drain(self, seconds: float) -> None:
         """Let the calls that are out come back, for up to *seconds*; what has not by then comes again."""
         self._is_leaving = True
-        self._gate.open_for_good()
+        self._breaker_wait.shutdown()
         if self._calls:
             _, late = await asyncio.wait(self._calls, timeout=seconds)
             for call in late:
@@ -150,10 +151,10 @@ class GatewayWorker:
         await self.delays.close()
         await self._gateway.close()
 
-    async def _keep(self) -> None:
+    async def _send_heartbeats(self) -> None:
         """Tell the bus of what takes long that somebody is still at it."""
         while True:
-            await self._clock.sleep(BEAT_SECONDS)
+            await self._clock.sleep(HEARTBEAT_SECONDS)
             for delivery in list(self._calls.values()):
                 try:
                     await delivery.in_progress()
@@ -184,18 +185,18 @@ class GatewayWorker:
 
     async def _handle(self, delivery: Delivery, lane: _Lane) -> None:
         message = delivery.message
-        subject = original(message.subject)
-        versions = said_in(message)
+        subject = original_subject(message.subject)
+        versions = versions_of(message)
         try:
-            event = self._hears.read(subject, message.body)
-        except PutAside as error:
-            await turn_away(delivery, error, self._hears, self._handling)
+            event = self._reader.read(subject, message.body)
+        except Rejected as error:
+            await reject_unreadable(delivery, error, self._reader, self._messages)
             return
-        is_lower = versions is not None and self._hears.is_superseded(subject, versions)
-        if is_lower and delivery.tries <= GIVE_WAY_MAX:
-            await delivery.nak(GIVE_WAY_SECONDS, error="superseded")
+        is_lower = versions is not None and self._reader.has_newer(subject, versions)
+        if is_lower and delivery.tries <= DEFER_MAX:
+            await delivery.nak(DEFER_SECONDS, error="superseded")
             return
-        id, context = origin(message)
+        id, context = event_id_and_trace(message)
         me, before = asyncio.current_task(), self._last_at.get(event.order_id)
         assert me is not None
         self._last_at[event.order_id] = me
@@ -206,38 +207,38 @@ class GatewayWorker:
             answer = await (self._charge(task) if isinstance(event, ChargeRequested) else self._refund(task))
             lane.calling.discard(me)  # the line is free, however long our own database takes
             self._has_room.set()
-            is_news = answer is not None and await self._tell(task, answer)
+            is_news = answer is not None and await self._submit(task, answer)
         except Exception as error:  # whatever it is, it is this message's trouble: five tries, then a dead letter
             detail = f"{type(error).__name__}: {error}"
             logger.warning("message failed", consumer=CONSUMER, detail=detail, correlation_id=context.correlation_id)
-            await delivery.nak(retry_seconds(delivery.tries, self._dice), detail=detail)
-            self._handling.ended(subject, "failed")
+            await delivery.nak(retry_seconds(delivery.tries, self._rng), detail=detail)
+            self._messages.count(subject, "failed")
             return
         finally:
             if self._last_at.get(event.order_id) is me:
                 del self._last_at[event.order_id]
-        self._handling.ended(subject, "handled" if is_news else "superseded" if is_lower else "repeated")
+        self._messages.count(subject, "handled" if is_news else "superseded" if is_lower else "repeated")
         await delivery.ack()
 
-    def _task(self, event: Any, delivery: Delivery, id: str, context: Context, *, is_alone: bool) -> Task:
+    def _task(self, event: Any, delivery: Delivery, id: str, context: TraceContext, *, is_alone: bool) -> GatewayRequest:
         """Return what *delivery* asks for, now that it is its turn; *is_alone* if it need not wait for that."""
-        asked_at = _moment(said_at(delivery.message))
+        asked_at = _moment(occurred_at(delivery.message))
         is_repeat = self._is_repeat(delivery, id, asked_at)
         is_first = is_alone and not is_repeat and event.attempt == 1 and getattr(event, "is_wanted", True)
         # Whatever is old, or waited while the breaker was open, may be about an order that is cancelled or paid by now.
         fresh_since = max(self._well_since, self._clock.now() - timedelta(seconds=FRESH_SECONDS))
         is_well = self._breaker.state is BreakerState.CLOSED
         is_late = not (is_first and is_well and asked_at is not None and asked_at >= fresh_since)
-        return Task(event, id, context, is_express(original(delivery.message.subject)), is_first, is_late, is_repeat)
+        return GatewayRequest(event, id, context, is_express(original_subject(delivery.message.subject)), is_first, is_late, is_repeat)
 
-    async def _tell(self, task: Task, answer: Any) -> bool:
+    async def _submit(self, task: GatewayRequest, answer: Any) -> bool:
         """Tell *answer*; return whether it is news. It is none for a copy of what was heard, and told, before."""
         # Asked twice (we were killed in between), the gateway may answer in two ways, and both are news.
         kind = f"{type(answer).__name__}.{getattr(answer, 'is_unknown', False)}"
-        answer_id = caused_id(task.id, f"{CONSUMER}.{kind}")
-        told = await self._patiently(
-            lambda: self._shell.tell(
-                answer, id=answer_id, context=task.context, answer=noted, express=task.express, is_new=False
+        answer_id = derived_id(task.id, f"{CONSUMER}.{kind}")
+        told = await self._retry_until_available(
+            lambda: self._runner.submit(
+                answer, id=answer_id, trace=task.trace, respond=no_content, is_express=task.is_express, is_new=False
             )
         )
         return not told.is_replay
@@ -254,7 +255,7 @@ class GatewayWorker:
 
     # Calls
 
-    async def _charge(self, task: Task) -> Any:
+    async def _charge(self, task: GatewayRequest) -> Any:
         """
         Have the money taken, and wait for the breaker as long as it takes; return what to tell.
 
@@ -265,8 +266,8 @@ class GatewayWorker:
         is_late, is_held = task.is_late, False
         while True:
             if is_late:
-                payment: Payment | None = await self._patiently(lambda: self._shell.get(Payment, event.order_id))
-                is_wanted = is_wanted and _is_wanted(payment)
+                payment: Payment | None = await self._retry_until_available(lambda: self._runner.get(Payment, event.order_id))
+                is_wanted = is_wanted and _should_charge(payment)
                 if is_wanted and payment is not None and payment.attempts > event.attempt:
                     return None
                 is_first = is_first and payment is not None and payment.calls == 0
@@ -276,29 +277,29 @@ class GatewayWorker:
                 return await self._ask.charge(task, is_wanted=is_wanted, is_first=is_first)
             except BreakerOpen:
                 if not is_held:
-                    await self._patiently(lambda: self.delays.tell(event.order_id, task.context, task.express))
+                    await self._retry_until_available(lambda: self.delays.notify(event.order_id, task.trace, task.is_express))
                 try:
-                    await self._hold()
-                except _Leaving:
+                    await self._wait_for_breaker()
+                except _ShuttingDown:
                     wait_seconds = self._ask.retry_seconds(1)
                     return ChargeFailed(
                         order_id=event.order_id, is_unknown=task.is_repeat, retry_seconds=wait_seconds, calls=0
                     )
             is_held = is_late = True
 
-    async def _refund(self, task: Task) -> Any:
+    async def _refund(self, task: GatewayRequest) -> Any:
         """Have the money given back, and wait for the breaker as long as it takes; return what to tell."""
         while True:
             try:
                 return await self._ask.refund(task)
             except BreakerOpen:
                 try:
-                    await self._hold()
-                except _Leaving:
+                    await self._wait_for_breaker()
+                except _ShuttingDown:
                     wait_seconds = self._ask.retry_seconds(1)
                     return RefundFailed(order_id=task.event.order_id, retry_seconds=wait_seconds, calls=0)
 
-    async def _hold(self) -> None:
+    async def _wait_for_breaker(self) -> None:
         """
         Return when it is worth asking the breaker again.
 
@@ -306,25 +307,25 @@ class GatewayWorker:
             _Leaving: It is not worth waiting any more.
         """
         if not self._is_leaving:
-            await self._gate.wait()
+            await self._breaker_wait.until_retry()
         if self._is_leaving:
-            raise _Leaving
+            raise _ShuttingDown
 
-    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+    async def _retry_until_available(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask until the database answers; the message stays ours meanwhile and spends no try."""
         while True:
             try:
                 return await ask()
-            except Shed as shed:
+            except TemporarilyUnavailable as shed:
                 await self._clock.sleep(shed.retry_after_seconds)
 
 
-def _is_wanted(payment: Payment | None) -> bool:
+def _should_charge(payment: Payment | None) -> bool:
     """Tell whether its money is still to be taken: the order may have been cancelled while the request waited."""
     return (
         payment is not None
         and payment.status in (PaymentStatus.PENDING, PaymentStatus.UNKNOWN)
-        and not (payment.is_cancelled or payment.is_put_aside)
+        and not (payment.is_cancelled or payment.needs_review)
     )
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 __all__ = [
-    "Answer",
     "Captured",
-    "Contradiction",
+    "ChargeLedger",
+    "ChargeRecord",
+    "ChargeResult",
+    "Declined",
     "Gateway",
-    "GatewayAway",
-    "GatewayRefuses",
-    "GatewaySilent",
-    "GatewayTrouble",
-    "Ledger",
-    "Record",
-    "Refused",
-    "Undecided",
+    "GatewayError",
+    "GatewayNotReached",
+    "GatewayRejected",
+    "GatewayTimeout",
+    "Pending",
+    "ResponseMismatch",
 ]
 
 from collections.abc import AsyncIterator
@@ -34,23 +34,23 @@ class Captured:
 
 
 @frozen
-class Refused:
+class Declined:
     """The provider said no, for good, and why."""
 
     reason: str
 
 
 @frozen
-class Undecided:
+class Pending:
     """The provider has the charge and is still at it: look again later. It is no trouble."""
 
     reference: str
 
 
-Answer = Captured | Refused | Undecided
+ChargeResult = Captured | Declined | Pending
 
 
-class GatewayTrouble(Exception):
+class GatewayError(Exception):
     """No answer that tells. *retry_after_seconds* is what the provider asked for, or None."""
 
     def __init__(self, detail: str, retry_after_seconds: float | None = None) -> None:
@@ -58,19 +58,19 @@ class GatewayTrouble(Exception):
         super().__init__(detail)
 
 
-class GatewayAway(GatewayTrouble):
+class GatewayNotReached(GatewayError):
     """The call did certainly not arrive: nothing has happened."""
 
 
-class GatewaySilent(GatewayTrouble):
+class GatewayTimeout(GatewayError):
     """The call may have arrived: whether anything has happened is unknown. Look it up under the same key."""
 
 
-class GatewayRefuses(Exception):
+class GatewayRejected(Exception):
     """The provider is well and will not do it: a refund that it calls impossible. A person has to look."""
 
 
-class Contradiction(Exception):
+class ResponseMismatch(Exception):
     """
     The provider's answer contradicts the request; nobody may act on it before a person has looked.
 
@@ -85,7 +85,7 @@ class Contradiction(Exception):
 
 
 @frozen
-class Record:
+class ChargeRecord:
     """One charge in the provider's own list: what it is about, and how much of it is taken and given back."""
 
     reference: str
@@ -101,7 +101,7 @@ class Gateway(Protocol):
     Take money and give it back.
 
     A *key* belongs to the intent, never to the attempt: the same key again has no second effect. Amounts are in minor
-    units. Each call may raise `GatewayAway`, `GatewaySilent` or `Contradiction`, and `refund` also `GatewayRefuses`.
+    units. Each call may raise `GatewayNotReached`, `GatewayTimeout` or `ResponseMismatch`, and `refund` also `GatewayRejected`.
     What comes back was compared with what was asked: amount, currency, order.
     """
 
@@ -109,13 +109,13 @@ class Gateway(Protocol):
     def name(self) -> str:
         """What it is called in metrics and logs."""
 
-    async def charge(self, key: str, order_id: str, amount: Money, payment_method: str | None) -> Answer:
+    async def charge(self, key: str, order_id: str, amount: Money, payment_method: str | None) -> ChargeResult:
         """Take *amount* for the order, once. Whoever may have asked before looks with `find` first."""
 
-    async def find(self, key: str, order_id: str, amount: Money) -> Answer | None:
+    async def find(self, key: str, order_id: str, amount: Money) -> ChargeResult | None:
         """Return what became of the charge under *key*; None: there was none."""
 
-    async def cancel(self, key: str, order_id: str, amount: Money) -> Answer | None:
+    async def cancel(self, key: str, order_id: str, amount: Money) -> ChargeResult | None:
         """Return what became of the charge under *key*, as `find`; what is still open is closed: it takes no money."""
 
     async def refund(self, key: str, order_id: str, reference: str, amount: Money) -> str:
@@ -126,10 +126,10 @@ class Gateway(Protocol):
 
 
 @runtime_checkable
-class Ledger(Protocol):
+class ChargeLedger(Protocol):
     """A provider that keeps a list of its own; the simulated one does not."""
 
-    def records(self, since: datetime, until: datetime) -> AsyncIterator[Record]:
+    def records(self, since: datetime, until: datetime) -> AsyncIterator[ChargeRecord]:
         """Yield what was begun from *since* until *until*, declined charges included, in no promised order."""
 
     async def order_of(self, reference: str) -> str | None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["Difference", "Report", "compare", "placed_at"]
+__all__ = ["Difference", "Report", "compare"]
 
-import re
 from collections.abc import AsyncIterator, Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from attrs import field, frozen
 
-from app.gateways.port import Record
+from app.gateways.port import ChargeRecord
+from bus.ids import time_of_id
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Money, rfc3339
-
-_UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 TAKEN = (PaymentStatus.CAPTURED, PaymentStatus.REFUNDED)
 
@@ -45,17 +43,7 @@ class Report:
     differences: list[Difference] = field(factory=list)
 
 
-def placed_at(order_id: str | None) -> datetime | None:
-    """Return when an order was placed: its id is a UUIDv7 and begins with the milliseconds. None: it is no order's id."""
-    if order_id is None or not _UUID7.fullmatch(order_id):
-        return None
-    try:
-        return datetime.fromtimestamp(int(order_id[:8] + order_id[9:13], 16) / 1000, UTC)
-    except (OverflowError, OSError, ValueError):
-        return None
-
-
-async def compare(ours: Iterable[Payment], theirs: AsyncIterator[Record], since: datetime, until: datetime) -> Report:
+async def compare(ours: Iterable[Payment], theirs: AsyncIterator[ChargeRecord], since: datetime, until: datetime) -> Report:
     """
     Compare what belongs to orders placed from *since* until *until*.
 
@@ -63,11 +51,11 @@ async def compare(ours: Iterable[Payment], theirs: AsyncIterator[Record], since:
     placed. A charge that names no order counts by its own time.
     """
     payments = {payment.order_id: payment for payment in ours}
-    by_order: dict[str, list[Record]] = {order_id: [] for order_id in payments}
+    by_order: dict[str, list[ChargeRecord]] = {order_id: [] for order_id in payments}
     differences = []
     charges = 0
     async for record in theirs:
-        placed = placed_at(record.order_id)
+        placed = time_of_id(record.order_id)
         if not since <= (placed or record.created_at) < until:
             continue
         charges += 1
@@ -80,7 +68,7 @@ async def compare(ours: Iterable[Payment], theirs: AsyncIterator[Record], since:
     return Report(len(payments), charges, differences)
 
 
-def _compared(payment: Payment, records: list[Record]) -> list[Difference]:
+def _compared(payment: Payment, records: list[ChargeRecord]) -> list[Difference]:
     differences = []
     mine = None
     for record in records:
@@ -99,7 +87,7 @@ def _compared(payment: Payment, records: list[Record]) -> list[Difference]:
     return differences
 
 
-def _kept(record: Record) -> bool:
+def _kept(record: ChargeRecord) -> bool:
     """Tell whether the provider has money of it that did not go back."""
     return record.is_captured and record.refunded_amount < record.amount.amount
 
@@ -108,7 +96,7 @@ def _refunded(payment: Payment) -> int:
     return (payment.amount or 0) if payment.status is PaymentStatus.REFUNDED else 0
 
 
-def _difference(kind: str, payment: Payment | None, record: Record | None) -> Difference:
+def _difference(kind: str, payment: Payment | None, record: ChargeRecord | None) -> Difference:
     ours = theirs = None
     if payment is not None:
         ours = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Transport", "transport"]
+__all__ = ["BusRuntime", "build_bus"]
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
@@ -10,8 +10,8 @@ from typing import Any
 
 from attrs import frozen
 
-from bus.consumers import JetStreamListeners, Listeners, MemoryListeners
-from bus.contracts.registry import Contracts
+from bus.consumers import ConsumerDirectory, JetStreamConsumerDirectory, MemoryConsumerDirectory
+from bus.contracts.registry import ContractRegistry
 from bus.memory.bus import MemoryBus
 from bus.port import Bus, Clock, DeadLetters
 from bus.subjects import EXPRESS
@@ -20,44 +20,44 @@ from modules.module import Module
 
 
 @frozen
-class Transport:
+class BusRuntime:
     """A *bus*; what has to *run* while it is used; how often its connection was lost and found; and who listens there."""
 
     bus: Bus
     run: Callable[[], Coroutine[Any, Any, None]]
     reconnects: Callable[[], float]
-    listeners: Listeners
+    directory: ConsumerDirectory
 
 
-def transport(
-    settings: Settings, modules: Sequence[Module], contracts: Contracts, clock: Clock, dead_letters: DeadLetters
-) -> Transport:
+def build_bus(
+    settings: Settings, modules: Sequence[Module], contracts: ContractRegistry, clock: Clock, dead_letters: DeadLetters
+) -> BusRuntime:
     """
     Return what *settings* ask for. Nothing is connected yet.
 
-    Its ``run`` raises `bus.errors.Unreachable` when the first connection is not made in time.
+    Its ``run`` raises `bus.errors.BrokerUnreachable` when the first connection is not made in time.
     """
     if settings.bus == "memory":
         memory = MemoryBus(clock, dead_letters)
-        return Transport(memory, _nothing, lambda: 0.0, MemoryListeners(memory))
+        return BusRuntime(memory, _nothing, lambda: 0.0, MemoryConsumerDirectory(memory))
     return _nats(settings, modules, contracts, clock, dead_letters)
 
 
 def _nats(
-    settings: Settings, modules: Sequence[Module], contracts: Contracts, clock: Clock, dead_letters: DeadLetters
-) -> Transport:
+    settings: Settings, modules: Sequence[Module], contracts: ContractRegistry, clock: Clock, dead_letters: DeadLetters
+) -> BusRuntime:
     # What one process with its own bus never needs shall not cost it the time to start.
-    from app.messaging.consumers import plan
+    from app.messaging.consumers import planned_topology
     from app.messaging.nats_session import connection_name, servers
     from app.messaging.version_usage import subjects_of
     from bus.jetstream.admin.topology import stream_name
     from bus.jetstream.bus import JetStreamBus
-    from bus.jetstream.recovery.dead_letter_stream import PublishedDeadLetters
-    from bus.jetstream.recovery.exhausted_deliveries import Patrol
+    from bus.jetstream.recovery.dead_letter_stream import DeadLetterPublisher
+    from bus.jetstream.recovery.exhausted_deliveries import ExhaustedDeliveries
     from bus.replay_subjects import module_of
-    from bus.tasks import end_tasks
+    from bus.tasks import cancel_tasks
 
-    published = PublishedDeadLetters(dead_letters, lambda: bus)
+    published = DeadLetterPublisher(dead_letters, lambda: bus)
     bus = JetStreamBus(
         clock,
         published,
@@ -67,9 +67,9 @@ def _nats(
         name=connection_name(settings),
     )
     known = [name for contract in contracts for name in (contract.subject, contract.subject + EXPRESS)]
-    consumers = plan(modules).consumers
+    consumers = planned_topology(modules).consumers
     patrols = [
-        Patrol(
+        ExhaustedDeliveries(
             bus.js,
             module.name,
             [consumer for consumer in consumers if module_of(consumer.name) == module.name],
@@ -88,11 +88,11 @@ def _nats(
         try:
             await asyncio.gather(*rounds)
         finally:
-            await end_tasks(rounds)
+            await cancel_tasks(rounds)
 
     # Of the others, a user with the rights of his modules only would get no answer.
-    listeners = JetStreamListeners(bus.js, map(stream_name, subjects_of(modules, contracts)))
-    return Transport(bus, connect_and_patrol, lambda: float(bus.reconnects), listeners)
+    listeners = JetStreamConsumerDirectory(bus.js, map(stream_name, subjects_of(modules, contracts)))
+    return BusRuntime(bus, connect_and_patrol, lambda: float(bus.reconnects), listeners)
 
 
 async def _nothing() -> None:

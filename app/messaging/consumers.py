@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["EXPRESS_LANE", "hears", "plan"]
+__all__ = ["EXPRESS_LANE", "planned_topology", "subscriptions"]
 
 from collections.abc import Iterable, Sequence
 
 from app.gateways import payment_worker as worker
-from app.messaging.event_registry import contracts_of
-from bus.contracts.registry import Contracts
-from bus.jetstream.admin.topology import Topology, patrol_plan
+from app.messaging.event_registry import build_registry
+from bus.contracts.registry import ContractRegistry
+from bus.jetstream.admin.topology import Topology, advisory_consumer_plan
 from bus.replay_subjects import replay_subject
 from bus.subjects import EXPRESS
 from config.settings import MODULES
@@ -19,7 +19,7 @@ EXPRESS_LANE = "-express"
 """What the consumer of the express lane has behind the other one's name."""
 
 
-def hears(modules: Iterable[Module], contracts: Contracts) -> dict[str, list[str]]:
+def subscriptions(modules: Iterable[Module], contracts: ContractRegistry) -> dict[str, list[str]]:
     """
     Return what the consumers of *modules* hear, by their names, subjects in full.
 
@@ -28,16 +28,16 @@ def hears(modules: Iterable[Module], contracts: Contracts) -> dict[str, list[str
     """
     found: dict[str, list[str]] = {}
     for module in modules:
-        found |= _lanes(module.name, contracts.heard_subjects(module.hears))
+        found |= _lanes(module.name, contracts.subjects_for(module.consumes))
         if module.name == "payments":
-            found |= _lanes(worker.CONSUMER, contracts.heard_subjects(worker.HEARS))
+            found |= _lanes(worker.CONSUMER, contracts.subjects_for(worker.HEARS))
     return found
 
 
-def plan(modules: Sequence[Module]) -> Topology:
+def planned_topology(modules: Sequence[Module]) -> Topology:
     """Return what a broker has to hold for *modules*: everybody's streams, because they hear the others, and their consumers."""
-    topology = Topology.of(MODULES, hears(modules, contracts_of(modules)))
-    return topology.with_consumers(patrol_plan(module.name, topology.consumers) for module in modules)
+    topology = Topology.of(MODULES, subscriptions(modules, build_registry(modules)))
+    return topology.with_consumers(advisory_consumer_plan(module.name, topology.consumers) for module in modules)
 
 
 def _lanes(consumer: str, subjects: Sequence[str]) -> dict[str, list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DeadLetterOffice"]
+__all__ = ["DeadLetterStore", "NotReplayable", "StoredDeadLetter"]
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
@@ -10,20 +10,20 @@ from functools import partial
 from typing import Any
 
 import orjson
-from attrs import evolve
+from attrs import evolve, frozen
 from loguru import logger
 from sqlalchemy import ColumnElement, Connection, Delete, MetaData, Select, Table, delete, func, select, update
 from uuid_utils import uuid7
 
-from app.messaging.cloudevents import origin
-from app.storage.module_store import Store
-from app.storage.outbox import Parcel, tables_of
-from app.storage.state_rows import instant
+from app.messaging.cloudevents import event_id_and_trace
+from app.storage.module_store import ModuleStore
+from app.storage.outbox import OutboxMessage
+from app.storage.state_rows import to_db_timestamp
+from app.storage.tables import message_tables
 from app.telemetry.metrics import Metrics
-from app.web.endpoints.dead_letters import KeptLetter, NotReplayable
-from bus.ids import caused_id
+from bus.ids import derived_id
 from bus.port import Clock, DeadLetter, Message
-from bus.replay_subjects import is_stray, module_of, original, replay_subject
+from bus.replay_subjects import is_unroutable, module_of, original_subject, replay_subject
 
 Conditions = list[ColumnElement[bool]]
 Ids = list[str]
@@ -35,49 +35,49 @@ DETAIL_MAX = 8_192
 """Characters that are kept of what somebody had to say."""
 
 
-class DeadLetterOffice:
+class DeadLetterStore:
     """
-    The bus's `bus.port.DeadLetters` and the web's `app.web.DeadLetterDesk` in one.
+    The bus's `bus.port.DeadLetters` and the web's `app.web.DeadLetterService` in one.
 
     A letter belongs to the module whose consumer gave up (``orders`` of ``orders`` and ``orders-express``). It is known
     by consumer and event: a replay that fails again makes no second one, it brings the first one up to date.
     """
 
     def __init__(
-        self, stores: Mapping[str, Store], clock: Clock, metrics: Metrics, unheard: Collection[str] = ()
+        self, stores: Mapping[str, ModuleStore], clock: Clock, metrics: Metrics, unheard: Collection[str] = ()
     ) -> None:
         """Open it; consumers that are *unheard* lay letters down here and hear nothing, so none can be replayed."""
         self._stores = dict(stores)
         self._unheard = frozenset(unheard)
-        self._tables: dict[str, Table] = {name: tables_of(name, MetaData())[2] for name in stores}
+        self._tables: dict[str, Table] = {name: message_tables(name, MetaData())[2] for name in stores}
         self._clock = clock
         self._metrics = metrics
 
-    async def add(self, letter: DeadLetter) -> None:
+    async def add(self, dead_letter: DeadLetter) -> None:
         """Keep *letter*, under the subject of what was first said; see `bus.port.DeadLetters`."""
-        letter = evolve(letter, message=evolve(letter.message, subject=original(letter.message.subject)))
-        name = module_of(letter.consumer)
-        if not await self._stores[name].database.write(partial(self._add, self._tables[name], letter)):
+        dead_letter = evolve(dead_letter, message=evolve(dead_letter.message, subject=original_subject(dead_letter.message.subject)))
+        name = module_of(dead_letter.consumer)
+        if not await self._stores[name].database.write(partial(self._add, self._tables[name], dead_letter)):
             return
-        self._metrics.dead_letters.labels(letter.consumer, letter.message.subject).inc()
+        self._metrics.dead_letters.labels(dead_letter.consumer, dead_letter.message.subject).inc()
         logger.error(
-            "dead letter", id=_id(letter), consumer=letter.consumer, subject=letter.message.subject,
-            error=letter.error, detail=letter.detail, attempts=letter.attempts,
-            correlation_id=letter.message.headers.get("ce-correlationid"),
+            "dead letter", id=_id(dead_letter), consumer=dead_letter.consumer, subject=dead_letter.message.subject,
+            error=dead_letter.error, detail=dead_letter.detail, attempts=dead_letter.attempts,
+            correlation_id=dead_letter.message.headers.get("ce-correlationid"),
         )  # fmt: skip
 
     @staticmethod
-    def _add(table: Table, letter: DeadLetter, connection: Connection) -> bool:
+    def _add(table: Table, dead_letter: DeadLetter, connection: Connection) -> bool:
         """Write *letter* down; say whether it is news."""
-        id = _id(letter)
+        id = _id(dead_letter)
         known = select(table.c.message_id, table.c.attempts).where(table.c.id == id).with_for_update()
         old = connection.execute(known).first()
-        row = _row(id, letter)
+        row = _row(id, dead_letter)
         if old is None:
             connection.execute(table.insert().values(row))
         elif old.message_id != row["message_id"]:
             changes = {name: row[name] for name in ("message_id", "error", "detail", "last_seen")}
-            changes["attempts"] = old.attempts + letter.attempts
+            changes["attempts"] = old.attempts + dead_letter.attempts
             connection.execute(update(table).where(table.c.id == id).values(changes))
         else:
             return False
@@ -85,22 +85,22 @@ class DeadLetterOffice:
 
     async def list(
         self, consumer: str | None, subject: str | None, after: str | None, limit: int, *, error: str | None = None
-    ) -> Sequence[KeptLetter]:
+    ) -> Sequence[StoredDeadLetter]:
         """Return up to *limit* letters that fit what is not None, by id, beyond *after*."""
-        found: list[KeptLetter] = []
+        found: list[StoredDeadLetter] = []
         for name, table in self._tables.items():
             wanted = _fitting(table, consumer=consumer, subject=subject, error=error)
             if after is not None:
                 wanted.append(table.c.id > after)
             query = select(table).where(*wanted).order_by(table.c.id).limit(limit)
-            found += await self._stores[name].database.read(partial(_letters, query))
-        return sorted(found, key=lambda kept: kept.letter.id)[:limit]
+            found += await self._stores[name].database.read(partial(_dead_letters, query))
+        return sorted(found, key=lambda kept: kept.dead_letter.id)[:limit]
 
-    async def get(self, id: str) -> KeptLetter | None:
+    async def get(self, id: str) -> StoredDeadLetter | None:
         """Return one letter."""
         for name, table in self._tables.items():
             query = select(table).where(table.c.id == id)
-            if found := await self._stores[name].database.read(partial(_letters, query)):
+            if found := await self._stores[name].database.read(partial(_dead_letters, query)):
                 return found[0]
         return None
 
@@ -112,8 +112,8 @@ class DeadLetterOffice:
             NotReplayable: Its consumer hears nothing.
         """
         kept = await self.get(id)
-        if kept is not None and kept.letter.consumer in self._unheard:
-            raise NotReplayable(f"{kept.letter.consumer} hears nothing.")
+        if kept is not None and kept.dead_letter.consumer in self._unheard:
+            raise NotReplayable(f"{kept.dead_letter.consumer} hears nothing.")
         return kept is not None and (dry_run or await self._replay_where(id=id) > 0)
 
     async def replay_many(
@@ -154,14 +154,14 @@ class DeadLetterOffice:
                 after = ids[-1]
         return replayed
 
-    def _replay(self, store: Store, table: Table, wanted: Conditions, after: str, connection: Connection) -> Ids:
+    def _replay(self, store: ModuleStore, table: Table, wanted: Conditions, after: str, connection: Connection) -> Ids:
         query = select(table).where(*wanted, table.c.id > after).order_by(table.c.id).limit(REPLAY_MAX)
-        letters = [kept.letter for kept in _letters(query, connection)]
+        letters = [kept.dead_letter for kept in _dead_letters(query, connection)]
         now = self._clock.now()
         store.save(
-            connection, states={}, heard=(), withdrawn=(), said=[_parcel(letter, now) for letter in letters]
+            connection, states={}, inbox_entries=(), cancelled_timers=(), outgoing=[_outbox_message(dead_letter, now) for dead_letter in letters]
         )
-        ids = [letter.id for letter in letters]
+        ids = [dead_letter.id for dead_letter in letters]
         connection.execute(update(table).where(table.c.id.in_(ids)).values(replays=table.c.replays + 1))
         return ids
 
@@ -175,41 +175,41 @@ def _rows_changed(statement: Delete, connection: Connection) -> int:
     return connection.execute(statement).rowcount
 
 
-def _id(letter: DeadLetter) -> str:
-    return caused_id(origin(letter.message)[0], letter.consumer)
+def _id(dead_letter: DeadLetter) -> str:
+    return derived_id(event_id_and_trace(dead_letter.message)[0], dead_letter.consumer)
 
 
 def _fitting(table: Table, **wanted: str | None) -> Conditions:
     return [table.c[name] == value for name, value in wanted.items() if value is not None]
 
 
-def _row(id: str, letter: DeadLetter) -> dict[str, Any]:
+def _row(id: str, dead_letter: DeadLetter) -> dict[str, Any]:
     return {
         "id": id,
-        "consumer": _kept(letter.consumer),
-        "subject": _kept(letter.message.subject),
-        "error": _kept(letter.error, 64),
-        "detail": _kept(letter.detail, DETAIL_MAX),
-        "attempts": letter.attempts,
-        "first_seen": letter.first_seen,
-        "last_seen": letter.last_seen,
+        "consumer": _stored(dead_letter.consumer),
+        "subject": _stored(dead_letter.message.subject),
+        "error": _stored(dead_letter.error, 64),
+        "detail": _stored(dead_letter.detail, DETAIL_MAX),
+        "attempts": dead_letter.attempts,
+        "first_seen": dead_letter.first_seen,
+        "last_seen": dead_letter.last_seen,
         "replays": 0,
-        "message_id": _kept(letter.message.id),
-        "message_key": _kept(letter.message.key),
-        "message_headers": orjson.dumps({_kept(k): _kept(v, DETAIL_MAX) for k, v in letter.message.headers.items()}).decode(),
-        "message_body": letter.message.body,
+        "message_id": _stored(dead_letter.message.id),
+        "message_key": _stored(dead_letter.message.key),
+        "message_headers": orjson.dumps({_stored(k): _stored(v, DETAIL_MAX) for k, v in dead_letter.message.headers.items()}).decode(),
+        "message_body": dead_letter.message.body,
     }
 
 
-def _kept(text: str, most: int = 255) -> str:
+def _stored(text: str, most: int = 255) -> str:
     """Return *text* as every database can keep it: what comes from outside may be anything."""
     text = text if text.isascii() else text.encode("utf-8", "replace").decode()
     return text.replace("\0", "\ufffd")[:most]
 
 
-def _letters(query: Any, connection: Connection) -> list[KeptLetter]:
+def _dead_letters(query: Any, connection: Connection) -> list[StoredDeadLetter]:
     return [
-        KeptLetter(
+        StoredDeadLetter(
             DeadLetter(
                 id=row.id,
                 consumer=row.consumer,
@@ -232,29 +232,41 @@ def _aware(at: datetime) -> datetime:
     return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
 
 
-def _parcel(letter: DeadLetter, now: datetime) -> Parcel:
+def _outbox_message(dead_letter: DeadLetter, now: datetime) -> OutboxMessage:
     """Return a new message that carries the old event, to whoever gave up on it."""
-    message, consumer = letter.message, letter.consumer
+    message, consumer = dead_letter.message, dead_letter.consumer
     headers = message.headers
-    event_id, context = origin(message)
-    return Parcel(
+    event_id, context = event_id_and_trace(message)
+    return OutboxMessage(
         id=str(uuid7()),
         event_id=event_id,
         # A stray was nobody's: it is said again to all, now that somebody may know it.
-        subject=message.subject if is_stray(consumer) else replay_subject(consumer, message.subject),
+        subject=message.subject if is_unroutable(consumer) else replay_subject(consumer, message.subject),
         key=message.key[:64],
         body=message.body,
         name=None,
         correlation_id=context.correlation_id,
-        causation_id=_kept(headers.get("ce-causationid") or event_id),
+        causation_id=_stored(headers.get("ce-causationid") or event_id),
         traceparent=context.traceparent,
         occurred_at=_occurred_at(headers.get("ce-time"), now),
-        due_at=instant(now),
+        due_at=to_db_timestamp(now),
     )
 
 
 def _occurred_at(text: str | None, now: datetime) -> str:
     try:
-        return instant(_aware(datetime.fromisoformat(text or "")))
+        return to_db_timestamp(_aware(datetime.fromisoformat(text or "")))
     except ValueError:
-        return instant(now)
+        return to_db_timestamp(now)
+
+
+class NotReplayable(Exception):
+    """There is nobody to send a letter to; its message names the consumer."""
+
+
+@frozen
+class StoredDeadLetter:
+    """A dead letter on the desk, and how often it has been sent again."""
+
+    dead_letter: DeadLetter
+    replays: int = 0

@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from app.messaging.consumers import EXPRESS_LANE, hears
-from bus.contracts.registry import Contract, Contracts
+from app.messaging.consumers import EXPRESS_LANE, subscriptions
+from bus.contracts.registry import Contract, ContractRegistry
 from bus.contracts.versions import version_of
 from modules.module import Module
 
@@ -23,10 +23,10 @@ headers are those of :doc:`contracts`.
 """
 
 
-def page(modules: Sequence[Module], contracts: Contracts) -> str:
+def page(modules: Sequence[Module], contracts: ContractRegistry) -> str:
     """Return the page, as reStructuredText."""
     hearers: dict[str, list[str]] = {}
-    for consumer, subjects in hears(modules, contracts).items():
+    for consumer, subjects in subscriptions(modules, contracts).items():
         for subject in subjects:
             if not consumer.endswith(EXPRESS_LANE):
                 hearers.setdefault(subject, []).append(consumer)
@@ -39,7 +39,7 @@ def page(modules: Sequence[Module], contracts: Contracts) -> str:
     return "\n".join(parts)
 
 
-def _entry(contract: Contract, module: Module, contracts: Contracts, hearers: Sequence[str]) -> Iterator[str]:
+def _entry(contract: Contract, module: Module, contracts: ContractRegistry, hearers: Sequence[str]) -> Iterator[str]:
     subject = contract.subject
     event, version = version_of(subject)
     yield f"{subject}\n{'~' * len(subject)}\n"
@@ -47,10 +47,10 @@ def _entry(contract: Contract, module: Module, contracts: Contracts, hearers: Se
     said = " ".join((contract.cls.__doc__ or title).split())
     yield f"{said}\n"
     newest = max(other for name, other in (version_of(c.subject) for c in contracts) if name == event)
-    migration = next((m for m in contracts.migrations if (m.event, m.frm) == (event, version)), None)
+    migration = next((m for m in contracts.dual_publishes if (m.event, m.from_version) == (event, version)), None)
     how = "" if version == newest else " (no more; still understood)"
     if migration is not None:
-        how = f" (beside v{migration.to}, since {migration.since})"
+        how = f" (beside v{migration.to_version}, since {migration.since})"
     yield f"- said by: {module.name}{how}"
     yield f"- heard by: {', '.join(sorted(hearers)) or 'nobody in this house'}\n"
     yield ".. list-table::\n   :header-rows: 1\n   :widths: 30 15 55\n"

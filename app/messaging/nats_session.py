@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["OutOfReach", "connection_name", "jetstream", "publisher", "servers"]
+__all__ = ["BrokerOutOfReach", "connection_name", "jetstream", "publisher", "servers"]
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
@@ -23,7 +23,7 @@ CONNECT_SECONDS_MAX = 5.0
 PING_SECONDS = 5.0
 
 
-class OutOfReach(Exception):
+class BrokerOutOfReach(Exception):
     """No server answers, or none lets us in; its message is one line."""
 
 
@@ -98,7 +98,7 @@ async def publisher(settings: Settings) -> AsyncIterator[Bus]:
 class _NoDeadLetters:
     """For a bus on which nobody hears anything."""
 
-    async def add(self, letter: DeadLetter) -> None:
+    async def add(self, dead_letter: DeadLetter) -> None:
         raise AssertionError("nobody hears anything here")
 
 
@@ -107,6 +107,6 @@ async def _in_time(connecting: Coroutine[Any, Any, None]) -> None:
         async with asyncio.timeout(CONNECT_SECONDS_MAX):
             await connecting
     except TimeoutError:
-        raise OutOfReach("NATS is out of reach: no server answers") from None
+        raise BrokerOutOfReach("NATS is out of reach: no server answers") from None
     except (BusError, OSError) as error:
-        raise OutOfReach(f"NATS is out of reach: {error}") from None
+        raise BrokerOutOfReach(f"NATS is out of reach: {error}") from None

@@ -7,7 +7,7 @@ not keep twice, and whoever has heard one knows it when he hears it again.
 
 from __future__ import annotations
 
-__all__ = ["Silent", "count", "republish"]
+__all__ = ["PublishStalled", "count", "republish"]
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -17,11 +17,12 @@ from typing import Any
 
 from sqlalchemy import Column, Connection, DateTime, MetaData, String, Table, func, select, type_coerce
 
-from app.messaging.cloudevents import message_of
-from app.storage.module_store import Store
-from app.storage.outbox import Parcel, tables_of
-from app.storage.state_rows import instant
-from bus.errors import Retry
+from app.messaging.cloudevents import to_message
+from app.storage.module_store import ModuleStore
+from app.storage.outbox import OutboxMessage
+from app.storage.state_rows import to_db_timestamp
+from app.storage.tables import message_tables
+from bus.errors import PublishRetryable
 from bus.port import Bus, Clock
 
 PAGE = 500
@@ -30,17 +31,17 @@ AGAIN_SECONDS = 0.25
 PATIENCE_SECONDS = 60.0
 
 
-class Silent(Exception):
+class PublishStalled(Exception):
     """The bus has taken nothing for a long time; its message is one line."""
 
 
-async def count(store: Store, since: datetime) -> int:
+async def count(store: ModuleStore, since: datetime) -> int:
     """Return how many events *store*'s module has sent at *since* or later."""
     return await store.database.read(partial(_count, _outbox(store), since))
 
 
 async def republish(
-    store: Store,
+    store: ModuleStore,
     bus: Bus,
     clock: Clock,
     since: datetime,
@@ -63,15 +64,15 @@ async def republish(
     taken = 0
     taken_at = clock.monotonic()
 
-    async def send(parcel: Parcel) -> None:
+    async def send(outbox_message: OutboxMessage) -> None:
         nonlocal taken, taken_at
         while True:
             try:
-                await bus.publish(message_of(parcel))
+                await bus.publish(to_message(outbox_message))
                 break
-            except Retry as error:
+            except PublishRetryable as error:
                 if clock.monotonic() - taken_at > patience_seconds:
-                    raise Silent(f"nothing was taken for {patience_seconds:g} s: {error}") from None
+                    raise PublishStalled(f"nothing was taken for {patience_seconds:g} s: {error}") from None
                 await clock.sleep(AGAIN_SECONDS)
         taken += 1
         taken_at = clock.monotonic()
@@ -80,28 +81,28 @@ async def republish(
     room = asyncio.Semaphore(IN_FLIGHT_MAX)
     try:
         async with asyncio.TaskGroup() as flying:
-            async for parcel in _sent(store, since):
+            async for outbox_message in _sent(store, since):
                 await room.acquire()
-                flying.create_task(send(parcel)).add_done_callback(lambda _: room.release())
+                flying.create_task(send(outbox_message)).add_done_callback(lambda _: room.release())
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return taken
 
 
-async def _sent(store: Store, since: datetime) -> AsyncIterator[Parcel]:
+async def _sent(store: ModuleStore, since: datetime) -> AsyncIterator[OutboxMessage]:
     """Yield what was sent, a page at a time, by key."""
     after = ""
     while True:
         page = await store.database.read(partial(_page, _outbox(store), since, after))
-        for parcel in page:
-            yield parcel
+        for outbox_message in page:
+            yield outbox_message
         if len(page) < PAGE:
             return
         after = page[-1].id
 
 
-def _outbox(store: Store) -> Table:
-    return tables_of(store.module.name, MetaData())[1]
+def _outbox(store: ModuleStore) -> Table:
+    return message_tables(store.module.name, MetaData())[1]
 
 
 def _count(outbox: Table, since: datetime, connection: Connection) -> int:
@@ -109,27 +110,27 @@ def _count(outbox: Table, since: datetime, connection: Connection) -> int:
     return found
 
 
-def _page(outbox: Table, since: datetime, after: str, connection: Connection) -> list[Parcel]:
-    columns = [_readable(outbox.c[name], connection) for name in Parcel._fields]
+def _page(outbox: Table, since: datetime, after: str, connection: Connection) -> list[OutboxMessage]:
+    columns = [_readable(outbox.c[name], connection) for name in OutboxMessage._fields]
     query = select(*columns).where(_wanted(outbox, since, connection), outbox.c.id > after).order_by(outbox.c.id).limit(PAGE)
-    return [Parcel(*map(_as_kept, row)) for row in connection.execute(query)]
+    return [OutboxMessage(*map(_as_kept, row)) for row in connection.execute(query)]
 
 
 def _wanted(outbox: Table, since: datetime, connection: Connection) -> Any:
     """Return the condition; without a ``sent_at``, what was not sent yet never meets it."""
     is_text = connection.dialect.name == "sqlite"
-    return _readable(outbox.c.sent_at, connection) >= (instant(since.astimezone(UTC)) if is_text else since)
+    return _readable(outbox.c.sent_at, connection) >= (to_db_timestamp(since.astimezone(UTC)) if is_text else since)
 
 
 def _readable(column: Column[Any], connection: Connection) -> Any:
-    """Return *column*; in SQLite a moment is the text that `app.storage.state_rows.instant` has made of it."""
+    """Return *column*; in SQLite a moment is the text that `app.storage.state_rows.to_db_timestamp` has made of it."""
     if connection.dialect.name == "sqlite" and isinstance(column.type, DateTime):
         return type_coerce(column, String)
     return column
 
 
 def _as_kept(value: Any) -> Any:
-    """Return *value* as a `Parcel` has it."""
+    """Return *value* as a `OutboxMessage` has it."""
     if isinstance(value, datetime):
-        return instant(value.astimezone(UTC))
+        return to_db_timestamp(value.astimezone(UTC))
     return bytes(value) if isinstance(value, memoryview) else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Finding", "NoRelease", "findings", "load_released"]
+__all__ = ["ReleaseNotFound", "SchemaDiff", "diffs", "load_released"]
 
 import json
 import re
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from attrs import frozen
 
-from bus.contracts.compatibility import Change, Compatibility, compare, verdict
-from bus.contracts.registry import united
+from bus.contracts.compatibility import Change, Compatibility, compare, overall
+from bus.contracts.registry import merge_schemas
 from bus.contracts.schemas import Schema
 from bus.contracts.versions import subject_at, version_of
 from bus.errors import ContractError
@@ -23,12 +23,12 @@ _FILE = re.compile(r"(?:.*/)?([a-z][a-z_]*\.[a-z][a-z_]*\.v[1-9][0-9]*)\.json")
 _IN_THE_HOUSE = re.compile(r"modules/[a-z_]+/schemas/[^/]+\.json")
 
 
-class NoRelease(Exception):
+class ReleaseNotFound(Exception):
     """There are no schemas where they were said to be; its message is one line."""
 
 
 @frozen
-class Finding:
+class SchemaDiff:
     """What became of one subject. A *break* is a change that somebody does not survive and that nobody has declared."""
 
     subject: str
@@ -50,24 +50,24 @@ def load_released(where: str) -> dict[str, Schema]:
     folder = Path(where)
     texts = _from_folder(folder) if folder.is_dir() else _from_git(where)
     try:
-        found = united(*({subject: _parsed(name, text)} for subject, name, text in texts))
+        found = merge_schemas(*({subject: _parsed(name, text)} for subject, name, text in texts))
     except ContractError as error:
-        raise NoRelease(f"{where}: {error}") from None
+        raise ReleaseNotFound(f"{where}: {error}") from None
     if not found:
-        raise NoRelease(f"{where}: there is no schema in it")
+        raise ReleaseNotFound(f"{where}: there is no schema in it")
     return found
 
 
 def _from_folder(folder: Path) -> Iterator[tuple[str, str, bytes]]:
-    house = folder / "modules"
-    for path in sorted(house.glob("*/schemas/*.json") if house.is_dir() else folder.rglob("*.json")):
+    system = folder / "modules"
+    for path in sorted(system.glob("*/schemas/*.json") if system.is_dir() else folder.rglob("*.json")):
         if named := _FILE.fullmatch(path.name):
             yield named[1], str(path), path.read_bytes()
 
 
 def _from_git(ref: str) -> Iterator[tuple[str, str, bytes]]:
     if ref.startswith("-"):
-        raise NoRelease(f"{ref}: there is neither such a folder nor such a git ref")
+        raise ReleaseNotFound(f"{ref}: there is neither such a folder nor such a git ref")
     top = _git("rev-parse", "--show-toplevel", ref=ref).decode().strip()
     names = _git("-C", top, "ls-tree", "-r", "--name-only", "-z", ref, ref=ref).decode().split("\0")
     for name in filter(_IN_THE_HOUSE.fullmatch, names):
@@ -79,9 +79,9 @@ def _git(*arguments: str, ref: str) -> bytes:
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, check=False)  # noqa: S603, S607
     except OSError:
-        raise NoRelease(f"{ref}: there is no such folder, and git is not installed") from None
+        raise ReleaseNotFound(f"{ref}: there is no such folder, and git is not installed") from None
     if done.returncode != 0:
-        raise NoRelease(f"{ref}: there is neither such a folder nor such a git ref")
+        raise ReleaseNotFound(f"{ref}: there is neither such a folder nor such a git ref")
     return done.stdout
 
 
@@ -89,13 +89,13 @@ def _parsed(name: str, text: bytes) -> Schema:
     try:
         schema = json.loads(text)
     except ValueError as error:
-        raise NoRelease(f"{name}: not JSON: {error}") from None
+        raise ReleaseNotFound(f"{name}: not JSON: {error}") from None
     if not isinstance(schema, dict):
-        raise NoRelease(f"{name}: not a schema: not an object")
+        raise ReleaseNotFound(f"{name}: not a schema: not an object")
     return schema
 
 
-def findings(old: Mapping[str, Schema], new: Mapping[str, Schema], modules: Iterable[Module]) -> list[Finding]:
+def diffs(old: Mapping[str, Schema], new: Mapping[str, Schema], modules: Iterable[Module]) -> list[SchemaDiff]:
     """
     Say what became of every subject from the release *old* to *new*.
 
@@ -106,29 +106,29 @@ def findings(old: Mapping[str, Schema], new: Mapping[str, Schema], modules: Iter
     steps: dict[tuple[str, int], str] = {}
     for module in modules:
         for upcast in module.upcasts:
-            steps[upcast.event, upcast.to] = f"the upcast from v{upcast.frm} declares it"
-        for migration in module.migrations:
-            steps[migration.event, migration.to] = f"the migration from v{migration.frm} declares it"
+            steps[upcast.event, upcast.to_version] = f"the upcast from v{upcast.from_version} declares it"
+        for migration in module.dual_publishes:
+            steps[migration.event, migration.to_version] = f"the migration from v{migration.from_version} declares it"
     return [_finding(subject, old, new, steps) for subject in sorted(old.keys() | new.keys(), key=version_of)]
 
 
 def _finding(
     subject: str, old: Mapping[str, Schema], new: Mapping[str, Schema], steps: Mapping[tuple[str, int], str]
-) -> Finding:
+) -> SchemaDiff:
     event, version = version_of(subject)
     if subject not in new:
-        return Finding(subject, Compatibility.NONE, "has gone: whoever hears it is left alone", is_break=True)
+        return SchemaDiff(subject, Compatibility.NONE, "has gone: whoever hears it is left alone", is_break=True)
     if subject in old:
         changes = compare(old[subject], new[subject])
-        found = verdict(changes)
+        found = overall(changes)
         said = "unchanged" if not changes else "changed"
-        return Finding(subject, found, said, changes, is_break=found is not Compatibility.FULL)
+        return SchemaDiff(subject, found, said, changes, is_break=found is not Compatibility.FULL)
     lower = max((v for e, v in map(version_of, {*old, *new}) if e == event and v < version), default=None)
     if lower is None:
-        return Finding(subject, Compatibility.FULL, "a new event")
+        return SchemaDiff(subject, Compatibility.FULL, "a new event")
     before = subject_at(event, lower)
     changes = compare(new.get(before) or old[before], new[subject])
     declared = steps.get((event, version))
     said = f"a new version; {declared or 'no migration declares it'}"
-    found = verdict(changes)
-    return Finding(subject, found, said, changes, is_break=declared is None and found is not Compatibility.FULL)
+    found = overall(changes)
+    return SchemaDiff(subject, found, said, changes, is_break=declared is None and found is not Compatibility.FULL)

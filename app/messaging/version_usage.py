@@ -7,17 +7,17 @@ event would be left alone, and so would whoever has messages waiting. Numbers ar
 
 from __future__ import annotations
 
-__all__ = ["Overview", "Usage", "reasons_to_keep", "subjects_of"]
+__all__ = ["VersionUsage", "VersionUsageReport", "blockers", "subjects_of"]
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import frozen
 
 from app.telemetry.metrics import Metrics
-from bus.consumers import Listener, Listeners, hears
-from bus.contracts.registry import Contracts
+from bus.consumers import ConsumerDirectory, RegisteredConsumer, subject_matches
+from bus.contracts.registry import ContractRegistry
 from bus.contracts.versions import subject_at, version_of
-from bus.subjects import EXPRESS, plain
+from bus.subjects import EXPRESS, without_lane
 from modules.module import Module
 
 Counts = Mapping[str, Mapping[str, int]]
@@ -25,17 +25,17 @@ Counts = Mapping[str, Mapping[str, int]]
 
 
 @frozen
-class Usage:
+class VersionUsage:
     """One version of one event. It is *said* while it is the newest, or while a migration since *since* says it beside."""
 
     subject: str
     event: str
     version: int
-    speaker: str
+    producer: str
     is_newest: bool
     is_said: bool
     since: str | None
-    listeners: tuple[Listener, ...]
+    listeners: tuple[RegisteredConsumer, ...]
     published: int
     handled: Counts
     reasons: tuple[str, ...]
@@ -47,7 +47,7 @@ class Usage:
         return not self.reasons
 
 
-def reasons_to_keep(subject: str, newer: Sequence[str], listeners: Iterable[Listener]) -> tuple[str, ...]:
+def blockers(subject: str, newer: Sequence[str], listeners: Iterable[RegisteredConsumer]) -> tuple[str, ...]:
     """
     Say why *subject* may not be dropped as things stand, a sentence each; *newer* are the same event's newer versions.
 
@@ -69,36 +69,36 @@ def reasons_to_keep(subject: str, newer: Sequence[str], listeners: Iterable[List
     return tuple(found)
 
 
-def _covers(listener: Listener, subject: str) -> bool:
-    return any(hears(pattern, subject) for pattern in listener.subjects)
+def _covers(listener: RegisteredConsumer, subject: str) -> bool:
+    return any(subject_matches(pattern, subject) for pattern in listener.subjects)
 
 
 def _lane(subject: str) -> str:
     return EXPRESS if subject.endswith(EXPRESS) else ""
 
 
-def subjects_of(modules: Sequence[Module], contracts: Contracts) -> list[str]:
+def subjects_of(modules: Sequence[Module], contracts: ContractRegistry) -> list[str]:
     """Return what *modules* say or hear, lanes aside, each event's versions in order."""
     named = {module.name for module in modules}
-    heard = {subject for module in modules for subject in contracts.heard_subjects(module.hears)}
+    heard = {subject for module in modules for subject in contracts.subjects_for(module.consumes)}
     found = (c.subject for c in contracts if c.subject.partition(".")[0] in named or c.subject in heard)
     return sorted(found, key=version_of)
 
 
-class Overview:
+class VersionUsageReport:
     """What is promised, who says it, who hears it, and what may go."""
 
-    def __init__(self, modules: Sequence[Module], contracts: Contracts, metrics: Metrics, listeners: Listeners) -> None:
+    def __init__(self, modules: Sequence[Module], contracts: ContractRegistry, metrics: Metrics, listeners: ConsumerDirectory) -> None:
         self._contracts = contracts
         self._metrics = metrics
         self._listeners = listeners
         self._subjects = subjects_of(modules, contracts)
         self.modules = frozenset(module.name for module in modules)
 
-    async def usages(self) -> list[Usage]:
+    async def usages(self) -> list[VersionUsage]:
         """Return how every version of every event is used that this process's modules say or hear."""
         try:
-            listeners: Sequence[Listener] | None = await self._listeners.listeners()
+            listeners: Sequence[RegisteredConsumer] | None = await self._listeners.consumers()
         except Exception:  # whatever it is: nobody knows who listens, and then nothing may be dropped
             listeners = None
         published = self._published()
@@ -108,20 +108,20 @@ class Overview:
             for subject in self._subjects
         ]
 
-    def _usage(self, subject: str, listeners: Sequence[Listener] | None, published: int, handled: Counts) -> Usage:
+    def _usage(self, subject: str, listeners: Sequence[RegisteredConsumer] | None, published: int, handled: Counts) -> VersionUsage:
         event, version = version_of(subject)
         versions = sorted(v for e, v in (version_of(c.subject) for c in self._contracts) if e == event)
-        migration = next((m for m in self._contracts.migrations if (m.event, m.frm) == (event, version)), None)
+        migration = next((m for m in self._contracts.dual_publishes if (m.event, m.from_version) == (event, version)), None)
         newer = [subject_at(event, other) for other in versions if other > version]
-        reasons = reasons_to_keep(subject, newer, listeners or ())
+        reasons = blockers(subject, newer, listeners or ())
         if listeners is None:
             reasons = (*reasons, "the bus does not answer: nobody knows who listens")
         lanes = (subject, subject + EXPRESS)
-        return Usage(
+        return VersionUsage(
             subject=subject,
             event=event,
             version=version,
-            speaker=subject.partition(".")[0],
+            producer=subject.partition(".")[0],
             is_newest=not newer,
             is_said=not newer or migration is not None,
             since=None if migration is None else migration.since,
@@ -134,12 +134,12 @@ class Overview:
     def _published(self) -> dict[str, int]:
         found: dict[str, int] = {}
         for (subject,), tally in self._metrics.messages_published.items():
-            found[plain(subject)] = found.get(plain(subject), 0) + int(tally.value)
+            found[without_lane(subject)] = found.get(without_lane(subject), 0) + int(tally.value)
         return found
 
     def _handled(self) -> dict[str, dict[str, dict[str, int]]]:
         found: dict[str, dict[str, dict[str, int]]] = {}
         for (consumer, subject, outcome), tally in self._metrics.messages_handled.items():
-            outcomes = found.setdefault(plain(subject), {}).setdefault(consumer, {})
+            outcomes = found.setdefault(without_lane(subject), {}).setdefault(consumer, {})
             outcomes[outcome] = outcomes.get(outcome, 0) + int(tally.value)
         return found

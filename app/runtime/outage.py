@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["Away"]
+__all__ = ["StorageOutage"]
 
 import asyncio
 import random
 from collections.abc import Sequence
 
-from app.runtime.service import Unavailable
-from app.runtime.work import Seat
-from app.runtime.work_queue import WaitingRoom
+from app.runtime.work import WorkItem
+from app.runtime.work_queue import WorkQueue
+from app.storage.errors import StorageUnavailable
 from app.storage.sql.database import Database
 from bus.port import Clock
 
@@ -21,27 +21,27 @@ SECONDS_MAX = 2.0
 KEEP_SECONDS = 1.0
 
 
-class Away:
+class StorageOutage:
     """The time for which *database* does not answer those in *room*."""
 
-    def __init__(self, room: WaitingRoom[Seat], database: Database, clock: Clock, dice: random.Random) -> None:
-        self.is_now = False
+    def __init__(self, room: WorkQueue[WorkItem], database: Database, clock: Clock, rng: random.Random) -> None:
+        self.is_active = False
         """True while nobody new should be let in, only to be turned away."""
-        self._room = room
+        self._queue = room
         self._database = database
         self._clock = clock
-        self._dice = dice
+        self._rng = rng
 
-    async def turn(self, batch: Sequence[Seat], error: Unavailable) -> None:
+    async def wait_out(self, batch: Sequence[WorkItem], error: StorageUnavailable) -> None:
         """
         Turn *batch* away, which met *error*, and return once the database answers.
 
         What the bus brought sits down again, and no message is charged a try for it.
         """
-        self.is_now = True
-        self._room.sit_again([seat for seat in batch if seat.delivery is not None], lambda seat: seat.express)
+        self.is_active = True
+        self._queue.requeue([item for item in batch if item.delivery is not None], lambda item: item.is_express)
         _send_home(batch, error)
-        keeping = asyncio.create_task(self._keep())
+        keeping = asyncio.create_task(self._extend_ack_deadlines())
         try:
             await self._wait()
         finally:
@@ -49,26 +49,26 @@ class Away:
 
     async def _wait(self) -> None:
         seconds = SECONDS_MIN
-        while self.is_now:
-            await self._clock.sleep(seconds * self._dice.uniform(0.5, 1.0))
+        while self.is_active:
+            await self._clock.sleep(seconds * self._rng.uniform(0.5, 1.0))
             seconds = min(SECONDS_MAX, seconds * 2)
             try:
                 await self._database.check()
-                self.is_now = False
-            except Unavailable as still:
-                _send_home(self._room.leave(lambda seat: seat.future is not None), still)
+                self.is_active = False
+            except StorageUnavailable as still:
+                _send_home(self._queue.remove_if(lambda item: item.future is not None), still)
 
-    async def _keep(self) -> None:
+    async def _extend_ack_deadlines(self) -> None:
         """Keep what the bus brought ours, until cancelled; a database may take its time to say that it is away."""
         while True:
-            for seat in self._room:
-                for delivery in (seat.delivery, *seat.lower):
+            for item in self._queue:
+                for delivery in (item.delivery, *item.older_deliveries):
                     if delivery is not None:
                         await delivery.in_progress()
             await self._clock.sleep(KEEP_SECONDS)
 
 
-def _send_home(seats: Sequence[Seat], error: Unavailable) -> None:
-    for seat in seats:
-        if seat.future is not None and not seat.future.done():
-            seat.future.set_exception(type(error)(error.detail, error.retry_after_seconds))
+def _send_home(items: Sequence[WorkItem], error: StorageUnavailable) -> None:
+    for item in items:
+        if item.future is not None and not item.future.done():
+            item.future.set_exception(type(error)(error.detail, error.retry_after_seconds))

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-__all__ = ["Window"]
+__all__ = ["StateReader"]
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from app.storage.module_store import Store
+from app.storage.module_store import ModuleStore
 from modules.module import State
 
 
-class Window:
-    """Let clients look in; see `app.runtime.service.Door`."""
+class StateReader:
+    """Let clients look in; see `app.runtime.service.ModuleService`."""
 
-    def __init__(self, store: Store) -> None:
-        self._rows = store.rows
+    def __init__(self, store: ModuleStore) -> None:
+        self._rows = store.mappers
         self._database = store.database
         self._watchers: dict[tuple[type, str], set[asyncio.Event]] = {}
 
@@ -26,13 +26,13 @@ class Window:
         rows = self._rows[cls]
         return (await self._database.read(lambda connection: rows.load(connection, (key,)))).get(key)
 
-    async def browse(
+    async def list_states(
         self, cls: type, filters: Mapping[str, Any], *, after: str | None, limit: int, newest_first: bool
     ) -> Sequence[State]:
         """Return up to *limit* states of *cls* whose columns equal *filters*, by key, beyond *after*."""
         rows = self._rows[cls]
         return await self._database.read(
-            lambda connection: rows.browse(connection, dict(filters), after, limit, newest_first)
+            lambda connection: rows.list_page(connection, dict(filters), after, limit, newest_first)
         )
 
     @asynccontextmanager
@@ -55,7 +55,7 @@ class Window:
             if not watchers:
                 self._watchers.pop((cls, key), None)
 
-    def tell_watchers(self, states: Iterable[State]) -> None:
+    def notify(self, states: Iterable[State]) -> None:
         """Wake whoever watches one of *states*, which have changed."""
         if not self._watchers:
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FEW", "WaitingRoom"]
+__all__ = ["FULL_BATCH_BELOW", "WorkQueue"]
 
 import asyncio
 from collections import deque
@@ -16,19 +16,19 @@ T = TypeVar("T")
 BULK_SHARE = 4
 """Of every batch, one part in so many is kept for the bulk row when it has anybody: a flood of express must not drown it."""
 
-FEW = 16
+FULL_BATCH_BELOW = 16
 """So many are never parted."""
 
 
 @define(eq=False)
-class _Row(Generic[T]):
+class _Lane(Generic[T]):
     """Those of one lane, in their order; *seated* of them were fetched."""
 
-    guests: deque[T] = field(factory=deque)
-    seated: int = 0
+    items: deque[T] = field(factory=deque)
+    prefetched: int = 0
 
 
-class WaitingRoom(Generic[T]):
+class WorkQueue(Generic[T]):
     """
     A queue with a fast lane.
 
@@ -36,89 +36,89 @@ class WaitingRoom(Generic[T]):
     a crowd at the door keeps nobody from fetching, and neither lane keeps the other.
     """
 
-    def __init__(self, seats: int, is_fetched: Callable[[T], bool] = lambda guest: True) -> None:
-        self._seats = seats
+    def __init__(self, prefetch_max: int, is_fetched: Callable[[T], bool] = lambda guest: True) -> None:
+        self._prefetch_max = prefetch_max
         self._is_fetched = is_fetched
-        self._express: _Row[T] = _Row()
-        self._bulk: _Row[T] = _Row()
-        self._came = asyncio.Event()
-        self._went = asyncio.Event()
-        self._in_pass = 0
+        self._express: _Lane[T] = _Lane()
+        self._bulk: _Lane[T] = _Lane()
+        self._has_items = asyncio.Event()
+        self._has_space = asyncio.Event()
+        self._in_progress = 0
 
     def __len__(self) -> int:
-        return len(self._express.guests) + len(self._bulk.guests)
+        return len(self._express.items) + len(self._bulk.items)
 
     def __iter__(self) -> Iterator[T]:
-        return iter([*self._express.guests, *self._bulk.guests])
+        return iter([*self._express.items, *self._bulk.items])
 
-    def sit(self, guest: T, is_express: bool = False) -> None:
+    def put(self, guest: T, is_express: bool = False) -> None:
         """Let *guest* in."""
         row = self._express if is_express else self._bulk
-        row.guests.append(guest)
-        row.seated += self._is_fetched(guest)
-        self._came.set()
+        row.items.append(guest)
+        row.prefetched += self._is_fetched(guest)
+        self._has_items.set()
 
-    def sit_again(self, guests: Iterable[T], is_express: Callable[[T], bool] = lambda guest: False) -> None:
+    def requeue(self, guests: Iterable[T], is_express: Callable[[T], bool] = lambda guest: False) -> None:
         """Let *guests*, who were in the pass that just failed, sit down in front, each in the lane that he came in."""
         for guest in reversed(list(guests)):
             row = self._express if is_express(guest) else self._bulk
-            row.guests.appendleft(guest)
-            row.seated += self._is_fetched(guest)
-            self._came.set()
+            row.items.appendleft(guest)
+            row.prefetched += self._is_fetched(guest)
+            self._has_items.set()
 
-    def leave(self, is_leaving: Callable[[T], bool]) -> list[T]:
+    def remove_if(self, is_leaving: Callable[[T], bool]) -> list[T]:
         """Let those out who do not want to wait; return them."""
         leaving = []
         for row in (self._express, self._bulk):
-            everybody, row.guests = row.guests, deque()
+            everybody, row.items = row.items, deque()
             for guest in everybody:
                 if is_leaving(guest):
                     leaving.append(guest)
-                    row.seated -= self._is_fetched(guest)
+                    row.prefetched -= self._is_fetched(guest)
                 else:
-                    row.guests.append(guest)
-        self._went.set()
+                    row.items.append(guest)
+        self._has_space.set()
         return leaving
 
-    async def take(self, most: int) -> list[T]:
+    async def get_batch(self, most: int) -> list[T]:
         """
         Return up to *most* of those who sit, express first; wait until there is one.
 
         Of many, one pass takes no more than half: those of the last one are back soon, and come in while this one is
         committed. If all went together, all would wait for the disk together, and nobody would be there to be let in.
         """
-        last, self._in_pass = self._in_pass, 0
-        self._went.set()
+        last, self._in_progress = self._in_progress, 0
+        self._has_space.set()
         while not len(self):
-            self._came.clear()
-            await self._came.wait()
+            self._has_items.clear()
+            await self._has_items.wait()
         if last:
-            most = min(most, max(FEW, (len(self) + last + 1) // 2))
-        bulk = len(self._bulk.guests)
-        batch = self._called(self._express, most - min(bulk, most // BULK_SHARE))
-        batch += self._called(self._bulk, most - len(batch))
-        self._in_pass = len(batch)
-        self._went.set()
+            most = min(most, max(FULL_BATCH_BELOW, (len(self) + last + 1) // 2))
+        bulk = len(self._bulk.items)
+        batch = self._pop(self._express, most - min(bulk, most // BULK_SHARE))
+        batch += self._pop(self._bulk, most - len(batch))
+        self._in_progress = len(batch)
+        self._has_space.set()
         return batch
 
-    def _called(self, row: _Row[T], most: int) -> list[T]:
+    def _pop(self, row: _Lane[T], most: int) -> list[T]:
         """Take up to *most* out of *row*."""
-        guests = row.guests
+        guests = row.items
         called = [guests.popleft() for _ in range(min(len(guests), most))]
-        if row.seated:
-            row.seated -= sum(map(self._is_fetched, called))
+        if row.prefetched:
+            row.prefetched -= sum(map(self._is_fetched, called))
         return called
 
     async def wait_for_space(self, is_express: bool = False) -> int:
         """Return how many seats of a lane are free, at least one; wait until there is."""
         row = self._express if is_express else self._bulk
-        while row.seated >= self._seats:
-            self._went.clear()
-            await self._went.wait()
-        return self._seats - row.seated
+        while row.prefetched >= self._prefetch_max:
+            self._has_space.clear()
+            await self._has_space.wait()
+        return self._prefetch_max - row.prefetched
 
     async def wait_until_empty(self) -> None:
         """Return once nobody sits and the last pass is over."""
-        while len(self) or self._in_pass:
-            self._went.clear()
-            await self._went.wait()
+        while len(self) or self._in_progress:
+            self._has_space.clear()
+            await self._has_space.wait()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["OutOfReach", "claimed", "migrated", "opened", "require_tables"]
+__all__ = ["DatabaseUnreachable", "claim_modules", "migrate_all", "open_databases", "require_tables"]
 
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
@@ -13,9 +13,10 @@ from loguru import logger
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
+from app.storage.errors import DatabaseConfigError
 from app.storage.migrations import NotMigrated, is_current, migrate
 from app.storage.sql.database import Database
-from app.storage.sql.dialect import Claim, Unusable
+from app.storage.sql.dialect import ExclusiveAccess
 from config.settings import Settings
 
 T = TypeVar("T")
@@ -24,11 +25,11 @@ _AT_ONCE_SECONDS = 0.2
 """Whoever was killed a moment ago is gone by then."""
 
 
-class OutOfReach(Exception):
+class DatabaseUnreachable(Exception):
     """A database cannot be used now; its message is one line that names the variable, and neither host nor password."""
 
 
-def opened(settings: Settings, modules: Iterable[str]) -> dict[str, Database]:
+def open_databases(settings: Settings, modules: Iterable[str]) -> dict[str, Database]:
     """
     Return the databases of *modules*, by address; none of them has been asked for anything yet.
 
@@ -40,12 +41,12 @@ def opened(settings: Settings, modules: Iterable[str]) -> dict[str, Database]:
         url = settings.database_url(module)
         try:
             found[url] = found.get(url) or Database(url)
-        except Unusable as error:
-            raise Unusable(f"{_variable(settings, module)}: {error}") from None
+        except DatabaseConfigError as error:
+            raise DatabaseConfigError(f"{_variable(settings, module)}: {error}") from None
     return found
 
 
-def migrated(settings: Settings, databases: Mapping[str, Database], modules: Iterable[str]) -> list[str]:
+def migrate_all(settings: Settings, databases: Mapping[str, Database], modules: Iterable[str]) -> list[str]:
     """
     Bring the tables of *modules* to the head; return the names of those that were behind.
 
@@ -62,7 +63,7 @@ def require_tables(settings: Settings, databases: Mapping[str, Database], module
 
     Raises:
         NotMigrated: A shared database is behind.
-        NewerDatabase, OutOfReach: As for `migrated`.
+        NewerDatabase, OutOfReach: As for `migrate_all`.
     """
     for module in modules:
         is_shared = databases[settings.database_url(module)].dialect.is_shared
@@ -70,7 +71,7 @@ def require_tables(settings: Settings, databases: Mapping[str, Database], module
             raise NotMigrated(f"the tables of {module} are not up to date; run `python -m app migrate` first")
 
 
-def claimed(settings: Settings, databases: Mapping[str, Database], modules: Iterable[str]) -> list[Claim]:
+def claim_modules(settings: Settings, databases: Mapping[str, Database], modules: Iterable[str]) -> list[ExclusiveAccess]:
     """
     Claim *modules* in their databases, where only one process may serve them; close the claims to give them up.
 
@@ -79,20 +80,20 @@ def claimed(settings: Settings, databases: Mapping[str, Database], modules: Iter
     Raises:
         OutOfReach: Another process has claimed one and does not end, or a database cannot be used.
     """
-    claims: list[Claim] = []
+    claims: list[ExclusiveAccess] = []
     for module in modules:
         database = databases[settings.database_url(module)]
-        claim = partial(database.dialect.claim, database.engine, module)
+        claim = partial(database.dialect.acquire_exclusive, database.engine, module)
         try:
             try:
                 found = claim(_AT_ONCE_SECONDS)
-            except Unusable as error:
+            except DatabaseConfigError as error:
                 logger.warning(f"{error}; waiting for it to end", seconds=settings.shutdown_grace_s)
                 found = claim(settings.shutdown_grace_s)
-        except (Unusable, sqlite3.OperationalError) as error:
+        except (DatabaseConfigError, sqlite3.OperationalError) as error:
             for each in claims:
                 each.close()
-            raise OutOfReach(f"{_variable(settings, module)}: {error}; end that first") from None
+            raise DatabaseUnreachable(f"{_variable(settings, module)}: {error}; end that first") from None
         if found is not None:
             claims.append(found)
     return claims
@@ -104,7 +105,7 @@ def _ask(settings: Settings, databases: Mapping[str, Database], module: str, que
         return question(database.engine, module)
     except DBAPIError as error:
         why = database.dialect.explain(error)
-        raise OutOfReach(f"{_variable(settings, module)}: the database cannot be used: {why}") from error
+        raise DatabaseUnreachable(f"{_variable(settings, module)}: the database cannot be used: {why}") from error
 
 
 def _variable(settings: Settings, module: str) -> str:

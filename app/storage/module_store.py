@@ -6,7 +6,7 @@ Nothing here begins or ends a transaction; see `app.storage.sql.database` for wh
 
 from __future__ import annotations
 
-__all__ = ["Kept", "Store", "timed_ids"]
+__all__ = ["InboxEntry", "ModuleStore", "time_ordered_id_range"]
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
@@ -17,23 +17,24 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, MetaData
 
-from app.storage.outbox import Parcel, tables_of
+from app.storage.outbox import OutboxMessage
 from app.storage.sql.database import Database
 from app.storage.state_cache import StateCache
-from app.storage.state_rows import Rows, instant
-from bus.ids import id_horizon
+from app.storage.state_rows import StateMapper, to_db_timestamp
+from app.storage.tables import message_tables
+from bus.ids import id_lower_bound
 from modules.module import Module
 
-SENT_KEPT = timedelta(hours=24)
+OUTBOX_RETENTION = timedelta(hours=24)
 """How long a sent event stays, so that a stream that was lost can be published again."""
 
-HEARD_KEPT = timedelta(hours=48)
+INBOX_RETENTION = timedelta(hours=48)
 """How long we know a copy when we meet it: longer than anybody can send one, and than an idempotency key lives."""
 
-CLOCKS_APART = timedelta(minutes=1)
+CLOCK_SKEW_MAX = timedelta(minutes=1)
 """How far ahead of us a clock may be that ids get their times from."""
 
-GRACE = timedelta(seconds=5)
+HANDOVER_DELAY = timedelta(seconds=5)
 """How long a process on a shared database has what it committed to itself; then whoever leads takes it for forgotten."""
 
 PURGE_MAX = 500
@@ -44,11 +45,11 @@ _BY_ID = itemgetter(0)
 _NONE: Mapping[type, Collection[str]] = {}
 
 
-Known = dict[str, tuple[str | None, str | None]]
+ProcessedIds = dict[str, tuple[str | None, str | None]]
 """What was heard before: by id, the fingerprint and the answer that are kept for it."""
 
 
-class Kept(NamedTuple):
+class InboxEntry(NamedTuple):
     """A row of the inbox."""
 
     id: str
@@ -59,33 +60,33 @@ class Kept(NamedTuple):
     answer: str | None
 
 
-_FIRST_ID = id_horizon(datetime(2024, 1, 1, tzinfo=UTC))
+_FIRST_ID = id_lower_bound(datetime(2024, 1, 1, tzinfo=UTC))
 """No order is older; what is less begins with no time, but perhaps with the zeros of a number."""
 
 
 @lru_cache(16)
-def timed_ids(now: datetime) -> tuple[str, str]:
+def time_ordered_id_range(now: datetime) -> tuple[str, str]:
     """Return between which texts the ids lie that begin with the time of their cause, as far as it has come by *now*."""
-    return _FIRST_ID, id_horizon(now + CLOCKS_APART)
+    return _FIRST_ID, id_lower_bound(now + CLOCK_SKEW_MAX)
 
 
-class Store:
+class ModuleStore:
     """One module's tables in its database."""
 
     def __init__(self, module: Module, database: Database) -> None:
         self.module = module
         self.database = database
         dialect = self._dialect = database.dialect
-        self.rows = {cls: Rows(cls, table, dialect) for cls, table in module.remembers.items()}
-        inbox_table, outbox_table, _ = tables_of(module.name, MetaData())
+        self.mappers = {cls: StateMapper(cls, table, dialect) for cls, table in module.tables.items()}
+        inbox_table, outbox_table, _ = message_tables(module.name, MetaData())
         inbox, outbox = inbox_table.name, outbox_table.name
         moments = ("occurred_at", "due_at")
-        columns = ", ".join(dialect.moment(name) if name in moments else name for name in Parcel._fields)
+        columns = ", ".join(dialect.timestamp_sql(name) if name in moments else name for name in OutboxMessage._fields)
 
-        self._cache = None if dialect.is_shared else StateCache(self.rows)
+        self._cache = None if dialect.is_shared else StateCache(self.mappers)
         self._known = dialect.by_keys(f"SELECT id, fingerprint, answer FROM {inbox} WHERE id {{keys}}")
-        self._keep = dialect.insert(inbox_table, Kept._fields)
-        self._say = dialect.insert(outbox_table, Parcel._fields, "ON CONFLICT (id) DO NOTHING")
+        self._keep = dialect.insert(inbox_table, InboxEntry._fields)
+        self._say = dialect.insert(outbox_table, OutboxMessage._fields, "ON CONFLICT (id) DO NOTHING")
         self._withdraw = dialect.by_keys(
             f"DELETE FROM {outbox} WHERE name {{keys}} AND name IS NOT NULL AND sent_at IS NULL"
         )
@@ -97,9 +98,9 @@ class Store:
         self._due = dialect.text(
             f"SELECT id {unsent} AND (due_at <= ? OR name IS NOT NULL) ORDER BY {outbox}.due_at LIMIT ?"
         )
-        self._parcels = dialect.by_keys(f"SELECT {columns} FROM {outbox} WHERE id {{keys}}")
+        self._outbox_messages = dialect.by_keys(f"SELECT {columns} FROM {outbox} WHERE id {{keys}}")
         self._due_count = dialect.text(f"SELECT count(*) {unsent}")
-        self._due_oldest = dialect.text(f"SELECT {dialect.moment('min(due_at)')} {unsent}")
+        self._due_oldest = dialect.text(f"SELECT {dialect.timestamp_sql('min(due_at)')} {unsent}")
 
         def purge(table: str, which: str, order: str) -> str:
             some = f"SELECT id FROM {table} WHERE {which} ORDER BY {order} LIMIT {PURGE_MAX}{dialect.skip_locked}"
@@ -110,14 +111,14 @@ class Store:
         self._purge_inbox = purge(inbox, "id >= ? AND id < ? AND heard_at < ?", "id")
         self._purge_untimed = purge(inbox, "untimed = 1 AND heard_at < ?", "heard_at")
 
-    def recall(
+    def load_with_inbox(
         self, connection: Connection, ids: Sequence[str], keys: Mapping[type, Collection[str]]
-    ) -> tuple[Known, dict[type, dict[str, Any]]]:
+    ) -> tuple[ProcessedIds, dict[type, dict[str, Any]]]:
         """Return what `known` and `load` do; a database that is ours alone is not asked for what was written last."""
         load = self.load if self._cache is None else self._cache.load
-        return self.known(connection, ids) if ids else {}, load(connection, keys)
+        return self.find_processed(connection, ids) if ids else {}, load(connection, keys)
 
-    def known(self, connection: Connection, ids: Sequence[str]) -> Known:
+    def find_processed(self, connection: Connection, ids: Sequence[str]) -> ProcessedIds:
         """Return those of *ids* that were heard before, each with the fingerprint and the answer kept for it."""
         return {row[0]: (row[1], row[2]) for row in self._known.run(connection, [(id,) for id in ids])}
 
@@ -128,73 +129,73 @@ class Store:
         One select per table, in the order in which the module names its tables, in the order of the keys: whoever waits
         for another's states is not waited for himself.
         """
-        return {cls: rows.lock(connection, sorted(keys[cls])) for cls, rows in self.rows.items() if cls in keys}
+        return {cls: rows.lock(connection, sorted(keys[cls])) for cls, rows in self.mappers.items() if cls in keys}
 
     def save(
         self,
         connection: Connection,
         *,
         states: Mapping[type, Mapping[str, Any]],
-        new: Mapping[type, Collection[str]] = _NONE,
-        heard: Sequence[Kept],
-        withdrawn: Sequence[str],
-        said: Sequence[Parcel],
+        new_keys: Mapping[type, Collection[str]] = _NONE,
+        inbox_entries: Sequence[InboxEntry],
+        cancelled_timers: Sequence[str],
+        outgoing: Sequence[OutboxMessage],
     ) -> None:
         """
         Write everything that a batch has changed; one statement per table.
 
-        *new* are the keys that were looked for and not found. On a shared database, what is new there or *heard* and was
+        *new_keys* are the keys that were looked for and not found. On a shared database, what is new there or *inbox_entries* and was
         written by somebody else meanwhile raises: the whole transaction has to be done again.
         """
         for cls, changed in states.items():
-            self.rows[cls].save(connection, list(changed.values()), new.get(cls, ()))
+            self.mappers[cls].save(connection, list(changed.values()), new_keys.get(cls, ()))
             if self._cache is not None:
                 self._cache.keep(cls, changed)
-        if heard:
-            self._keep.run(connection, sorted(heard, key=_BY_ID) if self._dialect.is_shared else heard)
-        if withdrawn:
-            self._withdraw.run(connection, [(name,) for name in withdrawn])
-        if said:
-            self._say.run(connection, sorted(said, key=_BY_ID) if self._dialect.is_shared else said)
+        if inbox_entries:
+            self._keep.run(connection, sorted(inbox_entries, key=_BY_ID) if self._dialect.is_shared else inbox_entries)
+        if cancelled_timers:
+            self._withdraw.run(connection, [(name,) for name in cancelled_timers])
+        if outgoing:
+            self._say.run(connection, sorted(outgoing, key=_BY_ID) if self._dialect.is_shared else outgoing)
 
     def mark_sent(self, connection: Connection, ids: Sequence[str], now: datetime) -> None:
         """Note that the bus is answerable for the parcels *ids*."""
-        self._mark.run(connection, [(id,) for id in sorted(ids)], (instant(now),))
+        self._mark.run(connection, [(id,) for id in sorted(ids)], (to_db_timestamp(now),))
 
-    def due(
+    def fetch_due(
         self, connection: Connection, now: datetime, limit: int, grace: timedelta, besides: Set[str] = frozenset()
-    ) -> list[Parcel]:
+    ) -> list[OutboxMessage]:
         """
         Return up to *limit* parcels that are due and not marked as sent, the longest due first, *besides* some ids.
 
         What is due for less than *grace* is left out, unless it was said for later: it was committed just now, and
         whoever did that has it in hand.
         """
-        values = (instant(now), instant(now - grace), len(besides) + limit)
+        values = (to_db_timestamp(now), to_db_timestamp(now - grace), len(besides) + limit)
         due = (id for (id,) in connection.exec_driver_sql(self._due, values) if id not in besides)
-        found = self._parcels.run(connection, [(id,) for id in islice(due, limit)])
-        return sorted((Parcel(*row) for row in found), key=attrgetter("due_at"))
+        found = self._outbox_messages.run(connection, [(id,) for id in islice(due, limit)])
+        return sorted((OutboxMessage(*row) for row in found), key=attrgetter("due_at"))
 
-    def grace(self, own: timedelta) -> timedelta:
+    def handover_delay(self, own: timedelta) -> timedelta:
         """Return for how long whoever has committed something has it in hand: *own*, or what all are given on a shared database."""
-        return GRACE if self._dialect.is_shared else own
+        return HANDOVER_DELAY if self._dialect.is_shared else own
 
-    def lead(self, connection: Connection, is_fit: bool) -> bool:
+    def acquire_leadership(self, connection: Connection, is_fit: bool) -> bool:
         """
         Take, keep or (no longer *is_fit*) give up looking after what lies in the outbox; return whether it is ours.
 
         Of all processes that run this module on a shared database one does it at a time: what two find, both would send.
         """
-        return self._dialect.lead(connection, f"{self.module.name} relay", is_fit)
+        return self._dialect.try_lead(connection, f"{self.module.name} relay", is_fit)
 
-    def due_count(self, connection: Connection, now: datetime) -> int:
+    def count_due(self, connection: Connection, now: datetime) -> int:
         """Return how many there are."""
-        count: int = connection.exec_driver_sql(self._due_count, (instant(now),)).scalar_one()
+        count: int = connection.exec_driver_sql(self._due_count, (to_db_timestamp(now),)).scalar_one()
         return count
 
-    def due_oldest_seconds(self, connection: Connection, now: datetime) -> float:
+    def oldest_due_seconds(self, connection: Connection, now: datetime) -> float:
         """Return for how long the first of them has been due; 0 when there is none."""
-        oldest = connection.exec_driver_sql(self._due_oldest, (instant(now),)).scalar_one()
+        oldest = connection.exec_driver_sql(self._due_oldest, (to_db_timestamp(now),)).scalar_one()
         return 0.0 if oldest is None else (now - datetime.fromisoformat(oldest)).total_seconds()
 
     def purge(self, connection: Connection, now: datetime) -> int:
@@ -205,13 +206,13 @@ class Store:
         range of the primary key and needs no index of its own; but for what came from outside under whatever id it had:
         of that, what it caused mostly lies beyond all ids that begin with a time.
         """
-        sent_before, heard_before = now - SENT_KEPT, now - HEARD_KEPT
+        sent_before, heard_before = now - OUTBOX_RETENTION, now - INBOX_RETENTION
         gone = 0
         for text, values in (
-            (self._purge_outbox, (id_horizon(sent_before), instant(sent_before))),
-            (self._purge_foreign, (timed_ids(now)[1], instant(sent_before))),
-            (self._purge_inbox, (_FIRST_ID, id_horizon(heard_before), instant(heard_before))),
-            (self._purge_untimed, (instant(heard_before),)),
+            (self._purge_outbox, (id_lower_bound(sent_before), to_db_timestamp(sent_before))),
+            (self._purge_foreign, (time_ordered_id_range(now)[1], to_db_timestamp(sent_before))),
+            (self._purge_inbox, (_FIRST_ID, id_lower_bound(heard_before), to_db_timestamp(heard_before))),
+            (self._purge_untimed, (to_db_timestamp(heard_before),)),
         ):
             gone += connection.exec_driver_sql(text, values).rowcount
         return gone

@@ -15,8 +15,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from app.storage.sql.dialect import epoch
-from app.storage.state_rows import Rows
+from app.storage.sql.dialect import cache_generation
+from app.storage.state_rows import StateMapper
 
 STATES_MAX = 2048
 """States of one class in a generation. There are two; a third drops the oldest whole, for taking out one by one is slower."""
@@ -25,7 +25,7 @@ STATES_MAX = 2048
 class StateCache:
     """One module's states; called within the writer's transaction."""
 
-    def __init__(self, rows: Mapping[type, Rows]) -> None:
+    def __init__(self, rows: Mapping[type, StateMapper]) -> None:
         self._rows = rows
         self._states: dict[type, dict[str, Any]] = {cls: {} for cls in rows}
         self._before: dict[type, dict[str, Any]] = {cls: {} for cls in rows}
@@ -58,7 +58,7 @@ class StateCache:
 
     def _make_sure(self, connection: Connection) -> None:
         """Forget everything if it may not be true any more."""
-        now = epoch(connection)
+        now = cache_generation(connection)
         if now is not self._epoch:
             self._epoch = now
             for kept in (*self._states.values(), *self._before.values()):

@@ -6,7 +6,7 @@ Everything is prepared once per class. Rows go in many to a statement; `app.stor
 
 from __future__ import annotations
 
-__all__ = ["Rows", "instant"]
+__all__ = ["StateMapper", "to_db_timestamp"]
 
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
@@ -23,7 +23,7 @@ from sqlalchemy import JSON, Connection, Table, UniqueConstraint
 from app.storage.sql.dialect import Dialect
 
 
-class Rows:
+class StateMapper:
     """The rows of one state class."""
 
     def __init__(self, cls: type, table: Table, dialect: Dialect) -> None:
@@ -83,7 +83,7 @@ class Rows:
         self._insert.run(connection, [row for row in rows if row[0] in new])
         self._replace.run(connection, [row for row in rows if row[0] not in new])
 
-    def browse(
+    def list_page(
         self, connection: Connection, filters: dict[str, Any], after: str | None, limit: int, newest_first: bool
     ) -> list[Any]:
         """Return up to *limit* states beyond the key *after*, in the order of the key."""
@@ -137,7 +137,7 @@ def _codec(converter: Converter, hint: Any, column_type: Any) -> Codec:
         return lambda value: orjson.dumps(value).decode(), tuple
     plain = next((arg for arg in get_args(hint) if arg is not type(None)), hint)
     if plain is datetime:
-        return instant, _moment
+        return to_db_timestamp, _moment
     if plain is bool:
         return None, bool
     if isinstance(plain, type) and issubclass(plain, Enum):
@@ -147,7 +147,7 @@ def _codec(converter: Converter, hint: Any, column_type: Any) -> Codec:
 
 
 @lru_cache(4096)
-def instant(moment: datetime) -> str:
+def to_db_timestamp(moment: datetime) -> str:
     """Return *moment* as the database keeps it: all of one length, so that they compare as the moments do."""
     return moment.isoformat(timespec="microseconds")
 

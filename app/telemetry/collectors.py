@@ -11,7 +11,7 @@ Children are plain numbers without a lock: fill them from the event loop, or eac
 
 from __future__ import annotations
 
-__all__ = ["SERIES_MAX", "Counters", "Formatter", "Gauges", "Histograms", "Level", "Observations", "Tally"]
+__all__ = ["SERIES_MAX", "Counter", "Counters", "Formatter", "Gauge", "Gauges", "Histogram", "Histograms"]
 
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ Sample = tuple[str, str, float]
 """Suffix of the metric's name, labels as they are written, value."""
 
 
-class Tally:
+class Counter:
     """A number that only grows."""
 
     __slots__ = ("_read", "value")
@@ -59,7 +59,7 @@ class Tally:
             yield "", labels, value
 
 
-class Level(Tally):
+class Gauge(Counter):
     """A number that goes up and down."""
 
     __slots__ = ()
@@ -69,7 +69,7 @@ class Level(Tally):
         self.value = value
 
 
-class Observations:
+class Histogram:
     """How many values fell into each bucket, and their sum."""
 
     __slots__ = ("_bounds", "counts", "sum")
@@ -96,7 +96,7 @@ class Observations:
         yield "_count", labels, count
 
 
-Child = TypeVar("Child", Tally, Level, Observations)
+Child = TypeVar("Child", Counter, Gauge, Histogram)
 
 
 class _Family(Collector, Generic[Child]):
@@ -155,7 +155,7 @@ class _Family(Collector, Generic[Child]):
         return self._children[values]
 
 
-class Counters(_Family[Tally]):
+class Counters(_Family[Counter]):
     """A family of tallies; its name ends in ``_total``."""
 
     kind = MetricsTypes.counter
@@ -168,19 +168,19 @@ class Counters(_Family[Tally]):
         labels: Sequence[str] = (),
         allowed: Mapping[str, Collection[str]] | None = None,
     ) -> None:
-        super().__init__(registry, name, help, labels, Tally, allowed)
+        super().__init__(registry, name, help, labels, Counter, allowed)
 
 
-class Gauges(_Family[Level]):
+class Gauges(_Family[Gauge]):
     """A family of levels."""
 
     kind = MetricsTypes.gauge
 
     def __init__(self, registry: Registry, name: str, help: str, labels: Sequence[str] = ()) -> None:
-        super().__init__(registry, name, help, labels, Level)
+        super().__init__(registry, name, help, labels, Gauge)
 
 
-class Histograms(_Family[Observations]):
+class Histograms(_Family[Histogram]):
     """A family of observations that share their buckets; *bounds* are the upper ones, in order, without infinity."""
 
     kind = MetricsTypes.histogram
@@ -189,7 +189,7 @@ class Histograms(_Family[Observations]):
         self, registry: Registry, name: str, help: str, labels: Sequence[str], bounds: Sequence[float]
     ) -> None:
         bounds = tuple(bounds)
-        super().__init__(registry, name, help, labels, lambda: Observations(bounds))
+        super().__init__(registry, name, help, labels, lambda: Histogram(bounds))
 
 
 class Formatter(TextFormatter):

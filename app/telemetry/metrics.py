@@ -13,7 +13,7 @@ from aioprometheus.collectors import Registry
 from aioprometheus.formats.text import TEXT_CONTENT_TYPE
 
 from app.telemetry import process
-from app.telemetry.collectors import Counters, Formatter, Gauges, Histograms, Level, Observations, Tally
+from app.telemetry.collectors import Counter, Counters, Formatter, Gauge, Gauges, Histogram, Histograms
 
 CONTENT_TYPE = TEXT_CONTENT_TYPE
 """Of what `Metrics.render` returns."""
@@ -49,13 +49,13 @@ class Metrics:
     """By consumer and subject."""
     orders: Counters
     """By status."""
-    order_duration_seconds: Observations
+    order_duration_seconds: Histogram
     circuit_breaker_state: Gauges
     """By gateway."""
     payment_attempts: Counters
     """By outcome."""
-    bus_connected: Level
-    bus_reconnects: Tally
+    bus_connected: Gauge
+    bus_reconnects: Counter
 
     def __init__(self) -> None:
         own = self._registry = Registry()

@@ -7,16 +7,26 @@ that follows is a child whose parent id is taken from the event's own id, so tha
 
 from __future__ import annotations
 
-__all__ = ["child", "correlation_id", "trace_id", "traceparent"]
+__all__ = ["TraceContext", "child", "correlation_id", "trace_id", "traceparent"]
 
 import re
 from collections.abc import Callable
+
+from attrs import define
 
 _CORRELATION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}").fullmatch
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?").fullmatch
 
 # Sampled, and random trace id (level 2). A continued trace keeps them; the other bits mean nothing yet and go out as 0.
 _KNOWN_FLAGS = 0x03
+
+
+@define  # not frozen: every message creates one, and a frozen class takes three times as long
+class TraceContext:
+    """What caused an event, for logs and traces: *correlation_id* and a valid W3C *traceparent*."""
+
+    correlation_id: str
+    traceparent: str
 
 
 def correlation_id(header: str | None, fresh: Callable[[], str]) -> str:
@@ -46,7 +56,7 @@ def child(traceparent: str, event_id: str) -> str:
     """
     Return the header that an event travels with: the trace of its cause, and a parent id that follows from *event_id*.
 
-    The parent id is the last 16 digits of a UUID that `bus.ids.caused_id` gave, which are never all zero. *traceparent*
+    The parent id is the last 16 digits of a UUID that `bus.ids.derived_id` gave, which are never all zero. *traceparent*
     must be one that this module gave.
     """
     return f"{traceparent[:36]}{event_id[19:23]}{event_id[24:]}{traceparent[52:]}"

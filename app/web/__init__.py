@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["DeadLetterDesk", "Health", "KeptLetter", "Runner", "build"]
+__all__ = ["DeadLetterService", "Health", "Runner", "StoredDeadLetter", "build"]
 
+from app.messaging.dead_letters import StoredDeadLetter
 from app.web.application import build
-from app.web.endpoints.dead_letters import DeadLetterDesk, KeptLetter
+from app.web.endpoints.dead_letters import DeadLetterService
 from app.web.endpoints.health import Health
 from app.web.server import Runner

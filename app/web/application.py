@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["STRAIGHT", "TELEMETRY", "build"]
+__all__ = ["STATIC_ROUTES", "TELEMETRY", "build"]
 
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ import orjson
 from aiohttp import HttpVersion11, hdrs, web
 from attrs import evolve
 
-from app.runtime.service import Door
+from app.runtime.service import ModuleService
 from app.telemetry.metrics import CONTENT_TYPE
 from app.web.endpoints import docs
 from app.web.endpoints import module_routes as routes
@@ -19,30 +19,30 @@ from app.web.endpoints.health import Health
 from app.web.endpoints.health import operations as probes
 from app.web.endpoints.module_routes import JSON
 from app.web.endpoints.state_stream import Streams
-from app.web.handler import Asked, Handle, Operation, Surroundings, Telemetry, wrap
-from app.web.problems import Refused
+from app.web.handler import Endpoint, Handle, HandlerDeps, RequestContext, Telemetry, build_handler
+from app.web.problems import ProblemError
 from app.web.requests.parsing import BODY_BYTES_MAX
-from app.web.route_group import Table
+from app.web.route_group import RouteGroup
 from app.web.spec import openapi
 
 TELEMETRY: web.AppKey[Telemetry] = web.AppKey("telemetry", Telemetry)
 
 Answers = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-STRAIGHT: web.AppKey[dict[tuple[str, str], Answers]] = web.AppKey("straight")
+STATIC_ROUTES: web.AppKey[dict[tuple[str, str], Answers]] = web.AppKey("straight")
 """Who answers which method on which path, for paths without a parameter: to them nobody has to be shown the way."""
 
 UNMATCHED = "unmatched"
 
 
 def build(
-    doors: Sequence[Door],
+    services: Sequence[ModuleService],
     *,
     health: Health,
     metrics: Telemetry,
     keys: Mapping[str, str] | None,
     version: str,
-    extra: tuple[Table, ...] = (),
+    extra: tuple[RouteGroup, ...] = (),
     streams: Streams | None = None,
 ) -> web.Application:
     """
@@ -52,18 +52,18 @@ def build(
     `app.web.server.Runner`, so that what aiohttp itself refuses is a problem too.
     """
     streams = streams or Streams()
-    around = Surroundings(metrics, keys)
-    document = openapi.document([door.module for door in doors], version, [table.described for table in extra])
+    around = HandlerDeps(metrics, keys)
+    document = openapi.document([service.module for service in services], version, [table.described for table in extra])
     app = web.Application(client_max_size=BODY_BYTES_MAX)
     app[TELEMETRY] = metrics
-    straight = app[STRAIGHT] = {}
+    straight = app[STATIC_ROUTES] = {}
     resources: dict[str, web.Resource] = {}
     for operation in (
-        *(operation for door in doors for operation in routes.operations(door, streams)),
+        *(operation for service in services for operation in routes.operations(service, streams)),
         *(operation for table in extra for operation in table.operations),
         *probes(health),
-        Operation(hdrs.METH_GET, "/metrics", _metrics(metrics), is_open=True),
-        Operation(hdrs.METH_GET, "/openapi.json", _bytes(orjson.dumps(document), JSON), is_open=True),
+        Endpoint(hdrs.METH_GET, "/metrics", _metrics(metrics), is_open=True),
+        Endpoint(hdrs.METH_GET, "/openapi.json", _bytes(orjson.dumps(document), JSON), is_open=True),
         *docs.operations(),
     ):
         if operation.path not in resources:
@@ -73,7 +73,7 @@ def build(
             if "{" not in operation.path:
                 straight[method, operation.path] = answer
     catch_all = app.router.add_resource("/{rest:.*}")
-    catch_all.add_route(hdrs.METH_ANY, wrap(Operation(hdrs.METH_ANY, UNMATCHED, _nothing_here(catch_all)), around))
+    catch_all.add_route(hdrs.METH_ANY, build_handler(Endpoint(hdrs.METH_ANY, UNMATCHED, _nothing_here(catch_all)), around))
 
     async def close_streams(app: web.Application) -> None:
         streams.close()
@@ -82,12 +82,12 @@ def build(
     return app
 
 
-def _add(resource: web.Resource, operation: Operation, around: Surroundings) -> Iterator[tuple[str, Answers]]:
+def _add(resource: web.Resource, operation: Endpoint, around: HandlerDeps) -> Iterator[tuple[str, Answers]]:
     """Add a route for each method that *operation* answers; yield the method, and what answers it."""
-    refuse = wrap(evolve(operation, handle=_refuse_expectation), around)
+    refuse = build_handler(evolve(operation, handle=_refuse_expectation), around)
     methods = [operation.method, *([hdrs.METH_HEAD] if operation.method == hdrs.METH_GET else [])]
     for method in methods:
-        answer = wrap(evolve(operation, method=method), around)
+        answer = build_handler(evolve(operation, method=method), around)
         resource.add_route(method, answer, expect_handler=_expect(refuse))
         yield method, answer
 
@@ -107,26 +107,26 @@ def _expect(refuse: Answers) -> Callable[[web.Request], Awaitable[web.StreamResp
     return answer
 
 
-async def _refuse_expectation(request: web.Request, asked: Asked) -> web.StreamResponse:
-    raise Refused(417, "expectation_failed", "The only expectation that can be met is 100-continue.", closes=True)
+async def _refuse_expectation(request: web.Request, asked: RequestContext) -> web.StreamResponse:
+    raise ProblemError(417, "expectation_failed", "The only expectation that can be met is 100-continue.", closes=True)
 
 
 def _metrics(metrics: Telemetry) -> Handle:
-    async def handle(request: web.Request, asked: Asked) -> web.Response:
+    async def handle(request: web.Request, asked: RequestContext) -> web.Response:
         return web.Response(body=metrics.render(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
 
     return handle
 
 
 def _bytes(body: bytes, content_type: str) -> Handle:
-    async def handle(request: web.Request, asked: Asked) -> web.Response:
+    async def handle(request: web.Request, asked: RequestContext) -> web.Response:
         return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
 
     return handle
 
 
 def _nothing_here(catch_all: web.AbstractResource) -> Handle:
-    async def handle(request: web.Request, asked: Asked) -> web.Response:
+    async def handle(request: web.Request, asked: RequestContext) -> web.Response:
         allowed: set[str] = set()
         for resource in request.app.router.resources():
             if resource is not catch_all:
@@ -134,7 +134,7 @@ def _nothing_here(catch_all: web.AbstractResource) -> Handle:
         if allowed:
             methods = ", ".join(sorted(allowed))
             detail = f"This path takes {methods} only."
-            raise Refused(405, "method_not_allowed", detail, headers={hdrs.ALLOW: methods})
-        raise Refused(404, "not_found", "There is nothing at this path.")
+            raise ProblemError(405, "method_not_allowed", detail, headers={hdrs.ALLOW: methods})
+        raise ProblemError(404, "not_found", "There is nothing at this path.")
 
     return handle

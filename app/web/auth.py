@@ -11,7 +11,7 @@ from hmac import compare_digest
 
 from aiohttp import hdrs
 
-from app.web.problems import Refused
+from app.web.problems import ProblemError
 
 ANONYMOUS = "anonymous"
 """The name of every caller where nobody is asked for a key."""
@@ -42,5 +42,5 @@ def caller_of(authorization: str | None, keys: Mapping[str, str]) -> str:
     return caller
 
 
-def _unauthorized(detail: str, challenge: str) -> Refused:
-    return Refused(401, "unauthorized", detail, headers={hdrs.WWW_AUTHENTICATE: challenge})
+def _unauthorized(detail: str, challenge: str) -> ProblemError:
+    return ProblemError(401, "unauthorized", detail, headers={hdrs.WWW_AUTHENTICATE: challenge})

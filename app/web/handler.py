@@ -7,7 +7,7 @@ microseconds; whatever can be known beforehand is bound here.
 
 from __future__ import annotations
 
-__all__ = ["SERVER", "Asked", "Counts", "Handle", "Operation", "Seconds", "Surroundings", "Telemetry", "wrap"]
+__all__ = ["SERVER", "Counts", "Endpoint", "Handle", "HandlerDeps", "RequestContext", "Seconds", "Telemetry", "build_handler"]
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,11 +19,12 @@ from attrs import define, frozen
 from loguru import logger
 from uuid_utils import uuid7
 
-from app.runtime.service import KeyReused, Shed, Unsettled
+from app.runtime.errors import IdempotencyKeyReused
+from app.storage.errors import CommitOutcomeUnknown, TemporarilyUnavailable
 from app.telemetry.logs import enabled
 from app.telemetry.trace import correlation_id
 from app.web.auth import ANONYMOUS, caller_of
-from app.web.problems import X_CORRELATION_ID, Refused, respond
+from app.web.problems import X_CORRELATION_ID, ProblemError, respond
 
 SERVER = "fulfilment"
 """What we say that we are; a version would only tell an attacker what to try."""
@@ -59,7 +60,7 @@ class Telemetry(Protocol):
 
 
 @define
-class Asked:
+class RequestContext:
     """One request, as far as its surroundings know it."""
 
     correlation_id: str
@@ -69,11 +70,11 @@ class Asked:
     is_recorded: bool = False
 
 
-Handle = Callable[[web.Request, Asked], Awaitable[web.StreamResponse]]
+Handle = Callable[[web.Request, RequestContext], Awaitable[web.StreamResponse]]
 
 
 @frozen
-class Operation:
+class Endpoint:
     """One method on one path template, and who answers."""
 
     method: str
@@ -86,7 +87,7 @@ class Operation:
 
 
 @frozen
-class Surroundings:
+class HandlerDeps:
     """What every wrapper needs."""
 
     telemetry: Telemetry
@@ -94,7 +95,7 @@ class Surroundings:
     """Callers' names, each with the SHA-256 of its key; None where nobody is asked."""
 
 
-def wrap(operation: Operation, around: Surroundings) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def build_handler(operation: Endpoint, around: HandlerDeps) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     """
     Return the aiohttp handler for *operation*.
 
@@ -122,19 +123,19 @@ def wrap(operation: Operation, around: Surroundings) -> Callable[[web.Request], 
     async def answer(request: web.Request) -> web.StreamResponse:
         started = perf_counter()
         correlation = correlation_id(request.headers.get(X_CORRELATION_ID), _fresh)
-        asked = Asked(correlation, ANONYMOUS, lambda status: record(status, started, request.method))
+        asked = RequestContext(correlation, ANONYMOUS, lambda status: record(status, started, request.method))
         is_shed = False
         response: web.StreamResponse
         try:
             if keys is not None:
                 asked.caller = caller_of(request.headers.get(hdrs.AUTHORIZATION), keys)
             response = await handle(request, asked)
-        except Refused as refused:
+        except ProblemError as refused:
             response = respond(refused, request.rel_url.raw_path, correlation)
-        except KeyReused:
+        except IdempotencyKeyReused:
             response = respond(_key_reused(), request.rel_url.raw_path, correlation)
-        except Shed as shed:
-            is_shed = not isinstance(shed, Unsettled)
+        except TemporarilyUnavailable as shed:
+            is_shed = not isinstance(shed, CommitOutcomeUnknown)
             response = respond(_shed(shed), request.rel_url.raw_path, correlation)
         except asyncio.CancelledError:
             raise
@@ -173,12 +174,12 @@ def _fresh() -> str:
     return str(uuid7())
 
 
-def _key_reused() -> Refused:
-    return Refused(422, KeyReused.code, "This Idempotency-Key was used before, for another body.")
+def _key_reused() -> ProblemError:
+    return ProblemError(422, IdempotencyKeyReused.code, "This Idempotency-Key was used before, for another body.")
 
 
-def _shed(shed: Shed) -> Refused:
-    return Refused(
+def _shed(shed: TemporarilyUnavailable) -> ProblemError:
+    return ProblemError(
         503,
         shed.code,
         _SHED.get(shed.code, "This cannot be taken now; nothing was stored. Come again later."),
@@ -197,5 +198,5 @@ _SHED = {
 }
 
 
-def _failed() -> Refused:
-    return Refused(500, "internal_error", "Something went wrong on our side. The correlation id names it in our log.")
+def _failed() -> ProblemError:
+    return ProblemError(500, "internal_error", "Something went wrong on our side. The correlation id names it in our log.")

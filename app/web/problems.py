@@ -7,7 +7,7 @@ A detail is written by us for the caller's eyes: nothing that an exception says 
 
 from __future__ import annotations
 
-__all__ = ["CONTENT_TYPE", "Refused", "invalid", "phrase", "respond"]
+__all__ = ["CONTENT_TYPE", "ProblemError", "invalid", "phrase", "respond"]
 
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
@@ -18,7 +18,7 @@ import orjson
 from aiohttp import hdrs, web
 from attrs import field, frozen
 
-from bus.errors import Problem
+from bus.errors import SchemaViolation
 
 CONTENT_TYPE = "application/problem+json"
 X_CORRELATION_ID = "X-Correlation-ID"
@@ -34,7 +34,7 @@ def phrase(status: int) -> str:
 
 
 @frozen
-class Refused(Exception):
+class ProblemError(Exception):
     """Answer with *status* and a problem: *members* are added to it, *headers* to the answer."""
 
     status: int
@@ -46,13 +46,13 @@ class Refused(Exception):
     """True where the rest of the request is not worth reading: the connection ends with the answer."""
 
 
-def invalid(code: str, detail: str, problems: Iterable[Problem], status: int = 400) -> Refused:
+def invalid(code: str, detail: str, problems: Iterable[SchemaViolation], status: int = 400) -> ProblemError:
     """Return the refusal of an invalid input, with one entry in ``errors`` for each of *problems*."""
     errors = [{"pointer": problem.pointer, "detail": problem.detail} for problem in problems]
-    return Refused(status, code, detail, {"errors": errors})
+    return ProblemError(status, code, detail, {"errors": errors})
 
 
-def respond(refused: Refused, path: str, correlation_id: str) -> web.Response:
+def respond(refused: ProblemError, path: str, correlation_id: str) -> web.Response:
     """Return *refused* as the answer to a request for *path*."""
     body = {
         "type": "about:blank",

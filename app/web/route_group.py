@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["Table"]
+__all__ = ["RouteGroup"]
 
 from attrs import frozen
 
-from app.web.handler import Operation
-from app.web.spec.components import Described
+from app.web.handler import Endpoint
+from app.web.spec.components import Description
 
 
 @frozen
-class Table:
+class RouteGroup:
     """Operations beside those of the modules."""
 
-    operations: tuple[Operation, ...]
-    described: Described
+    operations: tuple[Endpoint, ...]
+    described: Description

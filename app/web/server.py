@@ -19,9 +19,9 @@ from aiohttp.http_exceptions import LineTooLong
 from loguru import logger
 from uuid_utils import uuid7
 
-from app.web.application import STRAIGHT, TELEMETRY, UNMATCHED, Answers
+from app.web.application import STATIC_ROUTES, TELEMETRY, UNMATCHED, Answers
 from app.web.handler import SERVER, Telemetry
-from app.web.problems import Refused, phrase, respond
+from app.web.problems import ProblemError, phrase, respond
 
 KEEP_ALIVE_SECONDS = 75.0
 
@@ -32,7 +32,7 @@ class Runner(web.AppRunner):
     def __init__(self, app: web.Application, **kwargs: Any) -> None:
         super().__init__(app, access_log=None, **kwargs)
         self._telemetry = app[TELEMETRY]
-        self._straight = app[STRAIGHT]
+        self._straight = app[STATIC_ROUTES]
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
@@ -85,12 +85,12 @@ class _Connection(web.RequestHandler):
         correlation = str(uuid7())
         if status >= 500:
             logger.opt(exception=exc).error("request failed", route=UNMATCHED, correlation_id=correlation)
-            refused = Refused(status, "internal_error", "Something went wrong on our side.", closes=True)
+            refused = ProblemError(status, "internal_error", "Something went wrong on our side.", closes=True)
         elif isinstance(exc, LineTooLong):
             detail = "The request line or one of the headers is too long."
-            refused = Refused(431, "malformed_request", detail, closes=True)
+            refused = ProblemError(431, "malformed_request", detail, closes=True)
         else:
-            refused = Refused(400, "malformed_request", "This is not a valid HTTP request.", closes=True)
+            refused = ProblemError(400, "malformed_request", "This is not a valid HTTP request.", closes=True)
         return self._problem(request, refused, correlation)
 
     async def finish_response(
@@ -99,11 +99,11 @@ class _Connection(web.RequestHandler):
         """Send *resp*, and a problem instead of an answer that aiohttp's router gives without asking anybody."""
         if isinstance(resp, web.HTTPException):
             status = resp.status
-            refused = Refused(status, "not_found" if status == 404 else "refused", f"{phrase(status)}.")
+            refused = ProblemError(status, "not_found" if status == 404 else "refused", f"{phrase(status)}.")
             resp = self._problem(request, refused, str(uuid7()))
         return await super().finish_response(request, resp, start_time)
 
-    def _problem(self, request: web.BaseRequest, refused: Refused, correlation: str) -> web.Response:
+    def _problem(self, request: web.BaseRequest, refused: ProblemError, correlation: str) -> web.Response:
         self._telemetry.http_requests.labels(request.method, UNMATCHED, str(refused.status)).inc()
         response = respond(refused, request.rel_url.raw_path, correlation)
         response.headers[hdrs.SERVER] = SERVER

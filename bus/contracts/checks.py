@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["check_chain", "check_is_said", "check_step"]
+__all__ = ["check_chain", "check_is_published", "check_step"]
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from bus.contracts.schemas import Schema, explain
-from bus.contracts.versions import Migration, subject_at, version_of
+from bus.contracts.versions import DualPublish, subject_at, version_of
 from bus.errors import ContractError
 
 if TYPE_CHECKING:
-    from bus.contracts.registry import Contract, Contracts
+    from bus.contracts.registry import Contract, ContractRegistry
 
 
-def check_chain(contracts: Contracts, contract: Contract, schemas: Mapping[str, Schema]) -> None:
+def check_chain(contracts: ContractRegistry, contract: Contract, schemas: Mapping[str, Schema]) -> None:
     """
     Check that every older version that was ever promised can be read as *contract*'s.
 
@@ -25,7 +25,7 @@ def check_chain(contracts: Contracts, contract: Contract, schemas: Mapping[str, 
         ContractError: One cannot; says which.
     """
     event, version = version_of(contract.subject)
-    readable = contracts.readings(contract.cls)
+    readable = contracts.readable_subjects(contract.cls)
     for subject in sorted(schemas):
         if subject.startswith(f"{event}.v") and version_of(subject)[1] < version:
             if subject not in readable:
@@ -34,7 +34,7 @@ def check_chain(contracts: Contracts, contract: Contract, schemas: Mapping[str, 
                 raise ContractError(f"{subject}: there is no class")
 
 
-def check_step(contracts: Contracts, event: str, frm: int, to: int, cast: Callable[[Any], Any]) -> None:
+def check_step(contracts: ContractRegistry, event: str, frm: int, to: int, cast: Callable[[Any], Any]) -> None:
     """
     Check that *cast* makes of every example of version *frm* something that version *to* allows.
 
@@ -54,12 +54,12 @@ def check_step(contracts: Contracts, event: str, frm: int, to: int, cast: Callab
         if not isinstance(made, new.cls):
             raise ContractError(f"{way} makes a {type(made).__name__}, not a {new.cls.__name__}")
         value = orjson.loads(orjson.dumps(new.unstructure(made)))
-        if not new.may_say(value):
+        if not new.is_valid_outgoing(value):
             reason = next((f"{p.pointer or '/'}: {p.detail}" for p in explain(new.schema, value)), "does not fit")
             raise ContractError(f"{way} makes of example {number} what its schema refuses: {reason}")
 
 
-def check_is_said(contracts: Contracts, migration: Migration) -> None:
+def check_is_published(contracts: ContractRegistry, migration: DualPublish) -> None:
     """
     Check that what *migration* starts from is said: the newest version, or one that another migration makes.
 
@@ -68,6 +68,6 @@ def check_is_said(contracts: Contracts, migration: Migration) -> None:
     """
     versions = [version_of(contract.subject) for contract in contracts]
     newest = max(version for event, version in versions if event == migration.event)
-    others = {other.frm for other in contracts.migrations if other.event == migration.event}
-    if migration.to != newest and migration.to not in others:
-        raise ContractError(f"{migration.event}: v{migration.frm} is made from v{migration.to}, which nobody says")
+    others = {other.from_version for other in contracts.dual_publishes if other.event == migration.event}
+    if migration.to_version != newest and migration.to_version not in others:
+        raise ContractError(f"{migration.event}: v{migration.from_version} is made from v{migration.to_version}, which nobody says")

@@ -11,7 +11,7 @@ certain (references, ``allOf``, ``not``, two patterns) is `Compatibility.UNKNOWN
 
 from __future__ import annotations
 
-__all__ = ["Change", "Compatibility", "compare", "verdict"]
+__all__ = ["Change", "Compatibility", "compare", "overall"]
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
@@ -72,7 +72,7 @@ class Change:
     why: str
 
 
-def verdict(changes: Iterable[Change]) -> Compatibility:
+def overall(changes: Iterable[Change]) -> Compatibility:
     """Return what *changes* do together."""
     found = [change.compatibility for change in changes]
     if UNKNOWN in found:
@@ -143,7 +143,7 @@ def _narrowed(at: str, why: str) -> Change:
     return Change(at, FORWARD, why)
 
 
-def _between(old: set[Any], new: set[Any], at: str, what: str, say: Callable[[set[Any]], str]) -> Iterator[Change]:
+def _set_change(old: set[Any], new: set[Any], at: str, what: str, say: Callable[[set[Any]], str]) -> Iterator[Change]:
     """Yield the change from the set of allowed *old* to that of *new*."""
     if old < new:
         yield _widened(at, f"{what} {say(new - old)} has come")
@@ -154,7 +154,7 @@ def _between(old: set[Any], new: set[Any], at: str, what: str, say: Callable[[se
 
 
 def _types(old: Mapping[str, Any], new: Mapping[str, Any], at: str) -> Iterator[Change]:
-    yield from _between(_allowed(old), _allowed(new), at, "type", lambda types: ", ".join(sorted(types - {"integer*"})))
+    yield from _set_change(_allowed(old), _allowed(new), at, "type", lambda types: ", ".join(sorted(types - {"integer*"})))
 
 
 def _allowed(schema: Mapping[str, Any]) -> set[str]:
@@ -178,7 +178,7 @@ def _values(old: Mapping[str, Any], new: Mapping[str, Any], at: str) -> Iterator
     elif before is not None and after is None:
         yield _widened(at, f"more than {_listed(before)} may be said now")
     elif before is not None and after is not None:
-        yield from _between(before, after, at, "value", _listed)
+        yield from _set_change(before, after, at, "value", _listed)
 
 
 def _enumerated(schema: Mapping[str, Any]) -> set[str] | None:
@@ -236,19 +236,19 @@ def _objects(old: Mapping[str, Any], new: Mapping[str, Any], at: str) -> Iterato
     for name in sorted(before.keys() | after.keys() | needed | needs):
         pointer = f"{at}/{name.replace('~', '~0').replace('/', '~1')}"
         if name not in before and name not in needed:
-            yield _came(pointer, name in needs, is_closed=old.get("additionalProperties") is False)
+            yield _added(pointer, name in needs, is_closed=old.get("additionalProperties") is False)
         elif name not in after and name not in needs:
-            yield _went(pointer, name in needed, is_closed=new.get("additionalProperties") is False)
+            yield _removed(pointer, name in needed, is_closed=new.get("additionalProperties") is False)
         else:
             if name in needed - needs:
                 yield _widened(pointer, "may be left out now")
             elif name in needs - needed:
                 yield _narrowed(pointer, "is required now")
             yield from _compare(before.get(name, True), after.get(name, True), pointer)
-    yield from _others(old.get("additionalProperties", True), new.get("additionalProperties", True), at)
+    yield from _other_keywords(old.get("additionalProperties", True), new.get("additionalProperties", True), at)
 
 
-def _came(pointer: str, is_required: bool, *, is_closed: bool) -> Change:
+def _added(pointer: str, is_required: bool, *, is_closed: bool) -> Change:
     if is_required:
         return Change(pointer, FORWARD, "is new and required: what was written before lacks it")
     if not is_closed:
@@ -256,7 +256,7 @@ def _came(pointer: str, is_required: bool, *, is_closed: bool) -> Change:
     return Change(pointer, FULL, "is new and optional")
 
 
-def _went(pointer: str, was_required: bool, *, is_closed: bool) -> Change:
+def _removed(pointer: str, was_required: bool, *, is_closed: bool) -> Change:
     if was_required:
         return Change(pointer, BACKWARD, "has gone and was required: old readers miss it")
     if not is_closed:
@@ -264,7 +264,7 @@ def _went(pointer: str, was_required: bool, *, is_closed: bool) -> Change:
     return Change(pointer, FULL, "has gone and was optional")
 
 
-def _others(old: Any, new: Any, at: str) -> Iterator[Change]:
+def _other_keywords(old: Any, new: Any, at: str) -> Iterator[Change]:
     """Compare what members may hold that are not named. A tolerant reader does not care whether there may be any."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         yield from _compare(old, new, f"{at}/*")

@@ -12,7 +12,7 @@ understands is `bus.contracts.event_reader`'s.
 
 from __future__ import annotations
 
-__all__ = ["Contract", "ContractError", "Contracts", "Saying", "Value", "explain", "united", "validator"]
+__all__ = ["Contract", "ContractError", "ContractRegistry", "EncodedEvent", "Value", "explain", "merge_schemas", "validator"]
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,19 +24,16 @@ from attrs import evolve, frozen
 from cattrs import Converter
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 
-from bus.contracts.checks import check_chain, check_is_said, check_step
+from bus.contracts.checks import check_chain, check_is_published, check_step
 from bus.contracts.schemas import Schema, check_agreement, check_examples, check_schema, explain, tolerant, validator
-from bus.contracts.versions import Migration, Upcast, subject_at, version_of, versions_header
+from bus.contracts.versions import DualPublish, Upcast, subject_at, version_of, versions_header
 from bus.errors import ContractError, Invalid, UnknownSubject, Unreadable
-from bus.subjects import Event, plain, subject_of
+from bus.subjects import Event, subject_of, without_lane
 
 Value = dict[str, Any]
 
-SAID_MAX = 1_024
-"""Events that a process remembers having sent out, and as many before them, so as not to read its own handwriting."""
 
-
-def united(*promises: Mapping[str, Schema]) -> dict[str, Schema]:
+def merge_schemas(*promises: Mapping[str, Schema]) -> dict[str, Schema]:
     """
     Return all *promises* (schemas by subject) in one.
 
@@ -52,13 +49,12 @@ def united(*promises: Mapping[str, Schema]) -> dict[str, Schema]:
     return found
 
 
-class Saying(NamedTuple):
+class EncodedEvent(NamedTuple):
     """One version of an *event*, as it goes out. Without a *mark* it keeps the event's id; else the mark makes it one."""
 
     subject: str
     body: bytes
-    event: Event
-    mark: str | None = None
+    id_suffix: str | None = None
     versions: str | None = None
     """All the versions that the event is said in, for the header; None where there is one."""
 
@@ -72,9 +68,9 @@ class Contract:
     schema: Schema
     unstructure: Callable[[Event], Value]
     structure: Callable[[Any, Any], Event]
-    may_say: Callable[[Any], bool]
-    may_hear: Callable[[Any], bool]
-    mark: str
+    is_valid_outgoing: Callable[[Any], bool]
+    is_valid_incoming: Callable[[Any], bool]
+    id_suffix: str
     """Its version, as in ``v2``."""
     older: tuple[tuple[Contract, Callable[[Event], Event]], ...] = ()
     """The versions that are said beside this one, the next lower first, each with what makes it from the one before."""
@@ -82,14 +78,14 @@ class Contract:
     """All that are said with it, for the header; None where it is the only one."""
 
 
-class Contracts:
+class ContractRegistry:
     """The registry: built once, asked for every message."""
 
     def __init__(
         self,
         classes: Iterable[type],
         schemas: Mapping[str, Schema],
-        migrations: Iterable[Migration] = (),
+        migrations: Iterable[DualPublish] = (),
         upcasts: Iterable[Upcast] = (),
     ) -> None:
         """
@@ -99,23 +95,21 @@ class Contracts:
             ContractError: A schema is missing, is no JSON Schema, or contradicts its class or its examples; one subject
                 has two classes; an older version cannot be read as the newer one; a migration does not do what it says.
         """
-        self.migrations = tuple(migrations)
+        self.dual_publishes = tuple(migrations)
         self._converter = _converter()
-        self._said: dict[bytes, Event] = {}
-        self._said_before: dict[bytes, Event] = {}
         self._by_subject: dict[str, Contract] = {}
         for cls in classes:
             self._add(cls, schemas)
         self._ups: dict[str, Upcast] = {}
-        for step in (*upcasts, *(Upcast(m.event, m.frm, m.to, m.up) for m in self.migrations)):
+        for step in (*upcasts, *(Upcast(m.event, m.from_version, m.to_version, m.up) for m in self.dual_publishes)):
             self._add_upcast(step)
         for contract in self:
             check_chain(self, contract, schemas)
         for step in self._ups.values():
-            check_step(self, step.event, step.frm, step.to, step.up)
-        for migration in self.migrations:
-            check_step(self, migration.event, migration.to, migration.frm, migration.down)
-            check_is_said(self, migration)
+            check_step(self, step.event, step.from_version, step.to_version, step.up)
+        for migration in self.dual_publishes:
+            check_step(self, migration.event, migration.to_version, migration.from_version, migration.down)
+            check_is_published(self, migration)
         for contract in self:
             older = tuple(self._older(contract))
             said = (contract, *(each for each, _ in older))
@@ -126,7 +120,7 @@ class Contracts:
         return iter(tuple(self._by_subject.values()))
 
     def __contains__(self, subject: str) -> bool:
-        return plain(subject) in self._by_subject
+        return without_lane(subject) in self._by_subject
 
     def __getitem__(self, subject: str) -> Contract:
         """
@@ -135,12 +129,12 @@ class Contracts:
         Raises:
             UnknownSubject: There is none.
         """
-        contract = self._by_subject.get(subject) or self._by_subject.get(plain(subject))
+        contract = self._by_subject.get(subject) or self._by_subject.get(without_lane(subject))
         if contract is None:
             raise UnknownSubject(f"no contract for {subject}")
         return contract
 
-    def readings(self, cls: type) -> dict[str, tuple[Callable[[Event], Event], ...]]:
+    def readable_subjects(self, cls: type) -> dict[str, tuple[Callable[[Event], Event], ...]]:
         """
         Return every subject that can be read as *cls*, its own first, each with the upcasts that lead there.
 
@@ -149,17 +143,17 @@ class Contracts:
         found: dict[str, tuple[Callable[[Event], Event], ...]] = {subject_of(cls): ()}
         event, _ = version_of(subject_of(cls))
         older = [s for s in self._ups.values() if s.event == event]
-        for step in sorted(older, key=lambda step: step.frm, reverse=True):
-            rest = found.get(subject_at(event, step.to))
+        for step in sorted(older, key=lambda step: step.from_version, reverse=True):
+            rest = found.get(subject_at(event, step.to_version))
             if rest is not None:
-                found[subject_at(event, step.frm)] = (step.up, *rest)
+                found[subject_at(event, step.from_version)] = (step.up, *rest)
         return found
 
-    def heard_subjects(self, classes: Iterable[type]) -> list[str]:
+    def subjects_for(self, classes: Iterable[type]) -> list[str]:
         """Return the subjects that somebody who hears *classes* has to subscribe to, older versions included."""
-        return [subject for cls in classes for subject in self.readings(cls)]
+        return [subject for cls in classes for subject in self.readable_subjects(cls)]
 
-    def value(self, event: Event) -> Value:
+    def to_json(self, event: Event) -> Value:
         """
         Return *event* as the JSON value that goes out, in its own version.
 
@@ -168,7 +162,7 @@ class Contracts:
         """
         return _value(self._by_subject[event.__subject__], event)
 
-    def say(self, event: Event, value: Value | None = None) -> tuple[Saying, ...]:
+    def encode_versions(self, event: Event, value: Value | None = None) -> tuple[EncodedEvent, ...]:
         """
         Return *event* as it goes out: in its own version first, and in every older one that a migration declares.
 
@@ -181,13 +175,13 @@ class Contracts:
         contract = self._by_subject[event.__subject__]
         body = orjson.dumps(_value(contract, event) if value is None else value)
         if not contract.older:
-            return (Saying(contract.subject, body, event),)
+            return (EncodedEvent(contract.subject, body),)
         versions, oldest = contract.versions, contract.older[-1][0]
-        sayings = [Saying(contract.subject, body, event, contract.mark, versions)]
+        sayings = [EncodedEvent(contract.subject, body, contract.id_suffix, versions)]
         for older, down in contract.older:
             event = down(event)
-            mark = None if older is oldest else older.mark
-            sayings.append(Saying(older.subject, orjson.dumps(_value(older, event)), event, mark, versions))
+            mark = None if older is oldest else older.id_suffix
+            sayings.append(EncodedEvent(older.subject, orjson.dumps(_value(older, event)), mark, versions))
         return tuple(sayings)
 
     def encode(self, event: Event) -> bytes:
@@ -197,13 +191,7 @@ class Contracts:
         Raises:
             Invalid: The event breaks its own schema.
         """
-        return orjson.dumps(self.value(event))
-
-    def remember(self, event: Event, body: bytes) -> None:
-        """Note that *body*, which goes out now, is *event*: who hears it in this process need not read it."""
-        self._said[body] = event
-        if len(self._said) > SAID_MAX:
-            self._said_before, self._said = self._said, {}
+        return orjson.dumps(self.to_json(event))
 
     def decode(self, subject: str, body: bytes) -> Event:
         """
@@ -214,9 +202,6 @@ class Contracts:
             Unreadable: The body is not JSON in UTF-8, is nested beyond measure, or says a name twice in one object.
             Invalid: The body breaks the schema; says where and why.
         """
-        event = self._said.get(body) or self._said_before.get(body)
-        if event is not None and event.__subject__ == plain(subject):
-            return event  # our own words: validated when we said them, and frozen since
         contract = self[subject]
         try:
             value = orjson.loads(body)
@@ -227,9 +212,9 @@ class Contracts:
         except TypeError:  # it reads deeper than it writes
             raise Unreadable(f"{subject}: it is nested too deeply") from None
         # Whatever one of us has said is written the same again; only a stranger's hand is worth a second, slow look.
-        if again != body and not _says_each_name_once(body):
+        if again != body and not _has_unique_names(body):
             raise Unreadable(f"{subject}: a name comes twice in one object, so two readers could take it for two things")
-        if not contract.may_hear(value):
+        if not contract.is_valid_incoming(value):
             raise Invalid(subject, explain(tolerant(contract.schema), value))
         return contract.structure(value, contract.cls)
 
@@ -255,33 +240,33 @@ class Contracts:
             schema=schema,
             unstructure=unstructure,
             structure=structure,
-            may_say=validator(schema),
-            may_hear=validator(tolerant(schema)),
-            mark=subject.rpartition(".")[2],
+            is_valid_outgoing=validator(schema),
+            is_valid_incoming=validator(tolerant(schema)),
+            id_suffix=subject.rpartition(".")[2],
         )
 
     def _add_upcast(self, step: Upcast) -> None:
-        subject = subject_at(step.event, step.frm)
-        if not 0 < step.frm < step.to:
-            raise ContractError(f"{step.event}: an upcast leads from v{step.frm} to v{step.to}, which is not up")
+        subject = subject_at(step.event, step.from_version)
+        if not 0 < step.from_version < step.to_version:
+            raise ContractError(f"{step.event}: an upcast leads from v{step.from_version} to v{step.to_version}, which is not up")
         if subject in self._ups:
             raise ContractError(f"{subject}: there are two upcasters")
         self._ups[subject] = step
 
     def _older(self, contract: Contract) -> Iterator[tuple[Contract, Callable[[Event], Event]]]:
         event, version = version_of(contract.subject)
-        downs = {m.to: m for m in self.migrations if m.event == event}
-        if any(m.frm == version for m in self.migrations if m.event == event):
+        downs = {m.to_version: m for m in self.dual_publishes if m.event == event}
+        if any(m.from_version == version for m in self.dual_publishes if m.event == event):
             return  # an older version is said because its newer one is, never by itself
         while version in downs:
             migration = downs[version]
-            version = migration.frm
+            version = migration.from_version
             yield self[subject_at(event, version)], migration.down
 
 
 def _value(contract: Contract, event: Event) -> Value:
     value = contract.unstructure(event)
-    if not contract.may_say(value):
+    if not contract.is_valid_outgoing(value):
         raise Invalid(contract.subject, explain(contract.schema, value))
     return value
 
@@ -308,17 +293,17 @@ def _unstructured_all(each: Callable[[Any], Any]) -> Callable[[Sequence[Any]], l
     return lambda values: [each(value) for value in values]
 
 
-def _says_each_name_once(body: bytes) -> bool:
+def _has_unique_names(body: bytes) -> bool:
     def unique(pairs: list[tuple[str, Any]]) -> None:
         if len({name for name, _ in pairs}) < len(pairs):
-            raise _Twice
+            raise _DuplicateName
 
     try:
         json.loads(body, object_pairs_hook=unique, parse_int=str, parse_float=str)
-    except (_Twice, RecursionError):
+    except (_DuplicateName, RecursionError):
         return False
     return True
 
 
-class _Twice(Exception):
+class _DuplicateName(Exception):
     """Raised to leave a reading at the first name that comes twice."""

@@ -20,7 +20,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import attrs
 import jsonschema_rs
 
-from bus.errors import ContractError, Problem
+from bus.errors import ContractError, SchemaViolation
 
 Schema = Mapping[str, Any]
 
@@ -36,12 +36,12 @@ def validator(schema: Schema) -> Callable[[Any], bool]:
     return check
 
 
-def explain(schema: Schema, value: Any) -> tuple[Problem, ...]:
+def explain(schema: Schema, value: Any) -> tuple[SchemaViolation, ...]:
     """Say where and why *value* does not fit *schema*, in the order of the pointers; at most 20 reasons."""
     # The first hundred: a hostile value has tens of thousands, and finding them all stops the event loop for a second.
     errors = islice(_oracle()(dict(schema)).iter_errors(value), 100)
     problems = {
-        Problem("".join(f"/{_escape(part)}" for part in error.absolute_path), _shorten(error.message))
+        SchemaViolation("".join(f"/{_escape(part)}" for part in error.absolute_path), _shorten(error.message))
         for error in errors
     }
     return tuple(sorted(problems, key=lambda problem: (problem.pointer, problem.detail)))[:20]
@@ -131,7 +131,7 @@ def check_examples(subject: str, schema: Schema, again: Callable[[Any], Any]) ->
     fits = validator(schema)
     for number, example in enumerate(schema.get("examples", ())):
         if not fits(example):
-            problem = next(iter(explain(schema, example)), Problem("", "does not fit"))
+            problem = next(iter(explain(schema, example)), SchemaViolation("", "does not fit"))
             raise ContractError(f"{subject}: example {number}: {problem.pointer or '/'}: {problem.detail}")
         if again(example) != example:
             raise ContractError(f"{subject}: example {number} does not survive its class")

@@ -2,7 +2,7 @@
 How an event changes while everything runs.
 
 A version is part of the subject: ``orders.created.v1`` and ``orders.created.v2`` are two promises about one event. An
-`Upcast` lets a reader who understands the newer one see the older as if it had been said so. A `Migration` is an upcast
+`Upcast` lets a reader who understands the newer one see the older as if it had been said so. A `DualPublish` is an upcast
 that the speaker has declared to be under way: for as long as it stands, every such event is said in both versions,
 under one event id.
 
@@ -14,7 +14,7 @@ upgrade the other message may have gone to a colleague who did not understand it
 
 from __future__ import annotations
 
-__all__ = ["VERSIONS", "Migration", "Upcast", "is_said_otherwise", "subject_at", "version_of", "versions_header", "versions_in"]
+__all__ = ["VERSIONS", "DualPublish", "Upcast", "has_readable_sibling", "subject_at", "version_of", "versions_header", "versions_in"]
 
 import re
 from collections.abc import Callable, Container, Iterable
@@ -34,13 +34,13 @@ class Upcast:
     """How version *frm* of *event* becomes version *to*: *up* is a pure function from one class to the other."""
 
     event: str
-    frm: int
-    to: int
+    from_version: int
+    to_version: int
     up: Callable[[Any], Any]
 
 
 @frozen
-class Migration:
+class DualPublish:
     """
     *event* is said in version *frm* beside its newest, *to*, since release *since*.
 
@@ -49,8 +49,8 @@ class Migration:
     """
 
     event: str
-    frm: int
-    to: int
+    from_version: int
+    to_version: int
     down: Callable[[Any], Any]
     up: Callable[[Any], Any]
     since: str
@@ -72,7 +72,7 @@ def versions_in(header: str) -> frozenset[int]:
     return frozenset(int(part.strip()[1:]) for part in header.split(",") if _VERSION(part.strip()))
 
 
-def is_said_otherwise(subject: str, header: str, understood: Container[str]) -> bool:
+def has_readable_sibling(subject: str, header: str, understood: Container[str]) -> bool:
     """
     Tell whether what a message on *subject* says is said in another version that is *understood*, too.
 

@@ -19,17 +19,17 @@ import nats.errors
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 
-from bus.dead_letter_queue import LetterBox
-from bus.errors import BusClosed, Retry
+from bus.dead_letter_queue import DeadLetterQueue
+from bus.errors import BusClosed, PublishRetryable
 from bus.jetstream.admin.topology import consumer_plans
-from bus.jetstream.admin.verifier import Ground
+from bus.jetstream.admin.verifier import TopologyVerifier
 from bus.jetstream.connection import CONNECT_SECONDS_MAX, Connection, Servers
-from bus.jetstream.consumer_group import Group, Member
+from bus.jetstream.consumer_group import ConsumerGroup, GroupSubscription
 from bus.jetstream.delivery import Delivery
-from bus.jetstream.publisher import Dispatch, end
-from bus.jetstream.pull_consumer import Durable
+from bus.jetstream.publisher import Publisher, end
+from bus.jetstream.pull_consumer import PullConsumer
 from bus.port import ACK_WAIT_SECONDS, MAX_TRIES, Clock, DeadLetters, Message, Subscription
-from bus.tasks import end_tasks
+from bus.tasks import cancel_tasks
 
 PUBLISH_SECONDS = 5.0
 PING_SECONDS = 5.0
@@ -44,7 +44,7 @@ class JetStreamBus:
     """
     The bus on NATS JetStream; see `bus.port.Bus` for what it promises.
 
-    It may be used before it is connected, and while it is not: a publish then ends with `Retry` at once, and a
+    It may be used before it is connected, and while it is not: a publish then ends with `PublishRetryable` at once, and a
     subscription is bound in the background. Streams and durables that are missing are founded, if we may.
     """
 
@@ -78,14 +78,14 @@ class JetStreamBus:
             on_down=self._went_down,
         )
         self.send = self._connection.send
-        self._dispatch = Dispatch(
+        self._dispatch = Publisher(
             clock,
             self._connection,
             publish_seconds=publish_seconds,
             on_missing=self._look_after_stream,
             on_taken=lambda stream: self._ground.takes_messages(stream),
         )
-        self._ground = Ground(
+        self._ground = TopologyVerifier(
             self.js,
             lambda: self._connection.denied,
             replicas=replicas,
@@ -93,11 +93,11 @@ class JetStreamBus:
             ack_wait_seconds=ack_wait_seconds,
             max_tries=max_tries,
         )
-        self._letters = LetterBox(
+        self._letters = DeadLetterQueue(
             clock, dead_letters, ack_wait_seconds=ack_wait_seconds, on_idle=self.look_whether_idle
         )
         self._tick_seconds = min(_TICK_SECONDS_MAX, ack_wait_seconds / 20, publish_seconds / 10)
-        self._groups: dict[str, Group] = {}
+        self._groups: dict[str, ConsumerGroup] = {}
         self._client: Client | None = None
         self._tasks: dict[object, asyncio.Task[None]] = {}
         self.is_closing = False
@@ -146,8 +146,8 @@ class JetStreamBus:
     async def subscribe(self, consumer: str, subjects: Sequence[str]) -> Subscription:
         if self.is_closing:
             raise BusClosed("the bus is closed")
-        group = self._groups.setdefault(consumer, Group(self, consumer))
-        member = Member(group)
+        group = self._groups.setdefault(consumer, ConsumerGroup(self, consumer))
+        member = GroupSubscription(group)
         group.members[member] = None
         fresh, left = group.change(consumer_plans(consumer, subjects))
         for durable in fresh:
@@ -156,7 +156,7 @@ class JetStreamBus:
             await self._abandon(durable)
         return member
 
-    async def leave(self, group: Group) -> None:
+    async def leave(self, group: ConsumerGroup) -> None:
         """Listen for *group* no more: its last member here has gone."""
         for durable in group.durables:
             await self._abandon(durable)
@@ -183,7 +183,7 @@ class JetStreamBus:
         for durable in self._durables():
             durable.hand_back()
             durable.held.clear()
-        await end_tasks(self._tasks.values())
+        await cancel_tasks(self._tasks.values())
         await self._connection.close()
         self.look_whether_idle()
 
@@ -192,7 +192,7 @@ class JetStreamBus:
     def give_up(self, delivery: Delivery, error: str, detail: str) -> None:
         self._letters.put(delivery, error, detail)
 
-    def rebind(self, durable: Durable, said: str) -> None:
+    def rebind(self, durable: PullConsumer, said: str) -> None:
         """Verify *durable* once more, and listen anew."""
         if durable not in self._tasks and not self.is_closing:
             _log.warning("consumer %s on %s: %s", durable.plan.name, durable.plan.stream, said)
@@ -215,9 +215,9 @@ class JetStreamBus:
             self._start(durable, self._bind(durable))
 
     def _went_down(self) -> None:
-        self._dispatch.fail_all(Retry("the connection to NATS is lost"))
+        self._dispatch.fail_all(PublishRetryable("the connection to NATS is lost"))
 
-    async def _bind(self, durable: Durable) -> None:
+    async def _bind(self, durable: PullConsumer) -> None:
         """Verify *durable* until it can be fetched from, and listen."""
         again_seconds = _AGAIN_SECONDS
         while True:
@@ -233,7 +233,7 @@ class JetStreamBus:
             await self.clock.sleep(again_seconds)
             again_seconds = min(_AGAIN_SECONDS_MAX, again_seconds * 2)
 
-    async def _abandon(self, durable: Durable) -> None:
+    async def _abandon(self, durable: PullConsumer) -> None:
         task = self._tasks.pop(durable, None)
         if task is not None:
             task.cancel()
@@ -285,7 +285,7 @@ class JetStreamBus:
             durable.tick(now)
         self.look_whether_idle()
 
-    def _durables(self) -> list[Durable]:
+    def _durables(self) -> list[PullConsumer]:
         return [durable for group in self._groups.values() for durable in group.durables]
 
     def _is_idle(self) -> bool:

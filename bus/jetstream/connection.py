@@ -23,10 +23,10 @@ from attrs import define, field, frozen
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 
-from bus.errors import Unreachable
+from bus.errors import BrokerUnreachable
 from bus.jetstream.nats_client import NatsClient
 from bus.port import Clock
-from bus.tasks import end_tasks
+from bus.tasks import cancel_tasks
 
 CONNECT_SECONDS_MAX = 300.0
 _WAIT_SECONDS = 0.1
@@ -50,7 +50,7 @@ class Servers:
     tls_ca: str | None = None
 
 
-class Sent(Protocol):
+class SendObserver(Protocol):
     """Whoever wants to know what became of something that was given to `Connection.send`."""
 
     @property
@@ -67,7 +67,7 @@ class _Item:
     body: bytes
     reply: str
     headers: dict[str, str] | None
-    sent: Sent | None
+    sent: SendObserver | None
 
 
 class _Refused(Exception):
@@ -94,7 +94,7 @@ class Connection:
         connect_seconds_max: float = CONNECT_SECONDS_MAX,
         on_up: Callable[[Client], Awaitable[None]],
         on_down: Callable[[], None],
-        dice: random.Random | None = None,
+        rng: random.Random | None = None,
     ) -> None:
         self._clock = clock
         self._servers = servers
@@ -104,7 +104,7 @@ class Connection:
         self._connect_seconds_max = connect_seconds_max
         self._on_up = on_up
         self._on_down = on_down
-        self._dice = dice or random.Random()
+        self._rng = rng or random.Random()
         self._client: NatsClient | None = None
         self._items: deque[_Item] = deque()
         self._has_items = asyncio.Event()
@@ -140,7 +140,7 @@ class Connection:
         await self._open(self._clock.monotonic() + self._connect_seconds_max)
 
     def send(
-        self, subject: str, body: bytes, reply: str = "", headers: dict[str, str] | None = None, sent: Sent | None = None
+        self, subject: str, body: bytes, reply: str = "", headers: dict[str, str] | None = None, sent: SendObserver | None = None
     ) -> None:
         """Write a message as soon as possible. *sent* hears of what can never be written."""
         if not self._items:
@@ -156,7 +156,7 @@ class Connection:
                 async with asyncio.timeout(_HANDSHAKE_SECONDS):
                     await self._write_all(client)
                     await client.flush(_HANDSHAKE_SECONDS)
-        await end_tasks([task for task in (self._writer, self._reopening) if task is not None])
+        await cancel_tasks([task for task in (self._writer, self._reopening) if task is not None])
         if client is not None:
             with suppress(Exception):  # whatever it is that cannot be tidied up any more
                 async with asyncio.timeout(_HANDSHAKE_SECONDS):
@@ -174,10 +174,10 @@ class Connection:
             except (_Refused, TimeoutError, OSError, nats.errors.Error) as error:
                 left_seconds = deadline - self._clock.monotonic()
                 if left_seconds <= 0:
-                    raise Unreachable(f"no NATS server lets us in: {error}") from error
+                    raise BrokerUnreachable(f"no NATS server lets us in: {error}") from error
                 if wait_seconds == _WAIT_SECONDS:
                     _log.warning("NATS is out of reach, trying again: %s", error)
-            await self._clock.sleep(min(left_seconds, wait_seconds * self._dice.uniform(0.5, 1.0)))
+            await self._clock.sleep(min(left_seconds, wait_seconds * self._rng.uniform(0.5, 1.0)))
             wait_seconds = min(_WAIT_SECONDS_MAX, wait_seconds * 2)
 
     async def _try_to_open(self) -> None:

@@ -4,7 +4,7 @@ A group as one process sees it: its durables, one on each stream that it hears, 
 
 from __future__ import annotations
 
-__all__ = ["Group", "Member"]
+__all__ = ["ConsumerGroup", "GroupSubscription"]
 
 import asyncio
 from collections.abc import Sequence
@@ -13,31 +13,31 @@ from typing import TYPE_CHECKING
 from bus import port
 from bus.jetstream.admin.topology import ConsumerPlan
 from bus.jetstream.delivery import Delivery
-from bus.jetstream.pull_consumer import Durable
+from bus.jetstream.pull_consumer import PullConsumer
 
 if TYPE_CHECKING:
     from bus.jetstream.bus import JetStreamBus
 
 
-class Group:
+class ConsumerGroup:
     """The members of one consumer in this process, and who of them waits for how much."""
 
     def __init__(self, bus: JetStreamBus, name: str) -> None:
         self.bus = bus
         self.name = name
-        self.durables: list[Durable] = []
-        self.members: dict[Member, None] = {}
-        self.waiters: dict[asyncio.Future[None], tuple[Member, int]] = {}
+        self.durables: list[PullConsumer] = []
+        self.members: dict[GroupSubscription, None] = {}
+        self.waiters: dict[asyncio.Future[None], tuple[GroupSubscription, int]] = {}
 
-    def change(self, plans: Sequence[ConsumerPlan]) -> tuple[list[Durable], list[Durable]]:
+    def change(self, plans: Sequence[ConsumerPlan]) -> tuple[list[PullConsumer], list[PullConsumer]]:
         """Hear *plans* from now on; return the durables that are new, and those that are left."""
         there = {durable.plan: durable for durable in self.durables}
-        fresh = [Durable(plan, self) for plan in plans if plan not in there]
+        fresh = [PullConsumer(plan, self) for plan in plans if plan not in there]
         left = [durable for plan, durable in there.items() if plan not in plans]
         self.durables = [durable for durable in self.durables if durable not in left] + fresh
         return fresh, left
 
-    def take(self, member: Member, limit: int) -> list[Delivery]:
+    def take(self, member: GroupSubscription, limit: int) -> list[Delivery]:
         """Hand *member* up to *limit* of what has come, from each durable in turn first."""
         now = self.bus.clock.monotonic()
         batch: list[Delivery] = []
@@ -48,7 +48,7 @@ class Group:
             self.durables.append(self.durables.pop(0))
         return batch
 
-    def ask(self, durable: Durable | None = None, more: int = 0) -> None:
+    def ask(self, durable: PullConsumer | None = None, more: int = 0) -> None:
         """Ask *durable*, or all of them, for as much as members wait for, and *more*."""
         wanted = more + sum(limit for member, limit in self.waiters.values() if not member.is_paused)
         if wanted:
@@ -57,7 +57,7 @@ class Group:
                 for each in self.durables if durable is None else (durable,):
                     each.ask(wanted)
 
-    def arrived(self, durable: Durable) -> None:
+    def arrived(self, durable: PullConsumer) -> None:
         """Wake one who waits; if others wait still, ask for more."""
         if durable.ready:
             self.wake()
@@ -72,17 +72,17 @@ class Group:
                 future.set_result(None)
                 return
 
-    def wake_all(self, member: Member | None = None) -> None:
+    def wake_all(self, member: GroupSubscription | None = None) -> None:
         """Wake every waiting `fetch`, or every one of *member*."""
         for future, (waiting, _) in self.waiters.items():
             if not future.done() and (member is None or waiting is member):
                 future.set_result(None)
 
 
-class Member:
+class GroupSubscription:
     """A subscription; see `bus.port.Subscription`."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: ConsumerGroup) -> None:
         self._group = group
         self._is_closed = False
         self.is_paused = False

@@ -17,8 +17,8 @@ from attrs import define
 from bus.port import Message
 
 if TYPE_CHECKING:
-    from bus.jetstream.consumer_group import Member
-    from bus.jetstream.pull_consumer import Durable
+    from bus.jetstream.consumer_group import GroupSubscription
+    from bus.jetstream.pull_consumer import PullConsumer
 
 _NANOSECONDS = 1_000_000_000
 
@@ -29,13 +29,13 @@ class Delivery:
 
     message: Message
     tries: int
-    durable: Durable
+    durable: PullConsumer
     sequence: int
     said_at_ns: int
     _reply: str
     overdue_at: float
     touched_at: float
-    member: Member | None = None
+    member: GroupSubscription | None = None
     is_answered: bool = False
     is_void: bool = False
     """Somebody else has settled it after all."""

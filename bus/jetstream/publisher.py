@@ -4,13 +4,13 @@ Messages on their way to their streams, and who waits to hear that a stream has 
 There may be thousands. So all answers come to one inbox, whose last token says which message is meant, and one sweep
 ends whatever waits for too long; a message costs neither a task nor a timer.
 
-Whether a message that ended with `Retry` is in the stream is unknown: it may even be stored later. It is to be sent
+Whether a message that ended with `PublishRetryable` is in the stream is unknown: it may even be stored later. It is to be sent
 again under the same id, and within its window the stream recognises it.
 """
 
 from __future__ import annotations
 
-__all__ = ["Dispatch"]
+__all__ = ["Publisher"]
 
 import asyncio
 import itertools
@@ -22,7 +22,7 @@ from attrs import define
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from bus.errors import BusClosed, Retry
+from bus.errors import BusClosed, PublishRetryable
 from bus.jetstream.admin.topology import stream_name
 from bus.jetstream.connection import Connection
 from bus.jetstream.wire import headers_of
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 @define(eq=False)
-class _Flight:
+class PendingPublish:
     """One message on its way. Whoever cancels a future only stops listening."""
 
     subject: str
@@ -42,7 +42,7 @@ class _Flight:
     token: str
     deadline: float
     future: asyncio.Future[None]
-    dispatch: Dispatch
+    dispatch: Publisher
     followers: list[asyncio.Future[None]] | None = None
 
     @property
@@ -60,7 +60,7 @@ class _Flight:
             end(future, error)
 
 
-class Dispatch:
+class Publisher:
     """
     Send messages over *connection* and end each one's future within *publish_seconds*.
 
@@ -86,8 +86,8 @@ class Dispatch:
         self._inbox = ""
         self._client: Client | None = None
         self._troubles: dict[str, str] = {}
-        self._by_id: dict[str, _Flight] = {}
-        self.flights: dict[str, _Flight] = {}
+        self._by_id: dict[str, PendingPublish] = {}
+        self.flights: dict[str, PendingPublish] = {}
 
     async def bind(self, client: Client) -> None:
         """Listen for answers on *client*, unless we do so already: it takes its subscriptions along when it reconnects."""
@@ -101,7 +101,7 @@ class Dispatch:
         """Send *message*; see `bus.port.Bus.publish`."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not (self._inbox and self._connection.is_up):
-            end(future, Retry("NATS is out of reach"))
+            end(future, PublishRetryable("NATS is out of reach"))
             return future
         if (first := self._by_id.get(message.id)) is not None:
             # A cluster would refuse the copy while it is still busy with the first.
@@ -111,7 +111,7 @@ class Dispatch:
             return future
         token = str(next(self._ordinals))
         deadline = self._clock.monotonic() + self._publish_seconds
-        flight = _Flight(message.subject, message.id, token, deadline, future, self)
+        flight = PendingPublish(message.subject, message.id, token, deadline, future, self)
         self.flights[token] = self._by_id[message.id] = flight
         self._connection.send(message.subject, message.body, self._inbox + token, headers_of(message), flight)
         return future
@@ -129,14 +129,14 @@ class Dispatch:
             overdue.append(flight)
         for flight in overdue:
             self._trouble(flight.subject, "no answer in time")
-            flight.fail(Retry(f"no answer within {self._publish_seconds:g} s"))
+            flight.fail(PublishRetryable(f"no answer within {self._publish_seconds:g} s"))
 
-    def fail_all(self, error: Retry | BusClosed) -> None:
+    def fail_all(self, error: PublishRetryable | BusClosed) -> None:
         """End everything that is under way."""
         for flight in list(self.flights.values()):
             flight.fail(error)
 
-    def forget(self, flight: _Flight) -> None:
+    def forget(self, flight: PendingPublish) -> None:
         """Let an answer to *flight* be nobody's."""
         self.flights.pop(flight.token, None)
         if self._by_id.get(flight.id) is flight:
@@ -157,7 +157,7 @@ class Dispatch:
             return
         said = _error_of(msg)
         self._trouble(flight.subject, said)
-        flight.fail(Retry(f"{flight.subject}: {said}"))
+        flight.fail(PublishRetryable(f"{flight.subject}: {said}"))
 
     def _trouble(self, subject: str, said: str) -> None:
         stream = stream_name(subject)

@@ -8,7 +8,7 @@ database is away), and is kept ours by saying that it is in progress, which spen
 
 from __future__ import annotations
 
-__all__ = ["Durable"]
+__all__ = ["PullConsumer"]
 
 import logging
 from collections import OrderedDict
@@ -20,15 +20,15 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from bus.contracts.versions import VERSIONS, is_said_otherwise
+from bus.contracts.versions import VERSIONS, has_readable_sibling
 from bus.jetstream.admin.topology import ConsumerPlan
 from bus.jetstream.delivery import Delivery
-from bus.jetstream.wire import Mark, mark_of, message_of
+from bus.jetstream.wire import AckMetadata, message_of, parse_ack_subject
 
 if TYPE_CHECKING:
-    from bus.jetstream.consumer_group import Group, Member
+    from bus.jetstream.consumer_group import ConsumerGroup, GroupSubscription
 
-ASK_SECONDS = 5.0
+REQUEST_SECONDS = 5.0
 """How long a request lasts. So long it takes us at most to turn to a new leader after the old one was lost with it."""
 
 _AGAIN_SECONDS = 0.1
@@ -41,10 +41,10 @@ _NO_RESPONDERS = "503"
 _log = logging.getLogger(__name__)
 
 
-class Durable:
+class PullConsumer:
     """One durable consumer, asked by the members of one group."""
 
-    def __init__(self, plan: ConsumerPlan, group: Group) -> None:
+    def __init__(self, plan: ConsumerPlan, group: ConsumerGroup) -> None:
         self.plan = plan
         self.group = group
         self.now = group.bus.clock.monotonic
@@ -91,12 +91,12 @@ class Durable:
             return
         count = wanted - self.outstanding
         self.outstanding += count
-        self._asked_until = now + ASK_SECONDS
-        self.send(self._next, b'{"batch": %d, "expires": %d}' % (count, ASK_SECONDS * _NANOSECONDS), self._inbox)
+        self._asked_until = now + REQUEST_SECONDS
+        self.send(self._next, b'{"batch": %d, "expires": %d}' % (count, REQUEST_SECONDS * _NANOSECONDS), self._inbox)
 
     async def _came(self, msg: Msg) -> None:
         now = self.now()
-        mark = mark_of(msg.reply)
+        mark = parse_ack_subject(msg.reply)
         if mark is None:
             self._told((msg.headers or {}).get("Status", ""), msg.headers or {})
             return
@@ -107,7 +107,7 @@ class Durable:
         )
         self._take_in(delivery, mark)
 
-    def _take_in(self, delivery: Delivery, mark: Mark) -> None:
+    def _take_in(self, delivery: Delivery, mark: AckMetadata) -> None:
         before = self.held.get(mark.sequence)
         if before is not None and before.is_answered:
             before.come_again(delivery)  # its letter is being written: nobody else needs to look at it
@@ -135,7 +135,7 @@ class Durable:
         What is said in a version that we hear as well is done with, as far as we are concerned.
         """
         message = delivery.message
-        if is_said_otherwise(message.subject, message.headers.get(VERSIONS, ""), self.plan.subjects):
+        if has_readable_sibling(message.subject, message.headers.get(VERSIONS, ""), self.plan.subjects):
             delivery.is_answered = True
             delivery.confirm()
         elif delivery.tries < self.max_tries:
@@ -168,7 +168,7 @@ class Durable:
 
     # Handing out
 
-    def take(self, member: Member, limit: int, now: float) -> list[Delivery]:
+    def take(self, member: GroupSubscription, limit: int, now: float) -> list[Delivery]:
         """Hand up to *limit* of what is there to *member*, each with its whole time before it."""
         batch: list[Delivery] = []
         ready = self.ready
@@ -207,7 +207,7 @@ class Durable:
         """Make *delivery* a dead letter; until that is laid down it stays ours."""
         self.group.bus.give_up(delivery, error, detail)
 
-    def hand_back(self, member: Member | None = None) -> None:
+    def hand_back(self, member: GroupSubscription | None = None) -> None:
         """
         Hand on at once what *member* has in hand, or everything.
 

@@ -7,7 +7,7 @@ recognises a copy) and its key (the CloudEvents attribute ``subject``: what the 
 
 from __future__ import annotations
 
-__all__ = ["KEY", "MESSAGE_ID", "Mark", "headers_of", "mark_of", "message_of"]
+__all__ = ["KEY", "MESSAGE_ID", "AckMetadata", "headers_of", "message_of", "parse_ack_subject"]
 
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ _LONG_FORM_TOKENS_MIN = 11
 
 
 @frozen
-class Mark:
+class AckMetadata:
     """What the server says about one handing out, in the subject on which it wants the answer."""
 
     stream: str
@@ -33,7 +33,7 @@ class Mark:
     said_at_ns: int
 
 
-def mark_of(reply: str) -> Mark | None:
+def parse_ack_subject(reply: str) -> AckMetadata | None:
     """
     Read *reply*, in the short form of today or the long one with a domain and an account.
 
@@ -48,7 +48,7 @@ def mark_of(reply: str) -> Mark | None:
     elif len(tokens) != _SHORT_FORM_TOKENS:
         return None
     try:
-        return Mark(tokens[2], tokens[3], int(tokens[4]), int(tokens[5]), int(tokens[7]))
+        return AckMetadata(tokens[2], tokens[3], int(tokens[4]), int(tokens[5]), int(tokens[7]))
     except ValueError:
         return None
 
@@ -61,7 +61,7 @@ def headers_of(message: Message) -> dict[str, str]:
     return headers
 
 
-def message_of(subject: str, body: bytes, headers: Mapping[str, str] | None, mark: Mark) -> Message:
+def message_of(subject: str, body: bytes, headers: Mapping[str, str] | None, mark: AckMetadata) -> Message:
     """Return the message as it went in. One from outside may lack an id: then its event's, or its place, names it."""
     left = dict(headers or {})
     key = left.pop(KEY, "")

@@ -23,8 +23,17 @@ from math import inf
 from attrs import define
 
 from bus.errors import BusClosed
-from bus.ids import caused_id
-from bus.memory.consumer_group import DELAYED, NO_ANSWER, OVER, READY, Copy, Group, Member, Post
+from bus.ids import derived_id
+from bus.memory.consumer_group import (
+    DELAYED,
+    NO_ANSWER,
+    READY,
+    SETTLED,
+    ConsumerGroup,
+    GroupMessage,
+    GroupSubscription,
+    Publication,
+)
 from bus.port import ACK_WAIT_SECONDS, MAX_TRIES, Clock, DeadLetter, DeadLetters, Message, Subscription
 
 _LAY_DOWN_AGAIN_MAX_SECONDS = 30.0
@@ -35,8 +44,8 @@ _log = logging.getLogger(__name__)
 class _Letter:
     """A dead letter that is not laid down yet."""
 
-    letter: DeadLetter
-    copy: Copy
+    dead_letter: DeadLetter
+    copy: GroupMessage
     failures: int = 0
 
 
@@ -65,14 +74,14 @@ class MemoryBus:
         self._dedup_seconds = dedup_seconds
         self._dedup_max = dedup_max
 
-        self._groups: dict[str, Group] = {}
-        self._hearers: dict[str, tuple[Group, ...]] = {}
-        self._posts: dict[str, Post] = {}
-        self._window: deque[Post] = deque()
+        self._groups: dict[str, ConsumerGroup] = {}
+        self._hearers: dict[str, tuple[ConsumerGroup, ...]] = {}
+        self._posts: dict[str, Publication] = {}
+        self._window: deque[Publication] = deque()
         self._published_at = 0.0
 
         self._ordinals = itertools.count()
-        self._delayed: list[tuple[float, int, Copy]] = []
+        self._delayed: list[tuple[float, int, GroupMessage]] = []
         self._letters: list[tuple[float, int, _Letter]] = []
         self._laying: asyncio.Task[None] | None = None
         self._alarm: asyncio.Task[None] | None = None
@@ -113,9 +122,9 @@ class MemoryBus:
                 post.followers.append(future)
             return future
         groups = self._hearers.get(message.subject, ())
-        self._posts[message.id] = post = Post(message.id, now, len(groups), future)
+        self._posts[message.id] = post = Publication(message.id, now, len(groups), future)
         for group in groups:
-            group.ready.append(Copy(message, post, group))
+            group.ready.append(GroupMessage(message, post, group))
             if group.waiters:
                 group.wake()
         if not groups:
@@ -128,14 +137,14 @@ class MemoryBus:
             raise BusClosed("the bus is closed")
         group = self._groups.get(consumer)
         if group is None:
-            self._groups[consumer] = group = Group(self, consumer)
+            self._groups[consumer] = group = ConsumerGroup(self, consumer)
         group.subjects = tuple(subjects)
-        hearers: dict[str, dict[Group, None]] = {}
+        hearers: dict[str, dict[ConsumerGroup, None]] = {}
         for each in self._groups.values():
             for subject in each.subjects:
                 hearers.setdefault(subject, {})[each] = None
         self._hearers = {subject: tuple(groups) for subject, groups in hearers.items()}
-        return Member(group)
+        return GroupSubscription(group)
 
     async def close(self, grace_seconds: float = 5.0) -> None:
         if not self.is_closing:
@@ -191,7 +200,7 @@ class MemoryBus:
 
     # What becomes of messages
 
-    def settle(self, post: Post) -> None:
+    def settle(self, post: Publication) -> None:
         """Note that one more group is done with *post*."""
         post.unsettled -= 1
         if post.unsettled or self._is_closed:
@@ -212,18 +221,18 @@ class MemoryBus:
             if self._posts.get(forgotten.id) is forgotten:
                 del self._posts[forgotten.id]
 
-    def delay(self, copy: Copy, delay_seconds: float) -> None:
+    def delay(self, copy: GroupMessage, delay_seconds: float) -> None:
         due_at = self.clock.monotonic() + delay_seconds
         heapq.heappush(self._delayed, (due_at, next(self._ordinals), copy))
         self.wake_at(due_at)
 
-    def give_up(self, copy: Copy, error: str, detail: str) -> None:
+    def give_up(self, copy: GroupMessage, error: str, detail: str) -> None:
         """Make *copy* a dead letter. Its group has settled it only once the letter is laid down."""
-        copy.state = OVER
+        copy.state = SETTLED
         last_seen = self.clock.now()
         now = self.clock.monotonic()
-        letter = DeadLetter(
-            id=caused_id(copy.message.id, copy.group.name),
+        dead_letter = DeadLetter(
+            id=derived_id(copy.message.id, copy.group.name),
             consumer=copy.group.name,
             message=copy.message,
             error=error,
@@ -233,7 +242,7 @@ class MemoryBus:
             last_seen=last_seen,
         )
         if not self._is_closed:
-            heapq.heappush(self._letters, (now, next(self._ordinals), _Letter(letter, copy)))
+            heapq.heappush(self._letters, (now, next(self._ordinals), _Letter(dead_letter, copy)))
             if self._laying is None:
                 self._laying = asyncio.get_running_loop().create_task(self._lay_down(), name="dead letters")
         copy.group.let_go(copy)
@@ -243,14 +252,14 @@ class MemoryBus:
         while self._letters and self._letters[0][0] <= self.clock.monotonic():
             _, _, waiting = heapq.heappop(self._letters)
             try:
-                await self._dead_letters.add(waiting.letter)
+                await self._dead_letters.add(waiting.dead_letter)
             except (Exception, asyncio.CancelledError) as error:  # whatever it was, the letter is not kept and must not be lost
                 if _is_cancelled(error):
                     raise
                 waiting.failures += 1
                 again_seconds = min(2.0 ** (waiting.failures - 1), _LAY_DOWN_AGAIN_MAX_SECONDS)
                 heapq.heappush(self._letters, (self.clock.monotonic() + again_seconds, next(self._ordinals), waiting))
-                _log.warning("dead letter %s is not laid down, next try in %g s: %r", waiting.letter.id, again_seconds, error)
+                _log.warning("dead letter %s is not laid down, next try in %g s: %r", waiting.dead_letter.id, again_seconds, error)
             else:
                 self.settle(waiting.copy.post)
         self._laying = None

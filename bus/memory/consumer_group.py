@@ -14,7 +14,7 @@ from its state that the place is empty.
 
 from __future__ import annotations
 
-__all__ = ["DELAYED", "HELD", "NO_ANSWER", "OVER", "READY", "Copy", "Delivery", "Group", "Member", "Post"]
+__all__ = ["DELAYED", "DELIVERED", "NO_ANSWER", "READY", "SETTLED", "ConsumerGroup", "Delivery", "GroupMessage", "GroupSubscription", "Publication"]
 
 import asyncio
 from collections import deque
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 NO_ANSWER = "no_answer"
 """The error of a dead letter whose last holder never said what became of it."""
 
-READY, HELD, DELAYED, OVER = range(4)
+READY, DELIVERED, DELAYED, SETTLED = range(4)
 
 
 @define(eq=False)
-class Post:
+class Publication:
     """A message as its publishers see it: how many groups have yet to settle it, and who waits for that."""
 
     id: str
@@ -47,12 +47,12 @@ class Post:
 
 
 @define(eq=False)
-class Copy:
+class GroupMessage:
     """A message as one group sees it. Over means settled, or given up and on its way to the dead letters."""
 
     message: Message
-    post: Post
-    group: Group
+    post: Publication
+    group: ConsumerGroup
     state: int = READY
     tries: int = 0
     first_at: float = 0.0
@@ -65,8 +65,8 @@ class Delivery:
 
     message: Message
     tries: int
-    _copy: Copy
-    _member: Member
+    _copy: GroupMessage
+    _member: GroupSubscription
     _overdue_at: float
     _is_answered: bool = False
 
@@ -75,11 +75,11 @@ class Delivery:
             return
         self._is_answered = True
         copy = self._copy
-        if copy.state != OVER:
+        if copy.state != SETTLED:
             group = copy.group
             if copy.holder is not None:
                 group.let_go(copy)
-            copy.state = OVER
+            copy.state = SETTLED
             group.bus.settle(copy.post)
 
     async def nak(self, delay_seconds: float, *, error: str = "failed", detail: str = "") -> None:
@@ -98,7 +98,7 @@ class Delivery:
         if self._is_answered:
             return
         self._is_answered = True
-        if self._copy.state != OVER:
+        if self._copy.state != SETTLED:
             self._copy.group.bus.give_up(self._copy, error, detail)
 
     async def in_progress(self) -> None:
@@ -107,7 +107,7 @@ class Delivery:
             copy.group.hold(copy, self)
 
 
-class Group:
+class ConsumerGroup:
     """One consumer: what waits for it, what is in its members' hands, and which of them wait for more."""
 
     __slots__ = ("bus", "in_hand", "name", "ready", "subjects", "waiters")
@@ -116,20 +116,20 @@ class Group:
         self.bus = bus
         self.name = name
         self.subjects: tuple[str, ...] = ()
-        self.ready: deque[Copy] = deque()
+        self.ready: deque[GroupMessage] = deque()
         self.in_hand: dict[Delivery, None] = {}
-        self.waiters: dict[asyncio.Future[None], tuple[Member, float]] = {}
+        self.waiters: dict[asyncio.Future[None], tuple[GroupSubscription, float]] = {}
 
-    def hold(self, copy: Copy, delivery: Delivery) -> None:
+    def hold(self, copy: GroupMessage, delivery: Delivery) -> None:
         """Leave *copy* with *delivery* for a whole ``ack_wait`` from now."""
         bus = self.bus
-        copy.state, copy.holder = HELD, delivery
+        copy.state, copy.holder = DELIVERED, delivery
         delivery._overdue_at = bus.clock.monotonic() + bus.ack_wait_seconds
         self.in_hand.pop(delivery, None)
         self.in_hand[delivery] = None  # at the end, so that the order of the dict stays that of time
         bus.wake_at(delivery._overdue_at)
 
-    def let_go(self, copy: Copy) -> None:
+    def let_go(self, copy: GroupMessage) -> None:
         """Take *copy* out of its holder's hands."""
         if copy.holder is not None:
             self.in_hand.pop(copy.holder, None)
@@ -137,7 +137,7 @@ class Group:
             if self.bus.is_closing:
                 self.bus.look_whether_idle()
 
-    def put_back(self, copy: Copy, delay_seconds: float = 0.0, *, first: bool = False) -> None:
+    def put_back(self, copy: GroupMessage, delay_seconds: float = 0.0, *, first: bool = False) -> None:
         """Offer *copy* again after *delay_seconds*; as the first of all, if so wished."""
         self.let_go(copy)
         if delay_seconds > 0:
@@ -160,7 +160,7 @@ class Group:
                     future.set_result(None)
                     return
 
-    def wake_all(self, member: Member | None = None) -> None:
+    def wake_all(self, member: GroupSubscription | None = None) -> None:
         """Wake every waiting `fetch`, or every one of *member*."""
         for future, (waiting, _) in self.waiters.items():
             if not future.done() and (member is None or waiting is member):
@@ -190,12 +190,12 @@ class Group:
         return next_at
 
 
-class Member:
+class GroupSubscription:
     """A subscription."""
 
     __slots__ = ("_group", "_is_closed", "is_paused")
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: ConsumerGroup) -> None:
         self._group = group
         self._is_closed = False
         self.is_paused = False
@@ -238,7 +238,7 @@ class Member:
             if copy.tries == 1:
                 copy.first_at = now
             delivery = Delivery(copy.message, copy.tries, copy, self, overdue_at)
-            copy.state = HELD
+            copy.state = DELIVERED
             copy.holder = delivery
             in_hand[delivery] = None
             batch.append(delivery)

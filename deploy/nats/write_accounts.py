@@ -15,10 +15,10 @@ from pathlib import Path
 
 from attrs import frozen
 
-from app.bootstrap import modules_of
-from app.messaging.consumers import plan
+from app.bootstrap import build_modules
+from app.messaging.consumers import planned_topology
 from bus.jetstream.admin.topology import ADVISORIES, DEAD_LETTERS, Topology, stream_name
-from bus.replay_subjects import STRAYS, module_of
+from bus.replay_subjects import UNROUTABLE, module_of
 from config.settings import MODULES, Settings
 
 FILE = Path(__file__).with_name("accounts.conf")
@@ -61,7 +61,7 @@ def rights_of(module: str, topology: Topology) -> Rights:
     own = stream_name(module)
     durables = sorted({(each.stream, each.name) for each in topology.consumers if _is_of(module, each.name)})
     heard = sorted({own, *(stream for stream, _ in durables)} - {ADVISORIES})
-    strays = f"{module}{STRAYS}"
+    strays = f"{module}{UNROUTABLE}"
     durables.append((own, strays))
     consumers = sorted({name for stream, name in durables if stream != ADVISORIES})
     return Rights(
@@ -96,7 +96,7 @@ _PROVISIONER = Rights("provisioner", (f"{_API}.STREAM.>", f"{_API}.CONSUMER.>", 
 
 def accounts() -> str:
     """Return the content of ``accounts.conf``."""
-    topology = plan(modules_of(Settings()))
+    topology = planned_topology(build_modules(Settings()))
     users = [*(rights_of(module, topology) for module in MODULES), _PROVISIONER]
     return _HEAD + "".join(map(_user, users)) + _TAIL
 

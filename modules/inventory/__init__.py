@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["module"]
 
-from modules.inventory.decide import decide, touches
+from modules.inventory.decide import decide, keys
 from modules.inventory.events import StockRejected, StockReleased, StockReserved
 from modules.inventory.routes import routes
 from modules.inventory.state import Product, Reservation, product_table, reservation_table
@@ -16,12 +16,12 @@ def module() -> Module:
     """Return the door plate."""
     return Module(
         name="inventory",
-        hears=(OrderCreated, OrderConfirmed, OrderCancelled),
-        says=(StockReserved, StockRejected, StockReleased),
-        remembers={Reservation: reservation_table, Product: product_table},
-        touches=touches,
+        consumes=(OrderCreated, OrderConfirmed, OrderCancelled),
+        publishes=(StockReserved, StockRejected, StockReleased),
+        tables={Reservation: reservation_table, Product: product_table},
+        keys=keys,
         decide=decide,
         schemas=load_schemas(__name__, "schemas"),
-        resources=load_schemas(__name__, "schemas/http"),
+        http_schemas=load_schemas(__name__, "schemas/http"),
         routes=routes,
     )

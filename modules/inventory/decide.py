@@ -11,7 +11,7 @@ created: the row RELEASED without lines stands for an order that must not be giv
 
 from __future__ import annotations
 
-__all__ = ["decide", "touches"]
+__all__ = ["decide", "keys"]
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -30,12 +30,12 @@ from modules.inventory.events import (
     StockReserved,
 )
 from modules.inventory.state import Product, Reservation, ReservationStatus
-from modules.module import Decision, Key, Unexpected, evolve, unchanged
+from modules.module import Decision, Key, Unexpected, evolve, no_change
 from modules.orders.events import OrderCancelled, OrderConfirmed, OrderCreated
 from modules.values import Line, Money
 
 
-def touches(event: Event) -> tuple[Key, ...]:
+def keys(event: Event) -> tuple[Key, ...]:
     """Name the product that was told of, or the order's reservation and then each of its products."""
     match event:
         case ProductSet() | Restocked():
@@ -52,7 +52,7 @@ def decide(states: Sequence[Any], event: Event, now: datetime) -> Decision:
     """
     match event:
         case ProductSet() | Restocked():
-            return _counted(states[0], event)
+            return _stock_changed(states[0], event)
     reservation: Reservation | None = states[0]
     products: Sequence[Product | None] = states[1:]
     match reservation and reservation.status, event:
@@ -61,30 +61,30 @@ def decide(states: Sequence[Any], event: Event, now: datetime) -> Decision:
         case None, OrderCancelled():
             return Decision((Reservation(order_id=event.order_id, status=ReservationStatus.RELEASED),))
         case ReservationStatus.HELD, OrderConfirmed():
-            return _move(reservation, products, ReservationStatus.SHIPPED, on_hand=-1, reserved=-1)
+            return _move_stock(reservation, products, ReservationStatus.SHIPPED, on_hand=-1, reserved=-1)
         case ReservationStatus.HELD, OrderCancelled():
-            return _move(reservation, products, ReservationStatus.RELEASED, reserved=-1)
+            return _move_stock(reservation, products, ReservationStatus.RELEASED, reserved=-1)
         case ReservationStatus.SHIPPED, OrderCancelled():
-            return _move(reservation, products, ReservationStatus.RELEASED, on_hand=1)
+            return _move_stock(reservation, products, ReservationStatus.RELEASED, on_hand=1)
         case ReservationStatus.RELEASED, _:
-            return unchanged()
+            return no_change()
         case ReservationStatus.REJECTED, (OrderCreated() | OrderCancelled()):
-            return unchanged()
+            return no_change()
         case ((ReservationStatus.HELD | ReservationStatus.SHIPPED), OrderCreated()):
-            return unchanged()
+            return no_change()
         case ReservationStatus.SHIPPED, OrderConfirmed():
-            return unchanged()
+            return no_change()
     raise Unexpected(f"{type(event).__name__} while {reservation.status.value if reservation else 'never met'}")
 
 
-def _counted(product: Product | None, event: ProductSet | Restocked) -> Decision:
+def _stock_changed(product: Product | None, event: ProductSet | Restocked) -> Decision:
     match product, event:
         case None, Restocked():
-            return unchanged(ProductUnknown(product_id=event.product_id))
+            return no_change(ProductUnknown(product_id=event.product_id))
         case Product(), Restocked():
             return Decision((evolve(product, on_hand=product.on_hand + event.quantity),))
         case Product(), ProductSet() if event.on_hand < product.reserved:
-            return unchanged(BelowReserved(product_id=event.product_id, reserved=product.reserved))
+            return no_change(BelowReserved(product_id=event.product_id, reserved=product.reserved))
     assert isinstance(event, ProductSet)
     return Decision(
         (
@@ -139,7 +139,7 @@ def _rejected(event: OrderCreated, reason: str, shortages: list[Shortage]) -> De
     return Decision((reservation,), (said,))
 
 
-def _move(
+def _move_stock(
     reservation: Reservation | None,
     products: Sequence[Product | None],
     status: ReservationStatus,

@@ -8,8 +8,8 @@ from typing import Any
 
 from modules.inventory.events import BelowReserved, ProductSet, ProductUnknown, Restocked
 from modules.inventory.state import Product
-from modules.module import Outcome
-from modules.route import Answer, Browse, Refusal, Request, Route, Show, Tell
+from modules.module import DecisionOutcome
+from modules.routes import CommandRoute, GetRoute, ListRoute, Rejection, Request, Response, Route
 from modules.values import Money
 
 
@@ -39,39 +39,39 @@ def _restocked(request: Request) -> Restocked:
     return Restocked(product_id=request.path["product_id"], quantity=request.body["quantity"])
 
 
-def _answer(outcome: Outcome) -> Answer | Refusal:
+def _answer(outcome: DecisionOutcome) -> Response | Rejection:
     match outcome.events:
         case (BelowReserved(reserved=reserved),):
-            return Refusal(409, "below_reserved", f"{reserved} of it are held for orders; on_hand cannot be less.")
+            return Rejection(409, "below_reserved", f"{reserved} of it are held for orders; on_hand cannot be less.")
         case (ProductUnknown(),):
-            return Refusal(404, "product_not_found", "There is no such product.")
+            return Rejection(404, "product_not_found", "There is no such product.")
     (product,) = outcome.states
     assert product is not None
-    return Answer(200, show(product))
+    return Response(200, show(product))
 
 
 routes: tuple[Route, ...] = (
-    Tell(
+    CommandRoute(
         method="PUT",
         path="/v1/inventory/{product_id}",
         summary="Set a product's stock and price",
-        takes="product_request",
+        request_schema="product_request",
         event=_set,
-        answer=_answer,
-        returns="product",
-        refusals=(409,),
+        respond=_answer,
+        response_schema="product",
+        rejections=(409,),
     ),
-    Tell(
+    CommandRoute(
         method="POST",
         path="/v1/inventory/{product_id}/restock",
         summary="Add to a product's stock",
-        takes="restock_request",
+        request_schema="restock_request",
         event=_restocked,
-        answer=_answer,
-        returns="product",
-        keyed=True,
-        refusals=(404,),
+        respond=_answer,
+        response_schema="product",
+        idempotent=True,
+        rejections=(404,),
     ),
-    Show(path="/v1/inventory/{product_id}", summary="Show a product", of=Product, show=show, returns="product"),
-    Browse(path="/v1/inventory", summary="List products by id", of=Product, show=show, returns="product"),
+    GetRoute(path="/v1/inventory/{product_id}", summary="Show a product", state=Product, show=show, response_schema="product"),
+    ListRoute(path="/v1/inventory", summary="List products by id", state=Product, show=show, response_schema="product"),
 )

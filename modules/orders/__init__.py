@@ -7,10 +7,10 @@ __all__ = ["module"]
 from datetime import timedelta
 from functools import partial
 
-from bus.contracts.versions import Migration
+from bus.contracts.versions import DualPublish
 from modules.inventory.events import StockRejected, StockReleased, StockReserved
 from modules.module import Module, load_schemas
-from modules.orders.decide import decide, touches
+from modules.orders.decide import decide, keys
 from modules.orders.events import (
     OrderCancelled,
     OrderConfirmed,
@@ -26,8 +26,8 @@ from modules.payments.events import (
     PaymentCaptured,
     PaymentDeclined,
     PaymentDelayed,
-    PaymentPutAside,
     PaymentRefunded,
+    PaymentReviewRequired,
 )
 
 
@@ -35,26 +35,26 @@ def module(timeout: timedelta = timedelta(seconds=900)) -> Module:
     """Return the door plate; an order that is not over after *timeout* is cancelled."""
     return Module(
         name="orders",
-        hears=(
+        consumes=(
             StockReserved,
             StockRejected,
             StockReleased,
             PaymentCaptured,
             PaymentDeclined,
             PaymentDelayed,
-            PaymentPutAside,
+            PaymentReviewRequired,
             PaymentRefunded,
             OrderTimedOut,
         ),
-        says=(OrderCreated, OrderConfirmed, OrderCancelled, OrderTimedOut),
-        said_before=(OrderCreatedV1,),
-        migrations=(
-            Migration(event="orders.created", frm=1, to=2, down=created_v1, up=created_v2, since="0.2.0"),
+        publishes=(OrderCreated, OrderConfirmed, OrderCancelled, OrderTimedOut),
+        previous_versions=(OrderCreatedV1,),
+        dual_publishes=(
+            DualPublish(event="orders.created", from_version=1, to_version=2, down=created_v1, up=created_v2, since="0.2.0"),
         ),
-        remembers={Order: order_table},
-        touches=touches,
+        tables={Order: order_table},
+        keys=keys,
         decide=partial(decide, timeout=timeout),
         schemas=load_schemas(__name__, "schemas"),
-        resources=load_schemas(__name__, "schemas/http"),
+        http_schemas=load_schemas(__name__, "schemas/http"),
         routes=routes,
     )

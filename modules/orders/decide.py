@@ -12,7 +12,7 @@ something for it hears the cancellation and undoes it.
 
 from __future__ import annotations
 
-__all__ = ["decide", "touches"]
+__all__ = ["decide", "keys"]
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -20,7 +20,7 @@ from typing import Any
 
 from bus.subjects import Event
 from modules.inventory.events import StockRejected, StockReleased, StockReserved
-from modules.module import Decision, Key, Later, Unexpected, Withdraw, evolve, unchanged
+from modules.module import CancelTimer, Decision, Key, Scheduled, Unexpected, evolve, no_change
 from modules.orders.events import (
     CancelRequested,
     OrderCancelled,
@@ -35,13 +35,13 @@ from modules.payments.events import (
     PaymentCaptured,
     PaymentDeclined,
     PaymentDelayed,
-    PaymentPutAside,
     PaymentRefunded,
+    PaymentReviewRequired,
 )
 from modules.values import Line, Money, rfc3339
 
 
-def touches(event: Event) -> tuple[Key, ...]:
+def keys(event: Event) -> tuple[Key, ...]:
     """Name the one order that *event* is about."""
     return ((Order, event.order_id),)
 
@@ -59,21 +59,21 @@ def decide(states: Sequence[Order | None], event: Event, now: datetime, *, timeo
             case OrderSubmitted():
                 return _accepted(event, now, timeout)
             case CancelRequested():
-                return unchanged(OrderUnknown(order_id=event.order_id))
+                return no_change(OrderUnknown(order_id=event.order_id))
         raise Unexpected(f"{type(event).__name__} for an order that was never placed")
 
     now = max(now, order.updated_at)  # whoever decided before us may have had a clock that is ahead of ours
     match order.status, event:
         case Status.PROCESSING, StockReserved():
-            held = _noted(
+            held = _with_timeline(
                 order, "inventory.reserved", now,
                 status=Status.RESERVED, total_amount=event.total.amount, currency=event.total.currency,
             )  # fmt: skip
-            return _confirmed(held, now) if order.is_paid else _kept(held)
+            return _confirmed(held, now) if order.is_paid else _changed(held)
         case Status.PROCESSING, StockRejected():
             return _cancelled(order, event.reason, now, {"shortages": [_shortage(s) for s in event.shortages]})
         case Status.PROCESSING, PaymentCaptured():
-            return _kept(evolve(order, is_paid=True, waiting_for=None, updated_at=now))
+            return _changed(evolve(order, is_paid=True, waiting_for=None, updated_at=now))
         case Status.RESERVED, PaymentCaptured():
             return _confirmed(order, now)
         case ((Status.PROCESSING | Status.RESERVED), PaymentDeclined()):
@@ -81,26 +81,26 @@ def decide(states: Sequence[Order | None], event: Event, now: datetime, *, timeo
         case ((Status.PROCESSING | Status.RESERVED), PaymentDelayed()) if (
             not order.is_paid and order.waiting_for is None
         ):
-            return _kept(_noted(order, "payments.delayed", now, waiting_for="payment"))
-        case ((Status.PROCESSING | Status.RESERVED), PaymentPutAside(reason=reason)) if not order.is_paid:
-            return _kept(_noted(order, "payments.put_aside", now, {"reason": reason}, waiting_for="payment"))
+            return _changed(_with_timeline(order, "payments.delayed", now, waiting_for="payment"))
+        case ((Status.PROCESSING | Status.RESERVED), PaymentReviewRequired(reason=reason)) if not order.is_paid:
+            return _changed(_with_timeline(order, "payments.put_aside", now, {"reason": reason}, waiting_for="payment"))
         case ((Status.PROCESSING | Status.RESERVED), OrderTimedOut()):
             return _cancelled(order, "payment_unavailable" if order.waiting_for == "payment" else "timed_out", now)
         case ((Status.PROCESSING | Status.RESERVED | Status.CONFIRMED), CancelRequested(why=why)):
             return _cancelled(order, "requested", now, None if why is None else {"reason": why})
         case Status.CANCELLED, StockReleased():
-            return _kept(_noted(order, "inventory.released", now))
+            return _changed(_with_timeline(order, "inventory.released", now))
         case _, PaymentRefunded():
             # If the order is not cancelled, by somebody at the provider and not by us; it may come before the capture.
-            return _kept(_noted(order, "payments.refunded", now))
+            return _changed(_with_timeline(order, "payments.refunded", now))
         case Status.CANCELLED, _:
-            return unchanged()
+            return no_change()
         case ((Status.RESERVED | Status.CONFIRMED), (StockReserved() | PaymentDelayed() | OrderTimedOut())):
-            return unchanged()  # old news
-        case Status.CONFIRMED, (PaymentCaptured() | PaymentPutAside()):
-            return unchanged()
-        case Status.PROCESSING | Status.RESERVED, (PaymentDelayed() | PaymentPutAside()):
-            return unchanged()
+            return no_change()  # old news
+        case Status.CONFIRMED, (PaymentCaptured() | PaymentReviewRequired()):
+            return no_change()
+        case Status.PROCESSING | Status.RESERVED, (PaymentDelayed() | PaymentReviewRequired()):
+            return no_change()
     raise Unexpected(f"{type(event).__name__} while {order.status.value}")
 
 
@@ -126,7 +126,7 @@ def _accepted(event: OrderSubmitted, now: datetime, timeout: timedelta) -> Decis
         shipping_address=event.shipping_address,
         payment_method=event.payment_method,
     )
-    timed_out = Later(OrderTimedOut(order_id=order.order_id), now + timeout, _timer(order))
+    timed_out = Scheduled(OrderTimedOut(order_id=order.order_id), now + timeout, _timer(order))
     return Decision((order,), (created, timed_out), order.is_express)
 
 
@@ -134,32 +134,32 @@ def _confirmed(order: Order, now: datetime) -> Decision:
     assert order.total_amount is not None
     assert order.currency is not None
     total = Money(order.total_amount, order.currency)
-    order = _noted(order, "orders.confirmed", now, status=Status.CONFIRMED, is_paid=True, waiting_for=None)
+    order = _with_timeline(order, "orders.confirmed", now, status=Status.CONFIRMED, is_paid=True, waiting_for=None)
     confirmed = OrderConfirmed(
         order_id=order.order_id,
         customer_id=order.customer_id,
         items=order.items,
         total=total,
     )
-    return Decision((order,), (confirmed, Withdraw(_timer(order))), order.is_express)
+    return Decision((order,), (confirmed, CancelTimer(_timer(order))), order.is_express)
 
 
 def _cancelled(order: Order, reason: str, now: datetime, detail: dict[str, Any] | None = None) -> Decision:
-    was_over = order.is_over
-    order = _noted(
+    was_over = order.is_final
+    order = _with_timeline(
         order, "orders.cancelled", now, {"reason": reason} | ({"detail": detail} if detail else {}),
         status=Status.CANCELLED, reason=reason, waiting_for=None,
     )  # fmt: skip
     cancelled = OrderCancelled(order_id=order.order_id, customer_id=order.customer_id, items=order.items, reason=reason)
-    said = (cancelled,) if was_over else (cancelled, Withdraw(_timer(order)))
+    said = (cancelled,) if was_over else (cancelled, CancelTimer(_timer(order)))
     return Decision((order,), said, order.is_express)
 
 
-def _kept(order: Order) -> Decision:
+def _changed(order: Order) -> Decision:
     return Decision((order,), (), order.is_express)
 
 
-def _noted(order: Order, event: str, now: datetime, detail: dict[str, Any] | None = None, **changes: Any) -> Order:
+def _with_timeline(order: Order, event: str, now: datetime, detail: dict[str, Any] | None = None, **changes: Any) -> Order:
     """Return *order* with *changes*, and with *event* at the end of its timeline."""
     entry: dict[str, Any] = {"event": event, "at": rfc3339(now)}
     if detail:

@@ -8,10 +8,10 @@ from typing import Any
 
 from attrs import asdict
 
-from modules.module import Outcome
+from modules.module import DecisionOutcome
 from modules.orders.events import CancelRequested, OrderSubmitted, OrderUnknown
 from modules.orders.state import Order, Status
-from modules.route import Answer, Browse, Follow, Refusal, Request, Route, Show, Tell
+from modules.routes import CommandRoute, GetRoute, ListRoute, Rejection, Request, Response, Route, StreamRoute
 from modules.values import Address, Line, rfc3339
 
 
@@ -43,7 +43,7 @@ def _address_shown(address: Address) -> dict[str, Any]:
 def _submitted(request: Request) -> OrderSubmitted:
     body = request.body
     return OrderSubmitted(
-        order_id=request.fresh_id,
+        order_id=request.new_id,
         customer_id=body["customer_id"],
         items=tuple(Line(line["product_id"], line["quantity"]) for line in body["items"]),
         is_express=body.get("priority") == "express",
@@ -52,10 +52,10 @@ def _submitted(request: Request) -> OrderSubmitted:
     )
 
 
-def _accepted(outcome: Outcome) -> Answer:
+def _accepted(outcome: DecisionOutcome) -> Response:
     (order,) = outcome.states
     assert order is not None
-    return Answer(
+    return Response(
         202,
         {"order_id": order.order_id, "status": order.status.value},
         {"Location": f"/v1/orders/{order.order_id}"},
@@ -66,60 +66,60 @@ def _cancel_requested(request: Request) -> CancelRequested:
     return CancelRequested(order_id=request.path["order_id"], why=(request.body or {}).get("reason"))
 
 
-def _cancelled(outcome: Outcome) -> Answer | Refusal:
+def _cancelled(outcome: DecisionOutcome) -> Response | Rejection:
     match outcome.events:
         case (OrderUnknown(),):
-            return Refusal(404, "order_not_found", "There is no such order.")
+            return Rejection(404, "order_not_found", "There is no such order.")
     (order,) = outcome.states
     assert order is not None
-    return Answer(202, show(order))
+    return Response(202, show(order))
 
 
 routes: tuple[Route, ...] = (
-    Tell(
+    CommandRoute(
         method="POST",
         path="/v1/orders",
         summary="Place an order",
-        takes="order_request",
+        request_schema="order_request",
         event=_submitted,
-        answer=_accepted,
+        respond=_accepted,
         status=202,
-        returns="order_accepted",
-        keyed=True,
+        response_schema="order_accepted",
+        idempotent=True,
         express=lambda request: request.body.get("priority") == "express",
-        sheds=True,
+        sheds_load=True,
     ),
-    Show(path="/v1/orders/{order_id}", summary="Show an order", of=Order, show=show, returns="order"),
-    Browse(
+    GetRoute(path="/v1/orders/{order_id}", summary="Show an order", state=Order, show=show, response_schema="order"),
+    ListRoute(
         path="/v1/orders",
         summary="List orders, newest first",
-        of=Order,
+        state=Order,
         show=show,
-        returns="order",
+        response_schema="order",
         newest_first=True,
         filters={
             "status": {"type": "string", "enum": [status.value for status in Status]},
             "customer_id": {"type": "string", "minLength": 1, "maxLength": 64},
         },
     ),
-    Tell(
+    CommandRoute(
         method="POST",
         path="/v1/orders/{order_id}/cancel",
         summary="Cancel an order, also a confirmed one",
-        takes="cancel_request",
+        request_schema="cancel_request",
         needs_body=False,
         event=_cancel_requested,
-        answer=_cancelled,
+        respond=_cancelled,
         status=202,
-        returns="order",
-        refusals=(404,),
+        response_schema="order",
+        rejections=(404,),
     ),
-    Follow(
+    StreamRoute(
         path="/v1/orders/{order_id}/stream",
         summary="Follow an order to its end, as server-sent events",
-        of=Order,
+        state=Order,
         show=show,
-        is_over=lambda order: bool(order.is_over),
-        returns="order",
+        is_finished=lambda order: bool(order.is_final),
+        response_schema="order",
     ),
 )

@@ -46,7 +46,7 @@ class Order:
     timeline: Timeline
 
     @property
-    def is_over(self) -> bool:
+    def is_final(self) -> bool:
         """True once no time-out can touch it any more."""
         return self.status in (Status.CONFIRMED, Status.CANCELLED)
 

@@ -7,14 +7,14 @@ __all__ = ["module"]
 from modules.inventory.events import StockReserved
 from modules.module import Module, load_schemas
 from modules.orders.events import OrderCancelled
-from modules.payments.decide import decide, touches
+from modules.payments.decide import decide, keys
 from modules.payments.events import (
     ChargeRequested,
     PaymentCaptured,
     PaymentDeclined,
     PaymentDelayed,
-    PaymentPutAside,
     PaymentRefunded,
+    PaymentReviewRequired,
     RefundRequested,
 )
 from modules.payments.routes import routes
@@ -25,20 +25,20 @@ def module() -> Module:
     """Return the door plate."""
     return Module(
         name="payments",
-        hears=(StockReserved, OrderCancelled),
-        says=(
+        consumes=(StockReserved, OrderCancelled),
+        publishes=(
             ChargeRequested,
             RefundRequested,
             PaymentCaptured,
             PaymentDeclined,
             PaymentDelayed,
-            PaymentPutAside,
+            PaymentReviewRequired,
             PaymentRefunded,
         ),
-        remembers={Payment: payment_table},
-        touches=touches,
+        tables={Payment: payment_table},
+        keys=keys,
         decide=decide,
         schemas=load_schemas(__name__, "schemas"),
-        resources=load_schemas(__name__, "schemas/http"),
+        http_schemas=load_schemas(__name__, "schemas/http"),
         routes=routes,
     )

@@ -7,7 +7,7 @@ What follows from what, for an order's money.
          \\--cancelled--> DECLINED, without an amount: nothing may be charged any more
 
 The gateway is never called from here. We say what is to be asked of it; a worker asks, and tells us the answer. A
-retry is a `Later`: it is in the database, not in anybody's hands, and spends no delivery. Unknown is neither success
+retry is a `Scheduled`: it is in the database, not in anybody's hands, and spends no delivery. Unknown is neither success
 nor failure: nothing is undone before the gateway has been looked at. Money that turns up after the order was cancelled
 goes back. What contradicts the request is put aside: still unknown, with a reason, looked at once more and when the order
 is cancelled, and never charged again. What the gateway says by itself (its webhooks) is compared with what we asked for
@@ -16,34 +16,34 @@ before it counts.
 
 from __future__ import annotations
 
-__all__ = ["decide", "touches"]
+__all__ = ["decide", "keys"]
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from bus.subjects import Event
 from modules.inventory.events import StockReserved
-from modules.module import Decision, Key, Later, Unexpected, Withdraw, evolve, unchanged
+from modules.module import CancelTimer, Decision, Key, Scheduled, Unexpected, evolve, no_change
 from modules.orders.events import OrderCancelled
 from modules.payments.events import (
-    ChargeContradicted,
-    Charged,
+    ChargeDeclined,
     ChargeDelayed,
     ChargeFailed,
-    ChargeRefused,
+    ChargeMismatch,
+    ChargeNotified,
     ChargeRequested,
-    ChargeSeen,
-    NotBelieved,
+    ChargeSucceeded,
+    DeclineNotified,
+    NoticeRejected,
     PaymentCaptured,
     PaymentDeclined,
     PaymentDelayed,
-    PaymentPutAside,
     PaymentRefunded,
-    Refunded,
+    PaymentReviewRequired,
     RefundFailed,
+    RefundNotified,
     RefundRequested,
-    RefundSeen,
-    RefusalSeen,
+    RefundSucceeded,
 )
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Money
@@ -53,7 +53,7 @@ SECOND_LOOK = timedelta(seconds=5)
 """After what contradicted the request: the answer may have been garbled, while the gateway's own books are right."""
 
 
-def touches(event: Event) -> tuple[Key, ...]:
+def keys(event: Event) -> tuple[Key, ...]:
     """Name the one payment that *event* is about."""
     return ((Payment, event.order_id),)
 
@@ -79,22 +79,22 @@ def decide(states: Sequence[Payment | None], event: Event, now: datetime) -> Dec
                     updated_at=now,
                 )
                 return Decision((never,))
-            case ChargeSeen() | RefusalSeen() | RefundSeen():
-                return unchanged(NotBelieved(order_id=event.order_id, reason="unknown_order"))
+            case ChargeNotified() | DeclineNotified() | RefundNotified():
+                return no_change(NoticeRejected(order_id=event.order_id, reason="unknown_order"))
             case ChargeDelayed():
-                return unchanged()
+                return no_change()
         raise Unexpected(f"{type(event).__name__} for a payment that nobody asked for")
 
     match payment.status, event:
-        case _, (ChargeSeen() | RefusalSeen() | RefundSeen()):
-            return _seen(payment, event, now)
+        case _, (ChargeNotified() | DeclineNotified() | RefundNotified()):
+            return _on_gateway_notice(payment, event, now)
         case _, StockReserved():
-            return unchanged()  # asked for already, or cancelled before it was
-        case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN | PaymentStatus.DECLINED), Charged()):
+            return no_change()  # asked for already, or cancelled before it was
+        case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN | PaymentStatus.DECLINED), ChargeSucceeded()):
             return _charged(payment, event, now)
-        case PaymentStatus.UNKNOWN, ChargeRefused() if payment.is_put_aside and not payment.is_cancelled:
+        case PaymentStatus.UNKNOWN, ChargeDeclined() if payment.needs_review and not payment.is_cancelled:
             return Decision((evolve(payment, is_waiting=False, updated_at=now),))  # that is not what it said before
-        case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN), ChargeRefused()):
+        case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN), ChargeDeclined()):
             return _refused(payment, event.reason, now, event.calls)
         case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN), ChargeFailed()):
             return _failed(payment, event, now)
@@ -102,25 +102,25 @@ def decide(states: Sequence[Payment | None], event: Event, now: datetime) -> Dec
             return _failed(payment, event, now)  # the attempt was on its way when we withdrew it, and may have charged
         case (
             (PaymentStatus.PENDING | PaymentStatus.UNKNOWN | PaymentStatus.DECLINED),
-            ChargeContradicted(),
+            ChargeMismatch(),
         ):
-            return _put_aside(payment, event, now)
+            return _require_review(payment, event, now)
         case PaymentStatus.PENDING, ChargeDelayed() if not (payment.is_cancelled or payment.is_waiting):
-            return unchanged(PaymentDelayed(order_id=payment.order_id))
-        case _, (Charged() | ChargeRefused() | ChargeFailed() | ChargeContradicted() | ChargeDelayed()):
-            return unchanged()  # an answer to an earlier attempt, settled since
+            return no_change(PaymentDelayed(order_id=payment.order_id))
+        case _, (ChargeSucceeded() | ChargeDeclined() | ChargeFailed() | ChargeMismatch() | ChargeDelayed()):
+            return no_change()  # an answer to an earlier attempt, settled since
         case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN), OrderCancelled()):
-            return _given_up(payment, now)
+            return _on_order_cancelled(payment, now)
         case PaymentStatus.CAPTURED, OrderCancelled() if not payment.is_cancelled:
             return _to_be_refunded(evolve(payment, is_cancelled=True, updated_at=now))
         case _, OrderCancelled():
             return Decision((evolve(payment, is_cancelled=True, updated_at=now),))
-        case PaymentStatus.CAPTURED, Refunded():
+        case PaymentStatus.CAPTURED, RefundSucceeded():
             return _refunded(payment, event.reference, now)
         case PaymentStatus.CAPTURED, RefundFailed():
             return _refund_again(payment, event, now)
-        case PaymentStatus.REFUNDED, (Refunded() | RefundFailed()):
-            return unchanged()
+        case PaymentStatus.REFUNDED, (RefundSucceeded() | RefundFailed()):
+            return no_change()
     raise Unexpected(f"{type(event).__name__} while {payment.status.value}")
 
 
@@ -134,10 +134,10 @@ def _requested(event: StockReserved, now: datetime) -> Decision:
         attempts=1,
         updated_at=now,
     )
-    return Decision((payment,), (_ask(payment),))
+    return Decision((payment,), (_request_charge(payment),))
 
 
-def _charged(payment: Payment, event: Charged, now: datetime) -> Decision:
+def _charged(payment: Payment, event: ChargeSucceeded, now: datetime) -> Decision:
     payment = evolve(
         payment,
         status=PaymentStatus.CAPTURED,
@@ -180,30 +180,30 @@ def _failed(payment: Payment, event: ChargeFailed, now: datetime) -> Decision:
         is_waiting=True,
         updated_at=now,
     )
-    later = Later(_ask(again), now + timedelta(seconds=event.retry_seconds), _retry(payment))
+    later = Scheduled(_request_charge(again), now + timedelta(seconds=event.retry_seconds), _retry_timer(payment))
     if payment.is_cancelled or payment.is_waiting:
         return Decision((again,), (later,))
     return Decision((again,), (later, PaymentDelayed(order_id=payment.order_id)))
 
 
-def _given_up(payment: Payment, now: datetime) -> Decision:
+def _on_order_cancelled(payment: Payment, now: datetime) -> Decision:
     """Stop a payment whose outcome is open. What is in the worker's hands now will tell us how it ended."""
     if payment.is_cancelled:
-        return unchanged()
+        return no_change()
     off = evolve(payment, is_cancelled=True, updated_at=now)
-    if payment.is_put_aside and not payment.is_waiting:
-        return Decision((off,), (_ask(off),))
+    if payment.needs_review and not payment.is_waiting:
+        return Decision((off,), (_request_charge(off),))
     if not payment.is_waiting:
         return Decision((off,))
     if payment.status is PaymentStatus.PENDING:
         never = evolve(off, status=PaymentStatus.DECLINED, reason=ORDER_CANCELLED, is_waiting=False)
-        return Decision((never,), (Withdraw(_retry(payment)),))
+        return Decision((never,), (CancelTimer(_retry_timer(payment)),))
     look = evolve(off, is_waiting=False)
-    return Decision((look,), (Withdraw(_retry(payment)), _ask(look)))
+    return Decision((look,), (CancelTimer(_retry_timer(payment)), _request_charge(look)))
 
 
-def _put_aside(payment: Payment, event: ChargeContradicted, now: datetime) -> Decision:
-    is_first = not payment.is_put_aside
+def _require_review(payment: Payment, event: ChargeMismatch, now: datetime) -> Decision:
+    is_first = not payment.needs_review
     aside = evolve(
         payment,
         status=PaymentStatus.UNKNOWN,
@@ -216,11 +216,11 @@ def _put_aside(payment: Payment, event: ChargeContradicted, now: datetime) -> De
     )
     if not is_first:
         return Decision((aside,))
-    look = Later(_ask(aside), now + SECOND_LOOK, _retry(payment))
-    return Decision((aside,), (look, PaymentPutAside(order_id=payment.order_id, reason=event.reason)))
+    look = Scheduled(_request_charge(aside), now + SECOND_LOOK, _retry_timer(payment))
+    return Decision((aside,), (look, PaymentReviewRequired(order_id=payment.order_id, reason=event.reason)))
 
 
-def _seen(payment: Payment, event: ChargeSeen | RefusalSeen | RefundSeen, now: datetime) -> Decision:
+def _on_gateway_notice(payment: Payment, event: ChargeNotified | DeclineNotified | RefundNotified, now: datetime) -> Decision:
     """Compare what the gateway says by itself with what we know; what fits is as good as its answer to a call."""
     is_settled = payment.status in (PaymentStatus.CAPTURED, PaymentStatus.REFUNDED)
     doubt = None
@@ -230,31 +230,31 @@ def _seen(payment: Payment, event: ChargeSeen | RefusalSeen | RefundSeen, now: d
         doubt = "wrong_amount"
     elif event.amount.currency != payment.currency:
         doubt = "wrong_currency"
-    elif is_settled and event.reference != payment.reference and not isinstance(event, RefusalSeen):
+    elif is_settled and event.reference != payment.reference and not isinstance(event, DeclineNotified):
         doubt = "two_charges"
-    elif isinstance(event, RefundSeen) and not is_settled:
+    elif isinstance(event, RefundNotified) and not is_settled:
         doubt = "not_captured"
-    elif isinstance(event, RefundSeen) and event.refunded_amount != payment.amount:
+    elif isinstance(event, RefundNotified) and event.refunded_amount != payment.amount:
         doubt = "partly_refunded"
     if doubt is not None:
-        return unchanged(NotBelieved(order_id=payment.order_id, reason=doubt))
-    withdrawn = (Withdraw(_retry(payment)),) if payment.is_waiting else ()
+        return no_change(NoticeRejected(order_id=payment.order_id, reason=doubt))
+    withdrawn = (CancelTimer(_retry_timer(payment)),) if payment.is_waiting else ()
     match payment.status, event:
-        case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN | PaymentStatus.DECLINED), ChargeSeen()):
-            charged = Charged(order_id=payment.order_id, reference=event.reference, calls=0)
+        case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN | PaymentStatus.DECLINED), ChargeNotified()):
+            charged = ChargeSucceeded(order_id=payment.order_id, reference=event.reference, calls=0)
             decision = _charged(payment, charged, now)
-        case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN), RefusalSeen()) if not payment.is_put_aside:
+        case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN), DeclineNotified()) if not payment.needs_review:
             decision = _refused(payment, event.reason, now)
-        case PaymentStatus.CAPTURED, RefundSeen():
+        case PaymentStatus.CAPTURED, RefundNotified():
             decision = _refunded(payment, event.reference, now)
             if not payment.is_cancelled:  # not by us: it counts, and a person should know
-                doubted = NotBelieved(order_id=payment.order_id, reason="refunded_elsewhere")
+                doubted = NoticeRejected(order_id=payment.order_id, reason="refunded_elsewhere")
                 return Decision(decision.states, (*decision.events, doubted))
-        case PaymentStatus.REFUNDED, RefundSeen() if not payment.is_cancelled:
+        case PaymentStatus.REFUNDED, RefundNotified() if not payment.is_cancelled:
             # Told again: whoever told it first may have gone before it was put aside.
-            return unchanged(NotBelieved(order_id=payment.order_id, reason="refunded_elsewhere"))
+            return no_change(NoticeRejected(order_id=payment.order_id, reason="refunded_elsewhere"))
         case _:
-            return unchanged()
+            return no_change()
     return Decision(decision.states, (*decision.events, *withdrawn))
 
 
@@ -267,26 +267,26 @@ def _refunded(payment: Payment, reference: str, now: datetime) -> Decision:
 
 def _to_be_refunded(payment: Payment) -> Decision:
     assert payment.reference is not None
-    return Decision((payment,), (_ask_back(payment, 1),))
+    return Decision((payment,), (_request_refund(payment, 1),))
 
 
 def _refund_again(payment: Payment, event: RefundFailed, now: datetime) -> Decision:
     again = evolve(payment, attempts=payment.attempts + event.calls, reason=event.reason, updated_at=now)
-    later = Later(_ask_back(again, again.attempts), now + timedelta(seconds=event.retry_seconds))
+    later = Scheduled(_request_refund(again, again.attempts), now + timedelta(seconds=event.retry_seconds))
     return Decision((again,), (later,))
 
 
-def _ask(payment: Payment) -> ChargeRequested:
+def _request_charge(payment: Payment) -> ChargeRequested:
     return ChargeRequested(
         order_id=payment.order_id,
         amount=_amount(payment),
         attempt=payment.attempts,
-        is_wanted=not (payment.is_cancelled or payment.is_put_aside),
+        is_wanted=not (payment.is_cancelled or payment.needs_review),
         payment_method=payment.payment_method,
     )
 
 
-def _ask_back(payment: Payment, attempt: int) -> RefundRequested:
+def _request_refund(payment: Payment, attempt: int) -> RefundRequested:
     assert payment.reference is not None
     return RefundRequested(
         order_id=payment.order_id, amount=_amount(payment), reference=payment.reference, attempt=attempt
@@ -305,5 +305,5 @@ def _amount(payment: Payment) -> Money:
     return Money(payment.amount, payment.currency)
 
 
-def _retry(payment: Payment) -> str:
+def _retry_timer(payment: Payment) -> str:
     return f"charge:{payment.order_id}"

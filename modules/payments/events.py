@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 __all__ = [
-    "ChargeContradicted",
+    "ChargeDeclined",
     "ChargeDelayed",
     "ChargeFailed",
-    "ChargeRefused",
+    "ChargeMismatch",
+    "ChargeNotified",
     "ChargeRequested",
-    "ChargeSeen",
-    "Charged",
-    "NotBelieved",
+    "ChargeSucceeded",
+    "DeclineNotified",
+    "NoticeRejected",
     "PaymentCaptured",
     "PaymentDeclined",
     "PaymentDelayed",
-    "PaymentPutAside",
     "PaymentRefunded",
+    "PaymentReviewRequired",
     "RefundFailed",
+    "RefundNotified",
     "RefundRequested",
-    "RefundSeen",
-    "Refunded",
-    "RefusalSeen",
+    "RefundSucceeded",
 ]
 
 from attrs import frozen
@@ -81,7 +81,7 @@ class PaymentDelayed:
 
 
 @event("payments.put_aside.v1")
-class PaymentPutAside:
+class PaymentReviewRequired:
     """What the gateway said contradicts what it was asked: a person has to look."""
 
     order_id: str
@@ -98,7 +98,7 @@ class PaymentRefunded:
 
 
 @frozen(kw_only=True)
-class Charged:
+class ChargeSucceeded:
     """The gateway has taken the money."""
 
     order_id: str
@@ -107,7 +107,7 @@ class Charged:
 
 
 @frozen(kw_only=True)
-class ChargeRefused:
+class ChargeDeclined:
     """The gateway will not take it."""
 
     order_id: str
@@ -130,7 +130,7 @@ class ChargeFailed:
 
 
 @frozen(kw_only=True)
-class ChargeContradicted:
+class ChargeMismatch:
     """
     The gateway's answer contradicts what it was asked; *reason* says in what.
 
@@ -151,7 +151,7 @@ class ChargeDelayed:
 
 
 @frozen(kw_only=True)
-class Refunded:
+class RefundSucceeded:
     """The gateway has given the money back."""
 
     order_id: str
@@ -173,7 +173,7 @@ class RefundFailed:
 
 
 @frozen(kw_only=True)
-class ChargeSeen:
+class ChargeNotified:
     """The gateway says by itself that it has taken *amount* for an order, under *reference*."""
 
     order_id: str
@@ -182,7 +182,7 @@ class ChargeSeen:
 
 
 @frozen(kw_only=True)
-class RefusalSeen:
+class DeclineNotified:
     """The gateway says by itself that it did not take *amount* for an order."""
 
     order_id: str
@@ -192,7 +192,7 @@ class RefusalSeen:
 
 
 @frozen(kw_only=True)
-class RefundSeen:
+class RefundNotified:
     """The gateway says by itself that of *amount*, taken under *reference*, it has given *refunded_amount* back."""
 
     order_id: str
@@ -202,7 +202,7 @@ class RefundSeen:
 
 
 @frozen(kw_only=True)
-class NotBelieved:
+class NoticeRejected:
     """Reply: what the gateway says by itself does not fit what we know; *reason* is a stable code."""
 
     order_id: str

@@ -7,7 +7,7 @@ __all__ = ["routes", "show"]
 from typing import Any
 
 from modules.payments.state import Payment
-from modules.route import Route, Show
+from modules.routes import GetRoute, Route
 from modules.values import rfc3339
 
 
@@ -29,5 +29,5 @@ def show(payment: Payment) -> dict[str, Any] | None:
 
 
 routes: tuple[Route, ...] = (
-    Show(path="/v1/payments/{order_id}", summary="Show an order's payment", of=Payment, show=show, returns="payment"),
+    GetRoute(path="/v1/payments/{order_id}", summary="Show an order's payment", state=Payment, show=show, response_schema="payment"),
 )

@@ -45,7 +45,7 @@ class Payment:
     updated_at: datetime
 
     @property
-    def is_put_aside(self) -> bool:
+    def needs_review(self) -> bool:
         """True while what the gateway said contradicts what it was asked: it is never charged again then."""
         return self.status is PaymentStatus.UNKNOWN and self.reason is not None
 

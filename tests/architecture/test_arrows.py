@@ -30,7 +30,7 @@ BREACHES = [
     ("bus/errors.py", "import modules.orders.events", "arrows"),
     ("bus/errors.py", "import app.runtime.service", "arrows"),
     ("modules/orders/decide.py", "import app.runtime.service", "arrows"),
-    ("modules/route.py", "from app.runtime.service import Door", "arrows"),
+    ("modules/routes.py", "from app.runtime.service import Door", "arrows"),
     ("config/settings.py", "import bus.errors", "leaf"),
     ("config/settings.py", "from modules.orders import events", "leaf"),
     ("bus/errors.py", "import config.settings", "settings"),
@@ -57,9 +57,9 @@ def lint(folder: Path) -> tuple[int, set[str], set[str], str]:
     env["COLUMNS"] = "200"
     done = subprocess.run([LINT, "--no-cache"], cwd=folder, env=env, capture_output=True, text=True, check=False)
     ids = {contract["name"]: id for id, contract in CONTRACTS.items()}
-    verdicts = re.findall(r"^(.+) (KEPT|BROKEN)\b", done.stdout, re.MULTILINE)
-    kept = {ids[name] for name, verdict in verdicts if verdict == "KEPT"}
-    broken = {ids[name] for name, verdict in verdicts if verdict == "BROKEN"}
+    results = re.findall(r"^(.+) (KEPT|BROKEN)\b", done.stdout, re.MULTILINE)
+    kept = {ids[name] for name, result in results if result == "KEPT"}
+    broken = {ids[name] for name, result in results if result == "BROKEN"}
     return done.returncode, kept, broken, done.stdout + done.stderr
 
 

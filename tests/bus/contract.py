@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from bus.errors import BusClosed
-from bus.ids import caused_id
+from bus.ids import derived_id
 from bus.port import MAX_TRIES, Delivery, Message, Subscription
-from tests.bus.features import Stand
+from tests.bus.features import Harness
 
 CREATED = "orders.created.v1"
 EXPRESS = "orders.created.v1.express"
@@ -37,39 +37,39 @@ def message(
     return Message(subject, id or f"0190c0de-0000-7000-8000-{next(_ordinals):012d}", body, key, headers or {})
 
 
-def publish(stand: Stand, count: int, subject: str = CREATED) -> tuple[list[Message], list[asyncio.Future[None]]]:
+def publish(harness: Harness, count: int, subject: str = CREATED) -> tuple[list[Message], list[asyncio.Future[None]]]:
     """Publish *count* messages, whose bodies are their numbers."""
     messages = [message(str(n).encode(), subject=subject) for n in range(count)]
-    return messages, [stand.bus.publish(each) for each in messages]
+    return messages, [harness.bus.publish(each) for each in messages]
 
 
-async def take(stand: Stand, member: Subscription, count: int = 1, within_seconds: float | None = None) -> list[Delivery]:
+async def take(harness: Harness, member: Subscription, count: int = 1, within_seconds: float | None = None) -> list[Delivery]:
     """Fetch until there are *count* messages, and fail if they do not come; unanswered, they stay in hand."""
-    wait_seconds = stand.patience_seconds if within_seconds is None else within_seconds
+    wait_seconds = harness.patience_seconds if within_seconds is None else within_seconds
     taken: list[Delivery] = []
     while len(taken) < count:
-        batch = await stand.run(member.fetch(count - len(taken), wait_seconds))
+        batch = await harness.run(member.fetch(count - len(taken), wait_seconds))
         assert batch, f"{len(taken)} of {count} messages came"
         taken += batch
     return taken
 
 
-async def take_one(stand: Stand, member: Subscription, within_seconds: float | None = None) -> Delivery:
-    [delivery] = await take(stand, member, 1, within_seconds)
+async def take_one(harness: Harness, member: Subscription, within_seconds: float | None = None) -> Delivery:
+    [delivery] = await take(harness, member, 1, within_seconds)
     return delivery
 
 
-async def nothing_comes(stand: Stand, *members: Subscription, for_seconds: float | None = None) -> None:
+async def nothing_comes(harness: Harness, *members: Subscription, for_seconds: float | None = None) -> None:
     """Fail if any of *members* gets a message in this time, by default long enough for any redelivery."""
-    wait_seconds = 2 * stand.ack_wait_seconds if for_seconds is None else for_seconds
-    batches = await stand.run(asyncio.gather(*(member.fetch(100, wait_seconds) for member in members)))
+    wait_seconds = 2 * harness.ack_wait_seconds if for_seconds is None else for_seconds
+    batches = await harness.run(asyncio.gather(*(member.fetch(100, wait_seconds) for member in members)))
     assert [[each.message.body for each in batch] for batch in batches] == [[] for _ in members]
 
 
-async def fail(stand: Stand, member: Subscription, times: int, *, error: str = "failed", detail: str = "") -> None:
+async def fail(harness: Harness, member: Subscription, times: int, *, error: str = "failed", detail: str = "") -> None:
     """Take the only message *times* times, and nak it at once."""
     for _ in range(times):
-        delivery = await take_one(stand, member)
+        delivery = await take_one(harness, member)
         await delivery.nak(0, error=error, detail=detail)
 
 
@@ -88,552 +88,552 @@ class BusContract:
 
     # Carrying
 
-    async def test_what_is_published_is_heard(self, stand: Stand) -> None:
+    async def test_what_is_published_is_heard(self, harness: Harness) -> None:
         """A message goes to the group that listens to its subject, and acknowledged it does not come back."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        sent, said = publish(stand, 20)
-        heard = await ack_all(await take(stand, member, 20))
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        sent, said = publish(harness, 20)
+        heard = await ack_all(await take(harness, member, 20))
         assert sorted(heard) == sorted(bodies(sent))
-        await stand.run(asyncio.gather(*said))
-        await nothing_comes(stand, member)
+        await harness.run(asyncio.gather(*said))
+        await nothing_comes(harness, member)
 
     @pytest.mark.parametrize("body", [b"", bytes(range(256)), b"\xff" * 1_000_000], ids=["empty", "binary", "1 MB"])
-    async def test_a_message_comes_out_as_it_went_in(self, stand: Stand, body: bytes) -> None:
+    async def test_a_message_comes_out_as_it_went_in(self, harness: Harness, body: bytes) -> None:
         """Subject, id, key, headers and body are the same to the byte."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
+        member = await harness.bus.subscribe("inventory", [CREATED])
         headers = {"ce-id": "e-1", "ce-source": "/orders", "Mixed-Case": "a: b=c%20d;e", "empty": ""}
         sent = message(body, key="order-1", headers=headers)
-        stand.bus.publish(sent)
-        delivery = await take_one(stand, member)
+        harness.bus.publish(sent)
+        delivery = await take_one(harness, member)
         assert delivery.message == sent
         assert dict(delivery.message.headers) == headers
 
-    async def test_order(self, stand: Stand) -> None:
+    async def test_order(self, harness: Harness) -> None:
         """One member gets messages in the order of publishing where that is promised, and all of them anyway."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        sent, _ = publish(stand, 50)
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        sent, _ = publish(harness, 50)
         heard: list[bytes] = []
         while len(heard) < 50:
-            heard += await ack_all(await take(stand, member, min(7, 50 - len(heard))))
-        if stand.features.is_ordered:
+            heard += await ack_all(await take(harness, member, min(7, 50 - len(heard))))
+        if harness.features.is_ordered:
             assert heard == bodies(sent)
         else:
             assert sorted(heard) == sorted(bodies(sent))
 
-    async def test_subjects_are_separate(self, stand: Stand) -> None:
+    async def test_subjects_are_separate(self, harness: Harness) -> None:
         """A group hears exactly the subjects it named: not a neighbour's, and not the other lane of its own."""
-        orders = await stand.bus.subscribe("orders", [RESERVED])
-        inventory = await stand.bus.subscribe("inventory", [CREATED])
-        express = await stand.bus.subscribe("inventory-express", [EXPRESS])
+        orders = await harness.bus.subscribe("orders", [RESERVED])
+        inventory = await harness.bus.subscribe("inventory", [CREATED])
+        express = await harness.bus.subscribe("inventory-express", [EXPRESS])
         for subject in (CREATED, RESERVED, EXPRESS):
-            publish(stand, 3, subject)
+            publish(harness, 3, subject)
         for member, subject in ((orders, RESERVED), (inventory, CREATED), (express, EXPRESS)):
-            assert {each.message.subject for each in await take(stand, member, 3)} == {subject}
-        await nothing_comes(stand, orders, inventory, express, for_seconds=stand.ack_wait_seconds / 4)
+            assert {each.message.subject for each in await take(harness, member, 3)} == {subject}
+        await nothing_comes(harness, orders, inventory, express, for_seconds=harness.ack_wait_seconds / 4)
 
-    async def test_one_group_may_hear_several_subjects(self, stand: Stand) -> None:
+    async def test_one_group_may_hear_several_subjects(self, harness: Harness) -> None:
         """Every subject named is heard."""
-        member = await stand.bus.subscribe("payments", [CREATED, RESERVED])
-        publish(stand, 2, CREATED)
-        publish(stand, 2, RESERVED)
-        heard = Counter(each.message.subject for each in await take(stand, member, 4))
+        member = await harness.bus.subscribe("payments", [CREATED, RESERVED])
+        publish(harness, 2, CREATED)
+        publish(harness, 2, RESERVED)
+        heard = Counter(each.message.subject for each in await take(harness, member, 4))
         assert heard == {CREATED: 2, RESERVED: 2}
 
-    async def test_a_large_number_of_messages_arrives_exactly(self, stand: Stand) -> None:
+    async def test_a_large_number_of_messages_arrives_exactly(self, harness: Harness) -> None:
         """Nothing is lost and nothing comes twice when everything is acknowledged in time."""
-        members = [await stand.bus.subscribe("inventory", [CREATED]) for _ in range(3)]
-        sent, said = publish(stand, 5_000)
+        members = [await harness.bus.subscribe("inventory", [CREATED]) for _ in range(3)]
+        sent, said = publish(harness, 5_000)
         heard: list[bytes] = []
 
         async def work(member: Subscription) -> None:
             while len(heard) < len(sent):
-                heard.extend(await ack_all(await member.fetch(100, stand.ack_wait_seconds / 4)))
+                heard.extend(await ack_all(await member.fetch(100, harness.ack_wait_seconds / 4)))
 
-        await stand.run(asyncio.gather(*(work(member) for member in members)))
+        await harness.run(asyncio.gather(*(work(member) for member in members)))
         assert Counter(heard) == Counter(bodies(sent))
-        await stand.run(asyncio.gather(*said))
+        await harness.run(asyncio.gather(*said))
 
-    async def test_a_handler_may_publish(self, stand: Stand) -> None:
+    async def test_a_handler_may_publish(self, harness: Harness) -> None:
         """What is said while a message is in hand is heard before that message is settled."""
-        inventory = await stand.bus.subscribe("inventory", [CREATED])
-        orders = await stand.bus.subscribe("orders", [RESERVED])
-        publish(stand, 10)
-        for cause in await take(stand, inventory, 10):
-            said = stand.bus.publish(message(b"for " + cause.message.body, subject=RESERVED))
-            effect = await take_one(stand, orders)
+        inventory = await harness.bus.subscribe("inventory", [CREATED])
+        orders = await harness.bus.subscribe("orders", [RESERVED])
+        publish(harness, 10)
+        for cause in await take(harness, inventory, 10):
+            said = harness.bus.publish(message(b"for " + cause.message.body, subject=RESERVED))
+            effect = await take_one(harness, orders)
             assert effect.message.body == b"for " + cause.message.body
             await effect.ack()
-            await stand.run(said)
+            await harness.run(said)
             await cause.ack()
 
-    async def test_publish_is_answered_for(self, stand: Stand) -> None:
+    async def test_publish_is_answered_for(self, harness: Harness) -> None:
         """The publisher hears back when every group has settled the message, or once it is stored."""
-        first = await stand.bus.subscribe("inventory", [CREATED])
-        second = await stand.bus.subscribe("payments", [CREATED])
-        said = stand.bus.publish(message())
-        if stand.features.publish_waits_for_groups:
-            await (await take_one(stand, first)).ack()
-            await stand.rest()
+        first = await harness.bus.subscribe("inventory", [CREATED])
+        second = await harness.bus.subscribe("payments", [CREATED])
+        said = harness.bus.publish(message())
+        if harness.features.publish_waits_for_groups:
+            await (await take_one(harness, first)).ack()
+            await harness.rest()
             assert not said.done()
-            await (await take_one(stand, second)).term("unreadable")
-        await stand.run(said)
-        if not stand.features.publish_waits_for_groups:
-            await take_one(stand, first)
-            await take_one(stand, second)
+            await (await take_one(harness, second)).term("unreadable")
+        await harness.run(said)
+        if not harness.features.publish_waits_for_groups:
+            await take_one(harness, first)
+            await take_one(harness, second)
 
-    async def test_what_nobody_hears_is_settled_at_once(self, stand: Stand) -> None:
+    async def test_what_nobody_hears_is_settled_at_once(self, harness: Harness) -> None:
         """A subject without a group keeps no publisher waiting."""
-        await stand.bus.subscribe("inventory", [CREATED])
-        await stand.run(stand.bus.publish(message(subject=RESERVED)))
+        await harness.bus.subscribe("inventory", [CREATED])
+        await harness.run(harness.bus.publish(message(subject=RESERVED)))
 
-    async def test_a_cancelled_publish_goes_its_way(self, stand: Stand) -> None:
+    async def test_a_cancelled_publish_goes_its_way(self, harness: Harness) -> None:
         """Cancelling the future takes nothing back, and hides nothing from who says the same."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
+        member = await harness.bus.subscribe("inventory", [CREATED])
         sent = message()
-        stand.bus.publish(sent).cancel()
-        again = stand.bus.publish(sent)
-        await stand.rest()
-        delivery = await take_one(stand, member)
+        harness.bus.publish(sent).cancel()
+        again = harness.bus.publish(sent)
+        await harness.rest()
+        delivery = await take_one(harness, member)
         assert delivery.message == sent
         await delivery.ack()
-        await stand.run(again)
+        await harness.run(again)
 
-    async def test_an_id_is_delivered_once_within_the_window(self, stand: Stand) -> None:
+    async def test_an_id_is_delivered_once_within_the_window(self, harness: Harness) -> None:
         """Two messages with one id are one message, before it is settled and after."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
+        member = await harness.bus.subscribe("inventory", [CREATED])
         for _ in range(3):
-            stand.bus.publish(message(b"same", id="one-id"))
-        await (await take_one(stand, member)).ack()
-        await stand.rest()
-        await stand.run(stand.bus.publish(message(b"same", id="one-id")))
-        await nothing_comes(stand, member, for_seconds=stand.ack_wait_seconds / 4)
+            harness.bus.publish(message(b"same", id="one-id"))
+        await (await take_one(harness, member)).ack()
+        await harness.rest()
+        await harness.run(harness.bus.publish(message(b"same", id="one-id")))
+        await nothing_comes(harness, member, for_seconds=harness.ack_wait_seconds / 4)
 
-    async def test_an_id_is_delivered_again_after_the_window(self, stand: Stand) -> None:
+    async def test_an_id_is_delivered_again_after_the_window(self, harness: Harness) -> None:
         """The memory for ids has an end."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        stand.bus.publish(message(b"first", id="one-id"))
-        await (await take_one(stand, member)).ack()
-        await stand.pass_time(stand.dedup_seconds + 2 * stand.tolerance_seconds)
-        stand.bus.publish(message(b"second", id="one-id"))
-        assert (await take_one(stand, member)).message.body == b"second"
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        harness.bus.publish(message(b"first", id="one-id"))
+        await (await take_one(harness, member)).ack()
+        await harness.pass_time(harness.dedup_seconds + 2 * harness.tolerance_seconds)
+        harness.bus.publish(message(b"second", id="one-id"))
+        assert (await take_one(harness, member)).message.body == b"second"
 
-    async def test_a_duplicate_is_answered_with_the_first(self, stand: Stand) -> None:
+    async def test_a_duplicate_is_answered_with_the_first(self, harness: Harness) -> None:
         """Who says it again hears back when who said it first does."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        first, second, third = (stand.bus.publish(message(id="one-id")) for _ in range(3))
-        delivery = await take_one(stand, member)
-        await stand.rest()
-        assert {first.done(), second.done(), third.done()} == {not stand.features.publish_waits_for_groups}
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        first, second, third = (harness.bus.publish(message(id="one-id")) for _ in range(3))
+        delivery = await take_one(harness, member)
+        await harness.rest()
+        assert {first.done(), second.done(), third.done()} == {not harness.features.publish_waits_for_groups}
         await delivery.ack()
-        await stand.run(asyncio.gather(first, second, third))
+        await harness.run(asyncio.gather(first, second, third))
 
     # Groups
 
-    async def test_every_group_hears_everything(self, stand: Stand) -> None:
+    async def test_every_group_hears_everything(self, harness: Harness) -> None:
         """What one group has acknowledged is still there for the next."""
-        members = [await stand.bus.subscribe(name, [CREATED]) for name in ("inventory", "payments", "orders")]
-        sent, _ = publish(stand, 10)
+        members = [await harness.bus.subscribe(name, [CREATED]) for name in ("inventory", "payments", "orders")]
+        sent, _ = publish(harness, 10)
         for member in members:
-            assert sorted(await ack_all(await take(stand, member, 10))) == bodies(sent)
+            assert sorted(await ack_all(await take(harness, member, 10))) == bodies(sent)
 
-    async def test_groups_are_independent(self, stand: Stand) -> None:
+    async def test_groups_are_independent(self, harness: Harness) -> None:
         """An express group goes on while the bulk group is stuck, and a failure in one is no try of another."""
-        bulk = await stand.bus.subscribe("inventory", [CREATED])
-        express = await stand.bus.subscribe("inventory-express", [EXPRESS])
-        audit = await stand.bus.subscribe("audit", [CREATED])
+        bulk = await harness.bus.subscribe("inventory", [CREATED])
+        express = await harness.bus.subscribe("inventory-express", [EXPRESS])
+        audit = await harness.bus.subscribe("audit", [CREATED])
         bulk.pause()
-        publish(stand, 5)
-        publish(stand, 5, EXPRESS)
-        await ack_all(await take(stand, express, 5))
-        for delivery in await take(stand, audit, 5):
+        publish(harness, 5)
+        publish(harness, 5, EXPRESS)
+        await ack_all(await take(harness, express, 5))
+        for delivery in await take(harness, audit, 5):
             await delivery.nak(0)
-        await ack_all(await take(stand, audit, 5))
+        await ack_all(await take(harness, audit, 5))
         bulk.resume()
-        assert [each.tries for each in await take(stand, bulk, 5)] == [1] * 5
+        assert [each.tries for each in await take(harness, bulk, 5)] == [1] * 5
 
-    async def test_many_may_subscribe_at_once(self, stand: Stand) -> None:
+    async def test_many_may_subscribe_at_once(self, harness: Harness) -> None:
         """Groups founded at the same moment all hear everything."""
         names = [f"group-{n}" for n in range(10)]
-        members = await stand.run(asyncio.gather(*(stand.bus.subscribe(name, [CREATED]) for name in names)))
+        members = await harness.run(asyncio.gather(*(harness.bus.subscribe(name, [CREATED]) for name in names)))
         assert [member.consumer for member in members] == names
-        sent, _ = publish(stand, 10)
+        sent, _ = publish(harness, 10)
         for member in members:
-            assert sorted(await ack_all(await take(stand, member, 10))) == bodies(sent)
+            assert sorted(await ack_all(await take(harness, member, 10))) == bodies(sent)
 
-    async def test_members_share_the_work(self, stand: Stand) -> None:
+    async def test_members_share_the_work(self, harness: Harness) -> None:
         """Many members of one group, subscribed at once and fetching at once, get each message once between them."""
-        members = await stand.run(asyncio.gather(*(stand.bus.subscribe("inventory", [CREATED]) for _ in range(10))))
-        sent, _ = publish(stand, 100)
+        members = await harness.run(asyncio.gather(*(harness.bus.subscribe("inventory", [CREATED]) for _ in range(10))))
+        sent, _ = publish(harness, 100)
         heard: list[bytes] = []
 
         async def work(member: Subscription) -> None:
             while len(heard) < len(sent):
-                heard.extend(await ack_all(await member.fetch(3, stand.ack_wait_seconds / 4)))
+                heard.extend(await ack_all(await member.fetch(3, harness.ack_wait_seconds / 4)))
 
-        await stand.run(asyncio.gather(*(work(member) for member in members)))
+        await harness.run(asyncio.gather(*(work(member) for member in members)))
         assert Counter(heard) == Counter(bodies(sent))
-        await nothing_comes(stand, *members)
+        await nothing_comes(harness, *members)
 
-    async def test_a_group_hears_from_its_founding_on(self, stand: Stand) -> None:
+    async def test_a_group_hears_from_its_founding_on(self, harness: Harness) -> None:
         """What was said before the group was there is not for it, unless the bus keeps what was said."""
-        await stand.run(stand.bus.publish(message(b"before")))
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        stand.bus.publish(message(b"after"))
-        heard = await take(stand, member, 2 if stand.features.hears_the_past else 1)
+        await harness.run(harness.bus.publish(message(b"before")))
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        harness.bus.publish(message(b"after"))
+        heard = await take(harness, member, 2 if harness.features.hears_the_past else 1)
         assert bodies([each.message for each in heard]) == [b"before", b"after"][-len(heard) :]
-        await nothing_comes(stand, member, for_seconds=stand.ack_wait_seconds / 4)
+        await nothing_comes(harness, member, for_seconds=harness.ack_wait_seconds / 4)
 
-    async def test_a_group_outlives_its_members(self, stand: Stand) -> None:
+    async def test_a_group_outlives_its_members(self, harness: Harness) -> None:
         """What arrives while nobody listens waits for the next member."""
-        await (await stand.bus.subscribe("inventory", [CREATED])).close()
-        sent, _ = publish(stand, 10)
-        await stand.rest()
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        heard = await take(stand, member, 10)
+        await (await harness.bus.subscribe("inventory", [CREATED])).close()
+        sent, _ = publish(harness, 10)
+        await harness.rest()
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        heard = await take(harness, member, 10)
         assert sorted(each.message.body for each in heard) == bodies(sent)
         assert {each.tries for each in heard} == {1}
 
-    async def test_another_member_goes_on_after_one_has_left(self, stand: Stand) -> None:
+    async def test_another_member_goes_on_after_one_has_left(self, harness: Harness) -> None:
         """Closing a member in the midst of the work loses nothing and repeats nothing that was acknowledged."""
-        first = await stand.bus.subscribe("inventory", [CREATED])
-        sent, _ = publish(stand, 20)
-        heard = await ack_all(await take(stand, first, 8))
+        first = await harness.bus.subscribe("inventory", [CREATED])
+        sent, _ = publish(harness, 20)
+        heard = await ack_all(await take(harness, first, 8))
         await first.close()
-        second = await stand.bus.subscribe("inventory", [CREATED])
-        heard += await ack_all(await take(stand, second, 12))
+        second = await harness.bus.subscribe("inventory", [CREATED])
+        heard += await ack_all(await take(harness, second, 12))
         assert Counter(heard) == Counter(bodies(sent))
-        await nothing_comes(stand, second)
+        await nothing_comes(harness, second)
 
-    async def test_members_that_come_and_go_lose_nothing(self, stand: Stand) -> None:
+    async def test_members_that_come_and_go_lose_nothing(self, harness: Harness) -> None:
         """However often members leave with full hands, everything is settled in the end."""
-        dice = random.Random(7)
+        rng = random.Random(7)
         sent, said = [], []
-        founder = await stand.bus.subscribe("inventory", [CREATED])
+        founder = await harness.bus.subscribe("inventory", [CREATED])
         await founder.close()
         heard: set[bytes] = set()
         for round in range(MAX_TRIES):
-            more, futures = publish(stand, 10)
+            more, futures = publish(harness, 10)
             sent += [each.id for each in more]
             said += futures
-            member = await stand.bus.subscribe("inventory", [CREATED])
-            for delivery in await take(stand, member, 10):
-                if round == MAX_TRIES - 1 or dice.random() < 0.5:
+            member = await harness.bus.subscribe("inventory", [CREATED])
+            for delivery in await take(harness, member, 10):
+                if round == MAX_TRIES - 1 or rng.random() < 0.5:
                     await delivery.ack()
                     heard.add(delivery.message.id.encode())
             await member.close()
-        last = await stand.bus.subscribe("inventory", [CREATED])
+        last = await harness.bus.subscribe("inventory", [CREATED])
         left = len(sent) - len(heard)
-        heard |= {each.message.id.encode() for each in await take(stand, last, left)} if left else set()
+        heard |= {each.message.id.encode() for each in await take(harness, last, left)} if left else set()
         assert heard == {each.encode() for each in sent}
 
-    async def test_a_member_that_leaves_hands_its_messages_on_at_once(self, stand: Stand) -> None:
+    async def test_a_member_that_leaves_hands_its_messages_on_at_once(self, harness: Harness) -> None:
         """What was in hand need not wait for ``ack_wait`` to be over."""
-        first = await stand.bus.subscribe("inventory", [CREATED])
-        second = await stand.bus.subscribe("inventory", [CREATED])
-        publish(stand, 3)
-        await take(stand, first, 3)
-        began = stand.monotonic()
-        waiting = asyncio.ensure_future(second.fetch(3, stand.ack_wait_seconds / 2))
-        await stand.rest()
+        first = await harness.bus.subscribe("inventory", [CREATED])
+        second = await harness.bus.subscribe("inventory", [CREATED])
+        publish(harness, 3)
+        await take(harness, first, 3)
+        began = harness.monotonic()
+        waiting = asyncio.ensure_future(second.fetch(3, harness.ack_wait_seconds / 2))
+        await harness.rest()
         assert not waiting.done()
         await first.close()
-        batch = await stand.run(waiting)
-        batch += await take(stand, second, 3 - len(batch)) if len(batch) < 3 else []
+        batch = await harness.run(waiting)
+        batch += await take(harness, second, 3 - len(batch)) if len(batch) < 3 else []
         assert [each.tries for each in batch] == [2, 2, 2]
-        assert stand.monotonic() - began < stand.ack_wait_seconds / 2 + stand.lag_seconds
+        assert harness.monotonic() - began < harness.ack_wait_seconds / 2 + harness.lag_seconds
 
-    async def test_a_group_may_change_its_subjects(self, stand: Stand) -> None:
+    async def test_a_group_may_change_its_subjects(self, harness: Harness) -> None:
         """The last call to subscribe says what a group hears from then on."""
-        first = await stand.bus.subscribe("inventory", [CREATED])
-        second = await stand.bus.subscribe("inventory", [RESERVED])
-        stand.bus.publish(message(b"old", subject=CREATED))
-        stand.bus.publish(message(b"new", subject=RESERVED))
-        assert (await take_one(stand, second)).message.body == b"new"
-        await nothing_comes(stand, first, second, for_seconds=stand.ack_wait_seconds / 4)
+        first = await harness.bus.subscribe("inventory", [CREATED])
+        second = await harness.bus.subscribe("inventory", [RESERVED])
+        harness.bus.publish(message(b"old", subject=CREATED))
+        harness.bus.publish(message(b"new", subject=RESERVED))
+        assert (await take_one(harness, second)).message.body == b"new"
+        await nothing_comes(harness, first, second, for_seconds=harness.ack_wait_seconds / 4)
 
     @pytest.mark.parametrize("seed", range(3))
-    async def test_no_two_members_hold_one_message(self, stand: Stand, seed: int) -> None:
+    async def test_no_two_members_hold_one_message(self, harness: Harness, seed: int) -> None:
         """Within ``ack_wait`` a message is in one pair of hands, whatever its members do; and all are settled."""
-        dice = random.Random(seed)
-        members = [await stand.bus.subscribe("inventory", [CREATED]) for _ in range(3)]
-        sent, said = publish(stand, 20)
+        rng = random.Random(seed)
+        members = [await harness.bus.subscribe("inventory", [CREATED]) for _ in range(3)]
+        sent, said = publish(harness, 20)
         held: dict[str, tuple[Delivery, float]] = {}
         settled: Counter[str] = Counter()
-        step_seconds = stand.ack_wait_seconds / 5
+        step_seconds = harness.ack_wait_seconds / 5
 
         async def answer(delivery: Delivery) -> None:
             del held[delivery.message.id]
-            if dice.random() < 0.4 and delivery.tries < MAX_TRIES:
-                await delivery.nak(dice.choice([0, step_seconds, 2 * step_seconds]))
+            if rng.random() < 0.4 and delivery.tries < MAX_TRIES:
+                await delivery.nak(rng.choice([0, step_seconds, 2 * step_seconds]))
             else:
                 await delivery.ack()
                 settled[delivery.message.id] += 1
 
         for _ in range(12 * MAX_TRIES):
-            for delivery in await stand.run(dice.choice(members).fetch(dice.randint(1, 8), step_seconds / 2)):
+            for delivery in await harness.run(rng.choice(members).fetch(rng.randint(1, 8), step_seconds / 2)):
                 if delivery.message.id in held:
                     _, taken_at = held[delivery.message.id]
-                    passed_seconds = stand.monotonic() - taken_at
-                    assert passed_seconds >= stand.ack_wait_seconds - stand.tolerance_seconds
-                held[delivery.message.id] = (delivery, stand.monotonic())
+                    passed_seconds = harness.monotonic() - taken_at
+                    assert passed_seconds >= harness.ack_wait_seconds - harness.tolerance_seconds
+                held[delivery.message.id] = (delivery, harness.monotonic())
             for delivery, taken_at in list(held.values()):
-                is_late = stand.monotonic() - taken_at > stand.ack_wait_seconds - 2 * step_seconds
-                if delivery.tries == MAX_TRIES or (not is_late and dice.random() < 0.3):
+                is_late = harness.monotonic() - taken_at > harness.ack_wait_seconds - 2 * step_seconds
+                if delivery.tries == MAX_TRIES or (not is_late and rng.random() < 0.3):
                     await answer(delivery)
             if len(settled) == len(sent):
                 break
         assert settled == Counter({each.id: 1 for each in sent})
-        assert await stand.letters(0) == []
-        await stand.run(asyncio.gather(*said))
+        assert await harness.letters(0) == []
+        await harness.run(asyncio.gather(*said))
 
     # Answers
 
-    async def test_what_failed_comes_again(self, stand: Stand) -> None:
+    async def test_what_failed_comes_again(self, harness: Harness) -> None:
         """A nak brings the same message once more, and an ack ends it."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
+        member = await harness.bus.subscribe("inventory", [CREATED])
         sent = message(b"\x00body", key="k", headers={"a": "b"})
-        stand.bus.publish(sent)
-        await (await take_one(stand, member)).nak(0)
-        again = await take_one(stand, member)
+        harness.bus.publish(sent)
+        await (await take_one(harness, member)).nak(0)
+        again = await take_one(harness, member)
         assert again.message == sent
         await again.ack()
-        await nothing_comes(stand, member)
+        await nothing_comes(harness, member)
 
-    async def test_work_goes_on_after_errors(self, stand: Stand) -> None:
+    async def test_work_goes_on_after_errors(self, harness: Harness) -> None:
         """When every message fails twice, every message is settled all the same."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        sent, said = publish(stand, 20)
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        sent, said = publish(harness, 20)
         tries: Counter[bytes] = Counter()
         for _ in range(3):
-            for delivery in await take(stand, member, 20):
+            for delivery in await take(harness, member, 20):
                 tries[delivery.message.body] += 1
                 assert delivery.tries == tries[delivery.message.body]
                 await (delivery.ack() if delivery.tries == 3 else delivery.nak(0))
         assert tries == Counter(dict.fromkeys(bodies(sent), 3))
-        await stand.run(asyncio.gather(*said))
+        await harness.run(asyncio.gather(*said))
 
-    async def test_no_answer_means_it_comes_again(self, stand: Stand) -> None:
+    async def test_no_answer_means_it_comes_again(self, harness: Harness) -> None:
         """Not before ``ack_wait`` is over, and then soon; meanwhile others are handed out."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        stand.bus.publish(message(b"forgotten"))
-        began = stand.monotonic()
-        await take_one(stand, member)
-        stand.bus.publish(message(b"next"))
-        await (await take_one(stand, member)).ack()
-        again = await take_one(stand, member, 2 * stand.ack_wait_seconds)
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        harness.bus.publish(message(b"forgotten"))
+        began = harness.monotonic()
+        await take_one(harness, member)
+        harness.bus.publish(message(b"next"))
+        await (await take_one(harness, member)).ack()
+        again = await take_one(harness, member, 2 * harness.ack_wait_seconds)
         assert (again.message.body, again.tries) == (b"forgotten", 2)
-        late_seconds = stand.monotonic() - began - stand.ack_wait_seconds
-        assert -stand.tolerance_seconds <= late_seconds <= stand.late_seconds
+        late_seconds = harness.monotonic() - began - harness.ack_wait_seconds
+        assert -harness.tolerance_seconds <= late_seconds <= harness.late_seconds
 
-    async def test_a_late_ack_is_taken_while_nobody_else_has_it(self, stand: Stand) -> None:
+    async def test_a_late_ack_is_taken_while_nobody_else_has_it(self, harness: Harness) -> None:
         """Who was too slow has still done the work."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        said = stand.bus.publish(message())
-        delivery = await take_one(stand, member)
-        await stand.pass_time(1.5 * stand.ack_wait_seconds)
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        said = harness.bus.publish(message())
+        delivery = await take_one(harness, member)
+        await harness.pass_time(1.5 * harness.ack_wait_seconds)
         await delivery.ack()
-        await stand.run(said)
-        await nothing_comes(stand, member)
+        await harness.run(said)
+        await nothing_comes(harness, member)
 
-    async def test_a_late_ack_after_redelivery_is_harmless(self, stand: Stand) -> None:
+    async def test_a_late_ack_after_redelivery_is_harmless(self, harness: Harness) -> None:
         """It settles the message for all; the later holder's own answer has no further effect."""
-        slow = await stand.bus.subscribe("inventory", [CREATED])
-        quick = await stand.bus.subscribe("inventory", [CREATED])
-        said = stand.bus.publish(message())
-        first = await take_one(stand, slow)
-        second = await take_one(stand, quick, 2 * stand.ack_wait_seconds)
+        slow = await harness.bus.subscribe("inventory", [CREATED])
+        quick = await harness.bus.subscribe("inventory", [CREATED])
+        said = harness.bus.publish(message())
+        first = await take_one(harness, slow)
+        second = await take_one(harness, quick, 2 * harness.ack_wait_seconds)
         assert (first.tries, second.tries) == (1, 2)
         await first.ack()
-        await stand.run(said)
+        await harness.run(said)
         await second.nak(0)
-        await nothing_comes(stand, slow, quick)
-        assert await stand.letters(0) == []
+        await nothing_comes(harness, slow, quick)
+        assert await harness.letters(0) == []
 
-    async def test_a_late_nak_takes_nothing_from_the_next_holder(self, stand: Stand) -> None:
+    async def test_a_late_nak_takes_nothing_from_the_next_holder(self, harness: Harness) -> None:
         """It has come again already, which is all that was asked."""
-        slow = await stand.bus.subscribe("inventory", [CREATED])
-        quick = await stand.bus.subscribe("inventory", [CREATED])
-        stand.bus.publish(message())
-        first = await take_one(stand, slow)
-        second = await take_one(stand, quick, 2 * stand.ack_wait_seconds)
+        slow = await harness.bus.subscribe("inventory", [CREATED])
+        quick = await harness.bus.subscribe("inventory", [CREATED])
+        harness.bus.publish(message())
+        first = await take_one(harness, slow)
+        second = await take_one(harness, quick, 2 * harness.ack_wait_seconds)
         await first.nak(0)
-        await nothing_comes(stand, slow, for_seconds=stand.ack_wait_seconds / 2)
+        await nothing_comes(harness, slow, for_seconds=harness.ack_wait_seconds / 2)
         await second.ack()
-        await nothing_comes(stand, slow, quick)
+        await nothing_comes(harness, slow, quick)
 
     @pytest.mark.parametrize("answer", ["nak", "term"])
-    async def test_an_answer_after_settlement_is_without_effect(self, stand: Stand, answer: str) -> None:
+    async def test_an_answer_after_settlement_is_without_effect(self, harness: Harness, answer: str) -> None:
         """When the next holder has acknowledged, nothing the first one says brings the message back."""
-        slow = await stand.bus.subscribe("inventory", [CREATED])
-        quick = await stand.bus.subscribe("inventory", [CREATED])
-        stand.bus.publish(message())
-        first = await take_one(stand, slow)
-        await (await take_one(stand, quick, 2 * stand.ack_wait_seconds)).ack()
+        slow = await harness.bus.subscribe("inventory", [CREATED])
+        quick = await harness.bus.subscribe("inventory", [CREATED])
+        harness.bus.publish(message())
+        first = await take_one(harness, slow)
+        await (await take_one(harness, quick, 2 * harness.ack_wait_seconds)).ack()
         await first.in_progress()
         await (first.nak(0) if answer == "nak" else first.term("nonsense"))
-        await nothing_comes(stand, slow, quick)
-        assert await stand.letters(0) == []
+        await nothing_comes(harness, slow, quick)
+        assert await harness.letters(0) == []
 
-    async def test_a_late_ack_ends_a_delay(self, stand: Stand) -> None:
+    async def test_a_late_ack_ends_a_delay(self, harness: Harness) -> None:
         """What the second holder put off, and the first one has done after all, does not come again."""
-        slow = await stand.bus.subscribe("inventory", [CREATED])
-        quick = await stand.bus.subscribe("inventory", [CREATED])
-        said = stand.bus.publish(message())
-        first = await take_one(stand, slow)
-        await (await take_one(stand, quick, 2 * stand.ack_wait_seconds)).nak(stand.ack_wait_seconds / 2)
+        slow = await harness.bus.subscribe("inventory", [CREATED])
+        quick = await harness.bus.subscribe("inventory", [CREATED])
+        said = harness.bus.publish(message())
+        first = await take_one(harness, slow)
+        await (await take_one(harness, quick, 2 * harness.ack_wait_seconds)).nak(harness.ack_wait_seconds / 2)
         await first.ack()
-        await stand.run(said)
-        await nothing_comes(stand, slow, quick)
+        await harness.run(said)
+        await nothing_comes(harness, slow, quick)
 
-    async def test_only_the_first_answer_counts(self, stand: Stand) -> None:
+    async def test_only_the_first_answer_counts(self, harness: Harness) -> None:
         """A second one changes nothing and raises nothing, whichever two they are."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        stand.bus.publish(message(b"acked"))
-        acked = await take_one(stand, member)
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        harness.bus.publish(message(b"acked"))
+        acked = await take_one(harness, member)
         await acked.ack()
         await acked.nak(0)
         await acked.term("nonsense")
         await acked.ack()
-        await nothing_comes(stand, member)
-        assert await stand.letters(0) == []
+        await nothing_comes(harness, member)
+        assert await harness.letters(0) == []
 
-        stand.bus.publish(message(b"naked"))
-        failed = await take_one(stand, member)
+        harness.bus.publish(message(b"naked"))
+        failed = await take_one(harness, member)
         await failed.nak(0)
         await failed.nak(0)
         await failed.term("nonsense")
         await failed.ack()
-        again = await take_one(stand, member)
+        again = await take_one(harness, member)
         assert again.tries == 2
-        await nothing_comes(stand, member, for_seconds=stand.ack_wait_seconds / 4)
+        await nothing_comes(harness, member, for_seconds=harness.ack_wait_seconds / 4)
         await again.ack()
 
-        stand.bus.publish(message(b"termed"))
-        termed = await take_one(stand, member)
+        harness.bus.publish(message(b"termed"))
+        termed = await take_one(harness, member)
         await termed.term("first")
         await termed.term("second")
         await termed.nak(0)
-        await nothing_comes(stand, member)
-        assert [letter.error for letter in await stand.letters(1)] == ["first"]
+        await nothing_comes(harness, member)
+        assert [dead_letter.error for dead_letter in await harness.letters(1)] == ["first"]
 
-    async def test_a_slow_handler_keeps_its_message(self, stand: Stand) -> None:
+    async def test_a_slow_handler_keeps_its_message(self, harness: Harness) -> None:
         """As long as it says that it is still at it, nobody else gets the message and no try is spent."""
-        slow = await stand.bus.subscribe("inventory", [CREATED])
-        other = await stand.bus.subscribe("inventory", [CREATED])
-        said = stand.bus.publish(message())
-        delivery = await take_one(stand, slow)
+        slow = await harness.bus.subscribe("inventory", [CREATED])
+        other = await harness.bus.subscribe("inventory", [CREATED])
+        said = harness.bus.publish(message())
+        delivery = await take_one(harness, slow)
         for _ in range(2 * MAX_TRIES):
-            await nothing_comes(stand, other, for_seconds=stand.ack_wait_seconds / 2)
+            await nothing_comes(harness, other, for_seconds=harness.ack_wait_seconds / 2)
             await delivery.in_progress()
         await delivery.ack()
-        await stand.run(said)
-        await nothing_comes(stand, slow, other)
-        assert await stand.letters(0) == []
+        await harness.run(said)
+        await nothing_comes(harness, slow, other)
+        assert await harness.letters(0) == []
 
-    async def test_in_progress_starts_ack_wait_anew(self, stand: Stand) -> None:
+    async def test_in_progress_starts_ack_wait_anew(self, harness: Harness) -> None:
         """Who falls silent afterwards loses the message one whole ``ack_wait`` later."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        stand.bus.publish(message())
-        delivery = await take_one(stand, member)
-        await stand.pass_time(stand.ack_wait_seconds / 2)
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        harness.bus.publish(message())
+        delivery = await take_one(harness, member)
+        await harness.pass_time(harness.ack_wait_seconds / 2)
         await delivery.in_progress()
-        began = stand.monotonic()
-        again = await take_one(stand, member, 2 * stand.ack_wait_seconds)
+        began = harness.monotonic()
+        again = await take_one(harness, member, 2 * harness.ack_wait_seconds)
         assert again.tries == 2
-        late_seconds = stand.monotonic() - began - stand.ack_wait_seconds
-        assert -stand.tolerance_seconds <= late_seconds <= stand.late_seconds
+        late_seconds = harness.monotonic() - began - harness.ack_wait_seconds
+        assert -harness.tolerance_seconds <= late_seconds <= harness.late_seconds
 
-    async def test_in_progress_holds_up_nobody_else(self, stand: Stand) -> None:
+    async def test_in_progress_holds_up_nobody_else(self, harness: Harness) -> None:
         """A message that was taken later, and forgotten, comes again before one whose time was started anew."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        unit = stand.ack_wait_seconds / 4
-        stand.bus.publish(message(b"slow"))
-        slow = await take_one(stand, member)
-        await stand.pass_time(unit)
-        stand.bus.publish(message(b"forgotten"))
-        await take_one(stand, member)
-        began = stand.monotonic()
-        await stand.pass_time(2 * unit)
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        unit = harness.ack_wait_seconds / 4
+        harness.bus.publish(message(b"slow"))
+        slow = await take_one(harness, member)
+        await harness.pass_time(unit)
+        harness.bus.publish(message(b"forgotten"))
+        await take_one(harness, member)
+        began = harness.monotonic()
+        await harness.pass_time(2 * unit)
         await slow.in_progress()
-        assert (await take_one(stand, member, 3 * unit)).message.body == b"forgotten"
-        late_seconds = stand.monotonic() - began - stand.ack_wait_seconds
-        assert -stand.tolerance_seconds <= late_seconds <= stand.late_seconds
+        assert (await take_one(harness, member, 3 * unit)).message.body == b"forgotten"
+        late_seconds = harness.monotonic() - began - harness.ack_wait_seconds
+        assert -harness.tolerance_seconds <= late_seconds <= harness.late_seconds
 
     # Tries
 
-    async def test_tries_are_counted_from_one(self, stand: Stand) -> None:
+    async def test_tries_are_counted_from_one(self, harness: Harness) -> None:
         """Each handing out is a try, whether it ends with a nak, with a member's leaving or with silence."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        stand.bus.publish(message())
-        first = await take_one(stand, member)
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        harness.bus.publish(message())
+        first = await take_one(harness, member)
         await first.nak(0)
-        second = await take_one(stand, member)
-        third = await take_one(stand, member, 2 * stand.ack_wait_seconds)
+        second = await take_one(harness, member)
+        third = await take_one(harness, member, 2 * harness.ack_wait_seconds)
         await member.close()
-        successor = await stand.bus.subscribe("inventory", [CREATED])
-        fourth = await take_one(stand, successor)
+        successor = await harness.bus.subscribe("inventory", [CREATED])
+        fourth = await take_one(harness, successor)
         assert [each.tries for each in (first, second, third, fourth)] == [1, 2, 3, 4]
 
-    async def test_the_last_nak_makes_one_dead_letter(self, stand: Stand) -> None:
+    async def test_the_last_nak_makes_one_dead_letter(self, harness: Harness) -> None:
         """Five failures, one letter, which says who gave up on what, and why the last time."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
+        member = await harness.bus.subscribe("inventory", [CREATED])
         sent = message(b"\x00poison", key="order-1", headers={"ce-id": "e-1"})
-        said = stand.bus.publish(sent)
-        await fail(stand, member, MAX_TRIES - 1, error="early", detail="not the last word")
-        assert await stand.letters(0) == []
-        last = await take_one(stand, member)
+        said = harness.bus.publish(sent)
+        await fail(harness, member, MAX_TRIES - 1, error="early", detail="not the last word")
+        assert await harness.letters(0) == []
+        last = await take_one(harness, member)
         assert last.tries == MAX_TRIES
-        await last.nak(stand.ack_wait_seconds, error="boom", detail="the fifth time")
-        [letter] = await stand.letters(1)
-        assert letter.id == caused_id(sent.id, "inventory")
-        assert (letter.consumer, letter.message) == ("inventory", sent)
-        assert (letter.error, letter.detail, letter.attempts) == ("boom", "the fifth time", MAX_TRIES)
-        assert letter.first_seen <= letter.last_seen
-        await stand.run(said)
-        await nothing_comes(stand, member)
-        assert len(await stand.letters(1)) == 1
+        await last.nak(harness.ack_wait_seconds, error="boom", detail="the fifth time")
+        [dead_letter] = await harness.letters(1)
+        assert dead_letter.id == derived_id(sent.id, "inventory")
+        assert (dead_letter.consumer, dead_letter.message) == ("inventory", sent)
+        assert (dead_letter.error, dead_letter.detail, dead_letter.attempts) == ("boom", "the fifth time", MAX_TRIES)
+        assert dead_letter.first_seen <= dead_letter.last_seen
+        await harness.run(said)
+        await nothing_comes(harness, member)
+        assert len(await harness.letters(1)) == 1
 
-    async def test_five_silences_make_one_dead_letter(self, stand: Stand) -> None:
+    async def test_five_silences_make_one_dead_letter(self, harness: Harness) -> None:
         """Also when nobody fetches after the fifth, and also while whoever listens is paused."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        said = stand.bus.publish(message(b"deadly"))
-        tries = [(await take_one(stand, member, 2 * stand.ack_wait_seconds)).tries for _ in range(MAX_TRIES)]
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        said = harness.bus.publish(message(b"deadly"))
+        tries = [(await take_one(harness, member, 2 * harness.ack_wait_seconds)).tries for _ in range(MAX_TRIES)]
         assert tries == [1, 2, 3, 4, 5]
         member.pause()
-        await stand.pass_time(stand.ack_wait_seconds + stand.tolerance_seconds)
-        [letter] = await stand.letters(1)
-        assert (letter.message.body, letter.error, letter.attempts) == (b"deadly", "no_answer", MAX_TRIES)
-        seen_seconds = (letter.last_seen - letter.first_seen).total_seconds()
-        late_seconds = seen_seconds - MAX_TRIES * stand.ack_wait_seconds
-        assert -stand.tolerance_seconds <= late_seconds <= (MAX_TRIES + 1) * stand.late_seconds
-        await stand.run(said)
+        await harness.pass_time(harness.ack_wait_seconds + harness.tolerance_seconds)
+        [dead_letter] = await harness.letters(1)
+        assert (dead_letter.message.body, dead_letter.error, dead_letter.attempts) == (b"deadly", "no_answer", MAX_TRIES)
+        seen_seconds = (dead_letter.last_seen - dead_letter.first_seen).total_seconds()
+        late_seconds = seen_seconds - MAX_TRIES * harness.ack_wait_seconds
+        assert -harness.tolerance_seconds <= late_seconds <= (MAX_TRIES + 1) * harness.late_seconds
+        await harness.run(said)
         member.resume()
-        await nothing_comes(stand, member)
-        assert len(await stand.letters(1)) == 1
+        await nothing_comes(harness, member)
+        assert len(await harness.letters(1)) == 1
 
-    async def test_term_makes_a_dead_letter_at_once(self, stand: Stand) -> None:
+    async def test_term_makes_a_dead_letter_at_once(self, harness: Harness) -> None:
         """Whatever tries are left."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
+        member = await harness.bus.subscribe("inventory", [CREATED])
         sent = message(b"not json")
-        said = stand.bus.publish(sent)
-        await (await take_one(stand, member)).term("unreadable", "line 1 column 1")
-        [letter] = await stand.letters(1)
-        assert (letter.consumer, letter.message) == ("inventory", sent)
-        assert (letter.error, letter.detail, letter.attempts) == ("unreadable", "line 1 column 1", 1)
-        await stand.run(said)
-        await nothing_comes(stand, member)
-        assert len(await stand.letters(1)) == 1
+        said = harness.bus.publish(sent)
+        await (await take_one(harness, member)).term("unreadable", "line 1 column 1")
+        [dead_letter] = await harness.letters(1)
+        assert (dead_letter.consumer, dead_letter.message) == ("inventory", sent)
+        assert (dead_letter.error, dead_letter.detail, dead_letter.attempts) == ("unreadable", "line 1 column 1", 1)
+        await harness.run(said)
+        await nothing_comes(harness, member)
+        assert len(await harness.letters(1)) == 1
 
-    async def test_poison_blocks_nobody(self, stand: Stand) -> None:
+    async def test_poison_blocks_nobody(self, harness: Harness) -> None:
         """Messages that always fail take nothing from their neighbours."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
+        member = await harness.bus.subscribe("inventory", [CREATED])
         poison = [message(b"poison") for _ in range(3)]
         for number in range(30):
-            stand.bus.publish(message(b"good %d" % number))
+            harness.bus.publish(message(b"good %d" % number))
             if number % 10 == 0:
-                stand.bus.publish(poison[number // 10])
+                harness.bus.publish(poison[number // 10])
         good: list[bytes] = []
-        while batch := await stand.run(member.fetch(4, stand.ack_wait_seconds / 2)):
+        while batch := await harness.run(member.fetch(4, harness.ack_wait_seconds / 2)):
             for delivery in batch:
                 if delivery.message.body == b"poison":
                     await delivery.nak(0, error="boom")
@@ -641,340 +641,340 @@ class BusContract:
                     await delivery.ack()
                     good.append(delivery.message.body)
         assert Counter(good) == Counter(b"good %d" % number for number in range(30))
-        letters = await stand.letters(3)
-        assert sorted(letter.message.id for letter in letters) == [each.id for each in poison]
+        letters = await harness.letters(3)
+        assert sorted(dead_letter.message.id for dead_letter in letters) == [each.id for each in poison]
 
-    async def test_each_group_gives_up_for_itself(self, stand: Stand) -> None:
+    async def test_each_group_gives_up_for_itself(self, harness: Harness) -> None:
         """One group's dead letter is another group's work; two that give up make two letters."""
-        first = await stand.bus.subscribe("inventory", [CREATED])
-        second = await stand.bus.subscribe("payments", [CREATED])
-        third = await stand.bus.subscribe("orders", [CREATED])
+        first = await harness.bus.subscribe("inventory", [CREATED])
+        second = await harness.bus.subscribe("payments", [CREATED])
+        third = await harness.bus.subscribe("orders", [CREATED])
         sent = message()
-        stand.bus.publish(sent)
-        await (await take_one(stand, first)).term("a")
-        await (await take_one(stand, second)).term("b")
-        await (await take_one(stand, third)).ack()
-        letters = {letter.consumer: letter for letter in await stand.letters(2)}
-        assert {consumer: letter.error for consumer, letter in letters.items()} == {"inventory": "a", "payments": "b"}
-        assert len({letter.id for letter in letters.values()}) == 2
+        harness.bus.publish(sent)
+        await (await take_one(harness, first)).term("a")
+        await (await take_one(harness, second)).term("b")
+        await (await take_one(harness, third)).ack()
+        letters = {dead_letter.consumer: dead_letter for dead_letter in await harness.letters(2)}
+        assert {consumer: dead_letter.error for consumer, dead_letter in letters.items()} == {"inventory": "a", "payments": "b"}
+        assert len({dead_letter.id for dead_letter in letters.values()}) == 2
 
-    async def test_a_letter_that_cannot_be_laid_down_is_kept(self, stand: Stand) -> None:
+    async def test_a_letter_that_cannot_be_laid_down_is_kept(self, harness: Harness) -> None:
         """The bus asks again until the letter is kept, once; no publisher hears back before, no neighbour waits."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        stand.break_letters(3)
-        said = stand.bus.publish(message(b"poison"))
-        await (await take_one(stand, member)).term("unreadable", "what was wrong")
-        await stand.rest()
-        assert await stand.letters(0) == []
-        assert said.done() is not stand.features.publish_waits_for_groups
-        stand.bus.publish(message(b"good"))
-        good = await take_one(stand, member)
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        harness.break_letters(3)
+        said = harness.bus.publish(message(b"poison"))
+        await (await take_one(harness, member)).term("unreadable", "what was wrong")
+        await harness.rest()
+        assert await harness.letters(0) == []
+        assert said.done() is not harness.features.publish_waits_for_groups
+        harness.bus.publish(message(b"good"))
+        good = await take_one(harness, member)
         assert good.message.body == b"good"
         await good.ack()
-        [letter] = await stand.letters(1)
-        assert (letter.message.body, letter.error, letter.detail) == (b"poison", "unreadable", "what was wrong")
-        await stand.run(said)
-        await nothing_comes(stand, member)
-        assert len(await stand.letters(1)) == 1
+        [dead_letter] = await harness.letters(1)
+        assert (dead_letter.message.body, dead_letter.error, dead_letter.detail) == (b"poison", "unreadable", "what was wrong")
+        await harness.run(said)
+        await nothing_comes(harness, member)
+        assert len(await harness.letters(1)) == 1
 
     # Time
 
     @pytest.mark.parametrize("share", [0.25, 1.5])
-    async def test_the_delay_of_a_nak_is_kept(self, stand: Stand, share: float) -> None:
+    async def test_the_delay_of_a_nak_is_kept(self, harness: Harness, share: float) -> None:
         """Not before, and then soon; be it shorter or longer than ``ack_wait``."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        stand.bus.publish(message())
-        delivery = await take_one(stand, member)
-        delay_seconds = share * stand.ack_wait_seconds
-        began = stand.monotonic()
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        harness.bus.publish(message())
+        delivery = await take_one(harness, member)
+        delay_seconds = share * harness.ack_wait_seconds
+        began = harness.monotonic()
         await delivery.nak(delay_seconds)
-        again = await take_one(stand, member, 2 * delay_seconds)
-        late_seconds = stand.monotonic() - began - delay_seconds
+        again = await take_one(harness, member, 2 * delay_seconds)
+        late_seconds = harness.monotonic() - began - delay_seconds
         assert again.tries == 2
-        assert -stand.tolerance_seconds <= late_seconds <= stand.late_seconds
+        assert -harness.tolerance_seconds <= late_seconds <= harness.late_seconds
 
-    async def test_shorter_delays_end_first(self, stand: Stand) -> None:
+    async def test_shorter_delays_end_first(self, harness: Harness) -> None:
         """A message with a long delay holds up none with a short one."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        publish(stand, 3)
-        unit = stand.ack_wait_seconds / 4
-        for delivery in await take(stand, member, 3):
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        publish(harness, 3)
+        unit = harness.ack_wait_seconds / 4
+        for delivery in await take(harness, member, 3):
             await delivery.nak({b"0": 3, b"1": 1, b"2": 2}[delivery.message.body] * unit)
         heard = []
         for _ in range(3):
-            heard += await ack_all([await take_one(stand, member, 4 * unit)])
+            heard += await ack_all([await take_one(harness, member, 4 * unit)])
         assert heard == [b"1", b"2", b"0"]
 
-    async def test_fetch_never_waits_for_a_second_message(self, stand: Stand) -> None:
+    async def test_fetch_never_waits_for_a_second_message(self, harness: Harness) -> None:
         """What is there comes at once, be it less than the limit; and never more than the limit."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        began = stand.monotonic()
-        waiting = asyncio.ensure_future(member.fetch(10, stand.ack_wait_seconds))
-        await stand.rest()
-        stand.bus.publish(message(b"alone"))
-        assert [each.message.body for each in await stand.run(waiting)] == [b"alone"]
-        assert stand.monotonic() - began < stand.ack_wait_seconds / 2 + stand.lag_seconds
-        publish(stand, 5)
-        await stand.rest()
-        assert len(await stand.run(member.fetch(3, stand.ack_wait_seconds))) == 3
-        assert stand.monotonic() - began < stand.ack_wait_seconds / 2 + stand.lag_seconds
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        began = harness.monotonic()
+        waiting = asyncio.ensure_future(member.fetch(10, harness.ack_wait_seconds))
+        await harness.rest()
+        harness.bus.publish(message(b"alone"))
+        assert [each.message.body for each in await harness.run(waiting)] == [b"alone"]
+        assert harness.monotonic() - began < harness.ack_wait_seconds / 2 + harness.lag_seconds
+        publish(harness, 5)
+        await harness.rest()
+        assert len(await harness.run(member.fetch(3, harness.ack_wait_seconds))) == 3
+        assert harness.monotonic() - began < harness.ack_wait_seconds / 2 + harness.lag_seconds
 
-    async def test_fetch_returns_empty_when_the_time_is_over(self, stand: Stand) -> None:
+    async def test_fetch_returns_empty_when_the_time_is_over(self, harness: Harness) -> None:
         """Neither sooner nor much later; and at once when it may not wait."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        wait_seconds = stand.ack_wait_seconds / 2
-        began = stand.monotonic()
-        assert await stand.run(member.fetch(10, wait_seconds)) == []
-        late_seconds = stand.monotonic() - began - wait_seconds
-        assert -stand.tolerance_seconds <= late_seconds <= stand.late_seconds
-        began = stand.monotonic()
-        assert await stand.run(member.fetch(10, 0)) == []
-        assert stand.monotonic() - began <= stand.late_seconds
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        wait_seconds = harness.ack_wait_seconds / 2
+        began = harness.monotonic()
+        assert await harness.run(member.fetch(10, wait_seconds)) == []
+        late_seconds = harness.monotonic() - began - wait_seconds
+        assert -harness.tolerance_seconds <= late_seconds <= harness.late_seconds
+        began = harness.monotonic()
+        assert await harness.run(member.fetch(10, 0)) == []
+        assert harness.monotonic() - began <= harness.late_seconds
 
-    async def test_pause_hands_out_nothing_and_spends_nothing(self, stand: Stand) -> None:
+    async def test_pause_hands_out_nothing_and_spends_nothing(self, harness: Harness) -> None:
         """However long it lasts: afterwards everything is there, with every try."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
+        member = await harness.bus.subscribe("inventory", [CREATED])
         states = [member.is_paused]
         member.pause()
         states.append(member.is_paused)
-        publish(stand, 3)
-        await nothing_comes(stand, member, for_seconds=(MAX_TRIES + 1) * stand.ack_wait_seconds)
+        publish(harness, 3)
+        await nothing_comes(harness, member, for_seconds=(MAX_TRIES + 1) * harness.ack_wait_seconds)
         member.resume()
         states.append(member.is_paused)
         assert states == [False, True, False]
-        assert [each.tries for each in await take(stand, member, 3)] == [1, 1, 1]
-        assert await stand.letters(0) == []
+        assert [each.tries for each in await take(harness, member, 3)] == [1, 1, 1]
+        assert await harness.letters(0) == []
 
-    async def test_what_is_in_hand_stays_in_hand_during_a_pause(self, stand: Stand) -> None:
+    async def test_what_is_in_hand_stays_in_hand_during_a_pause(self, harness: Harness) -> None:
         """A pause takes nothing away: the answer counts as ever."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        said = stand.bus.publish(message())
-        delivery = await take_one(stand, member)
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        said = harness.bus.publish(message())
+        delivery = await take_one(harness, member)
         member.pause()
         await delivery.ack()
-        await stand.run(said)
+        await harness.run(said)
         member.resume()
-        await nothing_comes(stand, member)
+        await nothing_comes(harness, member)
 
-    async def test_pause_holds_for_a_fetch_that_waits_already(self, stand: Stand) -> None:
+    async def test_pause_holds_for_a_fetch_that_waits_already(self, harness: Harness) -> None:
         """What arrives after the pause is not handed to who asked before it; others get it."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        other = await stand.bus.subscribe("inventory", [CREATED])
-        waiting = asyncio.gather(*(member.fetch(1, stand.ack_wait_seconds) for _ in range(2)))
-        await stand.rest()
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        other = await harness.bus.subscribe("inventory", [CREATED])
+        waiting = asyncio.gather(*(member.fetch(1, harness.ack_wait_seconds) for _ in range(2)))
+        await harness.rest()
         member.pause()
-        stand.bus.publish(message())
-        await stand.rest()
-        await (await take_one(stand, other)).ack()
-        assert await stand.run(waiting) == [[], []]
+        harness.bus.publish(message())
+        await harness.rest()
+        await (await take_one(harness, other)).ack()
+        assert await harness.run(waiting) == [[], []]
 
-    async def test_who_pauses_in_the_very_moment_passes_the_call_on(self, stand: Stand) -> None:
+    async def test_who_pauses_in_the_very_moment_passes_the_call_on(self, harness: Harness) -> None:
         """A message that woke a member which no longer wants it is not kept from one that waits."""
-        first = await stand.bus.subscribe("inventory", [CREATED])
-        second = await stand.bus.subscribe("inventory", [CREATED])
-        paused = asyncio.ensure_future(first.fetch(1, 2 * stand.ack_wait_seconds))
-        await stand.rest()
-        other = asyncio.ensure_future(second.fetch(1, 2 * stand.ack_wait_seconds))
-        await stand.rest()
-        began = stand.monotonic()
-        stand.bus.publish(message(b"for whoever wants it"))
+        first = await harness.bus.subscribe("inventory", [CREATED])
+        second = await harness.bus.subscribe("inventory", [CREATED])
+        paused = asyncio.ensure_future(first.fetch(1, 2 * harness.ack_wait_seconds))
+        await harness.rest()
+        other = asyncio.ensure_future(second.fetch(1, 2 * harness.ack_wait_seconds))
+        await harness.rest()
+        began = harness.monotonic()
+        harness.bus.publish(message(b"for whoever wants it"))
         first.pause()
-        assert [each.message.body for each in await stand.run(other)] == [b"for whoever wants it"]
-        assert stand.monotonic() - began <= stand.ack_wait_seconds + stand.late_seconds
-        assert await stand.run(paused) == []
+        assert [each.message.body for each in await harness.run(other)] == [b"for whoever wants it"]
+        assert harness.monotonic() - began <= harness.ack_wait_seconds + harness.late_seconds
+        assert await harness.run(paused) == []
 
-    async def test_resume_wakes_a_waiting_fetch(self, stand: Stand) -> None:
+    async def test_resume_wakes_a_waiting_fetch(self, harness: Harness) -> None:
         """Nobody has to wait for the rest of the time."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
+        member = await harness.bus.subscribe("inventory", [CREATED])
         member.pause()
-        publish(stand, 3)
-        began = stand.monotonic()
-        waiting = asyncio.ensure_future(member.fetch(3, stand.ack_wait_seconds))
-        await stand.rest()
+        publish(harness, 3)
+        began = harness.monotonic()
+        waiting = asyncio.ensure_future(member.fetch(3, harness.ack_wait_seconds))
+        await harness.rest()
         assert not waiting.done()
         member.resume()
-        assert await stand.run(waiting)
-        assert stand.monotonic() - began < stand.ack_wait_seconds / 2 + stand.lag_seconds
+        assert await harness.run(waiting)
+        assert harness.monotonic() - began < harness.ack_wait_seconds / 2 + harness.lag_seconds
 
-    async def test_a_cancelled_fetch_loses_nothing(self, stand: Stand) -> None:
+    async def test_a_cancelled_fetch_loses_nothing(self, harness: Harness) -> None:
         """Neither what comes later, nor what arrives in the very moment."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        idle = asyncio.ensure_future(member.fetch(1, stand.ack_wait_seconds))
-        await stand.rest()
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        idle = asyncio.ensure_future(member.fetch(1, harness.ack_wait_seconds))
+        await harness.rest()
         idle.cancel()
-        stand.bus.publish(message(b"later"))
-        await (await take_one(stand, member)).ack()
-        woken = asyncio.ensure_future(member.fetch(1, stand.ack_wait_seconds))
-        await stand.rest()
-        stand.bus.publish(message(b"in the very moment"))
+        harness.bus.publish(message(b"later"))
+        await (await take_one(harness, member)).ack()
+        woken = asyncio.ensure_future(member.fetch(1, harness.ack_wait_seconds))
+        await harness.rest()
+        harness.bus.publish(message(b"in the very moment"))
         woken.cancel()
-        again = await take_one(stand, member, 2 * stand.ack_wait_seconds)
+        again = await take_one(harness, member, 2 * harness.ack_wait_seconds)
         assert again.message.body == b"in the very moment"
-        await stand.rest()
+        await harness.rest()
         assert woken.cancelled()
 
-    async def test_a_cancelled_fetch_passes_its_call_on(self, stand: Stand) -> None:
+    async def test_a_cancelled_fetch_passes_its_call_on(self, harness: Harness) -> None:
         """When the one who was woken is cancelled, the next one who waits gets the message."""
-        first = await stand.bus.subscribe("inventory", [CREATED])
-        second = await stand.bus.subscribe("inventory", [CREATED])
-        woken = asyncio.ensure_future(first.fetch(1, 3 * stand.ack_wait_seconds))
-        await stand.rest()
-        other = asyncio.ensure_future(second.fetch(1, 3 * stand.ack_wait_seconds))
-        await stand.rest()
-        stand.bus.publish(message(b"for whoever is left"))
+        first = await harness.bus.subscribe("inventory", [CREATED])
+        second = await harness.bus.subscribe("inventory", [CREATED])
+        woken = asyncio.ensure_future(first.fetch(1, 3 * harness.ack_wait_seconds))
+        await harness.rest()
+        other = asyncio.ensure_future(second.fetch(1, 3 * harness.ack_wait_seconds))
+        await harness.rest()
+        harness.bus.publish(message(b"for whoever is left"))
         woken.cancel()
-        began = stand.monotonic()
-        assert [each.message.body for each in await stand.run(other)] == [b"for whoever is left"]
-        assert stand.monotonic() - began <= stand.ack_wait_seconds + stand.late_seconds
+        began = harness.monotonic()
+        assert [each.message.body for each in await harness.run(other)] == [b"for whoever is left"]
+        assert harness.monotonic() - began <= harness.ack_wait_seconds + harness.late_seconds
 
     # Closing
 
-    async def test_closing_the_bus_ends_every_fetch(self, stand: Stand) -> None:
+    async def test_closing_the_bus_ends_every_fetch(self, harness: Harness) -> None:
         """Who waits gets an empty list at once, and so does who asks afterwards."""
-        members = [await stand.bus.subscribe(name, [CREATED]) for name in ("inventory", "inventory", "orders")]
-        began = stand.monotonic()
-        waiting = asyncio.gather(*(member.fetch(1, stand.ack_wait_seconds) for member in members))
-        await stand.rest()
-        await stand.run(stand.bus.close())
-        assert await stand.run(waiting) == [[], [], []]
-        assert await stand.run(members[0].fetch(1, stand.ack_wait_seconds)) == []
-        assert stand.monotonic() - began < stand.ack_wait_seconds / 2 + stand.lag_seconds
+        members = [await harness.bus.subscribe(name, [CREATED]) for name in ("inventory", "inventory", "orders")]
+        began = harness.monotonic()
+        waiting = asyncio.gather(*(member.fetch(1, harness.ack_wait_seconds) for member in members))
+        await harness.rest()
+        await harness.run(harness.bus.close())
+        assert await harness.run(waiting) == [[], [], []]
+        assert await harness.run(members[0].fetch(1, harness.ack_wait_seconds)) == []
+        assert harness.monotonic() - began < harness.ack_wait_seconds / 2 + harness.lag_seconds
 
-    async def test_closing_a_member_ends_its_fetch(self, stand: Stand) -> None:
+    async def test_closing_a_member_ends_its_fetch(self, harness: Harness) -> None:
         """Its own, and nobody else's."""
-        leaving = await stand.bus.subscribe("inventory", [CREATED])
-        staying = await stand.bus.subscribe("inventory", [CREATED])
-        first = asyncio.ensure_future(leaving.fetch(1, stand.ack_wait_seconds))
-        second = asyncio.ensure_future(staying.fetch(1, stand.ack_wait_seconds))
-        await stand.rest()
-        began = stand.monotonic()
+        leaving = await harness.bus.subscribe("inventory", [CREATED])
+        staying = await harness.bus.subscribe("inventory", [CREATED])
+        first = asyncio.ensure_future(leaving.fetch(1, harness.ack_wait_seconds))
+        second = asyncio.ensure_future(staying.fetch(1, harness.ack_wait_seconds))
+        await harness.rest()
+        began = harness.monotonic()
         await leaving.close()
-        assert await stand.run(first) == []
-        assert await stand.run(leaving.fetch(1, stand.ack_wait_seconds)) == []
-        assert stand.monotonic() - began < stand.ack_wait_seconds / 2 + stand.lag_seconds
-        stand.bus.publish(message(b"for who stays"))
-        assert [each.message.body for each in await stand.run(second)] == [b"for who stays"]
+        assert await harness.run(first) == []
+        assert await harness.run(leaving.fetch(1, harness.ack_wait_seconds)) == []
+        assert harness.monotonic() - began < harness.ack_wait_seconds / 2 + harness.lag_seconds
+        harness.bus.publish(message(b"for who stays"))
+        assert [each.message.body for each in await harness.run(second)] == [b"for who stays"]
 
-    async def test_closing_is_idempotent(self, stand: Stand) -> None:
+    async def test_closing_is_idempotent(self, harness: Harness) -> None:
         """Member and bus may be closed again and again, at once and in any order."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        assert stand.bus.is_connected
-        await stand.run(asyncio.gather(*(member.close() for _ in range(5))))
-        await stand.run(asyncio.gather(*(stand.bus.close() for _ in range(5))))
-        await stand.run(stand.bus.close())
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        assert harness.bus.is_connected
+        await harness.run(asyncio.gather(*(member.close() for _ in range(5))))
+        await harness.run(asyncio.gather(*(harness.bus.close() for _ in range(5))))
+        await harness.run(harness.bus.close())
         await member.close()
-        assert not stand.bus.is_connected
+        assert not harness.bus.is_connected
 
-    async def test_closing_amid_the_work_is_safe(self, stand: Stand) -> None:
+    async def test_closing_amid_the_work_is_safe(self, harness: Harness) -> None:
         """Members at work while several close the bus at once: all come to an end, and none raises."""
-        members = [await stand.bus.subscribe("inventory", [CREATED]) for _ in range(5)]
-        publish(stand, 200)
+        members = [await harness.bus.subscribe("inventory", [CREATED]) for _ in range(5)]
+        publish(harness, 200)
         heard: list[bytes] = []
 
         async def work(member: Subscription) -> None:
-            while batch := await member.fetch(2, stand.ack_wait_seconds):
+            while batch := await member.fetch(2, harness.ack_wait_seconds):
                 await asyncio.sleep(0)
                 heard.extend(await ack_all(batch))
 
         working = asyncio.gather(*(work(member) for member in members))
         for _ in range(3):
             await asyncio.sleep(0)
-        began = stand.monotonic()
-        await stand.run(asyncio.gather(*(stand.bus.close() for _ in range(5))))
-        await stand.run(working)
-        assert stand.monotonic() - began < stand.ack_wait_seconds / 2 + stand.lag_seconds
+        began = harness.monotonic()
+        await harness.run(asyncio.gather(*(harness.bus.close() for _ in range(5))))
+        await harness.run(working)
+        assert harness.monotonic() - began < harness.ack_wait_seconds / 2 + harness.lag_seconds
         assert len(heard) == len(set(heard))
 
-    async def test_closing_lets_the_work_in_hand_be_settled(self, stand: Stand) -> None:
+    async def test_closing_lets_the_work_in_hand_be_settled(self, harness: Harness) -> None:
         """Close waits for answers, takes them, and ends with the last one."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        _, said = publish(stand, 3)
-        acked, termed, silent = await take(stand, member, 3)
-        began = stand.monotonic()
-        closing = asyncio.ensure_future(stand.bus.close(stand.ack_wait_seconds / 2))
-        await stand.rest()
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        _, said = publish(harness, 3)
+        acked, termed, silent = await take(harness, member, 3)
+        began = harness.monotonic()
+        closing = asyncio.ensure_future(harness.bus.close(harness.ack_wait_seconds / 2))
+        await harness.rest()
         await acked.ack()
         await termed.term("nonsense")
-        await stand.rest()
+        await harness.rest()
         assert not closing.done()
         await silent.ack()
-        await stand.run(closing)
-        assert stand.monotonic() - began < stand.ack_wait_seconds / 4 + stand.lag_seconds
-        assert await stand.run(asyncio.gather(*said)) == [None, None, None]
-        assert len(await stand.letters(1)) == 1
+        await harness.run(closing)
+        assert harness.monotonic() - began < harness.ack_wait_seconds / 4 + harness.lag_seconds
+        assert await harness.run(asyncio.gather(*said)) == [None, None, None]
+        assert len(await harness.letters(1)) == 1
 
-    async def test_closing_is_bounded(self, stand: Stand) -> None:
+    async def test_closing_is_bounded(self, harness: Harness) -> None:
         """Handlers that are stuck hold it up for the grace and no longer."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        publish(stand, 3)
-        await take(stand, member, 3)
-        grace_seconds = stand.ack_wait_seconds / 2
-        began = stand.monotonic()
-        await stand.run(asyncio.gather(stand.bus.close(grace_seconds), stand.bus.close(grace_seconds)))
-        late_seconds = stand.monotonic() - began - grace_seconds
-        assert -stand.tolerance_seconds <= late_seconds <= stand.late_seconds
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        publish(harness, 3)
+        await take(harness, member, 3)
+        grace_seconds = harness.ack_wait_seconds / 2
+        began = harness.monotonic()
+        await harness.run(asyncio.gather(harness.bus.close(grace_seconds), harness.bus.close(grace_seconds)))
+        late_seconds = harness.monotonic() - began - grace_seconds
+        assert -harness.tolerance_seconds <= late_seconds <= harness.late_seconds
 
-    async def test_closing_is_bounded_when_letters_cannot_be_laid_down(self, stand: Stand) -> None:
+    async def test_closing_is_bounded_when_letters_cannot_be_laid_down(self, harness: Harness) -> None:
         """A store that is away holds it up for the grace and no longer."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        stand.break_letters(1_000_000)
-        stand.bus.publish(message())
-        await (await take_one(stand, member)).term("nonsense")
-        grace_seconds = stand.ack_wait_seconds / 2
-        began = stand.monotonic()
-        await stand.run(stand.bus.close(grace_seconds))
-        assert stand.monotonic() - began <= grace_seconds + stand.late_seconds
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        harness.break_letters(1_000_000)
+        harness.bus.publish(message())
+        await (await take_one(harness, member)).term("nonsense")
+        grace_seconds = harness.ack_wait_seconds / 2
+        began = harness.monotonic()
+        await harness.run(harness.bus.close(grace_seconds))
+        assert harness.monotonic() - began <= grace_seconds + harness.late_seconds
 
-    async def test_answers_after_the_end_raise_nothing(self, stand: Stand) -> None:
+    async def test_answers_after_the_end_raise_nothing(self, harness: Harness) -> None:
         """A handler that finishes after its bus is gone need not know."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        publish(stand, 5)
-        acked, failed, delayed, termed, busy = await take(stand, member, 5)
-        await stand.run(stand.bus.close(0))
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        publish(harness, 5)
+        acked, failed, delayed, termed, busy = await take(harness, member, 5)
+        await harness.run(harness.bus.close(0))
         await acked.ack()
         await failed.nak(0)
-        await delayed.nak(stand.ack_wait_seconds)
+        await delayed.nak(harness.ack_wait_seconds)
         await termed.term("nonsense")
         await busy.in_progress()
-        await stand.pass_time(2 * stand.ack_wait_seconds)
-        assert await stand.letters(0) == []
+        await harness.pass_time(2 * harness.ack_wait_seconds)
+        assert await harness.letters(0) == []
 
-    async def test_publishing_to_a_bus_that_closes_is_refused(self, stand: Stand) -> None:
+    async def test_publishing_to_a_bus_that_closes_is_refused(self, harness: Harness) -> None:
         """Through the future, from the moment it starts to close."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        stand.bus.publish(message())
-        delivery = await take_one(stand, member)
-        closing = asyncio.ensure_future(stand.bus.close(stand.ack_wait_seconds))
-        await stand.rest()
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        harness.bus.publish(message())
+        delivery = await take_one(harness, member)
+        closing = asyncio.ensure_future(harness.bus.close(harness.ack_wait_seconds))
+        await harness.rest()
         assert not closing.done()
-        began = stand.monotonic()
+        began = harness.monotonic()
         with pytest.raises(BusClosed):
-            await stand.run(stand.bus.publish(message()))
-        assert stand.monotonic() - began < stand.ack_wait_seconds / 2 + stand.lag_seconds
+            await harness.run(harness.bus.publish(message()))
+        assert harness.monotonic() - began < harness.ack_wait_seconds / 2 + harness.lag_seconds
         await delivery.ack()
-        await stand.run(closing)
+        await harness.run(closing)
         with pytest.raises(BusClosed):
-            await stand.run(stand.bus.publish(message()))
+            await harness.run(harness.bus.publish(message()))
         with pytest.raises(BusClosed):
-            await stand.run(stand.bus.subscribe("orders", [CREATED]))
+            await harness.run(harness.bus.subscribe("orders", [CREATED]))
 
-    async def test_what_is_unsettled_at_the_end(self, stand: Stand) -> None:
+    async def test_what_is_unsettled_at_the_end(self, harness: Harness) -> None:
         """The next bus delivers it, or the publisher hears that it was not settled; it is never just gone."""
-        member = await stand.bus.subscribe("inventory", [CREATED])
-        sent, said = publish(stand, 3)
-        twins = [stand.bus.publish(each) for each in sent]
-        await (await take_one(stand, member)).ack()
-        await stand.rest()
-        bus = await stand.restart()
-        ends = await stand.run(asyncio.gather(*said, *twins, return_exceptions=True))
-        member = await stand.run(bus.subscribe("inventory", [CREATED]))
-        if stand.features.publish_waits_for_groups:
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        sent, said = publish(harness, 3)
+        twins = [harness.bus.publish(each) for each in sent]
+        await (await take_one(harness, member)).ack()
+        await harness.rest()
+        bus = await harness.restart()
+        ends = await harness.run(asyncio.gather(*said, *twins, return_exceptions=True))
+        member = await harness.run(bus.subscribe("inventory", [CREATED]))
+        if harness.features.publish_waits_for_groups:
             assert sum(end is None for end in ends[:3]) == 1
             assert sum(isinstance(end, BusClosed) for end in ends[:3]) == 2
             assert [type(end) for end in ends[:3]] == [type(end) for end in ends[3:]]
         else:
             assert ends == [None] * 6
-        if stand.features.survives_restart:
-            assert len(await take(stand, member, 2, 2 * stand.ack_wait_seconds)) == 2
+        if harness.features.survives_restart:
+            assert len(await take(harness, member, 2, 2 * harness.ack_wait_seconds)) == 2
         else:
-            await nothing_comes(stand, member)
+            await nothing_comes(harness, member)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Features", "Letters", "Stand"]
+__all__ = ["Features", "Harness", "Letters"]
 
 from collections.abc import Awaitable
 from typing import Protocol, TypeVar
@@ -28,7 +28,7 @@ class Features:
     """A new group hears also what was said before it was founded; else only what comes after."""
 
 
-class Stand(Protocol):
+class Harness(Protocol):
     """One adapter, set up for one test: a bus that nobody has used yet, and a way to let time pass."""
 
     features: Features
@@ -88,10 +88,10 @@ class Letters:
         self.written = 0
         self.failures_left = 0
 
-    async def add(self, letter: DeadLetter) -> None:
+    async def add(self, dead_letter: DeadLetter) -> None:
         self.attempts += 1
         if self.failures_left:
             self.failures_left -= 1
             raise OSError("the disk is full")
         self.written += 1
-        self.kept.setdefault(letter.id, letter)
+        self.kept.setdefault(dead_letter.id, dead_letter)

@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from app.cli.console import moment, with_key
+from app.cli.console import parse_time, with_key
 from app.cli.main import main
 
 WITH_KEY = {
@@ -27,7 +27,7 @@ UNDERSTOOD = ("must be nats", "keeps no list")
 
 def read(text: str) -> datetime:
     """Return what *text* means as an option's value."""
-    found = moment(click.Context(main), click.Option(["--since"]), text)
+    found = parse_time(click.Context(main), click.Option(["--since"]), text)
     assert found is not None
     assert found.tzinfo is UTC
     return found

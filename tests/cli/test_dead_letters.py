@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from app.cli.main import main
 from app.gateways.webhook_handler import CONSUMER as WEBHOOKS
 from bus.port import DeadLetter, Message
-from tests.runtime.stand import stand_at
+from tests.runtime.harness import harness_at
 
 
 @pytest.fixture
@@ -24,12 +24,12 @@ def ids(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{path}")
 
     async def lay_down() -> list[str]:
-        async with stand_at(path) as stand:
-            await stand.listen("inventory")
-            await stand.bus.publish(Message("orders.created.v1", "m-1", b"{", "k", {"ce-id": "e-1"}))
-            await stand.bus.publish(Message("orders.created.v1", "m-2", b'{"a": 1}', "k"))
-            await stand.bus.publish(Message("orders.cancelled.v1", "m-3", b"{}", "k"))
-            return [kept.letter.id for kept in await stand.office.list(None, None, None, 10)]
+        async with harness_at(path) as harness:
+            await harness.listen("inventory")
+            await harness.bus.publish(Message("orders.created.v1", "m-1", b"{", "k", {"ce-id": "e-1"}))
+            await harness.bus.publish(Message("orders.created.v1", "m-2", b'{"a": 1}', "k"))
+            await harness.bus.publish(Message("orders.cancelled.v1", "m-3", b"{}", "k"))
+            return [kept.dead_letter.id for kept in await harness.dead_letter_store.list(None, None, None, 10)]
 
     found = asyncio.run(lay_down())
     assert len(found) == 3
@@ -59,11 +59,11 @@ def test_a_list_is_a_table_with_a_line_for_each(ids: list[str]) -> None:
 
 def test_a_list_is_narrowed_by_consumer_subject_error_and_limit(ids: list[str]) -> None:
     """And is JSON for programs."""
-    subjects = [letter["subject"] for letter in json.loads(run("list", "--json").output)]
+    subjects = [dead_letter["subject"] for dead_letter in json.loads(run("list", "--json").output)]
     assert sorted(subjects) == ["orders.cancelled.v1", "orders.created.v1", "orders.created.v1"]
     assert len(json.loads(run("list", "--json", "--subject", "orders.cancelled.v1").output)) == 1
     assert len(json.loads(run("list", "--json", "--consumer", "inventory", "--limit", "2").output)) == 2
-    assert [letter["error"] for letter in json.loads(run("list", "--json", "--error", "unreadable").output)] == ["unreadable"]
+    assert [dead_letter["error"] for dead_letter in json.loads(run("list", "--json", "--error", "unreadable").output)] == ["unreadable"]
     assert len(json.loads(run("list", "--json", "--error", "invalid", "--subject", "orders.created.v1").output)) == 1
     assert json.loads(run("list", "--json", "--consumer", "payments").output) == []
     assert run("list", "--consumer", "payments").output == "no dead letters\n"
@@ -77,7 +77,7 @@ def test_a_letter_is_shown_whole(ids: list[str]) -> None:
         assert result.exit_code == 0, result.output
         letters[id] = json.loads(result.output)
         assert letters[id]["id"] == id
-    assert {letter["message"]["id"]: letter["message"]["body"] for letter in letters.values()} == {
+    assert {dead_letter["message"]["id"]: dead_letter["message"]["body"] for dead_letter in letters.values()} == {
         "m-1": {"base64": "ew=="},
         "m-2": {"a": 1},
         "m-3": {},
@@ -108,11 +108,11 @@ def test_a_letter_that_nobody_hears_is_named_and_stays(ids: list[str], path: Pat
 
     async def lay_down() -> str:
         now = datetime.now(UTC)
-        async with stand_at(path) as stand:
+        async with harness_at(path) as harness:
             message = Message("stripe.charge.refunded", "evt_1", b"{}", "")
-            await stand.office.add(DeadLetter("", WEBHOOKS, message, "unknown_order", "", 1, now, now))
-            [kept] = await stand.office.list(WEBHOOKS, None, None, 10)
-            return kept.letter.id
+            await harness.dead_letter_store.add(DeadLetter("", WEBHOOKS, message, "unknown_order", "", 1, now, now))
+            [kept] = await harness.dead_letter_store.list(WEBHOOKS, None, None, 10)
+            return kept.dead_letter.id
 
     id = asyncio.run(lay_down())
     for dry_run, said in ((), "1 replayed\n"), (("--dry-run",), "1 would be replayed\n"):
@@ -132,7 +132,7 @@ def test_what_is_discarded_is_gone(ids: list[str]) -> None:
     """And only that."""
     result = run("discard", ids[0], ids[2])
     assert (result.exit_code, result.output) == (0, "2 discarded\n")
-    assert [letter["id"] for letter in json.loads(run("list", "--json").output)] == [ids[1]]
+    assert [dead_letter["id"] for dead_letter in json.loads(run("list", "--json").output)] == [ids[1]]
 
 
 @pytest.mark.parametrize("command", ["show", "replay", "discard"])

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 from attrs import frozen
 
-from bus.contracts.registry import Contracts
+from bus.contracts.registry import ContractRegistry
 from bus.subjects import subject_of
 from modules import inventory, orders
 from modules.module import Decision, Module
@@ -26,14 +26,14 @@ class Release:
     """A release: its modules, and the registry that they share."""
 
     modules: dict[str, Module]
-    contracts: Contracts
+    contracts: ContractRegistry
 
 
-def _registry(modules: Sequence[Module]) -> Contracts:
-    return Contracts(
-        (cls for module in modules for cls in (*module.says, *module.said_before, *module.hears)),
+def _registry(modules: Sequence[Module]) -> ContractRegistry:
+    return ContractRegistry(
+        (cls for module in modules for cls in (*module.publishes, *module.previous_versions, *module.consumes)),
         {subject: schema for module in modules for subject, schema in module.schemas.items()},
-        [step for module in modules for step in module.migrations],
+        [step for module in modules for step in module.dual_publishes],
     )
 
 
@@ -60,15 +60,15 @@ def _old() -> Release:
         **new,
         "orders": attrs.evolve(
             new["orders"],
-            says=tuple(OrderCreatedV1 if cls is OrderCreated else cls for cls in new["orders"].says),
-            said_before=(),
-            migrations=(),
+            publishes=tuple(OrderCreatedV1 if cls is OrderCreated else cls for cls in new["orders"].publishes),
+            previous_versions=(),
+            dual_publishes=(),
             decide=decide_orders,
             schemas={subject: schema for subject, schema in new["orders"].schemas.items() if subject != V2},
         ),
         "inventory": attrs.evolve(
             new["inventory"],
-            hears=tuple(OrderCreatedV1 if cls is OrderCreated else cls for cls in new["inventory"].hears),
+            consumes=tuple(OrderCreatedV1 if cls is OrderCreated else cls for cls in new["inventory"].consumes),
             decide=decide_inventory,
         ),
     }

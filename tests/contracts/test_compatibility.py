@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bus.contracts.compatibility import Change, Compatibility, compare, verdict
+from bus.contracts.compatibility import Change, Compatibility, compare, overall
 from bus.contracts.schemas import tolerant, validator
 
 STRING: dict[str, Any] = {"type": "string"}
@@ -126,7 +126,7 @@ def test_a_change_is_classified_and_its_member_named(
 ) -> None:
     """Backward: new readers read what is old. Forward: old readers read what is new. Full: both."""
     changes = compare(BASE, new)
-    assert verdict(changes) is compatibility, changes
+    assert overall(changes) is compatibility, changes
     assert any(change.pointer == pointer or change.pointer.startswith(f"{pointer}/") for change in changes), changes
     assert all(change.why for change in changes)
 
@@ -137,7 +137,7 @@ MIRRORED = {BACKWARD: FORWARD, FORWARD: BACKWARD}
 @pytest.mark.parametrize(("new", "compatibility"), [(case[1], case[3]) for case in CASES], ids=[case[0] for case in CASES])
 def test_taking_a_change_back_does_the_opposite(new: dict[str, Any], compatibility: Compatibility) -> None:
     """What widened narrows, and what was neither stays neither."""
-    assert verdict(compare(new, BASE)) is MIRRORED.get(compatibility, compatibility)
+    assert overall(compare(new, BASE)) is MIRRORED.get(compatibility, compatibility)
 
 
 def test_what_is_only_described_otherwise_is_no_change() -> None:
@@ -149,22 +149,22 @@ def test_what_is_only_described_otherwise_is_no_change() -> None:
         "examples": [{}],
     }
     assert compare(BASE, new) == ()
-    assert verdict(()) is FULL
+    assert overall(()) is FULL
 
 
 def test_a_member_may_be_called_like_a_word_of_the_schema() -> None:
     """A member named "title" or "default" is a member."""
     old = {"type": "object", "additionalProperties": False, "properties": {"title": STRING}}
     new = {**old, "properties": {"title": {"type": "integer"}}}
-    assert verdict(compare(old, new)) is NONE
+    assert overall(compare(old, new)) is NONE
 
 
 def test_two_changes_are_judged_together() -> None:
     """One that only new readers survive and one that only old ones do leave nobody."""
     changes = [Change("/a", BACKWARD, "."), Change("/b", FORWARD, ".")]
-    assert verdict(changes) is NONE
-    assert verdict([*changes, Change("/c", UNKNOWN, "?")]) is UNKNOWN
-    assert verdict([Change("/a", BACKWARD, "."), Change("/b", FULL, ".")]) is BACKWARD
+    assert overall(changes) is NONE
+    assert overall([*changes, Change("/c", UNKNOWN, "?")]) is UNKNOWN
+    assert overall([Change("/a", BACKWARD, "."), Change("/b", FULL, ".")]) is BACKWARD
 
 
 LEAVES = st.sampled_from(
@@ -193,7 +193,7 @@ def schemas(draw: st.DrawFn) -> dict[str, Any]:
 @given(schemas(), schemas(), st.dictionaries(st.sampled_from("abc"), VALUES, max_size=3))
 def test_a_verdict_is_kept(old: dict[str, Any], new: dict[str, Any], value: dict[str, Any]) -> None:
     """Whatever is called compatible really is: the reader takes every message that the writer may write."""
-    found = verdict(compare(old, new))
+    found = overall(compare(old, new))
     may_write_old, may_write_new = validator(old)(value), validator(new)(value)
     assume(may_write_old or may_write_new)
     if found.is_backward and may_write_old:

@@ -11,16 +11,16 @@ from click.testing import CliRunner
 from jsonschema import Draft7Validator
 
 from app.cli.main import main
-from app.messaging.consumers import hears
+from app.messaging.consumers import subscriptions
 from app.messaging.event_catalogue import page
-from app.messaging.event_registry import contracts_of, everybody
+from app.messaging.event_registry import all_modules, build_registry
 from app.web.spec import asyncapi
 from bus.subjects import EXPRESS
 from tests.architecture.tree import ROOT
 
 OFFICIAL = json.loads((ROOT / "tests" / "contracts" / "asyncapi" / "3.0.0.json").read_text(encoding="utf-8"))
-MODULES = everybody()
-CONTRACTS = contracts_of(MODULES)
+MODULES = all_modules()
+CONTRACTS = build_registry(MODULES)
 
 
 def parts(value: Any) -> list[dict[str, Any]]:
@@ -75,7 +75,7 @@ def test_who_says_and_who_hears_is_described() -> None:
         for operation in operations.values()
         if operation["action"] == "receive"
     }
-    planned = hears(MODULES, CONTRACTS)
+    planned = subscriptions(MODULES, CONTRACTS)
     assert received == {(name, s) for name, subjects in planned.items() for s in subjects if ".replay." not in s}
     assert ("inventory", "orders.created.v1") in received
     said = {name.removesuffix(".say") for name, operation in operations.items() if operation["action"] == "send"}
@@ -89,12 +89,12 @@ def test_what_is_said_no_more_is_not_described_as_said() -> None:
     modules = [
         evolve(
             module,
-            migrations=(),
-            upcasts=tuple(Upcast(m.event, m.frm, m.to, m.up) for m in module.migrations),
+            dual_publishes=(),
+            upcasts=tuple(Upcast(m.event, m.from_version, m.to_version, m.up) for m in module.dual_publishes),
         )
         for module in MODULES
     ]
-    contracts = contracts_of(modules)
+    contracts = build_registry(modules)
     document = asyncapi.document(modules, contracts, "1")
     assert "orders.created.v1.say" not in document["operations"]
     assert "orders.created.v1.hear.inventory" in document["operations"]

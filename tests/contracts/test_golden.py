@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from app.gateways.payment_worker import HEARS
-from app.messaging.event_registry import contracts_of, everybody
-from bus.contracts.event_reader import Hearing
-from bus.contracts.registry import Contracts
+from app.messaging.event_registry import all_modules, build_registry
+from bus.contracts.event_reader import EventReader
+from bus.contracts.registry import ContractRegistry
 from modules.inventory.events import ProductSet
 from modules.inventory.routes import show as show_product
 from modules.inventory.state import Product
@@ -26,7 +26,7 @@ from modules.module import Module
 from modules.orders.events import CancelRequested, OrderSubmitted
 from modules.orders.routes import show as show_order
 from modules.orders.state import Order
-from modules.payments.events import ChargeContradicted, Charged, ChargeFailed, ChargeRefused, Refunded
+from modules.payments.events import ChargeDeclined, ChargeFailed, ChargeMismatch, ChargeSucceeded, RefundSucceeded
 from modules.payments.routes import show as show_payment
 from modules.payments.state import Payment
 from modules.values import Address, Line, Money
@@ -34,11 +34,11 @@ from tests.architecture.tree import ROOT
 
 GOLDEN = ROOT / "tests" / "contracts" / "golden"
 FILES = sorted(GOLDEN.glob("*.jsonl"))
-CONTRACTS = contracts_of(everybody())
+CONTRACTS = build_registry(all_modules())
 SHOWN: dict[type, Callable[[Any], Any]] = {Order: show_order, Product: show_product, Payment: show_payment}
 TOLD: dict[str, Any] = {
     cls.__name__: cls
-    for cls in (ProductSet, OrderSubmitted, CancelRequested, Charged, ChargeContradicted, ChargeFailed, ChargeRefused, Refunded)
+    for cls in (ProductSet, OrderSubmitted, CancelRequested, ChargeSucceeded, ChargeMismatch, ChargeFailed, ChargeDeclined, RefundSucceeded)
 }
 
 
@@ -72,7 +72,7 @@ def revived(name: str, members: dict[str, Any]) -> Any:
 class Replay:
     """The modules, each hearing what it heard then; what they say now is left aside."""
 
-    def __init__(self, contracts: Contracts, versions: set[str]) -> None:
+    def __init__(self, contracts: ContractRegistry, versions: set[str]) -> None:
         """Hear only the golden messages whose subjects are in *versions*."""
         self.states: dict[tuple[type, str], Any] = {}
         self._contracts = contracts
@@ -80,8 +80,8 @@ class Replay:
 
     def run(self) -> dict[str, dict[str, Any]]:
         """Replay everything; return the final states as the API shows them, by class and key."""
-        modules = {module.name: module for module in everybody()}
-        hearing = {name: Hearing(name, self._contracts, module.hears) for name, module in modules.items()}
+        modules = {module.name: module for module in all_modules()}
+        hearing = {name: EventReader(name, self._contracts, module.consumes) for name, module in modules.items()}
         heard: set[tuple[str, str]] = set()
         happened = [*({**each, "subject": None} for each in told()), *said()]
         for each in sorted(happened, key=lambda each: each["at"]):
@@ -103,7 +103,7 @@ class Replay:
         return shown
 
     def _decide(self, module: Module, event: Any, now: datetime) -> None:
-        keys = module.touches(event)
+        keys = module.keys(event)
         decision = module.decide([self.states.get(key) for key in keys], event, now)
         for state in decision.states:
             key = state.product_id if isinstance(state, Product) else state.order_id
@@ -148,13 +148,13 @@ def test_golden_events_are_still_what_we_might_say(path: Any) -> None:
     contract = CONTRACTS[path.name.removesuffix(".jsonl")]
     for line in path.read_text(encoding="utf-8").splitlines():
         body = json.loads(line)["body"]
-        assert contract.may_say(body)
+        assert contract.is_valid_outgoing(body)
         assert json.loads(CONTRACTS.encode(contract.structure(body, contract.cls))) == body
 
 
 def test_a_lost_message_would_be_noticed() -> None:
     """The comparison can fail: without any one of the subjects that modules hear, something ends otherwise."""
-    heard = {subject for module in everybody() for subject in CONTRACTS.heard_subjects(module.hears)}
+    heard = {subject for module in all_modules() for subject in CONTRACTS.subjects_for(module.consumes)}
     said_twice = {"orders.created.v1", "orders.created.v2"}
     for subject in sorted(heard - said_twice - {"payments.delayed.v1", "orders.timed_out.v1"}):
         try:
@@ -166,7 +166,7 @@ def test_a_lost_message_would_be_noticed() -> None:
 
 def test_the_gateway_s_requests_are_kept_too() -> None:
     """What only the worker hears has no state of its own, but is understood."""
-    ears = Hearing("payments-gateway", CONTRACTS, HEARS)
+    ears = EventReader("payments-gateway", CONTRACTS, HEARS)
     for each in said():
         if each["subject"] in ears.subjects:
             assert type(ears.read(each["subject"], json.dumps(each["body"]).encode())) in HEARS

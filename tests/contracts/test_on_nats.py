@@ -16,17 +16,17 @@ from attrs import define
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig
 
-from app.messaging.outbox_relay import Relay
-from app.messaging.version_usage import reasons_to_keep
-from app.runtime.runner import Shell
-from bus.consumers import JetStreamListeners
+from app.messaging.outbox_relay import OutboxRelay
+from app.messaging.version_usage import blockers
+from app.runtime.runner import ModuleRunner
+from bus.consumers import JetStreamConsumerDirectory
 from bus.contracts.versions import VERSIONS
 from bus.jetstream.bus import JetStreamBus
 from modules.inventory.state import Product
-from tests.bus.jetstream.stand import JetStreamStand
+from tests.bus.jetstream.harness import JetStreamHarness
 from tests.contracts.releases import NEW, OLD, Release
 from tests.nats import NatsServer
-from tests.runtime.stand import CONTEXT, NOTED, Stand, oid, product, stand_at, submitted, until
+from tests.runtime.harness import CONTEXT, NOTED, Harness, harness_at, oid, product, submitted, until
 
 pytestmark = pytest.mark.slow
 
@@ -43,22 +43,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
 class Fleet:
     """Processes of several releases around one server, on one database."""
 
-    stand: Stand
-    nats: JetStreamStand
+    harness: Harness
+    nats: JetStreamHarness
     running: dict[str, list[Any]]
 
     async def start(self, name: str, module: str, release: Release) -> None:
         """Let one more process of *module* run, as *release* has it, under *name*."""
         bus: JetStreamBus = await self.nats.another(name=name)
-        store, clock, metrics = self.stand.stores[module], self.stand.clock, self.stand.metrics
-        relay = Relay(store, bus, clock, metrics)
-        plate = release.modules[module]
-        shell = Shell(plate, store, release.contracts, relay, clock, metrics, dice=random.Random(1))
-        subscription = await bus.subscribe(module, release.contracts.heard_subjects(plate.hears))
-        loops = [asyncio.create_task(loop) for loop in (shell.listen(subscription), shell.run(), relay.run())]
-        self.running[name] = [bus, shell, loops]
+        store, clock, metrics = self.harness.stores[module], self.harness.clock, self.harness.metrics
+        relay = OutboxRelay(store, bus, clock, metrics)
+        descriptor = release.modules[module]
+        runner = ModuleRunner(descriptor, store, release.contracts, relay, clock, metrics, rng=random.Random(1))
+        subscription = await bus.subscribe(module, release.contracts.subjects_for(descriptor.consumes))
+        loops = [asyncio.create_task(loop) for loop in (runner.consume(subscription), runner.run(), relay.run())]
+        self.running[name] = [bus, runner, loops]
         if module == "orders":
-            self.stand.shells["orders"] = shell
+            self.harness.runners["orders"] = runner
 
     async def stop(self, name: str) -> None:
         """End a process: what it had in hand goes to another."""
@@ -70,16 +70,16 @@ class Fleet:
         self.nats.buses.remove(bus)
 
     async def reserved(self) -> int:
-        found: Product | None = await self.stand.shells["inventory"].get(Product, "A")
+        found: Product | None = await self.harness.runners["inventory"].get(Product, "A")
         assert found is not None
         return found.reserved
 
 
 @asynccontextmanager
 async def fleet_at(path: Path, server: NatsServer) -> AsyncIterator[Fleet]:
-    async with JetStreamStand.on(server.urls, ack_wait_seconds=5.0) as on_nats, stand_at(path / "test.db") as stand:
-        fleet = Fleet(stand, on_nats, {})
-        await stand.tell("inventory", product(1000))
+    async with JetStreamHarness.on(server.urls, ack_wait_seconds=5.0) as on_nats, harness_at(path / "test.db") as harness:
+        fleet = Fleet(harness, on_nats, {})
+        await harness.tell("inventory", product(1000))
         try:
             yield fleet
         finally:
@@ -92,10 +92,10 @@ ORDERS = 25
 
 
 async def place(fleet: Fleet, round: int) -> None:
-    shell = fleet.stand.shells["orders"]
+    runner = fleet.harness.runners["orders"]
     for n in range(ORDERS):
         order_id = oid(round * ORDERS + n)
-        await shell.tell(submitted(order_id), id=order_id, context=CONTEXT, answer=NOTED)
+        await runner.submit(submitted(order_id), id=order_id, trace=CONTEXT, respond=NOTED)
 
 
 async def test_a_rolling_upgrade_and_the_way_back_lose_nothing(tmp_path: Path, server: NatsServer) -> None:
@@ -134,7 +134,7 @@ async def test_a_rolling_upgrade_and_the_way_back_lose_nothing(tmp_path: Path, s
         await until(is_all_held)
         await fleet.nats.rest()
         assert await fleet.reserved() == expected
-        assert await fleet.stand.office.list(None, None, None, 10) == []
+        assert await fleet.harness.dead_letter_store.list(None, None, None, 10) == []
         assert fleet.nats.box.kept == {}
 
 
@@ -155,8 +155,8 @@ async def test_versions_published_by_hand_are_each_treated_as_they_deserve(
         await js.publish(V2, json.dumps({**newer, "shipping_address": {}}).encode(), headers={"ce-id": "bad"})
         await js.publish(V1, b"{", headers={"ce-id": "worse"})
         letters = await fleet.nats.letters(2)
-        assert {(letter.error, letter.attempts) for letter in letters} == {("invalid", 1), ("unreadable", 1)}
-        assert any("/shipping_address" in letter.detail for letter in letters)
+        assert {(dead_letter.error, dead_letter.attempts) for dead_letter in letters} == {("invalid", 1), ("unreadable", 1)}
+        assert any("/shipping_address" in dead_letter.detail for dead_letter in letters)
 
         async def are_three_held() -> bool:
             return await fleet.reserved() == 3
@@ -179,18 +179,18 @@ async def test_listeners_are_the_consumers_that_are_really_there(
         await js.publish(V1, b"{}")
         held = await js.pull_subscribe_bind("warehouse", stream="ORDERS")
         await held.fetch(1, timeout=5)
-        listeners = JetStreamListeners(lambda: js, ["ORDERS", "ORDERS", "PAYMENTS", "NOTHING"])
+        listeners = JetStreamConsumerDirectory(lambda: js, ["ORDERS", "ORDERS", "PAYMENTS", "NOTHING"])
 
         async def are_all_there() -> bool:
-            return len(await listeners.listeners()) == 4
+            return len(await listeners.consumers()) == 4
 
         await until(are_all_there)
-        found = {each.consumer: each for each in await listeners.listeners()}
+        found = {each.consumer: each for each in await listeners.consumers()}
         assert found.keys() == {"inventory", "warehouse", "audit", "guest"}
         assert {V1, V2} <= set(found["inventory"].subjects)
         assert (found["warehouse"].subjects, found["warehouse"].pending) == ((V1,), 1)
         assert (found["audit"].subjects, found["guest"].subjects) == (("orders.>",), (">",))
-        reasons = reasons_to_keep(V1, [V2], [found["warehouse"], found["audit"], found["guest"]])
+        reasons = blockers(V1, [V2], [found["warehouse"], found["audit"], found["guest"]])
         assert reasons == (
             "warehouse hears it, and names no newer version",
             "warehouse has 1 messages to settle",
@@ -208,4 +208,4 @@ async def test_a_server_that_is_away_is_not_a_server_without_listeners() -> None
         raise nats.errors.ConnectionClosedError
 
     with pytest.raises(nats.errors.ConnectionClosedError):
-        await JetStreamListeners(away, ["ORDERS"]).listeners()
+        await JetStreamConsumerDirectory(away, ["ORDERS"]).consumers()

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from bus.contracts.event_reader import Hearing
-from bus.contracts.registry import Contracts, united
-from bus.contracts.versions import Migration, Upcast
+from bus.contracts.event_reader import EventReader
+from bus.contracts.registry import ContractRegistry, merge_schemas
+from bus.contracts.versions import DualPublish, Upcast
 from bus.errors import ContractError
 from bus.subjects import event
 from modules.values import Address, Line
@@ -17,8 +17,8 @@ from tests.contracts.example import SCHEMAS, SentV1, SentV2, SentV3, down_1, dow
 
 UP_2 = Upcast("parcels.sent", 1, 2, up_2)
 UP_3 = Upcast("parcels.sent", 2, 3, up_3)
-TO_2 = Migration("parcels.sent", 1, 2, down_1, up_2, "1.1")
-TO_3 = Migration("parcels.sent", 2, 3, down_2, up_3, "1.2")
+TO_2 = DualPublish("parcels.sent", 1, 2, down_1, up_2, "1.1")
+TO_3 = DualPublish("parcels.sent", 2, 3, down_2, up_3, "1.2")
 EVERY = (SentV1, SentV2, SentV3)
 
 
@@ -51,48 +51,48 @@ class Another:
 @pytest.mark.parametrize(
     ("build", "line"),
     [
-        (lambda: Contracts([SentV1], {}), "parcels.sent.v1: there is no schema"),
-        (lambda: Contracts([SentV1, Another], SCHEMAS), "parcels.sent.v1: two classes claim it, Another and SentV1"),
-        (lambda: united(SCHEMAS, without(2, 3)), "parcels.sent.v1: there are two schemas"),
-        (lambda: Contracts(EVERY, SCHEMAS, (), [UP_2]), "parcels.sent.v1: no upcaster leads from it to v3"),
-        (lambda: Contracts(EVERY, SCHEMAS, (), [UP_3]), "parcels.sent.v1: no upcaster leads from it to v2"),
-        (lambda: Contracts([SentV2], SCHEMAS), "parcels.sent.v1: no upcaster leads from it to v2"),
-        (lambda: Contracts([SentV2], SCHEMAS, [TO_2]), "parcels.sent.v1: there is no class"),
-        (lambda: Contracts(EVERY, SCHEMAS, [TO_2], [UP_2, UP_3]), "parcels.sent.v1: there are two upcasters"),
-        (lambda: Contracts(EVERY, SCHEMAS, [TO_2], [UP_3]), "parcels.sent: v1 is made from v2, which nobody says"),
+        (lambda: ContractRegistry([SentV1], {}), "parcels.sent.v1: there is no schema"),
+        (lambda: ContractRegistry([SentV1, Another], SCHEMAS), "parcels.sent.v1: two classes claim it, Another and SentV1"),
+        (lambda: merge_schemas(SCHEMAS, without(2, 3)), "parcels.sent.v1: there are two schemas"),
+        (lambda: ContractRegistry(EVERY, SCHEMAS, (), [UP_2]), "parcels.sent.v1: no upcaster leads from it to v3"),
+        (lambda: ContractRegistry(EVERY, SCHEMAS, (), [UP_3]), "parcels.sent.v1: no upcaster leads from it to v2"),
+        (lambda: ContractRegistry([SentV2], SCHEMAS), "parcels.sent.v1: no upcaster leads from it to v2"),
+        (lambda: ContractRegistry([SentV2], SCHEMAS, [TO_2]), "parcels.sent.v1: there is no class"),
+        (lambda: ContractRegistry(EVERY, SCHEMAS, [TO_2], [UP_2, UP_3]), "parcels.sent.v1: there are two upcasters"),
+        (lambda: ContractRegistry(EVERY, SCHEMAS, [TO_2], [UP_3]), "parcels.sent: v1 is made from v2, which nobody says"),
         (
-            lambda: Contracts([SentV1, SentV2], without(3), [Migration("parcels.sent", 2, 1, up_2, down_1, "1")]),
+            lambda: ContractRegistry([SentV1, SentV2], without(3), [DualPublish("parcels.sent", 2, 1, up_2, down_1, "1")]),
             "parcels.sent: an upcast leads from v2 to v1, which is not up",
         ),
         (
-            lambda: Contracts([SentV1, SentV2], without(3), [Migration("parcels.sent", 1, 2, wrong_kind, up_2, "1")]),
+            lambda: ContractRegistry([SentV1, SentV2], without(3), [DualPublish("parcels.sent", 1, 2, wrong_kind, up_2, "1")]),
             "parcels.sent.v2: the way to v1 makes a dict, not a SentV1",
         ),
         (
-            lambda: Contracts([SentV1, SentV2], without(3), [Migration("parcels.sent", 1, 2, too_light, up_2, "1")]),
+            lambda: ContractRegistry([SentV1, SentV2], without(3), [DualPublish("parcels.sent", 1, 2, too_light, up_2, "1")]),
             "parcels.sent.v2: the way to v1 makes of example 0 what its schema refuses: /grams: 0 is less than",
         ),
         (
-            lambda: Contracts([SentV1, SentV2], without(3), [Migration("parcels.sent", 1, 2, raises, up_2, "1")]),
+            lambda: ContractRegistry([SentV1, SentV2], without(3), [DualPublish("parcels.sent", 1, 2, raises, up_2, "1")]),
             "parcels.sent.v2: the way to v1 raises LookupError for example 0: no such carrier",
         ),
         (
-            lambda: Contracts([SentV1], without(2, 3), [Migration("parcels.lost", 1, 2, down_1, up_2, "1")]),
+            lambda: ContractRegistry([SentV1], without(2, 3), [DualPublish("parcels.lost", 1, 2, down_1, up_2, "1")]),
             "parcels.lost.v1: there is no class",
         ),
-        (lambda: Contracts([SentV1], changed(1, type="thing")), "parcels.sent.v1: not a JSON Schema: 'thing' is not"),
-        (lambda: Contracts([SentV1], changed(1, pattern="(")), "parcels.sent.v1: not a JSON Schema"),
-        (lambda: Contracts([SentV1], without(1) | {"parcels.sent.v1": ["no"]}), "parcels.sent.v1: not a JSON Schema"),
+        (lambda: ContractRegistry([SentV1], changed(1, type="thing")), "parcels.sent.v1: not a JSON Schema: 'thing' is not"),
+        (lambda: ContractRegistry([SentV1], changed(1, pattern="(")), "parcels.sent.v1: not a JSON Schema"),
+        (lambda: ContractRegistry([SentV1], without(1) | {"parcels.sent.v1": ["no"]}), "parcels.sent.v1: not a JSON Schema"),
         (
-            lambda: Contracts([SentV1], {"parcels.sent.v1": SCHEMAS["parcels.sent.v2"]}),
+            lambda: ContractRegistry([SentV1], {"parcels.sent.v1": SCHEMAS["parcels.sent.v2"]}),
             "parcels.sent.v1: its $id is urn:fulfilment:parcels.sent.v2",
         ),
         (
-            lambda: Contracts([SentV1], changed(1, **{"$schema": "http://json-schema.org/draft-07/schema#"})),
+            lambda: ContractRegistry([SentV1], changed(1, **{"$schema": "http://json-schema.org/draft-07/schema#"})),
             "parcels.sent.v1: its $schema is not",
         ),
         (
-            lambda: Contracts([SentV1], changed(1, examples=[{"parcel_id": "", "grams": 1}])),
+            lambda: ContractRegistry([SentV1], changed(1, examples=[{"parcel_id": "", "grams": 1}])),
             "parcels.sent.v1: example 0: /parcel_id: '' should be non-empty",
         ),
     ],
@@ -178,19 +178,19 @@ def bent(pointer: str, value: Any) -> dict[str, Any]:
 )
 def test_a_schema_that_contradicts_its_class_is_refused(pointer: str, value: Any, says: str) -> None:
     """Members, their types, and whether they may be left out; however deep."""
-    Contracts([Packed], {"parcels.packed.v1": PACKED})
+    ContractRegistry([Packed], {"parcels.packed.v1": PACKED})
     with pytest.raises(ContractError, match=r"parcels\.packed\.v1: ") as refused:
-        Contracts([Packed], {"parcels.packed.v1": bent(pointer, value)})
+        ContractRegistry([Packed], {"parcels.packed.v1": bent(pointer, value)})
     assert says in str(refused.value)
 
 
 def test_one_class_named_twice_is_one_class() -> None:
     """Whoever says it and whoever hears it both name it."""
-    assert [contract.cls for contract in Contracts([SentV1, SentV1], without(2, 3))] == [SentV1]
+    assert [contract.cls for contract in ContractRegistry([SentV1, SentV1], without(2, 3))] == [SentV1]
 
 
 def test_nobody_hears_one_event_as_two() -> None:
     """An older version would have to be read as both."""
-    contracts = Contracts(EVERY, SCHEMAS, [TO_2, TO_3])
+    contracts = ContractRegistry(EVERY, SCHEMAS, [TO_2, TO_3])
     with pytest.raises(ContractError, match=r"depot hears parcels\.sent\.v2 in two ways"):
-        Hearing("depot", contracts, [SentV2, SentV3])
+        EventReader("depot", contracts, [SentV2, SentV3])

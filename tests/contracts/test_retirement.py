@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from app.messaging.event_registry import everybody
-from app.messaging.version_usage import Overview, Usage, reasons_to_keep
-from bus.consumers import Listener, MemoryListeners, hears
-from tests.runtime.stand import Stand, oid, product, stand_at, submitted, until
+from app.messaging.event_registry import all_modules
+from app.messaging.version_usage import VersionUsage, VersionUsageReport, blockers
+from bus.consumers import MemoryConsumerDirectory, RegisteredConsumer, subject_matches
+from tests.runtime.harness import Harness, harness_at, oid, product, submitted, until
 
 V1, V2 = "orders.created.v1", "orders.created.v2"
 
@@ -33,11 +33,11 @@ V1, V2 = "orders.created.v1", "orders.created.v2"
 )
 def test_a_pattern_covers_subjects_as_the_server_has_it(pattern: str, subject: str, is_heard: bool) -> None:
     """A star is one part, a greater-than is one or more at the end."""
-    assert hears(pattern, subject) is is_heard
+    assert subject_matches(pattern, subject) is is_heard
 
 
-def listener(consumer: str, *subjects: str, pending: int = 0) -> Listener:
-    return Listener(consumer, subjects, pending)
+def listener(consumer: str, *subjects: str, pending: int = 0) -> RegisteredConsumer:
+    return RegisteredConsumer(consumer, subjects, pending)
 
 
 @pytest.mark.parametrize(
@@ -59,37 +59,37 @@ def listener(consumer: str, *subjects: str, pending: int = 0) -> Listener:
     ],
 )
 def test_a_version_is_needed_while_somebody_would_be_left_alone(
-    listeners: Sequence[Listener], reasons: Sequence[str]
+    listeners: Sequence[RegisteredConsumer], reasons: Sequence[str]
 ) -> None:
     """Whoever names a newer one does not need it, once nothing is waiting for him."""
-    assert list(reasons_to_keep(V1, [V2], listeners)) == list(reasons)
+    assert list(blockers(V1, [V2], listeners)) == list(reasons)
 
 
 def test_the_newest_version_always_stays() -> None:
     """Whoever listens, or nobody."""
-    assert reasons_to_keep(V2, [], []) == ("it is the newest version",)
+    assert blockers(V2, [], []) == ("it is the newest version",)
 
 
 @pytest.fixture
-async def stand(tmp_path: Path) -> AsyncIterator[Stand]:
-    async with stand_at(tmp_path / "test.db") as stand:
-        yield stand
+async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
+    async with harness_at(tmp_path / "test.db") as harness:
+        yield harness
 
 
-async def usage(stand: Stand, subject: str) -> Usage:
-    overview = Overview(everybody(), stand.contracts, stand.metrics, MemoryListeners(stand.bus))
+async def usage(harness: Harness, subject: str) -> VersionUsage:
+    overview = VersionUsageReport(all_modules(), harness.contracts, harness.metrics, MemoryConsumerDirectory(harness.bus))
     [found] = [each for each in await overview.usages() if each.subject == subject]
     return found
 
 
-async def test_the_overview_tells_who_listens_and_what_they_did(stand: Stand) -> None:
+async def test_the_overview_tells_who_listens_and_what_they_did(harness: Harness) -> None:
     """Counted by version and consumer; in both lanes."""
-    await stand.tell("inventory", product())
-    await stand.listen("inventory")
-    await stand.tell("orders", submitted(oid(1)))
-    stand.run(stand.relays["orders"].run())
-    await until(lambda: stand.relays["orders"].pending == 0)
-    old, new = await usage(stand, V1), await usage(stand, V2)
+    await harness.tell("inventory", product())
+    await harness.listen("inventory")
+    await harness.tell("orders", submitted(oid(1)))
+    harness.run(harness.relays["orders"].run())
+    await until(lambda: harness.relays["orders"].pending == 0)
+    old, new = await usage(harness, V1), await usage(harness, V2)
     assert (old.is_newest, old.is_said, old.since, old.is_safe_to_drop) == (False, True, "0.2.0", True)
     assert (new.is_newest, new.is_said, new.since, new.is_safe_to_drop) == (True, True, None, False)
     assert [each.consumer for each in old.listeners] == ["inventory"]
@@ -98,37 +98,37 @@ async def test_the_overview_tells_who_listens_and_what_they_did(stand: Stand) ->
     assert new.handled == {"inventory": {"handled": 1}}
 
 
-async def test_what_waits_and_what_is_in_hand_is_pending(stand: Stand) -> None:
+async def test_what_waits_and_what_is_in_hand_is_pending(harness: Harness) -> None:
     """A version whose messages nobody has settled yet is needed."""
-    subscription = await stand.bus.subscribe("inventory", [V1, V2])
-    assert not (await usage(stand, V1)).reasons
-    await stand.tell("orders", submitted(oid(1)))
-    assert (await usage(stand, V1)).reasons == ("inventory has 2 messages to settle",)
+    subscription = await harness.bus.subscribe("inventory", [V1, V2])
+    assert not (await usage(harness, V1)).reasons
+    await harness.tell("orders", submitted(oid(1)))
+    assert (await usage(harness, V1)).reasons == ("inventory has 2 messages to settle",)
     first, second = await subscription.fetch(2, 0)
-    assert (await usage(stand, V1)).listeners[0].pending == 2
+    assert (await usage(harness, V1)).listeners[0].pending == 2
     await first.ack()
     await second.nak(60)
     await asyncio.sleep(0)
-    assert (await usage(stand, V1)).listeners[0].pending == 1
+    assert (await usage(harness, V1)).listeners[0].pending == 1
 
 
-async def test_a_bus_that_does_not_answer_lets_nothing_go(stand: Stand) -> None:
+async def test_a_bus_that_does_not_answer_lets_nothing_go(harness: Harness) -> None:
     """Nobody knows who listens."""
 
     class Away:
-        async def listeners(self) -> Sequence[Listener]:
+        async def consumers(self) -> Sequence[RegisteredConsumer]:
             raise TimeoutError
 
-    overview = Overview(everybody(), stand.contracts, stand.metrics, Away())
+    overview = VersionUsageReport(all_modules(), harness.contracts, harness.metrics, Away())
     [found] = [each for each in await overview.usages() if each.subject == V1]
     assert found.reasons == ("the bus does not answer: nobody knows who listens",)
     assert not found.is_safe_to_drop
 
 
-async def test_a_process_shows_what_its_own_modules_say_or_hear(stand: Stand) -> None:
+async def test_a_process_shows_what_its_own_modules_say_or_hear(harness: Harness) -> None:
     """Payments alone knows nothing of orders.created."""
-    [payments] = [module for module in everybody() if module.name == "payments"]
-    overview = Overview([payments], stand.contracts, stand.metrics, MemoryListeners(stand.bus))
+    [payments] = [module for module in all_modules() if module.name == "payments"]
+    overview = VersionUsageReport([payments], harness.contracts, harness.metrics, MemoryConsumerDirectory(harness.bus))
     subjects = {each.subject for each in await overview.usages()}
     assert {"payments.captured.v1", "inventory.reserved.v1", "orders.cancelled.v1"} <= subjects
     assert not {V1, V2} & subjects

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app.bootstrap import modules_of
+from app.bootstrap import build_modules
 from config.settings import MODULES, Settings, describe, load
 from tests.architecture.tree import ROOT
 
@@ -91,7 +91,7 @@ def test_the_program_takes_its_environment(name: str, secrets: Path) -> None:
     known |= {f"{variable.name}_FILE" for variable in describe() if variable.is_secret}
     assert environment.keys() - known == set()
     settings = settings_of(IMAGE_SAYS | environment, secrets)
-    assert [module.name for module in modules_of(settings)] == ([name] if name in MODULES else list(MODULES))
+    assert [module.name for module in build_modules(settings)] == ([name] if name in MODULES else list(MODULES))
     if name in MODULES:
         assert (settings.bus, settings.nats_user, settings.nats_replicas, settings.auth) == ("nats", name, 3, "keys")
         assert str(settings.database_url(name)).partition("@")[2] == f"postgres:5432/{name}"

@@ -13,14 +13,14 @@ import pytest
 from attrs import define
 from nats.aio.client import Client
 
-from app.bootstrap import modules_of
+from app.bootstrap import build_modules
 from app.clock import SystemClock
-from app.messaging.consumers import plan
+from app.messaging.consumers import planned_topology
 from bus.jetstream.admin.provisioning import apply
 from bus.jetstream.admin.topology import ADVISORIES, DEAD_LETTERS, stream_name
-from bus.jetstream.recovery.exhausted_deliveries import Patrol
+from bus.jetstream.recovery.exhausted_deliveries import ExhaustedDeliveries
 from bus.port import DeadLetter
-from bus.replay_subjects import original
+from bus.replay_subjects import original_subject
 from config.settings import MODULES, Settings
 from tests.architecture.tree import ROOT
 from tests.nats import NatsServer
@@ -29,7 +29,7 @@ ACCOUNTS = ROOT / "deploy/nats/accounts.conf"
 
 PATIENCE_SECONDS = 2.0
 
-TOPOLOGY = plan(modules_of(Settings()))
+TOPOLOGY = planned_topology(build_modules(Settings()))
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +98,8 @@ class Letters:
     def __init__(self) -> None:
         self.laid_down: list[DeadLetter] = []
 
-    async def add(self, letter: DeadLetter) -> None:
-        self.laid_down.append(letter)
+    async def add(self, dead_letter: DeadLetter) -> None:
+        self.laid_down.append(dead_letter)
 
 
 Enter = Callable[[str], Awaitable[User]]
@@ -131,7 +131,7 @@ def subjects_of(module: str) -> list[str]:
     durables = [each for each in TOPOLOGY.consumers if each.name.startswith((module, f"patrol-{module}"))]
     assert durables
     heard = [subject for each in TOPOLOGY.consumers for subject in each.subjects if subject.startswith(f"{module}.")]
-    said = next(subject for subject in heard if original(subject) == subject)
+    said = next(subject for subject in heard if original_subject(subject) == subject)
     return [
         said,
         f"{said}.express",
@@ -198,8 +198,8 @@ async def test_a_module_may_do_all_of_its_own_work(module: str, enter: Enter) ->
     js = user.client.jetstream(timeout=5)
     heard = [each for each in TOPOLOGY.consumers if each.name.partition("-")[0] == module]
     for each in heard:
-        speaker = await enter(stream_name(each.stream).lower())
-        await speaker.client.jetstream(timeout=5).publish(each.subjects[0], b"{}")
+        producer = await enter(stream_name(each.stream).lower())
+        await producer.client.jetstream(timeout=5).publish(each.subjects[0], b"{}")
         assert (await js.consumer_info(each.stream, each.name)).name == each.name
         subscription = await js.pull_subscribe_bind(each.name, stream=each.stream)
         (message,) = await subscription.fetch(1, timeout=5)
@@ -219,13 +219,13 @@ async def test_a_module_may_walk_its_patrol(module: str, enter: Enter) -> None:
     js = user.client.jetstream(timeout=5)
     letters = Letters()
     known = {subject for each in TOPOLOGY.consumers for subject in each.subjects} | {f"{module}.known.v1"}
-    patrol = Patrol(lambda: js, module, TOPOLOGY.consumers, known, letters, SystemClock(), look_seconds=0.1)
+    patrol = ExhaustedDeliveries(lambda: js, module, TOPOLOGY.consumers, known, letters, SystemClock(), look_seconds=0.1)
     for subject in (f"{module}.nonsense.v1", f"{module}.rubbish.v1"):
         await js.publish(subject, b"{}")
         await patrol.step()
-    assert [letter.message.subject for letter in letters.laid_down] == [f"{module}.nonsense.v1", f"{module}.rubbish.v1"]
-    for letter in letters.laid_down:
-        await js.publish(f"dead.{letter.consumer}.{letter.message.subject}", b"{}")
+    assert [dead_letter.message.subject for dead_letter in letters.laid_down] == [f"{module}.nonsense.v1", f"{module}.rubbish.v1"]
+    for dead_letter in letters.laid_down:
+        await js.publish(f"dead.{dead_letter.consumer}.{dead_letter.message.subject}", b"{}")
     assert user.denied == []
 
 

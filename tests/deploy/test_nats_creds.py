@@ -13,7 +13,7 @@ import nkeys  # type: ignore[import-untyped]
 import pytest
 from attrs import frozen
 
-from app.messaging.nats_session import OutOfReach, jetstream
+from app.messaging.nats_session import BrokerOutOfReach, jetstream
 from config.settings import Settings
 from tests.nats import NatsServer
 
@@ -78,6 +78,6 @@ async def test_credentials_let_a_user_in_and_a_strangers_do_not(tmp_path: Path) 
         async with jetstream(settings) as js:
             assert await js.streams_info() == []
         for creds in None, str(credentials(tmp_path, stranger)):
-            with pytest.raises(OutOfReach):
+            with pytest.raises(BrokerOutOfReach):
                 async with jetstream(Settings(bus="nats", nats_url=(server.url,), nats_creds=creds)):
                     pass

@@ -17,10 +17,10 @@ import pytest
 import trustme
 from attrs import frozen
 
-from app.bootstrap import modules_of
-from app.messaging.consumers import plan
-from app.messaging.nats_session import OutOfReach, jetstream
-from bus.jetstream.admin.provisioning import apply, drift
+from app.bootstrap import build_modules
+from app.messaging.consumers import planned_topology
+from app.messaging.nats_session import BrokerOutOfReach, jetstream
+from bus.jetstream.admin.provisioning import apply, diff
 from config.settings import MODULES, Settings
 from tests.architecture.tree import ROOT
 
@@ -110,10 +110,10 @@ async def test_three_nodes_keep_three_replicas_and_write_before_they_acknowledge
         ]
         nodes = [ready(folder, process) for folder, process in zip(folders, processes, strict=True)]
         settings = provisioner(*(f"nats://127.0.0.1:{each.port}" for each in nodes))
-        topology = plan(modules_of(settings))
+        topology = planned_topology(build_modules(settings))
         async with jetstream(settings) as js:
             await apply(js, topology, replicas=3)
-            assert await drift(js, topology, replicas=3) == []
+            assert await diff(js, topology, replicas=3) == []
             assert (await js.stream_info("ORDERS")).config.num_replicas == 3
         for each in nodes:
             config = each.ask("/jsz")["config"]
@@ -141,6 +141,6 @@ async def test_with_tls_a_client_that_knows_the_authority_gets_in_and_plain_text
         async with jetstream(settings) as js:
             assert await js.streams_info() == []
         for url, tls_ca in (("nats", None), ("tls", str(tls / "stranger.pem"))):
-            with pytest.raises(OutOfReach):
+            with pytest.raises(BrokerOutOfReach):
                 async with jetstream(provisioner(f"{url}://127.0.0.1:{port}", tls_ca=tls_ca)):
                     pass

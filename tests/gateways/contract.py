@@ -15,7 +15,7 @@ import pytest
 from attrs import frozen
 from uuid_utils import uuid7
 
-from app.gateways.port import Answer, Captured, Gateway, Refused
+from app.gateways.port import Captured, ChargeResult, Declined, Gateway
 from modules.values import Money
 
 
@@ -36,7 +36,7 @@ def oid() -> str:
     return str(uuid7())
 
 
-async def settled(gateway: Gateway, order_id: str, amount: Money, method: str | None = None) -> Answer:
+async def settled(gateway: Gateway, order_id: str, amount: Money, method: str | None = None) -> ChargeResult:
     """Look, and charge if there is nothing to be found."""
     key = f"charge:{order_id}"
     return await gateway.find(key, order_id, amount) or await gateway.charge(key, order_id, amount, method)
@@ -66,7 +66,7 @@ class GatewayContract:
         """And stays one: the same order is refused again, with a reason in a word."""
         order_id, amount = oid(), Money(made.declining_amount, "EUR")
         first = await settled(made.gateway, order_id, amount, made.declining_method)
-        assert isinstance(first, Refused)
+        assert isinstance(first, Declined)
         assert first.reason
         assert " " not in first.reason
         assert await settled(made.gateway, order_id, amount, made.declining_method) == first

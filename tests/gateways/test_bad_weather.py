@@ -11,15 +11,15 @@ import attrs
 import pytest
 
 from app.clock import SystemClock
-from app.gateways.circuit_breaker import Breaker
-from app.gateways.payment_worker import CONSUMER, HEARS, GatewayWorker
+from app.gateways.circuit_breaker import CircuitBreaker
+from app.gateways.payment_worker import CONSUMER, HEARS, PaymentWorker
 from app.gateways.stripe.gateway import StripeGateway
 from bus.subjects import subject_of
 from modules.values import Money
 from tests.gateways.contract import oid
 from tests.gateways.fault import Fault, FaultyStripe
 from tests.gateways.local import API_KEY
-from tests.runtime.stand import CONTEXT, NOTED, Stand, product, stand_at, submitted
+from tests.runtime.harness import CONTEXT, NOTED, Harness, harness_at, product, submitted
 
 TIMED_OUT = [Fault.CHARGE_HANG, Fault.CHARGE_CUT]
 BROKEN = [Fault.CHARGE_500, Fault.ERROR_500]
@@ -28,13 +28,13 @@ NONSENSE = [Fault.CHARGE_HTML, Fault.CHARGE_TRUNCATED, Fault.CHARGE_WRONG, Fault
 
 def weather(seed: int) -> Fault:
     """Return how the *seed*-th call goes: 30 % time out after the charge, 20 % 5xx, 5 % nonsense."""
-    dice = random.Random(seed)
-    share = dice.random()
+    rng = random.Random(seed)
+    share = rng.random()
     if share < 0.30:
-        return dice.choice(TIMED_OUT)
+        return rng.choice(TIMED_OUT)
     if share < 0.50:
-        return dice.choice(BROKEN)
-    return dice.choice(NONSENSE) if share < 0.55 else Fault.FINE
+        return rng.choice(BROKEN)
+    return rng.choice(NONSENSE) if share < 0.55 else Fault.FINE
 
 
 MANY = 10_000
@@ -44,15 +44,15 @@ STUCK_SECONDS = 240.0
 """The last of many may have bad luck a dozen times; for so long no order comes to its end only where none ever will."""
 
 
-async def all_over(stand: Stand, count: int) -> None:
+async def all_over(harness: Harness, count: int) -> None:
     """Wait until *count* orders are at their end; however slow that is, it has to go on."""
     sql = "SELECT count(*) FROM orders_order WHERE status IN ('confirmed', 'cancelled')"
     over, since = -1, time.monotonic()
-    while (now_over := (await stand.rows(sql))[0][0]) < count:
+    while (now_over := (await harness.rows(sql))[0][0]) < count:
         if now_over > over:
             over, since = now_over, time.monotonic()
         if time.monotonic() - since > STUCK_SECONDS:
-            stuck = await stand.rows("SELECT * FROM payments_payment WHERE status NOT IN ('captured', 'declined')")
+            stuck = await harness.rows("SELECT * FROM payments_payment WHERE status NOT IN ('captured', 'declined')")
             raise AssertionError(f"{count - over} orders do not end; payments: {stuck[:10]}")
         await asyncio.sleep(0.1)
 
@@ -69,32 +69,32 @@ async def test_no_order_is_charged_twice_and_the_books_agree(
     numbers = iter(range(10**9))
     faulty.weather = lambda: weather(next(numbers))
     prices = {f"P{n}": 100 + 7 * n for n in range(10)}
-    async with stand_at(tmp_path / "test.db", clock) as stand:
+    async with harness_at(tmp_path / "test.db", clock) as harness:
         for product_id, amount in prices.items():
-            await stand.tell("inventory", attrs.evolve(product(10**6, product_id), unit_price=Money(amount, "EUR")))
+            await harness.tell("inventory", attrs.evolve(product(10**6, product_id), unit_price=Money(amount, "EUR")))
         gateway = StripeGateway(API_KEY, faulty.url)
         # Open once in a while would be right in this weather, and only make the test longer.
-        breaker = Breaker(clock.monotonic, calls_min=10**9)
-        worker = GatewayWorker(
-            stand.shells["payments"], gateway, breaker, stand.contracts, clock, stand.metrics, dice=random.Random(1)
+        breaker = CircuitBreaker(clock.monotonic, calls_min=10**9)
+        worker = PaymentWorker(
+            harness.runners["payments"], gateway, breaker, harness.contracts, clock, harness.metrics, rng=random.Random(1)
         )
-        for name in stand.shells:
-            await stand.listen(name)
-            stand.run(stand.relays[name].run())
-        stand.run(worker.listen(await stand.bus.subscribe(CONSUMER, [subject_of(cls) for cls in HEARS])))
+        for name in harness.runners:
+            await harness.listen(name)
+            harness.run(harness.relays[name].run())
+        harness.run(worker.consume(await harness.bus.subscribe(CONSUMER, [subject_of(cls) for cls in HEARS])))
         ids = [oid() for _ in range(count)]
-        shell = stand.shells["orders"]
+        runner = harness.runners["orders"]
         for start in range(0, count, 250):
             await asyncio.gather(
                 *(
-                    shell.tell(submitted(id, 1, f"P{n % 10}"), id=id, context=CONTEXT, answer=NOTED)
+                    runner.submit(submitted(id, 1, f"P{n % 10}"), id=id, trace=CONTEXT, respond=NOTED)
                     for n, id in enumerate(ids[start : start + 250])
                 )
             )
-        await all_over(stand, count)
-        ours = {row[0]: row[1:] for row in await stand.rows("SELECT order_id, status, amount FROM payments_payment")}
-        letters = await stand.rows("SELECT error, detail FROM payments_dead_letter")
-        statuses = await stand.rows("SELECT status, count(*) FROM orders_order GROUP BY status")
+        await all_over(harness, count)
+        ours = {row[0]: row[1:] for row in await harness.rows("SELECT order_id, status, amount FROM payments_payment")}
+        letters = await harness.rows("SELECT error, detail FROM payments_dead_letter")
+        statuses = await harness.rows("SELECT status, count(*) FROM orders_order GROUP BY status")
         await worker.drain(5)
         await worker.close()
     taken = faulty.taken()

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import asyncio
 
-from app.gateways.breaker_wait import Gate
-from app.gateways.circuit_breaker import Breaker, BreakerOpen, BreakerState
+from app.gateways.breaker_wait import BreakerWait
+from app.gateways.circuit_breaker import BreakerOpen, BreakerState, CircuitBreaker
 from tests.clock import VirtualClock
 
 
-def opened(clock: VirtualClock) -> tuple[Breaker, Gate]:
+def opened(clock: VirtualClock) -> tuple[CircuitBreaker, BreakerWait]:
     """Return a breaker that the provider has asked for ten seconds, and its gate."""
-    breaker = Breaker(clock.monotonic)
-    gate = Gate(breaker, clock)
-    breaker.failed(breaker.enter(), 10.0)
+    breaker = CircuitBreaker(clock.monotonic)
+    gate = BreakerWait(breaker, clock)
+    breaker.failed(breaker.acquire(), 10.0)
     return breaker, gate
 
 
-async def calling(breaker: Breaker, gate: Gate, calls: list[float], clock: VirtualClock, seconds: float = 1.0) -> None:
+async def calling(breaker: CircuitBreaker, gate: BreakerWait, calls: list[float], clock: VirtualClock, seconds: float = 1.0) -> None:
     """Call as the worker does: wait until it may, take a while, succeed."""
     while True:
         try:
-            leave = breaker.enter()
+            leave = breaker.acquire()
             break
         except BreakerOpen:
-            await gate.wait()
+            await gate.until_retry()
     calls.append(clock.monotonic())
     await clock.sleep(seconds)
     breaker.succeeded(leave)
@@ -50,8 +50,8 @@ async def test_nobody_is_fetched_while_somebody_waits() -> None:
     """Who waits in hand is the next probe; only when nobody does is one fetched, and only when it may call."""
     clock = VirtualClock()
     _, gate = opened(clock)
-    waiting = asyncio.create_task(gate.wait())
-    fetching = asyncio.create_task(gate.passable())
+    waiting = asyncio.create_task(gate.until_retry())
+    fetching = asyncio.create_task(gate.until_permit())
     await clock.advance(5)
     assert not fetching.done()
     await clock.advance(6)
@@ -63,13 +63,13 @@ async def test_closing_sends_home_who_waits_and_fetches_nobody() -> None:
     """At once, however long the breaker stays open; and nothing spins."""
     clock = VirtualClock()
     _, gate = opened(clock)
-    waiting = [asyncio.create_task(gate.wait()) for _ in range(3)]
-    fetching = asyncio.create_task(gate.passable())
+    waiting = [asyncio.create_task(gate.until_retry()) for _ in range(3)]
+    fetching = asyncio.create_task(gate.until_permit())
     await clock.settle()
-    gate.open_for_good()
+    gate.shutdown()
     await clock.settle()
     assert all(task.done() for task in waiting)
     assert not fetching.done()
-    await gate.wait()
+    await gate.until_retry()
     fetching.cancel()
     await asyncio.gather(fetching, return_exceptions=True)

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from app.gateways.circuit_breaker import Breaker, BreakerOpen, BreakerState, Pass
+from app.gateways.circuit_breaker import BreakerOpen, BreakerState, CircuitBreaker, Permit
 
 WINDOW, CALLS_MIN, WINDOW_SECONDS, OPEN_SECONDS, PROBES = 6, 4, 20.0, 5.0, 2
 
@@ -77,7 +77,7 @@ class BesideTheModel(RuleBasedStateMachine):
         super().__init__()
         self.hand = Hand()
         self.changes: list[BreakerState] = []
-        self.breaker = Breaker(
+        self.breaker = CircuitBreaker(
             self.hand,
             window=WINDOW,
             window_seconds=WINDOW_SECONDS,
@@ -88,7 +88,7 @@ class BesideTheModel(RuleBasedStateMachine):
             on_change=self.changes.append,
         )
         self.model = Model()
-        self.out: list[tuple[Pass, int]] = []
+        self.out: list[tuple[Permit, int]] = []
 
     @rule()
     def enter(self) -> None:
@@ -97,10 +97,10 @@ class BesideTheModel(RuleBasedStateMachine):
         assert is_passable == (expected is not None)
         if expected is None:
             with pytest.raises(BreakerOpen) as caught:
-                self.breaker.enter()
+                self.breaker.acquire()
             assert caught.value.retry_after_seconds > 0
         else:
-            self.out.append((self.breaker.enter(), expected))
+            self.out.append((self.breaker.acquire(), expected))
 
     @precondition(lambda self: self.out)
     @rule(index=st.integers(0, 99), result=st.sampled_from([True, False, False, None]), asked=st.sampled_from([None, None, 0.5, 30.0]))
@@ -128,21 +128,21 @@ BesideTheModel.TestCase.settings = settings(max_examples=150, stateful_step_coun
 TestBesideTheModel = BesideTheModel.TestCase
 
 
-def opened(hand: Hand) -> Breaker:
+def opened(hand: Hand) -> CircuitBreaker:
     """Return a breaker that has just opened."""
-    breaker = Breaker(hand, window=WINDOW, calls_min=CALLS_MIN, failure_share=0.5, open_seconds=OPEN_SECONDS)
+    breaker = CircuitBreaker(hand, window=WINDOW, calls_min=CALLS_MIN, failure_share=0.5, open_seconds=OPEN_SECONDS)
     for _ in range(CALLS_MIN):
-        breaker.failed(breaker.enter())
+        breaker.failed(breaker.acquire())
     assert breaker.state is BreakerState.OPEN
     return breaker
 
 
-def entering(breaker: Breaker, times: int) -> list[Pass]:
+def entering(breaker: CircuitBreaker, times: int) -> list[Permit]:
     """Return the passes that *times* attempts get."""
     got = []
     for _ in range(times):
         with suppress(BreakerOpen):
-            got.append(breaker.enter())
+            got.append(breaker.acquire())
     return got
 
 
@@ -163,7 +163,7 @@ def test_a_failed_probe_opens_it_again_for_its_whole_time() -> None:
     hand = Hand()
     breaker = opened(hand)
     hand.at += OPEN_SECONDS
-    breaker.failed(breaker.enter())
+    breaker.failed(breaker.acquire())
     hand.at += OPEN_SECONDS - 0.01
     assert entering(breaker, 50) == []
     hand.at += 0.01
@@ -175,7 +175,7 @@ def test_a_cancelled_probe_lets_another_one_go() -> None:
     hand = Hand()
     breaker = opened(hand)
     hand.at += OPEN_SECONDS
-    breaker.cancelled(breaker.enter())
+    breaker.cancelled(breaker.acquire())
     assert breaker.state is BreakerState.HALF_OPEN
     assert len(entering(breaker, 50)) == 1
 
@@ -183,10 +183,10 @@ def test_a_cancelled_probe_lets_another_one_go() -> None:
 def test_late_results_of_an_earlier_state_change_nothing() -> None:
     """A call that began while it was closed does not decide about the probe."""
     hand = Hand()
-    breaker = Breaker(hand, window=WINDOW, calls_min=CALLS_MIN, failure_share=0.5, open_seconds=OPEN_SECONDS)
+    breaker = CircuitBreaker(hand, window=WINDOW, calls_min=CALLS_MIN, failure_share=0.5, open_seconds=OPEN_SECONDS)
     late = entering(breaker, 3)
     for _ in range(CALLS_MIN):
-        breaker.failed(breaker.enter())
+        breaker.failed(breaker.acquire())
     hand.at += OPEN_SECONDS
     [probe] = entering(breaker, 1)
     breaker.succeeded(late[0])
@@ -200,10 +200,10 @@ def test_late_results_of_an_earlier_state_change_nothing() -> None:
 def test_it_comes_back_when_the_provider_asked() -> None:
     """Retry-After opens it at once, for as long as it says."""
     hand = Hand()
-    breaker = Breaker(hand)
-    breaker.failed(breaker.enter(), 42.0)
+    breaker = CircuitBreaker(hand)
+    breaker.failed(breaker.acquire(), 42.0)
     with pytest.raises(BreakerOpen) as caught:
-        breaker.enter()
+        breaker.acquire()
     assert caught.value.retry_after_seconds == pytest.approx(42.0)
     hand.at += 41.9
     assert entering(breaker, 5) == []
@@ -213,9 +213,9 @@ def test_it_comes_back_when_the_provider_asked() -> None:
 
 def test_a_few_failures_among_many_calls_leave_it_closed() -> None:
     """It takes a share of the last calls, and a number of them."""
-    breaker = Breaker(Hand(), window=10, calls_min=5)
+    breaker = CircuitBreaker(Hand(), window=10, calls_min=5)
     for n in range(100):
-        leave = breaker.enter()
+        leave = breaker.acquire()
         breaker.failed(leave) if n % 3 == 0 else breaker.succeeded(leave)
     assert breaker.state is BreakerState.CLOSED
 
@@ -223,13 +223,13 @@ def test_a_few_failures_among_many_calls_leave_it_closed() -> None:
 def test_failures_long_ago_do_not_count() -> None:
     """A failure now and then, over hours, is no trouble that a pause could cure."""
     hand = Hand()
-    breaker = Breaker(hand, window=10, window_seconds=30.0, calls_min=5)
+    breaker = CircuitBreaker(hand, window=10, window_seconds=30.0, calls_min=5)
     for _ in range(100):
-        breaker.failed(breaker.enter())
+        breaker.failed(breaker.acquire())
         hand.at += 7.6
     before = breaker.state
     for _ in range(2):
-        breaker.failed(breaker.enter())
+        breaker.failed(breaker.acquire())
     assert (before, breaker.state) == (BreakerState.CLOSED, BreakerState.OPEN)
 
 
@@ -238,9 +238,9 @@ def test_everybody_who_follows_hears_of_each_change() -> None:
     hand = Hand()
     first: list[BreakerState] = []
     second: list[BreakerState] = []
-    breaker = Breaker(hand, on_change=first.append)
-    breaker.follow(second.append)
-    breaker.failed(breaker.enter(), 1.0)
+    breaker = CircuitBreaker(hand, on_change=first.append)
+    breaker.add_listener(second.append)
+    breaker.failed(breaker.acquire(), 1.0)
     hand.at += 1.0
-    breaker.succeeded(breaker.enter())
+    breaker.succeeded(breaker.acquire())
     assert first == second == [BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED]

@@ -10,7 +10,7 @@ import pytest
 
 from app.gateways import gateway_calls as calls
 from app.gateways import payment_worker as worker
-from app.gateways.circuit_breaker import Breaker
+from app.gateways.circuit_breaker import CircuitBreaker
 from app.gateways.delay_notifier import SWEEP_SECONDS
 from app.gateways.stripe import http_session as stripe_wire
 from app.gateways.stripe import webhook_event as stripe_events
@@ -19,7 +19,7 @@ from app.web.endpoints.stripe_webhook import DESCRIBED
 from modules.payments.decide import SECOND_LOOK
 
 TEXT = " ".join((Path(__file__).parents[2] / "docs" / "payments.rst").read_text(encoding="utf-8").split())
-BREAKER = Breaker(time.monotonic)
+BREAKER = CircuitBreaker(time.monotonic)
 
 
 @pytest.mark.parametrize(
@@ -32,12 +32,12 @@ BREAKER = Breaker(time.monotonic)
         f"not more than {stripe_events.TOLERANCE_SECONDS} seconds old",
         f"({calls.CALLS_MAX} requests at most)",
         f"after 0.5 to {calls.RETRY_SECONDS_MAX:g} seconds where nobody answered",
-        f"after 2 seconds doubling to {calls.REFUSED_SECONDS_MAX:g} where Stripe refuses",
+        f"after 2 seconds doubling to {calls.DECLINED_SECONDS_MAX:g} where Stripe refuses",
         f"After {SECOND_LOOK.total_seconds():g} seconds the provider's list is looked at once more",
         f"A request that is more than {worker.FRESH_SECONDS:g} seconds old",
         f"Stripe's test card ``{TEST_PAYMENT_METHOD}``",
         *(f"``POST {path}``" for path in DESCRIBED.paths),
-        *(f"``{type_}``" for type_ in stripe_events.HEARD),
+        *(f"``{type_}``" for type_ in stripe_events.HANDLED_TYPES),
     ],
 )
 def test_what_the_page_says_is_so(sentence: str) -> None:
@@ -55,7 +55,7 @@ def test_one_probe_and_one_hour() -> None:
 def test_every_code_of_what_is_not_believed_is_explained() -> None:
     """Whoever finds one in a dead letter finds it here."""
     sources = [*Path(stripe_events.__file__).parent.glob("*.py"), Path(__file__).parents[2] / "modules/payments/decide.py"]
-    pattern = re.compile(r'(?:doubt=|doubt = |reason=|Contradiction\()"(\w+)"')
+    pattern = re.compile(r'(?:mismatch=|doubt = |reason=|ResponseMismatch\()"(\w+)"')
     codes = {code for path in sources for code in pattern.findall(path.read_text(encoding="utf-8"))}
     assert {"two_charges", "unknown_intent", "wrong_amount"} <= codes
     assert [code for code in sorted(codes) if f"``{code}``" not in TEXT] == []

@@ -9,13 +9,14 @@ from typing import Any
 import attrs
 import pytest
 
-from app.gateways.port import Record
-from app.gateways.reconciliation import compare, placed_at
+from app.gateways.port import ChargeRecord
+from app.gateways.reconciliation import compare
+from bus.ids import time_of_id
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Money
-from tests.runtime.stand import oid
+from tests.runtime.harness import oid
 
-PLACED = placed_at(oid(0))
+PLACED = time_of_id(oid(0))
 assert PLACED is not None
 SINCE, UNTIL = PLACED - timedelta(minutes=1), PLACED + timedelta(minutes=1)
 CAPTURED, REFUNDED = PaymentStatus.CAPTURED, PaymentStatus.REFUNDED
@@ -27,7 +28,7 @@ def ours(n: int, status: PaymentStatus = CAPTURED, amount: int = 100) -> Payment
     )
 
 
-def theirs(n: int, amount: int = 100, back: int = 0, **changes: Any) -> Record:
+def theirs(n: int, amount: int = 100, back: int = 0, **changes: Any) -> ChargeRecord:
     fields: dict[str, Any] = {
         "reference": f"pi_{n}",
         "order_id": oid(n),
@@ -36,13 +37,13 @@ def theirs(n: int, amount: int = 100, back: int = 0, **changes: Any) -> Record:
         "refunded_amount": back,
         "created_at": UNTIL + timedelta(hours=1),  # long after the order was placed
     }
-    return Record(**(fields | changes))
+    return ChargeRecord(**(fields | changes))
 
 
-async def kinds(payments: list[Payment], *records: Record) -> list[tuple[str, str | None]]:
+async def kinds(payments: list[Payment], *records: ChargeRecord) -> list[tuple[str, str | None]]:
     """Return what differs, and the references."""
 
-    async def listed() -> AsyncIterator[Record]:
+    async def listed() -> AsyncIterator[ChargeRecord]:
         for record in records:
             yield record
 
@@ -79,7 +80,7 @@ async def test_books_that_agree_differ_in_nothing() -> None:
         (ours(1, PaymentStatus.UNKNOWN), [theirs(1, back=100)], []),
     ],
 )
-async def test_whatever_differs_is_said(payment: Payment, records: list[Record], expected: list[Any]) -> None:
+async def test_whatever_differs_is_said(payment: Payment, records: list[ChargeRecord], expected: list[Any]) -> None:
     """Missing, extra, another amount, another refund; what went back as a whole is nobody's money any more."""
     assert await kinds([payment], *records) == expected
 
@@ -107,5 +108,5 @@ async def test_orders_of_another_time_are_left_out() -> None:
 @pytest.mark.parametrize("id", [None, "", "42", "0199fe00-0000-4000-8000-000000000001", "x" * 36])
 def test_what_is_no_orders_id_has_no_time(id: str | None) -> None:
     """Only a UUIDv7 begins with the milliseconds."""
-    assert placed_at(id) is None
-    assert placed_at("0199fe00-0000-7000-8000-000000000001") == datetime.fromtimestamp(0x0199FE000000 / 1000, UTC)
+    assert time_of_id(id) is None
+    assert time_of_id("0199fe00-0000-7000-8000-000000000001") == datetime.fromtimestamp(0x0199FE000000 / 1000, UTC)

@@ -12,14 +12,14 @@ import pytest
 
 from app.gateways.port import (
     Captured,
-    Contradiction,
-    GatewayAway,
-    GatewayRefuses,
-    GatewaySilent,
-    GatewayTrouble,
-    Ledger,
-    Refused,
-    Undecided,
+    ChargeLedger,
+    Declined,
+    GatewayError,
+    GatewayNotReached,
+    GatewayRejected,
+    GatewayTimeout,
+    Pending,
+    ResponseMismatch,
 )
 from app.gateways.stripe import http_session as stripe_wire
 from app.gateways.stripe.gateway import StripeGateway
@@ -94,7 +94,7 @@ async def test_taken_without_an_answer_is_unknown_and_found(
     """Neither success nor failure; a look tells, and nothing is charged twice."""
     faulty.weather = lambda: fault
     order_id = oid()
-    with pytest.raises(GatewaySilent):
+    with pytest.raises(GatewayTimeout):
         await charge(gateway, order_id)
     found = await find(gateway, order_id)
     assert isinstance(found, Captured)
@@ -109,17 +109,17 @@ async def test_no_answer_and_nothing_taken_is_unknown_too(
     """From here it looks the same; the look finds nothing. A redirect is not followed: it would take the money along."""
     faulty.weather = lambda: fault
     order_id = oid()
-    with pytest.raises(GatewaySilent):
+    with pytest.raises(GatewayTimeout):
         await charge(gateway, order_id)
     assert await find(gateway, order_id) is None
     assert faulty.elsewhere == 0
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind"), [(Fault.RATE_LIMITED, GatewayAway), (Fault.ERROR_503_LATER, GatewaySilent)], ids=["429", "503"]
+    ("fault", "kind"), [(Fault.RATE_LIMITED, GatewayNotReached), (Fault.ERROR_503_LATER, GatewayTimeout)], ids=["429", "503"]
 )
 async def test_what_the_provider_asks_is_passed_on(
-    gateway: StripeGateway, faulty: FaultyStripe, fault: Fault, kind: type[GatewayTrouble]
+    gateway: StripeGateway, faulty: FaultyStripe, fault: Fault, kind: type[GatewayError]
 ) -> None:
     """Retry-After, also where the answer is a page. Too many calls means that this one did nothing."""
     faulty.weather = lambda: fault
@@ -139,7 +139,7 @@ async def test_an_answer_that_contradicts_the_request_is_not_believed(
     """It is neither taken nor refused; who looks into the provider's list may find that all is well."""
     faulty.weather = lambda: fault
     order_id = oid()
-    with pytest.raises(Contradiction) as caught:
+    with pytest.raises(ResponseMismatch) as caught:
         await charge(gateway, order_id)
     assert (caught.value.reason, caught.value.reference) == (reason, "pi_0")
     assert isinstance(await find(gateway, order_id), Captured)
@@ -150,13 +150,13 @@ async def test_a_wrong_charge_in_the_list_contradicts_too(gateway: StripeGateway
     faulty.weather = lambda: Fault.WRONG_CHARGE
     order_id = oid()
     for ask in charge, find:
-        with pytest.raises(Contradiction, match="another amount"):
+        with pytest.raises(ResponseMismatch, match="another amount"):
             await ask(gateway, order_id)
     faulty.weather = lambda: Fault.FINE
     twice = oid()
     await charge(gateway, twice)
     await charge(gateway, twice)  # nobody looked
-    with pytest.raises(Contradiction) as caught:
+    with pytest.raises(ResponseMismatch) as caught:
         await find(gateway, twice)
     assert caught.value.reason == "two_charges"
 
@@ -164,7 +164,7 @@ async def test_a_wrong_charge_in_the_list_contradicts_too(gateway: StripeGateway
 async def test_a_key_that_was_used_for_something_else_is_put_aside(gateway: StripeGateway, faulty: FaultyStripe) -> None:
     """It is no refusal, and asking again is no help."""
     faulty.weather = lambda: Fault.KEY_REUSED
-    with pytest.raises(Contradiction) as caught:
+    with pytest.raises(ResponseMismatch) as caught:
         await charge(gateway, oid())
     assert caught.value.reason == "wrong_key"
 
@@ -172,7 +172,7 @@ async def test_a_key_that_was_used_for_something_else_is_put_aside(gateway: Stri
 async def test_nobody_there_means_that_nothing_happened() -> None:
     """A connection that was never made has sent nothing."""
     gateway = StripeGateway(API_KEY, "http://127.0.0.1:1")
-    with pytest.raises(GatewayAway):
+    with pytest.raises(GatewayNotReached):
         await charge(gateway, oid())
     await gateway.close()
 
@@ -180,7 +180,7 @@ async def test_nobody_there_means_that_nothing_happened() -> None:
 async def test_a_key_that_is_not_taken_declines_nobody(localstripe: LocalStripe) -> None:
     """That is our trouble and not the customer's; and no error says the key."""
     gateway = StripeGateway("no_such_key_9f3a", localstripe.url)
-    with pytest.raises(GatewayAway) as caught:
+    with pytest.raises(GatewayNotReached) as caught:
         await charge(gateway, oid(), "pm_card_visa")
     assert "9f3a" not in repr(caught.value)
     await gateway.close()
@@ -191,7 +191,7 @@ async def test_the_idempotency_key_is_the_orders(gateway: StripeGateway, faulty:
     order_id = oid()
     faulty.weather = lambda: Fault.ERROR_500
     for _ in range(2):
-        with pytest.raises(GatewaySilent):
+        with pytest.raises(GatewayTimeout):
             await charge(gateway, order_id)
     faulty.weather = lambda: Fault.FINE
     taken = await charge(gateway, order_id)
@@ -203,16 +203,16 @@ async def test_the_idempotency_key_is_the_orders(gateway: StripeGateway, faulty:
 async def test_what_needs_the_customer_is_cancelled_and_declined(gateway: StripeGateway, faulty: FaultyStripe) -> None:
     """The customer is not here: nobody can confirm it later, and take money for an order that is off."""
     order_id = oid()
-    assert await charge(gateway, order_id, "pm_3ds") == Refused("authentication_required")
+    assert await charge(gateway, order_id, "pm_3ds") == Declined("authentication_required")
     assert [intent["status"] for intent in faulty.intents.values()] == ["canceled"]
-    assert await find(gateway, order_id) == Refused("canceled")
+    assert await find(gateway, order_id) == Declined("canceled")
 
 
 async def test_what_the_provider_is_still_at_is_undecided(gateway: StripeGateway, faulty: FaultyStripe) -> None:
     """Look again: it is no trouble, and no answer."""
     order_id = oid()
-    assert await charge(gateway, order_id, "pm_slow") == Undecided("pi_0")
-    assert await find(gateway, order_id) == Undecided("pi_0")
+    assert await charge(gateway, order_id, "pm_slow") == Pending("pi_0")
+    assert await find(gateway, order_id) == Pending("pi_0")
     faulty.intents["pi_0"]["status"] = "succeeded"
     assert await find(gateway, order_id) == Captured("pi_0")
 
@@ -220,7 +220,7 @@ async def test_what_the_provider_is_still_at_is_undecided(gateway: StripeGateway
 async def test_without_a_payment_method_only_a_test_key_pays(faulty: FaultyStripe) -> None:
     """With real money, nothing is made up."""
     gateway = StripeGateway("sk_live_x", faulty.url)
-    assert await charge(gateway, oid()) == Refused("payment_method_missing")
+    assert await charge(gateway, oid()) == Declined("payment_method_missing")
     assert faulty.calls == []
     await gateway.close()
 
@@ -231,7 +231,7 @@ async def test_a_refund_whose_answer_got_lost_is_not_made_twice(gateway: StripeG
     taken = await charge(gateway, order_id)
     assert isinstance(taken, Captured)
     faulty.weather = lambda: Fault.CHARGE_500
-    with pytest.raises(GatewaySilent):
+    with pytest.raises(GatewayTimeout):
         await gateway.refund("k", order_id, taken.reference, EUR)
     assert await gateway.refund("k", order_id, taken.reference, EUR) == "re_1"
     assert faulty.given_back() == {order_id: [EUR.amount]}
@@ -240,7 +240,7 @@ async def test_a_refund_whose_answer_got_lost_is_not_made_twice(gateway: StripeG
 async def test_a_refund_that_is_refused_says_so(localstripe: LocalStripe) -> None:
     """It is no trouble with the line, and has a code."""
     gateway = StripeGateway(API_KEY, localstripe.url)
-    with pytest.raises(GatewayRefuses):
+    with pytest.raises(GatewayRejected):
         await gateway.refund("k", oid(), "pi_nobody", EUR)
     await gateway.close()
 
@@ -293,13 +293,13 @@ async def test_a_list_that_cannot_be_read_tells_everybody(gateway: StripeGateway
     """And nobody takes it for an empty one."""
     faulty.reading = lambda: Fault.CHARGE_TRUNCATED
     found = await asyncio.gather(*(find(gateway, oid()) for _ in range(5)), return_exceptions=True)
-    assert {type(answer) for answer in found} == {GatewaySilent}
+    assert {type(answer) for answer in found} == {GatewayTimeout}
 
 
 async def test_the_list_tells_what_was_taken_and_given_back(localstripe: LocalStripe) -> None:
     """For whoever compares the books."""
     gateway = StripeGateway(API_KEY, localstripe.url)
-    assert isinstance(gateway, Ledger)
+    assert isinstance(gateway, ChargeLedger)
     kept, returned, declined = oid(), oid(), oid()
     await charge(gateway, kept)
     taken = await charge(gateway, returned)

@@ -15,16 +15,16 @@ from attrs import define
 
 from app.gateways.stripe.gateway import StripeGateway
 from app.gateways.stripe.webhook_event import TOLERANCE_SECONDS, InvalidSignature, check_signature, read
-from app.gateways.webhook_handler import CONSUMER, Webhooks
-from app.runtime.service import Unavailable
+from app.gateways.webhook_handler import CONSUMER, StripeWebhookHandler
+from app.storage.errors import StorageUnavailable
 from modules.inventory.events import StockReserved
 from modules.orders.events import OrderCancelled
-from modules.payments.events import Charged
+from modules.payments.events import ChargeSucceeded
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Money
 from tests.gateways.fault import FaultyStripe
 from tests.gateways.local import API_KEY
-from tests.runtime.stand import CONTEXT, Stand, oid, stand_at
+from tests.runtime.harness import CONTEXT, Harness, harness_at, oid
 
 SECRET = "whsec_test"
 NOW = 1_800_000_000
@@ -65,43 +65,43 @@ def refund(order_id: str | None, refunded: int = 100, id: str = "evt_3") -> byte
 class Desk:
     """Webhooks at a stand whose payments run."""
 
-    stand: Stand
-    webhooks: Webhooks
+    harness: Harness
+    webhooks: StripeWebhookHandler
 
     async def take(self, body: bytes) -> str:
-        return await self.webhooks.take(body, signed(body), CONTEXT)
+        return await self.webhooks.handle(body, signed(body), CONTEXT)
 
     async def requested(self, order_id: str) -> None:
         """Let the payment of an order be asked for."""
         reserved = StockReserved(order_id=order_id, lines=(), total=EUR, payment_method=None)
-        await self.stand.tell("payments", reserved)
+        await self.harness.tell("payments", reserved)
 
     async def payment(self, order_id: str) -> Payment:
-        found = await self.stand.shells["payments"].get(Payment, order_id)
+        found = await self.harness.runners["payments"].get(Payment, order_id)
         assert isinstance(found, Payment)
         return found
 
     async def said(self, subject: str) -> int:
         sql = "SELECT count(*) FROM payments_outbox WHERE subject = ?"
-        count: int = (await self.stand.rows(sql, f"payments.{subject}.v1"))[0][0]
+        count: int = (await self.harness.rows(sql, f"payments.{subject}.v1"))[0][0]
         return count
 
     async def letters(self) -> list[tuple[str, str]]:
-        kept = await self.stand.office.list(CONSUMER, None, None, 100)
-        return [(each.letter.error, each.letter.message.id) for each in kept]
+        kept = await self.harness.dead_letter_store.list(CONSUMER, None, None, 100)
+        return [(each.dead_letter.error, each.dead_letter.message.id) for each in kept]
 
 
-async def _cut_off(letter: Any) -> None:
-    raise Unavailable("The process ends here, or its database goes away.")
+async def _cut_off(dead_letter: Any) -> None:
+    raise StorageUnavailable("The process ends here, or its database goes away.")
 
 
 @pytest.fixture
-async def desk(tmp_path: Path, faulty: FaultyStripe) -> AsyncIterator[Desk]:
+async def service(tmp_path: Path, faulty: FaultyStripe) -> AsyncIterator[Desk]:
     gateway = StripeGateway(API_KEY, faulty.url)
-    async with stand_at(tmp_path / "test.db") as stand:
-        shell = stand.shells["payments"]
-        stand.run(shell.run())
-        yield Desk(stand, Webhooks(shell, SECRET, gateway, stand.office, stand.clock, stand.metrics, lambda: NOW))
+    async with harness_at(tmp_path / "test.db") as harness:
+        runner = harness.runners["payments"]
+        harness.run(runner.run())
+        yield Desk(harness, StripeWebhookHandler(runner, SECRET, gateway, harness.dead_letter_store, harness.clock, harness.metrics, lambda: NOW))
     await gateway.close()
 
 
@@ -163,56 +163,56 @@ def test_what_is_no_event_is_none(body: bytes) -> None:
 # What becomes of them
 
 
-async def test_the_webhook_may_come_before_the_answer(desk: Desk) -> None:
+async def test_the_webhook_may_come_before_the_answer(service: Desk) -> None:
     """Then the order is paid, and the answer that comes later is old news."""
-    await desk.requested(oid(1))
-    assert await desk.take(event(intent(oid(1)))) == "handled"
-    payment = await desk.payment(oid(1))
+    await service.requested(oid(1))
+    assert await service.take(event(intent(oid(1)))) == "handled"
+    payment = await service.payment(oid(1))
     assert (payment.status, payment.reference, payment.calls) == (PaymentStatus.CAPTURED, "pi_1", 0)
-    await desk.stand.tell("payments", Charged(order_id=oid(1), reference="pi_1", calls=1))
-    assert await desk.said("captured") == 1
+    await service.harness.tell("payments", ChargeSucceeded(order_id=oid(1), reference="pi_1", calls=1))
+    assert await service.said("captured") == 1
 
 
-async def test_the_webhook_may_come_after_the_answer(desk: Desk) -> None:
+async def test_the_webhook_may_come_after_the_answer(service: Desk) -> None:
     """It fits, and changes nothing."""
-    await desk.requested(oid(1))
-    await desk.stand.tell("payments", Charged(order_id=oid(1), reference="pi_1", calls=1))
-    assert await desk.take(event(intent(oid(1)))) == "handled"
-    assert await desk.said("captured") == 1
-    assert await desk.letters() == []
+    await service.requested(oid(1))
+    await service.harness.tell("payments", ChargeSucceeded(order_id=oid(1), reference="pi_1", calls=1))
+    assert await service.take(event(intent(oid(1)))) == "handled"
+    assert await service.said("captured") == 1
+    assert await service.letters() == []
 
 
-async def test_the_same_event_counts_once(desk: Desk) -> None:
+async def test_the_same_event_counts_once(service: Desk) -> None:
     """Stripe sends until it has heard a 2xx; twenty copies at once are one."""
-    await desk.requested(oid(1))
-    outcomes = await asyncio.gather(*(desk.take(event(intent(oid(1)))) for _ in range(20)))
+    await service.requested(oid(1))
+    outcomes = await asyncio.gather(*(service.take(event(intent(oid(1)))) for _ in range(20)))
     assert sorted(outcomes) == ["handled"] + ["repeated"] * 19
-    assert await desk.said("captured") == 1
+    assert await service.said("captured") == 1
 
 
-async def test_a_failure_and_a_refund_are_heard_too(desk: Desk) -> None:
+async def test_a_failure_and_a_refund_are_heard_too(service: Desk) -> None:
     """A refusal declines; a refund of a cancelled order is the refund."""
-    await desk.requested(oid(1))
-    assert await desk.take(failed(oid(1))) == "handled"
-    payment = await desk.payment(oid(1))
+    await service.requested(oid(1))
+    assert await service.take(failed(oid(1))) == "handled"
+    payment = await service.payment(oid(1))
     assert (payment.status, payment.reason) == (PaymentStatus.DECLINED, "card_declined")
-    await desk.requested(oid(2))
-    await desk.take(event(intent(oid(2)), id="evt_9"))
+    await service.requested(oid(2))
+    await service.take(event(intent(oid(2)), id="evt_9"))
     off = OrderCancelled(order_id=oid(2), customer_id="c", items=(), reason="requested")
-    await desk.stand.tell("payments", off)
-    assert await desk.take(refund(oid(2))) == "handled"
-    assert (await desk.payment(oid(2))).status is PaymentStatus.REFUNDED
-    assert await desk.letters() == []
+    await service.harness.tell("payments", off)
+    assert await service.take(refund(oid(2))) == "handled"
+    assert (await service.payment(oid(2))).status is PaymentStatus.REFUNDED
+    assert await service.letters() == []
 
 
-async def test_a_refund_whose_charge_names_no_order_is_looked_up(desk: Desk, faulty: FaultyStripe) -> None:
+async def test_a_refund_whose_charge_names_no_order_is_looked_up(service: Desk, faulty: FaultyStripe) -> None:
     """Its PaymentIntent knows the order."""
-    await desk.requested(oid(1))
-    await desk.take(event(intent(oid(1))))
-    await desk.stand.tell("payments", OrderCancelled(order_id=oid(1), customer_id="c", items=(), reason="requested"))
+    await service.requested(oid(1))
+    await service.take(event(intent(oid(1))))
+    await service.harness.tell("payments", OrderCancelled(order_id=oid(1), customer_id="c", items=(), reason="requested"))
     faulty.intents["pi_1"] = intent(oid(1))
-    assert await desk.take(refund(None)) == "handled"
-    assert (await desk.payment(oid(1))).status is PaymentStatus.REFUNDED
+    assert await service.take(refund(None)) == "handled"
+    assert (await service.payment(oid(1))).status is PaymentStatus.REFUNDED
 
 
 @pytest.mark.parametrize(
@@ -232,57 +232,57 @@ async def test_a_refund_whose_charge_names_no_order_is_looked_up(desk: Desk, fau
         (event({"object": "charge"}, "charge.refunded"), "nonsense"),
     ],
 )
-async def test_what_does_not_fit_is_put_aside_once(desk: Desk, body: bytes, error: str) -> None:
+async def test_what_does_not_fit_is_put_aside_once(service: Desk, body: bytes, error: str) -> None:
     """A dead letter for a person, and a 2xx for Stripe, which could do nothing about it."""
-    await desk.requested(oid(1))
-    assert [await desk.take(body), await desk.take(body)] == ["put_aside"] * 2
-    [(found, message_id)] = await desk.letters()
+    await service.requested(oid(1))
+    assert [await service.take(body), await service.take(body)] == ["put_aside"] * 2
+    [(found, message_id)] = await service.letters()
     assert (found, message_id[:4]) == (error, "evt_")
-    assert (await desk.payment(oid(1))).status is PaymentStatus.PENDING
+    assert (await service.payment(oid(1))).status is PaymentStatus.PENDING
 
 
-async def test_a_second_charge_for_an_order_is_put_aside(desk: Desk) -> None:
+async def test_a_second_charge_for_an_order_is_put_aside(service: Desk) -> None:
     """Somebody was charged twice: nobody decides about that alone."""
-    await desk.requested(oid(1))
-    await desk.take(event(intent(oid(1))))
-    assert await desk.take(event(intent(oid(1), id="pi_2"), id="evt_8")) == "put_aside"
-    assert await desk.letters() == [("two_charges", "evt_8")]
-    assert (await desk.payment(oid(1))).reference == "pi_1"
+    await service.requested(oid(1))
+    await service.take(event(intent(oid(1))))
+    assert await service.take(event(intent(oid(1), id="pi_2"), id="evt_8")) == "put_aside"
+    assert await service.letters() == [("two_charges", "evt_8")]
+    assert (await service.payment(oid(1))).reference == "pi_1"
 
 
-async def test_money_that_went_back_by_hand_is_put_aside_and_counts(desk: Desk) -> None:
+async def test_money_that_went_back_by_hand_is_put_aside_and_counts(service: Desk) -> None:
     """Our books follow the provider's, and a person hears of it."""
-    await desk.requested(oid(1))
-    await desk.take(event(intent(oid(1))))
-    assert await desk.take(refund(oid(1))) == "put_aside"
-    assert await desk.letters() == [("refunded_elsewhere", "evt_3")]
-    assert (await desk.payment(oid(1))).status is PaymentStatus.REFUNDED
+    await service.requested(oid(1))
+    await service.take(event(intent(oid(1))))
+    assert await service.take(refund(oid(1))) == "put_aside"
+    assert await service.letters() == [("refunded_elsewhere", "evt_3")]
+    assert (await service.payment(oid(1))).status is PaymentStatus.REFUNDED
 
 
 async def test_a_webhook_that_was_cut_off_between_books_and_letter_is_put_aside_when_it_comes_again(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    service: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A refund by hand is in our books then; the person has not heard of it yet, and hears of it once."""
-    await desk.requested(oid(1))
-    await desk.take(event(intent(oid(1))))
+    await service.requested(oid(1))
+    await service.take(event(intent(oid(1))))
     with monkeypatch.context() as patch:
-        patch.setattr(desk.stand.office, "add", _cut_off)
-        with pytest.raises(Unavailable):
-            await desk.take(refund(oid(1)))
-    assert (await desk.payment(oid(1))).status is PaymentStatus.REFUNDED
-    assert [await desk.take(refund(oid(1))) for _ in range(2)] == ["put_aside", "put_aside"]
-    assert await desk.letters() == [("refunded_elsewhere", "evt_3")]
+        patch.setattr(service.harness.dead_letter_store, "add", _cut_off)
+        with pytest.raises(StorageUnavailable):
+            await service.take(refund(oid(1)))
+    assert (await service.payment(oid(1))).status is PaymentStatus.REFUNDED
+    assert [await service.take(refund(oid(1))) for _ in range(2)] == ["put_aside", "put_aside"]
+    assert await service.letters() == [("refunded_elsewhere", "evt_3")]
 
 
-async def test_other_types_are_none_of_our_business(desk: Desk) -> None:
+async def test_other_types_are_none_of_our_business(service: Desk) -> None:
     """Stripe has hundreds."""
-    assert await desk.take(event({}, "customer.created")) == "ignored"
-    assert await desk.letters() == []
+    assert await service.take(event({}, "customer.created")) == "ignored"
+    assert await service.letters() == []
 
 
-async def test_without_the_database_there_is_no_answer(desk: Desk) -> None:
+async def test_without_the_database_there_is_no_answer(service: Desk) -> None:
     """Stripe comes again; nothing is said to be here that is not."""
-    await desk.requested(oid(1))
-    await desk.stand.database.close()
-    with pytest.raises(Unavailable):
-        await asyncio.wait_for(desk.take(event(intent(oid(1)))), 10)
+    await service.requested(oid(1))
+    await service.harness.database.close()
+    with pytest.raises(StorageUnavailable):
+        await asyncio.wait_for(service.take(event(intent(oid(1)))), 10)

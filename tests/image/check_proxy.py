@@ -44,7 +44,7 @@ class Behind:
     async def start(self) -> None:
         application = web.Application()
         application.router.add_get("/v1/orders/{id}/stream", self.stream)
-        application.router.add_route("*", "/v1/dead-letters/{id}{rest:(/replay)?}", self.letter)
+        application.router.add_route("*", "/v1/dead-letters/{id}{rest:(/replay)?}", self.dead_letter)
         application.router.add_get("/v1/contracts", self.contracts)
         application.router.add_route("*", "/{path:.*}", self.answer)
         self.runner = web.AppRunner(application)
@@ -66,7 +66,7 @@ class Behind:
         body = await request.read()
         return web.json_response({"by": self.name, "bytes": len(body)}, headers={"X-Correlation-ID": "from-" + self.name})
 
-    async def letter(self, request: web.Request) -> web.Response:
+    async def dead_letter(self, request: web.Request) -> web.Response:
         self.note(request)
         if request.match_info["id"] == "replay":
             return web.json_response({"by": self.name})
@@ -111,8 +111,8 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, houses: dict[str, Beh
     for name in ("nginx.conf", "dead-letters-of-one.conf"):
         (tmp_path / name).write_bytes((PROXY / name).read_bytes())
     upstreams = (PROXY / request.param).read_text(encoding="utf-8")
-    for name, house in houses.items():
-        upstreams, count = re.subn(rf"\b{name}:8080\b", f"127.0.0.1:{house.port}", upstreams)
+    for name, system in houses.items():
+        upstreams, count = re.subn(rf"\b{name}:8080\b", f"127.0.0.1:{system.port}", upstreams)
         assert count == 2
     # Debian's nginx is older than `resolve`, and addresses need no resolver.
     upstreams = re.sub(r"\bresolve ", "", re.sub(r"(?m)^resolver .*$", "", upstreams))
@@ -179,7 +179,7 @@ async def test_every_path_finds_its_module(
     async with client.post(URL(url + path, encoded=True), data=b"{}") as answer:
         assert (await answer.json())["by"] == module
     assert houses[module].asked[-1].endswith(path)
-    assert [name for name, house in houses.items() if house.asked] == [module]
+    assert [name for name, system in houses.items() if system.asked] == [module]
 
 
 async def test_headers_reach_the_module_and_come_back(
@@ -211,7 +211,7 @@ async def test_a_dead_letter_is_found_wherever_it_lies(
     assert len(houses[module].asked) == 9
     async with client.get(f"{url}/v1/dead-letters/letter-2") as answer:
         assert answer.status == 404
-    assert [house.asked[-1] for house in houses.values()] == ["GET /v1/dead-letters/letter-2"] * 3
+    assert [system.asked[-1] for system in houses.values()] == ["GET /v1/dead-letters/letter-2"] * 3
 
 
 async def test_a_letter_is_not_said_to_be_nowhere_while_somebody_is_away(
@@ -251,7 +251,7 @@ async def test_contracts_status_asks_everybody_behind_the_one_address(url: str, 
     said, _ = await process.communicate()
     assert process.returncode == 0
     assert [each["subject"] for each in json.loads(said)] == sorted(f"{name}.moved.v1" for name in houses)
-    assert {name: house.asked for name, house in houses.items()} == {
+    assert {name: system.asked for name, system in houses.items()} == {
         name: [f"GET /v1/contracts?module={name}"] for name in houses
     }
 
@@ -271,7 +271,7 @@ async def test_what_belongs_to_no_module_stays_inside(
     """Probes and numbers are for whoever runs the processes."""
     async with client.get(url + path) as answer:
         await is_problem(answer, 404, "not_found")
-    assert [house.asked for house in houses.values()] == [[], [], []]
+    assert [system.asked for system in houses.values()] == [[], [], []]
 
 
 async def test_a_module_that_is_away_is_a_problem_to_come_back_with(

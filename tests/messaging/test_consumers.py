@@ -16,9 +16,9 @@ from click.testing import CliRunner, Result
 from nats.js import JetStreamContext
 
 from app.cli.main import main
-from app.messaging.consumers import hears, plan
-from app.messaging.event_registry import contracts_of
-from bus.replay_subjects import module_of, original, replay_subject
+from app.messaging.consumers import planned_topology, subscriptions
+from app.messaging.event_registry import build_registry
+from bus.replay_subjects import module_of, original_subject, replay_subject
 from modules import inventory, orders, payments
 from tests.nats import NatsServer
 
@@ -63,20 +63,20 @@ async def _empty(js: JetStreamContext) -> None:
 def test_each_module_and_the_gateway_worker_have_two_lanes() -> None:
     """And hear, beside their subjects, the replays of what they gave up on: in their own module's stream."""
     modules = [orders.module(), inventory.module(), payments.module()]
-    heard = hears(modules, contracts_of(modules))
+    heard = subscriptions(modules, build_registry(modules))
     names = ["orders", "inventory", "payments", "payments-gateway"]
     assert set(heard) == {*names, *(f"{name}-express" for name in names)}
     assert "payments.charge_requested.v1" in heard["payments-gateway"]
     for consumer, subjects in heard.items():
-        said = [subject for subject in subjects if original(subject) == subject]
-        assert [original(subject) for subject in subjects if subject not in said] == said
+        said = [subject for subject in subjects if original_subject(subject) == subject]
+        assert [original_subject(subject) for subject in subjects if subject not in said] == said
         assert {replay_subject(consumer, subject) for subject in said} == set(subjects) - set(said)
         assert all(subject.endswith(".express") == consumer.endswith("-express") for subject in subjects)
 
 
 def test_a_module_alone_has_its_consumers_and_everybody_s_streams() -> None:
     """It hears the others, wherever they run."""
-    alone = plan([orders.module()])
+    alone = planned_topology([orders.module()])
     assert {consumer.name for consumer in alone.consumers} == {"orders", "orders-express", "patrol-orders"}
     assert [stream.name for stream in alone.streams] == ["ORDERS", "INVENTORY", "PAYMENTS", "DEAD_LETTERS", "ADVISORIES"]
 
@@ -93,14 +93,14 @@ def test_a_module_alone_has_its_consumers_and_everybody_s_streams() -> None:
 def test_the_subject_of_a_replay_leads_back_to_the_original(consumer: str, subject: str, replayed: str) -> None:
     """Whatever that is."""
     assert replay_subject(consumer, subject) == replayed
-    assert original(replayed) == subject
+    assert original_subject(replayed) == subject
     assert replayed.startswith(f"{module_of(consumer)}.")
 
 
 @pytest.mark.parametrize("subject", ["orders.created.v1", "orders.replay.v1", "orders.replay.v1.express", "a.replay.b.c", ""])
 def test_what_is_no_replay_is_its_own_original(subject: str) -> None:
     """Also where an event is called replay."""
-    assert original(subject) == subject
+    assert original_subject(subject) == subject
 
 
 def test_it_is_printed_without_asking_anybody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 
 from app.gateways.webhook_handler import CONSUMER as WEBHOOKS
-from app.messaging.cloudevents import origin
-from app.messaging.dead_letters import DeadLetterOffice
-from app.web.endpoints.dead_letters import KeptLetter, NotReplayable
-from bus.ids import caused_id
+from app.messaging.cloudevents import event_id_and_trace
+from app.messaging.dead_letters import DeadLetterStore, NotReplayable, StoredDeadLetter
+from bus.ids import derived_id
 from bus.port import MAX_TRIES, DeadLetter, Message
 from modules.inventory.state import Product
 from modules.orders.events import OrderConfirmed, OrderCreated
 from modules.values import Line, Money
-from tests.runtime.stand import HurriedClock, Stand, oid, product, said, stand_at, until
+from tests.runtime.harness import Harness, HurriedClock, harness_at, oid, product, said, until
 
 
 def confirmed(n: int) -> OrderConfirmed:
@@ -29,106 +28,106 @@ def created(n: int) -> OrderCreated:
     return OrderCreated(order_id=oid(n), customer_id="c-1", items=(Line("A", 1),), version="v2", shipping_address=None)
 
 
-def letter_about(message: Message, consumer: str) -> DeadLetter:
+def dead_letter_about(message: Message, consumer: str) -> DeadLetter:
     """Return a letter of *consumer* about *message*."""
     now = datetime.now(UTC)
-    return DeadLetter(caused_id(message.id, consumer), consumer, message, "no_answer", "", 5, now, now)
+    return DeadLetter(derived_id(message.id, consumer), consumer, message, "no_answer", "", 5, now, now)
 
 
-async def letters(office: DeadLetterOffice) -> list[KeptLetter]:
-    return list(await office.list(None, None, None, 100))
+async def letters(dead_letter_store: DeadLetterStore) -> list[StoredDeadLetter]:
+    return list(await dead_letter_store.list(None, None, None, 100))
 
 
-async def stock(stand: Stand) -> Any:
-    product = await stand.shells["inventory"].get(Product, "A")
+async def stock(harness: Harness) -> Any:
+    product = await harness.runners["inventory"].get(Product, "A")
     assert product is not None
     return product
 
 
 async def test_five_failures_make_one_letter(path: Path) -> None:
     """It says who gave up on what, and why; the message behind it is delivered all the same."""
-    async with stand_at(path, HurriedClock()) as stand:
-        await stand.tell("inventory", product())
-        _hurry(stand)
-        await stand.listen("inventory")
-        poison = said(stand, confirmed(1), key=oid(1))
-        buried = stand.bus.publish(poison)
-        await stand.bus.publish(said(stand, created(2), key=oid(2)))
-        assert (await stock(stand)).reserved == 1
+    async with harness_at(path, HurriedClock()) as harness:
+        await harness.tell("inventory", product())
+        _hurry(harness)
+        await harness.listen("inventory")
+        poison = said(harness, confirmed(1), key=oid(1))
+        buried = harness.bus.publish(poison)
+        await harness.bus.publish(said(harness, created(2), key=oid(2)))
+        assert (await stock(harness)).reserved == 1
         await buried
-        [kept] = await letters(stand.office)
-        assert (kept.letter.consumer, kept.letter.error, kept.letter.attempts) == ("inventory", "failed", MAX_TRIES)
-        assert kept.letter.detail == "Unexpected: OrderConfirmed while never met"
-        assert kept.letter.message == poison
+        [kept] = await letters(harness.dead_letter_store)
+        assert (kept.dead_letter.consumer, kept.dead_letter.error, kept.dead_letter.attempts) == ("inventory", "failed", MAX_TRIES)
+        assert kept.dead_letter.detail == "Unexpected: OrderConfirmed while never met"
+        assert kept.dead_letter.message == poison
         assert kept.replays == 0
-        assert kept.letter.first_seen <= kept.letter.last_seen
+        assert kept.dead_letter.first_seen <= kept.dead_letter.last_seen
 
 
-async def test_what_is_unreadable_is_put_aside_at_once(stand: Stand) -> None:
+async def test_what_is_unreadable_is_put_aside_at_once(harness: Harness) -> None:
     """No try can help it; it costs one."""
-    await stand.listen("inventory")
+    await harness.listen("inventory")
     for n, body in enumerate((b"{", b"{}", b"\xff\xfe")):
-        await stand.bus.publish(Message("orders.created.v1", f"m-{n}", body))
-    found = await letters(stand.office)
-    assert sorted(kept.letter.error for kept in found) == ["invalid", "unreadable", "unreadable"]
-    assert {kept.letter.attempts for kept in found} == {1}
+        await harness.bus.publish(Message("orders.created.v1", f"m-{n}", body))
+    found = await letters(harness.dead_letter_store)
+    assert sorted(kept.dead_letter.error for kept in found) == ["invalid", "unreadable", "unreadable"]
+    assert {kept.dead_letter.attempts for kept in found} == {1}
 
 
 async def test_letters_survive_a_restart(path: Path) -> None:
     """On disk, to the last byte."""
-    async with stand_at(path) as stand:
-        await stand.listen("inventory")
-        await stand.bus.publish(Message("orders.created.v1", "m-1", b"\x00\xff", "k", {"ce-id": "e-1", "x": "ü"}))
-        before = await letters(stand.office)
+    async with harness_at(path) as harness:
+        await harness.listen("inventory")
+        await harness.bus.publish(Message("orders.created.v1", "m-1", b"\x00\xff", "k", {"ce-id": "e-1", "x": "ü"}))
+        before = await letters(harness.dead_letter_store)
         assert len(before) == 1
-    async with stand_at(path) as stand:
-        assert await letters(stand.office) == before
+    async with harness_at(path) as harness:
+        assert await letters(harness.dead_letter_store) == before
 
 
 async def test_a_replay_has_one_effect_and_keeps_the_event_id(path: Path) -> None:
     """Sent again twice, under fresh message ids that no window swallows, it is decided once."""
-    async with stand_at(path, HurriedClock()) as stand:
-        await stand.tell("inventory", product())
-        _hurry(stand)
-        await stand.listen("inventory")
-        await stand.bus.publish(said(stand, confirmed(1), id=oid(7), key=oid(1)))
-        [kept] = await letters(stand.office)
-        await stand.bus.publish(said(stand, created(1), key=oid(1)))
-        assert (await stock(stand)).reserved == 1
-        assert await stand.office.replay(kept.letter.id)
-        assert await stand.office.replay(kept.letter.id)
-        parcels = await stand.rows("SELECT id, event_id FROM inventory_outbox WHERE subject LIKE '%.orders.%'")
-        assert {event_id for _, event_id in parcels} == {oid(7)}
-        assert len({id for id, _ in parcels} | {oid(7)}) == 3
-        stand.run(stand.relays["inventory"].run())
-        await until(lambda: _all_sent(stand))
-        assert ((await stock(stand)).on_hand, (await stock(stand)).reserved) == (9, 0)
-        [kept] = await letters(stand.office)
+    async with harness_at(path, HurriedClock()) as harness:
+        await harness.tell("inventory", product())
+        _hurry(harness)
+        await harness.listen("inventory")
+        await harness.bus.publish(said(harness, confirmed(1), id=oid(7), key=oid(1)))
+        [kept] = await letters(harness.dead_letter_store)
+        await harness.bus.publish(said(harness, created(1), key=oid(1)))
+        assert (await stock(harness)).reserved == 1
+        assert await harness.dead_letter_store.replay(kept.dead_letter.id)
+        assert await harness.dead_letter_store.replay(kept.dead_letter.id)
+        outbox_messages = await harness.rows("SELECT id, event_id FROM inventory_outbox WHERE subject LIKE '%.orders.%'")
+        assert {event_id for _, event_id in outbox_messages} == {oid(7)}
+        assert len({id for id, _ in outbox_messages} | {oid(7)}) == 3
+        harness.run(harness.relays["inventory"].run())
+        await until(lambda: _all_sent(harness))
+        assert ((await stock(harness)).on_hand, (await stock(harness)).reserved) == (9, 0)
+        [kept] = await letters(harness.dead_letter_store)
         assert kept.replays == 2
 
 
 async def test_a_replay_goes_to_the_consumer_that_gave_up_and_to_nobody_else(path: Path) -> None:
     """Payments hears the same subject and is not told again; letters and metrics go by the original subject."""
-    async with stand_at(path, HurriedClock()) as stand:
-        await stand.listen("inventory")
-        await stand.listen("payments")
-        await stand.bus.publish(Message("orders.cancelled.v1", "m-1", b"{}", "k", {"ce-id": "e-1"}))
-        [ours] = await stand.office.list("inventory", None, None, 10)
-        [theirs] = await stand.office.list("payments", None, None, 10)
-        assert await stand.office.replay(ours.letter.id)
-        [(subject,)] = await stand.rows("SELECT subject FROM inventory_outbox")
+    async with harness_at(path, HurriedClock()) as harness:
+        await harness.listen("inventory")
+        await harness.listen("payments")
+        await harness.bus.publish(Message("orders.cancelled.v1", "m-1", b"{}", "k", {"ce-id": "e-1"}))
+        [ours] = await harness.dead_letter_store.list("inventory", None, None, 10)
+        [theirs] = await harness.dead_letter_store.list("payments", None, None, 10)
+        assert await harness.dead_letter_store.replay(ours.dead_letter.id)
+        [(subject,)] = await harness.rows("SELECT subject FROM inventory_outbox")
         assert subject == "inventory.replay.inventory.orders.cancelled.v1"
-        assert await stand.rows("SELECT count(*) FROM payments_outbox") == [(0,)]
-        stand.run(stand.relays["inventory"].run())
+        assert await harness.rows("SELECT count(*) FROM payments_outbox") == [(0,)]
+        harness.run(harness.relays["inventory"].run())
 
         async def is_given_up_again() -> bool:
-            [again] = await stand.office.list("inventory", None, None, 10)
-            return again.letter.attempts == 2
+            [again] = await harness.dead_letter_store.list("inventory", None, None, 10)
+            return again.dead_letter.attempts == 2
 
         await until(is_given_up_again)
-        assert len(await stand.office.list("inventory", "orders.cancelled.v1", None, 10)) == 1
-        assert await stand.office.list("payments", None, None, 10) == [theirs]
-        rendered = stand.metrics.render().decode()
+        assert len(await harness.dead_letter_store.list("inventory", "orders.cancelled.v1", None, 10)) == 1
+        assert await harness.dead_letter_store.list("payments", None, None, 10) == [theirs]
+        rendered = harness.metrics.render().decode()
         assert ".replay." not in rendered
         assert 'dead_letters_total{consumer="inventory",subject="orders.cancelled.v1"} 2' in rendered
         assert 'messages_published_total{subject="orders.cancelled.v1"} 1' in rendered
@@ -136,112 +135,112 @@ async def test_a_replay_goes_to_the_consumer_that_gave_up_and_to_nobody_else(pat
 
 async def test_a_replay_keeps_its_lane(path: Path) -> None:
     """What was express is express again, and goes to the consumer of that lane."""
-    async with stand_at(path) as stand:
+    async with harness_at(path) as harness:
         stray = Message("orders.created.v1.express", "m-1", b"{", "k")
-        await stand.office.add(letter_about(stray, "inventory-express"))
-        assert await stand.office.replay_many(None, None, None, False) == (1, 1)
-        [(subject,)] = await stand.rows("SELECT subject FROM inventory_outbox")
+        await harness.dead_letter_store.add(dead_letter_about(stray, "inventory-express"))
+        assert await harness.dead_letter_store.replay_many(None, None, None, False) == (1, 1)
+        [(subject,)] = await harness.rows("SELECT subject FROM inventory_outbox")
         assert subject == "inventory.replay.inventory-express.orders.created.v1.express"
 
 
 async def test_what_was_nobodys_is_said_again_to_all(path: Path) -> None:
     """A stray goes under its own subject: by now somebody may know it."""
-    async with stand_at(path) as stand:
-        await stand.office.add(letter_about(Message("orders.created.v99", "m-1", b"{}"), "orders-strays"))
-        [kept] = await letters(stand.office)
-        assert await stand.office.replay(kept.letter.id)
-        assert await stand.rows("SELECT subject, event_id FROM orders_outbox") == [("orders.created.v99", "m-1")]
+    async with harness_at(path) as harness:
+        await harness.dead_letter_store.add(dead_letter_about(Message("orders.created.v99", "m-1", b"{}"), "orders-strays"))
+        [kept] = await letters(harness.dead_letter_store)
+        assert await harness.dead_letter_store.replay(kept.dead_letter.id)
+        assert await harness.rows("SELECT subject, event_id FROM orders_outbox") == [("orders.created.v99", "m-1")]
 
 
 async def test_a_letter_about_a_replay_is_kept_under_the_original_subject(path: Path) -> None:
     """A patrol finds messages as they lie in the stream."""
-    async with stand_at(path) as stand:
+    async with harness_at(path) as harness:
         replayed = Message("payments.replay.payments-gateway.payments.charge_requested.v1", "m-2", b"{}")
-        await stand.office.add(letter_about(replayed, "payments-gateway"))
-        [kept] = await letters(stand.office)
-        assert kept.letter.message.subject == "payments.charge_requested.v1"
-        assert await stand.office.replay(kept.letter.id)
-        assert await stand.rows("SELECT subject FROM payments_outbox") == [(replayed.subject,)]
+        await harness.dead_letter_store.add(dead_letter_about(replayed, "payments-gateway"))
+        [kept] = await letters(harness.dead_letter_store)
+        assert kept.dead_letter.message.subject == "payments.charge_requested.v1"
+        assert await harness.dead_letter_store.replay(kept.dead_letter.id)
+        assert await harness.rows("SELECT subject FROM payments_outbox") == [(replayed.subject,)]
 
 
 async def test_a_replay_that_fails_again_brings_the_letter_up_to_date(path: Path) -> None:
     """No second letter: the first one counts on."""
-    async with stand_at(path, HurriedClock()) as stand:
-        _hurry(stand)
-        await stand.listen("inventory")
-        await stand.bus.publish(said(stand, confirmed(1), key=oid(1)))
-        [first] = await letters(stand.office)
-        assert await stand.office.replay(first.letter.id)
-        stand.run(stand.relays["inventory"].run())
-        await until(lambda: _all_sent(stand))
-        [again] = await letters(stand.office)
-        assert again.letter.id == first.letter.id
-        assert again.letter.attempts == 2 * MAX_TRIES
-        assert again.letter.first_seen == first.letter.first_seen
-        assert again.letter.last_seen > first.letter.last_seen
-        assert again.letter.message.id != first.letter.message.id
-        assert origin(again.letter.message)[0] == origin(first.letter.message)[0]
+    async with harness_at(path, HurriedClock()) as harness:
+        _hurry(harness)
+        await harness.listen("inventory")
+        await harness.bus.publish(said(harness, confirmed(1), key=oid(1)))
+        [first] = await letters(harness.dead_letter_store)
+        assert await harness.dead_letter_store.replay(first.dead_letter.id)
+        harness.run(harness.relays["inventory"].run())
+        await until(lambda: _all_sent(harness))
+        [again] = await letters(harness.dead_letter_store)
+        assert again.dead_letter.id == first.dead_letter.id
+        assert again.dead_letter.attempts == 2 * MAX_TRIES
+        assert again.dead_letter.first_seen == first.dead_letter.first_seen
+        assert again.dead_letter.last_seen > first.dead_letter.last_seen
+        assert again.dead_letter.message.id != first.dead_letter.message.id
+        assert event_id_and_trace(again.dead_letter.message)[0] == event_id_and_trace(first.dead_letter.message)[0]
 
 
 async def test_the_same_letter_laid_down_twice_is_one(path: Path) -> None:
     """The bus asks again when it does not know whether a letter was kept."""
-    async with stand_at(path) as stand:
-        await stand.listen("inventory")
-        await stand.bus.publish(Message("orders.created.v1", "m-1", b"{"))
-        [kept] = await letters(stand.office)
-        await stand.office.add(kept.letter)
-        assert await letters(stand.office) == [kept]
+    async with harness_at(path) as harness:
+        await harness.listen("inventory")
+        await harness.bus.publish(Message("orders.created.v1", "m-1", b"{"))
+        [kept] = await letters(harness.dead_letter_store)
+        await harness.dead_letter_store.add(kept.dead_letter)
+        assert await letters(harness.dead_letter_store) == [kept]
         counted = 'dead_letters_total{consumer="inventory",subject="orders.created.v1"} 1'
-        assert counted in stand.metrics.render().decode()
+        assert counted in harness.metrics.render().decode()
 
 
-async def test_a_letter_that_nobody_hears_is_not_replayed(stand: Stand) -> None:
+async def test_a_letter_that_nobody_hears_is_not_replayed(harness: Harness) -> None:
     """Neither by name nor with many; a webhook that does not fit is for a person."""
-    await stand.office.add(letter_about(Message("stripe.charge.refunded", "evt_1", b"{}", ""), WEBHOOKS))
-    await stand.office.add(letter_about(said(stand, created(1)), "inventory"))
-    webhook = next(kept for kept in await letters(stand.office) if kept.letter.consumer == WEBHOOKS)
+    await harness.dead_letter_store.add(dead_letter_about(Message("stripe.charge.refunded", "evt_1", b"{}", ""), WEBHOOKS))
+    await harness.dead_letter_store.add(dead_letter_about(said(harness, created(1)), "inventory"))
+    webhook = next(kept for kept in await letters(harness.dead_letter_store) if kept.dead_letter.consumer == WEBHOOKS)
     for dry_run in True, False:
         with pytest.raises(NotReplayable, match="payments-webhooks hears nothing"):
-            await stand.office.replay(webhook.letter.id, dry_run)
-    assert await stand.office.replay_many(None, None, None, False) == (1, 1)
-    assert await stand.office.replay_many(WEBHOOKS, None, None, False) == (0, 0)
-    assert {kept.letter.consumer: kept.replays for kept in await letters(stand.office)} == {WEBHOOKS: 0, "inventory": 1}
-    assert await stand.outbox("payments") == []
+            await harness.dead_letter_store.replay(webhook.dead_letter.id, dry_run)
+    assert await harness.dead_letter_store.replay_many(None, None, None, False) == (1, 1)
+    assert await harness.dead_letter_store.replay_many(WEBHOOKS, None, None, False) == (0, 0)
+    assert {kept.dead_letter.consumer: kept.replays for kept in await letters(harness.dead_letter_store)} == {WEBHOOKS: 0, "inventory": 1}
+    assert await harness.outbox("payments") == []
 
 
 async def test_many_are_replayed_by_what_they_have_in_common(path: Path) -> None:
     """A dry run counts and sends nothing; discarding one leaves the others."""
-    async with stand_at(path) as stand:
-        await stand.listen("inventory")
-        await stand.listen("payments")
+    async with harness_at(path) as harness:
+        await harness.listen("inventory")
+        await harness.listen("payments")
         for n in range(3):
-            await stand.bus.publish(Message("orders.created.v1", f"m-{n}", b"{"))
-        await stand.bus.publish(Message("orders.cancelled.v1", "m-9", b"{}"))
-        office = stand.office
-        assert await office.replay_many("inventory", None, None, True) == (4, 0)
-        assert await stand.rows("SELECT count(*) FROM inventory_outbox") == [(0,)]
-        assert await office.replay_many("inventory", "orders.created.v1", "unreadable", False) == (3, 3)
-        assert await stand.rows("SELECT count(*) FROM inventory_outbox") == [(3,)]
-        assert await office.replay_many("nobody", None, None, False) == (0, 0)
-        assert len(await office.list("payments", None, None, 10)) == 1
-        assert len(await office.list(None, "orders.cancelled.v1", None, 10)) == 2
-        found = await letters(office)
+            await harness.bus.publish(Message("orders.created.v1", f"m-{n}", b"{"))
+        await harness.bus.publish(Message("orders.cancelled.v1", "m-9", b"{}"))
+        dead_letter_store = harness.dead_letter_store
+        assert await dead_letter_store.replay_many("inventory", None, None, True) == (4, 0)
+        assert await harness.rows("SELECT count(*) FROM inventory_outbox") == [(0,)]
+        assert await dead_letter_store.replay_many("inventory", "orders.created.v1", "unreadable", False) == (3, 3)
+        assert await harness.rows("SELECT count(*) FROM inventory_outbox") == [(3,)]
+        assert await dead_letter_store.replay_many("nobody", None, None, False) == (0, 0)
+        assert len(await dead_letter_store.list("payments", None, None, 10)) == 1
+        assert len(await dead_letter_store.list(None, "orders.cancelled.v1", None, 10)) == 2
+        found = await letters(dead_letter_store)
         assert len(found) == 5
-        assert await office.discard(found[0].letter.id)
-        assert not await office.discard(found[0].letter.id)
-        assert not await office.replay(found[0].letter.id)
-        assert await office.get(found[0].letter.id) is None
-        assert [kept.letter.id for kept in await letters(office)] == [kept.letter.id for kept in found[1:]]
+        assert await dead_letter_store.discard(found[0].dead_letter.id)
+        assert not await dead_letter_store.discard(found[0].dead_letter.id)
+        assert not await dead_letter_store.replay(found[0].dead_letter.id)
+        assert await dead_letter_store.get(found[0].dead_letter.id) is None
+        assert [kept.dead_letter.id for kept in await letters(dead_letter_store)] == [kept.dead_letter.id for kept in found[1:]]
 
 
-async def _all_sent(stand: Stand) -> bool:
-    return await stand.rows("SELECT count(*) FROM inventory_outbox WHERE sent_at IS NULL AND subject LIKE '%.orders.%'") == [(0,)]
+async def _all_sent(harness: Harness) -> bool:
+    return await harness.rows("SELECT count(*) FROM inventory_outbox WHERE sent_at IS NULL AND subject LIKE '%.orders.%'") == [(0,)]
 
 
-def _hurry(stand: Stand) -> None:
+def _hurry(harness: Harness) -> None:
     """Let no try wait for its delay."""
-    for shell in stand.shells.values():
-        shell._dice = _NoDice()  # type: ignore[assignment]
+    for runner in harness.runners.values():
+        runner._rng = _NoDice()  # type: ignore[assignment]
 
 
 class _NoDice:

@@ -11,23 +11,23 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection
 
-from app.messaging.cloudevents import origin
+from app.messaging.cloudevents import event_id_and_trace
 from app.messaging.outbox_relay import (
     EXPRESS_IN_FLIGHT_MAX,
-    FOUND_MAX,
     IN_FLIGHT_MAX,
-    LOOK_SECONDS,
     PURGE_SECONDS,
-    Relay,
+    SCAN_MAX,
+    SCAN_SECONDS,
+    OutboxRelay,
 )
-from app.storage.outbox import Parcel
+from app.storage.outbox import OutboxMessage
 from app.telemetry.metrics import Metrics
-from bus.errors import BusClosed, Retry
+from bus.errors import BusClosed, PublishRetryable
 from bus.port import Message, Subscription
 from modules.orders.events import CancelRequested, OrderCreated
 from modules.values import Line
 from tests.clock import VirtualClock
-from tests.runtime.stand import CONTEXT, NOTED, Stand, oid, product, stand_at, submitted
+from tests.runtime.harness import CONTEXT, NOTED, Harness, harness_at, oid, product, submitted
 
 CREATED = ["orders.created.v1", "orders.created.v2"]
 """One event, in the two versions that it is said in."""
@@ -76,11 +76,11 @@ def clock() -> VirtualClock:
     return VirtualClock()
 
 
-def relay_of(stand: Stand, bus: Ledger) -> Relay:
-    return Relay(stand.stores["orders"], bus, stand.clock, Metrics())
+def relay_of(harness: Harness, bus: Ledger) -> OutboxRelay:
+    return OutboxRelay(harness.stores["orders"], bus, harness.clock, Metrics())
 
 
-async def turn(relay: Relay, clock: VirtualClock, seconds: float = LOOK_SECONDS) -> None:
+async def turn(relay: OutboxRelay, clock: VirtualClock, seconds: float = SCAN_SECONDS) -> None:
     """Let *seconds* pass, and the relay look."""
     await clock.advance(seconds)
     await relay.step()
@@ -88,24 +88,24 @@ async def turn(relay: Relay, clock: VirtualClock, seconds: float = LOOK_SECONDS)
 
 async def test_what_a_killed_process_left_is_sent_at_start(path: Path, clock: VirtualClock) -> None:
     """The new process finds it in the table, and sends it under the same ids."""
-    async with stand_at(path, clock) as stand:
-        await stand.tell("orders", submitted(oid(1)))
-        [(id, body)] = await stand.rows("SELECT id, body FROM orders_outbox WHERE subject = 'orders.created.v1'")
-    async with stand_at(path, clock) as stand:
+    async with harness_at(path, clock) as harness:
+        await harness.tell("orders", submitted(oid(1)))
+        [(id, body)] = await harness.rows("SELECT id, body FROM orders_outbox WHERE subject = 'orders.created.v1'")
+    async with harness_at(path, clock) as harness:
         bus = Ledger()
-        relay = relay_of(stand, bus)
+        relay = relay_of(harness, bus)
         await relay.step()
         [message] = [message for message, _ in bus.published if message.subject == "orders.created.v1"]
         assert (message.id, message.body, message.key) == (id, body, oid(1))
-        assert origin(message)[1].correlation_id == CONTEXT.correlation_id
+        assert event_id_and_trace(message)[1].correlation_id == CONTEXT.correlation_id
 
 
 async def test_what_the_bus_took_is_marked_and_stays_away(path: Path, clock: VirtualClock) -> None:
     """It is not sent again, neither by this process nor by the next."""
-    async with stand_at(path, clock) as stand:
-        await stand.tell("orders", submitted())
+    async with harness_at(path, clock) as harness:
+        await harness.tell("orders", submitted())
         bus = Ledger()
-        relay = relay_of(stand, bus)
+        relay = relay_of(harness, bus)
         await relay.step()
         assert relay.pending == 2
         await bus.answer()
@@ -114,48 +114,48 @@ async def test_what_the_bus_took_is_marked_and_stays_away(path: Path, clock: Vir
             await turn(relay, clock)
         assert sorted(bus.subjects) == CREATED
         await relay.stop()
-    async with stand_at(path, clock) as stand:
+    async with harness_at(path, clock) as harness:
         bus = Ledger()
-        await relay_of(stand, bus).step()
+        await relay_of(harness, bus).step()
         assert bus.subjects == []
 
 
 async def test_stopping_writes_down_what_the_bus_took(path: Path, clock: VirtualClock) -> None:
     """Even if that was a moment ago; and nothing is sent any more."""
-    async with stand_at(path, clock) as stand:
-        await stand.tell("orders", submitted())
+    async with harness_at(path, clock) as harness:
+        await harness.tell("orders", submitted())
         bus = Ledger()
-        relay = relay_of(stand, bus)
+        relay = relay_of(harness, bus)
         await relay.step()
         await bus.answer()
         await relay.stop()
         await relay.stop()
-        assert sorted(subject for subject, sent_at in await stand.outbox("orders") if sent_at) == CREATED
-        relay.take([parcel("late")])
+        assert sorted(subject for subject, sent_at in await harness.outbox("orders") if sent_at) == CREATED
+        relay.publish([outbox_message("late")])
         assert len(bus.published) == 2
 
 
 async def test_stopping_writes_down_what_rides_already(path: Path, clock: VirtualClock) -> None:
     """The marks that were told to ride wait for somebody else's transaction, and now there comes none any more."""
-    async with stand_at(path, clock) as stand:
-        await stand.tell("orders", submitted())
+    async with harness_at(path, clock) as harness:
+        await harness.tell("orders", submitted())
         bus = Ledger()
-        relay = relay_of(stand, bus)
+        relay = relay_of(harness, bus)
         await relay.step()
         await bus.answer()
         await relay.step()
         await relay.stop()
-        assert sorted(subject for subject, sent_at in await stand.outbox("orders") if sent_at) == CREATED
+        assert sorted(subject for subject, sent_at in await harness.outbox("orders") if sent_at) == CREATED
 
 
 async def test_what_is_on_its_way_is_not_sent_twice(path: Path, clock: VirtualClock) -> None:
     """However often the relay looks into the table meanwhile, and though it was handed over as well."""
-    async with stand_at(path, clock) as stand:
-        await stand.tell("orders", submitted())
+    async with harness_at(path, clock) as harness:
+        await harness.tell("orders", submitted())
         bus = Ledger()
-        relay = relay_of(stand, bus)
-        due = await stand.database.read(lambda c: stand.stores["orders"].due(c, clock.now(), 10, timedelta(0)))
-        relay.take(due)
+        relay = relay_of(harness, bus)
+        due = await harness.database.read(lambda c: harness.stores["orders"].fetch_due(c, clock.now(), 10, timedelta(0)))
+        relay.publish(due)
         for _ in range(5):
             await turn(relay, clock)
         assert len(bus.published) == 2
@@ -164,13 +164,13 @@ async def test_what_is_on_its_way_is_not_sent_twice(path: Path, clock: VirtualCl
 
 async def test_what_the_bus_refused_is_sent_again(path: Path, clock: VirtualClock) -> None:
     """Under the same id; it stays pending all the while."""
-    async with stand_at(path, clock) as stand:
-        await stand.tell("inventory", product())
-        await stand.tell("inventory", created(oid(1)))
+    async with harness_at(path, clock) as harness:
+        await harness.tell("inventory", product())
+        await harness.tell("inventory", created(oid(1)))
         bus = Ledger()
-        relay = Relay(stand.stores["inventory"], bus, clock, Metrics())
+        relay = OutboxRelay(harness.stores["inventory"], bus, clock, Metrics())
         await relay.step()
-        for trouble in (Retry("full"), BusClosed("gone"), RuntimeError("a bug")):
+        for trouble in (PublishRetryable("full"), BusClosed("gone"), RuntimeError("a bug")):
             bus.published[-1][1].set_exception(trouble)
             await asyncio.sleep(0)
             assert relay.pending == 1
@@ -181,10 +181,10 @@ async def test_what_the_bus_refused_is_sent_again(path: Path, clock: VirtualCloc
 
 async def test_what_is_not_due_stays_until_it_is(path: Path, clock: VirtualClock) -> None:
     """A time-out is an outbox row with a later date."""
-    async with stand_at(path, clock) as stand:
-        await stand.tell("orders", submitted())
+    async with harness_at(path, clock) as harness:
+        await harness.tell("orders", submitted())
         bus = Ledger()
-        relay = relay_of(stand, bus)
+        relay = relay_of(harness, bus)
         await turn(relay, clock)
         await bus.answer()
         await turn(relay, clock, 890)
@@ -196,12 +196,12 @@ async def test_what_is_not_due_stays_until_it_is(path: Path, clock: VirtualClock
 
 async def test_what_was_withdrawn_never_goes(path: Path, clock: VirtualClock) -> None:
     """An order that is over does not time out; its neighbour does."""
-    async with stand_at(path, clock) as stand:
+    async with harness_at(path, clock) as harness:
         for n in (1, 2):
-            await stand.tell("orders", submitted(oid(n)))
-        await stand.tell("orders", CancelRequested(order_id=oid(1), why=None))
+            await harness.tell("orders", submitted(oid(n)))
+        await harness.tell("orders", CancelRequested(order_id=oid(1), why=None))
         bus = Ledger()
-        relay = relay_of(stand, bus)
+        relay = relay_of(harness, bus)
         await turn(relay, clock, 1000)
         timed_out = [message.key for message, _ in bus.published if message.subject == "orders.timed_out.v1"]
         assert timed_out == [oid(2)]
@@ -209,62 +209,62 @@ async def test_what_was_withdrawn_never_goes(path: Path, clock: VirtualClock) ->
 
 async def test_what_was_withdrawn_in_its_own_batch_never_goes(path: Path, clock: VirtualClock) -> None:
     """Placed and cancelled in one pass: there is nothing left to time out."""
-    async with stand_at(path, clock) as stand:
-        shell = stand.shells["orders"]
+    async with harness_at(path, clock) as harness:
+        runner = harness.runners["orders"]
         cancel = CancelRequested(order_id=oid(1), why=None)
         both = [
-            asyncio.create_task(shell.tell(submitted(oid(1)), id=oid(1), context=CONTEXT, answer=NOTED)),
-            asyncio.create_task(shell.tell(cancel, id=oid(2), context=CONTEXT, answer=NOTED)),
+            asyncio.create_task(runner.submit(submitted(oid(1)), id=oid(1), trace=CONTEXT, respond=NOTED)),
+            asyncio.create_task(runner.submit(cancel, id=oid(2), trace=CONTEXT, respond=NOTED)),
         ]
         await asyncio.sleep(0)
-        await shell.step()
+        await runner.step()
         await asyncio.gather(*both)
-        assert {subject for subject, _ in await stand.outbox("orders")} == {*CREATED, "orders.cancelled.v1"}
+        assert {subject for subject, _ in await harness.outbox("orders")} == {*CREATED, "orders.cancelled.v1"}
 
 
 async def test_after_a_day_what_was_sent_goes_and_what_was_not_stays(path: Path, clock: VirtualClock) -> None:
     """Sent rows are kept for 24 hours; unsent ones for as long as it takes."""
-    async with stand_at(path, clock) as stand:
+    async with harness_at(path, clock) as harness:
         bus = Ledger()
-        relay = relay_of(stand, bus)
+        relay = relay_of(harness, bus)
         began = f"{int(clock.now().timestamp() * 1000):012x}"
         ids = [f"{began[:8]}-{began[8:]}-7000-8000-{n:012}" for n in range(2)]
-        said = [parcel(id, due_at=clock.now().isoformat(timespec="microseconds")) for id in ids]
-        await stand.database.write(lambda c: keep(stand, said, c))
-        relay.take(said)
+        said = [outbox_message(id, due_at=clock.now().isoformat(timespec="microseconds")) for id in ids]
+        await harness.database.write(lambda c: keep(harness, said, c))
+        relay.publish(said)
         bus.published[0][1].set_result(None)
         await asyncio.sleep(0)
         await turn(relay, clock)
         await turn(relay, clock, 23 * 3600)
-        assert len(await stand.outbox("orders")) == 2
+        assert len(await harness.outbox("orders")) == 2
         await turn(relay, clock, 3600 + PURGE_SECONDS)
         await turn(relay, clock, PURGE_SECONDS)
-        assert await stand.rows("SELECT id FROM orders_outbox") == [(ids[1],)]
+        assert await harness.rows("SELECT id FROM orders_outbox") == [(ids[1],)]
 
 
 async def test_after_two_days_what_was_heard_is_forgotten(path: Path, clock: VirtualClock) -> None:
     """An idempotency key holds for 24 hours at least, and not for ever."""
-    async with stand_at(path, clock) as stand:
-        relay = relay_of(stand, Ledger())
-        await stand.tell("orders", submitted(), key="k", fingerprint="f")
+    async with harness_at(path, clock) as harness:
+        relay = relay_of(harness, Ledger())
+        await harness.tell("orders", submitted(), key="k", fingerprint="f")
         await turn(relay, clock, 24 * 3600)
-        assert await stand.rows("SELECT count(*) FROM orders_inbox") == [(1,)]
+        assert await harness.rows("SELECT count(*) FROM orders_inbox") == [(1,)]
         await turn(relay, clock, 24 * 3600 + PURGE_SECONDS)
         await turn(relay, clock, PURGE_SECONDS)
-        assert await stand.rows("SELECT count(*) FROM orders_inbox") == [(0,)]
+        assert await harness.rows("SELECT count(*) FROM orders_inbox") == [(0,)]
 
 
 async def test_the_express_lane_passes_a_bulk_that_fills_the_air(path: Path, clock: VirtualClock) -> None:
     """Beyond the limit bulk waits in the table, and express still goes; pending counts both."""
-    async with stand_at(path, clock) as stand:
+    async with harness_at(path, clock) as harness:
         bus = Ledger()
-        relay = relay_of(stand, bus)
-        relay.take([parcel(f"bulk-{n}") for n in range(IN_FLIGHT_MAX + 5)])
+        relay = relay_of(harness, bus)
+        relay.publish([outbox_message(f"bulk-{n}") for n in range(IN_FLIGHT_MAX + 5)])
         assert len(bus.published) == IN_FLIGHT_MAX
-        relay.take([parcel("fast", subject="orders.created.v1.express")])
+        relay.publish([outbox_message("fast", subject="orders.created.v1.express")])
         assert bus.published[-1][0].id == "fast"
         assert relay.pending == IN_FLIGHT_MAX + 6
-        relay.take([parcel(f"fast-{n}", subject="orders.created.v1.express") for n in range(EXPRESS_IN_FLIGHT_MAX)])
+        relay.publish([outbox_message(f"fast-{n}", subject="orders.created.v1.express") for n in range(EXPRESS_IN_FLIGHT_MAX)])
         assert len(bus.published) == IN_FLIGHT_MAX + EXPRESS_IN_FLIGHT_MAX
         for _, future in bus.published:
             future.set_result(None)
@@ -273,12 +273,12 @@ async def test_the_express_lane_passes_a_bulk_that_fills_the_air(path: Path, clo
 
 async def test_a_long_table_is_sent_to_its_end(path: Path, clock: VirtualClock) -> None:
     """More than one look takes is found by the next ones, each event once, and the count is right all along."""
-    async with stand_at(path, clock) as stand:
+    async with harness_at(path, clock) as harness:
         early = (clock.now() - timedelta(seconds=1)).isoformat(timespec="microseconds")
-        said = [parcel(f"p-{n:05}", due_at=early) for n in range(3000)]
-        await stand.database.write(lambda c: keep(stand, said, c))
+        said = [outbox_message(f"p-{n:05}", due_at=early) for n in range(3000)]
+        await harness.database.write(lambda c: keep(harness, said, c))
         bus = Ledger()
-        relay = relay_of(stand, bus)
+        relay = relay_of(harness, bus)
         for _ in range(10):
             await relay.step()
             assert relay.pending == 3000
@@ -288,7 +288,7 @@ async def test_a_long_table_is_sent_to_its_end(path: Path, clock: VirtualClock) 
         await turn(relay, clock)
         await turn(relay, clock)
         assert relay.pending == 0
-        assert await stand.rows("SELECT count(*) FROM orders_outbox WHERE sent_at IS NULL") == [(0,)]
+        assert await harness.rows("SELECT count(*) FROM orders_outbox WHERE sent_at IS NULL") == [(0,)]
 
 
 @pytest.mark.parametrize("count", [3000, IN_FLIGHT_MAX + 3000])
@@ -296,46 +296,46 @@ async def test_what_is_on_its_way_is_not_read_again_and_again(
     path: Path, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     """However much is on its way, or waits for it: once all that may fly does, the table is looked into once a second."""
-    async with stand_at(path, clock) as stand:
+    async with harness_at(path, clock) as harness:
         early = (clock.now() - timedelta(seconds=1)).isoformat(timespec="microseconds")
-        await stand.database.write(lambda c: keep(stand, [parcel(f"p-{n:05}", due_at=early) for n in range(count)], c))
+        await harness.database.write(lambda c: keep(harness, [outbox_message(f"p-{n:05}", due_at=early) for n in range(count)], c))
         bus = Ledger()
-        relay = relay_of(stand, bus)
-        for _ in range(count // FOUND_MAX + 1):
+        relay = relay_of(harness, bus)
+        for _ in range(count // SCAN_MAX + 1):
             await relay.step()
             await clock.advance(0.05)
         assert len(bus.published) == min(count, IN_FLIGHT_MAX)
         looks: list[int] = []
-        due = stand.stores["orders"].due
+        due = harness.stores["orders"].fetch_due
 
-        def counted(*these: Any) -> list[Parcel]:
+        def counted(*these: Any) -> list[OutboxMessage]:
             looks.append(1)
             return due(*these)
 
-        monkeypatch.setattr(stand.stores["orders"], "due", counted)
+        monkeypatch.setattr(harness.stores["orders"], "fetch_due", counted)
         for _ in range(20):
             await relay.step()
-            await clock.advance(LOOK_SECONDS / 20)
+            await clock.advance(SCAN_SECONDS / 20)
         assert len(looks) == 1
         await bus.answer()
 
 
-def parcel(id: str, subject: str = "orders.created.v1", due_at: str = "2026-01-01T12:00:00.000000+00:00") -> Parcel:
-    return Parcel(id, id, subject, oid(1), b"{}", None, CONTEXT.correlation_id, id, CONTEXT.traceparent, due_at, due_at)
+def outbox_message(id: str, subject: str = "orders.created.v1", due_at: str = "2026-01-01T12:00:00.000000+00:00") -> OutboxMessage:
+    return OutboxMessage(id, id, subject, oid(1), b"{}", None, CONTEXT.correlation_id, id, CONTEXT.traceparent, due_at, due_at)
 
 
-def keep(stand: Stand, said: list[Parcel], connection: Connection) -> None:
-    stand.stores["orders"].save(connection, states={}, heard=(), withdrawn=(), said=said)
+def keep(harness: Harness, said: list[OutboxMessage], connection: Connection) -> None:
+    harness.stores["orders"].save(connection, states={}, inbox_entries=(), cancelled_timers=(), outgoing=said)
 
 
 async def test_nothing_is_tried_while_the_bus_is_away(path: Path, clock: VirtualClock) -> None:
     """What is said meanwhile counts as pending, for the backlog's cap; once the bus is back it goes out, each once."""
-    async with stand_at(path, clock) as stand:
+    async with harness_at(path, clock) as harness:
         bus = Ledger()
         bus.is_connected = False
-        relay = relay_of(stand, bus)
+        relay = relay_of(harness, bus)
         for number in range(3):
-            await stand.tell("orders", submitted(oid(number)))
+            await harness.tell("orders", submitted(oid(number)))
         await turn(relay, clock)
         await turn(relay, clock)
         assert (bus.published, relay.pending) == ([], 6)

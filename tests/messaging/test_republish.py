@@ -23,9 +23,9 @@ from nats.js import JetStreamContext
 from uuid_utils import uuid7
 
 from app.cli.main import main
-from app.messaging.cloudevents import message_of
-from app.messaging.republish import PAGE, Silent, count, republish
-from bus.errors import Retry
+from app.messaging.cloudevents import to_message
+from app.messaging.republish import PAGE, PublishStalled, count, republish
+from bus.errors import PublishRetryable
 from bus.jetstream.bus import JetStreamBus, Servers
 from bus.port import Message, Subscription
 from modules.inventory.state import Product
@@ -33,7 +33,7 @@ from modules.orders.events import OrderCreated
 from modules.values import Line
 from tests.nats import NatsServer
 from tests.postgres import PostgresServer
-from tests.runtime.stand import Stand, oid, product, said, stand_at, submitted, until
+from tests.runtime.harness import Harness, harness_at, oid, product, said, submitted, until
 
 NOW = datetime.now(UTC)
 
@@ -52,7 +52,7 @@ def environ(path: Path, server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{path}")
 
     async def migrated() -> None:
-        async with stand_at(path):
+        async with harness_at(path):
             pass
 
     asyncio.run(migrated())
@@ -150,60 +150,60 @@ def test_what_went_out_late_is_said_again_however_long_ago_it_happened(environ: 
 
 async def test_whoever_has_heard_an_event_hears_it_without_effect(path: Path, server: NatsServer) -> None:
     """The stream has forgotten the ids; the inbox has not."""
-    async with stand_at(path) as stand:
-        await stand.tell("inventory", product())
-        letters = stand.office
-        bus = JetStreamBus(stand.clock, letters, Servers(urls=server.urls))
+    async with harness_at(path) as harness:
+        await harness.tell("inventory", product())
+        letters = harness.dead_letter_store
+        bus = JetStreamBus(harness.clock, letters, Servers(urls=server.urls))
         await bus.connect()
-        shell = stand.shells["inventory"]
-        stand.run(shell.listen(await bus.subscribe("inventory", ["orders.created.v2"])))
-        stand.run(shell.run())
+        runner = harness.runners["inventory"]
+        harness.run(runner.consume(await bus.subscribe("inventory", ["orders.created.v2"])))
+        harness.run(runner.run())
         event = OrderCreated(order_id=oid(1), customer_id="c-1", items=(Line("A", 2),), version="v2", shipping_address=None)
-        message = said(stand, event, id=oid(7), key=oid(1))
-        await _keep_sent(stand, message)
+        message = said(harness, event, id=oid(7), key=oid(1))
+        await _keep_sent(harness, message)
         client = await nats.connect(server.url)
         for round in range(3):
             sent: list[int] = []
-            store = stand.stores["orders"]
-            assert await republish(store, bus, stand.clock, NOW - timedelta(hours=1), on_sent=sent.append) == 1
+            store = harness.stores["orders"]
+            assert await republish(store, bus, harness.clock, NOW - timedelta(hours=1), on_sent=sent.append) == 1
             assert sent == [1]
             outcomes = {"handled": 1, "repeated": round} if round else {"handled": 1}
-            await until(partial(_has_come_to, stand, outcomes))
-            state = await shell.get(Product, "A")
+            await until(partial(_has_come_to, harness, outcomes))
+            state = await runner.get(Product, "A")
             assert state is not None
             assert state.reserved == 2
             await client.jetstream().delete_stream("ORDERS")
         await client.close()
-        await stand.rest()
+        await harness.rest()
         await bus.close(0)
 
 
 async def test_an_event_is_sent_until_the_bus_has_it(path: Path) -> None:
     """Many at once, but not all; with a bus that takes nothing for too long, it ends."""
-    async with stand_at(path) as stand:
+    async with harness_at(path) as harness:
         keep(path, "orders", 3 * PAGE)
         bus = _Moody(2)
-        store, since = stand.stores["orders"], NOW - timedelta(hours=1)
-        assert await republish(store, bus, stand.clock, since, on_sent=lambda _: None) == 3 * PAGE
+        store, since = harness.stores["orders"], NOW - timedelta(hours=1)
+        assert await republish(store, bus, harness.clock, since, on_sent=lambda _: None) == 3 * PAGE
         assert len(bus.taken) == len(set(bus.taken)) == 3 * PAGE
-        with pytest.raises(Silent, match="nothing was taken for 0 s"):
-            await republish(store, _Moody(10**9), stand.clock, since, on_sent=lambda _: None, patience_seconds=0)
+        with pytest.raises(PublishStalled, match="nothing was taken for 0 s"):
+            await republish(store, _Moody(10**9), harness.clock, since, on_sent=lambda _: None, patience_seconds=0)
 
 
 async def test_postgresql_says_the_same_again(postgres: PostgresServer) -> None:
     """To the byte what was said the first time, and as much of it as SQLite would."""
     bus = _Moody(0)
-    async with stand_at(postgres.make()) as stand:
-        await stand.tell("orders", submitted(oid(1)))
-        await stand.tell("orders", submitted(oid(2)))
-        now = stand.clock.now()
-        store = stand.stores["orders"]
-        parcels = await store.database.read(lambda connection: store.due(connection, now, 10, timedelta(0)))
-        first, second = sorted(parcel for parcel in parcels if parcel.subject == "orders.created.v1")
+    async with harness_at(postgres.make()) as harness:
+        await harness.tell("orders", submitted(oid(1)))
+        await harness.tell("orders", submitted(oid(2)))
+        now = harness.clock.now()
+        store = harness.stores["orders"]
+        outbox_messages = await store.database.read(lambda connection: store.fetch_due(connection, now, 10, timedelta(0)))
+        first, second = sorted(outbox_message for outbox_message in outbox_messages if outbox_message.subject == "orders.created.v1")
         await store.database.write(lambda connection: store.mark_sent(connection, [first.id], now))
-        await republish(store, bus, stand.clock, now - timedelta(hours=1), on_sent=lambda _: None)
-        assert bus.said == [message_of(first)]
-        assert dict(bus.said[0].headers) == dict(message_of(first).headers)
+        await republish(store, bus, harness.clock, now - timedelta(hours=1), on_sent=lambda _: None)
+        assert bus.said == [to_message(first)]
+        assert dict(bus.said[0].headers) == dict(to_message(first).headers)
         assert await count(store, now - timedelta(hours=1)) == 1
         assert await count(store, now + timedelta(seconds=1)) == 0
         later = now + timedelta(minutes=1)
@@ -267,7 +267,7 @@ class _Moody:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.asked[message.id] = self.asked.get(message.id, 0) + 1
         if self.asked[message.id] <= self.refusals:
-            future.set_exception(Retry("not now"))
+            future.set_exception(PublishRetryable("not now"))
         else:
             self.said.append(message)
             self.taken.append(message.id)
@@ -281,10 +281,10 @@ class _Moody:
         raise NotImplementedError
 
 
-async def _keep_sent(stand: Stand, message: Message) -> None:
-    at = stand.clock.now().isoformat(timespec="microseconds")
+async def _keep_sent(harness: Harness, message: Message) -> None:
+    at = harness.clock.now().isoformat(timespec="microseconds")
     values = (message.id, message.id, message.subject, message.key, message.body, at, at, at)
-    await stand.database.write(
+    await harness.database.write(
         lambda connection: connection.exec_driver_sql(
             "INSERT INTO orders_outbox (id, event_id, subject, key, body, correlation_id, causation_id, traceparent,"
             " occurred_at, due_at, sent_at) VALUES (?, ?, ?, ?, ?, 'c', 'c', '', ?, ?, ?)",
@@ -293,11 +293,11 @@ async def _keep_sent(stand: Stand, message: Message) -> None:
     )
 
 
-def _has_come_to(stand: Stand, outcomes: dict[str, int]) -> bool:
-    return _outcomes(stand) == outcomes
+def _has_come_to(harness: Harness, outcomes: dict[str, int]) -> bool:
+    return _outcomes(harness) == outcomes
 
 
-def _outcomes(stand: Stand) -> dict[str, int]:
+def _outcomes(harness: Harness) -> dict[str, int]:
     """Return how often inventory has come to each outcome, as its metrics say."""
-    found = re.findall(r'messages_handled_total\{(.*)\} (.*)', stand.metrics.render().decode())
+    found = re.findall(r'messages_handled_total\{(.*)\} (.*)', harness.metrics.render().decode())
     return {re.findall('outcome="(.*?)"', labels)[0]: int(float(count)) for labels, count in found}

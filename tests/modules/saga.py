@@ -11,24 +11,24 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from bus.ids import caused_id
+from bus.ids import derived_id
 from modules import inventory, orders, payments
 from modules.inventory.state import Product, Reservation, ReservationStatus
-from modules.module import Later, Module, Withdraw
+from modules.module import CancelTimer, Module, Scheduled
 from modules.orders.events import OrderSubmitted
 from modules.orders.state import Order, Status
 from modules.payments.events import (
-    ChargeContradicted,
-    Charged,
+    ChargeDeclined,
     ChargeFailed,
-    ChargeRefused,
+    ChargeMismatch,
+    ChargeNotified,
     ChargeRequested,
-    ChargeSeen,
-    NotBelieved,
-    Refunded,
+    ChargeSucceeded,
+    NoticeRejected,
     RefundFailed,
+    RefundNotified,
     RefundRequested,
-    RefundSeen,
+    RefundSucceeded,
 )
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Line
@@ -74,14 +74,14 @@ class Books:
             self.refunded.setdefault(order_id, asked.amount.amount)
             if weathered is not Weather.FINE:
                 return RefundFailed(order_id=order_id, retry_seconds=1)
-            return Refunded(order_id=order_id, reference="back")
+            return RefundSucceeded(order_id=order_id, reference="back")
         if asked.attempt > 1 or not asked.is_wanted:
             if weather() is not Weather.FINE:
                 return ChargeFailed(order_id=order_id, is_unknown=False, retry_seconds=1, calls=0)
             if order_id in self.charged:
-                return Charged(order_id=order_id, reference="taken", calls=0)
+                return ChargeSucceeded(order_id=order_id, reference="taken", calls=0)
             if not asked.is_wanted:
-                return ChargeRefused(order_id=order_id, reason="order_cancelled", calls=0)
+                return ChargeDeclined(order_id=order_id, reason="order_cancelled", calls=0)
         weathered = weather()
         if weathered is Weather.AWAY:
             return ChargeFailed(order_id=order_id, is_unknown=False, retry_seconds=1, calls=1)
@@ -90,10 +90,10 @@ class Books:
         if weathered is Weather.SILENT:
             return ChargeFailed(order_id=order_id, is_unknown=True, retry_seconds=1, calls=1)
         if weathered is Weather.GARBLED:
-            return ChargeContradicted(order_id=order_id, reason="wrong_amount", reference="taken", calls=1)
+            return ChargeMismatch(order_id=order_id, reason="wrong_amount", reference="taken", calls=1)
         if order_id in self.declined:
-            return ChargeRefused(order_id=order_id, reason="no_funds", calls=1)
-        return Charged(order_id=order_id, reference="taken", calls=1)
+            return ChargeDeclined(order_id=order_id, reason="no_funds", calls=1)
+        return ChargeSucceeded(order_id=order_id, reference="taken", calls=1)
 
 
 @frozen
@@ -105,7 +105,7 @@ class Flying:
     event: Any
     is_due: bool = True
     name: str = ""
-    speaker: str = ""
+    producer: str = ""
 
 
 @define
@@ -121,8 +121,8 @@ class Saga:
     _modules: dict[str, Module] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        plates = (orders.module(), inventory.module(), payments.module())
-        self._modules = {plate.name: plate for plate in plates}
+        descriptors = (orders.module(), inventory.module(), payments.module())
+        self._modules = {descriptor.name: descriptor for descriptor in descriptors}
         self.world |= {(Product, key): product for key, product in self.stock.items()}
 
     def tell(self, to: str, id: str, event: Any) -> None:
@@ -134,14 +134,14 @@ class Saga:
         flying = self.bag[index]
         if not (stays and flying.is_due):
             self.bag.pop(index)
-        self.history.append(f"{flying.to or flying.speaker}: {flying.event} ({flying.id[-8:]})")
+        self.history.append(f"{flying.to or flying.producer}: {flying.event} ({flying.id[-8:]})")
         if not flying.is_due:
-            self._publish(flying.speaker, flying.id, flying.event)
+            self._publish(flying.producer, flying.id, flying.event)
         elif flying.to == GATEWAY:
             answer = self.books.answer(flying.event, weather)
             # Asked twice, the gateway may answer in two ways, and both are news.
             kind = f"{type(answer).__name__}.{getattr(answer, 'is_unknown', False)}"
-            self.tell("payments", caused_id(flying.id, kind), answer)
+            self.tell("payments", derived_id(flying.id, kind), answer)
             self._say_by_itself(flying.event)
         else:
             self._decide(self._modules[flying.to], flying)
@@ -153,32 +153,32 @@ class Saga:
         if order_id not in (self.books.refunded if is_refund else self.books.charged):
             return
         seen = (
-            RefundSeen(order_id=order_id, reference="taken", amount=amount, refunded_amount=amount.amount)
+            RefundNotified(order_id=order_id, reference="taken", amount=amount, refunded_amount=amount.amount)
             if is_refund
-            else ChargeSeen(order_id=order_id, reference="taken", amount=amount)
+            else ChargeNotified(order_id=order_id, reference="taken", amount=amount)
         )
         self.tell("payments", f"webhook-{type(seen).__name__}-{order_id}", seen)
 
     def _decide(self, module: Module, flying: Flying) -> None:
         if (module.name, flying.id) in self._heard:
             return
-        keys = module.touches(flying.event)
+        keys = module.keys(flying.event)
         decision = module.decide([self.world.get(key) for key in keys], flying.event, NOW)
         self._heard.add((module.name, flying.id))
         for state in decision.states:
             self._remember(state)
         for ordinal, said in enumerate(decision.events):
-            assert not isinstance(said, NotBelieved), f"the gateway tells the truth: {said}"
-            id = caused_id(flying.id, f"{module.name}.{ordinal}")
-            if isinstance(said, Withdraw):
-                self.bag = [f for f in self.bag if f.is_due or f.speaker != module.name or f.name != said.name]
-            elif isinstance(said, Later):
-                self.bag.append(Flying("", id, said.event, is_due=False, name=said.name, speaker=module.name))
+            assert not isinstance(said, NoticeRejected), f"the gateway tells the truth: {said}"
+            id = derived_id(flying.id, f"{module.name}.{ordinal}")
+            if isinstance(said, CancelTimer):
+                self.bag = [f for f in self.bag if f.is_due or f.producer != module.name or f.name != said.timer]
+            elif isinstance(said, Scheduled):
+                self.bag.append(Flying("", id, said.event, is_due=False, name=said.timer, producer=module.name))
             elif hasattr(said, "__subject__"):
                 self._publish(module.name, id, said)
 
-    def _publish(self, speaker: str, id: str, event: Any) -> None:
-        hearers = [module.name for module in self._modules.values() if type(event) in module.hears]
+    def _publish(self, producer: str, id: str, event: Any) -> None:
+        hearers = [module.name for module in self._modules.values() if type(event) in module.consumes]
         if isinstance(event, (ChargeRequested, RefundRequested)):
             hearers.append(GATEWAY)
         for hearer in hearers:

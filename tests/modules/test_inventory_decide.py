@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from modules.inventory.decide import decide, touches
+from modules.inventory.decide import decide, keys
 from modules.inventory.events import (
     BelowReserved,
     PricedLine,
@@ -44,8 +44,8 @@ def when(event: Any, *states: Any) -> Decision:
 
 def test_an_order_touches_its_reservation_and_each_of_its_products() -> None:
     """And a count touches its product."""
-    assert touches(CREATED) == ((Reservation, "o"), (Product, "A"), (Product, "B"))
-    assert touches(Restocked(product_id="A", quantity=1)) == ((Product, "A"),)
+    assert keys(CREATED) == ((Reservation, "o"), (Product, "A"), (Product, "B"))
+    assert keys(Restocked(product_id="A", quantity=1)) == ((Product, "A"),)
 
 
 def test_all_lines_are_held_at_their_prices() -> None:

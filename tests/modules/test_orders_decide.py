@@ -10,7 +10,7 @@ import pytest
 from attrs import evolve
 
 from modules.inventory.events import Shortage, StockRejected, StockReleased, StockReserved
-from modules.module import Decision, Later, Unexpected, Withdraw
+from modules.module import CancelTimer, Decision, Scheduled, Unexpected
 from modules.orders.decide import decide
 from modules.orders.events import (
     CancelRequested,
@@ -21,7 +21,13 @@ from modules.orders.events import (
     OrderUnknown,
 )
 from modules.orders.state import Order, Status
-from modules.payments.events import PaymentCaptured, PaymentDeclined, PaymentDelayed, PaymentPutAside, PaymentRefunded
+from modules.payments.events import (
+    PaymentCaptured,
+    PaymentDeclined,
+    PaymentDelayed,
+    PaymentRefunded,
+    PaymentReviewRequired,
+)
 from modules.values import Line, Money
 from tests.modules.saga import NOW, submitted
 
@@ -30,7 +36,7 @@ TIMEOUT = timedelta(minutes=15)
 CAPTURED = PaymentCaptured(order_id="o", amount=EUR, reference="r")
 DECLINED = PaymentDeclined(order_id="o", amount=EUR, reason="no_funds")
 DELAYED = PaymentDelayed(order_id="o")
-PUT_ASIDE = PaymentPutAside(order_id="o", reason="wrong_amount")
+PUT_ASIDE = PaymentReviewRequired(order_id="o", reason="wrong_amount")
 REFUNDED = PaymentRefunded(order_id="o", amount=EUR, reference="r")
 RESERVED = StockReserved(order_id="o", lines=(), total=EUR)
 REJECTED = StockRejected(order_id="o", reason="insufficient_stock", shortages=(Shortage("A", 2, 1),))
@@ -63,9 +69,9 @@ def test_an_order_is_accepted_and_its_time_runs() -> None:
     decision = when(None, submitted("o", ("A", 2)))
     [order] = decision.states
     created, timer = decision.events
-    assert (order.status, order.items, order.is_over) == (Status.PROCESSING, (Line("A", 2),), False)
+    assert (order.status, order.items, order.is_final) == (Status.PROCESSING, (Line("A", 2),), False)
     assert created == OrderCreated(order_id="o", customer_id="c-1", items=(Line("A", 2),), version="v2", shipping_address=None)
-    assert timer == Later(TIMED_OUT, NOW + TIMEOUT, "timeout:o")
+    assert timer == Scheduled(TIMED_OUT, NOW + TIMEOUT, "timeout:o")
 
 
 def test_the_same_product_on_two_lines_is_summed() -> None:
@@ -89,7 +95,7 @@ def test_stock_then_money_confirms() -> None:
     assert decision.states[0].status is Status.CONFIRMED
     assert decision.events == (
         OrderConfirmed(order_id="o", customer_id="c-1", items=(Line("A", 2),), total=EUR),
-        Withdraw("timeout:o"),
+        CancelTimer("timeout:o"),
     )
 
 
@@ -99,7 +105,7 @@ def test_money_then_stock_confirms_too() -> None:
     assert (paid.status, paid.is_paid) == (Status.PROCESSING, True)
     decision = when(paid, RESERVED)
     assert decision.states[0].status is Status.CONFIRMED
-    assert kinds(decision) == [OrderConfirmed, Withdraw]
+    assert kinds(decision) == [OrderConfirmed, CancelTimer]
     assert [entry["event"] for entry in decision.states[0].timeline] == [
         "orders.created",
         "inventory.reserved",
@@ -128,7 +134,7 @@ def test_an_order_ends_for_one_reason(before: Sequence[Any], event: Any, reason:
     assert (order.status, order.reason, order.waiting_for) == (Status.CANCELLED, reason, None)
     assert decision.events == (
         OrderCancelled(order_id="o", customer_id="c-1", items=(Line("A", 2),), reason=reason),
-        Withdraw("timeout:o"),
+        CancelTimer("timeout:o"),
     )
 
 

@@ -9,28 +9,28 @@ import pytest
 from attrs import evolve
 
 from modules.inventory.events import StockReserved
-from modules.module import Decision, Later, Unexpected, Withdraw
+from modules.module import CancelTimer, Decision, Scheduled, Unexpected
 from modules.orders.events import OrderCancelled
 from modules.payments.decide import decide
 from modules.payments.events import (
-    ChargeContradicted,
-    Charged,
+    ChargeDeclined,
     ChargeDelayed,
     ChargeFailed,
-    ChargeRefused,
+    ChargeMismatch,
+    ChargeNotified,
     ChargeRequested,
-    ChargeSeen,
-    NotBelieved,
+    ChargeSucceeded,
+    DeclineNotified,
+    NoticeRejected,
     PaymentCaptured,
     PaymentDeclined,
     PaymentDelayed,
-    PaymentPutAside,
     PaymentRefunded,
-    Refunded,
+    PaymentReviewRequired,
     RefundFailed,
+    RefundNotified,
     RefundRequested,
-    RefundSeen,
-    RefusalSeen,
+    RefundSucceeded,
 )
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Money
@@ -39,17 +39,17 @@ from tests.modules.saga import NOW
 EUR = Money(250, "EUR")
 RESERVED = StockReserved(order_id="o", lines=(), total=EUR, payment_method="pm")
 CANCELLED = OrderCancelled(order_id="o", customer_id="c", items=(), reason="requested")
-CHARGED = Charged(order_id="o", reference="r", calls=1)
-REFUSED = ChargeRefused(order_id="o", reason="no_funds", calls=1)
+CHARGED = ChargeSucceeded(order_id="o", reference="r", calls=1)
+REFUSED = ChargeDeclined(order_id="o", reason="no_funds", calls=1)
 AWAY = ChargeFailed(order_id="o", is_unknown=False, retry_seconds=2, calls=1)
 SILENT = ChargeFailed(order_id="o", is_unknown=True, retry_seconds=2, calls=1)
-REFUNDED = Refunded(order_id="o", reference="b")
+REFUNDED = RefundSucceeded(order_id="o", reference="b")
 REFUND_FAILED = RefundFailed(order_id="o", retry_seconds=3)
 CAPTURED = PaymentCaptured(order_id="o", amount=EUR, reference="r")
-WRONG = ChargeContradicted(order_id="o", reason="wrong_amount", reference="w", calls=1)
-SEEN = ChargeSeen(order_id="o", reference="r", amount=EUR)
-REFUSAL_SEEN = RefusalSeen(order_id="o", reference="r", amount=EUR, reason="no_funds")
-REFUND_SEEN = RefundSeen(order_id="o", reference="r", amount=EUR, refunded_amount=250)
+WRONG = ChargeMismatch(order_id="o", reason="wrong_amount", reference="w", calls=1)
+SEEN = ChargeNotified(order_id="o", reference="r", amount=EUR)
+REFUSAL_SEEN = DeclineNotified(order_id="o", reference="r", amount=EUR, reason="no_funds")
+REFUND_SEEN = RefundNotified(order_id="o", reference="r", amount=EUR, refunded_amount=250)
 IN_TWO_SECONDS = NOW + timedelta(seconds=2)
 
 
@@ -103,10 +103,10 @@ def test_no_answer_is_asked_for_again(failure: ChargeFailed, status: PaymentStat
     """Later, by the outbox; the order hears of the first delay only. Unknown is neither success nor failure."""
     decision = when(given(RESERVED), failure)
     assert (decision.states[0].status, decision.states[0].is_waiting) == (status, True)
-    assert decision.events == (Later(ask(2), IN_TWO_SECONDS, "charge:o"), PaymentDelayed(order_id="o"))
+    assert decision.events == (Scheduled(ask(2), IN_TWO_SECONDS, "charge:o"), PaymentDelayed(order_id="o"))
     decision = when(decision.states[0], AWAY)
     assert decision.states[0].status is status
-    assert decision.events == (Later(ask(3), IN_TWO_SECONDS, "charge:o"),)
+    assert decision.events == (Scheduled(ask(3), IN_TWO_SECONDS, "charge:o"),)
 
 
 @pytest.mark.parametrize("is_unknown", [True, False])
@@ -114,7 +114,7 @@ def test_an_attempt_that_sent_nothing_is_an_attempt(is_unknown: bool) -> None:
     """A look that failed, say, after a restart: were the next one a first, it would charge without looking."""
     failure = ChargeFailed(order_id="o", is_unknown=is_unknown, retry_seconds=2, calls=0)
     decision = when(given(RESERVED), failure)
-    assert decision.events[0] == Later(ask(2), IN_TWO_SECONDS, "charge:o")
+    assert decision.events[0] == Scheduled(ask(2), IN_TWO_SECONDS, "charge:o")
     assert decision.states[0].calls == 0
 
 
@@ -154,16 +154,16 @@ def test_cancelled_while_the_next_attempt_waits_it_is_withdrawn() -> None:
     """The gateway has certainly seen nothing: that is the end."""
     decision = when(given(RESERVED, AWAY), CANCELLED)
     assert decision.states[0].status is PaymentStatus.DECLINED
-    assert decision.events == (Withdraw("charge:o"),)
+    assert decision.events == (CancelTimer("charge:o"),)
 
 
 def test_cancelled_while_unknown_it_is_looked_up_and_not_charged() -> None:
     """Now, and not when the next attempt would have been due."""
     decision = when(given(RESERVED, SILENT), CANCELLED)
     assert decision.states[0].status is PaymentStatus.UNKNOWN
-    assert decision.events == (Withdraw("charge:o"), ask(2, is_wanted=False))
+    assert decision.events == (CancelTimer("charge:o"), ask(2, is_wanted=False))
     again = when(decision.states[0], AWAY)
-    assert again.events == (Later(ask(3, is_wanted=False), IN_TWO_SECONDS, "charge:o"),)
+    assert again.events == (Scheduled(ask(3, is_wanted=False), IN_TWO_SECONDS, "charge:o"),)
 
 
 def test_an_attempt_that_could_not_be_withdrawn_any_more_is_looked_up() -> None:
@@ -172,7 +172,7 @@ def test_an_attempt_that_could_not_be_withdrawn_any_more_is_looked_up() -> None:
     assert given_up.status is PaymentStatus.DECLINED
     decision = when(given_up, SILENT)
     assert decision.states[0].status is PaymentStatus.UNKNOWN
-    assert decision.events == (Later(ask(3, is_wanted=False), IN_TWO_SECONDS, "charge:o"),)
+    assert decision.events == (Scheduled(ask(3, is_wanted=False), IN_TWO_SECONDS, "charge:o"),)
     assert when(given_up, AWAY) == Decision()
 
 
@@ -181,21 +181,21 @@ def test_cancelled_while_the_call_is_out_the_answer_decides() -> None:
     out = given(RESERVED, CANCELLED)
     ended = when(out, AWAY)
     assert (ended.states[0].status, ended.events) == (PaymentStatus.DECLINED, ())
-    assert when(out, SILENT).events == (Later(ask(2, is_wanted=False), IN_TWO_SECONDS, "charge:o"),)
+    assert when(out, SILENT).events == (Scheduled(ask(2, is_wanted=False), IN_TWO_SECONDS, "charge:o"),)
 
 
 def test_a_refund_is_asked_for_again() -> None:
     """Until it is answered."""
     decision = when(given(RESERVED, CHARGED, CANCELLED), REFUND_FAILED)
     assert decision.states[0].status is PaymentStatus.CAPTURED
-    assert decision.events == (Later(ask_back(attempt=2), NOW + timedelta(seconds=3)),)
+    assert decision.events == (Scheduled(ask_back(attempt=2), NOW + timedelta(seconds=3)),)
     assert when(given(RESERVED, CHARGED, CANCELLED, REFUNDED), REFUND_FAILED) == Decision()
 
 
 def test_a_refund_that_was_not_even_asked_for_is_no_attempt() -> None:
     """The house was closing: nothing was counted, and nothing is said of it but the next attempt."""
     unasked = evolve(REFUND_FAILED, calls=0)
-    assert when(given(RESERVED, CHARGED, CANCELLED), unasked).events == (Later(ask_back(), NOW + timedelta(seconds=3)),)
+    assert when(given(RESERVED, CHARGED, CANCELLED), unasked).events == (Scheduled(ask_back(), NOW + timedelta(seconds=3)),)
 
 
 def test_a_refund_that_fails_is_seen_until_it_succeeds() -> None:
@@ -218,8 +218,8 @@ def test_what_contradicts_is_put_aside_and_looked_at_once_more() -> None:
     decision = when(given(RESERVED), WRONG)
     [aside] = decision.states
     assert (aside.status, aside.reason, aside.reference) == (PaymentStatus.UNKNOWN, "wrong_amount", "w")
-    look = Later(ask(2, is_wanted=False), NOW + timedelta(seconds=5), "charge:o")
-    assert decision.events == (look, PaymentPutAside(order_id="o", reason="wrong_amount"))
+    look = Scheduled(ask(2, is_wanted=False), NOW + timedelta(seconds=5), "charge:o")
+    assert decision.events == (look, PaymentReviewRequired(order_id="o", reason="wrong_amount"))
     again = when(aside, WRONG)
     assert again.events == ()
     assert not again.states[0].is_waiting
@@ -246,13 +246,13 @@ def test_what_is_put_aside_and_then_cancelled_is_looked_at_again() -> None:
     off = given(RESERVED, WRONG, WRONG, CANCELLED)
     assert when(off, evolve(CHARGED, reference="w")).events == (ask_back(reference="w"),)
     assert when(off, WRONG).events == ()
-    assert when(off, WRONG).states[0].is_put_aside
+    assert when(off, WRONG).states[0].needs_review
 
 
 def test_what_the_gateway_says_by_itself_is_as_good_as_its_answer() -> None:
     """Before the answer and after it, and though the order is off; what waits for another attempt is withdrawn."""
     assert when(given(RESERVED), SEEN).events == (CAPTURED,)
-    assert when(given(RESERVED, SILENT), SEEN).events == (CAPTURED, Withdraw("charge:o"))
+    assert when(given(RESERVED, SILENT), SEEN).events == (CAPTURED, CancelTimer("charge:o"))
     assert when(given(RESERVED, CANCELLED), SEEN).events == (ask_back(),)
     assert when(given(RESERVED, CANCELLED, REFUSED), SEEN).events == (ask_back(),)
     assert when(given(RESERVED, CHARGED), SEEN) == Decision()
@@ -282,7 +282,7 @@ def test_what_the_gateway_says_by_itself_is_as_good_as_its_answer() -> None:
 def test_what_does_not_fit_is_not_believed(before: list[Any], event: Any, reason: str) -> None:
     """Nothing changes; whoever told it hears why."""
     payment = given(*before) if before else None
-    assert when(payment, event) == Decision(events=(NotBelieved(order_id="o", reason=reason),))
+    assert when(payment, event) == Decision(events=(NoticeRejected(order_id="o", reason=reason),))
 
 
 def test_money_that_somebody_else_gave_back_is_gone_and_noticed() -> None:
@@ -291,7 +291,7 @@ def test_money_that_somebody_else_gave_back_is_gone_and_noticed() -> None:
     assert decision.states[0].status is PaymentStatus.REFUNDED
     assert decision.events == (
         PaymentRefunded(order_id="o", amount=EUR, reference="r"),
-        NotBelieved(order_id="o", reason="refunded_elsewhere"),
+        NoticeRejected(order_id="o", reason="refunded_elsewhere"),
     )
     assert when(decision.states[0], REFUND_SEEN) == Decision(events=decision.events[1:]), "told again, it is to be noticed again"
     assert when(decision.states[0], CANCELLED).events == ()

@@ -50,7 +50,7 @@ async def connect() -> AsyncIterator[Callable[[Server], Client]]:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests of a file that leave nothing behind."""
     server = Server(tmp_path_factory.mktemp("house")).start()
     yield server
@@ -58,9 +58,9 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-async def visitor(house: Server, connect: Callable[[Server], Client]) -> Client:
+async def visitor(system: Server, connect: Callable[[Server], Client]) -> Client:
     """A client of the server that others use as well."""
-    return connect(house)
+    return connect(system)
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ STOCK = {"SKU-MANY": 50_000, "SKU-SOME": 1_500, "SKU-FEW": 100, "SKU-NONE": 0}
 class Crowd:
     """Buyers who go on buying, whatever becomes of the server; and what they were promised."""
 
-    def __init__(self, client: Client, dice: random.Random) -> None:
+    def __init__(self, client: Client, rng: random.Random) -> None:
         self.client = client
-        self.dice = dice
+        self.rng = rng
         self.is_up = asyncio.Event()
         self.is_over = False
         self.accepted: set[str] = set()
@@ -32,9 +32,9 @@ class Crowd:
     async def buy(self) -> None:
         """Buy until it is over: with and without a key, and sometimes think better of it."""
         while not self.is_over:
-            items = {name: self.dice.randint(1, 3) for name in self.dice.sample(list(STOCK), self.dice.choice((1, 1, 2)))}
-            priority = self.dice.choice(("normal", "normal", "express"))
-            key = str(uuid4()) if self.dice.random() < 0.6 else None
+            items = {name: self.rng.randint(1, 3) for name in self.rng.sample(list(STOCK), self.rng.choice((1, 1, 2)))}
+            priority = self.rng.choice(("normal", "normal", "express"))
+            key = str(uuid4()) if self.rng.random() < 0.6 else None
             reply = await self.persist(partial(self.client.post, items, key, priority=priority), is_safe=key is not None)
             if reply is None:
                 self.unheard += 1
@@ -42,11 +42,11 @@ class Crowd:
             assert reply.status == 202, reply.text
             order_id: str = reply.body["order_id"]
             self.accepted.add(order_id)
-            if self.dice.random() < 0.15:
-                await asyncio.sleep(self.dice.uniform(0, 0.02))  # a moment's thought: the cancellation meets any step
+            if self.rng.random() < 0.15:
+                await asyncio.sleep(self.rng.uniform(0, 0.02))  # a moment's thought: the cancellation meets any step
                 await self.persist(partial(self.client.ask, "POST", f"/v1/orders/{order_id}/cancel"), is_safe=True)
                 self.cancelled.add(order_id)
-            await asyncio.sleep(self.dice.uniform(0, 0.06))  # a pace that leaves room for recovery
+            await asyncio.sleep(self.rng.uniform(0, 0.06))  # a pace that leaves room for recovery
 
     async def restock(self) -> None:
         """Add a few pieces now and then, each time under a key."""

@@ -30,8 +30,8 @@ from tests.process.client import Answering, Client, eventually
 
 MODULES = ("orders", "inventory", "payments")
 HEARS = {
-    door.name: {subject_of(cls) + lane for cls in door.hears for lane in ("", EXPRESS)}
-    for door in (orders.module(), inventory.module(), payments.module())
+    service.name: {subject_of(cls) + lane for cls in service.consumes for lane in ("", EXPRESS)}
+    for service in (orders.module(), inventory.module(), payments.module())
 }
 TERMINAL = {"confirmed", "cancelled"}
 

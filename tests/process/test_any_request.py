@@ -16,7 +16,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from app.bootstrap import modules_of
+from app.bootstrap import build_modules
 from app.web.endpoints.contracts import DESCRIBED as CONTRACTS
 from app.web.endpoints.dead_letters import DESCRIBED as DEAD_LETTERS
 from app.web.endpoints.stripe_webhook import DESCRIBED as WEBHOOKS
@@ -33,7 +33,7 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-PATHS = openapi.document(modules_of(load({})), "0", [DEAD_LETTERS, CONTRACTS, WEBHOOKS])["paths"]
+PATHS = openapi.document(build_modules(load({})), "0", [DEAD_LETTERS, CONTRACTS, WEBHOOKS])["paths"]
 # A stream of events does not end by itself; tests/web has the look at it.
 OPERATIONS = [(method.upper(), path) for path, item in PATHS.items() for method in item if not path.endswith("/stream")]
 AS_OFTEN = settings(
@@ -47,7 +47,7 @@ AS_OFTEN = settings(
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that has all it needs to answer, the secret for Stripe's signatures included."""
     server = Server(tmp_path_factory.mktemp("house"), STRIPE_WEBHOOK_SECRET="whsec_" + 32 * "0").start()
     yield server
@@ -55,9 +55,9 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def described(house: Server) -> schemathesis.BaseSchema:
+def described(system: Server) -> schemathesis.BaseSchema:
     """The server's own description."""
-    return schemathesis.openapi.from_url(f"{house.url}/openapi.json")
+    return schemathesis.openapi.from_url(f"{system.url}/openapi.json")
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS, ids=[" ".join(each) for each in OPERATIONS])

@@ -26,19 +26,19 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
 
 
-def contradict(house: Path) -> None:
-    edit(house / "modules/orders/schemas/orders.cancelled.v1.json", '"customer_id": {', '"customer": {')
+def contradict(system: Path) -> None:
+    edit(system / "modules/orders/schemas/orders.cancelled.v1.json", '"customer_id": {', '"customer": {')
 
 
-def break_the_chain(house: Path) -> None:
-    path = house / "modules/orders/__init__.py"
+def break_the_chain(system: Path) -> None:
+    path = system / "modules/orders/__init__.py"
     text = path.read_text(encoding="utf-8")
     path.write_text(re.sub(r"migrations=\(\n.*\n +\),\n", "", text), encoding="utf-8")
     assert "since=" not in path.read_text(encoding="utf-8")
 
 
-def promise_twice(house: Path) -> None:
-    schemas = house / "modules"
+def promise_twice(system: Path) -> None:
+    schemas = system / "modules"
     text = (schemas / "orders/schemas/orders.created.v1.json").read_text(encoding="utf-8")
     (schemas / "inventory/schemas/orders.created.v1.json").write_text(text, encoding="utf-8")
 
@@ -56,12 +56,12 @@ def test_promises_that_contradict_each_other_do_not_start(
     tmp_path: Path, damage: Callable[[Path], None], line: str
 ) -> None:
     """Exit 2 and one line that says which, before anything listens."""
-    house = copy_to(tmp_path / "house")
-    damage(house)
+    system = copy_to(tmp_path / "house")
+    damage(system)
     done = subprocess.run(
         [sys.executable, "-m", "app", "serve"],
-        cwd=house,
-        env={**environment_of({"HTTP_PORT": "0"}), "PYTHONPATH": os.fspath(house)},
+        cwd=system,
+        env={**environment_of({"HTTP_PORT": "0"}), "PYTHONPATH": os.fspath(system)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -100,7 +100,7 @@ async def test_an_address_that_is_none_is_refused(visitor: Client, address: Any,
     assert [error["pointer"] for error in reply.body["errors"]] == [pointer]
 
 
-async def test_a_server_tells_who_needs_which_version(visitor: Client, house: Server, tmp_path: Path) -> None:
+async def test_a_server_tells_who_needs_which_version(visitor: Client, system: Server, tmp_path: Path) -> None:
     """Over HTTP and by command: v1 may go, for nobody in this process needs it; v2 may not."""
     found = {each["subject"]: each for each in (await visitor.get("/v1/contracts"))["items"]}
     old, new = found["orders.created.v1"], found["orders.created.v2"]
@@ -114,15 +114,15 @@ async def test_a_server_tells_who_needs_which_version(visitor: Client, house: Se
     for query, status in ("module=shipping", 404), ("subject=orders.created.v1", 400):
         assert (await visitor.ask("GET", f"/v1/contracts?{query}")).status == status
 
-    done = run(tmp_path, "contracts", "status", "--url", house.url)
+    done = run(tmp_path, "contracts", "status", "--url", system.url)
     assert done.returncode == 0, done.stderr
     assert "orders.created.v1: said beside since 0.2.0; " in done.stdout
     assert re.search(r"heard by inventory-express, \d+ pending", done.stdout)
-    done = run(tmp_path, "contracts", "status", "orders.created.v2", "--json", "--url", house.url)
+    done = run(tmp_path, "contracts", "status", "orders.created.v2", "--json", "--url", system.url)
     assert done.returncode == 1
     assert done.stderr == "fulfilment: orders.created.v2 may not be dropped: it is the newest version\n"
     assert [each["subject"] for each in json.loads(done.stdout)] == ["orders.created.v2"]
-    done = run(tmp_path, "contracts", "status", "orders.created.v99", "--url", house.url)
+    done = run(tmp_path, "contracts", "status", "orders.created.v99", "--url", system.url)
     assert (done.returncode, done.stderr) == (2, "fulfilment: nobody there knows orders.created.v99\n")
 
 

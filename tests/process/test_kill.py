@@ -27,26 +27,26 @@ async def test_killed_again_and_again_it_loses_nothing(
     """Whatever was answered with 202 is there after any number of kills, at its end, paid and shipped at most once."""
     seed = int(os.environ.get("KILL_SEED", random.randrange(2**32)))
     print(f"KILL_SEED={seed}")
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     server = await asyncio.to_thread(serve, **files)
     client = connect(server)
     for product_id, count in STOCK.items():
         await client.stock(product_id, count)
-    crowd = Crowd(client, dice)
+    crowd = Crowd(client, rng)
     crowd.is_up.set()
-    at_start = set(dice.sample(range(KILLS), KILLS_AT_START))
+    at_start = set(rng.sample(range(KILLS), KILLS_AT_START))
 
     async with asyncio.TaskGroup() as group:
         for _ in range(BUYERS):
             group.create_task(crowd.buy())
         group.create_task(crowd.restock())
         for number in range(KILLS):
-            await asyncio.sleep(dice.uniform(0.05, 0.9))
+            await asyncio.sleep(rng.uniform(0.05, 0.9))
             crowd.is_up.clear()
             await asyncio.to_thread(server.kill)
             if number in at_start:
                 server.launch()
-                await asyncio.sleep(dice.uniform(0.2, 1.5))  # into its start, or into its recovery
+                await asyncio.sleep(rng.uniform(0.2, 1.5))  # into its start, or into its recovery
                 await asyncio.to_thread(server.kill)
             await asyncio.to_thread(server.start)
             crowd.is_up.set()

@@ -53,12 +53,12 @@ async def test_killed_cut_and_restarted_it_loses_nothing(
 ) -> None:
     """The server killed twice, its connections cut, the database restarted and killed: every promise holds."""
     assert run(tmp_path, "migrate", DATABASE_URL=url).returncode == 0
-    dice = random.Random(7)
+    rng = random.Random(7)
     server = await asyncio.to_thread(serve, DATABASE_URL=url)
     client = connect(server)
     for product_id, count in STOCK.items():
         await client.stock(product_id, count)
-    crowd = Crowd(client, dice)
+    crowd = Crowd(client, rng)
     crowd.is_up.set()
 
     async def killed() -> None:
@@ -85,7 +85,7 @@ async def test_killed_cut_and_restarted_it_loses_nothing(
             group.create_task(crowd.buy())
         group.create_task(crowd.restock())
         for trouble in (cut, killed, restarted, cut, crashed, killed):
-            await asyncio.sleep(dice.uniform(0.3, 0.9))
+            await asyncio.sleep(rng.uniform(0.3, 0.9))
             await trouble()
         await asyncio.sleep(0.5)
         crowd.is_over = True

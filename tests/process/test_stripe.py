@@ -134,8 +134,8 @@ async def test_webhooks_with_right_and_wrong_signatures(serve: Serve, connect: C
     async def letters() -> Any:
         return await client.everything("/v1/dead-letters")
 
-    [letter] = await eventually(letters, lambda found: len(found) > 0)
-    assert (letter["consumer"], letter["error"]) == ("payments-webhooks", "unknown_intent")
+    [dead_letter] = await eventually(letters, lambda found: len(found) > 0)
+    assert (dead_letter["consumer"], dead_letter["error"]) == ("payments-webhooks", "unknown_intent")
     metrics = (await client.ask("GET", "/metrics")).text
     assert 'subject="stripe.payment_intent.succeeded",outcome="handled"' in metrics
 
@@ -266,15 +266,15 @@ async def test_killed_between_the_charge_and_its_record(serve: Serve, connect: C
 @pytest.mark.slow
 async def test_hundreds_of_orders_in_bad_weather(serve: Serve, connect: Connect, faulty: FaultyStripe) -> None:
     """30 % time-outs after the charge, 20 % 5xx, 5 % nonsense: every order is confirmed and charged once."""
-    dice = random.Random(5)
+    rng = random.Random(5)
 
     def weather() -> Fault:
-        share = dice.random()
+        share = rng.random()
         if share < 0.30:
             return Fault.CHARGE_HANG
         if share < 0.50:
-            return dice.choice([Fault.CHARGE_500, Fault.ERROR_500])
-        return dice.choice([Fault.CHARGE_HTML, Fault.CHARGE_TRUNCATED]) if share < 0.55 else Fault.FINE
+            return rng.choice([Fault.CHARGE_500, Fault.ERROR_500])
+        return rng.choice([Fault.CHARGE_HTML, Fault.CHARGE_TRUNCATED]) if share < 0.55 else Fault.FINE
 
     faulty.weather = weather
     server = serve(**environment(faulty.url))

@@ -14,183 +14,183 @@ from sqlalchemy import event
 
 from app.gateways.payment_worker import HEARS
 from app.runtime.engine import ShortWay
-from app.storage.state_rows import Rows
+from app.storage.state_rows import StateMapper
 from bus.errors import Invalid
 from modules.inventory.events import StockReserved
-from modules.module import Decision, Later, Unexpected, Withdraw
+from modules.module import CancelTimer, Decision, Scheduled, Unexpected
 from modules.orders.events import CancelRequested, OrderCreated, OrderTimedOut
-from modules.payments.events import Charged
-from tests.runtime.stand import CONTEXT, NOTED, HurriedClock, Stand, oid, product, stand_at, submitted, until
+from modules.payments.events import ChargeSucceeded
+from tests.runtime.harness import CONTEXT, NOTED, Harness, HurriedClock, harness_at, oid, product, submitted, until
 
 OVER = "SELECT status FROM orders_order ORDER BY order_id"
 UNSENT = "SELECT subject FROM {}_outbox WHERE sent_at IS NULL ORDER BY subject"
 
 
 @pytest.fixture
-async def stand(path: Path) -> AsyncIterator[Stand]:
+async def harness(path: Path) -> AsyncIterator[Harness]:
     """A house whose modules are neighbours, with ten pieces on the shelf; nothing runs that is not turned by hand."""
-    async with stand_at(path, HurriedClock()) as stand:
-        await stand.tell("inventory", product(10))
-        ShortWay(stand.shells, stand.contracts.heard_subjects(HEARS), stand.database, stand.clock)
-        yield stand
+    async with harness_at(path, HurriedClock()) as harness:
+        await harness.tell("inventory", product(10))
+        ShortWay(harness.runners, harness.contracts.subjects_for(HEARS), harness.database, harness.clock)
+        yield harness
 
 
-def commits_of(stand: Stand) -> list[Any]:
+def commits_of(harness: Harness) -> list[Any]:
     commits: list[Any] = []
-    event.listen(stand.database.engine, "commit", commits.append)
+    event.listen(harness.database.engine, "commit", commits.append)
     return commits
 
 
-async def unsent(stand: Stand) -> list[str]:
+async def unsent(harness: Harness) -> list[str]:
     """Return the subjects of all that still has to travel."""
-    return [row[0] for name in stand.shells for row in await stand.rows(UNSENT.format(name))]
+    return [row[0] for name in harness.runners for row in await harness.rows(UNSENT.format(name))]
 
 
-async def mail(stand: Stand) -> set[tuple[str, str]]:
+async def mail(harness: Harness) -> set[tuple[str, str]]:
     """Return what is written in each outbox and, by its event's id, in each inbox."""
     found = set()
-    for name in stand.shells:
+    for name in harness.runners:
         for table, column in ((f"{name}_outbox", "subject"), (f"{name}_inbox", "id")):
-            found |= {(table, row[0]) for row in await stand.rows(f"SELECT {column} FROM {table}")}
+            found |= {(table, row[0]) for row in await harness.rows(f"SELECT {column} FROM {table}")}
     return found
 
 
-def let_decide(stand: Stand, name: str, instead: Callable[..., Any]) -> None:
+def let_decide(harness: Harness, name: str, instead: Callable[..., Any]) -> None:
     """Let *instead* decide in a module; it gets the module's own as its first argument."""
-    think = stand.shells[name].think
+    think = harness.runners[name].processor
     decide = think._module.decide
     think._module = attrs.evolve(think._module, decide=lambda states, what, now: instead(decide, states, what, now))
 
 
-async def run(stand: Stand) -> None:
+async def run(harness: Harness) -> None:
     """Let everything run that the long way needs."""
-    for name in stand.shells:
-        await stand.listen(name)
-        stand.run(stand.relays[name].run())
+    for name in harness.runners:
+        await harness.listen(name)
+        harness.run(harness.relays[name].run())
 
 
-async def place(stand: Stand) -> None:
+async def place(harness: Harness) -> None:
     """Place an order while the house runs."""
-    await stand.shells["orders"].tell(submitted(oid(1)), id="placed", context=CONTEXT, answer=NOTED)
+    await harness.runners["orders"].submit(submitted(oid(1)), id="placed", trace=CONTEXT, respond=NOTED)
 
 
-async def test_one_transaction_takes_an_order_to_the_payment(stand: Stand) -> None:
+async def test_one_transaction_takes_an_order_to_the_payment(harness: Harness) -> None:
     """It is placed, its stock is held and its money asked for; only the request to the gateway has to travel."""
-    commits = commits_of(stand)
-    await stand.tell("orders", submitted(oid(1)))
+    commits = commits_of(harness)
+    await harness.tell("orders", submitted(oid(1)))
     assert len(commits) == 1
-    assert await stand.rows(OVER) == [("reserved",)]
-    assert await stand.rows("SELECT on_hand, reserved FROM inventory_product") == [(10, 1)]
-    assert await stand.rows("SELECT status, amount FROM payments_payment") == [("pending", 100)]
-    assert await unsent(stand) == ["orders.timed_out.v1", "payments.charge_requested.v1"]
+    assert await harness.rows(OVER) == [("reserved",)]
+    assert await harness.rows("SELECT on_hand, reserved FROM inventory_product") == [(10, 1)]
+    assert await harness.rows("SELECT status, amount FROM payments_payment") == [("pending", 100)]
+    assert await unsent(harness) == ["orders.timed_out.v1", "payments.charge_requested.v1"]
 
 
-async def test_what_was_made_up_for_a_request_is_not_looked_for(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_was_made_up_for_a_request_is_not_looked_for(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody can have kept anything under an order's id before it has been placed; the product is another matter."""
     looked_for: list[str] = []
-    load = Rows.load
+    load = StateMapper.load
 
-    def noting(rows: Rows, connection: Any, keys: Sequence[str]) -> Any:
+    def noting(rows: StateMapper, connection: Any, keys: Sequence[str]) -> Any:
         looked_for.extend(keys)
         return load(rows, connection, keys)
 
-    monkeypatch.setattr(Rows, "load", noting)
-    await stand.tell("orders", submitted(oid(1)), fresh=oid(1))
+    monkeypatch.setattr(StateMapper, "load", noting)
+    await harness.tell("orders", submitted(oid(1)), new_key=oid(1))
     assert oid(1) not in looked_for
-    assert await stand.rows("SELECT status, amount FROM payments_payment") == [("pending", 100)]
-    await stand.tell("orders", submitted(oid(2)))
+    assert await harness.rows("SELECT status, amount FROM payments_payment") == [("pending", 100)]
+    await harness.tell("orders", submitted(oid(2)))
     assert looked_for.count(oid(2)) == 3  # in each module once
 
 
-async def test_what_one_transaction_decides_bears_one_time(stand: Stand) -> None:
+async def test_what_one_transaction_decides_bears_one_time(harness: Harness) -> None:
     """The stock is held in the moment in which the order is taken, and nothing seems to have come before its cause."""
-    await stand.tell("orders", submitted(oid(1)))
-    ((timeline,),) = await stand.rows("SELECT timeline FROM orders_order")
+    await harness.tell("orders", submitted(oid(1)))
+    ((timeline,),) = await harness.rows("SELECT timeline FROM orders_order")
     assert len(json.loads(timeline)) == 2
     assert len({entry["at"] for entry in json.loads(timeline)}) == 1
 
 
-async def test_what_is_over_leaves_nothing_in_the_mail(stand: Stand) -> None:
+async def test_what_is_over_leaves_nothing_in_the_mail(harness: Harness) -> None:
     """Nobody sends it and nobody hears it again: only what is still to come has a row."""
-    await stand.tell("orders", submitted(oid(1)))
-    assert await mail(stand) == {
+    await harness.tell("orders", submitted(oid(1)))
+    assert await mail(harness) == {
         ("orders_outbox", "orders.timed_out.v1"), ("payments_outbox", "payments.charge_requested.v1"),
     }  # fmt: skip
 
 
-async def test_who_heard_one_version_knows_the_other_when_it_comes(stand: Stand) -> None:
+async def test_who_heard_one_version_knows_the_other_when_it_comes(harness: Harness) -> None:
     """Somebody elsewhere hears v1, which goes over the bus; inventory, who has decided about v2, finds it in its inbox."""
-    ShortWay(stand.shells, [*stand.contracts.heard_subjects(HEARS), "orders.created.v1"], stand.database, stand.clock)
-    await run(stand)
-    await place(stand)
-    [(event_id,)] = await stand.rows("SELECT event_id FROM orders_outbox WHERE subject LIKE 'orders.created%'")
-    assert await mail(stand) == {
+    ShortWay(harness.runners, [*harness.contracts.subjects_for(HEARS), "orders.created.v1"], harness.database, harness.clock)
+    await run(harness)
+    await place(harness)
+    [(event_id,)] = await harness.rows("SELECT event_id FROM orders_outbox WHERE subject LIKE 'orders.created%'")
+    assert await mail(harness) == {
         ("orders_outbox", "orders.created.v1"), ("orders_outbox", "orders.timed_out.v1"),
         ("inventory_inbox", event_id), ("payments_outbox", "payments.charge_requested.v1"),
     }  # fmt: skip
-    await until(lambda: _is_handled(stand, "orders.created.v1", "superseded"))
-    assert await stand.rows("SELECT on_hand, reserved FROM inventory_product") == [(10, 1)]
+    await until(lambda: _is_handled(harness, "orders.created.v1", "superseded"))
+    assert await harness.rows("SELECT on_hand, reserved FROM inventory_product") == [(10, 1)]
 
 
-def let_v1_be_unsayable(stand: Stand) -> None:
+def let_v1_be_unsayable(harness: Harness) -> None:
     """Let whatever is made of an order for v1 break the schema of v1."""
-    contract = stand.contracts["orders.created.v2"]
+    contract = harness.contracts["orders.created.v2"]
     [(older, down)] = contract.older
-    broken = attrs.evolve(older, may_say=lambda value: False)
-    stand.contracts._by_subject[contract.subject] = attrs.evolve(contract, older=((broken, down),))
+    broken = attrs.evolve(older, is_valid_outgoing=lambda value: False)
+    harness.contracts._by_subject[contract.subject] = attrs.evolve(contract, older=((broken, down),))
 
 
-async def test_what_has_to_travel_is_said_in_all_its_versions_or_not_at_all(stand: Stand) -> None:
+async def test_what_has_to_travel_is_said_in_all_its_versions_or_not_at_all(harness: Harness) -> None:
     """Somebody elsewhere hears v1, and what he would get breaks its schema: nothing has happened."""
-    ShortWay(stand.shells, [*stand.contracts.heard_subjects(HEARS), "orders.created.v1"], stand.database, stand.clock)
-    let_v1_be_unsayable(stand)
+    ShortWay(harness.runners, [*harness.contracts.subjects_for(HEARS), "orders.created.v1"], harness.database, harness.clock)
+    let_v1_be_unsayable(harness)
     with pytest.raises(Invalid):
-        await stand.tell("orders", submitted(oid(1)))
-    assert await stand.rows(OVER) == []
-    assert await mail(stand) == set()
+        await harness.tell("orders", submitted(oid(1)))
+    assert await harness.rows(OVER) == []
+    assert await mail(harness) == set()
 
 
-async def test_what_is_over_is_not_put_into_versions_that_nobody_reads(stand: Stand) -> None:
+async def test_what_is_over_is_not_put_into_versions_that_nobody_reads(harness: Harness) -> None:
     """They are counted, for they are said; but a word that travels nowhere is not written out."""
-    let_v1_be_unsayable(stand)
-    await stand.tell("orders", submitted(oid(1)))
-    assert await stand.rows(OVER) == [("reserved",)]
-    assert 'messages_published_total{subject="orders.created.v1"} 1' in stand.metrics.render().decode()
+    let_v1_be_unsayable(harness)
+    await harness.tell("orders", submitted(oid(1)))
+    assert await harness.rows(OVER) == [("reserved",)]
+    assert 'messages_published_total{subject="orders.created.v1"} 1' in harness.metrics.render().decode()
 
 
-async def test_what_the_gateway_said_ends_the_order_at_once(stand: Stand) -> None:
+async def test_what_the_gateway_said_ends_the_order_at_once(harness: Harness) -> None:
     """Captured, confirmed, taken from the shelf: one transaction, with nothing left to say."""
-    await stand.tell("orders", submitted(oid(1)))
-    commits = commits_of(stand)
-    await stand.tell("payments", Charged(order_id=oid(1), reference="ref", calls=1))
+    await harness.tell("orders", submitted(oid(1)))
+    commits = commits_of(harness)
+    await harness.tell("payments", ChargeSucceeded(order_id=oid(1), reference="ref", calls=1))
     assert len(commits) == 1
-    assert await stand.rows(OVER) == [("confirmed",)]
-    assert await stand.rows("SELECT on_hand, reserved FROM inventory_product") == [(9, 0)]
-    assert await unsent(stand) == ["payments.charge_requested.v1"]  # the time-out is withdrawn
+    assert await harness.rows(OVER) == [("confirmed",)]
+    assert await harness.rows("SELECT on_hand, reserved FROM inventory_product") == [(9, 0)]
+    assert await unsent(harness) == ["payments.charge_requested.v1"]  # the time-out is withdrawn
 
 
-async def test_a_time_out_that_was_set_and_withdrawn_on_the_way_is_never_written(stand: Stand) -> None:
+async def test_a_time_out_that_was_set_and_withdrawn_on_the_way_is_never_written(harness: Harness) -> None:
     """More than there is: the order is placed and cancelled in one transaction."""
-    await stand.tell("orders", submitted(oid(1), quantity=11))
-    assert await stand.rows(OVER) == [("cancelled",)]
-    assert await unsent(stand) == []
+    await harness.tell("orders", submitted(oid(1), quantity=11))
+    assert await harness.rows(OVER) == [("cancelled",)]
+    assert await unsent(harness) == []
 
 
-async def test_what_is_said_for_later_waits_with_or_without_a_name(stand: Stand) -> None:
+async def test_what_is_said_for_later_waits_with_or_without_a_name(harness: Harness) -> None:
     """A refund that is asked for again bears none."""
 
     def nameless(decide: Any, states: Any, what: Any, now: Any) -> Any:
         decision = decide(states, what, now)
-        events = tuple(attrs.evolve(e, name="") if isinstance(e, Later) else e for e in decision.events)
+        events = tuple(attrs.evolve(e, timer="") if isinstance(e, Scheduled) else e for e in decision.events)
         return attrs.evolve(decision, events=events)
 
-    let_decide(stand, "orders", nameless)
-    await stand.tell("orders", submitted(oid(1)))
-    assert await stand.rows(OVER) == [("reserved",)]
-    assert await unsent(stand) == ["orders.timed_out.v1", "payments.charge_requested.v1"]
+    let_decide(harness, "orders", nameless)
+    await harness.tell("orders", submitted(oid(1)))
+    assert await harness.rows(OVER) == [("reserved",)]
+    assert await unsent(harness) == ["orders.timed_out.v1", "payments.charge_requested.v1"]
 
 
-async def test_what_nobody_could_decide_and_is_taken_back_stays_at_home(stand: Stand) -> None:
+async def test_what_nobody_could_decide_and_is_taken_back_stays_at_home(harness: Harness) -> None:
     """A time-out that is due at once, fails, and is withdrawn two rounds later."""
 
     def hasty(decide: Any, states: Any, what: Any, now: Any) -> Any:
@@ -198,21 +198,21 @@ async def test_what_nobody_could_decide_and_is_taken_back_stays_at_home(stand: S
             case OrderTimedOut():
                 raise Unexpected("too early")
             case StockReserved():
-                return Decision((), (Withdraw("timer"),))
+                return Decision((), (CancelTimer("timer"),))
         placed = decide(states, what, now)
-        return Decision(placed.states, (placed.events[0], Later(OrderTimedOut(order_id=oid(1)), now, "timer")))
+        return Decision(placed.states, (placed.events[0], Scheduled(OrderTimedOut(order_id=oid(1)), now, "timer")))
 
-    let_decide(stand, "orders", hasty)
-    member = await stand.bus.subscribe("orders", ["orders.timed_out.v1"])
-    await stand.tell("orders", submitted(oid(1)))
+    let_decide(harness, "orders", hasty)
+    member = await harness.bus.subscribe("orders", ["orders.timed_out.v1"])
+    await harness.tell("orders", submitted(oid(1)))
     assert await member.fetch(10, 0) == []
-    assert await unsent(stand) == ["payments.charge_requested.v1"]
+    assert await unsent(harness) == ["payments.charge_requested.v1"]
 
 
-async def test_what_is_counted_is_counted(stand: Stand) -> None:
+async def test_what_is_counted_is_counted(harness: Harness) -> None:
     """Published and handled, as on the long way; a lower version is superseded."""
-    await stand.tell("orders", submitted(oid(1)))
-    rendered = stand.metrics.render().decode()
+    await harness.tell("orders", submitted(oid(1)))
+    rendered = harness.metrics.render().decode()
     for line in (
         'messages_published_total{subject="orders.created.v1"} 1',
         'messages_published_total{subject="orders.created.v2"} 1',
@@ -224,7 +224,7 @@ async def test_what_is_counted_is_counted(stand: Stand) -> None:
         assert line in rendered
 
 
-async def test_what_a_neighbour_cannot_decide_takes_the_long_way(stand: Stand) -> None:
+async def test_what_a_neighbour_cannot_decide_takes_the_long_way(harness: Harness) -> None:
     """The order is accepted all the same; the bus brings the event again, and nothing happens twice."""
     troubles = ["first", "second"]
 
@@ -233,16 +233,16 @@ async def test_what_a_neighbour_cannot_decide_takes_the_long_way(stand: Stand) -
             raise Unexpected(troubles.pop(0))
         return decide(states, what, now)
 
-    let_decide(stand, "inventory", moody)
-    await run(stand)
-    await place(stand)
-    await until(lambda: _is(stand, "reserved"))
+    let_decide(harness, "inventory", moody)
+    await run(harness)
+    await place(harness)
+    await until(lambda: _is(harness, "reserved"))
     assert troubles == []
-    assert await stand.rows("SELECT on_hand, reserved FROM inventory_product") == [(10, 1)]
-    assert await stand.office.list(None, None, None, 10) == []
+    assert await harness.rows("SELECT on_hand, reserved FROM inventory_product") == [(10, 1)]
+    assert await harness.dead_letter_store.list(None, None, None, 10) == []
 
 
-async def test_only_he_hears_it_again_who_could_not_decide(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_he_hears_it_again_who_could_not_decide(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others find it in their inbox."""
     monkeypatch.setattr("app.runtime.runner.RETRY_SECONDS", 0.01)
     heard: list[str] = []
@@ -254,16 +254,16 @@ async def test_only_he_hears_it_again_who_could_not_decide(stand: Stand, monkeyp
     def never(decide: Any, states: Any, what: Any, now: Any) -> Any:
         raise Unexpected("not today")
 
-    let_decide(stand, "orders", noting)
-    let_decide(stand, "payments", never)
-    await run(stand)
-    await place(stand)
-    [letter] = await until(lambda: stand.office.list(None, None, None, 10))
-    assert (letter.letter.consumer, letter.letter.attempts) == ("payments", 5)
+    let_decide(harness, "orders", noting)
+    let_decide(harness, "payments", never)
+    await run(harness)
+    await place(harness)
+    [dead_letter] = await until(lambda: harness.dead_letter_store.list(None, None, None, 10))
+    assert (dead_letter.dead_letter.consumer, dead_letter.dead_letter.attempts) == ("payments", 5)
     assert heard == ["OrderSubmitted", "StockReserved"]
 
 
-async def test_a_neighbour_who_breaks_the_transaction_harms_nobody(stand: Stand) -> None:
+async def test_a_neighbour_who_breaks_the_transaction_harms_nobody(harness: Harness) -> None:
     """What he would write is refused by the database: everybody goes on by himself."""
 
     def broken(decide: Any, states: Any, what: Any, now: Any) -> Any:
@@ -272,53 +272,53 @@ async def test_a_neighbour_who_breaks_the_transaction_harms_nobody(stand: Stand)
             decision, states=tuple(attrs.evolve(s, reserved=-1) if hasattr(s, "reserved") else s for s in decision.states)
         )
 
-    let_decide(stand, "inventory", broken)
-    await stand.tell("orders", submitted(oid(1)))
-    assert await stand.rows(OVER) == [("processing",)]
-    assert "orders.created.v2" in await unsent(stand)
-    assert await stand.rows("SELECT * FROM inventory_reservation") == []
+    let_decide(harness, "inventory", broken)
+    await harness.tell("orders", submitted(oid(1)))
+    assert await harness.rows(OVER) == [("processing",)]
+    assert "orders.created.v2" in await unsent(harness)
+    assert await harness.rows("SELECT * FROM inventory_reservation") == []
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3])
-async def test_a_way_that_is_too_long_is_gone_on_the_bus(stand: Stand, monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
+async def test_a_way_that_is_too_long_is_gone_on_the_bus(harness: Harness, monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
     """Wherever it is cut off."""
     monkeypatch.setattr("app.runtime.engine.ROUNDS_MAX", rounds)
-    await run(stand)
-    await place(stand)
-    await until(lambda: _is(stand, "reserved"))
-    await stand.shells["payments"].tell(
-        Charged(order_id=oid(1), reference="ref", calls=1), id="charged", context=CONTEXT, answer=NOTED
+    await run(harness)
+    await place(harness)
+    await until(lambda: _is(harness, "reserved"))
+    await harness.runners["payments"].submit(
+        ChargeSucceeded(order_id=oid(1), reference="ref", calls=1), id="charged", trace=CONTEXT, respond=NOTED
     )
-    await until(lambda: _is_taken(stand))
-    assert await stand.rows(OVER) == [("confirmed",)]
+    await until(lambda: _is_taken(harness))
+    assert await harness.rows(OVER) == [("confirmed",)]
 
 
-async def test_many_go_together(stand: Stand) -> None:
+async def test_many_go_together(harness: Harness) -> None:
     """Each gets what is his, and the last piece goes to one."""
-    shell = stand.shells["orders"]
+    runner = harness.runners["orders"]
     told = [
-        asyncio.create_task(shell.tell(submitted(oid(n)), id=f"t-{n}", context=CONTEXT, answer=NOTED)) for n in range(12)
+        asyncio.create_task(runner.submit(submitted(oid(n)), id=f"t-{n}", trace=CONTEXT, respond=NOTED)) for n in range(12)
     ]
     await asyncio.sleep(0)
-    commits = commits_of(stand)
-    await shell.step()
+    commits = commits_of(harness)
+    await runner.step()
     await asyncio.gather(*told)
     assert len(commits) == 1
-    assert sorted(await stand.rows(OVER)) == [("cancelled",)] * 2 + [("reserved",)] * 10
-    assert await stand.rows("SELECT on_hand, reserved FROM inventory_product") == [(10, 10)]
+    assert sorted(await harness.rows(OVER)) == [("cancelled",)] * 2 + [("reserved",)] * 10
+    assert await harness.rows("SELECT on_hand, reserved FROM inventory_product") == [(10, 10)]
     for n in range(12):
-        await stand.tell("orders", CancelRequested(order_id=oid(n), why=None))
-    assert await stand.rows("SELECT on_hand, reserved FROM inventory_product") == [(10, 0)]
+        await harness.tell("orders", CancelRequested(order_id=oid(n), why=None))
+    assert await harness.rows("SELECT on_hand, reserved FROM inventory_product") == [(10, 0)]
 
 
-async def _is_handled(stand: Stand, subject: str, outcome: str) -> bool:
+async def _is_handled(harness: Harness, subject: str, outcome: str) -> bool:
     line = f'messages_handled_total{{module="inventory",subject="{subject}",outcome="{outcome}"}} 1'
-    return line in stand.metrics.render().decode()
+    return line in harness.metrics.render().decode()
 
 
-async def _is(stand: Stand, status: str) -> bool:
-    return await stand.rows(OVER) == [(status,)]
+async def _is(harness: Harness, status: str) -> bool:
+    return await harness.rows(OVER) == [(status,)]
 
 
-async def _is_taken(stand: Stand) -> bool:
-    return await stand.rows("SELECT on_hand, reserved FROM inventory_product") == [(9, 0)]
+async def _is_taken(harness: Harness) -> bool:
+    return await harness.rows("SELECT on_hand, reserved FROM inventory_product") == [(9, 0)]

@@ -12,16 +12,16 @@ import pytest
 from attrs import define, evolve
 from sqlalchemy import create_engine
 
-from app.runtime.service import Shed
+from app.storage.errors import TemporarilyUnavailable
 from bus.port import Clock
 from modules.inventory.events import ProductSet
-from modules.module import Outcome
+from modules.module import DecisionOutcome
 from modules.orders.events import CancelRequested
-from modules.route import Answer
+from modules.routes import Response
 from modules.values import Line, Money
 from tests.clock import VirtualClock
-from tests.runtime.stand import CONTEXT, NOTED, Stand, oid, submitted
-from tests.simulation.house import Bank, Fuse, life
+from tests.runtime.harness import CONTEXT, NOTED, Harness, oid, submitted
+from tests.simulation.system import Bank, Fuse, life
 
 LIVES_MAX = 6
 LIFE_SECONDS = 30.0
@@ -34,7 +34,7 @@ async def insist(clock: Clock, ask: Callable[[], Awaitable[Any]]) -> Any:
     while True:
         try:
             return await ask()
-        except Shed as shed:
+        except TemporarilyUnavailable as shed:
             await clock.sleep(shed.retry_after_seconds)
 
 
@@ -50,39 +50,39 @@ class Customer:
     order_id: str | None = None
     is_done: bool = False
 
-    async def live(self, stand: Stand, dice: random.Random) -> None:
+    async def live(self, harness: Harness, rng: random.Random) -> None:
         """Go on where the last life ended."""
-        clock, shell = stand.clock, stand.shells["orders"]
+        clock, runner = harness.clock, harness.runners["orders"]
         await clock.sleep(max(0.0, self.comes_at - clock.monotonic()))
         if self.order_id is None:
-            id = oid(dice.randrange(10**12))
+            id = oid(rng.randrange(10**12))
             placed = evolve(submitted(id), items=self.lines, is_express=self.is_express)
-            how: dict[str, Any] = {"id": id, "fresh": id, "key": self.key, "fingerprint": "f", "express": self.is_express}
-            told = await insist(clock, partial(shell.tell, placed, context=CONTEXT, answer=_placed, **how))
-            self.order_id = told.answer.body["order_id"]
+            how: dict[str, Any] = {"id": id, "new_key": id, "key": self.key, "fingerprint": "f", "is_express": self.is_express}
+            told = await insist(clock, partial(runner.submit, placed, trace=CONTEXT, respond=_placed, **how))
+            self.order_id = told.response.body["order_id"]
         if self.cancels_after is not None and not self.is_done:
             await clock.sleep(self.cancels_after)
             event = CancelRequested(order_id=self.order_id, why=None)
-            await insist(clock, lambda: shell.tell(event, id=f"cancel-{self.key}", context=CONTEXT, answer=NOTED))
+            await insist(clock, lambda: runner.submit(event, id=f"cancel-{self.key}", trace=CONTEXT, respond=NOTED))
         self.is_done = True
 
 
-def _is_so(dice: random.Random, share: float) -> bool:
-    return dice.random() < share
+def _is_so(rng: random.Random, share: float) -> bool:
+    return rng.random() < share
 
 
-def _placed(outcome: Outcome) -> Answer:
-    return Answer(202, {"order_id": outcome.states[0].order_id}, {})  # type: ignore[union-attr]
+def _placed(outcome: DecisionOutcome) -> Response:
+    return Response(202, {"order_id": outcome.states[0].order_id}, {})  # type: ignore[union-attr]
 
 
-def customers_of(dice: random.Random, count: int) -> list[Customer]:
+def customers_of(rng: random.Random, count: int) -> list[Customer]:
     """Draw *count* customers who come within some seconds."""
     found = []
     for n in range(count):
-        products = dice.sample(sorted(SHELF), dice.randint(1, 2))
-        lines = tuple(Line(product_id, dice.randint(1, 2)) for product_id in products)
-        cancels_after = dice.choice([None, None, 0.0, 0.05, 5.0])
-        found.append(Customer(f"key-{n}", lines, dice.uniform(0, 4), dice.random() < 0.3, cancels_after))
+        products = rng.sample(sorted(SHELF), rng.randint(1, 2))
+        lines = tuple(Line(product_id, rng.randint(1, 2)) for product_id in products)
+        cancels_after = rng.choice([None, None, 0.0, 0.05, 5.0])
+        found.append(Customer(f"key-{n}", lines, rng.uniform(0, 4), rng.random() < 0.3, cancels_after))
     return found
 
 
@@ -94,23 +94,23 @@ async def test_killed_at_any_point_it_loses_and_doubles_nothing(tmp_path: Path, 
 
     What is sold has left the shelf, and nothing is held; what was cancelled was given back.
     """
-    dice, clock = random.Random(seed), VirtualClock()
-    bank = Bank(clock, random.Random(seed), trouble=dice.choice([0.0, 0.1, 0.5, 0.9]), limit=300)
-    customers = customers_of(dice, 12)
-    path, lives = tmp_path / "house.db", dice.randint(1, LIVES_MAX)
-    disk_trouble = dice.choice([0.0, 0.0, 0.02, 0.3])
+    rng, clock = random.Random(seed), VirtualClock()
+    bank = Bank(clock, random.Random(seed), trouble=rng.choice([0.0, 0.1, 0.5, 0.9]), limit=300)
+    customers = customers_of(rng, 12)
+    path, lives = tmp_path / "house.db", rng.randint(1, LIVES_MAX)
+    disk_trouble = rng.choice([0.0, 0.0, 0.02, 0.3])
     for number in range(lives + 1):
         bank.fuse = Fuse()
         if number == lives:  # whatever was broken is mended in the end
             bank.trouble, disk_trouble = min(bank.trouble, 0.1), min(disk_trouble, 0.02)
-        disk = partial(_is_so, dice, disk_trouble)
-        async with life(path, clock, bank, disk, is_short=way == "the short way") as stand:
+        disk = partial(_is_so, rng, disk_trouble)
+        async with life(path, clock, bank, disk, is_short=way == "the short way") as harness:
             if number == 0:
-                await clock.run(_stock(stand))
+                await clock.run(_stock(harness))
             if number < lives:
-                bank.fuse.left = dice.randrange(120)
+                bank.fuse.left = rng.randrange(120)
             for customer in customers:
-                stand.run(customer.live(stand, dice))
+                harness.run(customer.live(harness, rng))
             for _ in range(int(LIFE_SECONDS * 10)):
                 if bank.fuse.is_burnt:
                     break
@@ -121,11 +121,11 @@ async def test_killed_at_any_point_it_loses_and_doubles_nothing(tmp_path: Path, 
     check(path, customers, bank)
 
 
-async def _stock(stand: Stand) -> None:
+async def _stock(harness: Harness) -> None:
     for product_id, on_hand in SHELF.items():
         event = ProductSet(product_id=product_id, on_hand=on_hand, unit_price=Money(100, "EUR"), name=None)
-        tell = stand.shells["inventory"].tell
-        await insist(stand.clock, partial(tell, event, id=f"stock-{product_id}", context=CONTEXT, answer=NOTED))
+        tell = harness.runners["inventory"].submit
+        await insist(harness.clock, partial(tell, event, id=f"stock-{product_id}", trace=CONTEXT, respond=NOTED))
 
 
 def check(path: Path, customers: Sequence[Customer], bank: Bank) -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from tests.nats import NatsServer
 from tests.process.client import Client
-from tests.split.house import House
+from tests.split.system import System
 
-Build = Callable[..., House]
+Build = Callable[..., System]
 """Make a house in parts on the test's NATS, unless ``nats_urls`` names others; nothing runs yet."""
 
 
@@ -33,25 +33,25 @@ def broker(tmp_path: Path) -> Iterator[NatsServer]:
 @pytest.fixture
 def build(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Build]:
     """Make houses; they end with the test, come what may."""
-    built: list[House] = []
+    built: list[System] = []
 
-    def make(nats_urls: tuple[str, ...] = (), **options: Any) -> House:
+    def make(nats_urls: tuple[str, ...] = (), **options: Any) -> System:
         urls = nats_urls or request.getfixturevalue("broker").urls
-        built.append(House(tmp_path / f"house-{len(built)}", urls, **options))
+        built.append(System(tmp_path / f"house-{len(built)}", urls, **options))
         return built[-1]
 
     yield make
-    for house in built:
-        house.end()
+    for system in built:
+        system.end()
 
 
 @pytest.fixture
-async def connect() -> AsyncIterator[Callable[[House], Client]]:
+async def connect() -> AsyncIterator[Callable[[System], Client]]:
     """Make clients; they hang up when the test is over."""
     clients: list[Client] = []
 
-    def make(house: House) -> Client:
-        clients.append(Client(house))
+    def make(system: System) -> Client:
+        clients.append(Client(system))
         return clients[-1]
 
     yield make

@@ -16,7 +16,7 @@ from tests.nats import NatsCluster, NatsServer
 from tests.process.client import Client, eventually
 from tests.process.server import environment_of
 from tests.split.conftest import Build
-from tests.split.house import House
+from tests.split.system import System
 from tests.split.world import everybody_is_ready, look_at_the_whole
 
 BUYERS = 4
@@ -80,14 +80,14 @@ async def die(leader: NatsServer) -> None:
 async def test_a_leader_in_trouble_costs_post_nothing(
     cluster: NatsCluster,
     build: Build,
-    connect: Callable[[House], Client],
+    connect: Callable[[System], Client],
     accident: Callable[[NatsServer], Awaitable[None]],
 ) -> None:
     """While the stream of orders has no leader that answers, POST does not wait for one; afterwards every order ends."""
-    house = build(cluster.urls, NATS_REPLICAS="3", NATS_ACK_WAIT_S="5").start()
-    client = connect(house)
+    system = build(cluster.urls, NATS_REPLICAS="3", NATS_ACK_WAIT_S="5").start()
+    client = connect(system)
     await client.stock("SKU-1", 100_000)
-    await everybody_is_ready(house, client, 30.0)
+    await everybody_is_ready(system, client, 30.0)
     first = await client.place({"SKU-1": 1})
     await client.followed(first)
 
@@ -109,10 +109,10 @@ async def test_a_leader_in_trouble_costs_post_nothing(
     for node in cluster.nodes:
         await asyncio.to_thread(node.wait_until_ready)
     orders = await look_at_the_whole(
-        client, house, cluster, [first, *accepted], {"SKU-1": 100_000}, seconds=90.0
+        client, system, cluster, [first, *accepted], {"SKU-1": 100_000}, seconds=90.0
     )
     assert {order["status"] for order in orders} == {"confirmed"}
-    assert house.stderr == ""
+    assert system.stderr == ""
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from tests.nats import NatsServer
 from tests.process.client import Client, eventually
 from tests.process.invariants import rows
 from tests.split.conftest import Build
-from tests.split.house import House
+from tests.split.system import System
 from tests.split.world import consumers_of, look_at_the_whole
 
 BULK = 3_000
@@ -20,19 +20,19 @@ BULK = 3_000
 
 @pytest.mark.slow
 async def test_an_express_order_overtakes_the_backlog(
-    build: Build, broker: NatsServer, connect: Callable[[House], Client]
+    build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:
     """
     With thousands of orders queued for inventory, an express order is over long before them once inventory is back.
 
     While express orders go on coming in as fast as they are answered, the thousands are worked off as well.
     """
-    house = build().start()
-    client = connect(house)
+    system = build().start()
+    client = connect(system)
     await client.stock("SKU-1", 1_000_000)
-    (inventory,) = house.parts["inventory"]
+    (inventory,) = system.parts["inventory"]
     await client.followed(await client.place({"SKU-1": 1}, priority="express"))
-    await asyncio.to_thread(house.kill, inventory)
+    await asyncio.to_thread(system.kill, inventory)
 
     accepted: list[str] = []
 
@@ -52,10 +52,10 @@ async def test_an_express_order_overtakes_the_backlog(
 
     def bulk_done() -> int:
         query = "SELECT count(*) FROM orders_order WHERE NOT is_express AND status = 'confirmed'"
-        ((count,),) = rows(house.database_of("orders"), query)
+        ((count,),) = rows(system.database_of("orders"), query)
         return int(count)
 
-    await asyncio.to_thread(house.revive, inventory)
+    await asyncio.to_thread(system.revive, inventory)
     began = time.monotonic()
     assert (await client.followed(express))["status"] == "confirmed"
     first_seconds = time.monotonic() - began
@@ -87,4 +87,4 @@ async def test_an_express_order_overtakes_the_backlog(
         f"express: the first after {first_seconds:.3f} s with {done_first} bulk orders done; beside the backlog"
         f" {len(waits)} more, median {waits[len(waits) // 2]:.3f} s, 99 % {waits[int(len(waits) * 0.99)]:.3f} s"
     )
-    await look_at_the_whole(client, house, broker, [*accepted, express], {"SKU-1": 1_000_000}, unheard_max=1)
+    await look_at_the_whole(client, system, broker, [*accepted, express], {"SKU-1": 1_000_000}, unheard_max=1)

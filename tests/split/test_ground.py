@@ -15,7 +15,7 @@ from tests.nats import NatsServer
 from tests.process.client import Client, eventually
 from tests.process.server import run
 from tests.split.conftest import Build
-from tests.split.house import House
+from tests.split.system import System
 from tests.split.world import consumers_of, everybody_is_ready, look_at_the_whole
 
 
@@ -41,7 +41,7 @@ async def buy_during(client: Client, accident: Callable[[], Any], buyers: int = 
 
 @pytest.mark.slow
 async def test_a_wiped_stream_is_founded_anew_and_filled_from_the_outbox(
-    build: Build, broker: NatsServer, connect: Callable[[House], Client]
+    build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:
     """
     The stream of orders is deleted under load, with messages in it that nobody has heard yet.
@@ -49,14 +49,14 @@ async def test_a_wiped_stream_is_founded_anew_and_filled_from_the_outbox(
     The house founds it again by itself; what it took with it is published again by ``republish``. Nothing that was
     heard before has a second effect.
     """
-    house = build(NATS_ACK_WAIT_S="4").start()
-    client = connect(house)
+    system = build(NATS_ACK_WAIT_S="4").start()
+    client = connect(system)
     await client.stock("SKU-1", 100_000)
-    (inventory,) = house.parts["inventory"]
+    (inventory,) = system.parts["inventory"]
     wire = await nats.connect(broker.url)
     unheard: list[str] = []
 
-    (orders,) = house.parts["orders"]
+    (orders,) = system.parts["orders"]
 
     async def counted(name: str, **labels: str) -> float:
         text = (await client.call(f"{orders.url}/metrics")).text
@@ -64,7 +64,7 @@ async def test_a_wiped_stream_is_founded_anew_and_filled_from_the_outbox(
         return sum(each.value for each in samples if each.name == name and labels.items() <= each.labels.items())
 
     async def accident() -> None:
-        await asyncio.to_thread(house.kill, inventory)
+        await asyncio.to_thread(system.kill, inventory)
         unheard.extend([await client.place({"SKU-1": 1}) for _ in range(50)])
         placed = await counted("orders_total", status="processing")
 
@@ -75,32 +75,32 @@ async def test_a_wiped_stream_is_founded_anew_and_filled_from_the_outbox(
         await eventually(taken, lambda count: count >= placed)
         assert int(consumers_of(broker)["ORDERS/inventory"]["num_pending"]) >= 50
         await wire.jetstream().delete_stream("ORDERS")
-        await asyncio.to_thread(house.revive, inventory)
+        await asyncio.to_thread(system.revive, inventory)
 
     try:
         accepted = await buy_during(client, accident)
     finally:
         await wire.close()
-    await everybody_is_ready(house, client, 30.0)
+    await everybody_is_ready(system, client, 30.0)
     statuses = {(await client.get(f"/v1/orders/{order_id}"))["status"] for order_id in unheard}
     assert statuses == {"processing"}, "nothing was lost, so there is nothing to restore"
 
     for _ in range(2):  # the second time for nothing
         done = run(orders.folder, "republish", "--since", "1h", **orders.settings)
         assert done.returncode == 0, done.stderr
-    found = await look_at_the_whole(client, house, broker, [*accepted, *unheard], {"SKU-1": 100_000})
+    found = await look_at_the_whole(client, system, broker, [*accepted, *unheard], {"SKU-1": 100_000})
     assert {order["status"] for order in found} == {"confirmed"}
     assert (await client.get("/v1/inventory/SKU-1"))["on_hand"] == 100_000 - len(found)
-    assert house.stderr == ""
+    assert system.stderr == ""
 
 
 @pytest.mark.slow
 async def test_a_deleted_durable_is_founded_anew_under_its_listener(
-    build: Build, broker: NatsServer, connect: Callable[[House], Client]
+    build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:
     """Inventory's durable is deleted under load: it is back by itself, hears all again, and the inbox knows what it knows."""
-    house = build(NATS_ACK_WAIT_S="4").start()
-    client = connect(house)
+    system = build(NATS_ACK_WAIT_S="4").start()
+    client = connect(system)
     await client.stock("SKU-1", 100_000)
     wire = await nats.connect(broker.url)
 
@@ -113,18 +113,18 @@ async def test_a_deleted_durable_is_founded_anew_under_its_listener(
         accepted = await buy_during(client, accident)
     finally:
         await wire.close()
-    orders = await look_at_the_whole(client, house, broker, accepted, {"SKU-1": 100_000})
+    orders = await look_at_the_whole(client, system, broker, accepted, {"SKU-1": 100_000})
     assert {order["status"] for order in orders} == {"confirmed"}
-    assert house.stderr == ""
+    assert system.stderr == ""
 
 
 @pytest.mark.slow
 async def test_a_durable_edited_by_hand_is_named_and_makes_the_part_unready(
-    build: Build, broker: NatsServer, connect: Callable[[House], Client]
+    build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:
     """Drift fails loudly: the part that needs the durable is not ready and says which field differs; others are."""
-    house = build()
-    (inventory,) = house.parts["inventory"]
+    system = build()
+    (inventory,) = system.parts["inventory"]
     done = run(inventory.folder, "topology", "--apply", **inventory.settings)
     assert done.returncode == 0, done.stderr
     wire = await nats.connect(broker.url)
@@ -132,8 +132,8 @@ async def test_a_durable_edited_by_hand_is_named_and_makes_the_part_unready(
         js: JetStreamContext = wire.jetstream()
         config = (await js.consumer_info("ORDERS", "inventory")).config
         await js.add_consumer("ORDERS", config.evolve(max_deliver=3))
-        house.start()
-        client = connect(house)
+        system.start()
+        client = connect(system)
 
         async def readyz() -> Any:
             reply = await client.call(f"{inventory.url}/readyz")
@@ -142,7 +142,7 @@ async def test_a_durable_edited_by_hand_is_named_and_makes_the_part_unready(
         status, said = await eventually(readyz, lambda found: found[1] is not None)
         assert (status, said) == (503, "consumer inventory on ORDERS: max_deliver is 3, not 5")
         for module in ("orders", "payments"):
-            assert (await client.call(f"{house.parts[module][0].url}/readyz")).status == 200
+            assert (await client.call(f"{system.parts[module][0].url}/readyz")).status == 200
 
         done = run(inventory.folder, "topology", "--check", **inventory.settings)
         assert (done.returncode, done.stdout.strip()) == (1, said)
@@ -152,4 +152,4 @@ async def test_a_durable_edited_by_hand_is_named_and_makes_the_part_unready(
         await wire.close()
     await asyncio.to_thread(inventory.kill)
     await asyncio.to_thread(inventory.start)
-    await everybody_is_ready(house, client)
+    await everybody_is_ready(system, client)

@@ -14,7 +14,7 @@ import pytest
 from tests.nats import NatsServer
 from tests.process.client import Client, eventually
 from tests.split.conftest import Build
-from tests.split.house import House
+from tests.split.system import System
 from tests.split.world import consumers_of, everybody_is_ready
 
 ACK_WAIT_SECONDS = 3
@@ -23,7 +23,7 @@ TRIES = 5
 
 @pytest.mark.slow
 async def test_a_message_that_outlives_five_workers_is_a_dead_letter(
-    build: Build, broker: NatsServer, connect: Callable[[House], Client]
+    build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:
     """
     Nobody answers for a message five times over; then it is one dead letter, with the error ``no_answer``.
@@ -31,11 +31,11 @@ async def test_a_message_that_outlives_five_workers_is_a_dead_letter(
     Each time payments has it in hand and cannot write, because somebody holds its database, and is killed so. That
     leaves nothing behind but the server's advisory. Replayed, the message does what it was meant to.
     """
-    house = build(NATS_ACK_WAIT_S=str(ACK_WAIT_SECONDS)).start()
-    client = connect(house)
+    system = build(NATS_ACK_WAIT_S=str(ACK_WAIT_SECONDS)).start()
+    client = connect(system)
     await client.stock("SKU-1", 10)
-    (payments,) = house.parts["payments"]
-    await everybody_is_ready(house, client)
+    (payments,) = system.parts["payments"]
+    await everybody_is_ready(system, client)
 
     async def delivered() -> int:
         consumer = consumers_of(broker)["INVENTORY/payments"]
@@ -48,7 +48,7 @@ async def test_a_message_that_outlives_five_workers_is_a_dead_letter(
         js = wire.jetstream(timeout=30.0)
         # On a slow machine one worker may live to see a try more than one end.
         while (seen := await delivered()) < first + TRIES:
-            with closing(sqlite3.connect(house.database_of("payments"), isolation_level=None)) as other:
+            with closing(sqlite3.connect(system.database_of("payments"), isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")
                 if not order_id:
                     order_id = await client.place({"SKU-1": 1})
@@ -68,17 +68,17 @@ async def test_a_message_that_outlives_five_workers_is_a_dead_letter(
     async def letters() -> list[Any]:
         return list((await client.call(f"{payments.url}/v1/dead-letters")).body["items"])
 
-    (letter,) = await eventually(letters, bool, 60.0)
-    assert (letter["consumer"], letter["subject"]) == ("payments", "inventory.reserved.v1")
-    assert (letter["error"], letter["attempts"], letter["replays"]) == ("no_answer", TRIES, 0)
-    assert letter["message"]["body"]["order_id"] == order_id
+    (dead_letter,) = await eventually(letters, bool, 60.0)
+    assert (dead_letter["consumer"], dead_letter["subject"]) == ("payments", "inventory.reserved.v1")
+    assert (dead_letter["error"], dead_letter["attempts"], dead_letter["replays"]) == ("no_answer", TRIES, 0)
+    assert dead_letter["message"]["body"]["order_id"] == order_id
     assert (await client.get(f"/v1/orders/{order_id}"))["status"] == "reserved"
 
     # Neither another look of the patrol nor another start finds it again.
     await asyncio.to_thread(payments.kill)
     await asyncio.to_thread(payments.start)
-    reply = await client.call(f"{payments.url}/v1/dead-letters/{letter['id']}/replay", "POST")
+    reply = await client.call(f"{payments.url}/v1/dead-letters/{dead_letter['id']}/replay", "POST")
     assert reply.status == 202
     assert (await client.followed(order_id))["status"] == "confirmed"
-    assert [each["id"] for each in await letters()] == [letter["id"]]
+    assert [each["id"] for each in await letters()] == [dead_letter["id"]]
     assert (await client.get("/v1/inventory/SKU-1"))["on_hand"] == 9

@@ -14,7 +14,7 @@ from tests.postgres import PostgresServer
 from tests.process.client import LOST, Client
 from tests.process.server import run
 from tests.split.conftest import Build
-from tests.split.house import MODULES, House
+from tests.split.system import MODULES, System
 from tests.split.world import look_at_the_whole
 
 BUYERS = 200
@@ -29,19 +29,19 @@ def databases(postgres: PostgresServer) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
-def pairs(build: Build, databases: dict[str, str]) -> House:
+def pairs(build: Build, databases: dict[str, str]) -> System:
     """Six processes that run, on tables that an operator has made."""
-    house = build(replicas=2, databases=databases, NATS_ACK_WAIT_S="4")
+    system = build(replicas=2, databases=databases, NATS_ACK_WAIT_S="4")
     for module in MODULES:
-        server = house.parts[module][0]
+        server = system.parts[module][0]
         done = run(server.folder, "migrate", **server.settings)
         assert done.returncode == 0, done.stderr
-    return house.start()
+    return system.start()
 
 
 @pytest.mark.slow
 async def test_six_processes_sell_the_last_ten_pieces_once(
-    pairs: House, broker: NatsServer, connect: Callable[[House], Client]
+    pairs: System, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:
     """Two hundred want the last ten: ten get them, whichever of two replicas decides about each; so it is with pairs."""
     client = connect(pairs)
@@ -66,12 +66,12 @@ async def test_six_processes_sell_the_last_ten_pieces_once(
 
 @pytest.mark.slow
 async def test_one_of_each_pair_dies_and_the_other_goes_on(
-    pairs: House, broker: NatsServer, connect: Callable[[House], Client]
+    pairs: System, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:
     """SIGKILL of one replica of each module under load, one after the other: the others carry on, nothing happens twice."""
     client = connect(pairs)
     await client.stock("SKU-1", 100_000)
-    dice = random.Random(7)
+    rng = random.Random(7)
     accepted: set[str] = set()
     is_over = False
 
@@ -91,13 +91,13 @@ async def test_one_of_each_pair_dies_and_the_other_goes_on(
                 await asyncio.sleep(0.05)
             assert reply.status == 202, reply.text
             accepted.add(reply.body["order_id"])
-            await asyncio.sleep(dice.uniform(0, 0.05))  # the pace of customers
+            await asyncio.sleep(rng.uniform(0, 0.05))  # the pace of customers
 
     async with asyncio.TaskGroup() as group:
         for number in range(6):
             group.create_task(buy(number))
-        for module in dice.sample(MODULES, len(MODULES)):
-            await asyncio.sleep(dice.uniform(0.3, 1.0))
+        for module in rng.sample(MODULES, len(MODULES)):
+            await asyncio.sleep(rng.uniform(0.3, 1.0))
             await asyncio.to_thread(pairs.kill, pairs.parts[module][0])
         await asyncio.sleep(1.0)
         for module in MODULES:

@@ -15,7 +15,7 @@ import pytest
 from tests.nats import NatsServer
 from tests.process.client import Client, eventually
 from tests.split.conftest import Build
-from tests.split.house import House
+from tests.split.system import System
 from tests.split.world import consumers_of, look_at_the_whole
 
 CREATED = "orders.created.v1"
@@ -41,14 +41,14 @@ RUBBISH: Mapping[str, bytes] = {
 UNKNOWN = ("orders.created.v99", "orders.nonsense.v1")
 
 
-async def letters_at(client: Client, house: House, module: str) -> list[Any]:
+async def letters_at(client: Client, system: System, module: str) -> list[Any]:
     """Return the dead letters that the part of *module* shows."""
-    return list((await client.call(f"{house.parts[module][0].url}/v1/dead-letters?limit=200")).body["items"])
+    return list((await client.call(f"{system.parts[module][0].url}/v1/dead-letters?limit=200")).body["items"])
 
 
 @pytest.mark.slow
 async def test_rubbish_is_laid_down_once_and_nobody_else_notices(
-    build: Build, broker: NatsServer, connect: Callable[[House], Client]
+    build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:
     """
     Each unreadable message is one dead letter of the consumer that could not read it, at the first try.
@@ -56,8 +56,8 @@ async def test_rubbish_is_laid_down_once_and_nobody_else_notices(
     A message on a subject that nobody knows is one of the stream's own module. Replayed twice, nothing comes of it but
     that the letter counts it.
     """
-    house = build().start()
-    client = connect(house)
+    system = build().start()
+    client = connect(system)
     await client.stock("SKU-1", 100)
     accepted = [await client.place({"SKU-1": 1}) for _ in range(5)]
     wire = await nats.connect(broker.url)
@@ -73,7 +73,7 @@ async def test_rubbish_is_laid_down_once_and_nobody_else_notices(
         accepted += [await client.place({"SKU-1": 1}) for _ in range(5)]
 
         async def laid_down() -> list[Any]:
-            return [letter for module in house.parts for letter in await letters_at(client, house, module)]
+            return [dead_letter for module in system.parts for dead_letter in await letters_at(client, system, module)]
 
         async def number_laid_down() -> int:
             return len(await laid_down())
@@ -81,15 +81,15 @@ async def test_rubbish_is_laid_down_once_and_nobody_else_notices(
         count = len(RUBBISH) + 2 + len(UNKNOWN)
         await eventually(number_laid_down, lambda found: found >= count, 30.0)
         letters = await laid_down()
-        of_inventory = await letters_at(client, house, "inventory")
-        assert {(letter["consumer"], letter["subject"], letter["attempts"]) for letter in of_inventory} == {("inventory", CREATED, 1)}
+        of_inventory = await letters_at(client, system, "inventory")
+        assert {(dead_letter["consumer"], dead_letter["subject"], dead_letter["attempts"]) for dead_letter in of_inventory} == {("inventory", CREATED, 1)}
         assert len(of_inventory) == len(RUBBISH) + 2
-        assert {letter["error"] for letter in of_inventory} <= {"unreadable", "invalid"}
-        of_orders = await letters_at(client, house, "orders")
-        assert sorted((letter["consumer"], letter["subject"], letter["error"]) for letter in of_orders) == [
+        assert {dead_letter["error"] for dead_letter in of_inventory} <= {"unreadable", "invalid"}
+        of_orders = await letters_at(client, system, "orders")
+        assert sorted((dead_letter["consumer"], dead_letter["subject"], dead_letter["error"]) for dead_letter in of_orders) == [
             ("orders-strays", subject, "unknown_subject") for subject in sorted(UNKNOWN)
         ]
-        assert await letters_at(client, house, "payments") == []
+        assert await letters_at(client, system, "payments") == []
 
         async def published() -> list[str]:
             state = (await js.stream_info("DEAD_LETTERS", subjects_filter=">")).state
@@ -100,33 +100,33 @@ async def test_rubbish_is_laid_down_once_and_nobody_else_notices(
         assert consumers_of(broker)["ORDERS/inventory"]["num_redelivered"] == 0, "rubbish was tried again"
 
         for _ in range(2):
-            for letter in letters:
-                module = letter["consumer"].partition("-")[0]
-                url = f"{house.parts[module][0].url}/v1/dead-letters/{letter['id']}/replay"
+            for dead_letter in letters:
+                module = dead_letter["consumer"].partition("-")[0]
+                url = f"{system.parts[module][0].url}/v1/dead-letters/{dead_letter['id']}/replay"
                 assert (await client.call(url, "POST")).status == 202
         again = await eventually(
             laid_down,
-            lambda found: all(letter["replays"] == 2 for letter in found)
-            and all(letter["attempts"] == 3 for letter in found),
+            lambda found: all(dead_letter["replays"] == 2 for dead_letter in found)
+            and all(dead_letter["attempts"] == 3 for dead_letter in found),
             30.0,
         )
-        assert {letter["id"] for letter in again} == {letter["id"] for letter in letters}
+        assert {dead_letter["id"] for dead_letter in again} == {dead_letter["id"] for dead_letter in letters}
         assert len(again) == count
     finally:
         await wire.close()
-    orders = await look_at_the_whole(client, house, broker, accepted, {"SKU-1": 100}, dead=count)
+    orders = await look_at_the_whole(client, system, broker, accepted, {"SKU-1": 100}, dead=count)
     assert {order["status"] for order in orders} == {"confirmed"}
     assert (await client.get("/v1/inventory/SKU-1"))["on_hand"] == 90
-    assert house.stderr == ""
+    assert system.stderr == ""
 
 
 @pytest.mark.slow
 async def test_an_event_that_comes_again_has_one_effect(
-    build: Build, broker: NatsServer, connect: Callable[[House], Client]
+    build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:
     """Under fresh broker ids the stream takes an event again and again, and the inbox knows it, through a restart, too."""
-    house = build(NATS_ACK_WAIT_S="4").start()
-    client = connect(house)
+    system = build(NATS_ACK_WAIT_S="4").start()
+    client = connect(system)
     await client.stock("SKU-1", 100)
     order_id = await client.place({"SKU-1": 1})
     await client.followed(order_id)
@@ -139,9 +139,9 @@ async def test_an_event_that_comes_again_has_one_effect(
         for number in range(10):
             await js.publish(CREATED, raw.data, headers={**raw.headers, "Nats-Msg-Id": str(uuid4())})
             if number == 5:
-                await asyncio.to_thread(house.parts["inventory"][0].kill)
-                await asyncio.to_thread(house.parts["inventory"][0].start)
+                await asyncio.to_thread(system.parts["inventory"][0].kill)
+                await asyncio.to_thread(system.parts["inventory"][0].start)
     finally:
         await wire.close()
-    await look_at_the_whole(client, house, broker, [order_id], {"SKU-1": 100})
+    await look_at_the_whole(client, system, broker, [order_id], {"SKU-1": 100})
     assert (await client.get("/v1/inventory/SKU-1"))["on_hand"] == 99

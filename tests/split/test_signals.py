@@ -12,7 +12,7 @@ import pytest
 from tests.nats import NatsServer
 from tests.process.client import LOST, Client
 from tests.split.conftest import Build
-from tests.split.house import House
+from tests.split.system import System
 from tests.split.world import look_at_the_whole
 
 GRACE_SECONDS = 10.0
@@ -21,11 +21,11 @@ GRACE_SECONDS = 10.0
 @pytest.mark.slow
 @pytest.mark.parametrize("is_nats_there", [True, False], ids=["with NATS", "without NATS"])
 async def test_sigterm_under_load_ends_every_part_with_0(
-    build: Build, broker: NatsServer, connect: Callable[[House], Client], is_nats_there: bool
+    build: Build, broker: NatsServer, connect: Callable[[System], Client], is_nats_there: bool
 ) -> None:
     """All leave with 0 within the grace; there are exactly the orders whose 202 arrived, and they go on at the next start."""
-    house = build(SHUTDOWN_GRACE_S=str(GRACE_SECONDS), NATS_ACK_WAIT_S="4").start()
-    client = connect(house)
+    system = build(SHUTDOWN_GRACE_S=str(GRACE_SECONDS), NATS_ACK_WAIT_S="4").start()
+    client = connect(system)
     await client.stock("SKU-1", 100_000)
     accepted: set[str] = set()
     refused: list[int] = []
@@ -51,9 +51,9 @@ async def test_sigterm_under_load_ends_every_part_with_0(
         if not is_nats_there:
             await asyncio.to_thread(broker.kill)
         began = time.monotonic()
-        for server in house:
+        for server in system:
             server.send(signal.SIGTERM)
-    codes = [await asyncio.to_thread(server.wait, GRACE_SECONDS + 2) for server in house]
+    codes = [await asyncio.to_thread(server.wait, GRACE_SECONDS + 2) for server in system]
     seconds = time.monotonic() - began
     print(f"all had left after {seconds:.1f} s")
     assert codes == [0, 0, 0]
@@ -62,21 +62,21 @@ async def test_sigterm_under_load_ends_every_part_with_0(
 
     if not is_nats_there:
         await asyncio.to_thread(broker.start)
-    await asyncio.to_thread(house.start)
-    orders = await look_at_the_whole(client, house, broker, accepted, {"SKU-1": 100_000})
+    await asyncio.to_thread(system.start)
+    orders = await look_at_the_whole(client, system, broker, accepted, {"SKU-1": 100_000})
     assert {order["status"] for order in orders} == {"confirmed"}
-    assert house.stderr == ""
+    assert system.stderr == ""
 
 
 async def test_a_part_that_never_met_nats_leaves_at_once(
-    build: Build, broker: NatsServer, connect: Callable[[House], Client]
+    build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:
     """A first connection that is still tried for does not hold anybody up."""
     broker.stop()
-    house = build().start()
+    system = build().start()
     began = time.monotonic()
-    for server in house:
+    for server in system:
         server.send(signal.SIGTERM)
-    assert [await asyncio.to_thread(server.wait) for server in house] == [0, 0, 0]
+    assert [await asyncio.to_thread(server.wait) for server in system] == [0, 0, 0]
     assert time.monotonic() - began < 15.0
-    assert house.stderr == ""
+    assert system.stderr == ""

@@ -12,7 +12,7 @@ import pytest
 
 from tests.nats import NatsServer
 from tests.process.client import Client, Reply, eventually
-from tests.split.house import MODULES, House
+from tests.split.system import MODULES, System
 from tests.split.world import consumers_of, look_at_the_whole
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -39,22 +39,22 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
 
 
 @pytest.fixture(scope="module")
-def house(broker: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def system(broker: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """Three parts that run, talkative ones, for all tests of this file."""
-    house = House(
+    system = System(
         tmp_path_factory.mktemp("house"), broker.urls, LOG_LEVEL="DEBUG", SIMULATED_DECLINE_OVER="100000"
     )
     try:
-        yield house.start()
+        yield system.start()
     finally:
-        house.end()
+        system.end()
 
 
 async def test_orders_of_every_kind_come_to_their_end(
-    house: House, broker: NatsServer, connect: Callable[[House], Client]
+    system: System, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:
     """Confirmed, out of stock, declined, cancelled and refunded: three processes say what one says."""
-    client = connect(house)
+    client = connect(system)
     await client.stock("SKU-1", 10)
     await client.stock("SKU-DEAR", 10, 100_001)
     ends = {}
@@ -79,27 +79,27 @@ async def test_orders_of_every_kind_come_to_their_end(
         "regretted": ("confirmed", None),
     }
     accepted = [order["order_id"] for order in ends.values()]
-    await look_at_the_whole(client, house, broker, accepted, {"SKU-1": 10, "SKU-DEAR": 10})
+    await look_at_the_whole(client, system, broker, accepted, {"SKU-1": 10, "SKU-DEAR": 10})
     assert (await client.get("/v1/inventory/SKU-1"))["on_hand"] == 5
-    assert house.stderr == ""
+    assert system.stderr == ""
 
 
-async def test_each_part_answers_for_its_module_alone(house: House, connect: Callable[[House], Client]) -> None:
+async def test_each_part_answers_for_its_module_alone(system: System, connect: Callable[[System], Client]) -> None:
     """What another process answers for is 404 here, as if it were nothing; probes and dead letters are everybody's."""
-    client = connect(house)
+    client = connect(system)
     paths = {
         "orders": ("/v1/orders", "/v1/orders/none"),
         "inventory": ("/v1/inventory", "/v1/inventory/none"),
         "payments": ("/v1/payments/none",),
     }
 
-    nowhere = (await client.call(f"{house.parts['orders'][0].url}/v1/nowhere")).body
+    nowhere = (await client.call(f"{system.parts['orders'][0].url}/v1/nowhere")).body
 
     def is_known(reply: Reply) -> bool:
         return reply.status == 200 or reply.body["detail"] != nowhere["detail"]
 
     for module in MODULES:
-        url = house.parts[module][0].url
+        url = system.parts[module][0].url
         for path in ("/livez", "/readyz", "/health", "/metrics", "/v1/dead-letters", "/openapi.json"):
             assert (await client.call(url + path)).status == 200, (module, path)
         described = (await client.call(f"{url}/openapi.json")).body["paths"]
@@ -112,10 +112,10 @@ async def test_each_part_answers_for_its_module_alone(house: House, connect: Cal
 
 
 async def test_one_trace_runs_through_all_three_and_over_the_wire(
-    house: House, broker: NatsServer, connect: Callable[[House], Client]
+    system: System, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:
     """Correlation and trace of the request are in the log of every part and on every message that it caused."""
-    client = connect(house)
+    client = connect(system)
     await client.stock("SKU-1", 10)
     body = {"customer_id": "c-1", "items": [{"product_id": "SKU-1", "quantity": 1}]}
     order_id = (await client.ask("POST", "/v1/orders", body, HEADERS)).body["order_id"]
@@ -142,12 +142,12 @@ async def test_one_trace_runs_through_all_three_and_over_the_wire(
 
     for module in MODULES:
         line = await asyncio.to_thread(
-            house.parts[module][0].wait_for_line, lambda line: '"my-order"' in line and TRACE in line
+            system.parts[module][0].wait_for_line, lambda line: '"my-order"' in line and TRACE in line
         )
         assert json.loads(line)["correlation_id"] == "my-order"
 
 
-async def test_the_broker_holds_what_the_contract_says(house: House, broker: NatsServer) -> None:
+async def test_the_broker_holds_what_the_contract_says(system: System, broker: NatsServer) -> None:
     """Streams and durables have the names and the settings that others rely on."""
     (account,) = broker.ask("/jsz?streams=true&config=true")["account_details"]
     streams = {stream["name"]: stream["config"] for stream in account["stream_detail"]}

@@ -10,12 +10,12 @@ from typing import Any
 from tests.nats import NatsCluster, NatsServer
 from tests.process.client import Client, eventually
 from tests.process.invariants import check_world
-from tests.split.house import House
+from tests.split.system import System
 
 
 async def look_at_the_whole(
     client: Client,
-    house: House,
+    system: System,
     broker: NatsServer | NatsCluster,
     accepted: Collection[str],
     pieces: Mapping[str, int],
@@ -40,7 +40,7 @@ async def look_at_the_whole(
         }
 
     await eventually(backlog, lambda left: not left, seconds)
-    await everybody_is_ready(house, client)
+    await everybody_is_ready(system, client)
     return orders
 
 
@@ -57,11 +57,11 @@ def consumers_of(broker: NatsServer | NatsCluster) -> dict[str, Any]:
     }
 
 
-async def everybody_is_ready(house: House, client: Client, seconds: float = 30.0) -> None:
+async def everybody_is_ready(system: System, client: Client, seconds: float = 30.0) -> None:
     """Wait until every part says that it is ready, without a word of trouble."""
 
     async def states() -> list[Any]:
-        replies = [await client.call(f"{server.url}/readyz") for server in house]
+        replies = [await client.call(f"{server.url}/readyz") for server in system]
         return [reply.body for reply in replies if (reply.status, reply.body.get("status")) != (200, "ready")]
 
     await eventually(states, lambda found: not found, seconds)

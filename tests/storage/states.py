@@ -16,7 +16,7 @@ from modules.payments.state import Payment, PaymentStatus
 from modules.values import Line
 
 PLATES: tuple[Module, ...] = (orders.module(), inventory.module(), payments.module())
-TABLES = {cls: table for plate in PLATES for cls, table in plate.remembers.items()}
+TABLES = {cls: table for descriptor in PLATES for cls, table in descriptor.tables.items()}
 
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=64)
 ids = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=36)

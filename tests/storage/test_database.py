@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event
 
-from app.runtime.service import Unavailable
-from app.storage.sql.database import LAST, Database
-from app.storage.sql.dialect import Unusable
+from app.storage.errors import DatabaseConfigError, StorageUnavailable
+from app.storage.sql.database import RUN_LAST, Database
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ async def test_a_rider_goes_with_the_next_transaction(database: Database) -> Non
     """It causes none by itself, and is committed with somebody else's."""
     commits: list[Any] = []
     event.listen(database.engine, "commit", commits.append)
-    database.ride(insert(1))
+    database.defer(insert(1))
     assert await numbers(database) == []
     commits.clear()
     await database.write(insert(2))
@@ -66,8 +65,8 @@ async def test_who_asks_to_be_last_sees_what_was_told_to_ride_before(database: D
 
     busy = asyncio.create_task(database.write(insert(0)))
     assert await asyncio.to_thread(has_begun.wait, 10)
-    database.ride(insert(1))
-    last, first = asyncio.create_task(database.write(count, LAST)), asyncio.create_task(database.write(count))
+    database.defer(insert(1))
+    last, first = asyncio.create_task(database.write(count, RUN_LAST)), asyncio.create_task(database.write(count))
     await asyncio.sleep(0)
     is_free.set()
     assert await busy == 0
@@ -80,15 +79,15 @@ async def test_a_flush_takes_what_rides(database: Database) -> None:
     event.listen(database.engine, "commit", commits.append)
     await database.flush()
     assert commits == []
-    database.ride(insert(1))
+    database.defer(insert(1))
     await database.flush()
     assert await numbers(database) == [1]
 
 
 async def test_a_failing_rider_harms_nobody(database: Database) -> None:
     """Whoever it rides with gets what he asked for."""
-    database.ride(insert(1))
-    database.ride(insert(1))
+    database.defer(insert(1))
+    database.defer(insert(1))
     assert await database.write(insert(2)) == 2
     assert await numbers(database) == [1, 2]
 
@@ -100,8 +99,8 @@ async def test_a_rider_waits_out_a_database_that_is_away(path: Path, monkeypatch
     await database.write(lambda connection: connection.exec_driver_sql("CREATE TABLE number (n INTEGER PRIMARY KEY)"))
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    database.ride(insert(1))
-    with pytest.raises(Unavailable):
+    database.defer(insert(1))
+    with pytest.raises(StorageUnavailable):
         await database.write(insert(2))
     assert not database.is_healthy
     other.execute("ROLLBACK")
@@ -118,7 +117,7 @@ async def test_what_was_refused_is_well_once_something_was_written(path: Path, m
     await database.write(lambda connection: connection.exec_driver_sql("CREATE TABLE number (n INTEGER PRIMARY KEY)"))
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(Unavailable):
+    with pytest.raises(StorageUnavailable):
         await database.check()
     healths = [database.is_healthy]
     other.execute("ROLLBACK")
@@ -141,7 +140,7 @@ async def test_a_handle_that_was_hung_up_does_not_come_back(path: Path, monkeypa
     await database.write(lambda connection: connection.exec_driver_sql("CREATE TABLE number (n INTEGER PRIMARY KEY)"))
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(Unavailable):
+    with pytest.raises(StorageUnavailable):
         await database.write(insert(1))
     other.close()
     assert await database.write(insert(2)) == 2
@@ -189,7 +188,7 @@ async def test_closing_finishes_what_was_asked_for(path: Path) -> None:
     await database.close()
     await database.close()
     assert await asyncio.gather(*asked) == list(range(20))
-    with pytest.raises(Unavailable):
+    with pytest.raises(StorageUnavailable):
         await database.write(insert(99))
 
 
@@ -203,5 +202,5 @@ async def test_a_commit_is_on_the_disk_before_it_is_answered(database: Database)
 
 def test_what_nobody_here_speaks_is_refused_in_one_line() -> None:
     """The operator reads the reason, not a traceback."""
-    with pytest.raises(Unusable, match="must begin with sqlite:/// or postgresql://"):
+    with pytest.raises(DatabaseConfigError, match="must begin with sqlite:/// or postgresql://"):
         Database("mysql://localhost/orders")

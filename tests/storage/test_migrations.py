@@ -10,14 +10,14 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, MetaData, create_engine, inspect
 
 from app.storage.migrations import NewerDatabase, head, migrate, version
-from app.storage.outbox import tables_of
+from app.storage.tables import message_tables
 from modules import inventory, orders, payments
 from modules.inventory.state import metadata as inventory_metadata
 from modules.orders.state import metadata as orders_metadata
 from modules.payments.state import metadata as payments_metadata
 
 STATES = {"orders": orders_metadata, "inventory": inventory_metadata, "payments": payments_metadata}
-PLATES = {plate.name: plate for plate in (orders.module(), inventory.module(), payments.module())}
+PLATES = {descriptor.name: descriptor for descriptor in (orders.module(), inventory.module(), payments.module())}
 
 
 @pytest.fixture
@@ -30,14 +30,14 @@ def expected(module: str) -> MetaData:
     whole = MetaData()
     for table in STATES[module].sorted_tables:
         table.to_metadata(whole)
-    tables_of(module, whole)
+    message_tables(module, whole)
     return whole
 
 
 @pytest.mark.parametrize("module", STATES)
 def test_a_migrated_database_is_what_the_code_describes(module: str, engine: Engine) -> None:
     """Alembic finds nothing to add, drop or alter: column by column, index by index."""
-    assert set(PLATES[module].remembers.values()) == set(STATES[module].sorted_tables)
+    assert set(PLATES[module].tables.values()) == set(STATES[module].sorted_tables)
     migrate(engine, module)
     with engine.connect() as connection:
         context = MigrationContext.configure(

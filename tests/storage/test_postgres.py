@@ -19,12 +19,11 @@ import pytest
 from attrs import define
 from sqlalchemy import Connection
 
-from app.messaging.outbox_relay import LOOK_SECONDS, Relay
-from app.runtime.service import Unavailable, Unsettled
+from app.messaging.outbox_relay import SCAN_SECONDS, OutboxRelay
+from app.storage.errors import CommitOutcomeUnknown, DatabaseConfigError, StorageUnavailable
 from app.storage.migrations import migrate
-from app.storage.module_store import GRACE
+from app.storage.module_store import HANDOVER_DELAY
 from app.storage.sql.database import Database
-from app.storage.sql.dialect import Unusable
 from app.storage.sql.postgres import Postgres
 from app.storage.sql.transactions import TRIES
 from app.telemetry.metrics import Metrics
@@ -34,7 +33,7 @@ from modules.values import Line
 from tests.clock import VirtualClock
 from tests.messaging.test_outbox_relay import Ledger
 from tests.postgres import PostgresServer
-from tests.runtime.stand import CONTEXT, NOTED, Stand, oid, product, stand_at, submitted, until
+from tests.runtime.harness import CONTEXT, NOTED, Harness, harness_at, oid, product, submitted, until
 from tests.storage.contract import StoreContract, insert, numbers
 
 
@@ -72,9 +71,9 @@ async def database(site: Place) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-async def replicas(site: Place) -> AsyncIterator[tuple[Stand, Stand]]:
+async def replicas(site: Place) -> AsyncIterator[tuple[Harness, Harness]]:
     """Two of everything, on one database."""
-    async with stand_at(site.url) as one, stand_at(site.url) as other:
+    async with harness_at(site.url) as one, harness_at(site.url) as other:
         yield one, other
 
 
@@ -125,7 +124,7 @@ async def test_a_connection_cut_while_idle_is_nobodys_trouble(site: Place, datab
 
 async def test_what_is_cut_again_and_again_is_given_up(site: Place, database: Database) -> None:
     """A transaction that never comes to its end is the database's trouble, and leaves nothing behind."""
-    with pytest.raises(Unavailable):
+    with pytest.raises(StorageUnavailable):
         await database.write(cut_first(site, TRIES))
     assert await numbers(database) == []
 
@@ -184,7 +183,7 @@ async def test_a_commit_that_nobody_can_be_asked_about_is_neither_success_nor_fa
 
     monkeypatch.setattr("app.storage.sql.postgres.SETTLE_SECONDS", 0.1)
     monkeypatch.setattr(database.engine.dialect, "do_commit", gone)
-    with pytest.raises(Unsettled) as caught:
+    with pytest.raises(CommitOutcomeUnknown) as caught:
         await database.write(insert(1))
     assert caught.value.code == "outcome_unknown"
     site.bring_back()
@@ -202,7 +201,7 @@ async def test_a_server_that_is_killed_comes_back_with_everything_that_was_answe
             site.bring_back()
         try:
             answered.append(await database.write(insert(n)))
-        except Unavailable:
+        except StorageUnavailable:
             continue
     assert await numbers(database) == answered
     assert len(answered) >= 150
@@ -224,7 +223,7 @@ async def test_a_server_that_stands_still_is_given_up(database: Database, monkey
     await until(lambda: halted)
     try:
         # The halted one has its row locked: nobody gets past it, and whoever asked is told that he cannot be served now.
-        with pytest.raises(Unavailable):
+        with pytest.raises(StorageUnavailable):
             await writing
     finally:
         os.kill(halted[0], signal.SIGCONT)
@@ -300,31 +299,31 @@ async def test_a_lock_that_somebody_keeps_is_not_waited_for_for_ever(
     await database.write(insert(1))
     with psycopg.connect(site.url) as other:
         other.execute("SELECT n FROM number FOR UPDATE")
-        with pytest.raises(Unavailable):
+        with pytest.raises(StorageUnavailable):
             await database.write(lambda c: c.exec_driver_sql("UPDATE number SET n = 2"))
     await database.write(lambda c: c.exec_driver_sql("UPDATE number SET n = 2"))
     assert await numbers(database) == [2]
     await database.close()
 
 
-async def test_one_event_told_to_two_replicas_at_once_has_one_effect(replicas: tuple[Stand, Stand]) -> None:
+async def test_one_event_told_to_two_replicas_at_once_has_one_effect(replicas: tuple[Harness, Harness]) -> None:
     """Whoever comes second waits for the first, and then knows what it did."""
     one, other = replicas
     await one.tell("inventory", product(1000))
 
-    async def told(stand: Stand, n: int) -> None:
-        await stand.tell("inventory", created(n, "A"), id=oid(n), is_new=False)
+    async def told(harness: Harness, n: int) -> None:
+        await harness.tell("inventory", created(n, "A"), id=oid(n), is_new=False)
 
     for n in range(40):
         await asyncio.gather(told(one, n), told(other, n))
-    stock = await one.shells["inventory"].get(Product, "A")
+    stock = await one.runners["inventory"].get(Product, "A")
     assert stock is not None
     assert stock.reserved == 40
     assert await one.rows("SELECT count(*) FROM inventory_inbox") == [(40,)]
     assert await one.rows("SELECT count(*) FROM inventory_outbox") == [(40,)]
 
 
-async def test_an_event_in_the_making_elsewhere_is_waited_for(site: Place, replicas: tuple[Stand, Stand]) -> None:
+async def test_an_event_in_the_making_elsewhere_is_waited_for(site: Place, replicas: tuple[Harness, Harness]) -> None:
     """Not a race that may or may not happen: the other one has written it and not yet committed."""
     one, _ = replicas
     await one.tell("inventory", product(10))
@@ -333,29 +332,29 @@ async def test_an_event_in_the_making_elsewhere_is_waited_for(site: Place, repli
         telling = asyncio.create_task(one.tell("inventory", created(1, "A"), id=oid(1), is_new=False))
         await until(lambda: site.server.ask("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
     await telling
-    stock = await one.shells["inventory"].get(Product, "A")
+    stock = await one.runners["inventory"].get(Product, "A")
     assert stock is not None
     assert stock.reserved == 0  # the other one, who has the effect to himself, wrote none in this test
 
 
-async def test_the_same_products_in_opposite_order_lose_nothing(site: Place, replicas: tuple[Stand, Stand]) -> None:
+async def test_the_same_products_in_opposite_order_lose_nothing(site: Place, replicas: tuple[Harness, Harness]) -> None:
     """Two replicas, three products, orders for the last pieces: none too many, none forgotten, nobody in a circle."""
     one, other = replicas
     for product_id in "ABC":
         await one.tell("inventory", product(60, product_id))
 
-    async def buy(stand: Stand, start: int, *product_ids: str) -> None:
-        shell = stand.shells["inventory"]
-        stand.run(shell.run())
+    async def buy(harness: Harness, start: int, *product_ids: str) -> None:
+        runner = harness.runners["inventory"]
+        harness.run(runner.run())
         for wave in range(5):
             numbers = range(start + wave * 10, start + wave * 10 + 10)
             await asyncio.gather(
-                *(shell.tell(created(n, *product_ids), id=oid(n), context=CONTEXT, answer=NOTED) for n in numbers)
+                *(runner.submit(created(n, *product_ids), id=oid(n), trace=CONTEXT, respond=NOTED) for n in numbers)
             )
 
     await asyncio.gather(buy(one, 0, "A", "B", "C"), buy(other, 100, "C", "B", "A"))
     for product_id in "ABC":
-        stock = await one.shells["inventory"].get(Product, product_id)
+        stock = await one.runners["inventory"].get(Product, product_id)
         assert stock is not None
         assert (stock.on_hand, stock.reserved) == (60, 60)
     found = await one.rows("SELECT status, count(*) FROM inventory_reservation GROUP BY status ORDER BY status")
@@ -369,14 +368,14 @@ async def test_the_same_products_in_opposite_order_lose_nothing(site: Place, rep
 
 
 @pytest.fixture
-async def relays(site: Place) -> AsyncIterator[tuple[VirtualClock, list[Stand], list[Ledger], list[Relay]]]:
+async def relays(site: Place) -> AsyncIterator[tuple[VirtualClock, list[Harness], list[Ledger], list[OutboxRelay]]]:
     """Two replicas whose orders' relays are turned by hand."""
     clock = VirtualClock()
     async with AsyncExitStack() as stack:
-        stands = [await stack.enter_async_context(stand_at(site.url, clock)) for _ in range(2)]
+        stands = [await stack.enter_async_context(harness_at(site.url, clock)) for _ in range(2)]
         buses = [Ledger(), Ledger()]
         yield clock, stands, buses, [
-            Relay(stand.stores["orders"], bus, clock, Metrics()) for stand, bus in zip(stands, buses, strict=True)
+            OutboxRelay(harness.stores["orders"], bus, clock, Metrics()) for harness, bus in zip(stands, buses, strict=True)
         ]
 
 
@@ -386,13 +385,13 @@ async def test_two_relays_send_each_event_once(relays: Any) -> None:
     await stands[0].tell("orders", submitted(oid(1)))
     await stands[1].tell("orders", submitted(oid(2)))
     store = stands[1].stores["orders"]
-    both = await stands[1].database.read(lambda c: store.due(c, clock.now(), 10, timedelta(0)))
+    both = await stands[1].database.read(lambda c: store.fetch_due(c, clock.now(), 10, timedelta(0)))
     second.take([row for row in both if row.key == oid(2)])  # the first one's process "died" before it could
-    for _ in range(int(GRACE.total_seconds() / LOOK_SECONDS)):
+    for _ in range(int(HANDOVER_DELAY.total_seconds() / SCAN_SECONDS)):
         await first.step()
         await second.step()
         assert first.pending == second.pending == len(both)
-        await clock.advance(LOOK_SECONDS)
+        await clock.advance(SCAN_SECONDS)
     assert {message.key for message, _ in buses[1].published} == {oid(2)}
     assert buses[0].published == []
     await buses[1].answer()
@@ -400,7 +399,7 @@ async def test_two_relays_send_each_event_once(relays: Any) -> None:
         await second.step()
         await first.step()
         await buses[0].answer()
-        await clock.advance(LOOK_SECONDS)
+        await clock.advance(SCAN_SECONDS)
     sent = Counter(message.id for bus in buses for message, _ in bus.published)
     assert sent == {row.id: 1 for row in both}
     assert (first.pending, second.pending) == (0, 0)
@@ -410,7 +409,7 @@ async def test_the_lead_passes_on_when_its_owner_goes(relays: Any, site: Place) 
     """Whoever has lost its connection, or its bus, leads no more; the other one goes on."""
     clock, stands, buses, (first, second) = relays
     await stands[0].tell("orders", submitted(oid(1)))
-    await clock.advance(GRACE.total_seconds() + 1)
+    await clock.advance(HANDOVER_DELAY.total_seconds() + 1)
     buses[0].is_connected = True
     await first.step()
     count = len(buses[0].published)
@@ -418,14 +417,14 @@ async def test_the_lead_passes_on_when_its_owner_goes(relays: Any, site: Place) 
     await second.step()
     assert buses[1].published == []
     buses[0].is_connected = False
-    await clock.advance(LOOK_SECONDS)
+    await clock.advance(SCAN_SECONDS)
     await first.step()
     await second.step()
     assert len(buses[1].published) == count
     await stands[1].database.close()
     buses[0].is_connected = True
     await stands[0].tell("orders", submitted(oid(2)))
-    await clock.advance(GRACE.total_seconds() + 1)
+    await clock.advance(HANDOVER_DELAY.total_seconds() + 1)
     await first.step()
     assert {message.key for message, _ in buses[0].published} == {oid(1), oid(2)}
 
@@ -490,10 +489,10 @@ def test_what_is_out_of_reach_is_explained_without_host_and_password(url: str, w
 
 def test_an_address_that_nobody_can_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """And one that nobody can speak to for want of the driver, which says how to get it."""
-    with pytest.raises(Unusable, match="no address") as caught:
+    with pytest.raises(DatabaseConfigError, match="no address") as caught:
         Database("postgresql://u:hunter2@h/d?no_such_option=1")
     assert "hunter2" not in str(caught.value)
     monkeypatch.delitem(__import__("sys").modules, "app.storage.sql.postgres")
     monkeypatch.setitem(__import__("sys").modules, "psycopg", None)
-    with pytest.raises(Unusable, match=r"pip install 'fulfilment\[postgres\]'"):
+    with pytest.raises(DatabaseConfigError, match=r"pip install 'fulfilment\[postgres\]'"):
         Database("postgresql://localhost/orders")

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Column, Index, MetaData, String, Table, UniqueConstraint, create_engine
 
 from app.storage.sql.sqlite import SIZES, Parted, Sqlite
-from app.storage.state_rows import Rows
+from app.storage.state_rows import StateMapper
 from modules.inventory.state import Product
 from modules.module import evolve
 
@@ -25,7 +25,7 @@ def test_a_statement_asked_for_nothing_does_nothing() -> None:
 def test_a_table_that_is_not_its_class_is_refused() -> None:
     """The two are compared when the program starts, not when a row is lost."""
     with pytest.raises(TypeError, match="same columns"):
-        Rows(Product, Table("other", MetaData(), Column("product_id", String, primary_key=True)), Sqlite())
+        StateMapper(Product, Table("other", MetaData(), Column("product_id", String, primary_key=True)), Sqlite())
 
 
 @pytest.mark.parametrize("more", [Index("by_name", "name", unique=True), UniqueConstraint("name")], ids=["index", "constraint"])
@@ -33,7 +33,7 @@ def test_a_table_where_more_than_the_key_is_unique_is_refused(more: Any) -> None
     """On SQLite a whole row is replaced, and whatever is in its way goes."""
     table = Table("product", MetaData(), *(Column(field.name, String) for field in attrs.fields(Product)), more)
     with pytest.raises(TypeError, match="more than the key is unique"):
-        Rows(Product, table, Sqlite())
+        StateMapper(Product, table, Sqlite())
 
 
 def test_rows_are_cut_into_parts_that_have_a_statement() -> None:
@@ -51,7 +51,7 @@ def test_a_state_with_slots_is_refused_when_the_house_is_built() -> None:
     """It could not be copied member by member; the message says what to write."""
     slotted = attrs.make_class("Slotted", ["id"], frozen=True, slots=True)
     with pytest.raises(TypeError, match="slots=False"):
-        Rows(slotted, Table("slotted", MetaData(), Column("id", String(36), primary_key=True)), Sqlite())
+        StateMapper(slotted, Table("slotted", MetaData(), Column("id", String(36), primary_key=True)), Sqlite())
 
 
 def test_a_state_is_changed_in_members_that_it_has() -> None:

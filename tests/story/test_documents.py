@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from app.cli.main import main
-from app.runtime.service import KeyReused, Overloaded, Unavailable, Unsettled
+from app.runtime.errors import IdempotencyKeyReused, Overloaded
+from app.storage.errors import CommitOutcomeUnknown, StorageUnavailable
 from app.telemetry.metrics import Metrics
 from tests.story.session import ROOT
 from tests.story.tables import settings_table
@@ -17,7 +18,7 @@ README = (ROOT / "README.rst").read_text(encoding="utf-8")
 REFERENCE = (ROOT / "docs" / "reference.rst").read_text(encoding="utf-8")
 LINK = re.compile(r"`[^`<]+ <([^>`]+)>`__?")
 PATH = re.compile(r"``((?:app|bus|config|docs|modules|tests)/[\w./-]+)``")
-REFUSED = re.compile(r'(?:Refused|Refusal|partial\(\s*Refused,|invalid)\(?\s*(?:\d{3},\s*)?"([a-z_]+)"')
+REFUSED = re.compile(r'(?:ProblemError|Rejection|partial\(\s*ProblemError,|invalid)\(?\s*(?:\d{3},\s*)?"([a-z_]+)"')
 COMMANDS = ("pip install . && python -m app serve", "pip install tox && tox")
 
 
@@ -63,7 +64,7 @@ def test_every_problem_code_is_in_the_reference() -> None:
     """A client can look up each code that an answer may carry."""
     files = [*(ROOT / "app" / "web").rglob("*.py"), *(ROOT / "modules").glob("*/routes.py")]
     said = {code for path in files for code in REFUSED.findall(path.read_text(encoding="utf-8"))}
-    said |= {Unavailable.code, Unsettled.code, Overloaded.code, KeyReused.code, "starting", "draining", "unavailable", "refused"}
+    said |= {StorageUnavailable.code, CommitOutcomeUnknown.code, Overloaded.code, IdempotencyKeyReused.code, "starting", "draining", "unavailable", "refused"}
     told = set(re.findall(r"^``([a-z_]+)``\n    ", _section(REFERENCE, "Problem codes"), re.MULTILINE))
     assert said >= {"invalid_body", "order_not_found", "internal_error", "unauthorized"}, "the pattern finds them"
     assert told == said

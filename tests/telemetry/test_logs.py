@@ -348,7 +348,7 @@ def test_what_is_said_past_loguru_looks_the_same(format: str, level: str, tmp_pa
     logs.setup(level, format, file, stream, secrets=["open-sesame"])
     said: dict[str, Any] = {"number": 1, "at": datetime(2026, 1, 1, tzinfo=UTC), "what": "open-sesame", "nothing": None}
     logger.info("order is over", **said)
-    logs.inform(__name__, "order is over", **said)
+    logs.log_fast(__name__, "order is over", **said)
     for text in stream.getvalue(), file.read_text():
         assert "open-sesame" not in text
         written = [re.sub(r"[\d:.TZ-]{12,}", "", line, count=1) for line in text.splitlines()]
@@ -362,5 +362,5 @@ def test_past_loguru_nothing_is_lost_when_nobody_has_set_it_up() -> None:
     logger.remove()
     heard: list[str] = []
     logger.add(heard.append, format="{name} {message} {extra}")
-    logs.inform("app.bootstrap", "order is over", number=1)
+    logs.log_fast("app.bootstrap", "order is over", number=1)
     assert heard == ["app.bootstrap order is over {'number': 1}\n"]

@@ -17,7 +17,7 @@ from app.telemetry.metrics import Metrics
 from app.web import Runner, build
 from app.web.endpoints.state_stream import Streams
 from tests.web.example import PARCELS
-from tests.web.fake_door import FakeDoor
+from tests.web.fake_service import FakeService
 
 KEY = "a-key-for-the-shop-front"
 
@@ -62,7 +62,7 @@ class Answer:
 class Web:
     """The whole application under test."""
 
-    door: FakeDoor
+    service: FakeService
     health: FakeHealth
     metrics: Metrics
     streams: Streams
@@ -112,13 +112,13 @@ async def start() -> AsyncIterator[Start]:
     running: list[Web] = []
 
     async def start(*, is_locked: bool = False, extra: tuple[Any, ...] = ()) -> Web:
-        door, health, metrics, streams = FakeDoor(PARCELS), FakeHealth(), Metrics(), Streams()
+        service, health, metrics, streams = FakeService(PARCELS), FakeHealth(), Metrics(), Streams()
         keys = {"shop": sha256(KEY.encode()).hexdigest()} if is_locked else None
-        app = build([door], health=health, metrics=metrics, keys=keys, version="1.2.3", extra=extra, streams=streams)
+        app = build([service], health=health, metrics=metrics, keys=keys, version="1.2.3", extra=extra, streams=streams)
         server = Server(app)
         client: TestClient[Any, Any] = TestClient(server)
         await client.start_server()
-        running.append(Web(door, health, metrics, streams, server, client))
+        running.append(Web(service, health, metrics, streams, server, client))
         return running[-1]
 
     yield start

@@ -12,8 +12,8 @@ from attrs import evolve, frozen
 from sqlalchemy import Column, MetaData, String, Table
 
 from bus.subjects import event
-from modules.module import Decision, Key, Module, Outcome, Unexpected, unchanged
-from modules.route import Answer, Browse, Follow, Refusal, Request, Show, Tell
+from modules.module import Decision, DecisionOutcome, Key, Module, Unexpected, no_change
+from modules.routes import CommandRoute, GetRoute, ListRoute, Rejection, Request, Response, StreamRoute
 
 
 @frozen(kw_only=True)
@@ -62,7 +62,7 @@ def decide(states: Sequence[Any], event: Any, now: datetime) -> Decision:
             made = Parcel(id=event.id, owner=event.owner, pieces=1) if parcel is None else parcel
             return Decision((evolve(made, owner=event.owner),), (event,))
         case None, Moved():
-            return unchanged(NotThere())
+            return no_change(NotThere())
         case Parcel(), Moved():
             return Decision((evolve(parcel, place=event.place),), (event,))
     raise Unexpected(f"{type(event).__name__} about {parcel}")
@@ -74,20 +74,20 @@ def show(parcel: Parcel | None) -> dict[str, Any] | None:
     return {"parcel_id": parcel.id, "owner": parcel.owner, "pieces": parcel.pieces, "place": parcel.place}
 
 
-def taken(outcome: Outcome) -> Answer:
+def taken(outcome: DecisionOutcome) -> Response:
     (parcel,) = outcome.states
     assert parcel is not None
-    return Answer(202, {"parcel_id": parcel.id}, {"Location": f"/v1/parcels/{parcel.id}"})
+    return Response(202, {"parcel_id": parcel.id}, {"Location": f"/v1/parcels/{parcel.id}"})
 
 
-def moved(outcome: Outcome) -> Answer | Refusal:
+def moved(outcome: DecisionOutcome) -> Response | Rejection:
     if any(isinstance(said, NotThere) for said in outcome.events):
-        return Refusal(404, "unknown_parcel", "There is no such parcel.")
-    return Answer(200, show(outcome.states[0]))
+        return Rejection(404, "unknown_parcel", "There is no such parcel.")
+    return Response(200, show(outcome.states[0]))
 
 
 def hand_in(request: Request) -> HandedIn:
-    return HandedIn(id=request.fresh_id, owner=request.body["owner"], pieces=sum(i["n"] for i in request.body["items"]))
+    return HandedIn(id=request.new_id, owner=request.body["owner"], pieces=sum(i["n"] for i in request.body["items"]))
 
 
 TEXT = {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"}
@@ -128,15 +128,15 @@ RESOURCES: dict[str, dict[str, Any]] = {
 
 PARCELS = Module(
     name="parcels",
-    hears=(),
-    says=(HandedIn, Moved, Labelled),
-    remembers={Parcel: Table("parcels", MetaData(), Column("id", String, primary_key=True))},
-    touches=touches,
+    consumes=(),
+    publishes=(HandedIn, Moved, Labelled),
+    tables={Parcel: Table("parcels", MetaData(), Column("id", String, primary_key=True))},
+    keys=touches,
     decide=decide,
     schemas={},
-    resources=RESOURCES,
+    http_schemas=RESOURCES,
     routes=(
-        Tell(
+        CommandRoute(
             "POST",
             "/v1/parcels",
             "Hand in a parcel",
@@ -144,44 +144,44 @@ PARCELS = Module(
             taken,
             "taken",
             status=202,
-            takes="new_parcel",
-            keyed=True,
+            request_schema="new_parcel",
+            idempotent=True,
             express=lambda request: request.body.get("express", False),
-            sheds=True,
+            sheds_load=True,
         ),
-        Browse("/v1/parcels", "List parcels", Parcel, show, "parcel", newest_first=True, filters={"owner": TEXT}),
-        Show("/v1/parcels/{id}", "Show a parcel", Parcel, show, "parcel"),
-        Tell(
+        ListRoute("/v1/parcels", "List parcels", Parcel, show, "parcel", newest_first=True, filters={"owner": TEXT}),
+        GetRoute("/v1/parcels/{id}", "Show a parcel", Parcel, show, "parcel"),
+        CommandRoute(
             "PUT",
             "/v1/parcels/{id}",
             "Label a parcel",
             lambda request: Labelled(id=request.path["id"], owner=request.body["owner"]),
-            lambda outcome: Answer(200, show(outcome.states[0])),
+            lambda outcome: Response(200, show(outcome.states[0])),
             "parcel",
-            takes="label",
+            request_schema="label",
         ),
-        Tell(
+        CommandRoute(
             "POST",
             "/v1/parcels/{id}/move",
             "Move a parcel",
             lambda request: Moved(id=request.path["id"], place=request.body.get("place", "van")),
             moved,
             "parcel",
-            takes="move",
+            request_schema="move",
             needs_body=False,
-            keyed=True,
-            refusals=(404,),
+            idempotent=True,
+            rejections=(404,),
         ),
-        Tell(
+        CommandRoute(
             "POST",
             "/v1/parcels/{id}/return",
             "Return a parcel",
             lambda request: Moved(id=request.path["id"], place="counter"),
             moved,
             "parcel",
-            keyed=True,
-            refusals=(404,),
+            idempotent=True,
+            rejections=(404,),
         ),
-        Follow("/v1/parcels/{id}/stream", "Follow a parcel", Parcel, show, lambda p: p.place == "delivered", "parcel"),
+        StreamRoute("/v1/parcels/{id}/stream", "Follow a parcel", Parcel, show, lambda p: p.place == "delivered", "parcel"),
     ),
 )

@@ -11,8 +11,8 @@ import pytest
 from loguru import logger
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.runtime.service import Unavailable, Unsettled
-from app.web.problems import Refused, respond
+from app.storage.errors import CommitOutcomeUnknown, StorageUnavailable
+from app.web.problems import ProblemError, respond
 from tests.web.conftest import Answer, Web, assert_problem
 from tests.web.example import Parcel
 
@@ -132,7 +132,7 @@ async def test_odd_targets_are_answered_with_a_problem(web: Web, request_line: b
 
 def test_an_instance_is_a_uri_reference_whatever_the_path_was() -> None:
     """Bytes that were no UTF-8 come out percent-encoded."""
-    answer = respond(Refused(404, "not_found", "No."), "/\udcff ä", "c-1")
+    answer = respond(ProblemError(404, "not_found", "No."), "/\udcff ä", "c-1")
     assert isinstance(answer.body, bytes)
     assert json.loads(answer.body)["instance"] == "/%FF%20%C3%A4"
 
@@ -167,7 +167,7 @@ async def test_a_body_that_does_not_come_is_408(web: Web, monkeypatch: pytest.Mo
 
 async def test_what_fails_is_500_and_keeps_its_secrets(web: Web) -> None:
     """The caller gets the correlation id; the log gets it too, and the reason."""
-    web.door.trouble = RuntimeError(SECRET)
+    web.service.trouble = RuntimeError(SECRET)
     log = StringIO()
     sink = logger.add(log, level="ERROR", format="{message} {extra} {exception}")
     try:
@@ -184,7 +184,7 @@ async def test_what_fails_is_500_and_keeps_its_secrets(web: Web) -> None:
 )
 async def test_a_database_out_of_reach_is_503_with_retry_after(web: Web, method: str, path: str) -> None:
     """Nothing was stored, and the caller knows when to come again."""
-    web.door.trouble = Unavailable(SECRET, retry_after_seconds=2)
+    web.service.trouble = StorageUnavailable(SECRET, retry_after_seconds=2)
     answer = await web.ask(method, path, json=NEW if method == "POST" else None)
     assert (answer.status, answer.json["code"]) == (503, "database_unavailable")
     assert answer.headers["Retry-After"] == "2"
@@ -192,7 +192,7 @@ async def test_a_database_out_of_reach_is_503_with_retry_after(web: Web, method:
 
 async def test_an_outcome_that_nobody_knows_is_said_to_be_unknown(web: Web) -> None:
     """Neither success nor failure: the caller hears what he can do, and nothing that may be untrue."""
-    web.door.trouble = Unsettled(SECRET, retry_after_seconds=2)
+    web.service.trouble = CommitOutcomeUnknown(SECRET, retry_after_seconds=2)
     answer = await web.ask("POST", "/v1/parcels", json=NEW)
     assert (answer.status, answer.json["code"]) == (503, "outcome_unknown")
     assert "nothing was stored" not in answer.json["detail"]
@@ -202,7 +202,7 @@ async def test_an_outcome_that_nobody_knows_is_said_to_be_unknown(web: Web) -> N
 async def test_a_full_backlog_is_503_with_retry_after(web: Web) -> None:
     """New work is refused first; the rest goes on."""
     await web.ask("PUT", "/v1/parcels/p", json={"owner": "o"})
-    web.door.is_full = True
+    web.service.is_full = True
     answer = await web.ask("POST", "/v1/parcels", json=NEW)
     assert (answer.status, answer.json["code"], answer.headers["Retry-After"]) == (503, "overloaded", "3")
     assert (await web.ask("POST", "/v1/parcels/p/move")).status == 200
@@ -218,7 +218,7 @@ async def test_a_refusal_is_a_problem(web: Web) -> None:
 @pytest.mark.parametrize("given", ["a", "A-z.0_9:", "x" * 128])
 async def test_a_good_correlation_id_comes_back(web: Web, given: str) -> None:
     """On a success, a problem and a 404 of the router."""
-    web.door.put(Parcel(id="p", owner="o", pieces=1))
+    web.service.put(Parcel(id="p", owner="o", pieces=1))
     for path in ("/v1/parcels/p", "/v1/parcels/none", "/nowhere", "/livez"):
         assert (await web.ask("GET", path, headers={"X-Correlation-ID": given})).headers["X-Correlation-ID"] == given
 
@@ -235,7 +235,7 @@ async def test_a_trace_is_continued_and_a_broken_one_begun_anew(web: Web) -> Non
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     for header in (f"00-{trace}-00f067aa0ba902b7-01", "00-nonsense"):
         await web.ask("POST", "/v1/parcels", json=NEW, headers={"traceparent": header, "X-Correlation-ID": "c-1"})
-    first, second = (context for _, _, context, _ in web.door.told)
+    first, second = (context for _, _, context, _ in web.service.told)
     assert first.correlation_id == "c-1"
     assert first.traceparent.startswith(f"00-{trace}-")
     assert "00f067aa0ba902b7" not in first.traceparent
@@ -247,7 +247,7 @@ async def test_every_event_has_an_id_and_a_lane_of_its_own(web: Web) -> None:
     """Two requests are two events, and what is express goes by the express lane."""
     await web.ask("POST", "/v1/parcels", json=NEW)
     await web.ask("POST", "/v1/parcels", json={**NEW, "express": True})
-    (first, first_id, _, slow), (second, second_id, _, fast) = web.door.told
+    (first, first_id, _, slow), (second, second_id, _, fast) = web.service.told
     assert len({first_id, second_id, first.id, second.id}) == 4
     assert all(UUID.fullmatch(id) for id in (first_id, second_id, first.id, second.id))
     assert (slow, fast) == (False, True)
@@ -258,7 +258,7 @@ async def test_every_event_has_an_id_and_a_lane_of_its_own(web: Web) -> None:
 )
 async def test_head_is_get_without_the_body(web: Web, path: str) -> None:
     """Status and type are the same."""
-    web.door.put(Parcel(id="p", owner="o", pieces=1))
+    web.service.put(Parcel(id="p", owner="o", pieces=1))
     head, get = await web.ask("HEAD", path), await web.ask("GET", path)
     assert (head.status, head.body) == (200, b"")
     assert head.headers["Content-Type"] == get.headers["Content-Type"]
@@ -281,13 +281,13 @@ async def test_requests_are_counted_by_template(web: Web) -> None:
     assert web.metrics.http_request_seconds.labels("/v1/parcels/{id}").sum > 0
 
 
-@pytest.mark.parametrize(("trouble", "lines"), [(Unavailable("away"), 0), (Unsettled("away"), 1)], ids=["away", "unsettled"])
-async def test_who_is_shed_costs_no_line_of_the_log(web: Web, trouble: Unavailable, lines: int) -> None:
+@pytest.mark.parametrize(("trouble", "lines"), [(StorageUnavailable("away"), 0), (CommitOutcomeUnknown("away"), 1)], ids=["away", "unsettled"])
+async def test_who_is_shed_costs_no_line_of_the_log(web: Web, trouble: StorageUnavailable, lines: int) -> None:
     """Why is said once, where it is found out; only what nobody knows the outcome of is a line each."""
     log = StringIO()
     sink = logger.add(log, level="INFO", format="{message}")
     try:
-        web.door.trouble = trouble
+        web.service.trouble = trouble
         assert (await web.ask("POST", "/v1/parcels", json=NEW)).status == 503
     finally:
         logger.remove(sink)

@@ -10,7 +10,7 @@ from tests.web.example import Parcel
 
 def fill(web: Web, count: int) -> None:
     for number in range(count):
-        web.door.put(Parcel(id=f"p{number:03}", owner="odd" if number % 2 else "even", pieces=1))
+        web.service.put(Parcel(id=f"p{number:03}", owner="odd" if number % 2 else "even", pieces=1))
 
 
 @pytest.mark.parametrize(("limit", "pages"), [(1, 7), (3, 3), (7, 1), (200, 1)])
@@ -70,8 +70,8 @@ async def test_a_query_that_is_not_understood_is_400(web: Web, query: str) -> No
 
 async def test_one_state_is_shown_by_its_key(web: Web) -> None:
     """And what the module does not want to be seen is not there."""
-    web.door.put(Parcel(id="p", owner="o", pieces=2))
-    web.door.put(Parcel(id="q", owner="o", pieces=2, place="nowhere"))
+    web.service.put(Parcel(id="p", owner="o", pieces=2))
+    web.service.put(Parcel(id="q", owner="o", pieces=2, place="nowhere"))
     answer = await web.ask("GET", "/v1/parcels/p")
     assert answer.json == {"parcel_id": "p", "owner": "o", "pieces": 2, "place": "counter"}
     assert (await web.ask("GET", "/v1/parcels/q")).status == 404

@@ -21,7 +21,7 @@ async def test_the_same_key_and_body_get_the_same_answer(web: Web) -> None:
     assert second.status == 202
     assert "Idempotency-Replayed" not in first.headers
     assert second.headers["Idempotency-Replayed"] == "true"
-    assert len(web.door.told) == 1
+    assert len(web.service.told) == 1
 
 
 async def test_fifty_at_once_are_one(web: Web) -> None:
@@ -30,7 +30,7 @@ async def test_fifty_at_once_are_one(web: Web) -> None:
         *(web.ask("POST", "/v1/parcels", json=NEW, headers={"Idempotency-Key": "k"}) for _ in range(50))
     )
     assert len({answer.json["parcel_id"] for answer in answers}) == 1
-    assert len(web.door.told) == 1
+    assert len(web.service.told) == 1
 
 
 async def test_the_same_key_for_another_body_is_422(web: Web) -> None:
@@ -64,7 +64,7 @@ async def test_a_key_belongs_to_its_route_even_where_paths_say_the_same(web: Web
     await web.ask("PUT", "/v1/parcels/a", json={"owner": "o"})
     for path in ("/v1/parcels/a/move", "/v1/parcels/a/return"):
         assert (await web.ask("POST", path, headers={"Idempotency-Key": "k"})).status == 200
-    assert len(web.door.kept) == 2
+    assert len(web.service.kept) == 2
 
 
 async def test_a_key_belongs_to_its_caller(start: Start) -> None:
@@ -74,7 +74,7 @@ async def test_a_key_belongs_to_its_caller(start: Start) -> None:
     await web.ask("POST", "/v1/parcels", json=NEW, headers={**bearer, "Idempotency-Key": "k"})
     open_web = await start()
     await open_web.ask("POST", "/v1/parcels", json=NEW, headers={"Idempotency-Key": "k"})
-    (locked_key,), (open_key,) = web.door.kept, open_web.door.kept
+    (locked_key,), (open_key,) = web.service.kept, open_web.service.kept
     assert locked_key != open_key
     assert len(locked_key) == len(open_key) == 64
 
@@ -87,14 +87,14 @@ async def test_a_good_key_is_taken(web: Web, key: str) -> None:
     for _ in range(2):
         answer = await web.ask("POST", "/v1/parcels", json=NEW, headers={"Idempotency-Key": key})
         assert answer.status == 202
-    assert len(web.door.told) == 1
+    assert len(web.service.told) == 1
 
 
 async def test_quotes_are_not_part_of_a_key(web: Web) -> None:
     """Quoted and bare, it is the same key."""
     for key in ("k\\", '"k\\\\"'):
         assert (await web.ask("POST", "/v1/parcels", json=NEW, headers={"Idempotency-Key": key})).status == 202
-    assert len(web.door.told) == 1
+    assert len(web.service.told) == 1
 
 
 BAD = ["", '""', '"', '"k', "a b", '"a b"', "x" * 256, '"' + "x" * 256 + '"', "ä", '"k";a=1', '"a\\b"']
@@ -105,7 +105,7 @@ async def test_a_bad_key_is_400(web: Web, key: str) -> None:
     """It is refused before anything happens."""
     answer = await web.ask("POST", "/v1/parcels", json=NEW, headers={"Idempotency-Key": key})
     assert (answer.status, answer.json["code"]) == (400, "invalid_idempotency_key")
-    assert web.door.told == []
+    assert web.service.told == []
 
 
 async def test_two_keys_are_none(web: Web) -> None:
@@ -120,4 +120,4 @@ async def test_a_key_where_none_is_honoured_changes_nothing(web: Web) -> None:
     for _ in range(2):
         answer = await web.ask("PUT", "/v1/parcels/p", json={"owner": "o"}, headers={"Idempotency-Key": "not valid"})
         assert answer.status == 200
-    assert web.door.kept == {}
+    assert web.service.kept == {}

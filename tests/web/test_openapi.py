@@ -84,7 +84,7 @@ def test_operations_have_names_of_their_own() -> None:
 
 def test_two_modules_may_use_one_name_for_two_things() -> None:
     """The second one's carries its module; the same thing twice is said once."""
-    other = evolve(PARCELS, name="letters", routes=(), resources={**PARCELS.resources, "taken": {"type": "string"}})
+    other = evolve(PARCELS, name="letters", routes=(), http_schemas={**PARCELS.http_schemas, "taken": {"type": "string"}})
     schemas = openapi.document([PARCELS, other], "1")["components"]["schemas"]
     assert schemas["taken"]["type"] == "object"
     assert schemas["letters.taken"] == {"type": "string"}

@@ -98,7 +98,7 @@ async def test_without_a_good_key_everything_is_401(start: Start, authorization:
         answer = await web.ask(method, path, headers=headers)
         assert (answer.status, answer.json["code"]) == (401, "unauthorized")
         assert answer.headers["WWW-Authenticate"].startswith("Bearer ")
-    assert web.door.reads == 0
+    assert web.service.reads == 0
 
 
 async def test_with_a_good_key_it_is_as_usual(start: Start) -> None:

@@ -98,7 +98,7 @@ async def test_a_body_that_is_not_strict_json_is_400(web: Web, name: str) -> Non
     """What two readers could take for two things, or for none, is refused before anybody is told."""
     answer = await web.ask("POST", "/v1/parcels", data=NOT_STRICT[name], headers=JSON)
     assert (answer.status, answer.json["code"]) == (400, "invalid_json")
-    assert web.door.told == []
+    assert web.service.told == []
 
 
 @pytest.mark.parametrize("name", UNFIT)
@@ -108,7 +108,7 @@ async def test_a_body_that_breaks_its_schema_is_400_and_says_where(web: Web, nam
     assert (answer.status, answer.json["code"]) == (400, "invalid_body")
     assert answer.json["errors"]
     assert all(error.keys() == {"pointer", "detail"} and error["detail"] for error in answer.json["errors"])
-    assert web.door.told == []
+    assert web.service.told == []
 
 
 @pytest.mark.parametrize("number", [b"1.0", b"true", b'"1"', b"0", b"9223372036854775808"])
@@ -150,7 +150,7 @@ async def test_a_body_of_another_kind_is_refused(web: Web, name: str) -> None:
     body = gzip.compress(GOOD) if name == "gzip" else GOOD
     answer = await web.ask("POST", "/v1/parcels", data=body, headers=headers)
     assert answer.status == status
-    assert web.door.told == []
+    assert web.service.told == []
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ async def test_what_cannot_be_an_id_is_nobodys(web: Web, id: str) -> None:
         answer = await web.ask("PUT", URL(f"/v1/parcels/{id}", encoded=True), json={"owner": "o"})
         assert (answer.status, answer.json["code"]) == (400, "invalid_path")
         assert answer.json["errors"]
-    assert web.door.reads <= 2
+    assert web.service.reads <= 2
 
 
 @pytest.mark.parametrize(("id", "encoded"), [("a/b", "a%2Fb"), ("a{b}", "a%7Bb%7D"), ("ü 😀", "%C3%BC%20%F0%9F%98%80")])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.web.requests.strict_json import DEPTH_MAX, NotStrict, NotWhole, loads
+from app.web.requests.strict_json import DEPTH_MAX, NotAnInteger, NotStrict, loads
 
 NAMES = st.sampled_from(["a", "b", "c", ":", "a:b", '"', "\\", "ü", "😀", ""]) | st.text(max_size=3)
 INTEGERS = st.integers(-(2**65), 2**65) | st.sampled_from([0, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 2**64])
@@ -71,7 +71,7 @@ def test_a_body_is_read_as_the_oracle_reads_it_or_not_at_all(body: bytes) -> Non
     try:
         expected = oracle(body)
     except (Refuse, ValueError):
-        with pytest.raises((NotStrict, NotWhole)):
+        with pytest.raises((NotStrict, NotAnInteger)):
             loads(body)
     else:
         value = loads(body)
@@ -94,14 +94,14 @@ def test_nesting_ends_at_32_levels(opening: str, closing: str) -> None:
 
 def test_numbers_that_are_no_integers_are_pointed_at() -> None:
     """Where they are is said as a JSON Pointer, names escaped; what they are is not repeated."""
-    with pytest.raises(NotWhole) as caught:
+    with pytest.raises(NotAnInteger) as caught:
         loads(b'{"a/b": [1, 1.5], "c~d": {"": 18446744073709551615}, "e": 1}')
     assert [problem.pointer for problem in caught.value.problems] == ["/a~1b/1", "/c~0d/"]
 
 
 def test_twenty_numbers_are_pointed_at_and_no_more() -> None:
     """A body full of them is not answered with a longer one."""
-    with pytest.raises(NotWhole) as caught:
+    with pytest.raises(NotAnInteger) as caught:
         loads(b"[" + b",".join([b"1.5"] * 10000) + b"]")
     assert len(caught.value.problems) == 20
 

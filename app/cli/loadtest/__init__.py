@@ -10,10 +10,10 @@ and every product has given up exactly what was confirmed.
 
 from __future__ import annotations
 
-__all__ = ["Failed", "LoadError", "Progress", "Result", "Stop", "Unreachable", "load", "run"]
+__all__ = ["Failed", "LoadError", "Progress", "Result", "Stop", "Unreachable", "load", "run_load_test"]
 
 from app.cli.loadtest.command import load
 from app.cli.loadtest.errors import Failed, LoadError, Unreachable
 from app.cli.loadtest.order_sender import Stop
 from app.cli.loadtest.report import Progress, Result
-from app.cli.loadtest.run import run
+from app.cli.loadtest.run import run_load_test

@@ -1,4 +1,4 @@
-"""The command line of `run`."""
+"""The command line of `run_load_test`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from app.cli.loadtest.errors import Failed, Unreachable
 from app.cli.loadtest.order_sender import Stop
 from app.cli.loadtest.progress import display
 from app.cli.loadtest.report import Result
-from app.cli.loadtest.run import run
+from app.cli.loadtest.run import run_load_test
 
 
 def _checked_url(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -137,7 +137,7 @@ def load(
             # There are no loop signal handlers on Windows; there Ctrl-C leaves at once.
             with contextlib.suppress(NotImplementedError):
                 loop.add_signal_handler(signal.SIGINT, interrupted)
-            return await run(
+            return await run_load_test(
                 url,
                 orders,
                 concurrency,

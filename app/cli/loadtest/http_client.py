@@ -9,7 +9,7 @@ up and following go through aiohttp.
 
 from __future__ import annotations
 
-__all__ = ["Answer", "Connection", "Cut", "post"]
+__all__ = ["Answer", "Connection", "ConnectionCut", "post"]
 
 import asyncio
 from time import perf_counter
@@ -23,7 +23,7 @@ CONNECT_SECONDS = 10.0
 ANSWER_BYTES_MAX = 1 << 20
 
 
-class Cut(ConnectionError):
+class ConnectionCut(ConnectionError):
     """The connection ended before the answer; whether the request got through is unknown."""
 
 
@@ -72,12 +72,12 @@ class Connection:
         """Cut the connection if its request has waited longer than *seconds*; cheaper than a timer for each request."""
         waited = perf_counter() - self._asked_at
         if self._wire is not None and self._wire.is_asked and waited > seconds:
-            self._wire.end(Cut(f"no answer within {seconds:g} s"))
+            self._wire.end(ConnectionCut(f"no answer within {seconds:g} s"))
 
     def close(self) -> None:
-        """Leave the connection; a request that waits ends with `Cut`."""
+        """Leave the connection; a request that waits ends with `ConnectionCut`."""
         if self._wire is not None:
-            self._wire.end(Cut("closed"))
+            self._wire.end(ConnectionCut("closed"))
 
 
 class _Wire(asyncio.Protocol):
@@ -87,7 +87,7 @@ class _Wire(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Answer] | None = None
         self._buffer = b""
-        self._over: Cut | None = None
+        self._over: ConnectionCut | None = None
 
     @property
     def is_over(self) -> bool:
@@ -100,13 +100,13 @@ class _Wire(asyncio.Protocol):
     def ask(self, request: bytes) -> asyncio.Future[Answer]:
         waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         if self._transport is None or self._over is not None:
-            waiter.set_exception(self._over or Cut("not connected"))
+            waiter.set_exception(self._over or ConnectionCut("not connected"))
         else:
             self._waiter = waiter
             self._transport.write(request)
         return waiter
 
-    def end(self, error: Cut) -> None:
+    def end(self, error: ConnectionCut) -> None:
         self._over = self._over or error
         waiter, self._waiter = self._waiter, None
         if self._transport is not None:
@@ -118,7 +118,7 @@ class _Wire(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.end(Cut(str(exc) if exc else "the server closed it"))
+        self.end(ConnectionCut(str(exc) if exc else "the server closed it"))
 
     def data_received(self, data: bytes) -> None:
         data = self._buffer + data if self._buffer else data
@@ -129,7 +129,7 @@ class _Wire(asyncio.Protocol):
         head = data[: end + 2].lower()
         length = _number(head, b"\r\ncontent-length:")
         if length is None or not head.startswith(b"http/1.1 "):
-            self.end(Cut("the answer is not HTTP/1.1 with a Content-Length"))
+            self.end(ConnectionCut("the answer is not HTTP/1.1 with a Content-Length"))
         elif len(data) < end + 4 + length:
             self._keep(data)
         else:
@@ -139,14 +139,14 @@ class _Wire(asyncio.Protocol):
             answer = Answer(int(head[9:12]), body, 1.0 if wait is None else float(wait), perf_counter())
             waiter, self._waiter, self._buffer = self._waiter, None, b""
             if b"\r\nconnection: close" in head:
-                self.end(Cut("the server closed it"))
+                self.end(ConnectionCut("the server closed it"))
             if waiter is not None and not waiter.done():
                 waiter.set_result(answer)
 
     def _keep(self, data: bytes) -> None:
         self._buffer = data
         if len(data) > ANSWER_BYTES_MAX:
-            self.end(Cut("the answer is too long"))
+            self.end(ConnectionCut("the answer is too long"))
 
 
 def _number(head: bytes, name: bytes) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Placing", "Stop"]
+__all__ = ["OrderSender", "Stop"]
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from time import perf_counter
 import orjson
 
 from app.cli.loadtest.http_client import Connection
-from app.cli.loadtest.order_tracker import Following
+from app.cli.loadtest.order_tracker import OrderTracker
 from app.cli.loadtest.report import Tally
 
 FIRST_PAUSE_SECONDS = 0.05
@@ -46,7 +46,7 @@ class Stop:
             alarm.cancel()
 
 
-class Placing:
+class OrderSender:
     """
     Place orders over some connections, each of which has one POST in flight at most.
 
@@ -60,7 +60,7 @@ class Placing:
         self,
         connections: Sequence[Connection],
         request: Callable[[int], bytes],
-        following: Following,
+        following: OrderTracker,
         tally: Tally,
         *,
         rate: float | None,

@@ -11,7 +11,7 @@ of an end does not enter any number.
 
 from __future__ import annotations
 
-__all__ = ["PAGE", "Customer", "Following"]
+__all__ = ["PAGE", "Customer", "OrderTracker"]
 
 import asyncio
 from collections import Counter
@@ -77,7 +77,7 @@ class Customer:
             self.waiting[order_id] = (sent_at, answered_at)
 
 
-class Following:
+class OrderTracker:
     """Learn what became of every order, cheaply, and what it took from the stock."""
 
     def __init__(
@@ -114,7 +114,7 @@ class Following:
             self._customers[index] = customer
         return customer
 
-    def nothing_more_comes(self) -> None:
+    def close_input(self) -> None:
         """Say that placing is over: patience runs from here, or from the last end seen after it."""
         self._placed_at = perf_counter()
         self._is_placed.set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["run"]
+__all__ = ["run_load_test"]
 
 import asyncio
 import secrets
@@ -16,8 +16,8 @@ from yarl import URL
 from app.cli.http_client import credentials
 from app.cli.loadtest.errors import Failed
 from app.cli.loadtest.http_client import Connection, post
-from app.cli.loadtest.order_sender import Placing, Stop
-from app.cli.loadtest.order_tracker import Following
+from app.cli.loadtest.order_sender import OrderSender, Stop
+from app.cli.loadtest.order_tracker import OrderTracker
 from app.cli.loadtest.report import Progress, Result, Tally
 from app.cli.loadtest.stock import LOOK_SECONDS, Stock
 
@@ -27,7 +27,7 @@ STOCK_SECONDS = 30.0
 ON_HAND_MIN = 1_000_000
 
 
-async def run(
+async def run_load_test(
     url: str,
     orders: int,
     concurrency: int,
@@ -71,7 +71,7 @@ async def run(
     async with aiohttp.ClientSession(timeout=timeout, headers=credentials(key)) as session:
         shelves = base if inventory_url is None else URL(inventory_url)
         stock = Stock(session, shelves, run_id, products=products, on_hand=max(ON_HAND_MIN, 2 * orders))
-        following = Following(session, base, run_id, tally, patience_seconds=patience_seconds)
+        following = OrderTracker(session, base, run_id, tally, patience_seconds=patience_seconds)
         target = base / "v1" / "orders"
 
         def request(number: int) -> bytes:
@@ -86,14 +86,14 @@ async def run(
                 if progress is not None:
                     progress(tally.progress(perf_counter()))
 
-        placing = Placing(
+        placing = OrderSender(
             connections, request, following, tally, rate=rate, patience_seconds=patience_seconds, stop=stop
         )
-        await stock.lay_in(patience_seconds=patience_seconds, stop=stop)
+        await stock.create(patience_seconds=patience_seconds, stop=stop)
         follower, ticker = asyncio.create_task(following.run()), asyncio.create_task(tick())
         try:
             await placing.run()
-            following.nothing_more_comes()
+            following.close_input()
             await follower
             # With an order lost nobody can say what the stock should be; with none accepted there is nothing to say.
             is_countable = tally.accepted > 0 and tally.lost == 0
@@ -114,7 +114,7 @@ async def run(
     return result
 
 
-async def _count(stock: Stock, following: Following, tally: Tally, patience_seconds: float) -> list[str]:
+async def _count(stock: Stock, following: OrderTracker, tally: Tally, patience_seconds: float) -> list[str]:
     """Wait until the books are right, and say where they are not when patience ends."""
     until = perf_counter() + min(patience_seconds, STOCK_SECONDS)
     looks = 0

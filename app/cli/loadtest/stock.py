@@ -28,7 +28,7 @@ class Stock:
         self._on_hand = on_hand
         self.product_ids = tuple(f"load-{run_id}-{number:04d}" for number in range(products))
 
-    async def lay_in(self, *, patience_seconds: float, stop: Stop) -> None:
+    async def create(self, *, patience_seconds: float, stop: Stop) -> None:
         """
         Create the products, each with its stock.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Lookups"]
+__all__ = ["ChargeLookup"]
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -10,19 +10,19 @@ from typing import Any
 
 from attrs import define
 
-from app.gateways.port import GatewaySilent, GatewayTrouble
+from app.gateways.port import GatewayError, GatewayTimeout
 
 Row = Mapping[str, Any]
 
 
 @define(eq=False)
-class _Wanted:
+class _Lookup:
     order_id: str
     since: int
     found: asyncio.Future[list[Row]]
 
 
-class Lookups:
+class ChargeLookup:
     """
     Find the charges of orders in the provider's list.
 
@@ -32,7 +32,7 @@ class Lookups:
 
     def __init__(self, rows: Callable[[int], AsyncIterator[Row]]) -> None:
         self._rows = rows
-        self._waiting: list[_Wanted] = []
+        self._waiting: list[_Lookup] = []
         self._walk: asyncio.Task[None] | None = None
 
     async def find(self, order_id: str, since: int) -> list[Row]:
@@ -42,7 +42,7 @@ class Lookups:
         Raises:
             GatewayTrouble: The list could not be read to its end.
         """
-        wanted = _Wanted(order_id, since, asyncio.get_running_loop().create_future())
+        wanted = _Lookup(order_id, since, asyncio.get_running_loop().create_future())
         self._waiting.append(wanted)
         if self._walk is None or self._walk.done():
             self._walk = asyncio.create_task(self._walks())
@@ -77,7 +77,7 @@ class Lookups:
                     continue
                 if failure is None:
                     wanted.found.set_result(found[wanted.order_id])
-                elif isinstance(failure, GatewayTrouble):
+                elif isinstance(failure, GatewayError):
                     wanted.found.set_exception(type(failure)(str(failure), failure.retry_after_seconds))
                 else:
-                    wanted.found.set_exception(GatewaySilent(f"the list cannot be read: {type(failure).__name__}"))
+                    wanted.found.set_exception(GatewayTimeout(f"the list cannot be read: {type(failure).__name__}"))

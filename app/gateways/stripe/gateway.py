@@ -18,12 +18,21 @@ import stripe
 from aiohttp import ClientTimeout
 from loguru import logger
 
-from app.gateways.port import Answer, Captured, Contradiction, GatewayRefuses, GatewaySilent, Record, Refused, Undecided
-from app.gateways.reconciliation import placed_at
-from app.gateways.stripe.charge_lookup import Lookups
-from app.gateways.stripe.http_session import CALL_SECONDS, CONNECT_SECONDS, READ_SECONDS, Wire, sorted_out
-from app.gateways.stripe.list_cursor import Trail
-from app.gateways.stripe.payment_intent import REASON_MAX, Intent, verdict
+from app.gateways.port import (
+    Captured,
+    ChargeRecord,
+    ChargeResult,
+    Declined,
+    GatewayRejected,
+    GatewayTimeout,
+    Pending,
+    ResponseMismatch,
+)
+from app.gateways.stripe.charge_lookup import ChargeLookup
+from app.gateways.stripe.http_session import CALL_SECONDS, CONNECT_SECONDS, READ_SECONDS, StripeSession, classify_errors
+from app.gateways.stripe.list_cursor import ListCursor
+from app.gateways.stripe.payment_intent import REASON_MAX, PaymentIntent, charge_result
+from bus.ids import time_of_id
 from modules.values import Money
 
 PAGE = 100
@@ -49,7 +58,7 @@ class StripeGateway:
         # It says too much of each call, at DEBUG even what the answers hold.
         logging.getLogger("stripe").setLevel(logging.WARNING)
         stripe.enable_telemetry = False
-        self._wire = Wire(calls_max)
+        self._wire = StripeSession(calls_max)
         timeout = ClientTimeout(total=CALL_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
         self._client = stripe.StripeClient(
             api_key,
@@ -58,17 +67,17 @@ class StripeGateway:
             max_network_retries=0,
         )
         self._default_payment_method = TEST_PAYMENT_METHOD if api_key.startswith(TEST_KEY) else None
-        self._lookups = Lookups(self._looked_through)
+        self._lookups = ChargeLookup(self._looked_through)
         self._can_filter = True
-        self._trail = Trail()
+        self._trail = ListCursor()
 
-    async def charge(self, key: str, order_id: str, amount: Money, payment_method: str | None) -> Answer:
+    async def charge(self, key: str, order_id: str, amount: Money, payment_method: str | None) -> ChargeResult:
         """Make a PaymentIntent and confirm it, in one call."""
         if amount.amount == 0:
             return Captured(f"free_{order_id}")
         payment_method = payment_method or self._default_payment_method
         if payment_method is None:
-            return Refused("payment_method_missing")
+            return Declined("payment_method_missing")
         params: Any = {
             "amount": amount.amount,
             "currency": amount.currency.lower(),
@@ -79,23 +88,23 @@ class StripeGateway:
             "metadata": {"order_id": order_id, "key": key},
         }
         try:
-            made = await sorted_out(self._client.v1.payment_intents.create_async(params, {"idempotency_key": key}))
+            made = await classify_errors(self._client.v1.payment_intents.create_async(params, {"idempotency_key": key}))
         except stripe.CardError as error:
-            return Refused(_reason(error))
+            return Declined(_reason(error))
         except stripe.InvalidRequestError as error:
             logger.warning("the provider will not have the request", order_id=order_id, code=_reason(error))
-            return Refused(_reason(error))
-        intent = Intent.of(_plain(made))
+            return Declined(_reason(error))
+        intent = PaymentIntent.of(_plain(made))
         intent.check(order_id, amount)
         if intent.status in _OPEN:
             return await self._closed(intent, order_id, amount)
-        return verdict([intent]) or Undecided(intent.id)
+        return charge_result([intent]) or Pending(intent.id)
 
-    async def find(self, key: str, order_id: str, amount: Money) -> Answer | None:
+    async def find(self, key: str, order_id: str, amount: Money) -> ChargeResult | None:
         """Look through the list for PaymentIntents that name the order."""
         return await self._found(order_id, amount, is_to_close=False)
 
-    async def cancel(self, key: str, order_id: str, amount: Money) -> Answer | None:
+    async def cancel(self, key: str, order_id: str, amount: Money) -> ChargeResult | None:
         """Do as `find`, and cancel what waits for a confirmation."""
         return await self._found(order_id, amount, is_to_close=True)
 
@@ -105,47 +114,47 @@ class StripeGateway:
             return reference
         refunds = self._client.v1.refunds
         try:
-            listed = await sorted_out(refunds.list_async({"payment_intent": reference, "limit": PAGE}))
+            listed = await classify_errors(refunds.list_async({"payment_intent": reference, "limit": PAGE}))
             for each in _rows(_plain(listed)):
                 if each.get("status") in ("succeeded", "pending", "requires_action"):
                     return _checked_refund(each, amount)
             wanted: Any = {"payment_intent": reference, "amount": amount.amount, "metadata": {"order_id": order_id}}
-            made = await sorted_out(refunds.create_async(wanted, {"idempotency_key": key}))
+            made = await classify_errors(refunds.create_async(wanted, {"idempotency_key": key}))
         except stripe.StripeError as error:  # only Stripe's refusals get here
-            raise GatewayRefuses(_reason(error)) from None
+            raise GatewayRejected(_reason(error)) from None
         refund = _plain(made)
         if refund.get("status") in ("failed", "canceled"):
-            raise GatewayRefuses(f"refund_{refund['status']}")
+            raise GatewayRejected(f"refund_{refund['status']}")
         return _checked_refund(refund, amount)
 
-    async def records(self, since: datetime, until: datetime) -> AsyncIterator[Record]:
+    async def records(self, since: datetime, until: datetime) -> AsyncIterator[ChargeRecord]:
         """Yield the PaymentIntents that were made from *since* until *until*."""
         async for each in self._intents(int(since.timestamp()), with_charges=True):
-            record = Intent.of(each).record()
+            record = PaymentIntent.of(each).record()
             if since <= record.created_at < until:
                 yield record
 
     async def order_of(self, reference: str) -> str | None:
         """Return the order that the PaymentIntent *reference* names."""
         row = await self._shown(reference)
-        return None if row is None else Intent.of(row).order_id
+        return None if row is None else PaymentIntent.of(row).order_id
 
     async def close(self) -> None:
         """Hang up."""
         await self._lookups.close()
         await self._wire.close()
 
-    async def _found(self, order_id: str, amount: Money, *, is_to_close: bool) -> Answer | None:
+    async def _found(self, order_id: str, amount: Money, *, is_to_close: bool) -> ChargeResult | None:
         if amount.amount == 0:
             return Captured(f"free_{order_id}")
         rows = {row.get("id"): row for row in await self._lookups.find(order_id, _since(order_id))}
         for id in self._trail.ids(order_id):
             if id not in rows and (row := await self._shown(id)) is not None:
                 rows[id] = row
-        intents = [Intent.of(row) for row in rows.values()]
+        intents = [PaymentIntent.of(row) for row in rows.values()]
         for intent in intents:
             intent.check(order_id, amount)
-        answer = verdict(intents)
+        answer = charge_result(intents)
         if answer is not None:
             return answer
         for intent in intents:
@@ -153,22 +162,22 @@ class StripeGateway:
                 answer = await self._closed(intent, order_id, amount)
         return answer
 
-    async def _closed(self, intent: Intent, order_id: str, amount: Money) -> Answer:
+    async def _closed(self, intent: PaymentIntent, order_id: str, amount: Money) -> ChargeResult:
         """Cancel *intent*, which waits for a customer who is not here; return what became of it."""
         try:
-            cancelled = await sorted_out(self._client.v1.payment_intents.cancel_async(intent.id))
+            cancelled = await classify_errors(self._client.v1.payment_intents.cancel_async(intent.id))
         except stripe.StripeError:
-            return Undecided(intent.id)  # it has moved on meanwhile: the next look tells where to
-        after = Intent.of(_plain(cancelled))
+            return Pending(intent.id)  # it has moved on meanwhile: the next look tells where to
+        after = PaymentIntent.of(_plain(cancelled))
         after.check(order_id, amount)
         if after.status == "canceled":
-            return Refused("authentication_required" if intent.status == "requires_action" else "canceled")
-        return verdict([after]) or Undecided(intent.id)
+            return Declined("authentication_required" if intent.status == "requires_action" else "canceled")
+        return charge_result([after]) or Pending(intent.id)
 
     async def _shown(self, reference: str) -> Mapping[str, Any] | None:
         """Return a PaymentIntent as it is now; None: there is none."""
         try:
-            return _plain(await sorted_out(self._client.v1.payment_intents.retrieve_async(reference)))
+            return _plain(await classify_errors(self._client.v1.payment_intents.retrieve_async(reference)))
         except stripe.StripeError:
             return None
 
@@ -197,12 +206,12 @@ class StripeGateway:
                 params["starting_after"] = after
             try:
                 # The list as it comes: to make objects of it takes three times as long as to read it.
-                page = await sorted_out(self._client.raw_request_async("get", "/v1/payment_intents", **params))
+                page = await classify_errors(self._client.raw_request_async("get", "/v1/payment_intents", **params))
             except stripe.StripeError as error:
                 if self._can_filter and after is None and error.http_status == 400:
                     self._can_filter = False  # a look-alike that cannot: then we look through all there is
                     continue
-                raise GatewaySilent(f"the provider will not list: {_reason(error)}") from None
+                raise GatewayTimeout(f"the provider will not list: {_reason(error)}") from None
             rows = _rows(page.data)
             for row in rows:
                 yield row
@@ -214,7 +223,7 @@ class StripeGateway:
 def _plain(answer: Any) -> dict[str, Any]:
     """Return an object of the SDK as the JSON that it was."""
     if not isinstance(answer, stripe.StripeObject):
-        raise GatewaySilent("the answer is nonsense: no object")
+        raise GatewayTimeout("the answer is nonsense: no object")
     found: dict[str, Any] = answer.to_dict()
     return found
 
@@ -222,16 +231,16 @@ def _plain(answer: Any) -> dict[str, Any]:
 def _rows(page: Any) -> list[dict[str, Any]]:
     rows = page.get("data") if isinstance(page, Mapping) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise GatewaySilent("the answer is nonsense: no list")
+        raise GatewayTimeout("the answer is nonsense: no list")
     return rows
 
 
 def _checked_refund(refund: Mapping[str, Any], amount: Money) -> str:
     id = refund.get("id")
     if refund.get("object") != "refund" or not isinstance(id, str) or not id.startswith("re_"):
-        raise Contradiction("wrong_id", "the answer is no refund")
+        raise ResponseMismatch("wrong_id", "the answer is no refund")
     if refund.get("amount") != amount.amount or str(refund.get("currency")).upper() != amount.currency:
-        raise Contradiction("wrong_amount", "the refund is of another amount", id[:255])
+        raise ResponseMismatch("wrong_amount", "the refund is of another amount", id[:255])
     return id[:255]
 
 
@@ -245,5 +254,5 @@ def _reason(error: stripe.StripeError) -> str:
 
 def _since(order_id: str) -> int:
     """Return from when on the order's charge may have been made, in seconds since 1970."""
-    placed = placed_at(order_id)
+    placed = time_of_id(order_id)
     return 0 if placed is None else int(placed.timestamp()) - SKEW_SECONDS

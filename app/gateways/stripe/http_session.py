@@ -8,7 +8,7 @@ say whether a connection was ever made, and drop the headers of an answer that i
 
 from __future__ import annotations
 
-__all__ = ["CALL_SECONDS", "CONNECT_SECONDS", "READ_SECONDS", "RETRY_AFTER_SECONDS_MAX", "Wire", "sorted_out"]
+__all__ = ["CALL_SECONDS", "CONNECT_SECONDS", "READ_SECONDS", "RETRY_AFTER_SECONDS_MAX", "StripeSession", "classify_errors"]
 
 import ssl
 import time
@@ -20,7 +20,7 @@ import aiohttp
 import stripe
 from aiohttp import hdrs
 
-from app.gateways.port import Contradiction, GatewayAway, GatewaySilent, GatewayTrouble
+from app.gateways.port import GatewayError, GatewayNotReached, GatewayTimeout, ResponseMismatch
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ RETRY_AFTER_SECONDS_MAX = 600.0
 """Whoever asks us to stay away for longer is asked again all the same."""
 
 
-class Wire:
+class StripeSession:
     """What Stripe's SDK takes for an `aiohttp.ClientSession`."""
 
     def __init__(self, calls_max: int) -> None:
@@ -66,7 +66,7 @@ class Wire:
         if status >= 500 or status in (409, 429) or 300 <= status < 400:
             retry_after_seconds = _retry_after_seconds(answer.headers.get(hdrs.RETRY_AFTER))
             answer.release()
-            trouble = GatewayAway if status == 429 else GatewaySilent
+            trouble = GatewayNotReached if status == 429 else GatewayTimeout
             raise trouble(f"the provider answered with status {status}", retry_after_seconds)
         return answer
 
@@ -77,7 +77,7 @@ class Wire:
             await session.close()
 
 
-async def sorted_out(call: Awaitable[T]) -> T:
+async def classify_errors(call: Awaitable[T]) -> T:
     """
     Return what *call* of the SDK returns; what goes wrong is sorted by what to do next.
 
@@ -94,30 +94,30 @@ async def sorted_out(call: Awaitable[T]) -> T:
     except (stripe.CardError, stripe.InvalidRequestError):
         raise
     except stripe.IdempotencyError:
-        raise Contradiction("wrong_key", "the provider knows the idempotency key for another request") from None
+        raise ResponseMismatch("wrong_key", "the provider knows the idempotency key for another request") from None
     except stripe.RateLimitError:
-        raise GatewayAway("the provider asks for fewer calls") from None
+        raise GatewayNotReached("the provider asks for fewer calls") from None
     except (stripe.AuthenticationError, stripe.PermissionError) as error:
-        raise GatewayAway(f"the provider does not take our key: status {error.http_status}") from None
+        raise GatewayNotReached(f"the provider does not take our key: status {error.http_status}") from None
     except stripe.APIConnectionError as error:
         trouble = error.__cause__
-        if isinstance(trouble, GatewayTrouble):
+        if isinstance(trouble, GatewayError):
             raise trouble from None
-        raise GatewaySilent(f"the call failed: {type(trouble or error).__name__}") from None
+        raise GatewayTimeout(f"the call failed: {type(trouble or error).__name__}") from None
     except stripe.StripeError as error:
-        raise GatewaySilent(f"the answer is nonsense: {type(error).__name__}, status {error.http_status}") from None
+        raise GatewayTimeout(f"the answer is nonsense: {type(error).__name__}, status {error.http_status}") from None
     except (aiohttp.ClientError, OSError) as error:  # while the answer's body was on its way
-        raise GatewaySilent(f"the answer broke off: {type(error).__name__}") from None
+        raise GatewayTimeout(f"the answer broke off: {type(error).__name__}") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # JSON, and not what the SDK expects
-        raise GatewaySilent(f"the answer is nonsense: {type(error).__name__}") from None
+        raise GatewayTimeout(f"the answer is nonsense: {type(error).__name__}") from None
 
 
-def _trouble(error: Exception) -> GatewayTrouble:
+def _trouble(error: Exception) -> GatewayError:
     """Return what *error*, met before the answer's head was here, means."""
     # A session that could not connect has sent nothing; a time-out is one of two kinds.
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | aiohttp.InvalidURL):
-        return GatewayAway(f"the provider cannot be reached: {type(error).__name__}")
-    return GatewaySilent(f"no answer came back: {type(error).__name__}")
+        return GatewayNotReached(f"the provider cannot be reached: {type(error).__name__}")
+    return GatewayTimeout(f"no answer came back: {type(error).__name__}")
 
 
 def _retry_after_seconds(header: str | None) -> float | None:

@@ -7,7 +7,7 @@ thousands of charges for each look would be slower than the charges.
 
 from __future__ import annotations
 
-__all__ = ["Trail"]
+__all__ = ["ListCursor"]
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ from attrs import define, field
 
 
 @define
-class Trail:
+class ListCursor:
     """Remember which charge names which order, and the last charge that was read."""
 
     after: str | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Intent", "verdict"]
+__all__ = ["PaymentIntent", "charge_result"]
 
 import re
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import frozen
 
-from app.gateways.port import Answer, Captured, Contradiction, Record, Refused, Undecided
+from app.gateways.port import Captured, ChargeRecord, ChargeResult, Declined, Pending, ResponseMismatch
 from modules.values import Money
 
 REASON_MAX = 64
@@ -19,7 +19,7 @@ _ID = re.compile(r"pi_[A-Za-z0-9_]{1,200}")
 
 
 @frozen
-class Intent:
+class PaymentIntent:
     """A PaymentIntent, as far as we look at it."""
 
     id: str
@@ -34,7 +34,7 @@ class Intent:
     refunded_amount: int
 
     @classmethod
-    def of(cls, value: Any) -> Intent:
+    def of(cls, value: Any) -> PaymentIntent:
         """
         Read *value*.
 
@@ -42,10 +42,10 @@ class Intent:
             Contradiction: It is no PaymentIntent.
         """
         if not isinstance(value, Mapping) or value.get("object") != "payment_intent":
-            raise Contradiction("nonsense", "the answer is no PaymentIntent")
+            raise ResponseMismatch("nonsense", "the answer is no PaymentIntent")
         id, created = value.get("id"), value.get("created")
         if not isinstance(id, str) or not _ID.fullmatch(id):
-            raise Contradiction("wrong_id", "the PaymentIntent has no id of its kind")
+            raise ResponseMismatch("wrong_id", "the PaymentIntent has no id of its kind")
         charge = value.get("latest_charge")
         refunded = charge.get("amount_refunded") if isinstance(charge, Mapping) else 0
         order_id = _mapping(value.get("metadata")).get("order_id")
@@ -70,15 +70,15 @@ class Intent:
             Contradiction: It is about something else.
         """
         if self.order_id != order_id:
-            raise Contradiction("wrong_order", "the PaymentIntent is for another order", self.id)
+            raise ResponseMismatch("wrong_order", "the PaymentIntent is for another order", self.id)
         if self.amount != amount.amount or (self.status == "succeeded" and not self.is_taken_whole):
-            raise Contradiction("wrong_amount", "the PaymentIntent is for another amount", self.id)
+            raise ResponseMismatch("wrong_amount", "the PaymentIntent is for another amount", self.id)
         if not isinstance(self.currency, str) or self.currency.upper() != amount.currency:
-            raise Contradiction("wrong_currency", "the PaymentIntent is in another currency", self.id)
+            raise ResponseMismatch("wrong_currency", "the PaymentIntent is in another currency", self.id)
 
-    def record(self) -> Record:
+    def record(self) -> ChargeRecord:
         """Return it as a line of the provider's list."""
-        return Record(
+        return ChargeRecord(
             reference=self.id,
             order_id=self.order_id,
             amount=Money(self.amount if isinstance(self.amount, int) else 0, str(self.currency).upper()),
@@ -88,27 +88,27 @@ class Intent:
         )
 
 
-def verdict(intents: Iterable[Intent]) -> Answer | None:
+def charge_result(intents: Iterable[PaymentIntent]) -> ChargeResult | None:
     """
     Say what became of an order's money, all its *intents* together; None: none of them took it or was refused.
 
     Raises:
         Contradiction: Two of them took it.
     """
-    by_status: dict[str, list[Intent]] = {}
+    by_status: dict[str, list[PaymentIntent]] = {}
     for intent in intents:
         by_status.setdefault(intent.status, []).append(intent)
     taken = by_status.get("succeeded", [])
     if len(taken) > 1:
-        raise Contradiction("two_charges", f"{len(taken)} PaymentIntents took the money", taken[0].id)
+        raise ResponseMismatch("two_charges", f"{len(taken)} PaymentIntents took the money", taken[0].id)
     if taken:
         return Captured(taken[0].id)
     for busy in (*by_status.get("processing", ()), *by_status.get("requires_capture", ())):
-        return Undecided(busy.id)
+        return Pending(busy.id)
     for refused in by_status.get("requires_payment_method", ()):
-        return Refused(refused.reason)
+        return Declined(refused.reason)
     if "canceled" in by_status:
-        return Refused("canceled")
+        return Declined("canceled")
     return None
 
 

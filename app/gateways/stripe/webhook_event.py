@@ -18,9 +18,9 @@ from typing import Any
 import orjson
 from attrs import frozen
 
-from app.gateways.port import Contradiction
-from app.gateways.stripe.payment_intent import Intent
-from modules.payments.events import ChargeSeen, RefundSeen, RefusalSeen
+from app.gateways.port import ResponseMismatch
+from app.gateways.stripe.payment_intent import PaymentIntent
+from modules.payments.events import ChargeNotified, DeclineNotified, RefundNotified
 from modules.values import Money
 
 TOLERANCE_SECONDS = 300
@@ -31,7 +31,7 @@ SIGNATURES_MAX = 16
 SUCCEEDED = "payment_intent.succeeded"
 FAILED = "payment_intent.payment_failed"
 REFUNDED = "charge.refunded"
-HEARD = (SUCCEEDED, FAILED, REFUNDED)
+HANDLED_TYPES = (SUCCEEDED, FAILED, REFUNDED)
 
 _EVENT_ID = re.compile(r"evt_[A-Za-z0-9_]{1,200}")
 _ORDER_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -56,24 +56,24 @@ class StripeEvent:
     id: str
     type: str
     reference: str | None = None
-    said: ChargeSeen | RefusalSeen | RefundSeen | None = None
-    doubt: str | None = None
+    notice: ChargeNotified | DeclineNotified | RefundNotified | None = None
+    mismatch: str | None = None
     refund: tuple[Money, int] | None = None
     """Of how much how much went back, where it is about a refund."""
 
     @property
-    def is_heard(self) -> bool:
+    def is_handled(self) -> bool:
         """False for the many types that say nothing to us."""
-        return self.type in HEARD
+        return self.type in HANDLED_TYPES
 
     def for_order(self, order_id: str | None) -> StripeEvent:
         """Return it for an order that was found elsewhere."""
         assert self.reference is not None
         assert self.refund is not None
         if order_id is None or not _ORDER_ID.fullmatch(order_id):
-            return StripeEvent(self.id, self.type, self.reference, doubt="unknown_intent")
+            return StripeEvent(self.id, self.type, self.reference, mismatch="unknown_intent")
         amount, refunded = self.refund
-        said = RefundSeen(order_id=order_id, reference=self.reference, amount=amount, refunded_amount=refunded)
+        said = RefundNotified(order_id=order_id, reference=self.reference, amount=amount, refunded_amount=refunded)
         return StripeEvent(self.id, self.type, self.reference, said)
 
 
@@ -117,7 +117,7 @@ def read(body: bytes) -> StripeEvent:
     id, type_, data = value.get("id"), value.get("type"), value.get("data")
     if not isinstance(id, str) or not _EVENT_ID.fullmatch(id) or not isinstance(type_, str):
         raise ValueError("no event")
-    if type_ not in HEARD:
+    if type_ not in HANDLED_TYPES:
         return StripeEvent(id, type_)
     about = data.get("object") if isinstance(data, Mapping) else None
     return _refunded(id, about) if type_ == REFUNDED else _moved(id, type_, about)
@@ -125,19 +125,19 @@ def read(body: bytes) -> StripeEvent:
 
 def _moved(id: str, type_: str, about: Any) -> StripeEvent:
     try:
-        intent = Intent.of(about)
-    except Contradiction as wrong:
-        return StripeEvent(id, type_, doubt=wrong.reason)
+        intent = PaymentIntent.of(about)
+    except ResponseMismatch as wrong:
+        return StripeEvent(id, type_, mismatch=wrong.reason)
     amount = _money(intent.amount, intent.currency)
     is_taken = type_ == SUCCEEDED
     if (intent.status == "succeeded") != is_taken or not intent.is_taken_whole or amount is None:
-        return StripeEvent(id, type_, intent.id, doubt="nonsense")
+        return StripeEvent(id, type_, intent.id, mismatch="nonsense")
     if intent.order_id is None or not _ORDER_ID.fullmatch(intent.order_id):
-        return StripeEvent(id, type_, intent.id, doubt="unknown_intent")
+        return StripeEvent(id, type_, intent.id, mismatch="unknown_intent")
     order_id = intent.order_id
     if is_taken:
-        return StripeEvent(id, type_, intent.id, ChargeSeen(order_id=order_id, reference=intent.id, amount=amount))
-    refusal = RefusalSeen(order_id=order_id, reference=intent.id, amount=amount, reason=intent.reason)
+        return StripeEvent(id, type_, intent.id, ChargeNotified(order_id=order_id, reference=intent.id, amount=amount))
+    refusal = DeclineNotified(order_id=order_id, reference=intent.id, amount=amount, reason=intent.reason)
     return StripeEvent(id, type_, intent.id, refusal)
 
 
@@ -146,9 +146,9 @@ def _refunded(id: str, about: Any) -> StripeEvent:
     reference, refunded = charge.get("payment_intent"), charge.get("amount_refunded")
     amount = _money(charge.get("amount"), charge.get("currency"))
     if charge.get("object") != "charge" or type(refunded) is not int or amount is None:
-        return StripeEvent(id, REFUNDED, doubt="nonsense")
+        return StripeEvent(id, REFUNDED, mismatch="nonsense")
     if not isinstance(reference, str) or not re.fullmatch(r"pi_[A-Za-z0-9_]{1,200}", reference):
-        return StripeEvent(id, REFUNDED, doubt="unknown_intent")
+        return StripeEvent(id, REFUNDED, mismatch="unknown_intent")
     event = StripeEvent(id, REFUNDED, reference, refund=(amount, refunded))
     metadata = charge.get("metadata")
     order_id = metadata.get("order_id") if isinstance(metadata, Mapping) else None

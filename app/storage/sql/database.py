@@ -14,7 +14,7 @@ processor's caches full of what the other did.
 
 from __future__ import annotations
 
-__all__ = ["LAST", "Database", "Unusable", "Work"]
+__all__ = ["RUN_LAST", "Database", "DatabaseConfigError", "Work"]
 
 import asyncio
 import threading
@@ -27,13 +27,13 @@ from typing import Any, TypeVar
 from loguru import logger
 from sqlalchemy import Connection
 
-from app.runtime.service import Unavailable
-from app.storage.sql.dialect import Unusable, dialect_of
+from app.storage.errors import DatabaseConfigError, StorageUnavailable
+from app.storage.sql.open_dialect import open_dialect
 from app.storage.sql.transactions import Answer, Piece, Transactor, Work, run, run_aside
 
 T = TypeVar("T")
 
-LAST = "~~"
+RUN_LAST = "~~"
 """The place of who wants to see what all the others in his transaction do, and what rides along."""
 
 WORKS_MAX = 512
@@ -59,7 +59,7 @@ class Database:
         Raises:
             Unusable: There is no driver for it, or nobody can read the address.
         """
-        self.dialect = dialect_of(url)
+        self.dialect = open_dialect(url)
         self.engine = self.dialect.engine(url)
         writer = Transactor(self.dialect, self.engine)
         reader = Transactor(self.dialect, self.engine.execution_options(reading=True))
@@ -76,7 +76,7 @@ class Database:
         Do *work* in a transaction; return its result once that is committed to disk.
 
         Those that share a transaction are done in the order of their *place*, then comes what rides along, then what
-        asked to be `LAST`. Where several processes work on one database, all take the rows of one module before those of
+        asked to be `RUN_LAST`. Where several processes work on one database, all take the rows of one module before those of
         the next, and nobody waits in a circle.
 
         Raises:
@@ -95,7 +95,7 @@ class Database:
         """
         await self.write(_nothing if self.is_healthy else self.dialect.probe)
 
-    def ride(self, work: Work[Any]) -> None:
+    def defer(self, work: Work[Any]) -> None:
         """Do *work* in the next transaction that somebody else asks for, or in the one of the next `flush`."""
         self._writer.ride(work)
 
@@ -143,7 +143,7 @@ class _Queue(ABC):
 
     async def ask(self, work: Work[T], place: str = "") -> T:
         if self._is_closed:
-            raise Unavailable("The database is closed.")
+            raise StorageUnavailable("The database is closed.")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.append(Piece(work, future, place))
         if self._is_idle:
@@ -175,7 +175,7 @@ class _Queue(ABC):
     def _settle(self, answers: list[Answer]) -> None:
         for piece, answer, error in answers:
             if piece.future is None:
-                if isinstance(error, Unavailable):
+                if isinstance(error, StorageUnavailable):
                     self._riders.append(piece.work)
                 elif error is not None:
                     logger.error("what rode along with a transaction failed", error=repr(error))

@@ -6,31 +6,27 @@ The rest of the house writes its SQL once, with ``?`` for a value and ``{keys}``
 
 from __future__ import annotations
 
-__all__ = ["MARK", "Claim", "Dialect", "Statement", "Trouble", "Unusable", "dialect_of", "end_epoch", "epoch"]
+__all__ = ["TX_ID", "Dialect", "ExclusiveAccess", "Failure", "Statement", "cache_generation", "invalidate_cache"]
 
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine, RootTransaction, Table, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy import Connection, Engine, RootTransaction, Table
+from sqlalchemy.exc import DBAPIError
 
-MARK = "transaction"
+TX_ID = "transaction"
 """Under this name, in a connection's ``info``, stands what `Dialect.was_committed` asks about."""
 
 
 _EPOCH = "epoch"
 
 
-class Unusable(Exception):
-    """The database cannot be opened, or is not one of ours; its message is one line for the operator."""
-
-
-class Trouble(Enum):
+class Failure(Enum):
     """What is to be done about an error: come back later, or do the whole transaction again at once."""
 
-    AWAY = "away"
-    AGAIN = "again"
+    UNAVAILABLE = "away"
+    RETRY = "again"
 
 
 class Statement(Protocol):
@@ -40,7 +36,7 @@ class Statement(Protocol):
         """Run it for *rows*; *before* are values that come first. Return all rows that it returns."""
 
 
-class Claim(Protocol):
+class ExclusiveAccess(Protocol):
     """A module of a database that is ours alone."""
 
     def close(self) -> None:
@@ -67,7 +63,7 @@ class Dialect(Protocol):
             Unusable: There is no driver for it, or nobody can read the address.
         """
 
-    def claim(self, engine: Engine, name: str, seconds: float) -> Claim | None:
+    def acquire_exclusive(self, engine: Engine, name: str, seconds: float) -> ExclusiveAccess | None:
         """
         Claim the module *name* in the database behind *engine*, until that is closed or the process ends.
 
@@ -81,7 +77,7 @@ class Dialect(Protocol):
     def begin_at_once(self, connection: Connection) -> RootTransaction | None:
         """Begin a transaction on *connection*, or return None where that means to wait."""
 
-    def trouble(self, error: BaseException) -> Trouble | None:
+    def classify(self, error: BaseException) -> Failure | None:
         """Say what to do about *error*; None where it is the work's own fault, or not the database's at all."""
 
     def explain(self, error: DBAPIError) -> str:
@@ -90,7 +86,7 @@ class Dialect(Protocol):
     def is_conflict(self, error: BaseException) -> bool:
         """Tell whether *error* says that a row is there already: it was written a moment ago, or will always be there."""
 
-    def is_cut(self, connection: Connection) -> bool:
+    def is_disconnected(self, connection: Connection) -> bool:
         """Tell whether *connection* has lost its server; what it had not committed is undone there."""
 
     def was_committed(self, engine: Engine, mark: Any) -> bool | None:
@@ -102,15 +98,15 @@ class Dialect(Protocol):
     def has_written(self, connection: Connection) -> bool:
         """Tell whether a transaction on *connection* has proved that the database can be written, or read by a reader."""
 
-    def lead(self, connection: Connection, name: str, is_fit: bool) -> bool:
+    def try_lead(self, connection: Connection, name: str, is_fit: bool) -> bool:
         """
         Take, keep or (no longer *is_fit*) give up the lead in *name*; return whether it is ours.
 
         Of all processes on a database one has it at a time. It goes with the connection.
         """
 
-    def moment(self, column: str) -> str:
-        """Return what selects the moment in *column* as `app.storage.state_rows.instant` writes it."""
+    def timestamp_sql(self, column: str) -> str:
+        """Return what selects the moment in *column* as `app.storage.state_rows.to_db_timestamp` writes it."""
 
     def json_rows(self, columns: Sequence[Any]) -> str:
         """Return what selects all rows, of *columns* each, as one text: a JSON array of arrays."""
@@ -132,7 +128,7 @@ class Dialect(Protocol):
         """
 
 
-def epoch(connection: Connection) -> object:
+def cache_generation(connection: Connection) -> object:
     """
     Return an object that stays the same for as long as *connection* alone changes the database, and undoes nothing.
 
@@ -141,30 +137,8 @@ def epoch(connection: Connection) -> object:
     return connection.info.setdefault(_EPOCH, object())
 
 
-def end_epoch(connection: Connection) -> None:
+def invalidate_cache(connection: Connection) -> None:
     """Say that something was undone, or that somebody else has written."""
     connection.info.pop(_EPOCH, None)
 
 
-def dialect_of(url: str) -> Dialect:
-    """
-    Return the dialect that is spoken at *url*. A driver is imported only when it is asked for.
-
-    Raises:
-        Unusable: Nobody here speaks it.
-    """
-    try:
-        name = url.partition(":")[0] if url.startswith("postgresql") else make_url(url).get_backend_name()
-    except ArgumentError:
-        raise Unusable("this is no address of a database") from None
-    if name == "sqlite":
-        from app.storage.sql.sqlite import Sqlite
-
-        return Sqlite()
-    if name == "postgresql":
-        try:
-            from app.storage.sql.postgres import Postgres
-        except ImportError:
-            raise Unusable("PostgreSQL needs its driver: pip install 'fulfilment[postgres]'") from None
-        return Postgres()
-    raise Unusable(f"{name} is not supported: must begin with sqlite:/// or postgresql://")

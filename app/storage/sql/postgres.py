@@ -37,7 +37,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError
 
-from app.storage.sql.dialect import MARK, Statement, Trouble, Unusable
+from app.storage.errors import DatabaseConfigError
+from app.storage.sql.dialect import TX_ID, Failure, Statement
 
 T = TypeVar("T")
 
@@ -142,7 +143,7 @@ class Postgres:
         try:
             parameters = {**_PARAMETERS, **conninfo_to_dict(url)}
         except psycopg.Error:
-            raise Unusable("this is no address that PostgreSQL's own programs could read") from None
+            raise DatabaseConfigError("this is no address that PostgreSQL's own programs could read") from None
         settings = "; ".join(f"SET {name} = '{value}'" for name, value in _SETTINGS.items())
 
         def connect() -> psycopg.Connection[Any]:
@@ -166,26 +167,26 @@ class Postgres:
                 return
             cursor = driver.execute(_WRITING, prepare=False)
             cursor.nextset()
-            connection.info[MARK] = cursor.fetchone()[0]  # type: ignore[index]
+            connection.info[TX_ID] = cursor.fetchone()[0]  # type: ignore[index]
 
         return engine
 
-    def claim(self, engine: Engine, name: str, seconds: float) -> None:
+    def acquire_exclusive(self, engine: Engine, name: str, seconds: float) -> None:
         """Several may."""
 
     def begin_at_once(self, connection: Connection) -> RootTransaction | None:
         """Its server has to be asked."""
         return None
 
-    def trouble(self, error: BaseException) -> Trouble | None:
+    def classify(self, error: BaseException) -> Failure | None:
         """Sort by SQLSTATE; an error without one says that the connection is gone."""
         error = getattr(error, "orig", None) or error
         if not isinstance(error, psycopg.Error):
             return None
         if isinstance(error, _AGAIN):
-            return Trouble.AGAIN
+            return Failure.RETRY
         if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | errors.ReadOnlySqlTransaction):
-            return Trouble.AWAY
+            return Failure.UNAVAILABLE
         return None
 
     def explain(self, error: DBAPIError) -> str:
@@ -205,7 +206,7 @@ class Postgres:
         """SQLSTATE 23505."""
         return isinstance(getattr(error, "orig", None) or error, errors.UniqueViolation)
 
-    def is_cut(self, connection: Connection) -> bool:
+    def is_disconnected(self, connection: Connection) -> bool:
         """SQLAlchemy lets go of a connection that it has seen break; the driver knows of the others."""
         return connection.invalidated or connection.connection.driver_connection.closed  # type: ignore[union-attr]
 
@@ -219,7 +220,7 @@ class Postgres:
                 if status != "in progress":
                     return None if status is None else status == "committed"
             except Exception as error:
-                if self.trouble(error) is None:
+                if self.classify(error) is None:
                     return None
             if time.monotonic() > until:
                 return None
@@ -233,7 +234,7 @@ class Postgres:
         """Whoever answers has been reached; a full disk would have ended it."""
         return True
 
-    def lead(self, connection: Connection, name: str, is_fit: bool) -> bool:
+    def try_lead(self, connection: Connection, name: str, is_fit: bool) -> bool:
         """An advisory lock of the session: it ends with the connection, however that ends."""
         held: set[str] = connection.info.setdefault("leads", set())
         if is_fit == (name in held):
@@ -245,7 +246,7 @@ class Postgres:
             held.discard(name)
         return name in held
 
-    def moment(self, column: str) -> str:
+    def timestamp_sql(self, column: str) -> str:
         """All of one length, in UTC."""
         return f"to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"+00:00\"')"
 

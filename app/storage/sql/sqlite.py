@@ -18,7 +18,8 @@ from typing import Any
 from sqlalchemy import JSON, Connection, Engine, NullPool, RootTransaction, Table, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from app.storage.sql.dialect import Claim, Statement, Trouble, Unusable, end_epoch
+from app.storage.errors import DatabaseConfigError
+from app.storage.sql.dialect import ExclusiveAccess, Failure, Statement, invalidate_cache
 
 BUSY_SECONDS = 2.0
 """How long we wait for somebody else's lock before we say that the database is out of reach."""
@@ -78,7 +79,7 @@ class Sqlite:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise Unusable(f"the database's folder cannot be made: {error.strerror}") from None
+            raise DatabaseConfigError(f"the database's folder cannot be made: {error.strerror}") from None
         engine = create_engine(
             parsed,
             connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False, "cached_statements": 512},
@@ -108,11 +109,11 @@ class Sqlite:
                 raise
             if version != connection.info.get(_VERSION):  # somebody else has written since our last transaction
                 connection.info[_VERSION] = version
-                end_epoch(connection)
+                invalidate_cache(connection)
 
         return engine
 
-    def claim(self, engine: Engine, name: str, seconds: float) -> Claim:
+    def acquire_exclusive(self, engine: Engine, name: str, seconds: float) -> ExclusiveAccess:
         """The lock on an empty database beside it, which goes with the process, however that ends."""
         claim = sqlite3.connect(f"{engine.url.database}-{name}.lock", timeout=seconds, isolation_level=None)
         try:
@@ -121,7 +122,7 @@ class Sqlite:
             claim.close()
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
-            raise Unusable(f"another process serves {name} from this file") from None
+            raise DatabaseConfigError(f"another process serves {name} from this file") from None
         return claim
 
     def begin_at_once(self, connection: Connection) -> RootTransaction | None:
@@ -138,9 +139,9 @@ class Sqlite:
             _let_wait(connection, True)
             return None
 
-    def trouble(self, error: BaseException) -> Trouble | None:
+    def classify(self, error: BaseException) -> Failure | None:
         """Locked, full, read-only, unreadable: all of it may pass."""
-        return Trouble.AWAY if isinstance(error, OperationalError | sqlite3.OperationalError) else None
+        return Failure.UNAVAILABLE if isinstance(error, OperationalError | sqlite3.OperationalError) else None
 
     def explain(self, error: DBAPIError) -> str:
         """Its own words name no path."""
@@ -150,7 +151,7 @@ class Sqlite:
         """Nobody else writes meanwhile."""
         return False
 
-    def is_cut(self, connection: Connection) -> bool:
+    def is_disconnected(self, connection: Connection) -> bool:
         """There is nothing that could be cut."""
         return False
 
@@ -167,11 +168,11 @@ class Sqlite:
         """A lock is to be had on a full disk, too."""
         return _is_reading(connection) or _driver(connection).total_changes > 0 or _PROBED in connection.info
 
-    def lead(self, connection: Connection, name: str, is_fit: bool) -> bool:
+    def try_lead(self, connection: Connection, name: str, is_fit: bool) -> bool:
         """There is nobody else."""
         return True
 
-    def moment(self, column: str) -> str:
+    def timestamp_sql(self, column: str) -> str:
         """It is kept as it is written."""
         return column
 

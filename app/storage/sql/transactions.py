@@ -23,8 +23,8 @@ from attrs import define
 from loguru import logger
 from sqlalchemy import Connection, Engine, RootTransaction
 
-from app.runtime.service import Unavailable, Unsettled
-from app.storage.sql.dialect import MARK, Dialect, Trouble, end_epoch
+from app.storage.errors import CommitOutcomeUnknown, StorageUnavailable
+from app.storage.sql.dialect import TX_ID, Dialect, Failure, invalidate_cache
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
@@ -67,7 +67,7 @@ class Transactor:
         try:
             answers = yield from self._transact(pieces)
         except Exception as error:
-            if len(pieces) == 1 or isinstance(error, Unavailable):
+            if len(pieces) == 1 or isinstance(error, StorageUnavailable):
                 return [(piece, None, error) for piece in pieces]
             found = []
             for piece in pieces:
@@ -92,15 +92,15 @@ class Transactor:
                 yield partial(time.sleep, _PAUSE_SECONDS * 2.0 ** (tries - 2) * random.uniform(0.5, 1.5))
             try:
                 answers = yield from self._attempt(pieces)
-            except Unsettled as error:
+            except CommitOutcomeUnknown as error:
                 self._away(error)
                 raise
             except Exception as error:
-                is_cut = self._connection is not None and self._dialect.is_cut(self._connection)
-                trouble = Trouble.AGAIN if is_cut else self._dialect.trouble(error)
+                is_cut = self._connection is not None and self._dialect.is_disconnected(self._connection)
+                trouble = Failure.RETRY if is_cut else self._dialect.classify(error)
                 if is_cut:
                     self.hang_up()
-                if trouble is Trouble.AGAIN and tries < TRIES and time.monotonic() < until:
+                if trouble is Failure.RETRY and tries < TRIES and time.monotonic() < until:
                     logger.debug("a transaction is done again", tries=tries, error=str(getattr(error, "orig", error)))
                     continue
                 if trouble is None or self._dialect.is_conflict(error):
@@ -108,7 +108,7 @@ class Transactor:
                         self.hang_up()  # it did not even begin
                     raise
                 self._away(error)
-                raise Unavailable("The database is out of reach.") from error
+                raise StorageUnavailable("The database is out of reach.") from error
             break
         if not self.is_healthy and self._connection is not None and self._dialect.has_written(self._connection):
             self.is_healthy = True
@@ -121,7 +121,7 @@ class Transactor:
             connection = self._connection = yield self._engine.connect
         assert connection is not None
         transaction = self._dialect.begin_at_once(connection) or (yield connection.begin)
-        mark = connection.info.get(MARK)
+        mark = connection.info.get(TX_ID)
         try:
             answers = [piece.work(connection) for piece in pieces]
         except Exception:
@@ -131,11 +131,11 @@ class Transactor:
             yield transaction.commit
         except Exception as error:
             yield partial(_undo, transaction)
-            if not self._dialect.is_cut(connection):
+            if not self._dialect.is_disconnected(connection):
                 raise
             was_committed = mark is None or (yield partial(self._dialect.was_committed, self._engine, mark))
             if was_committed is None:
-                raise Unsettled("The database went out of reach while it committed.") from error
+                raise CommitOutcomeUnknown("The database went out of reach while it committed.") from error
             if not was_committed:
                 raise
             self.hang_up()
@@ -183,7 +183,7 @@ async def run_aside(steps: Steps[T], executor: Executor) -> T:
 
 def _undo(transaction: RootTransaction) -> None:
     with suppress(Exception):
-        end_epoch(transaction.connection)
+        invalidate_cache(transaction.connection)
     # Why it failed is on its way already, and on a connection that is cut there is nothing to undo.
     with suppress(Exception):
         transaction.rollback()

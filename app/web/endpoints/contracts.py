@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ["DESCRIBED", "shown", "table"]
+__all__ = ["DESCRIBED", "route_group", "shown"]
 
 from typing import Any
 
 import orjson
 from aiohttp import hdrs, web
 
-from app.messaging.version_usage import Overview, Usage
+from app.messaging.version_usage import VersionUsage, VersionUsageReport
 from app.web.endpoints.module_routes import JSON, respond_json
-from app.web.handler import Asked, Operation
-from app.web.problems import Refused
-from app.web.requests.parsing import query_of
-from app.web.route_group import Table
-from app.web.spec.components import Described, answer, operation, parameter, ref
+from app.web.handler import Endpoint, RequestContext
+from app.web.problems import ProblemError
+from app.web.requests.parsing import read_query
+from app.web.route_group import RouteGroup
+from app.web.spec.components import Description, operation, parameter, ref, response
 
 _STATUS = "/v1/contracts"
 _ASYNCAPI = "/asyncapi.json"
@@ -61,33 +61,33 @@ _PAGE = {
 }
 
 
-def table(overview: Overview, asyncapi: dict[str, Any]) -> Table:
+def route_group(overview: VersionUsageReport, asyncapi: dict[str, Any]) -> RouteGroup:
     """Return the routes."""
     document = orjson.dumps(asyncapi)
 
-    async def status(request: web.Request, asked: Asked) -> web.Response:
-        module = query_of(request, {"module"}).get("module")
+    async def status(request: web.Request, asked: RequestContext) -> web.Response:
+        module = read_query(request, {"module"}).get("module")
         if module is not None and module not in overview.modules:
-            raise Refused(404, "not_found", "This process does not run that module.")
+            raise ProblemError(404, "not_found", "This process does not run that module.")
         return respond_json({"items": [shown(usage) for usage in await overview.usages()]})
 
-    async def describe(request: web.Request, asked: Asked) -> web.Response:
+    async def describe(request: web.Request, asked: RequestContext) -> web.Response:
         return web.Response(body=document, headers={hdrs.CONTENT_TYPE: JSON})
 
     operations = (
-        Operation(hdrs.METH_GET, _STATUS, status),
-        Operation(hdrs.METH_GET, _ASYNCAPI, describe, is_open=True),
+        Endpoint(hdrs.METH_GET, _STATUS, status),
+        Endpoint(hdrs.METH_GET, _ASYNCAPI, describe, is_open=True),
     )
-    return Table(operations, DESCRIBED)
+    return RouteGroup(operations, DESCRIBED)
 
 
-def shown(usage: Usage) -> dict[str, Any]:
+def shown(usage: VersionUsage) -> dict[str, Any]:
     """Return *usage* as the API shows it."""
     return {
         "subject": usage.subject,
         "event": usage.event,
         "version": usage.version,
-        "said_by": usage.speaker,
+        "said_by": usage.producer,
         "is_newest": usage.is_newest,
         "is_said": usage.is_said,
         "since": usage.since,
@@ -99,7 +99,7 @@ def shown(usage: Usage) -> dict[str, Any]:
     }
 
 
-DESCRIBED = Described(
+DESCRIBED = Description(
     {
         _STATUS: {
             "get": operation(
@@ -107,7 +107,7 @@ DESCRIBED = Described(
                 _STATUS,
                 "Who says and who hears which version of which event",
                 "events",
-                {200: answer("Every version that this process's modules say or hear.", _PAGE)},
+                {200: response("Every version that this process's modules say or hear.", _PAGE)},
                 (400, 404),
                 parameters=[{**parameter("module", {"type": "string"}), "description": _MODULE}],
             )
@@ -118,7 +118,7 @@ DESCRIBED = Described(
                 _ASYNCAPI,
                 "The events, described",
                 "events",
-                {200: answer("AsyncAPI 3.0.0.", {"type": "object"})},
+                {200: response("AsyncAPI 3.0.0.", {"type": "object"})},
                 is_open=True,
             )
         },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DESCRIBED", "DeadLetterDesk", "KeptLetter", "NotReplayable", "shown", "table"]
+__all__ = ["DESCRIBED", "DeadLetterService", "route_group", "shown"]
 
 from base64 import b64encode
 from collections.abc import Sequence
@@ -12,39 +12,26 @@ from typing import Any, Protocol
 
 import orjson
 from aiohttp import hdrs, web
-from attrs import frozen
 
+from app.messaging.dead_letters import NotReplayable, StoredDeadLetter
 from app.web.endpoints.module_routes import page, respond_json
-from app.web.handler import Asked, Operation
-from app.web.problems import Refused
-from app.web.requests.parsing import body_of, page_size, parameters, query_of
-from app.web.route_group import Table
-from app.web.spec.components import Described, answer, body, operation, parameter, ref
+from app.web.handler import Endpoint, RequestContext
+from app.web.problems import ProblemError
+from app.web.requests.parsing import page_size, parameters, read_body, read_query
+from app.web.route_group import RouteGroup
+from app.web.spec.components import Description, body, operation, parameter, ref, response
 from bus.contracts.registry import validator
-from bus.port import DeadLetter
 
 
-class NotReplayable(Exception):
-    """There is nobody to send a letter to; its message names the consumer."""
-
-
-@frozen
-class KeptLetter:
-    """A dead letter on the desk, and how often it has been sent again."""
-
-    letter: DeadLetter
-    replays: int = 0
-
-
-class DeadLetterDesk(Protocol):
+class DeadLetterService(Protocol):
     """Where dead letters lie, and how to get them going again."""
 
     async def list(
         self, consumer: str | None, subject: str | None, after: str | None, limit: int, *, error: str | None = None
-    ) -> Sequence[KeptLetter]:
+    ) -> Sequence[StoredDeadLetter]:
         """Return up to *limit* letters of *consumer*, *subject* and *error* (None: of any), by id, beyond *after*."""
 
-    async def get(self, id: str) -> KeptLetter | None:
+    async def get(self, id: str) -> StoredDeadLetter | None:
         """Return one letter."""
 
     async def replay(self, id: str) -> bool:
@@ -115,60 +102,60 @@ _REPLAY_ONE = "/v1/dead-letters/{id}/replay"
 _REPLAY_MANY = "/v1/dead-letters/replay"
 _FILTERS = ("consumer", "subject", "error")
 
-_NOT_FOUND = partial(Refused, 404, "not_found", "There is no such dead letter.")
+_NOT_FOUND = partial(ProblemError, 404, "not_found", "There is no such dead letter.")
 
 
-def table(desk: DeadLetterDesk) -> Table:
+def route_group(service: DeadLetterService) -> RouteGroup:
     """Return the routes of *desk*."""
-    read = partial(body_of, fits=validator(_REPLAY), schema=_REPLAY)
+    read = partial(read_body, fits=validator(_REPLAY), schema=_REPLAY)
 
-    async def browse(request: web.Request, asked: Asked) -> web.Response:
-        query = query_of(request, {*_FILTERS, "limit", "cursor"})
+    async def browse(request: web.Request, asked: RequestContext) -> web.Response:
+        query = read_query(request, {*_FILTERS, "limit", "cursor"})
         page_size(query)
 
-        async def fetch(after: str | None, limit: int) -> Sequence[KeptLetter]:
+        async def fetch(after: str | None, limit: int) -> Sequence[StoredDeadLetter]:
             consumer, subject, error = map(query.get, _FILTERS)
-            return await desk.list(consumer, subject, after, limit, error=error)
+            return await service.list(consumer, subject, after, limit, error=error)
 
-        return respond_json(await page(query, fetch, lambda kept: str(kept.letter.id), shown))
+        return respond_json(await page(query, fetch, lambda kept: str(kept.dead_letter.id), shown))
 
-    async def show(request: web.Request, asked: Asked) -> web.Response:
-        kept = await desk.get(_id(request))
+    async def show(request: web.Request, asked: RequestContext) -> web.Response:
+        kept = await service.get(_id(request))
         if kept is None:
             raise _NOT_FOUND()
         return respond_json(shown(kept))
 
-    async def replay(request: web.Request, asked: Asked) -> web.Response:
+    async def replay(request: web.Request, asked: RequestContext) -> web.Response:
         id = _id(request)
         try:
-            is_known = await desk.replay(id)
+            is_known = await service.replay(id)
         except NotReplayable as error:
-            raise Refused(
+            raise ProblemError(
                 409, "not_replayable", f"{error} This letter is for a person: deal with it, then throw it away."
             ) from None
         if not is_known:
             raise _NOT_FOUND()
         return respond_json({"id": id, "status": "replaying"}, 202)
 
-    async def replay_many(request: web.Request, asked: Asked) -> web.Response:
+    async def replay_many(request: web.Request, asked: RequestContext) -> web.Response:
         asked_for = await read(request)
-        matched, replayed = await desk.replay_many(
+        matched, replayed = await service.replay_many(
             asked_for.get("consumer"), asked_for.get("subject"), asked_for.get("error"), asked_for["dry_run"]
         )
         return respond_json({"matched": matched, "replayed": replayed})
 
-    async def discard(request: web.Request, asked: Asked) -> web.Response:
-        if not await desk.discard(_id(request)):
+    async def discard(request: web.Request, asked: RequestContext) -> web.Response:
+        if not await service.discard(_id(request)):
             raise _NOT_FOUND()
         return web.Response(status=204)
 
-    return Table(
+    return RouteGroup(
         (
-            Operation(hdrs.METH_GET, _ALL, browse),
-            Operation(hdrs.METH_POST, _REPLAY_MANY, replay_many),
-            Operation(hdrs.METH_GET, _ONE, show),
-            Operation(hdrs.METH_DELETE, _ONE, discard),
-            Operation(hdrs.METH_POST, _REPLAY_ONE, replay),
+            Endpoint(hdrs.METH_GET, _ALL, browse),
+            Endpoint(hdrs.METH_POST, _REPLAY_MANY, replay_many),
+            Endpoint(hdrs.METH_GET, _ONE, show),
+            Endpoint(hdrs.METH_DELETE, _ONE, discard),
+            Endpoint(hdrs.METH_POST, _REPLAY_ONE, replay),
         ),
         DESCRIBED,
     )
@@ -181,28 +168,28 @@ def _id(request: web.Request) -> str:
     return path["id"]
 
 
-def shown(kept: KeptLetter) -> dict[str, Any]:
+def shown(kept: StoredDeadLetter) -> dict[str, Any]:
     """Return *kept* as the API shows it."""
-    letter = kept.letter
+    dead_letter = kept.dead_letter
     try:
-        said = orjson.loads(letter.message.body)
+        said = orjson.loads(dead_letter.message.body)
         orjson.dumps([[[[said]]]])  # it reads deeper than it writes; so deep it lies in a page of letters
     except (orjson.JSONDecodeError, orjson.JSONEncodeError):
-        said = {"base64": b64encode(letter.message.body).decode("ascii")}
+        said = {"base64": b64encode(dead_letter.message.body).decode("ascii")}
     return {
-        "id": letter.id,
-        "consumer": letter.consumer,
-        "subject": letter.message.subject,
-        "error": letter.error,
-        "detail": letter.detail,
-        "attempts": letter.attempts,
-        "first_seen": _moment(letter.first_seen),
-        "last_seen": _moment(letter.last_seen),
+        "id": dead_letter.id,
+        "consumer": dead_letter.consumer,
+        "subject": dead_letter.message.subject,
+        "error": dead_letter.error,
+        "detail": dead_letter.detail,
+        "attempts": dead_letter.attempts,
+        "first_seen": _moment(dead_letter.first_seen),
+        "last_seen": _moment(dead_letter.last_seen),
         "replays": kept.replays,
         "message": {
-            "id": letter.message.id,
-            "key": letter.message.key,
-            "headers": dict(letter.message.headers),
+            "id": dead_letter.message.id,
+            "key": dead_letter.message.key,
+            "headers": dict(dead_letter.message.headers),
             "body": said,
         },
     }
@@ -227,11 +214,11 @@ def _described(method: str, path: str, summary: str, answers: dict[int, Any], *p
     return operation(method, path, summary, "dead letters", answers, (*problems, 503), **more)
 
 
-DESCRIBED = Described(
+DESCRIBED = Description(
     {
         _ALL: {
             "get": _described(
-                *("get", _ALL, "List dead letters", {200: answer("One page.", _page())}, 400),
+                *("get", _ALL, "List dead letters", {200: response("One page.", _page())}, 400),
                 parameters=[
                     *(parameter(name, {"type": "string"}) for name in _FILTERS),
                     ref("parameters", "limit"),
@@ -241,18 +228,18 @@ DESCRIBED = Described(
         },
         _REPLAY_MANY: {
             "post": _described(
-                *("post", _REPLAY_MANY, "Send many again", {200: answer("How many.", _REPLAYED)}, 400, 408, 413, 415),
+                *("post", _REPLAY_MANY, "Send many again", {200: response("How many.", _REPLAYED)}, 400, 408, 413, 415),
                 request_body=body(_REPLAY),
             )
         },
         _ONE: {
             "get": _described(
-                "get", _ONE, "Show one", {200: answer("The letter.", ref("schemas", "dead_letter"))}, 404
+                "get", _ONE, "Show one", {200: response("The letter.", ref("schemas", "dead_letter"))}, 404
             ),
-            "delete": _described("delete", _ONE, "Throw one away", {204: answer("Gone.")}, 404),
+            "delete": _described("delete", _ONE, "Throw one away", {204: response("Gone.")}, 404),
         },
         _REPLAY_ONE: {
-            "post": _described("post", _REPLAY_ONE, "Send one again", {202: answer("On its way.", _ACCEPTED)}, 404, 409)
+            "post": _described("post", _REPLAY_ONE, "Send one again", {202: response("On its way.", _ACCEPTED)}, 404, 409)
         },
     },
     {"dead_letter": _LETTER},

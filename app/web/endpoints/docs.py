@@ -13,7 +13,7 @@ from importlib.resources.abc import Traversable
 import orjson
 from aiohttp import hdrs, web
 
-from app.web.handler import Asked, Handle, Operation
+from app.web.handler import Endpoint, Handle, RequestContext
 
 # Swagger UI draws with images of its own (data:) and with style attributes; scripts come from files only.
 POLICY = "; ".join(
@@ -40,9 +40,9 @@ _FILES = {
 }
 
 
-def operations() -> tuple[Operation, ...]:
+def operations() -> tuple[Endpoint, ...]:
     """Return the page and its files; they ask for no key, for a browser that follows a link has none to send."""
-    return tuple(Operation(hdrs.METH_GET, path, _file(name, kind), is_open=True) for path, (name, kind) in _FILES.items())
+    return tuple(Endpoint(hdrs.METH_GET, path, _file(name, kind), is_open=True) for path, (name, kind) in _FILES.items())
 
 
 def vendored() -> tuple[str, dict[str, str]]:
@@ -52,7 +52,7 @@ def vendored() -> tuple[str, dict[str, str]]:
 
 
 def _file(name: str, kind: str) -> Handle:
-    async def handle(request: web.Request, asked: Asked) -> web.Response:
+    async def handle(request: web.Request, asked: RequestContext) -> web.Response:
         body, etag = await asyncio.to_thread(_read, name)
         headers = {
             hdrs.CACHE_CONTROL: "no-cache",

@@ -12,8 +12,8 @@ from aiohttp import hdrs, web
 from loguru import logger
 
 from app.web.endpoints.module_routes import respond_json
-from app.web.handler import Asked, Operation
-from app.web.problems import Refused
+from app.web.handler import Endpoint, RequestContext
+from app.web.problems import ProblemError
 
 OK = "ok"
 BUS = "bus"
@@ -40,26 +40,26 @@ class Health(Protocol):
         """
 
 
-def operations(health: Health) -> tuple[Operation, ...]:
+def operations(health: Health) -> tuple[Endpoint, ...]:
     """Return ``/livez``, ``/readyz`` and ``/health``, which nobody needs a key for."""
 
-    async def livez(request: web.Request, asked: Asked) -> web.Response:
+    async def livez(request: web.Request, asked: RequestContext) -> web.Response:
         return respond_json({"status": OK})
 
-    async def readyz(request: web.Request, asked: Asked) -> web.Response:
+    async def readyz(request: web.Request, asked: RequestContext) -> web.Response:
         checks = await _checks(health)
         if health.phase != "ready" or not _are_well(checks, lambda name: _is_database(name) or name == TOPOLOGY):
             raise _not_well(health, checks, "This process takes no requests now.")
         return _well(health, checks)
 
-    async def whole(request: web.Request, asked: Asked) -> web.Response:
+    async def whole(request: web.Request, asked: RequestContext) -> web.Response:
         checks = await _checks(health)
         if not _are_well(checks, lambda name: _is_database(name) or name == BUS):
             raise _not_well(health, checks, "The bus or the database does not answer.")
         return _well(health, checks)
 
     found = {"/livez": livez, "/readyz": readyz, "/health": whole}
-    return tuple(Operation(hdrs.METH_GET, path, handle, is_open=True, is_probe=True) for path, handle in found.items())
+    return tuple(Endpoint(hdrs.METH_GET, path, handle, is_open=True, is_probe=True) for path, handle in found.items())
 
 
 async def _checks(health: Health) -> dict[str, str]:
@@ -85,7 +85,7 @@ def _well(health: Health, checks: Mapping[str, str]) -> web.Response:
     return respond_json({"status": "ready" if is_all_well else "degraded", "checks": checks})
 
 
-def _not_well(health: Health, checks: Mapping[str, str], detail: str) -> Refused:
+def _not_well(health: Health, checks: Mapping[str, str], detail: str) -> ProblemError:
     # A problem's own "status" is the number, so the word is its code.
     code = "unavailable" if health.phase == "ready" else health.phase
-    return Refused(503, code, detail, {"checks": checks}, {hdrs.RETRY_AFTER: "1"})
+    return ProblemError(503, code, detail, {"checks": checks}, {hdrs.RETRY_AFTER: "1"})

@@ -17,38 +17,38 @@ import orjson
 from aiohttp import hdrs, web
 from uuid_utils import uuid7
 
-from app.runtime.service import Context, Door
-from app.telemetry.trace import traceparent
-from app.web.endpoints.state_stream import Streams, follow
-from app.web.handler import Asked, Handle, Operation
-from app.web.problems import Refused, invalid
-from app.web.requests.parsing import body_of, idempotency_key, is_readable, page_size, parameters, query_of
+from app.runtime.service import ModuleService
+from app.telemetry.trace import TraceContext, traceparent
+from app.web.endpoints.state_stream import Streams, stream_state
+from app.web.handler import Endpoint, Handle, RequestContext
+from app.web.problems import ProblemError, invalid
+from app.web.requests.parsing import idempotency_key, is_readable, page_size, parameters, read_body, read_query
 from bus.contracts.registry import validator
-from bus.errors import Problem
-from modules.route import Browse, Follow, Refusal, Request, Show, Tell
+from bus.errors import SchemaViolation
+from modules.routes import CommandRoute, GetRoute, ListRoute, Rejection, Request, StreamRoute
 
 JSON = "application/json"
 TRACEPARENT = "traceparent"
 IDEMPOTENCY_REPLAYED = "Idempotency-Replayed"
 _CURSOR_CHARACTERS_MAX = 128
 
-_NOT_FOUND = partial(Refused, 404, "not_found", "There is nothing here under this id.")
-_BAD_PARAMETER = Problem("", "must be 1 to 64 characters, without control characters")
+_NOT_FOUND = partial(ProblemError, 404, "not_found", "There is nothing here under this id.")
+_BAD_PARAMETER = SchemaViolation("", "must be 1 to 64 characters, without control characters")
 
 
-def operations(door: Door, streams: Streams) -> tuple[Operation, ...]:
+def operations(service: ModuleService, streams: Streams) -> tuple[Endpoint, ...]:
     """Return what answers the routes of *door*'s module."""
     found = []
-    for route in door.module.routes:
+    for route in service.module.routes:
         match route:
-            case Tell():
-                found.append(Operation(route.method, route.path, _tell(door, route)))
-            case Show():
-                found.append(Operation(hdrs.METH_GET, route.path, _show(door, route)))
-            case Browse():
-                found.append(Operation(hdrs.METH_GET, route.path, _browse(door, route)))
-            case Follow():
-                found.append(Operation(hdrs.METH_GET, route.path, follow(door, route, streams)))
+            case CommandRoute():
+                found.append(Endpoint(route.method, route.path, _tell(service, route)))
+            case GetRoute():
+                found.append(Endpoint(hdrs.METH_GET, route.path, _show(service, route)))
+            case ListRoute():
+                found.append(Endpoint(hdrs.METH_GET, route.path, _browse(service, route)))
+            case StreamRoute():
+                found.append(Endpoint(hdrs.METH_GET, route.path, stream_state(service, route, streams)))
     return tuple(found)
 
 
@@ -60,17 +60,17 @@ def respond_json(value: Any, status: int = 200, headers: Mapping[str, str] | Non
     return web.Response(body=orjson.dumps(value), status=status, headers=all_headers)
 
 
-def _tell(door: Door, route: Tell) -> Handle:
-    module = door.module
+def _tell(service: ModuleService, route: CommandRoute) -> Handle:
+    module = service.module
     read: Callable[[web.Request], Awaitable[Any]] | None = None
-    if route.takes is not None:
-        schema = module.resources[route.takes]
-        read = partial(body_of, fits=validator(schema), schema=schema, is_needed=route.needs_body)
+    if route.request_schema is not None:
+        schema = module.http_schemas[route.request_schema]
+        read = partial(read_body, fits=validator(schema), schema=schema, is_needed=route.needs_body)
     has_parameters = "{" in route.path
-    event, answer, express, sheds, is_keyed = route.event, route.answer, route.express, route.sheds, route.keyed
-    tell, scope = door.tell, f"{route.method} {route.path}"
+    event, answer, express, sheds, is_keyed = route.event, route.respond, route.express, route.sheds_load, route.idempotent
+    tell, scope = service.submit, f"{route.method} {route.path}"
 
-    async def handle(request: web.Request, asked: Asked) -> web.Response:
+    async def handle(request: web.Request, asked: RequestContext) -> web.Response:
         path: dict[str, str] | None = {}
         if has_parameters:
             path = parameters(request)
@@ -80,7 +80,7 @@ def _tell(door: Door, route: Tell) -> Handle:
         body = await read(request) if read is not None else None
         said = Request(path or {}, body, str(uuid7()))
         # A trace id is no secret. os.urandom would give the interpreter's lock away each time.
-        context = Context(asked.correlation_id, traceparent(request.headers.get(TRACEPARENT), randbytes))
+        context = TraceContext(asked.correlation_id, traceparent(request.headers.get(TRACEPARENT), randbytes))
         fingerprint = ""
         if key is not None:
             # The unit separator can be in none of the parts: two different calls never share a key.
@@ -89,18 +89,18 @@ def _tell(door: Door, route: Tell) -> Handle:
         told = await tell(
             event(said),
             id=str(uuid7()),
-            context=context,
-            answer=answer,
-            express=express(said),
+            trace=context,
+            respond=answer,
+            is_express=express(said),
             key=key,
             fingerprint=fingerprint,
-            sheds=sheds,
-            fresh=said.fresh_id,
+            sheds_load=sheds,
+            new_key=said.new_id,
         )
-        given = told.answer
-        if isinstance(given, Refusal):
+        given = told.response
+        if isinstance(given, Rejection):
             replayed: dict[str, str] = {IDEMPOTENCY_REPLAYED: "true"} if told.is_replay else {}
-            raise Refused(given.status, given.code, given.detail, headers=replayed)
+            raise ProblemError(given.status, given.code, given.detail, headers=replayed)
         response = respond_json(given.body, given.status, given.headers)
         if told.is_replay:
             response.headers[IDEMPOTENCY_REPLAYED] = "true"
@@ -109,20 +109,20 @@ def _tell(door: Door, route: Tell) -> Handle:
     return handle
 
 
-def _bad_path(route: Tell) -> Refused:
+def _bad_path(route: CommandRoute) -> ProblemError:
     """What cannot be an id names nothing; only a PUT, which would have made it, is told why."""
     if route.method != hdrs.METH_PUT:
         return _NOT_FOUND()
     return invalid("invalid_path", "The path holds something that cannot be an id.", [_BAD_PARAMETER])
 
 
-def _show(door: Door, route: Show) -> Handle:
-    async def handle(request: web.Request, asked: Asked) -> web.Response:
+def _show(service: ModuleService, route: GetRoute) -> Handle:
+    async def handle(request: web.Request, asked: RequestContext) -> web.Response:
         path = parameters(request)
         if path is None:
             raise _NOT_FOUND()
         (key,) = path.values()
-        state = await door.get(route.of, key)
+        state = await service.get(route.state, key)
         shown = None if state is None else route.show(state)
         if shown is None:
             raise _NOT_FOUND()
@@ -131,20 +131,20 @@ def _show(door: Door, route: Show) -> Handle:
     return handle
 
 
-def _browse(door: Door, route: Browse) -> Handle:
+def _browse(service: ModuleService, route: ListRoute) -> Handle:
     fits = {name: validator(schema) for name, schema in route.filters.items()}
     known = {*fits, "limit", "cursor"}
-    key_of = attrs.fields(route.of)[0].name
+    key_of = attrs.fields(route.state)[0].name
 
-    async def handle(request: web.Request, asked: Asked) -> web.Response:
-        query = query_of(request, known)
+    async def handle(request: web.Request, asked: RequestContext) -> web.Response:
+        query = read_query(request, known)
         filters = {name: value for name, value in query.items() if name in fits}
-        bad = [Problem(f"/{name}", "is not a value of this filter") for name, v in filters.items() if not fits[name](v)]
+        bad = [SchemaViolation(f"/{name}", "is not a value of this filter") for name, v in filters.items() if not fits[name](v)]
         if bad:
             raise invalid("invalid_query", "The query has values that cannot match anything.", bad)
 
         async def fetch(after: str | None, limit: int) -> Sequence[Any]:
-            return await door.browse(route.of, filters, after=after, limit=limit, newest_first=route.newest_first)
+            return await service.list_states(route.state, filters, after=after, limit=limit, newest_first=route.newest_first)
 
         return respond_json(await page(query, fetch, lambda state: str(getattr(state, key_of)), route.show))
 
@@ -183,5 +183,5 @@ def _key_in(cursor: str) -> str:
         key = ""
     # Decoding is lenient; what does not come out as it went in was not made by us.
     if len(key) > _CURSOR_CHARACTERS_MAX or not is_readable(key) or _cursor(key) != cursor:
-        raise invalid("invalid_query", "The cursor is not one of ours.", [Problem("/cursor", "is not a cursor")])
+        raise invalid("invalid_query", "The cursor is not one of ours.", [SchemaViolation("/cursor", "is not a cursor")])
     return key

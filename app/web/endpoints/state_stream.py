@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["PING_SECONDS", "REREAD_SECONDS", "STREAMS_MAX", "Streams", "follow"]
+__all__ = ["PING_SECONDS", "REREAD_SECONDS", "STREAMS_MAX", "Streams", "stream_state"]
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -16,11 +16,12 @@ from aiohttp_sse import EventSourceResponse
 from attrs import define, field
 from loguru import logger
 
-from app.runtime.service import Door, Unavailable
-from app.web.handler import SERVER, Asked, Handle
-from app.web.problems import X_CORRELATION_ID, Refused
+from app.runtime.service import ModuleService
+from app.storage.errors import StorageUnavailable
+from app.web.handler import SERVER, Handle, RequestContext
+from app.web.problems import X_CORRELATION_ID, ProblemError
 from app.web.requests.parsing import parameters
-from modules.route import Follow
+from modules.routes import StreamRoute
 
 REREAD_SECONDS = 5.0
 """Longest time until a change is seen that another process made: nobody wakes us for those."""
@@ -29,8 +30,8 @@ PING_SECONDS = 15.0
 STREAMS_MAX = 1000
 """Most streams at once; each reads its state every `REREAD_SECONDS`."""
 
-_NOT_FOUND = partial(Refused, 404, "not_found", "There is nothing here under this id.")
-_TOO_MANY = partial(Refused, 503, "overloaded", "There are too many streams already.", headers={hdrs.RETRY_AFTER: "5"})
+_NOT_FOUND = partial(ProblemError, 404, "not_found", "There is nothing here under this id.")
+_TOO_MANY = partial(ProblemError, 503, "overloaded", "There are too many streams already.", headers={hdrs.RETRY_AFTER: "5"})
 
 
 @define(eq=False)
@@ -54,7 +55,7 @@ class Streams:
             self.end.set_result(None)
 
     @contextmanager
-    def one_more(self) -> Iterator[None]:
+    def slot(self) -> Iterator[None]:
         """
         Count one stream for as long as it lasts.
 
@@ -70,18 +71,18 @@ class Streams:
             self.open -= 1
 
 
-def follow(door: Door, route: Follow, streams: Streams) -> Handle:
+def stream_state(service: ModuleService, route: StreamRoute, streams: Streams) -> Handle:
     """Return what answers *route*: the present state at once, then each change, until it is over."""
 
-    async def handle(request: web.Request, asked: Asked) -> web.StreamResponse:
+    async def handle(request: web.Request, asked: RequestContext) -> web.StreamResponse:
         path = parameters(request)
         if path is None:
             raise _NOT_FOUND()
         (key,) = path.values()
         # Entered before the first read, so that no change falls between the two.
-        with streams.one_more():
-            async with door.watch(route.of, key) as changes:
-                state = await door.get(route.of, key)
+        with streams.slot():
+            async with service.watch(route.state, key) as changes:
+                state = await service.get(route.state, key)
                 if state is None or route.show(state) is None:
                     raise _NOT_FOUND()
                 response = EventSourceResponse(
@@ -94,7 +95,7 @@ def follow(door: Door, route: Follow, streams: Streams) -> Handle:
                 await response.prepare(request)
                 async with response:
                     try:
-                        await _send_all(door, route, key, state, changes, streams, request, response)
+                        await _send_all(service, route, key, state, changes, streams, request, response)
                     except (ConnectionError, TimeoutError):
                         pass  # the listener has gone, or has stopped reading
                     except Exception as error:  # the head is out: all we can do is end, and the listener asks again
@@ -107,8 +108,8 @@ def follow(door: Door, route: Follow, streams: Streams) -> Handle:
 
 
 async def _send_all(
-    door: Door,
-    route: Follow,
+    service: ModuleService,
+    route: StreamRoute,
     key: str,
     state: Any,
     changes: AsyncIterator[None],
@@ -128,8 +129,8 @@ async def _send_all(
             data = orjson.dumps(shown)
             if data != sent:
                 sent, count = data, count + 1
-                await response.send(data.decode(), id=str(shown.get("updated_at", count)), event=route.returns)
-            if route.is_over(state):
+                await response.send(data.decode(), id=str(shown.get("updated_at", count)), event=route.response_schema)
+            if route.is_finished(state):
                 return
             # The pending step is kept over a time-out: to cancel it could end the iterator.
             await asyncio.wait(waiting, timeout=streams.reread_seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -140,8 +141,8 @@ async def _send_all(
                     return
                 change = asyncio.create_task(_next(changes))
                 waiting = {change, streams.end}
-            with suppress(Unavailable):  # the database will be back; until then there is nothing new to say
-                state = await door.get(route.of, key)
+            with suppress(StorageUnavailable):  # the database will be back; until then there is nothing new to say
+                state = await service.get(route.state, key)
                 if state is None:
                     return
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DESCRIBED", "WEBHOOK_BYTES_MAX", "WebhookDesk", "table"]
+__all__ = ["DESCRIBED", "WEBHOOK_BYTES_MAX", "WebhookService", "route_group"]
 
 import asyncio
 import os
@@ -11,16 +11,15 @@ from typing import Protocol
 
 from aiohttp import hdrs, web
 
-from app.gateways.port import GatewayTrouble
+from app.gateways.port import GatewayError
 from app.gateways.stripe.webhook_event import InvalidSignature
-from app.runtime.service import Context
-from app.telemetry.trace import traceparent
+from app.telemetry.trace import TraceContext, traceparent
 from app.web.endpoints.module_routes import TRACEPARENT, respond_json
-from app.web.handler import Asked, Operation
-from app.web.problems import Refused
+from app.web.handler import Endpoint, RequestContext
+from app.web.problems import ProblemError
 from app.web.requests.parsing import BODY_SECONDS_MAX
-from app.web.route_group import Table
-from app.web.spec.components import Described, answer, body, operation
+from app.web.route_group import RouteGroup
+from app.web.spec.components import Description, body, operation, response
 
 WEBHOOK_BYTES_MAX = 256 * 1024
 """Stripe sends the whole object that an event is about."""
@@ -29,14 +28,14 @@ STRIPE_SIGNATURE = "Stripe-Signature"
 _PATH = "/v1/payments/webhooks/stripe"
 
 
-class WebhookDesk(Protocol):
+class WebhookService(Protocol):
     """Whoever sees webhooks through."""
 
     @property
     def is_configured(self) -> bool:
         """False where there is no secret to check signatures with."""
 
-    async def take(self, body: bytes, signature: str | None, context: Context) -> str:
+    async def handle(self, body: bytes, signature: str | None, context: TraceContext) -> str:
         """
         See a webhook through; return what became of it, in one word, once that is on disk.
 
@@ -48,43 +47,43 @@ class WebhookDesk(Protocol):
         """
 
 
-_TOO_LARGE = partial(Refused, 413, "body_too_large", f"The body is over {WEBHOOK_BYTES_MAX} bytes.", closes=True)
-_BROKEN = partial(Refused, 400, "malformed_request", "The body breaks off.", closes=True)
+_TOO_LARGE = partial(ProblemError, 413, "body_too_large", f"The body is over {WEBHOOK_BYTES_MAX} bytes.", closes=True)
+_BROKEN = partial(ProblemError, 400, "malformed_request", "The body breaks off.", closes=True)
 _SLOW = partial(
-    Refused, 408, "request_timeout", f"The body did not arrive within {BODY_SECONDS_MAX:g} seconds.", closes=True
+    ProblemError, 408, "request_timeout", f"The body did not arrive within {BODY_SECONDS_MAX:g} seconds.", closes=True
 )
 
 
-def table(desk: WebhookDesk) -> Table:
+def route_group(service: WebhookService) -> RouteGroup:
     """Return the route of *desk*."""
 
-    async def take(request: web.Request, asked: Asked) -> web.Response:
-        if not desk.is_configured:
+    async def take(request: web.Request, asked: RequestContext) -> web.Response:
+        if not service.is_configured:
             detail = "This server has no secret to check Stripe's signatures with."
-            raise Refused(503, "webhooks_not_configured", detail, headers={hdrs.RETRY_AFTER: "3600"}, closes=True)
-        context = Context(asked.correlation_id, traceparent(request.headers.get(TRACEPARENT), os.urandom))
+            raise ProblemError(503, "webhooks_not_configured", detail, headers={hdrs.RETRY_AFTER: "3600"}, closes=True)
+        context = TraceContext(asked.correlation_id, traceparent(request.headers.get(TRACEPARENT), os.urandom))
         signatures = request.headers.getall(STRIPE_SIGNATURE, [])
         sent = await _raw(request)
         try:
-            outcome = await desk.take(sent, signatures[0] if len(signatures) == 1 else None, context)
+            outcome = await service.handle(sent, signatures[0] if len(signatures) == 1 else None, context)
         except InvalidSignature as error:
-            raise Refused(400, "invalid_signature", str(error)) from None
+            raise ProblemError(400, "invalid_signature", str(error)) from None
         except ValueError:
-            raise Refused(400, "invalid_body", "The body is no event of Stripe's.") from None
-        except GatewayTrouble:
+            raise ProblemError(400, "invalid_body", "The body is no event of Stripe's.") from None
+        except GatewayError:
             detail = "The order could not be looked up at the provider; nothing was stored. Come again later."
-            raise Refused(503, "provider_unavailable", detail, headers={hdrs.RETRY_AFTER: "30"}) from None
+            raise ProblemError(503, "provider_unavailable", detail, headers={hdrs.RETRY_AFTER: "30"}) from None
         return respond_json({"received": True, "outcome": outcome})
 
     # Where there is no secret, a 503 is what anybody can have: it is no error to be logged each time.
-    return Table((Operation(hdrs.METH_POST, _PATH, take, is_open=True, is_probe=not desk.is_configured),), DESCRIBED)
+    return RouteGroup((Endpoint(hdrs.METH_POST, _PATH, take, is_open=True, is_probe=not service.is_configured),), DESCRIBED)
 
 
 async def _raw(request: web.Request) -> bytes:
     """Return the body, byte for byte: that is what is signed."""
     if hdrs.CONTENT_ENCODING in request.headers:
         detail = "The body must come as it is, without a Content-Encoding."
-        raise Refused(415, "unsupported_media_type", detail, closes=True)
+        raise ProblemError(415, "unsupported_media_type", detail, closes=True)
     if (request.content_length or 0) > WEBHOOK_BYTES_MAX:
         raise _TOO_LARGE()
     found = bytearray()
@@ -110,12 +109,12 @@ _RECEIVED = {
     },
 }
 
-DESCRIBED = Described(
+DESCRIBED = Description(
     {
         _PATH: {
             "post": operation(
                 *("post", _PATH, "Take a webhook of Stripe's", "payments"),
-                {200: answer("It is on disk, or nothing that we hear.", _RECEIVED)},
+                {200: response("It is on disk, or nothing that we hear.", _RECEIVED)},
                 (400, 408, 413, 415, 503),
                 parameters=[
                     {

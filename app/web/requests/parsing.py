@@ -6,12 +6,12 @@ __all__ = [
     "BODY_BYTES_MAX",
     "BODY_SECONDS_MAX",
     "PARAMETER_CHARACTERS_MAX",
-    "body_of",
     "idempotency_key",
     "is_readable",
     "page_size",
     "parameters",
-    "query_of",
+    "read_body",
+    "read_query",
 ]
 
 import asyncio
@@ -22,10 +22,10 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from app.web.problems import Refused, invalid
-from app.web.requests.strict_json import NotStrict, NotWhole, loads
+from app.web.problems import ProblemError, invalid
+from app.web.requests.strict_json import NotAnInteger, NotStrict, loads
 from bus.contracts.registry import explain
-from bus.errors import Problem
+from bus.errors import SchemaViolation
 
 BODY_BYTES_MAX = 64 * 1024
 BODY_SECONDS_MAX = 10.0
@@ -46,10 +46,10 @@ _PAGE_SIZE = re.compile(r"[1-9][0-9]{0,2}", re.ASCII)
 _READABLE = re.compile("[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
 # Made anew each time: an exception that is raised twice keeps the frames of the first time.
-_TOO_LARGE = partial(Refused, 413, "body_too_large", f"The body is over {BODY_BYTES_MAX} bytes.", closes=True)
-_MISSING = partial(Refused, 400, "invalid_json", "The body is empty; this route needs one.")
+_TOO_LARGE = partial(ProblemError, 413, "body_too_large", f"The body is over {BODY_BYTES_MAX} bytes.", closes=True)
+_MISSING = partial(ProblemError, 400, "invalid_json", "The body is empty; this route needs one.")
 _ENCODED = partial(
-    Refused,
+    ProblemError,
     415,
     "unsupported_media_type",
     "The body must come as it is, without a Content-Encoding.",
@@ -57,27 +57,27 @@ _ENCODED = partial(
     closes=True,
 )
 _NOT_JSON = partial(
-    Refused,
+    ProblemError,
     415,
     "unsupported_media_type",
     "Content-Type must be application/json, in UTF-8.",
     headers={"Accept": "application/json"},
 )
 _BROKEN = partial(
-    Refused, 400, "malformed_request", "The body breaks off, or is not framed as its head says.", closes=True
+    ProblemError, 400, "malformed_request", "The body breaks off, or is not framed as its head says.", closes=True
 )
 _SLOW = partial(
-    Refused, 408, "request_timeout", f"The body did not arrive within {BODY_SECONDS_MAX:g} seconds.", closes=True
+    ProblemError, 408, "request_timeout", f"The body did not arrive within {BODY_SECONDS_MAX:g} seconds.", closes=True
 )
 _BAD_KEY = partial(
-    Refused,
+    ProblemError,
     400,
     "invalid_idempotency_key",
     "Idempotency-Key must be given once, as 1 to 255 visible ASCII characters, quoted or bare.",
 )
 
 
-async def body_of(
+async def read_body(
     request: web.Request, fits: Callable[[Any], bool], schema: Mapping[str, Any], *, is_needed: bool = True
 ) -> Any:
     """
@@ -92,25 +92,25 @@ async def body_of(
     if hdrs.CONTENT_ENCODING in headers:
         raise _ENCODED()
     if not request.body_exists:
-        return _left_out(is_needed, fits, schema)
+        return _missing_body(is_needed, fits, schema)
     content_type = headers.get(hdrs.CONTENT_TYPE)
     if content_type not in _USUAL_TYPES and not _JSON_TYPE.fullmatch(content_type or ""):
         raise _NOT_JSON()
     body = await _bytes_of(request)
     if not body:
-        return _left_out(is_needed, fits, schema)
+        return _missing_body(is_needed, fits, schema)
     try:
         value = loads(body)
     except NotStrict as error:
-        raise Refused(400, "invalid_json", error.detail) from None
-    except NotWhole as error:
+        raise ProblemError(400, "invalid_json", error.detail) from None
+    except NotAnInteger as error:
         raise _breaks_schema(error.problems) from None
     if not fits(value):
         raise _breaks_schema(explain(schema, value))
     return value
 
 
-def _left_out(is_needed: bool, fits: Callable[[Any], bool], schema: Mapping[str, Any]) -> Any:
+def _missing_body(is_needed: bool, fits: Callable[[Any], bool], schema: Mapping[str, Any]) -> Any:
     if is_needed:
         raise _MISSING()
     if not fits({}):
@@ -118,9 +118,9 @@ def _left_out(is_needed: bool, fits: Callable[[Any], bool], schema: Mapping[str,
     return {}
 
 
-def _breaks_schema(problems: tuple[Problem, ...]) -> Refused:
+def _breaks_schema(problems: tuple[SchemaViolation, ...]) -> ProblemError:
     # Two validators, one that is fast and one that explains: should they ever differ, the fast one has the word.
-    return invalid("invalid_body", "The body breaks its schema.", problems or (Problem("", "does not fit the schema"),))
+    return invalid("invalid_body", "The body breaks its schema.", problems or (SchemaViolation("", "does not fit the schema"),))
 
 
 async def _bytes_of(request: web.Request) -> bytes:
@@ -178,7 +178,7 @@ def is_readable(text: str) -> bool:
     return _READABLE.fullmatch(text) is not None
 
 
-def query_of(request: web.Request, known: Collection[str]) -> dict[str, str]:
+def read_query(request: web.Request, known: Collection[str]) -> dict[str, str]:
     """
     Return the query's parameters, each given once and readable.
 
@@ -190,11 +190,11 @@ def query_of(request: web.Request, known: Collection[str]) -> dict[str, str]:
     for name, value in request.query.items():
         pointer = f"/{name[:64].replace('~', '~0').replace('/', '~1')}"
         if name not in known:
-            problems.append(Problem(pointer, "is not a parameter of this route"))
+            problems.append(SchemaViolation(pointer, "is not a parameter of this route"))
         elif name in found:
-            problems.append(Problem(pointer, "is given twice"))
+            problems.append(SchemaViolation(pointer, "is given twice"))
         elif not is_readable(value):
-            problems.append(Problem(pointer, "must be at least one character, and no control characters"))
+            problems.append(SchemaViolation(pointer, "must be at least one character, and no control characters"))
         else:
             found[name] = value
     if problems:
@@ -213,6 +213,6 @@ def page_size(query: Mapping[str, str]) -> int:
     if text is None:
         return PAGE_DEFAULT
     if not _PAGE_SIZE.fullmatch(text) or int(text) > PAGE_MAX:
-        problem = Problem("/limit", f"must be an integer from 1 to {PAGE_MAX}")
+        problem = SchemaViolation("/limit", f"must be an integer from 1 to {PAGE_MAX}")
         raise invalid("invalid_query", "The page's size is out of range.", [problem])
     return int(text)

@@ -9,7 +9,7 @@ numbers: JSON Schema takes ``1.0`` for an integer, this house does not.
 
 from __future__ import annotations
 
-__all__ = ["DEPTH_MAX", "NotStrict", "NotWhole", "loads"]
+__all__ = ["DEPTH_MAX", "NotAnInteger", "NotStrict", "loads"]
 
 import json
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from bus.errors import Problem
+from bus.errors import SchemaViolation
 
 DEPTH_MAX = 32
 _INTEGER_MAX = 2**63 - 1
@@ -32,10 +32,10 @@ class NotStrict(Exception):
         super().__init__(detail)
 
 
-class NotWhole(Exception):
+class NotAnInteger(Exception):
     """The body holds numbers that are not integers of 64 bits."""
 
-    def __init__(self, problems: tuple[Problem, ...]) -> None:
+    def __init__(self, problems: tuple[SchemaViolation, ...]) -> None:
         self.problems = problems
         super().__init__(f"{len(problems)} numbers are not integers of 64 bits")
 
@@ -59,16 +59,16 @@ def loads(body: bytes) -> Any:
             f"The body is not JSON in UTF-8: {error.msg} (line {error.lineno}, column {error.colno})."
         ) from None
     try:
-        members = _weigh(value if type(value) is dict else [value], 1 if type(value) is dict else 0)
+        members = _check_depth_and_size(value if type(value) is dict else [value], 1 if type(value) is dict else 0)
     except _Number:
-        raise NotWhole(tuple(_not_whole(value))[:_PROBLEMS_MAX]) from None
+        raise NotAnInteger(tuple(_not_whole(value))[:_PROBLEMS_MAX]) from None
     # Every member has its colon, and those that orjson dropped have theirs: with no colon too many, none was dropped.
     if members != body.count(b":"):
         _check_names(body)
     return value
 
 
-def _weigh(value: Any, depth: int) -> int:
+def _check_depth_and_size(value: Any, depth: int) -> int:
     """Count the members of all objects in *value*, a dict or a list at nesting *depth*."""
     if depth > DEPTH_MAX:
         raise NotStrict(f"The body is nested over {DEPTH_MAX} levels deep.")
@@ -81,7 +81,7 @@ def _weigh(value: Any, depth: int) -> int:
         if kind is str:
             continue
         if kind is dict or kind is list:
-            members += _weigh(child, depth + 1)
+            members += _check_depth_and_size(child, depth + 1)
         elif kind is float or (kind is int and child > _INTEGER_MAX):
             raise _Number
     return members
@@ -99,7 +99,7 @@ def _check_names(body: bytes) -> None:
         raise NotStrict("The body has an object with the same name twice.") from None
 
 
-def _not_whole(value: Any, pointer: str = "", depth: int = 0) -> Iterator[Problem]:
+def _not_whole(value: Any, pointer: str = "", depth: int = 0) -> Iterator[SchemaViolation]:
     """Yield a problem for each number that is no integer of 64 bits, as deep as a body may be nested."""
     if depth > DEPTH_MAX:
         return
@@ -110,4 +110,4 @@ def _not_whole(value: Any, pointer: str = "", depth: int = 0) -> Iterator[Proble
         for index, child in enumerate(value):
             yield from _not_whole(child, f"{pointer}/{index}", depth + 1)
     elif type(value) is float or (type(value) is int and value > _INTEGER_MAX):
-        yield Problem(pointer, "must be written as an integer, of at most 64 bits")
+        yield SchemaViolation(pointer, "must be written as an integer, of at most 64 bits")

@@ -12,11 +12,11 @@ __all__ = ["document"]
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.messaging.consumers import EXPRESS_LANE, hears
-from bus.contracts.registry import Contract, Contracts
+from app.messaging.consumers import EXPRESS_LANE, subscriptions
+from bus.contracts.registry import Contract, ContractRegistry
 from bus.contracts.versions import VERSIONS, subject_at, version_of, versions_header
-from bus.replay_subjects import original
-from bus.subjects import EXPRESS, is_express, plain
+from bus.replay_subjects import original_subject
+from bus.subjects import EXPRESS, is_express, without_lane
 from modules.module import Module
 
 Json = dict[str, Any]
@@ -54,14 +54,14 @@ _HEADERS: Json = {
 }
 
 
-def document(modules: Sequence[Module], contracts: Contracts, version: str) -> Json:
+def document(modules: Sequence[Module], contracts: ContractRegistry, version: str) -> Json:
     """Return the AsyncAPI document for an application that runs *modules*; needs no running application."""
     own = {module.name for module in modules}
     heard = {
-        consumer: [subject for subject in subjects if original(subject) == subject]
-        for consumer, subjects in hears(modules, contracts).items()
+        consumer: [subject for subject in subjects if original_subject(subject) == subject]
+        for consumer, subjects in subscriptions(modules, contracts).items()
     }
-    everybody_hears = {plain(subject) for subjects in heard.values() for subject in subjects}
+    everybody_hears = {without_lane(subject) for subjects in heard.values() for subject in subjects}
     found = {c.subject: c for c in contracts if c.subject.partition(".")[0] in own or c.subject in everybody_hears}
     said = {subject for subject in found if subject.partition(".")[0] in own and _versions(contracts, subject)[0]}
     lanes = [lane for subject in found for lane in (subject, subject + EXPRESS)]
@@ -76,9 +76,9 @@ def document(modules: Sequence[Module], contracts: Contracts, version: str) -> J
                 "description": "NATS_URL says where it is. With the bus in memory, events do not leave the process.",
             }
         },
-        "channels": {lane: _channel(found[plain(lane)], lane) for lane in lanes},
+        "channels": {lane: _channel(found[without_lane(lane)], lane) for lane in lanes},
         "operations": {
-            **{f"{lane}.say": _operation("send", lane, {}) for lane in lanes if plain(lane) in said},
+            **{f"{lane}.say": _operation("send", lane, {}) for lane in lanes if without_lane(lane) in said},
             **{
                 f"{subject}.hear.{consumer}": _operation("receive", subject, {"queue": consumer})
                 for consumer, subjects in heard.items()
@@ -98,7 +98,7 @@ def document(modules: Sequence[Module], contracts: Contracts, version: str) -> J
     }
 
 
-def _versions(contracts: Contracts, subject: str) -> tuple[bool, list[int]]:
+def _versions(contracts: ContractRegistry, subject: str) -> tuple[bool, list[int]]:
     """Return whether *subject* is said, and all the versions that its event is said in."""
     event, version = version_of(subject)
     newest = max(other for name, other in (version_of(c.subject) for c in contracts) if name == event)
@@ -129,7 +129,7 @@ def _operation(action: str, subject: str, binding: Json) -> Json:
     }
 
 
-def _message(contract: Contract, contracts: Contracts) -> Json:
+def _message(contract: Contract, contracts: ContractRegistry) -> Json:
     is_said, versions = _versions(contracts, contract.subject)
     found: Json = {
         "name": contract.subject,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["COMPONENTS", "Described", "answer", "body", "operation", "parameter", "path_parameters", "ref"]
+__all__ = ["COMPONENTS", "Description", "body", "operation", "parameter", "path_parameters", "ref", "response"]
 
 import re
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ Json = dict[str, Any]
 
 
 @frozen
-class Described:
+class Description:
     """Paths of an OpenAPI document, and the schemas that they refer to."""
 
     paths: Mapping[str, Json]
@@ -183,7 +183,7 @@ def body(schema: Mapping[str, Any], *, is_needed: bool = True) -> Json:
     return {"required": is_needed, "content": {"application/json": {"schema": dict(schema)}}}
 
 
-def answer(
+def response(
     description: str,
     schema: Mapping[str, Any] | None = None,
     media: str = "application/json",

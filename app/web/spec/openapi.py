@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any
 
 from app.web.endpoints import dead_letters
-from app.web.spec.components import COMPONENTS, Described, answer, body, operation, parameter, ref
+from app.web.spec.components import COMPONENTS, Description, body, operation, parameter, ref, response
 from modules.module import Module
-from modules.route import Browse, Follow, Route, Show, Tell
+from modules.routes import CommandRoute, GetRoute, ListRoute, Route, StreamRoute
 
 Json = dict[str, Any]
 
@@ -21,7 +21,7 @@ _DESCRIPTION = (
 )
 
 
-def document(modules: Sequence[Module], version: str, extra: Sequence[Described] = (dead_letters.DESCRIBED,)) -> Json:
+def document(modules: Sequence[Module], version: str, extra: Sequence[Description] = (dead_letters.DESCRIBED,)) -> Json:
     """
     Return the OpenAPI document for an application that runs *modules*; needs no running application.
 
@@ -31,7 +31,7 @@ def document(modules: Sequence[Module], version: str, extra: Sequence[Described]
     schemas: Json = {**COMPONENTS["schemas"]}
     paths: Json = {}
     for module in modules:
-        for resource, schema in module.resources.items():
+        for resource, schema in module.http_schemas.items():
             name = names[module.name, resource]
             schemas[name] = _embedded(schema, name)
         for route in module.routes:
@@ -57,7 +57,7 @@ def _names(modules: Sequence[Module]) -> dict[tuple[str, str], str]:
     first: dict[str, Mapping[str, Any]] = {"problem": {}, "page": {}}
     names = {}
     for module in modules:
-        for resource, schema in module.resources.items():
+        for resource, schema in module.http_schemas.items():
             is_own = first.setdefault(resource, schema) == schema
             names[module.name, resource] = resource if is_own else f"{module.name}.{resource}"
     return names
@@ -87,19 +87,19 @@ def _embedded(schema: Mapping[str, Any], name: str) -> Json:
 def _described(route: Route, tag: str, schema: Callable[[str], Json]) -> tuple[str, Json]:
     has_id = "{" in route.path
     match route:
-        case Tell():
+        case CommandRoute():
             return route.method.lower(), _tell(route, tag, schema)
-        case Show():
+        case GetRoute():
             return "get", operation(
-                "get", route.path, route.summary, tag, {200: answer("The state.", schema(route.returns))}, (404, 503)
+                "get", route.path, route.summary, tag, {200: response("The state.", schema(route.response_schema))}, (404, 503)
             )
-        case Browse():
+        case ListRoute():
             parameters = [parameter(name, filter) for name, filter in route.filters.items()]
             page = {
                 "type": "object",
                 "required": ["items", "next_cursor"],
                 "properties": {
-                    "items": {"type": "array", "items": schema(route.returns)},
+                    "items": {"type": "array", "items": schema(route.response_schema)},
                     "next_cursor": {"type": ["string", "null"]},
                 },
             }
@@ -108,41 +108,41 @@ def _described(route: Route, tag: str, schema: Callable[[str], Json]) -> tuple[s
                 route.path,
                 route.summary,
                 tag,
-                {200: answer("One page.", page)},
+                {200: response("One page.", page)},
                 (400, 503, *((404,) if has_id else ())),
                 parameters=[*parameters, ref("parameters", "limit"), ref("parameters", "cursor")],
             )
-        case Follow():
-            text = {"type": "string", "x-events": {route.returns: schema(route.returns)}}
-            said = f"Events named `{route.returns}`, whose data is the state; ends when the state is terminal."
+        case StreamRoute():
+            text = {"type": "string", "x-events": {route.response_schema: schema(route.response_schema)}}
+            said = f"Events named `{route.response_schema}`, whose data is the state; ends when the state is terminal."
             return "get", operation(
-                "get", route.path, route.summary, tag, {200: answer(said, text, "text/event-stream")}, (404, 503)
+                "get", route.path, route.summary, tag, {200: response(said, text, "text/event-stream")}, (404, 503)
             )
 
 
-def _tell(route: Tell, tag: str, schema: Callable[[str], Json]) -> Json:
-    problems = {503, *route.refusals}
+def _tell(route: CommandRoute, tag: str, schema: Callable[[str], Json]) -> Json:
+    problems = {503, *route.rejections}
     parameters = [ref("parameters", "traceparent")]
-    if route.takes is not None:
+    if route.request_schema is not None:
         problems |= {400, 408, 413, 415}
     if "{" in route.path:
         problems.add(400 if route.method == "PUT" else 404)
-    if route.keyed:
+    if route.idempotent:
         problems |= {400, 422}
         parameters.append(ref("parameters", "idempotency"))
     headers = [
         *(["Location"] if route.status in (201, 202) else []),
-        *(["Idempotency-Replayed"] if route.keyed else []),
+        *(["Idempotency-Replayed"] if route.idempotent else []),
     ]
     return operation(
         route.method,
         route.path,
         route.summary,
         tag,
-        {route.status: answer("Done, and on disk.", schema(route.returns), headers=headers)},
+        {route.status: response("Done, and on disk.", schema(route.response_schema), headers=headers)},
         problems,
         parameters=parameters,
-        request_body=None if route.takes is None else body(schema(route.takes), is_needed=route.needs_body),
+        request_body=None if route.request_schema is None else body(schema(route.request_schema), is_needed=route.needs_body),
     )
 
 
@@ -167,20 +167,20 @@ def _operation(path: str, summary: str, said: Json, *problems: int, is_open: boo
     return path, {"get": operation("get", path, summary, "operations", {200: said}, problems, is_open=is_open)}
 
 
-_OPERATIONS = Described(
+_OPERATIONS = Description(
     dict(
         (
-            _operation("/livez", "Whether the process lives", answer("It does.", _ALIVE), is_open=True),
-            _operation("/readyz", "Whether it can work", answer("It can.", _CHECKS), 503, is_open=True),
-            _operation("/health", "Whether all answers", answer("Bus and database do.", _CHECKS), 503, is_open=True),
+            _operation("/livez", "Whether the process lives", response("It does.", _ALIVE), is_open=True),
+            _operation("/readyz", "Whether it can work", response("It can.", _CHECKS), 503, is_open=True),
+            _operation("/health", "Whether all answers", response("Bus and database do.", _CHECKS), 503, is_open=True),
             _operation(
                 "/metrics",
                 "The numbers",
-                answer("Prometheus' text format.", {"type": "string"}, "text/plain"),
+                response("Prometheus' text format.", {"type": "string"}, "text/plain"),
                 is_open=True,
             ),
-            _operation("/openapi.json", "This document", answer("OpenAPI 3.1.", {"type": "object"}), is_open=True),
-            _operation("/docs", "A page to try it", answer("HTML.", {"type": "string"}, "text/html"), is_open=True),
+            _operation("/openapi.json", "This document", response("OpenAPI 3.1.", {"type": "object"}), is_open=True),
+            _operation("/docs", "A page to try it", response("HTML.", {"type": "string"}, "text/html"), is_open=True),
         )
     )
 )

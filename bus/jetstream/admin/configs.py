@@ -12,7 +12,7 @@ __all__ = [
     "NO_JETSTREAM",
     "consumer_config",
     "differences",
-    "found",
+    "ensure",
     "heard",
     "lacking",
     "stream_config",
@@ -86,7 +86,7 @@ def consumer_config(plan: ConsumerPlan, *, ack_wait_seconds: float, max_tries: i
     )
 
 
-async def found(
+async def ensure(
     js: JetStreamContext,
     streams: Iterable[StreamConfig] = (),
     consumers: Iterable[tuple[str, ConsumerConfig]] = (),

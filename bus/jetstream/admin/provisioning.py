@@ -10,7 +10,7 @@ That is safe: whatever was done late is found as it should be.
 
 from __future__ import annotations
 
-__all__ = ["AWAY", "DEDUP_SECONDS", "Change", "apply", "drift", "planned_config"]
+__all__ = ["DEDUP_SECONDS", "UNAVAILABLE_ERRORS", "Change", "apply", "diff", "planned_config"]
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator
@@ -33,10 +33,10 @@ DEDUP_SECONDS = 120.0
 PATIENCE_SECONDS = 30.0
 """How long a server that does not answer is asked again."""
 
-FOR_EVER = -1
+UNLIMITED = -1
 """Tries of a durable that hears advisories: what it says must not be lost while a database is away."""
 
-AWAY = (TimeoutError, NoRespondersError, NoStreamResponseError, ServiceUnavailableError)
+UNAVAILABLE_ERRORS = (TimeoutError, NoRespondersError, NoStreamResponseError, ServiceUnavailableError)
 """Nobody answers: the server is away, has no JetStream, or an election is under way. It says nothing about what is there."""
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class Change:
 
 
 @frozen
-class _Item:
+class _Resource:
     """One thing to be there, and what looks at it, makes it and changes it. Each may be done again."""
 
     name: str
@@ -67,11 +67,11 @@ def planned_config(
     plan: ConsumerPlan, *, ack_wait_seconds: float = ACK_WAIT_SECONDS, max_tries: int = MAX_TRIES
 ) -> ConsumerConfig:
     """Return how the durable *plan* is to hand out; one that hears advisories does so until somebody has taken them."""
-    tries = FOR_EVER if plan.stream == ADVISORIES else max_tries
+    tries = UNLIMITED if plan.stream == ADVISORIES else max_tries
     return consumer_config(plan, ack_wait_seconds=ack_wait_seconds, max_tries=tries)
 
 
-async def drift(
+async def diff(
     js: JetStreamContext,
     topology: Topology,
     *,
@@ -85,7 +85,7 @@ async def drift(
     Say, a line each, where the server differs from *topology*; nothing when it is as planned.
 
     Raises:
-        TimeoutError: Nobody has answered for *patience_seconds*, or there is no JetStream (`AWAY` names all that may come).
+        TimeoutError: Nobody has answered for *patience_seconds*, or there is no JetStream (`UNAVAILABLE_ERRORS` names all that may come).
         nats.js.errors.APIError: We may not look.
     """
     lines: list[str] = []
@@ -115,7 +115,7 @@ async def apply(
     nothing and returns nothing.
 
     Raises:
-        TimeoutError: As `drift` does.
+        TimeoutError: As `diff` does.
     """
     changes: list[Change] = []
     for item in _items(js, topology, replicas, ack_wait_seconds, max_tries, dedup_seconds):
@@ -133,7 +133,7 @@ async def apply(
                 changes += [Change(f"{item.name}: changed, {line}") for line in done]
             changes += [Change(f"{item.name}: still {line}", True) for line in _differences(item, found)]
         except APIError as error:
-            if isinstance(error, AWAY):
+            if isinstance(error, UNAVAILABLE_ERRORS):
                 raise
             changes.append(Change(f"{item.name}: the server refuses: {error.description or error}", True))
     return changes
@@ -156,14 +156,14 @@ def _may_answer_yet(error: Exception) -> bool:
     return isinstance(error, TimeoutError)
 
 
-async def _look(item: _Item) -> StreamConfig | ConsumerConfig | None:
+async def _look(item: _Resource) -> StreamConfig | ConsumerConfig | None:
     try:
         return await item.look()
     except NotFoundError:
         return None
 
 
-def _differences(item: _Item, found: StreamConfig | ConsumerConfig) -> list[str]:
+def _differences(item: _Resource, found: StreamConfig | ConsumerConfig) -> list[str]:
     """Return what differs; to an operator, a durable that hears more than planned differs, too."""
     lines = differences(item.wanted, found)
     if isinstance(item.wanted, ConsumerConfig) and isinstance(found, ConsumerConfig):
@@ -181,7 +181,7 @@ def _items(
     ack_wait_seconds: float,
     max_tries: int,
     dedup_seconds: float,
-) -> Iterator[_Item]:
+) -> Iterator[_Resource]:
     """Return all of *topology*, streams first: a durable needs its stream."""
     for stream in topology.streams:
         yield _stream(js, stream_config(stream, replicas=replicas, dedup_seconds=dedup_seconds))
@@ -190,16 +190,16 @@ def _items(
         yield _consumer(js, consumer, config)
 
 
-def _stream(js: JetStreamContext, wanted: StreamConfig) -> _Item:
+def _stream(js: JetStreamContext, wanted: StreamConfig) -> _Resource:
     name = wanted.name or ""
 
     async def look() -> StreamConfig:
         return (await js.stream_info(name)).config
 
-    return _Item(f"stream {name}", wanted, look, lambda: js.add_stream(wanted), lambda: js.update_stream(wanted))
+    return _Resource(f"stream {name}", wanted, look, lambda: js.add_stream(wanted), lambda: js.update_stream(wanted))
 
 
-def _consumer(js: JetStreamContext, plan: ConsumerPlan, wanted: ConsumerConfig) -> _Item:
+def _consumer(js: JetStreamContext, plan: ConsumerPlan, wanted: ConsumerConfig) -> _Resource:
     async def look() -> ConsumerConfig:
         config: ConsumerConfig = (await js.consumer_info(plan.stream, plan.name)).config
         return config
@@ -207,4 +207,4 @@ def _consumer(js: JetStreamContext, plan: ConsumerPlan, wanted: ConsumerConfig) 
     async def put() -> object:
         return await js.add_consumer(plan.stream, wanted)
 
-    return _Item(f"consumer {plan.name} on {plan.stream}", wanted, look, put, put)
+    return _Resource(f"consumer {plan.name} on {plan.stream}", wanted, look, put, put)

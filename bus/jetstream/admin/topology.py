@@ -16,9 +16,9 @@ __all__ = [
     "ConsumerPlan",
     "StreamPlan",
     "Topology",
+    "advisory_consumer_plan",
     "advisory_subject",
     "consumer_plans",
-    "patrol_plan",
     "stream_name",
     "stream_plan",
 ]
@@ -122,7 +122,7 @@ def advisory_subject(stream: str, consumer: str) -> str:
     return f"{_EXHAUSTED}.{stream}.{consumer}"
 
 
-def patrol_plan(module: str, consumers: Iterable[ConsumerPlan]) -> ConsumerPlan:
+def advisory_consumer_plan(module: str, consumers: Iterable[ConsumerPlan]) -> ConsumerPlan:
     """Return the durable by which *module* learns which of its *consumers* have had their last try; see `bus.jetstream.recovery.exhausted_deliveries`."""
     subjects = sorted({advisory_subject(plan.stream, plan.name) for plan in consumers if module_of(plan.name) == module})
     return ConsumerPlan(f"patrol-{module}", ADVISORIES, tuple(subjects), ACK_PENDING_MAX)

@@ -8,7 +8,7 @@ One that hears more is left alone, because it is how an older version sees it.
 
 from __future__ import annotations
 
-__all__ = ["Ground"]
+__all__ = ["TopologyVerifier"]
 
 import logging
 from collections.abc import Callable, Collection, Sequence
@@ -18,13 +18,21 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, StreamConfig
 from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 
-from bus.jetstream.admin.configs import NO_JETSTREAM, consumer_config, differences, found, heard, lacking, stream_config
+from bus.jetstream.admin.configs import (
+    NO_JETSTREAM,
+    consumer_config,
+    differences,
+    ensure,
+    heard,
+    lacking,
+    stream_config,
+)
 from bus.jetstream.admin.topology import ConsumerPlan, stream_plan
 
 _log = logging.getLogger(__name__)
 
 
-class Ground:
+class TopologyVerifier:
     """Verify streams and durables, found them where that is allowed, and remember what is wrong with each."""
 
     def __init__(
@@ -73,7 +81,7 @@ class Ground:
             try:
                 there = (await js.stream_info(name)).config
             except NotFoundError:
-                await found(js, [wanted])
+                await ensure(js, [wanted])
                 _log.info("%s is founded", where)
                 there = (await js.stream_info(name)).config
         except (TimeoutError, nats.errors.Error) as error:
@@ -94,7 +102,7 @@ class Ground:
             try:
                 there = (await js.consumer_info(plan.stream, plan.name)).config
             except NotFoundError:
-                await found(js, [self._stream_config(plan.stream)], [(plan.stream, wanted)])
+                await ensure(js, [self._stream_config(plan.stream)], [(plan.stream, wanted)])
                 _log.info("%s is founded", where)
                 there = (await js.consumer_info(plan.stream, plan.name)).config
         except (TimeoutError, nats.errors.Error) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Reader", "headers_of"]
+__all__ = ["DurableReader", "headers_of"]
 
 from base64 import b64decode
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from bus.port import ACK_WAIT_SECONDS
 
 
 @define
-class Reader:
+class DurableReader:
     """
     Read the durable *plan*; several processes may.
 

@@ -11,7 +11,7 @@ Messages that nobody hears are the other thing that no worker can find; see `bus
 
 from __future__ import annotations
 
-__all__ = ["Patrol"]
+__all__ = ["ExhaustedDeliveries"]
 
 import json
 import logging
@@ -22,13 +22,13 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from bus.ids import caused_id
-from bus.jetstream.admin.configs import found, stream_config
+from bus.ids import derived_id
+from bus.jetstream.admin.configs import ensure, stream_config
 from bus.jetstream.admin.provisioning import DEDUP_SECONDS
-from bus.jetstream.admin.topology import ADVISORIES_PLAN, DEAD_LETTERS_PLAN, ConsumerPlan, patrol_plan
-from bus.jetstream.recovery.durable_reader import Reader, headers_of
-from bus.jetstream.recovery.unroutable import Strays
-from bus.jetstream.wire import Mark, message_of
+from bus.jetstream.admin.topology import ADVISORIES_PLAN, DEAD_LETTERS_PLAN, ConsumerPlan, advisory_consumer_plan
+from bus.jetstream.recovery.durable_reader import DurableReader, headers_of
+from bus.jetstream.recovery.unroutable import UnroutableMessages
+from bus.jetstream.wire import AckMetadata, message_of
 from bus.memory.consumer_group import NO_ANSWER
 from bus.port import ACK_WAIT_SECONDS, Clock, DeadLetter, DeadLetters
 
@@ -46,7 +46,7 @@ class _Advisory(NamedTuple):
     deliveries: int
 
 
-class Patrol:
+class ExhaustedDeliveries:
     """Walk the rounds of one module; several processes may, each thing is found once."""
 
     def __init__(
@@ -73,8 +73,8 @@ class Patrol:
         self._clock = clock
         self._replicas = replicas
         self._look_seconds = look_seconds
-        self._reader = Reader(js, patrol_plan(module, consumers), ack_wait_seconds)
-        self._strays = Strays(js, module, known, dead_letters, clock)
+        self._reader = DurableReader(js, advisory_consumer_plan(module, consumers), ack_wait_seconds)
+        self._strays = UnroutableMessages(js, module, known, dead_letters, clock)
         self._is_ready = False
         self._failures = 0
 
@@ -114,7 +114,7 @@ class Patrol:
             stream_config(plan, replicas=self._replicas, dedup_seconds=DEDUP_SECONDS)
             for plan in (ADVISORIES_PLAN, DEAD_LETTERS_PLAN)
         ]
-        await found(self._js(), streams=plans)
+        await ensure(self._js(), streams=plans)
         await self._reader.ensure()
 
     async def _see_to(self, raw: Msg) -> None:
@@ -125,26 +125,26 @@ class Patrol:
             await raw.term()
             return
         try:
-            letter = await self._letter(advisory)
-            if letter is not None:
-                await self._dead_letters.add(letter)
+            dead_letter = await self._dead_letter(advisory)
+            if dead_letter is not None:
+                await self._dead_letters.add(dead_letter)
         except Exception:
             await raw.nak(delay=self._look_seconds)
             raise
         await raw.ack_sync()
 
-    async def _letter(self, advisory: _Advisory) -> DeadLetter | None:
+    async def _dead_letter(self, advisory: _Advisory) -> DeadLetter | None:
         stream, consumer, sequence, deliveries = advisory
         try:
             found = await self._js().get_msg(stream, sequence)
         except NotFoundError:
             _log.error("%s gave up on message %d of %s, and it is gone from the stream", consumer, sequence, stream)
             return None
-        mark = Mark(stream, consumer, deliveries, sequence, 0)
+        mark = AckMetadata(stream, consumer, deliveries, sequence, 0)
         message = message_of(found.subject or "", found.data or b"", headers_of(found), mark)
         now = self._clock.now()
         return DeadLetter(
-            id=caused_id(message.id, consumer),
+            id=derived_id(message.id, consumer),
             consumer=consumer,
             message=message,
             error=NO_ANSWER,

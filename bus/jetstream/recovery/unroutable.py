@@ -11,7 +11,7 @@ it passes over. That is read from the stream directly, once, before and after th
 
 from __future__ import annotations
 
-__all__ = ["Strays"]
+__all__ = ["UnroutableMessages"]
 
 import logging
 from collections.abc import Callable, Collection
@@ -21,15 +21,15 @@ from attrs import evolve
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from bus.contracts.versions import VERSIONS, is_said_otherwise
+from bus.contracts.versions import VERSIONS, has_readable_sibling
 from bus.errors import UnknownSubject
-from bus.ids import caused_id
+from bus.ids import derived_id
 from bus.jetstream.admin.configs import heard
 from bus.jetstream.admin.topology import ConsumerPlan, stream_name
-from bus.jetstream.recovery.durable_reader import Reader, headers_of
-from bus.jetstream.wire import Mark, mark_of, message_of
+from bus.jetstream.recovery.durable_reader import DurableReader, headers_of
+from bus.jetstream.wire import AckMetadata, message_of, parse_ack_subject
 from bus.port import Clock, DeadLetter, DeadLetters, Message
-from bus.replay_subjects import STRAYS, original
+from bus.replay_subjects import UNROUTABLE, original_subject
 
 SUBJECTS_MAX = 256
 """Unknown subjects that are heard at once; who makes up more than that is a case for a person."""
@@ -41,7 +41,7 @@ PENDING_MAX = 256
 _log = logging.getLogger(__name__)
 
 
-class Strays:
+class UnroutableMessages:
     """Look after the unknown subjects of one module's stream."""
 
     def __init__(
@@ -57,8 +57,8 @@ class Strays:
         self._known = frozenset(known)
         self._dead_letters = dead_letters
         self._clock = clock
-        self._consumer = f"{module}{STRAYS}"
-        self._reader = Reader(js, ConsumerPlan(self._consumer, stream_name(module), (), PENDING_MAX))
+        self._consumer = f"{module}{UNROUTABLE}"
+        self._reader = DurableReader(js, ConsumerPlan(self._consumer, stream_name(module), (), PENDING_MAX))
 
     async def look(self) -> None:
         """
@@ -94,13 +94,13 @@ class Strays:
         return unknown[:SUBJECTS_MAX]
 
     def _is_known(self, subject: str) -> bool:
-        return subject in self._known or original(subject) != subject
+        return subject in self._known or original_subject(subject) != subject
 
     async def _read(self) -> None:
         """Lay down everything that the durable has for us."""
         while messages := await self._reader.take(BATCH, WAIT_SECONDS):
             for at, raw in enumerate(messages):
-                mark = mark_of(raw.reply)
+                mark = parse_ack_subject(raw.reply)
                 if mark is None:
                     continue
                 try:
@@ -126,16 +126,16 @@ class Strays:
                 assert raw.seq is not None
                 sequence = raw.seq
                 if sequence <= until:
-                    mark = Mark(stream, self._consumer, 1, sequence, 0)
+                    mark = AckMetadata(stream, self._consumer, 1, sequence, 0)
                     await self._lay_down(message_of(subject, raw.data or b"", headers_of(raw), mark), raw.time)
 
     async def _lay_down(self, message: Message, said_at: datetime | None) -> None:
-        if self._is_known(message.subject) or is_said_otherwise(message.subject, message.headers.get(VERSIONS, ""), self._known):
+        if self._is_known(message.subject) or has_readable_sibling(message.subject, message.headers.get(VERSIONS, ""), self._known):
             return
         now = self._clock.now()
         await self._dead_letters.add(
             DeadLetter(
-                id=caused_id(message.id, self._consumer),
+                id=derived_id(message.id, self._consumer),
                 consumer=self._consumer,
                 message=message,
                 error=UnknownSubject.code,

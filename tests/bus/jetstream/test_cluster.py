@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from bus.errors import Retry
+from bus.errors import PublishRetryable
 from tests.bus.contract import CREATED, BusContract, message
-from tests.bus.jetstream.stand import JetStreamStand, say, until
+from tests.bus.jetstream.harness import JetStreamHarness, say, until
 from tests.nats import NatsCluster, NatsServer
 
 pytestmark = pytest.mark.slow
@@ -31,17 +31,17 @@ That things happen at once is held on one node; here it is that they happen.
 
 
 @pytest.fixture
-async def stand(cluster: NatsCluster) -> AsyncIterator[JetStreamStand]:
+async def harness(cluster: NatsCluster) -> AsyncIterator[JetStreamHarness]:
     """A stand on empty streams of three replicas each."""
-    async with JetStreamStand.on(cluster.urls, replicas=3, lag_seconds=HEAD_START_SECONDS) as stand:
-        yield stand
+    async with JetStreamHarness.on(cluster.urls, replicas=3, lag_seconds=HEAD_START_SECONDS) as harness:
+        yield harness
 
 
 @pytest.fixture
-async def patient(cluster: NatsCluster) -> AsyncIterator[JetStreamStand]:
+async def patient(cluster: NatsCluster) -> AsyncIterator[JetStreamHarness]:
     """The same, with streams that remember ids for as long as in earnest."""
-    async with JetStreamStand.on(cluster.urls, replicas=3, dedup_seconds=120.0) as stand:
-        yield stand
+    async with JetStreamHarness.on(cluster.urls, replicas=3, dedup_seconds=120.0) as harness:
+        yield harness
 
 
 class TestJetStreamCluster(BusContract):
@@ -51,8 +51,8 @@ class TestJetStreamCluster(BusContract):
 class Load:
     """Messages published one after the other and heard by one member, until told to stop."""
 
-    def __init__(self, stand: JetStreamStand) -> None:
-        self.stand = stand
+    def __init__(self, harness: JetStreamHarness) -> None:
+        self.harness = harness
         self.sent: list[str] = []
         self.heard: set[str] = set()
         self.longest_seconds = 0.0
@@ -74,26 +74,26 @@ class Load:
         while not self._is_over.is_set():
             batch = [message() for _ in range(20)]
             began = time.monotonic()
-            await say(self.stand.bus, batch)
+            await say(self.harness.bus, batch)
             self.longest_seconds = max(self.longest_seconds, time.monotonic() - began)
             self.sent += [each.id for each in batch]
 
     async def _listen(self) -> None:
-        member = await self.stand.bus.subscribe("inventory", [CREATED])
+        member = await self.harness.bus.subscribe("inventory", [CREATED])
         while True:
             for delivery in await member.fetch(100, 1.0):
                 self.heard.add(delivery.message.id)
                 await delivery.ack()
 
 
-async def leader_of(cluster: NatsCluster, stand: JetStreamStand) -> NatsServer:
-    info = await stand.bus.js().stream_info("ORDERS")
+async def leader_of(cluster: NatsCluster, harness: JetStreamHarness) -> NatsServer:
+    info = await harness.bus.js().stream_info("ORDERS")
     assert info.cluster is not None
     return cluster.node(str(info.cluster.leader))
 
 
 @pytest.mark.parametrize("way", ["kill", "pause"])
-async def test_a_lost_leader_loses_nothing(cluster: NatsCluster, patient: JetStreamStand, way: str) -> None:
+async def test_a_lost_leader_loses_nothing(cluster: NatsCluster, patient: JetStreamHarness, way: str) -> None:
     """Killed or hanging, under load: what was taken is heard, and publishing goes on with the next leader."""
     load = Load(patient)
     await until(lambda: len(load.heard) >= 200)
@@ -108,7 +108,7 @@ async def test_a_lost_leader_loses_nothing(cluster: NatsCluster, patient: JetStr
     await load.stop()
 
 
-async def test_without_a_quorum_nothing_is_taken_and_nothing_is_lost(cluster: NatsCluster, patient: JetStreamStand) -> None:
+async def test_without_a_quorum_nothing_is_taken_and_nothing_is_lost(cluster: NatsCluster, patient: JetStreamHarness) -> None:
     """Every publish ends in time; once two of three are back, all of them said again are heard, each once."""
     member = await patient.bus.subscribe("inventory", [CREATED])
     await say(patient.bus, [message(b"before")])
@@ -119,7 +119,7 @@ async def test_without_a_quorum_nothing_is_taken_and_nothing_is_lost(cluster: Na
     try:
         began = time.monotonic()
         ends = await asyncio.gather(*(patient.bus.publish(each) for each in messages), return_exceptions=True)
-        assert {type(end) for end in ends} == {Retry}
+        assert {type(end) for end in ends} == {PublishRetryable}
         assert time.monotonic() - began < 10
     finally:
         for node in others:

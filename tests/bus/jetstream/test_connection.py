@@ -12,7 +12,7 @@ import pytest
 from nats.aio.client import Client
 
 from app.clock import SystemClock
-from bus.errors import Unreachable
+from bus.errors import BrokerUnreachable
 from bus.jetstream.connection import Connection, Servers
 from tests.nats import NatsServer
 
@@ -80,7 +80,7 @@ async def test_a_server_that_does_not_let_us_in_costs_no_socket(greeting: bytes)
     with socket.create_server(("127.0.0.1", 0)) as server:
         serving = asyncio.create_task(asyncio.to_thread(serve, server))
         connection = line(f"nats://127.0.0.1:{server.getsockname()[1]}")
-        with pytest.raises(Unreachable):
+        with pytest.raises(BrokerUnreachable):
             await connection.open()
         await connection.close()
         async with asyncio.timeout(5):

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from tests.bus.contract import BusContract
-from tests.bus.jetstream.stand import JetStreamStand
+from tests.bus.jetstream.harness import JetStreamHarness
 from tests.nats import NatsServer
 
 
@@ -18,10 +18,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
 
 
 @pytest.fixture
-async def stand(server: NatsServer) -> AsyncIterator[JetStreamStand]:
+async def harness(server: NatsServer) -> AsyncIterator[JetStreamHarness]:
     """A stand on empty streams; at its end no task of the bus may be left."""
-    async with JetStreamStand.on(server.urls) as stand:
-        yield stand
+    async with JetStreamHarness.on(server.urls) as harness:
+        yield harness
 
 
 class TestJetStreamBus(BusContract):

@@ -14,10 +14,10 @@ from attrs import define, field
 from nats.js import JetStreamContext
 
 from app.clock import SystemClock
-from bus.ids import caused_id
+from bus.ids import derived_id
 from bus.jetstream.admin.provisioning import apply
 from bus.jetstream.admin.topology import ADVISORIES, ConsumerPlan, Topology
-from bus.jetstream.recovery.exhausted_deliveries import Patrol
+from bus.jetstream.recovery.exhausted_deliveries import ExhaustedDeliveries
 from bus.port import DeadLetter
 from bus.replay_subjects import replay_subject
 from tests.nats import NatsServer
@@ -39,15 +39,15 @@ class Letters:
     attempts: int = 0
     failures: int = 0
 
-    async def add(self, letter: DeadLetter) -> None:
+    async def add(self, dead_letter: DeadLetter) -> None:
         self.attempts += 1
         if self.failures:
             self.failures -= 1
             raise OSError("the disk is full")
-        self.kept.setdefault(letter.id, letter)
+        self.kept.setdefault(dead_letter.id, dead_letter)
 
     def subjects(self) -> list[str]:
-        return sorted(letter.message.subject for letter in self.kept.values())
+        return sorted(dead_letter.message.subject for dead_letter in self.kept.values())
 
 
 @pytest.fixture
@@ -67,11 +67,11 @@ async def js(server: NatsServer) -> AsyncIterator[JetStreamContext]:
     await client.close()
 
 
-def patrol_of(js: JetStreamContext, letters: Letters, module: str = "inventory", **more: Any) -> Patrol:
-    return Patrol(lambda: js, module, [INVENTORY, ORDERS], KNOWN, letters, SystemClock(), look_seconds=0.1, **more)
+def patrol_of(js: JetStreamContext, letters: Letters, module: str = "inventory", **more: Any) -> ExhaustedDeliveries:
+    return ExhaustedDeliveries(lambda: js, module, [INVENTORY, ORDERS], KNOWN, letters, SystemClock(), look_seconds=0.1, **more)
 
 
-async def walk(patrol: Patrol, is_so: Callable[[], Any]) -> None:
+async def walk(patrol: ExhaustedDeliveries, is_so: Callable[[], Any]) -> None:
     """Walk rounds until *is_so*, which has to be soon, and one more."""
     async with asyncio.timeout(20):
         while not is_so():
@@ -107,13 +107,13 @@ async def test_a_message_whose_worker_died_on_the_last_try_becomes_one_dead_lett
     await patrol.step()
     await exhaust(js)
     await walk(patrol, lambda: letters.kept)
-    [letter] = letters.kept.values()
-    assert (letter.id, letter.consumer) == (caused_id("m-1", "inventory"), "inventory")
-    assert (letter.error, letter.attempts) == ("no_answer", MAX_TRIES)
-    message = letter.message
+    [dead_letter] = letters.kept.values()
+    assert (dead_letter.id, dead_letter.consumer) == (derived_id("m-1", "inventory"), "inventory")
+    assert (dead_letter.error, dead_letter.attempts) == ("no_answer", MAX_TRIES)
+    message = dead_letter.message
     assert (message.subject, message.id, message.key, message.body) == ("orders.created.v1", "m-1", "k-1", b"\x00body")
     assert message.headers == {"ce-id": "e-1"}
-    assert letter.first_seen <= letter.last_seen
+    assert dead_letter.first_seen <= dead_letter.last_seen
     assert await open_advisories(js, "inventory") == 0
     assert letters.attempts == 1
 
@@ -134,10 +134,10 @@ async def test_headers_in_any_language_come_out_as_a_worker_would_see_them(js: J
         await subscription.fetch(1, timeout=3 * ACK_WAIT_SECONDS)
     await subscription.unsubscribe()
     await walk(patrol, lambda: len(letters.kept) == 2)
-    assert caused_id("über", "inventory") in letters.kept
-    for raw, letter in zip(delivered, letters.kept.values(), strict=True):
+    assert derived_id("über", "inventory") in letters.kept
+    for raw, dead_letter in zip(delivered, letters.kept.values(), strict=True):
         headers = {name: value for name, value in (raw.headers or {}).items() if name != "Nats-Msg-Id"}
-        assert dict(letter.message.headers) == headers
+        assert dict(dead_letter.message.headers) == headers
 
 
 async def test_what_happened_while_no_patrol_walked_is_found_later(js: JetStreamContext) -> None:
@@ -159,7 +159,7 @@ async def test_each_module_looks_after_its_own_consumers(js: JetStreamContext) -
     await walk(patrol_of(js, ours, "orders"), lambda: ours.kept)
     for _ in range(3):
         await patrol_of(js, theirs).step()
-    assert [letter.consumer for letter in ours.kept.values()] == ["orders"]
+    assert [dead_letter.consumer for dead_letter in ours.kept.values()] == ["orders"]
     assert theirs.kept == {}
 
 
@@ -216,10 +216,10 @@ async def test_a_subject_that_nobody_knows_becomes_a_dead_letter(js: JetStreamCo
     await js.publish("orders.nonsense.v1", b"??")
     await walk(patrol, lambda: len(letters.kept) >= 2)
     assert letters.subjects() == ["orders.created.v99", "orders.nonsense.v1"]
-    letter = letters.kept[caused_id("m-1", "orders-strays")]
-    assert (letter.consumer, letter.error, letter.attempts) == ("orders-strays", "unknown_subject", 1)
-    assert "orders.created.v99" in letter.detail
-    assert (letter.message.body, letter.message.headers) == (b"?", {"ce-id": "e-1"})
+    dead_letter = letters.kept[derived_id("m-1", "orders-strays")]
+    assert (dead_letter.consumer, dead_letter.error, dead_letter.attempts) == ("orders-strays", "unknown_subject", 1)
+    assert "orders.created.v99" in dead_letter.detail
+    assert (dead_letter.message.body, dead_letter.message.headers) == (b"?", {"ce-id": "e-1"})
     await patrol_of(js, letters, "orders").step()
     assert letters.attempts == 2
 
@@ -238,7 +238,7 @@ async def test_a_new_unknown_subject_is_heard_from_its_first_message(js: JetStre
     await behind.ack_sync()
     await js.publish("orders.b.v1", b"4")
     await walk(patrol, lambda: len(letters.kept) >= 3)
-    assert sorted(letter.message.body for letter in letters.kept.values()) == [b"1", b"2", b"4"]
+    assert sorted(dead_letter.message.body for dead_letter in letters.kept.values()) == [b"1", b"2", b"4"]
 
 
 async def test_an_unknown_version_of_what_is_also_said_in_a_known_one_is_left_alone(js: JetStreamContext) -> None:
@@ -249,7 +249,7 @@ async def test_an_unknown_version_of_what_is_also_said_in_a_known_one_is_left_al
     await js.publish("orders.created.v3.express", b"{}", headers={"ce-versions": "v1, v3"})
     await js.publish("orders.created.v3", b"alone", headers={"ce-versions": "v3,v4"})
     await walk(patrol, lambda: letters.kept)
-    assert [letter.message.body for letter in letters.kept.values()] == [b"alone"]
+    assert [dead_letter.message.body for dead_letter in letters.kept.values()] == [b"alone"]
     info = await js.consumer_info("ORDERS", "orders-strays")
     assert (info.num_pending, info.num_ack_pending) == (0, 0)
 
@@ -260,7 +260,7 @@ async def test_strays_wait_for_dead_letters_that_cannot_be_kept(js: JetStreamCon
     for n in range(5):
         await js.publish("orders.nonsense.v1", b"%d" % n)
     await walk(patrol_of(js, letters, "orders"), lambda: len(letters.kept) == 5)
-    assert sorted(letter.message.body for letter in letters.kept.values()) == [b"0", b"1", b"2", b"3", b"4"]
+    assert sorted(dead_letter.message.body for dead_letter in letters.kept.values()) == [b"0", b"1", b"2", b"3", b"4"]
 
 
 async def test_the_patrol_outlives_its_server(server: NatsServer, js: JetStreamContext) -> None:

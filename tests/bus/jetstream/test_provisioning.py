@@ -11,16 +11,16 @@ import pytest
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy
 
-from bus.jetstream.admin.provisioning import apply, drift
-from bus.jetstream.admin.topology import ADVISORIES, Topology, patrol_plan
-from tests.bus.jetstream.stand import until
+from bus.jetstream.admin.provisioning import apply, diff
+from bus.jetstream.admin.topology import ADVISORIES, Topology, advisory_consumer_plan
+from tests.bus.jetstream.harness import until
 from tests.nats import NatsServer
 
 PLAN = Topology.of(
     ["orders", "inventory"],
     {"orders": ["inventory.reserved.v1", "inventory.rejected.v1"], "inventory-express": ["orders.created.v1.express"]},
 )
-PLAN = PLAN.with_consumers([patrol_plan("orders", PLAN.consumers)])
+PLAN = PLAN.with_consumers([advisory_consumer_plan("orders", PLAN.consumers)])
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ async def js(server: NatsServer) -> AsyncIterator[JetStreamContext]:
 
 async def test_everything_is_missing_on_an_empty_server(js: JetStreamContext) -> None:
     """A line for each stream and each consumer."""
-    assert await drift(js, PLAN, replicas=1) == [
+    assert await diff(js, PLAN, replicas=1) == [
         "stream ORDERS is missing",
         "stream INVENTORY is missing",
         "stream DEAD_LETTERS is missing",
@@ -54,7 +54,7 @@ async def test_what_is_applied_is_as_planned(js: JetStreamContext) -> None:
     changes = await apply(js, PLAN, replicas=1)
     assert len(changes) == 7
     assert all(change.line.endswith(": created") and not change.is_refused for change in changes)
-    assert await drift(js, PLAN, replicas=1) == []
+    assert await diff(js, PLAN, replicas=1) == []
     assert await apply(js, PLAN, replicas=1) == []
     stream = (await js.stream_info("ORDERS")).config
     assert (stream.subjects, stream.retention, stream.discard) == (["orders.>"], RetentionPolicy.LIMITS, DiscardPolicy.NEW)
@@ -79,7 +79,7 @@ async def test_each_differing_field_is_named_and_put_right(js: JetStreamContext)
         durable.evolve(ack_wait=10, max_deliver=3, filter_subjects=["inventory.reserved.v1", "inventory.x.v1"]),
     )
     await js.delete_consumer("ORDERS", "inventory-express")
-    found = await drift(js, PLAN, replicas=1)
+    found = await diff(js, PLAN, replicas=1)
     assert found == [
         "stream ORDERS: subjects is orders.created.>, not orders.>",
         "stream ORDERS: discard is old, not new",
@@ -93,7 +93,7 @@ async def test_each_differing_field_is_named_and_put_right(js: JetStreamContext)
     changes = await apply(js, PLAN, replicas=1)
     assert "stream ORDERS: changed, discard was old, not new" in [change.line for change in changes]
     assert (len(changes), any(change.is_refused for change in changes)) == (len(found), False)
-    assert await drift(js, PLAN, replicas=1) == []
+    assert await diff(js, PLAN, replicas=1) == []
     assert (await js.stream_info("ORDERS")).state.messages == 1
 
 
@@ -109,7 +109,7 @@ async def test_what_cannot_be_changed_in_place_is_told_and_stays(js: JetStreamCo
     assert any(line.startswith("consumer orders on INVENTORY: ") for line in refused)
     assert "stream DEAD_LETTERS: created" in [change.line for change in changes]
     assert (await js.stream_info("ORDERS")).state.messages == 1
-    left = await drift(js, PLAN, replicas=1)
+    left = await diff(js, PLAN, replicas=1)
     assert "stream ORDERS: retention is workqueue, not limits" in left
     assert "consumer orders on INVENTORY: ack_policy is all, not explicit" in left
     assert await apply(js, PLAN, replicas=1) != []
@@ -121,7 +121,7 @@ async def test_replicas_that_the_server_cannot_give_are_told(js: JetStreamContex
     assert changes[0].is_refused
     assert "replicas" in changes[0].line
     await apply(js, PLAN, replicas=1)
-    assert "stream ORDERS: num_replicas is 1, not 3" in await drift(js, PLAN, replicas=3)
+    assert "stream ORDERS: num_replicas is 1, not 3" in await diff(js, PLAN, replicas=3)
 
 
 async def test_nobody_who_answers_is_no_drift(server: NatsServer, js: JetStreamContext) -> None:
@@ -130,7 +130,7 @@ async def test_nobody_who_answers_is_no_drift(server: NatsServer, js: JetStreamC
     server.pause()
     try:
         with pytest.raises(TimeoutError):
-            await drift(js, PLAN, replicas=1, patience_seconds=0.1)
+            await diff(js, PLAN, replicas=1, patience_seconds=0.1)
     finally:
         server.resume()
 
@@ -146,4 +146,4 @@ async def test_a_server_that_answers_late_is_provisioned_all_the_same(
     finally:
         server.resume()
     assert [change.line.partition(": ")[2] for change in await applying] == ["created"] * 7
-    assert await drift(js, PLAN, replicas=1) == []
+    assert await diff(js, PLAN, replicas=1) == []

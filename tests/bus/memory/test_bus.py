@@ -19,14 +19,14 @@ from bus.errors import BusClosed
 from bus.memory.bus import MemoryBus
 from bus.port import ACK_WAIT_SECONDS, MAX_TRIES, Bus, Clock, DeadLetter, DeadLetters, Delivery, Message, Subscription
 from tests.bus.contract import CREATED, BusContract, message, nothing_comes, publish, take, take_one
-from tests.bus.features import Features, Letters, Stand
+from tests.bus.features import Features, Harness, Letters
 from tests.clock import VirtualClock
 
 T = TypeVar("T")
 
 
 @define(kw_only=True)
-class MemoryStand:
+class MemoryHarness:
     """A memory bus on a virtual clock."""
 
     features: Features = Features(
@@ -82,13 +82,13 @@ class MemoryStand:
 
 
 @pytest.fixture
-async def stand() -> AsyncIterator[MemoryStand]:
+async def harness() -> AsyncIterator[MemoryHarness]:
     """A stand; at its end no task of the bus may be left."""
-    stand = MemoryStand()
-    yield stand
-    await stand.run(stand.bus.close(0))
+    harness = MemoryHarness()
+    yield harness
+    await harness.run(harness.bus.close(0))
     assert asyncio.all_tasks() == {asyncio.current_task()}
-    assert stand.clock.sleepers == 0
+    assert harness.clock.sleepers == 0
 
 
 class TestMemoryBus(BusContract):
@@ -100,66 +100,66 @@ def test_it_is_what_the_port_describes() -> None:
     clock: Clock = VirtualClock()
     letters: DeadLetters = Letters()
     bus: Bus = MemoryBus(clock, letters)
-    stand: Stand = MemoryStand()
+    harness: Harness = MemoryHarness()
     assert bus.is_connected
-    assert stand.ack_wait_seconds == 30
+    assert harness.ack_wait_seconds == 30
     assert MAX_TRIES == 5
 
 
-async def test_no_task_is_spent_on_a_message(stand: MemoryStand) -> None:
+async def test_no_task_is_spent_on_a_message(harness: MemoryHarness) -> None:
     """A thousand messages in hand, a thousand delayed and ten who wait need one alarm between them."""
     before = asyncio.all_tasks()
-    member = await stand.bus.subscribe("inventory", [CREATED])
-    publish(stand, 2_000)
-    taken = await take(stand, member, 2_000)
+    member = await harness.bus.subscribe("inventory", [CREATED])
+    publish(harness, 2_000)
+    taken = await take(harness, member, 2_000)
     for delivery in taken[:1_000]:
         await delivery.nak(10)
     waiting = [asyncio.ensure_future(member.fetch(1, 5)) for _ in range(10)]
-    await stand.rest()
+    await harness.rest()
     assert len(asyncio.all_tasks() - before - set(waiting)) == 1
-    assert await stand.run(asyncio.gather(*waiting)) == [[]] * 10
+    assert await harness.run(asyncio.gather(*waiting)) == [[]] * 10
 
 
-async def test_a_cancelled_fetch_leaves_nothing_behind(stand: MemoryStand) -> None:
+async def test_a_cancelled_fetch_leaves_nothing_behind(harness: MemoryHarness) -> None:
     """No task, no spent try, no message that only its ``ack_wait`` would bring back."""
-    member = await stand.bus.subscribe("inventory", [CREATED])
+    member = await harness.bus.subscribe("inventory", [CREATED])
     waiting = asyncio.ensure_future(member.fetch(1, 5))
-    await stand.rest()
-    stand.bus.publish(message())
+    await harness.rest()
+    harness.bus.publish(message())
     waiting.cancel()
-    delivery = await take_one(stand, member, 0)
+    delivery = await take_one(harness, member, 0)
     assert delivery.tries == 1
     await delivery.ack()
 
 
-async def test_a_fetch_that_came_to_nothing_leaves_nothing_behind(stand: MemoryStand) -> None:
+async def test_a_fetch_that_came_to_nothing_leaves_nothing_behind(harness: MemoryHarness) -> None:
     """An idle consumer may ask for ever."""
-    bus = MemoryBus(stand.clock, stand.box)
+    bus = MemoryBus(harness.clock, harness.box)
     member = await bus.subscribe("inventory", [CREATED])
     for _ in range(50):
-        assert await stand.run(member.fetch(1, 1)) == []
+        assert await harness.run(member.fetch(1, 1)) == []
     assert not bus._groups["inventory"].waiters
     await bus.close()
 
 
-async def test_settled_messages_are_let_go(stand: MemoryStand) -> None:
+async def test_settled_messages_are_let_go(harness: MemoryHarness) -> None:
     """The window remembers ids, not bodies; a settled message can be collected while its id is still known."""
-    member = await stand.bus.subscribe("inventory", [CREATED])
+    member = await harness.bus.subscribe("inventory", [CREATED])
 
     class Body(bytes):
         """Bytes that can be watched."""
 
     body = Body(b"x")
-    said = stand.bus.publish(Message(CREATED, "one-id", body))
+    said = harness.bus.publish(Message(CREATED, "one-id", body))
     watched = weakref.ref(said)
     references = len(gc.get_referrers(body))
-    await (await take_one(stand, member)).ack()
-    await stand.run(said)
+    await (await take_one(harness, member)).ack()
+    await harness.run(said)
     del said
     gc.collect()
     assert watched() is None
     assert len(gc.get_referrers(body)) < references
-    await stand.run(stand.bus.publish(Message(CREATED, "one-id", b"y")))
+    await harness.run(harness.bus.publish(Message(CREATED, "one-id", b"y")))
 
 
 @pytest.mark.parametrize("is_heard", [True, False])
@@ -224,41 +224,41 @@ async def test_forgetting_an_old_id_spares_the_new_message_that_has_it() -> None
     await bus.close(0)
 
 
-async def test_letters_are_tried_again_with_growing_delays(stand: MemoryStand) -> None:
+async def test_letters_are_tried_again_with_growing_delays(harness: MemoryHarness) -> None:
     """1, 2, 4, ... seconds, never more than 30, so that a store that heals is soon asked and a dead one not flooded."""
-    member = await stand.bus.subscribe("inventory", [CREATED])
-    stand.break_letters(1_000_000)
-    stand.bus.publish(message())
-    await (await take_one(stand, member)).term("nonsense")
-    await stand.rest()
-    at, attempts = [stand.monotonic()], stand.box.attempts
+    member = await harness.bus.subscribe("inventory", [CREATED])
+    harness.break_letters(1_000_000)
+    harness.bus.publish(message())
+    await (await take_one(harness, member)).term("nonsense")
+    await harness.rest()
+    at, attempts = [harness.monotonic()], harness.box.attempts
     while len(at) < 9:
-        await stand.pass_time(0.5)
-        if stand.box.attempts > attempts:
+        await harness.pass_time(0.5)
+        if harness.box.attempts > attempts:
             attempts += 1
-            at.append(stand.monotonic())
-        assert stand.box.attempts == attempts
+            at.append(harness.monotonic())
+        assert harness.box.attempts == attempts
     assert [later - earlier for earlier, later in itertools.pairwise(at)] == [1, 2, 4, 8, 16, 30, 30, 30]
 
 
-async def test_a_letter_that_always_fails_blocks_no_other(stand: MemoryStand) -> None:
+async def test_a_letter_that_always_fails_blocks_no_other(harness: MemoryHarness) -> None:
     """Each letter has its own delay."""
 
     class Picky(Letters):
-        async def add(self, letter: DeadLetter) -> None:
-            if letter.error == "bad":
+        async def add(self, dead_letter: DeadLetter) -> None:
+            if dead_letter.error == "bad":
                 raise asyncio.CancelledError("the store's own task was cancelled")
-            await super().add(letter)
+            await super().add(dead_letter)
 
     picky = Picky()
-    bus = MemoryBus(stand.clock, picky)
+    bus = MemoryBus(harness.clock, picky)
     member = await bus.subscribe("inventory", [CREATED])
     said = [bus.publish(message()) for _ in range(4)]
     for delivery, error in zip(await member.fetch(4, 0), ["bad", "good", "bad", "good"], strict=True):
         await delivery.term(error)
-    await stand.pass_time(100)
+    await harness.pass_time(100)
     assert [future.done() for future in said] == [False, True, False, True]
-    await stand.run(bus.close(1))
+    await harness.run(bus.close(1))
     assert [isinstance(future.exception(), BusClosed) for future in said] == [True, False, True, False]
 
 
@@ -266,7 +266,7 @@ async def test_closing_does_not_wait_for_a_store_that_hangs() -> None:
     """Beyond the grace it is cancelled."""
 
     class Hanging(Letters):
-        async def add(self, letter: DeadLetter) -> None:
+        async def add(self, dead_letter: DeadLetter) -> None:
             await asyncio.Event().wait()
 
     clock = VirtualClock()
@@ -282,25 +282,25 @@ async def test_closing_does_not_wait_for_a_store_that_hangs() -> None:
     assert asyncio.all_tasks() == before
 
 
-async def test_closing_waits_for_the_last_letter_and_no_longer(stand: MemoryStand) -> None:
+async def test_closing_waits_for_the_last_letter_and_no_longer(harness: MemoryHarness) -> None:
     """A store that comes back within the grace still gets what is due to it."""
-    member = await stand.bus.subscribe("inventory", [CREATED])
-    stand.break_letters(2)
-    said = stand.bus.publish(message())
-    await (await take_one(stand, member)).term("nonsense")
-    await stand.run(stand.bus.close(20))
-    assert stand.monotonic() == 3
-    await stand.run(said)
-    assert len(stand.box.kept) == 1
+    member = await harness.bus.subscribe("inventory", [CREATED])
+    harness.break_letters(2)
+    said = harness.bus.publish(message())
+    await (await take_one(harness, member)).term("nonsense")
+    await harness.run(harness.bus.close(20))
+    assert harness.monotonic() == 3
+    await harness.run(said)
+    assert len(harness.box.kept) == 1
 
 
-async def test_answers_after_the_end_start_nothing(stand: MemoryStand) -> None:
+async def test_answers_after_the_end_start_nothing(harness: MemoryHarness) -> None:
     """A bus that is closed stays without tasks."""
-    member = await stand.bus.subscribe("inventory", [CREATED])
-    publish(stand, 3)
-    failed, termed, busy = await take(stand, member, 3)
+    member = await harness.bus.subscribe("inventory", [CREATED])
+    publish(harness, 3)
+    failed, termed, busy = await take(harness, member, 3)
     before = asyncio.all_tasks()
-    await stand.bus.close(0)
+    await harness.bus.close(0)
     await failed.nak(10)
     await termed.term("nonsense")
     await busy.in_progress()
@@ -311,7 +311,7 @@ def test_a_loop_that_ends_ends_the_tasks_of_the_bus() -> None:
     """Cancelled from outside, while it lays down a letter, a bus that was never closed starts nothing new."""
 
     class Hanging(Letters):
-        async def add(self, letter: DeadLetter) -> None:
+        async def add(self, dead_letter: DeadLetter) -> None:
             await asyncio.Event().wait()
 
     async def main() -> list[asyncio.Task[object]]:
@@ -332,50 +332,50 @@ def test_a_loop_that_ends_ends_the_tasks_of_the_bus() -> None:
     assert all(task.cancelled() for task in asyncio.run(main()))
 
 
-async def test_a_publisher_that_has_left_is_not_complained_about(stand: MemoryStand) -> None:
+async def test_a_publisher_that_has_left_is_not_complained_about(harness: MemoryHarness) -> None:
     """A refused publish that nobody waits for any more makes no noise on the loop."""
     complaints: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
-    await stand.bus.subscribe("inventory", [CREATED])
-    publish(stand, 3)
-    await stand.bus.close()
-    publish(stand, 3)
+    await harness.bus.subscribe("inventory", [CREATED])
+    publish(harness, 3)
+    await harness.bus.close()
+    publish(harness, 3)
     gc.collect()
     assert complaints == []
 
 
-async def test_an_impatient_close_ends_a_patient_one(stand: MemoryStand) -> None:
+async def test_an_impatient_close_ends_a_patient_one(harness: MemoryHarness) -> None:
     """Who says "at once" is heard, also by who meant to wait."""
-    member = await stand.bus.subscribe("inventory", [CREATED])
-    stand.bus.publish(message())
-    await take_one(stand, member)
-    patient = asyncio.ensure_future(stand.bus.close(20))
-    await stand.rest()
-    await stand.bus.close(0.0)
-    await stand.run(patient)
-    assert stand.monotonic() == 0
+    member = await harness.bus.subscribe("inventory", [CREATED])
+    harness.bus.publish(message())
+    await take_one(harness, member)
+    patient = asyncio.ensure_future(harness.bus.close(20))
+    await harness.rest()
+    await harness.bus.close(0.0)
+    await harness.run(patient)
+    assert harness.monotonic() == 0
 
 
-async def test_the_last_try_outlives_its_member(stand: MemoryStand) -> None:
+async def test_the_last_try_outlives_its_member(harness: MemoryHarness) -> None:
     """It cannot be handed on; so its holder may still answer until ``ack_wait`` is over."""
-    member = await stand.bus.subscribe("inventory", [CREATED])
-    said = stand.bus.publish(message())
+    member = await harness.bus.subscribe("inventory", [CREATED])
+    said = harness.bus.publish(message())
     for _ in range(MAX_TRIES - 1):
-        await (await take_one(stand, member)).nak(0)
-    last = await take_one(stand, member)
+        await (await take_one(harness, member)).nak(0)
+    last = await take_one(harness, member)
     await member.close()
-    other = await stand.bus.subscribe("inventory", [CREATED])
-    await nothing_comes(stand, other, for_seconds=stand.ack_wait_seconds / 2)
+    other = await harness.bus.subscribe("inventory", [CREATED])
+    await nothing_comes(harness, other, for_seconds=harness.ack_wait_seconds / 2)
     await last.ack()
-    await stand.run(said)
-    await stand.pass_time(stand.ack_wait_seconds)
-    assert await stand.letters(0) == []
+    await harness.run(said)
+    await harness.pass_time(harness.ack_wait_seconds)
+    assert await harness.letters(0) == []
 
 
 @pytest.mark.parametrize("limit", [0, -1])
-async def test_fetching_less_than_one_message_is_a_mistake(stand: MemoryStand, limit: int) -> None:
+async def test_fetching_less_than_one_message_is_a_mistake(harness: MemoryHarness, limit: int) -> None:
     """It could only wait for ever, and in the way of others."""
-    member = await stand.bus.subscribe("inventory", [CREATED])
+    member = await harness.bus.subscribe("inventory", [CREATED])
     with pytest.raises(ValueError, match="cannot fetch"):
         await member.fetch(limit, 1)
 

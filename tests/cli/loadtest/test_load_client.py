@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 from yarl import URL
 
-from app.cli.loadtest.http_client import Connection, Cut, post
+from app.cli.loadtest.http_client import Connection, ConnectionCut, post
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 202 Accepted\r\nContent-Type: application/json\r\ncontent-length: 2\r\n\r\n{}"
@@ -129,7 +129,7 @@ async def test_a_connection_that_the_server_closes_is_opened_again() -> None:
 async def test_an_answer_it_cannot_read_cuts_the_connection(answer: bytes) -> None:
     """What is not understood is not guessed at."""
     async with serving(saying(answer)) as connection:
-        with pytest.raises(Cut):
+        with pytest.raises(ConnectionCut):
             await connection.ask(b"?")
 
 
@@ -140,7 +140,7 @@ async def test_a_server_that_hangs_up_is_told() -> None:
         await reader.readuntil(b"?")
 
     async with serving(hang_up) as connection:
-        with pytest.raises(Cut, match="the server closed it"):
+        with pytest.raises(ConnectionCut, match="the server closed it"):
             await connection.ask(b"?")
 
 
@@ -159,7 +159,7 @@ async def test_a_request_that_waits_too_long_is_cut() -> None:
         connection.cut_if_older(3600)
         assert not asking.done()
         connection.cut_if_older(-1)
-        with pytest.raises(Cut, match="no answer within"):
+        with pytest.raises(ConnectionCut, match="no answer within"):
             await asking
 
 

@@ -25,16 +25,16 @@ from typing import Any, TypeVar
 
 from attrs import define, field
 
-from app.gateways.circuit_breaker import Breaker
-from app.gateways.payment_worker import CONSUMER, GatewayWorker
-from app.gateways.port import Answer, Captured, GatewayAway, GatewaySilent, Refused
-from app.messaging.consumers import EXPRESS_LANE, hears
+from app.gateways.circuit_breaker import CircuitBreaker
+from app.gateways.payment_worker import CONSUMER, PaymentWorker
+from app.gateways.port import Captured, ChargeResult, Declined, GatewayNotReached, GatewayTimeout
+from app.messaging.consumers import EXPRESS_LANE, subscriptions
 from app.runtime.engine import ShortWay
 from app.storage.sql.database import _OnLoop
 from modules.payments.events import ChargeRequested
 from modules.values import Money
 from tests.clock import VirtualClock
-from tests.runtime.stand import Stand, stand_at
+from tests.runtime.harness import Harness, harness_at
 
 T = TypeVar("T")
 
@@ -97,7 +97,7 @@ class Bank:
     """
 
     clock: VirtualClock
-    dice: random.Random
+    rng: random.Random
     trouble: float
     limit: int
     fuse: Fuse = field(factory=Fuse)
@@ -107,19 +107,19 @@ class Bank:
 
     name = "bank"
 
-    async def charge(self, key: str, order_id: str, amount: Money, payment_method: str | None) -> Answer:
-        def do() -> Answer:
+    async def charge(self, key: str, order_id: str, amount: Money, payment_method: str | None) -> ChargeResult:
+        def do() -> ChargeResult:
             if amount.amount > self.limit:
-                return Refused("no_money")
+                return Declined("no_money")
             self.taken[order_id] += 1
             return Captured(f"bank_{order_id}")
 
         return await self._call(do)
 
-    async def find(self, key: str, order_id: str, amount: Money) -> Answer | None:
+    async def find(self, key: str, order_id: str, amount: Money) -> ChargeResult | None:
         return await self._call(lambda: Captured(f"bank_{order_id}") if self.taken[order_id] else None)
 
-    async def cancel(self, key: str, order_id: str, amount: Money) -> Answer | None:
+    async def cancel(self, key: str, order_id: str, amount: Money) -> ChargeResult | None:
         return await self.find(key, order_id, amount)
 
     async def refund(self, key: str, order_id: str, reference: str, amount: Money) -> str:
@@ -133,57 +133,57 @@ class Bank:
         """There is no line."""
 
     async def _call(self, do: Callable[[], T]) -> T:
-        fate = self.dice.random()
-        await self.clock.sleep(self.dice.expovariate(20))
+        fate = self.rng.random()
+        await self.clock.sleep(self.rng.expovariate(20))
         self.fuse.point()
         if fate < self.trouble / 2:
-            raise GatewayAway("nobody there")
+            raise GatewayNotReached("nobody there")
         done = do()
         self.fuse.point()
-        await self.clock.sleep(self.dice.expovariate(20))
+        await self.clock.sleep(self.rng.expovariate(20))
         if fate < self.trouble:
-            raise GatewaySilent("no answer")
+            raise GatewayTimeout("no answer")
         return done
 
 
 @asynccontextmanager
 async def life(
     path: Path, clock: VirtualClock, bank: Bank, disk: Callable[[], bool], *, is_short: bool
-) -> AsyncIterator[Stand]:
+) -> AsyncIterator[Harness]:
     """Run the house on the file at *path* until the context ends, or the fuse of *bank* burns; then nothing is tidied up."""
     fuse = bank.fuse
-    async with stand_at(path, clock) as stand:
-        database: Any = stand.database  # whoever ends a process does not ask it what is private
+    async with harness_at(path, clock) as harness:
+        database: Any = harness.database  # whoever ends a process does not ask it what is private
         database._reader = _OnLoop(database._reader._transactor)
         database._writer._aside = database._reader._aside = _AtOnce(fuse, disk)
-        heard = hears([shell.module for shell in stand.shells.values()], stand.contracts)
+        heard = subscriptions([runner.module for runner in harness.runners.values()], harness.contracts)
         if is_short:
             elsewhere = [s for who, subjects in heard.items() if who.startswith(CONSUMER) for s in subjects]
-            ShortWay(stand.shells, elsewhere, database, clock)
-        breaker = Breaker(clock.monotonic)
-        worker = GatewayWorker(
-            stand.shells["payments"], bank, breaker, stand.contracts, clock, stand.metrics, dice=random.Random(1)
+            ShortWay(harness.runners, elsewhere, database, clock)
+        breaker = CircuitBreaker(clock.monotonic)
+        worker = PaymentWorker(
+            harness.runners["payments"], bank, breaker, harness.contracts, clock, harness.metrics, rng=random.Random(1)
         )
-        stand.shells["payments"]._observers[ChargeRequested] = worker.delays.requested
+        harness.runners["payments"]._observers[ChargeRequested] = worker.delays.on_charge_requested
         for consumer, subjects in heard.items():
             name = consumer.removesuffix(EXPRESS_LANE)
-            subscription = await stand.bus.subscribe(consumer, subjects)
+            subscription = await harness.bus.subscribe(consumer, subjects)
             if name == CONSUMER:
-                stand.run(worker.listen(subscription))
+                harness.run(worker.consume(subscription))
             else:
-                stand.run(stand.shells[name].listen(subscription, consumer != name))
-        for name, shell in stand.shells.items():
-            stand.run(shell.run())
-            stand.run(stand.relays[name].run())
-        stand.run(_flush(stand))
+                harness.run(harness.runners[name].consume(subscription, consumer != name))
+        for name, runner in harness.runners.items():
+            harness.run(runner.run())
+            harness.run(harness.relays[name].run())
+        harness.run(_flush(harness))
         try:
-            yield stand
+            yield harness
         finally:
             fuse.is_burnt = True  # from here on nobody in there gets anything done
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
                 task.cancel()
-                stand.tasks.append(task)
-            await stand.rest()
+                harness.tasks.append(task)
+            await harness.rest()
             for queue in (database._writer, database._reader):
                 queue._waiting.clear()
                 queue._riders.clear()
@@ -191,7 +191,7 @@ async def life(
                 queue._transactor.hang_up()
 
 
-async def _flush(stand: Stand) -> None:
+async def _flush(harness: Harness) -> None:
     while True:
-        await stand.clock.sleep(0.25)
-        await stand.database.flush()
+        await harness.clock.sleep(0.25)
+        await harness.database.flush()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CONTEXT", "NOTED", "HurriedClock", "Stand", "oid", "product", "said", "stand_at", "submitted", "until"]
+__all__ = ["CONTEXT", "NOTED", "Harness", "HurriedClock", "harness_at", "oid", "product", "said", "submitted", "until"]
 
 import asyncio
 import random
@@ -19,36 +19,36 @@ from uuid_utils import uuid7
 
 from app.clock import SystemClock
 from app.gateways.webhook_handler import CONSUMER as WEBHOOKS
-from app.messaging.cloudevents import message_of
-from app.messaging.consumers import hears
-from app.messaging.dead_letters import DeadLetterOffice
-from app.messaging.event_registry import contracts_of, everybody
-from app.messaging.outbox_relay import Relay
-from app.runtime.runner import Shell
-from app.runtime.service import Context
+from app.messaging.cloudevents import to_message
+from app.messaging.consumers import subscriptions
+from app.messaging.dead_letters import DeadLetterStore
+from app.messaging.event_registry import all_modules, build_registry
+from app.messaging.outbox_relay import OutboxRelay
+from app.runtime.runner import ModuleRunner
 from app.storage.migrations import migrate
-from app.storage.module_store import Store
-from app.storage.outbox import Parcel
+from app.storage.module_store import ModuleStore
+from app.storage.outbox import OutboxMessage
 from app.storage.sql.database import Database
 from app.telemetry.metrics import Metrics
-from bus.contracts.registry import Contracts
+from app.telemetry.trace import TraceContext
+from bus.contracts.registry import ContractRegistry
 from bus.memory.bus import MemoryBus
 from bus.port import Clock, Message
 from bus.subjects import subject_of
 from modules import inventory, orders, payments
 from modules.inventory.events import ProductSet
-from modules.module import Outcome
+from modules.module import DecisionOutcome
 from modules.orders.events import OrderSubmitted
-from modules.route import Answer
+from modules.routes import Response
 from modules.values import Line, Money
 
-CONTEXT = Context("test", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+CONTEXT = TraceContext("test", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
 PATIENCE_SECONDS = 30.0
 
 
-def NOTED(outcome: Outcome) -> Answer:
+def NOTED(outcome: DecisionOutcome) -> Response:
     """Answer nothing in particular."""
-    return Answer(200, None)
+    return Response(200, None)
 
 
 class HurriedClock(SystemClock):
@@ -59,17 +59,17 @@ class HurriedClock(SystemClock):
 
 
 @define
-class Stand:
+class Harness:
     """One database, one bus and the three modules' shells and relays; nothing runs until somebody turns it."""
 
     clock: Clock
     database: Database
-    stores: dict[str, Store]
-    contracts: Contracts
-    office: DeadLetterOffice
+    stores: dict[str, ModuleStore]
+    contracts: ContractRegistry
+    dead_letter_store: DeadLetterStore
     bus: MemoryBus
-    relays: dict[str, Relay]
-    shells: dict[str, Shell]
+    relays: dict[str, OutboxRelay]
+    runners: dict[str, ModuleRunner]
     metrics: Metrics
     tasks: list[asyncio.Task[None]]
 
@@ -85,18 +85,18 @@ class Stand:
 
     async def listen(self, name: str) -> None:
         """Let a module hear its subjects, and run."""
-        shell = self.shells[name]
-        subscription = await self.bus.subscribe(name, hears([shell.module], self.contracts)[name])
-        self.run(shell.listen(subscription))
-        self.run(shell.run())
+        runner = self.runners[name]
+        subscription = await self.bus.subscribe(name, subscriptions([runner.module], self.contracts)[name])
+        self.run(runner.consume(subscription))
+        self.run(runner.run())
 
     async def tell(self, name: str, event: Any, **how: Any) -> Any:
         """Tell a module, and turn its shell once."""
-        how = {"id": str(uuid7()), "context": CONTEXT, "answer": NOTED, **how}
-        told = asyncio.create_task(self.shells[name].tell(event, **how))
+        how = {"id": str(uuid7()), "trace": CONTEXT, "respond": NOTED, **how}
+        told = asyncio.create_task(self.runners[name].submit(event, **how))
         await asyncio.sleep(0)
         if not told.done():
-            await self.shells[name].step()
+            await self.runners[name].step()
         return await told
 
     async def rows(self, sql: str, *values: Any) -> list[Any]:
@@ -123,37 +123,37 @@ def _fresh_file() -> bytes:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "fresh.db"
         engine = Database(f"sqlite:///{file}").engine
-        for plate in everybody():
-            migrate(engine, plate.name)
+        for descriptor in all_modules():
+            migrate(engine, descriptor.name)
         engine.dispose()
         return file.read_bytes()
 
 
 @asynccontextmanager
-async def stand_at(where: Path | str, clock: Clock | None = None, **shell: Any) -> AsyncIterator[Stand]:
+async def harness_at(where: Path | str, clock: Clock | None = None, **runner: Any) -> AsyncIterator[Harness]:
     """Set up a stand on the database in the file or at the address *where*; take it down at the end. Twice, it is a restart."""
     clock = clock or SystemClock()
     metrics = Metrics()
     database = Database(where if isinstance(where, str) else _address(where))
-    plates = (orders.module(timedelta(seconds=900)), inventory.module(), payments.module())
-    for plate in plates:
-        migrate(database.engine, plate.name)
-    stores = {plate.name: Store(plate, database) for plate in plates}
-    contracts = contracts_of(plates)
-    office = DeadLetterOffice(stores, clock, metrics, unheard={WEBHOOKS})
-    bus = MemoryBus(clock, office)
-    relays = {name: Relay(store, bus, clock, metrics) for name, store in stores.items()}
-    shells = {
-        plate.name: Shell(
-            plate, stores[plate.name], contracts, relays[plate.name], clock, metrics, dice=random.Random(1), **shell
+    descriptors = (orders.module(timedelta(seconds=900)), inventory.module(), payments.module())
+    for descriptor in descriptors:
+        migrate(database.engine, descriptor.name)
+    stores = {descriptor.name: ModuleStore(descriptor, database) for descriptor in descriptors}
+    contracts = build_registry(descriptors)
+    dead_letter_store = DeadLetterStore(stores, clock, metrics, unheard={WEBHOOKS})
+    bus = MemoryBus(clock, dead_letter_store)
+    relays = {name: OutboxRelay(store, bus, clock, metrics) for name, store in stores.items()}
+    runners = {
+        descriptor.name: ModuleRunner(
+            descriptor, stores[descriptor.name], contracts, relays[descriptor.name], clock, metrics, rng=random.Random(1), **runner
         )
-        for plate in plates
+        for descriptor in descriptors
     }
-    stand = Stand(clock, database, stores, contracts, office, bus, relays, shells, metrics, [])
+    harness = Harness(clock, database, stores, contracts, dead_letter_store, bus, relays, runners, metrics, [])
     try:
-        yield stand
+        yield harness
     finally:
-        await stand.rest()
+        await harness.rest()
         await bus.close(0)
         await database.close()
 
@@ -191,13 +191,13 @@ def product(on_hand: int = 10, product_id: str = "A") -> ProductSet:
     return ProductSet(product_id=product_id, on_hand=on_hand, unit_price=Money(100, "EUR"), name=None)
 
 
-def said(stand: Stand, event: Any, *, id: str | None = None, key: str = "", message_id: str | None = None) -> Message:
+def said(harness: Harness, event: Any, *, id: str | None = None, key: str = "", message_id: str | None = None) -> Message:
     """Return *event* as a message on the bus, as some other module would have said it."""
     id = id or str(uuid7())
-    now = stand.clock.now().isoformat(timespec="microseconds")
-    body = stand.contracts.encode(event)
-    return message_of(
-        Parcel(
+    now = harness.clock.now().isoformat(timespec="microseconds")
+    body = harness.contracts.encode(event)
+    return to_message(
+        OutboxMessage(
             message_id or id, id, subject_of(event), key, body, None, CONTEXT.correlation_id, id, CONTEXT.traceparent, now, now
         )
     )

@@ -1,8 +1,8 @@
-"""A door that keeps what `app.runtime.service.Door` promises, with everything in memory, and trouble on request."""
+"""A door that keeps what `app.runtime.service.ModuleService` promises, with everything in memory, and trouble on request."""
 
 from __future__ import annotations
 
-__all__ = ["FakeDoor"]
+__all__ = ["FakeService"]
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -12,21 +12,23 @@ from typing import Any
 
 import attrs
 
-from app.runtime.service import Context, KeyReused, Overloaded, Told
-from modules.module import Module, Outcome
-from modules.route import Answer, Refusal
+from app.runtime.errors import IdempotencyKeyReused, Overloaded
+from app.runtime.service import Reply
+from app.telemetry.trace import TraceContext
+from modules.module import DecisionOutcome, Module
+from modules.routes import Rejection, Response
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-class FakeDoor:
+class FakeService:
     """One module, running on dictionaries."""
 
     def __init__(self, module: Module) -> None:
         self.module = module
         self.states: dict[tuple[type, str], Any] = {}
-        self.kept: dict[str, tuple[str, Answer | Refusal]] = {}
-        self.told: list[tuple[Any, str, Context, bool]] = []
+        self.kept: dict[str, tuple[str, Response | Rejection]] = {}
+        self.told: list[tuple[Any, str, TraceContext, bool]] = []
         self.trouble: Exception | None = None
         """Raised by every call while it is set."""
         self.is_full = False
@@ -36,36 +38,36 @@ class FakeDoor:
         self.happened = asyncio.Event()
         """Set when a state is read, and when somebody begins or ends to watch."""
 
-    async def tell(
+    async def submit(
         self,
         event: Any,
         *,
         id: str,
-        context: Context,
-        answer: Callable[[Outcome], Answer | Refusal],
-        express: bool = False,
+        trace: TraceContext,
+        respond: Callable[[DecisionOutcome], Response | Rejection],
+        is_express: bool = False,
         key: str | None = None,
         fingerprint: str = "",
-        sheds: bool = False,
-        fresh: str | None = None,
-    ) -> Told:
+        sheds_load: bool = False,
+        new_key: str | None = None,
+    ) -> Reply:
         self._check()
         if key is not None and key in self.kept:
             known, given = self.kept[key]
             if known != fingerprint:
-                raise KeyReused
-            return Told(given, is_replay=True)
-        if sheds and self.is_full:
+                raise IdempotencyKeyReused
+            return Reply(given, is_replay=True)
+        if sheds_load and self.is_full:
             raise Overloaded("over its cap", retry_after_seconds=3)
-        keys = self.module.touches(event)
+        keys = self.module.keys(event)
         decision = self.module.decide([self.states.get(k) for k in keys], event, NOW)
         for state in decision.states:
             self.put(state)
-        self.told.append((event, id, context, express))
-        given = answer(Outcome(tuple(self.states.get(k) for k in keys), decision.events))
+        self.told.append((event, id, trace, is_express))
+        given = respond(DecisionOutcome(tuple(self.states.get(k) for k in keys), decision.events))
         if key is not None:
             self.kept[key] = fingerprint, given
-        return Told(given)
+        return Reply(given)
 
     async def get(self, cls: type, key: str) -> Any:
         self.reads += 1
@@ -73,7 +75,7 @@ class FakeDoor:
         self._check()
         return self.states.get((cls, key))
 
-    async def browse(
+    async def list_states(
         self, cls: type, filters: Mapping[str, Any], *, after: str | None, limit: int, newest_first: bool
     ) -> Sequence[Any]:
         self._check()

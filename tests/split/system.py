@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["MODULES", "House"]
+__all__ = ["MODULES", "System"]
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from tests.process.server import Server
 MODULES = ("orders", "inventory", "payments")
 
 
-class House:
+class System:
     """
     Every module as *replicas* processes of its own, speaking through *nats_urls*.
 
@@ -33,7 +33,7 @@ class House:
     ) -> None:
         assert replicas == 1 or databases is not None, "replicas of a module share its database"
         self._databases = databases or {}
-        self._dice = random.Random(0)
+        self._rng = random.Random(0)
         self.down: set[Server] = set()
         self.parts: dict[str, list[Server]] = {}
         for module in MODULES:
@@ -49,7 +49,7 @@ class House:
     def __iter__(self) -> Iterator[Server]:
         return (server for servers in self.parts.values() for server in servers)
 
-    def start(self) -> House:
+    def start(self) -> System:
         """Start all of them at once; return when each says that it is ready."""
         for server in self:
             server.launch()
@@ -88,4 +88,4 @@ class House:
     def _part_for(self, path: str) -> Server:
         found = next((module for module in MODULES if path.startswith(f"/v1/{module}")), "orders")
         up = [server for server in self.parts[found] if server not in self.down] or self.parts[found]
-        return self._dice.choice(up)
+        return self._rng.choice(up)

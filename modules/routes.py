@@ -1,13 +1,13 @@
 """
 What a client may ask of a module, said without a web server.
 
-Four kinds of route cover it: `Tell` something that happened, `Show` one state, `Browse` many, `Follow` one as it
+Four kinds of route cover it: `CommandRoute` something that happened, `GetRoute` one state, `ListRoute` many, `StreamRoute` one as it
 changes. The web layer knows what HTTP is; a module only says what a request means and what its answer is.
 """
 
 from __future__ import annotations
 
-__all__ = ["Answer", "Browse", "Follow", "Refusal", "Request", "Route", "Show", "Tell"]
+__all__ = ["CommandRoute", "GetRoute", "ListRoute", "Rejection", "Request", "Response", "Route", "StreamRoute"]
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,12 +23,12 @@ class Request:
 
     path: Mapping[str, str]
     body: Json
-    fresh_id: str
+    new_id: str
     """A new UUIDv7, for a route that creates something."""
 
 
 @frozen
-class Answer:
+class Response:
     """A success: status 2xx and a JSON body."""
 
     status: int
@@ -37,7 +37,7 @@ class Answer:
 
 
 @frozen
-class Refusal:
+class Rejection:
     """A business "no": status 4xx, a stable *code* and a sentence for a person."""
 
     status: int
@@ -46,68 +46,68 @@ class Refusal:
 
 
 @frozen
-class Tell:
+class CommandRoute:
     """Tell the module that something happened, and answer with what became of it."""
 
     method: str
     path: str
     summary: str
     event: Callable[[Request], Any]
-    answer: Callable[[Any], Answer | Refusal]
+    respond: Callable[[Any], Response | Rejection]
     """From the `Outcome`; pure, called inside the transaction, and kept for as long as the idempotency key is."""
-    returns: str
+    response_schema: str
     """Name of the answer's schema among the module's resources."""
     status: int = 200
-    takes: str | None = None
+    request_schema: str | None = None
     """Name of the body's schema; None where there is no body."""
     needs_body: bool = True
     """False where the body may be left out."""
-    keyed: bool = False
+    idempotent: bool = False
     """True where an Idempotency-Key is honoured."""
     express: Callable[[Request], bool] = lambda request: False
     """Whether what follows goes by the express lane."""
-    sheds: bool = False
+    sheds_load: bool = False
     """True where the route starts new work, and is refused first when there is too much of it."""
-    refusals: tuple[int, ...] = ()
+    rejections: tuple[int, ...] = ()
     """Statuses of the refusals that `answer` can give, for the documentation."""
 
 
 @frozen
-class Show:
+class GetRoute:
     """Show one state by its key, the path's only parameter."""
 
     path: str
     summary: str
-    of: type
+    state: type
     show: Callable[[Any], Json | None]
     """None: there is nothing to see, 404."""
-    returns: str
+    response_schema: str
 
 
 @frozen
-class Browse:
+class ListRoute:
     """List states by keyset paging over their key: ``limit`` 1 to 200, ``cursor`` opaque."""
 
     path: str
     summary: str
-    of: type
+    state: type
     show: Callable[[Any], Json]
-    returns: str
+    response_schema: str
     newest_first: bool = False
     filters: Mapping[str, Mapping[str, Any]] = field(factory=dict)
     """Query parameters that must equal the column of their name, with the JSON Schema of each."""
 
 
 @frozen
-class Follow:
+class StreamRoute:
     """Send one state after each change, as server-sent events, until *is_over*."""
 
     path: str
     summary: str
-    of: type
+    state: type
     show: Callable[[Any], Json | None]
-    is_over: Callable[[Any], bool]
-    returns: str
+    is_finished: Callable[[Any], bool]
+    response_schema: str
 
 
-Route = Tell | Show | Browse | Follow
+Route = CommandRoute | GetRoute | ListRoute | StreamRoute

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["MODULES", "JetStreamStand", "say", "until"]
+__all__ = ["MODULES", "JetStreamHarness", "say", "until"]
 
 import asyncio
 import time
@@ -17,13 +17,13 @@ from nats.js.api import StreamConfig
 from nats.js.errors import NotFoundError, ServerError, ServiceUnavailableError
 
 from app.clock import SystemClock
-from bus.errors import Retry
-from bus.jetstream.admin.configs import found, stream_config
+from bus.errors import PublishRetryable
+from bus.jetstream.admin.configs import ensure, stream_config
 from bus.jetstream.admin.topology import Topology, consumer_plans
 from bus.jetstream.bus import JetStreamBus, Servers
-from bus.jetstream.recovery.exhausted_deliveries import Patrol
+from bus.jetstream.recovery.exhausted_deliveries import ExhaustedDeliveries
 from bus.port import Bus, DeadLetter, Message
-from bus.tasks import end_tasks
+from bus.tasks import cancel_tasks
 from tests.bus.contract import CREATED, EXPRESS, RESERVED
 from tests.bus.features import Features, Letters
 
@@ -49,7 +49,7 @@ async def say(bus: Bus, messages: list[Message]) -> None:
     while left:
         assert time.monotonic() < deadline, f"{len(left)} were never taken"
         ends = await asyncio.gather(*(bus.publish(each) for each in left), return_exceptions=True)
-        assert all(end is None or isinstance(end, Retry) for end in ends), ends
+        assert all(end is None or isinstance(end, PublishRetryable) for end in ends), ends
         left = [each for each, end in zip(left, ends, strict=True) if end is not None]
         await asyncio.sleep(0.05)
 
@@ -67,7 +67,7 @@ async def found_anew(js: JetStreamContext, streams: Sequence[StreamConfig]) -> N
                 assert info.config.name is not None
                 with suppress(NotFoundError):
                     await js.delete_stream(info.config.name)
-            await found(js, streams)
+            await ensure(js, streams)
             return
         except (nats.errors.TimeoutError, ServiceUnavailableError, ServerError):
             if time.monotonic() > deadline:
@@ -76,7 +76,7 @@ async def found_anew(js: JetStreamContext, streams: Sequence[StreamConfig]) -> N
 
 
 @define(kw_only=True)
-class JetStreamStand:
+class JetStreamHarness:
     """One bus on *urls*, where streams are, and no consumers yet."""
 
     features: Features = Features(
@@ -101,22 +101,22 @@ class JetStreamStand:
     @asynccontextmanager
     async def on(cls, urls: Sequence[str], **options: Any) -> AsyncIterator[Self]:
         """Found the streams anew, and connect; at the end close every bus of this stand and see that no task is left."""
-        stand = cls(urls=tuple(urls), **options)
+        harness = cls(urls=tuple(urls), **options)
         client = await nats.connect(list(urls))
         plan = Topology.of(MODULES, {})
         try:
             await found_anew(
                 client.jetstream(timeout=5),
-                [stream_config(each, replicas=stand.replicas, dedup_seconds=stand.dedup_seconds) for each in plan.streams],
+                [stream_config(each, replicas=harness.replicas, dedup_seconds=harness.dedup_seconds) for each in plan.streams],
             )
         finally:
             await client.close()
-        stand.bus = await stand.another()
-        beside = [asyncio.create_task(stand.patrol().run()), asyncio.create_task(stand.feel_the_lag())]
-        yield stand
-        await end_tasks(beside)
-        for bus in stand.buses:
-            await stand.run(bus.close(0))
+        harness.bus = await harness.another()
+        beside = [asyncio.create_task(harness.patrol().run()), asyncio.create_task(harness.feel_the_lag())]
+        yield harness
+        await cancel_tasks(beside)
+        for bus in harness.buses:
+            await harness.run(bus.close(0))
         await asyncio.sleep(0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -133,10 +133,10 @@ class JetStreamStand:
         await self.run(bus.connect())
         return bus
 
-    def patrol(self) -> Patrol:
+    def patrol(self) -> ExhaustedDeliveries:
         """Return the net under the consumers of the suite."""
         consumers = consumer_plans("inventory", [CREATED, EXPRESS])
-        return Patrol(
+        return ExhaustedDeliveries(
             lambda: self.bus.js(),
             "inventory",
             consumers,
