@@ -10,7 +10,9 @@ from __future__ import annotations
 
 __all__ = [
     "ACK_WAIT_SECONDS",
+    "DEDUP_SECONDS",
     "MAX_TRIES",
+    "NO_ANSWER",
     "Bus",
     "Clock",
     "DeadLetter",
@@ -27,8 +29,16 @@ from typing import Protocol
 
 from attrs import define, field, frozen
 
+from bus.ids import derived_id
+
 ACK_WAIT_SECONDS = 30.0
 MAX_TRIES = 5
+
+DEDUP_SECONDS = 120.0
+"""For how long the bus recognises the id of a message that it has accepted."""
+
+NO_ANSWER = "no_answer"
+"""The error code of a dead letter whose last delivery was never acknowledged, negatively or otherwise."""
 
 
 @define  # not frozen, which would take three times as long to make; nobody changes one all the same
@@ -65,6 +75,33 @@ class DeadLetter:
     attempts: int
     first_seen: datetime
     last_seen: datetime
+
+    @classmethod
+    def of(
+        cls,
+        message: Message,
+        consumer: str,
+        error: str,
+        detail: str,
+        attempts: int,
+        first_seen: datetime | None,
+        now: datetime,
+    ) -> DeadLetter:
+        """
+        Return the dead letter of *consumer* for *message*, last seen *now*; its id is derived from both.
+
+        *first_seen* is when the message was published or first delivered, or None where that is unknown: then it is *now*.
+        """
+        return cls(
+            id=derived_id(message.id, consumer),
+            consumer=consumer,
+            message=message,
+            error=error,
+            detail=detail,
+            attempts=attempts,
+            first_seen=first_seen or now,
+            last_seen=now,
+        )
 
 
 class DeadLetters(Protocol):
