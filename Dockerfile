@@ -4,7 +4,7 @@
 # docker run -p 127.0.0.1:8080:8080 -v fulfilment:/data --read-only --tmpfs /tmp --stop-timeout 25 -e AUTH_OFF_I_KNOW=1 fulfilment
 #
 # The first stage has apt, pip and a shell, and gathers in /rootfs what can run; the last one is that and nothing else.
-# docs/deployment.rst says how large it is, and how that was measured.
+# docs/howto/deploy.rst says how large it is, and how that was measured.
 
 FROM debian:bookworm-slim AS build
 ENV DEBIAN_FRONTEND=noninteractive \

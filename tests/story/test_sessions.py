@@ -29,7 +29,7 @@ Prose between them.
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("document", ["README.rst", "docs/tutorial.rst"])
+@pytest.mark.parametrize("document", ["README.rst", "docs/tutorial/first-orders.rst"])
 def test_a_session_gives_the_answers_that_the_document_shows(document: str, tmp_path: Path) -> None:
     """Each command, typed as it stands there, answers what stands below it; only ids and moments differ."""
     start, *steps = steps_of((ROOT / document).read_text(encoding="utf-8"))
@@ -45,7 +45,7 @@ def test_a_session_gives_the_answers_that_the_document_shows(document: str, tmp_
 @pytest.mark.slow
 def test_three_processes_give_the_answers_that_the_document_shows(tmp_path: Path) -> None:
     """What the document starts runs side by side on a real NATS, and every command answers what stands below it."""
-    steps = steps_of((ROOT / "docs" / "three-processes.rst").read_text(encoding="utf-8"))
+    steps = steps_of((ROOT / "docs" / "tutorial" / "three-processes.rst").read_text(encoding="utf-8"))
     starts = [step for step in steps if step.environment is not None]
     assert [step.environment["MODULES"] for step in starts if step.environment] == ["orders", "inventory", "payments"]
     with ExitStack() as stack:
