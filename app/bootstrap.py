@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["Application", "build_gateway", "build_modules", "build_registry"]
+__all__ = ["Application", "build_gateway", "build_modules", "build_registry", "build_runners"]
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -29,16 +29,17 @@ from app.messaging.dead_letters import DeadLetterStore
 from app.messaging.event_registry import build_registry
 from app.messaging.outbox_relay import OutboxRelay
 from app.messaging.version_usage import VersionUsageReport
-from app.runtime.engine import ShortWay
-from app.runtime.runner import CommitListener, ModuleRunner
-from app.runtime.work import WorkItem
+from app.runtime.batch import BatchProcessor
+from app.runtime.engine import TransactionEngine
+from app.runtime.local_routing import LocalRoutes
+from app.runtime.runner import ModuleRunner
 from app.storage.databases import claim_modules, migrate_all, open_databases, require_tables
 from app.storage.errors import StorageUnavailable
 from app.storage.module_store import ModuleStore
 from app.storage.sql.database import Database
 from app.storage.sql.dialect import ExclusiveAccess
 from app.telemetry.metrics import Metrics
-from app.telemetry.order_metrics import order_observers
+from app.telemetry.order_metrics import OrderMetrics
 from app.web import Runner, build
 from app.web.endpoints.contracts import route_group as contract_routes
 from app.web.endpoints.dead_letters import route_group as dead_letter_routes
@@ -46,13 +47,14 @@ from app.web.endpoints.health import BUS, OK, TOPOLOGY
 from app.web.endpoints.stripe_webhook import route_group as webhook_route
 from app.web.route_group import RouteGroup
 from app.web.spec import asyncapi
+from bus.contracts.event_reader import EventReader
+from bus.contracts.registry import ContractRegistry
 from bus.errors import BrokerUnreachable
 from bus.port import Clock, Subscription
 from bus.tasks import cancel_tasks
 from config.settings import Settings
 from modules import inventory, orders, payments
-from modules.module import Decision, Module
-from modules.payments.events import ChargeRequested
+from modules.module import Module
 
 Listen = Callable[[Subscription], Coroutine[Any, Any, None]]
 
@@ -92,6 +94,40 @@ def build_gateway(settings: Settings, clock: Clock) -> Gateway:
     )
 
 
+def build_runners(
+    modules: Sequence[Module],
+    stores: Mapping[str, ModuleStore],
+    contracts: ContractRegistry,
+    relays: Mapping[str, OutboxRelay],
+    clock: Clock,
+    metrics: Metrics,
+    *,
+    delivers_locally: bool,
+    remote_subjects: Collection[str] | None = None,
+    **options: Any,
+) -> dict[str, ModuleRunner]:
+    """
+    Return a runner for each of *modules*, all with one transaction engine.
+
+    With *delivers_locally* the modules share a database and this process. *remote_subjects* are also consumed outside the
+    modules; by default those of the workers. *options* go to each `ModuleRunner`.
+    """
+    readers = {module.name: EventReader(module.name, contracts, module.consumes) for module in modules}
+    if remote_subjects is None:
+        consumed = subscriptions(modules, contracts)
+        remote_subjects = [s for name in consumed if name.removesuffix(EXPRESS_LANE) not in readers for s in consumed[name]]
+    routes = LocalRoutes(readers if delivers_locally else {}, remote_subjects, contracts)
+    processors = {module.name: BatchProcessor(module, stores[module.name], contracts) for module in modules}
+    engine = TransactionEngine(processors, routes, clock)
+    runners: dict[str, ModuleRunner] = {}
+    for module in modules:
+        name = module.name
+        runners[name] = ModuleRunner(
+            module, stores[name], engine, readers[name], relays[name], runners, clock, metrics, **options
+        )
+    return runners
+
+
 class Application:
     """
     The house, running.
@@ -125,28 +161,18 @@ class Application:
         self.metrics.bus_connected.follow(lambda: float(self.bus.is_connected))
         self.metrics.bus_reconnects.follow(self._transport.reconnects)
         self.relays = {name: OutboxRelay(store, self.bus, clock, self.metrics) for name, store in stores.items()}
-        self.runners = {
-            module.name: ModuleRunner(
-                module,
-                stores[module.name],
-                contracts,
-                self.relays[module.name],
-                clock,
-                self.metrics,
-                batch_max=settings.batch_max,
-                backlog=self._backlog,
-                backlog_max=settings.outbox_cap,
-                observers=self._observers(module.name),
-            )
-            for module in modules
-        }
         database, *others = self.databases.values()
-        if settings.bus == "memory" and not others and not database.dialect.is_shared:
-            heard = subscriptions(modules, contracts)
-            elsewhere = [s for who in heard if who.removesuffix(EXPRESS_LANE) not in self.runners for s in heard[who]]
-            ShortWay(self.runners, elsewhere, database, self._clock)
+        shares_transactions = settings.bus == "memory" and not others and not database.dialect.is_shared
+        self.runners = build_runners(
+            modules, stores, contracts, self.relays, clock, self.metrics,
+            delivers_locally=shares_transactions, batch_max=settings.batch_max, backlog=self._backlog, backlog_max=settings.outbox_cap,
+        )  # fmt: skip
         self._contracts = contracts
         self._worker = self._gateway_worker() if "payments" in self.runners else None
+        if "orders" in self.runners:
+            self.runners["orders"].add_listener(OrderMetrics(self.metrics))
+        if self._worker is not None:
+            self.runners["payments"].add_listener(self._worker.delays.on_commit)
         self._tasks: list[asyncio.Task[None]] = []
         self._listening: list[asyncio.Task[None]] = []
         self._claims: list[ExclusiveAccess] = []
@@ -172,15 +198,6 @@ class Application:
 
     def _backlog(self) -> int:
         return sum(relay.pending for relay in self.relays.values())
-
-    def _observers(self, module: str) -> dict[type, CommitListener] | None:
-        if module == "orders":
-            return order_observers(self.metrics)
-        return {ChargeRequested: self._charge_requested} if module == "payments" else None
-
-    def _charge_requested(self, event: ChargeRequested, decision: Decision, item: WorkItem) -> None:
-        assert self._worker is not None
-        self._worker.delays.on_charge_requested(event, decision, item)
 
     def _webhooks(self) -> tuple[RouteGroup, ...]:
         """Return the route for the provider's webhooks, where payments run."""

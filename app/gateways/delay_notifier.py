@@ -18,7 +18,6 @@ from loguru import logger
 
 from app.gateways.circuit_breaker import BreakerState, CircuitBreaker
 from app.runtime.runner import ModuleRunner
-from app.runtime.work import WorkItem
 from app.storage.errors import TemporarilyUnavailable
 from app.telemetry.trace import TraceContext
 from bus.ids import derived_id
@@ -60,10 +59,12 @@ class DelayNotifier:
             is_express=express,
         )
 
-    def on_charge_requested(self, event: ChargeRequested, decision: Decision, item: WorkItem) -> None:
-        """Be told that *event* was said (an `app.runtime.runner.CommitListener`)."""
+    def on_commit(self, event: Any, decision: Decision, trace: TraceContext) -> None:
+        """Notify payments of a charge that is requested while the breaker is not closed; an `app.runtime.runner.CommitListener`."""
         if self._breaker.state is not BreakerState.CLOSED:
-            self._start(self._notify(event.order_id, item.trace))
+            for each in (event, *decision.events):
+                if type(each) is ChargeRequested:
+                    self._start(self._notify(each.order_id, trace))
 
     async def close(self) -> None:
         """Tell no more. Idempotent."""

@@ -28,16 +28,15 @@ from app.gateways.circuit_breaker import BreakerOpen, BreakerState, CircuitBreak
 from app.gateways.delay_notifier import DelayNotifier, no_content
 from app.gateways.gateway_calls import CALLS_MAX, LANE_CALLS_MAX, GatewayCalls, GatewayRequest
 from app.gateways.port import Gateway
-from app.messaging.cloudevents import event_id_and_trace, occurred_at, versions_of
-from app.runtime.receiving import reject_unreadable
-from app.runtime.runner import DEFER_MAX, DEFER_SECONDS, ModuleRunner, retry_seconds
+from app.messaging.cloudevents import occurred_at
+from app.runtime.receiving import Receiver, extend_ack_deadlines
+from app.runtime.runner import ModuleRunner
 from app.storage.errors import TemporarilyUnavailable
 from app.telemetry.message_metrics import MessageMetrics
 from app.telemetry.metrics import Metrics
 from app.telemetry.trace import TraceContext
 from bus.contracts.event_reader import EventReader
 from bus.contracts.registry import ContractRegistry
-from bus.errors import Rejected
 from bus.ids import derived_id
 from bus.port import Clock, Delivery, Subscription
 from bus.replay_subjects import original_subject
@@ -92,10 +91,10 @@ class PaymentWorker:
         self._runner = runner
         self._gateway = gateway
         self._breaker = breaker
-        self._reader = EventReader(CONSUMER, contracts, HEARS)
         self._clock = clock
         self._messages = MessageMetrics(runner.module.name, metrics)
         self._rng = rng or random.Random()
+        self._receiver = Receiver(EventReader(CONSUMER, contracts, HEARS), self._messages, self._rng)
         self._ask = GatewayCalls(gateway, breaker, metrics, self._rng)
         self._started_at = self._well_since = clock.now()
         self._calls: dict[asyncio.Task[None], Delivery] = {}
@@ -155,11 +154,7 @@ class PaymentWorker:
         """Tell the bus of what takes long that somebody is still at it."""
         while True:
             await self._clock.sleep(HEARTBEAT_SECONDS)
-            for delivery in list(self._calls.values()):
-                try:
-                    await delivery.in_progress()
-                except Exception as error:  # the others want to be told of, too
-                    logger.warning("a message in hand may come again", consumer=CONSUMER, detail=repr(error))
+            await extend_ack_deadlines(list(self._calls.values()), CONSUMER)
 
     def _breaker_changed(self, state: BreakerState) -> None:
         for subscription in self._subscriptions:
@@ -184,19 +179,13 @@ class PaymentWorker:
             logger.opt(exception=error).error("the gateway worker failed")
 
     async def _handle(self, delivery: Delivery, lane: _Lane) -> None:
-        message = delivery.message
-        subject = original_subject(message.subject)
-        versions = versions_of(message)
-        try:
-            event = self._reader.read(subject, message.body)
-        except Rejected as error:
-            await reject_unreadable(delivery, error, self._reader, self._messages)
+        received = await self._receiver.receive(delivery)
+        if received is None:
             return
-        is_lower = versions is not None and self._reader.has_newer(subject, versions)
-        if is_lower and delivery.tries <= DEFER_MAX:
-            await delivery.nak(DEFER_SECONDS, error="superseded")
+        if received.may_be_deferred:
+            await self._receiver.defer(delivery)
             return
-        id, context = event_id_and_trace(message)
+        event, id, context = received.event, received.id, received.trace
         me, before = asyncio.current_task(), self._last_at.get(event.order_id)
         assert me is not None
         self._last_at[event.order_id] = me
@@ -209,15 +198,12 @@ class PaymentWorker:
             self._has_room.set()
             is_news = answer is not None and await self._submit(task, answer)
         except Exception as error:  # whatever it is, it is this message's trouble: five tries, then a dead letter
-            detail = f"{type(error).__name__}: {error}"
-            logger.warning("message failed", consumer=CONSUMER, detail=detail, correlation_id=context.correlation_id)
-            await delivery.nak(retry_seconds(delivery.tries, self._rng), detail=detail)
-            self._messages.count(subject, "failed")
+            await self._receiver.fail(delivery, error, context.correlation_id)
             return
         finally:
             if self._last_at.get(event.order_id) is me:
                 del self._last_at[event.order_id]
-        self._messages.count(subject, "handled" if is_news else "superseded" if is_lower else "repeated")
+        self._messages.count(received.subject, "handled" if is_news else "superseded" if received.is_older else "repeated")
         await delivery.ack()
 
     def _task(self, event: Any, delivery: Delivery, id: str, context: TraceContext, *, is_alone: bool) -> GatewayRequest:

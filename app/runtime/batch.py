@@ -1,9 +1,10 @@
 """
-One batch, thought through: claim, load, decide, write, all in somebody's transaction.
+Process one batch of one module inside a transaction: load, decide, stage, flush.
 
-What was heard before drops out, the states that are needed are brought together, the module decides about one event
-after the other, and everything that has changed is written with one statement per table. An event that cannot be
-decided loses only itself.
+The inbox drops events that the module has processed before. Every state that the batch needs is loaded with one select
+per table; the module then decides about one event after the other, and each decision sees the states that the ones
+before it have left. `BatchProcessor.flush` writes everything that has changed with one statement per table. An event
+that cannot be decided fails alone.
 """
 
 from __future__ import annotations
@@ -20,160 +21,166 @@ from app.runtime.errors import IdempotencyKeyReused
 from app.runtime.service import Reply
 from app.runtime.unit_of_work import UnitOfWork
 from app.runtime.work import DeferredToNewerVersion, ItemResult, OutgoingEvent, WorkItem
-from app.storage.module_store import InboxEntry, ModuleStore, time_ordered_id_range
+from app.storage.module_store import InboxEntry, ModuleStore, ProcessedIds, time_ordered_id_range
 from app.storage.outbox import OutboxMessage
 from app.storage.state_rows import to_db_timestamp
 from bus.contracts.registry import ContractRegistry
-from bus.port import Clock
-from modules.module import CancelTimer, Decision, DecisionOutcome, Module, Scheduled
+from modules.module import CancelTimer, Decision, DecisionOutcome, Key, Module, Scheduled
 from modules.routes import Rejection, Response
 
 
 class BatchProcessor:
-    """Think a batch of one module through."""
+    """Decide about batches of one module and write what follows."""
 
-    def __init__(self, module: Module, store: ModuleStore, contracts: ContractRegistry, clock: Clock) -> None:
+    def __init__(self, module: Module, store: ModuleStore, contracts: ContractRegistry) -> None:
         self._module = module
         self._store = store
-        self.contracts = contracts
-        self._clock = clock
-        self._keys_of = {cls: rows.key_of for cls, rows in store.mappers.items()}
-
-    def __call__(self, batch: Sequence[WorkItem], connection: Connection) -> tuple[list[ItemResult], list[OutboxMessage]]:
-        """Decide about *batch* and write what follows; return the verdicts, and what is to go out now."""
-        writes, now = UnitOfWork(new_keys(batch)), self._clock.now()
-        results, due = self.decide(batch, connection, writes, now)
-        self.flush(connection, writes, now)
-        return results, self.to_publish(due)
+        self._contracts = contracts
+        self._key_of = {cls: mapper.key_of for cls, mapper in store.mappers.items()}
 
     def decide(
-        self, batch: Sequence[WorkItem], connection: Connection, writes: UnitOfWork, now: datetime
+        self, items: Sequence[WorkItem], unit: UnitOfWork, now: datetime, connection: Connection
     ) -> tuple[list[ItemResult], list[OutgoingEvent]]:
         """
-        Decide about *batch*; what follows from it joins *writes*, which may hold more of this transaction already.
+        Decide about *items* in their order; *unit* may already hold work of the same transaction.
 
-        Return the verdicts, and what goes out *now*.
+        Return a result for each item, and the events that are due now; scheduled events stay in the unit of work.
         """
-        moment = to_db_timestamp(now)
-        touches, decide = self._module.keys, self._module.decide
-        touched = [touches(item.event) for item in batch]
-        keys = writes.missing_keys(touched)
-        inbox_ids = [item.inbox_id for item in batch if item.inbox_id is not None]
-        known, found = self._store.load_with_inbox(connection, inbox_ids, keys)
-        writes.load(keys, found)
-
-        world, states, heard, keys_of = writes.identity_map, writes.changed, writes.inbox_entries, self._keys_of
+        db_now = to_db_timestamp(now)
+        keys_of = self._module.keys
+        keys = [keys_of(item.event) for item in items]
+        processed = self._load(items, keys, unit, connection)
         due: list[OutgoingEvent] = []
-        results = []
-        for item, wanted in zip(batch, touched, strict=True):
-            inbox_id = item.inbox_id
-            if inbox_id is not None and inbox_id in known:
-                results.append(self._replay(item, *known[inbox_id]))
-                continue
-            if item.defers_to_newer:
-                results.append(ItemResult(error=DeferredToNewerVersion("a newer version of this event is to come")))
-                continue
-            told = None
-            try:
-                decision = decide([world[cls][key] for cls, key in wanted], item.event, now)
-                changed = [(type(state), keys_of[type(state)](state), state) for state in decision.states]
-                if item.respond is not None:
-                    after = {(cls, key): state for cls, key, state in changed}
-                    outcome = DecisionOutcome(tuple([after.get(key) or world[key[0]][key[1]] for key in wanted]), decision.emitted)
-                    told = Reply(item.respond(outcome))
-                if decision.events:
-                    due += self._stage_events(item, decision, moment, wanted[0][1] if wanted else "", writes)
-            except Exception as error:  # whatever a decision raises, it is this event's trouble and nobody else's
-                results.append(ItemResult(error=error))
-                continue
-            for cls, key, state in changed:
-                world[cls][key] = states[cls][key] = state
-            if item.cause is not None:
-                heard.append((item, None))
-            elif inbox_id is not None and not (told is not None and isinstance(told.response, Rejection)):
-                answer = None
-                if item.fingerprint is not None and told is not None:
-                    answer = _kept(told.response)
-                heard.append((item, answer))
-                known[inbox_id] = item.fingerprint, answer
-            results.append(ItemResult(decision, told))
-        return results, writes.without_cancelled(due)
+        results = [
+            self._decide_one(item, item_keys, processed, unit, now, db_now, due)
+            for item, item_keys in zip(items, keys, strict=True)
+        ]
+        return results, unit.without_cancelled(due)
 
-    def flush(self, connection: Connection, writes: UnitOfWork, now: datetime) -> None:
+    def flush(self, unit: UnitOfWork, now: datetime, connection: Connection) -> None:
         """
-        Write *writes* down, but for what is over.
+        Write the unit of work; an event that is delivered locally leaves no row in outbox and inbox.
 
         Raises:
-            Invalid: Something that has to travel breaks the schema of an older version.
+            Invalid: An event that the bus has to carry breaks the schema of an older version.
         """
-        moment, (first_id, end_id) = to_db_timestamp(now), time_ordered_id_range(now)
-        heard = []
-        for item, answer in writes.inbox_entries:
+        db_now, (first_id, end_id) = to_db_timestamp(now), time_ordered_id_range(now)
+        entries = []
+        for item, stored_reply in unit.inbox_entries:
             if item.cause is None or not item.cause.is_delivered_locally:
                 id = item.inbox_id or item.id
-                untimed = int(item.fingerprint is not None or not first_id <= id < end_id)
-                heard.append(InboxEntry(id, moment, untimed, item.fingerprint, answer))
-        outbox_messages = [
-            message
-            for said in writes.outgoing
-            if not said.is_delivered_locally
-            for message in said.to_messages(self.contracts)
-        ]
+                is_untimed = item.fingerprint is not None or not first_id <= id < end_id
+                entries.append(InboxEntry(id, db_now, int(is_untimed), item.fingerprint, stored_reply))
         self._store.save(
-            connection, states=writes.changed, new_keys=writes.new_keys, inbox_entries=heard, cancelled_timers=writes.cancelled_timers, outgoing=outbox_messages
+            connection,
+            states=unit.changed,
+            new_keys=unit.new_keys,
+            inbox_entries=entries,
+            cancelled_timers=unit.cancelled_timers,
+            outgoing=self.to_publish([event for event in unit.outgoing if not event.is_delivered_locally]),
         )
 
-    def to_publish(self, due: Sequence[OutgoingEvent]) -> list[OutboxMessage]:
-        """Return the parcels of *due*, which go out over the bus: some may come back to this very process."""
-        return [message for said in due for message in said.to_messages(self.contracts)]
+    def to_publish(self, events: Sequence[OutgoingEvent]) -> list[OutboxMessage]:
+        """Return the outbox rows of *events*."""
+        return [message for event in events for message in event.to_messages(self._contracts)]
 
-    def _stage_events(self, item: WorkItem, decision: Decision, now: str, key: str, writes: UnitOfWork) -> list[OutgoingEvent]:
+    def _load(
+        self, items: Sequence[WorkItem], keys: Sequence[Sequence[Key]], unit: UnitOfWork, connection: Connection
+    ) -> ProcessedIds:
+        """Load into *unit* the states that *items* need; return what the inbox knows of the items."""
+        missing = unit.missing_keys(keys)
+        inbox_ids = [item.inbox_id for item in items if item.inbox_id is not None]
+        processed, found = self._store.load_with_inbox(connection, inbox_ids, missing)
+        unit.load(missing, found)
+        return processed
+
+    def _decide_one(
+        self,
+        item: WorkItem,
+        keys: Sequence[Key],
+        processed: ProcessedIds,
+        unit: UnitOfWork,
+        now: datetime,
+        db_now: str,
+        due: list[OutgoingEvent],
+    ) -> ItemResult:
+        """Decide about *item*; what follows joins *unit*, and *due* if it is due now."""
+        inbox_id = item.inbox_id
+        if inbox_id is not None and inbox_id in processed:
+            return _replay(item, *processed[inbox_id])
+        if item.defers_to_newer:
+            return ItemResult(error=DeferredToNewerVersion("a newer version of this event is still to come"))
+        states, key_of, reply = unit.identity_map, self._key_of, None
+        try:
+            decision = self._module.decide([states[cls][key] for cls, key in keys], item.event, now)
+            changed = [(type(state), key_of[type(state)](state), state) for state in decision.states]
+            if item.respond is not None:
+                after = {(cls, key): state for cls, key, state in changed}
+                outcome = DecisionOutcome(tuple([after.get(key) or states[key[0]][key[1]] for key in keys]), decision.emitted)
+                reply = Reply(item.respond(outcome))
+            if decision.events:
+                due += self._stage(item, decision, keys[0][1] if keys else "", unit, db_now)
+        except Exception as error:  # an exception of a decision concerns this event alone
+            return ItemResult(error=error)
+        for cls, key, state in changed:
+            states[cls][key] = unit.changed[cls][key] = state
+        if item.cause is not None:
+            unit.inbox_entries.append((item, None))
+        elif inbox_id is not None and not (reply is not None and isinstance(reply.response, Rejection)):
+            stored_reply = None
+            if item.fingerprint is not None and reply is not None:
+                stored_reply = _encode_response(reply.response)
+            unit.inbox_entries.append((item, stored_reply))
+            processed[inbox_id] = item.fingerprint, stored_reply
+        return ItemResult(decision, reply)
+
+    def _stage(self, item: WorkItem, decision: Decision, key: str, unit: UnitOfWork, db_now: str) -> list[OutgoingEvent]:
         """
-        Put into *writes* what goes out and what is withdrawn; return what goes out now.
+        Put into *unit* the events that *decision* emits and the timers that it cancels; return the events due now.
 
         Raises:
-            Invalid: An event breaks its schema; then nothing was put there.
+            Invalid: An event breaks its schema; then *unit* is unchanged.
         """
         is_express = item.is_express if decision.express is None else decision.express
-        producer, contracts = self._module.name, self.contracts
-        everything: list[OutgoingEvent] = []
-        names: list[str] = []
-        withdrawn: list[str] = []
-        is_later = False
+        producer, contracts = self._module.name, self._contracts
+        events: list[OutgoingEvent] = []
+        timers: list[str] = []
+        cancelled: list[str] = []
+        has_scheduled = False
         for ordinal, event in enumerate(decision.events):
-            name, due_at = None, now
+            timer, due_at = None, db_now
             if type(event) is Scheduled:
-                name, due_at, event = event.timer or None, max(now, to_db_timestamp(event.due_at)), event.event
-                is_later = is_later or due_at > now
-                if name is not None:
-                    names.append(name)
+                timer, due_at, event = event.timer or None, max(db_now, to_db_timestamp(event.due_at)), event.event
+                has_scheduled = has_scheduled or due_at > db_now
+                if timer is not None:
+                    timers.append(timer)
             elif type(event) is CancelTimer:
-                withdrawn.append(event.timer)
+                cancelled.append(event.timer)
                 continue
             if hasattr(event, "__subject__"):
                 value = contracts.to_json(event)
-                everything.append(OutgoingEvent(event, value, item, producer, ordinal, is_express, key, now, due_at, name))
-        if withdrawn:
-            writes.cancel_timers(withdrawn)
-        writes.outgoing += everything
-        writes.timer_names.update(names)
-        return [said for said in everything if said.due_at <= now] if is_later else everything
-
-    @staticmethod
-    def _replay(item: WorkItem, fingerprint: str | None, answer: str | None) -> ItemResult:
-        """Return the verdict on what was heard before."""
-        if item.fingerprint is not None and item.fingerprint != fingerprint:
-            return ItemResult(error=IdempotencyKeyReused("This idempotency key was used for another request."))
-        if answer is None:
-            return ItemResult(reply=Reply(Response(200, None), is_replay=True))
-        return ItemResult(reply=Reply(Response(**orjson.loads(answer)), is_replay=True))
+                events.append(OutgoingEvent(event, value, item, producer, ordinal, is_express, key, db_now, due_at, timer))
+        if cancelled:
+            unit.cancel_timers(cancelled)
+        unit.outgoing += events
+        unit.timer_names.update(timers)
+        return [event for event in events if event.due_at <= db_now] if has_scheduled else events
 
 
-def new_keys(batch: Sequence[WorkItem]) -> frozenset[str]:
-    """Return the ids that were made up for those in *batch*."""
-    return frozenset([item.new_key for item in batch if item.new_key is not None])
+def new_keys(items: Sequence[WorkItem]) -> frozenset[str]:
+    """Return the keys that were generated for *items*."""
+    return frozenset([item.new_key for item in items if item.new_key is not None])
 
 
-def _kept(answer: Response | Rejection) -> str:
-    assert isinstance(answer, Response)
-    return orjson.dumps({"status": answer.status, "body": answer.body, "headers": dict(answer.headers)}).decode()
+def _replay(item: WorkItem, fingerprint: str | None, stored_reply: str | None) -> ItemResult:
+    """Return the result for an item that the inbox knows."""
+    if item.fingerprint is not None and item.fingerprint != fingerprint:
+        return ItemResult(error=IdempotencyKeyReused("This idempotency key was used for another request."))
+    if stored_reply is None:
+        return ItemResult(reply=Reply(Response(200, None), is_replay=True))
+    return ItemResult(reply=Reply(Response(**orjson.loads(stored_reply)), is_replay=True))
+
+
+def _encode_response(response: Response | Rejection) -> str:
+    assert isinstance(response, Response)
+    return orjson.dumps({"status": response.status, "body": response.body, "headers": dict(response.headers)}).decode()

@@ -1,4 +1,9 @@
-"""What a module does while its database is out of reach: send askers home, keep what the bus brought, and try again."""
+"""
+Wait out a database outage.
+
+Submitters get an error at once, because a client can retry; messages from the bus stay in the queue with their
+acknowledgement deadlines extended, so that an outage costs no delivery attempt.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ import asyncio
 import random
 from collections.abc import Sequence
 
+from app.runtime.receiving import extend_ack_deadlines
 from app.runtime.work import WorkItem
 from app.runtime.work_queue import WorkQueue
 from app.storage.errors import StorageUnavailable
@@ -16,38 +22,41 @@ from bus.port import Clock
 
 SECONDS_MIN = 0.1
 SECONDS_MAX = 2.0
-"""Between two looks at whether the database answers; doubled each time, with jitter."""
+"""The interval between two checks of the database; it doubles each time, with jitter."""
 
-KEEP_SECONDS = 1.0
+EXTEND_SECONDS = 1.0
 
 
 class StorageOutage:
-    """The time for which *database* does not answer those in *room*."""
+    """The time during which *database* does not answer."""
 
-    def __init__(self, room: WorkQueue[WorkItem], database: Database, clock: Clock, rng: random.Random) -> None:
+    def __init__(
+        self, consumer: str, queue: WorkQueue[WorkItem], database: Database, clock: Clock, rng: random.Random
+    ) -> None:
         self.is_active = False
-        """True while nobody new should be let in, only to be turned away."""
-        self._queue = room
+        """True while submitted events have to be rejected."""
+        self._consumer = consumer
+        self._queue = queue
         self._database = database
         self._clock = clock
         self._rng = rng
 
-    async def wait_out(self, batch: Sequence[WorkItem], error: StorageUnavailable) -> None:
+    async def wait_out(self, items: Sequence[WorkItem], error: StorageUnavailable) -> None:
         """
-        Turn *batch* away, which met *error*, and return once the database answers.
+        Return once the database answers again.
 
-        What the bus brought sits down again, and no message is charged a try for it.
+        Of *items*, which failed with *error*, submitted events are rejected and deliveries go back to the queue.
         """
         self.is_active = True
-        self._queue.requeue([item for item in batch if item.delivery is not None], lambda item: item.is_express)
-        _send_home(batch, error)
-        keeping = asyncio.create_task(self._extend_ack_deadlines())
+        self._queue.requeue([item for item in items if item.delivery is not None], lambda item: item.is_express)
+        _reject(items, error)
+        extending = asyncio.create_task(self._extend_ack_deadlines())
         try:
-            await self._wait()
+            await self._wait_for_database()
         finally:
-            keeping.cancel()
+            extending.cancel()
 
-    async def _wait(self) -> None:
+    async def _wait_for_database(self) -> None:
         seconds = SECONDS_MIN
         while self.is_active:
             await self._clock.sleep(seconds * self._rng.uniform(0.5, 1.0))
@@ -55,20 +64,24 @@ class StorageOutage:
             try:
                 await self._database.check()
                 self.is_active = False
-            except StorageUnavailable as still:
-                _send_home(self._queue.remove_if(lambda item: item.future is not None), still)
+            except StorageUnavailable as error:
+                _reject(self._queue.remove_if(lambda item: item.future is not None), error)
 
     async def _extend_ack_deadlines(self) -> None:
-        """Keep what the bus brought ours, until cancelled; a database may take its time to say that it is away."""
+        """Extend the deadlines of all queued deliveries until cancelled; a connection attempt may take long to fail."""
         while True:
-            for item in self._queue:
-                for delivery in (item.delivery, *item.older_deliveries):
-                    if delivery is not None:
-                        await delivery.in_progress()
-            await self._clock.sleep(KEEP_SECONDS)
+            deliveries = [
+                delivery
+                for item in self._queue
+                for delivery in (item.delivery, *item.older_deliveries)
+                if delivery is not None
+            ]
+            await extend_ack_deadlines(deliveries, self._consumer)
+            await self._clock.sleep(EXTEND_SECONDS)
 
 
-def _send_home(items: Sequence[WorkItem], error: StorageUnavailable) -> None:
+def _reject(items: Sequence[WorkItem], error: StorageUnavailable) -> None:
+    """Fail the futures of submitted events, each with an exception of its own."""
     for item in items:
         if item.future is not None and not item.future.done():
             item.future.set_exception(type(error)(error.detail, error.retry_after_seconds))

@@ -1,34 +1,135 @@
-"""What every consumer does with a message that it cannot read."""
+"""
+Receive messages from the bus: decode, reject what cannot be read, and settle what failed.
+
+The module runner and the payment worker share these rules:
+
+- A message that cannot be decoded becomes a dead letter at once. The exception is an unknown version of an event whose
+  headers list a version that the consumer reads: the message is acknowledged, because the readable version arrives, too.
+- An older version of an event that the consumer also reads in a newer version is deferred `DEFER_MAX` times, so that the
+  newer version is processed first; after that it is processed itself.
+- A message whose processing failed is delivered again after a delay that doubles with each try.
+"""
 
 from __future__ import annotations
 
-__all__ = ["reject_unreadable"]
+__all__ = ["DEFER_MAX", "DEFER_SECONDS", "Received", "Receiver", "extend_ack_deadlines", "retry_seconds"]
 
+import random
+from collections.abc import Iterable
+from typing import Any
+
+from attrs import define
 from loguru import logger
 
-from app.messaging.cloudevents import event_id_and_trace, versions_of
+from app.messaging.cloudevents import event_id_and_trace, occurred_at, versions_of
 from app.telemetry.message_metrics import MessageMetrics
+from app.telemetry.trace import TraceContext
 from bus.contracts.event_reader import EventReader
 from bus.errors import Rejected
 from bus.port import Delivery
 from bus.replay_subjects import original_subject
+from bus.subjects import is_express
+
+RETRY_SECONDS = 0.5
+RETRY_SECONDS_MAX = 30.0
+
+DEFER_SECONDS = 1.0
+DEFER_MAX = 2
+"""How often, and for how long each time, an older version of an event waits for the newer one."""
 
 
-async def reject_unreadable(delivery: Delivery, error: Rejected, hears: EventReader, handling: MessageMetrics) -> None:
-    """
-    Be done with what *hears* could not read, because of *error*.
+@define(eq=False)
+class Received:
+    """A decoded message."""
 
-    An unknown version of an event that is also said in a known one is let go; everything else is put aside.
-    """
-    message = delivery.message
-    subject, versions = original_subject(message.subject), versions_of(message)
-    if versions is not None and hears.has_readable_sibling(subject, versions):
-        handling.count(subject, "ignored")
-        await delivery.ack()
-        return
-    logger.warning(
-        "message put aside", consumer=hears.consumer, subject=subject, message_id=message.id,
-        error=error.code, detail=str(error), correlation_id=event_id_and_trace(message)[1].correlation_id,
-    )  # fmt: skip
-    handling.count(subject, "put_aside")
-    await delivery.term(error.code, str(error))
+    delivery: Delivery
+    event: Any
+    id: str
+    """The event's own id."""
+    trace: TraceContext
+    subject: str
+    """The original subject: a replayed message has the subject of its event."""
+    occurred_at: str | None
+    versions: str | None
+    """The header that lists all versions of the event; None for a single version."""
+    is_older: bool
+    """True when the consumer also reads a newer version of this event."""
+
+    @property
+    def is_express(self) -> bool:
+        """True for the express lane."""
+        return is_express(self.subject)
+
+    @property
+    def may_be_deferred(self) -> bool:
+        """True for an older version that has not been deferred `DEFER_MAX` times yet."""
+        return self.is_older and self.delivery.tries <= DEFER_MAX
+
+
+class Receiver:
+    """Decode and settle the deliveries of one consumer."""
+
+    def __init__(self, reader: EventReader, messages: MessageMetrics, rng: random.Random) -> None:
+        self._reader = reader
+        self._messages = messages
+        self._rng = rng
+
+    def is_older(self, delivery: Delivery) -> bool:
+        """Return True when the consumer also reads a newer version of the event that *delivery* carries."""
+        versions = versions_of(delivery.message)
+        return versions is not None and self._reader.has_newer(original_subject(delivery.message.subject), versions)
+
+    async def receive(self, delivery: Delivery) -> Received | None:
+        """Return the decoded message, or None when it cannot be read; it is settled then."""
+        message = delivery.message
+        subject, versions = original_subject(message.subject), versions_of(message)
+        try:
+            event = self._reader.read(subject, message.body)
+        except Rejected as error:
+            await self._reject(delivery, subject, versions, error)
+            return None
+        id, trace = event_id_and_trace(message)
+        is_older = versions is not None and self._reader.has_newer(subject, versions)
+        return Received(delivery, event, id, trace, subject, occurred_at(message), versions, is_older)
+
+    async def defer(self, delivery: Delivery, detail: str = "") -> None:
+        """Deliver an older version again after `DEFER_SECONDS`."""
+        await delivery.nak(DEFER_SECONDS, error="superseded", detail=detail)
+
+    async def fail(self, delivery: Delivery, error: Exception, correlation_id: str | None) -> None:
+        """Deliver the message again after a delay; the bus makes it a dead letter after its last try."""
+        subject = original_subject(delivery.message.subject)
+        detail = f"{type(error).__name__}: {error}"
+        self._messages.count(subject, "failed")
+        logger.warning(
+            "message failed", consumer=self._reader.consumer, subject=subject, tries=delivery.tries, detail=detail,
+            message_id=delivery.message.id, correlation_id=correlation_id,
+        )  # fmt: skip
+        await delivery.nak(retry_seconds(delivery.tries, self._rng), error="failed", detail=detail)
+
+    async def _reject(self, delivery: Delivery, subject: str, versions: str | None, error: Rejected) -> None:
+        if versions is not None and self._reader.has_readable_sibling(subject, versions):
+            self._messages.count(subject, "ignored")
+            await delivery.ack()
+            return
+        message = delivery.message
+        logger.warning(
+            "message put aside", consumer=self._reader.consumer, subject=subject, message_id=message.id,
+            error=error.code, detail=str(error), correlation_id=event_id_and_trace(message)[1].correlation_id,
+        )  # fmt: skip
+        self._messages.count(subject, "put_aside")
+        await delivery.term(error.code, str(error))
+
+
+async def extend_ack_deadlines(deliveries: Iterable[Delivery], consumer: str) -> None:
+    """Restart ``ack_wait`` for each of *deliveries*; a failure is logged and does not keep the others from it."""
+    for delivery in deliveries:
+        try:
+            await delivery.in_progress()
+        except Exception as error:
+            logger.warning("a message in hand may be delivered again", consumer=consumer, detail=repr(error))
+
+
+def retry_seconds(tries: int, rng: random.Random) -> float:
+    """Return the delay after try *tries*: it doubles each time, with jitter so that failures do not synchronise."""
+    return min(RETRY_SECONDS * 2.0 ** (tries - 1), RETRY_SECONDS_MAX) * rng.uniform(0.5, 1.5)

@@ -1,8 +1,4 @@
-"""
-A running module as the web and the workers see it: one door, the same for everybody.
-
-`app.runtime.runner.ModuleRunner` is the door; what is written here is all that others may rely on.
-"""
+"""The service interface of a running module; `app.runtime.runner.ModuleRunner` implements it."""
 
 from __future__ import annotations
 
@@ -21,18 +17,18 @@ from modules.routes import Rejection, Response
 
 @define
 class Reply:
-    """The answer to something that was told; *is_replay* when the key had been used for it before."""
+    """The reply to a submitted event; *is_replay* when its idempotency key had been used for it before."""
 
     response: Response | Rejection
     is_replay: bool = False
 
 
 class ModuleService(Protocol):
-    """One module, running."""
+    """One running module, as the HTTP layer and the workers use it."""
 
     @property
     def module(self) -> Module:
-        """Its door plate."""
+        """The module descriptor."""
 
     async def submit(
         self,
@@ -48,17 +44,18 @@ class ModuleService(Protocol):
         new_key: str | None = None,
     ) -> Reply:
         """
-        Tell the module that *event* happened; return once what follows from it is committed to disk.
+        Submit *event*; return the reply once everything that follows from the event is committed to disk.
 
-        *id* is the event's own. *new_key* is the key of the state that it creates, if that was made up for it: nothing is
-        there yet, so nobody looks. With *key* (unique to caller and route) the first call's answer is kept; a further call
-        with an equal *fingerprint* gets it again and changes nothing.
+        *id* is the event's id. *respond* builds the reply inside the transaction. *new_key* is the key of the state that
+        the event creates, if it was generated for this event: the module then skips the look-up of that state. With an
+        idempotency *key* (unique to caller and route) the first reply is stored; a later call with the same *key* and an
+        equal *fingerprint* gets it again and changes nothing.
 
         Raises:
-            KeyReused: *key* was used with another *fingerprint*.
-            Overloaded: *sheds_load* is set and the backlog is over its cap.
-            Unsettled: The database went away while it committed; whether anything was stored is not known.
-            Unavailable: The database is out of reach; nothing was stored.
+            IdempotencyKeyReused: *key* was used with another *fingerprint*.
+            Overloaded: *sheds_load* is set and the outbox backlog is over its cap.
+            CommitOutcomeUnknown: The database became unavailable during the commit; it is unknown whether anything was stored.
+            StorageUnavailable: The database is unavailable; nothing was stored.
         """
 
     async def get(self, cls: type, key: str) -> State | None:
@@ -66,18 +63,18 @@ class ModuleService(Protocol):
         Return the state of *cls* under *key*, or None.
 
         Raises:
-            Unavailable: The database is out of reach.
+            StorageUnavailable: The database is unavailable.
         """
 
     async def list_states(
         self, cls: type, filters: Mapping[str, Any], *, after: str | None, limit: int, newest_first: bool
     ) -> Sequence[State]:
         """
-        Return up to *limit* states of *cls* whose columns equal *filters*, by key, beyond *after*.
+        Return up to *limit* states of *cls* whose columns equal *filters*, in key order, beyond *after*.
 
         Raises:
-            Unavailable: The database is out of reach.
+            StorageUnavailable: The database is unavailable.
         """
 
     def watch(self, cls: type, key: str) -> AbstractAsyncContextManager[AsyncIterator[None]]:
-        """Enter to be woken (by an item of the iterator) after each change to a state; changes may be merged."""
+        """Enter to get an iterator that yields after each change of a state; several changes may be merged into one."""

@@ -1,4 +1,4 @@
-"""What has been decided within a transaction: what is to be written of it, what was said, and what of that has to travel."""
+"""The unit of work: what one module has loaded, changed and emitted within a transaction that is not written yet."""
 
 from __future__ import annotations
 
@@ -16,56 +16,56 @@ from modules.module import Key
 
 @define(eq=False)
 class UnitOfWork:
-    """What one module has decided within a transaction, and what is not written yet."""
+    """One module's part of a transaction."""
 
     generated_keys: Set[str] = frozenset()
-    """Keys that were made up for this transaction: there is no need to look for what is under them."""
+    """Keys that were generated for this transaction: no select is needed to know that no state exists under them."""
     identity_map: dict[type, dict[str, Any]] = field(factory=lambda: defaultdict(dict))
-    """Every state that was asked for, as it is by now, by class and key; None for one that there is not."""
+    """Every state that was loaded, as it is now, by class and key; None where no state exists."""
     changed: dict[type, dict[str, Any]] = field(factory=lambda: defaultdict(dict))
-    """Those that have changed."""
+    """The states that have changed."""
     new_keys: dict[type, set[str]] = field(factory=lambda: defaultdict(set))
-    """Keys that are not in the database."""
+    """Keys under which the database has no row."""
     inbox_entries: list[tuple[WorkItem, str | None]] = field(factory=list)
-    """Who was decided about, each with the answer that is kept for it."""
+    """The items that were decided, each with the reply that is stored for its idempotency key."""
     cancelled_timers: list[str] = field(factory=list)
     outgoing: list[OutgoingEvent] = field(factory=list)
     timer_names: set[str] = field(factory=set)
-    """Names under which something of it was said."""
+    """Names of the timers that were set within this transaction."""
 
-    def missing_keys(self, touched: Iterable[Iterable[Key]]) -> dict[type, set[str]]:
-        """Return which of *touched* nobody has asked for yet, by class, and have to be looked for."""
-        world, fresh = self.identity_map, self.generated_keys
-        keys: dict[type, set[str]] = defaultdict(set)
-        for wanted in touched:
-            for cls, key in wanted:
-                if key not in world[cls]:
-                    if key in fresh:
-                        world[cls][key] = None
+    def missing_keys(self, wanted: Iterable[Iterable[Key]]) -> dict[type, set[str]]:
+        """Return which of the *wanted* keys have to be loaded from the database, by class."""
+        identity_map, generated = self.identity_map, self.generated_keys
+        missing: dict[type, set[str]] = defaultdict(set)
+        for keys in wanted:
+            for cls, key in keys:
+                if key not in identity_map[cls]:
+                    if key in generated:
+                        identity_map[cls][key] = None
                         self.new_keys[cls].add(key)
                     else:
-                        keys[cls].add(key)
-        return keys
+                        missing[cls].add(key)
+        return missing
 
     def load(self, keys: Mapping[type, Set[str]], found: Mapping[type, Mapping[str, Any]]) -> None:
-        """Note what is *found* under *keys*."""
+        """Put the states *found* under *keys* into the identity map; the other keys have no state."""
         for cls, wanted in keys.items():
-            there = found[cls]
-            world = self.identity_map[cls]
-            world.update(there)
-            missing = wanted - there.keys()
-            world.update(dict.fromkeys(missing))
+            existing = found[cls]
+            states = self.identity_map[cls]
+            states.update(existing)
+            missing = wanted - existing.keys()
+            states.update(dict.fromkeys(missing))
             self.new_keys[cls] |= missing
 
     def cancel_timers(self, names: Sequence[str]) -> None:
-        """Take back what was said under *names*; what was said in this very transaction is never written."""
+        """Cancel the timers *names*; one that was set within this transaction is never written."""
         self.cancelled_timers += names
         if not self.timer_names.isdisjoint(names):
-            self.outgoing = [said for said in self.outgoing if said.timer not in names]
+            self.outgoing = [event for event in self.outgoing if event.timer not in names]
 
-    def without_cancelled(self, said: list[OutgoingEvent]) -> list[OutgoingEvent]:
-        """Return what of *said* was not taken back."""
+    def without_cancelled(self, events: list[OutgoingEvent]) -> list[OutgoingEvent]:
+        """Return *events* without those whose timer was cancelled within this transaction."""
         if self.timer_names.isdisjoint(self.cancelled_timers):
-            return said
-        still = set(self.outgoing)
-        return [each for each in said if each in still]
+            return events
+        remaining = set(self.outgoing)
+        return [event for event in events if event in remaining]

@@ -1,4 +1,9 @@
-"""Whoever waits to be decided about, and what became of him."""
+"""
+The units of work of a running module: an item that waits for a decision, its result, and an event that follows from it.
+
+A work item is caused by an outgoing event when it is delivered locally, and every outgoing event is caused by a work
+item; that is why both stand in one file.
+"""
 
 from __future__ import annotations
 
@@ -21,36 +26,44 @@ from modules.module import Decision, DecisionOutcome
 from modules.routes import Rejection, Response
 
 ReplyBuilder = Callable[[DecisionOutcome], Response | Rejection]
+"""Builds the reply to a submitted event; pure, called inside the transaction."""
 
 
 class DeferredToNewerVersion(Exception):
-    """It is too early to act on a lower version: the higher one has not come yet."""
+    """The event also exists in a newer version that the module reads, and that version has not arrived yet."""
 
 
 @define(eq=False)
 class WorkItem:
-    """An event that waits to be decided, and whoever waits for that: a *future*, or a *delivery* of the bus."""
+    """
+    An event that waits for a decision.
+
+    It has a *future* when a caller submitted it, a *delivery* when the bus delivered it, and a *cause* when another
+    module emitted it within the same transaction (local delivery).
+    """
 
     event: Any
     _id: str | None
     origin_trace: TraceContext
-    """Correlation and trace. Whose step of the trace it is says `context`."""
+    """The trace context that came with the event; `trace` is the one to continue."""
     is_express: bool
     inbox_id: str | None
-    """Under which it may have been heard before; None for what cannot have been."""
+    """The id under which the inbox may know the event already; None when that is impossible."""
     fingerprint: str | None = None
     respond: ReplyBuilder | None = None
     future: asyncio.Future[Reply] | None = None
     delivery: Delivery | None = None
+    subject: str = ""
+    """The subject on which the event arrived; empty for a submitted event."""
     occurred_at: str | None = None
     older_deliveries: tuple[Delivery, ...] = ()
-    """Lower versions of the same event, which came while this one sat."""
+    """Deliveries of older versions of this event, settled together with it."""
     cause: OutgoingEvent | None = None
-    """What was heard in the very transaction in which it was said; it has no id of its own."""
+    """The outgoing event that is delivered locally by this item; the item has its id."""
     new_key: str | None = None
-    """An id that was made up for this event: nobody can have kept anything under it."""
+    """A key that was generated for this event: no state can exist under it."""
     defers_to_newer: bool = False
-    """True for a lower version of what is to come in a higher one that we understand, too: that one is the better."""
+    """True for an older version of an event that the module reads in a newer version, too: the newer one is preferred."""
 
     @property
     def id(self) -> str:
@@ -62,13 +75,15 @@ class WorkItem:
 
     @property
     def trace(self) -> TraceContext:
-        """Who caused it."""
-        return self.origin_trace if self.cause is None else TraceContext(self.origin_trace.correlation_id, self.cause.traceparent)
+        """The trace context for what follows from this item."""
+        if self.cause is None:
+            return self.origin_trace
+        return TraceContext(self.origin_trace.correlation_id, self.cause.traceparent)
 
 
 @define(eq=False)
 class ItemResult:
-    """What became of a seat. Without a decision and an error: it was heard before."""
+    """The result of processing one item. Without a decision and an error, the inbox knew the event already."""
 
     decision: Decision | None = None
     reply: Reply | None = None
@@ -78,10 +93,10 @@ class ItemResult:
 @define(eq=False)
 class OutgoingEvent:
     """
-    An *event* that was said, and fits its schema: *value* is what goes out.
+    An event that a decision emitted, validated against its schema; *value* is its JSON value.
 
-    Most of what is said within a house need not travel, for all whom it concerns decide about it at once; so whatever
-    serves the journey only is made when there is one: the id, the older versions, the parcels.
+    Most events are delivered locally and never leave the process, so their id, trace, older versions and outbox rows
+    are created on demand only.
     """
 
     event: Any
@@ -89,20 +104,20 @@ class OutgoingEvent:
     cause: WorkItem
     producer: str
     ordinal: int
-    """Its place among all that followed from its *cause*."""
+    """Its position among all events that follow from its *cause*."""
     is_express: bool
     key: str
     occurred_at: str
     due_at: str
     timer: str | None = None
     remote_subjects: Set[str] | None = None
-    """Under which subjects it has to; None means under all."""
+    """The subjects under which the bus has to carry it; None means all of its versions."""
     _id: str | None = None
-    _packed: list[OutboxMessage] | None = None
+    _messages: list[OutboxMessage] | None = None
 
     @property
     def id(self) -> str:
-        """The event's id. Two modules may answer one event: without the speaker in it the bus would take them for copies."""
+        """The event's id; it depends on the producer, because two modules may emit events for one cause."""
         if self._id is None:
             self._id = derived_id(self.cause.id, f"{self.producer}.{self.ordinal}")
         return self._id
@@ -114,25 +129,25 @@ class OutgoingEvent:
 
     @property
     def is_delivered_locally(self) -> bool:
-        """True for what need not travel at all: it never comes again, so neither outbox nor inbox need to know of it."""
+        """True when every subscriber has decided about it within this transaction: it needs no outbox and no inbox row."""
         return self.remote_subjects is not None and not self.remote_subjects
 
     def to_messages(self, contracts: ContractRegistry) -> list[OutboxMessage]:
         """
-        Return the parcels that it travels in, each with the event as it is in that version.
+        Return its outbox rows, one for each version that the bus has to carry.
 
         Raises:
-            Invalid: It breaks the schema of an older version.
+            Invalid: The event breaks the schema of an older version.
         """
-        if self._packed is None:
-            id, trace, context = self.id, self.traceparent, self.cause.origin_trace
+        if self._messages is None:
+            id, trace, correlation_id = self.id, self.traceparent, self.cause.origin_trace.correlation_id
             lane = EXPRESS if self.is_express else ""
-            self._packed = [
+            self._messages = [
                 OutboxMessage(
                     id if suffix is None else derived_id(id, suffix), id, subject + lane, self.key, body, self.timer,
-                    context.correlation_id, self.cause.id, trace, self.occurred_at, self.due_at, versions,
+                    correlation_id, self.cause.id, trace, self.occurred_at, self.due_at, versions,
                 )
                 for subject, body, suffix, versions in contracts.encode_versions(self.event, self.value)
                 if self.remote_subjects is None or subject + lane in self.remote_subjects
             ]  # fmt: skip
-        return self._packed
+        return self._messages

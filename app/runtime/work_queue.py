@@ -1,4 +1,4 @@
-"""Where events sit until the next pass, in two rows: the express lane goes first, and does not go alone."""
+"""The queue of items that wait for the next batch: two lanes, express first, and a prefetch limit for each."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from attrs import define, field
 T = TypeVar("T")
 
 BULK_SHARE = 4
-"""Of every batch, one part in so many is kept for the bulk row when it has anybody: a flood of express must not drown it."""
+"""One part in this many of every batch is kept for the bulk lane, so that many express items do not starve it."""
 
 FULL_BATCH_BELOW = 16
-"""So many are never parted."""
+"""A batch of up to this many items is never halved."""
 
 
 @define(eq=False)
 class _Lane(Generic[T]):
-    """Those of one lane, in their order; *seated* of them were fetched."""
+    """The items of one lane in their order; *prefetched* of them came from the bus."""
 
     items: deque[T] = field(factory=deque)
     prefetched: int = 0
@@ -30,15 +30,15 @@ class _Lane(Generic[T]):
 
 class WorkQueue(Generic[T]):
     """
-    A queue with a fast lane.
+    A queue with an express lane.
 
-    Each lane has *seats* for those who were fetched from the bus, as *is_fetched* tells. Whoever comes by himself stands:
-    a crowd at the door keeps nobody from fetching, and neither lane keeps the other.
+    Up to *prefetch_max* items of each lane may come from the bus; *is_prefetched* tells which ones do. Submitted items do
+    not count: many HTTP requests do not stop a consumer from fetching, and neither lane blocks the other.
     """
 
-    def __init__(self, prefetch_max: int, is_fetched: Callable[[T], bool] = lambda guest: True) -> None:
+    def __init__(self, prefetch_max: int, is_prefetched: Callable[[T], bool] = lambda item: True) -> None:
         self._prefetch_max = prefetch_max
-        self._is_fetched = is_fetched
+        self._is_prefetched = is_prefetched
         self._express: _Lane[T] = _Lane()
         self._bulk: _Lane[T] = _Lane()
         self._has_items = asyncio.Event()
@@ -51,41 +51,42 @@ class WorkQueue(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         return iter([*self._express.items, *self._bulk.items])
 
-    def put(self, guest: T, is_express: bool = False) -> None:
-        """Let *guest* in."""
-        row = self._express if is_express else self._bulk
-        row.items.append(guest)
-        row.prefetched += self._is_fetched(guest)
+    def put(self, item: T, is_express: bool = False) -> None:
+        """Append *item* to its lane."""
+        lane = self._express if is_express else self._bulk
+        lane.items.append(item)
+        lane.prefetched += self._is_prefetched(item)
         self._has_items.set()
 
-    def requeue(self, guests: Iterable[T], is_express: Callable[[T], bool] = lambda guest: False) -> None:
-        """Let *guests*, who were in the pass that just failed, sit down in front, each in the lane that he came in."""
-        for guest in reversed(list(guests)):
-            row = self._express if is_express(guest) else self._bulk
-            row.items.appendleft(guest)
-            row.prefetched += self._is_fetched(guest)
+    def requeue(self, items: Iterable[T], is_express: Callable[[T], bool] = lambda item: False) -> None:
+        """Put the *items* of a failed batch back at the front of their lanes, in their order."""
+        for item in reversed(list(items)):
+            lane = self._express if is_express(item) else self._bulk
+            lane.items.appendleft(item)
+            lane.prefetched += self._is_prefetched(item)
             self._has_items.set()
 
-    def remove_if(self, is_leaving: Callable[[T], bool]) -> list[T]:
-        """Let those out who do not want to wait; return them."""
-        leaving = []
-        for row in (self._express, self._bulk):
-            everybody, row.items = row.items, deque()
-            for guest in everybody:
-                if is_leaving(guest):
-                    leaving.append(guest)
-                    row.prefetched -= self._is_fetched(guest)
+    def remove_if(self, is_to_go: Callable[[T], bool]) -> list[T]:
+        """Remove and return the items for which *is_to_go* is true."""
+        removed = []
+        for lane in (self._express, self._bulk):
+            items, lane.items = lane.items, deque()
+            for item in items:
+                if is_to_go(item):
+                    removed.append(item)
+                    lane.prefetched -= self._is_prefetched(item)
                 else:
-                    row.items.append(guest)
+                    lane.items.append(item)
         self._has_space.set()
-        return leaving
+        return removed
 
-    async def get_batch(self, most: int) -> list[T]:
+    async def get_batch(self, count_max: int) -> list[T]:
         """
-        Return up to *most* of those who sit, express first; wait until there is one.
+        Wait for an item; return up to *count_max*, express first.
 
-        Of many, one pass takes no more than half: those of the last one are back soon, and come in while this one is
-        committed. If all went together, all would wait for the disk together, and nobody would be there to be let in.
+        A large batch takes no more than half of the items that are queued or were in the last batch. While it is
+        committed, the clients of the last batch send their next requests; one batch with all items would make all
+        clients wait for the disk at the same time, and leave the queue empty meanwhile.
         """
         last, self._in_progress = self._in_progress, 0
         self._has_space.set()
@@ -93,32 +94,32 @@ class WorkQueue(Generic[T]):
             self._has_items.clear()
             await self._has_items.wait()
         if last:
-            most = min(most, max(FULL_BATCH_BELOW, (len(self) + last + 1) // 2))
+            count_max = min(count_max, max(FULL_BATCH_BELOW, (len(self) + last + 1) // 2))
         bulk = len(self._bulk.items)
-        batch = self._pop(self._express, most - min(bulk, most // BULK_SHARE))
-        batch += self._pop(self._bulk, most - len(batch))
+        batch = self._pop(self._express, count_max - min(bulk, count_max // BULK_SHARE))
+        batch += self._pop(self._bulk, count_max - len(batch))
         self._in_progress = len(batch)
         self._has_space.set()
         return batch
 
-    def _pop(self, row: _Lane[T], most: int) -> list[T]:
-        """Take up to *most* out of *row*."""
-        guests = row.items
-        called = [guests.popleft() for _ in range(min(len(guests), most))]
-        if row.prefetched:
-            row.prefetched -= sum(map(self._is_fetched, called))
-        return called
+    def _pop(self, lane: _Lane[T], count_max: int) -> list[T]:
+        """Remove and return the first items of *lane*, up to *count_max*."""
+        items = lane.items
+        popped = [items.popleft() for _ in range(min(len(items), count_max))]
+        if lane.prefetched:
+            lane.prefetched -= sum(map(self._is_prefetched, popped))
+        return popped
 
     async def wait_for_space(self, is_express: bool = False) -> int:
-        """Return how many seats of a lane are free, at least one; wait until there is."""
-        row = self._express if is_express else self._bulk
-        while row.prefetched >= self._prefetch_max:
+        """Wait until a lane may prefetch; return how many items it may, at least one."""
+        lane = self._express if is_express else self._bulk
+        while lane.prefetched >= self._prefetch_max:
             self._has_space.clear()
             await self._has_space.wait()
-        return self._prefetch_max - row.prefetched
+        return self._prefetch_max - lane.prefetched
 
     async def wait_until_empty(self) -> None:
-        """Return once nobody sits and the last pass is over."""
+        """Return once no item is queued and the last batch is finished."""
         while len(self) or self._in_progress:
             self._has_space.clear()
             await self._has_space.wait()

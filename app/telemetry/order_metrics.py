@@ -1,49 +1,60 @@
-"""What is counted and logged of orders: each status that one reaches, how long it took to its end, and a line for that."""
+"""Count and log orders: each status that an order reaches, the time to its end, and one log line for the end."""
 
 from __future__ import annotations
 
-__all__ = ["order_observers"]
+__all__ = ["OrderMetrics"]
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
-from app.runtime.work import WorkItem
 from app.telemetry.logs import log_fast
 from app.telemetry.metrics import Metrics
-from app.telemetry.trace import trace_id
+from app.telemetry.trace import TraceContext, trace_id
 from modules.inventory.events import StockReserved
 from modules.module import Decision
 from modules.orders.events import OrderCancelled, OrderConfirmed, OrderCreated
 
-if TYPE_CHECKING:
-    from app.runtime.runner import CommitListener
 
+class OrderMetrics:
+    """A commit listener of the module ``orders``."""
 
-def order_observers(metrics: Metrics) -> dict[type, CommitListener]:
-    """Return who is to be told of which event that orders hear or say."""
-    accepted = metrics.orders.labels("processing")
-    reserved = metrics.orders.labels("reserved")
-    confirmed = metrics.orders.labels("confirmed")
-    cancelled = metrics.orders.labels("cancelled")
-    duration = metrics.order_duration_seconds
+    def __init__(self, metrics: Metrics) -> None:
+        self._processing = metrics.orders.labels("processing")
+        self._reserved = metrics.orders.labels("reserved")
+        self._confirmed = metrics.orders.labels("confirmed")
+        self._cancelled = metrics.orders.labels("cancelled")
+        self._duration_seconds = metrics.order_duration_seconds
+        self._handlers: dict[type, Callable[[Any, Decision, TraceContext], None]] = {
+            OrderCreated: self._on_created,
+            StockReserved: self._on_stock_reserved,
+            OrderConfirmed: self._on_end,
+            OrderCancelled: self._on_end,
+        }
 
-    def placed(event: OrderCreated, decision: Decision, item: WorkItem) -> None:
-        accepted.inc()
+    def __call__(self, event: Any, decision: Decision, trace: TraceContext) -> None:
+        """Count what *event* and the events of its *decision* mean for an order."""
+        handlers = self._handlers
+        for each in (event, *decision.events):
+            handler = handlers.get(type(each))
+            if handler is not None:
+                handler(each, decision, trace)
 
-    def held(event: StockReserved, decision: Decision, item: WorkItem) -> None:
-        if decision.states:  # to the others it is old news
-            reserved.inc()
+    def _on_created(self, event: OrderCreated, decision: Decision, trace: TraceContext) -> None:
+        self._processing.inc()
 
-    def over(event: OrderConfirmed | OrderCancelled, decision: Decision, item: WorkItem) -> None:
+    def _on_stock_reserved(self, event: StockReserved, decision: Decision, trace: TraceContext) -> None:
+        if decision.states:  # a stale event changes nothing
+            self._reserved.inc()
+
+    def _on_end(self, event: OrderConfirmed | OrderCancelled, decision: Decision, trace: TraceContext) -> None:
         (order,) = decision.states
         is_confirmed = isinstance(event, OrderConfirmed)
-        (confirmed if is_confirmed else cancelled).inc()
+        (self._confirmed if is_confirmed else self._cancelled).inc()
         seconds = (order.updated_at - order.created_at).total_seconds()
-        # Who cancels what was confirmed days ago did not wait for it all the time.
+        # An order that is cancelled after it was confirmed had reached its end before: only the first end is timed.
         if is_confirmed or not any(entry["event"] == "orders.confirmed" for entry in order.timeline):
-            duration.observe(seconds)
+            self._duration_seconds.observe(seconds)
         log_fast(
             __name__, "order is over", order_id=order.order_id, status=order.status.value, reason=order.reason,
-            seconds=round(seconds, 4), correlation_id=item.origin_trace.correlation_id, trace_id=trace_id(item.origin_trace.traceparent),
+            seconds=round(seconds, 4), correlation_id=trace.correlation_id, trace_id=trace_id(trace.traceparent),
         )  # fmt: skip
-
-    return {OrderCreated: placed, StockReserved: held, OrderConfirmed: over, OrderCancelled: over}

@@ -16,9 +16,9 @@ from attrs import define
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig
 
+from app.bootstrap import build_runners
 from app.messaging.outbox_relay import OutboxRelay
 from app.messaging.version_usage import blockers
-from app.runtime.runner import ModuleRunner
 from bus.consumers import JetStreamConsumerDirectory
 from bus.contracts.versions import VERSIONS
 from bus.jetstream.bus import JetStreamBus
@@ -53,7 +53,10 @@ class Fleet:
         store, clock, metrics = self.harness.stores[module], self.harness.clock, self.harness.metrics
         relay = OutboxRelay(store, bus, clock, metrics)
         descriptor = release.modules[module]
-        runner = ModuleRunner(descriptor, store, release.contracts, relay, clock, metrics, rng=random.Random(1))
+        runner = build_runners(
+            [descriptor], {descriptor.name: store}, release.contracts, {descriptor.name: relay}, clock, metrics,
+            delivers_locally=False, remote_subjects=(), rng=random.Random(1),
+        )[descriptor.name]  # fmt: skip
         subscription = await bus.subscribe(module, release.contracts.subjects_for(descriptor.consumes))
         loops = [asyncio.create_task(loop) for loop in (runner.consume(subscription), runner.run(), relay.run())]
         self.running[name] = [bus, runner, loops]

@@ -12,8 +12,10 @@ import pytest
 from attrs import evolve
 from uuid_utils import uuid7
 
+from app.bootstrap import build_runners
 from app.messaging.cloudevents import event_id_and_trace, to_message
-from app.runtime.runner import DEFER_MAX, DEFER_SECONDS, ModuleRunner
+from app.runtime.receiving import DEFER_MAX, DEFER_SECONDS
+from app.runtime.runner import ModuleRunner
 from app.storage.outbox import OutboxMessage
 from bus.contracts.versions import VERSIONS
 from bus.ids import derived_id
@@ -38,7 +40,10 @@ def runner_of(harness: Harness, name: str, release: Release) -> ModuleRunner:
     """Return one more process's shell of a module, as *release* has it."""
     module, relay = release.modules[name], harness.relays[name]
     store, clock = harness.stores[name], harness.clock
-    return ModuleRunner(module, store, release.contracts, relay, clock, harness.metrics, rng=random.Random(1))
+    return build_runners(
+        [module], {module.name: store}, release.contracts, {module.name: relay}, clock, harness.metrics,
+        delivers_locally=False, remote_subjects=(), rng=random.Random(1),
+    )[module.name]  # fmt: skip
 
 
 async def heard(harness: Harness, release: Release) -> ModuleRunner:
@@ -236,15 +241,15 @@ async def test_a_header_that_makes_no_sense_is_nobodys_end(harness: Harness) -> 
 async def test_what_nobody_foresaw_spends_the_tries_of_one_message(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reading that breaks is the message's trouble: five tries, then a dead letter; the next one is heard."""
     runner = await heard(harness, NEW)
-    read, broken = runner.reader.read, said(harness, created(oid(1)))
+    read, broken = runner._receiver._reader.read, said(harness, created(oid(1)))
 
     def breaking(subject: str, body: bytes) -> Any:
         if body == broken.body:
             raise RuntimeError("nobody foresaw this")
         return read(subject, body)
 
-    monkeypatch.setattr(runner.reader, "read", breaking)
-    monkeypatch.setattr("app.runtime.runner.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(runner._receiver._reader, "read", breaking)
+    monkeypatch.setattr("app.runtime.receiving.RETRY_SECONDS", 0.01)
     first = harness.bus.publish(broken)
     await harness.bus.publish(said(harness, created(oid(2))))
     await first

@@ -139,7 +139,7 @@ async def running(
             harness.runners["payments"], gateway, breaker, harness.contracts, clock, harness.metrics, rng=random.Random(1)
         )
         worker._ask._spread = lambda seconds: retry_seconds  # type: ignore[method-assign]
-        harness.runners["payments"]._observers[ChargeRequested] = worker.delays.on_charge_requested
+        harness.runners["payments"].add_listener(worker.delays.on_commit)
         for name in harness.runners:
             await harness.listen(name)
             harness.run(harness.relays[name].run())

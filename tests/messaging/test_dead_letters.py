@@ -240,7 +240,7 @@ async def _all_sent(harness: Harness) -> bool:
 def _hurry(harness: Harness) -> None:
     """Let no try wait for its delay."""
     for runner in harness.runners.values():
-        runner._rng = _NoDice()  # type: ignore[assignment]
+        runner._receiver._rng = _NoDice()  # type: ignore[assignment]
 
 
 class _NoDice:

@@ -6,7 +6,7 @@ __all__ = ["CONTEXT", "NOTED", "Harness", "HurriedClock", "harness_at", "oid", "
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import cache
@@ -17,6 +17,7 @@ from typing import Any
 from attrs import define
 from uuid_utils import uuid7
 
+from app.bootstrap import build_runners
 from app.clock import SystemClock
 from app.gateways.webhook_handler import CONSUMER as WEBHOOKS
 from app.messaging.cloudevents import to_message
@@ -24,6 +25,7 @@ from app.messaging.consumers import subscriptions
 from app.messaging.dead_letters import DeadLetterStore
 from app.messaging.event_registry import all_modules, build_registry
 from app.messaging.outbox_relay import OutboxRelay
+from app.runtime.batch import BatchProcessor
 from app.runtime.runner import ModuleRunner
 from app.storage.migrations import migrate
 from app.storage.module_store import ModuleStore
@@ -83,6 +85,10 @@ class Harness:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
+    def processor(self, name: str) -> BatchProcessor:
+        """Return what decides for a module."""
+        return self.runners[name]._engine._processors[name]
+
     async def listen(self, name: str) -> None:
         """Let a module hear its subjects, and run."""
         runner = self.runners[name]
@@ -130,7 +136,14 @@ def _fresh_file() -> bytes:
 
 
 @asynccontextmanager
-async def harness_at(where: Path | str, clock: Clock | None = None, **runner: Any) -> AsyncIterator[Harness]:
+async def harness_at(
+    where: Path | str,
+    clock: Clock | None = None,
+    *,
+    delivers_locally: bool = False,
+    remote_subjects: Sequence[str] | None = None,
+    **runner: Any,
+) -> AsyncIterator[Harness]:
     """Set up a stand on the database in the file or at the address *where*; take it down at the end. Twice, it is a restart."""
     clock = clock or SystemClock()
     metrics = Metrics()
@@ -143,12 +156,10 @@ async def harness_at(where: Path | str, clock: Clock | None = None, **runner: An
     dead_letter_store = DeadLetterStore(stores, clock, metrics, unheard={WEBHOOKS})
     bus = MemoryBus(clock, dead_letter_store)
     relays = {name: OutboxRelay(store, bus, clock, metrics) for name, store in stores.items()}
-    runners = {
-        descriptor.name: ModuleRunner(
-            descriptor, stores[descriptor.name], contracts, relays[descriptor.name], clock, metrics, rng=random.Random(1), **runner
-        )
-        for descriptor in descriptors
-    }
+    runners = build_runners(
+        descriptors, stores, contracts, relays, clock, metrics,
+        delivers_locally=delivers_locally, remote_subjects=remote_subjects, rng=random.Random(1), **runner,
+    )  # fmt: skip
     harness = Harness(clock, database, stores, contracts, dead_letter_store, bus, relays, runners, metrics, [])
     try:
         yield harness

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import event
 
 from app.gateways.payment_worker import HEARS
-from app.runtime.engine import ShortWay
+from app.runtime.local_routing import LocalRoutes
 from app.storage.state_rows import StateMapper
 from bus.errors import Invalid
 from modules.inventory.events import StockReserved
@@ -29,9 +29,8 @@ UNSENT = "SELECT subject FROM {}_outbox WHERE sent_at IS NULL ORDER BY subject"
 @pytest.fixture
 async def harness(path: Path) -> AsyncIterator[Harness]:
     """A house whose modules are neighbours, with ten pieces on the shelf; nothing runs that is not turned by hand."""
-    async with harness_at(path, HurriedClock()) as harness:
+    async with harness_at(path, HurriedClock(), delivers_locally=True) as harness:
         await harness.tell("inventory", product(10))
-        ShortWay(harness.runners, harness.contracts.subjects_for(HEARS), harness.database, harness.clock)
         yield harness
 
 
@@ -57,9 +56,16 @@ async def mail(harness: Harness) -> set[tuple[str, str]]:
 
 def let_decide(harness: Harness, name: str, instead: Callable[..., Any]) -> None:
     """Let *instead* decide in a module; it gets the module's own as its first argument."""
-    think = harness.runners[name].processor
-    decide = think._module.decide
-    think._module = attrs.evolve(think._module, decide=lambda states, what, now: instead(decide, states, what, now))
+    processor = harness.processor(name)
+    decide = processor._module.decide
+    processor._module = attrs.evolve(processor._module, decide=lambda states, what, now: instead(decide, states, what, now))
+
+
+def let_v1_be_consumed_elsewhere(harness: Harness) -> None:
+    """Let a consumer outside the modules subscribe to the older version of an order's event."""
+    engine = harness.runners["orders"]._engine
+    remote = [*harness.contracts.subjects_for(HEARS), "orders.created.v1"]
+    engine._routes = LocalRoutes(engine._routes._readers, remote, harness.contracts)
 
 
 async def run(harness: Harness) -> None:
@@ -120,7 +126,7 @@ async def test_what_is_over_leaves_nothing_in_the_mail(harness: Harness) -> None
 
 async def test_who_heard_one_version_knows_the_other_when_it_comes(harness: Harness) -> None:
     """Somebody elsewhere hears v1, which goes over the bus; inventory, who has decided about v2, finds it in its inbox."""
-    ShortWay(harness.runners, [*harness.contracts.subjects_for(HEARS), "orders.created.v1"], harness.database, harness.clock)
+    let_v1_be_consumed_elsewhere(harness)
     await run(harness)
     await place(harness)
     [(event_id,)] = await harness.rows("SELECT event_id FROM orders_outbox WHERE subject LIKE 'orders.created%'")
@@ -142,7 +148,7 @@ def let_v1_be_unsayable(harness: Harness) -> None:
 
 async def test_what_has_to_travel_is_said_in_all_its_versions_or_not_at_all(harness: Harness) -> None:
     """Somebody elsewhere hears v1, and what he would get breaks its schema: nothing has happened."""
-    ShortWay(harness.runners, [*harness.contracts.subjects_for(HEARS), "orders.created.v1"], harness.database, harness.clock)
+    let_v1_be_consumed_elsewhere(harness)
     let_v1_be_unsayable(harness)
     with pytest.raises(Invalid):
         await harness.tell("orders", submitted(oid(1)))
@@ -244,7 +250,7 @@ async def test_what_a_neighbour_cannot_decide_takes_the_long_way(harness: Harnes
 
 async def test_only_he_hears_it_again_who_could_not_decide(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others find it in their inbox."""
-    monkeypatch.setattr("app.runtime.runner.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("app.runtime.receiving.RETRY_SECONDS", 0.01)
     heard: list[str] = []
 
     def noting(decide: Any, states: Any, what: Any, now: Any) -> Any:

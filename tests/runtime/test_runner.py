@@ -18,7 +18,7 @@ from sqlalchemy import event
 from uuid_utils import uuid7
 
 from app.runtime.errors import IdempotencyKeyReused, Overloaded
-from app.runtime.runner import retry_seconds
+from app.runtime.receiving import retry_seconds
 from app.storage.errors import CommitOutcomeUnknown, StorageUnavailable
 from app.storage.module_store import CLOCK_SKEW_MAX, INBOX_RETENTION
 from bus.ids import id_lower_bound
@@ -297,7 +297,7 @@ async def test_the_log_says_once_that_orders_are_refused(path: Path) -> None:
                     await harness.tell("orders", submitted(), sheds_load=True)
     finally:
         logger.remove(sink)
-    assert lines == ["too much is waiting; new orders are refused", "orders are taken again"]
+    assert lines == ["the backlog is over its cap; new orders are rejected", "new orders are accepted again"]
 
 
 async def test_draining_lets_nobody_in_and_everybody_out(harness: Harness) -> None:
@@ -453,13 +453,13 @@ async def test_a_commit_of_unknown_outcome_is_told_as_one(harness: Harness, monk
 
 async def test_what_is_withdrawn_and_said_again_goes_out_at_once(harness: Harness) -> None:
     """The new one is not taken for the one that was taken back."""
-    think = harness.runners["orders"].processor
+    processor = harness.processor("orders")
 
     def decide(states: Any, what: Any, now: Any) -> Decision:
         timer = Scheduled(OrderTimedOut(order_id=oid(1)), now, "timer")
         return Decision((), (CancelTimer("timer"), timer) if isinstance(what, CancelRequested) else (timer,))
 
-    think._module = attrs.evolve(think._module, decide=decide)
+    processor._module = attrs.evolve(processor._module, decide=decide)
     member = await harness.bus.subscribe("orders", ["orders.timed_out.v1"])
     told = [tell(harness, "orders", submitted(oid(1))), tell(harness, "orders", CancelRequested(order_id=oid(1), why=None))]
     await asyncio.sleep(0)

@@ -29,9 +29,7 @@ from app.gateways.circuit_breaker import CircuitBreaker
 from app.gateways.payment_worker import CONSUMER, PaymentWorker
 from app.gateways.port import Captured, ChargeResult, Declined, GatewayNotReached, GatewayTimeout
 from app.messaging.consumers import EXPRESS_LANE, subscriptions
-from app.runtime.engine import ShortWay
 from app.storage.sql.database import _OnLoop
-from modules.payments.events import ChargeRequested
 from modules.values import Money
 from tests.clock import VirtualClock
 from tests.runtime.harness import Harness, harness_at
@@ -148,23 +146,20 @@ class Bank:
 
 @asynccontextmanager
 async def life(
-    path: Path, clock: VirtualClock, bank: Bank, disk: Callable[[], bool], *, is_short: bool
+    path: Path, clock: VirtualClock, bank: Bank, disk: Callable[[], bool], *, delivers_locally: bool
 ) -> AsyncIterator[Harness]:
     """Run the house on the file at *path* until the context ends, or the fuse of *bank* burns; then nothing is tidied up."""
     fuse = bank.fuse
-    async with harness_at(path, clock) as harness:
+    async with harness_at(path, clock, delivers_locally=delivers_locally) as harness:
         database: Any = harness.database  # whoever ends a process does not ask it what is private
         database._reader = _OnLoop(database._reader._transactor)
         database._writer._aside = database._reader._aside = _AtOnce(fuse, disk)
         heard = subscriptions([runner.module for runner in harness.runners.values()], harness.contracts)
-        if is_short:
-            elsewhere = [s for who, subjects in heard.items() if who.startswith(CONSUMER) for s in subjects]
-            ShortWay(harness.runners, elsewhere, database, clock)
         breaker = CircuitBreaker(clock.monotonic)
         worker = PaymentWorker(
             harness.runners["payments"], bank, breaker, harness.contracts, clock, harness.metrics, rng=random.Random(1)
         )
-        harness.runners["payments"]._observers[ChargeRequested] = worker.delays.on_charge_requested
+        harness.runners["payments"].add_listener(worker.delays.on_commit)
         for consumer, subjects in heard.items():
             name = consumer.removesuffix(EXPRESS_LANE)
             subscription = await harness.bus.subscribe(consumer, subjects)

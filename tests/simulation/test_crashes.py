@@ -86,7 +86,7 @@ def customers_of(rng: random.Random, count: int) -> list[Customer]:
     return found
 
 
-@pytest.mark.parametrize("way", ["the short way", "over the bus"])
+@pytest.mark.parametrize("way", ["local delivery", "over the bus"])
 @pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 36))])
 async def test_killed_at_any_point_it_loses_and_doubles_nothing(tmp_path: Path, seed: int, way: str) -> None:
     """
@@ -104,7 +104,7 @@ async def test_killed_at_any_point_it_loses_and_doubles_nothing(tmp_path: Path, 
         if number == lives:  # whatever was broken is mended in the end
             bank.trouble, disk_trouble = min(bank.trouble, 0.1), min(disk_trouble, 0.02)
         disk = partial(_is_so, rng, disk_trouble)
-        async with life(path, clock, bank, disk, is_short=way == "the short way") as harness:
+        async with life(path, clock, bank, disk, delivers_locally=way == "local delivery") as harness:
             if number == 0:
                 await clock.run(_stock(harness))
             if number < lives:
