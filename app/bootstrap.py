@@ -158,8 +158,8 @@ class Application:
         self.dead_letters = DeadLetterStore(stores, clock, self.metrics, unheard={WEBHOOKS})
         self._transport = build_bus(settings, modules, contracts, clock, self.dead_letters)
         self.bus = self._transport.bus
-        self.metrics.bus_connected.follow(lambda: float(self.bus.is_connected))
-        self.metrics.bus_reconnects.follow(self._transport.reconnects)
+        self.metrics.bus_connected.set_function(lambda: float(self.bus.is_connected))
+        self.metrics.bus_reconnects.set_function(self._transport.reconnects)
         self.relays = {name: OutboxRelay(store, self.bus, clock, self.metrics) for name, store in stores.items()}
         database, *others = self.databases.values()
         shares_transactions = settings.bus == "memory" and not others and not database.dialect.is_shared

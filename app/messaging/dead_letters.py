@@ -244,7 +244,7 @@ def _outbox_message(dead_letter: DeadLetter, now: datetime) -> OutboxMessage:
         subject=message.subject if is_unroutable(consumer) else replay_subject(consumer, message.subject),
         key=message.key[:64],
         body=message.body,
-        name=None,
+        timer=None,
         correlation_id=context.correlation_id,
         causation_id=_stored(headers.get("ce-causationid") or event_id),
         traceparent=context.traceparent,

@@ -61,8 +61,8 @@ class OutboxRelay:
         self._is_stopped = False
         self._published = metrics.messages_published
         name = store.module.name
-        metrics.outbox_pending.labels(name).follow(lambda: float(self.pending))
-        metrics.outbox_oldest_seconds.labels(name).follow(lambda: self._oldest_seconds)
+        metrics.outbox_pending.labels(name).set_function(lambda: float(self.pending))
+        metrics.outbox_oldest_seconds.labels(name).set_function(lambda: self._oldest_seconds)
         self._oldest_seconds = 0.0
 
     @property

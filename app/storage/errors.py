@@ -33,4 +33,4 @@ class CommitOutcomeUnknown(StorageUnavailable):
 
 
 class DatabaseConfigError(Exception):
-    """The database URL or its driver is invalid; the message is one line for the operator."""
+    """The database cannot be used as configured; the message is one line for the operator."""

@@ -1,7 +1,7 @@
 """
-What a module keeps: its states, its inbox and its outbox, read and written inside somebody's transaction.
+One module's storage: its states, its inbox and its outbox, read and written inside the caller's transaction.
 
-Nothing here begins or ends a transaction; see `app.storage.sql.database` for who does.
+Nothing here begins or ends a transaction; `app.storage.sql.database` does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import islice
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, MetaData
+from sqlalchemy import Connection, DateTime, MetaData, Table
 
 from app.storage.outbox import OutboxMessage
 from app.storage.sql.database import Database
@@ -26,110 +26,120 @@ from bus.ids import id_lower_bound
 from modules.module import Module
 
 OUTBOX_RETENTION = timedelta(hours=24)
-"""How long a sent event stays, so that a stream that was lost can be published again."""
+"""How long a published event is kept, so that a lost stream can be published again."""
 
 INBOX_RETENTION = timedelta(hours=48)
-"""How long we know a copy when we meet it: longer than anybody can send one, and than an idempotency key lives."""
+"""How long a duplicate is recognised: longer than any producer can send one, and longer than an idempotency key lives."""
 
 CLOCK_SKEW_MAX = timedelta(minutes=1)
-"""How far ahead of us a clock may be that ids get their times from."""
+"""How far ahead of this clock a clock may be from which ids get their times."""
 
 HANDOVER_DELAY = timedelta(seconds=5)
-"""How long a process on a shared database has what it committed to itself; then whoever leads takes it for forgotten."""
+"""On a shared database, how long a process alone publishes what it committed; then the leader publishes what is left."""
 
 PURGE_MAX = 500
-"""Rows that one purge takes; it shares a transaction with others, who wait for it."""
-
+"""Rows that one statement of `ModuleStore.purge` deletes; other work shares its transaction and waits for it."""
 
 _BY_ID = itemgetter(0)
 _NONE: Mapping[type, Collection[str]] = {}
 
 
 ProcessedIds = dict[str, tuple[str | None, str | None]]
-"""What was heard before: by id, the fingerprint and the answer that are kept for it."""
+"""Ids of messages and requests processed before, each with its fingerprint and its response."""
 
 
 class InboxEntry(NamedTuple):
-    """A row of the inbox."""
+    """A row of the inbox. `app.storage.tables` maps its members to columns."""
 
     id: str
-    heard_at: str
-    untimed: int
-    """1 for an id that begins with no time, or with one to come: it is purged by its age, all others in their order."""
+    processed_at: str
+    untimed_id: int
+    """1 if the id begins with no time, or with a future one: such a row is purged by its age, all others by their ids."""
     fingerprint: str | None
-    answer: str | None
+    response: str | None
 
 
 _FIRST_ID = id_lower_bound(datetime(2024, 1, 1, tzinfo=UTC))
-"""No order is older; what is less begins with no time, but perhaps with the zeros of a number."""
+"""No order is older. A smaller id does not begin with a time, but perhaps with the zeros of a number."""
 
 
 @lru_cache(16)
 def time_ordered_id_range(now: datetime) -> tuple[str, str]:
-    """Return between which texts the ids lie that begin with the time of their cause, as far as it has come by *now*."""
+    """Return the bounds (from, below) of the ids that begin with the time of their cause, up to *now*."""
     return _FIRST_ID, id_lower_bound(now + CLOCK_SKEW_MAX)
 
 
 class ModuleStore:
-    """One module's tables in its database."""
+    """The tables of *module* in its *database*."""
 
     def __init__(self, module: Module, database: Database) -> None:
         self.module = module
         self.database = database
         dialect = self._dialect = database.dialect
         self.mappers = {cls: StateMapper(cls, table, dialect) for cls, table in module.tables.items()}
-        inbox_table, outbox_table, _ = message_tables(module.name, MetaData())
-        inbox, outbox = inbox_table.name, outbox_table.name
-        moments = ("occurred_at", "due_at")
-        columns = ", ".join(dialect.timestamp_sql(name) if name in moments else name for name in OutboxMessage._fields)
-
         self._cache = None if dialect.is_shared else StateCache(self.mappers)
-        self._known = dialect.by_keys(f"SELECT id, fingerprint, answer FROM {inbox} WHERE id {{keys}}")
-        self._keep = dialect.insert(inbox_table, InboxEntry._fields)
-        self._say = dialect.insert(outbox_table, OutboxMessage._fields, "ON CONFLICT (id) DO NOTHING")
-        self._withdraw = dialect.by_keys(
+        inbox, outbox, _ = message_tables(module.name, MetaData())
+        self._select_processed = dialect.by_keys(f"SELECT id, fingerprint, answer FROM {inbox.name} WHERE id {{keys}}")
+        self._insert_inbox = dialect.insert(inbox, InboxEntry._fields)
+        self._insert_outbox = dialect.insert(outbox, OutboxMessage._fields, "ON CONFLICT (id) DO NOTHING")
+        self._prepare_relay_statements(outbox)
+        self._prepare_purge_statements(inbox.name, outbox.name)
+
+    def _prepare_relay_statements(self, table: Table) -> None:
+        dialect, outbox = self._dialect, table.name
+        columns = ", ".join(
+            dialect.timestamp_sql(column.name) if isinstance(column.type, DateTime) else column.name
+            for column in (table.columns[member] for member in OutboxMessage._fields)
+        )
+        self._cancel_timers = dialect.by_keys(
             f"DELETE FROM {outbox} WHERE name {{keys}} AND name IS NOT NULL AND sent_at IS NULL"
         )
         sent = "id {keys}"
         if dialect.skip_locked:
             sent = f"id IN (SELECT id FROM {outbox} WHERE {sent}{dialect.skip_locked})"
-        self._mark = dialect.by_keys(f"UPDATE {outbox} SET sent_at = ? WHERE {sent}")
-        unsent = f"FROM {outbox} WHERE sent_at IS NULL AND due_at <= ?"
-        self._due = dialect.text(
-            f"SELECT id {unsent} AND (due_at <= ? OR name IS NOT NULL) ORDER BY {outbox}.due_at LIMIT ?"
+        self._mark_sent = dialect.by_keys(f"UPDATE {outbox} SET sent_at = ? WHERE {sent}")
+        due = f"FROM {outbox} WHERE sent_at IS NULL AND due_at <= ?"
+        self._select_due_ids = dialect.to_driver_sql(
+            f"SELECT id {due} AND (due_at <= ? OR name IS NOT NULL) ORDER BY {outbox}.due_at LIMIT ?"
         )
-        self._outbox_messages = dialect.by_keys(f"SELECT {columns} FROM {outbox} WHERE id {{keys}}")
-        self._due_count = dialect.text(f"SELECT count(*) {unsent}")
-        self._due_oldest = dialect.text(f"SELECT {dialect.timestamp_sql('min(due_at)')} {unsent}")
+        self._select_messages = dialect.by_keys(f"SELECT {columns} FROM {outbox} WHERE id {{keys}}")
+        self._count_due = dialect.to_driver_sql(f"SELECT count(*) {due}")
+        self._select_oldest_due = dialect.to_driver_sql(f"SELECT {dialect.timestamp_sql('min(due_at)')} {due}")
 
-        def purge(table: str, which: str, order: str) -> str:
-            some = f"SELECT id FROM {table} WHERE {which} ORDER BY {order} LIMIT {PURGE_MAX}{dialect.skip_locked}"
-            return dialect.text(f"DELETE FROM {table} WHERE id IN ({some})")
+    def _prepare_purge_statements(self, inbox: str, outbox: str) -> None:
+        def delete(table: str, condition: str, order: str) -> str:
+            skip_locked = self._dialect.skip_locked
+            ids = f"SELECT id FROM {table} WHERE {condition} ORDER BY {order} LIMIT {PURGE_MAX}{skip_locked}"
+            return self._dialect.to_driver_sql(f"DELETE FROM {table} WHERE id IN ({ids})")
 
-        self._purge_outbox = purge(outbox, "id < ? AND sent_at < ?", "id")
-        self._purge_foreign = purge(outbox, "id >= ? AND sent_at < ?", "id")
-        self._purge_inbox = purge(inbox, "id >= ? AND id < ? AND heard_at < ?", "id")
-        self._purge_untimed = purge(inbox, "untimed = 1 AND heard_at < ?", "heard_at")
+        self._purge_outbox = delete(outbox, "id < ? AND sent_at < ?", "id")
+        self._purge_outbox_untimed = delete(outbox, "id >= ? AND sent_at < ?", "id")
+        self._purge_inbox = delete(inbox, "id >= ? AND id < ? AND heard_at < ?", "id")
+        self._purge_inbox_untimed = delete(inbox, "untimed = 1 AND heard_at < ?", "heard_at")
 
     def load_with_inbox(
         self, connection: Connection, ids: Sequence[str], keys: Mapping[type, Collection[str]]
     ) -> tuple[ProcessedIds, dict[type, dict[str, Any]]]:
-        """Return what `known` and `load` do; a database that is ours alone is not asked for what was written last."""
+        """
+        Return what `find_processed` returns for *ids* and `load` for *keys*.
+
+        On a database of this process alone, states written last come from the cache.
+        """
         load = self.load if self._cache is None else self._cache.load
         return self.find_processed(connection, ids) if ids else {}, load(connection, keys)
 
     def find_processed(self, connection: Connection, ids: Sequence[str]) -> ProcessedIds:
-        """Return those of *ids* that were heard before, each with the fingerprint and the answer kept for it."""
-        return {row[0]: (row[1], row[2]) for row in self._known.run(connection, [(id,) for id in ids])}
+        """Return those of *ids* that are in the inbox, each with its fingerprint and its response."""
+        return {row[0]: (row[1], row[2]) for row in self._select_processed.run(connection, [(id,) for id in ids])}
 
     def load(self, connection: Connection, keys: Mapping[type, Iterable[str]]) -> dict[type, dict[str, Any]]:
         """
-        Return the states under *keys*, by class and key, and let nobody else change them until the transaction ends.
+        Return the states under *keys*, by class and key, and lock their rows until the transaction ends.
 
-        One select per table, in the order in which the module names its tables, in the order of the keys: whoever waits
-        for another's states is not waited for himself.
+        One select per table, in the order in which the module lists its tables and within a table in the order of the
+        keys: all transactions lock in the same order and cannot deadlock.
         """
-        return {cls: rows.lock(connection, sorted(keys[cls])) for cls, rows in self.mappers.items() if cls in keys}
+        return {cls: mapper.lock(connection, sorted(keys[cls])) for cls, mapper in self.mappers.items() if cls in keys}
 
     def save(
         self,
@@ -142,77 +152,88 @@ class ModuleStore:
         outgoing: Sequence[OutboxMessage],
     ) -> None:
         """
-        Write everything that a batch has changed; one statement per table.
+        Write everything that a batch has changed, with one statement per table.
 
-        *new_keys* are the keys that were looked for and not found. On a shared database, what is new there or *inbox_entries* and was
-        written by somebody else meanwhile raises: the whole transaction has to be done again.
+        *new_keys* are the keys that were looked up and not found. On a shared database a state under one of them, or an
+        inbox entry, that another process has inserted meanwhile raises a conflict: the transaction must be repeated.
+        An outgoing message that is in the outbox already is left as it is.
         """
         for cls, changed in states.items():
             self.mappers[cls].save(connection, list(changed.values()), new_keys.get(cls, ()))
             if self._cache is not None:
-                self._cache.keep(cls, changed)
+                self._cache.put(cls, changed)
+        # Sorted where other processes insert, too: all insert in the same order and cannot deadlock.
+        is_shared = self._dialect.is_shared
         if inbox_entries:
-            self._keep.run(connection, sorted(inbox_entries, key=_BY_ID) if self._dialect.is_shared else inbox_entries)
+            self._insert_inbox.run(connection, sorted(inbox_entries, key=_BY_ID) if is_shared else inbox_entries)
         if cancelled_timers:
-            self._withdraw.run(connection, [(name,) for name in cancelled_timers])
+            self._cancel_timers.run(connection, [(timer,) for timer in cancelled_timers])
         if outgoing:
-            self._say.run(connection, sorted(outgoing, key=_BY_ID) if self._dialect.is_shared else outgoing)
+            self._insert_outbox.run(connection, sorted(outgoing, key=_BY_ID) if is_shared else outgoing)
 
     def mark_sent(self, connection: Connection, ids: Sequence[str], now: datetime) -> None:
-        """Note that the bus is answerable for the parcels *ids*."""
-        self._mark.run(connection, [(id,) for id in sorted(ids)], (to_db_timestamp(now),))
+        """Mark the messages *ids*, which the bus has durably accepted, as sent at *now*."""
+        self._mark_sent.run(connection, [(id,) for id in sorted(ids)], (to_db_timestamp(now),))
 
     def fetch_due(
-        self, connection: Connection, now: datetime, limit: int, grace: timedelta, besides: Set[str] = frozenset()
+        self,
+        connection: Connection,
+        now: datetime,
+        limit: int,
+        handover_delay: timedelta,
+        excluded_ids: Set[str] = frozenset(),
     ) -> list[OutboxMessage]:
         """
-        Return up to *limit* parcels that are due and not marked as sent, the longest due first, *besides* some ids.
+        Return up to *limit* messages that are due, not sent and not among *excluded_ids*, the longest due first.
 
-        What is due for less than *grace* is left out, unless it was said for later: it was committed just now, and
-        whoever did that has it in hand.
+        A message that became due less than *handover_delay* ago is left out unless it has a timer: the process that
+        committed it publishes it.
         """
-        values = (to_db_timestamp(now), to_db_timestamp(now - grace), len(besides) + limit)
-        due = (id for (id,) in connection.exec_driver_sql(self._due, values) if id not in besides)
-        found = self._outbox_messages.run(connection, [(id,) for id in islice(due, limit)])
+        values = (to_db_timestamp(now), to_db_timestamp(now - handover_delay), len(excluded_ids) + limit)
+        due = (id for (id,) in connection.exec_driver_sql(self._select_due_ids, values) if id not in excluded_ids)
+        found = self._select_messages.run(connection, [(id,) for id in islice(due, limit)])
         return sorted((OutboxMessage(*row) for row in found), key=attrgetter("due_at"))
 
-    def handover_delay(self, own: timedelta) -> timedelta:
-        """Return for how long whoever has committed something has it in hand: *own*, or what all are given on a shared database."""
-        return HANDOVER_DELAY if self._dialect.is_shared else own
+    def handover_delay(self, local_delay: timedelta) -> timedelta:
+        """Return how long only the process that committed a message publishes it: *local_delay* unless the database is shared."""
+        return HANDOVER_DELAY if self._dialect.is_shared else local_delay
 
-    def acquire_leadership(self, connection: Connection, is_fit: bool) -> bool:
+    def acquire_leadership(self, connection: Connection, is_eligible: bool) -> bool:
         """
-        Take, keep or (no longer *is_fit*) give up looking after what lies in the outbox; return whether it is ours.
+        Take or keep the lead of the module's relays, or give it up if not *is_eligible*; return whether it is held.
 
-        Of all processes that run this module on a shared database one does it at a time: what two find, both would send.
+        On a shared database one process at a time scans a module's outbox: two would publish the same messages. The lead
+        ends with the connection.
         """
-        return self._dialect.try_lead(connection, f"{self.module.name} relay", is_fit)
+        return self._dialect.try_lead(connection, f"{self.module.name} relay", is_eligible)
 
     def count_due(self, connection: Connection, now: datetime) -> int:
-        """Return how many there are."""
-        count: int = connection.exec_driver_sql(self._due_count, (to_db_timestamp(now),)).scalar_one()
+        """Return the number of messages that are due and not sent."""
+        count: int = connection.exec_driver_sql(self._count_due, (to_db_timestamp(now),)).scalar_one()
         return count
 
     def oldest_due_seconds(self, connection: Connection, now: datetime) -> float:
-        """Return for how long the first of them has been due; 0 when there is none."""
-        oldest = connection.exec_driver_sql(self._due_oldest, (to_db_timestamp(now),)).scalar_one()
+        """Return for how long the oldest of them has been due; 0 if there is none."""
+        oldest = connection.exec_driver_sql(self._select_oldest_due, (to_db_timestamp(now),)).scalar_one()
         return 0.0 if oldest is None else (now - datetime.fromisoformat(oldest)).total_seconds()
 
     def purge(self, connection: Connection, now: datetime) -> int:
         """
-        Forget a few rows that nobody needs any more; return how many.
+        Delete some of the rows whose retention has ended; return how many.
 
-        An id begins with the milliseconds since 1970 at which its cause came in, so what is old enough to go is a
-        range of the primary key and needs no index of its own; but for what came from outside under whatever id it had:
-        of that, what it caused mostly lies beyond all ids that begin with a time.
+        Most ids begin with the time of their cause in milliseconds since 1970, so old rows are a range of the primary key
+        and need no further index. The exceptions are messages that came from outside under an id of another form: the
+        inbox has an index on the age of those, and the events they cause mostly have ids greater than any that begins
+        with a time.
         """
-        sent_before, heard_before = now - OUTBOX_RETENTION, now - INBOX_RETENTION
-        gone = 0
-        for text, values in (
-            (self._purge_outbox, (id_lower_bound(sent_before), to_db_timestamp(sent_before))),
-            (self._purge_foreign, (time_ordered_id_range(now)[1], to_db_timestamp(sent_before))),
-            (self._purge_inbox, (_FIRST_ID, id_lower_bound(heard_before), to_db_timestamp(heard_before))),
-            (self._purge_untimed, (to_db_timestamp(heard_before),)),
+        sent_before, processed_before = now - OUTBOX_RETENTION, now - INBOX_RETENTION
+        sent, processed = to_db_timestamp(sent_before), to_db_timestamp(processed_before)
+        count = 0
+        for sql, values in (
+            (self._purge_outbox, (id_lower_bound(sent_before), sent)),
+            (self._purge_outbox_untimed, (time_ordered_id_range(now)[1], sent)),
+            (self._purge_inbox, (_FIRST_ID, id_lower_bound(processed_before), processed)),
+            (self._purge_inbox_untimed, (processed,)),
         ):
-            gone += connection.exec_driver_sql(text, values).rowcount
-        return gone
+            count += connection.exec_driver_sql(sql, values).rowcount
+        return count

@@ -1,4 +1,4 @@
-"""A row of the outbox: an event between the commit and the bus."""
+"""A row of the outbox: an event between its commit and its publication."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 class OutboxMessage(NamedTuple):
     """
-    A row of the outbox: an event on its way out. Its members are the table's columns, in their order.
+    A row of the outbox. `app.storage.tables` maps its members to columns.
 
-    *id* is the broker's, *event_id* the event's own; they differ when a dead letter is replayed, and for all but one of
-    the versions in which an event is said. *occurred_at* and *due_at* are texts of one length: they compare as the moments do.
+    *id* is the message id on the bus, *event_id* the event's own id. They differ for a replayed dead letter, and for all
+    but one of the messages of an event that is published in several versions. *timer* names an event that is due later,
+    so that it can be cancelled. *occurred_at* and *due_at* are texts of one length, in UTC, that sort by time.
     """
 
     id: str
@@ -20,13 +21,11 @@ class OutboxMessage(NamedTuple):
     subject: str
     key: str
     body: bytes
-    name: str | None
+    timer: str | None
     correlation_id: str
     causation_id: str
     traceparent: str
     occurred_at: str
     due_at: str
     versions: str | None = None
-    """Where the event is said in several: all of them, as the header has it. Each is a parcel of its own."""
-
-
+    """For an event published in several versions, one message each: all of them, as in the header."""

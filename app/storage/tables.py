@@ -1,8 +1,8 @@
 """
-The tables that every module has beside its states: inbox, outbox and dead letters.
+The tables that every module has beside those of its states: inbox, outbox and dead letters.
 
-They stand in the module's own database and carry the module's name. Columns are a contract with the release that runs
-beside this one during an upgrade; Python names may differ from them and are mapped in this package only.
+They lie in the module's own database and carry its name. Columns are a contract with the other release that runs beside
+this one during an upgrade. Where Python uses another name, it is the ``key`` of the column, given here and nowhere else.
 """
 
 from __future__ import annotations
@@ -15,21 +15,29 @@ from modules.tables import key_type
 
 
 def message_tables(module: str, metadata: MetaData) -> tuple[Table, Table, Table]:
-    """Return *module*'s inbox, outbox and dead letters."""
+    """Return the inbox, the outbox and the dead letters of *module*; their column keys are the names that Python uses."""
+    return _inbox(module, metadata), _outbox(module, metadata), _dead_letters(module, metadata)
+
+
+def _inbox(module: str, metadata: MetaData) -> Table:
     inbox = Table(
         f"{module}_inbox",
         metadata,
         Column("id", key_type(255), primary_key=True),
-        Column("heard_at", DateTime(timezone=True), nullable=False),
-        # 1 where the id does not begin with a time: what is old enough to go is a range of the key for all the others.
-        Column("untimed", SmallInteger, nullable=False, server_default="1"),
-        # For what came with an idempotency key: whose body it was, and what we answered.
+        Column("heard_at", DateTime(timezone=True), key="processed_at", nullable=False),
+        # 1 if the id does not begin with a time. All other rows are purged by a range of the primary key.
+        Column("untimed", SmallInteger, key="untimed_id", nullable=False, server_default="1"),
+        # For a request with an idempotency key: the hash of its body, and the response to it.
         Column("fingerprint", String(64)),
-        Column("answer", Text),
+        Column("answer", Text, key="response"),
         sqlite_with_rowid=False,
     )
-    untimed = inbox.c.untimed == 1
-    Index(f"{module}_inbox_by_age", inbox.c.heard_at, sqlite_where=untimed, postgresql_where=untimed)
+    untimed = inbox.c.untimed_id == 1
+    Index(f"{module}_inbox_by_age", inbox.c.processed_at, sqlite_where=untimed, postgresql_where=untimed)
+    return inbox
+
+
+def _outbox(module: str, metadata: MetaData) -> Table:
     outbox = Table(
         f"{module}_outbox",
         metadata,
@@ -38,8 +46,8 @@ def message_tables(module: str, metadata: MetaData) -> tuple[Table, Table, Table
         Column("subject", String(255), nullable=False),
         Column("key", String(64), nullable=False),
         Column("body", LargeBinary, nullable=False),
-        # A name makes it possible to withdraw what is not due yet.
-        Column("name", String(255)),
+        # An event that is not due yet can be cancelled by this name.
+        Column("name", String(255), key="timer"),
         Column("correlation_id", String(128), nullable=False),
         Column("causation_id", String(255), nullable=False),
         Column("traceparent", String(55), nullable=False),
@@ -47,12 +55,16 @@ def message_tables(module: str, metadata: MetaData) -> tuple[Table, Table, Table
         Column("due_at", DateTime(timezone=True), nullable=False),
         Column("sent_at", DateTime(timezone=True)),
         Column("versions", String(64)),
-        # With SQLite's row ids, other than the rest: its rows are long, and most are written once and never read.
+        # Unlike the other tables it keeps SQLite's row ids: its rows are long, and most are written and never read.
     )
-    unsent, named = outbox.c.sent_at.is_(None), outbox.c.name.isnot(None)
+    unsent, timed = outbox.c.sent_at.is_(None), outbox.c.timer.isnot(None)
     Index(f"{module}_outbox_unsent", outbox.c.due_at, sqlite_where=unsent, postgresql_where=unsent)
-    Index(f"{module}_outbox_by_name", outbox.c.name, sqlite_where=named, postgresql_where=named)
-    dead_letters = Table(
+    Index(f"{module}_outbox_by_name", outbox.c.timer, sqlite_where=timed, postgresql_where=timed)
+    return outbox
+
+
+def _dead_letters(module: str, metadata: MetaData) -> Table:
+    return Table(
         f"{module}_dead_letter",
         metadata,
         Column("id", key_type(36), primary_key=True),
@@ -69,4 +81,3 @@ def message_tables(module: str, metadata: MetaData) -> tuple[Table, Table, Table
         Column("message_headers", Text, nullable=False),
         Column("message_body", LargeBinary, nullable=False),
     )
-    return inbox, outbox, dead_letters

@@ -48,7 +48,7 @@ class Counter:
         """Add *amount*, which must not be negative."""
         self.value += amount
 
-    def follow(self, read: Read) -> None:
+    def set_function(self, read: Read) -> None:
         """Show what *read* returns, instead of a number of our own."""
         self._read = read
 

@@ -106,15 +106,15 @@ class Metrics:
             own, "bus_reconnects_total", "How often the connection to the bus was made anew."
         ).labels()
 
-        Gauges(own, "process_resident_memory_bytes", "Memory that the process occupies.").labels().follow(
+        Gauges(own, "process_resident_memory_bytes", "Memory that the process occupies.").labels().set_function(
             process.resident_bytes
         )
-        Counters(own, "process_cpu_seconds_total", "CPU time spent, user and system.").labels().follow(
+        Counters(own, "process_cpu_seconds_total", "CPU time spent, user and system.").labels().set_function(
             process.cpu_seconds
         )
         Gauges(
             own, "process_start_time_seconds", "When the process was started, in seconds since 1970."
-        ).labels().follow(process.started_at)
+        ).labels().set_function(process.started_at)
 
     def render(self) -> bytes:
         """Return everything in Prometheus' text format, version 0.0.4."""

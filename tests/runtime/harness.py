@@ -107,7 +107,7 @@ class Harness:
 
     async def rows(self, sql: str, *values: Any) -> list[Any]:
         """Return what *sql* finds in the database."""
-        text = self.database.dialect.text(sql)
+        text = self.database.dialect.to_driver_sql(sql)
         found = await self.database.read(lambda connection: connection.exec_driver_sql(text, values).all())
         return [tuple(row) for row in found]
 

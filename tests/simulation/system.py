@@ -29,7 +29,7 @@ from app.gateways.circuit_breaker import CircuitBreaker
 from app.gateways.payment_worker import CONSUMER, PaymentWorker
 from app.gateways.port import Captured, ChargeResult, Declined, GatewayNotReached, GatewayTimeout
 from app.messaging.consumers import EXPRESS_LANE, subscriptions
-from app.storage.sql.database import _OnLoop
+from app.storage.sql.executors import LoopExecutor
 from modules.values import Money
 from tests.clock import VirtualClock
 from tests.runtime.harness import Harness, harness_at
@@ -152,8 +152,8 @@ async def life(
     fuse = bank.fuse
     async with harness_at(path, clock, delivers_locally=delivers_locally) as harness:
         database: Any = harness.database  # whoever ends a process does not ask it what is private
-        database._reader = _OnLoop(database._reader._transactor)
-        database._writer._aside = database._reader._aside = _AtOnce(fuse, disk)
+        database._reader = LoopExecutor(database._reader._transactor)
+        database._writer._committer = database._reader._committer = _AtOnce(fuse, disk)
         heard = subscriptions([runner.module for runner in harness.runners.values()], harness.contracts)
         breaker = CircuitBreaker(clock.monotonic)
         worker = PaymentWorker(
@@ -181,9 +181,9 @@ async def life(
             await harness.rest()
             for queue in (database._writer, database._reader):
                 queue._waiting.clear()
-                queue._riders.clear()
-                queue._turns, queue._aside = None, _AtOnce(Fuse())
-                queue._transactor.hang_up()
+                queue._deferred.clear()
+                queue._running, queue._committer = None, _AtOnce(Fuse())
+                queue._transactor.disconnect()
 
 
 async def _flush(harness: Harness) -> None:

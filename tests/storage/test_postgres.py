@@ -25,7 +25,7 @@ from app.storage.migrations import migrate
 from app.storage.module_store import HANDOVER_DELAY
 from app.storage.sql.database import Database
 from app.storage.sql.postgres import Postgres
-from app.storage.sql.transactions import TRIES
+from app.storage.sql.transactions import ATTEMPTS_MAX
 from app.telemetry.metrics import Metrics
 from modules.inventory.state import Product
 from modules.orders.events import OrderCreated
@@ -125,7 +125,7 @@ async def test_a_connection_cut_while_idle_is_nobodys_trouble(site: Place, datab
 async def test_what_is_cut_again_and_again_is_given_up(site: Place, database: Database) -> None:
     """A transaction that never comes to its end is the database's trouble, and leaves nothing behind."""
     with pytest.raises(StorageUnavailable):
-        await database.write(cut_first(site, TRIES))
+        await database.write(cut_first(site, ATTEMPTS_MAX))
     assert await numbers(database) == []
 
 
@@ -181,7 +181,7 @@ async def test_a_commit_that_nobody_can_be_asked_about_is_neither_success_nor_fa
             site.take_away()
             raise
 
-    monkeypatch.setattr("app.storage.sql.postgres.SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr("app.storage.sql.postgres.OUTCOME_SECONDS", 0.1)
     monkeypatch.setattr(database.engine.dialect, "do_commit", gone)
     with pytest.raises(CommitOutcomeUnknown) as caught:
         await database.write(insert(1))
@@ -386,7 +386,7 @@ async def test_two_relays_send_each_event_once(relays: Any) -> None:
     await stands[1].tell("orders", submitted(oid(2)))
     store = stands[1].stores["orders"]
     both = await stands[1].database.read(lambda c: store.fetch_due(c, clock.now(), 10, timedelta(0)))
-    second.take([row for row in both if row.key == oid(2)])  # the first one's process "died" before it could
+    second.publish([row for row in both if row.key == oid(2)])  # the first one's process "died" before it could
     for _ in range(int(HANDOVER_DELAY.total_seconds() / SCAN_SECONDS)):
         await first.step()
         await second.step()
@@ -475,7 +475,7 @@ def test_the_session_is_what_the_manual_says(site: Place) -> None:
 @pytest.mark.parametrize(
     ("url", "why"),
     [
-        ("postgresql://shop:hunter2@127.0.0.1:1/x", "nobody answers there"),
+        ("postgresql://shop:hunter2@127.0.0.1:1/x", "no server answers there"),
         ("postgresql://postgres@/nosuch?host={host}", "there is no such database on the server"),
     ],
 )
@@ -489,7 +489,7 @@ def test_what_is_out_of_reach_is_explained_without_host_and_password(url: str, w
 
 def test_an_address_that_nobody_can_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """And one that nobody can speak to for want of the driver, which says how to get it."""
-    with pytest.raises(DatabaseConfigError, match="no address") as caught:
+    with pytest.raises(DatabaseConfigError, match="not a valid PostgreSQL connection string") as caught:
         Database("postgresql://u:hunter2@h/d?no_such_option=1")
     assert "hunter2" not in str(caught.value)
     monkeypatch.delitem(__import__("sys").modules, "app.storage.sql.postgres")

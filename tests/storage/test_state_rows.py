@@ -8,7 +8,7 @@ import attrs
 import pytest
 from sqlalchemy import Column, Index, MetaData, String, Table, UniqueConstraint, create_engine
 
-from app.storage.sql.sqlite import SIZES, Parted, Sqlite
+from app.storage.sql.sqlite import SIZES, SizedStatement, Sqlite
 from app.storage.state_rows import StateMapper
 from modules.inventory.state import Product
 from modules.module import evolve
@@ -18,7 +18,7 @@ def test_a_statement_asked_for_nothing_does_nothing() -> None:
     """No rows, no statement."""
     engine = create_engine("sqlite://")
     with engine.connect() as connection:
-        assert Parted(lambda size: "not SQL at all").run(connection, []) == []
+        assert SizedStatement(lambda size: "not SQL at all").run(connection, []) == []
     engine.dispose()
 
 
@@ -32,14 +32,14 @@ def test_a_table_that_is_not_its_class_is_refused() -> None:
 def test_a_table_where_more_than_the_key_is_unique_is_refused(more: Any) -> None:
     """On SQLite a whole row is replaced, and whatever is in its way goes."""
     table = Table("product", MetaData(), *(Column(field.name, String) for field in attrs.fields(Product)), more)
-    with pytest.raises(TypeError, match="more than the key is unique"):
+    with pytest.raises(TypeError, match="more than one unique key"):
         StateMapper(Product, table, Sqlite())
 
 
 def test_rows_are_cut_into_parts_that_have_a_statement() -> None:
     """Every row once, in its order, whatever their number, and what stands before them with each part."""
     engine = create_engine("sqlite://")
-    statement = Parted(lambda size: f"SELECT ?, column1 FROM (VALUES {', '.join(['(?)'] * size)})")
+    statement = SizedStatement(lambda size: f"SELECT ?, column1 FROM (VALUES {', '.join(['(?)'] * size)})")
     with engine.connect() as connection:
         for count in range(3 * SIZES[-1]):
             found = statement.run(connection, [(n,) for n in range(count)], ("before",))

@@ -209,7 +209,7 @@ def test_a_gauge_may_be_asked_at_each_scrape() -> None:
     """Nobody has to keep a number up to date that is known elsewhere."""
     registry = Registry()
     depth = [1.0]
-    Gauges(registry, "pending", "Waiting.", ["module"]).labels("orders").follow(lambda: depth[0])
+    Gauges(registry, "pending", "Waiting.", ["module"]).labels("orders").set_function(lambda: depth[0])
     assert b'pending{module="orders"} 1.0\n' in Formatter().marshall(registry)
     depth[0] = math.inf
     assert b'pending{module="orders"} +Inf\n' in Formatter().marshall(registry)
@@ -224,7 +224,7 @@ def test_a_number_that_cannot_be_had_is_left_out(read: Callable[[], float | None
     """The other numbers are needed most when something is wrong."""
     registry = Registry()
     gauges = Gauges(registry, "pending", "Waiting.", ["module"])
-    gauges.labels("orders").follow(read)
+    gauges.labels("orders").set_function(read)
     gauges.labels("payments").set(2)
     (family,) = text_string_to_metric_families(Formatter().marshall(registry).decode())
     assert [(sample.labels, sample.value) for sample in family.samples] == [({"module": "payments"}, 2)]

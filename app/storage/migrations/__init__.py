@@ -1,9 +1,9 @@
 """
-Bring a module's tables to what the code expects, and say when they are not.
+Migrate a module's tables to the revision that the code expects, and find out whether they are at it.
 
-Every module has a history of its own under ``versions/<module>`` and a table ``<module>_version`` that says how far it
-has come: a module can move to another database and take its history along. Revisions are numbered; the highest number
-is the head. Alembic is imported only when there is something to do.
+Every module has its own revisions under ``versions/<module>`` and a table ``<module>_version`` with its current one, so
+that a module can move to another database together with its history. Revisions are numbered; the highest number is the
+head. Alembic is imported only if there is something to migrate.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ class NewerDatabase(Exception):
 
 
 class NotMigrated(Exception):
-    """The tables are not what this release expects, and somebody has to say that they may be changed."""
+    """The tables are older than this release expects, and the operator has to migrate them."""
 
 
 def head(module: str) -> str:
-    """Return the number of *module*'s latest revision."""
+    """Return the number of the latest revision of *module*."""
     return max(file.name.partition("_")[0] for file in (_HERE / "versions" / module).glob("[0-9]*.py"))
 
 
 def version(connection: Connection, module: str) -> str | None:
-    """Return the revision that *module*'s tables are at; None when there are none."""
+    """Return the revision of the tables of *module*; None if it has no tables."""
     if not inspect(connection).has_table(f"{module}_version"):
         return None
     found: str | None = connection.exec_driver_sql(f"SELECT version_num FROM {module}_version").scalar()
@@ -41,12 +41,12 @@ def version(connection: Connection, module: str) -> str | None:
 
 def migrate(engine: Engine, module: str) -> bool:
     """
-    Bring *module*'s tables to the head; return whether there was anything to do.
+    Migrate the tables of *module* to the head; return False if they were there already.
 
-    Each revision is one transaction; two processes that migrate at once wait for each other.
+    All missing revisions run in one transaction; of two processes that migrate at once one waits for the other.
 
     Raises:
-        NewerDatabase: They are beyond it.
+        NewerDatabase: The tables are beyond the head.
     """
     if is_current(engine, module):
         return False
@@ -55,7 +55,7 @@ def migrate(engine: Engine, module: str) -> bool:
 
 def is_current(engine: Engine, module: str) -> bool:
     """
-    Tell whether *module*'s tables are at the head.
+    Return whether the tables of *module* are at the head.
 
     Raises:
         NewerDatabase: They are beyond it.
@@ -71,7 +71,7 @@ def is_current(engine: Engine, module: str) -> bool:
 def _upgrade(engine: Engine, module: str) -> bool:
     import logging
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # what it says of itself is no news to an operator
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # its own progress messages are of no use to an operator
 
     from alembic.config import Config
     from alembic.migration import MigrationContext
@@ -85,7 +85,7 @@ def _upgrade(engine: Engine, module: str) -> bool:
     script = ScriptDirectory.from_config(config)
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
-            # SQLite gives the whole database to whoever begins; here two would make the same tables at once.
+            # SQLite locks the whole database; here two processes could create the same tables at once. Wait without a limit.
             connection.connection.driver_connection.answer_seconds = inf  # type: ignore[union-attr]
             connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")

@@ -1,7 +1,7 @@
 """
-What differs from one database to the next: how it is opened, how statements are said, and what its errors mean.
+What differs between databases: how one is opened, how statements are written, and what its errors mean.
 
-The rest of the house writes its SQL once, with ``?`` for a value and ``{keys}`` for a list of them, and asks here.
+All other code writes its SQL once, with ``?`` for a value and ``{keys}`` for a list of values, and has a dialect adapt it.
 """
 
 from __future__ import annotations
@@ -15,29 +15,30 @@ from typing import Any, Protocol
 from sqlalchemy import Connection, Engine, RootTransaction, Table
 from sqlalchemy.exc import DBAPIError
 
-TX_ID = "transaction"
-"""Under this name, in a connection's ``info``, stands what `Dialect.was_committed` asks about."""
+TX_ID = "transaction id"
+"""The key in a connection's ``info`` of the id of its transaction; see `Dialect.was_committed`."""
 
-
-_EPOCH = "epoch"
+_CACHE_GENERATION = "cache generation"
 
 
 class Failure(Enum):
-    """What is to be done about an error: come back later, or do the whole transaction again at once."""
+    """How a transaction recovers from an error that its work did not cause."""
 
-    UNAVAILABLE = "away"
-    RETRY = "again"
+    UNAVAILABLE = "unavailable"
+    """The database is out of reach; try again later."""
+    RETRY = "retry"
+    """Run the whole transaction again at once."""
 
 
 class Statement(Protocol):
-    """One statement over any number of rows, prepared once."""
+    """A statement for any number of rows, prepared once."""
 
-    def run(self, connection: Connection, rows: Sequence[Sequence[Any]], before: tuple[Any, ...] = ()) -> list[Any]:
-        """Run it for *rows*; *before* are values that come first. Return all rows that it returns."""
+    def run(self, connection: Connection, rows: Sequence[Sequence[Any]], prefix: tuple[Any, ...] = ()) -> list[Any]:
+        """Execute it for *rows*; *prefix* are values that come before those of the rows. Return all rows that it returns."""
 
 
 class ExclusiveAccess(Protocol):
-    """A module of a database that is ours alone."""
+    """The exclusive right to serve one module from a database."""
 
     def close(self) -> None:
         """Give it up."""
@@ -47,98 +48,97 @@ class Dialect(Protocol):
     """One kind of database."""
 
     name: str
-    locking: str
-    """Ends a query that selects rows to be changed: nobody else changes them until the transaction ends."""
+    for_update: str
+    """A clause at the end of a select: it locks the rows until the transaction ends."""
     skip_locked: str
-    """Ends a query that selects rows to be changed by whoever comes first: what another has in hand is left to him."""
+    """The same, but it skips rows that another transaction has locked."""
     is_shared: bool
-    """True where other processes like this one may work on the same database."""
+    """True if other processes of this application may work on the same database."""
 
     def engine(self, url: str) -> Engine:
         """
-        Prepare an engine for *url*; nothing is opened yet. Its connections begin transactions as the writer needs them,
-        or, with the execution option ``reading``, as a reader does.
+        Prepare an engine for *url*; no connection is opened yet.
+
+        Its connections begin transactions for the writer, or, with the execution option ``reading``, for a reader.
 
         Raises:
-            Unusable: There is no driver for it, or nobody can read the address.
+            DatabaseConfigError: The URL is invalid, or its driver is not installed.
         """
 
     def acquire_exclusive(self, engine: Engine, name: str, seconds: float) -> ExclusiveAccess | None:
         """
-        Claim the module *name* in the database behind *engine*, until that is closed or the process ends.
+        Acquire the right to serve the module *name* from the database of *engine*, until it is closed or the process ends.
 
-        Who has claimed it is waited for, *seconds* at most. None where two processes may serve one module: there `lead`
-        says who does what.
+        Waits up to *seconds* for another process to give it up. Returns None if several processes may serve a module: then
+        `try_lead` decides which of them does a job.
 
         Raises:
-            Unusable: Another process has claimed it.
+            DatabaseConfigError: Another process has it.
         """
 
-    def begin_at_once(self, connection: Connection) -> RootTransaction | None:
-        """Begin a transaction on *connection*, or return None where that means to wait."""
+    def begin_nowait(self, connection: Connection) -> RootTransaction | None:
+        """Begin a transaction on *connection*; return None if that would have to wait."""
 
     def classify(self, error: BaseException) -> Failure | None:
-        """Say what to do about *error*; None where it is the work's own fault, or not the database's at all."""
+        """Return how to recover from *error*; None if the work caused it, or it is not the database's at all."""
 
     def explain(self, error: DBAPIError) -> str:
-        """Say in a few words, for the operator and without host or password, why the database cannot be used."""
+        """Return in a few words for the operator, without host or password, why the database cannot be used."""
 
     def is_conflict(self, error: BaseException) -> bool:
-        """Tell whether *error* says that a row is there already: it was written a moment ago, or will always be there."""
+        """Return True if *error* says that a row exists already: inserted a moment ago, or for good."""
 
     def is_disconnected(self, connection: Connection) -> bool:
-        """Tell whether *connection* has lost its server; what it had not committed is undone there."""
+        """Return True if *connection* has lost its server, which rolls back what was not committed."""
 
-    def was_committed(self, engine: Engine, mark: Any) -> bool | None:
-        """Say what became of the transaction *mark*, whose connection was cut while it committed; None: nobody knows."""
+    def was_committed(self, engine: Engine, tx_id: Any) -> bool | None:
+        """Return whether the transaction *tx_id*, whose connection broke during the commit, was committed; None: unknown."""
 
     def probe(self, connection: Connection) -> None:
-        """Write something that changes nothing: whether that can be committed is the point."""
+        """Write something that changes no data, to find out whether a write can be committed."""
 
     def has_written(self, connection: Connection) -> bool:
-        """Tell whether a transaction on *connection* has proved that the database can be written, or read by a reader."""
+        """Return True if a transaction on *connection* has proved that the database can be written (reader: read)."""
 
-    def try_lead(self, connection: Connection, name: str, is_fit: bool) -> bool:
+    def try_lead(self, connection: Connection, name: str, is_eligible: bool) -> bool:
         """
-        Take, keep or (no longer *is_fit*) give up the lead in *name*; return whether it is ours.
+        Take or keep the lead in *name*, or give it up if not *is_eligible*; return whether it is held.
 
-        Of all processes on a database one has it at a time. It goes with the connection.
+        At most one of all processes on a database holds it. It ends with the connection.
         """
 
     def timestamp_sql(self, column: str) -> str:
-        """Return what selects the moment in *column* as `app.storage.state_rows.to_db_timestamp` writes it."""
+        """Return an expression for the time in *column* in the form of `app.storage.state_rows.to_db_timestamp`."""
 
-    def json_rows(self, columns: Sequence[Any]) -> str:
-        """Return what selects all rows, of *columns* each, as one text: a JSON array of arrays."""
+    def json_rows_sql(self, columns: Sequence[Any]) -> str:
+        """Return an expression that aggregates all rows into one text: a JSON array of arrays with the values of *columns*."""
 
-    def text(self, sql: str) -> str:
-        """Return *sql* as the driver wants it."""
+    def to_driver_sql(self, sql: str) -> str:
+        """Return *sql* with the placeholders that the driver expects."""
 
     def by_keys(self, sql: str) -> Statement:
-        """Return the statement *sql*, whose ``{keys}`` follows a column and stands for the values that it may have."""
+        """Prepare *sql*; its ``{keys}`` follows a column and stands for the values that the column may have."""
 
-    def insert(self, table: Table, names: Sequence[str], conflict: str = "") -> Statement:
-        """Return the statement that inserts rows of the columns *names*; *conflict* says what if they are there."""
+    def insert(self, table: Table, keys: Sequence[str], conflict: str = "") -> Statement:
+        """Prepare an insert of rows into the columns *keys* of *table*; *conflict* is its ``ON CONFLICT`` clause."""
 
-    def replace(self, table: Table, names: Sequence[str]) -> Statement:
+    def replace(self, table: Table, keys: Sequence[str]) -> Statement:
         """
-        Return the statement that writes whole rows of the columns *names*, the key first, over those that are there.
+        Prepare a statement that inserts rows of the columns *keys*, the primary key first, or overwrites existing ones.
 
-        Nothing but the key may be unique in *table*: a row that is in the way of another for that might go.
+        Nothing but the primary key may be unique in *table*: a conflict on another column could delete a row.
         """
 
 
 def cache_generation(connection: Connection) -> object:
     """
-    Return an object that stays the same for as long as *connection* alone changes the database, and undoes nothing.
+    Return an object that stays the same while only *connection* changes the database and no transaction is rolled back.
 
-    What was written during an epoch, or read, is true until it ends. Only for a database that is ours alone.
+    Data that was read or written during a generation is valid until it ends. Only for a database of this process alone.
     """
-    return connection.info.setdefault(_EPOCH, object())
+    return connection.info.setdefault(_CACHE_GENERATION, object())
 
 
 def invalidate_cache(connection: Connection) -> None:
-    """Say that something was undone, or that somebody else has written."""
-    connection.info.pop(_EPOCH, None)
-
-
+    """Begin a new generation, because of a rollback or a write by another process."""
+    connection.info.pop(_CACHE_GENERATION, None)

@@ -21,7 +21,7 @@ def open_dialect(url: str) -> Dialect:
     try:
         name = url.partition(":")[0] if url.startswith("postgresql") else make_url(url).get_backend_name()
     except ArgumentError:
-        raise DatabaseConfigError("this is no address of a database") from None
+        raise DatabaseConfigError("this is not a database URL") from None
     if name == "sqlite":
         from app.storage.sql.sqlite import Sqlite
 

@@ -1,16 +1,16 @@
 """
-PostgreSQL: one server, any number of processes on one database.
+The PostgreSQL dialect: one server, any number of processes on one database.
 
-Transactions are READ COMMITTED. Two that meet the same rows wait for each other in the order of the keys: known rows are
-locked when they are loaded, new ones when they are inserted. Two that meet the same new thing at the same moment are
-told apart by its primary key: the second is done again from its beginning, and then finds what the first has written.
+Transactions are READ COMMITTED. All of them lock rows in the order of the keys: existing rows when they are loaded, new
+ones when they are inserted. If two transactions insert the same row, the primary key lets the first succeed; the second
+is repeated from its beginning and then finds the row.
 
 One statement takes any number of rows, as one array for each column; the server prepares it once per connection.
 """
 
 from __future__ import annotations
 
-__all__ = ["Postgres"]
+__all__ = ["ArrayStatement", "Postgres"]
 
 import re
 import time
@@ -42,40 +42,40 @@ from app.storage.sql.dialect import TX_ID, Failure, Statement
 
 T = TypeVar("T")
 
-SETTLE_SECONDS = 5.0
-"""How long we ask what became of a commit whose answer was lost."""
+OUTCOME_SECONDS = 5.0
+"""How long the outcome of a commit whose reply was lost is asked for."""
 
 ANSWER_SECONDS = 12.0
-"""How long a server may say nothing to a question, before its connection is given up."""
+"""How long a server may leave a statement unanswered before its connection is closed."""
 
-_ASK_AGAIN_SECONDS = 0.1
+_OUTCOME_POLL_SECONDS = 0.1
 
 _PARAMETERS: dict[str, Any] = {
     "application_name": "fulfilment",
     "connect_timeout": 2,
-    # A server that is gone without a word is found out within about ten seconds.
+    # Detect a server that is unreachable without having closed the connection within about ten seconds.
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
-"""Of libpq, where the address does not say otherwise."""
+"""Connection parameters of libpq; the URL overrides them."""
 
 _SETTINGS = {
     "timezone": "UTC",
     "lock_timeout": "2s",
     "statement_timeout": "10s",
-    # A process that stands still in the middle of a transaction must not hold its locks for ever.
+    # A process that halts in the middle of a transaction must not hold its locks for ever.
     "idle_in_transaction_session_timeout": "5s",
-    # Every query of ours has its index; tables that were empty when a plan was made must not make it read them whole.
+    # Every query has its index; a plan made while the tables were empty must not scan them whole later.
     "enable_seqscan": "off",
     "jit": "off",
 }
 
-_READING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-_WRITING = "BEGIN; SELECT pg_current_xact_id()::text"
+_BEGIN_READING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_BEGIN_WRITING = "BEGIN; SELECT pg_current_xact_id()::text"
 
-_AGAIN = (
+_CONFLICTS = (
     errors.UniqueViolation,
     errors.SerializationFailure,
     errors.DeadlockDetected,
@@ -90,12 +90,12 @@ _TYPES = (
 
 
 class _Connection(psycopg.Connection[Any]):
-    """A connection whose server has to answer at some time: one that was halted keeps its sockets open."""
+    """A connection with a time limit for each reply: a server process that is halted keeps its sockets open."""
 
     answer_seconds: float | None = None
 
     def wait(self, gen: Any, *arguments: Any, **more: Any) -> Any:
-        """Wait for what *gen* waits for; close the connection, and raise as if it were cut, when it takes too long."""
+        """Wait as psycopg does; after ``answer_seconds`` close the connection and raise as if it had broken."""
         seconds = ANSWER_SECONDS if self.answer_seconds is None else self.answer_seconds
         return super().wait(self._within(gen, time.monotonic() + seconds), *arguments, **more)
 
@@ -109,45 +109,45 @@ class _Connection(psycopg.Connection[Any]):
                     raise psycopg.OperationalError("the server does not answer")
                 wanted = gen.send(ready)
         except StopIteration as end:
-            answer: T = end.value
-            return answer
+            result: T = end.value
+            return result
 
 
-class _Arrays:
+class ArrayStatement:
     """A statement that takes its rows as one array for each column."""
 
-    def __init__(self, text: str) -> None:
-        self._text = text
+    def __init__(self, sql: str) -> None:
+        self._sql = sql
 
-    def run(self, connection: Connection, rows: Sequence[Sequence[Any]], before: tuple[Any, ...] = ()) -> list[Any]:
-        """Run it for *rows*, once; see `app.storage.sql.dialect.Statement`."""
+    def run(self, connection: Connection, rows: Sequence[Sequence[Any]], prefix: tuple[Any, ...] = ()) -> list[Any]:
+        """Execute it once for all *rows*; see `app.storage.sql.dialect.Statement`."""
         if not rows:
             return []
-        # Straight to the driver: these texts and values need nothing of what SQLAlchemy does for a statement.
+        # Given to the driver directly: SQLAlchemy has nothing to add to these texts and values.
         cursor: psycopg.Cursor[Any] = connection.connection.cursor()  # type: ignore[assignment]
         arrays = [list(column) for column in zip(*rows, strict=True)]
-        cursor.execute(self._text, (*before, *arrays), prepare=True)
+        cursor.execute(self._sql, (*prefix, *arrays), prepare=True)
         return cursor.fetchall() if cursor.description is not None else []
 
 
 class Postgres:
-    """See `app.storage.sql.dialect.Dialect`."""
+    """Implements `app.storage.sql.dialect.Dialect`; docstrings here say only how."""
 
     name = "postgresql"
-    locking = " FOR UPDATE"
+    for_update = " FOR UPDATE"
     skip_locked = " FOR UPDATE SKIP LOCKED"
     is_shared = True
 
     def engine(self, url: str) -> Engine:
-        """Prepare an engine; whatever libpq takes for an address is one."""
+        """Prepare an engine; any connection string of libpq is a valid URL."""
         try:
             parameters = {**_PARAMETERS, **conninfo_to_dict(url)}
         except psycopg.Error:
-            raise DatabaseConfigError("this is no address that PostgreSQL's own programs could read") from None
+            raise DatabaseConfigError("this is not a valid PostgreSQL connection string") from None
         settings = "; ".join(f"SET {name} = '{value}'" for name, value in _SETTINGS.items())
 
         def connect() -> psycopg.Connection[Any]:
-            # BEGIN is ours to say: the driver's own would cost a round trip, and says nothing.
+            # Autocommit: the driver's own BEGIN would cost a round trip of its own.
             connection = _Connection.connect(autocommit=True, **parameters)
             try:
                 connection.execute(settings)
@@ -156,67 +156,67 @@ class Postgres:
                 raise
             return connection
 
-        # The two threads keep their connections; whatever else is opened is closed at once.
+        # No pool: writer and reader keep their connections, and all others are closed after use.
         engine = create_engine("postgresql+psycopg://", creator=connect, poolclass=NullPool, query_cache_size=200)
 
         @event.listens_for(engine, "begin")
-        def begun(connection: Connection) -> None:
+        def on_begin(connection: Connection) -> None:
             driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
             if connection.get_execution_options().get("reading", False):
-                driver.execute(_READING)
+                driver.execute(_BEGIN_READING)
                 return
-            cursor = driver.execute(_WRITING, prepare=False)
+            cursor = driver.execute(_BEGIN_WRITING, prepare=False)
             cursor.nextset()
             connection.info[TX_ID] = cursor.fetchone()[0]  # type: ignore[index]
 
         return engine
 
     def acquire_exclusive(self, engine: Engine, name: str, seconds: float) -> None:
-        """Several may."""
+        """None: several processes may serve a module."""
 
-    def begin_at_once(self, connection: Connection) -> RootTransaction | None:
-        """Its server has to be asked."""
+    def begin_nowait(self, connection: Connection) -> RootTransaction | None:
+        """None: BEGIN waits for the server."""
         return None
 
     def classify(self, error: BaseException) -> Failure | None:
-        """Sort by SQLSTATE; an error without one says that the connection is gone."""
+        """By SQLSTATE; an error without one means that the connection is broken."""
         error = getattr(error, "orig", None) or error
         if not isinstance(error, psycopg.Error):
             return None
-        if isinstance(error, _AGAIN):
+        if isinstance(error, _CONFLICTS):
             return Failure.RETRY
         if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | errors.ReadOnlySqlTransaction):
             return Failure.UNAVAILABLE
         return None
 
     def explain(self, error: DBAPIError) -> str:
-        """The driver's own words name the host."""
+        """Own words, because the driver's message contains the host."""
         state = getattr(error.orig, "sqlstate", None)
-        # A connection that is refused comes without its SQLSTATE; the server's words stand at the end.
-        said = str(error.orig)
-        if state in ("28P01", "28000") or "authentication failed" in said or "no password supplied" in said:
-            return "it refuses the user or the password"
-        if state == "3D000" or re.search(r'FATAL: +database ".*" does not exist', said):
+        # The error of a refused connection has no SQLSTATE; the server's message is at the end of its text.
+        text = str(error.orig)
+        if state in ("28P01", "28000") or "authentication failed" in text or "no password supplied" in text:
+            return "the server refuses the user or the password"
+        if state == "3D000" or re.search(r'FATAL: +database ".*" does not exist', text):
             return "there is no such database on the server"
         if state is None or state[:2] in ("08", "57"):
-            return "nobody answers there"
-        return f"it answers with SQLSTATE {state}"
+            return "no server answers there"
+        return f"the server answers with SQLSTATE {state}"
 
     def is_conflict(self, error: BaseException) -> bool:
         """SQLSTATE 23505."""
         return isinstance(getattr(error, "orig", None) or error, errors.UniqueViolation)
 
     def is_disconnected(self, connection: Connection) -> bool:
-        """SQLAlchemy lets go of a connection that it has seen break; the driver knows of the others."""
+        """SQLAlchemy invalidates a connection that it has seen break; the driver knows of the others."""
         return connection.invalidated or connection.connection.driver_connection.closed  # type: ignore[union-attr]
 
-    def was_committed(self, engine: Engine, mark: Any) -> bool | None:
-        """Ask the server, which remembers every transaction's end, over a connection that works."""
-        until = time.monotonic() + SETTLE_SECONDS
+    def was_committed(self, engine: Engine, tx_id: Any) -> bool | None:
+        """Ask the server, which records the outcome of every transaction, over a new connection."""
+        until = time.monotonic() + OUTCOME_SECONDS
         while True:
             try:
-                with engine.connect() as fresh:
-                    status = fresh.exec_driver_sql("SELECT pg_xact_status(%s::xid8)", (mark,)).scalar()
+                with engine.connect() as connection:
+                    status = connection.exec_driver_sql("SELECT pg_xact_status(%s::xid8)", (tx_id,)).scalar()
                 if status != "in progress":
                     return None if status is None else status == "committed"
             except Exception as error:
@@ -224,60 +224,61 @@ class Postgres:
                     return None
             if time.monotonic() > until:
                 return None
-            time.sleep(_ASK_AGAIN_SECONDS)
+            time.sleep(_OUTCOME_POLL_SECONDS)
 
     def probe(self, connection: Connection) -> None:
-        """A transaction that has a number is written down as it commits."""
+        """Assign a transaction id: the commit of a transaction that has one is written to disk."""
         connection.exec_driver_sql("SELECT txid_current()")
 
     def has_written(self, connection: Connection) -> bool:
-        """Whoever answers has been reached; a full disk would have ended it."""
+        """True: the server has answered, and a full disk would have stopped it."""
         return True
 
-    def try_lead(self, connection: Connection, name: str, is_fit: bool) -> bool:
-        """An advisory lock of the session: it ends with the connection, however that ends."""
-        held: set[str] = connection.info.setdefault("leads", set())
-        if is_fit == (name in held):
-            return is_fit
-        ask = "pg_try_advisory_lock" if is_fit else "pg_advisory_unlock"
-        if connection.exec_driver_sql(f"SELECT {ask}(%s)", (lock_number(name),)).scalar() and is_fit:
+    def try_lead(self, connection: Connection, name: str, is_eligible: bool) -> bool:
+        """Take an advisory lock of the session; it ends with the connection, however that ends."""
+        held: set[str] = connection.info.setdefault("held leads", set())
+        if is_eligible == (name in held):
+            return is_eligible
+        function = "pg_try_advisory_lock" if is_eligible else "pg_advisory_unlock"
+        if connection.exec_driver_sql(f"SELECT {function}(%s)", (_lock_number(name),)).scalar() and is_eligible:
             held.add(name)
         else:
             held.discard(name)
         return name in held
 
     def timestamp_sql(self, column: str) -> str:
-        """All of one length, in UTC."""
+        """Format it in UTC, with microseconds, so that all texts have one length."""
         return f"to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"+00:00\"')"
 
-    def json_rows(self, columns: Sequence[Any]) -> str:
-        """As text: it is read by us, not by the driver."""
-        shown = ", ".join(_quoted(column.name) for column in columns)
-        return f"coalesce(json_agg(json_build_array({shown})), '[]')::text"
+    def json_rows_sql(self, columns: Sequence[Any]) -> str:
+        """Cast to text, so that the driver does not parse it."""
+        values = ", ".join(_quoted(column.name) for column in columns)
+        return f"coalesce(json_agg(json_build_array({values})), '[]')::text"
 
-    def text(self, sql: str) -> str:
-        """Its marks are %s."""
+    def to_driver_sql(self, sql: str) -> str:
+        """Use ``%s`` placeholders."""
         return sql.replace("%", "%%").replace("?", "%s")
 
     def by_keys(self, sql: str) -> Statement:
-        """One array of keys."""
-        return _Arrays(self.text(sql.format(keys="= ANY(?)")))
+        """Compare with one array of keys."""
+        return ArrayStatement(self.to_driver_sql(sql.format(keys="= ANY(?)")))
 
-    def insert(self, table: Table, names: Sequence[str], conflict: str = "") -> Statement:
-        """One array for each column."""
-        columns = ", ".join(_quoted(name) for name in names)
-        arrays = ", ".join(f"%s::{_type(table.columns[name].type)}[]" for name in names)
-        return _Arrays(f"INSERT INTO {table.name} ({columns}) SELECT * FROM unnest({arrays}) {conflict}")
+    def insert(self, table: Table, keys: Sequence[str], conflict: str = "") -> Statement:
+        """Insert from ``unnest`` with one array for each column."""
+        columns = [table.columns[key] for key in keys]
+        names = ", ".join(_quoted(column.name) for column in columns)
+        arrays = ", ".join(f"%s::{_type(column.type)}[]" for column in columns)
+        return ArrayStatement(f"INSERT INTO {table.name} ({names}) SELECT * FROM unnest({arrays}) {conflict}")
 
-    def replace(self, table: Table, names: Sequence[str]) -> Statement:
-        """Each member but the key is changed."""
-        key, *others = (_quoted(name) for name in names)
+    def replace(self, table: Table, keys: Sequence[str]) -> Statement:
+        """Insert, and on a conflict update every column but the primary key."""
+        primary, *others = (_quoted(table.columns[key].name) for key in keys)
         changes = ", ".join(f"{name} = excluded.{name}" for name in others)
-        return self.insert(table, names, f"ON CONFLICT ({key}) DO UPDATE SET {changes}")
+        return self.insert(table, keys, f"ON CONFLICT ({primary}) DO UPDATE SET {changes}")
 
 
-def lock_number(name: str) -> int:
-    """Return the number under which processes of ours meet about *name*."""
+def _lock_number(name: str) -> int:
+    """Return the number of the advisory lock *name*, the same in every process of this application."""
     return int.from_bytes(blake2b(f"fulfilment {name}".encode(), digest_size=8).digest(), signed=True)
 
 

@@ -1,14 +1,14 @@
 """
-Transactions, in steps: begin, work, commit, and what is done when one of them fails.
+Run jobs in transactions on one connection: begin, work, commit, and the recovery from each failure.
 
-How a transaction goes is written once, as a generator. It does the work itself and yields whatever may wait for a disk or
-for somebody else's lock, for its driver to do: in the same thread (`run`), or in another one while the event loop goes
-on (`run_aside`).
+A transaction is written once, as a generator. It runs the work itself and yields every call that may wait for a disk, the
+network or a lock. Its driver makes these calls: in the same thread (`drive`), or in an executor while the event loop goes
+on (`drive_in_executor`).
 """
 
 from __future__ import annotations
 
-__all__ = ["Answer", "Piece", "Steps", "Transactor", "Work", "run", "run_aside"]
+__all__ = ["Job", "JobResult", "TransactionSteps", "Transactor", "Work", "drive", "drive_in_executor"]
 
 import asyncio
 import random
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
+from enum import Enum, auto
 from functools import partial
 from typing import Any, TypeVar
 
@@ -28,32 +29,44 @@ from app.storage.sql.dialect import TX_ID, Dialect, Failure, invalidate_cache
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
-Steps = Generator[Callable[[], Any], Any, T]
+TransactionSteps = Generator[Callable[[], Any], Any, T]
 
-TRIES = 6
-"""How often a transaction is begun that met somebody else's, or whose connection was cut."""
+ATTEMPTS_MAX = 6
+"""How often a transaction is begun that conflicts with others or whose connection breaks."""
 
-TRIES_SECONDS = 5.0
-"""After so long it is not begun again either: those who wait had better hear it."""
+RETRY_SECONDS_MAX = 5.0
+"""After this time it is not begun again either, so that its callers get their answer."""
 
-_PAUSE_SECONDS = 0.005
-"""Before the second try, about; doubled each time."""
+_BACKOFF_SECONDS = 0.005
+"""Mean pause before the second attempt; doubled before each further one."""
 
 
 @define(eq=False)
-class Piece:
-    """Some *work*, and who waits for it; nobody does for what rides along."""
+class Job:
+    """*work*, and the *future* of its result; None for deferred work, whose result nothing awaits."""
 
     work: Work[Any]
     future: asyncio.Future[Any] | None
-    place: str = ""
+    order_key: str = ""
 
 
-Answer = tuple[Piece, Any, BaseException | None]
+JobResult = tuple[Job, Any, BaseException | None]
+"""A job, its result, and its error or None."""
+
+
+class _Recovery(Enum):
+    """What to do after a failed attempt."""
+
+    RETRY = auto()
+    """Run the whole transaction again."""
+    UNAVAILABLE = auto()
+    """Raise `StorageUnavailable`; the database is unhealthy."""
+    RAISE = auto()
+    """Raise the error itself; the work caused it."""
 
 
 class Transactor:
-    """One connection, and the transactions on it, one after the other."""
+    """Runs transactions one after the other on one connection, which it opens when it needs one."""
 
     def __init__(self, dialect: Dialect, engine: Engine) -> None:
         self.is_healthy = True
@@ -62,128 +75,149 @@ class Transactor:
         self._engine = engine
         self._connection: Connection | None = None
 
-    def together(self, pieces: Sequence[Piece]) -> Steps[list[Answer]]:
-        """Do all *pieces* in one transaction; if one of them fails, each in its own."""
+    def execute_together(self, jobs: Sequence[Job]) -> TransactionSteps[list[JobResult]]:
+        """Run all *jobs* in one transaction; if one of them fails, run each in a transaction of its own."""
         try:
-            answers = yield from self._transact(pieces)
+            results = yield from self._transact(jobs)
         except Exception as error:
-            if len(pieces) == 1 or isinstance(error, StorageUnavailable):
-                return [(piece, None, error) for piece in pieces]
+            if len(jobs) == 1 or isinstance(error, StorageUnavailable):
+                return [(job, None, error) for job in jobs]
             found = []
-            for piece in pieces:
-                found += yield from self.together([piece])
+            for job in jobs:
+                found += yield from self.execute_together([job])
             return found
-        return [(piece, answer, None) for piece, answer in zip(pieces, answers, strict=True)]
+        return [(job, result, None) for job, result in zip(jobs, results, strict=True)]
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         """Close the connection, if there is one; the next transaction opens another."""
         connection, self._connection = self._connection, None
         if connection is not None:
             try:
                 connection.close()
             except Exception as error:
-                logger.warning("the database connection did not close", error=str(getattr(error, "orig", error)))
+                logger.warning("closing the database connection failed", error=_text(error))
 
-    def _transact(self, pieces: Sequence[Piece]) -> Steps[list[Any]]:
-        """Do *pieces* in one transaction, again from the beginning if it met somebody else's or was cut off."""
-        until = time.monotonic() + TRIES_SECONDS
-        for tries in range(1, TRIES + 1):
-            if tries > 1:
-                yield partial(time.sleep, _PAUSE_SECONDS * 2.0 ** (tries - 2) * random.uniform(0.5, 1.5))
+    def _transact(self, jobs: Sequence[Job]) -> TransactionSteps[list[Any]]:
+        """Run *jobs* in one transaction; repeat all of it after a conflict or a broken connection."""
+        until = time.monotonic() + RETRY_SECONDS_MAX
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            if attempt > 1:
+                yield partial(time.sleep, _BACKOFF_SECONDS * 2.0 ** (attempt - 2) * random.uniform(0.5, 1.5))
             try:
-                answers = yield from self._attempt(pieces)
+                results = yield from self._attempt(jobs)
+                break
             except CommitOutcomeUnknown as error:
-                self._away(error)
+                self._mark_unhealthy(error)
                 raise
             except Exception as error:
-                is_cut = self._connection is not None and self._dialect.is_disconnected(self._connection)
-                trouble = Failure.RETRY if is_cut else self._dialect.classify(error)
-                if is_cut:
-                    self.hang_up()
-                if trouble is Failure.RETRY and tries < TRIES and time.monotonic() < until:
-                    logger.debug("a transaction is done again", tries=tries, error=str(getattr(error, "orig", error)))
+                is_disconnected = self._connection is not None and self._dialect.is_disconnected(self._connection)
+                if is_disconnected:
+                    self.disconnect()
+                may_retry = attempt < ATTEMPTS_MAX and time.monotonic() < until
+                recovery = _classify(error, self._dialect, is_disconnected=is_disconnected, may_retry=may_retry)
+                if recovery is _Recovery.RETRY:
+                    logger.debug("retrying a transaction", attempt=attempt, error=_text(error))
                     continue
-                if trouble is None or self._dialect.is_conflict(error):
+                if recovery is _Recovery.RAISE:
                     if self._connection is not None and self._connection.in_transaction():
-                        self.hang_up()  # it did not even begin
+                        self.disconnect()  # begin failed half-way, and SQLAlchemy believes that a transaction is open
                     raise
-                self._away(error)
+                self._mark_unhealthy(error)
                 raise StorageUnavailable("The database is out of reach.") from error
-            break
         if not self.is_healthy and self._connection is not None and self._dialect.has_written(self._connection):
             self.is_healthy = True
-            logger.info("the database is back")
-        return answers
+            logger.info("the database is available again")
+        return results
 
-    def _attempt(self, pieces: Sequence[Piece]) -> Steps[list[Any]]:
+    def _attempt(self, jobs: Sequence[Job]) -> TransactionSteps[list[Any]]:
+        """Run *jobs* in one transaction, once. After a commit whose reply was lost, ask the server for its outcome."""
         connection: Connection | None = self._connection
         if connection is None:
             connection = self._connection = yield self._engine.connect
         assert connection is not None
-        transaction = self._dialect.begin_at_once(connection) or (yield connection.begin)
-        mark = connection.info.get(TX_ID)
+        transaction = self._dialect.begin_nowait(connection) or (yield connection.begin)
+        tx_id = connection.info.get(TX_ID)
         try:
-            answers = [piece.work(connection) for piece in pieces]
+            results = [job.work(connection) for job in jobs]
         except Exception:
-            yield partial(_undo, transaction)
+            yield partial(_roll_back, transaction)
             raise
         try:
             yield transaction.commit
         except Exception as error:
-            yield partial(_undo, transaction)
+            yield partial(_roll_back, transaction)
             if not self._dialect.is_disconnected(connection):
                 raise
-            was_committed = mark is None or (yield partial(self._dialect.was_committed, self._engine, mark))
+            was_committed = tx_id is None or (yield partial(self._dialect.was_committed, self._engine, tx_id))
             if was_committed is None:
                 raise CommitOutcomeUnknown("The database went out of reach while it committed.") from error
             if not was_committed:
                 raise
-            self.hang_up()
-        return answers
+            self.disconnect()
+        return results
 
-    def _away(self, error: Exception) -> None:
+    def _mark_unhealthy(self, error: Exception) -> None:
         if self.is_healthy:
-            logger.error("the database is out of reach", error=str(getattr(error, "orig", error)))
+            logger.error("the database is out of reach", error=_text(error))
         self.is_healthy = False
-        self.hang_up()
+        self.disconnect()
 
 
-def run(steps: Steps[T]) -> T:
-    """Take *steps* one after the other, here; return what they come to."""
+def drive(steps: TransactionSteps[T]) -> T:
+    """Make the calls that *steps* yields, here; return the result of *steps*."""
     try:
-        step = next(steps)
+        call = next(steps)
         while True:
             try:
-                found = step()
+                result = call()
             except Exception as error:
-                step = steps.throw(error)
+                call = steps.throw(error)
             else:
-                step = steps.send(found)
+                call = steps.send(result)
     except StopIteration as end:
-        result: T = end.value
-        return result
+        value: T = end.value
+        return value
 
 
-async def run_aside(steps: Steps[T], executor: Executor) -> T:
-    """Do as `run`, but take each of the steps in *executor*; only what lies between them is done on the loop."""
+async def drive_in_executor(steps: TransactionSteps[T], executor: Executor) -> T:
+    """Do as `drive`, but make each call in *executor*; only the code of *steps* between two calls runs on the loop."""
     loop = asyncio.get_running_loop()
     try:
-        step = next(steps)
+        call = next(steps)
         while True:
             try:
-                found = await loop.run_in_executor(executor, step)
+                result = await loop.run_in_executor(executor, call)
             except Exception as error:
-                step = steps.throw(error)
+                call = steps.throw(error)
             else:
-                step = steps.send(found)
+                call = steps.send(result)
     except StopIteration as end:
-        result: T = end.value
-        return result
+        value: T = end.value
+        return value
 
 
-def _undo(transaction: RootTransaction) -> None:
+def _classify(error: Exception, dialect: Dialect, *, is_disconnected: bool, may_retry: bool) -> _Recovery:
+    """
+    Return what to do after *error* ended an attempt.
+
+    A conflict that is left after the last attempt is raised: then the row will always exist, and the work is at fault.
+    """
+    failure = Failure.RETRY if is_disconnected else dialect.classify(error)
+    if failure is Failure.RETRY and may_retry:
+        return _Recovery.RETRY
+    if failure is None or dialect.is_conflict(error):
+        return _Recovery.RAISE
+    return _Recovery.UNAVAILABLE
+
+
+def _roll_back(transaction: RootTransaction) -> None:
     with suppress(Exception):
         invalidate_cache(transaction.connection)
-    # Why it failed is on its way already, and on a connection that is cut there is nothing to undo.
+    # The original error is being raised already, and a broken connection has nothing left to roll back.
     with suppress(Exception):
         transaction.rollback()
+
+
+def _text(error: Exception) -> str:
+    """Return the driver's own text if SQLAlchemy has wrapped its error."""
+    return str(getattr(error, "orig", error))
