@@ -10,9 +10,10 @@ from typing import Any
 
 from attrs import frozen
 
-from bus.consumers import ConsumerDirectory, JetStreamConsumerDirectory, MemoryConsumerDirectory
+from bus.consumers import ConsumerDirectory
 from bus.contracts.registry import ContractRegistry
 from bus.memory.bus import MemoryBus
+from bus.memory.listing import MemoryConsumerDirectory
 from bus.port import Bus, Clock, DeadLetters
 from bus.subjects import EXPRESS
 from config.settings import Settings
@@ -50,6 +51,7 @@ def _nats(
     from app.messaging.consumers import planned_topology
     from app.messaging.nats_session import connection_name, servers
     from app.messaging.version_usage import subjects_of
+    from bus.jetstream.admin.listing import JetStreamConsumerDirectory
     from bus.jetstream.admin.topology import stream_name
     from bus.jetstream.bus import JetStreamBus
     from bus.jetstream.recovery.dead_letter_stream import DeadLetterPublisher

@@ -19,8 +19,8 @@ from nats.js.api import ConsumerConfig
 from app.bootstrap import build_runners
 from app.messaging.outbox_relay import OutboxRelay
 from app.messaging.version_usage import blockers
-from bus.consumers import JetStreamConsumerDirectory
 from bus.contracts.versions import VERSIONS
+from bus.jetstream.admin.listing import JetStreamConsumerDirectory
 from bus.jetstream.bus import JetStreamBus
 from modules.inventory.state import Product
 from tests.bus.jetstream.harness import JetStreamHarness

@@ -10,7 +10,8 @@ import pytest
 
 from app.messaging.event_registry import all_modules
 from app.messaging.version_usage import VersionUsage, VersionUsageReport, blockers
-from bus.consumers import MemoryConsumerDirectory, RegisteredConsumer, subject_matches
+from bus.consumers import RegisteredConsumer, subject_matches
+from bus.memory.listing import MemoryConsumerDirectory
 from tests.runtime.harness import Harness, harness_at, oid, product, submitted, until
 
 V1, V2 = "orders.created.v1", "orders.created.v2"
