@@ -1,4 +1,4 @@
-"""Dead letters on their way: each is laid down first, and only then is its message taken from the consumer."""
+"""Dead letters that wait to be stored: each is stored first, and only then is its message settled."""
 
 from __future__ import annotations
 
@@ -9,113 +9,130 @@ import heapq
 import itertools
 import logging
 from collections.abc import Callable
-from datetime import UTC, datetime
+from math import inf
 
 from attrs import define
 
-from bus.ids import derived_id
-from bus.jetstream.delivery import Delivery
 from bus.port import Clock, DeadLetter, DeadLetters
 
-_AGAIN_SECONDS_MAX = 30.0
+_RETRY_SECONDS_MAX = 30.0
 
 _log = logging.getLogger(__name__)
+
+
+def _needs_no_extension() -> bool:
+    """Stand for a message that has no ack deadline while its dead letter waits."""
+    return True
 
 
 @define(eq=False)
 class _Entry:
     dead_letter: DeadLetter
-    delivery: Delivery
+    on_stored: Callable[[], None]
+    extend: Callable[[], bool]
     failures: int = 0
 
 
 class DeadLetterQueue:
     """
-    Lay down dead letters one after the other; those that fail are tried again with growing delays.
+    Store dead letters one after the other; one that fails is retried after 1, 2, 4, ... seconds, 30 at most.
 
-    Meanwhile their messages are kept ours. Should the process die, they come again, or the patrol finds them; the
-    letter has the same id then.
+    A failing dead letter delays no other. The queue lives in memory: if the process dies, the bus redelivers the
+    messages or finds them by other means, and the dead letter has the same id then.
+
+    *on_idle* is called whenever nothing is due any more; `next_at` and `is_empty` are up to date by then.
     """
 
-    def __init__(self, clock: Clock, dead_letters: DeadLetters, *, ack_wait_seconds: float, on_idle: Callable[[], None]) -> None:
+    def __init__(self, clock: Clock, dead_letters: DeadLetters, *, on_idle: Callable[[], None]) -> None:
         self._clock = clock
         self._dead_letters = dead_letters
-        self._ack_wait_seconds = ack_wait_seconds
         self._on_idle = on_idle
         self._ordinals = itertools.count()
         self._waiting: list[tuple[float, int, _Entry]] = []
-        self._laying: asyncio.Task[None] | None = None
+        self._storing: asyncio.Task[None] | None = None
         self._current: _Entry | None = None
         self._is_closed = False
 
     @property
     def is_empty(self) -> bool:
-        return self._laying is None and not self._waiting
+        """True when no dead letter waits or is being stored."""
+        return self._storing is None and not self._waiting
 
-    def put(self, delivery: Delivery, error: str, detail: str) -> None:
-        """Take *delivery* as given up."""
-        if self._is_closed:
-            return
-        message, consumer = delivery.message, delivery.durable.plan.name
-        dead_letter = DeadLetter(
-            id=derived_id(message.id, consumer),
-            consumer=consumer,
-            message=message,
-            error=error,
-            detail=detail,
-            attempts=delivery.tries,
-            first_seen=datetime.fromtimestamp(delivery.said_at_ns / 1e9, UTC),
-            last_seen=self._clock.now(),
-        )
-        heapq.heappush(self._waiting, (self._clock.monotonic(), next(self._ordinals), _Entry(dead_letter, delivery)))
-        self._start()
+    @property
+    def next_at(self) -> float:
+        """When `tick` is needed next, on the monotonic clock; infinity while a dead letter is being stored or none waits."""
+        return self._waiting[0][0] if self._waiting and self._storing is None else inf
+
+    def put(
+        self, dead_letter: DeadLetter, on_stored: Callable[[], None], extend: Callable[[], bool] = _needs_no_extension
+    ) -> None:
+        """
+        Store *dead_letter* as soon as possible, then call *on_stored*; do nothing once closed.
+
+        *extend* renews the ack deadline of the message where that is due. It is called on every `tick` until the dead
+        letter is stored, and returns False when the message has been settled by an earlier delivery: the dead letter
+        is dropped then.
+        """
+        if not self._is_closed:
+            self._push(self._clock.monotonic(), _Entry(dead_letter, on_stored, extend))
+            self._start()
 
     def tick(self, now: float) -> None:
-        """Keep the messages ours, and try again what is due."""
-        stale = now - self._ack_wait_seconds / 3
-        letters = [dead_letter for _, _, dead_letter in self._waiting]
-        for each in [*letters, self._current] if self._current else letters:
-            if each.delivery.touched_at <= stale:
-                each.delivery.keep()
+        """Extend the ack deadlines, and retry what is due."""
+        for _, _, entry in self._waiting:
+            entry.extend()
+        if self._current is not None:
+            self._current.extend()
         if self._waiting and self._waiting[0][0] <= now:
             self._start()
 
-    async def close(self) -> None:
-        """Stop. What is not laid down by now stays with its consumer."""
+    def close(self) -> asyncio.Task[None] | None:
+        """
+        Drop what is not stored yet; its messages stay unsettled. Idempotent.
+
+        Returns:
+            The task that is storing a dead letter, now cancelled: the caller waits for it as long as it sees fit.
+        """
         self._is_closed = True
         self._waiting.clear()
-        if self._laying is not None:
-            self._laying.cancel()
-            # A store that ignores its cancellation must not hold us.
-            await asyncio.wait((self._laying,), timeout=0.1)
+        if self._storing is None or self._storing is asyncio.current_task():
+            return None
+        self._storing.cancel()
+        return self._storing
+
+    def _push(self, at: float, entry: _Entry) -> None:
+        heapq.heappush(self._waiting, (at, next(self._ordinals), entry))
 
     def _start(self) -> None:
-        if self._laying is None and not self._is_closed:
-            self._laying = asyncio.get_running_loop().create_task(self._lay_down(), name="dead letters")
+        if self._storing is None:
+            self._storing = asyncio.get_running_loop().create_task(self._store_due(), name="dead letters")
 
-    async def _lay_down(self) -> None:
+    async def _store_due(self) -> None:
         try:
             while self._waiting and self._waiting[0][0] <= self._clock.monotonic():
                 _, _, self._current = heapq.heappop(self._waiting)
-                await self._lay_one(self._current)
+                await self._store(self._current)
         finally:
-            self._laying = self._current = None
-            self._on_idle()
+            self._storing = self._current = None
+        self._on_idle()
 
-    async def _lay_one(self, waiting: _Entry) -> None:
-        delivery = waiting.delivery
-        if delivery.is_void:
+    async def _store(self, entry: _Entry) -> None:
+        if not entry.extend():
             return
         try:
-            await self._dead_letters.add(waiting.dead_letter)
-        except (Exception, asyncio.CancelledError) as error:  # whatever it was, the letter is not kept and must not be lost
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            await self._dead_letters.add(entry.dead_letter)
+        except (Exception, asyncio.CancelledError) as error:  # whatever it was, the dead letter must not be lost
+            if _is_cancelled(error):
                 raise
-            waiting.failures += 1
-            again_seconds = min(2.0 ** (waiting.failures - 1), _AGAIN_SECONDS_MAX)
-            heapq.heappush(self._waiting, (self._clock.monotonic() + again_seconds, next(self._ordinals), waiting))
-            _log.warning("dead letter %s is not laid down, next try in %g s: %r", waiting.dead_letter.id, again_seconds, error)
+            entry.failures += 1
+            retry_seconds = min(2.0 ** (entry.failures - 1), _RETRY_SECONDS_MAX)
+            self._push(self._clock.monotonic() + retry_seconds, entry)
+            _log.warning("dead letter %s is not stored, next try in %g s: %r", entry.dead_letter.id, retry_seconds, error)
         else:
-            delivery.bury()
-            delivery.durable.let_go(delivery)
+            entry.on_stored()
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Tell whether *error* cancels the current task, rather than a task that the store has waited for."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

@@ -22,7 +22,7 @@ from modules.values import Money
 from tests.runtime.harness import CONTEXT, NOTED, oid, product, submitted
 
 
-@pytest.mark.parametrize(("error", "code"), [(BrokerUnreachable("no NATS server lets us in"), 3), (ValueError("a bug"), 1)])
+@pytest.mark.parametrize(("error", "code"), [(BrokerUnreachable("no NATS server accepts the connection"), 3), (ValueError("a bug"), 1)])
 async def test_a_loop_that_breaks_ends_the_process_with_its_code(tmp_path: Path, error: Exception, code: int) -> None:
     """3 where a dependency was out of reach at start, 1 for what is our own; a loop that is done ends nothing."""
     application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db"}))

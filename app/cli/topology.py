@@ -119,7 +119,8 @@ def _at_nats(settings: Settings, work: Callable[[JetStreamContext], Awaitable[T]
 def _shown(modules: Sequence[Module], planned: Topology, settings: Settings) -> dict[str, Any]:
     """Return all of it as plain data; nothing here asks a server."""
     from bus.jetstream.admin.configs import stream_config
-    from bus.jetstream.admin.provisioning import DEDUP_SECONDS, planned_config
+    from bus.jetstream.admin.provisioning import planned_config
+    from bus.port import DEDUP_SECONDS
 
     streams = [
         stream_config(each, replicas=settings.nats_replicas, dedup_seconds=DEDUP_SECONDS) for each in planned.streams

@@ -62,8 +62,8 @@ async def jetstream(settings: Settings) -> AsyncIterator[JetStreamContext]:
         inbox_prefix="_INBOX",
         ping_seconds=PING_SECONDS,
         connect_seconds_max=CONNECT_SECONDS_MAX / 2,
-        on_up=up,
-        on_down=lambda: None,
+        on_connected=up,
+        on_disconnected=lambda: None,
     )
     try:
         await _in_time(connection.open())

@@ -1,9 +1,9 @@
 """
-NATS JetStream: the bus for several processes.
+The bus on NATS JetStream, for several processes.
 
-Everything that a module says lies in its stream; a group is one durable consumer on each stream that it hears. So the
-server keeps the promises of `bus.port`, and this adapter keeps the time: how long a publish may take, how long a
-message is ours, when a silent server is asked again.
+Everything that a module publishes is stored in its stream; a consumer group is one durable on each stream that it
+subscribes to. So the server keeps the promises of `bus.port`. This adapter keeps the time: how long a publish may take,
+until when a message is in hand, when a request that got no answer is repeated.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ __all__ = ["JetStreamBus", "Servers"]
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 
 import nats.errors
@@ -24,18 +24,27 @@ from bus.errors import BusClosed, PublishRetryable
 from bus.jetstream.admin.topology import consumer_plans
 from bus.jetstream.admin.verifier import TopologyVerifier
 from bus.jetstream.connection import CONNECT_SECONDS_MAX, Connection, Servers
-from bus.jetstream.consumer_group import ConsumerGroup, GroupSubscription
-from bus.jetstream.delivery import Delivery
-from bus.jetstream.publisher import Publisher, end
+from bus.jetstream.consumer_group import ConsumerGroup
+from bus.jetstream.publisher import Publisher, fail_future
 from bus.jetstream.pull_consumer import PullConsumer
-from bus.port import ACK_WAIT_SECONDS, MAX_TRIES, Clock, DeadLetters, Message, Subscription
+from bus.port import (
+    ACK_WAIT_SECONDS,
+    DEDUP_SECONDS,
+    MAX_TRIES,
+    Clock,
+    DeadLetter,
+    DeadLetters,
+    Message,
+    Subscription,
+)
 from bus.tasks import cancel_tasks
 
 PUBLISH_SECONDS = 5.0
 PING_SECONDS = 5.0
 _TICK_SECONDS_MAX = 0.25
-_AGAIN_SECONDS = 0.1
-_AGAIN_SECONDS_MAX = 5.0
+_RETRY_SECONDS = 0.1
+_RETRY_SECONDS_MAX = 5.0
+_CANCEL_SECONDS = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -44,8 +53,9 @@ class JetStreamBus:
     """
     The bus on NATS JetStream; see `bus.port.Bus` for what it promises.
 
-    It may be used before it is connected, and while it is not: a publish then ends with `PublishRetryable` at once, and a
-    subscription is bound in the background. Streams and durables that are missing are founded, if we may.
+    It may be used before it is connected and while the connection is lost: a publish then ends with `PublishRetryable`
+    at once, and a subscription is bound in the background. Streams and durables that are missing are created where the
+    user's permissions allow it.
     """
 
     def __init__(
@@ -57,7 +67,7 @@ class JetStreamBus:
         replicas: int = 1,
         ack_wait_seconds: float = ACK_WAIT_SECONDS,
         max_tries: int = MAX_TRIES,
-        dedup_seconds: float = 120.0,
+        dedup_seconds: float = DEDUP_SECONDS,
         publish_seconds: float = PUBLISH_SECONDS,
         ping_seconds: float = PING_SECONDS,
         connect_seconds_max: float = CONNECT_SECONDS_MAX,
@@ -74,18 +84,18 @@ class JetStreamBus:
             inbox_prefix=inbox_prefix or f"_INBOX_{name}",
             ping_seconds=ping_seconds,
             connect_seconds_max=connect_seconds_max,
-            on_up=self._came_up,
-            on_down=self._went_down,
+            on_connected=self._on_connected,
+            on_disconnected=self._on_disconnected,
         )
-        self.send = self._connection.send
-        self._dispatch = Publisher(
+        self.send: Callable[..., None] = self._connection.send
+        self._publisher = Publisher(
             clock,
             self._connection,
             publish_seconds=publish_seconds,
-            on_missing=self._look_after_stream,
-            on_taken=lambda stream: self._ground.takes_messages(stream),
+            on_missing=self._verify_stream,
+            on_recovered=lambda stream: self._verifier.note_stream_exists(stream),
         )
-        self._ground = TopologyVerifier(
+        self._verifier = TopologyVerifier(
             self.js,
             lambda: self._connection.denied,
             replicas=replicas,
@@ -93,15 +103,14 @@ class JetStreamBus:
             ack_wait_seconds=ack_wait_seconds,
             max_tries=max_tries,
         )
-        self._letters = DeadLetterQueue(
-            clock, dead_letters, ack_wait_seconds=ack_wait_seconds, on_idle=self.look_whether_idle
-        )
+        self._dead_letters = DeadLetterQueue(clock, dead_letters, on_idle=self.check_idle)
         self._tick_seconds = min(_TICK_SECONDS_MAX, ack_wait_seconds / 20, publish_seconds / 10)
         self._groups: dict[str, ConsumerGroup] = {}
         self._client: Client | None = None
         self._tasks: dict[object, asyncio.Task[None]] = {}
         self.is_closing = False
         self._closers: set[asyncio.Future[None]] = set()
+        """A future for each call of `close` that waits."""
 
     @property
     def is_connected(self) -> bool:
@@ -109,68 +118,61 @@ class JetStreamBus:
 
     @property
     def reconnects(self) -> int:
-        """How often the connection was lost and found again."""
+        """How often the connection was lost and established again."""
         return self._connection.reconnects
 
     @property
     def problems(self) -> Sequence[str]:
-        # What we may not ask of the server's API is told by whatever needed it.
+        # The verifier reports a denied call of the JetStream API together with what needed it.
         denied = [text for text in self._connection.denied if "$js.api" not in text]
-        return [*self._ground.problems, *denied]
+        return [*self._verifier.problems, *denied]
 
     def js(self) -> JetStreamContext:
         """
-        Return the management calls of the connection of this moment, for whoever provisions or patrols.
+        Return the management calls of the current connection, for provisioning and recovery.
 
         Raises:
-            nats.errors.ConnectionClosedError: There is none yet, or no more.
+            nats.errors.ConnectionClosedError: There is no connection yet, or no more.
         """
         return self._connection.js
 
     async def connect(self) -> None:
         """
-        Connect for the first time, with patience; from then on the connection is kept up for ever.
+        Connect for the first time, with retries; from then on the connection is kept up until `close`.
 
         Raises:
-            Unreachable: No server has let us in for *connect_seconds_max*.
+            BrokerUnreachable: No server has accepted a connection for *connect_seconds_max*.
         """
         await self._connection.open()
 
     def publish(self, message: Message) -> asyncio.Future[None]:
         if self.is_closing:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            end(future, BusClosed("the bus is closed"))
+            fail_future(future, BusClosed("the bus is closed"))
             return future
-        return self._dispatch.publish(message)
+        return self._publisher.publish(message)
 
     async def subscribe(self, consumer: str, subjects: Sequence[str]) -> Subscription:
         if self.is_closing:
             raise BusClosed("the bus is closed")
         group = self._groups.setdefault(consumer, ConsumerGroup(self, consumer))
-        member = GroupSubscription(group)
-        group.members[member] = None
-        fresh, left = group.change(consumer_plans(consumer, subjects))
-        for durable in fresh:
-            self._start(durable, self._bind(durable))
-        for durable in left:
-            await self._abandon(durable)
-        return member
-
-    async def leave(self, group: ConsumerGroup) -> None:
-        """Listen for *group* no more: its last member here has gone."""
-        for durable in group.durables:
-            await self._abandon(durable)
-        group.durables = []
+        subscription = group.subscribe()
+        added, removed = group.change(consumer_plans(consumer, subjects))
+        for pull_consumer in added:
+            self._start(pull_consumer, self._bind(pull_consumer))
+        for pull_consumer in removed:
+            await self._abandon(pull_consumer)
+        return subscription
 
     async def close(self, grace_seconds: float = 5.0) -> None:
         if not self.is_closing:
             self.is_closing = True
-            for durable in self._durables():
-                durable.empty()
+            for consumer in self._consumers():
+                consumer.return_buffered()
                 with suppress(nats.errors.Error):
-                    await durable.unbind()
+                    await consumer.unbind()
             for group in self._groups.values():
-                group.wake_all()
+                group.waiters.wake_all()
         if not self._is_idle():
             idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._closers.add(idle)
@@ -178,27 +180,38 @@ class JetStreamBus:
                 await asyncio.wait((idle,), timeout=grace_seconds)
             finally:
                 self._closers.discard(idle)
-        self._dispatch.fail_all(BusClosed("the bus is closed"))
-        await self._letters.close()
-        for durable in self._durables():
-            durable.hand_back()
-            durable.held.clear()
+        self._publisher.fail_all(BusClosed("the bus is closed"))
+        storing = self._dead_letters.close()
+        if storing is not None:
+            # A store that ignores its cancellation must not delay the end.
+            await asyncio.wait((storing,), timeout=_CANCEL_SECONDS)
+        for consumer in self._consumers():
+            consumer.return_in_flight()
+            consumer.in_hand.clear()
         await cancel_tasks(self._tasks.values())
         await self._connection.close()
-        self.look_whether_idle()
+        self.check_idle()
 
-    # For groups, durables and deliveries
+    # For consumer groups
 
-    def give_up(self, delivery: Delivery, error: str, detail: str) -> None:
-        self._letters.put(delivery, error, detail)
+    def rebind(self, consumer: PullConsumer, reason: str) -> None:
+        """Verify *consumer* on the server once more and subscribe anew."""
+        if consumer not in self._tasks and not self.is_closing:
+            _log.warning("consumer %s on %s: %s", consumer.plan.name, consumer.plan.stream, reason)
+            self._start(consumer, self._bind(consumer))
 
-    def rebind(self, durable: PullConsumer, said: str) -> None:
-        """Verify *durable* once more, and listen anew."""
-        if durable not in self._tasks and not self.is_closing:
-            _log.warning("consumer %s on %s: %s", durable.plan.name, durable.plan.stream, said)
-            self._start(durable, self._bind(durable))
+    def dead_letter(self, dead_letter: DeadLetter, on_stored: Callable[[], None], extend: Callable[[], bool]) -> None:
+        """Store *dead_letter*; see `bus.dead_letter_queue.DeadLetterQueue.put`."""
+        self._dead_letters.put(dead_letter, on_stored, extend)
 
-    def look_whether_idle(self) -> None:
+    async def leave(self, group: ConsumerGroup) -> None:
+        """Stop receiving for *group*: its last subscription in this process is closed."""
+        for consumer in group.consumers:
+            await self._abandon(consumer)
+        group.consumers = []
+
+    def check_idle(self) -> None:
+        """End every waiting `close` if nothing is in hand or on its way any more."""
         if self._closers and self._is_idle():
             for idle in self._closers:
                 if not idle.done():
@@ -206,89 +219,91 @@ class JetStreamBus:
 
     # The connection
 
-    async def _came_up(self, client: Client) -> None:
+    async def _on_connected(self, client: Client) -> None:
         self._client = client
-        await self._dispatch.bind(client)
+        await self._publisher.bind(client)
         if "tick" not in self._tasks:
-            self._start("tick", self._tick_for_ever())
-        for durable in self._durables():
-            self._start(durable, self._bind(durable))
+            self._start("tick", self._run_ticks())
+        for consumer in self._consumers():
+            self._start(consumer, self._bind(consumer))
 
-    def _went_down(self) -> None:
-        self._dispatch.fail_all(PublishRetryable("the connection to NATS is lost"))
+    def _on_disconnected(self) -> None:
+        self._publisher.fail_all(PublishRetryable("the connection to NATS is lost"))
 
-    async def _bind(self, durable: PullConsumer) -> None:
-        """Verify *durable* until it can be fetched from, and listen."""
-        again_seconds = _AGAIN_SECONDS
+    async def _bind(self, consumer: PullConsumer) -> None:
+        """Verify *consumer* on the server until messages can be requested from it, then subscribe to its inbox."""
+        retry_seconds = _RETRY_SECONDS
         while True:
             if self._client is not None and self._connection.is_up:
                 try:
-                    if await self._ground.durable(durable.plan):
-                        await durable.bind(self._client)
-                        durable.group.ask(durable)
-                        self._look_after_stream(durable.plan.stream, is_missed=False)
+                    if await self._verifier.verify_consumer(consumer.plan):
+                        await consumer.bind(self._client)
+                        consumer.request_more()
+                        self._verify_stream(consumer.plan.stream, is_missed=False)
                         return
                 except (nats.errors.Error, TimeoutError, OSError) as error:
-                    _log.debug("consumer %s on %s: %r", durable.plan.name, durable.plan.stream, error)
-            await self.clock.sleep(again_seconds)
-            again_seconds = min(_AGAIN_SECONDS_MAX, again_seconds * 2)
+                    _log.debug("consumer %s on %s: %r", consumer.plan.name, consumer.plan.stream, error)
+            await self.clock.sleep(retry_seconds)
+            retry_seconds = min(_RETRY_SECONDS_MAX, retry_seconds * 2)
 
-    async def _abandon(self, durable: PullConsumer) -> None:
-        task = self._tasks.pop(durable, None)
+    async def _abandon(self, consumer: PullConsumer) -> None:
+        task = self._tasks.pop(consumer, None)
         if task is not None:
             task.cancel()
-        self._ground.forget(durable.plan)
-        durable.empty()
-        await durable.unbind()
+        self._verifier.forget(consumer.plan)
+        consumer.return_buffered()
+        await consumer.unbind()
 
-    def _look_after_stream(self, name: str, *, is_missed: bool = True) -> None:
-        what = name, is_missed
-        if what not in self._tasks and not self.is_closing:
-            self._start(what, self._verify(name, is_missed))
+    def _verify_stream(self, name: str, *, is_missed: bool = True) -> None:
+        key = name, is_missed
+        if key not in self._tasks and not self.is_closing:
+            self._start(key, self._verify_stream_once(name, is_missed))
 
-    async def _verify(self, name: str, is_missed: bool) -> None:
+    async def _verify_stream_once(self, name: str, is_missed: bool) -> None:
         if self._connection.is_up:
-            await self._ground.stream(name, is_missed=is_missed)
-            if not self._dispatch.is_in_trouble(name):
-                self._ground.takes_messages(name)  # it has answered while we were looking
-        await self.clock.sleep(_AGAIN_SECONDS)
+            await self._verifier.verify_stream(name, is_missed=is_missed)
+            if not self._publisher.is_failing(name):
+                self._verifier.note_stream_exists(name)  # it has stored a message during the verification
+        await self.clock.sleep(_RETRY_SECONDS)
 
-    def _start(self, what: object, coroutine: Coroutine[None, None, None]) -> None:
-        """Run *coroutine* for *what*, instead of what ran for it before."""
-        before = self._tasks.pop(what, None)
-        if before is not None:
-            before.cancel()
+    def _start(self, key: object, coroutine: Coroutine[None, None, None]) -> None:
+        """Run *coroutine* as the task of *key*, and cancel the task that *key* has had before."""
+        previous = self._tasks.pop(key, None)
+        if previous is not None:
+            previous.cancel()
         task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks[what] = task
-        task.add_done_callback(lambda done: self._ended(what, done))
+        self._tasks[key] = task
+        task.add_done_callback(lambda done: self._on_task_done(key, done))
 
-    def _ended(self, what: object, task: asyncio.Task[None]) -> None:
-        if self._tasks.get(what) is task:
-            del self._tasks[what]
+    def _on_task_done(self, key: object, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(key) is task:
+            del self._tasks[key]
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("%s has failed", task.get_name(), exc_info=error)
 
     # Time
 
-    async def _tick_for_ever(self) -> None:
+    async def _run_ticks(self) -> None:
         while True:
             await self.clock.sleep(self._tick_seconds)
             try:
                 self._tick(self.clock.monotonic())
-            except Exception:  # a bug; but nothing that waits would ever end without the next tick
+            except Exception:  # a bug; but without the next tick nothing that waits would ever end
                 _log.exception("a tick of the bus has failed")
 
     def _tick(self, now: float) -> None:
-        self._dispatch.sweep(now)
-        self._letters.tick(now)
-        for durable in self._durables():
-            durable.tick(now)
-        self.look_whether_idle()
+        self._publisher.expire(now)
+        self._dead_letters.tick(now)
+        for consumer in self._consumers():
+            consumer.tick(now)
+        self.check_idle()
 
-    def _durables(self) -> list[PullConsumer]:
-        return [durable for group in self._groups.values() for durable in group.durables]
+    def _consumers(self) -> list[PullConsumer]:
+        return [consumer for group in self._groups.values() for consumer in group.consumers]
 
     def _is_idle(self) -> bool:
         return (
-            self._letters.is_empty and not self._dispatch.flights and not any(each.held for each in self._durables())
+            self._dead_letters.is_empty
+            and not self._publisher.pending
+            and not any(consumer.in_hand for consumer in self._consumers())
         )

@@ -1,13 +1,14 @@
 """
-The line to NATS: opened once with patience, then kept up for ever.
+The connection to NATS: opened once with retries, then kept up until it is closed.
 
-The client reconnects by itself, with one exception: an error line of the server that it does not know closes it for
-good. Then a new one is opened in its place, and whoever subscribed on the old one does so again.
+The client reconnects by itself, with one exception: an error line of the server that it does not know makes it close for
+good. Then a new client is opened in its place, and `Connection` calls *on_connected* with it, so that the subscriptions
+of the old one can be made again.
 """
 
 from __future__ import annotations
 
-__all__ = ["Connection", "Servers"]
+__all__ = ["Connection", "SendObserver", "Servers"]
 
 import asyncio
 import logging
@@ -16,7 +17,7 @@ import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 import nats.errors
 from attrs import define, field, frozen
@@ -29,9 +30,10 @@ from bus.port import Clock
 from bus.tasks import cancel_tasks
 
 CONNECT_SECONDS_MAX = 300.0
-_WAIT_SECONDS = 0.1
-_WAIT_SECONDS_MAX = 10.0
+_RETRY_SECONDS = 0.1
+_RETRY_SECONDS_MAX = 10.0
 _HANDSHAKE_SECONDS = 2
+_TLS_CLOSE_SECONDS = 0.1
 _RECONNECT_SECONDS = 0.5
 _PENDING_BYTES_MAX = 1 << 20
 _DENIED = "permissions violation"
@@ -41,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 @frozen(kw_only=True)
 class Servers:
-    """Where NATS is, and how to get in. Files are given by their paths."""
+    """The addresses of the NATS servers and the credentials for them. *creds* and *tls_ca* are paths of files."""
 
     urls: tuple[str, ...]
     user: str | None = None
@@ -51,14 +53,14 @@ class Servers:
 
 
 class SendObserver(Protocol):
-    """Whoever wants to know what became of something that was given to `Connection.send`."""
+    """Follows a message that was given to `Connection.send`."""
 
     @property
-    def is_over(self) -> bool:
-        """True when it need not be sent any more."""
+    def is_done(self) -> bool:
+        """True when the message need not be sent any more."""
 
     def fail(self, error: Exception) -> None:
-        """It cannot be sent."""
+        """Note that the message cannot be sent."""
 
 
 @define(eq=False)
@@ -67,20 +69,20 @@ class _Item:
     body: bytes
     reply: str
     headers: dict[str, str] | None
-    sent: SendObserver | None
+    observer: SendObserver | None
 
 
-class _Refused(Exception):
-    """Ends a round of attempts to connect: no server has let us in."""
+class _ConnectRefused(Exception):
+    """No server has accepted the connection in one round of attempts."""
 
 
 class Connection:
     """
-    One line to NATS, its writer, and who is to be told when it comes up or goes down.
+    One connection to NATS, and the task that writes to it.
 
-    *on_up* is called after each connecting and reconnecting, with a new client or the same; *on_down* each time it is
-    lost. Everything is written by one task, in the order of `send`; what is sent while the line is down is lost or
-    late.
+    *on_connected* is called after each connect and reconnect, with a new client or the same one; *on_disconnected* each
+    time the connection is lost. One task writes everything, in the order of `send`; what is sent while the connection is
+    lost may be lost, or written later.
     """
 
     def __init__(
@@ -92,8 +94,8 @@ class Connection:
         inbox_prefix: str,
         ping_seconds: float,
         connect_seconds_max: float = CONNECT_SECONDS_MAX,
-        on_up: Callable[[Client], Awaitable[None]],
-        on_down: Callable[[], None],
+        on_connected: Callable[[Client], Awaitable[None]],
+        on_disconnected: Callable[[], None],
         rng: random.Random | None = None,
     ) -> None:
         self._clock = clock
@@ -102,8 +104,8 @@ class Connection:
         self.inbox_prefix = inbox_prefix
         self._ping_seconds = ping_seconds
         self._connect_seconds_max = connect_seconds_max
-        self._on_up = on_up
-        self._on_down = on_down
+        self._notify_connected = on_connected
+        self._notify_disconnected = on_disconnected
         self._rng = rng or random.Random()
         self._client: NatsClient | None = None
         self._items: deque[_Item] = deque()
@@ -113,6 +115,7 @@ class Connection:
         self._is_closed = False
         self.reconnects = 0
         self.denied: dict[str, None] = {}
+        """What the server has denied for lack of permission since the last connect, as it says it."""
 
     @property
     def is_up(self) -> bool:
@@ -121,7 +124,7 @@ class Connection:
     @property
     def js(self) -> JetStreamContext:
         """
-        The client's JetStream management calls, each with a time limit.
+        The client's JetStream management calls, each with a time limit of 5 seconds.
 
         Raises:
             nats.errors.ConnectionClosedError: There is no client yet, or no more.
@@ -132,23 +135,28 @@ class Connection:
 
     async def open(self) -> None:
         """
-        Connect; wait between attempts, each time longer, with jitter.
+        Connect; between attempts wait longer each time, with jitter.
 
         Raises:
-            Unreachable: It took longer than it may.
+            BrokerUnreachable: It has taken longer than *connect_seconds_max*.
         """
         await self._open(self._clock.monotonic() + self._connect_seconds_max)
 
     def send(
-        self, subject: str, body: bytes, reply: str = "", headers: dict[str, str] | None = None, sent: SendObserver | None = None
+        self,
+        subject: str,
+        body: bytes,
+        reply: str = "",
+        headers: dict[str, str] | None = None,
+        observer: SendObserver | None = None,
     ) -> None:
-        """Write a message as soon as possible. *sent* hears of what can never be written."""
+        """Write a message as soon as possible. *observer* learns of a message that can never be written."""
         if not self._items:
             self._has_items.set()
-        self._items.append(_Item(subject, body, reply, headers, sent))
+        self._items.append(_Item(subject, body, reply, headers, observer))
 
     async def close(self) -> None:
-        """Write what is left and hang up; takes a second or two at most when nobody answers."""
+        """Write what is left and disconnect; takes a second or two at most when the server does not answer."""
         self._is_closed = True
         client, self._client = self._client, None
         if client is not None and client.is_connected:
@@ -158,115 +166,84 @@ class Connection:
                     await client.flush(_HANDSHAKE_SECONDS)
         await cancel_tasks([task for task in (self._writer, self._reopening) if task is not None])
         if client is not None:
-            with suppress(Exception):  # whatever it is that cannot be tidied up any more
+            with suppress(Exception):  # nothing can be done about an error at this point
                 async with asyncio.timeout(_HANDSHAKE_SECONDS):
                     await client.close()
-            client.hang_up()
+            client.abort()
 
-    # Up and down
+    # Opening
 
     async def _open(self, deadline: float) -> None:
-        wait_seconds = _WAIT_SECONDS
+        retry_seconds = _RETRY_SECONDS
         while not self._is_closed:
             try:
-                await self._try_to_open()
+                await self._use(await _ConnectAttempt(self).run())
                 return
-            except (_Refused, TimeoutError, OSError, nats.errors.Error) as error:
+            except (_ConnectRefused, TimeoutError, OSError, nats.errors.Error) as error:
                 left_seconds = deadline - self._clock.monotonic()
                 if left_seconds <= 0:
-                    raise BrokerUnreachable(f"no NATS server lets us in: {error}") from error
-                if wait_seconds == _WAIT_SECONDS:
+                    raise BrokerUnreachable(f"no NATS server accepts the connection: {error}") from error
+                if retry_seconds == _RETRY_SECONDS:
                     _log.warning("NATS is out of reach, trying again: %s", error)
-            await self._clock.sleep(min(left_seconds, wait_seconds * self._rng.uniform(0.5, 1.0)))
-            wait_seconds = min(_WAIT_SECONDS_MAX, wait_seconds * 2)
+            await self._clock.sleep(min(left_seconds, retry_seconds * self._rng.uniform(0.5, 1.0)))
+            retry_seconds = min(_RETRY_SECONDS_MAX, retry_seconds * 2)
 
-    async def _try_to_open(self) -> None:
-        """
-        Go once around all servers.
-
-        Raises:
-            Exception: None of them lets us in.
-        """
-        servers = self._servers
-        client = NatsClient()
-        is_open = False
-        refusals = 0
-
-        async def on_error(error: Exception) -> None:
-            nonlocal refusals
-            if is_open:
-                self._note(error)
-                return
-            refusals += 1
-            if refusals >= len(servers.urls):
-                raise _Refused(str(error) or repr(error))
-
-        async def on_disconnected() -> None:
-            if is_open:
-                self._went_down()
-
-        async def on_reconnected() -> None:
-            self.reconnects += 1
-            await self._came_up(client)
-
-        async def on_closed() -> None:
-            if is_open and not self._is_closed:
-                self._went_down()
-                self._reopening = asyncio.get_running_loop().create_task(self._reopen(), name="NATS reopening")
-
-        try:
-            async with asyncio.timeout(_HANDSHAKE_SECONDS * 4 * len(servers.urls)):
-                await client.connect(
-                    list(servers.urls),
-                    name=self._name,
-                    user=servers.user,
-                    password=servers.password,
-                    user_credentials=servers.creds,
-                    tls=ssl.create_default_context(cafile=servers.tls_ca) if servers.tls_ca else None,
-                    inbox_prefix=self.inbox_prefix,
-                    connect_timeout=_HANDSHAKE_SECONDS,
-                    reconnect_time_wait=_RECONNECT_SECONDS,  # type: ignore[arg-type]
-                    max_reconnect_attempts=-1,
-                    ping_interval=self._ping_seconds,  # type: ignore[arg-type]
-                    max_outstanding_pings=1,
-                    pending_size=_PENDING_BYTES_MAX,
-                    flush_timeout=_HANDSHAKE_SECONDS,
-                    error_cb=on_error,
-                    disconnected_cb=on_disconnected,
-                    reconnected_cb=on_reconnected,
-                    closed_cb=on_closed,
-                )
-            if self._is_closed:
-                raise _Refused("closed in the meantime")
-        except BaseException:
-            with suppress(Exception):
-                async with asyncio.timeout(_WAIT_SECONDS):  # after a failed TLS handshake the transport never says that it is closed
-                    await client.close()
-            raise
-        is_open = True
+    async def _use(self, client: NatsClient) -> None:
+        """Make *client* the current one, and start the task that writes to it."""
         self._client = client
         if self._writer is None:
             self._writer = asyncio.get_running_loop().create_task(self._write(), name="NATS writer")
-        await self._came_up(client)
+        await self._on_connected(client)
+
+    def _options(self) -> dict[str, Any]:
+        """Return the options of the client."""
+        servers = self._servers
+        return {
+            "servers": list(servers.urls),
+            "name": self._name,
+            "user": servers.user,
+            "password": servers.password,
+            "user_credentials": servers.creds,
+            "tls": ssl.create_default_context(cafile=servers.tls_ca) if servers.tls_ca else None,
+            "inbox_prefix": self.inbox_prefix,
+            "connect_timeout": _HANDSHAKE_SECONDS,
+            "reconnect_time_wait": _RECONNECT_SECONDS,
+            "max_reconnect_attempts": -1,
+            "ping_interval": self._ping_seconds,
+            "max_outstanding_pings": 1,
+            "pending_size": _PENDING_BYTES_MAX,
+            "flush_timeout": _HANDSHAKE_SECONDS,
+        }
 
     async def _reopen(self) -> None:
         _log.warning("NATS has closed the connection for good; opening a new one")
         await self._open(float("inf"))
         self.reconnects += 1
 
-    async def _came_up(self, client: Client) -> None:
+    # Callbacks of an open client
+
+    async def _on_connected(self, client: Client) -> None:
         assert client.connected_url is not None
         _log.info("connected to NATS at %s", client.connected_url.hostname)
         self.denied.clear()
         if not self._is_closed:
-            await self._on_up(client)
+            await self._notify_connected(client)
 
-    def _went_down(self) -> None:
+    async def _on_reconnected(self, client: Client) -> None:
+        self.reconnects += 1
+        await self._on_connected(client)
+
+    def _on_disconnected(self) -> None:
         if not self._is_closed:
             _log.warning("the connection to NATS is lost")
-            self._on_down()
+            self._notify_disconnected()
 
-    def _note(self, error: Exception) -> None:
+    def _on_closed(self) -> None:
+        if not self._is_closed:
+            self._on_disconnected()
+            self._reopening = asyncio.get_running_loop().create_task(self._reopen(), name="NATS reopening")
+
+    def _on_error(self, error: Exception) -> None:
         text = str(error)
         if _DENIED in text and text not in self.denied:
             self.denied[text] = None
@@ -289,11 +266,74 @@ class Connection:
         items = self._items
         while items:
             item = items.popleft()
-            sent = item.sent
-            if sent is not None and sent.is_over:
+            observer = item.observer
+            if observer is not None and observer.is_done:
                 continue
             try:
-                await client.post(item.subject, item.body, item.reply, item.headers)
-            except Exception as error:  # the client's own errors, and whatever a strange subject or header brings about
-                if sent is not None:
-                    sent.fail(error)
+                await client.publish_fast(item.subject, item.body, item.reply, item.headers)
+            except Exception as error:  # an error of the client, or whatever a malformed subject or header causes
+                if observer is not None:
+                    observer.fail(error)
+
+
+class _ConnectAttempt:
+    """
+    One attempt to connect, which tries each server once.
+
+    It owns the callbacks of its client. Until the client is open they count refusals, afterwards they call the connection.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._client = NatsClient()
+        self._options = connection._options()
+        self._servers_count = len(self._options["servers"])
+        self._is_open = False
+        self._refusals = 0
+
+    async def run(self) -> NatsClient:
+        """
+        Return the client, connected to the first server that accepts.
+
+        Raises:
+            Exception: No server accepts the connection, or the connection was closed meanwhile.
+        """
+        client = self._client
+        try:
+            async with asyncio.timeout(_HANDSHAKE_SECONDS * 4 * self._servers_count):
+                await client.connect(
+                    **self._options,
+                    error_cb=self._on_error,
+                    disconnected_cb=self._on_disconnected,
+                    reconnected_cb=self._on_reconnected,
+                    closed_cb=self._on_closed,
+                )
+            if self._connection._is_closed:
+                raise _ConnectRefused("closed in the meantime")
+        except BaseException:
+            with suppress(Exception):
+                # After a failed TLS handshake the transport never reports that it is closed.
+                async with asyncio.timeout(_TLS_CLOSE_SECONDS):
+                    await client.close()
+            raise
+        self._is_open = True
+        return client
+
+    async def _on_error(self, error: Exception) -> None:
+        if self._is_open:
+            self._connection._on_error(error)
+            return
+        self._refusals += 1
+        if self._refusals >= self._servers_count:
+            raise _ConnectRefused(str(error) or repr(error))
+
+    async def _on_disconnected(self) -> None:
+        if self._is_open:
+            self._connection._on_disconnected()
+
+    async def _on_reconnected(self) -> None:
+        await self._connection._on_reconnected(self._client)
+
+    async def _on_closed(self) -> None:
+        if self._is_open:
+            self._connection._on_closed()

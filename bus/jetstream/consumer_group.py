@@ -1,143 +1,138 @@
 """
-A group as one process sees it: its durables, one on each stream that it hears, and its members here, who share them.
+A consumer group as one process sees it: a pull consumer on each stream that it subscribes to, and the subscriptions of
+this process, which share what those receive.
 """
 
 from __future__ import annotations
 
-__all__ = ["ConsumerGroup", "GroupSubscription"]
+__all__ = ["ConsumerGroup", "GroupHost"]
 
 import asyncio
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
-from bus import port
+from bus.fetch_waiters import FetchWaiters, GroupSubscription
 from bus.jetstream.admin.topology import ConsumerPlan
-from bus.jetstream.delivery import Delivery
 from bus.jetstream.pull_consumer import PullConsumer
+from bus.port import Clock, DeadLetter, Delivery
 
-if TYPE_CHECKING:
-    from bus.jetstream.bus import JetStreamBus
+
+class GroupHost(Protocol):
+    """What a consumer group needs from the bus."""
+
+    clock: Clock
+    ack_wait_seconds: float
+    max_tries: int
+    is_closing: bool
+    send: Callable[..., None]
+    """Send a body to a subject, optionally with a reply subject."""
+
+    def check_idle(self) -> None:
+        """Let the bus close if nothing is in hand any more."""
+
+    def rebind(self, consumer: PullConsumer, reason: str) -> None:
+        """Verify *consumer* on the server once more and subscribe anew."""
+
+    def dead_letter(self, dead_letter: DeadLetter, on_stored: Callable[[], None], extend: Callable[[], bool]) -> None:
+        """Store *dead_letter*; see `bus.dead_letter_queue.DeadLetterQueue.put`."""
+
+    async def leave(self, group: ConsumerGroup) -> None:
+        """Stop receiving for *group*: its last subscription in this process is closed."""
 
 
 class ConsumerGroup:
-    """The members of one consumer in this process, and who of them waits for how much."""
+    """One consumer in this process: its pull consumers, its subscriptions, and their waiting fetches."""
 
-    def __init__(self, bus: JetStreamBus, name: str) -> None:
-        self.bus = bus
+    def __init__(self, host: GroupHost, name: str) -> None:
+        self.host = host
         self.name = name
-        self.durables: list[PullConsumer] = []
-        self.members: dict[GroupSubscription, None] = {}
-        self.waiters: dict[asyncio.Future[None], tuple[GroupSubscription, int]] = {}
+        self.clock = host.clock
+        self.ack_wait_seconds = host.ack_wait_seconds
+        self.max_tries = host.max_tries
+        self.send = host.send
+        self.check_idle = host.check_idle
+        self.consumers: list[PullConsumer] = []
+        self.subscriptions: dict[GroupSubscription[ConsumerGroup], None] = {}
+        self.waiters = FetchWaiters()
+
+    def subscribe(self) -> GroupSubscription[ConsumerGroup]:
+        """Return a new subscription."""
+        subscription = GroupSubscription(self)
+        self.subscriptions[subscription] = None
+        return subscription
 
     def change(self, plans: Sequence[ConsumerPlan]) -> tuple[list[PullConsumer], list[PullConsumer]]:
-        """Hear *plans* from now on; return the durables that are new, and those that are left."""
-        there = {durable.plan: durable for durable in self.durables}
-        fresh = [PullConsumer(plan, self) for plan in plans if plan not in there]
-        left = [durable for plan, durable in there.items() if plan not in plans]
-        self.durables = [durable for durable in self.durables if durable not in left] + fresh
-        return fresh, left
+        """Have one pull consumer for each of *plans* from now on; return those that are new and those to be abandoned."""
+        by_plan = {consumer.plan: consumer for consumer in self.consumers}
+        added = [PullConsumer(plan, self) for plan in plans if plan not in by_plan]
+        removed = [consumer for plan, consumer in by_plan.items() if plan not in plans]
+        self.consumers = [consumer for consumer in self.consumers if consumer not in removed] + added
+        return added, removed
 
-    def take(self, member: GroupSubscription, limit: int) -> list[Delivery]:
-        """Hand *member* up to *limit* of what has come, from each durable in turn first."""
-        now = self.bus.clock.monotonic()
+    # For subscriptions
+
+    def take(self, subscription: GroupSubscription[ConsumerGroup], limit: int, now: float) -> list[Delivery]:
+        """
+        Deliver up to *limit* ready messages to *subscription*; if none is ready, request as many.
+
+        The pull consumers take turns at being the first to deliver.
+        """
         batch: list[Delivery] = []
-        for durable in self.durables:
-            if durable.ready:
-                batch += durable.take(member, limit - len(batch), now)
-        if batch and len(self.durables) > 1:
-            self.durables.append(self.durables.pop(0))
+        for consumer in self.consumers:
+            if consumer.ready:
+                batch += consumer.take(subscription, limit - len(batch), now)
+        if not batch:
+            self._request(self.consumers, limit)
+        elif len(self.consumers) > 1:
+            self.consumers.append(self.consumers.pop(0))
         return batch
 
-    def ask(self, durable: PullConsumer | None = None, more: int = 0) -> None:
-        """Ask *durable*, or all of them, for as much as members wait for, and *more*."""
-        wanted = more + sum(limit for member, limit in self.waiters.values() if not member.is_paused)
-        if wanted:
-            wanted -= sum(len(each.ready) for each in self.durables)
-            if wanted > 0:
-                for each in self.durables if durable is None else (durable,):
-                    each.ask(wanted)
-
-    def arrived(self, durable: PullConsumer) -> None:
-        """Wake one who waits; if others wait still, ask for more."""
-        if durable.ready:
-            self.wake()
-        if self.waiters and not durable.outstanding:
-            self.ask(durable)
-
     def wake(self) -> None:
-        """Wake one `fetch` that may take something."""
-        for future, (member, _) in self.waiters.items():
-            if not member.is_paused and not future.done():
-                del self.waiters[future]
-                future.set_result(None)
-                return
-
-    def wake_all(self, member: GroupSubscription | None = None) -> None:
-        """Wake every waiting `fetch`, or every one of *member*."""
-        for future, (waiting, _) in self.waiters.items():
-            if not future.done() and (member is None or waiting is member):
-                future.set_result(None)
-
-
-class GroupSubscription:
-    """A subscription; see `bus.port.Subscription`."""
-
-    def __init__(self, group: ConsumerGroup) -> None:
-        self._group = group
-        self._is_closed = False
-        self.is_paused = False
-
-    @property
-    def consumer(self) -> str:
-        return self._group.name
-
-    async def fetch(self, limit: int, wait_seconds: float) -> list[port.Delivery]:
-        if limit < 1:
-            raise ValueError(f"cannot fetch {limit} messages")
-        group = self._group
-        bus = group.bus
-        deadline = bus.clock.monotonic() + wait_seconds
-        try:
-            while not (self._is_closed or bus.is_closing):
-                if not self.is_paused:
-                    if batch := group.take(self, limit):
-                        return list(batch)
-                    group.ask(more=limit)
-                left_seconds = deadline - bus.clock.monotonic()
-                if left_seconds <= 0:
-                    break
-                await self._wait(limit, left_seconds)
-            return []
-        finally:
-            # We may have been woken for something that we did not take: cancelled, paused, or our hands were full.
-            if group.waiters and any(durable.ready for durable in group.durables):
-                group.wake()
-
-    async def _wait(self, limit: int, seconds: float) -> None:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiters = self._group.waiters
-        waiters[future] = (self, limit)
-        try:
-            await asyncio.wait((future,), timeout=seconds)
-        finally:
-            waiters.pop(future, None)
-
-    def pause(self) -> None:
-        self.is_paused = True
+        """Wake one waiting fetch if a message is ready."""
+        if any(consumer.ready for consumer in self.consumers):
+            self.waiters.wake_one()
 
     def resume(self) -> None:
-        self.is_paused = False
-        self._group.ask()
-        self._group.wake()
+        """Request what the waiting fetches want, and wake one if a message is ready."""
+        self._request(self.consumers)
+        self.wake()
 
-    async def close(self) -> None:
-        if self._is_closed:
-            return
-        self._is_closed = True
-        group = self._group
-        group.members.pop(self, None)
-        group.wake_all(self)
-        for durable in group.durables:
-            durable.hand_back(self)
-        if not group.members:
-            await group.bus.leave(group)
+    async def wait(self, woken: asyncio.Future[None], deadline: float) -> None:
+        """Return once *woken* is done, or at *deadline*; real time passes, whatever the clock."""
+        await asyncio.wait((woken,), timeout=deadline - self.clock.monotonic())
+
+    async def remove(self, subscription: GroupSubscription[ConsumerGroup]) -> None:
+        """Return to the server what *subscription* has in hand; the last one to go unbinds the pull consumers."""
+        self.subscriptions.pop(subscription, None)
+        for consumer in self.consumers:
+            consumer.return_in_flight(subscription)
+        if not self.subscriptions:
+            await self.host.leave(self)
+
+    # For pull consumers
+
+    def message_available(self, consumer: PullConsumer) -> None:
+        """Let a waiting fetch take what is ready in *consumer*; request more if others wait."""
+        if consumer.ready:
+            self.waiters.wake_one()
+        if self.waiters and not consumer.outstanding:
+            self.request_more(consumer)
+
+    def request_more(self, consumer: PullConsumer) -> None:
+        """Request from *consumer* what the waiting fetches want."""
+        self._request((consumer,))
+
+    def rebind(self, consumer: PullConsumer, reason: str) -> None:
+        self.host.rebind(consumer, reason)
+
+    def dead_letter(self, dead_letter: DeadLetter, on_stored: Callable[[], None], extend: Callable[[], bool]) -> None:
+        self.host.dead_letter(dead_letter, on_stored, extend)
+
+    def _request(self, consumers: Sequence[PullConsumer], more: int = 0) -> None:
+        """Request from each of *consumers* what the waiting fetches want, and *more*, beyond what is ready."""
+        wanted = more + self.waiters.wanted()
+        if wanted:
+            wanted -= sum(len(consumer.ready) for consumer in self.consumers)
+            if wanted > 0:
+                for consumer in consumers:
+                    consumer.request(wanted)

@@ -1,49 +1,67 @@
 """
-One handing out of a message by JetStream, and what we say became of it.
+One delivery of a message by JetStream, and how it is acknowledged.
 
-Answers go out without waiting for anybody; one that is lost on the way is no answer, and the message comes again. What
-the server cannot know is kept here: that somebody else may hold the message by now, and that a last try has to leave a
-dead letter behind before the server lets go of it.
+An ack, nak, term or in-progress is sent without waiting for the server; if one is lost, the server redelivers the
+message. Two things are kept here because the server does not know them: that a later delivery may have been made
+meanwhile, and that the last try leaves a dead letter behind before the server is told to forget the message.
 """
 
 from __future__ import annotations
 
-__all__ = ["Delivery"]
+__all__ = ["Delivery", "DeliveryOwner"]
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Protocol
 
 from attrs import define
 
-from bus.port import Message
-
-if TYPE_CHECKING:
-    from bus.jetstream.consumer_group import GroupSubscription
-    from bus.jetstream.pull_consumer import PullConsumer
+from bus.port import Message, Subscription
 
 _NANOSECONDS = 1_000_000_000
 
 
+class DeliveryOwner(Protocol):
+    """What a delivery needs from the consumer that has received it."""
+
+    now: Callable[[], float]
+    """The monotonic clock."""
+    ack_wait_seconds: float
+    max_tries: int
+    send: Callable[[str, bytes], None]
+    """Send a body to a subject."""
+
+    def settled(self, delivery: Delivery, *, is_late: bool) -> None:
+        """Note that *delivery* is acknowledged, and with it every other delivery of the same message."""
+
+    def release(self, delivery: Delivery) -> None:
+        """Note that *delivery* is no longer in hand."""
+
+    def dead_letter(self, delivery: Delivery, error: str, detail: str) -> None:
+        """Make the message of *delivery* a dead letter."""
+
+
 @define(eq=False)
 class Delivery:
-    """One handing out of a message; see `bus.port.Delivery`."""
+    """One delivery of a message; see `bus.port.Delivery`."""
 
     message: Message
     tries: int
-    durable: PullConsumer
+    owner: DeliveryOwner
     sequence: int
-    said_at_ns: int
-    _reply: str
+    stored_at_ns: int
+    _ack_subject: str
     overdue_at: float
     touched_at: float
-    member: GroupSubscription | None = None
+    """When the server has last started ``ack_wait`` for it, on the monotonic clock; and `overdue_at` when that ends."""
+    subscription: Subscription | None = None
     is_answered: bool = False
-    is_void: bool = False
-    """Somebody else has settled it after all."""
+    is_settled_elsewhere: bool = False
+    """True once an earlier or later delivery of the same message has been acknowledged."""
 
     async def ack(self) -> None:
         if not self.is_answered:
             self.is_answered = True
-            self.durable.settled(self, is_late=self._is_late())
+            self.owner.settled(self, is_late=self._is_late())
             self.confirm()
 
     async def nak(self, delay_seconds: float, *, error: str = "failed", detail: str = "") -> None:
@@ -51,51 +69,59 @@ class Delivery:
             return
         self.is_answered = True
         if self._is_late():
-            self.durable.let_go(self)
-        elif self.tries >= self.durable.max_tries:
-            self.durable.give_up(self, error, detail)
+            self.owner.release(self)
+        elif self.tries >= self.owner.max_tries:
+            self.owner.dead_letter(self, error, detail)
         else:
-            self.durable.let_go(self)
-            self.put_back(delay_seconds)
+            self.owner.release(self)
+            self.requeue(delay_seconds)
 
     async def term(self, error: str, detail: str = "") -> None:
         if self.is_answered:
             return
         self.is_answered = True
         if self._is_late():
-            self.durable.let_go(self)
+            self.owner.release(self)
         else:
-            self.durable.give_up(self, error, detail)
+            self.owner.dead_letter(self, error, detail)
 
     async def in_progress(self) -> None:
         if not self.is_answered and not self._is_late():
-            self.keep()
+            self.extend()
 
     def confirm(self) -> None:
-        """Tell the server that it is done."""
-        self.durable.send(self._reply, b"+ACK")
+        """Send the ack: the server never delivers the message to this consumer again."""
+        self.owner.send(self._ack_subject, b"+ACK")
 
-    def keep(self) -> None:
-        """Tell the server that it is in hand still."""
-        durable = self.durable
-        self.touched_at = now = durable.now()
-        self.overdue_at = now + durable.ack_wait_seconds
-        durable.send(self._reply, b"+WPI")
+    def extend(self) -> None:
+        """Make the server start ``ack_wait`` anew."""
+        owner = self.owner
+        self.touched_at = now = owner.now()
+        self.overdue_at = now + owner.ack_wait_seconds
+        owner.send(self._ack_subject, b"+WPI")
 
-    def come_again(self, other: Delivery) -> None:
-        """Answer for *other*, a later handing out of the same message, too."""
-        self._reply, self.touched_at, self.overdue_at = other._reply, other.touched_at, other.overdue_at
+    def extend_if_stale(self) -> bool:
+        """Extend the ack deadline if a third of ``ack_wait`` has passed; return False if the message is settled elsewhere."""
+        if self.is_settled_elsewhere:
+            return False
+        if self.touched_at <= self.owner.now() - self.owner.ack_wait_seconds / 3:
+            self.extend()
+        return True
 
-    def put_back(self, delay_seconds: float = 0.0) -> None:
-        """Tell the server to hand it out again."""
-        delay = b'-NAK {"delay": %d}' % round(delay_seconds * _NANOSECONDS) if delay_seconds > 0 else b"-NAK"
-        self.durable.send(self._reply, delay)
+    def supersede(self, later: Delivery) -> None:
+        """Take the place of *later*, another delivery of the same message: acknowledge that one from now on."""
+        self._ack_subject, self.touched_at, self.overdue_at = later._ack_subject, later.touched_at, later.overdue_at
 
-    def bury(self) -> None:
-        """Tell the server never to hand it out again."""
-        self.durable.send(self._reply, b"+TERM")
+    def requeue(self, delay_seconds: float = 0.0) -> None:
+        """Send the nak: the server redelivers the message after *delay_seconds*."""
+        nak = b'-NAK {"delay": %d}' % round(delay_seconds * _NANOSECONDS) if delay_seconds > 0 else b"-NAK"
+        self.owner.send(self._ack_subject, nak)
+
+    def terminate(self) -> None:
+        """Send the term: the server never delivers the message to this consumer again."""
+        self.owner.send(self._ack_subject, b"+TERM")
 
     def _is_late(self) -> bool:
-        # The server would take the refusal of a message that somebody else holds by now for theirs. It counts from
-        # when it sent the message, so we stop a little earlier. Whatever is dropped here comes again by itself.
-        return self.durable.now() >= self.overdue_at - self.durable.ack_wait_seconds / 50
+        # The server would take a nak or a term for one of a later delivery. It counts from when it has sent the message,
+        # so this side stops a little earlier. The message of an answer that is dropped here is redelivered anyhow.
+        return self.owner.now() >= self.overdue_at - self.owner.ack_wait_seconds / 50

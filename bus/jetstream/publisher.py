@@ -1,16 +1,16 @@
 """
-Messages on their way to their streams, and who waits to hear that a stream has them.
+Publishing to streams, and waiting until a stream has stored each message.
 
-There may be thousands. So all answers come to one inbox, whose last token says which message is meant, and one sweep
-ends whatever waits for too long; a message costs neither a task nor a timer.
+Thousands of messages may be on their way. So all answers come to one inbox, whose last token names the message, and one
+sweep ends what waits for too long; a message costs neither a task nor a timer.
 
-Whether a message that ended with `PublishRetryable` is in the stream is unknown: it may even be stored later. It is to be sent
-again under the same id, and within its window the stream recognises it.
+Whether a message that ended with `PublishRetryable` is in the stream is unknown: it may even be stored later. The caller
+publishes it again under the same id, and within its deduplication window the stream recognises it.
 """
 
 from __future__ import annotations
 
-__all__ = ["Publisher"]
+__all__ = ["Publisher", "fail_future"]
 
 import asyncio
 import itertools
@@ -35,37 +35,39 @@ _log = logging.getLogger(__name__)
 
 @define(eq=False)
 class PendingPublish:
-    """One message on its way. Whoever cancels a future only stops listening."""
+    """One message on its way to its stream. A cancelled future ends the waiting, not the publish."""
 
     subject: str
     id: str
     token: str
     deadline: float
     future: asyncio.Future[None]
-    dispatch: Publisher
-    followers: list[asyncio.Future[None]] | None = None
+    publisher: Publisher
+    duplicate_futures: list[asyncio.Future[None]] | None = None
 
     @property
-    def is_over(self) -> bool:
-        return self.token not in self.dispatch.flights
+    def is_done(self) -> bool:
+        return self.token not in self.publisher.pending
 
-    def land(self) -> None:
-        for future in (self.future, *(self.followers or ())):
+    def complete(self) -> None:
+        """End every future of this message with success."""
+        for future in (self.future, *(self.duplicate_futures or ())):
             if not future.done():
                 future.set_result(None)
 
     def fail(self, error: Exception) -> None:
-        self.dispatch.forget(self)
-        for future in (self.future, *(self.followers or ())):
-            end(future, error)
+        """End every future of this message with *error*, and ignore what the stream may answer later."""
+        self.publisher.forget(self)
+        for future in (self.future, *(self.duplicate_futures or ())):
+            fail_future(future, error)
 
 
 class Publisher:
     """
-    Send messages over *connection* and end each one's future within *publish_seconds*.
+    Sends messages over *connection* and ends the future of each within *publish_seconds*.
 
-    *on_missing* hears the name of a stream that does not answer at all: it is not there, or has no leader just now.
-    *on_taken* hears the name of a stream that takes messages again after any trouble.
+    *on_missing* is called with the name of a stream that does not answer at all: it does not exist, or has no leader now.
+    *on_recovered* is called with the name of a stream that stores messages again after it has failed.
     """
 
     def __init__(
@@ -75,112 +77,113 @@ class Publisher:
         *,
         publish_seconds: float,
         on_missing: Callable[[str], None],
-        on_taken: Callable[[str], None],
+        on_recovered: Callable[[str], None],
     ) -> None:
         self._clock = clock
         self._connection = connection
         self._publish_seconds = publish_seconds
         self._on_missing = on_missing
-        self._on_taken = on_taken
+        self._on_recovered = on_recovered
         self._ordinals = itertools.count()
         self._inbox = ""
         self._client: Client | None = None
-        self._troubles: dict[str, str] = {}
+        self._failing_streams: set[str] = set()
         self._by_id: dict[str, PendingPublish] = {}
-        self.flights: dict[str, PendingPublish] = {}
+        self.pending: dict[str, PendingPublish] = {}
+        """The messages on their way by token, the oldest first."""
 
     async def bind(self, client: Client) -> None:
-        """Listen for answers on *client*, unless we do so already: it takes its subscriptions along when it reconnects."""
+        """Subscribe to the answers on *client*, unless that is done: a client keeps its subscriptions when it reconnects."""
         if client is self._client:
             return
         inbox = f"{client.new_inbox()}."
-        await client.subscribe(f"{inbox}*", cb=self._answered, pending_msgs_limit=-1, pending_bytes_limit=-1)
+        await client.subscribe(f"{inbox}*", cb=self._on_published, pending_msgs_limit=-1, pending_bytes_limit=-1)
         self._inbox, self._client = inbox, client
 
     def publish(self, message: Message) -> asyncio.Future[None]:
         """Send *message*; see `bus.port.Bus.publish`."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not (self._inbox and self._connection.is_up):
-            end(future, PublishRetryable("NATS is out of reach"))
+            fail_future(future, PublishRetryable("NATS is out of reach"))
             return future
         if (first := self._by_id.get(message.id)) is not None:
-            # A cluster would refuse the copy while it is still busy with the first.
-            if first.followers is None:
-                first.followers = []
-            first.followers.append(future)
+            # A cluster would refuse the duplicate while it is still storing the first.
+            if first.duplicate_futures is None:
+                first.duplicate_futures = []
+            first.duplicate_futures.append(future)
             return future
         token = str(next(self._ordinals))
         deadline = self._clock.monotonic() + self._publish_seconds
-        flight = PendingPublish(message.subject, message.id, token, deadline, future, self)
-        self.flights[token] = self._by_id[message.id] = flight
-        self._connection.send(message.subject, message.body, self._inbox + token, headers_of(message), flight)
+        pending = PendingPublish(message.subject, message.id, token, deadline, future, self)
+        self.pending[token] = self._by_id[message.id] = pending
+        self._connection.send(message.subject, message.body, self._inbox + token, headers_of(message), pending)
         return future
 
-    def is_in_trouble(self, stream: str) -> bool:
-        """Tell whether *stream* has refused the last message that it was sent."""
-        return stream in self._troubles
+    def is_failing(self, stream: str) -> bool:
+        """Tell whether *stream* has refused, or not answered, and has stored no message since."""
+        return stream in self._failing_streams
 
-    def sweep(self, now: float) -> None:
-        """End what has waited for too long."""
+    def expire(self, now: float) -> None:
+        """Fail what has waited for too long."""
         overdue = []
-        for flight in self.flights.values():  # in the order of time
-            if flight.deadline > now:
+        for pending in self.pending.values():
+            if pending.deadline > now:
                 break
-            overdue.append(flight)
-        for flight in overdue:
-            self._trouble(flight.subject, "no answer in time")
-            flight.fail(PublishRetryable(f"no answer within {self._publish_seconds:g} s"))
+            overdue.append(pending)
+        for pending in overdue:
+            self._note_failure(pending.subject, "no answer in time")
+            pending.fail(PublishRetryable(f"no answer within {self._publish_seconds:g} s"))
 
     def fail_all(self, error: PublishRetryable | BusClosed) -> None:
-        """End everything that is under way."""
-        for flight in list(self.flights.values()):
-            flight.fail(error)
+        """Fail everything that is on its way."""
+        for pending in list(self.pending.values()):
+            pending.fail(error)
 
-    def forget(self, flight: PendingPublish) -> None:
-        """Let an answer to *flight* be nobody's."""
-        self.flights.pop(flight.token, None)
-        if self._by_id.get(flight.id) is flight:
-            del self._by_id[flight.id]
+    def forget(self, pending: PendingPublish) -> None:
+        """Ignore a later answer to *pending*."""
+        self.pending.pop(pending.token, None)
+        if self._by_id.get(pending.id) is pending:
+            del self._by_id[pending.id]
 
-    async def _answered(self, msg: Msg) -> None:
-        flight = self.flights.get(msg.subject[len(self._inbox) :])
-        if flight is None:
+    async def _on_published(self, msg: Msg) -> None:
+        pending = self.pending.get(msg.subject[len(self._inbox) :])
+        if pending is None:
             return
         data = msg.data
         if data and b'"error"' not in data:
-            self.forget(flight)
-            flight.land()
-            if self._troubles and (stream := stream_name(flight.subject)) in self._troubles:
-                del self._troubles[stream]
+            self.forget(pending)
+            pending.complete()
+            if self._failing_streams and (stream := stream_name(pending.subject)) in self._failing_streams:
+                self._failing_streams.discard(stream)
                 _log.info("stream %s takes messages again", stream)
-                self._on_taken(stream)
+                self._on_recovered(stream)
             return
-        said = _error_of(msg)
-        self._trouble(flight.subject, said)
-        flight.fail(PublishRetryable(f"{flight.subject}: {said}"))
+        reason = _error_of(msg)
+        self._note_failure(pending.subject, reason)
+        pending.fail(PublishRetryable(f"{pending.subject}: {reason}"))
 
-    def _trouble(self, subject: str, said: str) -> None:
+    def _note_failure(self, subject: str, reason: str) -> None:
         stream = stream_name(subject)
-        if said == _NO_RESPONDERS:
+        if reason == _NO_RESPONDERS:
             self._on_missing(stream)
-        if stream not in self._troubles:
-            self._troubles[stream] = said
-            _log.warning("stream %s does not take messages: %s", stream, said)
+        if stream not in self._failing_streams:
+            self._failing_streams.add(stream)
+            _log.warning("stream %s does not take messages: %s", stream, reason)
 
 
-def end(future: asyncio.Future[None], error: Exception) -> None:
-    """Let *future* end with an error like *error*, and let nobody complain if whoever wanted it has left."""
+def fail_future(future: asyncio.Future[None], error: Exception) -> None:
+    """End *future* with an error like *error*; the loop does not complain if the caller has stopped waiting."""
     if not future.done():
-        future.set_exception(type(error)(*error.args))  # one each: whoever raises it hangs a traceback on it
+        future.set_exception(type(error)(*error.args))  # one for each future: raising it adds a traceback to it
         future.exception()
 
 
 def _error_of(msg: Msg) -> str:
-    """Return what a stream says that has not taken a message; all of it may pass: no leader, no quorum, no room."""
+    """Return why a stream has not stored a message. Every such reason may pass: no leader, no quorum, no space."""
     if not msg.data:
         return (msg.headers or {}).get("Status", "no answer")
     try:
         error = orjson.loads(msg.data)["error"]
         return f"{error.get('description')} ({error.get('err_code')})"
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-        return "an answer that is none"
+        return "an unreadable answer"

@@ -1,39 +1,41 @@
 """
-A durable consumer as one process hears it: what is asked of it, what has come, and who holds what.
+A pull consumer: one durable on the server as one process uses it.
 
-We ask for as many messages as somebody waits for, and the server pushes them to our inbox as they come. So there is
-never much that has come and is in nobody's hands; what there is may wait there for minutes (nobody fetches while the
-database is away), and is kept ours by saying that it is in progress, which spends no try.
+A request asks the server for as many messages as the waiting fetches want, and the server pushes them to an inbox as
+they come. So there are never many messages that have arrived and are not fetched yet. Those there are may wait for
+minutes (nothing is fetched while the database is unavailable); their ack deadlines are extended meanwhile, which spends
+no try.
 """
 
 from __future__ import annotations
 
-__all__ = ["PullConsumer"]
+__all__ = ["ConsumerHost", "PullConsumer"]
 
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import Protocol
 
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from bus import port
 from bus.contracts.versions import VERSIONS, has_readable_sibling
 from bus.jetstream.admin.topology import ConsumerPlan
 from bus.jetstream.delivery import Delivery
 from bus.jetstream.wire import AckMetadata, message_of, parse_ack_subject
-
-if TYPE_CHECKING:
-    from bus.jetstream.consumer_group import ConsumerGroup, GroupSubscription
+from bus.port import Clock, DeadLetter
 
 REQUEST_SECONDS = 5.0
-"""How long a request lasts. So long it takes us at most to turn to a new leader after the old one was lost with it."""
+"""How long a request lasts. It takes at most as long to turn to a new leader after a request was lost with the old one."""
 
-_AGAIN_SECONDS = 0.1
+_RETRY_SECONDS = 0.1
 _LATE_MAX = 1_024
-_ASIDE_SECONDS = 1.0
+_UNSUBSCRIBED_NAK_SECONDS = 1.0
 _NANOSECONDS = 1_000_000_000
 _EXPIRED = "408"
 _NO_RESPONDERS = "503"
@@ -41,201 +43,256 @@ _NO_RESPONDERS = "503"
 _log = logging.getLogger(__name__)
 
 
+class ConsumerHost(Protocol):
+    """What a pull consumer needs from its consumer group."""
+
+    clock: Clock
+    ack_wait_seconds: float
+    max_tries: int
+    send: Callable[..., None]
+    """Send a body to a subject, optionally with a reply subject."""
+    check_idle: Callable[[], None]
+    """Let the bus close if nothing is in hand any more."""
+
+    def message_available(self, consumer: PullConsumer) -> None:
+        """Let a waiting fetch take what is ready in *consumer*; request more if others wait."""
+
+    def request_more(self, consumer: PullConsumer) -> None:
+        """Request from *consumer* what the waiting fetches want."""
+
+    def rebind(self, consumer: PullConsumer, reason: str) -> None:
+        """Verify *consumer* on the server once more and subscribe anew."""
+
+    def dead_letter(self, dead_letter: DeadLetter, on_stored: Callable[[], None], extend: Callable[[], bool]) -> None:
+        """Store *dead_letter*; see `bus.dead_letter_queue.DeadLetterQueue.put`."""
+
+
 class PullConsumer:
-    """One durable consumer, asked by the members of one group."""
+    """One durable consumer, from which the subscriptions of one group fetch."""
 
-    def __init__(self, plan: ConsumerPlan, group: ConsumerGroup) -> None:
+    def __init__(self, plan: ConsumerPlan, host: ConsumerHost) -> None:
         self.plan = plan
-        self.group = group
-        self.now = group.bus.clock.monotonic
-        self.ack_wait_seconds = group.bus.ack_wait_seconds
-        self.max_tries = group.bus.max_tries
-        self.send = group.bus.send
+        self._host = host
+        self.now = host.clock.monotonic
+        self.ack_wait_seconds = host.ack_wait_seconds
+        self.max_tries = host.max_tries
+        self.send = host.send
+        self._check_idle = host.check_idle
         self.ready: OrderedDict[int, Delivery] = OrderedDict()
-        self.held: dict[int, Delivery] = {}
-        self._late: OrderedDict[tuple[int, int], None] = OrderedDict()
+        """What has arrived and is not fetched yet, by stream sequence."""
+        self.in_hand: dict[int, Delivery] = {}
+        """What is fetched and not settled, or waits to be dead-lettered."""
+        self._acked_late: OrderedDict[tuple[int, int], None] = OrderedDict()
         self.outstanding = 0
-        self._asked_until = 0.0
-        self._ask_again_at = 0.0
+        """How many messages are requested and have not arrived."""
+        self._requests_end_at = 0.0
+        self._no_request_before = 0.0
         self._inbox = ""
-        self._subscription: Subscription | None = None
-        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{plan.stream}.{plan.name}"
+        self._inbox_subscription: Subscription | None = None
+        self._request_subject = f"$JS.API.CONSUMER.MSG.NEXT.{plan.stream}.{plan.name}"
 
-    # Listening
+    # Requests and arrivals
+
+    @property
+    def is_bound(self) -> bool:
+        """True while this process receives what the durable delivers."""
+        return self._inbox_subscription is not None
 
     async def bind(self, client: Client) -> None:
-        """Listen on *client*, on a fresh inbox: requests that the server still has for the old one end with it."""
+        """Subscribe on *client* to a new inbox: the server drops the requests that it still has for the old one."""
         await self.unbind()
         self._inbox = client.new_inbox()
         self.outstanding = 0
-        self._ask_again_at = 0.0
-        self._subscription = await client.subscribe(
-            self._inbox, cb=self._came, pending_msgs_limit=-1, pending_bytes_limit=-1
+        self._no_request_before = 0.0
+        self._inbox_subscription = await client.subscribe(
+            self._inbox, cb=self._on_message, pending_msgs_limit=-1, pending_bytes_limit=-1
         )
 
     async def unbind(self) -> None:
-        """Listen no more; the server drops our requests."""
-        subscription, self._subscription = self._subscription, None
+        """Unsubscribe from the inbox; the server drops the open requests."""
+        subscription, self._inbox_subscription = self._inbox_subscription, None
         if subscription is not None:
             with suppress(nats.errors.Error, OSError):  # the connection may be gone, and the subscription with it
                 await subscription.unsubscribe()
 
-    def ask(self, wanted: int) -> None:
-        """See to it that about *wanted* messages are asked for; a few less will do if some are under way."""
+    def request(self, wanted: int) -> None:
+        """Request what is missing for *wanted* messages, unless half of them are requested already."""
         now = self.now()
-        if self._subscription is None or now < self._ask_again_at:
+        if self._inbox_subscription is None or now < self._no_request_before:
             return
-        if now >= self._asked_until:
+        if now >= self._requests_end_at:
             self.outstanding = 0
         if self.outstanding * 2 >= wanted:
             return
         count = wanted - self.outstanding
         self.outstanding += count
-        self._asked_until = now + REQUEST_SECONDS
-        self.send(self._next, b'{"batch": %d, "expires": %d}' % (count, REQUEST_SECONDS * _NANOSECONDS), self._inbox)
+        self._requests_end_at = now + REQUEST_SECONDS
+        body = b'{"batch": %d, "expires": %d}' % (count, REQUEST_SECONDS * _NANOSECONDS)
+        self.send(self._request_subject, body, self._inbox)
 
-    async def _came(self, msg: Msg) -> None:
+    def request_more(self) -> None:
+        """Request what the waiting fetches of the group want."""
+        self._host.request_more(self)
+
+    async def _on_message(self, msg: Msg) -> None:
         now = self.now()
-        mark = parse_ack_subject(msg.reply)
-        if mark is None:
-            self._told((msg.headers or {}).get("Status", ""), msg.headers or {})
+        metadata = parse_ack_subject(msg.reply)
+        if metadata is None:
+            self._on_status((msg.headers or {}).get("Status", ""), msg.headers or {})
             return
         self.outstanding = max(0, self.outstanding - 1)
-        message = message_of(msg.subject, msg.data, msg.headers, mark)
+        message = message_of(msg.subject, msg.data, msg.headers, metadata)
+        overdue_at = now + self.ack_wait_seconds
         delivery = Delivery(
-            message, mark.tries, self, mark.sequence, mark.said_at_ns, msg.reply, now + self.ack_wait_seconds, now
+            message, metadata.tries, self, metadata.sequence, metadata.stored_at_ns, msg.reply, overdue_at, now
         )
-        self._take_in(delivery, mark)
+        self._receive(delivery, metadata)
 
-    def _take_in(self, delivery: Delivery, mark: AckMetadata) -> None:
-        before = self.held.get(mark.sequence)
-        if before is not None and before.is_answered:
-            before.come_again(delivery)  # its letter is being written: nobody else needs to look at it
+    def _receive(self, delivery: Delivery, metadata: AckMetadata) -> None:
+        earlier = self.in_hand.get(metadata.sequence)
+        if earlier is not None and earlier.is_answered:
+            earlier.supersede(delivery)  # its dead letter waits to be stored: the message needs no further handling
             return
-        if before is not None:
-            before.overdue_at = 0.0  # the server thinks that its holder is lost
-            del self.held[mark.sequence]
-        self.ready.pop(mark.sequence, None)
-        if (mark.sequence, mark.said_at_ns) in self._late:
+        if earlier is not None:
+            earlier.overdue_at = 0.0  # the server counts it as overdue, so its answers are late from now on
+            del self.in_hand[metadata.sequence]
+        self.ready.pop(metadata.sequence, None)
+        if (metadata.sequence, metadata.stored_at_ns) in self._acked_late:
             delivery.confirm()
             return
         if delivery.message.subject not in self.plan.subjects:
-            self._step_aside(delivery)
+            self._nak_unsubscribed(delivery)
             return
-        self.ready[mark.sequence] = delivery
-        self.group.arrived(self)
+        self.ready[metadata.sequence] = delivery
+        self._host.message_available(self)
 
-    def _step_aside(self, delivery: Delivery) -> None:
+    def _nak_unsubscribed(self, delivery: Delivery) -> None:
         """
-        Leave a message that we do not hear to whoever has made the durable hear it: another version of us.
+        Return a message on a subject that this version of the group does not subscribe to.
 
-        The server would hand it to us again, because we have asked before. So we stop asking for a while, which is
-        longer than what we have asked for lasts before the tries are over.
+        Another version, which has added the subject to the durable, is to receive it. The server would redeliver it here
+        as long as this process requests messages, so the process makes no request for twice the delay of the nak: by
+        then its open requests have expired, and that before the message has had its last try.
 
-        What is said in a version that we hear as well is done with, as far as we are concerned.
+        If the same event is also published in a version that is subscribed to, the message is acknowledged.
         """
         message = delivery.message
         if has_readable_sibling(message.subject, message.headers.get(VERSIONS, ""), self.plan.subjects):
             delivery.is_answered = True
             delivery.confirm()
         elif delivery.tries < self.max_tries:
-            delay_seconds = _ASIDE_SECONDS * 2.0 ** (delivery.tries - 1)
-            self._ask_again_at = max(self._ask_again_at, self.now() + 2 * delay_seconds)
-            delivery.put_back(delay_seconds)
+            delay_seconds = _UNSUBSCRIBED_NAK_SECONDS * 2.0 ** (delivery.tries - 1)
+            self._no_request_before = max(self._no_request_before, self.now() + 2 * delay_seconds)
+            delivery.requeue(delay_seconds)
         else:
             delivery.is_answered = True
-            self.held[delivery.sequence] = delivery
-            self.give_up(delivery, "unknown_subject", f"{self.plan.name} does not hear {delivery.message.subject}")
+            self.in_hand[delivery.sequence] = delivery
+            detail = f"{self.plan.name} does not subscribe to {delivery.message.subject}"
+            self.dead_letter(delivery, "unknown_subject", detail)
 
-    def _told(self, status: str, headers: dict[str, str]) -> None:
-        """Take note of what the server says about a request."""
-        said = headers.get("Description", "")
-        left = headers.get("Nats-Pending-Messages", "")
-        self.outstanding = max(0, self.outstanding - int(left)) if left.isdigit() else 0
+    def _on_status(self, status: str, headers: dict[str, str]) -> None:
+        """Take note of how a request has ended."""
+        description = headers.get("Description", "")
+        unused = headers.get("Nats-Pending-Messages", "")
+        self.outstanding = max(0, self.outstanding - int(unused)) if unused.isdigit() else 0
         if status == _EXPIRED:
-            self.group.arrived(self)
+            self._host.message_available(self)
             return
-        self._ask_again_at = max(self._ask_again_at, self.now() + _AGAIN_SECONDS)
-        if status == _NO_RESPONDERS or "Deleted" in said:
-            self._lost(said or "nobody answers")
+        self._no_request_before = max(self._no_request_before, self.now() + _RETRY_SECONDS)
+        if status == _NO_RESPONDERS or "Deleted" in description:
+            self._on_lost(description or "no responders")
         else:
-            _log.debug("%s on %s: %s %s", self.plan.name, self.plan.stream, status, said)
+            _log.debug("%s on %s: %s %s", self.plan.name, self.plan.stream, status, description)
 
-    def _lost(self, said: str) -> None:
+    def _on_lost(self, reason: str) -> None:
         self.outstanding = 0
-        self._asked_until = 0.0
-        self.group.bus.rebind(self, said)
+        self._requests_end_at = 0.0
+        self._host.rebind(self, reason)
 
-    # Handing out
+    # Deliveries
 
-    def take(self, member: GroupSubscription, limit: int, now: float) -> list[Delivery]:
-        """Hand up to *limit* of what is there to *member*, each with its whole time before it."""
-        batch: list[Delivery] = []
+    def take(self, subscription: port.Subscription, limit: int, now: float) -> list[port.Delivery]:
+        """Deliver up to *limit* ready messages to *subscription*, each with nearly the whole ``ack_wait`` left."""
+        batch: list[port.Delivery] = []
         ready = self.ready
-        fresh = now - self.ack_wait_seconds / 8
+        fresh_since = now - self.ack_wait_seconds / 8
         while ready and len(batch) < limit:
             sequence, delivery = ready.popitem(last=False)
             if delivery.overdue_at <= now:
-                continue  # it comes again, to us or to others
-            if delivery.touched_at < fresh:
-                delivery.keep()
-            delivery.member = member
-            self.held[sequence] = delivery
+                continue  # the server redelivers it, to this process or another
+            if delivery.touched_at < fresh_since:
+                delivery.extend()
+            delivery.subscription = subscription
+            self.in_hand[sequence] = delivery
             batch.append(delivery)
         return batch
 
     def settled(self, delivery: Delivery, *, is_late: bool) -> None:
-        """Note that *delivery* is done; if it has come again meanwhile, or is on its way to, that copy is, too."""
+        """
+        Note that *delivery* is acknowledged, and with it every other delivery of the same message.
+
+        If it *is_late*, the server may be redelivering the message; that delivery is acknowledged on arrival.
+        """
         sequence = delivery.sequence
         if is_late:
-            self._late[sequence, delivery.said_at_ns] = None
-            if len(self._late) > _LATE_MAX:
-                self._late.popitem(last=False)
+            self._acked_late[sequence, delivery.stored_at_ns] = None
+            if len(self._acked_late) > _LATE_MAX:
+                self._acked_late.popitem(last=False)
         self.ready.pop(sequence, None)
-        holder = self.held.pop(sequence, None)
-        if holder is not None:
-            holder.is_answered = holder.is_void = True
-        self.group.bus.look_whether_idle()
+        current = self.in_hand.pop(sequence, None)
+        if current is not None:
+            current.is_answered = current.is_settled_elsewhere = True
+        self._check_idle()
 
-    def let_go(self, delivery: Delivery) -> None:
+    def release(self, delivery: Delivery) -> None:
         """Note that *delivery* is no longer in hand."""
-        if self.held.get(delivery.sequence) is delivery:
-            del self.held[delivery.sequence]
-        self.group.bus.look_whether_idle()
+        if self.in_hand.get(delivery.sequence) is delivery:
+            del self.in_hand[delivery.sequence]
+        self._check_idle()
 
-    def give_up(self, delivery: Delivery, error: str, detail: str) -> None:
-        """Make *delivery* a dead letter; until that is laid down it stays ours."""
-        self.group.bus.give_up(delivery, error, detail)
+    def dead_letter(self, delivery: Delivery, error: str, detail: str) -> None:
+        """Make the message of *delivery* a dead letter; it stays in hand until that is stored."""
 
-    def hand_back(self, member: GroupSubscription | None = None) -> None:
+        def on_stored() -> None:
+            delivery.terminate()
+            self.release(delivery)
+
+        first_seen = datetime.fromtimestamp(delivery.stored_at_ns / 1e9, UTC)
+        now = self._host.clock.now()
+        dead_letter = DeadLetter.of(delivery.message, self.plan.name, error, detail, delivery.tries, first_seen, now)
+        self._host.dead_letter(dead_letter, on_stored, delivery.extend_if_stale)
+
+    def return_in_flight(self, subscription: port.Subscription | None = None) -> None:
         """
-        Hand on at once what *member* has in hand, or everything.
+        Return to the server what *subscription* has in hand, or everything, for redelivery at once.
 
-        A last try cannot be handed on: whoever has it may still answer, and otherwise the patrol finds it.
+        A last try stays in hand: it cannot be redelivered. Its handler may still answer in time; otherwise the recovery
+        finds the message.
         """
-        for delivery in [each for each in self.held.values() if member is None or each.member is member]:
+        in_hand = self.in_hand.values()
+        for delivery in [each for each in in_hand if subscription is None or each.subscription is subscription]:
             if not delivery.is_answered and delivery.tries < self.max_tries:
                 delivery.is_answered = True
-                del self.held[delivery.sequence]
-                delivery.put_back()
+                del self.in_hand[delivery.sequence]
+                delivery.requeue()
 
-    def empty(self) -> None:
-        """Hand back what has come and is in nobody's hands."""
+    def return_buffered(self) -> None:
+        """Return to the server what has arrived and is not fetched, for redelivery at once."""
         for delivery in self.ready.values():
             if delivery.tries < self.max_tries:
-                delivery.put_back()
+                delivery.requeue()
         self.ready.clear()
 
     def tick(self, now: float) -> None:
-        """Keep what is ours, forget whoever has lost theirs, and ask again whoever has not answered."""
-        stale = now - self.ack_wait_seconds / 3
+        """Extend the deadlines of what is ready, drop what is overdue, and repeat requests that got no answer."""
+        stale_since = now - self.ack_wait_seconds / 3
         for delivery in self.ready.values():
-            if delivery.touched_at <= stale and delivery.overdue_at > now:
-                delivery.keep()
-        for delivery in [each for each in self.held.values() if each.overdue_at <= now and not each.is_answered]:
-            del self.held[delivery.sequence]
+            if delivery.touched_at <= stale_since and delivery.overdue_at > now:
+                delivery.extend()
+        for delivery in [each for each in self.in_hand.values() if each.overdue_at <= now and not each.is_answered]:
+            del self.in_hand[delivery.sequence]
             if delivery.tries >= self.max_tries:
-                self.ask(1)  # the server notices that a last try is over, and says so, only when somebody asks
-        if now >= self._asked_until:
+                self.request(1)  # the server notices, and publishes, that a last try is overdue only on the next request
+        if now >= self._requests_end_at:
             self.outstanding = 0
-        self.group.ask(self)
+        self.request_more()

@@ -1,8 +1,8 @@
 """
-How a message travels on NATS, and how it comes out again.
+The form of a message on NATS, and back.
 
-Two things of a `bus.port.Message` are no headers for us but are on the wire: its id (``Nats-Msg-Id``, by which a stream
-recognises a copy) and its key (the CloudEvents attribute ``subject``: what the event is about).
+Two fields of a `bus.port.Message` travel as headers: its id (``Nats-Msg-Id``, by which a stream recognises a duplicate)
+and its key (the CloudEvents attribute ``subject``: what the event is about).
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ _LONG_FORM_TOKENS_MIN = 11
 
 @frozen
 class AckMetadata:
-    """What the server says about one handing out, in the subject on which it wants the answer."""
+    """What the server tells about a delivery in its ack subject. *tries* counts from 1; *stored_at_ns* is a Unix time."""
 
     stream: str
     consumer: str
     tries: int
     sequence: int
-    said_at_ns: int
+    stored_at_ns: int
 
 
 def parse_ack_subject(reply: str) -> AckMetadata | None:
     """
-    Read *reply*, in the short form of today or the long one with a domain and an account.
+    Parse the ack subject *reply*, in the short form of today or the long one with a domain and an account.
 
     Returns:
-        None: This is no message of a consumer: a status, or somebody's own idea.
+        None: This is not an ack subject: the message is a status of the server, or does not come from a consumer.
     """
     tokens = reply.split(".")
     if tokens[:2] != ["$JS", "ACK"]:
@@ -54,16 +54,21 @@ def parse_ack_subject(reply: str) -> AckMetadata | None:
 
 
 def headers_of(message: Message) -> dict[str, str]:
-    """Return the headers with which *message* travels; a new dict, for the client may add to it."""
+    """Return the NATS headers of *message*; a new dict each time, because the client may add to it."""
     headers = {**message.headers, MESSAGE_ID: message.id}
     if message.key:
         headers[KEY] = message.key
     return headers
 
 
-def message_of(subject: str, body: bytes, headers: Mapping[str, str] | None, mark: AckMetadata) -> Message:
-    """Return the message as it went in. One from outside may lack an id: then its event's, or its place, names it."""
-    left = dict(headers or {})
-    key = left.pop(KEY, "")
-    id = left.pop(MESSAGE_ID, "") or left.get("ce-id") or f"{mark.stream}:{mark.sequence}"
-    return Message(subject, id, body, key, left)
+def message_of(subject: str, body: bytes, headers: Mapping[str, str] | None, metadata: AckMetadata) -> Message:
+    """
+    Return the message as it was published.
+
+    A message that was published by other means may lack an id. It gets the id of its event (``ce-id``), or else its
+    stream and sequence.
+    """
+    remaining = dict(headers or {})
+    key = remaining.pop(KEY, "")
+    id = remaining.pop(MESSAGE_ID, "") or remaining.get("ce-id") or f"{metadata.stream}:{metadata.sequence}"
+    return Message(subject, id, body, key, remaining)

@@ -219,7 +219,7 @@ async def test_a_module_may_walk_its_patrol(module: str, enter: Enter) -> None:
     js = user.client.jetstream(timeout=5)
     letters = Letters()
     known = {subject for each in TOPOLOGY.consumers for subject in each.subjects} | {f"{module}.known.v1"}
-    patrol = ExhaustedDeliveries(lambda: js, module, TOPOLOGY.consumers, known, letters, SystemClock(), look_seconds=0.1)
+    patrol = ExhaustedDeliveries(lambda: js, module, TOPOLOGY.consumers, known, letters, SystemClock(), poll_seconds=0.1)
     for subject in (f"{module}.nonsense.v1", f"{module}.rubbish.v1"):
         await js.publish(subject, b"{}")
         await patrol.step()

@@ -1,8 +1,8 @@
 """
-How a plan becomes a stream or a durable on the server: the configuration, the founding, and what differs.
+Stream and consumer configurations: how a plan becomes one, how it is created, and how it differs from the server's.
 
-Founding never changes what is there: an operator may have had reasons. What is there and differs is said in words,
-field by field, for a person to put right.
+Creation never changes what exists: an operator may have had reasons. A difference is described field by field, for a
+person to resolve.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ __all__ = [
     "consumer_config",
     "differences",
     "ensure",
-    "heard",
-    "lacking",
+    "filter_subjects",
+    "missing_subjects",
     "stream_config",
 ]
 
@@ -37,10 +37,10 @@ from nats.js.errors import BadRequestError, NotFoundError
 from bus.jetstream.admin.topology import ConsumerPlan, StreamPlan
 
 AGE_MAX_SECONDS = 47 * 3600.0
-"""How long a stream keeps a message: less than an inbox remembers it, so that no second hearing goes unrecognised."""
+"""How long a stream keeps a message: less than an inbox keeps its id, so that no late redelivery goes unrecognised."""
 
 NO_JETSTREAM = (10039, 10076)
-"""The server's codes for: not for this account, or not on this server at all."""
+"""The server's error codes for: JetStream is not enabled for this account, or not on this server at all."""
 
 _STREAM_NAME_IN_USE = 10058
 _CONSUMER_EXISTS = 10148
@@ -58,7 +58,7 @@ _CONSUMER_FIELDS = (
 
 
 def stream_config(plan: StreamPlan, *, replicas: int, dedup_seconds: float) -> StreamConfig:
-    """Return how the stream *plan* is to be kept: on disk, up to its age, refusing what is new when it is full."""
+    """Return the configuration of the stream *plan*: on disk, limited by age, refusing new messages when it is full."""
     return StreamConfig(
         name=plan.name,
         subjects=list(plan.subjects),
@@ -72,7 +72,7 @@ def stream_config(plan: StreamPlan, *, replicas: int, dedup_seconds: float) -> S
 
 
 def consumer_config(plan: ConsumerPlan, *, ack_wait_seconds: float, max_tries: int) -> ConsumerConfig:
-    """Return how the durable *plan* is to hand out: everything the stream has, to be acknowledged one by one."""
+    """Return the configuration of the durable *plan*: it delivers all of the stream, and each message is acknowledged."""
     return ConsumerConfig(
         name=plan.name,
         durable_name=plan.name,
@@ -92,10 +92,10 @@ async def ensure(
     consumers: Iterable[tuple[str, ConsumerConfig]] = (),
 ) -> None:
     """
-    Create what is missing of *streams* and of *consumers* (stream name and configuration); leave alone what is there.
+    Create what is missing of *streams* and of *consumers* (stream name and configuration); leave alone what exists.
 
     Raises:
-        nats.errors.Error: The server does not do it, or does not answer (`TimeoutError`).
+        nats.errors.Error: The server refuses, or does not answer (`TimeoutError`).
     """
     for stream in streams:
         assert stream.name is not None
@@ -105,7 +105,7 @@ async def ensure(
             try:
                 await js.add_stream(stream)
             except BadRequestError as error:
-                if error.err_code != _STREAM_NAME_IN_USE:  # somebody else was quicker
+                if error.err_code != _STREAM_NAME_IN_USE:  # another process has created it meanwhile
                     raise
     for name, consumer in consumers:
         assert consumer.durable_name is not None
@@ -119,30 +119,31 @@ async def ensure(
                     raise
 
 
-def differences(wanted: StreamConfig | ConsumerConfig, there: StreamConfig | ConsumerConfig) -> list[str]:
+def differences(wanted: StreamConfig | ConsumerConfig, found: StreamConfig | ConsumerConfig) -> list[str]:
     """
-    Say in which fields *there* is not as *wanted*: ``max_deliver is 3, not 5``.
+    Describe the fields in which *found* differs from *wanted*: ``max_deliver is 3, not 5``.
 
-    A durable that hears more than wanted is no difference: a newer or older version of us beside this one may need it.
+    Additional filter subjects are no difference: an older or newer version of the service that runs beside this one may
+    need them.
     """
     fields = _STREAM_FIELDS if isinstance(wanted, StreamConfig) else _CONSUMER_FIELDS
     lines = []
     for name in fields:
-        want, has = _plain(getattr(wanted, name)), _plain(getattr(there, name))
+        want, has = _plain(getattr(wanted, name)), _plain(getattr(found, name))
         if want != has:
-            lines.append(f"{name} is {_said(has)}, not {_said(want)}")
-    if isinstance(wanted, ConsumerConfig) and isinstance(there, ConsumerConfig):
-        lines += [f"filter_subjects lacks {subject}" for subject in lacking(wanted, there)]
+            lines.append(f"{name} is {_text(has)}, not {_text(want)}")
+    if isinstance(wanted, ConsumerConfig) and isinstance(found, ConsumerConfig):
+        lines += [f"filter_subjects lacks {subject}" for subject in missing_subjects(wanted, found)]
     return lines
 
 
-def lacking(wanted: ConsumerConfig, there: ConsumerConfig) -> list[str]:
-    """Return the subjects that *wanted* hears and *there* does not."""
-    return sorted(set(heard(wanted)) - set(heard(there))) if heard(there) else []
+def missing_subjects(wanted: ConsumerConfig, found: ConsumerConfig) -> list[str]:
+    """Return the subjects that *wanted* delivers and *found* does not."""
+    return sorted(set(filter_subjects(wanted)) - set(filter_subjects(found))) if filter_subjects(found) else []
 
 
-def heard(config: ConsumerConfig) -> list[str]:
-    """Return the subjects that a durable of this *config* hears; none means all of its stream."""
+def filter_subjects(config: ConsumerConfig) -> list[str]:
+    """Return the subjects that a durable of this *config* delivers; an empty list stands for all of its stream."""
     return config.filter_subjects or ([config.filter_subject] if config.filter_subject else [])
 
 
@@ -152,7 +153,7 @@ def _plain(value: object) -> object:
     return value.value if isinstance(value, Enum) else value or None
 
 
-def _said(value: object) -> str:
+def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

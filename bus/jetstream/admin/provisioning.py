@@ -1,19 +1,20 @@
 """
-What an operator does about a plan: see where the server differs from it, and make the server agree.
+Comparison of a server with a plan, and the changes that make the server agree; used by an operator.
 
-Everything is read back from the server; what was asked for is no evidence. Nothing is ever deleted here: a stream holds
-messages, and a durable knows how far its group has come. What the server will not change in place is said, and stays.
+Results are read back from the server: that a change was requested does not prove it. Nothing is deleted here, because a
+stream holds messages and a durable holds the position of its group. What the server cannot change in place is reported
+and stays.
 
-A cluster that has just come up chooses its leader first and answers nobody, so each question is put again for a while.
-That is safe: whatever was done late is found as it should be.
+A cluster that has just started elects a leader first and answers no request, so each request is repeated for a while.
+That is safe: whatever was done late is found as planned.
 """
 
 from __future__ import annotations
 
-__all__ = ["DEDUP_SECONDS", "UNAVAILABLE_ERRORS", "Change", "apply", "diff", "planned_config"]
+__all__ = ["UNAVAILABLE_ERRORS", "Change", "apply", "diff", "planned_config"]
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from typing import TypeVar
 
@@ -24,20 +25,18 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, StreamConfig
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
-from bus.jetstream.admin.configs import NO_JETSTREAM, consumer_config, differences, heard, stream_config
+from bus.jetstream.admin.configs import NO_JETSTREAM, consumer_config, differences, filter_subjects, stream_config
 from bus.jetstream.admin.topology import ADVISORIES, ConsumerPlan, Topology
-from bus.port import ACK_WAIT_SECONDS, MAX_TRIES
-
-DEDUP_SECONDS = 120.0
+from bus.port import ACK_WAIT_SECONDS, DEDUP_SECONDS, MAX_TRIES
 
 PATIENCE_SECONDS = 30.0
-"""How long a server that does not answer is asked again."""
+"""For how long a request is repeated to a server that does not answer."""
 
 UNLIMITED = -1
-"""Tries of a durable that hears advisories: what it says must not be lost while a database is away."""
+"""Tries of a durable that delivers advisories: they must not be lost while a database is unavailable."""
 
 UNAVAILABLE_ERRORS = (TimeoutError, NoRespondersError, NoStreamResponseError, ServiceUnavailableError)
-"""Nobody answers: the server is away, has no JetStream, or an election is under way. It says nothing about what is there."""
+"""No answer: the server is down, has no JetStream, or is electing a leader. Nothing is known about streams and consumers."""
 
 T = TypeVar("T")
 
@@ -46,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 @frozen
 class Change:
-    """One line for the operator: what was done, or with *is_refused*, what the server would not do."""
+    """One line for the operator: what was done, or if it *is_refused*, what the server did not do."""
 
     line: str
     is_refused: bool = False
@@ -54,11 +53,11 @@ class Change:
 
 @frozen
 class _Resource:
-    """One thing to be there, and what looks at it, makes it and changes it. Each may be done again."""
+    """A planned stream or consumer, and the requests that read, create and update it. Each may be repeated."""
 
     name: str
     wanted: StreamConfig | ConsumerConfig
-    look: Callable[[], Awaitable[StreamConfig | ConsumerConfig]]
+    read: Callable[[], Awaitable[StreamConfig | ConsumerConfig]]
     create: Callable[[], Awaitable[object]]
     update: Callable[[], Awaitable[object]]
 
@@ -66,7 +65,7 @@ class _Resource:
 def planned_config(
     plan: ConsumerPlan, *, ack_wait_seconds: float = ACK_WAIT_SECONDS, max_tries: int = MAX_TRIES
 ) -> ConsumerConfig:
-    """Return how the durable *plan* is to hand out; one that hears advisories does so until somebody has taken them."""
+    """Return the configuration of the durable *plan*; one that delivers advisories has no limit of tries."""
     tries = UNLIMITED if plan.stream == ADVISORIES else max_tries
     return consumer_config(plan, ack_wait_seconds=ack_wait_seconds, max_tries=tries)
 
@@ -82,19 +81,20 @@ async def diff(
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> list[str]:
     """
-    Say, a line each, where the server differs from *topology*; nothing when it is as planned.
+    Describe, a line each, where the server differs from *topology*; an empty list when it is as planned.
 
     Raises:
-        TimeoutError: Nobody has answered for *patience_seconds*, or there is no JetStream (`UNAVAILABLE_ERRORS` names all that may come).
-        nats.js.errors.APIError: We may not look.
+        TimeoutError: The server has not answered for *patience_seconds*, or has no JetStream (`UNAVAILABLE_ERRORS` lists
+            all errors of this kind).
+        nats.js.errors.APIError: The user may not look.
     """
     lines: list[str] = []
-    for item in _items(js, topology, replicas, ack_wait_seconds, max_tries, dedup_seconds):
-        found = await _answered(partial(_look, item), patience_seconds)
+    for resource in _resources(js, topology, replicas, ack_wait_seconds, max_tries, dedup_seconds):
+        found = await _answer(partial(_read_if_exists, resource), patience_seconds)
         if found is None:
-            lines.append(f"{item.name} is missing")
+            lines.append(f"{resource.name} is missing")
         else:
-            lines += [f"{item.name}: {difference}" for difference in _differences(item, found)]
+            lines += [f"{resource.name}: {difference}" for difference in _differences(resource, found)]
     return lines
 
 
@@ -109,72 +109,80 @@ async def apply(
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> list[Change]:
     """
-    Make what is missing of *topology* and change what differs; return what that came to.
+    Create what is missing of *topology* and update what differs; return the changes.
 
-    What cannot be changed in place is left as it is and returned as refused. Applying again what is as planned changes
-    nothing and returns nothing.
+    What cannot be changed in place is left as it is and returned as refused. A second call on a server that is as planned
+    changes nothing and returns an empty list.
 
     Raises:
         TimeoutError: As `diff` does.
     """
     changes: list[Change] = []
-    for item in _items(js, topology, replicas, ack_wait_seconds, max_tries, dedup_seconds):
+    for resource in _resources(js, topology, replicas, ack_wait_seconds, max_tries, dedup_seconds):
         try:
-            found = await _answered(partial(_look, item), patience_seconds)
-            if found is None:
-                await _answered(item.create, patience_seconds)
-                changes.append(Change(f"{item.name}: created"))
-                found = await _answered(item.look, patience_seconds)
-            elif before := _differences(item, found):
-                await _answered(item.update, patience_seconds)
-                found = await _answered(item.look, patience_seconds)
-                after = _differences(item, found)
-                done = [line.replace(" is ", " was ", 1) for line in before if line not in after]
-                changes += [Change(f"{item.name}: changed, {line}") for line in done]
-            changes += [Change(f"{item.name}: still {line}", True) for line in _differences(item, found)]
+            async for change in _apply_one(resource, patience_seconds):
+                changes.append(change)
         except APIError as error:
             if isinstance(error, UNAVAILABLE_ERRORS):
                 raise
-            changes.append(Change(f"{item.name}: the server refuses: {error.description or error}", True))
+            changes.append(Change(f"{resource.name}: the server refuses: {error.description or error}", True))
     return changes
 
 
-async def _answered(ask: Callable[[], Awaitable[T]], patience_seconds: float) -> T:
-    """Return the answer to *ask*, which is asked again with exponential back-off while nobody gives one."""
-    async for attempt in stamina.retry_context(_may_answer_yet, attempts=None, timeout=patience_seconds, wait_max=2.0):
+async def _apply_one(resource: _Resource, patience_seconds: float) -> AsyncIterator[Change]:
+    """Create or update *resource*; yield what has changed, and what still differs as refused."""
+    found = await _answer(partial(_read_if_exists, resource), patience_seconds)
+    if found is None:
+        await _answer(resource.create, patience_seconds)
+        yield Change(f"{resource.name}: created")
+        found = await _answer(resource.read, patience_seconds)
+    elif before := _differences(resource, found):
+        await _answer(resource.update, patience_seconds)
+        found = await _answer(resource.read, patience_seconds)
+        after = _differences(resource, found)
+        for line in before:
+            if line not in after:
+                yield Change(f"{resource.name}: changed, {line.replace(' is ', ' was ', 1)}")
+    for line in _differences(resource, found):
+        yield Change(f"{resource.name}: still {line}", True)
+
+
+async def _answer(request: Callable[[], Awaitable[T]], patience_seconds: float) -> T:
+    """Return the answer to *request*, which is repeated with exponential back-off while there is none."""
+    async for attempt in stamina.retry_context(_may_answer_later, attempts=None, timeout=patience_seconds, wait_max=2.0):
         with attempt:
             if attempt.num == 2:
                 _log.warning("JetStream does not answer; asking again for %g s", patience_seconds)
-            return await ask()
+            return await request()
     raise AssertionError("the last attempt returns or raises")
 
 
-def _may_answer_yet(error: Exception) -> bool:
-    """Tell a cluster that chooses its leader, or is slow, from a server that has no JetStream and will not get it."""
+def _may_answer_later(error: Exception) -> bool:
+    """Tell a cluster that is electing a leader, or is slow, from a server that has no JetStream and will not get it."""
     if isinstance(error, ServiceUnavailableError):
         return error.err_code is not None and error.err_code not in NO_JETSTREAM
     return isinstance(error, TimeoutError)
 
 
-async def _look(item: _Resource) -> StreamConfig | ConsumerConfig | None:
+async def _read_if_exists(resource: _Resource) -> StreamConfig | ConsumerConfig | None:
     try:
-        return await item.look()
+        return await resource.read()
     except NotFoundError:
         return None
 
 
-def _differences(item: _Resource, found: StreamConfig | ConsumerConfig) -> list[str]:
-    """Return what differs; to an operator, a durable that hears more than planned differs, too."""
-    lines = differences(item.wanted, found)
-    if isinstance(item.wanted, ConsumerConfig) and isinstance(found, ConsumerConfig):
-        planned, there = heard(item.wanted), heard(found)
-        if not there:
+def _differences(resource: _Resource, found: StreamConfig | ConsumerConfig) -> list[str]:
+    """Return what differs. For an operator, additional filter subjects of a durable are a difference, too."""
+    lines = differences(resource.wanted, found)
+    if isinstance(resource.wanted, ConsumerConfig) and isinstance(found, ConsumerConfig):
+        planned, existing = filter_subjects(resource.wanted), filter_subjects(found)
+        if not existing:
             lines.append("filter_subjects is all of the stream")
-        lines += [f"filter_subjects has {subject} beyond the plan" for subject in sorted(set(there) - set(planned))]
+        lines += [f"filter_subjects has {subject} beyond the plan" for subject in sorted(set(existing) - set(planned))]
     return lines
 
 
-def _items(
+def _resources(
     js: JetStreamContext,
     topology: Topology,
     replicas: int,
@@ -182,29 +190,30 @@ def _items(
     max_tries: int,
     dedup_seconds: float,
 ) -> Iterator[_Resource]:
-    """Return all of *topology*, streams first: a durable needs its stream."""
+    """Yield all resources of *topology*, streams first: a durable needs its stream."""
     for stream in topology.streams:
-        yield _stream(js, stream_config(stream, replicas=replicas, dedup_seconds=dedup_seconds))
+        yield _stream_resource(js, stream_config(stream, replicas=replicas, dedup_seconds=dedup_seconds))
     for consumer in topology.consumers:
         config = planned_config(consumer, ack_wait_seconds=ack_wait_seconds, max_tries=max_tries)
-        yield _consumer(js, consumer, config)
+        yield _consumer_resource(js, consumer, config)
 
 
-def _stream(js: JetStreamContext, wanted: StreamConfig) -> _Resource:
+def _stream_resource(js: JetStreamContext, wanted: StreamConfig) -> _Resource:
     name = wanted.name or ""
 
-    async def look() -> StreamConfig:
+    async def read() -> StreamConfig:
         return (await js.stream_info(name)).config
 
-    return _Resource(f"stream {name}", wanted, look, lambda: js.add_stream(wanted), lambda: js.update_stream(wanted))
+    return _Resource(f"stream {name}", wanted, read, lambda: js.add_stream(wanted), lambda: js.update_stream(wanted))
 
 
-def _consumer(js: JetStreamContext, plan: ConsumerPlan, wanted: ConsumerConfig) -> _Resource:
-    async def look() -> ConsumerConfig:
+def _consumer_resource(js: JetStreamContext, plan: ConsumerPlan, wanted: ConsumerConfig) -> _Resource:
+    async def read() -> ConsumerConfig:
         config: ConsumerConfig = (await js.consumer_info(plan.stream, plan.name)).config
         return config
 
-    async def put() -> object:
+    async def create_or_update() -> object:
         return await js.add_consumer(plan.stream, wanted)
 
-    return _Resource(f"consumer {plan.name} on {plan.stream}", wanted, look, put, put)
+    name = f"consumer {plan.name} on {plan.stream}"
+    return _Resource(name, wanted, read, create_or_update, create_or_update)

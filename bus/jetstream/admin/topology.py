@@ -1,9 +1,11 @@
 """
-What a broker has to hold for us: streams, and the durable consumers on them.
+The streams and durable consumers that the service needs on a broker, as a plan.
 
-A plan, nothing more: it is made from door plates without asking anybody, printed by an operator, applied by whoever may
-provision, and compared with what is really there. A stream carries everything that one module says. A group that hears
-several modules is one durable of its name on each of their streams.
+A plan is computed from module descriptors without a broker. It is printed for an operator, applied by a user who may
+provision, and compared with what the broker has. A stream stores everything that one module publishes. A consumer group
+that subscribes to several modules is one durable of its name on each of their streams.
+
+Printing a plan must not import nats, so this module does not.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ EXPRESS_ACK_PENDING_MAX = 256
 
 @frozen
 class StreamPlan:
-    """A stream, and the subjects it keeps (wildcards allowed)."""
+    """A stream, and the subjects that it stores (wildcards allowed)."""
 
     name: str
     subjects: tuple[str, ...]
@@ -47,7 +49,7 @@ class StreamPlan:
 
 @frozen
 class ConsumerPlan:
-    """A durable consumer: its name, its stream, and the subjects that it hears from there, in full."""
+    """A durable consumer: its name, its stream, and the subjects that it delivers, without wildcards."""
 
     name: str
     stream: str
@@ -63,19 +65,19 @@ class Topology:
     consumers: tuple[ConsumerPlan, ...]
 
     @classmethod
-    def of(cls, modules: Iterable[str], hears: Mapping[str, Sequence[str]]) -> Topology:
+    def of(cls, modules: Iterable[str], subscriptions: Mapping[str, Sequence[str]]) -> Topology:
         """
-        Return the plan for *modules*, one stream each, and for the consumers in *hears*, by name, with their subjects.
+        Return the plan for *modules*, one stream each, and for *subscriptions*, the subjects by consumer name.
 
         Raises:
-            ValueError: Somebody hears a subject that is in none of these streams.
+            ValueError: A consumer subscribes to a subject that is in none of these streams.
         """
         streams = tuple(stream_plan(stream_name(module)) for module in modules)
-        consumers = tuple(plan for consumer, subjects in hears.items() for plan in consumer_plans(consumer, subjects))
+        consumers = tuple(plan for name, subjects in subscriptions.items() for plan in consumer_plans(name, subjects))
         names = {stream.name for stream in streams}
         for plan in consumers:
             if plan.stream not in names:
-                raise ValueError(f"{plan.name} hears {plan.subjects[0]}, and there is no stream {plan.stream}")
+                raise ValueError(f"{plan.name} consumes {plan.subjects[0]}, and there is no stream {plan.stream}")
         return cls((*streams, DEAD_LETTERS_PLAN, ADVISORIES_PLAN), consumers)
 
     def with_consumers(self, more: Iterable[ConsumerPlan]) -> Topology:
@@ -83,15 +85,15 @@ class Topology:
         return evolve(self, consumers=(*self.consumers, *more))
 
 
-_EXHAUSTED = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES"
+_MAX_DELIVERIES = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES"
 _DEAD = "dead"
 DEAD_LETTERS_PLAN = StreamPlan(DEAD_LETTERS, (f"{_DEAD}.>",))
-ADVISORIES_PLAN = StreamPlan(ADVISORIES, (f"{_EXHAUSTED}.>",))
-"""Advisories are said once, to whoever is there: a stream keeps them for when we are."""
+ADVISORIES_PLAN = StreamPlan(ADVISORIES, (f"{_MAX_DELIVERIES}.>",))
+"""The broker publishes an advisory once, to the subscribers of that moment; a stream keeps it until it is processed."""
 
 
 def stream_name(subject: str) -> str:
-    """Return the name of the stream that keeps *subject*: its first part, in capitals, or that of the dead letters."""
+    """Return the name of the stream that stores *subject*: its first token in capitals, or the stream of the dead letters."""
     first = subject.partition(".")[0]
     return DEAD_LETTERS if first == _DEAD else first.upper()
 
@@ -102,7 +104,7 @@ def stream_plan(name: str) -> StreamPlan:
 
 
 def consumer_plans(consumer: str, subjects: Sequence[str]) -> tuple[ConsumerPlan, ...]:
-    """Return the durables that make up the group *consumer*: one for each stream that *subjects* are in."""
+    """Return the durables that make up the group *consumer*: one for each stream that stores some of *subjects*."""
     by_stream: dict[str, list[str]] = {}
     for subject in subjects:
         by_stream.setdefault(stream_name(subject), []).append(subject)
@@ -110,19 +112,23 @@ def consumer_plans(consumer: str, subjects: Sequence[str]) -> tuple[ConsumerPlan
         ConsumerPlan(
             consumer,
             stream,
-            tuple(sorted(heard)),
-            EXPRESS_ACK_PENDING_MAX if all(map(is_express, heard)) else ACK_PENDING_MAX,
+            tuple(sorted(names)),
+            EXPRESS_ACK_PENDING_MAX if all(map(is_express, names)) else ACK_PENDING_MAX,
         )
-        for stream, heard in sorted(by_stream.items())
+        for stream, names in sorted(by_stream.items())
     )
 
 
 def advisory_subject(stream: str, consumer: str) -> str:
-    """Return the subject under which the broker says that *consumer* has had its last try at a message."""
-    return f"{_EXHAUSTED}.{stream}.{consumer}"
+    """Return the subject on which the broker announces that *consumer* has had its last try at a message of *stream*."""
+    return f"{_MAX_DELIVERIES}.{stream}.{consumer}"
 
 
 def advisory_consumer_plan(module: str, consumers: Iterable[ConsumerPlan]) -> ConsumerPlan:
-    """Return the durable by which *module* learns which of its *consumers* have had their last try; see `bus.jetstream.recovery.exhausted_deliveries`."""
+    """
+    Return the durable that delivers to *module* the advisories about last tries of its *consumers*.
+
+    `bus.jetstream.recovery.exhausted_deliveries` consumes it.
+    """
     subjects = sorted({advisory_subject(plan.stream, plan.name) for plan in consumers if module_of(plan.name) == module})
     return ConsumerPlan(f"patrol-{module}", ADVISORIES, tuple(subjects), ACK_PENDING_MAX)

@@ -1,9 +1,9 @@
 """
-The ground that the bus stands on: streams and durables on the server, verified, and founded where they are missing.
+Verification of streams and durables on the server, and creation of those that are missing.
 
-What is there and not as planned stays as it is, and becomes a problem for a person. One thing is mended: a durable that
-does not hear all of our subjects is made to, for that is how a new version with one more subject comes to its messages.
-One that hears more is left alone, because it is how an older version sees it.
+What exists and differs from the plan is left as it is and reported as a problem for a person. There is one exception: a
+durable that lacks some of the subjects is changed to deliver them too, because that is how a new version with one more
+subject receives its messages. Additional subjects are left alone: an older version sees a newer one's durable that way.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from bus.jetstream.admin.configs import (
     consumer_config,
     differences,
     ensure,
-    heard,
-    lacking,
+    filter_subjects,
+    missing_subjects,
     stream_config,
 )
 from bus.jetstream.admin.topology import ConsumerPlan, stream_plan
@@ -33,7 +33,11 @@ _log = logging.getLogger(__name__)
 
 
 class TopologyVerifier:
-    """Verify streams and durables, found them where that is allowed, and remember what is wrong with each."""
+    """
+    Verifies streams and durables, creates them where that is permitted, and keeps the problems of each.
+
+    *js* returns the current connection's JetStream context; *denied* what the server has denied on that connection.
+    """
 
     def __init__(
         self,
@@ -52,78 +56,79 @@ class TopologyVerifier:
         self._ack_wait_seconds = ack_wait_seconds
         self._max_tries = max_tries
         self._problems: dict[str, tuple[str, ...]] = {}
-        self._missed: set[str] = set()
+        self._missed_streams: set[str] = set()
 
     @property
     def problems(self) -> Sequence[str]:
-        return [f"{where}: {line}" for where, lines in sorted(self._problems.items()) for line in lines]
+        return [f"{name}: {line}" for name, lines in sorted(self._problems.items()) for line in lines]
 
     def forget(self, plan: ConsumerPlan) -> None:
-        """Let go of what is wrong with a durable that nobody here hears any more."""
-        self._problems.pop(_where(plan), None)
+        """Drop the problems of a durable that this process no longer uses."""
+        self._problems.pop(_consumer_label(plan), None)
 
-    def takes_messages(self, stream: str) -> None:
-        """Know that *stream* is there, whether or not we may look at it."""
-        if stream in self._missed:
-            self._missed.discard(stream)
-            self._note(_stream(stream))
+    def note_stream_exists(self, stream: str) -> None:
+        """Note that *stream* has stored a message: it exists, whether or not this user may look at it."""
+        if stream in self._missed_streams:
+            self._missed_streams.discard(stream)
+            self._set_problems(_stream_label(stream))
 
-    async def stream(self, name: str, *, is_missed: bool = True) -> bool:
+    async def verify_stream(self, name: str, *, is_missed: bool = True) -> bool:
         """
-        Verify the stream *name*, or found it; say whether it is there now.
+        Verify the stream *name*, or create it; return whether it exists now.
 
-        Unless it *is_missed*, it is no problem that we may not look at it.
+        Unless it *is_missed*, a missing permission to look at it is no problem.
         """
-        where = _stream(name)
+        label = _stream_label(name)
         wanted = self._stream_config(name)
         js = self._js()
         try:
             try:
-                there = (await js.stream_info(name)).config
+                found = (await js.stream_info(name)).config
             except NotFoundError:
                 await ensure(js, [wanted])
-                _log.info("%s is founded", where)
-                there = (await js.stream_info(name)).config
+                _log.info("%s is created", label)
+                found = (await js.stream_info(name)).config
         except (TimeoutError, nats.errors.Error) as error:
             if is_missed:
-                self._missed.add(name)
-                self._note(where, *self._reasons(error, name))
+                self._missed_streams.add(name)
+                self._set_problems(label, *self._reasons(error, name))
             return False
-        self._missed.discard(name)
-        self._note(where, *differences(wanted, there))
+        self._missed_streams.discard(name)
+        self._set_problems(label, *differences(wanted, found))
         return True
 
-    async def durable(self, plan: ConsumerPlan) -> bool:
-        """Verify the durable *plan*, or found it and its stream; say whether it can be fetched from."""
-        where = _where(plan)
+    async def verify_consumer(self, plan: ConsumerPlan) -> bool:
+        """Verify the durable *plan*, or create it and its stream; return whether messages can be requested from it."""
+        label = _consumer_label(plan)
         wanted = consumer_config(plan, ack_wait_seconds=self._ack_wait_seconds, max_tries=self._max_tries)
         js = self._js()
         try:
             try:
-                there = (await js.consumer_info(plan.stream, plan.name)).config
+                found = (await js.consumer_info(plan.stream, plan.name)).config
             except NotFoundError:
                 await ensure(js, [self._stream_config(plan.stream)], [(plan.stream, wanted)])
-                _log.info("%s is founded", where)
-                there = (await js.consumer_info(plan.stream, plan.name)).config
+                _log.info("%s is created", label)
+                found = (await js.consumer_info(plan.stream, plan.name)).config
         except (TimeoutError, nats.errors.Error) as error:
-            self._note(where, *self._reasons(error, plan.stream))
+            self._set_problems(label, *self._reasons(error, plan.stream))
             return False
-        if lacking(wanted, there):
-            there = await self._widened(js, plan, wanted, there)
-        self._note(where, *differences(wanted, there))
+        if missing_subjects(wanted, found):
+            found = await self._add_subjects(js, plan, wanted, found)
+        self._set_problems(label, *differences(wanted, found))
         return True
 
-    async def _widened(
-        self, js: JetStreamContext, plan: ConsumerPlan, wanted: ConsumerConfig, there: ConsumerConfig
+    async def _add_subjects(
+        self, js: JetStreamContext, plan: ConsumerPlan, wanted: ConsumerConfig, found: ConsumerConfig
     ) -> ConsumerConfig:
-        both = sorted({*heard(wanted), *heard(there)})
-        wider = there.evolve(name=plan.name, filter_subject=None, filter_subjects=both)
+        subjects = sorted({*filter_subjects(wanted), *filter_subjects(found)})
         try:
-            config = (await js.add_consumer(plan.stream, wider)).config
+            change = found.evolve(name=plan.name, filter_subject=None, filter_subjects=subjects)
+            config = (await js.add_consumer(plan.stream, change)).config
         except (TimeoutError, nats.errors.Error) as error:
-            _log.warning("%s cannot be made to hear %s: %s", _where(plan), ", ".join(lacking(wanted, there)), error)
-            return there
-        _log.info("%s hears %s", _where(plan), ", ".join(both))
+            missing = ", ".join(missing_subjects(wanted, found))
+            _log.warning("%s cannot be changed to deliver %s: %s", _consumer_label(plan), missing, error)
+            return found
+        _log.info("%s delivers %s", _consumer_label(plan), ", ".join(subjects))
         return config
 
     def _stream_config(self, name: str) -> StreamConfig:
@@ -131,9 +136,9 @@ class TopologyVerifier:
 
     def _reasons(self, error: Exception, stream: str) -> list[str]:
         """
-        Return what a person can do something about: no word of a server that is away or has no leader just now.
+        Return what a person has to resolve; nothing for a server that is unavailable or has no leader now.
 
-        What we may not do is not refused by an answer: there is none, and the connection hears why.
+        A call without permission gets no answer at all; the connection receives the reason.
         """
         if isinstance(error, APIError) and (
             error.err_code in NO_JETSTREAM or not isinstance(error, ServiceUnavailableError)
@@ -142,20 +147,20 @@ class TopologyVerifier:
         name = f".{stream.lower()}"
         return [text for text in self._denied() if "$js.api" in text and name in text]
 
-    def _note(self, where: str, *lines: str) -> None:
-        if lines == self._problems.get(where, ()):
+    def _set_problems(self, label: str, *lines: str) -> None:
+        if lines == self._problems.get(label, ()):
             return
         if lines:
-            self._problems[where] = lines
-            _log.warning("%s: %s", where, "; ".join(lines))
+            self._problems[label] = lines
+            _log.warning("%s: %s", label, "; ".join(lines))
         else:
-            del self._problems[where]
-            _log.info("%s is as it should be", where)
+            del self._problems[label]
+            _log.info("%s is as planned", label)
 
 
-def _stream(name: str) -> str:
+def _stream_label(name: str) -> str:
     return f"stream {name}"
 
 
-def _where(plan: ConsumerPlan) -> str:
+def _consumer_label(plan: ConsumerPlan) -> str:
     return f"consumer {plan.name} on {plan.stream}"

@@ -1,4 +1,4 @@
-"""Dead letters on the stream ``DEAD_LETTERS``, for whoever watches them there; the table stays the truth."""
+"""Dead letters on the stream ``DEAD_LETTERS``, for other programs to subscribe to. The table is authoritative."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bus.port import Bus, DeadLetter, DeadLetters, Message
 from bus.replay_subjects import original_subject
 
 BYTES_MAX = 1_000_000
-"""What fits into one message of a NATS server that nobody has configured otherwise (1 MiB), with something to spare."""
+"""What fits into one message of a NATS server with default settings (1 MiB), less a reserve."""
 
 _DETAIL_CHARACTERS_MAX = 1_000
 _NAME = re.compile(r"[!-9;-~]+").fullmatch
@@ -20,29 +20,29 @@ _PLAIN = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 
 class DeadLetterPublisher:
-    """Keep each letter where *kept* does, then publish it under ``dead.<consumer>.<original subject>``."""
+    """Stores each dead letter in *store*, then publishes it on ``dead.<consumer>.<original subject>``."""
 
-    def __init__(self, kept: DeadLetters, bus: Callable[[], Bus]) -> None:
-        """Publish on what *bus* returns; it is asked for each letter, because a bus is made after its dead letters."""
-        self._kept = kept
+    def __init__(self, store: DeadLetters, bus: Callable[[], Bus]) -> None:
+        """Publish on what *bus* returns; it is called for each dead letter, because the bus is created later than this."""
+        self._store = store
         self._bus = bus
 
     async def add(self, dead_letter: DeadLetter) -> None:
         """
-        Keep *letter*, then see the stream take it; see `bus.port.DeadLetters`.
+        Store *dead_letter*, then publish it and wait until the stream has it; see `bus.port.DeadLetters`.
 
-        Both know a letter by its id, so that asking again after an attempt that got only half way does no harm.
+        Both recognise a dead letter by its id, so a repetition after an attempt that got only half way does no harm.
         """
-        await self._kept.add(dead_letter)
-        await self._bus().publish(_published(dead_letter))
+        await self._store.add(dead_letter)
+        await self._bus().publish(_to_message(dead_letter))
 
 
 def dead_letter_subject(consumer: str, subject: str) -> str:
-    """Return where the dead letters of *consumer* about *subject* are published."""
+    """Return the subject on which the dead letters of *consumer* about *subject* are published."""
     return f"dead.{consumer}.{original_subject(subject)}"
 
 
-def _published(dead_letter: DeadLetter) -> Message:
+def _to_message(dead_letter: DeadLetter) -> Message:
     message = dead_letter.message
     about = {
         "dead-letter-error": _line(dead_letter.error),
@@ -51,7 +51,7 @@ def _published(dead_letter: DeadLetter) -> Message:
         "dead-letter-consumer": dead_letter.consumer,
         "dead-letter-message-id": _line(message.id),
     }
-    headers = {name: value for name, value in message.headers.items() if _may_go_on(name, value)}
+    headers = {name: value for name, value in message.headers.items() if _is_publishable(name, value)}
     size = len(message.body) + sum(len(name) + len(value.encode()) for name, value in headers.items())
     subject = dead_letter_subject(dead_letter.consumer, message.subject)
     if size > BYTES_MAX:
@@ -59,12 +59,12 @@ def _published(dead_letter: DeadLetter) -> Message:
     return Message(subject, dead_letter.id, message.body, message.key, {**headers, **about})
 
 
-def _may_go_on(name: str, value: str) -> bool:
+def _is_publishable(name: str, value: str) -> bool:
     """
-    Tell whether a header of the message goes on its letter, too.
+    Tell whether a header of the message may be published with its dead letter.
 
-    What was addressed to the stream that it came from is not meant for this one, and, like what is no proper header,
-    could keep the letter out for ever.
+    A header that instructs the stream of the message (``Nats-...``) does not apply to this stream. Like a malformed
+    header, it could prevent the publish for ever.
     """
     return bool(_NAME(name)) and not name.lower().startswith("nats-") and value.isprintable()
 

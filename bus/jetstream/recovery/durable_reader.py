@@ -1,8 +1,8 @@
-"""A durable that is looked into now and then, a few messages at a time, by whoever has no hurry."""
+"""A durable that is read from time to time, a few messages at once, in the background."""
 
 from __future__ import annotations
 
-__all__ = ["DurableReader", "headers_of"]
+__all__ = ["DurableReader", "raw_headers_of"]
 
 from base64 import b64decode
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerInfo, RawStreamMsg
 from nats.js.errors import NotFoundError
 
-from bus.jetstream.admin.configs import heard, lacking
+from bus.jetstream.admin.configs import filter_subjects, missing_subjects
 from bus.jetstream.admin.provisioning import planned_config
 from bus.jetstream.admin.topology import ConsumerPlan
 from bus.port import ACK_WAIT_SECONDS
@@ -24,17 +24,17 @@ from bus.port import ACK_WAIT_SECONDS
 @define
 class DurableReader:
     """
-    Read the durable *plan*; several processes may.
+    Reads the durable *plan*; several processes may share one.
 
-    *js* returns the connection of the moment: nothing is kept on it between two calls.
+    *js* returns the current connection's JetStream context: no state is kept on it between two calls.
     """
 
     js: Callable[[], JetStreamContext]
     plan: ConsumerPlan
     ack_wait_seconds: float = ACK_WAIT_SECONDS
 
-    async def look(self) -> ConsumerInfo | None:
-        """Return what the server says about the durable; None when there is none, or no stream for it."""
+    async def info(self) -> ConsumerInfo | None:
+        """Return the server's information about the durable; None when it, or its stream, does not exist."""
         try:
             info: ConsumerInfo = await self.js().consumer_info(self.plan.stream, self.plan.name)
         except NotFoundError:
@@ -43,21 +43,21 @@ class DurableReader:
 
     async def ensure(self) -> ConsumerInfo:
         """
-        See to it that the durable is there and hears all of its subjects at least; return what it is like then.
+        Create the durable, or add to it the subjects that it lacks; return its information after that.
 
         Raises:
-            nats.errors.Error: The server does not do it.
+            nats.errors.Error: The server refuses, or does not answer.
         """
         wanted = planned_config(self.plan, ack_wait_seconds=self.ack_wait_seconds)
-        info = await self.look()
-        if info is not None and not lacking(wanted, info.config):
+        info = await self.info()
+        if info is not None and not missing_subjects(wanted, info.config):
             return info
         if info is not None:
-            both = sorted({*heard(wanted), *heard(info.config)})
-            wanted = info.config.evolve(name=self.plan.name, filter_subject=None, filter_subjects=both)
+            subjects = sorted({*filter_subjects(wanted), *filter_subjects(info.config)})
+            wanted = info.config.evolve(name=self.plan.name, filter_subject=None, filter_subjects=subjects)
         return await self.js().add_consumer(self.plan.stream, wanted)
 
-    async def take(self, limit: int, wait_seconds: float) -> list[Msg]:
+    async def fetch(self, limit: int, wait_seconds: float) -> list[Msg]:
         """Return up to *limit* messages; wait up to *wait_seconds* for the first."""
         subscription = await self.js().pull_subscribe_bind(self.plan.name, stream=self.plan.stream)
         try:
@@ -69,11 +69,11 @@ class DurableReader:
                 await subscription.unsubscribe()
 
 
-def headers_of(raw: RawStreamMsg) -> dict[str, str]:
+def raw_headers_of(raw: RawStreamMsg) -> dict[str, str]:
     """
-    Return the headers of a message that was read from a stream, as one that is delivered has them.
+    Return the headers of a message that was read from a stream, as those of a delivered message are decoded.
 
-    The client reads those as it would an e-mail's: what is not ASCII does not come out as text then.
+    The client would decode them as an e-mail's, which loses what is not ASCII.
     """
     found: dict[str, str] = {}
     for line in b64decode(raw.hdrs or b"").split(b"\r\n")[1:]:

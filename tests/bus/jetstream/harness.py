@@ -144,7 +144,7 @@ class JetStreamHarness:
             self.box,
             self.clock,
             replicas=self.replicas,
-            look_seconds=self.ack_wait_seconds / 4,
+            poll_seconds=self.ack_wait_seconds / 4,
             ack_wait_seconds=self.ack_wait_seconds,
         )
 
@@ -171,7 +171,7 @@ class JetStreamHarness:
         """Let what is under way be answered: as long as anything of ours flies, and then a few round trips."""
         until = time.monotonic() + 10
         await asyncio.sleep(0.02)
-        while self.bus._dispatch.flights and time.monotonic() < until:  # noqa: ASYNC110
+        while self.bus._publisher.pending and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
 

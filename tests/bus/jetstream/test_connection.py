@@ -30,8 +30,8 @@ def line(url: str) -> Connection:
         inbox_prefix="_INBOX",
         ping_seconds=30.0,
         connect_seconds_max=0.0,
-        on_up=up,
-        on_down=lambda: None,
+        on_connected=up,
+        on_disconnected=lambda: None,
     )
 
 

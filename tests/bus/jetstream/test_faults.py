@@ -365,9 +365,9 @@ async def test_what_waits_here_spends_no_try(harness: JetStreamHarness) -> None:
     member = await harness.bus.subscribe("inventory", [CREATED])
     assert await member.fetch(50, 0.3) == []
     publish(harness, 20)
-    await until(lambda: sum(len(each.ready) for each in harness.bus._durables()) == 20)
+    await until(lambda: sum(len(each.ready) for each in harness.bus._consumers()) == 20)
     await harness.pass_time((MAX_TRIES + 1) * harness.ack_wait_seconds)
-    [durable] = harness.bus._durables()
+    [durable] = harness.bus._consumers()
     await until(lambda: harness.monotonic() - next(iter(durable.ready.values())).touched_at > harness.ack_wait_seconds / 4)
     taken = await take(harness, member, 20)
     began = harness.monotonic()
@@ -414,7 +414,7 @@ async def test_what_a_process_held_goes_to_another_when_it_closes(server: NatsSe
         member = await leaving.subscribe("inventory", [CREATED])
         assert await member.fetch(20, 0.3) == []
         await say(harness.bus, [message() for _ in range(20)])
-        await until(lambda: sum(len(each.ready) for each in leaving._durables()) == 20)
+        await until(lambda: sum(len(each.ready) for each in leaving._consumers()) == 20)
         assert len(await member.fetch(5, 5)) == 5
         staying = await harness.bus.subscribe("inventory", [CREATED])
         began = time.monotonic()
@@ -466,7 +466,7 @@ async def test_an_older_and_a_newer_version_share_a_durable(harness: JetStreamHa
     await (await take_one(harness, older, 5)).ack()
     other = await harness.another()
     newer = await other.subscribe("inventory", [CREATED, OTHER])
-    await until(lambda: bool(harness.bus._durables()))
+    await until(lambda: bool(harness.bus._consumers()))
     deadline = time.monotonic() + 10
     while (await js.consumer_info("ORDERS", "inventory")).config.filter_subjects != sorted([CREATED, OTHER]):
         assert time.monotonic() < deadline
@@ -493,7 +493,7 @@ async def test_an_older_and_a_newer_version_share_a_durable(harness: JetStreamHa
     assert heard == {each.id for each in said}
     third = await harness.another()
     await third.subscribe("inventory", [CREATED])
-    await until(lambda: any(each._subscription is not None for each in third._durables()))
+    await until(lambda: any(each.is_bound for each in third._consumers()))
     assert [*harness.bus.problems, *other.problems, *third.problems] == []
     assert await harness.letters(0) == []
 

@@ -57,7 +57,7 @@ async def test_a_post_arrives_as_a_publish_does(clients: tuple[NatsClient, NatsS
     heard: asyncio.Queue[Msg] = asyncio.Queue()
     await client.subscribe("here", cb=heard.put)
     await client.publish("here", b"body\r\n", "there", headers)
-    await client.post("here", b"body\r\n", "there", headers)
+    await client.publish_fast("here", b"body\r\n", "there", headers)
     first, second = [await asyncio.wait_for(heard.get(), 5) for _ in range(2)]
     assert (second.subject, second.reply, second.data) == (first.subject, first.reply, first.data)
     assert second.headers == first.headers
@@ -81,8 +81,8 @@ async def test_what_is_too_large_is_refused_before_the_server_hangs_up(clients: 
     client, _ = clients
     body = b"x" * (client.max_payload - 100)
     with pytest.raises(nats.errors.MaxPayloadError):
-        await client.post("here", body, "", {"long": "x" * 200})
-    await client.post("here", body, "", {"short": "x"})
+        await client.publish_fast("here", body, "", {"long": "x" * 200})
+    await client.publish_fast("here", body, "", {"short": "x"})
     await client.flush(5)
     assert client.is_connected
 
@@ -92,7 +92,7 @@ async def test_a_subject_cannot_carry_a_command(clients: tuple[NatsClient, NatsS
     """Nothing is written."""
     client, _ = clients
     with pytest.raises(nats.errors.BadSubjectError):
-        await client.post(subject, b"")
+        await client.publish_fast(subject, b"")
 
 
 async def test_a_header_name_cannot_carry_a_line(clients: tuple[NatsClient, NatsServer]) -> None:
@@ -100,7 +100,7 @@ async def test_a_header_name_cannot_carry_a_line(clients: tuple[NatsClient, Nats
     client, _ = clients
     for name in ("two words", "line\r\nOther", "line\nOther", "", "colon:"):
         with pytest.raises(nats.errors.BadHeaderError):
-            await client.post("here", b"", "", {name: "x", "good": "y"})
+            await client.publish_fast("here", b"", "", {name: "x", "good": "y"})
 
 
 async def test_the_buffer_is_bounded_while_the_server_is_away(clients: tuple[NatsClient, NatsServer]) -> None:
@@ -113,7 +113,7 @@ async def test_the_buffer_is_bounded_while_the_server_is_away(clients: tuple[Nat
     refused = 0
     for _ in range(20):
         try:
-            await client.post("here", b"x" * 1_000)
+            await client.publish_fast("here", b"x" * 1_000)
         except nats.errors.Error:
             refused += 1
     assert refused >= 10
@@ -127,7 +127,7 @@ async def test_who_waits_for_a_server_that_hangs_can_be_cancelled(clients: tuple
 
         async def speak() -> None:
             while True:
-                await client.post("here", b"x" * 500_000)
+                await client.publish_fast("here", b"x" * 500_000)
 
         speaking = asyncio.create_task(speak())
         await asyncio.sleep(0.5)  # until no buffer between us and the server takes any more

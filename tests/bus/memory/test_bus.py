@@ -172,8 +172,8 @@ async def test_the_memory_for_ids_is_bounded_by_count(is_heard: bool) -> None:
         bus.publish(message(id=f"id-{number}"))
         for delivery in await member.fetch(1, 0):
             await delivery.ack()
-        assert len(bus._posts) <= 101
-        assert len(bus._window) <= 100
+        assert len(bus._publications) <= 101
+        assert len(bus._settled) <= 100
     late = await bus.subscribe("late", [CREATED])
     bus.publish(message(id="id-900"))
     assert await late.fetch(1, 0) == []
@@ -189,7 +189,7 @@ async def test_the_memory_for_ids_is_bounded_by_time() -> None:
     for number in range(1_000):
         bus.publish(message(id=f"id-{number}"))
         await clock.advance(1)
-        assert len(bus._posts) <= 11
+        assert len(bus._publications) <= 11
     await bus.close(0)
 
 
@@ -440,7 +440,7 @@ async def _play(actions: list[tuple[str, int]]) -> None:
             member.resume() if member.is_paused else member.pause()
         elif action == "close":
             for delivery in hands:
-                if getattr(delivery, "_member", None) is member and delivery.tries < MAX_TRIES:
+                if getattr(delivery, "subscription", None) is member and delivery.tries < MAX_TRIES:
                     held_until[delivery.message.id] = 0
             await member.close()
             members[number % len(members)] = await bus.subscribe("inventory", [CREATED])
