@@ -1,4 +1,4 @@
-"""The time, as everybody else gets it."""
+"""The clock of the running application; tests use a virtual one instead."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from datetime import UTC, datetime, timedelta
 
 class SystemClock:
     """
-    The wall clock as it stood at start, carried on by the monotonic one.
+    Implements `bus.port.Clock`: the wall clock as read at start, advanced by the monotonic clock.
 
-    So an hour that somebody turns the machine's clock by is no hour for us: no order times out at once because of it.
-    After a restart the machine's clock counts again. See `bus.port.Clock`.
+    A step of the machine's clock has no effect until the next start: no order times out because of it.
     """
 
     def __init__(self) -> None:

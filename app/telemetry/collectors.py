@@ -1,12 +1,12 @@
 """
-Collectors that cost next to nothing to fill, for aioprometheus to show.
+Prometheus collectors that cost next to nothing to update, for the registry of aioprometheus.
 
 aioprometheus looks a value up by a dictionary of labels that it serialises every time (2.5 µs). Here a caller binds the
-labels once and keeps the child, whose `inc` is one addition; the library's registry and formatter see it when somebody
-asks. Its formatter writes label values and help as they are, and one quote in them would make the whole page
+labels once and keeps the child, whose `inc` is one addition; the library's registry and formatter read it at a scrape.
+The library's formatter writes label values and help texts as they are, and one quote in them would make the whole page
 unreadable; `Formatter` escapes them.
 
-Children are plain numbers without a lock: fill them from the event loop, or each from one thread only.
+Children are plain numbers without a lock: update them on the event loop, or each from one thread only.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from aioprometheus.collectors import Collector, MetricsTypes, Registry
 from aioprometheus.formats.text import TextFormatter
 
 SERIES_MAX = 1000
-"""Most children of one collector. Whatever labels come after that share one child, in which every label is OTHER."""
+"""Children of one family at most. All further label values share one child, in which every label is OTHER."""
 
 OTHER = "OTHER"
 _LABEL_CHARACTERS_MAX = 128
 
 Read = Callable[[], float | None]
-"""Asked at each scrape; None, or an exception, leaves the sample out."""
+"""Called at each scrape; None or an exception leaves the sample out."""
 
 Sample = tuple[str, str, float]
-"""Suffix of the metric's name, labels as they are written, value."""
+"""The suffix of the metric's name, the labels as they are written, the value."""
 
 
 class Counter:
@@ -49,12 +49,12 @@ class Counter:
         self.value += amount
 
     def set_function(self, read: Read) -> None:
-        """Show what *read* returns, instead of a number of our own."""
+        """Show what *read* returns at each scrape instead of a value kept here."""
         self._read = read
 
     def samples(self, labels: str) -> Iterator[Sample]:
-        """Yield what a scrape shows under *labels*."""
-        value = self.value if self._read is None else _ask(self._read)
+        """Yield the samples of a scrape under *labels*."""
+        value = self.value if self._read is None else _call(self._read)
         if value is not None:
             yield "", labels, value
 
@@ -65,12 +65,12 @@ class Gauge(Counter):
     __slots__ = ()
 
     def set(self, value: float) -> None:
-        """Be *value* from now on."""
+        """Set the value."""
         self.value = value
 
 
 class Histogram:
-    """How many values fell into each bucket, and their sum."""
+    """Counts values by bucket, and sums them up."""
 
     __slots__ = ("_bounds", "counts", "sum")
 
@@ -80,14 +80,14 @@ class Histogram:
         self.sum: float = 0
 
     def observe(self, value: float, times: int = 1) -> None:
-        """Count *value*. A negative one, from a clock that was set back, and NaN count as zero: no sum may fall."""
+        """Count *value*, *times* times. A negative value (a clock was set back) and NaN count as 0: the sum must not decrease."""
         if not value > 0:
             value = 0
         self.counts[bisect_left(self._bounds, value)] += times
         self.sum += value * times
 
     def samples(self, labels: str) -> Iterator[Sample]:
-        """Yield the buckets, each with all that is below it, then sum and count."""
+        """Yield the cumulative buckets, then sum and count."""
         comma = "," if labels else ""
         count = 0
         for bound, count in zip((*self._bounds, inf), accumulate(self.counts), strict=True):
@@ -100,7 +100,7 @@ Child = TypeVar("Child", Counter, Gauge, Histogram)
 
 
 class _Family(Collector, Generic[Child]):
-    """A metric with all its children, one for each combination of label values."""
+    """A metric with its children, one for each combination of label values."""
 
     def __init__(
         self,
@@ -117,32 +117,35 @@ class _Family(Collector, Generic[Child]):
         self._make: Callable[[], Child] = make
         self._allowed = allowed or {}
         self._children: dict[tuple[str, ...], Child] = {}
-        self._written: dict[tuple[str, ...], str] = {}
+        self._formatted: dict[tuple[str, ...], str] = {}
 
     def labels(self, *values: str) -> Child:
         """
-        Return the child of these label values, in the order of the labels' names; the first call founds it, at zero.
+        Return the child for *values*, in the order of the labels' names; the first call creates it at zero.
 
-        A value that its label does not allow becomes OTHER, and so do all of them once there are `SERIES_MAX`
-        children: nobody outside can make the page grow without end.
+        A value that its label does not allow becomes OTHER. Once there are `SERIES_MAX` children all values do: a client
+        cannot make the page grow without limit.
+
+        Raises:
+            ValueError: The number of values is wrong.
         """
         child = self._children.get(values)
-        return child if child is not None else self._find_or_found(values)
+        return child if child is not None else self._find_or_create(values)
 
     def items(self) -> list[tuple[tuple[str, ...], Child]]:
-        """Return the children, each with its label values."""
+        """Return the children with their label values."""
         return list(self._children.items())
 
     def samples(self) -> Iterator[Sample]:
-        """Yield what a scrape shows, labels already written and escaped."""
+        """Yield the samples of a scrape, with labels that are formatted and escaped."""
         for values, child in list(self._children.items()):
-            yield from child.samples(self._written[values])
+            yield from child.samples(self._formatted[values])
 
-    def _find_or_found(self, values: tuple[str, ...]) -> Child:
+    def _find_or_create(self, values: tuple[str, ...]) -> Child:
         if len(values) != len(self._names):
             raise ValueError(f"{self.name} takes {len(self._names)} label values, not {len(values)}")
         values = tuple(
-            _tidy(value) if value in self._allowed.get(name, (value,)) else OTHER
+            _cut(value) if value in self._allowed.get(name, (value,)) else OTHER
             for name, value in zip(self._names, values, strict=True)
         )
         if values not in self._children:
@@ -150,13 +153,13 @@ class _Family(Collector, Generic[Child]):
                 values = (OTHER,) * len(values)
             if values not in self._children:
                 pairs = zip(self._names, values, strict=True)
-                self._written[values] = ",".join(f'{name}="{_escape(value)}"' for name, value in pairs)
+                self._formatted[values] = ",".join(f'{name}="{_escape(value)}"' for name, value in pairs)
                 self._children[values] = self._make()
         return self._children[values]
 
 
 class Counters(_Family[Counter]):
-    """A family of tallies; its name ends in ``_total``."""
+    """A family of counters; its name ends in ``_total``."""
 
     kind = MetricsTypes.counter
 
@@ -172,7 +175,7 @@ class Counters(_Family[Counter]):
 
 
 class Gauges(_Family[Gauge]):
-    """A family of levels."""
+    """A family of gauges."""
 
     kind = MetricsTypes.gauge
 
@@ -181,7 +184,7 @@ class Gauges(_Family[Gauge]):
 
 
 class Histograms(_Family[Histogram]):
-    """A family of observations that share their buckets; *bounds* are the upper ones, in order, without infinity."""
+    """A family of histograms with the same buckets; *bounds* are their upper bounds, ascending, without infinity."""
 
     kind = MetricsTypes.histogram
 
@@ -193,15 +196,20 @@ class Histograms(_Family[Histogram]):
 
 
 class Formatter(TextFormatter):
-    """Write families as Prometheus' text format 0.0.4 wants it: everything that is text, escaped."""
+    """Formats families in the Prometheus text format 0.0.4, with escaped help texts and label values."""
 
     def marshall_lines(self, collector: Collector) -> list[str]:
-        """Return the lines of one family."""
+        """
+        Return the lines of one family.
+
+        Raises:
+            TypeError: *collector* is not from this module; its text would not be escaped.
+        """
         name = collector.name
         help = collector.doc.encode("utf-8", "replace").decode().replace("\\", "\\\\").replace("\n", "\\n")
         lines = [f"# HELP {name} {help}", f"# TYPE {name} {collector.kind.name}"]
         if not isinstance(collector, _Family):
-            raise TypeError(f"{name} is not one of ours")
+            raise TypeError(f"{name} is not a collector of app.telemetry.collectors")
         for suffix, labels, value in collector.samples():
             lines.append(
                 f"{name}{suffix}{{{labels}}} {_number(value)}" if labels else f"{name}{suffix} {_number(value)}"
@@ -209,15 +217,15 @@ class Formatter(TextFormatter):
         return lines
 
 
-def _ask(read: Read) -> float | None:
+def _call(read: Read) -> float | None:
     try:
         return read()
-    except Exception:  # whatever goes wrong behind one number, the others must stay readable
+    except Exception:  # the other metrics must stay readable
         return None
 
 
-def _tidy(value: str) -> str:
-    """Return *value* as it can be written in UTF-8, and not longer than is good for a label."""
+def _cut(value: str) -> str:
+    """Return *value* as valid UTF-8 of at most `_LABEL_CHARACTERS_MAX` characters."""
     return str(value)[:_LABEL_CHARACTERS_MAX].encode("utf-8", "replace").decode()
 
 

@@ -1,4 +1,4 @@
-"""What is counted of the messages that one module handles."""
+"""Count and time the messages that one module handles."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.telemetry.metrics import Metrics
 
 
 class MessageMetrics:
-    """The tallies of *module*, found once."""
+    """The message metrics of *module*, with the labels bound once."""
 
     def __init__(self, module: str, metrics: Metrics) -> None:
         self._module = module
@@ -23,16 +23,20 @@ class MessageMetrics:
         """Count *count* messages on *subject* that ended in *outcome*."""
         self._messages.labels(self._module, subject, outcome).inc(count)
 
-    def observe(self, seconds: float, said: Mapping[str | None, int], now: datetime) -> None:
-        """Note that messages were handled within *seconds*; *said* counts them by when their events were said."""
-        self._seconds.observe(seconds, sum(said.values()))
-        for said_at, count in said.items():
-            if said_at is not None:
-                self._lag_seconds.observe(seconds_since(said_at, now), count)
+    def observe(self, seconds: float, counts: Mapping[str | None, int], now: datetime) -> None:
+        """
+        Record that a batch of messages took *seconds* each.
+
+        *counts* is the number of messages by the time at which their events occurred, in ISO 8601; None: no event.
+        """
+        self._seconds.observe(seconds, sum(counts.values()))
+        for occurred_at, count in counts.items():
+            if occurred_at is not None:
+                self._lag_seconds.observe(seconds_since(occurred_at, now), count)
 
 
 def seconds_since(occurred_at: str, now: datetime) -> float:
-    """Return for how long an event has been said; 0 where its envelope makes no sense."""
+    """Return the seconds from *occurred_at* (ISO 8601) to *now*; 0 if they are negative or the text is no valid time."""
     try:
         return max(0.0, (now - datetime.fromisoformat(occurred_at)).total_seconds())
     except (ValueError, TypeError):

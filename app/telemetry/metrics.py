@@ -1,8 +1,8 @@
 """
-Every number that the house shows at ``/metrics``, under the names of the public contract.
+All metrics at ``/metrics``, under the names of the public contract.
 
-Bind children once and keep them (``sent = metrics.messages_published.labels(subject)``, then ``sent.inc()``); looking
-one up costs twice as much as filling it. A family without labels has one child, and that is what stands here.
+Bind children once and keep them (``sent = metrics.messages_published.labels(subject)``, then ``sent.inc()``); to look
+one up costs twice as much as to update it. For a family without labels its only child is the attribute.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from app.telemetry import process
 from app.telemetry.collectors import Counter, Counters, Formatter, Gauge, Gauges, Histogram, Histograms
 
 CONTENT_TYPE = TEXT_CONTENT_TYPE
-"""Of what `Metrics.render` returns."""
+"""The content type of what `Metrics.render` returns."""
 
 METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
 
@@ -27,7 +27,7 @@ _ORDER = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 6
 
 
 class Metrics:
-    """The metrics of one running application, in a registry of their own."""
+    """The metrics of one application, in a registry of their registry."""
 
     http_requests: Counters
     """By method, route (the template, or "unmatched") and status."""
@@ -40,9 +40,9 @@ class Metrics:
     message_handle_seconds: Histograms
     """By module."""
     message_lag_seconds: Histograms
-    """By module; from said until handled."""
+    """By module; from the event's occurrence until it is handled."""
     outbox_pending: Gauges
-    """By module; of its whole table, which replicas may share."""
+    """By module; counted over the whole outbox, which replicas may share."""
     outbox_oldest_seconds: Gauges
     """By module."""
     dead_letters: Counters
@@ -58,64 +58,64 @@ class Metrics:
     bus_reconnects: Counter
 
     def __init__(self) -> None:
-        own = self._registry = Registry()
+        registry = self._registry = Registry()
         self.http_requests = Counters(
-            own,
+            registry,
             "http_requests_total",
             "Requests answered, by route template and status.",
             ["method", "route", "status"],
             allowed={"method": METHODS},
         )
         self.http_request_seconds = Histograms(
-            own, "http_request_seconds", "Time from a request's head to its answer.", ["route"], _HTTP
+            registry, "http_request_seconds", "Time from the head of a request to its response.", ["route"], _HTTP
         )
         self.messages_published = Counters(
-            own, "messages_published_total", "Messages that have arrived, over the bus or the short way.", ["subject"]
+            registry, "messages_published_total", "Messages published, over the bus or by local delivery.", ["subject"]
         )
         self.messages_handled = Counters(
-            own,
+            registry,
             "messages_handled_total",
-            "Messages that a module has seen through, by what became of them.",
+            "Messages that a module has handled, by outcome.",
             ["module", "subject", "outcome"],
         )
         self.message_handle_seconds = Histograms(
-            own, "message_handle_seconds", "Time in hand: from fetched to settled.", ["module"], _HANDLE
+            registry, "message_handle_seconds", "Time from fetching a message to settling it.", ["module"], _HANDLE
         )
         self.message_lag_seconds = Histograms(
-            own, "message_lag_seconds", "Time from an event's being said to its being handled.", ["module"], _LAG
+            registry, "message_lag_seconds", "Time from the occurrence of an event to its handling.", ["module"], _LAG
         )
         self.outbox_pending = Gauges(
-            own, "outbox_pending", "Events in the module's database, due, that the bus has not taken yet.", ["module"]
+            registry, "outbox_pending", "Due events in the module's outbox that the bus has not accepted yet.", ["module"]
         )
         self.outbox_oldest_seconds = Gauges(
-            own, "outbox_oldest_seconds", "Age of the oldest of them; 0 when there is none.", ["module"]
+            registry, "outbox_oldest_seconds", "Time for which the oldest of them has been due; 0 if there is none.", ["module"]
         )
         self.dead_letters = Counters(
-            own, "dead_letters_total", "Messages that a consumer has given up on.", ["consumer", "subject"]
+            registry, "dead_letters_total", "Messages that a consumer has dead-lettered.", ["consumer", "subject"]
         )
-        self.orders = Counters(own, "orders_total", "Orders that have reached a status, if only in passing.", ["status"])
+        self.orders = Counters(registry, "orders_total", "Orders that have reached a status, final or not.", ["status"])
         self.order_duration_seconds = Histograms(
-            own, "order_duration_seconds", "Time from an order's acceptance to its first end.", [], _ORDER
+            registry, "order_duration_seconds", "Time from the acceptance of an order to its first final status.", [], _ORDER
         ).labels()
-        self.circuit_breaker_state = Gauges(own, "circuit_breaker_state", "0 closed, 1 half-open, 2 open.", ["gateway"])
+        self.circuit_breaker_state = Gauges(registry, "circuit_breaker_state", "0 closed, 1 half-open, 2 open.", ["gateway"])
         self.payment_attempts = Counters(
-            own, "payment_attempts_total", "Calls to a payment gateway, by how they ended.", ["outcome"]
+            registry, "payment_attempts_total", "Calls to a payment gateway, by outcome.", ["outcome"]
         )
-        self.bus_connected = Gauges(own, "bus_connected", "1 while a publish has a chance, 0 otherwise.").labels()
+        self.bus_connected = Gauges(registry, "bus_connected", "1 while the bus accepts messages, 0 otherwise.").labels()
         self.bus_reconnects = Counters(
-            own, "bus_reconnects_total", "How often the connection to the bus was made anew."
+            registry, "bus_reconnects_total", "Reconnections to the bus."
         ).labels()
 
-        Gauges(own, "process_resident_memory_bytes", "Memory that the process occupies.").labels().set_function(
+        Gauges(registry, "process_resident_memory_bytes", "Resident memory of the process.").labels().set_function(
             process.resident_bytes
         )
-        Counters(own, "process_cpu_seconds_total", "CPU time spent, user and system.").labels().set_function(
+        Counters(registry, "process_cpu_seconds_total", "CPU time spent, user and system.").labels().set_function(
             process.cpu_seconds
         )
         Gauges(
-            own, "process_start_time_seconds", "When the process was started, in seconds since 1970."
+            registry, "process_start_time_seconds", "Start time of the process in seconds since 1970."
         ).labels().set_function(process.started_at)
 
     def render(self) -> bytes:
-        """Return everything in Prometheus' text format, version 0.0.4."""
+        """Return all metrics in the Prometheus text format, version 0.0.4."""
         return Formatter().marshall(self._registry)

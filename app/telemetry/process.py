@@ -1,4 +1,4 @@
-"""What the kernel knows about this process; None where it does not say (it is Linux that does)."""
+"""Resource usage of this process as the Linux kernel reports it; None on other systems."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _STATM = Path("/proc/self/statm")
 
 
 def resident_bytes() -> float | None:
-    """Return how much memory the process occupies."""
+    """Return the resident memory of the process."""
     try:
         return int(_STATM.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
@@ -20,17 +20,17 @@ def resident_bytes() -> float | None:
 
 
 def cpu_seconds() -> float:
-    """Return how much CPU time the process has spent, for itself and in the kernel."""
+    """Return the CPU time of the process, user and system."""
     return process_time()
 
 
 def started_at() -> float | None:
-    """Return when the process was started, in seconds since 1970."""
+    """Return the start time of the process in seconds since 1970."""
     try:
         boot = next(
             int(line.split()[1]) for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime ")
         )
-        # The second field is the program's name in brackets, and may hold anything; count from behind it.
+        # The second field is the program's name in parentheses and may contain anything: count the fields after it.
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError, StopIteration):
         return None

@@ -127,7 +127,7 @@ class Mute:
         (2**70, str(2**70)),
         ("\ud800", "\ud800"),
         (float("nan"), None),
-        (Mute(), "<Mute without words>"),
+        (Mute(), "<Mute without text>"),
         ({1: "a"}, {"1": "a"}),
     ],
     ids=lambda value: type(value).__name__,
@@ -138,7 +138,7 @@ def test_every_value_finds_its_way_into_the_line(value: object, shown: object, o
     assert lines(out)[0]["value"] == shown
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(codec=None)))
 def test_no_text_can_break_a_line(text: str) -> None:
     """Line feeds, control characters and broken Unicode stay inside their string, in either format."""
