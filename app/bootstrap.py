@@ -40,7 +40,7 @@ from app.storage.sql.database import Database
 from app.storage.sql.dialect import ExclusiveAccess
 from app.telemetry.metrics import Metrics
 from app.telemetry.order_metrics import OrderMetrics
-from app.web import Runner, build
+from app.web import Runner, build_application
 from app.web.endpoints.contracts import route_group as contract_routes
 from app.web.endpoints.dead_letters import route_group as dead_letter_routes
 from app.web.endpoints.health import BUS, OK, TOPOLOGY
@@ -177,13 +177,13 @@ class Application:
         self._listening: list[asyncio.Task[None]] = []
         self._claims: list[ExclusiveAccess] = []
         self._runner = Runner(
-            build(
+            build_application(
                 list(self.runners.values()),
                 health=self,
                 metrics=self.metrics,
-                keys=settings.api_keys or None,
+                api_keys=settings.api_keys or None,
                 version=installed_version(),
-                extra=(
+                route_groups=(
                     dead_letter_routes(self.dead_letters),
                     contract_routes(
                         VersionUsageReport(modules, contracts, self.metrics, self._transport.directory),

@@ -49,6 +49,8 @@ class Rejection:
 class CommandRoute:
     """Tell the module that something happened, and answer with what became of it."""
 
+    name: str
+    """Operation id in the OpenAPI document, unique in the process: ``placeOrder``."""
     method: str
     path: str
     summary: str
@@ -76,6 +78,7 @@ class CommandRoute:
 class GetRoute:
     """Show one state by its key, the path's only parameter."""
 
+    name: str
     path: str
     summary: str
     state: type
@@ -88,6 +91,7 @@ class GetRoute:
 class ListRoute:
     """List states by keyset paging over their key: ``limit`` 1 to 200, ``cursor`` opaque."""
 
+    name: str
     path: str
     summary: str
     state: type
@@ -102,10 +106,13 @@ class ListRoute:
 class StreamRoute:
     """Send one state after each change, as server-sent events, until *is_over*."""
 
+    name: str
     path: str
     summary: str
     state: type
     show: Callable[[Any], Json | None]
+    event_name: str
+    """Name of every event of the stream."""
     is_finished: Callable[[Any], bool]
     response_schema: str
 

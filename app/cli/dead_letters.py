@@ -40,7 +40,7 @@ def dead_letters() -> None:
 @click.option("--json", "as_json", is_flag=True, help="As one JSON array, as the API shows them.")
 def list_(consumer: str | None, subject: str | None, error: str | None, limit: int, as_json: bool) -> None:
     """List dead letters; narrowed as `replay` is, to look first at what it would send."""
-    from app.web.endpoints.dead_letters import shown
+    from app.web.endpoints.dead_letters import to_json
 
     async def look(dead_letter_store: DeadLetterStore) -> list[StoredDeadLetter]:
         found: list[StoredDeadLetter] = []
@@ -52,7 +52,7 @@ def list_(consumer: str | None, subject: str | None, error: str | None, limit: i
                 break
         return found
 
-    letters = [shown(kept) for kept in _at_the_dead_letter_store(look)]
+    letters = [to_json(kept) for kept in _at_the_dead_letter_store(look)]
     if as_json:
         console.print_json(letters)
     elif letters:
@@ -65,13 +65,13 @@ def list_(consumer: str | None, subject: str | None, error: str | None, limit: i
 @click.argument("id")
 def show(id: str) -> None:
     """Show one dead letter whole, as JSON. Exits with 1 when there is no such letter."""
-    from app.web.endpoints.dead_letters import shown
+    from app.web.endpoints.dead_letters import to_json
 
     kept = _at_the_dead_letter_store(lambda dead_letter_store: dead_letter_store.get(id))
     if kept is None:
         _fail([_unknown(id)])
         return
-    console.print_json(shown(kept))
+    console.print_json(to_json(kept))
 
 
 @dead_letters.command()

@@ -96,13 +96,13 @@ def openapi() -> None:
     from app.bootstrap import build_modules, installed_version
     from app.web.endpoints import dead_letters
     from app.web.endpoints import stripe_webhook as webhooks
-    from app.web.endpoints.contracts import DESCRIBED as CONTRACTS
+    from app.web.endpoints.contracts import DESCRIPTION as CONTRACTS
     from app.web.spec import openapi as description
 
     modules = build_modules(console.settings())
-    extra = [dead_letters.DESCRIBED, CONTRACTS]
+    extra = [dead_letters.DESCRIPTION, CONTRACTS]
     if any(module.name == "payments" for module in modules):
-        extra.append(webhooks.DESCRIBED)
+        extra.append(webhooks.DESCRIPTION)
     document = description.document(modules, installed_version(), extra)
     console.print_json(document)
 

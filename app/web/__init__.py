@@ -1,11 +1,11 @@
-"""The HTTP side of the house: modules' routes become an aiohttp application that keeps the public contract."""
+"""The HTTP interface: an aiohttp application made of the routes of the running modules."""
 
 from __future__ import annotations
 
-__all__ = ["DeadLetterService", "Health", "Runner", "StoredDeadLetter", "build"]
+__all__ = ["DeadLetterService", "Health", "Runner", "StoredDeadLetter", "build_application"]
 
 from app.messaging.dead_letters import StoredDeadLetter
-from app.web.application import build
+from app.web.application import build_application
 from app.web.endpoints.dead_letters import DeadLetterService
 from app.web.endpoints.health import Health
 from app.web.server import Runner

@@ -1,8 +1,8 @@
-"""Where the web's parts meet: doors, operations and documentation become one aiohttp application."""
+"""Builds the aiohttp application from the modules' routes, the route groups and the operational endpoints."""
 
 from __future__ import annotations
 
-__all__ = ["STATIC_ROUTES", "TELEMETRY", "build"]
+__all__ = ["STATIC_HANDLERS", "TELEMETRY", "UNMATCHED", "build_application"]
 
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -13,67 +13,75 @@ from attrs import evolve
 
 from app.runtime.service import ModuleService
 from app.telemetry.metrics import CONTENT_TYPE
-from app.web.endpoints import docs
-from app.web.endpoints import module_routes as routes
+from app.web.endpoints import docs, module_routes
+from app.web.endpoints import health as probes
 from app.web.endpoints.health import Health
-from app.web.endpoints.health import operations as probes
-from app.web.endpoints.module_routes import JSON
 from app.web.endpoints.state_stream import Streams
-from app.web.handler import Endpoint, Handle, HandlerDeps, RequestContext, Telemetry, build_handler
+from app.web.handler import (
+    Endpoint,
+    EndpointHandler,
+    HandlerDeps,
+    HttpHandler,
+    RequestContext,
+    Telemetry,
+    build_handler,
+)
 from app.web.problems import ProblemError
 from app.web.requests.parsing import BODY_BYTES_MAX
+from app.web.responses import JSON
 from app.web.route_group import RouteGroup
 from app.web.spec import openapi
 
 TELEMETRY: web.AppKey[Telemetry] = web.AppKey("telemetry", Telemetry)
 
-Answers = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-STATIC_ROUTES: web.AppKey[dict[tuple[str, str], Answers]] = web.AppKey("straight")
-"""Who answers which method on which path, for paths without a parameter: to them nobody has to be shown the way."""
+STATIC_HANDLERS: web.AppKey[dict[tuple[str, str], HttpHandler]] = web.AppKey("static_handlers")
+"""Handlers by method and path, for the paths without a parameter: the server calls them without aiohttp's router."""
 
 UNMATCHED = "unmatched"
+"""Route label of requests that match no route."""
 
 
-def build(
+def build_application(
     services: Sequence[ModuleService],
     *,
     health: Health,
     metrics: Telemetry,
-    keys: Mapping[str, str] | None,
+    api_keys: Mapping[str, str] | None,
     version: str,
-    extra: tuple[RouteGroup, ...] = (),
+    route_groups: tuple[RouteGroup, ...] = (),
     streams: Streams | None = None,
 ) -> web.Application:
     """
-    Return the application that answers for *doors*, and for *extra* beside them.
+    Return the application that serves *services* and *route_groups*.
 
-    *keys* are the callers' names, each with the SHA-256 of its key; None asks nobody. Run it with
-    `app.web.server.Runner`, so that what aiohttp itself refuses is a problem too.
+    *api_keys* are the callers' names, each with the SHA-256 of its key; None switches authentication off. Run the
+    application with `app.web.server.Runner`, so that requests that aiohttp itself rejects get a problem document, too.
     """
     streams = streams or Streams()
-    around = HandlerDeps(metrics, keys)
-    document = openapi.document([service.module for service in services], version, [table.described for table in extra])
+    deps = HandlerDeps(metrics, api_keys)
+    modules = [service.module for service in services]
+    document = openapi.document(modules, version, [group.description for group in route_groups])
     app = web.Application(client_max_size=BODY_BYTES_MAX)
     app[TELEMETRY] = metrics
-    straight = app[STATIC_ROUTES] = {}
+    static_handlers = app[STATIC_HANDLERS] = {}
     resources: dict[str, web.Resource] = {}
-    for operation in (
-        *(operation for service in services for operation in routes.operations(service, streams)),
-        *(operation for table in extra for operation in table.operations),
-        *probes(health),
-        Endpoint(hdrs.METH_GET, "/metrics", _metrics(metrics), is_open=True),
-        Endpoint(hdrs.METH_GET, "/openapi.json", _bytes(orjson.dumps(document), JSON), is_open=True),
-        *docs.operations(),
+    for endpoint in (
+        *(endpoint for service in services for endpoint in module_routes.endpoints(service, streams)),
+        *(endpoint for group in route_groups for endpoint in group.endpoints),
+        *probes.endpoints(health),
+        Endpoint(hdrs.METH_GET, "/metrics", _metrics(metrics), is_public=True),
+        Endpoint(hdrs.METH_GET, "/openapi.json", _fixed(orjson.dumps(document), JSON), is_public=True),
+        *docs.endpoints(),
     ):
-        if operation.path not in resources:
-            # aiohttp's own pattern for a parameter leaves out braces, which an id may have.
-            resources[operation.path] = app.router.add_resource(re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", operation.path))
-        for method, answer in _add(resources[operation.path], operation, around):
-            if "{" not in operation.path:
-                straight[method, operation.path] = answer
+        if endpoint.path not in resources:
+            # aiohttp's own pattern for a parameter excludes braces, which an id may contain.
+            resources[endpoint.path] = app.router.add_resource(re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", endpoint.path))
+        for method, handler in _add_routes(resources[endpoint.path], endpoint, deps):
+            if "{" not in endpoint.path:
+                static_handlers[method, endpoint.path] = handler
     catch_all = app.router.add_resource("/{rest:.*}")
-    catch_all.add_route(hdrs.METH_ANY, build_handler(Endpoint(hdrs.METH_ANY, UNMATCHED, _nothing_here(catch_all)), around))
+    unmatched = Endpoint(hdrs.METH_ANY, UNMATCHED, _reject_unmatched(catch_all))
+    catch_all.add_route(hdrs.METH_ANY, build_handler(unmatched, deps))
 
     async def close_streams(app: web.Application) -> None:
         streams.close()
@@ -82,59 +90,63 @@ def build(
     return app
 
 
-def _add(resource: web.Resource, operation: Endpoint, around: HandlerDeps) -> Iterator[tuple[str, Answers]]:
-    """Add a route for each method that *operation* answers; yield the method, and what answers it."""
-    refuse = build_handler(evolve(operation, handle=_refuse_expectation), around)
-    methods = [operation.method, *([hdrs.METH_HEAD] if operation.method == hdrs.METH_GET else [])]
+def _add_routes(resource: web.Resource, endpoint: Endpoint, deps: HandlerDeps) -> Iterator[tuple[str, HttpHandler]]:
+    """Add a route for each method that *endpoint* answers; yield each method with its handler."""
+    reject_expectation = build_handler(evolve(endpoint, handle=_reject_expectation), deps)
+    methods = [endpoint.method, *([hdrs.METH_HEAD] if endpoint.method == hdrs.METH_GET else [])]
     for method in methods:
-        answer = build_handler(evolve(operation, method=method), around)
-        resource.add_route(method, answer, expect_handler=_expect(refuse))
-        yield method, answer
+        handler = build_handler(evolve(endpoint, method=method), deps)
+        resource.add_route(method, handler, expect_handler=_expect_handler(reject_expectation))
+        yield method, handler
 
 
-def _expect(refuse: Answers) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
-    async def answer(request: web.Request) -> web.StreamResponse | None:
+def _expect_handler(reject: HttpHandler) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
+    """Return the handler of the header ``Expect``; it returns None where the request goes on."""
+
+    async def handle(request: web.Request) -> web.StreamResponse | None:
         if request.version != HttpVersion11:
             return None
         if request.headers[hdrs.EXPECT].lower() != "100-continue":
-            return await refuse(request)
-        # Who asks before sending too much is told so instead of being asked to send it.
+            return await reject(request)
+        # A client that announces too large a body gets its 413 instead of an invitation to send it.
         if (request.content_length or 0) <= BODY_BYTES_MAX:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request.writer.output_size = 0  # the answer itself has not begun
+            request.writer.output_size = 0  # the response itself has not begun
         return None
 
-    return answer
+    return handle
 
 
-async def _refuse_expectation(request: web.Request, asked: RequestContext) -> web.StreamResponse:
-    raise ProblemError(417, "expectation_failed", "The only expectation that can be met is 100-continue.", closes=True)
+async def _reject_expectation(request: web.Request, context: RequestContext) -> web.StreamResponse:
+    raise ProblemError(417, "expectation_failed", "The only supported expectation is 100-continue.", closes=True)
 
 
-def _metrics(metrics: Telemetry) -> Handle:
-    async def handle(request: web.Request, asked: RequestContext) -> web.Response:
+def _metrics(metrics: Telemetry) -> EndpointHandler:
+    async def handle(request: web.Request, context: RequestContext) -> web.Response:
         return web.Response(body=metrics.render(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
 
     return handle
 
 
-def _bytes(body: bytes, content_type: str) -> Handle:
-    async def handle(request: web.Request, asked: RequestContext) -> web.Response:
+def _fixed(body: bytes, content_type: str) -> EndpointHandler:
+    async def handle(request: web.Request, context: RequestContext) -> web.Response:
         return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
 
     return handle
 
 
-def _nothing_here(catch_all: web.AbstractResource) -> Handle:
-    async def handle(request: web.Request, asked: RequestContext) -> web.Response:
+def _reject_unmatched(catch_all: web.AbstractResource) -> EndpointHandler:
+    """Return the handler of requests that match no route: 405 if the path has other methods, 404 otherwise."""
+
+    async def handle(request: web.Request, context: RequestContext) -> web.Response:
         allowed: set[str] = set()
         for resource in request.app.router.resources():
             if resource is not catch_all:
                 allowed |= (await resource.resolve(request))[1]
         if allowed:
             methods = ", ".join(sorted(allowed))
-            detail = f"This path takes {methods} only."
+            detail = f"This path supports only {methods}."
             raise ProblemError(405, "method_not_allowed", detail, headers={hdrs.ALLOW: methods})
-        raise ProblemError(404, "not_found", "There is nothing at this path.")
+        raise ProblemError(404, "not_found", "This path does not exist.")
 
     return handle

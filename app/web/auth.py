@@ -1,8 +1,8 @@
-"""API keys: who calls."""
+"""Authentication with API keys."""
 
 from __future__ import annotations
 
-__all__ = ["ANONYMOUS", "caller_of"]
+__all__ = ["ANONYMOUS", "authenticate"]
 
 import re
 from collections.abc import Mapping
@@ -14,31 +14,32 @@ from aiohttp import hdrs
 from app.web.problems import ProblemError
 
 ANONYMOUS = "anonymous"
-"""The name of every caller where nobody is asked for a key."""
+"""The caller's name where no API key is required."""
 
 _BEARER = re.compile(r"bearer +([!-~]+)", re.ASCII | re.IGNORECASE)
 _CHALLENGE = 'Bearer realm="fulfilment"'
 
 
-def caller_of(authorization: str | None, keys: Mapping[str, str]) -> str:
+def authenticate(authorization: str | None, api_keys: Mapping[str, str]) -> str:
     """
-    Return the name whose key *authorization* brings; *keys* are names with the SHA-256 of each one's key, in hex.
+    Return the name of the caller whose key the *authorization* header holds.
 
-    Every key is compared, and each in constant time: how long it takes tells nothing.
+    *api_keys* maps each caller's name to the SHA-256 of its key, in hex. Every key is compared, each in constant time, so
+    that the duration reveals nothing about them.
 
     Raises:
-        Refused: 401, with a challenge.
+        ProblemError: 401 with a challenge: the header is missing, or its key is unknown.
     """
     if authorization is None:
         raise _unauthorized("This route needs an API key: Authorization: Bearer <key>.", _CHALLENGE)
     bearer = _BEARER.fullmatch(authorization)
     digest = sha256((bearer[1] if bearer else "").encode("ascii")).hexdigest()
     caller = None
-    for name, expected in keys.items():
+    for name, expected in api_keys.items():
         if compare_digest(digest, expected):
             caller = name
     if caller is None or bearer is None:
-        raise _unauthorized("The API key is not one of ours.", f'{_CHALLENGE}, error="invalid_token"')
+        raise _unauthorized("The API key is unknown.", f'{_CHALLENGE}, error="invalid_token"')
     return caller
 
 

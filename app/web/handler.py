@@ -1,21 +1,33 @@
 """
-What surrounds every handler: who asks, what went wrong, and the numbers.
+The handler around every endpoint: authentication, problem responses, metrics and logs.
 
-A wrapper made once for each route takes the place of aiohttp's middlewares, which cost every request several
-microseconds; whatever can be known beforehand is bound here.
+aiohttp's middlewares would cost every request several microseconds. Instead, each route has one `Handler`, which binds
+everything that is known beforehand when it is constructed.
 """
 
 from __future__ import annotations
 
-__all__ = ["SERVER", "Counts", "Endpoint", "Handle", "HandlerDeps", "RequestContext", "Seconds", "Telemetry", "build_handler"]
+__all__ = [
+    "SERVER",
+    "CounterFamily",
+    "Endpoint",
+    "EndpointHandler",
+    "Handler",
+    "HandlerDeps",
+    "HistogramFamily",
+    "HttpHandler",
+    "RequestContext",
+    "Telemetry",
+    "build_handler",
+    "problem_for",
+]
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
 from typing import Any, Protocol
 
 from aiohttp import hdrs, web
-from attrs import define, frozen
+from attrs import define, field, frozen
 from loguru import logger
 from uuid_utils import uuid7
 
@@ -23,37 +35,37 @@ from app.runtime.errors import IdempotencyKeyReused
 from app.storage.errors import CommitOutcomeUnknown, TemporarilyUnavailable
 from app.telemetry.logs import enabled
 from app.telemetry.trace import correlation_id
-from app.web.auth import ANONYMOUS, caller_of
-from app.web.problems import X_CORRELATION_ID, ProblemError, respond
+from app.web.auth import ANONYMOUS, authenticate
+from app.web.problems import X_CORRELATION_ID, ProblemError, problem_response
 
 SERVER = "fulfilment"
-"""What we say that we are; a version would only tell an attacker what to try."""
+"""Value of the ``Server`` header. It has no version: that would help only an attacker."""
 
 
-class Counts(Protocol):
-    """A family of counters."""
+class CounterFamily(Protocol):
+    """A metric of counters, one for each combination of labels."""
 
     def labels(self, method: str, route: str, status: str, /) -> Any:
-        """Return the child with ``inc()``."""
+        """Return the counter; it has ``inc()``."""
 
 
-class Seconds(Protocol):
-    """A family of histograms."""
+class HistogramFamily(Protocol):
+    """A metric of histograms, one for each route."""
 
     def labels(self, route: str, /) -> Any:
-        """Return the child with ``observe(seconds)``."""
+        """Return the histogram; it has ``observe(seconds)``."""
 
 
 class Telemetry(Protocol):
-    """The numbers that the web fills and shows."""
+    """The metrics that the web layer records and serves."""
 
     @property
-    def http_requests(self) -> Counts:
-        """By method, route template and status."""
+    def http_requests(self) -> CounterFamily:
+        """Requests by method, route template and status."""
 
     @property
-    def http_request_seconds(self) -> Seconds:
-        """By route template."""
+    def http_request_seconds(self) -> HistogramFamily:
+        """Durations by route template."""
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
@@ -61,142 +73,179 @@ class Telemetry(Protocol):
 
 @define
 class RequestContext:
-    """One request, as far as its surroundings know it."""
+    """What the handler knows about one request, for its endpoint."""
 
     correlation_id: str
     caller: str
-    record: Callable[[int], None]
-    """Count the answer's status now. For a handler whose answer takes long; the others are counted at their end."""
-    is_recorded: bool = False
+    _record: Callable[[int], None] = field(alias="record")
+    is_recorded: bool = field(default=False, init=False)
+
+    def record_now(self, status: int) -> None:
+        """
+        Count and time the request now, with *status*.
+
+        For an endpoint whose response stays open for long; every other request is recorded when its endpoint returns.
+        """
+        self._record(status)
+        self.is_recorded = True
 
 
-Handle = Callable[[web.Request, RequestContext], Awaitable[web.StreamResponse]]
+HttpHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+EndpointHandler = Callable[[web.Request, RequestContext], Awaitable[web.StreamResponse]]
 
 
 @frozen
 class Endpoint:
-    """One method on one path template, and who answers."""
+    """One method on one path template, with the function that handles it."""
 
     method: str
     path: str
-    handle: Handle
-    is_open: bool = False
-    """True where no key is asked for."""
-    is_probe: bool = False
-    """True where a 503 is an answer like any other, and no error to be logged."""
+    handle: EndpointHandler
+    is_public: bool = False
+    """No API key is required."""
+    is_503_expected: bool = False
+    """A 503 is a regular answer, as of a probe, and is not logged as an error."""
 
 
 @frozen
 class HandlerDeps:
-    """What every wrapper needs."""
+    """What every handler needs."""
 
     telemetry: Telemetry
-    keys: Mapping[str, str] | None
-    """Callers' names, each with the SHA-256 of its key; None where nobody is asked."""
+    api_keys: Mapping[str, str] | None
+    """Callers' names, each with the SHA-256 of its key; None switches authentication off."""
 
 
-def build_handler(operation: Endpoint, around: HandlerDeps) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+class Handler:
     """
-    Return the aiohttp handler for *operation*.
+    Handles all requests to one endpoint.
 
-    It answers everything: what *handle* raises becomes a problem, and only a cancellation gets through.
+    It answers every request: an exception that the endpoint raises becomes a problem document. Only a cancellation is
+    passed on.
     """
-    method, route, handle = operation.method, operation.path, operation.handle
-    keys = None if operation.is_open else around.keys
-    counts, seconds = around.telemetry.http_requests, around.telemetry.http_request_seconds
-    children: dict[int, Any] = {}
-    spent = None
 
-    def record(status: int, started: float, actual_method: str) -> None:
-        nonlocal spent
-        if method == hdrs.METH_ANY:  # the catch-all: any method comes here, and the family itself bounds their number
-            counts.labels(actual_method, route, str(status)).inc()
-        else:
-            child = children.get(status)
-            if child is None:
-                child = children[status] = counts.labels(method, route, str(status))
-            child.inc()
-        if spent is None:
-            spent = seconds.labels(route)
-        spent.observe(perf_counter() - started)
+    __slots__ = ("_api_keys", "_counters", "_deps", "_endpoint", "_handle", "_histogram")
 
-    async def answer(request: web.Request) -> web.StreamResponse:
+    def __init__(self, endpoint: Endpoint, deps: HandlerDeps) -> None:
+        self._endpoint = endpoint
+        self._deps = deps
+        self._handle = endpoint.handle
+        self._api_keys = None if endpoint.is_public else deps.api_keys
+        self._counters: dict[int, Any] = {}
+        self._histogram: Any = None
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        """Authenticate and answer *request*, and record what was answered."""
         started = perf_counter()
-        correlation = correlation_id(request.headers.get(X_CORRELATION_ID), _fresh)
-        asked = RequestContext(correlation, ANONYMOUS, lambda status: record(status, started, request.method))
-        is_shed = False
+        correlation = correlation_id(request.headers.get(X_CORRELATION_ID), _new_correlation_id)
+        context = RequestContext(correlation, ANONYMOUS, lambda status: self._record(status, started, request.method))
         response: web.StreamResponse
         try:
-            if keys is not None:
-                asked.caller = caller_of(request.headers.get(hdrs.AUTHORIZATION), keys)
-            response = await handle(request, asked)
-        except ProblemError as refused:
-            response = respond(refused, request.rel_url.raw_path, correlation)
-        except IdempotencyKeyReused:
-            response = respond(_key_reused(), request.rel_url.raw_path, correlation)
-        except TemporarilyUnavailable as shed:
-            is_shed = not isinstance(shed, CommitOutcomeUnknown)
-            response = respond(_shed(shed), request.rel_url.raw_path, correlation)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # whatever it is, the caller hears that it is ours, and nothing else
-            logger.opt(exception=error).error(
-                "request failed", method=request.method, route=route, correlation_id=correlation
-            )
-            response = respond(_failed(), request.rel_url.raw_path, correlation)
-        status = response.status
+            if self._api_keys is not None:
+                context.caller = authenticate(request.headers.get(hdrs.AUTHORIZATION), self._api_keys)
+            response = await self._handle(request, context)
+        except Exception as error:
+            response = self._reject(error, request, correlation)
         if not response.prepared:
             response.headers[X_CORRELATION_ID] = correlation
             response.headers[hdrs.SERVER] = SERVER
-        if not asked.is_recorded:
-            record(status, started, request.method)
-        # Whoever sheds has said so, once; a line for each that is refused would make it dearer just when it is too much.
-        if status > 500 and not operation.is_probe and not is_shed:
-            logger.error(
-                "request refused", method=request.method, route=route, status=status, correlation_id=correlation
-            )
+        if not context.is_recorded:
+            self._record(response.status, started, request.method)
         if enabled("DEBUG"):
             logger.debug(
                 "request answered",
                 method=request.method,
-                route=route,
-                status=status,
+                route=self._endpoint.path,
+                status=response.status,
                 seconds=round(perf_counter() - started, 6),
                 correlation_id=correlation,
-                caller=asked.caller,
+                caller=context.caller,
             )
         return response
 
-    return answer
+    def _reject(self, error: Exception, request: web.Request, correlation: str) -> web.Response:
+        """Return the problem document for *error*; log it if no other component does."""
+        problem = problem_for(error)
+        fields = {"method": request.method, "route": self._endpoint.path, "correlation_id": correlation}
+        if problem.status == 500:
+            logger.opt(exception=error).error("request failed", **fields)
+        elif problem.status > 500 and not self._endpoint.is_503_expected and not _is_logged_at_its_cause(error):
+            logger.error("request rejected", status=problem.status, **fields)
+        return problem_response(problem, request.rel_url.raw_path, correlation)
+
+    def _record(self, status: int, started: float, method: str) -> None:
+        """Count one request that was answered with *status*, and observe the time since *started*."""
+        endpoint, telemetry = self._endpoint, self._deps.telemetry
+        if endpoint.method == hdrs.METH_ANY:  # any method reaches the catch-all; the metric itself limits their number
+            telemetry.http_requests.labels(method, endpoint.path, str(status)).inc()
+        else:
+            counter = self._counters.get(status)
+            if counter is None:
+                counter = telemetry.http_requests.labels(endpoint.method, endpoint.path, str(status))
+                self._counters[status] = counter
+            counter.inc()
+        if self._histogram is None:
+            self._histogram = telemetry.http_request_seconds.labels(endpoint.path)
+        self._histogram.observe(perf_counter() - started)
 
 
-def _fresh() -> str:
-    return str(uuid7())
+def build_handler(endpoint: Endpoint, deps: HandlerDeps) -> HttpHandler:
+    """Return the aiohttp handler for *endpoint*."""
+    # aiohttp takes coroutine functions only: a bound method is one, an instance with an async __call__ is not.
+    return Handler(endpoint, deps).__call__
 
 
-def _key_reused() -> ProblemError:
-    return ProblemError(422, IdempotencyKeyReused.code, "This Idempotency-Key was used before, for another body.")
+def problem_for(error: Exception) -> ProblemError:
+    """Return the problem that answers *error*, by the closest of its classes that `_PROBLEMS` has."""
+    convert = next(_PROBLEMS[cls] for cls in type(error).__mro__ if cls in _PROBLEMS)
+    return convert(error)
 
 
-def _shed(shed: TemporarilyUnavailable) -> ProblemError:
+def _key_reused(error: IdempotencyKeyReused) -> ProblemError:
+    return ProblemError(422, error.code, "This Idempotency-Key was used before, with another body.")
+
+
+def _unavailable(error: TemporarilyUnavailable) -> ProblemError:
     return ProblemError(
         503,
-        shed.code,
-        _SHED.get(shed.code, "This cannot be taken now; nothing was stored. Come again later."),
-        headers={hdrs.RETRY_AFTER: str(max(1, int(shed.retry_after_seconds)))},
+        error.code,
+        _UNAVAILABLE_DETAILS.get(error.code, "The request cannot be accepted now; nothing was stored. Try again later."),
+        headers={hdrs.RETRY_AFTER: str(max(1, int(error.retry_after_seconds)))},
     )
 
 
-# Not the exception's own sentence: whoever raises it may have put a host or a path into it.
-_SHED = {
-    "overloaded": "There is too much waiting already; nothing was stored. Come again later.",
+def _internal_error(error: Exception) -> ProblemError:
+    detail = "An internal error occurred. The correlation id identifies it in the server's log."
+    return ProblemError(500, "internal_error", detail)
+
+
+_PROBLEMS: Mapping[type, Callable[[Any], ProblemError]] = {
+    ProblemError: lambda problem: problem,
+    IdempotencyKeyReused: _key_reused,
+    TemporarilyUnavailable: _unavailable,
+    Exception: _internal_error,
+}
+
+# The exception's own text is not used: it may name a host or a path.
+_UNAVAILABLE_DETAILS = {
+    "overloaded": "Too many requests are waiting already; nothing was stored. Try again later.",
     "outcome_unknown": (
-        "The database went out of reach in the middle of it, and it is not known whether this was stored."
-        " Send it again with the same Idempotency-Key, or look before you send it again."
+        "The connection to the database broke during the commit; it is unknown whether the request was stored."
+        " Send it again with the same Idempotency-Key, or check the state before you send it again."
     ),
-    "database_unavailable": "The database is out of reach; nothing was stored. Come again later.",
+    "database_unavailable": "The database is unavailable; nothing was stored. Try again later.",
 }
 
 
-def _failed() -> ProblemError:
-    return ProblemError(500, "internal_error", "Something went wrong on our side. The correlation id names it in our log.")
+def _is_logged_at_its_cause(error: Exception) -> bool:
+    """
+    Return whether the component that raised *error* has logged its cause.
+
+    An overload or an outage is logged once; a line for each rejected request would add load at the worst moment. An
+    unknown outcome concerns one request only, so it is logged for each.
+    """
+    return isinstance(error, TemporarilyUnavailable) and not isinstance(error, CommitOutcomeUnknown)
+
+
+def _new_correlation_id() -> str:
+    return str(uuid7())

@@ -1,13 +1,13 @@
 """
-Every answer that is not a success: problem details as RFC 9457 has them.
+Error responses: every answer that is not a success is a problem document (RFC 9457).
 
-``type`` is always ``about:blank``, so ``title`` is the status's own phrase; what a program should look at is ``code``.
-A detail is written by us for the caller's eyes: nothing that an exception says gets into a body.
+``type`` is always ``about:blank``, so ``title`` is the status's reason phrase. Programs read ``code``, which is stable.
+Every ``detail`` is a sentence written for the client; the text of a foreign exception never reaches a body.
 """
 
 from __future__ import annotations
 
-__all__ = ["CONTENT_TYPE", "ProblemError", "invalid", "phrase", "respond"]
+__all__ = ["CONTENT_TYPE", "X_CORRELATION_ID", "ProblemError", "invalid_input", "phrase", "problem_response"]
 
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
@@ -25,7 +25,7 @@ X_CORRELATION_ID = "X-Correlation-ID"
 
 
 _RENAMED = {413: "Content Too Large", 414: "URI Too Long", 422: "Unprocessable Content"}
-"""Phrases of RFC 9110 that not every Python version knows yet."""
+"""Reason phrases of RFC 9110 that older Python versions spell differently."""
 
 
 def phrase(status: int) -> str:
@@ -35,7 +35,7 @@ def phrase(status: int) -> str:
 
 @frozen
 class ProblemError(Exception):
-    """Answer with *status* and a problem: *members* are added to it, *headers* to the answer."""
+    """Answer with *status* and a problem document, with *members* added to it and *headers* to the response."""
 
     status: int
     code: str
@@ -43,44 +43,44 @@ class ProblemError(Exception):
     members: Mapping[str, Any] = field(factory=dict)
     headers: Mapping[str, str] = field(factory=dict)
     closes: bool = False
-    """True where the rest of the request is not worth reading: the connection ends with the answer."""
+    """Close the connection after the response, because the rest of the request is not read."""
 
 
-def invalid(code: str, detail: str, problems: Iterable[SchemaViolation], status: int = 400) -> ProblemError:
-    """Return the refusal of an invalid input, with one entry in ``errors`` for each of *problems*."""
-    errors = [{"pointer": problem.pointer, "detail": problem.detail} for problem in problems]
+def invalid_input(code: str, detail: str, violations: Iterable[SchemaViolation], status: int = 400) -> ProblemError:
+    """Return the problem for an invalid input, with one entry in ``errors`` for each of *violations*."""
+    errors = [{"pointer": violation.pointer, "detail": violation.detail} for violation in violations]
     return ProblemError(status, code, detail, {"errors": errors})
 
 
-def respond(refused: ProblemError, path: str, correlation_id: str) -> web.Response:
-    """Return *refused* as the answer to a request for *path*."""
+def problem_response(problem: ProblemError, path: str, correlation_id: str) -> web.Response:
+    """Return *problem* as the response to a request for *path*."""
     body = {
         "type": "about:blank",
-        "title": phrase(refused.status),
-        "status": refused.status,
-        "detail": refused.detail,
-        # A path may hold whatever bytes the caller sent; a URI reference may not.
+        "title": phrase(problem.status),
+        "status": problem.status,
+        "detail": problem.detail,
+        # A path can hold any bytes that the client sent; a URI reference cannot.
         "instance": quote(path, safe="/%:@!$&'()*+,;=~", errors="surrogateescape"),
-        "code": refused.code,
+        "code": problem.code,
         "correlation_id": correlation_id,
-        **refused.members,
+        **problem.members,
     }
     response = web.Response(
-        status=refused.status,
-        body=orjson.dumps(_told(body)),
-        headers={hdrs.CONTENT_TYPE: CONTENT_TYPE, X_CORRELATION_ID: correlation_id, **refused.headers},
+        status=problem.status,
+        body=orjson.dumps(_encodable(body)),
+        headers={hdrs.CONTENT_TYPE: CONTENT_TYPE, X_CORRELATION_ID: correlation_id, **problem.headers},
     )
-    if refused.closes:
+    if problem.closes:
         response.force_close()
     return response
 
 
-def _told(value: Any) -> Any:
-    """Return *value* with every text fit for UTF-8."""
+def _encodable(value: Any) -> Any:
+    """Return *value* with every character replaced that UTF-8 cannot encode."""
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-8", "replace").decode()
     if isinstance(value, Mapping):
-        return {_told(name): _told(member) for name, member in value.items()}
+        return {_encodable(name): _encodable(member) for name, member in value.items()}
     if isinstance(value, list | tuple):
-        return [_told(item) for item in value]
+        return [_encodable(item) for item in value]
     return value

@@ -1,4 +1,4 @@
-"""Routes that come in one piece: what answers them, and their description."""
+"""A group of routes that no module declares: its endpoints and their OpenAPI description."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.web.spec.components import Description
 
 @frozen
 class RouteGroup:
-    """Operations beside those of the modules."""
+    """Endpoints beside those of the modules, with their OpenAPI description."""
 
-    operations: tuple[Endpoint, ...]
-    described: Description
+    endpoints: tuple[Endpoint, ...]
+    description: Description

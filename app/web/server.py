@@ -1,9 +1,9 @@
 """
-aiohttp's server, taught to say problems.
+aiohttp's server with problem documents for every error, and with a short cut past its router.
 
-What is no HTTP at all never reaches the application: aiohttp's connection answers it itself, in plain text. The two
-methods here are where it makes those answers. And most requests need not be shown the way: a path without a parameter,
-written as we write it, leads straight to who answers it.
+A request that is not valid HTTP never reaches the application: aiohttp's connection itself answers it, in plain text.
+`_Connection` overrides the two methods that do so. `_Server` calls the handler of a path without a parameter directly,
+if the request spells the path as the route does; aiohttp's router resolves all other requests.
 """
 
 from __future__ import annotations
@@ -19,38 +19,40 @@ from aiohttp.http_exceptions import LineTooLong
 from loguru import logger
 from uuid_utils import uuid7
 
-from app.web.application import STATIC_ROUTES, TELEMETRY, UNMATCHED, Answers
-from app.web.handler import SERVER, Telemetry
-from app.web.problems import ProblemError, phrase, respond
+from app.web.application import STATIC_HANDLERS, TELEMETRY, UNMATCHED
+from app.web.handler import SERVER, HttpHandler, Telemetry
+from app.web.problems import ProblemError, phrase, problem_response
 
 KEEP_ALIVE_SECONDS = 75.0
 
 
 class Runner(web.AppRunner):
-    """Run an application made by `build`; otherwise aiohttp's own `AppRunner`."""
+    """Runs an application made by `build_application`; otherwise the same as aiohttp's `AppRunner`."""
 
     def __init__(self, app: web.Application, **kwargs: Any) -> None:
         super().__init__(app, access_log=None, **kwargs)
         self._telemetry = app[TELEMETRY]
-        self._straight = app[STATIC_ROUTES]
+        self._static_handlers = app[STATIC_HANDLERS]
 
     async def _make_server(self) -> web.Server:
-        made = await super()._make_server()
-        return _Server(made, self._straight, self._telemetry)
+        server = await super()._make_server()
+        return _Server(server, self._static_handlers, self._telemetry)
 
 
 class _Server(web.Server):
-    def __init__(self, made: web.Server, straight: Mapping[tuple[str, str], Answers], telemetry: Telemetry) -> None:
-        ask_the_way = made.request_handler
+    def __init__(
+        self, server: web.Server, static_handlers: Mapping[tuple[str, str], HttpHandler], telemetry: Telemetry
+    ) -> None:
+        resolve = server.request_handler
 
-        async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
             assert isinstance(request, web.Request)
-            found = straight.get((request.method, request.rel_url.raw_path))
-            if found is None or hdrs.EXPECT in request.headers:  # only aiohttp's router knows who answers that
-                return await ask_the_way(request)
-            return await found(request)
+            handler = static_handlers.get((request.method, request.rel_url.raw_path))
+            if handler is None or hdrs.EXPECT in request.headers:  # only aiohttp's router calls expect handlers
+                return await resolve(request)
+            return await handler(request)
 
-        super().__init__(answer, request_factory=made.request_factory)
+        super().__init__(handle, request_factory=server.request_factory)
         self._running = asyncio.get_running_loop()
         self._telemetry = telemetry
 
@@ -62,11 +64,11 @@ class _Connection(web.RequestHandler):
     __slots__ = ("_telemetry",)
 
     def __init__(self, server: web.Server, loop: asyncio.AbstractEventLoop, telemetry: Telemetry) -> None:
-        # A body with a Content-Encoding is refused unread; nothing is ever inflated.
+        # A body with a Content-Encoding is rejected unread; nothing is ever decompressed.
         super().__init__(
             server,
             loop=loop,
-            access_log=None,  # type: ignore[arg-type] # means none, says aiohttp's documentation
+            access_log=None,  # type: ignore[arg-type] # aiohttp's documentation allows None
             auto_decompress=False,
             keepalive_timeout=KEEP_ALIVE_SECONDS,
         )
@@ -79,32 +81,32 @@ class _Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what went wrong outside every handler; the connection ends with it."""
+        """Answer an error that occurred outside every handler; the connection closes after it."""
         if request.writer.output_size > 0:
-            raise ConnectionError("an answer has begun already")
+            raise ConnectionError("a response has already begun")
         correlation = str(uuid7())
         if status >= 500:
             logger.opt(exception=exc).error("request failed", route=UNMATCHED, correlation_id=correlation)
-            refused = ProblemError(status, "internal_error", "Something went wrong on our side.", closes=True)
+            problem = ProblemError(status, "internal_error", "An internal error occurred.", closes=True)
         elif isinstance(exc, LineTooLong):
             detail = "The request line or one of the headers is too long."
-            refused = ProblemError(431, "malformed_request", detail, closes=True)
+            problem = ProblemError(431, "malformed_request", detail, closes=True)
         else:
-            refused = ProblemError(400, "malformed_request", "This is not a valid HTTP request.", closes=True)
-        return self._problem(request, refused, correlation)
+            problem = ProblemError(400, "malformed_request", "This is not a valid HTTP request.", closes=True)
+        return self._respond(request, problem, correlation)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send *resp*, and a problem instead of an answer that aiohttp's router gives without asking anybody."""
+        """Send *resp*, or a problem document in its place if aiohttp's router made it without a handler."""
         if isinstance(resp, web.HTTPException):
             status = resp.status
-            refused = ProblemError(status, "not_found" if status == 404 else "refused", f"{phrase(status)}.")
-            resp = self._problem(request, refused, str(uuid7()))
+            problem = ProblemError(status, "not_found" if status == 404 else "refused", f"{phrase(status)}.")
+            resp = self._respond(request, problem, str(uuid7()))
         return await super().finish_response(request, resp, start_time)
 
-    def _problem(self, request: web.BaseRequest, refused: ProblemError, correlation: str) -> web.Response:
-        self._telemetry.http_requests.labels(request.method, UNMATCHED, str(refused.status)).inc()
-        response = respond(refused, request.rel_url.raw_path, correlation)
+    def _respond(self, request: web.BaseRequest, problem: ProblemError, correlation: str) -> web.Response:
+        self._telemetry.http_requests.labels(request.method, UNMATCHED, str(problem.status)).inc()
+        response = problem_response(problem, request.rel_url.raw_path, correlation)
         response.headers[hdrs.SERVER] = SERVER
         return response

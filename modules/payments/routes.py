@@ -29,5 +29,12 @@ def show(payment: Payment) -> dict[str, Any] | None:
 
 
 routes: tuple[Route, ...] = (
-    GetRoute(path="/v1/payments/{order_id}", summary="Show an order's payment", state=Payment, show=show, response_schema="payment"),
+    GetRoute(
+        name="getPayment",
+        path="/v1/payments/{order_id}",
+        summary="Show an order's payment",
+        state=Payment,
+        show=show,
+        response_schema="Payment",
+    ),
 )

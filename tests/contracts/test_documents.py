@@ -78,7 +78,7 @@ def test_who_says_and_who_hears_is_described() -> None:
     planned = subscriptions(MODULES, CONTRACTS)
     assert received == {(name, s) for name, subjects in planned.items() for s in subjects if ".replay." not in s}
     assert ("inventory", "orders.created.v1") in received
-    said = {name.removesuffix(".say") for name, operation in operations.items() if operation["action"] == "send"}
+    said = {name.removesuffix(".send") for name, operation in operations.items() if operation["action"] == "send"}
     assert said == set(document["channels"])
 
 
@@ -96,8 +96,8 @@ def test_what_is_said_no_more_is_not_described_as_said() -> None:
     ]
     contracts = build_registry(modules)
     document = asyncapi.document(modules, contracts, "1")
-    assert "orders.created.v1.say" not in document["operations"]
-    assert "orders.created.v1.hear.inventory" in document["operations"]
+    assert "orders.created.v1.send" not in document["operations"]
+    assert "orders.created.v1.receive.inventory" in document["operations"]
     assert "no more; still understood" in page(modules, contracts)
 
 

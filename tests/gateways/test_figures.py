@@ -15,7 +15,7 @@ from app.gateways.delay_notifier import SWEEP_SECONDS
 from app.gateways.stripe import http_session as stripe_wire
 from app.gateways.stripe import webhook_event as stripe_events
 from app.gateways.stripe.gateway import TEST_PAYMENT_METHOD
-from app.web.endpoints.stripe_webhook import DESCRIBED
+from app.web.endpoints.stripe_webhook import DESCRIPTION
 from modules.payments.decide import SECOND_LOOK
 
 TEXT = " ".join((Path(__file__).parents[2] / "docs" / "payments.rst").read_text(encoding="utf-8").split())
@@ -36,7 +36,7 @@ BREAKER = CircuitBreaker(time.monotonic)
         f"After {SECOND_LOOK.total_seconds():g} seconds the provider's list is looked at once more",
         f"A request that is more than {worker.FRESH_SECONDS:g} seconds old",
         f"Stripe's test card ``{TEST_PAYMENT_METHOD}``",
-        *(f"``POST {path}``" for path in DESCRIBED.paths),
+        *(f"``POST {path}``" for path in DESCRIPTION.paths),
         *(f"``{type_}``" for type_ in stripe_events.HANDLED_TYPES),
     ],
 )

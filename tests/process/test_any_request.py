@@ -17,9 +17,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from app.bootstrap import build_modules
-from app.web.endpoints.contracts import DESCRIBED as CONTRACTS
-from app.web.endpoints.dead_letters import DESCRIBED as DEAD_LETTERS
-from app.web.endpoints.stripe_webhook import DESCRIBED as WEBHOOKS
+from app.web.endpoints.contracts import DESCRIPTION as CONTRACTS
+from app.web.endpoints.dead_letters import DESCRIPTION as DEAD_LETTERS
+from app.web.endpoints.stripe_webhook import DESCRIPTION as WEBHOOKS
 from app.web.spec import openapi
 from config.settings import load
 from tests.process.server import Server

@@ -18,7 +18,7 @@ README = (ROOT / "README.rst").read_text(encoding="utf-8")
 REFERENCE = ROOT / "docs" / "reference"
 LINK = re.compile(r"`[^`<]+ <([^>`]+)>`__?")
 PATH = re.compile(r"``((?:app|bus|config|docs|modules|tests)/[\w./-]+)``")
-REFUSED = re.compile(r'(?:ProblemError|Rejection|partial\(\s*ProblemError,|invalid)\(?\s*(?:\d{3},\s*)?"([a-z_]+)"')
+REFUSED = re.compile(r'(?:ProblemError|Rejection|partial\(\s*ProblemError,|invalid_input)\(?\s*(?:\d{3},\s*)?"([a-z_]+)"')
 DOCUMENTS = [path.relative_to(ROOT).as_posix() for path in (*sorted(ROOT.glob("*.rst")), *sorted((ROOT / "docs").rglob("*.rst")))]
 COMMANDS = ("pip install . && python -m app serve", "pip install tox && tox")
 

@@ -1,4 +1,4 @@
-"""A running application over a fake door, and a client that checks what every answer must have."""
+"""A running application over a fake service, and a client that checks the common promises of every response."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from attrs import define, field
 from yarl import URL
 
 from app.telemetry.metrics import Metrics
-from app.web import Runner, build
+from app.web import Runner, build_application
 from app.web.endpoints.state_stream import Streams
-from tests.web.example import PARCELS
+from app.web.route_group import RouteGroup
+from tests.web.example import SHIPMENTS
 from tests.web.fake_service import FakeService
 
 KEY = "a-key-for-the-shop-front"
@@ -25,17 +26,17 @@ KEY = "a-key-for-the-shop-front"
 @define
 class FakeHealth:
     phase: Literal["starting", "ready", "draining"] = "ready"
-    says: dict[str, str] = field(factory=lambda: {"database": "ok", "bus": "ok"})
-    trouble: Exception | None = None
+    results: dict[str, str] = field(factory=lambda: {"database": "ok", "bus": "ok"})
+    failure: Exception | None = None
 
     async def checks(self) -> dict[str, str]:
-        if self.trouble is not None:
-            raise self.trouble
-        return self.says
+        if self.failure is not None:
+            raise self.failure
+        return self.results
 
 
 class Server(BaseTestServer):
-    """Serve with our own runner."""
+    """A test server that uses the project's own runner."""
 
     def __init__(self, app: Any) -> None:
         super().__init__()
@@ -46,8 +47,8 @@ class Server(BaseTestServer):
 
 
 @define
-class Answer:
-    """What came back, read to its end."""
+class Response:
+    """A response, read completely."""
 
     status: int
     headers: Any
@@ -73,35 +74,35 @@ class Web:
     def session(self) -> ClientSession:
         return self.client.session
 
-    async def ask(self, method: str, path: str | URL, *, json: Any = None, **kwargs: Any) -> Answer:
-        """Ask, and hold the answer against what is promised of all of them."""
+    async def request(self, method: str, path: str | URL, *, json: Any = None, **kwargs: Any) -> Response:
+        """Send a request, and check the response for everything that is promised of all of them."""
         if json is not None:
             kwargs["data"] = dumps(json)
             kwargs.setdefault("headers", {})
             kwargs["headers"] = {"Content-Type": "application/json", **kwargs["headers"]}
         kwargs.setdefault("skip_auto_headers", ["Content-Type"])
-        async with self.client.request(method, path, allow_redirects=False, **kwargs) as response:
-            answer = Answer(response.status, response.headers, await response.read())
-        assert answer.headers.getall("X-Correlation-ID") == [answer.headers["X-Correlation-ID"]]
-        assert answer.headers["Server"] == "fulfilment"
-        if answer.status >= 400 and method != "HEAD":
-            assert_problem(answer)
-        return answer
+        async with self.client.request(method, path, allow_redirects=False, **kwargs) as received:
+            response = Response(received.status, received.headers, await received.read())
+        assert response.headers.getall("X-Correlation-ID") == [response.headers["X-Correlation-ID"]]
+        assert response.headers["Server"] == "fulfilment"
+        if response.status >= 400 and method != "HEAD":
+            assert_problem(response)
+        return response
 
 
 def dumps(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-def assert_problem(answer: Answer) -> None:
-    """Every answer that is no success is a problem, and says nothing that only we should know."""
-    assert answer.headers["Content-Type"] == "application/problem+json"
-    problem = answer.json
+def assert_problem(response: Response) -> None:
+    """Every response that is not a success is a problem document, and reveals nothing internal."""
+    assert response.headers["Content-Type"] == "application/problem+json"
+    problem = response.json
     assert {"type", "title", "status", "detail", "instance", "code", "correlation_id"} <= problem.keys()
-    assert problem["status"] == answer.status
-    assert problem["correlation_id"] == answer.headers["X-Correlation-ID"]
+    assert problem["status"] == response.status
+    assert problem["correlation_id"] == response.headers["X-Correlation-ID"]
     for secret in (b"Traceback", b"SELECT", b"/srv/", b"/site-packages", b"aiohttp", b"db-seven", b'File "'):
-        assert secret not in answer.body
+        assert secret not in response.body
 
 
 Start = Callable[..., Awaitable[Web]]
@@ -111,10 +112,17 @@ Start = Callable[..., Awaitable[Web]]
 async def start() -> AsyncIterator[Start]:
     running: list[Web] = []
 
-    async def start(*, is_locked: bool = False, extra: tuple[Any, ...] = ()) -> Web:
-        service, health, metrics, streams = FakeService(PARCELS), FakeHealth(), Metrics(), Streams()
-        keys = {"shop": sha256(KEY.encode()).hexdigest()} if is_locked else None
-        app = build([service], health=health, metrics=metrics, keys=keys, version="1.2.3", extra=extra, streams=streams)
+    async def start(*, requires_key: bool = False, route_groups: tuple[RouteGroup, ...] = ()) -> Web:
+        service, health, metrics, streams = FakeService(SHIPMENTS), FakeHealth(), Metrics(), Streams()
+        app = build_application(
+            [service],
+            health=health,
+            metrics=metrics,
+            api_keys={"shop": sha256(KEY.encode()).hexdigest()} if requires_key else None,
+            version="1.2.3",
+            route_groups=route_groups,
+            streams=streams,
+        )
         server = Server(app)
         client: TestClient[Any, Any] = TestClient(server)
         await client.start_server()

@@ -1,8 +1,8 @@
-"""A module small enough to read: parcels are handed in, moved, and delivered."""
+"""A small example module: shipments are created, moved and delivered."""
 
 from __future__ import annotations
 
-__all__ = ["PARCELS", "Parcel"]
+__all__ = ["SHIPMENTS", "Shipment"]
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -17,77 +17,83 @@ from modules.routes import CommandRoute, GetRoute, ListRoute, Rejection, Request
 
 
 @frozen(kw_only=True)
-class Parcel:
+class Shipment:
     id: str
     owner: str
     pieces: int
     place: str = "counter"
 
 
-@event("parcels.handed_in.v1")
-class HandedIn:
+@event("shipments.created.v1")
+class ShipmentCreated:
     id: str
     owner: str
     pieces: int
     fragile: bool = False
 
 
-@event("parcels.moved.v1")
-class Moved:
+@event("shipments.moved.v1")
+class ShipmentMoved:
     id: str
     place: str
 
 
-@event("parcels.labelled.v1")
-class Labelled:
+@event("shipments.labelled.v1")
+class ShipmentLabelled:
     id: str
     owner: str
 
 
 @frozen
-class NotThere:
-    """A reply: who told it hears that there is no such parcel."""
+class ShipmentUnknown:
+    """A reply without a subject: only the submitter receives it."""
 
 
-def touches(event: Any) -> tuple[Key, ...]:
-    return ((Parcel, event.id),)
+def keys(event: Any) -> tuple[Key, ...]:
+    return ((Shipment, event.id),)
 
 
 def decide(states: Sequence[Any], event: Any, now: datetime) -> Decision:
-    (parcel,) = states
-    match parcel, event:
-        case None, HandedIn():
-            return Decision((Parcel(id=event.id, owner=event.owner, pieces=event.pieces),), (event,))
-        case _, Labelled():
-            made = Parcel(id=event.id, owner=event.owner, pieces=1) if parcel is None else parcel
-            return Decision((evolve(made, owner=event.owner),), (event,))
-        case None, Moved():
-            return no_change(NotThere())
-        case Parcel(), Moved():
-            return Decision((evolve(parcel, place=event.place),), (event,))
-    raise Unexpected(f"{type(event).__name__} about {parcel}")
+    (shipment,) = states
+    match shipment, event:
+        case None, ShipmentCreated():
+            return Decision((Shipment(id=event.id, owner=event.owner, pieces=event.pieces),), (event,))
+        case _, ShipmentLabelled():
+            labelled = Shipment(id=event.id, owner=event.owner, pieces=1) if shipment is None else shipment
+            return Decision((evolve(labelled, owner=event.owner),), (event,))
+        case None, ShipmentMoved():
+            return no_change(ShipmentUnknown())
+        case Shipment(), ShipmentMoved():
+            return Decision((evolve(shipment, place=event.place),), (event,))
+    raise Unexpected(f"{type(event).__name__} about {shipment}")
 
 
-def show(parcel: Parcel | None) -> dict[str, Any] | None:
-    if parcel is None or parcel.place == "nowhere":
+def show(shipment: Shipment | None) -> dict[str, Any] | None:
+    if shipment is None or shipment.place == "nowhere":
         return None
-    return {"parcel_id": parcel.id, "owner": parcel.owner, "pieces": parcel.pieces, "place": parcel.place}
+    return {
+        "shipment_id": shipment.id,
+        "owner": shipment.owner,
+        "pieces": shipment.pieces,
+        "place": shipment.place,
+    }
 
 
-def taken(outcome: DecisionOutcome) -> Response:
-    (parcel,) = outcome.states
-    assert parcel is not None
-    return Response(202, {"parcel_id": parcel.id}, {"Location": f"/v1/parcels/{parcel.id}"})
+def respond_created(outcome: DecisionOutcome) -> Response:
+    (shipment,) = outcome.states
+    assert shipment is not None
+    return Response(202, {"shipment_id": shipment.id}, {"Location": f"/v1/shipments/{shipment.id}"})
 
 
-def moved(outcome: DecisionOutcome) -> Response | Rejection:
-    if any(isinstance(said, NotThere) for said in outcome.events):
-        return Rejection(404, "unknown_parcel", "There is no such parcel.")
+def respond_moved(outcome: DecisionOutcome) -> Response | Rejection:
+    if any(isinstance(event, ShipmentUnknown) for event in outcome.events):
+        return Rejection(404, "unknown_shipment", "There is no such shipment.")
     return Response(200, show(outcome.states[0]))
 
 
-def hand_in(request: Request) -> HandedIn:
-    return HandedIn(id=request.new_id, owner=request.body["owner"], pieces=sum(i["n"] for i in request.body["items"]))
+def created(request: Request) -> ShipmentCreated:
+    pieces = sum(item["n"] for item in request.body["items"])
+    return ShipmentCreated(id=request.new_id, owner=request.body["owner"], pieces=pieces)
 
 
 TEXT = {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"}
@@ -97,8 +103,8 @@ ITEM = {
     "required": ["n"],
     "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 10000}, "of": {"$ref": "#/$defs/text"}},
 }
-RESOURCES: dict[str, dict[str, Any]] = {
-    "new_parcel": {
+HTTP_SCHEMAS: dict[str, dict[str, Any]] = {
+    "ShipmentRequest": {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$defs": {"text": TEXT},
         "type": "object",
@@ -111,14 +117,18 @@ RESOURCES: dict[str, dict[str, Any]] = {
             "deep": {},
         },
     },
-    "taken": {"type": "object", "required": ["parcel_id"], "properties": {"parcel_id": {"type": "string"}}},
-    "parcel": {
+    "ShipmentAccepted": {
         "type": "object",
-        "required": ["parcel_id", "owner", "pieces", "place"],
-        "properties": {"parcel_id": TEXT, "owner": TEXT, "pieces": {"type": "integer"}, "place": TEXT},
+        "required": ["shipment_id"],
+        "properties": {"shipment_id": {"type": "string"}},
     },
-    "move": {"type": "object", "additionalProperties": False, "properties": {"place": TEXT}},
-    "label": {
+    "Shipment": {
+        "type": "object",
+        "required": ["shipment_id", "owner", "pieces", "place"],
+        "properties": {"shipment_id": TEXT, "owner": TEXT, "pieces": {"type": "integer"}, "place": TEXT},
+    },
+    "MoveRequest": {"type": "object", "additionalProperties": False, "properties": {"place": TEXT}},
+    "LabelRequest": {
         "type": "object",
         "additionalProperties": False,
         "required": ["owner"],
@@ -126,62 +136,91 @@ RESOURCES: dict[str, dict[str, Any]] = {
     },
 }
 
-PARCELS = Module(
-    name="parcels",
+SHIPMENTS = Module(
+    name="shipments",
     consumes=(),
-    publishes=(HandedIn, Moved, Labelled),
-    tables={Parcel: Table("parcels", MetaData(), Column("id", String, primary_key=True))},
-    keys=touches,
+    publishes=(ShipmentCreated, ShipmentMoved, ShipmentLabelled),
+    tables={Shipment: Table("shipments", MetaData(), Column("id", String, primary_key=True))},
+    keys=keys,
     decide=decide,
     schemas={},
-    http_schemas=RESOURCES,
+    http_schemas=HTTP_SCHEMAS,
     routes=(
         CommandRoute(
-            "POST",
-            "/v1/parcels",
-            "Hand in a parcel",
-            hand_in,
-            taken,
-            "taken",
+            name="createShipment",
+            method="POST",
+            path="/v1/shipments",
+            summary="Create a shipment",
+            request_schema="ShipmentRequest",
+            event=created,
+            respond=respond_created,
+            response_schema="ShipmentAccepted",
             status=202,
-            request_schema="new_parcel",
             idempotent=True,
             express=lambda request: request.body.get("express", False),
             sheds_load=True,
         ),
-        ListRoute("/v1/parcels", "List parcels", Parcel, show, "parcel", newest_first=True, filters={"owner": TEXT}),
-        GetRoute("/v1/parcels/{id}", "Show a parcel", Parcel, show, "parcel"),
-        CommandRoute(
-            "PUT",
-            "/v1/parcels/{id}",
-            "Label a parcel",
-            lambda request: Labelled(id=request.path["id"], owner=request.body["owner"]),
-            lambda outcome: Response(200, show(outcome.states[0])),
-            "parcel",
-            request_schema="label",
+        ListRoute(
+            name="listShipments",
+            path="/v1/shipments",
+            summary="List shipments",
+            state=Shipment,
+            show=show,
+            response_schema="Shipment",
+            newest_first=True,
+            filters={"owner": TEXT},
+        ),
+        GetRoute(
+            name="getShipment",
+            path="/v1/shipments/{id}",
+            summary="Show a shipment",
+            state=Shipment,
+            show=show,
+            response_schema="Shipment",
         ),
         CommandRoute(
-            "POST",
-            "/v1/parcels/{id}/move",
-            "Move a parcel",
-            lambda request: Moved(id=request.path["id"], place=request.body.get("place", "van")),
-            moved,
-            "parcel",
-            request_schema="move",
+            name="labelShipment",
+            method="PUT",
+            path="/v1/shipments/{id}",
+            summary="Label a shipment",
+            request_schema="LabelRequest",
+            event=lambda request: ShipmentLabelled(id=request.path["id"], owner=request.body["owner"]),
+            respond=lambda outcome: Response(200, show(outcome.states[0])),
+            response_schema="Shipment",
+        ),
+        CommandRoute(
+            name="moveShipment",
+            method="POST",
+            path="/v1/shipments/{id}/move",
+            summary="Move a shipment",
+            request_schema="MoveRequest",
             needs_body=False,
+            event=lambda request: ShipmentMoved(id=request.path["id"], place=request.body.get("place", "van")),
+            respond=respond_moved,
+            response_schema="Shipment",
             idempotent=True,
             rejections=(404,),
         ),
         CommandRoute(
-            "POST",
-            "/v1/parcels/{id}/return",
-            "Return a parcel",
-            lambda request: Moved(id=request.path["id"], place="counter"),
-            moved,
-            "parcel",
+            name="returnShipment",
+            method="POST",
+            path="/v1/shipments/{id}/return",
+            summary="Return a shipment",
+            event=lambda request: ShipmentMoved(id=request.path["id"], place="counter"),
+            respond=respond_moved,
+            response_schema="Shipment",
             idempotent=True,
             rejections=(404,),
         ),
-        StreamRoute("/v1/parcels/{id}/stream", "Follow a parcel", Parcel, show, lambda p: p.place == "delivered", "parcel"),
+        StreamRoute(
+            name="streamShipment",
+            path="/v1/shipments/{id}/stream",
+            summary="Stream a shipment's changes",
+            state=Shipment,
+            show=show,
+            event_name="shipment",
+            is_finished=lambda shipment: shipment.place == "delivered",
+            response_schema="Shipment",
+        ),
     ),
 )

@@ -1,4 +1,4 @@
-"""A door that keeps what `app.runtime.service.ModuleService` promises, with everything in memory, and trouble on request."""
+"""An in-memory service with the promises of `app.runtime.service.ModuleService`, and with failures on request."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class FakeService:
-    """One module, running on dictionaries."""
+    """One module that keeps its states in dictionaries."""
 
     def __init__(self, module: Module) -> None:
         self.module = module
         self.states: dict[tuple[type, str], Any] = {}
-        self.kept: dict[str, tuple[str, Response | Rejection]] = {}
-        self.told: list[tuple[Any, str, TraceContext, bool]] = []
-        self.trouble: Exception | None = None
+        self.idempotent_replies: dict[str, tuple[str, Response | Rejection]] = {}
+        """By idempotency key: the fingerprint of the first request, and its response."""
+        self.submitted: list[tuple[Any, str, TraceContext, bool]] = []
+        self.failure: Exception | None = None
         """Raised by every call while it is set."""
-        self.is_full = False
+        self.is_overloaded = False
         self.watchers: dict[tuple[type, str], list[asyncio.Event]] = {}
         self.reads = 0
-        """Calls of `get`, those that failed included."""
-        self.happened = asyncio.Event()
-        """Set when a state is read, and when somebody begins or ends to watch."""
+        """Calls of `get`, failed ones included."""
+        self.activity = asyncio.Event()
+        """Set when a state is read, and when a watch begins or ends."""
 
     async def submit(
         self,
@@ -52,26 +53,26 @@ class FakeService:
         new_key: str | None = None,
     ) -> Reply:
         self._check()
-        if key is not None and key in self.kept:
-            known, given = self.kept[key]
-            if known != fingerprint:
+        if key is not None and key in self.idempotent_replies:
+            first_fingerprint, response = self.idempotent_replies[key]
+            if first_fingerprint != fingerprint:
                 raise IdempotencyKeyReused
-            return Reply(given, is_replay=True)
-        if sheds_load and self.is_full:
-            raise Overloaded("over its cap", retry_after_seconds=3)
+            return Reply(response, is_replay=True)
+        if sheds_load and self.is_overloaded:
+            raise Overloaded("over its limit", retry_after_seconds=3)
         keys = self.module.keys(event)
         decision = self.module.decide([self.states.get(k) for k in keys], event, NOW)
         for state in decision.states:
             self.put(state)
-        self.told.append((event, id, trace, is_express))
-        given = respond(DecisionOutcome(tuple(self.states.get(k) for k in keys), decision.events))
+        self.submitted.append((event, id, trace, is_express))
+        response = respond(DecisionOutcome(tuple(self.states.get(k) for k in keys), decision.events))
         if key is not None:
-            self.kept[key] = fingerprint, given
-        return Reply(given)
+            self.idempotent_replies[key] = fingerprint, response
+        return Reply(response)
 
     async def get(self, cls: type, key: str) -> Any:
         self.reads += 1
-        self.happened.set()
+        self.activity.set()
         self._check()
         return self.states.get((cls, key))
 
@@ -89,37 +90,37 @@ class FakeService:
 
     @asynccontextmanager
     async def watch(self, cls: type, key: str) -> AsyncIterator[AsyncIterator[None]]:
-        woken = asyncio.Event()
-        self.watchers.setdefault((cls, key), []).append(woken)
-        self.happened.set()
+        changed = asyncio.Event()
+        self.watchers.setdefault((cls, key), []).append(changed)
+        self.activity.set()
         try:
-            yield self._wakes(woken)
+            yield self._changes(changed)
         finally:
-            self.watchers[cls, key].remove(woken)
-            self.happened.set()
+            self.watchers[cls, key].remove(changed)
+            self.activity.set()
 
-    async def until(self, is_so: Callable[[], bool]) -> None:
-        """Wait, for five seconds at most, until something has happened that makes it so."""
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait, for five seconds at most, until *condition* holds after a read or after a watch began or ended."""
         async with asyncio.timeout(5):
-            while not is_so():
-                self.happened.clear()
-                await self.happened.wait()
+            while not condition():
+                self.activity.clear()
+                await self.activity.wait()
 
     def put(self, state: Any, *, silently: bool = False) -> None:
-        """Set a state; *silently* as another process does it, without waking anybody."""
+        """Set a state; *silently* as another process does, without a notification of the watchers."""
         key = type(state), getattr(state, attrs.fields(type(state))[0].name)
         self.states[key] = state
         if not silently:
-            for woken in self.watchers.get(key, ()):
-                woken.set()
+            for changed in self.watchers.get(key, ()):
+                changed.set()
 
     def _check(self) -> None:
-        if self.trouble is not None:
-            raise self.trouble
+        if self.failure is not None:
+            raise self.failure
 
     @staticmethod
-    async def _wakes(woken: asyncio.Event) -> AsyncIterator[None]:
+    async def _changes(changed: asyncio.Event) -> AsyncIterator[None]:
         while True:
-            await woken.wait()
-            woken.clear()
+            await changed.wait()
+            changed.clear()
             yield

@@ -1,4 +1,4 @@
-"""Dead letters: to look at, to send again, to throw away."""
+"""The endpoints for dead letters: list, show, replay, discard."""
 
 from __future__ import annotations
 
@@ -18,71 +18,72 @@ from tests.web.conftest import Start, Web
 SEEN = datetime(2026, 1, 1, 1, tzinfo=timezone(timedelta(hours=1)))
 
 
-class FakeDesk:
-    """A desk that keeps letters in a dictionary."""
+class FakeDeadLetterService:
+    """Keeps dead letters in a dictionary."""
 
     def __init__(self) -> None:
-        self.letters: dict[str, StoredDeadLetter] = {}
+        self.stored: dict[str, StoredDeadLetter] = {}
 
-    def lay_down(self, id: str, body: bytes = b"{}", subject: str = "parcels.moved.v1", error: str = "invalid") -> None:
+    def store(self, id: str, body: bytes = b"{}", subject: str = "shipments.moved.v1", error: str = "invalid") -> None:
         message = Message(subject, f"m-{id}", body, "p", {"ce-id": "e"})
-        self.letters[id] = StoredDeadLetter(DeadLetter(id, "vans", message, error, "No van.", 5, SEEN, SEEN), 0)
+        self.stored[id] = StoredDeadLetter(DeadLetter(id, "vans", message, error, "No van.", 5, SEEN, SEEN), 0)
 
-    def _fitting(self, consumer: str | None, subject: str | None, error: str | None) -> list[StoredDeadLetter]:
+    def _matching(self, consumer: str | None, subject: str | None, error: str | None) -> list[StoredDeadLetter]:
         return [
-            kept
-            for _, kept in sorted(self.letters.items())
-            if consumer in (None, kept.dead_letter.consumer)
-            and subject in (None, kept.dead_letter.message.subject)
-            and error in (None, kept.dead_letter.error)
+            stored
+            for _, stored in sorted(self.stored.items())
+            if consumer in (None, stored.dead_letter.consumer)
+            and subject in (None, stored.dead_letter.message.subject)
+            and error in (None, stored.dead_letter.error)
         ]
 
     async def list(
         self, consumer: str | None, subject: str | None, after: str | None, limit: int, *, error: str | None = None
     ) -> Sequence[StoredDeadLetter]:
-        return [kept for kept in self._fitting(consumer, subject, error) if after is None or kept.dead_letter.id > after][:limit]
+        matching = self._matching(consumer, subject, error)
+        return [stored for stored in matching if after is None or stored.dead_letter.id > after][:limit]
 
     async def get(self, id: str) -> StoredDeadLetter | None:
-        return self.letters.get(id)
+        return self.stored.get(id)
 
     async def replay(self, id: str) -> bool:
-        if id not in self.letters:
+        if id not in self.stored:
             return False
-        if self.letters[id].dead_letter.error == "deaf":
-            raise NotReplayable("vans hears nothing.")
-        self.letters[id] = evolve(self.letters[id], replays=self.letters[id].replays + 1)
+        if self.stored[id].dead_letter.error == "not_subscribed":
+            raise NotReplayable("vans subscribes to nothing.")
+        self.stored[id] = evolve(self.stored[id], replays=self.stored[id].replays + 1)
         return True
 
     async def replay_many(
         self, consumer: str | None, subject: str | None, error: str | None, dry_run: bool
     ) -> tuple[int, int]:
-        found = self._fitting(consumer, subject, error)
-        for kept in found if not dry_run else ():
-            await self.replay(kept.dead_letter.id)
-        return len(found), 0 if dry_run else len(found)
+        matching = self._matching(consumer, subject, error)
+        for stored in matching if not dry_run else ():
+            await self.replay(stored.dead_letter.id)
+        return len(matching), 0 if dry_run else len(matching)
 
     async def discard(self, id: str) -> bool:
-        return self.letters.pop(id, None) is not None
+        return self.stored.pop(id, None) is not None
 
 
 @pytest.fixture
-def service() -> FakeDesk:
-    return FakeDesk()
+def service() -> FakeDeadLetterService:
+    return FakeDeadLetterService()
 
 
 @pytest.fixture
-async def web(start: Start, service: FakeDesk) -> Web:
-    kept: DeadLetterService = service
-    return await start(extra=(route_group(kept),))
+async def web(start: Start, service: FakeDeadLetterService) -> Web:
+    dead_letters: DeadLetterService = service
+    return await start(route_groups=(route_group(dead_letters),))
 
 
-async def test_a_letter_is_shown_whole(web: Web, service: FakeDesk) -> None:
-    """With its message; times in UTC."""
-    service.lay_down("a", b'{"n": 1}')
-    assert (await web.ask("GET", "/v1/dead-letters/a")).json == {
+async def test_a_dead_letter_is_shown_with_its_message(web: Web, service: FakeDeadLetterService) -> None:
+    """Every member is shown, times in UTC."""
+    service.store("a", b'{"n": 1}')
+    assert (await web.request("GET", "/v1/dead-letters/a")).json == {
         "id": "a",
         "consumer": "vans",
-        "subject": "parcels.moved.v1",
+        "subject": "shipments.moved.v1",
         "error": "invalid",
         "detail": "No van.",
         "attempts": 5,
@@ -93,102 +94,110 @@ async def test_a_letter_is_shown_whole(web: Web, service: FakeDesk) -> None:
     }
 
 
-async def test_a_body_that_is_no_json_is_shown_all_the_same(web: Web, service: FakeDesk) -> None:
-    """In base64: unreadable is just what many of them are."""
-    service.lay_down("a", b"\xff{")
-    assert (await web.ask("GET", "/v1/dead-letters/a")).json["message"]["body"] == {"base64": "/3s="}
+async def test_a_body_that_is_not_json_is_shown_in_base64(web: Web, service: FakeDeadLetterService) -> None:
+    """Many dead letters are dead because their body is unreadable; they can be shown all the same."""
+    service.store("a", b"\xff{")
+    assert (await web.request("GET", "/v1/dead-letters/a")).json["message"]["body"] == {"base64": "/3s="}
 
 
 @pytest.mark.parametrize("depth", [252, 255, 1000])
-async def test_a_body_nested_beyond_measure_hides_no_other(web: Web, service: FakeDesk, depth: int) -> None:
-    """What can be read and not be written again, or not within a page, is shown in base64, too."""
-    service.lay_down("a", b"[" * depth + b"]" * depth)
-    service.lay_down("b", b'{"n": 1}')
-    a, b = (await web.ask("GET", "/v1/dead-letters")).json["items"]
+async def test_a_body_nested_too_deep_does_not_prevent_the_list(
+    web: Web, service: FakeDeadLetterService, depth: int
+) -> None:
+    """A body that can be decoded but not encoded again, alone or inside a page, is shown in base64."""
+    service.store("a", b"[" * depth + b"]" * depth)
+    service.store("b", b'{"n": 1}')
+    a, b = (await web.request("GET", "/v1/dead-letters")).json["items"]
     assert b64decode(a["message"]["body"]["base64"]) == b"[" * depth + b"]" * depth
     assert b["message"]["body"] == {"n": 1}
 
 
-async def test_letters_are_listed_by_page_and_filter(web: Web, service: FakeDesk) -> None:
-    """As all lists are."""
+async def test_dead_letters_are_listed_by_page_and_filter(web: Web, service: FakeDeadLetterService) -> None:
+    """The list pages and filters like every other list, and rejects an unknown parameter."""
     for id in "abc":
-        service.lay_down(id, subject="parcels.lost.v1" if id == "b" else "parcels.moved.v1")
-    first = (await web.ask("GET", "/v1/dead-letters?limit=2")).json
-    rest = (await web.ask("GET", f"/v1/dead-letters?limit=2&cursor={first['next_cursor']}")).json
+        service.store(id, subject="shipments.lost.v1" if id == "b" else "shipments.moved.v1")
+    first = (await web.request("GET", "/v1/dead-letters?limit=2")).json
+    rest = (await web.request("GET", f"/v1/dead-letters?limit=2&cursor={first['next_cursor']}")).json
     assert [dead_letter["id"] for dead_letter in first["items"] + rest["items"]] == ["a", "b", "c"]
     assert rest["next_cursor"] is None
-    found = (await web.ask("GET", "/v1/dead-letters?consumer=vans&subject=parcels.lost.v1")).json["items"]
+    found = (await web.request("GET", "/v1/dead-letters?consumer=vans&subject=shipments.lost.v1")).json["items"]
     assert [dead_letter["id"] for dead_letter in found] == ["b"]
-    assert (await web.ask("GET", "/v1/dead-letters?detail=invalid")).status == 400
+    assert (await web.request("GET", "/v1/dead-letters?detail=invalid")).status == 400
 
 
-async def test_what_would_be_sent_again_can_be_looked_at_first(web: Web, service: FakeDesk) -> None:
-    """A list takes every filter that a replay of many takes, page by page."""
+async def test_the_list_takes_every_filter_of_a_replay(web: Web, service: FakeDeadLetterService) -> None:
+    """An operator can list, page by page, exactly what a replay of many would send."""
     for id in "abcd":
-        service.lay_down(id, error="invalid" if id == "b" else "failed")
-    assert (await web.ask("POST", "/v1/dead-letters/replay", json={"error": "failed", "dry_run": True})).json["matched"] == 3
-    first = (await web.ask("GET", "/v1/dead-letters?error=failed&limit=2")).json
-    rest = (await web.ask("GET", f"/v1/dead-letters?error=failed&limit=2&cursor={first['next_cursor']}")).json
+        service.store(id, error="invalid" if id == "b" else "failed")
+    dry_run = await web.request("POST", "/v1/dead-letters/replay", json={"error": "failed", "dry_run": True})
+    assert dry_run.json["matched"] == 3
+    first = (await web.request("GET", "/v1/dead-letters?error=failed&limit=2")).json
+    rest = (await web.request("GET", f"/v1/dead-letters?error=failed&limit=2&cursor={first['next_cursor']}")).json
     assert [dead_letter["id"] for dead_letter in first["items"] + rest["items"]] == ["a", "c", "d"]
-    described = (await web.ask("GET", "/openapi.json")).json
-    body = described["paths"]["/v1/dead-letters/replay"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    named = {each.get("name") for each in described["paths"]["/v1/dead-letters"]["get"]["parameters"]}
-    assert body["properties"].keys() - {"dry_run"} <= named
+    document = (await web.request("GET", "/openapi.json")).json
+    parameters = {each.get("name") for each in document["paths"]["/v1/dead-letters"]["get"]["parameters"]}
+    filters = document["components"]["schemas"]["ReplayRequest"]["properties"].keys() - {"dry_run"}
+    assert filters
+    assert filters <= parameters
 
 
-async def test_one_letter_is_sent_again(web: Web, service: FakeDesk) -> None:
-    """Accepted, no more: what becomes of it is seen later."""
-    service.lay_down("a")
-    assert (await web.ask("POST", "/v1/dead-letters/a/replay")).status == 202
-    assert service.letters["a"].replays == 1
+async def test_a_replay_of_one_dead_letter_is_accepted(web: Web, service: FakeDeadLetterService) -> None:
+    """202: the outcome of the new delivery is not known yet."""
+    service.store("a")
+    assert (await web.request("POST", "/v1/dead-letters/a/replay")).status == 202
+    assert service.stored["a"].replays == 1
 
 
-async def test_what_nobody_hears_is_not_said_to_be_on_its_way(web: Web, service: FakeDesk) -> None:
-    """It is for a person, and the answer says so."""
-    service.lay_down("a", error="deaf")
-    answer = await web.ask("POST", "/v1/dead-letters/a/replay")
-    assert (answer.status, answer.json["code"]) == (409, "not_replayable")
-    assert answer.json["detail"].startswith("vans hears nothing.")
+async def test_a_dead_letter_without_a_subscribed_consumer_is_not_replayable(
+    web: Web, service: FakeDeadLetterService
+) -> None:
+    """409, with the reason: an operator has to decide."""
+    service.store("a", error="not_subscribed")
+    response = await web.request("POST", "/v1/dead-letters/a/replay")
+    assert (response.status, response.json["code"]) == (409, "not_replayable")
+    assert response.json["detail"].startswith("vans subscribes to nothing.")
 
 
-async def test_many_are_sent_again_after_a_rehearsal(web: Web, service: FakeDesk) -> None:
-    """A dry run counts and sends nothing."""
+async def test_a_dry_run_counts_what_a_replay_of_many_would_send(web: Web, service: FakeDeadLetterService) -> None:
+    """A dry run sends nothing."""
     for id in "abc":
-        service.lay_down(id)
+        service.store(id)
     path = "/v1/dead-letters/replay"
-    assert (await web.ask("POST", path, json={"error": "invalid", "dry_run": True})).json == {
+    assert (await web.request("POST", path, json={"error": "invalid", "dry_run": True})).json == {
         "matched": 3,
         "replayed": 0,
     }
-    assert (await web.ask("POST", path, json={"error": "other", "dry_run": False})).json == {
+    assert (await web.request("POST", path, json={"error": "other", "dry_run": False})).json == {
         "matched": 0,
         "replayed": 0,
     }
-    assert (await web.ask("POST", path, json={"dry_run": False})).json == {"matched": 3, "replayed": 3}
-    assert [kept.replays for kept in service.letters.values()] == [1, 1, 1]
+    assert (await web.request("POST", path, json={"dry_run": False})).json == {"matched": 3, "replayed": 3}
+    assert [stored.replays for stored in service.stored.values()] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
     "body", [{}, {"dry_run": 1}, {"dry_run": False, "all": True}, {"dry_run": True, "error": "\x00"}]
 )
-async def test_a_wrong_replay_is_400_and_sends_nothing(web: Web, service: FakeDesk, body: object) -> None:
-    """Least of all by default."""
-    service.lay_down("a")
-    assert (await web.ask("POST", "/v1/dead-letters/replay", json=body)).status == 400
-    assert service.letters["a"].replays == 0
+async def test_an_invalid_replay_request_is_400_and_sends_nothing(
+    web: Web, service: FakeDeadLetterService, body: object
+) -> None:
+    """Without an explicit dry_run nothing is replayed by default."""
+    service.store("a")
+    assert (await web.request("POST", "/v1/dead-letters/replay", json=body)).status == 400
+    assert service.stored["a"].replays == 0
 
 
-async def test_a_letter_is_thrown_away_once(web: Web, service: FakeDesk) -> None:
-    """204 without a body, and then it is not there."""
-    service.lay_down("a")
-    answer = await web.ask("DELETE", "/v1/dead-letters/a")
-    assert (answer.status, answer.body) == (204, b"")
+async def test_a_dead_letter_is_discarded_once(web: Web, service: FakeDeadLetterService) -> None:
+    """204 without a body; afterwards every request for it is 404."""
+    service.store("a")
+    response = await web.request("DELETE", "/v1/dead-letters/a")
+    assert (response.status, response.body) == (204, b"")
     for method, path in (("DELETE", ""), ("GET", ""), ("POST", "/replay")):
-        assert (await web.ask(method, f"/v1/dead-letters/a{path}")).status == 404
-    assert (await web.ask("GET", "/v1/dead-letters/%00")).status == 404
+        assert (await web.request(method, f"/v1/dead-letters/a{path}")).status == 404
+    assert (await web.request("GET", "/v1/dead-letters/%00")).status == 404
 
 
-async def test_without_a_desk_there_is_nothing(start: Start) -> None:
-    """A process answers only for what it runs."""
+async def test_without_the_route_group_the_paths_do_not_exist(start: Start) -> None:
+    """A process serves only what it runs."""
     web = await start()
-    assert (await web.ask("GET", "/v1/dead-letters")).status == 404
+    assert (await web.request("GET", "/v1/dead-letters")).status == 404

@@ -1,4 +1,4 @@
-"""One state as it changes, over a connection that stays open."""
+"""State streams: one state after each change, over a connection that stays open."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from aiohttp import ClientResponse
 from attrs import evolve
 
 from app.storage.errors import StorageUnavailable
-from app.web.endpoints import state_stream as follow
+from app.web.endpoints import state_stream
 from tests.web.conftest import Web, assert_problem
-from tests.web.example import Parcel
+from tests.web.example import Shipment
 
-PARCEL = Parcel(id="p", owner="o", pieces=1)
-PATH = "/v1/parcels/p/stream"
+SHIPMENT = Shipment(id="p", owner="o", pieces=1)
+PATH = "/v1/shipments/p/stream"
 
 
 @asynccontextmanager
-async def stream(web: Web) -> AsyncIterator[ClientResponse]:
+async def open_stream(web: Web) -> AsyncIterator[ClientResponse]:
     async with web.client.get(PATH, headers={"X-Correlation-ID": "c-1"}) as response:
         yield response
 
 
-async def event(response: ClientResponse) -> dict[str, Any] | None:
+async def next_event(response: ClientResponse) -> dict[str, Any] | None:
     """Return the next event's fields, or None at the end; comments are skipped."""
     fields: dict[str, Any] = {}
     async with asyncio.timeout(5):
@@ -42,172 +42,172 @@ async def event(response: ClientResponse) -> dict[str, Any] | None:
     return None
 
 
-async def watched(web: Web, count: int) -> None:
-    """Wait until *count* streams watch the parcel."""
-    await web.service.until(lambda: len(web.service.watchers.get((Parcel, "p"), [])) == count)
+async def wait_for_watchers(web: Web, count: int) -> None:
+    """Wait until *count* streams watch the shipment."""
+    await web.service.wait_until(lambda: len(web.service.watchers.get((Shipment, "p"), [])) == count)
 
 
-async def test_a_stream_shows_the_present_and_then_each_change_until_it_is_over(web: Web) -> None:
-    """The last event is the terminal state, and then the stream ends by itself."""
-    web.service.put(PARCEL)
-    async with stream(web) as response:
+async def test_a_stream_sends_the_present_state_and_each_change_until_the_final_one(web: Web) -> None:
+    """After the final state the server ends the stream."""
+    web.service.put(SHIPMENT)
+    async with open_stream(web) as response:
         assert response.status == 200
         assert response.headers["Content-Type"] == "text/event-stream"
         assert response.headers["X-Correlation-ID"] == "c-1"
         assert response.headers["Cache-Control"] == "no-cache"
-        seen = []
+        events = []
         for place in ("counter", "van", "delivered"):
-            web.service.put(evolve(PARCEL, place=place))
-            seen.append(await event(response))
-        assert [(e["event"], e["data"]["place"]) for e in seen if e] == [
-            ("parcel", "counter"),
-            ("parcel", "van"),
-            ("parcel", "delivered"),
+            web.service.put(evolve(SHIPMENT, place=place))
+            events.append(await next_event(response))
+        assert [(e["event"], e["data"]["place"]) for e in events if e] == [
+            ("shipment", "counter"),
+            ("shipment", "van"),
+            ("shipment", "delivered"),
         ]
-        assert len({e["id"] for e in seen if e}) == 3
-        assert await event(response) is None
-    await watched(web, 0)
-    assert web.streams.open == 0
+        assert len({e["id"] for e in events if e}) == 3
+        assert await next_event(response) is None
+    await wait_for_watchers(web, 0)
+    assert web.streams.open_count == 0
 
 
-async def test_what_is_over_is_shown_once(web: Web) -> None:
-    """Who comes late still hears how it ended."""
-    web.service.put(evolve(PARCEL, place="delivered"))
-    async with stream(web) as response:
-        shown = await event(response)
-        assert shown is not None
-        assert shown["data"]["place"] == "delivered"
-        assert await event(response) is None
+async def test_a_final_state_is_sent_once(web: Web) -> None:
+    """A client that connects after the end still gets the final state."""
+    web.service.put(evolve(SHIPMENT, place="delivered"))
+    async with open_stream(web) as response:
+        event = await next_event(response)
+        assert event is not None
+        assert event["data"]["place"] == "delivered"
+        assert await next_event(response) is None
 
 
 async def test_a_change_before_the_first_read_is_not_missed(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The watch begins before the state is read: what happens in between wakes the stream."""
-    web.service.put(PARCEL)
+    """The watch begins before the state is read, so a change in between wakes the stream."""
+    web.service.put(SHIPMENT)
     get = web.service.get
 
-    async def slow_get(cls: type, key: str) -> Any:
+    async def get_and_change(cls: type, key: str) -> Any:
         found = await get(cls, key)
         if web.service.reads == 1:
-            web.service.put(evolve(PARCEL, place="delivered"))
+            web.service.put(evolve(SHIPMENT, place="delivered"))
         return found
 
-    monkeypatch.setattr(web.service, "get", slow_get)
-    async with stream(web) as response:
+    monkeypatch.setattr(web.service, "get", get_and_change)
+    async with open_stream(web) as response:
         for place in ("counter", "delivered"):
-            shown = await event(response)
-            assert shown is not None
-            assert shown["data"]["place"] == place
+            event = await next_event(response)
+            assert event is not None
+            assert event["data"]["place"] == place
 
 
-async def test_a_change_that_nobody_told_of_is_seen_in_time(web: Web) -> None:
-    """Another process wakes nobody here; the state is read again from time to time."""
-    assert follow.REREAD_SECONDS <= 5
-    web.streams.reread_seconds = 0.01
-    web.service.put(PARCEL)
-    async with stream(web) as response:
-        await event(response)
-        web.service.put(evolve(PARCEL, place="delivered"), silently=True)
-        shown = await event(response)
-        assert shown is not None
-        assert shown["data"]["place"] == "delivered"
+async def test_a_change_by_another_process_is_sent_within_the_polling_interval(web: Web) -> None:
+    """Another process notifies no watcher here; the stream reads the state again every few seconds."""
+    assert state_stream.POLL_SECONDS <= 5
+    web.streams.poll_seconds = 0.01
+    web.service.put(SHIPMENT)
+    async with open_stream(web) as response:
+        await next_event(response)
+        web.service.put(evolve(SHIPMENT, place="delivered"), silently=True)
+        event = await next_event(response)
+        assert event is not None
+        assert event["data"]["place"] == "delivered"
 
 
-async def test_reading_again_says_nothing_new(web: Web) -> None:
-    """A state that is as it was is not sent a second time."""
-    web.streams.reread_seconds = 0.001
-    web.service.put(PARCEL)
-    async with stream(web) as response:
-        await event(response)
-        await web.service.until(lambda: web.service.reads >= 10)
-        web.service.put(evolve(PARCEL, place="delivered"))
-        shown = await event(response)
-        assert shown is not None
-        assert (shown["id"], shown["data"]["place"]) == ("2", "delivered")
+async def test_an_unchanged_state_is_not_sent_again(web: Web) -> None:
+    """Polling alone causes no event."""
+    web.streams.poll_seconds = 0.001
+    web.service.put(SHIPMENT)
+    async with open_stream(web) as response:
+        await next_event(response)
+        await web.service.wait_until(lambda: web.service.reads >= 10)
+        web.service.put(evolve(SHIPMENT, place="delivered"))
+        event = await next_event(response)
+        assert event is not None
+        assert (event["id"], event["data"]["place"]) == ("2", "delivered")
 
 
-async def test_an_unknown_one_is_404_before_any_stream(web: Web) -> None:
-    """A problem, like everywhere else."""
-    assert (await web.ask("GET", PATH)).json["code"] == "not_found"
-    assert (await web.ask("HEAD", PATH)).status == 404
+async def test_a_stream_of_an_unknown_state_is_404(web: Web) -> None:
+    """The response is a problem document, and no stream begins."""
+    assert (await web.request("GET", PATH)).json["code"] == "not_found"
+    assert (await web.request("HEAD", PATH)).status == 404
 
 
-async def test_a_database_out_of_reach_is_503_before_and_patience_after(web: Web) -> None:
-    """A stream that has begun waits for the database to come back."""
-    web.streams.reread_seconds = 0.01
-    web.service.trouble = StorageUnavailable("away")
-    assert (await web.ask("GET", PATH)).status == 503
-    web.service.trouble = None
-    web.service.put(PARCEL)
-    async with stream(web) as response:
-        await event(response)
-        web.service.trouble = StorageUnavailable("away")
-        web.service.put(evolve(PARCEL, place="delivered"))
+async def test_a_database_outage_is_503_before_the_stream_begins_and_waited_out_afterwards(web: Web) -> None:
+    """An open stream continues once the database is available again."""
+    web.streams.poll_seconds = 0.01
+    web.service.failure = StorageUnavailable("unavailable")
+    assert (await web.request("GET", PATH)).status == 503
+    web.service.failure = None
+    web.service.put(SHIPMENT)
+    async with open_stream(web) as response:
+        await next_event(response)
+        web.service.failure = StorageUnavailable("unavailable")
+        web.service.put(evolve(SHIPMENT, place="delivered"))
         reads = web.service.reads
-        await web.service.until(lambda: web.service.reads >= reads + 3)
-        web.service.trouble = None
-        shown = await event(response)
-        assert shown is not None
-        assert shown["data"]["place"] == "delivered"
+        await web.service.wait_until(lambda: web.service.reads >= reads + 3)
+        web.service.failure = None
+        event = await next_event(response)
+        assert event is not None
+        assert event["data"]["place"] == "delivered"
 
 
 async def test_a_stream_that_fails_ends(web: Web) -> None:
-    """Nothing of the reason gets out; the listener comes again."""
-    web.service.put(PARCEL)
-    async with stream(web) as response:
-        await event(response)
-        web.service.trouble = RuntimeError("SELECT")
-        web.service.put(PARCEL)
-        assert await event(response) is None
+    """The reason is not sent; the client can connect again."""
+    web.service.put(SHIPMENT)
+    async with open_stream(web) as response:
+        await next_event(response)
+        web.service.failure = RuntimeError("SELECT")
+        web.service.put(SHIPMENT)
+        assert await next_event(response) is None
 
 
-async def test_head_of_a_stream_is_its_head(web: Web) -> None:
-    """And it does not wait for anything."""
-    web.service.put(PARCEL)
-    answer = await web.ask("HEAD", PATH)
-    assert (answer.status, answer.headers["Content-Type"]) == (200, "text/event-stream")
+async def test_head_returns_the_headers_of_a_stream(web: Web) -> None:
+    """The response ends at once."""
+    web.service.put(SHIPMENT)
+    response = await web.request("HEAD", PATH)
+    assert (response.status, response.headers["Content-Type"]) == (200, "text/event-stream")
 
 
-async def test_a_server_that_goes_down_ends_its_streams_at_once(web: Web) -> None:
-    """Nobody waits for a parcel that will take days."""
-    web.service.put(PARCEL)
-    async with stream(web) as response:
-        await event(response)
-        async with asyncio.timeout(0.9):  # the grace for open connections is a second
+async def test_a_server_that_shuts_down_ends_its_streams_at_once(web: Web) -> None:
+    """The shutdown does not wait for a final state."""
+    web.service.put(SHIPMENT)
+    async with open_stream(web) as response:
+        await next_event(response)
+        async with asyncio.timeout(0.9):  # the grace period for open connections is one second
             closing = asyncio.ensure_future(web.server.close())
-            assert await event(response) is None
+            assert await next_event(response) is None
         await closing
-    assert web.streams.open == 0
+    assert web.streams.open_count == 0
 
 
-async def test_a_listener_who_goes_is_noticed(web: Web) -> None:
-    """At the next reading at the latest."""
-    web.streams.reread_seconds = 0.01
-    web.service.put(PARCEL)
-    async with stream(web) as response:
-        await event(response)
-        await watched(web, 1)
+async def test_a_disconnected_client_ends_its_stream(web: Web) -> None:
+    """The server notices it when it polls, at the latest."""
+    web.streams.poll_seconds = 0.01
+    web.service.put(SHIPMENT)
+    async with open_stream(web) as response:
+        await next_event(response)
+        await wait_for_watchers(web, 1)
         response.close()
-    await watched(web, 0)
+    await wait_for_watchers(web, 0)
 
 
-async def test_a_quiet_stream_is_pinged(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A comment every fifteen seconds keeps proxies from hanging up."""
-    assert follow.PING_SECONDS == 15
-    monkeypatch.setattr(follow, "PING_SECONDS", 0.01)
-    web.service.put(PARCEL)
-    async with stream(web) as response:
-        await event(response)
+async def test_a_quiet_stream_sends_pings(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comment every fifteen seconds keeps proxies from closing the connection."""
+    assert state_stream.PING_SECONDS == 15
+    monkeypatch.setattr(state_stream, "PING_SECONDS", 0.01)
+    web.service.put(SHIPMENT)
+    async with open_stream(web) as response:
+        await next_event(response)
         async with asyncio.timeout(5):
             assert (await response.content.readline()).startswith(b":")
 
 
-async def test_there_are_only_so_many_streams(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next one is told to come later."""
-    monkeypatch.setattr(follow, "STREAMS_MAX", 1)
-    web.service.put(PARCEL)
-    async with stream(web) as response:
-        await event(response)
-        async with stream(web) as second:
+async def test_the_number_of_open_streams_is_limited(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one gets a 503 with Retry-After; other requests are not affected."""
+    monkeypatch.setattr(state_stream, "STREAMS_MAX", 1)
+    web.service.put(SHIPMENT)
+    async with open_stream(web) as response:
+        await next_event(response)
+        async with open_stream(web) as second:
             assert (second.status, second.headers["Retry-After"]) == (503, "5")
-    assert_problem(await web.ask("GET", "/nowhere"))
-    assert (await web.ask("GET", "/nowhere")).status == 404
+    assert_problem(await web.request("GET", "/nowhere"))
+    assert (await web.request("GET", "/nowhere")).status == 404

@@ -1,4 +1,4 @@
-"""Strict JSON, held against the standard library's reader with every hook in use."""
+"""The strict JSON parser, compared with the standard library's parser and strict hooks."""
 
 from __future__ import annotations
 
@@ -32,32 +32,32 @@ TEXTS = st.recursive(
 BODIES = TEXTS.map(lambda text: text.encode("utf-8", "surrogatepass")) | st.binary(max_size=20)
 
 
-class Refuse(Exception):
-    """The oracle's no."""
+class Rejected(Exception):
+    """The reference parser rejects the text."""
 
 
-def refuse(text: str) -> Any:
-    raise Refuse(text)
+def reject(text: str) -> Any:
+    raise Rejected(text)
 
 
 def integer(text: str) -> int:
     value = int(text)
     if not -(2**63) <= value < 2**63:
-        raise Refuse(text)
+        raise Rejected(text)
     return value
 
 
-def once(found: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_names(found: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(found)) != len(found):
-        raise Refuse("a name twice")
+        raise Rejected("a name twice")
     return dict(found)
 
 
-def oracle(body: bytes) -> Any:
+def reference_loads(body: bytes) -> Any:
     value = json.loads(
-        body.decode(), object_pairs_hook=once, parse_constant=refuse, parse_float=refuse, parse_int=integer
+        body.decode(), object_pairs_hook=unique_names, parse_constant=reject, parse_float=reject, parse_int=integer
     )
-    json.dumps(value, ensure_ascii=False).encode()  # fails on halves of surrogate pairs
+    json.dumps(value, ensure_ascii=False).encode()  # fails for halves of surrogate pairs
     return value
 
 
@@ -66,11 +66,11 @@ def oracle(body: bytes) -> Any:
 @example(b'{"a":":","a":":"}')
 @example(b'{"a:b":1}')
 @example(b"\xef\xbb\xbf{}")
-def test_a_body_is_read_as_the_oracle_reads_it_or_not_at_all(body: bytes) -> None:
-    """Two readers, one verdict: the same value, or a refusal by both."""
+def test_a_body_has_the_same_value_as_for_the_reference_parser_or_is_rejected_by_both(body: bytes) -> None:
+    """There is no text for which the two parsers disagree."""
     try:
-        expected = oracle(body)
-    except (Refuse, ValueError):
+        expected = reference_loads(body)
+    except (Rejected, ValueError):
         with pytest.raises((NotStrict, NotAnInteger)):
             loads(body)
     else:
@@ -80,8 +80,8 @@ def test_a_body_is_read_as_the_oracle_reads_it_or_not_at_all(body: bytes) -> Non
 
 
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
-def test_nesting_ends_at_32_levels(opening: str, closing: str) -> None:
-    """32 levels are read, 33 are not, and 100,000 are only a longer way to say 33."""
+def test_nesting_is_limited_to_32_levels(opening: str, closing: str) -> None:
+    """32 levels are accepted; 33 and up to 100,000 are rejected."""
 
     def nested(levels: int) -> bytes:
         return (opening * levels + ("1" if closing == "}" else "") + closing * levels).encode()
@@ -92,22 +92,22 @@ def test_nesting_ends_at_32_levels(opening: str, closing: str) -> None:
             loads(nested(levels))
 
 
-def test_numbers_that_are_no_integers_are_pointed_at() -> None:
-    """Where they are is said as a JSON Pointer, names escaped; what they are is not repeated."""
+def test_every_number_that_is_not_an_integer_is_pointed_at() -> None:
+    """The violations have JSON Pointers with escaped names, and do not repeat the values."""
     with pytest.raises(NotAnInteger) as caught:
         loads(b'{"a/b": [1, 1.5], "c~d": {"": 18446744073709551615}, "e": 1}')
-    assert [problem.pointer for problem in caught.value.problems] == ["/a~1b/1", "/c~0d/"]
+    assert [violation.pointer for violation in caught.value.violations] == ["/a~1b/1", "/c~0d/"]
 
 
-def test_twenty_numbers_are_pointed_at_and_no_more() -> None:
-    """A body full of them is not answered with a longer one."""
+def test_at_most_twenty_numbers_are_pointed_at() -> None:
+    """Also if the body has thousands of them."""
     with pytest.raises(NotAnInteger) as caught:
         loads(b"[" + b",".join([b"1.5"] * 10000) + b"]")
-    assert len(caught.value.problems) == 20
+    assert len(caught.value.violations) == 20
 
 
-def test_a_refusal_holds_nothing_of_the_body() -> None:
-    """What the caller sent is the caller's; it is not sent back, nor written to a log."""
+def test_a_rejection_repeats_nothing_of_the_body() -> None:
+    """The content of a body may be confidential: it is neither returned nor logged."""
     for body in (b'{"pin": 1234', b'{"pin1234": 1, "pin1234": 2}', b'"1234\xff"'):
         with pytest.raises(NotStrict) as caught:
             loads(body)

@@ -1,8 +1,8 @@
-"""Over HTTP: which events are promised, who still needs which version, and the events' own description."""
+"""Endpoints about the events: how each version is used, and the AsyncAPI document."""
 
 from __future__ import annotations
 
-__all__ = ["DESCRIBED", "route_group", "shown"]
+__all__ = ["DESCRIPTION", "route_group", "to_json"]
 
 from typing import Any
 
@@ -10,16 +10,15 @@ import orjson
 from aiohttp import hdrs, web
 
 from app.messaging.version_usage import VersionUsage, VersionUsageReport
-from app.web.endpoints.module_routes import JSON, respond_json
 from app.web.handler import Endpoint, RequestContext
 from app.web.problems import ProblemError
 from app.web.requests.parsing import read_query
+from app.web.responses import JSON, json_response
 from app.web.route_group import RouteGroup
-from app.web.spec.components import Description, operation, parameter, ref, response
+from app.web.spec.components import Description, operation, query_parameter, ref, response
 
-_STATUS = "/v1/contracts"
-_ASYNCAPI = "/asyncapi.json"
-_MODULE = "Whose process is asked, where one address stands for several; one that does not run it answers 404."
+_CONTRACTS_PATH = "/v1/contracts"
+_ASYNCAPI_PATH = "/asyncapi.json"
 _COUNT = {"type": "integer", "minimum": 0}
 _CONTRACT = {
     "type": "object",
@@ -32,56 +31,64 @@ _CONTRACT = {
         "subject": {"type": "string"},
         "event": {"type": "string"},
         "version": {"type": "integer", "minimum": 1},
-        "said_by": {"type": "string"},
+        "said_by": {"type": "string", "description": "The module that publishes the event."},
         "is_newest": {"type": "boolean"},
-        "is_said": {"type": "boolean", "description": "Newest, or said beside the newest by a migration."},
-        "since": {"type": ["string", "null"], "description": "The release that began to say it beside a newer version."},
+        "is_said": {"type": "boolean", "description": "Published: the newest version, or one beside it."},
+        "since": {
+            "type": ["string", "null"],
+            "description": "The release that began to publish this version beside a newer one.",
+        },
         "listeners": {
             "type": "array",
+            "description": "The consumers that subscribe to this version, with their undelivered and unacknowledged messages.",
             "items": {
                 "type": "object",
                 "required": ["consumer", "pending"],
                 "properties": {"consumer": {"type": "string"}, "pending": _COUNT},
             },
         },
-        "published": {**_COUNT, "description": "By this process, since it started; both lanes."},
+        "published": {**_COUNT, "description": "Messages that this process has published since its start, in both lanes."},
         "handled": {
             "type": "object",
-            "description": "By consumer and outcome, in this process, since it started; both lanes.",
+            "description": "Messages that this process has handled since its start, by consumer and outcome, in both lanes.",
             "additionalProperties": {"type": "object", "additionalProperties": _COUNT},
         },
         "safe_to_drop": {"type": "boolean"},
-        "reasons": {"type": "array", "items": {"type": "string"}, "description": "Why it is not safe."},
+        "reasons": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Why the version cannot be dropped safely.",
+        },
     },
 }
-_PAGE = {
+_CONTRACT_LIST = {
     "type": "object",
     "required": ["items"],
-    "properties": {"items": {"type": "array", "items": ref("schemas", "contract")}},
+    "properties": {"items": {"type": "array", "items": ref("schemas", "Contract")}},
 }
 
 
-def route_group(overview: VersionUsageReport, asyncapi: dict[str, Any]) -> RouteGroup:
-    """Return the routes."""
+def route_group(report: VersionUsageReport, asyncapi: dict[str, Any]) -> RouteGroup:
+    """Return the endpoints that serve *report* and the document *asyncapi*."""
     document = orjson.dumps(asyncapi)
 
-    async def status(request: web.Request, asked: RequestContext) -> web.Response:
+    async def list_contracts(request: web.Request, context: RequestContext) -> web.Response:
         module = read_query(request, {"module"}).get("module")
-        if module is not None and module not in overview.modules:
+        if module is not None and module not in report.modules:
             raise ProblemError(404, "not_found", "This process does not run that module.")
-        return respond_json({"items": [shown(usage) for usage in await overview.usages()]})
+        return json_response({"items": [to_json(usage) for usage in await report.usages()]})
 
-    async def describe(request: web.Request, asked: RequestContext) -> web.Response:
+    async def get_asyncapi(request: web.Request, context: RequestContext) -> web.Response:
         return web.Response(body=document, headers={hdrs.CONTENT_TYPE: JSON})
 
-    operations = (
-        Endpoint(hdrs.METH_GET, _STATUS, status),
-        Endpoint(hdrs.METH_GET, _ASYNCAPI, describe, is_open=True),
+    endpoints = (
+        Endpoint(hdrs.METH_GET, _CONTRACTS_PATH, list_contracts),
+        Endpoint(hdrs.METH_GET, _ASYNCAPI_PATH, get_asyncapi, is_public=True),
     )
-    return RouteGroup(operations, DESCRIBED)
+    return RouteGroup(endpoints, DESCRIPTION)
 
 
-def shown(usage: VersionUsage) -> dict[str, Any]:
+def to_json(usage: VersionUsage) -> dict[str, Any]:
     """Return *usage* as the API shows it."""
     return {
         "subject": usage.subject,
@@ -99,30 +106,40 @@ def shown(usage: VersionUsage) -> dict[str, Any]:
     }
 
 
-DESCRIBED = Description(
+DESCRIPTION = Description(
     {
-        _STATUS: {
+        _CONTRACTS_PATH: {
             "get": operation(
-                "get",
-                _STATUS,
-                "Who says and who hears which version of which event",
+                "listContracts",
+                _CONTRACTS_PATH,
+                "List every version of every event, with its producer and its consumers",
                 "events",
-                {200: response("Every version that this process's modules say or hear.", _PAGE)},
+                {
+                    200: response(
+                        "Every version that the modules of this process publish or consume.", ref("schemas", "ContractList")
+                    )
+                },
                 (400, 404),
-                parameters=[{**parameter("module", {"type": "string"}), "description": _MODULE}],
+                parameters=[
+                    {
+                        **query_parameter("module", {"type": "string"}),
+                        "description": "A process that does not run this module answers 404. It selects the process where"
+                        " one address stands for several.",
+                    }
+                ],
             )
         },
-        _ASYNCAPI: {
+        _ASYNCAPI_PATH: {
             "get": operation(
-                "get",
-                _ASYNCAPI,
-                "The events, described",
+                "getAsyncApi",
+                _ASYNCAPI_PATH,
+                "Description of the events",
                 "events",
                 {200: response("AsyncAPI 3.0.0.", {"type": "object"})},
-                is_open=True,
+                is_public=True,
             )
         },
     },
-    {"contract": _CONTRACT},
+    {"Contract": _CONTRACT, "ContractList": _CONTRACT_LIST},
 )
-"""The routes, for the API's description."""
+"""The OpenAPI description of these endpoints."""

@@ -1,8 +1,8 @@
-"""What no try could deliver: to look at, to send again, to throw away."""
+"""Endpoints for dead letters: messages that no delivery attempt could process. List, show, replay, discard."""
 
 from __future__ import annotations
 
-__all__ = ["DESCRIBED", "DeadLetterService", "route_group", "shown"]
+__all__ = ["DESCRIPTION", "DeadLetterService", "route_group", "to_json"]
 
 from base64 import b64encode
 from collections.abc import Sequence
@@ -14,66 +14,76 @@ import orjson
 from aiohttp import hdrs, web
 
 from app.messaging.dead_letters import NotReplayable, StoredDeadLetter
-from app.web.endpoints.module_routes import page, respond_json
 from app.web.handler import Endpoint, RequestContext
 from app.web.problems import ProblemError
-from app.web.requests.parsing import page_size, parameters, read_body, read_query
+from app.web.requests.paging import read_page
+from app.web.requests.parsing import path_parameters, read_body, read_query
+from app.web.responses import json_response
 from app.web.route_group import RouteGroup
-from app.web.spec.components import Description, body, operation, parameter, ref, response
+from app.web.spec.components import Description, body, operation, page_of, query_parameter, ref, response
 from bus.contracts.registry import validator
 
 
 class DeadLetterService(Protocol):
-    """Where dead letters lie, and how to get them going again."""
+    """The stored dead letters."""
 
     async def list(
         self, consumer: str | None, subject: str | None, after: str | None, limit: int, *, error: str | None = None
     ) -> Sequence[StoredDeadLetter]:
-        """Return up to *limit* letters of *consumer*, *subject* and *error* (None: of any), by id, beyond *after*."""
+        """
+        Return up to *limit* dead letters, ordered by id, with ids greater than *after*.
+
+        *consumer*, *subject* and *error* restrict them; None does not.
+        """
 
     async def get(self, id: str) -> StoredDeadLetter | None:
-        """Return one letter."""
+        """Return one dead letter, or None if the id is unknown."""
 
     async def replay(self, id: str) -> bool:
         """
-        Send a letter's message to its consumer again, as a new message that carries the old event; false: no such.
+        Publish the event of a dead letter to its consumer again, in a new message; return False if the id is unknown.
 
         Raises:
-            NotReplayable: That consumer hears nothing.
+            NotReplayable: The consumer subscribes to nothing.
         """
 
     async def replay_many(
         self, consumer: str | None, subject: str | None, error: str | None, dry_run: bool
     ) -> tuple[int, int]:
         """
-        Replay every letter that fits what is not None; return how many fit, and how many went (with *dry_run* 0).
+        Replay all matching dead letters; return how many match and how many were replayed (0 with *dry_run*).
 
-        Those that cannot be replayed do not fit.
+        *consumer*, *subject* and *error* restrict them; None does not. Those that cannot be replayed do not match.
         """
 
     async def discard(self, id: str) -> bool:
-        """Throw a letter away for good; false: no such."""
+        """Delete a dead letter for good; return False if the id is unknown."""
 
 
 _TEXT = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"}
 _COUNT = {"type": "integer", "minimum": 0}
-_REPLAY = {
+_REPLAY_REQUEST = {
     "type": "object",
     "additionalProperties": False,
     "required": ["dry_run"],
-    "properties": {"consumer": _TEXT, "subject": _TEXT, "error": _TEXT, "dry_run": {"type": "boolean"}},
+    "properties": {
+        "consumer": _TEXT,
+        "subject": _TEXT,
+        "error": _TEXT,
+        "dry_run": {"type": "boolean", "description": "Count the matching dead letters, and replay none."},
+    },
 }
-_REPLAYED = {
+_REPLAY_RESULT = {
     "type": "object",
     "required": ["matched", "replayed"],
     "properties": {"matched": _COUNT, "replayed": _COUNT},
 }
-_ACCEPTED = {
+_REPLAY_ACCEPTED = {
     "type": "object",
     "required": ["id", "status"],
     "properties": {"id": {"type": "string"}, "status": {"const": "replaying"}},
 }
-_LETTER = {
+_DEAD_LETTER = {
     "type": "object",
     "required": [
         *("id", "consumer", "subject", "error", "detail", "attempts", "first_seen", "last_seen", "replays", "message")
@@ -91,91 +101,90 @@ _LETTER = {
                 "id": {"type": "string"},
                 "key": {"type": "string"},
                 "headers": {"type": "object", "additionalProperties": {"type": "string"}},
-                "body": {"description": 'The JSON that it is, or {"base64": "..."} where it is none.'},
+                "body": {"description": 'The JSON value of the body, or {"base64": "..."} if it is not JSON.'},
             },
         },
     },
 }
-_ALL = "/v1/dead-letters"
-_ONE = "/v1/dead-letters/{id}"
-_REPLAY_ONE = "/v1/dead-letters/{id}/replay"
-_REPLAY_MANY = "/v1/dead-letters/replay"
+_LIST_PATH = "/v1/dead-letters"
+_ITEM_PATH = "/v1/dead-letters/{id}"
+_REPLAY_ITEM_PATH = "/v1/dead-letters/{id}/replay"
+_REPLAY_PATH = "/v1/dead-letters/replay"
 _FILTERS = ("consumer", "subject", "error")
 
 _NOT_FOUND = partial(ProblemError, 404, "not_found", "There is no such dead letter.")
 
 
 def route_group(service: DeadLetterService) -> RouteGroup:
-    """Return the routes of *desk*."""
-    read = partial(read_body, fits=validator(_REPLAY), schema=_REPLAY)
+    """Return the endpoints for the dead letters of *service*."""
+    read_replay_request = partial(read_body, is_valid=validator(_REPLAY_REQUEST), schema=_REPLAY_REQUEST)
 
-    async def browse(request: web.Request, asked: RequestContext) -> web.Response:
+    async def list_dead_letters(request: web.Request, context: RequestContext) -> web.Response:
         query = read_query(request, {*_FILTERS, "limit", "cursor"})
-        page_size(query)
 
         async def fetch(after: str | None, limit: int) -> Sequence[StoredDeadLetter]:
             consumer, subject, error = map(query.get, _FILTERS)
             return await service.list(consumer, subject, after, limit, error=error)
 
-        return respond_json(await page(query, fetch, lambda kept: str(kept.dead_letter.id), shown))
+        return json_response(await read_page(query, fetch, lambda stored: str(stored.dead_letter.id), to_json))
 
-    async def show(request: web.Request, asked: RequestContext) -> web.Response:
-        kept = await service.get(_id(request))
-        if kept is None:
+    async def get(request: web.Request, context: RequestContext) -> web.Response:
+        stored = await service.get(_id(request))
+        if stored is None:
             raise _NOT_FOUND()
-        return respond_json(shown(kept))
+        return json_response(to_json(stored))
 
-    async def replay(request: web.Request, asked: RequestContext) -> web.Response:
+    async def replay(request: web.Request, context: RequestContext) -> web.Response:
         id = _id(request)
         try:
             is_known = await service.replay(id)
         except NotReplayable as error:
-            raise ProblemError(
-                409, "not_replayable", f"{error} This letter is for a person: deal with it, then throw it away."
-            ) from None
+            detail = f"{error} This dead letter needs a manual decision: resolve its cause, then discard it."
+            raise ProblemError(409, "not_replayable", detail) from None
         if not is_known:
             raise _NOT_FOUND()
-        return respond_json({"id": id, "status": "replaying"}, 202)
+        return json_response({"id": id, "status": "replaying"}, 202)
 
-    async def replay_many(request: web.Request, asked: RequestContext) -> web.Response:
-        asked_for = await read(request)
+    async def replay_many(request: web.Request, context: RequestContext) -> web.Response:
+        wanted = await read_replay_request(request)
         matched, replayed = await service.replay_many(
-            asked_for.get("consumer"), asked_for.get("subject"), asked_for.get("error"), asked_for["dry_run"]
+            wanted.get("consumer"), wanted.get("subject"), wanted.get("error"), wanted["dry_run"]
         )
-        return respond_json({"matched": matched, "replayed": replayed})
+        return json_response({"matched": matched, "replayed": replayed})
 
-    async def discard(request: web.Request, asked: RequestContext) -> web.Response:
+    async def discard(request: web.Request, context: RequestContext) -> web.Response:
         if not await service.discard(_id(request)):
             raise _NOT_FOUND()
         return web.Response(status=204)
 
     return RouteGroup(
         (
-            Endpoint(hdrs.METH_GET, _ALL, browse),
-            Endpoint(hdrs.METH_POST, _REPLAY_MANY, replay_many),
-            Endpoint(hdrs.METH_GET, _ONE, show),
-            Endpoint(hdrs.METH_DELETE, _ONE, discard),
-            Endpoint(hdrs.METH_POST, _REPLAY_ONE, replay),
+            Endpoint(hdrs.METH_GET, _LIST_PATH, list_dead_letters),
+            Endpoint(hdrs.METH_POST, _REPLAY_PATH, replay_many),
+            Endpoint(hdrs.METH_GET, _ITEM_PATH, get),
+            Endpoint(hdrs.METH_DELETE, _ITEM_PATH, discard),
+            Endpoint(hdrs.METH_POST, _REPLAY_ITEM_PATH, replay),
         ),
-        DESCRIBED,
+        DESCRIPTION,
     )
 
 
 def _id(request: web.Request) -> str:
-    path = parameters(request)
+    path = path_parameters(request)
     if path is None:
         raise _NOT_FOUND()
     return path["id"]
 
 
-def shown(kept: StoredDeadLetter) -> dict[str, Any]:
-    """Return *kept* as the API shows it."""
-    dead_letter = kept.dead_letter
+def to_json(stored: StoredDeadLetter) -> dict[str, Any]:
+    """Return *stored* as the API shows it."""
+    dead_letter = stored.dead_letter
     try:
-        said = orjson.loads(dead_letter.message.body)
-        orjson.dumps([[[[said]]]])  # it reads deeper than it writes; so deep it lies in a page of letters
+        body = orjson.loads(dead_letter.message.body)
+        # orjson decodes deeper nesting than it encodes; four levels more is where the body is in a page of dead letters.
+        orjson.dumps([[[[body]]]])
     except (orjson.JSONDecodeError, orjson.JSONEncodeError):
-        said = {"base64": b64encode(dead_letter.message.body).decode("ascii")}
+        body = {"base64": b64encode(dead_letter.message.body).decode("ascii")}
     return {
         "id": dead_letter.id,
         "consumer": dead_letter.consumer,
@@ -183,65 +192,80 @@ def shown(kept: StoredDeadLetter) -> dict[str, Any]:
         "error": dead_letter.error,
         "detail": dead_letter.detail,
         "attempts": dead_letter.attempts,
-        "first_seen": _moment(dead_letter.first_seen),
-        "last_seen": _moment(dead_letter.last_seen),
-        "replays": kept.replays,
+        "first_seen": _timestamp(dead_letter.first_seen),
+        "last_seen": _timestamp(dead_letter.last_seen),
+        "replays": stored.replays,
         "message": {
             "id": dead_letter.message.id,
             "key": dead_letter.message.key,
             "headers": dict(dead_letter.message.headers),
-            "body": said,
+            "body": body,
         },
     }
 
 
-def _moment(at: datetime) -> str:
+def _timestamp(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def _page() -> dict[str, Any]:
-    return {
-        "type": "object",
-        "required": ["items", "next_cursor"],
-        "properties": {
-            "items": {"type": "array", "items": ref("schemas", "dead_letter")},
-            "next_cursor": {"type": ["string", "null"]},
-        },
-    }
+def _describe(name: str, path: str, summary: str, responses: dict[int, Any], *problems: int, **more: Any) -> Any:
+    return operation(name, path, summary, "dead letters", responses, (*problems, 503), **more)
 
 
-def _described(method: str, path: str, summary: str, answers: dict[int, Any], *problems: int, **more: Any) -> Any:
-    return operation(method, path, summary, "dead letters", answers, (*problems, 503), **more)
-
-
-DESCRIBED = Description(
+DESCRIPTION = Description(
     {
-        _ALL: {
-            "get": _described(
-                *("get", _ALL, "List dead letters", {200: response("One page.", _page())}, 400),
+        _LIST_PATH: {
+            "get": _describe(
+                "listDeadLetters",
+                _LIST_PATH,
+                "List dead letters",
+                {200: response("One page.", ref("schemas", "DeadLetterPage"))},
+                400,
                 parameters=[
-                    *(parameter(name, {"type": "string"}) for name in _FILTERS),
-                    ref("parameters", "limit"),
-                    ref("parameters", "cursor"),
+                    *(query_parameter(name, {"type": "string"}) for name in _FILTERS),
+                    ref("parameters", "Limit"),
+                    ref("parameters", "Cursor"),
                 ],
             )
         },
-        _REPLAY_MANY: {
-            "post": _described(
-                *("post", _REPLAY_MANY, "Send many again", {200: response("How many.", _REPLAYED)}, 400, 408, 413, 415),
-                request_body=body(_REPLAY),
+        _REPLAY_PATH: {
+            "post": _describe(
+                "replayDeadLetters",
+                _REPLAY_PATH,
+                "Replay all dead letters that match a filter",
+                {200: response("How many match, and how many were replayed.", ref("schemas", "ReplayResult"))},
+                *(400, 408, 413, 415),
+                request_body=body(ref("schemas", "ReplayRequest")),
             )
         },
-        _ONE: {
-            "get": _described(
-                "get", _ONE, "Show one", {200: response("The letter.", ref("schemas", "dead_letter"))}, 404
+        _ITEM_PATH: {
+            "get": _describe(
+                "getDeadLetter",
+                _ITEM_PATH,
+                "Show a dead letter",
+                {200: response("The dead letter.", ref("schemas", "DeadLetter"))},
+                404,
             ),
-            "delete": _described("delete", _ONE, "Throw one away", {204: response("Gone.")}, 404),
+            "delete": _describe(
+                "discardDeadLetter", _ITEM_PATH, "Discard a dead letter", {204: response("It is deleted.")}, 404
+            ),
         },
-        _REPLAY_ONE: {
-            "post": _described("post", _REPLAY_ONE, "Send one again", {202: response("On its way.", _ACCEPTED)}, 404, 409)
+        _REPLAY_ITEM_PATH: {
+            "post": _describe(
+                "replayDeadLetter",
+                _REPLAY_ITEM_PATH,
+                "Replay a dead letter",
+                {202: response("The event is stored in the outbox.", ref("schemas", "ReplayAccepted"))},
+                *(404, 409),
+            )
         },
     },
-    {"dead_letter": _LETTER},
+    {
+        "DeadLetter": _DEAD_LETTER,
+        "DeadLetterPage": page_of(ref("schemas", "DeadLetter")),
+        "ReplayRequest": _REPLAY_REQUEST,
+        "ReplayResult": _REPLAY_RESULT,
+        "ReplayAccepted": _REPLAY_ACCEPTED,
+    },
 )
-"""The routes of a desk, for the API's description."""
+"""The OpenAPI description of these endpoints."""

@@ -1,8 +1,8 @@
-"""A page to read and try the API: Swagger UI, from our own files and with nothing from elsewhere."""
+"""The page to read and try the API: Swagger UI, served from this package and loading nothing from elsewhere."""
 
 from __future__ import annotations
 
-__all__ = ["POLICY", "operations", "vendored"]
+__all__ = ["POLICY", "endpoints", "vendored_files"]
 
 import asyncio
 from functools import cache
@@ -13,9 +13,9 @@ from importlib.resources.abc import Traversable
 import orjson
 from aiohttp import hdrs, web
 
-from app.web.handler import Endpoint, Handle, RequestContext
+from app.web.handler import Endpoint, EndpointHandler, RequestContext
 
-# Swagger UI draws with images of its own (data:) and with style attributes; scripts come from files only.
+# Swagger UI uses images in data: URLs and style attributes. Scripts come from files only.
 POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -40,19 +40,22 @@ _FILES = {
 }
 
 
-def operations() -> tuple[Endpoint, ...]:
-    """Return the page and its files; they ask for no key, for a browser that follows a link has none to send."""
-    return tuple(Endpoint(hdrs.METH_GET, path, _file(name, kind), is_open=True) for path, (name, kind) in _FILES.items())
+def endpoints() -> tuple[Endpoint, ...]:
+    """Return the page and its files. They require no API key: a browser that follows a link cannot send one."""
+    return tuple(
+        Endpoint(hdrs.METH_GET, path, _file(name, content_type), is_public=True)
+        for path, (name, content_type) in _FILES.items()
+    )
 
 
-def vendored() -> tuple[str, dict[str, str]]:
-    """Return the version of Swagger UI that is kept here, and each of its files with its SHA-256."""
+def vendored_files() -> tuple[str, dict[str, str]]:
+    """Return the version of the vendored Swagger UI, and the SHA-256 of each of its files by name."""
     manifest = orjson.loads(_static().joinpath("swagger-ui/manifest.json").read_bytes())
     return manifest["version"], manifest["sha256"]
 
 
-def _file(name: str, kind: str) -> Handle:
-    async def handle(request: web.Request, asked: RequestContext) -> web.Response:
+def _file(name: str, content_type: str) -> EndpointHandler:
+    async def handle(request: web.Request, context: RequestContext) -> web.Response:
         body, etag = await asyncio.to_thread(_read, name)
         headers = {
             hdrs.CACHE_CONTROL: "no-cache",
@@ -63,14 +66,14 @@ def _file(name: str, kind: str) -> Handle:
         }
         if etag in request.headers.get(hdrs.IF_NONE_MATCH, ""):
             return web.Response(status=304, headers=headers)
-        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: kind, **headers})
+        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type, **headers})
 
     return handle
 
 
 @cache
 def _read(name: str) -> tuple[bytes, str]:
-    """Return a file and its entity tag. Kept once read: few ever ask, and those ask again."""
+    """Return a file and its entity tag. Cached at the first request: most processes never serve the page."""
     body = _static().joinpath(name).read_bytes()
     return body, f'"{sha256(body).hexdigest()[:32]}"'
 

@@ -1,8 +1,8 @@
-"""Whether the process lives, whether it can work, and whether all that it needs answers."""
+"""Endpoints for probes: liveness, readiness and health."""
 
 from __future__ import annotations
 
-__all__ = ["BUS", "CHECK_SECONDS_MAX", "DATABASE", "OK", "TOPOLOGY", "Health", "operations"]
+__all__ = ["BUS", "CHECK_SECONDS_MAX", "DATABASE", "OK", "TOPOLOGY", "Health", "endpoints"]
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -11,81 +11,83 @@ from typing import Literal, Protocol
 from aiohttp import hdrs, web
 from loguru import logger
 
-from app.web.endpoints.module_routes import respond_json
 from app.web.handler import Endpoint, RequestContext
 from app.web.problems import ProblemError
+from app.web.responses import json_response
 
 OK = "ok"
 BUS = "bus"
 DATABASE = "database"
 TOPOLOGY = "topology"
 CHECK_SECONDS_MAX = 2.0
-"""What has not answered by then counts as out of reach."""
+"""Checks that take longer count as failed."""
 
 
 class Health(Protocol):
-    """How a running application is."""
+    """The state of a running application and of its dependencies."""
 
     @property
     def phase(self) -> Literal["starting", "ready", "draining"]:
-        """Where it is in its life."""
+        """The phase of its life cycle."""
 
     async def checks(self) -> Mapping[str, str]:
         """
-        Ask each dependency how it is: `OK`, or one word such as ``unavailable``.
+        Check every dependency and return the results by name: `OK`, or one word such as ``unavailable``.
 
-        `BUS` is the bus; `DATABASE`, alone or before a colon and a module's name, is a database. `TOPOLOGY` is what the
-        broker holds for us: what it says instead of `OK` is for a person to read and to put right. Any other name is
-        something that one can work without for a while.
+        `BUS` is the bus. `DATABASE`, alone or followed by a colon and a module's name, is a database. `TOPOLOGY` compares
+        the broker's streams and consumers with the expected ones; a result other than `OK` is a description for the
+        operator. The process can work for a while without any other dependency.
         """
 
 
-def operations(health: Health) -> tuple[Endpoint, ...]:
-    """Return ``/livez``, ``/readyz`` and ``/health``, which nobody needs a key for."""
+def endpoints(health: Health) -> tuple[Endpoint, ...]:
+    """Return ``/livez``, ``/readyz`` and ``/health``. None of them requires an API key."""
 
-    async def livez(request: web.Request, asked: RequestContext) -> web.Response:
-        return respond_json({"status": OK})
+    async def livez(request: web.Request, context: RequestContext) -> web.Response:
+        return json_response({"status": OK})
 
-    async def readyz(request: web.Request, asked: RequestContext) -> web.Response:
-        checks = await _checks(health)
-        if health.phase != "ready" or not _are_well(checks, lambda name: _is_database(name) or name == TOPOLOGY):
-            raise _not_well(health, checks, "This process takes no requests now.")
-        return _well(health, checks)
+    async def readyz(request: web.Request, context: RequestContext) -> web.Response:
+        checks = await _run_checks(health)
+        if health.phase != "ready" or not _are_ok(checks, lambda name: _is_database(name) or name == TOPOLOGY):
+            raise _unavailable(health, checks, "This process accepts no requests now.")
+        return _available(health, checks)
 
-    async def whole(request: web.Request, asked: RequestContext) -> web.Response:
-        checks = await _checks(health)
-        if not _are_well(checks, lambda name: _is_database(name) or name == BUS):
-            raise _not_well(health, checks, "The bus or the database does not answer.")
-        return _well(health, checks)
+    async def whole(request: web.Request, context: RequestContext) -> web.Response:
+        checks = await _run_checks(health)
+        if not _are_ok(checks, lambda name: _is_database(name) or name == BUS):
+            raise _unavailable(health, checks, "The bus or a database is unavailable.")
+        return _available(health, checks)
 
-    found = {"/livez": livez, "/readyz": readyz, "/health": whole}
-    return tuple(Endpoint(hdrs.METH_GET, path, handle, is_open=True, is_probe=True) for path, handle in found.items())
+    handlers = {"/livez": livez, "/readyz": readyz, "/health": whole}
+    return tuple(
+        Endpoint(hdrs.METH_GET, path, handle, is_public=True, is_503_expected=True) for path, handle in handlers.items()
+    )
 
 
-async def _checks(health: Health) -> dict[str, str]:
-    """Return what each check says; nothing where they fail, or take too long."""
+async def _run_checks(health: Health) -> dict[str, str]:
+    """Return the result of each check; an empty dict if they fail or take longer than `CHECK_SECONDS_MAX`."""
     try:
         async with asyncio.timeout(CHECK_SECONDS_MAX):
             return dict(await health.checks())
-    except Exception as error:  # a check that fails is an answer too: the worst one
+    except Exception as error:  # the probe must answer whatever a check raises; no result counts as unavailable
         logger.debug("checks failed", error=type(error).__name__)
         return {}
 
 
-def _are_well(checks: Mapping[str, str], matters: Callable[[str], bool]) -> bool:
-    return bool(checks) and all(word == OK for name, word in checks.items() if matters(name))
+def _are_ok(checks: Mapping[str, str], is_required: Callable[[str], bool]) -> bool:
+    return bool(checks) and all(result == OK for name, result in checks.items() if is_required(name))
 
 
 def _is_database(name: str) -> bool:
     return name == DATABASE or name.startswith(f"{DATABASE}:")
 
 
-def _well(health: Health, checks: Mapping[str, str]) -> web.Response:
-    is_all_well = health.phase == "ready" and all(word == OK for word in checks.values())
-    return respond_json({"status": "ready" if is_all_well else "degraded", "checks": checks})
+def _available(health: Health, checks: Mapping[str, str]) -> web.Response:
+    is_everything_ok = health.phase == "ready" and all(result == OK for result in checks.values())
+    return json_response({"status": "ready" if is_everything_ok else "degraded", "checks": checks})
 
 
-def _not_well(health: Health, checks: Mapping[str, str], detail: str) -> ProblemError:
-    # A problem's own "status" is the number, so the word is its code.
+def _unavailable(health: Health, checks: Mapping[str, str], detail: str) -> ProblemError:
+    # A problem's own "status" is the HTTP status, so the phase is its code.
     code = "unavailable" if health.phase == "ready" else health.phase
     return ProblemError(503, code, detail, {"checks": checks}, {hdrs.RETRY_AFTER: "1"})

@@ -1,8 +1,8 @@
-"""One state after each change, as server-sent events."""
+"""One state as server-sent events: its present value, then each change."""
 
 from __future__ import annotations
 
-__all__ = ["PING_SECONDS", "REREAD_SECONDS", "STREAMS_MAX", "Streams", "stream_state"]
+__all__ = ["PING_SECONDS", "POLL_SECONDS", "STREAMS_MAX", "StateStream", "Streams", "stream_state"]
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -18,142 +18,167 @@ from loguru import logger
 
 from app.runtime.service import ModuleService
 from app.storage.errors import StorageUnavailable
-from app.web.handler import SERVER, Handle, RequestContext
+from app.web.handler import SERVER, EndpointHandler, RequestContext
 from app.web.problems import X_CORRELATION_ID, ProblemError
-from app.web.requests.parsing import parameters
+from app.web.requests.parsing import path_parameters
 from modules.routes import StreamRoute
 
-REREAD_SECONDS = 5.0
-"""Longest time until a change is seen that another process made: nobody wakes us for those."""
+POLL_SECONDS = 5.0
+"""Interval at which a stream reads its state again. A change by another process wakes no stream here, so this is the
+longest time until the stream sends it."""
 
 PING_SECONDS = 15.0
 STREAMS_MAX = 1000
-"""Most streams at once; each reads its state every `REREAD_SECONDS`."""
+"""Most streams that are open at once; each reads its state every `POLL_SECONDS`."""
 
-_NOT_FOUND = partial(ProblemError, 404, "not_found", "There is nothing here under this id.")
-_TOO_MANY = partial(ProblemError, 503, "overloaded", "There are too many streams already.", headers={hdrs.RETRY_AFTER: "5"})
+_NOT_FOUND = partial(ProblemError, 404, "not_found", "No resource has this id.")
+_TOO_MANY = partial(ProblemError, 503, "overloaded", "Too many streams are open.", headers={hdrs.RETRY_AFTER: "5"})
 
 
 @define(eq=False)
 class Streams:
-    """All streams of one application, and the word that ends them."""
+    """The open streams of one application: their number, their polling interval, and the signal that ends them."""
 
-    reread_seconds: float = REREAD_SECONDS
-    open: int = 0
-    _end: asyncio.Future[None] | None = field(default=None, init=False)
+    poll_seconds: float = POLL_SECONDS
+    open_count: int = 0
+    _closed: asyncio.Future[None] | None = field(default=None, init=False)
 
     @property
-    def end(self) -> asyncio.Future[None]:
-        """Done once the server is going down."""
-        if self._end is None:
-            self._end = asyncio.get_running_loop().create_future()
-        return self._end
+    def closed(self) -> asyncio.Future[None]:
+        """Done once the server is shutting down."""
+        if self._closed is None:
+            self._closed = asyncio.get_running_loop().create_future()
+        return self._closed
 
     def close(self) -> None:
-        """End every stream, and each that is asked for from now on."""
-        if not self.end.done():
-            self.end.set_result(None)
+        """End every open stream, and every later one at once."""
+        if not self.closed.done():
+            self.closed.set_result(None)
 
     @contextmanager
     def slot(self) -> Iterator[None]:
         """
-        Count one stream for as long as it lasts.
+        Count one open stream for as long as the context lasts.
 
         Raises:
-            Refused: There are too many.
+            ProblemError: 503, `STREAMS_MAX` streams are open.
         """
-        if self.open >= STREAMS_MAX:
+        if self.open_count >= STREAMS_MAX:
             raise _TOO_MANY()
-        self.open += 1
+        self.open_count += 1
         try:
             yield
         finally:
-            self.open -= 1
+            self.open_count -= 1
 
 
-def stream_state(service: ModuleService, route: StreamRoute, streams: Streams) -> Handle:
-    """Return what answers *route*: the present state at once, then each change, until it is over."""
+def stream_state(service: ModuleService, route: StreamRoute, streams: Streams) -> EndpointHandler:
+    """Return the handler of *route*: it sends the present state at once, then each change, until a final state."""
 
-    async def handle(request: web.Request, asked: RequestContext) -> web.StreamResponse:
-        path = parameters(request)
+    async def handle(request: web.Request, context: RequestContext) -> web.StreamResponse:
+        path = path_parameters(request)
         if path is None:
             raise _NOT_FOUND()
         (key,) = path.values()
-        # Entered before the first read, so that no change falls between the two.
+        # The watch begins before the first read, so that no change between the two is lost.
         with streams.slot():
             async with service.watch(route.state, key) as changes:
                 state = await service.get(route.state, key)
                 if state is None or route.show(state) is None:
                     raise _NOT_FOUND()
                 response = EventSourceResponse(
-                    headers={X_CORRELATION_ID: asked.correlation_id, hdrs.SERVER: SERVER}, ping_interval=PING_SECONDS
+                    headers={X_CORRELATION_ID: context.correlation_id, hdrs.SERVER: SERVER}, ping_interval=PING_SECONDS
                 )
-                asked.record(response.status)
-                asked.is_recorded = True
+                context.record_now(response.status)
                 if request.method == hdrs.METH_HEAD:
                     return web.Response(headers=response.headers)
                 await response.prepare(request)
                 async with response:
                     try:
-                        await _send_all(service, route, key, state, changes, streams, request, response)
+                        await StateStream(service, route, key, changes, streams, request, response).send_all(state)
                     except (ConnectionError, TimeoutError):
-                        pass  # the listener has gone, or has stopped reading
-                    except Exception as error:  # the head is out: all we can do is end, and the listener asks again
+                        pass  # the client has disconnected, or has stopped reading
+                    except Exception as error:  # the headers are sent, so the stream can only end; clients reconnect
                         logger.opt(exception=error).error(
-                            "stream failed", route=route.path, correlation_id=asked.correlation_id
+                            "stream failed", route=route.path, correlation_id=context.correlation_id
                         )
                 return response
 
     return handle
 
 
-async def _send_all(
-    service: ModuleService,
-    route: StreamRoute,
-    key: str,
-    state: Any,
-    changes: AsyncIterator[None],
-    streams: Streams,
-    request: web.Request,
-    response: EventSourceResponse,
-) -> None:
-    """Send *state* and what becomes of it, until it is over, the listener has gone or the server goes down."""
-    sent, count = b"", 0
-    change = asyncio.create_task(_next(changes))
-    waiting: set[asyncio.Future[Any]] = {change, streams.end}
-    try:
-        while True:
-            shown = route.show(state)
-            if shown is None:
-                return
-            data = orjson.dumps(shown)
-            if data != sent:
-                sent, count = data, count + 1
-                await response.send(data.decode(), id=str(shown.get("updated_at", count)), event=route.response_schema)
-            if route.is_finished(state):
-                return
-            # The pending step is kept over a time-out: to cancel it could end the iterator.
-            await asyncio.wait(waiting, timeout=streams.reread_seconds, return_when=asyncio.FIRST_COMPLETED)
-            if streams.end.done() or request.transport is None or request.transport.is_closing():
-                return
-            if change.done():
-                if not change.result():
-                    return
-                change = asyncio.create_task(_next(changes))
-                waiting = {change, streams.end}
-            with suppress(StorageUnavailable):  # the database will be back; until then there is nothing new to say
-                state = await service.get(route.state, key)
-                if state is None:
-                    return
-    finally:
-        change.cancel()
-        await asyncio.wait({change})
-        if not change.cancelled():
-            change.exception()  # looked at, so that nobody complains that it never was
+class StateStream:
+    """Sends one state over one connection, as long as it can change and the client reads."""
+
+    def __init__(
+        self,
+        service: ModuleService,
+        route: StreamRoute,
+        key: str,
+        changes: AsyncIterator[None],
+        streams: Streams,
+        request: web.Request,
+        response: EventSourceResponse,
+    ) -> None:
+        self._service = service
+        self._route = route
+        self._key = key
+        self._changes = changes
+        self._streams = streams
+        self._request = request
+        self._response = response
+        self._sent = b""
+        self._sent_count = 0
+        self._next_change: asyncio.Task[bool]
+
+    async def send_all(self, state: Any) -> None:
+        """Send *state* and each change of it until it is final or not visible, or the client or the server goes."""
+        self._next_change = asyncio.create_task(_next(self._changes))
+        try:
+            while await self._send_if_changed(state) and await self._wait():
+                state = await self._reload(state)
+        finally:
+            self._next_change.cancel()
+            await asyncio.wait({self._next_change})
+            if not self._next_change.cancelled():
+                self._next_change.exception()  # asyncio warns about an exception that is never retrieved
+
+    async def _send_if_changed(self, state: Any | None) -> bool:
+        """Send *state* unless it was the last one sent; return whether another one can follow."""
+        shown = None if state is None else self._route.show(state)
+        if shown is None:
+            return False
+        data = orjson.dumps(shown)
+        if data != self._sent:
+            self._sent = data
+            self._sent_count += 1
+            id = str(shown.get("updated_at", self._sent_count))
+            await self._response.send(data.decode(), id=id, event=self._route.event_name)
+        return not self._route.is_finished(state)
+
+    async def _wait(self) -> bool:
+        """Wait for a change or the polling interval; return False if the client, the server or the watch has ended."""
+        closed = self._streams.closed
+        waiting: set[asyncio.Future[Any]] = {self._next_change, closed}
+        # The task survives a time-out: cancelling it could end the iterator.
+        await asyncio.wait(waiting, timeout=self._streams.poll_seconds, return_when=asyncio.FIRST_COMPLETED)
+        if closed.done() or self._request.transport is None or self._request.transport.is_closing():
+            return False
+        if self._next_change.done():
+            if not self._next_change.result():
+                return False
+            self._next_change = asyncio.create_task(_next(self._changes))
+        return True
+
+    async def _reload(self, state: Any) -> Any | None:
+        """Return the present state, or *state* while the database is unavailable."""
+        with suppress(StorageUnavailable):
+            return await self._service.get(self._route.state, self._key)
+        return state
 
 
 async def _next(changes: AsyncIterator[None]) -> bool:
-    """Wait for a change; false when there will be none any more."""
+    """Wait for the next change; return False when no further one can come."""
     try:
         await anext(changes)
     except StopAsyncIteration:

@@ -1,8 +1,8 @@
-"""Where Stripe calls: the one route whose caller shows no key and signs what it sends."""
+"""The endpoint for Stripe's webhooks. Requests carry a signature instead of an API key."""
 
 from __future__ import annotations
 
-__all__ = ["DESCRIBED", "WEBHOOK_BYTES_MAX", "WebhookService", "route_group"]
+__all__ = ["DESCRIPTION", "WEBHOOK_BYTES_MAX", "WebhookService", "route_group"]
 
 import asyncio
 import os
@@ -14,76 +14,80 @@ from aiohttp import hdrs, web
 from app.gateways.port import GatewayError
 from app.gateways.stripe.webhook_event import InvalidSignature
 from app.telemetry.trace import TraceContext, traceparent
-from app.web.endpoints.module_routes import TRACEPARENT, respond_json
 from app.web.handler import Endpoint, RequestContext
 from app.web.problems import ProblemError
-from app.web.requests.parsing import BODY_SECONDS_MAX
+from app.web.requests.parsing import BODY_SECONDS_MAX, TRACEPARENT
+from app.web.responses import json_response
 from app.web.route_group import RouteGroup
-from app.web.spec.components import Description, body, operation, response
+from app.web.spec.components import Description, body, operation, ref, response
 
 WEBHOOK_BYTES_MAX = 256 * 1024
-"""Stripe sends the whole object that an event is about."""
+"""Larger than the limit of other bodies: Stripe sends the whole object that an event is about."""
 
 STRIPE_SIGNATURE = "Stripe-Signature"
 _PATH = "/v1/payments/webhooks/stripe"
 
 
 class WebhookService(Protocol):
-    """Whoever sees webhooks through."""
+    """Verifies and processes webhooks."""
 
     @property
     def is_configured(self) -> bool:
-        """False where there is no secret to check signatures with."""
+        """False if there is no secret to verify signatures with."""
 
     async def handle(self, body: bytes, signature: str | None, context: TraceContext) -> str:
         """
-        See a webhook through; return what became of it, in one word, once that is on disk.
+        Verify and process a webhook; return the outcome, in one word, once it is stored.
 
         Raises:
-            InvalidSignature: It does not come from Stripe.
-            ValueError: It is no event.
-            Shed: The database is out of reach.
-            GatewayTrouble: Its order could not be looked up.
+            InvalidSignature: The signature is not one of Stripe.
+            ValueError: The body is not a Stripe event.
+            TemporarilyUnavailable: The database is unavailable.
+            GatewayError: The order could not be looked up at the provider.
         """
 
 
-_TOO_LARGE = partial(ProblemError, 413, "body_too_large", f"The body is over {WEBHOOK_BYTES_MAX} bytes.", closes=True)
-_BROKEN = partial(ProblemError, 400, "malformed_request", "The body breaks off.", closes=True)
+_TOO_LARGE = partial(
+    ProblemError, 413, "body_too_large", f"The body is larger than {WEBHOOK_BYTES_MAX} bytes.", closes=True
+)
+_BROKEN = partial(ProblemError, 400, "malformed_request", "The body is incomplete.", closes=True)
 _SLOW = partial(
     ProblemError, 408, "request_timeout", f"The body did not arrive within {BODY_SECONDS_MAX:g} seconds.", closes=True
 )
 
 
 def route_group(service: WebhookService) -> RouteGroup:
-    """Return the route of *desk*."""
+    """Return the endpoint that passes webhooks to *service*."""
 
-    async def take(request: web.Request, asked: RequestContext) -> web.Response:
+    async def receive(request: web.Request, context: RequestContext) -> web.Response:
         if not service.is_configured:
-            detail = "This server has no secret to check Stripe's signatures with."
+            detail = "This server has no secret to verify Stripe's signatures with."
             raise ProblemError(503, "webhooks_not_configured", detail, headers={hdrs.RETRY_AFTER: "3600"}, closes=True)
-        context = TraceContext(asked.correlation_id, traceparent(request.headers.get(TRACEPARENT), os.urandom))
+        trace = TraceContext(context.correlation_id, traceparent(request.headers.get(TRACEPARENT), os.urandom))
         signatures = request.headers.getall(STRIPE_SIGNATURE, [])
-        sent = await _raw(request)
+        raw_body = await _read_raw_body(request)
         try:
-            outcome = await service.handle(sent, signatures[0] if len(signatures) == 1 else None, context)
+            outcome = await service.handle(raw_body, signatures[0] if len(signatures) == 1 else None, trace)
         except InvalidSignature as error:
             raise ProblemError(400, "invalid_signature", str(error)) from None
         except ValueError:
-            raise ProblemError(400, "invalid_body", "The body is no event of Stripe's.") from None
+            raise ProblemError(400, "invalid_body", "The body is not a Stripe event.") from None
         except GatewayError:
-            detail = "The order could not be looked up at the provider; nothing was stored. Come again later."
+            detail = "The order could not be looked up at the provider; nothing was stored. Try again later."
             raise ProblemError(503, "provider_unavailable", detail, headers={hdrs.RETRY_AFTER: "30"}) from None
-        return respond_json({"received": True, "outcome": outcome})
+        return json_response({"received": True, "outcome": outcome})
 
-    # Where there is no secret, a 503 is what anybody can have: it is no error to be logged each time.
-    return RouteGroup((Endpoint(hdrs.METH_POST, _PATH, take, is_open=True, is_probe=not service.is_configured),), DESCRIBED)
+    # Without a secret every request gets a 503; it is not logged as an error each time.
+    endpoint = Endpoint(
+        hdrs.METH_POST, _PATH, receive, is_public=True, is_503_expected=not service.is_configured
+    )
+    return RouteGroup((endpoint,), DESCRIPTION)
 
 
-async def _raw(request: web.Request) -> bytes:
-    """Return the body, byte for byte: that is what is signed."""
+async def _read_raw_body(request: web.Request) -> bytes:
+    """Return the body unchanged, because the signature covers its bytes."""
     if hdrs.CONTENT_ENCODING in request.headers:
-        detail = "The body must come as it is, without a Content-Encoding."
-        raise ProblemError(415, "unsupported_media_type", detail, closes=True)
+        raise ProblemError(415, "unsupported_media_type", "The body must have no Content-Encoding.", closes=True)
     if (request.content_length or 0) > WEBHOOK_BYTES_MAX:
         raise _TOO_LARGE()
     found = bytearray()
@@ -100,7 +104,7 @@ async def _raw(request: web.Request) -> bytes:
     return bytes(found)
 
 
-_RECEIVED = {
+_RESULT = {
     "type": "object",
     "required": ["received", "outcome"],
     "properties": {
@@ -109,26 +113,30 @@ _RECEIVED = {
     },
 }
 
-DESCRIBED = Description(
+DESCRIPTION = Description(
     {
         _PATH: {
             "post": operation(
-                *("post", _PATH, "Take a webhook of Stripe's", "payments"),
-                {200: response("It is on disk, or nothing that we hear.", _RECEIVED)},
+                "receiveStripeWebhook",
+                _PATH,
+                "Receive a webhook from Stripe",
+                "payments",
+                {200: response("The event is stored, or is of a type that is ignored.", ref("schemas", "WebhookResult"))},
                 (400, 408, 413, 415, 503),
                 parameters=[
                     {
                         "name": STRIPE_SIGNATURE,
                         "in": "header",
                         "required": True,
-                        "description": "Stripe's signature over the raw body; it stands for an API key.",
+                        "description": "Stripe's signature over the raw body; it replaces the API key.",
                         "schema": {"type": "string"},
                     }
                 ],
-                request_body=body({"type": "object", "description": "An event of Stripe's, up to 256 KiB."}),
-                is_open=True,
+                request_body=body({"type": "object", "description": "A Stripe event, up to 256 KiB."}),
+                is_public=True,
             )
         }
-    }
+    },
+    {"WebhookResult": _RESULT},
 )
-"""The route, for the API's description."""
+"""The OpenAPI description of this endpoint."""

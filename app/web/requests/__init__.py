@@ -1,1 +1,1 @@
-"""Parse and validate HTTP requests."""
+"""Parsing and validation of HTTP requests."""

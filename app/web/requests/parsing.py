@@ -1,4 +1,4 @@
-"""What a request brings: its body, its idempotency key, the parameters of its path and of its query."""
+"""Reads the parts of a request: its body, its idempotency key, and the parameters of its path and its query."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ __all__ = [
     "BODY_BYTES_MAX",
     "BODY_SECONDS_MAX",
     "PARAMETER_CHARACTERS_MAX",
+    "TRACEPARENT",
     "idempotency_key",
     "is_readable",
-    "page_size",
-    "parameters",
+    "path_parameters",
     "read_body",
     "read_query",
 ]
@@ -22,7 +22,7 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from app.web.problems import ProblemError, invalid
+from app.web.problems import ProblemError, invalid_input
 from app.web.requests.strict_json import NotAnInteger, NotStrict, loads
 from bus.contracts.registry import explain
 from bus.errors import SchemaViolation
@@ -30,29 +30,28 @@ from bus.errors import SchemaViolation
 BODY_BYTES_MAX = 64 * 1024
 BODY_SECONDS_MAX = 10.0
 PARAMETER_CHARACTERS_MAX = 64
-PAGE_DEFAULT = 50
-PAGE_MAX = 200
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
+TRACEPARENT = "traceparent"
 
-# Met so often that they need no parsing.
+# The usual spellings are accepted without parsing.
 _USUAL_TYPES = frozenset({"application/json", "application/json; charset=utf-8", "application/json;charset=utf-8"})
 _JSON_TYPE = re.compile(r'application/json(?:[ \t]*;[ \t]*charset=(?:utf-8|"utf-8"))?', re.ASCII | re.IGNORECASE)
 _BARE_KEY = re.compile(r"[!#-~][!-~]{0,254}", re.ASCII)
 _QUOTED_KEY = re.compile(r'"((?:[!#-\[\]-~]|\\["\\])+)"', re.ASCII)
-_PAGE_SIZE = re.compile(r"[1-9][0-9]{0,2}", re.ASCII)
-# Control characters have no place in an id or a filter; halves of surrogate pairs are what is left of bytes that were
-# no UTF-8.
+# An id or a filter holds no control characters. Halves of surrogate pairs stand for bytes that were not UTF-8.
 _READABLE = re.compile("[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
-# Made anew each time: an exception that is raised twice keeps the frames of the first time.
-_TOO_LARGE = partial(ProblemError, 413, "body_too_large", f"The body is over {BODY_BYTES_MAX} bytes.", closes=True)
-_MISSING = partial(ProblemError, 400, "invalid_json", "The body is empty; this route needs one.")
+# Each error is constructed when it is raised: an exception that is raised twice keeps the frames of the first time.
+_TOO_LARGE = partial(
+    ProblemError, 413, "body_too_large", f"The body is larger than {BODY_BYTES_MAX} bytes.", closes=True
+)
+_MISSING = partial(ProblemError, 400, "invalid_json", "The body is empty; this route requires one.")
 _ENCODED = partial(
     ProblemError,
     415,
     "unsupported_media_type",
-    "The body must come as it is, without a Content-Encoding.",
+    "The body must have no Content-Encoding.",
     headers={hdrs.ACCEPT_ENCODING: "identity"},
     closes=True,
 )
@@ -64,7 +63,7 @@ _NOT_JSON = partial(
     headers={"Accept": "application/json"},
 )
 _BROKEN = partial(
-    ProblemError, 400, "malformed_request", "The body breaks off, or is not framed as its head says.", closes=True
+    ProblemError, 400, "malformed_request", "The body is incomplete, or its framing contradicts the headers.", closes=True
 )
 _SLOW = partial(
     ProblemError, 408, "request_timeout", f"The body did not arrive within {BODY_SECONDS_MAX:g} seconds.", closes=True
@@ -78,57 +77,59 @@ _BAD_KEY = partial(
 
 
 async def read_body(
-    request: web.Request, fits: Callable[[Any], bool], schema: Mapping[str, Any], *, is_needed: bool = True
+    request: web.Request, is_valid: Callable[[Any], bool], schema: Mapping[str, Any], *, is_required: bool = True
 ) -> Any:
     """
-    Return the request's body, which has passed *schema*; an empty object where it may be left out and is.
+    Return the request's JSON body, validated against *schema*.
 
-    *fits* is the fast check for *schema*.
+    *is_valid* is the compiled validator of *schema*. Where the body is not required, an absent one counts as an empty
+    object.
 
     Raises:
-        Refused: 400 for what is not strict JSON or breaks the schema, 408, 413 or 415.
+        ProblemError: 400 for a body that is not strict JSON or violates the schema, 408, 413 or 415.
     """
     headers = request.headers
     if hdrs.CONTENT_ENCODING in headers:
         raise _ENCODED()
     if not request.body_exists:
-        return _missing_body(is_needed, fits, schema)
+        return _missing_body(is_required, is_valid, schema)
     content_type = headers.get(hdrs.CONTENT_TYPE)
     if content_type not in _USUAL_TYPES and not _JSON_TYPE.fullmatch(content_type or ""):
         raise _NOT_JSON()
-    body = await _bytes_of(request)
+    body = await _read_bytes(request)
     if not body:
-        return _missing_body(is_needed, fits, schema)
+        return _missing_body(is_required, is_valid, schema)
     try:
         value = loads(body)
     except NotStrict as error:
         raise ProblemError(400, "invalid_json", error.detail) from None
     except NotAnInteger as error:
-        raise _breaks_schema(error.problems) from None
-    if not fits(value):
-        raise _breaks_schema(explain(schema, value))
+        raise _invalid_body(error.violations) from None
+    if not is_valid(value):
+        raise _invalid_body(explain(schema, value))
     return value
 
 
-def _missing_body(is_needed: bool, fits: Callable[[Any], bool], schema: Mapping[str, Any]) -> Any:
-    if is_needed:
+def _missing_body(is_required: bool, is_valid: Callable[[Any], bool], schema: Mapping[str, Any]) -> Any:
+    if is_required:
         raise _MISSING()
-    if not fits({}):
-        raise _breaks_schema(explain(schema, {}))
+    if not is_valid({}):
+        raise _invalid_body(explain(schema, {}))
     return {}
 
 
-def _breaks_schema(problems: tuple[SchemaViolation, ...]) -> ProblemError:
-    # Two validators, one that is fast and one that explains: should they ever differ, the fast one has the word.
-    return invalid("invalid_body", "The body breaks its schema.", problems or (SchemaViolation("", "does not fit the schema"),))
+def _invalid_body(violations: tuple[SchemaViolation, ...]) -> ProblemError:
+    # A fast validator decides and a second one explains; should the second find nothing, the first one still holds.
+    violations = violations or (SchemaViolation("", "does not match the schema"),)
+    return invalid_input("invalid_body", "The body violates its schema.", violations)
 
 
-async def _bytes_of(request: web.Request) -> bytes:
+async def _read_bytes(request: web.Request) -> bytes:
     length = request.content_length
     if length is not None and length > BODY_BYTES_MAX:
         raise _TOO_LARGE()
     try:
-        if request.content.is_eof():  # all of it is here: reading does not wait
+        if request.content.is_eof():  # the whole body has arrived: reading does not wait
             body = request.content.read_nowait()
             if len(body) > BODY_BYTES_MAX:
                 raise _TOO_LARGE()
@@ -145,10 +146,10 @@ async def _bytes_of(request: web.Request) -> bytes:
 
 def idempotency_key(request: web.Request) -> str | None:
     """
-    Return the Idempotency-Key without its quotes, or None where there is none.
+    Return the Idempotency-Key without its quotes, or None if the request has none.
 
     Raises:
-        Refused: It is not 1 to 255 visible ASCII characters, or is given twice.
+        ProblemError: 400, it is not 1 to 255 visible ASCII characters, or is given twice.
     """
     header = request.headers.get(IDEMPOTENCY_KEY)
     if header is None:
@@ -164,8 +165,8 @@ def idempotency_key(request: web.Request) -> str | None:
     return key
 
 
-def parameters(request: web.Request) -> dict[str, str] | None:
-    """Return the path's parameters, or None where one of them cannot be anybody's id."""
+def path_parameters(request: web.Request) -> dict[str, str] | None:
+    """Return the parameters of the path, or None if one of them cannot be an id."""
     found = dict(request.match_info)
     for value in found.values():
         if len(value) > PARAMETER_CHARACTERS_MAX or not _READABLE.fullmatch(value):
@@ -174,45 +175,29 @@ def parameters(request: web.Request) -> dict[str, str] | None:
 
 
 def is_readable(text: str) -> bool:
-    """Tell whether *text* is there, without control characters, and can be written in UTF-8."""
+    """Return whether *text* is not empty, has no control characters and can be encoded in UTF-8."""
     return _READABLE.fullmatch(text) is not None
 
 
 def read_query(request: web.Request, known: Collection[str]) -> dict[str, str]:
     """
-    Return the query's parameters, each given once and readable.
+    Return the parameters of the query, by name.
 
     Raises:
-        Refused: One is not *known*, is given twice, or holds control characters.
+        ProblemError: 400, a parameter is not among *known*, is given twice, is empty or has control characters.
     """
     found: dict[str, str] = {}
-    problems = []
+    violations = []
     for name, value in request.query.items():
         pointer = f"/{name[:64].replace('~', '~0').replace('/', '~1')}"
         if name not in known:
-            problems.append(SchemaViolation(pointer, "is not a parameter of this route"))
+            violations.append(SchemaViolation(pointer, "is not a parameter of this route"))
         elif name in found:
-            problems.append(SchemaViolation(pointer, "is given twice"))
+            violations.append(SchemaViolation(pointer, "is given twice"))
         elif not is_readable(value):
-            problems.append(SchemaViolation(pointer, "must be at least one character, and no control characters"))
+            violations.append(SchemaViolation(pointer, "must not be empty or contain control characters"))
         else:
             found[name] = value
-    if problems:
-        raise invalid("invalid_query", "The query has parameters that this route does not take.", problems[:20])
+    if violations:
+        raise invalid_input("invalid_query", "The query has invalid parameters.", violations[:20])
     return found
-
-
-def page_size(query: Mapping[str, str]) -> int:
-    """
-    Return ``limit``, `PAGE_DEFAULT` when it is not given.
-
-    Raises:
-        Refused: It is not an integer from 1 to `PAGE_MAX`.
-    """
-    text = query.get("limit")
-    if text is None:
-        return PAGE_DEFAULT
-    if not _PAGE_SIZE.fullmatch(text) or int(text) > PAGE_MAX:
-        problem = SchemaViolation("/limit", f"must be an integer from 1 to {PAGE_MAX}")
-        raise invalid("invalid_query", "The page's size is out of range.", [problem])
-    return int(text)

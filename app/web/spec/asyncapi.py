@@ -1,8 +1,8 @@
 """
-The events' description: AsyncAPI 3.0.0, from the very registry that checks every message.
+The AsyncAPI 3.0.0 document of the events, generated from the contract registry that validates every message.
 
-A channel is a subject, and each lane is one of its own. The payloads are schemas of JSON Schema 2020-12 that use nothing
-which draft-07 does not have, so that every tool for AsyncAPI reads them as they are meant.
+Each subject is a channel, and so is its express lane. The payloads are schemas of JSON Schema 2020-12 that use only what
+draft-07 has as well, so that every AsyncAPI tool reads them correctly.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Json = dict[str, Any]
 
 _BINDING_VERSION = "0.1.0"
 _DESCRIPTION = (
-    "What the modules say to each other and to whoever else listens, over NATS JetStream. CloudEvents 1.0 in binary mode; "
-    "at least once, in no promised order. Orders with `priority` express travel under the same subjects with a trailing "
-    "`.express`. A reader ignores members that it does not know."
+    "The events that the modules publish and consume over NATS JetStream. CloudEvents 1.0 in binary mode; delivered at least "
+    "once, in no guaranteed order. Orders with `priority` express use the same subjects with a trailing `.express`. "
+    "Consumers must ignore members that they do not know."
 )
 _TEXT = {"type": "string", "pattern": "^[!-~]+$"}
 _HEADERS: Json = {
@@ -33,38 +33,47 @@ _HEADERS: Json = {
     "required": ["ce-specversion", "ce-id", "ce-source", "ce-type", "ce-time", "traceparent"],
     "properties": {
         "ce-specversion": {"type": "string", "const": "1.0"},
-        "ce-id": {**_TEXT, "description": "The event's own id. The same in every version, and in every copy."},
+        "ce-id": {**_TEXT, "description": "The event's id. The same in every version and every duplicate of the event."},
         "ce-source": {"type": "string", "format": "uri-reference"},
         "ce-type": {**_TEXT, "description": "The subject, without the lane."},
         "ce-time": {"type": "string", "format": "date-time"},
         "ce-datacontenttype": {"type": "string", "const": "application/json"},
-        "ce-correlationid": {**_TEXT, "description": "Whatever one request has caused shares it; percent-encoded."},
+        "ce-correlationid": {**_TEXT, "description": "Shared by all events that one request causes; percent-encoded."},
         "ce-causationid": {**_TEXT, "description": "The id of the event that caused this one; percent-encoded."},
         VERSIONS: {
             "type": "string",
             "pattern": "^v[1-9][0-9]*(,v[1-9][0-9]*)*$",
-            "description": "There when the event is said in several versions: all of them. Act on one.",
+            "description": "Present if the event is published in several versions: lists all of them. Process one of them.",
         },
         "traceparent": {"type": "string", "description": "W3C Trace Context."},
         "Nats-Msg-Id": {
             **_TEXT,
-            "description": "The message's id: ce-id, other than for the newer versions of what is said in several.",
+            "description": "The message's id. It equals ce-id, except for the newer versions of an event that is published in"
+            " several.",
         },
     },
 }
 
 
 def document(modules: Sequence[Module], contracts: ContractRegistry, version: str) -> Json:
-    """Return the AsyncAPI document for an application that runs *modules*; needs no running application."""
-    own = {module.name for module in modules}
-    heard = {
+    """Return the AsyncAPI document of an application that runs *modules*; needs no running application."""
+    running = {module.name for module in modules}
+    consumed = {
         consumer: [subject for subject in subjects if original_subject(subject) == subject]
         for consumer, subjects in subscriptions(modules, contracts).items()
     }
-    everybody_hears = {without_lane(subject) for subjects in heard.values() for subject in subjects}
-    found = {c.subject: c for c in contracts if c.subject.partition(".")[0] in own or c.subject in everybody_hears}
-    said = {subject for subject in found if subject.partition(".")[0] in own and _versions(contracts, subject)[0]}
-    lanes = [lane for subject in found for lane in (subject, subject + EXPRESS)]
+    consumed_subjects = {without_lane(subject) for subjects in consumed.values() for subject in subjects}
+    described = {
+        contract.subject: contract
+        for contract in contracts
+        if _producer(contract.subject) in running or contract.subject in consumed_subjects
+    }
+    published = {
+        subject
+        for subject in described
+        if _producer(subject) in running and _published_versions(contracts, subject)[0]
+    }
+    lanes = [lane for subject in described for lane in (subject, subject + EXPRESS)]
     return {
         "asyncapi": "3.0.0",
         "info": {"title": "Fulfilment events", "version": version, "description": _DESCRIPTION},
@@ -73,22 +82,22 @@ def document(modules: Sequence[Module], contracts: ContractRegistry, version: st
             "nats": {
                 "host": "127.0.0.1:4222",
                 "protocol": "nats",
-                "description": "NATS_URL says where it is. With the bus in memory, events do not leave the process.",
+                "description": "NATS_URL sets the address. With the in-memory bus, events do not leave the process.",
             }
         },
-        "channels": {lane: _channel(found[without_lane(lane)], lane) for lane in lanes},
+        "channels": {lane: _channel(described[without_lane(lane)], lane) for lane in lanes},
         "operations": {
-            **{f"{lane}.say": _operation("send", lane, {}) for lane in lanes if without_lane(lane) in said},
+            **{f"{lane}.send": _operation("send", lane, {}) for lane in lanes if without_lane(lane) in published},
             **{
-                f"{subject}.hear.{consumer}": _operation("receive", subject, {"queue": consumer})
-                for consumer, subjects in heard.items()
+                f"{subject}.receive.{consumer}": _operation("receive", subject, {"queue": consumer})
+                for consumer, subjects in consumed.items()
                 for subject in subjects
             },
         },
         "components": {
-            "messages": {subject: _message(contract, contracts) for subject, contract in found.items()},
+            "messages": {subject: _message(contract, contracts) for subject, contract in described.items()},
             "messageTraits": {
-                "envelope": {
+                "cloudEvent": {
                     "headers": _HEADERS,
                     "correlationId": {"location": "$message.header#/ce-correlationid"},
                     "contentType": "application/json",
@@ -98,20 +107,24 @@ def document(modules: Sequence[Module], contracts: ContractRegistry, version: st
     }
 
 
-def _versions(contracts: ContractRegistry, subject: str) -> tuple[bool, list[int]]:
-    """Return whether *subject* is said, and all the versions that its event is said in."""
+def _producer(subject: str) -> str:
+    return subject.partition(".")[0]
+
+
+def _published_versions(contracts: ContractRegistry, subject: str) -> tuple[bool, list[int]]:
+    """Return whether *subject* is published, and all versions in which its event is published."""
     event, version = version_of(subject)
-    newest = max(other for name, other in (version_of(c.subject) for c in contracts) if name == event)
+    newest = max(other for name, other in (version_of(contract.subject) for contract in contracts) if name == event)
     older = [version_of(contract.subject)[1] for contract, _ in contracts[subject_at(event, newest)].older]
     return version == newest or version in older, [newest, *older]
 
 
 def _channel(contract: Contract, lane: str) -> Json:
-    what = "orders with priority express" if is_express(lane) else "all other orders"
+    orders = "orders with priority express" if is_express(lane) else "all other orders"
     return {
         "address": lane,
         "title": contract.schema.get("title", contract.subject),
-        "description": f"Of {what}. One JetStream stream per module holds the subjects that begin with its name.",
+        "description": f"For {orders}. One JetStream stream per module stores the subjects that begin with its name.",
         "servers": [{"$ref": "#/servers/nats"}],
         "messages": {"event": {"$ref": f"#/components/messages/{contract.subject}"}},
         "bindings": {"nats": {}},
@@ -124,26 +137,26 @@ def _operation(action: str, subject: str, binding: Json) -> Json:
         "action": action,
         "channel": {"$ref": f"#/channels/{subject}"},
         "messages": [{"$ref": f"#/channels/{subject}/messages/event"}],
-        "tags": [{"name": subject.partition(".")[0]}, {"name": lane}],
+        "tags": [{"name": _producer(subject)}, {"name": lane}],
         "bindings": {"nats": {**binding, "bindingVersion": _BINDING_VERSION}} if binding else {"nats": {}},
     }
 
 
 def _message(contract: Contract, contracts: ContractRegistry) -> Json:
-    is_said, versions = _versions(contracts, contract.subject)
+    is_published, versions = _published_versions(contracts, contract.subject)
     found: Json = {
         "name": contract.subject,
         "title": contract.schema.get("title", contract.subject),
         "summary": (contract.cls.__doc__ or "").strip(),
         "payload": _payload(contract.schema),
-        "traits": [{"$ref": "#/components/messageTraits/envelope"}],
+        "traits": [{"$ref": "#/components/messageTraits/cloudEvent"}],
         "bindings": {"nats": {}},
         "examples": [{"payload": example} for example in contract.schema.get("examples", ())],
     }
-    if len(versions) > 1 and is_said:
-        found["description"] = f"Said in several versions at once: {VERSIONS}: {versions_header(versions)}."
-    if not is_said:
-        found["description"] = "Said no more; still understood."
+    if len(versions) > 1 and is_published:
+        found["description"] = f"Published in several versions at once: {VERSIONS}: {versions_header(versions)}."
+    if not is_published:
+        found["description"] = "No longer published, but still accepted."
     return found
 
 

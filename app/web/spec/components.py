@@ -1,8 +1,18 @@
-"""The words that the API's description is made of: parameters, answers and problems, each said once."""
+"""The building blocks of the OpenAPI document: the shared components, and functions that describe operations."""
 
 from __future__ import annotations
 
-__all__ = ["COMPONENTS", "Description", "body", "operation", "parameter", "path_parameters", "ref", "response"]
+__all__ = [
+    "COMPONENTS",
+    "Description",
+    "body",
+    "operation",
+    "page_of",
+    "path_parameters",
+    "query_parameter",
+    "ref",
+    "response",
+]
 
 import re
 from collections.abc import Iterable, Mapping
@@ -11,24 +21,27 @@ from typing import Any
 from attrs import field, frozen
 
 from app.web.problems import CONTENT_TYPE, phrase
-from app.web.requests.parsing import PAGE_DEFAULT, PAGE_MAX, PARAMETER_CHARACTERS_MAX
+from app.web.requests.paging import PAGE_DEFAULT, PAGE_MAX
+from app.web.requests.parsing import PARAMETER_CHARACTERS_MAX
+from app.web.responses import JSON
 
 Json = dict[str, Any]
 
 
 @frozen
 class Description:
-    """Paths of an OpenAPI document, and the schemas that they refer to."""
+    """Paths of an OpenAPI document, and the component schemas that they refer to."""
 
     paths: Mapping[str, Json]
     schemas: Mapping[str, Mapping[str, Any]] = field(factory=dict)
 
 
-_ERROR: Json = {
+_INPUT_ERROR: Json = {
     "type": "object",
+    "description": "One error in the body or the query.",
     "required": ["pointer", "detail"],
     "properties": {
-        "pointer": {"type": "string", "description": "JSON Pointer (RFC 6901) to what is wrong."},
+        "pointer": {"type": "string", "description": "JSON Pointer (RFC 6901) to the invalid value."},
         "detail": {"type": "string"},
     },
 }
@@ -42,71 +55,73 @@ _PROBLEM: Json = {
         "status": {"type": "integer", "minimum": 400, "maximum": 599},
         "detail": {"type": "string"},
         "instance": {"type": "string", "format": "uri-reference"},
-        "code": {"type": "string", "description": "Stable; for programs."},
+        "code": {"type": "string", "description": "Stable identifier of the problem, for programs."},
         "correlation_id": {"type": "string"},
-        "errors": {"type": "array", "items": _ERROR},
+        "errors": {"type": "array", "items": {"$ref": "#/components/schemas/InputError"}},
         "checks": {"type": "object", "additionalProperties": {"type": "string"}},
     },
 }
 _HEADERS: Json = {
     "X-Correlation-ID": {
-        "description": "The caller's, or a fresh one.",
+        "description": "The correlation id of the request, or a generated one.",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
     },
-    "Location": {"description": "Where what was made is to be found.", "schema": {"type": "string"}},
+    "Location": {"description": "Path of the created resource.", "schema": {"type": "string"}},
     "Idempotency-Replayed": {
-        "description": "There when the answer is the one that this Idempotency-Key got before.",
+        "description": "Present if this is the stored response to an earlier request with the same Idempotency-Key.",
         "schema": {"type": "string", "const": "true"},
     },
-    "Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}},
-    "WWW-Authenticate": {"description": "How to bring a key.", "schema": {"type": "string"}},
+    "Retry-After": {"description": "Seconds to wait before a retry.", "schema": {"type": "integer", "minimum": 1}},
+    "WWW-Authenticate": {"description": "The authentication scheme to use.", "schema": {"type": "string"}},
     "Allow": {"description": "The methods of this path.", "schema": {"type": "string"}},
 }
 _PARAMETERS: Json = {
-    "correlation": {
+    "CorrelationId": {
         "name": "X-Correlation-ID",
         "in": "header",
-        "description": "Goes into every log line and event that the request causes; anything else is replaced.",
+        "description": "Appears in every log line and event that the request causes. An invalid value is replaced.",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
     },
-    "traceparent": {
+    "Traceparent": {
         "name": "traceparent",
         "in": "header",
-        "description": "W3C Trace Context. A valid one is continued, an invalid one starts a new trace.",
+        "description": "W3C Trace Context. A valid value is continued, an invalid one starts a new trace.",
         "schema": {"type": "string"},
     },
-    "idempotency": {
+    "IdempotencyKey": {
         "name": "Idempotency-Key",
         "in": "header",
-        "description": "Quoted or bare. The same key with the same body gets the same answer and does nothing twice.",
+        "description": "Quoted or bare. A repeated request with the same key and body gets the stored response and has no"
+        " further effect.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
     },
-    "limit": {
+    "Limit": {
         "name": "limit",
         "in": "query",
+        "description": "Most items on the page.",
         "schema": {"type": "integer", "minimum": 1, "maximum": PAGE_MAX, "default": PAGE_DEFAULT},
     },
-    "cursor": {
+    "Cursor": {
         "name": "cursor",
         "in": "query",
-        "description": "The next_cursor of the page before; opaque.",
+        "description": "The next_cursor of the previous page; opaque.",
         "schema": {"type": "string"},
     },
 }
-_REFUSALS = {
-    400: ("invalid_body", "Not strict JSON, or not what the schema or the parameters say."),
-    401: ("unauthorized", "No API key, or none of ours; only where keys are on."),
-    404: ("not_found", "There is nothing here."),
-    405: ("method_not_allowed", "Not a method of this path."),
+_PROBLEMS = {
+    400: ("invalid_body", "The body is not strict JSON, or the body or a parameter violates its schema."),
+    401: ("unauthorized", "The API key is missing or unknown; only where authentication is on."),
+    404: ("not_found", "The resource does not exist."),
+    405: ("method_not_allowed", "The path does not have this method."),
     408: ("request_timeout", "The body did not arrive in time."),
-    409: ("below_reserved", "Not as things stand."),
-    413: ("body_too_large", "The body is over 64 KiB."),
-    415: ("unsupported_media_type", "Not application/json in UTF-8, or with a Content-Encoding."),
-    422: ("idempotency_key_reused", "The Idempotency-Key was used before, for another body."),
-    500: ("internal_error", "Something went wrong on our side."),
-    503: ("overloaded", "Not now; nothing was stored, unless `code` is `outcome_unknown`."),
+    409: ("below_reserved", "The present state of the resource does not allow it."),
+    413: ("body_too_large", "The body is larger than 64 KiB."),
+    415: ("unsupported_media_type", "The body is not application/json in UTF-8, or has a Content-Encoding."),
+    422: ("idempotency_key_reused", "The Idempotency-Key was used before, with another body."),
+    500: ("internal_error", "An internal error occurred."),
+    503: ("overloaded", "Not possible now; nothing was stored, unless `code` is `outcome_unknown`."),
 }
-"""By status: a code for an example, and what it means."""
+"""By status: the code in the example, and the description."""
 
 _MORE_HEADERS = {401: "WWW-Authenticate", 405: "Allow", 503: "Retry-After"}
 
@@ -116,13 +131,26 @@ def ref(kind: str, name: str) -> Json:
     return {"$ref": f"#/components/{kind}/{name}"}
 
 
+def page_of(item: Json) -> Json:
+    """Return the schema of one page of a list whose items have the schema *item*."""
+    return {
+        "type": "object",
+        "description": "One page of a list.",
+        "required": ["items", "next_cursor"],
+        "properties": {
+            "items": {"type": "array", "items": item},
+            "next_cursor": {"type": ["string", "null"], "description": "Cursor of the next page; null on the last one."},
+        },
+    }
+
+
 def _headers(*names: str) -> Json:
     return {name: ref("headers", name) for name in ("X-Correlation-ID", *names)}
 
 
 def _problem(status: int) -> Json:
-    code, detail = _REFUSALS.get(status, (None, phrase(status)))
-    content: Json = {"schema": ref("schemas", "problem")}
+    code, detail = _PROBLEMS.get(status, (None, phrase(status)))
+    content: Json = {"schema": ref("schemas", "Problem")}
     if code is not None:
         content["example"] = _example(status, code, detail)
     return {
@@ -147,24 +175,29 @@ def _example(status: int, code: str, detail: str) -> Json:
     return example
 
 
+def _response_name(status: int) -> str:
+    """Return the name of a problem's response component: ``NotFound``."""
+    return phrase(status).replace(" ", "")
+
+
 COMPONENTS: Json = {
-    "schemas": {"problem": _PROBLEM},
+    "schemas": {"Problem": _PROBLEM, "InputError": _INPUT_ERROR},
     "headers": _HEADERS,
     "parameters": _PARAMETERS,
     "responses": {
-        **{f"problem_{status}": _problem(status) for status in _REFUSALS},
-        "problem": {
+        **{_response_name(status): _problem(status) for status in _PROBLEMS},
+        "Problem": {
             "description": "Any other problem.",
             "headers": _headers(),
-            "content": {CONTENT_TYPE: {"schema": ref("schemas", "problem")}},
+            "content": {CONTENT_TYPE: {"schema": ref("schemas", "Problem")}},
         },
     },
-    "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "An API key."}},
+    "securitySchemes": {"ApiKey": {"type": "http", "scheme": "bearer", "description": "An API key."}},
 }
-"""What every document has, before the modules add their schemas."""
+"""The components of every document; the schemas of the modules are added to them."""
 
 
-def parameter(name: str, schema: Mapping[str, Any]) -> Json:
+def query_parameter(name: str, schema: Mapping[str, Any]) -> Json:
     """Return the description of a query parameter."""
     return {"name": name, "in": "query", "schema": dict(schema)}
 
@@ -178,59 +211,60 @@ def path_parameters(path: str) -> list[Json]:
     ]
 
 
-def body(schema: Mapping[str, Any], *, is_needed: bool = True) -> Json:
-    """Return the description of a body."""
-    return {"required": is_needed, "content": {"application/json": {"schema": dict(schema)}}}
+def body(schema: Mapping[str, Any], *, is_required: bool = True) -> Json:
+    """Return the description of a request body."""
+    return {"required": is_required, "content": {JSON: {"schema": dict(schema)}}}
 
 
 def response(
     description: str,
     schema: Mapping[str, Any] | None = None,
-    media: str = "application/json",
+    media_type: str = JSON,
     headers: Iterable[str] = (),
 ) -> Json:
-    """Return the description of a success; without a schema there is no body."""
+    """Return the description of a successful response; without a schema it has no body."""
     found: Json = {"description": description, "headers": _headers(*headers)}
     if schema is not None:
-        found["content"] = {media: {"schema": dict(schema)}}
+        found["content"] = {media_type: {"schema": dict(schema)}}
     return found
 
 
 def operation(
-    method: str,
+    name: str,
     path: str,
     summary: str,
     tag: str,
-    answers: Mapping[int, Json],
+    responses: Mapping[int, Json],
     problems: Iterable[int] = (),
     *,
     parameters: Iterable[Json] = (),
     request_body: Json | None = None,
-    is_open: bool = False,
+    is_public: bool = False,
 ) -> Json:
     """
-    Return the description of one method on one path, with every problem that it can answer.
+    Return the description of one operation: *name* is its id, *responses* are its successes by status.
 
-    401 is added unless *is_open*; 500 and whatever else may happen to any request are added always.
+    *problems* are the statuses of its own problems. 401 is added unless the operation *is_public*; 500 and ``default`` are
+    always added.
     """
-    statuses = sorted({*problems, 500, *(() if is_open else (401,))})
+    statuses = sorted({*problems, 500, *(() if is_public else (401,))})
     found: Json = {
-        "operationId": re.sub(r"[^a-z0-9]+", "_", f"{method} {path}".lower()).strip("_"),
+        "operationId": name,
         "summary": summary,
         "tags": [tag],
-        "parameters": [*path_parameters(path), *parameters, ref("parameters", "correlation")],
+        "parameters": [*path_parameters(path), *parameters, ref("parameters", "CorrelationId")],
         "responses": {
-            **{str(status): said for status, said in answers.items()},
+            **{str(status): described for status, described in responses.items()},
             **{
-                str(status): ref("responses", f"problem_{status}") if status in _REFUSALS else _problem(status)
+                str(status): ref("responses", _response_name(status)) if status in _PROBLEMS else _problem(status)
                 for status in statuses
-                if status not in answers
+                if status not in responses
             },
-            "default": ref("responses", "problem"),
+            "default": ref("responses", "Problem"),
         },
     }
     if request_body is not None:
         found["requestBody"] = request_body
-    if is_open:
+    if is_public:
         found["security"] = []
     return found

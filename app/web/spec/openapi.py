@@ -1,4 +1,4 @@
-"""The API's description: OpenAPI 3.1, assembled from the modules' routes and the very schemas that check requests."""
+"""The OpenAPI 3.1 document, assembled from the modules' routes and from the same schemas that validate requests."""
 
 from __future__ import annotations
 
@@ -8,141 +8,152 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from app.web.endpoints import dead_letters
-from app.web.spec.components import COMPONENTS, Description, body, operation, parameter, ref, response
+from app.web.spec.components import COMPONENTS, Description, body, operation, page_of, query_parameter, ref, response
 from modules.module import Module
 from modules.routes import CommandRoute, GetRoute, ListRoute, Route, StreamRoute
 
 Json = dict[str, Any]
 
 _DESCRIPTION = (
-    "Orders, stock and payments. Every answer that is neither 2xx nor 3xx is a problem (RFC 9457) with a stable `code`; "
-    "every answer carries `X-Correlation-ID`. Times are RFC 3339 in UTC, money is integers of minor units."
+    "Orders, inventory and payments. Every response that is neither 2xx nor 3xx is a problem (RFC 9457) with a stable `code`. "
+    "Every response has the header `X-Correlation-ID`. Times are RFC 3339 in UTC, money is an integer of minor units."
 )
 
 
-def document(modules: Sequence[Module], version: str, extra: Sequence[Description] = (dead_letters.DESCRIBED,)) -> Json:
+def document(modules: Sequence[Module], version: str, descriptions: Sequence[Description] = ()) -> Json:
     """
-    Return the OpenAPI document for an application that runs *modules*; needs no running application.
+    Return the OpenAPI document of an application that runs *modules*; needs no running application.
 
-    *extra* describes what it answers beside the modules and the operations.
+    *descriptions* are those of the route groups that it serves beside the modules and the operational endpoints.
     """
-    names = _names(modules)
     schemas: Json = {**COMPONENTS["schemas"]}
     paths: Json = {}
+    for description in (*descriptions, _OPERATIONAL):
+        schemas.update(description.schemas)
+    names = _component_names(modules, schemas)
     for module in modules:
-        for resource, schema in module.http_schemas.items():
-            name = names[module.name, resource]
-            schemas[name] = _embedded(schema, name)
+        for local_name, schema in module.http_schemas.items():
+            name = names[module.name, local_name]
+            schemas[name] = _component(schema, name)
         for route in module.routes:
-            method, described = _described(route, module.name, partial(_schema, names, module.name))
+            if isinstance(route, ListRoute):
+                name = names[module.name, route.response_schema]
+                schemas[_page_name(name)] = page_of(ref("schemas", name))
+            method, described = _describe(route, module.name, partial(_component_name, names, module.name))
             paths.setdefault(route.path, {})[method] = described
-    for more in (*extra, _OPERATIONS):
-        schemas.update(more.schemas)
-        for path, item in more.paths.items():
+    for description in (*descriptions, _OPERATIONAL):
+        for path, item in description.paths.items():
             paths.setdefault(path, {}).update(item)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Fulfilment", "version": version, "description": _DESCRIPTION},
         "servers": [{"url": "/"}],
-        "security": [{}, {"key": []}],
+        "security": [{}, {"ApiKey": []}],
         "tags": [{"name": name} for name in _tags(paths)],
         "paths": paths,
         "components": {**COMPONENTS, "schemas": schemas},
     }
 
 
-def _names(modules: Sequence[Module]) -> dict[tuple[str, str], str]:
-    """Return each resource's name in the document: its own, or with its module's where two modules differ."""
-    first: dict[str, Mapping[str, Any]] = {"problem": {}, "page": {}}
+def _component_names(modules: Sequence[Module], reserved: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+    """Return the component name of each module's schemas: their own, prefixed with the module's where two differ."""
+    first: dict[str, Mapping[str, Any]] = dict(reserved)
     names = {}
     for module in modules:
-        for resource, schema in module.http_schemas.items():
-            is_own = first.setdefault(resource, schema) == schema
-            names[module.name, resource] = resource if is_own else f"{module.name}.{resource}"
+        for local_name, schema in module.http_schemas.items():
+            is_free = first.setdefault(local_name, schema) == schema
+            names[module.name, local_name] = local_name if is_free else f"{module.name.capitalize()}{local_name}"
     return names
 
 
-def _schema(names: Mapping[tuple[str, str], str], module: str, resource: str) -> Json:
-    return ref("schemas", names[module, resource])
+def _component_name(names: Mapping[tuple[str, str], str], module: str, local_name: str) -> str:
+    return names[module, local_name]
 
 
-def _embedded(schema: Mapping[str, Any], name: str) -> Json:
-    """Return *schema* as a component: no id of its own, and references that find their way from the document's root."""
+def _page_name(component: str) -> str:
+    return f"{component}Page"
 
-    def moved(value: Any) -> Any:
+
+def _component(schema: Mapping[str, Any], name: str) -> Json:
+    """Return *schema* as the component *name*: without its own id, its references relative to the document's root."""
+
+    def rebase(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {
                 key: f"#/components/schemas/{name}{part[1:]}"
                 if key == "$ref" and isinstance(part, str) and part.startswith("#")
-                else moved(part)
+                else rebase(part)
                 for key, part in value.items()
             }
-        return [moved(part) for part in value] if isinstance(value, list | tuple) else value
+        return [rebase(part) for part in value] if isinstance(value, list | tuple) else value
 
-    found: Json = moved({key: part for key, part in schema.items() if key not in ("$schema", "$id")})
+    found: Json = rebase({key: part for key, part in schema.items() if key not in ("$schema", "$id")})
     return found
 
 
-def _described(route: Route, tag: str, schema: Callable[[str], Json]) -> tuple[str, Json]:
-    has_id = "{" in route.path
+def _describe(route: Route, tag: str, name_of: Callable[[str], str]) -> tuple[str, Json]:
+    """Return the method of *route* and its operation; *name_of* gives the component name of a module's schema."""
+    component = name_of(route.response_schema)
+    schema = ref("schemas", component)
     match route:
         case CommandRoute():
-            return route.method.lower(), _tell(route, tag, schema)
+            return route.method.lower(), _describe_command(route, tag, name_of)
         case GetRoute():
             return "get", operation(
-                "get", route.path, route.summary, tag, {200: response("The state.", schema(route.response_schema))}, (404, 503)
+                route.name, route.path, route.summary, tag, {200: response("The present state.", schema)}, (404, 503)
             )
         case ListRoute():
-            parameters = [parameter(name, filter) for name, filter in route.filters.items()]
-            page = {
-                "type": "object",
-                "required": ["items", "next_cursor"],
-                "properties": {
-                    "items": {"type": "array", "items": schema(route.response_schema)},
-                    "next_cursor": {"type": ["string", "null"]},
-                },
-            }
+            parameters = [query_parameter(name, filter) for name, filter in route.filters.items()]
             return "get", operation(
-                "get",
+                route.name,
                 route.path,
                 route.summary,
                 tag,
-                {200: response("One page.", page)},
-                (400, 503, *((404,) if has_id else ())),
-                parameters=[*parameters, ref("parameters", "limit"), ref("parameters", "cursor")],
+                {200: response("One page.", ref("schemas", _page_name(component)))},
+                (400, 503, *((404,) if "{" in route.path else ())),
+                parameters=[*parameters, ref("parameters", "Limit"), ref("parameters", "Cursor")],
             )
         case StreamRoute():
-            text = {"type": "string", "x-events": {route.response_schema: schema(route.response_schema)}}
-            said = f"Events named `{route.response_schema}`, whose data is the state; ends when the state is terminal."
+            events = {"type": "string", "x-events": {route.event_name: schema}}
+            description = (
+                f"Events named `{route.event_name}`, whose data is the state. The stream ends after a final state."
+            )
             return "get", operation(
-                "get", route.path, route.summary, tag, {200: response(said, text, "text/event-stream")}, (404, 503)
+                route.name,
+                route.path,
+                route.summary,
+                tag,
+                {200: response(description, events, "text/event-stream")},
+                (404, 503),
             )
 
 
-def _tell(route: CommandRoute, tag: str, schema: Callable[[str], Json]) -> Json:
+def _describe_command(route: CommandRoute, tag: str, name_of: Callable[[str], str]) -> Json:
     problems = {503, *route.rejections}
-    parameters = [ref("parameters", "traceparent")]
+    parameters = [ref("parameters", "Traceparent")]
+    request_body = None
     if route.request_schema is not None:
         problems |= {400, 408, 413, 415}
+        request_body = body(ref("schemas", name_of(route.request_schema)), is_required=route.needs_body)
     if "{" in route.path:
         problems.add(400 if route.method == "PUT" else 404)
     if route.idempotent:
         problems |= {400, 422}
-        parameters.append(ref("parameters", "idempotency"))
+        parameters.append(ref("parameters", "IdempotencyKey"))
     headers = [
         *(["Location"] if route.status in (201, 202) else []),
         *(["Idempotency-Replayed"] if route.idempotent else []),
     ]
+    schema = ref("schemas", name_of(route.response_schema))
     return operation(
-        route.method,
+        route.name,
         route.path,
         route.summary,
         tag,
-        {route.status: response("Done, and on disk.", schema(route.response_schema), headers=headers)},
+        {route.status: response("The command was processed and its result is stored.", schema, headers=headers)},
         problems,
         parameters=parameters,
-        request_body=None if route.request_schema is None else body(schema(route.request_schema), is_needed=route.needs_body),
+        request_body=request_body,
     )
 
 
@@ -152,7 +163,7 @@ def _tags(paths: Mapping[str, Json]) -> list[str]:
     )
 
 
-_CHECKS: Json = {
+_HEALTH: Json = {
     "type": "object",
     "required": ["status", "checks"],
     "properties": {
@@ -160,27 +171,49 @@ _CHECKS: Json = {
         "checks": {"type": "object", "additionalProperties": {"type": "string"}},
     },
 }
-_ALIVE: Json = {"type": "object", "required": ["status"], "properties": {"status": {"const": "ok"}}}
+_LIVENESS: Json = {"type": "object", "required": ["status"], "properties": {"status": {"const": "ok"}}}
 
 
-def _operation(path: str, summary: str, said: Json, *problems: int, is_open: bool = False) -> tuple[str, Json]:
-    return path, {"get": operation("get", path, summary, "operations", {200: said}, problems, is_open=is_open)}
+def _operational(name: str, path: str, summary: str, answer: Json, *problems: int) -> tuple[str, Json]:
+    return path, {"get": operation(name, path, summary, "operations", {200: answer}, problems, is_public=True)}
 
 
-_OPERATIONS = Description(
+_OPERATIONAL = Description(
     dict(
         (
-            _operation("/livez", "Whether the process lives", response("It does.", _ALIVE), is_open=True),
-            _operation("/readyz", "Whether it can work", response("It can.", _CHECKS), 503, is_open=True),
-            _operation("/health", "Whether all answers", response("Bus and database do.", _CHECKS), 503, is_open=True),
-            _operation(
-                "/metrics",
-                "The numbers",
-                response("Prometheus' text format.", {"type": "string"}, "text/plain"),
-                is_open=True,
+            _operational(
+                "getLiveness",
+                "/livez",
+                "Liveness probe: whether the process runs",
+                response("The process runs.", ref("schemas", "Liveness")),
             ),
-            _operation("/openapi.json", "This document", response("OpenAPI 3.1.", {"type": "object"}), is_open=True),
-            _operation("/docs", "A page to try it", response("HTML.", {"type": "string"}, "text/html"), is_open=True),
+            _operational(
+                "getReadiness",
+                "/readyz",
+                "Readiness probe: whether the process accepts requests",
+                response("The process accepts requests.", ref("schemas", "Health")),
+                503,
+            ),
+            _operational(
+                "getHealth",
+                "/health",
+                "Health check: whether the bus and the databases are available",
+                response("The bus and the databases are available.", ref("schemas", "Health")),
+                503,
+            ),
+            _operational(
+                "getMetrics",
+                "/metrics",
+                "Prometheus metrics",
+                response("Metrics in Prometheus' text format.", {"type": "string"}, "text/plain"),
+            ),
+            _operational(
+                "getOpenApi", "/openapi.json", "This document", response("OpenAPI 3.1.", {"type": "object"})
+            ),
+            _operational(
+                "getDocs", "/docs", "Page to try the API", response("HTML.", {"type": "string"}, "text/html")
+            ),
         )
-    )
+    ),
+    {"Liveness": _LIVENESS, "Health": _HEALTH},
 )

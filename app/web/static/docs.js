@@ -1,4 +1,4 @@
-// No validator: it would send the document to somebody else.
+// No validator: it would send the document to an external service.
 SwaggerUIBundle({
   url: "/openapi.json",
   dom_id: "#page",
