@@ -10,7 +10,7 @@ subscriptions pause. What is in hand stays in hand, as long as that may last; wh
 
 from __future__ import annotations
 
-__all__ = ["CONSUMER", "FRESH_SECONDS", "HEARS", "PaymentWorker"]
+__all__ = ["CONSUMER", "FRESH_SECONDS", "HEARS", "PaymentWorker", "result_id"]
 
 import asyncio
 import random
@@ -41,7 +41,16 @@ from bus.ids import derived_id
 from bus.port import Clock, Delivery, Subscription
 from bus.replay_subjects import original_subject
 from bus.subjects import is_express
-from modules.payments.events import ChargeFailed, ChargeRequested, RefundFailed, RefundRequested
+from modules.payments.events import (
+    ChargeDeclined,
+    ChargeFailed,
+    ChargeMismatch,
+    ChargeRequested,
+    ChargeSucceeded,
+    RefundFailed,
+    RefundRequested,
+    RefundSucceeded,
+)
 from modules.payments.state import Payment, PaymentStatus
 
 T = TypeVar("T")
@@ -61,6 +70,22 @@ LANE_IN_HAND_MAX = 512
 
 HEARTBEAT_SECONDS = 10.0
 FETCH_SECONDS = 1.0
+
+
+_RESULT_NAMES: dict[type, str] = {
+    ChargeSucceeded: "Charged",
+    ChargeDeclined: "ChargeRefused",
+    ChargeFailed: "ChargeFailed",
+    ChargeMismatch: "ChargeContradicted",
+    RefundSucceeded: "Refunded",
+    RefundFailed: "RefundFailed",
+}
+"""
+What the id of a result is derived from, by the result's class. Never change these texts.
+
+They are the names that the classes had when these ids were introduced. During an upgrade a worker of an older version
+may have submitted the result of a request already; the inbox recognises the duplicate only if the ids are the same.
+"""
 
 
 class _ShuttingDown(Exception):
@@ -219,12 +244,9 @@ class PaymentWorker:
 
     async def _submit(self, task: GatewayRequest, answer: Any) -> bool:
         """Tell *answer*; return whether it is news. It is none for a copy of what was heard, and told, before."""
-        # Asked twice (we were killed in between), the gateway may answer in two ways, and both are news.
-        kind = f"{type(answer).__name__}.{getattr(answer, 'is_unknown', False)}"
-        answer_id = derived_id(task.id, f"{CONSUMER}.{kind}")
         told = await self._retry_until_available(
             lambda: self._runner.submit(
-                answer, id=answer_id, trace=task.trace, respond=no_content, is_express=task.is_express, is_new=False
+                answer, id=result_id(task.id, answer), trace=task.trace, respond=no_content, is_express=task.is_express, is_new=False
             )
         )
         return not told.is_replay
@@ -304,6 +326,17 @@ class PaymentWorker:
                 return await ask()
             except TemporarilyUnavailable as shed:
                 await self._clock.sleep(shed.retry_after_seconds)
+
+
+def result_id(request_id: str, result: Any) -> str:
+    """
+    Return the id of *result*, an event that the worker submits for the request *request_id*.
+
+    The kind of result is part of it: a request that is processed twice, because the worker was killed in between, may
+    have two different results, and payments needs both.
+    """
+    kind = f"{_RESULT_NAMES[type(result)]}.{getattr(result, 'is_unknown', False)}"
+    return derived_id(request_id, f"{CONSUMER}.{kind}")
 
 
 def _should_charge(payment: Payment | None) -> bool:

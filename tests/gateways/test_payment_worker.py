@@ -17,7 +17,7 @@ from loguru import logger
 
 from app.gateways.circuit_breaker import BreakerState, CircuitBreaker
 from app.gateways.gateway_calls import CALLS_MAX, GatewayCalls, GatewayRequest
-from app.gateways.payment_worker import CONSUMER, PaymentWorker
+from app.gateways.payment_worker import CONSUMER, PaymentWorker, result_id
 from app.gateways.port import (
     Captured,
     ChargeResult,
@@ -38,7 +38,15 @@ from bus.replay_subjects import replay_subject
 from modules import payments
 from modules.orders.events import CancelRequested
 from modules.orders.state import Order, Status
-from modules.payments.events import ChargeFailed, ChargeRequested
+from modules.payments.events import (
+    ChargeDeclined,
+    ChargeFailed,
+    ChargeMismatch,
+    ChargeRequested,
+    ChargeSucceeded,
+    RefundFailed,
+    RefundSucceeded,
+)
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Money
 from tests.runtime.harness import (
@@ -188,6 +196,26 @@ async def ended(harness: Harness, ids: list[str]) -> list[Order]:
 
     found: list[Order] = await until(are_over)
     return found
+
+
+REQUEST_ID = "0199fe00-0000-8000-8000-000000000001"
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (ChargeSucceeded(order_id="o", reference="r", calls=1), "0199fe00-0000-86e8-9a27-3f9453d45784"),
+        (ChargeDeclined(order_id="o", reason="x", calls=1), "0199fe00-0000-8e98-8fbb-40df6521de41"),
+        (ChargeFailed(order_id="o", is_unknown=True, retry_seconds=1, calls=1), "0199fe00-0000-8ead-b917-f4e4ecc5abfa"),
+        (ChargeFailed(order_id="o", is_unknown=False, retry_seconds=1, calls=0), "0199fe00-0000-8bba-b8e5-fd7797a7b3ac"),
+        (ChargeMismatch(order_id="o", reason="x", reference=None, calls=1), "0199fe00-0000-8078-b8a7-f13998faffcc"),
+        (RefundSucceeded(order_id="o", reference="r"), "0199fe00-0000-8937-8521-fe554281525a"),
+        (RefundFailed(order_id="o", retry_seconds=1), "0199fe00-0000-8b62-a579-dbe404f59936"),
+    ],
+)
+def test_the_id_of_a_result_is_the_same_as_in_older_versions(result: Any, expected: str) -> None:
+    """A result that a worker of an older version has submitted is recognised as a duplicate during an upgrade."""
+    assert result_id(REQUEST_ID, result) == expected
 
 
 async def test_in_any_weather_every_order_settles(path: Path) -> None:
