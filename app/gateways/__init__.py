@@ -1,1 +1,1 @@
-"""What payments talks to, and how carefully: gateways, the circuit breaker, and the worker that calls."""
+"""Payment providers: the gateway port and its adapters, the circuit breaker, and the worker that calls the provider."""

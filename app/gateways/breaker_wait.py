@@ -1,4 +1,4 @@
-"""Where calls wait while the circuit breaker lets nobody through."""
+"""Suspend calls while the circuit breaker permits none."""
 
 from __future__ import annotations
 
@@ -11,59 +11,61 @@ from bus.port import Clock
 
 
 class BreakerWait:
-    """Wake those who wait for the breaker when it changes, and when its time is over."""
+    """Wake up suspended calls when the breaker changes its state, and when its open period has elapsed."""
 
     def __init__(self, breaker: CircuitBreaker, clock: Clock) -> None:
         self._breaker = breaker
         self._clock = clock
-        self._news = asyncio.Event()
-        self._alarm: asyncio.Task[None] | None = None
-        self._is_open_for_good = False
+        self._changed = asyncio.Event()
+        self._timer: asyncio.Task[None] | None = None
+        self._is_shut_down = False
         self.waiting = 0
-        """How many calls wait here; they are the next to be tried."""
-        breaker.add_listener(self._changed)
+        """How many calls are suspended in `until_retry`; the next probe is one of them."""
+        breaker.add_listener(self._on_state_change)
 
-    async def until_retry(self) -> None:
-        """Return when it is worth asking the breaker again."""
+    async def until_retry(self) -> bool:
+        """Return True once it is worth asking the breaker for a permit again; False after `shutdown`."""
         self.waiting += 1
         try:
-            await self._until_news()
+            await self._until_change()
         finally:
             self.waiting -= 1
+        return not self._is_shut_down
 
     async def until_permit(self) -> None:
-        """Return when there is a place for a call that nobody who waits already is about to take; not while closing."""
+        """Return once the breaker has a permit that no suspended call is about to take; never return after `shutdown`."""
         while self._breaker.state is not BreakerState.CLOSED and (self.waiting or self._breaker.wait_seconds > 0):
-            if self._is_open_for_good:
+            if self._is_shut_down:
                 await asyncio.get_running_loop().create_future()
-            await self._until_news()
+            await self._until_change()
 
     def shutdown(self) -> None:
-        """Send everybody home who waits, and who comes."""
-        self._is_open_for_good = True
+        """Make `until_retry` return at once, for suspended and for later calls."""
+        self._is_shut_down = True
         self._cancel_timer()
         self._notify()
 
-    async def _until_news(self) -> None:
-        if self._is_open_for_good:
+    async def _until_change(self) -> None:
+        if self._is_shut_down:
             return
-        if self._alarm is None or self._alarm.done():
-            self._alarm = asyncio.create_task(self._sleep(max(self._breaker.wait_seconds, 0.01)))
-        await self._news.wait()
+        if self._timer is None or self._timer.done():
+            self._timer = asyncio.create_task(self._notify_after(max(self._breaker.wait_seconds, 0.01)))
+        await self._changed.wait()
 
-    async def _sleep(self, seconds: float) -> None:
+    async def _notify_after(self, seconds: float) -> None:
         await self._clock.sleep(seconds)
         self._notify()
 
-    def _changed(self, state: BreakerState) -> None:
+    def _on_state_change(self, state: BreakerState) -> None:
         self._cancel_timer()
         self._notify()
 
     def _cancel_timer(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _notify(self) -> None:
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+        """Wake up everything that waits now; what waits from now on waits for the next change."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()

@@ -1,13 +1,13 @@
 """
-The circuit breaker: a provider in trouble is left alone, and then asked by one.
+A circuit breaker: it stops calls to a provider that fails, and later lets probes test whether the provider has recovered.
 
-    CLOSED --too many calls failed lately--> OPEN --its time is over--> HALF_OPEN
-       ^                                      ^                            |
-       |                                      \\---------- a probe failed --/
-       \\-------------------------------------------- all probes succeeded -/
+    CLOSED --too many calls failed lately--> OPEN --open period elapsed--> HALF_OPEN
+       ^                                      ^                               |
+       |                                      \\----------- a probe failed ----/
+       \\------------------------------------------ all probes succeeded ------/
 
-A pure state machine: it waits for nobody and asks the clock it was given. Whoever wants to call asks for a `Permit` first
-and brings it back with what happened. A pass that was given out in an earlier state changes nothing any more.
+It is a pure state machine: it never waits, and it reads the time from the clock that it is given. A caller acquires a
+`Permit` before each call and returns it together with the outcome. A permit from an earlier state has no effect.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class BreakerState(IntEnum):
 
 
 class BreakerOpen(Exception):
-    """Nobody may call now; it is worth asking again after *retry_after_seconds*."""
+    """No call is permitted now; try again after *retry_after_seconds*."""
 
     def __init__(self, retry_after_seconds: float) -> None:
         self.retry_after_seconds = retry_after_seconds
@@ -39,7 +39,7 @@ class BreakerOpen(Exception):
 
 @frozen(eq=False)
 class Permit:
-    """Leave to make one call; bring it back to `CircuitBreaker` exactly once."""
+    """Permission to make one call; the caller returns it to the `CircuitBreaker` exactly once."""
 
     generation: int
 
@@ -47,13 +47,15 @@ class Permit:
 @define(eq=False)
 class CircuitBreaker:
     """
-    Decide who may call.
+    Permit calls, depending on the outcome of earlier ones.
 
-    It looks at the last *window* calls, as far as they ended within *window_seconds*. When they are *calls_min* or more
-    and a share of *failure_share* of them failed, it opens, for *open_seconds* or for as long as the provider asked;
-    what a provider asks opens it at once. Then exactly *probes* calls may pass, however many want to; if all of them
-    succeed it closes. What counts as a failure is the caller's to say: a refusal in due form is none, and a call that
-    was cancelled is neither.
+    The breaker looks at the last *window* calls that ended within *window_seconds*. It opens when they are *calls_min* or
+    more and a share of at least *failure_share* failed; and at once when the provider asks for a pause. It stays open
+    for the time that the provider asked for, or else for *open_seconds*. Then it permits exactly *probes* calls, however
+    many are requested; it closes when all of them have succeeded, and opens again when one fails.
+
+    The caller decides what is a failure: a proper rejection by the provider counts as a success, and a call that the
+    caller cancelled counts as neither.
     """
 
     monotonic: Callable[[], float]
@@ -66,92 +68,93 @@ class CircuitBreaker:
     on_change: Callable[[BreakerState], None] = lambda state: None
     _state: BreakerState = field(default=BreakerState.CLOSED, init=False)
     _generation: int = field(default=0, init=False)
+    """Counts the state changes; a permit of an earlier generation is ignored."""
     _outcomes: deque[tuple[float, bool]] = field(init=False)
     _failures: int = field(default=0, init=False)
-    _followers: list[Callable[[BreakerState], None]] = field(init=False)
+    _listeners: list[Callable[[BreakerState], None]] = field(init=False)
     _open_until: float = field(default=0.0, init=False)
-    _probes_out: int = field(default=0, init=False)
-    _probes_good: int = field(default=0, init=False)
+    _probes_in_flight: int = field(default=0, init=False)
+    _probes_succeeded: int = field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._outcomes = deque()
-        self._followers = [self.on_change]
+        self._listeners = [self.on_change]
 
     @property
     def state(self) -> BreakerState:
-        """The state as of the last call; an open breaker whose time is over half-opens when somebody asks."""
+        """The state after the last call. An open breaker half-opens on the first `acquire` after its open period."""
         return self._state
 
     @property
     def wait_seconds(self) -> float:
-        """How long it is not worth asking; 0 when somebody may call now."""
+        """How long `acquire` would fail; 0 if it would return a permit now."""
         if self._state is BreakerState.OPEN:
             return max(0.0, self._open_until - self.monotonic())
-        if self._state is BreakerState.HALF_OPEN and self._probes_out + self._probes_good >= self.probes:
+        if self._state is BreakerState.HALF_OPEN and self._probes_in_flight + self._probes_succeeded >= self.probes:
             return min(1.0, self.open_seconds)
         return 0.0
 
-    def add_listener(self, follower: Callable[[BreakerState], None]) -> None:
-        """Call *follower* after each change, too."""
-        self._followers.append(follower)
+    def add_listener(self, listener: Callable[[BreakerState], None]) -> None:
+        """Call *listener* with the new state after each state change."""
+        self._listeners.append(listener)
 
     def acquire(self) -> Permit:
         """
-        Return leave to call.
+        Return a permit for one call.
 
         Raises:
-            BreakerOpen: Not now. Half-open, all probes are out: ask again in a moment.
+            BreakerOpen: The breaker is open, or it is half-open and all probes are in flight.
         """
         wait_seconds = self.wait_seconds
         if wait_seconds > 0:
             raise BreakerOpen(wait_seconds)
         if self._state is BreakerState.OPEN:
-            self._become(BreakerState.HALF_OPEN)
+            self._change_state(BreakerState.HALF_OPEN)
         if self._state is BreakerState.HALF_OPEN:
-            self._probes_out += 1
+            self._probes_in_flight += 1
         return Permit(self._generation)
 
-    def succeeded(self, leave: Permit) -> None:
-        """The call was answered, be it with a no."""
-        if leave.generation != self._generation:
+    def succeeded(self, permit: Permit) -> None:
+        """Record that the provider responded to the call, possibly with a rejection."""
+        if permit.generation != self._generation:
             return
         if self._state is BreakerState.HALF_OPEN:
-            self._probes_out -= 1
-            self._probes_good += 1
-            if self._probes_good >= self.probes:
-                self._become(BreakerState.CLOSED)
+            self._probes_in_flight -= 1
+            self._probes_succeeded += 1
+            if self._probes_succeeded >= self.probes:
+                self._change_state(BreakerState.CLOSED)
         else:
-            self._note(True)
+            self._record(is_success=True)
 
-    def failed(self, leave: Permit, retry_after_seconds: float | None = None) -> None:
-        """The call was not answered; the provider may have said when to come again."""
-        if leave.generation != self._generation:
+    def failed(self, permit: Permit, retry_after_seconds: float | None = None) -> None:
+        """Record that the call failed; *retry_after_seconds* is the pause that the provider asked for, if any."""
+        if permit.generation != self._generation:
             return
-        self._note(False)
+        self._record(is_success=False)
         calls = len(self._outcomes)
-        is_too_bad = calls >= self.calls_min and self._failures >= self.failure_share * calls
-        if self._state is BreakerState.HALF_OPEN or is_too_bad or retry_after_seconds is not None:
+        is_over_limit = calls >= self.calls_min and self._failures >= self.failure_share * calls
+        if self._state is BreakerState.HALF_OPEN or is_over_limit or retry_after_seconds is not None:
             self._open_until = self.monotonic() + (retry_after_seconds or self.open_seconds)
-            self._become(BreakerState.OPEN)
+            self._change_state(BreakerState.OPEN)
 
-    def cancelled(self, leave: Permit) -> None:
-        """The call was given up by us; it says nothing about the provider."""
-        if leave.generation == self._generation and self._state is BreakerState.HALF_OPEN:
-            self._probes_out -= 1
+    def cancelled(self, permit: Permit) -> None:
+        """Record that the caller cancelled the call, which tells nothing about the provider."""
+        if permit.generation == self._generation and self._state is BreakerState.HALF_OPEN:
+            self._probes_in_flight -= 1
 
-    def _note(self, is_good: bool) -> None:
-        """Remember how a call ended, and forget what is too long ago to count."""
+    def _record(self, *, is_success: bool) -> None:
+        """Add the outcome of a call, and drop those that are outside the window."""
         now = self.monotonic()
         outcomes = self._outcomes
-        outcomes.append((now, is_good))
-        self._failures += not is_good
+        outcomes.append((now, is_success))
+        self._failures += not is_success
         while len(outcomes) > self.window or outcomes[0][0] < now - self.window_seconds:
             self._failures -= not outcomes.popleft()[1]
 
-    def _become(self, state: BreakerState) -> None:
+    def _change_state(self, state: BreakerState) -> None:
         self._state = state
         self._generation += 1
         self._outcomes.clear()
-        self._failures = self._probes_out = self._probes_good = 0
-        for follower in self._followers:
-            follower(state)
+        self._failures = self._probes_in_flight = self._probes_succeeded = 0
+        for listener in self._listeners:
+            listener(state)

@@ -1,9 +1,10 @@
 """
-Orders whose payment waits for the provider say so, also those whose request is still in the bus behind a paused consumer.
+Report to payments which charges are delayed because the circuit breaker is open.
 
-When the breaker opens, the payments that nobody has called for yet are looked up and told; those that come while it is
-open are told as they come. It is a hint and costs no call: what is lost of it with the process is said again when the
-request is in the worker's hands.
+When the breaker opens, the notifier looks up the payments that no call was made for yet and reports each of them, also
+those whose request is still in the bus behind a paused consumer. While the breaker is open, it reports each new charge
+request at once. A report is a hint and costs no call to the provider. If the process ends before a hint is stored, the
+payment worker reports the delay again once it holds the request.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 __all__ = ["SWEEP_SECONDS", "DelayNotifier", "no_content"]
 
 import asyncio
+from collections.abc import Coroutine
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +22,7 @@ from app.gateways.circuit_breaker import BreakerState, CircuitBreaker
 from app.runtime.runner import ModuleRunner
 from app.storage.errors import TemporarilyUnavailable
 from app.telemetry.trace import TraceContext
-from bus.ids import derived_id
+from bus.ids import derived_id, id_lower_bound
 from bus.port import Clock
 from modules.module import Decision, DecisionOutcome
 from modules.payments.events import ChargeDelayed, ChargeRequested
@@ -28,18 +30,18 @@ from modules.payments.state import Payment
 from modules.routes import Response
 
 SWEEP_SECONDS = 3_600
-"""How old an order may be whose payment is looked for; hardly one waits for longer than ORDER_TIMEOUT_S."""
+"""The sweep reads the payments of orders of this age or younger; hardly any order waits longer (ORDER_TIMEOUT_S)."""
 
 PAGE = 200
 
 
 def no_content(outcome: DecisionOutcome) -> Response:
-    """Answer nothing in particular."""
+    """Return an empty response; the submitter needs no more than the fact that the event was processed."""
     return Response(200, None)
 
 
 class DelayNotifier:
-    """Tell payments which charges are delayed."""
+    """Submit a `ChargeDelayed` for each charge that the open breaker delays."""
 
     def __init__(self, runner: ModuleRunner, consumer: str, breaker: CircuitBreaker, clock: Clock) -> None:
         self._runner = runner
@@ -47,53 +49,51 @@ class DelayNotifier:
         self._breaker = breaker
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
-        breaker.add_listener(self._changed)
+        breaker.add_listener(self._on_state_change)
 
-    async def notify(self, order_id: str, context: TraceContext, express: bool) -> None:
-        """Tell payments that the charge of *order_id* is delayed; what follows has one id, however often it is told."""
+    async def notify(self, order_id: str, trace: TraceContext, is_express: bool) -> None:
+        """Submit that the charge of *order_id* is delayed. The event has the same id each time, so repeating is harmless."""
         await self._runner.submit(
             ChargeDelayed(order_id=order_id),
             id=derived_id(order_id, f"{self._consumer}.delayed"),
-            trace=context,
+            trace=trace,
             respond=no_content,
-            is_express=express,
+            is_express=is_express,
         )
 
     def on_commit(self, event: Any, decision: Decision, trace: TraceContext) -> None:
-        """Notify payments of a charge that is requested while the breaker is not closed; an `app.runtime.runner.CommitListener`."""
+        """Report each charge that *decision* requests while the breaker is not closed (an `app.runtime.runner.CommitListener`)."""
         if self._breaker.state is not BreakerState.CLOSED:
             for each in (event, *decision.events):
                 if type(each) is ChargeRequested:
-                    self._start(self._notify(each.order_id, trace))
+                    self._start(self._try_to_notify(each.order_id, trace))
 
     async def close(self) -> None:
-        """Tell no more. Idempotent."""
+        """Cancel all reports that are under way. Idempotent."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _changed(self, state: BreakerState) -> None:
+    def _on_state_change(self, state: BreakerState) -> None:
         if state is BreakerState.OPEN:
             self._start(self._sweep())
 
-    def _start(self, work: Any) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _notify(self, order_id: str, context: TraceContext) -> None:
+    async def _try_to_notify(self, order_id: str, trace: TraceContext) -> None:
         try:
-            await self.notify(order_id, context, express=False)
+            await self.notify(order_id, trace, is_express=False)
         except TemporarilyUnavailable:
-            pass  # a hint
-        except Exception as error:  # it must not go unheard, and must not stop anybody
-            logger.warning("a delay could not be told", order_id=order_id, detail=f"{type(error).__name__}: {error}")
+            pass  # it is only a hint
+        except Exception as error:  # one failed report must be visible, and must not stop the others
+            logger.warning("cannot report a delayed charge", order_id=order_id, detail=f"{type(error).__name__}: {error}")
 
     async def _sweep(self) -> None:
-        """Tell of every payment that nobody has called for yet."""
-        horizon = self._clock.now() - timedelta(seconds=SWEEP_SECONDS)
-        after = f"{int(horizon.timestamp() * 1000):012x}"
-        after = f"{after[:8]}-{after[8:]}"
+        """Report every pending payment that no call was made for yet, until the breaker has closed."""
+        after = id_lower_bound(self._clock.now() - timedelta(seconds=SWEEP_SECONDS))
         while True:
             try:
                 page = await self._runner.list_states(
@@ -101,13 +101,14 @@ class DelayNotifier:
                 )
             except TemporarilyUnavailable:
                 return
-            waiting = [p for p in page if not (p.is_waiting or p.is_cancelled)]
-            await asyncio.gather(*(self._notify(p.order_id, _context(p.order_id)) for p in waiting))
+            delayed = [payment.order_id for payment in page if not (payment.is_waiting or payment.is_cancelled)]
+            await asyncio.gather(*(self._try_to_notify(order_id, _trace_of(order_id)) for order_id in delayed))
             if len(page) < PAGE or self._breaker.state is BreakerState.CLOSED:
                 return
             after = page[-1].order_id
 
 
-def _context(order_id: str) -> TraceContext:
+def _trace_of(order_id: str) -> TraceContext:
+    """Return a trace derived from *order_id*: the sweep has no message whose trace it could continue."""
     digits = derived_id(order_id, "delayed").replace("-", "")
     return TraceContext(order_id, f"00-{digits}-{digits[16:]}-01")

@@ -1,20 +1,30 @@
-"""What is asked of the gateway: one call, through the breaker and within its time, and what its answer means."""
+"""Calls to the payment provider, through the circuit breaker and within a time limit, and what their responses mean."""
 
 from __future__ import annotations
 
-__all__ = ["CALLS_MAX", "CALL_SECONDS_MAX", "LANE_CALLS_MAX", "LOOKUP_SECONDS_MAX", "RETRY_SECONDS_MAX", "GatewayCalls", "GatewayRequest"]
+__all__ = [
+    "CALLS_MAX",
+    "CALL_SECONDS_MAX",
+    "DECLINED_SECONDS_MAX",
+    "LANE_CALLS_MAX",
+    "LOOKUP_SECONDS_MAX",
+    "RETRY_SECONDS_MAX",
+    "GatewayCalls",
+]
 
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
-from attrs import define
 from loguru import logger
 
 from app.gateways.circuit_breaker import CircuitBreaker
+from app.gateways.gateway_request import ChargeAttempt, GatewayRequest
 from app.gateways.port import (
     Captured,
+    ChargeResult,
     Gateway,
     GatewayError,
     GatewayRejected,
@@ -23,12 +33,10 @@ from app.gateways.port import (
     ResponseMismatch,
 )
 from app.telemetry.metrics import Metrics
-from app.telemetry.trace import TraceContext
 from modules.payments.events import (
     ChargeDeclined,
     ChargeFailed,
     ChargeMismatch,
-    ChargeRequested,
     ChargeSucceeded,
     RefundFailed,
     RefundRequested,
@@ -38,39 +46,25 @@ from modules.payments.events import (
 T = TypeVar("T")
 
 CALLS_MAX = 100
+"""How many calls to the provider may be in flight."""
+
 LANE_CALLS_MAX = 80
-"""How many of them one lane may have out, so that the other never finds all taken."""
+"""How many of them one lane may use, so that the other lane always finds a free one."""
 
 CALL_SECONDS_MAX = 20.0
 LOOKUP_SECONDS_MAX = 120.0
-"""How long a look may take: the provider's list may be long."""
+"""How long a look-up may take: the provider's list may be long."""
 
 RETRY_SECONDS_MAX = 5.0
 DECLINED_SECONDS_MAX = 300.0
-"""How long to wait before a refund is asked for again that the provider refuses: a person has to do something first."""
+"""The longest wait before a refund that the provider rejected is requested again: a person has to act first."""
 
-
-@define  # not frozen, for each message makes one
-class GatewayRequest:
-    """
-    A request in hand.
-
-    *is_first* if nobody has heard of it before; *is_late* if it waited so long that our own books may know more.
-    *is_repeat* if somebody who heard it may have called, and been killed before he could say so: as long as no look has
-    come back, nobody knows.
-    """
-
-    event: Any
-    id: str
-    trace: TraceContext
-    is_express: bool
-    is_first: bool
-    is_late: bool
-    is_repeat: bool
+REASON_MAX = 64
+"""The length of the database column for reasons."""
 
 
 class GatewayCalls:
-    """Ask the gateway; whatever it answers becomes an event to be told."""
+    """Call the provider, and convert its response to the event that the worker submits to payments."""
 
     def __init__(self, gateway: Gateway, breaker: CircuitBreaker, metrics: Metrics, rng: random.Random) -> None:
         self._gateway = gateway
@@ -78,105 +72,123 @@ class GatewayCalls:
         self._attempts = metrics.payment_attempts
         self._rng = rng
 
-    async def charge(self, task: GatewayRequest, *, is_wanted: bool, is_first: bool) -> Any:
+    async def charge(self, attempt: ChargeAttempt) -> Any:
         """
-        Look where somebody may have called before, and have the money taken; return what to tell.
+        Look the charge up if an earlier call is possible, make it if there is none, and return the result as an event.
 
         Raises:
-            BreakerOpen: Not now.
+            BreakerOpen: The circuit breaker permits no call now.
         """
-        event: ChargeRequested = task.event
+        event, request, calls = attempt.event, attempt.request, 0
         order_id, amount, key = event.order_id, event.amount, f"charge:{event.order_id}"
-        calls = 0
         try:
-            found = None
-            if not is_wanted:
-                look = self._gateway.cancel
-                found = await self._call(lambda: look(key, order_id, amount), LOOKUP_SECONDS_MAX)
-                if found is None:
-                    return ChargeDeclined(order_id=order_id, reason="order_cancelled", calls=0)
-            elif not is_first:
-                found = await self._call(lambda: self._gateway.find(key, order_id, amount), LOOKUP_SECONDS_MAX)
-            if found is None:
+            charge = await self._existing_charge(attempt, key)
+            if charge is None and not attempt.should_charge:
+                return ChargeDeclined(order_id=order_id, reason="order_cancelled", calls=0)
+            if charge is None:
                 calls = 1
-                charge = self._gateway.charge
-                found = await self._call(lambda: charge(key, order_id, amount, event.payment_method), CALL_SECONDS_MAX)
-        except GatewayError as trouble:
-            is_unknown = isinstance(trouble, GatewayTimeout) if calls else task.is_repeat
-            self._note("unknown" if is_unknown else "unavailable", task, trouble)
-            wait_seconds = self.retry_seconds(event.attempt, trouble.retry_after_seconds)
+                call = partial(self._gateway.charge, key, order_id, amount, event.payment_method)
+                charge = await self._call(call, CALL_SECONDS_MAX)
+        except GatewayError as error:
+            is_unknown = isinstance(error, GatewayTimeout) if calls else request.may_be_repeat
+            self._record_failure("unknown" if is_unknown else "unavailable", request, error)
+            wait_seconds = self.retry_seconds(event.attempt, error.retry_after_seconds)
             return ChargeFailed(order_id=order_id, is_unknown=is_unknown, retry_seconds=wait_seconds, calls=calls)
-        except ResponseMismatch as wrong:
-            self._note("put_aside", task, wrong)
-            return ChargeMismatch(order_id=order_id, reason=wrong.reason, reference=wrong.reference, calls=calls)
-        if isinstance(found, Captured):
+        except ResponseMismatch as mismatch:
+            self._record_failure("put_aside", request, mismatch)
+            return ChargeMismatch(order_id=order_id, reason=mismatch.reason, reference=mismatch.reference, calls=calls)
+        return self._charge_event(attempt, charge, calls)
+
+    async def _existing_charge(self, attempt: ChargeAttempt, key: str) -> ChargeResult | None:
+        """Return the charge that an earlier call may have made; None if there is none or no earlier call is possible."""
+        event = attempt.event
+        if attempt.is_first_call and attempt.should_charge:
+            return None
+        look_up = self._gateway.find if attempt.should_charge else self._gateway.cancel
+        return await self._call(partial(look_up, key, event.order_id, event.amount), LOOKUP_SECONDS_MAX)
+
+    def _charge_event(self, attempt: ChargeAttempt, charge: ChargeResult, calls: int) -> Any:
+        order_id = attempt.event.order_id
+        if isinstance(charge, Captured):
             self._attempts.labels("captured").inc()
-            return ChargeSucceeded(order_id=order_id, reference=found.reference, calls=calls)
-        if isinstance(found, Pending):
+            return ChargeSucceeded(order_id=order_id, reference=charge.reference, calls=calls)
+        if isinstance(charge, Pending):
             self._attempts.labels("unknown").inc()
-            wait_seconds = self.retry_seconds(event.attempt)
+            wait_seconds = self.retry_seconds(attempt.event.attempt)
             return ChargeFailed(order_id=order_id, is_unknown=True, retry_seconds=wait_seconds, calls=calls)
         self._attempts.labels("declined").inc()
-        return ChargeDeclined(order_id=order_id, reason=found.reason[:64], calls=calls)
+        return ChargeDeclined(order_id=order_id, reason=charge.reason[:REASON_MAX], calls=calls)
 
-    async def refund(self, task: GatewayRequest) -> Any:
+    async def refund(self, request: GatewayRequest) -> Any:
         """
-        Have the money given back; return what to tell.
+        Refund the money, and return the result as an event.
 
         Raises:
-            BreakerOpen: Not now.
+            BreakerOpen: The circuit breaker permits no call now.
         """
-        event: RefundRequested = task.event
-        order_id, key, refund = event.order_id, f"refund:{event.order_id}", self._gateway.refund
+        event: RefundRequested = request.event
+        order_id, key = event.order_id, f"refund:{event.order_id}"
+        call = partial(self._gateway.refund, key, order_id, event.reference, event.amount)
         try:
-            reference = await self._call(lambda: refund(key, order_id, event.reference, event.amount), LOOKUP_SECONDS_MAX)
-        except GatewayError as trouble:
-            self._note("refund_failed", task, trouble)
-            wait_seconds = self.retry_seconds(event.attempt, trouble.retry_after_seconds)
+            reference = await self._call(call, LOOKUP_SECONDS_MAX)
+        except GatewayError as error:
+            self._record_failure("refund_failed", request, error)
+            wait_seconds = self.retry_seconds(event.attempt, error.retry_after_seconds)
             return RefundFailed(order_id=order_id, retry_seconds=wait_seconds)
-        except (GatewayRejected, ResponseMismatch) as refusal:
-            self._note("refund_failed", task, refusal)
-            reason = refusal.reason if isinstance(refusal, ResponseMismatch) else f"refund_refused: {refusal}"
+        except (GatewayRejected, ResponseMismatch) as error:
+            self._record_failure("refund_failed", request, error)
+            reason = error.reason if isinstance(error, ResponseMismatch) else f"refund_refused: {error}"
             wait_seconds = self._spread(min(2.0 ** min(event.attempt, 10), DECLINED_SECONDS_MAX))
-            return RefundFailed(order_id=order_id, retry_seconds=wait_seconds, reason=reason[:64])
+            return RefundFailed(order_id=order_id, retry_seconds=wait_seconds, reason=reason[:REASON_MAX])
         self._attempts.labels("refunded").inc()
         return RefundSucceeded(order_id=order_id, reference=reference)
 
     async def _call(self, call: Callable[[], Awaitable[T]], seconds_max: float) -> T:
-        """Make one call if the breaker lets us, and let it know how that went."""
-        leave = self._breaker.acquire()
+        """
+        Make one call with a permit of the breaker, and report its outcome to the breaker.
+
+        Raises:
+            BreakerOpen: The circuit breaker permits no call now.
+            GatewayError, GatewayRejected, ResponseMismatch: As the gateway raises them; `GatewayTimeout` after *seconds_max*.
+        """
+        permit = self._breaker.acquire()
         try:
             async with asyncio.timeout(seconds_max):
-                answer = await call()
-        except GatewayError as trouble:
-            self._breaker.failed(leave, trouble.retry_after_seconds)
+                response = await call()
+        except GatewayError as error:
+            self._breaker.failed(permit, error.retry_after_seconds)
             raise
-        except (GatewayRejected, ResponseMismatch):  # an answer, of a kind: the line is well
-            self._breaker.succeeded(leave)
+        except (GatewayRejected, ResponseMismatch):  # it is a response: the provider can be reached
+            self._breaker.succeeded(permit)
             raise
         except TimeoutError:
-            self._breaker.failed(leave)
-            raise GatewayTimeout(f"no answer within {seconds_max:g} s") from None
-        except BaseException:  # cancelled, or a bug of ours: neither says anything about the provider
-            self._breaker.cancelled(leave)
+            self._breaker.failed(permit)
+            raise GatewayTimeout(f"no response within {seconds_max:g} s") from None
+        except BaseException:  # cancelled, or a bug in our code: neither tells anything about the provider
+            self._breaker.cancelled(permit)
             raise
-        self._breaker.succeeded(leave)
-        return answer
+        self._breaker.succeeded(permit)
+        return response
 
-    def _note(self, outcome: str, task: GatewayRequest, trouble: Exception) -> None:
+    def _record_failure(self, outcome: str, request: GatewayRequest, error: Exception) -> None:
+        """Count a failed attempt, and log it: at ERROR if a person has to act."""
         self._attempts.labels(outcome).inc()
-        is_grave = isinstance(trouble, ResponseMismatch | GatewayRejected)
+        is_for_person = isinstance(error, ResponseMismatch | GatewayRejected)
         logger.log(
-            "ERROR" if is_grave else "DEBUG", "gateway trouble", gateway=self._gateway.name, outcome=outcome,
-            order_id=task.event.order_id, detail=str(trouble), reason=getattr(trouble, "reason", None),
-            correlation_id=task.trace.correlation_id,
+            "ERROR" if is_for_person else "DEBUG", "gateway call failed", gateway=self._gateway.name, outcome=outcome,
+            order_id=request.event.order_id, detail=str(error), reason=getattr(error, "reason", None),
+            correlation_id=request.trace.correlation_id,
         )  # fmt: skip
 
     def retry_seconds(self, attempt: int, asked_seconds: float | None = None) -> float:
-        """Return how long to wait: what was asked for at least, doubling up to `RETRY_SECONDS_MAX` by ourselves."""
+        """
+        Return how long to wait after the failed attempt number *attempt*: 0.5 s, doubling up to `RETRY_SECONDS_MAX`, with jitter.
+
+        It is at least *asked_seconds*, which the provider asked for.
+        """
         own_seconds = min(0.5 * 2.0 ** min(attempt - 1, 10), RETRY_SECONDS_MAX)
         return self._spread(max(asked_seconds or 0.0, own_seconds))
 
     def _spread(self, seconds: float) -> float:
-        """Return *seconds* or somewhat more, so that not everybody who waits comes back at once."""
+        """Return *seconds* to 1.5 times *seconds*, so that waiting requests do not all come back at the same time."""
         return seconds * self._rng.uniform(1.0, 1.5)

@@ -1,4 +1,4 @@
-"""A payment provider, as the worker sees it."""
+"""The port to a payment provider, as the payment worker calls it."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from modules.values import Money
 
 @frozen
 class Captured:
-    """The money is taken; *reference* is the provider's name for it."""
+    """The provider has taken the money; *reference* is the provider's id of the charge."""
 
     reference: str
 
 
 @frozen
 class Declined:
-    """The provider said no, for good, and why."""
+    """The provider has declined the charge for good; *reason* is a code."""
 
     reason: str
 
 
 @frozen
 class Pending:
-    """The provider has the charge and is still at it: look again later. It is no trouble."""
+    """The provider has accepted the charge and has not decided it yet: look it up again later. This is no failure."""
 
     reference: str
 
@@ -51,7 +51,11 @@ ChargeResult = Captured | Declined | Pending
 
 
 class GatewayError(Exception):
-    """No answer that tells. *retry_after_seconds* is what the provider asked for, or None."""
+    """
+    The call has no usable response.
+
+    *retry_after_seconds* is how long the provider asked to wait before the next call, or None.
+    """
 
     def __init__(self, detail: str, retry_after_seconds: float | None = None) -> None:
         self.retry_after_seconds = retry_after_seconds
@@ -59,23 +63,23 @@ class GatewayError(Exception):
 
 
 class GatewayNotReached(GatewayError):
-    """The call did certainly not arrive: nothing has happened."""
+    """The call certainly had no effect: it did not reach the provider, or the provider refused to process it."""
 
 
 class GatewayTimeout(GatewayError):
-    """The call may have arrived: whether anything has happened is unknown. Look it up under the same key."""
+    """The call may have reached the provider, so its effect is unknown: look it up under the same key."""
 
 
 class GatewayRejected(Exception):
-    """The provider is well and will not do it: a refund that it calls impossible. A person has to look."""
+    """The provider works and rejects the request, for instance an impossible refund. A person has to look at it."""
 
 
 class ResponseMismatch(Exception):
     """
-    The provider's answer contradicts the request; nobody may act on it before a person has looked.
+    The provider's response contradicts the request; it must not be acted on before a person has reviewed it.
 
     *reason* is a stable code (``wrong_amount``, ``wrong_currency``, ``wrong_order``, ``wrong_id``, ``wrong_key``,
-    ``two_charges``, ``nonsense``), *reference* the provider's name for what it speaks of, as far as there is one.
+    ``two_charges``, ``nonsense``), *reference* the provider's id of the object in its response, if there is one.
     """
 
     def __init__(self, reason: str, detail: str, reference: str | None = None) -> None:
@@ -86,7 +90,7 @@ class ResponseMismatch(Exception):
 
 @frozen
 class ChargeRecord:
-    """One charge in the provider's own list: what it is about, and how much of it is taken and given back."""
+    """One charge in the provider's own list: its order, its amount, and whether it was captured and refunded."""
 
     reference: str
     order_id: str | None
@@ -98,39 +102,39 @@ class ChargeRecord:
 
 class Gateway(Protocol):
     """
-    Take money and give it back.
+    Charge and refund through a payment provider.
 
-    A *key* belongs to the intent, never to the attempt: the same key again has no second effect. Amounts are in minor
-    units. Each call may raise `GatewayNotReached`, `GatewayTimeout` or `ResponseMismatch`, and `refund` also `GatewayRejected`.
-    What comes back was compared with what was asked: amount, currency, order.
+    A *key* identifies the intent, not the attempt: a second call with the same key has no second effect. Amounts are in
+    minor units. Each call may raise `GatewayNotReached`, `GatewayTimeout` or `ResponseMismatch`; `refund` may also raise
+    `GatewayRejected`. Before a method returns, it has compared the response with the request: amount, currency, order.
     """
 
     @property
     def name(self) -> str:
-        """What it is called in metrics and logs."""
+        """The provider's name in metrics and logs."""
 
     async def charge(self, key: str, order_id: str, amount: Money, payment_method: str | None) -> ChargeResult:
-        """Take *amount* for the order, once. Whoever may have asked before looks with `find` first."""
+        """Charge *amount* for the order, once. If an earlier call is possible, the caller must call `find` first."""
 
     async def find(self, key: str, order_id: str, amount: Money) -> ChargeResult | None:
-        """Return what became of the charge under *key*; None: there was none."""
+        """Return the result of the charge under *key*; None if there is no such charge."""
 
     async def cancel(self, key: str, order_id: str, amount: Money) -> ChargeResult | None:
-        """Return what became of the charge under *key*, as `find`; what is still open is closed: it takes no money."""
+        """Return the same as `find`, after cancelling a charge that is still open, so that it can take no money."""
 
     async def refund(self, key: str, order_id: str, reference: str, amount: Money) -> str:
-        """Give back what was captured under *reference*, once; return the provider's name for that."""
+        """Refund *amount* of the charge *reference*, once; return the provider's id of the refund."""
 
     async def close(self) -> None:
-        """Hang up. Idempotent."""
+        """Close all connections. Idempotent."""
 
 
 @runtime_checkable
 class ChargeLedger(Protocol):
-    """A provider that keeps a list of its own; the simulated one does not."""
+    """A provider that keeps a list of all its charges; the simulated provider keeps none."""
 
     def records(self, since: datetime, until: datetime) -> AsyncIterator[ChargeRecord]:
-        """Yield what was begun from *since* until *until*, declined charges included, in no promised order."""
+        """Yield the charges created from *since* until *until*, declined ones included, in no promised order."""
 
     async def order_of(self, reference: str) -> str | None:
-        """Return the order that the charge *reference* was made for; None where it names none."""
+        """Return the id of the order that the charge *reference* names; None if it names none."""

@@ -1,4 +1,4 @@
-"""The provider's list and our own books, side by side. What is compared is the money; nothing is changed."""
+"""Compare the provider's list of charges with the payments module's own rows. It compares money, and changes nothing."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from bus.ids import time_of_id
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Money, rfc3339
 
-TAKEN = (PaymentStatus.CAPTURED, PaymentStatus.REFUNDED)
+CAPTURED_STATUSES = (PaymentStatus.CAPTURED, PaymentStatus.REFUNDED)
 
 
 @frozen
 class Difference:
     """
-    One thing that the two do not agree about.
+    One difference between our payments and the provider's charges.
 
-    *kind* is ``missing`` (we have it as taken, the provider has not), ``extra`` (the provider has taken money that we do
-    not know of), ``amount`` or ``refunded`` (both have it, and differ in how much was taken, or went back).
+    *kind* is ``missing`` (we have the payment as captured, the provider does not), ``extra`` (the provider has captured
+    money that we have no payment for), ``amount`` or ``refunded`` (both have it, with another amount captured or refunded).
     """
 
     kind: str
@@ -36,7 +36,7 @@ class Difference:
 
 @frozen
 class Report:
-    """What was compared, and what differs."""
+    """How many payments and charges were compared, and how they differ."""
 
     payments: int
     charges: int
@@ -45,54 +45,56 @@ class Report:
 
 async def compare(ours: Iterable[Payment], theirs: AsyncIterator[ChargeRecord], since: datetime, until: datetime) -> Report:
     """
-    Compare what belongs to orders placed from *since* until *until*.
+    Compare the payments and charges of orders placed from *since* until *until*.
 
-    *ours* are the payments of just these orders. *theirs* may hold more: a charge is made a while after its order was
-    placed. A charge that names no order counts by its own time.
+    *ours* holds the payments of exactly these orders. *theirs* may hold more: a charge is made some time after its order
+    was placed. A charge that names no order is included by its own time.
     """
     payments = {payment.order_id: payment for payment in ours}
-    by_order: dict[str, list[ChargeRecord]] = {order_id: [] for order_id in payments}
+    records: dict[str, list[ChargeRecord]] = {order_id: [] for order_id in payments}
     differences = []
     charges = 0
     async for record in theirs:
-        placed = time_of_id(record.order_id)
-        if not since <= (placed or record.created_at) < until:
+        placed_at = time_of_id(record.order_id)
+        if not since <= (placed_at or record.created_at) < until:
             continue
         charges += 1
-        if record.order_id in by_order:
-            by_order[record.order_id].append(record)
-        elif _kept(record):
+        if record.order_id in records:
+            records[record.order_id].append(record)
+        elif _holds_money(record):
             differences.append(_difference("extra", None, record))
     for order_id, payment in payments.items():
-        differences += _compared(payment, by_order[order_id])
+        differences += _compare_payment(payment, records[order_id])
     return Report(len(payments), charges, differences)
 
 
-def _compared(payment: Payment, records: list[ChargeRecord]) -> list[Difference]:
+def _compare_payment(payment: Payment, records: list[ChargeRecord]) -> list[Difference]:
+    """Return how *payment* differs from *records*, the provider's charges for its order."""
     differences = []
-    mine = None
+    match = None
+    is_captured = payment.status in CAPTURED_STATUSES
     for record in records:
-        if payment.status in TAKEN and record.is_captured and record.reference == payment.reference:
-            mine = record
-        elif _kept(record):
+        if is_captured and record.is_captured and record.reference == payment.reference:
+            match = record
+        elif _holds_money(record):
             differences.append(_difference("extra", payment, record))
-    if payment.status not in TAKEN or not payment.amount:
+    if not is_captured or not payment.amount:
         return differences
-    if mine is None:
+    if match is None:
         return [*differences, _difference("missing", payment, None)]
-    if mine.amount != Money(payment.amount, payment.currency or ""):
-        differences.append(_difference("amount", payment, mine))
-    if mine.refunded_amount != _refunded(payment):
-        differences.append(_difference("refunded", payment, mine))
+    if match.amount != Money(payment.amount, payment.currency or ""):
+        differences.append(_difference("amount", payment, match))
+    if match.refunded_amount != _refunded_amount(payment):
+        differences.append(_difference("refunded", payment, match))
     return differences
 
 
-def _kept(record: ChargeRecord) -> bool:
-    """Tell whether the provider has money of it that did not go back."""
+def _holds_money(record: ChargeRecord) -> bool:
+    """Return whether the provider has captured money for *record* that was not refunded."""
     return record.is_captured and record.refunded_amount < record.amount.amount
 
 
-def _refunded(payment: Payment) -> int:
+def _refunded_amount(payment: Payment) -> int:
     return (payment.amount or 0) if payment.status is PaymentStatus.REFUNDED else 0
 
 
@@ -103,7 +105,7 @@ def _difference(kind: str, payment: Payment | None, record: ChargeRecord | None)
             "status": payment.status.value,
             "amount": payment.amount,
             "currency": payment.currency,
-            "refunded": _refunded(payment),
+            "refunded": _refunded_amount(payment),
             "reference": payment.reference,
         }
     if record is not None:

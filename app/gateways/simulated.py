@@ -1,4 +1,4 @@
-"""A payment provider without money: for development, tests and demonstrations."""
+"""A simulated payment provider that takes no money: for development, tests and demonstrations."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from modules.values import Money
 
 class SimulatedGateway:
     """
-    Answer by rule, with the weather of a real provider.
+    Decide charges by a rule, with the latency and the failures of a real provider.
 
-    What it answers follows from key and amount alone, so it knows a repeated key without keeping a ledger. Totals above
-    *decline_over* minor units are declined. A share of *failure_rate* of all calls fails: half of those before
-    anything happened, half after it had.
+    Each result follows from the key and the amount alone, so a repeated key gives the same result without a stored
+    ledger. Amounts above *decline_over* minor units are declined. A share *failure_rate* of all calls fails: half of
+    them before the call has had an effect, half after.
     """
 
     name = "simulated"
@@ -37,38 +37,46 @@ class SimulatedGateway:
         self._latency_seconds = latency_seconds
         self._failure_rate = failure_rate
         self._rng = rng or random.Random()
-        self._untold: dict[str, ChargeResult] = {}
+        self._unreported: dict[str, ChargeResult] = {}
+        """The results of charges whose call failed after it had its effect, by key, until `find` returns them."""
 
     async def charge(self, key: str, order_id: str, amount: Money, payment_method: str | None) -> ChargeResult:
-        """Decline *amount* over the limit, and capture it otherwise."""
-        is_over = self._decline_over is not None and amount.amount > self._decline_over
-        answer: ChargeResult = Declined("over_limit") if is_over else Captured(f"sim_{derived_id(order_id, key)}")
-        await self._weather(key, answer)
-        return answer
+        """Decline an *amount* over the limit, and capture any other."""
+        is_over_limit = self._decline_over is not None and amount.amount > self._decline_over
+        result: ChargeResult = Declined("over_limit") if is_over_limit else Captured(f"sim_{derived_id(order_id, key)}")
+        await self._delay_or_fail(key, result)
+        return result
 
     async def find(self, key: str, order_id: str, amount: Money) -> ChargeResult | None:
-        """Return the answer that a failed call kept back."""
-        await self._weather()
-        return self._untold.pop(key, None)
+        """Return the result of a charge whose call failed after it had its effect."""
+        await self._delay_or_fail()
+        return self._unreported.pop(key, None)
 
     async def cancel(self, key: str, order_id: str, amount: Money) -> ChargeResult | None:
-        """Do as `find`: nothing is ever left open."""
+        """Do the same as `find`: no charge ever stays open."""
         return await self.find(key, order_id, amount)
 
     async def refund(self, key: str, order_id: str, reference: str, amount: Money) -> str:
-        """Give a reference for the refund of *reference*."""
-        await self._weather()
+        """Return an id for the refund of *reference*."""
+        await self._delay_or_fail()
         return f"sim_{derived_id(reference.removeprefix('sim_'), key)}"
 
     async def close(self) -> None:
-        """There is no line to hang up."""
+        """Do nothing: there is no connection."""
 
-    async def _weather(self, key: str | None = None, answer: ChargeResult | None = None) -> None:
+    async def _delay_or_fail(self, key: str | None = None, result: ChargeResult | None = None) -> None:
+        """
+        Wait for the latency, then fail in some of the calls.
+
+        Raises:
+            GatewayNotReached: The call had no effect.
+            GatewayTimeout: The call had its effect; *result* is kept for a look-up of *key*.
+        """
         if self._latency_seconds:
             await self._clock.sleep(self._latency_seconds)
         if self._failure_rate and self._rng.random() < self._failure_rate:
             if self._rng.random() < 0.5:
                 raise GatewayNotReached("simulated: the connection was refused")
-            if key is not None and answer is not None:
-                self._untold[key] = answer
-            raise GatewayTimeout("simulated: no answer came back")
+            if key is not None and result is not None:
+                self._unreported[key] = result
+            raise GatewayTimeout("simulated: no response")

@@ -1,4 +1,4 @@
-"""What becomes of a webhook of Stripe's: payments is told, once; what does not fit is put aside for a person."""
+"""Handle Stripe's webhooks: submit each to payments once, and dead-letter those that contradict our payments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from app.gateways.port import ChargeLedger
-from app.gateways.stripe.webhook_event import StripeEvent, check_signature, read
+from app.gateways.stripe.webhook_event import Notice, StripeEvent, check_signature, parse_event
 from app.runtime.runner import ModuleRunner
 from app.telemetry.metrics import Metrics
 from app.telemetry.trace import TraceContext
@@ -19,14 +19,15 @@ from modules.payments.events import NoticeRejected
 from modules.routes import Rejection, Response
 
 CONSUMER = "payments-webhooks"
-"""Under this name dead letters hold what could not be believed."""
+"""The consumer name of the dead letters that hold rejected webhooks."""
 
 
 class StripeWebhookHandler:
     """
-    The desk for webhooks; see `app.web.endpoints.stripe_webhook.WebhookService`.
+    The handler behind the webhook route; see `app.web.endpoints.stripe_webhook.WebhookService`.
 
-    *wall_seconds* is the machine's own clock: the house's stands still while the machine is suspended, Stripe's does not.
+    *wall_seconds* is the machine's wall clock. The application's own clock does not advance while the machine is
+    suspended, but Stripe's does.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class StripeWebhookHandler:
         runner: ModuleRunner,
         secret: str | None,
         ledger: ChargeLedger | None,
-        letters: DeadLetters,
+        dead_letters: DeadLetters,
         clock: Clock,
         metrics: Metrics,
         wall_seconds: Callable[[], float] = time.time,
@@ -42,77 +43,79 @@ class StripeWebhookHandler:
         self._runner = runner
         self._secret = secret
         self._ledger = ledger
-        self._letters = letters
+        self._dead_letters = dead_letters
         self._clock = clock
-        self._handled = metrics.messages_handled
+        self._messages_handled = metrics.messages_handled
         self._wall_seconds = wall_seconds
 
     @property
     def is_configured(self) -> bool:
-        """False where there is no secret to check signatures with."""
+        """False if there is no secret to check signatures with."""
         return self._secret is not None
 
-    async def handle(self, body: bytes, signature: str | None, context: TraceContext) -> str:
+    async def handle(self, body: bytes, signature: str | None, trace: TraceContext) -> str:
         """
-        See a webhook through; return what became of it once that is on disk.
+        Process a webhook; return its outcome (``handled``, ``repeated``, ``ignored``, ``put_aside``) once that is stored.
 
         Raises:
-            InvalidSignature: It does not come from Stripe.
-            ValueError: It is no event.
-            Shed: The database is out of reach.
-            GatewayTrouble: Its order could not be looked up.
+            InvalidSignature: It was not sent by Stripe.
+            ValueError: It is not an event.
+            TemporarilyUnavailable: The database is out of reach.
+            GatewayError: Its order could not be looked up.
         """
         assert self._secret is not None
         check_signature(body, signature, self._secret, self._wall_seconds())
-        event = read(body)
+        event = parse_event(body)
         if not event.is_handled:
             return self._count("ignored", event)
-        if event.notice is None and event.mismatch is None:
-            assert event.reference is not None
-            event = event.for_order(None if self._ledger is None else await self._ledger.order_of(event.reference))
-        doubt = event.mismatch
+        if event.needs_order:
+            event = event.for_order(await self._order_of(event))
+        mismatch = event.mismatch
         if event.notice is not None:
-            # The id begins as the order's does: what belongs together lies together, and is purged together.
-            told = await self._runner.submit(
-                event.notice,
-                id=derived_id(event.notice.order_id, f"stripe:{event.id}"),
-                trace=context,
-                respond=_answer,
-                is_new=False,
-            )
-            if told.is_replay:
+            is_repeated, mismatch = await self._submit(event, event.notice, trace)
+            if is_repeated:
                 return self._count("repeated", event)
-            doubt = told.response.code if isinstance(told.response, Rejection) else None
-        if doubt is None:
+        if mismatch is None:
             return self._count("handled", event)
-        await self._put_aside(event, doubt, body, context)
+        await self._dead_letter(event, mismatch, body, trace)
         return self._count("put_aside", event)
 
-    async def _put_aside(self, event: StripeEvent, doubt: str, body: bytes, context: TraceContext) -> None:
-        now = self._clock.now()
-        order_id = event.notice.order_id if event.notice is not None else ""
-        headers = {"ce-id": event.id, "ce-correlationid": context.correlation_id, "traceparent": context.traceparent}
-        await self._letters.add(
-            DeadLetter(
-                id=derived_id(event.id, CONSUMER),
-                consumer=CONSUMER,
-                message=Message(f"stripe.{event.type}", event.id, body, order_id, headers),
-                error=doubt,
-                detail=f"Stripe says {event.type} of {event.reference or 'nothing we know'}, which does not fit: {doubt}",
-                attempts=1,
-                first_seen=now,
-                last_seen=now,
-            )
+    async def _order_of(self, event: StripeEvent) -> str | None:
+        assert event.reference is not None
+        return None if self._ledger is None else await self._ledger.order_of(event.reference)
+
+    async def _submit(self, event: StripeEvent, notice: Notice, trace: TraceContext) -> tuple[bool, str | None]:
+        """Submit *notice* to payments; return whether it is a duplicate, and the code of the mismatch if it was rejected."""
+        reply = await self._runner.submit(
+            notice,
+            # Derived from the order's id, so that it begins with the same time: they are purged together.
+            id=derived_id(notice.order_id, f"stripe:{event.id}"),
+            trace=trace,
+            respond=_respond,
+            is_new=False,
         )
+        return reply.is_replay, reply.response.code if isinstance(reply.response, Rejection) else None
+
+    async def _dead_letter(self, event: StripeEvent, mismatch: str, body: bytes, trace: TraceContext) -> None:
+        order_id = event.notice.order_id if event.notice is not None else ""
+        headers = {"ce-id": event.id, "ce-correlationid": trace.correlation_id, "traceparent": trace.traceparent}
+        message = Message(f"stripe.{event.type}", event.id, body, order_id, headers)
+        detail = f"Stripe reports {event.type} for {event.reference or 'an unknown object'}, which contradicts our data: {mismatch}"
+        await self._dead_letters.add(DeadLetter.of(message, CONSUMER, mismatch, detail, 1, None, self._clock.now()))
 
     def _count(self, outcome: str, event: StripeEvent) -> str:
-        self._handled.labels("payments", f"stripe.{event.type if event.is_handled else 'other'}", outcome).inc()
+        self._messages_handled.labels("payments", f"stripe.{event.type if event.is_handled else 'other'}", outcome).inc()
         return outcome
 
 
-def _answer(outcome: DecisionOutcome) -> Response | Rejection:
-    """Refuse what is not believed: then the inbox does not keep it, and it may come again if it is not put aside now."""
+def _respond(outcome: DecisionOutcome) -> Response | Rejection:
+    """
+    Reject a notice that payments rejected.
+
+    The inbox does not keep the id of a rejected submission. So the webhook is processed again when Stripe repeats it,
+    in case this process ends before the dead letter is stored.
+    """
     for event in outcome.events:
         if isinstance(event, NoticeRejected):
-            return Rejection(409, event.reason, "What it says does not fit.")
+            return Rejection(409, event.reason, "The notice contradicts our data.")
     return Response(200, None)

@@ -16,8 +16,9 @@ from attrs import define, field
 from loguru import logger
 
 from app.gateways.circuit_breaker import BreakerState, CircuitBreaker
-from app.gateways.gateway_calls import CALLS_MAX, GatewayCalls, GatewayRequest
-from app.gateways.payment_worker import CONSUMER, PaymentWorker, result_id
+from app.gateways.gateway_calls import CALLS_MAX, GatewayCalls
+from app.gateways.gateway_request import ChargeAttempt, GatewayRequest, result_id
+from app.gateways.payment_worker import CONSUMER, PaymentWorker
 from app.gateways.port import (
     Captured,
     ChargeResult,
@@ -146,7 +147,7 @@ async def running(
         worker = PaymentWorker(
             harness.runners["payments"], gateway, breaker, harness.contracts, clock, harness.metrics, rng=random.Random(1)
         )
-        worker._ask._spread = lambda seconds: retry_seconds  # type: ignore[method-assign]
+        worker._calls._spread = lambda seconds: retry_seconds  # type: ignore[method-assign]
         harness.runners["payments"].add_listener(worker.delays.on_commit)
         for name in harness.runners:
             await harness.listen(name)
@@ -215,7 +216,7 @@ REQUEST_ID = "0199fe00-0000-8000-8000-000000000001"
 )
 def test_the_id_of_a_result_is_the_same_as_in_older_versions(result: Any, expected: str) -> None:
     """A result that a worker of an older version has submitted is recognised as a duplicate during an upgrade."""
-    assert result_id(REQUEST_ID, result) == expected
+    assert result_id(REQUEST_ID, CONSUMER, result) == expected
 
 
 async def test_in_any_weather_every_order_settles(path: Path) -> None:
@@ -568,8 +569,10 @@ async def test_a_look_that_fails_leaves_open_what_a_killed_worker_did(trouble: s
     clock = HurriedClock()
     calls = GatewayCalls(Books(plan=[trouble]), CircuitBreaker(clock.monotonic), Metrics(), random.Random(1))
     request = ChargeRequested(order_id=oid(1), amount=Money(100, "EUR"), attempt=1, is_wanted=is_wanted)
-    task = GatewayRequest(request, "e-1", CONTEXT, is_express=False, is_first=False, is_late=False, is_repeat=is_repeat)
-    answer = await calls.charge(task, is_wanted=is_wanted, is_first=False)
+    received = GatewayRequest(
+        request, "e-1", CONTEXT, is_express=False, is_first_call=False, needs_recheck=False, may_be_repeat=is_repeat
+    )
+    answer = await calls.charge(ChargeAttempt(received))
     assert (type(answer), answer.is_unknown, answer.calls) == (ChargeFailed, is_repeat, 0)
 
 

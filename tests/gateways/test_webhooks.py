@@ -14,7 +14,7 @@ import pytest
 from attrs import define
 
 from app.gateways.stripe.gateway import StripeGateway
-from app.gateways.stripe.webhook_event import TOLERANCE_SECONDS, InvalidSignature, check_signature, read
+from app.gateways.stripe.webhook_event import TOLERANCE_SECONDS, InvalidSignature, check_signature, parse_event
 from app.gateways.webhook_handler import CONSUMER, StripeWebhookHandler
 from app.storage.errors import StorageUnavailable
 from modules.inventory.events import StockReserved
@@ -157,7 +157,7 @@ def test_a_signature_has_its_time(age: int, is_right: bool) -> None:
 def test_what_is_no_event_is_none(body: bytes) -> None:
     """Though it is signed."""
     with pytest.raises(ValueError):  # noqa: PT011  # of any kind
-        read(body)
+        parse_event(body)
 
 
 # What becomes of them

@@ -1,1 +1,1 @@
-"""The gateway to Stripe."""
+"""The gateway adapter for Stripe."""

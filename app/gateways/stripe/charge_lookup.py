@@ -1,11 +1,11 @@
-"""Many look for something in one long list: they go through it together."""
+"""Look up the charges of many orders in one list, with one scan for all look-ups that are waiting."""
 
 from __future__ import annotations
 
 __all__ = ["ChargeLookup"]
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import define
@@ -19,65 +19,79 @@ Row = Mapping[str, Any]
 class _Lookup:
     order_id: str
     since: int
-    found: asyncio.Future[list[Row]]
+    rows: asyncio.Future[list[Row]]
 
 
 class ChargeLookup:
     """
-    Find the charges of orders in the provider's list.
+    Find the charges of orders in the provider's list, and coalesce concurrent look-ups.
 
-    One walk through the list serves everybody who asked before it began, so that a thousand orders whose answers got
-    lost cost a few walks and not a thousand.
+    One scan of the list serves all look-ups that were requested before it began, so that a thousand orders whose
+    responses got lost cost a few scans and not a thousand.
     """
 
-    def __init__(self, rows: Callable[[int], AsyncIterator[Row]]) -> None:
-        self._rows = rows
+    def __init__(self, list_rows: Callable[[int], AsyncIterator[Row]]) -> None:
+        self._list_rows = list_rows
         self._waiting: list[_Lookup] = []
-        self._walk: asyncio.Task[None] | None = None
+        self._scanning: asyncio.Task[None] | None = None
 
     async def find(self, order_id: str, since: int) -> list[Row]:
         """
-        Return all rows made at *since* (seconds since 1970) or later that name *order_id*.
+        Return all rows created at *since* (seconds since 1970) or later that name *order_id*.
 
         Raises:
-            GatewayTrouble: The list could not be read to its end.
+            GatewayError: The list could not be read to its end.
         """
-        wanted = _Lookup(order_id, since, asyncio.get_running_loop().create_future())
-        self._waiting.append(wanted)
-        if self._walk is None or self._walk.done():
-            self._walk = asyncio.create_task(self._walks())
-        return await wanted.found
+        lookup = _Lookup(order_id, since, asyncio.get_running_loop().create_future())
+        self._waiting.append(lookup)
+        if self._scanning is None or self._scanning.done():
+            self._scanning = asyncio.create_task(self._scan_while_waiting())
+        return await lookup.rows
 
     async def close(self) -> None:
-        """Look no further."""
-        if self._walk is not None:
-            self._walk.cancel()
-            await asyncio.gather(self._walk, return_exceptions=True)
+        """Cancel the scan and the look-ups that it serves. Idempotent."""
+        if self._scanning is not None:
+            self._scanning.cancel()
+            await asyncio.gather(self._scanning, return_exceptions=True)
 
-    async def _walks(self) -> None:
+    async def _scan_while_waiting(self) -> None:
         while self._waiting:
-            # Whoever comes while we walk may want what stands on a page that we have turned already.
+            # A look-up that is requested during a scan waits for the next one: its row may be on a page already read.
             batch, self._waiting = self._waiting, []
-            found: dict[str, list[Row]] = {wanted.order_id: [] for wanted in batch}
-            failure: Exception | None = None
             try:
-                async for row in self._rows(min(wanted.since for wanted in batch)):
-                    metadata = row.get("metadata")
-                    order_id = metadata.get("order_id") if isinstance(metadata, Mapping) else None
-                    if isinstance(order_id, str) and order_id in found:
-                        found[order_id].append(row)
-            except Exception as error:  # everybody who waits gets it; a fresh one each, for it collects frames
-                failure = error
+                found = await self._scan(batch)
             except asyncio.CancelledError:
-                for wanted in batch:
-                    wanted.found.cancel()
+                for lookup in batch:
+                    lookup.rows.cancel()
                 raise
-            for wanted in batch:
-                if wanted.found.done():
-                    continue
-                if failure is None:
-                    wanted.found.set_result(found[wanted.order_id])
-                elif isinstance(failure, GatewayError):
-                    wanted.found.set_exception(type(failure)(str(failure), failure.retry_after_seconds))
-                else:
-                    wanted.found.set_exception(GatewayTimeout(f"the list cannot be read: {type(failure).__name__}"))
+            except Exception as error:
+                _fail(batch, error)
+            else:
+                _complete(batch, found)
+
+    async def _scan(self, batch: Sequence[_Lookup]) -> Mapping[str, list[Row]]:
+        """Read the list once; return the rows of each order in *batch*."""
+        found: dict[str, list[Row]] = {lookup.order_id: [] for lookup in batch}
+        async for row in self._list_rows(min(lookup.since for lookup in batch)):
+            metadata = row.get("metadata")
+            order_id = metadata.get("order_id") if isinstance(metadata, Mapping) else None
+            if isinstance(order_id, str) and order_id in found:
+                found[order_id].append(row)
+        return found
+
+
+def _complete(batch: Sequence[_Lookup], found: Mapping[str, list[Row]]) -> None:
+    for lookup in batch:
+        if not lookup.rows.done():
+            lookup.rows.set_result(found[lookup.order_id])
+
+
+def _fail(batch: Sequence[_Lookup], error: Exception) -> None:
+    """Fail each look-up with an exception of its own: a shared one would collect the traceback of every waiter."""
+    for lookup in batch:
+        if lookup.rows.done():
+            continue
+        if isinstance(error, GatewayError):
+            lookup.rows.set_exception(type(error)(str(error), error.retry_after_seconds))
+        else:
+            lookup.rows.set_exception(GatewayTimeout(f"the list cannot be read: {type(error).__name__}"))

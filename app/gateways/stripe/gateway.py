@@ -1,8 +1,8 @@
 """
-Stripe, over its own SDK: PaymentIntents that are made and confirmed in one call, and refunds.
+The gateway for Stripe, over Stripe's SDK: PaymentIntents that are created and confirmed in one call, and refunds.
 
-The idempotency key of a charge belongs to its order, and so does the metadatum ``order_id``, under which a charge whose
-answer got lost is found again in Stripe's list. Listing is consistent with what was just written; searching is not.
+The idempotency key of a charge belongs to its order. So does the metadata entry ``order_id``, by which a charge whose
+response got lost is found in Stripe's list. Stripe's list reflects every write at once; its search does not.
 """
 
 from __future__ import annotations
@@ -37,42 +37,45 @@ from modules.values import Money
 
 PAGE = 100
 SMALL_PAGE = 25
-"""A look-alike that cannot filter may take seconds for a page of its long list, and must not take all that we wait."""
+"""A compatible server that cannot filter may take seconds for a page of a long list; it must stay below our time limits."""
 
 SKEW_SECONDS = 300
-"""How far Stripe's clock and ours may be apart."""
+"""How far Stripe's clock and ours may differ."""
+
+REFERENCE_MAX = 255
+"""The length of the database column for the provider's ids."""
 
 TEST_KEY = "sk_test_"
 TEST_PAYMENT_METHOD = "pm_card_visa"
-"""What an order pays with that names nothing, in Stripe's test mode; with real money it is declined."""
+"""What an order without a payment method is paid with in Stripe's test mode; in live mode it is declined."""
 
-_OPEN = ("requires_action", "requires_confirmation")
+_OPEN_STATUSES = ("requires_action", "requires_confirmation")
 
 
 class StripeGateway:
-    """Take money through Stripe; see `app.gateways.port.Gateway` for what is promised."""
+    """Charge and refund through Stripe; see `app.gateways.port.Gateway` for what is promised."""
 
     name = "stripe"
 
     def __init__(self, api_key: str, api_base: str, calls_max: int = 100) -> None:
-        # It says too much of each call, at DEBUG even what the answers hold.
+        # The SDK logs too much of each call, at DEBUG even the content of responses.
         logging.getLogger("stripe").setLevel(logging.WARNING)
         stripe.enable_telemetry = False
-        self._wire = StripeSession(calls_max)
+        self._session = StripeSession(calls_max)
         timeout = ClientTimeout(total=CALL_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
         self._client = stripe.StripeClient(
             api_key,
             base_addresses={"api": api_base},
-            http_client=stripe.AIOHTTPClient(timeout=timeout, session=self._wire),
+            http_client=stripe.AIOHTTPClient(timeout=timeout, session=self._session),
             max_network_retries=0,
         )
         self._default_payment_method = TEST_PAYMENT_METHOD if api_key.startswith(TEST_KEY) else None
-        self._lookups = ChargeLookup(self._looked_through)
+        self._charge_lookup = ChargeLookup(self._list_unread)
         self._can_filter = True
-        self._trail = ListCursor()
+        self._cursor = ListCursor()
 
     async def charge(self, key: str, order_id: str, amount: Money, payment_method: str | None) -> ChargeResult:
-        """Make a PaymentIntent and confirm it, in one call."""
+        """Create a PaymentIntent and confirm it, in one call."""
         if amount.amount == 0:
             return Captured(f"free_{order_id}")
         payment_method = payment_method or self._default_payment_method
@@ -83,119 +86,123 @@ class StripeGateway:
             "currency": amount.currency.lower(),
             "confirm": True,
             "payment_method": payment_method,
-            # Whatever else is switched on in Stripe's dashboard may want to send the customer to another page.
+            # Other types that are enabled in Stripe's dashboard may redirect the customer to another page.
             "payment_method_types": ["card"],
             "metadata": {"order_id": order_id, "key": key},
         }
         try:
-            made = await classify_errors(self._client.v1.payment_intents.create_async(params, {"idempotency_key": key}))
+            created = await classify_errors(self._client.v1.payment_intents.create_async(params, {"idempotency_key": key}))
         except stripe.CardError as error:
-            return Declined(_reason(error))
+            return Declined(_error_code(error))
         except stripe.InvalidRequestError as error:
-            logger.warning("the provider will not have the request", order_id=order_id, code=_reason(error))
-            return Declined(_reason(error))
-        intent = PaymentIntent.of(_plain(made))
+            logger.warning("the provider rejected a charge as invalid", order_id=order_id, code=_error_code(error))
+            return Declined(_error_code(error))
+        intent = PaymentIntent.of(_to_json(created))
         intent.check(order_id, amount)
-        if intent.status in _OPEN:
-            return await self._closed(intent, order_id, amount)
+        if intent.status in _OPEN_STATUSES:
+            return await self._cancel(intent, order_id, amount)
         return charge_result([intent]) or Pending(intent.id)
 
     async def find(self, key: str, order_id: str, amount: Money) -> ChargeResult | None:
-        """Look through the list for PaymentIntents that name the order."""
-        return await self._found(order_id, amount, is_to_close=False)
+        """Look for PaymentIntents that name the order in Stripe's list."""
+        return await self._look_up(order_id, amount, cancels_open=False)
 
     async def cancel(self, key: str, order_id: str, amount: Money) -> ChargeResult | None:
-        """Do as `find`, and cancel what waits for a confirmation."""
-        return await self._found(order_id, amount, is_to_close=True)
+        """Do the same as `find`, and cancel a PaymentIntent that waits for a confirmation."""
+        return await self._look_up(order_id, amount, cancels_open=True)
 
     async def refund(self, key: str, order_id: str, reference: str, amount: Money) -> str:
-        """Look whether it went back already, and give it back."""
+        """Look for an existing refund of the PaymentIntent *reference*, and create one if there is none."""
         if amount.amount == 0:
             return reference
         refunds = self._client.v1.refunds
         try:
             listed = await classify_errors(refunds.list_async({"payment_intent": reference, "limit": PAGE}))
-            for each in _rows(_plain(listed)):
-                if each.get("status") in ("succeeded", "pending", "requires_action"):
-                    return _checked_refund(each, amount)
-            wanted: Any = {"payment_intent": reference, "amount": amount.amount, "metadata": {"order_id": order_id}}
-            made = await classify_errors(refunds.create_async(wanted, {"idempotency_key": key}))
-        except stripe.StripeError as error:  # only Stripe's refusals get here
-            raise GatewayRejected(_reason(error)) from None
-        refund = _plain(made)
+            for row in _rows(_to_json(listed)):
+                if row.get("status") in ("succeeded", "pending", "requires_action"):
+                    return _refund_id(row, amount)
+            params: Any = {"payment_intent": reference, "amount": amount.amount, "metadata": {"order_id": order_id}}
+            created = await classify_errors(refunds.create_async(params, {"idempotency_key": key}))
+        except stripe.StripeError as error:  # CardError or InvalidRequestError; `classify_errors` converts all others
+            raise GatewayRejected(_error_code(error)) from None
+        refund = _to_json(created)
         if refund.get("status") in ("failed", "canceled"):
             raise GatewayRejected(f"refund_{refund['status']}")
-        return _checked_refund(refund, amount)
+        return _refund_id(refund, amount)
 
     async def records(self, since: datetime, until: datetime) -> AsyncIterator[ChargeRecord]:
-        """Yield the PaymentIntents that were made from *since* until *until*."""
-        async for each in self._intents(int(since.timestamp()), with_charges=True):
-            record = PaymentIntent.of(each).record()
+        """Yield the PaymentIntents that were created from *since* until *until*."""
+        async for row in self._list_intents(int(since.timestamp()), with_charges=True):
+            record = PaymentIntent.of(row).record()
             if since <= record.created_at < until:
                 yield record
 
     async def order_of(self, reference: str) -> str | None:
-        """Return the order that the PaymentIntent *reference* names."""
-        row = await self._shown(reference)
+        """Return the id of the order that the PaymentIntent *reference* names."""
+        row = await self._retrieve(reference)
         return None if row is None else PaymentIntent.of(row).order_id
 
     async def close(self) -> None:
-        """Hang up."""
-        await self._lookups.close()
-        await self._wire.close()
+        """Cancel look-ups and close all connections."""
+        await self._charge_lookup.close()
+        await self._session.close()
 
-    async def _found(self, order_id: str, amount: Money, *, is_to_close: bool) -> ChargeResult | None:
+    async def _look_up(self, order_id: str, amount: Money, *, cancels_open: bool) -> ChargeResult | None:
         if amount.amount == 0:
             return Captured(f"free_{order_id}")
-        rows = {row.get("id"): row for row in await self._lookups.find(order_id, _since(order_id))}
-        for id in self._trail.ids(order_id):
-            if id not in rows and (row := await self._shown(id)) is not None:
-                rows[id] = row
-        intents = [PaymentIntent.of(row) for row in rows.values()]
+        intents = [PaymentIntent.of(row) for row in await self._intents_of(order_id)]
         for intent in intents:
             intent.check(order_id, amount)
-        answer = charge_result(intents)
-        if answer is not None:
-            return answer
+        result = charge_result(intents)
+        if result is not None:
+            return result
         for intent in intents:
-            if intent.status == "requires_action" or (is_to_close and intent.status in _OPEN):
-                answer = await self._closed(intent, order_id, amount)
-        return answer
+            if intent.status == "requires_action" or (cancels_open and intent.status in _OPEN_STATUSES):
+                result = await self._cancel(intent, order_id, amount)
+        return result
 
-    async def _closed(self, intent: PaymentIntent, order_id: str, amount: Money) -> ChargeResult:
-        """Cancel *intent*, which waits for a customer who is not here; return what became of it."""
+    async def _intents_of(self, order_id: str) -> list[Mapping[str, Any]]:
+        """Return all PaymentIntents that name the order, those that an earlier scan has read included."""
+        rows = {row.get("id"): row for row in await self._charge_lookup.find(order_id, _earliest_charge(order_id))}
+        for id in self._cursor.ids(order_id):
+            if id not in rows and (row := await self._retrieve(id)) is not None:
+                rows[id] = row
+        return list(rows.values())
+
+    async def _cancel(self, intent: PaymentIntent, order_id: str, amount: Money) -> ChargeResult:
+        """Cancel *intent*, which waits for the customer, who is no longer present; return what became of it."""
         try:
-            cancelled = await classify_errors(self._client.v1.payment_intents.cancel_async(intent.id))
+            response = await classify_errors(self._client.v1.payment_intents.cancel_async(intent.id))
         except stripe.StripeError:
-            return Pending(intent.id)  # it has moved on meanwhile: the next look tells where to
-        after = PaymentIntent.of(_plain(cancelled))
-        after.check(order_id, amount)
-        if after.status == "canceled":
+            return Pending(intent.id)  # its status has changed meanwhile; the next look-up finds the new one
+        cancelled = PaymentIntent.of(_to_json(response))
+        cancelled.check(order_id, amount)
+        if cancelled.status == "canceled":
             return Declined("authentication_required" if intent.status == "requires_action" else "canceled")
-        return charge_result([after]) or Pending(intent.id)
+        return charge_result([cancelled]) or Pending(intent.id)
 
-    async def _shown(self, reference: str) -> Mapping[str, Any] | None:
-        """Return a PaymentIntent as it is now; None: there is none."""
+    async def _retrieve(self, reference: str) -> Mapping[str, Any] | None:
+        """Return the present state of a PaymentIntent; None if there is none."""
         try:
-            return _plain(await classify_errors(self._client.v1.payment_intents.retrieve_async(reference)))
+            return _to_json(await classify_errors(self._client.v1.payment_intents.retrieve_async(reference)))
         except stripe.StripeError:
             return None
 
-    async def _looked_through(self, since: int) -> AsyncIterator[Mapping[str, Any]]:
-        """Yield what was made at *since* or later; where the list cannot be filtered, what was not yielded before."""
+    async def _list_unread(self, since: int) -> AsyncIterator[Mapping[str, Any]]:
+        """Yield the PaymentIntents created at *since* or later; if the list cannot be filtered, those after the cursor."""
         first = last = None
-        async for row in self._intents(since, None if self._can_filter else self._trail.after):
+        async for row in self._list_intents(since, None if self._can_filter else self._cursor.after):
             if not self._can_filter:
                 first, last = first or row, row
-                self._trail.read(row)
+                self._cursor.add(row)
             yield row
         if first is not None and last is not None:
-            self._trail.ended(first, last)
+            self._cursor.advance(first, last)
 
-    async def _intents(
+    async def _list_intents(
         self, since: int, after: str | None = None, *, with_charges: bool = False
     ) -> AsyncIterator[Mapping[str, Any]]:
-        """Yield all PaymentIntents made at *since* or later, those behind *after* in the list, as plain JSON."""
+        """Yield all PaymentIntents created at *since* or later, from the one after *after* on, as plain JSON."""
         while True:
             params: Any = {"limit": PAGE if self._can_filter else SMALL_PAGE}
             if with_charges:
@@ -205,13 +212,13 @@ class StripeGateway:
             if after is not None:
                 params["starting_after"] = after
             try:
-                # The list as it comes: to make objects of it takes three times as long as to read it.
+                # A raw request: converting the list to the SDK's objects takes three times as long as reading it.
                 page = await classify_errors(self._client.raw_request_async("get", "/v1/payment_intents", **params))
             except stripe.StripeError as error:
                 if self._can_filter and after is None and error.http_status == 400:
-                    self._can_filter = False  # a look-alike that cannot: then we look through all there is
+                    self._can_filter = False  # a compatible server that has no filter: read the whole list
                     continue
-                raise GatewayTimeout(f"the provider will not list: {_reason(error)}") from None
+                raise GatewayTimeout(f"the provider rejected the list request: {_error_code(error)}") from None
             rows = _rows(page.data)
             for row in rows:
                 yield row
@@ -220,39 +227,45 @@ class StripeGateway:
             after = str(rows[-1].get("id"))
 
 
-def _plain(answer: Any) -> dict[str, Any]:
-    """Return an object of the SDK as the JSON that it was."""
-    if not isinstance(answer, stripe.StripeObject):
-        raise GatewayTimeout("the answer is nonsense: no object")
-    found: dict[str, Any] = answer.to_dict()
-    return found
+def _to_json(response: Any) -> dict[str, Any]:
+    """Return an object of the SDK as the JSON that it was made from."""
+    if not isinstance(response, stripe.StripeObject):
+        raise GatewayTimeout("malformed response: not an object")
+    value: dict[str, Any] = response.to_dict()
+    return value
 
 
 def _rows(page: Any) -> list[dict[str, Any]]:
     rows = page.get("data") if isinstance(page, Mapping) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise GatewayTimeout("the answer is nonsense: no list")
+        raise GatewayTimeout("malformed response: not a list")
     return rows
 
 
-def _checked_refund(refund: Mapping[str, Any], amount: Money) -> str:
+def _refund_id(refund: Mapping[str, Any], amount: Money) -> str:
+    """
+    Return the id of *refund*.
+
+    Raises:
+        ResponseMismatch: It is not a refund, or one of another amount or currency.
+    """
     id = refund.get("id")
     if refund.get("object") != "refund" or not isinstance(id, str) or not id.startswith("re_"):
-        raise ResponseMismatch("wrong_id", "the answer is no refund")
+        raise ResponseMismatch("wrong_id", "the response is not a refund")
     if refund.get("amount") != amount.amount or str(refund.get("currency")).upper() != amount.currency:
-        raise ResponseMismatch("wrong_amount", "the refund is of another amount", id[:255])
-    return id[:255]
+        raise ResponseMismatch("wrong_amount", "the refund is for another amount", id[:REFERENCE_MAX])
+    return id[:REFERENCE_MAX]
 
 
-def _reason(error: stripe.StripeError) -> str:
-    """Return the code of a refusal; never its words."""
+def _error_code(error: stripe.StripeError) -> str:
+    """Return the code of an error; never its text."""
     body = error.json_body if isinstance(error.json_body, Mapping) else {}
-    said = body.get("error")
-    said = said if isinstance(said, Mapping) else {}
-    return str(said.get("decline_code") or said.get("code") or said.get("type") or "declined")[:REASON_MAX]
+    value = body.get("error")
+    details = value if isinstance(value, Mapping) else {}
+    return str(details.get("decline_code") or details.get("code") or details.get("type") or "declined")[:REASON_MAX]
 
 
-def _since(order_id: str) -> int:
-    """Return from when on the order's charge may have been made, in seconds since 1970."""
-    placed = time_of_id(order_id)
-    return 0 if placed is None else int(placed.timestamp()) - SKEW_SECONDS
+def _earliest_charge(order_id: str) -> int:
+    """Return the earliest time at which the order's charge may have been made, in seconds since 1970."""
+    placed_at = time_of_id(order_id)
+    return 0 if placed_at is None else int(placed_at.timestamp()) - SKEW_SECONDS

@@ -1,9 +1,9 @@
 """
-The line to Stripe: what every call over it has in common, and what its failures mean.
+The HTTP session below Stripe's SDK, and the classification of what fails on it.
 
-Stripe's SDK asks us for a session; this one follows no redirect, waits no longer than its time-outs say, and sorts what
-goes wrong by whether the call can have had an effect. That has to happen here, below the SDK: its own errors no longer
-say whether a connection was ever made, and drop the headers of an answer that is no JSON.
+The SDK accepts a session of its caller. This one follows no redirects, enforces its own time limits, and classifies each
+failure by whether the call may have had an effect. That has to happen here, below the SDK: the SDK's own errors do not
+tell whether a connection was ever made, and they drop the headers of a response that is not JSON.
 """
 
 from __future__ import annotations
@@ -26,102 +26,106 @@ T = TypeVar("T")
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
-"""How long the line may be still."""
+"""How long the connection may receive nothing."""
 
 CALL_SECONDS = 15.0
-"""How long a call may take, however busy the line is."""
+"""How long a call may take altogether."""
 
 RETRY_AFTER_SECONDS_MAX = 600.0
-"""Whoever asks us to stay away for longer is asked again all the same."""
+"""A longer ``Retry-After`` is cut to this."""
 
 
 class StripeSession:
-    """What Stripe's SDK takes for an `aiohttp.ClientSession`."""
+    """A session for Stripe's SDK, in place of an `aiohttp.ClientSession`."""
 
     def __init__(self, calls_max: int) -> None:
         self._calls_max = calls_max
         self._session: aiohttp.ClientSession | None = None
 
-    async def request(self, method: str, url: str, **how: Any) -> aiohttp.ClientResponse:
+    async def request(self, method: str, url: str, **options: Any) -> aiohttp.ClientResponse:
         """
-        Make one call.
+        Send one request and return the response, unless its status says that the call failed.
 
         Raises:
-            GatewayTrouble: There was no answer that the SDK should see.
+            GatewayError: There is no response, or one with a status of 5xx, 409, 429 or 3xx.
         """
-        if self._session is None:
-            # Whom the machine trusts, and whom Stripe says to trust where the machine knows nobody.
-            trusted = ssl.create_default_context()
-            trusted.load_verify_locations(cafile=stripe.ca_bundle_path)
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._calls_max, ssl=trusted),
-                timeout=aiohttp.ClientTimeout(total=CALL_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS),
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
+        session = self._open_session()
         try:
-            answer = await self._session.request(method, url, **how, allow_redirects=False)
+            response = await session.request(method, url, **options, allow_redirects=False)
         except (aiohttp.ClientError, OSError) as error:
-            raise _trouble(error) from None
-        status = answer.status
+            raise _classify(error) from None
+        status = response.status
         if status >= 500 or status in (409, 429) or 300 <= status < 400:
-            retry_after_seconds = _retry_after_seconds(answer.headers.get(hdrs.RETRY_AFTER))
-            answer.release()
-            trouble = GatewayNotReached if status == 429 else GatewayTimeout
-            raise trouble(f"the provider answered with status {status}", retry_after_seconds)
-        return answer
+            retry_after_seconds = _retry_after_seconds(response.headers.get(hdrs.RETRY_AFTER))
+            response.release()
+            kind = GatewayNotReached if status == 429 else GatewayTimeout
+            raise kind(f"the provider responded with status {status}", retry_after_seconds)
+        return response
 
     async def close(self) -> None:
-        """Hang up. Idempotent."""
+        """Close all connections. Idempotent."""
         session, self._session = self._session, None
         if session is not None:
             await session.close()
 
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            # The machine's certificates, and those that the SDK brings, for machines that have none.
+            context = ssl.create_default_context()
+            context.load_verify_locations(cafile=stripe.ca_bundle_path)
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=self._calls_max, ssl=context),
+                timeout=aiohttp.ClientTimeout(total=CALL_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._session
+
 
 async def classify_errors(call: Awaitable[T]) -> T:
     """
-    Return what *call* of the SDK returns; what goes wrong is sorted by what to do next.
+    Return what *call* of the SDK returns, and convert its errors to those of the gateway port.
 
-    Errors say what happened, and nothing that the provider or the SDK put into words: those may hold anything.
+    The errors name what happened. They contain no text of the provider or the SDK, which may include secrets.
 
     Raises:
-        GatewayAway: Nothing has happened there.
-        GatewaySilent: Nobody knows.
-        Contradiction: The provider knows our key for another request.
-        CardError, InvalidRequestError: The provider will not (Stripe's own, with a ``code``).
+        GatewayNotReached: The call had no effect.
+        GatewayTimeout: The effect of the call is unknown.
+        ResponseMismatch: The idempotency key belongs to another request.
+        CardError, InvalidRequestError: Stripe rejected the request (the SDK's own errors, with a ``code``).
     """
     try:
         return await call
     except (stripe.CardError, stripe.InvalidRequestError):
         raise
     except stripe.IdempotencyError:
-        raise ResponseMismatch("wrong_key", "the provider knows the idempotency key for another request") from None
+        raise ResponseMismatch("wrong_key", "the idempotency key belongs to another request") from None
     except stripe.RateLimitError:
-        raise GatewayNotReached("the provider asks for fewer calls") from None
+        raise GatewayNotReached("the provider limits the rate of calls") from None
     except (stripe.AuthenticationError, stripe.PermissionError) as error:
-        raise GatewayNotReached(f"the provider does not take our key: status {error.http_status}") from None
+        raise GatewayNotReached(f"the provider does not accept the API key: status {error.http_status}") from None
     except stripe.APIConnectionError as error:
-        trouble = error.__cause__
-        if isinstance(trouble, GatewayError):
-            raise trouble from None
-        raise GatewayTimeout(f"the call failed: {type(trouble or error).__name__}") from None
+        cause = error.__cause__
+        if isinstance(cause, GatewayError):
+            raise cause from None
+        raise GatewayTimeout(f"the call failed: {type(cause or error).__name__}") from None
     except stripe.StripeError as error:
-        raise GatewayTimeout(f"the answer is nonsense: {type(error).__name__}, status {error.http_status}") from None
-    except (aiohttp.ClientError, OSError) as error:  # while the answer's body was on its way
-        raise GatewayTimeout(f"the answer broke off: {type(error).__name__}") from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # JSON, and not what the SDK expects
-        raise GatewayTimeout(f"the answer is nonsense: {type(error).__name__}") from None
+        raise GatewayTimeout(f"malformed response: {type(error).__name__}, status {error.http_status}") from None
+    except (aiohttp.ClientError, OSError) as error:  # while the body of the response was being read
+        raise GatewayTimeout(f"the response broke off: {type(error).__name__}") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # JSON, but not what the SDK expects
+        raise GatewayTimeout(f"malformed response: {type(error).__name__}") from None
 
 
-def _trouble(error: Exception) -> GatewayError:
-    """Return what *error*, met before the answer's head was here, means."""
-    # A session that could not connect has sent nothing; a time-out is one of two kinds.
+def _classify(error: Exception) -> GatewayError:
+    """Return the gateway error for *error*, which occurred before the head of the response was received."""
+    # Without a connection nothing was sent. Of the two kinds of time-out, only the one while connecting is such a case.
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | aiohttp.InvalidURL):
         return GatewayNotReached(f"the provider cannot be reached: {type(error).__name__}")
-    return GatewayTimeout(f"no answer came back: {type(error).__name__}")
+    return GatewayTimeout(f"no response: {type(error).__name__}")
 
 
 def _retry_after_seconds(header: str | None) -> float | None:
-    """Return what Retry-After asks for, in seconds (RFC 9110: a number of them, or a date); None where it asks nothing."""
+    """Return the seconds that Retry-After asks for (RFC 9110: a number of seconds, or a date); None if it asks for none."""
     if header is None:
         return None
     try:

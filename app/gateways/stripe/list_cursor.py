@@ -1,8 +1,8 @@
 """
-How far a list has been read that is oldest first and takes no filter, so that nobody reads it from the start again.
+A cursor for a list of charges that is sorted oldest first and cannot be filtered, so that it is not read again from the start.
 
-Stripe needs none of this: it lists the newest first and filters by time. A look-alike may do neither, and to read
-thousands of charges for each look would be slower than the charges.
+Stripe itself needs none: its list is sorted newest first and can be filtered by time. A compatible server may support
+neither, and reading thousands of charges for each look-up would take longer than the charges themselves.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from attrs import define, field
 
 @define
 class ListCursor:
-    """Remember which charge names which order, and the last charge that was read."""
+    """Keep which charges name which order, and which charge was read last."""
 
     after: str | None = None
-    """Read on from there; None: from the start."""
+    """The id of the charge after which the next scan starts; None if it starts at the beginning."""
     _ids: dict[str, dict[str, None]] = field(factory=dict)
 
     def ids(self, order_id: str) -> list[str]:
-        """Return the charges of an order that were read so far."""
+        """Return the ids of the order's charges that were read so far."""
         return list(self._ids.get(order_id, ()))
 
-    def read(self, row: Mapping[str, Any]) -> None:
-        """Note which order *row* names."""
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Store which order *row* names."""
         id, metadata = row.get("id"), row.get("metadata")
         order_id = metadata.get("order_id") if isinstance(metadata, Mapping) else None
         if isinstance(id, str) and isinstance(order_id, str):
             self._ids.setdefault(order_id, {})[id] = None
 
-    def ended(self, first: Mapping[str, Any], last: Mapping[str, Any]) -> None:
-        """Note that the list was read to its end, from *first* to *last*."""
-        began, ends, id = first.get("created"), last.get("created"), last.get("id")
-        if type(began) is not int or type(ends) is not int or not isinstance(id, str):
+    def advance(self, first: Mapping[str, Any], last: Mapping[str, Any]) -> None:
+        """Move the cursor to *last*, after a scan that read the list from *first* to *last*, its end."""
+        first_created, last_created, id = first.get("created"), last.get("created"), last.get("id")
+        if type(first_created) is not int or type(last_created) is not int or not isinstance(id, str):
             return
-        # Only where the list is seen to grow at its end: what is new would be missed otherwise, and charged again.
-        if self.after is not None or ends > began:
+        # Only if the scan shows that the list grows at its end. Otherwise new charges would be missed, and made twice.
+        if self.after is not None or last_created > first_created:
             self.after = id

@@ -1,4 +1,4 @@
-"""What Stripe says, read: plain JSON becomes something that can be compared with what was asked. No SDK in here."""
+"""Parse Stripe's PaymentIntents from plain JSON, and compare them with what was requested. Without the SDK."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _ID = re.compile(r"pi_[A-Za-z0-9_]{1,200}")
 
 @frozen
 class PaymentIntent:
-    """A PaymentIntent, as far as we look at it."""
+    """The members of a PaymentIntent that the gateway uses (https://docs.stripe.com/api/payment_intents/object)."""
 
     id: str
     status: str
     amount: Any
     currency: Any
     order_id: str | None
-    is_taken_whole: bool
-    """False where it says itself that it took another amount than it is for."""
+    is_fully_received: bool
+    """False if it states that another amount was received than it was made for."""
     reason: str
     created: int
     refunded_amount: int
@@ -36,16 +36,16 @@ class PaymentIntent:
     @classmethod
     def of(cls, value: Any) -> PaymentIntent:
         """
-        Read *value*.
+        Parse *value*.
 
         Raises:
-            Contradiction: It is no PaymentIntent.
+            ResponseMismatch: It is not a PaymentIntent.
         """
         if not isinstance(value, Mapping) or value.get("object") != "payment_intent":
-            raise ResponseMismatch("nonsense", "the answer is no PaymentIntent")
+            raise ResponseMismatch("nonsense", "the response is not a PaymentIntent")
         id, created = value.get("id"), value.get("created")
         if not isinstance(id, str) or not _ID.fullmatch(id):
-            raise ResponseMismatch("wrong_id", "the PaymentIntent has no id of its kind")
+            raise ResponseMismatch("wrong_id", "the PaymentIntent has no valid id")
         charge = value.get("latest_charge")
         refunded = charge.get("amount_refunded") if isinstance(charge, Mapping) else 0
         order_id = _mapping(value.get("metadata")).get("order_id")
@@ -56,7 +56,7 @@ class PaymentIntent:
             amount=value.get("amount"),
             currency=value.get("currency"),
             order_id=order_id if isinstance(order_id, str) else None,
-            is_taken_whole=value.get("amount_received") in (None, value.get("amount")),
+            is_fully_received=value.get("amount_received") in (None, value.get("amount")),
             reason=str(error.get("decline_code") or error.get("code") or "declined")[:REASON_MAX],
             created=created if isinstance(created, int) else 0,
             refunded_amount=refunded if isinstance(refunded, int) else 0,
@@ -64,20 +64,20 @@ class PaymentIntent:
 
     def check(self, order_id: str, amount: Money) -> None:
         """
-        Compare it with what was asked for.
+        Compare the PaymentIntent with what was requested.
 
         Raises:
-            Contradiction: It is about something else.
+            ResponseMismatch: It is for another order, amount or currency.
         """
         if self.order_id != order_id:
             raise ResponseMismatch("wrong_order", "the PaymentIntent is for another order", self.id)
-        if self.amount != amount.amount or (self.status == "succeeded" and not self.is_taken_whole):
+        if self.amount != amount.amount or (self.status == "succeeded" and not self.is_fully_received):
             raise ResponseMismatch("wrong_amount", "the PaymentIntent is for another amount", self.id)
         if not isinstance(self.currency, str) or self.currency.upper() != amount.currency:
             raise ResponseMismatch("wrong_currency", "the PaymentIntent is in another currency", self.id)
 
     def record(self) -> ChargeRecord:
-        """Return it as a line of the provider's list."""
+        """Return the PaymentIntent as an entry of the provider's list."""
         return ChargeRecord(
             reference=self.id,
             order_id=self.order_id,
@@ -90,23 +90,23 @@ class PaymentIntent:
 
 def charge_result(intents: Iterable[PaymentIntent]) -> ChargeResult | None:
     """
-    Say what became of an order's money, all its *intents* together; None: none of them took it or was refused.
+    Return the result of an order's charge from all its *intents*; None if none of them has captured or been declined.
 
     Raises:
-        Contradiction: Two of them took it.
+        ResponseMismatch: Two of them have captured the money.
     """
     by_status: dict[str, list[PaymentIntent]] = {}
     for intent in intents:
         by_status.setdefault(intent.status, []).append(intent)
-    taken = by_status.get("succeeded", [])
-    if len(taken) > 1:
-        raise ResponseMismatch("two_charges", f"{len(taken)} PaymentIntents took the money", taken[0].id)
-    if taken:
-        return Captured(taken[0].id)
-    for busy in (*by_status.get("processing", ()), *by_status.get("requires_capture", ())):
-        return Pending(busy.id)
-    for refused in by_status.get("requires_payment_method", ()):
-        return Declined(refused.reason)
+    captured = by_status.get("succeeded", [])
+    if len(captured) > 1:
+        raise ResponseMismatch("two_charges", f"{len(captured)} PaymentIntents captured the money", captured[0].id)
+    if captured:
+        return Captured(captured[0].id)
+    for pending in (*by_status.get("processing", ()), *by_status.get("requires_capture", ())):
+        return Pending(pending.id)
+    for declined in by_status.get("requires_payment_method", ()):
+        return Declined(declined.reason)
     if "canceled" in by_status:
         return Declined("canceled")
     return None

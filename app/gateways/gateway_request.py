@@ -1,0 +1,125 @@
+"""A charge or refund that the payment worker is asked to make, and what it knows of earlier calls for it."""
+
+from __future__ import annotations
+
+__all__ = ["ChargeAttempt", "GatewayRequest", "result_id"]
+
+from typing import Any
+
+from attrs import define, field
+
+from app.telemetry.trace import TraceContext
+from bus.ids import derived_id
+from modules.payments.events import (
+    ChargeDeclined,
+    ChargeFailed,
+    ChargeMismatch,
+    ChargeRequested,
+    ChargeSucceeded,
+    RefundFailed,
+    RefundSucceeded,
+)
+from modules.payments.state import Payment, PaymentStatus
+
+_RESULT_NAMES: dict[type, str] = {
+    ChargeSucceeded: "Charged",
+    ChargeDeclined: "ChargeRefused",
+    ChargeFailed: "ChargeFailed",
+    ChargeMismatch: "ChargeContradicted",
+    RefundSucceeded: "Refunded",
+    RefundFailed: "RefundFailed",
+}
+"""
+What the id of a result is derived from, by the result's class. Never change these texts.
+
+They are the names that the classes had when these ids were introduced. During an upgrade a worker of an older version
+may have submitted the result of a request already; the inbox recognises the duplicate only if the ids are the same.
+"""
+
+
+@define  # not frozen: one is made for each message, and a frozen class takes longer to instantiate
+class GatewayRequest:
+    """
+    A received charge or refund request.
+
+    *is_first_call*: no earlier call to the provider is possible. *needs_recheck*: the request has waited so long that the
+    payment's stored state may have changed. *may_be_repeat*: another delivery of the request may have been processed by
+    a worker that was killed before it could submit the result; only a look-up at the provider can tell.
+    """
+
+    event: Any
+    id: str
+    trace: TraceContext
+    is_express: bool
+    is_first_call: bool
+    needs_recheck: bool
+    may_be_repeat: bool
+
+    def not_sent(self, retry_seconds: float) -> ChargeFailed | RefundFailed:
+        """Return the result of a request for which the provider was not called; it is due again in *retry_seconds*."""
+        order_id = self.event.order_id
+        if isinstance(self.event, ChargeRequested):
+            return ChargeFailed(
+                order_id=order_id, is_unknown=self.may_be_repeat, retry_seconds=retry_seconds, calls=0
+            )
+        return RefundFailed(order_id=order_id, retry_seconds=retry_seconds, calls=0)
+
+
+@define
+class ChargeAttempt:
+    """
+    A charge request, and what is known about it just before the provider is called.
+
+    *should_charge* is false if the order was cancelled: then an existing charge is looked up and none is made.
+    *is_first_call* is false if an earlier call is possible: then the charge is looked up before it is made.
+    *is_answered* is true if the payment has the result of this request already, and a later request follows.
+    """
+
+    request: GatewayRequest
+    should_charge: bool = field(init=False)
+    is_first_call: bool = field(init=False)
+    needs_recheck: bool = field(init=False)
+    is_answered: bool = field(default=False, init=False)
+    is_delay_reported: bool = field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.should_charge = self.request.event.is_wanted
+        self.is_first_call = self.request.is_first_call
+        self.needs_recheck = self.request.needs_recheck
+
+    @property
+    def event(self) -> ChargeRequested:
+        """The request's event."""
+        event: ChargeRequested = self.request.event
+        return event
+
+    @property
+    def is_withdrawn(self) -> bool:
+        """True if the order was cancelled and the provider was never called: then no call is needed at all."""
+        return self.is_first_call and not self.should_charge
+
+    def recheck(self, payment: Payment | None) -> None:
+        """Update the attempt from *payment*, the stored state: the order may have been cancelled or paid meanwhile."""
+        self.should_charge = self.should_charge and _is_chargeable(payment)
+        self.is_answered = self.should_charge and payment is not None and payment.attempts > self.event.attempt
+        self.is_first_call = self.is_first_call and payment is not None and payment.calls == 0
+
+
+def result_id(request_id: str, consumer: str, result: Any) -> str:
+    """
+    Return the id of *result*, an event that *consumer* submits for the request *request_id*.
+
+    The kind of result is part of it: a request that is processed twice, because the worker was killed in between, may
+    have two different results, and payments needs both.
+    """
+    kind = f"{_RESULT_NAMES[type(result)]}.{getattr(result, 'is_unknown', False)}"
+    return derived_id(request_id, f"{consumer}.{kind}")
+
+
+def _is_chargeable(payment: Payment | None) -> bool:
+    """Return whether the payment's money may still be taken."""
+    return (
+        payment is not None
+        and payment.status in (PaymentStatus.PENDING, PaymentStatus.UNKNOWN)
+        and not (payment.is_cancelled or payment.needs_review)
+    )
