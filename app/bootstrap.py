@@ -155,7 +155,7 @@ class Application:
         urls = {module.name: settings.database_url(module.name) for module in modules}
         self.databases: dict[str, Database] = open_databases(settings, urls)
         self.stores = stores = {module.name: ModuleStore(module, self.databases[urls[module.name]]) for module in modules}
-        self.dead_letters = DeadLetterStore(stores, clock, self.metrics, unheard={WEBHOOKS})
+        self.dead_letters = DeadLetterStore(stores, clock, self.metrics, not_replayable={WEBHOOKS})
         self._transport = build_bus(settings, modules, contracts, clock, self.dead_letters)
         self.bus = self._transport.bus
         self.metrics.bus_connected.set_function(lambda: float(self.bus.is_connected))

@@ -1,4 +1,9 @@
-"""Where dead letters lie: one table per module, in the module's own database, so that they outlive the process."""
+"""
+Store dead letters, one table per module in the module's own database, so that they survive a restart on either bus.
+
+A dead letter belongs to the module whose consumer gave up: ``orders`` for ``orders`` and ``orders-express``. Its id is
+derived from the consumer and the event, so a replay that fails again updates the stored dead letter.
+"""
 
 from __future__ import annotations
 
@@ -29,32 +34,27 @@ Conditions = list[ColumnElement[bool]]
 Ids = list[str]
 
 REPLAY_MAX = 500
-"""Letters that are replayed in one transaction."""
+"""Dead letters that are replayed in one transaction."""
 
 DETAIL_MAX = 8_192
-"""Characters that are kept of what somebody had to say."""
+"""Characters of a detail or a header that are stored."""
 
 
 class DeadLetterStore:
-    """
-    The bus's `bus.port.DeadLetters` and the web's `app.web.DeadLetterService` in one.
-
-    A letter belongs to the module whose consumer gave up (``orders`` of ``orders`` and ``orders-express``). It is known
-    by consumer and event: a replay that fails again makes no second one, it brings the first one up to date.
-    """
+    """The dead letters of all modules of this process: `bus.port.DeadLetters` for the bus, `DeadLetterService` for the API."""
 
     def __init__(
-        self, stores: Mapping[str, ModuleStore], clock: Clock, metrics: Metrics, unheard: Collection[str] = ()
+        self, stores: Mapping[str, ModuleStore], clock: Clock, metrics: Metrics, not_replayable: Collection[str] = ()
     ) -> None:
-        """Open it; consumers that are *unheard* lay letters down here and hear nothing, so none can be replayed."""
+        """*not_replayable* names the consumers that store dead letters but subscribe to nothing, such as a webhook."""
         self._stores = dict(stores)
-        self._unheard = frozenset(unheard)
+        self._not_replayable = frozenset(not_replayable)
         self._tables: dict[str, Table] = {name: message_tables(name, MetaData())[2] for name in stores}
         self._clock = clock
         self._metrics = metrics
 
     async def add(self, dead_letter: DeadLetter) -> None:
-        """Keep *letter*, under the subject of what was first said; see `bus.port.DeadLetters`."""
+        """Store *dead_letter* under the original subject of its message; see `bus.port.DeadLetters.add`."""
         dead_letter = evolve(dead_letter, message=evolve(dead_letter.message, subject=original_subject(dead_letter.message.subject)))
         name = module_of(dead_letter.consumer)
         if not await self._stores[name].database.write(partial(self._add, self._tables[name], dead_letter)):
@@ -68,7 +68,7 @@ class DeadLetterStore:
 
     @staticmethod
     def _add(table: Table, dead_letter: DeadLetter, connection: Connection) -> bool:
-        """Write *letter* down; say whether it is news."""
+        """Insert or update the row of *dead_letter*; return False when the table holds exactly this one already."""
         id = _id(dead_letter)
         known = select(table.c.message_id, table.c.attempts).where(table.c.id == id).with_for_update()
         old = connection.execute(known).first()
@@ -86,18 +86,18 @@ class DeadLetterStore:
     async def list(
         self, consumer: str | None, subject: str | None, after: str | None, limit: int, *, error: str | None = None
     ) -> Sequence[StoredDeadLetter]:
-        """Return up to *limit* letters that fit what is not None, by id, beyond *after*."""
+        """Return up to *limit* dead letters that match the given filters, in id order, beyond *after*."""
         found: list[StoredDeadLetter] = []
         for name, table in self._tables.items():
-            wanted = _fitting(table, consumer=consumer, subject=subject, error=error)
+            conditions = _matching(table, consumer=consumer, subject=subject, error=error)
             if after is not None:
-                wanted.append(table.c.id > after)
-            query = select(table).where(*wanted).order_by(table.c.id).limit(limit)
+                conditions.append(table.c.id > after)
+            query = select(table).where(*conditions).order_by(table.c.id).limit(limit)
             found += await self._stores[name].database.read(partial(_dead_letters, query))
-        return sorted(found, key=lambda kept: kept.dead_letter.id)[:limit]
+        return sorted(found, key=lambda stored: stored.dead_letter.id)[:limit]
 
     async def get(self, id: str) -> StoredDeadLetter | None:
-        """Return one letter."""
+        """Return the dead letter *id*, or None."""
         for name, table in self._tables.items():
             query = select(table).where(table.c.id == id)
             if found := await self._stores[name].database.read(partial(_dead_letters, query)):
@@ -106,47 +106,49 @@ class DeadLetterStore:
 
     async def replay(self, id: str, dry_run: bool = False) -> bool:
         """
-        Put a letter's event into the outbox again, under a fresh message id; with *dry_run* only say whether it would go.
+        Put the event of a dead letter into the outbox again, under a new message id; with *dry_run*, change nothing.
+
+        Return False when there is no such dead letter.
 
         Raises:
-            NotReplayable: Its consumer hears nothing.
+            NotReplayable: Its consumer subscribes to nothing.
         """
-        kept = await self.get(id)
-        if kept is not None and kept.dead_letter.consumer in self._unheard:
-            raise NotReplayable(f"{kept.dead_letter.consumer} hears nothing.")
-        return kept is not None and (dry_run or await self._replay_where(id=id) > 0)
+        stored = await self.get(id)
+        if stored is not None and stored.dead_letter.consumer in self._not_replayable:
+            raise NotReplayable(f"{stored.dead_letter.consumer} subscribes to nothing.")
+        return stored is not None and (dry_run or await self._replay_where(id=id) > 0)
 
     async def replay_many(
         self, consumer: str | None, subject: str | None, error: str | None, dry_run: bool
     ) -> tuple[int, int]:
-        """Replay every letter that fits what is not None; return how many fit, and how many went."""
+        """Replay all dead letters that match the given filters; return how many match and how many were replayed."""
         matched = 0
         for name, table in self._tables.items():
-            wanted = self._replayable(table, consumer=consumer, subject=subject, error=error)
-            query = select(func.count()).select_from(table).where(*wanted)
+            conditions = self._replayable(table, consumer=consumer, subject=subject, error=error)
+            query = select(func.count()).select_from(table).where(*conditions)
             matched += await self._stores[name].database.read(partial(_count, query))
         if dry_run:
             return matched, 0
         return matched, await self._replay_where(consumer=consumer, subject=subject, error=error)
 
     async def discard(self, id: str) -> bool:
-        """Throw a letter away for good."""
-        gone = 0
+        """Delete the dead letter *id*; return False when there is none."""
+        deleted = 0
         for name, table in self._tables.items():
             statement = delete(table).where(table.c.id == id)
-            gone += await self._stores[name].database.write(partial(_rows_changed, statement))
-        return gone > 0
+            deleted += await self._stores[name].database.write(partial(_rows_changed, statement))
+        return deleted > 0
 
-    def _replayable(self, table: Table, **wanted: str | None) -> Conditions:
-        return [*_fitting(table, **wanted), table.c.consumer.not_in(self._unheard)]
+    def _replayable(self, table: Table, **filters: str | None) -> Conditions:
+        return [*_matching(table, **filters), table.c.consumer.not_in(self._not_replayable)]
 
-    async def _replay_where(self, **wanted: str | None) -> int:
-        """Replay what fits, `REPLAY_MAX` letters a transaction; the relay finds them in the outbox."""
+    async def _replay_where(self, **filters: str | None) -> int:
+        """Replay what matches, `REPLAY_MAX` in one transaction; the relay finds the rows in the outbox."""
         replayed = 0
         for name, table in self._tables.items():
             after = ""
             while True:
-                replay = partial(self._replay, self._stores[name], table, self._replayable(table, **wanted), after)
+                replay = partial(self._replay, self._stores[name], table, self._replayable(table, **filters), after)
                 ids = await self._stores[name].database.write(replay)
                 replayed += len(ids)
                 if len(ids) < REPLAY_MAX:
@@ -154,14 +156,13 @@ class DeadLetterStore:
                 after = ids[-1]
         return replayed
 
-    def _replay(self, store: ModuleStore, table: Table, wanted: Conditions, after: str, connection: Connection) -> Ids:
-        query = select(table).where(*wanted, table.c.id > after).order_by(table.c.id).limit(REPLAY_MAX)
-        letters = [kept.dead_letter for kept in _dead_letters(query, connection)]
+    def _replay(self, store: ModuleStore, table: Table, conditions: Conditions, after: str, connection: Connection) -> Ids:
+        query = select(table).where(*conditions, table.c.id > after).order_by(table.c.id).limit(REPLAY_MAX)
+        dead_letters = [stored.dead_letter for stored in _dead_letters(query, connection)]
         now = self._clock.now()
-        store.save(
-            connection, states={}, inbox_entries=(), cancelled_timers=(), outgoing=[_outbox_message(dead_letter, now) for dead_letter in letters]
-        )
-        ids = [dead_letter.id for dead_letter in letters]
+        rows = [_outbox_message(dead_letter, now) for dead_letter in dead_letters]
+        store.save(connection, states={}, inbox_entries=(), cancelled_timers=(), outgoing=rows)
+        ids = [dead_letter.id for dead_letter in dead_letters]
         connection.execute(update(table).where(table.c.id.in_(ids)).values(replays=table.c.replays + 1))
         return ids
 
@@ -179,8 +180,8 @@ def _id(dead_letter: DeadLetter) -> str:
     return derived_id(event_id_and_trace(dead_letter.message)[0], dead_letter.consumer)
 
 
-def _fitting(table: Table, **wanted: str | None) -> Conditions:
-    return [table.c[name] == value for name, value in wanted.items() if value is not None]
+def _matching(table: Table, **filters: str | None) -> Conditions:
+    return [table.c[name] == value for name, value in filters.items() if value is not None]
 
 
 def _row(id: str, dead_letter: DeadLetter) -> dict[str, Any]:
@@ -201,10 +202,10 @@ def _row(id: str, dead_letter: DeadLetter) -> dict[str, Any]:
     }
 
 
-def _stored(text: str, most: int = 255) -> str:
-    """Return *text* as every database can keep it: what comes from outside may be anything."""
+def _stored(text: str, length_max: int = 255) -> str:
+    """Return *text* so that every database can store it: a message from another system may contain any characters."""
     text = text if text.isascii() else text.encode("utf-8", "replace").decode()
-    return text.replace("\0", "\ufffd")[:most]
+    return text.replace("\0", "\ufffd")[:length_max]
 
 
 def _dead_letters(query: Any, connection: Connection) -> list[StoredDeadLetter]:
@@ -233,21 +234,21 @@ def _aware(at: datetime) -> datetime:
 
 
 def _outbox_message(dead_letter: DeadLetter, now: datetime) -> OutboxMessage:
-    """Return a new message that carries the old event, to whoever gave up on it."""
+    """Return a new message that carries the old event to the consumer that gave up on it."""
     message, consumer = dead_letter.message, dead_letter.consumer
     headers = message.headers
-    event_id, context = event_id_and_trace(message)
+    event_id, trace = event_id_and_trace(message)
     return OutboxMessage(
         id=str(uuid7()),
         event_id=event_id,
-        # A stray was nobody's: it is said again to all, now that somebody may know it.
+        # An unroutable message had no consumer; it is published again under its own subject, for consumers that know it now.
         subject=message.subject if is_unroutable(consumer) else replay_subject(consumer, message.subject),
         key=message.key[:64],
         body=message.body,
         timer=None,
-        correlation_id=context.correlation_id,
+        correlation_id=trace.correlation_id,
         causation_id=_stored(headers.get("ce-causationid") or event_id),
-        traceparent=context.traceparent,
+        traceparent=trace.traceparent,
         occurred_at=_occurred_at(headers.get("ce-time"), now),
         due_at=to_db_timestamp(now),
     )
@@ -261,12 +262,12 @@ def _occurred_at(text: str | None, now: datetime) -> str:
 
 
 class NotReplayable(Exception):
-    """There is nobody to send a letter to; its message names the consumer."""
+    """The consumer of the dead letter subscribes to nothing, so a replay would have no recipient."""
 
 
 @frozen
 class StoredDeadLetter:
-    """A dead letter on the desk, and how often it has been sent again."""
+    """A stored dead letter, and how often it has been replayed."""
 
     dead_letter: DeadLetter
     replays: int = 0

@@ -1,10 +1,10 @@
 """
-From the outbox to the bus.
+Publish the outbox of one module to the bus.
 
-What was committed just now comes from memory and is on its way at once. The table is for everything else: what a
-killed process left behind, what was not due yet, and what there was no room for. Each event is marked as sent once the
-bus is answerable for it; a mark costs no transaction of its own, it rides along with the next. Marks that are lost
-with the process mean that events go out twice, and the inbox knows them.
+Rows that were committed just now come from memory and are published at once. A scan of the table finds the others: rows
+that a killed process left behind, rows that were not due yet, and rows for which there was no room in flight. The relay
+marks a row as sent once the bus has durably accepted its message. The marks are piggy-backed on the next transaction.
+When the process dies before, the rows are published again, and the consumers' inboxes recognise the duplicates.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from bus.replay_subjects import original_subject
 from bus.subjects import is_express
 
 IN_FLIGHT_MAX = 8_192
-"""Messages that may be on their way at once; more wait in the table."""
+"""Messages that may be in flight at once; the others wait in the table."""
 
 EXPRESS_IN_FLIGHT_MAX = 1_024
-"""How many of the express lane may be on their way beyond that: bulk work cannot block it."""
+"""Additional messages of the express lane that may be in flight: bulk work cannot block it."""
 
 SCAN_MAX = 1_024
-"""Messages that one look brings."""
+"""Rows that one scan returns."""
 
 MARK_SECONDS = 0.05
 SCAN_SECONDS = 1.0
@@ -46,7 +46,7 @@ PURGE_SECONDS = 10.0
 
 
 class OutboxRelay:
-    """Carry one module's outbox to the bus."""
+    """Publish one module's outbox."""
 
     def __init__(self, store: ModuleStore, bus: Bus, clock: Clock, metrics: Metrics) -> None:
         self._store = store
@@ -67,110 +67,110 @@ class OutboxRelay:
 
     @property
     def pending(self) -> int:
-        """How many events are due and not taken by the bus."""
+        """How many rows are due and not accepted by the bus yet."""
         return len(self._in_flight) + self._left_in_table
 
-    def publish(self, outbox_messages: Sequence[OutboxMessage]) -> None:
-        """Send *parcels*, which are committed and due. What there is no room for is found in the table later."""
-        for outbox_message in outbox_messages:
-            self._send(outbox_message)
+    def publish(self, rows: Sequence[OutboxMessage]) -> None:
+        """Publish *rows*, which are committed and due. A later scan finds those for which there is no room now."""
+        for row in rows:
+            self._send(row)
 
     def count_delivered(self, subjects: Iterable[str]) -> None:
-        """Count what was said on *subjects* and has arrived without us."""
+        """Count events that were delivered locally, one for each of *subjects*."""
         for subject, count in Counter(subjects).items():
             self._published.labels(original_subject(subject)).inc(count)
 
     async def step(self) -> None:
-        """Mark what was sent, and look into the table when it is time to."""
+        """Mark the rows that were sent; scan the table and purge old rows when it is time to."""
         now = self._clock.monotonic()
         sent, self._sent = self._sent, []
-        is_to_look = now >= self._scan_at
+        is_scan_due = now >= self._scan_at
         try:
-            if is_to_look:
+            if is_scan_due:
                 self._scan_at = now + SCAN_SECONDS
                 self._publish_found(*await self._store.database.write(partial(self._scan, sent, frozenset(self._in_flight)), RUN_LAST))
             elif sent:
                 self._store.database.defer(partial(self._mark, sent))
         except StorageUnavailable:
-            self._sent = sent + self._sent  # a copy too many is harmless; a second publish of each would be a waste
+            self._sent = sent + self._sent  # marked in a later step; publishing again would be harmless but wasteful
         if now >= self._purge_at:
             await self._purge(now)
 
     async def run(self) -> None:
-        """Carry until cancelled or stopped."""
+        """Publish until cancelled or stopped."""
         while not self._is_stopped:
             await self.step()
             await self._clock.sleep(MARK_SECONDS)
 
     async def stop(self) -> None:
-        """Send nothing more; write down what the bus has taken, what rides already, too. Idempotent."""
+        """Publish nothing more; write all marks, including those that are piggy-backed. Idempotent."""
         self._is_stopped = True
         sent, self._sent = self._sent, []
         if sent:
             self._store.database.defer(partial(self._mark, sent))
         await self._store.database.flush()
 
-    def _send(self, outbox_message: OutboxMessage) -> None:
-        if outbox_message.id in self._in_flight:
+    def _send(self, row: OutboxMessage) -> None:
+        if row.id in self._in_flight:
             return
-        room = IN_FLIGHT_MAX + (EXPRESS_IN_FLIGHT_MAX if is_express(outbox_message.subject) else 0)
+        room = IN_FLIGHT_MAX + (EXPRESS_IN_FLIGHT_MAX if is_express(row.subject) else 0)
         if self._is_stopped or len(self._in_flight) >= room or not self._bus.is_connected:
             self._left_in_table += 1
             return
-        self._in_flight[outbox_message.id] = outbox_message
-        self._bus.publish(to_message(outbox_message)).add_done_callback(partial(self._on_published, outbox_message))
+        self._in_flight[row.id] = row
+        self._bus.publish(to_message(row)).add_done_callback(partial(self._on_published, row))
 
-    def _on_published(self, outbox_message: OutboxMessage, published: asyncio.Future[None]) -> None:
-        del self._in_flight[outbox_message.id]
+    def _on_published(self, row: OutboxMessage, published: asyncio.Future[None]) -> None:
+        del self._in_flight[row.id]
         if published.cancelled():
             self._left_in_table += 1
             return
         error = published.exception()
         if error is None:
-            self._published.labels(original_subject(outbox_message.subject)).inc()
-            self._sent.append(outbox_message.id)
+            self._published.labels(original_subject(row.subject)).inc()
+            self._sent.append(row.id)
             return
-        self._left_in_table += 1  # still in the table, to be found when we look again
+        self._left_in_table += 1  # a later scan finds the row
         if not isinstance(error, BusError):
-            logger.error("publishing failed", subject=outbox_message.subject, event_id=outbox_message.event_id, error=repr(error))
+            logger.error("publishing failed", subject=row.subject, event_id=row.event_id, error=repr(error))
 
     def _mark(self, sent: list[str], connection: Connection) -> None:
         self._store.mark_sent(connection, sent, self._clock.now())
 
-    def _scan(self, sent: list[str], flying: Set[str], connection: Connection) -> tuple[list[OutboxMessage], int, float]:
+    def _scan(self, sent: list[str], in_flight: Set[str], connection: Connection) -> tuple[list[OutboxMessage], int, float]:
         """
-        Mark *sent*, then find what is due and not *flying*, how much is due in all, and how old it is.
+        Mark *sent*; return the due rows that are not *in_flight*, the number of all due rows, and the age of the oldest.
 
-        In one transaction, and behind the marks that still ride: so whatever is found unsent is either on its way, or
-        nobody has taken care of it.
+        The scan runs in one transaction, after the piggy-backed marks: a row that it finds unsent is either in flight or
+        abandoned.
         """
         if sent:
             self._mark(sent, connection)
         now = self._clock.now()
         count = self._store.count_due(connection, now)
-        # While the bus is away somebody else may look after what lies here; what is ours to send waits for it.
-        leads = self._store.acquire_leadership(connection, self._bus.is_connected)
-        grace = self._store.handover_delay(timedelta(seconds=SCAN_SECONDS if self._has_scanned else 0))
-        is_to_send = count > 0 and leads and self._bus.is_connected
-        outbox_messages = self._store.fetch_due(connection, now, SCAN_MAX, grace, flying) if is_to_send else []
-        return outbox_messages, count, self._store.oldest_due_seconds(connection, now)
+        # While this process has no connection to the bus, another replica may lead; rows of this process wait in memory.
+        is_leader = self._store.acquire_leadership(connection, self._bus.is_connected)
+        handover_delay = self._store.handover_delay(timedelta(seconds=SCAN_SECONDS if self._has_scanned else 0))
+        is_to_send = count > 0 and is_leader and self._bus.is_connected
+        rows = self._store.fetch_due(connection, now, SCAN_MAX, handover_delay, in_flight) if is_to_send else []
+        return rows, count, self._store.oldest_due_seconds(connection, now)
 
-    def _publish_found(self, outbox_messages: Sequence[OutboxMessage], count: int, oldest_seconds: float) -> None:
+    def _publish_found(self, rows: Sequence[OutboxMessage], count: int, oldest_seconds: float) -> None:
         self._has_scanned = True
         self._oldest_seconds = oldest_seconds
         done = set(self._sent)
-        forgotten = [outbox_message for outbox_message in outbox_messages if outbox_message.id not in done and outbox_message.id not in self._in_flight]
-        for outbox_message in forgotten:
-            self._send(outbox_message)
-        # What was committed a moment ago and is being handed to us now counts as left, until we look again.
+        forgotten = [row for row in rows if row.id not in done and row.id not in self._in_flight]
+        for row in forgotten:
+            self._send(row)
+        # A row that was committed a moment ago and is not passed to `publish` yet counts as left until the next scan.
         self._left_in_table = max(0, count - len(self._in_flight) - len(done))
         if len(forgotten) >= SCAN_MAX and self._bus.is_connected and len(self._in_flight) < IN_FLIGHT_MAX:
             self._scan_at = self._clock.monotonic()
 
     async def _purge(self, now: float) -> None:
-        """Forget a few old rows; if there were any, come back for more soon."""
+        """Delete some old rows; soon again if there were any."""
         try:
-            gone = await self._store.database.write(lambda connection: self._store.purge(connection, self._clock.now()))
+            deleted = await self._store.database.write(lambda connection: self._store.purge(connection, self._clock.now()))
         except StorageUnavailable:
-            gone = 0
-        self._purge_at = now + (MARK_SECONDS if gone else PURGE_SECONDS)
+            deleted = 0
+        self._purge_at = now + (MARK_SECONDS if deleted else PURGE_SECONDS)

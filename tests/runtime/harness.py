@@ -153,7 +153,7 @@ async def harness_at(
         migrate(database.engine, descriptor.name)
     stores = {descriptor.name: ModuleStore(descriptor, database) for descriptor in descriptors}
     contracts = build_registry(descriptors)
-    dead_letter_store = DeadLetterStore(stores, clock, metrics, unheard={WEBHOOKS})
+    dead_letter_store = DeadLetterStore(stores, clock, metrics, not_replayable={WEBHOOKS})
     bus = MemoryBus(clock, dead_letter_store)
     relays = {name: OutboxRelay(store, bus, clock, metrics) for name, store in stores.items()}
     runners = build_runners(
