@@ -19,7 +19,7 @@ from config.settings import load
 from modules.orders.events import CancelRequested
 from modules.payments.events import PaymentCaptured
 from modules.values import Money
-from tests.runtime.harness import CONTEXT, NOTED, oid, product, submitted
+from tests.runtime.harness import CONTEXT, NO_CONTENT, oid, product, submitted
 
 
 @pytest.mark.parametrize(("error", "code"), [(BrokerUnreachable("no NATS server accepts the connection"), 3), (ValueError("a bug"), 1)])
@@ -60,7 +60,7 @@ async def test_neighbours_on_one_file_take_the_short_way(tmp_path: Path, express
     application.migrate()
     for name, what in ("inventory", product()), ("orders", attrs.evolve(submitted(), is_express=express)):
         runner = application.runners[name]
-        told = asyncio.create_task(runner.submit(what, id=name, trace=CONTEXT, respond=NOTED, is_express=express))
+        told = asyncio.create_task(runner.submit(what, id=name, trace=CONTEXT, respond=NO_CONTENT, is_express=express))
         await asyncio.sleep(0)
         await runner.step()
         await told
@@ -85,7 +85,7 @@ async def test_an_order_counts_once_for_each_status_and_its_first_end_alone_has_
 
     async def tell(name: str, event: Any) -> None:
         runner = application.runners[name]
-        told = asyncio.create_task(runner.submit(event, id=str(uuid7()), trace=CONTEXT, respond=NOTED))
+        told = asyncio.create_task(runner.submit(event, id=str(uuid7()), trace=CONTEXT, respond=NO_CONTENT))
         await asyncio.sleep(0)
         await runner.step()
         await told

@@ -25,7 +25,7 @@ def ids(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     async def lay_down() -> list[str]:
         async with harness_at(path) as harness:
-            await harness.listen("inventory")
+            await harness.consume("inventory")
             await harness.bus.publish(Message("orders.created.v1", "m-1", b"{", "k", {"ce-id": "e-1"}))
             await harness.bus.publish(Message("orders.created.v1", "m-2", b'{"a": 1}', "k"))
             await harness.bus.publish(Message("orders.cancelled.v1", "m-3", b"{}", "k"))

@@ -26,7 +26,7 @@ from modules.inventory.state import Product
 from tests.bus.jetstream.harness import JetStreamHarness
 from tests.contracts.releases import NEW, OLD, Release
 from tests.nats import NatsServer
-from tests.runtime.harness import CONTEXT, NOTED, Harness, harness_at, oid, product, submitted, until
+from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, harness_at, oid, product, submitted, until
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +82,7 @@ class Fleet:
 async def fleet_at(path: Path, server: NatsServer) -> AsyncIterator[Fleet]:
     async with JetStreamHarness.on(server.urls, ack_wait_seconds=5.0) as on_nats, harness_at(path / "test.db") as harness:
         fleet = Fleet(harness, on_nats, {})
-        await harness.tell("inventory", product(1000))
+        await harness.submit("inventory", product(1000))
         try:
             yield fleet
         finally:
@@ -98,7 +98,7 @@ async def place(fleet: Fleet, round: int) -> None:
     runner = fleet.harness.runners["orders"]
     for n in range(ORDERS):
         order_id = oid(round * ORDERS + n)
-        await runner.submit(submitted(order_id), id=order_id, trace=CONTEXT, respond=NOTED)
+        await runner.submit(submitted(order_id), id=order_id, trace=CONTEXT, respond=NO_CONTENT)
 
 
 async def test_a_rolling_upgrade_and_the_way_back_lose_nothing(tmp_path: Path, server: NatsServer) -> None:

@@ -85,9 +85,9 @@ async def usage(harness: Harness, subject: str) -> VersionUsage:
 
 async def test_the_overview_tells_who_listens_and_what_they_did(harness: Harness) -> None:
     """Counted by version and consumer; in both lanes."""
-    await harness.tell("inventory", product())
-    await harness.listen("inventory")
-    await harness.tell("orders", submitted(oid(1)))
+    await harness.submit("inventory", product())
+    await harness.consume("inventory")
+    await harness.submit("orders", submitted(oid(1)))
     harness.run(harness.relays["orders"].run())
     await until(lambda: harness.relays["orders"].pending == 0)
     old, new = await usage(harness, V1), await usage(harness, V2)
@@ -103,7 +103,7 @@ async def test_what_waits_and_what_is_in_hand_is_pending(harness: Harness) -> No
     """A version whose messages nobody has settled yet is needed."""
     subscription = await harness.bus.subscribe("inventory", [V1, V2])
     assert not (await usage(harness, V1)).reasons
-    await harness.tell("orders", submitted(oid(1)))
+    await harness.submit("orders", submitted(oid(1)))
     assert (await usage(harness, V1)).reasons == ("inventory has 2 messages to settle",)
     first, second = await subscription.fetch(2, 0)
     assert (await usage(harness, V1)).listeners[0].pending == 2

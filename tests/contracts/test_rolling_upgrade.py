@@ -23,7 +23,7 @@ from bus.port import MAX_TRIES, Message
 from modules.inventory.state import Product, Reservation
 from tests.clock import VirtualClock
 from tests.contracts.releases import NEW, OLD, Release, created
-from tests.runtime.harness import CONTEXT, Harness, HurriedClock, harness_at, oid, said, submitted, until
+from tests.runtime.harness import CONTEXT, Harness, HurriedClock, bus_message, harness_at, oid, submitted, until
 from tests.runtime.harness import product as counted
 
 V1, V2 = "orders.created.v1", "orders.created.v2"
@@ -73,11 +73,11 @@ def outcomes(harness: Harness, outcome: str) -> float:
 @pytest.mark.parametrize("hearer", RELEASES)
 async def test_any_producer_and_any_consumer_understand_each_other(harness: Harness, producer: str, hearer: str) -> None:
     """Stock is held once for each order, and nothing is put aside."""
-    await harness.tell("inventory", counted(10))
+    await harness.submit("inventory", counted(10))
     await heard(harness, RELEASES[hearer])
     harness.runners["orders"] = runner_of(harness, "orders", RELEASES[producer])
     for n in range(3):
-        await harness.tell("orders", submitted(oid(n), 2))
+        await harness.submit("orders", submitted(oid(n), 2))
     harness.run(harness.relays["orders"].run())
     await until(lambda: harness.relays["orders"].pending == 0)
     assert (await state(harness, Product, "A")).reserved == 6
@@ -116,7 +116,7 @@ async def test_a_group_of_two_releases_loses_nothing(
     """
     clock = VirtualClock()
     async with harness_at(tmp_path / "test.db", clock) as harness:
-        await harness.tell("inventory", counted(10))
+        await harness.submit("inventory", counted(10))
         subscription = await harness.bus.subscribe("inventory", [V1, V2])
         messages = both(harness, oid(1))
         published = [harness.bus.publish(messages[subject]) for subject in order]
@@ -138,7 +138,7 @@ async def test_the_higher_version_is_the_one_that_is_acted_on(tmp_path: Path) ->
     """Even if the lower one comes first: it gives way for a moment, and is done with when the other one is."""
     clock = VirtualClock()
     async with harness_at(tmp_path / "test.db", clock) as harness:
-        await harness.tell("inventory", counted(10))
+        await harness.submit("inventory", counted(10))
         runner = runner_of(harness, "inventory", NEW)
         subscription = await harness.bus.subscribe("inventory", [V1, V2])
         messages = both(harness, oid(1))
@@ -160,7 +160,7 @@ async def test_a_promise_that_is_not_kept_costs_two_seconds(tmp_path: Path) -> N
     """The header names a higher version, and it never comes: the lower one is as good."""
     clock = VirtualClock()
     async with harness_at(tmp_path / "test.db", clock) as harness:
-        await harness.tell("inventory", counted(10))
+        await harness.submit("inventory", counted(10))
         runner = runner_of(harness, "inventory", NEW)
         subscription = await harness.bus.subscribe("inventory", [V1, V2])
         harness.bus.publish(both(harness, oid(1))[V1])
@@ -180,9 +180,9 @@ async def test_both_versions_survive_a_restart_as_they_were_said(tmp_path: Path)
     """Under the ids that they had, with the versions that there are; a row of the old release promises nothing."""
     path = tmp_path / "test.db"
     async with harness_at(path) as harness:
-        await harness.tell("orders", submitted(oid(1)), id=oid(1))
+        await harness.submit("orders", submitted(oid(1)), id=oid(1))
         harness.runners["orders"] = runner_of(harness, "orders", OLD)
-        await harness.tell("orders", submitted(oid(2)), id=oid(2))
+        await harness.submit("orders", submitted(oid(2)), id=oid(2))
     async with harness_at(path) as harness:
         found: list[Message] = []
         subscription = await harness.bus.subscribe("observer", [V1, V2])
@@ -221,7 +221,7 @@ async def test_a_version_that_nobody_knows_goes_by_only_if_it_is_said_otherwise(
     """orders.created.v99 on its own is put aside; beside a version that we know it is none of our business."""
     runner = runner_of(harness, "inventory", NEW)
     harness.run(runner.consume(await harness.bus.subscribe("inventory", ["orders.created.v99"])))
-    message = evolve(said(harness, created(oid(1))), subject="orders.created.v99")
+    message = evolve(bus_message(harness, created(oid(1))), subject="orders.created.v99")
     await harness.bus.publish(evolve(message, id="m-1", headers={**message.headers, VERSIONS: "v2,v99"}))
     assert await harness.dead_letter_store.list(None, None, None, 10) == []
     await harness.bus.publish(evolve(message, id="m-2", headers={**message.headers, VERSIONS: "v98,v99"}))
@@ -233,7 +233,7 @@ async def test_a_version_that_nobody_knows_goes_by_only_if_it_is_said_otherwise(
 async def test_a_header_that_makes_no_sense_is_nobodys_end(harness: Harness) -> None:
     """A version too long to be a number is no version; who hears the message goes on hearing."""
     await heard(harness, NEW)
-    message = evolve(said(harness, created(oid(1))), id="m-1")
+    message = evolve(bus_message(harness, created(oid(1))), id="m-1")
     await harness.bus.publish(evolve(message, headers={**message.headers, VERSIONS: f"v2,v{'9' * 5000}"}))
     assert outcomes(harness, "handled") == 1
 
@@ -241,7 +241,7 @@ async def test_a_header_that_makes_no_sense_is_nobodys_end(harness: Harness) -> 
 async def test_what_nobody_foresaw_spends_the_tries_of_one_message(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reading that breaks is the message's trouble: five tries, then a dead letter; the next one is heard."""
     runner = await heard(harness, NEW)
-    read, broken = runner._receiver._reader.read, said(harness, created(oid(1)))
+    read, broken = runner._receiver._reader.read, bus_message(harness, created(oid(1)))
 
     def breaking(subject: str, body: bytes) -> Any:
         if body == broken.body:
@@ -251,7 +251,7 @@ async def test_what_nobody_foresaw_spends_the_tries_of_one_message(harness: Harn
     monkeypatch.setattr(runner._receiver._reader, "read", breaking)
     monkeypatch.setattr("app.runtime.receiving.RETRY_SECONDS", 0.01)
     first = harness.bus.publish(broken)
-    await harness.bus.publish(said(harness, created(oid(2))))
+    await harness.bus.publish(bus_message(harness, created(oid(2))))
     await first
     [kept] = await harness.dead_letter_store.list(None, None, None, 10)
     assert (kept.dead_letter.error, kept.dead_letter.attempts) == ("failed", MAX_TRIES)

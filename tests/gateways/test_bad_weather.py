@@ -19,7 +19,7 @@ from modules.values import Money
 from tests.gateways.contract import oid
 from tests.gateways.fault import Fault, FaultyStripe
 from tests.gateways.local import API_KEY
-from tests.runtime.harness import CONTEXT, NOTED, Harness, harness_at, product, submitted
+from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, harness_at, product, submitted
 
 TIMED_OUT = [Fault.CHARGE_HANG, Fault.CHARGE_CUT]
 BROKEN = [Fault.CHARGE_500, Fault.ERROR_500]
@@ -71,7 +71,7 @@ async def test_no_order_is_charged_twice_and_the_books_agree(
     prices = {f"P{n}": 100 + 7 * n for n in range(10)}
     async with harness_at(tmp_path / "test.db", clock) as harness:
         for product_id, amount in prices.items():
-            await harness.tell("inventory", attrs.evolve(product(10**6, product_id), unit_price=Money(amount, "EUR")))
+            await harness.submit("inventory", attrs.evolve(product(10**6, product_id), unit_price=Money(amount, "EUR")))
         gateway = StripeGateway(API_KEY, faulty.url)
         # Open once in a while would be right in this weather, and only make the test longer.
         breaker = CircuitBreaker(clock.monotonic, calls_min=10**9)
@@ -79,7 +79,7 @@ async def test_no_order_is_charged_twice_and_the_books_agree(
             harness.runners["payments"], gateway, breaker, harness.contracts, clock, harness.metrics, rng=random.Random(1)
         )
         for name in harness.runners:
-            await harness.listen(name)
+            await harness.consume(name)
             harness.run(harness.relays[name].run())
         harness.run(worker.consume(await harness.bus.subscribe(CONSUMER, [subject_of(cls) for cls in HEARS])))
         ids = [oid() for _ in range(count)]
@@ -87,7 +87,7 @@ async def test_no_order_is_charged_twice_and_the_books_agree(
         for start in range(0, count, 250):
             await asyncio.gather(
                 *(
-                    runner.submit(submitted(id, 1, f"P{n % 10}"), id=id, trace=CONTEXT, respond=NOTED)
+                    runner.submit(submitted(id, 1, f"P{n % 10}"), id=id, trace=CONTEXT, respond=NO_CONTENT)
                     for n, id in enumerate(ids[start : start + 250])
                 )
             )

@@ -52,13 +52,13 @@ from modules.payments.state import Payment, PaymentStatus
 from modules.values import Money
 from tests.runtime.harness import (
     CONTEXT,
-    NOTED,
+    NO_CONTENT,
     Harness,
     HurriedClock,
+    bus_message,
     harness_at,
     oid,
     product,
-    said,
     submitted,
     until,
 )
@@ -141,7 +141,7 @@ async def running(
     """Let the whole house run around *gateway*, with stock on the shelf and with retries that wait a moment only."""
     clock = HurriedClock()
     async with harness_at(path, clock) as harness:
-        await harness.tell("inventory", product(1_000_000))
+        await harness.submit("inventory", product(1_000_000))
         # Many failures in a row are what some of these tests want; where the breaker is not the point, it stays closed.
         breaker = breaker or CircuitBreaker(clock.monotonic, calls_min=10**9)
         worker = PaymentWorker(
@@ -150,7 +150,7 @@ async def running(
         worker._calls._spread = lambda seconds: retry_seconds  # type: ignore[method-assign]
         harness.runners["payments"].add_listener(worker.delays.on_commit)
         for name in harness.runners:
-            await harness.listen(name)
+            await harness.consume(name)
             harness.run(harness.relays[name].run())
         subjects = [*subscriptions([payments.module()], harness.contracts)[CONSUMER], *hears_also]
         harness.run(worker.consume(await harness.bus.subscribe(CONSUMER, subjects)))
@@ -169,7 +169,7 @@ async def place(harness: Harness, count: int) -> list[str]:
     """Place *count* orders; return their ids."""
     ids = [oid(n) for n in range(count)]
     runner = harness.runners["orders"]
-    await asyncio.gather(*(runner.submit(submitted(id), id=id, trace=CONTEXT, respond=NOTED) for id in ids))
+    await asyncio.gather(*(runner.submit(submitted(id), id=id, trace=CONTEXT, respond=NO_CONTENT) for id in ids))
     return ids
 
 
@@ -185,7 +185,7 @@ async def payment(harness: Harness, id: str) -> Payment | None:
 
 async def cancel(harness: Harness, id: str) -> None:
     told = CancelRequested(order_id=id, why=None)
-    await harness.runners["orders"].submit(told, id=f"cancel-{id}", trace=CONTEXT, respond=NOTED)
+    await harness.runners["orders"].submit(told, id=f"cancel-{id}", trace=CONTEXT, respond=NO_CONTENT)
 
 
 async def ended(harness: Harness, ids: list[str]) -> list[Order]:
@@ -331,7 +331,7 @@ async def test_while_the_breaker_is_open_nobody_calls(path: Path) -> None:
         await until(lambda: breaker.state is BreakerState.OPEN)
         calls = len(gateway.calls)
         runner = harness.runners["orders"]
-        await runner.submit(submitted(oid(9)), id=oid(9), trace=CONTEXT, respond=NOTED)
+        await runner.submit(submitted(oid(9)), id=oid(9), trace=CONTEXT, respond=NO_CONTENT)
         for id in (first, second, oid(9)):
             await until(partial(_waits_for_payment, harness, id))
 
@@ -398,7 +398,7 @@ async def test_a_call_repeated_after_a_crash_looks_first_and_takes_no_money_for_
         await until(is_given_up)
         sql = "SELECT event_id, body FROM payments_outbox WHERE subject = 'payments.charge_requested.v1' AND sent_at IS NOT NULL"
         [(event_id, body)] = await until(lambda: harness.rows(sql))
-        original = said(harness, ChargeRequested(order_id=id, amount=Money(100, "EUR"), attempt=1, is_wanted=True), id=event_id)
+        original = bus_message(harness, ChargeRequested(order_id=id, amount=Money(100, "EUR"), attempt=1, is_wanted=True), id=event_id)
         assert original.body == body
         await harness.bus.publish(Message(original.subject, "after the crash", body, id, original.headers))
         assert [call for call, _ in gateway.calls] == ["charge", "find"]
@@ -414,7 +414,7 @@ async def test_behind_the_pause_a_cancelled_order_is_never_charged(path: Path) -
         await place(harness, 2)
         await until(lambda: breaker.state is BreakerState.OPEN)
         runner = harness.runners["orders"]
-        await runner.submit(submitted(oid(9)), id=oid(9), trace=CONTEXT, respond=NOTED)
+        await runner.submit(submitted(oid(9)), id=oid(9), trace=CONTEXT, respond=NO_CONTENT)
         await until(lambda: _waits_for_payment(harness, oid(9)))
         await cancel(harness, oid(9))
         await until(lambda: _is_given_up(harness, oid(9)))
@@ -553,7 +553,7 @@ async def test_what_is_old_or_of_an_earlier_start_is_looked_up_first(path: Path)
         [id] = await place(harness, 1)
         await ended(harness, [id])
         request = ChargeRequested(order_id=id, amount=Money(100, "EUR"), attempt=1, is_wanted=True)
-        fresh, old = said(harness, request), said(harness, request)
+        fresh, old = bus_message(harness, request), bus_message(harness, request)
         old = attrs.evolve(old, headers={**old.headers, "ce-time": "2026-01-01T00:00:00Z"})
         for message, call in (fresh, "charge"), (old, "find"):
             gateway.calls.clear()
@@ -585,7 +585,7 @@ async def test_what_waited_long_is_compared_with_our_own_books(path: Path, monke
         await ended(harness, [id])
         assert gateway.calls == [("charge", f"charge:{id}")]
         await harness.bus.publish(
-            said(harness, ChargeRequested(order_id=id, amount=Money(100, "EUR"), attempt=1, is_wanted=True))
+            bus_message(harness, ChargeRequested(order_id=id, amount=Money(100, "EUR"), attempt=1, is_wanted=True))
         )
         assert gateway.calls == [("charge", f"charge:{id}"), ("find", f"charge:{id}")]
 
@@ -599,7 +599,7 @@ async def test_a_copy_of_an_attempt_that_brought_its_answer_asks_nothing(path: P
         gateway.calls.clear()
         for attempt, calls in (1, []), (2, ["find", "charge"]):
             request = ChargeRequested(order_id=id, amount=Money(100, "EUR"), attempt=attempt, is_wanted=True)
-            await harness.bus.publish(attrs.evolve(said(harness, request), id=f"copy-{attempt}"))
+            await harness.bus.publish(attrs.evolve(bus_message(harness, request), id=f"copy-{attempt}"))
             assert [call for call, _ in gateway.calls] == calls
         assert await harness.dead_letter_store.list(None, None, None, 10) == []
 
@@ -620,7 +620,7 @@ async def test_for_one_order_one_thing_is_asked_at_a_time(path: Path) -> None:
         ids = await place(harness, 2)
         await ended(harness, ids)
         requests = [
-            said(harness, ChargeRequested(order_id=id, amount=Money(100, "EUR"), attempt=2, is_wanted=True)) for id in ids
+            bus_message(harness, ChargeRequested(order_id=id, amount=Money(100, "EUR"), attempt=2, is_wanted=True)) for id in ids
         ]
         copies = [attrs.evolve(each, id=f"{each.id}-{n}") for each in requests for n in range(3)]
         published = [harness.bus.publish(each) for each in copies]
@@ -644,7 +644,7 @@ async def test_a_replayed_charge_is_made(path: Path) -> None:
     async with running(path, gateway) as (harness, _):
         [id] = await place(harness, 1)
         await ended(harness, [id])
-        charge = said(harness, ChargeRequested(order_id=id, amount=Money(100, "EUR"), attempt=1, is_wanted=True))
+        charge = bus_message(harness, ChargeRequested(order_id=id, amount=Money(100, "EUR"), attempt=1, is_wanted=True))
         subject = replay_subject(CONSUMER, charge.subject)
         await harness.bus.publish(Message(subject, "fresh", charge.body, id, charge.headers))
         assert [key for _, key in gateway.calls] == [f"charge:{id}"] * 2
@@ -694,7 +694,7 @@ async def test_a_version_that_is_also_said_in_a_known_one_is_ignored_and_counted
     """It asks nothing, and it is no dead letter: the other says the same."""
     gateway, newer = Books(), "payments.charge_requested.v2"
     async with running(path, gateway, hears_also=[newer]) as (harness, _):
-        request = said(harness, ChargeRequested(order_id=oid(1), amount=Money(100, "EUR"), attempt=1, is_wanted=True))
+        request = bus_message(harness, ChargeRequested(order_id=oid(1), amount=Money(100, "EUR"), attempt=1, is_wanted=True))
         headers = {**request.headers, "ce-versions": "v1,v2"}
         await harness.bus.publish(attrs.evolve(request, subject=newer, headers=headers))
         assert outcomes(harness, newer) == {"ignored": 1}
@@ -710,7 +710,7 @@ async def test_what_was_told_before_counts_as_repeated(path: Path, monkeypatch: 
         await ended(harness, [id])
         [(event_id,)] = await harness.rows("SELECT event_id FROM payments_outbox WHERE subject = 'payments.charge_requested.v1'")
         request = ChargeRequested(order_id=id, amount=Money(100, "EUR"), attempt=1, is_wanted=True)
-        copy = said(harness, request, id=event_id)
+        copy = bus_message(harness, request, id=event_id)
         await harness.bus.publish(attrs.evolve(copy, id="copy-1"))
         assert outcomes(harness) == {"handled": 1, "repeated": 1}
         monkeypatch.setattr(EventReader, "has_newer", lambda self, subject, versions: versions == "v1,v2")

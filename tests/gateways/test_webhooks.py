@@ -74,7 +74,7 @@ class Desk:
     async def requested(self, order_id: str) -> None:
         """Let the payment of an order be asked for."""
         reserved = StockReserved(order_id=order_id, lines=(), total=EUR, payment_method=None)
-        await self.harness.tell("payments", reserved)
+        await self.harness.submit("payments", reserved)
 
     async def payment(self, order_id: str) -> Payment:
         found = await self.harness.runners["payments"].get(Payment, order_id)
@@ -169,14 +169,14 @@ async def test_the_webhook_may_come_before_the_answer(service: Desk) -> None:
     assert await service.take(event(intent(oid(1)))) == "handled"
     payment = await service.payment(oid(1))
     assert (payment.status, payment.reference, payment.calls) == (PaymentStatus.CAPTURED, "pi_1", 0)
-    await service.harness.tell("payments", ChargeSucceeded(order_id=oid(1), reference="pi_1", calls=1))
+    await service.harness.submit("payments", ChargeSucceeded(order_id=oid(1), reference="pi_1", calls=1))
     assert await service.said("captured") == 1
 
 
 async def test_the_webhook_may_come_after_the_answer(service: Desk) -> None:
     """It fits, and changes nothing."""
     await service.requested(oid(1))
-    await service.harness.tell("payments", ChargeSucceeded(order_id=oid(1), reference="pi_1", calls=1))
+    await service.harness.submit("payments", ChargeSucceeded(order_id=oid(1), reference="pi_1", calls=1))
     assert await service.take(event(intent(oid(1)))) == "handled"
     assert await service.said("captured") == 1
     assert await service.letters() == []
@@ -199,7 +199,7 @@ async def test_a_failure_and_a_refund_are_heard_too(service: Desk) -> None:
     await service.requested(oid(2))
     await service.take(event(intent(oid(2)), id="evt_9"))
     off = OrderCancelled(order_id=oid(2), customer_id="c", items=(), reason="requested")
-    await service.harness.tell("payments", off)
+    await service.harness.submit("payments", off)
     assert await service.take(refund(oid(2))) == "handled"
     assert (await service.payment(oid(2))).status is PaymentStatus.REFUNDED
     assert await service.letters() == []
@@ -209,7 +209,7 @@ async def test_a_refund_whose_charge_names_no_order_is_looked_up(service: Desk, 
     """Its PaymentIntent knows the order."""
     await service.requested(oid(1))
     await service.take(event(intent(oid(1))))
-    await service.harness.tell("payments", OrderCancelled(order_id=oid(1), customer_id="c", items=(), reason="requested"))
+    await service.harness.submit("payments", OrderCancelled(order_id=oid(1), customer_id="c", items=(), reason="requested"))
     faulty.intents["pi_1"] = intent(oid(1))
     assert await service.take(refund(None)) == "handled"
     assert (await service.payment(oid(1))).status is PaymentStatus.REFUNDED

@@ -16,7 +16,7 @@ from bus.port import MAX_TRIES, DeadLetter, Message
 from modules.inventory.state import Product
 from modules.orders.events import OrderConfirmed, OrderCreated
 from modules.values import Line, Money
-from tests.runtime.harness import Harness, HurriedClock, harness_at, oid, product, said, until
+from tests.runtime.harness import Harness, HurriedClock, bus_message, harness_at, oid, product, until
 
 
 def confirmed(n: int) -> OrderConfirmed:
@@ -47,12 +47,12 @@ async def stock(harness: Harness) -> Any:
 async def test_five_failures_make_one_letter(path: Path) -> None:
     """It says who gave up on what, and why; the message behind it is delivered all the same."""
     async with harness_at(path, HurriedClock()) as harness:
-        await harness.tell("inventory", product())
+        await harness.submit("inventory", product())
         _hurry(harness)
-        await harness.listen("inventory")
-        poison = said(harness, confirmed(1), key=oid(1))
+        await harness.consume("inventory")
+        poison = bus_message(harness, confirmed(1), key=oid(1))
         buried = harness.bus.publish(poison)
-        await harness.bus.publish(said(harness, created(2), key=oid(2)))
+        await harness.bus.publish(bus_message(harness, created(2), key=oid(2)))
         assert (await stock(harness)).reserved == 1
         await buried
         [kept] = await letters(harness.dead_letter_store)
@@ -65,7 +65,7 @@ async def test_five_failures_make_one_letter(path: Path) -> None:
 
 async def test_what_is_unreadable_is_put_aside_at_once(harness: Harness) -> None:
     """No try can help it; it costs one."""
-    await harness.listen("inventory")
+    await harness.consume("inventory")
     for n, body in enumerate((b"{", b"{}", b"\xff\xfe")):
         await harness.bus.publish(Message("orders.created.v1", f"m-{n}", body))
     found = await letters(harness.dead_letter_store)
@@ -76,7 +76,7 @@ async def test_what_is_unreadable_is_put_aside_at_once(harness: Harness) -> None
 async def test_letters_survive_a_restart(path: Path) -> None:
     """On disk, to the last byte."""
     async with harness_at(path) as harness:
-        await harness.listen("inventory")
+        await harness.consume("inventory")
         await harness.bus.publish(Message("orders.created.v1", "m-1", b"\x00\xff", "k", {"ce-id": "e-1", "x": "ü"}))
         before = await letters(harness.dead_letter_store)
         assert len(before) == 1
@@ -87,12 +87,12 @@ async def test_letters_survive_a_restart(path: Path) -> None:
 async def test_a_replay_has_one_effect_and_keeps_the_event_id(path: Path) -> None:
     """Sent again twice, under fresh message ids that no window swallows, it is decided once."""
     async with harness_at(path, HurriedClock()) as harness:
-        await harness.tell("inventory", product())
+        await harness.submit("inventory", product())
         _hurry(harness)
-        await harness.listen("inventory")
-        await harness.bus.publish(said(harness, confirmed(1), id=oid(7), key=oid(1)))
+        await harness.consume("inventory")
+        await harness.bus.publish(bus_message(harness, confirmed(1), id=oid(7), key=oid(1)))
         [kept] = await letters(harness.dead_letter_store)
-        await harness.bus.publish(said(harness, created(1), key=oid(1)))
+        await harness.bus.publish(bus_message(harness, created(1), key=oid(1)))
         assert (await stock(harness)).reserved == 1
         assert await harness.dead_letter_store.replay(kept.dead_letter.id)
         assert await harness.dead_letter_store.replay(kept.dead_letter.id)
@@ -109,8 +109,8 @@ async def test_a_replay_has_one_effect_and_keeps_the_event_id(path: Path) -> Non
 async def test_a_replay_goes_to_the_consumer_that_gave_up_and_to_nobody_else(path: Path) -> None:
     """Payments hears the same subject and is not told again; letters and metrics go by the original subject."""
     async with harness_at(path, HurriedClock()) as harness:
-        await harness.listen("inventory")
-        await harness.listen("payments")
+        await harness.consume("inventory")
+        await harness.consume("payments")
         await harness.bus.publish(Message("orders.cancelled.v1", "m-1", b"{}", "k", {"ce-id": "e-1"}))
         [ours] = await harness.dead_letter_store.list("inventory", None, None, 10)
         [theirs] = await harness.dead_letter_store.list("payments", None, None, 10)
@@ -167,8 +167,8 @@ async def test_a_replay_that_fails_again_brings_the_letter_up_to_date(path: Path
     """No second letter: the first one counts on."""
     async with harness_at(path, HurriedClock()) as harness:
         _hurry(harness)
-        await harness.listen("inventory")
-        await harness.bus.publish(said(harness, confirmed(1), key=oid(1)))
+        await harness.consume("inventory")
+        await harness.bus.publish(bus_message(harness, confirmed(1), key=oid(1)))
         [first] = await letters(harness.dead_letter_store)
         assert await harness.dead_letter_store.replay(first.dead_letter.id)
         harness.run(harness.relays["inventory"].run())
@@ -185,7 +185,7 @@ async def test_a_replay_that_fails_again_brings_the_letter_up_to_date(path: Path
 async def test_the_same_letter_laid_down_twice_is_one(path: Path) -> None:
     """The bus asks again when it does not know whether a letter was kept."""
     async with harness_at(path) as harness:
-        await harness.listen("inventory")
+        await harness.consume("inventory")
         await harness.bus.publish(Message("orders.created.v1", "m-1", b"{"))
         [kept] = await letters(harness.dead_letter_store)
         await harness.dead_letter_store.add(kept.dead_letter)
@@ -197,7 +197,7 @@ async def test_the_same_letter_laid_down_twice_is_one(path: Path) -> None:
 async def test_a_letter_that_nobody_hears_is_not_replayed(harness: Harness) -> None:
     """Neither by name nor with many; a webhook that does not fit is for a person."""
     await harness.dead_letter_store.add(dead_letter_about(Message("stripe.charge.refunded", "evt_1", b"{}", ""), WEBHOOKS))
-    await harness.dead_letter_store.add(dead_letter_about(said(harness, created(1)), "inventory"))
+    await harness.dead_letter_store.add(dead_letter_about(bus_message(harness, created(1)), "inventory"))
     webhook = next(kept for kept in await letters(harness.dead_letter_store) if kept.dead_letter.consumer == WEBHOOKS)
     for dry_run in True, False:
         with pytest.raises(NotReplayable, match="payments-webhooks hears nothing"):
@@ -211,8 +211,8 @@ async def test_a_letter_that_nobody_hears_is_not_replayed(harness: Harness) -> N
 async def test_many_are_replayed_by_what_they_have_in_common(path: Path) -> None:
     """A dry run counts and sends nothing; discarding one leaves the others."""
     async with harness_at(path) as harness:
-        await harness.listen("inventory")
-        await harness.listen("payments")
+        await harness.consume("inventory")
+        await harness.consume("payments")
         for n in range(3):
             await harness.bus.publish(Message("orders.created.v1", f"m-{n}", b"{"))
         await harness.bus.publish(Message("orders.cancelled.v1", "m-9", b"{}"))

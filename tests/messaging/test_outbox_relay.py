@@ -27,7 +27,7 @@ from bus.port import Message, Subscription
 from modules.orders.events import CancelRequested, OrderCreated
 from modules.values import Line
 from tests.clock import VirtualClock
-from tests.runtime.harness import CONTEXT, NOTED, Harness, harness_at, oid, product, submitted
+from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, harness_at, oid, product, submitted
 
 CREATED = ["orders.created.v1", "orders.created.v2"]
 """One event, in the two versions that it is said in."""
@@ -89,7 +89,7 @@ async def turn(relay: OutboxRelay, clock: VirtualClock, seconds: float = SCAN_SE
 async def test_what_a_killed_process_left_is_sent_at_start(path: Path, clock: VirtualClock) -> None:
     """The new process finds it in the table, and sends it under the same ids."""
     async with harness_at(path, clock) as harness:
-        await harness.tell("orders", submitted(oid(1)))
+        await harness.submit("orders", submitted(oid(1)))
         [(id, body)] = await harness.rows("SELECT id, body FROM orders_outbox WHERE subject = 'orders.created.v1'")
     async with harness_at(path, clock) as harness:
         bus = Ledger()
@@ -103,7 +103,7 @@ async def test_what_a_killed_process_left_is_sent_at_start(path: Path, clock: Vi
 async def test_what_the_bus_took_is_marked_and_stays_away(path: Path, clock: VirtualClock) -> None:
     """It is not sent again, neither by this process nor by the next."""
     async with harness_at(path, clock) as harness:
-        await harness.tell("orders", submitted())
+        await harness.submit("orders", submitted())
         bus = Ledger()
         relay = relay_of(harness, bus)
         await relay.step()
@@ -123,7 +123,7 @@ async def test_what_the_bus_took_is_marked_and_stays_away(path: Path, clock: Vir
 async def test_stopping_writes_down_what_the_bus_took(path: Path, clock: VirtualClock) -> None:
     """Even if that was a moment ago; and nothing is sent any more."""
     async with harness_at(path, clock) as harness:
-        await harness.tell("orders", submitted())
+        await harness.submit("orders", submitted())
         bus = Ledger()
         relay = relay_of(harness, bus)
         await relay.step()
@@ -138,7 +138,7 @@ async def test_stopping_writes_down_what_the_bus_took(path: Path, clock: Virtual
 async def test_stopping_writes_down_what_rides_already(path: Path, clock: VirtualClock) -> None:
     """The marks that were told to ride wait for somebody else's transaction, and now there comes none any more."""
     async with harness_at(path, clock) as harness:
-        await harness.tell("orders", submitted())
+        await harness.submit("orders", submitted())
         bus = Ledger()
         relay = relay_of(harness, bus)
         await relay.step()
@@ -151,7 +151,7 @@ async def test_stopping_writes_down_what_rides_already(path: Path, clock: Virtua
 async def test_what_is_on_its_way_is_not_sent_twice(path: Path, clock: VirtualClock) -> None:
     """However often the relay looks into the table meanwhile, and though it was handed over as well."""
     async with harness_at(path, clock) as harness:
-        await harness.tell("orders", submitted())
+        await harness.submit("orders", submitted())
         bus = Ledger()
         relay = relay_of(harness, bus)
         due = await harness.database.read(lambda c: harness.stores["orders"].fetch_due(c, clock.now(), 10, timedelta(0)))
@@ -165,8 +165,8 @@ async def test_what_is_on_its_way_is_not_sent_twice(path: Path, clock: VirtualCl
 async def test_what_the_bus_refused_is_sent_again(path: Path, clock: VirtualClock) -> None:
     """Under the same id; it stays pending all the while."""
     async with harness_at(path, clock) as harness:
-        await harness.tell("inventory", product())
-        await harness.tell("inventory", created(oid(1)))
+        await harness.submit("inventory", product())
+        await harness.submit("inventory", created(oid(1)))
         bus = Ledger()
         relay = OutboxRelay(harness.stores["inventory"], bus, clock, Metrics())
         await relay.step()
@@ -182,7 +182,7 @@ async def test_what_the_bus_refused_is_sent_again(path: Path, clock: VirtualCloc
 async def test_what_is_not_due_stays_until_it_is(path: Path, clock: VirtualClock) -> None:
     """A time-out is an outbox row with a later date."""
     async with harness_at(path, clock) as harness:
-        await harness.tell("orders", submitted())
+        await harness.submit("orders", submitted())
         bus = Ledger()
         relay = relay_of(harness, bus)
         await turn(relay, clock)
@@ -198,8 +198,8 @@ async def test_what_was_withdrawn_never_goes(path: Path, clock: VirtualClock) ->
     """An order that is over does not time out; its neighbour does."""
     async with harness_at(path, clock) as harness:
         for n in (1, 2):
-            await harness.tell("orders", submitted(oid(n)))
-        await harness.tell("orders", CancelRequested(order_id=oid(1), why=None))
+            await harness.submit("orders", submitted(oid(n)))
+        await harness.submit("orders", CancelRequested(order_id=oid(1), why=None))
         bus = Ledger()
         relay = relay_of(harness, bus)
         await turn(relay, clock, 1000)
@@ -213,8 +213,8 @@ async def test_what_was_withdrawn_in_its_own_batch_never_goes(path: Path, clock:
         runner = harness.runners["orders"]
         cancel = CancelRequested(order_id=oid(1), why=None)
         both = [
-            asyncio.create_task(runner.submit(submitted(oid(1)), id=oid(1), trace=CONTEXT, respond=NOTED)),
-            asyncio.create_task(runner.submit(cancel, id=oid(2), trace=CONTEXT, respond=NOTED)),
+            asyncio.create_task(runner.submit(submitted(oid(1)), id=oid(1), trace=CONTEXT, respond=NO_CONTENT)),
+            asyncio.create_task(runner.submit(cancel, id=oid(2), trace=CONTEXT, respond=NO_CONTENT)),
         ]
         await asyncio.sleep(0)
         await runner.step()
@@ -246,7 +246,7 @@ async def test_after_two_days_what_was_heard_is_forgotten(path: Path, clock: Vir
     """An idempotency key holds for 24 hours at least, and not for ever."""
     async with harness_at(path, clock) as harness:
         relay = relay_of(harness, Ledger())
-        await harness.tell("orders", submitted(), key="k", fingerprint="f")
+        await harness.submit("orders", submitted(), key="k", fingerprint="f")
         await turn(relay, clock, 24 * 3600)
         assert await harness.rows("SELECT count(*) FROM orders_inbox") == [(1,)]
         await turn(relay, clock, 24 * 3600 + PURGE_SECONDS)
@@ -335,7 +335,7 @@ async def test_nothing_is_tried_while_the_bus_is_away(path: Path, clock: Virtual
         bus.is_connected = False
         relay = relay_of(harness, bus)
         for number in range(3):
-            await harness.tell("orders", submitted(oid(number)))
+            await harness.submit("orders", submitted(oid(number)))
         await turn(relay, clock)
         await turn(relay, clock)
         assert (bus.published, relay.pending) == ([], 6)

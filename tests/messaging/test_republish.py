@@ -33,7 +33,7 @@ from modules.orders.events import OrderCreated
 from modules.values import Line
 from tests.nats import NatsServer
 from tests.postgres import PostgresServer
-from tests.runtime.harness import Harness, harness_at, oid, product, said, submitted, until
+from tests.runtime.harness import Harness, bus_message, harness_at, oid, product, submitted, until
 
 NOW = datetime.now(UTC)
 
@@ -151,7 +151,7 @@ def test_what_went_out_late_is_said_again_however_long_ago_it_happened(environ: 
 async def test_whoever_has_heard_an_event_hears_it_without_effect(path: Path, server: NatsServer) -> None:
     """The stream has forgotten the ids; the inbox has not."""
     async with harness_at(path) as harness:
-        await harness.tell("inventory", product())
+        await harness.submit("inventory", product())
         letters = harness.dead_letter_store
         bus = JetStreamBus(harness.clock, letters, Servers(urls=server.urls))
         await bus.connect()
@@ -159,7 +159,7 @@ async def test_whoever_has_heard_an_event_hears_it_without_effect(path: Path, se
         harness.run(runner.consume(await bus.subscribe("inventory", ["orders.created.v2"])))
         harness.run(runner.run())
         event = OrderCreated(order_id=oid(1), customer_id="c-1", items=(Line("A", 2),), version="v2", shipping_address=None)
-        message = said(harness, event, id=oid(7), key=oid(1))
+        message = bus_message(harness, event, id=oid(7), key=oid(1))
         await _keep_sent(harness, message)
         client = await nats.connect(server.url)
         for round in range(3):
@@ -174,7 +174,7 @@ async def test_whoever_has_heard_an_event_hears_it_without_effect(path: Path, se
             assert state.reserved == 2
             await client.jetstream().delete_stream("ORDERS")
         await client.close()
-        await harness.rest()
+        await harness.stop()
         await bus.close(0)
 
 
@@ -194,8 +194,8 @@ async def test_postgresql_says_the_same_again(postgres: PostgresServer) -> None:
     """To the byte what was said the first time, and as much of it as SQLite would."""
     bus = _Moody(0)
     async with harness_at(postgres.make()) as harness:
-        await harness.tell("orders", submitted(oid(1)))
-        await harness.tell("orders", submitted(oid(2)))
+        await harness.submit("orders", submitted(oid(1)))
+        await harness.submit("orders", submitted(oid(2)))
         now = harness.clock.now()
         store = harness.stores["orders"]
         outbox_messages = await store.database.read(lambda connection: store.fetch_due(connection, now, 10, timedelta(0)))

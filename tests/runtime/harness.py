@@ -1,8 +1,8 @@
-"""The running parts of the house without its web, for tests that want to turn them by hand."""
+"""A system without HTTP whose parts a test steps by hand."""
 
 from __future__ import annotations
 
-__all__ = ["CONTEXT", "NOTED", "Harness", "HurriedClock", "harness_at", "oid", "product", "said", "submitted", "until"]
+__all__ = ["CONTEXT", "NO_CONTENT", "Harness", "HurriedClock", "bus_message", "harness_at", "oid", "product", "submitted", "until"]
 
 import asyncio
 import random
@@ -48,13 +48,13 @@ CONTEXT = TraceContext("test", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b716920
 PATIENCE_SECONDS = 30.0
 
 
-def NOTED(outcome: DecisionOutcome) -> Response:
-    """Answer nothing in particular."""
+def NO_CONTENT(outcome: DecisionOutcome) -> Response:
+    """Build an empty reply."""
     return Response(200, None)
 
 
 class HurriedClock(SystemClock):
-    """A clock on which nobody waits for long."""
+    """A clock whose sleeps end after 10 ms at most."""
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(min(seconds, 0.01))
@@ -62,7 +62,7 @@ class HurriedClock(SystemClock):
 
 @define
 class Harness:
-    """One database, one bus and the three modules' shells and relays; nothing runs until somebody turns it."""
+    """One database, one bus, and a runner and a relay for each module; nothing runs until the test starts or steps it."""
 
     clock: Clock
     database: Database
@@ -76,34 +76,34 @@ class Harness:
     tasks: list[asyncio.Task[None]]
 
     def run(self, loop: Any) -> None:
-        """Let *loop* run until the stand is taken down."""
+        """Run *loop* until the harness is stopped."""
         self.tasks.append(asyncio.create_task(loop))
 
-    async def rest(self) -> None:
-        """End whatever runs."""
+    async def stop(self) -> None:
+        """Cancel everything that runs."""
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
     def processor(self, name: str) -> BatchProcessor:
-        """Return what decides for a module."""
+        """Return the batch processor of a module."""
         return self.runners[name]._engine._processors[name]
 
-    async def listen(self, name: str) -> None:
-        """Let a module hear its subjects, and run."""
+    async def consume(self, name: str) -> None:
+        """Start the consumer and the runner of a module."""
         runner = self.runners[name]
         subscription = await self.bus.subscribe(name, subscriptions([runner.module], self.contracts)[name])
         self.run(runner.consume(subscription))
         self.run(runner.run())
 
-    async def tell(self, name: str, event: Any, **how: Any) -> Any:
-        """Tell a module, and turn its shell once."""
-        how = {"id": str(uuid7()), "trace": CONTEXT, "respond": NOTED, **how}
-        told = asyncio.create_task(self.runners[name].submit(event, **how))
+    async def submit(self, name: str, event: Any, **how: Any) -> Any:
+        """Submit an event to a module and let its runner take one step."""
+        how = {"id": str(uuid7()), "trace": CONTEXT, "respond": NO_CONTENT, **how}
+        pending = asyncio.create_task(self.runners[name].submit(event, **how))
         await asyncio.sleep(0)
-        if not told.done():
+        if not pending.done():
             await self.runners[name].step()
-        return await told
+        return await pending
 
     async def rows(self, sql: str, *values: Any) -> list[Any]:
         """Return what *sql* finds in the database."""
@@ -112,12 +112,12 @@ class Harness:
         return [tuple(row) for row in found]
 
     async def outbox(self, name: str) -> list[Any]:
-        """Return subject and sent_at of all that a module has said, in the order in which it is due."""
+        """Return subject and sent_at of each outbox row of a module, in the order in which the rows are due."""
         return await self.rows(f"SELECT subject, sent_at FROM {name}_outbox ORDER BY due_at, id")
 
 
 def _address(path: Path) -> str:
-    """Return the address of the file at *path*; it gets every module's tables if it is not there yet."""
+    """Return the URL of the SQLite file at *path*; a new file gets the tables of every module."""
     if not path.exists():
         path.write_bytes(_fresh_file())
     return f"sqlite:///{path}"
@@ -125,7 +125,7 @@ def _address(path: Path) -> str:
 
 @cache
 def _fresh_file() -> bytes:
-    """Return a file with every module's tables and nothing in them, migrated once: hundreds of tests begin with one."""
+    """Return the bytes of an empty database with the tables of every module; it is migrated once for all tests."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "fresh.db"
         engine = Database(f"sqlite:///{file}").engine
@@ -144,7 +144,7 @@ async def harness_at(
     remote_subjects: Sequence[str] | None = None,
     **runner: Any,
 ) -> AsyncIterator[Harness]:
-    """Set up a stand on the database in the file or at the address *where*; take it down at the end. Twice, it is a restart."""
+    """Build a harness on the database in the file, or at the URL, *where*; a second one on the same file is a restart."""
     clock = clock or SystemClock()
     metrics = Metrics()
     database = Database(where if isinstance(where, str) else _address(where))
@@ -164,13 +164,13 @@ async def harness_at(
     try:
         yield harness
     finally:
-        await harness.rest()
+        await harness.stop()
         await bus.close(0)
         await database.close()
 
 
 async def until(is_so: Callable[[], Any]) -> Any:
-    """Return the result of *is_so*, which may be a coroutine function, once it is true; it has to be soon."""
+    """Return the result of *is_so* (which may be a coroutine function) once it is true; fail after `PATIENCE_SECONDS`."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             found = is_so()
@@ -198,12 +198,12 @@ def submitted(order_id: str | None = None, quantity: int = 1, product_id: str = 
 
 
 def product(on_hand: int = 10, product_id: str = "A") -> ProductSet:
-    """Return a count of *product_id*."""
+    """Return an event that sets the stock of *product_id*."""
     return ProductSet(product_id=product_id, on_hand=on_hand, unit_price=Money(100, "EUR"), name=None)
 
 
-def said(harness: Harness, event: Any, *, id: str | None = None, key: str = "", message_id: str | None = None) -> Message:
-    """Return *event* as a message on the bus, as some other module would have said it."""
+def bus_message(harness: Harness, event: Any, *, id: str | None = None, key: str = "", message_id: str | None = None) -> Message:
+    """Return *event* as the bus message that another module would publish."""
     id = id or str(uuid7())
     now = harness.clock.now().isoformat(timespec="microseconds")
     body = harness.contracts.encode(event)

@@ -1,4 +1,4 @@
-"""One pass: take, think, save, answer."""
+"""The module runner: queue, batch, transaction, reply."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from modules.routes import Rejection, Response
 from modules.values import Line, Money
 from tests.runtime.harness import (
     CONTEXT,
-    NOTED,
+    NO_CONTENT,
     Harness,
     HurriedClock,
+    bus_message,
     harness_at,
     oid,
     product,
-    said,
     submitted,
     until,
 )
@@ -57,83 +57,83 @@ def order_answer(outcome: DecisionOutcome) -> Response:
     return Response(202, {"order_id": outcome.states[0].order_id}, {"Location": "there"})  # type: ignore[union-attr]
 
 
-def tell(harness: Harness, name: str, what: Any, **how: Any) -> asyncio.Task[Any]:
-    """Take a seat, and wait there."""
-    how = {"id": str(uuid7()), "trace": CONTEXT, "respond": NOTED, **how}
+def submit(harness: Harness, name: str, what: Any, **how: Any) -> asyncio.Task[Any]:
+    """Submit *what* to a module without running a step."""
+    how = {"id": str(uuid7()), "trace": CONTEXT, "respond": NO_CONTENT, **how}
     return asyncio.create_task(harness.runners[name].submit(what, **how))
 
 
-async def test_all_who_sit_share_one_transaction(harness: Harness) -> None:
-    """Fifty orders that wait together are one commit."""
+async def test_all_queued_items_share_one_transaction(harness: Harness) -> None:
+    """Fifty orders that are queued together need one commit."""
     commits: list[Any] = []
     event.listen(harness.database.engine, "commit", commits.append)
-    told = [tell(harness, "orders", submitted()) for _ in range(50)]
+    pending = [submit(harness, "orders", submitted()) for _ in range(50)]
     await asyncio.sleep(0)
     await harness.runners["orders"].step()
-    await asyncio.gather(*told)
+    await asyncio.gather(*pending)
     assert len(commits) == 1
     assert await harness.rows("SELECT count(*) FROM orders_order") == [(50,)]
 
 
-async def test_an_answer_means_that_it_is_on_the_disk(harness: Harness, path: Path) -> None:
-    """Whoever has an answer finds the state and the outbox committed, through any other connection."""
-    await harness.tell("orders", submitted())
+async def test_a_reply_means_that_everything_is_committed(harness: Harness, path: Path) -> None:
+    """After the reply, any other connection finds the state and the outbox rows."""
+    await harness.submit("orders", submitted())
     with sqlite3.connect(path) as other:
         assert other.execute("SELECT count(*) FROM orders_order").fetchone() == (1,)
         assert other.execute("SELECT count(*) FROM orders_outbox").fetchone() == (3,)
     other.close()
 
 
-async def test_an_event_that_cannot_be_decided_loses_only_itself(harness: Harness) -> None:
-    """Its neighbours in the batch are decided and committed."""
-    await harness.tell("inventory", product())
-    told = [
-        tell(harness, "inventory", created(oid(1))),
-        tell(harness, "inventory", confirmed(oid(3))),
-        tell(harness, "inventory", created(oid(2))),
+async def test_an_event_that_cannot_be_decided_fails_alone(harness: Harness) -> None:
+    """The other events of its batch are decided and committed."""
+    await harness.submit("inventory", product())
+    pending = [
+        submit(harness, "inventory", created(oid(1))),
+        submit(harness, "inventory", confirmed(oid(3))),
+        submit(harness, "inventory", created(oid(2))),
     ]
     await asyncio.sleep(0)
     await harness.runners["inventory"].step()
-    await told[0]
+    await pending[0]
     with pytest.raises(Unexpected):
-        await told[1]
-    await told[2]
+        await pending[1]
+    await pending[2]
     a = await harness.runners["inventory"].get(Product, "A")
     assert a is not None
     assert a.reserved == 2
     assert await harness.runners["inventory"].get(Reservation, oid(3)) is None
 
 
-async def test_an_answer_that_raises_keeps_nothing_of_its_event(harness: Harness) -> None:
-    """What is not answered has not happened: neither states nor words of it are written."""
+async def test_an_event_whose_reply_cannot_be_built_has_no_effect(harness: Harness) -> None:
+    """Neither its states nor its events are written."""
 
     def broken(outcome: DecisionOutcome) -> Response:
         raise ValueError("no answer")
 
     with pytest.raises(ValueError, match="no answer"):
-        await harness.tell("orders", submitted(oid(1)), respond=broken)
+        await harness.submit("orders", submitted(oid(1)), respond=broken)
     assert await harness.runners["orders"].get(Order, oid(1)) is None
     assert await harness.outbox("orders") == []
 
 
-async def test_events_of_one_batch_see_what_came_before_them(harness: Harness) -> None:
+async def test_a_decision_sees_the_states_left_by_earlier_events_of_its_batch(harness: Harness) -> None:
     """Of six orders for five pieces in one batch, five get one."""
-    await harness.tell("inventory", product(5))
-    told = [tell(harness, "inventory", created(oid(n))) for n in range(6)]
+    await harness.submit("inventory", product(5))
+    pending = [submit(harness, "inventory", created(oid(n))) for n in range(6)]
     await asyncio.sleep(0)
     await harness.runners["inventory"].step()
-    await asyncio.gather(*told)
+    await asyncio.gather(*pending)
     states = [await harness.runners["inventory"].get(Reservation, oid(n)) for n in range(6)]
     assert [s.status for s in states if s] == [ReservationStatus.HELD] * 5 + [ReservationStatus.REJECTED]
 
 
-async def test_copies_in_one_batch_and_after_it_have_one_effect(harness: Harness) -> None:
-    """The inbox knows an event by its id, however many copies come at once."""
-    await harness.tell("inventory", product())
-    message = said(harness, created(oid(1), 3), key=oid(1))
-    copies = [Message(message.subject, str(uuid7()), message.body, oid(1), message.headers) for _ in range(5)]
-    await harness.listen("inventory")
-    await asyncio.gather(*(harness.bus.publish(copy) for copy in copies))
+async def test_duplicates_within_a_batch_and_after_it_have_one_effect(harness: Harness) -> None:
+    """The inbox recognises an event by its id, however many duplicates arrive at once."""
+    await harness.submit("inventory", product())
+    message = bus_message(harness, created(oid(1), 3), key=oid(1))
+    duplicates = [Message(message.subject, str(uuid7()), message.body, oid(1), message.headers) for _ in range(5)]
+    await harness.consume("inventory")
+    await asyncio.gather(*(harness.bus.publish(duplicate) for duplicate in duplicates))
     await harness.bus.publish(Message(message.subject, str(uuid7()), message.body, oid(1), message.headers))
     a = await harness.runners["inventory"].get(Product, "A")
     assert a is not None
@@ -141,14 +141,14 @@ async def test_copies_in_one_batch_and_after_it_have_one_effect(harness: Harness
     assert [row[0] for row in await harness.outbox("inventory")] == ["inventory.reserved.v1"]
 
 
-async def test_whatever_it_was_called_what_was_heard_is_forgotten_in_time(harness: Harness) -> None:
-    """Also ids from outside that begin with no time, or with one to come; ours need no index for it."""
+async def test_the_inbox_is_purged_whatever_the_ids_look_like(harness: Harness) -> None:
+    """Ids from other systems may begin with no time, or with a future one; ids of this service need no index for the purge."""
     ours, ahead = str(uuid7()), id_lower_bound(datetime.now(UTC) + timedelta(days=400))
     ids = [ours, ahead, "!", "0", "0000012345", "Zz", "é", "~", *(f"{digit:x}{uuid4()}"[:36] for digit in range(16))]
     for n, id in enumerate(ids):
-        await harness.tell("inventory", created(oid(n)), id=id, is_new=False)
+        await harness.submit("inventory", created(oid(n)), id=id, is_new=False)
     key = str(uuid7())
-    await harness.tell("inventory", created(oid(len(ids))), key=key, fingerprint="f")
+    await harness.submit("inventory", created(oid(len(ids))), key=key, fingerprint="f")
     assert len(await harness.rows("SELECT id FROM inventory_inbox")) == len(ids) + 1
     timed = {id for (id,) in await harness.rows("SELECT id FROM inventory_inbox WHERE untimed = 0")}
     assert ours in timed
@@ -160,16 +160,16 @@ async def test_whatever_it_was_called_what_was_heard_is_forgotten_in_time(harnes
     assert await harness.rows("SELECT id FROM inventory_inbox") == []
 
 
-async def test_two_modules_that_answer_one_event_give_different_ids(harness: Harness) -> None:
-    """The speaker is part of an event's id, or the bus would take the second answer for a copy of the first."""
-    await harness.tell("inventory", product())
-    await harness.tell("inventory", created(oid(1)))
-    await harness.tell("payments", _reserved(oid(1)))
-    await harness.tell("payments", _charged(oid(1)))
+async def test_two_modules_that_react_to_one_event_emit_different_ids(harness: Harness) -> None:
+    """The producer is part of a derived id; otherwise the bus would drop the second event as a duplicate."""
+    await harness.submit("inventory", product())
+    await harness.submit("inventory", created(oid(1)))
+    await harness.submit("payments", _reserved(oid(1)))
+    await harness.submit("payments", _charged(oid(1)))
     id = str(uuid7())
     cancelled = OrderCancelled(order_id=oid(1), customer_id="c-1", items=(Line("A", 1),), reason="requested")
-    await harness.tell("inventory", cancelled, id=id)
-    await harness.tell("payments", cancelled, id=id)
+    await harness.submit("inventory", cancelled, id=id)
+    await harness.submit("payments", cancelled, id=id)
     sql = "SELECT id FROM {}_outbox WHERE causation_id = ?"
     released = await harness.rows(sql.format("inventory"), id)
     refund = await harness.rows(sql.format("payments"), id)
@@ -178,84 +178,84 @@ async def test_two_modules_that_answer_one_event_give_different_ids(harness: Har
 
 
 async def test_deciding_again_gives_the_same_ids(path: Path, tmp_path: Path) -> None:
-    """An id follows from its cause and its speaker, and from nothing else."""
+    """An id is derived from its cause, its producer and its position, and from nothing else."""
     found = []
     for name in ("one.db", "two.db"):
         async with harness_at(tmp_path / name) as harness:
-            await harness.tell("orders", submitted(oid(1)), id="0199fe00-0000-7000-8000-000000000001")
+            await harness.submit("orders", submitted(oid(1)), id="0199fe00-0000-7000-8000-000000000001")
             found.append(await harness.rows("SELECT id FROM orders_outbox ORDER BY id"))
     assert found[0] == found[1]
 
 
-async def test_the_same_key_and_body_get_the_first_answer_again(harness: Harness) -> None:
-    """A replay says so, answers to the letter as the first time, and changes nothing."""
-    first = await harness.tell("orders", submitted(), key="k", fingerprint="f", respond=order_answer)
-    again = await harness.tell("orders", submitted(), key="k", fingerprint="f", respond=order_answer)
+async def test_the_same_key_and_body_get_the_first_reply_again(harness: Harness) -> None:
+    """A replay is marked as one, equals the first reply, and changes nothing."""
+    first = await harness.submit("orders", submitted(), key="k", fingerprint="f", respond=order_answer)
+    again = await harness.submit("orders", submitted(), key="k", fingerprint="f", respond=order_answer)
     assert (first.is_replay, again.is_replay) == (False, True)
     assert again.response == first.response
     assert await harness.rows("SELECT count(*) FROM orders_order") == [(1,)]
 
 
-async def test_the_same_key_with_another_body_is_refused(harness: Harness) -> None:
-    """A key belongs to one request."""
-    await harness.tell("orders", submitted(), key="k", fingerprint="f")
+async def test_the_same_key_with_another_body_is_rejected(harness: Harness) -> None:
+    """An idempotency key belongs to one request."""
+    await harness.submit("orders", submitted(), key="k", fingerprint="f")
     with pytest.raises(IdempotencyKeyReused):
-        await harness.tell("orders", submitted(), key="k", fingerprint="g")
+        await harness.submit("orders", submitted(), key="k", fingerprint="g")
     assert await harness.rows("SELECT count(*) FROM orders_order") == [(1,)]
 
 
-async def test_fifty_at_once_under_one_key_have_one_effect(harness: Harness) -> None:
-    """One is new, the others are replays of it."""
+async def test_fifty_concurrent_requests_with_one_key_have_one_effect(harness: Harness) -> None:
+    """One creates the order, the others are replays."""
     harness.run(harness.runners["orders"].run())
-    told = await asyncio.gather(
-        *(tell(harness, "orders", submitted(), key="k", fingerprint="f", respond=order_answer) for _ in range(50))
+    pending = await asyncio.gather(
+        *(submit(harness, "orders", submitted(), key="k", fingerprint="f", respond=order_answer) for _ in range(50))
     )
-    assert len({answer.response.body["order_id"] for answer in told}) == 1
-    assert sorted(answer.is_replay for answer in told) == [False] + [True] * 49
+    assert len({answer.response.body["order_id"] for answer in pending}) == 1
+    assert sorted(answer.is_replay for answer in pending) == [False] + [True] * 49
     assert await harness.rows("SELECT count(*) FROM orders_order") == [(1,)]
 
 
-async def test_a_key_outlives_the_process(path: Path) -> None:
-    """What was answered under a key is in the database."""
+async def test_an_idempotency_key_survives_a_restart(path: Path) -> None:
+    """The stored reply is in the database."""
     async with harness_at(path) as harness:
-        first = await harness.tell("orders", submitted(), key="k", fingerprint="f", respond=order_answer)
+        first = await harness.submit("orders", submitted(), key="k", fingerprint="f", respond=order_answer)
     async with harness_at(path) as harness:
-        again = await harness.tell("orders", submitted(), key="k", fingerprint="f", respond=order_answer)
+        again = await harness.submit("orders", submitted(), key="k", fingerprint="f", respond=order_answer)
         assert again.is_replay
         assert again.response == first.response
 
 
-async def test_a_refusal_does_not_use_up_the_key(harness: Harness) -> None:
-    """Once the reason is gone, the same request succeeds under the same key."""
+async def test_a_rejection_does_not_use_up_the_key(harness: Harness) -> None:
+    """Once the reason is gone, the same request succeeds with the same key."""
 
     def answer(outcome: DecisionOutcome) -> Response | Rejection:
         return Response(200, "ok") if outcome.states[0] is not None else Rejection(404, "product_not_found", "no")
 
     restocked = Restocked(product_id="A", quantity=5)
-    refused = await harness.tell("inventory", restocked, key="k", fingerprint="f", respond=answer)
+    refused = await harness.submit("inventory", restocked, key="k", fingerprint="f", respond=answer)
     assert isinstance(refused.response, Rejection)
-    await harness.tell("inventory", product(1))
-    told = await harness.tell("inventory", restocked, key="k", fingerprint="f", respond=answer)
-    assert told.response == Response(200, "ok")
-    assert not told.is_replay
+    await harness.submit("inventory", product(1))
+    pending = await harness.submit("inventory", restocked, key="k", fingerprint="f", respond=answer)
+    assert pending.response == Response(200, "ok")
+    assert not pending.is_replay
     a = await harness.runners["inventory"].get(Product, "A")
     assert a is not None
     assert a.on_hand == 6
 
 
-async def test_a_locked_database_is_out_of_reach_and_heals_by_itself(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Askers hear Unavailable; what the bus brought is kept, spends no try, and is decided once the lock goes."""
+async def test_a_locked_database_is_unavailable_until_the_lock_is_released(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Submitters get StorageUnavailable; messages from the bus stay queued, spend no try, and are decided afterwards."""
     monkeypatch.setattr("app.storage.sql.sqlite.BUSY_SECONDS", 0.02)
     async with harness_at(path, HurriedClock()) as harness:
-        await harness.tell("inventory", product())
-        await harness.listen("inventory")
+        await harness.submit("inventory", product())
+        await harness.consume("inventory")
         other = sqlite3.connect(path, isolation_level=None)
         await until(lambda: _lock(other))
-        published = harness.bus.publish(said(harness, created(oid(1)), key=oid(1)))
+        published = harness.bus.publish(bus_message(harness, created(oid(1)), key=oid(1)))
         # The shell meets the lock with the message more often than a message has tries.
         for _ in range(MAX_TRIES + 1):
             with pytest.raises(StorageUnavailable):
-                await tell(harness, "inventory", product(99))
+                await submit(harness, "inventory", product(99))
         assert not published.done()
         other.execute("ROLLBACK")
         other.close()
@@ -264,84 +264,84 @@ async def test_a_locked_database_is_out_of_reach_and_heals_by_itself(path: Path,
         a = await harness.runners["inventory"].get(Product, "A")
         assert a is not None
         assert (a.on_hand, a.reserved) == (10, 1)
-        await tell(harness, "inventory", product(20))
+        await submit(harness, "inventory", product(20))
 
 
-async def test_shedding_refuses_only_new_work(path: Path) -> None:
-    """Over the cap an order is refused before it sits; a cancellation is let in."""
+async def test_load_shedding_rejects_only_new_work(path: Path) -> None:
+    """Over the cap an order is rejected before it is queued; a cancellation is accepted."""
     async with harness_at(path, backlog=lambda: 11, backlog_max=10) as harness:
         with pytest.raises(Overloaded):
-            await harness.tell("orders", submitted(), sheds_load=True)
-        await harness.tell("orders", CancelRequested(order_id=oid(1), why=None))
+            await harness.submit("orders", submitted(), sheds_load=True)
+        await harness.submit("orders", CancelRequested(order_id=oid(1), why=None))
         assert await harness.rows("SELECT count(*) FROM orders_order") == [(0,)]
 
 
-async def test_who_stands_counts_as_backlog(path: Path) -> None:
-    """Where the database takes its time, no more wait for it than the cap allows; then they are told to come again."""
+async def test_queued_submissions_count_as_backlog(path: Path) -> None:
+    """While the database is slow, no more submissions wait than the cap allows; the others are rejected."""
     async with harness_at(path, backlog_max=3) as harness:
-        told = [tell(harness, "orders", submitted(oid(n)), sheds_load=True) for n in range(6)]
+        pending = [submit(harness, "orders", submitted(oid(n)), sheds_load=True) for n in range(6)]
         await asyncio.sleep(0)
         await harness.runners["orders"].step()
-        outcomes = await asyncio.gather(*told, return_exceptions=True)
+        outcomes = await asyncio.gather(*pending, return_exceptions=True)
         assert [isinstance(outcome, Overloaded) for outcome in outcomes] == [False] * 4 + [True] * 2
 
 
-async def test_the_log_says_once_that_orders_are_refused(path: Path) -> None:
-    """And once that they are taken again, when it is safely below the cap."""
+async def test_load_shedding_is_logged_once(path: Path) -> None:
+    """One line when it begins, and one when the backlog is well below the cap again."""
     waiting, lines = [0], list[str]()
     sink = logger.add(lambda line: lines.append(line.record["message"]), level="INFO", filter="app.runtime.runner")
     try:
         async with harness_at(path, backlog=lambda: waiting[0], backlog_max=100) as harness:
             for waiting[0] in (100, 101, 102, 95, 101, 91, 90, 90):
                 with suppress(Overloaded):
-                    await harness.tell("orders", submitted(), sheds_load=True)
+                    await harness.submit("orders", submitted(), sheds_load=True)
     finally:
         logger.remove(sink)
     assert lines == ["the backlog is over its cap; new orders are rejected", "new orders are accepted again"]
 
 
-async def test_draining_lets_nobody_in_and_everybody_out(harness: Harness) -> None:
-    """Who sits is answered; who comes later is turned away."""
-    told = tell(harness, "orders", submitted())
+async def test_draining_finishes_the_queue_and_rejects_new_submissions(harness: Harness) -> None:
+    """Queued submissions get their reply; a later one is rejected."""
+    pending = submit(harness, "orders", submitted())
     await asyncio.sleep(0)
     drained = asyncio.create_task(harness.runners["orders"].drain())
     await asyncio.sleep(0)
     with pytest.raises(StorageUnavailable):
-        await tell(harness, "orders", submitted())
+        await submit(harness, "orders", submitted())
     assert not drained.done()
     harness.run(harness.runners["orders"].run())
-    await told
+    await pending
     await asyncio.wait_for(drained, 20)
 
 
-async def test_whoever_watches_is_woken_by_each_change(harness: Harness) -> None:
-    """A change to another state wakes nobody."""
-    await harness.tell("orders", submitted(oid(1)))
+async def test_a_watcher_is_woken_by_each_change_of_its_state(harness: Harness) -> None:
+    """A change of another state does not wake it."""
+    await harness.submit("orders", submitted(oid(1)))
     async with harness.runners["orders"].watch(Order, oid(1)) as wakes:
         woken = asyncio.ensure_future(anext(wakes))
-        await harness.tell("orders", submitted(oid(2)))
+        await harness.submit("orders", submitted(oid(2)))
         await asyncio.sleep(0)
         assert not woken.done()
-        await harness.tell("orders", CancelRequested(order_id=oid(1), why=None))
+        await harness.submit("orders", CancelRequested(order_id=oid(1), why=None))
         await asyncio.wait_for(woken, 20)
 
 
-async def test_an_express_order_goes_by_the_express_lane(harness: Harness) -> None:
-    """Its subjects carry the lane; an order that is not express stays in the other."""
-    await harness.tell("orders", submitted(oid(1)))
-    await harness.tell("inventory", product())
-    await harness.tell("inventory", created(oid(1)), is_express=True)
+async def test_events_of_an_express_order_use_the_express_lane(harness: Harness) -> None:
+    """Their subjects carry the lane; events of other orders do not."""
+    await harness.submit("orders", submitted(oid(1)))
+    await harness.submit("inventory", product())
+    await harness.submit("inventory", created(oid(1)), is_express=True)
     assert [row[0] for row in await harness.outbox("inventory")] == ["inventory.reserved.v1.express"]
     subjects = [row[0] for row in await harness.outbox("orders")]
     assert sorted(subjects) == ["orders.created.v1", "orders.created.v2", "orders.timed_out.v1"]
 
 
-async def test_browsing_pages_by_key_in_either_direction(harness: Harness) -> None:
-    """Every state that fits comes once, however small the page."""
+async def test_a_list_is_paged_by_key_in_either_direction(harness: Harness) -> None:
+    """Every matching state is listed once, however small the page."""
     ids = [oid(n) for n in range(7)]
     for order_id in ids:
-        await harness.tell("orders", submitted(order_id))
-    await harness.tell("orders", CancelRequested(order_id=oid(3), why=None))
+        await harness.submit("orders", submitted(order_id))
+    await harness.submit("orders", CancelRequested(order_id=oid(3), why=None))
     for newest_first in (False, True):
         found: list[str] = []
         while page := await harness.runners["orders"].list_states(
@@ -353,7 +353,7 @@ async def test_browsing_pages_by_key_in_either_direction(harness: Harness) -> No
 
 
 def test_retries_wait_longer_each_time() -> None:
-    """Doubling, within the jitter, and never beyond the limit."""
+    """The delay doubles within the jitter, and never exceeds the limit."""
     rng = random.Random(1)
     for tries in range(1, 20):
         base = min(0.5 * 2 ** (tries - 1), 30.0)
@@ -377,10 +377,10 @@ def _charged(order_id: str) -> ChargeSucceeded:
     return ChargeSucceeded(order_id=order_id, reference="r", calls=1)
 
 
-async def test_a_database_that_goes_away_among_singles_takes_nothing_back(
+async def test_an_outage_while_failures_are_isolated_undoes_no_commit(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch is seen through one by one: who was committed hears so, and only who was not is sent home."""
+    """The first item stays committed; the second is rejected as unavailable."""
     write = harness.database.write
     calls = 0
 
@@ -394,19 +394,19 @@ async def test_a_database_that_goes_away_among_singles_takes_nothing_back(
         return await write(work)
 
     monkeypatch.setattr(harness.database, "write", failing)
-    told = [tell(harness, "orders", submitted(oid(n))) for n in (1, 2)]
+    pending = [submit(harness, "orders", submitted(oid(n))) for n in (1, 2)]
     await asyncio.sleep(0)
     await harness.runners["orders"].step()
-    first, second = await asyncio.gather(*told, return_exceptions=True)
+    first, second = await asyncio.gather(*pending, return_exceptions=True)
     assert isinstance(second, StorageUnavailable)
     assert not isinstance(first, BaseException)
     assert await harness.runners["orders"].get(Order, oid(1)) is not None
     assert await harness.runners["orders"].get(Order, oid(2)) is None
 
 
-async def test_a_database_that_goes_away_among_singles_spends_no_try(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of messages, too: who was not committed sits down again, and the others do not even ask."""
-    await harness.tell("inventory", product())
+async def test_an_outage_while_failures_are_isolated_spends_no_try(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uncommitted messages are queued again, and the remaining ones are not attempted."""
+    await harness.submit("inventory", product())
     runner, write = harness.runners["inventory"], harness.database.write
     calls = 0
 
@@ -420,7 +420,7 @@ async def test_a_database_that_goes_away_among_singles_spends_no_try(harness: Ha
         return await write(work)
 
     harness.run(runner.consume(await harness.bus.subscribe("inventory", ["orders.created.v2"])))
-    published = [harness.bus.publish(said(harness, created(oid(n)), key=oid(n))) for n in (1, 2, 3)]
+    published = [harness.bus.publish(bus_message(harness, created(oid(n)), key=oid(n))) for n in (1, 2, 3)]
     await until(lambda: len(runner._queue) == 3)
     monkeypatch.setattr(harness.database, "write", failing)
     await runner.step()
@@ -433,26 +433,26 @@ async def test_a_database_that_goes_away_among_singles_spends_no_try(harness: Ha
     assert not any('outcome="failed"' in line for line in handled)
 
 
-async def test_a_commit_of_unknown_outcome_is_told_as_one(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asked hears that nobody knows, not that nothing was stored."""
+async def test_a_commit_with_unknown_outcome_is_reported_as_unknown(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The submitter learns that the outcome is unknown, not that nothing was stored."""
     write = harness.database.write
-    troubles = [CommitOutcomeUnknown("cut in mid-commit")]
+    failures = [CommitOutcomeUnknown("cut in mid-commit")]
 
     async def failing(work: Any, *place: str) -> Any:
-        if troubles:
-            raise troubles.pop()
+        if failures:
+            raise failures.pop()
         return await write(work)
 
     monkeypatch.setattr(harness.database, "write", failing)
-    told = tell(harness, "orders", submitted(oid(1)))
+    pending = submit(harness, "orders", submitted(oid(1)))
     await asyncio.sleep(0)
     await harness.runners["orders"].step()
     with pytest.raises(CommitOutcomeUnknown):
-        await told
+        await pending
 
 
-async def test_what_is_withdrawn_and_said_again_goes_out_at_once(harness: Harness) -> None:
-    """The new one is not taken for the one that was taken back."""
+async def test_a_timer_that_is_cancelled_and_set_again_in_one_batch_is_published(harness: Harness) -> None:
+    """The new event is not mistaken for the cancelled one."""
     processor = harness.processor("orders")
 
     def decide(states: Any, what: Any, now: Any) -> Decision:
@@ -461,9 +461,9 @@ async def test_what_is_withdrawn_and_said_again_goes_out_at_once(harness: Harnes
 
     processor._module = attrs.evolve(processor._module, decide=decide)
     member = await harness.bus.subscribe("orders", ["orders.timed_out.v1"])
-    told = [tell(harness, "orders", submitted(oid(1))), tell(harness, "orders", CancelRequested(order_id=oid(1), why=None))]
+    pending = [submit(harness, "orders", submitted(oid(1))), submit(harness, "orders", CancelRequested(order_id=oid(1), why=None))]
     await asyncio.sleep(0)
     await harness.runners["orders"].step()
-    await asyncio.gather(*told)
+    await asyncio.gather(*pending)
     assert len(await member.fetch(10, 0)) == 1
     assert await harness.rows("SELECT count(*) FROM orders_outbox") == [(1,)]

@@ -1,4 +1,4 @@
-"""Where events sit until the next pass."""
+"""The work queue: lanes, prefetch limits and batch sizes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import asyncio
 from app.runtime.work_queue import BULK_SHARE, FULL_BATCH_BELOW, WorkQueue
 
 
-async def test_express_goes_first() -> None:
-    """Whoever came before them."""
+async def test_express_items_go_first() -> None:
+    """They overtake bulk items that were queued earlier."""
     room: WorkQueue[str] = WorkQueue(100)
     for n in range(3):
         room.put(f"bulk-{n}")
@@ -17,8 +17,8 @@ async def test_express_goes_first() -> None:
     assert await room.get_batch(10) == ["bulk-1", "bulk-2"]
 
 
-async def test_bulk_keeps_its_share_of_every_batch() -> None:
-    """A flood of express cannot drown it."""
+async def test_bulk_items_keep_their_share_of_every_batch() -> None:
+    """Many express items do not starve them."""
     room: WorkQueue[str] = WorkQueue(1000)
     for _ in range(100):
         room.put("bulk")
@@ -28,8 +28,8 @@ async def test_bulk_keeps_its_share_of_every_batch() -> None:
     assert len(batch) == 40
 
 
-async def test_a_batch_is_full_whoever_is_there() -> None:
-    """A row without guests leaves its seats to the other."""
+async def test_a_batch_is_full_when_only_one_lane_has_items() -> None:
+    """An empty lane leaves its share to the other."""
     for is_express in (True, False):
         room: WorkQueue[int] = WorkQueue(100)
         for n in range(50):
@@ -37,8 +37,8 @@ async def test_a_batch_is_full_whoever_is_there() -> None:
         assert await room.get_batch(40) == list(range(40))
 
 
-async def test_those_who_sit_again_come_first_and_in_their_order() -> None:
-    """A pass that failed costs nobody his place."""
+async def test_requeued_items_come_first_and_keep_their_order() -> None:
+    """A failed batch does not cost an item its position."""
     room: WorkQueue[int] = WorkQueue(100)
     for n in range(6):
         room.put(n)
@@ -48,20 +48,20 @@ async def test_those_who_sit_again_come_first_and_in_their_order() -> None:
     assert await room.get_batch(10) == [0, 1, 2, 3, 4, 5]
 
 
-async def test_those_who_sit_again_keep_their_lane() -> None:
-    """After an outage, too, express goes before the bulk that came meanwhile."""
+async def test_requeued_items_keep_their_lane() -> None:
+    """After an outage express items still go before bulk items that arrived meanwhile."""
     room: WorkQueue[int] = WorkQueue(100)
     for n in range(4):
         room.put(n, n % 2 == 0)
     batch = await room.get_batch(4)
     room.put(4)
     room.put(5, True)
-    room.requeue(batch, lambda guest: guest % 2 == 0)
+    room.requeue(batch, lambda item: item % 2 == 0)
     assert list(room) == [0, 2, 5, 1, 3, 4]
 
 
-async def test_taking_waits_for_the_first_guest() -> None:
-    """And for no second."""
+async def test_get_batch_waits_for_the_first_item() -> None:
+    """It does not wait for a second one."""
     room: WorkQueue[int] = WorkQueue(100)
     taking = asyncio.create_task(room.get_batch(10))
     await asyncio.sleep(0)
@@ -70,8 +70,8 @@ async def test_taking_waits_for_the_first_guest() -> None:
     assert await asyncio.wait_for(taking, 20) == [1]
 
 
-async def test_space_is_promised_only_where_there_is_some() -> None:
-    """Who fetches from the bus waits until a seat is free."""
+async def test_a_full_lane_offers_no_space() -> None:
+    """A consumer waits until its lane may prefetch again."""
     room: WorkQueue[int] = WorkQueue(3)
     assert await room.wait_for_space() == 3
     for n in range(3):
@@ -83,14 +83,14 @@ async def test_space_is_promised_only_where_there_is_some() -> None:
     assert await asyncio.wait_for(waiting, 20) == 2
 
 
-async def test_who_comes_by_himself_takes_no_seat() -> None:
-    """However many stand at the door, the bus is heard."""
-    room: WorkQueue[str] = WorkQueue(3, lambda guest: guest == "fetched")
+async def test_submitted_items_use_no_prefetch_space() -> None:
+    """However many submissions are queued, the consumers go on fetching."""
+    room: WorkQueue[str] = WorkQueue(3, lambda item: item == "fetched")
     for _ in range(10):
         room.put("standing")
     room.put("fetched")
     assert await room.wait_for_space() == 2
-    assert room.remove_if(lambda guest: guest == "standing") == ["standing"] * 10
+    assert room.remove_if(lambda item: item == "standing") == ["standing"] * 10
     assert await room.wait_for_space() == 2
     batch = await room.get_batch(10)
     assert await room.wait_for_space() == 3
@@ -98,8 +98,8 @@ async def test_who_comes_by_himself_takes_no_seat() -> None:
     assert await room.wait_for_space() == 2
 
 
-async def test_each_lane_has_seats_of_its_own() -> None:
-    """A lane that is full does not keep the other from fetching."""
+async def test_each_lane_has_its_own_prefetch_space() -> None:
+    """A full lane does not keep the other from fetching."""
     room: WorkQueue[int] = WorkQueue(3)
     for n in range(3):
         room.put(n)
@@ -108,8 +108,8 @@ async def test_each_lane_has_seats_of_its_own() -> None:
     assert await room.wait_for_space(is_express=True) == 2
 
 
-async def test_the_room_is_empty_once_the_last_pass_is_over() -> None:
-    """Those who were called in are still there until the next are called."""
+async def test_the_queue_is_empty_once_the_last_batch_is_finished() -> None:
+    """A batch counts as in progress until the next one is requested."""
     room: WorkQueue[int] = WorkQueue(3)
     room.put(1)
     empty = asyncio.create_task(room.wait_until_empty())
@@ -121,8 +121,8 @@ async def test_the_room_is_empty_once_the_last_pass_is_over() -> None:
     taking.cancel()
 
 
-async def test_many_are_parted_into_two_groups_that_take_turns() -> None:
-    """While one is away in its pass, the other comes in; it stays so, however unevenly they came."""
+async def test_many_clients_are_split_into_two_alternating_batches() -> None:
+    """While one half is committed, the other is queued; the halves stay even."""
     room: WorkQueue[int] = WorkQueue(100)
     room.put(0)
     came = await room.get_batch(100)
@@ -131,14 +131,14 @@ async def test_many_are_parted_into_two_groups_that_take_turns() -> None:
     sizes = []
     for _ in range(4):
         back, came = came, await room.get_batch(100)
-        for guest in back:
-            room.put(guest)
+        for item in back:
+            room.put(item)
         sizes.append(len(came))
     assert sizes == [32, 32, 32, 32]
 
 
-async def test_few_are_never_parted_and_a_first_crowd_is_not() -> None:
-    """Nobody waits for a second pass to no purpose: those who came alone have nobody to take turns with."""
+async def test_small_and_first_batches_are_not_split() -> None:
+    """Items that have no other half to alternate with do not wait for a second batch."""
     room: WorkQueue[int] = WorkQueue(100)
     for n in range(90):
         room.put(n)

@@ -178,7 +178,7 @@ async def life(
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
                 task.cancel()
                 harness.tasks.append(task)
-            await harness.rest()
+            await harness.stop()
             for queue in (database._writer, database._reader):
                 queue._waiting.clear()
                 queue._deferred.clear()

@@ -20,7 +20,7 @@ from modules.orders.events import CancelRequested
 from modules.routes import Response
 from modules.values import Line, Money
 from tests.clock import VirtualClock
-from tests.runtime.harness import CONTEXT, NOTED, Harness, oid, submitted
+from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, oid, submitted
 from tests.simulation.system import Bank, Fuse, life
 
 LIVES_MAX = 6
@@ -63,7 +63,7 @@ class Customer:
         if self.cancels_after is not None and not self.is_done:
             await clock.sleep(self.cancels_after)
             event = CancelRequested(order_id=self.order_id, why=None)
-            await insist(clock, lambda: runner.submit(event, id=f"cancel-{self.key}", trace=CONTEXT, respond=NOTED))
+            await insist(clock, lambda: runner.submit(event, id=f"cancel-{self.key}", trace=CONTEXT, respond=NO_CONTENT))
         self.is_done = True
 
 
@@ -125,7 +125,7 @@ async def _stock(harness: Harness) -> None:
     for product_id, on_hand in SHELF.items():
         event = ProductSet(product_id=product_id, on_hand=on_hand, unit_price=Money(100, "EUR"), name=None)
         tell = harness.runners["inventory"].submit
-        await insist(harness.clock, partial(tell, event, id=f"stock-{product_id}", trace=CONTEXT, respond=NOTED))
+        await insist(harness.clock, partial(tell, event, id=f"stock-{product_id}", trace=CONTEXT, respond=NO_CONTENT))
 
 
 def check(path: Path, customers: Sequence[Customer], bank: Bank) -> None:

@@ -35,7 +35,7 @@ from modules import inventory
 from modules.inventory.state import Product, Reservation, ReservationStatus
 from modules.orders.state import Order
 from modules.values import Line
-from tests.runtime.harness import CONTEXT, NOTED, Harness, harness_at, oid, product, said, submitted
+from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, bus_message, harness_at, oid, product, submitted
 from tests.storage.site import Site
 from tests.storage.states import STATES, TABLES
 from tests.storage.test_migrations import expected
@@ -354,8 +354,8 @@ class StoreContract:
 
     async def test_an_order_and_its_copies_have_one_effect(self, harness: Harness) -> None:
         """Through shell and store, with a key: the second asker gets the first one's answer."""
-        first = await harness.tell("orders", submitted(oid(1)), key="k", fingerprint="f")
-        second = await harness.tell("orders", submitted(oid(2)), key="k", fingerprint="f")
+        first = await harness.submit("orders", submitted(oid(1)), key="k", fingerprint="f")
+        second = await harness.submit("orders", submitted(oid(2)), key="k", fingerprint="f")
         assert (first.is_replay, second.is_replay) == (False, True)
         assert await harness.runners["orders"].get(Order, oid(2)) is None
         found = await harness.runners["orders"].list_states(Order, {"customer_id": "c-1"}, after=None, limit=9, newest_first=True)
@@ -365,11 +365,11 @@ class StoreContract:
 
     async def test_what_a_message_says_of_itself_cannot_poison_a_batch(self, harness: Harness) -> None:
         """NULs, halves of characters, endless ids: either it is kept under an id that stands for it, or put aside alone."""
-        await harness.tell("inventory", product(100))
-        await harness.listen("inventory")
+        await harness.submit("inventory", product(100))
+        await harness.consume("inventory")
         odd = ["nul\0", "%00", "\ud800", "x" * 10_000, "ü" * 256, "'; --"]
         for n, id in enumerate(odd):
-            message = said(harness, _created(n), key=oid(n))
+            message = bus_message(harness, _created(n), key=oid(n))
             headers = {**message.headers, "ce-id": id, "ce-correlationid": id, "traceparent": id.ljust(55)[:55], "ce-time": id}
             twice = [Message(message.subject, f"{id}-{copy}", message.body, id, headers) for copy in (1, 2)]
             await asyncio.gather(*(harness.bus.publish(copy) for copy in twice))
@@ -409,10 +409,10 @@ class StoreContract:
 
     async def test_the_last_ten_go_to_ten(self, harness: Harness) -> None:
         """Fifty who want one each, in as few batches as they fit: ten are held, and none too many."""
-        await harness.tell("inventory", product(10))
+        await harness.submit("inventory", product(10))
         runner = harness.runners["inventory"]
         waiting = [
-            asyncio.create_task(runner.submit(_created(n), id=oid(n), trace=CONTEXT, respond=NOTED)) for n in range(50)
+            asyncio.create_task(runner.submit(_created(n), id=oid(n), trace=CONTEXT, respond=NO_CONTENT)) for n in range(50)
         ]
         await asyncio.sleep(0)
         while not all(task.done() for task in waiting):

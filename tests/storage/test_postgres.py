@@ -33,7 +33,7 @@ from modules.values import Line
 from tests.clock import VirtualClock
 from tests.messaging.test_outbox_relay import Ledger
 from tests.postgres import PostgresServer
-from tests.runtime.harness import CONTEXT, NOTED, Harness, harness_at, oid, product, submitted, until
+from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, harness_at, oid, product, submitted, until
 from tests.storage.contract import StoreContract, insert, numbers
 
 
@@ -309,10 +309,10 @@ async def test_a_lock_that_somebody_keeps_is_not_waited_for_for_ever(
 async def test_one_event_told_to_two_replicas_at_once_has_one_effect(replicas: tuple[Harness, Harness]) -> None:
     """Whoever comes second waits for the first, and then knows what it did."""
     one, other = replicas
-    await one.tell("inventory", product(1000))
+    await one.submit("inventory", product(1000))
 
     async def told(harness: Harness, n: int) -> None:
-        await harness.tell("inventory", created(n, "A"), id=oid(n), is_new=False)
+        await harness.submit("inventory", created(n, "A"), id=oid(n), is_new=False)
 
     for n in range(40):
         await asyncio.gather(told(one, n), told(other, n))
@@ -326,10 +326,10 @@ async def test_one_event_told_to_two_replicas_at_once_has_one_effect(replicas: t
 async def test_an_event_in_the_making_elsewhere_is_waited_for(site: Place, replicas: tuple[Harness, Harness]) -> None:
     """Not a race that may or may not happen: the other one has written it and not yet committed."""
     one, _ = replicas
-    await one.tell("inventory", product(10))
+    await one.submit("inventory", product(10))
     with psycopg.connect(site.url) as other:
         other.execute(f"INSERT INTO inventory_inbox VALUES ('{oid(1)}', now())")
-        telling = asyncio.create_task(one.tell("inventory", created(1, "A"), id=oid(1), is_new=False))
+        telling = asyncio.create_task(one.submit("inventory", created(1, "A"), id=oid(1), is_new=False))
         await until(lambda: site.server.ask("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
     await telling
     stock = await one.runners["inventory"].get(Product, "A")
@@ -341,7 +341,7 @@ async def test_the_same_products_in_opposite_order_lose_nothing(site: Place, rep
     """Two replicas, three products, orders for the last pieces: none too many, none forgotten, nobody in a circle."""
     one, other = replicas
     for product_id in "ABC":
-        await one.tell("inventory", product(60, product_id))
+        await one.submit("inventory", product(60, product_id))
 
     async def buy(harness: Harness, start: int, *product_ids: str) -> None:
         runner = harness.runners["inventory"]
@@ -349,7 +349,7 @@ async def test_the_same_products_in_opposite_order_lose_nothing(site: Place, rep
         for wave in range(5):
             numbers = range(start + wave * 10, start + wave * 10 + 10)
             await asyncio.gather(
-                *(runner.submit(created(n, *product_ids), id=oid(n), trace=CONTEXT, respond=NOTED) for n in numbers)
+                *(runner.submit(created(n, *product_ids), id=oid(n), trace=CONTEXT, respond=NO_CONTENT) for n in numbers)
             )
 
     await asyncio.gather(buy(one, 0, "A", "B", "C"), buy(other, 100, "C", "B", "A"))
