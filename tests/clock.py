@@ -1,4 +1,4 @@
-"""A clock that is turned by hand."""
+"""A clock that stands still until a test advances it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _TURNS_MAX = 100_000
 
 class VirtualClock:
     """
-    Keep `bus.port.Clock`'s promises in a time that stands still until somebody turns it.
+    A `bus.port.Clock` whose time stands still until it is advanced.
 
-    Those who sleep wake in the order of their times, each before the clock goes on: what one of them starts, even a
-    further sleep, falls into the same turn. The clock sees only what runs on the event loop; work on a thread has to be
-    awaited by whoever started it.
+    Sleeping tasks wake in the order of their times. The clock goes on only when the task that it has woken waits again,
+    so whatever that task starts, even a further sleep, happens at the same moment. The clock sees only what runs on the
+    event loop; work on a thread must be awaited by the test.
     """
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, 12, tzinfo=UTC)) -> None:
@@ -47,29 +47,29 @@ class VirtualClock:
 
     @property
     def sleepers(self) -> int:
-        """How many are asleep now."""
+        """How many tasks sleep now."""
         return sum(not future.done() for _, _, future in self._sleepers)
 
     def next_wake(self) -> float | None:
-        """Return when the first sleeper wakes, in `monotonic` seconds; None when nobody sleeps."""
+        """Return when the next sleeping task wakes, in `monotonic` seconds; None when no task sleeps."""
         while self._sleepers and self._sleepers[0][2].done():
             heapq.heappop(self._sleepers)
         return self._sleepers[0][0] if self._sleepers else None
 
     async def advance(self, seconds: float) -> None:
-        """Let *seconds* pass, and everything happen that falls into them."""
+        """Let *seconds* pass, and everything happen that is due in them."""
         until = self._elapsed_seconds + seconds
         await self.settle()
-        while (at := self.next_wake()) is not None and at <= until + 1e-9:  # two ways of adding up to one moment may differ by a hair
+        while (at := self.next_wake()) is not None and at <= until + 1e-9:  # sums that should be equal may differ by a rounding error
             await self._wake_first(at)
         self._elapsed_seconds = until
 
     async def run(self, awaitable: Awaitable[T], within_seconds: float = 3600.0) -> T:
         """
-        Turn the clock from sleeper to sleeper until *awaitable* is done, and return its result.
+        Advance the clock from one sleeping task to the next until *awaitable* is done, and return its result.
 
         Raises:
-            TimeoutError: *within_seconds* have passed, or nothing is left that could go on; *awaitable* is cancelled.
+            TimeoutError: *within_seconds* have passed, or no task sleeps that could continue; *awaitable* is cancelled.
         """
         task = asyncio.ensure_future(awaitable)
         until = self._elapsed_seconds + within_seconds
@@ -79,7 +79,7 @@ class VirtualClock:
             if at is None or at > until:
                 task.cancel()
                 await self.settle()
-                raise TimeoutError(f"not done within {within_seconds:g} s" if at else "not done, and nobody sleeps")
+                raise TimeoutError(f"not done within {within_seconds:g} s" if at else "not done, and no task sleeps")
             await self._wake_first(at)
         return task.result()
 
@@ -88,10 +88,10 @@ class VirtualClock:
         Let everything run that can run while the clock stands still.
 
         Raises:
-            AssertionError: It does not come to rest: something goes round and round without waiting.
+            AssertionError: The loop does not become idle: a task runs in circles without waiting.
         """
-        # The loop's own queue says exactly when nothing is left. It is private, but all of CPython's loops written in
-        # Python have it; a fixed number of turns would be a guess.
+        # The loop's own queue tells exactly when nothing is left. It is private, but every loop of CPython that is
+        # written in Python has it; a fixed number of turns would be a guess.
         ready = asyncio.get_running_loop()._ready  # type: ignore[attr-defined]
         for _ in range(_TURNS_MAX):
             await asyncio.sleep(0)

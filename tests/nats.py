@@ -1,4 +1,4 @@
-"""Real NATS servers for tests: one node, or three as a cluster, which can be stopped, killed, paused and started again."""
+"""Real NATS servers for tests: one node or a cluster of three, which can be stopped, killed, paused and restarted."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _START_SECONDS = 60.0
 
 class NatsServer:
     """
-    One nats-server with JetStream; its messages lie under *directory* and outlive every restart.
+    One nats-server with JetStream; it stores messages under *directory*, and they survive every restart.
 
-    *config* is added to its configuration: accounts, TLS, limits. *cluster* is the text of a cluster block. Its port is
-    free for it when it starts first, and stays the same from then on. May be used as a context manager.
+    *config* is added to its configuration: accounts, TLS, limits. *cluster* is the text of a cluster block. The server
+    chooses a free port at its first start and keeps it. May be used as a context manager.
     """
 
     def __init__(self, directory: Path, *, name: str = "n1", config: str = "", cluster: str = "") -> None:
@@ -46,7 +46,7 @@ class NatsServer:
 
     @property
     def pid(self) -> int:
-        assert self._process is not None, "it does not run"
+        assert self._process is not None, "it is not running"
         return self._process.pid
 
     @property
@@ -58,8 +58,8 @@ class NatsServer:
         return (self.directory / "log").read_text(errors="replace")
 
     def start(self, *, wait: bool = True) -> Self:
-        """Start, and return once clients are served (unless told not to *wait*)."""
-        assert not self.is_running, "it runs already"
+        """Start; if *wait*, return once clients are served."""
+        assert not self.is_running, "it is running already"
         self.directory.mkdir(parents=True, exist_ok=True)
         for left in self.directory.glob("*.ports"):
             left.unlink()
@@ -79,7 +79,7 @@ class NatsServer:
         return self
 
     def wait_until_ready(self) -> None:
-        """Return once clients are served and, in a cluster, a leader is there to found streams."""
+        """Return once clients are served and, in a cluster, a leader is elected that can create streams."""
         until = time.monotonic() + _START_SECONDS
         while not self._is_ready():
             assert self.is_running, f"nats-server has ended:\n{self.log()[-2000:]}"
@@ -87,35 +87,35 @@ class NatsServer:
             time.sleep(0.01)
 
     def ask(self, path: str) -> Any:
-        """Return what the monitoring endpoint says at *path*, such as ``/jsz?streams=true``."""
+        """Return the answer of the monitoring endpoint at *path*, such as ``/jsz?streams=true``."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.monitor_port}{path}", timeout=10) as answer:
             return json.load(answer)
 
     def stop(self) -> None:
-        """Ask it to end, and wait for that."""
+        """Terminate it, and wait until it has ended."""
         self._signal(signal.SIGTERM)
         self._wait()
 
     def kill(self) -> None:
-        """End it at once, as a crash would."""
+        """Kill it, as a crash would."""
         self._signal(signal.SIGKILL)
         self._wait()
 
     def pause(self) -> None:
-        """Let it hang: its connections stay open, and nothing answers."""
+        """Make it hang: its connections stay open, and it does not answer."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
     def restart(self) -> None:
-        """Start it again on its port and its messages, after a stop or a kill."""
+        """Start it again with the same port and messages; stop it first if it runs."""
         if self.is_running:
             self.stop()
         self.start()
 
     def close(self) -> None:
-        """End it in any case."""
+        """Kill it, even if it is paused."""
         if self.is_running:
             self.resume()
             self.kill()
@@ -146,7 +146,7 @@ class NatsServer:
 
 
 class NatsCluster:
-    """Three nodes that keep every stream with three replicas together."""
+    """A cluster of three nodes, so that a stream can have three replicas."""
 
     def __init__(self, directory: Path, *, nodes: int = 3, config: str = "") -> None:
         ports = _free_ports(nodes)
@@ -166,7 +166,7 @@ class NatsCluster:
         return tuple(node.url for node in self.nodes)
 
     def node(self, name: str) -> NatsServer:
-        """Return the node that the servers themselves call *name*."""
+        """Return the node whose server name is *name*."""
         return next(node for node in self.nodes if node.name == name)
 
     def start(self) -> Self:
@@ -188,7 +188,7 @@ class NatsCluster:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return ports that nobody has now; held all at once, so that they differ."""
+    """Return ports that are free now; all are held at once, so that they differ."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:

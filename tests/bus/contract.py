@@ -1,8 +1,8 @@
 """
-What every bus promises, once.
+The contract suite: what every bus adapter promises.
 
-An adapter's test file brings a fixture ``stand`` (see `tests.bus.features.Stand`) and a class that inherits
-`BusContract`. Times are fractions and multiples of the stand's ``ack_wait``, so that one suite runs on a virtual clock
+An adapter's test file provides a fixture ``harness`` (see `tests.bus.features.Harness`) and a class that inherits
+`BusContract`. Times are fractions and multiples of the harness's ``ack_wait``, so that one suite runs on a virtual clock
 and against a real server.
 """
 
@@ -33,18 +33,18 @@ _ordinals = itertools.count(1)
 def message(
     body: bytes = b"{}", *, subject: str = CREATED, id: str | None = None, key: str = "", headers: Mapping[str, str] | None = None
 ) -> Message:
-    """Return a message; unless told otherwise its id is a new one."""
+    """Return a message; without *id* it has a new one."""
     return Message(subject, id or f"0190c0de-0000-7000-8000-{next(_ordinals):012d}", body, key, headers or {})
 
 
 def publish(harness: Harness, count: int, subject: str = CREATED) -> tuple[list[Message], list[asyncio.Future[None]]]:
-    """Publish *count* messages, whose bodies are their numbers."""
+    """Publish *count* messages, whose bodies are their numbers; return them and their futures."""
     messages = [message(str(n).encode(), subject=subject) for n in range(count)]
     return messages, [harness.bus.publish(each) for each in messages]
 
 
 async def take(harness: Harness, member: Subscription, count: int = 1, within_seconds: float | None = None) -> list[Delivery]:
-    """Fetch until there are *count* messages, and fail if they do not come; unanswered, they stay in hand."""
+    """Fetch until there are *count* messages, and fail if they do not arrive; they stay unanswered."""
     wait_seconds = harness.patience_seconds if within_seconds is None else within_seconds
     taken: list[Delivery] = []
     while len(taken) < count:
@@ -59,14 +59,14 @@ async def take_one(harness: Harness, member: Subscription, within_seconds: float
     return delivery
 
 
-async def nothing_comes(harness: Harness, *members: Subscription, for_seconds: float | None = None) -> None:
-    """Fail if any of *members* gets a message in this time, by default long enough for any redelivery."""
+async def expect_nothing(harness: Harness, *members: Subscription, for_seconds: float | None = None) -> None:
+    """Fail if one of *members* gets a message in this time, by default long enough for any redelivery."""
     wait_seconds = 2 * harness.ack_wait_seconds if for_seconds is None else for_seconds
     batches = await harness.run(asyncio.gather(*(member.fetch(100, wait_seconds) for member in members)))
     assert [[each.message.body for each in batch] for batch in batches] == [[] for _ in members]
 
 
-async def fail(harness: Harness, member: Subscription, times: int, *, error: str = "failed", detail: str = "") -> None:
+async def nak(harness: Harness, member: Subscription, times: int, *, error: str = "failed", detail: str = "") -> None:
     """Take the only message *times* times, and nak it at once."""
     for _ in range(times):
         delivery = await take_one(harness, member)
@@ -84,21 +84,23 @@ def bodies(messages: Sequence[Message]) -> list[bytes]:
 
 
 class BusContract:
-    """The promises of `bus.port`, in the order: carrying, groups, answers, tries, time, closing."""
+    """The promises of `bus.port`, in the order: publishing, groups, acknowledgement, tries, time, closing."""
 
-    # Carrying
+    # Publishing
 
-    async def test_what_is_published_is_heard(self, harness: Harness) -> None:
-        """A message goes to the group that listens to its subject, and acknowledged it does not come back."""
+    async def test_a_published_message_is_delivered(self, harness: Harness) -> None:
+        """
+        A message is delivered to the group that subscribes to its subject; once acknowledged, it is not redelivered.
+        """
         member = await harness.bus.subscribe("inventory", [CREATED])
-        sent, said = publish(harness, 20)
-        heard = await ack_all(await take(harness, member, 20))
-        assert sorted(heard) == sorted(bodies(sent))
-        await harness.run(asyncio.gather(*said))
-        await nothing_comes(harness, member)
+        sent, published = publish(harness, 20)
+        received = await ack_all(await take(harness, member, 20))
+        assert sorted(received) == sorted(bodies(sent))
+        await harness.run(asyncio.gather(*published))
+        await expect_nothing(harness, member)
 
     @pytest.mark.parametrize("body", [b"", bytes(range(256)), b"\xff" * 1_000_000], ids=["empty", "binary", "1 MB"])
-    async def test_a_message_comes_out_as_it_went_in(self, harness: Harness, body: bytes) -> None:
+    async def test_a_message_is_delivered_unchanged(self, harness: Harness, body: bytes) -> None:
         """Subject, id, key, headers and body are the same to the byte."""
         member = await harness.bus.subscribe("inventory", [CREATED])
         headers = {"ce-id": "e-1", "ce-source": "/orders", "Mixed-Case": "a: b=c%20d;e", "empty": ""}
@@ -108,20 +110,24 @@ class BusContract:
         assert delivery.message == sent
         assert dict(delivery.message.headers) == headers
 
-    async def test_order(self, harness: Harness) -> None:
-        """One member gets messages in the order of publishing where that is promised, and all of them anyway."""
+    async def test_a_single_member_receives_messages_in_order(self, harness: Harness) -> None:
+        """
+        One member receives messages in the order of publishing where that is promised, and all of them in any case.
+        """
         member = await harness.bus.subscribe("inventory", [CREATED])
         sent, _ = publish(harness, 50)
-        heard: list[bytes] = []
-        while len(heard) < 50:
-            heard += await ack_all(await take(harness, member, min(7, 50 - len(heard))))
+        received: list[bytes] = []
+        while len(received) < 50:
+            received += await ack_all(await take(harness, member, min(7, 50 - len(received))))
         if harness.features.is_ordered:
-            assert heard == bodies(sent)
+            assert received == bodies(sent)
         else:
-            assert sorted(heard) == sorted(bodies(sent))
+            assert sorted(received) == sorted(bodies(sent))
 
-    async def test_subjects_are_separate(self, harness: Harness) -> None:
-        """A group hears exactly the subjects it named: not a neighbour's, and not the other lane of its own."""
+    async def test_a_group_receives_only_its_subjects(self, harness: Harness) -> None:
+        """
+        A group receives exactly the subjects it has named: no similar subject, and not the express lane of its own.
+        """
         orders = await harness.bus.subscribe("orders", [RESERVED])
         inventory = await harness.bus.subscribe("inventory", [CREATED])
         express = await harness.bus.subscribe("inventory-express", [EXPRESS])
@@ -129,65 +135,65 @@ class BusContract:
             publish(harness, 3, subject)
         for member, subject in ((orders, RESERVED), (inventory, CREATED), (express, EXPRESS)):
             assert {each.message.subject for each in await take(harness, member, 3)} == {subject}
-        await nothing_comes(harness, orders, inventory, express, for_seconds=harness.ack_wait_seconds / 4)
+        await expect_nothing(harness, orders, inventory, express, for_seconds=harness.ack_wait_seconds / 4)
 
-    async def test_one_group_may_hear_several_subjects(self, harness: Harness) -> None:
-        """Every subject named is heard."""
+    async def test_a_group_may_subscribe_to_several_subjects(self, harness: Harness) -> None:
+        """A group receives every subject that it has named."""
         member = await harness.bus.subscribe("payments", [CREATED, RESERVED])
         publish(harness, 2, CREATED)
         publish(harness, 2, RESERVED)
-        heard = Counter(each.message.subject for each in await take(harness, member, 4))
-        assert heard == {CREATED: 2, RESERVED: 2}
+        received = Counter(each.message.subject for each in await take(harness, member, 4))
+        assert received == {CREATED: 2, RESERVED: 2}
 
-    async def test_a_large_number_of_messages_arrives_exactly(self, harness: Harness) -> None:
-        """Nothing is lost and nothing comes twice when everything is acknowledged in time."""
+    async def test_five_thousand_messages_arrive_exactly_once(self, harness: Harness) -> None:
+        """No message is lost and none is redelivered when all are acknowledged in time."""
         members = [await harness.bus.subscribe("inventory", [CREATED]) for _ in range(3)]
-        sent, said = publish(harness, 5_000)
-        heard: list[bytes] = []
+        sent, published = publish(harness, 5_000)
+        received: list[bytes] = []
 
         async def work(member: Subscription) -> None:
-            while len(heard) < len(sent):
-                heard.extend(await ack_all(await member.fetch(100, harness.ack_wait_seconds / 4)))
+            while len(received) < len(sent):
+                received.extend(await ack_all(await member.fetch(100, harness.ack_wait_seconds / 4)))
 
         await harness.run(asyncio.gather(*(work(member) for member in members)))
-        assert Counter(heard) == Counter(bodies(sent))
-        await harness.run(asyncio.gather(*said))
+        assert Counter(received) == Counter(bodies(sent))
+        await harness.run(asyncio.gather(*published))
 
     async def test_a_handler_may_publish(self, harness: Harness) -> None:
-        """What is said while a message is in hand is heard before that message is settled."""
+        """A message that a handler publishes is delivered before the message in hand is settled."""
         inventory = await harness.bus.subscribe("inventory", [CREATED])
         orders = await harness.bus.subscribe("orders", [RESERVED])
         publish(harness, 10)
         for cause in await take(harness, inventory, 10):
-            said = harness.bus.publish(message(b"for " + cause.message.body, subject=RESERVED))
+            published = harness.bus.publish(message(b"for " + cause.message.body, subject=RESERVED))
             effect = await take_one(harness, orders)
             assert effect.message.body == b"for " + cause.message.body
             await effect.ack()
-            await harness.run(said)
+            await harness.run(published)
             await cause.ack()
 
-    async def test_publish_is_answered_for(self, harness: Harness) -> None:
-        """The publisher hears back when every group has settled the message, or once it is stored."""
+    async def test_a_publish_ends_when_its_promise_is_kept(self, harness: Harness) -> None:
+        """The future of a publish is done when every group has settled the message, or once it is stored."""
         first = await harness.bus.subscribe("inventory", [CREATED])
         second = await harness.bus.subscribe("payments", [CREATED])
-        said = harness.bus.publish(message())
+        published = harness.bus.publish(message())
         if harness.features.publish_waits_for_groups:
             await (await take_one(harness, first)).ack()
             await harness.rest()
-            assert not said.done()
+            assert not published.done()
             await (await take_one(harness, second)).term("unreadable")
-        await harness.run(said)
+        await harness.run(published)
         if not harness.features.publish_waits_for_groups:
             await take_one(harness, first)
             await take_one(harness, second)
 
-    async def test_what_nobody_hears_is_settled_at_once(self, harness: Harness) -> None:
-        """A subject without a group keeps no publisher waiting."""
+    async def test_a_message_without_a_group_is_settled_at_once(self, harness: Harness) -> None:
+        """A publish to a subject without a group does not wait."""
         await harness.bus.subscribe("inventory", [CREATED])
         await harness.run(harness.bus.publish(message(subject=RESERVED)))
 
-    async def test_a_cancelled_publish_goes_its_way(self, harness: Harness) -> None:
-        """Cancelling the future takes nothing back, and hides nothing from who says the same."""
+    async def test_a_cancelled_publish_is_delivered(self, harness: Harness) -> None:
+        """Cancelling the future does not withdraw the message, and does not affect a second publish of the same id."""
         member = await harness.bus.subscribe("inventory", [CREATED])
         sent = message()
         harness.bus.publish(sent).cancel()
@@ -198,18 +204,18 @@ class BusContract:
         await delivery.ack()
         await harness.run(again)
 
-    async def test_an_id_is_delivered_once_within_the_window(self, harness: Harness) -> None:
-        """Two messages with one id are one message, before it is settled and after."""
+    async def test_an_id_is_delivered_once_within_the_deduplication_window(self, harness: Harness) -> None:
+        """Messages with the same id are one message, before it is settled and after."""
         member = await harness.bus.subscribe("inventory", [CREATED])
         for _ in range(3):
             harness.bus.publish(message(b"same", id="one-id"))
         await (await take_one(harness, member)).ack()
         await harness.rest()
         await harness.run(harness.bus.publish(message(b"same", id="one-id")))
-        await nothing_comes(harness, member, for_seconds=harness.ack_wait_seconds / 4)
+        await expect_nothing(harness, member, for_seconds=harness.ack_wait_seconds / 4)
 
-    async def test_an_id_is_delivered_again_after_the_window(self, harness: Harness) -> None:
-        """The memory for ids has an end."""
+    async def test_an_id_is_delivered_again_after_the_deduplication_window(self, harness: Harness) -> None:
+        """The bus forgets an id after the deduplication window."""
         member = await harness.bus.subscribe("inventory", [CREATED])
         harness.bus.publish(message(b"first", id="one-id"))
         await (await take_one(harness, member)).ack()
@@ -217,8 +223,8 @@ class BusContract:
         harness.bus.publish(message(b"second", id="one-id"))
         assert (await take_one(harness, member)).message.body == b"second"
 
-    async def test_a_duplicate_is_answered_with_the_first(self, harness: Harness) -> None:
-        """Who says it again hears back when who said it first does."""
+    async def test_the_publish_of_a_duplicate_ends_with_the_first(self, harness: Harness) -> None:
+        """The future of a duplicate is done when that of the first message is."""
         member = await harness.bus.subscribe("inventory", [CREATED])
         first, second, third = (harness.bus.publish(message(id="one-id")) for _ in range(3))
         delivery = await take_one(harness, member)
@@ -229,15 +235,15 @@ class BusContract:
 
     # Groups
 
-    async def test_every_group_hears_everything(self, harness: Harness) -> None:
-        """What one group has acknowledged is still there for the next."""
+    async def test_every_group_receives_every_message(self, harness: Harness) -> None:
+        """A message that one group has acknowledged is still delivered to the next."""
         members = [await harness.bus.subscribe(name, [CREATED]) for name in ("inventory", "payments", "orders")]
         sent, _ = publish(harness, 10)
         for member in members:
             assert sorted(await ack_all(await take(harness, member, 10))) == bodies(sent)
 
     async def test_groups_are_independent(self, harness: Harness) -> None:
-        """An express group goes on while the bulk group is stuck, and a failure in one is no try of another."""
+        """An express group goes on while the bulk group is paused, and a nak in one group spends no try of another."""
         bulk = await harness.bus.subscribe("inventory", [CREATED])
         express = await harness.bus.subscribe("inventory-express", [EXPRESS])
         audit = await harness.bus.subscribe("audit", [CREATED])
@@ -251,8 +257,8 @@ class BusContract:
         bulk.resume()
         assert [each.tries for each in await take(harness, bulk, 5)] == [1] * 5
 
-    async def test_many_may_subscribe_at_once(self, harness: Harness) -> None:
-        """Groups founded at the same moment all hear everything."""
+    async def test_groups_that_are_created_at_once_receive_every_message(self, harness: Harness) -> None:
+        """Ten concurrent calls of subscribe create ten groups, and each receives every message."""
         names = [f"group-{n}" for n in range(10)]
         members = await harness.run(asyncio.gather(*(harness.bus.subscribe(name, [CREATED]) for name in names)))
         assert [member.consumer for member in members] == names
@@ -260,74 +266,77 @@ class BusContract:
         for member in members:
             assert sorted(await ack_all(await take(harness, member, 10))) == bodies(sent)
 
-    async def test_members_share_the_work(self, harness: Harness) -> None:
-        """Many members of one group, subscribed at once and fetching at once, get each message once between them."""
+    async def test_members_of_a_group_share_its_messages(self, harness: Harness) -> None:
+        """Ten members that subscribe and fetch concurrently receive each message once between them."""
         members = await harness.run(asyncio.gather(*(harness.bus.subscribe("inventory", [CREATED]) for _ in range(10))))
         sent, _ = publish(harness, 100)
-        heard: list[bytes] = []
+        received: list[bytes] = []
 
         async def work(member: Subscription) -> None:
-            while len(heard) < len(sent):
-                heard.extend(await ack_all(await member.fetch(3, harness.ack_wait_seconds / 4)))
+            while len(received) < len(sent):
+                received.extend(await ack_all(await member.fetch(3, harness.ack_wait_seconds / 4)))
 
         await harness.run(asyncio.gather(*(work(member) for member in members)))
-        assert Counter(heard) == Counter(bodies(sent))
-        await nothing_comes(harness, *members)
+        assert Counter(received) == Counter(bodies(sent))
+        await expect_nothing(harness, *members)
 
-    async def test_a_group_hears_from_its_founding_on(self, harness: Harness) -> None:
-        """What was said before the group was there is not for it, unless the bus keeps what was said."""
+    async def test_a_group_receives_messages_from_its_creation_on(self, harness: Harness) -> None:
+        """
+        A message that was published before the group was created is not delivered to it, unless the bus stores
+        messages.
+        """
         await harness.run(harness.bus.publish(message(b"before")))
         member = await harness.bus.subscribe("inventory", [CREATED])
         harness.bus.publish(message(b"after"))
-        heard = await take(harness, member, 2 if harness.features.hears_the_past else 1)
-        assert bodies([each.message for each in heard]) == [b"before", b"after"][-len(heard) :]
-        await nothing_comes(harness, member, for_seconds=harness.ack_wait_seconds / 4)
+        received = await take(harness, member, 2 if harness.features.delivers_earlier_messages else 1)
+        assert bodies([each.message for each in received]) == [b"before", b"after"][-len(received) :]
+        await expect_nothing(harness, member, for_seconds=harness.ack_wait_seconds / 4)
 
     async def test_a_group_outlives_its_members(self, harness: Harness) -> None:
-        """What arrives while nobody listens waits for the next member."""
+        """A message that is published while the group has no member waits for the next member."""
         await (await harness.bus.subscribe("inventory", [CREATED])).close()
         sent, _ = publish(harness, 10)
         await harness.rest()
         member = await harness.bus.subscribe("inventory", [CREATED])
-        heard = await take(harness, member, 10)
-        assert sorted(each.message.body for each in heard) == bodies(sent)
-        assert {each.tries for each in heard} == {1}
+        received = await take(harness, member, 10)
+        assert sorted(each.message.body for each in received) == bodies(sent)
+        assert {each.tries for each in received} == {1}
 
-    async def test_another_member_goes_on_after_one_has_left(self, harness: Harness) -> None:
-        """Closing a member in the midst of the work loses nothing and repeats nothing that was acknowledged."""
+    async def test_a_new_member_continues_after_one_has_closed(self, harness: Harness) -> None:
+        """When a member closes, no message is lost and no acknowledged message is redelivered."""
         first = await harness.bus.subscribe("inventory", [CREATED])
         sent, _ = publish(harness, 20)
-        heard = await ack_all(await take(harness, first, 8))
+        received = await ack_all(await take(harness, first, 8))
         await first.close()
         second = await harness.bus.subscribe("inventory", [CREATED])
-        heard += await ack_all(await take(harness, second, 12))
-        assert Counter(heard) == Counter(bodies(sent))
-        await nothing_comes(harness, second)
+        received += await ack_all(await take(harness, second, 12))
+        assert Counter(received) == Counter(bodies(sent))
+        await expect_nothing(harness, second)
 
-    async def test_members_that_come_and_go_lose_nothing(self, harness: Harness) -> None:
-        """However often members leave with full hands, everything is settled in the end."""
+    async def test_members_that_close_with_messages_in_hand_lose_nothing(self, harness: Harness) -> None:
+        """However often members close with unanswered messages, every message is settled in the end."""
         rng = random.Random(7)
-        sent, said = [], []
-        founder = await harness.bus.subscribe("inventory", [CREATED])
-        await founder.close()
-        heard: set[bytes] = set()
+        sent, published = [], []
+        first = await harness.bus.subscribe("inventory", [CREATED])
+        await first.close()
+        received: set[bytes] = set()
         for round in range(MAX_TRIES):
             more, futures = publish(harness, 10)
             sent += [each.id for each in more]
-            said += futures
+            published += futures
             member = await harness.bus.subscribe("inventory", [CREATED])
             for delivery in await take(harness, member, 10):
                 if round == MAX_TRIES - 1 or rng.random() < 0.5:
                     await delivery.ack()
-                    heard.add(delivery.message.id.encode())
+                    received.add(delivery.message.id.encode())
             await member.close()
         last = await harness.bus.subscribe("inventory", [CREATED])
-        left = len(sent) - len(heard)
-        heard |= {each.message.id.encode() for each in await take(harness, last, left)} if left else set()
-        assert heard == {each.encode() for each in sent}
+        left = len(sent) - len(received)
+        received |= {each.message.id.encode() for each in await take(harness, last, left)} if left else set()
+        assert received == {each.encode() for each in sent}
 
-    async def test_a_member_that_leaves_hands_its_messages_on_at_once(self, harness: Harness) -> None:
-        """What was in hand need not wait for ``ack_wait`` to be over."""
+    async def test_a_member_that_closes_returns_its_messages_at_once(self, harness: Harness) -> None:
+        """What it had in hand is redelivered to another member before ``ack_wait`` is over."""
         first = await harness.bus.subscribe("inventory", [CREATED])
         second = await harness.bus.subscribe("inventory", [CREATED])
         publish(harness, 3)
@@ -343,20 +352,20 @@ class BusContract:
         assert harness.monotonic() - began < harness.ack_wait_seconds / 2 + harness.lag_seconds
 
     async def test_a_group_may_change_its_subjects(self, harness: Harness) -> None:
-        """The last call to subscribe says what a group hears from then on."""
+        """The last call of subscribe decides which subjects a group receives from then on."""
         first = await harness.bus.subscribe("inventory", [CREATED])
         second = await harness.bus.subscribe("inventory", [RESERVED])
         harness.bus.publish(message(b"old", subject=CREATED))
         harness.bus.publish(message(b"new", subject=RESERVED))
         assert (await take_one(harness, second)).message.body == b"new"
-        await nothing_comes(harness, first, second, for_seconds=harness.ack_wait_seconds / 4)
+        await expect_nothing(harness, first, second, for_seconds=harness.ack_wait_seconds / 4)
 
     @pytest.mark.parametrize("seed", range(3))
     async def test_no_two_members_hold_one_message(self, harness: Harness, seed: int) -> None:
-        """Within ``ack_wait`` a message is in one pair of hands, whatever its members do; and all are settled."""
+        """Within ``ack_wait`` a message is in hand at one member only, whatever the members do; and all are settled."""
         rng = random.Random(seed)
         members = [await harness.bus.subscribe("inventory", [CREATED]) for _ in range(3)]
-        sent, said = publish(harness, 20)
+        sent, published = publish(harness, 20)
         held: dict[str, tuple[Delivery, float]] = {}
         settled: Counter[str] = Counter()
         step_seconds = harness.ack_wait_seconds / 5
@@ -383,13 +392,13 @@ class BusContract:
             if len(settled) == len(sent):
                 break
         assert settled == Counter({each.id: 1 for each in sent})
-        assert await harness.letters(0) == []
-        await harness.run(asyncio.gather(*said))
+        assert await harness.dead_letters(0) == []
+        await harness.run(asyncio.gather(*published))
 
-    # Answers
+    # Acknowledgement
 
-    async def test_what_failed_comes_again(self, harness: Harness) -> None:
-        """A nak brings the same message once more, and an ack ends it."""
+    async def test_a_nak_redelivers_the_message(self, harness: Harness) -> None:
+        """A nak redelivers the same message, and an ack ends it."""
         member = await harness.bus.subscribe("inventory", [CREATED])
         sent = message(b"\x00body", key="k", headers={"a": "b"})
         harness.bus.publish(sent)
@@ -397,12 +406,12 @@ class BusContract:
         again = await take_one(harness, member)
         assert again.message == sent
         await again.ack()
-        await nothing_comes(harness, member)
+        await expect_nothing(harness, member)
 
-    async def test_work_goes_on_after_errors(self, harness: Harness) -> None:
-        """When every message fails twice, every message is settled all the same."""
+    async def test_messages_are_settled_after_failures(self, harness: Harness) -> None:
+        """When every message fails twice, every message is still settled."""
         member = await harness.bus.subscribe("inventory", [CREATED])
-        sent, said = publish(harness, 20)
+        sent, published = publish(harness, 20)
         tries: Counter[bytes] = Counter()
         for _ in range(3):
             for delivery in await take(harness, member, 20):
@@ -410,10 +419,10 @@ class BusContract:
                 assert delivery.tries == tries[delivery.message.body]
                 await (delivery.ack() if delivery.tries == 3 else delivery.nak(0))
         assert tries == Counter(dict.fromkeys(bodies(sent), 3))
-        await harness.run(asyncio.gather(*said))
+        await harness.run(asyncio.gather(*published))
 
-    async def test_no_answer_means_it_comes_again(self, harness: Harness) -> None:
-        """Not before ``ack_wait`` is over, and then soon; meanwhile others are handed out."""
+    async def test_a_message_without_an_answer_is_redelivered(self, harness: Harness) -> None:
+        """It is redelivered soon after ``ack_wait``, and not before; other messages are delivered meanwhile."""
         member = await harness.bus.subscribe("inventory", [CREATED])
         harness.bus.publish(message(b"forgotten"))
         began = harness.monotonic()
@@ -425,45 +434,45 @@ class BusContract:
         late_seconds = harness.monotonic() - began - harness.ack_wait_seconds
         assert -harness.tolerance_seconds <= late_seconds <= harness.late_seconds
 
-    async def test_a_late_ack_is_taken_while_nobody_else_has_it(self, harness: Harness) -> None:
-        """Who was too slow has still done the work."""
+    async def test_a_late_ack_counts_while_no_other_member_holds_the_message(self, harness: Harness) -> None:
+        """An ack after ``ack_wait`` settles the message if it has not been redelivered."""
         member = await harness.bus.subscribe("inventory", [CREATED])
-        said = harness.bus.publish(message())
+        published = harness.bus.publish(message())
         delivery = await take_one(harness, member)
         await harness.pass_time(1.5 * harness.ack_wait_seconds)
         await delivery.ack()
-        await harness.run(said)
-        await nothing_comes(harness, member)
+        await harness.run(published)
+        await expect_nothing(harness, member)
 
-    async def test_a_late_ack_after_redelivery_is_harmless(self, harness: Harness) -> None:
-        """It settles the message for all; the later holder's own answer has no further effect."""
+    async def test_a_late_ack_after_redelivery_settles_the_message(self, harness: Harness) -> None:
+        """It settles the message for the whole group; the answer to the later delivery has no further effect."""
         slow = await harness.bus.subscribe("inventory", [CREATED])
         quick = await harness.bus.subscribe("inventory", [CREATED])
-        said = harness.bus.publish(message())
+        published = harness.bus.publish(message())
         first = await take_one(harness, slow)
         second = await take_one(harness, quick, 2 * harness.ack_wait_seconds)
         assert (first.tries, second.tries) == (1, 2)
         await first.ack()
-        await harness.run(said)
+        await harness.run(published)
         await second.nak(0)
-        await nothing_comes(harness, slow, quick)
-        assert await harness.letters(0) == []
+        await expect_nothing(harness, slow, quick)
+        assert await harness.dead_letters(0) == []
 
-    async def test_a_late_nak_takes_nothing_from_the_next_holder(self, harness: Harness) -> None:
-        """It has come again already, which is all that was asked."""
+    async def test_a_late_nak_does_not_affect_the_next_delivery(self, harness: Harness) -> None:
+        """The message has been redelivered already, which is all that a nak asks for."""
         slow = await harness.bus.subscribe("inventory", [CREATED])
         quick = await harness.bus.subscribe("inventory", [CREATED])
         harness.bus.publish(message())
         first = await take_one(harness, slow)
         second = await take_one(harness, quick, 2 * harness.ack_wait_seconds)
         await first.nak(0)
-        await nothing_comes(harness, slow, for_seconds=harness.ack_wait_seconds / 2)
+        await expect_nothing(harness, slow, for_seconds=harness.ack_wait_seconds / 2)
         await second.ack()
-        await nothing_comes(harness, slow, quick)
+        await expect_nothing(harness, slow, quick)
 
     @pytest.mark.parametrize("answer", ["nak", "term"])
-    async def test_an_answer_after_settlement_is_without_effect(self, harness: Harness, answer: str) -> None:
-        """When the next holder has acknowledged, nothing the first one says brings the message back."""
+    async def test_a_late_nak_or_term_after_settlement_has_no_effect(self, harness: Harness, answer: str) -> None:
+        """Once a later delivery is acknowledged, no answer to the first one brings the message back."""
         slow = await harness.bus.subscribe("inventory", [CREATED])
         quick = await harness.bus.subscribe("inventory", [CREATED])
         harness.bus.publish(message())
@@ -471,22 +480,22 @@ class BusContract:
         await (await take_one(harness, quick, 2 * harness.ack_wait_seconds)).ack()
         await first.in_progress()
         await (first.nak(0) if answer == "nak" else first.term("nonsense"))
-        await nothing_comes(harness, slow, quick)
-        assert await harness.letters(0) == []
+        await expect_nothing(harness, slow, quick)
+        assert await harness.dead_letters(0) == []
 
     async def test_a_late_ack_ends_a_delay(self, harness: Harness) -> None:
-        """What the second holder put off, and the first one has done after all, does not come again."""
+        """A message that the second delivery has delayed, and the first one acknowledges late, is not redelivered."""
         slow = await harness.bus.subscribe("inventory", [CREATED])
         quick = await harness.bus.subscribe("inventory", [CREATED])
-        said = harness.bus.publish(message())
+        published = harness.bus.publish(message())
         first = await take_one(harness, slow)
         await (await take_one(harness, quick, 2 * harness.ack_wait_seconds)).nak(harness.ack_wait_seconds / 2)
         await first.ack()
-        await harness.run(said)
-        await nothing_comes(harness, slow, quick)
+        await harness.run(published)
+        await expect_nothing(harness, slow, quick)
 
-    async def test_only_the_first_answer_counts(self, harness: Harness) -> None:
-        """A second one changes nothing and raises nothing, whichever two they are."""
+    async def test_only_the_first_answer_to_a_delivery_counts(self, harness: Harness) -> None:
+        """A second answer changes nothing and raises nothing, whichever two they are."""
         member = await harness.bus.subscribe("inventory", [CREATED])
         harness.bus.publish(message(b"acked"))
         acked = await take_one(harness, member)
@@ -494,10 +503,10 @@ class BusContract:
         await acked.nak(0)
         await acked.term("nonsense")
         await acked.ack()
-        await nothing_comes(harness, member)
-        assert await harness.letters(0) == []
+        await expect_nothing(harness, member)
+        assert await harness.dead_letters(0) == []
 
-        harness.bus.publish(message(b"naked"))
+        harness.bus.publish(message(b"nacked"))
         failed = await take_one(harness, member)
         await failed.nak(0)
         await failed.nak(0)
@@ -505,7 +514,7 @@ class BusContract:
         await failed.ack()
         again = await take_one(harness, member)
         assert again.tries == 2
-        await nothing_comes(harness, member, for_seconds=harness.ack_wait_seconds / 4)
+        await expect_nothing(harness, member, for_seconds=harness.ack_wait_seconds / 4)
         await again.ack()
 
         harness.bus.publish(message(b"termed"))
@@ -513,25 +522,25 @@ class BusContract:
         await termed.term("first")
         await termed.term("second")
         await termed.nak(0)
-        await nothing_comes(harness, member)
-        assert [dead_letter.error for dead_letter in await harness.letters(1)] == ["first"]
+        await expect_nothing(harness, member)
+        assert [dead_letter.error for dead_letter in await harness.dead_letters(1)] == ["first"]
 
-    async def test_a_slow_handler_keeps_its_message(self, harness: Harness) -> None:
-        """As long as it says that it is still at it, nobody else gets the message and no try is spent."""
+    async def test_in_progress_keeps_the_message_of_a_slow_handler(self, harness: Harness) -> None:
+        """As long as the handler reports progress, no other member gets the message and no try is spent."""
         slow = await harness.bus.subscribe("inventory", [CREATED])
         other = await harness.bus.subscribe("inventory", [CREATED])
-        said = harness.bus.publish(message())
+        published = harness.bus.publish(message())
         delivery = await take_one(harness, slow)
         for _ in range(2 * MAX_TRIES):
-            await nothing_comes(harness, other, for_seconds=harness.ack_wait_seconds / 2)
+            await expect_nothing(harness, other, for_seconds=harness.ack_wait_seconds / 2)
             await delivery.in_progress()
         await delivery.ack()
-        await harness.run(said)
-        await nothing_comes(harness, slow, other)
-        assert await harness.letters(0) == []
+        await harness.run(published)
+        await expect_nothing(harness, slow, other)
+        assert await harness.dead_letters(0) == []
 
     async def test_in_progress_starts_ack_wait_anew(self, harness: Harness) -> None:
-        """Who falls silent afterwards loses the message one whole ``ack_wait`` later."""
+        """Without a further answer the message is redelivered one whole ``ack_wait`` later."""
         member = await harness.bus.subscribe("inventory", [CREATED])
         harness.bus.publish(message())
         delivery = await take_one(harness, member)
@@ -543,8 +552,11 @@ class BusContract:
         late_seconds = harness.monotonic() - began - harness.ack_wait_seconds
         assert -harness.tolerance_seconds <= late_seconds <= harness.late_seconds
 
-    async def test_in_progress_holds_up_nobody_else(self, harness: Harness) -> None:
-        """A message that was taken later, and forgotten, comes again before one whose time was started anew."""
+    async def test_in_progress_does_not_delay_other_redeliveries(self, harness: Harness) -> None:
+        """
+        A message that was delivered later and not answered is redelivered before one whose ``ack_wait`` was started
+        anew.
+        """
         member = await harness.bus.subscribe("inventory", [CREATED])
         unit = harness.ack_wait_seconds / 4
         harness.bus.publish(message(b"slow"))
@@ -562,7 +574,7 @@ class BusContract:
     # Tries
 
     async def test_tries_are_counted_from_one(self, harness: Harness) -> None:
-        """Each handing out is a try, whether it ends with a nak, with a member's leaving or with silence."""
+        """Each delivery is a try, whether it ends with a nak, with the end of its member or without an answer."""
         member = await harness.bus.subscribe("inventory", [CREATED])
         harness.bus.publish(message())
         first = await take_one(harness, member)
@@ -574,58 +586,58 @@ class BusContract:
         fourth = await take_one(harness, successor)
         assert [each.tries for each in (first, second, third, fourth)] == [1, 2, 3, 4]
 
-    async def test_the_last_nak_makes_one_dead_letter(self, harness: Harness) -> None:
-        """Five failures, one letter, which says who gave up on what, and why the last time."""
+    async def test_the_nak_of_the_last_try_makes_one_dead_letter(self, harness: Harness) -> None:
+        """Five failures make one dead letter, which names the consumer, the message and the last error."""
         member = await harness.bus.subscribe("inventory", [CREATED])
         sent = message(b"\x00poison", key="order-1", headers={"ce-id": "e-1"})
-        said = harness.bus.publish(sent)
-        await fail(harness, member, MAX_TRIES - 1, error="early", detail="not the last word")
-        assert await harness.letters(0) == []
+        published = harness.bus.publish(sent)
+        await nak(harness, member, MAX_TRIES - 1, error="early", detail="not the last word")
+        assert await harness.dead_letters(0) == []
         last = await take_one(harness, member)
         assert last.tries == MAX_TRIES
         await last.nak(harness.ack_wait_seconds, error="boom", detail="the fifth time")
-        [dead_letter] = await harness.letters(1)
+        [dead_letter] = await harness.dead_letters(1)
         assert dead_letter.id == derived_id(sent.id, "inventory")
         assert (dead_letter.consumer, dead_letter.message) == ("inventory", sent)
         assert (dead_letter.error, dead_letter.detail, dead_letter.attempts) == ("boom", "the fifth time", MAX_TRIES)
         assert dead_letter.first_seen <= dead_letter.last_seen
-        await harness.run(said)
-        await nothing_comes(harness, member)
-        assert len(await harness.letters(1)) == 1
+        await harness.run(published)
+        await expect_nothing(harness, member)
+        assert len(await harness.dead_letters(1)) == 1
 
-    async def test_five_silences_make_one_dead_letter(self, harness: Harness) -> None:
-        """Also when nobody fetches after the fifth, and also while whoever listens is paused."""
+    async def test_five_deliveries_without_an_answer_make_one_dead_letter(self, harness: Harness) -> None:
+        """Also when there is no fetch after the fifth, and while the member is paused."""
         member = await harness.bus.subscribe("inventory", [CREATED])
-        said = harness.bus.publish(message(b"deadly"))
+        published = harness.bus.publish(message(b"unanswered"))
         tries = [(await take_one(harness, member, 2 * harness.ack_wait_seconds)).tries for _ in range(MAX_TRIES)]
         assert tries == [1, 2, 3, 4, 5]
         member.pause()
         await harness.pass_time(harness.ack_wait_seconds + harness.tolerance_seconds)
-        [dead_letter] = await harness.letters(1)
-        assert (dead_letter.message.body, dead_letter.error, dead_letter.attempts) == (b"deadly", "no_answer", MAX_TRIES)
+        [dead_letter] = await harness.dead_letters(1)
+        assert (dead_letter.message.body, dead_letter.error, dead_letter.attempts) == (b"unanswered", "no_answer", MAX_TRIES)
         seen_seconds = (dead_letter.last_seen - dead_letter.first_seen).total_seconds()
         late_seconds = seen_seconds - MAX_TRIES * harness.ack_wait_seconds
         assert -harness.tolerance_seconds <= late_seconds <= (MAX_TRIES + 1) * harness.late_seconds
-        await harness.run(said)
+        await harness.run(published)
         member.resume()
-        await nothing_comes(harness, member)
-        assert len(await harness.letters(1)) == 1
+        await expect_nothing(harness, member)
+        assert len(await harness.dead_letters(1)) == 1
 
-    async def test_term_makes_a_dead_letter_at_once(self, harness: Harness) -> None:
-        """Whatever tries are left."""
+    async def test_a_term_makes_a_dead_letter_at_once(self, harness: Harness) -> None:
+        """It does so whatever tries are left."""
         member = await harness.bus.subscribe("inventory", [CREATED])
         sent = message(b"not json")
-        said = harness.bus.publish(sent)
+        published = harness.bus.publish(sent)
         await (await take_one(harness, member)).term("unreadable", "line 1 column 1")
-        [dead_letter] = await harness.letters(1)
+        [dead_letter] = await harness.dead_letters(1)
         assert (dead_letter.consumer, dead_letter.message) == ("inventory", sent)
         assert (dead_letter.error, dead_letter.detail, dead_letter.attempts) == ("unreadable", "line 1 column 1", 1)
-        await harness.run(said)
-        await nothing_comes(harness, member)
-        assert len(await harness.letters(1)) == 1
+        await harness.run(published)
+        await expect_nothing(harness, member)
+        assert len(await harness.dead_letters(1)) == 1
 
-    async def test_poison_blocks_nobody(self, harness: Harness) -> None:
-        """Messages that always fail take nothing from their neighbours."""
+    async def test_messages_that_always_fail_delay_no_others(self, harness: Harness) -> None:
+        """Messages that always fail do not affect their neighbours."""
         member = await harness.bus.subscribe("inventory", [CREATED])
         poison = [message(b"poison") for _ in range(3)]
         for number in range(30):
@@ -641,11 +653,11 @@ class BusContract:
                     await delivery.ack()
                     good.append(delivery.message.body)
         assert Counter(good) == Counter(b"good %d" % number for number in range(30))
-        letters = await harness.letters(3)
-        assert sorted(dead_letter.message.id for dead_letter in letters) == [each.id for each in poison]
+        dead_letters = await harness.dead_letters(3)
+        assert sorted(dead_letter.message.id for dead_letter in dead_letters) == [each.id for each in poison]
 
-    async def test_each_group_gives_up_for_itself(self, harness: Harness) -> None:
-        """One group's dead letter is another group's work; two that give up make two letters."""
+    async def test_each_group_dead_letters_for_itself(self, harness: Harness) -> None:
+        """A message that one group dead-letters is still delivered to others; two groups make two dead letters."""
         first = await harness.bus.subscribe("inventory", [CREATED])
         second = await harness.bus.subscribe("payments", [CREATED])
         third = await harness.bus.subscribe("orders", [CREATED])
@@ -654,34 +666,39 @@ class BusContract:
         await (await take_one(harness, first)).term("a")
         await (await take_one(harness, second)).term("b")
         await (await take_one(harness, third)).ack()
-        letters = {dead_letter.consumer: dead_letter for dead_letter in await harness.letters(2)}
-        assert {consumer: dead_letter.error for consumer, dead_letter in letters.items()} == {"inventory": "a", "payments": "b"}
-        assert len({dead_letter.id for dead_letter in letters.values()}) == 2
+        dead_letters = {dead_letter.consumer: dead_letter for dead_letter in await harness.dead_letters(2)}
+        assert {consumer: dead_letter.error for consumer, dead_letter in dead_letters.items()} == {"inventory": "a", "payments": "b"}
+        assert len({dead_letter.id for dead_letter in dead_letters.values()}) == 2
 
-    async def test_a_letter_that_cannot_be_laid_down_is_kept(self, harness: Harness) -> None:
-        """The bus asks again until the letter is kept, once; no publisher hears back before, no neighbour waits."""
+    async def test_a_dead_letter_that_cannot_be_stored_is_retried(self, harness: Harness) -> None:
+        """
+        The bus retries until the dead letter is stored, once; the publish does not end before, and other messages do
+        not wait.
+        """
         member = await harness.bus.subscribe("inventory", [CREATED])
-        harness.break_letters(3)
-        said = harness.bus.publish(message(b"poison"))
+        harness.fail_dead_letters(3)
+        published = harness.bus.publish(message(b"poison"))
         await (await take_one(harness, member)).term("unreadable", "what was wrong")
         await harness.rest()
-        assert await harness.letters(0) == []
-        assert said.done() is not harness.features.publish_waits_for_groups
+        assert await harness.dead_letters(0) == []
+        assert published.done() is not harness.features.publish_waits_for_groups
         harness.bus.publish(message(b"good"))
         good = await take_one(harness, member)
         assert good.message.body == b"good"
         await good.ack()
-        [dead_letter] = await harness.letters(1)
+        [dead_letter] = await harness.dead_letters(1)
         assert (dead_letter.message.body, dead_letter.error, dead_letter.detail) == (b"poison", "unreadable", "what was wrong")
-        await harness.run(said)
-        await nothing_comes(harness, member)
-        assert len(await harness.letters(1)) == 1
+        await harness.run(published)
+        await expect_nothing(harness, member)
+        assert len(await harness.dead_letters(1)) == 1
 
     # Time
 
     @pytest.mark.parametrize("share", [0.25, 1.5])
     async def test_the_delay_of_a_nak_is_kept(self, harness: Harness, share: float) -> None:
-        """Not before, and then soon; be it shorter or longer than ``ack_wait``."""
+        """
+        The message is redelivered soon after the delay, and not before, be it shorter or longer than ``ack_wait``.
+        """
         member = await harness.bus.subscribe("inventory", [CREATED])
         harness.bus.publish(message())
         delivery = await take_one(harness, member)
@@ -694,19 +711,19 @@ class BusContract:
         assert -harness.tolerance_seconds <= late_seconds <= harness.late_seconds
 
     async def test_shorter_delays_end_first(self, harness: Harness) -> None:
-        """A message with a long delay holds up none with a short one."""
+        """A message with a long delay does not hold up one with a short delay."""
         member = await harness.bus.subscribe("inventory", [CREATED])
         publish(harness, 3)
         unit = harness.ack_wait_seconds / 4
         for delivery in await take(harness, member, 3):
             await delivery.nak({b"0": 3, b"1": 1, b"2": 2}[delivery.message.body] * unit)
-        heard = []
+        received = []
         for _ in range(3):
-            heard += await ack_all([await take_one(harness, member, 4 * unit)])
-        assert heard == [b"1", b"2", b"0"]
+            received += await ack_all([await take_one(harness, member, 4 * unit)])
+        assert received == [b"1", b"2", b"0"]
 
     async def test_fetch_never_waits_for_a_second_message(self, harness: Harness) -> None:
-        """What is there comes at once, be it less than the limit; and never more than the limit."""
+        """It returns at once what is ready, even if that is less than the limit; and never more than the limit."""
         member = await harness.bus.subscribe("inventory", [CREATED])
         began = harness.monotonic()
         waiting = asyncio.ensure_future(member.fetch(10, harness.ack_wait_seconds))
@@ -719,8 +736,8 @@ class BusContract:
         assert len(await harness.run(member.fetch(3, harness.ack_wait_seconds))) == 3
         assert harness.monotonic() - began < harness.ack_wait_seconds / 2 + harness.lag_seconds
 
-    async def test_fetch_returns_empty_when_the_time_is_over(self, harness: Harness) -> None:
-        """Neither sooner nor much later; and at once when it may not wait."""
+    async def test_fetch_returns_an_empty_list_at_its_deadline(self, harness: Harness) -> None:
+        """It returns neither before the deadline nor much later; and at once when it may not wait."""
         member = await harness.bus.subscribe("inventory", [CREATED])
         wait_seconds = harness.ack_wait_seconds / 2
         began = harness.monotonic()
@@ -731,33 +748,36 @@ class BusContract:
         assert await harness.run(member.fetch(10, 0)) == []
         assert harness.monotonic() - began <= harness.late_seconds
 
-    async def test_pause_hands_out_nothing_and_spends_nothing(self, harness: Harness) -> None:
-        """However long it lasts: afterwards everything is there, with every try."""
+    async def test_a_paused_member_receives_nothing_and_spends_no_try(self, harness: Harness) -> None:
+        """However long the pause lasts: afterwards every message is delivered, with all of its tries."""
         member = await harness.bus.subscribe("inventory", [CREATED])
         states = [member.is_paused]
         member.pause()
         states.append(member.is_paused)
         publish(harness, 3)
-        await nothing_comes(harness, member, for_seconds=(MAX_TRIES + 1) * harness.ack_wait_seconds)
+        await expect_nothing(harness, member, for_seconds=(MAX_TRIES + 1) * harness.ack_wait_seconds)
         member.resume()
         states.append(member.is_paused)
         assert states == [False, True, False]
         assert [each.tries for each in await take(harness, member, 3)] == [1, 1, 1]
-        assert await harness.letters(0) == []
+        assert await harness.dead_letters(0) == []
 
-    async def test_what_is_in_hand_stays_in_hand_during_a_pause(self, harness: Harness) -> None:
-        """A pause takes nothing away: the answer counts as ever."""
+    async def test_a_message_in_hand_stays_in_hand_during_a_pause(self, harness: Harness) -> None:
+        """An ack during the pause counts as usual."""
         member = await harness.bus.subscribe("inventory", [CREATED])
-        said = harness.bus.publish(message())
+        published = harness.bus.publish(message())
         delivery = await take_one(harness, member)
         member.pause()
         await delivery.ack()
-        await harness.run(said)
+        await harness.run(published)
         member.resume()
-        await nothing_comes(harness, member)
+        await expect_nothing(harness, member)
 
-    async def test_pause_holds_for_a_fetch_that_waits_already(self, harness: Harness) -> None:
-        """What arrives after the pause is not handed to who asked before it; others get it."""
+    async def test_a_pause_applies_to_a_fetch_that_already_waits(self, harness: Harness) -> None:
+        """
+        A message that is published after the pause is not delivered to a fetch that has begun before it; another member
+        gets it.
+        """
         member = await harness.bus.subscribe("inventory", [CREATED])
         other = await harness.bus.subscribe("inventory", [CREATED])
         waiting = asyncio.gather(*(member.fetch(1, harness.ack_wait_seconds) for _ in range(2)))
@@ -768,8 +788,8 @@ class BusContract:
         await (await take_one(harness, other)).ack()
         assert await harness.run(waiting) == [[], []]
 
-    async def test_who_pauses_in_the_very_moment_passes_the_call_on(self, harness: Harness) -> None:
-        """A message that woke a member which no longer wants it is not kept from one that waits."""
+    async def test_a_member_that_pauses_when_woken_wakes_the_next(self, harness: Harness) -> None:
+        """A message whose waiting fetch is paused at the same moment is delivered to another waiting fetch."""
         first = await harness.bus.subscribe("inventory", [CREATED])
         second = await harness.bus.subscribe("inventory", [CREATED])
         paused = asyncio.ensure_future(first.fetch(1, 2 * harness.ack_wait_seconds))
@@ -777,14 +797,14 @@ class BusContract:
         other = asyncio.ensure_future(second.fetch(1, 2 * harness.ack_wait_seconds))
         await harness.rest()
         began = harness.monotonic()
-        harness.bus.publish(message(b"for whoever wants it"))
+        harness.bus.publish(message(b"for the other"))
         first.pause()
-        assert [each.message.body for each in await harness.run(other)] == [b"for whoever wants it"]
+        assert [each.message.body for each in await harness.run(other)] == [b"for the other"]
         assert harness.monotonic() - began <= harness.ack_wait_seconds + harness.late_seconds
         assert await harness.run(paused) == []
 
     async def test_resume_wakes_a_waiting_fetch(self, harness: Harness) -> None:
-        """Nobody has to wait for the rest of the time."""
+        """A fetch that waits during a pause returns with messages soon after resume."""
         member = await harness.bus.subscribe("inventory", [CREATED])
         member.pause()
         publish(harness, 3)
@@ -796,8 +816,8 @@ class BusContract:
         assert await harness.run(waiting)
         assert harness.monotonic() - began < harness.ack_wait_seconds / 2 + harness.lag_seconds
 
-    async def test_a_cancelled_fetch_loses_nothing(self, harness: Harness) -> None:
-        """Neither what comes later, nor what arrives in the very moment."""
+    async def test_a_cancelled_fetch_loses_no_message(self, harness: Harness) -> None:
+        """Neither a later message is lost nor one that is published at the moment of the cancellation."""
         member = await harness.bus.subscribe("inventory", [CREATED])
         idle = asyncio.ensure_future(member.fetch(1, harness.ack_wait_seconds))
         await harness.rest()
@@ -806,31 +826,31 @@ class BusContract:
         await (await take_one(harness, member)).ack()
         woken = asyncio.ensure_future(member.fetch(1, harness.ack_wait_seconds))
         await harness.rest()
-        harness.bus.publish(message(b"in the very moment"))
+        harness.bus.publish(message(b"at the same moment"))
         woken.cancel()
         again = await take_one(harness, member, 2 * harness.ack_wait_seconds)
-        assert again.message.body == b"in the very moment"
+        assert again.message.body == b"at the same moment"
         await harness.rest()
         assert woken.cancelled()
 
-    async def test_a_cancelled_fetch_passes_its_call_on(self, harness: Harness) -> None:
-        """When the one who was woken is cancelled, the next one who waits gets the message."""
+    async def test_a_cancelled_fetch_wakes_the_next(self, harness: Harness) -> None:
+        """When the fetch that was woken is cancelled, the next waiting fetch gets the message."""
         first = await harness.bus.subscribe("inventory", [CREATED])
         second = await harness.bus.subscribe("inventory", [CREATED])
         woken = asyncio.ensure_future(first.fetch(1, 3 * harness.ack_wait_seconds))
         await harness.rest()
         other = asyncio.ensure_future(second.fetch(1, 3 * harness.ack_wait_seconds))
         await harness.rest()
-        harness.bus.publish(message(b"for whoever is left"))
+        harness.bus.publish(message(b"for the other"))
         woken.cancel()
         began = harness.monotonic()
-        assert [each.message.body for each in await harness.run(other)] == [b"for whoever is left"]
+        assert [each.message.body for each in await harness.run(other)] == [b"for the other"]
         assert harness.monotonic() - began <= harness.ack_wait_seconds + harness.late_seconds
 
     # Closing
 
     async def test_closing_the_bus_ends_every_fetch(self, harness: Harness) -> None:
-        """Who waits gets an empty list at once, and so does who asks afterwards."""
+        """A waiting fetch returns an empty list at once, and so does a later one."""
         members = [await harness.bus.subscribe(name, [CREATED]) for name in ("inventory", "inventory", "orders")]
         began = harness.monotonic()
         waiting = asyncio.gather(*(member.fetch(1, harness.ack_wait_seconds) for member in members))
@@ -841,7 +861,7 @@ class BusContract:
         assert harness.monotonic() - began < harness.ack_wait_seconds / 2 + harness.lag_seconds
 
     async def test_closing_a_member_ends_its_fetch(self, harness: Harness) -> None:
-        """Its own, and nobody else's."""
+        """Only the fetch of this member ends; another member continues to wait."""
         leaving = await harness.bus.subscribe("inventory", [CREATED])
         staying = await harness.bus.subscribe("inventory", [CREATED])
         first = asyncio.ensure_future(leaving.fetch(1, harness.ack_wait_seconds))
@@ -852,11 +872,11 @@ class BusContract:
         assert await harness.run(first) == []
         assert await harness.run(leaving.fetch(1, harness.ack_wait_seconds)) == []
         assert harness.monotonic() - began < harness.ack_wait_seconds / 2 + harness.lag_seconds
-        harness.bus.publish(message(b"for who stays"))
-        assert [each.message.body for each in await harness.run(second)] == [b"for who stays"]
+        harness.bus.publish(message(b"for the other"))
+        assert [each.message.body for each in await harness.run(second)] == [b"for the other"]
 
     async def test_closing_is_idempotent(self, harness: Harness) -> None:
-        """Member and bus may be closed again and again, at once and in any order."""
+        """Member and bus may be closed repeatedly, concurrently and in any order."""
         member = await harness.bus.subscribe("inventory", [CREATED])
         assert harness.bus.is_connected
         await harness.run(asyncio.gather(*(member.close() for _ in range(5))))
@@ -865,16 +885,16 @@ class BusContract:
         await member.close()
         assert not harness.bus.is_connected
 
-    async def test_closing_amid_the_work_is_safe(self, harness: Harness) -> None:
-        """Members at work while several close the bus at once: all come to an end, and none raises."""
+    async def test_closing_during_work_is_safe(self, harness: Harness) -> None:
+        """When the bus is closed several times while members work, all of them end and none raises."""
         members = [await harness.bus.subscribe("inventory", [CREATED]) for _ in range(5)]
         publish(harness, 200)
-        heard: list[bytes] = []
+        received: list[bytes] = []
 
         async def work(member: Subscription) -> None:
             while batch := await member.fetch(2, harness.ack_wait_seconds):
                 await asyncio.sleep(0)
-                heard.extend(await ack_all(batch))
+                received.extend(await ack_all(batch))
 
         working = asyncio.gather(*(work(member) for member in members))
         for _ in range(3):
@@ -883,12 +903,12 @@ class BusContract:
         await harness.run(asyncio.gather(*(harness.bus.close() for _ in range(5))))
         await harness.run(working)
         assert harness.monotonic() - began < harness.ack_wait_seconds / 2 + harness.lag_seconds
-        assert len(heard) == len(set(heard))
+        assert len(received) == len(set(received))
 
-    async def test_closing_lets_the_work_in_hand_be_settled(self, harness: Harness) -> None:
-        """Close waits for answers, takes them, and ends with the last one."""
+    async def test_closing_waits_for_messages_in_hand(self, harness: Harness) -> None:
+        """Close waits for answers, accepts them, and ends with the last one."""
         member = await harness.bus.subscribe("inventory", [CREATED])
-        _, said = publish(harness, 3)
+        _, published = publish(harness, 3)
         acked, termed, silent = await take(harness, member, 3)
         began = harness.monotonic()
         closing = asyncio.ensure_future(harness.bus.close(harness.ack_wait_seconds / 2))
@@ -900,11 +920,11 @@ class BusContract:
         await silent.ack()
         await harness.run(closing)
         assert harness.monotonic() - began < harness.ack_wait_seconds / 4 + harness.lag_seconds
-        assert await harness.run(asyncio.gather(*said)) == [None, None, None]
-        assert len(await harness.letters(1)) == 1
+        assert await harness.run(asyncio.gather(*published)) == [None, None, None]
+        assert len(await harness.dead_letters(1)) == 1
 
     async def test_closing_is_bounded(self, harness: Harness) -> None:
-        """Handlers that are stuck hold it up for the grace and no longer."""
+        """Handlers that never answer delay the close for the grace period and no longer."""
         member = await harness.bus.subscribe("inventory", [CREATED])
         publish(harness, 3)
         await take(harness, member, 3)
@@ -914,10 +934,10 @@ class BusContract:
         late_seconds = harness.monotonic() - began - grace_seconds
         assert -harness.tolerance_seconds <= late_seconds <= harness.late_seconds
 
-    async def test_closing_is_bounded_when_letters_cannot_be_laid_down(self, harness: Harness) -> None:
-        """A store that is away holds it up for the grace and no longer."""
+    async def test_closing_is_bounded_when_dead_letters_cannot_be_stored(self, harness: Harness) -> None:
+        """An unavailable store delays the close for the grace period and no longer."""
         member = await harness.bus.subscribe("inventory", [CREATED])
-        harness.break_letters(1_000_000)
+        harness.fail_dead_letters(1_000_000)
         harness.bus.publish(message())
         await (await take_one(harness, member)).term("nonsense")
         grace_seconds = harness.ack_wait_seconds / 2
@@ -925,8 +945,8 @@ class BusContract:
         await harness.run(harness.bus.close(grace_seconds))
         assert harness.monotonic() - began <= grace_seconds + harness.late_seconds
 
-    async def test_answers_after_the_end_raise_nothing(self, harness: Harness) -> None:
-        """A handler that finishes after its bus is gone need not know."""
+    async def test_answers_after_the_close_raise_nothing(self, harness: Harness) -> None:
+        """A handler that finishes after the bus is closed gets no error."""
         member = await harness.bus.subscribe("inventory", [CREATED])
         publish(harness, 5)
         acked, failed, delayed, termed, busy = await take(harness, member, 5)
@@ -937,10 +957,10 @@ class BusContract:
         await termed.term("nonsense")
         await busy.in_progress()
         await harness.pass_time(2 * harness.ack_wait_seconds)
-        assert await harness.letters(0) == []
+        assert await harness.dead_letters(0) == []
 
-    async def test_publishing_to_a_bus_that_closes_is_refused(self, harness: Harness) -> None:
-        """Through the future, from the moment it starts to close."""
+    async def test_a_publish_to_a_closing_bus_is_rejected(self, harness: Harness) -> None:
+        """The future raises `BusClosed`, from the moment the bus starts to close."""
         member = await harness.bus.subscribe("inventory", [CREATED])
         harness.bus.publish(message())
         delivery = await take_one(harness, member)
@@ -958,15 +978,15 @@ class BusContract:
         with pytest.raises(BusClosed):
             await harness.run(harness.bus.subscribe("orders", [CREATED]))
 
-    async def test_what_is_unsettled_at_the_end(self, harness: Harness) -> None:
-        """The next bus delivers it, or the publisher hears that it was not settled; it is never just gone."""
+    async def test_an_unsettled_message_is_never_lost_silently(self, harness: Harness) -> None:
+        """The next bus delivers it, or its publish ends with `BusClosed`."""
         member = await harness.bus.subscribe("inventory", [CREATED])
-        sent, said = publish(harness, 3)
-        twins = [harness.bus.publish(each) for each in sent]
+        sent, published = publish(harness, 3)
+        duplicates = [harness.bus.publish(each) for each in sent]
         await (await take_one(harness, member)).ack()
         await harness.rest()
         bus = await harness.restart()
-        ends = await harness.run(asyncio.gather(*said, *twins, return_exceptions=True))
+        ends = await harness.run(asyncio.gather(*published, *duplicates, return_exceptions=True))
         member = await harness.run(bus.subscribe("inventory", [CREATED]))
         if harness.features.publish_waits_for_groups:
             assert sum(end is None for end in ends[:3]) == 1
@@ -977,4 +997,4 @@ class BusContract:
         if harness.features.survives_restart:
             assert len(await take(harness, member, 2, 2 * harness.ack_wait_seconds)) == 2
         else:
-            await nothing_comes(harness, member)
+            await expect_nothing(harness, member)

@@ -1,8 +1,8 @@
-"""What the contract suite has to know about an adapter, and what it does to one."""
+"""What the contract suite needs to know of an adapter, and what it does with one."""
 
 from __future__ import annotations
 
-__all__ = ["Features", "Harness", "Letters"]
+__all__ = ["Features", "Harness", "InMemoryDeadLetters"]
 
 from collections.abc import Awaitable
 from typing import Protocol, TypeVar
@@ -16,29 +16,29 @@ T = TypeVar("T")
 
 @frozen(kw_only=True)
 class Features:
-    """Where adapters may differ. Where one is off, the suite tests what is promised instead."""
+    """Where adapters may differ. Where a feature is off, the suite tests what is promised instead."""
 
     publish_waits_for_groups: bool
-    """A publish is done when every group has settled the message; else as soon as the bus has stored it."""
+    """A publish ends when every group has settled the message; else as soon as the bus has stored it."""
     survives_restart: bool
-    """What is unsettled when the bus closes is delivered by the next one; else its publish ends with BusClosed."""
+    """A message that is unsettled when the bus closes is delivered by the next one; else its publish ends with BusClosed."""
     is_ordered: bool
-    """A group with one member gets what nobody has failed in the order of publishing; else in any order."""
-    hears_the_past: bool
-    """A new group hears also what was said before it was founded; else only what comes after."""
+    """A group with one member receives messages in the order of publishing, unless it naks some; else in any order."""
+    delivers_earlier_messages: bool
+    """A new group also receives what was published before it was created; else only what is published later."""
 
 
 class Harness(Protocol):
-    """One adapter, set up for one test: a bus that nobody has used yet, and a way to let time pass."""
+    """One adapter, set up for one test: an unused bus, and a way to let time pass."""
 
     features: Features
     ack_wait_seconds: float
-    """The unit of time of the suite: short on a real server, whatever it is on a virtual clock."""
+    """The unit of time of the suite: short on a real server, anything on a virtual clock."""
     patience_seconds: float
-    """How long a test waits for what comes at once, if it comes."""
+    """How long a test waits for a message that should arrive at once."""
     dedup_seconds: float
     tolerance_seconds: float
-    """How early the bus may be with what it does at a certain time, by our clock."""
+    """How early the bus may be with what it does at a certain time, by the test's clock."""
 
     @property
     def bus(self) -> Bus:
@@ -46,20 +46,20 @@ class Harness(Protocol):
 
     @property
     def lag_seconds(self) -> float:
-        """How long this machine has kept everybody waiting so far in this test, beyond what is usual."""
+        """How long this machine has delayed everything so far in this test, beyond what is usual."""
 
     @property
     def late_seconds(self) -> float:
         """How late the bus may be with what it does at a certain time."""
 
     def monotonic(self) -> float:
-        """Return the time by which the bus goes, in seconds."""
+        """Return the time of the bus's clock, in seconds."""
 
     async def pass_time(self, seconds: float) -> None:
-        """Let *seconds* pass, and everything happen that falls into them."""
+        """Let *seconds* pass, and everything happen that is due in them."""
 
     async def rest(self) -> None:
-        """Let what is under way come to an end, as far as it need not wait for a later time."""
+        """Let what is under way finish, as far as it need not wait for a later time."""
 
     async def run(self, awaitable: Awaitable[T]) -> T:
         """
@@ -69,18 +69,18 @@ class Harness(Protocol):
             TimeoutError: It takes unreasonably long.
         """
 
-    async def letters(self, count: int) -> list[DeadLetter]:
-        """Return all dead letters that are laid down by now; wait a reasonable time until there are *count*."""
+    async def dead_letters(self, count: int) -> list[DeadLetter]:
+        """Return all dead letters that are stored by now; wait a reasonable time until there are *count*."""
 
-    def break_letters(self, times: int) -> None:
-        """Let the next *times* attempts to lay down a dead letter fail."""
+    def fail_dead_letters(self, times: int) -> None:
+        """Let the next *times* attempts to store a dead letter fail."""
 
     async def restart(self) -> Bus:
-        """Close the bus and open another one on what the first has left behind; return it."""
+        """Close the bus and open another one on what the first has stored; return it."""
 
 
-class Letters:
-    """Dead letters in memory; can be told to fail."""
+class InMemoryDeadLetters:
+    """A store of dead letters that can be made to fail."""
 
     def __init__(self) -> None:
         self.kept: dict[str, DeadLetter] = {}

@@ -1,8 +1,8 @@
-"""A JetStream bus on real servers and in real time, set up for one test, with its patrol."""
+"""A JetStream bus on real servers and in real time, set up for one test, with dead-letter recovery."""
 
 from __future__ import annotations
 
-__all__ = ["MODULES", "JetStreamHarness", "say", "until"]
+__all__ = ["MODULES", "JetStreamHarness", "publish_all", "until"]
 
 import asyncio
 import time
@@ -25,11 +25,11 @@ from bus.jetstream.recovery.exhausted_deliveries import ExhaustedDeliveries
 from bus.port import Bus, DeadLetter, Message
 from bus.tasks import cancel_tasks
 from tests.bus.contract import CREATED, EXPRESS, RESERVED
-from tests.bus.features import Features, Letters
+from tests.bus.features import Features, InMemoryDeadLetters
 
 T = TypeVar("T")
 
-_BEAT_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 
 MODULES = ("orders", "inventory", "payments")
 
@@ -38,27 +38,27 @@ async def until(is_so: Callable[[], bool], within_seconds: float = 30) -> None:
     """Wait until *is_so*, and fail if that takes too long."""
     deadline = time.monotonic() + within_seconds
     while not is_so():
-        assert time.monotonic() < deadline, "it did not come to that"
+        assert time.monotonic() < deadline, "the condition did not become true"
         await asyncio.sleep(0.01)
 
 
-async def say(bus: Bus, messages: list[Message]) -> None:
-    """Publish *messages* as the relay does: what ends with Retry goes out again under the same id, until all are taken."""
+async def publish_all(bus: Bus, messages: list[Message]) -> None:
+    """Publish *messages* as the outbox relay does: again under the same id after `PublishRetryable`, until all are stored."""
     deadline = time.monotonic() + 30
     left = messages
     while left:
-        assert time.monotonic() < deadline, f"{len(left)} were never taken"
+        assert time.monotonic() < deadline, f"{len(left)} were never stored"
         ends = await asyncio.gather(*(bus.publish(each) for each in left), return_exceptions=True)
         assert all(end is None or isinstance(end, PublishRetryable) for end in ends), ends
         left = [each for each, end in zip(left, ends, strict=True) if end is not None]
         await asyncio.sleep(0.05)
 
 
-async def found_anew(js: JetStreamContext, streams: Sequence[StreamConfig]) -> None:
+async def recreate(js: JetStreamContext, streams: Sequence[StreamConfig]) -> None:
     """
-    Delete all streams there are, and found *streams*.
+    Delete all existing streams, and create *streams*.
 
-    A server is asked again that chooses a leader, and one on a slow disk that has not tidied up after the deleted yet.
+    Retries while the server elects a leader, or on a slow disk has not finished the deletion.
     """
     deadline = time.monotonic() + 60
     while True:
@@ -72,23 +72,23 @@ async def found_anew(js: JetStreamContext, streams: Sequence[StreamConfig]) -> N
         except (nats.errors.TimeoutError, ServiceUnavailableError, ServerError):
             if time.monotonic() > deadline:
                 raise
-            await asyncio.sleep(_BEAT_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
 
 
 @define(kw_only=True)
 class JetStreamHarness:
-    """One bus on *urls*, where streams are, and no consumers yet."""
+    """One bus on *urls*, with streams and without consumers."""
 
     features: Features = Features(
         publish_waits_for_groups=False,
         survives_restart=True,
         is_ordered=True,
-        hears_the_past=True,
+        delivers_earlier_messages=True,
     )
     urls: Sequence[str]
     replicas: int = 1
     clock: SystemClock = field(factory=SystemClock)
-    box: Letters = field(factory=Letters)
+    store: InMemoryDeadLetters = field(factory=InMemoryDeadLetters)
     ack_wait_seconds: float = 0.8
     patience_seconds: float = 10.0
     dedup_seconds: float = 1.5
@@ -100,48 +100,48 @@ class JetStreamHarness:
     @classmethod
     @asynccontextmanager
     async def on(cls, urls: Sequence[str], **options: Any) -> AsyncIterator[Self]:
-        """Found the streams anew, and connect; at the end close every bus of this stand and see that no task is left."""
+        """Recreate the streams and connect; at the end close every bus of this harness, and check that no task is left."""
         harness = cls(urls=tuple(urls), **options)
         client = await nats.connect(list(urls))
         plan = Topology.of(MODULES, {})
         try:
-            await found_anew(
+            await recreate(
                 client.jetstream(timeout=5),
                 [stream_config(each, replicas=harness.replicas, dedup_seconds=harness.dedup_seconds) for each in plan.streams],
             )
         finally:
             await client.close()
         harness.bus = await harness.another()
-        beside = [asyncio.create_task(harness.patrol().run()), asyncio.create_task(harness.feel_the_lag())]
+        background = [asyncio.create_task(harness.recovery().run()), asyncio.create_task(harness.measure_lag())]
         yield harness
-        await cancel_tasks(beside)
+        await cancel_tasks(background)
         for bus in harness.buses:
             await harness.run(bus.close(0))
         await asyncio.sleep(0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     async def another(self, **options: Any) -> JetStreamBus:
-        """Return one more bus on the same servers, connected: what another process would have."""
+        """Return one more bus on the same servers, connected, as another process would have it."""
         settings = {
             "replicas": self.replicas,
             "ack_wait_seconds": self.ack_wait_seconds,
             "dedup_seconds": self.dedup_seconds,
             **options,
         }
-        bus = JetStreamBus(self.clock, self.box, Servers(urls=tuple(self.urls)), **settings)
+        bus = JetStreamBus(self.clock, self.store, Servers(urls=tuple(self.urls)), **settings)
         self.buses.append(bus)
         await self.run(bus.connect())
         return bus
 
-    def patrol(self) -> ExhaustedDeliveries:
-        """Return the net under the consumers of the suite."""
+    def recovery(self) -> ExhaustedDeliveries:
+        """Return the dead-letter recovery for the consumers of the suite."""
         consumers = consumer_plans("inventory", [CREATED, EXPRESS])
         return ExhaustedDeliveries(
             lambda: self.bus.js(),
             "inventory",
             consumers,
             [RESERVED],
-            self.box,
+            self.store,
             self.clock,
             replicas=self.replicas,
             poll_seconds=self.ack_wait_seconds / 4,
@@ -152,14 +152,14 @@ class JetStreamHarness:
     def late_seconds(self) -> float:
         return self.tolerance_seconds + self.lag_seconds
 
-    async def feel_the_lag(self) -> None:
-        """Ask the servers for something small, over and over, and add up how late the answers are."""
+    async def measure_lag(self) -> None:
+        """Send a small request to the servers again and again, and add up how late the answers are."""
         while True:
             began = time.monotonic()
-            with suppress(Exception):  # closed, or its server is gone: then we feel our own loop only
+            with suppress(Exception):  # closed, or its server is down: then only the lag of this loop is measured
                 await self.bus.js().account_info()
-            await asyncio.sleep(_BEAT_SECONDS)
-            self.lag_seconds += max(0.0, time.monotonic() - began - 2 * _BEAT_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
+            self.lag_seconds += max(0.0, time.monotonic() - began - 2 * _POLL_SECONDS)
 
     def monotonic(self) -> float:
         return self.clock.monotonic()
@@ -168,7 +168,7 @@ class JetStreamHarness:
         await asyncio.sleep(seconds)
 
     async def rest(self) -> None:
-        """Let what is under way be answered: as long as anything of ours flies, and then a few round trips."""
+        """Wait until no publish is pending, and then a few round trips."""
         until = time.monotonic() + 10
         await asyncio.sleep(0.02)
         while self.bus._publisher.pending and time.monotonic() < until:  # noqa: ASYNC110
@@ -178,15 +178,15 @@ class JetStreamHarness:
     async def run(self, awaitable: Awaitable[T]) -> T:
         return await asyncio.wait_for(awaitable, 30)
 
-    async def letters(self, count: int) -> list[DeadLetter]:
+    async def dead_letters(self, count: int) -> list[DeadLetter]:
         until = time.monotonic() + 10
-        while len(self.box.kept) < count and time.monotonic() < until:  # noqa: ASYNC110
+        while len(self.store.kept) < count and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        assert self.box.written == len(self.box.kept), "a letter was laid down twice"
-        return list(self.box.kept.values())
+        assert self.store.written == len(self.store.kept), "a dead letter was stored twice"
+        return list(self.store.kept.values())
 
-    def break_letters(self, times: int) -> None:
-        self.box.failures_left = times
+    def fail_dead_letters(self, times: int) -> None:
+        self.store.failures_left = times
 
     async def restart(self) -> Bus:
         await self.run(self.bus.close(0))

@@ -1,4 +1,4 @@
-"""The line to NATS leaves nothing behind, whoever is at its other end."""
+"""A closed connection to NATS leaves no socket open, whatever the server does."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.nats import NatsServer
 MANY_BYTES = 64 << 20
 
 
-def line(url: str) -> Connection:
-    async def up(client: Client) -> None:
+def connection_to(url: str) -> Connection:
+    async def on_connected(client: Client) -> None:
         pass
 
     return Connection(
@@ -30,7 +30,7 @@ def line(url: str) -> Connection:
         inbox_prefix="_INBOX",
         ping_seconds=30.0,
         connect_seconds_max=0.0,
-        on_connected=up,
+        on_connected=on_connected,
         on_disconnected=lambda: None,
     )
 
@@ -49,14 +49,14 @@ def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
 
 
 async def test_closing_does_not_wait_for_a_server_that_hangs(nats_server: NatsServer) -> None:
-    """What it has not taken by then is given up, and the socket with it."""
+    """What the server has not read within the time limit is dropped, and the socket is closed."""
     before = next_descriptor()
-    connection = line(nats_server.url)
+    connection = connection_to(nats_server.url)
     await connection.open()
     nats_server.pause()
     try:
         for _ in range(MANY_BYTES // 500_000):
-            connection.send("here", b"x" * 500_000)
+            connection.send("subject", b"x" * 500_000)
         async with asyncio.timeout(10):
             await connection.close()
         await asyncio.sleep(0)
@@ -66,23 +66,23 @@ async def test_closing_does_not_wait_for_a_server_that_hangs(nats_server: NatsSe
 
 
 @pytest.mark.parametrize("greeting", [b"", b'INFO {"max_payload": 1048576, "tls_required": true}\r\n'], ids=["mute", "tls"])
-async def test_a_server_that_does_not_let_us_in_costs_no_socket(greeting: bytes) -> None:
-    """It takes the connection and says nothing, or not another word once it should prove who it is."""
+async def test_a_server_that_refuses_the_connection_leaves_no_socket_open(greeting: bytes) -> None:
+    """It accepts the TCP connection and sends nothing, or nothing more once TLS is required."""
 
     def serve(server: socket.socket) -> None:
-        visitor, _ = server.accept()
-        with visitor:
-            visitor.sendall(greeting)
-            while visitor.recv(1 << 16):
+        client, _ = server.accept()
+        with client:
+            client.sendall(greeting)
+            while client.recv(1 << 16):
                 pass
 
     before = next_descriptor()
     with socket.create_server(("127.0.0.1", 0)) as server:
         serving = asyncio.create_task(asyncio.to_thread(serve, server))
-        connection = line(f"nats://127.0.0.1:{server.getsockname()[1]}")
+        connection = connection_to(f"nats://127.0.0.1:{server.getsockname()[1]}")
         with pytest.raises(BrokerUnreachable):
             await connection.open()
         await connection.close()
         async with asyncio.timeout(5):
-            await serving  # it has seen the end
+            await serving  # it has read the end of the connection
     assert next_descriptor() == before

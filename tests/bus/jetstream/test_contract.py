@@ -1,4 +1,4 @@
-"""The JetStream adapter keeps the contract on one real server."""
+"""The JetStream adapter passes the contract suite on one real server."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
 
 @pytest.fixture
 async def harness(server: NatsServer) -> AsyncIterator[JetStreamHarness]:
-    """A stand on empty streams; at its end no task of the bus may be left."""
+    """A bus on empty streams; at the end of the test it must have no task left."""
     async with JetStreamHarness.on(server.urls) as harness:
         yield harness
 
 
 class TestJetStreamBus(BusContract):
-    """Everything that every bus promises, on one node."""
+    """The contract suite on one node."""

@@ -1,4 +1,4 @@
-"""What no worker could lay down itself is found on the server, and becomes one dead letter."""
+"""A message that no worker could dead-letter is found on the server, and becomes one dead letter."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ ORDERS = ConsumerPlan("orders", "ORDERS", ("orders.created.v2",), 100)
 
 
 @define
-class Letters:
-    """Dead letters in memory, one for each id; *failures* of the next attempts fail."""
+class InMemoryDeadLetters:
+    """A store of dead store; the next *failures* attempts fail."""
 
     kept: dict[str, DeadLetter] = field(factory=dict)
     attempts: int = 0
@@ -58,7 +58,7 @@ def server(tmp_path: Path) -> Iterator[NatsServer]:
 
 @pytest.fixture
 async def js(server: NatsServer) -> AsyncIterator[JetStreamContext]:
-    """JetStream with the streams of two modules and a consumer of each, who is given two tries."""
+    """JetStream with the stream of one module and two consumers, which have two tries each."""
     client = await nats.connect(server.url)
     context = client.jetstream(timeout=2)
     planned = Topology.of(["orders"], {}).with_consumers([INVENTORY, ORDERS])
@@ -67,23 +67,24 @@ async def js(server: NatsServer) -> AsyncIterator[JetStreamContext]:
     await client.close()
 
 
-def patrol_of(js: JetStreamContext, letters: Letters, module: str = "inventory", **more: Any) -> ExhaustedDeliveries:
-    return ExhaustedDeliveries(lambda: js, module, [INVENTORY, ORDERS], KNOWN, letters, SystemClock(), poll_seconds=0.1, **more)
+def recovery_of(js: JetStreamContext, store: InMemoryDeadLetters, module: str = "inventory", **more: Any) -> ExhaustedDeliveries:
+    return ExhaustedDeliveries(lambda: js, module, [INVENTORY, ORDERS], KNOWN, store, SystemClock(), poll_seconds=0.1, **more)
 
 
-async def walk(patrol: ExhaustedDeliveries, is_so: Callable[[], Any]) -> None:
-    """Walk rounds until *is_so*, which has to be soon, and one more."""
+async def step_until(recovery: ExhaustedDeliveries, is_so: Callable[[], Any]) -> None:
+    """Step until *is_so*, for at most 20 seconds, and once more."""
     async with asyncio.timeout(20):
         while not is_so():
-            await patrol.step()
-    await patrol.step()
+            await recovery.step()
+    await recovery.step()
 
 
 async def exhaust(js: JetStreamContext, consumer: str = "inventory") -> None:
     """
-    Fetch a message as often as it may be, and die with it each time.
+    Fetch a message as often as its tries allow, and never answer.
 
-    The server notices when somebody wants more: another worker, or the same one after its restart.
+    The server notices that the last try is overdue at the next request: of another worker, or of this one after a
+    restart.
     """
     subscription = await js.pull_subscribe_bind(consumer, stream="ORDERS")
     for _ in range(MAX_TRIES):
@@ -99,15 +100,18 @@ async def open_advisories(js: JetStreamContext, module: str) -> int:
 
 
 async def test_a_message_whose_worker_died_on_the_last_try_becomes_one_dead_letter(js: JetStreamContext) -> None:
-    """As its worker would have made it, with whatever the message had on it; and the advisory is done with."""
+    """
+    The dead letter is as its worker would have made it, with every header of the message; and the advisory is
+    acknowledged.
+    """
     headers = {"Nats-Msg-Id": "m-1", "ce-id": "e-1", "ce-subject": "k-1"}
     await js.publish("orders.created.v1", b"\x00body", headers=headers)
-    letters = Letters()
-    patrol = patrol_of(js, letters)
-    await patrol.step()
+    store = InMemoryDeadLetters()
+    recovery = recovery_of(js, store)
+    await recovery.step()
     await exhaust(js)
-    await walk(patrol, lambda: letters.kept)
-    [dead_letter] = letters.kept.values()
+    await step_until(recovery, lambda: store.kept)
+    [dead_letter] = store.kept.values()
     assert (dead_letter.id, dead_letter.consumer) == (derived_id("m-1", "inventory"), "inventory")
     assert (dead_letter.error, dead_letter.attempts) == ("no_answer", MAX_TRIES)
     message = dead_letter.message
@@ -115,14 +119,14 @@ async def test_a_message_whose_worker_died_on_the_last_try_becomes_one_dead_lett
     assert message.headers == {"ce-id": "e-1"}
     assert dead_letter.first_seen <= dead_letter.last_seen
     assert await open_advisories(js, "inventory") == 0
-    assert letters.attempts == 1
+    assert store.attempts == 1
 
 
-async def test_headers_in_any_language_come_out_as_a_worker_would_see_them(js: JetStreamContext) -> None:
-    """Also where they are no good: the letter has the id and the headers that the worker would have given it."""
-    letters = Letters()
-    patrol = patrol_of(js, letters)
-    await patrol.step()
+async def test_headers_are_decoded_as_for_a_worker(js: JetStreamContext) -> None:
+    """Even malformed headers: the dead letter has the id and the headers that a worker would have given it."""
+    store = InMemoryDeadLetters()
+    recovery = recovery_of(js, store)
+    await recovery.step()
     await js.publish("orders.created.v1", b"{}", headers={"ce-id": "grün", "Nats-Msg-Id": "über", "note": "a: b=?utf-8?q?c?="})
     block = b"NATS/1.0\r\nno colon\r\nbad: \xff\r\n\xff: bad\r\ntwice: 1\r\ntwice: 2\r\n\r\n"
     assert js._nc._transport is not None
@@ -133,151 +137,154 @@ async def test_headers_in_any_language_come_out_as_a_worker_would_see_them(js: J
     with pytest.raises(TimeoutError):
         await subscription.fetch(1, timeout=3 * ACK_WAIT_SECONDS)
     await subscription.unsubscribe()
-    await walk(patrol, lambda: len(letters.kept) == 2)
-    assert derived_id("über", "inventory") in letters.kept
-    for raw, dead_letter in zip(delivered, letters.kept.values(), strict=True):
+    await step_until(recovery, lambda: len(store.kept) == 2)
+    assert derived_id("über", "inventory") in store.kept
+    for raw, dead_letter in zip(delivered, store.kept.values(), strict=True):
         headers = {name: value for name, value in (raw.headers or {}).items() if name != "Nats-Msg-Id"}
         assert dict(dead_letter.message.headers) == headers
 
 
-async def test_what_happened_while_no_patrol_walked_is_found_later(js: JetStreamContext) -> None:
-    """An advisory is said once; the stream keeps it. A second patrol of the same module finds nothing more."""
+async def test_an_advisory_that_was_published_before_the_recovery_started_is_processed(js: JetStreamContext) -> None:
+    """
+    The server publishes an advisory once; the stream stores it. A second recovery of the same module finds nothing
+    more.
+    """
     await js.publish("orders.created.v1", b"{}")
     await exhaust(js)
-    first, second = Letters(), Letters()
-    await walk(patrol_of(js, first), lambda: first.kept)
+    first, second = InMemoryDeadLetters(), InMemoryDeadLetters()
+    await step_until(recovery_of(js, first), lambda: first.kept)
     for _ in range(3):
-        await patrol_of(js, second).step()
+        await recovery_of(js, second).step()
     assert (len(first.kept), second.kept) == (1, {})
 
 
-async def test_each_module_looks_after_its_own_consumers(js: JetStreamContext) -> None:
-    """What orders gave up on is no business of inventory."""
+async def test_each_module_processes_the_advisories_of_its_own_consumers(js: JetStreamContext) -> None:
+    """The recovery of inventory ignores the advisories about orders."""
     await js.publish("orders.created.v2", b"{}")
     await exhaust(js, "orders")
-    theirs, ours = Letters(), Letters()
-    await walk(patrol_of(js, ours, "orders"), lambda: ours.kept)
+    theirs, ours = InMemoryDeadLetters(), InMemoryDeadLetters()
+    await step_until(recovery_of(js, ours, "orders"), lambda: ours.kept)
     for _ in range(3):
-        await patrol_of(js, theirs).step()
+        await recovery_of(js, theirs).step()
     assert [dead_letter.consumer for dead_letter in ours.kept.values()] == ["orders"]
     assert theirs.kept == {}
 
 
-async def test_an_advisory_waits_for_dead_letters_that_cannot_be_kept(
+async def test_an_advisory_waits_while_dead_letters_cannot_be_stored(
     js: JetStreamContext, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A database that is away costs nothing but time, however many attempts it takes."""
+    """An unavailable database only delays it, however many attempts that takes."""
     await js.publish("orders.created.v1", b"{}")
     await exhaust(js)
-    letters = Letters(failures=4)
+    store = InMemoryDeadLetters(failures=4)
     with caplog.at_level(logging.WARNING, "bus.jetstream.recovery.exhausted_deliveries"):
-        await walk(patrol_of(js, letters), lambda: letters.kept)
-    assert (letters.attempts, len(letters.kept)) == (5, 1)
+        await step_until(recovery_of(js, store), lambda: store.kept)
+    assert (store.attempts, len(store.kept)) == (5, 1)
     assert await open_advisories(js, "inventory") == 0
     assert [record.getMessage() for record in caplog.records if "is interrupted" in record.getMessage()]
 
 
-async def test_a_message_that_is_gone_is_told_and_done_with(js: JetStreamContext, caplog: pytest.LogCaptureFixture) -> None:
-    """There is nothing left to lay down, and nothing to wait for."""
+async def test_an_advisory_about_a_deleted_message_is_logged_and_acknowledged(js: JetStreamContext, caplog: pytest.LogCaptureFixture) -> None:
+    """There is nothing left to dead-letter."""
     ack = await js.publish("orders.created.v1", b"{}")
-    letters = Letters()
-    patrol = patrol_of(js, letters)
-    await patrol.step()
+    store = InMemoryDeadLetters()
+    recovery = recovery_of(js, store)
+    await recovery.step()
     await exhaust(js)
     await js.delete_msg("ORDERS", ack.seq)
     await js._nc.publish("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.ORDERS.inventory", _advisory(ack.seq))
-    await walk(patrol, lambda: "is gone from the stream" in caplog.text)
-    assert letters.kept == {}
+    await step_until(recovery, lambda: "is gone from the stream" in caplog.text)
+    assert store.kept == {}
     assert await open_advisories(js, "inventory") == 0
 
 
-async def test_rubbish_among_the_advisories_stops_nobody(js: JetStreamContext, caplog: pytest.LogCaptureFixture) -> None:
-    """It is thrown away, and the next one is read."""
-    letters = Letters()
-    patrol = patrol_of(js, letters)
-    for rubbish in (b"", b"{", b"[]", b"{}", b'{"stream": 1}', b"\xff"):
-        await js.publish("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.ORDERS.inventory", rubbish)
+async def test_an_unreadable_advisory_is_skipped(js: JetStreamContext, caplog: pytest.LogCaptureFixture) -> None:
+    """It is terminated, and the next one is processed."""
+    store = InMemoryDeadLetters()
+    recovery = recovery_of(js, store)
+    for body in (b"", b"{", b"[]", b"{}", b'{"stream": 1}', b"\xff"):
+        await js.publish("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.ORDERS.inventory", body)
     await js.publish("orders.created.v1", b"{}")
     await exhaust(js)
-    await walk(patrol, lambda: letters.kept)
+    await step_until(recovery, lambda: store.kept)
     assert await open_advisories(js, "inventory") == 0
     assert caplog.text.count("an advisory is unreadable") == 6
 
 
-async def test_a_subject_that_nobody_knows_becomes_a_dead_letter(js: JetStreamContext) -> None:
-    """In the name of the module's strays, once; what is known, and the replays, are left alone."""
-    letters = Letters()
-    patrol = patrol_of(js, letters, "orders")
+async def test_a_message_on_an_unknown_subject_becomes_a_dead_letter(js: JetStreamContext) -> None:
+    """Once, with the module's ``-strays`` as its consumer; known subjects and replays are ignored."""
+    store = InMemoryDeadLetters()
+    recovery = recovery_of(js, store, "orders")
     for subject in (*KNOWN, replay_subject("orders", "inventory.reserved.v1")):
         await js.publish(subject, b"{}")
-    await patrol.step()
-    assert letters.kept == {}
+    await recovery.step()
+    assert store.kept == {}
     await js.publish("orders.created.v99", b"?", headers={"Nats-Msg-Id": "m-1", "ce-id": "e-1"})
     await js.publish("orders.nonsense.v1", b"??")
-    await walk(patrol, lambda: len(letters.kept) >= 2)
-    assert letters.subjects() == ["orders.created.v99", "orders.nonsense.v1"]
-    dead_letter = letters.kept[derived_id("m-1", "orders-strays")]
+    await step_until(recovery, lambda: len(store.kept) >= 2)
+    assert store.subjects() == ["orders.created.v99", "orders.nonsense.v1"]
+    dead_letter = store.kept[derived_id("m-1", "orders-strays")]
     assert (dead_letter.consumer, dead_letter.error, dead_letter.attempts) == ("orders-strays", "unknown_subject", 1)
     assert "orders.created.v99" in dead_letter.detail
     assert (dead_letter.message.body, dead_letter.message.headers) == (b"?", {"ce-id": "e-1"})
-    await patrol_of(js, letters, "orders").step()
-    assert letters.attempts == 2
+    await recovery_of(js, store, "orders").step()
+    assert store.attempts == 2
 
 
-async def test_a_new_unknown_subject_is_heard_from_its_first_message(js: JetStreamContext) -> None:
-    """Also where the durable has gone past it: it hears a subject only from where it stands when it is told to."""
-    letters = Letters()
-    patrol = patrol_of(js, letters, "orders")
+async def test_a_new_unknown_subject_is_processed_from_its_first_message(js: JetStreamContext) -> None:
+    """Also if the durable is past it: a durable delivers an added subject from its current position on only."""
+    store = InMemoryDeadLetters()
+    recovery = recovery_of(js, store, "orders")
     await js.publish("orders.a.v1", b"1")
-    await walk(patrol, lambda: len(letters.kept) == 1)
+    await step_until(recovery, lambda: len(store.kept) == 1)
     await js.publish("orders.b.v1", b"2")
     await js.publish("orders.a.v1", b"3")
     subscription = await js.pull_subscribe_bind("orders-strays", stream="ORDERS")
-    [behind] = await subscription.fetch(1, timeout=5)  # another process was quicker, and has not heard of b
+    [behind] = await subscription.fetch(1, timeout=5)  # another process has read on, and does not know the subject of b
     assert behind.data == b"3"
     await behind.ack_sync()
     await js.publish("orders.b.v1", b"4")
-    await walk(patrol, lambda: len(letters.kept) >= 3)
-    assert sorted(dead_letter.message.body for dead_letter in letters.kept.values()) == [b"1", b"2", b"4"]
+    await step_until(recovery, lambda: len(store.kept) >= 3)
+    assert sorted(dead_letter.message.body for dead_letter in store.kept.values()) == [b"1", b"2", b"4"]
 
 
-async def test_an_unknown_version_of_what_is_also_said_in_a_known_one_is_left_alone(js: JetStreamContext) -> None:
-    """Whoever publishes for the next release, too, has said it to us in our own words."""
-    letters = Letters()
-    patrol = patrol_of(js, letters, "orders")
+async def test_an_unknown_version_of_an_event_that_has_a_known_one_is_ignored(js: JetStreamContext) -> None:
+    """A publisher of the next release publishes the event in both versions."""
+    store = InMemoryDeadLetters()
+    recovery = recovery_of(js, store, "orders")
     await js.publish("orders.created.v3", b"{}", headers={"ce-versions": "v2,v3"})
     await js.publish("orders.created.v3.express", b"{}", headers={"ce-versions": "v1, v3"})
     await js.publish("orders.created.v3", b"alone", headers={"ce-versions": "v3,v4"})
-    await walk(patrol, lambda: letters.kept)
-    assert [dead_letter.message.body for dead_letter in letters.kept.values()] == [b"alone"]
+    await step_until(recovery, lambda: store.kept)
+    assert [dead_letter.message.body for dead_letter in store.kept.values()] == [b"alone"]
     info = await js.consumer_info("ORDERS", "orders-strays")
     assert (info.num_pending, info.num_ack_pending) == (0, 0)
 
 
-async def test_strays_wait_for_dead_letters_that_cannot_be_kept(js: JetStreamContext) -> None:
-    """And come again until each is kept."""
-    letters = Letters(failures=3)
+async def test_unroutable_messages_wait_while_dead_letters_cannot_be_stored(js: JetStreamContext) -> None:
+    """They are redelivered until each is stored."""
+    store = InMemoryDeadLetters(failures=3)
     for n in range(5):
         await js.publish("orders.nonsense.v1", b"%d" % n)
-    await walk(patrol_of(js, letters, "orders"), lambda: len(letters.kept) == 5)
-    assert sorted(dead_letter.message.body for dead_letter in letters.kept.values()) == [b"0", b"1", b"2", b"3", b"4"]
+    await step_until(recovery_of(js, store, "orders"), lambda: len(store.kept) == 5)
+    assert sorted(dead_letter.message.body for dead_letter in store.kept.values()) == [b"0", b"1", b"2", b"3", b"4"]
 
 
-async def test_the_patrol_outlives_its_server(server: NatsServer, js: JetStreamContext) -> None:
-    """And finds afterwards what it would have found; a durable that somebody has deleted is founded again."""
-    letters = Letters()
-    patrol = patrol_of(js, letters, "orders")
-    await patrol.step()
+async def test_the_recovery_survives_a_restart_of_the_server(server: NatsServer, js: JetStreamContext) -> None:
+    """It finds afterwards what it would have found before; a durable that was deleted is created again."""
+    store = InMemoryDeadLetters()
+    recovery = recovery_of(js, store, "orders")
+    await recovery.step()
     await js.publish("orders.nonsense.v1", b"1")
     server.kill()
-    await patrol.step()
-    assert letters.kept == {}
+    await recovery.step()
+    assert store.kept == {}
     server.start()
-    await walk(patrol, lambda: letters.kept)
+    await step_until(recovery, lambda: store.kept)
     await js.delete_consumer(ADVISORIES, "patrol-orders")
     await js.publish("orders.created.v2", b"2")
     await exhaust(js, "orders")
-    await walk(patrol, lambda: len(letters.kept) == 2)
+    await step_until(recovery, lambda: len(store.kept) == 2)
 
 
 def _advisory(sequence: int) -> bytes:

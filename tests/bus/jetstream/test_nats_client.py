@@ -1,4 +1,4 @@
-"""Our short cuts through nats-py's client do what the client does, and survive what it does not."""
+"""`NatsClient` does what the client of nats-py does, and survives what that does not."""
 
 from __future__ import annotations
 
@@ -40,132 +40,132 @@ BLOCKS = [
 async def clients(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[NatsClient, NatsServer]]:
     with NatsServer(tmp_path_factory.mktemp("nats")) as server:
         client = NatsClient()
-        await client.connect(server.url, pending_size=10_000, error_cb=_ignored)
+        await client.connect(server.url, pending_size=10_000, error_cb=_ignore)
         yield client, server
-        with suppress(TypeError, ConnectionError):  # asyncio's own, when something is left to write to who has gone
+        with suppress(TypeError, ConnectionError):  # from asyncio, when something is left to write to a killed server
             await client.close()
 
 
-async def _ignored(error: Exception) -> None:
-    """A killed server is what some of these tests are about."""
+async def _ignore(error: Exception) -> None:
+    """The errors of a killed server are expected here."""
 
 
 @pytest.mark.parametrize("headers", HEADERS)
-async def test_a_post_arrives_as_a_publish_does(clients: tuple[NatsClient, NatsServer], headers: dict[str, str] | None) -> None:
-    """Subject, reply, headers and body; and no header value brings another header along."""
+async def test_publish_fast_sends_what_publish_sends(clients: tuple[NatsClient, NatsServer], headers: dict[str, str] | None) -> None:
+    """Subject, reply, headers and body arrive the same; and no header value injects another header."""
     client, _ = clients
-    heard: asyncio.Queue[Msg] = asyncio.Queue()
-    await client.subscribe("here", cb=heard.put)
-    await client.publish("here", b"body\r\n", "there", headers)
-    await client.publish_fast("here", b"body\r\n", "there", headers)
-    first, second = [await asyncio.wait_for(heard.get(), 5) for _ in range(2)]
+    received: asyncio.Queue[Msg] = asyncio.Queue()
+    await client.subscribe("subject", cb=received.put)
+    await client.publish("subject", b"body\r\n", "reply", headers)
+    await client.publish_fast("subject", b"body\r\n", "reply", headers)
+    first, second = [await asyncio.wait_for(received.get(), 5) for _ in range(2)]
     assert (second.subject, second.reply, second.data) == (first.subject, first.reply, first.data)
     assert second.headers == first.headers
     assert "Injected" not in (second.headers or {})
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-async def test_a_block_is_read_as_the_client_reads_it(block: bytes) -> None:
-    """Whatever others may have sent, be it not even text."""
+async def test_a_header_block_is_parsed_as_the_client_parses_it(block: bytes) -> None:
+    """Whatever another program has sent, even if it is not text."""
     assert await NatsClient()._process_headers(block) == await Client()._process_headers(block)
 
 
 @pytest.mark.parametrize("block", [b"NATS/1.0 \xff\xfe\r\n\r\n", b"x", b"NATS/1.0 1\xff0 a\r\n\r\n", b"\xff" * 40])
-async def test_rubbish_in_the_place_of_headers_is_no_headers(block: bytes) -> None:
-    """The client would stop reading."""
+async def test_an_unreadable_header_block_counts_as_no_headers(block: bytes) -> None:
+    """The client itself would stop reading from the connection."""
     assert not await NatsClient()._process_headers(block)
 
 
-async def test_what_is_too_large_is_refused_before_the_server_hangs_up(clients: tuple[NatsClient, NatsServer]) -> None:
-    """Headers count: the server closes the connection of whoever sends more than it takes."""
+async def test_a_message_that_is_too_large_is_rejected_locally(clients: tuple[NatsClient, NatsServer]) -> None:
+    """The size includes the headers; the server closes the connection of a client that sends too much."""
     client, _ = clients
     body = b"x" * (client.max_payload - 100)
     with pytest.raises(nats.errors.MaxPayloadError):
-        await client.publish_fast("here", body, "", {"long": "x" * 200})
-    await client.publish_fast("here", body, "", {"short": "x"})
+        await client.publish_fast("subject", body, "", {"long": "x" * 200})
+    await client.publish_fast("subject", body, "", {"short": "x"})
     await client.flush(5)
     assert client.is_connected
 
 
 @pytest.mark.parametrize("subject", ["", "two words", "line\r\nPING", "tab\t"])
-async def test_a_subject_cannot_carry_a_command(clients: tuple[NatsClient, NatsServer], subject: str) -> None:
+async def test_a_subject_cannot_inject_a_command(clients: tuple[NatsClient, NatsServer], subject: str) -> None:
     """Nothing is written."""
     client, _ = clients
     with pytest.raises(nats.errors.BadSubjectError):
         await client.publish_fast(subject, b"")
 
 
-async def test_a_header_name_cannot_carry_a_line(clients: tuple[NatsClient, NatsServer]) -> None:
+async def test_a_header_name_cannot_inject_a_line(clients: tuple[NatsClient, NatsServer]) -> None:
     """Nothing is written."""
     client, _ = clients
     for name in ("two words", "line\r\nOther", "line\nOther", "", "colon:"):
         with pytest.raises(nats.errors.BadHeaderError):
-            await client.publish_fast("here", b"", "", {name: "x", "good": "y"})
+            await client.publish_fast("subject", b"", "", {name: "x", "good": "y"})
 
 
-async def test_the_buffer_is_bounded_while_the_server_is_away(clients: tuple[NatsClient, NatsServer]) -> None:
-    """What does not fit is refused at once."""
+async def test_the_buffer_is_bounded_while_disconnected(clients: tuple[NatsClient, NatsServer]) -> None:
+    """A message that does not fit is rejected at once."""
     client, server = clients
     server.kill()
     async with asyncio.timeout(5):
         while client.is_connected:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    refused = 0
+    rejected = 0
     for _ in range(20):
         try:
-            await client.publish_fast("here", b"x" * 1_000)
+            await client.publish_fast("subject", b"x" * 1_000)
         except nats.errors.Error:
-            refused += 1
-    assert refused >= 10
+            rejected += 1
+    assert rejected >= 10
 
 
-async def test_who_waits_for_a_server_that_hangs_can_be_cancelled(clients: tuple[NatsClient, NatsServer]) -> None:
-    """The client itself would swallow the cancellation, and its caller go on."""
+async def test_a_write_to_a_server_that_hangs_can_be_cancelled(clients: tuple[NatsClient, NatsServer]) -> None:
+    """The client itself would swallow the cancellation, and the task would go on."""
     client, server = clients
     server.pause()
     try:
 
-        async def speak() -> None:
+        async def write() -> None:
             while True:
-                await client.publish_fast("here", b"x" * 500_000)
+                await client.publish_fast("subject", b"x" * 500_000)
 
-        speaking = asyncio.create_task(speak())
-        await asyncio.sleep(0.5)  # until no buffer between us and the server takes any more
-        assert not speaking.done()
-        speaking.cancel()
-        await asyncio.wait([speaking], timeout=2)
-        assert speaking.cancelled()
+        writing = asyncio.create_task(write())
+        await asyncio.sleep(0.5)  # until every buffer on the way to the server is full
+        assert not writing.done()
+        writing.cancel()
+        await asyncio.wait([writing], timeout=2)
+        assert writing.cancelled()
     finally:
         server.resume()
 
 
-async def test_a_server_that_takes_us_back_and_says_nothing_is_left() -> None:
-    """Before the next attempt its socket is closed; the client itself would leave that to the garbage collector."""
-    came = 0
+async def test_a_server_that_hangs_on_reconnect_is_abandoned() -> None:
+    """Its socket is closed before the next attempt; the client itself would leave that to the garbage collector."""
+    connections = 0
     tried_twice = asyncio.Event()
 
-    async def greet_the_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal came
-        came += 1
-        if came == 1:
+    async def accept_the_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        if connections == 1:
             writer.write(b'INFO {"max_payload": 1048576, "headers": true}\r\n')
             while await reader.readline() != b"PING\r\n":
                 pass
             writer.write(b"PONG\r\n")
             await writer.drain()
         else:
-            if came == 3:
+            if connections == 3:
                 tried_twice.set()
             await reader.read()
         writer.close()
 
-    async def note(error: Exception) -> None:
+    async def on_error(error: Exception) -> None:
         pass
 
     client = NatsClient()
-    async with await asyncio.start_server(greet_the_first, "127.0.0.1", 0) as server:
+    async with await asyncio.start_server(accept_the_first, "127.0.0.1", 0) as server:
         url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        await client.connect(url, connect_timeout=1, reconnect_time_wait=0, max_reconnect_attempts=-1, error_cb=note)
+        await client.connect(url, connect_timeout=1, reconnect_time_wait=0, max_reconnect_attempts=-1, error_cb=on_error)
         async with asyncio.timeout(10):
             await tried_twice.wait()
         await client.close()

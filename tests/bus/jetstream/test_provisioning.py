@@ -1,4 +1,4 @@
-"""What an operator sees of the server, and does to it."""
+"""The differences that an operator sees on a server, and the changes that correct them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def js(server: NatsServer) -> AsyncIterator[JetStreamContext]:
 
 
 async def test_everything_is_missing_on_an_empty_server(js: JetStreamContext) -> None:
-    """A line for each stream and each consumer."""
+    """The diff has a line for each stream and each consumer."""
     assert await diff(js, PLAN, replicas=1) == [
         "stream ORDERS is missing",
         "stream INVENTORY is missing",
@@ -49,8 +49,8 @@ async def test_everything_is_missing_on_an_empty_server(js: JetStreamContext) ->
     ]
 
 
-async def test_what_is_applied_is_as_planned(js: JetStreamContext) -> None:
-    """Read back from the server; applying again changes nothing."""
+async def test_an_applied_plan_shows_no_difference(js: JetStreamContext) -> None:
+    """The result is read back from the server; applying again changes nothing."""
     changes = await apply(js, PLAN, replicas=1)
     assert len(changes) == 7
     assert all(change.line.endswith(": created") and not change.is_refused for change in changes)
@@ -67,8 +67,8 @@ async def test_what_is_applied_is_as_planned(js: JetStreamContext) -> None:
     assert (await js.consumer_info(ADVISORIES, "patrol-orders")).config.max_deliver == -1
 
 
-async def test_each_differing_field_is_named_and_put_right(js: JetStreamContext) -> None:
-    """With what it is and what it should be; messages and positions stay."""
+async def test_each_differing_field_is_reported_and_corrected(js: JetStreamContext) -> None:
+    """The diff names the actual and the planned value; messages and positions stay."""
     await apply(js, PLAN, replicas=1)
     await js.publish("orders.created.v1", b"{}")
     stream = (await js.stream_info("ORDERS")).config
@@ -97,8 +97,8 @@ async def test_each_differing_field_is_named_and_put_right(js: JetStreamContext)
     assert (await js.stream_info("ORDERS")).state.messages == 1
 
 
-async def test_what_cannot_be_changed_in_place_is_told_and_stays(js: JetStreamContext) -> None:
-    """Deleting is for a person: a stream holds messages, a durable a position. Everything else is applied all the same."""
+async def test_a_resource_that_cannot_be_changed_in_place_is_reported_and_stays(js: JetStreamContext) -> None:
+    """Deleting is for a person: a stream holds messages, a durable a position. All other changes are applied."""
     await js.add_stream(name="ORDERS", subjects=["orders.>"], retention=RetentionPolicy.WORK_QUEUE)
     await js.publish("orders.created.v1", b"{}")
     await js.add_stream(name="INVENTORY", subjects=["inventory.>"])
@@ -115,8 +115,8 @@ async def test_what_cannot_be_changed_in_place_is_told_and_stays(js: JetStreamCo
     assert await apply(js, PLAN, replicas=1) != []
 
 
-async def test_replicas_that_the_server_cannot_give_are_told(js: JetStreamContext) -> None:
-    """One node makes no three copies."""
+async def test_replicas_that_the_server_cannot_provide_are_reported(js: JetStreamContext) -> None:
+    """One node cannot keep three replicas."""
     changes = await apply(js, PLAN, replicas=3)
     assert changes[0].is_refused
     assert "replicas" in changes[0].line
@@ -124,8 +124,8 @@ async def test_replicas_that_the_server_cannot_give_are_told(js: JetStreamContex
     assert "stream ORDERS: num_replicas is 1, not 3" in await diff(js, PLAN, replicas=3)
 
 
-async def test_nobody_who_answers_is_no_drift(server: NatsServer, js: JetStreamContext) -> None:
-    """A server that hangs says nothing about what is there."""
+async def test_a_server_without_an_answer_is_no_difference(server: NatsServer, js: JetStreamContext) -> None:
+    """A server that hangs tells nothing about its streams and consumers."""
     await apply(js, PLAN, replicas=1)
     server.pause()
     try:
@@ -135,10 +135,10 @@ async def test_nobody_who_answers_is_no_drift(server: NatsServer, js: JetStreamC
         server.resume()
 
 
-async def test_a_server_that_answers_late_is_provisioned_all_the_same(
+async def test_a_server_that_answers_late_is_provisioned(
     server: NatsServer, js: JetStreamContext, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A cluster that chooses its leader says nothing for seconds; what was asked of it twice is made once."""
+    """A cluster that elects its leader does not answer for seconds; what is requested twice is created once."""
     server.pause()
     applying = asyncio.create_task(apply(js, PLAN, replicas=1))
     try:

@@ -1,4 +1,4 @@
-"""The memory adapter keeps the contract, and a few promises that only make sense in one process."""
+"""The memory adapter passes the contract suite, and keeps promises of its own."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from bus.errors import BusClosed
 from bus.memory.bus import MemoryBus
 from bus.port import ACK_WAIT_SECONDS, MAX_TRIES, Bus, Clock, DeadLetter, DeadLetters, Delivery, Message, Subscription
-from tests.bus.contract import CREATED, BusContract, message, nothing_comes, publish, take, take_one
-from tests.bus.features import Features, Harness, Letters
+from tests.bus.contract import CREATED, BusContract, expect_nothing, message, publish, take, take_one
+from tests.bus.features import Features, Harness, InMemoryDeadLetters
 from tests.clock import VirtualClock
 
 T = TypeVar("T")
@@ -33,10 +33,10 @@ class MemoryHarness:
         publish_waits_for_groups=True,
         survives_restart=False,
         is_ordered=True,
-        hears_the_past=False,
+        delivers_earlier_messages=False,
     )
     clock: VirtualClock = field(factory=VirtualClock)
-    box: Letters = field(factory=Letters)
+    store: InMemoryDeadLetters = field(factory=InMemoryDeadLetters)
     ack_wait_seconds: float = ACK_WAIT_SECONDS
     patience_seconds: float = ACK_WAIT_SECONDS / 2
     dedup_seconds: float = 120.0
@@ -48,7 +48,7 @@ class MemoryHarness:
     @bus.default
     def _new_bus(self) -> MemoryBus:
         return MemoryBus(
-            self.clock, self.box, ack_wait_seconds=self.ack_wait_seconds, dedup_seconds=self.dedup_seconds, dedup_max=100_000
+            self.clock, self.store, ack_wait_seconds=self.ack_wait_seconds, dedup_seconds=self.dedup_seconds, dedup_max=100_000
         )
 
     def monotonic(self) -> float:
@@ -63,17 +63,17 @@ class MemoryHarness:
     async def run(self, awaitable: Awaitable[T]) -> T:
         return await self.clock.run(awaitable)
 
-    async def letters(self, count: int) -> list[DeadLetter]:
+    async def dead_letters(self, count: int) -> list[DeadLetter]:
         await self.clock.settle()
         for _ in range(100):
-            if len(self.box.kept) >= count:
+            if len(self.store.kept) >= count:
                 break
             await self.clock.advance(self.ack_wait_seconds / 10)
-        assert self.box.written == len(self.box.kept), "a letter was laid down twice"
-        return list(self.box.kept.values())
+        assert self.store.written == len(self.store.kept), "a dead letter was stored twice"
+        return list(self.store.kept.values())
 
-    def break_letters(self, times: int) -> None:
-        self.box.failures_left = times
+    def fail_dead_letters(self, times: int) -> None:
+        self.store.failures_left = times
 
     async def restart(self) -> Bus:
         await self.run(self.bus.close(0))
@@ -83,7 +83,7 @@ class MemoryHarness:
 
 @pytest.fixture
 async def harness() -> AsyncIterator[MemoryHarness]:
-    """A stand; at its end no task of the bus may be left."""
+    """A memory bus; at the end of the test it must have no task left."""
     harness = MemoryHarness()
     yield harness
     await harness.run(harness.bus.close(0))
@@ -92,22 +92,22 @@ async def harness() -> AsyncIterator[MemoryHarness]:
 
 
 class TestMemoryBus(BusContract):
-    """Everything that every bus promises."""
+    """The contract suite on the memory bus."""
 
 
-def test_it_is_what_the_port_describes() -> None:
-    """The types agree with the protocols; mypy reads this, and the defaults are the documented ones."""
+def test_the_memory_bus_has_the_types_of_the_port() -> None:
+    """mypy checks the types against the protocols; the defaults are the documented ones."""
     clock: Clock = VirtualClock()
-    letters: DeadLetters = Letters()
-    bus: Bus = MemoryBus(clock, letters)
+    store: DeadLetters = InMemoryDeadLetters()
+    bus: Bus = MemoryBus(clock, store)
     harness: Harness = MemoryHarness()
     assert bus.is_connected
     assert harness.ack_wait_seconds == 30
     assert MAX_TRIES == 5
 
 
-async def test_no_task_is_spent_on_a_message(harness: MemoryHarness) -> None:
-    """A thousand messages in hand, a thousand delayed and ten who wait need one alarm between them."""
+async def test_a_message_costs_no_task(harness: MemoryHarness) -> None:
+    """A thousand messages in hand, a thousand delayed and ten waiting fetches need one timer task between them."""
     before = asyncio.all_tasks()
     member = await harness.bus.subscribe("inventory", [CREATED])
     publish(harness, 2_000)
@@ -121,7 +121,7 @@ async def test_no_task_is_spent_on_a_message(harness: MemoryHarness) -> None:
 
 
 async def test_a_cancelled_fetch_leaves_nothing_behind(harness: MemoryHarness) -> None:
-    """No task, no spent try, no message that only its ``ack_wait`` would bring back."""
+    """It leaves no task, spends no try, and the message is ready at once, without a wait for ``ack_wait``."""
     member = await harness.bus.subscribe("inventory", [CREATED])
     waiting = asyncio.ensure_future(member.fetch(1, 5))
     await harness.rest()
@@ -132,9 +132,9 @@ async def test_a_cancelled_fetch_leaves_nothing_behind(harness: MemoryHarness) -
     await delivery.ack()
 
 
-async def test_a_fetch_that_came_to_nothing_leaves_nothing_behind(harness: MemoryHarness) -> None:
-    """An idle consumer may ask for ever."""
-    bus = MemoryBus(harness.clock, harness.box)
+async def test_an_empty_fetch_leaves_nothing_behind(harness: MemoryHarness) -> None:
+    """An idle consumer may fetch for ever."""
+    bus = MemoryBus(harness.clock, harness.store)
     member = await bus.subscribe("inventory", [CREATED])
     for _ in range(50):
         assert await harness.run(member.fetch(1, 1)) == []
@@ -142,32 +142,32 @@ async def test_a_fetch_that_came_to_nothing_leaves_nothing_behind(harness: Memor
     await bus.close()
 
 
-async def test_settled_messages_are_let_go(harness: MemoryHarness) -> None:
-    """The window remembers ids, not bodies; a settled message can be collected while its id is still known."""
+async def test_a_settled_message_can_be_garbage_collected(harness: MemoryHarness) -> None:
+    """The bus remembers ids, not bodies; a settled message can be collected while its id is still known."""
     member = await harness.bus.subscribe("inventory", [CREATED])
 
     class Body(bytes):
-        """Bytes that can be watched."""
+        """Bytes that can be weakly referenced and counted."""
 
     body = Body(b"x")
-    said = harness.bus.publish(Message(CREATED, "one-id", body))
-    watched = weakref.ref(said)
+    published = harness.bus.publish(Message(CREATED, "one-id", body))
+    watched = weakref.ref(published)
     references = len(gc.get_referrers(body))
     await (await take_one(harness, member)).ack()
-    await harness.run(said)
-    del said
+    await harness.run(published)
+    del published
     gc.collect()
     assert watched() is None
     assert len(gc.get_referrers(body)) < references
     await harness.run(harness.bus.publish(Message(CREATED, "one-id", b"y")))
 
 
-@pytest.mark.parametrize("is_heard", [True, False])
-async def test_the_memory_for_ids_is_bounded_by_count(is_heard: bool) -> None:
-    """The oldest of too many settled ids is forgotten, and no more than it."""
+@pytest.mark.parametrize("has_group", [True, False])
+async def test_the_memory_of_ids_is_bounded_by_count(has_group: bool) -> None:
+    """Beyond *dedup_max* the oldest settled id is forgotten, and no other."""
     clock = VirtualClock()
-    bus = MemoryBus(clock, Letters(), dedup_max=100)
-    member = await bus.subscribe("inventory", [CREATED] if is_heard else [])
+    bus = MemoryBus(clock, InMemoryDeadLetters(), dedup_max=100)
+    member = await bus.subscribe("inventory", [CREATED] if has_group else [])
     for number in range(1_000):
         bus.publish(message(id=f"id-{number}"))
         for delivery in await member.fetch(1, 0):
@@ -182,10 +182,10 @@ async def test_the_memory_for_ids_is_bounded_by_count(is_heard: bool) -> None:
     await bus.close(0)
 
 
-async def test_the_memory_for_ids_is_bounded_by_time() -> None:
-    """What is older than the window is dropped as the work goes on."""
+async def test_the_memory_of_ids_is_bounded_by_time() -> None:
+    """Ids older than the deduplication window are dropped as further messages are published."""
     clock = VirtualClock()
-    bus = MemoryBus(clock, Letters(), dedup_seconds=10)
+    bus = MemoryBus(clock, InMemoryDeadLetters(), dedup_seconds=10)
     for number in range(1_000):
         bus.publish(message(id=f"id-{number}"))
         await clock.advance(1)
@@ -193,24 +193,24 @@ async def test_the_memory_for_ids_is_bounded_by_time() -> None:
     await bus.close(0)
 
 
-async def test_an_unsettled_id_is_known_for_as_long_as_it_takes() -> None:
-    """A message that waits for hours behind a pause is not delivered twice because somebody said it again."""
+async def test_an_unsettled_id_is_remembered_without_limit() -> None:
+    """A duplicate of a message that waits for hours is not delivered."""
     clock = VirtualClock()
-    bus = MemoryBus(clock, Letters(), dedup_seconds=10, dedup_max=2)
+    bus = MemoryBus(clock, InMemoryDeadLetters(), dedup_seconds=10, dedup_max=2)
     member = await bus.subscribe("inventory", [CREATED])
     for _ in range(20):
         for number in range(5):
             bus.publish(message(id=f"id-{number}"))
         await clock.advance(3600)
-    heard = Counter(each.message.id for each in await member.fetch(1_000, 0))
-    assert heard == {f"id-{number}": 1 for number in range(5)}
+    received = Counter(each.message.id for each in await member.fetch(1_000, 0))
+    assert received == {f"id-{number}": 1 for number in range(5)}
     await bus.close(0)
 
 
-async def test_forgetting_an_old_id_spares_the_new_message_that_has_it() -> None:
-    """An id that was used again after the window is known from its second use."""
+async def test_forgetting_an_old_id_does_not_forget_its_second_use() -> None:
+    """An id that is used again after the window is remembered from its second use on."""
     clock = VirtualClock()
-    bus = MemoryBus(clock, Letters(), dedup_seconds=10)
+    bus = MemoryBus(clock, InMemoryDeadLetters(), dedup_seconds=10)
     member = await bus.subscribe("inventory", [CREATED])
     bus.publish(message(id="one-id"))
     for delivery in await member.fetch(1, 0):
@@ -218,54 +218,57 @@ async def test_forgetting_an_old_id_spares_the_new_message_that_has_it() -> None
     await clock.advance(11)
     bus.publish(message(id="one-id"))
     assert len(await member.fetch(1, 0)) == 1
-    bus.publish(message(subject="nobody.hears.v1"))  # settled at once: a moment to forget what is old
+    bus.publish(message(subject="without.group.v1"))  # settled at once, which makes the bus forget old ids
     bus.publish(message(id="one-id"))
     assert await member.fetch(1, 0) == []
     await bus.close(0)
 
 
-async def test_letters_are_tried_again_with_growing_delays(harness: MemoryHarness) -> None:
-    """1, 2, 4, ... seconds, never more than 30, so that a store that heals is soon asked and a dead one not flooded."""
+async def test_a_dead_letter_is_retried_with_growing_delays(harness: MemoryHarness) -> None:
+    """
+    After 1, 2, 4, ... seconds, never more than 30: a store that recovers is used soon, and one that fails is not
+    flooded.
+    """
     member = await harness.bus.subscribe("inventory", [CREATED])
-    harness.break_letters(1_000_000)
+    harness.fail_dead_letters(1_000_000)
     harness.bus.publish(message())
     await (await take_one(harness, member)).term("nonsense")
     await harness.rest()
-    at, attempts = [harness.monotonic()], harness.box.attempts
+    at, attempts = [harness.monotonic()], harness.store.attempts
     while len(at) < 9:
         await harness.pass_time(0.5)
-        if harness.box.attempts > attempts:
+        if harness.store.attempts > attempts:
             attempts += 1
             at.append(harness.monotonic())
-        assert harness.box.attempts == attempts
+        assert harness.store.attempts == attempts
     assert [later - earlier for earlier, later in itertools.pairwise(at)] == [1, 2, 4, 8, 16, 30, 30, 30]
 
 
-async def test_a_letter_that_always_fails_blocks_no_other(harness: MemoryHarness) -> None:
-    """Each letter has its own delay."""
+async def test_a_dead_letter_that_always_fails_delays_no_other(harness: MemoryHarness) -> None:
+    """Each dead letter has its own delay."""
 
-    class Picky(Letters):
+    class Selective(InMemoryDeadLetters):
         async def add(self, dead_letter: DeadLetter) -> None:
             if dead_letter.error == "bad":
                 raise asyncio.CancelledError("the store's own task was cancelled")
             await super().add(dead_letter)
 
-    picky = Picky()
-    bus = MemoryBus(harness.clock, picky)
+    store = Selective()
+    bus = MemoryBus(harness.clock, store)
     member = await bus.subscribe("inventory", [CREATED])
-    said = [bus.publish(message()) for _ in range(4)]
+    published = [bus.publish(message()) for _ in range(4)]
     for delivery, error in zip(await member.fetch(4, 0), ["bad", "good", "bad", "good"], strict=True):
         await delivery.term(error)
     await harness.pass_time(100)
-    assert [future.done() for future in said] == [False, True, False, True]
+    assert [future.done() for future in published] == [False, True, False, True]
     await harness.run(bus.close(1))
-    assert [isinstance(future.exception(), BusClosed) for future in said] == [True, False, True, False]
+    assert [isinstance(future.exception(), BusClosed) for future in published] == [True, False, True, False]
 
 
 async def test_closing_does_not_wait_for_a_store_that_hangs() -> None:
-    """Beyond the grace it is cancelled."""
+    """After the grace period the store is cancelled."""
 
-    class Hanging(Letters):
+    class Hanging(InMemoryDeadLetters):
         async def add(self, dead_letter: DeadLetter) -> None:
             await asyncio.Event().wait()
 
@@ -273,29 +276,29 @@ async def test_closing_does_not_wait_for_a_store_that_hangs() -> None:
     before = asyncio.all_tasks()
     bus = MemoryBus(clock, Hanging())
     member = await bus.subscribe("inventory", [CREATED])
-    said = [bus.publish(message()) for _ in range(2)]
+    published = [bus.publish(message()) for _ in range(2)]
     for delivery in await member.fetch(2, 0):
         await delivery.term("nonsense")
     await clock.run(bus.close(3))
     assert clock.monotonic() == 3
-    assert [type(future.exception()) for future in said] == [BusClosed, BusClosed]
+    assert [type(future.exception()) for future in published] == [BusClosed, BusClosed]
     assert asyncio.all_tasks() == before
 
 
-async def test_closing_waits_for_the_last_letter_and_no_longer(harness: MemoryHarness) -> None:
-    """A store that comes back within the grace still gets what is due to it."""
+async def test_closing_waits_for_the_last_dead_letter_and_no_longer(harness: MemoryHarness) -> None:
+    """A store that recovers within the grace period still gets the dead letter."""
     member = await harness.bus.subscribe("inventory", [CREATED])
-    harness.break_letters(2)
-    said = harness.bus.publish(message())
+    harness.fail_dead_letters(2)
+    published = harness.bus.publish(message())
     await (await take_one(harness, member)).term("nonsense")
     await harness.run(harness.bus.close(20))
     assert harness.monotonic() == 3
-    await harness.run(said)
-    assert len(harness.box.kept) == 1
+    await harness.run(published)
+    assert len(harness.store.kept) == 1
 
 
-async def test_answers_after_the_end_start_nothing(harness: MemoryHarness) -> None:
-    """A bus that is closed stays without tasks."""
+async def test_answers_after_the_close_start_no_task(harness: MemoryHarness) -> None:
+    """A closed bus has no tasks."""
     member = await harness.bus.subscribe("inventory", [CREATED])
     publish(harness, 3)
     failed, termed, busy = await take(harness, member, 3)
@@ -307,10 +310,10 @@ async def test_answers_after_the_end_start_nothing(harness: MemoryHarness) -> No
     assert asyncio.all_tasks() <= before
 
 
-def test_a_loop_that_ends_ends_the_tasks_of_the_bus() -> None:
-    """Cancelled from outside, while it lays down a letter, a bus that was never closed starts nothing new."""
+def test_cancelled_tasks_of_an_open_bus_start_no_others() -> None:
+    """When the event loop ends while a dead letter is being stored, a bus that was never closed starts no task."""
 
-    class Hanging(Letters):
+    class Hanging(InMemoryDeadLetters):
         async def add(self, dead_letter: DeadLetter) -> None:
             await asyncio.Event().wait()
 
@@ -332,8 +335,8 @@ def test_a_loop_that_ends_ends_the_tasks_of_the_bus() -> None:
     assert all(task.cancelled() for task in asyncio.run(main()))
 
 
-async def test_a_publisher_that_has_left_is_not_complained_about(harness: MemoryHarness) -> None:
-    """A refused publish that nobody waits for any more makes no noise on the loop."""
+async def test_a_rejected_publish_whose_future_is_dropped_logs_nothing(harness: MemoryHarness) -> None:
+    """The loop does not report an exception that was never retrieved."""
     complaints: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
     await harness.bus.subscribe("inventory", [CREATED])
@@ -344,37 +347,37 @@ async def test_a_publisher_that_has_left_is_not_complained_about(harness: Memory
     assert complaints == []
 
 
-async def test_an_impatient_close_ends_a_patient_one(harness: MemoryHarness) -> None:
-    """Who says "at once" is heard, also by who meant to wait."""
+async def test_a_close_without_grace_ends_one_that_waits(harness: MemoryHarness) -> None:
+    """The shortest grace period applies to every pending close."""
     member = await harness.bus.subscribe("inventory", [CREATED])
     harness.bus.publish(message())
     await take_one(harness, member)
-    patient = asyncio.ensure_future(harness.bus.close(20))
+    waiting = asyncio.ensure_future(harness.bus.close(20))
     await harness.rest()
     await harness.bus.close(0.0)
-    await harness.run(patient)
+    await harness.run(waiting)
     assert harness.monotonic() == 0
 
 
-async def test_the_last_try_outlives_its_member(harness: MemoryHarness) -> None:
-    """It cannot be handed on; so its holder may still answer until ``ack_wait`` is over."""
+async def test_the_last_try_stays_in_hand_when_its_member_closes(harness: MemoryHarness) -> None:
+    """It cannot be redelivered, so its handler may still answer until ``ack_wait`` is over."""
     member = await harness.bus.subscribe("inventory", [CREATED])
-    said = harness.bus.publish(message())
+    published = harness.bus.publish(message())
     for _ in range(MAX_TRIES - 1):
         await (await take_one(harness, member)).nak(0)
     last = await take_one(harness, member)
     await member.close()
     other = await harness.bus.subscribe("inventory", [CREATED])
-    await nothing_comes(harness, other, for_seconds=harness.ack_wait_seconds / 2)
+    await expect_nothing(harness, other, for_seconds=harness.ack_wait_seconds / 2)
     await last.ack()
-    await harness.run(said)
+    await harness.run(published)
     await harness.pass_time(harness.ack_wait_seconds)
-    assert await harness.letters(0) == []
+    assert await harness.dead_letters(0) == []
 
 
 @pytest.mark.parametrize("limit", [0, -1])
-async def test_fetching_less_than_one_message_is_a_mistake(harness: MemoryHarness, limit: int) -> None:
-    """It could only wait for ever, and in the way of others."""
+async def test_a_fetch_of_less_than_one_message_is_an_error(harness: MemoryHarness, limit: int) -> None:
+    """It could never return a message."""
     member = await harness.bus.subscribe("inventory", [CREATED])
     with pytest.raises(ValueError, match="cannot fetch"):
         await member.fetch(limit, 1)
@@ -391,18 +394,18 @@ ACTIONS = st.lists(
 
 @settings(deadline=None, max_examples=150)
 @given(ACTIONS)
-def test_whatever_happens_each_message_has_one_end(actions: list[tuple[str, int]]) -> None:
-    """Under any schedule: one holder at a time, tries in order and never a sixth, and one end for each message."""
+def test_under_any_schedule_each_message_is_settled_once(actions: list[tuple[str, int]]) -> None:
+    """Under any schedule a message has one holder at a time, counts its tries up to the last, and is settled once."""
     asyncio.run(_play(actions))
 
 
 async def _play(actions: list[tuple[str, int]]) -> None:
-    clock, letters = VirtualClock(), Letters()
-    letters.failures_left = 2
-    bus = MemoryBus(clock, letters, ack_wait_seconds=10)
+    clock, store = VirtualClock(), InMemoryDeadLetters()
+    store.failures_left = 2
+    bus = MemoryBus(clock, store, ack_wait_seconds=10)
     members: list[Subscription] = [await bus.subscribe("inventory", [CREATED]) for _ in range(2)]
-    said: dict[str, asyncio.Future[None]] = {}
-    hands: list[Delivery] = []
+    published: dict[str, asyncio.Future[None]] = {}
+    in_hand: list[Delivery] = []
     held_until: dict[str, float] = {}
     tries: Counter[str] = Counter()
     ended: set[str] = set()
@@ -411,24 +414,24 @@ async def _play(actions: list[tuple[str, int]]) -> None:
     def receive(batch: list[Delivery], at: float) -> None:
         for delivery in batch:
             id = delivery.message.id
-            assert id not in ended, "it came back after its end"
-            assert at >= held_until.get(id, 0), "two held it at once"
+            assert id not in ended, "it was redelivered after its end"
+            assert at >= held_until.get(id, 0), "two members held it at once"
             tries[id] += 1
             assert delivery.tries == tries[id] <= MAX_TRIES
             held_until[id] = at + 10
-            hands.append(delivery)
+            in_hand.append(delivery)
 
     async def wait(member: Subscription, limit: int, wait_seconds: float) -> None:
         receive(await member.fetch(limit, wait_seconds), clock.monotonic())
 
     def pick(number: int) -> Delivery | None:
-        return hands.pop(number % len(hands)) if hands else None
+        return in_hand.pop(number % len(in_hand)) if in_hand else None
 
     for action, number in actions:
         member = members[number % len(members)]
         if action == "publish":
             each = message()
-            said[each.id] = bus.publish(each)
+            published[each.id] = bus.publish(each)
         elif action == "fetch":
             receive(await member.fetch(number + 1, 0), clock.monotonic())
         elif action == "wait":
@@ -439,7 +442,7 @@ async def _play(actions: list[tuple[str, int]]) -> None:
         elif action == "pause":
             member.resume() if member.is_paused else member.pause()
         elif action == "close":
-            for delivery in hands:
+            for delivery in in_hand:
                 if getattr(delivery, "subscription", None) is member and delivery.tries < MAX_TRIES:
                     held_until[delivery.message.id] = 0
             await member.close()
@@ -462,25 +465,25 @@ async def _play(actions: list[tuple[str, int]]) -> None:
                     held_until[id] = clock.monotonic() + 2.0 * number
                     if delivery.tries == MAX_TRIES:
                         ended.add(id)
-        elif action == "progress" and hands:
-            delivery = hands[number % len(hands)]
+        elif action == "progress" and in_hand:
+            delivery = in_hand[number % len(in_hand)]
             if delivery.tries == tries[delivery.message.id] and clock.monotonic() < held_until[delivery.message.id]:
                 await delivery.in_progress()
                 held_until[delivery.message.id] = clock.monotonic() + 10
 
     for member in members:
         member.resume()
-    while not all(future.done() for future in said.values()):
-        before = len(said)
+    while not all(future.done() for future in published.values()):
+        before = len(published)
         await clock.advance(12)
         for delivery in await members[0].fetch(100, 0):
             receive([delivery], clock.monotonic())
             await delivery.ack()
             ended.add(delivery.message.id)
-        assert clock.monotonic() < 10_000, f"{before} messages never came to an end"
+        assert clock.monotonic() < 10_000, f"{before} messages were never settled"
     ends = await clock.run(asyncio.gather(*waiting, return_exceptions=True))
     assert [end for end in ends if end is not None and not isinstance(end, asyncio.CancelledError)] == []
-    assert all(future.exception() is None for future in said.values())
-    assert letters.written == len(letters.kept)
+    assert all(future.exception() is None for future in published.values())
+    assert store.written == len(store.kept)
     await clock.run(bus.close(0))
     assert len(asyncio.all_tasks()) == 1
