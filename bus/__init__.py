@@ -1,1 +1,1 @@
-"""The wire: it knows no module and no meaning."""
+"""The message bus: it transports messages and knows no module and no business meaning."""

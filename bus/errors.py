@@ -1,4 +1,4 @@
-"""What can go wrong on the wire, sorted by what the caller does next: retry, put aside, stop."""
+"""Errors of the bus, sorted by what the caller does next: retry, dead-letter the message, or stop."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from attrs import frozen
 
 
 class BusError(Exception):
-    """Something went wrong between a message and its reader."""
+    """Base class of the errors that occur while a message is published, transported or read."""
 
     code = "bus_error"
 
 
 class PublishRetryable(BusError):
-    """The bus cannot take this now; the same call may succeed later."""
+    """The bus cannot accept the message now; the same call may succeed later."""
 
     code = "bus_unavailable"
 
 
 class BusClosed(BusError):
-    """The bus has been closed; nothing goes in or out any more."""
+    """The bus is closed; it neither accepts nor delivers messages."""
 
     code = "bus_closed"
 
 
 class BrokerUnreachable(BusError):
-    """No server of the bus has answered in all the time that there was for the first connection."""
+    """No server of the bus answered within the time allowed for the first connection."""
 
     code = "bus_unreachable"
 
 
 class ContractError(Exception):
-    """A schema, a class and a subject contradict each other; the program must not start."""
+    """A schema, a class and a subject contradict each other; the process must not start."""
 
 
 class Rejected(BusError):
-    """No further try can help this message; a person has to look at it."""
+    """Redelivery cannot help this message; it becomes a dead letter."""
 
     code = "put_aside"
 
@@ -59,21 +59,21 @@ class Unreadable(Rejected):
 
 
 class UnknownSubject(Rejected):
-    """Nobody here has a contract for this subject, or for this version of it."""
+    """The registry has no contract for this subject, or not for this version of it."""
 
     code = "unknown_subject"
 
 
 @frozen
 class SchemaViolation:
-    """One reason for a rejection: *pointer* is an RFC 6901 JSON Pointer into the value, "" for the whole of it."""
+    """One violation of a schema; *pointer* is an RFC 6901 JSON Pointer into the value, "" for the whole value."""
 
     pointer: str
     detail: str
 
 
 class Invalid(Rejected):
-    """The body breaks the schema of its subject."""
+    """The body violates the schema of its subject."""
 
     code = "invalid"
 
@@ -81,4 +81,4 @@ class Invalid(Rejected):
         self.subject = subject
         self.problems = problems
         reasons = "; ".join(f"{problem.pointer or '/'}: {problem.detail}" for problem in problems)
-        super().__init__(f"{subject}: {reasons or 'does not fit its schema'}")
+        super().__init__(f"{subject}: {reasons or 'does not match its schema'}")

@@ -1,4 +1,9 @@
-"""Ids that need no dice."""
+"""
+Ids that are derived instead of drawn at random.
+
+Whatever follows from a message has ids derived from the message's id. Processing the message again, after a crash or by
+another process, gives the same ids, so the inbox, the bus and the payment provider recognise the duplicate.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +14,22 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 
 _BLANK = blake2b(digest_size=16)
-"""To be copied: that takes a third of the time of a new one."""
+"""Copied for each hash: a copy takes a third of the time of a new object."""
 
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 _VARIANTS = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
-"""The two bits of the variant, and two of the digit that they are put into."""
+"""By hexadecimal digit: the digit with its two upper bits replaced by the variant of RFC 9562."""
 
 
 def derived_id(cause: str, ordinal: int | str) -> str:
     """
-    Return the id of the *ordinal*-th thing caused by *cause*: the same for the same arguments, always.
+    Return the id of the *ordinal*-th consequence of *cause*; equal arguments always give equal ids.
 
-    The result is a UUID of version 8 (RFC 9562, section 5.8). Its first 48 bits are those of *cause* when that is a
-    UUID, and a hash otherwise. An order's UUIDv7 begins with the time, and so does every id that descends from it:
-    whatever belongs to one moment lies together in an index, however large the table grows. A plain UUIDv5 would do
-    for recognising copies, but scatters its rows over the whole of it.
+    The result is a UUID of version 8 (RFC 9562, section 5.8). Its first 48 bits are those of *cause* if that is a UUID,
+    and a hash otherwise. An order's UUIDv7 begins with the time, and so does every id derived from it: rows of about the
+    same time are neighbours in an index, however large the table grows. A UUIDv5 would serve to recognise duplicates, but
+    would scatter the rows over the whole index.
     """
     hashed = _BLANK.copy()
     hashed.update(f"{cause}/{ordinal}".encode())
@@ -36,16 +41,17 @@ def derived_id(cause: str, ordinal: int | str) -> str:
 
 def id_lower_bound(moment: datetime) -> str:
     """
-    Return a text that is greater than the ids of all that was caused before *moment*, and less than those since.
+    Return a string that sorts after every id from before *moment* and before every id from *moment* on.
 
-    That is so for ids that begin with a time in milliseconds: UUIDs of version 7, and what `derived_id` makes of them.
+    This holds for ids that begin with a time in milliseconds: UUIDs of version 7, and ids that `derived_id` derives from
+    them.
     """
     digits = f"{int(moment.timestamp() * 1000):012x}"
     return f"{digits[:8]}-{digits[8:]}"
 
 
 def time_of_id(order_id: str | None) -> datetime | None:
-    """Return when an order was placed: its id is a UUIDv7 and begins with the milliseconds. None: it is no order's id."""
+    """Return the time in *order_id*, when the order was placed; None if it is not a UUIDv7, so not the id of an order."""
     if order_id is None or not _UUID7.fullmatch(order_id):
         return None
     try:

@@ -1,9 +1,9 @@
 """
-The bus as its callers see it: protocols whose docstrings promise behaviour.
+The interface of the bus: protocols whose docstrings promise behaviour.
 
-The bus carries bytes under a subject to *groups*. Every group that listens to a subject hears every message on it at
-least once, in no promised order; the members of one group share the work. ``tests/bus/contract.py`` states each
-promise as a test, and every adapter passes the same suite.
+The bus delivers bytes on a subject to *consumer groups*. Every group that subscribes to a subject receives every message
+on it at least once, in no guaranteed order; the members of a group share its messages. ``tests/bus/contract.py`` states
+each promise as a test, and every adapter passes the same suite.
 """
 
 from __future__ import annotations
@@ -32,23 +32,26 @@ from attrs import define, field, frozen
 from bus.ids import derived_id
 
 ACK_WAIT_SECONDS = 30.0
+"""Time for which a delivery may stay unsettled before the message is redelivered."""
+
 MAX_TRIES = 5
+"""Number of delivery attempts after which a message becomes a dead letter."""
 
 DEDUP_SECONDS = 120.0
-"""For how long the bus recognises the id of a message that it has accepted."""
+"""Time for which the bus recognises the id of a message that it has accepted."""
 
 NO_ANSWER = "no_answer"
-"""The error code of a dead letter whose last delivery was never acknowledged, negatively or otherwise."""
+"""Error code of a dead letter whose last delivery was not settled within ``ack_wait``."""
 
 
-@define  # not frozen, which would take three times as long to make; nobody changes one all the same
+@define  # not frozen, which would take three times as long to make; messages are never changed all the same
 class Message:
     """
-    Bytes on their way, and what the wire needs to know about them.
+    A message: a body with the metadata that the bus needs to transport it.
 
-    *id* is the broker's: two messages with one id are one message, as far as the bus remembers. The event's own id
-    travels in the headers (``ce-id``), so that a replayed dead letter is a new message that carries an old event.
-    *key* names what the message is about (an order, a product); the bus does not look at it.
+    *id* identifies the message: the bus treats two messages with one id as one, for as long as it remembers the id
+    (`DEDUP_SECONDS`). The event has its own id in the headers (``ce-id``), so a replayed dead letter is a new message with
+    an old event. *key* identifies the subject matter (an order, a product); the bus ignores it.
     """
 
     subject: str
@@ -61,10 +64,10 @@ class Message:
 @frozen
 class DeadLetter:
     """
-    A message that a group has given up on, and why.
+    A message that a consumer group cannot process, and the reason.
 
-    *id* follows from the consumer and the message's id, so that writing it twice writes it once. *error* is a stable
-    code, *detail* a sentence for a person.
+    *id* is derived from the consumer and the message's id, so storing it twice has the effect of storing it once. *error*
+    is a stable code, *detail* a sentence for people.
     """
 
     id: str
@@ -88,9 +91,9 @@ class DeadLetter:
         now: datetime,
     ) -> DeadLetter:
         """
-        Return the dead letter of *consumer* for *message*, last seen *now*; its id is derived from both.
+        Return the dead letter of *consumer* for *message*, last seen *now*.
 
-        *first_seen* is when the message was published or first delivered, or None where that is unknown: then it is *now*.
+        *first_seen* is the time of publication or of the first delivery; None, if it is unknown, stands for *now*.
         """
         return cls(
             id=derived_id(message.id, consumer),
@@ -105,66 +108,66 @@ class DeadLetter:
 
 
 class DeadLetters(Protocol):
-    """Where the bus lays down what no try could deliver."""
+    """The store of dead letters."""
 
     async def add(self, dead_letter: DeadLetter) -> None:
         """
-        Keep *letter* durably; the same id again is kept once.
+        Store *dead_letter* durably; a dead letter with a known id is not stored again.
 
         Raises:
-            Exception: It is not kept. The bus holds on to the message and asks again later.
+            Exception: It is not stored. The bus keeps the message and tries again later.
         """
 
 
 class Clock(Protocol):
-    """The time, from outside: tests bring a clock that they turn by hand."""
+    """The source of time; tests pass a virtual clock."""
 
     def now(self) -> datetime:
-        """Return the wall-clock time, aware, in UTC. It does not jump while the process lives."""
+        """Return the wall-clock time, timezone-aware, in UTC. It does not jump while the process runs."""
 
     def monotonic(self) -> float:
-        """Return seconds since some fixed moment; never goes back."""
+        """Return the seconds since a fixed moment; the value never decreases."""
 
     async def sleep(self, seconds: float) -> None:
-        """Return when *seconds* have passed on this clock; zero only yields."""
+        """Return once *seconds* have passed on this clock; 0 only yields to the event loop."""
 
 
 class Delivery(Protocol):
     """
-    A message in our hands, until we say what became of it.
+    A delivered message, until it is settled.
 
-    Exactly one of ack, nak and term ends it; no answer within ``ack_wait`` means it comes again. An ack after that is
-    taken if nobody else has settled the message meanwhile, and is otherwise without effect. A nak or a term after that
-    may be without effect, for the message comes again anyhow. No answer ever raises.
+    Exactly one of `ack`, `nak` and `term` settles it; without one it is redelivered after ``ack_wait``. A later `ack` counts
+    if the message has not been settled by another delivery, and has no effect otherwise. A later `nak` or `term` may have no
+    effect, because the message is redelivered anyway. None of these methods raises.
     """
 
     @property
     def message(self) -> Message:
-        """What was published: subject, id, key, headers and body as they went in."""
+        """The message with subject, id, key, headers and body as they were published."""
 
     @property
     def tries(self) -> int:
-        """How often the group has been handed this message, this time included: 1 to ``MAX_TRIES``."""
+        """Number of deliveries of this message to the group, including this one: 1 to `MAX_TRIES`."""
 
     async def ack(self) -> None:
-        """Done: never deliver it to this group again."""
+        """Settle it as processed; it is never delivered to this group again."""
 
     async def nak(self, delay_seconds: float, *, error: str = "failed", detail: str = "") -> None:
         """
-        Not now: deliver it again after *delay_seconds*; this spends one try.
+        Redeliver it after *delay_seconds*; this delivery counts as one attempt.
 
-        On the last try there is no again: the message becomes a dead letter with *error* and *detail*.
+        After the last attempt the message becomes a dead letter with *error* and *detail* instead.
         """
 
     async def term(self, error: str, detail: str = "") -> None:
-        """Never: make it a dead letter with *error* and *detail* now, whatever tries are left."""
+        """Make it a dead letter with *error* and *detail* now, however many attempts are left."""
 
     async def in_progress(self) -> None:
-        """Still at it: start ``ack_wait`` anew. Spends nothing."""
+        """Restart ``ack_wait``, because processing continues. Does not count as an attempt."""
 
 
 class Subscription(Protocol):
-    """One member of a group. The group outlives it: what arrives while nobody listens waits."""
+    """One member of a consumer group. Without members the group keeps its messages."""
 
     @property
     def consumer(self) -> str:
@@ -176,61 +179,61 @@ class Subscription(Protocol):
 
     async def fetch(self, limit: int, wait_seconds: float) -> list[Delivery]:
         """
-        Take up to *limit* messages; wait up to *wait_seconds* for the first, and never for a second.
+        Return up to *limit* deliveries; wait up to *wait_seconds* for the first one, and never for a second.
 
-        Returns an empty list when the time is over, while paused, or once closed.
+        Returns an empty list after *wait_seconds* without a message, while paused, and once closed.
         """
 
     def pause(self) -> None:
-        """Hand out nothing until `resume`. What is in hand stays in hand; no try is spent by waiting."""
+        """Deliver no messages until `resume`. Open deliveries stay open; the pause uses up no delivery attempts."""
 
     def resume(self) -> None:
-        """Hand out messages again. Wakes a waiting `fetch`."""
+        """Deliver messages again. Wakes a waiting `fetch`."""
 
     async def close(self) -> None:
-        """Leave the group. What is in hand and unsettled goes to another member at once; idempotent."""
+        """Leave the group. Its unsettled deliveries go to another member at once. Idempotent."""
 
 
 class Bus(Protocol):
-    """Carry messages from those who say something to every group that wants to hear it."""
+    """Transports messages from publishers to every consumer group that subscribes to their subject."""
 
     @property
     def is_connected(self) -> bool:
-        """True while a publish has a chance."""
+        """True while a publish can succeed."""
 
     @property
     def problems(self) -> Sequence[str]:
         """
-        What a person has to put right before the bus is as it should be, one line each; empty when all is well.
+        Faults that an operator has to correct, one line each; empty if there are none.
 
-        A dependency that is merely away is none: that heals by itself.
+        A dependency that is only unavailable is not listed, because that ends by itself.
         """
 
     def publish(self, message: Message) -> asyncio.Future[None]:
         """
-        Hand over *message*; the future is done once the bus is answerable for it.
+        Publish *message*; the future completes once the bus has durably accepted it.
 
-        In one process nothing outlives the process, so the memory adapter is answerable only when every group has
-        settled the message (acknowledged it or laid it down as a dead letter). JetStream is when the stream has it.
-        An id that the bus still remembers is not delivered again; the future then follows the first one.
-        Must be called on the event loop. The future may be cancelled: the message goes its way all the same.
+        The memory adapter keeps nothing beyond the life of its process, so it has accepted a message only when every group
+        has settled it: acknowledged it, or stored it as a dead letter. JetStream has accepted it once the stream has stored
+        it. A message with an id that the bus remembers is not delivered again; its future completes with the first one.
+        Must be called on the event loop. Cancelling the future does not stop the message.
 
         Raises (through the future):
-            Retry: Not now. Whether the message got through is unknown: send it again under the same id.
+            PublishRetryable: The bus cannot accept it now, and may or may not have done so: publish it again under the same id.
             BusClosed: The bus is closed.
         """
 
     async def subscribe(self, consumer: str, subjects: Sequence[str]) -> Subscription:
         """
-        Join the durable group *consumer*, which hears exactly *subjects* (names in full, no wildcards).
+        Join the durable group *consumer*, which receives exactly *subjects* (full names, no wildcards).
 
-        The first call founds the group; it hears what is published from then on, whether or not a member is there.
-        A later call with other subjects makes the group hear those instead.
+        The first call creates the group; it receives what is published from then on, with or without members. A later call
+        with other subjects makes the group receive those instead.
         """
 
     async def close(self, grace_seconds: float = 5.0) -> None:
         """
-        Take no more, let what is in hand be settled for up to *grace_seconds*, and wake everyone who waits.
+        Deliver no more messages, wait up to *grace_seconds* for open deliveries to be settled, and wake every waiting call.
 
-        Unsettled publishes end with `BusClosed`. Idempotent.
+        Publishes that are still pending end with `BusClosed`. Idempotent.
         """

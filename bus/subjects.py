@@ -1,7 +1,7 @@
 """
-What events are called: ``<module>.<event>.v<N>``; the version is part of the name.
+Subjects of events: ``<module>.<event>.v<N>``; the version is part of the subject.
 
-Express traffic travels under the same name with a trailing ``.express``.
+A message in the express lane has the same subject with a trailing ``.express``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SUBJECT = re.compile(r"[a-z][a-z_]*\.[a-z][a-z_]*\.v[1-9][0-9]*")
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(attrs.field,))
 def event(subject: str) -> Callable[[type[T]], type[T]]:
-    """Make a class an event: frozen, keyword-only, travelling under *subject*."""
+    """Make a class an event: frozen, keyword-only, published under *subject*."""
     if not _SUBJECT.fullmatch(subject):
         raise ContractError(f"{subject!r} is not a subject: <module>.<event>.v<N>")
 
@@ -40,16 +40,16 @@ def event(subject: str) -> Callable[[type[T]], type[T]]:
 
 
 def subject_of(event: Event) -> str:
-    """Return the subject that an event, or a class of events, travels under."""
+    """Return the subject of *event*, which is an event or a class of events, without a lane."""
     subject: str = event.__subject__
     return subject
 
 
 def is_express(subject: str) -> bool:
-    """Tell whether a message under *subject* goes by the express lane."""
+    """Return whether *subject* is in the express lane."""
     return subject.endswith(EXPRESS)
 
 
 def without_lane(subject: str) -> str:
-    """Return *subject* without its lane: the name its contract is filed under."""
+    """Return *subject* without its lane, as the registry lists it."""
     return subject.removesuffix(EXPRESS)

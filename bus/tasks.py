@@ -1,4 +1,4 @@
-"""How tasks end that do not always hear that they should."""
+"""Cancellation of tasks that may swallow a first cancellation."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ __all__ = ["cancel_tasks"]
 import asyncio
 from collections.abc import Iterable
 
-_AGAIN_SECONDS = 0.1
-_ROUNDS_MAX = 50
+_RETRY_SECONDS = 0.1
+_ATTEMPTS_MAX = 50
 
 
 async def cancel_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:
     """
-    Cancel *tasks* until all of them have ended, for a few seconds at most.
+    Cancel *tasks*, repeatedly for up to five seconds, until all of them have ended.
 
-    Once is not enough: the NATS client swallows a cancellation that reaches it while it waits for its flusher, and so
-    does asyncio's ``wait_for`` before Python 3.12 when the result comes at the same moment.
+    One cancellation is not enough: the NATS client swallows a cancellation that reaches it while it waits for its flusher,
+    and so does asyncio's ``wait_for`` before Python 3.12 if the result arrives at the same moment.
     """
-    left = set(tasks)
-    for _ in range(_ROUNDS_MAX):
-        if not left:
+    running = set(tasks)
+    for _ in range(_ATTEMPTS_MAX):
+        if not running:
             return
-        for task in left:
+        for task in running:
             task.cancel()
-        _, left = await asyncio.wait(left, timeout=_AGAIN_SECONDS)
+        _, running = await asyncio.wait(running, timeout=_RETRY_SECONDS)

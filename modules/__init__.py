@@ -1,1 +1,1 @@
-"""The pure core: what the modules decide. No await, no clock, no dice, no logger."""
+"""The functional core: what the modules decide. No await, no clock, no randomness, no logging."""

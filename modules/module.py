@@ -1,8 +1,8 @@
 """
-What a module is.
+The module descriptor, and the types of a decision.
 
-A module remembers states, hears events and decides. It never waits, looks at a clock, rolls dice or writes a log:
-whoever runs it brings the states and the time, and carries away what was decided.
+A module owns states, consumes events and decides. It never waits, reads a clock, draws random numbers or logs: the
+runtime passes the states and the time in, and carries out what the module decided.
 """
 
 from __future__ import annotations
@@ -42,39 +42,39 @@ State = Any
 """An instance of one of the module's state classes: attrs, frozen, without slots (see `evolve`), one row of one table."""
 
 Key = tuple[type, str]
-"""Which state: its class and its primary key."""
+"""Identifies a state: its class and its primary key."""
 
 
 class Unexpected(Exception):
-    """Nobody should be here: the event has no meaning for the state it met."""
+    """The event has no meaning for the state it met; this is a fault in the program or in the data."""
 
 
 @frozen
 class Scheduled:
-    """An event that is to be said at *at*, not before: a time-out, a retry."""
+    """An event to publish at *due_at* and not before: a time-out, a retry."""
 
     event: Event
     due_at: datetime
     timer: str = ""
-    """With a name it can be withdrawn; the name says which one, among all the module's."""
+    """Name by which `CancelTimer` can cancel it, unique within the module; "" if it is never cancelled."""
 
 
 @frozen
 class CancelTimer:
-    """Take back the `Scheduled` of that *name*, if it has not been said yet."""
+    """Cancel the `Scheduled` event named *timer*, unless it has been published already."""
 
     timer: str
 
 
-@define  # not frozen, for each event makes one: that would take three times as long
+@define  # not frozen: each event makes one, and a frozen class takes three times as long to make
 class Decision:
     """
-    What follows from an event.
+    The result of deciding about one event.
 
-    *states* are the states that changed, whole. *events* are, in their order, what the module says: events (with a
-    subject: they go out on the bus), `Scheduled` and `CancelTimer`, and replies (classes without a subject), which only
-    whoever told the event gets to see. *express* overrides the lane of what goes out; None keeps the lane of the
-    cause.
+    *states* are the states that changed, each in full. *events* are what the module emits, in order: events (classes
+    with a subject, published on the bus), `Scheduled`, `CancelTimer`, and replies (classes without a subject), which
+    only the submitter of the event receives. *express* sets the lane of what is published; None keeps the lane of the
+    event that caused it.
     """
 
     states: tuple[State, ...] = ()
@@ -83,16 +83,16 @@ class Decision:
 
     @property
     def emitted(self) -> tuple[Any, ...]:
-        """The events and replies that are said at once."""
+        """The events and replies that are emitted at once: without `Scheduled` and `CancelTimer`."""
         return tuple(event for event in self.events if not isinstance(event, Scheduled | CancelTimer))
 
 
 def evolve(state: T, **changes: Any) -> T:
     """
-    Return *state* with *changes*: `attrs.evolve` for our `State` classes, at a quarter of its price.
+    Return a copy of *state* with *changes*: `attrs.evolve` for `State` classes, in a quarter of the time.
 
     Raises:
-        TypeError: There is no such member.
+        TypeError: *state* has no attribute of such a name.
     """
     evolved: T = object.__new__(type(state))
     members = evolved.__dict__
@@ -105,52 +105,53 @@ def evolve(state: T, **changes: Any) -> T:
 
 
 def no_change(*events: Any) -> Decision:
-    """Return the decision to leave everything as it is, and perhaps to say something."""
+    """Return a decision that changes no state and emits *events*."""
     return Decision(events=events)
 
 
 @define
 class DecisionOutcome:
-    """What became of an event that somebody told: the states it touched, as they are now, and what was said."""
+    """What a submitted event led to: the states that `KeysOf` named, as they are now, and what the module emitted."""
 
     states: tuple[State | None, ...]
     events: tuple[Any, ...]
 
 
 Decide = Callable[[Sequence[Any], Event, datetime], Decision]
-"""``decide(states, event, now)``: *states* are those that `KeysOf` named, in its order; None for one never met."""
+"""``decide(states, event, now)``. *states* are those that `KeysOf` named, in its order; None for one without a row."""
 
 KeysOf = Callable[[Event], tuple[Key, ...]]
+"""``keys(event)``: the states to load before deciding about *event*."""
 
 
 @frozen
 class Module:
-    """The door plate: everything the house needs to know to run a module."""
+    """The module descriptor: everything the application needs to know to run a module."""
 
     name: str
     consumes: tuple[type, ...]
-    """Event classes it wants from the bus, its own time-outs included; older versions of them come along."""
+    """Event classes that it consumes, its own time-outs included. It receives their older versions upcast to these."""
     publishes: tuple[type, ...]
-    """Event classes it sends out, each in its newest version."""
+    """Event classes that it publishes, each in its newest version."""
     tables: Mapping[type, Table]
-    """State classes and their tables; the table's columns are named as the class's fields, the key comes first."""
+    """State classes and their tables; a table's columns have the names of the class's fields, the key first."""
     keys: KeysOf
     decide: Decide
     schemas: Mapping[str, Mapping[str, Any]]
-    """JSON Schemas of what it says, by subject."""
+    """JSON Schemas of the events that it publishes, by subject."""
     routes: tuple[Route, ...] = ()
     http_schemas: Mapping[str, Mapping[str, Any]] = field(factory=dict)
-    """JSON Schemas of the bodies that its routes take and give, by name."""
+    """JSON Schemas of the request and response bodies of its routes, by name."""
     previous_versions: tuple[type, ...] = ()
-    """Older versions of what it says, for as long as anybody may still hear them or meet one."""
+    """Older versions of what it publishes, for as long as a consumer or a stored message may use one."""
     dual_publishes: tuple[DualPublish, ...] = ()
-    """Which of those are still said beside the newest, and how each is made."""
+    """The older versions that it still publishes beside the newest one, and how each is converted."""
     upcasts: tuple[Upcast, ...] = ()
-    """How the others, which are no longer said, are read as newer ones."""
+    """How the older versions that it no longer publishes are read as newer ones."""
 
 
 def load_schemas(package: str, folder: str) -> dict[str, Mapping[str, Any]]:
-    """Read every ``*.json`` in *folder* of *package*; the file's name without its ending is the key."""
+    """Return the content of every ``*.json`` file in *folder* of *package*, by file name without the suffix."""
     found = {}
     for entry in sorted(resources.files(package).joinpath(folder).iterdir(), key=lambda entry: entry.name):
         if entry.name.endswith(".json"):

@@ -1,8 +1,9 @@
 """
-What a client may ask of a module, said without a web server.
+Routes of a module, described independently of any web framework.
 
-Four kinds of route cover it: `CommandRoute` something that happened, `GetRoute` one state, `ListRoute` many, `StreamRoute` one as it
-changes. The web layer knows what HTTP is; a module only says what a request means and what its answer is.
+There are four kinds: `CommandRoute` submits an event, `GetRoute` returns one state, `ListRoute` returns many, and
+`StreamRoute` sends one state after each change. The web layer implements them over HTTP; a module describes only which
+event a request stands for and what the response contains.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ Json = Any
 
 @frozen
 class Request:
-    """A request whose body has passed its schema."""
+    """A request whose body is valid under its schema."""
 
     path: Mapping[str, str]
+    """Path parameters, by name."""
     body: Json
     new_id: str
-    """A new UUIDv7, for a route that creates something."""
+    """A new UUIDv7, for a route that creates a resource."""
 
 
 @frozen
 class Response:
-    """A success: status 2xx and a JSON body."""
+    """A successful response: a 2xx status and a JSON body."""
 
     status: int
     body: Json
@@ -38,7 +40,7 @@ class Response:
 
 @frozen
 class Rejection:
-    """A business "no": status 4xx, a stable *code* and a sentence for a person."""
+    """A business rejection: a 4xx status, a stable *code* for programs and a sentence for people."""
 
     status: int
     code: str
@@ -47,7 +49,7 @@ class Rejection:
 
 @frozen
 class CommandRoute:
-    """Tell the module that something happened, and answer with what became of it."""
+    """Submit an event to the module and respond with the outcome."""
 
     name: str
     """Operation id in the OpenAPI document, unique in the process: ``placeOrder``."""
@@ -55,41 +57,43 @@ class CommandRoute:
     path: str
     summary: str
     event: Callable[[Request], Any]
+    """Returns the event to submit."""
     respond: Callable[[Any], Response | Rejection]
-    """From the `Outcome`; pure, called inside the transaction, and kept for as long as the idempotency key is."""
+    """Builds the response from the `DecisionOutcome`. Pure: called inside the transaction, and its result is stored for
+    as long as the idempotency key is."""
     response_schema: str
-    """Name of the answer's schema among the module's resources."""
+    """Name of the response body's schema in the module's ``http_schemas``."""
     status: int = 200
     request_schema: str | None = None
-    """Name of the body's schema; None where there is no body."""
+    """Name of the request body's schema; None if the route takes no body."""
     needs_body: bool = True
-    """False where the body may be left out."""
+    """False if the body is optional."""
     idempotent: bool = False
-    """True where an Idempotency-Key is honoured."""
+    """True if the route accepts an Idempotency-Key."""
     express: Callable[[Request], bool] = lambda request: False
-    """Whether what follows goes by the express lane."""
+    """Returns whether the published events travel in the express lane."""
     sheds_load: bool = False
-    """True where the route starts new work, and is refused first when there is too much of it."""
+    """True if the route starts new work; under overload such routes are rejected first."""
     rejections: tuple[int, ...] = ()
-    """Statuses of the refusals that `answer` can give, for the documentation."""
+    """Statuses of the rejections that `respond` can return, for the API description."""
 
 
 @frozen
 class GetRoute:
-    """Show one state by its key, the path's only parameter."""
+    """Return one state by its key, which is the path's only parameter."""
 
     name: str
     path: str
     summary: str
     state: type
     show: Callable[[Any], Json | None]
-    """None: there is nothing to see, 404."""
+    """Returns the JSON body; None means 404."""
     response_schema: str
 
 
 @frozen
 class ListRoute:
-    """List states by keyset paging over their key: ``limit`` 1 to 200, ``cursor`` opaque."""
+    """List states with keyset pagination over their key: ``limit`` 1 to 200, ``cursor`` opaque."""
 
     name: str
     path: str
@@ -99,12 +103,12 @@ class ListRoute:
     response_schema: str
     newest_first: bool = False
     filters: Mapping[str, Mapping[str, Any]] = field(factory=dict)
-    """Query parameters that must equal the column of their name, with the JSON Schema of each."""
+    """Query parameters, each compared for equality with the column of its name, and their JSON Schemas."""
 
 
 @frozen
 class StreamRoute:
-    """Send one state after each change, as server-sent events, until *is_over*."""
+    """Send one state after each change as server-sent events, until *is_finished* returns true."""
 
     name: str
     path: str

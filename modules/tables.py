@@ -1,4 +1,4 @@
-"""What the tables of all modules have in common."""
+"""Column types that the tables of all modules share."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from sqlalchemy import String
 
 
 def key_type(length: int) -> String:
-    """Return the type of a key: compared byte by byte on every database, whatever language it was made for."""
+    """Return the type of a key column: compared byte by byte on every database, whatever its locale."""
     return String(length).with_variant(String(length, collation="C"), "postgresql")

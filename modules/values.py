@@ -1,4 +1,4 @@
-"""The few values that every module speaks of in the same words."""
+"""Value objects that all modules share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attrs import frozen
 
 @frozen
 class Money:
-    """*amount* minor units (cents, where there are cents) of *currency*, an ISO 4217 code."""
+    """An *amount* in minor units (cents, where the currency has cents) of *currency*, an ISO 4217 code."""
 
     amount: int
     currency: str
@@ -20,7 +20,7 @@ class Money:
 
 @frozen
 class Line:
-    """So many of one product."""
+    """A quantity of one product."""
 
     product_id: str
     quantity: int
@@ -28,7 +28,7 @@ class Line:
 
 @frozen
 class Address:
-    """Where something goes; *country* is an ISO 3166-1 alpha-2 code."""
+    """A postal address; *country* is an ISO 3166-1 alpha-2 code."""
 
     line1: str
     city: str
@@ -40,5 +40,5 @@ class Address:
 
 @lru_cache(4096)
 def rfc3339(moment: datetime) -> str:
-    """Return *moment*, which is in UTC, as RFC 3339 with microseconds and a Z."""
+    """Return *moment*, which is in UTC, in RFC 3339 format with microseconds and a Z."""
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""Inventory: holds stock for orders, all lines or none, and lets it go."""
+"""Inventory: reserves stock for orders, all lines or none, and releases it again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from modules.orders.events import OrderCancelled, OrderConfirmed, OrderCreated
 
 
 def module() -> Module:
-    """Return the door plate."""
+    """Return the module descriptor."""
     return Module(
         name="inventory",
         consumes=(OrderCreated, OrderConfirmed, OrderCancelled),

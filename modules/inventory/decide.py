@@ -1,12 +1,13 @@
 """
-What follows from what, on the shelf.
+The state machine of a reservation, and what it does to the stock.
 
-    (never met) --created--> HELD --confirmed--> SHIPPED
-         |            \\--> REJECTED |               |
-         \\--cancelled----> RELEASED <---cancelled---/
+    (no row) --created--> HELD --confirmed--> SHIPPED
+       |          \\--> REJECTED |               |
+       \\---cancelled---> RELEASED <---cancelled--/
 
-An order gets all its lines or none. Confirmed and cancelled may overtake each other, and cancelled may overtake
-created: the row RELEASED without lines stands for an order that must not be given anything any more.
+An order gets all its lines or none. The events of an order arrive in any order: confirmed and cancelled may overtake
+each other, and cancelled may overtake created. A row with status RELEASED and without lines records an order that was
+cancelled first, and for which nothing may be reserved any more.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from modules.values import Line, Money
 
 
 def keys(event: Event) -> tuple[Key, ...]:
-    """Name the product that was told of, or the order's reservation and then each of its products."""
+    """Return the key of the one product, or those of the order's reservation and of each of its products."""
     match event:
         case ProductSet() | Restocked():
             return ((Product, event.product_id),)
@@ -45,10 +46,10 @@ def keys(event: Event) -> tuple[Key, ...]:
 
 def decide(states: Sequence[Any], event: Event, now: datetime) -> Decision:
     """
-    Say what becomes of products and reservation now that *event* has happened.
+    Return what follows from *event* for the reservation and the products.
 
     Raises:
-        Unexpected: There is no such row.
+        Unexpected: The state machine has no transition for *event* in this state.
     """
     match event:
         case ProductSet() | Restocked():
@@ -74,7 +75,7 @@ def decide(states: Sequence[Any], event: Event, now: datetime) -> Decision:
             return no_change()
         case ReservationStatus.SHIPPED, OrderConfirmed():
             return no_change()
-    raise Unexpected(f"{type(event).__name__} while {reservation.status.value if reservation else 'never met'}")
+    raise Unexpected(f"{type(event).__name__} while {reservation.status.value if reservation else 'there is no reservation'}")
 
 
 def _stock_changed(product: Product | None, event: ProductSet | Restocked) -> Decision:
@@ -135,8 +136,8 @@ def _reserve(event: OrderCreated, products: Sequence[Product | None]) -> Decisio
 
 def _rejected(event: OrderCreated, reason: str, shortages: list[Shortage]) -> Decision:
     reservation = Reservation(order_id=event.order_id, status=ReservationStatus.REJECTED)
-    said = StockRejected(order_id=event.order_id, reason=reason, shortages=tuple(shortages))
-    return Decision((reservation,), (said,))
+    rejected = StockRejected(order_id=event.order_id, reason=reason, shortages=tuple(shortages))
+    return Decision((reservation,), (rejected,))
 
 
 def _move_stock(
@@ -147,14 +148,21 @@ def _move_stock(
     on_hand: int = 0,
     reserved: int = 0,
 ) -> Decision:
-    """Move what is held, *on_hand* and *reserved* times its quantity; what we hold is the truth, not the event."""
+    """
+    Set the reservation to *status*, and change each product's stock by *on_hand* and *reserved* times the quantity.
+
+    The quantities are those of the reservation, not of the event.
+
+    Raises:
+        Unexpected: The event lacks a product that is reserved, so its state was not loaded.
+    """
     assert reservation is not None
     by_id = {product.product_id: product for product in products if product is not None}
     moved = []
     for line in reservation.lines:
         product = by_id.get(line.product_id)
         if product is None:
-            raise Unexpected(f"the event leaves out {line.product_id}, which is held for the order")
+            raise Unexpected(f"the event lacks {line.product_id}, which is reserved for the order")
         moved.append(
             evolve(
                 product,
@@ -163,5 +171,5 @@ def _move_stock(
             )
         )
     lines = tuple(Line(line.product_id, line.quantity) for line in reservation.lines)
-    said = (StockReleased(order_id=reservation.order_id, lines=lines),) if status is ReservationStatus.RELEASED else ()
-    return Decision((evolve(reservation, status=status), *moved), said)
+    emitted = (StockReleased(order_id=reservation.order_id, lines=lines),) if status is ReservationStatus.RELEASED else ()
+    return Decision((evolve(reservation, status=status), *moved), emitted)

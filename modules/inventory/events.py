@@ -1,4 +1,4 @@
-"""What inventory says, and what it is told."""
+"""The events that inventory publishes, and the commands and replies of its own routes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from modules.values import Line, Money
 
 @frozen
 class PricedLine:
-    """So many of one product, and what one of them costs."""
+    """A quantity of one product and its unit price."""
 
     product_id: str
     quantity: int
@@ -31,7 +31,7 @@ class PricedLine:
 
 @frozen
 class Shortage:
-    """A line that could not be held; nothing is available of a product that nobody knows."""
+    """An order line that exceeds the stock; *available* is 0 for an unknown product."""
 
     product_id: str
     requested: int
@@ -40,7 +40,7 @@ class Shortage:
 
 @event("inventory.reserved.v1")
 class StockReserved:
-    """All lines of an order are held, at these prices."""
+    """The stock for all lines of an order is reserved, at the given prices."""
 
     order_id: str
     lines: tuple[PricedLine, ...]
@@ -50,7 +50,7 @@ class StockReserved:
 
 @event("inventory.rejected.v1")
 class StockRejected:
-    """Nothing is held for an order, and these lines are why."""
+    """No stock was reserved for an order; *shortages* lists the lines that caused it, if any did."""
 
     order_id: str
     reason: str
@@ -59,7 +59,7 @@ class StockRejected:
 
 @event("inventory.released.v1")
 class StockReleased:
-    """What an order held, or had been sent, is back on the shelf."""
+    """The stock that was reserved for a cancelled order, or shipped with it, is available again."""
 
     order_id: str
     lines: tuple[Line, ...]
@@ -67,7 +67,7 @@ class StockReleased:
 
 @frozen(kw_only=True)
 class ProductSet:
-    """Somebody counted a product, or priced it; *name* None leaves the name it has."""
+    """A client sets the stock and the price of a product; a *name* of None keeps the current name."""
 
     product_id: str
     on_hand: int
@@ -77,7 +77,7 @@ class ProductSet:
 
 @frozen(kw_only=True)
 class Restocked:
-    """More of a product came in."""
+    """A client adds *quantity* to the stock of a product."""
 
     product_id: str
     quantity: int
@@ -92,7 +92,7 @@ class ProductUnknown:
 
 @frozen(kw_only=True)
 class BelowReserved:
-    """Reply: the count would be less than what is held for orders."""
+    """Reply: the new stock would be less than the *reserved* quantity."""
 
     product_id: str
     reserved: int

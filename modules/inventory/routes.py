@@ -1,4 +1,4 @@
-"""What a client may ask of inventory."""
+"""The HTTP routes of inventory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from modules.values import Money
 
 
 def show(product: Product) -> dict[str, Any]:
-    """Return *product* as the API shows it."""
+    """Return the JSON representation of *product*, as ``product.json`` describes it."""
     return {
         "product_id": product.product_id,
         "name": product.name,
@@ -25,7 +25,7 @@ def show(product: Product) -> dict[str, Any]:
     }
 
 
-def _set(request: Request) -> ProductSet:
+def _to_product_set(request: Request) -> ProductSet:
     price = request.body["unit_price"]
     return ProductSet(
         product_id=request.path["product_id"],
@@ -35,14 +35,14 @@ def _set(request: Request) -> ProductSet:
     )
 
 
-def _restocked(request: Request) -> Restocked:
+def _to_restocked(request: Request) -> Restocked:
     return Restocked(product_id=request.path["product_id"], quantity=request.body["quantity"])
 
 
-def _answer(outcome: DecisionOutcome) -> Response | Rejection:
+def _respond(outcome: DecisionOutcome) -> Response | Rejection:
     match outcome.events:
         case (BelowReserved(reserved=reserved),):
-            return Rejection(409, "below_reserved", f"{reserved} of it are held for orders; on_hand cannot be less.")
+            return Rejection(409, "below_reserved", f"{reserved} of it are reserved for orders; on_hand cannot be less.")
         case (ProductUnknown(),):
             return Rejection(404, "product_not_found", "There is no such product.")
     (product,) = outcome.states
@@ -57,8 +57,8 @@ routes: tuple[Route, ...] = (
         path="/v1/inventory/{product_id}",
         summary="Set a product's stock and price",
         request_schema="ProductRequest",
-        event=_set,
-        respond=_answer,
+        event=_to_product_set,
+        respond=_respond,
         response_schema="Product",
         rejections=(409,),
     ),
@@ -68,8 +68,8 @@ routes: tuple[Route, ...] = (
         path="/v1/inventory/{product_id}/restock",
         summary="Add to a product's stock",
         request_schema="RestockRequest",
-        event=_restocked,
-        respond=_answer,
+        event=_to_restocked,
+        respond=_respond,
         response_schema="Product",
         idempotent=True,
         rejections=(404,),

@@ -1,4 +1,4 @@
-"""What inventory remembers: what is on the shelf, and what is held for whom."""
+"""The state of inventory: products with their stock, and one reservation per order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from modules.values import Line
 
 @frozen(kw_only=True, slots=False)
 class Product:
-    """A product; of *on_hand* pieces, *reserved* are held for orders."""
+    """A product; *reserved* of the *on_hand* pieces are reserved for orders."""
 
     product_id: str
     name: str | None
@@ -38,7 +38,11 @@ class ReservationStatus(StrEnum):
 
 @frozen(kw_only=True, slots=False)
 class Reservation:
-    """What is held for an order. Released without lines: it was cancelled before we had met it."""
+    """
+    The stock reserved for an order.
+
+    Status RELEASED without lines means that the cancellation arrived before the order.
+    """
 
     order_id: str
     status: ReservationStatus

@@ -1,4 +1,4 @@
-"""Orders: accepts them, and sees each one to confirmed or cancelled."""
+"""Orders: accepts orders and takes each one to its final status, confirmed or cancelled."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from modules.payments.events import (
 
 
 def module(timeout: timedelta = timedelta(seconds=900)) -> Module:
-    """Return the door plate; an order that is not over after *timeout* is cancelled."""
+    """Return the module descriptor; an order without a final status after *timeout* is cancelled."""
     return Module(
         name="orders",
         consumes=(

@@ -1,13 +1,13 @@
 """
-What follows from what, for an order.
+The state machine of an order.
 
     PROCESSING --stock reserved--> RESERVED --payment captured--> CONFIRMED
         \\_______________________________\\_________________________/
                          rejected, declined, timed out, cancelled --> CANCELLED
 
-News comes in any order. Money may be taken before we hear that the stock is held: that is noted, and the order moves on
-when the other half arrives. Whatever is heard about a cancelled order changes nothing but its timeline, for whoever did
-something for it hears the cancellation and undoes it.
+Events arrive in any order. The payment may be captured before the reservation arrives: the order then records that it
+is paid, and is confirmed when the reservation follows. An event about a cancelled order changes nothing but its
+timeline, because its producer consumes the cancellation, too, and undoes what it did.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from modules.values import Line, Money, rfc3339
 
 
 def keys(event: Event) -> tuple[Key, ...]:
-    """Name the one order that *event* is about."""
+    """Return the key of the one order that *event* is about."""
     return ((Order, event.order_id),)
 
 
 def decide(states: Sequence[Order | None], event: Event, now: datetime, *, timeout: timedelta) -> Decision:
     """
-    Say what becomes of an order now that *event* has happened.
+    Return what follows from *event* for the order; a new order is cancelled after *timeout*.
 
     Raises:
-        Unexpected: There is no such row.
+        Unexpected: The state machine has no transition for *event* in this state.
     """
     (order,) = states
     if order is None:
@@ -60,9 +60,9 @@ def decide(states: Sequence[Order | None], event: Event, now: datetime, *, timeo
                 return _accepted(event, now, timeout)
             case CancelRequested():
                 return no_change(OrderUnknown(order_id=event.order_id))
-        raise Unexpected(f"{type(event).__name__} for an order that was never placed")
+        raise Unexpected(f"{type(event).__name__} for an order that does not exist")
 
-    now = max(now, order.updated_at)  # whoever decided before us may have had a clock that is ahead of ours
+    now = max(now, order.updated_at)  # the process that decided before may have a clock that is ahead
     match order.status, event:
         case Status.PROCESSING, StockReserved():
             held = _with_timeline(
@@ -91,12 +91,12 @@ def decide(states: Sequence[Order | None], event: Event, now: datetime, *, timeo
         case Status.CANCELLED, StockReleased():
             return _changed(_with_timeline(order, "inventory.released", now))
         case _, PaymentRefunded():
-            # If the order is not cancelled, by somebody at the provider and not by us; it may come before the capture.
+            # For an order that is not cancelled, the refund was made at the provider; it may arrive before the capture.
             return _changed(_with_timeline(order, "payments.refunded", now))
         case Status.CANCELLED, _:
             return no_change()
         case ((Status.RESERVED | Status.CONFIRMED), (StockReserved() | PaymentDelayed() | OrderTimedOut())):
-            return no_change()  # old news
+            return no_change()  # stale events
         case Status.CONFIRMED, (PaymentCaptured() | PaymentReviewRequired()):
             return no_change()
         case Status.PROCESSING | Status.RESERVED, (PaymentDelayed() | PaymentReviewRequired()):
@@ -145,14 +145,14 @@ def _confirmed(order: Order, now: datetime) -> Decision:
 
 
 def _cancelled(order: Order, reason: str, now: datetime, detail: dict[str, Any] | None = None) -> Decision:
-    was_over = order.is_final
+    was_final = order.is_final
     order = _with_timeline(
         order, "orders.cancelled", now, {"reason": reason} | ({"detail": detail} if detail else {}),
         status=Status.CANCELLED, reason=reason, waiting_for=None,
     )  # fmt: skip
     cancelled = OrderCancelled(order_id=order.order_id, customer_id=order.customer_id, items=order.items, reason=reason)
-    said = (cancelled,) if was_over else (cancelled, CancelTimer(_timer(order)))
-    return Decision((order,), said, order.is_express)
+    emitted = (cancelled,) if was_final else (cancelled, CancelTimer(_timer(order)))
+    return Decision((order,), emitted, order.is_express)
 
 
 def _changed(order: Order) -> Decision:
@@ -160,7 +160,7 @@ def _changed(order: Order) -> Decision:
 
 
 def _with_timeline(order: Order, event: str, now: datetime, detail: dict[str, Any] | None = None, **changes: Any) -> Order:
-    """Return *order* with *changes*, and with *event* at the end of its timeline."""
+    """Return *order* with *changes* and with an entry for *event* at the end of its timeline."""
     entry: dict[str, Any] = {"event": event, "at": rfc3339(now)}
     if detail:
         entry["detail"] = detail
@@ -168,7 +168,7 @@ def _with_timeline(order: Order, event: str, now: datetime, detail: dict[str, An
 
 
 def _summed(items: Sequence[Line]) -> tuple[Line, ...]:
-    """Return one line per product, in the order in which the products were first named."""
+    """Return one line per product with the sum of its quantities, in the order of first appearance."""
     if len(items) == 1:
         return tuple(items)
     quantities: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""What orders says, and what it is told."""
+"""The events that orders publishes, and the commands and replies of its own routes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from modules.values import Address, Line, Money
 
 @event("orders.created.v2")
 class OrderCreated:
-    """An order was accepted; without a *shipping_address* it is collected at the counter."""
+    """An order was accepted; without a *shipping_address* the customer collects it at the counter."""
 
     order_id: str
     customer_id: str
@@ -35,7 +35,7 @@ class OrderCreated:
 
 @event("orders.created.v1")
 class OrderCreatedV1:
-    """An order was accepted, in the days when every order was collected at the counter."""
+    """An order was accepted: the older version, without a shipping address."""
 
     order_id: str
     customer_id: str
@@ -46,7 +46,7 @@ class OrderCreatedV1:
 
 @event("orders.confirmed.v1")
 class OrderConfirmed:
-    """Its stock is held and its money taken: the stock may leave."""
+    """An order is confirmed: its stock is reserved, its payment is captured, and the stock may be shipped."""
 
     order_id: str
     customer_id: str
@@ -56,7 +56,7 @@ class OrderConfirmed:
 
 @event("orders.cancelled.v1")
 class OrderCancelled:
-    """It is off: whoever did something for it undoes it."""
+    """An order was cancelled: every consumer undoes what it did for the order."""
 
     order_id: str
     customer_id: str
@@ -66,7 +66,7 @@ class OrderCancelled:
 
 @event("orders.timed_out.v1")
 class OrderTimedOut:
-    """Its time is up. Orders says it to itself, in advance."""
+    """An order did not complete in time. Orders schedules this event for itself when it accepts the order."""
 
     order_id: str
 
@@ -85,7 +85,7 @@ class OrderSubmitted:
 
 @frozen(kw_only=True)
 class CancelRequested:
-    """A client wants it cancelled, and may say why."""
+    """A client cancels an order; *why* is its reason, as free text."""
 
     order_id: str
     why: str | None
@@ -99,7 +99,7 @@ class OrderUnknown:
 
 
 def created_v1(event: OrderCreated) -> OrderCreatedV1:
-    """Return *event* for those who know nothing of addresses."""
+    """Return *event* in version 1, which has no shipping address."""
     return OrderCreatedV1(
         order_id=event.order_id,
         customer_id=event.customer_id,
@@ -110,7 +110,7 @@ def created_v1(event: OrderCreated) -> OrderCreatedV1:
 
 
 def created_v2(event: OrderCreatedV1) -> OrderCreated:
-    """Return *event* as we say it today: whoever could give no address collects at the counter."""
+    """Return *event* in version 2, without a shipping address: the customer collects the order at the counter."""
     return OrderCreated(
         order_id=event.order_id,
         customer_id=event.customer_id,

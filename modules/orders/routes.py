@@ -1,4 +1,4 @@
-"""What a client may ask of orders."""
+"""The HTTP routes of orders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from modules.values import Address, Line, rfc3339
 
 
 def show(order: Order) -> dict[str, Any]:
-    """Return *order* as the API shows it."""
+    """Return the JSON representation of *order*, as ``order.json`` describes it."""
     shown = {
         "order_id": order.order_id,
         "customer_id": order.customer_id,
@@ -32,15 +32,15 @@ def show(order: Order) -> dict[str, Any]:
     if order.waiting_for is not None:
         shown["waiting_for"] = order.waiting_for
     if order.shipping_address is not None:
-        shown["shipping_address"] = _address_shown(order.shipping_address)
+        shown["shipping_address"] = _show_address(order.shipping_address)
     return shown
 
 
-def _address_shown(address: Address) -> dict[str, Any]:
+def _show_address(address: Address) -> dict[str, Any]:
     return {name: value for name, value in asdict(address).items() if value is not None}
 
 
-def _submitted(request: Request) -> OrderSubmitted:
+def _to_submitted(request: Request) -> OrderSubmitted:
     body = request.body
     return OrderSubmitted(
         order_id=request.new_id,
@@ -52,7 +52,7 @@ def _submitted(request: Request) -> OrderSubmitted:
     )
 
 
-def _accepted(outcome: DecisionOutcome) -> Response:
+def _respond_accepted(outcome: DecisionOutcome) -> Response:
     (order,) = outcome.states
     assert order is not None
     return Response(
@@ -62,11 +62,11 @@ def _accepted(outcome: DecisionOutcome) -> Response:
     )
 
 
-def _cancel_requested(request: Request) -> CancelRequested:
+def _to_cancel_requested(request: Request) -> CancelRequested:
     return CancelRequested(order_id=request.path["order_id"], why=(request.body or {}).get("reason"))
 
 
-def _cancelled(outcome: DecisionOutcome) -> Response | Rejection:
+def _respond_cancelled(outcome: DecisionOutcome) -> Response | Rejection:
     match outcome.events:
         case (OrderUnknown(),):
             return Rejection(404, "order_not_found", "There is no such order.")
@@ -82,8 +82,8 @@ routes: tuple[Route, ...] = (
         path="/v1/orders",
         summary="Place an order",
         request_schema="OrderRequest",
-        event=_submitted,
-        respond=_accepted,
+        event=_to_submitted,
+        respond=_respond_accepted,
         status=202,
         response_schema="OrderAccepted",
         idempotent=True,
@@ -118,8 +118,8 @@ routes: tuple[Route, ...] = (
         summary="Cancel an order, also a confirmed one",
         request_schema="CancelRequest",
         needs_body=False,
-        event=_cancel_requested,
-        respond=_cancelled,
+        event=_to_cancel_requested,
+        respond=_respond_cancelled,
         status=202,
         response_schema="Order",
         rejections=(404,),

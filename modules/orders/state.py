@@ -1,4 +1,4 @@
-"""What orders remembers: one row per order."""
+"""The state of orders: one row per order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from modules.tables import key_type
 from modules.values import Address, Line
 
 Timeline = tuple[dict[str, Any], ...]
-"""JSON as the API shows it: ``{"event", "at", "detail"?}``, oldest first."""
+"""Entries ``{"event", "at", "detail"?}`` as the API returns them, oldest first."""
 
 
 class Status(StrEnum):
@@ -27,7 +27,12 @@ class Status(StrEnum):
 
 @frozen(kw_only=True, slots=False)
 class Order:
-    """An order, from its acceptance on. *is_paid* may come before we hear that the stock is held."""
+    """
+    An order, from its acceptance on.
+
+    *is_paid* may become true before the status is RESERVED, because the two events arrive in any order. *waiting_for* is
+    "payment" while the payment is delayed or under review.
+    """
 
     order_id: str
     customer_id: str
@@ -47,7 +52,7 @@ class Order:
 
     @property
     def is_final(self) -> bool:
-        """True once no time-out can touch it any more."""
+        """True once the order is confirmed or cancelled; a time-out no longer has an effect then."""
         return self.status in (Status.CONFIRMED, Status.CANCELLED)
 
 
@@ -73,7 +78,7 @@ order_table = Table(
     Column("timeline", JSON, nullable=False),
     CheckConstraint("status IN ('processing', 'reserved', 'confirmed', 'cancelled')", name="orders_order_status"),
     CheckConstraint("(status = 'cancelled') = (reason IS NOT NULL)", name="orders_order_reason"),
-    # An order's id begins with the time: newest first is this index read backwards.
+    # An order's id begins with its time, so "newest first" reads these indexes backwards.
     Index("orders_order_by_status", "status", "order_id"),
     Index("orders_order_by_customer", "customer_id", "order_id"),
     sqlite_with_rowid=False,

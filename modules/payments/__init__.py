@@ -1,4 +1,4 @@
-"""Payments: has the money of an order taken once, and given back when the order is cancelled."""
+"""Payments: charges each order once, and refunds the charge when the order is cancelled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from modules.payments.state import Payment, payment_table
 
 
 def module() -> Module:
-    """Return the door plate."""
+    """Return the module descriptor."""
     return Module(
         name="payments",
         consumes=(StockReserved, OrderCancelled),

@@ -1,17 +1,19 @@
 """
-What follows from what, for an order's money.
+The state machine of a payment.
 
-    (never met) --reserved--> PENDING --charged--> CAPTURED --cancelled, then refunded--> REFUNDED
-         |                     |   \\__ no answer __> UNKNOWN --looked up--> CAPTURED or DECLINED
-         |                     \\--refused--> DECLINED
-         \\--cancelled--> DECLINED, without an amount: nothing may be charged any more
+    (no row) --reserved--> PENDING --charged--> CAPTURED --cancelled, then refunded--> REFUNDED
+       |                    |   \\__ no response __> UNKNOWN --looked up--> CAPTURED or DECLINED
+       |                    \\--declined--> DECLINED
+       \\--cancelled--> DECLINED, without an amount: nothing may be charged any more
 
-The gateway is never called from here. We say what is to be asked of it; a worker asks, and tells us the answer. A
-retry is a `Scheduled`: it is in the database, not in anybody's hands, and spends no delivery. Unknown is neither success
-nor failure: nothing is undone before the gateway has been looked at. Money that turns up after the order was cancelled
-goes back. What contradicts the request is put aside: still unknown, with a reason, looked at once more and when the order
-is cancelled, and never charged again. What the gateway says by itself (its webhooks) is compared with what we asked for
-before it counts.
+This module never calls the gateway. It publishes requests; the payment worker makes the calls and submits the results.
+
+- A retry is a `Scheduled` event. It waits in the database, not in a process, and uses up no delivery attempt.
+- UNKNOWN is neither success nor failure: nothing is undone before the worker has looked the charge up at the gateway.
+- A charge that turns up after the order was cancelled is refunded.
+- A response that contradicts the request puts the payment under review: the status is UNKNOWN with a reason. It is looked
+  up once more, and again when the order is cancelled, and never charged again.
+- A notice, which the gateway sends by itself (a webhook), is compared with what was requested before it counts.
 """
 
 from __future__ import annotations
@@ -49,57 +51,59 @@ from modules.payments.state import Payment, PaymentStatus
 from modules.values import Money
 
 ORDER_CANCELLED = "order_cancelled"
-SECOND_LOOK = timedelta(seconds=5)
-"""After what contradicted the request: the answer may have been garbled, while the gateway's own books are right."""
+RECHECK_DELAY = timedelta(seconds=5)
+"""Time until the look-up after a contradictory response: the response may be garbled while the gateway's records are right."""
+
+Notice = ChargeNotified | DeclineNotified | RefundNotified
 
 
 def keys(event: Event) -> tuple[Key, ...]:
-    """Name the one payment that *event* is about."""
+    """Return the key of the one payment that *event* is about."""
     return ((Payment, event.order_id),)
 
 
 def decide(states: Sequence[Payment | None], event: Event, now: datetime) -> Decision:
     """
-    Say what becomes of a payment now that *event* has happened.
+    Return what follows from *event* for the payment.
 
     Raises:
-        Unexpected: There is no such row.
+        Unexpected: The state machine has no transition for *event* in this state.
     """
     (payment,) = states
     if payment is None:
         match event:
             case StockReserved():
-                return _requested(event, now)
+                return _on_stock_reserved(event, now)
             case OrderCancelled():
-                never = Payment(
+                declined = Payment(
                     order_id=event.order_id,
                     status=PaymentStatus.DECLINED,
                     reason=ORDER_CANCELLED,
                     is_cancelled=True,
                     updated_at=now,
                 )
-                return Decision((never,))
+                return Decision((declined,))
             case ChargeNotified() | DeclineNotified() | RefundNotified():
                 return no_change(NoticeRejected(order_id=event.order_id, reason="unknown_order"))
             case ChargeDelayed():
                 return no_change()
-        raise Unexpected(f"{type(event).__name__} for a payment that nobody asked for")
+        raise Unexpected(f"{type(event).__name__} for a payment that was never requested")
 
     match payment.status, event:
         case _, (ChargeNotified() | DeclineNotified() | RefundNotified()):
             return _on_gateway_notice(payment, event, now)
         case _, StockReserved():
-            return no_change()  # asked for already, or cancelled before it was
+            return no_change()  # already requested, or cancelled before
         case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN | PaymentStatus.DECLINED), ChargeSucceeded()):
-            return _charged(payment, event, now)
+            return _captured(payment, event, now)
         case PaymentStatus.UNKNOWN, ChargeDeclined() if payment.needs_review and not payment.is_cancelled:
-            return Decision((evolve(payment, is_waiting=False, updated_at=now),))  # that is not what it said before
+            return Decision((evolve(payment, is_waiting=False, updated_at=now),))  # contradicts the earlier response
         case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN), ChargeDeclined()):
-            return _refused(payment, event.reason, now, event.calls)
+            return _declined(payment, event.reason, now, event.calls)
         case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN), ChargeFailed()):
-            return _failed(payment, event, now)
+            return _retry_charge(payment, event, now)
         case PaymentStatus.DECLINED, ChargeFailed(is_unknown=True) if payment.is_cancelled:
-            return _failed(payment, event, now)  # the attempt was on its way when we withdrew it, and may have charged
+            return _retry_charge(payment, event, now)  # the attempt was already under way when its timer was cancelled
         case (
             (PaymentStatus.PENDING | PaymentStatus.UNKNOWN | PaymentStatus.DECLINED),
             ChargeMismatch(),
@@ -108,23 +112,23 @@ def decide(states: Sequence[Payment | None], event: Event, now: datetime) -> Dec
         case PaymentStatus.PENDING, ChargeDelayed() if not (payment.is_cancelled or payment.is_waiting):
             return no_change(PaymentDelayed(order_id=payment.order_id))
         case _, (ChargeSucceeded() | ChargeDeclined() | ChargeFailed() | ChargeMismatch() | ChargeDelayed()):
-            return no_change()  # an answer to an earlier attempt, settled since
+            return no_change()  # the result of an earlier attempt
         case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN), OrderCancelled()):
             return _on_order_cancelled(payment, now)
         case PaymentStatus.CAPTURED, OrderCancelled() if not payment.is_cancelled:
-            return _to_be_refunded(evolve(payment, is_cancelled=True, updated_at=now))
+            return _start_refund(evolve(payment, is_cancelled=True, updated_at=now))
         case _, OrderCancelled():
             return Decision((evolve(payment, is_cancelled=True, updated_at=now),))
         case PaymentStatus.CAPTURED, RefundSucceeded():
             return _refunded(payment, event.reference, now)
         case PaymentStatus.CAPTURED, RefundFailed():
-            return _refund_again(payment, event, now)
+            return _retry_refund(payment, event, now)
         case PaymentStatus.REFUNDED, (RefundSucceeded() | RefundFailed()):
             return no_change()
     raise Unexpected(f"{type(event).__name__} while {payment.status.value}")
 
 
-def _requested(event: StockReserved, now: datetime) -> Decision:
+def _on_stock_reserved(event: StockReserved, now: datetime) -> Decision:
     payment = Payment(
         order_id=event.order_id,
         status=PaymentStatus.PENDING,
@@ -137,7 +141,7 @@ def _requested(event: StockReserved, now: datetime) -> Decision:
     return Decision((payment,), (_request_charge(payment),))
 
 
-def _charged(payment: Payment, event: ChargeSucceeded, now: datetime) -> Decision:
+def _captured(payment: Payment, event: ChargeSucceeded, now: datetime) -> Decision:
     payment = evolve(
         payment,
         status=PaymentStatus.CAPTURED,
@@ -148,12 +152,12 @@ def _charged(payment: Payment, event: ChargeSucceeded, now: datetime) -> Decisio
         updated_at=now,
     )
     if payment.is_cancelled:
-        return _to_be_refunded(payment)
+        return _start_refund(payment)
     captured = PaymentCaptured(order_id=payment.order_id, amount=_amount(payment), reference=event.reference)
     return Decision((payment,), (captured,))
 
 
-def _refused(payment: Payment, reason: str, now: datetime, calls: int = 0) -> Decision:
+def _declined(payment: Payment, reason: str, now: datetime, calls: int = 0) -> Decision:
     payment = evolve(
         payment,
         status=PaymentStatus.DECLINED,
@@ -167,44 +171,48 @@ def _refused(payment: Payment, reason: str, now: datetime, calls: int = 0) -> De
     return Decision((payment,), (PaymentDeclined(order_id=payment.order_id, amount=_amount(payment), reason=reason),))
 
 
-def _failed(payment: Payment, event: ChargeFailed, now: datetime) -> Decision:
-    """Ask again later, under the same key; unless the order is off and the gateway has certainly seen nothing."""
+def _retry_charge(payment: Payment, event: ChargeFailed, now: datetime) -> Decision:
+    """
+    Schedule the next attempt, which uses the same idempotency key.
+
+    If the order is cancelled and the gateway has certainly received no call, the payment is declined instead.
+    """
     is_unknown = event.is_unknown or payment.status is PaymentStatus.UNKNOWN
     if payment.is_cancelled and not is_unknown:
-        return _refused(payment, ORDER_CANCELLED, now, event.calls)
-    again = evolve(
+        return _declined(payment, ORDER_CANCELLED, now, event.calls)
+    waiting = evolve(
         payment,
         status=PaymentStatus.UNKNOWN if is_unknown else PaymentStatus.PENDING,
-        attempts=payment.attempts + 1,  # though nothing was sent: a first attempt is not looked up before it charges
+        attempts=payment.attempts + 1,  # even if no call was made: only a first attempt charges without a look-up
         calls=payment.calls + event.calls,
         is_waiting=True,
         updated_at=now,
     )
-    later = Scheduled(_request_charge(again), now + timedelta(seconds=event.retry_seconds), _retry_timer(payment))
+    retry = Scheduled(_request_charge(waiting), now + timedelta(seconds=event.retry_seconds), _retry_timer(payment))
     if payment.is_cancelled or payment.is_waiting:
-        return Decision((again,), (later,))
-    return Decision((again,), (later, PaymentDelayed(order_id=payment.order_id)))
+        return Decision((waiting,), (retry,))
+    return Decision((waiting,), (retry, PaymentDelayed(order_id=payment.order_id)))
 
 
 def _on_order_cancelled(payment: Payment, now: datetime) -> Decision:
-    """Stop a payment whose outcome is open. What is in the worker's hands now will tell us how it ended."""
+    """Stop a payment whose outcome is open. An attempt that the worker has under way still submits its result."""
     if payment.is_cancelled:
         return no_change()
-    off = evolve(payment, is_cancelled=True, updated_at=now)
+    cancelled = evolve(payment, is_cancelled=True, updated_at=now)
     if payment.needs_review and not payment.is_waiting:
-        return Decision((off,), (_request_charge(off),))
+        return Decision((cancelled,), (_request_charge(cancelled),))
     if not payment.is_waiting:
-        return Decision((off,))
+        return Decision((cancelled,))
     if payment.status is PaymentStatus.PENDING:
-        never = evolve(off, status=PaymentStatus.DECLINED, reason=ORDER_CANCELLED, is_waiting=False)
-        return Decision((never,), (CancelTimer(_retry_timer(payment)),))
-    look = evolve(off, is_waiting=False)
-    return Decision((look,), (CancelTimer(_retry_timer(payment)), _request_charge(look)))
+        declined = evolve(cancelled, status=PaymentStatus.DECLINED, reason=ORDER_CANCELLED, is_waiting=False)
+        return Decision((declined,), (CancelTimer(_retry_timer(payment)),))
+    unknown = evolve(cancelled, is_waiting=False)
+    return Decision((unknown,), (CancelTimer(_retry_timer(payment)), _request_charge(unknown)))
 
 
 def _require_review(payment: Payment, event: ChargeMismatch, now: datetime) -> Decision:
     is_first = not payment.needs_review
-    aside = evolve(
+    under_review = evolve(
         payment,
         status=PaymentStatus.UNKNOWN,
         reason=event.reason,
@@ -215,47 +223,53 @@ def _require_review(payment: Payment, event: ChargeMismatch, now: datetime) -> D
         updated_at=now,
     )
     if not is_first:
-        return Decision((aside,))
-    look = Scheduled(_request_charge(aside), now + SECOND_LOOK, _retry_timer(payment))
-    return Decision((aside,), (look, PaymentReviewRequired(order_id=payment.order_id, reason=event.reason)))
+        return Decision((under_review,))
+    recheck = Scheduled(_request_charge(under_review), now + RECHECK_DELAY, _retry_timer(payment))
+    review_required = PaymentReviewRequired(order_id=payment.order_id, reason=event.reason)
+    return Decision((under_review,), (recheck, review_required))
 
 
-def _on_gateway_notice(payment: Payment, event: ChargeNotified | DeclineNotified | RefundNotified, now: datetime) -> Decision:
-    """Compare what the gateway says by itself with what we know; what fits is as good as its answer to a call."""
-    is_settled = payment.status in (PaymentStatus.CAPTURED, PaymentStatus.REFUNDED)
-    doubt = None
-    if payment.amount is None:
-        doubt = "not_asked_for"
-    elif event.amount.amount != payment.amount:
-        doubt = "wrong_amount"
-    elif event.amount.currency != payment.currency:
-        doubt = "wrong_currency"
-    elif is_settled and event.reference != payment.reference and not isinstance(event, DeclineNotified):
-        doubt = "two_charges"
-    elif isinstance(event, RefundNotified) and not is_settled:
-        doubt = "not_captured"
-    elif isinstance(event, RefundNotified) and event.refunded_amount != payment.amount:
-        doubt = "partly_refunded"
-    if doubt is not None:
-        return no_change(NoticeRejected(order_id=payment.order_id, reason=doubt))
-    withdrawn = (CancelTimer(_retry_timer(payment)),) if payment.is_waiting else ()
-    match payment.status, event:
+def _on_gateway_notice(payment: Payment, notice: Notice, now: datetime) -> Decision:
+    """Apply *notice* if it matches the payment; it then counts as much as the response to a call."""
+    mismatch = _mismatch(payment, notice)
+    if mismatch is not None:
+        return no_change(NoticeRejected(order_id=payment.order_id, reason=mismatch))
+    match payment.status, notice:
         case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN | PaymentStatus.DECLINED), ChargeNotified()):
-            charged = ChargeSucceeded(order_id=payment.order_id, reference=event.reference, calls=0)
-            decision = _charged(payment, charged, now)
+            charged = ChargeSucceeded(order_id=payment.order_id, reference=notice.reference, calls=0)
+            decision = _captured(payment, charged, now)
         case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN), DeclineNotified()) if not payment.needs_review:
-            decision = _refused(payment, event.reason, now)
+            decision = _declined(payment, notice.reason, now)
         case PaymentStatus.CAPTURED, RefundNotified():
-            decision = _refunded(payment, event.reference, now)
-            if not payment.is_cancelled:  # not by us: it counts, and a person should know
-                doubted = NoticeRejected(order_id=payment.order_id, reason="refunded_elsewhere")
-                return Decision(decision.states, (*decision.events, doubted))
-        case PaymentStatus.REFUNDED, RefundNotified() if not payment.is_cancelled:
-            # Told again: whoever told it first may have gone before it was put aside.
-            return no_change(NoticeRejected(order_id=payment.order_id, reason="refunded_elsewhere"))
+            decision = _refunded(payment, notice.reference, now)
         case _:
-            return no_change()
-    return Decision(decision.states, (*decision.events, *withdrawn))
+            decision = no_change()
+    if isinstance(notice, RefundNotified) and not payment.is_cancelled:
+        # The refund was made at the provider. It counts, and a person must know of it. A repeated notice gets the same
+        # reply, because the process that handled the first one may have died before it stored the dead letter.
+        refunded_elsewhere = NoticeRejected(order_id=payment.order_id, reason="refunded_elsewhere")
+        return Decision(decision.states, (*decision.events, refunded_elsewhere))
+    if decision.states and payment.is_waiting:
+        return Decision(decision.states, (*decision.events, CancelTimer(_retry_timer(payment))))
+    return decision
+
+
+def _mismatch(payment: Payment, notice: Notice) -> str | None:
+    """Return the code of what contradicts the payment in *notice*, or None if it matches."""
+    is_settled = payment.status in (PaymentStatus.CAPTURED, PaymentStatus.REFUNDED)
+    if payment.amount is None:
+        return "not_asked_for"
+    if notice.amount.amount != payment.amount:
+        return "wrong_amount"
+    if notice.amount.currency != payment.currency:
+        return "wrong_currency"
+    if is_settled and notice.reference != payment.reference and not isinstance(notice, DeclineNotified):
+        return "two_charges"
+    if isinstance(notice, RefundNotified) and not is_settled:
+        return "not_captured"
+    if isinstance(notice, RefundNotified) and notice.refunded_amount != payment.amount:
+        return "partly_refunded"
+    return None
 
 
 def _refunded(payment: Payment, reference: str, now: datetime) -> Decision:
@@ -265,15 +279,14 @@ def _refunded(payment: Payment, reference: str, now: datetime) -> Decision:
     )
 
 
-def _to_be_refunded(payment: Payment) -> Decision:
-    assert payment.reference is not None
+def _start_refund(payment: Payment) -> Decision:
     return Decision((payment,), (_request_refund(payment, 1),))
 
 
-def _refund_again(payment: Payment, event: RefundFailed, now: datetime) -> Decision:
-    again = evolve(payment, attempts=payment.attempts + event.calls, reason=event.reason, updated_at=now)
-    later = Scheduled(_request_refund(again, again.attempts), now + timedelta(seconds=event.retry_seconds))
-    return Decision((again,), (later,))
+def _retry_refund(payment: Payment, event: RefundFailed, now: datetime) -> Decision:
+    failed = evolve(payment, attempts=payment.attempts + event.calls, reason=event.reason, updated_at=now)
+    retry = Scheduled(_request_refund(failed, failed.attempts), now + timedelta(seconds=event.retry_seconds))
+    return Decision((failed,), (retry,))
 
 
 def _request_charge(payment: Payment) -> ChargeRequested:
@@ -295,13 +308,13 @@ def _request_refund(payment: Payment, attempt: int) -> RefundRequested:
 
 def _amount(payment: Payment) -> Money:
     """
-    Return what the payment is about.
+    Return the amount of *payment*.
 
     Raises:
-        Unexpected: It is about nothing: cancelled before anybody asked for money.
+        Unexpected: It has none: the order was cancelled before a charge was requested.
     """
     if payment.amount is None or payment.currency is None:
-        raise Unexpected("an answer about money that nobody asked for")
+        raise Unexpected("the payment has no amount: no charge was ever requested")
     return Money(payment.amount, payment.currency)
 
 

@@ -1,4 +1,4 @@
-"""What payments says, and what the worker at the gateway tells it."""
+"""The events that payments publishes, and those that the payment worker and the webhook handler submit to it."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from modules.values import Money
 @event("payments.charge_requested.v1")
 class ChargeRequested:
     """
-    The gateway is to be asked for an order's money.
+    The payment worker is to charge an order's amount.
 
-    From the second *attempt* on it may have it already: look first. When *is_wanted* is false the order was cancelled
-    meanwhile: look only.
+    From the second *attempt* on the charge may exist already, so the worker looks it up first. If *is_wanted* is false, the
+    order was cancelled or the payment needs review, and the worker only looks the charge up.
     """
 
     order_id: str
@@ -47,7 +47,7 @@ class ChargeRequested:
 
 @event("payments.refund_requested.v1")
 class RefundRequested:
-    """The gateway is to give an order's money back."""
+    """The payment worker is to refund the charge that the gateway knows as *reference*."""
 
     order_id: str
     amount: Money
@@ -57,7 +57,7 @@ class RefundRequested:
 
 @event("payments.captured.v1")
 class PaymentCaptured:
-    """The money is ours; *reference* is the gateway's."""
+    """The payment of an order was captured; the gateway assigned *reference*."""
 
     order_id: str
     amount: Money
@@ -66,7 +66,7 @@ class PaymentCaptured:
 
 @event("payments.declined.v1")
 class PaymentDeclined:
-    """The gateway said no, for good."""
+    """The gateway declined the payment of an order; the decision is final."""
 
     order_id: str
     amount: Money
@@ -75,14 +75,14 @@ class PaymentDeclined:
 
 @event("payments.delayed.v1")
 class PaymentDelayed:
-    """The gateway is out of reach; we shall ask again."""
+    """The gateway is unavailable; the charge will be retried."""
 
     order_id: str
 
 
 @event("payments.put_aside.v1")
 class PaymentReviewRequired:
-    """What the gateway said contradicts what it was asked: a person has to look."""
+    """The gateway's response contradicts the request; manual review is required."""
 
     order_id: str
     reason: str
@@ -90,7 +90,7 @@ class PaymentReviewRequired:
 
 @event("payments.refunded.v1")
 class PaymentRefunded:
-    """The money went back."""
+    """The payment of an order was refunded."""
 
     order_id: str
     amount: Money
@@ -99,7 +99,7 @@ class PaymentRefunded:
 
 @frozen(kw_only=True)
 class ChargeSucceeded:
-    """The gateway has taken the money."""
+    """The gateway has made the charge."""
 
     order_id: str
     reference: str
@@ -108,7 +108,7 @@ class ChargeSucceeded:
 
 @frozen(kw_only=True)
 class ChargeDeclined:
-    """The gateway will not take it."""
+    """The gateway has declined the charge."""
 
     order_id: str
     reason: str
@@ -118,9 +118,9 @@ class ChargeDeclined:
 @frozen(kw_only=True)
 class ChargeFailed:
     """
-    The gateway gave no answer that tells. After *retry_seconds* it is worth asking again.
+    The outcome of a charge is not known; retry after *retry_seconds*.
 
-    *is_unknown*: a call may have reached it. Otherwise none has.
+    *is_unknown* is true if a call may have reached the gateway, and false if certainly none has.
     """
 
     order_id: str
@@ -132,9 +132,9 @@ class ChargeFailed:
 @frozen(kw_only=True)
 class ChargeMismatch:
     """
-    The gateway's answer contradicts what it was asked; *reason* says in what.
+    The gateway's response contradicts the request; *reason* is the code of the contradiction.
 
-    *reference* is the gateway's name for what it speaks of, as far as there is one.
+    *reference* is the gateway's reference of the charge in the response, if there is one.
     """
 
     order_id: str
@@ -145,14 +145,14 @@ class ChargeMismatch:
 
 @frozen(kw_only=True)
 class ChargeDelayed:
-    """The gateway is out of reach, and the order's charge has not been sent to it yet."""
+    """The gateway is unavailable, and the order's charge has not been sent to it yet."""
 
     order_id: str
 
 
 @frozen(kw_only=True)
 class RefundSucceeded:
-    """The gateway has given the money back."""
+    """The gateway has made the refund."""
 
     order_id: str
     reference: str
@@ -161,9 +161,9 @@ class RefundSucceeded:
 @frozen(kw_only=True)
 class RefundFailed:
     """
-    The gateway did not give the money back; ask again after *retry_seconds*.
+    The gateway did not make the refund; retry after *retry_seconds*.
 
-    *reason* is its code where it refused; *calls* is 0 where it was not even asked.
+    *reason* is the gateway's code if it rejected the refund; *calls* is 0 if no call was made.
     """
 
     order_id: str
@@ -174,7 +174,7 @@ class RefundFailed:
 
 @frozen(kw_only=True)
 class ChargeNotified:
-    """The gateway says by itself that it has taken *amount* for an order, under *reference*."""
+    """Webhook: the gateway has charged *amount* for an order, under *reference*."""
 
     order_id: str
     reference: str
@@ -183,7 +183,7 @@ class ChargeNotified:
 
 @frozen(kw_only=True)
 class DeclineNotified:
-    """The gateway says by itself that it did not take *amount* for an order."""
+    """Webhook: the gateway has declined a charge of *amount* for an order."""
 
     order_id: str
     reference: str
@@ -193,7 +193,7 @@ class DeclineNotified:
 
 @frozen(kw_only=True)
 class RefundNotified:
-    """The gateway says by itself that of *amount*, taken under *reference*, it has given *refunded_amount* back."""
+    """Webhook: the gateway has refunded *refunded_amount* of *amount*, which it had charged under *reference*."""
 
     order_id: str
     reference: str
@@ -203,7 +203,7 @@ class RefundNotified:
 
 @frozen(kw_only=True)
 class NoticeRejected:
-    """Reply: what the gateway says by itself does not fit what we know; *reason* is a stable code."""
+    """Reply: a webhook does not match the payment; *reason* is a stable code."""
 
     order_id: str
     reason: str

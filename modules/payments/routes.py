@@ -1,4 +1,4 @@
-"""What a client may ask of payments."""
+"""The HTTP routes of payments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from modules.values import rfc3339
 
 
 def show(payment: Payment) -> dict[str, Any] | None:
-    """Return *payment* as the API shows it; None where no money was ever asked for."""
+    """Return the JSON representation of *payment*, or None if no charge was ever requested."""
     if payment.amount is None:
         return None
     shown = {

@@ -1,4 +1,4 @@
-"""What payments remembers: one row per order."""
+"""The state of payments: one row per order."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ class PaymentStatus(StrEnum):
 @frozen(kw_only=True, slots=False)
 class Payment:
     """
-    The money of an order.
+    The payment of an order.
 
-    Without an amount, declined: the order was cancelled before we were asked for anything. *calls* counts what was
-    sent to the gateway, *attempts* how often we set out to; *is_waiting* while the next attempt is in the outbox.
-    *reason* says why it is declined, why it was put aside, or why the refund has not succeeded yet.
+    Status DECLINED without an amount means that the order was cancelled before a charge was requested. *attempts* counts
+    the requests to the payment worker, *calls* the calls that it made to the gateway. *is_waiting* is true while the next
+    attempt is scheduled in the outbox. *reason* is the code of the decline, of the mismatch that needs review, or of the
+    last failed refund.
     """
 
     order_id: str
@@ -46,7 +47,7 @@ class Payment:
 
     @property
     def needs_review(self) -> bool:
-        """True while what the gateway said contradicts what it was asked: it is never charged again then."""
+        """True while the gateway's response contradicts the request; such a payment is never charged again."""
         return self.status is PaymentStatus.UNKNOWN and self.reason is not None
 
 

@@ -16,7 +16,7 @@ from app.gateways.stripe import http_session as stripe_wire
 from app.gateways.stripe import webhook_event as stripe_events
 from app.gateways.stripe.gateway import TEST_PAYMENT_METHOD
 from app.web.endpoints.stripe_webhook import DESCRIPTION
-from modules.payments.decide import SECOND_LOOK
+from modules.payments.decide import RECHECK_DELAY
 
 TEXT = " ".join((Path(__file__).parents[2] / "docs" / "payments.rst").read_text(encoding="utf-8").split())
 BREAKER = CircuitBreaker(time.monotonic)
@@ -33,7 +33,7 @@ BREAKER = CircuitBreaker(time.monotonic)
         f"({calls.CALLS_MAX} requests at most)",
         f"after 0.5 to {calls.RETRY_SECONDS_MAX:g} seconds where nobody answered",
         f"after 2 seconds doubling to {calls.DECLINED_SECONDS_MAX:g} where Stripe refuses",
-        f"After {SECOND_LOOK.total_seconds():g} seconds the provider's list is looked at once more",
+        f"After {RECHECK_DELAY.total_seconds():g} seconds the provider's list is looked at once more",
         f"A request that is more than {worker.FRESH_SECONDS:g} seconds old",
         f"Stripe's test card ``{TEST_PAYMENT_METHOD}``",
         *(f"``POST {path}``" for path in DESCRIPTION.paths),

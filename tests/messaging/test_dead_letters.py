@@ -57,7 +57,7 @@ async def test_five_failures_make_one_letter(path: Path) -> None:
         await buried
         [kept] = await letters(harness.dead_letter_store)
         assert (kept.dead_letter.consumer, kept.dead_letter.error, kept.dead_letter.attempts) == ("inventory", "failed", MAX_TRIES)
-        assert kept.dead_letter.detail == "Unexpected: OrderConfirmed while never met"
+        assert kept.dead_letter.detail == "Unexpected: OrderConfirmed while there is no reservation"
         assert kept.dead_letter.message == poison
         assert kept.replays == 0
         assert kept.dead_letter.first_seen <= kept.dead_letter.last_seen

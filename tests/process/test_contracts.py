@@ -33,7 +33,7 @@ def contradict(system: Path) -> None:
 def break_the_chain(system: Path) -> None:
     path = system / "modules/orders/__init__.py"
     text = path.read_text(encoding="utf-8")
-    path.write_text(re.sub(r"migrations=\(\n.*\n +\),\n", "", text), encoding="utf-8")
+    path.write_text(re.sub(r"dual_publishes=\(\n.*\n +\),\n", "", text), encoding="utf-8")
     assert "since=" not in path.read_text(encoding="utf-8")
 
 
