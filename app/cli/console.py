@@ -63,7 +63,7 @@ def application(settings: Settings) -> Application:
     """Put together what *settings* name; nothing of it runs. End the program in one line where it does not fit."""
     from app.bootstrap import Application
     from app.storage.errors import DatabaseConfigError
-    from bus.contracts.registry import ContractError
+    from bus.errors import ContractError
 
     try:
         return Application(settings)

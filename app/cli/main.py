@@ -113,7 +113,7 @@ def asyncapi() -> None:
     from app.bootstrap import build_modules, installed_version
     from app.messaging.event_registry import build_registry
     from app.web.spec import asyncapi as description
-    from bus.contracts.registry import ContractError
+    from bus.errors import ContractError
 
     modules = build_modules(console.settings())
     try:

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from app.messaging.consumers import EXPRESS_LANE, subscriptions
-from bus.contracts.registry import Contract, ContractRegistry
+from bus.contracts.contract import Contract
+from bus.contracts.registry import ContractRegistry
 from bus.contracts.versions import version_of
 from modules.module import Module
 

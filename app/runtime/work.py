@@ -18,7 +18,8 @@ from attrs import define
 from app.runtime.service import Reply
 from app.storage.outbox import OutboxMessage
 from app.telemetry.trace import TraceContext, child
-from bus.contracts.registry import ContractRegistry, Value
+from bus.contracts.contract import Value
+from bus.contracts.registry import ContractRegistry
 from bus.ids import derived_id
 from bus.port import Delivery
 from bus.subjects import EXPRESS

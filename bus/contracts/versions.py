@@ -1,20 +1,37 @@
 """
-How an event changes while everything runs.
+Versions of an event, and which of them a consumer processes.
 
-A version is part of the subject: ``orders.created.v1`` and ``orders.created.v2`` are two promises about one event. An
-`Upcast` lets a reader who understands the newer one see the older as if it had been said so. A `DualPublish` is an upcast
-that the speaker has declared to be under way: for as long as it stands, every such event is said in both versions,
-under one event id.
+The version is part of the subject: ``orders.created.v1`` and ``orders.created.v2`` are two contracts of one event. An
+`Upcast` converts an older version to a newer one, so that a consumer of the newer one can read both. A `DualPublish`
+declares that a producer is changing from one version to the next: until it is removed, the producer publishes every such
+event in both versions.
 
-The messages of one event name all its versions in a header, so that a reader knows what else is on its way. It acts on
-one of them, whichever way they come: the inbox knows the event by its id. A lower version only gives way for a moment
-to the higher one that should be there too; it is never dropped on the mere promise of it, because during a rolling
-upgrade the other message may have gone to a colleague who did not understand it and relied on this one.
+All messages of such an event carry the event's id, and a header (`VERSIONS`) that lists its versions. A consumer may
+receive several of them, in any order, and must process the event exactly once. These rules decide which message it uses:
+
+1. Any readable version will do. The inbox records the event's id, so every further message is a duplicate.
+2. A newer version is better, because a conversion may lose data (the upcast from ``orders.created.v1`` knows no shipping
+   address). A message with a newer version that the consumer can read, too (`has_readable_newer`), therefore is deferred
+   for a moment, so that the newer one can arrive first.
+3. An older version is deferred, but never dropped because of the header alone. During a rolling upgrade the other message
+   may have gone to a process of an older release that could not read it and relied on this one.
+4. A message in a version that the consumer cannot read is acknowledged and ignored if it can read another version of the
+   event (`has_readable_sibling`); otherwise it becomes a dead letter.
 """
 
 from __future__ import annotations
 
-__all__ = ["VERSIONS", "DualPublish", "Upcast", "has_readable_sibling", "subject_at", "version_of", "versions_header", "versions_in"]
+__all__ = [
+    "VERSIONS",
+    "DualPublish",
+    "Upcast",
+    "has_readable_newer",
+    "has_readable_sibling",
+    "subject_at",
+    "version_of",
+    "versions_header",
+    "versions_in",
+]
 
 import re
 from collections.abc import Callable, Container, Iterable
@@ -22,16 +39,18 @@ from typing import Any
 
 from attrs import frozen
 
-VERSIONS = "ce-versions"
-"""The header that names every version in which an event is said, such as ``v1,v2``."""
+from bus.subjects import without_lane
 
-# No event will ever have a million versions, and a number without end is more than Python will read.
+VERSIONS = "ce-versions"
+"""The header that lists every version in which an event is published, such as ``v1,v2``."""
+
+# Six digits are enough for a version, and int() refuses a number of unlimited length.
 _VERSION = re.compile(r"v[0-9]{1,6}").fullmatch
 
 
 @frozen
 class Upcast:
-    """How version *frm* of *event* becomes version *to*: *up* is a pure function from one class to the other."""
+    """The conversion of *event* to a newer version: *up* is a pure function from one class to the other."""
 
     event: str
     from_version: int
@@ -42,10 +61,10 @@ class Upcast:
 @frozen
 class DualPublish:
     """
-    *event* is said in version *frm* beside its newest, *to*, since release *since*.
+    *event* is published in *from_version* beside the newer *to_version*, since release *since*.
 
-    *down* makes the older from the newer for those who still hear that, *up* the newer from the older for those who no
-    longer do; both are pure functions from one class to the other.
+    *down* makes the older version for consumers that still need it; *up* converts it back for consumers that no longer
+    do. Both are pure functions from one class to the other.
     """
 
     event: str
@@ -57,7 +76,7 @@ class DualPublish:
 
 
 def version_of(subject: str) -> tuple[str, int]:
-    """Return the event that *subject* (without its lane) names, and the version: ``("orders.created", 1)``."""
+    """Return the event and the version in *subject*, which has no lane: ``("orders.created", 1)``."""
     event, _, version = subject.rpartition(".v")
     return event, int(version)
 
@@ -68,22 +87,31 @@ def subject_at(event: str, version: int) -> str:
 
 
 def versions_in(header: str) -> frozenset[int]:
-    """Return the versions that a `VERSIONS` header names; what is no version there is left out."""
+    """Return the versions in *header*, the value of a `VERSIONS` header; malformed parts are ignored."""
     return frozenset(int(part.strip()[1:]) for part in header.split(",") if _VERSION(part.strip()))
 
 
-def has_readable_sibling(subject: str, header: str, understood: Container[str]) -> bool:
-    """
-    Tell whether what a message on *subject* says is said in another version that is *understood*, too.
+def versions_header(versions: Iterable[int]) -> str:
+    """Return the value of the `VERSIONS` header for *versions*."""
+    return ",".join(f"v{version}" for version in sorted(versions))
 
-    *header* is its `VERSIONS`, *understood* are subjects with their lanes. Whoever does not understand *subject* itself
-    may then let it go without a word.
+
+def has_readable_newer(subject: str, header: str, readable: Container[str]) -> bool:
+    """
+    Return whether the event of a message on *subject* is also published in a newer version that is *readable*.
+
+    *header* is the message's `VERSIONS` header; *readable* are subjects.
+    """
+    event, version = version_of(without_lane(subject))
+    return any(other > version and subject_at(event, other) in readable for other in versions_in(header))
+
+
+def has_readable_sibling(subject: str, header: str, readable: Container[str]) -> bool:
+    """
+    Return whether the event of a message on *subject* is also published in any other version that is *readable*.
+
+    *header* is the message's `VERSIONS` header; *readable* are subjects with their lanes.
     """
     event, _, rest = subject.rpartition(".v")
     version, dot, lane = rest.partition(".")
-    return any(f"{event}.v{other}{dot}{lane}" in understood for other in versions_in(header) if str(other) != version)
-
-
-def versions_header(versions: Iterable[int]) -> str:
-    """Return the `VERSIONS` header that names *versions*."""
-    return ",".join(f"v{version}" for version in sorted(versions))
+    return any(f"{event}.v{other}{dot}{lane}" in readable for other in versions_in(header) if str(other) != version)

@@ -204,7 +204,7 @@ async def test_both_versions_survive_a_restart_as_they_were_said(tmp_path: Path)
         (b'{"order_id":', "unreadable", "orders.created.v1: unexpected end of data"),
         (b'{"order_id": 1}', "invalid", "/order_id: 1 is not of type 'string'"),
         (NEW.contracts.encode(created(oid(1))), "invalid", "/version: 'v1' was expected"),
-        (b"[" * 1000 + b"]" * 1000, "unreadable", "orders.created.v1: it is nested too deeply"),
+        (b"[" * 1000 + b"]" * 1000, "unreadable", "orders.created.v1: the body is nested too deeply"),
     ],
 )
 async def test_what_makes_no_sense_is_put_aside_at_once(harness: Harness, body: bytes, error: str, says: str) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, SchemaError
 
 from app.messaging.event_registry import all_modules, build_registry
-from bus.contracts.registry import Contract
+from bus.contracts.contract import Contract
 from bus.contracts.schemas import check_examples, check_schema, explain, tolerant, validator
 from bus.errors import ContractError
 from tests.contracts.events import ODD, valid

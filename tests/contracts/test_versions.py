@@ -77,7 +77,7 @@ def test_who_stays_with_an_older_version_hears_nothing_newer(contracts: Contract
     """A consumer is upgraded when it is ready to be."""
     hearing = EventReader("depot", contracts, [SentV2])
     assert hearing.subjects == (V2, V1)
-    with pytest.raises(Rejected, match=r"depot does not hear parcels\.sent\.v3"):
+    with pytest.raises(Rejected, match=r"depot does not consume parcels\.sent\.v3"):
         hearing.read(V3, contracts.encode(SENT))
 
 

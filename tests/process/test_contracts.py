@@ -48,7 +48,7 @@ def promise_twice(system: Path) -> None:
     ("damage", "line"),
     [
         (contradict, "orders.cancelled.v1: the schema's 'customer' is not in OrderCancelled"),
-        (break_the_chain, "orders.created.v1: no upcaster leads from it to v2"),
+        (break_the_chain, "orders.created.v1: no upcast leads from it to v2"),
         (promise_twice, "orders.created.v1: there are two schemas"),
     ],
 )

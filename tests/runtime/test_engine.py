@@ -143,7 +143,7 @@ def let_v1_break_its_schema(harness: Harness) -> None:
     contract = harness.contracts["orders.created.v2"]
     [(older, down)] = contract.older
     broken = attrs.evolve(older, is_valid_outgoing=lambda value: False)
-    harness.contracts._by_subject[contract.subject] = attrs.evolve(contract, older=((broken, down),))
+    harness.contracts._contracts[contract.subject] = attrs.evolve(contract, older=((broken, down),))
 
 
 async def test_an_event_whose_remote_version_breaks_its_schema_has_no_effect(harness: Harness) -> None:

@@ -21,7 +21,7 @@ from app.web.requests.parsing import path_parameters, read_body, read_query
 from app.web.responses import json_response
 from app.web.route_group import RouteGroup
 from app.web.spec.components import Description, body, operation, page_of, query_parameter, ref, response
-from bus.contracts.registry import validator
+from bus.contracts.schemas import validator
 
 
 class DeadLetterService(Protocol):

@@ -23,7 +23,7 @@ from app.web.problems import ProblemError, invalid_input
 from app.web.requests.paging import read_page
 from app.web.requests.parsing import TRACEPARENT, idempotency_key, path_parameters, read_body, read_query
 from app.web.responses import json_response
-from bus.contracts.registry import validator
+from bus.contracts.schemas import validator
 from bus.errors import SchemaViolation
 from modules.routes import CommandRoute, GetRoute, ListRoute, Rejection, Request, StreamRoute
 

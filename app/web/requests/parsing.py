@@ -24,7 +24,7 @@ from aiohttp import hdrs, web
 
 from app.web.problems import ProblemError, invalid_input
 from app.web.requests.strict_json import NotAnInteger, NotStrict, loads
-from bus.contracts.registry import explain
+from bus.contracts.schemas import explain
 from bus.errors import SchemaViolation
 
 BODY_BYTES_MAX = 64 * 1024

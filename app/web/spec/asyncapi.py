@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.messaging.consumers import EXPRESS_LANE, subscriptions
-from bus.contracts.registry import Contract, ContractRegistry
+from bus.contracts.contract import Contract
+from bus.contracts.registry import ContractRegistry
 from bus.contracts.versions import VERSIONS, subject_at, version_of, versions_header
 from bus.replay_subjects import original_subject
 from bus.subjects import EXPRESS, is_express, without_lane
