@@ -13,8 +13,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 from attrs import frozen
 
+from bus.contracts.contract import Contract
 from bus.contracts.event_reader import EventReader
-from bus.contracts.registry import Contract, ContractRegistry
+from bus.contracts.registry import ContractRegistry
 from bus.subjects import EXPRESS, Event, subject_of
 
 Convert = Callable[[Event], Event]
