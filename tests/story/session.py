@@ -1,9 +1,9 @@
 """
-Terminal sessions in a document, and a terminal to repeat them in.
+Read the terminal sessions of a document, and repeat them.
 
-A session is a ``console`` block: lines after ``$ `` are typed, the lines below each are its answer. What is another
-every time (ids, moments, the port) is masked before two answers are compared; an id that a document shows twice must
-be one id in reality, too.
+A session consists of ``console`` blocks: a line after ``$ `` is a command, and the lines below it are its output. What
+differs in every run (ids, times, ports) is masked before two outputs are compared. An id that a document shows twice
+must be one id in reality, too.
 """
 
 from __future__ import annotations
@@ -22,83 +22,83 @@ from pathlib import Path
 from attrs import frozen
 
 ROOT = Path(__file__).parents[2]
-TRIES_MAX = 150
-"""How often a question is put until its answer is the shown one; each takes a process, so this is seconds."""
+ATTEMPTS_MAX = 150
+"""How often a query is repeated until its output is the shown one; each starts a process, so this is seconds."""
 
 _BLOCK = re.compile(r"^\.\. code-block:: console\n\n((?:(?:    .*)?\n)+)", re.MULTILINE)
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z")
 _ADDRESS = re.compile(r"(?:localhost|127\.0\.0\.1):\d+")
 _SERVE = re.compile(r"(?P<environment>(?:[A-Z_]+=\S+ )*)python -m app serve")
-_QUESTION = re.compile(r"curl (?!.*(?:--json|-X|-d )).*", re.DOTALL)
+_QUERY = re.compile(r"curl (?!.*(?:--json|-X|-d )).*", re.DOTALL)
 
 
 @frozen
 class Step:
-    """What is typed, and what the document says that comes back."""
+    """A command, and the output that the document shows for it."""
 
-    typed: str
-    answer: str
+    command: str
+    output: str
 
     @property
-    def is_question(self) -> bool:
-        """True where asking again changes nothing."""
-        return _QUESTION.match(self.typed) is not None
+    def is_query(self) -> bool:
+        """True if repeating the command changes nothing."""
+        return _QUERY.match(self.command) is not None
 
     @property
     def shown_address(self) -> str:
-        """Where a server that it starts answers, as a client would type it."""
+        """The address of the server that the command starts, as the document's clients use it."""
         return f"localhost:{(self.environment or {}).get('HTTP_PORT', '8080')}"
 
     @property
     def environment(self) -> dict[str, str] | None:
-        """The variables that a server is started with; None where none is started."""
-        serve = _SERVE.fullmatch(self.typed)
+        """The variables that the command starts a server with; None if it starts none."""
+        serve = _SERVE.fullmatch(self.command)
         return None if serve is None else dict(word.split("=", 1) for word in shlex.split(serve["environment"]))
 
 
 def steps_of(text: str) -> list[Step]:
-    """Return everything that is typed in the document *text*, in its order."""
+    """Return every command of the document *text* with its output, in order."""
     steps: list[Step] = []
     for block in _BLOCK.findall(text):
         lines = [line[4:] for line in block.rstrip("\n").split("\n")]
-        typed: list[str] = []
-        answer: list[str] = []
-        is_typing = False
+        command: list[str] = []
+        output: list[str] = []
+        is_command = False
         for line in lines:
             if line.startswith("$ "):
-                if typed:
-                    steps.append(Step("\n".join(typed), "\n".join(answer).strip("\n")))
-                typed, answer = [line[2:]], []
-            elif is_typing:
-                typed.append(line)
+                if command:
+                    steps.append(Step("\n".join(command), "\n".join(output).strip("\n")))
+                command, output = [line[2:]], []
+            elif is_command:
+                command.append(line)
             else:
-                answer.append(line)
-            is_typing = (line.startswith("$ ") or is_typing) and line.endswith("\\")
-        if typed:
-            steps.append(Step("\n".join(typed), "\n".join(answer).strip("\n")))
+                output.append(line)
+            is_command = (line.startswith("$ ") or is_command) and line.endswith("\\")
+        if command:
+            steps.append(Step("\n".join(command), "\n".join(output).strip("\n")))
     return steps
 
 
-def masked(answer: str) -> tuple[str, list[str]]:
-    """Return *answer* without what is another every time, and the ids that were in it."""
-    plain = _ADDRESS.sub("<address>", _MOMENT.sub("<moment>", answer))
-    return _ID.sub("<id>", plain), _ID.findall(answer)
+def masked(output: str) -> tuple[str, list[str]]:
+    """Return *output* without what differs in every run, and the ids that were in it."""
+    stable = _ADDRESS.sub("<address>", _TIME.sub("<time>", output))
+    return _ID.sub("<id>", stable), _ID.findall(output)
 
 
 class Terminal:
-    """A shell that remembers its variables from one command to the next."""
+    """A shell that keeps its variables from one command to the next."""
 
     def __init__(self, folder: Path, addresses: Mapping[str, str], **environment: str) -> None:
-        """Type in *folder*, with *environment* set; *addresses* are the document's, each with what it is here."""
+        """Run commands in *folder* with *environment*; *addresses* maps each address of the document to the real one."""
         self._folder = folder
         self._addresses = addresses
         self._environment = os.environ | environment
         self._variables = folder / "variables.sh"
         self._variables.touch()
 
-    def type(self, command: str) -> str:
-        """Run *command*, with our servers' addresses in the place of the document's; return what it prints."""
+    def run(self, command: str) -> str:
+        """Run *command*, with the real servers' addresses in place of the document's; return its output."""
         for shown, address in self._addresses.items():
             command = command.replace(shown, address)
         script = f"set -a; . {self._variables}\n{command}\nexport -p > {self._variables}\n"
@@ -114,29 +114,30 @@ class Terminal:
         )
         return done.stdout.strip("\n")
 
-    def repeat(self, step: Step, known: dict[str, str]) -> None:
+    def repeat(self, step: Step, known_ids: dict[str, str]) -> None:
         """
-        Do *step*, and compare; a question is put again until its answer is the shown one, `TRIES_MAX` times at most.
+        Run *step* and compare the outputs; repeat a query until its output is the shown one, `ATTEMPTS_MAX` times at most.
 
-        *known* are the document's ids and what they are here; it grows.
+        *known_ids* maps the document's ids to the real ones; it grows.
         """
-        shown, shown_ids = masked(step.answer)
-        for _ in range(TRIES_MAX if step.is_question else 1):
-            answer = self.type(step.typed)
-            found, ids = masked(answer)
+        shown, shown_ids = masked(step.output)
+        for _ in range(ATTEMPTS_MAX if step.is_query else 1):
+            output = self.run(step.command)
+            found, ids = masked(output)
             if found == shown:
                 break
-        assert found == shown, f"$ {step.typed}\n{answer}"
+        assert found == shown, f"$ {step.command}\n{output}"
         for shown_id, id in zip(shown_ids, ids, strict=True):
-            assert known.setdefault(shown_id, id) == id, f"$ {step.typed}\n{shown_id} was {known[shown_id]}, is {id}"
+            known = known_ids.setdefault(shown_id, id)
+            assert known == id, f"$ {step.command}\n{shown_id} was {known}, is {id}"
 
 
 @contextmanager
 def serving(folder: Path, step: Step, **more: str) -> Iterator[str]:
     """
-    Start the server as *step* says, on a free port; enter with its address once it has said what *step* shows.
+    Start the server of *step* on a free port; enter with its address once it has printed the output of *step*.
 
-    *more* is set in its environment, beside what *step* sets.
+    *more* is added to the environment that *step* sets.
     """
     environment = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "HOME", "TMPDIR")}
     server = subprocess.Popen(
@@ -151,7 +152,7 @@ def serving(folder: Path, step: Step, **more: str) -> Iterator[str]:
         lines = []
         for line in server.stdout:
             lines.append(line.rstrip("\n"))
-            if masked(lines[-1])[0] == masked(step.answer)[0]:
+            if masked(lines[-1])[0] == masked(step.output)[0]:
                 break
         else:
             raise AssertionError("the server ended with:\n" + "\n".join(lines))

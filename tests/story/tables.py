@@ -1,4 +1,4 @@
-"""The table of variables, as the documents must show it."""
+"""The table of environment variables, as the documents must show it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from config.settings import describe
 
 
 def settings_table() -> str:
-    """Return every variable, with its default and its meaning, as a reStructuredText table."""
+    """Return a reStructuredText table of every variable, with its default and its meaning."""
     rows = [
         (
             f"``{variable.name}``" + (" \\*" if variable.is_secret else ""),
-            "" if not variable.default else f"``{variable.default}``",
+            f"``{variable.default}``" if variable.default else "none",
             variable.help,
         )
         for variable in describe()
     ]
-    rows = [(name, default or "none", meaning) for name, default, meaning in rows]
     heads = ("name", "default", "meaning")
     widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(3)]
     rule = " ".join("=" * width for width in widths)

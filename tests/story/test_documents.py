@@ -1,8 +1,9 @@
-"""What the documents say about the program is so."""
+"""What the documents say about the program is true."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,28 +16,59 @@ from tests.story.session import ROOT
 from tests.story.tables import settings_table
 
 README = (ROOT / "README.rst").read_text(encoding="utf-8")
+README_LINES_MAX = 220
 REFERENCE = ROOT / "docs" / "reference"
+DOCUMENTS = [
+    path.relative_to(ROOT).as_posix() for path in (*sorted(ROOT.glob("*.rst")), *sorted((ROOT / "docs").rglob("*.rst")))
+]
+FOLDER_ENTRIES_MAX = 12
 LINK = re.compile(r"`[^`<]+ <([^>`]+)>`__?")
-PATH = re.compile(r"``((?:app|bus|config|docs|modules|tests)/[\w./-]+)``")
-REFUSED = re.compile(r'(?:ProblemError|Rejection|partial\(\s*ProblemError,|invalid_input)\(?\s*(?:\d{3},\s*)?"([a-z_]+)"')
-DOCUMENTS = [path.relative_to(ROOT).as_posix() for path in (*sorted(ROOT.glob("*.rst")), *sorted((ROOT / "docs").rglob("*.rst")))]
+PATH = re.compile(r"``((?:app|bus|config|deploy|docs|modules|tests)/[\w./-]+)``")
+CREATED = ("deploy/secrets",)
+"""Paths that a command creates: a fresh clone has none of them."""
+CODE = re.compile(r'(?:ProblemError|Rejection|partial\(\s*ProblemError,|invalid_input)\(?\s*(?:\d{3},\s*)?"([a-z_]+)"')
 COMMANDS = ("pip install . && python -m app serve", "pip install tox && tox")
 
 
+def missing_files(text: str, exists: Callable[[str], bool], links_exist: Callable[[str], bool]) -> list[str]:
+    """Return the files that *text* links to or names and that do not exist."""
+    missing = [target for target in LINK.findall(text) if "://" not in target and not links_exist(target)]
+    named = [name for name in PATH.findall(text) if not name.startswith(CREATED)]
+    return missing + [name for name in named if not exists(name)]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_file_that_a_document_names_is_there(document: str) -> None:
-    """A link that leads nowhere is worse than none."""
+def test_every_file_that_a_document_names_exists(document: str) -> None:
+    """No link and no path in a document leads nowhere."""
     text = (ROOT / document).read_text(encoding="utf-8")
     folder = (ROOT / document).parent
-    linked = [target for target in LINK.findall(text) if "://" not in target]
-    gone = [target for target in linked if not (folder / target).exists()]
-    gone += [name for name in PATH.findall(text) if not (ROOT / name).exists()]
-    assert not gone
-    assert linked or document != "README.rst"
+    missing = missing_files(text, lambda name: (ROOT / name).exists(), lambda target: (folder / target).exists())
+    assert missing == []
+    assert LINK.search(text) or document != "README.rst"
 
 
-def test_the_two_commands_stand_in_the_readme_and_ci_runs_the_second() -> None:
-    """Who has read the README has run what CI runs."""
+def test_a_missing_file_is_found() -> None:
+    """The check of files can fail, for a link and for a path."""
+    text = "`here <README.rst>`__ ``app/nowhere.py`` `there <gone.rst>`__ ``deploy/secrets/key`` `out <https://a.b>`__"
+    assert missing_files(text, lambda name: False, lambda target: target == "README.rst") == [
+        "gone.rst",
+        "app/nowhere.py",
+    ]
+
+
+def test_the_readme_is_short() -> None:
+    """A README that is read to its end has fewer than 220 lines."""
+    assert len(README.splitlines()) < README_LINES_MAX
+
+
+def test_no_folder_of_documents_has_more_entries_than_a_reader_can_survey() -> None:
+    """A folder below docs has 12 entries at most."""
+    folders = [ROOT / "docs", *(path for path in (ROOT / "docs").iterdir() if path.is_dir() and path.name != "_build")]
+    assert [folder.name for folder in folders if len(list(folder.iterdir())) > FOLDER_ENTRIES_MAX] == []
+
+
+def test_the_readme_has_the_two_commands_and_ci_runs_the_second() -> None:
+    """A developer who follows the README runs what CI runs."""
     for command in COMMANDS:
         assert f"\n    {command}\n" in README
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
@@ -45,34 +77,35 @@ def test_the_two_commands_stand_in_the_readme_and_ci_runs_the_second() -> None:
 
 
 def test_the_table_of_variables_is_what_the_program_reads() -> None:
-    """Names, defaults and meanings are those of `config.settings.describe`."""
+    """Names, defaults and meanings in the reference are those of `config.settings.describe`."""
     assert settings_table() in _page("configuration")
 
 
 def test_every_metric_is_in_the_reference() -> None:
-    """Whoever builds a dashboard finds each name, and none that is not there."""
+    """The reference lists every metric, and no other."""
     families = set(re.findall(r"^# TYPE (\w+)", Metrics().render().decode(), re.MULTILINE))
     assert set(re.findall(r"^``(\w+)(?:\{[\w,]+\})?``$", _page("metrics"), re.MULTILINE)) == families
 
 
 def test_every_command_is_in_the_reference() -> None:
-    """Each command has its heading word there, and there is none beside them."""
-    told = set(re.findall(r"^``([a-z-]+)[^`\n]*``\n    ", _page("commands"), re.MULTILINE))
-    assert told == set(main.commands)
+    """The reference lists every command, and no other."""
+    documented = set(re.findall(r"^``([a-z-]+)[^`\n]*``\n    ", _page("commands"), re.MULTILINE))
+    assert documented == set(main.commands)
 
 
 def test_every_problem_code_is_in_the_reference() -> None:
-    """A client can look up each code that an answer may carry."""
+    """The reference lists every code that an answer may have, and no other."""
     files = [*(ROOT / "app" / "web").rglob("*.py"), *(ROOT / "modules").glob("*/routes.py")]
-    said = {code for path in files for code in REFUSED.findall(path.read_text(encoding="utf-8"))}
-    said |= {StorageUnavailable.code, CommitOutcomeUnknown.code, Overloaded.code, IdempotencyKeyReused.code, "starting", "draining", "unavailable", "refused"}
-    told = set(re.findall(r"^``([a-z_]+)``\n    ", _section(_page("http"), "Problem codes"), re.MULTILINE))
-    assert said >= {"invalid_body", "order_not_found", "internal_error", "unauthorized"}, "the pattern finds them"
-    assert told == said
+    codes = {code for path in files for code in CODE.findall(path.read_text(encoding="utf-8"))}
+    codes |= {error.code for error in (StorageUnavailable, CommitOutcomeUnknown, Overloaded, IdempotencyKeyReused)}
+    codes |= {"starting", "draining", "unavailable", "refused"}
+    documented = set(re.findall(r"^``([a-z_]+)``\n    ", _section(_page("http"), "Problem codes"), re.MULTILINE))
+    assert codes >= {"invalid_body", "order_not_found", "internal_error", "unauthorized"}, "the pattern finds them"
+    assert documented == codes
 
 
-def test_the_changelog_speaks_of_this_version() -> None:
-    """Every release has its heading."""
+def test_the_changelog_has_a_section_for_this_version() -> None:
+    """The version in setup.cfg has a heading in the changelog."""
     version = re.search(r"^version = (\S+)$", (ROOT / "setup.cfg").read_text(encoding="utf-8"), re.MULTILINE)
     assert version is not None
     assert re.search(rf"^{re.escape(version[1])}\b", Path(ROOT / "CHANGELOG.rst").read_text("utf-8"), re.MULTILINE)
@@ -84,7 +117,7 @@ def _page(name: str) -> str:
 
 
 def _section(text: str, title: str) -> str:
-    """Return what stands under the heading *title*, up to the next one."""
+    """Return the text below the heading *title*, up to the next heading."""
     found = re.search(rf"^{title}\n-+\n(.*?)(?=^[^\n]+\n-{{3,}}\n|\Z)", text, re.MULTILINE | re.DOTALL)
     assert found is not None, f"there is no section {title}"
     return found[1]
