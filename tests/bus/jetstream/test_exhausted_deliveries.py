@@ -162,12 +162,12 @@ async def test_each_module_processes_the_advisories_of_its_own_consumers(js: Jet
     """The recovery of inventory ignores the advisories about orders."""
     await js.publish("orders.created.v2", b"{}")
     await exhaust(js, "orders")
-    theirs, ours = InMemoryDeadLetters(), InMemoryDeadLetters()
-    await step_until(recovery_of(js, ours, "orders"), lambda: ours.kept)
+    of_inventory, of_orders = InMemoryDeadLetters(), InMemoryDeadLetters()
+    await step_until(recovery_of(js, of_orders, "orders"), lambda: of_orders.kept)
     for _ in range(3):
-        await recovery_of(js, theirs).step()
-    assert [dead_letter.consumer for dead_letter in ours.kept.values()] == ["orders"]
-    assert theirs.kept == {}
+        await recovery_of(js, of_inventory).step()
+    assert [dead_letter.consumer for dead_letter in of_orders.kept.values()] == ["orders"]
+    assert of_inventory.kept == {}
 
 
 async def test_an_advisory_waits_while_dead_letters_cannot_be_stored(
