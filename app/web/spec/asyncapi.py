@@ -121,11 +121,11 @@ def _published_versions(contracts: ContractRegistry, subject: str) -> tuple[bool
 
 
 def _channel(contract: Contract, lane: str) -> Json:
-    orders = "orders with priority express" if is_express(lane) else "all other orders"
+    priority = "express" if is_express(lane) else "normal"
     return {
         "address": lane,
         "title": contract.schema.get("title", contract.subject),
-        "description": f"For {orders}. One JetStream stream per module stores the subjects that begin with its name.",
+        "description": f"For orders with {priority} priority. One JetStream stream per module stores the subjects that begin with its name.",
         "servers": [{"$ref": "#/servers/nats"}],
         "messages": {"event": {"$ref": f"#/components/messages/{contract.subject}"}},
         "bindings": {"nats": {}},
