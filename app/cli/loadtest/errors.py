@@ -1,4 +1,4 @@
-"""Why a run could not be seen through, sorted by what the caller does next: bring up a server, or look into it."""
+"""Why a load test failed, sorted by what the caller does next: start a server, or examine the one that is running."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from typing import Any
 
 
 class LoadError(Exception):
-    """The run says nothing good about the server."""
+    """The load test did not succeed; the message is one line."""
 
 
 class Unreachable(LoadError):
-    """No server answered, so nothing was placed."""
+    """No server answered, so no order was placed."""
 
 
 class Failed(LoadError):
-    """The server broke the run off, or did not keep its books; *result* is what was measured all the same."""
+    """
+    The server ended the run with an error, or its stock does not match the confirmed orders.
+
+    *result* is what was measured up to then, or None where no order was placed.
+    """
 
     def __init__(self, detail: str, result: Mapping[str, Any] | None = None) -> None:
         self.result = result

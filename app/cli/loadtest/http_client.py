@@ -1,15 +1,15 @@
 """
-A client for one thing: to send prepared bytes over a kept-alive connection, and to read a short answer.
+A minimal HTTP client: send prepared bytes over a keep-alive connection and read a short response.
 
-The generator shares its machine with the server it measures, so whatever an order costs here is missing there. With
+The load test shares its machine with the server it measures, so the processor time it spends is missing there. With
 aiohttp's client a POST takes 95 µs of processor time, most of it for headers, cookies and URLs that are the same every
-time; this one takes about a sixth of that. It reads HTTP/1.1 answers with a Content-Length, and nothing else: setting
-up and following go through aiohttp.
+time; this client takes about a sixth of that. It reads only HTTP/1.1 responses with a Content-Length. Creating the
+stock and polling the orders go through aiohttp.
 """
 
 from __future__ import annotations
 
-__all__ = ["Answer", "Connection", "ConnectionCut", "post"]
+__all__ = ["Connection", "ConnectionCut", "Response", "post"]
 
 import asyncio
 from time import perf_counter
@@ -20,15 +20,15 @@ from yarl import URL
 from app.cli.http_client import credentials
 
 CONNECT_SECONDS = 10.0
-ANSWER_BYTES_MAX = 1 << 20
+RESPONSE_BYTES_MAX = 1 << 20
 
 
 class ConnectionCut(ConnectionError):
-    """The connection ended before the answer; whether the request got through is unknown."""
+    """The connection ended before the response; whether the server processed the request is unknown."""
 
 
-class Answer(NamedTuple):
-    """What the server said: *retry_after* is in seconds, 1 where the answer names none; it came *at* that perf_counter."""
+class Response(NamedTuple):
+    """A response: *retry_after* in seconds (1 without the header), received *at* this value of perf_counter."""
 
     status: int
     body: bytes
@@ -37,7 +37,7 @@ class Answer(NamedTuple):
 
 
 def post(url: URL, body: bytes, key: str | None = None) -> bytes:
-    """Return the whole of a POST of *body*, JSON, to *url*, with the API key *key*: ready to be sent any number of times."""
+    """Return the bytes of a POST of the JSON *body* to *url*, with the API key *key*; they can be sent repeatedly."""
     host = url.raw_authority.rpartition("@")[2]
     headers = {"Host": host, "Content-Type": "application/json", **credentials(key)}
     head = f"POST {url.raw_path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
@@ -45,69 +45,69 @@ def post(url: URL, body: bytes, key: str | None = None) -> bytes:
 
 
 class Connection:
-    """Carry one request at a time to the host of *url*; connect again when the last connection is gone."""
+    """Sends one request at a time to the host of *url*; reconnects when the last connection has ended."""
 
     def __init__(self, url: URL) -> None:
         self._host = url.host or ""
         self._port = url.port or 80
         self._ssl = True if url.scheme == "https" else None
-        self._wire: _Wire | None = None
-        self._asked_at = 0.0
+        self._protocol: _Protocol | None = None
+        self._sent_at = 0.0
 
-    async def ask(self, request: bytes) -> Answer:
+    async def send(self, request: bytes) -> Response:
         """
-        Send *request* and return the answer to it.
+        Send *request* and return the response.
 
         Raises:
-            OSError: There was no answer; whether the request got through is unknown.
+            OSError: There was no response; whether the server processed the request is unknown.
         """
         loop = asyncio.get_running_loop()
-        if self._wire is None or self._wire.is_over:
+        if self._protocol is None or self._protocol.is_closed:
             async with asyncio.timeout(CONNECT_SECONDS):
-                _, self._wire = await loop.create_connection(_Wire, self._host, self._port, ssl=self._ssl)
-        self._asked_at = perf_counter()
-        return await self._wire.ask(request)
+                _, self._protocol = await loop.create_connection(_Protocol, self._host, self._port, ssl=self._ssl)
+        self._sent_at = perf_counter()
+        return await self._protocol.send(request)
 
     def cut_if_older(self, seconds: float) -> None:
         """Cut the connection if its request has waited longer than *seconds*; cheaper than a timer for each request."""
-        waited = perf_counter() - self._asked_at
-        if self._wire is not None and self._wire.is_asked and waited > seconds:
-            self._wire.end(ConnectionCut(f"no answer within {seconds:g} s"))
+        waited = perf_counter() - self._sent_at
+        if self._protocol is not None and self._protocol.is_waiting and waited > seconds:
+            self._protocol.fail(ConnectionCut(f"no response within {seconds:g} s"))
 
     def close(self) -> None:
-        """Leave the connection; a request that waits ends with `ConnectionCut`."""
-        if self._wire is not None:
-            self._wire.end(ConnectionCut("closed"))
+        """Close the connection; a pending request fails with `ConnectionCut`."""
+        if self._protocol is not None:
+            self._protocol.fail(ConnectionCut("closed"))
 
 
-class _Wire(asyncio.Protocol):
-    """One connection, from its beginning to its end."""
+class _Protocol(asyncio.Protocol):
+    """The asyncio protocol of one TCP connection."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
-        self._waiter: asyncio.Future[Answer] | None = None
+        self._waiter: asyncio.Future[Response] | None = None
         self._buffer = b""
-        self._over: ConnectionCut | None = None
+        self._error: ConnectionCut | None = None
 
     @property
-    def is_over(self) -> bool:
-        return self._over is not None
+    def is_closed(self) -> bool:
+        return self._error is not None
 
     @property
-    def is_asked(self) -> bool:
+    def is_waiting(self) -> bool:
         return self._waiter is not None
 
-    def ask(self, request: bytes) -> asyncio.Future[Answer]:
-        waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        if self._transport is None or self._over is not None:
-            waiter.set_exception(self._over or ConnectionCut("not connected"))
+    def send(self, request: bytes) -> asyncio.Future[Response]:
+        waiter: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        if self._transport is None or self._error is not None:
+            waiter.set_exception(self._error or ConnectionCut("not connected"))
         else:
             self._waiter = waiter
             self._transport.write(request)
         return waiter
 
-    def end(self, error: ConnectionCut) -> None:
-        self._over = self._over or error
+    def fail(self, error: ConnectionCut) -> None:
+        self._error = self._error or error
         waiter, self._waiter = self._waiter, None
         if self._transport is not None:
             self._transport.abort()
@@ -118,7 +118,7 @@ class _Wire(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.end(ConnectionCut(str(exc) if exc else "the server closed it"))
+        self.fail(ConnectionCut(str(exc) if exc else "the server closed the connection"))
 
     def data_received(self, data: bytes) -> None:
         data = self._buffer + data if self._buffer else data
@@ -129,28 +129,28 @@ class _Wire(asyncio.Protocol):
         head = data[: end + 2].lower()
         length = _number(head, b"\r\ncontent-length:")
         if length is None or not head.startswith(b"http/1.1 "):
-            self.end(ConnectionCut("the answer is not HTTP/1.1 with a Content-Length"))
+            self.fail(ConnectionCut("the response is not HTTP/1.1 with a Content-Length"))
         elif len(data) < end + 4 + length:
             self._keep(data)
         else:
             wait = _number(head, b"\r\nretry-after:")
             body = data[end + 4 : end + 4 + length]
-            # Answers come in bursts. How long it takes until somebody looks at this one is not the server's time.
-            answer = Answer(int(head[9:12]), body, 1.0 if wait is None else float(wait), perf_counter())
+            # Responses arrive in bursts; the time until the waiting task runs is not the server's, so stamp it here.
+            response = Response(int(head[9:12]), body, 1.0 if wait is None else float(wait), perf_counter())
             waiter, self._waiter, self._buffer = self._waiter, None, b""
             if b"\r\nconnection: close" in head:
-                self.end(ConnectionCut("the server closed it"))
+                self.fail(ConnectionCut("the server closed the connection"))
             if waiter is not None and not waiter.done():
-                waiter.set_result(answer)
+                waiter.set_result(response)
 
     def _keep(self, data: bytes) -> None:
         self._buffer = data
-        if len(data) > ANSWER_BYTES_MAX:
-            self.end(ConnectionCut("the answer is too long"))
+        if len(data) > RESPONSE_BYTES_MAX:
+            self.fail(ConnectionCut("the response is too long"))
 
 
 def _number(head: bytes, name: bytes) -> int | None:
-    """Return the whole number in the header *name* of a lower-cased *head*, or None."""
+    """Return the integer value of the header *name* in the lower-cased *head*, or None."""
     start = head.find(name)
     if start < 0:
         return None

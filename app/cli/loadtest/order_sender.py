@@ -1,4 +1,4 @@
-"""Placing the orders: who sends which one when, and what a refusal means."""
+"""Send the orders: which connection sends which order at what time, and how it reacts to a rejection."""
 
 from __future__ import annotations
 
@@ -19,48 +19,48 @@ LAST_PAUSE_SECONDS = 1.0
 
 
 class Stop:
-    """A wish to end early, which wakes everyone who sleeps on it."""
+    """A flag that asks the run to end early and wakes every coroutine that sleeps on it."""
 
     def __init__(self) -> None:
         self.is_set = False
         self._sleepers: set[asyncio.Future[None]] = set()
 
     def set(self) -> None:
-        """Wake every sleeper, now and from now on."""
+        """Set the flag: wake every sleeper, and let every later `sleep` return at once."""
         self.is_set = True
         for sleeper in self._sleepers:
             _wake(sleeper)
 
     async def sleep(self, seconds: float) -> None:
-        """Return when *seconds* have passed or a stop is wished for."""
+        """Return when *seconds* have passed or the flag is set."""
         if self.is_set:
             return
         loop = asyncio.get_running_loop()
         sleeper: asyncio.Future[None] = loop.create_future()
-        alarm = loop.call_later(seconds, _wake, sleeper)
+        timer = loop.call_later(seconds, _wake, sleeper)
         self._sleepers.add(sleeper)
         try:
             await sleeper
         finally:
             self._sleepers.discard(sleeper)
-            alarm.cancel()
+            timer.cancel()
 
 
 class OrderSender:
     """
-    Place orders over some connections, each of which has one POST in flight at most.
+    Places orders over several connections, each with at most one POST in flight.
 
-    Without a rate the loop is closed: each connection sends its next order when it has the answer to the last. With
-    one it is open: order *i* is due at ``start + i / rate``, whichever connection is free takes it, and its time runs
-    from when it was due, so that a server that stalls cannot make the generator wait politely and leave out the very
-    orders that would have suffered.
+    Without a rate the loop is closed: each connection sends its next order when it has the response to the last one.
+    With a rate the loop is open: order *i* is due at ``start + i / rate``, the next free connection sends it, and its
+    time starts when it was due. This avoids coordinated omission: while a server stalls, a closed loop would not send,
+    and so would not measure, the orders that the stall delays.
     """
 
     def __init__(
         self,
         connections: Sequence[Connection],
         request: Callable[[int], bytes],
-        following: OrderTracker,
+        tracker: OrderTracker,
         tally: Tally,
         *,
         rate: float | None,
@@ -69,19 +69,19 @@ class OrderSender:
     ) -> None:
         self._connections = connections
         self._request = request
-        self._following = following
+        self._tracker = tracker
         self._tally = tally
         self._rate = rate
         self._patience_seconds = patience_seconds
         self._stop = stop
         self._numbers = iter(range(tally.orders))
-        self.trouble: str | None = None
-        """Why placing was given up, if it was."""
+        self.failure: str | None = None
+        """Why the sender gave up, or None."""
 
     async def run(self) -> None:
-        """Place all orders, or fewer on a stop or when there is no hope; every POST is answered or cut on return."""
+        """Place all orders, or fewer after a stop or a failure. On return no POST is in flight."""
         self._started_at = perf_counter()
-        tasks = [asyncio.create_task(self._work(connection)) for connection in self._connections]
+        tasks = [asyncio.create_task(self._send_orders(connection)) for connection in self._connections]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -89,22 +89,22 @@ class OrderSender:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _work(self, connection: Connection) -> None:
+    async def _send_orders(self, connection: Connection) -> None:
         for number in self._numbers:
             due_at = None if self._rate is None else self._started_at + number / self._rate
             if due_at is not None and due_at > perf_counter():
-                # The timer may ring half a millisecond early; the order then counts from when it was really sent.
+                # The timer may fire up to half a millisecond early; `_place` then counts from when the order was really sent.
                 await self._stop.sleep(due_at - perf_counter())
             if self._stop.is_set:
                 return
-            customer = self._following.customer(number)
+            customer = self._tracker.customer(number)
             try:
                 await self._place(connection, number, due_at)
             finally:
                 customer.settle()
 
     async def _place(self, connection: Connection, number: int, due_at: float | None) -> None:
-        customer = self._following.customer(number)
+        customer = self._tracker.customer(number)
         request = self._request(number)
         began_at = perf_counter()
         sent_at = began_at if due_at is None else min(due_at, began_at)
@@ -113,29 +113,30 @@ class OrderSender:
         pause = FIRST_PAUSE_SECONDS
         while not self._stop.is_set:
             try:
-                answer = await connection.ask(request)
+                response = await connection.send(request)
             except OSError as error:
-                # It may have been accepted, and nobody will ever tell us its id: the stock has to account for it.
+                # The server may have accepted the order, and its id will never be known here: the stock check has to
+                # account for it.
                 customer.is_doubtful = True
-                trouble, wait = f"the connection failed: {error or type(error).__name__}", pause
+                problem, wait = f"the connection failed: {error or type(error).__name__}", pause
                 pause = min(2 * pause, LAST_PAUSE_SECONDS)
             else:
-                if answer.status == 202:
-                    order_id = _order_id(answer.body)
+                if response.status == 202:
+                    order_id = _order_id(response.body)
                     if order_id is None:
-                        return self._give_up("the server accepted an order without saying its order_id")
-                    self._tally.accept(sent_at, answer.at)
-                    return customer.wait_for(order_id, sent_at, answer.at)
-                if answer.status not in (429, 503):
-                    return self._give_up(f"the server answered {answer.status}: {_excerpt(answer.body)}")
-                trouble, wait = f"the server answered {answer.status}: {_excerpt(answer.body)}", answer.retry_after
-            # A wait that would outlast patience is not begun.
+                        return self._give_up("the server answered 202 without an order_id")
+                    self._tally.accept(sent_at, response.at)
+                    return customer.wait_for(order_id, sent_at, response.at)
+                if response.status not in (429, 503):
+                    return self._give_up(f"the server answered {response.status}: {_excerpt(response.body)}")
+                problem, wait = f"the server answered {response.status}: {_excerpt(response.body)}", response.retry_after
+            # Do not start a wait that would exceed the patience.
             if perf_counter() + wait - began_at > self._patience_seconds:
-                return self._give_up(f"no order was taken for {self._patience_seconds:g} s; at last {trouble}")
+                return self._give_up(f"no order was accepted for {self._patience_seconds:g} s; last problem: {problem}")
             await self._stop.sleep(wait)
 
-    def _give_up(self, trouble: str) -> None:
-        self.trouble = self.trouble or trouble
+    def _give_up(self, failure: str) -> None:
+        self.failure = self.failure or failure
         self._stop.set()
 
 

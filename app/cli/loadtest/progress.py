@@ -1,4 +1,4 @@
-"""How a run shows its progress: a bar on a terminal, a plain line now and then anywhere else."""
+"""Show the progress of a run on stderr: a progress bar on a terminal, a plain line every few seconds anywhere else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LINE_SECONDS = 5.0
 
 
 class Bar:
-    """A bar that fills with the orders that are placed; beside it stands how many are known to have ended."""
+    """A bar that fills with the placed orders; beside it stands how many orders are known to have ended."""
 
     def __init__(self, orders: int, stream: TextIO) -> None:
         self._bar = tqdm(total=orders, unit="order", unit_scale=False, file=stream, dynamic_ncols=True, desc="load")
@@ -28,21 +28,21 @@ class Bar:
         self._bar.set_postfix_str(counts, refresh=True)
 
     def close(self) -> None:
-        """Leave the bar as it stands and go to the next line."""
+        """Leave the bar on the screen and move the cursor to the next line."""
         self._bar.close()
 
 
 class Lines:
-    """One line every `LINE_SECONDS` of the run."""
+    """Print one line every `LINE_SECONDS` of the run."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._next_at = LINE_SECONDS
+        self._next_line_at = LINE_SECONDS
 
     def __call__(self, progress: Progress) -> None:
-        if progress.seconds < self._next_at:
+        if progress.seconds < self._next_line_at:
             return
-        self._next_at = progress.seconds - progress.seconds % LINE_SECONDS + LINE_SECONDS
+        self._next_line_at = progress.seconds - progress.seconds % LINE_SECONDS + LINE_SECONDS
         line = (
             f"{progress.seconds:.0f} s: placed {progress.placed} of {progress.orders}, seen confirmed {progress.confirmed},"
             f" cancelled {progress.cancelled}, {progress.placed_per_s:.0f} orders/s"
@@ -52,7 +52,7 @@ class Lines:
 
 @contextmanager
 def display(orders: int) -> Iterator[Callable[[Progress], None]]:
-    """Enter for what shows progress on stderr, in the way that suits it."""
+    """Yield the callback that shows progress on stderr: a `Bar` if stderr is a terminal, else `Lines`."""
     if not sys.stderr.isatty():
         yield Lines(sys.stderr)
         return

@@ -1,4 +1,4 @@
-"""What a run has seen, and the numbers that follow from it."""
+"""What a run has counted, and the figures computed from it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attrs import Factory, define, frozen
 
 
 class Percentiles(TypedDict):
-    """Milliseconds; None where nothing was measured."""
+    """Percentiles in milliseconds; None where nothing was measured."""
 
     p50: float | None
     p95: float | None
@@ -21,7 +21,7 @@ class Percentiles(TypedDict):
 
 
 class Result(TypedDict):
-    """The JSON object of a run, as the reference documents it."""
+    """The result of a run: the JSON object that the `load` command prints as its last line."""
 
     orders: int
     accepted: int
@@ -37,7 +37,7 @@ class Result(TypedDict):
 
 @frozen
 class Progress:
-    """How far a run has come, *seconds* after its first POST."""
+    """The state of a run, *seconds* after its first POST."""
 
     orders: int
     placed: int
@@ -47,7 +47,7 @@ class Progress:
 
     @property
     def placed_per_s(self) -> float:
-        """Orders that were accepted, by the second, since the first POST."""
+        """Accepted orders per second since the first POST."""
         return self.placed / self.seconds if self.seconds > 0 else 0.0
 
 
@@ -58,12 +58,16 @@ def _doubles() -> array[float]:
 @define
 class Tally:
     """
-    The running count. All moments are seconds of this process's ``perf_counter``; uvloop's clock counts milliseconds.
+    Counts the orders of a run and collects their times.
 
-    Two clocks take part, and only differences on one of them are ever used. An order's end is set at the moment its
-    202 came in, plus the time that the server's own stamps put between ``created_at`` and the terminal entry of the
-    timeline. ``created_at`` lies before the 202 comes in, so the true end is never later than that, and earlier by at
-    most the time that POST took. When the generator looked does not enter.
+    All points in time are seconds of this process's ``perf_counter``, because uvloop's clock has a resolution of one
+    millisecond only.
+
+    Two clocks are involved, the server's and this process's, and only differences on the same clock are used. The end of
+    an order is the moment at which its 202 arrived, plus the time between ``created_at`` and the final entry of the
+    timeline by the server's own timestamps. ``created_at`` lies before the arrival of the 202, so the true end is never
+    later than the computed one, and earlier by at most the duration of the POST. The moment at which the load test
+    polled does not matter.
     """
 
     orders: int
@@ -75,23 +79,23 @@ class Tally:
     last_answered_at: float = 0.0
     last_ended_at: float = 0.0
     stock_taken_at: float = 0.0
-    """When the stock was seen taken, if it was not yet at the first look; else 0."""
+    """When the stock was first seen to match, if it did not match at the first check; else 0."""
     accept_seconds: array[float] = Factory(_doubles)
     complete_seconds: array[float] = Factory(_doubles)
 
     @property
     def ended(self) -> int:
-        """Accepted orders that are known to have reached their end."""
+        """Accepted orders that are known to have reached a final state."""
         return self.confirmed + self.cancelled
 
     def accept(self, sent_at: float, answered_at: float) -> None:
-        """Count one 202 for an order that was sent, or due to be sent, at *sent_at*."""
+        """Count one 202 for an order that was sent, or was due, at *sent_at*."""
         self.accepted += 1
         self.accept_seconds.append(answered_at - sent_at)
         self.last_answered_at = max(self.last_answered_at, answered_at)
 
     def end(self, *, is_confirmed: bool, sent_at: float, answered_at: float, seconds: float) -> None:
-        """Count the end of one order, *seconds* after its ``created_at`` by the server's clock."""
+        """Count one order that reached a final state *seconds* after its ``created_at`` by the server's clock."""
         if is_confirmed:
             self.confirmed += 1
         else:
@@ -101,12 +105,12 @@ class Tally:
         self.last_ended_at = max(self.last_ended_at, ended_at)
 
     def progress(self, now: float) -> Progress:
-        """Return how far the run has come by *now*."""
+        """Return the state of the run at *now*."""
         seconds = 0.0 if self.first_sent_at is None else now - self.first_sent_at
         return Progress(self.orders, self.accepted, self.confirmed, self.cancelled, seconds)
 
     def result(self) -> Result:
-        """Return the numbers of the whole run; rates are 0 and percentiles None where there is nothing to measure."""
+        """Return the figures of the whole run; rates are 0 and percentiles None where nothing was measured."""
         first = self.first_sent_at or 0.0
         accepting = max(self.last_answered_at - first, 0.0)
         seconds = max(self.last_answered_at, self.last_ended_at, self.stock_taken_at, first) - first
@@ -125,7 +129,7 @@ class Tally:
 
 
 def percentiles(seconds: Sequence[float]) -> Percentiles:
-    """Return exact percentiles in milliseconds, by nearest rank: each is a value that occurred."""
+    """Return exact percentiles of *seconds*, in milliseconds, by nearest rank: each is a value that occurred."""
     ordered = sorted(seconds)
 
     def at(percent: int) -> float | None:

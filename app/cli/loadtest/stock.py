@@ -1,4 +1,4 @@
-"""The run's own products: enough of each to begin with, and exactly what was confirmed gone in the end."""
+"""The products of a run: created with enough stock at the start, checked against the confirmed orders at the end."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from app.cli.loadtest.errors import Failed, Unreachable
 from app.cli.loadtest.order_sender import Stop
 
 UNIT_PRICE = {"amount": 1250, "currency": "EUR"}
-LOOK_SECONDS = 0.02
+CHECK_INTERVAL_SECONDS = 0.02
 
 
 class Stock:
-    """Products that nobody but this run orders."""
+    """Products that only the orders of this run contain."""
 
     def __init__(self, session: aiohttp.ClientSession, url: URL, run_id: str, *, products: int, on_hand: int) -> None:
         self._session = session
@@ -30,11 +30,11 @@ class Stock:
 
     async def create(self, *, patience_seconds: float, stop: Stop) -> None:
         """
-        Create the products, each with its stock.
+        Create the products, each with its stock. Repeat a PUT that is answered with 429 or 503 after its Retry-After.
 
         Raises:
-            Unreachable: Nobody answers, or only to say "not now" for as long as patience lasts.
-            Failed: The server will not have them.
+            Unreachable: The server does not answer, or has answered only 429 or 503 for *patience_seconds*.
+            Failed: The server rejected a PUT.
         """
         until = perf_counter() + patience_seconds
         for product_id in self.product_ids:
@@ -43,7 +43,8 @@ class Stock:
                     status, retry_after, text = await self._put(product_id)
                 except (aiohttp.ClientError, TimeoutError) as error:
                     reason = str(error) or type(error).__name__
-                    raise Unreachable(f"{self._url.origin()} is out of reach: {reason}") from None
+                    origin = self._url.origin()
+                    raise Unreachable(f"{origin} is out of reach ({reason}): start the server or correct --url") from None
                 if status == 200:
                     break
                 if status not in (429, 503):
@@ -53,7 +54,7 @@ class Stock:
                 await stop.sleep(retry_after)
 
     async def differences(self, sold: Mapping[str, int]) -> list[str]:
-        """Say for each product whose books are not what *sold* makes them what is wrong; nothing when all is well."""
+        """Return one line for each product whose stock does not match *sold*, the confirmed quantity by product id."""
         found = [await self._difference(product_id, sold.get(product_id, 0)) for product_id in self.product_ids]
         return [text for text in found if text is not None]
 

@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp.test_utils import TestServer
 
-from tests.cli.loadtest.fake import FakeShop
+from tests.cli.loadtest.fake_server import FakeServer
 
 
 @pytest.fixture
-async def shop() -> AsyncIterator[FakeShop]:
-    """A shop that is open; a test says how it misbehaves before it runs anything against it."""
-    shop = FakeShop()
-    async with TestServer(shop.app()) as server:
-        shop.url = str(server.make_url("")).rstrip("/")
-        yield shop
+async def server() -> AsyncIterator[FakeServer]:
+    """A running fake server; a test sets its faults before it sends requests."""
+    server = FakeServer()
+    async with TestServer(server.app()) as listener:
+        server.url = str(listener.make_url("")).rstrip("/")
+        yield server

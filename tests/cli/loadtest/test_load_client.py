@@ -1,4 +1,4 @@
-"""The small HTTP client reads what the server may send, in whatever pieces it comes."""
+"""The HTTP client of the load test: requests, responses in any pieces, lost connections."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ OK = b"HTTP/1.1 202 Accepted\r\nContent-Type: application/json\r\ncontent-length
 
 @asynccontextmanager
 async def serving(handler: Handler) -> AsyncIterator[Connection]:
-    """Enter for a connection to a server that does as *handler* says with each connection."""
+    """Yield a client of a server that runs *handler* for each TCP connection."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await handler(reader, writer)
         except asyncio.IncompleteReadError:
-            pass  # the client has left
+            pass  # the client has disconnected
         finally:
             writer.close()
 
@@ -37,8 +37,8 @@ async def serving(handler: Handler) -> AsyncIterator[Connection]:
         await server.wait_closed()
 
 
-def saying(*pieces: bytes) -> Handler:
-    """Answer every request with *pieces*, each sent on its own."""
+def respond_with(*pieces: bytes) -> Handler:
+    """Return a handler that answers every request with *pieces*, each sent separately."""
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
@@ -51,32 +51,32 @@ def saying(*pieces: bytes) -> Handler:
     return handler
 
 
-def test_a_post_is_whole_and_counted() -> None:
-    """Path, host and length as the URL and the body have them; no password in the Host."""
-    request = post(URL("http://me:secret@shop.example:8080/base") / "v1" / "orders", b'{"a":1}')
+def test_a_post_has_the_path_the_host_and_the_content_length() -> None:
+    """Path, Host and Content-Length come from the URL and the body; the Host header contains no credentials."""
+    request = post(URL("http://me:secret@server.example:8080/base") / "v1" / "orders", b'{"a":1}')
     assert request == (
-        b"POST /base/v1/orders HTTP/1.1\r\nHost: shop.example:8080\r\nContent-Type: application/json\r\n"
+        b"POST /base/v1/orders HTTP/1.1\r\nHost: server.example:8080\r\nContent-Type: application/json\r\n"
         b'Content-Length: 7\r\n\r\n{"a":1}'
     )
 
 
-def test_a_post_brings_the_key_that_it_is_given() -> None:
-    """As every other client does."""
-    head, _, body = post(URL("http://shop.example"), b"{}", "0123456789abcdef").partition(b"\r\n\r\n")
+def test_a_post_carries_the_api_key() -> None:
+    """In the Authorization header, as a bearer token."""
+    head, _, body = post(URL("http://server.example"), b"{}", "0123456789abcdef").partition(b"\r\n\r\n")
     assert b"Authorization: Bearer 0123456789abcdef" in head.split(b"\r\n")
     assert body == b"{}"
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, len(OK)])
-async def test_an_answer_may_come_in_any_pieces(size: int) -> None:
-    """TCP promises an order of bytes, and no packets."""
-    async with serving(saying(*(OK[start : start + size] for start in range(0, len(OK), size)))) as connection:
+async def test_a_response_may_arrive_in_any_pieces(size: int) -> None:
+    """TCP keeps the order of the bytes, not the boundaries between writes."""
+    async with serving(respond_with(*(OK[start : start + size] for start in range(0, len(OK), size)))) as connection:
         for _ in range(3):
-            assert (await connection.ask(b"?"))[:3] == (202, b"{}", 1.0)
+            assert (await connection.send(b"?"))[:3] == (202, b"{}", 1.0)
 
 
-async def test_an_answer_bears_the_time_at_which_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many others came with it, and however late somebody looks at it."""
+async def test_a_response_has_the_time_of_its_arrival(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time at which the data arrived, not the time at which the waiting task continues."""
     now = [1.0]
     monkeypatch.setattr("app.cli.loadtest.http_client.perf_counter", lambda: now[0])
 
@@ -87,20 +87,20 @@ async def test_an_answer_bears_the_time_at_which_it_came(monkeypatch: pytest.Mon
         await writer.drain()
 
     async with serving(answer) as connection:
-        found = await connection.ask(b"?")
+        response = await connection.send(b"?")
         now[0] = 3.0
-    assert found.at == 2.0
+    assert response.at == 2.0
 
 
-async def test_retry_after_is_read() -> None:
-    """A refusal says how long it holds."""
+async def test_the_retry_after_header_is_read() -> None:
+    """The response has its value in seconds."""
     answer = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n"
-    async with serving(saying(answer)) as connection:
-        assert (await connection.ask(b"?"))[:3] == (503, b"", 7.0)
+    async with serving(respond_with(answer)) as connection:
+        assert (await connection.send(b"?"))[:3] == (503, b"", 7.0)
 
 
-async def test_a_connection_that_the_server_closes_is_opened_again() -> None:
-    """``Connection: close`` ends the connection, not the client."""
+async def test_the_client_reconnects_after_the_server_has_closed_the_connection() -> None:
+    """``Connection: close`` ends the connection; the next request opens a new one."""
     connections = 0
 
     async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -111,8 +111,8 @@ async def test_a_connection_that_the_server_closes_is_opened_again() -> None:
         await writer.drain()
 
     async with serving(once) as connection:
-        assert (await connection.ask(b"?")).status == 202
-        assert (await connection.ask(b"?")).status == 202
+        assert (await connection.send(b"?")).status == 202
+        assert (await connection.send(b"?")).status == 202
     assert connections == 2
 
 
@@ -126,44 +126,44 @@ async def test_a_connection_that_the_server_closes_is_opened_again() -> None:
     ],
     ids=["chunked", "no number", "another protocol", "endless"],
 )
-async def test_an_answer_it_cannot_read_cuts_the_connection(answer: bytes) -> None:
-    """What is not understood is not guessed at."""
-    async with serving(saying(answer)) as connection:
+async def test_an_unreadable_response_cuts_the_connection(answer: bytes) -> None:
+    """The client does not guess the end of a response that it cannot parse."""
+    async with serving(respond_with(answer)) as connection:
         with pytest.raises(ConnectionCut):
-            await connection.ask(b"?")
+            await connection.send(b"?")
 
 
-async def test_a_server_that_hangs_up_is_told() -> None:
-    """No answer is an error, never a wait."""
+async def test_a_server_that_closes_the_connection_without_a_response_is_an_error() -> None:
+    """A missing response raises `ConnectionCut`; the client does not wait for it."""
 
-    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def disconnect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"?")
 
-    async with serving(hang_up) as connection:
-        with pytest.raises(ConnectionCut, match="the server closed it"):
-            await connection.ask(b"?")
+    async with serving(disconnect) as connection:
+        with pytest.raises(ConnectionCut, match="the server closed the connection"):
+            await connection.send(b"?")
 
 
 async def test_a_request_that_waits_too_long_is_cut() -> None:
-    """A server that never answers does not hold the run for ever, and one that is quick enough is left alone."""
-    asked = asyncio.Event()
+    """A server that never answers does not block the run; a request within the limit is not cut."""
+    received = asyncio.Event()
 
-    async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def stay_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"?")
-        asked.set()
+        received.set()
         await reader.readuntil(b"never")
 
-    async with serving(silence) as connection:
-        asking = asyncio.create_task(connection.ask(b"?"))
-        await asked.wait()
+    async with serving(stay_silent) as connection:
+        sending = asyncio.create_task(connection.send(b"?"))
+        await received.wait()
         connection.cut_if_older(3600)
-        assert not asking.done()
+        assert not sending.done()
         connection.cut_if_older(-1)
-        with pytest.raises(ConnectionCut, match="no answer within"):
-            await asking
+        with pytest.raises(ConnectionCut, match="no response within"):
+            await sending
 
 
-async def test_nobody_there_is_an_os_error(unused_tcp_port: int) -> None:
-    """A refused connection is of the same family as a cut one."""
+async def test_a_refused_connection_is_an_os_error(unused_tcp_port: int) -> None:
+    """It is handled like a connection that was cut."""
     with pytest.raises(OSError, match=r"refused|Connect"):
-        await Connection(URL(f"http://127.0.0.1:{unused_tcp_port}")).ask(b"?")
+        await Connection(URL(f"http://127.0.0.1:{unused_tcp_port}")).send(b"?")

@@ -1,4 +1,4 @@
-"""The numbers that follow from what a run has seen, and how they are shown."""
+"""The figures of a run, and how its progress is displayed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.cli.loadtest.report import Progress, Tally, percentiles
 
 @given(st.lists(st.integers(0, 10**6), min_size=1))
 def test_a_percentile_is_a_value_that_occurred_with_that_share_at_or_below(milliseconds: list[int]) -> None:
-    """Exact, by nearest rank: the smallest value that p percent do not exceed."""
+    """Exact, by nearest rank: the smallest value that at least p percent of the values do not exceed."""
     found = percentiles([value / 1000 for value in milliseconds])
     for percent, value in ((50, found["p50"]), (95, found["p95"]), (99, found["p99"])):
         assert value is not None
@@ -24,14 +24,14 @@ def test_a_percentile_is_a_value_that_occurred_with_that_share_at_or_below(milli
 
 
 def test_a_run_without_orders_has_no_percentiles_and_no_rates() -> None:
-    """Nothing measured is null, not zero milliseconds."""
+    """A percentile without a measurement is null, not 0 ms."""
     result = Tally(orders=5).result()
     assert result["accept_ms"] == {"p50": None, "p95": None, "p99": None}
     assert (result["seconds"], result["accepted_per_s"], result["completed_per_s"]) == (0.0, 0.0, 0.0)
 
 
-def test_seconds_run_from_the_first_post_to_the_latest_end() -> None:
-    """The latest end is not always that of the order accepted last."""
+def test_the_seconds_run_from_the_first_post_to_the_latest_end() -> None:
+    """The order that was accepted last is not always the one that ends last."""
     tally = Tally(orders=3, first_sent_at=100.0)
     tally.accept(100.0, 101.0)
     tally.accept(101.0, 102.0)
@@ -43,28 +43,28 @@ def test_seconds_run_from_the_first_post_to_the_latest_end() -> None:
     assert result["complete_ms"] == {"p50": 2000.0, "p95": 5000.0, "p99": 5000.0}
 
 
-def test_a_server_clock_that_goes_back_makes_no_order_end_before_it_was_accepted() -> None:
-    """A negative difference counts as none."""
+def test_a_server_clock_that_goes_back_ends_no_order_before_it_was_accepted() -> None:
+    """A negative difference counts as 0."""
     tally = Tally(orders=1, first_sent_at=0.0)
     tally.accept(0.0, 1.0)
     tally.end(is_confirmed=True, sent_at=0.0, answered_at=1.0, seconds=-3600.0)
     assert tally.result()["complete_ms"]["p50"] == 1000.0
 
 
-def test_without_a_terminal_there_is_a_line_every_five_seconds() -> None:
-    """A log of a long run stays readable."""
+def test_without_a_terminal_a_line_is_printed_every_five_seconds() -> None:
+    """So the log of a long run stays readable."""
     stream = io.StringIO()
-    show = Lines(stream)
+    lines = Lines(stream)
     for quarter in range(4 * 11):
-        show(Progress(orders=100, placed=40, confirmed=30, cancelled=3, seconds=quarter / 4))
+        lines(Progress(orders=100, placed=40, confirmed=30, cancelled=3, seconds=quarter / 4))
     assert stream.getvalue().splitlines() == [
         "5 s: placed 40 of 100, seen confirmed 30, cancelled 3, 8 orders/s",
         "10 s: placed 40 of 100, seen confirmed 30, cancelled 3, 4 orders/s",
     ]
 
 
-def test_on_a_terminal_there_is_a_bar_of_the_orders_that_are_placed() -> None:
-    """Beside it stands what is known of their ends."""
+def test_a_terminal_shows_a_bar_of_the_placed_orders() -> None:
+    """The bar also shows how many are known to have ended."""
     stream = io.StringIO()
     bar = Bar(100, stream)
     bar(Progress(orders=100, placed=40, confirmed=30, cancelled=3, seconds=1.0))
@@ -74,6 +74,6 @@ def test_on_a_terminal_there_is_a_bar_of_the_orders_that_are_placed() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0])
-def test_no_time_is_no_rate(seconds: float) -> None:
-    """The first report comes before any time has passed."""
+def test_the_rate_is_0_before_any_time_has_passed(seconds: float) -> None:
+    """The first report may come at 0 seconds."""
     assert Progress(orders=1, placed=1, confirmed=1, cancelled=0, seconds=seconds).placed_per_s == 0.0
