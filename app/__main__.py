@@ -1,4 +1,4 @@
-"""``python -m app``."""
+"""Run the command line with ``python -m app``."""
 
 from app.cli.main import main
 

@@ -1,4 +1,4 @@
-"""What the commands share: how they read the environment, put the house together, show what they found, and end."""
+"""Shared parts of the commands: read the environment, build the application, print results, end with an exit code."""
 
 from __future__ import annotations
 
@@ -35,24 +35,26 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FAILED, USAGE, OUT_OF_REACH = 1, 2, 3
-"""The exit codes, beside 0."""
+"""The exit codes other than 0."""
 
-TIME_FORMATS = "a time (2026-01-31T09:00:00Z; UTC if it names no zone), a date (2026-01-31, in UTC) or an age (90m, 2h, 1d)"
-"""What `parse_time` reads, for the help of an option."""
+TIME_FORMATS = (
+    "a time (2026-01-31T09:00:00Z; UTC if it names no zone), a date (2026-01-31, in UTC) or an age (90m, 2h, 1d)"
+)
+"""The formats that `parse_time` reads, for the help of an option."""
 
-_AGO = re.compile(r"([1-9][0-9]{0,5})([smhd])")
+_AGE = re.compile(r"([1-9][0-9]{0,5})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _KEY = re.compile(rb"[!-~]+")
 
 
 def exit_with(code: int, line: str) -> NoReturn:
-    """Say *line* on stderr, and end the program with *code*."""
+    """Print *line* on stderr and end the process with *code*."""
     click.echo(f"fulfilment: {line}", err=True)
     sys.exit(code)
 
 
 def settings() -> Settings:
-    """Return what the environment says; end the program in one line where that cannot be."""
+    """Return the settings from the environment; end the process with one line if a variable is invalid."""
     try:
         return load(os.environ)
     except BadSetting as error:
@@ -60,7 +62,7 @@ def settings() -> Settings:
 
 
 def application(settings: Settings) -> Application:
-    """Put together what *settings* name; nothing of it runs. End the program in one line where it does not fit."""
+    """Build the application without starting it; end the process with one line if that is impossible."""
     from app.bootstrap import Application
     from app.storage.errors import DatabaseConfigError
     from bus.errors import ContractError
@@ -73,13 +75,13 @@ def application(settings: Settings) -> Application:
         exit_with(USAGE, str(error))
 
 
-def run_database_step(do: Callable[[], T]) -> T:
-    """*do* what `Application` offers about its databases; end the program in one line where it cannot be done."""
+def run_database_step(step: Callable[[], T]) -> T:
+    """Call *step*, a database method of `Application`; end the process with one line if the database is unusable."""
     from app.storage.databases import DatabaseUnreachable
     from app.storage.migrations import NewerDatabase, NotMigrated
 
     try:
-        return do()
+        return step()
     except NewerDatabase as error:
         exit_with(OUT_OF_REACH, f"the database is newer than this release: {error}")
     except (NotMigrated, DatabaseUnreachable) as error:
@@ -87,29 +89,29 @@ def run_database_step(do: Callable[[], T]) -> T:
 
 
 def parse_time(context: click.Context, parameter: click.Parameter, value: str | None) -> datetime | None:
-    """Read `TIME_FORMATS`, as an option's callback; return it in UTC."""
+    """Parse one of `TIME_FORMATS` into UTC; the callback of an option."""
     if value is None:
         return None
     text = value.strip()
     try:
-        if ago := _AGO.fullmatch(text):
-            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        found = datetime.fromisoformat(text)
-        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+        if age := _AGE.fullmatch(text):
+            return datetime.now(UTC) - timedelta(**{_UNITS[age[2]]: int(age[1])})
+        parsed = datetime.fromisoformat(text)
+        return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
     except (ValueError, OverflowError):
         raise click.BadParameter(f"{value!r} is not {TIME_FORMATS}") from None
 
 
-def _key(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+def _read_key(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     if value is None:
         return None
     try:
-        found = Path(value).read_bytes().strip()
+        key = Path(value).read_bytes().strip()
     except OSError as error:
         raise click.BadParameter(f"{value}: {error.strerror}") from None
-    if not _KEY.fullmatch(found):
-        raise click.BadParameter(f"{value} must hold one API key, of visible ASCII characters, and nothing else")
-    return found.decode("ascii")
+    if not _KEY.fullmatch(key):
+        raise click.BadParameter(f"{value} must contain one API key of visible ASCII characters and nothing else")
+    return key.decode("ascii")
 
 
 with_key = click.option(
@@ -117,21 +119,21 @@ with_key = click.option(
     "key",
     default=None,
     type=click.Path(exists=True, dir_okay=False),
-    callback=_key,
-    help="A file that holds an API key, for a server with AUTH=keys.",
+    callback=_read_key,
+    help="File that contains the API key, for a server with AUTH=keys.",
 )
-"""Gives a command the parameter *key*: what the file holds, or None."""
+"""Adds the option --key-file to a command; the parameter *key* is the content of the file, or None."""
 
 
 def print_json(value: Any) -> None:
-    """Print *value* as JSON that a person can read, too."""
+    """Print *value* as indented JSON."""
     import orjson
 
     click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return *rows* in columns as wide as they must be, under *head*."""
+    """Return *rows* as text in aligned columns below the headings *head*."""
     lines = [[column.upper() for column in head], *rows]
     widths = [max(len(line[n]) for line in lines) for n in range(len(head))]
     padded = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)

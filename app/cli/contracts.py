@@ -1,4 +1,4 @@
-"""``contracts``: what is promised, what a change would break, and who still needs what."""
+"""``contracts``: compare event schemas with a release, show which consumers use which version, print the catalogue."""
 
 from __future__ import annotations
 
@@ -19,29 +19,43 @@ if TYPE_CHECKING:
     from config.settings import Settings
 
 
-@click.group()
+@click.group(short_help="Check event schemas and version usage.")
 def contracts() -> None:
-    """Look at the events that are promised to others, and at what a change of them would do."""
+    """Check event schemas against a release, and see which event versions are still in use."""
 
 
-@contracts.command()
-@click.option("--against", required=True, metavar="REF|FOLDER", help="The release that others rely on: a git ref or a folder.")
-@click.option("--schemas", default=None, metavar="REF|FOLDER", help="What is to be released; by default this program's own.")
+@contracts.command(short_help="Compare the schemas with a release.")
+@click.option(
+    "--against", required=True, metavar="REF|FOLDER", help="The release to compare with: a git ref or a folder."
+)
+@click.option(
+    "--schemas", default=None, metavar="REF|FOLDER", help="The schemas to check; by default those of this program."
+)
 @click.option(
     "--require",
     type=click.Choice(["full", "backward", "forward"]),
     default="full",
     show_default=True,
-    help="Who has to survive a change of a subject: old and new readers, or those of one side.",
+    help="The compatibility that every changed schema needs.",
 )
-@click.option("--json", "as_json", is_flag=True, help="As one JSON array.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 def check(against: str, schemas: str | None, require: str, as_json: bool) -> None:
     """
-    Compare the schemas with those of another release, and say what each change does to those who rely on them.
+    Compare the event schemas with those of a release, and classify every change.
 
-    backward: who reads by the new schema can read what was written by the old one. forward: who reads by the old one can
-    read what is written by the new one. full: both. Exits with 1 when a change breaks somebody and no migration declares
-    it, and with 2 when there is nothing to compare with.
+    \b
+      python -m app contracts check --against v0.2.0
+      python -m app contracts check --against tests/contracts/released/0.2.0
+
+    \b
+      backward  a consumer with the new schema reads events that were written with the old one
+      forward   a consumer with the old schema reads events that are written with the new one
+      full      both; a change that is not full is marked BREAKS, unless --require asks for less
+
+    A breaking change needs a new version of the subject, with a migration or an upcast that leads to it.
+
+    Exit codes: 0 nothing breaks; 1 a change breaks consumers and no migration declares it; 2 wrong usage, or there are
+    no schemas to compare with.
     """
     from app.messaging.event_registry import all_modules
     from app.messaging.schema_releases import ReleaseNotFound, diffs, load_released
@@ -56,88 +70,103 @@ def check(against: str, schemas: str | None, require: str, as_json: bool) -> Non
         console.exit_with(console.USAGE, str(error))
     except ContractError as error:
         console.exit_with(console.USAGE, f"contract: {error}")
-    found = diffs(old, new, modules)
-    broken = [each for each in found if each.is_break and not _is_enough(each, require)]
+    changes = diffs(old, new, modules)
+    broken = [each for each in changes if each.is_break and not _satisfies(each, require)]
     if as_json:
-        console.print_json([_shown(each, each in broken) for each in found])
+        console.print_json([_to_json(each, each in broken) for each in changes])
     else:
-        for each in found:
-            click.echo(_told(each, each in broken))
+        for each in changes:
+            click.echo(_to_text(each, each in broken))
     if broken:
         subjects = ", ".join(each.subject for each in broken)
-        console.exit_with(console.FAILED, f"broken: {subjects}; say it as a new version, with a migration that leads there")
+        console.exit_with(
+            console.FAILED,
+            f"broken: {subjects}; publish the change as a new version, with a migration that leads to it",
+        )
 
 
-@contracts.command()
+@contracts.command(short_help="Show which versions are still in use.")
 @click.argument("subject", required=False)
-@click.option("--url", default=None, help="Where the server is; by default HTTP_HOST and HTTP_PORT say.")
+@click.option("--url", default=None, help="Address of the server; by default from HTTP_HOST and HTTP_PORT.")
 @console.with_key
-@click.option("--json", "as_json", is_flag=True, help="As one JSON array, as the API shows them.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array, in the format of the API.")
 def status(subject: str | None, url: str | None, key: str | None, as_json: bool) -> None:
     """
-    Ask a running server who still needs which version of which event.
+    Ask a running server which consumers still use which version of which event.
 
-    Where one address stands for several processes, each of them is asked, and their numbers are added up.
+    \b
+      python -m app contracts status                     every version
+      python -m app contracts status orders.created.v1   may this version be dropped?
 
-    With SUBJECT, such as orders.created.v1, it says whether that may be dropped: exits with 0 when nobody listens who does
-    not hear a newer version too, and nothing is waiting to be handled; with 1, and the reasons, as long as it is not so.
-    Exits with 2 when nobody knows the subject, and with 3 when nobody answers.
+    Behind a reverse proxy for several processes, the command asks each module and adds up the counts.
+
+    A version may be dropped when every consumer of it also consumes a newer version, and no message of it is pending.
+
+    Exit codes: 0 done; with SUBJECT, the version may be dropped; 1 it may not, for the printed reasons; 2 wrong usage or
+    an unknown subject; 3 the server does not answer.
     """
     from app.cli.http_client import RequestFailed
 
     try:
-        found = _asked(console.settings(), url, key)
+        usages = _fetch_usages(console.settings(), url, key)
     except RequestFailed as error:
         console.exit_with(console.OUT_OF_REACH, str(error))
     if subject is not None:
-        found = [each for each in found if each["subject"] == subject]
-        if not found:
-            console.exit_with(console.USAGE, f"nobody there knows {subject}")
+        usages = [each for each in usages if each["subject"] == subject]
+        if not usages:
+            console.exit_with(
+                console.USAGE, f"{subject} is unknown to the server; `contracts status` lists the known subjects"
+            )
     if as_json:
-        console.print_json(found)
+        console.print_json(usages)
     else:
-        for each in found:
-            click.echo(_used(each))
-    if subject is not None and not found[0]["safe_to_drop"]:
-        console.exit_with(console.FAILED, f"{subject} may not be dropped: {'; '.join(found[0]['reasons'])}")
+        for each in usages:
+            click.echo(_usage_text(each))
+    if subject is not None and not usages[0]["safe_to_drop"]:
+        console.exit_with(console.FAILED, f"{subject} may not be dropped: {'; '.join(usages[0]['reasons'])}")
 
 
-def _asked(settings: Settings, url: str | None, key: str | None) -> list[dict[str, Any]]:
-    """Return how every version is used, by what the server says, or each of those that one address stands for."""
+def _fetch_usages(settings: Settings, url: str | None, key: str | None) -> list[dict[str, Any]]:
+    """Return the usage of every version, from one server or, behind a reverse proxy, from that of each module."""
     from app.cli.http_client import RequestFailed, get_json
 
     try:
-        found: list[dict[str, Any]] = get_json("/v1/contracts", settings, url, key)["items"]
+        usages: list[dict[str, Any]] = get_json("/v1/contracts", settings, url, key)["items"]
     except RequestFailed as error:
         if error.code != "module_needed":
             raise
         views = [get_json(f"/v1/contracts?module={module}", settings, url, key)["items"] for module in MODULES]
-        return _united(chain.from_iterable(views))
-    return found
+        return _merge(chain.from_iterable(views))
+    return usages
 
 
-def _united(usages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Put together what several processes say of the same versions; what one of them objects to may not be dropped."""
-    found: dict[str, dict[str, Any]] = {}
+def _merge(usages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Merge the usages that several processes report; a version may be dropped only if every process agrees."""
+    merged: dict[str, dict[str, Any]] = {}
     for usage in usages:
-        known = found.setdefault(usage["subject"], usage)
+        known = merged.setdefault(usage["subject"], usage)
         if known is usage:
             continue
         known["published"] += usage["published"]
         for consumer, outcomes in usage["handled"].items():
             known["handled"][consumer] = dict(Counter(known["handled"].get(consumer, {})) + Counter(outcomes))
-        # They ask the same bus, a moment apart.
+        # All processes ask the same bus, one after the other.
         listeners = {each["consumer"]: each for each in (*known["listeners"], *usage["listeners"])}
         known["listeners"] = list(listeners.values())
         known["reasons"] = list(dict.fromkeys((*known["reasons"], *usage["reasons"])))
         known["safe_to_drop"] = known["safe_to_drop"] and usage["safe_to_drop"]
-    return sorted(found.values(), key=lambda each: (each["event"], each["version"]))
+    return sorted(merged.values(), key=lambda each: (each["event"], each["version"]))
 
 
-def _used(usage: dict[str, Any]) -> str:
-    how = "newest" if usage["is_newest"] else f"said beside since {usage['since']}" if usage["is_said"] else "said no more"
-    lines = [f"{usage['subject']}: {how}; {'safe to drop' if usage['safe_to_drop'] else 'needed'}"]
-    lines += [f"    heard by {each['consumer']}, {each['pending']} pending" for each in usage["listeners"]]
+def _usage_text(usage: dict[str, Any]) -> str:
+    if usage["is_newest"]:
+        state = "newest"
+    elif usage["is_said"]:
+        state = f"published beside the newest since {usage['since']}"
+    else:
+        state = "no longer published"
+    lines = [f"{usage['subject']}: {state}; {'safe to drop' if usage['safe_to_drop'] else 'needed'}"]
+    lines += [f"    consumed by {each['consumer']}, {each['pending']} pending" for each in usage["listeners"]]
     lines += [f"    {reason}" for reason in usage["reasons"] if not usage["is_newest"]]
     counts = ", ".join(
         f"{consumer} {outcome} {count}"
@@ -148,9 +177,16 @@ def _used(usage: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-@contracts.command()
+@contracts.command(short_help="Print the catalogue of events.")
 def catalogue() -> None:
-    """Print the catalogue of events, the page of the documents that bears its name (reStructuredText)."""
+    """
+    Print the catalogue of events, in reStructuredText.
+
+    It names the producer, the consumers, the members and an example of every event version.
+
+    \b
+      python -m app contracts catalogue > docs/catalogue.rst
+    """
     from app.messaging.event_catalogue import page
     from app.messaging.event_registry import all_modules, build_registry
 
@@ -158,26 +194,26 @@ def catalogue() -> None:
     click.echo(page(modules, build_registry(modules)), nl=False)
 
 
-def _is_enough(finding: SchemaDiff, require: str) -> bool:
-    """Tell whether whoever *require* names survives; a subject that has gone leaves nobody."""
-    found = finding.compatibility
-    return bool(finding.changes) and {"backward": found.is_backward, "forward": found.is_forward}.get(require, False)
+def _satisfies(diff: SchemaDiff, require: str) -> bool:
+    """Return True if *diff* has the compatibility *require*; a removed subject never has."""
+    found = diff.compatibility
+    return bool(diff.changes) and {"backward": found.is_backward, "forward": found.is_forward}.get(require, False)
 
 
-def _told(finding: SchemaDiff, is_broken: bool) -> str:
-    lines = [f"{finding.subject}: {finding.compatibility.value}: {finding.said}{' (BREAKS)' if is_broken else ''}"]
-    lines += [f"    {change.pointer or '/'}: {change.compatibility.value}: {change.why}" for change in finding.changes]
+def _to_text(diff: SchemaDiff, is_broken: bool) -> str:
+    lines = [f"{diff.subject}: {diff.compatibility.value}: {diff.summary}{' (BREAKS)' if is_broken else ''}"]
+    lines += [f"    {change.pointer or '/'}: {change.compatibility.value}: {change.why}" for change in diff.changes]
     return "\n".join(lines)
 
 
-def _shown(finding: SchemaDiff, is_broken: bool) -> dict[str, Any]:
+def _to_json(diff: SchemaDiff, is_broken: bool) -> dict[str, Any]:
     return {
-        "subject": finding.subject,
-        "compatibility": finding.compatibility.value,
-        "detail": finding.said,
+        "subject": diff.subject,
+        "compatibility": diff.compatibility.value,
+        "detail": diff.summary,
         "breaks": is_broken,
         "changes": [
             {"pointer": change.pointer, "compatibility": change.compatibility.value, "detail": change.why}
-            for change in finding.changes
+            for change in diff.changes
         ],
     }

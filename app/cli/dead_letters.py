@@ -1,4 +1,4 @@
-"""``dead-letters``: look at what no try could deliver, send it again, throw it away; in the database, server or not."""
+"""``dead-letters``: list, show, replay and discard dead letters in the database, whether a server is running or not."""
 
 from __future__ import annotations
 
@@ -22,27 +22,42 @@ PAGE = 200
 COLUMNS = ("id", "consumer", "subject", "error", "attempts", "replays", "last_seen")
 
 
-@click.group("dead-letters")
+@click.group("dead-letters", short_help="List, show, replay, discard dead letters.")
 def dead_letters() -> None:
     """
-    Look at dead letters, send them again, throw them away.
+    List, show, replay and discard dead letters: messages that a consumer could not process.
 
-    Works on the database that DATABASE_URL names, whether a server is running on it or not: a running one sends what is
-    replayed within a second or so, any other one when it starts.
+    \b
+      python -m app dead-letters list --consumer inventory --error failed
+      python -m app dead-letters show ID
+      python -m app dead-letters replay ID
+
+    Works on the database that DATABASE_URL names, with or without a running server. A running server publishes the
+    replayed messages within about a second, a stopped one after its next start.
     """
 
 
 @dead_letters.command("list")
-@click.option("--consumer", default=None, help="Only those of this consumer, for instance inventory-express.")
-@click.option("--subject", default=None, help="Only those under this subject, lane included.")
-@click.option("--error", default=None, help="Only those with this error code, for instance failed.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(min=1), help="At most so many.")
-@click.option("--json", "as_json", is_flag=True, help="As one JSON array, as the API shows them.")
+@click.option("--consumer", default=None, help="Only dead letters of this consumer, for example inventory-express.")
+@click.option("--subject", default=None, help="Only dead letters with this subject, including its lane (.express).")
+@click.option("--error", default=None, help="Only dead letters with this error code, for example failed.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(min=1), help="List at most this many.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array, in the format of the API.")
 def list_(consumer: str | None, subject: str | None, error: str | None, limit: int, as_json: bool) -> None:
-    """List dead letters; narrowed as `replay` is, to look first at what it would send."""
+    """
+    List dead letters.
+
+    The options select dead letters exactly as those of `replay` do: list first what a replay would send.
+
+    \b
+      python -m app dead-letters list
+      python -m app dead-letters list --consumer inventory --error failed --json
+
+    Exit codes: 0 done, also if there are none; 2 wrong usage or configuration; 3 the database is out of reach.
+    """
     from app.web.endpoints.dead_letters import to_json
 
-    async def look(dead_letter_store: DeadLetterStore) -> list[StoredDeadLetter]:
+    async def fetch(dead_letter_store: DeadLetterStore) -> list[StoredDeadLetter]:
         found: list[StoredDeadLetter] = []
         while len(found) < limit:
             after = found[-1].dead_letter.id if found else None
@@ -52,88 +67,108 @@ def list_(consumer: str | None, subject: str | None, error: str | None, limit: i
                 break
         return found
 
-    letters = [to_json(kept) for kept in _at_the_dead_letter_store(look)]
+    rows = [to_json(stored) for stored in _with_dead_letter_store(fetch)]
     if as_json:
-        console.print_json(letters)
-    elif letters:
-        click.echo(console.table(COLUMNS, [[str(dead_letter[column]) for column in COLUMNS] for dead_letter in letters]))
+        console.print_json(rows)
+    elif rows:
+        click.echo(console.table(COLUMNS, [[str(row[column]) for column in COLUMNS] for row in rows]))
     else:
         click.echo("no dead letters")
 
 
-@dead_letters.command()
+@dead_letters.command(short_help="Print one dead letter as JSON.")
 @click.argument("id")
 def show(id: str) -> None:
-    """Show one dead letter whole, as JSON. Exits with 1 when there is no such letter."""
+    """
+    Print one dead letter as JSON, with its message and the reason for the failure.
+
+    Exit codes: 0 done; 1 there is no such dead letter; 2 wrong usage or configuration; 3 the database is out of reach.
+    """
     from app.web.endpoints.dead_letters import to_json
 
-    kept = _at_the_dead_letter_store(lambda dead_letter_store: dead_letter_store.get(id))
-    if kept is None:
+    stored = _with_dead_letter_store(lambda dead_letter_store: dead_letter_store.get(id))
+    if stored is None:
         _fail([_unknown(id)])
         return
-    console.print_json(to_json(kept))
+    console.print_json(to_json(stored))
 
 
-@dead_letters.command()
+@dead_letters.command(short_help="Publish dead letters again.")
 @click.argument("ids", nargs=-1, metavar="[ID]...")
-@click.option("--consumer", default=None, help="All of this consumer.")
-@click.option("--subject", default=None, help="All under this subject, lane included.")
-@click.option("--error", default=None, help="All with this error code.")
-@click.option("--dry-run", is_flag=True, help="Say how many would go, and send none.")
+@click.option("--consumer", default=None, help="Replay all dead letters of this consumer.")
+@click.option(
+    "--subject", default=None, help="Replay all dead letters with this subject, including its lane (.express)."
+)
+@click.option("--error", default=None, help="Replay all dead letters with this error code.")
+@click.option("--dry-run", is_flag=True, help="Print how many would be replayed, and replay none.")
 def replay(ids: tuple[str, ...], consumer: str | None, subject: str | None, error: str | None, dry_run: bool) -> None:
     """
-    Send dead letters again: those named, or all that fit the options.
+    Publish dead letters again: those with the given IDs, or all that match the options.
 
-    Each goes as a new message that carries the old event, so that whoever has handled it meanwhile knows it again. Exits
-    with 1 when an id is unknown or nobody hears that letter's consumer; the other letters named go all the same.
+    \b
+      python -m app dead-letters replay ID ID
+      python -m app dead-letters replay --consumer inventory --error failed --dry-run
+
+    Each dead letter becomes a new message with the old event. A consumer that has processed the event in the meantime
+    recognises it and ignores it.
+
+    Exit codes: 0 done; 1 an ID is unknown, or the consumer of a dead letter consumes nothing (the other dead letters are
+    still replayed); 2 wrong usage or configuration; 3 the database is out of reach.
     """
-    fits = any(wanted is not None for wanted in (consumer, subject, error))
-    if bool(ids) == fits:
-        raise click.UsageError("name the letters, or say which with --consumer, --subject or --error; one of the two")
-    if fits:
-        matched, replayed = _at_the_dead_letter_store(lambda dead_letter_store: dead_letter_store.replay_many(consumer, subject, error, dry_run))
+    has_filter = any(value is not None for value in (consumer, subject, error))
+    if bool(ids) == has_filter:
+        raise click.UsageError("give either IDs or at least one of --consumer, --subject and --error")
+    if has_filter:
+        matched, replayed = _with_dead_letter_store(
+            lambda dead_letter_store: dead_letter_store.replay_many(consumer, subject, error, dry_run)
+        )
         click.echo(f"{matched} would be replayed" if dry_run else f"{replayed} replayed")
         return
 
     async def send(dead_letter_store: DeadLetterStore) -> list[str]:
         from app.messaging.dead_letters import NotReplayable
 
-        troubles = []
+        failures = []
         for id in dict.fromkeys(ids):
             try:
                 if not await dead_letter_store.replay(id, dry_run):
-                    troubles.append(_unknown(id))
+                    failures.append(_unknown(id))
             except NotReplayable as error:
-                troubles.append(f"{id} cannot be replayed: {error}")
-        return troubles
+                failures.append(f"{id} cannot be replayed: {error}")
+        return failures
 
-    troubles = _at_the_dead_letter_store(send)
-    count = len(dict.fromkeys(ids)) - len(troubles)
+    failures = _with_dead_letter_store(send)
+    count = len(dict.fromkeys(ids)) - len(failures)
     click.echo(f"{count} would be replayed" if dry_run else f"{count} replayed")
-    _fail(troubles)
+    _fail(failures)
 
 
 @dead_letters.command()
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 def discard(ids: tuple[str, ...]) -> None:
-    """Throw dead letters away for good. Exits with 1 when an id is unknown; the others are gone all the same."""
+    """
+    Delete dead letters permanently.
 
-    async def throw(dead_letter_store: DeadLetterStore) -> list[str]:
+    Exit codes: 0 done; 1 an ID is unknown (the other dead letters are still deleted); 2 wrong usage or configuration;
+    3 the database is out of reach.
+    """
+
+    async def delete(dead_letter_store: DeadLetterStore) -> list[str]:
         return [id for id in dict.fromkeys(ids) if not await dead_letter_store.discard(id)]
 
-    unknown = _at_the_dead_letter_store(throw)
+    unknown = _with_dead_letter_store(delete)
     click.echo(f"{len(dict.fromkeys(ids)) - len(unknown)} discarded")
     _fail([_unknown(id) for id in unknown])
 
 
-def _at_the_dead_letter_store(work: Callable[[DeadLetterStore], Awaitable[T]]) -> T:
-    """Do *work* on the databases that the environment names, and close them; end the program where they are away."""
+def _with_dead_letter_store(work: Callable[[DeadLetterStore], Awaitable[T]]) -> T:
+    """Run *work* on the configured databases, then close them; end the process if they are out of reach."""
     from app.storage.errors import StorageUnavailable
 
     application = console.application(console.settings())
     console.run_database_step(application.require_tables)
 
-    async def there() -> T:
+    async def run() -> T:
         try:
             return await work(application.dead_letters)
         finally:
@@ -141,7 +176,7 @@ def _at_the_dead_letter_store(work: Callable[[DeadLetterStore], Awaitable[T]]) -
                 await database.close()
 
     try:
-        return asyncio.run(there())
+        return asyncio.run(run())
     except StorageUnavailable as error:
         console.exit_with(console.OUT_OF_REACH, error.detail)
 
@@ -151,7 +186,7 @@ def _unknown(id: str) -> str:
 
 
 def _fail(lines: Sequence[str]) -> None:
-    """Say *lines* on stderr and end with 1, if there are any."""
+    """Print *lines* on stderr and end the process with 1; do nothing without lines."""
     for line in lines:
         click.echo(f"fulfilment: {line}", err=True)
     if lines:

@@ -1,4 +1,4 @@
-"""One question to a running server, for commands."""
+"""Send one GET request to a running server, for commands."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from urllib.request import Request, urlopen
 
 from config.settings import Settings
 
-REQUEST_SECONDS = 10
+TIMEOUT_SECONDS = 10
 
 
 class RequestFailed(Exception):
-    """Nobody answers, or not with what was asked for; its message is one line, *code* that of a problem in the answer."""
+    """
+    The server did not answer, or not with 200. The message is one line.
+
+    *code* is the member of that name in the problem document that the server returned, if any.
+    """
 
     def __init__(self, line: str, code: str | None = None) -> None:
         self.code = code
@@ -24,39 +28,43 @@ class RequestFailed(Exception):
 
 
 def base_url(settings: Settings) -> str:
-    """Return where *settings* have a server listen, as one that is asked from the same machine."""
+    """Return the address of the server that runs with *settings* on this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.http_host, settings.http_host)  # noqa: S104
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.http_port}"
 
 
 def credentials(key: str | None) -> Mapping[str, str]:
-    """Return the headers that bring the API key *key*, if there is one."""
+    """Return the request headers that carry the API key *key*; none without a key."""
     return {} if key is None else {"Authorization": f"Bearer {key}"}
 
 
 def get_json(path: str, settings: Settings, url: str | None = None, key: str | None = None) -> Any:
     """
-    Return the JSON that the server at *url*, or where *settings* say, answers for *path* to who has *key*.
+    Return the JSON that the server answers to a GET of *path* with the API key *key*.
+
+    The server is the one at *url*, by default the one that runs with *settings* on this machine.
 
     Raises:
-        NotAnswered: It does not, or not with 200.
+        RequestFailed: The server did not answer, or not with 200.
     """
     url = base_url(settings) if url is None else url.rstrip("/")
     if not url.startswith(("http://", "https://")):
-        raise RequestFailed(f"{url} is no address: it must begin with http:// or https://")
+        raise RequestFailed(f"{url} is not an address: it must begin with http:// or https://")
     request = Request(f"{url}{path}", headers=dict(credentials(key)))  # noqa: S310
     try:
-        with urlopen(request, timeout=REQUEST_SECONDS) as answer:  # noqa: S310
-            return json.load(answer)
+        with urlopen(request, timeout=TIMEOUT_SECONDS) as response:  # noqa: S310
+            return json.load(response)
     except HTTPError as error:
-        raise RequestFailed(f"{url}{path} was answered with {error.code}", _code_in(error)) from None
+        raise RequestFailed(f"{url}{path} was answered with {error.code}", _problem_code(error)) from None
     except (URLError, OSError, ValueError) as error:
-        raise RequestFailed(f"nobody answers at {url}: {getattr(error, 'reason', error)}") from None
+        raise RequestFailed(
+            f"no server answers at {url} ({getattr(error, 'reason', error)}): start it or correct --url"
+        ) from None
 
 
-def _code_in(answer: HTTPError) -> str | None:
+def _problem_code(response: HTTPError) -> str | None:
     try:
-        code = json.load(answer)["code"]
+        code = json.load(response)["code"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return code if isinstance(code, str) else None

@@ -1,5 +1,5 @@
 """
-The commands.
+The command line: ``python -m app COMMAND``, or ``fulfilment COMMAND`` once the package is installed.
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 a dependency out of reach at start.
 """
@@ -25,26 +25,44 @@ def _variables() -> str:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def main() -> None:
     """
-    Take orders, hold stock, take money: an order-fulfilment backend.
+    An order-fulfilment backend: takes orders, reserves stock, charges payments.
 
     \b
-    Start it with `python -m app serve`, then open http://127.0.0.1:8080/docs.
-    Everything is set by environment variables; `python -m app serve --help` lists them.
+      python -m app serve                then open http://127.0.0.1:8080/docs
+      python -m app load --orders 1000   measure it, in a second terminal
+      python -m app COMMAND --help       what a command does, its options, examples
+
+    `fulfilment COMMAND` is the same program once the package is installed. Use it in a folder that has an app/ folder or
+    a config.py of its own, which `python -m app` would import instead.
+
+    Everything is configured with environment variables; `python -m app serve --help` lists them.
+
+    Exit codes of every command: 0 done; 1 failed; 2 wrong usage or configuration; 3 the database, NATS, the payment
+    provider or the server is out of reach.
     """
 
 
-@main.command(epilog=_variables())
+@main.command(epilog=_variables(), short_help="Run the modules and their HTTP API.")
 def serve() -> None:
     """
     Run the modules and their HTTP API until SIGTERM or SIGINT.
 
-    Prints one line with the address once it is ready. A SQLite database is made and migrated by itself; a PostgreSQL one
-    wants `migrate` first. The first signal lets it finish what is in hand (SHUTDOWN_GRACE_S at most) and end with 0; a
-    second one ends it at once.
+    \b
+      python -m app serve                     all modules, SQLite in data/, port 8080
+      HTTP_PORT=0 python -m app serve         a free port, which the command prints
+      BUS=nats MODULES=orders python -m app serve
+                                              one module; the others run elsewhere
+
+    Prints one line with the address when it is ready. Creates and migrates a SQLite database itself; run `migrate` first
+    for a PostgreSQL database. The first signal lets it finish its work, for at most SHUTDOWN_GRACE_S seconds, and exit
+    with 0; a second signal ends it at once (exit code 143 for SIGTERM, 130 for SIGINT).
+
+    Exit codes: 0 ended by a signal; 1 failed; 2 wrong configuration; 3 the database is out of reach, not migrated or
+    newer than this release, or the port is taken.
     """
     settings = console.settings()
-    _logs(settings)
-    from app.cli.serve import CannotListen, serve  # not before: a bad value is refused in half the time
+    _set_up_logs(settings)
+    from app.cli.serve import CannotListen, serve  # imported late: an invalid setting is reported in half the time
 
     application = console.application(settings)
     console.run_database_step(application.claim)
@@ -55,21 +73,41 @@ def serve() -> None:
         console.exit_with(console.OUT_OF_REACH, f"cannot listen on {settings.http_host}:{settings.http_port}: {error}")
 
 
-@main.command()
+@main.command(short_help="Migrate the database tables to this release.")
 def migrate() -> None:
-    """Bring the database's tables to what this release expects. Harmless when they are."""
+    """
+    Migrate the database tables to what this release expects.
+
+    \b
+      DATABASE_URL=postgresql://user@host/db python -m app migrate
+
+    Migrates the databases of all modules that MODULES names, and does nothing when they are up to date. Several processes
+    may run it at the same time. Run it before you start a new release on PostgreSQL; `serve` migrates SQLite itself.
+
+    Exit codes: 0 the tables are up to date; 2 wrong configuration; 3 a database is out of reach or newer than this
+    release.
+    """
     behind = console.run_database_step(console.application(console.settings()).migrate)
     click.echo(f"migrated: {', '.join(behind)}" if behind else "nothing to do: every table is up to date")
 
 
-@main.command()
-@click.option("--live", is_flag=True, help="Ask only whether the process lives; for a container's HEALTHCHECK.")
-@click.option("--url", default=None, help="Where the server is; by default HTTP_HOST and HTTP_PORT say.")
+@main.command(short_help="Ask a running server whether it is healthy.")
+@click.option(
+    "--live", is_flag=True, help="Only check that the process answers (/livez); for the HEALTHCHECK of a container."
+)
+@click.option("--url", default=None, help="Address of the server; by default from HTTP_HOST and HTTP_PORT.")
 def check(live: bool, url: str | None) -> None:
     """
-    Ask a running server whether it and what it needs are well.
+    Ask a running server whether it is healthy: GET /health, or /livez with --live.
 
-    Exits with 0 when they are, 1 when not, and 3 when nobody answers.
+    \b
+      python -m app check
+      python -m app check --live --url http://127.0.0.1:8081
+
+    Prints the JSON that the server answers.
+
+    Exit codes: 0 healthy; 1 the server, its database or its bus is not; 2 wrong usage or configuration; 3 no server
+    answers.
     """
     from urllib.error import HTTPError, URLError
     from urllib.request import urlopen
@@ -81,18 +119,28 @@ def check(live: bool, url: str | None) -> None:
     if not url.startswith(("http://", "https://")):
         raise click.BadParameter("must begin with http:// or https://", param_hint="--url")
     try:
-        with urlopen(f"{url.rstrip('/')}{'/livez' if live else '/health'}", timeout=5) as answer:  # noqa: S310
-            click.echo(answer.read().decode())
+        with urlopen(f"{url.rstrip('/')}{'/livez' if live else '/health'}", timeout=5) as response:  # noqa: S310
+            click.echo(response.read().decode())
     except HTTPError as error:
         click.echo(error.read().decode(errors="replace"))
         sys.exit(console.FAILED)
     except (URLError, OSError) as error:
-        console.exit_with(console.OUT_OF_REACH, f"nobody answers at {url}: {getattr(error, 'reason', error)}")
+        console.exit_with(
+            console.OUT_OF_REACH,
+            f"no server answers at {url} ({getattr(error, 'reason', error)}): start it or correct --url",
+        )
 
 
-@main.command()
+@main.command(short_help="Print the OpenAPI document of the HTTP API.")
 def openapi() -> None:
-    """Print the HTTP API's description (OpenAPI 3.1, JSON)."""
+    """
+    Print the description of the HTTP API: OpenAPI 3.1, as JSON.
+
+    Covers the modules that MODULES names; needs no running server. The same document is at /openapi.json.
+
+    \b
+      python -m app openapi > openapi.json
+    """
     from app.bootstrap import build_modules, installed_version
     from app.web.endpoints import dead_letters
     from app.web.endpoints import stripe_webhook as webhooks
@@ -107,9 +155,16 @@ def openapi() -> None:
     console.print_json(document)
 
 
-@main.command()
+@main.command(short_help="Print the AsyncAPI document of the events.")
 def asyncapi() -> None:
-    """Print the events' description (AsyncAPI 3.0.0, JSON)."""
+    """
+    Print the description of the events: AsyncAPI 3.0.0, as JSON.
+
+    Covers the modules that MODULES names; needs no running server. The same document is at /asyncapi.json.
+
+    \b
+      python -m app asyncapi > asyncapi.json
+    """
     from app.bootstrap import build_modules, installed_version
     from app.messaging.event_registry import build_registry
     from app.web.spec import asyncapi as description
@@ -123,15 +178,15 @@ def asyncapi() -> None:
     console.print_json(document)
 
 
-@main.command()
+@main.command(short_help="Print the version.")
 def version() -> None:
-    """Print the version."""
+    """Print the name and the version of the installed release."""
     from app.bootstrap import installed_version
 
     click.echo(f"fulfilment {installed_version()}")
 
 
-def _logs(settings: Settings, stream: Any = None) -> None:
+def _set_up_logs(settings: Settings, stream: Any = None) -> None:
     from app.telemetry import logs
 
     stream = sys.stdout if stream is None else stream

@@ -1,4 +1,4 @@
-"""``payments``: compare our books with the provider's, server or not."""
+"""``payments reconcile``: compare the payments in the database with the charges at the payment provider."""
 
 from __future__ import annotations
 
@@ -21,35 +21,45 @@ if TYPE_CHECKING:
     from modules.payments.state import Payment
 
 PAGE = 200
-SKEW = timedelta(minutes=5)
-"""How far the provider's clock and ours may be apart."""
+CLOCK_SKEW_MAX = timedelta(minutes=5)
+"""The largest difference between the provider's clock and this machine's."""
 
-LATE = timedelta(hours=1)
-"""How long after an order's time-out its charge may still be made, all retries included."""
+CHARGE_DELAY_MAX = timedelta(hours=1)
+"""How long after the time-out of an order its charge may still be made, including all retries."""
 
 
-@click.group()
+@click.group(short_help="Compare payments with the provider.")
 def payments() -> None:
-    """Look after payments."""
+    """Compare payments with the payment provider."""
 
 
-@payments.command()
+@payments.command(short_help="Print differences to the provider's list.")
 @click.option(
     "--since",
     callback=console.parse_time,
     metavar="WHEN",
-    help=f"Orders placed from then on: {console.TIME_FORMATS}. By default a day before --until.",
+    help=f"Compare orders placed at or after WHEN: {console.TIME_FORMATS}. By default one day before --until.",
 )
 @click.option(
-    "--until", callback=console.parse_time, metavar="WHEN", help="Orders placed before then, said likewise; by default now."
+    "--until",
+    callback=console.parse_time,
+    metavar="WHEN",
+    help="Compare orders placed before WHEN, in the same formats; by default now.",
 )
-@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def reconcile(since: datetime | None, until: datetime | None, as_json: bool) -> None:
     """
-    Compare the provider's own list of charges with our books, and say where they differ.
+    Compare the payments in the database with the payment provider's list of charges, and print the differences.
 
-    Changes nothing. Orders that are being paid right now may differ for a moment: let --until lie a few minutes back.
-    Exits with 0 when both agree, 1 when not, and 3 when the provider or the database is out of reach.
+    \b
+      python -m app payments reconcile --since 2026-01-31 --until 2026-02-01
+      python -m app payments reconcile --since 2h --until 5m
+
+    Works with or without a running server, and changes nothing. An order that is being paid may differ for a moment:
+    set --until a few minutes back.
+
+    Exit codes: 0 both agree; 1 there are differences; 2 wrong usage or configuration; 3 the provider or the database is
+    out of reach.
     """
     from app.gateways.port import ChargeLedger, GatewayError
     from app.storage.errors import StorageUnavailable
@@ -63,14 +73,17 @@ def reconcile(since: datetime | None, until: datetime | None, as_json: bool) -> 
         raise click.BadParameter("must be before --until", param_hint="--since")
     settings = console.settings()
     if "payments" not in settings.modules:
-        console.exit_with(console.USAGE, "MODULES: leaves out payments; there is nothing to compare")
+        console.exit_with(console.USAGE, "MODULES: must contain payments, whose database is compared")
     application = console.application(settings)
     if not isinstance(application.gateway, ChargeLedger):
-        console.exit_with(console.USAGE, f"PAYMENT_GATEWAY={settings.payment_gateway} keeps no list to compare with")
+        console.exit_with(
+            console.USAGE,
+            f"PAYMENT_GATEWAY={settings.payment_gateway} keeps no list of charges to compare with; set it to stripe",
+        )
     console.run_database_step(application.require_tables)
-    late = timedelta(seconds=min(settings.order_timeout_s, 31 * 86_400)) + LATE
+    charge_delay = timedelta(seconds=min(settings.order_timeout_s, 31 * 86_400)) + CHARGE_DELAY_MAX
     try:
-        report = asyncio.run(_compared(application, application.gateway, since, until, late))
+        report = asyncio.run(_compare_with(application, application.gateway, since, until, charge_delay))
     except StorageUnavailable as error:
         console.exit_with(console.OUT_OF_REACH, error.detail)
     except GatewayError as error:
@@ -80,23 +93,23 @@ def reconcile(since: datetime | None, until: datetime | None, as_json: bool) -> 
         sys.exit(console.FAILED)
 
 
-async def _compared(
-    application: Application, ledger: ChargeLedger, since: datetime, until: datetime, late: timedelta
+async def _compare_with(
+    application: Application, ledger: ChargeLedger, since: datetime, until: datetime, charge_delay: timedelta
 ) -> Report:
     from app.gateways.reconciliation import compare
 
     try:
-        ours = [payment async for payment in _ours(application, since, until)]
-        theirs = ledger.records(_moved(since, -SKEW), _moved(until, late))
-        return await compare(ours, _counted(theirs), since, until)
+        recorded = [payment async for payment in _payments(application, since, until)]
+        charges = ledger.records(_shifted(since, -CLOCK_SKEW_MAX), _shifted(until, charge_delay))
+        return await compare(recorded, _with_progress(charges), since, until)
     finally:
         await application.gateway.close()
         for database in application.databases.values():
             await database.close()
 
 
-async def _ours(application: Application, since: datetime, until: datetime) -> AsyncIterator[Payment]:
-    """Yield the payments of orders placed from *since* until *until*; their ids begin with the time."""
+async def _payments(application: Application, since: datetime, until: datetime) -> AsyncIterator[Payment]:
+    """Yield the payments of the orders placed between *since* and *until*, which the time prefix of their ids selects."""
     from bus.ids import time_of_id
     from modules.payments.state import Payment
 
@@ -105,15 +118,15 @@ async def _ours(application: Application, since: datetime, until: datetime) -> A
     after = f"{after[:8]}-{after[8:]}"
     while page := await runner.list_states(Payment, {}, after=after, limit=PAGE, newest_first=False):
         for payment in page:
-            placed = time_of_id(payment.order_id)
-            if placed is not None and placed >= until:
+            placed_at = time_of_id(payment.order_id)
+            if placed_at is not None and placed_at >= until:
                 return
             yield payment
         after = page[-1].order_id
 
 
-async def _counted(records: AsyncIterator[ChargeRecord]) -> AsyncIterator[ChargeRecord]:
-    """Yield *records*, and show on a terminal how many there were."""
+async def _with_progress(records: AsyncIterator[ChargeRecord]) -> AsyncIterator[ChargeRecord]:
+    """Yield *records*; on a terminal, show how many there are so far."""
     from tqdm import tqdm
 
     with tqdm(desc="charges", unit="", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False) as progress:
@@ -122,11 +135,12 @@ async def _counted(records: AsyncIterator[ChargeRecord]) -> AsyncIterator[Charge
             yield record
 
 
-def _moved(moment: datetime, by: timedelta) -> datetime:
+def _shifted(time: datetime, by: timedelta) -> datetime:
+    """Return *time* + *by*, or *time* where the sum is outside the calendar."""
     try:
-        return moment + by
+        return time + by
     except OverflowError:
-        return moment
+        return time
 
 
 def _show(report: Report, since: datetime, until: datetime, gateway: str, as_json: bool) -> None:
@@ -135,13 +149,13 @@ def _show(report: Report, since: datetime, until: datetime, gateway: str, as_jso
     from modules.values import rfc3339
 
     if as_json:
-        shown = {"gateway": gateway, "since": rfc3339(since), "until": rfc3339(until)} | attrs.asdict(report)
-        console.print_json(shown)
+        document = {"gateway": gateway, "since": rfc3339(since), "until": rfc3339(until)} | attrs.asdict(report)
+        console.print_json(document)
         return
     for difference in report.differences:
-        parts = [f"{difference.kind:<9}", difference.order_id or "no order of ours", difference.reference or "-"]
+        parts = [f"{difference.kind:<9}", difference.order_id or "unknown order", difference.reference or "-"]
         for name, side in ("ours", difference.ours), ("theirs", difference.theirs):
-            parts.append(f"{name}: {_sum(side)}")
+            parts.append(f"{name}: {_amounts(side)}")
         click.echo("  ".join(parts))
     count = len(report.differences)
     click.echo(
@@ -150,7 +164,7 @@ def _show(report: Report, since: datetime, until: datetime, gateway: str, as_jso
     )
 
 
-def _sum(side: Any) -> str:
+def _amounts(side: Any) -> str:
     if side is None:
         return "none"
     status = f"{side['status']} " if "status" in side else ""

@@ -1,4 +1,4 @@
-"""``republish``: say again what was sent, after a stream was lost."""
+"""``republish``: publish sent events again from the outbox, after a stream was lost."""
 
 from __future__ import annotations
 
@@ -21,35 +21,52 @@ if TYPE_CHECKING:
     from config.settings import Settings
 
 
-@click.command()
+@click.command(short_help="Publish events again after a lost stream.")
 @click.option(
-    "--since", required=True, callback=console.parse_time, metavar="WHEN", help=f"What was sent since then: {console.TIME_FORMATS}."
+    "--since",
+    required=True,
+    callback=console.parse_time,
+    metavar="WHEN",
+    help=f"Publish the events sent at or after WHEN: {console.TIME_FORMATS}.",
 )
-@click.option("--module", "names", multiple=True, type=click.Choice(MODULES), help="Only this module; may be repeated.")
+@click.option(
+    "--module",
+    "names",
+    multiple=True,
+    type=click.Choice(MODULES),
+    help="Only the events of this module; can be repeated. By default every module that MODULES names.",
+)
 def republish(since: datetime, names: tuple[str, ...]) -> None:
     """
-    Publish again what was sent, from the outbox, because a stream was lost.
+    Publish sent events again from the outbox, after a JetStream stream was lost.
 
-    A module's sent events are kept for a day. They go out under the ids that they had, so nothing has a second effect:
-    neither what the stream still holds nor what somebody has heard before. Streams that are missing are founded first.
-    Servers may run meanwhile. Needs BUS=nats.
+    \b
+      BUS=nats python -m app republish --since 2h
+      BUS=nats python -m app republish --since 2026-01-31T09:00:00Z --module orders
+
+    The outbox keeps sent events for a day. They are published with their original ids, so nothing takes effect twice: the
+    stream drops the ids that it still knows, and a consumer ignores an event that it has processed. Missing streams are
+    created first. Servers may keep running. Needs BUS=nats.
+
+    Exit codes: 0 done; 1 the broker stopped accepting messages; 2 wrong usage or configuration; 3 NATS or the database
+    is out of reach.
     """
     settings = console.settings()
     if settings.bus != "nats":
-        console.exit_with(console.USAGE, "BUS: must be nats; a bus in memory has no streams to lose")
-    unknown = [name for name in names if name not in settings.modules]
-    if unknown:
-        console.exit_with(console.USAGE, f"MODULES: {', '.join(unknown)} is not among them")
+        console.exit_with(console.USAGE, "BUS: must be nats; the memory bus has no streams to publish to again")
+    missing = [name for name in names if name not in settings.modules]
+    if missing:
+        console.exit_with(console.USAGE, f"MODULES: must contain {', '.join(missing)}")
     application = console.application(settings)
     console.run_database_step(application.require_tables)
     chosen = {name: store for name, store in application.stores.items() if name in (names or settings.modules)}
-    counts = _at_nats(settings, chosen, since)
-    said = ", ".join(f"{name} {count}" for name, count in counts.items())
-    click.echo(f"republished {sum(counts.values())} events since {rfc3339(since)} ({said})")
+    counts = _republish_all(settings, chosen, since)
+    by_module = ", ".join(f"{name} {count}" for name, count in counts.items())
+    click.echo(f"republished {sum(counts.values())} events since {rfc3339(since)} ({by_module})")
 
 
-def _at_nats(settings: Settings, stores: Mapping[str, ModuleStore], since: datetime) -> dict[str, int]:
-    """Publish again, with a bar on a terminal; end the program in one line where something is out of reach."""
+def _republish_all(settings: Settings, stores: Mapping[str, ModuleStore], since: datetime) -> dict[str, int]:
+    """Publish the events of *stores* again; return the counts by module. Shows a progress bar on a terminal."""
     import logging
 
     from app.clock import SystemClock
@@ -60,7 +77,7 @@ def _at_nats(settings: Settings, stores: Mapping[str, ModuleStore], since: datet
 
     logging.getLogger("bus").addHandler(logging.NullHandler())
 
-    async def there() -> dict[str, int]:
+    async def run() -> dict[str, int]:
         from tqdm import tqdm
 
         try:
@@ -76,10 +93,10 @@ def _at_nats(settings: Settings, stores: Mapping[str, ModuleStore], since: datet
                 await database.close()
 
     try:
-        return asyncio.run(there())
+        return asyncio.run(run())
     except BrokerOutOfReach as error:
         console.exit_with(console.OUT_OF_REACH, str(error))
     except StorageUnavailable as error:
         console.exit_with(console.OUT_OF_REACH, error.detail)
     except PublishStalled as error:
-        console.exit_with(console.FAILED, f"not everything was republished: {error}")
+        console.exit_with(console.FAILED, f"not every event was republished; run the command again: {error}")

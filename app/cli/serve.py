@@ -1,4 +1,4 @@
-"""The main job: run an application until somebody says stop."""
+"""Run an application until a signal or a fatal error stops it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from app.bootstrap import Application
 
 SWITCH_SECONDS = 0.0003
 """
-How long a thread may keep the interpreter to itself while another wants it.
+The switch interval of the interpreter: how long a thread keeps it while another thread waits for it.
 
-Whoever talks to a database in a thread gives it up at each statement; with the default of 5 ms a busy event loop would
-make it wait that long each time.
+A thread that executes database statements releases the interpreter at each statement. With the default of 5 ms it would
+wait that long for a busy event loop each time.
 """
 
 GARBAGE_MIN = 50_000
-"""Objects between two looks for garbage. What a message leaves behind is no cycle, and goes without anybody's looking."""
+"""Allocations between two runs of the garbage collector. Processing a message leaves no reference cycles to collect."""
 
 
 class CannotListen(Exception):
-    """The address to listen on is taken, or not ours."""
+    """The listen address is in use or not an address of this machine; the message is the reason."""
 
 
 def serve(application: Application) -> int:
@@ -38,33 +38,34 @@ def serve(application: Application) -> int:
     Run *application* until SIGTERM or SIGINT; return the exit code.
 
     Raises:
-        CannotListen: The address is taken, or not ours.
+        CannotListen: The listen address is in use or not an address of this machine.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()
     gc.set_threshold(GARBAGE_MIN, 50, 100)
-    return _on_a_loop(_serve(application))
+    return _run_in_event_loop(_serve(application))
 
 
 async def _serve(application: Application) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def asked(number: signal.Signals) -> None:
+    def on_signal(number: signal.Signals) -> None:
         if stop.is_set():
-            os._exit(128 + number)  # the second time means now; nothing that was promised is lost by it
+            # The second signal ends the process at once; everything accepted is already committed.
+            os._exit(128 + number)
         stop.set()
 
     code = 0
 
-    def broken(reason: int) -> None:
+    def on_fatal(exit_code: int) -> None:
         nonlocal code
-        code = reason
+        code = exit_code
         stop.set()
 
-    application.on_fatal = broken
+    application.on_fatal = on_fatal
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked, number)
+        loop.add_signal_handler(number, on_signal, number)
     try:
         address = await application.start()
     except OSError as error:
@@ -78,20 +79,21 @@ async def _serve(application: Application) -> int:
         async with asyncio.timeout(application.settings.shutdown_grace_s):
             await application.stop()
     except TimeoutError:
-        logger.warning("not everything was finished in time; the rest is done at the next start")
-        _flush_and_leave(code)
+        logger.warning("shutdown grace period is over; unfinished work continues at the next start")
+        _flush_and_exit(code)
     logger.info("stopped")
     return code
 
 
-def _flush_and_leave(code: int) -> None:
-    """Leave without waiting for threads that did not end in time."""
-    logger.remove()  # writes what is not written yet
+def _flush_and_exit(code: int) -> None:
+    """Exit without waiting for threads that have not ended in time."""
+    logger.remove()  # writes the buffered log lines
     sys.stdout.flush()
     os._exit(code)
 
 
-def _on_a_loop(main: Coroutine[Any, Any, int]) -> int:
+def _run_in_event_loop(main: Coroutine[Any, Any, int]) -> int:
+    """Run *main* with uvloop where it is installed, else with asyncio."""
     try:
         import uvloop
     except ImportError:

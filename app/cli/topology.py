@@ -1,4 +1,4 @@
-"""``topology``: what the broker has to hold and what HTTP answers; offline, or compared with the server, or applied to it."""
+"""``topology``: print the planned streams, consumers and routes, compare them with NATS, or apply them to NATS."""
 
 from __future__ import annotations
 
@@ -24,50 +24,67 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class _OnStderr(logging.Handler):
-    """For the operator who waits: what is being waited for, a line each."""
+class _StderrHandler(logging.Handler):
+    """Prints log records on stderr, so that the operator sees what the command waits for."""
 
     def emit(self, record: logging.LogRecord) -> None:
         click.echo(f"fulfilment: {record.getMessage()}", err=True)
 
 
-_on_stderr = _OnStderr()
+_stderr_handler = _StderrHandler()
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
-@click.option("--apply", "is_to_apply", is_flag=True, help="Make NATS agree: create what is missing, change what differs.")
-@click.option("--check", "is_to_check", is_flag=True, help="Say where NATS differs, and exit with 1 if it does.")
-def topology(as_json: bool, is_to_apply: bool, is_to_check: bool) -> None:
+@click.command(short_help="Show, check or apply the NATS topology.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--apply",
+    "has_apply",
+    is_flag=True,
+    help="Create missing streams and consumers in NATS, and update those that differ.",
+)
+@click.option(
+    "--check",
+    "has_check",
+    is_flag=True,
+    help="Print the differences between the plan and NATS; exit with 1 if there are any.",
+)
+def topology(as_json: bool, has_apply: bool, has_check: bool) -> None:
     """
-    Show streams, subjects, consumers and HTTP routes of the modules that MODULES names.
+    Show the streams, subjects, consumers and HTTP routes of the modules that MODULES names.
 
-    Without an option it asks nobody. --check and --apply connect to NATS_URL and exit with 3 when it is out of reach; a
-    cluster that chooses its leader just then is asked again for half a minute.
-    Applying deletes nothing: what the server will not change in place is named, stays, and makes the exit code 1.
+    \b
+      python -m app topology                    print the plan; contacts no server
+      BUS=nats python -m app topology --check   compare the plan with NATS
+      BUS=nats python -m app topology --apply   create and update streams and consumers
+
+    --check and --apply connect to NATS_URL. While a cluster elects its leader, they retry for half a minute. --apply
+    deletes nothing. A setting that NATS cannot change in place is printed and stays as it is.
+
+    Exit codes: 0 done, or no differences; 1 there are differences, or NATS refused a change; 2 wrong usage or
+    configuration; 3 NATS is out of reach.
     """
     from app.bootstrap import build_modules
     from app.messaging.consumers import planned_topology
 
-    if is_to_apply + is_to_check + as_json > 1:
+    if has_apply + has_check + as_json > 1:
         raise click.UsageError("--json, --apply and --check exclude each other")
     settings = console.settings()
     modules = build_modules(settings)
     planned = planned_topology(modules)
-    if is_to_apply:
+    if has_apply:
         _apply(settings, planned)
-    elif is_to_check:
+    elif has_check:
         _check(settings, planned)
     elif as_json:
-        console.print_json(_shown(modules, planned, settings))
+        console.print_json(_plan_json(modules, planned, settings))
     else:
-        click.echo("\n\n".join(_tables(_shown(modules, planned, settings))))
+        click.echo("\n\n".join(_tables(_plan_json(modules, planned, settings))))
 
 
 def _check(settings: Settings, planned: Topology) -> None:
     from bus.jetstream.admin.provisioning import diff
 
-    lines = _at_nats(
+    lines = _with_jetstream(
         settings,
         lambda js: diff(js, planned, replicas=settings.nats_replicas, ack_wait_seconds=settings.nats_ack_wait_s),
     )
@@ -79,7 +96,7 @@ def _check(settings: Settings, planned: Topology) -> None:
 def _apply(settings: Settings, planned: Topology) -> None:
     from bus.jetstream.admin.provisioning import apply
 
-    changes = _at_nats(
+    changes = _with_jetstream(
         settings,
         lambda js: apply(js, planned, replicas=settings.nats_replicas, ack_wait_seconds=settings.nats_ack_wait_s),
     )
@@ -91,33 +108,33 @@ def _apply(settings: Settings, planned: Topology) -> None:
         click.echo("nothing to do: everything is as planned")
 
 
-def _at_nats(settings: Settings, work: Callable[[JetStreamContext], Awaitable[T]]) -> T:
-    """Do *work* at the server; end the program in one line where that is out of reach or says no."""
+def _with_jetstream(settings: Settings, work: Callable[[JetStreamContext], Awaitable[T]]) -> T:
+    """Run *work* with a JetStream connection; end the process with one line if NATS is out of reach or refuses."""
     from nats.errors import Error
 
     from app.messaging.nats_session import BrokerOutOfReach, jetstream
     from bus.jetstream.admin.provisioning import UNAVAILABLE_ERRORS
 
     for name in "bus", "stamina":
-        logging.getLogger(name).addHandler(logging.NullHandler())  # one line says it, and that line is ours
-    logging.getLogger("bus.jetstream.admin.provisioning").addHandler(_on_stderr)
+        logging.getLogger(name).addHandler(logging.NullHandler())  # the command prints the one error line itself
+    logging.getLogger("bus.jetstream.admin.provisioning").addHandler(_stderr_handler)
 
-    async def there() -> T:
+    async def run() -> T:
         async with jetstream(settings) as js:
             return await work(js)
 
     try:
-        return asyncio.run(there())
+        return asyncio.run(run())
     except BrokerOutOfReach as error:
         console.exit_with(console.OUT_OF_REACH, str(error))
     except UNAVAILABLE_ERRORS as error:
         console.exit_with(console.OUT_OF_REACH, f"JetStream does not answer: {str(error) or type(error).__name__}")
     except Error as error:
-        console.exit_with(console.FAILED, f"NATS says no: {error}")
+        console.exit_with(console.FAILED, f"NATS refused the request: {error}")
 
 
-def _shown(modules: Sequence[Module], planned: Topology, settings: Settings) -> dict[str, Any]:
-    """Return all of it as plain data; nothing here asks a server."""
+def _plan_json(modules: Sequence[Module], planned: Topology, settings: Settings) -> dict[str, Any]:
+    """Return the plan as JSON values; contacts no server."""
     from bus.jetstream.admin.configs import stream_config
     from bus.jetstream.admin.provisioning import planned_config
     from bus.port import DEDUP_SECONDS
@@ -152,7 +169,12 @@ def _shown(modules: Sequence[Module], planned: Topology, settings: Settings) -> 
             for each, config in consumers
         ],
         "routes": [
-            {"module": module.name, "method": getattr(route, "method", "GET"), "path": route.path, "summary": route.summary}
+            {
+                "module": module.name,
+                "method": getattr(route, "method", "GET"),
+                "path": route.path,
+                "summary": route.summary,
+            }
             for module in modules
             for route in module.routes
         ],
@@ -164,15 +186,15 @@ def _subjects(modules: Sequence[Module], planned: Topology) -> Iterator[dict[str
     from bus.subjects import subject_of
 
     for module in modules:
-        beside = (subject_at(migration.event, migration.from_version) for migration in module.dual_publishes)
-        for subject in (*map(subject_of, module.publishes), *beside):
-            heard_by = sorted(each.name for each in planned.consumers if subject in each.subjects)
-            yield {"subject": subject, "said_by": module.name, "heard_by": heard_by}
+        older = (subject_at(migration.event, migration.from_version) for migration in module.dual_publishes)
+        for subject in (*map(subject_of, module.publishes), *older):
+            consumers = sorted(each.name for each in planned.consumers if subject in each.subjects)
+            yield {"subject": subject, "said_by": module.name, "heard_by": consumers}
 
 
-def _tables(shown: dict[str, Any]) -> Iterator[str]:
+def _tables(plan: dict[str, Any]) -> Iterator[str]:
     yield console.table(
-        ("stream", "keeps", "retention", "discard", "max age", "dedup", "replicas"),
+        ("stream", "subjects", "retention", "discard", "max age", "dedup", "replicas"),
         [
             (
                 stream["name"],
@@ -183,29 +205,29 @@ def _tables(shown: dict[str, Any]) -> Iterator[str]:
                 f"{stream['duplicate_window_seconds']:g} s",
                 str(stream["replicas"]),
             )
-            for stream in shown["streams"]
+            for stream in plan["streams"]
         ],
     )
     yield console.table(
-        ("subject", "said by", "heard by"),
-        [(each["subject"], each["said_by"], ", ".join(each["heard_by"]) or "-") for each in shown["subjects"]],
+        ("subject", "producer", "consumers"),
+        [(each["subject"], each["said_by"], ", ".join(each["heard_by"]) or "-") for each in plan["subjects"]],
     )
     rows = []
-    for each in shown["consumers"]:
-        first, *others = _heard(each["hears"])
-        tries = str(each["max_deliver"]) if each["max_deliver"] > 0 else "for ever"
+    for each in plan["consumers"]:
+        first, *others = _subject_lines(each["hears"])
+        max_deliver = str(each["max_deliver"]) if each["max_deliver"] > 0 else "unlimited"
         wait = f"{each['ack_wait_seconds']:g} s"
-        rows.append((each["name"], each["stream"], wait, tries, str(each["max_ack_pending"]), first))
+        rows.append((each["name"], each["stream"], wait, max_deliver, str(each["max_ack_pending"]), first))
         rows += [("", "", "", "", "", other) for other in others]
-    yield console.table(("consumer", "stream", "ack wait", "max deliver", "pending max", "hears"), rows)
+    yield console.table(("consumer", "stream", "ack wait", "max deliver", "max pending", "subjects"), rows)
     yield console.table(
         ("module", "route", "", "does"),
-        [(each["module"], each["method"], each["path"], each["summary"]) for each in shown["routes"]],
+        [(each["module"], each["method"], each["path"], each["summary"]) for each in plan["routes"]],
     )
 
 
-def _heard(subjects: Sequence[str]) -> list[str]:
-    """Return *subjects* for reading: replays, which mirror the others, on one line."""
+def _subject_lines(subjects: Sequence[str]) -> list[str]:
+    """Return *subjects* for the table, with all replay subjects, which mirror the others, in one line."""
     from bus.replay_subjects import original_subject
 
     plain = [subject for subject in subjects if original_subject(subject) == subject]

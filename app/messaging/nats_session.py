@@ -1,4 +1,4 @@
-"""NATS as the environment names it, for a command that needs it for a moment."""
+"""Short NATS connections for commands, opened from the settings."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ PING_SECONDS = 5.0
 
 
 class BrokerOutOfReach(Exception):
-    """No server answers, or none lets us in; its message is one line."""
+    """No NATS server answers, or none accepts the credentials. The message is one line."""
 
 
 def servers(settings: Settings) -> Servers:
-    """Return where NATS is, and how to get in."""
+    """Return the addresses and the credentials of NATS."""
     return Servers(
         urls=tuple(map(str, settings.nats_url)),
         user=settings.nats_user,
@@ -39,21 +39,25 @@ def servers(settings: Settings) -> Servers:
 
 
 def connection_name(settings: Settings) -> str:
-    """Return what this process is called at the broker; its inboxes are named after it, and a user's rights after those."""
+    """
+    Return the connection name of this process: its module, or "fulfilment" if it runs several.
+
+    The inbox subjects begin with it, and the permissions of a NATS user refer to those subjects.
+    """
     return settings.modules[0] if len(settings.modules) == 1 else "fulfilment"
 
 
 @asynccontextmanager
 async def jetstream(settings: Settings) -> AsyncIterator[JetStreamContext]:
     """
-    Enter for a connection to JetStream; it is closed at the end.
+    Connect to JetStream and yield the context; close the connection at the end.
 
     Raises:
-        OutOfReach: There is none within `CONNECT_SECONDS_MAX`.
+        BrokerOutOfReach: There is no connection within `CONNECT_SECONDS_MAX`.
     """
 
-    async def up(client: Client) -> None:
-        """Nothing has to be told to anybody."""
+    async def ignore(client: Client) -> None:
+        """Do nothing: the session has no subscriptions to set up."""
 
     connection = Connection(
         SystemClock(),
@@ -62,11 +66,11 @@ async def jetstream(settings: Settings) -> AsyncIterator[JetStreamContext]:
         inbox_prefix="_INBOX",
         ping_seconds=PING_SECONDS,
         connect_seconds_max=CONNECT_SECONDS_MAX / 2,
-        on_connected=up,
+        on_connected=ignore,
         on_disconnected=lambda: None,
     )
     try:
-        await _in_time(connection.open())
+        await _within_time_limit(connection.open())
         yield connection.js
     finally:
         await connection.close()
@@ -75,10 +79,10 @@ async def jetstream(settings: Settings) -> AsyncIterator[JetStreamContext]:
 @asynccontextmanager
 async def publisher(settings: Settings) -> AsyncIterator[Bus]:
     """
-    Enter for a bus that is connected, on which to publish and nothing else.
+    Connect to NATS and yield a bus for publishing only; close it at the end.
 
     Raises:
-        OutOfReach: As `jetstream` does.
+        BrokerOutOfReach: There is no connection within `CONNECT_SECONDS_MAX`.
     """
     bus = JetStreamBus(
         SystemClock(),
@@ -89,24 +93,24 @@ async def publisher(settings: Settings) -> AsyncIterator[Bus]:
         name=connection_name(settings),
     )
     try:
-        await _in_time(bus.connect())
+        await _within_time_limit(bus.connect())
         yield bus
     finally:
         await bus.close(0.5)
 
 
 class _NoDeadLetters:
-    """For a bus on which nobody hears anything."""
+    """The dead-letter store of a bus without subscriptions."""
 
     async def add(self, dead_letter: DeadLetter) -> None:
-        raise AssertionError("nobody hears anything here")
+        raise AssertionError("a bus without subscriptions has no dead letters")
 
 
-async def _in_time(connecting: Coroutine[Any, Any, None]) -> None:
+async def _within_time_limit(connecting: Coroutine[Any, Any, None]) -> None:
     try:
         async with asyncio.timeout(CONNECT_SECONDS_MAX):
             await connecting
     except TimeoutError:
-        raise BrokerOutOfReach("NATS is out of reach: no server answers") from None
+        raise BrokerOutOfReach("NATS is out of reach: no server answers; check NATS_URL") from None
     except (BusError, OSError) as error:
         raise BrokerOutOfReach(f"NATS is out of reach: {error}") from None

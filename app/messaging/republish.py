@@ -1,8 +1,8 @@
 """
-What a module has said, said again: for a stream that was lost.
+Publish the sent events of a module again from its outbox, after a stream was lost.
 
-Sent events stay in the outbox for a day. They go out again under the ids that they had: what the stream still knows it does
-not keep twice, and whoever has heard one knows it when he hears it again.
+The outbox keeps sent events for a day. They are published with their original ids: the stream drops an id that it still
+knows, and the inbox of a consumer recognises an event that was processed before.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from bus.port import Bus, Clock
 
 PAGE = 500
 IN_FLIGHT_MAX = 1_000
-AGAIN_SECONDS = 0.25
+RETRY_SECONDS = 0.25
 PATIENCE_SECONDS = 60.0
 
 
 class PublishStalled(Exception):
-    """The bus has taken nothing for a long time; its message is one line."""
+    """The bus has accepted no message for too long. The message is one line."""
 
 
 async def count(store: ModuleStore, since: datetime) -> int:
-    """Return how many events *store*'s module has sent at *since* or later."""
+    """Return how many events the module of *store* has sent at *since* or later."""
     return await store.database.read(partial(_count, _outbox(store), since))
 
 
@@ -50,47 +50,48 @@ async def republish(
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> int:
     """
-    Publish again what *store*'s module has sent at *since* or later; return how much that was.
+    Publish again the events that the module of *store* has sent at *since* or later; return their number.
 
-    However long ago it happened: what a stream has lost is what it was given, and an event may be said for later, or wait.
+    The time of sending counts, not the time of the event: a stream loses what was published to it, and an event may have
+    been scheduled or waited in the outbox before it was sent.
 
-    Up to `IN_FLIGHT_MAX` are on their way at once, and each is sent until the bus has it; *on_sent* is called with the
-    number of those that it has just taken.
+    Up to `IN_FLIGHT_MAX` events are in flight at once. Each is retried until the bus has accepted it; then *on_sent* is
+    called with 1.
 
     Raises:
-        Silent: The bus has taken nothing for *patience_seconds*.
-        Unavailable: The database is out of reach.
+        PublishStalled: The bus has accepted nothing for *patience_seconds*.
+        StorageUnavailable: The database is out of reach.
     """
-    taken = 0
-    taken_at = clock.monotonic()
+    accepted = 0
+    accepted_at = clock.monotonic()
 
     async def send(outbox_message: OutboxMessage) -> None:
-        nonlocal taken, taken_at
+        nonlocal accepted, accepted_at
         while True:
             try:
                 await bus.publish(to_message(outbox_message))
                 break
             except PublishRetryable as error:
-                if clock.monotonic() - taken_at > patience_seconds:
-                    raise PublishStalled(f"nothing was taken for {patience_seconds:g} s: {error}") from None
-                await clock.sleep(AGAIN_SECONDS)
-        taken += 1
-        taken_at = clock.monotonic()
+                if clock.monotonic() - accepted_at > patience_seconds:
+                    raise PublishStalled(f"the bus accepted nothing for {patience_seconds:g} s: {error}") from None
+                await clock.sleep(RETRY_SECONDS)
+        accepted += 1
+        accepted_at = clock.monotonic()
         on_sent(1)
 
-    room = asyncio.Semaphore(IN_FLIGHT_MAX)
+    in_flight = asyncio.Semaphore(IN_FLIGHT_MAX)
     try:
-        async with asyncio.TaskGroup() as flying:
-            async for outbox_message in _sent(store, since):
-                await room.acquire()
-                flying.create_task(send(outbox_message)).add_done_callback(lambda _: room.release())
+        async with asyncio.TaskGroup() as tasks:
+            async for outbox_message in _sent_messages(store, since):
+                await in_flight.acquire()
+                tasks.create_task(send(outbox_message)).add_done_callback(lambda _: in_flight.release())
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
-    return taken
+    return accepted
 
 
-async def _sent(store: ModuleStore, since: datetime) -> AsyncIterator[OutboxMessage]:
-    """Yield what was sent, a page at a time, by key."""
+async def _sent_messages(store: ModuleStore, since: datetime) -> AsyncIterator[OutboxMessage]:
+    """Yield the sent messages in the order of their ids, read page by page."""
     after = ""
     while True:
         page = await store.database.read(partial(_page, _outbox(store), since, after))
@@ -106,31 +107,36 @@ def _outbox(store: ModuleStore) -> Table:
 
 
 def _count(outbox: Table, since: datetime, connection: Connection) -> int:
-    found: int = connection.execute(select(func.count()).where(_wanted(outbox, since, connection))).scalar_one()
-    return found
+    number: int = connection.execute(select(func.count()).where(_is_sent_since(outbox, since, connection))).scalar_one()
+    return number
 
 
 def _page(outbox: Table, since: datetime, after: str, connection: Connection) -> list[OutboxMessage]:
     columns = [_readable(outbox.c[name], connection) for name in OutboxMessage._fields]
-    query = select(*columns).where(_wanted(outbox, since, connection), outbox.c.id > after).order_by(outbox.c.id).limit(PAGE)
-    return [OutboxMessage(*map(_as_kept, row)) for row in connection.execute(query)]
+    query = (
+        select(*columns)
+        .where(_is_sent_since(outbox, since, connection), outbox.c.id > after)
+        .order_by(outbox.c.id)
+        .limit(PAGE)
+    )
+    return [OutboxMessage(*map(_to_stored_value, row)) for row in connection.execute(query)]
 
 
-def _wanted(outbox: Table, since: datetime, connection: Connection) -> Any:
-    """Return the condition; without a ``sent_at``, what was not sent yet never meets it."""
+def _is_sent_since(outbox: Table, since: datetime, connection: Connection) -> Any:
+    """Return the SQL condition; a row that is not sent has no ``sent_at`` and never meets it."""
     is_text = connection.dialect.name == "sqlite"
     return _readable(outbox.c.sent_at, connection) >= (to_db_timestamp(since.astimezone(UTC)) if is_text else since)
 
 
 def _readable(column: Column[Any], connection: Connection) -> Any:
-    """Return *column*; in SQLite a moment is the text that `app.storage.state_rows.to_db_timestamp` has made of it."""
+    """Return *column*; in SQLite a timestamp is the text that `app.storage.state_rows.to_db_timestamp` returns."""
     if connection.dialect.name == "sqlite" and isinstance(column.type, DateTime):
         return type_coerce(column, String)
     return column
 
 
-def _as_kept(value: Any) -> Any:
-    """Return *value* as a `OutboxMessage` has it."""
+def _to_stored_value(value: Any) -> Any:
+    """Return *value* in the type that `OutboxMessage` has for it."""
     if isinstance(value, datetime):
         return to_db_timestamp(value.astimezone(UTC))
     return bytes(value) if isinstance(value, memoryview) else value

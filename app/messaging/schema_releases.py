@@ -1,4 +1,4 @@
-"""The schemas of another release, from a folder or from a git ref; and what has become of them since."""
+"""Load the event schemas of a release from a folder or a git ref, and compare two releases."""
 
 from __future__ import annotations
 
@@ -20,32 +20,37 @@ from bus.errors import ContractError
 from modules.module import Module
 
 _FILE = re.compile(r"(?:.*/)?([a-z][a-z_]*\.[a-z][a-z_]*\.v[1-9][0-9]*)\.json")
-_IN_THE_HOUSE = re.compile(r"modules/[a-z_]+/schemas/[^/]+\.json")
+_MODULE_SCHEMA = re.compile(r"modules/[a-z_]+/schemas/[^/]+\.json")
 
 
 class ReleaseNotFound(Exception):
-    """There are no schemas where they were said to be; its message is one line."""
+    """There are no readable schemas in the given folder or git ref. The message is one line."""
 
 
 @frozen
 class SchemaDiff:
-    """What became of one subject. A *break* is a change that somebody does not survive and that nobody has declared."""
+    """
+    What changed in the schema of one subject.
+
+    It is a break if the change is incompatible and no migration or upcast declares it.
+    """
 
     subject: str
     compatibility: Compatibility
-    said: str
+    summary: str
     changes: tuple[Change, ...] = ()
     is_break: bool = False
 
 
 def load_released(where: str) -> dict[str, Schema]:
     """
-    Return the schemas by subject that lie in the folder *where*, or that the git ref *where* has.
+    Return the schemas, by subject, of the folder or git ref *where*.
 
-    In a folder, any file named after a subject counts; in a checkout, and of a ref, only those of the modules.
+    In a folder, every file that is named after a subject counts; in a checkout or a git ref, only those of the modules.
 
     Raises:
-        NoRelease: There is no such folder or ref, or nothing in it; or a file there is no JSON; or two are for one subject.
+        ReleaseNotFound: There is no such folder or ref, it has no schemas, a file is not JSON, or two files have the same
+            subject.
     """
     folder = Path(where)
     texts = _from_folder(folder) if folder.is_dir() else _from_git(where)
@@ -59,8 +64,8 @@ def load_released(where: str) -> dict[str, Schema]:
 
 
 def _from_folder(folder: Path) -> Iterator[tuple[str, str, bytes]]:
-    system = folder / "modules"
-    for path in sorted(system.glob("*/schemas/*.json") if system.is_dir() else folder.rglob("*.json")):
+    modules = folder / "modules"
+    for path in sorted(modules.glob("*/schemas/*.json") if modules.is_dir() else folder.rglob("*.json")):
         if named := _FILE.fullmatch(path.name):
             yield named[1], str(path), path.read_bytes()
 
@@ -70,7 +75,7 @@ def _from_git(ref: str) -> Iterator[tuple[str, str, bytes]]:
         raise ReleaseNotFound(f"{ref}: there is neither such a folder nor such a git ref")
     top = _git("rev-parse", "--show-toplevel", ref=ref).decode().strip()
     names = _git("-C", top, "ls-tree", "-r", "--name-only", "-z", ref, ref=ref).decode().split("\0")
-    for name in filter(_IN_THE_HOUSE.fullmatch, names):
+    for name in filter(_MODULE_SCHEMA.fullmatch, names):
         if named := _FILE.fullmatch(name):
             yield named[1], name, _git("-C", top, "show", f"{ref}:{name}", ref=ref)
 
@@ -97,38 +102,40 @@ def _parsed(name: str, text: bytes) -> Schema:
 
 def diffs(old: Mapping[str, Schema], new: Mapping[str, Schema], modules: Iterable[Module]) -> list[SchemaDiff]:
     """
-    Say what became of every subject from the release *old* to *new*.
+    Return what changed in each subject from the release *old* to the release *new*.
 
-    Whoever hears a subject is promised that it never changes in a way that he would not survive, in either direction:
-    messages of both releases are on their way during an upgrade. A change that breaks this is a new version, beside the
-    old one, with a migration or an upcast of *modules* that leads there.
+    A consumer relies on a subject to stay compatible in both directions, because messages of both releases are in flight
+    during an upgrade. An incompatible change needs a new version beside the old one, and a migration or an upcast of
+    *modules* that leads to it.
     """
-    steps: dict[tuple[str, int], str] = {}
+    declarations: dict[tuple[str, int], str] = {}
     for module in modules:
         for upcast in module.upcasts:
-            steps[upcast.event, upcast.to_version] = f"the upcast from v{upcast.from_version} declares it"
-        for migration in module.dual_publishes:
-            steps[migration.event, migration.to_version] = f"the migration from v{migration.from_version} declares it"
-    return [_finding(subject, old, new, steps) for subject in sorted(old.keys() | new.keys(), key=version_of)]
+            declarations[upcast.event, upcast.to_version] = f"the upcast from v{upcast.from_version} declares it"
+        for dual_publish in module.dual_publishes:
+            declarations[dual_publish.event, dual_publish.to_version] = (
+                f"the migration from v{dual_publish.from_version} declares it"
+            )
+    return [_diff(subject, old, new, declarations) for subject in sorted(old.keys() | new.keys(), key=version_of)]
 
 
-def _finding(
-    subject: str, old: Mapping[str, Schema], new: Mapping[str, Schema], steps: Mapping[tuple[str, int], str]
+def _diff(
+    subject: str, old: Mapping[str, Schema], new: Mapping[str, Schema], declarations: Mapping[tuple[str, int], str]
 ) -> SchemaDiff:
     event, version = version_of(subject)
     if subject not in new:
-        return SchemaDiff(subject, Compatibility.NONE, "has gone: whoever hears it is left alone", is_break=True)
+        return SchemaDiff(subject, Compatibility.NONE, "removed: its consumers receive nothing any more", is_break=True)
     if subject in old:
         changes = compare(old[subject], new[subject])
         found = overall(changes)
-        said = "unchanged" if not changes else "changed"
-        return SchemaDiff(subject, found, said, changes, is_break=found is not Compatibility.FULL)
+        summary = "unchanged" if not changes else "changed"
+        return SchemaDiff(subject, found, summary, changes, is_break=found is not Compatibility.FULL)
     lower = max((v for e, v in map(version_of, {*old, *new}) if e == event and v < version), default=None)
     if lower is None:
         return SchemaDiff(subject, Compatibility.FULL, "a new event")
-    before = subject_at(event, lower)
-    changes = compare(new.get(before) or old[before], new[subject])
-    declared = steps.get((event, version))
-    said = f"a new version; {declared or 'no migration declares it'}"
+    previous = subject_at(event, lower)
+    changes = compare(new.get(previous) or old[previous], new[subject])
+    declared = declarations.get((event, version))
+    summary = f"a new version; {declared or 'no migration declares it'}"
     found = overall(changes)
-    return SchemaDiff(subject, found, said, changes, is_break=declared is None and found is not Compatibility.FULL)
+    return SchemaDiff(subject, found, summary, changes, is_break=declared is None and found is not Compatibility.FULL)

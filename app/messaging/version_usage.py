@@ -1,8 +1,8 @@
 """
-Who still needs which version of an event, and so: when may an old one go?
+Report which consumers still use which version of an event, and whether an old version may be dropped.
 
-The answer comes from the bus, not from our plans: whoever listens to an older version and to no newer one of the same
-event would be left alone, and so would whoever has messages waiting. Numbers are those of this process.
+The bus is the source, not the plan. A version is needed as long as a consumer subscribes to it and to no newer version of
+the same event, or has unsettled messages. The counts are those of this process.
 """
 
 from __future__ import annotations
@@ -21,56 +21,61 @@ from bus.subjects import EXPRESS, without_lane
 from modules.module import Module
 
 Counts = Mapping[str, Mapping[str, int]]
-"""How many messages ended in which way, by consumer and outcome."""
+"""The number of messages by consumer and outcome."""
 
 
 @frozen
 class VersionUsage:
-    """One version of one event. It is *said* while it is the newest, or while a migration since *since* says it beside."""
+    """
+    One version of one event and its consumers.
+
+    It is published if it is the newest, or if a migration publishes it beside the newest, since the release *since*.
+    """
 
     subject: str
     event: str
     version: int
     producer: str
     is_newest: bool
-    is_said: bool
+    is_published: bool
     since: str | None
-    listeners: tuple[RegisteredConsumer, ...]
+    consumers: tuple[RegisteredConsumer, ...]
     published: int
     handled: Counts
     reasons: tuple[str, ...]
-    """Why it may not be dropped; without any, it may."""
+    """Why the version may not be dropped; empty if it may."""
 
     @property
     def is_safe_to_drop(self) -> bool:
-        """True when nobody would notice."""
+        """True if no consumer depends on this version."""
         return not self.reasons
 
 
-def blockers(subject: str, newer: Sequence[str], listeners: Iterable[RegisteredConsumer]) -> tuple[str, ...]:
+def blockers(subject: str, newer: Sequence[str], consumers: Iterable[RegisteredConsumer]) -> tuple[str, ...]:
     """
-    Say why *subject* may not be dropped as things stand, a sentence each; *newer* are the same event's newer versions.
+    Return the reasons, one clause each, why *subject* may not be dropped; *newer* are the newer versions of its event.
 
-    Whoever names a newer version in full is taken to understand it; a wildcard proves nothing.
+    A consumer that subscribes to a newer version by its full subject is taken to understand it. A wildcard subscription
+    proves nothing.
     """
     if not newer:
         return ("it is the newest version",)
     found = []
-    for listener in listeners:
-        heard = {lane for lane in (subject, subject + EXPRESS) if _covers(listener, lane)}
-        if not heard:
+    for consumer in consumers:
+        lanes = {lane for lane in (subject, subject + EXPRESS) if _covers(consumer, lane)}
+        if not lanes:
             continue
-        understood = set(listener.subjects)
-        if not all(any(plain_newer + _lane(lane) in understood for plain_newer in newer) for lane in heard):
-            how = "hears it" if heard & understood else "hears it by a wildcard"
-            found.append(f"{listener.consumer} {how}, and names no newer version")
-        if listener.pending:
-            found.append(f"{listener.consumer} has {listener.pending} messages to settle")
+        named = set(consumer.subjects)
+        if not all(any(newer_subject + _lane(lane) in named for newer_subject in newer) for lane in lanes):
+            how = "consumes it" if lanes & named else "consumes it by a wildcard"
+            found.append(f"{consumer.consumer} {how} and names no newer version")
+        if consumer.pending:
+            found.append(f"{consumer.consumer} has {consumer.pending} unsettled messages")
     return tuple(found)
 
 
-def _covers(listener: RegisteredConsumer, subject: str) -> bool:
-    return any(subject_matches(pattern, subject) for pattern in listener.subjects)
+def _covers(consumer: RegisteredConsumer, subject: str) -> bool:
+    return any(subject_matches(pattern, subject) for pattern in consumer.subjects)
 
 
 def _lane(subject: str) -> str:
@@ -78,44 +83,50 @@ def _lane(subject: str) -> str:
 
 
 def subjects_of(modules: Sequence[Module], contracts: ContractRegistry) -> list[str]:
-    """Return what *modules* say or hear, lanes aside, each event's versions in order."""
-    named = {module.name for module in modules}
-    heard = {subject for module in modules for subject in contracts.subjects_for(module.consumes)}
-    found = (c.subject for c in contracts if c.subject.partition(".")[0] in named or c.subject in heard)
+    """Return the subjects, without lanes, that *modules* publish or consume, the versions of each event in order."""
+    names = {module.name for module in modules}
+    consumed = {subject for module in modules for subject in contracts.subjects_for(module.consumes)}
+    found = (c.subject for c in contracts if c.subject.partition(".")[0] in names or c.subject in consumed)
     return sorted(found, key=version_of)
 
 
 class VersionUsageReport:
-    """What is promised, who says it, who hears it, and what may go."""
+    """Reports the usage of every event version that the modules of this process publish or consume."""
 
-    def __init__(self, modules: Sequence[Module], contracts: ContractRegistry, metrics: Metrics, listeners: ConsumerDirectory) -> None:
+    def __init__(
+        self, modules: Sequence[Module], contracts: ContractRegistry, metrics: Metrics, consumers: ConsumerDirectory
+    ) -> None:
         self._contracts = contracts
         self._metrics = metrics
-        self._listeners = listeners
+        self._consumers = consumers
         self._subjects = subjects_of(modules, contracts)
         self.modules = frozenset(module.name for module in modules)
 
     async def usages(self) -> list[VersionUsage]:
-        """Return how every version of every event is used that this process's modules say or hear."""
+        """Return the usage of every event version that the modules of this process publish or consume."""
         try:
-            listeners: Sequence[RegisteredConsumer] | None = await self._listeners.consumers()
-        except Exception:  # whatever it is: nobody knows who listens, and then nothing may be dropped
-            listeners = None
+            consumers: Sequence[RegisteredConsumer] | None = await self._consumers.consumers()
+        except Exception:  # whatever the cause: while the consumers are unknown, no version may be dropped
+            consumers = None
         published = self._published()
         handled = self._handled()
         return [
-            self._usage(subject, listeners, published.get(subject, 0), handled.get(subject, {}))
+            self._usage(subject, consumers, published.get(subject, 0), handled.get(subject, {}))
             for subject in self._subjects
         ]
 
-    def _usage(self, subject: str, listeners: Sequence[RegisteredConsumer] | None, published: int, handled: Counts) -> VersionUsage:
+    def _usage(
+        self, subject: str, consumers: Sequence[RegisteredConsumer] | None, published: int, handled: Counts
+    ) -> VersionUsage:
         event, version = version_of(subject)
         versions = sorted(v for e, v in (version_of(c.subject) for c in self._contracts) if e == event)
-        migration = next((m for m in self._contracts.dual_publishes if (m.event, m.from_version) == (event, version)), None)
+        dual_publish = next(
+            (m for m in self._contracts.dual_publishes if (m.event, m.from_version) == (event, version)), None
+        )
         newer = [subject_at(event, other) for other in versions if other > version]
-        reasons = blockers(subject, newer, listeners or ())
-        if listeners is None:
-            reasons = (*reasons, "the bus does not answer: nobody knows who listens")
+        reasons = blockers(subject, newer, consumers or ())
+        if consumers is None:
+            reasons = (*reasons, "the bus does not answer, so its consumers are unknown")
         lanes = (subject, subject + EXPRESS)
         return VersionUsage(
             subject=subject,
@@ -123,9 +134,9 @@ class VersionUsageReport:
             version=version,
             producer=subject.partition(".")[0],
             is_newest=not newer,
-            is_said=not newer or migration is not None,
-            since=None if migration is None else migration.since,
-            listeners=tuple(each for each in listeners or () if any(_covers(each, lane) for lane in lanes)),
+            is_published=not newer or dual_publish is not None,
+            since=None if dual_publish is None else dual_publish.since,
+            consumers=tuple(each for each in consumers or () if any(_covers(each, lane) for lane in lanes)),
             published=published,
             handled=handled,
             reasons=reasons,
@@ -133,13 +144,13 @@ class VersionUsageReport:
 
     def _published(self) -> dict[str, int]:
         found: dict[str, int] = {}
-        for (subject,), tally in self._metrics.messages_published.items():
-            found[without_lane(subject)] = found.get(without_lane(subject), 0) + int(tally.value)
+        for (subject,), counter in self._metrics.messages_published.items():
+            found[without_lane(subject)] = found.get(without_lane(subject), 0) + int(counter.value)
         return found
 
     def _handled(self) -> dict[str, dict[str, dict[str, int]]]:
         found: dict[str, dict[str, dict[str, int]]] = {}
-        for (consumer, subject, outcome), tally in self._metrics.messages_handled.items():
+        for (consumer, subject, outcome), counter in self._metrics.messages_handled.items():
             outcomes = found.setdefault(without_lane(subject), {}).setdefault(consumer, {})
-            outcomes[outcome] = outcomes.get(outcome, 0) + int(tally.value)
+            outcomes[outcome] = outcomes.get(outcome, 0) + int(counter.value)
         return found

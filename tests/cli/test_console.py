@@ -1,4 +1,4 @@
-"""What the commands share: the same word means the same to each of them."""
+"""The options that several commands share: every command reads a time or a key file in the same way."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ COMMANDS = {
     "reconcile": ("payments", "reconcile", "--since"),
     "reconcile until": ("payments", "reconcile", "--since", "2000-01-01", "--until"),
 }
-UNDERSTOOD = ("must be nats", "keeps no list")
-"""What these commands say, here, to those who have said when."""
+LATER_ERRORS = ("must be nats", "keeps no list")
+"""The errors that these commands report here after they have parsed the time."""
 
 
 def read(text: str) -> datetime:
-    """Return what *text* means as an option's value."""
-    found = parse_time(click.Context(main), click.Option(["--since"]), text)
-    assert found is not None
-    assert found.tzinfo is UTC
-    return found
+    """Parse *text* as the value of an option."""
+    parsed = parse_time(click.Context(main), click.Option(["--since"]), text)
+    assert parsed is not None
+    assert parsed.tzinfo is UTC
+    return parsed
 
 
 @pytest.mark.parametrize(
-    ("text", "meant"),
+    ("text", "expected"),
     [
         ("2026-01-31", datetime(2026, 1, 31, tzinfo=UTC)),
         ("2026-01-31T09:00:00Z", datetime(2026, 1, 31, 9, tzinfo=UTC)),
@@ -43,9 +43,9 @@ def read(text: str) -> datetime:
         (" 2026-01-31T10:30:00.5+01:30 ", datetime(2026, 1, 31, 9, 0, 0, 500_000, tzinfo=UTC)),
     ],
 )
-def test_a_time_is_utc_unless_it_says_otherwise(text: str, meant: datetime) -> None:
-    """A date is its first moment."""
-    assert read(text) == meant
+def test_a_time_without_a_zone_is_in_utc(text: str, expected: datetime) -> None:
+    """A date stands for its first moment."""
+    assert read(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ def test_a_time_is_utc_unless_it_says_otherwise(text: str, meant: datetime) -> N
         ("7d", timedelta(days=7)),
     ],
 )
-def test_an_age_is_as_long_ago(text: str, age: timedelta) -> None:
-    """Counted from now."""
+def test_an_age_is_subtracted_from_the_current_time(text: str, age: timedelta) -> None:
+    """Seconds, minutes, hours and days."""
     before = datetime.now(UTC)
     assert before - age <= read(text) <= datetime.now(UTC) - age
 
@@ -67,10 +67,10 @@ def test_an_age_is_as_long_ago(text: str, age: timedelta) -> None:
     "text", ["", "yesterday", "2h30m", "0h", "-1h", "2 h", "999999d", "2026-02-30", "12:00", "0001-01-01T00:00:00+01:00"]
 )
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_a_moment_that_nobody_understands_is_a_mistake_of_usage(
+def test_an_invalid_time_is_a_usage_error(
     text: str, command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither is one that lies before all calendars; each command says what it would understand."""
+    """So is a time before year 1; every command names the formats that it reads."""
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/test.db")
     result = CliRunner().invoke(main, [*command, text])
     assert result.exit_code == 2
@@ -80,19 +80,19 @@ def test_a_moment_that_nobody_understands_is_a_mistake_of_usage(
 
 @pytest.mark.parametrize("text", ["2026-01-31", "2026-01-31T09:00:00", "2026-01-31T10:00:00+01:00", "2h"])
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_every_command_understands_every_way_to_say_when(
+def test_every_command_reads_every_time_format(
     text: str, command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What one takes, the others take; here they find something else to complain about."""
+    """With a valid time each command continues, and fails later for another reason in this environment."""
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/test.db")
     result = CliRunner().invoke(main, [*command, text])
     assert result.exit_code == 2
-    assert any(said in result.stderr for said in UNDERSTOOD), result.stderr
+    assert any(text in result.stderr for text in LATER_ERRORS), result.stderr
 
 
 @pytest.mark.parametrize("command", [("republish",), ("payments", "reconcile")], ids=" ".join)
-def test_help_says_how_to_say_when(command: tuple[str, ...]) -> None:
-    """With an example of each."""
+def test_the_help_explains_the_time_formats(command: tuple[str, ...]) -> None:
+    """It has an example of each format."""
     result = CliRunner().invoke(main, [*command, "--help"], terminal_width=1_000)
     for example in ("2026-01-31T09:00:00Z", "(2026-01-31,", "90m", "UTC"):
         assert example in " ".join(result.stdout.split())
@@ -100,8 +100,8 @@ def test_help_says_how_to_say_when(command: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"two words", b"shop:secret\nother:secret\n", b"s\xc3\xa9cret", b"\xffsecret"])
 @pytest.mark.parametrize("command", WITH_KEY.values(), ids=WITH_KEY)
-def test_a_file_without_a_key_is_a_mistake_of_usage(content: bytes, command: tuple[str, ...], tmp_path: Path) -> None:
-    """One key is one line of visible ASCII; nothing of what was found instead is shown."""
+def test_a_key_file_without_exactly_one_key_is_a_usage_error(content: bytes, command: tuple[str, ...], tmp_path: Path) -> None:
+    """A key is one line of visible ASCII characters; the error does not print the content of the file."""
     path = tmp_path / "key"
     path.write_bytes(content)
     result = CliRunner().invoke(main, [*command, "--key-file", str(path)])
@@ -111,21 +111,21 @@ def test_a_file_without_a_key_is_a_mistake_of_usage(content: bytes, command: tup
 
 
 @pytest.mark.parametrize("command", WITH_KEY.values(), ids=WITH_KEY)
-def test_a_key_file_that_is_not_there_is_a_mistake_of_usage(command: tuple[str, ...], tmp_path: Path) -> None:
-    """And so is a folder."""
+def test_a_missing_key_file_is_a_usage_error(command: tuple[str, ...], tmp_path: Path) -> None:
+    """So is a folder."""
     for path in tmp_path, tmp_path / "nowhere":
         assert CliRunner().invoke(main, [*command, "--key-file", str(path)]).exit_code == 2
 
 
-def test_a_key_is_what_its_file_holds_without_the_space_around_it(tmp_path: Path) -> None:
-    """Editors end a line where a key ends; without a file there is none."""
+def test_the_key_is_the_content_of_the_file_without_surrounding_white_space(tmp_path: Path) -> None:
+    """Editors add a line end to a file. Without the option there is no key."""
 
     @click.command()
     @with_key
-    def tell(key: str | None) -> None:
+    def print_key(key: str | None) -> None:
         click.echo(repr(key))
 
     path = tmp_path / "key"
     path.write_bytes(b"  0123456789abcdef\r\n")
-    assert CliRunner().invoke(tell, ["--key-file", str(path)]).stdout == "'0123456789abcdef'\n"
-    assert CliRunner().invoke(tell).stdout == "None\n"
+    assert CliRunner().invoke(print_key, ["--key-file", str(path)]).stdout == "'0123456789abcdef'\n"
+    assert CliRunner().invoke(print_key).stdout == "None\n"

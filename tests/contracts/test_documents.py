@@ -98,7 +98,7 @@ def test_what_is_said_no_more_is_not_described_as_said() -> None:
     document = asyncapi.document(modules, contracts, "1")
     assert "orders.created.v1.send" not in document["operations"]
     assert "orders.created.v1.receive.inventory" in document["operations"]
-    assert "no more; still understood" in page(modules, contracts)
+    assert "no longer published; still accepted" in page(modules, contracts)
 
 
 def test_payloads_mean_the_same_to_older_readers_of_json_schema() -> None:
@@ -131,11 +131,11 @@ def test_the_catalogue_has_every_version_with_its_speaker_and_hearers() -> None:
     for contract in CONTRACTS:
         start = lines.index(contract.subject)
         entry = lines[start : next((n for n in range(start + 2, len(lines)) if set(lines[n]) == {"~"}), len(lines))]
-        assert any(line.startswith(f"- said by: {contract.subject.partition('.')[0]}") for line in entry)
-        assert any(line.startswith("- heard by: ") for line in entry)
+        assert any(line.startswith(f"- producer: {contract.subject.partition('.')[0]}") for line in entry)
+        assert any(line.startswith("- consumers: ") for line in entry)
         for member in contract.schema["properties"]:
             assert f"   * - ``{member}``" in entry
     text = "\n".join(lines)
-    assert "- said by: orders (beside v2, since 0.2.0)\n- heard by: inventory\n" in text
+    assert "- producer: orders (beside v2, since 0.2.0)\n- consumers: inventory\n" in text
     assert "``shipping_address.postal_code``" in text
-    assert "- heard by: payments-gateway\n" in text
+    assert "- consumers: payments-gateway\n" in text

@@ -195,12 +195,12 @@ async def test_listeners_are_the_consumers_that_are_really_there(
         assert (found["audit"].subjects, found["guest"].subjects) == (("orders.>",), (">",))
         reasons = blockers(V1, [V2], [found["warehouse"], found["audit"], found["guest"]])
         assert reasons == (
-            "warehouse hears it, and names no newer version",
-            "warehouse has 1 messages to settle",
-            "audit hears it by a wildcard, and names no newer version",
-            "audit has 1 messages to settle",
-            "guest hears it by a wildcard, and names no newer version",
-            "guest has 1 messages to settle",
+            "warehouse consumes it and names no newer version",
+            "warehouse has 1 unsettled messages",
+            "audit consumes it by a wildcard and names no newer version",
+            "audit has 1 unsettled messages",
+            "guest consumes it by a wildcard and names no newer version",
+            "guest has 1 unsettled messages",
         )
 
 

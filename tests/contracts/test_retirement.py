@@ -47,15 +47,15 @@ def listener(consumer: str, *subjects: str, pending: int = 0) -> RegisteredConsu
         ([], []),
         ([listener("inventory", V1, V2)], []),
         ([listener("other", V2), listener("payments", "orders.cancelled.v1", pending=3)], []),
-        ([listener("warehouse", V1)], ["warehouse hears it, and names no newer version"]),
-        ([listener("audit", "orders.>")], ["audit hears it by a wildcard, and names no newer version"]),
+        ([listener("warehouse", V1)], ["warehouse consumes it and names no newer version"]),
+        ([listener("audit", "orders.>")], ["audit consumes it by a wildcard and names no newer version"]),
         ([listener("audit", "orders.>", V2, f"{V2}.express")], []),
-        ([listener("inventory", V1, V2, pending=2)], ["inventory has 2 messages to settle"]),
+        ([listener("inventory", V1, V2, pending=2)], ["inventory has 2 unsettled messages"]),
         (
             [listener("fast", f"{V1}.express", pending=1)],
-            ["fast hears it, and names no newer version", "fast has 1 messages to settle"],
+            ["fast consumes it and names no newer version", "fast has 1 unsettled messages"],
         ),
-        ([listener("fast", f"{V1}.express", V2)], ["fast hears it, and names no newer version"]),
+        ([listener("fast", f"{V1}.express", V2)], ["fast consumes it and names no newer version"]),
         ([listener("fast", f"{V1}.express", f"{V2}.express")], []),
     ],
 )
@@ -91,9 +91,9 @@ async def test_the_overview_tells_who_listens_and_what_they_did(harness: Harness
     harness.run(harness.relays["orders"].run())
     await until(lambda: harness.relays["orders"].pending == 0)
     old, new = await usage(harness, V1), await usage(harness, V2)
-    assert (old.is_newest, old.is_said, old.since, old.is_safe_to_drop) == (False, True, "0.2.0", True)
-    assert (new.is_newest, new.is_said, new.since, new.is_safe_to_drop) == (True, True, None, False)
-    assert [each.consumer for each in old.listeners] == ["inventory"]
+    assert (old.is_newest, old.is_published, old.since, old.is_safe_to_drop) == (False, True, "0.2.0", True)
+    assert (new.is_newest, new.is_published, new.since, new.is_safe_to_drop) == (True, True, None, False)
+    assert [each.consumer for each in old.consumers] == ["inventory"]
     assert (old.published, new.published) == (1, 1)
     assert old.handled == {"inventory": {"superseded": 1}}
     assert new.handled == {"inventory": {"handled": 1}}
@@ -104,13 +104,13 @@ async def test_what_waits_and_what_is_in_hand_is_pending(harness: Harness) -> No
     subscription = await harness.bus.subscribe("inventory", [V1, V2])
     assert not (await usage(harness, V1)).reasons
     await harness.submit("orders", submitted(oid(1)))
-    assert (await usage(harness, V1)).reasons == ("inventory has 2 messages to settle",)
+    assert (await usage(harness, V1)).reasons == ("inventory has 2 unsettled messages",)
     first, second = await subscription.fetch(2, 0)
-    assert (await usage(harness, V1)).listeners[0].pending == 2
+    assert (await usage(harness, V1)).consumers[0].pending == 2
     await first.ack()
     await second.nak(60)
     await asyncio.sleep(0)
-    assert (await usage(harness, V1)).listeners[0].pending == 1
+    assert (await usage(harness, V1)).consumers[0].pending == 1
 
 
 async def test_a_bus_that_does_not_answer_lets_nothing_go(harness: Harness) -> None:
@@ -122,7 +122,7 @@ async def test_a_bus_that_does_not_answer_lets_nothing_go(harness: Harness) -> N
 
     overview = VersionUsageReport(all_modules(), harness.contracts, harness.metrics, Away())
     [found] = [each for each in await overview.usages() if each.subject == V1]
-    assert found.reasons == ("the bus does not answer: nobody knows who listens",)
+    assert found.reasons == ("the bus does not answer, so its consumers are unknown",)
     assert not found.is_safe_to_drop
 
 

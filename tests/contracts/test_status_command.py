@@ -94,7 +94,7 @@ async def test_every_process_is_asked_and_its_numbers_are_added_up(proxy: Proxy)
 async def test_what_one_of_them_objects_to_may_not_be_dropped(proxy: Proxy) -> None:
     """With its reason, once; and without it, it may."""
     assert (await proxy.ask(V1)).exit_code == 0
-    why = "the bus does not answer: nobody knows who listens"
+    why = "the bus does not answer, so its consumers are unknown"
     for module in "orders", "inventory":
         proxy.views[module] = [usage(V1, safe_to_drop=False, reasons=[why], listeners=[])]
         result = await proxy.ask(V1)

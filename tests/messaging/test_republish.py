@@ -1,4 +1,4 @@
-"""A lost stream, published again from the outbox: everything is there again, and nothing happens twice."""
+"""`republish`: the events of a lost stream are published again from the outbox, and none takes effect twice."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def server(tmp_path: Path) -> Iterator[NatsServer]:
 
 
 @pytest.fixture
-def environ(path: Path, server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> NatsServer:
-    """An environment that names a server with nothing on it, and a database with nothing in it."""
+def configured_server(path: Path, server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> NatsServer:
+    """An empty NATS server and an empty database, named by the environment variables."""
     monkeypatch.setenv("BUS", "nats")
     monkeypatch.setenv("NATS_URL", server.url)
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{path}")
 
-    async def migrated() -> None:
+    async def migrate() -> None:
         async with harness_at(path):
             pass
 
-    asyncio.run(migrated())
+    asyncio.run(migrate())
     return server
 
 
@@ -64,22 +64,26 @@ def run(*arguments: str) -> Result:
 
 
 def at(server: NatsServer, work: Callable[[JetStreamContext], Any]) -> Any:
-    """Do *work* at the server."""
+    """Run *work* with a JetStream context of *server*."""
 
-    async def there() -> Any:
+    async def call() -> Any:
         client = await nats.connect(server.url)
         try:
             return await work(client.jetstream())
         finally:
             await client.close()
 
-    return asyncio.run(there())
+    return asyncio.run(call())
 
 
-def keep(
+def insert(
     path: Path, module: str, count: int, *, age: timedelta = timedelta(0), sent: timedelta | None = None, is_sent: bool = True
 ) -> list[str]:
-    """Put events into an outbox that happened *age* ago and were *sent* so long ago, or at once; return their ids."""
+    """
+    Insert *count* events into the outbox of *module*; return their ids.
+
+    They occurred *age* ago and were sent *sent* ago, by default when they occurred; without *is_sent* they are pending.
+    """
     at = (NOW - age).isoformat(timespec="microseconds")
     sent_at = (NOW - (age if sent is None else sent)).isoformat(timespec="microseconds")
     ids = [str(uuid7()) for _ in range(count)]
@@ -95,80 +99,79 @@ def keep(
 
 
 def messages(server: NatsServer, stream: str) -> int:
-    async def there(js: JetStreamContext) -> int:
+    async def read(js: JetStreamContext) -> int:
         return (await js.stream_info(stream)).state.messages
 
-    return int(at(server, there))
+    return int(at(server, read))
 
 
-def test_what_a_lost_stream_held_is_there_again(environ: NatsServer, path: Path) -> None:
-    """Founded anew, with every id once, over many pages; a second time changes nothing."""
-    ids = keep(path, "orders", 2 * PAGE + 7)
+def test_a_lost_stream_is_created_and_filled_again(configured_server: NatsServer, path: Path) -> None:
+    """It has every id once, also over several pages; a second run changes nothing."""
+    ids = insert(path, "orders", 2 * PAGE + 7)
     result = run("--since", "1h")
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith(f"republished {len(ids)} events since ")
-    assert messages(environ, "ORDERS") == len(ids)
-    at(environ, lambda js: js.delete_stream("ORDERS"))
+    assert messages(configured_server, "ORDERS") == len(ids)
+    at(configured_server, lambda js: js.delete_stream("ORDERS"))
     for _ in range(2):
         assert run("--since", "1h").exit_code == 0
-        assert messages(environ, "ORDERS") == len(ids)
+        assert messages(configured_server, "ORDERS") == len(ids)
 
-    async def ids_there(js: JetStreamContext) -> set[str]:
+    async def stored_ids(js: JetStreamContext) -> set[str]:
         config = (await js.stream_info("ORDERS")).config
         assert (config.subjects, config.max_age) == (["orders.>"], 47 * 3600)
         found = [await js.get_msg("ORDERS", n) for n in (1, len(ids))]
         return {(message.headers or {})["Nats-Msg-Id"] for message in found}
 
-    assert at(environ, ids_there) <= set(ids)
+    assert at(configured_server, stored_ids) <= set(ids)
 
 
-def test_only_what_was_sent_and_is_young_enough_goes_out(environ: NatsServer, path: Path) -> None:
-    """What is not sent yet is the relay's; a module that is not named stays silent."""
-    keep(path, "orders", 1, age=timedelta(hours=3))
-    keep(path, "orders", 2, age=timedelta(minutes=30))
-    keep(path, "orders", 4, is_sent=False)
-    keep(path, "payments", 8)
+def test_only_events_sent_since_the_given_time_are_published(configured_server: NatsServer, path: Path) -> None:
+    """Pending events are left to the relay; with --module only that module is published."""
+    insert(path, "orders", 1, age=timedelta(hours=3))
+    insert(path, "orders", 2, age=timedelta(minutes=30))
+    insert(path, "orders", 4, is_sent=False)
+    insert(path, "payments", 8)
     assert "(orders 2)" in run("--since", "1h", "--module", "orders").stdout
-    assert messages(environ, "ORDERS") == 2
+    assert messages(configured_server, "ORDERS") == 2
     since = (NOW - timedelta(hours=2)).astimezone().isoformat()
     result = run("--since", since)
     assert "republished 10 events" in result.stdout
     assert "(orders 2, inventory 0, payments 8)" in result.stdout
-    assert messages(environ, "PAYMENTS") == 8
+    assert messages(configured_server, "PAYMENTS") == 8
     assert "(orders 3, " in run("--since", "1d").stdout
 
 
-def test_what_went_out_late_is_said_again_however_long_ago_it_happened(environ: NatsServer, path: Path) -> None:
-    """A backlog, or what was said for later: the stream that was lost held it, and that is what counts."""
+def test_the_time_of_sending_counts_not_the_time_of_the_event(configured_server: NatsServer, path: Path) -> None:
+    """An event that was scheduled, or waited in the outbox, was lost with the stream as well."""
     minutes, hours = timedelta(minutes=30), timedelta(hours=3)
-    late = keep(path, "orders", PAGE + 1, age=hours, sent=minutes)
-    keep(path, "orders", 3, age=hours, sent=hours)
-    at_once = keep(path, "orders", 2, age=minutes)
+    late = insert(path, "orders", PAGE + 1, age=hours, sent=minutes)
+    insert(path, "orders", 3, age=hours, sent=hours)
+    at_once = insert(path, "orders", 2, age=minutes)
     assert f"(orders {len(late) + len(at_once)}, " in run("--since", "1h").stdout
-    assert messages(environ, "ORDERS") == PAGE + 3
+    assert messages(configured_server, "ORDERS") == PAGE + 3
 
 
-async def test_whoever_has_heard_an_event_hears_it_without_effect(path: Path, server: NatsServer) -> None:
-    """The stream has forgotten the ids; the inbox has not."""
+async def test_a_consumer_that_has_processed_an_event_ignores_it(path: Path, server: NatsServer) -> None:
+    """The new stream does not know the ids; the inbox does."""
     async with harness_at(path) as harness:
         await harness.submit("inventory", product())
-        letters = harness.dead_letter_store
-        bus = JetStreamBus(harness.clock, letters, Servers(urls=server.urls))
+        bus = JetStreamBus(harness.clock, harness.dead_letter_store, Servers(urls=server.urls))
         await bus.connect()
         runner = harness.runners["inventory"]
         harness.run(runner.consume(await bus.subscribe("inventory", ["orders.created.v2"])))
         harness.run(runner.run())
         event = OrderCreated(order_id=oid(1), customer_id="c-1", items=(Line("A", 2),), version="v2", shipping_address=None)
         message = bus_message(harness, event, id=oid(7), key=oid(1))
-        await _keep_sent(harness, message)
+        await _insert_sent(harness, message)
         client = await nats.connect(server.url)
-        for round in range(3):
+        for number in range(3):
             sent: list[int] = []
             store = harness.stores["orders"]
             assert await republish(store, bus, harness.clock, NOW - timedelta(hours=1), on_sent=sent.append) == 1
             assert sent == [1]
-            outcomes = {"handled": 1, "repeated": round} if round else {"handled": 1}
-            await until(partial(_has_come_to, harness, outcomes))
+            outcomes = {"handled": 1, "repeated": number} if number else {"handled": 1}
+            await until(partial(_has_outcomes, harness, outcomes))
             state = await runner.get(Product, "A")
             assert state is not None
             assert state.reserved == 2
@@ -178,21 +181,21 @@ async def test_whoever_has_heard_an_event_hears_it_without_effect(path: Path, se
         await bus.close(0)
 
 
-async def test_an_event_is_sent_until_the_bus_has_it(path: Path) -> None:
-    """Many at once, but not all; with a bus that takes nothing for too long, it ends."""
+async def test_an_event_is_published_until_the_bus_accepts_it(path: Path) -> None:
+    """Many events are in flight at once; `PublishStalled` ends it when the bus accepts nothing for too long."""
     async with harness_at(path) as harness:
-        keep(path, "orders", 3 * PAGE)
-        bus = _Moody(2)
+        insert(path, "orders", 3 * PAGE)
+        bus = _RejectingBus(2)
         store, since = harness.stores["orders"], NOW - timedelta(hours=1)
         assert await republish(store, bus, harness.clock, since, on_sent=lambda _: None) == 3 * PAGE
-        assert len(bus.taken) == len(set(bus.taken)) == 3 * PAGE
-        with pytest.raises(PublishStalled, match="nothing was taken for 0 s"):
-            await republish(store, _Moody(10**9), harness.clock, since, on_sent=lambda _: None, patience_seconds=0)
+        assert len(bus.accepted_ids) == len(set(bus.accepted_ids)) == 3 * PAGE
+        with pytest.raises(PublishStalled, match="the bus accepted nothing for 0 s"):
+            await republish(store, _RejectingBus(10**9), harness.clock, since, on_sent=lambda _: None, patience_seconds=0)
 
 
-async def test_postgresql_says_the_same_again(postgres: PostgresServer) -> None:
-    """To the byte what was said the first time, and as much of it as SQLite would."""
-    bus = _Moody(0)
+async def test_postgresql_publishes_the_same_messages_again(postgres: PostgresServer) -> None:
+    """They are identical to the first ones, and the same rows are selected as with SQLite."""
+    bus = _RejectingBus(0)
     async with harness_at(postgres.make()) as harness:
         await harness.submit("orders", submitted(oid(1)))
         await harness.submit("orders", submitted(oid(2)))
@@ -202,8 +205,8 @@ async def test_postgresql_says_the_same_again(postgres: PostgresServer) -> None:
         first, second = sorted(outbox_message for outbox_message in outbox_messages if outbox_message.subject == "orders.created.v1")
         await store.database.write(lambda connection: store.mark_sent(connection, [first.id], now))
         await republish(store, bus, harness.clock, now - timedelta(hours=1), on_sent=lambda _: None)
-        assert bus.said == [to_message(first)]
-        assert dict(bus.said[0].headers) == dict(to_message(first).headers)
+        assert bus.published == [to_message(first)]
+        assert dict(bus.published[0].headers) == dict(to_message(first).headers)
         assert await count(store, now - timedelta(hours=1)) == 1
         assert await count(store, now + timedelta(seconds=1)) == 0
         later = now + timedelta(minutes=1)
@@ -211,32 +214,32 @@ async def test_postgresql_says_the_same_again(postgres: PostgresServer) -> None:
         assert [await count(store, since) for since in (now, later, later + timedelta(microseconds=1))] == [2, 1, 0]
 
 
-def test_it_needs_nats(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bus in memory has nothing to lose: exit code 2, one line."""
+def test_the_command_needs_nats(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the memory bus it exits with 2 and one line."""
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{path}")
     result = run("--since", "1h")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == "fulfilment: BUS: must be nats; a bus in memory has no streams to lose\n"
+    assert result.stderr == "fulfilment: BUS: must be nats; the memory bus has no streams to publish to again\n"
     assert not path.exists()
 
 
-def test_nats_out_of_reach_ends_with_3_in_one_line(environ: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At start; nothing was said."""
-    environ.stop()
+def test_nats_out_of_reach_is_reported_with_exit_code_3(configured_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one line on stderr."""
+    configured_server.stop()
     result = run("--since", "1h")
     assert (result.exit_code, result.stdout) == (3, "")
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_a_module_that_is_not_run_here_is_a_mistake_of_usage(environ: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its outbox is somewhere else."""
+def test_a_module_that_this_process_does_not_run_is_a_usage_error(configured_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its outbox is in another database."""
     monkeypatch.setenv("MODULES", "orders")
     assert run("--since", "1h", "--module", "payments").exit_code == 2
 
 
-def test_a_terminal_is_shown_a_bar(environ: NatsServer, path: Path) -> None:
-    """On stderr; whoever reads stdout gets the one line."""
-    keep(path, "orders", 20)
+def test_a_terminal_shows_a_progress_bar(configured_server: NatsServer, path: Path) -> None:
+    """The bar is on stderr; stdout has the one result line."""
+    insert(path, "orders", 20)
     leader, follower = pty.openpty()
     termios.tcsetwinsize(follower, (24, 100))
     done = subprocess.run(
@@ -244,33 +247,33 @@ def test_a_terminal_is_shown_a_bar(environ: NatsServer, path: Path) -> None:
         stdout=subprocess.PIPE, stderr=follower, env=dict(os.environ), check=True, timeout=60,
     )  # fmt: skip
     os.close(follower)
-    shown = os.read(leader, 65536).decode()
+    output = os.read(leader, 65536).decode()
     os.close(leader)
-    assert "republish: 100%" in shown
-    assert "20/20" in shown
+    assert "republish: 100%" in output
+    assert "20/20" in output
     assert len(done.stdout.splitlines()) == 1
 
 
-class _Moody:
-    """A bus that takes each message only when it is asked for the *refusals* + 1-th time."""
+class _RejectingBus:
+    """A bus that rejects each message *rejections* times before it accepts it."""
 
     is_connected = True
     problems = ()
 
-    def __init__(self, refusals: int) -> None:
-        self.refusals = refusals
-        self.asked: dict[str, int] = {}
-        self.taken: list[str] = []
-        self.said: list[Message] = []
+    def __init__(self, rejections: int) -> None:
+        self.rejections = rejections
+        self.attempts: dict[str, int] = {}
+        self.accepted_ids: list[str] = []
+        self.published: list[Message] = []
 
     def publish(self, message: Message) -> asyncio.Future[None]:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.asked[message.id] = self.asked.get(message.id, 0) + 1
-        if self.asked[message.id] <= self.refusals:
+        self.attempts[message.id] = self.attempts.get(message.id, 0) + 1
+        if self.attempts[message.id] <= self.rejections:
             future.set_exception(PublishRetryable("not now"))
         else:
-            self.said.append(message)
-            self.taken.append(message.id)
+            self.published.append(message)
+            self.accepted_ids.append(message.id)
             future.set_result(None)
         return future
 
@@ -281,7 +284,7 @@ class _Moody:
         raise NotImplementedError
 
 
-async def _keep_sent(harness: Harness, message: Message) -> None:
+async def _insert_sent(harness: Harness, message: Message) -> None:
     at = harness.clock.now().isoformat(timespec="microseconds")
     values = (message.id, message.id, message.subject, message.key, message.body, at, at, at)
     await harness.database.write(
@@ -293,11 +296,11 @@ async def _keep_sent(harness: Harness, message: Message) -> None:
     )
 
 
-def _has_come_to(harness: Harness, outcomes: dict[str, int]) -> bool:
+def _has_outcomes(harness: Harness, outcomes: dict[str, int]) -> bool:
     return _outcomes(harness) == outcomes
 
 
 def _outcomes(harness: Harness) -> dict[str, int]:
-    """Return how often inventory has come to each outcome, as its metrics say."""
+    """Return the counts of handled messages by outcome, from the metrics."""
     found = re.findall(r'messages_handled_total\{(.*)\} (.*)', harness.metrics.render().decode())
     return {re.findall('outcome="(.*?)"', labels)[0]: int(float(count)) for labels, count in found}

@@ -116,21 +116,21 @@ async def test_a_server_tells_who_needs_which_version(visitor: Client, system: S
 
     done = run(tmp_path, "contracts", "status", "--url", system.url)
     assert done.returncode == 0, done.stderr
-    assert "orders.created.v1: said beside since 0.2.0; " in done.stdout
-    assert re.search(r"heard by inventory-express, \d+ pending", done.stdout)
+    assert "orders.created.v1: published beside the newest since 0.2.0; " in done.stdout
+    assert re.search(r"consumed by inventory-express, \d+ pending", done.stdout)
     done = run(tmp_path, "contracts", "status", "orders.created.v2", "--json", "--url", system.url)
     assert done.returncode == 1
     assert done.stderr == "fulfilment: orders.created.v2 may not be dropped: it is the newest version\n"
     assert [each["subject"] for each in json.loads(done.stdout)] == ["orders.created.v2"]
     done = run(tmp_path, "contracts", "status", "orders.created.v99", "--url", system.url)
-    assert (done.returncode, done.stderr) == (2, "fulfilment: nobody there knows orders.created.v99\n")
+    assert (done.returncode, done.stderr) == (2, "fulfilment: orders.created.v99 is unknown to the server; `contracts status` lists the known subjects\n")
 
 
 def test_nobody_to_ask_is_a_dependency_out_of_reach(tmp_path: Path) -> None:
     """Exit 3, as for every command that needs somebody else."""
     done = run(tmp_path, "contracts", "status", "--url", "http://127.0.0.1:9")
     assert done.returncode == 3
-    assert done.stderr.startswith("fulfilment: nobody answers at http://127.0.0.1:9: ")
+    assert done.stderr.startswith("fulfilment: no server answers at http://127.0.0.1:9 (")
     assert done.stderr.count("\n") == 1
 
 

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import IntegrityError
 
-from app.messaging.republish import _sent, count
+from app.messaging.republish import _sent_messages, count
 from app.storage.errors import StorageUnavailable
 from app.storage.migrations import head, is_current, migrate, version
 from app.storage.module_store import HANDOVER_DELAY, INBOX_RETENTION, OUTBOX_RETENTION, InboxEntry, ModuleStore
@@ -268,7 +268,7 @@ class StoreContract:
         await self._say(store, rows)
         await store.database.write(lambda c: store.mark_sent(c, ["p-1", "p-2"], NOW))
         await store.database.write(lambda c: store.mark_sent(c, ["p-3"], NOW - timedelta(microseconds=1)))
-        assert [found async for found in _sent(store, NOW)] == rows[:2]
+        assert [found async for found in _sent_messages(store, NOW)] == rows[:2]
         assert await count(store, NOW) == 2
         assert await count(store, NOW + timedelta(microseconds=1)) == 0
 

@@ -35,7 +35,7 @@ def _checked_url(context: click.Context, parameter: click.Parameter, value: str 
     return value
 
 
-@click.command()
+@click.command(short_help="Measure a running server with test orders.")
 @click.option(
     "--orders",
     type=click.IntRange(min=1),

@@ -129,7 +129,10 @@ class OrderSender:
                     return customer.wait_for(order_id, sent_at, response.at)
                 if response.status not in (429, 503):
                     return self._give_up(f"the server answered {response.status}: {_excerpt(response.body)}")
-                problem, wait = f"the server answered {response.status}: {_excerpt(response.body)}", response.retry_after
+                problem, wait = (
+                    f"the server answered {response.status}: {_excerpt(response.body)}",
+                    response.retry_after,
+                )
             # Do not start a wait that would exceed the patience.
             if perf_counter() + wait - began_at > self._patience_seconds:
                 return self._give_up(f"no order was accepted for {self._patience_seconds:g} s; last problem: {problem}")

@@ -44,7 +44,9 @@ class Stock:
                 except (aiohttp.ClientError, TimeoutError) as error:
                     reason = str(error) or type(error).__name__
                     origin = self._url.origin()
-                    raise Unreachable(f"{origin} is out of reach ({reason}): start the server or correct --url") from None
+                    raise Unreachable(
+                        f"{origin} is out of reach ({reason}): start the server or correct --url"
+                    ) from None
                 if status == 200:
                     break
                 if status not in (429, 503):
