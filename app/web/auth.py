@@ -24,8 +24,8 @@ def authenticate(authorization: str | None, api_keys: Mapping[str, str]) -> str:
     """
     Return the name of the caller whose key the *authorization* header holds.
 
-    *api_keys* maps each caller's name to the SHA-256 of its key, in hex. Every key is compared, each in constant time, so
-    that the duration reveals nothing about them.
+    *api_keys* maps each caller's name to the SHA-256 of its key, in hex. Every key is compared, each in constant time,
+    so that the duration reveals nothing about them.
 
     Raises:
         ProblemError: 401 with a challenge: the header is missing, or its key is unknown.

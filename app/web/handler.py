@@ -209,7 +209,7 @@ def _unavailable(error: TemporarilyUnavailable) -> ProblemError:
     return ProblemError(
         503,
         error.code,
-        _UNAVAILABLE_DETAILS.get(error.code, "The request cannot be accepted now; nothing was stored. Try again later."),
+        _UNAVAILABLE_DETAILS.get(error.code, "Not possible now; nothing was stored. Try again later."),
         headers={hdrs.RETRY_AFTER: str(max(1, int(error.retry_after_seconds)))},
     )
 

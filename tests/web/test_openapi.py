@@ -117,7 +117,9 @@ def test_component_names_are_class_names() -> None:
     components = EVERYTHING["components"]
     for kind in ("schemas", "responses", "parameters"):
         assert [name for name in components[kind] if not re.fullmatch(r"(?:[A-Z][a-z]+)+", name)] == []
-    assert {"Order", "OrderRequest", "OrderPage", "RestockRequest", "Problem", "DeadLetter"} <= components["schemas"].keys()
+    schemas = components["schemas"]
+    assert {"Order", "OrderRequest", "OrderPage", "RestockRequest", "Problem", "DeadLetter"} <= schemas.keys()
+    assert all(schema["title"] == name for name, schema in schemas.items())
 
 
 def test_two_modules_may_use_one_name_for_different_schemas() -> None:
@@ -130,10 +132,10 @@ def test_two_modules_may_use_one_name_for_different_schemas() -> None:
     )
     schemas = openapi.document([SHIPMENTS, other], "1")["components"]["schemas"]
     assert schemas["ShipmentAccepted"]["type"] == "object"
-    assert schemas["ReturnsShipmentAccepted"] == {"type": "string"}
+    assert schemas["ReturnsShipmentAccepted"] == {"type": "string", "title": "ReturnsShipmentAccepted"}
     assert "ReturnsShipment" not in schemas
     assert schemas["Problem"]["type"] == "object"
-    assert schemas["ReturnsProblem"] == {"type": "null"}
+    assert schemas["ReturnsProblem"]["type"] == "null"
 
 
 async def test_the_application_serves_its_own_document(web: Web, start: Start) -> None:

@@ -45,7 +45,7 @@ async def test_the_probes_report_the_phase_and_the_checks(
     readyz: tuple[int, str],
     health: tuple[int, str],
 ) -> None:
-    """Ready: the process accepts requests. Healthy: bus and databases answer. Alive: always. All match their schemas."""
+    """Ready: the process accepts requests. Healthy: bus and databases answer. Alive: always. All as described."""
     web.health.phase, web.health.results = phase, checks
     document = (await web.request("GET", "/openapi.json")).json
     for path, (status, word) in ("/readyz", readyz), ("/health", health):

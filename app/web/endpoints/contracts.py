@@ -40,17 +40,17 @@ _CONTRACT = {
         },
         "listeners": {
             "type": "array",
-            "description": "The consumers that subscribe to this version, with their undelivered and unacknowledged messages.",
+            "description": "The consumers that subscribe to this version, with their messages that are not settled.",
             "items": {
                 "type": "object",
                 "required": ["consumer", "pending"],
                 "properties": {"consumer": {"type": "string"}, "pending": _COUNT},
             },
         },
-        "published": {**_COUNT, "description": "Messages that this process has published since its start, in both lanes."},
+        "published": {**_COUNT, "description": "Messages that this process has published since its start; both lanes."},
         "handled": {
             "type": "object",
-            "description": "Messages that this process has handled since its start, by consumer and outcome, in both lanes.",
+            "description": "Messages that this process has handled since its start, by consumer and outcome; both lanes.",
             "additionalProperties": {"type": "object", "additionalProperties": _COUNT},
         },
         "safe_to_drop": {"type": "boolean"},
@@ -116,15 +116,16 @@ DESCRIPTION = Description(
                 "events",
                 {
                     200: response(
-                        "Every version that the modules of this process publish or consume.", ref("schemas", "ContractList")
+                        "Every version that the modules of this process publish or consume.",
+                        ref("schemas", "ContractList"),
                     )
                 },
                 (400, 404),
                 parameters=[
                     {
                         **query_parameter("module", {"type": "string"}),
-                        "description": "A process that does not run this module answers 404. It selects the process where"
-                        " one address stands for several.",
+                        "description": "A process that does not run this module answers 404. The parameter selects a"
+                        " process where one address stands for several.",
                     }
                 ],
             )

@@ -181,7 +181,7 @@ def to_json(stored: StoredDeadLetter) -> dict[str, Any]:
     dead_letter = stored.dead_letter
     try:
         body = orjson.loads(dead_letter.message.body)
-        # orjson decodes deeper nesting than it encodes; four levels more is where the body is in a page of dead letters.
+        # orjson decodes deeper nesting than it encodes. In a page of dead letters the body is four levels deeper.
         orjson.dumps([[[[body]]]])
     except (orjson.JSONDecodeError, orjson.JSONEncodeError):
         body = {"base64": b64encode(dead_letter.message.body).decode("ascii")}

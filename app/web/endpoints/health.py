@@ -34,9 +34,9 @@ class Health(Protocol):
         """
         Check every dependency and return the results by name: `OK`, or one word such as ``unavailable``.
 
-        `BUS` is the bus. `DATABASE`, alone or followed by a colon and a module's name, is a database. `TOPOLOGY` compares
-        the broker's streams and consumers with the expected ones; a result other than `OK` is a description for the
-        operator. The process can work for a while without any other dependency.
+        `BUS` is the bus. `DATABASE`, alone or followed by a colon and a module's name, is a database. `TOPOLOGY`
+        compares the broker's streams and consumers with the expected ones; a result other than `OK` is a description
+        for the operator. The process can work for a while without any other dependency.
         """
 
 

@@ -78,9 +78,7 @@ def route_group(service: WebhookService) -> RouteGroup:
         return json_response({"received": True, "outcome": outcome})
 
     # Without a secret every request gets a 503; it is not logged as an error each time.
-    endpoint = Endpoint(
-        hdrs.METH_POST, _PATH, receive, is_public=True, is_503_expected=not service.is_configured
-    )
+    endpoint = Endpoint(hdrs.METH_POST, _PATH, receive, is_public=True, is_503_expected=not service.is_configured)
     return RouteGroup((endpoint,), DESCRIPTION)
 
 
@@ -121,7 +119,7 @@ DESCRIPTION = Description(
                 _PATH,
                 "Receive a webhook from Stripe",
                 "payments",
-                {200: response("The event is stored, or is of a type that is ignored.", ref("schemas", "WebhookResult"))},
+                {200: response("The event is stored, or its type is ignored.", ref("schemas", "WebhookResult"))},
                 (400, 408, 413, 415, 503),
                 parameters=[
                     {

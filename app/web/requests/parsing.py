@@ -63,7 +63,11 @@ _NOT_JSON = partial(
     headers={"Accept": "application/json"},
 )
 _BROKEN = partial(
-    ProblemError, 400, "malformed_request", "The body is incomplete, or its framing contradicts the headers.", closes=True
+    ProblemError,
+    400,
+    "malformed_request",
+    "The body is incomplete, or its framing contradicts the headers.",
+    closes=True,
 )
 _SLOW = partial(
     ProblemError, 408, "request_timeout", f"The body did not arrive within {BODY_SECONDS_MAX:g} seconds.", closes=True

@@ -3,8 +3,8 @@ A JSON parser that accepts only what every reader understands in the same way (R
 
 orjson itself rejects text that is not JSON in UTF-8: NaN, a byte order mark, lone surrogates, other encodings, trailing
 garbage. This module also rejects what orjson accepts but two readers could understand differently: a name twice in one
-object, nesting over `DEPTH_MAX` levels, and numbers that are not written as 64-bit integers. The public API has no other
-numbers; JSON Schema accepts ``1.0`` as an integer, this API does not.
+object, nesting over `DEPTH_MAX` levels, and numbers that are not written as 64-bit integers. The public API has no
+other numbers; JSON Schema accepts ``1.0`` as an integer, this API does not.
 """
 
 from __future__ import annotations

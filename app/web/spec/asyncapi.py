@@ -1,8 +1,8 @@
 """
 The AsyncAPI 3.0.0 document of the events, generated from the contract registry that validates every message.
 
-Each subject is a channel, and so is its express lane. The payloads are schemas of JSON Schema 2020-12 that use only what
-draft-07 has as well, so that every AsyncAPI tool reads them correctly.
+Each subject is a channel, and so is its express lane. The payloads are schemas of JSON Schema 2020-12 that use only
+what draft-07 has as well, so that every AsyncAPI tool reads them correctly.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = ["document"]
 
 from collections.abc import Mapping, Sequence
+from inspect import cleandoc
 from typing import Any
 
 from app.messaging.consumers import EXPRESS_LANE, subscriptions
@@ -24,8 +25,8 @@ Json = dict[str, Any]
 
 _BINDING_VERSION = "0.1.0"
 _DESCRIPTION = (
-    "The events that the modules publish and consume over NATS JetStream. CloudEvents 1.0 in binary mode; delivered at least "
-    "once, in no guaranteed order. Orders with `priority` express use the same subjects with a trailing `.express`. "
+    "The events that the modules publish and consume over NATS JetStream. CloudEvents 1.0 in binary mode; delivered at "
+    "least once, in no guaranteed order. Orders with `priority` express use the same subjects with a trailing `.express`. "
     "Consumers must ignore members that they do not know."
 )
 _TEXT = {"type": "string", "pattern": "^[!-~]+$"}
@@ -34,7 +35,7 @@ _HEADERS: Json = {
     "required": ["ce-specversion", "ce-id", "ce-source", "ce-type", "ce-time", "traceparent"],
     "properties": {
         "ce-specversion": {"type": "string", "const": "1.0"},
-        "ce-id": {**_TEXT, "description": "The event's id. The same in every version and every duplicate of the event."},
+        "ce-id": {**_TEXT, "description": "The event's id. Every version and every duplicate has the same."},
         "ce-source": {"type": "string", "format": "uri-reference"},
         "ce-type": {**_TEXT, "description": "The subject, without the lane."},
         "ce-time": {"type": "string", "format": "date-time"},
@@ -44,13 +45,13 @@ _HEADERS: Json = {
         VERSIONS: {
             "type": "string",
             "pattern": "^v[1-9][0-9]*(,v[1-9][0-9]*)*$",
-            "description": "Present if the event is published in several versions: lists all of them. Process one of them.",
+            "description": "Present if the event is published in several versions: all of them. Process only one.",
         },
         "traceparent": {"type": "string", "description": "W3C Trace Context."},
         "Nats-Msg-Id": {
             **_TEXT,
-            "description": "The message's id. It equals ce-id, except for the newer versions of an event that is published in"
-            " several.",
+            "description": "The message's id. It equals ce-id, except for the newer versions of an event that is published"
+            " in several.",
         },
     },
 }
@@ -125,7 +126,10 @@ def _channel(contract: Contract, lane: str) -> Json:
     return {
         "address": lane,
         "title": contract.schema.get("title", contract.subject),
-        "description": f"For orders with {priority} priority. One JetStream stream per module stores the subjects that begin with its name.",
+        "description": (
+            f"For orders with {priority} priority."
+            " One JetStream stream per module stores the subjects that begin with its name."
+        ),
         "servers": [{"$ref": "#/servers/nats"}],
         "messages": {"event": {"$ref": f"#/components/messages/{contract.subject}"}},
         "bindings": {"nats": {}},
@@ -145,19 +149,23 @@ def _operation(action: str, subject: str, binding: Json) -> Json:
 
 def _message(contract: Contract, contracts: ContractRegistry) -> Json:
     is_published, versions = _published_versions(contracts, contract.subject)
+    summary, _, details = cleandoc(contract.cls.__doc__ or "").partition("\n\n")
+    paragraphs = [" ".join(details.split())] if details else []
+    if not is_published:
+        paragraphs.append("No longer published, but still accepted.")
+    elif len(versions) > 1:
+        paragraphs.append(f"Published in several versions at once: {VERSIONS}: {versions_header(versions)}.")
     found: Json = {
         "name": contract.subject,
         "title": contract.schema.get("title", contract.subject),
-        "summary": (contract.cls.__doc__ or "").strip(),
+        "summary": " ".join(summary.split()),
         "payload": _payload(contract.schema),
         "traits": [{"$ref": "#/components/messageTraits/cloudEvent"}],
         "bindings": {"nats": {}},
         "examples": [{"payload": example} for example in contract.schema.get("examples", ())],
     }
-    if len(versions) > 1 and is_published:
-        found["description"] = f"Published in several versions at once: {VERSIONS}: {versions_header(versions)}."
-    if not is_published:
-        found["description"] = "No longer published, but still accepted."
+    if paragraphs:
+        found["description"] = "\n\n".join(paragraphs)
     return found
 
 

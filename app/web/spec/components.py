@@ -91,8 +91,8 @@ _PARAMETERS: Json = {
     "IdempotencyKey": {
         "name": "Idempotency-Key",
         "in": "header",
-        "description": "Quoted or bare. A repeated request with the same key and body gets the stored response and has no"
-        " further effect.",
+        "description": "Quoted or bare. A repeated request with the same key and body gets the stored response and has"
+        " no further effect.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
     },
     "Limit": {
@@ -139,7 +139,7 @@ def page_of(item: Json) -> Json:
         "required": ["items", "next_cursor"],
         "properties": {
             "items": {"type": "array", "items": item},
-            "next_cursor": {"type": ["string", "null"], "description": "Cursor of the next page; null on the last one."},
+            "next_cursor": {"type": ["string", "null"], "description": "Cursor of the next page; null on the last."},
         },
     }
 
@@ -244,8 +244,8 @@ def operation(
     """
     Return the description of one operation: *name* is its id, *responses* are its successes by status.
 
-    *problems* are the statuses of its own problems. 401 is added unless the operation *is_public*; 500 and ``default`` are
-    always added.
+    *problems* are the statuses of its own problems. 401 is added unless the operation *is_public*; 500 and ``default``
+    are always added.
     """
     statuses = sorted({*problems, 500, *(() if is_public else (401,))})
     found: Json = {

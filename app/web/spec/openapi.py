@@ -15,8 +15,9 @@ from modules.routes import CommandRoute, GetRoute, ListRoute, Route, StreamRoute
 Json = dict[str, Any]
 
 _DESCRIPTION = (
-    "Orders, inventory and payments. Every response that is neither 2xx nor 3xx is a problem (RFC 9457) with a stable `code`. "
-    "Every response has the header `X-Correlation-ID`. Times are RFC 3339 in UTC, money is an integer of minor units."
+    "Orders, inventory and payments. Every response that is neither 2xx nor 3xx is a problem (RFC 9457) with a stable "
+    "`code`. Every response has the header `X-Correlation-ID`. Times are RFC 3339 in UTC, money is an integer of minor "
+    "units."
 )
 
 
@@ -51,7 +52,7 @@ def document(modules: Sequence[Module], version: str, descriptions: Sequence[Des
         "security": [{}, {"ApiKey": []}],
         "tags": [{"name": name} for name in _tags(paths)],
         "paths": paths,
-        "components": {**COMPONENTS, "schemas": schemas},
+        "components": {**COMPONENTS, "schemas": {name: {**schema, "title": name} for name, schema in schemas.items()}},
     }
 
 
