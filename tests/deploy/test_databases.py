@@ -39,4 +39,4 @@ def test_a_module_owns_its_database_and_enters_no_other(databases: PostgresServe
         with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
             psycopg.connect(f"postgresql://{module}@/{other}?host={databases.folder}")
     rights = "rolsuper, rolcreatedb, rolcreaterole, rolpassword LIKE 'SCRAM-SHA-256$%'"
-    assert databases.ask(f"SELECT {rights} FROM pg_authid WHERE rolname = '{module}'") == [(False, False, False, True)]
+    assert databases.query(f"SELECT {rights} FROM pg_authid WHERE rolname = '{module}'") == [(False, False, False, True)]

@@ -23,7 +23,7 @@ from tests.process.test_start import SECRET, refused
 @pytest.fixture
 def url(postgres: PostgresServer) -> Iterator[str]:
     """The address of an empty database; whatever happens to its server, it runs again afterwards."""
-    yield postgres.make()
+    yield postgres.create_database()
     postgres.start()
 
 
@@ -68,7 +68,7 @@ async def test_killed_cut_and_restarted_it_loses_nothing(
         crowd.is_up.set()
 
     async def cut() -> None:
-        await asyncio.to_thread(postgres.cut, url)
+        await asyncio.to_thread(postgres.disconnect_clients, url)
 
     async def restarted() -> None:
         await asyncio.to_thread(postgres.stop)

@@ -24,7 +24,7 @@ PIECES = 10
 @pytest.fixture
 def databases(postgres: PostgresServer) -> Iterator[dict[str, str]]:
     """An empty database for each module; whatever happens to their server, it runs again afterwards."""
-    yield {module: postgres.make() for module in MODULES}
+    yield {module: postgres.create_database() for module in MODULES}
     postgres.start()
 
 

@@ -1,4 +1,4 @@
-"""What the contract suite has to know about a database, and what it does to one."""
+"""What the contract suite needs of a database under test."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Protocol
 
 
 class Site(Protocol):
-    """An empty database for one test, and the power to take it away."""
+    """An empty database for one test, which the test can make unavailable."""
 
     @property
     def url(self) -> str:
-        """Its address."""
+        """The URL of the database."""
 
-    def take_away(self) -> None:
-        """Let nobody write to it."""
+    def make_unavailable(self) -> None:
+        """Make every write fail."""
 
-    def bring_back(self) -> None:
-        """Let them again."""
+    def make_available(self) -> None:
+        """Let writes succeed again."""

@@ -1,8 +1,8 @@
-"""Any state of any module, for tests that write it down and read it again."""
+"""Hypothesis strategies for every state class of every module, for tests that store states and load them again."""
 
 from __future__ import annotations
 
-__all__ = ["PLATES", "STATES", "TABLES"]
+__all__ = ["MODULES", "STATES", "TABLES"]
 
 from datetime import UTC, datetime
 
@@ -15,13 +15,13 @@ from modules.orders.state import Order, Status
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Line
 
-PLATES: tuple[Module, ...] = (orders.module(), inventory.module(), payments.module())
-TABLES = {cls: table for descriptor in PLATES for cls, table in descriptor.tables.items()}
+MODULES: tuple[Module, ...] = (orders.module(), inventory.module(), payments.module())
+TABLES = {cls: table for descriptor in MODULES for cls, table in descriptor.tables.items()}
 
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=64)
 ids = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=36)
 numbers = st.integers(0, 2**62)
-moments = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
+timestamps = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
 lines = st.lists(st.builds(Line, names, st.integers(1, 10_000)), max_size=5).map(tuple)
 entries = st.fixed_dictionaries({"event": names, "at": names}, optional={"detail": st.dictionaries(names, numbers | names)})
 orders_ = st.builds(
@@ -37,8 +37,8 @@ orders_ = st.builds(
     payment_method=st.none() | names,
     is_paid=st.booleans(),
     waiting_for=st.none() | st.just("payment"),
-    created_at=moments,
-    updated_at=moments,
+    created_at=timestamps,
+    updated_at=timestamps,
     timeline=st.lists(entries, max_size=4).map(tuple),
 )
 products = st.builds(
@@ -63,6 +63,6 @@ payments_ = st.builds(
     reason=st.none() | names,
     is_cancelled=st.booleans(),
     is_waiting=st.booleans(),
-    updated_at=moments,
+    updated_at=timestamps,
 )
 STATES = {Order: orders_, Product: products, Reservation: reservations, Payment: payments_}

@@ -1,4 +1,4 @@
-"""What rides along, how it ends, and how SQLite is opened; what every database promises stands in the store's contract."""
+"""Deferred work, closing, and what is special to SQLite; promises of every database are in `tests.storage.contract`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from app.storage.sql.database import RUN_LAST, Database
 
 @pytest.fixture
 async def database(path: Path) -> AsyncIterator[Database]:
-    """A database with one table of different numbers."""
+    """A database with one table of unique numbers."""
     database = Database(f"sqlite:///{path}")
     await database.write(lambda connection: connection.exec_driver_sql("CREATE TABLE number (n INTEGER PRIMARY KEY)"))
     yield database
@@ -38,8 +38,8 @@ async def numbers(database: Database) -> list[int]:
     return await database.read(lambda c: [row[0] for row in c.exec_driver_sql("SELECT n FROM number ORDER BY n")])
 
 
-async def test_a_rider_goes_with_the_next_transaction(database: Database) -> None:
-    """It causes none by itself, and is committed with somebody else's."""
+async def test_deferred_work_joins_the_next_transaction(database: Database) -> None:
+    """It causes no transaction itself, and is committed with other work."""
     commits: list[Any] = []
     event.listen(database.engine, "commit", commits.append)
     database.defer(insert(1))
@@ -50,8 +50,8 @@ async def test_a_rider_goes_with_the_next_transaction(database: Database) -> Non
     assert await numbers(database) == [1, 2]
 
 
-async def test_who_asks_to_be_last_sees_what_was_told_to_ride_before(database: Database) -> None:
-    """However busy the writer was meanwhile, and whoever else asks at the same time."""
+async def test_work_that_runs_last_sees_work_that_was_deferred_before(database: Database) -> None:
+    """However busy the writer is, and whatever other work waits."""
     has_begun, is_free = threading.Event(), threading.Event()
 
     def committing(connection: Connection) -> None:
@@ -73,8 +73,8 @@ async def test_who_asks_to_be_last_sees_what_was_told_to_ride_before(database: D
     assert (await first, await last) == (1, 2)
 
 
-async def test_a_flush_takes_what_rides(database: Database) -> None:
-    """Without riders it asks for no transaction."""
+async def test_a_flush_runs_deferred_work(database: Database) -> None:
+    """Without deferred work it begins no transaction."""
     commits: list[Any] = []
     event.listen(database.engine, "commit", commits.append)
     await database.flush()
@@ -84,16 +84,16 @@ async def test_a_flush_takes_what_rides(database: Database) -> None:
     assert await numbers(database) == [1]
 
 
-async def test_a_failing_rider_harms_nobody(database: Database) -> None:
-    """Whoever it rides with gets what he asked for."""
+async def test_deferred_work_that_fails_does_not_fail_other_work(database: Database) -> None:
+    """The other work in its transaction succeeds."""
     database.defer(insert(1))
     database.defer(insert(1))
     assert await database.write(insert(2)) == 2
     assert await numbers(database) == [1, 2]
 
 
-async def test_a_rider_waits_out_a_database_that_is_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It rides again with the first transaction that succeeds."""
+async def test_deferred_work_waits_until_the_database_is_available(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs with the first transaction that succeeds."""
     monkeypatch.setattr("app.storage.sql.sqlite.BUSY_SECONDS", 0.02)
     database = Database(f"sqlite:///{path}")
     await database.write(lambda connection: connection.exec_driver_sql("CREATE TABLE number (n INTEGER PRIMARY KEY)"))
@@ -110,8 +110,8 @@ async def test_a_rider_waits_out_a_database_that_is_away(path: Path, monkeypatch
     await database.close()
 
 
-async def test_what_was_refused_is_well_once_something_was_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lock and an answer are to be had on a full disk, too; a check asks for a proof, and changes nothing."""
+async def test_a_database_is_healthy_again_after_a_write(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock and a read succeed on a full disk, too; so a check writes, and changes no data."""
     monkeypatch.setattr("app.storage.sql.sqlite.BUSY_SECONDS", 0.02)
     database = Database(f"sqlite:///{path}")
     await database.write(lambda connection: connection.exec_driver_sql("CREATE TABLE number (n INTEGER PRIMARY KEY)"))
@@ -131,8 +131,8 @@ async def test_what_was_refused_is_well_once_something_was_written(path: Path, m
     await database.close()
 
 
-async def test_a_handle_that_was_hung_up_does_not_come_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After trouble the file is opened anew."""
+async def test_a_closed_file_handle_is_not_used_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failure the file is opened anew."""
     monkeypatch.setattr("app.storage.sql.sqlite.BUSY_SECONDS", 0.02)
     database = Database(f"sqlite:///{path}")
     opened: list[Any] = []
@@ -150,17 +150,17 @@ async def test_a_handle_that_was_hung_up_does_not_come_back(path: Path, monkeypa
     await database.close()
 
 
-async def test_the_loop_goes_on_while_somebody_else_writes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that is locked makes the work wait for its turn, and nobody else."""
+async def test_the_loop_goes_on_while_another_connection_writes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the work that needs the lock waits for it."""
     monkeypatch.setattr("app.storage.sql.sqlite.BUSY_SECONDS", 30.0)
     database = Database(f"sqlite:///{path}")
     await database.write(lambda connection: connection.exec_driver_sql("CREATE TABLE number (n INTEGER PRIMARY KEY)"))
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    asked_at = time.monotonic()
+    began_at = time.monotonic()
     writing = asyncio.create_task(database.write(insert(1)))
     assert await numbers(database) == []
-    assert time.monotonic() - asked_at < 20
+    assert time.monotonic() - began_at < 20
     assert not writing.done()
     other.execute("ROLLBACK")
     other.close()
@@ -168,39 +168,39 @@ async def test_the_loop_goes_on_while_somebody_else_writes(path: Path, monkeypat
     await database.close()
 
 
-async def test_who_reads_waits_for_a_lock_and_who_writes_has_it(database: Database) -> None:
-    """A read takes its lock only as it goes on; a transaction that writes has begun with all that it needs."""
+async def test_a_reader_waits_for_locks_and_a_writer_does_not(database: Database) -> None:
+    """A read takes its lock with its first statement; a writing transaction has all locks once it has begun."""
 
-    def patience(connection: Connection) -> Any:
+    def busy_timeout_ms(connection: Connection) -> Any:
         return connection.exec_driver_sql("PRAGMA busy_timeout").scalar()
 
     for _ in range(2):
-        assert await database.read(patience) == 2000
-        assert await database.write(patience) == 0
+        assert await database.read(busy_timeout_ms) == 2000
+        assert await database.write(busy_timeout_ms) == 0
 
 
-async def test_closing_finishes_what_was_asked_for(path: Path) -> None:
-    """What was asked for before is committed; what comes after is refused; closing twice is closing once."""
+async def test_close_finishes_the_submitted_work(path: Path) -> None:
+    """Later work is refused; a second close does nothing."""
     database = Database(f"sqlite:///{path}")
     await database.write(lambda connection: connection.exec_driver_sql("CREATE TABLE number (n INTEGER PRIMARY KEY)"))
-    asked = [asyncio.create_task(database.write(insert(n))) for n in range(20)]
+    tasks = [asyncio.create_task(database.write(insert(n))) for n in range(20)]
     await asyncio.sleep(0)
     await database.close()
     await database.close()
-    assert await asyncio.gather(*asked) == list(range(20))
+    assert await asyncio.gather(*tasks) == list(range(20))
     with pytest.raises(StorageUnavailable):
         await database.write(insert(99))
 
 
-async def test_a_commit_is_on_the_disk_before_it_is_answered(database: Database) -> None:
-    """WAL with synchronous=FULL: SQLite calls it 2."""
+async def test_a_commit_is_on_disk_before_its_result_is_returned(database: Database) -> None:
+    """WAL mode with synchronous=FULL, which SQLite reports as 2."""
     found = await database.write(
         lambda c: (c.exec_driver_sql("PRAGMA synchronous").scalar(), c.exec_driver_sql("PRAGMA journal_mode").scalar())
     )
     assert found == (2, "wal")
 
 
-def test_what_nobody_here_speaks_is_refused_in_one_line() -> None:
+def test_an_unsupported_database_is_refused_in_one_line() -> None:
     """The operator reads the reason, not a traceback."""
     with pytest.raises(DatabaseConfigError, match="must begin with sqlite:/// or postgresql://"):
         Database("mysql://localhost/orders")

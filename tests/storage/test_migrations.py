@@ -1,4 +1,4 @@
-"""The tables in a database are those that the code expects."""
+"""A migrated database has the tables that the code describes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from modules.orders.state import metadata as orders_metadata
 from modules.payments.state import metadata as payments_metadata
 
 STATES = {"orders": orders_metadata, "inventory": inventory_metadata, "payments": payments_metadata}
-PLATES = {descriptor.name: descriptor for descriptor in (orders.module(), inventory.module(), payments.module())}
+MODULES = {descriptor.name: descriptor for descriptor in (orders.module(), inventory.module(), payments.module())}
 
 
 @pytest.fixture
@@ -26,18 +26,18 @@ def engine(tmp_path: Path) -> Engine:
 
 
 def expected(module: str) -> MetaData:
-    """Return every table that the code of *module* works with."""
-    whole = MetaData()
+    """Return the metadata of every table that the code of *module* uses."""
+    metadata = MetaData()
     for table in STATES[module].sorted_tables:
-        table.to_metadata(whole)
-    message_tables(module, whole)
-    return whole
+        table.to_metadata(metadata)
+    message_tables(module, metadata)
+    return metadata
 
 
 @pytest.mark.parametrize("module", STATES)
-def test_a_migrated_database_is_what_the_code_describes(module: str, engine: Engine) -> None:
-    """Alembic finds nothing to add, drop or alter: column by column, index by index."""
-    assert set(PLATES[module].tables.values()) == set(STATES[module].sorted_tables)
+def test_a_migrated_database_has_the_columns_and_indexes_that_the_code_describes(module: str, engine: Engine) -> None:
+    """Alembic finds nothing to add, drop or alter."""
+    assert set(MODULES[module].tables.values()) == set(STATES[module].sorted_tables)
     migrate(engine, module)
     with engine.connect() as connection:
         context = MigrationContext.configure(
@@ -49,14 +49,14 @@ def test_a_migrated_database_is_what_the_code_describes(module: str, engine: Eng
 
 @pytest.mark.parametrize("module", STATES)
 def test_a_migrated_database_has_the_checks_that_the_code_describes(module: str, engine: Engine) -> None:
-    """Alembic does not compare CHECK constraints and the absence of rowids; they are promises, too."""
+    """Alembic compares neither CHECK constraints nor ``WITHOUT ROWID``."""
     migrate(engine, module)
     described = create_engine("sqlite://")
     expected(module).create_all(described)
     migrated, direct = inspect(engine), inspect(described)
     for table in expected(module).tables:
         assert checks(migrated, table) == checks(direct, table), table
-        found = [_tail(e, table) for e in (engine, described)]
+        found = [_is_without_rowid(e, table) for e in (engine, described)]
         assert found[0] == found[1], table
     engine.dispose()
     described.dispose()
@@ -66,14 +66,14 @@ def checks(inspector: object, table: str) -> list[tuple[str, str]]:
     return sorted((c["name"], " ".join(c["sqltext"].split())) for c in inspector.get_check_constraints(table))  # type: ignore[attr-defined]
 
 
-def _tail(engine: Engine, table: str) -> bool:
+def _is_without_rowid(engine: Engine, table: str) -> bool:
     with engine.connect() as connection:
         sql = connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE name = ?", (table,)).scalar()
         return "WITHOUT ROWID" in str(sql)
 
 
-def test_every_module_keeps_to_its_own_names(engine: Engine) -> None:
-    """A table says whose it is, so that the module can take it to another database."""
+def test_the_name_of_every_table_begins_with_its_module(engine: Engine) -> None:
+    """So a module can move its tables to another database."""
     for module in STATES:
         before = set(inspect(engine).get_table_names())
         migrate(engine, module)
@@ -83,8 +83,8 @@ def test_every_module_keeps_to_its_own_names(engine: Engine) -> None:
     engine.dispose()
 
 
-def test_migrating_twice_does_nothing(engine: Engine) -> None:
-    """The first time there is something to do, the second time there is not."""
+def test_a_second_migration_does_nothing(engine: Engine) -> None:
+    """`migrate` returns True the first time and False the second."""
     with engine.connect() as connection:
         assert version(connection, "orders") is None
     assert migrate(engine, "orders") is True
@@ -95,7 +95,7 @@ def test_migrating_twice_does_nothing(engine: Engine) -> None:
 
 
 def test_a_newer_database_is_refused(engine: Engine) -> None:
-    """Nobody writes into tables that he does not understand."""
+    """A release does not write into tables of a revision that it does not know."""
     migrate(engine, "orders")
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE orders_version SET version_num = '9999'")

@@ -1,4 +1,4 @@
-"""PostgreSQL keeps the contract, and what only a shared database has to promise."""
+"""PostgreSQL fulfils the storage contract and the promises that only a shared database has."""
 
 from __future__ import annotations
 
@@ -34,36 +34,36 @@ from tests.clock import VirtualClock
 from tests.messaging.test_outbox_relay import Ledger
 from tests.postgres import PostgresServer
 from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, harness_at, oid, product, submitted, until
-from tests.storage.contract import StoreContract, insert, numbers
+from tests.storage.contract import StoreContract, insert_number, numbers
 
 
 @define
-class Place:
-    """A database of the common server; taken away, the server is down."""
+class PostgresSite:
+    """A database on the common server; it is unavailable while the server is stopped."""
 
     server: PostgresServer
     url: str
 
-    def take_away(self) -> None:
+    def make_unavailable(self) -> None:
         self.server.stop()
 
-    def bring_back(self) -> None:
+    def make_available(self) -> None:
         self.server.start()
 
 
 @pytest.fixture
-def site(postgres: PostgresServer) -> Iterator[Place]:
-    yield Place(postgres, postgres.make())
+def site(postgres: PostgresServer) -> Iterator[PostgresSite]:
+    yield PostgresSite(postgres, postgres.create_database())
     postgres.start()
 
 
 class TestPostgres(StoreContract):
-    """All of it."""
+    """The contract suite on PostgreSQL."""
 
 
 @pytest.fixture
-async def database(site: Place) -> AsyncIterator[Database]:
-    """A database with one table of different numbers."""
+async def database(site: PostgresSite) -> AsyncIterator[Database]:
+    """A database with one table of unique numbers."""
     database = Database(site.url)
     await database.write(lambda c: c.exec_driver_sql("CREATE TABLE number (n INTEGER PRIMARY KEY)"))
     yield database
@@ -71,8 +71,8 @@ async def database(site: Place) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-async def replicas(site: Place) -> AsyncIterator[tuple[Harness, Harness]]:
-    """Two of everything, on one database."""
+async def replicas(site: PostgresSite) -> AsyncIterator[tuple[Harness, Harness]]:
+    """Two processes of the application on one database."""
     async with harness_at(site.url) as one, harness_at(site.url) as other:
         yield one, other
 
@@ -87,50 +87,50 @@ def created(n: int, *product_ids: str) -> OrderCreated:
     )
 
 
-def cut_first(site: Place, times: int = 1) -> Any:
-    """Return work that inserts 1 and whose connection is then cut, the first few *times*."""
+def disconnected(site: PostgresSite, times: int = 1) -> Any:
+    """Return work that inserts 1 and 2; between the two its connection is closed, the first *times* that it runs."""
     left = [times]
 
     def work(connection: Connection) -> str:
-        insert(1)(connection)
+        insert_number(1)(connection)
         if left[0]:
             left[0] -= 1
-            site.server.cut(site.url)
-        insert(2)(connection)
+            site.server.disconnect_clients(site.url)
+        insert_number(2)(connection)
         return "done"
 
     return work
 
 
-# Cut and lost
+# Broken connections
 
 
-async def test_a_connection_cut_in_mid_transaction_is_nobodys_trouble(site: Place, database: Database) -> None:
-    """What was not committed is done again from its beginning, over a new connection; nobody hears of it."""
-    assert await database.write(cut_first(site)) == "done"
+async def test_a_transaction_whose_connection_breaks_is_repeated(site: PostgresSite, database: Database) -> None:
+    """It runs again from its beginning over a new connection; the caller does not notice."""
+    assert await database.write(disconnected(site)) == "done"
     assert await numbers(database) == [1, 2]
     assert database.is_healthy
 
 
-async def test_a_connection_cut_while_idle_is_nobodys_trouble(site: Place, database: Database) -> None:
-    """The server was restarted between two transactions: the next ones find out, and connect anew."""
-    await database.write(insert(1))
+async def test_a_connection_that_broke_while_idle_is_replaced(site: PostgresSite, database: Database) -> None:
+    """The server was restarted between two transactions: the next ones connect anew."""
+    await database.write(insert_number(1))
     assert await numbers(database) == [1]
-    site.take_away()
-    site.bring_back()
+    site.make_unavailable()
+    site.make_available()
     assert await numbers(database) == [1]
-    assert await database.write(insert(2)) == 2
+    assert await database.write(insert_number(2)) == 2
 
 
-async def test_what_is_cut_again_and_again_is_given_up(site: Place, database: Database) -> None:
-    """A transaction that never comes to its end is the database's trouble, and leaves nothing behind."""
+async def test_a_transaction_whose_connection_breaks_every_time_is_given_up(site: PostgresSite, database: Database) -> None:
+    """The database counts as unavailable, and nothing is stored."""
     with pytest.raises(StorageUnavailable):
-        await database.write(cut_first(site, ATTEMPTS_MAX))
+        await database.write(disconnected(site, ATTEMPTS_MAX))
     assert await numbers(database) == []
 
 
-class LostAnswers:
-    """The connection ends while it commits, *before* or after the server has done so; the first *times*."""
+class CommitReplyLost:
+    """Replaces commit: the connection breaks *before* or after the server has committed, the first *times*."""
 
     def __init__(self, database: Database, *, before: bool, times: int = 1) -> None:
         self._commit = database.engine.dialect.do_commit
@@ -148,155 +148,155 @@ class LostAnswers:
         self._commit(connection)
 
 
-@pytest.mark.parametrize("before", [False, True], ids=["committed", "undone"])
-async def test_a_commit_whose_answer_is_lost_is_asked_about(
+@pytest.mark.parametrize("before", [False, True], ids=["committed", "rolled-back"])
+async def test_the_outcome_of_a_commit_whose_reply_is_lost_is_asked_for(
     before: bool, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server remembers how every transaction ended: what is there is not done twice, what is not is done again."""
-    done = []
+    """The server records the outcome of every transaction: a committed one is not repeated, a rolled back one is."""
+    runs = []
 
     def work(connection: Connection) -> str:
-        done.append(1)
-        insert(1)(connection)
+        runs.append(1)
+        insert_number(1)(connection)
         return "done"
 
-    await database.write(insert(0))
-    monkeypatch.setattr(database.engine.dialect, "do_commit", LostAnswers(database, before=before))
+    await database.write(insert_number(0))
+    monkeypatch.setattr(database.engine.dialect, "do_commit", CommitReplyLost(database, before=before))
     assert await database.write(work) == "done"
     assert await numbers(database) == [0, 1]
-    assert len(done) == (2 if before else 1)
+    assert len(runs) == (2 if before else 1)
 
 
-async def test_a_commit_that_nobody_can_be_asked_about_is_neither_success_nor_failure(
-    site: Place, database: Database, monkeypatch: pytest.MonkeyPatch
+async def test_a_commit_without_a_known_outcome_is_reported_as_unknown(
+    site: PostgresSite, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server is gone with the answer: whoever waited is told that nobody knows."""
-    await database.write(insert(0))
-    lost = LostAnswers(database, before=False)
+    """The server is unreachable after the reply was lost: the caller gets neither success nor failure."""
+    await database.write(insert_number(0))
+    lost = CommitReplyLost(database, before=False)
 
-    def gone(connection: Any) -> None:
+    def commit_and_stop_server(connection: Any) -> None:
         try:
             lost(connection)
         except psycopg.OperationalError:
-            site.take_away()
+            site.make_unavailable()
             raise
 
     monkeypatch.setattr("app.storage.sql.postgres.OUTCOME_SECONDS", 0.1)
-    monkeypatch.setattr(database.engine.dialect, "do_commit", gone)
+    monkeypatch.setattr(database.engine.dialect, "do_commit", commit_and_stop_server)
     with pytest.raises(CommitOutcomeUnknown) as caught:
-        await database.write(insert(1))
+        await database.write(insert_number(1))
     assert caught.value.code == "outcome_unknown"
-    site.bring_back()
-    assert await numbers(database) == [0, 1]  # this time it was; the promise was only not to claim either
+    site.make_available()
+    assert await numbers(database) == [0, 1]  # here it was committed; the caller could not know
 
 
-async def test_a_server_that_is_killed_comes_back_with_everything_that_was_answered(
-    site: Place, database: Database
+async def test_a_killed_server_recovers_everything_that_was_reported_as_committed(
+    site: PostgresSite, database: Database
 ) -> None:
-    """Synchronous commits: what was answered is on its disk."""
-    answered = []
+    """Commits are synchronous: a result is returned once the commit is on disk."""
+    committed = []
     for n in range(200):
         if n == 150:
             site.server.kill()
-            site.bring_back()
+            site.make_available()
         try:
-            answered.append(await database.write(insert(n)))
+            committed.append(await database.write(insert_number(n)))
         except StorageUnavailable:
             continue
-    assert await numbers(database) == answered
-    assert len(answered) >= 150
+    assert await numbers(database) == committed
+    assert len(committed) >= 150
 
 
-async def test_a_server_that_stands_still_is_given_up(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It keeps its sockets open and says nothing: after a while it counts as cut off."""
+async def test_a_halted_server_counts_as_disconnected(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps its sockets open and does not reply; after a while the connection is closed."""
     monkeypatch.setattr("app.storage.sql.postgres.ANSWER_SECONDS", 0.3)
     halted: list[int] = []
 
     def work(connection: Connection) -> None:
-        insert(1)(connection)
+        insert_number(1)(connection)
         if not halted:
             halted.append(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
             os.kill(halted[0], signal.SIGSTOP)
-        insert(2)(connection)
+        insert_number(2)(connection)
 
     writing = asyncio.create_task(database.write(work))
     await until(lambda: halted)
     try:
-        # The halted one has its row locked: nobody gets past it, and whoever asked is told that he cannot be served now.
+        # The halted server process still holds its row lock, so the repeated transaction cannot succeed either.
         with pytest.raises(StorageUnavailable):
             await writing
     finally:
         os.kill(halted[0], signal.SIGCONT)
-    assert await database.write(insert(3)) == 3
+    assert await database.write(insert_number(3)) == 3
     assert await numbers(database) == [3]
 
 
-# Meeting others
+# Concurrent transactions
 
 
 @pytest.mark.parametrize("state", ["40001", "40P01", "23505"])
-async def test_whoever_met_another_does_all_of_it_again(state: str, database: Database) -> None:
-    """Serialization failures, deadlocks, and a row that somebody else has just inserted."""
-    tries = []
+async def test_a_transaction_that_conflicts_with_another_is_repeated(state: str, database: Database) -> None:
+    """Serialization failures, deadlocks, and a row that another process has just inserted."""
+    runs = []
 
     def work(connection: Connection) -> int:
-        tries.append(1)
-        insert(len(tries))(connection)
-        if len(tries) < 3:
-            connection.exec_driver_sql(f"DO $$ BEGIN RAISE EXCEPTION 'met' USING ERRCODE = '{state}'; END $$")
-        return len(tries)
+        runs.append(1)
+        insert_number(len(runs))(connection)
+        if len(runs) < 3:
+            connection.exec_driver_sql(f"DO $$ BEGIN RAISE EXCEPTION 'conflict' USING ERRCODE = '{state}'; END $$")
+        return len(runs)
 
     assert await database.write(work) == 3
     assert await numbers(database) == [3]
 
 
-async def test_two_who_wait_for_each_other_both_get_through(site: Place, database: Database) -> None:
-    """A real deadlock: the server picks one, who tries again."""
+async def test_two_transactions_in_a_deadlock_both_succeed(site: PostgresSite, database: Database) -> None:
+    """A real deadlock: the server ends one of them, which is repeated."""
     other = Database(site.url)
-    await database.write(lambda c: [insert(n)(c) for n in (1, 2)])
-    meeting = threading.Barrier(2)
+    await database.write(lambda c: [insert_number(n)(c) for n in (1, 2)])
+    both_hold_a_lock = threading.Barrier(2)
     is_first = {database: True, other: True}
 
-    def locking(who: Database, *order: int) -> Any:
+    def lock_in_order(database: Database, *order: int) -> Any:
         def work(connection: Connection) -> None:
             for n in order:
                 connection.exec_driver_sql(f"SELECT n FROM number WHERE n = {n} FOR UPDATE")
-                if is_first[who]:
-                    is_first[who] = False
-                    meeting.wait(10)
+                if is_first[database]:
+                    is_first[database] = False
+                    both_hold_a_lock.wait(10)
 
         return work
 
-    await asyncio.gather(database.write(locking(database, 1, 2)), other.write(locking(other, 2, 1)))
+    await asyncio.gather(database.write(lock_in_order(database, 1, 2)), other.write(lock_in_order(other, 2, 1)))
     await other.close()
 
 
-async def test_modules_that_share_a_transaction_take_their_rows_in_one_order(site: Place, database: Database) -> None:
-    """However they came in: two processes whose batches arrived in opposite order do not wait in a circle."""
+async def test_modules_that_share_a_transaction_lock_their_rows_in_one_order(site: PostgresSite, database: Database) -> None:
+    """Whatever the order of their calls: two processes with opposite orders do not deadlock."""
     seen: list[str] = []
     may_go = threading.Event()
     blocking = asyncio.create_task(database.write(lambda c: may_go.wait(10)))
     await asyncio.sleep(0)
-    places = ["payments", "orders", "inventory", ""]
+    order_keys = ["payments", "orders", "inventory", ""]
 
-    def note(connection: Connection, place: str) -> None:
-        seen.append(place)
+    def record(connection: Connection, order_key: str) -> None:
+        seen.append(order_key)
 
-    waiting = [asyncio.create_task(database.write(partial(note, place=place), place)) for place in places]
+    waiting = [asyncio.create_task(database.write(partial(record, order_key=key), key)) for key in order_keys]
     await asyncio.sleep(0)
     may_go.set()
     await asyncio.gather(blocking, *waiting)
-    assert seen == sorted(places)
+    assert seen == sorted(order_keys)
 
 
-async def test_a_lock_that_somebody_keeps_is_not_waited_for_for_ever(
-    site: Place, monkeypatch: pytest.MonkeyPatch
+async def test_a_lock_that_another_connection_keeps_is_not_waited_for_forever(
+    site: PostgresSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It counts as a database out of reach, and heals when the other one lets go."""
+    """The database counts as unavailable until the lock is released."""
     monkeypatch.setitem(__import__("app.storage.sql.postgres", fromlist=["x"])._SETTINGS, "lock_timeout", "50ms")
     database = Database(site.url)
     await database.write(lambda c: c.exec_driver_sql("CREATE TABLE number (n INTEGER PRIMARY KEY)"))
-    await database.write(insert(1))
+    await database.write(insert_number(1))
     with psycopg.connect(site.url) as other:
         other.execute("SELECT n FROM number FOR UPDATE")
         with pytest.raises(StorageUnavailable):
@@ -306,16 +306,16 @@ async def test_a_lock_that_somebody_keeps_is_not_waited_for_for_ever(
     await database.close()
 
 
-async def test_one_event_told_to_two_replicas_at_once_has_one_effect(replicas: tuple[Harness, Harness]) -> None:
-    """Whoever comes second waits for the first, and then knows what it did."""
+async def test_one_event_at_two_replicas_at_once_has_one_effect(replicas: tuple[Harness, Harness]) -> None:
+    """The second replica waits for the first and then finds the event in the inbox."""
     one, other = replicas
     await one.submit("inventory", product(1000))
 
-    async def told(harness: Harness, n: int) -> None:
+    async def submit(harness: Harness, n: int) -> None:
         await harness.submit("inventory", created(n, "A"), id=oid(n), is_new=False)
 
     for n in range(40):
-        await asyncio.gather(told(one, n), told(other, n))
+        await asyncio.gather(submit(one, n), submit(other, n))
     stock = await one.runners["inventory"].get(Product, "A")
     assert stock is not None
     assert stock.reserved == 40
@@ -323,22 +323,22 @@ async def test_one_event_told_to_two_replicas_at_once_has_one_effect(replicas: t
     assert await one.rows("SELECT count(*) FROM inventory_outbox") == [(40,)]
 
 
-async def test_an_event_in_the_making_elsewhere_is_waited_for(site: Place, replicas: tuple[Harness, Harness]) -> None:
-    """Not a race that may or may not happen: the other one has written it and not yet committed."""
+async def test_an_event_that_another_replica_is_processing_is_waited_for(site: PostgresSite, replicas: tuple[Harness, Harness]) -> None:
+    """Not left to chance: another connection has inserted the inbox entry and not committed yet."""
     one, _ = replicas
     await one.submit("inventory", product(10))
     with psycopg.connect(site.url) as other:
         other.execute(f"INSERT INTO inventory_inbox VALUES ('{oid(1)}', now())")
-        telling = asyncio.create_task(one.submit("inventory", created(1, "A"), id=oid(1), is_new=False))
-        await until(lambda: site.server.ask("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
-    await telling
+        submitting = asyncio.create_task(one.submit("inventory", created(1, "A"), id=oid(1), is_new=False))
+        await until(lambda: site.server.query("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+    await submitting
     stock = await one.runners["inventory"].get(Product, "A")
     assert stock is not None
-    assert stock.reserved == 0  # the other one, who has the effect to himself, wrote none in this test
+    assert stock.reserved == 0  # the effect is that of the other connection, which wrote none in this test
 
 
-async def test_the_same_products_in_opposite_order_lose_nothing(site: Place, replicas: tuple[Harness, Harness]) -> None:
-    """Two replicas, three products, orders for the last pieces: none too many, none forgotten, nobody in a circle."""
+async def test_orders_for_the_same_products_in_opposite_order_lose_nothing(site: PostgresSite, replicas: tuple[Harness, Harness]) -> None:
+    """Two replicas, three products, orders for the last pieces: none too many, none lost, no deadlock."""
     one, other = replicas
     for product_id in "ABC":
         await one.submit("inventory", product(60, product_id))
@@ -360,33 +360,33 @@ async def test_the_same_products_in_opposite_order_lose_nothing(site: Place, rep
     found = await one.rows("SELECT status, count(*) FROM inventory_reservation GROUP BY status ORDER BY status")
     assert found == [("held", 60), ("rejected", 40)]
     name = site.url.partition("?")[0].rpartition("/")[2]
-    site.server.ask("SELECT pg_stat_force_next_flush()", name)
-    assert site.server.ask(f"SELECT deadlocks FROM pg_stat_database WHERE datname = '{name}'") == [(0,)]
+    site.server.query("SELECT pg_stat_force_next_flush()", name)
+    assert site.server.query(f"SELECT deadlocks FROM pg_stat_database WHERE datname = '{name}'") == [(0,)]
 
 
-# The outbox of several
+# One outbox, several relays
 
 
 @pytest.fixture
-async def relays(site: Place) -> AsyncIterator[tuple[VirtualClock, list[Harness], list[Ledger], list[OutboxRelay]]]:
-    """Two replicas whose orders' relays are turned by hand."""
+async def relays(site: PostgresSite) -> AsyncIterator[tuple[VirtualClock, list[Harness], list[Ledger], list[OutboxRelay]]]:
+    """Two replicas; the test calls `step` of the relays of their module orders."""
     clock = VirtualClock()
     async with AsyncExitStack() as stack:
-        stands = [await stack.enter_async_context(harness_at(site.url, clock)) for _ in range(2)]
+        harnesses = [await stack.enter_async_context(harness_at(site.url, clock)) for _ in range(2)]
         buses = [Ledger(), Ledger()]
-        yield clock, stands, buses, [
-            OutboxRelay(harness.stores["orders"], bus, clock, Metrics()) for harness, bus in zip(stands, buses, strict=True)
+        yield clock, harnesses, buses, [
+            OutboxRelay(harness.stores["orders"], bus, clock, Metrics()) for harness, bus in zip(harnesses, buses, strict=True)
         ]
 
 
-async def test_two_relays_send_each_event_once(relays: Any) -> None:
-    """What one has in hand the other leaves alone; what nobody has is found by one of them."""
-    clock, stands, buses, (first, second) = relays
-    await stands[0].tell("orders", submitted(oid(1)))
-    await stands[1].tell("orders", submitted(oid(2)))
-    store = stands[1].stores["orders"]
-    both = await stands[1].database.read(lambda c: store.fetch_due(c, clock.now(), 10, timedelta(0)))
-    second.publish([row for row in both if row.key == oid(2)])  # the first one's process "died" before it could
+async def test_two_relays_publish_each_event_once(relays: Any) -> None:
+    """A relay does not publish what the other process is publishing; one of them publishes what is left."""
+    clock, harnesses, buses, (first, second) = relays
+    await harnesses[0].submit("orders", submitted(oid(1)))
+    await harnesses[1].submit("orders", submitted(oid(2)))
+    store = harnesses[1].stores["orders"]
+    both = await harnesses[1].database.read(lambda c: store.fetch_due(c, clock.now(), 10, timedelta(0)))
+    second.publish([row for row in both if row.key == oid(2)])  # the first process "died" before it published its own
     for _ in range(int(HANDOVER_DELAY.total_seconds() / SCAN_SECONDS)):
         await first.step()
         await second.step()
@@ -405,10 +405,10 @@ async def test_two_relays_send_each_event_once(relays: Any) -> None:
     assert (first.pending, second.pending) == (0, 0)
 
 
-async def test_the_lead_passes_on_when_its_owner_goes(relays: Any, site: Place) -> None:
-    """Whoever has lost its connection, or its bus, leads no more; the other one goes on."""
-    clock, stands, buses, (first, second) = relays
-    await stands[0].tell("orders", submitted(oid(1)))
+async def test_the_lead_passes_to_another_process_when_its_holder_fails(relays: Any, site: PostgresSite) -> None:
+    """A process without its connection, or without its bus, loses the lead."""
+    clock, harnesses, buses, (first, second) = relays
+    await harnesses[0].submit("orders", submitted(oid(1)))
     await clock.advance(HANDOVER_DELAY.total_seconds() + 1)
     buses[0].is_connected = True
     await first.step()
@@ -421,27 +421,27 @@ async def test_the_lead_passes_on_when_its_owner_goes(relays: Any, site: Place) 
     await first.step()
     await second.step()
     assert len(buses[1].published) == count
-    await stands[1].database.close()
+    await harnesses[1].database.close()
     buses[0].is_connected = True
-    await stands[0].tell("orders", submitted(oid(2)))
+    await harnesses[0].submit("orders", submitted(oid(2)))
     await clock.advance(HANDOVER_DELAY.total_seconds() + 1)
     await first.step()
     assert {message.key for message, _ in buses[0].published} == {oid(1), oid(2)}
 
 
-# Setting up
+# Configuration
 
 
-def test_two_who_migrate_at_once_do_it_once(site: Place) -> None:
-    """One waits for the other and then has nothing to do; nobody sees half of it."""
+def test_two_processes_that_migrate_at_once_migrate_once(site: PostgresSite) -> None:
+    """One waits for the other and then has nothing to do."""
     engines = [Database(site.url).engine for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda engine: [migrate(engine, name) for name in ("orders", "inventory", "payments")], engines))
     assert [sum(column) for column in zip(*found, strict=True)] == [1, 1, 1]
 
 
-def test_keys_are_compared_byte_by_byte(site: Place) -> None:
-    """Whatever language the database was made for: every primary key that is a text."""
+def test_keys_are_compared_byte_by_byte(site: PostgresSite) -> None:
+    """Whatever the locale of the database: every text primary key has the collation C."""
     engine = Database(site.url).engine
     for module in ("orders", "inventory", "payments"):
         migrate(engine, module)
@@ -456,8 +456,8 @@ def test_keys_are_compared_byte_by_byte(site: Place) -> None:
     assert {collation for _, collation in found} == {"C"}
 
 
-def test_the_session_is_what_the_manual_says(site: Place) -> None:
-    """Commits wait for the disk; nobody waits for ever; times are UTC."""
+def test_the_session_has_the_documented_settings(site: PostgresSite) -> None:
+    """Commits wait for the disk, no statement waits for ever, times are in UTC."""
     with Database(site.url).engine.connect() as connection:
         found = {
             name: connection.exec_driver_sql(f"SHOW {name}").scalar()
@@ -479,16 +479,16 @@ def test_the_session_is_what_the_manual_says(site: Place) -> None:
         ("postgresql://postgres@/nosuch?host={host}", "there is no such database on the server"),
     ],
 )
-def test_what_is_out_of_reach_is_explained_without_host_and_password(url: str, why: str, postgres: PostgresServer) -> None:
-    """For the operator, in a few words."""
+def test_an_unreachable_database_is_explained_without_host_and_password(url: str, why: str, postgres: PostgresServer) -> None:
+    """In a few words for the operator."""
     dialect = Postgres()
     with pytest.raises(Exception, match="connection") as caught:
         dialect.engine(url.format(host=postgres.folder)).connect()
     assert dialect.explain(caught.value) == why  # type: ignore[arg-type]
 
 
-def test_an_address_that_nobody_can_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And one that nobody can speak to for want of the driver, which says how to get it."""
+def test_an_invalid_url_or_a_missing_driver_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message contains no password; for a missing driver it says how to install it."""
     with pytest.raises(DatabaseConfigError, match="not a valid PostgreSQL connection string") as caught:
         Database("postgresql://u:hunter2@h/d?no_such_option=1")
     assert "hunter2" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""SQLite keeps the contract."""
+"""SQLite fulfils the storage contract."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.storage.contract import StoreContract
 
 
 @define
-class File:
-    """A file; taken away, somebody else holds its lock."""
+class SqliteSite:
+    """A file; it is unavailable while another connection holds its write lock."""
 
     path: Path
     _other: sqlite3.Connection | None = None
@@ -23,23 +23,23 @@ class File:
     def url(self) -> str:
         return f"sqlite:///{self.path}"
 
-    def take_away(self) -> None:
+    def make_unavailable(self) -> None:
         self._other = sqlite3.connect(self.path, isolation_level=None)
         self._other.execute("BEGIN IMMEDIATE")
 
-    def bring_back(self) -> None:
+    def make_available(self) -> None:
         if self._other is not None:
             self._other.close()
             self._other = None
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[File]:
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SqliteSite]:
     monkeypatch.setattr("app.storage.sql.sqlite.BUSY_SECONDS", 0.02)
-    file = File(tmp_path / "test.db")
+    file = SqliteSite(tmp_path / "test.db")
     yield file
-    file.bring_back()
+    file.make_available()
 
 
 class TestSqlite(StoreContract):
-    """All of it."""
+    """The contract suite on SQLite."""

@@ -1,4 +1,4 @@
-"""What stays in memory is what the database holds: whatever was undone, and whoever else has written."""
+"""The state cache equals the database, after rollbacks and after writes by other processes, too."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ KEYS = {Product: {"A", "B"}}
 
 @pytest.fixture
 async def store(path: Path) -> AsyncIterator[ModuleStore]:
-    """One that has looked into its database before, as it does ahead of everything that it writes."""
+    """A store that has read from its database, as it does before every write."""
     database = Database(f"sqlite:///{path}")
     migrate(database.engine, "inventory")
     store = ModuleStore(inventory.module(), database)
-    await recalled(store)
+    await load_stock(store)
     yield store
     await database.close()
 
@@ -38,16 +38,16 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The keys of all states that were read from the database since."""
+    """The keys of all states that were read from the database, in order."""
     read: list[str] = []
     load = StateMapper.load
 
-    def noted(self: StateMapper, connection: Connection, keys: Sequence[str]) -> dict[str, Any]:
+    def recording_load(self: StateMapper, connection: Connection, keys: Sequence[str]) -> dict[str, Any]:
         found = load(self, connection, keys)
         read.extend(found)
         return found
 
-    monkeypatch.setattr(StateMapper, "load", noted)
+    monkeypatch.setattr(StateMapper, "load", recording_load)
     return read
 
 
@@ -62,39 +62,39 @@ def save(store: ModuleStore, *products: Product) -> Any:
 
     def work(connection: Connection) -> None:
         store.save(
-            connection, states={Product: {each.product_id: each for each in products}}, inbox_entries=(), cancelled_timers=(), outgoing=()
+            connection, states={Product: {product.product_id: product for product in products}}, inbox_entries=(), cancelled_timers=(), outgoing=()
         )
 
     return work
 
 
-async def recalled(store: ModuleStore, keys: Any = KEYS) -> dict[str, int]:
-    """Return what is on hand, as a batch would find it."""
-    _, world = await store.database.write(lambda connection: store.load_with_inbox(connection, [], keys))
-    return {key: state.on_hand for key, state in world[Product].items()}
+async def load_stock(store: ModuleStore, keys: Any = KEYS) -> dict[str, int]:
+    """Return the stock on hand by product, loaded as a batch loads it."""
+    _, states = await store.database.write(lambda connection: store.load_with_inbox(connection, [], keys))
+    return {key: state.on_hand for key, state in states[Product].items()}
 
 
-async def test_what_was_written_is_not_read_again(store: ModuleStore, read: list[str]) -> None:
-    """What was not written by us is; and what is not there is looked for each time."""
+async def test_a_state_that_this_process_wrote_is_not_read_again(store: ModuleStore, read: list[str]) -> None:
+    """Other states are read; a key without a state is looked up each time."""
     await store.database.write(save(store, stock("A", 1)))
-    assert await recalled(store) == {"A": 1}
+    assert await load_stock(store) == {"A": 1}
     assert read == []
     await store.database.write(save(store, stock("B", 2)))
     await store.database.write(save(store, stock("A", 3)))
-    assert await recalled(store) == {"A": 3, "B": 2}
+    assert await load_stock(store) == {"A": 3, "B": 2}
     assert read == []
 
 
 async def test_a_new_process_reads_what_the_last_one_wrote(store: ModuleStore, path: Path) -> None:
-    """Nothing is taken for missing because it is not in memory."""
+    """A state that is not in the cache is not taken for missing."""
     await store.database.write(save(store, stock("A", 1), stock("B", 2)))
     database = Database(f"sqlite:///{path}")
-    assert await recalled(ModuleStore(inventory.module(), database)) == {"A": 1, "B": 2}
+    assert await load_stock(ModuleStore(inventory.module(), database)) == {"A": 1, "B": 2}
     await database.close()
 
 
-async def test_what_was_undone_is_forgotten(store: ModuleStore) -> None:
-    """Together with whatever shared its transaction."""
+async def test_a_rollback_clears_the_cache(store: ModuleStore) -> None:
+    """Also of the states of other work in the same transaction."""
 
     def fails(connection: Connection) -> None:
         save(store, stock("A", 99), stock("B", 99))(connection)
@@ -103,35 +103,35 @@ async def test_what_was_undone_is_forgotten(store: ModuleStore) -> None:
     await store.database.write(save(store, stock("A", 1)))
     with pytest.raises(ValueError, match="after it was written"):
         await store.database.write(fails)
-    assert await recalled(store) == {"A": 1}
+    assert await load_stock(store) == {"A": 1}
 
 
-async def test_what_somebody_else_has_written_is_seen(store: ModuleStore, path: Path) -> None:
-    """An operator with a shell of his own, while we run."""
+async def test_a_write_by_another_process_is_seen(store: ModuleStore, path: Path) -> None:
+    """An operator changes the database with a shell while the application runs."""
     await store.database.write(save(store, stock("A", 1), stock("B", 2)))
-    assert await recalled(store) == {"A": 1, "B": 2}
+    assert await load_stock(store) == {"A": 1, "B": 2}
     other = sqlite3.connect(path)
     with other:
         other.execute("UPDATE inventory_product SET on_hand = 7 WHERE product_id = 'A'")
         other.execute("DELETE FROM inventory_product WHERE product_id = 'B'")
     other.close()
-    assert await recalled(store) == {"A": 7}
-    assert await recalled(store) == {"A": 7}
+    assert await load_stock(store) == {"A": 7}
+    assert await load_stock(store) == {"A": 7}
 
 
-async def test_what_is_too_much_to_keep_is_read(store: ModuleStore, read: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that were written last stay: the last two of a half that is not full, and the four before them."""
+async def test_states_beyond_the_limit_are_read_again(store: ModuleStore, read: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those written last stay: the two of the current half, which is not full, and the four of the previous one."""
     monkeypatch.setattr("app.storage.state_cache.STATES_MAX", 3)
     names = [f"P{n}" for n in range(10)]
     for n, name in enumerate(names):
         await store.database.write(save(store, stock(name, n)))
-    assert await recalled(store, {Product: set(names)}) == {name: n for n, name in enumerate(names)}
+    assert await load_stock(store, {Product: set(names)}) == {name: n for n, name in enumerate(names)}
     assert sorted(read) == names[:-6]
 
 
-async def test_only_what_is_asked_for_is_told(store: ModuleStore) -> None:
-    """Also of classes that nobody asks for, and when nothing is asked for at all."""
+async def test_only_the_requested_states_are_returned(store: ModuleStore) -> None:
+    """Also with classes that were not requested, and with no request at all."""
     await store.database.write(save(store, stock("A", 1), stock("B", 2)))
-    known, world = await store.database.write(lambda c: store.load_with_inbox(c, ["nobody"], {Product: {"B"}}))
-    assert (known, world) == ({}, {Product: {"B": stock("B", 2)}})
+    processed, states = await store.database.write(lambda c: store.load_with_inbox(c, ["unknown"], {Product: {"B"}}))
+    assert (processed, states) == ({}, {Product: {"B": stock("B", 2)}})
     assert await store.database.write(lambda c: store.load_with_inbox(c, [], {})) == ({}, {})

@@ -1,4 +1,4 @@
-"""A log line is one JSON object; it shows no secret, and writing it never fails anybody."""
+"""A log line is one JSON object without secrets, and logging never raises."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ RFC_3339_UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
 
 class Terminal(io.StringIO):
-    """Claims to be a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
 @pytest.fixture(autouse=True)
-def quiet_afterwards() -> Iterator[None]:
-    """Leave no sink behind for the other tests."""
+def restore_logging() -> Iterator[None]:
+    """Remove all sinks and handlers after the test."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield
@@ -57,7 +57,7 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
 
 
 def test_a_line_is_one_json_object(out: io.StringIO) -> None:
-    """Time, level, logger and message come first, and whatever the caller bound comes after."""
+    """Time, level, logger and message come first, then the fields that the caller bound."""
     logger.bind(correlation_id="c-1").info("order is over", order_id="o-1", items=2)
     (line,) = lines(out)
     assert list(line) == ["time", "level", "logger", "message", "correlation_id", "order_id", "items"]
@@ -66,24 +66,24 @@ def test_a_line_is_one_json_object(out: io.StringIO) -> None:
 
 
 def test_time_is_rfc_3339_in_utc(out: io.StringIO) -> None:
-    """Wherever the machine stands."""
+    """Whatever the time zone of the machine."""
     before = datetime.now(UTC)
     logger.info("now")
-    said = lines(out)[0]["time"]
-    assert RFC_3339_UTC.fullmatch(said)
-    assert before - timedelta(milliseconds=1) <= datetime.fromisoformat(said) <= datetime.now(UTC)
+    time = lines(out)[0]["time"]
+    assert RFC_3339_UTC.fullmatch(time)
+    assert before - timedelta(milliseconds=1) <= datetime.fromisoformat(time) <= datetime.now(UTC)
 
 
-def test_nobody_can_forge_the_head_of_a_line(out: io.StringIO) -> None:
-    """A keyword that is named like one of ours does not take its place."""
-    logger.info("true", time="never", level="LOUD", logger="nobody")
+def test_a_field_cannot_replace_the_fixed_members_of_a_line(out: io.StringIO) -> None:
+    """Whatever the keyword is called."""
+    logger.info("true", time="never", level="LOUD", logger="forged")
     (line,) = lines(out)
     assert (line["level"], line["logger"], line["message"]) == ("INFO", __name__, "true")
     assert RFC_3339_UTC.fullmatch(line["time"])
 
 
-def test_what_is_below_the_level_is_not_written(out: io.StringIO) -> None:
-    """And `enabled` says so beforehand, for those who would have to work for it."""
+def test_a_record_below_the_level_is_not_written(out: io.StringIO) -> None:
+    """`enabled` says so beforehand, for callers that would have to build its fields."""
     logger.debug("not this")
     logger.warning("but this")
     assert [line["message"] for line in lines(out)] == ["but this"]
@@ -94,8 +94,8 @@ def log_in(password: str) -> float:
     return len(password) / 0
 
 
-def test_an_exception_is_one_string_without_variables(out: io.StringIO) -> None:
-    """Type, message and stack are there; what the variables held is not."""
+def test_an_exception_is_one_string_without_the_values_of_variables(out: io.StringIO) -> None:
+    """It has the type, the message and the stack."""
     password = "".join(["hunter2", "-", "hunter2"])
     try:
         log_in(password)
@@ -109,8 +109,8 @@ def test_an_exception_is_one_string_without_variables(out: io.StringIO) -> None:
     assert line["order_id"] == "o-1"
 
 
-class Mute:
-    """Has no text."""
+class WithoutText:
+    """A value whose ``__str__`` fails."""
 
     def __str__(self) -> str:
         raise RuntimeError("no")
@@ -127,13 +127,13 @@ class Mute:
         (2**70, str(2**70)),
         ("\ud800", "\ud800"),
         (float("nan"), None),
-        (Mute(), "<Mute without text>"),
+        (WithoutText(), "<WithoutText without text>"),
         ({1: "a"}, {"1": "a"}),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_every_value_finds_its_way_into_the_line(value: object, shown: object, out: io.StringIO) -> None:
-    """What JSON has no form for goes in as text; no line is lost for it."""
+def test_every_value_can_be_logged(value: object, shown: object, out: io.StringIO) -> None:
+    """A value that JSON has no form for is written as text; no line is lost."""
     logger.info("look", value=value)
     assert lines(out)[0]["value"] == shown
 
@@ -141,7 +141,7 @@ def test_every_value_finds_its_way_into_the_line(value: object, shown: object, o
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(codec=None)))
 def test_no_text_can_break_a_line(text: str) -> None:
-    """Line feeds, control characters and broken Unicode stay inside their string, in either format."""
+    """Line feeds, control characters and invalid Unicode stay inside their string, in both formats."""
     out = io.StringIO()
     logs.setup("INFO", "json", stream=out)
     logger.bind(text=text).info(text)
@@ -155,8 +155,8 @@ def test_no_text_can_break_a_line(text: str) -> None:
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", plain.getvalue())
 
 
-def test_secrets_are_blotted_out(out: io.StringIO, tmp_path: Path) -> None:
-    """Wherever a secret turns up, in a message, a value or a stack, three stars stand in its place."""
+def test_secrets_are_redacted(out: io.StringIO, tmp_path: Path) -> None:
+    """In a message, a value or a stack, three stars replace each occurrence."""
     secret, quoted = "sk_live_123456", 'pass"word\\12'
     file = tmp_path / "log"
     for format in logs.FORMATS:
@@ -173,28 +173,28 @@ def test_secrets_are_blotted_out(out: io.StringIO, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["aiohttp.server", "nats.aio", "asyncio"])
-def test_the_standard_librarys_loggers_come_out_here(name: str, out: io.StringIO) -> None:
-    """Under their own names and at their own levels, stack included; braces in them mean nothing."""
-    logging.getLogger(name).info("said %s {brace}", "it")
+def test_records_of_the_standard_library_are_written(name: str, out: io.StringIO) -> None:
+    """Under their own names and levels, with their stack; braces in them have no meaning."""
+    logging.getLogger(name).info("with %s {brace}", "it")
     try:
         raise KeyError("x")
     except KeyError:
         logging.getLogger(name).exception("failed")
     logging.getLogger(name).debug("not this")
     first, second = lines(out)
-    assert (first["logger"], first["level"], first["message"]) == (name, "INFO", "said it {brace}")
+    assert (first["logger"], first["level"], first["message"]) == (name, "INFO", "with it {brace}")
     assert (second["logger"], second["level"]) == (name, "ERROR")
     assert second["exception"].endswith("KeyError: 'x'")
 
 
 def test_a_level_between_the_standard_ones_is_kept(out: io.StringIO) -> None:
-    """A library may have invented its own."""
+    """A library may define its own."""
     logging.getLogger("odd").log(35, "between")
     assert lines(out)[0]["level"] == "Level 35"
 
 
-def test_the_file_gets_json_whatever_the_terminal_gets(tmp_path: Path) -> None:
-    """People read the one, machines the other; a further start goes on where the file ends."""
+def test_the_file_contains_json_in_both_formats(tmp_path: Path) -> None:
+    """It is for programs; the next start appends to it."""
     file, stream = tmp_path / "app.log", io.StringIO()
     file.write_text('{"message": "from before"}\n')
     logs.setup("INFO", "text", file, stream)
@@ -205,8 +205,8 @@ def test_the_file_gets_json_whatever_the_terminal_gets(tmp_path: Path) -> None:
     )
 
 
-def test_setting_up_again_replaces_what_was(tmp_path: Path) -> None:
-    """No line comes twice, and the file before is closed."""
+def test_a_second_setup_replaces_the_first(tmp_path: Path) -> None:
+    """No line is written twice, and the first file is closed."""
     first, second = io.StringIO(), io.StringIO()
     logs.setup("INFO", "json", tmp_path / "first.log", first)
     logs.setup("DEBUG", "json", tmp_path / "second.log", second)
@@ -216,16 +216,16 @@ def test_setting_up_again_replaces_what_was(tmp_path: Path) -> None:
     assert first.getvalue() == (tmp_path / "first.log").read_text() == ""
 
 
-def test_a_file_that_cannot_be_opened_is_said_at_once(out: io.StringIO, tmp_path: Path) -> None:
-    """Whoever sets up hears of it; the log that was there goes on."""
+def test_setup_raises_if_the_file_cannot_be_opened(out: io.StringIO, tmp_path: Path) -> None:
+    """The log that was set up before goes on."""
     with pytest.raises(OSError, match="directory"):
         logs.setup("INFO", "json", tmp_path, io.StringIO())
     logger.info("still here")
     assert [line["message"] for line in lines(out)] == ["still here"]
 
 
-def test_a_terminal_gets_colours_unless_it_asks_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NO_COLOR is honoured; a pipe gets none in any case."""
+def test_a_terminal_gets_colours_unless_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe gets none in any case."""
     monkeypatch.delenv("NO_COLOR", raising=False)
     coloured, plain, piped = Terminal(), Terminal(), io.StringIO()
     logs.setup("INFO", "text", stream=coloured)
@@ -240,8 +240,8 @@ def test_a_terminal_gets_colours_unless_it_asks_not_to(monkeypatch: pytest.Monke
     assert "\x1b" not in plain.getvalue() + piped.getvalue()
 
 
-def test_the_stack_stands_below_its_line_in_text() -> None:
-    """Readable, but without what would move the cursor."""
+def test_the_stack_is_below_its_line_in_text_format() -> None:
+    """Readable, but without control characters that could move the cursor."""
     stream = io.StringIO()
     logs.setup("INFO", "text", stream=stream)
     try:
@@ -254,20 +254,20 @@ def test_the_stack_stands_below_its_line_in_text() -> None:
     assert stack[-1] == "ValueError: red \\x1b[31m"
 
 
-def test_a_reader_that_has_gone_hurts_nobody() -> None:
-    """The other end of stdout is closed (EPIPE): the line is lost, the caller goes on."""
+def test_logging_to_a_pipe_without_a_reader_does_not_raise() -> None:
+    """The other end of stdout is closed (EPIPE): the line is lost."""
     reader, writer = os.pipe()
     with os.fdopen(writer, "w") as stream:
         logs.setup("INFO", "json", stream=stream)
-        logger.info("heard")
-        assert json.loads(os.read(reader, 10_000))["message"] == "heard"
+        logger.info("read")
+        assert json.loads(os.read(reader, 10_000))["message"] == "read"
         os.close(reader)
         logger.info("lost")
         logging.getLogger("aiohttp").error("lost as well")
 
 
-def test_a_reader_that_does_not_read_hurts_nobody() -> None:
-    """A pipe that is full and may not be waited for: lines are lost, the caller goes on."""
+def test_logging_to_a_full_non_blocking_pipe_does_not_raise() -> None:
+    """Lines are lost; the caller does not wait."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with os.fdopen(writer, "w") as stream:
@@ -279,8 +279,8 @@ def test_a_reader_that_does_not_read_hurts_nobody() -> None:
 
 
 @pytest.mark.parametrize("format", logs.FORMATS)
-def test_a_closed_stream_hurts_nobody(format: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Closed before or after; the file still gets its lines, and stderr is not flooded."""
+def test_logging_to_a_closed_stream_does_not_raise(format: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Closed before or after the setup; the file still gets its lines, and nothing is written to stderr."""
     stream, file = io.StringIO(), tmp_path / "log"
     logs.setup("INFO", format, file, stream)
     stream.close()
@@ -291,8 +291,8 @@ def test_a_closed_stream_hurts_nobody(format: str, tmp_path: Path, capfd: pytest
     assert capfd.readouterr().err == ""
 
 
-def test_a_program_whose_reader_has_gone_still_ends_with_its_own_code() -> None:
-    """Nothing stays in a buffer that the interpreter would fail to flush on its way out."""
+def test_a_program_whose_stdout_is_closed_exits_with_its_own_code() -> None:
+    """Nothing is left in a buffer that the interpreter would fail to flush at exit."""
     code = """
         import os, sys
         from loguru import logger
@@ -316,8 +316,8 @@ def test_a_program_whose_reader_has_gone_still_ends_with_its_own_code() -> None:
     assert (process.returncode, err) == (7, b"")
 
 
-class Counted(io.StringIO):
-    """Counts how often it is written to."""
+class CountingStream(io.StringIO):
+    """A stream that counts its writes."""
 
     writes = 0
 
@@ -326,9 +326,9 @@ class Counted(io.StringIO):
         return super().write(text)
 
 
-async def test_what_one_turn_of_the_loop_says_is_written_together() -> None:
-    """A write gives the interpreter's lock away, so a turn costs one; trouble is written at once."""
-    stream = Counted()
+async def test_lines_of_one_loop_iteration_are_written_together() -> None:
+    """One write releases the interpreter's lock once; a warning or an error is written at once."""
+    stream = CountingStream()
     logs.setup("INFO", "json", stream=stream)
     for number in range(100):
         logger.info("order is over", number=number)
@@ -336,19 +336,19 @@ async def test_what_one_turn_of_the_loop_says_is_written_together() -> None:
     await asyncio.sleep(0)
     assert stream.writes == 1
     assert [line["number"] for line in lines(stream)] == list(range(100))
-    logger.error("trouble")
+    logger.error("failed")
     assert stream.writes == 2
 
 
 @pytest.mark.parametrize("format", ["json", "text"])
 @pytest.mark.parametrize("level", ["INFO", "WARNING"])
-def test_what_is_said_past_loguru_looks_the_same(format: str, level: str, tmp_path: Path) -> None:
-    """In both formats, on the stream and in the file, with secrets blotted out; and not at all where nobody wants it."""
+def test_log_fast_writes_the_same_line_as_loguru(format: str, level: str, tmp_path: Path) -> None:
+    """In both formats, on the stream and in the file, with secrets redacted; nothing below the level."""
     stream, file = io.StringIO(), tmp_path / "log"
     logs.setup(level, format, file, stream, secrets=["open-sesame"])
-    said: dict[str, Any] = {"number": 1, "at": datetime(2026, 1, 1, tzinfo=UTC), "what": "open-sesame", "nothing": None}
-    logger.info("order is over", **said)
-    logs.log_fast(__name__, "order is over", **said)
+    fields: dict[str, Any] = {"number": 1, "at": datetime(2026, 1, 1, tzinfo=UTC), "what": "open-sesame", "nothing": None}
+    logger.info("order is over", **fields)
+    logs.log_fast(__name__, "order is over", **fields)
     for text in stream.getvalue(), file.read_text():
         assert "open-sesame" not in text
         written = [re.sub(r"[\d:.TZ-]{12,}", "", line, count=1) for line in text.splitlines()]
@@ -356,11 +356,11 @@ def test_what_is_said_past_loguru_looks_the_same(format: str, level: str, tmp_pa
         assert len(written) == (0 if level == "WARNING" else 2)
 
 
-def test_past_loguru_nothing_is_lost_when_nobody_has_set_it_up() -> None:
-    """Or has taken away what was set up: it goes to whoever listens to loguru."""
+def test_log_fast_uses_loguru_without_a_setup() -> None:
+    """Also after the sink was removed: every sink of loguru gets the message."""
     logs.setup("INFO", "json", stream=io.StringIO())
     logger.remove()
-    heard: list[str] = []
-    logger.add(heard.append, format="{name} {message} {extra}")
+    written: list[str] = []
+    logger.add(written.append, format="{name} {message} {extra}")
     logs.log_fast("app.bootstrap", "order is over", number=1)
-    assert heard == ["app.bootstrap order is over {'number': 1}\n"]
+    assert written == ["app.bootstrap order is over {'number': 1}\n"]

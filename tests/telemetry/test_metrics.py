@@ -1,4 +1,4 @@
-"""The page at /metrics is readable whatever happens, and its names are those of the public contract."""
+"""The page at /metrics can always be parsed, and its names are those of the public contract."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CONTRACT: dict[str, tuple[str, list[str]]] = {
 
 
 def families(page: bytes) -> dict[str, Metric]:
-    """Read *page* with prometheus-client, and name the families as the page does."""
+    """Parse *page* with prometheus-client; return the families by their names on the page."""
     found = {}
     for family in text_string_to_metric_families(page.decode()):
         name = f"{family.name}_total" if family.type == "counter" else family.name
@@ -48,7 +48,7 @@ def families(page: bytes) -> dict[str, Metric]:
     return found
 
 
-def touched() -> Metrics:
+def filled_metrics() -> Metrics:
     """Return metrics in which every family has a sample."""
     metrics = Metrics()
     metrics.http_requests.labels("POST", "/v1/orders", "202").inc()
@@ -69,9 +69,9 @@ def touched() -> Metrics:
     return metrics
 
 
-def test_every_metric_of_the_contract_is_there_with_its_labels() -> None:
-    """Name, kind, help and labels; dashboards are written against them."""
-    page = touched().render()
+def test_every_metric_of_the_contract_has_its_kind_and_labels() -> None:
+    """Dashboards depend on name, kind and labels."""
+    page = filled_metrics().render()
     for name, (kind, labels) in CONTRACT.items():
         assert f"# TYPE {name} {kind}\n".encode() in page
         family = families(page)[name]
@@ -81,9 +81,9 @@ def test_every_metric_of_the_contract_is_there_with_its_labels() -> None:
         }
 
 
-def test_values_come_out_as_they_went_in() -> None:
-    """Counters count, gauges hold."""
-    page = touched().render().decode()
+def test_the_page_shows_the_recorded_values() -> None:
+    """Counters, gauges and histograms."""
+    page = filled_metrics().render().decode()
     for line in (
         'http_requests_total{method="POST",route="/v1/orders",status="202"} 1',
         'outbox_pending{module="orders"} 3',
@@ -95,22 +95,22 @@ def test_values_come_out_as_they_went_in() -> None:
         assert line in page.splitlines()
 
 
-def test_a_fresh_page_is_readable_and_ends_with_a_line_feed() -> None:
-    """Before anything has happened, all families are announced already."""
+def test_an_empty_page_announces_all_families() -> None:
+    """Before anything was recorded; the page ends with a line feed."""
     page = Metrics().render()
     assert CONTRACT.keys() <= families(page).keys()
     assert page.endswith(b"\n")
     assert CONTENT_TYPE == "text/plain; version=0.0.4; charset=utf-8"
 
 
-def test_two_applications_share_no_numbers() -> None:
+def test_two_applications_share_no_metrics() -> None:
     """Each has a registry of its own."""
-    touched()
+    filled_metrics()
     assert b'orders_total{status="confirmed"}' not in Metrics().render()
 
 
-def test_the_process_tells_about_itself() -> None:
-    """Memory, CPU time and start, as every exporter names them."""
+def test_the_page_has_metrics_of_the_process() -> None:
+    """Memory, CPU time and start time, under the names that every exporter uses."""
     found = families(Metrics().render())
     assert found["process_resident_memory_bytes"].samples[0].value > 1_000_000
     assert 0 < found["process_cpu_seconds_total"].samples[0].value <= time.process_time()
@@ -119,8 +119,8 @@ def test_the_process_tells_about_itself() -> None:
 
 
 @given(st.lists(st.tuples(ANY_TEXT, ANY_TEXT), max_size=5), ANY_TEXT)
-def test_hostile_label_values_and_help_come_back_unharmed(pairs: list[tuple[str, str]], help: str) -> None:
-    """One quote, backslash or line feed must not make the page unreadable; the parser gets back what was meant."""
+def test_any_label_value_and_help_text_can_be_parsed(pairs: list[tuple[str, str]], help: str) -> None:
+    """Quotes, backslashes and line feeds are escaped; the parser returns the original text."""
     registry = Registry()
     counters = Counters(registry, "hostile_total", help, ["one", "two"])
     expected: dict[tuple[str, str], int] = {}
@@ -134,8 +134,8 @@ def test_hostile_label_values_and_help_come_back_unharmed(pairs: list[tuple[str,
 
 
 @pytest.mark.parametrize("help", ["a \\ b", "a\nb", 'a "quoted" b', "a\\nb"])
-def test_help_is_escaped(help: str) -> None:
-    """A line feed in it would begin a line that is none."""
+def test_help_texts_are_escaped(help: str) -> None:
+    """A line feed would begin an invalid line."""
     registry = Registry()
     Gauges(registry, "level", help)
     (family,) = text_string_to_metric_families(Formatter().marshall(registry).decode())
@@ -143,7 +143,7 @@ def test_help_is_escaped(help: str) -> None:
 
 
 def test_equal_labels_are_one_child() -> None:
-    """Bound once or looked up each time, it is the same number."""
+    """Bound once or looked up each time, it is the same counter."""
     counters = Counters(Registry(), "some_total", "Some.", ["status"])
     bound = counters.labels("202")
     counters.labels("202").inc()
@@ -153,13 +153,13 @@ def test_equal_labels_are_one_child() -> None:
 
 
 def test_the_wrong_number_of_label_values_is_refused() -> None:
-    """It is a mistake in the program, found the first time that it runs."""
+    """A programming error, found at the first call."""
     with pytest.raises(ValueError, match="takes 2 label values, not 1"):
         Counters(Registry(), "some_total", "Some.", ["one", "two"]).labels("x")
 
 
-def test_made_up_methods_share_one_series() -> None:
-    """A client that invents methods does not add a line to the page for each."""
+def test_unknown_http_methods_share_one_series() -> None:
+    """A client that invents methods does not add a series for each."""
     metrics = Metrics()
     for method in ("BREW", "POST\n", "post", "x" * 5000):
         metrics.http_requests.labels(method, "unmatched", "405").inc()
@@ -168,8 +168,8 @@ def test_made_up_methods_share_one_series() -> None:
     assert {sample.labels["method"]: sample.value for sample in samples} == {"OTHER": 4, "POST": 1}
 
 
-def test_a_family_has_an_end() -> None:
-    """Whatever labels arrive from outside, memory and page stay bounded, and nothing goes uncounted."""
+def test_the_number_of_series_of_a_family_is_limited() -> None:
+    """Memory and page stay bounded whatever labels clients cause, and every increment is counted."""
     registry = Registry()
     counters = Counters(registry, "some_total", "Some.", ["one", "two"])
     for index in range(2 * SERIES_MAX):
@@ -183,8 +183,8 @@ def test_a_family_has_an_end() -> None:
 
 
 @given(st.lists(st.floats(min_value=0, max_value=1e6) | st.sampled_from([0.1, 0.5, 2.0])))
-def test_buckets_are_cumulative_and_the_last_holds_all(values: list[float]) -> None:
-    """Each bucket counts what is at most its bound; +Inf equals the count."""
+def test_buckets_are_cumulative(values: list[float]) -> None:
+    """Each bucket counts the values up to its bound; +Inf equals the count."""
     registry = Registry()
     child = Histograms(registry, "seconds", "Time.", ["route"], [0.1, 0.5, 2.0]).labels("/")
     for value in values:
@@ -198,15 +198,15 @@ def test_buckets_are_cumulative_and_the_last_holds_all(values: list[float]) -> N
 
 
 @pytest.mark.parametrize("value", [-1.0, -math.inf, math.nan])
-def test_a_time_below_zero_counts_as_zero(value: float) -> None:
-    """A clock that was set back must not make a sum fall, nor spoil it for ever."""
+def test_a_negative_value_counts_as_zero(value: float) -> None:
+    """A clock that was set back must not decrease the sum, and NaN must not spoil it."""
     child = Histograms(Registry(), "seconds", "Time.", [], [0.1]).labels()
     child.observe(value)
     assert (child.sum, child.counts) == (0, [1, 0])
 
 
-def test_a_gauge_may_be_asked_at_each_scrape() -> None:
-    """Nobody has to keep a number up to date that is known elsewhere."""
+def test_a_gauge_can_call_a_function_at_each_scrape() -> None:
+    """For a value that is kept elsewhere."""
     registry = Registry()
     depth = [1.0]
     Gauges(registry, "pending", "Waiting.", ["module"]).labels("orders").set_function(lambda: depth[0])
@@ -216,12 +216,12 @@ def test_a_gauge_may_be_asked_at_each_scrape() -> None:
 
 
 def fails() -> float:
-    raise OSError("the database is away")
+    raise OSError("the database is unavailable")
 
 
 @pytest.mark.parametrize("read", [fails, lambda: None])
-def test_a_number_that_cannot_be_had_is_left_out(read: Callable[[], float | None]) -> None:
-    """The other numbers are needed most when something is wrong."""
+def test_a_sample_whose_function_fails_is_left_out(read: Callable[[], float | None]) -> None:
+    """The other metrics are needed most when something is wrong."""
     registry = Registry()
     gauges = Gauges(registry, "pending", "Waiting.", ["module"])
     gauges.labels("orders").set_function(read)
@@ -230,8 +230,8 @@ def test_a_number_that_cannot_be_had_is_left_out(read: Callable[[], float | None
     assert [(sample.labels, sample.value) for sample in family.samples] == [({"module": "payments"}, 2)]
 
 
-def test_another_librarys_collector_is_refused_aloud() -> None:
-    """It would be written without escapes."""
+def test_a_collector_of_the_library_is_refused() -> None:
+    """Its text would not be escaped."""
     registry = Registry()
     Counter("some_total", "Some.", registry=registry)
     with pytest.raises(TypeError, match="some_total"):
