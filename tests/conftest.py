@@ -13,7 +13,7 @@ from tests.postgres import PostgresServer
 from tests.runtime.harness import Harness, harness_at
 
 FIRST = (
-    "gateways/test_bad_weather.py",
+    "gateways/test_faulty_provider.py",
     "bus/jetstream/test_cluster.py",
     "split/test_fire.py",
     "process/test_stripe.py",

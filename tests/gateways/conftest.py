@@ -10,15 +10,15 @@ from tests.gateways.local import LocalStripe
 
 @pytest.fixture(scope="session")
 def localstripe() -> Iterator[LocalStripe]:
-    """One for all tests; each uses orders of its own."""
+    """One localstripe server for all tests; each test uses orders of its own."""
     server = LocalStripe()
     yield server.start()
-    server.end()
+    server.kill()
 
 
 @pytest.fixture
 async def faulty() -> AsyncIterator[FaultyStripe]:
-    """A provider in any weather."""
+    """A provider that fails as the test tells it to."""
     server = await FaultyStripe().start()
     yield server
     await server.stop()

@@ -1,15 +1,12 @@
 """
-What every gateway promises; an adapter's test file is a `Made` fixture.
+The contract of every gateway; the test file of an adapter provides a `GatewayCase` fixture.
 
-Whoever may have called before looks first and charges only if nothing is found: that is how the worker calls, and what
-is promised is promised for that.
+The gateway's promises hold for a caller that looks a charge up before it charges again, as the payment worker does.
 """
 
 from __future__ import annotations
 
-__all__ = ["GatewayContract", "Made", "oid"]
-
-import itertools
+__all__ = ["GatewayCase", "GatewayContract", "new_order_id"]
 
 import pytest
 from attrs import frozen
@@ -20,81 +17,78 @@ from modules.values import Money
 
 
 @frozen
-class Made:
-    """A gateway, and how to have it say no."""
+class GatewayCase:
+    """A gateway, and a charge that it declines."""
 
     gateway: Gateway
     declining_amount: int = 100
     declining_method: str | None = None
 
 
-_AMOUNTS = itertools.count(101)
-
-
-def oid() -> str:
-    """Return the id of an order placed just now."""
+def new_order_id() -> str:
+    """Return the id of an order that was placed just now."""
     return str(uuid7())
 
 
-async def settled(gateway: Gateway, order_id: str, amount: Money, method: str | None = None) -> ChargeResult:
-    """Look, and charge if there is nothing to be found."""
+async def find_or_charge(gateway: Gateway, order_id: str, amount: Money, method: str | None = None) -> ChargeResult:
+    """Look the charge up, and charge if there is none."""
     key = f"charge:{order_id}"
     return await gateway.find(key, order_id, amount) or await gateway.charge(key, order_id, amount, method)
 
 
 class GatewayContract:
-    """Inherit, and provide the fixture *made*."""
+    """Inherit, and provide the fixture *case*."""
 
     @pytest.fixture
-    def made(self) -> Made:
+    def case(self) -> GatewayCase:
         raise NotImplementedError
 
-    async def test_a_charge_is_captured_under_a_reference(self, made: Made) -> None:
-        """One of its own for each order."""
-        answers = [await settled(made.gateway, oid(), Money(100, "EUR")) for _ in range(3)]
-        assert all(isinstance(answer, Captured) for answer in answers)
-        assert len({answer.reference for answer in answers if isinstance(answer, Captured)}) == 3
+    async def test_a_charge_is_captured_under_a_reference(self, case: GatewayCase) -> None:
+        """Each order has a reference of its own."""
+        results = [await find_or_charge(case.gateway, new_order_id(), Money(100, "EUR")) for _ in range(3)]
+        assert all(isinstance(result, Captured) for result in results)
+        assert len({result.reference for result in results if isinstance(result, Captured)}) == 3
 
-    async def test_the_same_order_again_is_the_same_charge(self, made: Made) -> None:
-        """However often it is asked for."""
-        order_id, amount = oid(), Money(1250, "EUR")
-        first = await settled(made.gateway, order_id, amount)
+    async def test_charging_the_same_order_again_returns_the_same_charge(self, case: GatewayCase) -> None:
+        """The result is the same, however often the charge is requested."""
+        order_id, amount = new_order_id(), Money(1250, "EUR")
+        first = await find_or_charge(case.gateway, order_id, amount)
         assert isinstance(first, Captured)
-        assert [await settled(made.gateway, order_id, amount) for _ in range(3)] == [first] * 3
+        assert [await find_or_charge(case.gateway, order_id, amount) for _ in range(3)] == [first] * 3
 
-    async def test_a_refusal_is_an_answer(self, made: Made) -> None:
-        """And stays one: the same order is refused again, with a reason in a word."""
-        order_id, amount = oid(), Money(made.declining_amount, "EUR")
-        first = await settled(made.gateway, order_id, amount, made.declining_method)
+    async def test_a_declined_charge_stays_declined(self, case: GatewayCase) -> None:
+        """The same order is declined again, and the reason is a code without spaces."""
+        order_id, amount = new_order_id(), Money(case.declining_amount, "EUR")
+        first = await find_or_charge(case.gateway, order_id, amount, case.declining_method)
         assert isinstance(first, Declined)
         assert first.reason
         assert " " not in first.reason
-        assert await settled(made.gateway, order_id, amount, made.declining_method) == first
+        assert await find_or_charge(case.gateway, order_id, amount, case.declining_method) == first
 
-    async def test_what_was_never_charged_is_not_found(self, made: Made) -> None:
-        """And there is nothing to cancel."""
-        order_id = oid()
-        for look in made.gateway.find, made.gateway.cancel:
-            assert await look(f"charge:{order_id}", order_id, Money(100, "EUR")) is None
+    async def test_a_charge_that_was_never_made_is_not_found(self, case: GatewayCase) -> None:
+        """There is nothing to cancel either."""
+        order_id = new_order_id()
+        for look_up in case.gateway.find, case.gateway.cancel:
+            assert await look_up(f"charge:{order_id}", order_id, Money(100, "EUR")) is None
 
-    async def test_money_goes_back_once(self, made: Made) -> None:
-        """Asked for again, it is the same refund."""
-        order_id, amount = oid(), Money(700, "EUR")
-        taken = await settled(made.gateway, order_id, amount)
-        assert isinstance(taken, Captured)
+    async def test_a_refund_is_made_once(self, case: GatewayCase) -> None:
+        """A repeated request returns the same refund."""
+        order_id, amount = new_order_id(), Money(700, "EUR")
+        charge = await find_or_charge(case.gateway, order_id, amount)
+        assert isinstance(charge, Captured)
         key = f"refund:{order_id}"
-        backs = [await made.gateway.refund(key, order_id, taken.reference, amount) for _ in range(3)]
-        assert backs[0]
-        assert backs == [backs[0]] * 3
+        refunds = [await case.gateway.refund(key, order_id, charge.reference, amount) for _ in range(3)]
+        assert refunds[0]
+        assert refunds == [refunds[0]] * 3
 
-    async def test_nothing_is_charged_for_nothing(self, made: Made) -> None:
-        """An order may cost nothing; it is paid for all the same, and its nothing goes back."""
-        order_id, amount = oid(), Money(0, "EUR")
-        taken = await settled(made.gateway, order_id, amount)
-        assert isinstance(taken, Captured)
-        assert await made.gateway.refund(f"refund:{order_id}", order_id, taken.reference, amount)
+    async def test_an_amount_of_zero_is_captured_and_refunded(self, case: GatewayCase) -> None:
+        """An order may be free of charge; it is paid and refunded like any other."""
+        order_id, amount = new_order_id(), Money(0, "EUR")
+        charge = await find_or_charge(case.gateway, order_id, amount)
+        assert isinstance(charge, Captured)
+        assert await case.gateway.refund(f"refund:{order_id}", order_id, charge.reference, amount)
 
-    async def test_closing_twice_is_closing(self, made: Made) -> None:
-        """Whoever has hung up may hang up."""
-        await made.gateway.close()
-        await made.gateway.close()
+    async def test_closing_is_idempotent(self, case: GatewayCase) -> None:
+        """A closed gateway can be closed again."""
+        await case.gateway.close()
+        await case.gateway.close()

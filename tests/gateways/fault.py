@@ -1,4 +1,4 @@
-"""A server that looks like Stripe to its SDK, keeps a ledger, and misbehaves to order."""
+"""A server that imitates Stripe for its SDK, keeps a ledger, and fails in the way that a test tells it to."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from attrs import define, field
 
 
 class Fault(Enum):
-    """What happens to one call that moves money; the first word says whether it does."""
+    """What happens to one call that moves money. Where the value begins with "charges", the money is taken or refunded."""
 
-    FINE = "charges and says so"
-    CHARGE_HANG = "charges and never says so"
-    CHARGE_CUT = "charges and hangs up"
-    CHARGE_500 = "charges and answers 500"
-    CHARGE_HTML = "charges and answers with a page"
-    CHARGE_TRUNCATED = "charges and breaks off in the middle of the answer"
-    CHARGE_DRIP = "charges and answers with one byte a second"
-    CHARGE_WRONG = "charges and tells another amount; its list is right"
-    WRONG_CHARGE = "charges another amount, and its list says so"
-    OTHER_CURRENCY = "charges, and tells another currency; its list is right"
-    HANG = "never does anything"
-    ERROR_500 = "answers 500"
-    ERROR_503_LATER = "answers 503, asks for 7 seconds"
-    RATE_LIMITED = "answers 429, asks for 7 seconds"
-    REDIRECT = "answers with another address"
-    HTML = "answers with a page"
-    KEY_REUSED = "answers that the key was used for another request"
+    NONE = "charges and returns the result"
+    CHARGE_HANG = "charges and never responds"
+    CHARGE_CUT = "charges and closes the connection"
+    CHARGE_500 = "charges and responds with 500"
+    CHARGE_HTML = "charges and responds with an HTML page"
+    CHARGE_TRUNCATED = "charges and breaks off in the middle of the response"
+    CHARGE_DRIP = "charges and responds with one byte a second"
+    CHARGE_WRONG = "charges and responds with another amount; its list is right"
+    WRONG_CHARGE = "charges another amount, which its list shows, too"
+    OTHER_CURRENCY = "charges and responds with another currency; its list is right"
+    HANG = "does nothing and never responds"
+    ERROR_500 = "responds with 500"
+    ERROR_503_LATER = "responds with 503, and Retry-After: 7"
+    RATE_LIMITED = "responds with 429, and Retry-After: 7"
+    REDIRECT = "redirects to another address"
+    HTML = "responds with an HTML page"
+    KEY_REUSED = "responds that the key belongs to another request"
 
 
-_ASKED_SECONDS = "7"
+_RETRY_AFTER = "7"
 
 
 @define
 class FaultyStripe:
     """
-    Run with `start`; *weather* says how each further call goes that moves money, *reading* how each look goes.
+    Run with `start`. *write_fault* returns the fault of each call that moves money, *read_fault* that of each list request.
 
-    It knows no idempotency keys, as localstripe does not: whoever charges twice under one has charged twice.
+    It ignores idempotency keys, as localstripe does: a second charge under the same key takes the money again.
     """
 
-    weather: Callable[[], Fault] = lambda: Fault.FINE
-    reading: Callable[[], Fault] = lambda: Fault.FINE
+    write_fault: Callable[[], Fault] = lambda: Fault.NONE
+    read_fault: Callable[[], Fault] = lambda: Fault.NONE
     latency_seconds: float = 0.0
     can_filter: bool = True
     is_oldest_first: bool = False
@@ -61,8 +61,8 @@ class FaultyStripe:
     refunds: dict[str, dict[str, Any]] = field(factory=dict)
     calls: list[tuple[str, str]] = field(factory=list)
     keys: list[str] = field(factory=list)
-    elsewhere: int = 0
-    """Calls that followed a redirect."""
+    redirects_followed: int = 0
+    """How many calls followed a redirect."""
     url: str = ""
     _ordinals: Any = field(factory=itertools.count, init=False)
     _runner: web.AppRunner | None = field(default=None, init=False)
@@ -72,11 +72,11 @@ class FaultyStripe:
         app = web.Application()
         app.router.add_post("/v1/payment_intents", self._charge)
         app.router.add_get("/v1/payment_intents", self._list)
-        app.router.add_get("/v1/payment_intents/{id}", self._show)
+        app.router.add_get("/v1/payment_intents/{id}", self._retrieve)
         app.router.add_post("/v1/payment_intents/{id}/cancel", self._cancel)
         app.router.add_post("/v1/refunds", self._refund)
         app.router.add_get("/v1/refunds", self._list_refunds)
-        app.router.add_route("*", "/elsewhere", self._elsewhere)
+        app.router.add_route("*", "/redirected", self._redirect_target)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0, backlog=1024)
@@ -89,16 +89,16 @@ class FaultyStripe:
         if self._runner is not None:
             await self._runner.cleanup()
 
-    def taken(self) -> dict[str, list[int]]:
-        """Return, for each order, the amounts that were taken for it."""
+    def captured(self) -> dict[str, list[int]]:
+        """Return the captured amounts by order."""
         found: dict[str, list[int]] = {}
         for intent in self.intents.values():
             if intent["status"] == "succeeded":
                 found.setdefault(intent["metadata"]["order_id"], []).append(intent["amount"])
         return found
 
-    def given_back(self) -> dict[str, list[int]]:
-        """Return, for each order, the amounts that went back."""
+    def refunded(self) -> dict[str, list[int]]:
+        """Return the refunded amounts by order."""
         found: dict[str, list[int]] = {}
         for refund in self.refunds.values():
             order_id = self.intents[refund["payment_intent"]]["metadata"]["order_id"]
@@ -109,13 +109,13 @@ class FaultyStripe:
 
     async def _charge(self, request: web.Request) -> web.StreamResponse:
         form = await request.post()
-        # It knows no keys, so a call that it has not looked at when its caller gives up must not charge later: the caller
-        # may have looked by then. A provider that does has to know keys, as Stripe does.
+        # A call that is still queued here when its client gives up must not charge later: the client may have looked it up
+        # by then. Only a provider that recognises idempotency keys, as Stripe does, can process such a call.
         if request.transport is None or request.transport.is_closing():
-            raise ConnectionResetError("the caller has hung up")
+            raise ConnectionResetError("the client has closed the connection")
         self.calls.append(("charge", str(form["metadata[order_id]"])))
         self.keys.append(request.headers["Idempotency-Key"])
-        fault = self.weather()
+        fault = self.write_fault()
 
         def make() -> dict[str, Any]:
             amount = int(str(form["amount"])) + (fault is Fault.WRONG_CHARGE)
@@ -134,11 +134,11 @@ class FaultyStripe:
                 "last_payment_error": error,
                 "created": int(time.time()),
                 "latest_charge": {"object": "charge", "id": f"ch_{id}", "amount_refunded": 0},
-                "client_secret": f"{id}_secret_never_to_be_seen",
+                "client_secret": f"{id}_secret_never_to_be_logged",
             }
             return intent
 
-        def answer(intent: dict[str, Any]) -> tuple[int, Any]:
+        def to_response(intent: dict[str, Any]) -> tuple[int, Any]:
             if intent["status"] == "requires_payment_method":
                 error = {"type": "card_error", "message": "Your card has no funds.", **intent["last_payment_error"]}
                 return 402, {"error": error | {"payment_intent": intent}}
@@ -148,14 +148,14 @@ class FaultyStripe:
                 intent = intent | {"currency": "xts"}
             return 200, intent
 
-        return await self._go(request, fault, make, answer)
+        return await self._respond(request, fault, make, to_response)
 
     async def _refund(self, request: web.Request) -> web.StreamResponse:
         form = await request.post()
         reference = str(form["payment_intent"])
         self.calls.append(("refund", reference))
         self.keys.append(request.headers["Idempotency-Key"])
-        fault = self.weather()
+        fault = self.write_fault()
 
         def make() -> dict[str, Any]:
             id = f"re_{next(self._ordinals)}"
@@ -171,7 +171,7 @@ class FaultyStripe:
             }
             return refund
 
-        return await self._go(request, fault, make, lambda refund: (200, refund))
+        return await self._respond(request, fault, make, lambda refund: (200, refund))
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
         self.calls.append(("list", ""))
@@ -193,14 +193,14 @@ class FaultyStripe:
     async def _page(self, request: web.Request, rows: list[dict[str, Any]]) -> web.StreamResponse:
         limit = int(request.query["limit"])
         after = request.query.get("starting_after")
-        # There are thousands, in the order of their numbers or the other way round: whoever counts them anew for each page
-        # is what a test waits for.
-        way = -1 if rows and _number(rows[0]["id"]) > _number(rows[-1]["id"]) else 1
-        start = 0 if after is None else bisect_right(rows, way * _number(after), key=lambda row: way * _number(row["id"]))
+        # There are thousands of rows, sorted by number in either direction. A linear search for each page would dominate
+        # the time of the tests.
+        direction = -1 if rows and _number(rows[0]["id"]) > _number(rows[-1]["id"]) else 1
+        start = 0 if after is None else bisect_right(rows, direction * _number(after), key=lambda row: direction * _number(row["id"]))
         page = {"object": "list", "data": rows[start : start + limit], "has_more": len(rows) > start + limit}
-        return await self._go(request, self.reading(), lambda: page, lambda page: (200, page))
+        return await self._respond(request, self.read_fault(), lambda: page, lambda page: (200, page))
 
-    async def _show(self, request: web.Request) -> web.StreamResponse:
+    async def _retrieve(self, request: web.Request) -> web.StreamResponse:
         self.calls.append(("show", request.match_info["id"]))
         intent = self.intents.get(request.match_info["id"])
         if intent is None:
@@ -215,18 +215,18 @@ class FaultyStripe:
         intent["status"] = "canceled"
         return web.json_response(intent)
 
-    async def _elsewhere(self, request: web.Request) -> web.StreamResponse:
-        self.elsewhere += 1
+    async def _redirect_target(self, request: web.Request) -> web.StreamResponse:
+        self.redirects_followed += 1
         return web.json_response({})
 
-    # Misbehaving
+    # Faults
 
-    async def _go(
+    async def _respond(
         self,
         request: web.Request,
         fault: Fault,
         make: Callable[[], dict[str, Any]],
-        answer: Callable[[dict[str, Any]], tuple[int, Any]],
+        to_response: Callable[[dict[str, Any]], tuple[int, Any]],
     ) -> web.StreamResponse:
         if self.latency_seconds:
             await asyncio.sleep(self.latency_seconds)
@@ -236,17 +236,17 @@ class FaultyStripe:
             case Fault.ERROR_500:
                 return web.json_response({"error": {"type": "api_error"}}, status=500)
             case Fault.ERROR_503_LATER:
-                return web.Response(text="<h1>later</h1>", status=503, headers={"Retry-After": _ASKED_SECONDS})
+                return web.Response(text="<h1>later</h1>", status=503, headers={"Retry-After": _RETRY_AFTER})
             case Fault.RATE_LIMITED:
-                return web.json_response({"error": {}}, status=429, headers={"Retry-After": _ASKED_SECONDS})
+                return web.json_response({"error": {}}, status=429, headers={"Retry-After": _RETRY_AFTER})
             case Fault.REDIRECT:
-                return web.Response(status=307, headers={"Location": f"{self.url}/elsewhere"})
+                return web.Response(status=307, headers={"Location": f"{self.url}/redirected"})
             case Fault.KEY_REUSED:
                 return web.json_response({"error": {"type": "idempotency_error"}}, status=400)
             case Fault.HTML:
                 return web.Response(text="<h1>Welcome to your router</h1>", content_type="text/html")
-        status, said = answer(make())
-        body = orjson.dumps(said)
+        status, response = to_response(make())
+        body = orjson.dumps(response)
         match fault:
             case Fault.CHARGE_HANG:
                 await self._closing.wait()
@@ -289,5 +289,5 @@ async def _serve(latency_seconds: float) -> None:
     await asyncio.Event().wait()
 
 
-if __name__ == "__main__":  # python -m tests.gateways.fault 0.2: a provider that takes 200 ms, to measure against
+if __name__ == "__main__":  # python -m tests.gateways.fault 0.2: a provider with a latency of 200 ms, for measurements
     asyncio.run(_serve(float(sys.argv[1])))

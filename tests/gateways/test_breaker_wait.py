@@ -1,4 +1,4 @@
-"""Where calls wait for the breaker."""
+"""Calls that wait for the circuit breaker."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from app.gateways.circuit_breaker import BreakerOpen, BreakerState, CircuitBreak
 from tests.clock import VirtualClock
 
 
-def opened(clock: VirtualClock) -> tuple[CircuitBreaker, BreakerWait]:
-    """Return a breaker that the provider has asked for ten seconds, and its gate."""
+def open_breaker(clock: VirtualClock) -> tuple[CircuitBreaker, BreakerWait]:
+    """Return a breaker that a Retry-After of ten seconds has opened, and what waits for it."""
     breaker = CircuitBreaker(clock.monotonic)
-    gate = BreakerWait(breaker, clock)
+    breaker_wait = BreakerWait(breaker, clock)
     breaker.failed(breaker.acquire(), 10.0)
-    return breaker, gate
+    return breaker, breaker_wait
 
 
-async def calling(breaker: CircuitBreaker, gate: BreakerWait, calls: list[float], clock: VirtualClock, seconds: float = 1.0) -> None:
-    """Call as the worker does: wait until it may, take a while, succeed."""
+async def call_when_permitted(breaker: CircuitBreaker, breaker_wait: BreakerWait, calls: list[float], clock: VirtualClock, seconds: float = 1.0) -> None:
+    """Make a call as the worker does: wait for a permit, take *seconds*, and succeed."""
     while True:
         try:
-            leave = breaker.acquire()
+            permit = breaker.acquire()
             break
         except BreakerOpen:
-            await gate.until_retry()
+            await breaker_wait.until_retry()
     calls.append(clock.monotonic())
     await clock.sleep(seconds)
-    breaker.succeeded(leave)
+    breaker.succeeded(permit)
 
 
-async def test_of_fifty_who_wait_one_is_the_probe_and_the_rest_follow_at_once() -> None:
-    """None before the time is over, one when it is, and all when that has succeeded."""
+async def test_of_fifty_waiting_calls_one_is_the_probe_and_the_others_follow_at_once() -> None:
+    """No call is made during the open period, one after it, and all others once that one has succeeded."""
     clock = VirtualClock()
-    breaker, gate = opened(clock)
+    breaker, breaker_wait = open_breaker(clock)
     calls: list[float] = []
-    tasks = [asyncio.create_task(calling(breaker, gate, calls, clock)) for _ in range(50)]
+    tasks = [asyncio.create_task(call_when_permitted(breaker, breaker_wait, calls, clock)) for _ in range(50)]
     await clock.advance(9.9)
     assert calls == []
     await clock.advance(0.5)
@@ -46,12 +46,12 @@ async def test_of_fifty_who_wait_one_is_the_probe_and_the_rest_follow_at_once() 
     assert max(calls) - min(calls) <= 1.01
 
 
-async def test_nobody_is_fetched_while_somebody_waits() -> None:
-    """Who waits in hand is the next probe; only when nobody does is one fetched, and only when it may call."""
+async def test_no_request_is_fetched_while_another_one_waits() -> None:
+    """A waiting request is the next probe. Only if none waits, one is fetched, and only when it may call."""
     clock = VirtualClock()
-    _, gate = opened(clock)
-    waiting = asyncio.create_task(gate.until_retry())
-    fetching = asyncio.create_task(gate.until_permit())
+    _, breaker_wait = open_breaker(clock)
+    waiting = asyncio.create_task(breaker_wait.until_retry())
+    fetching = asyncio.create_task(breaker_wait.until_permit())
     await clock.advance(5)
     assert not fetching.done()
     await clock.advance(6)
@@ -59,17 +59,17 @@ async def test_nobody_is_fetched_while_somebody_waits() -> None:
     assert fetching.done()
 
 
-async def test_closing_sends_home_who_waits_and_fetches_nobody() -> None:
-    """At once, however long the breaker stays open; and nothing spins."""
+async def test_shutdown_ends_all_waits_and_fetches_nothing() -> None:
+    """It does so at once, however long the breaker stays open, and `until_permit` does not spin."""
     clock = VirtualClock()
-    _, gate = opened(clock)
-    waiting = [asyncio.create_task(gate.until_retry()) for _ in range(3)]
-    fetching = asyncio.create_task(gate.until_permit())
+    _, breaker_wait = open_breaker(clock)
+    waiting = [asyncio.create_task(breaker_wait.until_retry()) for _ in range(3)]
+    fetching = asyncio.create_task(breaker_wait.until_permit())
     await clock.settle()
-    gate.shutdown()
+    breaker_wait.shutdown()
     await clock.settle()
     assert all(task.done() for task in waiting)
     assert not fetching.done()
-    await gate.until_retry()
+    await breaker_wait.until_retry()
     fetching.cancel()
     await asyncio.gather(fetching, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""The figures in docs/payments.rst are the program's."""
+"""The figures in docs/payments.rst are equal to those in the code."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from app.gateways import gateway_calls as calls
-from app.gateways import payment_worker as worker
+from app.gateways import gateway_calls, payment_worker
 from app.gateways.circuit_breaker import CircuitBreaker
 from app.gateways.delay_notifier import SWEEP_SECONDS
-from app.gateways.stripe import http_session as stripe_wire
-from app.gateways.stripe import webhook_event as stripe_events
+from app.gateways.stripe import http_session, webhook_event
 from app.gateways.stripe.gateway import TEST_PAYMENT_METHOD
 from app.web.endpoints.stripe_webhook import DESCRIPTION
 from modules.payments.decide import RECHECK_DELAY
@@ -28,34 +26,34 @@ BREAKER = CircuitBreaker(time.monotonic)
         f"the last {BREAKER.window} calls, as far as they ended within {BREAKER.window_seconds:g} seconds",
         f"they are {BREAKER.calls_min} or more and {BREAKER.failure_share * 100:g} % of them failed",
         f"it opens for {BREAKER.open_seconds:g} seconds",
-        f"at most {stripe_wire.RETRY_AFTER_SECONDS_MAX:g} seconds",
-        f"not more than {stripe_events.TOLERANCE_SECONDS} seconds old",
-        f"({calls.CALLS_MAX} requests at most)",
-        f"after 0.5 to {calls.RETRY_SECONDS_MAX:g} seconds where nobody answered",
-        f"after 2 seconds doubling to {calls.DECLINED_SECONDS_MAX:g} where Stripe refuses",
+        f"at most {http_session.RETRY_AFTER_SECONDS_MAX:g} seconds",
+        f"not more than {webhook_event.TOLERANCE_SECONDS} seconds old",
+        f"({gateway_calls.CALLS_MAX} requests at most)",
+        f"after 0.5 to {gateway_calls.RETRY_SECONDS_MAX:g} seconds where the provider did not respond",
+        f"after 2 seconds doubling to {gateway_calls.DECLINED_SECONDS_MAX:g} where Stripe rejects it",
         f"After {RECHECK_DELAY.total_seconds():g} seconds the provider's list is looked at once more",
-        f"A request that is more than {worker.FRESH_SECONDS:g} seconds old",
+        f"A request that is more than {payment_worker.FRESH_SECONDS:g} seconds old",
         f"Stripe's test card ``{TEST_PAYMENT_METHOD}``",
         *(f"``POST {path}``" for path in DESCRIPTION.paths),
-        *(f"``{type_}``" for type_ in stripe_events.HANDLED_TYPES),
+        *(f"``{type_}``" for type_ in webhook_event.HANDLED_TYPES),
     ],
 )
-def test_what_the_page_says_is_so(sentence: str) -> None:
-    """Each figure stands there in its sentence."""
+def test_the_page_has_the_figures_of_the_code(sentence: str) -> None:
+    """Each figure is in the page, in its sentence."""
     assert sentence in TEXT
 
 
-def test_one_probe_and_one_hour() -> None:
-    """In words."""
+def test_the_page_has_the_figures_that_are_written_in_words() -> None:
+    """One probe, and orders of the last hour."""
     assert (BREAKER.probes, SWEEP_SECONDS) == (1, 3_600)
     assert "Then exactly one call goes out as a probe" in TEXT
     assert "orders of the last hour" in TEXT
 
 
-def test_every_code_of_what_is_not_believed_is_explained() -> None:
-    """Whoever finds one in a dead letter finds it here."""
-    sources = [*Path(stripe_events.__file__).parent.glob("*.py"), Path(__file__).parents[2] / "modules/payments/decide.py"]
-    pattern = re.compile(r'(?:mismatch=|doubt = |reason=|ResponseMismatch\()"(\w+)"')
+def test_the_page_explains_every_mismatch_code() -> None:
+    """An operator who finds a code in a dead letter finds it in the page."""
+    sources = [*Path(webhook_event.__file__).parent.glob("*.py"), Path(__file__).parents[2] / "modules/payments/decide.py"]
+    pattern = re.compile(r'(?:mismatch=|mismatch = |doubt = |return |reason=|ResponseMismatch\()"(\w+)"')
     codes = {code for path in sources for code in pattern.findall(path.read_text(encoding="utf-8"))}
-    assert {"two_charges", "unknown_intent", "wrong_amount"} <= codes
+    assert {"not_asked_for", "partly_refunded", "two_charges", "unknown_intent", "wrong_amount"} <= codes
     assert [code for code in sorted(codes) if f"``{code}``" not in TEXT] == []

@@ -1,4 +1,4 @@
-"""The simulated gateway keeps the contract."""
+"""The simulated gateway passes the contract suite."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import pytest
 
 from app.clock import SystemClock
 from app.gateways.simulated import SimulatedGateway
-from tests.gateways.contract import GatewayContract, Made
+from tests.gateways.contract import GatewayCase, GatewayContract
 
 
 class TestSimulated(GatewayContract):
-    """It knows a repeated key without keeping a ledger."""
+    """It recognises a repeated key without a stored ledger."""
 
     @pytest.fixture
-    def made(self) -> Made:
-        return Made(SimulatedGateway(SystemClock(), decline_over=100_000), declining_amount=100_001)
+    def case(self) -> GatewayCase:
+        return GatewayCase(SimulatedGateway(SystemClock(), decline_over=100_000), declining_amount=100_001)

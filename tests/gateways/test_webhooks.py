@@ -1,4 +1,4 @@
-"""Stripe's webhooks: who says it, whether it fits, and that it counts once."""
+"""Stripe's webhooks: signatures, mismatches, and that each counts once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EUR = Money(100, "EUR")
 
 
 def signed(body: bytes, secret: str = SECRET, at: int = NOW) -> str:
-    """Return the header as Stripe makes it."""
+    """Return the signature header for *body*, as Stripe creates it."""
     return f"t={at},v1={digest(body, secret, at)}"
 
 
@@ -46,33 +46,33 @@ def intent(order_id: str | None, **changes: Any) -> dict[str, Any]:
     return found | {"metadata": metadata} | changes
 
 
-def event(about: dict[str, Any], type_: str = "payment_intent.succeeded", id: str = "evt_1") -> bytes:
-    return json.dumps({"object": "event", "id": id, "type": type_, "data": {"object": about}}).encode()
+def event(value: dict[str, Any], type_: str = "payment_intent.succeeded", id: str = "evt_1") -> bytes:
+    return json.dumps({"object": "event", "id": id, "type": type_, "data": {"object": value}}).encode()
 
 
 def failed(order_id: str) -> bytes:
-    about = intent(order_id, status="requires_payment_method", last_payment_error={"code": "card_declined"})
-    return event(about, "payment_intent.payment_failed", "evt_2")
+    value = intent(order_id, status="requires_payment_method", last_payment_error={"code": "card_declined"})
+    return event(value, "payment_intent.payment_failed", "evt_2")
 
 
 def refund(order_id: str | None, refunded: int = 100, id: str = "evt_3") -> bytes:
     metadata = {} if order_id is None else {"order_id": order_id}
-    about = {"object": "charge", "id": "ch_1", "payment_intent": "pi_1", "amount": 100, "currency": "eur"}
-    return event(about | {"amount_refunded": refunded, "metadata": metadata}, "charge.refunded", id)
+    value = {"object": "charge", "id": "ch_1", "payment_intent": "pi_1", "amount": 100, "currency": "eur"}
+    return event(value | {"amount_refunded": refunded, "metadata": metadata}, "charge.refunded", id)
 
 
 @define
-class Desk:
-    """Webhooks at a stand whose payments run."""
+class WebhookHarness:
+    """The webhook handler, with a running payments module."""
 
     harness: Harness
-    webhooks: StripeWebhookHandler
+    handler: StripeWebhookHandler
 
-    async def take(self, body: bytes) -> str:
-        return await self.webhooks.handle(body, signed(body), CONTEXT)
+    async def handle(self, body: bytes) -> str:
+        return await self.handler.handle(body, signed(body), CONTEXT)
 
-    async def requested(self, order_id: str) -> None:
-        """Let the payment of an order be asked for."""
+    async def request_payment(self, order_id: str) -> None:
+        """Have the payment of an order requested."""
         reserved = StockReserved(order_id=order_id, lines=(), total=EUR, payment_method=None)
         await self.harness.submit("payments", reserved)
 
@@ -81,35 +81,35 @@ class Desk:
         assert isinstance(found, Payment)
         return found
 
-    async def said(self, subject: str) -> int:
+    async def count_published(self, subject: str) -> int:
         sql = "SELECT count(*) FROM payments_outbox WHERE subject = ?"
         count: int = (await self.harness.rows(sql, f"payments.{subject}.v1"))[0][0]
         return count
 
-    async def letters(self) -> list[tuple[str, str]]:
-        kept = await self.harness.dead_letter_store.list(CONSUMER, None, None, 100)
-        return [(each.dead_letter.error, each.dead_letter.message.id) for each in kept]
+    async def dead_letters(self) -> list[tuple[str, str]]:
+        stored = await self.harness.dead_letter_store.list(CONSUMER, None, None, 100)
+        return [(each.dead_letter.error, each.dead_letter.message.id) for each in stored]
 
 
-async def _cut_off(dead_letter: Any) -> None:
-    raise StorageUnavailable("The process ends here, or its database goes away.")
+async def _fail_to_store(dead_letter: Any) -> None:
+    raise StorageUnavailable("the test cuts the connection")
 
 
 @pytest.fixture
-async def service(tmp_path: Path, faulty: FaultyStripe) -> AsyncIterator[Desk]:
+async def webhooks(tmp_path: Path, faulty: FaultyStripe) -> AsyncIterator[WebhookHarness]:
     gateway = StripeGateway(API_KEY, faulty.url)
     async with harness_at(tmp_path / "test.db") as harness:
         runner = harness.runners["payments"]
         harness.run(runner.run())
-        yield Desk(harness, StripeWebhookHandler(runner, SECRET, gateway, harness.dead_letter_store, harness.clock, harness.metrics, lambda: NOW))
+        yield WebhookHarness(harness, StripeWebhookHandler(runner, SECRET, gateway, harness.dead_letter_store, harness.clock, harness.metrics, lambda: NOW))
     await gateway.close()
 
 
 # Signatures
 
 
-def test_a_signature_over_the_raw_body_is_right() -> None:
-    """Also beside others: while a secret is being rolled there are two, and other schemes are none of our business."""
+def test_a_signature_over_the_raw_body_is_valid() -> None:
+    """It may come with others: while a secret is being rolled there are two, and other schemes are ignored."""
     body = b'{"a": 1}'
     good = digest(body)
     for header in f"t={NOW},v1={good}", f"t={NOW},v1={'0' * 64},v1={good},v0=abc", f"v1={good}, t={NOW}":
@@ -135,18 +135,18 @@ def test_a_signature_over_the_raw_body_is_right() -> None:
         ",".join([f"t={NOW}", *["v1=0"] * 50, f"v1={digest(b'x')}"]),
     ],
 )
-def test_any_other_is_wrong(header: str | None) -> None:
-    """Whatever it is, it is refused and nothing breaks."""
+def test_any_other_signature_header_is_invalid(header: str | None) -> None:
+    """It is rejected with `InvalidSignature`, and never causes another error."""
     with pytest.raises(InvalidSignature):
         check_signature(b"x", header, SECRET, NOW)
 
 
-@pytest.mark.parametrize(("age", "is_right"), [(0, True), (300, True), (301, False), (-300, True), (-301, False)])
-def test_a_signature_has_its_time(age: int, is_right: bool) -> None:
-    """Five minutes: whoever has recorded a webhook cannot bring it again later."""
+@pytest.mark.parametrize(("age", "is_valid"), [(0, True), (300, True), (301, False), (-300, True), (-301, False)])
+def test_a_signature_expires_after_five_minutes(age: int, is_valid: bool) -> None:
+    """A recorded webhook cannot be sent again later, nor one that is dated in the future."""
     assert TOLERANCE_SECONDS == 300
     header = signed(b"x", at=NOW - age)
-    if is_right:
+    if is_valid:
         check_signature(b"x", header, SECRET, NOW)
     else:
         with pytest.raises(InvalidSignature):
@@ -154,65 +154,65 @@ def test_a_signature_has_its_time(age: int, is_right: bool) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"null", b"[]", b"{}", b'{"object":"event","id":"x","type":"y"}', b"\xff", b'{"id":1}'])
-def test_what_is_no_event_is_none(body: bytes) -> None:
-    """Though it is signed."""
+def test_a_body_that_is_not_an_event_is_rejected(body: bytes) -> None:
+    """This holds even if it is signed."""
     with pytest.raises(ValueError):  # noqa: PT011  # of any kind
         parse_event(body)
 
 
-# What becomes of them
+# Outcomes
 
 
-async def test_the_webhook_may_come_before_the_answer(service: Desk) -> None:
-    """Then the order is paid, and the answer that comes later is old news."""
-    await service.requested(oid(1))
-    assert await service.take(event(intent(oid(1)))) == "handled"
-    payment = await service.payment(oid(1))
+async def test_a_webhook_may_arrive_before_the_result_of_the_call(webhooks: WebhookHarness) -> None:
+    """Then the order is paid, and the later result of the call changes nothing."""
+    await webhooks.request_payment(oid(1))
+    assert await webhooks.handle(event(intent(oid(1)))) == "handled"
+    payment = await webhooks.payment(oid(1))
     assert (payment.status, payment.reference, payment.calls) == (PaymentStatus.CAPTURED, "pi_1", 0)
-    await service.harness.submit("payments", ChargeSucceeded(order_id=oid(1), reference="pi_1", calls=1))
-    assert await service.said("captured") == 1
+    await webhooks.harness.submit("payments", ChargeSucceeded(order_id=oid(1), reference="pi_1", calls=1))
+    assert await webhooks.count_published("captured") == 1
 
 
-async def test_the_webhook_may_come_after_the_answer(service: Desk) -> None:
-    """It fits, and changes nothing."""
-    await service.requested(oid(1))
-    await service.harness.submit("payments", ChargeSucceeded(order_id=oid(1), reference="pi_1", calls=1))
-    assert await service.take(event(intent(oid(1)))) == "handled"
-    assert await service.said("captured") == 1
-    assert await service.letters() == []
+async def test_a_webhook_may_arrive_after_the_result_of_the_call(webhooks: WebhookHarness) -> None:
+    """It matches, and changes nothing."""
+    await webhooks.request_payment(oid(1))
+    await webhooks.harness.submit("payments", ChargeSucceeded(order_id=oid(1), reference="pi_1", calls=1))
+    assert await webhooks.handle(event(intent(oid(1)))) == "handled"
+    assert await webhooks.count_published("captured") == 1
+    assert await webhooks.dead_letters() == []
 
 
-async def test_the_same_event_counts_once(service: Desk) -> None:
-    """Stripe sends until it has heard a 2xx; twenty copies at once are one."""
-    await service.requested(oid(1))
-    outcomes = await asyncio.gather(*(service.take(event(intent(oid(1)))) for _ in range(20)))
+async def test_a_repeated_webhook_counts_once(webhooks: WebhookHarness) -> None:
+    """Stripe repeats a webhook until it receives a 2xx; of twenty concurrent ones, one is handled."""
+    await webhooks.request_payment(oid(1))
+    outcomes = await asyncio.gather(*(webhooks.handle(event(intent(oid(1)))) for _ in range(20)))
     assert sorted(outcomes) == ["handled"] + ["repeated"] * 19
-    assert await service.said("captured") == 1
+    assert await webhooks.count_published("captured") == 1
 
 
-async def test_a_failure_and_a_refund_are_heard_too(service: Desk) -> None:
-    """A refusal declines; a refund of a cancelled order is the refund."""
-    await service.requested(oid(1))
-    assert await service.take(failed(oid(1))) == "handled"
-    payment = await service.payment(oid(1))
+async def test_a_failed_payment_and_a_refund_are_handled_too(webhooks: WebhookHarness) -> None:
+    """A failure declines the payment; a refund of a cancelled order marks it as refunded."""
+    await webhooks.request_payment(oid(1))
+    assert await webhooks.handle(failed(oid(1))) == "handled"
+    payment = await webhooks.payment(oid(1))
     assert (payment.status, payment.reason) == (PaymentStatus.DECLINED, "card_declined")
-    await service.requested(oid(2))
-    await service.take(event(intent(oid(2)), id="evt_9"))
-    off = OrderCancelled(order_id=oid(2), customer_id="c", items=(), reason="requested")
-    await service.harness.submit("payments", off)
-    assert await service.take(refund(oid(2))) == "handled"
-    assert (await service.payment(oid(2))).status is PaymentStatus.REFUNDED
-    assert await service.letters() == []
+    await webhooks.request_payment(oid(2))
+    await webhooks.handle(event(intent(oid(2)), id="evt_9"))
+    cancelled = OrderCancelled(order_id=oid(2), customer_id="c", items=(), reason="requested")
+    await webhooks.harness.submit("payments", cancelled)
+    assert await webhooks.handle(refund(oid(2))) == "handled"
+    assert (await webhooks.payment(oid(2))).status is PaymentStatus.REFUNDED
+    assert await webhooks.dead_letters() == []
 
 
-async def test_a_refund_whose_charge_names_no_order_is_looked_up(service: Desk, faulty: FaultyStripe) -> None:
-    """Its PaymentIntent knows the order."""
-    await service.requested(oid(1))
-    await service.take(event(intent(oid(1))))
-    await service.harness.submit("payments", OrderCancelled(order_id=oid(1), customer_id="c", items=(), reason="requested"))
+async def test_a_refund_whose_charge_names_no_order_is_looked_up(webhooks: WebhookHarness, faulty: FaultyStripe) -> None:
+    """Its PaymentIntent names the order."""
+    await webhooks.request_payment(oid(1))
+    await webhooks.handle(event(intent(oid(1))))
+    await webhooks.harness.submit("payments", OrderCancelled(order_id=oid(1), customer_id="c", items=(), reason="requested"))
     faulty.intents["pi_1"] = intent(oid(1))
-    assert await service.take(refund(None)) == "handled"
-    assert (await service.payment(oid(1))).status is PaymentStatus.REFUNDED
+    assert await webhooks.handle(refund(None)) == "handled"
+    assert (await webhooks.payment(oid(1))).status is PaymentStatus.REFUNDED
 
 
 @pytest.mark.parametrize(
@@ -232,57 +232,57 @@ async def test_a_refund_whose_charge_names_no_order_is_looked_up(service: Desk, 
         (event({"object": "charge"}, "charge.refunded"), "nonsense"),
     ],
 )
-async def test_what_does_not_fit_is_put_aside_once(service: Desk, body: bytes, error: str) -> None:
-    """A dead letter for a person, and a 2xx for Stripe, which could do nothing about it."""
-    await service.requested(oid(1))
-    assert [await service.take(body), await service.take(body)] == ["put_aside"] * 2
-    [(found, message_id)] = await service.letters()
+async def test_a_webhook_that_contradicts_our_data_becomes_one_dead_letter(webhooks: WebhookHarness, body: bytes, error: str) -> None:
+    """A person reviews the dead letter; Stripe gets a 2xx, because repeating the webhook would not help."""
+    await webhooks.request_payment(oid(1))
+    assert [await webhooks.handle(body), await webhooks.handle(body)] == ["put_aside"] * 2
+    [(found, message_id)] = await webhooks.dead_letters()
     assert (found, message_id[:4]) == (error, "evt_")
-    assert (await service.payment(oid(1))).status is PaymentStatus.PENDING
+    assert (await webhooks.payment(oid(1))).status is PaymentStatus.PENDING
 
 
-async def test_a_second_charge_for_an_order_is_put_aside(service: Desk) -> None:
-    """Somebody was charged twice: nobody decides about that alone."""
-    await service.requested(oid(1))
-    await service.take(event(intent(oid(1))))
-    assert await service.take(event(intent(oid(1), id="pi_2"), id="evt_8")) == "put_aside"
-    assert await service.letters() == [("two_charges", "evt_8")]
-    assert (await service.payment(oid(1))).reference == "pi_1"
+async def test_a_second_charge_for_an_order_becomes_a_dead_letter(webhooks: WebhookHarness) -> None:
+    """The customer was charged twice, which a person has to resolve."""
+    await webhooks.request_payment(oid(1))
+    await webhooks.handle(event(intent(oid(1))))
+    assert await webhooks.handle(event(intent(oid(1), id="pi_2"), id="evt_8")) == "put_aside"
+    assert await webhooks.dead_letters() == [("two_charges", "evt_8")]
+    assert (await webhooks.payment(oid(1))).reference == "pi_1"
 
 
-async def test_money_that_went_back_by_hand_is_put_aside_and_counts(service: Desk) -> None:
-    """Our books follow the provider's, and a person hears of it."""
-    await service.requested(oid(1))
-    await service.take(event(intent(oid(1))))
-    assert await service.take(refund(oid(1))) == "put_aside"
-    assert await service.letters() == [("refunded_elsewhere", "evt_3")]
-    assert (await service.payment(oid(1))).status is PaymentStatus.REFUNDED
+async def test_a_refund_made_in_the_dashboard_is_recorded_and_becomes_a_dead_letter(webhooks: WebhookHarness) -> None:
+    """The payment follows the provider's data, and the dead letter informs a person."""
+    await webhooks.request_payment(oid(1))
+    await webhooks.handle(event(intent(oid(1))))
+    assert await webhooks.handle(refund(oid(1))) == "put_aside"
+    assert await webhooks.dead_letters() == [("refunded_elsewhere", "evt_3")]
+    assert (await webhooks.payment(oid(1))).status is PaymentStatus.REFUNDED
 
 
-async def test_a_webhook_that_was_cut_off_between_books_and_letter_is_put_aside_when_it_comes_again(
-    service: Desk, monkeypatch: pytest.MonkeyPatch
+async def test_a_webhook_whose_dead_letter_was_not_stored_is_dead_lettered_when_stripe_repeats_it(
+    webhooks: WebhookHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A refund by hand is in our books then; the person has not heard of it yet, and hears of it once."""
-    await service.requested(oid(1))
-    await service.take(event(intent(oid(1))))
+    """The refund is recorded by then, but its dead letter is not: the repeated webhook stores it, once."""
+    await webhooks.request_payment(oid(1))
+    await webhooks.handle(event(intent(oid(1))))
     with monkeypatch.context() as patch:
-        patch.setattr(service.harness.dead_letter_store, "add", _cut_off)
+        patch.setattr(webhooks.harness.dead_letter_store, "add", _fail_to_store)
         with pytest.raises(StorageUnavailable):
-            await service.take(refund(oid(1)))
-    assert (await service.payment(oid(1))).status is PaymentStatus.REFUNDED
-    assert [await service.take(refund(oid(1))) for _ in range(2)] == ["put_aside", "put_aside"]
-    assert await service.letters() == [("refunded_elsewhere", "evt_3")]
+            await webhooks.handle(refund(oid(1)))
+    assert (await webhooks.payment(oid(1))).status is PaymentStatus.REFUNDED
+    assert [await webhooks.handle(refund(oid(1))) for _ in range(2)] == ["put_aside", "put_aside"]
+    assert await webhooks.dead_letters() == [("refunded_elsewhere", "evt_3")]
 
 
-async def test_other_types_are_none_of_our_business(service: Desk) -> None:
-    """Stripe has hundreds."""
-    assert await service.take(event({}, "customer.created")) == "ignored"
-    assert await service.letters() == []
+async def test_webhooks_of_other_types_are_ignored(webhooks: WebhookHarness) -> None:
+    """Stripe has hundreds of types."""
+    assert await webhooks.handle(event({}, "customer.created")) == "ignored"
+    assert await webhooks.dead_letters() == []
 
 
-async def test_without_the_database_there_is_no_answer(service: Desk) -> None:
-    """Stripe comes again; nothing is said to be here that is not."""
-    await service.requested(oid(1))
-    await service.harness.database.close()
+async def test_a_webhook_fails_while_the_database_is_out_of_reach(webhooks: WebhookHarness) -> None:
+    """No webhook is acknowledged that is not stored; Stripe repeats it."""
+    await webhooks.request_payment(oid(1))
+    await webhooks.harness.database.close()
     with pytest.raises(StorageUnavailable):
-        await asyncio.wait_for(service.take(event(intent(oid(1)))), 10)
+        await asyncio.wait_for(webhooks.handle(event(intent(oid(1)))), 10)

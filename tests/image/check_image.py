@@ -120,7 +120,7 @@ def test_stripe_is_asked_for_money_and_gives_it_back(start: Start, tmp_path: Pat
         call("POST", f"{url}/v1/orders/{placed['order_id']}/cancel", {})
         until(payment, "refunded")
     finally:
-        provider.end()
+        provider.kill()
 
 
 def until(url: str, wanted: str) -> None:

@@ -31,7 +31,7 @@ Connect = Callable[[Server], Client]
 def provider(tmp_path: Path) -> Iterator[LocalStripe]:
     server = LocalStripe(str(tmp_path / "localstripe.pickle"))
     yield server.start()
-    server.end()
+    server.kill()
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def reconcile(server: Server) -> tuple[int, Any]:
 def captured(provider: LocalStripe) -> dict[str, list[int]]:
     """Return the amounts that the provider has taken and not given back, by order."""
     found: dict[str, list[int]] = {}
-    for intent in provider.rows("/v1/payment_intents"):
+    for intent in provider.list_all("/v1/payment_intents"):
         if intent["status"] == "succeeded" and not intent["latest_charge"]["refunded"]:
             found.setdefault(intent["metadata"]["order_id"], []).append(intent["amount"])
     return found
@@ -86,14 +86,14 @@ async def test_pay_decline_and_refund(serve: Serve, connect: Connect, provider: 
     await client.cancel(returned)
     await client.payment_once(returned, "refunded")
     assert captured(provider) == {paid: [2500]}
-    [refund] = provider.rows("/v1/refunds")
+    [refund] = provider.list_all("/v1/refunds")
     assert refund["amount"] == 3750
     await check_world(client, [paid, declined, nonsense, returned], {"SKU-1": 100})
     code, report = await asyncio.to_thread(reconcile, server)
     assert (code, report["differences"]) == (0, [])
     assert report["charges"] == 3
-    provider.ask("/v1/payment_intents", amount="777", currency="eur", confirm="true", payment_method="pm_card_visa")
-    provider.ask("/v1/refunds", payment_intent=(await client.get(f"/v1/payments/{paid}"))["reference"], amount="100")
+    provider.request("/v1/payment_intents", amount="777", currency="eur", confirm="true", payment_method="pm_card_visa")
+    provider.request("/v1/refunds", payment_intent=(await client.get(f"/v1/payments/{paid}"))["reference"], amount="100")
     code, report = await asyncio.to_thread(reconcile, server)
     assert code == 1
     assert sorted(difference["kind"] for difference in report["differences"]) == ["extra", "refunded"]
@@ -101,7 +101,7 @@ async def test_pay_decline_and_refund(serve: Serve, connect: Connect, provider: 
     assert API_KEY not in said
     assert SECRET not in said
     assert "_secret_" not in said
-    provider.end()
+    provider.kill()
     assert run(server.folder, "payments", "reconcile", **server.settings).returncode == 3
 
 
@@ -125,11 +125,11 @@ async def test_webhooks_with_right_and_wrong_signatures(serve: Serve, connect: C
     """No API key, but a signature; the provider's own are taken, and what is about nobody is put aside."""
     server = serve(**environment(provider.url))
     client = connect(server)
-    provider.ask("/_config/webhooks/ours", url=server.url + WEBHOOKS, secret=SECRET)
+    provider.request("/_config/webhooks/ours", url=server.url + WEBHOOKS, secret=SECRET)
     await client.stock("SKU-1", 100)
     order_id = await client.place({"SKU-1": 1})
     await client.followed(order_id)
-    provider.ask("/v1/payment_intents", amount="777", currency="eur", confirm="true", payment_method="pm_card_visa")
+    provider.request("/v1/payment_intents", amount="777", currency="eur", confirm="true", payment_method="pm_card_visa")
 
     async def letters() -> Any:
         return await client.everything("/v1/dead-letters")
@@ -144,7 +144,7 @@ async def test_webhooks_with_right_and_wrong_signatures(serve: Serve, connect: C
         return await client.ask("POST", WEBHOOKS, headers=headers | changes, data=body)
 
     reference = (await client.get(f"/v1/payments/{order_id}"))["reference"]
-    intent = provider.ask(f"/v1/payment_intents/{reference}")
+    intent = provider.request(f"/v1/payment_intents/{reference}")
     event = {"object": "event", "id": "evt_mine", "type": "payment_intent.succeeded", "data": {"object": intent}}
     body = json.dumps(event).encode()
     answers = [await send(body), await send(body)]
@@ -227,7 +227,7 @@ async def test_a_provider_that_hangs_holds_up_nobody_who_needs_it_not(
     serve: Serve, connect: Connect, faulty: FaultyStripe
 ) -> None:
     """With every call to it stuck, an order for what is not there ends at once."""
-    faulty.weather = lambda: Fault.HANG
+    faulty.write_fault = lambda: Fault.HANG
     client = connect(serve(**environment(faulty.url)))
     await client.stock("SKU-1", 1_000)
     await client.stock("SKU-2", 0)
@@ -246,7 +246,7 @@ async def test_a_provider_that_hangs_holds_up_nobody_who_needs_it_not(
 @pytest.mark.slow
 async def test_killed_between_the_charge_and_its_record(serve: Serve, connect: Connect, faulty: FaultyStripe) -> None:
     """The next start looks before it charges again: this provider knows no repeated key."""
-    faulty.weather = lambda: Fault.CHARGE_HANG
+    faulty.write_fault = lambda: Fault.CHARGE_HANG
     server = serve(**environment(faulty.url))
     client = connect(server)
     await client.stock("SKU-1", 100, 500)
@@ -257,10 +257,10 @@ async def test_killed_between_the_charge_and_its_record(serve: Serve, connect: C
 
     await eventually(charged, lambda count: count == 40)
     server.kill()
-    faulty.weather = lambda: Fault.FINE
+    faulty.write_fault = lambda: Fault.NONE
     server.start()
     await check_world(client, orders, {"SKU-1": 100}, seconds=60)
-    assert faulty.taken() == {order_id: [500] for order_id in orders}
+    assert faulty.captured() == {order_id: [500] for order_id in orders}
 
 
 @pytest.mark.slow
@@ -274,15 +274,15 @@ async def test_hundreds_of_orders_in_bad_weather(serve: Serve, connect: Connect,
             return Fault.CHARGE_HANG
         if share < 0.50:
             return rng.choice([Fault.CHARGE_500, Fault.ERROR_500])
-        return rng.choice([Fault.CHARGE_HTML, Fault.CHARGE_TRUNCATED]) if share < 0.55 else Fault.FINE
+        return rng.choice([Fault.CHARGE_HTML, Fault.CHARGE_TRUNCATED]) if share < 0.55 else Fault.NONE
 
-    faulty.weather = weather
+    faulty.write_fault = weather
     server = serve(**environment(faulty.url))
     client = connect(server)
     await client.stock("SKU-1", 1_000, 500)
     orders = [await client.place({"SKU-1": 1}) for _ in range(300)]
     found = await check_world(client, orders, {"SKU-1": 1_000}, seconds=200)
     assert {order["status"] for order in found} == {"confirmed"}
-    assert faulty.taken() == {order_id: [500] for order_id in orders}
+    assert faulty.captured() == {order_id: [500] for order_id in orders}
     code, report = await asyncio.to_thread(reconcile, server)
     assert (code, report["differences"]) == (0, [])
