@@ -138,7 +138,7 @@ async def test_a_rolling_upgrade_and_the_way_back_lose_nothing(tmp_path: Path, s
         await fleet.nats.rest()
         assert await fleet.reserved() == expected
         assert await fleet.harness.dead_letter_store.list(None, None, None, 10) == []
-        assert fleet.nats.box.kept == {}
+        assert fleet.nats.store.kept == {}
 
 
 async def test_versions_published_by_hand_are_each_treated_as_they_deserve(
