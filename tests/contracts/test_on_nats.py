@@ -157,7 +157,7 @@ async def test_versions_published_by_hand_are_each_treated_as_they_deserve(
         await js.publish(V2, json.dumps({**newer, "order_id": oid(3)}).encode(), headers={"ce-id": "three"})
         await js.publish(V2, json.dumps({**newer, "shipping_address": {}}).encode(), headers={"ce-id": "bad"})
         await js.publish(V1, b"{", headers={"ce-id": "worse"})
-        letters = await fleet.nats.letters(2)
+        letters = await fleet.nats.dead_letters(2)
         assert {(dead_letter.error, dead_letter.attempts) for dead_letter in letters} == {("invalid", 1), ("unreadable", 1)}
         assert any("/shipping_address" in dead_letter.detail for dead_letter in letters)
 
