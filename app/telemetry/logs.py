@@ -3,7 +3,7 @@ One log for the whole program: loguru is the interface, a `LogSink` writes JSON 
 
     from loguru import logger
 
-    logger.info("order is over", order_id=order_id, status=status, correlation_id=correlation_id)
+    logger.info("order finished", order_id=order_id, status=status, correlation_id=correlation_id)
 
 The message is a constant; values that vary are keywords, which become members of the line. (loguru formats the message
 with them, so the message must contain no braces.) The keywords are built even if the level is off: on hot paths ask

@@ -55,6 +55,6 @@ class OrderMetrics:
         if is_confirmed or not any(entry["event"] == "orders.confirmed" for entry in order.timeline):
             self._duration_seconds.observe(seconds)
         log_fast(
-            __name__, "order is over", order_id=order.order_id, status=order.status.value, reason=order.reason,
+            __name__, "order finished", order_id=order.order_id, status=order.status.value, reason=order.reason,
             seconds=round(seconds, 4), correlation_id=trace.correlation_id, trace_id=trace_id(trace.traceparent),
         )  # fmt: skip

@@ -58,10 +58,10 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
 
 def test_a_line_is_one_json_object(out: io.StringIO) -> None:
     """Time, level, logger and message come first, then the fields that the caller bound."""
-    logger.bind(correlation_id="c-1").info("order is over", order_id="o-1", items=2)
+    logger.bind(correlation_id="c-1").info("order finished", order_id="o-1", items=2)
     (line,) = lines(out)
     assert list(line) == ["time", "level", "logger", "message", "correlation_id", "order_id", "items"]
-    assert (line["level"], line["logger"], line["message"]) == ("INFO", __name__, "order is over")
+    assert (line["level"], line["logger"], line["message"]) == ("INFO", __name__, "order finished")
     assert (line["correlation_id"], line["order_id"], line["items"]) == ("c-1", "o-1", 2)
 
 
@@ -331,7 +331,7 @@ async def test_lines_of_one_loop_iteration_are_written_together() -> None:
     stream = CountingStream()
     logs.setup("INFO", "json", stream=stream)
     for number in range(100):
-        logger.info("order is over", number=number)
+        logger.info("order finished", number=number)
     assert stream.writes == 0
     await asyncio.sleep(0)
     assert stream.writes == 1
@@ -347,8 +347,8 @@ def test_log_fast_writes_the_same_line_as_loguru(format: str, level: str, tmp_pa
     stream, file = io.StringIO(), tmp_path / "log"
     logs.setup(level, format, file, stream, secrets=["open-sesame"])
     fields: dict[str, Any] = {"number": 1, "at": datetime(2026, 1, 1, tzinfo=UTC), "what": "open-sesame", "nothing": None}
-    logger.info("order is over", **fields)
-    logs.log_fast(__name__, "order is over", **fields)
+    logger.info("order finished", **fields)
+    logs.log_fast(__name__, "order finished", **fields)
     for text in stream.getvalue(), file.read_text():
         assert "open-sesame" not in text
         written = [re.sub(r"[\d:.TZ-]{12,}", "", line, count=1) for line in text.splitlines()]
@@ -362,5 +362,5 @@ def test_log_fast_uses_loguru_without_a_setup() -> None:
     logger.remove()
     written: list[str] = []
     logger.add(written.append, format="{name} {message} {extra}")
-    logs.log_fast("app.bootstrap", "order is over", number=1)
-    assert written == ["app.bootstrap order is over {'number': 1}\n"]
+    logs.log_fast("app.bootstrap", "order finished", number=1)
+    assert written == ["app.bootstrap order finished {'number': 1}\n"]
