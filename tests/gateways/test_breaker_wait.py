@@ -17,8 +17,10 @@ def open_breaker(clock: VirtualClock) -> tuple[CircuitBreaker, BreakerWait]:
     return breaker, breaker_wait
 
 
-async def call_when_permitted(breaker: CircuitBreaker, breaker_wait: BreakerWait, calls: list[float], clock: VirtualClock, seconds: float = 1.0) -> None:
-    """Make a call as the worker does: wait for a permit, take *seconds*, and succeed."""
+async def call_when_permitted(
+    breaker: CircuitBreaker, breaker_wait: BreakerWait, calls: list[float], clock: VirtualClock
+) -> None:
+    """Make a call as the worker does: wait for a permit, take a second, and succeed."""
     while True:
         try:
             permit = breaker.acquire()
@@ -26,7 +28,7 @@ async def call_when_permitted(breaker: CircuitBreaker, breaker_wait: BreakerWait
         except BreakerOpen:
             await breaker_wait.until_retry()
     calls.append(clock.monotonic())
-    await clock.sleep(seconds)
+    await clock.sleep(1.0)
     breaker.succeeded(permit)
 
 

@@ -17,8 +17,8 @@ from loguru import logger
 
 from app.gateways.circuit_breaker import BreakerState, CircuitBreaker
 from app.gateways.gateway_calls import CALLS_MAX, GatewayCalls
-from app.gateways.gateway_request import ChargeAttempt, GatewayRequest, result_id
-from app.gateways.payment_worker import CONSUMER, PaymentWorker
+from app.gateways.gateway_request import ChargeAttempt, GatewayRequest
+from app.gateways.payment_worker import CONSUMER, OrderLocks, PaymentWorker
 from app.gateways.port import (
     Captured,
     ChargeResult,
@@ -39,15 +39,7 @@ from bus.replay_subjects import replay_subject
 from modules import payments
 from modules.orders.events import CancelRequested
 from modules.orders.state import Order, Status
-from modules.payments.events import (
-    ChargeDeclined,
-    ChargeFailed,
-    ChargeMismatch,
-    ChargeRequested,
-    ChargeSucceeded,
-    RefundFailed,
-    RefundSucceeded,
-)
+from modules.payments.events import ChargeFailed, ChargeRequested
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Money
 from tests.runtime.harness import (
@@ -199,24 +191,30 @@ async def finished_orders(harness: Harness, ids: list[str]) -> list[Order]:
     return found
 
 
-REQUEST_ID = "0199fe00-0000-8000-8000-000000000001"
+async def test_turns_of_one_order_are_taken_one_at_a_time_and_in_order() -> None:
+    """Turns of different orders overlap; a turn that fails or is cancelled lets the next one in."""
+    locks, log = OrderLocks(), []
+    gates = [asyncio.Event() for _ in range(4)]
 
+    async def take_turn(number: int, order_id: str) -> None:
+        async with locks.turn(order_id) as is_uncontended:
+            log.append((number, is_uncontended))
+            await gates[number].wait()
+            if number == 0:
+                raise LookupError
 
-@pytest.mark.parametrize(
-    ("result", "expected"),
-    [
-        (ChargeSucceeded(order_id="o", reference="r", calls=1), "0199fe00-0000-86e8-9a27-3f9453d45784"),
-        (ChargeDeclined(order_id="o", reason="x", calls=1), "0199fe00-0000-8e98-8fbb-40df6521de41"),
-        (ChargeFailed(order_id="o", is_unknown=True, retry_seconds=1, calls=1), "0199fe00-0000-8ead-b917-f4e4ecc5abfa"),
-        (ChargeFailed(order_id="o", is_unknown=False, retry_seconds=1, calls=0), "0199fe00-0000-8bba-b8e5-fd7797a7b3ac"),
-        (ChargeMismatch(order_id="o", reason="x", reference=None, calls=1), "0199fe00-0000-8078-b8a7-f13998faffcc"),
-        (RefundSucceeded(order_id="o", reference="r"), "0199fe00-0000-8937-8521-fe554281525a"),
-        (RefundFailed(order_id="o", retry_seconds=1), "0199fe00-0000-8b62-a579-dbe404f59936"),
-    ],
-)
-def test_the_id_of_a_result_is_the_same_as_in_older_versions(result: Any, expected: str) -> None:
-    """A result that a worker of an older version has submitted is recognised as a duplicate during an upgrade."""
-    assert result_id(REQUEST_ID, CONSUMER, result) == expected
+    tasks = [asyncio.create_task(take_turn(number, order_id)) for number, order_id in enumerate(["a", "a", "b", "a"])]
+    await asyncio.sleep(0)
+    assert log == [(0, True), (2, True)]
+    gates[0].set()
+    await until(lambda: log[2:] == [(1, False)])
+    tasks[1].cancel()
+    await until(lambda: log[3:] == [(3, False)])
+    for gate in gates:
+        gate.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [LookupError, asyncio.CancelledError, type(None), type(None)]
+    assert locks._last_turns == {}
 
 
 async def test_every_order_is_confirmed_though_every_third_call_fails(path: Path) -> None:
@@ -398,7 +396,8 @@ async def test_a_request_that_is_redelivered_after_a_crash_charges_nothing_for_a
         await until(is_cancelled)
         sql = "SELECT event_id, body FROM payments_outbox WHERE subject = 'payments.charge_requested.v1' AND sent_at IS NOT NULL"
         [(event_id, body)] = await until(lambda: harness.rows(sql))
-        original = bus_message(harness, ChargeRequested(order_id=id, amount=Money(100, "EUR"), attempt=1, is_wanted=True), id=event_id)
+        request = ChargeRequested(order_id=id, amount=Money(100, "EUR"), attempt=1, is_wanted=True)
+        original = bus_message(harness, request, id=event_id)
         assert original.body == body
         await harness.bus.publish(Message(original.subject, "redelivered", body, id, original.headers))
         assert [call for call, _ in gateway.calls] == ["charge", "find"]

@@ -101,7 +101,9 @@ async def webhooks(tmp_path: Path, faulty: FaultyStripe) -> AsyncIterator[Webhoo
     async with harness_at(tmp_path / "test.db") as harness:
         runner = harness.runners["payments"]
         harness.run(runner.run())
-        yield WebhookHarness(harness, StripeWebhookHandler(runner, SECRET, gateway, harness.dead_letter_store, harness.clock, harness.metrics, lambda: NOW))
+        dead_letters = harness.dead_letter_store
+        handler = StripeWebhookHandler(runner, SECRET, gateway, dead_letters, harness.clock, harness.metrics, lambda: NOW)
+        yield WebhookHarness(harness, handler)
     await gateway.close()
 
 
