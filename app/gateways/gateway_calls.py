@@ -182,9 +182,9 @@ class GatewayCalls:
 
     def retry_seconds(self, attempt: int, asked_seconds: float | None = None) -> float:
         """
-        Return how long to wait after the failed attempt number *attempt*: 0.5 s, doubling up to `RETRY_SECONDS_MAX`, with jitter.
+        Return how long to wait after the failed attempt number *attempt*.
 
-        It is at least *asked_seconds*, which the provider asked for.
+        It is 0.5 s, doubles up to `RETRY_SECONDS_MAX`, has jitter, and is at least *asked_seconds*, if the provider asked.
         """
         own_seconds = min(0.5 * 2.0 ** min(attempt - 1, 10), RETRY_SECONDS_MAX)
         return self._spread(max(asked_seconds or 0.0, own_seconds))

@@ -240,7 +240,13 @@ class PaymentWorker:
         is_closed = self._breaker.state is BreakerState.CLOSED
         is_fresh = is_closed and requested_at is not None and requested_at >= fresh_since
         return GatewayRequest(
-            event, received.id, received.trace, received.is_express, is_first_call, not (is_first_call and is_fresh), may_be_repeat
+            event=event,
+            id=received.id,
+            trace=received.trace,
+            is_express=received.is_express,
+            is_first_call=is_first_call,
+            needs_recheck=not (is_first_call and is_fresh),
+            may_be_repeat=may_be_repeat,
         )
 
     def _may_be_repeat(self, received: Received, requested_at: datetime | None) -> bool:

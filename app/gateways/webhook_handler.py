@@ -100,7 +100,8 @@ class StripeWebhookHandler:
         order_id = event.notice.order_id if event.notice is not None else ""
         headers = {"ce-id": event.id, "ce-correlationid": trace.correlation_id, "traceparent": trace.traceparent}
         message = Message(f"stripe.{event.type}", event.id, body, order_id, headers)
-        detail = f"Stripe reports {event.type} for {event.reference or 'an unknown object'}, which contradicts our data: {mismatch}"
+        reference = event.reference or "an unknown object"
+        detail = f"Stripe reports {event.type} for {reference}, which contradicts our data: {mismatch}"
         await self._dead_letters.add(DeadLetter.of(message, CONSUMER, mismatch, detail, 1, None, self._clock.now()))
 
     def _count(self, outcome: str, event: StripeEvent) -> str:

@@ -196,7 +196,9 @@ class FaultyStripe:
         # There are thousands of rows, sorted by number in either direction. A linear search for each page would dominate
         # the time of the tests.
         direction = -1 if rows and _number(rows[0]["id"]) > _number(rows[-1]["id"]) else 1
-        start = 0 if after is None else bisect_right(rows, direction * _number(after), key=lambda row: direction * _number(row["id"]))
+        start = 0
+        if after is not None:
+            start = bisect_right(rows, direction * _number(after), key=lambda row: direction * _number(row["id"]))
         page = {"object": "list", "data": rows[start : start + limit], "has_more": len(rows) > start + limit}
         return await self._respond(request, self.read_fault(), lambda: page, lambda page: (200, page))
 

@@ -563,7 +563,9 @@ async def test_a_request_from_before_the_start_is_looked_up_first(path: Path) ->
 @pytest.mark.parametrize("failure", ["not reached", "timeout"])
 @pytest.mark.parametrize("is_wanted", [True, False])
 @pytest.mark.parametrize("is_repeat", [True, False])
-async def test_a_failed_look_up_for_a_possible_repeat_leaves_the_charge_unknown(failure: str, is_wanted: bool, is_repeat: bool) -> None:
+async def test_a_failed_look_up_for_a_possible_repeat_leaves_the_charge_unknown(
+    failure: str, is_wanted: bool, is_repeat: bool
+) -> None:
     """A worker that was killed may have charged; a cancelled order is not settled before that is known."""
     clock = HurriedClock()
     calls = GatewayCalls(FakeGateway(plan=[failure]), CircuitBreaker(clock.monotonic), Metrics(), random.Random(1))
@@ -671,7 +673,8 @@ def log() -> Iterator[list[str]]:
 def outcomes(harness: Harness, subject: str = "payments.charge_requested.v1") -> dict[str, int]:
     """Return the outcomes of the messages to payments on *subject*, from the metrics."""
     found = harness.metrics.messages_handled.items()
-    return {outcome: int(counter.value) for (module, counted, outcome), counter in found if (module, counted) == ("payments", subject)}
+    counters = {outcome: counter for (module, counted, outcome), counter in found if (module, counted) == ("payments", subject)}
+    return {outcome: int(counter.value) for outcome, counter in counters.items()}
 
 
 async def test_an_unreadable_message_is_dead_lettered_counted_and_logged(path: Path, log: list[str]) -> None:
@@ -686,7 +689,8 @@ async def test_an_unreadable_message_is_dead_lettered_counted_and_logged(path: P
         assert "'error': 'unreadable'" in first
         assert "'correlation_id': 'c-1'" in first
         assert "'error': 'invalid'" in second
-        assert [kept.dead_letter.error for kept in await harness.dead_letter_store.list(CONSUMER, None, None, 9, error="invalid")] == ["invalid"]
+        stored = await harness.dead_letter_store.list(CONSUMER, None, None, 9, error="invalid")
+        assert [each.dead_letter.error for each in stored] == ["invalid"]
 
 
 async def test_an_unknown_version_is_ignored_if_a_known_one_is_published_too(path: Path, log: list[str]) -> None:

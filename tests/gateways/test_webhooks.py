@@ -234,7 +234,9 @@ async def test_a_refund_whose_charge_names_no_order_is_looked_up(webhooks: Webho
         (event({"object": "charge"}, "charge.refunded"), "nonsense"),
     ],
 )
-async def test_a_webhook_that_contradicts_our_data_becomes_one_dead_letter(webhooks: WebhookHarness, body: bytes, error: str) -> None:
+async def test_a_webhook_that_contradicts_our_data_becomes_one_dead_letter(
+    webhooks: WebhookHarness, body: bytes, error: str
+) -> None:
     """A person reviews the dead letter; Stripe gets a 2xx, because repeating the webhook would not help."""
     await webhooks.request_payment(oid(1))
     assert [await webhooks.handle(body), await webhooks.handle(body)] == ["put_aside"] * 2

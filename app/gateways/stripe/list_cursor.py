@@ -1,5 +1,5 @@
 """
-A cursor for a list of charges that is sorted oldest first and cannot be filtered, so that it is not read again from the start.
+A cursor for a list of charges that is sorted oldest first and cannot be filtered: each scan reads only what is new.
 
 Stripe itself needs none: its list is sorted newest first and can be filtered by time. A compatible server may support
 neither, and reading thousands of charges for each look-up would take longer than the charges themselves.
