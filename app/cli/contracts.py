@@ -185,7 +185,7 @@ def catalogue() -> None:
     It names the producer, the consumers, the members and an example of every event version.
 
     \b
-      python -m app contracts catalogue > docs/catalogue.rst
+      python -m app contracts catalogue > docs/reference/catalogue.rst
     """
     from app.messaging.event_catalogue import page
     from app.messaging.event_registry import all_modules, build_registry

@@ -119,10 +119,10 @@ def test_the_command_prints_the_document() -> None:
 
 
 def test_the_catalogue_in_the_documents_is_the_one_that_the_program_prints() -> None:
-    """``python -m app contracts catalogue > docs/catalogue.rst`` makes it so again."""
+    """``python -m app contracts catalogue > docs/reference/catalogue.rst`` makes it so again."""
     result = CliRunner().invoke(main, ["contracts", "catalogue"])
     assert result.exit_code == 0
-    assert (ROOT / "docs" / "catalogue.rst").read_text(encoding="utf-8") == result.output
+    assert (ROOT / "docs" / "reference" / "catalogue.rst").read_text(encoding="utf-8") == result.output
 
 
 def test_the_catalogue_has_every_version_with_its_speaker_and_hearers() -> None:

@@ -1,4 +1,4 @@
-"""The figures in docs/payments.rst are equal to those in the code."""
+"""The figures in docs/howto/payments.rst are equal to those in the code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from app.gateways.stripe.gateway import TEST_PAYMENT_METHOD
 from app.web.endpoints.stripe_webhook import DESCRIPTION
 from modules.payments.decide import RECHECK_DELAY
 
-TEXT = " ".join((Path(__file__).parents[2] / "docs" / "payments.rst").read_text(encoding="utf-8").split())
+TEXT = " ".join((Path(__file__).parents[2] / "docs" / "howto" / "payments.rst").read_text(encoding="utf-8").split())
 BREAKER = CircuitBreaker(time.monotonic)
 
 

@@ -27,6 +27,15 @@ PATH = re.compile(r"``((?:app|bus|config|deploy|docs|modules|tests)/[\w./-]+)``"
 CREATED = ("deploy/secrets",)
 """Paths that a command creates: a fresh clone has none of them."""
 CODE = re.compile(r'(?:ProblemError|Rejection|partial\(\s*ProblemError,|invalid_input)\(?\s*(?:\d{3},\s*)?"([a-z_]+)"')
+QUOTED = (
+    ("docs/howto/operate.rst", "the database is out of reach"),
+    ("docs/howto/operate.rst", "circuit breaker"),
+    ("docs/howto/operate.rst", "cannot listen"),
+    ("docs/howto/operate.rst", "newer than this release"),
+    ("docs/howto/operate-on-nats.rst", "dead letter"),
+    ("docs/howto/operate-on-nats.rst", "does not take messages"),
+    ("docs/reference/commands.rst", "as planned"),
+)
 COMMANDS = ("pip install . && python -m app serve", "pip install tox && tox")
 
 
@@ -102,6 +111,14 @@ def test_every_problem_code_is_in_the_reference() -> None:
     documented = set(re.findall(r"^``([a-z_]+)``\n    ", _section(_page("http"), "Problem codes"), re.MULTILINE))
     assert codes >= {"invalid_body", "order_not_found", "internal_error", "unauthorized"}, "the pattern finds them"
     assert documented == codes
+
+
+@pytest.mark.parametrize(("document", "text"), QUOTED)
+def test_every_log_text_that_a_document_quotes_is_in_the_code(document: str, text: str) -> None:
+    """An operator who searches the log for a quoted text finds it."""
+    assert text in " ".join((ROOT / document).read_text(encoding="utf-8").split())
+    sources = [path for top in ("app", "bus") for path in (ROOT / top).rglob("*.py")]
+    assert any(text in path.read_text(encoding="utf-8") for path in sources)
 
 
 def test_the_changelog_has_a_section_for_this_version() -> None:
