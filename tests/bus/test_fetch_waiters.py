@@ -25,7 +25,7 @@ class Group:
     """A group whose messages are numbers, and whose waiting fetches end only when they are woken."""
 
     name: str = "inventory"
-    host: Host = field(factory=Host)
+    host: Any = field(factory=Host)
     waiters: FetchWaiters = field(factory=FetchWaiters)
     ready: list[Any] = field(factory=list)
 

@@ -36,7 +36,7 @@ def request(event: Any = CHARGE, *, is_first_call: bool = True, may_be_repeat: b
 
 
 def payment(status: PaymentStatus = PaymentStatus.PENDING, **changes: Any) -> Payment:
-    fields = {"order_id": "o", "amount": 100, "currency": "EUR", "attempts": 1, "updated_at": datetime(2026, 1, 1, tzinfo=UTC)}
+    fields: dict[str, Any] = {"order_id": "o", "amount": 100, "currency": "EUR", "attempts": 1, "updated_at": datetime(2026, 1, 1, tzinfo=UTC)}
     return Payment(status=status, **(fields | changes))
 
 
