@@ -27,9 +27,9 @@ def derived_id(cause: str, ordinal: int | str) -> str:
     Return the id of the *ordinal*-th consequence of *cause*; equal arguments always give equal ids.
 
     The result is a UUID of version 8 (RFC 9562, section 5.8). Its first 48 bits are those of *cause* if that is a UUID,
-    and a hash otherwise. An order's UUIDv7 begins with the time, and so does every id derived from it: rows of about the
-    same time are neighbours in an index, however large the table grows. A UUIDv5 would serve to recognise duplicates, but
-    would scatter the rows over the whole index.
+    and a hash otherwise. An order's UUIDv7 begins with the time, and so does every id derived from it: rows of about
+    the same time are neighbours in an index, however large the table grows. A UUIDv5 would serve to recognise
+    duplicates, but would scatter the rows over the whole index.
     """
     hashed = _BLANK.copy()
     hashed.update(f"{cause}/{ordinal}".encode())
@@ -43,15 +43,15 @@ def id_lower_bound(moment: datetime) -> str:
     """
     Return a string that sorts after every id from before *moment* and before every id from *moment* on.
 
-    This holds for ids that begin with a time in milliseconds: UUIDs of version 7, and ids that `derived_id` derives from
-    them.
+    This holds for ids that begin with a time in milliseconds: UUIDs of version 7, and ids that `derived_id` derives
+    from them.
     """
     digits = f"{int(moment.timestamp() * 1000):012x}"
     return f"{digits[:8]}-{digits[8:]}"
 
 
 def time_of_id(order_id: str | None) -> datetime | None:
-    """Return the time in *order_id*, when the order was placed; None if it is not a UUIDv7, so not the id of an order."""
+    """Return the time in *order_id*, when the order was placed; None if it is not a UUIDv7, so not an order's id."""
     if order_id is None or not _UUID7.fullmatch(order_id):
         return None
     try:

@@ -1,9 +1,9 @@
 """
 The interface of the bus: protocols whose docstrings promise behaviour.
 
-The bus delivers bytes on a subject to *consumer groups*. Every group that subscribes to a subject receives every message
-on it at least once, in no guaranteed order; the members of a group share its messages. ``tests/bus/contract.py`` states
-each promise as a test, and every adapter passes the same suite.
+The bus delivers bytes on a subject to *consumer groups*. Every group that subscribes to a subject receives every
+message on it at least once, in no guaranteed order; the members of a group share its messages.
+``tests/bus/contract.py`` states each promise as a test, and every adapter passes the same suite.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Message:
     A message: a body with the metadata that the bus needs to transport it.
 
     *id* identifies the message: the bus treats two messages with one id as one, for as long as it remembers the id
-    (`DEDUP_SECONDS`). The event has its own id in the headers (``ce-id``), so a replayed dead letter is a new message with
-    an old event. *key* identifies the subject matter (an order, a product); the bus ignores it.
+    (`DEDUP_SECONDS`). The event has its own id in the headers (``ce-id``), so a replayed dead letter is a new message
+    with an old event. *key* identifies the subject matter (an order, a product); the bus ignores it.
     """
 
     subject: str
@@ -66,8 +66,8 @@ class DeadLetter:
     """
     A message that a consumer group cannot process, and the reason.
 
-    *id* is derived from the consumer and the message's id, so storing it twice has the effect of storing it once. *error*
-    is a stable code, *detail* a sentence for people.
+    *id* is derived from the consumer and the message's id, so storing it twice has the effect of storing it once.
+    *error* is a stable code, *detail* a sentence for people.
     """
 
     id: str
@@ -136,9 +136,9 @@ class Delivery(Protocol):
     """
     A delivered message, until it is settled.
 
-    Exactly one of `ack`, `nak` and `term` settles it; without one it is redelivered after ``ack_wait``. A later `ack` counts
-    if the message has not been settled by another delivery, and has no effect otherwise. A later `nak` or `term` may have no
-    effect, because the message is redelivered anyway. None of these methods raises.
+    Exactly one of `ack`, `nak` and `term` settles it; without one it is redelivered after ``ack_wait``. A later `ack`
+    counts if the message has not been settled by another delivery, and has no effect otherwise. A later `nak` or `term`
+    may have no effect, because the message is redelivered anyway. None of these methods raises.
     """
 
     @property
@@ -213,13 +213,14 @@ class Bus(Protocol):
         """
         Publish *message*; the future completes once the bus has durably accepted it.
 
-        The memory adapter keeps nothing beyond the life of its process, so it has accepted a message only when every group
-        has settled it: acknowledged it, or stored it as a dead letter. JetStream has accepted it once the stream has stored
-        it. A message with an id that the bus remembers is not delivered again; its future completes with the first one.
-        Must be called on the event loop. Cancelling the future does not stop the message.
+        The memory adapter keeps nothing beyond the life of its process, so it has accepted a message only when every
+        group has settled it: acknowledged it, or stored it as a dead letter. JetStream has accepted it once the stream
+        has stored it. A message with an id that the bus remembers is not delivered again; its future completes with the
+        first one. Must be called on the event loop. Cancelling the future does not stop the message.
 
         Raises (through the future):
-            PublishRetryable: The bus cannot accept it now, and may or may not have done so: publish it again under the same id.
+            PublishRetryable: The bus cannot accept it now, and may or may not have done so: publish it again under the
+                same id.
             BusClosed: The bus is closed.
         """
 
@@ -227,13 +228,14 @@ class Bus(Protocol):
         """
         Join the durable group *consumer*, which receives exactly *subjects* (full names, no wildcards).
 
-        The first call creates the group; it receives what is published from then on, with or without members. A later call
-        with other subjects makes the group receive those instead.
+        The first call creates the group; it receives what is published from then on, with or without members. A later
+        call with other subjects makes the group receive those instead.
         """
 
     async def close(self, grace_seconds: float = 5.0) -> None:
         """
-        Deliver no more messages, wait up to *grace_seconds* for open deliveries to be settled, and wake every waiting call.
+        Deliver no more messages, wait up to *grace_seconds* for open deliveries to be settled, and wake every waiting
+        call.
 
         Publishes that are still pending end with `BusClosed`. Idempotent.
         """

@@ -1,9 +1,9 @@
 """
 Subjects of replayed dead letters: ``<module>.replay.<consumer>.<original subject>``.
 
-The module is the consumer's own, so a replay is stored in that module's stream. Only the consumer that dead-lettered the
-message receives it; other consumers, which have processed the message long ago, do not. The original subject comes last,
-lane included, so the replay of an express message is in the express lane, too.
+The module is the consumer's own, so a replay is stored in that module's stream. Only the consumer that dead-lettered
+the message receives it; other consumers, which have processed the message long ago, do not. The original subject comes
+last, lane included, so the replay of an express message is in the express lane, too.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from modules.routes import Route
 T = TypeVar("T")
 
 State = Any
-"""An instance of one of the module's state classes: attrs, frozen, without slots (see `evolve`), one row of one table."""
+"""An instance of one of the module's state classes: attrs, frozen, no slots (see `evolve`), one row of one table."""
 
 Key = tuple[type, str]
 """Identifies a state: its class and its primary key."""

@@ -47,7 +47,7 @@ def check_conversion(
     """
     for version in (from_version, to_version):
         if subject_at(event, version) not in contracts:
-            raise ContractError(f"{subject_at(event, version)}: there is no class; a conversion between versions needs one")
+            raise ContractError(f"{subject_at(event, version)}: there is no class, and a conversion needs one")
     old, new = contracts[subject_at(event, from_version)], contracts[subject_at(event, to_version)]
     conversion = f"{old.subject}: the conversion to v{to_version}"
     for number, example in enumerate(_examples(old.schema)):

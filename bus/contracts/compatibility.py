@@ -1,12 +1,12 @@
 """
-What a change of a schema does to those who rely on it.
+Compatibility of two versions of a JSON Schema.
 
-A change is *backward* compatible when those who read by the new schema can read everything that was written by the old
-one, and *forward* compatible when those who read by the old one can read everything that is written by the new one.
-Readers are tolerant: members that they do not know are none of their business. Writers are held to the letter.
+A change is *backward* compatible if readers with the new schema can read everything written with the old one, and
+*forward* compatible if readers with the old schema can read everything written with the new one. Readers are tolerant:
+they ignore members that they do not know. Writers are strict.
 
-Each keyword is compared by itself, so two changes that make up for each other count as two. What cannot be compared for
-certain (references, ``allOf``, ``not``, two patterns) is `Compatibility.UNKNOWN`: somebody has to look.
+Each keyword is compared by itself, so two changes that compensate each other count as two. What cannot be compared with
+certainty (references, ``allOf``, ``not``, two patterns) is `Compatibility.UNKNOWN` and needs review by a person.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _OWN_RULES = frozenset(
 
 
 class Compatibility(Enum):
-    """Who is safe when a schema changes."""
+    """Which readers still work after a schema has changed."""
 
     FULL = "full"
     BACKWARD = "backward"
@@ -50,7 +50,7 @@ class Compatibility(Enum):
 
     @property
     def is_backward(self) -> bool:
-        """Whether new readers can read what old writers wrote."""
+        """Whether new readers can read what old writers have written."""
         return self in (Compatibility.FULL, Compatibility.BACKWARD)
 
     @property
@@ -65,7 +65,7 @@ NONE, UNKNOWN = Compatibility.NONE, Compatibility.UNKNOWN
 
 @frozen
 class Change:
-    """One change. *pointer* leads to the member in a message, with ``*`` for every item of an array."""
+    """One change. *pointer* is a JSON Pointer to the member in a message, with ``*`` for the items of an array."""
 
     pointer: str
     compatibility: Compatibility
@@ -73,7 +73,7 @@ class Change:
 
 
 def overall(changes: Iterable[Change]) -> Compatibility:
-    """Return what *changes* do together."""
+    """Return the compatibility of all *changes* together."""
     found = [change.compatibility for change in changes]
     if UNKNOWN in found:
         return UNKNOWN
@@ -82,7 +82,7 @@ def overall(changes: Iterable[Change]) -> Compatibility:
 
 
 def compare(old: Schema, new: Schema) -> tuple[Change, ...]:
-    """Return everything that has changed from *old* to *new*, other than in the descriptions."""
+    """Return every change from *old* to *new*; titles, descriptions and other annotations do not count."""
     return tuple(_compare(old, new, ""))
 
 
@@ -91,19 +91,19 @@ def _compare(old: Any, new: Any, at: str) -> Iterator[Change]:
     if _bare(old) == _bare(new):
         return
     if not isinstance(old, Mapping) or not isinstance(new, Mapping):
-        yield Change(at, UNKNOWN, "is a schema that allows nothing; look")
+        yield Change(at, UNKNOWN, "allows no value at all; needs review")
         return
-    old_nullable, new_nullable = _without_null(old), _without_null(new)
-    if old_nullable is not None or new_nullable is not None:
-        if old_nullable is None:
-            yield Change(at, BACKWARD, "may be null now")
-        elif new_nullable is None:
-            yield Change(at, FORWARD, "may be null no more")
-        yield from _compare(old if old_nullable is None else old_nullable, new if new_nullable is None else new_nullable, at)
+    old_rest, new_rest = _without_null(old), _without_null(new)
+    if old_rest is not None or new_rest is not None:
+        if old_rest is None:
+            yield Change(at, BACKWARD, "may now be null")
+        elif new_rest is None:
+            yield Change(at, FORWARD, "may no longer be null")
+        yield from _compare(old if old_rest is None else old_rest, new if new_rest is None else new_rest, at)
         return
     for keyword in sorted((old.keys() | new.keys()) - _ANNOTATIONS - (_OWN_RULES - {"anyOf"})):
         if _bare(old.get(keyword)) != _bare(new.get(keyword)):
-            yield Change(at, UNKNOWN, f"{keyword} has changed, which cannot be compared; look")
+            yield Change(at, UNKNOWN, f"{keyword} changed, which cannot be compared; needs review")
     yield from _types(old, new, at)
     yield from _values(old, new, at)
     yield from _limits(old, new, at)
@@ -113,10 +113,10 @@ def _compare(old: Any, new: Any, at: str) -> Iterator[Change]:
 
 
 def _bare(schema: Any) -> Any:
-    """Return *schema* without what says nothing about values."""
+    """Return *schema* without its annotations, which do not restrict the values."""
     if isinstance(schema, Mapping):
         kept = {key: value for key, value in schema.items() if key not in _ANNOTATIONS}
-        # Under "properties" a name is a name, even that of an annotation.
+        # A member may have the name of an annotation.
         if isinstance(schema.get("properties"), Mapping):
             kept["properties"] = {name: _bare(value) for name, value in schema["properties"].items()}
         if isinstance(schema.get("required"), list):
@@ -126,7 +126,7 @@ def _bare(schema: Any) -> Any:
 
 
 def _without_null(schema: Mapping[str, Any]) -> Any:
-    """Return what *schema* allows beside null, where it says "this or null" and nothing else; None otherwise."""
+    """Return the other alternative of *schema* if it is exactly "this or null"; None otherwise."""
     options = schema.get("anyOf")
     if isinstance(options, list) and len(options) == 2 and not schema.keys() - _ANNOTATIONS - {"anyOf"}:
         rest = [option for option in options if _bare(option) != {"type": "null"}]
@@ -143,14 +143,14 @@ def _narrowed(at: str, why: str) -> Change:
     return Change(at, FORWARD, why)
 
 
-def _set_change(old: set[Any], new: set[Any], at: str, what: str, say: Callable[[set[Any]], str]) -> Iterator[Change]:
-    """Yield the change from the set of allowed *old* to that of *new*."""
+def _set_change(old: set[Any], new: set[Any], at: str, what: str, listed: Callable[[set[Any]], str]) -> Iterator[Change]:
+    """Yield the change from the allowed set *old* to the allowed set *new*."""
     if old < new:
-        yield _widened(at, f"{what} {say(new - old)} has come")
+        yield _widened(at, f"{what} {listed(new - old)} was added")
     elif new < old:
-        yield _narrowed(at, f"{what} {say(old - new)} has gone")
+        yield _narrowed(at, f"{what} {listed(old - new)} was removed")
     elif old != new:
-        yield Change(at, NONE, f"{what} was {say(old)} and is {say(new)}")
+        yield Change(at, NONE, f"{what} was {listed(old)} and is {listed(new)}")
 
 
 def _types(old: Mapping[str, Any], new: Mapping[str, Any], at: str) -> Iterator[Change]:
@@ -158,7 +158,7 @@ def _types(old: Mapping[str, Any], new: Mapping[str, Any], at: str) -> Iterator[
 
 
 def _allowed(schema: Mapping[str, Any]) -> set[str]:
-    """Return the types that *schema* allows; a number may be an integer."""
+    """Return the types that *schema* allows; "number" includes "integer"."""
     found = schema.get("type")
     if found is None and ("const" in schema or "enum" in schema):
         found = sorted({_type(value) for value in schema.get("enum", [schema.get("const")])})
@@ -174,9 +174,9 @@ def _type(value: Any) -> str:
 def _values(old: Mapping[str, Any], new: Mapping[str, Any], at: str) -> Iterator[Change]:
     before, after = _enumerated(old), _enumerated(new)
     if before is None and after is not None:
-        yield _narrowed(at, f"only {_listed(after)} may be said now")
+        yield _narrowed(at, f"only {_listed(after)} is allowed now")
     elif before is not None and after is None:
-        yield _widened(at, f"more than {_listed(before)} may be said now")
+        yield _widened(at, f"more than {_listed(before)} is allowed now")
     elif before is not None and after is not None:
         yield from _set_change(before, after, at, "value", _listed)
 
@@ -198,10 +198,10 @@ def _limits(old: Mapping[str, Any], new: Mapping[str, Any], at: str) -> Iterator
         if before == after:
             continue
         is_narrower = before is None or (after is not None and (after > before) == (keyword in _LOWER))
-        yield (_narrowed if is_narrower else _widened)(at, f"{keyword} was {_said(before)} and is {_said(after)}")
+        yield (_narrowed if is_narrower else _widened)(at, f"{keyword} was {_limit(before)} and is {_limit(after)}")
     before, after = old.get("multipleOf"), new.get("multipleOf")
     if before != after:
-        why = f"multipleOf was {_said(before)} and is {_said(after)}"
+        why = f"multipleOf was {_limit(before)} and is {_limit(after)}"
         if before is None or (after is not None and after % before == 0):
             yield _narrowed(at, why)
         elif after is None or before % after == 0:
@@ -209,10 +209,11 @@ def _limits(old: Mapping[str, Any], new: Mapping[str, Any], at: str) -> Iterator
         else:
             yield Change(at, NONE, why)
     if bool(old.get("uniqueItems")) != bool(new.get("uniqueItems")):
-        yield _narrowed(at, "items must differ now") if new.get("uniqueItems") else _widened(at, "items may be equal now")
+        is_unique = bool(new.get("uniqueItems"))
+        yield _narrowed(at, "items must be unique now") if is_unique else _widened(at, "items may be equal now")
 
 
-def _said(limit: Any) -> str:
+def _limit(limit: Any) -> str:
     return "none" if limit is None else str(limit)
 
 
@@ -222,27 +223,27 @@ def _texts(old: Mapping[str, Any], new: Mapping[str, Any], at: str) -> Iterator[
         if before == after:
             continue
         if before is None:
-            yield _narrowed(at, f"{keyword} {after} has come")
+            yield _narrowed(at, f"{keyword} {after} was added")
         elif after is None:
-            yield _widened(at, f"{keyword} {before} has gone")
+            yield _widened(at, f"{keyword} {before} was removed")
         else:
-            look = "; look" if when_both is UNKNOWN else ""
-            yield Change(at, when_both, f"{keyword} was {before} and is {after}{look}")
+            review = "; needs review" if when_both is UNKNOWN else ""
+            yield Change(at, when_both, f"{keyword} was {before} and is {after}{review}")
 
 
 def _objects(old: Mapping[str, Any], new: Mapping[str, Any], at: str) -> Iterator[Change]:
     before, after = old.get("properties", {}), new.get("properties", {})
-    needed, needs = set(old.get("required", ())), set(new.get("required", ()))
-    for name in sorted(before.keys() | after.keys() | needed | needs):
+    was_required, is_required = set(old.get("required", ())), set(new.get("required", ()))
+    for name in sorted(before.keys() | after.keys() | was_required | is_required):
         pointer = f"{at}/{name.replace('~', '~0').replace('/', '~1')}"
-        if name not in before and name not in needed:
-            yield _added(pointer, name in needs, is_closed=old.get("additionalProperties") is False)
-        elif name not in after and name not in needs:
-            yield _removed(pointer, name in needed, is_closed=new.get("additionalProperties") is False)
+        if name not in before and name not in was_required:
+            yield _added(pointer, name in is_required, is_closed=old.get("additionalProperties") is False)
+        elif name not in after and name not in is_required:
+            yield _removed(pointer, name in was_required, is_closed=new.get("additionalProperties") is False)
         else:
-            if name in needed - needs:
-                yield _widened(pointer, "may be left out now")
-            elif name in needs - needed:
+            if name in was_required - is_required:
+                yield _widened(pointer, "is optional now")
+            elif name in is_required - was_required:
                 yield _narrowed(pointer, "is required now")
             yield from _compare(before.get(name, True), after.get(name, True), pointer)
     yield from _other_keywords(old.get("additionalProperties", True), new.get("additionalProperties", True), at)
@@ -250,30 +251,30 @@ def _objects(old: Mapping[str, Any], new: Mapping[str, Any], at: str) -> Iterato
 
 def _added(pointer: str, is_required: bool, *, is_closed: bool) -> Change:
     if is_required:
-        return Change(pointer, FORWARD, "is new and required: what was written before lacks it")
+        return Change(pointer, FORWARD, "is new and required: older messages lack it")
     if not is_closed:
-        return Change(pointer, FORWARD, "is new, and the old schema let anybody say anything there")
+        return Change(pointer, FORWARD, "is new, and the old schema allowed any value there")
     return Change(pointer, FULL, "is new and optional")
 
 
 def _removed(pointer: str, was_required: bool, *, is_closed: bool) -> Change:
     if was_required:
-        return Change(pointer, BACKWARD, "has gone and was required: old readers miss it")
+        return Change(pointer, BACKWARD, "was removed and was required: old readers need it")
     if not is_closed:
-        return Change(pointer, BACKWARD, "has gone, and the new schema lets anybody say anything there")
-    return Change(pointer, FULL, "has gone and was optional")
+        return Change(pointer, BACKWARD, "was removed, and the new schema allows any value there")
+    return Change(pointer, FULL, "was removed and was optional")
 
 
 def _other_keywords(old: Any, new: Any, at: str) -> Iterator[Change]:
-    """Compare what members may hold that are not named. A tolerant reader does not care whether there may be any."""
+    """Compare the schemas of unlisted members. Allowing or forbidding them does not affect tolerant readers."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         yield from _compare(old, new, f"{at}/*")
     elif isinstance(new, Mapping):
-        yield Change(f"{at}/*", FULL if old is False else FORWARD, "other members must fit a schema now")
+        yield Change(f"{at}/*", FULL if old is False else FORWARD, "other members must match a schema now")
     elif isinstance(old, Mapping):
-        yield Change(f"{at}/*", FULL if new is False else BACKWARD, "other members need fit no schema any more")
+        yield Change(f"{at}/*", FULL if new is False else BACKWARD, "other members need not match a schema any more")
     elif old != new:
-        yield Change(at, FULL, f"other members may{' not' if new is False else ''} be said now, and readers ignore them")
+        yield Change(at, FULL, f"other members are {'not ' if new is False else ''}allowed now; readers ignore them")
 
 
 def _arrays(old: Mapping[str, Any], new: Mapping[str, Any], at: str) -> Iterator[Change]:

@@ -43,6 +43,6 @@ class Contract:
     id_suffix: str
     """The version, such as ``v2``."""
     older: tuple[tuple[Contract, Callable[[Event], Event]], ...] = ()
-    """The versions that are published beside this one, newest first, each with its conversion from the next newer one."""
+    """The versions that are published beside this one, newest first, each with its conversion from the next one."""
     versions: str | None = None
     """This version and the older ones, as the `VERSIONS` header names them; None if this is the only one."""

@@ -66,7 +66,7 @@ class EventReader:
         return event
 
     def has_newer(self, subject: str, versions: str) -> bool:
-        """Return whether *versions*, the `VERSIONS` header of a message on *subject*, names a newer readable version."""
+        """Return whether *versions*, the header of a message on *subject*, names a newer readable version."""
         return self._has_newer(subject, versions)
 
     def has_readable_sibling(self, subject: str, versions: str) -> bool:

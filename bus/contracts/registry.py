@@ -4,10 +4,10 @@ The registry of contracts: which JSON Schema and which class belong to a subject
 Schemas are written by hand (JSON Schema 2020-12), because they are the promise to other services; classes are internal.
 The registry compares the two when it is built. Both lanes of a subject have the same contract.
 
-jsonschema-rs validates every message, outgoing and incoming, and the schemas themselves; jsonschema explains a rejection.
-Publishers validate strictly. Consumers validate tolerantly, so that a newer publisher can add an optional member before
-they know it. `bus.contracts.versions` describes how an event gets a new version, and `bus.contracts.event_reader` reads
-events for one consumer.
+jsonschema-rs validates every message, outgoing and incoming, and the schemas themselves; jsonschema explains a
+rejection. Publishers validate strictly. Consumers validate tolerantly, so that a newer publisher can add an optional
+member before they know it. `bus.contracts.versions` describes how an event gets a new version, and
+`bus.contracts.event_reader` reads events for one consumer.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ class ContractRegistry:
         Build the registry for *classes*; *schemas* are by subject.
 
         Raises:
-            ContractError: A schema is missing, is not a JSON Schema, or contradicts its class or its examples; a subject has
-                two classes; an older version cannot be read as the newer one; a conversion between versions is wrong.
+            ContractError: A schema is missing, is not a JSON Schema, or contradicts its class or its examples; a
+                subject has two classes; an older version cannot be read as the newer one; a conversion between versions
+                is wrong.
         """
         self.dual_publishes = tuple(dual_publishes)
         self._converter = build_converter()
@@ -126,8 +127,8 @@ class ContractRegistry:
         """
         Return *event* encoded in its own version, followed by every older version that a `DualPublish` declares.
 
-        *value* is the result of `to_json` for it, if the caller has it. The oldest version has no id suffix: its message
-        keeps the event's id, so nothing changes for the consumers of that version.
+        *value* is the result of `to_json` for it, if the caller has it. The oldest version has no id suffix: its
+        message keeps the event's id, so nothing changes for the consumers of that version.
 
         Raises:
             Invalid: The event violates its schema, or the schema of an older version.
@@ -174,7 +175,7 @@ class ContractRegistry:
         # A body that this program encoded comes out unchanged, so it has no duplicate names. Only other bodies need the
         # second, slow parser.
         if canonical != body and not has_unique_names(body):
-            raise Unreadable(f"{subject}: an object has two members of the same name, so two readers could read it differently")
+            raise Unreadable(f"{subject}: an object has two members of the same name, which readers could resolve differently")
         if not contract.is_valid_incoming(value):
             raise Invalid(subject, explain(tolerant(contract.schema), value))
         return contract.structure(value, contract.cls)

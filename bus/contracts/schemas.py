@@ -1,9 +1,9 @@
 """
-What a JSON Schema (2020-12) means here: the fast check of every message, the slow one that explains, and the check that
-a schema and a class promise the same.
+JSON Schema 2020-12: the fast validator, the slow one that explains, and the comparison of a schema with a class.
 
-jsonschema-rs looks at every message, and at every schema at start. jsonschema explains a rejection, and is the oracle of
-the fast one; where its Python would read a pattern or a UUID more loosely than the standards, it is told not to.
+jsonschema-rs validates every message, and every schema at start. jsonschema explains a rejection, and the tests compare
+the fast validator with it. Where jsonschema reads a pattern or a UUID more loosely than the standards, this file makes
+it as strict as they are.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ _JSON_TYPES = {str: "string", int: "integer", bool: "boolean", float: "number"}
 
 
 def validator(schema: Schema) -> Callable[[Any], bool]:
-    """Return the fast check for *schema*: true when a value fits. Formats count."""
+    """Return the fast validator of *schema*, which returns whether a value is valid; it also checks formats."""
     check: Callable[[Any], bool] = jsonschema_rs.Draft202012Validator(dict(schema), validate_formats=True).is_valid
     return check
 
 
 def explain(schema: Schema, value: Any) -> tuple[SchemaViolation, ...]:
-    """Say where and why *value* does not fit *schema*, in the order of the pointers; at most 20 reasons."""
-    # The first hundred: a hostile value has tens of thousands, and finding them all stops the event loop for a second.
-    errors = islice(_oracle()(dict(schema)).iter_errors(value), 100)
+    """Return where and why *value* violates *schema*: at most 20 violations, sorted by pointer."""
+    # Only the first hundred: a malicious value has tens of thousands, and finding them all blocks the event loop for a
+    # second.
+    errors = islice(_reference_validator()(dict(schema)).iter_errors(value), 100)
     problems = {
         SchemaViolation("".join(f"/{_escape(part)}" for part in error.absolute_path), _shorten(error.message))
         for error in errors
@@ -48,7 +49,7 @@ def explain(schema: Schema, value: Any) -> tuple[SchemaViolation, ...]:
 
 
 def tolerant(schema: Any) -> Any:
-    """Return *schema* as a reader applies it: members it does not know are none of its business."""
+    """Return *schema* as a consumer applies it: with any ``"additionalProperties": false`` removed."""
     if isinstance(schema, Mapping):
         return {k: tolerant(v) for k, v in schema.items() if not (k == "additionalProperties" and v is False)}
     if isinstance(schema, list):
@@ -57,20 +58,20 @@ def tolerant(schema: Any) -> Any:
 
 
 @lru_cache(1)
-def _oracle() -> Callable[[Schema], Any]:
-    """Return jsonschema's validator, with patterns and UUIDs as the standards have them; imported when first needed."""
+def _reference_validator() -> Callable[[Schema], Any]:
+    """Return jsonschema's validator, with patterns and UUIDs as the standards define them; imports it on first use."""
     from jsonschema import Draft202012Validator, FormatChecker, ValidationError
     from jsonschema.validators import extend
 
     def pattern(validator: Any, expression: str, value: Any, schema: Schema) -> Iterator[ValidationError]:
-        # ECMA 262's $ is the end; Python's also stands before a line break there.
+        # The $ of ECMA 262 matches only at the end; Python's also matches before a final line break.
         if isinstance(value, str) and not re.search(re.sub(r"(?<!\\)\$$", r"\\Z", expression), value):
             yield ValidationError(f"{value!r} does not match {expression!r}")
 
     formats = FormatChecker()
     formats.checkers = {**Draft202012Validator.FORMAT_CHECKER.checkers, "uuid": (_is_uuid, ())}
-    oracle = extend(Draft202012Validator, {"pattern": pattern})  # type: ignore[no-untyped-call]
-    return lambda schema: oracle(schema, format_checker=formats)
+    strict = extend(Draft202012Validator, {"pattern": pattern})  # type: ignore[no-untyped-call]
+    return lambda schema: strict(schema, format_checker=formats)
 
 
 def _is_uuid(value: object) -> bool:
@@ -79,10 +80,10 @@ def _is_uuid(value: object) -> bool:
 
 def check_schema(subject: str, schema: Schema) -> None:
     """
-    Check that *schema* is one, for *subject*.
+    Check that *schema* is a JSON Schema for *subject*.
 
     Raises:
-        ContractError: It is no JSON Schema of 2020-12, or its ``$id`` is another subject's.
+        ContractError: It is not a JSON Schema 2020-12, or its ``$id`` names another subject.
     """
     if not isinstance(schema, Mapping):
         raise ContractError(f"{subject}: not a JSON Schema: not an object")
@@ -94,12 +95,12 @@ def check_schema(subject: str, schema: Schema) -> None:
     try:
         validator(schema)
     except ValueError as error:
-        why = _what_is_wrong(schema) or " ".join(str(error).split())[:200]
+        why = _schema_error(schema) or " ".join(str(error).split())[:200]
         raise ContractError(f"{subject}: not a JSON Schema: {why}") from None
 
 
-def _what_is_wrong(schema: Schema) -> str | None:
-    """Return why *schema* is none, in one line; None where only the fast one finds it: a pattern, a reference."""
+def _schema_error(schema: Schema) -> str | None:
+    """Return in one line why *schema* is invalid; None if only the fast validator finds it (a pattern, a reference)."""
     from jsonschema import Draft202012Validator, SchemaError
 
     try:
@@ -111,47 +112,47 @@ def _what_is_wrong(schema: Schema) -> str | None:
 
 def check_agreement(subject: str, schema: Schema, cls: type) -> None:
     """
-    Check that *schema* and *cls* have the same members, of the same types, required and optional alike.
+    Check that *schema* and *cls* have the same members with the same types, and that the same ones are required.
 
     Raises:
-        ContractError: They have not; says which member.
+        ContractError: They differ; the message names the member.
     """
     problem = next(_disagreements(schema, cls, cls.__name__, ""), None)
     if problem is not None:
         raise ContractError(f"{subject}: {problem}")
 
 
-def check_examples(subject: str, schema: Schema, again: Callable[[Any], Any]) -> None:
+def check_examples(subject: str, schema: Schema, round_trip: Callable[[Any], Any]) -> None:
     """
-    Check that every example of *schema* fits it, and that *again* (into the class and out of it) changes nothing.
+    Check that every example of *schema* is valid, and that *round_trip* (into the class and back) does not change it.
 
     Raises:
-        ContractError: One does not; says where and why.
+        ContractError: An example fails; the message says where and why.
     """
-    fits = validator(schema)
+    is_valid = validator(schema)
     for number, example in enumerate(schema.get("examples", ())):
-        if not fits(example):
-            problem = next(iter(explain(schema, example)), SchemaViolation("", "does not fit"))
+        if not is_valid(example):
+            problem = next(iter(explain(schema, example)), SchemaViolation("", "does not match"))
             raise ContractError(f"{subject}: example {number}: {problem.pointer or '/'}: {problem.detail}")
-        if again(example) != example:
-            raise ContractError(f"{subject}: example {number} does not survive its class")
+        if round_trip(example) != example:
+            raise ContractError(f"{subject}: example {number} changes when it is decoded and encoded again")
 
 
 def _disagreements(schema: Schema, hint: Any, owner: str, at: str) -> Iterator[str]:
-    """Yield what *schema* and the type *hint* promise differently, a sentence each."""
-    hint, may_be_none = _unwrapped(hint)
+    """Yield one sentence for each difference between *schema* and the type *hint*."""
+    hint, is_nullable = _unwrapped(hint)
     options = schema.get("anyOf")
     if isinstance(options, list):
-        plain = [option for option in options if option != {"type": "null"}]
-        if may_be_none != (len(plain) < len(options)):
-            yield f"{at or '/'} may be null in one of schema and {owner}, not in the other"
-        if len(plain) == 1:
-            yield from _disagreements(plain[0], hint, owner, at)
+        others = [option for option in options if option != {"type": "null"}]
+        if is_nullable != (len(others) < len(options)):
+            yield f"{at or '/'} may be null in only one of the schema and {owner}"
+        if len(others) == 1:
+            yield from _disagreements(others[0], hint, owner, at)
     elif attrs.has(hint):
         yield from _members(schema, hint, at)
     elif get_origin(hint) is tuple and get_args(hint)[1:] == (...,):
         if schema.get("type") != "array":
-            yield f"{at or '/'} is a tuple in {owner} and no array in the schema"
+            yield f"{at or '/'} is a tuple in {owner} but not an array in the schema"
         elif isinstance(schema.get("items"), Mapping):
             yield from _disagreements(schema["items"], get_args(hint)[0], owner, f"{at}/*")
     elif hint in _JSON_TYPES and _type_of(schema) not in (_JSON_TYPES[hint], None):
@@ -160,7 +161,7 @@ def _disagreements(schema: Schema, hint: Any, owner: str, at: str) -> Iterator[s
 
 def _members(schema: Schema, cls: type, at: str) -> Iterator[str]:
     if schema.get("type", "object") != "object":
-        yield f"{at or '/'} is {cls.__name__} and no object in the schema"
+        yield f"{at or '/'} is {cls.__name__} but not an object in the schema"
         return
     hints = get_type_hints(cls)
     fields = {each.name: each.default is attrs.NOTHING for each in attrs.fields(cls)}
@@ -172,15 +173,15 @@ def _members(schema: Schema, cls: type, at: str) -> Iterator[str]:
         elif name not in fields:
             yield f"the schema's {name!r} is not in {cls.__name__}"
         elif fields[name] != members[name]:
-            yield f"{name!r} is required in one of schema and {cls.__name__}, optional in the other"
+            yield f"{name!r} is required in only one of the schema and {cls.__name__}"
         else:
-            # An optional member that is None is left out, not null.
+            # An optional member that is None is omitted, not null.
             hint = hints[name] if members[name] or "anyOf" in properties[name] else _unwrapped(hints[name])[0]
             yield from _disagreements(properties[name], hint, cls.__name__, f"{at}/{name}")
 
 
 def _unwrapped(hint: Any) -> tuple[Any, bool]:
-    """Return *hint* without its None, and whether it had one."""
+    """Return *hint* without None, and whether it includes None."""
     if get_origin(hint) in (Union, UnionType):
         rest = [arg for arg in get_args(hint) if arg is not NoneType]
         if len(rest) < len(get_args(hint)) and len(rest) == 1:
@@ -189,7 +190,7 @@ def _unwrapped(hint: Any) -> tuple[Any, bool]:
 
 
 def _type_of(schema: Schema) -> str | None:
-    """Return the one JSON type that *schema* allows, as far as that can be told."""
+    """Return the single JSON type that *schema* allows, or None if it cannot be determined."""
     found = schema.get("type")
     if isinstance(found, str):
         return found

@@ -3,20 +3,21 @@ Versions of an event, and which of them a consumer processes.
 
 The version is part of the subject: ``orders.created.v1`` and ``orders.created.v2`` are two contracts of one event. An
 `Upcast` converts an older version to a newer one, so that a consumer of the newer one can read both. A `DualPublish`
-declares that a producer is changing from one version to the next: until it is removed, the producer publishes every such
-event in both versions.
+declares that a producer is changing from one version to the next: until it is removed, the producer publishes every
+such event in both versions.
 
 All messages of such an event carry the event's id, and a header (`VERSIONS`) that lists its versions. A consumer may
-receive several of them, in any order, and must process the event exactly once. These rules decide which message it uses:
+receive several of them, in any order, and must process the event exactly once. These rules decide which message it
+uses:
 
 1. Any readable version will do. The inbox records the event's id, so every further message is a duplicate.
-2. A newer version is better, because a conversion may lose data (the upcast from ``orders.created.v1`` knows no shipping
-   address). A message with a newer version that the consumer can read, too (`has_readable_newer`), therefore is deferred
-   for a moment, so that the newer one can arrive first.
-3. An older version is deferred, but never dropped because of the header alone. During a rolling upgrade the other message
-   may have gone to a process of an older release that could not read it and relied on this one.
-4. A message in a version that the consumer cannot read is acknowledged and ignored if it can read another version of the
-   event (`has_readable_sibling`); otherwise it becomes a dead letter.
+2. A newer version is better, because a conversion may lose data (the upcast from ``orders.created.v1`` knows no
+   shipping address). So a message is deferred for a moment if its event also has a newer version that the consumer can
+   read (`has_readable_newer`), and the newer message can arrive first.
+3. An older version is deferred, but never dropped because of the header alone. During a rolling upgrade the other
+   message may have gone to a process of an older release that could not read it and relied on this one.
+4. A message in a version that the consumer cannot read is acknowledged and ignored if it can read another version of
+   the event (`has_readable_sibling`); otherwise it becomes a dead letter.
 """
 
 from __future__ import annotations

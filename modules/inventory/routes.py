@@ -14,7 +14,7 @@ from modules.values import Money
 
 
 def show(product: Product) -> dict[str, Any]:
-    """Return the JSON representation of *product*, as ``product.json`` describes it."""
+    """Return the JSON representation of *product*, as ``Product.json`` describes it."""
     return {
         "product_id": product.product_id,
         "name": product.name,

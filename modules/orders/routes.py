@@ -16,7 +16,7 @@ from modules.values import Address, Line, rfc3339
 
 
 def show(order: Order) -> dict[str, Any]:
-    """Return the JSON representation of *order*, as ``order.json`` describes it."""
+    """Return the JSON representation of *order*, as ``Order.json`` describes it."""
     shown = {
         "order_id": order.order_id,
         "customer_id": order.customer_id,

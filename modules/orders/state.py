@@ -30,8 +30,8 @@ class Order:
     """
     An order, from its acceptance on.
 
-    *is_paid* may become true before the status is RESERVED, because the two events arrive in any order. *waiting_for* is
-    "payment" while the payment is delayed or under review.
+    *is_paid* may become true before the status is RESERVED, because the two events arrive in any order. *waiting_for*
+    is "payment" while the payment is delayed or under review.
     """
 
     order_id: str

@@ -11,8 +11,8 @@ This module never calls the gateway. It publishes requests; the payment worker m
 - A retry is a `Scheduled` event. It waits in the database, not in a process, and uses up no delivery attempt.
 - UNKNOWN is neither success nor failure: nothing is undone before the worker has looked the charge up at the gateway.
 - A charge that turns up after the order was cancelled is refunded.
-- A response that contradicts the request puts the payment under review: the status is UNKNOWN with a reason. It is looked
-  up once more, and again when the order is cancelled, and never charged again.
+- A response that contradicts the request puts the payment under review: the status is UNKNOWN with a reason. It is
+  looked up once more, and again when the order is cancelled, and never charged again.
 - A notice, which the gateway sends by itself (a webhook), is compared with what was requested before it counts.
 """
 
@@ -52,7 +52,7 @@ from modules.values import Money
 
 ORDER_CANCELLED = "order_cancelled"
 RECHECK_DELAY = timedelta(seconds=5)
-"""Time until the look-up after a contradictory response: the response may be garbled while the gateway's records are right."""
+"""Delay of the look-up after a contradictory response, which may be garbled while the gateway's records are right."""
 
 Notice = ChargeNotified | DeclineNotified | RefundNotified
 

@@ -34,8 +34,8 @@ class ChargeRequested:
     """
     The payment worker is to charge an order's amount.
 
-    From the second *attempt* on the charge may exist already, so the worker looks it up first. If *is_wanted* is false, the
-    order was cancelled or the payment needs review, and the worker only looks the charge up.
+    From the second *attempt* on the charge may exist already, so the worker looks it up first. If *is_wanted* is false,
+    the order was cancelled or the payment needs review, and the worker only looks the charge up.
     """
 
     order_id: str

@@ -26,10 +26,10 @@ class Payment:
     """
     The payment of an order.
 
-    Status DECLINED without an amount means that the order was cancelled before a charge was requested. *attempts* counts
-    the requests to the payment worker, *calls* the calls that it made to the gateway. *is_waiting* is true while the next
-    attempt is scheduled in the outbox. *reason* is the code of the decline, of the mismatch that needs review, or of the
-    last failed refund.
+    Status DECLINED without an amount means that the order was cancelled before a charge was requested. *attempts*
+    counts the requests to the payment worker, *calls* the calls that it made to the gateway. *is_waiting* is true while
+    the next attempt is scheduled in the outbox. *reason* is the code of the decline, of the mismatch that needs review,
+    or of the last failed refund.
     """
 
     order_id: str
