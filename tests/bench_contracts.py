@@ -1,9 +1,8 @@
 """
-What an event costs between its bytes and its class: ``python -m tests.bench_contracts``.
+Measure the encoding and decoding of an event: ``python -m tests.bench_contracts``.
 
-An order of three lines, read as if it came from another process (what a process has said itself it does not read
-again). Each figure is the best of several rounds, in microseconds: on a machine that does other things as well, the
-best is what comes nearest to the cost of the work itself.
+The event is an order of three lines. Each figure is the best of several rounds, in microseconds: on a machine with
+other load, the best round is nearest to the cost of the work itself.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ ORDER = OrderCreated(
 
 
 def microseconds(work: Callable[[], object]) -> float:
-    """Return what one call of *work* costs."""
+    """Return the time of one call of *work*."""
     return min(Timer(work).repeat(ROUNDS, CALLS)) / CALLS * 1e6
 
 
 def main() -> None:
-    """Measure, and print a line for each."""
+    """Measure each operation and print one line for it."""
     contracts = build_registry(all_modules())
-    hearing = EventReader("inventory", contracts, inventory().consumes)
+    reader = EventReader("inventory", contracts, inventory().consumes)
     new, old = contracts["orders.created.v2"], contracts["orders.created.v1"]
     body, older = contracts.encode(ORDER), contracts.encode(created_v1(ORDER))
     value = orjson.loads(body)
@@ -45,10 +44,10 @@ def main() -> None:
         "validate v2": lambda: new.is_valid_incoming(value),
         "structure v2": lambda: new.structure(value, new.cls),
         "validate and structure v2": lambda: new.is_valid_incoming(value) and new.structure(value, new.cls),
-        "read v2 from its bytes": lambda: hearing.read(new.subject, body),
-        "read v1 from its bytes, as v2": lambda: hearing.read(old.subject, older),
+        "read v2 from its bytes": lambda: reader.read(new.subject, body),
+        "read v1 from its bytes, as v2": lambda: reader.read(old.subject, older),
         "encode one version": lambda: contracts.encode(ORDER),
-        "say it in both versions": lambda: contracts.encode_versions(ORDER),
+        "encode both versions": lambda: contracts.encode_versions(ORDER),
     }
     for name, work in lines.items():
         print(f"{name:<32} {microseconds(work):6.2f} µs")

@@ -1,4 +1,4 @@
-"""Events by chance: whatever a schema of ours allows, in the words that our schemas use."""
+"""Random events: values that a schema allows, for schemas that use the keywords of this project."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 TEXT = st.characters(exclude_categories=["Cs", "Cc"])
-"""What the pattern of our texts allows: anything but control characters, and no halves of pairs."""
+"""The characters that the pattern of the schemas allows: no control characters, no surrogates."""
 
 PATTERNS = {"^[A-Z]{3}$": "[A-Z]{3}", "^[A-Z]{2}$": "[A-Z]{2}"}
 PRINTABLE = "^[^\\u0000-\\u001f\\u007f]*$"
@@ -25,11 +25,11 @@ ODD: st.SearchStrategy[Any] = st.one_of(
     st.just({}),
     st.sampled_from(["EUR\n", "eur", "v1", "v2", "", "0192f0c1-2b3c-7d4e-8f50-617283940a1", "\u0000", "\x7f", "\u2028"]),
 )
-"""Values that have no business where they are."""
+"""Values that are likely to be invalid wherever they are put."""
 
 
 def valid(schema: Mapping[str, Any]) -> st.SearchStrategy[Any]:
-    """Return everything that *schema* allows; it must keep to the words that our schemas use."""
+    """Return a strategy for the values that *schema* allows; it may use only the keywords of this project."""
     if "anyOf" in schema:
         return st.one_of(*(valid(option) for option in schema["anyOf"]))
     if "const" in schema:
@@ -46,7 +46,7 @@ def valid(schema: Mapping[str, Any]) -> st.SearchStrategy[Any]:
         case "string":
             return _text(schema)
         case "array":
-            # A few are as good as a hundred, which would make one event of a megabyte.
+            # A few items suffice; a hundred would make an event of a megabyte.
             most = min(schema.get("maxItems", 4), max(schema.get("minItems", 0), 4))
             return st.lists(valid(schema["items"]), min_size=schema.get("minItems", 0), max_size=most)
         case "object":

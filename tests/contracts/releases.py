@@ -1,4 +1,4 @@
-"""Releases of the modules before, during and after the change of orders.created, for tests that let them meet."""
+"""Two releases of the modules, before and after orders.created got its second version, for tests that combine them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ V2 = subject_of(OrderCreated)
 
 @frozen
 class Release:
-    """A release: its modules, and the registry that they share."""
+    """The modules of a release and their registry."""
 
     modules: dict[str, Module]
     contracts: ContractRegistry
@@ -45,13 +45,13 @@ def _new() -> Release:
 
 
 def _old() -> Release:
-    """Return the modules as they were when orders.created had one version."""
+    """Return the modules as they were while orders.created had only one version."""
     new = _new().modules
 
     def decide_orders(states: Sequence[Any], event: Any, now: datetime) -> Decision:
         decision = new["orders"].decide(states, event, now)
-        said = (created_v1(each) if isinstance(each, OrderCreated) else each for each in decision.events)
-        return attrs.evolve(decision, events=tuple(said))
+        events = (created_v1(each) if isinstance(each, OrderCreated) else each for each in decision.events)
+        return attrs.evolve(decision, events=tuple(events))
 
     def decide_inventory(states: Sequence[Any], event: Any, now: datetime) -> Decision:
         return new["inventory"].decide(states, created_v2(event) if isinstance(event, OrderCreatedV1) else event, now)
@@ -79,7 +79,7 @@ OLD, NEW = _old(), _new()
 
 
 def created(order_id: str, quantity: int = 1) -> OrderCreated:
-    """Return a small order's event, as today's release says it."""
+    """Return the event of a small order, in the newest version."""
     return OrderCreated(
         order_id=order_id,
         customer_id="c-1",

@@ -1,4 +1,4 @@
-"""``contracts check``: what others rely on does not change under them, and if it would, the command says so."""
+"""``contracts check`` reports whether today's schemas are compatible with those of a release."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check(*arguments: str | Path) -> Result:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """Return a folder with the schemas as they are today."""
+    """Return a folder with a copy of today's schemas."""
     folder = tmp_path / "schemas"
     folder.mkdir()
     for module in MODULES:
@@ -66,14 +66,14 @@ def offer(schema: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("release", RELEASES, ids=lambda path: path.name)
-def test_nothing_that_was_released_has_been_broken(release: Path) -> None:
-    """What others have built on in the past still holds today; CI runs just this command."""
+def test_no_released_schema_is_broken(release: Path) -> None:
+    """Consumers of an earlier release still work with today's schemas; CI runs the same command."""
     result = check("--against", release)
     assert result.exit_code == 0, result.output
 
 
-def test_the_released_schemas_are_those_of_whole_releases() -> None:
-    """At least one release is kept, and each of its subjects is still known: there is always something to read it with."""
+def test_the_released_schemas_are_complete() -> None:
+    """At least one release is kept, and each of its subjects still exists."""
     assert RELEASES
     today = {path.stem for module in MODULES for path in (ROOT / "modules" / module / "schemas").glob("*.json")}
     for release in RELEASES:
@@ -91,10 +91,10 @@ def test_the_released_schemas_are_those_of_whole_releases() -> None:
         (widen, "/customer_id", "backward"),
     ],
 )
-def test_a_breaking_change_is_named_and_fails(
+def test_a_breaking_change_fails_and_is_named(
     copy: Path, change: Callable[[dict[str, Any]], None], pointer: str, kind: str
 ) -> None:
-    """Exit 1, the subject, the member and why; whichever of the two is the newer."""
+    """Exit code 1, the subject, the member and the reason, whichever of the two is newer."""
     edit(copy, "orders.cancelled.v1", change)
     result = check("--against", RELEASES[-1], "--schemas", copy)
     assert result.exit_code == 1
@@ -105,23 +105,23 @@ def test_a_breaking_change_is_named_and_fails(
 
 
 def test_a_compatible_change_passes(copy: Path) -> None:
-    """A new optional member hurts nobody: readers are tolerant."""
+    """A new optional member is compatible, because readers are tolerant."""
     edit(copy, "orders.cancelled.v1", offer)
     result = check("--against", RELEASES[-1], "--schemas", copy)
     assert result.exit_code == 0
     assert "orders.cancelled.v1: full: changed\n    /channel: full: is new and optional" in result.output
 
 
-def test_one_side_may_be_enough(copy: Path) -> None:
-    """Whoever knows that nothing old is left to be read may ask for less."""
+def test_one_direction_of_compatibility_may_suffice(copy: Path) -> None:
+    """An operator who knows that no old message is left may require less."""
     edit(copy, "orders.cancelled.v1", demand)
     arguments = ("--against", RELEASES[-1], "--schemas", copy)
     assert check(*arguments, "--require", "forward").exit_code == 0
     assert check(*arguments, "--require", "backward").exit_code == 1
 
 
-def test_a_subject_that_has_gone_is_a_break(copy: Path) -> None:
-    """Whatever is required: nobody hears anything any more."""
+def test_a_removed_subject_is_a_break(copy: Path) -> None:
+    """In every direction: its consumers receive nothing any more."""
     (copy / "payments.refunded.v1.json").unlink()
     result = check("--against", RELEASES[-1], "--schemas", copy, "--require", "forward")
     assert result.exit_code == 1
@@ -129,7 +129,7 @@ def test_a_subject_that_has_gone_is_a_break(copy: Path) -> None:
 
 
 def test_a_new_event_and_a_declared_version_pass(copy: Path) -> None:
-    """orders.created.v2 breaks with v1, and says how one becomes the other; a version of its own accord does not."""
+    """orders.created.v2 is incompatible with v1, but declares a conversion; a new version without one is a break."""
     edit(copy, "orders.cancelled.v1", lambda schema: None)
     shutil.copy2(copy / "orders.cancelled.v1.json", copy / "orders.paused.v1.json")
     result = check("--against", RELEASES[0], "--schemas", copy)
@@ -143,7 +143,7 @@ def test_a_new_event_and_a_declared_version_pass(copy: Path) -> None:
     assert "orders.cancelled.v2: backward: a new version; no migration declares it (BREAKS)" in result.output
 
 
-def test_the_findings_come_as_json_too(copy: Path) -> None:
+def test_the_result_can_be_printed_as_json(copy: Path) -> None:
     """For programs."""
     edit(copy, "orders.cancelled.v1", drop)
     result = check("--against", RELEASES[-1], "--schemas", copy, "--json")
@@ -155,7 +155,7 @@ def test_the_findings_come_as_json_too(copy: Path) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a git checkout of the schemas, tagged v1; the current folder is somewhere in it."""
+    """Return a git checkout of the schemas, tagged v1, and change to a folder in it."""
     root = tmp_path / "checkout"
     for module in MODULES:
         shutil.copytree(ROOT / "modules" / module / "schemas", root / "modules" / module / "schemas")
@@ -169,7 +169,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_release_may_be_a_git_ref_or_a_checkout(checkout: Path) -> None:
-    """Of both only the modules' own schemas count; the bodies of HTTP are no events."""
+    """Only the modules' event schemas count in both, not the schemas of HTTP bodies."""
     edit(checkout / "modules" / "orders" / "schemas", "orders.cancelled.v1", drop)
     (checkout / "elsewhere").mkdir()
     shutil.copy2(checkout / "modules/orders/schemas/orders.cancelled.v1.json", checkout / "elsewhere")
@@ -179,38 +179,38 @@ def test_a_release_may_be_a_git_ref_or_a_checkout(checkout: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["no-such-tag", "-x", "./nowhere"])
-def test_a_release_that_is_not_there_is_a_matter_of_usage(checkout: Path, where: str) -> None:
-    """Exit 2 and one line."""
+def test_an_unknown_release_is_a_usage_error(checkout: Path, where: str) -> None:
+    """Exit code 2 and one line."""
     result = check(f"--against={where}")
     assert result.exit_code == 2
     assert result.stderr == f"fulfilment: {where}: there is neither such a folder nor such a git ref\n"
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "says"),
+    ("name", "content", "message"),
     [
         ("readme.json", "{}", "there is no schema in it"),
         ("orders.created.v1.json", "{", "not JSON"),
         ("orders.created.v1.json", "[]", "not a schema: not an object"),
     ],
 )
-def test_a_folder_that_holds_no_schemas_is_a_matter_of_usage(tmp_path: Path, name: str, text: str, says: str) -> None:
-    """Exit 2 and one line."""
-    (tmp_path / name).write_text(text, encoding="utf-8")
+def test_a_folder_without_schemas_is_a_usage_error(tmp_path: Path, name: str, content: str, message: str) -> None:
+    """Exit code 2 and one line."""
+    (tmp_path / name).write_text(content, encoding="utf-8")
     result = check("--against", tmp_path)
     assert result.exit_code == 2
-    assert says in result.stderr
+    assert message in result.stderr
     assert result.stderr.count("\n") == 1
 
 
-def test_two_schemas_for_one_subject_are_too_many(tmp_path: Path, copy: Path) -> None:
-    """Which of them was promised?"""
+def test_two_schemas_for_one_subject_are_a_usage_error(tmp_path: Path, copy: Path) -> None:
+    """It is not clear which of them was released."""
     shutil.copytree(copy, copy / "again")
     result = check("--against", copy)
     assert result.exit_code == 2
     assert "there are two schemas" in result.stderr
 
 
-def test_versions_are_told_apart_as_numbers() -> None:
-    """v10 comes after v9."""
+def test_versions_are_compared_as_numbers() -> None:
+    """v10 is newer than v9."""
     assert version_of("orders.created.v10") > version_of("orders.created.v9")

@@ -1,4 +1,4 @@
-"""What a change of a schema does to those who rely on it."""
+"""How a change of a schema affects its readers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BASE: dict[str, Any] = {
 
 
 def changed(pointer: str, value: Any = None) -> dict[str, Any]:
-    """Return BASE with *value* at *pointer*; None takes away what is there."""
+    """Return BASE with *value* at *pointer*, or without that member if *value* is None."""
 
     def copied(part: Any, steps: list[str]) -> Any:
         if not steps:
@@ -61,15 +61,15 @@ FULL, BACKWARD, FORWARD, NONE, UNKNOWN = (
     Compatibility[name] for name in ("FULL", "BACKWARD", "FORWARD", "NONE", "UNKNOWN")
 )
 CASES: list[tuple[str, dict[str, Any], str, Compatibility]] = [
-    ("an optional member comes", changed("properties/note", STRING), "/note", FULL),
-    ("an optional member goes", changed("properties/count"), "/count", FULL),
+    ("an optional member is added", changed("properties/note", STRING), "/note", FULL),
+    ("an optional member is removed", changed("properties/count"), "/count", FULL),
     (
-        "a required member comes",
+        "a required member is added",
         {**changed("properties/note", STRING), "required": ["id", "text", "lines", "note"]},
         "/note",
         FORWARD,
     ),
-    ("a required member goes", {**changed("properties/id"), "required": ["text", "lines"]}, "/id", BACKWARD),
+    ("a required member is removed", {**changed("properties/id"), "required": ["text", "lines"]}, "/id", BACKWARD),
     ("a member becomes optional", changed("required", ["text", "lines"]), "/id", BACKWARD),
     ("a member becomes required", changed("required", ["id", "text", "lines", "count"]), "/count", FORWARD),
     ("a type is widened", member("id", "type", ["string", "null"]), "/id", BACKWARD),
@@ -78,45 +78,45 @@ CASES: list[tuple[str, dict[str, Any], str, Compatibility]] = [
     ("a type becomes another", member("id", "type", "integer"), "/id", NONE),
     ("null is allowed", changed("properties/id", {"anyOf": [STRING, {"type": "null"}]}), "/id", BACKWARD),
     ("null is forbidden", changed("properties/to", BASE["properties"]["to"]["anyOf"][0]), "/to", FORWARD),
-    ("below a null, something comes", member("to", "anyOf/0/properties/zip", STRING), "/to/zip", FORWARD),
-    ("a value comes", member("colour", "enum", ["red", "green", "blue"]), "/colour", BACKWARD),
-    ("a value goes", member("colour", "enum", ["red"]), "/colour", FORWARD),
+    ("a member is added to a nullable object", member("to", "anyOf/0/properties/zip", STRING), "/to/zip", FORWARD),
+    ("a value is added", member("colour", "enum", ["red", "green", "blue"]), "/colour", BACKWARD),
+    ("a value is removed", member("colour", "enum", ["red"]), "/colour", FORWARD),
     ("a value is replaced", member("colour", "enum", ["red", "blue"]), "/colour", NONE),
     ("a constant changes", member("version", "const", "v2"), "/version", NONE),
-    ("a constant becomes free", changed("properties/version", STRING), "/version", BACKWARD),
-    ("a text becomes a choice", changed("properties/id", {"enum": ["a", "b"]}), "/id", FORWARD),
-    ("a minimum falls", member("count", "minimum", 0), "/count", BACKWARD),
-    ("a minimum rises", member("count", "minimum", 2), "/count", FORWARD),
-    ("a minimum comes", member("count", "exclusiveMinimum", 0), "/count", FORWARD),
-    ("a maximum rises", member("count", "maximum", 11), "/count", BACKWARD),
-    ("a maximum falls", member("count", "maximum", 9), "/count", FORWARD),
-    ("a maximum goes", member("count", "maximum"), "/count", BACKWARD),
-    ("a step becomes finer", member("count", "multipleOf", 1), "/count", BACKWARD),
-    ("a step becomes coarser", member("count", "multipleOf", 4), "/count", FORWARD),
-    ("a step becomes another", member("count", "multipleOf", 3), "/count", NONE),
-    ("a text may be longer", member("text", "maxLength", 65), "/text", BACKWARD),
-    ("a text must be shorter", member("text", "maxLength", 63), "/text", FORWARD),
-    ("a text may be empty", member("text", "minLength"), "/text", BACKWARD),
-    ("a text must be longer", member("text", "minLength", 2), "/text", FORWARD),
-    ("a pattern comes", member("id", "pattern", "^x"), "/id", FORWARD),
-    ("a pattern goes", member("text", "pattern"), "/text", BACKWARD),
+    ("a constant becomes a string", changed("properties/version", STRING), "/version", BACKWARD),
+    ("a string becomes an enumeration", changed("properties/id", {"enum": ["a", "b"]}), "/id", FORWARD),
+    ("a minimum decreases", member("count", "minimum", 0), "/count", BACKWARD),
+    ("a minimum increases", member("count", "minimum", 2), "/count", FORWARD),
+    ("a minimum is added", member("count", "exclusiveMinimum", 0), "/count", FORWARD),
+    ("a maximum increases", member("count", "maximum", 11), "/count", BACKWARD),
+    ("a maximum decreases", member("count", "maximum", 9), "/count", FORWARD),
+    ("a maximum is removed", member("count", "maximum"), "/count", BACKWARD),
+    ("a multiple becomes finer", member("count", "multipleOf", 1), "/count", BACKWARD),
+    ("a multiple becomes coarser", member("count", "multipleOf", 4), "/count", FORWARD),
+    ("a multiple is replaced", member("count", "multipleOf", 3), "/count", NONE),
+    ("a string may be longer", member("text", "maxLength", 65), "/text", BACKWARD),
+    ("a string must be shorter", member("text", "maxLength", 63), "/text", FORWARD),
+    ("a string may be empty", member("text", "minLength"), "/text", BACKWARD),
+    ("a string must be longer", member("text", "minLength", 2), "/text", FORWARD),
+    ("a pattern is added", member("id", "pattern", "^x"), "/id", FORWARD),
+    ("a pattern is removed", member("text", "pattern"), "/text", BACKWARD),
     ("a pattern changes", member("text", "pattern", "^b"), "/text", UNKNOWN),
-    ("a format comes", member("id", "format", "uuid"), "/id", FORWARD),
-    ("a format goes", member("text", "format"), "/text", BACKWARD),
+    ("a format is added", member("id", "format", "uuid"), "/id", FORWARD),
+    ("a format is removed", member("text", "format"), "/text", BACKWARD),
     ("a format changes", member("text", "format", "date-time"), "/text", NONE),
-    ("others may be said", changed("additionalProperties"), "", FULL),
-    ("others may hold anything", member("labels", "additionalProperties", True), "/labels/*", BACKWARD),
-    ("others hold another type", member("labels", "additionalProperties/type", "integer"), "/labels/*", NONE),
+    ("other members are allowed", changed("additionalProperties"), "", FULL),
+    ("other members may hold any value", member("labels", "additionalProperties", True), "/labels/*", BACKWARD),
+    ("other members change type", member("labels", "additionalProperties/type", "integer"), "/labels/*", NONE),
     ("more items", member("lines", "maxItems", 10), "/lines", BACKWARD),
     ("fewer items", member("lines", "maxItems", 8), "/lines", FORWARD),
-    ("equal items", member("lines", "uniqueItems"), "/lines", BACKWARD),
-    ("an item gets a member", member("lines", "items/properties/note", STRING), "/lines/*/note", FULL),
-    ("an item's member may be left out", member("lines", "items/required"), "/lines/*/sku", BACKWARD),
+    ("equal items are allowed", member("lines", "uniqueItems"), "/lines", BACKWARD),
+    ("an optional member is added to an item", member("lines", "items/properties/note", STRING), "/lines/*/note", FULL),
+    ("an item's member becomes optional", member("lines", "items/required"), "/lines/*/sku", BACKWARD),
     ("an item's member changes type", member("lines", "items/properties/sku/type", "integer"), "/lines/*/sku", NONE),
-    ("items may be anything", member("lines", "items"), "/lines/*", BACKWARD),
+    ("items may have any value", member("lines", "items"), "/lines/*", BACKWARD),
     ("allOf changes", member("any", "allOf", [{"type": "string", "minLength": 1}]), "/any", UNKNOWN),
-    ("a reference comes", member("any", "$ref", "#/properties/id"), "/any", UNKNOWN),
-    ("a word that we do not know comes", member("id", "contentEncoding", "base64"), "/id", UNKNOWN),
+    ("a reference is added", member("any", "$ref", "#/properties/id"), "/any", UNKNOWN),
+    ("an unknown keyword is added", member("id", "contentEncoding", "base64"), "/id", UNKNOWN),
 ]
 
 
@@ -124,7 +124,7 @@ CASES: list[tuple[str, dict[str, Any], str, Compatibility]] = [
 def test_a_change_is_classified_and_its_member_named(
     new: dict[str, Any], pointer: str, compatibility: Compatibility
 ) -> None:
-    """Backward: new readers read what is old. Forward: old readers read what is new. Full: both."""
+    """Backward: new readers read old messages. Forward: old readers read new messages. Full: both."""
     changes = compare(BASE, new)
     assert overall(changes) is compatibility, changes
     assert any(change.pointer == pointer or change.pointer.startswith(f"{pointer}/") for change in changes), changes
@@ -135,12 +135,12 @@ MIRRORED = {BACKWARD: FORWARD, FORWARD: BACKWARD}
 
 
 @pytest.mark.parametrize(("new", "compatibility"), [(case[1], case[3]) for case in CASES], ids=[case[0] for case in CASES])
-def test_taking_a_change_back_does_the_opposite(new: dict[str, Any], compatibility: Compatibility) -> None:
-    """What widened narrows, and what was neither stays neither."""
+def test_reverting_a_change_has_the_opposite_compatibility(new: dict[str, Any], compatibility: Compatibility) -> None:
+    """Widening becomes narrowing, and the other kinds stay the same."""
     assert overall(compare(new, BASE)) is MIRRORED.get(compatibility, compatibility)
 
 
-def test_what_is_only_described_otherwise_is_no_change() -> None:
+def test_a_change_of_annotations_is_not_a_change() -> None:
     """Titles, descriptions and examples promise nothing; nor does the order of names."""
     new = {
         **changed("properties/id", {**STRING, "description": "Its name."}),
@@ -152,15 +152,15 @@ def test_what_is_only_described_otherwise_is_no_change() -> None:
     assert overall(()) is FULL
 
 
-def test_a_member_may_be_called_like_a_word_of_the_schema() -> None:
+def test_a_member_may_have_the_name_of_a_keyword() -> None:
     """A member named "title" or "default" is a member."""
     old = {"type": "object", "additionalProperties": False, "properties": {"title": STRING}}
     new = {**old, "properties": {"title": {"type": "integer"}}}
     assert overall(compare(old, new)) is NONE
 
 
-def test_two_changes_are_judged_together() -> None:
-    """One that only new readers survive and one that only old ones do leave nobody."""
+def test_the_compatibility_of_several_changes_is_combined() -> None:
+    """A backward and a forward compatible change are together neither."""
     changes = [Change("/a", BACKWARD, "."), Change("/b", FORWARD, ".")]
     assert overall(changes) is NONE
     assert overall([*changes, Change("/c", UNKNOWN, "?")]) is UNKNOWN
@@ -191,8 +191,8 @@ def schemas(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(schemas(), schemas(), st.dictionaries(st.sampled_from("abc"), VALUES, max_size=3))
-def test_a_verdict_is_kept(old: dict[str, Any], new: dict[str, Any], value: dict[str, Any]) -> None:
-    """Whatever is called compatible really is: the reader takes every message that the writer may write."""
+def test_a_compatible_reader_accepts_every_message_of_the_writer(old: dict[str, Any], new: dict[str, Any], value: dict[str, Any]) -> None:
+    """Whatever is classified as compatible really is."""
     found = overall(compare(old, new))
     may_write_old, may_write_new = validator(old)(value), validator(new)(value)
     assume(may_write_old or may_write_new)

@@ -1,4 +1,4 @@
-"""What is written about the events is what the program does."""
+"""The documents about events agree with the program."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def resolved(document: Any, reference: str) -> Any:
 
 
 @pytest.mark.parametrize("names", [("orders", "inventory", "payments"), ("inventory",), ("payments",), ()])
-def test_the_events_are_described_as_asyncapi_3_says(names: tuple[str, ...]) -> None:
-    """The official schema agrees, whichever modules run; and every reference leads somewhere."""
+def test_the_asyncapi_document_is_valid(names: tuple[str, ...]) -> None:
+    """The official schema of AsyncAPI 3 accepts it, whichever modules run, and every reference resolves."""
     document = asyncapi.document([module for module in MODULES if module.name in names], CONTRACTS, "1.2.3")
     assert [error.message for error in Draft7Validator(OFFICIAL).iter_errors(document)] == []
     assert (document["asyncapi"], document["info"]["version"]) == ("3.0.0", "1.2.3")
@@ -47,7 +47,7 @@ def test_the_events_are_described_as_asyncapi_3_says(names: tuple[str, ...]) -> 
             assert resolved(document, part["$ref"]), part
 
 
-def test_the_official_schema_can_say_no() -> None:
+def test_the_official_schema_rejects_an_invalid_document() -> None:
     """The check above can fail."""
     document = asyncapi.document(MODULES, CONTRACTS, "1")
     document["channels"]["orders.created.v1"]["adress"] = "typo"
@@ -55,7 +55,7 @@ def test_the_official_schema_can_say_no() -> None:
 
 
 def test_every_subject_is_a_channel_in_both_lanes() -> None:
-    """With the schema that checks its messages, its examples and its binding."""
+    """With the schema that validates its messages, its examples and its binding."""
     document = asyncapi.document(MODULES, CONTRACTS, "1")
     assert set(document["channels"]) == {c.subject + lane for c in CONTRACTS for lane in ("", EXPRESS)}
     for contract in CONTRACTS:
@@ -66,8 +66,8 @@ def test_every_subject_is_a_channel_in_both_lanes() -> None:
         assert [each["payload"] for each in message["examples"]] == contract.schema["examples"]
 
 
-def test_who_says_and_who_hears_is_described() -> None:
-    """One operation for each, as the consumers are really subscribed."""
+def test_every_producer_and_consumer_has_an_operation() -> None:
+    """One operation for each, exactly as the consumers are subscribed."""
     document = asyncapi.document(MODULES, CONTRACTS, "1")
     operations = document["operations"]
     received = {
@@ -82,8 +82,8 @@ def test_who_says_and_who_hears_is_described() -> None:
     assert said == set(document["channels"])
 
 
-def test_what_is_said_no_more_is_not_described_as_said() -> None:
-    """A version whose migration is over is still understood."""
+def test_a_version_that_is_no_longer_published_has_no_send_operation() -> None:
+    """After the dual publishing has ended, the version is still readable."""
     from bus.contracts.versions import Upcast
 
     modules = [
@@ -101,8 +101,8 @@ def test_what_is_said_no_more_is_not_described_as_said() -> None:
     assert "no longer published; still accepted" in page(modules, contracts)
 
 
-def test_payloads_mean_the_same_to_older_readers_of_json_schema() -> None:
-    """AsyncAPI's own dialect is draft-07: nothing is used that it does not have, or has otherwise."""
+def test_payloads_mean_the_same_in_draft_07() -> None:
+    """AsyncAPI's own dialect is draft-07: the schemas use no keyword that it lacks or defines differently."""
     known = set(Draft7Validator.META_SCHEMA["properties"])
     for contract in CONTRACTS:
         names = {name for part in parts(contract.schema) for name in part.get("properties", ())}
@@ -111,22 +111,22 @@ def test_payloads_mean_the_same_to_older_readers_of_json_schema() -> None:
             assert set(part) - names <= known - {"definitions", "dependencies", "$ref"}, contract.subject
 
 
-def test_the_command_prints_the_document() -> None:
-    """For those who have no server at hand."""
+def test_the_command_prints_the_asyncapi_document() -> None:
+    """Without a running server."""
     result = CliRunner().invoke(main, ["asyncapi"])
     assert result.exit_code == 0
     assert json.loads(result.output)["channels"].keys() == asyncapi.document(MODULES, CONTRACTS, "1")["channels"].keys()
 
 
-def test_the_catalogue_in_the_documents_is_the_one_that_the_program_prints() -> None:
-    """``python -m app contracts catalogue > docs/reference/catalogue.rst`` makes it so again."""
+def test_the_catalogue_in_the_docs_is_what_the_command_prints() -> None:
+    """``python -m app contracts catalogue > docs/reference/catalogue.rst`` updates it."""
     result = CliRunner().invoke(main, ["contracts", "catalogue"])
     assert result.exit_code == 0
     assert (ROOT / "docs" / "reference" / "catalogue.rst").read_text(encoding="utf-8") == result.output
 
 
-def test_the_catalogue_has_every_version_with_its_speaker_and_hearers() -> None:
-    """And an example of each, and every member, however deep."""
+def test_the_catalogue_lists_every_version_with_its_producer_and_consumers() -> None:
+    """And an example of each, and every member, at any depth."""
     lines = page(MODULES, CONTRACTS).splitlines()
     for contract in CONTRACTS:
         start = lines.index(contract.subject)

@@ -1,9 +1,9 @@
 """
-What was ever said is understood today, and leads to where it led then.
+Every event that a release has published is still readable, and leads to the same final states as then.
 
-``golden/<subject>.jsonl`` holds messages as they were said by the release that introduced the subject; ``golden/told.json``
-what clients had told the modules before, and ``golden/states.json`` where it all ended, as the API showed it. A line that
-is there is never edited; new versions get new lines.
+``golden/<subject>.jsonl`` has messages as the release that introduced the subject published them, ``golden/told.json``
+the commands and results that were submitted to the modules before, and ``golden/states.json`` the final states as the
+API returned them. Existing lines are never edited; new versions get new lines.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from tests.architecture.tree import ROOT
 GOLDEN = ROOT / "tests" / "contracts" / "golden"
 FILES = sorted(GOLDEN.glob("*.jsonl"))
 CONTRACTS = build_registry(all_modules())
-SHOWN: dict[type, Callable[[Any], Any]] = {Order: show_order, Product: show_product, Payment: show_payment}
-TOLD: dict[str, Any] = {
+SHOW: dict[type, Callable[[Any], Any]] = {Order: show_order, Product: show_product, Payment: show_payment}
+SUBMITTED: dict[str, Any] = {
     cls.__name__: cls
     for cls in (ProductSet, OrderSubmitted, CancelRequested, ChargeSucceeded, ChargeMismatch, ChargeFailed, ChargeDeclined, RefundSucceeded)
 }
 
 
-def said() -> list[dict[str, Any]]:
-    """Return every golden message, in the order in which they were said."""
+def golden_events() -> list[dict[str, Any]]:
+    """Return every golden message, in the order of publication."""
     lines = [
         {"subject": path.name.removesuffix(".jsonl"), **json.loads(line)}
         for path in FILES
@@ -52,13 +52,13 @@ def said() -> list[dict[str, Any]]:
     return sorted(lines, key=lambda line: line["at"])
 
 
-def told() -> list[dict[str, Any]]:
+def submitted_events() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads((GOLDEN / "told.json").read_text(encoding="utf-8"))
     return found
 
 
-def revived(name: str, members: dict[str, Any]) -> Any:
-    """Return what a client or a worker told, from how it is written down."""
+def restored(name: str, members: dict[str, Any]) -> Any:
+    """Return the submitted event of class *name*, from its JSON members."""
     members = dict(members)
     if "items" in members:
         members["items"] = tuple(Line(**line) for line in members["items"])
@@ -66,41 +66,41 @@ def revived(name: str, members: dict[str, Any]) -> Any:
         members["unit_price"] = Money(**members["unit_price"])
     if members.get("shipping_address") is not None:
         members["shipping_address"] = Address(**members["shipping_address"])
-    return TOLD[name](**members)
+    return SUBMITTED[name](**members)
 
 
 class Replay:
-    """The modules, each hearing what it heard then; what they say now is left aside."""
+    """The modules, each of which consumes the golden messages; what they emit is ignored."""
 
     def __init__(self, contracts: ContractRegistry, versions: set[str]) -> None:
-        """Hear only the golden messages whose subjects are in *versions*."""
+        """Consume only the golden messages whose subjects are in *versions*."""
         self.states: dict[tuple[type, str], Any] = {}
         self._contracts = contracts
         self._versions = versions
 
     def run(self) -> dict[str, dict[str, Any]]:
-        """Replay everything; return the final states as the API shows them, by class and key."""
+        """Replay all messages; return the final states as the API returns them, by class and key."""
         modules = {module.name: module for module in all_modules()}
-        hearing = {name: EventReader(name, self._contracts, module.consumes) for name, module in modules.items()}
-        heard: set[tuple[str, str]] = set()
-        happened = [*({**each, "subject": None} for each in told()), *said()]
-        for each in sorted(happened, key=lambda each: each["at"]):
+        readers = {name: EventReader(name, self._contracts, module.consumes) for name, module in modules.items()}
+        processed: set[tuple[str, str]] = set()
+        history = [*({**each, "subject": None} for each in submitted_events()), *golden_events()]
+        for each in sorted(history, key=lambda each: each["at"]):
             now = datetime.fromisoformat(each["at"])
             if each["subject"] is None:
-                self._decide(modules[each["to"]], revived(each["event"], each["members"]), now)
+                self._decide(modules[each["to"]], restored(each["event"], each["members"]), now)
                 continue
             body = json.dumps(each["body"]).encode()
-            for name, ears in hearing.items():
-                if each["subject"] in ears.subjects and each["subject"] in self._versions:
-                    event = ears.read(each["subject"], body)
-                    if (name, each["id"]) not in heard:
-                        heard.add((name, each["id"]))
+            for name, reader in readers.items():
+                if each["subject"] in reader.subjects and each["subject"] in self._versions:
+                    event = reader.read(each["subject"], body)
+                    if (name, each["id"]) not in processed:
+                        processed.add((name, each["id"]))
                         self._decide(modules[name], event, now)
-        shown: dict[str, dict[str, Any]] = {}
+        found: dict[str, dict[str, Any]] = {}
         for (cls, key), state in self.states.items():
-            if cls in SHOWN:
-                shown.setdefault(cls.__name__, {})[key] = SHOWN[cls](state)
-        return shown
+            if cls in SHOW:
+                found.setdefault(cls.__name__, {})[key] = SHOW[cls](state)
+        return found
 
     def _decide(self, module: Module, event: Any, now: datetime) -> None:
         keys = module.keys(event)
@@ -111,7 +111,7 @@ class Replay:
 
 
 def differences(then: Any, now: Any, at: str = "") -> list[str]:
-    """Say where *now* lacks or contradicts *then*. What has been added since is no difference."""
+    """Return where *now* lacks or contradicts *then*; members that were added since do not count."""
     if isinstance(then, dict) and isinstance(now, dict):
         return [line for name in then for line in differences(then[name], now.get(name), f"{at}/{name}")]
     if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
@@ -132,19 +132,19 @@ OLDEST = {subject for subject in SUBJECTS if subject.endswith(".v1")}
     "versions", [SUBJECTS, OLDEST, SUBJECTS - {"orders.created.v1"}], ids=["all", "oldest", "newest"]
 )
 def test_golden_events_lead_to_the_same_final_states(versions: set[str]) -> None:
-    """Whether one hears all versions of an event, only the oldest, or only the newest."""
+    """Whether a consumer reads all versions of an event, only the oldest, or only the newest."""
     assert differences(states(), Replay(CONTRACTS, versions).run()) == []
 
 
 def test_every_subject_has_golden_events() -> None:
-    """A version that is not kept would be forgotten; the file of each is never empty."""
+    """The file of each version exists and is never empty."""
     assert {path.name.removesuffix(".jsonl") for path in FILES} == SUBJECTS
     assert all(path.read_text(encoding="utf-8").strip() for path in FILES)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_golden_events_are_still_what_we_might_say(path: Any) -> None:
-    """Each fits its schema to the letter, and comes out of today's class as it went in."""
+def test_golden_events_can_still_be_published(path: Any) -> None:
+    """Each is strictly valid, and unchanged when decoded and encoded again."""
     contract = CONTRACTS[path.name.removesuffix(".jsonl")]
     for line in path.read_text(encoding="utf-8").splitlines():
         body = json.loads(line)["body"]
@@ -152,11 +152,11 @@ def test_golden_events_are_still_what_we_might_say(path: Any) -> None:
         assert json.loads(CONTRACTS.encode(contract.structure(body, contract.cls))) == body
 
 
-def test_a_lost_message_would_be_noticed() -> None:
-    """The comparison can fail: without any one of the subjects that modules hear, something ends otherwise."""
-    heard = {subject for module in all_modules() for subject in CONTRACTS.subjects_for(module.consumes)}
-    said_twice = {"orders.created.v1", "orders.created.v2"}
-    for subject in sorted(heard - said_twice - {"payments.delayed.v1", "orders.timed_out.v1"}):
+def test_a_lost_message_changes_the_final_states() -> None:
+    """The comparison can fail: without any one of the consumed subjects the final states differ."""
+    processed = {subject for module in all_modules() for subject in CONTRACTS.subjects_for(module.consumes)}
+    dual_published = {"orders.created.v1", "orders.created.v2"}
+    for subject in sorted(processed - dual_published - {"payments.delayed.v1", "orders.timed_out.v1"}):
         try:
             found = Replay(CONTRACTS, SUBJECTS - {subject}).run()
         except Exception:
@@ -164,9 +164,9 @@ def test_a_lost_message_would_be_noticed() -> None:
         assert differences(states(), found), subject
 
 
-def test_the_gateway_s_requests_are_kept_too() -> None:
-    """What only the worker hears has no state of its own, but is understood."""
-    ears = EventReader("payments-gateway", CONTRACTS, HEARS)
-    for each in said():
-        if each["subject"] in ears.subjects:
-            assert type(ears.read(each["subject"], json.dumps(each["body"]).encode())) in HEARS
+def test_the_payment_worker_reads_its_golden_events() -> None:
+    """They change no state here, but must be readable."""
+    reader = EventReader("payments-gateway", CONTRACTS, HEARS)
+    for each in golden_events():
+        if each["subject"] in reader.subjects:
+            assert type(reader.read(each["subject"], json.dumps(each["body"]).encode())) in HEARS

@@ -1,4 +1,4 @@
-"""Old and new versions on a real server: who hears what, and that a rolling upgrade loses nothing and doubles nothing."""
+"""Old and new versions on a real server: a rolling upgrade neither loses nor duplicates an order."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
 
 @define
 class Fleet:
-    """Processes of several releases around one server, on one database."""
+    """Processes of several releases with one server and one database."""
 
     harness: Harness
     nats: JetStreamHarness
     running: dict[str, list[Any]]
 
     async def start(self, name: str, module: str, release: Release) -> None:
-        """Let one more process of *module* run, as *release* has it, under *name*."""
+        """Start one more process of *module* in *release*, under *name*."""
         bus: JetStreamBus = await self.nats.another(name=name)
         store, clock, metrics = self.harness.stores[module], self.harness.clock, self.harness.metrics
         relay = OutboxRelay(store, bus, clock, metrics)
@@ -64,7 +64,7 @@ class Fleet:
             self.harness.runners["orders"] = runner
 
     async def stop(self, name: str) -> None:
-        """End a process: what it had in hand goes to another."""
+        """Stop a process; its unsettled deliveries go to another one."""
         bus, _, loops = self.running.pop(name)
         for loop in loops:
             loop.cancel()
@@ -91,24 +91,26 @@ async def fleet_at(path: Path, server: NatsServer) -> AsyncIterator[Fleet]:
 
 
 ORDERS = 25
-"""A round's; each is one piece, so that the stock tells how often anybody acted."""
+"""Orders in each round, of one piece each, so the reserved stock is the number of processed orders."""
 
 
-async def place(fleet: Fleet, round: int) -> None:
+async def submit_orders(fleet: Fleet, round: int) -> None:
     runner = fleet.harness.runners["orders"]
     for n in range(ORDERS):
         order_id = oid(round * ORDERS + n)
         await runner.submit(submitted(order_id), id=order_id, trace=CONTEXT, respond=NO_CONTENT)
 
 
-async def test_a_rolling_upgrade_and_the_way_back_lose_nothing(tmp_path: Path, server: NatsServer) -> None:
+async def test_a_rolling_upgrade_and_its_reversal_lose_and_duplicate_nothing(tmp_path: Path, server: NatsServer) -> None:
     """
-    Old with old, then a new consumer beside the old one, then a new producer, then the old consumer goes; and all of it
-    back again. Orders are placed all the while, and stock is held once for each.
+    The releases change one process at a time, and back again, while orders are submitted; each reserves its stock once.
+
+    First both sides are old, then a new consumer runs beside the old ones, then the producer is new, then the old
+    consumers stop; and then all of it in reverse.
     """
     async with fleet_at(tmp_path, server) as fleet:
         steps: list[tuple[str, str, Release | None]] = [
-            # Three members and two messages an order: the server deals them out so that every member gets every version.
+            # Three members and two messages an order: so each member gets messages of both versions.
             ("inventory-0", "inventory", OLD),
             ("inventory-1", "inventory", OLD),
             ("orders-1", "orders", OLD),
@@ -120,31 +122,31 @@ async def test_a_rolling_upgrade_and_the_way_back_lose_nothing(tmp_path: Path, s
             ("inventory-2", "inventory", None),
             ("orders-3", "orders", OLD),
         ]
-        placed = 0
+        submitted_count = 0
         for round, (name, module, release) in enumerate(steps):
             if release is None:
                 await fleet.stop(name)
             else:
                 await fleet.start(name, module, release)
             if "orders-1" in fleet.running:
-                await place(fleet, round)
-                placed += ORDERS
-        expected = placed
+                await submit_orders(fleet, round)
+                submitted_count += ORDERS
+        expected = submitted_count
 
-        async def is_all_held() -> bool:
+        async def is_all_reserved() -> bool:
             return await fleet.reserved() == expected
 
-        await until(is_all_held)
+        await until(is_all_reserved)
         await fleet.nats.rest()
         assert await fleet.reserved() == expected
         assert await fleet.harness.dead_letter_store.list(None, None, None, 10) == []
         assert fleet.nats.store.kept == {}
 
 
-async def test_versions_published_by_hand_are_each_treated_as_they_deserve(
+async def test_each_version_published_by_hand_is_processed_or_dead_lettered(
     tmp_path: Path, server: NatsServer
 ) -> None:
-    """v1 alone is read as v2; the same event in both is acted on once; what breaks its schema is put aside at once."""
+    """v1 alone is upcast; an event in both versions is processed once; an invalid message is dead-lettered at once."""
     async with fleet_at(tmp_path, server) as fleet:
         js = fleet.nats.bus.js()
         await fleet.start("inventory-1", "inventory", NEW)
@@ -161,54 +163,54 @@ async def test_versions_published_by_hand_are_each_treated_as_they_deserve(
         assert {(dead_letter.error, dead_letter.attempts) for dead_letter in letters} == {("invalid", 1), ("unreadable", 1)}
         assert any("/shipping_address" in dead_letter.detail for dead_letter in letters)
 
-        async def are_three_held() -> bool:
+        async def are_three_reserved() -> bool:
             return await fleet.reserved() == 3
 
-        await until(are_three_held)
+        await until(are_three_reserved)
         await fleet.nats.rest()
         assert await fleet.reserved() == 3
 
 
-async def test_listeners_are_the_consumers_that_are_really_there(
+async def test_the_directory_lists_the_consumers_on_the_server(
     tmp_path: Path, server: NatsServer
 ) -> None:
-    """Ours and others', durable or not, by name, by wildcard and without a filter; with what each has yet to settle."""
+    """Our own and others, durable or not, with a name, a wildcard or no filter; each with its pending messages."""
     async with fleet_at(tmp_path, server) as fleet:
         js = fleet.nats.bus.js()
         await fleet.start("inventory-1", "inventory", NEW)
         await js.add_consumer("ORDERS", ConsumerConfig(durable_name="warehouse", filter_subject=V1))
         await js.add_consumer("ORDERS", ConsumerConfig(durable_name="audit", filter_subject="orders.>"))
-        await js.add_consumer("ORDERS", ConsumerConfig(name="guest", inactive_threshold=60))
+        await js.add_consumer("ORDERS", ConsumerConfig(name="anonymous", inactive_threshold=60))
         await js.publish(V1, b"{}")
-        held = await js.pull_subscribe_bind("warehouse", stream="ORDERS")
-        await held.fetch(1, timeout=5)
-        listeners = JetStreamConsumerDirectory(lambda: js, ["ORDERS", "ORDERS", "PAYMENTS", "NOTHING"])
+        subscription = await js.pull_subscribe_bind("warehouse", stream="ORDERS")
+        await subscription.fetch(1, timeout=5)
+        directory = JetStreamConsumerDirectory(lambda: js, ["ORDERS", "ORDERS", "PAYMENTS", "NOTHING"])
 
         async def are_all_there() -> bool:
-            return len(await listeners.consumers()) == 4
+            return len(await directory.consumers()) == 4
 
         await until(are_all_there)
-        found = {each.consumer: each for each in await listeners.consumers()}
-        assert found.keys() == {"inventory", "warehouse", "audit", "guest"}
+        found = {each.consumer: each for each in await directory.consumers()}
+        assert found.keys() == {"inventory", "warehouse", "audit", "anonymous"}
         assert {V1, V2} <= set(found["inventory"].subjects)
         assert (found["warehouse"].subjects, found["warehouse"].pending) == ((V1,), 1)
-        assert (found["audit"].subjects, found["guest"].subjects) == (("orders.>",), (">",))
-        reasons = blockers(V1, [V2], [found["warehouse"], found["audit"], found["guest"]])
+        assert (found["audit"].subjects, found["anonymous"].subjects) == (("orders.>",), (">",))
+        reasons = blockers(V1, [V2], [found["warehouse"], found["audit"], found["anonymous"]])
         assert reasons == (
             "warehouse consumes it and names no newer version",
             "warehouse has 1 unsettled messages",
             "audit consumes it by a wildcard and names no newer version",
             "audit has 1 unsettled messages",
-            "guest consumes it by a wildcard and names no newer version",
-            "guest has 1 unsettled messages",
+            "anonymous consumes it by a wildcard and names no newer version",
+            "anonymous has 1 unsettled messages",
         )
 
 
-async def test_a_server_that_is_away_is_not_a_server_without_listeners() -> None:
-    """The question fails; nobody is told that nobody listens."""
+async def test_an_unavailable_server_is_not_reported_as_one_without_consumers() -> None:
+    """The query fails instead of returning an empty list."""
 
-    def away() -> JetStreamContext:
+    def unavailable() -> JetStreamContext:
         raise nats.errors.ConnectionClosedError
 
     with pytest.raises(nats.errors.ConnectionClosedError):
-        await JetStreamConsumerDirectory(away, ["ORDERS"]).consumers()
+        await JetStreamConsumerDirectory(unavailable, ["ORDERS"]).consumers()

@@ -1,4 +1,4 @@
-"""Schemas, classes and versions that contradict each other are found before anything runs."""
+"""The registry rejects schemas, classes and versions that contradict each other, before anything runs."""
 
 from __future__ import annotations
 
@@ -97,12 +97,12 @@ class Another:
         ),
     ],
 )
-def test_what_contradicts_itself_is_refused_in_one_line(build: Callable[[], Any], line: str) -> None:
-    """The line names the subject, and what is wrong with it."""
-    with pytest.raises(ContractError) as refused:
+def test_a_contradiction_is_rejected_with_one_line(build: Callable[[], Any], line: str) -> None:
+    """The line names the subject and the fault."""
+    with pytest.raises(ContractError) as rejected:
         build()
-    assert str(refused.value).startswith(line)
-    assert "\n" not in str(refused.value)
+    assert str(rejected.value).startswith(line)
+    assert "\n" not in str(rejected.value)
 
 
 @event("parcels.packed.v1")
@@ -142,8 +142,8 @@ PACKED = schema(
 PACKED["required"].remove("fragile")
 
 
-def bent(pointer: str, value: Any) -> dict[str, Any]:
-    """Return PACKED with *value* at *pointer* (None: without what is there)."""
+def with_change(pointer: str, value: Any) -> dict[str, Any]:
+    """Return PACKED with *value* at *pointer*, or without that member if *value* is None."""
 
     def copied(part: Any, steps: list[str]) -> Any:
         if not steps:
@@ -160,7 +160,7 @@ def bent(pointer: str, value: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("pointer", "value", "says"),
+    ("pointer", "value", "text"),
     [
         ("/properties/parcel_id", None, "Packed.parcel_id is not in the schema"),
         ("/properties/weight", {"type": "integer"}, "the schema's 'weight' is not in Packed"),
@@ -176,21 +176,21 @@ def bent(pointer: str, value: Any) -> dict[str, Any]:
         ("/properties/to/anyOf/0/properties/zip", {"type": "string"}, "the schema's 'zip' is not in Address"),
     ],
 )
-def test_a_schema_that_contradicts_its_class_is_refused(pointer: str, value: Any, says: str) -> None:
-    """Members, their types, and whether they may be left out; however deep."""
+def test_a_schema_that_contradicts_its_class_is_rejected(pointer: str, value: Any, text: str) -> None:
+    """The members, their types, and whether they are required, at any depth."""
     ContractRegistry([Packed], {"parcels.packed.v1": PACKED})
-    with pytest.raises(ContractError, match=r"parcels\.packed\.v1: ") as refused:
-        ContractRegistry([Packed], {"parcels.packed.v1": bent(pointer, value)})
-    assert says in str(refused.value)
+    with pytest.raises(ContractError, match=r"parcels\.packed\.v1: ") as rejected:
+        ContractRegistry([Packed], {"parcels.packed.v1": with_change(pointer, value)})
+    assert text in str(rejected.value)
 
 
-def test_one_class_named_twice_is_one_class() -> None:
-    """Whoever says it and whoever hears it both name it."""
+def test_a_class_may_be_listed_more_than_once() -> None:
+    """Its producer and its consumers all list it."""
     assert [contract.cls for contract in ContractRegistry([SentV1, SentV1], without(2, 3))] == [SentV1]
 
 
-def test_nobody_hears_one_event_as_two() -> None:
-    """An older version would have to be read as both."""
+def test_a_consumer_cannot_read_one_event_as_two_classes() -> None:
+    """An older version could be read as either."""
     contracts = ContractRegistry(EVERY, SCHEMAS, [TO_2, TO_3])
     with pytest.raises(ContractError, match=r"depot would read parcels\.sent\.v2 as two classes"):
         EventReader("depot", contracts, [SentV2, SentV3])

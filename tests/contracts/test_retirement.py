@@ -1,4 +1,4 @@
-"""An old version goes when nobody would notice, and not before."""
+"""An old version can be dropped once no consumer depends on it, and not before."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ V1, V2 = "orders.created.v1", "orders.created.v2"
 
 
 @pytest.mark.parametrize(
-    ("pattern", "subject", "is_heard"),
+    ("pattern", "subject", "is_match"),
     [
         ("orders.created.v1", "orders.created.v1", True),
         ("orders.created.v1", "orders.created.v1.express", False),
@@ -32,42 +32,42 @@ V1, V2 = "orders.created.v1", "orders.created.v2"
         ("*", "orders", True),
     ],
 )
-def test_a_pattern_covers_subjects_as_the_server_has_it(pattern: str, subject: str, is_heard: bool) -> None:
-    """A star is one part, a greater-than is one or more at the end."""
-    assert subject_matches(pattern, subject) is is_heard
+def test_a_pattern_matches_subjects_as_on_the_server(pattern: str, subject: str, is_match: bool) -> None:
+    """``*`` matches one token, ``>`` one or more at the end."""
+    assert subject_matches(pattern, subject) is is_match
 
 
-def listener(consumer: str, *subjects: str, pending: int = 0) -> RegisteredConsumer:
-    return RegisteredConsumer(consumer, subjects, pending)
+def registered(name: str, *subjects: str, pending: int = 0) -> RegisteredConsumer:
+    return RegisteredConsumer(name, subjects, pending)
 
 
 @pytest.mark.parametrize(
-    ("listeners", "reasons"),
+    ("consumers", "reasons"),
     [
         ([], []),
-        ([listener("inventory", V1, V2)], []),
-        ([listener("other", V2), listener("payments", "orders.cancelled.v1", pending=3)], []),
-        ([listener("warehouse", V1)], ["warehouse consumes it and names no newer version"]),
-        ([listener("audit", "orders.>")], ["audit consumes it by a wildcard and names no newer version"]),
-        ([listener("audit", "orders.>", V2, f"{V2}.express")], []),
-        ([listener("inventory", V1, V2, pending=2)], ["inventory has 2 unsettled messages"]),
+        ([registered("inventory", V1, V2)], []),
+        ([registered("other", V2), registered("payments", "orders.cancelled.v1", pending=3)], []),
+        ([registered("warehouse", V1)], ["warehouse consumes it and names no newer version"]),
+        ([registered("audit", "orders.>")], ["audit consumes it by a wildcard and names no newer version"]),
+        ([registered("audit", "orders.>", V2, f"{V2}.express")], []),
+        ([registered("inventory", V1, V2, pending=2)], ["inventory has 2 unsettled messages"]),
         (
-            [listener("fast", f"{V1}.express", pending=1)],
+            [registered("fast", f"{V1}.express", pending=1)],
             ["fast consumes it and names no newer version", "fast has 1 unsettled messages"],
         ),
-        ([listener("fast", f"{V1}.express", V2)], ["fast consumes it and names no newer version"]),
-        ([listener("fast", f"{V1}.express", f"{V2}.express")], []),
+        ([registered("fast", f"{V1}.express", V2)], ["fast consumes it and names no newer version"]),
+        ([registered("fast", f"{V1}.express", f"{V2}.express")], []),
     ],
 )
-def test_a_version_is_needed_while_somebody_would_be_left_alone(
-    listeners: Sequence[RegisteredConsumer], reasons: Sequence[str]
+def test_a_version_is_needed_while_a_consumer_depends_on_it(
+    consumers: Sequence[RegisteredConsumer], reasons: Sequence[str]
 ) -> None:
-    """Whoever names a newer one does not need it, once nothing is waiting for him."""
-    assert list(blockers(V1, [V2], listeners)) == list(reasons)
+    """A consumer of a newer version does not need it, once no message is pending for it."""
+    assert list(blockers(V1, [V2], consumers)) == list(reasons)
 
 
-def test_the_newest_version_always_stays() -> None:
-    """Whoever listens, or nobody."""
+def test_the_newest_version_is_always_needed() -> None:
+    """With consumers or without."""
     assert blockers(V2, [], []) == ("it is the newest version",)
 
 
@@ -78,13 +78,13 @@ async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
 
 
 async def usage(harness: Harness, subject: str) -> VersionUsage:
-    overview = VersionUsageReport(all_modules(), harness.contracts, harness.metrics, MemoryConsumerDirectory(harness.bus))
-    [found] = [each for each in await overview.usages() if each.subject == subject]
+    report = VersionUsageReport(all_modules(), harness.contracts, harness.metrics, MemoryConsumerDirectory(harness.bus))
+    [found] = [each for each in await report.usages() if each.subject == subject]
     return found
 
 
-async def test_the_overview_tells_who_listens_and_what_they_did(harness: Harness) -> None:
-    """Counted by version and consumer; in both lanes."""
+async def test_the_report_lists_consumers_and_their_outcomes(harness: Harness) -> None:
+    """Counted by version and consumer, both lanes together."""
     await harness.submit("inventory", product())
     await harness.consume("inventory")
     await harness.submit("orders", submitted(oid(1)))
@@ -99,8 +99,8 @@ async def test_the_overview_tells_who_listens_and_what_they_did(harness: Harness
     assert new.handled == {"inventory": {"handled": 1}}
 
 
-async def test_what_waits_and_what_is_in_hand_is_pending(harness: Harness) -> None:
-    """A version whose messages nobody has settled yet is needed."""
+async def test_waiting_and_delivered_messages_are_pending(harness: Harness) -> None:
+    """A version with unsettled messages is needed."""
     subscription = await harness.bus.subscribe("inventory", [V1, V2])
     assert not (await usage(harness, V1)).reasons
     await harness.submit("orders", submitted(oid(1)))
@@ -113,23 +113,23 @@ async def test_what_waits_and_what_is_in_hand_is_pending(harness: Harness) -> No
     assert (await usage(harness, V1)).consumers[0].pending == 1
 
 
-async def test_a_bus_that_does_not_answer_lets_nothing_go(harness: Harness) -> None:
-    """Nobody knows who listens."""
+async def test_no_version_is_safe_to_drop_while_the_bus_does_not_answer(harness: Harness) -> None:
+    """The consumers are not known."""
 
-    class Away:
+    class Unavailable:
         async def consumers(self) -> Sequence[RegisteredConsumer]:
             raise TimeoutError
 
-    overview = VersionUsageReport(all_modules(), harness.contracts, harness.metrics, Away())
-    [found] = [each for each in await overview.usages() if each.subject == V1]
+    report = VersionUsageReport(all_modules(), harness.contracts, harness.metrics, Unavailable())
+    [found] = [each for each in await report.usages() if each.subject == V1]
     assert found.reasons == ("the bus does not answer, so its consumers are unknown",)
     assert not found.is_safe_to_drop
 
 
-async def test_a_process_shows_what_its_own_modules_say_or_hear(harness: Harness) -> None:
+async def test_a_process_reports_the_events_that_its_modules_publish_or_consume(harness: Harness) -> None:
     """Payments alone knows nothing of orders.created."""
     [payments] = [module for module in all_modules() if module.name == "payments"]
-    overview = VersionUsageReport([payments], harness.contracts, harness.metrics, MemoryConsumerDirectory(harness.bus))
-    subjects = {each.subject for each in await overview.usages()}
+    report = VersionUsageReport([payments], harness.contracts, harness.metrics, MemoryConsumerDirectory(harness.bus))
+    subjects = {each.subject for each in await report.usages()}
     assert {"payments.captured.v1", "inventory.reserved.v1", "orders.cancelled.v1"} <= subjects
     assert not {V1, V2} & subjects

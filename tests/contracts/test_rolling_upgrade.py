@@ -1,4 +1,4 @@
-"""Old and new speak with each other, in both directions and back: whatever they say is acted on once."""
+"""Old and new releases work together, in both directions: each event is processed exactly once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from modules.inventory.state import Product, Reservation
 from tests.clock import VirtualClock
 from tests.contracts.releases import NEW, OLD, Release, created
 from tests.runtime.harness import CONTEXT, Harness, HurriedClock, bus_message, harness_at, oid, submitted, until
-from tests.runtime.harness import product as counted
+from tests.runtime.harness import product as stock
 
 V1, V2 = "orders.created.v1", "orders.created.v2"
 RELEASES = {"old": OLD, "new": NEW}
@@ -37,7 +37,7 @@ async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
 
 
 def runner_of(harness: Harness, name: str, release: Release) -> ModuleRunner:
-    """Return one more process's shell of a module, as *release* has it."""
+    """Return the runner of module *name* in *release*, as of one more process."""
     module, relay = release.modules[name], harness.relays[name]
     store, clock = harness.stores[name], harness.clock
     return build_runners(
@@ -46,8 +46,8 @@ def runner_of(harness: Harness, name: str, release: Release) -> ModuleRunner:
     )[module.name]  # fmt: skip
 
 
-async def heard(harness: Harness, release: Release) -> ModuleRunner:
-    """Let inventory of *release* join its group, and hear what it knows; return its shell."""
+async def start_inventory(harness: Harness, release: Release) -> ModuleRunner:
+    """Start inventory of *release* as a member of its consumer group; return its runner."""
     runner = runner_of(harness, "inventory", release)
     subjects = release.contracts.subjects_for(runner.module.consumes)
     harness.run(runner.consume(await harness.bus.subscribe("inventory", subjects)))
@@ -60,7 +60,7 @@ async def state(harness: Harness, cls: type, key: str) -> Any:
 
 
 def outcomes(harness: Harness, outcome: str) -> float:
-    """Return how many messages of orders.created, in whatever version, ended so."""
+    """Return the number of messages of orders.created, in any version, with this *outcome*."""
     return sum(
         value
         for line in harness.metrics.render().decode().splitlines()
@@ -70,11 +70,11 @@ def outcomes(harness: Harness, outcome: str) -> float:
 
 
 @pytest.mark.parametrize("producer", RELEASES)
-@pytest.mark.parametrize("hearer", RELEASES)
-async def test_any_producer_and_any_consumer_understand_each_other(harness: Harness, producer: str, hearer: str) -> None:
-    """Stock is held once for each order, and nothing is put aside."""
-    await harness.submit("inventory", counted(10))
-    await heard(harness, RELEASES[hearer])
+@pytest.mark.parametrize("consumer", RELEASES)
+async def test_any_producer_works_with_any_consumer(harness: Harness, producer: str, consumer: str) -> None:
+    """The stock of each order is reserved once, and no message is dead-lettered."""
+    await harness.submit("inventory", stock(10))
+    await start_inventory(harness, RELEASES[consumer])
     harness.runners["orders"] = runner_of(harness, "orders", RELEASES[producer])
     for n in range(3):
         await harness.submit("orders", submitted(oid(n), 2))
@@ -82,12 +82,12 @@ async def test_any_producer_and_any_consumer_understand_each_other(harness: Harn
     await until(lambda: harness.relays["orders"].pending == 0)
     assert (await state(harness, Product, "A")).reserved == 6
     assert outcomes(harness, "handled") == 3
-    assert outcomes(harness, "superseded") == (3 if (producer, hearer) == ("new", "new") else 0)
+    assert outcomes(harness, "superseded") == (3 if (producer, consumer) == ("new", "new") else 0)
     assert outcomes(harness, "put_aside") == outcomes(harness, "failed") == 0
     assert await harness.dead_letter_store.list(None, None, None, 10) == []
 
 
-def both(harness: Harness, order_id: str) -> dict[str, Message]:
+def messages_of(harness: Harness, order_id: str) -> dict[str, Message]:
     """Return the messages of one event in both versions, by subject, as the relay would publish them."""
     event_id = str(uuid7())
     found = {}
@@ -102,31 +102,31 @@ def both(harness: Harness, order_id: str) -> dict[str, Message]:
 
 @pytest.mark.parametrize(
     ("order", "first", "second"),
-    [(order, *hearers) for order in permutations((V1, V2)) for hearers in product(RELEASES, RELEASES)],
+    [(order, *members) for order in permutations((V1, V2)) for members in product(RELEASES, RELEASES)],
 )
-async def test_a_group_of_two_releases_loses_nothing(
+async def test_a_consumer_group_of_two_releases_loses_nothing(
     tmp_path: Path, order: tuple[str, str], first: str, second: str
 ) -> None:
     """
-    Whichever member gets which version, first or last: the event is acted on once.
+    Whichever member gets which version, first or last, the event is processed once.
 
-    That is what a rolling upgrade on a broker looks like: the members of both releases share one durable, whose filter
-    is the newer one's. The old member lets the version go that it does not know, so the new one must not have let go
-    the other on the mere promise of this.
+    This is what a rolling upgrade looks like on a broker: the members of both releases share one durable, which has the
+    filter of the newer one. The old member ignores the version that it does not know, so the new member must not drop
+    the other version because of the header alone.
     """
     clock = VirtualClock()
     async with harness_at(tmp_path / "test.db", clock) as harness:
-        await harness.submit("inventory", counted(10))
+        await harness.submit("inventory", stock(10))
         subscription = await harness.bus.subscribe("inventory", [V1, V2])
-        messages = both(harness, oid(1))
+        messages = messages_of(harness, oid(1))
         published = [harness.bus.publish(messages[subject]) for subject in order]
-        hearers = [runner_of(harness, "inventory", RELEASES[name]) for name in (first, second)]
+        members = [runner_of(harness, "inventory", RELEASES[name]) for name in (first, second)]
         for turn in range(2 * DEFER_MAX + 2):
             for delivery in await subscription.fetch(1, 0):
-                hearer = hearers[turn % 2]
-                await hearer._receive(delivery)
-                if len(hearer._queue):
-                    await hearer.step()
+                consumer = members[turn % 2]
+                await consumer._receive(delivery)
+                if len(consumer._queue):
+                    await consumer.step()
             await clock.advance(DEFER_SECONDS)
         assert all(future.done() for future in published)
         assert (await state(harness, Product, "A")).reserved == 1
@@ -134,14 +134,14 @@ async def test_a_group_of_two_releases_loses_nothing(
         assert await harness.dead_letter_store.list(None, None, None, 10) == []
 
 
-async def test_the_higher_version_is_the_one_that_is_acted_on(tmp_path: Path) -> None:
-    """Even if the lower one comes first: it gives way for a moment, and is done with when the other one is."""
+async def test_the_newer_version_is_processed(tmp_path: Path) -> None:
+    """Even if the older one arrives first: it is deferred, and acknowledged once the newer one is processed."""
     clock = VirtualClock()
     async with harness_at(tmp_path / "test.db", clock) as harness:
-        await harness.submit("inventory", counted(10))
+        await harness.submit("inventory", stock(10))
         runner = runner_of(harness, "inventory", NEW)
         subscription = await harness.bus.subscribe("inventory", [V1, V2])
-        messages = both(harness, oid(1))
+        messages = messages_of(harness, oid(1))
         for subject, handled in ((V1, 0), (V2, 1), (V1, 1)):
             if subject == V2 or not handled:
                 harness.bus.publish(messages[subject])
@@ -156,14 +156,14 @@ async def test_the_higher_version_is_the_one_that_is_acted_on(tmp_path: Path) ->
         assert outcomes(harness, "superseded") == 1
 
 
-async def test_a_promise_that_is_not_kept_costs_two_seconds(tmp_path: Path) -> None:
-    """The header names a higher version, and it never comes: the lower one is as good."""
+async def test_a_missing_newer_version_delays_the_event_by_two_seconds(tmp_path: Path) -> None:
+    """The header names a newer version that never arrives: the older one is processed instead."""
     clock = VirtualClock()
     async with harness_at(tmp_path / "test.db", clock) as harness:
-        await harness.submit("inventory", counted(10))
+        await harness.submit("inventory", stock(10))
         runner = runner_of(harness, "inventory", NEW)
         subscription = await harness.bus.subscribe("inventory", [V1, V2])
-        harness.bus.publish(both(harness, oid(1))[V1])
+        harness.bus.publish(messages_of(harness, oid(1))[V1])
         for _ in range(DEFER_MAX):
             [delivery] = await subscription.fetch(1, 0)
             await runner._receive(delivery)
@@ -176,8 +176,8 @@ async def test_a_promise_that_is_not_kept_costs_two_seconds(tmp_path: Path) -> N
         assert await state(harness, Reservation, oid(1)) is not None
 
 
-async def test_both_versions_survive_a_restart_as_they_were_said(tmp_path: Path) -> None:
-    """Under the ids that they had, with the versions that there are; a row of the old release promises nothing."""
+async def test_both_versions_are_published_unchanged_after_a_restart(tmp_path: Path) -> None:
+    """With the same ids and the same versions header; a row of the old release has no such header."""
     path = tmp_path / "test.db"
     async with harness_at(path) as harness:
         await harness.submit("orders", submitted(oid(1)), id=oid(1))
@@ -199,7 +199,7 @@ async def test_both_versions_survive_a_restart_as_they_were_said(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("body", "error", "says"),
+    ("body", "error", "text"),
     [
         (b'{"order_id":', "unreadable", "orders.created.v1: unexpected end of data"),
         (b'{"order_id": 1}', "invalid", "/order_id: 1 is not of type 'string'"),
@@ -207,53 +207,53 @@ async def test_both_versions_survive_a_restart_as_they_were_said(tmp_path: Path)
         (b"[" * 1000 + b"]" * 1000, "unreadable", "orders.created.v1: the body is nested too deeply"),
     ],
 )
-async def test_what_makes_no_sense_is_put_aside_at_once(harness: Harness, body: bytes, error: str, says: str) -> None:
-    """With the pointer and the reason; it never spends five tries."""
-    await heard(harness, NEW)
+async def test_an_unreadable_message_is_dead_lettered_at_once(harness: Harness, body: bytes, error: str, text: str) -> None:
+    """With the pointer and the reason, and after one delivery attempt."""
+    await start_inventory(harness, NEW)
     await harness.bus.publish(Message(V1, "m-1", body, "k", {"ce-id": "e-1"}))
-    [kept] = await harness.dead_letter_store.list(None, None, None, 10)
-    dead_letter = kept.dead_letter
+    [stored] = await harness.dead_letter_store.list(None, None, None, 10)
+    dead_letter = stored.dead_letter
     assert (dead_letter.error, dead_letter.attempts, dead_letter.consumer) == (error, 1, "inventory")
-    assert says in dead_letter.detail
+    assert text in dead_letter.detail
 
 
-async def test_a_version_that_nobody_knows_goes_by_only_if_it_is_said_otherwise(harness: Harness) -> None:
-    """orders.created.v99 on its own is put aside; beside a version that we know it is none of our business."""
+async def test_an_unknown_version_is_ignored_only_beside_a_readable_one(harness: Harness) -> None:
+    """orders.created.v99 alone is dead-lettered; beside a version that the consumer reads, it is ignored."""
     runner = runner_of(harness, "inventory", NEW)
     harness.run(runner.consume(await harness.bus.subscribe("inventory", ["orders.created.v99"])))
     message = evolve(bus_message(harness, created(oid(1))), subject="orders.created.v99")
     await harness.bus.publish(evolve(message, id="m-1", headers={**message.headers, VERSIONS: "v2,v99"}))
     assert await harness.dead_letter_store.list(None, None, None, 10) == []
     await harness.bus.publish(evolve(message, id="m-2", headers={**message.headers, VERSIONS: "v98,v99"}))
-    [kept] = await harness.dead_letter_store.list(None, None, None, 10)
-    assert (kept.dead_letter.error, kept.dead_letter.attempts) == ("unknown_subject", 1)
-    assert kept.dead_letter.detail == "no contract for orders.created.v99"
+    [stored] = await harness.dead_letter_store.list(None, None, None, 10)
+    assert (stored.dead_letter.error, stored.dead_letter.attempts) == ("unknown_subject", 1)
+    assert stored.dead_letter.detail == "no contract for orders.created.v99"
 
 
-async def test_a_header_that_makes_no_sense_is_nobodys_end(harness: Harness) -> None:
-    """A version too long to be a number is no version; who hears the message goes on hearing."""
-    await heard(harness, NEW)
+async def test_a_malformed_versions_header_is_ignored(harness: Harness) -> None:
+    """A version with too many digits is not a version; the consumer continues."""
+    await start_inventory(harness, NEW)
     message = evolve(bus_message(harness, created(oid(1))), id="m-1")
     await harness.bus.publish(evolve(message, headers={**message.headers, VERSIONS: f"v2,v{'9' * 5000}"}))
     assert outcomes(harness, "handled") == 1
 
 
-async def test_what_nobody_foresaw_spends_the_tries_of_one_message(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reading that breaks is the message's trouble: five tries, then a dead letter; the next one is heard."""
-    runner = await heard(harness, NEW)
+async def test_an_unexpected_error_affects_only_its_message(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It becomes a dead letter after its last delivery attempt; the next message is processed."""
+    runner = await start_inventory(harness, NEW)
     read, broken = runner._receiver._reader.read, bus_message(harness, created(oid(1)))
 
-    def breaking(subject: str, body: bytes) -> Any:
+    def failing_read(subject: str, body: bytes) -> Any:
         if body == broken.body:
-            raise RuntimeError("nobody foresaw this")
+            raise RuntimeError("unexpected")
         return read(subject, body)
 
-    monkeypatch.setattr(runner._receiver._reader, "read", breaking)
+    monkeypatch.setattr(runner._receiver._reader, "read", failing_read)
     monkeypatch.setattr("app.runtime.receiving.RETRY_SECONDS", 0.01)
     first = harness.bus.publish(broken)
     await harness.bus.publish(bus_message(harness, created(oid(2))))
     await first
-    [kept] = await harness.dead_letter_store.list(None, None, None, 10)
-    assert (kept.dead_letter.error, kept.dead_letter.attempts) == ("failed", MAX_TRIES)
-    assert kept.dead_letter.detail == "RuntimeError: nobody foresaw this"
+    [stored] = await harness.dead_letter_store.list(None, None, None, 10)
+    assert (stored.dead_letter.error, stored.dead_letter.attempts) == ("failed", MAX_TRIES)
+    assert stored.dead_letter.detail == "RuntimeError: unexpected"
     assert outcomes(harness, "handled") == 1

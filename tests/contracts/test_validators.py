@@ -1,4 +1,4 @@
-"""Two validators, one meaning: what checks every message, and what explains a rejection, never disagree."""
+"""The fast validator, which checks every message, and the slow one, which explains a rejection, never disagree."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ EXAMPLES = 50
 
 
 @st.composite
-def broken(draw: st.DrawFn, schema: dict[str, Any]) -> Any:
-    """Return an event with one to three wounds; now and then it survives them."""
+def damaged(draw: st.DrawFn, schema: dict[str, Any]) -> Any:
+    """Return an event damaged in one to three places; it may still be valid."""
     value = copy.deepcopy(draw(valid(schema)))
     for _ in range(draw(st.integers(1, 3))):
-        value = draw(wounded(value))
+        value = draw(with_damage(value))
     return value
 
 
-def wounded(value: Any) -> st.SearchStrategy[Any]:
-    """Return *value*, or something within it, taken away, replaced or added to."""
+def with_damage(value: Any) -> st.SearchStrategy[Any]:
+    """Return *value* with something in it removed, replaced or added."""
     ways: list[st.SearchStrategy[Any]] = [ODD]
     if isinstance(value, dict):
         ways.append(st.tuples(st.text(max_size=8), ODD).map(lambda pair: {**value, pair[0]: pair[1]}))
         for name in value:
             ways.append(st.just({key: part for key, part in value.items() if key != name}))
-            ways.append(wounded(value[name]).map(partial(changed, value, name)))
+            ways.append(with_damage(value[name]).map(partial(changed, value, name)))
     elif isinstance(value, list):
         ways.append(st.just(value * 60))
         for n, part in enumerate(value[:3]):
-            ways.append(wounded(part).map(partial(changed, value, n)))
+            ways.append(with_damage(part).map(partial(changed, value, n)))
     elif isinstance(value, str):
         ways += [st.just(value[:-1]), st.just(value + "\n"), st.just(value * 40), st.just(value.upper())]
     elif isinstance(value, int):
@@ -59,47 +59,47 @@ def changed(value: Any, where: Any, part: Any) -> Any:
 
 
 def agree(contract: Contract, value: Any) -> bool:
-    """Assert that both validators say the same of *value*, to the letter and tolerantly; return what they say."""
-    for schema, fits in ((contract.schema, contract.is_valid_outgoing), (tolerant(contract.schema), contract.is_valid_incoming)):
+    """Assert that both validators agree about *value*, strictly and tolerantly; return whether it is strictly valid."""
+    for schema, is_valid in ((contract.schema, contract.is_valid_outgoing), (tolerant(contract.schema), contract.is_valid_incoming)):
         reasons = explain(schema, value)
-        assert fits(value) == (not reasons), (value, reasons)
+        assert is_valid(value) == (not reasons), (value, reasons)
         assert all(reason.pointer == "" or reason.pointer.startswith("/") for reason in reasons)
     return contract.is_valid_outgoing(value)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("subject", SUBJECTS)
-def test_what_fits_fits_for_both_and_survives_its_class(subject: str) -> None:
-    """A valid event is valid to both, and comes out of its class as it went in."""
+def test_a_valid_event_is_valid_for_both_validators_and_unchanged_by_its_class(subject: str) -> None:
+    """Decoded into its class and encoded round_trip, it is the same value."""
     contract = CONTRACTS[subject]
 
     @settings(max_examples=EXAMPLES, deadline=None)
     @given(valid(contract.schema))
-    def look(value: Any) -> None:
+    def compare(value: Any) -> None:
         assert agree(contract, value), explain(contract.schema, value)
         body = orjson.dumps(value)
-        again = contract.unstructure(contract.structure(orjson.loads(body), contract.cls))
-        assert orjson.loads(orjson.dumps(again)) == value
+        round_trip = contract.unstructure(contract.structure(orjson.loads(body), contract.cls))
+        assert orjson.loads(orjson.dumps(round_trip)) == value
 
-    look()
+    compare()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("subject", SUBJECTS)
-def test_what_is_broken_is_broken_for_both(subject: str) -> None:
-    """Whatever has happened to an event: they agree whether it still is one, and the reasons point somewhere."""
+def test_both_validators_agree_about_a_damaged_event(subject: str) -> None:
+    """Whatever the damage: they agree whether it is still valid, and each reason has a pointer."""
     contract = CONTRACTS[subject]
 
     @settings(max_examples=EXAMPLES, deadline=None)
-    @given(broken(dict(contract.schema)))
-    def look(value: Any) -> None:
+    @given(damaged(dict(contract.schema)))
+    def compare(value: Any) -> None:
         agree(contract, value)
 
-    look()
+    compare()
 
 
 @pytest.mark.parametrize(
-    ("schema", "value", "fits"),
+    ("schema", "value", "is_valid"),
     [
         ({"format": "uuid"}, "0192f0c1-2b3c-7d4e-8f50-617283940a1b", True),
         ({"format": "uuid"}, "0192F0C1-2B3C-7D4E-8F50-617283940A1B", True),
@@ -121,15 +121,15 @@ def test_what_is_broken_is_broken_for_both(subject: str) -> None:
         ({"enum": [1]}, True, False),
     ],
 )
-def test_they_agree_where_libraries_are_wont_to_differ(schema: dict[str, Any], value: Any, fits: bool) -> None:
-    """Formats, line breaks, whole floats, astral characters, truth and one."""
-    assert validator(schema)(value) is fits
-    assert (not explain(schema, value)) is fits
+def test_both_validators_agree_where_libraries_often_differ(schema: dict[str, Any], value: Any, is_valid: bool) -> None:
+    """Formats, line breaks, whole floats, astral characters, booleans and numbers."""
+    assert validator(schema)(value) is is_valid
+    assert (not explain(schema, value)) is is_valid
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
-def test_every_schema_is_one_to_both(subject: str) -> None:
-    """At start only the fast one looks at the schemas; here the other one does."""
+def test_every_schema_is_valid_for_both_validators(subject: str) -> None:
+    """At start only the fast validator checks the schemas; here the other one does."""
     Draft202012Validator.check_schema(CONTRACTS[subject].schema)
 
 
@@ -149,16 +149,16 @@ def test_every_schema_is_one_to_both(subject: str) -> None:
         {"format": 3},
     ],
 )
-def test_what_is_no_schema_is_none_to_both(schema: dict[str, Any]) -> None:
-    """And the line that refuses it is the one of the validator that explains."""
-    with pytest.raises(SchemaError) as refused:
+def test_an_invalid_schema_is_invalid_for_both_validators(schema: dict[str, Any]) -> None:
+    """The error has the text of the validator that explains."""
+    with pytest.raises(SchemaError) as expected:
         Draft202012Validator.check_schema(schema)
-    with pytest.raises(ContractError) as said:
+    with pytest.raises(ContractError) as raised:
         check_schema("parcels.sent.v1", schema)
-    assert str(said.value) == f"parcels.sent.v1: not a JSON Schema: {refused.value.message}"
+    assert str(raised.value) == f"parcels.sent.v1: not a JSON Schema: {expected.value.message}"
 
 
-def test_a_disagreement_would_be_seen() -> None:
+def test_a_disagreement_of_the_validators_is_detected() -> None:
     """The comparison above can fail."""
     contract = CONTRACTS["orders.timed_out.v1"]
     value = {"order_id": "no uuid"}

@@ -1,4 +1,4 @@
-"""One event in several versions: how it is said, and how it is heard."""
+"""One event in several versions: how it is encoded, and how each version is read."""
 
 from __future__ import annotations
 
@@ -22,75 +22,75 @@ def contracts() -> ContractRegistry:
     return ContractRegistry(EVERY, SCHEMAS, [TO_2, TO_3])
 
 
-def test_without_a_migration_an_event_is_said_once() -> None:
-    """In its own version, under its own id, and with no word about versions."""
+def test_without_dual_publishing_an_event_is_encoded_once() -> None:
+    """In its own version, with its own id and without a versions header."""
     contracts = ContractRegistry(EVERY, SCHEMAS, (), [Upcast("parcels.sent", 1, 2, up_2), Upcast("parcels.sent", 2, 3, up_3)])
-    [said] = contracts.encode_versions(SENT)
-    assert (said.subject, said.id_suffix, said.versions) == (V3, None, None)
+    [encoded] = contracts.encode_versions(SENT)
+    assert (encoded.subject, encoded.id_suffix, encoded.versions) == (V3, None, None)
 
 
-def test_with_migrations_an_event_is_said_in_every_version(contracts: ContractRegistry) -> None:
-    """The newest first; the oldest keeps the event's id, for nothing is to change for those who hear it."""
-    said = contracts.encode_versions(SENT)
-    assert [(each.subject, each.id_suffix) for each in said] == [(V3, "v3"), (V2, "v2"), (V1, None)]
-    assert {each.versions for each in said} == {"v1,v2,v3"}
-    assert [each.body for each in said] == [
+def test_with_dual_publishing_an_event_is_encoded_in_every_version(contracts: ContractRegistry) -> None:
+    """The newest first; the oldest keeps the event's id, so nothing changes for its consumers."""
+    encoded = contracts.encode_versions(SENT)
+    assert [(each.subject, each.id_suffix) for each in encoded] == [(V3, "v3"), (V2, "v2"), (V1, None)]
+    assert {each.versions for each in encoded} == {"v1,v2,v3"}
+    assert [each.body for each in encoded] == [
         b'{"parcel_id":"p","kilograms":0.25,"carrier":"dhl"}',
         b'{"parcel_id":"p","grams":250,"carrier":"dhl"}',
         b'{"parcel_id":"p","grams":250}',
     ]
 
 
-def test_one_migration_ends_before_the_other() -> None:
-    """What is no longer said is still understood."""
+def test_dual_publishing_of_one_version_may_end_before_that_of_another() -> None:
+    """A version that is no longer published is still readable."""
     contracts = ContractRegistry(EVERY, SCHEMAS, [TO_3], [Upcast("parcels.sent", 1, 2, up_2)])
     assert [(each.subject, each.versions) for each in contracts.encode_versions(SENT)] == [(V3, "v2,v3"), (V2, "v2,v3")]
     assert EventReader("depot", contracts, [SentV3]).subjects == (V3, V2, V1)
 
 
-def test_an_older_version_is_never_said_by_itself(contracts: ContractRegistry) -> None:
-    """Whoever says an old class says that and nothing else."""
-    [said] = contracts.encode_versions(SentV1(parcel_id="p", grams=1))
-    assert (said.subject, said.versions) == (V1, None)
+def test_an_event_of_an_older_class_is_encoded_only_in_that_version(contracts: ContractRegistry) -> None:
+    """A producer that still creates the old class publishes nothing newer."""
+    [encoded] = contracts.encode_versions(SentV1(parcel_id="p", grams=1))
+    assert (encoded.subject, encoded.versions) == (V1, None)
 
 
-def test_what_breaks_an_older_schema_is_not_said(contracts: ContractRegistry) -> None:
-    """All versions go out, or none: 0.1 g is no whole gram."""
+def test_an_event_that_violates_an_older_schema_is_not_encoded_at_all(contracts: ContractRegistry) -> None:
+    """All versions are published, or none: 0.1 g is not a whole gram."""
     with pytest.raises(Invalid, match=r"parcels\.sent\.v2: /grams: 0 is less than"):
         contracts.encode_versions(SentV3(parcel_id="p", kilograms=0.0001, carrier="dhl"))
 
 
 @pytest.mark.parametrize(("subject", "carrier"), [(V1, "post"), (V2, "dhl"), (V3, "dhl")])
-@pytest.mark.parametrize("is_own", [True, False])
-def test_every_version_is_heard_as_the_newest(
-    contracts: ContractRegistry, subject: str, carrier: str, is_own: bool
+@pytest.mark.parametrize("is_same_process", [True, False])
+def test_every_version_is_read_as_the_newest_class(
+    contracts: ContractRegistry, subject: str, carrier: str, is_same_process: bool
 ) -> None:
-    """By the chain of upcasts, in either lane, whether the words are our own or somebody else's."""
-    producer = contracts if is_own else ContractRegistry(EVERY, SCHEMAS, [TO_2, TO_3])
-    hearing = EventReader("depot", contracts, [SentV3])
-    [body] = [said.body for said in producer.encode_versions(SENT) if said.subject == subject]
+    """Through the chain of upcasts, in either lane, from the same process or from another one."""
+    producer = contracts if is_same_process else ContractRegistry(EVERY, SCHEMAS, [TO_2, TO_3])
+    reader = EventReader("depot", contracts, [SentV3])
+    [body] = [each.body for each in producer.encode_versions(SENT) if each.subject == subject]
     expected = SentV3(parcel_id="p", kilograms=0.25, carrier=carrier)
-    assert hearing.read(subject, body) == hearing.read(f"{subject}.express", body) == expected
+    assert reader.read(subject, body) == reader.read(f"{subject}.express", body) == expected
 
 
-def test_who_stays_with_an_older_version_hears_nothing_newer(contracts: ContractRegistry) -> None:
-    """A consumer is upgraded when it is ready to be."""
-    hearing = EventReader("depot", contracts, [SentV2])
-    assert hearing.subjects == (V2, V1)
+def test_a_consumer_of_an_older_version_does_not_read_a_newer_one(contracts: ContractRegistry) -> None:
+    """It is upgraded separately."""
+    reader = EventReader("depot", contracts, [SentV2])
+    assert reader.subjects == (V2, V1)
     with pytest.raises(Rejected, match=r"depot does not consume parcels\.sent\.v3"):
-        hearing.read(V3, contracts.encode(SENT))
+        reader.read(V3, contracts.encode(SENT))
 
 
-def test_consumers_read_tolerantly_and_publishers_to_the_letter(contracts: ContractRegistry) -> None:
-    """A newer publisher may add an optional member before its readers know it; we may not say what we did not promise."""
-    hearing = EventReader("depot", contracts, [SentV3])
+def test_consumers_validate_tolerantly_and_publishers_strictly(contracts: ContractRegistry) -> None:
+    """A newer publisher may add an optional member before its consumers know it, but no undeclared one."""
+    reader = EventReader("depot", contracts, [SentV3])
     body = b'{"parcel_id":"p","kilograms":1.5,"carrier":"dhl","colour":"red"}'
-    assert hearing.read(V3, body) == SentV3(parcel_id="p", kilograms=1.5, carrier="dhl")
+    assert reader.read(V3, body) == SentV3(parcel_id="p", kilograms=1.5, carrier="dhl")
     assert not contracts[V3].is_valid_outgoing({"parcel_id": "p", "kilograms": 1.5, "carrier": "dhl", "colour": "red"})
 
 
 @pytest.mark.parametrize(
-    ("subject", "body", "error", "says"),
+    ("subject", "body", "error", "text"),
     [
         ("parcels.sent.v99", b"{}", UnknownSubject, "no contract for parcels.sent.v99"),
         (V1, b"{", Unreadable, "parcels.sent.v1: "),
@@ -100,17 +100,17 @@ def test_consumers_read_tolerantly_and_publishers_to_the_letter(contracts: Contr
         (V1, b"[]", Invalid, "parcels.sent.v1: /: [] is not of type 'object'"),
     ],
 )
-def test_what_cannot_be_read_says_where_and_why(
-    contracts: ContractRegistry, subject: str, body: bytes, error: type[Rejected], says: str
+def test_an_unreadable_message_is_rejected_with_the_place_and_the_reason(
+    contracts: ContractRegistry, subject: str, body: bytes, error: type[Rejected], text: str
 ) -> None:
-    """A pointer and a reason, for whoever finds it among the dead letters."""
-    with pytest.raises(error) as refused:
+    """The dead letter then has a pointer and a reason."""
+    with pytest.raises(error) as rejected:
         EventReader("depot", contracts, [SentV3]).read(subject, body)
-    assert str(refused.value).startswith(says)
+    assert str(rejected.value).startswith(text)
 
 
 @pytest.mark.parametrize(
-    ("subject", "versions", "is_superseded"),
+    ("subject", "versions", "has_newer"),
     [
         (V3, "v1,v2,v3", False),
         (V2, "v1,v2,v3", True),
@@ -121,15 +121,15 @@ def test_what_cannot_be_read_says_where_and_why(
         (V1, "nonsense", False),
     ],
 )
-def test_a_lower_version_gives_way_to_a_higher_one_that_is_understood(
-    contracts: ContractRegistry, subject: str, versions: str, is_superseded: bool
+def test_a_message_has_a_newer_version_only_if_the_consumer_can_read_it(
+    contracts: ContractRegistry, subject: str, versions: str, has_newer: bool
 ) -> None:
-    """And to no other: what we do not understand cannot replace what we do."""
-    assert EventReader("depot", contracts, [SentV3]).has_newer(subject, versions) is is_superseded
+    """A version that the consumer cannot read cannot replace one that it can."""
+    assert EventReader("depot", contracts, [SentV3]).has_newer(subject, versions) is has_newer
 
 
 @pytest.mark.parametrize(
-    ("subject", "versions", "is_said_otherwise"),
+    ("subject", "versions", "has_sibling"),
     [
         ("parcels.sent.v99", "v3,v99", True),
         ("parcels.sent.v99.express", "v3,v99", True),
@@ -139,15 +139,15 @@ def test_a_lower_version_gives_way_to_a_higher_one_that_is_understood(
         (V3, "v3", False),
     ],
 )
-def test_what_is_not_understood_may_be_said_in_words_that_are(
-    contracts: ContractRegistry, subject: str, versions: str, is_said_otherwise: bool
+def test_an_unreadable_version_may_have_a_readable_sibling(
+    contracts: ContractRegistry, subject: str, versions: str, has_sibling: bool
 ) -> None:
-    """Only then may it go by without a word."""
-    assert EventReader("depot", contracts, [SentV3]).has_readable_sibling(subject, versions) is is_said_otherwise
+    """Only then may the consumer ignore the message."""
+    assert EventReader("depot", contracts, [SentV3]).has_readable_sibling(subject, versions) is has_sibling
 
 
 def test_subjects_and_headers_name_versions() -> None:
-    """And what is no version in a header is no version."""
+    """Malformed parts of a header are ignored."""
     assert version_of("orders.created.v12") == ("orders.created", 12)
     assert subject_at("orders.created", 12) == "orders.created.v12"
     assert versions_in("v1, v12,3,vx,v,v²,") == {1, 12}

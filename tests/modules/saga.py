@@ -1,8 +1,8 @@
-"""The three modules without any house around them: a bag of messages, a gateway that keeps books, and dice."""
+"""A simulation of the three modules without a runtime: a set of messages in flight, and a fake payment gateway."""
 
 from __future__ import annotations
 
-__all__ = ["NOW", "Books", "Saga", "Weather", "submitted"]
+__all__ = ["NOW", "CallOutcome", "FakeGateway", "Saga", "submitted"]
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -39,7 +39,7 @@ GATEWAY = "gateway"
 LEGAL = {
     (None, Status.PROCESSING),
     (Status.PROCESSING, Status.RESERVED),
-    (Status.PROCESSING, Status.CONFIRMED),  # the money was there first
+    (Status.PROCESSING, Status.CONFIRMED),  # the payment arrived before the reservation
     (Status.RESERVED, Status.CONFIRMED),
     (Status.PROCESSING, Status.CANCELLED),
     (Status.RESERVED, Status.CANCELLED),
@@ -47,163 +47,166 @@ LEGAL = {
 }
 
 
-class Weather(Enum):
-    """How a call to the gateway goes."""
+class CallOutcome(Enum):
+    """What happens to a call to the gateway."""
 
-    FINE = "fine"
-    AWAY = "it does not arrive"
-    SILENT = "it arrives, and no answer comes back"
-    GARBLED = "it arrives, and the answer contradicts the request"
+    OK = "it succeeds"
+    NOT_REACHED = "it does not reach the gateway"
+    NO_RESPONSE = "it reaches the gateway, but the response is lost"
+    CONTRADICTORY = "it reaches the gateway, but the response contradicts the request"
 
 
 @define
-class Books:
-    """A gateway that remembers every key it has seen, and what money has moved."""
+class FakeGateway:
+    """A payment gateway that makes one charge and one refund per order, and records the amounts."""
 
     declined: frozenset[str] = frozenset()
     charged: dict[str, int] = field(factory=dict)
     refunded: dict[str, int] = field(factory=dict)
 
-    def answer(self, asked: ChargeRequested | RefundRequested, weather: Callable[[], Weather]) -> Any:
-        """Do what *asked* wants, as the worker would, and return what it would tell."""
-        order_id = asked.order_id
-        if isinstance(asked, RefundRequested):
-            weathered = weather()
-            if weathered is Weather.AWAY:
+    def handle(self, request: ChargeRequested | RefundRequested, draw: Callable[[], CallOutcome]) -> Any:
+        """Handle *request* as the payment worker does, and return the result that it would submit."""
+        order_id = request.order_id
+        if isinstance(request, RefundRequested):
+            outcome = draw()
+            if outcome is CallOutcome.NOT_REACHED:
                 return RefundFailed(order_id=order_id, retry_seconds=1)
-            self.refunded.setdefault(order_id, asked.amount.amount)
-            if weathered is not Weather.FINE:
+            self.refunded.setdefault(order_id, request.amount.amount)
+            if outcome is not CallOutcome.OK:
                 return RefundFailed(order_id=order_id, retry_seconds=1)
-            return RefundSucceeded(order_id=order_id, reference="back")
-        if asked.attempt > 1 or not asked.is_wanted:
-            if weather() is not Weather.FINE:
+            return RefundSucceeded(order_id=order_id, reference="refund")
+        if request.attempt > 1 or not request.is_wanted:
+            if draw() is not CallOutcome.OK:
                 return ChargeFailed(order_id=order_id, is_unknown=False, retry_seconds=1, calls=0)
             if order_id in self.charged:
-                return ChargeSucceeded(order_id=order_id, reference="taken", calls=0)
-            if not asked.is_wanted:
+                return ChargeSucceeded(order_id=order_id, reference="charge", calls=0)
+            if not request.is_wanted:
                 return ChargeDeclined(order_id=order_id, reason="order_cancelled", calls=0)
-        weathered = weather()
-        if weathered is Weather.AWAY:
+        outcome = draw()
+        if outcome is CallOutcome.NOT_REACHED:
             return ChargeFailed(order_id=order_id, is_unknown=False, retry_seconds=1, calls=1)
         if order_id not in self.declined:
-            self.charged.setdefault(order_id, asked.amount.amount)
-        if weathered is Weather.SILENT:
+            self.charged.setdefault(order_id, request.amount.amount)
+        if outcome is CallOutcome.NO_RESPONSE:
             return ChargeFailed(order_id=order_id, is_unknown=True, retry_seconds=1, calls=1)
-        if weathered is Weather.GARBLED:
-            return ChargeMismatch(order_id=order_id, reason="wrong_amount", reference="taken", calls=1)
+        if outcome is CallOutcome.CONTRADICTORY:
+            return ChargeMismatch(order_id=order_id, reason="wrong_amount", reference="charge", calls=1)
         if order_id in self.declined:
             return ChargeDeclined(order_id=order_id, reason="no_funds", calls=1)
-        return ChargeSucceeded(order_id=order_id, reference="taken", calls=1)
+        return ChargeSucceeded(order_id=order_id, reference="charge", calls=1)
 
 
 @frozen
-class Flying:
-    """A message on its way to one hearer. Not due yet, it stands in the outbox and may be withdrawn."""
+class InFlight:
+    """A message on its way to one consumer. One that is not due yet waits in the outbox and can be cancelled."""
 
-    to: str
+    consumer: str
     id: str
     event: Any
     is_due: bool = True
-    name: str = ""
+    timer: str = ""
     producer: str = ""
 
 
 @define
 class Saga:
-    """Everything that is in flight and everything that is remembered; who delivers decides in which order."""
+    """All messages in flight and all states of the modules; the caller chooses which message is delivered next."""
 
-    books: Books
+    gateway: FakeGateway
     stock: dict[str, Product]
-    bag: list[Flying] = field(factory=list)
-    world: dict[tuple[type, str], Any] = field(factory=dict)
+    in_flight: list[InFlight] = field(factory=list)
+    states: dict[tuple[type, str], Any] = field(factory=dict)
     history: list[str] = field(factory=list)
-    _heard: set[tuple[str, str]] = field(factory=set, init=False)
+    _processed: set[tuple[str, str]] = field(factory=set, init=False)
     _modules: dict[str, Module] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         descriptors = (orders.module(), inventory.module(), payments.module())
         self._modules = {descriptor.name: descriptor for descriptor in descriptors}
-        self.world |= {(Product, key): product for key, product in self.stock.items()}
+        self.states |= {(Product, key): product for key, product in self.stock.items()}
 
-    def tell(self, to: str, id: str, event: Any) -> None:
-        """Put *event* into the bag."""
-        self.bag.append(Flying(to, id, event))
+    def send(self, consumer: str, id: str, event: Any) -> None:
+        """Put *event* on its way to *consumer*."""
+        self.in_flight.append(InFlight(consumer, id, event))
 
-    def deliver(self, index: int, weather: Callable[[], Weather], *, stays: bool = False) -> None:
-        """Take one message out of the bag and see it through; with *stays* a copy of it is left in."""
-        flying = self.bag[index]
-        if not (stays and flying.is_due):
-            self.bag.pop(index)
-        self.history.append(f"{flying.to or flying.producer}: {flying.event} ({flying.id[-8:]})")
-        if not flying.is_due:
-            self._publish(flying.producer, flying.id, flying.event)
-        elif flying.to == GATEWAY:
-            answer = self.books.answer(flying.event, weather)
-            # Asked twice, the gateway may answer in two ways, and both are news.
-            kind = f"{type(answer).__name__}.{getattr(answer, 'is_unknown', False)}"
-            self.tell("payments", derived_id(flying.id, kind), answer)
-            self._say_by_itself(flying.event)
+    def deliver(self, index: int, draw: Callable[[], CallOutcome], *, is_kept: bool = False) -> None:
+        """Deliver the message at *index*; with *is_kept* it stays in flight, and so is delivered again later."""
+        message = self.in_flight[index]
+        if not (is_kept and message.is_due):
+            self.in_flight.pop(index)
+        self.history.append(f"{message.consumer or message.producer}: {message.event} ({message.id[-8:]})")
+        if not message.is_due:
+            self._publish(message.producer, message.id, message.event)
+        elif message.consumer == GATEWAY:
+            result = self.gateway.handle(message.event, draw)
+            # A repeated request may have another result, which then has an id of its own.
+            kind = f"{type(result).__name__}.{getattr(result, 'is_unknown', False)}"
+            self.send("payments", derived_id(message.id, kind), result)
+            self._send_notice(message.event)
         else:
-            self._decide(self._modules[flying.to], flying)
+            self._decide(self._modules[message.consumer], message)
 
-    def _say_by_itself(self, asked: ChargeRequested | RefundRequested) -> None:
-        """Let the gateway's webhook come as well, once for what has happened there: it comes whenever it comes."""
-        order_id, amount = asked.order_id, asked.amount
-        is_refund = isinstance(asked, RefundRequested)
-        if order_id not in (self.books.refunded if is_refund else self.books.charged):
+    def _send_notice(self, request: ChargeRequested | RefundRequested) -> None:
+        """Send the gateway's webhook about the charge or the refund, if it was made; it may arrive at any time."""
+        order_id, amount = request.order_id, request.amount
+        is_refund = isinstance(request, RefundRequested)
+        if order_id not in (self.gateway.refunded if is_refund else self.gateway.charged):
             return
-        seen = (
-            RefundNotified(order_id=order_id, reference="taken", amount=amount, refunded_amount=amount.amount)
+        notice = (
+            RefundNotified(order_id=order_id, reference="charge", amount=amount, refunded_amount=amount.amount)
             if is_refund
-            else ChargeNotified(order_id=order_id, reference="taken", amount=amount)
+            else ChargeNotified(order_id=order_id, reference="charge", amount=amount)
         )
-        self.tell("payments", f"webhook-{type(seen).__name__}-{order_id}", seen)
+        self.send("payments", f"webhook-{type(notice).__name__}-{order_id}", notice)
 
-    def _decide(self, module: Module, flying: Flying) -> None:
-        if (module.name, flying.id) in self._heard:
+    def _decide(self, module: Module, message: InFlight) -> None:
+        if (module.name, message.id) in self._processed:
             return
-        keys = module.keys(flying.event)
-        decision = module.decide([self.world.get(key) for key in keys], flying.event, NOW)
-        self._heard.add((module.name, flying.id))
+        keys = module.keys(message.event)
+        decision = module.decide([self.states.get(key) for key in keys], message.event, NOW)
+        self._processed.add((module.name, message.id))
         for state in decision.states:
-            self._remember(state)
-        for ordinal, said in enumerate(decision.events):
-            assert not isinstance(said, NoticeRejected), f"the gateway tells the truth: {said}"
-            id = derived_id(flying.id, f"{module.name}.{ordinal}")
-            if isinstance(said, CancelTimer):
-                self.bag = [f for f in self.bag if f.is_due or f.producer != module.name or f.name != said.timer]
-            elif isinstance(said, Scheduled):
-                self.bag.append(Flying("", id, said.event, is_due=False, name=said.timer, producer=module.name))
-            elif hasattr(said, "__subject__"):
-                self._publish(module.name, id, said)
+            self._save(state)
+        for ordinal, event in enumerate(decision.events):
+            assert not isinstance(event, NoticeRejected), f"the gateway's notice is true: {event}"
+            id = derived_id(message.id, f"{module.name}.{ordinal}")
+            if isinstance(event, CancelTimer):
+                self._cancel(module.name, event.timer)
+            elif isinstance(event, Scheduled):
+                self.in_flight.append(InFlight("", id, event.event, is_due=False, timer=event.timer, producer=module.name))
+            elif hasattr(event, "__subject__"):
+                self._publish(module.name, id, event)
+
+    def _cancel(self, producer: str, timer: str) -> None:
+        self.in_flight = [m for m in self.in_flight if m.is_due or m.producer != producer or m.timer != timer]
 
     def _publish(self, producer: str, id: str, event: Any) -> None:
-        hearers = [module.name for module in self._modules.values() if type(event) in module.consumes]
+        consumers = [module.name for module in self._modules.values() if type(event) in module.consumes]
         if isinstance(event, (ChargeRequested, RefundRequested)):
-            hearers.append(GATEWAY)
-        for hearer in hearers:
-            self.tell(hearer, id, event)
+            consumers.append(GATEWAY)
+        for consumer in consumers:
+            self.send(consumer, id, event)
 
-    def _remember(self, state: Any) -> None:
+    def _save(self, state: Any) -> None:
         key = (type(state), state.product_id if isinstance(state, Product) else state.order_id)
-        before = self.world.get(key)
+        before = self.states.get(key)
         if isinstance(state, Order):
             was = before.status if before is not None else None
             assert was is state.status or (was, state.status) in LEGAL, f"{was} became {state.status}"
             assert (state.status is Status.CANCELLED) == (state.reason is not None)
         if isinstance(state, Product):
             assert 0 <= state.reserved <= state.on_hand, state
-        self.world[key] = state
+        self.states[key] = state
 
-    def check_the_end(self) -> None:
-        """Assert what must hold once nothing is in flight any more."""
-        every = {cls: [s for (c, _), s in self.world.items() if c is cls] for cls in (Order, Product, Reservation)}
+    def check_final_state(self) -> None:
+        """Assert what must hold once no message is in flight."""
+        every = {cls: [s for (c, _), s in self.states.items() if c is cls] for cls in (Order, Product, Reservation)}
         shipped: dict[str, int] = {}
         for order in every[Order]:
-            reservation: Reservation | None = self.world.get((Reservation, order.order_id))
-            payment: Payment | None = self.world.get((Payment, order.order_id))
-            charged = self.books.charged.get(order.order_id, 0)
-            refunded = self.books.refunded.get(order.order_id, 0)
+            reservation: Reservation | None = self.states.get((Reservation, order.order_id))
+            payment: Payment | None = self.states.get((Payment, order.order_id))
+            charged = self.gateway.charged.get(order.order_id, 0)
+            refunded = self.gateway.refunded.get(order.order_id, 0)
             assert reservation is not None
             if order.status is Status.CONFIRMED:
                 assert payment is not None
@@ -216,7 +219,7 @@ class Saga:
                 assert order.status is Status.CANCELLED, order
                 assert order.waiting_for is None
                 assert reservation.status in (ReservationStatus.RELEASED, ReservationStatus.REJECTED)
-                assert charged == refunded, "money stayed where it does not belong"
+                assert charged == refunded, "a charge of a cancelled order was not refunded"
                 if charged:
                     assert payment is not None
                     assert payment.status is PaymentStatus.REFUNDED
@@ -230,17 +233,17 @@ class Saga:
 
 
 def check_timeline(order: Order) -> None:
-    """Assert that the story of *order*, as its customer reads it, is one that can happen."""
-    story = [entry["event"] for entry in order.timeline]
-    assert story[0] == "orders.created", story
-    assert len(set(story)) == len(story), f"told twice: {story}"
-    if "orders.confirmed" in story:
-        assert "inventory.reserved" in story[: story.index("orders.confirmed")], story
-    if "orders.cancelled" in story:
-        after = story[story.index("orders.cancelled") + 1 :]
-        assert set(after) <= {"inventory.released", "payments.refunded"}, story
+    """Assert that the timeline of *order* is one that can happen."""
+    events = [entry["event"] for entry in order.timeline]
+    assert events[0] == "orders.created", events
+    assert len(set(events)) == len(events), f"recorded twice: {events}"
+    if "orders.confirmed" in events:
+        assert "inventory.reserved" in events[: events.index("orders.confirmed")], events
+    if "orders.cancelled" in events:
+        after = events[events.index("orders.cancelled") + 1 :]
+        assert set(after) <= {"inventory.released", "payments.refunded"}, events
     else:
-        assert not {"inventory.released", "payments.refunded"} & set(story), story
+        assert not {"inventory.released", "payments.refunded"} & set(events), events
 
 
 def submitted(order_id: str, *lines: tuple[str, int]) -> OrderSubmitted:

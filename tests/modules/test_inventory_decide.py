@@ -1,4 +1,4 @@
-"""What follows from what, on the shelf: given, when, then."""
+"""The state machine of a reservation: given this state, when this event arrives, then expect this decision."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def when(event: Any, *states: Any) -> Decision:
     return decide(states, event, NOW)
 
 
-def test_an_order_touches_its_reservation_and_each_of_its_products() -> None:
-    """And a count touches its product."""
+def test_an_order_loads_its_reservation_and_each_of_its_products() -> None:
+    """A stock change loads its product."""
     assert keys(CREATED) == ((Reservation, "o"), (Product, "A"), (Product, "B"))
     assert keys(Restocked(product_id="A", quantity=1)) == ((Product, "A"),)
 
 
-def test_all_lines_are_held_at_their_prices() -> None:
-    """What is held stays on hand; the total is the sum of the lines."""
+def test_all_lines_are_reserved_at_their_prices() -> None:
+    """Reserved stock stays on hand; the total is the sum of the lines."""
     decision = when(CREATED, None, product("A", price=100), product("B", price=500))
     assert decision.states == (HELD, product("A", reserved=2, price=100), product("B", reserved=1, price=500))
     assert decision.events == (
@@ -62,8 +62,8 @@ def test_all_lines_are_held_at_their_prices() -> None:
     )
 
 
-def test_the_last_piece_is_held_and_the_next_order_is_short() -> None:
-    """Held pieces are not available to others."""
+def test_the_last_piece_is_reserved_and_the_next_order_is_rejected() -> None:
+    """Reserved stock is not available to other orders."""
     assert isinstance(when(CREATED, None, product("A", 2), product("B", 1)).events[0], StockReserved)
     decision = when(CREATED, None, product("A", 3, reserved=2), product("B", 1))
     assert decision.events == (
@@ -79,37 +79,37 @@ def test_the_last_piece_is_held_and_the_next_order_is_short() -> None:
         ((product("A"), product("B", currency="USD")), "mixed_currency", ()),
     ],
 )
-def test_all_lines_or_none(products: tuple[Any, ...], reason: str, shortages: tuple[Shortage, ...]) -> None:
-    """One line that cannot be held is enough, and nothing is touched."""
+def test_an_order_reserves_all_its_lines_or_none(products: tuple[Any, ...], reason: str, shortages: tuple[Shortage, ...]) -> None:
+    """One line that cannot be reserved is enough, and no product changes."""
     decision = when(CREATED, None, *products)
     assert decision.states == (Reservation(order_id="o", status=ReservationStatus.REJECTED),)
     assert decision.events == (StockRejected(order_id="o", reason=reason, shortages=shortages),)
 
 
-def test_confirmed_goods_leave() -> None:
-    """From on_hand and from reserved alike, and without a word."""
+def test_a_confirmation_ships_the_reserved_stock() -> None:
+    """Both on_hand and reserved decrease; nothing is published."""
     decision = when(CONFIRMED, HELD, product("A", reserved=2), product("B", reserved=1))
     assert decision.states == (evolve(HELD, status=ReservationStatus.SHIPPED), product("A", 8), product("B", 9))
     assert decision.events == ()
 
 
-def test_what_was_held_is_released() -> None:
-    """On hand it was all along."""
+def test_a_cancellation_releases_the_reserved_stock() -> None:
+    """It was on hand all the time."""
     decision = when(CANCELLED, HELD, product("A", reserved=2), product("B", reserved=1))
     assert decision.states == (evolve(HELD, status=ReservationStatus.RELEASED), product("A"), product("B"))
     assert decision.events == (StockReleased(order_id="o", lines=ITEMS),)
 
 
-def test_what_had_left_comes_back() -> None:
-    """A cancellation after confirmed puts it on the shelf again."""
+def test_a_cancellation_takes_shipped_stock_back() -> None:
+    """A cancellation after the confirmation increases on_hand again."""
     shipped = evolve(HELD, status=ReservationStatus.SHIPPED)
     decision = when(CANCELLED, shipped, product("A", 8), product("B", 9))
     assert decision.states == (evolve(HELD, status=ReservationStatus.RELEASED), product("A"), product("B"))
     assert decision.events == (StockReleased(order_id="o", lines=ITEMS),)
 
 
-def test_cancelled_before_it_was_met_an_order_gets_nothing_any_more() -> None:
-    """A tombstone, and no word of a release: nothing was held."""
+def test_a_cancellation_before_the_order_prevents_a_reservation() -> None:
+    """The row remains; no release is published, because nothing was reserved."""
     decision = when(CANCELLED, None, product("A"), product("B"))
     tombstone = Reservation(order_id="o", status=ReservationStatus.RELEASED)
     assert decision == Decision((tombstone,))
@@ -130,32 +130,32 @@ def test_cancelled_before_it_was_met_an_order_gets_nothing_any_more() -> None:
     ],
     ids=lambda value: value.value if isinstance(value, ReservationStatus) else type(value).__name__,
 )
-def test_old_news_moves_nothing(status: ReservationStatus, event: Any) -> None:
-    """A confirmation that the cancellation has overtaken least of all."""
+def test_a_stale_event_does_not_change_the_stock(status: ReservationStatus, event: Any) -> None:
+    """In particular a confirmation that the cancellation has overtaken."""
     assert when(event, evolve(HELD, status=status), product("A", reserved=2), product("B", reserved=1)) == Decision()
 
 
 @pytest.mark.parametrize("reservation", [None, evolve(HELD, status=ReservationStatus.REJECTED)])
-def test_confirmed_without_stock_is_unexpected(reservation: Reservation | None) -> None:
-    """Nobody ships what was never held."""
+def test_a_confirmation_without_reserved_stock_is_unexpected(reservation: Reservation | None) -> None:
+    """Stock that was never reserved cannot be shipped."""
     with pytest.raises(Unexpected):
         when(CONFIRMED, reservation, product("A"), product("B"))
 
 
-def test_a_count_sets_and_a_delivery_adds() -> None:
-    """What is held stays held; a name that is not given stays, too."""
-    counted = ProductSet(product_id="A", on_hand=5, unit_price=Money(9, "EUR"), name=None)
-    assert when(counted, None).states == (evolve(product("A", 5, price=9), name=None),)
-    assert when(counted, product("A", 10, reserved=5)).states == (product("A", 5, reserved=5, price=9),)
+def test_setting_replaces_the_stock_and_restocking_adds_to_it() -> None:
+    """The reserved quantity stays; a name that is omitted stays, too."""
+    stock_set = ProductSet(product_id="A", on_hand=5, unit_price=Money(9, "EUR"), name=None)
+    assert when(stock_set, None).states == (evolve(product("A", 5, price=9), name=None),)
+    assert when(stock_set, product("A", 10, reserved=5)).states == (product("A", 5, reserved=5, price=9),)
     assert when(Restocked(product_id="A", quantity=3), product("A", 10, reserved=5)).states == (product("A", 13, reserved=5),)
 
 
-def test_no_count_goes_below_what_is_held() -> None:
-    """It is refused, and says how many are held."""
-    counted = ProductSet(product_id="A", on_hand=4, unit_price=Money(9, "EUR"), name=None)
-    assert when(counted, product("A", 10, reserved=5)) == Decision((), (BelowReserved(product_id="A", reserved=5),))
+def test_the_stock_cannot_be_set_below_the_reserved_quantity() -> None:
+    """The reply has the reserved quantity."""
+    stock_set = ProductSet(product_id="A", on_hand=4, unit_price=Money(9, "EUR"), name=None)
+    assert when(stock_set, product("A", 10, reserved=5)) == Decision((), (BelowReserved(product_id="A", reserved=5),))
 
 
-def test_only_a_known_product_is_restocked() -> None:
+def test_an_unknown_product_cannot_be_restocked() -> None:
     """It would have no price."""
     assert when(Restocked(product_id="A", quantity=3), None) == Decision((), (ProductUnknown(product_id="A"),))

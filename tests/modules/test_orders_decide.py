@@ -1,4 +1,4 @@
-"""What follows from what, for an order: given, when, then."""
+"""The state machine of an order: given these events, when this one arrives, then expect this decision."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TIMEOUT = timedelta(minutes=15)
 CAPTURED = PaymentCaptured(order_id="o", amount=EUR, reference="r")
 DECLINED = PaymentDeclined(order_id="o", amount=EUR, reason="no_funds")
 DELAYED = PaymentDelayed(order_id="o")
-PUT_ASIDE = PaymentReviewRequired(order_id="o", reason="wrong_amount")
+REVIEW_REQUIRED = PaymentReviewRequired(order_id="o", reason="wrong_amount")
 REFUNDED = PaymentRefunded(order_id="o", amount=EUR, reference="r")
 RESERVED = StockReserved(order_id="o", lines=(), total=EUR)
 REJECTED = StockRejected(order_id="o", reason="insufficient_stock", shortages=(Shortage("A", 2, 1),))
@@ -61,11 +61,11 @@ def given(*events: Any) -> Order:
 
 
 def kinds(decision: Decision) -> list[type]:
-    return [type(said) for said in decision.events]
+    return [type(event) for event in decision.events]
 
 
-def test_an_order_is_accepted_and_its_time_runs() -> None:
-    """It says so, and tells itself when its time will be up."""
+def test_a_submitted_order_is_accepted_and_its_time_out_is_scheduled() -> None:
+    """The order is created, and a timer is set."""
     decision = when(None, submitted("o", ("A", 2)))
     [order] = decision.states
     created, timer = decision.events
@@ -74,21 +74,21 @@ def test_an_order_is_accepted_and_its_time_runs() -> None:
     assert timer == Scheduled(TIMED_OUT, NOW + TIMEOUT, "timeout:o")
 
 
-def test_the_same_product_on_two_lines_is_summed() -> None:
-    """In the order in which the products were first named."""
+def test_lines_of_the_same_product_are_summed() -> None:
+    """In the order in which the products appear first."""
     [order] = when(None, submitted("o", ("B", 1), ("A", 2), ("B", 3))).states
     assert order.items == (Line("B", 4), Line("A", 2))
 
 
-def test_an_express_order_stays_express() -> None:
-    """Whatever lane the news of it came by."""
+def test_an_express_order_publishes_in_the_express_lane() -> None:
+    """Whatever the lane of the event that caused it."""
     order = evolve(given(), is_express=True)
     assert when(order, RESERVED).express is True
     assert when(given(), RESERVED).express is False
 
 
-def test_stock_then_money_confirms() -> None:
-    """And stops the clock."""
+def test_a_reservation_and_then_a_payment_confirm_the_order() -> None:
+    """The time-out is cancelled."""
     [reserved] = when(given(), RESERVED).states
     assert (reserved.status, reserved.total_amount, reserved.currency) == (Status.RESERVED, 250, "EUR")
     decision = when(reserved, CAPTURED)
@@ -99,8 +99,8 @@ def test_stock_then_money_confirms() -> None:
     )
 
 
-def test_money_then_stock_confirms_too() -> None:
-    """News overtakes news; the total is the one that stock was held for."""
+def test_a_payment_and_then_a_reservation_confirm_the_order() -> None:
+    """Events overtake each other; the total is that of the reservation."""
     paid = given(CAPTURED)
     assert (paid.status, paid.is_paid) == (Status.PROCESSING, True)
     decision = when(paid, RESERVED)
@@ -127,8 +127,8 @@ def test_money_then_stock_confirms_too() -> None:
         ((RESERVED,), CANCEL, "requested"),
     ],
 )
-def test_an_order_ends_for_one_reason(before: Sequence[Any], event: Any, reason: str) -> None:
-    """It says that it is off, waits for nothing, and its clock stops."""
+def test_an_order_is_cancelled_with_the_reason_of_the_event(before: Sequence[Any], event: Any, reason: str) -> None:
+    """It publishes the cancellation, waits for nothing, and cancels its time-out."""
     decision = when(given(*before), event)
     [order] = decision.states
     assert (order.status, order.reason, order.waiting_for) == (Status.CANCELLED, reason, None)
@@ -138,8 +138,8 @@ def test_an_order_ends_for_one_reason(before: Sequence[Any], event: Any, reason:
     )
 
 
-def test_the_timeline_says_what_was_short() -> None:
-    """The client reads which line it was, and how many there are."""
+def test_the_timeline_lists_the_shortages() -> None:
+    """With the requested and the available quantity."""
     [order] = when(given(), REJECTED).states
     assert order.timeline[-1]["detail"] == {
         "reason": "insufficient_stock",
@@ -148,27 +148,27 @@ def test_the_timeline_says_what_was_short() -> None:
 
 
 def test_a_confirmed_order_can_still_be_cancelled() -> None:
-    """Its clock has stopped before."""
+    """Its time-out has been cancelled before."""
     decision = when(given(RESERVED, CAPTURED), CancelRequested(order_id="o", why="changed my mind"))
     assert decision.states[0].status is Status.CANCELLED
     assert decision.states[0].timeline[-1]["detail"] == {"reason": "requested", "detail": {"reason": "changed my mind"}}
     assert kinds(decision) == [OrderCancelled]
 
 
-def test_cancelled_twice_is_cancelled_once() -> None:
-    """The second request changes nothing and says nothing."""
+def test_a_second_cancellation_has_no_effect() -> None:
+    """It changes nothing and publishes nothing."""
     assert when(given(CANCEL), CANCEL) == Decision()
 
 
-def test_nobody_knows_an_order_that_was_never_placed() -> None:
-    """Whoever asks hears it; news about it must not exist."""
+def test_an_order_that_does_not_exist_is_reported_as_unknown() -> None:
+    """The reply says so; an event about it is unexpected."""
     assert when(None, CANCEL) == Decision((), (OrderUnknown(order_id="o"),))
     with pytest.raises(Unexpected):
         when(None, RESERVED)
 
 
-def test_a_delay_is_noted_once() -> None:
-    """The order says what it waits for, until it need not."""
+def test_a_payment_delay_is_recorded_once() -> None:
+    """The order shows that it waits, until the payment arrives."""
     waiting = given(RESERVED, DELAYED)
     assert (waiting.status, waiting.waiting_for) == (Status.RESERVED, "payment")
     assert when(waiting, DELAYED) == Decision()
@@ -176,26 +176,26 @@ def test_a_delay_is_noted_once() -> None:
     assert confirmed.waiting_for is None
 
 
-def test_a_delay_heard_after_the_money_is_old_news() -> None:
-    """An order that is paid does not wait for payment."""
+def test_a_delay_after_the_payment_has_no_effect() -> None:
+    """A paid order does not wait for a payment."""
     assert when(given(CAPTURED), DELAYED) == Decision()
     assert when(given(RESERVED, CAPTURED), DELAYED) == Decision()
 
 
-def test_what_was_put_aside_stands_in_the_timeline_with_its_reason() -> None:
-    """The order waits for a person, and says so; when its time is up the payment was unavailable."""
-    [aside] = when(given(RESERVED), PUT_ASIDE).states
-    assert (aside.status, aside.waiting_for) == (Status.RESERVED, "payment")
-    assert aside.timeline[-1]["event"] == "payments.put_aside"
-    assert aside.timeline[-1]["detail"] == {"reason": "wrong_amount"}
-    assert when(aside, CAPTURED).states[0].status is Status.CONFIRMED
-    assert when(aside, TIMED_OUT).states[0].reason == "payment_unavailable"
-    assert when(given(CAPTURED), PUT_ASIDE) == Decision()
-    assert when(given(RESERVED, CAPTURED), PUT_ASIDE) == Decision()
+def test_a_payment_under_review_is_in_the_timeline_with_its_reason() -> None:
+    """The order waits for the payment; after the time-out its reason is that the payment was unavailable."""
+    [under_review] = when(given(RESERVED), REVIEW_REQUIRED).states
+    assert (under_review.status, under_review.waiting_for) == (Status.RESERVED, "payment")
+    assert under_review.timeline[-1]["event"] == "payments.put_aside"
+    assert under_review.timeline[-1]["detail"] == {"reason": "wrong_amount"}
+    assert when(under_review, CAPTURED).states[0].status is Status.CONFIRMED
+    assert when(under_review, TIMED_OUT).states[0].reason == "payment_unavailable"
+    assert when(given(CAPTURED), REVIEW_REQUIRED) == Decision()
+    assert when(given(RESERVED, CAPTURED), REVIEW_REQUIRED) == Decision()
 
 
-def test_a_refund_that_nobody_asked_for_is_noted() -> None:
-    """Somebody gave the money back at the provider; the order stands, and its timeline tells. News comes in any order."""
+def test_a_refund_made_at_the_provider_is_in_the_timeline() -> None:
+    """The order stands. The events may arrive in any order."""
     for before, after in ((RESERVED, CAPTURED), ()), ((RESERVED,), (CAPTURED,)), ((), (CAPTURED, RESERVED)):
         [order] = when(given(*before), REFUNDED).states
         assert order.timeline[-1]["event"] == "payments.refunded"
@@ -204,15 +204,15 @@ def test_a_refund_that_nobody_asked_for_is_noted() -> None:
         assert order.status is Status.CONFIRMED
 
 
-@pytest.mark.parametrize("event", [RESERVED, REJECTED, CAPTURED, DECLINED, DELAYED, PUT_ASIDE, TIMED_OUT], ids=lambda e: type(e).__name__)
-def test_late_news_about_a_cancelled_order_changes_nothing(event: Any) -> None:
-    """Whoever did something for it hears the cancellation and undoes it."""
+@pytest.mark.parametrize("event", [RESERVED, REJECTED, CAPTURED, DECLINED, DELAYED, REVIEW_REQUIRED, TIMED_OUT], ids=lambda e: type(e).__name__)
+def test_a_late_event_does_not_change_a_cancelled_order(event: Any) -> None:
+    """Its producer receives the cancellation and undoes what it did."""
     assert when(given(CANCEL), event) == Decision()
 
 
 @pytest.mark.parametrize(("event", "entry"), [(RELEASED, "inventory.released"), (REFUNDED, "payments.refunded")])
-def test_what_was_undone_stands_in_the_timeline(event: Any, entry: str) -> None:
-    """And nowhere else."""
+def test_a_compensation_is_in_the_timeline_of_a_cancelled_order(event: Any, entry: str) -> None:
+    """It changes nothing else."""
     decision = when(given(CANCEL), event)
     assert decision.states[0].timeline[-1]["event"] == entry
     assert decision.states[0].status is Status.CANCELLED
@@ -220,8 +220,8 @@ def test_what_was_undone_stands_in_the_timeline(event: Any, entry: str) -> None:
 
 
 @pytest.mark.parametrize("event", [TIMED_OUT, RESERVED, CAPTURED], ids=lambda e: type(e).__name__)
-def test_a_confirmed_order_ignores_old_news(event: Any) -> None:
-    """Its time cannot run out any more."""
+def test_a_stale_event_does_not_change_a_confirmed_order(event: Any) -> None:
+    """It can no longer time out."""
     assert when(given(RESERVED, CAPTURED), event) == Decision()
 
 
@@ -233,14 +233,14 @@ IMPOSSIBLE: list[tuple[Callable[[], Order], Any]] = [
 
 
 @pytest.mark.parametrize(("order", "event"), IMPOSSIBLE)
-def test_what_cannot_be_is_unexpected(order: Callable[[], Order], event: Any) -> None:
-    """Nobody guesses: it becomes a dead letter, and a person looks."""
+def test_an_impossible_event_is_unexpected(order: Callable[[], Order], event: Any) -> None:
+    """It becomes a dead letter and needs review."""
     with pytest.raises(Unexpected):
         when(order(), event)
 
 
-def test_an_order_goes_only_forward_in_time() -> None:
-    """Where two processes decide about one order, their clocks differ by some milliseconds; its timeline does not go back."""
+def test_the_timeline_of_an_order_never_goes_back_in_time() -> None:
+    """Two processes that decide about one order may have clocks that differ by some milliseconds."""
     early = NOW - timedelta(milliseconds=3)
     [order] = decide((given(),), RESERVED, early, timeout=TIMEOUT).states
     assert order.updated_at == NOW

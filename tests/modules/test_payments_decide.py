@@ -1,4 +1,4 @@
-"""What follows from what, for an order's money: given, when, then."""
+"""The state machine of a payment: given these events, when this one arrives, then expect this decision."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ EUR = Money(250, "EUR")
 RESERVED = StockReserved(order_id="o", lines=(), total=EUR, payment_method="pm")
 CANCELLED = OrderCancelled(order_id="o", customer_id="c", items=(), reason="requested")
 CHARGED = ChargeSucceeded(order_id="o", reference="r", calls=1)
-REFUSED = ChargeDeclined(order_id="o", reason="no_funds", calls=1)
-AWAY = ChargeFailed(order_id="o", is_unknown=False, retry_seconds=2, calls=1)
-SILENT = ChargeFailed(order_id="o", is_unknown=True, retry_seconds=2, calls=1)
+DECLINED = ChargeDeclined(order_id="o", reason="no_funds", calls=1)
+NOT_REACHED = ChargeFailed(order_id="o", is_unknown=False, retry_seconds=2, calls=1)
+TIMED_OUT = ChargeFailed(order_id="o", is_unknown=True, retry_seconds=2, calls=1)
 REFUNDED = RefundSucceeded(order_id="o", reference="b")
 REFUND_FAILED = RefundFailed(order_id="o", retry_seconds=3)
 CAPTURED = PaymentCaptured(order_id="o", amount=EUR, reference="r")
-WRONG = ChargeMismatch(order_id="o", reason="wrong_amount", reference="w", calls=1)
-SEEN = ChargeNotified(order_id="o", reference="r", amount=EUR)
-REFUSAL_SEEN = DeclineNotified(order_id="o", reference="r", amount=EUR, reason="no_funds")
-REFUND_SEEN = RefundNotified(order_id="o", reference="r", amount=EUR, refunded_amount=250)
+MISMATCH = ChargeMismatch(order_id="o", reason="wrong_amount", reference="w", calls=1)
+CHARGE_NOTICE = ChargeNotified(order_id="o", reference="r", amount=EUR)
+DECLINE_NOTICE = DeclineNotified(order_id="o", reference="r", amount=EUR, reason="no_funds")
+REFUND_NOTICE = RefundNotified(order_id="o", reference="r", amount=EUR, refunded_amount=250)
 IN_TWO_SECONDS = NOW + timedelta(seconds=2)
 
 
@@ -67,59 +67,59 @@ def given(*events: Any) -> Payment:
     return payment
 
 
-def ask(attempt: int, is_wanted: bool = True) -> ChargeRequested:
+def charge_request(attempt: int, is_wanted: bool = True) -> ChargeRequested:
     return ChargeRequested(order_id="o", amount=EUR, attempt=attempt, is_wanted=is_wanted, payment_method="pm")
 
 
-def ask_back(attempt: int = 1, reference: str = "r") -> RefundRequested:
+def refund_request(attempt: int = 1, reference: str = "r") -> RefundRequested:
     return RefundRequested(order_id="o", amount=EUR, reference=reference, attempt=attempt)
 
 
-def test_held_stock_is_paid_for() -> None:
-    """The gateway is asked once."""
+def test_a_stock_reservation_requests_one_charge() -> None:
+    """A repeated reservation requests nothing."""
     decision = when(None, RESERVED)
     assert decision.states[0].status is PaymentStatus.PENDING
-    assert decision.events == (ask(1),)
+    assert decision.events == (charge_request(1),)
     assert when(given(RESERVED), RESERVED) == Decision()
 
 
-def test_charged_is_captured() -> None:
-    """With the gateway's reference, and the calls that it took."""
-    decision = when(given(RESERVED, AWAY), CHARGED)
+def test_a_successful_charge_captures_the_payment() -> None:
+    """The payment records the gateway's reference and the number of calls."""
+    decision = when(given(RESERVED, NOT_REACHED), CHARGED)
     [payment] = decision.states
     assert (payment.status, payment.reference, payment.calls, payment.is_waiting) == (PaymentStatus.CAPTURED, "r", 2, False)
     assert decision.events == (CAPTURED,)
 
 
-def test_refused_is_declined() -> None:
-    """And says why."""
-    decision = when(given(RESERVED), REFUSED)
+def test_a_declined_charge_declines_the_payment() -> None:
+    """The event has the gateway's reason."""
+    decision = when(given(RESERVED), DECLINED)
     assert decision.states[0].status is PaymentStatus.DECLINED
     assert decision.events == (PaymentDeclined(order_id="o", amount=EUR, reason="no_funds"),)
 
 
-@pytest.mark.parametrize(("failure", "status"), [(AWAY, PaymentStatus.PENDING), (SILENT, PaymentStatus.UNKNOWN)])
-def test_no_answer_is_asked_for_again(failure: ChargeFailed, status: PaymentStatus) -> None:
-    """Later, by the outbox; the order hears of the first delay only. Unknown is neither success nor failure."""
+@pytest.mark.parametrize(("failure", "status"), [(NOT_REACHED, PaymentStatus.PENDING), (TIMED_OUT, PaymentStatus.UNKNOWN)])
+def test_a_failed_charge_is_retried_by_a_timer(failure: ChargeFailed, status: PaymentStatus) -> None:
+    """Orders is informed of the first delay only. Unknown is neither success nor failure."""
     decision = when(given(RESERVED), failure)
     assert (decision.states[0].status, decision.states[0].is_waiting) == (status, True)
-    assert decision.events == (Scheduled(ask(2), IN_TWO_SECONDS, "charge:o"), PaymentDelayed(order_id="o"))
-    decision = when(decision.states[0], AWAY)
+    assert decision.events == (Scheduled(charge_request(2), IN_TWO_SECONDS, "charge:o"), PaymentDelayed(order_id="o"))
+    decision = when(decision.states[0], NOT_REACHED)
     assert decision.states[0].status is status
-    assert decision.events == (Scheduled(ask(3), IN_TWO_SECONDS, "charge:o"),)
+    assert decision.events == (Scheduled(charge_request(3), IN_TWO_SECONDS, "charge:o"),)
 
 
 @pytest.mark.parametrize("is_unknown", [True, False])
-def test_an_attempt_that_sent_nothing_is_an_attempt(is_unknown: bool) -> None:
-    """A look that failed, say, after a restart: were the next one a first, it would charge without looking."""
+def test_an_attempt_without_a_call_counts_as_an_attempt(is_unknown: bool) -> None:
+    """For example a failed look-up after a restart: a first attempt would charge without a look-up."""
     failure = ChargeFailed(order_id="o", is_unknown=is_unknown, retry_seconds=2, calls=0)
     decision = when(given(RESERVED), failure)
-    assert decision.events[0] == Scheduled(ask(2), IN_TWO_SECONDS, "charge:o")
+    assert decision.events[0] == Scheduled(charge_request(2), IN_TWO_SECONDS, "charge:o")
     assert decision.states[0].calls == 0
 
 
-def test_cancelled_before_it_was_asked_for_nothing_is_charged() -> None:
-    """A tombstone: the reservation that comes later is not paid for."""
+def test_a_cancellation_before_the_reservation_prevents_any_charge() -> None:
+    """The row remains, so the reservation that arrives later requests no charge."""
     decision = when(None, CANCELLED)
     assert decision.states[0].status is PaymentStatus.DECLINED
     assert decision.events == ()
@@ -127,10 +127,10 @@ def test_cancelled_before_it_was_asked_for_nothing_is_charged() -> None:
     assert when(decision.states[0], CANCELLED).events == ()
 
 
-def test_captured_then_cancelled_is_refunded_once() -> None:
-    """Though it is heard twice."""
+def test_a_captured_payment_is_refunded_once_after_a_cancellation() -> None:
+    """Also if the cancellation or the refund is reported twice."""
     decision = when(given(RESERVED, CHARGED), CANCELLED)
-    assert decision.events == (ask_back(),)
+    assert decision.events == (refund_request(),)
     assert when(decision.states[0], CANCELLED).events == ()
     refunded = when(decision.states[0], REFUNDED)
     assert refunded.states[0].status is PaymentStatus.REFUNDED
@@ -138,176 +138,176 @@ def test_captured_then_cancelled_is_refunded_once() -> None:
     assert when(refunded.states[0], REFUNDED) == Decision()
 
 
-def test_money_that_turns_up_after_the_cancellation_goes_back() -> None:
-    """And the order never hears that it came."""
-    assert when(given(RESERVED, CANCELLED), CHARGED).events == (ask_back(),)
-    assert when(given(RESERVED, CANCELLED, REFUSED), CHARGED).events == (ask_back(),)
+def test_a_charge_that_succeeds_after_the_cancellation_is_refunded() -> None:
+    """No event reports the capture to orders."""
+    assert when(given(RESERVED, CANCELLED), CHARGED).events == (refund_request(),)
+    assert when(given(RESERVED, CANCELLED, DECLINED), CHARGED).events == (refund_request(),)
 
 
-def test_a_refusal_after_the_cancellation_is_the_end() -> None:
-    """Nobody waits for it any more."""
-    decision = when(given(RESERVED, CANCELLED), REFUSED)
+def test_a_decline_after_the_cancellation_emits_nothing() -> None:
+    """The order is already cancelled."""
+    decision = when(given(RESERVED, CANCELLED), DECLINED)
     assert (decision.states[0].status, decision.events) == (PaymentStatus.DECLINED, ())
 
 
-def test_cancelled_while_the_next_attempt_waits_it_is_withdrawn() -> None:
-    """The gateway has certainly seen nothing: that is the end."""
-    decision = when(given(RESERVED, AWAY), CANCELLED)
+def test_a_cancellation_cancels_the_timer_of_the_next_attempt() -> None:
+    """The gateway has certainly received no call, so the payment is declined."""
+    decision = when(given(RESERVED, NOT_REACHED), CANCELLED)
     assert decision.states[0].status is PaymentStatus.DECLINED
     assert decision.events == (CancelTimer("charge:o"),)
 
 
-def test_cancelled_while_unknown_it_is_looked_up_and_not_charged() -> None:
-    """Now, and not when the next attempt would have been due."""
-    decision = when(given(RESERVED, SILENT), CANCELLED)
+def test_a_cancelled_payment_of_unknown_outcome_is_looked_up_and_not_charged() -> None:
+    """At once, and not when the next attempt would have been due."""
+    decision = when(given(RESERVED, TIMED_OUT), CANCELLED)
     assert decision.states[0].status is PaymentStatus.UNKNOWN
-    assert decision.events == (CancelTimer("charge:o"), ask(2, is_wanted=False))
-    again = when(decision.states[0], AWAY)
-    assert again.events == (Scheduled(ask(3, is_wanted=False), IN_TWO_SECONDS, "charge:o"),)
+    assert decision.events == (CancelTimer("charge:o"), charge_request(2, is_wanted=False))
+    failed = when(decision.states[0], NOT_REACHED)
+    assert failed.events == (Scheduled(charge_request(3, is_wanted=False), IN_TWO_SECONDS, "charge:o"),)
 
 
-def test_an_attempt_that_could_not_be_withdrawn_any_more_is_looked_up() -> None:
-    """It was on its way when the order was cancelled, and brought no answer: it may have taken the money."""
-    given_up = given(RESERVED, AWAY, CANCELLED)
-    assert given_up.status is PaymentStatus.DECLINED
-    decision = when(given_up, SILENT)
+def test_an_attempt_that_was_under_way_at_the_cancellation_is_looked_up() -> None:
+    """Its response is missing, so it may have made the charge."""
+    declined_payment = given(RESERVED, NOT_REACHED, CANCELLED)
+    assert declined_payment.status is PaymentStatus.DECLINED
+    decision = when(declined_payment, TIMED_OUT)
     assert decision.states[0].status is PaymentStatus.UNKNOWN
-    assert decision.events == (Scheduled(ask(3, is_wanted=False), IN_TWO_SECONDS, "charge:o"),)
-    assert when(given_up, AWAY) == Decision()
+    assert decision.events == (Scheduled(charge_request(3, is_wanted=False), IN_TWO_SECONDS, "charge:o"),)
+    assert when(declined_payment, NOT_REACHED) == Decision()
 
 
-def test_cancelled_while_the_call_is_out_the_answer_decides() -> None:
-    """That it did not arrive is the end; that nobody knows is not."""
-    out = given(RESERVED, CANCELLED)
-    ended = when(out, AWAY)
-    assert (ended.states[0].status, ended.events) == (PaymentStatus.DECLINED, ())
-    assert when(out, SILENT).events == (Scheduled(ask(2, is_wanted=False), IN_TWO_SECONDS, "charge:o"),)
+def test_the_result_of_a_call_under_way_at_the_cancellation_decides() -> None:
+    """A call that did not reach the gateway ends the payment; a call without a response does not."""
+    cancelled = given(RESERVED, CANCELLED)
+    final = when(cancelled, NOT_REACHED)
+    assert (final.states[0].status, final.events) == (PaymentStatus.DECLINED, ())
+    assert when(cancelled, TIMED_OUT).events == (Scheduled(charge_request(2, is_wanted=False), IN_TWO_SECONDS, "charge:o"),)
 
 
-def test_a_refund_is_asked_for_again() -> None:
-    """Until it is answered."""
+def test_a_failed_refund_is_retried() -> None:
+    """Until it succeeds."""
     decision = when(given(RESERVED, CHARGED, CANCELLED), REFUND_FAILED)
     assert decision.states[0].status is PaymentStatus.CAPTURED
-    assert decision.events == (Scheduled(ask_back(attempt=2), NOW + timedelta(seconds=3)),)
+    assert decision.events == (Scheduled(refund_request(attempt=2), NOW + timedelta(seconds=3)),)
     assert when(given(RESERVED, CHARGED, CANCELLED, REFUNDED), REFUND_FAILED) == Decision()
 
 
-def test_a_refund_that_was_not_even_asked_for_is_no_attempt() -> None:
-    """The house was closing: nothing was counted, and nothing is said of it but the next attempt."""
-    unasked = evolve(REFUND_FAILED, calls=0)
-    assert when(given(RESERVED, CHARGED, CANCELLED), unasked).events == (Scheduled(ask_back(), NOW + timedelta(seconds=3)),)
+def test_a_refund_without_a_call_does_not_count_as_an_attempt() -> None:
+    """The process was shutting down: the next request has the same attempt number."""
+    without_call = evolve(REFUND_FAILED, calls=0)
+    assert when(given(RESERVED, CHARGED, CANCELLED), without_call).events == (Scheduled(refund_request(), NOW + timedelta(seconds=3)),)
 
 
-def test_a_refund_that_fails_is_seen_until_it_succeeds() -> None:
-    """Whoever looks at the payment reads why the money has not gone back."""
+def test_a_payment_has_the_reason_of_a_failed_refund_until_the_refund_succeeds() -> None:
+    """A client can read why the refund is missing."""
     failed = given(RESERVED, CHARGED, CANCELLED, evolve(REFUND_FAILED, reason="refund_refused: closed"))
     assert (failed.status, failed.reason) == (PaymentStatus.CAPTURED, "refund_refused: closed")
     assert when(failed, REFUNDED).states[0].reason is None
 
 
-def test_what_waits_for_the_provider_says_so_once() -> None:
-    """Before its first attempt; after that the attempt itself said so. Who is cancelled waits for nothing."""
+def test_a_delay_is_published_once() -> None:
+    """Before the first attempt only, because a failed attempt publishes it itself; never for a cancelled order."""
     delayed = ChargeDelayed(order_id="o")
     assert when(given(RESERVED), delayed) == Decision(events=(PaymentDelayed(order_id="o"),))
-    for payment in None, given(RESERVED, AWAY), given(RESERVED, CANCELLED), given(RESERVED, CHARGED), given(RESERVED, REFUSED):
+    for payment in None, given(RESERVED, NOT_REACHED), given(RESERVED, CANCELLED), given(RESERVED, CHARGED), given(RESERVED, DECLINED):
         assert when(payment, delayed) == Decision()
 
 
-def test_what_contradicts_is_put_aside_and_looked_at_once_more() -> None:
-    """Unknown, with a reason; the second look takes no money, and after it nobody looks again."""
-    decision = when(given(RESERVED), WRONG)
-    [aside] = decision.states
-    assert (aside.status, aside.reason, aside.reference) == (PaymentStatus.UNKNOWN, "wrong_amount", "w")
-    look = Scheduled(ask(2, is_wanted=False), NOW + timedelta(seconds=5), "charge:o")
-    assert decision.events == (look, PaymentReviewRequired(order_id="o", reason="wrong_amount"))
-    again = when(aside, WRONG)
-    assert again.events == ()
-    assert not again.states[0].is_waiting
-    assert when(aside, CHARGED).events == (CAPTURED,)
-    assert given(RESERVED, WRONG, CHARGED).reason is None
+def test_a_contradictory_response_requires_review_and_one_look_up() -> None:
+    """The status is unknown, with a reason. The look-up makes no charge, and is not repeated."""
+    decision = when(given(RESERVED), MISMATCH)
+    [under_review] = decision.states
+    assert (under_review.status, under_review.reason, under_review.reference) == (PaymentStatus.UNKNOWN, "wrong_amount", "w")
+    recheck = Scheduled(charge_request(2, is_wanted=False), NOW + timedelta(seconds=5), "charge:o")
+    assert decision.events == (recheck, PaymentReviewRequired(order_id="o", reason="wrong_amount"))
+    second = when(under_review, MISMATCH)
+    assert second.events == ()
+    assert not second.states[0].is_waiting
+    assert when(under_review, CHARGED).events == (CAPTURED,)
+    assert given(RESERVED, MISMATCH, CHARGED).reason is None
 
 
-def test_what_is_put_aside_is_no_refusal_until_the_order_is_off() -> None:
-    """The provider has said two things; only when nobody wants the money any more is "none taken" the end."""
-    aside = given(RESERVED, WRONG)
-    kept = when(aside, REFUSED)
-    assert (kept.states[0].status, kept.events) == (PaymentStatus.UNKNOWN, ())
-    assert given(RESERVED, WRONG, CANCELLED, REFUSED).status is PaymentStatus.DECLINED
+def test_a_payment_under_review_is_not_declined_before_the_order_is_cancelled() -> None:
+    """The responses contradict each other, so "no charge found" is final only once the order is cancelled."""
+    under_review = given(RESERVED, MISMATCH)
+    rechecked = when(under_review, DECLINED)
+    assert (rechecked.states[0].status, rechecked.events) == (PaymentStatus.UNKNOWN, ())
+    assert given(RESERVED, MISMATCH, CANCELLED, DECLINED).status is PaymentStatus.DECLINED
 
 
-def test_what_is_put_aside_and_then_cancelled_is_looked_at_again() -> None:
-    """At once; what was taken after all goes back, and what still contradicts stays with the person."""
-    for aside, said in (given(RESERVED, WRONG), 2), (given(RESERVED, WRONG, WRONG), 1):
-        decision = when(aside, CANCELLED)
+def test_a_payment_under_review_is_looked_up_again_after_a_cancellation() -> None:
+    """At once. A charge that exists is refunded; a contradiction stays under review."""
+    for under_review, event_count in (given(RESERVED, MISMATCH), 2), (given(RESERVED, MISMATCH, MISMATCH), 1):
+        decision = when(under_review, CANCELLED)
         assert [event for event in decision.events if isinstance(event, ChargeRequested)] == [
-            ask(aside.attempts, is_wanted=False)
+            charge_request(under_review.attempts, is_wanted=False)
         ]
-        assert len(decision.events) == said
-    off = given(RESERVED, WRONG, WRONG, CANCELLED)
-    assert when(off, evolve(CHARGED, reference="w")).events == (ask_back(reference="w"),)
-    assert when(off, WRONG).events == ()
-    assert when(off, WRONG).states[0].needs_review
+        assert len(decision.events) == event_count
+    cancelled = given(RESERVED, MISMATCH, MISMATCH, CANCELLED)
+    assert when(cancelled, evolve(CHARGED, reference="w")).events == (refund_request(reference="w"),)
+    assert when(cancelled, MISMATCH).events == ()
+    assert when(cancelled, MISMATCH).states[0].needs_review
 
 
-def test_what_the_gateway_says_by_itself_is_as_good_as_its_answer() -> None:
-    """Before the answer and after it, and though the order is off; what waits for another attempt is withdrawn."""
-    assert when(given(RESERVED), SEEN).events == (CAPTURED,)
-    assert when(given(RESERVED, SILENT), SEEN).events == (CAPTURED, CancelTimer("charge:o"))
-    assert when(given(RESERVED, CANCELLED), SEEN).events == (ask_back(),)
-    assert when(given(RESERVED, CANCELLED, REFUSED), SEEN).events == (ask_back(),)
-    assert when(given(RESERVED, CHARGED), SEEN) == Decision()
-    assert when(given(RESERVED, SEEN), CHARGED) == Decision()
+def test_a_notice_has_the_same_effect_as_the_response_to_a_call() -> None:
+    """Before the response and after it, also for a cancelled order; it cancels the timer of the next attempt."""
+    assert when(given(RESERVED), CHARGE_NOTICE).events == (CAPTURED,)
+    assert when(given(RESERVED, TIMED_OUT), CHARGE_NOTICE).events == (CAPTURED, CancelTimer("charge:o"))
+    assert when(given(RESERVED, CANCELLED), CHARGE_NOTICE).events == (refund_request(),)
+    assert when(given(RESERVED, CANCELLED, DECLINED), CHARGE_NOTICE).events == (refund_request(),)
+    assert when(given(RESERVED, CHARGED), CHARGE_NOTICE) == Decision()
+    assert when(given(RESERVED, CHARGE_NOTICE), CHARGED) == Decision()
     declined = PaymentDeclined(order_id="o", amount=EUR, reason="no_funds")
-    assert when(given(RESERVED), REFUSAL_SEEN).events == (declined,)
-    assert when(given(RESERVED, CHARGED), REFUSAL_SEEN) == Decision()
-    assert when(given(RESERVED, WRONG), REFUSAL_SEEN) == Decision()
+    assert when(given(RESERVED), DECLINE_NOTICE).events == (declined,)
+    assert when(given(RESERVED, CHARGED), DECLINE_NOTICE) == Decision()
+    assert when(given(RESERVED, MISMATCH), DECLINE_NOTICE) == Decision()
     refunded = PaymentRefunded(order_id="o", amount=EUR, reference="r")
-    assert when(given(RESERVED, CHARGED, CANCELLED), REFUND_SEEN).events == (refunded,)
-    assert when(given(RESERVED, CHARGED, CANCELLED, REFUNDED), REFUND_SEEN) == Decision()
+    assert when(given(RESERVED, CHARGED, CANCELLED), REFUND_NOTICE).events == (refunded,)
+    assert when(given(RESERVED, CHARGED, CANCELLED, REFUNDED), REFUND_NOTICE) == Decision()
 
 
 @pytest.mark.parametrize(
     ("before", "event", "reason"),
     [
-        ([], SEEN, "unknown_order"),
-        ([CANCELLED], SEEN, "not_asked_for"),
-        ([RESERVED], evolve(SEEN, amount=Money(251, "EUR")), "wrong_amount"),
-        ([RESERVED], evolve(SEEN, amount=Money(250, "USD")), "wrong_currency"),
-        ([RESERVED], evolve(REFUSAL_SEEN, amount=Money(1, "EUR")), "wrong_amount"),
-        ([RESERVED, CHARGED], evolve(SEEN, reference="another"), "two_charges"),
-        ([RESERVED], REFUND_SEEN, "not_captured"),
-        ([RESERVED, CHARGED], evolve(REFUND_SEEN, refunded_amount=100), "partly_refunded"),
+        ([], CHARGE_NOTICE, "unknown_order"),
+        ([CANCELLED], CHARGE_NOTICE, "not_asked_for"),
+        ([RESERVED], evolve(CHARGE_NOTICE, amount=Money(251, "EUR")), "wrong_amount"),
+        ([RESERVED], evolve(CHARGE_NOTICE, amount=Money(250, "USD")), "wrong_currency"),
+        ([RESERVED], evolve(DECLINE_NOTICE, amount=Money(1, "EUR")), "wrong_amount"),
+        ([RESERVED, CHARGED], evolve(CHARGE_NOTICE, reference="another"), "two_charges"),
+        ([RESERVED], REFUND_NOTICE, "not_captured"),
+        ([RESERVED, CHARGED], evolve(REFUND_NOTICE, refunded_amount=100), "partly_refunded"),
     ],
 )
-def test_what_does_not_fit_is_not_believed(before: list[Any], event: Any, reason: str) -> None:
-    """Nothing changes; whoever told it hears why."""
+def test_a_notice_that_does_not_match_is_rejected(before: list[Any], event: Any, reason: str) -> None:
+    """It changes nothing; the reply has the reason."""
     payment = given(*before) if before else None
     assert when(payment, event) == Decision(events=(NoticeRejected(order_id="o", reason=reason),))
 
 
-def test_money_that_somebody_else_gave_back_is_gone_and_noticed() -> None:
-    """By hand, at the provider, though the order stands: our books follow, and a person hears of it."""
-    decision = when(given(RESERVED, CHARGED), REFUND_SEEN)
+def test_a_refund_made_at_the_provider_counts_and_is_reported() -> None:
+    """The payment is refunded although the order stands; the reply asks for review."""
+    decision = when(given(RESERVED, CHARGED), REFUND_NOTICE)
     assert decision.states[0].status is PaymentStatus.REFUNDED
     assert decision.events == (
         PaymentRefunded(order_id="o", amount=EUR, reference="r"),
         NoticeRejected(order_id="o", reason="refunded_elsewhere"),
     )
-    assert when(decision.states[0], REFUND_SEEN) == Decision(events=decision.events[1:]), "told again, it is to be noticed again"
+    assert when(decision.states[0], REFUND_NOTICE) == Decision(events=decision.events[1:]), "a repeated notice gets the same reply"
     assert when(decision.states[0], CANCELLED).events == ()
-    assert when(when(decision.states[0], CANCELLED).states[0], REFUND_SEEN) == Decision()
+    assert when(when(decision.states[0], CANCELLED).states[0], REFUND_NOTICE) == Decision()
 
 
-@pytest.mark.parametrize("event", [CHARGED, REFUSED, AWAY, SILENT], ids=["charged", "refused", "away", "silent"])
-def test_answers_to_what_is_settled_change_nothing(event: Any) -> None:
-    """An earlier attempt's, that came late."""
+@pytest.mark.parametrize("event", [CHARGED, DECLINED, NOT_REACHED, TIMED_OUT], ids=["charged", "declined", "not reached", "timed out"])
+def test_a_late_result_does_not_change_a_settled_payment(event: Any) -> None:
+    """It belongs to an earlier attempt."""
     assert when(given(RESERVED, CHARGED), event) == Decision()
     assert when(given(RESERVED, CHARGED, CANCELLED, REFUNDED), event) == Decision()
 
 
-@pytest.mark.parametrize("event", [CHARGED, REFUSED, SILENT, REFUNDED], ids=lambda e: type(e).__name__)
-def test_answers_that_nobody_asked_for_are_unexpected(event: Any) -> None:
-    """A person has to look at them."""
+@pytest.mark.parametrize("event", [CHARGED, DECLINED, TIMED_OUT, REFUNDED], ids=lambda e: type(e).__name__)
+def test_a_result_without_a_request_is_unexpected(event: Any) -> None:
+    """It becomes a dead letter."""
     with pytest.raises(Unexpected):
         when(None, event)
     if event is REFUNDED:
