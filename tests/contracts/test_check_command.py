@@ -25,7 +25,7 @@ def check(*arguments: str | Path) -> Result:
 
 
 @pytest.fixture
-def copy(tmp_path: Path) -> Path:
+def schema_folder(tmp_path: Path) -> Path:
     """Return a folder with a copy of today's schemas."""
     folder = tmp_path / "schemas"
     folder.mkdir()
@@ -92,61 +92,61 @@ def test_the_released_schemas_are_complete() -> None:
     ],
 )
 def test_a_breaking_change_fails_and_is_named(
-    copy: Path, change: Callable[[dict[str, Any]], None], pointer: str, kind: str
+    schema_folder: Path, change: Callable[[dict[str, Any]], None], pointer: str, kind: str
 ) -> None:
     """Exit code 1, the subject, the member and the reason, whichever of the two is newer."""
-    edit(copy, "orders.cancelled.v1", change)
-    result = check("--against", RELEASES[-1], "--schemas", copy)
+    edit(schema_folder, "orders.cancelled.v1", change)
+    result = check("--against", RELEASES[-1], "--schemas", schema_folder)
     assert result.exit_code == 1
     assert "orders.cancelled.v1: " in result.output
     assert f"    {pointer}: {kind}: " in result.output
     assert "fulfilment: broken: orders.cancelled.v1; " in result.stderr
-    assert check("--against", copy).exit_code == 1
+    assert check("--against", schema_folder).exit_code == 1
 
 
-def test_a_compatible_change_passes(copy: Path) -> None:
+def test_a_compatible_change_passes(schema_folder: Path) -> None:
     """A new optional member is compatible, because readers are tolerant."""
-    edit(copy, "orders.cancelled.v1", offer)
-    result = check("--against", RELEASES[-1], "--schemas", copy)
+    edit(schema_folder, "orders.cancelled.v1", offer)
+    result = check("--against", RELEASES[-1], "--schemas", schema_folder)
     assert result.exit_code == 0
     assert "orders.cancelled.v1: full: changed\n    /channel: full: is new and optional" in result.output
 
 
-def test_one_direction_of_compatibility_may_suffice(copy: Path) -> None:
+def test_one_direction_of_compatibility_may_suffice(schema_folder: Path) -> None:
     """An operator who knows that no old message is left may require less."""
-    edit(copy, "orders.cancelled.v1", demand)
-    arguments = ("--against", RELEASES[-1], "--schemas", copy)
+    edit(schema_folder, "orders.cancelled.v1", demand)
+    arguments = ("--against", RELEASES[-1], "--schemas", schema_folder)
     assert check(*arguments, "--require", "forward").exit_code == 0
     assert check(*arguments, "--require", "backward").exit_code == 1
 
 
-def test_a_removed_subject_is_a_break(copy: Path) -> None:
+def test_a_removed_subject_is_a_break(schema_folder: Path) -> None:
     """In every direction: its consumers receive nothing any more."""
-    (copy / "payments.refunded.v1.json").unlink()
-    result = check("--against", RELEASES[-1], "--schemas", copy, "--require", "forward")
+    (schema_folder / "payments.refunded.v1.json").unlink()
+    result = check("--against", RELEASES[-1], "--schemas", schema_folder, "--require", "forward")
     assert result.exit_code == 1
     assert "payments.refunded.v1: none: removed: its consumers receive nothing any more (BREAKS)" in result.output
 
 
-def test_a_new_event_and_a_declared_version_pass(copy: Path) -> None:
+def test_a_new_event_and_a_declared_version_pass(schema_folder: Path) -> None:
     """orders.created.v2 is incompatible with v1, but declares a conversion; a new version without one is a break."""
-    edit(copy, "orders.cancelled.v1", lambda schema: None)
-    shutil.copy2(copy / "orders.cancelled.v1.json", copy / "orders.paused.v1.json")
-    result = check("--against", RELEASES[0], "--schemas", copy)
+    edit(schema_folder, "orders.cancelled.v1", lambda schema: None)
+    shutil.copy2(schema_folder / "orders.cancelled.v1.json", schema_folder / "orders.paused.v1.json")
+    result = check("--against", RELEASES[0], "--schemas", schema_folder)
     assert result.exit_code == 0
     assert "orders.created.v2: none: a new version; the migration from v1 declares it" in result.output
     assert "orders.paused.v1: full: a new event" in result.output
-    shutil.copy2(copy / "orders.cancelled.v1.json", copy / "orders.cancelled.v2.json")
-    edit(copy, "orders.cancelled.v2", drop)
-    result = check("--against", RELEASES[0], "--schemas", copy)
+    shutil.copy2(schema_folder / "orders.cancelled.v1.json", schema_folder / "orders.cancelled.v2.json")
+    edit(schema_folder, "orders.cancelled.v2", drop)
+    result = check("--against", RELEASES[0], "--schemas", schema_folder)
     assert result.exit_code == 1
     assert "orders.cancelled.v2: backward: a new version; no migration declares it (BREAKS)" in result.output
 
 
-def test_the_result_can_be_printed_as_json(copy: Path) -> None:
+def test_the_result_can_be_printed_as_json(schema_folder: Path) -> None:
     """For programs."""
-    edit(copy, "orders.cancelled.v1", drop)
-    result = check("--against", RELEASES[-1], "--schemas", copy, "--json")
+    edit(schema_folder, "orders.cancelled.v1", drop)
+    result = check("--against", RELEASES[-1], "--schemas", schema_folder, "--json")
     assert result.exit_code == 1
     [broken] = [each for each in json.loads(result.stdout) if each["breaks"]]
     assert (broken["subject"], broken["compatibility"]) == ("orders.cancelled.v1", "backward")
@@ -203,10 +203,10 @@ def test_a_folder_without_schemas_is_a_usage_error(tmp_path: Path, name: str, co
     assert result.stderr.count("\n") == 1
 
 
-def test_two_schemas_for_one_subject_are_a_usage_error(tmp_path: Path, copy: Path) -> None:
+def test_two_schemas_for_one_subject_are_a_usage_error(tmp_path: Path, schema_folder: Path) -> None:
     """It is not clear which of them was released."""
-    shutil.copytree(copy, copy / "again")
-    result = check("--against", copy)
+    shutil.copytree(schema_folder, schema_folder / "again")
+    result = check("--against", schema_folder)
     assert result.exit_code == 2
     assert "there are two schemas" in result.stderr
 

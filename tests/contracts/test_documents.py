@@ -78,8 +78,8 @@ def test_every_producer_and_consumer_has_an_operation() -> None:
     planned = subscriptions(MODULES, CONTRACTS)
     assert received == {(name, s) for name, subjects in planned.items() for s in subjects if ".replay." not in s}
     assert ("inventory", "orders.created.v1") in received
-    said = {name.removesuffix(".send") for name, operation in operations.items() if operation["action"] == "send"}
-    assert said == set(document["channels"])
+    published = {name.removesuffix(".send") for name, operation in operations.items() if operation["action"] == "send"}
+    assert published == set(document["channels"])
 
 
 def test_a_version_that_is_no_longer_published_has_no_send_operation() -> None:
