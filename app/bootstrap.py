@@ -1,18 +1,32 @@
-"""The one place where the parts meet."""
+"""
+Build the parts of one process from its settings, and connect them by hand.
+
+Each ``build_*`` function returns one part; `build_parts` calls them in the order in which they need each other. Nothing
+connects, listens or runs yet: `app.application.Application` starts and stops what is built here. What belongs to one
+module only (options, metrics, a gateway to the outside) stands in the tables `OPTIONS`, `LISTENERS` and `GATEWAYS`.
+"""
 
 from __future__ import annotations
 
-__all__ = ["Application", "build_gateway", "build_modules", "build_registry", "build_runners"]
+__all__ = [
+    "GatewayParts",
+    "Parts",
+    "Runtime",
+    "build_modules",
+    "build_parts",
+    "build_runners",
+    "build_storage",
+    "build_web",
+    "described_routes",
+    "installed_version",
+]
 
-import asyncio
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from contextlib import suppress
 from datetime import timedelta
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import Any, Protocol
 
-from aiohttp import web
+from attrs import frozen
 from loguru import logger
 
 from app.clock import SystemClock
@@ -23,7 +37,7 @@ from app.gateways.port import ChargeLedger, Gateway
 from app.gateways.simulated import SimulatedGateway
 from app.gateways.webhook_handler import CONSUMER as WEBHOOKS
 from app.gateways.webhook_handler import StripeWebhookHandler
-from app.messaging.bus_factory import build_bus
+from app.messaging.bus_factory import BusRuntime, build_bus
 from app.messaging.consumers import EXPRESS_LANE, subscriptions
 from app.messaging.dead_letters import DeadLetterStore
 from app.messaging.event_registry import build_registry
@@ -32,34 +46,25 @@ from app.messaging.version_usage import VersionUsageReport
 from app.runtime.batch import BatchProcessor
 from app.runtime.engine import TransactionEngine
 from app.runtime.local_routing import LocalRoutes
-from app.runtime.runner import ModuleRunner
-from app.storage.databases import claim_modules, migrate_all, open_databases, require_tables
-from app.storage.errors import StorageUnavailable
+from app.runtime.runner import CommitListener, ModuleRunner
+from app.storage.databases import Storage, open_databases
+from app.storage.migrations import head
 from app.storage.module_store import ModuleStore
-from app.storage.sql.database import Database
-from app.storage.sql.dialect import ExclusiveAccess
 from app.telemetry.metrics import Metrics
 from app.telemetry.order_metrics import OrderMetrics
-from app.web import Runner, build_application
-from app.web.endpoints.contracts import route_group as contract_routes
-from app.web.endpoints.dead_letters import route_group as dead_letter_routes
-from app.web.endpoints.health import BUS, OK, TOPOLOGY
-from app.web.endpoints.stripe_webhook import route_group as webhook_route
+from app.web import Health, Runner, build_application
+from app.web.endpoints import contracts as contract_endpoints
+from app.web.endpoints import dead_letters as dead_letter_endpoints
+from app.web.endpoints import stripe_webhook
 from app.web.route_group import RouteGroup
 from app.web.spec import asyncapi
+from app.web.spec.components import Description
 from bus.contracts.event_reader import EventReader
 from bus.contracts.registry import ContractRegistry
-from bus.errors import BrokerUnreachable
 from bus.port import Clock, Subscription
-from bus.tasks import cancel_tasks
 from config.settings import Settings
-from modules import inventory, orders, payments
 from modules.module import Module
-
-Listen = Callable[[Subscription], Coroutine[Any, Any, None]]
-
-FLUSH_SECONDS = 0.25
-"""What rides along with transactions waits no longer than this for one."""
+from modules.registry import ModuleError, load_module
 
 
 def installed_version() -> str:
@@ -70,28 +75,47 @@ def installed_version() -> str:
         return "0+checkout"
 
 
+OPTIONS: Mapping[str, Callable[[Settings], Mapping[str, Any]]] = {
+    "orders": lambda settings: {"timeout": timedelta(seconds=settings.order_timeout_s)},
+}
+"""What the settings tell a module: keyword arguments of its factory, by the module's name."""
+
+
 def build_modules(settings: Settings) -> list[Module]:
-    """Return the door plates of the modules that *settings* name."""
-    descriptors = {
-        "orders": lambda: orders.module(timedelta(seconds=settings.order_timeout_s)),
-        "inventory": inventory.module,
-        "payments": payments.module,
-    }
-    return [descriptors[name]() for name in settings.modules]
+    """
+    Return the descriptors of the modules that *settings* name.
+
+    Raises:
+        ModuleError: One of them is incomplete.
+    """
+    return [load_module(name, **(OPTIONS[name](settings) if name in OPTIONS else {})) for name in settings.modules]
 
 
-def build_gateway(settings: Settings, clock: Clock) -> Gateway:
-    """Return the payment provider that *settings* name; Stripe's SDK is big, and loaded only for who wants it."""
-    if settings.payment_gateway == "stripe":
-        from app.gateways.stripe.gateway import StripeGateway
+def build_storage(settings: Settings, modules: Sequence[Module]) -> Storage:
+    """
+    Return a store for each of *modules*.
 
-        return StripeGateway(str(settings.stripe_api_key), settings.stripe_api_base, CALLS_MAX)
-    return SimulatedGateway(
-        clock,
-        decline_over=settings.simulated_decline_over,
-        latency_seconds=settings.simulated_latency_ms / 1000,
-        failure_rate=settings.simulated_failure_rate,
-    )
+    Raises:
+        DatabaseConfigError: A database cannot be opened; names the variable.
+        ModuleError: A module has no migration, or a state class does not fit its table.
+    """
+    databases = open_databases(settings, [module.name for module in modules])
+    stores: dict[str, ModuleStore] = {}
+    for module in modules:
+        head(module.name)
+        try:
+            stores[module.name] = ModuleStore(module, databases[settings.database_url(module.name)])
+        except TypeError as error:
+            raise ModuleError(f"{module.name}: {error}") from error
+    return Storage(settings, databases, stores)
+
+
+@frozen
+class Runtime:
+    """The runner and the outbox relay of each module, by the module's name."""
+
+    runners: Mapping[str, ModuleRunner]
+    relays: Mapping[str, OutboxRelay]
 
 
 def build_runners(
@@ -128,208 +152,189 @@ def build_runners(
     return runners
 
 
-class Application:
-    """
-    The house, running.
+LISTENERS: Mapping[str, Callable[[Metrics], CommitListener]] = {"orders": OrderMetrics}
+"""What counts and logs a module's commits, by the module's name."""
 
-    `start` returns once it answers; `stop` finishes what is in hand. `phase` and `checks` are `app.web.Health`.
-    """
 
-    phase: Literal["starting", "ready", "draining"] = "starting"
-    on_fatal: Callable[[int], None] = staticmethod(lambda code: None)
-    """Called with the exit code when a loop of the house has ended and only a restart can help."""
+def build_runtime(
+    settings: Settings,
+    modules: Sequence[Module],
+    contracts: ContractRegistry,
+    storage: Storage,
+    bus: BusRuntime,
+    clock: Clock,
+    metrics: Metrics,
+) -> Runtime:
+    """Return a runner and a relay for each of *modules*; with one bus in memory and one file they deliver locally."""
+    relays = {name: OutboxRelay(store, bus.bus, clock, metrics) for name, store in storage.stores.items()}
+    database, *others = storage.databases.values()
+    runners = build_runners(
+        *(modules, storage.stores, contracts, relays, clock, metrics),
+        delivers_locally=settings.bus == "memory" and not others and not database.dialect.is_shared,
+        batch_max=settings.batch_max,
+        backlog=lambda: sum(relay.pending for relay in relays.values()),
+        backlog_max=settings.outbox_cap,
+    )
+    for name, runner in runners.items():
+        if name in LISTENERS:
+            runner.add_listener(LISTENERS[name](metrics))
+    return Runtime(runners, relays)
 
-    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
-        """
-        Put the parts together; nothing runs yet.
 
-        Raises:
-            Unusable: A database cannot be opened.
-            ContractError: Schemas and classes contradict each other.
-        """
-        self.settings = settings
-        self.metrics = Metrics()
-        self._clock = clock = clock or SystemClock()
-        modules = build_modules(settings)
-        contracts = build_registry(modules)
-        urls = {module.name: settings.database_url(module.name) for module in modules}
-        self.databases: dict[str, Database] = open_databases(settings, urls)
-        self.stores = stores = {module.name: ModuleStore(module, self.databases[urls[module.name]]) for module in modules}
-        self.dead_letters = DeadLetterStore(stores, clock, self.metrics, not_replayable={WEBHOOKS})
-        self._transport = build_bus(settings, modules, contracts, clock, self.dead_letters)
-        self.bus = self._transport.bus
-        self.metrics.bus_connected.set_function(lambda: float(self.bus.is_connected))
-        self.metrics.bus_reconnects.set_function(self._transport.reconnects)
-        self.relays = {name: OutboxRelay(store, self.bus, clock, self.metrics) for name, store in stores.items()}
-        database, *others = self.databases.values()
-        shares_transactions = settings.bus == "memory" and not others and not database.dialect.is_shared
-        self.runners = build_runners(
-            modules, stores, contracts, self.relays, clock, self.metrics,
-            delivers_locally=shares_transactions, batch_max=settings.batch_max, backlog=self._backlog, backlog_max=settings.outbox_cap,
-        )  # fmt: skip
-        self._contracts = contracts
-        self._worker = self._gateway_worker() if "payments" in self.runners else None
-        if "orders" in self.runners:
-            self.runners["orders"].add_listener(OrderMetrics(self.metrics))
-        if self._worker is not None:
-            self.runners["payments"].add_listener(self._worker.delays.on_commit)
-        self._tasks: list[asyncio.Task[None]] = []
-        self._listening: list[asyncio.Task[None]] = []
-        self._claims: list[ExclusiveAccess] = []
-        self._runner = Runner(
-            build_application(
-                list(self.runners.values()),
-                health=self,
-                metrics=self.metrics,
-                api_keys=settings.api_keys or None,
-                version=installed_version(),
-                route_groups=(
-                    dead_letter_routes(self.dead_letters),
-                    contract_routes(
-                        VersionUsageReport(modules, contracts, self.metrics, self._transport.directory),
-                        asyncapi.document(modules, contracts, installed_version()),
-                    ),
-                    *self._webhooks(),
-                ),
-            ),
-            handle_signals=False,
-            shutdown_timeout=max(1.0, settings.shutdown_grace_s / 4),
-        )
+class Worker(Protocol):
+    """A consumer beside a module's own, which calls something outside and submits the answer to the module."""
 
-    def _backlog(self) -> int:
-        return sum(relay.pending for relay in self.relays.values())
+    async def consume(self, subscription: Subscription) -> None:
+        """Handle what *subscription* delivers, until cancelled."""
 
-    def _webhooks(self) -> tuple[RouteGroup, ...]:
-        """Return the route for the provider's webhooks, where payments run."""
-        if "payments" not in self.runners:
-            return ()
-        secret, gateway = self.settings.stripe_webhook_secret, self.gateway
-        ledger = gateway if isinstance(gateway, ChargeLedger) else None
-        service = StripeWebhookHandler(
-            self.runners["payments"],
-            None if secret is None else str(secret),
-            *(ledger, self.dead_letters, self._clock, self.metrics),
-        )
-        return (webhook_route(service),)
+    async def drain(self, seconds: float) -> None:
+        """Let the calls in flight end, for up to *seconds*; cancel the rest, which the bus delivers again."""
 
-    def _gateway_worker(self) -> PaymentWorker:
-        gateway = self.gateway = build_gateway(self.settings, self._clock)
-        gauge = self.metrics.circuit_breaker_state.labels(gateway.name)
-        gauge.set(0)
+    async def close(self) -> None:
+        """Close the connections to the outside. Idempotent."""
 
-        def changed(state: BreakerState) -> None:
-            gauge.set(state)
-            logger.warning("circuit breaker", gateway=gateway.name, state=state.name.lower())
 
-        breaker = CircuitBreaker(self._clock.monotonic, on_change=changed)
-        return PaymentWorker(self.runners["payments"], gateway, breaker, self._contracts, self._clock, self.metrics)
+@frozen
+class GatewayParts:
+    """A module's connection to a provider outside: the workers by consumer name, and the routes that the provider calls."""
 
-    def migrate(self) -> list[str]:
-        """
-        Bring every module's tables to the head; return the names of those that were behind.
+    gateway: Gateway
+    workers: Mapping[str, Worker]
+    route_groups: tuple[RouteGroup, ...]
 
-        Raises:
-            NewerDatabase: A database was written by a newer release.
-            OutOfReach: One cannot be opened or written.
-        """
-        return migrate_all(self.settings, self.databases, self.runners)
 
-    def require_tables(self) -> None:
-        """See to it that every module's tables are at the head; raises as `app.storage.databases.require_tables` does."""
-        require_tables(self.settings, self.databases, self.runners)
+def build_payment_gateway(
+    settings: Settings,
+    runner: ModuleRunner,
+    contracts: ContractRegistry,
+    dead_letters: DeadLetterStore,
+    clock: Clock,
+    metrics: Metrics,
+) -> GatewayParts:
+    """Return the payment provider that *settings* name, with its worker, circuit breaker and webhook."""
+    gateway = _payment_provider(settings, clock)
+    gauge = metrics.circuit_breaker_state.labels(gateway.name)
+    gauge.set(0)
 
-    def claim(self) -> None:
-        """See to it that nobody else serves our modules from the same files; raises as `app.storage.databases.claim_modules` does."""
-        self._claims = claim_modules(self.settings, self.databases, self.runners)
+    def changed(state: BreakerState) -> None:
+        gauge.set(state)
+        logger.warning("circuit breaker", gateway=gateway.name, state=state.name.lower())
 
-    async def start(self) -> str:
-        """
-        Start everything; return the address that it answers at.
+    breaker = CircuitBreaker(clock.monotonic, on_change=changed)
+    worker = PaymentWorker(runner, gateway, breaker, contracts, clock, metrics)
+    runner.add_listener(worker.delays.on_commit)
+    secret = settings.stripe_webhook_secret
+    ledger = gateway if isinstance(gateway, ChargeLedger) else None
+    webhooks = StripeWebhookHandler(runner, None if secret is None else str(secret), ledger, dead_letters, clock, metrics)
+    return GatewayParts(gateway, {CONSUMER: worker}, (stripe_webhook.route_group(webhooks),))
 
-        Raises:
-            OSError: The port is taken, or the address is not ours.
-        """
-        listeners: dict[str, Listen] = {}
-        for name, runner in self.runners.items():
-            listeners[name] = runner.consume
-            listeners[name + EXPRESS_LANE] = partial(runner.consume, is_express=True)
-        if self._worker is not None:
-            listeners[CONSUMER] = listeners[CONSUMER + EXPRESS_LANE] = self._worker.consume
-        self._run(self._transport.run(), "transport")
-        for consumer, subjects in subscriptions([runner.module for runner in self.runners.values()], self._contracts).items():
-            await self._attach(consumer, subjects, listeners[consumer])
-        for name, runner in self.runners.items():
-            self._run(runner.run(), f"shell of {name}")
-            self._run(self.relays[name].run(), f"relay of {name}")
-        self._run(self._flush(), "flush")
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, self.settings.http_host, self.settings.http_port, backlog=1024)
-        await site.start()
-        self.phase = "ready"
-        host, port = self._runner.addresses[0][:2]
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
-    async def stop(self) -> None:
-        """Answer who was let in, finish what is in hand, write down how far we got. What is not done is done at the next start."""
-        self.phase = "draining"
-        seconds = self.settings.shutdown_grace_s / 4
-        await self._runner.cleanup()
-        await cancel_tasks(self._listening)
-        if self._worker is not None:
-            await self._worker.drain(seconds)
-            await self._worker.close()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await asyncio.gather(*(runner.drain() for runner in self.runners.values()))
-        for relay in self.relays.values():
-            with suppress(StorageUnavailable):  # the marks are lost; the events go out again at the next start
-                await relay.stop()
-        await cancel_tasks(self._tasks)
-        await self.bus.close(0.5)
-        for database in self.databases.values():
-            await database.close()
-        for claim in self._claims:
-            claim.close()
+def _payment_provider(settings: Settings, clock: Clock) -> Gateway:
+    if settings.payment_gateway == "stripe":
+        # Stripe's SDK is large; only a process that uses it loads it.
+        from app.gateways.stripe.gateway import StripeGateway
 
-    async def checks(self) -> Mapping[str, str]:
-        """Ask the bus and each database how they are."""
-        found = {BUS: OK if self.bus.is_connected else "unavailable"}
-        if self.bus.problems:
-            found[TOPOLOGY] = "; ".join(self.bus.problems)
-        for name in self.runners:
-            database = self.databases[self.settings.database_url(name)]
-            try:
-                await database.check()
-                found[f"database:{name}"] = OK
-            except StorageUnavailable:
-                found[f"database:{name}"] = "unavailable"
+        return StripeGateway(str(settings.stripe_api_key), settings.stripe_api_base, CALLS_MAX)
+    return SimulatedGateway(
+        clock,
+        decline_over=settings.simulated_decline_over,
+        latency_seconds=settings.simulated_latency_ms / 1000,
+        failure_rate=settings.simulated_failure_rate,
+    )
+
+
+BuildGateway = Callable[[Settings, ModuleRunner, ContractRegistry, DeadLetterStore, Clock, Metrics], GatewayParts]
+
+GATEWAYS: Mapping[str, BuildGateway] = {"payments": build_payment_gateway}
+"""What runs the workers that a module's descriptor names, by the module's name."""
+
+GATEWAY_ROUTES: Mapping[str, tuple[Description, ...]] = {"payments": (stripe_webhook.DESCRIPTION,)}
+"""The routes of `GATEWAYS`, described without building one."""
+
+
+@frozen
+class Parts:
+    """Everything that one process needs, connected and not yet running."""
+
+    settings: Settings
+    clock: Clock
+    metrics: Metrics
+    modules: Sequence[Module]
+    contracts: ContractRegistry
+    storage: Storage
+    dead_letters: DeadLetterStore
+    bus: BusRuntime
+    runtime: Runtime
+    gateways: Mapping[str, GatewayParts]
+    """By the name of the module that uses it."""
+
+    def consumers(self) -> dict[str, Callable[[Subscription], Coroutine[Any, Any, None]]]:
+        """Return what handles the deliveries of each consumer, by the consumer's name, both lanes."""
+        found: dict[str, Callable[[Subscription], Coroutine[Any, Any, None]]] = {}
+        for name, runner in self.runtime.runners.items():
+            found[name] = runner.consume
+            found[name + EXPRESS_LANE] = _express(runner)
+        for gateway in self.gateways.values():
+            for name, worker in gateway.workers.items():
+                found[name] = found[name + EXPRESS_LANE] = worker.consume
         return found
 
-    async def _attach(self, consumer: str, subjects: list[str], listen: Listen) -> None:
-        """Hear *subjects* as *consumer*."""
-        subscription = await self.bus.subscribe(consumer, subjects)
-        self._run(listen(subscription), f"listener of {consumer}")
-        self._listening.append(self._tasks[-1])
 
-    def _run(self, loop: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(loop, name=name)
-        task.add_done_callback(self._ended)
-        self._tasks.append(task)
+def _express(runner: ModuleRunner) -> Callable[[Subscription], Coroutine[Any, Any, None]]:
+    return lambda subscription: runner.consume(subscription, is_express=True)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        """A loop of the house that breaks is a bug: say so, and leave it to a restart."""
-        if task.cancelled() or (error := task.exception()) is None:
-            return
-        if isinstance(error, BrokerUnreachable):
-            logger.critical("the bus is out of reach; the process stops", detail=str(error))
-            self.on_fatal(3)
-            return
-        logger.opt(exception=error).critical("a loop ended; the process stops", loop=task.get_name())
-        self.on_fatal(1)
 
-    async def _flush(self) -> None:
-        while True:
-            for database in self.databases.values():
-                with suppress(StorageUnavailable):
-                    await database.flush()
-            await self._clock.sleep(FLUSH_SECONDS)
+def build_parts(settings: Settings, clock: Clock | None = None) -> Parts:
+    """
+    Build everything but the web server; nothing runs yet.
+
+    Raises:
+        DatabaseConfigError: A database cannot be opened.
+        ContractError: Schemas and classes contradict each other.
+        ModuleError: A module is incomplete.
+    """
+    clock = clock or SystemClock()
+    metrics = Metrics()
+    modules = build_modules(settings)
+    contracts = build_registry(modules)
+    storage = build_storage(settings, modules)
+    dead_letters = DeadLetterStore(storage.stores, clock, metrics, not_replayable={WEBHOOKS})
+    bus = build_bus(settings, modules, contracts, clock, dead_letters)
+    metrics.bus_connected.set_function(lambda: float(bus.bus.is_connected))
+    metrics.bus_reconnects.set_function(bus.reconnects)
+    runtime = build_runtime(settings, modules, contracts, storage, bus, clock, metrics)
+    gateways = {
+        name: GATEWAYS[name](settings, runner, contracts, dead_letters, clock, metrics)
+        for name, runner in runtime.runners.items()
+        if name in GATEWAYS
+    }
+    for module in modules:
+        for worker in module.workers:
+            if module.name not in gateways or worker not in gateways[module.name].workers:
+                raise ModuleError(f"{module.name}: nothing runs the worker {worker}; GATEWAYS in app/bootstrap.py has to")
+    return Parts(settings, clock, metrics, modules, contracts, storage, dead_letters, bus, runtime, gateways)
+
+
+def build_web(parts: Parts, health: Health) -> Runner:
+    """Return the HTTP server for *parts*, which does not listen yet; *health* answers the probes."""
+    settings, modules, contracts = parts.settings, parts.modules, parts.contracts
+    usage = VersionUsageReport(modules, contracts, parts.metrics, parts.bus.directory)
+    application = build_application(
+        list(parts.runtime.runners.values()),
+        health=health,
+        metrics=parts.metrics,
+        api_keys=settings.api_keys or None,
+        version=installed_version(),
+        route_groups=(
+            dead_letter_endpoints.route_group(parts.dead_letters),
+            contract_endpoints.route_group(usage, asyncapi.document(modules, contracts, installed_version())),
+            *(group for gateway in parts.gateways.values() for group in gateway.route_groups),
+        ),
+    )
+    return Runner(application, handle_signals=False, shutdown_timeout=max(1.0, settings.shutdown_grace_s / 4))
+
+
+def described_routes(modules: Sequence[Module]) -> list[Description]:
+    """Return the descriptions of the routes that a process with *modules* answers beside those of the modules."""
+    own = [description for module in modules for description in GATEWAY_ROUTES.get(module.name, ())]
+    return [dead_letter_endpoints.DESCRIPTION, contract_endpoints.DESCRIPTION, *own]

@@ -1,1 +1,1 @@
-"""config tells: what the environment says, checked once, before anything else starts."""
+"""Settings of a process, read from environment variables and checked once. Imports nothing of the project."""

@@ -1,20 +1,20 @@
 """
-What the environment says: one declaration per variable gives its name, its default, its help and its check.
+The settings of a process: one declaration per environment variable gives its name, default, help text and check.
 
-A field's name in capitals is the variable's. Unset and empty both mean the default. `Settings` can be made by hand just
-as well, and is checked then too; nobody ever holds settings that contradict themselves.
+A field's name in capitals is the variable's. Unset and empty both mean the default. `Settings` can also be constructed
+directly, with the same checks: an instance never contradicts itself. Which modules exist is an argument, since this
+package imports nothing of the project.
 
-The declarations are typed-settings'; its loader is not used, because it reports a bad value by printing it.
+The declarations are typed-settings'; its loader is not used, because it prints a bad value in its error.
 """
 
 from __future__ import annotations
 
-__all__ = ["MODULES", "BadSetting", "Settings", "Variable", "describe", "example_env", "load"]
+__all__ = ["Settings", "database_variable", "variable_of"]
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from ipaddress import IPv6Address, ip_address
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TextIO
 from urllib.parse import parse_qsl, unquote
@@ -25,45 +25,23 @@ from attrs import frozen
 
 from config import values
 from config.api_keys import read_api_keys
+from config.files import BadSetting, read_file
 
-MODULES = ("orders", "inventory", "payments")
-
-_SECRET_BYTES_MAX = 64 * 1024
+_CERTIFICATE_BYTES_MAX = 1024 * 1024
 _API_KEYS_BYTES_MAX = 16 * 1024 * 1024
 _SECONDS_MAX = 1e9
 _WHOLE_MAX = 2**63 - 1
 
 
-class BadSetting(Exception):
-    """A variable has a value that nobody can work with; its text is one line that names it."""
-
-    code = "bad_setting"
-
-    def __init__(self, variable: str, detail: str) -> None:
-        self.variable = variable
-        self.detail = detail
-        super().__init__(f"{variable}: {detail}")
-
-
-@frozen
-class Variable:
-    """One variable of the environment, for `--help` and the manual; a secret can also be given as ``<name>_FILE``."""
-
-    name: str
-    default: str
-    help: str
-    is_secret: bool
-
-
 def _variable(parse: values.Parser, default: Any, help: str, *, default_text: str | None = None) -> Any:
-    """Declare a variable; *default_text* says the default where it is not simply the value."""
+    """Declare a variable; *default_text* shows the default where the value itself would not do."""
     return ts.option(
         default=default, converter=_named(parse, default), help=help, metadata={"default_text": default_text}
     )
 
 
 def _secret(parse: values.Parser, default: Any, help: str) -> Any:
-    """Declare a variable that no repr and no message shows, and that a file may hold."""
+    """Declare a variable that no repr and no message shows, and whose value a file may hold."""
     return ts.secret(default=default, converter=_named(parse, default), help=help, metadata={"is_secret": True})
 
 
@@ -72,13 +50,38 @@ def _named(parse: values.Parser, default: Any) -> Any:
         try:
             return None if value is None and default is None else parse(value)
         except (TypeError, ValueError) as error:
-            raise BadSetting(_name(field), str(error)) from None
+            raise BadSetting(variable_of(field), str(error)) from None
 
     return attrs.Converter(convert, takes_field=True)
 
 
-def _name(field: attrs.Attribute[Any]) -> str:
+def variable_of(field: attrs.Attribute[Any]) -> str:
+    """Return the name of the variable that sets *field*."""
     return (field.alias or field.name).upper()
+
+
+def database_variable(module: str) -> str:
+    """Return the name of the variable for *module*'s own database."""
+    return f"{module}_database_url".upper()
+
+
+def _chosen_modules(value: Any, settings: Settings) -> tuple[str, ...]:
+    try:
+        return values.subset(*settings.known_modules)(value)  # type: ignore[no-any-return]
+    except (TypeError, ValueError) as error:
+        raise BadSetting("MODULES", str(error)) from None
+
+
+def _database_urls(value: Mapping[str, Any], settings: Settings) -> Mapping[str, str]:
+    found = {}
+    for module, url in value.items():
+        if module not in settings.known_modules:
+            raise BadSetting(database_variable(module), f"there is no module {module}")
+        try:
+            found[module] = _database(url)
+        except (TypeError, ValueError) as error:
+            raise BadSetting(database_variable(module), str(error)) from None
+    return MappingProxyType(found)
 
 
 def _hidden(value: Any) -> ts.SecretStr:
@@ -96,7 +99,7 @@ def _database(value: Any) -> ts.SecretStr:
         if parts.netloc:
             raise ValueError("must be sqlite:///path, with three slashes (four before an absolute path)")
         if parts.path in ("", "/") or parts.path.startswith(("/:memory:", "/file:")):
-            raise ValueError("must name a file; orders kept in memory would not outlive the process")
+            raise ValueError("must name a file; orders kept in memory would be lost with the process")
     elif parts.scheme != "postgresql" or not (parts.netloc or parts.path.strip("/")):
         raise ValueError("must begin with sqlite:/// or postgresql://")
     return ts.SecretStr(url)
@@ -120,17 +123,19 @@ class Settings:
     Everything that can be set, checked.
 
     Raises:
-        BadSetting: A value is wrong, or two of them do not go together.
+        BadSetting: A value is wrong, or two values contradict each other.
     """
+
+    known_modules: tuple[str, ...] = attrs.field(converter=tuple)
+    """Names of all modules that exist, in order; no variable sets this. `modules.registry.MODULES`, in this project."""
 
     bus: str = _variable(
         values.choice("memory", "nats", fold=str.lower), "memory", "How events travel: memory (one process) or nats."
     )
-    modules: tuple[str, ...] = _variable(
-        values.subset(*MODULES),
-        MODULES,
-        "Which modules this process runs, comma-separated; memory needs all of them.",
-        default_text=",".join(MODULES),
+    modules: tuple[str, ...] = ts.option(
+        default=attrs.Factory(lambda self: self.known_modules, takes_self=True),
+        converter=attrs.Converter(_chosen_modules, takes_self=True),
+        help="Which modules this process runs, comma-separated; memory needs all of them.",
     )
     nats_url: tuple[str, ...] = _secret(_hidden_servers, "nats://127.0.0.1:4222", "NATS servers, comma-separated.")
     nats_creds: str | None = _variable(values.sole_text, None, "File with NATS credentials (JWT and seed).")
@@ -146,9 +151,12 @@ class Settings:
     _database_url: str = _secret(
         _database, "sqlite:///data/fulfilment.db", "Where states are kept: sqlite:///path or postgresql://..."
     )
-    orders_database_url: str | None = _secret(_database, None, "The same for the module orders alone.")
-    inventory_database_url: str | None = _secret(_database, None, "The same for the module inventory alone.")
-    payments_database_url: str | None = _secret(_database, None, "The same for the module payments alone.")
+    database_urls: Mapping[str, str] = ts.secret(
+        factory=dict,
+        converter=attrs.Converter(_database_urls, takes_self=True),
+        help="The same for the module {module} alone.",
+    )
+    """By module, where it has an address of its own: one variable ``<MODULE>_DATABASE_URL`` for each known module."""
     http_host: str = _variable(values.sole_text, "127.0.0.1", "Address to listen on.")
     http_port: int = _variable(values.whole(0, 65535), 8080, "Port to listen on; 0 picks a free one and says which.")
     log_level: str = _variable(
@@ -210,135 +218,88 @@ class Settings:
     """Callers' names, each with the SHA-256 of its key in hexadecimal digits; empty unless AUTH is keys."""
 
     def __attrs_post_init__(self) -> None:
-        if self.bus == "memory" and self.modules != MODULES:
-            raise BadSetting(
-                "MODULES", f"must be all of {','.join(MODULES)} with BUS=memory, which reaches no other process"
-            )
-        if self.bus == "nats":
-            for name, path in ("NATS_CREDS", self.nats_creds), ("NATS_TLS_CA", self.nats_tls_ca):
-                if path is not None:
-                    _read(name, path, _SECRET_BYTES_MAX * 16)
-        if self.payment_gateway == "stripe" and not self.stripe_api_key:
-            raise BadSetting("STRIPE_API_KEY", "is needed with PAYMENT_GATEWAY=stripe")
-        if str(self.stripe_api_key).startswith("sk_live_") and not self.stripe_api_base.startswith("https:"):
-            raise BadSetting("STRIPE_API_BASE", "must be an https:// address with a live key")
-        if self.log_file is not None and (
-            os.path.isdir(self.log_file) or not os.path.isdir(os.path.dirname(self.log_file) or ".")
-        ):
-            raise BadSetting("LOG_FILE", "must name a file in a folder that exists")
-        if self.auth == "off" and not self.auth_off_i_know and not _is_loopback(self.http_host):
-            raise BadSetting(
-                "AUTH",
-                f"off is refused with HTTP_HOST={self.http_host}, which others may reach;"
-                " set AUTH=keys, or AUTH_OFF_I_KNOW=1",
-            )
-        object.__setattr__(self, "api_keys", self._read_api_keys() if self.auth == "keys" else MappingProxyType({}))
-
-    def _read_api_keys(self) -> Mapping[str, str]:
-        if self.api_keys_file is None:
-            raise BadSetting("API_KEYS_FILE", "is needed with AUTH=keys")
-        try:
-            return read_api_keys(_read("API_KEYS_FILE", self.api_keys_file, _API_KEYS_BYTES_MAX))
-        except ValueError as error:
-            raise BadSetting("API_KEYS_FILE", str(error)) from None
+        for rule in _RULES:
+            rule(self)
+        object.__setattr__(self, "api_keys", _api_keys(self) if self.auth == "keys" else MappingProxyType({}))
 
     def database_url(self, module: str) -> str:
-        """Return where *module* keeps its states: its own address if it has one, the common one otherwise."""
-        own: str | None = getattr(self, f"{module}_database_url")
-        return own or self._database_url
+        """Return the address of *module*'s database: its own if it has one, the common one otherwise."""
+        return self.database_urls.get(module) or self._database_url
+
+    def database_variable(self, module: str) -> str:
+        """Return the name of the variable that `database_url` of *module* comes from."""
+        return database_variable(module) if module in self.database_urls else "DATABASE_URL"
 
     def log_format_on(self, stream: TextIO) -> str:
-        """Return json or text: what was set, otherwise text if *stream* is a terminal, otherwise json."""
+        """Return json or text: what is set, otherwise text if *stream* is a terminal, otherwise json."""
         return self.log_format or ("text" if stream.isatty() else "json")
 
     def secrets(self) -> Iterator[str]:
-        """Yield every text that must never be seen in a log: keys, secrets, and the passwords in addresses."""
+        """Yield every text that must never appear in a log: keys, secrets, and the passwords in addresses."""
         for secret in self.nats_password, self.stripe_api_key, self.stripe_webhook_secret:
             if secret:
                 yield str(secret)
-        databases = (
-            self._database_url,
-            self.orders_database_url,
-            self.inventory_database_url,
-            self.payments_database_url,
-        )
-        for url in (*self.nats_url, *databases):
-            parts = values.split_url(url or "")
+        for url in (*self.nats_url, self._database_url, *self.database_urls.values()):
+            parts = values.split_url(url)
             if parts.password:
                 yield from {parts.password, unquote(parts.password)}
             yield from (value for name, value in parse_qsl(parts.query) if name == "password")
 
 
-def load(environ: Mapping[str, str]) -> Settings:
-    """
-    Return the settings that *environ* holds.
-
-    Raises:
-        BadSetting: The first thing that is wrong.
-    """
-    given: dict[str, Any] = {}
-    for field in _fields():
-        found = _look_up(environ, _name(field), bool(field.metadata.get("is_secret")))
-        if found is not None:
-            given[field.alias or field.name] = found
-    return Settings(**given)
+def _memory_runs_every_module(settings: Settings) -> None:
+    if settings.bus == "memory" and settings.modules != settings.known_modules:
+        names = ",".join(settings.known_modules)
+        raise BadSetting("MODULES", f"must be all of {names} with BUS=memory, which reaches no other process")
 
 
-def describe() -> Iterator[Variable]:
-    """Yield every variable in the order of the manual."""
-    for field in _fields():
-        default = field.metadata.get("default_text")
-        if default is None:
-            default = (
-                ""
-                if field.default is None
-                else f"{field.default:g}"
-                if isinstance(field.default, float)
-                else str(field.default)
-            )
-            default = {"False": "0", "True": "1"}.get(default, default)
-        help = field.metadata[ts.constants.METADATA_KEY]["help"]
-        yield Variable(_name(field), default, help, bool(field.metadata.get("is_secret")))
+def _nats_files_are_readable(settings: Settings) -> None:
+    if settings.bus != "nats":
+        return
+    for name, path in ("NATS_CREDS", settings.nats_creds), ("NATS_TLS_CA", settings.nats_tls_ca):
+        if path is not None:
+            read_file(name, path, _CERTIFICATE_BYTES_MAX)
 
 
-def example_env() -> str:
-    """Return the content of ``config/example.env``: every variable, commented out, at its default."""
-    lines = [
-        "# Every variable at its default. A secret NAME can also be given as NAME_FILE, the path of a file that holds it."
-    ]
-    for variable in describe():
-        lines += ["", f"# {variable.help}", f"#{variable.name}={variable.default.partition(' (')[0]}"]
-    return "\n".join(lines) + "\n"
+def _stripe_has_a_key(settings: Settings) -> None:
+    if settings.payment_gateway == "stripe" and not settings.stripe_api_key:
+        raise BadSetting("STRIPE_API_KEY", "is needed with PAYMENT_GATEWAY=stripe")
 
 
-def _fields() -> Iterator[attrs.Attribute[Any]]:
-    return (field for field in attrs.fields(Settings) if field.init)
+def _a_live_key_is_sent_over_https(settings: Settings) -> None:
+    if str(settings.stripe_api_key).startswith("sk_live_") and not settings.stripe_api_base.startswith("https:"):
+        raise BadSetting("STRIPE_API_BASE", "must be an https:// address with a live key")
 
 
-def _look_up(environ: Mapping[str, str], name: str, is_secret: bool) -> str | None:
-    found = environ.get(name, "")
-    file = environ.get(f"{name}_FILE", "") if is_secret else ""
-    if file:
-        if found:
-            raise BadSetting(name, f"is given twice: here and as {name}_FILE")
-        try:
-            found = _read(f"{name}_FILE", file, _SECRET_BYTES_MAX).decode().rstrip("\r\n")
-        except UnicodeDecodeError:
-            raise BadSetting(f"{name}_FILE", "is not text in UTF-8") from None
-        if not found:
-            raise BadSetting(f"{name}_FILE", "is empty")
-    return found if found.strip() else None
+def _the_log_file_has_a_folder(settings: Settings) -> None:
+    path = settings.log_file
+    if path is not None and (os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or ".")):
+        raise BadSetting("LOG_FILE", "must name a file in a folder that exists")
 
 
-def _read(variable: str, path: str, bytes_max: int) -> bytes:
-    """Read a small file. The message leaves out the path: who mixes up NAME and NAME_FILE has put a secret there."""
-    try:
-        with Path(path).open("rb") as file:
-            content = file.read(bytes_max + 1)
-    except (OSError, ValueError) as error:
+def _without_keys_only_this_machine_may_call(settings: Settings) -> None:
+    if settings.auth == "off" and not settings.auth_off_i_know and not _is_loopback(settings.http_host):
         raise BadSetting(
-            variable, f"the file cannot be read: {getattr(error, 'strerror', None) or 'no such name is possible'}"
-        ) from None
-    if len(content) > bytes_max:
-        raise BadSetting(variable, f"the file is larger than {bytes_max} bytes")
-    return content
+            "AUTH",
+            f"off is refused with HTTP_HOST={settings.http_host}, which others may reach;"
+            " set AUTH=keys, or AUTH_OFF_I_KNOW=1",
+        )
+
+
+_RULES: tuple[Callable[[Settings], None], ...] = (
+    _memory_runs_every_module,
+    _nats_files_are_readable,
+    _stripe_has_a_key,
+    _a_live_key_is_sent_over_https,
+    _the_log_file_has_a_folder,
+    _without_keys_only_this_machine_may_call,
+)
+"""What has to hold between several values; the first that does not is reported."""
+
+
+def _api_keys(settings: Settings) -> Mapping[str, str]:
+    if settings.api_keys_file is None:
+        raise BadSetting("API_KEYS_FILE", "is needed with AUTH=keys")
+    try:
+        return read_api_keys(read_file("API_KEYS_FILE", settings.api_keys_file, _API_KEYS_BYTES_MAX))
+    except ValueError as error:
+        raise BadSetting("API_KEYS_FILE", str(error)) from None

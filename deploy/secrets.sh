@@ -16,13 +16,16 @@ keep postgres_password "$(dice)"
 keep grafana_password "$(dice)"
 keep api_keys "operator:$(dice)"
 keep nats_provisioner "$(dice)"
-for module in orders inventory payments; do
+# The one list of modules.
+modules=$(sed -n 's/^MODULES = (\(.*\))$/\1/p' ../modules/registry.py | tr -d '",')
+[ -n "$modules" ] || { echo 'no MODULES in modules/registry.py' >&2; exit 1; }
+for module in $modules; do
     keep "nats_$module" "$(dice)"
     keep "postgres_$module" "$(dice)"
     keep "database_url_$module" "postgresql://$module:$(cat "secrets/postgres_$module")@postgres:5432/$module"
 done
 {
-    for user in orders inventory payments provisioner; do
+    for user in $modules provisioner; do
         printf '%s_PASSWORD=%s\n' "$(printf %s "$user" | tr '[:lower:]' '[:upper:]')" "$(cat "secrets/nats_$user")"
     done
 } >secrets/nats.env

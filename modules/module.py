@@ -34,6 +34,7 @@ from sqlalchemy import Table
 
 from bus.contracts.versions import DualPublish, Upcast
 from bus.subjects import Event
+from modules.registry import ModuleError
 from modules.routes import Route
 
 T = TypeVar("T")
@@ -148,12 +149,27 @@ class Module:
     """The older versions that it still publishes beside the newest one, and how each is converted."""
     upcasts: tuple[Upcast, ...] = ()
     """How the older versions that it no longer publishes are read as newer ones."""
+    workers: Mapping[str, tuple[type, ...]] = field(factory=dict)
+    """
+    Consumers beside the module's own, by name, each with the event classes that it consumes.
+
+    A worker calls something outside and submits the answer to the module; bootstrap builds it (``GATEWAYS``). Its name
+    begins with the module's name and a dash.
+    """
 
 
 def load_schemas(package: str, folder: str) -> dict[str, Mapping[str, Any]]:
-    """Return the content of every ``*.json`` file in *folder* of *package*, by file name without the suffix."""
+    """
+    Return the content of every ``*.json`` file in *folder* of *package*, by file name without the suffix.
+
+    Raises:
+        ModuleError: There is no such folder.
+    """
     found = {}
-    for entry in sorted(resources.files(package).joinpath(folder).iterdir(), key=lambda entry: entry.name):
+    path = resources.files(package).joinpath(folder)
+    if not path.is_dir():
+        raise ModuleError(f"{package.removeprefix('modules.')}: there is no folder {package.replace('.', '/')}/{folder}")
+    for entry in sorted(path.iterdir(), key=lambda entry: entry.name):
         if entry.name.endswith(".json"):
             found[entry.name.removesuffix(".json")] = json.loads(entry.read_text(encoding="utf-8"))
     return found

@@ -12,12 +12,13 @@ import attrs
 import pytest
 from uuid_utils import uuid7
 
-from app.bootstrap import Application
+from app.application import Application
 from app.clock import SystemClock
 from bus.errors import BrokerUnreachable
-from config.settings import load
+from config.environment import load
 from modules.orders.events import CancelRequested
 from modules.payments.events import PaymentCaptured
+from modules.registry import MODULES
 from modules.values import Money
 from tests.runtime.harness import CONTEXT, NO_CONTENT, oid, product, submitted
 
@@ -25,7 +26,7 @@ from tests.runtime.harness import CONTEXT, NO_CONTENT, oid, product, submitted
 @pytest.mark.parametrize(("error", "code"), [(BrokerUnreachable("no NATS server accepts the connection"), 3), (ValueError("a bug"), 1)])
 async def test_a_loop_that_breaks_ends_the_process_with_its_code(tmp_path: Path, error: Exception, code: int) -> None:
     """3 where a dependency was out of reach at start, 1 for what is our own; a loop that is done ends nothing."""
-    application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db"}))
+    application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db"}, MODULES))
     codes: list[int] = []
     application.on_fatal = codes.append
 
@@ -40,8 +41,7 @@ async def test_a_loop_that_breaks_ends_the_process_with_its_code(tmp_path: Path,
     await asyncio.wait(application._tasks)
     await asyncio.sleep(0)
     assert codes == [code]
-    for database in application.databases.values():
-        await database.close()
+    await application.parts.storage.close()
 
 
 class LateClock(SystemClock):
@@ -56,16 +56,16 @@ class LateClock(SystemClock):
 @pytest.mark.parametrize("express", [False, True])
 async def test_neighbours_on_one_file_take_the_short_way(tmp_path: Path, express: bool) -> None:
     """In both lanes, as far as the request to the gateway, which has to travel: nothing is turned but the orders' shell."""
-    application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db"}))
-    application.migrate()
+    application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db"}, MODULES))
+    application.parts.storage.migrate()
     for name, what in ("inventory", product()), ("orders", attrs.evolve(submitted(), is_express=express)):
-        runner = application.runners[name]
+        runner = application.parts.runtime.runners[name]
         told = asyncio.create_task(runner.submit(what, id=name, trace=CONTEXT, respond=NO_CONTENT, is_express=express))
         await asyncio.sleep(0)
         await runner.step()
         await told
     lane = ".express" if express else ""
-    database = application.stores["orders"].database
+    database = application.parts.storage.stores["orders"].database
 
     async def said(module: str) -> list[str]:
         sql = f"SELECT subject FROM {module}_outbox WHERE due_at = occurred_at"
@@ -73,25 +73,25 @@ async def test_neighbours_on_one_file_take_the_short_way(tmp_path: Path, express
 
     assert [await said("orders"), await said("inventory")] == [[], []]
     assert await said("payments") == [f"payments.charge_requested.v1{lane}"]
-    await application.bus.close(0)
+    await application.parts.bus.bus.close(0)
     await database.close()
 
 
 async def test_an_order_counts_once_for_each_status_and_its_first_end_alone_has_a_duration(tmp_path: Path) -> None:
     """Reserved as well, which it may be for no longer than a transaction; cancelled days after it was confirmed, it is not slow."""
     clock = LateClock()
-    application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db"}), clock)
-    application.migrate()
+    application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db"}, MODULES), clock)
+    application.parts.storage.migrate()
 
     async def tell(name: str, event: Any) -> None:
-        runner = application.runners[name]
+        runner = application.parts.runtime.runners[name]
         told = asyncio.create_task(runner.submit(event, id=str(uuid7()), trace=CONTEXT, respond=NO_CONTENT))
         await asyncio.sleep(0)
         await runner.step()
         await told
 
     def counted() -> dict[str, float]:
-        page = application.metrics.render().decode()
+        page = application.parts.metrics.render().decode()
         found = re.findall(r'(?m)^(?:orders_total\{status="(\w+)"\}|(order_duration_seconds_count)) (\S+)$', page)
         return {status or name.rpartition("_")[2]: float(value) for status, name, value in found if float(value)}
 
@@ -106,16 +106,14 @@ async def test_an_order_counts_once_for_each_status_and_its_first_end_alone_has_
     await tell("orders", CancelRequested(order_id=oid(1), why=None))
     await tell("orders", CancelRequested(order_id=oid(1), why=None))
     assert counted() == {"processing": 2, "reserved": 1, "confirmed": 1, "cancelled": 2, "count": 2}
-    await application.bus.close(0)
-    for database in application.databases.values():
-        await database.close()
+    await application.parts.bus.bus.close(0)
+    await application.parts.storage.close()
 
 
 async def test_who_has_a_file_of_his_own_takes_the_long_way(tmp_path: Path) -> None:
     """A transaction ends where its database does."""
     files = {f"{name.upper()}_DATABASE_URL": f"sqlite:///{tmp_path}/{name}.db" for name in ("orders", "payments")}
-    application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db", **files}))
-    assert not any(runner._engine.delivers_locally for runner in application.runners.values())
-    await application.bus.close(0)
-    for database in application.databases.values():
-        await database.close()
+    application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db", **files}, MODULES))
+    assert not any(runner._engine.delivers_locally for runner in application.parts.runtime.runners.values())
+    await application.parts.bus.bus.close(0)
+    await application.parts.storage.close()

@@ -10,6 +10,7 @@ __all__ = [
     "application",
     "exit_with",
     "parse_time",
+    "parts",
     "print_json",
     "run_database_step",
     "settings",
@@ -27,10 +28,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from config.settings import BadSetting, Settings, load
+from config.environment import load
+from config.files import BadSetting
+from config.settings import Settings
+from modules.registry import MODULES
 
 if TYPE_CHECKING:
-    from app.bootstrap import Application
+    from app.application import Application
+    from app.bootstrap import Parts
 
 T = TypeVar("T")
 
@@ -56,19 +61,31 @@ def exit_with(code: int, line: str) -> NoReturn:
 def settings() -> Settings:
     """Return the settings from the environment; end the process with one line if a variable is invalid."""
     try:
-        return load(os.environ)
+        return load(os.environ, MODULES)
     except BadSetting as error:
         exit_with(USAGE, str(error))
 
 
 def application(settings: Settings) -> Application:
     """Build the application without starting it; end the process with one line if that is impossible."""
-    from app.bootstrap import Application
+    from app.application import Application
+
+    return _build(Application, settings)
+
+
+def parts(settings: Settings) -> Parts:
+    """Build the parts without a web server; end the process with one line if that is impossible."""
+    from app.bootstrap import build_parts
+
+    return _build(build_parts, settings)
+
+
+def _build(build: Callable[[Settings], T], settings: Settings) -> T:
     from app.storage.errors import DatabaseConfigError
     from bus.errors import ContractError
 
     try:
-        return Application(settings)
+        return build(settings)
     except ContractError as error:
         exit_with(USAGE, f"contract: {error}")
     except DatabaseConfigError as error:
@@ -76,7 +93,7 @@ def application(settings: Settings) -> Application:
 
 
 def run_database_step(step: Callable[[], T]) -> T:
-    """Call *step*, a database method of `Application`; end the process with one line if the database is unusable."""
+    """Call *step*, a method of `app.storage.databases.Storage` or `Application.start`; end the process with one line if the database is unusable."""
     from app.storage.databases import DatabaseUnreachable
     from app.storage.migrations import NewerDatabase, NotMigrated
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from app.cli import console
-from config.settings import MODULES
+from modules.registry import MODULES
 
 if TYPE_CHECKING:
     from app.messaging.schema_releases import SchemaDiff

@@ -165,15 +165,14 @@ def _with_dead_letter_store(work: Callable[[DeadLetterStore], Awaitable[T]]) -> 
     """Run *work* on the configured databases, then close them; end the process if they are out of reach."""
     from app.storage.errors import StorageUnavailable
 
-    application = console.application(console.settings())
-    console.run_database_step(application.require_tables)
+    parts = console.parts(console.settings())
+    console.run_database_step(parts.storage.require_tables)
 
     async def run() -> T:
         try:
-            return await work(application.dead_letters)
+            return await work(parts.dead_letters)
         finally:
-            for database in application.databases.values():
-                await database.close()
+            await parts.storage.close()
 
     try:
         return asyncio.run(run())

@@ -14,15 +14,27 @@ from typing import Any
 import click
 
 from app.cli import console
-from config.settings import Settings, describe
+from config.environment import describe
+from config.settings import Settings
+from modules.registry import MODULES, ModuleError
 
 
 def _variables() -> str:
-    lines = [f"  {variable.name:<24} {variable.help} [{variable.default or 'none'}]" for variable in describe()]
+    lines = [f"  {variable.name:<24} {variable.help} [{variable.default or 'none'}]" for variable in describe(MODULES)]
     return "\b\nEnvironment:\n" + "\n".join(lines)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Commands(click.Group):
+    """Ends the process with one line if a module is incomplete, whichever command finds that out."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except ModuleError as error:
+            console.exit_with(console.USAGE, f"module {error}")
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def main() -> None:
     """
     An order-fulfilment backend: takes orders, reserves stock, charges payments.
@@ -65,10 +77,8 @@ def serve() -> None:
     from app.cli.serve import CannotListen, serve  # imported late: an invalid setting is reported in half the time
 
     application = console.application(settings)
-    console.run_database_step(application.claim)
-    console.run_database_step(application.require_tables)
     try:
-        sys.exit(serve(application))
+        sys.exit(console.run_database_step(lambda: serve(application)))
     except CannotListen as error:
         console.exit_with(console.OUT_OF_REACH, f"cannot listen on {settings.http_host}:{settings.http_port}: {error}")
 
@@ -87,7 +97,7 @@ def migrate() -> None:
     Exit codes: 0 the tables are up to date; 2 wrong configuration; 3 a database is out of reach or newer than this
     release.
     """
-    behind = console.run_database_step(console.application(console.settings()).migrate)
+    behind = console.run_database_step(console.parts(console.settings()).storage.migrate)
     click.echo(f"migrated: {', '.join(behind)}" if behind else "nothing to do: every table is up to date")
 
 
@@ -141,18 +151,11 @@ def openapi() -> None:
     \b
       python -m app openapi > openapi.json
     """
-    from app.bootstrap import build_modules, installed_version
-    from app.web.endpoints import dead_letters
-    from app.web.endpoints import stripe_webhook as webhooks
-    from app.web.endpoints.contracts import DESCRIPTION as CONTRACTS
+    from app.bootstrap import build_modules, described_routes, installed_version
     from app.web.spec import openapi as description
 
     modules = build_modules(console.settings())
-    extra = [dead_letters.DESCRIPTION, CONTRACTS]
-    if any(module.name == "payments" for module in modules):
-        extra.append(webhooks.DESCRIPTION)
-    document = description.document(modules, installed_version(), extra)
-    console.print_json(document)
+    console.print_json(description.document(modules, installed_version(), described_routes(modules)))
 
 
 @main.command(short_help="Print the AsyncAPI document of the events.")
@@ -200,11 +203,12 @@ def _register() -> None:
     from app.cli.contracts import contracts
     from app.cli.dead_letters import dead_letters
     from app.cli.loadtest import load as load_command
+    from app.cli.new import new
     from app.cli.reconcile import payments
     from app.cli.republish import republish
     from app.cli.topology import topology
 
-    for command in (contracts, dead_letters, load_command, payments, republish, topology):
+    for command in (contracts, dead_letters, load_command, new, payments, republish, topology):
         main.add_command(command)
 
 

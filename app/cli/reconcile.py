@@ -15,7 +15,7 @@ import click
 from app.cli import console
 
 if TYPE_CHECKING:
-    from app.bootstrap import Application
+    from app.bootstrap import Parts
     from app.gateways.port import ChargeLedger, ChargeRecord
     from app.gateways.reconciliation import Report
     from modules.payments.state import Payment
@@ -74,16 +74,17 @@ def reconcile(since: datetime | None, until: datetime | None, as_json: bool) -> 
     settings = console.settings()
     if "payments" not in settings.modules:
         console.exit_with(console.USAGE, "MODULES: must contain payments, whose database is compared")
-    application = console.application(settings)
-    if not isinstance(application.gateway, ChargeLedger):
+    parts = console.parts(settings)
+    gateway = parts.gateways["payments"].gateway
+    if not isinstance(gateway, ChargeLedger):
         console.exit_with(
             console.USAGE,
             f"PAYMENT_GATEWAY={settings.payment_gateway} keeps no list of charges to compare with; set it to stripe",
         )
-    console.run_database_step(application.require_tables)
+    console.run_database_step(parts.storage.require_tables)
     charge_delay = timedelta(seconds=min(settings.order_timeout_s, 31 * 86_400)) + CHARGE_DELAY_MAX
     try:
-        report = asyncio.run(_compare_with(application, application.gateway, since, until, charge_delay))
+        report = asyncio.run(_compare_with(parts, gateway, since, until, charge_delay))
     except StorageUnavailable as error:
         console.exit_with(console.OUT_OF_REACH, error.detail)
     except GatewayError as error:
@@ -94,26 +95,25 @@ def reconcile(since: datetime | None, until: datetime | None, as_json: bool) -> 
 
 
 async def _compare_with(
-    application: Application, ledger: ChargeLedger, since: datetime, until: datetime, charge_delay: timedelta
+    parts: Parts, ledger: ChargeLedger, since: datetime, until: datetime, charge_delay: timedelta
 ) -> Report:
     from app.gateways.reconciliation import compare
 
     try:
-        recorded = [payment async for payment in _payments(application, since, until)]
+        recorded = [payment async for payment in _payments(parts, since, until)]
         charges = ledger.records(_shifted(since, -CLOCK_SKEW_MAX), _shifted(until, charge_delay))
         return await compare(recorded, _with_progress(charges), since, until)
     finally:
-        await application.gateway.close()
-        for database in application.databases.values():
-            await database.close()
+        await parts.gateways["payments"].gateway.close()
+        await parts.storage.close()
 
 
-async def _payments(application: Application, since: datetime, until: datetime) -> AsyncIterator[Payment]:
+async def _payments(parts: Parts, since: datetime, until: datetime) -> AsyncIterator[Payment]:
     """Yield the payments of the orders placed between *since* and *until*, which the time prefix of their ids selects."""
     from bus.ids import time_of_id
     from modules.payments.state import Payment
 
-    runner = application.runners["payments"]
+    runner = parts.runtime.runners["payments"]
     after = f"{max(0, int(since.timestamp() * 1000)):012x}"
     after = f"{after[:8]}-{after[8:]}"
     while page := await runner.list_states(Payment, {}, after=after, limit=PAGE, newest_first=False):

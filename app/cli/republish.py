@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from app.cli import console
-from config.settings import MODULES
+from modules.registry import MODULES
 from modules.values import rfc3339
 
 if TYPE_CHECKING:
@@ -57,9 +57,9 @@ def republish(since: datetime, names: tuple[str, ...]) -> None:
     missing = [name for name in names if name not in settings.modules]
     if missing:
         console.exit_with(console.USAGE, f"MODULES: must contain {', '.join(missing)}")
-    application = console.application(settings)
-    console.run_database_step(application.require_tables)
-    chosen = {name: store for name, store in application.stores.items() if name in (names or settings.modules)}
+    storage = console.parts(settings).storage
+    console.run_database_step(storage.require_tables)
+    chosen = {name: store for name, store in storage.stores.items() if name in (names or settings.modules)}
     counts = _republish_all(settings, chosen, since)
     by_module = ", ".join(f"{name} {count}" for name, count in counts.items())
     click.echo(f"republished {sum(counts.values())} events since {rfc3339(since)} ({by_module})")

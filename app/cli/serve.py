@@ -15,7 +15,7 @@ from typing import Any
 import click
 from loguru import logger
 
-from app.bootstrap import Application
+from app.application import Application
 
 SWITCH_SECONDS = 0.0003
 """
@@ -39,6 +39,7 @@ def serve(application: Application) -> int:
 
     Raises:
         CannotListen: The listen address is in use or not an address of this machine.
+        DatabaseUnreachable, NotMigrated, NewerDatabase, ModuleError: As for `Application.start`.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()
@@ -66,11 +67,17 @@ async def _serve(application: Application) -> int:
     application.on_fatal = on_fatal
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
+    starting, stopping = asyncio.create_task(application.start()), asyncio.create_task(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    starting.cancel()  # has no effect on a task that is done
     try:
-        address = await application.start()
+        address = await starting
+    except asyncio.CancelledError:
+        return code
     except OSError as error:
-        await application.stop()
         raise CannotListen(error.strerror or str(error)) from error
+    finally:
+        stopping.cancel()
     click.echo(f"fulfilment is ready at {address}")
     logger.info("ready", address=address)
     await stop.wait()

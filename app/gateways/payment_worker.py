@@ -13,7 +13,7 @@ The worker at the payment gateway: it consumes charge and refund requests, calls
 
 from __future__ import annotations
 
-__all__ = ["CONSUMER", "FRESH_SECONDS", "HEARS", "OrderLocks", "PaymentWorker"]
+__all__ = ["CONSUMER", "FRESH_SECONDS", "OrderLocks", "PaymentWorker"]
 
 import asyncio
 import random
@@ -40,13 +40,12 @@ from app.telemetry.metrics import Metrics
 from bus.contracts.event_reader import EventReader
 from bus.contracts.registry import ContractRegistry
 from bus.port import Clock, Delivery, Subscription
-from modules.payments.events import ChargeFailed, ChargeRequested, RefundRequested
+from modules.payments.events import ChargeFailed, ChargeRequested
 from modules.payments.state import Payment
 
 T = TypeVar("T")
 
 CONSUMER = "payments-gateway"
-HEARS: tuple[type, ...] = (ChargeRequested, RefundRequested)
 
 FRESH_SECONDS = 60.0
 """
@@ -112,7 +111,7 @@ class PaymentWorker:
         self._breaker = breaker
         self._clock = clock
         self._messages = MessageMetrics(runner.module.name, metrics)
-        self._receiver = Receiver(EventReader(CONSUMER, contracts, HEARS), self._messages, rng)
+        self._receiver = Receiver(EventReader(CONSUMER, contracts, runner.module.workers[CONSUMER]), self._messages, rng)
         self._calls = GatewayCalls(gateway, breaker, metrics, rng)
         self._order_locks = OrderLocks()
         self._started_at = self._closed_since = clock.now()

@@ -1,4 +1,4 @@
-"""Who hears what: the consumers behind the door plates, and what a broker has to hold for them."""
+"""Which consumer subscribes to which subjects, and the streams and durables that a broker holds for them."""
 
 from __future__ import annotations
 
@@ -6,36 +6,35 @@ __all__ = ["EXPRESS_LANE", "planned_topology", "subscriptions"]
 
 from collections.abc import Iterable, Sequence
 
-from app.gateways import payment_worker as worker
 from app.messaging.event_registry import build_registry
 from bus.contracts.registry import ContractRegistry
 from bus.jetstream.admin.topology import Topology, advisory_consumer_plan
 from bus.replay_subjects import replay_subject
 from bus.subjects import EXPRESS
-from config.settings import MODULES
 from modules.module import Module
+from modules.registry import MODULES
 
 EXPRESS_LANE = "-express"
-"""What the consumer of the express lane has behind the other one's name."""
+"""Suffix of the consumer that reads the express lane."""
 
 
 def subscriptions(modules: Iterable[Module], contracts: ContractRegistry) -> dict[str, list[str]]:
     """
-    Return what the consumers of *modules* hear, by their names, subjects in full.
+    Return the full subjects that each consumer of *modules* subscribes to, by the consumer's name.
 
-    Each module has two, so that neither lane waits for the other, and so has the worker at the payment gateway. Each
-    hears, beside its subjects and their older versions, the replays of what it has given up on.
+    Each module and each of its workers has two consumers, so that neither lane waits for the other. Beside its subjects
+    and their older versions, a consumer subscribes to the replays of its own dead letters.
     """
     found: dict[str, list[str]] = {}
     for module in modules:
-        found |= _lanes(module.name, contracts.subjects_for(module.consumes))
-        if module.name == "payments":
-            found |= _lanes(worker.CONSUMER, contracts.subjects_for(worker.HEARS))
+        for consumer, consumes in {module.name: module.consumes, **module.workers}.items():
+            if consumes:
+                found |= _lanes(consumer, contracts.subjects_for(consumes))
     return found
 
 
 def planned_topology(modules: Sequence[Module]) -> Topology:
-    """Return what a broker has to hold for *modules*: everybody's streams, because they hear the others, and their consumers."""
+    """Return the streams of all modules, since *modules* consume from them, and the durable consumers of *modules*."""
     topology = Topology.of(MODULES, subscriptions(modules, build_registry(modules)))
     return topology.with_consumers(advisory_consumer_plan(module.name, topology.consumers) for module in modules)
 

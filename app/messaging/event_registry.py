@@ -1,4 +1,4 @@
-"""Everything that the modules promise and understand, gathered from their door plates."""
+"""The contract registry of all modules, built from their descriptors."""
 
 from __future__ import annotations
 
@@ -8,21 +8,27 @@ from collections.abc import Iterable
 
 from bus.contracts.registry import ContractRegistry, merge_schemas
 from bus.errors import ContractError
-from modules import inventory, orders, payments
 from modules.module import Module
+from modules.registry import MODULES, load_module
 
 
 def all_modules() -> tuple[Module, ...]:
-    """Return the door plates of all modules there are, whether this process runs them or not."""
-    return orders.module(), inventory.module(), payments.module()
+    """
+    Return the descriptors of all registered modules, whether this process runs them or not.
+
+    Raises:
+        ModuleError: One of them is incomplete.
+    """
+    return tuple(load_module(name) for name in MODULES)
 
 
 def build_registry(modules: Iterable[Module]) -> ContractRegistry:
     """
-    Return the registry of everything that *modules* say and hear.
+    Return the registry of all events that the registered modules, and *modules* among them, publish and consume.
 
     Raises:
-        ContractError: Schemas, classes and versions contradict each other, or a module promises what is another's.
+        ContractError: Schemas, classes and versions contradict each other, or a module declares another module's subject.
+        ModuleError: A registered module is incomplete.
     """
     descriptors = {module.name: module for module in (*all_modules(), *modules)}.values()
     promises = merge_schemas(*(module.schemas for module in descriptors))
@@ -31,7 +37,7 @@ def build_registry(modules: Iterable[Module]) -> ContractRegistry:
         steps += [f"{upcast.event}.v{upcast.from_version}" for upcast in module.upcasts]
         for subject in (*module.schemas, *steps):
             if not subject.startswith(f"{module.name}."):
-                raise ContractError(f"{subject}: it is not for {module.name} to promise")
+                raise ContractError(f"{subject}: {module.name} may declare its own subjects only")
     return ContractRegistry(
         (cls for module in descriptors for cls in (*module.publishes, *module.previous_versions, *module.consumes)),
         promises,

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-__all__ = ["DatabaseUnreachable", "claim_modules", "migrate_all", "open_databases", "require_tables"]
+__all__ = ["DatabaseUnreachable", "ModuleClaimed", "Storage", "claim_modules", "migrate_all", "open_databases", "require_tables"]
 
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import TypeVar
 
-from loguru import logger
-from sqlalchemy import Engine
+from attrs import frozen
+from sqlalchemy import Engine, Table, inspect
 from sqlalchemy.exc import DBAPIError
 
 from app.storage.errors import DatabaseConfigError
 from app.storage.migrations import NotMigrated, is_current, migrate
+from app.storage.module_store import ModuleStore
 from app.storage.sql.database import Database
 from app.storage.sql.dialect import ExclusiveAccess
 from config.settings import Settings
+from modules.registry import ModuleError
 
 T = TypeVar("T")
 
-_FIRST_CLAIM_SECONDS = 0.2
-"""Long enough for a process that was killed a moment ago to be gone; nothing is logged before."""
+_CLAIM_SECONDS = 0.2
+"""Long enough for a process that was killed a moment ago to be gone."""
 
 
 class DatabaseUnreachable(Exception):
     """A database cannot be used now; the message is one line that names the variable, and neither host nor password."""
+
+
+class ModuleClaimed(DatabaseUnreachable):
+    """Another process serves a module from the same file; it may be about to end."""
+
+    def __init__(self, variable: str, detail: str) -> None:
+        self.detail = detail
+        super().__init__(f"{variable}: {detail}; end that first")
 
 
 def open_databases(settings: Settings, modules: Iterable[str]) -> dict[str, Database]:
@@ -42,7 +51,7 @@ def open_databases(settings: Settings, modules: Iterable[str]) -> dict[str, Data
         try:
             databases[url] = databases.get(url) or Database(url)
         except DatabaseConfigError as error:
-            raise DatabaseConfigError(f"{_variable(settings, module)}: {error}") from None
+            raise DatabaseConfigError(f"{settings.database_variable(module)}: {error}") from None
     return databases
 
 
@@ -77,28 +86,38 @@ def claim_modules(settings: Settings, databases: Mapping[str, Database], modules
     """
     Acquire exclusive access to *modules* where only one process may serve them; close the results to give it up.
 
-    Waits up to the shutdown grace for a process that is shutting down, because a restart may overlap.
-
     Raises:
-        DatabaseUnreachable: Another process keeps its access, or a database cannot be used.
+        ModuleClaimed: Another process serves one of them; nothing is acquired.
+        DatabaseUnreachable: A database cannot be used.
     """
     claims: list[ExclusiveAccess] = []
     for module in modules:
         database = databases[settings.database_url(module)]
-        acquire = partial(database.dialect.acquire_exclusive, database.engine, module)
         try:
-            try:
-                claim = acquire(_FIRST_CLAIM_SECONDS)
-            except DatabaseConfigError as error:
-                logger.warning(f"{error}; waiting for it to end", seconds=settings.shutdown_grace_s)
-                claim = acquire(settings.shutdown_grace_s)
+            claim = database.dialect.acquire_exclusive(database.engine, module, _CLAIM_SECONDS)
         except (DatabaseConfigError, sqlite3.OperationalError) as error:
             for acquired in claims:
                 acquired.close()
-            raise DatabaseUnreachable(f"{_variable(settings, module)}: {error}; end that first") from None
+            variable = settings.database_variable(module)
+            if isinstance(error, DatabaseConfigError):
+                raise ModuleClaimed(variable, str(error)) from None
+            raise DatabaseUnreachable(f"{variable}: {error}; end that first") from None
         if claim is not None:
             claims.append(claim)
     return claims
+
+
+def _first_missing(engine: Engine, tables: Iterable[Table]) -> str | None:
+    """Return which of *tables*, or of their columns, the database does not have; None where it has all of them."""
+    inspector = inspect(engine)
+    for table in tables:
+        if not inspector.has_table(table.name):
+            return f"there is no table {table.name}"
+        found = {column["name"] for column in inspector.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in found:
+                return f"the table {table.name} has no column {column.name}"
+    return None
 
 
 def _call(settings: Settings, databases: Mapping[str, Database], module: str, function: Callable[[Engine, str], T]) -> T:
@@ -108,10 +127,56 @@ def _call(settings: Settings, databases: Mapping[str, Database], module: str, fu
         return function(database.engine, module)
     except DBAPIError as error:
         why = database.dialect.explain(error)
-        raise DatabaseUnreachable(f"{_variable(settings, module)}: the database cannot be used: {why}") from error
+        raise DatabaseUnreachable(f"{settings.database_variable(module)}: the database cannot be used: {why}") from error
 
 
-def _variable(settings: Settings, module: str) -> str:
-    """Return the name of the environment variable that gives the database of *module*."""
-    own = f"{module}_database_url"
-    return own.upper() if getattr(settings, own) else "DATABASE_URL"
+@frozen
+class Storage:
+    """The databases of this process by address, and each module's store in one of them by the module's name."""
+
+    settings: Settings
+    databases: Mapping[str, Database]
+    stores: Mapping[str, ModuleStore]
+
+    def claim(self) -> list[ExclusiveAccess]:
+        """Claim the modules' files for this process; raises as `claim_modules` does."""
+        return claim_modules(self.settings, self.databases, self.stores)
+
+    def migrate(self) -> list[str]:
+        """
+        Migrate the tables of every module to the latest revision; return the names of the modules that were behind.
+
+        Raises:
+            NewerDatabase: A database was written by a newer release.
+            DatabaseUnreachable: A database cannot be opened or written.
+            ModuleError: A module has a state without a table, because a migration is missing.
+        """
+        behind = migrate_all(self.settings, self.databases, self.stores)
+        self._require_state_tables()
+        return behind
+
+    def require_tables(self) -> None:
+        """
+        Ensure that the tables of every module are at the latest revision, as `require_tables` does.
+
+        Raises:
+            NotMigrated: A shared database is behind.
+            NewerDatabase, DatabaseUnreachable, ModuleError: As for `migrate`.
+        """
+        require_tables(self.settings, self.databases, self.stores)
+        self._require_state_tables()
+
+    def _require_state_tables(self) -> None:
+        for module, store in self.stores.items():
+
+            def first_missing(engine: Engine, module: str, store: ModuleStore = store) -> str | None:
+                return _first_missing(engine, (mapper.table for mapper in store.mappers.values()))
+
+            missing = _call(self.settings, self.databases, module, first_missing)
+            if missing is not None:
+                raise ModuleError(f"{module}: {missing}; a migration has to create it")
+
+    async def close(self) -> None:
+        """Close the databases."""
+        for database in self.databases.values():
+            await database.close()

@@ -19,7 +19,8 @@ from app.bootstrap import build_modules
 from app.messaging.consumers import planned_topology
 from bus.jetstream.admin.topology import ADVISORIES, DEAD_LETTERS, Topology, stream_name
 from bus.replay_subjects import UNROUTABLE, module_of
-from config.settings import MODULES, Settings
+from config.settings import Settings
+from modules.registry import MODULES
 
 FILE = Path(__file__).with_name("accounts.conf")
 
@@ -96,7 +97,7 @@ _PROVISIONER = Rights("provisioner", (f"{_API}.STREAM.>", f"{_API}.CONSUMER.>", 
 
 def accounts() -> str:
     """Return the content of ``accounts.conf``."""
-    topology = planned_topology(build_modules(Settings()))
+    topology = planned_topology(build_modules(Settings(known_modules=MODULES)))
     users = [*(rights_of(module, topology) for module in MODULES), _PROVISIONER]
     return _HEAD + "".join(map(_user, users)) + _TAIL
 

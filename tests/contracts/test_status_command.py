@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestServer
 from click.testing import CliRunner, Result
 
 from app.cli.main import main
-from config.settings import MODULES
+from modules.registry import MODULES
 
 V1 = "orders.created.v1"
 
@@ -63,7 +63,7 @@ class FakeProxy:
             return web.json_response({"status": 400, "code": "module_needed"}, status=400)
         if module in self.unavailable:
             return web.json_response({"status": 503, "code": "module_unavailable"}, status=503)
-        return web.json_response({"items": self.views[module]})
+        return web.json_response({"items": self.views.get(module, [])})
 
     async def run(self, *arguments: str) -> Result:
         command = ["contracts", "status", *arguments, "--url", self.url]

@@ -14,8 +14,10 @@ import pytest
 import yaml
 
 from app.bootstrap import build_modules
-from config.settings import MODULES, Settings, describe, load
+from config.environment import describe, load
+from config.settings import Settings
 from tests.architecture.tree import ROOT
+from tests.deploy.deployed import MODULES
 
 DEPLOY = ROOT / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
@@ -31,15 +33,18 @@ UNDER_NO_RESTRAINT = {"PATH", "LANG", "TMPDIR"}
 @pytest.fixture(scope="module")
 def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that secrets.sh makes."""
-    folder = tmp_path_factory.mktemp("deploy")
-    shutil.copy(DEPLOY / "secrets.sh", folder)
+    root = tmp_path_factory.mktemp("root")
+    for name in ("deploy/secrets.sh", "modules/registry.py"):
+        (root / name).parent.mkdir()
+        shutil.copy(DEPLOY.parent / name, root / name)
+    folder = root / "deploy"
     subprocess.run([folder / "secrets.sh"], check=True)
     return folder / "secrets"
 
 
 def settings_of(environment: Mapping[str, str], secrets: Path) -> Settings:
     """Return what the program would read, with the secrets where this test has them."""
-    return load({name: re.sub(r"^/run/secrets(/fulfilment)?/", f"{secrets}/", value) for name, value in environment.items()})
+    return load({name: re.sub(r"^/run/secrets(/fulfilment)?/", f"{secrets}/", value) for name, value in environment.items()}, MODULES)
 
 
 def test_the_compose_specification_allows_it() -> None:
@@ -87,8 +92,8 @@ def test_whatever_a_service_names_is_there(name: str) -> None:
 def test_the_program_takes_its_environment(name: str, secrets: Path) -> None:
     """Every variable is one of ours, and together they are settings that it starts with."""
     environment = OURS[name]["environment"]
-    known = {variable.name for variable in describe()} | UNDER_NO_RESTRAINT
-    known |= {f"{variable.name}_FILE" for variable in describe() if variable.is_secret}
+    known = {variable.name for variable in describe(MODULES)} | UNDER_NO_RESTRAINT
+    known |= {f"{variable.name}_FILE" for variable in describe(MODULES) if variable.is_secret}
     assert environment.keys() - known == set()
     settings = settings_of(IMAGE_SAYS | environment, secrets)
     assert [module.name for module in build_modules(settings)] == ([name] if name in MODULES else list(MODULES))

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from app.bootstrap import Application
+from app.application import Application
 from config.settings import Settings
+from modules.registry import MODULES
 from tests.architecture.tree import ROOT
 
 DASHBOARD = ROOT / "deploy/grafana/dashboards/fulfilment.json"
@@ -67,11 +68,11 @@ def asked(expression: str) -> dict[str, set[str]]:
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, set[str]]:
     """What /metrics shows: each series' name, with the names of its labels."""
     folder: Path = tmp_path_factory.mktemp("metrics")
-    application = Application(Settings(database_url=f"sqlite:///{folder}/fulfilment.db"))
-    page = application.metrics.render().decode()
+    application = Application(Settings(known_modules=MODULES, database_url=f"sqlite:///{folder}/fulfilment.db"))
+    page = application.parts.metrics.render().decode()
     kinds = dict(re.findall(r"(?m)^# TYPE (\S+) (\S+)$", page))
     found = dict(OF_PROMETHEUS)
-    for family in application.metrics._registry.get_all():
+    for family in application.parts.metrics._registry.get_all():
         labels = set(family._names) | EVERYWHERE  # type: ignore[attr-defined]
         if kinds[family.name] == "histogram":
             found |= {f"{family.name}_bucket": labels | {"le"}, f"{family.name}_sum": labels, f"{family.name}_count": labels}

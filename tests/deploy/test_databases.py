@@ -10,8 +10,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from config.settings import MODULES
 from tests.architecture.tree import ROOT
+from tests.deploy.deployed import MODULES
 from tests.postgres import PostgresServer
 
 

@@ -21,7 +21,8 @@ from bus.jetstream.admin.topology import ADVISORIES, DEAD_LETTERS, stream_name
 from bus.jetstream.recovery.exhausted_deliveries import ExhaustedDeliveries
 from bus.port import DeadLetter
 from bus.replay_subjects import original_subject
-from config.settings import MODULES, Settings
+from config.settings import Settings
+from modules.registry import MODULES
 from tests.architecture.tree import ROOT
 from tests.nats import NatsServer
 
@@ -29,7 +30,7 @@ ACCOUNTS = ROOT / "deploy/nats/accounts.conf"
 
 PATIENCE_SECONDS = 2.0
 
-TOPOLOGY = planned_topology(build_modules(Settings()))
+TOPOLOGY = planned_topology(build_modules(Settings(known_modules=MODULES)))
 
 
 @pytest.fixture(scope="module")

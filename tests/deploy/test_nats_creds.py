@@ -15,6 +15,7 @@ from attrs import frozen
 
 from app.messaging.nats_session import BrokerOutOfReach, jetstream
 from config.settings import Settings
+from modules.registry import MODULES
 from tests.nats import NatsServer
 
 CORE = dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), -1) | {"wildcards": True}
@@ -74,10 +75,10 @@ async def test_credentials_let_a_user_in_and_a_strangers_do_not(tmp_path: Path) 
         f"resolver_preload: {json.dumps(known)}\n"
     )
     with NatsServer(tmp_path / "nats", config=config) as server:
-        settings = Settings(bus="nats", nats_url=(server.url,), nats_creds=str(credentials(tmp_path, ours)))
+        settings = Settings(known_modules=MODULES, bus="nats", nats_url=(server.url,), nats_creds=str(credentials(tmp_path, ours)))
         async with jetstream(settings) as js:
             assert await js.streams_info() == []
         for creds in None, str(credentials(tmp_path, stranger)):
             with pytest.raises(BrokerOutOfReach):
-                async with jetstream(Settings(bus="nats", nats_url=(server.url,), nats_creds=creds)):
+                async with jetstream(Settings(known_modules=MODULES, bus="nats", nats_url=(server.url,), nats_creds=creds)):
                     pass

@@ -21,7 +21,8 @@ from app.bootstrap import build_modules
 from app.messaging.consumers import planned_topology
 from app.messaging.nats_session import BrokerOutOfReach, jetstream
 from bus.jetstream.admin.provisioning import apply, diff
-from config.settings import MODULES, Settings
+from config.settings import Settings
+from modules.registry import MODULES
 from tests.architecture.tree import ROOT
 
 CONFIGURATION = ROOT / "deploy/nats"
@@ -84,6 +85,7 @@ def ready(folder: Path, process: subprocess.Popen[bytes]) -> Node:
 
 def provisioner(*urls: str, tls_ca: str | None = None) -> Settings:
     return Settings(
+        known_modules=MODULES,
         bus="nats", nats_url=urls, nats_user="provisioner", nats_password="p-provisioner", nats_tls_ca=tls_ca,
         nats_replicas=len(urls),
     )  # fmt: skip

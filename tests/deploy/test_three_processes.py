@@ -11,8 +11,9 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from config.settings import MODULES
+from modules import registry
 from tests.architecture.tree import ROOT
+from tests.deploy.deployed import MODULES
 from tests.nats import NatsServer
 from tests.process.server import Server, run
 
@@ -23,7 +24,7 @@ WAIT_SECONDS = 30.0
 
 @pytest.fixture
 def nats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NatsServer]:
-    for user in (*MODULES, "provisioner"):
+    for user in (*registry.MODULES, "provisioner"):
         monkeypatch.setenv(f"{user.upper()}_PASSWORD", f"p-{user}")
     folder = tmp_path / "nats"
     folder.mkdir()

@@ -12,9 +12,10 @@ import pytest
 
 from app.clock import SystemClock
 from app.gateways.circuit_breaker import CircuitBreaker
-from app.gateways.payment_worker import CONSUMER, HEARS, PaymentWorker
+from app.gateways.payment_worker import CONSUMER, PaymentWorker
 from app.gateways.stripe.gateway import StripeGateway
 from bus.subjects import subject_of
+from modules import payments
 from modules.values import Money
 from tests.gateways.contract import new_order_id
 from tests.gateways.fault import Fault, FaultyStripe
@@ -81,7 +82,7 @@ async def test_no_order_is_charged_twice_and_both_ledgers_agree(
         for name in harness.runners:
             await harness.consume(name)
             harness.run(harness.relays[name].run())
-        harness.run(worker.consume(await harness.bus.subscribe(CONSUMER, [subject_of(cls) for cls in HEARS])))
+        harness.run(worker.consume(await harness.bus.subscribe(CONSUMER, [subject_of(cls) for cls in payments.module().workers[CONSUMER]])))
         ids = [new_order_id() for _ in range(count)]
         runner = harness.runners["orders"]
         for start in range(0, count, 250):

@@ -21,8 +21,8 @@ from aiohttp.test_utils import unused_port
 from attrs import define, field
 from yarl import URL
 
-from config.settings import MODULES
 from tests.architecture.tree import ROOT
+from tests.deploy.deployed import MODULES
 from tests.image.workshop import unpacked
 
 EVENTS = ("reserved", "confirmed", "cancelled")

@@ -12,10 +12,10 @@ import attrs
 import pytest
 from sqlalchemy import event
 
-from app.gateways.payment_worker import HEARS
 from app.runtime.local_routing import LocalRoutes
 from app.storage.state_rows import StateMapper
 from bus.errors import Invalid
+from modules import payments
 from modules.inventory.events import StockReserved
 from modules.module import CancelTimer, Decision, Scheduled, Unexpected
 from modules.orders.events import CancelRequested, OrderCreated, OrderTimedOut
@@ -64,7 +64,7 @@ def let_decide(harness: Harness, name: str, instead: Callable[..., Any]) -> None
 def let_v1_be_consumed_elsewhere(harness: Harness) -> None:
     """Let a consumer outside the modules subscribe to the older version of an order's event."""
     engine = harness.runners["orders"]._engine
-    remote = [*harness.contracts.subjects_for(HEARS), "orders.created.v1"]
+    remote = [*harness.contracts.subjects_for(payments.module().workers["payments-gateway"]), "orders.created.v1"]
     engine._routes = LocalRoutes(engine._routes._readers, remote, harness.contracts)
 
 

@@ -7,17 +7,16 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from sqlalchemy import Engine, MetaData, create_engine, inspect
 
 from app.storage.migrations import NewerDatabase, head, migrate, version
+from app.storage.migrations.common import EDITIONS, create_message_tables
 from app.storage.tables import message_tables
-from modules import inventory, orders, payments
-from modules.inventory.state import metadata as inventory_metadata
-from modules.orders.state import metadata as orders_metadata
-from modules.payments.state import metadata as payments_metadata
+from modules.registry import MODULES, ModuleError, load_module
 
-STATES = {"orders": orders_metadata, "inventory": inventory_metadata, "payments": payments_metadata}
-MODULES = {descriptor.name: descriptor for descriptor in (orders.module(), inventory.module(), payments.module())}
+DESCRIPTORS = {name: load_module(name) for name in MODULES}
+STATES = {name: next(iter(descriptor.tables.values())).metadata for name, descriptor in DESCRIPTORS.items()}
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def expected(module: str) -> MetaData:
 @pytest.mark.parametrize("module", STATES)
 def test_a_migrated_database_has_the_columns_and_indexes_that_the_code_describes(module: str, engine: Engine) -> None:
     """Alembic finds nothing to add, drop or alter."""
-    assert set(MODULES[module].tables.values()) == set(STATES[module].sorted_tables)
+    assert set(DESCRIPTORS[module].tables.values()) == set(STATES[module].sorted_tables)
     migrate(engine, module)
     with engine.connect() as connection:
         context = MigrationContext.configure(
@@ -101,4 +100,24 @@ def test_a_newer_database_is_refused(engine: Engine) -> None:
         connection.exec_driver_sql("UPDATE orders_version SET version_num = '9999'")
     with pytest.raises(NewerDatabase, match=r"orders.*9999"):
         migrate(engine, "orders")
+    engine.dispose()
+
+
+def test_a_new_module_gets_todays_message_tables_in_one_step(engine: Engine) -> None:
+    """What `create_message_tables` creates is what the code works with, column by column, index by index."""
+    described = MetaData()
+    message_tables("trial", described)
+    with engine.begin() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        with Operations.context(context):
+            create_message_tables("trial", edition=len(EDITIONS))
+        assert compare_metadata(context, described) == []
+    engine.dispose()
+
+
+def test_a_module_without_a_migration_is_reported(engine: Engine) -> None:
+    """A missing migration is an error, never silence."""
+    for ask in (migrate, lambda engine, module: head(module)):
+        with pytest.raises(ModuleError, match="trial: there is no migration in app/storage/migrations/versions/trial"):
+            ask(engine, "trial")
     engine.dispose()

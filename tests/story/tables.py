@@ -4,7 +4,8 @@ from __future__ import annotations
 
 __all__ = ["settings_table"]
 
-from config.settings import describe
+from config.environment import describe
+from modules.registry import MODULES
 
 
 def settings_table() -> str:
@@ -15,7 +16,7 @@ def settings_table() -> str:
             f"``{variable.default}``" if variable.default else "none",
             variable.help,
         )
-        for variable in describe()
+        for variable in describe(MODULES)
     ]
     heads = ("name", "default", "meaning")
     widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(3)]

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, inspect
 
+from modules.registry import ModuleError
+
 _HERE = Path(__file__).parent
 
 
@@ -27,8 +29,16 @@ class NotMigrated(Exception):
 
 
 def head(module: str) -> str:
-    """Return the number of the latest revision of *module*."""
-    return max(file.name.partition("_")[0] for file in (_HERE / "versions" / module).glob("[0-9]*.py"))
+    """
+    Return the number of the latest revision of *module*.
+
+    Raises:
+        ModuleError: The module has no migration.
+    """
+    revisions = [file.name.partition("_")[0] for file in (_HERE / "versions" / module).glob("[0-9]*.py")]
+    if not revisions:
+        raise ModuleError(f"{module}: there is no migration in app/storage/migrations/versions/{module}")
+    return max(revisions)
 
 
 def version(connection: Connection, module: str) -> str | None:

@@ -1,8 +1,16 @@
-"""Tables that every module has, as they were when a revision made them. A revision that shipped never changes."""
+"""
+Inbox, outbox and dead letters of a module, for its migrations.
+
+The tables have editions. A new module creates them with `create_message_tables` in one step; the modules of the first
+release came to today's edition in several. A released revision never changes, and neither does what it calls: a change of
+the tables is a new function here, the next edition, and a new revision in every module.
+"""
 
 from __future__ import annotations
 
-__all__ = ["add_versions_2", "create_mail_1", "index_untimed_3", "key_type"]
+__all__ = ["EDITIONS", "add_versions_2", "create_mail_1", "create_message_tables", "index_untimed_3", "key_type"]
+
+from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
 from alembic import op
@@ -14,7 +22,7 @@ def key_type(length: int) -> sa.String:
 
 
 def create_mail_1(module: str) -> None:
-    """Make *module*'s inbox, outbox and dead letters, first edition."""
+    """Create the inbox, outbox and dead letters of *module*, first edition."""
     op.create_table(
         f"{module}_inbox",
         sa.Column("id", key_type(255), primary_key=True),
@@ -67,14 +75,29 @@ def create_mail_1(module: str) -> None:
 
 
 def add_versions_2(module: str) -> None:
-    """Let *module*'s outbox say in which versions an event is said."""
+    """Add the column that lists the versions in which an event of *module*'s outbox is published."""
     op.add_column(f"{module}_outbox", sa.Column("versions", sa.String(64)))
 
 
 def index_untimed_3(module: str) -> None:
-    """Keep an index by age only of what *module* has heard under an id without a time; what is there counts as such."""
+    """Restrict the index by age of *module*'s inbox to ids without a time; rows that exist count as such."""
     inbox, index = f"{module}_inbox", f"{module}_inbox_by_age"
     op.add_column(inbox, sa.Column("untimed", sa.SmallInteger, nullable=False, server_default="1"))
     op.drop_index(index, inbox)
     untimed = sa.text("untimed = 1")
     op.create_index(index, inbox, ["heard_at"], sqlite_where=untimed, postgresql_where=untimed)
+
+
+EDITIONS: Sequence[Callable[[str], None]] = (create_mail_1, add_versions_2, index_untimed_3)
+"""The steps that lead to each edition of the tables, in order; the last one is what `app.storage.tables` describes."""
+
+
+def create_message_tables(module: str, *, edition: int) -> None:
+    """
+    Create the inbox, outbox and dead letters of *module* as *edition* has them.
+
+    A revision names the edition that is the newest one when it is written (``len(EDITIONS)``), so that it creates the
+    same tables for ever.
+    """
+    for step in EDITIONS[:edition]:
+        step(module)

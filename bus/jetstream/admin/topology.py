@@ -128,7 +128,9 @@ def advisory_consumer_plan(module: str, consumers: Iterable[ConsumerPlan]) -> Co
     """
     Return the durable that delivers to *module* the advisories about last tries of its *consumers*.
 
-    `bus.jetstream.recovery.exhausted_deliveries` consumes it.
+    `bus.jetstream.recovery.exhausted_deliveries` consumes it. Without consumers it waits for an advisory that never comes:
+    a durable without subjects would get every advisory.
     """
     subjects = sorted({advisory_subject(plan.stream, plan.name) for plan in consumers if module_of(plan.name) == module})
+    subjects = subjects or [advisory_subject(stream_name(module), module)]
     return ConsumerPlan(f"patrol-{module}", ADVISORIES, tuple(subjects), ACK_PENDING_MAX)

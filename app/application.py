@@ -1,0 +1,179 @@
+"""Run one process: start its parts, answer for their health, and stop them in order."""
+
+from __future__ import annotations
+
+__all__ = ["Application"]
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from typing import Any, Literal
+
+from aiohttp import web
+from loguru import logger
+
+from app.bootstrap import build_parts, build_web
+from app.messaging.consumers import subscriptions
+from app.storage.databases import ModuleClaimed
+from app.storage.errors import StorageUnavailable
+from app.storage.sql.dialect import ExclusiveAccess
+from app.web.endpoints.health import BUS, OK, TOPOLOGY
+from bus.errors import BrokerUnreachable
+from bus.port import Clock
+from bus.tasks import cancel_tasks
+from config.settings import Settings
+
+FLUSH_SECONDS = 0.25
+"""Work that waits for the next transaction of its database waits no longer than this before it gets one of its own."""
+
+CLAIM_RETRY_SECONDS = 0.1
+
+
+class Application:
+    """
+    One process: the modules that its settings name, their bus, gateways and HTTP API.
+
+    `start` returns once it answers requests; `stop` finishes what is in flight. It serves once: after `stop`, make a new
+    one. `phase` and `checks` are what the probes show (`app.web.Health`). docs/howto/embed.rst shows it inside another
+    program.
+    """
+
+    phase: Literal["starting", "ready", "draining"] = "starting"
+    on_fatal: Callable[[int], None] = staticmethod(lambda code: None)
+    """Called with the exit code when a loop has ended that only a restart of the process brings back."""
+
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+        """
+        Build the parts; nothing runs yet.
+
+        Raises:
+            DatabaseConfigError: A database cannot be opened.
+            ContractError: Schemas and classes contradict each other.
+            ModuleError: A module is incomplete.
+        """
+        self.settings = settings
+        self.parts = build_parts(settings, clock)
+        self._web = build_web(self.parts, health=self)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._consuming: list[asyncio.Task[None]] = []
+        self._claims: list[ExclusiveAccess] = []
+
+    async def start(self) -> str:
+        """
+        Claim and migrate the modules' SQLite files, start every part, and return the address of the HTTP API.
+
+        A PostgreSQL database is checked, not migrated: ``migrate`` does that. Another process that serves the same files
+        is waited for, SHUTDOWN_GRACE_S at most, because a restart may overlap. What has started is stopped again when
+        this raises or is cancelled.
+
+        Raises:
+            DatabaseUnreachable: A database cannot be used, or another process serves a module from it.
+            NotMigrated: A PostgreSQL database is behind this release.
+            NewerDatabase: A database was written by a newer release.
+            ModuleError: A module has a state without a table, because a migration is missing.
+            OSError: The port is taken, or the address is not one of this machine.
+        """
+        try:
+            await self._claim()
+            self.parts.storage.require_tables()
+            return await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _claim(self) -> None:
+        deadline: float | None = None
+        while True:
+            try:
+                self._claims = self.parts.storage.claim()
+                return
+            except ModuleClaimed as error:
+                now = self.parts.clock.monotonic()
+                if deadline is None:
+                    deadline = now + self.settings.shutdown_grace_s
+                    logger.warning(f"{error.detail}; waiting for it to end", seconds=self.settings.shutdown_grace_s)
+                elif now >= deadline:
+                    raise
+            await self.parts.clock.sleep(CLAIM_RETRY_SECONDS)
+
+    async def _start(self) -> str:
+        parts = self.parts
+        consumers = parts.consumers()
+        self._run(parts.bus.run(), "bus")
+        for consumer, subjects in subscriptions(parts.modules, parts.contracts).items():
+            subscription = await parts.bus.bus.subscribe(consumer, subjects)
+            self._run(consumers[consumer](subscription), f"consumer {consumer}")
+            self._consuming.append(self._tasks[-1])
+        for name, runner in parts.runtime.runners.items():
+            self._run(runner.run(), f"runner of {name}")
+            self._run(parts.runtime.relays[name].run(), f"relay of {name}")
+        self._run(self._flush(), "flush")
+        await self._web.setup()
+        site = web.TCPSite(self._web, self.settings.http_host, self.settings.http_port, backlog=1024)
+        await site.start()
+        self.phase = "ready"
+        host, port = self._web.addresses[0][:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def stop(self) -> None:
+        """
+        Answer the requests that were accepted, finish what is in flight, and record how far the relays came.
+
+        Each step takes a quarter of SHUTDOWN_GRACE_S at most; what is not done then is done after the next start.
+        """
+        self.phase = "draining"
+        parts, seconds = self.parts, self.settings.shutdown_grace_s / 4
+        await self._web.cleanup()
+        await cancel_tasks(self._consuming)
+        for gateway in parts.gateways.values():
+            for worker in gateway.workers.values():
+                await worker.drain(seconds)
+                await worker.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*(runner.drain() for runner in parts.runtime.runners.values()))
+        for relay in parts.runtime.relays.values():
+            with suppress(StorageUnavailable):  # the marks are lost; the events are published again after the next start
+                await relay.stop()
+        await cancel_tasks(self._tasks)
+        await parts.bus.bus.close(0.5)
+        await parts.storage.close()
+        for claim in self._claims:
+            claim.close()
+
+    async def checks(self) -> Mapping[str, str]:
+        """Ask the bus and each module's database; return ``ok`` or one word for each (`app.web.Health.checks`)."""
+        bus = self.parts.bus.bus
+        found = {BUS: OK if bus.is_connected else "unavailable"}
+        if bus.problems:
+            found[TOPOLOGY] = "; ".join(bus.problems)
+        for name, store in self.parts.storage.stores.items():
+            try:
+                await store.database.check()
+                found[f"database:{name}"] = OK
+            except StorageUnavailable:
+                found[f"database:{name}"] = "unavailable"
+        return found
+
+    def _run(self, loop: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(loop, name=name)
+        task.add_done_callback(self._on_task_done)
+        self._tasks.append(task)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        """Report a loop that has raised: a bug, or a broker that was never reached. A restart of the process deals with it."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, BrokerUnreachable):
+            logger.critical("the bus is out of reach; the process stops", detail=str(error))
+            self.on_fatal(3)
+            return
+        logger.opt(exception=error).critical("a loop ended; the process stops", loop=task.get_name())
+        self.on_fatal(1)
+
+    async def _flush(self) -> None:
+        while True:
+            for database in self.parts.storage.databases.values():
+                with suppress(StorageUnavailable):
+                    await database.flush()
+            await self.parts.clock.sleep(FLUSH_SECONDS)
