@@ -212,6 +212,8 @@ def build_payment_gateway(
     metrics: Metrics,
 ) -> GatewayParts:
     """Return the payment provider that *settings* name, with its worker, circuit breaker and webhook."""
+    if CONSUMER not in runner.module.workers:
+        raise ModuleError(f"{runner.module.name}: its descriptor does not name the worker {CONSUMER}")
     gateway = _payment_provider(settings, clock)
     gauge = metrics.circuit_breaker_state.labels(gateway.name)
     gauge.set(0)

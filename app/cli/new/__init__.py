@@ -47,13 +47,18 @@ def new() -> None:
     """Write the skeleton of a module, and the files that follow from the list of modules; in a source checkout only."""
 
 
-@new.command()
+@new.command(short_help="Write the skeleton of a module.")
 @click.argument("name")
 def module(name: str) -> None:
     """
     Write the skeleton of the module NAME: package, schemas, first migration and a test.
 
-    NAME has 2 to 24 of the letters a-z. Nothing is overwritten: exits with 2 when a file is there already.
+    \b
+      python -m app new module shipping
+
+    NAME has 2 to 24 of the letters a-z. Prints the files that it wrote and the next steps. It overwrites nothing.
+
+    Exit codes: 0 written; 2 NAME is not allowed, a file is there already, or this is no source checkout.
     """
     _require_checkout()
     if not NAME.fullmatch(name):
@@ -71,9 +76,18 @@ def module(name: str) -> None:
     click.echo(_NEXT.format(name=name))
 
 
-@new.command()
+@new.command(short_help="Write the files that follow from the list of modules.")
 def documents() -> None:
-    """Write again what follows from the list of modules: example settings, catalogue of events, accounts at NATS."""
+    """
+    Write the files that follow from the list of modules, where they are out of date.
+
+    \b
+      config/example.env          every variable with its default
+      docs/catalogue.rst          every event
+      deploy/nats/accounts.conf   what each module may do at NATS
+
+    Exit codes: 0 done; 2 a module is incomplete, or this is no source checkout.
+    """
     from app.messaging.event_catalogue import page
     from app.messaging.event_registry import all_modules, build_registry
 

@@ -1,0 +1,146 @@
+"""One process from start to stop: what start needs, what it raises, and what it leaves behind when it raises."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import attrs
+import pytest
+from sqlalchemy import create_engine
+
+from app import bootstrap
+from app.application import Application
+from app.messaging.event_registry import all_modules, build_registry
+from app.storage.databases import ModuleClaimed
+from app.storage.migrations import NewerDatabase, NotMigrated
+from config.settings import Settings
+from modules.registry import MODULES, ModuleError, load_module
+from tests.postgres import PostgresServer
+
+WORKERS = load_module("payments").workers
+
+
+def settings(folder: Path, **more: Any) -> Settings:
+    given: dict[str, Any] = {"database_url": f"sqlite:///{folder}/test.db", "http_port": 0, "shutdown_grace_s": 0.5}
+    return Settings(known_modules=MODULES, **given | more)
+
+
+async def test_start_needs_nothing_before_it(tmp_path: Path) -> None:
+    """An empty folder is enough: the file is created, migrated and claimed, and the API answers."""
+    application = Application(settings(tmp_path))
+    address = await application.start()
+    assert application.phase == "ready"
+    with await asyncio.to_thread(urlopen, f"{address}/health") as answer:
+        assert answer.status == 200
+    await application.stop()
+    assert application.phase == "draining"
+
+
+async def test_a_second_process_waits_for_the_first_and_takes_over(tmp_path: Path) -> None:
+    """A restart may overlap; whatever stopped has given its claim up."""
+    first, second = Application(settings(tmp_path)), Application(settings(tmp_path, shutdown_grace_s=20))
+    await first.start()
+    starting = asyncio.create_task(second.start())
+    await asyncio.sleep(0.3)
+    assert not starting.done()
+    await first.stop()
+    assert await starting
+    await second.stop()
+
+
+async def test_two_processes_never_serve_one_file(tmp_path: Path) -> None:
+    """The second one gives up after SHUTDOWN_GRACE_S, and names the variable."""
+    first, second = Application(settings(tmp_path)), Application(settings(tmp_path))
+    await first.start()
+    with pytest.raises(ModuleClaimed, match="DATABASE_URL: another process serves orders from this file; end that first"):
+        await second.start()
+    await first.stop()
+
+
+async def test_a_cancelled_start_leaves_nothing_behind(tmp_path: Path) -> None:
+    """While it waits for another process it can be given up at once."""
+    first, second = Application(settings(tmp_path)), Application(settings(tmp_path, shutdown_grace_s=20))
+    await first.start()
+    starting = asyncio.create_task(second.start())
+    await asyncio.sleep(0.3)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(starting, 5)
+    await first.stop()
+
+
+async def test_a_start_that_raises_gives_its_claim_up(tmp_path: Path) -> None:
+    """The port is taken: what had started is stopped, and the file can be served by the next one."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        application = Application(settings(tmp_path, http_port=taken.getsockname()[1]))
+        with pytest.raises(OSError, match="in use"):
+            await application.start()
+    again = Application(settings(tmp_path))
+    await again.start()
+    await again.stop()
+
+
+async def test_a_newer_database_is_left_alone(tmp_path: Path) -> None:
+    """What a newer release has written is not this one's to serve."""
+    application = Application(settings(tmp_path))
+    application.parts.storage.migrate()
+    engine = create_engine(f"sqlite:///{tmp_path}/test.db")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE orders_version SET version_num = '9999'")
+    engine.dispose()
+    with pytest.raises(NewerDatabase, match=r"orders.*9999"):
+        await application.start()
+
+
+async def test_a_shared_database_is_never_migrated_by_start(tmp_path: Path, postgres: PostgresServer) -> None:
+    """Several processes use it; an operator says when its tables change. Then start finds them."""
+    url = postgres.make()
+    application = Application(settings(tmp_path, database_url=url))
+    with pytest.raises(NotMigrated, match="the tables of orders are not up to date; run `python -m app migrate` first"):
+        await application.start()
+    application = Application(settings(tmp_path, database_url=url))
+    assert application.parts.storage.migrate() == list(MODULES)
+    assert await application.start()
+    await application.stop()
+
+
+async def test_a_missing_migration_is_an_error_and_never_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column that the code has and the database has not is named at start, before any order meets it."""
+    application = Application(settings(tmp_path))
+    application.parts.storage.migrate()
+    engine = create_engine(f"sqlite:///{tmp_path}/test.db")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE orders_order DROP COLUMN shipping_address")
+    with pytest.raises(ModuleError, match=r"^orders: the table orders_order has no column shipping_address; a migration has to"):
+        application.parts.storage.migrate()
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE inventory_product")
+        connection.exec_driver_sql("ALTER TABLE orders_order ADD COLUMN shipping_address JSON")
+    engine.dispose()
+    with pytest.raises(ModuleError, match=r"^inventory: there is no table inventory_product; a migration has to create it$"):
+        await application.start()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"workers": {**WORKERS, "payments-carrier": ()}}, "payments: nothing runs the worker payments-carrier; GATEWAYS in app/"),
+        ({"workers": {}}, "payments: its descriptor does not name the worker payments-gateway"),
+        ({"name": "trial"}, "trial: there is no migration in app/storage/migrations/versions/trial"),
+        ({"tables": dict.fromkeys([Settings], next(iter(load_module("payments").tables.values())))}, "payments: Settings and payments_"),
+    ],
+)
+def test_what_a_module_lacks_is_named_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], sentence: str
+) -> None:
+    """A worker that nothing runs, a module without a migration, a class that does not fit its table."""
+    modules = [load_module("orders"), load_module("inventory"), attrs.evolve(load_module("payments"), **changes)]
+    monkeypatch.setattr(bootstrap, "build_modules", lambda settings: modules)
+    contracts = build_registry(all_modules())
+    monkeypatch.setattr(bootstrap, "build_registry", lambda modules: contracts)
+    with pytest.raises(ModuleError, match=sentence):
+        Application(settings(tmp_path))
