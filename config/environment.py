@@ -43,7 +43,7 @@ def load(environ: Mapping[str, str], known_modules: Sequence[str]) -> Settings:
         found = _look_up(environ, variable_of(field), bool(field.metadata.get("is_secret")))
         if found is not None:
             given[field.alias or field.name] = found
-    return Settings(known_modules=known_modules, **given)
+    return Settings(known_modules=tuple(known_modules), **given)
 
 
 def describe(known_modules: Sequence[str]) -> Iterator[Variable]:

@@ -65,14 +65,14 @@ def database_variable(module: str) -> str:
     return f"{module}_database_url".upper()
 
 
-def _chosen_modules(value: Any, settings: Settings) -> tuple[str, ...]:
+def _chosen_modules(value: Any, settings: Any) -> tuple[str, ...]:
     try:
         return values.subset(*settings.known_modules)(value)  # type: ignore[no-any-return]
     except (TypeError, ValueError) as error:
         raise BadSetting("MODULES", str(error)) from None
 
 
-def _database_urls(value: Mapping[str, Any], settings: Settings) -> Mapping[str, str]:
+def _database_urls(value: Mapping[str, Any], settings: Any) -> Mapping[str, str]:
     found = {}
     for module, url in value.items():
         if module not in settings.known_modules:
@@ -126,7 +126,7 @@ class Settings:
         BadSetting: A value is wrong, or two values contradict each other.
     """
 
-    known_modules: tuple[str, ...] = attrs.field(converter=tuple)
+    known_modules: tuple[str, ...]
     """Names of all modules that exist, in order; no variable sets this. `modules.registry.MODULES`, in this project."""
 
     bus: str = _variable(

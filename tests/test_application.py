@@ -37,7 +37,8 @@ async def test_start_needs_nothing_before_it(tmp_path: Path) -> None:
     with await asyncio.to_thread(urlopen, f"{address}/health") as answer:
         assert answer.status == 200
     await application.stop()
-    assert application.phase == "draining"
+    phase: str = application.phase
+    assert phase == "draining"
 
 
 async def test_a_second_process_waits_for_the_first_and_takes_over(tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ async def test_a_newer_database_is_left_alone(tmp_path: Path) -> None:
 
 async def test_a_shared_database_is_never_migrated_by_start(tmp_path: Path, postgres: PostgresServer) -> None:
     """Several processes use it; an operator says when its tables change. Then start finds them."""
-    url = postgres.make()
+    url = postgres.create_database()
     application = Application(settings(tmp_path, database_url=url))
     with pytest.raises(NotMigrated, match="the tables of orders are not up to date; run `python -m app migrate` first"):
         await application.start()
@@ -135,7 +136,7 @@ async def test_a_missing_migration_is_an_error_and_never_silence(tmp_path: Path,
     ],
 )
 def test_what_a_module_lacks_is_named_before_anything_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], sentence: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], sentence: str
 ) -> None:
     """A worker that nothing runs, a module without a migration, a class that does not fit its table."""
     modules = [load_module("orders"), load_module("inventory"), attrs.evolve(load_module("payments"), **changes)]

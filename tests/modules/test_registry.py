@@ -28,7 +28,7 @@ def registered(monkeypatch: pytest.MonkeyPatch, descriptor: Module | None, name:
 
 def trial(**changes: Any) -> Module:
     """Return a descriptor that is complete but for *changes*."""
-    return attrs.evolve(Module("trial", (), (), {}, lambda event: (), lambda *_: None, {}), **changes)  # type: ignore[arg-type,return-value]
+    return attrs.evolve(Module("trial", (), (), {}, lambda event: (), lambda *_: None, {}), **changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", MODULES)

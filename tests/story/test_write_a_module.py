@@ -52,7 +52,7 @@ def _run(session: str, folder: Path) -> None:
 def test_the_page_keeps_the_rules_of_the_architecture(repository: Path) -> None:
     """Imports point the right way, and every module has the same files."""
     lint = Path(sysconfig.get_path("scripts")) / "lint-imports"
-    rules = [
+    rules: list[list[str | Path]] = [
         [lint, "--no-cache"],
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/architecture/test_rooms.py", "-k", "shipping"],
     ]
