@@ -1,4 +1,4 @@
-"""What the continuous integration says at its end."""
+"""The summary that continuous integration prints."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def summed_up(folder: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_what_failed_is_named_with_the_end_of_what_it_said(tmp_path: Path) -> None:
-    """A record that is cut off at its beginning still says which tests they were, and at their ends they may fail once more."""
+def test_each_failed_test_is_named_with_the_end_of_its_message(tmp_path: Path) -> None:
+    """A log that is cut off at its beginning still names the failed tests; a test whose teardown fails is named twice."""
     suite = tmp_path / "suite"
     suite.mkdir()
     (suite / "test_some.py").write_text(
@@ -25,7 +25,7 @@ def test_what_failed_is_named_with_the_end_of_what_it_said(tmp_path: Path) -> No
         "@pytest.fixture\n"
         "def broken():\n"
         "    yield\n"
-        "    raise OSError('at its end')\n"
+        "    raise OSError('in the teardown')\n"
         "def test_good(): pass\n"
         "def test_bad(): assert 1 == 2, 'first' + '.' * 9000 + 'last'\n"
         "def test_left_out(): pytest.skip()\n"
@@ -40,14 +40,14 @@ def test_what_failed_is_named_with_the_end_of_what_it_said(tmp_path: Path) -> No
     assert lines[-2:] == ["py: 1 passed, 3 failed, 1 skipped", "1 passed, 3 failed"]
     named = [line.rpartition("::")[2] for line in lines if line.startswith("--- py: ")]
     assert named == ["test_bad", "test_twice", "test_twice"]
-    said = "\n".join(lines)
-    assert "last" in said
-    assert "at its end" in said
-    assert len(said) < 12_000
+    output = "\n".join(lines)
+    assert "last" in output
+    assert "in the teardown" in output
+    assert len(output) < 12_000
 
 
-def test_several_environments_are_added_up(tmp_path: Path) -> None:
-    """A line for each, and the sum; none at all is a sum, too."""
+def test_the_results_of_all_environments_are_summed(tmp_path: Path) -> None:
+    """One line for each environment, then the sum; without any environment the sum is zero."""
     assert summed_up(tmp_path) == ["0 passed, 0 failed"]
     for name, cases in ("a", 2), ("b", 1):
         (tmp_path / f"{name}.xml").write_text(f"<testsuites><testsuite>{'<testcase/>' * cases}</testsuite></testsuites>")

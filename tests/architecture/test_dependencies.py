@@ -1,4 +1,4 @@
-"""What the house imports is what it asks to have installed."""
+"""Every package that the project imports is declared as a dependency."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.architecture.tree import PACKAGES, ROOT, parsed, python_files
 
 
 def imported(trees: Iterable[ast.Module]) -> set[str]:
-    """Return the top-level names of all that *trees* import from elsewhere."""
+    """Return the top-level names that *trees* import from other distributions."""
     found: set[str] = set()
     for tree in trees:
         for node in ast.walk(tree):
@@ -26,7 +26,7 @@ def imported(trees: Iterable[ast.Module]) -> set[str]:
 
 
 def declared() -> set[str]:
-    """Return the distributions that setup.cfg asks for, always or under the extra "postgres"; normalised."""
+    """Return the normalised names of the distributions that setup.cfg requires, the extra "postgres" included."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     lines = (setup["options"]["install_requires"] + setup["options.extras_require"]["postgres"]).splitlines()
@@ -34,12 +34,12 @@ def declared() -> set[str]:
 
 
 def normal(name: str) -> str:
-    """Return a distribution's name as PEP 503 writes it."""
+    """Return a distribution's name, normalised as in PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_whatever_is_imported_is_declared() -> None:
-    """Nothing is leant on that came along with something else, and may leave with it."""
+def test_every_imported_distribution_is_declared() -> None:
+    """No import depends on a package that only another dependency installs."""
     distributions = packages_distributions()
     names = imported(parsed(path) for path in python_files(*PACKAGES))
     undeclared = {name for name in names if not {normal(found) for found in distributions.get(name, ())} & declared()}
@@ -47,7 +47,7 @@ def test_whatever_is_imported_is_declared() -> None:
     assert undeclared == set()
 
 
-def test_an_import_is_seen_wherever_it_stands() -> None:
+def test_an_import_inside_a_function_is_found() -> None:
     """The check above can fail."""
-    code = "import os, six.moves\nfrom app import door\nfrom . import x\ndef f():\n    from toml.decoder import y"
+    code = "import os, six.moves\nfrom app import clock\nfrom . import x\ndef f():\n    from toml.decoder import y"
     assert imported([ast.parse(code)]) == {"six", "toml"}

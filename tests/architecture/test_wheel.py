@@ -1,4 +1,4 @@
-"""What is installed is the whole house: no schema, migration or page stays behind."""
+"""The wheel contains every source file: schemas, migrations and pages included."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def test_a_wheel_carries_every_file_of_the_packages(wheel: Path) -> None:
-    """`pip install .` leaves out nothing that the program reads, and adds nothing that nobody wrote."""
+def test_the_wheel_contains_every_file_of_the_packages(wheel: Path) -> None:
+    """`pip install .` installs all source files and nothing else."""
     written = {name_of(path) for package in PACKAGES for path in (ROOT / package).rglob("*") if is_source(path)}
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert packed == written
 
 
-def test_a_wheel_carries_its_licence(wheel: Path) -> None:
-    """Who gets the program gets the terms."""
+def test_the_wheel_contains_the_licence(wheel: Path) -> None:
+    """The licence is part of every distribution."""
     with zipfile.ZipFile(wheel) as archive:
         (licence,) = [name for name in archive.namelist() if name.endswith("/licenses/LICENSE")]
         assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()

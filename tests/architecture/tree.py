@@ -1,4 +1,4 @@
-"""The house as files: where it stands, what belongs to it, and how to take a copy."""
+"""The project as files: its packages, its source files, and how to copy them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ MODULES = tuple(
 
 
 def is_source(path: Path) -> bool:
-    """Tell whether somebody wrote *path*, as opposed to an interpreter, an editor or a build."""
+    """Return True for a file that belongs to the sources; False for caches, hidden files and build results."""
     hidden = any(part.startswith(".") for part in path.relative_to(ROOT).parts)
     return path.is_file() and path.suffix != ".pyc" and not hidden
 
 
 def python_files(*folders: str) -> Iterator[Path]:
-    """Yield every Python file below *folders* of the house, in a fixed order."""
+    """Yield every Python file below *folders* of the project, in a fixed order."""
     for folder in folders:
         yield from sorted(path for path in (ROOT / folder).rglob("*.py") if is_source(path))
 
 
 def name_of(path: Path) -> str:
-    """Return *path* as seen from the house's door, with forward slashes."""
+    """Return *path* relative to the project, with forward slashes."""
     return path.relative_to(ROOT).as_posix()
 
 
@@ -40,7 +40,7 @@ def parsed(path: Path) -> ast.Module:
 
 
 def copy_to(folder: Path) -> Path:
-    """Copy the packages, and what says how to build and check them, to *folder*; return it."""
+    """Copy the packages and the files that build and check them to *folder*; return it."""
     for package in PACKAGES:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     for name in SETUP:

@@ -1,4 +1,4 @@
-"""The same rooms in every module, and the same tidiness in every room."""
+"""Files, folders and names: the same files in every module, few entries in a folder, names that say something."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import pytest
 from modules import registry
 from tests.architecture.tree import MODULES, PACKAGES, ROOT, is_source, name_of, parsed, python_files
 
-ROOMS = {"__init__.py", "decide.py", "events.py", "routes.py", "schemas", "state.py"}
+MODULE_FILES = {"__init__.py", "decide.py", "events.py", "routes.py", "schemas", "state.py"}
 LINES_MAX = 350
+ENTRIES_MAX = 12
 
 FORBIDDEN = {"Abstract", "Base", "Helper", "Helpers", "Impl", "Manager", "Util", "Utils"}
 OF_TUPLES = {"_asdict", "_fields", "_make", "_replace"}
-"""Public in spite of their names: a named tuple keeps the others for its members."""
+"""Public despite their names: a named tuple reserves the other names for its fields."""
 
 LEFT_UNDONE = re.compile(r"\b(?:%s)\b" % "|".join(("TO" + "DO", "FIX" + "ME", "X" * 3)))  # noqa: UP031
 
-HOUSE = list(python_files(*PACKAGES, "tests"))
+SOURCES = list(python_files(*PACKAGES, "tests"))
 WRITTEN = sorted(
     path
     for folder in (*PACKAGES, "deploy", "docs", "tests")
@@ -36,7 +37,7 @@ def words(name: str) -> set[str]:
 
 
 def bad_names(path: str, tree: ast.Module) -> list[str]:
-    """Return the names of the file and of the classes in it that say nothing."""
+    """Return the file name parts and class names that contain a word of `FORBIDDEN`."""
     classes = [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     return [name for name in (*Path(path).with_suffix("").parts, *classes) if words(name) & FORBIDDEN]
 
@@ -51,12 +52,12 @@ def exported(tree: ast.Module) -> list[str] | None:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Sort *names* as the house does: CONSTANTS, then Classes, then functions."""
+    """Sort *names* as this project does: CONSTANTS, then Classes, then functions."""
     return sorted(names, key=lambda name: (0 if name.isupper() else 1 if name.lstrip("_")[:1].isupper() else 2, name))
 
 
 def defined(tree: ast.Module) -> set[str]:
-    """Return the names that a module makes or imports at its top."""
+    """Return the names that a module defines or imports at its top level."""
     found: set[str] = set()
     for node in tree.body:
         match node:
@@ -71,8 +72,8 @@ def defined(tree: ast.Module) -> set[str]:
     return found
 
 
-def taken_from_others(tree: ast.Module) -> list[str]:
-    """Return the names of others' that begin with an underscore: imported, or reached for in a module of ours."""
+def private_names_of_others(tree: ast.Module) -> list[str]:
+    """Return the private names of other files that *tree* imports, or reads from an imported module of this project."""
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and _is_ours(node.module)]
     taken = {alias.name for node in imports for alias in node.names}
     names = {alias.asname or alias.name for node in imports for alias in node.names}
@@ -94,40 +95,72 @@ def test_the_packages_below_modules_are_the_registered_modules() -> None:
     assert set(MODULES) == set(registry.MODULES)
 
 
+def crowded(folder: Path) -> list[str]:
+    """Return the folders below *folder* with more than `ENTRIES_MAX` entries, ``__init__.py`` not counted."""
+    found = []
+    for each in (folder, *sorted(path for path in folder.rglob("*") if path.is_dir())):
+        names = {path.name for path in each.iterdir() if is_entry(path)} - {"__init__.py"}
+        if len(names) > ENTRIES_MAX:
+            found.append(f"{each.name}: {len(names)}")
+    return found
+
+
+def is_entry(path: Path) -> bool:
+    """Return True for a source file, and for a folder that contains one."""
+    return any(map(is_source, path.rglob("*"))) if path.is_dir() else is_source(path)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_folder_is_crowded(package: str) -> None:
+    """A folder has at most 12 entries: a reader can take them in at one look."""
+    assert crowded(ROOT / package) == []
+
+
+def test_a_crowded_folder_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check above can fail; it does not count caches and ``__init__.py``."""
+    monkeypatch.setattr("tests.architecture.tree.ROOT", tmp_path)
+    for name in ("__init__.py", "__pycache__/a.pyc", *(f"file_{n}.py" for n in range(ENTRIES_MAX))):
+        (tmp_path / "app" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "app" / name).touch()
+    assert crowded(tmp_path / "app") == []
+    (tmp_path / "app/one_more.py").touch()
+    assert crowded(tmp_path / "app") == [f"app: {ENTRIES_MAX + 1}"]
+
+
 @pytest.mark.parametrize("module", MODULES)
-def test_every_module_has_the_same_rooms(module: str) -> None:
-    """Who knows one module finds the way in all of them."""
+def test_every_module_has_the_same_files(module: str) -> None:
+    """A reader who knows one module can find everything in the others."""
     folder = ROOT / "modules" / module
-    assert {path.name for path in folder.iterdir() if path.name != "__pycache__"} == ROOMS
+    assert {path.name for path in folder.iterdir() if path.name != "__pycache__"} == MODULE_FILES
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_every_module_promises_its_own_subjects_only(module: str) -> None:
-    """A schema is filed under the subject that it describes, with the module that says it."""
+def test_every_module_has_schemas_for_its_own_subjects_only(module: str) -> None:
+    """A schema file has the name of the subject that it describes, and belongs to the module that publishes it."""
     schemas = [path.name for path in (ROOT / "modules" / module / "schemas").glob("*.json")]
     assert schemas
     assert [name for name in schemas if not re.fullmatch(rf"{module}\.[a-z_]+\.v[1-9][0-9]*\.json", name)] == []
 
 
-@pytest.mark.parametrize("path", [path for path in HOUSE if "tests" not in path.parts], ids=name_of)
-def test_no_file_outgrows_its_noun(path: Path) -> None:
-    """What does not fit into 350 lines is more than one thing; only a contract's suite of tests may be longer."""
+@pytest.mark.parametrize("path", [path for path in SOURCES if "tests" not in path.parts], ids=name_of)
+def test_no_file_is_too_long(path: Path) -> None:
+    """A file of more than 350 lines holds more than one thing; only test suites may be longer."""
     assert len(path.read_text(encoding="utf-8").splitlines()) < LINES_MAX
 
 
-@pytest.mark.parametrize("path", HOUSE, ids=name_of)
-def test_every_name_says_what_it_names(path: Path) -> None:
-    """No Manager, Helper, Utils, Base, Impl or Abstract, neither class nor file."""
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_no_name_contains_a_forbidden_word(path: Path) -> None:
+    """No Manager, Helper, Utils, Base, Impl or Abstract, in class names and in file names."""
     assert bad_names(name_of(path), parsed(path)) == []
 
 
 @pytest.mark.parametrize("path", list(python_files(*PACKAGES)), ids=name_of)
-def test_what_a_file_offers_is_listed_in_order_and_exists(path: Path) -> None:
-    """__all__ is sorted, names nothing twice and nothing that is not there; with public names, there is one."""
+def test_the_public_names_of_a_file_are_listed_in_order_and_exist(path: Path) -> None:
+    """``__all__`` is sorted, without duplicates, and names only what exists; a file with public names has one."""
     tree = parsed(path)
     names = exported(tree)
     if names is None:
-        # A migration is found by its file, not by a name in it.
+        # Alembic finds a migration by its file, not by a name in it.
         public = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
         assert "migrations" in path.parts or {name for name in public if not name.startswith("_")} == set()
     else:
@@ -136,14 +169,14 @@ def test_what_a_file_offers_is_listed_in_order_and_exists(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", list(python_files(*PACKAGES)), ids=name_of)
-def test_nobody_takes_what_another_file_keeps_to_itself(path: Path) -> None:
-    """A name with an underscore is its own file's business; what is shared has a public name."""
-    assert taken_from_others(parsed(path)) == []
+def test_no_file_uses_private_names_of_another(path: Path) -> None:
+    """A name with a leading underscore belongs to its own file; what is shared has a public name."""
+    assert private_names_of_others(parsed(path)) == []
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=name_of)
-def test_nothing_is_left_for_later(path: Path) -> None:
-    """What is not done is an issue, not a comment."""
+def test_no_file_contains_a_to_do_mark(path: Path) -> None:
+    """Unfinished work is an issue, not a comment."""
     assert LEFT_UNDONE.findall(path.read_text(encoding="utf-8")) == []
 
 
@@ -158,7 +191,7 @@ def test_nothing_is_left_for_later(path: Path) -> None:
         ("bus/memory/bus.py", "def f():\n    class BusImpl: ..."),
     ],
 )
-def test_a_name_that_says_nothing_is_seen(path: str, code: str) -> None:
+def test_a_forbidden_name_is_reported(path: str, code: str) -> None:
     """The check of names can fail."""
     assert bad_names(path, ast.parse(code)) != []
 
@@ -167,8 +200,8 @@ def test_a_name_that_says_nothing_is_seen(path: str, code: str) -> None:
     ("path", "code"),
     [("app/storage/module_store.py", "class Database: ..."), ("app/basement.py", ""), ("bus/port.py", "class Implication: ...")],
 )
-def test_a_name_that_only_contains_such_a_word_may_stay(path: str, code: str) -> None:
-    """The check of names reads words, not letters."""
+def test_a_word_that_only_contains_a_forbidden_word_is_allowed(path: str, code: str) -> None:
+    """The check compares whole words."""
     assert bad_names(path, ast.parse(code)) == []
 
 
@@ -179,16 +212,16 @@ def test_a_name_that_only_contains_such_a_word_may_stay(path: str, code: str) ->
         ("def f():\n    from app import cli\n    cli._stop(1)", ["cli._stop"]),
         ("from app.web.endpoints.dead_letters import _show as show", ["_show"]),
         ("from app import cli\ncli.main(cli.__doc__)", []),
-        ("from app.storage.outbox import Parcel\nParcel._fields", []),
+        ("from app.storage.outbox import OutboxMessage\nOutboxMessage._fields", []),
         ("from os import _exit\nself._stop()", []),
     ],
 )
-def test_a_look_into_another_file_is_seen(code: str, found: list[str]) -> None:
-    """That check can fail, too; what is not ours is not ours to judge."""
-    assert taken_from_others(ast.parse(code)) == found
+def test_the_use_of_a_private_name_is_reported(code: str, found: list[str]) -> None:
+    """The check can fail; it covers the packages of this project only."""
+    assert private_names_of_others(ast.parse(code)) == found
 
 
-def test_disorder_and_things_undone_are_seen() -> None:
+def test_disorder_and_to_do_marks_are_reported() -> None:
     """The other checks can fail."""
     assert exported(ast.parse("__all__ = ['b', 'a']")) == ["b", "a"]
     assert in_order({"b", "An", "a", "MAX"}) == ["MAX", "An", "a", "b"]
