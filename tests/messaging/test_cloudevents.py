@@ -1,4 +1,4 @@
-"""What an event says on its envelope."""
+"""Event headers: CloudEvents attributes, trace context and versions."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def outbox_message(correlation_id: str = "c", event_id: str = "e", subject: str 
         ("\t\x7f", "%09%7F"),
     ],
 )
-def test_values_are_percent_encoded_as_the_binding_says(value: str, header: str) -> None:
-    """Space, quote, percent and whatever is not printable ASCII (CloudEvents NATS binding, 3.1.3.2)."""
+def test_values_are_percent_encoded_as_in_the_binding(value: str, header: str) -> None:
+    """Space, quote, percent and every character that is not printable ASCII (CloudEvents NATS binding, 3.1.3.2)."""
     assert to_message(outbox_message(value)).headers["ce-correlationid"] == header
 
 
@@ -46,13 +46,13 @@ def test_values_are_percent_encoded_as_the_binding_says(value: str, header: str)
         ("100%", "100%"),
     ],
 )
-def test_what_others_have_encoded_is_understood(header: str, value: str) -> None:
-    """Upper and lower case, one round only, and double quotes, which we never send (HTTP binding, 3.1.3.2)."""
+def test_values_of_other_producers_are_decoded(header: str, value: str) -> None:
+    """Upper and lower case, one round only, and double quotes, which this service never sends (HTTP binding, 3.1.3.2)."""
     assert event_id_and_trace(Message("orders.created.v1", "m", b"{}", "k", {"ce-id": header}))[0] == value
 
 
-def test_every_version_of_an_event_is_a_cloud_event_of_its_own_type() -> None:
-    """One id, two types, and a header that names both versions."""
+def test_each_version_of_an_event_is_a_cloud_event_of_its_own_type() -> None:
+    """One id, two types, and a header that lists both versions."""
     older = to_message(in_versions(outbox_message(), "orders.created.v1"))
     newer = to_message(in_versions(outbox_message(), "orders.created.v2.express"))
     assert (older.headers["ce-type"], newer.headers["ce-type"]) == ("orders.created.v1", "orders.created.v2")
@@ -67,8 +67,8 @@ def in_versions(before: OutboxMessage, subject: str) -> OutboxMessage:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=20))
-def test_what_is_encoded_is_decoded(text: str) -> None:
-    """Any text survives the envelope, and travels as printable ASCII."""
+def test_an_encoded_value_is_decoded_to_itself(text: str) -> None:
+    """Any text survives the headers, which are printable ASCII."""
     message = to_message(outbox_message(text, text))
     header = message.headers["ce-id"]
     assert header.isascii()
@@ -80,7 +80,7 @@ def test_what_is_encoded_is_decoded(text: str) -> None:
     assert occurred_at(message) == AT
 
 
-def test_the_envelope_is_a_cloud_event() -> None:
+def test_the_headers_are_those_of_a_cloud_event() -> None:
     """Every required attribute, and the type without the lane."""
     message = to_message(outbox_message(subject="orders.created.v1.express"))
     assert message.subject == "orders.created.v1.express"
@@ -99,22 +99,22 @@ def test_the_envelope_is_a_cloud_event() -> None:
     assert (message.id, message.key, message.body) == ("m", "k", b"{}")
 
 
-def test_the_envelope_of_a_replay_is_that_of_the_event() -> None:
-    """Where it goes is no business of what it says."""
+def test_a_replay_has_the_headers_of_its_event() -> None:
+    """The subject of the replay does not change them."""
     subject = "inventory.replay.inventory-express.orders.created.v1.express"
     message = to_message(outbox_message(subject=subject))
     assert message.subject == subject
     assert dict(message.headers) == dict(to_message(outbox_message(subject="orders.created.v1.express")).headers)
 
 
-def test_the_event_keeps_its_id_when_the_message_has_another() -> None:
+def test_a_replayed_event_keeps_its_id() -> None:
     """A replay is a new message that carries an old event."""
     message = Message("orders.created.v1", "fresh", b"{}", "k", to_message(outbox_message(event_id="old")).headers)
     assert event_id_and_trace(message)[0] == "old"
 
 
-def test_a_bare_message_gets_an_origin_that_follows_from_its_id() -> None:
-    """The same each time it comes, so that it can be recognised."""
+def test_a_message_without_headers_gets_values_derived_from_its_id() -> None:
+    """The same values each time it is delivered, so that it is recognised."""
     bare = Message("orders.created.v1", "m-1", b"{}")
     id, context = event_id_and_trace(bare)
     assert id == context.correlation_id == "m-1"

@@ -1,4 +1,4 @@
-"""What no try could deliver: one letter, kept, and sent again with one effect."""
+"""The dead-letter store: one dead letter for each event and consumer, stored durably, replayed with one effect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.runtime.harness import Harness, HurriedClock, bus_message, harness_at
 
 
 def confirmed(n: int) -> OrderConfirmed:
-    """Return news that makes no sense: nothing was ever held for it."""
+    """Return an event that cannot be decided: no stock was reserved for this order."""
     return OrderConfirmed(order_id=oid(n), customer_id="c-1", items=(Line("A", 1),), total=Money(100, "EUR"))
 
 
@@ -29,12 +29,12 @@ def created(n: int) -> OrderCreated:
 
 
 def dead_letter_about(message: Message, consumer: str) -> DeadLetter:
-    """Return a letter of *consumer* about *message*."""
+    """Return a dead letter of *consumer* about *message*."""
     now = datetime.now(UTC)
     return DeadLetter(derived_id(message.id, consumer), consumer, message, "no_answer", "", 5, now, now)
 
 
-async def letters(dead_letter_store: DeadLetterStore) -> list[StoredDeadLetter]:
+async def stored_dead_letters(dead_letter_store: DeadLetterStore) -> list[StoredDeadLetter]:
     return list(await dead_letter_store.list(None, None, None, 100))
 
 
@@ -44,70 +44,70 @@ async def stock(harness: Harness) -> Any:
     return product
 
 
-async def test_five_failures_make_one_letter(path: Path) -> None:
-    """It says who gave up on what, and why; the message behind it is delivered all the same."""
+async def test_five_failures_make_one_dead_letter(path: Path) -> None:
+    """It names the consumer and the reason; the next message is delivered all the same."""
     async with harness_at(path, HurriedClock()) as harness:
         await harness.submit("inventory", product())
-        _hurry(harness)
+        _without_delays(harness)
         await harness.consume("inventory")
         poison = bus_message(harness, confirmed(1), key=oid(1))
         buried = harness.bus.publish(poison)
         await harness.bus.publish(bus_message(harness, created(2), key=oid(2)))
         assert (await stock(harness)).reserved == 1
         await buried
-        [kept] = await letters(harness.dead_letter_store)
-        assert (kept.dead_letter.consumer, kept.dead_letter.error, kept.dead_letter.attempts) == ("inventory", "failed", MAX_TRIES)
-        assert kept.dead_letter.detail == "Unexpected: OrderConfirmed while there is no reservation"
-        assert kept.dead_letter.message == poison
-        assert kept.replays == 0
-        assert kept.dead_letter.first_seen <= kept.dead_letter.last_seen
+        [stored] = await stored_dead_letters(harness.dead_letter_store)
+        assert (stored.dead_letter.consumer, stored.dead_letter.error, stored.dead_letter.attempts) == ("inventory", "failed", MAX_TRIES)
+        assert stored.dead_letter.detail == "Unexpected: OrderConfirmed while there is no reservation"
+        assert stored.dead_letter.message == poison
+        assert stored.replays == 0
+        assert stored.dead_letter.first_seen <= stored.dead_letter.last_seen
 
 
-async def test_what_is_unreadable_is_put_aside_at_once(harness: Harness) -> None:
-    """No try can help it; it costs one."""
+async def test_an_unreadable_message_becomes_a_dead_letter_at_once(harness: Harness) -> None:
+    """It spends one try, because no further try can help."""
     await harness.consume("inventory")
     for n, body in enumerate((b"{", b"{}", b"\xff\xfe")):
         await harness.bus.publish(Message("orders.created.v1", f"m-{n}", body))
-    found = await letters(harness.dead_letter_store)
-    assert sorted(kept.dead_letter.error for kept in found) == ["invalid", "unreadable", "unreadable"]
-    assert {kept.dead_letter.attempts for kept in found} == {1}
+    found = await stored_dead_letters(harness.dead_letter_store)
+    assert sorted(stored.dead_letter.error for stored in found) == ["invalid", "unreadable", "unreadable"]
+    assert {stored.dead_letter.attempts for stored in found} == {1}
 
 
-async def test_letters_survive_a_restart(path: Path) -> None:
-    """On disk, to the last byte."""
+async def test_dead_letters_survive_a_restart(path: Path) -> None:
+    """They are on disk, to the last byte."""
     async with harness_at(path) as harness:
         await harness.consume("inventory")
         await harness.bus.publish(Message("orders.created.v1", "m-1", b"\x00\xff", "k", {"ce-id": "e-1", "x": "ü"}))
-        before = await letters(harness.dead_letter_store)
+        before = await stored_dead_letters(harness.dead_letter_store)
         assert len(before) == 1
     async with harness_at(path) as harness:
-        assert await letters(harness.dead_letter_store) == before
+        assert await stored_dead_letters(harness.dead_letter_store) == before
 
 
 async def test_a_replay_has_one_effect_and_keeps_the_event_id(path: Path) -> None:
-    """Sent again twice, under fresh message ids that no window swallows, it is decided once."""
+    """Replayed twice, under new message ids that no deduplication drops, the event is decided once."""
     async with harness_at(path, HurriedClock()) as harness:
         await harness.submit("inventory", product())
-        _hurry(harness)
+        _without_delays(harness)
         await harness.consume("inventory")
         await harness.bus.publish(bus_message(harness, confirmed(1), id=oid(7), key=oid(1)))
-        [kept] = await letters(harness.dead_letter_store)
+        [stored] = await stored_dead_letters(harness.dead_letter_store)
         await harness.bus.publish(bus_message(harness, created(1), key=oid(1)))
         assert (await stock(harness)).reserved == 1
-        assert await harness.dead_letter_store.replay(kept.dead_letter.id)
-        assert await harness.dead_letter_store.replay(kept.dead_letter.id)
+        assert await harness.dead_letter_store.replay(stored.dead_letter.id)
+        assert await harness.dead_letter_store.replay(stored.dead_letter.id)
         outbox_messages = await harness.rows("SELECT id, event_id FROM inventory_outbox WHERE subject LIKE '%.orders.%'")
         assert {event_id for _, event_id in outbox_messages} == {oid(7)}
         assert len({id for id, _ in outbox_messages} | {oid(7)}) == 3
         harness.run(harness.relays["inventory"].run())
         await until(lambda: _all_sent(harness))
         assert ((await stock(harness)).on_hand, (await stock(harness)).reserved) == (9, 0)
-        [kept] = await letters(harness.dead_letter_store)
-        assert kept.replays == 2
+        [stored] = await stored_dead_letters(harness.dead_letter_store)
+        assert stored.replays == 2
 
 
-async def test_a_replay_goes_to_the_consumer_that_gave_up_and_to_nobody_else(path: Path) -> None:
-    """Payments hears the same subject and is not told again; letters and metrics go by the original subject."""
+async def test_a_replay_goes_only_to_the_consumer_that_gave_up(path: Path) -> None:
+    """Payments consumes the same subject and gets nothing; dead letters and metrics use the original subject."""
     async with harness_at(path, HurriedClock()) as harness:
         await harness.consume("inventory")
         await harness.consume("payments")
@@ -134,46 +134,46 @@ async def test_a_replay_goes_to_the_consumer_that_gave_up_and_to_nobody_else(pat
 
 
 async def test_a_replay_keeps_its_lane(path: Path) -> None:
-    """What was express is express again, and goes to the consumer of that lane."""
+    """An express event goes to the consumer of the express lane again."""
     async with harness_at(path) as harness:
-        stray = Message("orders.created.v1.express", "m-1", b"{", "k")
-        await harness.dead_letter_store.add(dead_letter_about(stray, "inventory-express"))
+        unroutable = Message("orders.created.v1.express", "m-1", b"{", "k")
+        await harness.dead_letter_store.add(dead_letter_about(unroutable, "inventory-express"))
         assert await harness.dead_letter_store.replay_many(None, None, None, False) == (1, 1)
         [(subject,)] = await harness.rows("SELECT subject FROM inventory_outbox")
         assert subject == "inventory.replay.inventory-express.orders.created.v1.express"
 
 
-async def test_what_was_nobodys_is_said_again_to_all(path: Path) -> None:
-    """A stray goes under its own subject: by now somebody may know it."""
+async def test_a_replayed_unroutable_message_goes_to_every_consumer(path: Path) -> None:
+    """It is published under its own subject, because a consumer may know it now."""
     async with harness_at(path) as harness:
         await harness.dead_letter_store.add(dead_letter_about(Message("orders.created.v99", "m-1", b"{}"), "orders-strays"))
-        [kept] = await letters(harness.dead_letter_store)
-        assert await harness.dead_letter_store.replay(kept.dead_letter.id)
+        [stored] = await stored_dead_letters(harness.dead_letter_store)
+        assert await harness.dead_letter_store.replay(stored.dead_letter.id)
         assert await harness.rows("SELECT subject, event_id FROM orders_outbox") == [("orders.created.v99", "m-1")]
 
 
-async def test_a_letter_about_a_replay_is_kept_under_the_original_subject(path: Path) -> None:
-    """A patrol finds messages as they lie in the stream."""
+async def test_a_dead_letter_about_a_replay_has_the_original_subject(path: Path) -> None:
+    """The recovery reads messages with the subject that they have in the stream."""
     async with harness_at(path) as harness:
         replayed = Message("payments.replay.payments-gateway.payments.charge_requested.v1", "m-2", b"{}")
         await harness.dead_letter_store.add(dead_letter_about(replayed, "payments-gateway"))
-        [kept] = await letters(harness.dead_letter_store)
-        assert kept.dead_letter.message.subject == "payments.charge_requested.v1"
-        assert await harness.dead_letter_store.replay(kept.dead_letter.id)
+        [stored] = await stored_dead_letters(harness.dead_letter_store)
+        assert stored.dead_letter.message.subject == "payments.charge_requested.v1"
+        assert await harness.dead_letter_store.replay(stored.dead_letter.id)
         assert await harness.rows("SELECT subject FROM payments_outbox") == [(replayed.subject,)]
 
 
-async def test_a_replay_that_fails_again_brings_the_letter_up_to_date(path: Path) -> None:
-    """No second letter: the first one counts on."""
+async def test_a_replay_that_fails_again_updates_the_dead_letter(path: Path) -> None:
+    """There is no second dead letter; the attempts of the first one increase."""
     async with harness_at(path, HurriedClock()) as harness:
-        _hurry(harness)
+        _without_delays(harness)
         await harness.consume("inventory")
         await harness.bus.publish(bus_message(harness, confirmed(1), key=oid(1)))
-        [first] = await letters(harness.dead_letter_store)
+        [first] = await stored_dead_letters(harness.dead_letter_store)
         assert await harness.dead_letter_store.replay(first.dead_letter.id)
         harness.run(harness.relays["inventory"].run())
         await until(lambda: _all_sent(harness))
-        [again] = await letters(harness.dead_letter_store)
+        [again] = await stored_dead_letters(harness.dead_letter_store)
         assert again.dead_letter.id == first.dead_letter.id
         assert again.dead_letter.attempts == 2 * MAX_TRIES
         assert again.dead_letter.first_seen == first.dead_letter.first_seen
@@ -182,34 +182,34 @@ async def test_a_replay_that_fails_again_brings_the_letter_up_to_date(path: Path
         assert event_id_and_trace(again.dead_letter.message)[0] == event_id_and_trace(first.dead_letter.message)[0]
 
 
-async def test_the_same_letter_laid_down_twice_is_one(path: Path) -> None:
-    """The bus asks again when it does not know whether a letter was kept."""
+async def test_a_dead_letter_that_is_stored_twice_is_one(path: Path) -> None:
+    """The bus stores it again when it does not know whether the first time succeeded."""
     async with harness_at(path) as harness:
         await harness.consume("inventory")
         await harness.bus.publish(Message("orders.created.v1", "m-1", b"{"))
-        [kept] = await letters(harness.dead_letter_store)
-        await harness.dead_letter_store.add(kept.dead_letter)
-        assert await letters(harness.dead_letter_store) == [kept]
+        [stored] = await stored_dead_letters(harness.dead_letter_store)
+        await harness.dead_letter_store.add(stored.dead_letter)
+        assert await stored_dead_letters(harness.dead_letter_store) == [stored]
         counted = 'dead_letters_total{consumer="inventory",subject="orders.created.v1"} 1'
         assert counted in harness.metrics.render().decode()
 
 
-async def test_a_letter_that_nobody_hears_is_not_replayed(harness: Harness) -> None:
-    """Neither by name nor with many; a webhook that does not fit is for a person."""
+async def test_a_dead_letter_of_a_consumer_without_subscription_is_not_replayed(harness: Harness) -> None:
+    """Neither by id nor with many; a mismatched webhook needs a person."""
     await harness.dead_letter_store.add(dead_letter_about(Message("stripe.charge.refunded", "evt_1", b"{}", ""), WEBHOOKS))
     await harness.dead_letter_store.add(dead_letter_about(bus_message(harness, created(1)), "inventory"))
-    webhook = next(kept for kept in await letters(harness.dead_letter_store) if kept.dead_letter.consumer == WEBHOOKS)
+    webhook = next(stored for stored in await stored_dead_letters(harness.dead_letter_store) if stored.dead_letter.consumer == WEBHOOKS)
     for dry_run in True, False:
-        with pytest.raises(NotReplayable, match="payments-webhooks hears nothing"):
+        with pytest.raises(NotReplayable, match="payments-webhooks subscribes to nothing"):
             await harness.dead_letter_store.replay(webhook.dead_letter.id, dry_run)
     assert await harness.dead_letter_store.replay_many(None, None, None, False) == (1, 1)
     assert await harness.dead_letter_store.replay_many(WEBHOOKS, None, None, False) == (0, 0)
-    assert {kept.dead_letter.consumer: kept.replays for kept in await letters(harness.dead_letter_store)} == {WEBHOOKS: 0, "inventory": 1}
+    assert {stored.dead_letter.consumer: stored.replays for stored in await stored_dead_letters(harness.dead_letter_store)} == {WEBHOOKS: 0, "inventory": 1}
     assert await harness.outbox("payments") == []
 
 
-async def test_many_are_replayed_by_what_they_have_in_common(path: Path) -> None:
-    """A dry run counts and sends nothing; discarding one leaves the others."""
+async def test_many_dead_letters_are_replayed_by_a_filter(path: Path) -> None:
+    """A dry run counts and publishes nothing; discarding one leaves the others."""
     async with harness_at(path) as harness:
         await harness.consume("inventory")
         await harness.consume("payments")
@@ -221,30 +221,30 @@ async def test_many_are_replayed_by_what_they_have_in_common(path: Path) -> None
         assert await harness.rows("SELECT count(*) FROM inventory_outbox") == [(0,)]
         assert await dead_letter_store.replay_many("inventory", "orders.created.v1", "unreadable", False) == (3, 3)
         assert await harness.rows("SELECT count(*) FROM inventory_outbox") == [(3,)]
-        assert await dead_letter_store.replay_many("nobody", None, None, False) == (0, 0)
+        assert await dead_letter_store.replay_many("unknown", None, None, False) == (0, 0)
         assert len(await dead_letter_store.list("payments", None, None, 10)) == 1
         assert len(await dead_letter_store.list(None, "orders.cancelled.v1", None, 10)) == 2
-        found = await letters(dead_letter_store)
+        found = await stored_dead_letters(dead_letter_store)
         assert len(found) == 5
         assert await dead_letter_store.discard(found[0].dead_letter.id)
         assert not await dead_letter_store.discard(found[0].dead_letter.id)
         assert not await dead_letter_store.replay(found[0].dead_letter.id)
         assert await dead_letter_store.get(found[0].dead_letter.id) is None
-        assert [kept.dead_letter.id for kept in await letters(dead_letter_store)] == [kept.dead_letter.id for kept in found[1:]]
+        assert [stored.dead_letter.id for stored in await stored_dead_letters(dead_letter_store)] == [stored.dead_letter.id for stored in found[1:]]
 
 
 async def _all_sent(harness: Harness) -> bool:
     return await harness.rows("SELECT count(*) FROM inventory_outbox WHERE sent_at IS NULL AND subject LIKE '%.orders.%'") == [(0,)]
 
 
-def _hurry(harness: Harness) -> None:
+def _without_delays(harness: Harness) -> None:
     """Let no try wait for its delay."""
     for runner in harness.runners.values():
-        runner._receiver._rng = _NoDice()  # type: ignore[assignment]
+        runner._receiver._rng = _ZeroRandom()  # type: ignore[assignment]
 
 
-class _NoDice:
-    """Dice that always show nothing: a delay multiplied by it is over at once."""
+class _ZeroRandom:
+    """A random source that always returns 0: a delay multiplied by it ends at once."""
 
     def uniform(self, low: float, high: float) -> float:
         return 0.0

@@ -31,7 +31,7 @@ from modules.inventory.state import Product
 from modules.orders.events import OrderCreated
 from modules.values import Line
 from tests.clock import VirtualClock
-from tests.messaging.test_outbox_relay import Ledger
+from tests.messaging.test_outbox_relay import ManualBus
 from tests.postgres import PostgresServer
 from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, harness_at, oid, product, submitted, until
 from tests.storage.contract import StoreContract, insert_number, numbers
@@ -368,12 +368,12 @@ async def test_orders_for_the_same_products_in_opposite_order_lose_nothing(site:
 
 
 @pytest.fixture
-async def relays(site: PostgresSite) -> AsyncIterator[tuple[VirtualClock, list[Harness], list[Ledger], list[OutboxRelay]]]:
+async def relays(site: PostgresSite) -> AsyncIterator[tuple[VirtualClock, list[Harness], list[ManualBus], list[OutboxRelay]]]:
     """Two replicas; the test calls `step` of the relays of their module orders."""
     clock = VirtualClock()
     async with AsyncExitStack() as stack:
         harnesses = [await stack.enter_async_context(harness_at(site.url, clock)) for _ in range(2)]
-        buses = [Ledger(), Ledger()]
+        buses = [ManualBus(), ManualBus()]
         yield clock, harnesses, buses, [
             OutboxRelay(harness.stores["orders"], bus, clock, Metrics()) for harness, bus in zip(harnesses, buses, strict=True)
         ]
@@ -394,11 +394,11 @@ async def test_two_relays_publish_each_event_once(relays: Any) -> None:
         await clock.advance(SCAN_SECONDS)
     assert {message.key for message, _ in buses[1].published} == {oid(2)}
     assert buses[0].published == []
-    await buses[1].answer()
+    await buses[1].accept()
     for _ in range(3):
         await second.step()
         await first.step()
-        await buses[0].answer()
+        await buses[0].accept()
         await clock.advance(SCAN_SECONDS)
     sent = Counter(message.id for bus in buses for message, _ in bus.published)
     assert sent == {row.id: 1 for row in both}
