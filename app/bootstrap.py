@@ -63,8 +63,9 @@ from bus.contracts.event_reader import EventReader
 from bus.contracts.registry import ContractRegistry
 from bus.port import Clock, Subscription
 from config.settings import Settings
+from modules.errors import ModuleError
 from modules.module import Module
-from modules.registry import ModuleError, load_module
+from modules.registry import load_module
 
 
 def installed_version() -> str:

@@ -34,7 +34,7 @@ from sqlalchemy import Table
 
 from bus.contracts.versions import DualPublish, Upcast
 from bus.subjects import Event
-from modules.registry import ModuleError
+from modules.errors import ModuleError
 from modules.routes import Route
 
 T = TypeVar("T")

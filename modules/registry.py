@@ -7,11 +7,13 @@ registry, streams, migrations, NATS accounts and documents all follow from the l
 
 from __future__ import annotations
 
-__all__ = ["MODULES", "NAME", "ModuleError", "load_module"]
+__all__ = ["MODULES", "NAME", "load_module"]
 
 import re
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from modules.errors import ModuleError
 
 if TYPE_CHECKING:
     from modules.module import Module
@@ -21,10 +23,6 @@ MODULES = ("orders", "inventory", "payments")
 
 NAME = re.compile(r"[a-z]{2,24}")
 """A name is a Python package, the first part of subjects and of table names, and of environment variables in capitals."""
-
-
-class ModuleError(Exception):
-    """A module is incomplete or contradicts itself; the text is one line that begins with the module's name."""
 
 
 def load_module(name: str, **options: Any) -> Module:

@@ -18,7 +18,8 @@ from app.messaging.event_registry import all_modules, build_registry
 from app.storage.databases import ModuleClaimed
 from app.storage.migrations import NewerDatabase, NotMigrated
 from config.settings import Settings
-from modules.registry import MODULES, ModuleError, load_module
+from modules.errors import ModuleError
+from modules.registry import MODULES, load_module
 from tests.postgres import PostgresServer
 
 WORKERS = load_module("payments").workers

@@ -16,7 +16,8 @@ import click
 from app.cli import console
 from config.environment import describe
 from config.settings import Settings
-from modules.registry import MODULES, ModuleError
+from modules.errors import ModuleError
+from modules.registry import MODULES
 
 
 def _variables() -> str:

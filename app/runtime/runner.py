@@ -12,7 +12,7 @@ __all__ = ["CommitListener", "ModuleRunner"]
 
 import asyncio
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -274,8 +274,8 @@ class ModuleRunner:
 
     async def report(self, result: ModuleResult, began_at: float) -> None:
         """Reply to submitters, settle deliveries, notify listeners and count, for one committed part of a transaction."""
-        outcomes: Counter[tuple[str, str]] = Counter()
-        handled: Counter[str | None] = Counter()
+        outcomes: dict[tuple[str, str], int] = defaultdict(int)  # Counter would call Python code for each new key
+        handled: dict[str | None, int] = defaultdict(int)
         is_logged = enabled("DEBUG")
         for item, each in zip(result.items, result.results, strict=True):
             if each.decision is not None:
@@ -294,8 +294,9 @@ class ModuleRunner:
                 handled[item.occurred_at] += 1
         for (subject, outcome), count in outcomes.items():
             self._messages.count(subject, outcome, count)
-        for subject, count in Counter(result.superseded_subjects).items():
-            self._messages.count(subject, "superseded", count)
+        if result.superseded_subjects:
+            for subject, count in Counter(result.superseded_subjects).items():
+                self._messages.count(subject, "superseded", count)
         if handled:
             self._messages.observe(self._clock.monotonic() - began_at, handled, self._clock.now())
 

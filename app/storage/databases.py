@@ -18,7 +18,7 @@ from app.storage.module_store import ModuleStore
 from app.storage.sql.database import Database
 from app.storage.sql.dialect import ExclusiveAccess
 from config.settings import Settings
-from modules.registry import ModuleError
+from modules.errors import ModuleError
 
 T = TypeVar("T")
 

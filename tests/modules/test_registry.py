@@ -13,8 +13,9 @@ from click.testing import CliRunner
 from app.cli.main import main
 from app.messaging import event_registry
 from modules import inventory, payments
+from modules.errors import ModuleError
 from modules.module import Module
-from modules.registry import MODULES, ModuleError, load_module
+from modules.registry import MODULES, load_module
 
 
 def registered(monkeypatch: pytest.MonkeyPatch, descriptor: Module | None, name: str = "trial") -> str:

@@ -13,7 +13,8 @@ from sqlalchemy import Engine, MetaData, create_engine, inspect
 from app.storage.migrations import NewerDatabase, head, migrate, version
 from app.storage.migrations.common import EDITIONS, create_message_tables
 from app.storage.tables import message_tables
-from modules.registry import MODULES, ModuleError, load_module
+from modules.errors import ModuleError
+from modules.registry import MODULES, load_module
 
 DESCRIPTORS = {name: load_module(name) for name in MODULES}
 STATES = {name: next(iter(descriptor.tables.values())).metadata for name, descriptor in DESCRIPTORS.items()}

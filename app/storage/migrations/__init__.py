@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, inspect
 
-from modules.registry import ModuleError
+from modules.errors import ModuleError
 
 _HERE = Path(__file__).parent
 
