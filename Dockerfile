@@ -3,8 +3,8 @@
 # docker build -t fulfilment .
 # docker run -p 127.0.0.1:8080:8080 -v fulfilment:/data --read-only --tmpfs /tmp --stop-timeout 25 -e AUTH_OFF_I_KNOW=1 fulfilment
 #
-# The first stage has apt, pip and a shell, and gathers in /rootfs what can run; the last one is that and nothing else.
-# docs/howto/deploy.rst says how large it is, and how that was measured.
+# The first stage has apt, pip and a shell, and collects the files that the program needs in /rootfs; the final stage
+# consists of those files only. docs/howto/deploy.rst gives its size and how it was measured.
 
 FROM debian:bookworm-slim AS build
 ENV DEBIAN_FRONTEND=noninteractive \
@@ -12,18 +12,18 @@ ENV DEBIAN_FRONTEND=noninteractive \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1
 SHELL ["/bin/bash", "-o", "pipefail", "-euc"]
-# binutils: strip takes the debugging symbols out of extension modules. No version is pinned: what Debian's stable
-# release has today is what its security team has mended.
+# binutils: strip removes the debugging symbols of extension modules. No version is pinned: Debian's stable release has
+# the current security fixes.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends binutils ca-certificates python3-venv tzdata \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-# Its pip stays in an environment of its own: what is carried out below can run, and install nothing.
+# pip has an environment of its own, so the environment that is copied below contains no pip.
 RUN python3 -m venv /opt/pip \
     && python3 -m venv --without-pip /opt/fulfilment
-# The dependencies change less often than the code and so make a layer of their own: without the packages, this
-# installs an empty fulfilment and all that it needs.
+# The dependencies change less often than the code, so they are a layer of their own: without the packages this installs
+# an empty fulfilment and all its dependencies.
 COPY LICENSE README.rst pyproject.toml setup.cfg ./
 RUN /opt/pip/bin/pip --python /opt/fulfilment/bin/python install --no-compile '.[postgres]'
 COPY app app
@@ -41,14 +41,14 @@ LABEL org.opencontainers.image.title="fulfilment" \
       org.opencontainers.image.licenses="MIT" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /rootfs /
-# Given away before it becomes a volume, which then starts out like it. 10001 belongs to nobody on the host.
+# The owner is set before the folder becomes a volume, which copies it. No user of the host has the id 10001.
 COPY --from=build --chown=10001:10001 /rootfs-data /data
 
-# HTTP_HOST: a container's loopback can be reached by nobody, so the server listens on every address. It then refuses
-# to start until somebody has said who may call: AUTH=keys with API_KEYS_FILE, or AUTH_OFF_I_KNOW=1 where the network
-# in front of it already decides that. The image does not decide it for you.
-# PYTHONSAFEPATH: what lies in the working directory, a volume, is never imported.
-# TMPDIR: with a read-only root only the volume can be written, unless there is a tmpfs on /tmp; SQLite and Python ask.
+# HTTP_HOST: the loopback address of a container is not reachable from outside, so the server listens on every address. It
+# then refuses to start without authentication: set AUTH=keys and API_KEYS_FILE, or AUTH_OFF_I_KNOW=1 if the network in
+# front of it restricts access. The image has no default for this choice.
+# PYTHONSAFEPATH: Python never imports from the working directory, which is a volume.
+# TMPDIR: with a read-only root only the volume is writable, unless /tmp is a tmpfs; SQLite and Python need such a folder.
 ENV PATH=/opt/fulfilment/bin \
     LANG=C.UTF-8 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -63,7 +63,7 @@ WORKDIR /data
 VOLUME /data
 EXPOSE 8080
 USER 10001:10001
-# SIGTERM drains for up to SHUTDOWN_GRACE_S (20): let the engine wait a little longer than that before it kills.
+# SIGTERM starts a shutdown of at most SHUTDOWN_GRACE_S (20) seconds: the engine must wait a little longer before it kills.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=6s --start-period=10s --retries=3 CMD ["python", "-m", "app", "check", "--live"]
 ENTRYPOINT ["python", "-m", "app"]

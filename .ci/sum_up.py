@@ -1,7 +1,7 @@
 """
-Say what became of all tests, given the folder with a JUnit report of each environment.
+Print the results of all tests, from a folder with one JUnit report per environment.
 
-First each test that failed, with the end of what it said; then a line for each report, and last the sum.
+First each failed test with the end of its output, then one line per report, finally the sum.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-SAID_MAX = 3_000
+OUTPUT_MAX = 3_000
 
 
 def main(folder: Path) -> None:
@@ -18,13 +18,13 @@ def main(folder: Path) -> None:
     for report in sorted(folder.glob("*.xml")):
         passed = failed = skipped = 0
         for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314 - written by our own tests
-            troubles = [*case.findall("failure"), *case.findall("error")]
-            for trouble in troubles:
+            problems = [*case.findall("failure"), *case.findall("error")]
+            for problem in problems:
                 print(f"--- {report.stem}: {case.get('classname')}::{case.get('name')}")
-                print((trouble.text or trouble.get("message") or "")[-SAID_MAX:])
-            failed += len(troubles)
+                print((problem.text or problem.get("message") or "")[-OUTPUT_MAX:])
+            failed += len(problems)
             skipped += len(case.findall("skipped"))
-            passed += not troubles and case.find("skipped") is None
+            passed += not problems and case.find("skipped") is None
         print(f"{report.stem}: {passed} passed, {failed} failed, {skipped} skipped")
         passed_in_all += passed
         failed_in_all += failed

@@ -1,4 +1,4 @@
-"""What tests in more than one room need: a PostgreSQL server of their own, and a place in the queue."""
+"""Fixtures that several test packages share, and the order in which test files run."""
 
 from __future__ import annotations
 
@@ -12,45 +12,46 @@ import pytest
 from tests.postgres import PostgresServer
 from tests.runtime.harness import Harness, harness_at
 
-FIRST = (
+RUN_FIRST = (
     "gateways/test_faulty_provider.py",
     "bus/jetstream/test_cluster.py",
-    "split/test_fire.py",
+    "split/test_kill.py",
     "process/test_stripe.py",
     "bus/jetstream/test_contract.py",
     "split/test_replicas.py",
-    "split/test_away.py",
-    "split/test_ground.py",
+    "split/test_outage.py",
+    "split/test_topology.py",
     "split/test_cluster.py",
     "process/test_kill.py",
     "simulation/test_crashes.py",
     "process/test_faults.py",
     "process/test_postgres.py",
     "bus/jetstream/test_faults.py",
-    "split/test_last_try.py",
+    "split/test_exhausted_deliveries.py",
     "split/test_signals.py",
     "storage/test_postgres.py",
 )
 """
-Files that take half a minute and more, about the longest first: who meets one of them last keeps the run waiting alone.
+Test files that take half a minute or more, about the longest first.
 
-Those that keep a core busy stand between those that mostly wait.
+One of them at the end would keep a single worker busy while the others are idle. Files that use a whole core stand
+between files that mostly wait.
 """
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let `FIRST` be first, and leave the others in their order."""
-    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(FIRST)}
-    if gone := [str(path) for path in ranks if not path.is_file()]:
-        raise pytest.UsageError(f"FIRST in tests/conftest.py names what is not there: {', '.join(gone)}")
+    """Move the files of `RUN_FIRST` to the front, and keep the order of the others."""
+    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(RUN_FIRST)}
+    if missing := [str(path) for path in ranks if not path.is_file()]:
+        raise pytest.UsageError(f"RUN_FIRST in tests/conftest.py names missing files: {', '.join(missing)}")
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """A server for the whole run; whoever stops it starts it again."""
-    # Not under pytest's own folder: that one is closed to the user that the server runs as, and its name may be too
-    # long for a socket.
+    """A PostgreSQL server for the whole run; a test that stops it must start it again."""
+    # Not in pytest's folder: the user that the server runs as cannot enter it, and its path may be too long for a
+    # socket.
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
     folder.chmod(0o755)
     server = PostgresServer(folder).start()
@@ -61,7 +62,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the test's database lies."""
+    """The path of the SQLite database of the test."""
     return tmp_path / "test.db"
 
 

@@ -1,5 +1,6 @@
 #!/bin/sh
-# One database and one owner for each module; nobody else gets in. The image runs this once, on an empty volume.
+# Create one database and one owner for each module; other users cannot connect. The image runs this once, on an empty
+# volume.
 set -eu
 for module in orders inventory payments; do
     psql --no-psqlrc --set=ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname postgres \

@@ -64,7 +64,8 @@ def test_an_age_is_subtracted_from_the_current_time(text: str, age: timedelta) -
 
 
 @pytest.mark.parametrize(
-    "text", ["", "yesterday", "2h30m", "0h", "-1h", "2 h", "999999d", "2026-02-30", "12:00", "0001-01-01T00:00:00+01:00"]
+    "text",
+    ["", "yesterday", "2h30m", "0h", "-1h", "2 h", "999999d", "2026-02-30", "12:00", "0001-01-01T00:00:00+01:00"],
 )
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_an_invalid_time_is_a_usage_error(
@@ -98,9 +99,13 @@ def test_the_help_explains_the_time_formats(command: tuple[str, ...]) -> None:
         assert example in " ".join(result.stdout.split())
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"two words", b"shop:secret\nother:secret\n", b"s\xc3\xa9cret", b"\xffsecret"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"two words", b"shop:secret\nother:secret\n", b"s\xc3\xa9cret", b"\xffsecret"]
+)
 @pytest.mark.parametrize("command", WITH_KEY.values(), ids=WITH_KEY)
-def test_a_key_file_without_exactly_one_key_is_a_usage_error(content: bytes, command: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_key_file_without_exactly_one_key_is_a_usage_error(
+    content: bytes, command: tuple[str, ...], tmp_path: Path
+) -> None:
     """A key is one line of visible ASCII characters; the error does not print the content of the file."""
     path = tmp_path / "key"
     path.write_bytes(content)

@@ -63,7 +63,9 @@ def test_the_list_is_filtered_by_consumer_subject_error_and_limit(ids: list[str]
     assert sorted(subjects) == ["orders.cancelled.v1", "orders.created.v1", "orders.created.v1"]
     assert len(json.loads(run("list", "--json", "--subject", "orders.cancelled.v1").output)) == 1
     assert len(json.loads(run("list", "--json", "--consumer", "inventory", "--limit", "2").output)) == 2
-    assert [dead_letter["error"] for dead_letter in json.loads(run("list", "--json", "--error", "unreadable").output)] == ["unreadable"]
+    assert [
+        dead_letter["error"] for dead_letter in json.loads(run("list", "--json", "--error", "unreadable").output)
+    ] == ["unreadable"]
     assert len(json.loads(run("list", "--json", "--error", "invalid", "--subject", "orders.created.v1").output)) == 1
     assert json.loads(run("list", "--json", "--consumer", "payments").output) == []
     assert run("list", "--consumer", "payments").output == "no dead letters\n"

@@ -1,4 +1,4 @@
-"""deploy/postgres: one database and one owner for each module, and nobody in another's."""
+"""deploy/postgres: one database and one owner for each module, without access to the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.postgres import PostgresServer
 
 @pytest.fixture(scope="module")
 def databases(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> PostgresServer:
-    """The server, after the script has run on it as the image's entrypoint would run it."""
+    """The server after databases.sh has run as the entrypoint of the image runs it."""
     secrets = tmp_path_factory.mktemp("secrets")
     for module in MODULES:
         (secrets / f"postgres_{module}").write_text(f"it's {module}", encoding="utf-8")
@@ -25,16 +25,20 @@ def databases(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
     assert package is not None
     assert package.origin is not None
     programs = Path(package.origin).parent / "pginstall18/bin"
-    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "PGHOST": str(postgres.folder), "POSTGRES_USER": "postgres"}
+    environment = {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PGHOST": str(postgres.folder),
+        "POSTGRES_USER": "postgres",
+    }
     subprocess.run([ROOT / "deploy/postgres/databases.sh"], env=environment | {"SECRETS": str(secrets)}, check=True)
     return postgres
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_owns_its_database_and_enters_no_other(databases: PostgresServer, module: str) -> None:
-    """It can make its tables there; to the others it cannot even connect. It is nobody's superuser."""
+def test_a_module_owns_its_database_and_cannot_connect_to_others(databases: PostgresServer, module: str) -> None:
+    """It can create tables in its own database. It is no superuser, and its password is stored as SCRAM-SHA-256."""
     with psycopg.connect(f"postgresql://{module}@/{module}?host={databases.folder}") as connection:
-        connection.execute("CREATE TABLE theirs (id int)")
+        connection.execute("CREATE TABLE example (id int)")
     for other in set(MODULES) - {module}:
         with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
             psycopg.connect(f"postgresql://{module}@/{other}?host={databases.folder}")

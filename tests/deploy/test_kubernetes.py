@@ -1,4 +1,4 @@
-"""deploy/kubernetes: the schemas allow it, and what it names is what the program has."""
+"""deploy/kubernetes: the files match the schemas of Kubernetes and the settings, ports and paths of the program."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from tests.deploy.deployed import MODULES
 FOLDER = ROOT / "deploy/kubernetes"
 KUSTOMIZATION: dict[str, Any] = yaml.safe_load((FOLDER / "kustomization.yaml").read_text(encoding="utf-8"))
 FILES = [FOLDER / name for name in KUSTOMIZATION["resources"] if name.endswith(".yaml")]
-OBJECTS: list[dict[str, Any]] = [each for file in FILES for each in yaml.safe_load_all(file.read_text(encoding="utf-8"))]
+OBJECTS: list[dict[str, Any]] = [
+    each for file in FILES for each in yaml.safe_load_all(file.read_text(encoding="utf-8"))
+]
 POD_MAKERS = [each for each in OBJECTS if each["kind"] in {"Deployment", "Job", "StatefulSet"}]
 PODS = {each["metadata"]["name"]: each["spec"]["template"] for each in POD_MAKERS}
 SECRETS = "/run/secrets/fulfilment"
@@ -48,8 +50,8 @@ def environment_of(name: str) -> dict[str, str]:
     return found | {each["name"]: each["value"] for each in container["env"] if "value" in each}
 
 
-def test_the_schemas_of_kubernetes_allow_every_file() -> None:
-    """Strictly: a misspelt field is an error, not a wish."""
+def test_every_file_matches_the_schemas_of_kubernetes() -> None:
+    """Strictly: an unknown field is an error."""
     done = subprocess.run(
         [Path(sys.executable).with_name("kubernetes-validate"), "-k", VERSION, "--strict", *FILES],
         capture_output=True, text=True, check=False,
@@ -58,9 +60,11 @@ def test_the_schemas_of_kubernetes_allow_every_file() -> None:
     assert (done.stdout + done.stderr).count(" passed for resource ") == len(OBJECTS)
 
 
-def test_every_file_is_part_of_it() -> None:
-    """What is not listed would never be applied; what is listed and not there would stop everything."""
-    listed = {path for file in (FOLDER, ROOT / "deploy/nats", ROOT / "deploy/proxy") for path in [file / "kustomization.yaml"]}
+def test_every_file_is_listed_in_a_kustomization() -> None:
+    """A file that is not listed would never be applied; a listed file that is missing would stop everything."""
+    listed = {
+        path for file in (FOLDER, ROOT / "deploy/nats", ROOT / "deploy/proxy") for path in [file / "kustomization.yaml"]
+    }
     assert {path.name for path in FOLDER.glob("*.yaml")} == {path.name for path in FILES} | {"kustomization.yaml"}
     for path in listed:
         kustomization = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -70,8 +74,8 @@ def test_every_file_is_part_of_it() -> None:
             assert (path.parent / resource).exists()
 
 
-def test_the_modules_differ_in_their_names_alone() -> None:
-    """What is good for one is good for all."""
+def test_the_files_of_the_modules_differ_only_in_the_name() -> None:
+    """orders.yaml becomes each other file by replacing the module name."""
     texts = {name: (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").partition("\n") for name in MODULES}
     _, _, orders = texts["orders"]
     for name, (_, _, text) in texts.items():
@@ -80,7 +84,7 @@ def test_the_modules_differ_in_their_names_alone() -> None:
 
 @pytest.mark.parametrize("name", PODS)
 def test_every_pod_is_locked_down_and_bounded(name: str) -> None:
-    """No root, no writing, no capability, no token; limits and requests on everything."""
+    """No root user, no writable root, no capabilities, no service account token; requests and limits for every container."""
     pod, container = PODS[name]["spec"], container_of(name)
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
@@ -92,22 +96,24 @@ def test_every_pod_is_locked_down_and_bounded(name: str) -> None:
     for kind in ("requests", "limits"):
         assert container["resources"][kind].keys() == {"cpu", "memory"}
     mounts = {mount["name"] for mount in container.get("volumeMounts", ())}
-    claims = {each["metadata"]["name"] for maker in POD_MAKERS for each in maker["spec"].get("volumeClaimTemplates", ())}
+    claims = {
+        each["metadata"]["name"] for maker in POD_MAKERS for each in maker["spec"].get("volumeClaimTemplates", ())
+    }
     assert mounts <= {volume["name"] for volume in pod["volumes"]} | claims
     assert container["image"] in {image["name"] for image in KUSTOMIZATION["images"]}
 
 
 @pytest.mark.parametrize("name", [*MODULES, "migrate", "topology"])
-def test_the_program_takes_its_environment(name: str, tmp_path: Path) -> None:
-    """Every variable is one of ours, each secret is mounted, and together they are settings that it starts with."""
+def test_the_program_accepts_its_environment(name: str, tmp_path: Path) -> None:
+    """Every variable is known, every secret is mounted, and together they are valid settings."""
     environment = environment_of(name)
     known = {variable.name for variable in describe(MODULES)} | {f"{each.name}_FILE" for each in describe(MODULES) if each.is_secret}
     assert environment.keys() - known - {"TMPDIR"} == set()
     (volume,) = [each for each in PODS[name]["spec"]["volumes"] if each["name"] == "secrets"]
     mounted = {item["path"] for item in volume["secret"]["items"]}
-    wanted = {value.removeprefix(f"{SECRETS}/") for value in environment.values() if value.startswith(SECRETS)}
-    assert wanted <= mounted
-    for file in wanted:
+    secret_files = {value.removeprefix(f"{SECRETS}/") for value in environment.values() if value.startswith(SECRETS)}
+    assert secret_files <= mounted
+    for file in secret_files:
         module = file.rpartition("_")[2]
         url = f"postgresql://{module}:secret@postgres/{module}"
         text = {"api_keys": "operator:0123456789abcdef"}.get(file, url if "database" in file else "secret")
@@ -115,15 +121,15 @@ def test_the_program_takes_its_environment(name: str, tmp_path: Path) -> None:
     image = {"HTTP_HOST": "0.0.0.0", "HTTP_PORT": "8080"}
     settings = load(image | {key: value.replace(SECRETS, str(tmp_path)) for key, value in environment.items()}, MODULES)
     if name in MODULES:
-        assert wanted == mounted
+        assert secret_files == mounted
         assert settings.modules == (name,)
         assert (settings.bus, settings.nats_user, settings.auth) == ("nats", name, "keys")
         assert str(settings.database_url(name)).endswith(f"/{name}")
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_module_is_probed_drained_and_never_alone(name: str) -> None:
-    """Probes ask paths and ports that there are; whoever is going away has time for it."""
+def test_a_module_has_probes_a_drain_period_and_two_replicas(name: str) -> None:
+    """The probes use existing paths and ports; the grace period is longer than preStop plus the shutdown."""
     deployment, container = named("Deployment", name), container_of(name)
     assert deployment["spec"]["replicas"] == 2
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
@@ -147,8 +153,8 @@ def test_a_module_is_probed_drained_and_never_alone(name: str) -> None:
     assert named("PodDisruptionBudget", name)["spec"]["minAvailable"] < deployment["spec"]["replicas"]
 
 
-def test_nats_is_three_with_a_disk_each_and_one_may_go_at_a_time() -> None:
-    """Their names are those that cluster.conf and NATS_URL have; their passwords those that accounts.conf asks for."""
+def test_nats_has_three_nodes_with_volumes_and_a_disruption_budget_of_one() -> None:
+    """Their names match cluster.conf and NATS_URL, their passwords the variables of accounts.conf."""
     nats = named("StatefulSet", "nats")
     assert nats["spec"]["replicas"] == 3
     assert nats["spec"]["volumeClaimTemplates"]
@@ -159,22 +165,28 @@ def test_nats_is_three_with_a_disk_each_and_one_may_go_at_a_time() -> None:
     assert set(re.findall(r"nats-route://([\w.-]+):", (folder / "cluster.conf").read_text(encoding="utf-8"))) == hosts
     assert set(re.findall(r"nats://([\w.-]+):", named("ConfigMap", "fulfilment")["data"]["NATS_URL"])) == hosts
     configurations = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.conf"))
-    given = {each["name"] for each in container_of("nats")["env"]}
+    set_variables = {each["name"] for each in container_of("nats")["env"]}
     not_deployed = {f"{module.upper()}_PASSWORD" for module in registry.MODULES if module not in MODULES}
-    assert set(re.findall(r":\s*\$(\w+)", configurations)) - not_deployed <= given
-    keys = {each["valueFrom"]["secretKeyRef"]["key"] for each in container_of("nats")["env"] if "secretKeyRef" in each.get("valueFrom", {})}
+    assert set(re.findall(r":\s*\$(\w+)", configurations)) - not_deployed <= set_variables
+    keys = {
+        each["valueFrom"]["secretKeyRef"]["key"]
+        for each in container_of("nats")["env"]
+        if "secretKeyRef" in each.get("valueFrom", {})
+    }
     assert keys == {f"nats_{user}" for user in (*MODULES, "provisioner")}
 
 
-def test_the_way_in_leads_through_the_proxy_to_every_module() -> None:
-    """Ingress, Service and upstreams name each other; nothing else is open to the outside."""
+def test_only_the_proxy_is_reachable_and_it_knows_every_module() -> None:
+    """Ingress, Service and upstreams refer to each other; no other pod accepts connections from outside."""
     ingress = named("Ingress", "fulfilment")["spec"]["rules"][0]["http"]["paths"]
     assert [path["backend"]["service"]["name"] for path in ingress] == ["proxy"]
     upstreams = (ROOT / "deploy/proxy/upstreams.conf").read_text(encoding="utf-8")
     for host, port in set(re.findall(r"server (\w+):(\d+)", upstreams)):
         assert [each["port"] for each in named("Service", host)["spec"]["ports"]] == [int(port)]
     mounted = {mount["subPath"] for mount in container_of("proxy")["volumeMounts"] if "subPath" in mount}
-    generator = yaml.safe_load((ROOT / "deploy/proxy/kustomization.yaml").read_text(encoding="utf-8"))["configMapGenerator"][0]
+    generator = yaml.safe_load((ROOT / "deploy/proxy/kustomization.yaml").read_text(encoding="utf-8"))[
+        "configMapGenerator"
+    ][0]
     assert mounted == set(generator["files"])
     policies = {each["metadata"]["name"]: each["spec"] for each in OBJECTS if each["kind"] == "NetworkPolicy"}
     assert policies["nobody"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
@@ -182,8 +194,8 @@ def test_the_way_in_leads_through_the_proxy_to_every_module() -> None:
     assert open_to_all == {"proxy"}
 
 
-def test_both_deployments_run_the_same_images() -> None:
-    """A version is raised in one place and forgotten in the other only as long as this is not run."""
+def test_both_deployments_use_the_same_images() -> None:
+    """The versions in compose.yaml and kustomization.yaml are equal."""
     compose = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text(encoding="utf-8"))["services"]
     pinned = {f"{image.get('newName', image['name'])}:{image['newTag']}" for image in KUSTOMIZATION["images"]}
     assert pinned <= {service["image"] for service in compose.values()}

@@ -1,4 +1,4 @@
-"""NATS accounts: each module may do its own work, and none of another's."""
+"""NATS users: each module has the permissions for its own work and for nothing else."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.nats import NatsServer
 
 ACCOUNTS = ROOT / "deploy/nats/accounts.conf"
 
-PATIENCE_SECONDS = 2.0
+DENIAL_SECONDS = 2.0
 
 TOPOLOGY = planned_topology(build_modules(Settings(known_modules=MODULES)))
 
@@ -45,7 +45,7 @@ def writer() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """A server with the house's accounts, and its streams and durables."""
+    """A server with accounts.conf, and the streams and durables of the program."""
     patch = pytest.MonkeyPatch()
     for user in (*MODULES, "provisioner"):
         patch.setenv(f"{user.upper()}_PASSWORD", f"p-{user}")
@@ -66,26 +66,26 @@ async def provision(server: NatsServer) -> None:
 
 @define
 class User:
-    """A connection of one module's user, and what it was denied."""
+    """A connection of one NATS user, and the permission errors it received."""
 
     module: str
     client: Client
     denied: list[str]
 
     async def may_publish(self, subject: str) -> bool:
-        """Publish on *subject*, and tell whether the server has let it through."""
+        """Publish on *subject*; return True unless the server denies it."""
         await self.client.publish(subject, b"{}")
         return not await self._is_denied(f'publish to "{subject}"')
 
     async def may_subscribe(self, subject: str) -> bool:
-        """Subscribe to *subject*, and tell whether the server has let that through."""
+        """Subscribe to *subject*; return True unless the server denies it."""
         await self.client.subscribe(subject)
         return not await self._is_denied(f'subscription to "{subject}"')
 
     async def _is_denied(self, attempt: str) -> bool:
-        """Wait for the server's no; it comes before the answer to a ping, but the client tells it when it likes."""
+        """Wait for a permission error: the server sends it before the next pong, but the client reports it later."""
         await self.client.flush(5)
-        until = asyncio.get_running_loop().time() + PATIENCE_SECONDS
+        until = asyncio.get_running_loop().time() + DENIAL_SECONDS
         while not any(attempt.lower() in text.lower() for text in self.denied):
             if asyncio.get_running_loop().time() > until:
                 return False
@@ -93,21 +93,21 @@ class User:
         return True
 
 
-class Letters:
-    """Dead letters, kept in a list."""
+class DeadLetterList:
+    """A dead-letter store in memory."""
 
     def __init__(self) -> None:
-        self.laid_down: list[DeadLetter] = []
+        self.stored: list[DeadLetter] = []
 
     async def add(self, dead_letter: DeadLetter) -> None:
-        self.laid_down.append(dead_letter)
+        self.stored.append(dead_letter)
 
 
-Enter = Callable[[str], Awaitable[User]]
+ConnectAs = Callable[[str], Awaitable[User]]
 
 
 @pytest.fixture
-async def enter(server: NatsServer) -> AsyncIterator[Enter]:
+async def connect_as(server: NatsServer) -> AsyncIterator[ConnectAs]:
     clients: list[Client] = []
 
     async def connect(module: str) -> User:
@@ -128,16 +128,16 @@ async def enter(server: NatsServer) -> AsyncIterator[Enter]:
 
 
 def subjects_of(module: str) -> list[str]:
-    """Return subjects that only *module* may use: its events, its dead letters, its durables, its inbox."""
+    """Return subjects that only *module* may use: its events, dead letters, durables and inbox."""
     durables = [each for each in TOPOLOGY.consumers if each.name.startswith((module, f"patrol-{module}"))]
     assert durables
-    heard = [subject for each in TOPOLOGY.consumers for subject in each.subjects if subject.startswith(f"{module}.")]
-    said = next(subject for subject in heard if original_subject(subject) == subject)
+    consumed = [subject for each in TOPOLOGY.consumers for subject in each.subjects if subject.startswith(f"{module}.")]
+    event = next(subject for subject in consumed if original_subject(subject) == subject)
     return [
-        said,
-        f"{said}.express",
-        f"{module}.replay.{module}.{said}",
-        f"dead.{module}.{said}",
+        event,
+        f"{event}.express",
+        f"{module}.replay.{module}.{event}",
+        f"dead.{module}.{event}",
         f"_INBOX_{module}.abc",
         *(f"$JS.API.CONSUMER.MSG.NEXT.{each.stream}.{each.name}" for each in durables),
         *(f"$JS.API.CONSUMER.INFO.{each.stream}.{each.name}" for each in durables),
@@ -146,8 +146,12 @@ def subjects_of(module: str) -> list[str]:
 
 
 STREAMS = [stream.name for stream in TOPOLOGY.streams]
-NOBODYS = [
-    *(f"$JS.API.STREAM.{verb}.{stream}" for verb in ("CREATE", "UPDATE", "DELETE", "PURGE", "MSG.DELETE") for stream in STREAMS),
+FORBIDDEN_FOR_ALL = [
+    *(
+        f"$JS.API.STREAM.{verb}.{stream}"
+        for verb in ("CREATE", "UPDATE", "DELETE", "PURGE", "MSG.DELETE")
+        for stream in STREAMS
+    ),
     *(f"$JS.API.CONSUMER.DELETE.{each.stream}.{each.name}" for each in TOPOLOGY.consumers),
     *(f"$JS.API.CONSUMER.CREATE.{each.stream}.{each.name}" for each in TOPOLOGY.consumers),
     *(f"$JS.API.CONSUMER.DURABLE.CREATE.{each.stream}.{each.name}" for each in TOPOLOGY.consumers),
@@ -155,19 +159,19 @@ NOBODYS = [
     f"$JS.API.STREAM.MSG.GET.{ADVISORIES}",
     "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.ORDERS.orders",
     "$SYS.REQ.SERVER.PING",
-    "nobody.knows.v1",
+    "unknown.subject.v1",
 ]
 
 
-def test_the_accounts_follow_from_the_door_plates(writer: ModuleType) -> None:
-    """Whoever changes what a module says or hears writes them again."""
+def test_the_accounts_match_the_module_descriptors(writer: ModuleType) -> None:
+    """accounts.conf is the output of write_accounts.py; run it after a change of a descriptor."""
     assert ACCOUNTS.read_text(encoding="utf-8") == writer.accounts()
 
 
 @pytest.mark.parametrize("module", MODULES)
-async def test_a_module_may_not_speak_for_another(module: str, enter: Enter) -> None:
-    """Nor fetch another's messages, answer for them, lay down another's dead letters, or write into its inbox."""
-    user = await enter(module)
+async def test_a_module_cannot_publish_subjects_of_another_module(module: str, connect_as: ConnectAs) -> None:
+    """It cannot fetch or acknowledge its messages, publish its dead letters, or write to its inbox either."""
+    user = await connect_as(module)
     foreign = [subject for other in MODULES if other != module for subject in subjects_of(other)]
     assert len(foreign) > 40
     allowed = [subject for subject in foreign if await user.may_publish(subject)]
@@ -175,31 +179,33 @@ async def test_a_module_may_not_speak_for_another(module: str, enter: Enter) -> 
 
 
 @pytest.mark.parametrize("module", MODULES)
-async def test_a_module_hears_nothing_past_its_durables(module: str, enter: Enter) -> None:
-    """No subject but its own inbox can be subscribed to, its own events included, and no wildcard around them."""
-    user = await enter(module)
-    subjects = [subject for each in MODULES for subject in subjects_of(each) if not subject.startswith(f"_INBOX_{module}.")]
+async def test_a_module_can_subscribe_to_its_inbox_only(module: str, connect_as: ConnectAs) -> None:
+    """Neither to events, its own included, nor to wildcards: it receives events through its durables only."""
+    user = await connect_as(module)
+    subjects = [
+        subject for each in MODULES for subject in subjects_of(each) if not subject.startswith(f"_INBOX_{module}.")
+    ]
     subjects += [">", "*.>", f"{module}.>", "dead.>", "$JS.>", "$SYS.>", "_INBOX.>", "*.*", "*.created.v1"]
     allowed = [subject for subject in subjects if await user.may_subscribe(subject)]
     assert allowed == []
 
 
 @pytest.mark.parametrize("module", MODULES)
-async def test_a_module_changes_no_stream_and_no_durable(module: str, enter: Enter) -> None:
-    """Those are made by the provisioner alone."""
-    user = await enter(module)
-    allowed = [subject for subject in NOBODYS if await user.may_publish(subject)]
+async def test_a_module_cannot_change_streams_or_durables(module: str, connect_as: ConnectAs) -> None:
+    """Only the provisioner may do that."""
+    user = await connect_as(module)
+    allowed = [subject for subject in FORBIDDEN_FOR_ALL if await user.may_publish(subject)]
     assert allowed == []
 
 
 @pytest.mark.parametrize("module", MODULES)
-async def test_a_module_may_do_all_of_its_own_work(module: str, enter: Enter) -> None:
-    """Say, hear, answer, look, lay down, and read what nobody knows."""
-    user = await enter(module)
+async def test_a_module_can_do_all_of_its_own_work(module: str, connect_as: ConnectAs) -> None:
+    """Publish, consume, acknowledge, read stream and consumer information, and publish dead letters."""
+    user = await connect_as(module)
     js = user.client.jetstream(timeout=5)
-    heard = [each for each in TOPOLOGY.consumers if each.name.partition("-")[0] == module]
-    for each in heard:
-        producer = await enter(stream_name(each.stream).lower())
+    own = [each for each in TOPOLOGY.consumers if each.name.partition("-")[0] == module]
+    for each in own:
+        producer = await connect_as(stream_name(each.stream).lower())
         await producer.client.jetstream(timeout=5).publish(each.subjects[0], b"{}")
         assert (await js.consumer_info(each.stream, each.name)).name == each.name
         subscription = await js.pull_subscribe_bind(each.name, stream=each.stream)
@@ -209,30 +215,39 @@ async def test_a_module_may_do_all_of_its_own_work(module: str, enter: Enter) ->
         assert (await js.stream_info(each.stream, subjects_filter=">")).config.name == each.stream
         assert each.name in {found.name for found in await js.consumers_info(each.stream)}
         await js.publish(f"dead.{each.name}.{each.subjects[0]}", b"{}")
-    assert len(heard) >= 4
+    assert len(own) >= 4
     assert user.denied == []
 
 
 @pytest.mark.parametrize("module", MODULES)
-async def test_a_module_may_walk_its_patrol(module: str, enter: Enter) -> None:
-    """It finds what nobody knows in its stream, twice, and learns whose last try has failed."""
-    user = await enter(module)
+async def test_a_module_can_recover_unroutable_messages_and_exhausted_deliveries(
+    module: str, connect_as: ConnectAs
+) -> None:
+    """It finds unroutable messages in its stream, twice, and may read the advisories of exhausted deliveries."""
+    user = await connect_as(module)
     js = user.client.jetstream(timeout=5)
-    letters = Letters()
+    dead_letters = DeadLetterList()
     known = {subject for each in TOPOLOGY.consumers for subject in each.subjects} | {f"{module}.known.v1"}
-    patrol = ExhaustedDeliveries(lambda: js, module, TOPOLOGY.consumers, known, letters, SystemClock(), poll_seconds=0.1)
+    recovery = ExhaustedDeliveries(
+        lambda: js, module, TOPOLOGY.consumers, known, dead_letters, SystemClock(), poll_seconds=0.1
+    )
     for subject in (f"{module}.nonsense.v1", f"{module}.rubbish.v1"):
         await js.publish(subject, b"{}")
-        await patrol.step()
-    assert [dead_letter.message.subject for dead_letter in letters.laid_down] == [f"{module}.nonsense.v1", f"{module}.rubbish.v1"]
-    for dead_letter in letters.laid_down:
+        await recovery.step()
+    assert [dead_letter.message.subject for dead_letter in dead_letters.stored] == [
+        f"{module}.nonsense.v1",
+        f"{module}.rubbish.v1",
+    ]
+    for dead_letter in dead_letters.stored:
         await js.publish(f"dead.{dead_letter.consumer}.{dead_letter.message.subject}", b"{}")
     assert user.denied == []
 
 
-async def test_the_provisioner_neither_speaks_nor_hears(enter: Enter, server: NatsServer) -> None:
-    """Who makes the streams puts nothing into them."""
-    user = await enter("orders")
+async def test_the_provisioner_can_neither_publish_nor_consume_events(
+    connect_as: ConnectAs, server: NatsServer
+) -> None:
+    """It only creates streams and durables."""
+    user = await connect_as("orders")
     denied: list[str] = []
 
     async def note(error: Exception) -> None:
@@ -251,13 +266,15 @@ async def test_the_provisioner_neither_speaks_nor_hears(enter: Enter, server: Na
 
 
 @pytest.mark.parametrize(("name", "password"), [("orders", "p-payments"), ("admin", "p-admin"), (None, None)])
-async def test_nobody_gets_in_without_the_right_password(server: NatsServer, name: str | None, password: str | None) -> None:
-    """There is no user for whoever names none."""
+async def test_a_connection_without_the_right_password_is_rejected(
+    server: NatsServer, name: str | None, password: str | None
+) -> None:
+    """There is no default user."""
 
-    async def quiet(error: Exception) -> None:
-        """The error is raised as well."""
+    async def ignore(error: Exception) -> None:
+        """Do nothing: connect raises the error as well."""
 
     client = Client()
     with pytest.raises(nats.errors.Error, match=r"(?i)authorization|no servers"):
-        await client.connect(server.url, user=name, password=password, allow_reconnect=False, error_cb=quiet)
+        await client.connect(server.url, user=name, password=password, allow_reconnect=False, error_cb=ignore)
     await client.close()

@@ -1,4 +1,4 @@
-"""NATS_CREDS, with a server that knows its users by JWT: an operator trusts an account, the account its users."""
+"""NATS_CREDS with a server that authenticates users by JWT: the operator signs the account, the account its users."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ JETSTREAM = dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer")
 
 @frozen
 class Key:
-    """A key pair of NATS; its public half names who has it."""
+    """A NATS key pair; the public key identifies its owner."""
 
     seed: bytes
 
@@ -37,10 +37,16 @@ class Key:
         name: bytes = nkeys.from_seed(bytearray(self.seed)).public_key
         return name.decode()
 
-    def vouch(self, subject: Key, **says: Any) -> str:
-        """Return the JWT in which this key says who *subject* is (NATS JWT, version 2)."""
-        claims = {"jti": subject.public, "iat": int(time.time()), "iss": self.public, "sub": subject.public, "name": "test"}
-        parts = {"typ": "JWT", "alg": "ed25519-nkey"}, {**claims, "nats": {"version": 2, **says}}
+    def sign(self, subject: Key, **attributes: Any) -> str:
+        """Return a NATS JWT (version 2) for *subject*, signed with this key."""
+        claims = {
+            "jti": subject.public,
+            "iat": int(time.time()),
+            "iss": self.public,
+            "sub": subject.public,
+            "name": "test",
+        }
+        parts = {"typ": "JWT", "alg": "ed25519-nkey"}, {**claims, "nats": {"version": 2, **attributes}}
         text = ".".join(_encoded(json.dumps(part).encode()) for part in parts)
         return f"{text}.{_encoded(nkeys.from_seed(bytearray(self.seed)).sign(text.encode()))}"
 
@@ -50,9 +56,9 @@ def _encoded(content: bytes) -> str:
 
 
 def credentials(folder: Path, account: Key) -> Path:
-    """Write the file of a user of *account*, as ``nsc generate creds`` does."""
+    """Write the credentials file of a new user of *account*, as ``nsc generate creds`` does."""
     user = Key.of(nkeys.PREFIX_BYTE_USER)
-    jwt = account.vouch(user, type="user", subs=-1, data=-1, payload=-1)
+    jwt = account.sign(user, type="user", subs=-1, data=-1, payload=-1)
     path = folder / f"{user.public}.creds"
     path.write_text(
         f"-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n"
@@ -62,23 +68,25 @@ def credentials(folder: Path, account: Key) -> Path:
 
 
 @pytest.mark.slow
-async def test_credentials_let_a_user_in_and_a_strangers_do_not(tmp_path: Path) -> None:
-    """Without them nobody gets in either."""
+async def test_only_credentials_of_a_known_account_are_accepted(tmp_path: Path) -> None:
+    """A connection without credentials is rejected as well."""
     operator = Key.of(nkeys.PREFIX_BYTE_OPERATOR)
-    ours, stranger, system = (Key.of(nkeys.PREFIX_BYTE_ACCOUNT) for _ in range(3))
+    account, unknown, system = (Key.of(nkeys.PREFIX_BYTE_ACCOUNT) for _ in range(3))
     known = {
-        ours.public: operator.vouch(ours, type="account", limits=CORE | JETSTREAM),
-        system.public: operator.vouch(system, type="account", limits=CORE),
+        account.public: operator.sign(account, type="account", limits=CORE | JETSTREAM),
+        system.public: operator.sign(system, type="account", limits=CORE),
     }
     config = (
-        f"operator: {operator.vouch(operator, type='operator')}\nsystem_account: {system.public}\nresolver: MEMORY\n"
+        f"operator: {operator.sign(operator, type='operator')}\nsystem_account: {system.public}\nresolver: MEMORY\n"
         f"resolver_preload: {json.dumps(known)}\n"
     )
     with NatsServer(tmp_path / "nats", config=config) as server:
-        settings = Settings(known_modules=MODULES, bus="nats", nats_url=(server.url,), nats_creds=str(credentials(tmp_path, ours)))
+        settings = Settings(
+            known_modules=MODULES, bus="nats", nats_url=(server.url,), nats_creds=str(credentials(tmp_path, account))
+        )
         async with jetstream(settings) as js:
             assert await js.streams_info() == []
-        for creds in None, str(credentials(tmp_path, stranger)):
+        for creds in None, str(credentials(tmp_path, unknown)):
             with pytest.raises(BrokerOutOfReach):
                 async with jetstream(Settings(known_modules=MODULES, bus="nats", nats_url=(server.url,), nats_creds=creds)):
                     pass

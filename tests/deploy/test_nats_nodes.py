@@ -1,4 +1,4 @@
-"""The configuration of the NATS nodes, run as it is deployed: three nodes, what is acknowledged is on disk, and TLS."""
+"""The deployed configuration of the NATS nodes: three nodes, a sync before every acknowledgement, and TLS."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ PASSWORDS = {f"{user.upper()}_PASSWORD": f"p-{user}" for user in (*MODULES, "pro
 
 @frozen
 class Node:
-    """A running node."""
+    """A running NATS node."""
 
     port: int
     monitor: str
 
     def ask(self, path: str) -> dict[str, object]:
-        with urlopen(self.monitor + path, timeout=5) as answer:
-            found: dict[str, object] = json.load(answer)
+        with urlopen(self.monitor + path, timeout=5) as response:
+            found: dict[str, object] = json.load(response)
             return found
 
 
 @contextmanager
 def node(folder: Path, name: str, cluster: str, files: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start nats.conf as it is committed; only ports and folders are this test's own."""
+    """Run a node with the committed nats.conf; the test changes only ports and folders."""
     shutil.copytree(CONFIGURATION, folder)
     (folder / "cluster.conf").write_text(cluster, encoding="utf-8")
     nats = (folder / "nats.conf").read_text(encoding="utf-8")
@@ -67,12 +67,14 @@ def node(folder: Path, name: str, cluster: str, files: Mapping[str, str]) -> Ite
 
 
 def ready(folder: Path, process: subprocess.Popen[bytes]) -> Node:
-    """Return the node once it serves."""
+    """Wait until the node is healthy; return it."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
             ports = json.loads((folder / f"nats-server_{process.pid}.ports").read_text(encoding="utf-8"))
-            found = Node(int(ports["nats"][0].rpartition(":")[2]), ports["monitoring"][0].replace("0.0.0.0", "127.0.0.1"))
+            found = Node(
+                int(ports["nats"][0].rpartition(":")[2]), ports["monitoring"][0].replace("0.0.0.0", "127.0.0.1")
+            )
             if found.ask("/healthz")["status"] == "ok":
                 return found
         except (OSError, ValueError, KeyError, IndexError):
@@ -98,15 +100,17 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.mark.slow
-async def test_three_nodes_keep_three_replicas_and_write_before_they_acknowledge(tmp_path: Path) -> None:
-    """sync_interval is read back: a misspelt one would leave two minutes of acknowledged orders to the page cache."""
+async def test_three_nodes_keep_three_replicas_and_sync_before_they_acknowledge(tmp_path: Path) -> None:
+    """The test reads the setting back: a misspelt sync_interval would leave acknowledged messages unsynced for two minutes."""
     ports = free_ports(3)
     routes = ", ".join(f'"nats-route://127.0.0.1:{port}"' for port in ports)
     with ExitStack() as running:
         folders = [tmp_path / f"node-{number}" for number in range(3)]
         processes = [
             running.enter_context(
-                node(folder, folder.name, f'cluster {{ name: test, listen: "127.0.0.1:{port}", routes: [{routes}] }}', {})
+                node(
+                    folder, folder.name, f'cluster {{ name: test, listen: "127.0.0.1:{port}", routes: [{routes}] }}', {}
+                )
             )
             for folder, port in zip(folders, ports, strict=True)
         ]
@@ -124,14 +128,14 @@ async def test_three_nodes_keep_three_replicas_and_write_before_they_acknowledge
 
 
 @pytest.mark.slow
-async def test_with_tls_a_client_that_knows_the_authority_gets_in_and_plain_text_does_not(tmp_path: Path) -> None:
-    """tls.conf in place of transport.conf, NATS_TLS_CA for the clients: that is all there is to it."""
-    authority, stranger = trustme.CA(), trustme.CA()
+async def test_with_tls_only_clients_that_trust_the_authority_connect(tmp_path: Path) -> None:
+    """tls.conf replaces transport.conf and clients set NATS_TLS_CA; a plain text connection is rejected."""
+    authority, other_authority = trustme.CA(), trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     tls = tmp_path / "tls"
     tls.mkdir()
     authority.cert_pem.write_to_path(str(tls / "ca.pem"))
-    stranger.cert_pem.write_to_path(str(tls / "stranger.pem"))
+    other_authority.cert_pem.write_to_path(str(tls / "other_authority.pem"))
     certificate.private_key_pem.write_to_path(str(tls / "server-key.pem"))
     for number, pem in enumerate(certificate.cert_chain_pems):
         pem.write_to_path(str(tls / "server.pem"), append=number > 0)
@@ -142,7 +146,7 @@ async def test_with_tls_a_client_that_knows_the_authority_gets_in_and_plain_text
         settings = provisioner(f"tls://127.0.0.1:{port}", tls_ca=str(tls / "ca.pem"))
         async with jetstream(settings) as js:
             assert await js.streams_info() == []
-        for url, tls_ca in (("nats", None), ("tls", str(tls / "stranger.pem"))):
+        for url, tls_ca in (("nats", None), ("tls", str(tls / "other_authority.pem"))):
             with pytest.raises(BrokerOutOfReach):
                 async with jetstream(provisioner(f"{url}://127.0.0.1:{port}", tls_ca=tls_ca)):
                     pass

@@ -1,4 +1,4 @@
-"""Three processes, each with its own user at NATS, and nothing that it may not do."""
+"""Three processes, each with the NATS user of its module, work within its permissions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def nats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NatsServer
 
 @pytest.fixture
 def processes(nats: NatsServer, tmp_path: Path) -> Iterator[dict[str, Server]]:
-    """One process for each module, as its own user; streams and durables were made by the provisioner."""
+    """One process per module with its own NATS user; the provisioner has created streams and durables."""
     common = {"BUS": "nats", "NATS_URL": nats.url}
     done = run(tmp_path, "topology", "--apply", NATS_USER="provisioner", NATS_PASSWORD="p-provisioner", **common)
     assert done.returncode == 0, done.stderr
@@ -55,20 +55,20 @@ def processes(nats: NatsServer, tmp_path: Path) -> Iterator[dict[str, Server]]:
 
 def call(method: str, url: str, body: Any = None) -> Any:
     content = None if body is None else json.dumps(body).encode()
-    with urlopen(Request(url, content, {"Content-Type": "application/json"}, method=method), timeout=10) as answer:
-        return json.load(answer)
+    with urlopen(Request(url, content, {"Content-Type": "application/json"}, method=method), timeout=10) as response:
+        return json.load(response)
 
 
-def until(url: str, name: str, wanted: str) -> None:
-    """Wait until what is at *url* has *wanted* as its *name*."""
+def wait_for(url: str, member: str, expected: str) -> None:
+    """Wait until *member* of the JSON at *url* is *expected*."""
     deadline = time.monotonic() + WAIT_SECONDS
-    while (seen := call("GET", url))[name] != wanted:
+    while (seen := call("GET", url))[member] != expected:
         assert time.monotonic() < deadline, seen
         time.sleep(0.02)
 
 
-def test_orders_go_all_the_way_within_these_rights(processes: dict[str, Server], nats: NatsServer) -> None:
-    """Placed, reserved, charged, confirmed; cancelled and refunded; on both lanes; and the server has refused nobody."""
+def test_orders_are_processed_within_these_permissions(processes: dict[str, Server], nats: NatsServer) -> None:
+    """Confirmed, then cancelled and refunded, on both lanes; the NATS server reports no permission violation."""
     orders, inventory, payments = (processes[module].url for module in ("orders", "inventory", "payments"))
     price = {"amount": 1250, "currency": "EUR"}
     call("PUT", f"{inventory}/v1/inventory/teapot", {"on_hand": 9, "unit_price": price})
@@ -77,43 +77,54 @@ def test_orders_go_all_the_way_within_these_rights(processes: dict[str, Server],
         placed = call("POST", f"{orders}/v1/orders", {"customer_id": "c", "items": items, "priority": priority})
         order = f"{orders}/v1/orders/{placed['order_id']}"
         payment = f"{payments}/v1/payments/{placed['order_id']}"
-        until(order, "status", "confirmed")
-        until(payment, "status", "captured")
+        wait_for(order, "status", "confirmed")
+        wait_for(payment, "status", "captured")
         call("POST", f"{order}/cancel", {})
-        until(payment, "status", "refunded")
+        wait_for(payment, "status", "refunded")
     for server in processes.values():
-        until(f"{server.url}/readyz", "status", "ready")
-    refused = [line for line in nats.log().splitlines() if "iolation" in line]
-    assert refused == []
+        wait_for(f"{server.url}/readyz", "status", "ready")
+    violations = [line for line in nats.log().splitlines() if "iolation" in line]
+    assert violations == []
 
 
-def test_a_module_may_say_again_what_it_has_said(processes: dict[str, Server]) -> None:
-    """`republish` gets its answers within the rights of the module's own user."""
-    call("POST", processes["orders"].url + "/v1/orders", {"customer_id": "c", "items": [{"product_id": "P", "quantity": 1}]})
+def test_a_module_can_republish_its_events(processes: dict[str, Server]) -> None:
+    """`republish` works with the permissions of the user of the module."""
+    call(
+        "POST",
+        processes["orders"].url + "/v1/orders",
+        {"customer_id": "c", "items": [{"product_id": "P", "quantity": 1}]},
+    )
     done = run(processes["orders"].folder, "republish", "--since", "1h", **processes["orders"].settings)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_every_process_knows_who_listens_within_these_rights(processes: dict[str, Server], nats: NatsServer) -> None:
-    """Otherwise nobody could ever say that an old version may go."""
+def test_every_process_can_list_the_consumers_of_its_events(processes: dict[str, Server], nats: NatsServer) -> None:
+    """It needs the list to report whether an old version may be dropped."""
     for module, server in processes.items():
         found = {each["subject"]: each for each in call("GET", f"{server.url}/v1/contracts")["items"]}
         assert {subject.partition(".")[0] for subject in found} >= {module}
-        assert [each["reasons"] for each in found.values() if any("does not answer" in why for why in each["reasons"])] == []
+        assert [
+            each["reasons"] for each in found.values() if any("does not answer" in why for why in each["reasons"])
+        ] == []
         if "orders.created.v1" in found:
-            assert {each["consumer"] for each in found["orders.created.v1"]["listeners"]} == {"inventory", "inventory-express"}
+            assert {each["consumer"] for each in found["orders.created.v1"]["listeners"]} == {
+                "inventory",
+                "inventory-express",
+            }
             assert found["orders.created.v1"]["safe_to_drop"]
     assert [line for line in nats.log().splitlines() if "iolation" in line] == []
 
 
-def test_a_wrong_password_keeps_a_module_from_the_bus_and_not_from_taking_orders(
-    nats: NatsServer, tmp_path: Path
-) -> None:
-    """It says so: degraded, and nothing is lost."""
-    server = Server(tmp_path, BUS="nats", NATS_URL=nats.url, MODULES="orders", NATS_USER="orders", NATS_PASSWORD="wrong")
+def test_a_module_with_a_wrong_password_still_accepts_orders(nats: NatsServer, tmp_path: Path) -> None:
+    """It is degraded, and the order is stored."""
+    server = Server(
+        tmp_path, BUS="nats", NATS_URL=nats.url, MODULES="orders", NATS_USER="orders", NATS_PASSWORD="wrong"
+    )
     try:
         server.start()
-        placed = call("POST", f"{server.url}/v1/orders", {"customer_id": "c", "items": [{"product_id": "t", "quantity": 1}]})
+        placed = call(
+            "POST", f"{server.url}/v1/orders", {"customer_id": "c", "items": [{"product_id": "t", "quantity": 1}]}
+        )
         assert placed["status"] == "processing"
         assert call("GET", f"{server.url}/readyz")["status"] == "degraded"
     finally:

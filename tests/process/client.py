@@ -1,8 +1,8 @@
-"""A client that is told the truth: statuses, headers and bodies as they came."""
+"""An HTTP client for tests: it returns status, headers and body of every response unchanged."""
 
 from __future__ import annotations
 
-__all__ = ["LOST", "Answering", "Client", "Reply", "eventually"]
+__all__ = ["RESPONSE_LOST", "Client", "Reply", "RequestTarget", "eventually"]
 
 import asyncio
 import json
@@ -17,13 +17,13 @@ from multidict import CIMultiDictProxy
 
 T = TypeVar("T")
 
-LOST = (aiohttp.ClientError, ConnectionError, TimeoutError)
-"""What a request raises whose answer did not come."""
+RESPONSE_LOST = (aiohttp.ClientError, ConnectionError, TimeoutError)
+"""What a request raises when no response arrives."""
 
 
 @frozen
 class Reply:
-    """An answer; *body* is its JSON, or None where it has none."""
+    """A response; *body* is the parsed JSON, or None for an empty body."""
 
     status: int
     headers: CIMultiDictProxy[str]
@@ -34,68 +34,68 @@ class Reply:
         return json.loads(self.text) if self.text else None
 
 
-async def eventually(ask: Callable[[], Awaitable[T]], is_so: Callable[[T], bool], seconds: float = 30.0) -> T:
-    """Ask until the answer *is_so*; fail with the last answer when *seconds* are over."""
+async def eventually(fetch: Callable[[], Awaitable[T]], is_met: Callable[[T], bool], seconds: float = 30.0) -> T:
+    """Call *fetch* until its result *is_met*, and return it; fail with the last result after *seconds*."""
     deadline = time.monotonic() + seconds
-    while not is_so(answer := await ask()):
-        assert time.monotonic() < deadline, f"still so after {seconds:g} s: {answer}"
-        await asyncio.sleep(0.02)  # another process has no other way to be waited for
-    return answer
+    while not is_met(result := await fetch()):
+        assert time.monotonic() < deadline, f"not met after {seconds:g} s: {result}"
+        await asyncio.sleep(0.02)  # polling is the only way to wait for the state of another process
+    return result
 
 
-class Answering(Protocol):
-    """What a client speaks to: one server, or several that share the paths among them."""
+class RequestTarget(Protocol):
+    """The target of a client: one server, or several servers that serve different paths."""
 
     def url_of(self, path: str) -> str:
-        """Return where *path* is answered at present."""
+        """Return the current URL of *path*."""
 
     def database_of(self, module: str) -> Path | str:
-        """Return the database that *module* keeps."""
+        """Return the database of *module*: a SQLite file or an address."""
 
 
 class Client:
-    """Speak HTTP to *server*, wherever it answers at present."""
+    """Sends HTTP requests to the current address of *server*."""
 
-    def __init__(self, server: Answering) -> None:
+    def __init__(self, server: RequestTarget) -> None:
         self.server = server
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=60), connector=aiohttp.TCPConnector(limit=0)
         )
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close the connections."""
         await self._session.close()
 
-    async def ask(
+    async def request(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, **more: Any
     ) -> Reply:
-        """Make one request; *body* goes out as JSON."""
+        """Send one request; *body* is sent as JSON."""
         if body is not None:
             more["json"] = body
-        return await self.call(self.server.url_of(path), method, headers=headers, **more)
+        return await self.request_url(self.server.url_of(path), method, headers=headers, **more)
 
-    async def call(self, url: str, method: str = "GET", **more: Any) -> Reply:
-        """Make one request to *url*, whoever answers there."""
-        async with self._session.request(method, url, **more) as answer:
-            return Reply(answer.status, answer.headers, await answer.text())
+    async def request_url(self, url: str, method: str = "GET", **more: Any) -> Reply:
+        """Send one request to *url*."""
+        async with self._session.request(method, url, **more) as response:
+            return Reply(response.status, response.headers, await response.text())
 
     async def get(self, path: str, status: int = 200, **headers: str) -> Any:
-        """Return the JSON at *path*, which must answer with *status*."""
-        reply = await self.ask("GET", path, headers=headers)
+        """Return the JSON of a GET of *path*, which must have *status*."""
+        reply = await self.request("GET", path, headers=headers)
         assert reply.status == status, f"GET {path}: {reply.status} {reply.text}"
         return reply.body
 
     async def stock(self, product_id: str, on_hand: int, amount: int = 100, currency: str = "EUR") -> Any:
-        """Set a product; return it."""
+        """Set the stock and the price of a product; return the product."""
         body = {"on_hand": on_hand, "unit_price": {"amount": amount, "currency": currency}}
-        reply = await self.ask("PUT", f"/v1/inventory/{product_id}", body)
+        reply = await self.request("PUT", f"/v1/inventory/{product_id}", body)
         assert reply.status == 200, reply.text
         return reply.body
 
     async def post(self, items: Mapping[str, int], key: str | None = None, **more: Any) -> Reply:
-        """Place an order for *items*, quantities by product."""
+        """Place an order for *items*, quantities by product id; return the response."""
         headers = {} if key is None else {"Idempotency-Key": key}
-        return await self.ask("POST", "/v1/orders", _order(items) | more, headers)
+        return await self.request("POST", "/v1/orders", _order(items) | more, headers)
 
     async def place(self, items: Mapping[str, int], key: str | None = None, **more: Any) -> str:
         """Place an order that must be accepted; return its id."""
@@ -105,45 +105,47 @@ class Client:
         return order_id
 
     async def stream(self, order_id: str) -> AsyncIterator[Any]:
-        """Yield the order after each change, as the server-sent events bring it, until they end."""
-        async with self._session.get(self.server.url_of(f"/v1/orders/{order_id}/stream")) as answer:
-            assert answer.status == 200, await answer.text()
-            assert answer.content_type == "text/event-stream"
-            async for line in answer.content:
+        """Yield the order after each change, from the server-sent events, until the stream ends."""
+        async with self._session.get(self.server.url_of(f"/v1/orders/{order_id}/stream")) as response:
+            assert response.status == 200, await response.text()
+            assert response.content_type == "text/event-stream"
+            async for line in response.content:
                 if line.startswith(b"data:"):
                     yield json.loads(line.removeprefix(b"data:"))
 
-    async def followed(self, order_id: str) -> Any:
-        """Follow an order to its end; return it as it is then."""
+    async def wait_until_final(self, order_id: str) -> Any:
+        """Follow the stream of an order to its final state; return the order."""
         order = [order async for order in self.stream(order_id)][-1]
         assert order["status"] in ("confirmed", "cancelled"), order
         return order
 
     async def cancel(self, order_id: str, reason: str | None = None) -> Any:
-        """Cancel an order; return it as the answer shows it."""
-        reply = await self.ask("POST", f"/v1/orders/{order_id}/cancel", None if reason is None else {"reason": reason})
+        """Cancel an order; return the order from the response."""
+        reply = await self.request(
+            "POST", f"/v1/orders/{order_id}/cancel", None if reason is None else {"reason": reason}
+        )
         assert reply.status == 202, reply.text
         return reply.body
 
-    async def payment_once(self, order_id: str, status: str, seconds: float = 30.0) -> Any:
-        """Wait until the order's payment has *status*; return it."""
+    async def wait_for_payment(self, order_id: str, status: str, seconds: float = 30.0) -> Any:
+        """Wait until the payment of the order has *status*; return the payment."""
 
-        async def ask() -> Any:
-            return (await self.ask("GET", f"/v1/payments/{order_id}")).body
+        async def payment() -> Any:
+            return (await self.request("GET", f"/v1/payments/{order_id}")).body
 
-        return await eventually(ask, lambda payment: bool(payment["status"] == status), seconds)
+        return await eventually(payment, lambda found: bool(found["status"] == status), seconds)
 
-    async def everything(self, path: str, limit: int = 200) -> list[Any]:
-        """Return all items of the list at *path*, page by page."""
-        found: list[Any] = []
+    async def list_all(self, path: str, limit: int = 200) -> list[Any]:
+        """Return all items of the list at *path*, read page by page."""
+        items: list[Any] = []
         cursor = ""
-        glue = "&" if "?" in path else "?"
+        separator = "&" if "?" in path else "?"
         while True:
-            page = await self.get(f"{path}{glue}limit={limit}{cursor}")
+            page = await self.get(f"{path}{separator}limit={limit}{cursor}")
             assert len(page["items"]) <= limit
-            found += page["items"]
+            items += page["items"]
             if page["next_cursor"] is None:
-                return found
+                return items
             cursor = f"&cursor={page['next_cursor']}"
 
 

@@ -1,4 +1,4 @@
-"""Servers that end with their test, and clients that hang up."""
+"""Fixtures: servers that are killed and clients that are closed at the end of the test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Serve = Callable[..., Server]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies here: it starts processes."""
+    """Mark every test of this folder with `process`: it starts processes."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.process)
@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Start a server with the given environment; it ends with the test, come what may."""
+    """Return a function that starts a server with the given environment; it is killed at the end of the test."""
     started: list[Server] = []
 
     def start(**settings: str) -> Server:
@@ -37,7 +37,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
 @pytest.fixture
 async def connect() -> AsyncIterator[Callable[[Server], Client]]:
-    """Make clients; they hang up when the test is over."""
+    """Return a function that makes clients; they are closed at the end of the test."""
     clients: list[Client] = []
 
     def make(server: Server) -> Client:
@@ -50,26 +50,26 @@ async def connect() -> AsyncIterator[Callable[[Server], Client]]:
 
 
 @pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests of a file that leave nothing behind."""
-    server = Server(tmp_path_factory.mktemp("house")).start()
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests of a file that leave its state unchanged."""
+    server = Server(tmp_path_factory.mktemp("shared")).start()
     yield server
     server.end()
 
 
 @pytest.fixture
-async def visitor(system: Server, connect: Callable[[Server], Client]) -> Client:
-    """A client of the server that others use as well."""
-    return connect(system)
+async def shared_client(shared_server: Server, connect: Callable[[Server], Client]) -> Client:
+    """A client of the shared server."""
+    return connect(shared_server)
 
 
 @pytest.fixture
 def server(serve: Serve) -> Server:
-    """A server with the defaults."""
+    """A server with the default settings."""
     return serve()
 
 
 @pytest.fixture
 async def client(server: Server, connect: Callable[[Server], Client]) -> Client:
-    """A client of a server with the defaults."""
+    """A client of the server with the default settings."""
     return connect(server)

@@ -1,17 +1,17 @@
 """
-What must be true of the world after whatever happened to it, once it has come to rest.
+The invariants of the system: what must be true once it is idle, whatever happened before.
 
-I1  every accepted order exists and is at its end
+I1  every accepted order exists and has a final state
 I2  at most one captured charge per order, and no refund above it
-I3  per product: what there was and what was added is on the shelf or shipped; nothing is held
-I4  confirmed means charged and shipped; cancelled means nothing held and nothing kept; timelines are legal
-I5  each event counted once
-I6  whatever was said has gone out, and was heard by everybody whom it concerns; nothing was given up in silence
+I3  per product: the initial and the added stock is on hand or shipped; nothing is reserved
+I4  confirmed orders are charged and shipped; cancelled orders hold no stock and no money; timelines are legal
+I5  each event is processed once
+I6  every event is sent, and is processed or dead-lettered by each of its consumers
 """
 
 from __future__ import annotations
 
-__all__ = ["MODULES", "check_world", "come_to_rest", "rows", "unheard"]
+__all__ = ["MODULES", "check_invariants", "rows", "unconsumed", "wait_until_idle"]
 
 import json
 import re
@@ -26,16 +26,16 @@ import psycopg
 
 from bus.subjects import EXPRESS, subject_of
 from modules import inventory, orders, payments
-from tests.process.client import Answering, Client, eventually
+from tests.process.client import Client, RequestTarget, eventually
 
 MODULES = ("orders", "inventory", "payments")
-HEARS = {
-    service.name: {subject_of(cls) + lane for cls in service.consumes for lane in ("", EXPRESS)}
-    for service in (orders.module(), inventory.module(), payments.module())
+CONSUMES = {
+    module.name: {subject_of(cls) + lane for cls in module.consumes for lane in ("", EXPRESS)}
+    for module in (orders.module(), inventory.module(), payments.module())
 }
 TERMINAL = {"confirmed", "cancelled"}
 
-_LETTERS = {
+_CODES = {
     "orders.created": "c",
     "inventory.reserved": "r",
     "payments.delayed": "d",
@@ -52,7 +52,7 @@ _LEGAL = {
 
 
 def rows(database: Path | str, query: str) -> list[Any]:
-    """Return what *query* finds in *database* (a file of SQLite, or an address), which is only looked at."""
+    """Return the rows of *query* on *database*, a SQLite file or an address, opened for reading."""
     if isinstance(database, str):
         with psycopg.connect(database) as connection:
             return connection.execute(query).fetchall()
@@ -60,87 +60,94 @@ def rows(database: Path | str, query: str) -> list[Any]:
         return connection.execute(query).fetchall()
 
 
-async def check_world(
+async def check_invariants(
     client: Client,
     accepted: Collection[str],
-    pieces: Mapping[str, int],
+    stock: Mapping[str, int],
     *,
-    unheard_max: int = 0,
-    dead: int = 0,
+    lost_responses_max: int = 0,
+    dead_letters: int = 0,
     seconds: float = 30.0,
 ) -> list[Any]:
     """
-    Wait until the world is at rest, then check I1 to I6; return all orders as the API shows them.
+    Wait until the system is idle, then check I1 to I6; return all orders in the format of the API.
 
-    *accepted* are the ids of all 202s. *pieces* says, per product, how many there were at first and how many were added.
-    *unheard_max* orders may exist whose answer nobody heard, *dead* dead letters must.
+    *accepted* are the ids of all orders answered with 202. *stock* is, per product, the initial plus the added stock.
+    Up to *lost_responses_max* more orders may exist, whose response was lost. There must be *dead_letters* dead letters.
     """
     server = client.server
-    await come_to_rest(server, seconds)
-    orders = await client.everything("/v1/orders")
+    await wait_until_idle(server, seconds)
+    orders = await client.list_all("/v1/orders")
     by_id = {order["order_id"]: order for order in orders}
     assert len(by_id) == len(orders), "I1: the list shows an order twice"
     assert set(accepted) - by_id.keys() == set(), "I1: an accepted order is lost"
-    assert len(by_id) <= len(set(accepted)) + unheard_max, "I1: there are orders that nobody placed"
+    assert len(by_id) <= len(set(accepted)) + lost_responses_max, "I1: there are orders that were not placed"
     for order in orders:
-        assert order["status"] in TERMINAL, f"I1: not at its end: {order}"
-    _check_money(server.database_of("payments"), by_id)
-    await _check_stock(client, orders, pieces)
-    _check_ends(server.database_of("inventory"), by_id)
-    _check_mail(server)
-    assert sum(len(_dead(server, module)) for module in MODULES) == dead, "I6: dead letters"
+        assert order["status"] in TERMINAL, f"I1: not in a final state: {order}"
+    _check_payments(server.database_of("payments"), by_id)
+    await _check_stock(client, orders, stock)
+    _check_final_states(server.database_of("inventory"), by_id)
+    _check_messages(server)
+    assert sum(len(_dead_lettered(server, module)) for module in MODULES) == dead_letters, "I6: dead letters"
     return orders
 
 
-async def come_to_rest(server: Answering, seconds: float) -> None:
+async def wait_until_idle(server: RequestTarget, seconds: float) -> None:
     """
-    Wait until nothing is unsent, nothing unheard, and nobody says anything more.
+    Wait until no event is unsent or unprocessed and no further event is published.
 
-    Time-outs are withdrawn at an order's end, so nothing is left for later either.
+    The time-out of an order is cancelled when the order ends, so no scheduled event is left either.
     """
     before = -1
 
-    async def left() -> list[Any]:
+    async def remaining() -> list[Any]:
         nonlocal before
         query = "SELECT subject, count(*) FROM {}_outbox WHERE sent_at IS NULL GROUP BY subject"
         unsent = [row for module in MODULES for row in rows(server.database_of(module), query.format(module))]
         if unsent:
             return unsent
-        # The parts are looked at one after the other: only if no word has been added meanwhile was all of it seen.
-        last, before = before, sum(len(_said(server, module)) for module in MODULES)
-        found = unheard(server)
-        return [f"{len(found)} unheard", *found[:5]] if found else [] if last == before else ["looked only once"]
+        # The databases are read one after the other: the result counts only if no event was added in the meantime.
+        last, before = before, sum(len(_published(server, module)) for module in MODULES)
+        found = unconsumed(server)
+        return [f"{len(found)} unconsumed", *found[:5]] if found else [] if last == before else ["read only once"]
 
-    await eventually(left, lambda found: not found, seconds)
+    await eventually(remaining, lambda found: not found, seconds)
 
 
-def unheard(server: Answering) -> list[tuple[str, str, str]]:
-    """Return whatever was said to a module and neither heard by it nor laid down: the module, the subject, the event."""
-    said = [row for module in MODULES for row in _said(server, module)]
+def unconsumed(server: RequestTarget) -> list[tuple[str, str, str]]:
+    """Return the events that a module neither processed nor dead-lettered: module, subject and event id."""
+    published = [row for module in MODULES for row in _published(server, module)]
     found = []
     for module in MODULES:
-        heard = {id for (id,) in rows(server.database_of(module), f"SELECT id FROM {module}_inbox")} | _dead(server, module)
-        found += [(module, subject, id) for subject, id in said if subject in HEARS[module] and id not in heard]
+        processed = {
+            id for (id,) in rows(server.database_of(module), f"SELECT id FROM {module}_inbox")
+        } | _dead_lettered(server, module)
+        found += [
+            (module, subject, id) for subject, id in published if subject in CONSUMES[module] and id not in processed
+        ]
     return found
 
 
-def _said(server: Answering, module: str) -> list[Any]:
+def _published(server: RequestTarget, module: str) -> list[Any]:
     return rows(server.database_of(module), f"SELECT subject, event_id FROM {module}_outbox")
 
 
-def _dead(server: Answering, module: str) -> set[str]:
-    """Return the events that *module* has given up on."""
-    letters = rows(server.database_of(module), f"SELECT message_id, message_headers FROM {module}_dead_letter")
-    return {json.loads(headers).get("ce-id", id) for id, headers in letters}
+def _dead_lettered(server: RequestTarget, module: str) -> set[str]:
+    """Return the ids of the events that *module* has dead-lettered."""
+    found = rows(server.database_of(module), f"SELECT message_id, message_headers FROM {module}_dead_letter")
+    return {json.loads(headers).get("ce-id", id) for id, headers in found}
 
 
-def _check_money(database: Path | str, orders: Mapping[str, Any]) -> None:
-    said = Counter(
-        (subject.split(".")[1], key)
-        for subject, key in rows(database, "SELECT subject, key FROM payments_outbox")
+def _check_payments(database: Path | str, orders: Mapping[str, Any]) -> None:
+    published = Counter(
+        (subject.split(".")[1], key) for subject, key in rows(database, "SELECT subject, key FROM payments_outbox")
     )
-    assert [found for found in said.items() if found[0][0] in ("captured", "refunded") and found[1] > 1] == [], "I2"
-    payments = {row[0]: row[1:] for row in rows(database, "SELECT order_id, status, amount, currency FROM payments_payment")}
+    assert [found for found in published.items() if found[0][0] in ("captured", "refunded") and found[1] > 1] == [], (
+        "I2"
+    )
+    payments = {
+        row[0]: row[1:] for row in rows(database, "SELECT order_id, status, amount, currency FROM payments_payment")
+    }
     assert payments.keys() <= orders.keys()
     for order_id, order in orders.items():
         status, amount, currency = payments.get(order_id, ("none", None, None))
@@ -151,42 +158,46 @@ def _check_money(database: Path | str, orders: Mapping[str, Any]) -> None:
             assert status in ("none", "declined", "refunded"), f"I4: cancelled and {status}: {order}"
 
 
-async def _check_stock(client: Client, orders: Collection[Any], pieces: Mapping[str, int]) -> None:
+async def _check_stock(client: Client, orders: Collection[Any], stock: Mapping[str, int]) -> None:
     shipped = Counter[str]()
     for order in orders:
         if order["status"] == "confirmed":
             for line in order["items"]:
                 shipped[line["product_id"]] += line["quantity"]
-    products = {product["product_id"]: product for product in await client.everything("/v1/inventory")}
-    for product_id, count in pieces.items():
+    products = {product["product_id"]: product for product in await client.list_all("/v1/inventory")}
+    for product_id, count in stock.items():
         product = products[product_id]
-        assert product["reserved"] == 0, f"I4: still held: {product}"
+        assert product["reserved"] == 0, f"I4: still reserved: {product}"
         assert product["available"] == product["on_hand"] >= 0, f"I3: {product}"
-        assert product["on_hand"] + shipped[product_id] == count, f"I3: {shipped[product_id]} shipped of {count}: {product}"
+        assert product["on_hand"] + shipped[product_id] == count, (
+            f"I3: {shipped[product_id]} shipped of {count}: {product}"
+        )
 
 
-def _check_ends(database: Path | str, orders: Mapping[str, Any]) -> None:
-    held = dict(rows(database, "SELECT order_id, status FROM inventory_reservation"))
-    assert held.keys() == orders.keys(), "I4: inventory has not heard of every order"
+def _check_final_states(database: Path | str, orders: Mapping[str, Any]) -> None:
+    reservations = dict(rows(database, "SELECT order_id, status FROM inventory_reservation"))
+    assert reservations.keys() == orders.keys(), "I4: inventory has no reservation for some order"
     for order_id, order in orders.items():
-        written = "".join(_LETTERS[entry["event"]] for entry in order["timeline"])
-        assert _LEGAL[order["status"]].fullmatch(written), f"I4: timeline {written!r}: {order}"
-        moments = [entry["at"] for entry in order["timeline"]]
-        assert moments == sorted(moments), f"I4: the timeline goes back: {order}"
+        codes = "".join(_CODES[entry["event"]] for entry in order["timeline"])
+        assert _LEGAL[order["status"]].fullmatch(codes), f"I4: timeline {codes!r}: {order}"
+        times = [entry["at"] for entry in order["timeline"]]
+        assert times == sorted(times), f"I4: the timeline is not in order: {order}"
         if order["status"] == "confirmed":
-            assert (order["reason"], held[order_id]) == (None, "shipped"), f"I4: {held[order_id]}: {order}"
+            assert (order["reason"], reservations[order_id]) == (None, "shipped"), (
+                f"I4: {reservations[order_id]}: {order}"
+            )
         else:
-            assert order["reason"], f"I4: cancelled for no reason: {order}"
-            assert held[order_id] in ("released", "rejected"), f"I4: {held[order_id]}: {order}"
+            assert order["reason"], f"I4: cancelled without a reason: {order}"
+            assert reservations[order_id] in ("released", "rejected"), f"I4: {reservations[order_id]}: {order}"
 
 
-def _check_mail(server: Answering) -> None:
+def _check_messages(server: RequestTarget) -> None:
     for module in MODULES:
         database = server.database_of(module)
-        ((heard, different),) = rows(database, f"SELECT count(*), count(DISTINCT id) FROM {module}_inbox")
-        assert heard == different, f"I5: {module} has heard an event twice"
-        # An event that is said in two versions is one event under two subjects.
+        ((processed, distinct),) = rows(database, f"SELECT count(*), count(DISTINCT id) FROM {module}_inbox")
+        assert processed == distinct, f"I5: {module} has processed an event twice"
+        # An event that is published in two versions is one event under two subjects.
         query = f"SELECT count(*), count(DISTINCT event_id || ' ' || subject) FROM {module}_outbox"
-        ((said, events),) = rows(database, query)
+        ((sent, events),) = rows(database, query)
         ((replays,),) = rows(database, f"SELECT coalesce(sum(replays), 0) FROM {module}_dead_letter")
-        assert said <= events + replays, f"I5: {module} has said an event twice"
+        assert sent <= events + replays, f"I5: {module} has published an event twice"

@@ -1,8 +1,8 @@
-"""The program as a process of its own, and what an operator can do to it."""
+"""Run the program as a separate process, and send it signals, as an operator does."""
 
 from __future__ import annotations
 
-__all__ = ["APART", "READY_SECONDS", "Server", "environment_of", "run"]
+__all__ = ["READY_SECONDS", "SEPARATE_DATABASES", "Server", "environment_of", "run"]
 
 import os
 import re
@@ -16,20 +16,22 @@ from pathlib import Path
 
 READY_SECONDS = 60.0
 
-APART = {f"{name.upper()}_DATABASE_URL": f"sqlite:///data/{name}.db" for name in ("orders", "inventory", "payments")}
-"""Settings that give each module a file of its own: then every event travels over the bus, through outbox and inbox."""
+SEPARATE_DATABASES = {
+    f"{name.upper()}_DATABASE_URL": f"sqlite:///data/{name}.db" for name in ("orders", "inventory", "payments")
+}
+"""Settings that give each module its own SQLite file: every event then goes through outbox, bus and inbox."""
 
 _READY = re.compile(r"ready at (http://\S+)")
-_KEPT = re.compile(r"(PATH|HOME|TMPDIR|LANG|LC_.*|PYTHON(?!PATH).*|COVERAGE_.*|VIRTUAL_ENV)\Z")
+_INHERITED = re.compile(r"(PATH|HOME|TMPDIR|LANG|LC_.*|PYTHON(?!PATH).*|COVERAGE_.*|VIRTUAL_ENV)\Z")
 
 
 def environment_of(settings: Mapping[str, str]) -> dict[str, str]:
-    """Return *settings* and the bare system beside them: nothing that the tests' own shell has set comes along."""
-    return {name: value for name, value in os.environ.items() if _KEPT.match(name)} | dict(settings)
+    """Return *settings* plus the basic system variables; no other variable of the test process is inherited."""
+    return {name: value for name, value in os.environ.items() if _INHERITED.match(name)} | dict(settings)
 
 
 def run(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run one command of the program in *folder* to its end."""
+    """Run one command of the program in *folder* and wait for its end."""
     return subprocess.run(
         [sys.executable, "-m", "app", *arguments],
         cwd=folder,
@@ -44,9 +46,10 @@ def run(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedP
 
 class Server:
     """
-    ``python -m app serve`` in *folder*, with *settings* as its environment; started as often as one likes.
+    ``python -m app serve`` in *folder*, with *settings* as its environment; can be started several times.
 
-    Every start picks a free port, so `url` is the present one. All starts share the folder, and with it the database.
+    Every start picks a free port, and `url` is the address of the latest start. All starts share the folder and with it
+    the database.
     """
 
     def __init__(self, folder: Path, **settings: str) -> None:
@@ -55,36 +58,36 @@ class Server:
         self.url = ""
         self.ready_seconds = 0.0
         self.lines: list[str] = []
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
 
     @property
     def database(self) -> Path | str:
-        """Where it keeps everything: a file, or an address."""
+        """The database of the server: a SQLite file or an address."""
         return self.settings.get("DATABASE_URL") or self.folder / "data" / "fulfilment.db"
 
     def database_of(self, module: str) -> Path | str:
-        """Where *module* keeps everything: in a file of its own (`APART`), or in the one that they all share."""
+        """Return the database of *module*: its own file (`SEPARATE_DATABASES`), or the one that all modules share."""
         address = self.settings.get(f"{module.upper()}_DATABASE_URL")
         return self.database if address is None else self.folder / address.removeprefix("sqlite:///")
 
     def url_of(self, path: str) -> str:
-        """Where *path* is answered at present."""
+        """Return the URL of *path* at the latest start."""
         return self.url + path
 
     @property
     def pid(self) -> int:
-        """The process that runs now, or that ran last."""
+        """The id of the latest process."""
         return self._running.pid
 
     @property
     def stderr(self) -> str:
-        """What all its starts have written to stderr."""
+        """What all starts together have written to stderr."""
         return (self.folder / "stderr.txt").read_text(encoding="utf-8")
 
     def start(self) -> Server:
-        """Start it and wait until it says where it answers."""
+        """Start the process and wait until it prints its address."""
         began = time.monotonic()
         self.launch()
         self.wait_until_ready()
@@ -92,13 +95,13 @@ class Server:
         return self
 
     def wait_until_ready(self) -> None:
-        """Wait until it says where it answers."""
-        found = _READY.search(self.wait_for_line(lambda line: _READY.search(line) is not None))
-        assert found is not None
-        self.url = found[1]
+        """Wait until the process prints its address."""
+        match = _READY.search(self.wait_for_line(lambda line: _READY.search(line) is not None))
+        assert match is not None
+        self.url = match[1]
 
     def launch(self) -> None:
-        """Start it and wait for nothing."""
+        """Start the process without waiting until it is ready."""
         self.end()
         self.lines = []
         with (self.folder / "stderr.txt").open("a", encoding="utf-8") as stderr:
@@ -116,40 +119,40 @@ class Server:
         self._reader.start()
 
     def wait_for_line(self, is_wanted: Callable[[str], bool], seconds: float = READY_SECONDS) -> str:
-        """Return the first line on stdout that *is_wanted*, of this start, read already or yet to come."""
+        """Return the first stdout line of the latest start that *is_wanted*; wait for it up to *seconds*."""
         assert self._reader is not None
         seen = 0
 
-        def found() -> bool:
+        def is_done() -> bool:
             nonlocal seen
             while seen < len(self.lines) and not is_wanted(self.lines[seen]):
                 seen += 1
             return seen < len(self.lines) or self._running.stdout is None or self._running.stdout.closed
 
-        with self._news:
-            self._news.wait_for(found, seconds)
+        with self._changed:
+            self._changed.wait_for(is_done, seconds)
             if seen < len(self.lines):
                 return self.lines[seen]
         raise AssertionError(f"no such line in {seconds:g} s; stdout: {self.lines[-20:]}; stderr: {self.stderr}")
 
     def send(self, number: signal.Signals) -> None:
-        """Send it the signal *number*."""
+        """Send the signal *number* to the process."""
         self._running.send_signal(number)
 
     def kill(self) -> None:
-        """End it without a word, and wait until it is gone."""
+        """Send SIGKILL and wait until the process has ended."""
         self._running.kill()
         self.wait()
 
     def wait(self, seconds: float = 30.0) -> int:
-        """Wait for its end; return its exit code."""
+        """Wait until the process has ended; return its exit code."""
         code = self._running.wait(seconds)
         assert self._reader is not None
         self._reader.join()
         return code
 
     def end(self) -> None:
-        """Leave nothing of it behind. Idempotent; touches no process but its own."""
+        """Kill the process if it is running. Idempotent."""
         if self._process is not None and self._process.poll() is None:
             self.kill()
         if self._reader is not None:
@@ -157,16 +160,16 @@ class Server:
 
     @property
     def _running(self) -> subprocess.Popen[str]:
-        assert self._process is not None, "it was never started"
+        assert self._process is not None, "the server was never started"
         return self._process
 
     def _read(self, process: subprocess.Popen[str], lines: list[str]) -> None:
-        """Take what it writes, so that it never waits for us."""
+        """Read the stdout of the process, so that its pipe never fills up."""
         assert process.stdout is not None
         for line in process.stdout:
-            with self._news:
+            with self._changed:
                 lines.append(line.rstrip("\n"))
-                self._news.notify_all()
-        with self._news:
+                self._changed.notify_all()
+        with self._changed:
             process.stdout.close()
-            self._news.notify_all()
+            self._changed.notify_all()

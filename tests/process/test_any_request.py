@@ -1,4 +1,4 @@
-"""Whatever is asked of the server by the letter of its own description, it answers as described, and never with a 5xx."""
+"""Generated requests: the server answers every request of its OpenAPI document as described, never with a 5xx."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ CHECKS = [
     response_schema_conformance,
 ]
 PATHS = openapi.document(build_modules(load({}, MODULES)), "0", [DEAD_LETTERS, CONTRACTS, WEBHOOKS])["paths"]
-# A stream of events does not end by itself; tests/web has the look at it.
+# A stream of events does not end by itself; tests/web covers it.
 OPERATIONS = [(method.upper(), path) for path, item in PATHS.items() for method in item if not path.endswith("/stream")]
-AS_OFTEN = settings(
+GENERATION = settings(
     max_examples=20,
     deadline=None,
     derandomize=True,
@@ -48,40 +48,40 @@ AS_OFTEN = settings(
 
 
 @pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that has all it needs to answer, the secret for Stripe's signatures included."""
-    server = Server(tmp_path_factory.mktemp("house"), STRIPE_WEBHOOK_SECRET="whsec_" + 32 * "0").start()
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with all settings that its routes need, including the secret of the Stripe webhook."""
+    server = Server(tmp_path_factory.mktemp("server"), STRIPE_WEBHOOK_SECRET="whsec_" + 32 * "0").start()
     yield server
     server.end()
 
 
 @pytest.fixture(scope="module")
-def described(system: Server) -> schemathesis.BaseSchema:
-    """The server's own description."""
-    return schemathesis.openapi.from_url(f"{system.url}/openapi.json")
+def schema(server: Server) -> schemathesis.BaseSchema:
+    """The OpenAPI document of the server."""
+    return schemathesis.openapi.from_url(f"{server.url}/openapi.json")
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS, ids=[" ".join(each) for each in OPERATIONS])
 @pytest.mark.parametrize("mode", ["positive", "negative"])
-def test_every_answer_is_as_described(
-    described: schemathesis.BaseSchema, method: str, path: str, mode: str
+def test_every_response_matches_the_openapi_document(
+    schema: schemathesis.BaseSchema, method: str, path: str, mode: str
 ) -> None:
-    """Status, content type, headers and body; requests that fit the description, and requests that do not."""
-    operation = described[path][method]
+    """Status, content type, headers and body, for valid and for invalid requests."""
+    operation = schema[path][method]
 
-    @AS_OFTEN
+    @GENERATION
     @given(operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
-    def ask(case: schemathesis.Case[Any]) -> None:
+    def send(case: schemathesis.Case[Any]) -> None:
         case.call_and_validate(checks=CHECKS)
 
-    ask()
+    send()
 
 
-def test_every_path_of_the_server_is_asked(described: schemathesis.BaseSchema) -> None:
-    """What is listed above is what the server describes."""
+def test_every_path_of_the_server_is_covered(schema: schemathesis.BaseSchema) -> None:
+    """`OPERATIONS` is the list of the operations in the OpenAPI document of the server."""
     found = set()
-    for each in described.get_all_operations():
+    for each in schema.get_all_operations():
         assert isinstance(each, Ok)
         found.add((each.ok().method.upper(), each.ok().path))
-    here = ("GET", "/openapi.json")  # where the description was read, and so not asked for again by the library
-    assert {each for each in found if not each[1].endswith("/stream")} | {here} == set(OPERATIONS)
+    excluded = ("GET", "/openapi.json")  # the library has read the document there and omits the operation
+    assert {each for each in found if not each[1].endswith("/stream")} | {excluded} == set(OPERATIONS)

@@ -1,4 +1,4 @@
-"""Many who want the same thing at the same moment."""
+"""Concurrent requests for the same resource."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import asyncio
 from collections import Counter
 
 from tests.process.client import Client
-from tests.process.invariants import check_world
+from tests.process.invariants import check_invariants
 from tests.process.server import Server
 
 
-async def test_fifty_posts_under_one_key_are_one_order(server: Server, client: Client) -> None:
-    """One key is one order and one charge; whoever did not place it is told so."""
+async def test_fifty_posts_with_one_idempotency_key_are_one_order(server: Server, client: Client) -> None:
+    """One key is one order and one charge; every other response is marked as replayed."""
     await client.stock("SKU-1", 100)
     replies = await asyncio.gather(*(client.post({"SKU-1": 2}, "one-key") for _ in range(50)))
     assert {reply.status for reply in replies} == {202}
@@ -20,23 +20,23 @@ async def test_fifty_posts_under_one_key_are_one_order(server: Server, client: C
     assert {reply.headers["Location"] for reply in replies} == {f"/v1/orders/{order_id}"}
     replayed = [reply.headers.get("Idempotency-Replayed") for reply in replies]
     assert Counter(replayed) == {"true": 49, None: 1}
-    await client.followed(order_id)
+    await client.wait_until_final(order_id)
 
     await asyncio.to_thread(server.kill)
     await asyncio.to_thread(server.start)
     after = await client.post({"SKU-1": 2}, "one-key")
     assert (after.status, after.text, after.headers["Idempotency-Replayed"]) == (202, replies[0].text, "true")
-    await check_world(client, [order_id], {"SKU-1": 100})
+    await check_invariants(client, [order_id], {"SKU-1": 100})
     assert (await client.get("/v1/inventory/SKU-1"))["on_hand"] == 98
 
 
-async def test_a_hundred_orders_for_the_last_ten_of_two_products(client: Client) -> None:
-    """In whatever order the lines stand, exactly ten get both, nobody gets one of them, and nobody waits forever."""
+async def test_the_last_ten_pieces_of_two_products_go_to_ten_of_a_hundred_orders(client: Client) -> None:
+    """Whatever the order of the lines, ten orders get both products, no order gets only one, and there is no deadlock."""
     await client.stock("SKU-A", 10)
     await client.stock("SKU-B", 10)
-    wishes = ({"SKU-A": 1, "SKU-B": 1}, {"SKU-B": 1, "SKU-A": 1})
-    order_ids = await asyncio.gather(*(client.place(wishes[n % 2]) for n in range(100)))
-    orders = await check_world(client, order_ids, {"SKU-A": 10, "SKU-B": 10})
+    baskets = ({"SKU-A": 1, "SKU-B": 1}, {"SKU-B": 1, "SKU-A": 1})
+    order_ids = await asyncio.gather(*(client.place(baskets[n % 2]) for n in range(100)))
+    orders = await check_invariants(client, order_ids, {"SKU-A": 10, "SKU-B": 10})
     assert Counter((order["status"], order["reason"]) for order in orders) == {
         ("confirmed", None): 10,
         ("cancelled", "insufficient_stock"): 90,
@@ -46,18 +46,18 @@ async def test_a_hundred_orders_for_the_last_ten_of_two_products(client: Client)
         assert (product["on_hand"], product["reserved"], product["available"]) == (0, 0, 0)
 
 
-async def test_cancellations_that_race_with_everything(client: Client) -> None:
-    """Cancelled at any step and by many at once, an order is undone once."""
+async def test_concurrent_cancellations_undo_an_order_once(client: Client) -> None:
+    """At every step of the order, and with several cancellations at the same time."""
     await client.stock("SKU-1", 200)
 
-    async def change_ones_mind(number: int) -> str:
+    async def place_and_cancel(number: int) -> str:
         order_id = await client.place({"SKU-1": 1})
-        await asyncio.sleep(number * 0.0005)  # not to wait for anything: to meet another step each time
-        answers = await asyncio.gather(*(client.cancel(order_id, f"no {n}") for n in range(3)))
-        assert {answer["status"] for answer in answers} == {"cancelled"}
+        await asyncio.sleep(number * 0.0005)  # so that each cancellation arrives at a different step
+        responses = await asyncio.gather(*(client.cancel(order_id, f"no {n}") for n in range(3)))
+        assert {answer["status"] for answer in responses} == {"cancelled"}
         return order_id
 
-    order_ids = await asyncio.gather(*(change_ones_mind(number) for number in range(100)))
-    orders = await check_world(client, order_ids, {"SKU-1": 200})
+    order_ids = await asyncio.gather(*(place_and_cancel(number) for number in range(100)))
+    orders = await check_invariants(client, order_ids, {"SKU-1": 200})
     assert Counter((order["status"], order["reason"]) for order in orders) == {("cancelled", "requested"): 100}
     assert (await client.get("/v1/inventory/SKU-1"))["on_hand"] == 200

@@ -1,4 +1,4 @@
-"""The public contract of orders, inventory and payments, as a client meets it."""
+"""The HTTP contract of orders, inventory and payments, tested by a client."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from uuid import UUID
 
 from tests.process.client import Client, Reply, eventually
 from tests.process.conftest import Serve
-from tests.process.invariants import check_world
+from tests.process.invariants import check_invariants
 from tests.process.server import Server
 
 UNKNOWN = "01890000-0000-7000-8000-000000000000"
-MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)")
+TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)")
 
 
 def assert_problem(reply: Reply, status: int, code: str | None = None) -> Any:
-    """See that *reply* is a problem in full; return it."""
+    """Check that *reply* is a complete problem document; return it."""
     assert reply.status == status, reply.text
     assert reply.headers["Content-Type"].startswith("application/problem+json")
     problem = reply.body
@@ -29,8 +29,8 @@ def assert_problem(reply: Reply, status: int, code: str | None = None) -> Any:
     return problem
 
 
-async def test_an_order_from_post_to_confirmed(client: Client) -> None:
-    """202 with a Location at once; then what was ordered is charged, shipped and told in the timeline."""
+async def test_an_order_is_charged_shipped_and_confirmed(client: Client) -> None:
+    """The POST is answered with 202 and a Location; the order, the payment, the stock and the timeline follow."""
     await client.stock("SKU-1", 100, amount=1250)
     await client.stock("SKU-2", 5, amount=1)
     body = {
@@ -42,7 +42,7 @@ async def test_an_order_from_post_to_confirmed(client: Client) -> None:
         ],
         "payment_method": "pm_card",
     }
-    reply = await client.ask("POST", "/v1/orders", body)
+    reply = await client.request("POST", "/v1/orders", body)
     assert reply.status == 202
     assert reply.headers["Content-Type"].startswith("application/json")
     assert reply.body == {"order_id": str(UUID(reply.body["order_id"])), "status": "processing"}
@@ -50,9 +50,9 @@ async def test_an_order_from_post_to_confirmed(client: Client) -> None:
     assert reply.headers["Location"] == f"/v1/orders/{order_id}"
     assert "Idempotency-Replayed" not in reply.headers
 
-    followed = await client.followed(order_id)
+    streamed = await client.wait_until_final(order_id)
     order = await client.get(reply.headers["Location"])
-    assert followed == order
+    assert streamed == order
     assert order.keys() == {
         "order_id", "customer_id", "status", "reason", "items", "total", "priority", "created_at", "updated_at", "timeline",
     }  # fmt: skip
@@ -62,8 +62,8 @@ async def test_an_order_from_post_to_confirmed(client: Client) -> None:
     assert order["total"] == {"amount": 3751, "currency": "EUR"}
     events = [entry["event"] for entry in order["timeline"]]
     assert events == ["orders.created", "inventory.reserved", "orders.confirmed"]
-    for moment in (order["created_at"], order["updated_at"], *(entry["at"] for entry in order["timeline"])):
-        assert MOMENT.fullmatch(moment)
+    for time in (order["created_at"], order["updated_at"], *(entry["at"] for entry in order["timeline"])):
+        assert TIMESTAMP.fullmatch(time)
 
     payment = await client.get(f"/v1/payments/{order_id}")
     assert payment.keys() == {"order_id", "status", "amount", "attempts", "reference", "updated_at"}
@@ -78,20 +78,20 @@ async def test_an_order_from_post_to_confirmed(client: Client) -> None:
         "product_id": "SKU-1", "name": None, "on_hand": 97, "reserved": 0, "available": 97,
         "unit_price": {"amount": 1250, "currency": "EUR"},
     }  # fmt: skip
-    await check_world(client, [order_id], {"SKU-1": 100, "SKU-2": 5})
+    await check_invariants(client, [order_id], {"SKU-1": 100, "SKU-2": 5})
 
 
 async def test_a_confirmed_order_can_be_cancelled(client: Client) -> None:
-    """Stock goes back, the payment is refunded; asking again gives the same 202 and undoes nothing twice."""
+    """The stock is released and the payment refunded; a second request gives the same 202 and undoes nothing twice."""
     await client.stock("SKU-1", 10)
     order_id = await client.place({"SKU-1": 4})
-    assert (await client.followed(order_id))["status"] == "confirmed"
+    assert (await client.wait_until_final(order_id))["status"] == "confirmed"
     first = await client.cancel(order_id, "changed my mind")
     assert (first["status"], first["reason"]) == ("cancelled", "requested")
-    await client.payment_once(order_id, "refunded")
+    await client.wait_for_payment(order_id, "refunded")
     again = await client.cancel(order_id)
     assert (again["order_id"], again["status"], again["reason"]) == (order_id, "cancelled", "requested")
-    (order,) = await check_world(client, [order_id], {"SKU-1": 10})
+    (order,) = await check_invariants(client, [order_id], {"SKU-1": 10})
     events = [entry["event"] for entry in order["timeline"]]
     assert events[:4] == ["orders.created", "inventory.reserved", "orders.confirmed", "orders.cancelled"]
     assert sorted(events[4:]) == ["inventory.released", "payments.refunded"]
@@ -99,125 +99,133 @@ async def test_a_confirmed_order_can_be_cancelled(client: Client) -> None:
     assert (await client.get(f"/v1/payments/{order_id}"))["status"] == "refunded"
 
 
-async def test_why_orders_are_cancelled(serve: Serve, connect: Callable[[Server], Client]) -> None:
-    """Each business no has its reason, holds nothing and charges nothing."""
+async def test_a_cancelled_order_has_a_reason(serve: Serve, connect: Callable[[Server], Client]) -> None:
+    """Each rejection has its own reason, reserves nothing and charges nothing."""
     client = connect(serve(SIMULATED_DECLINE_OVER="1000"))
     await client.stock("SKU-1", 100)
     await client.stock("SKU-DOLLAR", 100, currency="USD")
-    wishes: dict[str | None, dict[str, int]] = {
+    baskets: dict[str | None, dict[str, int]] = {
         "insufficient_stock": {"SKU-1": 101},
         "unknown_product": {"SKU-1": 1, "SKU-NOWHERE": 1},
         "mixed_currency": {"SKU-1": 1, "SKU-DOLLAR": 1},
         "payment_declined": {"SKU-1": 11},
         None: {"SKU-1": 10},
     }
-    order_ids = {reason: await client.place(items) for reason, items in wishes.items()}
+    order_ids = {reason: await client.place(items) for reason, items in baskets.items()}
     for reason, order_id in order_ids.items():
-        order = await client.followed(order_id)
+        order = await client.wait_until_final(order_id)
         assert (order["status"], order["reason"]) == ("cancelled" if reason else "confirmed", reason)
-    orders = await check_world(client, list(order_ids.values()), {"SKU-1": 100, "SKU-DOLLAR": 100})
+    orders = await check_invariants(client, list(order_ids.values()), {"SKU-1": 100, "SKU-DOLLAR": 100})
     assert len(orders) == 5
     assert (await client.get(f"/v1/payments/{order_ids['payment_declined']}"))["status"] == "declined"
     assert (await client.get("/v1/inventory/SKU-1"))["on_hand"] == 90
 
 
-async def test_express_orders_go_the_whole_way(client: Client) -> None:
-    """An express order says so and ends like any other; its messages travel under names of their own."""
+async def test_an_express_order_is_confirmed(client: Client) -> None:
+    """The order shows its priority and ends like any other; its messages have subjects of their own."""
     await client.stock("SKU-1", 10)
     order_id = await client.place({"SKU-1": 1}, priority="express")
-    order = await client.followed(order_id)
+    order = await client.wait_until_final(order_id)
     assert (order["status"], order["priority"]) == ("confirmed", "express")
-    await check_world(client, [order_id], {"SKU-1": 10})
-    page = (await client.ask("GET", "/metrics")).text
+    await check_invariants(client, [order_id], {"SKU-1": 10})
+    page = (await client.request("GET", "/metrics")).text
     assert 'messages_published_total{subject="orders.created.v1.express"}' in page
     assert 'subject="orders.created.v1"' not in page
 
 
 async def test_lists_are_paged_and_filtered(client: Client) -> None:
-    """Newest first, every order once however small the pages; filters narrow; nonsense is refused."""
+    """Newest first, every order once for any page size; filters apply; invalid parameters are rejected."""
     await client.stock("SKU-1", 4)
     placed = []
     for number in range(7):
         placed.append(await client.place({"SKU-1": 1}, customer_id=f"c-{number % 2}"))
-        await client.followed(placed[-1])
+        await client.wait_until_final(placed[-1])
     for limit in (1, 3, 7, 200):
-        found = await client.everything("/v1/orders", limit)
+        found = await client.list_all("/v1/orders", limit)
         assert [order["order_id"] for order in found] == placed[::-1]
     assert len((await client.get("/v1/orders"))["items"]) == 7
-    one = await client.everything("/v1/orders?customer_id=c-1", 2)
+    one = await client.list_all("/v1/orders?customer_id=c-1", 2)
     assert [order["order_id"] for order in one] == placed[1::2][::-1]
-    cancelled = await client.everything("/v1/orders?status=cancelled", 2)
+    cancelled = await client.list_all("/v1/orders?status=cancelled", 2)
     assert [order["order_id"] for order in cancelled] == placed[4:][::-1]
-    both = await client.everything("/v1/orders?status=confirmed&customer_id=c-0")
+    both = await client.list_all("/v1/orders?status=confirmed&customer_id=c-0")
     assert [order["order_id"] for order in both] == [placed[2], placed[0]]
-    assert await client.get("/v1/orders?customer_id=nobody") == {"items": [], "next_cursor": None}
+    assert await client.get("/v1/orders?customer_id=unknown") == {"items": [], "next_cursor": None}
     for query in ("limit=0", "limit=201", "limit=x", "status=lost", "cursor=%00", "customer_id=", "colour=red"):
-        assert_problem(await client.ask("GET", f"/v1/orders?{query}"), 400)
+        assert_problem(await client.request("GET", f"/v1/orders?{query}"), 400)
 
     for number in range(5):
         await client.stock(f"P-{number}", number)
-    products = [product["product_id"] for product in await client.everything("/v1/inventory", 2)]
+    products = [product["product_id"] for product in await client.list_all("/v1/inventory", 2)]
     assert products == [*(f"P-{number}" for number in range(5)), "SKU-1"]
 
 
-async def test_what_is_not_there(visitor: Client) -> None:
-    """404 and 405 are problems like any other."""
+async def test_unknown_paths_and_methods_are_problems(shared_client: Client) -> None:
+    """404 and 405 are problem documents; 405 has the Allow header."""
     for path in (
         f"/v1/orders/{UNKNOWN}", "/v1/orders/nonsense", f"/v1/orders/{UNKNOWN}/stream", "/v1/inventory/SKU-9",
         f"/v1/payments/{UNKNOWN}", "/v1/dead-letters/nothing", "/v2/orders", "/",
     ):  # fmt: skip
-        assert_problem(await visitor.ask("GET", path), 404)
-    assert_problem(await visitor.ask("POST", f"/v1/orders/{UNKNOWN}/cancel"), 404, "order_not_found")
-    assert_problem(await visitor.ask("POST", "/v1/inventory/SKU-9/restock", {"quantity": 1}), 404, "product_not_found")
+        assert_problem(await shared_client.request("GET", path), 404)
+    assert_problem(await shared_client.request("POST", f"/v1/orders/{UNKNOWN}/cancel"), 404, "order_not_found")
+    assert_problem(
+        await shared_client.request("POST", "/v1/inventory/SKU-9/restock", {"quantity": 1}), 404, "product_not_found"
+    )
     for method, path in (("DELETE", "/v1/orders"), ("PUT", f"/v1/orders/{UNKNOWN}"), ("POST", "/v1/payments/x")):
-        reply = await visitor.ask(method, path)
+        reply = await shared_client.request(method, path)
         assert_problem(reply, 405)
         assert "GET" in reply.headers["Allow"]
 
 
-async def test_stock_cannot_be_set_below_what_is_held(serve: Serve, connect: Callable[[Server], Client]) -> None:
-    """409 while an order holds more; afterwards it may be set."""
+async def test_the_stock_cannot_be_set_below_the_reserved_quantity(
+    serve: Serve, connect: Callable[[Server], Client]
+) -> None:
+    """It is answered with 409 while an order reserves more; a higher value is accepted."""
     client = connect(serve(SIMULATED_LATENCY_MS="1000"))
     await client.stock("SKU-1", 10)
     order_id = await client.place({"SKU-1": 4})
     async for order in client.stream(order_id):
         if order["status"] == "reserved":
             break
-    held = await client.get("/v1/inventory/SKU-1")
-    assert (held["on_hand"], held["reserved"], held["available"]) == (10, 4, 6)
+    product = await client.get("/v1/inventory/SKU-1")
+    assert (product["on_hand"], product["reserved"], product["available"]) == (10, 4, 6)
     body = {"on_hand": 3, "unit_price": {"amount": 100, "currency": "EUR"}}
-    assert_problem(await client.ask("PUT", "/v1/inventory/SKU-1", body), 409, "below_reserved")
-    assert await client.get("/v1/inventory/SKU-1") == held
+    assert_problem(await client.request("PUT", "/v1/inventory/SKU-1", body), 409, "below_reserved")
+    assert await client.get("/v1/inventory/SKU-1") == product
     assert (await client.stock("SKU-1", 4))["available"] == 0
-    assert (await client.followed(order_id))["status"] == "confirmed"
-    await check_world(client, [order_id], {"SKU-1": 4})
+    assert (await client.wait_until_final(order_id))["status"] == "confirmed"
+    await check_invariants(client, [order_id], {"SKU-1": 4})
 
 
-async def test_a_key_adds_once(client: Client) -> None:
-    """A restock under one key counts once; the same key for another body is refused, for another route it is another."""
+async def test_a_restock_with_one_idempotency_key_counts_once(client: Client) -> None:
+    """The same key with another body is rejected; on another route it is a different key."""
     await client.stock("SKU-1", 1)
     key = {"Idempotency-Key": '"restock-1"'}
     replies = await asyncio.gather(
-        *(client.ask("POST", "/v1/inventory/SKU-1/restock", {"quantity": 5}, key) for _ in range(10))
+        *(client.request("POST", "/v1/inventory/SKU-1/restock", {"quantity": 5}, key) for _ in range(10))
     )
     assert {reply.status for reply in replies} == {200}
     assert {reply.body["on_hand"] for reply in replies} == {6}
     assert [reply.headers.get("Idempotency-Replayed") for reply in replies].count("true") == 9
-    bare = await client.ask("POST", "/v1/inventory/SKU-1/restock", {"quantity": 5}, {"Idempotency-Key": "restock-1"})
+    bare = await client.request(
+        "POST", "/v1/inventory/SKU-1/restock", {"quantity": 5}, {"Idempotency-Key": "restock-1"}
+    )
     assert bare.headers.get("Idempotency-Replayed") == "true"
-    other = await client.ask("POST", "/v1/inventory/SKU-1/restock", {"quantity": 6}, key)
+    other = await client.request("POST", "/v1/inventory/SKU-1/restock", {"quantity": 6}, key)
     assert_problem(other, 422, "idempotency_key_reused")
     assert (await client.get("/v1/inventory/SKU-1"))["on_hand"] == 6
     order_id = await client.place({"SKU-1": 1}, "restock-1")
     assert_problem(await client.post({"SKU-1": 2}, "restock-1"), 422, "idempotency_key_reused")
     for bad in ("", "k" * 256, "a b\u00e9", '"open'):
-        reply = await client.ask("POST", "/v1/orders", None, {"Idempotency-Key": bad})
+        reply = await client.request("POST", "/v1/orders", None, {"Idempotency-Key": bad})
         assert reply.status == 400, (bad, reply.text)
-    await check_world(client, [order_id], {"SKU-1": 6})
+    await check_invariants(client, [order_id], {"SKU-1": 6})
 
 
-async def test_a_stream_tells_each_change_and_ends(serve: Serve, connect: Callable[[Server], Client]) -> None:
-    """From the first look to the end; and for an order at its end, that and no more."""
+async def test_the_stream_of_an_order_shows_each_change_and_ends(
+    serve: Serve, connect: Callable[[Server], Client]
+) -> None:
+    """It starts with the current state; for an order in a final state it has only that state."""
     client = connect(serve(SIMULATED_LATENCY_MS="200"))
     await client.stock("SKU-1", 10)
     for priority in ("normal", "express"):

@@ -1,4 +1,4 @@
-"""What is promised, as an operator and a client meet it: at the start, over HTTP, by command."""
+"""Event contracts of the running program: at the start, over HTTP and with commands."""
 
 from __future__ import annotations
 
@@ -26,42 +26,42 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
 
 
-def contradict(system: Path) -> None:
-    edit(system / "modules/orders/schemas/orders.cancelled.v1.json", '"customer_id": {', '"customer": {')
+def rename_a_member(project: Path) -> None:
+    edit(project / "modules/orders/schemas/orders.cancelled.v1.json", '"customer_id": {', '"customer": {')
 
 
-def break_the_chain(system: Path) -> None:
-    path = system / "modules/orders/__init__.py"
+def remove_the_upcast(project: Path) -> None:
+    path = project / "modules/orders/__init__.py"
     text = path.read_text(encoding="utf-8")
     path.write_text(re.sub(r"dual_publishes=\(\n.*\n +\),\n", "", text), encoding="utf-8")
     assert "since=" not in path.read_text(encoding="utf-8")
 
 
-def promise_twice(system: Path) -> None:
-    schemas = system / "modules"
+def duplicate_a_schema(project: Path) -> None:
+    schemas = project / "modules"
     text = (schemas / "orders/schemas/orders.created.v1.json").read_text(encoding="utf-8")
     (schemas / "inventory/schemas/orders.created.v1.json").write_text(text, encoding="utf-8")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("damage", "line"),
+    ("damage", "message"),
     [
-        (contradict, "orders.cancelled.v1: the schema's 'customer' is not in OrderCancelled"),
-        (break_the_chain, "orders.created.v1: no upcast leads from it to v2"),
-        (promise_twice, "orders.created.v1: there are two schemas"),
+        (rename_a_member, "orders.cancelled.v1: the schema's 'customer' is not in OrderCancelled"),
+        (remove_the_upcast, "orders.created.v1: no upcast leads from it to v2"),
+        (duplicate_a_schema, "orders.created.v1: there are two schemas"),
     ],
 )
-def test_promises_that_contradict_each_other_do_not_start(
-    tmp_path: Path, damage: Callable[[Path], None], line: str
+def test_the_server_does_not_start_with_contradictory_contracts(
+    tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
-    """Exit 2 and one line that says which, before anything listens."""
-    system = copy_to(tmp_path / "house")
-    damage(system)
+    """It exits with 2 and one line that names the subject, before it listens."""
+    project = copy_to(tmp_path / "project")
+    damage(project)
     done = subprocess.run(
         [sys.executable, "-m", "app", "serve"],
-        cwd=system,
-        env={**environment_of({"HTTP_PORT": "0"}), "PYTHONPATH": os.fspath(system)},
+        cwd=project,
+        env={**environment_of({"HTTP_PORT": "0"}), "PYTHONPATH": os.fspath(project)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -69,19 +69,19 @@ def test_promises_that_contradict_each_other_do_not_start(
         check=False,
     )
     assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[0].startswith(f"fulfilment: contract: {line}")
+    assert done.stderr.splitlines()[0].startswith(f"fulfilment: contract: {message}")
     assert len(done.stderr.splitlines()) == 1
     assert "ready at" not in done.stdout
 
 
-async def test_an_order_may_say_where_it_goes(visitor: Client) -> None:
-    """The address is kept and shown as it came; without one there is none."""
-    await visitor.stock("teapot", 9)
+async def test_an_order_may_have_a_shipping_address(shared_client: Client) -> None:
+    """The address is stored and returned unchanged; without one the order has no such member."""
+    await shared_client.stock("teapot", 9)
     address = {**ADDRESS, "line2": "Second floor"}
-    order_id = await visitor.place({"teapot": 1}, shipping_address=address)
-    assert (await visitor.get(f"/v1/orders/{order_id}"))["shipping_address"] == address
-    order_id = await visitor.place({"teapot": 1})
-    assert "shipping_address" not in await visitor.get(f"/v1/orders/{order_id}")
+    order_id = await shared_client.place({"teapot": 1}, shipping_address=address)
+    assert (await shared_client.get(f"/v1/orders/{order_id}"))["shipping_address"] == address
+    order_id = await shared_client.place({"teapot": 1})
+    assert "shipping_address" not in await shared_client.get(f"/v1/orders/{order_id}")
 
 
 @pytest.mark.parametrize(
@@ -93,60 +93,64 @@ async def test_an_order_may_say_where_it_goes(visitor: Client) -> None:
         (None, "/shipping_address"),
     ],
 )
-async def test_an_address_that_is_none_is_refused(visitor: Client, address: Any, pointer: str) -> None:
-    """400, with the pointer."""
-    reply = await visitor.post({"teapot": 1}, shipping_address=address)
+async def test_an_invalid_shipping_address_is_rejected(shared_client: Client, address: Any, pointer: str) -> None:
+    """With 400 and the pointer to the error."""
+    reply = await shared_client.post({"teapot": 1}, shipping_address=address)
     assert reply.status == 400
     assert [error["pointer"] for error in reply.body["errors"]] == [pointer]
 
 
-async def test_a_server_tells_who_needs_which_version(visitor: Client, system: Server, tmp_path: Path) -> None:
-    """Over HTTP and by command: v1 may go, for nobody in this process needs it; v2 may not."""
-    found = {each["subject"]: each for each in (await visitor.get("/v1/contracts"))["items"]}
+async def test_the_usage_of_every_event_version_is_reported(
+    shared_client: Client, shared_server: Server, tmp_path: Path
+) -> None:
+    """Over HTTP and by command: v1 may be dropped, because every consumer here reads v2; v2 may not."""
+    found = {each["subject"]: each for each in (await shared_client.get("/v1/contracts"))["items"]}
     old, new = found["orders.created.v1"], found["orders.created.v2"]
     assert {each["consumer"] for each in old["listeners"]} == {"inventory", "inventory-express"}
     assert (old["is_said"], old["since"], new["is_newest"]) == (True, "0.2.0", True)
     assert (new["safe_to_drop"], new["reasons"]) == (False, ["it is the newest version"])
     assert set(found["payments.charge_requested.v1"]["handled"]) <= {"payments"}
     for module in "orders", "inventory", "payments":
-        named = (await visitor.get(f"/v1/contracts?module={module}"))["items"]
-        assert [each["subject"] for each in named] == list(found)
+        listed = (await shared_client.get(f"/v1/contracts?module={module}"))["items"]
+        assert [each["subject"] for each in listed] == list(found)
     for query, status in ("module=shipping", 404), ("subject=orders.created.v1", 400):
-        assert (await visitor.ask("GET", f"/v1/contracts?{query}")).status == status
+        assert (await shared_client.request("GET", f"/v1/contracts?{query}")).status == status
 
-    done = run(tmp_path, "contracts", "status", "--url", system.url)
+    done = run(tmp_path, "contracts", "status", "--url", shared_server.url)
     assert done.returncode == 0, done.stderr
     assert "orders.created.v1: published beside the newest since 0.2.0; " in done.stdout
     assert re.search(r"consumed by inventory-express, \d+ pending", done.stdout)
-    done = run(tmp_path, "contracts", "status", "orders.created.v2", "--json", "--url", system.url)
+    done = run(tmp_path, "contracts", "status", "orders.created.v2", "--json", "--url", shared_server.url)
     assert done.returncode == 1
     assert done.stderr == "fulfilment: orders.created.v2 may not be dropped: it is the newest version\n"
     assert [each["subject"] for each in json.loads(done.stdout)] == ["orders.created.v2"]
-    done = run(tmp_path, "contracts", "status", "orders.created.v99", "--url", system.url)
-    assert (done.returncode, done.stderr) == (2, "fulfilment: orders.created.v99 is unknown to the server; `contracts status` lists the known subjects\n")
+    done = run(tmp_path, "contracts", "status", "orders.created.v99", "--url", shared_server.url)
+    assert done.returncode == 2
+    assert done.stderr.startswith("fulfilment: orders.created.v99 is unknown to the server; ")
+    assert done.stderr.count("\n") == 1
 
 
-def test_nobody_to_ask_is_a_dependency_out_of_reach(tmp_path: Path) -> None:
-    """Exit 3, as for every command that needs somebody else."""
+def test_a_server_out_of_reach_is_reported_with_exit_code_3(tmp_path: Path) -> None:
+    """As for every command that needs another server: one line on stderr."""
     done = run(tmp_path, "contracts", "status", "--url", "http://127.0.0.1:9")
     assert done.returncode == 3
     assert done.stderr.startswith("fulfilment: no server answers at http://127.0.0.1:9 (")
     assert done.stderr.count("\n") == 1
 
 
-async def test_the_events_are_described_where_the_api_is(visitor: Client) -> None:
-    """AsyncAPI beside OpenAPI, from one registry."""
-    document = await visitor.get("/asyncapi.json")
+async def test_the_server_describes_its_events(shared_client: Client) -> None:
+    """/asyncapi.json is served beside /openapi.json."""
+    document = await shared_client.get("/asyncapi.json")
     assert document["asyncapi"] == "3.0.0"
     assert "orders.created.v2.express" in document["channels"]
-    assert (await visitor.get("/openapi.json"))["paths"]["/asyncapi.json"]
+    assert (await shared_client.get("/openapi.json"))["paths"]["/asyncapi.json"]
 
 
-async def test_both_versions_are_counted_as_said(visitor: Client) -> None:
-    """By subject, as every message is; the lower one is superseded by the higher."""
-    await visitor.stock("cup", 9)
-    await visitor.followed(await visitor.place({"cup": 1}))
-    page = (await visitor.ask("GET", "/metrics")).text
+async def test_both_versions_of_an_event_are_counted_as_published(shared_client: Client) -> None:
+    """By subject; the consumer counts the lower version as superseded."""
+    await shared_client.stock("cup", 9)
+    await shared_client.wait_until_final(await shared_client.place({"cup": 1}))
+    page = (await shared_client.request("GET", "/metrics")).text
     for subject in ("orders.created.v1", "orders.created.v2"):
         assert f'messages_published_total{{subject="{subject}"}}' in page
     assert 'messages_handled_total{module="inventory",subject="orders.created.v1",outcome="superseded"}' in page

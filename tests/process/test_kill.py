@@ -1,4 +1,4 @@
-"""Killed again and again under load, the house loses nothing and does nothing twice."""
+"""A server that is killed repeatedly under load loses nothing and does nothing twice."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import pytest
 
 from tests.process.client import Client
 from tests.process.conftest import Serve
-from tests.process.crowd import BUYERS, STOCK, Crowd
-from tests.process.invariants import check_world
-from tests.process.server import APART, Server
+from tests.process.invariants import check_invariants
+from tests.process.server import SEPARATE_DATABASES, Server
+from tests.process.workload import BUYERS, STOCK, Workload
 
 KILLS = 20
 KILLS_AT_START = 4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("files", [{}, APART], ids=["the short way", "over the bus"])
-async def test_killed_again_and_again_it_loses_nothing(
+@pytest.mark.parametrize("files", [{}, SEPARATE_DATABASES], ids=["local delivery", "over the bus"])
+async def test_a_server_killed_repeatedly_under_load_loses_nothing(
     files: dict[str, str], serve: Serve, connect: Callable[[Server], Client]
 ) -> None:
-    """Whatever was answered with 202 is there after any number of kills, at its end, paid and shipped at most once."""
+    """Every order answered with 202 reaches a final state and is charged and shipped at most once."""
     seed = int(os.environ.get("KILL_SEED", random.randrange(2**32)))
     print(f"KILL_SEED={seed}")
     rng = random.Random(seed)
@@ -32,30 +32,34 @@ async def test_killed_again_and_again_it_loses_nothing(
     client = connect(server)
     for product_id, count in STOCK.items():
         await client.stock(product_id, count)
-    crowd = Crowd(client, rng)
-    crowd.is_up.set()
+    workload = Workload(client, rng)
+    workload.server_is_up.set()
     at_start = set(rng.sample(range(KILLS), KILLS_AT_START))
 
     async with asyncio.TaskGroup() as group:
         for _ in range(BUYERS):
-            group.create_task(crowd.buy())
-        group.create_task(crowd.restock())
+            group.create_task(workload.buy())
+        group.create_task(workload.restock())
         for number in range(KILLS):
             await asyncio.sleep(rng.uniform(0.05, 0.9))
-            crowd.is_up.clear()
+            workload.server_is_up.clear()
             await asyncio.to_thread(server.kill)
             if number in at_start:
                 server.launch()
-                await asyncio.sleep(rng.uniform(0.2, 1.5))  # into its start, or into its recovery
+                await asyncio.sleep(rng.uniform(0.2, 1.5))  # during the start or the recovery
                 await asyncio.to_thread(server.kill)
             await asyncio.to_thread(server.start)
-            crowd.is_up.set()
+            workload.server_is_up.set()
         await asyncio.sleep(0.5)
-        crowd.is_over = True
+        workload.is_stopped = True
 
-    orders = await check_world(client, crowd.accepted, crowd.pieces, unheard_max=crowd.unheard)
-    print(f"{len(orders)} orders, {len(crowd.accepted)} accepted, {crowd.unheard} answers lost without a key")
+    orders = await check_invariants(
+        client, workload.accepted, workload.stock, lost_responses_max=workload.lost_responses
+    )
+    print(
+        f"{len(orders)} orders, {len(workload.accepted)} accepted, {workload.lost_responses} responses lost without a key"
+    )
     reasons = {order["reason"] for order in orders}
-    assert reasons == {None, "insufficient_stock", "requested"}, "the load was to meet every end"
-    assert all(order["status"] == "cancelled" for order in orders if order["order_id"] in crowd.cancelled)
+    assert reasons == {None, "insufficient_stock", "requested"}, "the workload must reach every final state"
+    assert all(order["status"] == "cancelled" for order in orders if order["order_id"] in workload.cancelled)
     assert server.stderr == ""

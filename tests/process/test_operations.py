@@ -1,4 +1,4 @@
-"""What an operator sees from outside: probes, numbers, logs and descriptions."""
+"""What an operator sees of the server: probes, metrics, logs and API documents."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ SERIES = {
 
 
 async def samples(client: Client) -> list[Any]:
-    """Read /metrics as Prometheus would."""
-    reply = await client.ask("GET", "/metrics")
+    """Return the samples of /metrics, parsed as Prometheus does."""
+    reply = await client.request("GET", "/metrics")
     assert reply.status == 200
     assert reply.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     return [sample for family in text_string_to_metric_families(reply.text) for sample in family.samples]
 
 
-async def test_every_promised_number_is_there_after_an_order(client: Client) -> None:
-    """Names and labels are part of the contract, and the numbers are right."""
+async def test_every_metric_of_the_contract_has_a_value_after_an_order(client: Client) -> None:
+    """Names and labels are part of the contract, and the values are right."""
     await client.stock("SKU-1", 10)
     for _ in range(3):
-        await client.followed(await client.place({"SKU-1": 1}))
-    await client.followed(await client.place({"SKU-1": 99}))
+        await client.wait_until_final(await client.place({"SKU-1": 1}))
+    await client.wait_until_final(await client.place({"SKU-1": 99}))
     found = await samples(client)
     labels = {sample.name: set(sample.labels) for sample in found}
     assert {name: labels.get(name) for name in SERIES} == SERIES
@@ -63,93 +63,105 @@ async def test_every_promised_number_is_there_after_an_order(client: Client) -> 
     assert value["order_duration_seconds_count",] == 4
 
 
-async def test_numbers_stay_readable_after_hostile_input(client: Client) -> None:
-    """Whatever a caller puts into ids, headers, methods and bodies, the page parses and does not grow with it."""
+async def test_the_metrics_stay_valid_after_hostile_input(client: Client) -> None:
+    """Whatever a client sends in ids, headers, methods and bodies, the page can be parsed and its labels stay bounded."""
     hostile = ['a"b', "a\\b", "a\nb", "{x=1}", "\u00e9\u4e2d", "%", "'; DROP TABLE orders_order; --", "x" * 64]
     for word in hostile:
         name = quote(word, safe="")
         body = {"on_hand": 1, "unit_price": {"amount": 1, "currency": "EUR"}}
-        await client.ask("PUT", f"/v1/inventory/{name}", body)
-        await client.ask("GET", f"/{name}")
-        await client.ask("GET", f"/v1/orders/{name}")
-        reply = await client.ask("POST", "/v1/orders", {"customer_id": word, "items": [{"product_id": word, "quantity": 1}]})
+        await client.request("PUT", f"/v1/inventory/{name}", body)
+        await client.request("GET", f"/{name}")
+        await client.request("GET", f"/v1/orders/{name}")
+        reply = await client.request(
+            "POST", "/v1/orders", {"customer_id": word, "items": [{"product_id": word, "quantity": 1}]}
+        )
         assert reply.status in (202, 400)
-    # HTTP's parser knows a fixed set of methods: what is none of them is not even a request.
+    # The HTTP parser accepts a fixed set of methods and answers 400 for any other.
     for method, status in (("BREW", 400), ("PROPFIND", 405), ("PATCH", 405)):
-        assert_problem(await client.ask(method, "/v1/orders"), status)
+        assert_problem(await client.request(method, "/v1/orders"), status)
     for header in ("X-Correlation-ID", "traceparent", "User-Agent", "Idempotency-Key"):
-        await client.ask("GET", "/v1/orders", headers={header: 'a"}\\ {1\u00e9'})
+        await client.request("GET", "/v1/orders", headers={header: 'a"}\\ {1\u00e9'})
     found = await samples(client)
-    assert {sample.labels["method"] for sample in found if "method" in sample.labels} <= {"GET", "PUT", "POST", "PATCH", "OTHER"}
+    assert {sample.labels["method"] for sample in found if "method" in sample.labels} <= {
+        "GET",
+        "PUT",
+        "POST",
+        "PATCH",
+        "OTHER",
+    }
     routes = {sample.labels["route"] for sample in found if "route" in sample.labels}
     assert all(route == "unmatched" or re.fullmatch(r"[/a-z0-9_{}.-]+", route) for route in routes)
     assert not any(sample.value for sample in found if sample.labels.get("status", "").startswith("5"))
 
 
-async def test_the_callers_correlation_id_comes_back(visitor: Client) -> None:
-    """On answers and problems alike."""
-    for asked in ("abc", "A1.b_c:d-e", "x" * 128):
-        reply = await visitor.ask("GET", "/v1/orders", headers={"X-Correlation-ID": asked})
-        assert reply.headers["X-Correlation-ID"] == asked
-        problem = assert_problem(await visitor.ask("GET", "/nowhere", headers={"X-Correlation-ID": asked}), 404)
-        assert problem["correlation_id"] == asked
+async def test_the_correlation_id_of_the_client_is_returned(shared_client: Client) -> None:
+    """On successful responses and on problems."""
+    for sent in ("abc", "A1.b_c:d-e", "x" * 128):
+        reply = await shared_client.request("GET", "/v1/orders", headers={"X-Correlation-ID": sent})
+        assert reply.headers["X-Correlation-ID"] == sent
+        problem = assert_problem(
+            await shared_client.request("GET", "/nowhere", headers={"X-Correlation-ID": sent}), 404
+        )
+        assert problem["correlation_id"] == sent
 
 
-async def test_a_bad_correlation_id_is_replaced(visitor: Client) -> None:
-    """Nothing of it comes back; every answer has one of its own."""
+async def test_an_invalid_correlation_id_is_replaced(shared_client: Client) -> None:
+    """No part of it is returned; every response has an id of its own."""
     seen = set()
-    for asked in ("", "a b", "x" * 129, 'a"b', "\u00e9"):
-        reply = await visitor.ask("GET", "/v1/orders", headers={"X-Correlation-ID": asked})
+    for sent in ("", "a b", "x" * 129, 'a"b', "\u00e9"):
+        reply = await shared_client.request("GET", "/v1/orders", headers={"X-Correlation-ID": sent})
         assert reply.status == 200
         seen.add(reply.headers["X-Correlation-ID"])
     assert len(seen) == 5
-    assert all(re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", given) for given in seen)
+    assert all(re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", each) for each in seen)
     assert not seen & {"a", "x" * 128}
 
 
-async def test_trace_and_correlation_reach_the_orders_log_line(server: Server, client: Client) -> None:
-    """One line tells how an order ended, and by which request it came; an invalid trace starts a new one."""
+async def test_the_log_line_of_an_order_has_its_trace_and_correlation_id(server: Server, client: Client) -> None:
+    """One line shows how the order ended and which request caused it; an invalid traceparent starts a new trace."""
     await client.stock("SKU-1", 10)
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01", "X-Correlation-ID": "my-order"}
     body = {"customer_id": "c-1", "items": [{"product_id": "SKU-1", "quantity": 1}]}
-    order_id = (await client.ask("POST", "/v1/orders", body, headers)).body["order_id"]
+    order_id = (await client.request("POST", "/v1/orders", body, headers)).body["order_id"]
     line = json.loads(await asyncio.to_thread(server.wait_for_line, lambda line: order_id in line))
     assert (line["level"], line["correlation_id"], line["trace_id"]) == ("INFO", "my-order", trace)
 
     bad = {"traceparent": f"00-{'0' * 32}-00f067aa0ba902b7-01"}
-    order_id = (await client.ask("POST", "/v1/orders", body, bad)).body["order_id"]
+    order_id = (await client.request("POST", "/v1/orders", body, bad)).body["order_id"]
     line = json.loads(await asyncio.to_thread(server.wait_for_line, lambda line: order_id in line))
     assert re.fullmatch(r"[0-9a-f]{32}", line["trace_id"])
     assert line["trace_id"] not in (trace, "0" * 32)
 
 
-async def test_probes(visitor: Client) -> None:
-    """A running server lives, is ready and is well."""
-    assert (await visitor.ask("GET", "/livez")).status == 200
-    ready = await visitor.get("/readyz")
+async def test_the_probes_of_a_running_server_succeed(shared_client: Client) -> None:
+    """/livez, /readyz and /health are 200."""
+    assert (await shared_client.request("GET", "/livez")).status == 200
+    ready = await shared_client.get("/readyz")
     assert ready["status"] == "ready"
     assert set(ready["checks"].values()) == {"ok"}
-    checks = (await visitor.get("/health"))["checks"]
+    checks = (await shared_client.get("/health"))["checks"]
     assert {name.partition(":")[0] for name in checks} == {"bus", "database"}
 
 
-async def test_dead_letters_of_a_healthy_house(visitor: Client) -> None:
-    """None, and the routes say so."""
-    assert await visitor.get("/v1/dead-letters") == {"items": [], "next_cursor": None}
-    assert (await visitor.get("/v1/dead-letters?consumer=orders&subject=orders.created.v1&limit=5"))["items"] == []
-    reply = await visitor.ask("POST", "/v1/dead-letters/replay", {"dry_run": True})
+async def test_a_healthy_server_has_no_dead_letters(shared_client: Client) -> None:
+    """The list is empty, a replay matches nothing, an unknown id is 404."""
+    assert await shared_client.get("/v1/dead-letters") == {"items": [], "next_cursor": None}
+    assert (await shared_client.get("/v1/dead-letters?consumer=orders&subject=orders.created.v1&limit=5"))[
+        "items"
+    ] == []
+    reply = await shared_client.request("POST", "/v1/dead-letters/replay", {"dry_run": True})
     assert (reply.status, reply.body) == (200, {"matched": 0, "replayed": 0})
-    reply = await visitor.ask("POST", "/v1/dead-letters/replay", {"consumer": "orders", "dry_run": False})
+    reply = await shared_client.request("POST", "/v1/dead-letters/replay", {"consumer": "orders", "dry_run": False})
     assert (reply.status, reply.body) == (200, {"matched": 0, "replayed": 0})
-    assert_problem(await visitor.ask("GET", f"/v1/dead-letters/{UNKNOWN}"), 404)
-    assert_problem(await visitor.ask("POST", f"/v1/dead-letters/{UNKNOWN}/replay"), 404)
-    assert_problem(await visitor.ask("DELETE", f"/v1/dead-letters/{UNKNOWN}"), 404)
+    assert_problem(await shared_client.request("GET", f"/v1/dead-letters/{UNKNOWN}"), 404)
+    assert_problem(await shared_client.request("POST", f"/v1/dead-letters/{UNKNOWN}/replay"), 404)
+    assert_problem(await shared_client.request("DELETE", f"/v1/dead-letters/{UNKNOWN}"), 404)
 
 
-async def test_the_api_describes_itself(visitor: Client) -> None:
-    """/openapi.json is valid and names every path; /docs is a page."""
-    document = await visitor.get("/openapi.json")
+async def test_the_server_describes_its_api(shared_client: Client) -> None:
+    """/openapi.json is valid and has every path; /docs is an HTML page."""
+    document = await shared_client.get("/openapi.json")
     assert document["openapi"].startswith("3.1")
     validate(document)
     assert document["paths"].keys() >= {
@@ -157,46 +169,50 @@ async def test_the_api_describes_itself(visitor: Client) -> None:
         "/v1/inventory", "/v1/inventory/{product_id}", "/v1/inventory/{product_id}/restock", "/v1/payments/{order_id}",
         "/v1/dead-letters", "/v1/dead-letters/{id}", "/v1/dead-letters/{id}/replay", "/v1/dead-letters/replay",
     }  # fmt: skip
-    page = await visitor.ask("GET", "/docs")
+    page = await shared_client.request("GET", "/docs")
     assert (page.status, page.headers["Content-Type"].partition(";")[0]) == (200, "text/html")
 
 
-async def test_bodies_that_cannot_be_taken(visitor: Client) -> None:
-    """Too large, of another kind, encoded, or no strict JSON: 413, 415 and 400, and none of them 500."""
-    kind = {"Content-Type": "application/json"}
+async def test_unacceptable_bodies_are_rejected(shared_client: Client) -> None:
+    """Too large, another content type, encoded, or not strict JSON: 413, 415 and 400, never 500."""
+    json_type = {"Content-Type": "application/json"}
     cases: list[tuple[int, bytes, dict[str, str]]] = [
-        (413, b" " * 65_537, kind),
+        (413, b" " * 65_537, json_type),
         (415, b"{}", {"Content-Type": "text/plain"}),
-        (415, b"{}", {**kind, "Content-Encoding": "gzip"}),
-        (400, b'{"customer_id": "c", "customer_id": "d", "items": []}', kind),
-        (400, b'{"customer_id": NaN}', kind),
-        (400, b"\xef\xbb\xbf{}", kind),
-        (400, "{}".encode("utf-16"), kind),
-        (400, b'{"customer_id": "\\ud800"}', kind),
-        (400, b"[" * 60_000, kind),
-        (400, b"", kind),
+        (415, b"{}", {**json_type, "Content-Encoding": "gzip"}),
+        (400, b'{"customer_id": "c", "customer_id": "d", "items": []}', json_type),
+        (400, b'{"customer_id": NaN}', json_type),
+        (400, b"\xef\xbb\xbf{}", json_type),
+        (400, "{}".encode("utf-16"), json_type),
+        (400, b'{"customer_id": "\\ud800"}', json_type),
+        (400, b"[" * 60_000, json_type),
+        (400, b"", json_type),
     ]
     line = b'{"customer_id": "c", "items": [{"product_id": "S", "quantity": %s}]}'
-    cases += [(400, line % number, kind) for number in (b"true", b"1.0", b'"1"', b"0", b"10001", b"9" * 5_000, b"1e400")]
+    cases += [
+        (400, line % number, json_type) for number in (b"true", b"1.0", b'"1"', b"0", b"10001", b"9" * 5_000, b"1e400")
+    ]
     for status, body, headers in cases:
-        problem = assert_problem(await visitor.ask("POST", "/v1/orders", headers=headers, data=body), status)
+        problem = assert_problem(await shared_client.request("POST", "/v1/orders", headers=headers, data=body), status)
         assert len(problem["detail"]) < 500
-    problem = assert_problem(await visitor.ask("POST", "/v1/orders", headers=kind, data=line % b"0"), 400)
+    problem = assert_problem(
+        await shared_client.request("POST", "/v1/orders", headers=json_type, data=line % b"0"), 400
+    )
     assert [error["pointer"] for error in problem["errors"]] == ["/items/0/quantity"]
 
 
-async def test_nobody_gets_in_without_a_key(
+async def test_requests_without_an_api_key_are_rejected(
     serve: Serve, connect: Callable[[Server], Client], tmp_path: Path
 ) -> None:
-    """With AUTH=keys, orders want a key that the file names; probes do not. A key stands in no log."""
+    """With AUTH=keys, orders need a key from the file, probes do not. The key is in no log line."""
     secret = "k-0123456789abcdef"
     (tmp_path / "keys").write_text(f"shop:{secret}\n")
     server = serve(AUTH="keys", API_KEYS_FILE="keys")
     client = connect(server)
-    assert_problem(await client.ask("GET", "/v1/orders"), 401)
-    assert_problem(await client.ask("GET", "/v1/orders", headers={"Authorization": f"Bearer {secret}x"}), 401)
+    assert_problem(await client.request("GET", "/v1/orders"), 401)
+    assert_problem(await client.request("GET", "/v1/orders", headers={"Authorization": f"Bearer {secret}x"}), 401)
     assert await client.get("/v1/orders", Authorization=f"Bearer {secret}") == {"items": [], "next_cursor": None}
     for path in ("/livez", "/docs", "/openapi.json", "/asyncapi.json"):
-        assert (await client.ask("GET", path)).status == 200
+        assert (await client.request("GET", path)).status == 200
     server.end()
     assert secret not in "\n".join(server.lines)

@@ -1,4 +1,4 @@
-"""On PostgreSQL: the same house, a database that others can restart, and an operator who has to migrate it."""
+"""The server on PostgreSQL: explicit migration, lost connections, restarts of the database, several replicas."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from tests.nats import NatsServer
 from tests.postgres import PostgresServer
 from tests.process.client import Client
 from tests.process.conftest import Serve
-from tests.process.crowd import BUYERS, STOCK, Crowd
-from tests.process.invariants import MODULES, check_world
+from tests.process.invariants import MODULES, check_invariants
 from tests.process.server import Server, run
-from tests.process.test_start import SECRET, refused
+from tests.process.test_start import SECRET, fails_with
+from tests.process.workload import BUYERS, STOCK, Workload
 
 
 @pytest.fixture
 def url(postgres: PostgresServer) -> Iterator[str]:
-    """The address of an empty database; whatever happens to its server, it runs again afterwards."""
+    """The address of an empty database; its server runs again after the test."""
     yield postgres.create_database()
     postgres.start()
 
 
-def test_an_unmigrated_database_is_refused(url: str, tmp_path: Path) -> None:
-    """A database that others use as well is changed when somebody says so; `serve` says how."""
-    line = refused(tmp_path, 3, "python -m app migrate", DATABASE_URL=url)
+def test_serve_refuses_an_unmigrated_database(url: str, tmp_path: Path) -> None:
+    """A shared database is migrated by an explicit command only; the error of `serve` names it."""
+    line = fails_with(tmp_path, 3, "python -m app migrate", DATABASE_URL=url)
     assert "orders" in line
     first, second = run(tmp_path, "migrate", DATABASE_URL=url), run(tmp_path, "migrate", DATABASE_URL=url)
     assert (first.returncode, second.returncode, first.stderr, second.stderr) == (0, 0, "", "")
@@ -38,76 +38,87 @@ def test_an_unmigrated_database_is_refused(url: str, tmp_path: Path) -> None:
 
 
 def test_a_database_out_of_reach_is_named_by_its_variable(url: str, tmp_path: Path) -> None:
-    """And by nothing else: neither host nor password nor user."""
-    away = f"postgresql://shop:{SECRET}@127.0.0.1:1/x"
+    """The error shows neither host nor password nor user."""
+    unreachable = f"postgresql://shop:{SECRET}@127.0.0.1:1/x"
     for name in ("DATABASE_URL", "PAYMENTS_DATABASE_URL"):
-        line = refused(tmp_path, 3, name, command="migrate", **{"DATABASE_URL": url, name: away})
+        line = fails_with(tmp_path, 3, name, command="migrate", **{"DATABASE_URL": url, name: unreachable})
         assert line.startswith(f"fulfilment: {name}: ")
         assert "127.0.0.1" not in line
         assert "shop" not in line
 
 
 @pytest.mark.slow
-async def test_killed_cut_and_restarted_it_loses_nothing(
+async def test_nothing_is_lost_when_server_connections_and_database_are_killed(
     postgres: PostgresServer, url: str, serve: Serve, connect: Callable[[Server], Client], tmp_path: Path
 ) -> None:
-    """The server killed twice, its connections cut, the database restarted and killed: every promise holds."""
+    """The server is killed twice, its connections are cut, the database is restarted and killed: the invariants hold."""
     assert run(tmp_path, "migrate", DATABASE_URL=url).returncode == 0
     rng = random.Random(7)
     server = await asyncio.to_thread(serve, DATABASE_URL=url)
     client = connect(server)
     for product_id, count in STOCK.items():
         await client.stock(product_id, count)
-    crowd = Crowd(client, rng)
-    crowd.is_up.set()
+    workload = Workload(client, rng)
+    workload.server_is_up.set()
 
-    async def killed() -> None:
-        crowd.is_up.clear()
+    async def kill_server() -> None:
+        workload.server_is_up.clear()
         await asyncio.to_thread(server.kill)
         await asyncio.to_thread(server.start)
-        crowd.is_up.set()
+        workload.server_is_up.set()
 
-    async def cut() -> None:
+    async def cut_connections() -> None:
         await asyncio.to_thread(postgres.disconnect_clients, url)
 
-    async def restarted() -> None:
+    async def restart_database() -> None:
         await asyncio.to_thread(postgres.stop)
-        reply = await client.ask("GET", "/readyz")
+        reply = await client.request("GET", "/readyz")
         assert reply.status == 503, reply.text
         await asyncio.to_thread(postgres.start)
 
-    async def crashed() -> None:
+    async def kill_database() -> None:
         await asyncio.to_thread(postgres.kill)
         await asyncio.to_thread(postgres.start)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(BUYERS):
-            group.create_task(crowd.buy())
-        group.create_task(crowd.restock())
-        for trouble in (cut, killed, restarted, cut, crashed, killed):
+            group.create_task(workload.buy())
+        group.create_task(workload.restock())
+        for disturb in (
+            cut_connections,
+            kill_server,
+            restart_database,
+            cut_connections,
+            kill_database,
+            kill_server,
+        ):
             await asyncio.sleep(rng.uniform(0.3, 0.9))
-            await trouble()
+            await disturb()
         await asyncio.sleep(0.5)
-        crowd.is_over = True
+        workload.is_stopped = True
 
-    orders = await check_world(client, crowd.accepted, crowd.pieces, unheard_max=crowd.unheard)
-    print(f"{len(orders)} orders, {len(crowd.accepted)} accepted, {crowd.unheard} answers lost without a key")
+    orders = await check_invariants(
+        client, workload.accepted, workload.stock, lost_responses_max=workload.lost_responses
+    )
+    print(
+        f"{len(orders)} orders, {len(workload.accepted)} accepted, {workload.lost_responses} responses lost without a key"
+    )
     assert len(orders) >= 100
     assert server.stderr == ""
 
 
 @pytest.mark.slow
-async def test_two_replicas_sell_the_last_ten_pieces_to_ten(
+async def test_two_replicas_sell_the_last_ten_pieces_to_ten_orders(
     url: str, connect: Callable[[Server], Client], tmp_path: Path
 ) -> None:
-    """Each with every module, on one database, one stream and one durable: exactly ten, and nothing done twice."""
-    homes = [tmp_path / name for name in ("nats", "one", "other")]
-    for home in homes:
-        home.mkdir()
-    with NatsServer(homes[0]) as nats:
+    """Both run every module on one database, one stream and one durable: exactly ten orders, and nothing happens twice."""
+    folders = [tmp_path / name for name in ("nats", "one", "other")]
+    for folder in folders:
+        folder.mkdir()
+    with NatsServer(folders[0]) as nats:
         settings = {"DATABASE_URL": url, "BUS": "nats", "NATS_URL": nats.url}
         assert run(tmp_path, "migrate", **settings).returncode == 0
-        servers = [Server(home, **settings) for home in homes[1:]]
+        servers = [Server(folder, **settings) for folder in folders[1:]]
         try:
             for server in servers:
                 await asyncio.to_thread(server.start)
@@ -118,8 +129,8 @@ async def test_two_replicas_sell_the_last_ten_pieces_to_ten(
             ids = await asyncio.gather(*(client.place(basket) for basket in baskets for client in (one, other)))
             keyed = [client.place({"MANY": 1}, f"key-{number}") for number in range(20) for client in (one, other)]
             same = await asyncio.gather(*keyed)
-            assert len(set(same)) == 20, "one key at two replicas is one order"
-            orders = await check_world(one, ids + same, {"FEW": 10, "MANY": 1_000}, seconds=60.0)
+            assert len(set(same)) == 20, "one key at two replicas must be one order"
+            orders = await check_invariants(one, ids + same, {"FEW": 10, "MANY": 1_000}, seconds=60.0)
         finally:
             for server in servers:
                 server.end()

@@ -1,4 +1,4 @@
-"""The first signal asks to finish, the second to leave."""
+"""Signals: the first one shuts the server down, the second one ends it at once."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.process.client import LOST, Client
+from tests.process.client import RESPONSE_LOST, Client
 from tests.process.conftest import Serve
-from tests.process.invariants import check_world
+from tests.process.invariants import check_invariants
 from tests.process.server import Server
 
 GRACE_SECONDS = 10.0
 
 
-async def test_sigterm_under_load_ends_with_0_and_resets_nobody(
+async def test_sigterm_under_load_exits_with_0_and_answers_every_accepted_request(
     serve: Serve, connect: Callable[[Server], Client]
 ) -> None:
     """
-    Whatever was taken in was answered: afterwards there are exactly the orders whose 202 arrived.
+    After the restart there are exactly the orders whose 202 arrived.
 
-    Later requests may find the door closed; that is how a client learns that the server goes down.
+    Requests that are sent later may find a closed connection.
     """
     server = serve(SHUTDOWN_GRACE_S=str(GRACE_SECONDS))
     client = connect(server)
     await client.stock("SKU-1", 100_000)
     accepted: set[str] = set()
-    refused: list[int] = []
+    rejected: list[int] = []
     is_warm = asyncio.Event()
 
     async def buy() -> None:
         while True:
             try:
                 reply = await client.post({"SKU-1": 1})
-            except LOST:
+            except RESPONSE_LOST:
                 return
             if reply.status == 202:
                 accepted.add(reply.body["order_id"])
             else:
-                refused.append(reply.status)
+                rejected.append(reply.status)
                 return
             if len(accepted) >= 300:
                 is_warm.set()
@@ -54,16 +54,16 @@ async def test_sigterm_under_load_ends_with_0_and_resets_nobody(
         server.send(signal.SIGTERM)
     assert await asyncio.to_thread(server.wait, GRACE_SECONDS + 1) == 0
     assert time.monotonic() - began < GRACE_SECONDS
-    assert set(refused) <= {503}
+    assert set(rejected) <= {503}
 
     await asyncio.to_thread(server.start)
-    orders = await check_world(client, accepted, {"SKU-1": 100_000}, unheard_max=0)
+    orders = await check_invariants(client, accepted, {"SKU-1": 100_000}, lost_responses_max=0)
     assert {order["status"] for order in orders} == {"confirmed"}
     assert server.stderr == ""
 
 
-async def test_a_second_signal_ends_it_at_once(serve: Serve, connect: Callable[[Server], Client]) -> None:
-    """Whoever asks twice does not wait for a payment provider that takes its time; nothing is lost by it."""
+async def test_a_second_signal_ends_the_server_at_once(serve: Serve, connect: Callable[[Server], Client]) -> None:
+    """It does not wait for a slow payment provider, and loses nothing."""
     server = serve(SIMULATED_LATENCY_MS="10000", SHUTDOWN_GRACE_S="20")
     client = connect(server)
     await client.stock("SKU-1", 10)
@@ -81,13 +81,13 @@ async def test_a_second_signal_ends_it_at_once(serve: Serve, connect: Callable[[
 
     server.settings["SIMULATED_LATENCY_MS"] = "0"
     await asyncio.to_thread(server.start)
-    assert (await client.followed(order_id))["status"] == "confirmed"
-    await check_world(client, [order_id], {"SKU-1": 10})
+    assert (await client.wait_until_final(order_id))["status"] == "confirmed"
+    await check_invariants(client, [order_id], {"SKU-1": 10})
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_an_idle_server_leaves_at_once(serve: Serve, number: signal.Signals) -> None:
-    """With nothing to finish there is nothing to wait for."""
+async def test_an_idle_server_ends_at_once(serve: Serve, number: signal.Signals) -> None:
+    """It has no work to finish."""
     server = serve()
     began = time.monotonic()
     server.send(number)
@@ -96,8 +96,8 @@ async def test_an_idle_server_leaves_at_once(serve: Serve, number: signal.Signal
     assert server.stderr == ""
 
 
-async def test_a_listener_does_not_hold_it_up(serve: Serve, connect: Callable[[Server], Client]) -> None:
-    """An open stream ends when the server goes down, and the server does not wait for the listener."""
+async def test_an_open_stream_does_not_delay_the_shutdown(serve: Serve, connect: Callable[[Server], Client]) -> None:
+    """The stream ends when the server shuts down; the server does not wait for its client."""
     server = serve(SIMULATED_LATENCY_MS="1000", SHUTDOWN_GRACE_S="20")
     client = connect(server)
     await client.stock("SKU-1", 10)
@@ -113,11 +113,11 @@ async def test_a_listener_does_not_hold_it_up(serve: Serve, connect: Callable[[S
     assert time.monotonic() - began < 10.0
     assert seen[-1] in ("reserved", "confirmed")
     await asyncio.to_thread(server.start)
-    assert (await client.followed(order_id))["status"] == "confirmed"
+    assert (await client.wait_until_final(order_id))["status"] == "confirmed"
 
 
-async def test_a_paused_process_goes_on_where_it_was(serve: Serve, connect: Callable[[Server], Client]) -> None:
-    """SIGSTOP and SIGCONT cost time and nothing else: what waited is answered."""
+async def test_a_paused_process_continues(serve: Serve, connect: Callable[[Server], Client]) -> None:
+    """After SIGSTOP and SIGCONT the waiting requests are answered."""
     server = serve()
     client = connect(server)
     await client.stock("SKU-1", 10)
@@ -128,5 +128,5 @@ async def test_a_paused_process_goes_on_where_it_was(serve: Serve, connect: Call
     server.send(signal.SIGCONT)
     order_ids = await asyncio.gather(*posts)
     for order_id in order_ids:
-        assert (await client.followed(order_id))["status"] == "confirmed"
-    await check_world(client, order_ids, {"SKU-1": 10})
+        assert (await client.wait_until_final(order_id))["status"] == "confirmed"
+    await check_invariants(client, order_ids, {"SKU-1": 10})

@@ -1,4 +1,4 @@
-"""What is wrong at the start is said in one line, with an exit code that a supervisor understands."""
+"""Errors at the start: one line on stderr and a defined exit code."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tests.process.server import Server, run
 SECRET = "hunter2-do-not-tell"
 
 
-def refused(folder: Path, code: int, *said: str, command: str = "serve", **settings: str) -> str:
-    """Run *command*, which must end with *code* and one line on stderr that has *said* in it; return the line."""
+def fails_with(folder: Path, code: int, *words: str, command: str = "serve", **settings: str) -> str:
+    """Run *command*, which must exit with *code* and one line on stderr that contains *words*; return the line."""
     done = run(folder, command, **{"HTTP_PORT": "0", **settings})
     assert done.returncode == code, (done.stdout, done.stderr)
     lines = done.stderr.splitlines()
@@ -37,16 +37,16 @@ def refused(folder: Path, code: int, *said: str, command: str = "serve", **setti
     for output in (done.stdout, done.stderr):
         assert "Traceback" not in output
         assert SECRET not in output
-    for word in said:
+    for word in words:
         assert word in lines[0]
     return lines[0]
 
 
-def test_a_bad_value_is_named(tmp_path: Path) -> None:
+def test_an_invalid_setting_is_named(tmp_path: Path) -> None:
     """
-    A bad value ends the program with 2 and one line that names the variable, before anything is made.
+    The program exits with 2 and one line that names the variable, before it creates a file.
 
-    tests/config knows many more of them; here it is the program that refuses.
+    tests/config has many more invalid values; this test runs the program.
     """
     bad = {
         "HTTP_PORT": "abc",
@@ -55,47 +55,49 @@ def test_a_bad_value_is_named(tmp_path: Path) -> None:
         "LOG_FILE": "no/such/folder/log",
     }
     with ThreadPoolExecutor(2) as pool:
-        said = dict(zip(bad, pool.map(lambda name: refused(tmp_path, 2, name, **{name: bad[name]}), bad), strict=True))
-    assert "poetry" in said["MODULES"]
+        lines = dict(
+            zip(bad, pool.map(lambda name: fails_with(tmp_path, 2, name, **{name: bad[name]}), bad), strict=True)
+        )
+    assert "poetry" in lines["MODULES"]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nobody_listens_to_the_world_by_accident(tmp_path: Path) -> None:
-    """Without authentication, an address that others reach is refused unless one says that one knows."""
-    refused(tmp_path, 2, "AUTH", HTTP_HOST="0.0.0.0")
+def test_a_public_address_without_authentication_is_refused(tmp_path: Path) -> None:
+    """AUTH=off is allowed on a public address only with an explicit setting."""
+    fails_with(tmp_path, 2, "AUTH", HTTP_HOST="0.0.0.0")
 
 
-def test_stripe_needs_its_key(tmp_path: Path) -> None:
-    """What goes together is asked for together."""
-    refused(tmp_path, 2, "STRIPE_API_KEY", PAYMENT_GATEWAY="stripe")
+def test_stripe_needs_an_api_key(tmp_path: Path) -> None:
+    """PAYMENT_GATEWAY=stripe without STRIPE_API_KEY is an error."""
+    fails_with(tmp_path, 2, "STRIPE_API_KEY", PAYMENT_GATEWAY="stripe")
 
 
-def test_a_secret_in_a_file_that_is_not_there(tmp_path: Path) -> None:
-    """The variable is named, and nothing of its content: it may be the secret, put into the wrong variable."""
-    refused(tmp_path, 2, "DATABASE_URL_FILE", DATABASE_URL_FILE=f"/nowhere/{SECRET}")
+def test_a_missing_secret_file_is_named_by_its_variable(tmp_path: Path) -> None:
+    """The value is not printed: it may be the secret itself, set in the wrong variable."""
+    fails_with(tmp_path, 2, "DATABASE_URL_FILE", DATABASE_URL_FILE=f"/nowhere/{SECRET}")
 
 
-def test_a_port_in_use(tmp_path: Path) -> None:
-    """A port that somebody else has is a dependency out of reach: 3."""
+def test_a_port_in_use_is_reported_with_exit_code_3(tmp_path: Path) -> None:
+    """The line names the port."""
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = str(taken.getsockname()[1])
-        refused(tmp_path, 3, port, HTTP_PORT=port)
+        fails_with(tmp_path, 3, port, HTTP_PORT=port)
 
 
 @pytest.mark.slow
-def test_a_database_that_somebody_serves(tmp_path: Path, serve: Serve) -> None:
-    """Two would send each other's events, and charge twice; whoever takes over from one that was killed starts at once."""
+def test_a_database_that_another_server_uses_is_refused(tmp_path: Path, serve: Serve) -> None:
+    """Two servers would send the same events and charge twice. After a kill the next server starts at once."""
     server = serve()
     url = f"sqlite:///{server.database}"
-    refused(tmp_path, 3, "DATABASE_URL", "another process serves", DATABASE_URL=url, SHUTDOWN_GRACE_S="1")
+    fails_with(tmp_path, 3, "DATABASE_URL", "another process serves", DATABASE_URL=url, SHUTDOWN_GRACE_S="1")
     assert run(tmp_path, "dead-letters", "list", DATABASE_URL=f"sqlite:///{server.database}").returncode == 0
     server.kill()
     server.start()
 
 
 @pytest.mark.slow
-def test_a_restart_may_overlap(tmp_path: Path, serve: Serve) -> None:
-    """Whoever is told to start while another is on its way out waits for it, and says so."""
+def test_a_server_waits_for_its_predecessor_to_end(tmp_path: Path, serve: Serve) -> None:
+    """A server that starts while another one shuts down logs that it waits, and then starts."""
     first, second = serve(), Server(tmp_path)
     try:
         second.launch()
@@ -107,28 +109,28 @@ def test_a_restart_may_overlap(tmp_path: Path, serve: Serve) -> None:
         second.end()
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
-    """Where a file is in the way, no database can be: one line, and 2 or 3."""
+def test_a_database_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
+    """A file has the name of the folder: exit code 2."""
     (tmp_path / "file").write_text("in the way")
-    refused(tmp_path, 2, "DATABASE_URL", DATABASE_URL=f"sqlite:///{tmp_path}/file/fulfilment.db")
+    fails_with(tmp_path, 2, "DATABASE_URL", DATABASE_URL=f"sqlite:///{tmp_path}/file/fulfilment.db")
 
 
-def test_a_database_that_is_a_folder(tmp_path: Path) -> None:
-    """What cannot be opened is out of reach."""
+def test_a_folder_instead_of_a_database_is_refused(tmp_path: Path) -> None:
+    """A database that cannot be opened is out of reach: exit code 3."""
     (tmp_path / "folder").mkdir()
-    refused(tmp_path, 3, "database", DATABASE_URL=f"sqlite:///{tmp_path}/folder")
+    fails_with(tmp_path, 3, "database", DATABASE_URL=f"sqlite:///{tmp_path}/folder")
 
 
-def test_a_file_that_is_no_database(tmp_path: Path) -> None:
-    """Somebody else's file is left as it is."""
-    file = tmp_path / "letter.db"
-    file.write_text("Dear Sir or Madam, " * 400)
-    refused(tmp_path, 3, "database", DATABASE_URL=f"sqlite:///{file}")
-    assert file.read_text() == "Dear Sir or Madam, " * 400
+def test_a_file_that_is_not_a_database_is_refused(tmp_path: Path) -> None:
+    """The file is not changed."""
+    file = tmp_path / "text.db"
+    file.write_text("This is a text file. " * 400)
+    fails_with(tmp_path, 3, "database", DATABASE_URL=f"sqlite:///{file}")
+    assert file.read_text() == "This is a text file. " * 400
 
 
 def test_a_newer_database_is_refused(tmp_path: Path) -> None:
-    """An older release does not touch what a newer one wrote, whichever module it belongs to."""
+    """An older release does not change the tables of a newer one, whichever module they belong to."""
     file = tmp_path / "fulfilment.db"
     engine = create_engine(f"sqlite:///{file}")
     for module in MODULES:
@@ -139,30 +141,33 @@ def test_a_newer_database_is_refused(tmp_path: Path) -> None:
             (known,) = connection.execute(f"SELECT version_num FROM {module}_version").fetchone()
             connection.execute(f"UPDATE {module}_version SET version_num = '9999'")
         command = "serve" if module == "payments" else "migrate"
-        refused(tmp_path, 3, "newer", module, "9999", command=command, DATABASE_URL=f"sqlite:///{file}")
+        fails_with(tmp_path, 3, "newer", module, "9999", command=command, DATABASE_URL=f"sqlite:///{file}")
         with closing(sqlite3.connect(file)) as connection, connection:
             connection.execute(f"UPDATE {module}_version SET version_num = ?", (known,))
-    assert run(tmp_path, "migrate", DATABASE_URL=f"sqlite:///{file}").stdout == "nothing to do: every table is up to date\n"
+    assert (
+        run(tmp_path, "migrate", DATABASE_URL=f"sqlite:///{file}").stdout
+        == "nothing to do: every table is up to date\n"
+    )
 
 
-def test_migrate_says_what_it_did(tmp_path: Path) -> None:
-    """Once there is something to do, and then no more."""
+def test_migrate_prints_what_it_did(tmp_path: Path) -> None:
+    """The first run migrates every module, the second has nothing to do."""
     first, second = run(tmp_path, "migrate"), run(tmp_path, "migrate")
     assert (first.returncode, second.returncode, first.stderr, second.stderr) == (0, 0, "", "")
     assert all(module in first.stdout for module in MODULES)
     assert "nothing to do" in second.stdout
 
 
-def test_version(tmp_path: Path) -> None:
-    """One line, and nothing is made for it."""
+def test_version_prints_one_line(tmp_path: Path) -> None:
+    """It creates no file."""
     done = run(tmp_path, "version")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch(r"fulfilment \d+\.\d+\.\d+\S*\n", done.stdout)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_openapi_prints_a_valid_description(tmp_path: Path) -> None:
-    """What it prints is OpenAPI 3.1 and nothing else."""
+def test_openapi_prints_a_valid_document(tmp_path: Path) -> None:
+    """The output is an OpenAPI 3.1 document and nothing else."""
     done = run(tmp_path, "openapi")
     assert (done.returncode, done.stderr) == (0, "")
     document = json.loads(done.stdout)
@@ -170,20 +175,20 @@ def test_openapi_prints_a_valid_description(tmp_path: Path) -> None:
     validate(document)
 
 
-def every(command: click.Command, *names: str) -> Iterator[tuple[str, ...]]:
-    """Yield the names by which *command* is called, and all commands below it."""
+def all_commands(command: click.Command, *names: str) -> Iterator[tuple[str, ...]]:
+    """Yield the names of *command* and of all commands below it."""
     yield names
     for name, each in command.commands.items() if isinstance(command, click.Group) else ():
-        yield from every(each, *names, name)
+        yield from all_commands(each, *names, name)
 
 
-def test_every_command_explains_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--help` works everywhere, whatever the environment holds."""
+def test_every_command_has_a_help_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--help` works for every command, also with an invalid environment."""
     done = run(tmp_path, "dead-letters", "replay", "--help", HTTP_PORT="abc")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("Usage: ")
     monkeypatch.setenv("HTTP_PORT", "abc")
-    commands = list(every(main))
+    commands = list(all_commands(main))
     assert {(), ("serve",), ("dead-letters", "replay")} < set(commands)
     for names in commands:
         result = CliRunner().invoke(main, [*names, "--help"])
@@ -192,15 +197,15 @@ def test_every_command_explains_itself(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("arguments", [["frobnicate"], ["serve", "--no-such-option"], ["check", "--url", "ftp://x"]])
-def test_a_usage_error_is_2(tmp_path: Path, arguments: list[str]) -> None:
-    """What cannot be meant is refused before anything happens."""
+def test_a_usage_error_exits_with_2(tmp_path: Path, arguments: list[str]) -> None:
+    """Without a traceback."""
     done = run(tmp_path, *arguments)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
 
-def test_check_tells_a_server_from_none(serve: Serve, tmp_path: Path) -> None:
-    """0 while it is well; 3 where nobody answers."""
+def test_check_distinguishes_a_running_server_from_none(serve: Serve, tmp_path: Path) -> None:
+    """It exits with 0 while the server is healthy, with 3 when no server answers."""
     server = serve()
     for arguments in ([], ["--live"]):
         done = run(tmp_path, "check", *arguments, "--url", server.url)

@@ -1,4 +1,4 @@
-"""The program with Stripe for a provider: localstripe from outside, and a server that misbehaves to order."""
+"""The program with the Stripe gateway, against localstripe and against a fake server with configurable faults."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tests.gateways.fault import Fault, FaultyStripe
 from tests.gateways.local import API_KEY, LocalStripe
 from tests.process.client import Client, Reply, eventually
 from tests.process.conftest import Serve
-from tests.process.invariants import check_world
+from tests.process.invariants import check_invariants
 from tests.process.server import Server, run
 
-SECRET = "whsec_of_nobody"
+SECRET = "whsec_for_tests"
 WEBHOOKS = "/v1/payments/webhooks/stripe"
 Connect = Callable[[Server], Client]
 
@@ -52,14 +52,14 @@ def environment(url: str, **more: str) -> dict[str, str]:
 
 
 def reconcile(server: Server) -> tuple[int, Any]:
-    """Run the command; return its exit code and what it reports."""
+    """Run `payments reconcile`; return its exit code and its report."""
     done = run(server.folder, "payments", "reconcile", "--json", **server.settings)
     assert done.stderr == ""
     return done.returncode, json.loads(done.stdout)
 
 
 def captured(provider: LocalStripe) -> dict[str, list[int]]:
-    """Return the amounts that the provider has taken and not given back, by order."""
+    """Return the amounts that the provider has captured and not refunded, by order."""
     found: dict[str, list[int]] = {}
     for intent in provider.list_all("/v1/payment_intents"):
         if intent["status"] == "succeeded" and not intent["latest_charge"]["refunded"]:
@@ -67,28 +67,28 @@ def captured(provider: LocalStripe) -> dict[str, list[int]]:
     return found
 
 
-async def test_pay_decline_and_refund(serve: Serve, connect: Connect, provider: LocalStripe) -> None:
-    """An order is paid, one with a bad card is not, one that is cancelled gets its money back; the books agree."""
+async def test_orders_are_charged_declined_and_refunded(serve: Serve, connect: Connect, provider: LocalStripe) -> None:
+    """One order is charged, two are declined, a cancelled one is refunded; `reconcile` finds no difference, then two."""
     server = serve(**environment(provider.url))
     client = connect(server)
     await client.stock("SKU-1", 100, 1250)
     paid = await client.place({"SKU-1": 2}, payment_method="pm_card_visa")
     declined = await client.place({"SKU-1": 1}, payment_method="pm_card_chargeCustomerFail")
-    nonsense = await client.place({"SKU-1": 1}, payment_method="pm_nobody_has")
-    assert (await client.followed(paid))["status"] == "confirmed"
-    for order_id in declined, nonsense:
-        order = await client.followed(order_id)
+    unknown = await client.place({"SKU-1": 1}, payment_method="pm_unknown")
+    assert (await client.wait_until_final(paid))["status"] == "confirmed"
+    for order_id in declined, unknown:
+        order = await client.wait_until_final(order_id)
         assert (order["status"], order["reason"]) == ("cancelled", "payment_declined")
     payment = await client.get(f"/v1/payments/{declined}")
     assert (payment["status"], payment["reason"]) == ("declined", "card_declined")
-    returned = await client.place({"SKU-1": 3})  # a test key pays with a test card
-    assert (await client.followed(returned))["status"] == "confirmed"
+    returned = await client.place({"SKU-1": 3})  # a test API key uses a test card
+    assert (await client.wait_until_final(returned))["status"] == "confirmed"
     await client.cancel(returned)
-    await client.payment_once(returned, "refunded")
+    await client.wait_for_payment(returned, "refunded")
     assert captured(provider) == {paid: [2500]}
     [refund] = provider.list_all("/v1/refunds")
     assert refund["amount"] == 3750
-    await check_world(client, [paid, declined, nonsense, returned], {"SKU-1": 100})
+    await check_invariants(client, [paid, declined, unknown, returned], {"SKU-1": 100})
     code, report = await asyncio.to_thread(reconcile, server)
     assert (code, report["differences"]) == (0, [])
     assert report["charges"] == 3
@@ -97,10 +97,10 @@ async def test_pay_decline_and_refund(serve: Serve, connect: Connect, provider: 
     code, report = await asyncio.to_thread(reconcile, server)
     assert code == 1
     assert sorted(difference["kind"] for difference in report["differences"]) == ["extra", "refunded"]
-    said = "\n".join(server.lines) + server.stderr
-    assert API_KEY not in said
-    assert SECRET not in said
-    assert "_secret_" not in said
+    output = "\n".join(server.lines) + server.stderr
+    assert API_KEY not in output
+    assert SECRET not in output
+    assert "_secret_" not in output
     provider.kill()
     assert run(server.folder, "payments", "reconcile", **server.settings).returncode == 3
 
@@ -114,45 +114,50 @@ async def test_pay_decline_and_refund(serve: Serve, connect: Connect, provider: 
         (["--help"], {}, 0),
     ],
 )
-def test_reconcile_says_what_it_cannot_do(tmp_path: Path, arguments: list[str], settings: dict[str, str], code: int) -> None:
-    """One line, and the exit code of a usage error."""
+def test_reconcile_reports_usage_errors(
+    tmp_path: Path, arguments: list[str], settings: dict[str, str], code: int
+) -> None:
+    """With exit code 2 and without a traceback."""
     done = run(tmp_path, "payments", "reconcile", *arguments, **(environment("http://127.0.0.1:1") | settings))
     assert done.returncode == code
     assert "Traceback" not in done.stderr
 
 
-async def test_webhooks_with_right_and_wrong_signatures(serve: Serve, connect: Connect, provider: LocalStripe) -> None:
-    """No API key, but a signature; the provider's own are taken, and what is about nobody is put aside."""
+async def test_webhooks_need_a_valid_signature(serve: Serve, connect: Connect, provider: LocalStripe) -> None:
+    """The route needs no API key. A valid webhook is handled once; one without an order becomes a dead letter."""
     server = serve(**environment(provider.url))
     client = connect(server)
     provider.request("/_config/webhooks/ours", url=server.url + WEBHOOKS, secret=SECRET)
     await client.stock("SKU-1", 100)
     order_id = await client.place({"SKU-1": 1})
-    await client.followed(order_id)
+    await client.wait_until_final(order_id)
     provider.request("/v1/payment_intents", amount="777", currency="eur", confirm="true", payment_method="pm_card_visa")
 
-    async def letters() -> Any:
-        return await client.everything("/v1/dead-letters")
+    async def dead_letters() -> Any:
+        return await client.list_all("/v1/dead-letters")
 
-    [dead_letter] = await eventually(letters, lambda found: len(found) > 0)
+    [dead_letter] = await eventually(dead_letters, lambda found: len(found) > 0)
     assert (dead_letter["consumer"], dead_letter["error"]) == ("payments-webhooks", "unknown_intent")
-    metrics = (await client.ask("GET", "/metrics")).text
+    metrics = (await client.request("GET", "/metrics")).text
     assert 'subject="stripe.payment_intent.succeeded",outcome="handled"' in metrics
 
     async def send(body: bytes, **changes: Any) -> Reply:
         headers = {"Stripe-Signature": signed(body), "Content-Type": "application/json; charset=utf-8"}
-        return await client.ask("POST", WEBHOOKS, headers=headers | changes, data=body)
+        return await client.request("POST", WEBHOOKS, headers=headers | changes, data=body)
 
     reference = (await client.get(f"/v1/payments/{order_id}"))["reference"]
     intent = provider.request(f"/v1/payment_intents/{reference}")
-    event = {"object": "event", "id": "evt_mine", "type": "payment_intent.succeeded", "data": {"object": intent}}
+    event = {"object": "event", "id": "evt_1", "type": "payment_intent.succeeded", "data": {"object": intent}}
     body = json.dumps(event).encode()
-    answers = [await send(body), await send(body)]
-    assert [(answer.status, answer.body["outcome"]) for answer in answers] == [(200, "handled"), (200, "repeated")]
+    responses = [await send(body), await send(body)]
+    assert [(response.status, response.body["outcome"]) for response in responses] == [
+        (200, "handled"),
+        (200, "repeated"),
+    ]
     for wrong in (
         await send(body, **{"Stripe-Signature": "t=1,v1=00"}),
         await send(body + b" ", **{"Stripe-Signature": signed(body)}),
-        await client.ask("POST", WEBHOOKS, data=body),
+        await client.request("POST", WEBHOOKS, data=body),
     ):
         assert (wrong.status, wrong.body["code"]) == (400, "invalid_signature")
         assert wrong.headers["Content-Type"].startswith("application/problem+json")
@@ -170,18 +175,18 @@ def signed(body: bytes) -> str:
     return f"t={now},v1={hmac.new(SECRET.encode(), b'%d.' % now + body, sha256).hexdigest()}"
 
 
-async def test_without_a_secret_no_webhook_is_believed(client: Client) -> None:
-    """Stripe is told to come again, and an operator sees why."""
-    reply = await client.ask("POST", WEBHOOKS, {"id": "evt_1"})
+async def test_without_a_webhook_secret_every_webhook_is_rejected(client: Client) -> None:
+    """With 503 and a Retry-After, so that Stripe repeats it; the code names the reason."""
+    reply = await client.request("POST", WEBHOOKS, {"id": "evt_1"})
     assert (reply.status, reply.body["code"]) == (503, "webhooks_not_configured")
     assert reply.headers["Retry-After"]
 
 
 @pytest.mark.slow
-async def test_a_provider_that_is_killed_under_load_and_brought_back(
+async def test_orders_wait_while_the_provider_is_killed_and_restarted(
     serve: Serve, connect: Connect, provider: LocalStripe
 ) -> None:
-    """Orders wait and say so, what is cancelled meanwhile is never charged, and in the end both lists agree."""
+    """The orders show that they wait; orders cancelled meanwhile are never charged; finally `reconcile` agrees."""
     server = serve(**environment(provider.url))
     client = connect(server)
     await client.stock("SKU-1", 1_000, 500)
@@ -190,30 +195,32 @@ async def test_a_provider_that_is_killed_under_load_and_brought_back(
     orders += await asyncio.gather(*(client.place({"SKU-1": 1}) for _ in range(60)))
 
     async def unfinished() -> list[Any]:
-        return [order for order in await client.everything("/v1/orders") if order["status"] != "confirmed"]
+        return [order for order in await client.list_all("/v1/orders") if order["status"] != "confirmed"]
 
     waiting = await eventually(
         unfinished, lambda found: bool(found) and all(order.get("waiting_for") == "payment" for order in found), 30
     )
     assert {order["status"] for order in waiting} == {"reserved"}
-    assert 'circuit_breaker_state{gateway="stripe"} 2' in (await client.ask("GET", "/metrics")).text
-    off = [order["order_id"] for order in waiting[:5]]
-    for order_id in off:
+    assert 'circuit_breaker_state{gateway="stripe"} 2' in (await client.request("GET", "/metrics")).text
+    cancelled = [order["order_id"] for order in waiting[:5]]
+    for order_id in cancelled:
         await client.cancel(order_id)
     await asyncio.to_thread(provider.start)
-    await check_world(client, orders, {"SKU-1": 1_000}, seconds=60)
+    await check_invariants(client, orders, {"SKU-1": 1_000}, seconds=60)
     for order_id in orders:
-        assert (await client.get(f"/v1/orders/{order_id}"))["status"] == ("cancelled" if order_id in off else "confirmed")
-    assert captured(provider) == {order_id: [500] for order_id in orders if order_id not in off}
+        assert (await client.get(f"/v1/orders/{order_id}"))["status"] == (
+            "cancelled" if order_id in cancelled else "confirmed"
+        )
+    assert captured(provider) == {order_id: [500] for order_id in orders if order_id not in cancelled}
     code, report = await asyncio.to_thread(reconcile, server)
     assert (code, report["differences"]) == (0, [])
 
 
-async def test_an_order_whose_time_is_up_while_the_provider_is_away(serve: Serve, connect: Connect) -> None:
-    """It is cancelled, for want of a payment, and what it held goes back to the shelf."""
+async def test_an_order_that_times_out_without_the_provider_is_cancelled(serve: Serve, connect: Connect) -> None:
+    """The reason is payment_unavailable, and its stock is released."""
     client = connect(serve(**environment("http://127.0.0.1:1", ORDER_TIMEOUT_S="3")))
     await client.stock("SKU-1", 10)
-    order = await client.followed(await client.place({"SKU-1": 4}))
+    order = await client.wait_until_final(await client.place({"SKU-1": 4}))
     assert (order["status"], order["reason"]) == ("cancelled", "payment_unavailable")
 
     async def product() -> Any:
@@ -223,10 +230,10 @@ async def test_an_order_whose_time_is_up_while_the_provider_is_away(serve: Serve
 
 
 @pytest.mark.slow
-async def test_a_provider_that_hangs_holds_up_nobody_who_needs_it_not(
+async def test_a_hanging_provider_does_not_delay_orders_without_a_charge(
     serve: Serve, connect: Connect, faulty: FaultyStripe
 ) -> None:
-    """With every call to it stuck, an order for what is not there ends at once."""
+    """While every call hangs, an order for a product without stock is cancelled at once."""
     faulty.write_fault = lambda: Fault.HANG
     client = connect(serve(**environment(faulty.url)))
     await client.stock("SKU-1", 1_000)
@@ -238,14 +245,16 @@ async def test_a_provider_that_hangs_holds_up_nobody_who_needs_it_not(
 
     await eventually(calls, lambda count: count >= LANE_CALLS_MAX)
     began = time.monotonic()
-    order = await client.followed(await client.place({"SKU-2": 1}))
+    order = await client.wait_until_final(await client.place({"SKU-2": 1}))
     assert order["reason"] == "insufficient_stock"
     assert time.monotonic() - began < 6
 
 
 @pytest.mark.slow
-async def test_killed_between_the_charge_and_its_record(serve: Serve, connect: Connect, faulty: FaultyStripe) -> None:
-    """The next start looks before it charges again: this provider knows no repeated key."""
+async def test_a_kill_between_the_charge_and_its_commit_charges_once(
+    serve: Serve, connect: Connect, faulty: FaultyStripe
+) -> None:
+    """The next start looks the charge up before it charges again; this provider ignores idempotency keys."""
     faulty.write_fault = lambda: Fault.CHARGE_HANG
     server = serve(**environment(faulty.url))
     client = connect(server)
@@ -259,16 +268,18 @@ async def test_killed_between_the_charge_and_its_record(serve: Serve, connect: C
     server.kill()
     faulty.write_fault = lambda: Fault.NONE
     server.start()
-    await check_world(client, orders, {"SKU-1": 100}, seconds=60)
+    await check_invariants(client, orders, {"SKU-1": 100}, seconds=60)
     assert faulty.captured() == {order_id: [500] for order_id in orders}
 
 
 @pytest.mark.slow
-async def test_hundreds_of_orders_in_bad_weather(serve: Serve, connect: Connect, faulty: FaultyStripe) -> None:
-    """30 % time-outs after the charge, 20 % 5xx, 5 % nonsense: every order is confirmed and charged once."""
+async def test_hundreds_of_orders_with_a_failing_provider_are_charged_once(
+    serve: Serve, connect: Connect, faulty: FaultyStripe
+) -> None:
+    """30 % time-outs after the charge, 20 % 5xx, 5 % unreadable responses: every order is confirmed and charged once."""
     rng = random.Random(5)
 
-    def weather() -> Fault:
+    def next_fault() -> Fault:
         share = rng.random()
         if share < 0.30:
             return Fault.CHARGE_HANG
@@ -276,12 +287,12 @@ async def test_hundreds_of_orders_in_bad_weather(serve: Serve, connect: Connect,
             return rng.choice([Fault.CHARGE_500, Fault.ERROR_500])
         return rng.choice([Fault.CHARGE_HTML, Fault.CHARGE_TRUNCATED]) if share < 0.55 else Fault.NONE
 
-    faulty.write_fault = weather
+    faulty.write_fault = next_fault
     server = serve(**environment(faulty.url))
     client = connect(server)
     await client.stock("SKU-1", 1_000, 500)
     orders = [await client.place({"SKU-1": 1}) for _ in range(300)]
-    found = await check_world(client, orders, {"SKU-1": 1_000}, seconds=200)
+    found = await check_invariants(client, orders, {"SKU-1": 1_000}, seconds=200)
     assert {order["status"] for order in found} == {"confirmed"}
     assert faulty.captured() == {order_id: [500] for order_id in orders}
     code, report = await asyncio.to_thread(reconcile, server)

@@ -1,17 +1,16 @@
 """
-The whole house in a time of its own, and the moment at which it is killed.
+The whole system on a virtual clock, with a process that can be killed at any point.
 
-Nothing here waits for a real clock, a thread or a network: time is turned by hand, what a thread would do is done at once,
-and the provider is an object. So everything that happens follows from one number, and what went wrong once goes wrong
-again.
+Nothing waits for a real clock, a thread or a network: the test advances the clock, the work of a thread is done at once,
+and the payment provider is an object. Every run follows from one random seed, so a failure can be repeated.
 
-A life ends at a point of the `Fuse`: before or after any begin, commit or read of the database, or any word with the
-provider. Whatever the process had in its memory is gone then; the file, the provider and the clients stay.
+A process ends at a point of its `CrashPoints`: before or after any begin, commit or read of the database, or any call of
+the provider. The memory of the process is lost then; the database file, the provider and the clients remain.
 """
 
 from __future__ import annotations
 
-__all__ = ["Bank", "Fuse", "Killed", "life"]
+__all__ = ["CrashPoints", "FakeProvider", "ProcessKilled", "run_process"]
 
 import asyncio
 import random
@@ -37,48 +36,48 @@ from tests.runtime.harness import Harness, harness_at
 T = TypeVar("T")
 
 
-class Killed(BaseException):
-    """The process is gone; nobody in it hears of that, so nobody catches it."""
+class ProcessKilled(BaseException):
+    """The process is killed. Not an Exception, because no code of the process may catch it."""
 
 
 @define
-class Fuse:
-    """What ends a life: at the *left*-th point from now, or never."""
+class CrashPoints:
+    """The points at which the process can be killed; it is killed after *left* more points, or never if None."""
 
     left: int | None = None
-    is_burnt: bool = False
+    is_killed: bool = False
     points: int = 0
 
     def point(self) -> None:
         """
-        Go on, unless life ends here.
+        Pass one point.
 
         Raises:
-            Killed: It does, or has ended already.
+            ProcessKilled: The process is killed here, or was killed before.
         """
         self.points += 1
-        if self.left is not None and not self.is_burnt:
+        if self.left is not None and not self.is_killed:
             self.left -= 1
-            self.is_burnt = self.left < 0
-        if self.is_burnt:
-            raise Killed
+            self.is_killed = self.left < 0
+        if self.is_killed:
+            raise ProcessKilled
 
 
-class _AtOnce(Executor):
-    """Does what a thread would do when it is asked to, between two points of *fuse*; *disk* says when a commit fails."""
+class _ImmediateExecutor(Executor):
+    """Runs each job at once, between two points of *crash_points*; a commit fails while *is_disk_full* returns True."""
 
-    def __init__(self, fuse: Fuse, disk: Callable[[], bool] = lambda: False) -> None:
-        self._fuse = fuse
-        self._is_full = disk
+    def __init__(self, crash_points: CrashPoints, is_disk_full: Callable[[], bool] = lambda: False) -> None:
+        self._crash_points = crash_points
+        self._is_disk_full = is_disk_full
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
         try:
-            self._fuse.point()
-            if getattr(fn, "__name__", "") == "commit" and self._is_full():
+            self._crash_points.point()
+            if getattr(fn, "__name__", "") == "commit" and self._is_disk_full():
                 raise sqlite3.OperationalError("database or disk is full")
             done = fn(*args, **kwargs)
-            self._fuse.point()
+            self._crash_points.point()
             future.set_result(done)
         except BaseException as error:
             future.set_exception(error)
@@ -86,24 +85,24 @@ class _AtOnce(Executor):
 
 
 @define
-class Bank:
+class FakeProvider:
     """
-    A provider that outlives us and knows no idempotency keys: each charge that arrives takes money.
+    A payment provider that outlives the process and ignores idempotency keys: every charge call captures money.
 
-    A share *trouble* of all calls fails, half of them after they have done what they were asked for. What is more than
-    *limit* is declined.
+    The share *failure_rate* of all calls fails, half of them after they have taken effect. An amount above *limit* is
+    declined.
     """
 
     clock: VirtualClock
     rng: random.Random
-    trouble: float
+    failure_rate: float
     limit: int
-    fuse: Fuse = field(factory=Fuse)
+    crash_points: CrashPoints = field(factory=CrashPoints)
     taken: Counter[str] = field(factory=Counter)
-    """By order, how often its money was taken."""
+    """The number of captures by order id."""
     returned: Counter[str] = field(factory=Counter)
 
-    name = "bank"
+    name = "provider"
 
     async def charge(self, key: str, order_id: str, amount: Money, payment_method: str | None) -> ChargeResult:
         def do() -> ChargeResult:
@@ -122,45 +121,55 @@ class Bank:
 
     async def refund(self, key: str, order_id: str, reference: str, amount: Money) -> str:
         def do() -> str:
-            self.returned[order_id] = 1  # of a refund every provider knows how much is left to give back
+            self.returned[order_id] = 1  # a provider never refunds more than it has captured
             return f"back_{order_id}"
 
         return await self._call(do)
 
     async def close(self) -> None:
-        """There is no line."""
+        """Do nothing: there is no connection."""
 
     async def _call(self, do: Callable[[], T]) -> T:
-        fate = self.rng.random()
+        draw = self.rng.random()
         await self.clock.sleep(self.rng.expovariate(20))
-        self.fuse.point()
-        if fate < self.trouble / 2:
-            raise GatewayNotReached("nobody there")
+        self.crash_points.point()
+        if draw < self.failure_rate / 2:
+            raise GatewayNotReached("not reached")
         done = do()
-        self.fuse.point()
+        self.crash_points.point()
         await self.clock.sleep(self.rng.expovariate(20))
-        if fate < self.trouble:
+        if draw < self.failure_rate:
             raise GatewayTimeout("no answer")
         return done
 
 
 @asynccontextmanager
-async def life(
-    path: Path, clock: VirtualClock, bank: Bank, disk: Callable[[], bool], *, delivers_locally: bool
+async def run_process(
+    path: Path, clock: VirtualClock, provider: FakeProvider, is_disk_full: Callable[[], bool], *, delivers_locally: bool
 ) -> AsyncIterator[Harness]:
-    """Run the house on the file at *path* until the context ends, or the fuse of *bank* burns; then nothing is tidied up."""
-    fuse = bank.fuse
+    """
+    Run the system on the SQLite file *path* until the block ends or the process is killed.
+
+    The crash points are those of *provider*. As after a real kill, nothing is cleaned up.
+    """
+    crash_points = provider.crash_points
     async with harness_at(path, clock, delivers_locally=delivers_locally) as harness:
-        database: Any = harness.database  # whoever ends a process does not ask it what is private
+        database: Any = harness.database  # a kill has to reach private members
         database._reader = LoopExecutor(database._reader._transactor)
-        database._writer._committer = database._reader._committer = _AtOnce(fuse, disk)
-        heard = subscriptions([runner.module for runner in harness.runners.values()], harness.contracts)
+        database._writer._committer = database._reader._committer = _ImmediateExecutor(crash_points, is_disk_full)
+        subjects_by_consumer = subscriptions([runner.module for runner in harness.runners.values()], harness.contracts)
         breaker = CircuitBreaker(clock.monotonic)
         worker = PaymentWorker(
-            harness.runners["payments"], bank, breaker, harness.contracts, clock, harness.metrics, rng=random.Random(1)
+            harness.runners["payments"],
+            provider,
+            breaker,
+            harness.contracts,
+            clock,
+            harness.metrics,
+            rng=random.Random(1),
         )
         harness.runners["payments"].add_listener(worker.delays.on_commit)
-        for consumer, subjects in heard.items():
+        for consumer, subjects in subjects_by_consumer.items():
             name = consumer.removesuffix(EXPRESS_LANE)
             subscription = await harness.bus.subscribe(consumer, subjects)
             if name == CONSUMER:
@@ -174,7 +183,7 @@ async def life(
         try:
             yield harness
         finally:
-            fuse.is_burnt = True  # from here on nobody in there gets anything done
+            crash_points.is_killed = True  # from here on no task of the process has an effect
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
                 task.cancel()
                 harness.tasks.append(task)
@@ -182,7 +191,7 @@ async def life(
             for queue in (database._writer, database._reader):
                 queue._waiting.clear()
                 queue._deferred.clear()
-                queue._running, queue._committer = None, _AtOnce(Fuse())
+                queue._running, queue._committer = None, _ImmediateExecutor(CrashPoints())
                 queue._transactor.disconnect()
 
 

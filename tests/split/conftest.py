@@ -1,4 +1,4 @@
-"""Brokers and houses that end with their test, and clients that hang up."""
+"""Fixtures: brokers and systems that are stopped, and clients that are closed, at the end of the test."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.process.client import Client
 from tests.split.system import System
 
 Build = Callable[..., System]
-"""Make a house in parts on the test's NATS, unless ``nats_urls`` names others; nothing runs yet."""
+"""Makes a system on the NATS server of the test, or on ``nats_urls``; does not start it."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies here: it starts processes."""
+    """Mark every test of this folder with `process`: it starts processes."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.process)
@@ -25,19 +25,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[NatsServer]:
-    """One NATS server that runs."""
+    """A running NATS server."""
     with NatsServer(tmp_path / "nats") as server:
         yield server
 
 
 @pytest.fixture
 def build(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Build]:
-    """Make houses; they end with the test, come what may."""
+    """Return a function that makes systems; their processes are killed at the end of the test."""
     built: list[System] = []
 
     def make(nats_urls: tuple[str, ...] = (), **options: Any) -> System:
         urls = nats_urls or request.getfixturevalue("broker").urls
-        built.append(System(tmp_path / f"house-{len(built)}", urls, **options))
+        built.append(System(tmp_path / f"system-{len(built)}", urls, **options))
         return built[-1]
 
     yield make
@@ -47,7 +47,7 @@ def build(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Build]:
 
 @pytest.fixture
 async def connect() -> AsyncIterator[Callable[[System], Client]]:
-    """Make clients; they hang up when the test is over."""
+    """Return a function that makes clients; they are closed at the end of the test."""
     clients: list[Client] = []
 
     def make(system: System) -> Client:

@@ -1,4 +1,4 @@
-"""The house in parts: one process per module, or several, each with its own database, and NATS between them."""
+"""The system with one or more processes per module, and NATS between them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ MODULES = ("orders", "inventory", "payments")
 
 class System:
     """
-    Every module as *replicas* processes of its own, speaking through *nats_urls*.
+    Runs every module in *replicas* processes of its own, connected by the NATS servers at *nats_urls*.
 
-    *databases* are the addresses of databases that replicas can share, by module; without them each process keeps a
-    file, and there can be only one of a module. `url_of` picks one of those that are up, at random where there are
-    several, so a client may take the house for one server.
+    *databases* are the addresses of the databases by module, which replicas share. Without them each process has its own
+    SQLite file, and a module has one process only. `url_of` picks a running process of the module at random, so a client
+    can use the system like one server.
     """
 
     def __init__(
@@ -31,26 +31,26 @@ class System:
         databases: Mapping[str, str] | None = None,
         **settings: str,
     ) -> None:
-        assert replicas == 1 or databases is not None, "replicas of a module share its database"
+        assert replicas == 1 or databases is not None, "replicas of a module need a shared database"
         self._databases = databases or {}
         self._rng = random.Random(0)
         self.down: set[Server] = set()
-        self.parts: dict[str, list[Server]] = {}
+        self.servers: dict[str, list[Server]] = {}
         for module in MODULES:
-            self.parts[module] = []
+            self.servers[module] = []
             for number in range(replicas):
-                home = folder / f"{module}-{number}"
-                home.mkdir(parents=True)
-                server = Server(home, BUS="nats", NATS_URL=",".join(nats_urls), MODULES=module, **settings)
+                process_folder = folder / f"{module}-{number}"
+                process_folder.mkdir(parents=True)
+                server = Server(process_folder, BUS="nats", NATS_URL=",".join(nats_urls), MODULES=module, **settings)
                 if databases is not None:
                     server.settings["DATABASE_URL"] = databases[module]
-                self.parts[module].append(server)
+                self.servers[module].append(server)
 
     def __iter__(self) -> Iterator[Server]:
-        return (server for servers in self.parts.values() for server in servers)
+        return (server for servers in self.servers.values() for server in servers)
 
     def start(self) -> System:
-        """Start all of them at once; return when each says that it is ready."""
+        """Start all processes at the same time; return when every one is ready."""
         for server in self:
             server.launch()
         for server in self:
@@ -58,34 +58,34 @@ class System:
         return self
 
     def kill(self, server: Server) -> None:
-        """End *server* without a word; nobody asks it until it is back."""
+        """Kill *server*; requests go to the other replicas until `restart`."""
         self.down.add(server)
         server.kill()
 
-    def revive(self, server: Server) -> None:
-        """Start *server* again, on what it left behind."""
+    def restart(self, server: Server) -> None:
+        """Start *server* again in the same folder, with the same database."""
         server.start()
         self.down.discard(server)
 
     def end(self) -> None:
-        """Leave nothing behind."""
+        """Kill all processes."""
         for server in self:
             server.end()
 
     def url_of(self, path: str) -> str:
-        """Where *path* is answered at present."""
-        return self._part_for(path).url + path
+        """Return the URL of *path* at a running process of its module."""
+        return self._server_for(path).url + path
 
     def database_of(self, module: str) -> Path | str:
-        """Where *module* keeps everything."""
-        return self.parts[module][0].database
+        """Return the database of *module*: a SQLite file or an address."""
+        return self.servers[module][0].database
 
     @property
     def stderr(self) -> str:
-        """What all of them have written to stderr."""
+        """What all processes have written to stderr."""
         return "".join(server.stderr for server in self)
 
-    def _part_for(self, path: str) -> Server:
-        found = next((module for module in MODULES if path.startswith(f"/v1/{module}")), "orders")
-        up = [server for server in self.parts[found] if server not in self.down] or self.parts[found]
+    def _server_for(self, path: str) -> Server:
+        name = next((module for module in MODULES if path.startswith(f"/v1/{module}")), "orders")
+        up = [server for server in self.servers[name] if server not in self.down] or self.servers[name]
         return self._rng.choice(up)

@@ -1,35 +1,38 @@
-"""What must be true of a house in parts, and of the broker between them, once both have come to rest."""
+"""The invariants of a system on NATS: those of tests.process.invariants, no backlog on the broker, every process ready."""
 
 from __future__ import annotations
 
-__all__ = ["consumers_of", "everybody_is_ready", "look_at_the_whole"]
+__all__ = ["check_system", "consumers_of", "wait_until_ready"]
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from tests.nats import NatsCluster, NatsServer
 from tests.process.client import Client, eventually
-from tests.process.invariants import check_world
+from tests.process.invariants import check_invariants
 from tests.split.system import System
 
 
-async def look_at_the_whole(
+async def check_system(
     client: Client,
     system: System,
     broker: NatsServer | NatsCluster,
     accepted: Collection[str],
-    pieces: Mapping[str, int],
+    stock: Mapping[str, int],
     *,
-    unheard_max: int = 0,
-    dead: int = 0,
+    lost_responses_max: int = 0,
+    dead_letters: int = 0,
     seconds: float = 60.0,
 ) -> list[Any]:
     """
-    Check I1 to I6 as `check_world` does, then I8: no backlog is left with the broker, and every part is ready.
+    Check I1 to I6 with `check_invariants`, then I8: the broker has no backlog, and every process is ready.
 
-    What a killed process had in hand is the broker's backlog until ``ack_wait`` is over; *seconds* must allow for that.
+    The unacknowledged messages of a killed process stay in the backlog until ``ack_wait`` is over; *seconds* must be
+    longer than that.
     """
-    orders = await check_world(client, accepted, pieces, unheard_max=unheard_max, dead=dead, seconds=seconds)
+    orders = await check_invariants(
+        client, accepted, stock, lost_responses_max=lost_responses_max, dead_letters=dead_letters, seconds=seconds
+    )
 
     async def backlog() -> dict[str, Any]:
         found = consumers_of(broker)
@@ -39,13 +42,17 @@ async def look_at_the_whole(
             if each["num_pending"] or each["num_ack_pending"]
         }
 
-    await eventually(backlog, lambda left: not left, seconds)
-    await everybody_is_ready(system, client)
+    await eventually(backlog, lambda found: not found, seconds)
+    await wait_until_ready(system, client)
     return orders
 
 
 def consumers_of(broker: NatsServer | NatsCluster) -> dict[str, Any]:
-    """Return what *broker* says about each durable, by stream and name: ``ORDERS/inventory``; of a cluster, its leader's word."""
+    """
+    Return the state of each durable by stream and name, such as ``ORDERS/inventory``.
+
+    In a cluster the state is that of the leader of the durable.
+    """
     nodes = broker.nodes if isinstance(broker, NatsCluster) else [broker]
     return {
         f"{stream['name']}/{consumer['name']}": consumer
@@ -57,11 +64,11 @@ def consumers_of(broker: NatsServer | NatsCluster) -> dict[str, Any]:
     }
 
 
-async def everybody_is_ready(system: System, client: Client, seconds: float = 30.0) -> None:
-    """Wait until every part says that it is ready, without a word of trouble."""
+async def wait_until_ready(system: System, client: Client, seconds: float = 30.0) -> None:
+    """Wait until /readyz of every process is 200 with the status ready."""
 
     async def states() -> list[Any]:
-        replies = [await client.call(f"{server.url}/readyz") for server in system]
+        replies = [await client.request_url(f"{server.url}/readyz") for server in system]
         return [reply.body for reply in replies if (reply.status, reply.body.get("status")) != (200, "ready")]
 
     await eventually(states, lambda found: not found, seconds)
