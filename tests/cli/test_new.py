@@ -97,7 +97,7 @@ async def test_the_skeleton_keeps_every_rule_of_the_project(tmp_path: Path) -> N
     try:
         server.start()
         for label in "First", "Second":
-            reply = await client.ask("PUT", "/v1/billing/I-1", {"label": label})
+            reply = await client.request("PUT", "/v1/billing/I-1", {"label": label})
             assert (reply.status, reply.body["label"]) == (200, "First")
         assert (await client.get("/v1/billing/I-1"))["item_id"] == "I-1"
     finally:

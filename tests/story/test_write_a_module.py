@@ -114,9 +114,9 @@ async def _order_until_the_shipment(server: Server | _Processes) -> None:
     try:
         await client.stock("SKU-1", 10)
         order_id = await client.place({"SKU-1": 2})
-        assert (await client.followed(order_id))["status"] == "confirmed"
+        assert (await client.wait_until_final(order_id))["status"] == "confirmed"
         reply = await eventually(
-            lambda: client.ask("GET", f"/v1/shipping/{order_id}"), lambda reply: reply.status == 200
+            lambda: client.request("GET", f"/v1/shipping/{order_id}"), lambda reply: reply.status == 200
         )
         assert (reply.body["order_id"], reply.body["pieces"]) == (order_id, 2)
     finally:
