@@ -93,7 +93,11 @@ def _build(build: Callable[[Settings], T], settings: Settings) -> T:
 
 
 def run_database_step(step: Callable[[], T]) -> T:
-    """Call *step*, a method of `app.storage.databases.Storage` or `Application.start`; end the process with one line if the database is unusable."""
+    """
+    Call *step*, a method of `app.storage.databases.Storage` or `Application.start`, and return its result.
+
+    End the process with one line if the database is unusable.
+    """
     from app.storage.databases import DatabaseUnreachable
     from app.storage.migrations import NewerDatabase, NotMigrated
 

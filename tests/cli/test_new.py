@@ -1,4 +1,4 @@
-"""The skeleton of a module: what it holds to, and what the command refuses."""
+"""`new`: the skeleton of a module passes every check, and the command refuses what it cannot write."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def in_checkout(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A folder with what a source checkout is recognised by."""
+    """A folder with the files by which the command recognises a source checkout."""
     for name in ("setup.cfg", "tests/x", "deploy/nats/write_accounts.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -36,7 +36,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def test_the_command_writes_every_file_and_names_the_next_steps(monkeypatch: pytest.MonkeyPatch, checkout: Path) -> None:
-    """No placeholder is left, and the list of modules is the only file that remains to be changed."""
+    """No placeholder is left; the only remaining step is the list of modules."""
     result = in_checkout(monkeypatch, checkout, "module", "billing")
     assert result.exit_code == 0, result.output
     written = [line.removeprefix("wrote ") for line in result.output.splitlines() if line.startswith("wrote ")]
@@ -50,13 +50,13 @@ def test_the_command_writes_every_file_and_names_the_next_steps(monkeypatch: pyt
 
 
 def test_the_command_overwrites_nothing(monkeypatch: pytest.MonkeyPatch, checkout: Path) -> None:
-    """One file that is there is enough: then none is written."""
+    """If one of the files exists, none is written."""
     test = checkout / "tests/modules/test_billing_decide.py"
     test.parent.mkdir()
     test.write_text("mine")
     result = in_checkout(monkeypatch, checkout, "module", "billing")
     assert result.exit_code == 2
-    assert result.stderr == "fulfilment: tests/modules/test_billing_decide.py is there already; nothing was written\n"
+    assert result.stderr == "fulfilment: tests/modules/test_billing_decide.py exists already; nothing was written\n"
     assert test.read_text() == "mine"
     assert not (checkout / "modules").exists()
 
@@ -108,7 +108,7 @@ async def test_the_skeleton_keeps_every_rule_of_the_project(tmp_path: Path) -> N
 def _check(folder: Path, cache: Path) -> None:
     """Run the project's own checks in *folder*."""
     scripts = Path(sysconfig.get_path("scripts"))
-    tests = ["tests/architecture/test_rooms.py", "tests/modules/test_billing_decide.py"]
+    tests = ["tests/architecture/test_files.py", "tests/modules/test_billing_decide.py"]
     checks: list[list[str | Path]] = [
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
         [scripts / "lint-imports", "--no-cache"],

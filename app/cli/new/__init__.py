@@ -42,7 +42,7 @@ Next:
   4. Replace Item by what the module is for; docs/howto/write-a-module.rst explains each file."""
 
 
-@click.group()
+@click.group(short_help="Write the skeleton of a module.")
 def new() -> None:
     """Write the skeleton of a module, and the files that follow from the list of modules; in a source checkout only."""
 
@@ -58,7 +58,7 @@ def module(name: str) -> None:
 
     NAME has 2 to 24 of the letters a-z. Prints the files that it wrote and the next steps. It overwrites nothing.
 
-    Exit codes: 0 written; 2 NAME is not allowed, a file is there already, or this is no source checkout.
+    Exit codes: 0 written; 2 NAME is not allowed, a file exists already, or this is not a source checkout.
     """
     _require_checkout()
     if not NAME.fullmatch(name):
@@ -67,7 +67,7 @@ def module(name: str) -> None:
     files = {source: _ROOT / Template(target).substitute(names) for source, target in _FILES.items()}
     for path in (_ROOT / "modules" / name, _ROOT / "modules" / f"{name}.py", *files.values()):
         if path.exists():
-            console.exit_with(console.USAGE, f"{path.relative_to(_ROOT)} is there already; nothing was written")
+            console.exit_with(console.USAGE, f"{path.relative_to(_ROOT)} exists already; nothing was written")
     for source, path in files.items():
         template = Template((_TEMPLATES / f"{source}.tmpl").read_text(encoding="utf-8"))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,11 +82,11 @@ def documents() -> None:
     Write the files that follow from the list of modules, where they are out of date.
 
     \b
-      config/example.env          every variable with its default
-      docs/catalogue.rst          every event
-      deploy/nats/accounts.conf   what each module may do at NATS
+      config/example.env            every variable with its default
+      docs/reference/catalogue.rst  every event
+      deploy/nats/accounts.conf     the permissions of each module at NATS
 
-    Exit codes: 0 done; 2 a module is incomplete, or this is no source checkout.
+    Exit codes: 0 done; 2 a module is incomplete, or this is not a source checkout.
     """
     from app.messaging.event_catalogue import page
     from app.messaging.event_registry import all_modules, build_registry
@@ -96,7 +96,7 @@ def documents() -> None:
     accounts = runpy.run_path(str(_ROOT / "deploy/nats/write_accounts.py"))["accounts"]()
     for path, text in {
         "config/example.env": example_env(MODULES),
-        "docs/catalogue.rst": page(modules, build_registry(modules)),
+        "docs/reference/catalogue.rst": page(modules, build_registry(modules)),
         "deploy/nats/accounts.conf": accounts,
     }.items():
         file = _ROOT / path
