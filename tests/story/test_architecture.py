@@ -46,12 +46,28 @@ def packages(top: str) -> set[str]:
 
 
 def test_the_diagram_has_every_package_and_no_other() -> None:
-    """Every package of app, modules and bus appears in its box; every package in a box exists. A module beside the three may be left out."""
+    """Every package of app, modules and bus is in its box, and a box names no other; a fourth module may be missing."""
     drawn = boxes(PAGE)
     assert drawn.keys() == set(TOPS)
     for top in TOPS:
         undrawn = set(MODULES) - {"inventory", "orders", "payments"} if top == "modules" else set()
         assert drawn_packages(drawn[top]) | undrawn == packages(top), top
+
+
+def test_what_the_diagram_draws_without_a_slash_is_a_file() -> None:
+    """A layer that is no package is one Python file."""
+    for top, box in boxes(PAGE).items():
+        files = [name for name in layers(box) if name not in drawn_packages(box)]
+        assert [name for name in files if not (ROOT / top / f"{name}.py").is_file()] == []
+
+
+def test_the_layers_drawn_are_the_layers_that_import_linter_checks() -> None:
+    """The order of the rows of app is the order of the contract, with an arrow between each two."""
+    box = boxes(PAGE)["app"]
+    (contract,) = [c for c in CONTRACTS if c["type"] == "layers" and "bootstrap" in c["layers"]]
+    # __main__ only calls cli; parentheses mark a layer that import-linter does not require to exist.
+    assert [layer.strip("()") for layer in contract["layers"] if layer != "__main__"] == layers(box)
+    assert len(_ARROW.findall(box)) == len(layers(box)) - 1
 
 
 def test_the_boxes_drawn_are_in_the_order_that_import_linter_checks() -> None:
