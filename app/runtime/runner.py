@@ -277,9 +277,12 @@ class ModuleRunner:
         outcomes: dict[tuple[str, str], int] = defaultdict(int)  # Counter would call Python code for each new key
         handled: dict[str | None, int] = defaultdict(int)
         is_logged = enabled("DEBUG")
+        listeners, notify = self._listeners, self._watchers.notify
         for item, each in zip(result.items, result.results, strict=True):
             if each.decision is not None:
-                self._notify(item, each.decision)
+                for listener in listeners:
+                    listener(item.event, each.decision, item.origin_trace)
+                notify(each.decision.states)
             if item.future is not None:
                 _reply(item.future, each)
                 continue
@@ -299,11 +302,6 @@ class ModuleRunner:
                 self._messages.count(subject, "superseded", count)
         if handled:
             self._messages.observe(self._clock.monotonic() - began_at, handled, self._clock.now())
-
-    def _notify(self, item: WorkItem, decision: Decision) -> None:
-        for listener in self._listeners:
-            listener(item.event, decision, item.origin_trace)
-        self._watchers.notify(decision.states)
 
     async def _settle(self, delivery: Delivery, item: WorkItem, result: ItemResult) -> None:
         """Acknowledge the message, or let the bus deliver it again; its older versions share its outcome."""
