@@ -146,7 +146,7 @@ class Settings:
     nats_password: str | None = _secret(_hidden, None, "NATS password.")
     nats_replicas: int = _variable(values.whole(1, 5), 1, "Replicas of each stream, 1 to 5.")
     nats_ack_wait_s: float = _variable(
-        values.number(3, 3600), 30.0, "A message that nobody answered for so many seconds is handed out again, 3 to 3600."
+        values.number(3, 3600), 30.0, "Seconds after which an unacknowledged message is delivered again, 3 to 3600."
     )
     _database_url: str = _secret(
         _database, "sqlite:///data/fulfilment.db", "Where states are kept: sqlite:///path or postgresql://..."
@@ -199,7 +199,7 @@ class Settings:
     auth: str = _variable(
         values.choice("off", "keys", fold=str.lower),
         "off",
-        "off: everybody may call, and only from this machine; keys: API_KEYS_FILE says who may.",
+        "off: calls need no key and are taken from this machine only; keys: each call needs a key of API_KEYS_FILE.",
     )
     auth_off_i_know: bool = _variable(values.flag, False, "1 lets AUTH=off listen on an address that others reach.")
     api_keys_file: str | None = _variable(

@@ -1,4 +1,4 @@
-"""How the parts are put together, and what the house does when one of its loops ends."""
+"""How bootstrap builds the parts."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class LateClock(SystemClock):
 
 
 @pytest.mark.parametrize("express", [False, True])
-async def test_neighbours_on_one_file_take_the_short_way(tmp_path: Path, express: bool) -> None:
-    """In both lanes, as far as the request to the gateway, which has to travel: nothing is turned but the orders' shell."""
+async def test_modules_on_one_file_deliver_locally(tmp_path: Path, express: bool) -> None:
+    """In both lanes, one step of the orders runner takes an order to the charge request, which goes over the bus."""
     application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db"}, MODULES))
     application.parts.storage.migrate()
     for name, what in ("inventory", product()), ("orders", attrs.evolve(submitted(), is_express=express)):
@@ -110,8 +110,8 @@ async def test_an_order_counts_once_for_each_status_and_its_first_end_alone_has_
     await application.parts.storage.close()
 
 
-async def test_who_has_a_file_of_his_own_takes_the_long_way(tmp_path: Path) -> None:
-    """A transaction ends where its database does."""
+async def test_modules_with_files_of_their_own_deliver_over_the_bus(tmp_path: Path) -> None:
+    """A transaction cannot span two databases."""
     files = {f"{name.upper()}_DATABASE_URL": f"sqlite:///{tmp_path}/{name}.db" for name in ("orders", "payments")}
     application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db", **files}, MODULES))
     assert not any(runner._engine.delivers_locally for runner in application.parts.runtime.runners.values())

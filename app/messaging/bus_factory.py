@@ -1,4 +1,4 @@
-"""What carries the house's messages: the bus that the settings name, and whatever has to run beside it."""
+"""Build the bus that the settings name, and the tasks that have to run beside it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _nats(
     )
     known = [name for contract in contracts for name in (contract.subject, contract.subject + EXPRESS)]
     consumers = planned_topology(modules).consumers
-    patrols = [
+    scanners = [
         ExhaustedDeliveries(
             bus.js,
             module.name,
@@ -84,18 +84,18 @@ def _nats(
         for module in modules
     ]
 
-    async def connect_and_patrol() -> None:
+    async def connect_and_scan() -> None:
         await bus.connect()
-        rounds = [asyncio.create_task(patrol.run()) for patrol in patrols]
+        tasks = [asyncio.create_task(scanner.run()) for scanner in scanners]
         try:
-            await asyncio.gather(*rounds)
+            await asyncio.gather(*tasks)
         finally:
-            await cancel_tasks(rounds)
+            await cancel_tasks(tasks)
 
-    # Of the others, a user with the rights of his modules only would get no answer.
+    # A NATS user may have permissions for its own modules only; the server does not answer requests about other streams.
     listeners = JetStreamConsumerDirectory(bus.js, map(stream_name, subjects_of(modules, contracts)))
-    return BusRuntime(bus, connect_and_patrol, lambda: float(bus.reconnects), listeners)
+    return BusRuntime(bus, connect_and_scan, lambda: float(bus.reconnects), listeners)
 
 
 async def _nothing() -> None:
-    """Be done: a bus in memory runs by itself."""
+    """Return at once: the memory bus needs no task beside it."""

@@ -120,7 +120,7 @@ def test_a_dead_letter_whose_consumer_consumes_nothing_is_reported_and_kept(ids:
     for dry_run, output in ((), "1 replayed\n"), (("--dry-run",), "1 would be replayed\n"):
         result = run("replay", id, ids[0], *dry_run)
         assert (result.exit_code, result.stdout) == (1, output)
-        assert result.stderr == f"fulfilment: {id} cannot be replayed: payments-webhooks hears nothing.\n"
+        assert result.stderr == f"fulfilment: {id} cannot be replayed: payments-webhooks subscribes to nothing.\n"
 
 
 def test_replay_needs_either_ids_or_filters(ids: list[str], path: Path) -> None:

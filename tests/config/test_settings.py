@@ -22,7 +22,7 @@ from config.settings import Settings
 from modules import registry
 
 MODULES = ("orders", "inventory", "payments")
-SECRET = "sk_live_do-not-tell-anybody"
+SECRET = "sk_live_not-a-real-key"
 
 # fmt: off
 NAMES_IN_THE_MANUAL = [
@@ -257,7 +257,7 @@ def test_secrets_are_exactly_those_with_a_file(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "value"), SECRETS)
 def test_a_secret_given_twice_is_refused(name: str, value: str, tmp_path: Path) -> None:
-    """Nobody has to guess which of the two counts."""
+    """Setting both is an error, because it would be unclear which one counts."""
     file = tmp_path / "secret"
     file.write_text(value)
     line = refusal({name: value, f"{name}_FILE": str(file)})
@@ -358,9 +358,9 @@ def test_a_wrong_line_of_api_keys_is_named_by_its_number(line: str, tmp_path: Pa
     assert "012345" not in message
 
 
-@pytest.mark.parametrize("content", ["", "# nobody\n\n"])
+@pytest.mark.parametrize("content", ["", "# empty\n\n"])
 def test_a_file_without_any_key_is_refused(content: str, tmp_path: Path) -> None:
-    """AUTH=keys with nobody to let in is a mistake."""
+    """AUTH=keys without any key is a configuration error."""
     file = tmp_path / "keys"
     file.write_text(content)
     assert refusal({"AUTH": "keys", "API_KEYS_FILE": str(file)}) == "API_KEYS_FILE: holds no key"
@@ -372,7 +372,7 @@ def test_the_file_of_api_keys_is_not_read_while_auth_is_off() -> None:
 
 
 def test_config_is_a_leaf() -> None:
-    """Reading the environment imports none of the house, and none of the heavy things that the house needs."""
+    """Reading the environment imports no other package of the project, and no heavy dependency."""
     code = "import sys, config.settings; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     imported = set(
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
@@ -381,7 +381,7 @@ def test_config_is_a_leaf() -> None:
 
 
 def test_loading_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """Logging is set up from these settings; before that nobody listens."""
+    """Logging is set up from these settings; a log line before that would be lost."""
     with caplog.at_level(logging.DEBUG):
         load({"NATS_PASSWORD": SECRET})
     assert caplog.records == []

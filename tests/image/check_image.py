@@ -29,7 +29,7 @@ def call(method: str, url: str, body: Any = None) -> Any:
         return json.load(answer)
 
 
-def test_it_is_smaller_than_a_hundred_megabytes(
+def test_the_image_is_smaller_than_100_megabytes(
     image: Image, record_testsuite_property: Callable[[str, object], None]
 ) -> None:
     """Unpacked, PostgreSQL's client included."""
@@ -38,7 +38,7 @@ def test_it_is_smaller_than_a_hundred_megabytes(
 
 
 def test_there_is_no_shell_no_compiler_and_no_installer_in_it(image: Image) -> None:
-    """Whoever gets in finds one program: the interpreter."""
+    """The interpreter is the only program in the image."""
     programs = {path.name for path in image.rootfs.rglob("*") if path.parent.name in {"bin", "sbin"}}
     assert programs <= {"python", "python3", "python3.11"}
     assert programs
@@ -52,7 +52,7 @@ def test_there_is_no_shell_no_compiler_and_no_installer_in_it(image: Image) -> N
     assert {name for name in executable if not name.endswith(".py")} == {"python3.11"}
 
 
-def test_nothing_in_it_belongs_to_its_user_or_may_be_written_by_it(image: Image) -> None:
+def test_the_user_of_the_image_owns_and_writes_nothing_in_it(image: Image) -> None:
     """But the volume and the places for temporary files, on which an engine may put a tmpfs."""
     uid = int(image.config["User"].partition(":")[0])
     assert uid > 0
@@ -64,7 +64,7 @@ def test_nothing_in_it_belongs_to_its_user_or_may_be_written_by_it(image: Image)
     assert its_own | writable <= allowed
 
 
-def test_it_says_how_it_is_started_watched_and_stopped(image: Image) -> None:
+def test_the_image_declares_entrypoint_health_check_and_stop_signal(image: Image) -> None:
     """Exec form everywhere: there is no shell that could run the other one, and signals reach the program."""
     config = image.config
     assert config["Entrypoint"] == ["python", "-m", "app"]
@@ -75,8 +75,8 @@ def test_it_says_how_it_is_started_watched_and_stopped(image: Image) -> None:
     assert config["Labels"]["org.opencontainers.image.revision"] == "under-test"
 
 
-def test_it_refuses_to_serve_everybody_unasked(start: Start) -> None:
-    """Who may call is said by whoever starts it, not by the image."""
+def test_it_does_not_serve_without_authentication_by_default(start: Start) -> None:
+    """The operator configures who may call; the image does not."""
     container = start(AUTH_OFF_I_KNOW="0")
     assert container.wait() == 2
     assert container.said.startswith("fulfilment: AUTH: ")
@@ -105,8 +105,8 @@ def test_an_order_goes_through_and_the_signal_reaches_the_program(start: Start, 
     assert '"stopped"' in container.said
 
 
-def test_stripe_is_asked_for_money_and_gives_it_back(start: Start, tmp_path: Path) -> None:
-    """Its SDK is in there without the half that nobody needs; what it does need would be missed here."""
+def test_stripe_charges_and_refunds(start: Start, tmp_path: Path) -> None:
+    """The image contains the SDK without its unused half; a missing part that is needed fails here."""
     provider = LocalStripe(str(tmp_path / "localstripe.pickle")).start()
     try:
         settings = {"PAYMENT_GATEWAY": "stripe", "STRIPE_API_KEY": API_KEY, "STRIPE_API_BASE": provider.url}
@@ -137,7 +137,7 @@ def until(url: str, wanted: str) -> None:
         time.sleep(0.02)
 
 
-def test_its_health_check_tells_a_living_server_from_none(start: Start, image: Image) -> None:
+def test_the_health_check_fails_without_a_server(start: Start, image: Image) -> None:
     """The engine learns it from the program itself, which is all there is."""
     container = start()
     port = container.wait_until_ready().rpartition(":")[2]
@@ -156,9 +156,9 @@ def test_every_command_runs_in_it(start: Start, command: list[str]) -> None:
     assert container.said
 
 
-def test_what_postgresql_and_nats_need_is_in_it(start: Start) -> None:
+def test_the_clients_of_postgresql_and_nats_are_in_the_image(start: Start) -> None:
     """A server that is not there is out of reach (3): the clients are there, and find it so."""
     container = start("topology", "--check", BUS="nats", NATS_URL="nats://127.0.0.1:9")
     assert container.wait(60) == 3, container.said
-    container = start("migrate", DATABASE_URL="postgresql://nobody@127.0.0.1:9/none")
+    container = start("migrate", DATABASE_URL="postgresql://user@127.0.0.1:9/none")
     assert container.wait() == 3, container.said

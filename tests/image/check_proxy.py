@@ -30,8 +30,8 @@ PROXY = ROOT / "deploy/proxy"
 
 
 @define
-class Behind:
-    """A process behind the proxy: answers with its name, and notes what it was asked."""
+class Backend:
+    """A process behind the proxy: it answers with its name and records the requests."""
 
     name: str
     port: int = 0
@@ -95,8 +95,8 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def houses() -> AsyncIterator[dict[str, Behind]]:
-    found = {name: Behind(name) for name in MODULES}
+async def backends() -> AsyncIterator[dict[str, Backend]]:
+    found = {name: Backend(name) for name in MODULES}
     for each in found.values():
         await each.start()
     yield found
@@ -106,12 +106,12 @@ async def houses() -> AsyncIterator[dict[str, Behind]]:
 
 
 @pytest.fixture(params=["upstreams.conf", "compose/upstreams.conf"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path, houses: dict[str, Behind]) -> Path:
+def folder(request: pytest.FixtureRequest, tmp_path: Path, backends: dict[str, Backend]) -> Path:
     """The committed configuration; only addresses, the port and the folder for temporary files are this test's own."""
     for name in ("nginx.conf", "dead-letters-of-one.conf"):
         (tmp_path / name).write_bytes((PROXY / name).read_bytes())
     upstreams = (PROXY / request.param).read_text(encoding="utf-8")
-    for name, system in houses.items():
+    for name, system in backends.items():
         upstreams, count = re.subn(rf"\b{name}:8080\b", f"127.0.0.1:{system.port}", upstreams)
         assert count == 2
     # Debian's nginx is older than `resolve`, and addresses need no resolver.
@@ -172,54 +172,54 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
         ("/docs/swagger-ui.css", "orders"),
     ],
 )
-async def test_every_path_finds_its_module(
-    url: str, houses: dict[str, Behind], client: aiohttp.ClientSession, path: str, module: str
+async def test_every_path_reaches_its_module(
+    url: str, backends: dict[str, Backend], client: aiohttp.ClientSession, path: str, module: str
 ) -> None:
     """As it was sent: what is escaped stays so, and the query comes along."""
     async with client.post(URL(url + path, encoded=True), data=b"{}") as answer:
         assert (await answer.json())["by"] == module
-    assert houses[module].asked[-1].endswith(path)
-    assert [name for name, system in houses.items() if system.asked] == [module]
+    assert backends[module].asked[-1].endswith(path)
+    assert [name for name, system in backends.items() if system.asked] == [module]
 
 
 async def test_headers_reach_the_module_and_come_back(
-    url: str, houses: dict[str, Behind], client: aiohttp.ClientSession
+    url: str, backends: dict[str, Backend], client: aiohttp.ClientSession
 ) -> None:
     """What the contract knows is handed through; a correlation id is made where there is no valid one."""
     sent = {"X-Correlation-ID": "mine-1", "Idempotency-Key": "k", "traceparent": "00-" + "1" * 32 + "-" + "2" * 16 + "-01"}
     async with client.post(f"{url}/v1/orders", headers=sent, data=b"x" * 70_000) as answer:
         assert (await answer.json())["bytes"] == 70_000
         assert answer.headers["X-Correlation-ID"] == "from-orders"
-    (seen,) = houses["orders"].headers
+    (seen,) = backends["orders"].headers
     assert {name: seen[name] for name in sent} == sent
     assert seen["Host"] == url.removeprefix("http://")
     assert seen["X-Forwarded-For"] == "127.0.0.1"
     async with client.get(f"{url}/v1/orders", headers={"X-Correlation-ID": 'no "good"'}):
         pass
-    assert re.fullmatch("[0-9a-f]{32}", houses["orders"].headers[-1]["X-Correlation-ID"])
+    assert re.fullmatch("[0-9a-f]{32}", backends["orders"].headers[-1]["X-Correlation-ID"])
 
 
 @pytest.mark.parametrize("module", MODULES)
-async def test_a_dead_letter_is_found_wherever_it_lies(
-    url: str, houses: dict[str, Behind], client: aiohttp.ClientSession, module: str
+async def test_a_dead_letter_of_any_module_is_found(
+    url: str, backends: dict[str, Backend], client: aiohttp.ClientSession, module: str
 ) -> None:
-    """And replayed, and thrown away, exactly once, whoever is asked first."""
-    houses[module].letters.add("letter-1")
+    """It is also replayed and discarded exactly once, whichever module is asked first."""
+    backends[module].letters.add("letter-1")
     for method, path in [("GET", ""), ("POST", "/replay"), ("DELETE", "")] * 3:
         async with client.request(method, f"{url}/v1/dead-letters/letter-1{path}") as answer:
             assert (answer.status, (await answer.json())["by"]) == (202, module)
-    assert len(houses[module].asked) == 9
+    assert len(backends[module].asked) == 9
     async with client.get(f"{url}/v1/dead-letters/letter-2") as answer:
         assert answer.status == 404
-    assert [system.asked[-1] for system in houses.values()] == ["GET /v1/dead-letters/letter-2"] * 3
+    assert [system.asked[-1] for system in backends.values()] == ["GET /v1/dead-letters/letter-2"] * 3
 
 
-async def test_a_letter_is_not_said_to_be_nowhere_while_somebody_is_away(
-    url: str, houses: dict[str, Behind], client: aiohttp.ClientSession
+async def test_a_dead_letter_is_not_reported_missing_while_a_module_is_unavailable(
+    url: str, backends: dict[str, Backend], client: aiohttp.ClientSession
 ) -> None:
     """Found where it is, or 503; never a 404 that might be wrong."""
-    houses["orders"].letters.add("letter-1")
-    await houses["payments"].stop()
+    backends["orders"].letters.add("letter-1")
+    await backends["payments"].stop()
     statuses = set()
     for _ in range(9):
         async with client.get(f"{url}/v1/dead-letters/letter-1") as answer:
@@ -231,28 +231,28 @@ async def test_a_letter_is_not_said_to_be_nowhere_while_somebody_is_away(
 
 
 @pytest.mark.parametrize("path", ["/v1/dead-letters", "/v1/dead-letters?consumer=shipping", "/v1/dead-letters/replay"])
-async def test_letters_of_nobody_are_asked_for_in_vain(url: str, client: aiohttp.ClientSession, path: str) -> None:
-    """No module's letters pass for everybody's."""
+async def test_dead_letters_without_a_consumer_are_rejected(url: str, client: aiohttp.ClientSession, path: str) -> None:
+    """The dead letters of one module must not pass for those of all modules."""
     async with client.post(url + path, data=b"{}") as answer:
         await is_problem(answer, 400, "consumer_needed")
 
 
 @pytest.mark.parametrize("path", ["/v1/contracts", "/v1/contracts?module=shipping", "/v1/contracts?module="])
-async def test_one_module_does_not_know_all_contracts(url: str, client: aiohttp.ClientSession, path: str) -> None:
-    """Nobody's view passes for everybody's; who asks has to say whose he wants."""
+async def test_contracts_need_a_module(url: str, client: aiohttp.ClientSession, path: str) -> None:
+    """The view of one module must not pass for that of all; the client names the module."""
     async with client.get(url + path) as answer:
         await is_problem(answer, 400, "module_needed")
 
 
-async def test_contracts_status_asks_everybody_behind_the_one_address(url: str, houses: dict[str, Behind]) -> None:
-    """What it is answered to its first question tells it to."""
+async def test_contracts_status_asks_every_module_behind_the_proxy(url: str, backends: dict[str, Backend]) -> None:
+    """The answer to its first request lists the modules."""
     status = [sys.executable, "-m", "app", "contracts", "status", "--json", "--url", url]
     process = await asyncio.create_subprocess_exec(*status, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
     said, _ = await process.communicate()
     assert process.returncode == 0
-    assert [each["subject"] for each in json.loads(said)] == sorted(f"{name}.moved.v1" for name in houses)
-    assert {name: system.asked for name, system in houses.items()} == {
-        name: [f"GET /v1/contracts?module={name}"] for name in houses
+    assert [each["subject"] for each in json.loads(said)] == sorted(f"{name}.moved.v1" for name in backends)
+    assert {name: system.asked for name, system in backends.items()} == {
+        name: [f"GET /v1/contracts?module={name}"] for name in backends
     }
 
 
@@ -265,38 +265,38 @@ async def is_problem(answer: aiohttp.ClientResponse, status: int, code: str) -> 
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/readyz", "/health", "/v1/nonsense", "/v1/dead-letters-of-all"])
-async def test_what_belongs_to_no_module_stays_inside(
-    url: str, houses: dict[str, Behind], client: aiohttp.ClientSession, path: str
+async def test_paths_of_no_module_are_not_proxied(
+    url: str, backends: dict[str, Backend], client: aiohttp.ClientSession, path: str
 ) -> None:
-    """Probes and numbers are for whoever runs the processes."""
+    """Probes and metrics are for the operators of the processes."""
     async with client.get(url + path) as answer:
         await is_problem(answer, 404, "not_found")
-    assert [system.asked for system in houses.values()] == [[], [], []]
+    assert [system.asked for system in backends.values()] == [[], [], []]
 
 
-async def test_a_module_that_is_away_is_a_problem_to_come_back_with(
-    url: str, houses: dict[str, Behind], client: aiohttp.ClientSession
+async def test_an_unavailable_module_is_a_retryable_problem(
+    url: str, backends: dict[str, Backend], client: aiohttp.ClientSession
 ) -> None:
     """503 with Retry-After for it alone; the others answer, and so does it once it is back."""
-    await houses["orders"].stop()
+    await backends["orders"].stop()
     async with client.post(f"{url}/v1/orders", data=b"{}") as answer:
         await is_problem(answer, 503, "module_unavailable")
         assert answer.headers["Retry-After"] == "2"
     async with client.get(f"{url}/v1/inventory") as answer:
         assert answer.status == 200
-    await houses["orders"].start()
+    await backends["orders"].start()
     async with client.post(f"{url}/v1/orders", data=b"{}") as answer:
         assert answer.status == 200
 
 
-async def test_an_answer_of_the_module_is_left_as_it_is(url: str, houses: dict[str, Behind], client: aiohttp.ClientSession) -> None:
+async def test_an_error_of_a_module_is_passed_through(url: str, backends: dict[str, Backend], client: aiohttp.ClientSession) -> None:
     """A 404 or 503 of its own has its own words."""
     async with client.get(f"{url}/v1/dead-letters/none") as answer:
         assert (answer.status, sorted(await answer.json())) == (404, ["by"])
 
 
-async def test_events_come_while_the_order_still_goes_on(
-    url: str, houses: dict[str, Behind], client: aiohttp.ClientSession
+async def test_server_sent_events_are_not_buffered(
+    url: str, backends: dict[str, Backend], client: aiohttp.ClientSession
 ) -> None:
     """Nothing is held back until there is more of it."""
     async with client.get(f"{url}/v1/orders/1/stream") as answer:
@@ -304,14 +304,14 @@ async def test_events_come_while_the_order_still_goes_on(
             async with asyncio.timeout(5):
                 assert await answer.content.readline() == f"data: {event}\n".encode()
                 assert await answer.content.readline() == b"\n"
-            houses["orders"].go_on.set()
+            backends["orders"].go_on.set()
         assert await answer.content.read() == b""
 
 
-async def test_a_body_that_is_far_too_large_is_refused_at_the_door(
-    url: str, houses: dict[str, Behind], client: aiohttp.ClientSession
+async def test_a_body_that_is_far_too_large_is_rejected_by_the_proxy(
+    url: str, backends: dict[str, Backend], client: aiohttp.ClientSession
 ) -> None:
     """Before a module has to look at it."""
     async with client.post(f"{url}/v1/orders", data=io.BytesIO(b"x" * 1_100_000)) as answer:
         await is_problem(answer, 413, "body_too_large")
-    assert houses["orders"].asked == []
+    assert backends["orders"].asked == []

@@ -1,4 +1,4 @@
-"""Who hears what, and the command that says it, looks for it and sees to it."""
+"""The consumers of the modules, and the command that prints, checks and applies the topology."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def test_each_module_and_the_gateway_worker_have_two_lanes() -> None:
         assert all(subject.endswith(".express") == consumer.endswith("-express") for subject in subjects)
 
 
-def test_a_module_alone_has_its_consumers_and_everybody_s_streams() -> None:
-    """It hears the others, wherever they run."""
+def test_a_single_module_has_its_consumers_and_the_streams_of_all_modules() -> None:
+    """It consumes events of the others, wherever they run."""
     alone = planned_topology([orders.module()])
     assert {consumer.name for consumer in alone.consumers} == {"orders", "orders-express", "patrol-orders"}
     assert [stream.name for stream in alone.streams] == [*map(str.upper, MODULES), "DEAD_LETTERS", "ADVISORIES"]
@@ -104,7 +104,7 @@ def test_what_is_no_replay_is_its_own_original(subject: str) -> None:
     assert original_subject(subject) == subject
 
 
-def test_it_is_printed_without_asking_anybody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_topology_is_printed_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams, subjects, consumers and routes; no server is needed for it."""
     monkeypatch.setenv("NATS_URL", "nats://127.0.0.1:1")
     result = run()
@@ -176,10 +176,10 @@ def test_what_the_server_refuses_ends_with_1(environ: NatsServer, monkeypatch: p
 
 @pytest.mark.parametrize("option", ["--check", "--apply"])
 def test_a_server_out_of_reach_ends_with_3_in_one_line(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within a few seconds, whether nobody listens there or somebody does who says nothing."""
+    """Within a few seconds, whether the port is closed or accepts connections without answering."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
         for port in (1, mute.getsockname()[1]):
-            monkeypatch.setenv("NATS_URL", f"nats://someone:secret@127.0.0.1:{port}")
+            monkeypatch.setenv("NATS_URL", f"nats://user:secret@127.0.0.1:{port}")
             began = time.monotonic()
             result = run(option)
             assert result.exit_code == 3, result.output

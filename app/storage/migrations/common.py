@@ -8,7 +8,7 @@ the tables is a new function here, the next edition, and a new revision in every
 
 from __future__ import annotations
 
-__all__ = ["EDITIONS", "add_versions_2", "create_mail_1", "create_message_tables", "index_untimed_3", "key_type"]
+__all__ = ["EDITIONS", "add_versions_2", "create_message_tables", "create_message_tables_1", "index_untimed_3", "key_type"]
 
 from collections.abc import Callable, Sequence
 
@@ -21,7 +21,7 @@ def key_type(length: int) -> sa.String:
     return sa.String(length).with_variant(sa.String(length, collation="C"), "postgresql")
 
 
-def create_mail_1(module: str) -> None:
+def create_message_tables_1(module: str) -> None:
     """Create the inbox, outbox and dead letters of *module*, first edition."""
     op.create_table(
         f"{module}_inbox",
@@ -88,7 +88,7 @@ def index_untimed_3(module: str) -> None:
     op.create_index(index, inbox, ["heard_at"], sqlite_where=untimed, postgresql_where=untimed)
 
 
-EDITIONS: Sequence[Callable[[str], None]] = (create_mail_1, add_versions_2, index_untimed_3)
+EDITIONS: Sequence[Callable[[str], None]] = (create_message_tables_1, add_versions_2, index_untimed_3)
 """The steps that lead to each edition of the tables, in order; the last one is what `app.storage.tables` describes."""
 
 

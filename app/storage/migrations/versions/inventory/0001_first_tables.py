@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from app.storage.migrations.common import create_mail_1, key_type
+from app.storage.migrations.common import create_message_tables_1, key_type
 
 revision = "0001"
 down_revision = None
@@ -35,4 +35,4 @@ def upgrade() -> None:
         ),
         sqlite_with_rowid=False,
     )
-    create_mail_1("inventory")
+    create_message_tables_1("inventory")

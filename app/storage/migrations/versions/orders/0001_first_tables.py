@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from app.storage.migrations.common import create_mail_1, key_type
+from app.storage.migrations.common import create_message_tables_1, key_type
 
 revision = "0001"
 down_revision = None
@@ -37,4 +37,4 @@ def upgrade() -> None:
     )
     op.create_index("orders_order_by_status", "orders_order", ["status", "order_id"])
     op.create_index("orders_order_by_customer", "orders_order", ["customer_id", "order_id"])
-    create_mail_1("orders")
+    create_message_tables_1("orders")

@@ -1,0 +1,103 @@
+"""
+Words that do not belong into this project: private metaphors, and persons in the place of processes.
+
+A reader who knows outbox, inbox, unit of work, consumer and dead letter must need no glossary. The list has the words
+that the project used to speak in; it cannot prove good prose, it only keeps these words from coming back.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.architecture.tree import ROOT, is_source, name_of
+
+FORBIDDEN = {
+    "a person for a process": "whoever|whomever|somebody|nobody|everybody|anybody|someone|himself",
+    "a queue as a waiting room": "waiting room|seats?|seated|sits?|guests?",
+    "a message as mail": "parcels?|letter ?box(?:es)?|envelopes?|mail",
+    "a module as a house": "door plates?|doorplate|the house|houses",
+    "delivery as a way": "short way|long way|short ways",
+    "recovery as a patrol": "strays?|patrols?(?!-)|patrolled",
+    "decisions as verdicts": "verdicts?",
+    "a transaction as a ride": "rides? along|rides|riders?",
+    "consuming as hearing": "hears|hearers?|overhears?|overheard",
+    "storing as laying down": "lays down|laid down|lay down",
+    "handing out": "hands? out|handed out",
+    "old words": "old news|made up for|turns? away|turned away",
+}
+
+ALLOWED = {
+    "tests/architecture/test_words.py": ".*",
+    # Contracts: names of durables, streams and labels that must not change, and the domain of an example.
+    "*": r'<module>-strays|[a-z]+-strays|`-strays`|"-strays"|patrol-[a-z<]+|put_aside|[Pp]arcel_?s?|PARCELS?|e-?mail|"hears"|"?name"?: nobody|"nobody"|``nobody``',
+}
+
+SUFFIXES = {".cfg", ".css", ".env", ".html", ".ini", ".js", ".json", ".py", ".rst", ".sh", ".toml", ".yaml", ".yml", ".mako", ""}
+SKIPPED = ("app/web/static/swagger-ui", "tests/contracts/asyncapi", "tests/contracts/released", "tests/contracts/golden")
+
+PATTERN = re.compile("|".join(rf"\b(?:{words})\b" for words in FORBIDDEN.values()), re.IGNORECASE)
+
+
+def written() -> list[Path]:
+    """Return every text file of the project."""
+    top = [path for path in ROOT.iterdir() if path.is_file()]
+    folders = [ROOT / name for name in (".ci", "app", "bus", "config", "deploy", "docs", "modules", "tests")]
+    found = [*top, *(path for folder in folders for path in folder.rglob("*") if path.is_file())]
+    return sorted(
+        path
+        for path in found
+        if path.suffix in SUFFIXES
+        and (is_source(path) or path.parent.name == ".ci")
+        and not name_of(path).startswith(SKIPPED)
+        and "_build" not in path.parts
+    )
+
+
+def forbidden(name: str, text: str) -> list[str]:
+    """Return the forbidden words of *text*, each with its line."""
+    if name == "tests/architecture/test_words.py":
+        return []
+    if name == "CHANGELOG.rst":  # entries of releases before 0.2.0 stay as they were written
+        text = text.partition("\n0.1.0")[0]
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        rest = re.sub(ALLOWED["*"], "", line)
+        found += [f"{name}:{number}: {match[0]}" for match in PATTERN.finditer(rest.replace("_", " "))]
+    return found
+
+
+@pytest.mark.parametrize("path", written(), ids=name_of)
+def test_no_file_contains_a_private_word(path: Path) -> None:
+    """The project is written in the terms of its field."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return
+    assert forbidden(name_of(path), text) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "# whoever carries it notes that it has arrived",
+        "def test_nobody_sits_in_the_waiting_room() -> None:",
+        "The relay hands the parcel out.",
+        "Everybody who SITS when a pass begins",
+        "what rides along with the next transaction",
+    ],
+)
+def test_a_private_word_is_reported(line: str) -> None:
+    """The check can fail: in prose and in names, in upper and in lower case."""
+    assert forbidden("app/example.py", line) != []
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['DURABLE = "orders-strays"', 'outcome="put_aside"', "The relay marks the row.", "class Parcel:", "situation, hearing-impaired"],
+)
+def test_a_contract_or_a_plain_word_is_allowed(line: str) -> None:
+    """Names of durables and labels are contracts, and whole words are compared."""
+    assert forbidden("app/example.py", line) == []
