@@ -13,7 +13,7 @@ The worker at the payment gateway: it consumes charge and refund requests, calls
 
 from __future__ import annotations
 
-__all__ = ["CONSUMER", "FRESH_SECONDS", "OrderLocks", "PaymentWorker"]
+__all__ = ["CONSUMER", "FRESH_SECONDS", "PaymentWorker"]
 
 import asyncio
 import random
@@ -31,6 +31,7 @@ from app.gateways.circuit_breaker import BreakerOpen, BreakerState, CircuitBreak
 from app.gateways.delay_notifier import DelayNotifier, no_content
 from app.gateways.gateway_calls import CALLS_MAX, LANE_CALLS_MAX, GatewayCalls
 from app.gateways.gateway_request import ChargeAttempt, GatewayRequest, result_id
+from app.gateways.order_locks import OrderLocks
 from app.gateways.port import Gateway
 from app.runtime.receiving import Received, Receiver, extend_ack_deadlines
 from app.runtime.runner import ModuleRunner
@@ -60,51 +61,6 @@ LANE_IN_HAND_MAX = 512
 
 HEARTBEAT_SECONDS = 10.0
 FETCH_SECONDS = 1.0
-
-
-class OrderLocks:
-    """Mutual exclusion by order: what concerns one order takes turns, in order of arrival."""
-
-    def __init__(self) -> None:
-        self._last_turns: dict[str, _Turn] = {}
-
-    def turn(self, order_id: str) -> _Turn:
-        """Return a context manager: it is entered once all earlier turns for *order_id* have ended, and yields whether there were none."""
-        previous = self._last_turns.get(order_id)
-        turn = self._last_turns[order_id] = _Turn(self._last_turns, order_id, previous)
-        return turn
-
-
-class _Turn:
-    """One turn. A class costs a third of a generator-based context manager; every request takes one."""
-
-    __slots__ = ("_order_id", "_previous", "_turns", "ended")
-
-    def __init__(self, turns: dict[str, _Turn], order_id: str, previous: _Turn | None) -> None:
-        self._turns = turns
-        self._order_id = order_id
-        self._previous = previous
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    async def __aenter__(self) -> bool:
-        previous = self._previous
-        if previous is None:
-            return True
-        self._previous = None  # a long chain of turns must not keep all of them alive
-        try:
-            await asyncio.wait((previous.ended,))
-        except BaseException:
-            self._end()
-            raise
-        return False
-
-    async def __aexit__(self, *error: object) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        self.ended.set_result(None)
-        if self._turns[self._order_id] is self:
-            del self._turns[self._order_id]
 
 
 @define(eq=False)

@@ -32,7 +32,8 @@ FORBIDDEN = {
 ALLOWED = {
     "tests/architecture/test_words.py": ".*",
     # Contracts: names of durables, streams and labels that must not change, and the domain of an example.
-    "*": r'<module>-strays|[a-z]+-strays|`-strays`|"-strays"|patrol-[a-z<]+|put_aside|[Pp]arcel_?s?|PARCELS?|e-?mail|"hears"|"?name"?: nobody|"nobody"|``nobody``',
+    "*": r'<module>-strays|[a-z]+-strays|`-strays`|"-strays"|patrol-[a-z<]+|put_aside|[Pp]arcel_?s?|PARCELS?|e-?mail|"hears"|"?name"?: nobody'
+    r'|"nobody"|``nobody``',
 }
 
 SUFFIXES = {".cfg", ".css", ".env", ".html", ".ini", ".js", ".json", ".py", ".rst", ".sh", ".toml", ".yaml", ".yml", ".mako", ""}
@@ -84,7 +85,7 @@ def test_no_file_contains_a_private_word(path: Path) -> None:
     [
         "# whoever carries it notes that it has arrived",
         "def test_nobody_sits_in_the_waiting_room() -> None:",
-        "The relay hands the parcel out.",
+        "The bus hands out a message.",
         "Everybody who SITS when a pass begins",
         "what rides along with the next transaction",
     ],

@@ -18,7 +18,8 @@ from loguru import logger
 from app.gateways.circuit_breaker import BreakerState, CircuitBreaker
 from app.gateways.gateway_calls import CALLS_MAX, GatewayCalls
 from app.gateways.gateway_request import ChargeAttempt, GatewayRequest
-from app.gateways.payment_worker import CONSUMER, OrderLocks, PaymentWorker
+from app.gateways.order_locks import OrderLocks
+from app.gateways.payment_worker import CONSUMER, PaymentWorker
 from app.gateways.port import (
     Captured,
     ChargeResult,
