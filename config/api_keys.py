@@ -1,4 +1,4 @@
-"""The file that says who may call: one ``name:key`` a line; ``#`` begins a comment line, blank lines are free."""
+"""Read the file of API keys: one ``name:key`` per line; blank lines and lines that begin with ``#`` are skipped."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _KEY = re.compile(r"[!-~]{16,}")
 
 def read_api_keys(content: bytes) -> Mapping[str, str]:
     """
-    Return the callers' names, each with the SHA-256 of its key in hexadecimal digits.
+    Return the clients' names, each with the SHA-256 of its key in hexadecimal digits.
 
     Raises:
-        ValueError: A line is wrong, or there is none. The sentence gives its number and nothing of what it holds.
+        ValueError: A line is wrong, or the file has no key. The sentence gives the line's number and no part of its text.
     """
     found: dict[str, str] = {}
     for number, raw in enumerate(content.split(b"\n"), start=1):
-        # Latin-1 takes any byte; what is not visible ASCII then fails its own check, with its line.
+        # Latin-1 decodes any byte; a character that is not visible ASCII fails the checks below, with its line number.
         line = raw.decode("latin-1").strip(" \t\r")
         if not line or line.startswith("#"):
             continue

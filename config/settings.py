@@ -130,7 +130,7 @@ class Settings:
     """Names of all modules that exist, in order; no variable sets this. `modules.registry.MODULES`, in this project."""
 
     bus: str = _variable(
-        values.choice("memory", "nats", fold=str.lower), "memory", "How events travel: memory (one process) or nats."
+        values.choice("memory", "nats", fold=str.lower), "memory", "Bus that carries the events: memory (one process) or nats."
     )
     modules: tuple[str, ...] = ts.option(
         default=attrs.Factory(lambda self: self.known_modules, takes_self=True),
@@ -140,7 +140,7 @@ class Settings:
     nats_url: tuple[str, ...] = _secret(_hidden_servers, "nats://127.0.0.1:4222", "NATS servers, comma-separated.")
     nats_creds: str | None = _variable(values.sole_text, None, "File with NATS credentials (JWT and seed).")
     nats_tls_ca: str | None = _variable(
-        values.sole_text, None, "File with the certificates that NATS servers are checked against."
+        values.sole_text, None, "File with the CA certificates that verify the NATS servers."
     )
     nats_user: str | None = _variable(values.sole_text, None, "NATS user.")
     nats_password: str | None = _secret(_hidden, None, "NATS password.")
@@ -149,7 +149,7 @@ class Settings:
         values.number(3, 3600), 30.0, "Seconds after which an unacknowledged message is delivered again, 3 to 3600."
     )
     _database_url: str = _secret(
-        _database, "sqlite:///data/fulfilment.db", "Where states are kept: sqlite:///path or postgresql://..."
+        _database, "sqlite:///data/fulfilment.db", "Database: sqlite:///path or postgresql://..."
     )
     database_urls: Mapping[str, str] = ts.secret(
         factory=dict,
@@ -158,64 +158,64 @@ class Settings:
     )
     """By module, where it has an address of its own: one variable ``<MODULE>_DATABASE_URL`` for each known module."""
     http_host: str = _variable(values.sole_text, "127.0.0.1", "Address to listen on.")
-    http_port: int = _variable(values.whole(0, 65535), 8080, "Port to listen on; 0 picks a free one and says which.")
+    http_port: int = _variable(values.whole(0, 65535), 8080, "Port to listen on; 0 picks a free one and prints it.")
     log_level: str = _variable(
         values.choice("TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", fold=str.upper),
         "INFO",
-        "The least level that is logged.",
+        "Lowest level that is logged.",
     )
     log_format: str | None = _variable(
         values.choice("json", "text", fold=str.lower),
         None,
-        "How stdout is written: json or text.",
+        "Format of the log on stdout: json or text.",
         default_text="json (text on a terminal)",
     )
-    log_file: str | None = _variable(values.sole_text, None, "File that gets the log as JSON lines, beside stdout.")
+    log_file: str | None = _variable(values.sole_text, None, "File that receives the log as JSON lines, in addition to stdout.")
     payment_gateway: str = _variable(
-        values.choice("simulated", "stripe", fold=str.lower), "simulated", "Who takes the money: simulated or stripe."
+        values.choice("simulated", "stripe", fold=str.lower), "simulated", "Payment provider: simulated or stripe."
     )
-    stripe_api_key: str | None = _secret(_hidden, None, "Stripe's secret key; stripe needs it.")
-    stripe_api_base: str = _variable(values.http_url, "https://api.stripe.com", "Where Stripe's API is.")
-    stripe_webhook_secret: str | None = _secret(_hidden, None, "What Stripe signs its webhooks with.")
+    stripe_api_key: str | None = _secret(_hidden, None, "Stripe's secret key; required with PAYMENT_GATEWAY=stripe.")
+    stripe_api_base: str = _variable(values.http_url, "https://api.stripe.com", "Base address of Stripe's API.")
+    stripe_webhook_secret: str | None = _secret(_hidden, None, "Secret that Stripe signs its webhooks with.")
     simulated_decline_over: int | None = _variable(
         values.or_none(values.whole(0, _WHOLE_MAX)),
         None,
         "The simulated gateway declines totals above this many minor units.",
     )
     simulated_latency_ms: float = _variable(
-        values.number(0, _SECONDS_MAX), 0.0, "How long the simulated gateway takes, in milliseconds."
+        values.number(0, _SECONDS_MAX), 0.0, "Latency of the simulated gateway, in milliseconds."
     )
     simulated_failure_rate: float = _variable(
-        values.number(0, 1), 0.0, "Share of calls that the simulated gateway fails, 0 to 1."
+        values.number(0, 1), 0.0, "Share of calls that fail in the simulated gateway, 0 to 1."
     )
     order_timeout_s: float = _variable(
         values.number(0, _SECONDS_MAX, positive=True),
         900.0,
-        "An order that is not at its end after so many seconds is cancelled (timed_out).",
+        "An order that is not final after so many seconds is cancelled (timed_out).",
     )
     shutdown_grace_s: float = _variable(
-        values.number(0, _SECONDS_MAX, positive=True), 20.0, "SIGTERM: finish and leave within so many seconds."
+        values.number(0, _SECONDS_MAX, positive=True), 20.0, "After SIGTERM, finish and exit within so many seconds."
     )
     auth: str = _variable(
         values.choice("off", "keys", fold=str.lower),
         "off",
         "off: calls need no key and are taken from this machine only; keys: each call needs a key of API_KEYS_FILE.",
     )
-    auth_off_i_know: bool = _variable(values.flag, False, "1 lets AUTH=off listen on an address that others reach.")
+    auth_off_i_know: bool = _variable(values.flag, False, "1 lets AUTH=off listen on an address that other machines reach.")
     api_keys_file: str | None = _variable(
         values.sole_text,
         None,
-        "File with one name:key a line, keys of 16 characters or more; AUTH=keys reads it at start.",
+        "File with one name:key per line, keys of 16 characters or more; AUTH=keys reads it at start.",
     )
     outbox_cap: int = _variable(
         values.whole(1, _WHOLE_MAX),
         20_000,
-        "With more events than this waiting to go out, new orders are answered with 503.",
+        "When more events than this wait to be published, new orders are answered with 503.",
     )
-    batch_max: int = _variable(values.whole(1, 10_000), 256, "Most events that one module takes at a time.")
+    batch_max: int = _variable(values.whole(1, 10_000), 256, "Largest number of events that a module processes in one batch.")
 
     api_keys: Mapping[str, str] = attrs.field(init=False, repr=False, eq=False)
-    """Callers' names, each with the SHA-256 of its key in hexadecimal digits; empty unless AUTH is keys."""
+    """The clients' names, each with the SHA-256 of its key in hexadecimal digits; empty unless AUTH is keys."""
 
     def __attrs_post_init__(self) -> None:
         for rule in _RULES:
@@ -280,7 +280,7 @@ def _without_keys_only_this_machine_may_call(settings: Settings) -> None:
     if settings.auth == "off" and not settings.auth_off_i_know and not _is_loopback(settings.http_host):
         raise BadSetting(
             "AUTH",
-            f"off is refused with HTTP_HOST={settings.http_host}, which others may reach;"
+            f"off is refused with HTTP_HOST={settings.http_host}, which other machines may reach;"
             " set AUTH=keys, or AUTH_OFF_I_KNOW=1",
         )
 

@@ -1,8 +1,8 @@
 """
-How a text from the environment becomes a value.
+Parsers: they turn the text of an environment variable into a value.
 
-Each function makes a parser. A parser takes the text, or a value that is already right (so that tests may write
-``Settings(http_port=0)``), and raises ValueError with the rest of a sentence that begins with the variable's name.
+A parser takes the text, or a value of the right type (so that ``Settings(http_port=0)`` works), and raises ValueError with
+the rest of a sentence that begins with the variable's name.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ _NUMBER = re.compile(r"[+-]?([0-9]{1,19}(\.[0-9]{0,19})?|\.[0-9]{1,19})([eE][+-]
 
 
 def or_none(parse: Parser) -> Parser:
-    """Take the word ``none`` for None, and leave the rest to *parse*."""
+    """Make a parser that reads the word ``none`` as None, and everything else with *parse*."""
     return lambda value: None if isinstance(value, str) and value.strip().lower() == "none" else parse(value)
 
 
 def text(value: Any) -> str:
-    """Take any text as it is."""
+    """Return any text unchanged."""
     if not isinstance(value, str):
         raise ValueError("must be text")
     return value
 
 
 def sole_text(value: Any) -> str:
-    """Take a text of one line, without spaces around it."""
+    """Return one printable line without the spaces around it."""
     found = text(value).strip()
     if not found.isprintable():
         raise ValueError(f"must be one printable line, not {shown(value)}")
@@ -70,7 +70,7 @@ def choice(*allowed: str, fold: Callable[[str], str] = str) -> Parser:
 
 
 def flag(value: Any) -> bool:
-    """Take 1 for yes and 0 for no."""
+    """Return True for 1 and False for 0."""
     if isinstance(value, bool):
         return value
     found: bool = choice("0", "1")(value) == "1"
@@ -109,7 +109,7 @@ def number(least: float, most: float, *, positive: bool = False) -> Parser:
 
 
 def subset(*known: str) -> Parser:
-    """Make a parser for a comma-separated choice of *known*: at least one, none twice, put in its order."""
+    """Make a parser for a comma-separated subset of *known*: at least one, none twice, in the order of *known*."""
 
     def parse(value: Any) -> tuple[str, ...]:
         names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value)
@@ -126,7 +126,7 @@ def subset(*known: str) -> Parser:
 
 
 def http_url(value: Any) -> str:
-    """Take an http or https address, without the slash at its end."""
+    """Return an http or https address without the slash at its end."""
     found = sole_text(value).rstrip("/")
     parts = split_url(found)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -135,7 +135,7 @@ def http_url(value: Any) -> str:
 
 
 def urls(*schemes: str) -> Callable[[Any], tuple[str, ...]]:
-    """Make a parser for comma-separated servers; an address is never repeated, it may hold a password."""
+    """Make a parser for comma-separated addresses of servers. An error never shows one: it may hold a password."""
 
     def parse(value: Any) -> tuple[str, ...]:
         given: Sequence[str] = value.split(",") if isinstance(value, str) else value
@@ -151,10 +151,10 @@ def urls(*schemes: str) -> Callable[[Any], tuple[str, ...]]:
 
 def split_url(url: str) -> SplitResult:
     """
-    Take *url* apart.
+    Split *url* into its parts.
 
     Raises:
-        ValueError: It is none; the sentence does not repeat it.
+        ValueError: It is malformed; the sentence does not show it.
     """
     try:
         parts = urlsplit(url)
@@ -165,6 +165,6 @@ def split_url(url: str) -> SplitResult:
 
 
 def shown(value: Any) -> str:
-    """Return *value* for a message: one line, and not too much of it."""
+    """Return *value* for an error: one line of at most 60 characters."""
     found = repr(value)
     return found if len(found) <= 60 else f"{found[:56]}...{found[-1]}"

@@ -1,4 +1,4 @@
-"""The environment is checked once, at start; what is wrong is said in one line, and secrets never are."""
+"""The environment is checked once, at start; an invalid variable is reported in one line that shows no secret."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     return environment.load(environ, MODULES)
 
 
-def refusal(environ: Mapping[str, str]) -> str:
+def rejection(environ: Mapping[str, str]) -> str:
     with pytest.raises(BadSetting) as caught:
         load(environ)
     assert (caught.value.__cause__ is None and caught.value.__suppress_context__) or caught.value.__context__ is None
@@ -48,7 +48,7 @@ def refusal(environ: Mapping[str, str]) -> str:
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
-    """Unset means the default, as the manual has it."""
+    """An unset variable means the default that the manual lists."""
     settings = load({})
     assert settings == Settings(known_modules=MODULES)
     assert (settings.bus, settings.modules) == ("memory", ("orders", "inventory", "payments"))
@@ -65,12 +65,12 @@ def test_an_empty_environment_gives_the_defaults() -> None:
 
 
 def test_empty_variables_mean_the_default() -> None:
-    """A variable that is set to nothing is as good as unset; so a compose file may pass all of them on."""
+    """An empty variable counts as unset, so that a compose file can pass all variables on."""
     assert load(dict.fromkeys(NAMES_IN_THE_MANUAL, "")) == Settings(known_modules=MODULES)
 
 
 def test_every_variable_of_the_manual_is_described() -> None:
-    """One declaration gives name, default and help; none of the three is missing."""
+    """One declaration gives name, default and help text; none of the three is missing."""
     variables = list(describe(MODULES))
     assert [variable.name for variable in variables] == NAMES_IN_THE_MANUAL
     assert all(variable.help.endswith(".") and variable.help.isprintable() for variable in variables)
@@ -84,7 +84,7 @@ def test_described_defaults_are_the_defaults() -> None:
 
 
 def test_the_example_file_is_the_one_that_the_declarations_give() -> None:
-    """``config/example.env`` never lags behind the code."""
+    """``python -m app new documents`` writes ``config/example.env`` again."""
     assert (Path(__file__).parents[2] / "config" / "example.env").read_text(encoding="utf-8") == example_env(registry.MODULES)
 
 
@@ -117,7 +117,7 @@ GOOD = [
 
 
 @pytest.mark.parametrize(("environ", "field", "value"), GOOD, ids=lambda value: str(value)[:40])
-def test_a_good_value_is_taken(environ: Mapping[str, str], field: str, value: object) -> None:
+def test_a_valid_value_is_accepted(environ: Mapping[str, str], field: str, value: object) -> None:
     """Case of words and spaces around a value do not matter; numbers are numbers."""
     found = getattr(load(environ), field)
     assert found == value
@@ -193,9 +193,9 @@ BAD = [
 
 
 @pytest.mark.parametrize(("name", "environ"), BAD, ids=lambda value: str(value)[:60])
-def test_a_bad_value_is_refused_in_one_line_that_names_its_variable(name: str, environ: Mapping[str, str]) -> None:
-    """The person at the terminal reads one line and knows what to change."""
-    line = refusal(environ)
+def test_an_invalid_value_is_rejected_in_one_line_that_names_its_variable(name: str, environ: Mapping[str, str]) -> None:
+    """The line names the variable and what it must hold."""
+    line = rejection(environ)
     assert line.startswith(f"{name}: ")
     assert line.isprintable()
     assert len(line) < 250
@@ -203,8 +203,8 @@ def test_a_bad_value_is_refused_in_one_line_that_names_its_variable(name: str, e
 
 @pytest.mark.parametrize("name", [variable.name for variable in describe(MODULES) if not variable.is_secret])
 @given(value=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
-def test_whatever_a_variable_holds_gives_settings_or_one_line(name: str, value: str) -> None:
-    """No text at all makes the program end with a traceback."""
+def test_any_text_in_a_variable_gives_settings_or_one_line(name: str, value: str) -> None:
+    """No text ends the program with a traceback."""
     try:
         load({name: value})
         line = name
@@ -228,15 +228,15 @@ SECRETS = [
 
 @pytest.mark.parametrize(("name", "value"), SECRETS)
 def test_a_secret_may_come_from_a_file(name: str, value: str, tmp_path: Path) -> None:
-    """``<NAME>_FILE`` is the path of a file that holds the value; the line's end is not part of it."""
+    """``<NAME>_FILE`` is the path of a file that holds the value; a newline at its end is not part of the value."""
     file = tmp_path / "secret"
     file.write_text(value + "\n")
     assert load({f"{name}_FILE": str(file)}) == load({name: value})
 
 
 @pytest.mark.parametrize(("name", "value"), SECRETS)
-def test_a_secret_is_seen_in_no_repr(name: str, value: str) -> None:
-    """Settings may be printed; secrets stay out of it, and `secrets` knows what to look for."""
+def test_a_secret_appears_in_no_repr(name: str, value: str) -> None:
+    """Settings can be printed without showing a secret, and `secrets` yields every text that a log has to redact."""
     settings = load({name: value})
     assert SECRET not in repr(settings)
     assert SECRET not in str(settings)
@@ -248,30 +248,30 @@ def test_a_secret_is_seen_in_no_repr(name: str, value: str) -> None:
 
 @pytest.mark.parametrize("name", [variable.name for variable in describe(MODULES) if variable.is_secret])
 def test_secrets_are_exactly_those_with_a_file(name: str) -> None:
-    """Every variable that is described as a secret takes a file, and says so when it cannot be read."""
+    """Every variable that is described as a secret accepts a file, and reports a file that cannot be read."""
     assert name in dict(SECRETS)
-    line = refusal({f"{name}_FILE": "/nowhere/secret"})
+    line = rejection({f"{name}_FILE": "/nowhere/secret"})
     assert line.startswith(f"{name}_FILE: ")
     assert "/nowhere" not in line
 
 
 @pytest.mark.parametrize(("name", "value"), SECRETS)
-def test_a_secret_given_twice_is_refused(name: str, value: str, tmp_path: Path) -> None:
+def test_a_secret_that_is_given_twice_is_rejected(name: str, value: str, tmp_path: Path) -> None:
     """Setting both is an error, because it would be unclear which one counts."""
     file = tmp_path / "secret"
     file.write_text(value)
-    line = refusal({name: value, f"{name}_FILE": str(file)})
+    line = rejection({name: value, f"{name}_FILE": str(file)})
     assert line.startswith(f"{name}: ")
     assert f"{name}_FILE" in line
     assert SECRET not in line
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe", b"x" * 70_000])
-def test_a_file_that_holds_no_secret_is_refused(content: bytes, tmp_path: Path) -> None:
-    """Empty, not UTF-8 or far too large: such a file was named by mistake."""
+def test_a_file_that_holds_no_secret_is_rejected(content: bytes, tmp_path: Path) -> None:
+    """An empty file, one that is not UTF-8 and one that is far too large are named by mistake."""
     file = tmp_path / "secret"
     file.write_bytes(content)
-    assert refusal({"NATS_PASSWORD_FILE": str(file)}).startswith("NATS_PASSWORD_FILE: ")
+    assert rejection({"NATS_PASSWORD_FILE": str(file)}).startswith("NATS_PASSWORD_FILE: ")
 
 
 BAD_ADDRESSES = [
@@ -284,21 +284,21 @@ BAD_ADDRESSES = [
 
 
 @pytest.mark.parametrize("value", BAD_ADDRESSES)
-def test_a_bad_address_is_not_repeated(value: str) -> None:
-    """An address may hold a password; what is wrong with it is said without it."""
-    assert SECRET not in refusal({"DATABASE_URL": value})
-    assert SECRET not in refusal({"NATS_URL": value})
+def test_an_invalid_address_is_not_shown_in_the_error(value: str) -> None:
+    """An address may hold a password; the error describes the fault without showing the address."""
+    assert SECRET not in rejection({"DATABASE_URL": value})
+    assert SECRET not in rejection({"NATS_URL": value})
 
 
 def test_a_module_may_have_its_own_database() -> None:
-    """Its own address counts for it alone; the others keep the common one."""
+    """A module's own address applies to that module alone; the others keep the common one."""
     settings = load({"DATABASE_URL": "postgresql://h/all", "PAYMENTS_DATABASE_URL": "sqlite:////var/payments.db"})
     assert settings.database_url("orders") == settings.database_url("inventory") == "postgresql://h/all"
     assert settings.database_url("payments") == "sqlite:////var/payments.db"
 
 
-def test_settings_made_by_hand_are_checked_as_well() -> None:
-    """Tests and embedders write values, not texts; a contradiction is refused all the same."""
+def test_settings_that_are_constructed_directly_are_checked_as_well() -> None:
+    """Tests and embedding programs pass values instead of texts; contradicting values are rejected all the same."""
     assert Settings(known_modules=MODULES, http_port=0, database_url="sqlite:////tmp/x.db").database_url("orders") == "sqlite:////tmp/x.db"
     assert Settings(known_modules=MODULES, bus="nats", modules=("payments",), order_timeout_s=3).modules == ("payments",)
     wrong: list[dict[str, Any]] = [{"http_port": True}, {"modules": ("orders",)}, {"modules": 3}, {"log_level": 10}]
@@ -312,8 +312,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_gets_text_and_everything_else_json() -> None:
-    """Unless LOG_FORMAT says what it is to be."""
+def test_the_log_is_text_on_a_terminal_and_json_elsewhere() -> None:
+    """LOG_FORMAT overrides both."""
     assert (Settings(known_modules=MODULES).log_format_on(Terminal()), Settings(known_modules=MODULES).log_format_on(io.StringIO())) == ("text", "json")
     assert Settings(known_modules=MODULES, log_format="json").log_format_on(Terminal()) == "json"
     assert Settings(known_modules=MODULES, log_format="text").log_format_on(io.StringIO()) == "text"
@@ -322,8 +322,8 @@ def test_a_terminal_gets_text_and_everything_else_json() -> None:
 KEY = "0123456789abcdef"
 
 
-def test_api_keys_are_kept_as_hashes(tmp_path: Path) -> None:
-    """Comments and blank lines are skipped, a colon may be part of the key, and no key stays in memory."""
+def test_api_keys_are_stored_as_hashes(tmp_path: Path) -> None:
+    """Comments and blank lines are skipped, a colon can be part of the key, and no key stays in memory."""
     file = tmp_path / "keys"
     file.write_bytes(b"# callers\n\nshop:0123456789abcdef\r\n  back.office-2_x:0123456789abcdef:more \n")
     settings = load({"AUTH": "keys", "API_KEYS_FILE": str(file), "HTTP_HOST": "0.0.0.0"})
@@ -349,29 +349,29 @@ BAD_LINES = [
 
 
 @pytest.mark.parametrize("line", BAD_LINES)
-def test_a_wrong_line_of_api_keys_is_named_by_its_number(line: str, tmp_path: Path) -> None:
-    """The message says where, and shows nothing of the line."""
+def test_the_error_of_a_wrong_line_of_api_keys_gives_its_number(line: str, tmp_path: Path) -> None:
+    """The error gives the number of the line and no part of its text."""
     file = tmp_path / "keys"
     file.write_text(f"# callers\nfirst:{KEY}0\n\n{line}\n")
-    message = refusal({"AUTH": "keys", "API_KEYS_FILE": str(file)})
+    message = rejection({"AUTH": "keys", "API_KEYS_FILE": str(file)})
     assert message.startswith("API_KEYS_FILE: line 4: ")
     assert "012345" not in message
 
 
 @pytest.mark.parametrize("content", ["", "# empty\n\n"])
-def test_a_file_without_any_key_is_refused(content: str, tmp_path: Path) -> None:
+def test_a_file_without_a_key_is_rejected(content: str, tmp_path: Path) -> None:
     """AUTH=keys without any key is a configuration error."""
     file = tmp_path / "keys"
     file.write_text(content)
-    assert refusal({"AUTH": "keys", "API_KEYS_FILE": str(file)}) == "API_KEYS_FILE: holds no key"
+    assert rejection({"AUTH": "keys", "API_KEYS_FILE": str(file)}) == "API_KEYS_FILE: holds no key"
 
 
 def test_the_file_of_api_keys_is_not_read_while_auth_is_off() -> None:
-    """What is not used cannot stop the program."""
+    """A file that is not used cannot stop the program."""
     assert load({"API_KEYS_FILE": "/nowhere/keys"}).api_keys == {}
 
 
-def test_config_is_a_leaf() -> None:
+def test_config_imports_nothing_of_the_project() -> None:
     """Reading the environment imports no other package of the project, and no heavy dependency."""
     code = "import sys, config.settings; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     imported = set(

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from app.cli.main import main
+from app.cli.new.settings_table import settings_table
 from app.runtime.errors import IdempotencyKeyReused, Overloaded
 from app.storage.errors import CommitOutcomeUnknown, StorageUnavailable
 from app.telemetry.metrics import Metrics
 from tests.story.session import ROOT
-from tests.story.tables import settings_table
 
 README = (ROOT / "README.rst").read_text(encoding="utf-8")
 README_LINES_MAX = 220
@@ -86,7 +86,7 @@ def test_the_readme_has_the_two_commands_and_ci_runs_the_second() -> None:
 
 
 def test_the_table_of_variables_is_what_the_program_reads() -> None:
-    """Names, defaults and meanings in the reference are those of `config.settings.describe`."""
+    """Names, defaults and meanings in the reference are those of `config.environment.describe`."""
     assert settings_table() in _page("configuration")
 
 

@@ -13,6 +13,7 @@ from string import Template
 import click
 
 from app.cli import console
+from app.cli.new.settings_table import with_settings_table
 from config.environment import example_env
 from modules.registry import MODULES, NAME
 
@@ -33,6 +34,8 @@ _FILES = {
     "migration.py": "app/storage/migrations/versions/$name/0001_first_tables.py",
     "test_decide.py": "tests/modules/test_${name}_decide.py",
 }
+
+_CONFIGURATION = "docs/reference/configuration.rst"
 
 _NEXT = """\
 Next:
@@ -82,9 +85,10 @@ def documents() -> None:
     Write the files that follow from the list of modules, where they are out of date.
 
     \b
-      config/example.env            every variable with its default
-      docs/reference/catalogue.rst  every event
-      deploy/nats/accounts.conf     the permissions of each module at NATS
+      config/example.env                every variable with its default
+      docs/reference/configuration.rst  the table of variables
+      docs/reference/catalogue.rst      every event
+      deploy/nats/accounts.conf         the permissions of each module at NATS
 
     Exit codes: 0 done; 2 a module is incomplete, or this is not a source checkout.
     """
@@ -96,6 +100,7 @@ def documents() -> None:
     accounts = runpy.run_path(str(_ROOT / "deploy/nats/write_accounts.py"))["accounts"]()
     for path, text in {
         "config/example.env": example_env(MODULES),
+        _CONFIGURATION: with_settings_table((_ROOT / _CONFIGURATION).read_text(encoding="utf-8")),
         "docs/reference/catalogue.rst": page(modules, build_registry(modules)),
         "deploy/nats/accounts.conf": accounts,
     }.items():

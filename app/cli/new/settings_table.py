@@ -1,11 +1,21 @@
-"""The table of environment variables, as the documents must show it."""
+"""The table of environment variables in the documents."""
 
 from __future__ import annotations
 
-__all__ = ["settings_table"]
+__all__ = ["settings_table", "with_settings_table"]
+
+import re
 
 from config.environment import describe
 from modules.registry import MODULES
+
+_RULE = r"=+ =+ =+\n"
+_TABLE = re.compile(rf"^{_RULE}name +default +meaning\n{_RULE}(?:.+\n)+?{_RULE}", re.MULTILINE)
+
+
+def with_settings_table(page: str) -> str:
+    """Return *page*, a document that has such a table, with the table as it is now."""
+    return _TABLE.sub(lambda _: settings_table() + "\n", page, count=1)
 
 
 def settings_table() -> str:
