@@ -26,12 +26,16 @@ from app.storage.outbox import OutboxMessage
 from app.storage.state_rows import to_db_timestamp
 from app.storage.tables import message_tables
 from app.telemetry.metrics import Metrics
+from bus.errors import Invalid, Rejected, UnknownSubject, Unreadable
 from bus.ids import derived_id
 from bus.port import Clock, DeadLetter, Message
 from bus.replay_subjects import is_unroutable, module_of, original_subject, replay_subject
 
 Conditions = list[ColumnElement[bool]]
 Ids = list[str]
+
+UNREADABLE = frozenset(error.code for error in (Rejected, Unreadable, UnknownSubject, Invalid))
+"""Errors of a message whose body cannot be read: a replay fails again, unless the consumer has changed."""
 
 REPLAY_MAX = 500
 """Dead letters that are replayed in one transaction."""
@@ -68,13 +72,21 @@ class DeadLetterStore:
 
     @staticmethod
     def _add(table: Table, dead_letter: DeadLetter, connection: Connection) -> bool:
-        """Insert or update the row of *dead_letter*; return False when the table holds exactly this one already."""
+        """
+        Insert or update the row of *dead_letter*; return False when the table holds its event already.
+
+        The messages of an event that is published in several versions share one row. It keeps the message that a replay
+        is most likely to help; the detail names the other ones, too.
+        """
         id = _id(dead_letter)
-        known = select(table.c.message_id, table.c.attempts).where(table.c.id == id).with_for_update()
-        old = connection.execute(known).first()
+        columns = (table.c.message_id, table.c.attempts, table.c.subject, table.c.error, table.c.detail)
+        old = connection.execute(select(*columns).where(table.c.id == id).with_for_update()).first()
         row = _row(id, dead_letter)
         if old is None:
             connection.execute(table.insert().values(row))
+        elif old.subject != row["subject"]:
+            connection.execute(update(table).where(table.c.id == id).values(_with_other_version(old, row)))
+            return False
         elif old.message_id != row["message_id"]:
             changes = {name: row[name] for name in ("message_id", "error", "detail", "last_seen")}
             changes["attempts"] = old.attempts + dead_letter.attempts
@@ -200,6 +212,18 @@ def _row(id: str, dead_letter: DeadLetter) -> dict[str, Any]:
         "message_headers": orjson.dumps({_stored(k): _stored(v, DETAIL_MAX) for k, v in dead_letter.message.headers.items()}).decode(),
         "message_body": dead_letter.message.body,
     }
+
+
+def _with_other_version(old: Any, row: dict[str, Any]) -> dict[str, Any]:
+    """Return what changes in the stored dead letter *old* because *row*, another version of its event, is one, too."""
+    if old.error in UNREADABLE and row["error"] not in UNREADABLE:
+        first, second = (row["subject"], row["detail"]), (old.subject, old.detail)
+        changes = {name: row[name] for name in ("message_id", "subject", "error", "message_headers", "message_body", "last_seen")}
+    else:
+        first, second = (old.subject, old.detail), (row["subject"], row["detail"])
+        changes = {"last_seen": row["last_seen"]}
+    other = f"{second[0]}: {second[1].removeprefix(f'{second[0]}: ')}"
+    return changes | {"detail": first[1] if other in first[1] else f"{first[1]}; {other}"[:DETAIL_MAX]}
 
 
 def _stored(text: str, length_max: int = 255) -> str:

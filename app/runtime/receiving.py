@@ -4,7 +4,8 @@ Receive messages from the bus: decode, reject what cannot be read, and settle wh
 The module runner and the payment worker share these rules:
 
 - A message that cannot be decoded becomes a dead letter at once. The exception is an unknown version of an event whose
-  headers list a version that the consumer reads: the message is acknowledged, because the readable version arrives, too.
+  headers list a version that the consumer reads: the message is acknowledged, because the other version arrives, too. A
+  known version with an unreadable body is no exception: the body of the other version may be unreadable as well.
 - An older version of an event that the consumer also reads in a newer version is deferred `DEFER_MAX` times, so that the
   newer version is processed first; after that it is processed itself.
 - A message whose processing failed is delivered again after a delay that doubles with each try.
@@ -108,7 +109,8 @@ class Receiver:
         await delivery.nak(retry_seconds(delivery.tries, self._rng), error="failed", detail=detail)
 
     async def _reject(self, delivery: Delivery, subject: str, versions: str | None, error: Rejected) -> None:
-        if versions is not None and self._reader.has_readable_sibling(subject, versions):
+        is_unknown = not self._reader.reads(subject)
+        if is_unknown and versions is not None and self._reader.has_readable_sibling(subject, versions):
             self._messages.count(subject, "ignored")
             await delivery.ack()
             return

@@ -44,6 +44,10 @@ class EventReader:
         """The subjects to subscribe to, in the normal lane."""
         return tuple(subject for subject in self._upcasts if subject == without_lane(subject))
 
+    def reads(self, subject: str) -> bool:
+        """Return whether the consumer knows *subject*, with or without its lane: whether its body can be readable at all."""
+        return subject in self._upcasts
+
     def read(self, subject: str, body: bytes) -> Event:
         """
         Return the event in *body*, a message on *subject*, as the newest class that the consumer knows.

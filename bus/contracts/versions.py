@@ -16,8 +16,10 @@ uses:
    read (`has_readable_newer`), and the newer message can arrive first.
 3. An older version is deferred, but never dropped because of the header alone. During a rolling upgrade the other
    message may have gone to a process of an older release that could not read it and relied on this one.
-4. A message in a version that the consumer cannot read is acknowledged and ignored if it can read another version of
+4. A message in a version that the consumer does not know is acknowledged and ignored if it knows another version of
    the event (`has_readable_sibling`); otherwise it becomes a dead letter.
+5. A message in a known version whose body cannot be read becomes a dead letter, whatever other versions there are: their
+   bodies may be unreadable, too, and none of them may rely on another. The dead letters of one event are stored as one.
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@ from app.runtime.runner import ModuleRunner
 from app.storage.outbox import OutboxMessage
 from bus.contracts.versions import VERSIONS
 from bus.ids import derived_id
-from bus.port import MAX_TRIES, Message
+from bus.port import MAX_TRIES, DeadLetter, Message
 from modules.inventory.state import Product, Reservation
+from modules.orders.events import created_v1
 from tests.clock import VirtualClock
 from tests.contracts.releases import NEW, OLD, Release, created
 from tests.runtime.harness import CONTEXT, Harness, HurriedClock, bus_message, harness_at, oid, submitted, until
@@ -228,6 +229,71 @@ async def test_an_unknown_version_is_ignored_only_beside_a_readable_one(harness:
     [stored] = await harness.dead_letter_store.list(None, None, None, 10)
     assert (stored.dead_letter.error, stored.dead_letter.attempts) == ("unknown_subject", 1)
     assert stored.dead_letter.detail == "no contract for orders.created.v99"
+
+
+BODIES = ("readable", "malformed", "invalid", "unknown")
+
+
+@pytest.mark.parametrize("order", ["older first", "newer first"])
+@pytest.mark.parametrize("older", BODIES)
+@pytest.mark.parametrize("newer", BODIES)
+async def test_an_event_in_two_versions_is_processed_or_one_dead_letter(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, older: str, newer: str, order: str
+) -> None:
+    """
+    It is processed if one version can be read, and a dead letter if one is unreadable, or if no version is known.
+
+    No version relies on another one: only a version that the consumer does not know gives way to a known one.
+    """
+    monkeypatch.setattr("app.runtime.receiving.DEFER_SECONDS", 0.01)
+    await harness.submit("inventory", stock())
+    runner = runner_of(harness, "inventory", NEW)
+    subjects = {"older": V1, "newer": V2}
+    for name, body, unknown in ("older", older, "orders.created.v7"), ("newer", newer, "orders.created.v8"):
+        subjects[name] = unknown if body == "unknown" else subjects[name]
+    harness.run(runner.consume(await harness.bus.subscribe("inventory", list(subjects.values()))))
+    harness.run(runner.run())
+    event = created(oid(1))
+    readable = {"older": NEW.contracts.encode(created_v1(event)), "newer": NEW.contracts.encode(event)}
+    whole = bus_message(harness, event)
+    versions = ",".join(subject.rpartition(".")[2] for subject in subjects.values())
+    messages = [
+        evolve(
+            whole,
+            subject=subjects[name],
+            id=f"m-{name}",
+            body={"malformed": b"{not json", "invalid": b"{}"}.get(body, readable[name]),
+            headers={**whole.headers, VERSIONS: versions},
+        )
+        for name, body in (("older", older), ("newer", newer))
+    ]
+    for message in messages if order == "older first" else messages[::-1]:
+        await harness.bus.publish(message)
+    bodies = {older, newer}
+    is_dead = not bodies.isdisjoint({"malformed", "invalid"}) or bodies == {"unknown"}
+    found = await harness.dead_letter_store.list(None, None, None, 10)
+    assert len(found) == is_dead
+    assert sum(child.value for _, child in harness.metrics.dead_letters.items()) == is_dead
+    assert outcomes(harness, "handled") == ("readable" in bodies)
+    assert (await state(harness, Product, "A")).reserved == ("readable" in bodies)
+    for stored in found:  # the detail tells of each unreadable version
+        for name, body in ("older", older), ("newer", newer):
+            assert body not in ("malformed", "invalid") or subjects[name] in stored.dead_letter.detail
+
+
+async def test_a_dead_letter_keeps_the_version_that_can_be_replayed(harness: Harness) -> None:
+    """One version cannot be read, the other failed in processing: whichever came first, the latter one is kept."""
+    whole = bus_message(harness, created(oid(1)))
+    now = harness.clock.now()
+    for n, order in enumerate((("invalid", "failed"), ("failed", "invalid"))):
+        for error in order:
+            subject = V1 if error == "invalid" else V2
+            message = evolve(whole, subject=subject, id=f"{error}-{n}", headers={**whole.headers, "ce-id": f"e-{n}"})
+            await harness.dead_letter_store.add(DeadLetter("", "inventory", message, error, f"why {error}", 1, now, now))
+    for stored in await harness.dead_letter_store.list(None, None, None, 10):
+        dead_letter = stored.dead_letter
+        assert (dead_letter.error, dead_letter.message.subject, dead_letter.message.id[:6]) == ("failed", V2, "failed")
+        assert dead_letter.detail == f"why failed; {V1}: why invalid"
 
 
 async def test_a_malformed_versions_header_is_ignored(harness: Harness) -> None:
