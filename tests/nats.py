@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.signals import pause_process
+
 _START_SECONDS = 60.0
 
 
@@ -102,8 +104,8 @@ class NatsServer:
         self._wait()
 
     def pause(self) -> None:
-        """Make it hang: its connections stay open, and it does not answer."""
-        self._signal(signal.SIGSTOP)
+        """Make it hang: its connections stay open, and from the return on it does not answer."""
+        pause_process(self.pid)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)

@@ -13,6 +13,7 @@ from tests.process.client import RESPONSE_LOST, Client
 from tests.process.conftest import Serve
 from tests.process.invariants import check_invariants
 from tests.process.server import Server
+from tests.signals import pause_process
 
 GRACE_SECONDS = 10.0
 
@@ -121,7 +122,7 @@ async def test_a_paused_process_continues(serve: Serve, connect: Callable[[Serve
     server = serve()
     client = connect(server)
     await client.stock("SKU-1", 10)
-    server.send(signal.SIGSTOP)
+    pause_process(server.pid)
     posts = [asyncio.create_task(client.place({"SKU-1": 1})) for _ in range(10)]
     done, _ = await asyncio.wait(posts, timeout=0.3)
     assert not done

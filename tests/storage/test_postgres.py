@@ -34,6 +34,7 @@ from tests.clock import VirtualClock
 from tests.messaging.test_outbox_relay import ManualBus
 from tests.postgres import PostgresServer
 from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, harness_at, oid, product, submitted, until
+from tests.signals import pause_process
 from tests.storage.contract import StoreContract, insert_number, numbers
 
 
@@ -216,7 +217,7 @@ async def test_a_halted_server_counts_as_disconnected(database: Database, monkey
         insert_number(1)(connection)
         if not halted:
             halted.append(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
-            os.kill(halted[0], signal.SIGSTOP)
+            pause_process(halted[0])
         insert_number(2)(connection)
 
     writing = asyncio.create_task(database.write(work))

@@ -1,0 +1,38 @@
+"""Signals that a test sends to a process, and waits until they have taken effect."""
+
+from __future__ import annotations
+
+__all__ = ["pause_process"]
+
+import os
+import signal
+import time
+from pathlib import Path
+
+_PAUSE_SECONDS = 30.0
+
+
+def pause_process(pid: int) -> None:
+    """
+    Stop the process *pid* with SIGSTOP, and return once every thread of it is stopped.
+
+    The kernel hands the signal to one thread, and the others run on, and answer requests, until that one is scheduled:
+    on a busy machine for milliseconds.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    until = time.monotonic() + _PAUSE_SECONDS
+    while running := [state for state in _thread_states(pid) if state not in "TtZX"]:
+        assert time.monotonic() < until, f"threads of {pid} still run: {running}"
+        time.sleep(0.001)
+
+
+def _thread_states(pid: int) -> list[str]:
+    """Return the state of each thread of *pid*, as proc(5) codes it: T stands for stopped, Z and X for ended."""
+    states = []
+    for path in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            # The name before the state is in parentheses, and may itself contain some.
+            states.append((path / "stat").read_text().rpartition(")")[2].split()[0])
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # the thread has ended meanwhile
+    return states
