@@ -6,7 +6,8 @@ stream holds messages and a durable holds the position of its group. What the se
 and stays.
 
 A cluster that has just started elects a leader first and answers no request, so each request is repeated for a while.
-That is safe: whatever was done late is found as planned.
+That is safe: whatever was done late is found as planned. The node that answers may also learn a moment later than the
+leader what was created, so "not found" is no answer about a stream or consumer that this call has created.
 """
 
 from __future__ import annotations
@@ -53,9 +54,10 @@ class Change:
 
 @frozen
 class _Resource:
-    """A planned stream or consumer, and the requests that read, create and update it. Each may be repeated."""
+    """A planned stream, or consumer on *stream*, and the requests that read, create and update it; each may be repeated."""
 
     name: str
+    stream: str
     wanted: StreamConfig | ConsumerConfig
     read: Callable[[], Awaitable[StreamConfig | ConsumerConfig]]
     create: Callable[[], Awaitable[object]]
@@ -118,9 +120,10 @@ async def apply(
         TimeoutError: As `diff` does.
     """
     changes: list[Change] = []
+    created: set[str] = set()
     for resource in _resources(js, topology, replicas, ack_wait_seconds, max_tries, dedup_seconds):
         try:
-            async for change in _apply_one(resource, patience_seconds):
+            async for change in _apply_one(resource, created, patience_seconds):
                 changes.append(change)
         except APIError as error:
             if isinstance(error, UNAVAILABLE_ERRORS):
@@ -129,13 +132,18 @@ async def apply(
     return changes
 
 
-async def _apply_one(resource: _Resource, patience_seconds: float) -> AsyncIterator[Change]:
-    """Create or update *resource*; yield what has changed, and what still differs as refused."""
+async def _apply_one(resource: _Resource, created: set[str], patience_seconds: float) -> AsyncIterator[Change]:
+    """
+    Create or update *resource*; yield what has changed, and what still differs as refused.
+
+    *created* names the streams that are new, and receives the name of each stream that is created here.
+    """
     found = await _answer(partial(_read_if_exists, resource), patience_seconds)
     if found is None:
-        await _answer(resource.create, patience_seconds)
+        await _answer(resource.create, patience_seconds, is_new=resource.stream in created)
+        created.add(resource.stream)
         yield Change(f"{resource.name}: created")
-        found = await _answer(resource.read, patience_seconds)
+        found = await _answer(resource.read, patience_seconds, is_new=True)
     elif before := _differences(resource, found):
         await _answer(resource.update, patience_seconds)
         found = await _answer(resource.read, patience_seconds)
@@ -147,11 +155,24 @@ async def _apply_one(resource: _Resource, patience_seconds: float) -> AsyncItera
         yield Change(f"{resource.name}: still {line}", True)
 
 
-async def _answer(request: Callable[[], Awaitable[T]], patience_seconds: float) -> T:
-    """Return the answer to *request*, which is repeated with exponential back-off while there is none."""
-    async for attempt in stamina.retry_context(_may_answer_later, attempts=None, timeout=patience_seconds, wait_max=2.0):
+async def _answer(request: Callable[[], Awaitable[T]], patience_seconds: float, *, is_new: bool = False) -> T:
+    """
+    Return the answer to *request*, which is repeated with exponential back-off while there is none.
+
+    If the stream or consumer *is_new*, it is also repeated while it is not found.
+    """
+    is_not_found = False
+
+    def may_answer_later(error: Exception) -> bool:
+        nonlocal is_not_found
+        is_not_found = is_new and isinstance(error, NotFoundError)
+        return is_not_found or _may_answer_later(error)
+
+    async for attempt in stamina.retry_context(
+        may_answer_later, attempts=None, timeout=patience_seconds, wait_max=2.0, wait_jitter=0.1
+    ):
         with attempt:
-            if attempt.num == 2:
+            if attempt.num == 2 and not is_not_found:
                 _log.warning("JetStream does not answer; asking again for %g s", patience_seconds)
             return await request()
     raise AssertionError("the last attempt returns or raises")
@@ -204,7 +225,7 @@ def _stream_resource(js: JetStreamContext, wanted: StreamConfig) -> _Resource:
     async def read() -> StreamConfig:
         return (await js.stream_info(name)).config
 
-    return _Resource(f"stream {name}", wanted, read, lambda: js.add_stream(wanted), lambda: js.update_stream(wanted))
+    return _Resource(f"stream {name}", name, wanted, read, lambda: js.add_stream(wanted), lambda: js.update_stream(wanted))
 
 
 def _consumer_resource(js: JetStreamContext, plan: ConsumerPlan, wanted: ConsumerConfig) -> _Resource:
@@ -216,4 +237,4 @@ def _consumer_resource(js: JetStreamContext, plan: ConsumerPlan, wanted: Consume
         return await js.add_consumer(plan.stream, wanted)
 
     name = f"consumer {plan.name} on {plan.stream}"
-    return _Resource(name, wanted, read, create_or_update, create_or_update)
+    return _Resource(name, plan.stream, wanted, read, create_or_update, create_or_update)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import nats
 import pytest
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy
+from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DiscardPolicy, RetentionPolicy, StreamInfo
+from nats.js.errors import NotFoundError
 
 from bus.jetstream.admin.provisioning import apply, diff
 from bus.jetstream.admin.topology import ADVISORIES, Topology, advisory_consumer_plan
@@ -147,3 +150,57 @@ async def test_a_server_that_answers_late_is_provisioned(
         server.resume()
     assert [change.line.partition(": ")[2] for change in await applying] == ["created"] * 7
     assert await diff(js, PLAN, replicas=1) == []
+
+
+class LaggingJetStream(JetStreamContext):
+    """JetStream as a node of a cluster shows it that has not yet learned what another node has just created."""
+
+    def __init__(self, js: JetStreamContext) -> None:
+        super().__init__(js._nc, timeout=2)
+        self.unknown: list[str] = []
+        """What the next requests do not find, although it exists."""
+
+    async def add_stream(self, *args: Any, **kwargs: Any) -> StreamInfo:
+        info = await super().add_stream(*args, **kwargs)
+        # The first time a request reads it, the second time one creates a consumer on it.
+        self.unknown += [str(info.config.name), f"consumer on {info.config.name}"]
+        return info
+
+    async def add_consumer(self, stream: str, *args: Any, **kwargs: Any) -> ConsumerInfo:
+        self._find(f"consumer on {stream}")
+        info: ConsumerInfo = await super().add_consumer(stream, *args, **kwargs)
+        self.unknown.append(info.name)
+        return info
+
+    async def stream_info(self, name: str, *args: Any, **kwargs: Any) -> StreamInfo:
+        self._find(name)
+        return await super().stream_info(name, *args, **kwargs)
+
+    async def consumer_info(self, stream: str, consumer: str, *args: Any, **kwargs: Any) -> ConsumerInfo:
+        self._find(consumer)
+        info: ConsumerInfo = await super().consumer_info(stream, consumer, *args, **kwargs)
+        return info
+
+    def _find(self, name: str) -> None:
+        if name in self.unknown:
+            self.unknown.remove(name)
+            raise NotFoundError(404, "stream not found", 10059)
+
+
+async def test_what_a_cluster_does_not_find_yet_is_no_refusal(js: JetStreamContext, caplog: pytest.LogCaptureFixture) -> None:
+    """Right after its creation a stream or consumer may be unknown to the node that answers; a request for it is repeated."""
+    lagging = LaggingJetStream(js)
+    changes = await apply(lagging, PLAN, replicas=1)
+    assert [change.line.partition(": ")[2] for change in changes] == ["created"] * 7
+    assert lagging.unknown == ["consumer on DEAD_LETTERS"], "the plan has no consumer there"
+    assert await diff(js, PLAN, replicas=1) == []
+    assert "does not answer" not in caplog.text
+
+
+async def test_a_consumer_of_a_stream_that_is_refused_is_refused_at_once(js: JetStreamContext) -> None:
+    """Only what this call has created is waited for."""
+    began = time.monotonic()
+    changes = await apply(js, PLAN, replicas=3)
+    assert all(change.is_refused for change in changes)
+    assert len(changes) == 7
+    assert time.monotonic() - began < 10
