@@ -1,12 +1,30 @@
 """
-Subjects of events: ``<module>.<event>.v<N>``; the version is part of the subject.
+Subjects of messages.
 
-A message in the express lane has the same subject with a trailing ``.express``.
+An event is published under ``<module>.<event>.v<N>``; the version is part of the subject. A message in the express lane
+has the same subject with a trailing ``.express``.
+
+The replay of a dead letter is published under ``<module>.replay.<consumer>.<original subject>``. The module is the
+consumer's own, so the replay is stored in that module's stream. Only the consumer that dead-lettered the message receives
+it; other consumers, which have processed the message long ago, do not. The original subject comes last, lane included, so
+the replay of an express message is in the express lane, too.
 """
 
 from __future__ import annotations
 
-__all__ = ["EXPRESS", "Event", "event", "is_express", "subject_of", "without_lane"]
+__all__ = [
+    "EXPRESS",
+    "UNROUTABLE",
+    "Event",
+    "event",
+    "is_express",
+    "is_unroutable",
+    "module_of",
+    "original_subject",
+    "replay_subject",
+    "subject_of",
+    "without_lane",
+]
 
 import re
 from collections.abc import Callable
@@ -22,6 +40,12 @@ Event = Any
 T = TypeVar("T")
 
 EXPRESS = ".express"
+"""Suffix of the subjects in the express lane."""
+
+UNROUTABLE = "-strays"
+"""Suffix, after the module's name, of the consumer that dead-letters the messages without a subscriber."""
+
+_REPLAY = ".replay."
 _SUBJECT = re.compile(r"[a-z][a-z_]*\.[a-z][a-z_]*\.v[1-9][0-9]*")
 
 
@@ -53,3 +77,27 @@ def is_express(subject: str) -> bool:
 def without_lane(subject: str) -> str:
     """Return *subject* without its lane, as the registry lists it."""
     return subject.removesuffix(EXPRESS)
+
+
+def module_of(consumer: str) -> str:
+    """Return the module of *consumer*: the part of the name before the first dash."""
+    return consumer.partition("-")[0]
+
+
+def is_unroutable(consumer: str) -> bool:
+    """Return whether the dead letters of *consumer* are messages without a subscriber."""
+    return consumer.endswith(UNROUTABLE)
+
+
+def replay_subject(consumer: str, subject: str) -> str:
+    """Return the subject under which *consumer* alone receives the replay of a message on *subject*."""
+    return f"{module_of(consumer)}{_REPLAY}{consumer}.{subject}"
+
+
+def original_subject(subject: str) -> str:
+    """Return the original subject of a replay, or *subject* itself if it is not the subject of a replay."""
+    if _REPLAY not in subject:
+        return subject
+    module, _, rest = subject.partition(_REPLAY)
+    consumer, _, original = rest.partition(".")
+    return original if original and module_of(consumer) == module else subject

@@ -228,7 +228,7 @@ def _tables(plan: dict[str, Any]) -> Iterator[str]:
 
 def _subject_lines(subjects: Sequence[str]) -> list[str]:
     """Return *subjects* for the table, with all replay subjects, which mirror the others, in one line."""
-    from bus.replay_subjects import original_subject
+    from bus.subjects import original_subject
 
     plain = [subject for subject in subjects if original_subject(subject) == subject]
     replayed = [original_subject(subject) for subject in subjects if original_subject(subject) != subject]

@@ -56,7 +56,7 @@ def _nats(
     from bus.jetstream.bus import JetStreamBus
     from bus.jetstream.recovery.dead_letter_stream import DeadLetterPublisher
     from bus.jetstream.recovery.exhausted_deliveries import ExhaustedDeliveries
-    from bus.replay_subjects import module_of
+    from bus.subjects import module_of
     from bus.tasks import cancel_tasks
 
     published = DeadLetterPublisher(dead_letters, lambda: bus)

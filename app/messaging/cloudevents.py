@@ -13,13 +13,12 @@ import re
 from hashlib import blake2b
 from urllib.parse import quote, unquote
 
-from app.storage.outbox import OutboxMessage
+from app.storage.tables import OutboxMessage
 from app.telemetry.trace import TraceContext
 from bus.contracts.versions import VERSIONS
 from bus.ids import derived_id
 from bus.port import Message
-from bus.replay_subjects import original_subject
-from bus.subjects import without_lane
+from bus.subjects import original_subject, without_lane
 
 TRACEPARENT_LENGTH = 55
 CORRELATION_ID_MAX = 128

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 from app.messaging.event_registry import build_registry
 from bus.contracts.registry import ContractRegistry
 from bus.jetstream.admin.topology import Topology, advisory_consumer_plan
-from bus.replay_subjects import replay_subject
-from bus.subjects import EXPRESS
+from bus.subjects import EXPRESS, replay_subject
 from modules.module import Module
 from modules.registry import MODULES
 

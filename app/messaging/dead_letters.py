@@ -22,14 +22,13 @@ from uuid_utils import uuid7
 
 from app.messaging.cloudevents import event_id_and_trace
 from app.storage.module_store import ModuleStore
-from app.storage.outbox import OutboxMessage
 from app.storage.state_rows import to_db_timestamp
-from app.storage.tables import message_tables
+from app.storage.tables import OutboxMessage, message_tables
 from app.telemetry.metrics import Metrics
 from bus.errors import Invalid, Rejected, UnknownSubject, Unreadable
 from bus.ids import derived_id
 from bus.port import Clock, DeadLetter, Message
-from bus.replay_subjects import is_unroutable, module_of, original_subject, replay_subject
+from bus.subjects import is_unroutable, module_of, original_subject, replay_subject
 
 Conditions = list[ColumnElement[bool]]
 Ids = list[str]

@@ -23,13 +23,12 @@ from sqlalchemy import Connection
 from app.messaging.cloudevents import to_message
 from app.storage.errors import StorageUnavailable
 from app.storage.module_store import ModuleStore
-from app.storage.outbox import OutboxMessage
 from app.storage.sql.database import RUN_LAST
+from app.storage.tables import OutboxMessage
 from app.telemetry.metrics import Metrics
 from bus.errors import BusError
 from bus.port import Bus, Clock
-from bus.replay_subjects import original_subject
-from bus.subjects import is_express
+from bus.subjects import is_express, original_subject
 
 IN_FLIGHT_MAX = 8_192
 """Messages that may be in flight at once; the others wait in the table."""

@@ -19,9 +19,8 @@ from sqlalchemy import Column, Connection, DateTime, MetaData, String, Table, fu
 
 from app.messaging.cloudevents import to_message
 from app.storage.module_store import ModuleStore
-from app.storage.outbox import OutboxMessage
 from app.storage.state_rows import to_db_timestamp
-from app.storage.tables import message_tables
+from app.storage.tables import OutboxMessage, message_tables
 from bus.errors import PublishRetryable
 from bus.port import Bus, Clock
 

@@ -17,13 +17,12 @@ from datetime import datetime
 import orjson
 from sqlalchemy import Connection
 
-from app.runtime.errors import IdempotencyKeyReused
-from app.runtime.service import Reply
+from app.runtime.service import IdempotencyKeyReused, Reply
 from app.runtime.unit_of_work import UnitOfWork
 from app.runtime.work import DeferredToNewerVersion, ItemResult, OutgoingEvent, WorkItem
-from app.storage.module_store import InboxEntry, ModuleStore, ProcessedIds, time_ordered_id_range
-from app.storage.outbox import OutboxMessage
+from app.storage.module_store import ModuleStore, ProcessedIds, time_ordered_id_range
 from app.storage.state_rows import to_db_timestamp
+from app.storage.tables import InboxEntry, OutboxMessage
 from bus.contracts.registry import ContractRegistry
 from modules.module import CancelTimer, Decision, DecisionOutcome, Key, Module, Scheduled
 from modules.routes import Rejection, Response

@@ -25,7 +25,7 @@ from app.runtime.batch import BatchProcessor, new_keys
 from app.runtime.local_routing import LocalRoutes
 from app.runtime.unit_of_work import UnitOfWork
 from app.runtime.work import ItemResult, OutgoingEvent, WorkItem
-from app.storage.outbox import OutboxMessage
+from app.storage.tables import OutboxMessage
 from bus.port import Clock
 
 ROUNDS_MAX = 8

@@ -28,8 +28,7 @@ from app.telemetry.trace import TraceContext
 from bus.contracts.event_reader import EventReader
 from bus.errors import Rejected
 from bus.port import Delivery
-from bus.replay_subjects import original_subject
-from bus.subjects import is_express
+from bus.subjects import is_express, original_subject
 
 RETRY_SECONDS = 0.5
 RETRY_SECONDS_MAX = 30.0

@@ -23,10 +23,9 @@ from loguru import logger
 from app.messaging.cloudevents import event_id_and_trace
 from app.messaging.outbox_relay import OutboxRelay
 from app.runtime.engine import CommitResult, ModuleResult, TransactionEngine
-from app.runtime.errors import Overloaded
 from app.runtime.outage import StorageOutage
 from app.runtime.receiving import Receiver
-from app.runtime.service import Reply
+from app.runtime.service import Overloaded, Reply
 from app.runtime.state_reader import StateReader, StateWatchers
 from app.runtime.work import DeferredToNewerVersion, ItemResult, ReplyBuilder, WorkItem
 from app.runtime.work_queue import WorkQueue
@@ -38,7 +37,7 @@ from app.telemetry.metrics import Metrics
 from app.telemetry.trace import TraceContext, trace_id
 from bus.contracts.event_reader import EventReader
 from bus.port import Clock, Delivery, Subscription
-from bus.replay_subjects import original_subject
+from bus.subjects import original_subject
 from modules.module import Decision, Module, State
 
 FETCH_SECONDS = 1.0

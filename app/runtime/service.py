@@ -1,8 +1,12 @@
-"""The service interface of a running module; `app.runtime.runner.ModuleRunner` implements it."""
+"""
+The service interface of a running module, and the reasons for which it rejects an event without deciding about it.
+
+`app.runtime.runner.ModuleRunner` implements it.
+"""
 
 from __future__ import annotations
 
-__all__ = ["ModuleService", "Reply"]
+__all__ = ["IdempotencyKeyReused", "ModuleService", "Overloaded", "Reply"]
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -10,9 +14,22 @@ from typing import Any, Protocol
 
 from attrs import define
 
+from app.storage.errors import TemporarilyUnavailable
 from app.telemetry.trace import TraceContext
 from modules.module import DecisionOutcome, Module, State
 from modules.routes import Rejection, Response
+
+
+class Overloaded(TemporarilyUnavailable):
+    """The outbox backlog is over its cap."""
+
+    code = "overloaded"
+
+
+class IdempotencyKeyReused(Exception):
+    """The idempotency key was used before, with another request body."""
+
+    code = "idempotency_key_reused"
 
 
 @define

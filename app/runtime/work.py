@@ -16,7 +16,7 @@ from typing import Any
 from attrs import define
 
 from app.runtime.service import Reply
-from app.storage.outbox import OutboxMessage
+from app.storage.tables import OutboxMessage
 from app.telemetry.trace import TraceContext, child
 from bus.contracts.contract import Value
 from bus.contracts.registry import ContractRegistry

@@ -6,22 +6,21 @@ Nothing here begins or ends a transaction; `app.storage.sql.database` does.
 
 from __future__ import annotations
 
-__all__ = ["InboxEntry", "ModuleStore", "time_ordered_id_range"]
+__all__ = ["ModuleStore", "time_ordered_id_range"]
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import islice
 from operator import attrgetter, itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import Connection, DateTime, MetaData, Table
 
-from app.storage.outbox import OutboxMessage
 from app.storage.sql.database import Database
 from app.storage.state_cache import StateCache
 from app.storage.state_rows import StateMapper, to_db_timestamp
-from app.storage.tables import message_tables
+from app.storage.tables import InboxEntry, OutboxMessage, message_tables
 from bus.ids import id_lower_bound
 from modules.module import Module
 
@@ -46,17 +45,6 @@ _NONE: Mapping[type, Collection[str]] = {}
 
 ProcessedIds = dict[str, tuple[str | None, str | None]]
 """Ids of messages and requests processed before, each with its fingerprint and its response."""
-
-
-class InboxEntry(NamedTuple):
-    """A row of the inbox. `app.storage.tables` maps its members to columns."""
-
-    id: str
-    processed_at: str
-    untimed_id: int
-    """1 if the id begins with no time, or with a future one: such a row is purged by its age, all others by their ids."""
-    fingerprint: str | None
-    response: str | None
 
 
 _FIRST_ID = id_lower_bound(datetime(2024, 1, 1, tzinfo=UTC))

@@ -1,5 +1,5 @@
 """
-The tables that every module has beside those of its states: inbox, outbox and dead letters.
+The tables that every module has beside those of its states: inbox, outbox and dead letters; and the rows of the first two.
 
 They lie in the module's own database and carry its name. Columns are a contract with the other release that runs beside
 this one during an upgrade. Where Python uses another name, it is the ``key`` of the column, given here and nowhere else.
@@ -7,11 +7,48 @@ this one during an upgrade. Where Python uses another name, it is the ``key`` of
 
 from __future__ import annotations
 
-__all__ = ["message_tables"]
+__all__ = ["InboxEntry", "OutboxMessage", "message_tables"]
+
+from typing import NamedTuple
 
 from sqlalchemy import Column, DateTime, Index, Integer, LargeBinary, MetaData, SmallInteger, String, Table, Text
 
 from modules.tables import key_type
+
+
+class InboxEntry(NamedTuple):
+    """A row of the inbox: an event or a request that was processed."""
+
+    id: str
+    processed_at: str
+    untimed_id: int
+    """1 if the id begins with no time, or with a future one: such a row is purged by its age, all others by their ids."""
+    fingerprint: str | None
+    response: str | None
+
+
+class OutboxMessage(NamedTuple):
+    """
+    A row of the outbox: an event between its commit and its publication.
+
+    *id* is the message id on the bus, *event_id* the event's own id. They differ for a replayed dead letter, and for all
+    but one of the messages of an event that is published in several versions. *timer* names an event that is due later,
+    so that it can be cancelled. *occurred_at* and *due_at* are texts of one length, in UTC, that sort by time.
+    """
+
+    id: str
+    event_id: str
+    subject: str
+    key: str
+    body: bytes
+    timer: str | None
+    correlation_id: str
+    causation_id: str
+    traceparent: str
+    occurred_at: str
+    due_at: str
+    versions: str | None = None
+    """For an event published in several versions, one message each: all of them, as in the header."""
 
 
 def message_tables(module: str, metadata: MetaData) -> tuple[Table, Table, Table]:

@@ -31,7 +31,7 @@ from attrs import define, field, frozen
 from loguru import logger
 from uuid_utils import uuid7
 
-from app.runtime.errors import IdempotencyKeyReused
+from app.runtime.service import IdempotencyKeyReused
 from app.storage.errors import CommitOutcomeUnknown, TemporarilyUnavailable
 from app.telemetry.logs import enabled
 from app.telemetry.trace import correlation_id

@@ -20,8 +20,7 @@ import orjson
 from attrs import evolve
 
 from bus.contracts.checks import check_chain, check_conversion, check_is_published
-from bus.contracts.codec import build_converter, has_unique_names, to_valid_value
-from bus.contracts.contract import Contract, EncodedEvent, Value
+from bus.contracts.contract import Contract, EncodedEvent, Value, build_converter, has_unique_names
 from bus.contracts.schemas import Schema, check_agreement, check_examples, check_schema, explain, tolerant, validator
 from bus.contracts.versions import DualPublish, Upcast, subject_at, version_of, versions_header
 from bus.errors import ContractError, Invalid, UnknownSubject, Unreadable
@@ -121,7 +120,7 @@ class ContractRegistry:
         Raises:
             Invalid: The event violates its schema.
         """
-        return to_valid_value(self._contracts[event.__subject__], event)
+        return self._contracts[event.__subject__].to_json(event)
 
     def encode_versions(self, event: Event, value: Value | None = None) -> tuple[EncodedEvent, ...]:
         """
@@ -134,7 +133,7 @@ class ContractRegistry:
             Invalid: The event violates its schema, or the schema of an older version.
         """
         contract = self._contracts[event.__subject__]
-        body = orjson.dumps(to_valid_value(contract, event) if value is None else value)
+        body = orjson.dumps(contract.to_json(event) if value is None else value)
         if not contract.older:
             return (EncodedEvent(contract.subject, body),)
         versions, oldest = contract.versions, contract.older[-1][0]
@@ -142,7 +141,7 @@ class ContractRegistry:
         for older, down in contract.older:
             event = down(event)
             suffix = None if older is oldest else older.id_suffix
-            encoded.append(EncodedEvent(older.subject, orjson.dumps(to_valid_value(older, event)), suffix, versions))
+            encoded.append(EncodedEvent(older.subject, orjson.dumps(older.to_json(event)), suffix, versions))
         return tuple(encoded)
 
     def encode(self, event: Event) -> bytes:

@@ -18,7 +18,7 @@ from attrs import frozen
 from app.bootstrap import build_modules
 from app.messaging.consumers import planned_topology
 from bus.jetstream.admin.topology import ADVISORIES, DEAD_LETTERS, Topology, stream_name
-from bus.replay_subjects import UNROUTABLE, module_of
+from bus.subjects import UNROUTABLE, module_of
 from config.settings import Settings
 from modules.registry import MODULES
 

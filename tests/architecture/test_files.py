@@ -212,7 +212,7 @@ def test_a_word_that_only_contains_a_forbidden_word_is_allowed(path: str, code: 
         ("def f():\n    from app import cli\n    cli._stop(1)", ["cli._stop"]),
         ("from app.web.endpoints.dead_letters import _show as show", ["_show"]),
         ("from app import cli\ncli.main(cli.__doc__)", []),
-        ("from app.storage.outbox import OutboxMessage\nOutboxMessage._fields", []),
+        ("from app.storage.tables import OutboxMessage\nOutboxMessage._fields", []),
         ("from os import _exit\nself._stop()", []),
     ],
 )

@@ -16,7 +16,7 @@ from app.bootstrap import build_runners
 from app.messaging.cloudevents import event_id_and_trace, to_message
 from app.runtime.receiving import DEFER_MAX, DEFER_SECONDS
 from app.runtime.runner import ModuleRunner
-from app.storage.outbox import OutboxMessage
+from app.storage.tables import OutboxMessage
 from bus.contracts.versions import VERSIONS
 from bus.ids import derived_id
 from bus.port import MAX_TRIES, DeadLetter, Message

@@ -20,7 +20,7 @@ from bus.jetstream.admin.provisioning import apply
 from bus.jetstream.admin.topology import ADVISORIES, DEAD_LETTERS, stream_name
 from bus.jetstream.recovery.exhausted_deliveries import ExhaustedDeliveries
 from bus.port import DeadLetter
-from bus.replay_subjects import original_subject
+from bus.subjects import original_subject
 from config.settings import Settings
 from modules.registry import MODULES, load_module
 from tests.architecture.tree import ROOT

@@ -36,7 +36,7 @@ from app.messaging.consumers import subscriptions
 from app.telemetry.metrics import Metrics
 from bus.contracts.event_reader import EventReader
 from bus.port import Message
-from bus.replay_subjects import replay_subject
+from bus.subjects import replay_subject
 from modules import payments
 from modules.orders.events import CancelRequested
 from modules.orders.state import Order, Status

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.messaging.cloudevents import event_id_and_trace, occurred_at, to_message, versions_of
-from app.storage.outbox import OutboxMessage
+from app.storage.tables import OutboxMessage
 from bus.port import Message
 
 AT = "2026-01-01T12:00:00.000000+00:00"

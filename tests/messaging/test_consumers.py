@@ -18,7 +18,7 @@ from nats.js import JetStreamContext
 from app.cli.main import main
 from app.messaging.consumers import planned_topology, subscriptions
 from app.messaging.event_registry import build_registry
-from bus.replay_subjects import module_of, original_subject, replay_subject
+from bus.subjects import module_of, original_subject, replay_subject
 from modules import inventory, orders, payments
 from modules.registry import MODULES
 from tests.nats import NatsServer

@@ -20,7 +20,7 @@ from app.messaging.outbox_relay import (
     SCAN_SECONDS,
     OutboxRelay,
 )
-from app.storage.outbox import OutboxMessage
+from app.storage.tables import OutboxMessage
 from app.telemetry.metrics import Metrics
 from bus.errors import BusClosed, PublishRetryable
 from bus.port import Message, Subscription

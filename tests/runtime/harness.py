@@ -29,8 +29,8 @@ from app.runtime.batch import BatchProcessor
 from app.runtime.runner import ModuleRunner
 from app.storage.migrations import migrate
 from app.storage.module_store import ModuleStore
-from app.storage.outbox import OutboxMessage
 from app.storage.sql.database import Database
+from app.storage.tables import OutboxMessage
 from app.telemetry.metrics import Metrics
 from app.telemetry.trace import TraceContext
 from bus.contracts.registry import ContractRegistry

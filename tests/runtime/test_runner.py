@@ -17,8 +17,8 @@ from loguru import logger
 from sqlalchemy import event
 from uuid_utils import uuid7
 
-from app.runtime.errors import IdempotencyKeyReused, Overloaded
 from app.runtime.receiving import retry_seconds
+from app.runtime.service import IdempotencyKeyReused, Overloaded
 from app.storage.errors import CommitOutcomeUnknown, StorageUnavailable
 from app.storage.module_store import CLOCK_SKEW_MAX, INBOX_RETENTION
 from bus.ids import id_lower_bound

@@ -25,10 +25,10 @@ from sqlalchemy.exc import IntegrityError
 from app.messaging.republish import _sent_messages, count
 from app.storage.errors import StorageUnavailable
 from app.storage.migrations import head, is_current, migrate, version
-from app.storage.module_store import HANDOVER_DELAY, INBOX_RETENTION, OUTBOX_RETENTION, InboxEntry, ModuleStore
-from app.storage.outbox import OutboxMessage
+from app.storage.module_store import HANDOVER_DELAY, INBOX_RETENTION, OUTBOX_RETENTION, ModuleStore
 from app.storage.sql.database import Database, Work
 from app.storage.state_rows import StateMapper, to_db_timestamp
+from app.storage.tables import InboxEntry, OutboxMessage
 from bus.ids import derived_id, id_lower_bound
 from bus.port import DeadLetter, Message
 from modules import inventory

@@ -10,7 +10,7 @@ import pytest
 
 from app.cli.main import main
 from app.cli.new.settings_table import settings_table
-from app.runtime.errors import IdempotencyKeyReused, Overloaded
+from app.runtime.service import IdempotencyKeyReused, Overloaded
 from app.storage.errors import CommitOutcomeUnknown, StorageUnavailable
 from app.telemetry.metrics import Metrics
 from tests.story.session import ROOT

@@ -12,8 +12,7 @@ from typing import Any
 
 import attrs
 
-from app.runtime.errors import IdempotencyKeyReused, Overloaded
-from app.runtime.service import Reply
+from app.runtime.service import IdempotencyKeyReused, Overloaded, Reply
 from app.telemetry.trace import TraceContext
 from modules.module import DecisionOutcome, Module
 from modules.routes import Rejection, Response

@@ -17,8 +17,7 @@ from app.messaging.consumers import EXPRESS_LANE, subscriptions
 from bus.contracts.contract import Contract
 from bus.contracts.registry import ContractRegistry
 from bus.contracts.versions import VERSIONS, subject_at, version_of, versions_header
-from bus.replay_subjects import original_subject
-from bus.subjects import EXPRESS, is_express, without_lane
+from bus.subjects import EXPRESS, is_express, original_subject, without_lane
 from modules.module import Module
 
 Json = dict[str, Any]

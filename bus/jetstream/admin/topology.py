@@ -29,8 +29,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import evolve, frozen
 
-from bus.replay_subjects import module_of
-from bus.subjects import is_express
+from bus.subjects import is_express, module_of
 
 DEAD_LETTERS = "DEAD_LETTERS"
 ADVISORIES = "ADVISORIES"

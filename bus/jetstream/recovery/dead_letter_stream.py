@@ -9,7 +9,7 @@ from collections.abc import Callable
 from urllib.parse import quote
 
 from bus.port import Bus, DeadLetter, DeadLetters, Message
-from bus.replay_subjects import original_subject
+from bus.subjects import original_subject
 
 BYTES_MAX = 1_000_000
 """What fits into one message of a NATS server with default settings (1 MiB), less a reserve."""

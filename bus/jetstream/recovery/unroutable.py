@@ -28,7 +28,7 @@ from bus.jetstream.admin.topology import ConsumerPlan, stream_name
 from bus.jetstream.recovery.durable_reader import DurableReader, raw_headers_of
 from bus.jetstream.wire import AckMetadata, message_of, parse_ack_subject
 from bus.port import Clock, DeadLetter, DeadLetters, Message
-from bus.replay_subjects import UNROUTABLE, original_subject
+from bus.subjects import UNROUTABLE, original_subject
 
 SUBJECTS_MAX = 256
 """Unknown subjects that are processed at once. More than that are a fault of the publisher, for a person to resolve."""

@@ -19,7 +19,7 @@ from bus.jetstream.admin.provisioning import apply
 from bus.jetstream.admin.topology import ADVISORIES, ConsumerPlan, Topology
 from bus.jetstream.recovery.exhausted_deliveries import ExhaustedDeliveries
 from bus.port import DeadLetter
-from bus.replay_subjects import replay_subject
+from bus.subjects import replay_subject
 from tests.nats import NatsServer
 
 pytestmark = pytest.mark.slow
