@@ -10,6 +10,8 @@ __all__ = [
     "LOOKUP_SECONDS_MAX",
     "RETRY_SECONDS_MAX",
     "GatewayCalls",
+    "ends_key",
+    "numbered_key",
 ]
 
 import asyncio
@@ -24,12 +26,16 @@ from app.gateways.circuit_breaker import CircuitBreaker
 from app.gateways.gateway_request import ChargeAttempt, GatewayRequest
 from app.gateways.port import (
     Captured,
+    ChargeDetails,
     ChargeResult,
+    Declined,
     Gateway,
     GatewayError,
-    GatewayRejected,
+    GatewayMisconfigured,
     GatewayTimeout,
     Pending,
+    RefundPending,
+    RefundRejected,
     ResponseMismatch,
 )
 from app.telemetry.metrics import Metrics
@@ -63,6 +69,16 @@ REASON_MAX = 64
 """The length of the database column for reasons."""
 
 
+def numbered_key(operation: str, order_id: str, number: int) -> str:
+    """Return the idempotency key of *operation* (``charge``, ``refund``) for an order; the first one has no number."""
+    return f"{operation}:{order_id}" if number == 1 else f"{operation}:{order_id}:{number}"
+
+
+def ends_key(error: GatewayError) -> bool:
+    """Return whether the provider may repeat *error* under the same key for as long as it remembers the key."""
+    return isinstance(error, GatewayMisconfigured) or (isinstance(error, GatewayTimeout) and error.has_ended)
+
+
 class GatewayCalls:
     """Call the provider, and convert its response to the event that the worker submits to payments."""
 
@@ -80,20 +96,25 @@ class GatewayCalls:
             BreakerOpen: The circuit breaker permits no call now.
         """
         event, request, calls = attempt.event, attempt.request, 0
-        order_id, amount, key = event.order_id, event.amount, f"charge:{event.order_id}"
+        order_id, amount, key = event.order_id, event.amount, numbered_key("charge", event.order_id, event.key_number)
         try:
             charge = await self._existing_charge(attempt, key)
             if charge is None and not attempt.should_charge:
                 return ChargeDeclined(order_id=order_id, reason="order_cancelled", calls=0)
-            if charge is None:
+            if charge is None or (attempt.should_charge and isinstance(charge, Declined) and charge.is_soft):
                 calls = 1
-                call = partial(self._gateway.charge, key, order_id, amount, event.payment_method)
+                call = partial(self._gateway.charge, key, order_id, amount, ChargeDetails(event.payment_method))
                 charge = await self._call(call, CALL_SECONDS_MAX)
         except GatewayError as error:
             is_unknown = isinstance(error, GatewayTimeout) if calls else request.may_be_repeat
             self._record_failure("unknown" if is_unknown else "unavailable", request, error)
-            wait_seconds = self.retry_seconds(event.attempt, error.retry_after_seconds)
-            return ChargeFailed(order_id=order_id, is_unknown=is_unknown, retry_seconds=wait_seconds, calls=calls)
+            return ChargeFailed(
+                order_id=order_id,
+                is_unknown=is_unknown,
+                retry_seconds=self.retry_seconds(event.attempt, error.retry_after_seconds),
+                calls=calls,
+                key_number=event.key_number + (calls and ends_key(error)),
+            )
         except ResponseMismatch as mismatch:
             self._record_failure("put_aside", request, mismatch)
             return ChargeMismatch(order_id=order_id, reason=mismatch.reason, reference=mismatch.reference, calls=calls)
@@ -117,7 +138,13 @@ class GatewayCalls:
             wait_seconds = self.retry_seconds(attempt.event.attempt)
             return ChargeFailed(order_id=order_id, is_unknown=True, retry_seconds=wait_seconds, calls=calls)
         self._attempts.labels("declined").inc()
-        return ChargeDeclined(order_id=order_id, reason=charge.reason[:REASON_MAX], calls=calls)
+        return ChargeDeclined(
+            order_id=order_id,
+            reason=charge.reason[:REASON_MAX],
+            calls=calls,
+            is_soft=charge.is_soft and attempt.should_charge,
+            key_number=attempt.event.key_number + 1,
+        )
 
     async def refund(self, request: GatewayRequest) -> Any:
         """
@@ -127,21 +154,29 @@ class GatewayCalls:
             BreakerOpen: The circuit breaker permits no call now.
         """
         event: RefundRequested = request.event
-        order_id, key = event.order_id, f"refund:{event.order_id}"
+        order_id, key = event.order_id, numbered_key("refund", event.order_id, 1)
         call = partial(self._gateway.refund, key, order_id, event.reference, event.amount)
         try:
-            reference = await self._call(call, LOOKUP_SECONDS_MAX)
+            refund = await self._call(call, LOOKUP_SECONDS_MAX)
         except GatewayError as error:
             self._record_failure("refund_failed", request, error)
             wait_seconds = self.retry_seconds(event.attempt, error.retry_after_seconds)
             return RefundFailed(order_id=order_id, retry_seconds=wait_seconds)
-        except (GatewayRejected, ResponseMismatch) as error:
-            self._record_failure("refund_failed", request, error)
-            reason = error.reason if isinstance(error, ResponseMismatch) else f"refund_refused: {error}"
-            wait_seconds = self._spread(min(2.0 ** min(event.attempt, 10), DECLINED_SECONDS_MAX))
-            return RefundFailed(order_id=order_id, retry_seconds=wait_seconds, reason=reason[:REASON_MAX])
+        except ResponseMismatch as mismatch:
+            self._record_failure("refund_failed", request, mismatch)
+            return self._refund_failed(event, mismatch.reason)
+        if isinstance(refund, RefundPending):
+            self._attempts.labels("refund_pending").inc()
+            return self._refund_failed(event, "refund_pending")
+        if isinstance(refund, RefundRejected):
+            self._record_failure("refund_failed", request, refund)
+            return self._refund_failed(event, f"refund_refused: {refund.reason}")
         self._attempts.labels("refunded").inc()
-        return RefundSucceeded(order_id=order_id, reference=reference)
+        return RefundSucceeded(order_id=order_id, reference=refund.reference)
+
+    def _refund_failed(self, event: RefundRequested, reason: str) -> RefundFailed:
+        wait_seconds = self._spread(min(2.0 ** min(event.attempt, 10), DECLINED_SECONDS_MAX))
+        return RefundFailed(order_id=event.order_id, retry_seconds=wait_seconds, reason=reason[:REASON_MAX])
 
     async def _call(self, call: Callable[[], Awaitable[T]], seconds_max: float) -> T:
         """
@@ -149,7 +184,7 @@ class GatewayCalls:
 
         Raises:
             BreakerOpen: The circuit breaker permits no call now.
-            GatewayError, GatewayRejected, ResponseMismatch: As the gateway raises them; `GatewayTimeout` after *seconds_max*.
+            GatewayError, ResponseMismatch: As the gateway raises them; `GatewayTimeout` after *seconds_max*.
         """
         permit = self._breaker.acquire()
         try:
@@ -158,7 +193,7 @@ class GatewayCalls:
         except GatewayError as error:
             self._breaker.failed(permit, error.retry_after_seconds)
             raise
-        except (GatewayRejected, ResponseMismatch):  # it is a response: the provider can be reached
+        except ResponseMismatch:  # it is a response: the provider can be reached
             self._breaker.succeeded(permit)
             raise
         except TimeoutError:
@@ -170,10 +205,10 @@ class GatewayCalls:
         self._breaker.succeeded(permit)
         return response
 
-    def _record_failure(self, outcome: str, request: GatewayRequest, error: Exception) -> None:
+    def _record_failure(self, outcome: str, request: GatewayRequest, error: Exception | RefundRejected) -> None:
         """Count a failed attempt, and log it: at ERROR if a person has to act."""
         self._attempts.labels(outcome).inc()
-        is_for_person = isinstance(error, ResponseMismatch | GatewayRejected)
+        is_for_person = isinstance(error, ResponseMismatch | RefundRejected)
         logger.log(
             "ERROR" if is_for_person else "DEBUG", "gateway call failed", gateway=self._gateway.name, outcome=outcome,
             order_id=request.event.order_id, detail=str(error), reason=getattr(error, "reason", None),

@@ -60,7 +60,11 @@ class GatewayRequest:
         order_id = self.event.order_id
         if isinstance(self.event, ChargeRequested):
             return ChargeFailed(
-                order_id=order_id, is_unknown=self.may_be_repeat, retry_seconds=retry_seconds, calls=0
+                order_id=order_id,
+                is_unknown=self.may_be_repeat,
+                retry_seconds=retry_seconds,
+                calls=0,
+                key_number=self.event.key_number,
             )
         return RefundFailed(order_id=order_id, retry_seconds=retry_seconds, calls=0)
 

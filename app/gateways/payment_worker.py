@@ -41,7 +41,7 @@ from app.telemetry.metrics import Metrics
 from bus.contracts.event_reader import EventReader
 from bus.contracts.registry import ContractRegistry
 from bus.port import Clock, Delivery, Subscription
-from modules.payments.events import ChargeFailed, ChargeRequested
+from modules.payments.events import ChargeRequested
 from modules.payments.state import Payment
 
 T = TypeVar("T")
@@ -281,7 +281,7 @@ class PaymentWorker:
         if attempt.is_answered:
             return None
         if attempt.is_withdrawn:
-            return ChargeFailed(order_id=order_id, is_unknown=False, retry_seconds=0, calls=0)
+            return attempt.request.not_sent(0)
         return await self._calls.charge(attempt)
 
     async def _delay(self, attempt: ChargeAttempt) -> None:

@@ -173,7 +173,7 @@ def _declined(payment: Payment, reason: str, now: datetime, calls: int = 0) -> D
 
 def _retry_charge(payment: Payment, event: ChargeFailed, now: datetime) -> Decision:
     """
-    Schedule the next attempt, which uses the same idempotency key.
+    Schedule the next attempt, under the idempotency key that the worker has named.
 
     If the order is cancelled and the gateway has certainly received no call, the payment is declined instead.
     """
@@ -188,7 +188,8 @@ def _retry_charge(payment: Payment, event: ChargeFailed, now: datetime) -> Decis
         is_waiting=True,
         updated_at=now,
     )
-    retry = Scheduled(_request_charge(waiting), now + timedelta(seconds=event.retry_seconds), _retry_timer(payment))
+    request = _request_charge(waiting, event.key_number)
+    retry = Scheduled(request, now + timedelta(seconds=event.retry_seconds), _retry_timer(payment))
     if payment.is_cancelled or payment.is_waiting:
         return Decision((waiting,), (retry,))
     return Decision((waiting,), (retry, PaymentDelayed(order_id=payment.order_id)))
@@ -289,13 +290,14 @@ def _retry_refund(payment: Payment, event: RefundFailed, now: datetime) -> Decis
     return Decision((failed,), (retry,))
 
 
-def _request_charge(payment: Payment) -> ChargeRequested:
+def _request_charge(payment: Payment, key_number: int = 1) -> ChargeRequested:
     return ChargeRequested(
         order_id=payment.order_id,
         amount=_amount(payment),
         attempt=payment.attempts,
         is_wanted=not (payment.is_cancelled or payment.needs_review),
         payment_method=payment.payment_method,
+        key_number=key_number,
     )
 
 

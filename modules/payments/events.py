@@ -11,6 +11,7 @@ __all__ = [
     "ChargeRequested",
     "ChargeSucceeded",
     "DeclineNotified",
+    "DisputeReported",
     "NoticeRejected",
     "PaymentCaptured",
     "PaymentDeclined",
@@ -19,6 +20,7 @@ __all__ = [
     "PaymentReviewRequired",
     "RefundFailed",
     "RefundNotified",
+    "RefundReported",
     "RefundRequested",
     "RefundSucceeded",
 ]
@@ -35,7 +37,8 @@ class ChargeRequested:
     The payment worker is to charge an order's amount.
 
     From the second *attempt* on the charge may exist already, so the worker looks it up first. If *is_wanted* is false,
-    the order was cancelled or the payment needs review, and the worker only looks the charge up.
+    the order was cancelled or the payment needs review, and the worker only looks the charge up. *key_number* is the number
+    of the idempotency key for a new charge: it grows after a call that has failed for certain.
     """
 
     order_id: str
@@ -43,6 +46,7 @@ class ChargeRequested:
     attempt: int
     is_wanted: bool
     payment_method: str | None = None
+    key_number: int = 1
 
 
 @event("payments.refund_requested.v1")
@@ -108,11 +112,14 @@ class ChargeSucceeded:
 
 @frozen(kw_only=True)
 class ChargeDeclined:
-    """The gateway has declined the charge."""
+    """The gateway has declined the charge; with *is_soft* it may accept the same charge later."""
 
     order_id: str
     reason: str
     calls: int
+    is_soft: bool = False
+    key_number: int = 1
+    """The number of the idempotency key for the next attempt, if there is one."""
 
 
 @frozen(kw_only=True)
@@ -120,13 +127,15 @@ class ChargeFailed:
     """
     The outcome of a charge is not known; retry after *retry_seconds*.
 
-    *is_unknown* is true if a call may have reached the gateway, and false if certainly none has.
+    *is_unknown* is true if a call may have reached the gateway, and false if certainly none has. *key_number* is the number
+    of the idempotency key for the next attempt.
     """
 
     order_id: str
     is_unknown: bool
     retry_seconds: float
     calls: int
+    key_number: int = 1
 
 
 @frozen(kw_only=True)
@@ -183,12 +192,13 @@ class ChargeNotified:
 
 @frozen(kw_only=True)
 class DeclineNotified:
-    """Webhook: the gateway has declined a charge of *amount* for an order."""
+    """Webhook: the gateway has declined a charge of *amount* for an order; see `ChargeDeclined` for *is_soft*."""
 
     order_id: str
     reference: str
     amount: Money
     reason: str
+    is_soft: bool = False
 
 
 @frozen(kw_only=True)
@@ -199,6 +209,35 @@ class RefundNotified:
     reference: str
     amount: Money
     refunded_amount: int
+
+
+@frozen(kw_only=True)
+class RefundReported:
+    """
+    Webhook: one refund of the charge *reference* is *status*: ``pending``, ``succeeded`` or ``failed``.
+
+    *amount* is that of the refund, *refund_reference* the gateway's id of it. *key_number* is the number of the idempotency
+    key under which the payment worker made it; None if it was made at the gateway. *reason* is the code of a failure.
+    """
+
+    order_id: str
+    reference: str
+    refund_reference: str
+    amount: Money
+    status: str
+    key_number: int | None = None
+    reason: str | None = None
+
+
+@frozen(kw_only=True)
+class DisputeReported:
+    """Webhook: the customer disputes *amount* of the charge *reference*; *status* is ``open``, ``won`` or ``lost`` (by us)."""
+
+    order_id: str
+    reference: str
+    dispute_reference: str
+    amount: Money
+    status: str
 
 
 @frozen(kw_only=True)

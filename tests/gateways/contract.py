@@ -12,7 +12,7 @@ import pytest
 from attrs import frozen
 from uuid_utils import uuid7
 
-from app.gateways.port import Captured, ChargeResult, Declined, Gateway
+from app.gateways.port import Captured, ChargeDetails, ChargeResult, Declined, Gateway, Refunded
 from modules.values import Money
 
 
@@ -33,7 +33,7 @@ def new_order_id() -> str:
 async def find_or_charge(gateway: Gateway, order_id: str, amount: Money, method: str | None = None) -> ChargeResult:
     """Look the charge up, and charge if there is none."""
     key = f"charge:{order_id}"
-    return await gateway.find(key, order_id, amount) or await gateway.charge(key, order_id, amount, method)
+    return await gateway.find(key, order_id, amount) or await gateway.charge(key, order_id, amount, ChargeDetails(method))
 
 
 class GatewayContract:
@@ -78,15 +78,31 @@ class GatewayContract:
         assert isinstance(charge, Captured)
         key = f"refund:{order_id}"
         refunds = [await case.gateway.refund(key, order_id, charge.reference, amount) for _ in range(3)]
-        assert refunds[0]
-        assert refunds == [refunds[0]] * 3
+        assert isinstance(refunds[0], Refunded)
+        assert refunds[0].reference
+        assert refunds == [Refunded(refunds[0].reference, 700)] * 3
+
+    async def test_each_key_makes_a_refund_of_its_own(self, case: GatewayCase) -> None:
+        """A charge is refunded in parts, each under its own reference; the totals cover at least the refund itself."""
+        order_id = new_order_id()
+        charge = await find_or_charge(case.gateway, order_id, Money(1000, "EUR"))
+        assert isinstance(charge, Captured)
+        parts = [
+            await case.gateway.refund(key, order_id, charge.reference, Money(amount, "EUR"))
+            for key, amount in ((f"refund:{order_id}", 400), (f"refund:{order_id}:2", 600), (f"refund:{order_id}", 400))
+        ]
+        assert all(isinstance(part, Refunded) for part in parts)
+        first, second, repeated = [part for part in parts if isinstance(part, Refunded)]
+        assert first.reference == repeated.reference != second.reference
+        assert first.refunded_total == 400
+        assert second.refunded_total in (600, 1000)
 
     async def test_an_amount_of_zero_is_captured_and_refunded(self, case: GatewayCase) -> None:
         """An order may be free of charge; it is paid and refunded like any other."""
         order_id, amount = new_order_id(), Money(0, "EUR")
         charge = await find_or_charge(case.gateway, order_id, amount)
         assert isinstance(charge, Captured)
-        assert await case.gateway.refund(f"refund:{order_id}", order_id, charge.reference, amount)
+        assert isinstance(await case.gateway.refund(f"refund:{order_id}", order_id, charge.reference, amount), Refunded)
 
     async def test_closing_is_idempotent(self, case: GatewayCase) -> None:
         """A closed gateway can be closed again."""

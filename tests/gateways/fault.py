@@ -168,6 +168,7 @@ class FaultyStripe:
                 "amount": amount,
                 "currency": self.intents[reference]["currency"],
                 "status": "succeeded",
+                "metadata": {name[9:-1]: str(value) for name, value in form.items() if name.startswith("metadata[")},
             }
             return refund
 

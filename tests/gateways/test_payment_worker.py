@@ -22,13 +22,17 @@ from app.gateways.order_locks import OrderLocks
 from app.gateways.payment_worker import CONSUMER, PaymentWorker
 from app.gateways.port import (
     Captured,
+    ChargeDetails,
     ChargeResult,
     Declined,
     Gateway,
+    GatewayMisconfigured,
     GatewayNotReached,
-    GatewayRejected,
     GatewayTimeout,
     Pending,
+    Refunded,
+    RefundRejected,
+    RefundResult,
     ResponseMismatch,
 )
 from app.gateways.simulated import SimulatedGateway
@@ -59,7 +63,11 @@ from tests.runtime.harness import (
 
 @define
 class FakeGateway:
-    """A gateway with a ledger; *plan* says how each further call ends: "ok", "not reached" or "timeout"."""
+    """
+    A gateway with a ledger; *plan* says how each further call ends: "ok", "not reached", "timeout", "error" or "misconfigured".
+
+    The last two are saved for their key and repeated, as a real provider does: "error" is a status of 500.
+    """
 
     name: str = "fake"
     plan: list[str] = field(factory=list)
@@ -71,8 +79,9 @@ class FakeGateway:
     is_pending: bool = False
     mismatches: Callable[[str], bool] = lambda call: False
     rejects_refunds: bool = False
+    saved: dict[str, str] = field(factory=dict)
 
-    async def charge(self, key: str, order_id: str, amount: Money, payment_method: str | None) -> ChargeResult:
+    async def charge(self, key: str, order_id: str, amount: Money, details: ChargeDetails) -> ChargeResult:
         result: ChargeResult = Captured(f"ref-{order_id}")
         if self._begin("charge", key):
             if self.declines:
@@ -97,13 +106,13 @@ class FakeGateway:
     async def close(self) -> None:
         self.calls.append(("close", ""))
 
-    async def refund(self, key: str, order_id: str, reference: str, amount: Money) -> str:
+    async def refund(self, key: str, order_id: str, reference: str, amount: Money) -> RefundResult:
         if self._begin("refund", key) and not self.rejects_refunds:
             self.refunded.setdefault(key, amount.amount)
         self._raise_planned()
         if self.rejects_refunds:
-            raise GatewayRejected("card_closed")
-        return f"back-{reference}"
+            return RefundRejected("card_closed")
+        return Refunded(f"back-{reference}", amount.amount)
 
     def _check_mismatch(self, call: str) -> None:
         if self.mismatches(call):
@@ -112,13 +121,21 @@ class FakeGateway:
     def _begin(self, call: str, key: str) -> bool:
         self.calls.append((call, key))
         self._behaviour = "not reached" if self.is_down() else self.plan.pop(0) if self.plan else "ok"
-        return self._behaviour != "not reached"
+        if call != "find" and self._behaviour in ("error", "misconfigured"):
+            self.saved[key] = self._behaviour
+        if call != "find":
+            self._behaviour = self.saved.get(key, self._behaviour)
+        return self._behaviour in ("ok", "timeout")
 
     def _raise_planned(self) -> None:
         if self._behaviour == "not reached":
             raise GatewayNotReached("the connection was refused")
         if self._behaviour == "timeout":
             raise GatewayTimeout("no response")
+        if self._behaviour == "error":
+            raise GatewayTimeout("status 500", has_ended=True)
+        if self._behaviour == "misconfigured":
+            raise GatewayMisconfigured("status 403", "more_permissions_required", "amount", "req_1")
 
     _behaviour: str = field(default="ok", init=False)
 
@@ -306,6 +323,50 @@ async def test_a_charge_that_did_not_reach_the_provider_is_repeated_under_the_sa
         assert {used for _, used in gateway.calls} == {key}
 
 
+@pytest.mark.parametrize("failure", ["error", "misconfigured"])
+async def test_a_definite_failure_ends_the_key(path: Path, failure: str) -> None:
+    """The provider repeats it under the same key; after a look-up that finds nothing, the next attempt has a new number."""
+    gateway = FakeGateway(plan=[failure, "ok", failure])
+    async with running(path, gateway) as (harness, _):
+        [each] = await finished_orders(harness, await place_orders(harness, 1))
+        assert each.status is Status.CONFIRMED
+        assert each.waiting_for is None
+        key = f"charge:{each.order_id}"
+        keys = [key, f"{key}:2", f"{key}:3"]
+        assert [used for call, used in gateway.calls if call == "charge"] == keys
+        assert gateway.captured == {keys[2]: 100}
+        assert [call for call, _ in gateway.calls] == ["charge", "find", "charge", "find", "charge"]
+
+
+async def test_a_key_is_kept_while_the_outcome_of_its_call_is_unknown(path: Path) -> None:
+    """A call without a response may still be under way, and a look-up that fails tells nothing."""
+    gateway = FakeGateway(plan=["timeout", "timeout", "not reached", "ok"])
+    async with running(path, gateway) as (harness, _):
+        [each] = await finished_orders(harness, await place_orders(harness, 1))
+        key = f"charge:{each.order_id}"
+        assert [call for call, _ in gateway.calls] == ["charge", "find", "find", "find"]
+        assert gateway.captured == {key: 100}
+
+
+async def test_a_fault_of_the_configuration_holds_the_orders_and_declines_none(path: Path) -> None:
+    """The key, the account or a permission is to blame and no customer: orders wait as in an outage, and show it."""
+    is_faulty = True
+
+    class Restricted(FakeGateway):
+        async def charge(self, key: str, order_id: str, amount: Money, details: ChargeDetails) -> ChargeResult:
+            if is_faulty:
+                self.calls.append(("charge", key))
+                raise GatewayMisconfigured("status 400", "account_invalid", request_id="req_1")
+            return await super().charge(key, order_id, amount, details)
+
+    async with running(path, Restricted()) as (harness, _):
+        ids = await place_orders(harness, 30)
+        for id in ids:
+            await until(partial(_waits_for_payment, harness, id))
+        is_faulty = False
+        assert {each.status for each in await finished_orders(harness, ids)} == {Status.CONFIRMED}
+
+
 async def test_a_refund_is_repeated_until_it_succeeds(path: Path) -> None:
     """The order is cancelled after it was confirmed; its money is refunded once, whichever calls fail."""
     gateway = FakeGateway()
@@ -358,12 +419,12 @@ async def test_a_charge_that_completes_after_the_cancellation_is_refunded(path: 
 
     @define
     class Slow(FakeGateway):
-        async def charge(self, key: str, order_id: str, amount: Money, payment_method: str | None) -> ChargeResult:
+        async def charge(self, key: str, order_id: str, amount: Money, details: ChargeDetails) -> ChargeResult:
             is_second = len([call for call, _ in self.calls if call == "charge"]) == 1
             if is_second:
                 entered.set()
                 await may_answer.wait()
-            return await FakeGateway.charge(self, key, order_id, amount, payment_method)
+            return await FakeGateway.charge(self, key, order_id, amount, details)
 
     gateway = Slow(plan=["not reached", "ok", "timeout"])
     async with running(path, gateway) as (harness, _):

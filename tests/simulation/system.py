@@ -26,7 +26,16 @@ from attrs import define, field
 
 from app.gateways.circuit_breaker import CircuitBreaker
 from app.gateways.payment_worker import CONSUMER, PaymentWorker
-from app.gateways.port import Captured, ChargeResult, Declined, GatewayNotReached, GatewayTimeout
+from app.gateways.port import (
+    Captured,
+    ChargeDetails,
+    ChargeResult,
+    Declined,
+    GatewayNotReached,
+    GatewayTimeout,
+    Refunded,
+    RefundResult,
+)
 from app.messaging.consumers import EXPRESS_LANE, subscriptions
 from app.storage.sql.executors import LoopExecutor
 from modules.values import Money
@@ -104,7 +113,7 @@ class FakeProvider:
 
     name = "provider"
 
-    async def charge(self, key: str, order_id: str, amount: Money, payment_method: str | None) -> ChargeResult:
+    async def charge(self, key: str, order_id: str, amount: Money, details: ChargeDetails) -> ChargeResult:
         def do() -> ChargeResult:
             if amount.amount > self.limit:
                 return Declined("no_money")
@@ -119,10 +128,10 @@ class FakeProvider:
     async def cancel(self, key: str, order_id: str, amount: Money) -> ChargeResult | None:
         return await self.find(key, order_id, amount)
 
-    async def refund(self, key: str, order_id: str, reference: str, amount: Money) -> str:
-        def do() -> str:
+    async def refund(self, key: str, order_id: str, reference: str, amount: Money) -> RefundResult:
+        def do() -> RefundResult:
             self.returned[order_id] = 1  # a provider never refunds more than it has captured
-            return f"back_{order_id}"
+            return Refunded(f"back_{order_id}", amount.amount)
 
         return await self._call(do)
 

@@ -20,12 +20,16 @@ from loguru import logger
 
 from app.gateways.port import (
     Captured,
+    ChargeDetails,
     ChargeRecord,
     ChargeResult,
     Declined,
-    GatewayRejected,
     GatewayTimeout,
     Pending,
+    Refunded,
+    RefundPending,
+    RefundRejected,
+    RefundResult,
     ResponseMismatch,
 )
 from app.gateways.stripe.charge_lookup import ChargeLookup
@@ -50,6 +54,8 @@ TEST_PAYMENT_METHOD = "pm_card_visa"
 """What an order without a payment method is paid with in Stripe's test mode; in live mode it is declined."""
 
 _OPEN_STATUSES = ("requires_action", "requires_confirmation")
+_COUNTED_STATUSES = ("succeeded", "pending", "requires_action")
+"""The statuses of refunds whose amount Stripe subtracts from what can still be refunded."""
 
 
 class StripeGateway:
@@ -74,11 +80,11 @@ class StripeGateway:
         self._can_filter = True
         self._cursor = ListCursor()
 
-    async def charge(self, key: str, order_id: str, amount: Money, payment_method: str | None) -> ChargeResult:
+    async def charge(self, key: str, order_id: str, amount: Money, details: ChargeDetails) -> ChargeResult:
         """Create a PaymentIntent and confirm it, in one call."""
         if amount.amount == 0:
             return Captured(f"free_{order_id}")
-        payment_method = payment_method or self._default_payment_method
+        payment_method = details.payment_method or self._default_payment_method
         if payment_method is None:
             return Declined("payment_method_missing")
         params: Any = {
@@ -91,7 +97,9 @@ class StripeGateway:
             "metadata": {"order_id": order_id, "key": key},
         }
         try:
-            created = await classify_errors(self._client.v1.payment_intents.create_async(params, {"idempotency_key": key}))
+            created = await classify_errors(
+                self._client.v1.payment_intents.create_async(params, {"idempotency_key": key})
+            )
         except stripe.CardError as error:
             return Declined(_error_code(error))
         except stripe.InvalidRequestError as error:
@@ -111,24 +119,25 @@ class StripeGateway:
         """Do the same as `find`, and cancel a PaymentIntent that waits for a confirmation."""
         return await self._look_up(order_id, amount, cancels_open=True)
 
-    async def refund(self, key: str, order_id: str, reference: str, amount: Money) -> str:
-        """Look for an existing refund of the PaymentIntent *reference*, and create one if there is none."""
+    async def refund(self, key: str, order_id: str, reference: str, amount: Money) -> RefundResult:
+        """Look for a refund of the PaymentIntent *reference* under *key*, and create one if there is none."""
         if amount.amount == 0:
-            return reference
+            return Refunded(reference, 0)
+        total = None
         refunds = self._client.v1.refunds
         try:
             listed = await classify_errors(refunds.list_async({"payment_intent": reference, "limit": PAGE}))
-            for row in _rows(_to_json(listed)):
-                if row.get("status") in ("succeeded", "pending", "requires_action"):
-                    return _refund_id(row, amount)
-            params: Any = {"payment_intent": reference, "amount": amount.amount, "metadata": {"order_id": order_id}}
+            rows = _rows(_to_json(listed))
+            total = sum(row["amount"] for row in rows if row.get("status") in _COUNTED_STATUSES)
+            for row in rows:
+                if _key_of(row) == key:
+                    return _refund_result(row, amount, total)
+            metadata = {"order_id": order_id, "key": key}
+            params: Any = {"payment_intent": reference, "amount": amount.amount, "metadata": metadata}
             created = await classify_errors(refunds.create_async(params, {"idempotency_key": key}))
         except stripe.StripeError as error:  # CardError or InvalidRequestError; `classify_errors` converts all others
-            raise GatewayRejected(_error_code(error)) from None
-        refund = _to_json(created)
-        if refund.get("status") in ("failed", "canceled"):
-            raise GatewayRejected(f"refund_{refund['status']}")
-        return _refund_id(refund, amount)
+            return RefundRejected(_error_code(error), refunded_total=total)
+        return _refund_result(_to_json(created), amount, total + amount.amount)
 
     async def records(self, since: datetime, until: datetime) -> AsyncIterator[ChargeRecord]:
         """Yield the PaymentIntents that were created from *since* until *until*."""
@@ -240,6 +249,23 @@ def _rows(page: Any) -> list[dict[str, Any]]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise GatewayTimeout("malformed response: not a list")
     return rows
+
+
+def _key_of(refund: Mapping[str, Any]) -> str | None:
+    """Return the key under which *refund* was made; None if it was not made here. Releases before 0.3 made one per order."""
+    metadata = refund.get("metadata") or {}
+    key = metadata.get("key")
+    if key is None and "order_id" in metadata:
+        return f"refund:{metadata['order_id']}"
+    return None if key is None else str(key)
+
+
+def _refund_result(refund: Mapping[str, Any], amount: Money, total: int) -> RefundResult:
+    """Return the result that *refund* stands for; *total* is what was refunded of its charge altogether."""
+    id, status = _refund_id(refund, amount), refund.get("status")
+    if status in ("failed", "canceled"):
+        return RefundRejected(f"refund_{status}", refunded_total=total, reference=id)
+    return Refunded(id, total) if status == "succeeded" else RefundPending(id, total)
 
 
 def _refund_id(refund: Mapping[str, Any], amount: Money) -> str:
