@@ -15,6 +15,8 @@ from typing import Any
 
 from attrs import field, frozen
 
+from modules.filters import Filter
+
 Json = Any
 
 
@@ -27,6 +29,8 @@ class Request:
     body: Json
     new_id: str
     """A new UUIDv7, for a route that creates a resource."""
+    correlation_id: str = ""
+    """The correlation id of the request, given by the client or new."""
 
 
 @frozen
@@ -93,7 +97,11 @@ class GetRoute:
 
 @frozen
 class ListRoute:
-    """List states with keyset pagination over their key: ``limit`` 1 to 200, ``cursor`` opaque."""
+    """
+    List states with keyset pagination over their key: ``limit`` 1 to 200, ``cursor`` opaque.
+
+    A page may be shorter than its limit, or empty, although it has a next cursor; see `app.storage.list_query`.
+    """
 
     name: str
     path: str
@@ -102,8 +110,8 @@ class ListRoute:
     show: Callable[[Any], Json]
     response_schema: str
     newest_first: bool = False
-    filters: Mapping[str, Mapping[str, Any]] = field(factory=dict)
-    """Query parameters, each compared for equality with the column of its name, and their JSON Schemas."""
+    filters: tuple[Filter, ...] = ()
+    """The query parameters that restrict the list."""
 
 
 @frozen

@@ -38,6 +38,7 @@ from app.telemetry.trace import TraceContext, trace_id
 from bus.contracts.event_reader import EventReader
 from bus.port import Clock, Delivery, Subscription
 from bus.subjects import original_subject
+from modules.filters import Condition
 from modules.module import Decision, Module, State
 
 FETCH_SECONDS = 1.0
@@ -144,6 +145,12 @@ class ModuleRunner:
     ) -> Sequence[State]:
         """Return up to *limit* states of *cls* whose columns equal *filters*, in key order, beyond *after*."""
         return await self._states.list_states(cls, filters, after=after, limit=limit, newest_first=newest_first)
+
+    async def search(
+        self, cls: type, conditions: Sequence[Condition], *, after: str | None, limit: int, newest_first: bool
+    ) -> tuple[Sequence[State], str | None]:
+        """Return up to *limit* states of *cls* that meet all *conditions*, and where the search stopped."""
+        return await self._states.search(cls, conditions, after=after, limit=limit, newest_first=newest_first)
 
     def watch(self, cls: type, key: str) -> AbstractAsyncContextManager[AsyncIterator[None]]:
         """Enter to get an iterator that yields after each change of a state."""

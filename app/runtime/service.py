@@ -16,6 +16,7 @@ from attrs import define
 
 from app.storage.errors import TemporarilyUnavailable
 from app.telemetry.trace import TraceContext
+from modules.filters import Condition
 from modules.module import DecisionOutcome, Module, State
 from modules.routes import Rejection, Response
 
@@ -88,6 +89,19 @@ class ModuleService(Protocol):
     ) -> Sequence[State]:
         """
         Return up to *limit* states of *cls* whose columns equal *filters*, in key order, beyond *after*.
+
+        Raises:
+            StorageUnavailable: The database is unavailable.
+        """
+
+    async def search(
+        self, cls: type, conditions: Sequence[Condition], *, after: str | None, limit: int, newest_first: bool
+    ) -> tuple[Sequence[State], str | None]:
+        """
+        Return up to *limit* states of *cls* that meet all *conditions*, in key order, beyond *after*.
+
+        A search examines a limited number of states. The second result is the key to continue *after* if it stopped
+        before the end of the list with fewer than *limit* states, and None otherwise.
 
         Raises:
             StorageUnavailable: The database is unavailable.

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from app.storage.module_store import ModuleStore
+from modules.filters import Condition
 from modules.module import State
 
 
@@ -32,6 +33,15 @@ class StateReader:
         mapper = self._mappers[cls]
         return await self._database.read(
             lambda connection: mapper.list_page(connection, dict(filters), after, limit, newest_first)
+        )
+
+    async def search(
+        self, cls: type, conditions: Sequence[Condition], *, after: str | None, limit: int, newest_first: bool
+    ) -> tuple[Sequence[State], str | None]:
+        """Return up to *limit* states of *cls* that meet all *conditions*, and where the search stopped."""
+        mapper = self._mappers[cls]
+        return await self._database.read(
+            lambda connection: mapper.search(connection, conditions, after, limit, newest_first)
         )
 
 

@@ -20,7 +20,9 @@ import orjson
 from cattrs import Converter
 from sqlalchemy import JSON, Connection, Table, UniqueConstraint
 
+from app.storage.list_query import find_rows
 from app.storage.sql.dialect import Dialect
+from modules.filters import Condition
 
 _Convert = Callable[[Any], Any]
 _Codec = tuple[_Convert | None, _Convert | None]
@@ -50,6 +52,7 @@ class StateMapper:
 
     def _prepare_statements(self, dialect: Dialect) -> None:
         table, key = self.table, _quoted(self.key_name)
+        self._dialect = dialect
         self._to_driver_sql = dialect.to_driver_sql
         # All rows are selected as one JSON text: the driver releases the interpreter's lock for each row that it fetches,
         # and a busy event loop would make it wait each time.
@@ -103,6 +106,19 @@ class StateMapper:
         sql = f"SELECT {self._json_rows} FROM (SELECT * FROM {self.table.name}{where}{order}) AS found"
         found: str = connection.exec_driver_sql(self._to_driver_sql(sql), (*values, limit)).scalar_one()
         return [self._state(row) for row in orjson.loads(found)]
+
+    def search(
+        self, connection: Connection, conditions: Sequence[Condition], after: str | None, limit: int, newest_first: bool
+    ) -> tuple[list[Any], str | None]:
+        """
+        Return up to *limit* states that meet all *conditions*, in the order of their keys, beyond the key *after*.
+
+        The second result is the key at which the search stopped before the end; see `app.storage.list_query`.
+        """
+        rows, examined_to = find_rows(
+            connection, self._dialect, self._json_rows, self.table.name, self.key_name, conditions, after, limit, newest_first
+        )
+        return [self._state(row) for row in rows], examined_to
 
     def _states(self, found: Sequence[Any]) -> dict[str, Any]:
         return {row[0]: self._state(row) for (text,) in found for row in orjson.loads(text)}

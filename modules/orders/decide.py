@@ -114,6 +114,7 @@ def _accepted(event: OrderSubmitted, now: datetime, timeout: timedelta) -> Decis
         is_express=event.is_express,
         payment_method=event.payment_method,
         shipping_address=event.shipping_address,
+        correlation_id=event.correlation_id,
         created_at=now,
         updated_at=now,
         timeline=({"event": "orders.created", "at": rfc3339(now)},),

@@ -81,6 +81,7 @@ class OrderSubmitted:
     is_express: bool
     payment_method: str | None
     shipping_address: Address | None = None
+    correlation_id: str | None = None
 
 
 @frozen(kw_only=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["routes", "show"]
+__all__ = ["filters", "routes", "show"]
 
 from typing import Any
 
 from attrs import asdict
 
+from modules.filters import Filter, Match
 from modules.module import DecisionOutcome
 from modules.orders.events import CancelRequested, OrderSubmitted, OrderUnknown
 from modules.orders.state import Order, Status
@@ -29,6 +30,8 @@ def show(order: Order) -> dict[str, Any]:
         "updated_at": rfc3339(order.updated_at),
         "timeline": list(order.timeline),
     }
+    if order.correlation_id is not None:
+        shown["correlation_id"] = order.correlation_id
     if order.waiting_for is not None:
         shown["waiting_for"] = order.waiting_for
     if order.shipping_address is not None:
@@ -49,6 +52,7 @@ def _to_submitted(request: Request) -> OrderSubmitted:
         is_express=body.get("priority") == "express",
         payment_method=body.get("payment_method"),
         shipping_address=Address(**body["shipping_address"]) if "shipping_address" in body else None,
+        correlation_id=request.correlation_id or None,
     )
 
 
@@ -74,6 +78,59 @@ def _respond_cancelled(outcome: DecisionOutcome) -> Response | Rejection:
     assert order is not None
     return Response(202, show(order))
 
+
+_TEXT = {"type": "string", "minLength": 1}
+_MOMENT = {"type": "string", "format": "date-time", "maxLength": 40}
+_AMOUNT = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
+
+REASONS = (
+    "insufficient_stock",
+    "mixed_currency",
+    "payment_declined",
+    "payment_unavailable",
+    "requested",
+    "timed_out",
+    "unknown_product",
+)
+"""Why an order may be cancelled."""
+
+filters = (
+    Filter("correlation_id", {**_TEXT, "maxLength": 128}, "Orders that one request placed.", is_indexed=True),
+    Filter("customer_id", {**_TEXT, "maxLength": 64}, is_indexed=True),
+    Filter("waiting_for", {"type": "string", "enum": ["payment"]}, "Orders that wait for it.", is_indexed=True),
+    Filter(
+        *("reason", {"type": "string", "enum": list(REASONS)}, "Why the order was cancelled; several by commas."),
+        takes_list=True,
+        is_indexed=True,
+    ),
+    Filter(
+        *("status", {"type": "string", "enum": [status.value for status in Status]}, "Several values by commas."),
+        takes_list=True,
+        is_indexed=True,
+    ),
+    Filter(
+        *("product_id", {**_TEXT, "maxLength": 64}, "Orders with a line of this product.", Match.HAS_MEMBER, ("items",)),
+        member="product_id",
+    ),
+    Filter(
+        *("created_after", _MOMENT, "Orders placed at this time or later.", Match.AT_LEAST, ("created_at",)),
+        follows_key=True,
+    ),
+    Filter(
+        *("created_before", _MOMENT, "Orders placed before this time.", Match.BELOW, ("created_at",)),
+        follows_key=True,
+    ),
+    Filter("min_total", _AMOUNT, "Least total, in minor units of its currency.", Match.AT_LEAST, ("total_amount",)),
+    Filter("max_total", _AMOUNT, "Greatest total, in minor units of its currency.", Match.AT_MOST, ("total_amount",)),
+    Filter(
+        "q",
+        {**_TEXT, "maxLength": 128},
+        "The first characters of an order id, a customer id or a correlation id.",
+        Match.BEGINS_WITH,
+        ("order_id", "customer_id", "correlation_id"),
+    ),
+)
+"""Of the list of orders, the most selective first."""
 
 routes: tuple[Route, ...] = (
     CommandRoute(
@@ -106,10 +163,7 @@ routes: tuple[Route, ...] = (
         show=show,
         response_schema="Order",
         newest_first=True,
-        filters={
-            "status": {"type": "string", "enum": [status.value for status in Status]},
-            "customer_id": {"type": "string", "minLength": 1, "maxLength": 64},
-        },
+        filters=filters,
     ),
     CommandRoute(
         name="cancelOrder",

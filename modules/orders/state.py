@@ -9,7 +9,19 @@ from enum import StrEnum
 from typing import Any
 
 from attrs import frozen
-from sqlalchemy import JSON, BigInteger, Boolean, CheckConstraint, Column, DateTime, Index, MetaData, String, Table
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Index,
+    MetaData,
+    String,
+    Table,
+    text,
+)
 
 from modules.tables import key_type
 from modules.values import Address, Line
@@ -44,6 +56,7 @@ class Order:
     is_express: bool
     payment_method: str | None = None
     shipping_address: Address | None = None
+    correlation_id: str | None = None
     is_paid: bool = False
     waiting_for: str | None = None
     created_at: datetime
@@ -58,11 +71,18 @@ class Order:
 
 metadata = MetaData()
 
+
+def _index_of_present(name: str, column: str) -> Index:
+    """Return an index of the orders that have a value in *column*."""
+    present = text(f"{column} IS NOT NULL")
+    return Index(f"orders_order_by_{name}", column, "order_id", sqlite_where=present, postgresql_where=present)
+
+
 order_table = Table(
     "orders_order",
     metadata,
     Column("order_id", key_type(36), primary_key=True),
-    Column("customer_id", String(64), nullable=False),
+    Column("customer_id", key_type(64), nullable=False),
     Column("status", String(16), nullable=False),
     Column("reason", String(32)),
     Column("items", JSON, nullable=False),
@@ -71,6 +91,7 @@ order_table = Table(
     Column("is_express", Boolean, nullable=False),
     Column("payment_method", String(255)),
     Column("shipping_address", JSON),
+    Column("correlation_id", key_type(128)),
     Column("is_paid", Boolean, nullable=False),
     Column("waiting_for", String(16)),
     Column("created_at", DateTime(timezone=True), nullable=False),
@@ -81,5 +102,8 @@ order_table = Table(
     # An order's id begins with its time, so "newest first" reads these indexes backwards.
     Index("orders_order_by_status", "status", "order_id"),
     Index("orders_order_by_customer", "customer_id", "order_id"),
+    *(_index_of_present(name, column) for name, column in (
+        ("correlation", "correlation_id"), ("reason", "reason"), ("waiting", "waiting_for")
+    )),
     sqlite_with_rowid=False,
 )

@@ -36,6 +36,7 @@ orders_ = st.builds(
     is_express=st.booleans(),
     payment_method=st.none() | names,
     is_paid=st.booleans(),
+    correlation_id=st.none() | names,
     waiting_for=st.none() | st.just("payment"),
     created_at=timestamps,
     updated_at=timestamps,

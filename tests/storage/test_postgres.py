@@ -36,6 +36,7 @@ from tests.postgres import PostgresServer
 from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, harness_at, oid, product, submitted, until
 from tests.signals import pause_process
 from tests.storage.contract import StoreContract, insert_number, numbers
+from tests.storage.search_contract import SearchContract
 
 
 @define
@@ -60,6 +61,10 @@ def site(postgres: PostgresServer) -> Iterator[PostgresSite]:
 
 class TestPostgres(StoreContract):
     """The contract suite on PostgreSQL."""
+
+
+class TestSearch(SearchContract):
+    """The contract suite of searches on PostgreSQL."""
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from attrs import define
 
 from tests.storage.contract import StoreContract
+from tests.storage.search_contract import SearchContract
 
 
 @define
@@ -43,3 +44,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SqliteSite
 
 class TestSqlite(StoreContract):
     """The contract suite on SQLite."""
+
+
+class TestSearch(SearchContract):
+    """The contract suite of searches on SQLite."""

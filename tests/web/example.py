@@ -12,6 +12,7 @@ from attrs import evolve, frozen
 from sqlalchemy import Column, MetaData, String, Table
 
 from bus.subjects import event
+from modules.filters import Filter, Match
 from modules.module import Decision, DecisionOutcome, Key, Module, Unexpected, no_change
 from modules.routes import CommandRoute, GetRoute, ListRoute, Rejection, Request, Response, StreamRoute
 
@@ -168,7 +169,12 @@ SHIPMENTS = Module(
             show=show,
             response_schema="Shipment",
             newest_first=True,
-            filters={"owner": TEXT},
+            filters=(
+                Filter("owner", TEXT, is_indexed=True),
+                Filter("place", {"type": "string", "enum": ["counter", "van", "delivered"]}, takes_list=True),
+                Filter("min_pieces", {"type": "integer", "minimum": 1}, match=Match.AT_LEAST, columns=("pieces",)),
+                Filter("since", {"type": "string", "format": "date-time"}, match=Match.AT_LEAST, columns=("place",)),
+            ),
         ),
         GetRoute(
             name="getShipment",

@@ -14,6 +14,7 @@ import attrs
 
 from app.runtime.service import IdempotencyKeyReused, Overloaded, Reply
 from app.telemetry.trace import TraceContext
+from modules.filters import Condition
 from modules.module import DecisionOutcome, Module
 from modules.routes import Rejection, Response
 
@@ -33,6 +34,10 @@ class FakeService:
         """Raised by every call while it is set."""
         self.is_overloaded = False
         self.watchers: dict[tuple[type, str], list[asyncio.Event]] = {}
+        self.conditions: list[Condition] = []
+        """Those of the latest search; only the filter ``owner`` is applied."""
+        self.stops_at: str | None = None
+        """The key at which every search says that it stopped."""
         self.reads = 0
         """Calls of `get`, failed ones included."""
         self.activity = asyncio.Event()
@@ -86,6 +91,14 @@ class FakeService:
             if all(getattr(state, name) == value for name, value in filters.items())
             and (after is None or (key < after if newest_first else key > after))
         ][:limit]
+
+    async def search(
+        self, cls: type, conditions: Sequence[Condition], *, after: str | None, limit: int, newest_first: bool
+    ) -> tuple[Sequence[Any], str | None]:
+        self.conditions = list(conditions)
+        equal = {c.columns[0]: c.values[0] for c in conditions if c.filter.name == "owner"}
+        found = await self.list_states(cls, equal, after=after, limit=limit, newest_first=newest_first)
+        return found, self.stops_at
 
     @asynccontextmanager
     async def watch(self, cls: type, key: str) -> AsyncIterator[AsyncIterator[None]]:

@@ -113,6 +113,9 @@ class Dialect(Protocol):
     def json_rows_sql(self, columns: Sequence[Any]) -> str:
         """Return an expression that aggregates all rows into one text: a JSON array of arrays with the values of *columns*."""
 
+    def position_sql(self, column: str) -> str:
+        """Return an expression for the position (from 1; 0 if absent) of a placeholder's text in the JSON text of *column*."""
+
     def to_driver_sql(self, sql: str) -> str:
         """Return *sql* with the placeholders that the driver expects."""
 

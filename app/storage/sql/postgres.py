@@ -255,6 +255,10 @@ class Postgres:
         values = ", ".join(_quoted(column.name) for column in columns)
         return f"coalesce(json_agg(json_build_array({values})), '[]')::text"
 
+    def position_sql(self, column: str) -> str:
+        """Use strpos(): the type json keeps the text as it was written."""
+        return f"strpos({column}::text, ?)"
+
     def to_driver_sql(self, sql: str) -> str:
         """Use ``%s`` placeholders."""
         return sql.replace("%", "%%").replace("?", "%s")

@@ -182,6 +182,10 @@ class Sqlite:
         values = (f"json({_quoted(c.name)})" if isinstance(c.type, JSON) else _quoted(c.name) for c in columns)
         return f"json_group_array(json_array({', '.join(values)}))"
 
+    def position_sql(self, column: str) -> str:
+        """Use instr(): JSON is stored as text."""
+        return f"instr({column}, ?)"
+
     def to_driver_sql(self, sql: str) -> str:
         """*sql* itself: the driver's placeholder is ``?``."""
         return sql

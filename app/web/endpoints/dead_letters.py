@@ -122,11 +122,14 @@ def route_group(service: DeadLetterService) -> RouteGroup:
     async def list_dead_letters(request: web.Request, context: RequestContext) -> web.Response:
         query = read_query(request, {*_FILTERS, "limit", "cursor"})
 
-        async def fetch(after: str | None, limit: int) -> Sequence[StoredDeadLetter]:
+        async def fetch(after: str | None, limit: int) -> tuple[Sequence[StoredDeadLetter], None]:
             consumer, subject, error = map(query.get, _FILTERS)
-            return await service.list(consumer, subject, after, limit, error=error)
+            return await service.list(consumer, subject, after, limit, error=error), None
 
-        return json_response(await read_page(query, fetch, lambda stored: str(stored.dead_letter.id), to_json))
+        def key_of(stored: StoredDeadLetter) -> str:
+            return str(stored.dead_letter.id)
+
+        return json_response(await read_page(query, _LIST_PATH, fetch, key_of, to_json))
 
     async def get(request: web.Request, context: RequestContext) -> web.Response:
         stored = await service.get(_id(request))

@@ -7,6 +7,7 @@ __all__ = ["endpoints"]
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from hashlib import sha256
+from operator import attrgetter
 from random import randbytes
 from typing import Any
 
@@ -20,6 +21,7 @@ from app.telemetry.trace import TraceContext, traceparent
 from app.web.endpoints.state_stream import Streams, stream_state
 from app.web.handler import Endpoint, EndpointHandler, RequestContext
 from app.web.problems import ProblemError, invalid_input
+from app.web.requests.filters import FilterReader
 from app.web.requests.paging import read_page
 from app.web.requests.parsing import TRACEPARENT, idempotency_key, path_parameters, read_body, read_query
 from app.web.responses import json_response
@@ -68,7 +70,7 @@ def _command(service: ModuleService, route: CommandRoute) -> EndpointHandler:
                 raise _invalid_path(route)
         key = idempotency_key(request) if is_idempotent else None
         body = await read(request) if read is not None else None
-        command = Request(path or {}, body, str(uuid7()))
+        command = Request(path or {}, body, str(uuid7()), context.correlation_id)
         # A trace id is no secret, and os.urandom would release the GIL on each call.
         trace = TraceContext(context.correlation_id, traceparent(request.headers.get(TRACEPARENT), randbytes))
         fingerprint = ""
@@ -122,23 +124,19 @@ def _get(service: ModuleService, route: GetRoute) -> EndpointHandler:
 
 
 def _list(service: ModuleService, route: ListRoute) -> EndpointHandler:
-    validators = {name: validator(schema) for name, schema in route.filters.items()}
-    known = {*validators, "limit", "cursor"}
-    key_field = attrs.fields(route.state)[0].name
+    filters = FilterReader(route.filters)
+    known = {*filters.names, "limit", "cursor"}
+    key_of = attrgetter(attrs.fields(route.state)[0].name)
 
     async def handle(request: web.Request, context: RequestContext) -> web.Response:
         query = read_query(request, known)
-        filters = {name: value for name, value in query.items() if name in validators}
-        invalid = [name for name, value in filters.items() if not validators[name](value)]
-        if invalid:
-            violations = [SchemaViolation(f"/{name}", "is not a valid value of this filter") for name in invalid]
-            raise invalid_input("invalid_query", "A filter has a value that no resource can have.", violations)
+        conditions = filters.read(query)
 
-        async def fetch(after: str | None, limit: int) -> Sequence[Any]:
-            return await service.list_states(
-                route.state, filters, after=after, limit=limit, newest_first=route.newest_first
+        async def fetch(after: str | None, limit: int) -> tuple[Sequence[Any], str | None]:
+            return await service.search(
+                route.state, conditions, after=after, limit=limit, newest_first=route.newest_first
             )
 
-        return json_response(await read_page(query, fetch, lambda state: str(getattr(state, key_field)), route.show))
+        return json_response(await read_page(query, route.path, fetch, key_of, route.show))
 
     return handle

@@ -8,9 +8,12 @@ import binascii
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
-from app.web.problems import invalid_input
+import orjson
+
+from app.web.problems import ProblemError, invalid_input
 from app.web.requests.parsing import is_readable
 from bus.errors import SchemaViolation
 
@@ -19,30 +22,35 @@ PAGE_MAX = 200
 
 _PAGE_SIZE = re.compile(r"[1-9][0-9]{0,2}", re.ASCII)
 _CURSOR_CHARACTERS_MAX = 128
+_LIST_ID_BYTES = 6
 
 
 async def read_page(
     query: Mapping[str, str],
-    fetch: Callable[[str | None, int], Awaitable[Sequence[Any]]],
+    route: str,
+    fetch: Callable[[str | None, int], Awaitable[tuple[Sequence[Any], str | None]]],
     key_of: Callable[[Any], str],
     show: Callable[[Any], Any],
 ) -> dict[str, Any]:
     """
     Return the page that *query* selects: ``items``, and ``next_cursor`` or None for the last page.
 
-    ``fetch(after, limit)`` returns the items beyond the key *after*. It is called with one more than the page's size:
-    that item shows whether there is a next page.
+    ``fetch(after, limit)`` returns the items beyond the key *after*, and the key at which it stopped if it did not reach
+    the end. It is called with one more than the page's size: that item shows whether there is a next page. A cursor is
+    valid for the *route* and the filters with which it was issued.
 
     Raises:
         ProblemError: 400, ``limit`` is not an integer from 1 to `PAGE_MAX`, or ``cursor`` is invalid.
     """
     limit = _page_size(query)
-    after = _decode_cursor(query["cursor"]) if "cursor" in query else None
-    found = list(await fetch(after, limit + 1))
+    list_id = _list_id(route, query)
+    after = _decode_cursor(query["cursor"], list_id) if "cursor" in query else None
+    found, stopped_at = await fetch(after, limit + 1)
     items = found[:limit]
+    following = key_of(items[-1]) if len(found) > limit else stopped_at
     return {
         "items": [show(item) for item in items],
-        "next_cursor": _encode_cursor(key_of(items[-1])) if len(found) > limit else None,
+        "next_cursor": None if following is None else _encode_cursor(following, list_id),
     }
 
 
@@ -56,17 +64,29 @@ def _page_size(query: Mapping[str, str]) -> int:
     return int(text)
 
 
-def _encode_cursor(key: str) -> str:
-    return urlsafe_b64encode(key.encode()).rstrip(b"=").decode("ascii")
+def _list_id(route: str, query: Mapping[str, str]) -> bytes:
+    """Return a short hash of *route* and the filters of *query*; each page of one list has the same."""
+    filters = sorted((name, value) for name, value in query.items() if name not in ("limit", "cursor"))
+    return sha256(orjson.dumps([route, filters])).digest()[:_LIST_ID_BYTES]
 
 
-def _decode_cursor(cursor: str) -> str:
+def _encode_cursor(key: str, list_id: bytes) -> str:
+    return urlsafe_b64encode(list_id + key.encode()).rstrip(b"=").decode("ascii")
+
+
+def _decode_cursor(cursor: str, list_id: bytes) -> str:
     try:
-        key = urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)).decode()
+        decoded = urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
+        key = decoded[_LIST_ID_BYTES:].decode()
     except (UnicodeError, binascii.Error):
-        key = ""
+        decoded, key = b"", ""
     # b64decode is lenient; a cursor that does not encode to itself was not issued by this API.
-    if len(key) > _CURSOR_CHARACTERS_MAX or not is_readable(key) or _encode_cursor(key) != cursor:
-        violation = SchemaViolation("/cursor", "is not a cursor of this API")
-        raise invalid_input("invalid_query", "The cursor is invalid.", [violation])
+    if len(key) > _CURSOR_CHARACTERS_MAX or not is_readable(key) or _encode_cursor(key, decoded[:_LIST_ID_BYTES]) != cursor:
+        raise _invalid_cursor("is not a cursor of this API")
+    if not decoded.startswith(list_id):
+        raise _invalid_cursor("belongs to another list; send it to the route and with the filters of the page that has it")
     return key
+
+
+def _invalid_cursor(detail: str) -> ProblemError:
+    return invalid_input("invalid_cursor", "The cursor is invalid.", [SchemaViolation("/cursor", detail)])

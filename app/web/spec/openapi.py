@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from app.web.spec.components import COMPONENTS, Description, body, operation, page_of, query_parameter, ref, response
+from modules.filters import Filter
 from modules.module import Module
 from modules.routes import CommandRoute, GetRoute, ListRoute, Route, StreamRoute
 
@@ -104,7 +105,7 @@ def _describe(route: Route, tag: str, name_of: Callable[[str], str]) -> tuple[st
                 route.name, route.path, route.summary, tag, {200: response("The present state.", schema)}, (404, 503)
             )
         case ListRoute():
-            parameters = [query_parameter(name, filter) for name, filter in route.filters.items()]
+            parameters = [_filter_parameter(filter) for filter in route.filters]
             return "get", operation(
                 route.name,
                 route.path,
@@ -127,6 +128,14 @@ def _describe(route: Route, tag: str, name_of: Callable[[str], str]) -> tuple[st
                 {200: response(description, events, "text/event-stream")},
                 (404, 503),
             )
+
+
+def _filter_parameter(filter: Filter) -> Json:
+    schema = {"type": "array", "items": filter.schema} if filter.takes_list else filter.schema
+    parameter = query_parameter(filter.name, schema)
+    if filter.takes_list:
+        parameter |= {"style": "form", "explode": False}
+    return {**parameter, "description": filter.description} if filter.description else parameter
 
 
 def _describe_command(route: CommandRoute, tag: str, name_of: Callable[[str], str]) -> Json:

@@ -1,0 +1,63 @@
+"""
+Filters of a list: query parameters, and the condition on a state's columns that each stands for.
+
+The web layer reads the values of a filter from a query, and the storage layer writes the condition in SQL.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Condition", "Filter", "Match"]
+
+from collections.abc import Mapping
+from enum import Enum, auto
+from typing import Any
+
+from attrs import field, frozen
+
+
+class Match(Enum):
+    """How the column of a state compares with the value of a filter."""
+
+    EQUALS = auto()
+    AT_LEAST = auto()
+    AT_MOST = auto()
+    BELOW = auto()
+    BEGINS_WITH = auto()
+    """One of the columns begins with the value. Each has an index; its collation is "C" (`modules.tables.key_type`)."""
+    HAS_MEMBER = auto()
+    """The column is a JSON array of objects; the member `Filter.member` of one of them equals the value."""
+
+
+@frozen
+class Filter:
+    """A query parameter that restricts a list."""
+
+    name: str
+    schema: Mapping[str, Any]
+    """
+    JSON Schema of one value. Its type is string or integer; a string with the format date-time becomes a datetime.
+    """
+    description: str = ""
+    match: Match = Match.EQUALS
+    columns: tuple[str, ...] = field(factory=tuple)
+    """The compared columns; by default the one that has the filter's name."""
+    takes_list: bool = False
+    """True if the parameter may hold several values, separated by commas; a state has to match one of them."""
+    is_indexed: bool = False
+    """True for EQUALS if an index on the column and the key exists. Declare the most selective filter first."""
+    follows_key: bool = False
+    """True if the column is the time of which the key, a UUIDv7, holds the milliseconds: the key then bounds the search."""
+    member: str = ""
+
+
+@frozen
+class Condition:
+    """A filter and the value, or the alternative values, that a query gives it."""
+
+    filter: Filter
+    values: tuple[Any, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are compared."""
+        return self.filter.columns or (self.filter.name,)
