@@ -30,6 +30,9 @@ from config.files import BadSetting, read_file
 _CERTIFICATE_BYTES_MAX = 1024 * 1024
 _API_KEYS_BYTES_MAX = 16 * 1024 * 1024
 _SECONDS_MAX = 1e9
+_STRIPE_LIVE_KEYS = ("sk_live_", "rk_live_")
+"""Prefixes of the keys that move real money: secret keys and restricted keys."""
+
 _WHOLE_MAX = 2**63 - 1
 
 
@@ -266,7 +269,8 @@ def _stripe_has_a_key(settings: Settings) -> None:
 
 
 def _a_live_key_is_sent_over_https(settings: Settings) -> None:
-    if str(settings.stripe_api_key).startswith("sk_live_") and not settings.stripe_api_base.startswith("https:"):
+    is_live = str(settings.stripe_api_key).startswith(_STRIPE_LIVE_KEYS)
+    if is_live and not settings.stripe_api_base.startswith("https:"):
         raise BadSetting("STRIPE_API_BASE", "must be an https:// address with a live key")
 
 

@@ -44,11 +44,16 @@ class Response:
 
 @frozen
 class Rejection:
-    """A business rejection: a 4xx status, a stable *code* for programs and a sentence for people."""
+    """
+    A business rejection: a 4xx status, a stable *code* for programs and a sentence for people.
+
+    *pointer* is the JSON pointer (RFC 6901) of the member of the request body that it is about, if it is about one.
+    """
 
     status: int
     code: str
     detail: str
+    pointer: str | None = None
 
 
 @frozen

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["Address", "Line", "Money", "rfc3339"]
+__all__ = ["CHARGE_STEPS", "MINOR_DIGITS", "Address", "Line", "Money", "PriceFault", "price_fault", "rfc3339"]
 
+from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
 
@@ -16,6 +17,55 @@ class Money:
 
     amount: int
     currency: str
+
+
+_TWO_DIGITS = """
+AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BMD BND BOB BRL BSD BTN BWP BYN BZD CAD CDF CHF CNY COP CRC CUP CVE
+CZK DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GTQ GYD HKD HNL HTG HUF IDR ILS INR IRR JMD KES KGS KHR
+KPW KYD KZT LAK LBP LKR LRD LSL MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MYR MZN NAD NGN NIO NOK NPR NZD PAB
+PEN PGK PHP PKR PLN QAR RON RSD RUB SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TOP TRY
+TTD TWD TZS UAH USD UYU UZS VED VES WST XCD XCG YER ZAR ZMW ZWG
+"""
+_NO_DIGITS = "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX VND VUV XAF XOF XPF"
+_THREE_DIGITS = "BHD IQD JOD KWD LYD OMR TND"
+
+MINOR_DIGITS: Mapping[str, int] = {
+    **dict.fromkeys(_NO_DIGITS.split(), 0),
+    **dict.fromkeys(_TWO_DIGITS.split(), 2),
+    **dict.fromkeys(_THREE_DIGITS.split(), 3),
+}
+"""
+How many decimals the minor unit of each currency has (ISO 4217, list one).
+
+Codes that stand for no means of payment are left out: precious metals, accounting units such as XDR, fund codes such as
+CLF, and the codes for tests and for no currency.
+"""
+
+CHARGE_STEPS: Mapping[str, int] = {**dict.fromkeys(_THREE_DIGITS.split(), 10), "MGA": 100}
+"""
+Amounts of these currencies must be multiples of so many minor units, because no card payment can be finer.
+
+Card payments round currencies with three decimals to two. The ariary (MGA) has no hundredths, although ISO 4217 counts
+two decimals.
+"""
+
+
+@frozen
+class PriceFault:
+    """Why a price cannot be charged: the wrong *member* of the price, and a sentence about it."""
+
+    member: str
+    detail: str
+
+
+def price_fault(price: Money) -> PriceFault | None:
+    """Return why no payment can be made in *price*; None if one can."""
+    if price.currency not in MINOR_DIGITS:
+        return PriceFault("currency", f"{price.currency} is not a currency that payments are made in (ISO 4217).")
+    step = CHARGE_STEPS.get(price.currency, 1)
+    if price.amount % step:
+        return PriceFault("amount", f"An amount in {price.currency} must be a multiple of {step} minor units.")
+    return None
 
 
 @frozen

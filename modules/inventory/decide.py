@@ -22,6 +22,7 @@ from bus.subjects import Event
 from modules.inventory.events import (
     BelowReserved,
     PricedLine,
+    PriceRejected,
     ProductSet,
     ProductUnknown,
     Restocked,
@@ -33,7 +34,7 @@ from modules.inventory.events import (
 from modules.inventory.state import Product, Reservation, ReservationStatus
 from modules.module import Decision, Key, Unexpected, evolve, no_change
 from modules.orders.events import OrderCancelled, OrderConfirmed, OrderCreated
-from modules.values import Line, Money
+from modules.values import Line, Money, price_fault
 
 
 def keys(event: Event) -> tuple[Key, ...]:
@@ -79,6 +80,8 @@ def decide(states: Sequence[Any], event: Event, now: datetime) -> Decision:
 
 
 def _stock_changed(product: Product | None, event: ProductSet | Restocked) -> Decision:
+    if isinstance(event, ProductSet) and (fault := price_fault(event.unit_price)) is not None:
+        return no_change(PriceRejected(product_id=event.product_id, fault=fault))
     match product, event:
         case None, Restocked():
             return no_change(ProductUnknown(product_id=event.product_id))

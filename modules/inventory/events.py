@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "BelowReserved",
+    "PriceRejected",
     "PricedLine",
     "ProductSet",
     "ProductUnknown",
@@ -17,7 +18,7 @@ __all__ = [
 from attrs import frozen
 
 from bus.subjects import event
-from modules.values import Line, Money
+from modules.values import Line, Money, PriceFault
 
 
 @frozen
@@ -96,3 +97,11 @@ class BelowReserved:
 
     product_id: str
     reserved: int
+
+
+@frozen(kw_only=True)
+class PriceRejected:
+    """Reply: no payment can be made in the new price; *fault* says why."""
+
+    product_id: str
+    fault: PriceFault

@@ -6,7 +6,7 @@ __all__ = ["routes", "show"]
 
 from typing import Any
 
-from modules.inventory.events import BelowReserved, ProductSet, ProductUnknown, Restocked
+from modules.inventory.events import BelowReserved, PriceRejected, ProductSet, ProductUnknown, Restocked
 from modules.inventory.state import Product
 from modules.module import DecisionOutcome
 from modules.routes import CommandRoute, GetRoute, ListRoute, Rejection, Request, Response, Route
@@ -43,6 +43,8 @@ def _respond(outcome: DecisionOutcome) -> Response | Rejection:
     match outcome.events:
         case (BelowReserved(reserved=reserved),):
             return Rejection(409, "below_reserved", f"{reserved} of it are reserved for orders; on_hand cannot be less.")
+        case (PriceRejected(fault=fault),):
+            return Rejection(422, "price_not_chargeable", fault.detail, pointer=f"/unit_price/{fault.member}")
         case (ProductUnknown(),):
             return Rejection(404, "product_not_found", "There is no such product.")
     (product,) = outcome.states
@@ -60,7 +62,7 @@ routes: tuple[Route, ...] = (
         event=_to_product_set,
         respond=_respond,
         response_schema="Product",
-        rejections=(409,),
+        rejections=(409, 422),
     ),
     CommandRoute(
         name="restockProduct",

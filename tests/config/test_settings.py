@@ -169,6 +169,7 @@ BAD = [
     ("STRIPE_API_KEY", {"PAYMENT_GATEWAY": "stripe"}),
     ("STRIPE_API_BASE", {"STRIPE_API_BASE": "ftp://api.stripe.com"}),
     ("STRIPE_API_BASE", {"STRIPE_API_BASE": "http://api.stripe.com", "STRIPE_API_KEY": "sk_live_1"}),
+    ("STRIPE_API_BASE", {"STRIPE_API_BASE": "http://api.stripe.com", "STRIPE_API_KEY": "rk_live_1"}),
     ("SIMULATED_DECLINE_OVER", {"SIMULATED_DECLINE_OVER": "-1"}),
     ("SIMULATED_DECLINE_OVER", {"SIMULATED_DECLINE_OVER": "1.5"}),
     ("SIMULATED_LATENCY_MS", {"SIMULATED_LATENCY_MS": "-0.1"}),

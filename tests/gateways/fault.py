@@ -181,6 +181,8 @@ class FaultyStripe:
         since = int(request.query.get("created[gte]", 0))
         rows = list(self.intents.values())
         rows = rows[bisect_left(rows, since, key=itemgetter("created")) :]
+        if (before := request.query.get("created[lt]")) is not None:
+            rows = rows[: bisect_left(rows, int(before), key=itemgetter("created"))]
         if not self.is_oldest_first:
             rows.reverse()
         return await self._page(request, rows)

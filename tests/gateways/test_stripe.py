@@ -290,6 +290,19 @@ async def test_a_list_that_grows_at_its_end_is_read_once(
     assert await find(gateway, orders[0]) is None
 
 
+async def test_only_the_period_in_question_is_read(gateway: StripeGateway, faulty: FaultyStripe) -> None:
+    """Both ends of the period are passed: an hour of last month takes one page, however many charges followed."""
+    for _ in range(300):
+        await charge(gateway, new_order_id())
+    for ordinal, intent in enumerate(faulty.intents.values()):
+        intent["created"] = NOON + 3600 * (ordinal >= 7)
+    faulty.calls.clear()
+    noon = datetime.fromtimestamp(NOON, UTC)
+    records = [record async for record in gateway.records(noon, noon + timedelta(hours=1))]
+    assert len(records) == 7
+    assert faulty.calls == [("list", "")]
+
+
 async def test_a_list_that_cannot_be_read_fails_every_look_up(gateway: StripeGateway, faulty: FaultyStripe) -> None:
     """It is never taken for an empty list."""
     faulty.read_fault = lambda: Fault.CHARGE_TRUNCATED

@@ -11,6 +11,7 @@ from modules.inventory.decide import decide, keys
 from modules.inventory.events import (
     BelowReserved,
     PricedLine,
+    PriceRejected,
     ProductSet,
     ProductUnknown,
     Restocked,
@@ -22,7 +23,7 @@ from modules.inventory.events import (
 from modules.inventory.state import Product, Reservation, ReservationStatus
 from modules.module import Decision, Unexpected
 from modules.orders.events import OrderCancelled, OrderConfirmed, OrderCreated
-from modules.values import Line, Money
+from modules.values import Line, Money, PriceFault
 from tests.modules.saga import NOW
 
 ITEMS = (Line("A", 2), Line("B", 1))
@@ -159,3 +160,19 @@ def test_the_stock_cannot_be_set_below_the_reserved_quantity() -> None:
 def test_an_unknown_product_cannot_be_restocked() -> None:
     """It would have no price."""
     assert when(Restocked(product_id="A", quantity=3), None) == Decision((), (ProductUnknown(product_id="A"),))
+
+
+@pytest.mark.parametrize(
+    ("price", "member"), [(Money(100, "X" * 3), "currency"), (Money(1005, "KWD"), "amount"), (Money(150, "MGA"), "amount")]
+)
+def test_a_price_that_cannot_be_charged_is_refused(price: Money, member: str) -> None:
+    """The product stays as it is, and the reply names the member of the price."""
+    command = ProductSet(product_id="A", on_hand=1, unit_price=price, name=None)
+    for state in None, product("A"):
+        decision = when(command, state)
+        assert decision.states == ()
+        (rejected,) = decision.events
+        assert isinstance(rejected, PriceRejected)
+        assert rejected.product_id == "A"
+        assert isinstance(rejected.fault, PriceFault)
+        assert rejected.fault.member == member

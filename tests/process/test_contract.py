@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
+import pytest
+
 from tests.process.client import Client, Reply, eventually
 from tests.process.conftest import Serve
 from tests.process.invariants import check_invariants
@@ -195,6 +197,22 @@ async def test_the_stock_cannot_be_set_below_the_reserved_quantity(
     assert (await client.stock("SKU-1", 4))["available"] == 0
     assert (await client.wait_until_final(order_id))["status"] == "confirmed"
     await check_invariants(client, [order_id], {"SKU-1": 4})
+
+
+@pytest.mark.parametrize(
+    ("amount", "currency", "pointer"),
+    [(100, "X" * 3, "/unit_price/currency"), (1005, "KWD", "/unit_price/amount"), (150, "MGA", "/unit_price/amount")],
+)
+async def test_a_price_that_cannot_be_charged_is_refused(client: Client, amount: int, currency: str, pointer: str) -> None:
+    """The problem points at the member; the price is not set. Prices in unusual currencies that can be charged are."""
+    body = {"on_hand": 3, "unit_price": {"amount": amount, "currency": currency}}
+    problem = await client.request("PUT", "/v1/inventory/SKU-1", body)
+    assert_problem(problem, 422, "price_not_chargeable")
+    assert [error["pointer"] for error in problem.body["errors"]] == [pointer]
+    assert (await client.request("GET", "/v1/inventory/SKU-1")).status == 404
+    for unusual in ("ISK", 1), ("UGX", 7), ("MGA", 500), ("KWD", 5120), ("HUF", 1):
+        price = {"amount": unusual[1], "currency": unusual[0]}
+        assert (await client.request("PUT", "/v1/inventory/SKU-1", body | {"unit_price": price})).status == 200
 
 
 async def test_a_restock_with_one_idempotency_key_counts_once(client: Client) -> None:

@@ -12,6 +12,7 @@ __all__ = ["StripeGateway"]
 import logging
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
+from math import ceil
 from typing import Any
 
 import stripe
@@ -24,6 +25,7 @@ from app.gateways.port import (
     ChargeRecord,
     ChargeResult,
     Declined,
+    GatewayNotReached,
     GatewayTimeout,
     Pending,
     Refunded,
@@ -33,6 +35,7 @@ from app.gateways.port import (
     ResponseMismatch,
 )
 from app.gateways.stripe.charge_lookup import ChargeLookup
+from app.gateways.stripe.currencies import from_stripe, to_stripe
 from app.gateways.stripe.http_session import CALL_SECONDS, CONNECT_SECONDS, READ_SECONDS, StripeSession, classify_errors
 from app.gateways.stripe.list_cursor import ListCursor
 from app.gateways.stripe.payment_intent import REASON_MAX, PaymentIntent, charge_result
@@ -88,7 +91,7 @@ class StripeGateway:
         if payment_method is None:
             return Declined("payment_method_missing")
         params: Any = {
-            "amount": amount.amount,
+            "amount": _stripe_amount(amount),
             "currency": amount.currency.lower(),
             "confirm": True,
             "payment_method": payment_method,
@@ -133,7 +136,7 @@ class StripeGateway:
                 if _key_of(row) == key:
                     return _refund_result(row, amount, total)
             metadata = {"order_id": order_id, "key": key}
-            params: Any = {"payment_intent": reference, "amount": amount.amount, "metadata": metadata}
+            params: Any = {"payment_intent": reference, "amount": _stripe_amount(amount), "metadata": metadata}
             created = await classify_errors(refunds.create_async(params, {"idempotency_key": key}))
         except stripe.StripeError as error:  # CardError or InvalidRequestError; `classify_errors` converts all others
             return RefundRejected(_error_code(error), refunded_total=total)
@@ -141,7 +144,7 @@ class StripeGateway:
 
     async def records(self, since: datetime, until: datetime) -> AsyncIterator[ChargeRecord]:
         """Yield the PaymentIntents that were created from *since* until *until*."""
-        async for row in self._list_intents(int(since.timestamp()), with_charges=True):
+        async for row in self._list_intents(int(since.timestamp()), before=ceil(until.timestamp()), with_charges=True):
             record = PaymentIntent.of(row).record()
             if since <= record.created_at < until:
                 yield record
@@ -209,15 +212,19 @@ class StripeGateway:
             self._cursor.advance(first, last)
 
     async def _list_intents(
-        self, since: int, after: str | None = None, *, with_charges: bool = False
+        self, since: int, after: str | None = None, *, before: int | None = None, with_charges: bool = False
     ) -> AsyncIterator[Mapping[str, Any]]:
-        """Yield all PaymentIntents created at *since* or later, from the one after *after* on, as plain JSON."""
+        """
+        Yield all PaymentIntents created at *since* or later, and earlier than *before*, as plain JSON.
+
+        With *after*, the list starts behind the PaymentIntent of that id.
+        """
         while True:
             params: Any = {"limit": PAGE if self._can_filter else SMALL_PAGE}
             if with_charges:
                 params["expand"] = ["data.latest_charge"]
             if self._can_filter:
-                params["created"] = {"gte": since}
+                params["created"] = {"gte": since} if before is None else {"gte": since, "lt": before}
             if after is not None:
                 params["starting_after"] = after
             try:
@@ -278,7 +285,7 @@ def _refund_id(refund: Mapping[str, Any], amount: Money) -> str:
     id = refund.get("id")
     if refund.get("object") != "refund" or not isinstance(id, str) or not id.startswith("re_"):
         raise ResponseMismatch("wrong_id", "the response is not a refund")
-    if refund.get("amount") != amount.amount or str(refund.get("currency")).upper() != amount.currency:
+    if from_stripe(refund.get("amount"), refund.get("currency")) != amount:
         raise ResponseMismatch("wrong_amount", "the refund is for another amount", id[:REFERENCE_MAX])
     return id[:REFERENCE_MAX]
 
@@ -289,6 +296,19 @@ def _error_code(error: stripe.StripeError) -> str:
     value = body.get("error")
     details = value if isinstance(value, Mapping) else {}
     return str(details.get("decline_code") or details.get("code") or details.get("type") or "declined")[:REASON_MAX]
+
+
+def _stripe_amount(amount: Money) -> int:
+    """
+    Return *amount* in the units that Stripe counts in.
+
+    Raises:
+        GatewayNotReached: It cannot be charged; it comes from a price that was set before prices were checked.
+    """
+    try:
+        return to_stripe(amount)
+    except ValueError as error:
+        raise GatewayNotReached(f"the amount cannot be charged: {error}") from None
 
 
 def _earliest_charge(order_id: str) -> int:

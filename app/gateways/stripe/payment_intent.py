@@ -12,6 +12,7 @@ from typing import Any
 from attrs import frozen
 
 from app.gateways.port import Captured, ChargeRecord, ChargeResult, Declined, Pending, ResponseMismatch
+from app.gateways.stripe.currencies import from_stripe
 from modules.values import Money
 
 REASON_MAX = 64
@@ -24,11 +25,11 @@ class PaymentIntent:
 
     id: str
     status: str
-    amount: Any
-    currency: Any
+    money: Money | None
+    """What it was made for; None if that is no amount in a currency."""
     order_id: str | None
     is_fully_received: bool
-    """False if it states that another amount was received than it was made for."""
+    """False if it states that another amount was received than it was made for, as it does before it has succeeded."""
     reason: str
     created: int
     refunded_amount: int
@@ -47,19 +48,18 @@ class PaymentIntent:
         if not isinstance(id, str) or not _ID.fullmatch(id):
             raise ResponseMismatch("wrong_id", "the PaymentIntent has no valid id")
         charge = value.get("latest_charge")
-        refunded = charge.get("amount_refunded") if isinstance(charge, Mapping) else 0
+        refunded = from_stripe(_mapping(charge).get("amount_refunded", 0), value.get("currency"))
         order_id = _mapping(value.get("metadata")).get("order_id")
         error = _mapping(value.get("last_payment_error"))
         return cls(
             id=id,
             status=str(value.get("status")),
-            amount=value.get("amount"),
-            currency=value.get("currency"),
+            money=from_stripe(value.get("amount"), value.get("currency")),
             order_id=order_id if isinstance(order_id, str) else None,
             is_fully_received=value.get("amount_received") in (None, value.get("amount")),
             reason=str(error.get("decline_code") or error.get("code") or "declined")[:REASON_MAX],
             created=created if isinstance(created, int) else 0,
-            refunded_amount=refunded if isinstance(refunded, int) else 0,
+            refunded_amount=0 if refunded is None else refunded.amount,
         )
 
     def check(self, order_id: str, amount: Money) -> None:
@@ -71,17 +71,17 @@ class PaymentIntent:
         """
         if self.order_id != order_id:
             raise ResponseMismatch("wrong_order", "the PaymentIntent is for another order", self.id)
-        if self.amount != amount.amount or (self.status == "succeeded" and not self.is_fully_received):
-            raise ResponseMismatch("wrong_amount", "the PaymentIntent is for another amount", self.id)
-        if not isinstance(self.currency, str) or self.currency.upper() != amount.currency:
+        if self.money is not None and self.money.currency != amount.currency:
             raise ResponseMismatch("wrong_currency", "the PaymentIntent is in another currency", self.id)
+        if self.money != amount or (self.status == "succeeded" and not self.is_fully_received):
+            raise ResponseMismatch("wrong_amount", "the PaymentIntent is for another amount", self.id)
 
     def record(self) -> ChargeRecord:
         """Return the PaymentIntent as an entry of the provider's list."""
         return ChargeRecord(
             reference=self.id,
             order_id=self.order_id,
-            amount=Money(self.amount if isinstance(self.amount, int) else 0, str(self.currency).upper()),
+            amount=self.money or Money(0, ""),
             is_captured=self.status == "succeeded",
             refunded_amount=self.refunded_amount,
             created_at=datetime.fromtimestamp(self.created, UTC),

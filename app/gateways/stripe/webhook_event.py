@@ -19,6 +19,7 @@ import orjson
 from attrs import frozen
 
 from app.gateways.port import ResponseMismatch
+from app.gateways.stripe.currencies import from_stripe
 from app.gateways.stripe.payment_intent import PaymentIntent
 from modules.payments.events import ChargeNotified, DeclineNotified, RefundNotified
 from modules.values import Money
@@ -137,9 +138,9 @@ def _intent_event(id: str, type_: str, value: Any) -> StripeEvent:
         intent = PaymentIntent.of(value)
     except ResponseMismatch as error:
         return StripeEvent(id, type_, mismatch=error.reason)
-    amount = _money(intent.amount, intent.currency)
-    is_success = type_ == SUCCEEDED
-    if (intent.status == "succeeded") != is_success or not intent.is_fully_received or amount is None:
+    amount, is_success = intent.money, type_ == SUCCEEDED
+    # Before it has succeeded, amount_received is 0.
+    if (intent.status == "succeeded") != is_success or (is_success and not intent.is_fully_received) or amount is None:
         return StripeEvent(id, type_, intent.id, mismatch="nonsense")
     if intent.order_id is None or not _ORDER_ID.fullmatch(intent.order_id):
         return StripeEvent(id, type_, intent.id, mismatch="unknown_intent")
@@ -154,18 +155,12 @@ def _refund_event(id: str, value: Any) -> StripeEvent:
     """Return the event about *value*, a charge that was refunded. Its metadata may lack the order; see `needs_order`."""
     charge = value if isinstance(value, Mapping) else {}
     reference, refunded = charge.get("payment_intent"), charge.get("amount_refunded")
-    amount = _money(charge.get("amount"), charge.get("currency"))
-    if charge.get("object") != "charge" or type(refunded) is not int or amount is None:
+    amount, refunded_money = (from_stripe(value, charge.get("currency")) for value in (charge.get("amount"), refunded))
+    if charge.get("object") != "charge" or refunded_money is None or amount is None:
         return StripeEvent(id, REFUNDED, mismatch="nonsense")
     if not isinstance(reference, str) or not _INTENT_ID.fullmatch(reference):
         return StripeEvent(id, REFUNDED, mismatch="unknown_intent")
-    event = StripeEvent(id, REFUNDED, reference, refund=(amount, refunded))
+    event = StripeEvent(id, REFUNDED, reference, refund=(amount, refunded_money.amount))
     metadata = charge.get("metadata")
     order_id = metadata.get("order_id") if isinstance(metadata, Mapping) else None
     return event if order_id is None else event.for_order(str(order_id))
-
-
-def _money(amount: Any, currency: Any) -> Money | None:
-    if type(amount) is not int or not isinstance(currency, str) or not re.fullmatch("[A-Za-z]{3}", currency):
-        return None
-    return Money(amount, currency.upper())

@@ -92,7 +92,8 @@ def _command(service: ModuleService, route: CommandRoute) -> EndpointHandler:
         outcome = reply.response
         if isinstance(outcome, Rejection):
             replayed: dict[str, str] = {IDEMPOTENCY_REPLAYED: "true"} if reply.is_replay else {}
-            raise ProblemError(outcome.status, outcome.code, outcome.detail, headers=replayed)
+            members = {"errors": [{"pointer": outcome.pointer, "detail": outcome.detail}]} if outcome.pointer else {}
+            raise ProblemError(outcome.status, outcome.code, outcome.detail, members, replayed)
         response = json_response(outcome.body, outcome.status, outcome.headers)
         if reply.is_replay:
             response.headers[IDEMPOTENCY_REPLAYED] = "true"

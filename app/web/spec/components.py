@@ -117,7 +117,7 @@ _PROBLEMS = {
     409: ("below_reserved", "The present state of the resource does not allow it."),
     413: ("body_too_large", "The body is larger than 64 KiB."),
     415: ("unsupported_media_type", "The body is not application/json in UTF-8, or has a Content-Encoding."),
-    422: ("idempotency_key_reused", "The Idempotency-Key was used before, with another body."),
+    422: ("idempotency_key_reused", "The Idempotency-Key was used before, with another body, or a value is not possible."),
     500: ("internal_error", "An internal error occurred."),
     503: ("overloaded", "Not possible now; nothing was stored, unless `code` is `outcome_unknown`."),
 }
