@@ -67,6 +67,9 @@ class CancelTimer:
     timer: str
 
 
+_TIMERS = (Scheduled, CancelTimer)
+
+
 @define  # not frozen: each event makes one, and a frozen class takes three times as long to make
 class Decision:
     """
@@ -85,7 +88,7 @@ class Decision:
     @property
     def emitted(self) -> tuple[Any, ...]:
         """The events and replies that are emitted at once: without `Scheduled` and `CancelTimer`."""
-        return tuple(event for event in self.events if not isinstance(event, Scheduled | CancelTimer))
+        return tuple([event for event in self.events if not isinstance(event, _TIMERS)])
 
 
 def evolve(state: T, **changes: Any) -> T:

@@ -34,10 +34,12 @@ SWEEP_SECONDS = 3_600
 
 PAGE = 200
 
+_NO_CONTENT = Response(200, None)
+
 
 def no_content(outcome: DecisionOutcome) -> Response:
     """Return an empty response; the submitter needs no more than the fact that the event was processed."""
-    return Response(200, None)
+    return _NO_CONTENT
 
 
 class DelayNotifier:

@@ -98,7 +98,7 @@ class GatewayCalls:
         event, request, calls = attempt.event, attempt.request, 0
         order_id, amount, key = event.order_id, event.amount, numbered_key("charge", event.order_id, event.key_number)
         try:
-            charge = await self._existing_charge(attempt, key)
+            charge = await self._existing_charge(attempt, key) if attempt.may_exist else None
             if charge is None and not attempt.should_charge:
                 return ChargeDeclined(order_id=order_id, reason="order_cancelled", calls=0)
             if charge is None or (attempt.should_charge and isinstance(charge, Declined) and charge.is_soft):
@@ -121,10 +121,8 @@ class GatewayCalls:
         return self._charge_event(attempt, charge, calls)
 
     async def _existing_charge(self, attempt: ChargeAttempt, key: str) -> ChargeResult | None:
-        """Return the charge that an earlier call may have made; None if there is none or no earlier call is possible."""
+        """Return the charge that an earlier call has made; None if there is none."""
         event = attempt.event
-        if attempt.is_first_call and attempt.should_charge:
-            return None
         look_up = self._gateway.find if attempt.should_charge else self._gateway.cancel
         return await self._call(partial(look_up, key, event.order_id, event.amount), LOOKUP_SECONDS_MAX)
 

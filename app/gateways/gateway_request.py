@@ -98,6 +98,11 @@ class ChargeAttempt:
         return event
 
     @property
+    def may_exist(self) -> bool:
+        """True if the charge is looked up: an earlier call may have made it, or the order was cancelled."""
+        return not (self.is_first_call and self.should_charge)
+
+    @property
     def is_withdrawn(self) -> bool:
         """True if the order was cancelled and the provider was never called: then no call is needed at all."""
         return self.is_first_call and not self.should_charge

@@ -29,7 +29,10 @@ class _Turn:
         self._turns = turns
         self._order_id = order_id
         self._previous = previous
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.ended: asyncio.Future[None] | None = None
+        """Is done once the turn has ended. Only the next turn for the order needs it, and makes it."""
+        if previous is not None:
+            previous.ended = asyncio.get_running_loop().create_future()
 
     async def __aenter__(self) -> bool:
         previous = self._previous
@@ -37,6 +40,7 @@ class _Turn:
             return True
         self._previous = None  # a long chain of turns must not keep all of them alive
         try:
+            assert previous.ended is not None
             await asyncio.wait((previous.ended,))
         except BaseException:
             self._end()
@@ -47,6 +51,7 @@ class _Turn:
         self._end()
 
     def _end(self) -> None:
-        self.ended.set_result(None)
+        if self.ended is not None:
+            self.ended.set_result(None)
         if self._turns[self._order_id] is self:
             del self._turns[self._order_id]

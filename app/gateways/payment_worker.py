@@ -18,7 +18,6 @@ __all__ = ["CONSUMER", "FRESH_SECONDS", "PaymentWorker"]
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -302,7 +301,8 @@ class PaymentWorker:
 
 def _parse_time(text: str | None) -> datetime | None:
     """Return the time that *text* holds (RFC 3339, with a time zone); None if it holds none."""
-    with suppress(ValueError, TypeError):
+    try:
         time = datetime.fromisoformat(text or "")
-        return time if time.tzinfo is not None else None
-    return None
+    except ValueError:
+        return None
+    return time if time.tzinfo is not None else None

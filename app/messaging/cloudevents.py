@@ -55,13 +55,13 @@ def event_id_and_trace(message: Message) -> tuple[str, TraceContext]:
     """Return the event's own id and its trace context; a missing or invalid header is replaced by a value derived from the id."""
     headers = message.headers
     id = _decoded(headers.get("ce-id") or message.id)
-    if len(id) > ID_MAX or _NOT_STORABLE(id):
+    if len(id) > ID_MAX or not _is_storable(id):
         id = derived_id(id.encode("utf-8", "replace").decode(), "id")
     correlation_id = _decoded(headers.get("ce-correlationid") or id)[:CORRELATION_ID_MAX]
-    if _NOT_STORABLE(correlation_id):
+    if not _is_storable(correlation_id):
         correlation_id = id[:CORRELATION_ID_MAX]
     traceparent = headers.get("traceparent") or ""
-    if len(traceparent) != TRACEPARENT_LENGTH or _NOT_STORABLE(traceparent):
+    if len(traceparent) != TRACEPARENT_LENGTH or not _is_storable(traceparent):
         digest = blake2b(id.encode("utf-8", "replace"), digest_size=24).hexdigest()
         traceparent = f"00-{digest[:32]}-{digest[32:]}-01"
     return id, TraceContext(correlation_id, traceparent)
@@ -75,6 +75,11 @@ def occurred_at(message: Message) -> str | None:
 def versions_of(message: Message) -> str | None:
     """Return the header that lists all versions in which the event is published, or None for a single version."""
     return message.headers.get(VERSIONS)
+
+
+def _is_storable(text: str) -> bool:
+    # Nearly every text is printable, which is known without a search.
+    return text.isprintable() or not _NOT_STORABLE(text)
 
 
 def _encoded(text: str) -> str:

@@ -46,7 +46,7 @@ class WorkItem:
     event: Any
     _id: str | None
     origin_trace: TraceContext
-    """The trace context that came with the event; `trace` is the one to continue."""
+    """The trace context that came with the event; `traceparent` is the trace to continue."""
     is_express: bool
     inbox_id: str | None
     """The id under which the inbox may know the event already; None when that is impossible."""
@@ -75,11 +75,9 @@ class WorkItem:
         return self._id
 
     @property
-    def trace(self) -> TraceContext:
-        """The trace context for what follows from this item."""
-        if self.cause is None:
-            return self.origin_trace
-        return TraceContext(self.origin_trace.correlation_id, self.cause.traceparent)
+    def traceparent(self) -> str:
+        """The trace that is continued by what follows from this item."""
+        return self.origin_trace.traceparent if self.cause is None else self.cause.traceparent
 
 
 @define(eq=False)
@@ -126,7 +124,7 @@ class OutgoingEvent:
     @property
     def traceparent(self) -> str:
         """The trace of its cause, continued."""
-        return child(self.cause.trace.traceparent, self.id)
+        return child(self.cause.traceparent, self.id)
 
     @property
     def is_delivered_locally(self) -> bool:
