@@ -17,6 +17,7 @@ from app.messaging.consumers import subscriptions
 from app.storage.databases import ModuleClaimed
 from app.storage.errors import StorageUnavailable
 from app.storage.sql.dialect import ExclusiveAccess
+from app.web import Authenticator
 from app.web.endpoints.health import BUS, OK, TOPOLOGY
 from bus.errors import BrokerUnreachable
 from bus.port import Clock
@@ -53,7 +54,8 @@ class Application:
         """
         self.settings = settings
         self.parts = build_parts(settings, clock)
-        self._web = build_web(self.parts, health=self)
+        self._authenticator = Authenticator(settings.api_keys or None)
+        self._web = build_web(self.parts, health=self, authenticator=self._authenticator)
         self._tasks: list[asyncio.Task[None]] = []
         self._consuming: list[asyncio.Task[None]] = []
         self._claims: list[ExclusiveAccess] = []
@@ -140,6 +142,16 @@ class Application:
         await parts.storage.close()
         for claim in self._claims:
             claim.close()
+
+    def reload(self, settings: Settings) -> None:
+        """
+        Accept the API keys of *settings* from now on; nothing else of them is used.
+
+        The NATS password and certificates need no reload: their files are read again at each connection.
+        """
+        if not self._authenticator.is_off:
+            self._authenticator.replace(settings.api_keys)
+        logger.info("the files of the configuration were read again", api_keys=len(settings.api_keys))
 
     async def checks(self) -> Mapping[str, str]:
         """Ask the bus and each module's database; return ``ok`` or one word for each (`app.web.Health.checks`)."""

@@ -52,7 +52,7 @@ from app.storage.migrations import head
 from app.storage.module_store import ModuleStore
 from app.telemetry.metrics import Metrics
 from app.telemetry.order_metrics import OrderMetrics
-from app.web import Health, Runner, build_application
+from app.web import Authenticator, Health, Runner, build_application
 from app.web.endpoints import contracts as contract_endpoints
 from app.web.endpoints import dead_letters as dead_letter_endpoints
 from app.web.endpoints import stripe_webhook
@@ -318,7 +318,7 @@ def build_parts(settings: Settings, clock: Clock | None = None) -> Parts:
     return Parts(settings, clock, metrics, modules, contracts, storage, dead_letters, bus, runtime, gateways)
 
 
-def build_web(parts: Parts, health: Health) -> Runner:
+def build_web(parts: Parts, health: Health, authenticator: Authenticator) -> Runner:
     """Return the HTTP server for *parts*, which does not listen yet; *health* answers the probes."""
     settings, modules, contracts = parts.settings, parts.modules, parts.contracts
     usage = VersionUsageReport(modules, contracts, parts.metrics, parts.bus.directory)
@@ -326,7 +326,7 @@ def build_web(parts: Parts, health: Health) -> Runner:
         list(parts.runtime.runners.values()),
         health=health,
         metrics=parts.metrics,
-        api_keys=settings.api_keys or None,
+        authenticator=authenticator,
         version=installed_version(),
         route_groups=(
             dead_letter_endpoints.route_group(parts.dead_letters),

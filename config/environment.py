@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Variable", "describe", "example_env", "load"]
+__all__ = ["Variable", "describe", "example_env", "load", "read_again"]
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +15,9 @@ from config.files import BadSetting, read_file
 from config.settings import Settings, database_variable, variable_of
 
 _SECRET_BYTES_MAX = 64 * 1024
+_NOT_VARIABLES = ("known_modules", "secret_files")
+_SECRETS_THAT_CHANGE = ("NATS_PASSWORD",)
+"""Secrets whose files are read again while the process runs."""
 
 
 @frozen
@@ -35,6 +38,7 @@ def load(environ: Mapping[str, str], known_modules: Sequence[str]) -> Settings:
         BadSetting: The first value that is wrong.
     """
     given: dict[str, Any] = {}
+    files = {name: environ.get(f"{name}_FILE", "") for name in _SECRETS_THAT_CHANGE}
     for field in _fields():
         if field.name == "database_urls":
             urls = {name: _look_up(environ, database_variable(name), is_secret=True) for name in known_modules}
@@ -43,7 +47,18 @@ def load(environ: Mapping[str, str], known_modules: Sequence[str]) -> Settings:
         found = _look_up(environ, variable_of(field), bool(field.metadata.get("is_secret")))
         if found is not None:
             given[field.alias or field.name] = found
-    return Settings(known_modules=tuple(known_modules), **given)
+    return Settings(known_modules=tuple(known_modules), secret_files=files, **given)
+
+
+def read_again(settings: Settings, name: str) -> str | None:
+    """
+    Return what the file of the secret *name* holds now; None if *settings* came without such a file.
+
+    Raises:
+        BadSetting: The file cannot be read, or holds no text.
+    """
+    path = settings.secret_files.get(name)
+    return _secret_in(f"{name}_FILE", path) if path else None
 
 
 def describe(known_modules: Sequence[str]) -> Iterator[Variable]:
@@ -82,7 +97,7 @@ def example_env(known_modules: Sequence[str]) -> str:
 
 def _fields() -> Iterator[attrs.Attribute[Any]]:
     """Yield the fields that variables set, in the order of the manual."""
-    return (field for field in attrs.fields(Settings) if field.init and field.name != "known_modules")
+    return (field for field in attrs.fields(Settings) if field.init and field.name not in _NOT_VARIABLES)
 
 
 def _look_up(environ: Mapping[str, str], name: str, is_secret: bool) -> str | None:
@@ -91,10 +106,15 @@ def _look_up(environ: Mapping[str, str], name: str, is_secret: bool) -> str | No
     if file:
         if found:
             raise BadSetting(name, f"is given twice: here and as {name}_FILE")
-        try:
-            found = read_file(f"{name}_FILE", file, _SECRET_BYTES_MAX).decode().rstrip("\r\n")
-        except UnicodeDecodeError:
-            raise BadSetting(f"{name}_FILE", "is not text in UTF-8") from None
-        if not found:
-            raise BadSetting(f"{name}_FILE", "is empty")
+        found = _secret_in(f"{name}_FILE", file)
     return found if found.strip() else None
+
+
+def _secret_in(variable: str, path: str) -> str:
+    try:
+        found = read_file(variable, path, _SECRET_BYTES_MAX).decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise BadSetting(variable, "is not text in UTF-8") from None
+    if not found:
+        raise BadSetting(variable, "is empty")
+    return found

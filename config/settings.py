@@ -132,6 +132,9 @@ class Settings:
     known_modules: tuple[str, ...]
     """Names of all modules that exist, in order; no variable sets this. `modules.registry.MODULES`, in this project."""
 
+    secret_files: Mapping[str, str] = attrs.field(factory=dict, repr=False, eq=False)
+    """Paths of the files that hold secrets which may be replaced, by variable; no variable sets this."""
+
     bus: str = _variable(
         values.choice("memory", "nats", fold=str.lower), "memory", "Bus that carries the events: memory (one process) or nats."
     )

@@ -12,10 +12,12 @@ import sys
 from collections.abc import Coroutine
 from typing import Any
 
-import click
 from loguru import logger
 
 from app.application import Application
+from app.telemetry import logs
+from config.environment import load
+from config.files import BadSetting
 
 SWITCH_SECONDS = 0.0003
 """
@@ -67,6 +69,7 @@ async def _serve(application: Application) -> int:
     application.on_fatal = on_fatal
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
+    loop.add_signal_handler(signal.SIGHUP, _reload, application)
     starting, stopping = asyncio.create_task(application.start()), asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     starting.cancel()  # has no effect on a task that is done
@@ -78,7 +81,7 @@ async def _serve(application: Application) -> int:
         raise CannotListen(error.strerror or str(error)) from error
     finally:
         stopping.cancel()
-    click.echo(f"fulfilment is ready at {address}")
+    logs.print_line(f"fulfilment is ready at {address}")
     logger.info("ready", address=address)
     await stop.wait()
     logger.info("stopping")
@@ -90,6 +93,18 @@ async def _serve(application: Application) -> int:
         _flush_and_exit(code)
     logger.info("stopped")
     return code
+
+
+def _reload(application: Application) -> None:
+    """Open the log file anew and read the environment's files again; what is wrong with them is logged, nothing else changes."""
+    logs.reopen()
+    try:
+        settings = load(os.environ, application.settings.known_modules)
+    except BadSetting as error:
+        logger.error("the configuration is wrong, and the one before stays in use", detail=str(error))
+        return
+    logs.redact(settings.secrets())
+    application.reload(settings)
 
 
 def _flush_and_exit(code: int) -> None:

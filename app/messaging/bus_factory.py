@@ -63,7 +63,7 @@ def _nats(
     bus = JetStreamBus(
         clock,
         published,
-        servers(settings),
+        lambda: servers(settings),
         replicas=settings.nats_replicas,
         ack_wait_seconds=settings.nats_ack_wait_s,
         name=connection_name(settings),

@@ -9,14 +9,18 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+from loguru import logger
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 
 from app.clock import SystemClock
 from bus.errors import BusError
 from bus.jetstream.bus import JetStreamBus
-from bus.jetstream.connection import Connection, Servers
+from bus.jetstream.connection import Connection
+from bus.jetstream.servers import Servers
 from bus.port import Bus, DeadLetter
+from config.environment import read_again
+from config.files import BadSetting
 from config.settings import Settings
 
 CONNECT_SECONDS_MAX = 5.0
@@ -28,11 +32,16 @@ class BrokerOutOfReach(Exception):
 
 
 def servers(settings: Settings) -> Servers:
-    """Return the addresses and the credentials of NATS."""
+    """Return the addresses and the credentials of NATS; a file with the password is read again at each call."""
+    password = None if settings.nats_password is None else str(settings.nats_password)
+    try:
+        password = read_again(settings, "NATS_PASSWORD") or password
+    except BadSetting as error:
+        logger.warning("the NATS password from before stays in use", detail=str(error))
     return Servers(
         urls=tuple(map(str, settings.nats_url)),
         user=settings.nats_user,
-        password=None if settings.nats_password is None else str(settings.nats_password),
+        password=password,
         creds=settings.nats_creds,
         tls_ca=settings.nats_tls_ca,
     )
@@ -61,7 +70,7 @@ async def jetstream(settings: Settings) -> AsyncIterator[JetStreamContext]:
 
     connection = Connection(
         SystemClock(),
-        servers(settings),
+        lambda: servers(settings),
         name="fulfilment",
         inbox_prefix="_INBOX",
         ping_seconds=PING_SECONDS,
@@ -87,7 +96,7 @@ async def publisher(settings: Settings) -> AsyncIterator[Bus]:
     bus = JetStreamBus(
         SystemClock(),
         _NoDeadLetters(),
-        servers(settings),
+        lambda: servers(settings),
         replicas=settings.nats_replicas,
         connect_seconds_max=CONNECT_SECONDS_MAX / 2,
         name=connection_name(settings),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["json_line", "text_line"]
+__all__ = ["json_line", "text_line", "text_of"]
 
 import json
 from collections.abc import Mapping
@@ -45,16 +45,37 @@ def json_line(
 def text_line(message: Message, is_coloured: bool) -> bytes:
     """Return one line of text, and the stack in the lines below it."""
     record: Record = message.record
-    level = f"{record['level'].name:<8}"
-    text = str(record["message"]).translate(_ESCAPES)
-    extra = "".join(
-        f" {name}={_as_text(value)}".translate(_ESCAPES) for name, value in record["extra"].items() if value is not None
+    return text_of(
+        f"{record['time']:HH:mm:ss.SSS}",
+        record["level"].name,
+        record["name"],
+        record["message"],
+        record["extra"],
+        str(message).rstrip("\n"),
+        is_coloured=is_coloured,
+    )
+
+
+def text_of(
+    time: str,
+    level: str,
+    logger: str | None,
+    message: str,
+    extra: Mapping[str, Any],
+    stack: str = "",
+    *,
+    is_coloured: bool = False,
+) -> bytes:
+    """Return one line of text with the parts of `json_line`, and *stack* in the lines below it."""
+    shown = f"{level:<8}"
+    fields = "".join(
+        f" {name}={_as_text(value)}".translate(_ESCAPES) for name, value in extra.items() if value is not None
     )
     if is_coloured:
-        level = f"\x1b[{_COLOURS.get(record['level'].name, '0')}m{level}\x1b[0m"
-        extra = f"\x1b[2m{extra}\x1b[0m" if extra else ""
-    stack = str(message).rstrip("\n").translate(_STACK_ESCAPES)
-    line = f"{record['time']:HH:mm:ss.SSS} {level} {record['name']}: {text}{extra}\n{stack}{stack and chr(10)}"
+        shown = f"\x1b[{_COLOURS.get(level, '0')}m{shown}\x1b[0m"
+        fields = f"\x1b[2m{fields}\x1b[0m" if fields else ""
+    below = stack.translate(_STACK_ESCAPES)
+    line = f"{time} {shown} {logger}: {str(message).translate(_ESCAPES)}{fields}\n{below}{below and chr(10)}"
     return line.encode("utf-8", "backslashreplace")
 
 

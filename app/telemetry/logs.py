@@ -10,13 +10,24 @@ with them, so the message must contain no braces.) The keywords are built even i
 `enabled` first. Lines that are written for every order go through `log_fast`, which bypasses loguru.
 
 Records of the standard library's loggers (aiohttp, alembic, sqlalchemy, asyncio) are written here, too. Exceptions are
-shown with their stack and never with the values of variables. A line that cannot be written is lost; logging never
-raises.
+shown with their stack and never with the values of variables. Logging never raises and never waits: threads write the
+lines (`app.telemetry.log_writer`), and a line that cannot be written is dropped and counted.
 """
 
 from __future__ import annotations
 
-__all__ = ["FORMATS", "LEVELS", "enabled", "log_fast", "setup"]
+__all__ = [
+    "FORMATS",
+    "LEVELS",
+    "dropped",
+    "enabled",
+    "log_fast",
+    "print_line",
+    "redact",
+    "reopen",
+    "setup",
+    "wait_until_written",
+]
 
 import logging
 import os
@@ -85,6 +96,36 @@ def log_fast(name: str, message: str, **fields: Any) -> None:
             _sink.write_json(name, message, fields)
     else:
         logger.patch(lambda record: record.update({"name": name})).info(message, **fields)
+
+
+def print_line(text: str) -> None:
+    """Write *text* as it is to the stream of the log, in its turn; to stdout before `setup`."""
+    if _sink is None:
+        print(text, flush=True)
+    else:
+        _sink.write_plain(text)
+
+
+def reopen() -> None:
+    """Open the log file anew, as after its rotation; without a file this does nothing."""
+    if _sink is not None:
+        _sink.reopen()
+
+
+def redact(secrets: Iterable[str]) -> None:
+    """Replace each occurrence of a text in *secrets* by ``***``, too."""
+    if _sink is not None:
+        _sink.redact(secrets)
+
+
+def dropped() -> int:
+    """Return how many lines were dropped since `setup`, on the stream and in the file together."""
+    return 0 if _sink is None else _sink.dropped
+
+
+def wait_until_written(seconds: float = 1.0) -> bool:
+    """Wait until every line so far is written, for up to *seconds* for each destination; return whether it is."""
+    return _sink is None or _sink.wait_until_written(seconds)
 
 
 class _LoguruHandler(logging.Handler):

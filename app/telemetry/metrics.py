@@ -12,7 +12,7 @@ __all__ = ["CONTENT_TYPE", "Metrics"]
 from aioprometheus.collectors import Registry
 from aioprometheus.formats.text import TEXT_CONTENT_TYPE
 
-from app.telemetry import process
+from app.telemetry import logs, process
 from app.telemetry.collectors import Counter, Counters, Formatter, Gauge, Gauges, Histogram, Histograms
 
 CONTENT_TYPE = TEXT_CONTENT_TYPE
@@ -106,6 +106,9 @@ class Metrics:
             registry, "bus_reconnects_total", "Reconnections to the bus."
         ).labels()
 
+        Counters(
+            registry, "log_lines_dropped_total", "Log lines that stdout or the log file did not take."
+        ).labels().set_function(logs.dropped)
         Gauges(registry, "process_resident_memory_bytes", "Resident memory of the process.").labels().set_function(
             process.resident_bytes
         )

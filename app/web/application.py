@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["STATIC_HANDLERS", "TELEMETRY", "UNMATCHED", "build_application"]
 
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import orjson
 from aiohttp import HttpVersion11, hdrs, web
@@ -13,6 +13,7 @@ from attrs import evolve
 
 from app.runtime.service import ModuleService
 from app.telemetry.metrics import CONTENT_TYPE
+from app.web.auth import Authenticator
 from app.web.endpoints import docs, module_routes
 from app.web.endpoints import health as probes
 from app.web.endpoints.health import Health
@@ -46,7 +47,7 @@ def build_application(
     *,
     health: Health,
     metrics: Telemetry,
-    api_keys: Mapping[str, str] | None,
+    authenticator: Authenticator,
     version: str,
     route_groups: tuple[RouteGroup, ...] = (),
     streams: Streams | None = None,
@@ -54,11 +55,11 @@ def build_application(
     """
     Return the application that serves *services* and *route_groups*.
 
-    *api_keys* are the callers' names, each with the SHA-256 of its key; None switches authentication off. Run the
-    application with `app.web.server.Runner`, so that requests that aiohttp itself rejects get a problem document, too.
+    Run the application with `app.web.server.Runner`, so that requests that aiohttp itself rejects get a problem document,
+    too.
     """
     streams = streams or Streams()
-    deps = HandlerDeps(metrics, api_keys)
+    deps = HandlerDeps(metrics, authenticator)
     modules = [service.module for service in services]
     document = openapi.document(modules, version, [group.description for group in route_groups])
     app = web.Application(client_max_size=BODY_BYTES_MAX)

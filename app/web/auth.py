@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["ANONYMOUS", "authenticate"]
+__all__ = ["ANONYMOUS", "Authenticator"]
 
 import re
 from collections.abc import Mapping
 from hashlib import sha256
-from hmac import compare_digest
 
 from aiohttp import hdrs
 
@@ -20,27 +19,37 @@ _BEARER = re.compile(r"bearer +([!-~]+)", re.ASCII | re.IGNORECASE)
 _CHALLENGE = 'Bearer realm="fulfilment"'
 
 
-def authenticate(authorization: str | None, api_keys: Mapping[str, str]) -> str:
+class Authenticator:
     """
-    Return the name of the caller whose key the *authorization* header holds.
+    Tells callers by their API keys.
 
-    *api_keys* maps each caller's name to the SHA-256 of its key, in hex. Every key is compared, each in constant time,
-    so that the duration reveals nothing about them.
-
-    Raises:
-        ProblemError: 401 with a challenge: the header is missing, or its key is unknown.
+    *api_keys* maps each caller's name to the SHA-256 of its key, in hex; None switches authentication off.
     """
-    if authorization is None:
-        raise _unauthorized("This route needs an API key: Authorization: Bearer <key>.", _CHALLENGE)
-    bearer = _BEARER.fullmatch(authorization)
-    digest = sha256((bearer[1] if bearer else "").encode("ascii")).hexdigest()
-    caller = None
-    for name, expected in api_keys.items():
-        if compare_digest(digest, expected):
-            caller = name
-    if caller is None or bearer is None:
-        raise _unauthorized("The API key is unknown.", f'{_CHALLENGE}, error="invalid_token"')
-    return caller
+
+    def __init__(self, api_keys: Mapping[str, str] | None) -> None:
+        self.is_off = api_keys is None
+        self.replace(api_keys or {})
+
+    def replace(self, api_keys: Mapping[str, str]) -> None:
+        """Accept *api_keys* only from now on."""
+        self._names = {digest: name for name, digest in api_keys.items()}
+
+    def __call__(self, authorization: str | None) -> str:
+        """
+        Return the name of the caller whose key the *authorization* header holds.
+
+        A key is looked up by its hash. What the duration of that reveals is about hashes that no caller can choose.
+
+        Raises:
+            ProblemError: 401 with a challenge: the header is missing, or its key is unknown.
+        """
+        if authorization is None:
+            raise _unauthorized("This route needs an API key: Authorization: Bearer <key>.", _CHALLENGE)
+        bearer = _BEARER.fullmatch(authorization)
+        name = self._names.get(sha256(bearer[1].encode("ascii")).hexdigest()) if bearer else None
+        if name is None:
+            raise _unauthorized("The API key is unknown.", f'{_CHALLENGE}, error="invalid_token"')
+        return name
 
 
 def _unauthorized(detail: str, challenge: str) -> ProblemError:

@@ -35,7 +35,7 @@ from app.runtime.service import IdempotencyKeyReused
 from app.storage.errors import CommitOutcomeUnknown, TemporarilyUnavailable
 from app.telemetry.logs import enabled
 from app.telemetry.trace import correlation_id
-from app.web.auth import ANONYMOUS, authenticate
+from app.web.auth import ANONYMOUS, Authenticator
 from app.web.problems import X_CORRELATION_ID, ProblemError, problem_response
 
 SERVER = "fulfilment"
@@ -112,8 +112,7 @@ class HandlerDeps:
     """What every handler needs."""
 
     telemetry: Telemetry
-    api_keys: Mapping[str, str] | None
-    """Callers' names, each with the SHA-256 of its key; None switches authentication off."""
+    authenticator: Authenticator
 
 
 class Handler:
@@ -124,13 +123,13 @@ class Handler:
     passed on.
     """
 
-    __slots__ = ("_api_keys", "_counters", "_deps", "_endpoint", "_handle", "_histogram")
+    __slots__ = ("_authenticate", "_counters", "_deps", "_endpoint", "_handle", "_histogram")
 
     def __init__(self, endpoint: Endpoint, deps: HandlerDeps) -> None:
         self._endpoint = endpoint
         self._deps = deps
         self._handle = endpoint.handle
-        self._api_keys = None if endpoint.is_public else deps.api_keys
+        self._authenticate = None if endpoint.is_public or deps.authenticator.is_off else deps.authenticator
         self._counters: dict[int, Any] = {}
         self._histogram: Any = None
 
@@ -141,8 +140,8 @@ class Handler:
         context = RequestContext(correlation, ANONYMOUS, lambda status: self._record(status, started, request.method))
         response: web.StreamResponse
         try:
-            if self._api_keys is not None:
-                context.caller = authenticate(request.headers.get(hdrs.AUTHORIZATION), self._api_keys)
+            if self._authenticate is not None:
+                context.caller = self._authenticate(request.headers.get(hdrs.AUTHORIZATION))
             response = await self._handle(request, context)
         except Exception as error:
             response = self._reject(error, request, correlation)

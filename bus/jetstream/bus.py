@@ -23,10 +23,11 @@ from bus.dead_letter_queue import DeadLetterQueue
 from bus.errors import BusClosed, PublishRetryable
 from bus.jetstream.admin.topology import consumer_plans
 from bus.jetstream.admin.verifier import TopologyVerifier
-from bus.jetstream.connection import CONNECT_SECONDS_MAX, Connection, Servers
+from bus.jetstream.connection import CONNECT_SECONDS_MAX, Connection
 from bus.jetstream.consumer_group import ConsumerGroup
 from bus.jetstream.publisher import Publisher, fail_future
 from bus.jetstream.pull_consumer import PullConsumer
+from bus.jetstream.servers import Servers, ServerSource
 from bus.port import (
     ACK_WAIT_SECONDS,
     DEDUP_SECONDS,
@@ -62,7 +63,7 @@ class JetStreamBus:
         self,
         clock: Clock,
         dead_letters: DeadLetters,
-        servers: Servers,
+        servers: Servers | ServerSource,
         *,
         replicas: int = 1,
         ack_wait_seconds: float = ACK_WAIT_SECONDS,

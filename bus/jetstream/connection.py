@@ -8,24 +8,24 @@ of the old one can be made again.
 
 from __future__ import annotations
 
-__all__ = ["Connection", "SendObserver", "Servers"]
+__all__ = ["Connection", "SendObserver"]
 
 import asyncio
 import logging
 import random
-import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
 import nats.errors
-from attrs import define, field, frozen
+from attrs import define
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 
 from bus.errors import BrokerUnreachable
 from bus.jetstream.nats_client import NatsClient
+from bus.jetstream.servers import Servers, ServerSource, advice, credentials
 from bus.port import Clock
 from bus.tasks import cancel_tasks
 
@@ -37,19 +37,9 @@ _TLS_CLOSE_SECONDS = 0.1
 _RECONNECT_SECONDS = 0.5
 _PENDING_BYTES_MAX = 1 << 20
 _DENIED = "permissions violation"
+_REFUSALS_MAX = 20
 
 _log = logging.getLogger(__name__)
-
-
-@frozen(kw_only=True)
-class Servers:
-    """The addresses of the NATS servers and the credentials for them. *creds* and *tls_ca* are paths of files."""
-
-    urls: tuple[str, ...]
-    user: str | None = None
-    password: str | None = field(default=None, repr=False)
-    creds: str | None = None
-    tls_ca: str | None = None
 
 
 class SendObserver(Protocol):
@@ -88,7 +78,7 @@ class Connection:
     def __init__(
         self,
         clock: Clock,
-        servers: Servers,
+        servers: Servers | ServerSource,
         *,
         name: str,
         inbox_prefix: str,
@@ -99,7 +89,7 @@ class Connection:
         rng: random.Random | None = None,
     ) -> None:
         self._clock = clock
-        self._servers = servers
+        self._servers: ServerSource = servers if callable(servers) else lambda: servers
         self._name = name
         self.inbox_prefix = inbox_prefix
         self._ping_seconds = ping_seconds
@@ -116,6 +106,7 @@ class Connection:
         self.reconnects = 0
         self.denied: dict[str, None] = {}
         """What the server has denied for lack of permission since the last connect, as it says it."""
+        self._refusals: set[str] = set()
 
     @property
     def is_up(self) -> bool:
@@ -183,8 +174,7 @@ class Connection:
                 left_seconds = deadline - self._clock.monotonic()
                 if left_seconds <= 0:
                     raise BrokerUnreachable(f"no NATS server accepts the connection: {error}") from error
-                if retry_seconds == _RETRY_SECONDS:
-                    _log.warning("NATS is out of reach, trying again: %s", error)
+                self._report_refusal(error)
             await self._clock.sleep(min(left_seconds, retry_seconds * self._rng.uniform(0.5, 1.0)))
             retry_seconds = min(_RETRY_SECONDS_MAX, retry_seconds * 2)
 
@@ -197,14 +187,12 @@ class Connection:
 
     def _options(self) -> dict[str, Any]:
         """Return the options of the client."""
-        servers = self._servers
+        servers = self._servers()
         return {
             "servers": list(servers.urls),
             "name": self._name,
-            "user": servers.user,
-            "password": servers.password,
-            "user_credentials": servers.creds,
-            "tls": ssl.create_default_context(cafile=servers.tls_ca) if servers.tls_ca else None,
+            **credentials(servers),
+            "user_credentials": servers.creds,  # the client reads this file at each connection
             "inbox_prefix": self.inbox_prefix,
             "connect_timeout": _HANDSHAKE_SECONDS,
             "reconnect_time_wait": _RECONNECT_SECONDS,
@@ -214,6 +202,21 @@ class Connection:
             "pending_size": _PENDING_BYTES_MAX,
             "flush_timeout": _HANDSHAKE_SECONDS,
         }
+
+    def _renewed(self) -> dict[str, Any]:
+        """Return the options that may have changed since the last connection; none if their files cannot be read now."""
+        try:
+            return credentials(self._servers())
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            _log.warning("the files for NATS cannot be read; the credentials from before stay in use: %s", error)
+            return {}
+
+    def _report_refusal(self, error: Exception) -> None:
+        """Log why a server refuses, once for each reason until the next connect, with what to check."""
+        text = str(error) or repr(error)
+        if text not in self._refusals and len(self._refusals) < _REFUSALS_MAX:
+            self._refusals.add(text)
+            _log.warning("NATS is out of reach, trying again: %s; %s", text, advice(text))
 
     async def _reopen(self) -> None:
         _log.warning("NATS has closed the connection for good; opening a new one")
@@ -226,6 +229,7 @@ class Connection:
         assert client.connected_url is not None
         _log.info("connected to NATS at %s", client.connected_url.hostname)
         self.denied.clear()
+        self._refusals.clear()
         if not self._is_closed:
             await self._notify_connected(client)
 
@@ -249,6 +253,8 @@ class Connection:
             self.denied[text] = None
             _log.warning("NATS: %s", text)
         elif isinstance(error, (nats.errors.Error, OSError, TimeoutError)):
+            if not self.is_up and not self._is_closed:
+                self._report_refusal(error)
             _log.debug("NATS: %r", error)
         else:
             _log.error("NATS: a callback has failed", exc_info=error)
@@ -285,7 +291,7 @@ class _ConnectAttempt:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._client = NatsClient()
+        self._client = NatsClient(connection._renewed)
         self._options = connection._options()
         self._servers_count = len(self._options["servers"])
         self._is_open = False
@@ -324,6 +330,7 @@ class _ConnectAttempt:
             self._connection._on_error(error)
             return
         self._refusals += 1
+        self._connection._report_refusal(error)
         if self._refusals >= self._servers_count:
             raise _ConnectRefused(str(error) or repr(error))
 

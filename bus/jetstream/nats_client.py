@@ -4,7 +4,7 @@ The client of nats-py, with changes for speed and for robustness.
 Two changes make faster what happens thousands of times a second: writing and reading header blocks. The result is the
 same as the client's; ``tests/bus/jetstream/test_nats_client.py`` compares the two. Both also prevent that one malformed
 message costs the connection, again on each delivery. A third change makes a task cancellable that waits for a server
-that hangs. A fourth closes the sockets of servers that hang.
+that hangs. A fourth closes the sockets of servers that hang, and a fifth renews the credentials at each connection.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ __all__ = ["NatsClient"]
 
 import asyncio
 import re
+from collections.abc import Callable
 from typing import Any
 
 from nats.aio.client import Client
@@ -31,7 +32,15 @@ _LINE_ENDS = str.maketrans({"\r": " ", "\n": " "})
 
 
 class NatsClient(Client):
-    """The client, with `publish_fast` beside its ``publish``."""
+    """
+    The client, with `publish_fast` beside its ``publish``.
+
+    *renewed* returns the options ``user``, ``password`` and ``tls`` as they are now; it is called before each connection.
+    """
+
+    def __init__(self, renewed: Callable[[], dict[str, Any]] = dict) -> None:
+        super().__init__()
+        self._renewed = renewed
 
     async def publish_fast(
         self, subject: str, body: bytes, reply: str = "", headers: dict[str, str] | None = None
@@ -54,7 +63,9 @@ class NatsClient(Client):
             size = len(block) + len(body)
             head = b"HPUB %s %s %d %d\r\n" % (subject.encode(), reply.encode(), len(block), size)
             command = b"".join((head, block, body, b"\r\n"))
-        if size > self.max_payload:  # the server counts the headers, and closes the connection; the client does not count them
+        if (
+            size > self.max_payload
+        ):  # the server counts the headers, and closes the connection; the client does not count them
             raise MaxPayloadError
         if not self.is_connected and size + self.pending_data_size > self._max_pending_size:
             raise OutboundBufferLimitError
@@ -72,6 +83,7 @@ class NatsClient(Client):
 
     async def _connect_to_server(self, s: Any) -> None:
         self.abort()  # the socket of the previous attempt, to a server that then said nothing: the client would only forget it
+        self.options.update(self._renewed())
         await super()._connect_to_server(s)
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:

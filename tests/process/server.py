@@ -21,13 +21,19 @@ SEPARATE_DATABASES = {
 }
 """Settings that give each module its own SQLite file: every event then goes through outbox, bus and inbox."""
 
+_ROOT = Path(__file__).parents[2]
 _READY = re.compile(r"ready at (http://\S+)")
 _INHERITED = re.compile(r"(PATH|HOME|TMPDIR|LANG|LC_.*|PYTHON(?!PATH).*|COVERAGE_.*|VIRTUAL_ENV)\Z")
 
 
 def environment_of(settings: Mapping[str, str]) -> dict[str, str]:
-    """Return *settings* plus the basic system variables; no other variable of the test process is inherited."""
-    return {name: value for name, value in os.environ.items() if _INHERITED.match(name)} | dict(settings)
+    """
+    Return *settings* plus the basic system variables; no other variable of the test process is inherited.
+
+    The program is the one beside these tests, whichever tree is installed.
+    """
+    inherited = {name: value for name, value in os.environ.items() if _INHERITED.match(name)}
+    return inherited | {"PYTHONPATH": str(_ROOT)} | dict(settings)
 
 
 def run(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:

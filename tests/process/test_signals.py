@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.process.client import RESPONSE_LOST, Client
 from tests.process.conftest import Serve
 from tests.process.invariants import check_invariants
-from tests.process.server import Server
+from tests.process.server import Server, environment_of
 from tests.signals import pause_process
 
 GRACE_SECONDS = 10.0
@@ -131,3 +136,56 @@ async def test_a_paused_process_continues(serve: Serve, connect: Callable[[Serve
     for order_id in order_ids:
         assert (await client.wait_until_final(order_id))["status"] == "confirmed"
     await check_invariants(client, order_ids, {"SKU-1": 10})
+
+
+def child_of(pid: int) -> int:
+    """Return the only child of the process *pid*, once it has one."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    while not (found := children.read_text().split()):
+        time.sleep(0.001)
+    return int(found[0])
+
+
+def in_a_container(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start Python with *arguments* as the first process of a process namespace."""
+    return subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-u", *arguments],
+        cwd=folder,
+        env=environment_of({"HTTP_PORT": "0"}),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+async def test_sigterm_ends_the_first_process_of_a_container_while_it_waits_for_the_file(serve: Serve) -> None:
+    """Another process serves the file, as while a container is replaced; the wait ends with the signal."""
+    server = serve()
+    waiting = in_a_container(server.folder, "-m", "app", "serve")
+    assert waiting.stdout is not None
+    for line in waiting.stdout:
+        if "waiting for it to end" in line:
+            break
+    began = time.monotonic()
+    os.kill(child_of(waiting.pid), signal.SIGTERM)
+    waiting.communicate(timeout=30)
+    assert waiting.returncode == 0
+    assert time.monotonic() - began < 3.0
+
+
+def test_sigterm_ends_the_first_process_of_a_container_while_it_starts(tmp_path: Path) -> None:
+    """The kernel drops a signal to such a process if there is no handler yet, and the orchestrator would wait and kill."""
+    code = """
+        import os, runpy, signal, sys
+
+        class SignalWhileImporting:
+            def find_spec(self, name, path=None, target=None):
+                if name == "click":
+                    os.kill(1, signal.SIGTERM)
+
+        assert os.getpid() == 1
+        sys.meta_path.insert(0, SignalWhileImporting())
+        runpy.run_module("app", run_name="__main__", alter_sys=True)
+    """
+    process = in_a_container(tmp_path, "-c", textwrap.dedent(code), "version")
+    out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out) == (128 + signal.SIGTERM, "")

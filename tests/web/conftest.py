@@ -14,7 +14,7 @@ from attrs import define, field
 from yarl import URL
 
 from app.telemetry.metrics import Metrics
-from app.web import Runner, build_application
+from app.web import Authenticator, Runner, build_application
 from app.web.endpoints.state_stream import Streams
 from app.web.route_group import RouteGroup
 from tests.web.example import SHIPMENTS
@@ -118,7 +118,7 @@ async def start() -> AsyncIterator[Start]:
             [service],
             health=health,
             metrics=metrics,
-            api_keys={"shop": sha256(KEY.encode()).hexdigest()} if requires_key else None,
+            authenticator=Authenticator({"shop": sha256(KEY.encode()).hexdigest()} if requires_key else None),
             version="1.2.3",
             route_groups=route_groups,
             streams=streams,

@@ -1,0 +1,212 @@
+"""Logging never waits: what a destination does not take is dropped, counted, and told once it takes lines again."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+from loguru import logger
+
+from app.telemetry import log_writer, logs
+from app.telemetry.metrics import Metrics
+
+LINE = "x" * 1000
+
+
+@pytest.fixture(autouse=True)
+def restore_logging() -> Iterator[None]:
+    yield
+    logger.remove()
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Iterator[TextIO]:
+    """A file in place of stdout."""
+    with (tmp_path / "out").open("w") as stream:
+        yield stream
+        logger.remove()
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """A pipe that blocks its writer once it is full."""
+    reader, writer = os.pipe()
+    yield reader, writer
+    os.close(reader)  # a writer that still waits gets an error
+    logger.remove()
+
+
+def messages(file: Path) -> list[str]:
+    logs.wait_until_written()
+    return [json.loads(line)["message"] for line in file.read_text().splitlines()]
+
+
+def dropped_on_the_page() -> float:
+    page = Metrics().render().decode()
+    return next(float(line.split()[1]) for line in page.splitlines() if line.startswith("log_lines_dropped_total "))
+
+
+def test_a_pipe_without_a_reader_never_blocks_the_caller(pipe: tuple[int, int], tmp_path: Path) -> None:
+    """Its queue is bounded; lines beyond it are counted, and a reader that comes back is told their number once."""
+    reader, writer = pipe
+    file = tmp_path / "log"
+    with os.fdopen(writer, "w") as stream:
+        logs.setup("INFO", "json", file, stream)
+        count = 2 * log_writer.QUEUE_BYTES_MAX // len(LINE)
+        began = time.monotonic()
+        for number in range(count):
+            logger.info(LINE, number=number)
+            if number % 1000 == 0:  # the file keeps up, as it would between requests
+                file_is_written = logs._sink is not None and logs._sink._file is not None and logs._sink._file.flush(5)
+                assert file_is_written
+        assert time.monotonic() - began < 5.0
+        dropped = logs.dropped()
+        assert count / 3 < dropped < count
+        assert dropped_on_the_page() == dropped
+        assert len(messages(file)) == count  # one destination does not hold up the other
+        read = b""
+        while read.count(b"\n") < count - dropped + 1:
+            read += os.read(reader, 1 << 20)
+        lines = [json.loads(line) for line in read.splitlines()]
+        told = [line for line in lines if line["message"] == "log lines were dropped"]
+        assert [(line["level"], line["lines"]) for line in told] == [("WARNING", dropped)]
+        assert len(lines) - 1 == count - dropped
+        logger.remove()
+
+
+def test_the_log_ends_although_a_pipe_has_no_reader(pipe: tuple[int, int]) -> None:
+    """A process that is to stop does not wait for a reader."""
+    reader, writer = pipe
+    with os.fdopen(writer, "w") as stream:
+        logs.setup("INFO", "json", stream=stream)
+        for _ in range(200):
+            logger.info(LINE)
+        began = time.monotonic()
+        logger.remove()
+        assert time.monotonic() - began < 3.0
+        os.read(reader, 1 << 20)
+
+
+def test_a_full_disk_is_told_on_stdout_once(out: TextIO, tmp_path: Path) -> None:
+    """The lines that the file refuses are counted; the other destination says why, and what happens meanwhile."""
+    logs.setup("INFO", "json", "/dev/full", out)
+    for number in range(20):
+        logger.info("order finished", number=number)
+        logs.wait_until_written()
+    told = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    refused = [line for line in told if line["message"] == "log lines cannot be written"]
+    assert [(line["level"], line["destination"], line["reason"]) for line in refused] == [
+        ("WARNING", "LOG_FILE", "No space left on device")
+    ]
+    assert len(told) == 21
+    assert logs.dropped() == 20
+
+
+def moved(file: Path) -> None:
+    file.rename(file.with_suffix(".1"))
+
+
+def deleted(file: Path) -> None:
+    file.unlink()
+
+
+def replaced(file: Path) -> None:
+    other = file.with_suffix(".new")
+    other.touch()
+    other.replace(file)
+
+
+def folder_moved(file: Path) -> None:
+    file.parent.rename(file.parent.with_name(f"moved {time.monotonic_ns()}"))
+    file.parent.mkdir()
+
+
+def truncated(file: Path) -> None:
+    os.truncate(file, 0)
+
+
+@pytest.mark.parametrize("rotate", [moved, deleted, replaced, folder_moved, truncated])
+def test_a_rotated_file_is_opened_anew(rotate: Callable[[Path], None], out: TextIO, tmp_path: Path) -> None:
+    """Without a signal: lines always go to the file that has the name now."""
+    (tmp_path / "logs").mkdir()
+    file = tmp_path / "logs" / "app.log"
+    logs.setup("INFO", "json", file, out)
+    logger.info("before")
+    assert messages(file) == ["before"]
+    for number in range(2):
+        rotate(file)
+        logger.info(f"after {number}")
+        assert messages(file) == [f"after {number}"]
+
+
+def test_reopen_lets_go_of_the_old_file_before_the_next_line(out: TextIO, tmp_path: Path) -> None:
+    """A rotation may compress or delete it right after the signal."""
+    file = tmp_path / "app.log"
+    logs.setup("INFO", "json", file, out)
+    file.rename(tmp_path / "app.log.1")
+    logs.reopen()
+    until = time.monotonic() + 5
+    while not file.exists() and time.monotonic() < until:
+        time.sleep(0.001)
+    assert file.read_bytes() == b""
+
+
+def test_a_file_that_cannot_be_opened_anew_keeps_its_lines(out: TextIO, tmp_path: Path) -> None:
+    """Its folder is gone: the open file takes the lines, and stdout says so once."""
+    (tmp_path / "logs").mkdir()
+    file = tmp_path / "logs" / "app.log"
+    logs.setup("INFO", "json", file, out)
+    logger.info("before")
+    logs.wait_until_written()
+    (tmp_path / "logs").rename(tmp_path / "gone")
+    for _ in range(3):
+        logger.info("after")
+        logs.wait_until_written()
+    told = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    reasons = [line["reason"] for line in told if line["message"] == "log lines cannot be written"]
+    assert reasons == ["cannot be opened anew: No such file or directory"]
+    assert messages(tmp_path / "gone" / "app.log") == ["before", "after", "after", "after"]
+    (tmp_path / "gone").rename(tmp_path / "logs")
+    logger.info("back")
+    assert messages(file)[-1] == "back"
+
+
+def test_the_file_is_readable_by_its_owner_only(out: TextIO, tmp_path: Path) -> None:
+    """Whatever the umask; a file that exists keeps its mode."""
+    before = os.umask(0)
+    try:
+        logs.setup("INFO", "json", tmp_path / "new.log", out)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "new.log").stat().st_mode) == 0o600
+
+
+def test_a_line_after_one_that_was_cut_off_begins_a_line(pipe: tuple[int, int]) -> None:
+    """A disk that fills up in the middle of a line spoils that line only."""
+    reader, writer = pipe
+    stream = log_writer.LogStream(writer)
+    real, calls = os.write, 0
+
+    def write(descriptor: int, data: memoryview) -> int:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            return real(descriptor, bytes(data[:5]))
+        if calls == 2:
+            raise OSError(28, "No space left on device")
+        return real(descriptor, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "write", write)
+        with pytest.raises(log_writer.LinesRefused) as raised:
+            stream.write(b"one line\ntwo\n")
+        assert raised.value.lines == 2
+        stream.write(b"three\n")
+    os.close(writer)
+    assert os.read(reader, 100) == b"one l\nthree\n"
