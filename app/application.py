@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["Application"]
+__all__ = ["Application", "CannotListen"]
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from aiohttp import web
 from loguru import logger
@@ -24,10 +24,16 @@ from bus.port import Clock
 from bus.tasks import cancel_tasks
 from config.settings import Settings
 
+T = TypeVar("T")
+
 FLUSH_SECONDS = 0.25
 """Work that waits for the next transaction of its database waits no longer than this before it gets one of its own."""
 
 CLAIM_RETRY_SECONDS = 0.1
+
+
+class CannotListen(OSError):
+    """The listen address is taken, or is not an address of this machine; the message names it and the reason."""
 
 
 class Application:
@@ -62,22 +68,23 @@ class Application:
 
     async def start(self) -> str:
         """
-        Claim and migrate the modules' SQLite files, start every part, and return the address of the HTTP API.
+        Claim the modules' databases, migrate SQLite files, start every part, and return the address of the HTTP API.
 
-        A PostgreSQL database is checked, not migrated: ``migrate`` does that. Another process that serves the same files
-        is waited for, SHUTDOWN_GRACE_S at most, because a restart may overlap. What has started is stopped again when
-        this raises or is cancelled.
+        A PostgreSQL database is checked, not migrated: ``migrate`` does that. With ``BUS=nats`` it is not claimed either,
+        since several processes may share it. Another process that has the claim is waited for, SHUTDOWN_GRACE_S at most,
+        because a restart may overlap. What has started is stopped again when this raises or is cancelled; a migration
+        that has begun is finished first. The event loop is never blocked.
 
         Raises:
             DatabaseUnreachable: A database cannot be used, or another process serves a module from it.
             NotMigrated: A PostgreSQL database is behind this release.
             NewerDatabase: A database was written by a newer release.
             ModuleError: A module has a state without a table, because a migration is missing.
-            OSError: The port is taken, or the address is not one of this machine.
+            CannotListen: The port is taken, or the address is not one of this machine.
         """
         try:
             await self._claim()
-            self.parts.storage.require_tables()
+            await _in_thread(self.parts.storage.require_tables)  # a migration of a large file takes long
             return await self._start()
         except BaseException:
             await self.stop()
@@ -87,7 +94,7 @@ class Application:
         deadline: float | None = None
         while True:
             try:
-                self._claims = self.parts.storage.claim()
+                self._claims = await _in_thread(self.parts.storage.claim)
                 return
             except ModuleClaimed as error:
                 now = self.parts.clock.monotonic()
@@ -112,7 +119,11 @@ class Application:
         self._run(self._flush(), "flush")
         await self._web.setup()
         site = web.TCPSite(self._web, self.settings.http_host, self.settings.http_port, backlog=1024)
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:
+            address = f"{self.settings.http_host}:{self.settings.http_port}"
+            raise CannotListen(f"cannot listen on {address}: {error.strerror or error}") from error
         self.phase = "ready"
         host, port = self._web.addresses[0][:2]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -189,3 +200,13 @@ class Application:
                 with suppress(StorageUnavailable):
                     await database.flush()
             await self.parts.clock.sleep(FLUSH_SECONDS)
+
+
+async def _in_thread(call: Callable[[], T]) -> T:
+    """Call *call* in a thread; when cancelled, wait for its end first, so that nothing it uses is closed under it."""
+    running = asyncio.ensure_future(asyncio.to_thread(call))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise

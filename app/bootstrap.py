@@ -166,12 +166,11 @@ def build_runtime(
     clock: Clock,
     metrics: Metrics,
 ) -> Runtime:
-    """Return a runner and a relay for each of *modules*; with one bus in memory and one file they deliver locally."""
+    """Return a runner and a relay for each of *modules*; with the bus in memory and one database they deliver locally."""
     relays = {name: OutboxRelay(store, bus.bus, clock, metrics) for name, store in storage.stores.items()}
-    database, *others = storage.databases.values()
     runners = build_runners(
         *(modules, storage.stores, contracts, relays, clock, metrics),
-        delivers_locally=settings.bus == "memory" and not others and not database.dialect.is_shared,
+        delivers_locally=settings.bus == "memory" and len(storage.databases) == 1,
         batch_max=settings.batch_max,
         backlog=lambda: sum(relay.pending for relay in relays.values()),
         backlog_max=settings.outbox_cap,

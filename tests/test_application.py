@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -13,9 +15,10 @@ import pytest
 from sqlalchemy import create_engine
 
 from app import bootstrap
-from app.application import Application
+from app.application import Application, CannotListen
+from app.cli.serve import StartFailed, _serve
 from app.messaging.event_registry import all_modules, build_registry
-from app.storage.databases import ModuleClaimed
+from app.storage.databases import ModuleClaimed, Storage
 from app.storage.migrations import NewerDatabase, NotMigrated
 from config.settings import Settings
 from modules.errors import ModuleError
@@ -63,6 +66,31 @@ async def test_two_processes_never_serve_one_file(tmp_path: Path) -> None:
     await first.stop()
 
 
+async def test_one_process_with_its_own_bus_serves_a_postgresql_database(tmp_path: Path, postgres: PostgresServer) -> None:
+    """With BUS=memory the modules deliver locally and no other process receives their events: a second one is refused."""
+    url = postgres.create_database()
+    first, second = (Application(settings(tmp_path, database_url=url)) for _ in range(2))
+    first.parts.storage.migrate()
+    await first.start()
+    with pytest.raises(ModuleClaimed, match="DATABASE_URL: another process serves modules from this database; end that first"):
+        await second.start()
+    await first.stop()
+    again = Application(settings(tmp_path, database_url=url))
+    await again.start()
+    await again.stop()
+
+
+async def test_processes_on_nats_share_a_postgresql_database(tmp_path: Path, postgres: PostgresServer) -> None:
+    """The broker delivers between them, so none of them claims the database."""
+    given = {"database_url": postgres.create_database(), "bus": "nats", "nats_url": "nats://127.0.0.1:1"}
+    first, second = (Application(settings(tmp_path, **given)) for _ in range(2))
+    first.parts.storage.migrate()
+    await first.start()
+    await second.start()
+    await second.stop()
+    await first.stop()
+
+
 async def test_a_cancelled_start_leaves_nothing_behind(tmp_path: Path) -> None:
     """While it waits for another process it can be given up at once."""
     first, second = Application(settings(tmp_path)), Application(settings(tmp_path, shutdown_grace_s=20))
@@ -81,6 +109,49 @@ async def test_a_start_that_raises_gives_its_claim_up(tmp_path: Path) -> None:
         application = Application(settings(tmp_path, http_port=taken.getsockname()[1]))
         with pytest.raises(OSError, match="in use"):
             await application.start()
+    again = Application(settings(tmp_path))
+    await again.start()
+    await again.stop()
+
+
+async def test_a_taken_port_and_every_other_error_of_the_system_have_a_line_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what concerns the listen address is told as such; a refused file is named."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(CannotListen, match=rf"^cannot listen on 127\.0\.0\.1:{port}: .*in use"):
+            await _serve(Application(settings(tmp_path, http_port=port)))
+    application = Application(settings(tmp_path))
+    monkeypatch.setattr(application.parts.storage.__class__, "claim", refuse)
+    with pytest.raises(StartFailed, match=r"^cannot start: /data/x: Permission denied$"):
+        await _serve(application)
+
+
+def refuse(storage: object) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied", "/data/x")
+
+
+async def test_the_loop_runs_while_a_file_is_migrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal is noticed meanwhile; a start that is cancelled ends after the migration and releases its claim."""
+    started, finish = threading.Event(), threading.Event()
+    require_tables = Storage.require_tables
+
+    def slowly(storage: Storage) -> None:
+        started.set()
+        assert finish.wait(10)
+        require_tables(storage)
+
+    monkeypatch.setattr(Storage, "require_tables", slowly)
+    starting = asyncio.create_task(Application(settings(tmp_path)).start())
+    assert await asyncio.to_thread(started.wait, 10)
+    starting.cancel()
+    done, _ = await asyncio.wait([starting], timeout=0.1)
+    assert not done
+    finish.set()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    monkeypatch.undo()
     again = Application(settings(tmp_path))
     await again.start()
     await again.stop()

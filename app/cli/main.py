@@ -75,13 +75,16 @@ def serve() -> None:
     """
     settings = console.settings()
     _set_up_logs(settings)
-    from app.cli.serve import CannotListen, serve  # imported late: an invalid setting is reported in half the time
+    from app.application import CannotListen
+    from app.cli.serve import StartFailed, serve  # imported late: an invalid setting is reported in half the time
 
     application = console.application(settings)
     try:
         sys.exit(console.run_database_step(lambda: serve(application)))
     except CannotListen as error:
-        console.exit_with(console.OUT_OF_REACH, f"cannot listen on {settings.http_host}:{settings.http_port}: {error}")
+        console.exit_with(console.OUT_OF_REACH, str(error))
+    except StartFailed as error:
+        console.exit_with(console.FAILED, str(error))
 
 
 @main.command(short_help="Migrate the database tables to this release.")

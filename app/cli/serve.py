@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CannotListen", "serve"]
+__all__ = ["StartFailed", "serve"]
 
 import asyncio
 import gc
@@ -14,7 +14,7 @@ from typing import Any
 
 from loguru import logger
 
-from app.application import Application
+from app.application import Application, CannotListen
 from app.telemetry import logs
 from config.environment import load
 from config.files import BadSetting
@@ -31,8 +31,8 @@ GARBAGE_MIN = 50_000
 """Allocations between two runs of the garbage collector. Processing a message leaves no reference cycles to collect."""
 
 
-class CannotListen(Exception):
-    """The listen address is in use or not an address of this machine; the message is the reason."""
+class StartFailed(Exception):
+    """The operating system refuses something that the start needs; the message names it and the reason."""
 
 
 def serve(application: Application) -> int:
@@ -40,8 +40,8 @@ def serve(application: Application) -> int:
     Run *application* until SIGTERM or SIGINT; return the exit code.
 
     Raises:
-        CannotListen: The listen address is in use or not an address of this machine.
-        DatabaseUnreachable, NotMigrated, NewerDatabase, ModuleError: As for `Application.start`.
+        StartFailed: The operating system refuses something that the start needs.
+        CannotListen, DatabaseUnreachable, NotMigrated, NewerDatabase, ModuleError: As for `Application.start`.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()
@@ -77,8 +77,11 @@ async def _serve(application: Application) -> int:
         address = await starting
     except asyncio.CancelledError:
         return code
+    except CannotListen:
+        raise
     except OSError as error:
-        raise CannotListen(error.strerror or str(error)) from error
+        what = f"{error.filename}: " if error.filename else ""
+        raise StartFailed(f"cannot start: {what}{error.strerror or error}") from error
     finally:
         stopping.cancel()
     logs.print_line(f"fulfilment is ready at {address}")

@@ -25,6 +25,9 @@ T = TypeVar("T")
 _CLAIM_SECONDS = 0.2
 """Long enough for a process that was killed a moment ago to be gone."""
 
+_MODULES = "modules"
+"""The name under which one process claims a whole PostgreSQL database."""
+
 
 class DatabaseUnreachable(Exception):
     """A database cannot be used now; the message is one line that names the variable, and neither host nor password."""
@@ -86,25 +89,33 @@ def claim_modules(settings: Settings, databases: Mapping[str, Database], modules
     """
     Acquire exclusive access to *modules* where only one process may serve them; close the results to give it up.
 
+    That is so for a SQLite file, and with ``BUS=memory`` for a PostgreSQL database, too: that bus reaches no other process.
+    With NATS, several processes share a PostgreSQL database.
+
     Raises:
         ModuleClaimed: Another process serves one of them; nothing is acquired.
         DatabaseUnreachable: A database cannot be used.
     """
-    claims: list[ExclusiveAccess] = []
+    claims: dict[tuple[str, str], ExclusiveAccess] = {}
     for module in modules:
-        database = databases[settings.database_url(module)]
+        url = settings.database_url(module)
+        dialect, engine = databases[url].dialect, databases[url].engine
+        if dialect.is_shared and settings.bus != "memory":
+            continue
+        key = url, _MODULES if dialect.is_shared else module
+        if key in claims:
+            continue
         try:
-            claim = database.dialect.acquire_exclusive(database.engine, module, _CLAIM_SECONDS)
-        except (DatabaseConfigError, sqlite3.OperationalError) as error:
-            for acquired in claims:
+            claims[key] = dialect.acquire_exclusive(engine, key[1], _CLAIM_SECONDS)
+        except (DatabaseConfigError, DBAPIError, sqlite3.OperationalError) as error:
+            for acquired in claims.values():
                 acquired.close()
             variable = settings.database_variable(module)
             if isinstance(error, DatabaseConfigError):
                 raise ModuleClaimed(variable, str(error)) from None
-            raise DatabaseUnreachable(f"{variable}: {error}; end that first") from None
-        if claim is not None:
-            claims.append(claim)
-    return claims
+            why = dialect.explain(error) if isinstance(error, DBAPIError) else str(error)
+            raise DatabaseUnreachable(f"{variable}: the database cannot be used: {why}") from None
+    return list(claims.values())
 
 
 def _first_missing(engine: Engine, tables: Iterable[Table]) -> str | None:

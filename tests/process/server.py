@@ -23,7 +23,7 @@ SEPARATE_DATABASES = {
 
 _ROOT = Path(__file__).parents[2]
 _READY = re.compile(r"ready at (http://\S+)")
-_INHERITED = re.compile(r"(PATH|HOME|TMPDIR|LANG|LC_.*|PYTHON(?!PATH).*|COVERAGE_.*|VIRTUAL_ENV)\Z")
+_INHERITED = re.compile(r"(PATH|HOME|TMPDIR|LANG|LC_.*|PYTHON.*|COVERAGE_.*|VIRTUAL_ENV)\Z")
 
 
 def environment_of(settings: Mapping[str, str]) -> dict[str, str]:

@@ -47,6 +47,22 @@ def test_a_database_out_of_reach_is_named_by_its_variable(url: str, tmp_path: Pa
         assert "shop" not in line
 
 
+async def test_one_process_delivers_locally(
+    postgres: PostgresServer, url: str, serve: Serve, connect: Callable[[Server], Client], tmp_path: Path
+) -> None:
+    """As on a SQLite file: of all events of an order only the charge request, for the worker, gets an outbox row."""
+    assert run(tmp_path, "migrate", DATABASE_URL=url).returncode == 0
+    server = await asyncio.to_thread(serve, DATABASE_URL=url)
+    client = connect(server)
+    await client.stock("BOOK", 5)
+    orders = await check_invariants(client, [await client.place({"BOOK": 1})], {"BOOK": 5})
+    assert [order["status"] for order in orders] == ["confirmed"]
+    database = url.partition("@/")[2].partition("?")[0]
+    outboxes = [f"SELECT subject FROM {module}_outbox" for module in MODULES]
+    rows = await asyncio.to_thread(postgres.query, " UNION ALL ".join(outboxes), database)
+    assert rows == [("payments.charge_requested.v1",)]
+
+
 @pytest.mark.slow
 async def test_nothing_is_lost_when_server_connections_and_database_are_killed(
     postgres: PostgresServer, url: str, serve: Serve, connect: Callable[[Server], Client], tmp_path: Path

@@ -38,7 +38,7 @@ class Statement(Protocol):
 
 
 class ExclusiveAccess(Protocol):
-    """The exclusive right to serve one module from a database."""
+    """The exclusive right to serve modules from a database."""
 
     def close(self) -> None:
         """Give it up."""
@@ -65,12 +65,11 @@ class Dialect(Protocol):
             DatabaseConfigError: The URL is invalid, or its driver is not installed.
         """
 
-    def acquire_exclusive(self, engine: Engine, name: str, seconds: float) -> ExclusiveAccess | None:
+    def acquire_exclusive(self, engine: Engine, name: str, seconds: float) -> ExclusiveAccess:
         """
-        Acquire the right to serve the module *name* from the database of *engine*, until it is closed or the process ends.
+        Acquire the right to serve *name* from the database of *engine*, until it is closed or the process ends.
 
-        Waits up to *seconds* for another process to give it up. Returns None if several processes may serve a module: then
-        `try_lead` decides which of them does a job.
+        Waits up to *seconds* for another process to give it up.
 
         Raises:
             DatabaseConfigError: Another process has it.

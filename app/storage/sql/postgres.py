@@ -38,7 +38,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from app.storage.errors import DatabaseConfigError
-from app.storage.sql.dialect import TX_ID, Failure, Statement
+from app.storage.sql.dialect import TX_ID, ExclusiveAccess, Failure, Statement
 
 T = TypeVar("T")
 
@@ -49,6 +49,7 @@ ANSWER_SECONDS = 12.0
 """How long a server may leave a statement unanswered before its connection is closed."""
 
 _OUTCOME_POLL_SECONDS = 0.1
+_CLAIM_POLL_SECONDS = 0.05
 
 _PARAMETERS: dict[str, Any] = {
     "application_name": "fulfilment",
@@ -171,8 +172,23 @@ class Postgres:
 
         return engine
 
-    def acquire_exclusive(self, engine: Engine, name: str, seconds: float) -> None:
-        """None: several processes may serve a module."""
+    def acquire_exclusive(self, engine: Engine, name: str, seconds: float) -> ExclusiveAccess:
+        """Take an advisory lock of a session of its own; it ends with the connection, however that ends."""
+        until = time.monotonic() + seconds
+        connection = engine.connect()
+        try:
+            # The server notices within ten seconds that this machine is gone, and gives the lock up.
+            connection.exec_driver_sql("SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3")
+            query, number = "SELECT pg_try_advisory_lock(%s)", (_lock_number(name),)
+            while not connection.exec_driver_sql(query, number).scalar():
+                if time.monotonic() >= until:
+                    raise DatabaseConfigError(f"another process serves {name} from this database")
+                time.sleep(_CLAIM_POLL_SECONDS)
+            connection.commit()  # the lock belongs to the session, not to the transaction
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def begin_nowait(self, connection: Connection) -> RootTransaction | None:
         """None: BEGIN waits for the server."""

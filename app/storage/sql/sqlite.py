@@ -116,7 +116,8 @@ class Sqlite:
 
     def acquire_exclusive(self, engine: Engine, name: str, seconds: float) -> ExclusiveAccess:
         """Lock an empty database file beside it; the lock ends with the process, however that ends."""
-        lock = sqlite3.connect(f"{engine.url.database}-{name}.lock", timeout=seconds, isolation_level=None)
+        path = f"{engine.url.database}-{name}.lock"
+        lock = sqlite3.connect(path, timeout=seconds, isolation_level=None, check_same_thread=False)
         try:
             lock.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
