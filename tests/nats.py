@@ -27,14 +27,17 @@ class NatsServer:
 
     *config* is added to its configuration: accounts, TLS, limits. *cluster* is the text of a cluster block. The server
     chooses a free port at its first start and keeps it. May be used as a context manager.
+
+    *accounts* are for `account_urls`: so many tests can use the server one after the other, each as if it were new.
     """
 
-    def __init__(self, directory: Path, *, name: str = "n1", config: str = "", cluster: str = "") -> None:
+    def __init__(self, directory: Path, *, name: str = "n1", config: str = "", cluster: str = "", accounts: int = 0) -> None:
         self.directory = directory
         self.name = name
         self.port = 0
         self.monitor_port = 0
-        self.config = config
+        self.config = config + _accounts_block(accounts)
+        self._accounts = iter(range(accounts))
         self._cluster = cluster
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -45,6 +48,10 @@ class NatsServer:
     @property
     def urls(self) -> tuple[str, ...]:
         return (self.url,)
+
+    def account_urls(self) -> tuple[str, ...]:
+        """Return the address with the user of an account that no test has used: nothing that is sent elsewhere gets there."""
+        return _as_user(self.urls, next(self._accounts))
 
     @property
     def pid(self) -> int:
@@ -148,16 +155,18 @@ class NatsServer:
 
 
 class NatsCluster:
-    """A cluster of three nodes, so that a stream can have three replicas."""
+    """A cluster of three nodes, so that a stream can have three replicas; *accounts* are as those of `NatsServer`."""
 
-    def __init__(self, directory: Path, *, nodes: int = 3, config: str = "") -> None:
+    def __init__(self, directory: Path, *, nodes: int = 3, config: str = "", accounts: int = 0) -> None:
         ports = _free_ports(nodes)
+        self._accounts = iter(range(accounts))
         routes = ", ".join(f'"nats-route://127.0.0.1:{port}"' for port in ports)
         self.nodes = [
             NatsServer(
                 directory / f"n{number}",
                 name=f"n{number}",
                 config=config,
+                accounts=accounts,
                 cluster=f'cluster {{ name: "test", listen: "127.0.0.1:{port}", routes: [{routes}] }}',
             )
             for number, port in enumerate(ports, 1)
@@ -166,6 +175,10 @@ class NatsCluster:
     @property
     def urls(self) -> tuple[str, ...]:
         return tuple(node.url for node in self.nodes)
+
+    def account_urls(self) -> tuple[str, ...]:
+        """Return the addresses of all nodes with the user of an account that no test has used."""
+        return _as_user(self.urls, next(self._accounts))
 
     def node(self, name: str) -> NatsServer:
         """Return the node whose server name is *name*."""
@@ -187,6 +200,18 @@ class NatsCluster:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _accounts_block(count: int) -> str:
+    """Return the configuration of *count* accounts with JetStream and one user each."""
+    if not count:
+        return ""
+    accounts = (f"A{n} {{ jetstream: enabled, users: [{{ user: u{n}, password: p }}] }}" for n in range(count))
+    return f"\naccounts {{ {', '.join(accounts)} }}"
+
+
+def _as_user(urls: tuple[str, ...], account: int) -> tuple[str, ...]:
+    return tuple(url.replace("://", f"://u{account}:p@") for url in urls)
 
 
 def _free_ports(count: int) -> list[int]:

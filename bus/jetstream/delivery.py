@@ -61,14 +61,14 @@ class Delivery:
     async def ack(self) -> None:
         if not self.is_answered:
             self.is_answered = True
-            self.owner.settled(self, is_late=self._is_late())
+            self.owner.settled(self, is_late=self.is_late())
             self.confirm()
 
     async def nak(self, delay_seconds: float, *, error: str = "failed", detail: str = "") -> None:
         if self.is_answered:
             return
         self.is_answered = True
-        if self._is_late():
+        if self.is_late():
             self.owner.release(self)
         elif self.tries >= self.owner.max_tries:
             self.owner.dead_letter(self, error, detail)
@@ -80,13 +80,13 @@ class Delivery:
         if self.is_answered:
             return
         self.is_answered = True
-        if self._is_late():
+        if self.is_late():
             self.owner.release(self)
         else:
             self.owner.dead_letter(self, error, detail)
 
     async def in_progress(self) -> None:
-        if not self.is_answered and not self._is_late():
+        if not self.is_answered and not self.is_late():
             self.extend()
 
     def confirm(self) -> None:
@@ -121,7 +121,8 @@ class Delivery:
         """Send the term: the server never delivers the message to this consumer again."""
         self.owner.send(self._ack_subject, b"+TERM")
 
-    def _is_late(self) -> bool:
+    def is_late(self) -> bool:
+        """Tell whether ``ack_wait`` is over, or nearly: then no nak, term or in-progress may be sent."""
         # The server would take a nak or a term for one of a later delivery. It counts from when it has sent the message,
         # so this side stops a little earlier. The message of an answer that is dropped here is redelivered anyhow.
         return self.owner.now() >= self.overdue_at - self.owner.ack_wait_seconds / 50

@@ -274,12 +274,13 @@ class PullConsumer:
             if not delivery.is_answered and delivery.tries < self.max_tries:
                 delivery.is_answered = True
                 del self.in_hand[delivery.sequence]
-                delivery.requeue()
+                if not delivery.is_late():
+                    delivery.requeue()
 
     def return_buffered(self) -> None:
         """Return to the server what has arrived and is not fetched, for redelivery at once."""
         for delivery in self.ready.values():
-            if delivery.tries < self.max_tries:
+            if delivery.tries < self.max_tries and not delivery.is_late():
                 delivery.requeue()
         self.ready.clear()
 

@@ -1,9 +1,9 @@
 """
 The contract suite: what every bus adapter promises.
 
-An adapter's test file provides a fixture ``harness`` (see `tests.bus.features.Harness`) and a class that inherits
-`BusContract`. Times are fractions and multiples of the harness's ``ack_wait``, so that one suite runs on a virtual clock
-and against a real server.
+An adapter's test file provides a fixture ``harness`` (see `tests.bus.features.Harness`), whose parameter, if it has one,
+is a dict of the harness's arguments, and a class that inherits `BusContract`. Times are fractions and multiples of the
+harness's ``ack_wait``, so that one suite runs on a virtual clock and against a real server.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from tests.bus.features import Harness
 CREATED = "orders.created.v1"
 EXPRESS = "orders.created.v1.express"
 RESERVED = "inventory.reserved.v1"
+
+unhurried = pytest.mark.parametrize("harness", [{"ack_wait_seconds": 20.0}], ids=["long ack_wait"], indirect=True)
+"""For a test of what happens at once: it must not happen because ``ack_wait`` is over, however slow the machine is."""
 
 _ordinals = itertools.count(1)
 
@@ -335,6 +338,7 @@ class BusContract:
         received |= {each.message.id.encode() for each in await take(harness, last, left)} if left else set()
         assert received == {each.encode() for each in sent}
 
+    @unhurried
     async def test_a_member_that_closes_returns_its_messages_at_once(self, harness: Harness) -> None:
         """What it had in hand is redelivered to another member before ``ack_wait`` is over."""
         first = await harness.bus.subscribe("inventory", [CREATED])
@@ -722,6 +726,7 @@ class BusContract:
             received += await ack_all([await take_one(harness, member, 4 * unit)])
         assert received == [b"1", b"2", b"0"]
 
+    @unhurried
     async def test_fetch_never_waits_for_a_second_message(self, harness: Harness) -> None:
         """It returns at once what is ready, even if that is less than the limit; and never more than the limit."""
         member = await harness.bus.subscribe("inventory", [CREATED])
@@ -803,6 +808,7 @@ class BusContract:
         assert harness.monotonic() - began <= harness.ack_wait_seconds + harness.late_seconds
         assert await harness.run(paused) == []
 
+    @unhurried
     async def test_resume_wakes_a_waiting_fetch(self, harness: Harness) -> None:
         """A fetch that waits during a pause returns with messages soon after resume."""
         member = await harness.bus.subscribe("inventory", [CREATED])
@@ -849,6 +855,7 @@ class BusContract:
 
     # Closing
 
+    @unhurried
     async def test_closing_the_bus_ends_every_fetch(self, harness: Harness) -> None:
         """A waiting fetch returns an empty list at once, and so does a later one."""
         members = [await harness.bus.subscribe(name, [CREATED]) for name in ("inventory", "inventory", "orders")]
@@ -860,6 +867,7 @@ class BusContract:
         assert await harness.run(members[0].fetch(1, harness.ack_wait_seconds)) == []
         assert harness.monotonic() - began < harness.ack_wait_seconds / 2 + harness.lag_seconds
 
+    @unhurried
     async def test_closing_a_member_ends_its_fetch(self, harness: Harness) -> None:
         """Only the fetch of this member ends; another member continues to wait."""
         leaving = await harness.bus.subscribe("inventory", [CREATED])
@@ -885,6 +893,7 @@ class BusContract:
         await member.close()
         assert not harness.bus.is_connected
 
+    @unhurried
     async def test_closing_during_work_is_safe(self, harness: Harness) -> None:
         """When the bus is closed several times while members work, all of them end and none raises."""
         members = [await harness.bus.subscribe("inventory", [CREATED]) for _ in range(5)]
@@ -905,6 +914,7 @@ class BusContract:
         assert harness.monotonic() - began < harness.ack_wait_seconds / 2 + harness.lag_seconds
         assert len(received) == len(set(received))
 
+    @unhurried
     async def test_closing_waits_for_messages_in_hand(self, harness: Harness) -> None:
         """Close waits for answers, accepts them, and ends with the last one."""
         member = await harness.bus.subscribe("inventory", [CREATED])
@@ -959,6 +969,7 @@ class BusContract:
         await harness.pass_time(2 * harness.ack_wait_seconds)
         assert await harness.dead_letters(0) == []
 
+    @unhurried
     async def test_a_publish_to_a_closing_bus_is_rejected(self, harness: Harness) -> None:
         """The future raises `BusClosed`, from the moment the bus starts to close."""
         member = await harness.bus.subscribe("inventory", [CREATED])

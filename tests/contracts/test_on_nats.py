@@ -35,7 +35,7 @@ V1, V2 = "orders.created.v1", "orders.created.v2"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    with NatsServer(tmp_path_factory.mktemp("nats")) as server:
+    with NatsServer(tmp_path_factory.mktemp("nats"), accounts=10) as server:
         yield server
 
 
@@ -80,7 +80,7 @@ class Fleet:
 
 @asynccontextmanager
 async def fleet_at(path: Path, server: NatsServer) -> AsyncIterator[Fleet]:
-    async with JetStreamHarness.on(server.urls, ack_wait_seconds=5.0) as on_nats, harness_at(path / "test.db") as harness:
+    async with JetStreamHarness.on(server.account_urls(), ack_wait_seconds=5.0) as on_nats, harness_at(path / "test.db") as harness:
         fleet = Fleet(harness, on_nats, {})
         await harness.submit("inventory", product(1000))
         try:

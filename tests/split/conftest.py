@@ -34,6 +34,9 @@ def broker(tmp_path: Path) -> Iterator[NatsServer]:
 def build(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Build]:
     """Return a function that makes systems; their processes are killed at the end of the test."""
     built: list[System] = []
+    for name in {"broker", "cluster"} & set(request.fixturenames):
+        # It is to end after the systems: another server may get its port, and they would reconnect to that.
+        request.getfixturevalue(name)
 
     def make(nats_urls: tuple[str, ...] = (), **options: Any) -> System:
         urls = nats_urls or request.getfixturevalue("broker").urls

@@ -14,7 +14,7 @@ import nats
 from attrs import define, field
 from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
-from nats.js.errors import NotFoundError, ServerError, ServiceUnavailableError
+from nats.js.errors import ServerError, ServiceUnavailableError
 
 from app.clock import SystemClock
 from bus.errors import PublishRetryable
@@ -54,25 +54,24 @@ async def publish_all(bus: Bus, messages: list[Message]) -> None:
         await asyncio.sleep(0.05)
 
 
-async def recreate(js: JetStreamContext, streams: Sequence[StreamConfig]) -> None:
-    """
-    Delete all existing streams, and create *streams*.
-
-    Retries while the server elects a leader, or on a slow disk has not finished the deletion.
-    """
+async def create(js: JetStreamContext, streams: Sequence[StreamConfig]) -> None:
+    """Create *streams*, again and again while the server elects a leader."""
     deadline = time.monotonic() + 60
     while True:
         try:
-            for info in await js.streams_info():
-                assert info.config.name is not None
-                with suppress(NotFoundError):
-                    await js.delete_stream(info.config.name)
             await ensure(js, streams)
             return
         except (nats.errors.TimeoutError, ServiceUnavailableError, ServerError):
             if time.monotonic() > deadline:
                 raise
             await asyncio.sleep(_POLL_SECONDS)
+
+
+async def delete_all(js: JetStreamContext) -> None:
+    """Delete all streams, so that the server need not keep them until its end; it may have none, or be down."""
+    with suppress(nats.errors.Error):
+        for info in await js.streams_info():
+            await js.delete_stream(str(info.config.name))
 
 
 @define(kw_only=True)
@@ -100,25 +99,36 @@ class JetStreamHarness:
     @classmethod
     @asynccontextmanager
     async def on(cls, urls: Sequence[str], **options: Any) -> AsyncIterator[Self]:
-        """Recreate the streams and connect; at the end close every bus of this harness, and check that no task is left."""
+        """
+        Create the streams and connect; at the end close every bus of this harness, and check that no task is left.
+
+        *urls* lead to a server, or an account of one, that no other test uses: what an earlier test has sent may arrive
+        late, even after its streams are deleted.
+        """
         harness = cls(urls=tuple(urls), **options)
-        client = await nats.connect(list(urls))
         plan = Topology.of(MODULES, {})
-        try:
-            await recreate(
-                client.jetstream(timeout=5),
-                [stream_config(each, replicas=harness.replicas, dedup_seconds=harness.dedup_seconds) for each in plan.streams],
-            )
-        finally:
-            await client.close()
+        streams = [stream_config(each, replicas=harness.replicas, dedup_seconds=harness.dedup_seconds) for each in plan.streams]
+        await harness.administer(lambda js: create(js, streams))
         harness.bus = await harness.another()
         background = [asyncio.create_task(harness.recovery().run()), asyncio.create_task(harness.measure_lag())]
-        yield harness
-        await cancel_tasks(background)
-        for bus in harness.buses:
-            await harness.run(bus.close(0))
+        try:
+            yield harness
+        finally:
+            await cancel_tasks(background)
+            for bus in harness.buses:
+                await harness.run(bus.close(0))
+        if harness.replicas > 1:  # each of their streams and consumers keeps the nodes of a cluster busy
+            await harness.administer(delete_all)
         await asyncio.sleep(0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    async def administer(self, work: Callable[[JetStreamContext], Awaitable[None]]) -> None:
+        """Do *work* with a client of its own."""
+        client = await nats.connect(list(self.urls))
+        try:
+            await work(client.jetstream(timeout=5))
+        finally:
+            await client.close()
 
     async def another(self, **options: Any) -> JetStreamBus:
         """Return one more bus on the same servers, connected, as another process would have it."""

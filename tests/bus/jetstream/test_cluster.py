@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
-    with NatsCluster(tmp_path_factory.mktemp("cluster")) as cluster:
+    with NatsCluster(tmp_path_factory.mktemp("cluster"), accounts=150) as cluster:
         yield cluster
 
 
@@ -31,16 +31,17 @@ That things happen promptly is tested on one node; here it is tested that they h
 
 
 @pytest.fixture
-async def harness(cluster: NatsCluster) -> AsyncIterator[JetStreamHarness]:
-    """A bus on empty streams of three replicas each."""
-    async with JetStreamHarness.on(cluster.urls, replicas=3, lag_seconds=CLUSTER_LAG_SECONDS) as harness:
+async def harness(cluster: NatsCluster, request: pytest.FixtureRequest) -> AsyncIterator[JetStreamHarness]:
+    """A bus on streams of three replicas each, in an account of its own."""
+    options = getattr(request, "param", {})
+    async with JetStreamHarness.on(cluster.account_urls(), replicas=3, lag_seconds=CLUSTER_LAG_SECONDS, **options) as harness:
         yield harness
 
 
 @pytest.fixture
 async def lasting(cluster: NatsCluster) -> AsyncIterator[JetStreamHarness]:
     """The same, with streams that remember ids for as long as in production."""
-    async with JetStreamHarness.on(cluster.urls, replicas=3, dedup_seconds=120.0) as harness:
+    async with JetStreamHarness.on(cluster.account_urls(), replicas=3, dedup_seconds=120.0) as harness:
         yield harness
 
 

@@ -13,14 +13,14 @@ from tests.nats import NatsServer
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    with NatsServer(tmp_path_factory.mktemp("nats")) as server:
+    with NatsServer(tmp_path_factory.mktemp("nats"), accounts=150) as server:
         yield server
 
 
 @pytest.fixture
-async def harness(server: NatsServer) -> AsyncIterator[JetStreamHarness]:
-    """A bus on empty streams; at the end of the test it must have no task left."""
-    async with JetStreamHarness.on(server.urls) as harness:
+async def harness(server: NatsServer, request: pytest.FixtureRequest) -> AsyncIterator[JetStreamHarness]:
+    """A bus in an account of its own; at the end of the test it must have no task left."""
+    async with JetStreamHarness.on(server.account_urls(), **getattr(request, "param", {})) as harness:
         yield harness
 
 

@@ -433,6 +433,25 @@ async def test_a_process_that_closes_returns_its_messages_at_once(server: NatsSe
         assert time.monotonic() - began < 5
 
 
+async def test_a_member_that_closes_late_returns_nothing(server: NatsServer) -> None:
+    """
+    What is overdue is redelivered already: a nak now would be taken for one of the later delivery, and cost a try more.
+    """
+    async with JetStreamHarness.on(server.urls, ack_wait_seconds=2.0) as harness:
+        closing = await harness.another()
+        member = await closing.subscribe("inventory", [CREATED])
+        await publish_all(harness.bus, [message()])
+        await take_one(harness, member)
+        remaining = await harness.bus.subscribe("inventory", [CREATED])
+        waiting = asyncio.create_task(remaining.fetch(1, 10.0))
+        await harness.rest()
+        time.sleep(2.1)  # noqa: ASYNC251  # the loop is busy: no tick notices what is overdue
+        await member.close()
+        [delivery] = await waiting
+        assert delivery.tries == 2
+        await expect_nothing(harness, remaining, for_seconds=0.3)
+
+
 async def test_an_idle_consumer_closes_at_once(harness: JetStreamHarness) -> None:
     """An empty fetch does not delay the close; the client's own drain would wait for half a minute."""
     bus = await harness.another()

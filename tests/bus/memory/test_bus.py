@@ -82,9 +82,9 @@ class MemoryHarness:
 
 
 @pytest.fixture
-async def harness() -> AsyncIterator[MemoryHarness]:
+async def harness(request: pytest.FixtureRequest) -> AsyncIterator[MemoryHarness]:
     """A memory bus; at the end of the test it must have no task left."""
-    harness = MemoryHarness()
+    harness = MemoryHarness(**getattr(request, "param", {}))
     yield harness
     await harness.run(harness.bus.close(0))
     assert asyncio.all_tasks() == {asyncio.current_task()}
