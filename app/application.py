@@ -14,11 +14,11 @@ from loguru import logger
 
 from app.bootstrap import build_parts, build_web
 from app.messaging.consumers import subscriptions
-from app.storage.databases import ModuleClaimed
+from app.storage.databases import DatabaseUnreachable, ModuleClaimed
 from app.storage.errors import StorageUnavailable
 from app.storage.sql.dialect import ExclusiveAccess
 from app.web import Authenticator
-from app.web.endpoints.health import BUS, OK, TOPOLOGY
+from app.web.endpoints.health import BUS, CLOCK, OK, TOPOLOGY
 from bus.errors import BrokerUnreachable
 from bus.port import Clock
 from bus.tasks import cancel_tasks
@@ -85,6 +85,7 @@ class Application:
         try:
             await self._claim()
             await _in_thread(self.parts.storage.require_tables)  # a migration of a large file takes long
+            await self._start_clock()
             return await self._start()
         except BaseException:
             await self.stop()
@@ -105,6 +106,18 @@ class Application:
                     raise
             await self.parts.clock.sleep(CLAIM_RETRY_SECONDS)
 
+    async def _start_clock(self) -> None:
+        """
+        Look for a jump of the clock before any timer is looked for.
+
+        Raises:
+            DatabaseUnreachable: A database went out of reach since its tables were checked.
+        """
+        try:
+            await self.parts.clock_watch.start()
+        except StorageUnavailable as error:
+            raise DatabaseUnreachable(f"a database cannot be used: {error.detail}") from error
+
     async def _start(self) -> str:
         parts = self.parts
         consumers = parts.consumers()
@@ -117,6 +130,7 @@ class Application:
             self._run(runner.run(), f"runner of {name}")
             self._run(parts.runtime.relays[name].run(), f"relay of {name}")
         self._run(self._flush(), "flush")
+        self._run(parts.clock_watch.run(), "clock watch")
         await self._web.setup()
         site = web.TCPSite(self._web, self.settings.http_host, self.settings.http_port, backlog=1024)
         try:
@@ -170,6 +184,8 @@ class Application:
         found = {BUS: OK if bus.is_connected else "unavailable"}
         if bus.problems:
             found[TOPOLOGY] = "; ".join(bus.problems)
+        if problem := self.parts.clock_watch.problem:
+            found[CLOCK] = problem
         for name, store in self.parts.storage.stores.items():
             try:
                 await store.database.check()

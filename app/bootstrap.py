@@ -47,6 +47,7 @@ from app.runtime.batch import BatchProcessor
 from app.runtime.engine import TransactionEngine
 from app.runtime.local_routing import LocalRoutes
 from app.runtime.runner import CommitListener, ModuleRunner
+from app.storage.clock_watch import ClockWatch, build_clock_watch
 from app.storage.databases import Storage, open_databases
 from app.storage.migrations import head
 from app.storage.module_store import ModuleStore
@@ -167,7 +168,7 @@ def build_runtime(
     metrics: Metrics,
 ) -> Runtime:
     """Return a runner and a relay for each of *modules*; with the bus in memory and one database they deliver locally."""
-    relays = {name: OutboxRelay(store, bus.bus, clock, metrics) for name, store in storage.stores.items()}
+    relays = {name: OutboxRelay(store, bus.bus, bus.dead_letters, clock, metrics) for name, store in storage.stores.items()}
     runners = build_runners(
         *(modules, storage.stores, contracts, relays, clock, metrics),
         delivers_locally=settings.bus == "memory" and len(storage.databases) == 1,
@@ -267,6 +268,7 @@ class Parts:
     dead_letters: DeadLetterStore
     bus: BusRuntime
     runtime: Runtime
+    clock_watch: ClockWatch
     gateways: Mapping[str, GatewayParts]
     """By the name of the module that uses it."""
 
@@ -314,7 +316,12 @@ def build_parts(settings: Settings, clock: Clock | None = None) -> Parts:
         for worker in module.workers:
             if module.name not in gateways or worker not in gateways[module.name].workers:
                 raise ModuleError(f"{module.name}: nothing runs the worker {worker}; GATEWAYS in app/bootstrap.py has to")
-    return Parts(settings, clock, metrics, modules, contracts, storage, dead_letters, bus, runtime, gateways)
+    return Parts(
+        settings, clock, metrics, modules, contracts, storage, dead_letters, bus, runtime,
+        build_clock_watch(
+            storage.stores, [relay.hold_purge for relay in runtime.relays.values()], clock, metrics, settings.clock_jump_s
+        ), gateways,
+    )  # fmt: skip
 
 
 def build_web(parts: Parts, health: Health, authenticator: Authenticator) -> Runner:

@@ -18,6 +18,16 @@ class SystemClock:
 
     def __init__(self) -> None:
         self._started = datetime.now(UTC) - timedelta(seconds=time.monotonic())
+        self._adjustment = timedelta(0)
+
+    def adjust(self, by: timedelta) -> None:
+        """Go *by* so much ahead of the machine's clock, or behind it; call it before anything has asked for the time."""
+        self._started += by
+        self._adjustment += by
+
+    def step(self) -> timedelta:
+        """Return by how much the machine's clock has been set since the start, ahead or back; near zero if it was not."""
+        return datetime.now(UTC) + self._adjustment - self.now()
 
     def now(self) -> datetime:
         return self._started + timedelta(seconds=time.monotonic())

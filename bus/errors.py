@@ -8,6 +8,7 @@ __all__ = [
     "BusError",
     "ContractError",
     "Invalid",
+    "PublishRefused",
     "PublishRetryable",
     "Rejected",
     "SchemaViolation",
@@ -28,6 +29,12 @@ class PublishRetryable(BusError):
     """The bus cannot accept the message now; the same call may succeed later."""
 
     code = "bus_unavailable"
+
+
+class PublishRefused(BusError):
+    """The bus never accepts this message because of what it is: too large, or malformed. It accepts other messages."""
+
+    code = "not_publishable"
 
 
 class BusClosed(BusError):

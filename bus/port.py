@@ -221,6 +221,8 @@ class Bus(Protocol):
         Raises (through the future):
             PublishRetryable: The bus cannot accept it now, and may or may not have done so: publish it again under the
                 same id.
+            PublishRefused: The bus never accepts it, because of its size, its subject or its headers. The caller must not
+                publish it again; other messages are not affected.
             BusClosed: The bus is closed.
         """
 

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 __all__ = [
     "EXPRESS",
+    "OUTBOX",
     "UNROUTABLE",
     "Event",
     "event",
     "is_express",
+    "is_unpublished",
     "is_unroutable",
     "module_of",
     "original_subject",
@@ -44,6 +46,9 @@ EXPRESS = ".express"
 
 UNROUTABLE = "-strays"
 """Suffix, after the module's name, of the consumer that dead-letters the messages without a subscriber."""
+
+OUTBOX = "-outbox"
+"""Suffix, after the module's name, of the consumer in the dead letters about messages that the bus never accepts."""
 
 _REPLAY = ".replay."
 _SUBJECT = re.compile(r"[a-z][a-z_]*\.[a-z][a-z_]*\.v[1-9][0-9]*")
@@ -87,6 +92,11 @@ def module_of(consumer: str) -> str:
 def is_unroutable(consumer: str) -> bool:
     """Return whether the dead letters of *consumer* are messages without a subscriber."""
     return consumer.endswith(UNROUTABLE)
+
+
+def is_unpublished(consumer: str) -> bool:
+    """Return whether the dead letters of *consumer* are messages that the bus has never accepted."""
+    return consumer.endswith(OUTBOX)
 
 
 def replay_subject(consumer: str, subject: str) -> str:

@@ -199,6 +199,12 @@ class Settings:
         900.0,
         "An order that is not final after so many seconds is cancelled (timed_out).",
     )
+    clock_jump_s: float = _variable(
+        values.number(10, _SECONDS_MAX),
+        600.0,
+        "When the clock differs from the last heartbeat by more seconds than this at a start, timers keep the time that"
+        " they had left, and readiness is degraded.",
+    )
     shutdown_grace_s: float = _variable(
         values.number(0, _SECONDS_MAX, positive=True), 20.0, "After SIGTERM, finish and exit within so many seconds."
     )

@@ -14,6 +14,7 @@ from uuid_utils import uuid7
 
 from app.application import Application
 from app.clock import SystemClock
+from app.storage.tables import DUE_NOW
 from bus.errors import BrokerUnreachable
 from config.environment import load
 from modules.orders.events import CancelRequested
@@ -68,7 +69,7 @@ async def test_modules_on_one_file_deliver_locally(tmp_path: Path, express: bool
     database = application.parts.storage.stores["orders"].database
 
     async def said(module: str) -> list[str]:
-        sql = f"SELECT subject FROM {module}_outbox WHERE due_at = occurred_at"
+        sql = f"SELECT subject FROM {module}_outbox WHERE due_at = '{DUE_NOW}'"
         return [row[0] for row in await database.read(lambda c: c.exec_driver_sql(sql).all())]
 
     assert [await said("orders"), await said("inventory")] == [[], []]

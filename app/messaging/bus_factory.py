@@ -22,12 +22,14 @@ from modules.module import Module
 
 @frozen
 class BusRuntime:
-    """A *bus*; what has to *run* while it is used; how often its connection was lost and found; and who listens there."""
+    """A *bus*; what has to *run* while it is used; how often its connection was lost and found; its consumers."""
 
     bus: Bus
     run: Callable[[], Coroutine[Any, Any, None]]
     reconnects: Callable[[], float]
     directory: ConsumerDirectory
+    dead_letters: DeadLetters
+    """The store of dead letters, which also publishes them where the bus has a stream for them."""
 
 
 def build_bus(
@@ -40,7 +42,7 @@ def build_bus(
     """
     if settings.bus == "memory":
         memory = MemoryBus(clock, dead_letters)
-        return BusRuntime(memory, _nothing, lambda: 0.0, MemoryConsumerDirectory(memory))
+        return BusRuntime(memory, _nothing, lambda: 0.0, MemoryConsumerDirectory(memory), dead_letters)
     return _nats(settings, modules, contracts, clock, dead_letters)
 
 
@@ -94,7 +96,7 @@ def _nats(
 
     # A NATS user may have permissions for its own modules only; the server does not answer requests about other streams.
     listeners = JetStreamConsumerDirectory(bus.js, map(stream_name, subjects_of(modules, contracts)))
-    return BusRuntime(bus, connect_and_scan, lambda: float(bus.reconnects), listeners)
+    return BusRuntime(bus, connect_and_scan, lambda: float(bus.reconnects), listeners, published)
 
 
 async def _nothing() -> None:

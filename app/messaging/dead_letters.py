@@ -23,12 +23,13 @@ from uuid_utils import uuid7
 from app.messaging.cloudevents import event_id_and_trace
 from app.storage.module_store import ModuleStore
 from app.storage.state_rows import to_db_timestamp
-from app.storage.tables import OutboxMessage, message_tables
+from app.storage.tables import DUE_NOW, OutboxMessage, message_tables
 from app.telemetry.metrics import Metrics
+from bus.contracts.versions import VERSIONS
 from bus.errors import Invalid, Rejected, UnknownSubject, Unreadable
 from bus.ids import derived_id
 from bus.port import Clock, DeadLetter, Message
-from bus.subjects import is_unroutable, module_of, original_subject, replay_subject
+from bus.subjects import is_unpublished, is_unroutable, module_of, original_subject, replay_subject
 
 Conditions = list[ColumnElement[bool]]
 Ids = list[str]
@@ -188,7 +189,10 @@ def _rows_changed(statement: Delete, connection: Connection) -> int:
 
 
 def _id(dead_letter: DeadLetter) -> str:
-    return derived_id(event_id_and_trace(dead_letter.message)[0], dead_letter.consumer)
+    # Each version that was never published is a dead letter of its own: other consumers may need that version.
+    is_message = is_unpublished(dead_letter.consumer)
+    id = dead_letter.message.id if is_message else event_id_and_trace(dead_letter.message)[0]
+    return derived_id(id, dead_letter.consumer)
 
 
 def _matching(table: Table, **filters: str | None) -> Conditions:
@@ -259,13 +263,14 @@ def _aware(at: datetime) -> datetime:
 def _outbox_message(dead_letter: DeadLetter, now: datetime) -> OutboxMessage:
     """Return a new message that carries the old event to the consumer that gave up on it."""
     message, consumer = dead_letter.message, dead_letter.consumer
+    is_published_anew = is_unpublished(consumer)
     headers = message.headers
     event_id, trace = event_id_and_trace(message)
     return OutboxMessage(
         id=str(uuid7()),
         event_id=event_id,
         # An unroutable message had no consumer; it is published again under its own subject, for consumers that know it now.
-        subject=message.subject if is_unroutable(consumer) else replay_subject(consumer, message.subject),
+        subject=message.subject if is_unroutable(consumer) or is_published_anew else replay_subject(consumer, message.subject),
         key=message.key[:64],
         body=message.body,
         timer=None,
@@ -273,7 +278,8 @@ def _outbox_message(dead_letter: DeadLetter, now: datetime) -> OutboxMessage:
         causation_id=_stored(headers.get("ce-causationid") or event_id),
         traceparent=trace.traceparent,
         occurred_at=_occurred_at(headers.get("ce-time"), now),
-        due_at=to_db_timestamp(now),
+        due_at=DUE_NOW,
+        versions=headers.get(VERSIONS) if is_published_anew else None,
     )
 
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 __all__ = ["OutboxRelay"]
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence, Set
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 
 from loguru import logger
@@ -22,13 +22,14 @@ from sqlalchemy import Connection
 
 from app.messaging.cloudevents import to_message
 from app.storage.errors import StorageUnavailable
-from app.storage.module_store import ModuleStore
+from app.storage.heartbeat import BEAT_SECONDS
+from app.storage.module_store import INBOX_RETENTION, ModuleStore
 from app.storage.sql.database import RUN_LAST
 from app.storage.tables import OutboxMessage
 from app.telemetry.metrics import Metrics
-from bus.errors import BusError
-from bus.port import Bus, Clock
-from bus.subjects import is_express, original_subject
+from bus.errors import BusError, PublishRefused
+from bus.port import Bus, Clock, DeadLetter, DeadLetters
+from bus.subjects import OUTBOX, is_express, original_subject
 
 IN_FLIGHT_MAX = 8_192
 """Messages that may be in flight at once; the others wait in the table."""
@@ -39,6 +40,12 @@ EXPRESS_IN_FLIGHT_MAX = 1_024
 SCAN_MAX = 1_024
 """Rows that one scan returns."""
 
+REFUSED_MAX = 64
+"""Rows that the bus refuses and that one step makes dead letters of."""
+
+ERRORS_MAX = 16
+"""Unforeseen errors that are remembered, so that each is logged once."""
+
 MARK_SECONDS = 0.05
 SCAN_SECONDS = 1.0
 PURGE_SECONDS = 10.0
@@ -47,14 +54,18 @@ PURGE_SECONDS = 10.0
 class OutboxRelay:
     """Publish one module's outbox."""
 
-    def __init__(self, store: ModuleStore, bus: Bus, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, store: ModuleStore, bus: Bus, dead_letters: DeadLetters, clock: Clock, metrics: Metrics) -> None:
+        """Publish the outbox in *store* to *bus*; a row that the bus never accepts goes to *dead_letters*."""
         self._store = store
         self._bus = bus
+        self._dead_letters = dead_letters
+        self._refused: deque[tuple[OutboxMessage, str, str]] = deque()
+        self._told_errors: set[str] = set()
         self._clock = clock
         self._in_flight: dict[str, OutboxMessage] = {}
         self._sent: list[str] = []
         self._left_in_table = 0
-        self._scan_at = 0.0
+        self._scan_at = self._beat_at = 0.0
         self._purge_at = clock.monotonic() + PURGE_SECONDS
         self._has_scanned = False
         self._is_stopped = False
@@ -92,8 +103,14 @@ class OutboxRelay:
                 self._store.database.defer(partial(self._mark, sent))
         except StorageUnavailable:
             self._sent = sent + self._sent  # marked in a later step; publishing again would be harmless but wasteful
+        if self._refused:
+            await self._put_aside()
         if now >= self._purge_at:
             await self._purge(now)
+
+    def hold_purge(self) -> None:
+        """Delete nothing until the retention has passed on the monotonic clock: the wall clock may have jumped ahead."""
+        self._purge_at = self._clock.monotonic() + INBOX_RETENTION.total_seconds()
 
     async def run(self) -> None:
         """Publish until cancelled or stopped."""
@@ -117,21 +134,48 @@ class OutboxRelay:
             self._left_in_table += 1
             return
         self._in_flight[row.id] = row
-        self._bus.publish(to_message(row)).add_done_callback(partial(self._on_published, row))
+        try:
+            self._bus.publish(to_message(row)).add_done_callback(partial(self._on_published, row))
+        except ValueError as error:  # a text of the row that cannot be written as a header
+            self._refused.append((row, PublishRefused.code, repr(error)))
 
     def _on_published(self, row: OutboxMessage, published: asyncio.Future[None]) -> None:
+        error = None if published.cancelled() else published.exception()
+        if isinstance(error, PublishRefused):
+            self._refused.append((row, error.code, str(error)))  # it stays in flight, so that no scan publishes it again
+            return
         del self._in_flight[row.id]
         if published.cancelled():
             self._left_in_table += 1
             return
-        error = published.exception()
         if error is None:
             self._published.labels(original_subject(row.subject)).inc()
             self._sent.append(row.id)
             return
         self._left_in_table += 1  # a later scan finds the row
-        if not isinstance(error, BusError):
+        if not isinstance(error, BusError) and repr(error) not in self._told_errors:
+            self._told_errors = {*list(self._told_errors)[:ERRORS_MAX], repr(error)}
             logger.error("publishing failed", subject=row.subject, event_id=row.event_id, error=repr(error))
+
+    async def _put_aside(self) -> None:
+        """Make dead letters of some of the rows that the bus never accepts, and remove the rows."""
+        rows = [self._refused.popleft() for _ in range(min(len(self._refused), REFUSED_MAX))]
+        ends = await asyncio.gather(*(self._add_dead_letter(*row) for row in rows), return_exceptions=True)
+        stored = [row.id for (row, *_), end in zip(rows, ends, strict=True) if end is None]
+        try:
+            await self._store.database.write(lambda connection: self._store.remove(connection, stored))
+        except StorageUnavailable:
+            stored = []
+        for each in rows:
+            if each[0].id in stored:
+                self._in_flight.pop(each[0].id, None)
+            else:
+                self._refused.append(each)
+
+    async def _add_dead_letter(self, row: OutboxMessage, error: str, detail: str) -> None:
+        consumer, now = f"{self._store.module.name}{OUTBOX}", self._clock.now()
+        occurred_at = datetime.fromisoformat(row.occurred_at)
+        await self._dead_letters.add(DeadLetter.of(to_message(row), consumer, error, detail, 1, occurred_at, now))
 
     def _mark(self, sent: list[str], connection: Connection) -> None:
         self._store.mark_sent(connection, sent, self._clock.now())
@@ -149,6 +193,9 @@ class OutboxRelay:
         count = self._store.count_due(connection, now)
         # While this process has no connection to the bus, another replica may lead; rows of this process wait in memory.
         is_leader = self._store.acquire_leadership(connection, self._bus.is_connected)
+        if is_leader and self._clock.monotonic() >= self._beat_at:
+            self._beat_at = self._clock.monotonic() + BEAT_SECONDS
+            self._store.heartbeat.beat(connection, now)
         handover_delay = self._store.handover_delay(timedelta(seconds=SCAN_SECONDS if self._has_scanned else 0))
         is_to_send = count > 0 and is_leader and self._bus.is_connected
         rows = self._store.fetch_due(connection, now, SCAN_MAX, handover_delay, in_flight) if is_to_send else []

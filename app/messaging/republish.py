@@ -15,13 +15,14 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from loguru import logger
 from sqlalchemy import Column, Connection, DateTime, MetaData, String, Table, func, select, type_coerce
 
 from app.messaging.cloudevents import to_message
 from app.storage.module_store import ModuleStore
 from app.storage.state_rows import to_db_timestamp
 from app.storage.tables import OutboxMessage, message_tables
-from bus.errors import PublishRetryable
+from bus.errors import PublishRefused, PublishRetryable
 from bus.port import Bus, Clock
 
 PAGE = 500
@@ -70,6 +71,9 @@ async def republish(
             try:
                 await bus.publish(to_message(outbox_message))
                 break
+            except PublishRefused as error:
+                logger.error("the bus refuses an event that it once accepted", event_id=outbox_message.event_id, detail=str(error))
+                return
             except PublishRetryable as error:
                 if clock.monotonic() - accepted_at > patience_seconds:
                     raise PublishStalled(f"the bus accepted nothing for {patience_seconds:g} s: {error}") from None

@@ -22,7 +22,7 @@ from app.runtime.unit_of_work import UnitOfWork
 from app.runtime.work import DeferredToNewerVersion, ItemResult, OutgoingEvent, WorkItem
 from app.storage.module_store import ModuleStore, ProcessedIds, time_ordered_id_range
 from app.storage.state_rows import to_db_timestamp
-from app.storage.tables import InboxEntry, OutboxMessage
+from app.storage.tables import DUE_NOW, InboxEntry, OutboxMessage
 from bus.contracts.registry import ContractRegistry
 from modules.module import CancelTimer, Decision, DecisionOutcome, Key, Module, Scheduled
 from modules.routes import Rejection, Response
@@ -147,10 +147,13 @@ class BatchProcessor:
         cancelled: list[str] = []
         has_scheduled = False
         for ordinal, event in enumerate(decision.events):
-            timer, due_at = None, db_now
+            timer, due_at = None, DUE_NOW
             if type(event) is Scheduled:
-                timer, due_at, event = event.timer or None, max(db_now, to_db_timestamp(event.due_at)), event.event
-                has_scheduled = has_scheduled or due_at > db_now
+                timer, due_at, event = event.timer or None, to_db_timestamp(event.due_at), event.event
+                if due_at <= db_now:
+                    due_at = DUE_NOW
+                else:
+                    has_scheduled = True
                 if timer is not None:
                     timers.append(timer)
             elif type(event) is CancelTimer:
@@ -163,7 +166,7 @@ class BatchProcessor:
             unit.cancel_timers(cancelled)
         unit.outgoing += events
         unit.timer_names.update(timers)
-        return [event for event in events if event.due_at <= db_now] if has_scheduled else events
+        return [event for event in events if event.due_at is DUE_NOW] if has_scheduled else events
 
 
 def new_keys(items: Sequence[WorkItem]) -> frozenset[str]:

@@ -12,15 +12,16 @@ from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import islice
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection, DateTime, MetaData, Table
 
+from app.storage.heartbeat import Heartbeat
 from app.storage.sql.database import Database
 from app.storage.state_cache import StateCache
 from app.storage.state_rows import StateMapper, to_db_timestamp
-from app.storage.tables import InboxEntry, OutboxMessage, message_tables
+from app.storage.tables import DUE_NOW, InboxEntry, OutboxMessage, message_tables
 from bus.ids import id_lower_bound
 from modules.module import Module
 
@@ -72,6 +73,7 @@ class ModuleStore:
         self._insert_outbox = dialect.insert(outbox, OutboxMessage._fields, "ON CONFLICT (id) DO NOTHING")
         self._prepare_relay_statements(outbox)
         self._prepare_purge_statements(inbox.name, outbox.name)
+        self.heartbeat = Heartbeat(module.name, dialect)
 
     def _prepare_relay_statements(self, table: Table) -> None:
         dialect, outbox = self._dialect, table.name
@@ -86,13 +88,17 @@ class ModuleStore:
         if dialect.skip_locked:
             sent = f"id IN (SELECT id FROM {outbox} WHERE {sent}{dialect.skip_locked})"
         self._mark_sent = dialect.by_keys(f"UPDATE {outbox} SET sent_at = ? WHERE {sent}")
+        self._remove = dialect.by_keys(f"DELETE FROM {outbox} WHERE id {{keys}} AND sent_at IS NULL")
         due = f"FROM {outbox} WHERE sent_at IS NULL AND due_at <= ?"
-        self._select_due_ids = dialect.to_driver_sql(
-            f"SELECT id {due} AND (due_at <= ? OR name IS NOT NULL) ORDER BY {outbox}.due_at LIMIT ?"
-        )
+        is_handed_over = "(occurred_at <= ? OR occurred_at > ? OR name IS NOT NULL)"
+        self._select_due_ids = dialect.to_driver_sql(f"SELECT id {due} AND {is_handed_over} ORDER BY {outbox}.due_at LIMIT ?")
         self._select_messages = dialect.by_keys(f"SELECT {columns} FROM {outbox} WHERE id {{keys}}")
         self._count_due = dialect.to_driver_sql(f"SELECT count(*) {due}")
-        self._select_oldest_due = dialect.to_driver_sql(f"SELECT {dialect.timestamp_sql('min(due_at)')} {due}")
+        # In the order of the index, rows with equal due times come about as they were written; so a few of them will do.
+        first_now = f"SELECT occurred_at AS since FROM {outbox} WHERE sent_at IS NULL AND due_at = ? ORDER BY due_at LIMIT 100"
+        first_timer = f"SELECT due_at AS since FROM {outbox} WHERE sent_at IS NULL AND due_at > ? AND due_at <= ? ORDER BY due_at LIMIT 1"
+        both = f"SELECT since FROM ({first_now}) AS n UNION ALL SELECT since FROM ({first_timer}) AS t"
+        self._select_oldest_due = dialect.to_driver_sql(f"SELECT {dialect.timestamp_sql('min(since)')} FROM ({both}) AS oldest")
 
     def _prepare_purge_statements(self, inbox: str, outbox: str) -> None:
         def delete(table: str, condition: str, order: str) -> str:
@@ -163,6 +169,10 @@ class ModuleStore:
         """Mark the messages *ids*, which the bus has durably accepted, as sent at *now*."""
         self._mark_sent.run(connection, [(id,) for id in sorted(ids)], (to_db_timestamp(now),))
 
+    def remove(self, connection: Connection, ids: Sequence[str]) -> None:
+        """Delete the messages *ids*, which the bus never accepts and which are dead letters now."""
+        self._remove.run(connection, [(id,) for id in sorted(ids)])
+
     def fetch_due(
         self,
         connection: Connection,
@@ -174,13 +184,15 @@ class ModuleStore:
         """
         Return up to *limit* messages that are due, not sent and not among *excluded_ids*, the longest due first.
 
-        A message that became due less than *handover_delay* ago is left out unless it has a timer: the process that
-        committed it publishes it.
+        A message that was committed less than *handover_delay* ago is left out unless it has a timer: the process that
+        committed it publishes it. One that was committed in the future, by another clock, is not left out.
         """
-        values = (to_db_timestamp(now), to_db_timestamp(now - handover_delay), len(excluded_ids) + limit)
+        handed_over = to_db_timestamp(now - handover_delay), to_db_timestamp(now + CLOCK_SKEW_MAX)
+        values = (to_db_timestamp(now), *handed_over, len(excluded_ids) + limit)
         due = (id for (id,) in connection.exec_driver_sql(self._select_due_ids, values) if id not in excluded_ids)
-        found = self._select_messages.run(connection, [(id,) for id in islice(due, limit)])
-        return sorted((OutboxMessage(*row) for row in found), key=attrgetter("due_at"))
+        positions = {id: position for position, id in enumerate(islice(due, limit))}
+        found = self._select_messages.run(connection, [(id,) for id in positions])
+        return sorted((OutboxMessage(*row) for row in found), key=lambda message: positions[message.id])
 
     def handover_delay(self, local_delay: timedelta) -> timedelta:
         """Return how long only the process that committed a message publishes it: *local_delay* unless the database is shared."""
@@ -201,9 +213,10 @@ class ModuleStore:
         return count
 
     def oldest_due_seconds(self, connection: Connection, now: datetime) -> float:
-        """Return for how long the oldest of them has been due; 0 if there is none."""
-        oldest = connection.exec_driver_sql(self._select_oldest_due, (to_db_timestamp(now),)).scalar_one()
-        return 0.0 if oldest is None else (now - datetime.fromisoformat(oldest)).total_seconds()
+        """Return for about how long the oldest of them has been due; 0 if there is none."""
+        values = (DUE_NOW, DUE_NOW, to_db_timestamp(now))
+        oldest = connection.exec_driver_sql(self._select_oldest_due, values).scalar_one()
+        return 0.0 if oldest is None else max(0.0, (now - datetime.fromisoformat(oldest)).total_seconds())
 
     def purge(self, connection: Connection, now: datetime) -> int:
         """

@@ -7,7 +7,7 @@ this one during an upgrade. Where Python uses another name, it is the ``key`` of
 
 from __future__ import annotations
 
-__all__ = ["InboxEntry", "OutboxMessage", "message_tables"]
+__all__ = ["DUE_NOW", "InboxEntry", "OutboxMessage", "heartbeat_table", "message_tables"]
 
 from typing import NamedTuple
 
@@ -27,13 +27,23 @@ class InboxEntry(NamedTuple):
     response: str | None
 
 
+DUE_NOW = "1970-01-01T00:00:00.000000+00:00"
+"""
+The ``due_at`` of an event that is to be published as soon as it is committed: due on every clock.
+
+Such an event has no due time. The time of its commit would not do: a clock that is set back, or is behind that of the
+replica which wrote the row, would hide the row until it has caught up.
+"""
+
+
 class OutboxMessage(NamedTuple):
     """
     A row of the outbox: an event between its commit and its publication.
 
     *id* is the message id on the bus, *event_id* the event's own id. They differ for a replayed dead letter, and for all
     but one of the messages of an event that is published in several versions. *timer* names an event that is due later,
-    so that it can be cancelled. *occurred_at* and *due_at* are texts of one length, in UTC, that sort by time.
+    so that it can be cancelled. *occurred_at* and *due_at* are texts of one length, in UTC, that sort by time; *due_at* is
+    `DUE_NOW` for an event that is not scheduled.
     """
 
     id: str
@@ -54,6 +64,16 @@ class OutboxMessage(NamedTuple):
 def message_tables(module: str, metadata: MetaData) -> tuple[Table, Table, Table]:
     """Return the inbox, the outbox and the dead letters of *module*; their column keys are the names that Python uses."""
     return _inbox(module, metadata), _outbox(module, metadata), _dead_letters(module, metadata)
+
+
+def heartbeat_table(module: str, metadata: MetaData) -> Table:
+    """Return the table with the one row that tells when *module* was last running; see `app.storage.heartbeat`."""
+    return Table(
+        f"{module}_heartbeat",
+        metadata,
+        Column("id", SmallInteger, primary_key=True, autoincrement=False),
+        Column("alive_at", DateTime(timezone=True), nullable=False),
+    )
 
 
 def _inbox(module: str, metadata: MetaData) -> Table:

@@ -56,6 +56,7 @@ class Metrics:
     """By outcome."""
     bus_connected: Gauge
     bus_reconnects: Counter
+    clock_jump_seconds: Gauge
 
     def __init__(self) -> None:
         registry = self._registry = Registry()
@@ -104,6 +105,9 @@ class Metrics:
         self.bus_connected = Gauges(registry, "bus_connected", "1 while the bus accepts messages, 0 otherwise.").labels()
         self.bus_reconnects = Counters(
             registry, "bus_reconnects_total", "Reconnections to the bus."
+        ).labels()
+        self.clock_jump_seconds = Gauges(
+            registry, "clock_jump_seconds", "By how much the timers were moved at start because the clock had jumped."
         ).labels()
 
         Counters(

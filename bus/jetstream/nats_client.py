@@ -9,7 +9,7 @@ that hangs. A fourth closes the sockets of servers that hang, and a fifth renews
 
 from __future__ import annotations
 
-__all__ = ["NatsClient"]
+__all__ = ["MessageTooLarge", "NatsClient"]
 
 import asyncio
 import re
@@ -29,6 +29,17 @@ _HEAD = b"NATS/1.0\r\n"
 _SUBJECT = re.compile(r"[^\s]+").fullmatch
 _NAMES = re.compile(r"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+\n)*").fullmatch
 _LINE_ENDS = str.maketrans({"\r": " ", "\n": " "})
+
+
+class MessageTooLarge(MaxPayloadError):
+    """The message is larger than the server allows."""
+
+    def __init__(self, size: int, size_max: int) -> None:
+        super().__init__(size, size_max)
+        self.size, self.size_max = size, size_max
+
+    def __str__(self) -> str:
+        return f"{self.size:,} bytes with its headers, and the server allows {self.size_max:,} (max_payload)"
 
 
 class NatsClient(Client):
@@ -63,10 +74,8 @@ class NatsClient(Client):
             size = len(block) + len(body)
             head = b"HPUB %s %s %d %d\r\n" % (subject.encode(), reply.encode(), len(block), size)
             command = b"".join((head, block, body, b"\r\n"))
-        if (
-            size > self.max_payload
-        ):  # the server counts the headers, and closes the connection; the client does not count them
-            raise MaxPayloadError
+        if size > self.max_payload:  # the server counts the headers, and closes the connection; the client does not count them
+            raise MessageTooLarge(size, self.max_payload)
         if not self.is_connected and size + self.pending_data_size > self._max_pending_size:
             raise OutboundBufferLimitError
         self.stats["out_msgs"] += 1

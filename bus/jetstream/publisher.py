@@ -17,18 +17,22 @@ import itertools
 import logging
 from collections.abc import Callable
 
+import nats.errors
 import orjson
 from attrs import define
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from bus.errors import BusClosed, PublishRetryable
+from bus.errors import BusClosed, PublishRefused, PublishRetryable
 from bus.jetstream.admin.topology import stream_name
 from bus.jetstream.connection import Connection
 from bus.jetstream.wire import headers_of
 from bus.port import Clock, Message
 
 _NO_RESPONDERS = "503"
+_BAD_REQUEST = 400
+_NEVER_SENT = (nats.errors.MaxPayloadError, nats.errors.BadSubjectError, nats.errors.BadHeaderError, ValueError)
+"""What the client raises for a message that no server would accept; `ValueError` is for text that cannot be encoded."""
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +61,10 @@ class PendingPublish:
 
     def fail(self, error: Exception) -> None:
         """End every future of this message with *error*, and ignore what the stream may answer later."""
+        if isinstance(error, _NEVER_SENT):
+            error = PublishRefused(f"{self.subject}: {error or type(error).__name__}")
+        elif isinstance(error, (nats.errors.Error, OSError)):
+            error = PublishRetryable(f"{self.subject}: {error or type(error).__name__}")
         self.publisher.forget(self)
         for future in (self.future, *(self.duplicate_futures or ())):
             fail_future(future, error)
@@ -158,7 +166,10 @@ class Publisher:
                 _log.info("stream %s takes messages again", stream)
                 self._on_recovered(stream)
             return
-        reason = _error_of(msg)
+        reason, is_refused = _error_of(msg)
+        if is_refused:
+            pending.fail(PublishRefused(f"{pending.subject}: {reason}"))
+            return
         self._note_failure(pending.subject, reason)
         pending.fail(PublishRetryable(f"{pending.subject}: {reason}"))
 
@@ -178,12 +189,17 @@ def fail_future(future: asyncio.Future[None], error: Exception) -> None:
         future.exception()
 
 
-def _error_of(msg: Msg) -> str:
-    """Return why a stream has not stored a message. Every such reason may pass: no leader, no quorum, no space."""
+def _error_of(msg: Msg) -> tuple[str, bool]:
+    """
+    Return why a stream has not stored a message, and whether that is so because of the message itself.
+
+    The server answers with the code 400 when the message itself is at fault: it, or its headers, are too large for the
+    stream. All other reasons may pass: no leader, no quorum, no space.
+    """
     if not msg.data:
-        return (msg.headers or {}).get("Status", "no answer")
+        return (msg.headers or {}).get("Status", "no answer"), False
     try:
         error = orjson.loads(msg.data)["error"]
-        return f"{error.get('description')} ({error.get('err_code')})"
+        return f"{error.get('description')} ({error.get('err_code')})", error.get("code") == _BAD_REQUEST
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-        return "an unreadable answer"
+        return "an unreadable answer", False

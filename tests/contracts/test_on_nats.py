@@ -51,7 +51,7 @@ class Fleet:
         """Start one more process of *module* in *release*, under *name*."""
         bus: JetStreamBus = await self.nats.another(name=name)
         store, clock, metrics = self.harness.stores[module], self.harness.clock, self.harness.metrics
-        relay = OutboxRelay(store, bus, clock, metrics)
+        relay = OutboxRelay(store, bus, self.harness.dead_letter_store, clock, metrics)
         descriptor = release.modules[module]
         runner = build_runners(
             [descriptor], {descriptor.name: store}, release.contracts, {descriptor.name: relay}, clock, metrics,

@@ -20,10 +20,11 @@ from app.messaging.outbox_relay import (
     SCAN_SECONDS,
     OutboxRelay,
 )
+from app.storage.errors import StorageUnavailable
 from app.storage.tables import OutboxMessage
 from app.telemetry.metrics import Metrics
-from bus.errors import BusClosed, PublishRetryable
-from bus.port import Message, Subscription
+from bus.errors import BusClosed, PublishRefused, PublishRetryable
+from bus.port import DeadLetter, Message, Subscription
 from modules.orders.events import CancelRequested, OrderCreated
 from modules.values import Line
 from tests.clock import VirtualClock
@@ -77,7 +78,7 @@ def clock() -> VirtualClock:
 
 
 def relay_of(harness: Harness, bus: ManualBus) -> OutboxRelay:
-    return OutboxRelay(harness.stores["orders"], bus, harness.clock, Metrics())
+    return OutboxRelay(harness.stores["orders"], bus, harness.dead_letter_store, harness.clock, Metrics())
 
 
 async def step_after(relay: OutboxRelay, clock: VirtualClock, seconds: float = SCAN_SECONDS) -> None:
@@ -98,6 +99,69 @@ async def test_rows_of_a_killed_process_are_published_at_start(path: Path, clock
         [message] = [message for message, _ in bus.published if message.subject == "orders.created.v1"]
         assert (message.id, message.body, message.key) == (id, body, oid(1))
         assert event_id_and_trace(message)[1].correlation_id == CONTEXT.correlation_id
+
+
+async def test_a_row_that_the_bus_refuses_becomes_a_dead_letter_and_the_others_go_on(path: Path, clock: VirtualClock) -> None:
+    """It is published once, told once, and leaves the table; a replay publishes it for every consumer."""
+    async with harness_at(path, clock) as harness:
+        early = "2026-01-01T11:00:00.000000+00:00"
+        rows = [outbox_message(f"large-{n:05}", due_at=early) for n in range(1_500)]
+        rows += [outbox_message(f"small-{n}") for n in range(20)]
+        await harness.database.write(lambda c: save(harness, rows, c))
+        bus = ManualBus()
+        relay = relay_of(harness, bus)
+        accepted: list[str] = []
+        for _ in range(40):
+            await step_after(relay, clock)
+            for message, future in bus.published:
+                if future.done():
+                    continue
+                if message.id.startswith("large"):
+                    future.set_exception(PublishRefused("2,000,000 bytes"))
+                else:
+                    future.set_result(None)
+                    accepted.append(message.id)
+            await asyncio.sleep(0)
+            if len(accepted) == 20:
+                break
+        assert clock.monotonic() <= 5  # the small ones do not wait until the large ones are put aside
+        for _ in range(40):
+            await step_after(relay, clock)
+        assert len(bus.published) == len(rows)
+        assert relay.pending == 0
+        found = await harness.rows("SELECT count(*) FROM orders_dead_letter WHERE consumer = 'orders-outbox' AND error = 'not_publishable'")
+        assert found == [(1_500,)]
+        assert await harness.rows("SELECT count(*) FROM orders_outbox") == [(20,)]
+        [stored] = await harness.dead_letter_store.list(None, None, None, 1)
+        assert await harness.dead_letter_store.replay(stored.dead_letter.id)
+        bus.published.clear()
+        await step_after(relay, clock)
+        [(message, _)] = bus.published
+        assert (message.subject, message.body, message.headers["ce-id"]) == ("orders.created.v1", b"{}", stored.dead_letter.message.id)
+
+
+async def test_a_row_stays_until_its_dead_letter_is_stored(path: Path, clock: VirtualClock) -> None:
+    """While the dead letter cannot be stored the row is neither published again nor lost."""
+
+    class Failing:
+        failures = 2
+
+        async def add(self, dead_letter: DeadLetter) -> None:
+            self.failures -= 1
+            if self.failures >= 0:
+                raise StorageUnavailable("no")
+
+    async with harness_at(path, clock) as harness:
+        await harness.database.write(lambda c: save(harness, [outbox_message("large")], c))
+        bus = ManualBus()
+        relay = OutboxRelay(harness.stores["orders"], bus, Failing(), clock, Metrics())
+        await relay.step()
+        bus.published[0][1].set_exception(PublishRefused("too large"))
+        for left in (1, 1, 0, 0):
+            await asyncio.sleep(0)
+            await step_after(relay, clock)
+            assert await harness.rows("SELECT count(*) FROM orders_outbox") == [(left,)]
+        assert len(bus.published) == 1
 
 
 async def test_an_accepted_row_is_marked_and_never_published_again(path: Path, clock: VirtualClock) -> None:
@@ -168,7 +232,7 @@ async def test_a_rejected_row_is_published_again(path: Path, clock: VirtualClock
         await harness.submit("inventory", product())
         await harness.submit("inventory", created(oid(1)))
         bus = ManualBus()
-        relay = OutboxRelay(harness.stores["inventory"], bus, clock, Metrics())
+        relay = OutboxRelay(harness.stores["inventory"], bus, harness.dead_letter_store, clock, Metrics())
         await relay.step()
         for trouble in (PublishRetryable("full"), BusClosed("gone"), RuntimeError("a bug")):
             bus.published[-1][1].set_exception(trouble)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 READY_SECONDS = 60.0
@@ -61,6 +61,8 @@ class Server:
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
         self.settings = {"HTTP_PORT": "0", **settings}
+        self.program: Sequence[str] = ("-m", "app")
+        """What Python runs, before the arguments of the program."""
         self.url = ""
         self.ready_seconds = 0.0
         self.lines: list[str] = []
@@ -112,7 +114,7 @@ class Server:
         self.lines = []
         with (self.folder / "stderr.txt").open("a", encoding="utf-8") as stderr:
             process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "app", "serve"],
+                [sys.executable, "-u", *self.program, "serve"],
                 cwd=self.folder,
                 env=environment_of(self.settings),
                 stdin=subprocess.DEVNULL,

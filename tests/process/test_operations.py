@@ -27,6 +27,7 @@ SERIES = {
     "message_lag_seconds_count": {"module"},
     "outbox_pending": {"module"},
     "outbox_oldest_seconds": {"module"},
+    "clock_jump_seconds": set[str](),
     "orders_total": {"status"},
     "order_duration_seconds_count": set[str](),
     "circuit_breaker_state": {"gateway"},

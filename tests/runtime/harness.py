@@ -155,7 +155,7 @@ async def harness_at(
     contracts = build_registry(descriptors)
     dead_letter_store = DeadLetterStore(stores, clock, metrics, not_replayable={WEBHOOKS})
     bus = MemoryBus(clock, dead_letter_store)
-    relays = {name: OutboxRelay(store, bus, clock, metrics) for name, store in stores.items()}
+    relays = {name: OutboxRelay(store, bus, dead_letter_store, clock, metrics) for name, store in stores.items()}
     runners = build_runners(
         descriptors, stores, contracts, relays, clock, metrics,
         delivers_locally=delivers_locally, remote_subjects=remote_subjects, rng=random.Random(1), **runner,

@@ -28,7 +28,7 @@ from app.storage.migrations import head, is_current, migrate, version
 from app.storage.module_store import HANDOVER_DELAY, INBOX_RETENTION, OUTBOX_RETENTION, ModuleStore
 from app.storage.sql.database import Database, Work
 from app.storage.state_rows import StateMapper, to_db_timestamp
-from app.storage.tables import InboxEntry, OutboxMessage
+from app.storage.tables import DUE_NOW, InboxEntry, OutboxMessage
 from bus.ids import derived_id, id_lower_bound
 from bus.port import DeadLetter, Message
 from modules import inventory
@@ -44,10 +44,11 @@ NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LONG_DELAY = timedelta(seconds=1)
 
 
-def outbox_message(id: str, due_at: datetime = NOW, timer: str | None = None, body: bytes = b"{}") -> OutboxMessage:
-    """Return a row of the outbox."""
+def outbox_message(id: str, at: datetime = NOW, timer: str | None = None, body: bytes = b"{}") -> OutboxMessage:
+    """Return a row of the outbox: committed *at* that time and due at once, or due *at* that time if it has a *timer*."""
+    occurred_at, due_at = (to_db_timestamp(at), DUE_NOW) if timer is None else (to_db_timestamp(NOW), to_db_timestamp(at))
     return OutboxMessage(
-        id, id, "orders.created.v1", oid(1), body, timer, "test", id, CONTEXT.traceparent, to_db_timestamp(NOW), to_db_timestamp(due_at)
+        id, id, "orders.created.v1", oid(1), body, timer, "test", id, CONTEXT.traceparent, occurred_at, due_at
     )
 
 
@@ -212,7 +213,7 @@ class StoreContract:
         assert await load({Reservation: {"o-1", "o-2"}, Product: {"A"}}) == states
         assert await load({Reservation: {"o-2"}}) == {Reservation: {}}
 
-    async def test_due_messages_are_fetched_in_the_order_of_their_due_times(self, store: ModuleStore) -> None:
+    async def test_due_messages_are_fetched_in_the_order_of_writing_and_then_timers(self, store: ModuleStore) -> None:
         """Byte for byte, and neither messages that were sent, nor ones that are due later, nor cancelled ones."""
         earlier = [NOW - timedelta(seconds=n) for n in range(10)]
         rows = [
@@ -229,12 +230,42 @@ class StoreContract:
         await store.database.write(lambda c: store.save(c, states={}, inbox_entries=(), cancelled_timers=["t-3", "t-9"], outgoing=()))
         await store.database.write(lambda c: store.mark_sent(c, ["m-3", "m-9"], NOW))
         found = await store.database.write(lambda c: store.fetch_due(c, NOW, 10, LONG_DELAY))
-        assert found == [rows[1], rows[0], rows[4]]
-        assert await store.database.write(lambda c: store.fetch_due(c, NOW, 1, LONG_DELAY)) == [rows[1]]
-        assert await store.database.write(lambda c: store.fetch_due(c, NOW, 1, LONG_DELAY, {"m-2", "m-9"})) == [rows[0]]
+        assert found == [rows[0], rows[1], rows[4]]
+        assert await store.database.write(lambda c: store.fetch_due(c, NOW, 1, LONG_DELAY)) == [rows[0]]
+        assert await store.database.write(lambda c: store.fetch_due(c, NOW, 1, LONG_DELAY, {"m-1", "m-9"})) == [rows[1]]
         assert await store.database.write(lambda c: store.count_due(c, NOW)) == 4
         assert await store.database.write(lambda c: store.oldest_due_seconds(c, NOW)) == 9.0
         assert await store.database.write(lambda c: store.oldest_due_seconds(c, NOW - timedelta(hours=1))) == 0.0
+
+    @pytest.mark.parametrize("hours", [-24 * 365, -2, -0.5, 0.5, 2, 24 * 365])
+    async def test_a_clock_that_differs_hides_no_message(self, store: ModuleStore, hours: float) -> None:
+        """What another process committed, or this one before its clock was set back, is due on every clock."""
+        now = NOW + timedelta(hours=hours)
+        await self._add(store, [outbox_message("m-1"), outbox_message("m-2", NOW - timedelta(seconds=9))])
+        found = await store.database.write(lambda c: store.fetch_due(c, now, 10, LONG_DELAY))
+        assert [message.id for message in found] == ["m-1", "m-2"]
+        assert await store.database.write(lambda c: store.count_due(c, now)) == 2
+
+    @pytest.mark.parametrize("hours", [-2, -0.5, 0, 0.01, 2])
+    async def test_timers_keep_the_time_that_they_had_left(self, store: ModuleStore, hours: float) -> None:
+        """After a jump of the clock, or a stop, of more than the limit, in either direction; a short stop is no jump."""
+        limit, by = timedelta(minutes=10), timedelta(hours=hours)
+        await store.database.write(lambda c: store.heartbeat.resume(c, NOW, limit))
+        timers = [outbox_message(f"t-{n}", NOW + timedelta(minutes=10 * n, microseconds=n), f"timer-{n}") for n in range(4)]
+        sent = outbox_message("sent", NOW, "timer-9")
+        await self._add(store, [*timers, sent, outbox_message("m-1")])
+        await store.database.write(lambda c: store.mark_sent(c, ["sent"], NOW))
+        is_jump = abs(by) > limit
+        found = await store.database.write(lambda c: store.heartbeat.resume(c, NOW + by, limit))
+        assert found == ((by, 4) if is_jump else (timedelta(0), 0))
+        assert (await store.database.write(lambda c: store.heartbeat.resume(c, NOW + by, limit)))[1] == 0  # only once
+        later = NOW + by + timedelta(minutes=25)
+        due = await store.database.write(lambda c: store.fetch_due(c, later, 10, LONG_DELAY))
+        expected_due = [timer for timer in timers[: 3 if is_jump or hours <= 0 else 4] if is_jump or timer.due_at <= to_db_timestamp(later)]
+        assert [message.id for message in due] == ["m-1", *(timer.id for timer in expected_due)]
+        if is_jump:
+            moved = [to_db_timestamp(datetime.fromisoformat(timer.due_at) + by) for timer in expected_due]
+            assert [message.due_at for message in due[1:]] == moved
 
     async def test_rows_are_purged_after_their_retention(self, store: ModuleStore) -> None:
         """

@@ -381,7 +381,7 @@ async def relays(site: PostgresSite) -> AsyncIterator[tuple[VirtualClock, list[H
         harnesses = [await stack.enter_async_context(harness_at(site.url, clock)) for _ in range(2)]
         buses = [ManualBus(), ManualBus()]
         yield clock, harnesses, buses, [
-            OutboxRelay(harness.stores["orders"], bus, clock, Metrics()) for harness, bus in zip(harnesses, buses, strict=True)
+            OutboxRelay(harness.stores["orders"], bus, harness.dead_letter_store, clock, Metrics()) for harness, bus in zip(harnesses, buses, strict=True)
         ]
 
 

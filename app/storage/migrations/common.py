@@ -8,7 +8,15 @@ the tables is a new function here, the next edition, and a new revision in every
 
 from __future__ import annotations
 
-__all__ = ["EDITIONS", "add_versions_2", "create_message_tables", "create_message_tables_1", "index_untimed_3", "key_type"]
+__all__ = [
+    "EDITIONS",
+    "add_heartbeat_4",
+    "add_versions_2",
+    "create_message_tables",
+    "create_message_tables_1",
+    "index_untimed_3",
+    "key_type",
+]
 
 from collections.abc import Callable, Sequence
 
@@ -88,7 +96,23 @@ def index_untimed_3(module: str) -> None:
     op.create_index(index, inbox, ["heard_at"], sqlite_where=untimed, postgresql_where=untimed)
 
 
-EDITIONS: Sequence[Callable[[str], None]] = (create_message_tables_1, add_versions_2, index_untimed_3)
+def add_heartbeat_4(module: str) -> None:
+    """Add the table that tells when *module* was last running; make its unsent events due on every clock."""
+    op.create_table(
+        f"{module}_heartbeat",
+        sa.Column("id", sa.SmallInteger, primary_key=True, autoincrement=False),
+        sa.Column("alive_at", sa.DateTime(timezone=True), nullable=False),
+    )
+    due_now = "'1970-01-01T00:00:00.000000+00:00'"
+    op.execute(f"UPDATE {module}_outbox SET due_at = {due_now} WHERE sent_at IS NULL AND due_at = occurred_at")
+
+
+EDITIONS: Sequence[Callable[[str], None]] = (
+    create_message_tables_1,
+    add_versions_2,
+    index_untimed_3,
+    add_heartbeat_4,
+)
 """The steps that lead to each edition of the tables, in order; the last one is what `app.storage.tables` describes."""
 
 

@@ -109,6 +109,12 @@ class Dialect(Protocol):
     def timestamp_sql(self, column: str) -> str:
         """Return an expression for the time in *column* in the form of `app.storage.state_rows.to_db_timestamp`."""
 
+    def later_sql(self, column: str) -> str:
+        """Return an expression for the time in *column*, plus a whole number of seconds: the placeholder in it."""
+
+    def now_sql(self) -> str | None:
+        """Return an expression for the time of the server's clock, in the form of `timestamp_sql`; None without a server."""
+
     def json_rows_sql(self, columns: Sequence[Any]) -> str:
         """Return an expression that aggregates all rows into one text: a JSON array of arrays with the values of *columns*."""
 

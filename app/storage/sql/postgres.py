@@ -266,6 +266,14 @@ class Postgres:
         """Format it in UTC, with microseconds, so that all texts have one length."""
         return f"to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"+00:00\"')"
 
+    def later_sql(self, column: str) -> str:
+        """Add an interval."""
+        return f"{column} + make_interval(secs => ?)"
+
+    def now_sql(self) -> str:
+        """``clock_timestamp()``: ``now()`` is when the transaction began."""
+        return self.timestamp_sql("clock_timestamp()")
+
     def json_rows_sql(self, columns: Sequence[Any]) -> str:
         """Cast to text, so that the driver does not parse it."""
         values = ", ".join(_quoted(column.name) for column in columns)

@@ -178,6 +178,13 @@ class Sqlite:
         """The column itself: times are stored as these texts."""
         return column
 
+    def later_sql(self, column: str) -> str:
+        """Calculate with the text up to the seconds; append the fraction and the offset as they are."""
+        return f"strftime('%Y-%m-%dT%H:%M:%S', substr({column}, 1, 19), ? || ' seconds') || substr({column}, 20)"
+
+    def now_sql(self) -> None:
+        """None: SQLite has the clock of this process."""
+
     def json_rows_sql(self, columns: Sequence[Any]) -> str:
         """JSON is stored as text and must be parsed; other types need no conversion."""
         values = (f"json({_quoted(c.name)})" if isinstance(c.type, JSON) else _quoted(c.name) for c in columns)

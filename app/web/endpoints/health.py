@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BUS", "CHECK_SECONDS_MAX", "DATABASE", "OK", "TOPOLOGY", "Health", "endpoints"]
+__all__ = ["BUS", "CHECK_SECONDS_MAX", "CLOCK", "DATABASE", "OK", "TOPOLOGY", "Health", "endpoints"]
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -19,6 +19,7 @@ OK = "ok"
 BUS = "bus"
 DATABASE = "database"
 TOPOLOGY = "topology"
+CLOCK = "clock"
 CHECK_SECONDS_MAX = 2.0
 """Checks that take longer count as failed."""
 
@@ -36,7 +37,7 @@ class Health(Protocol):
 
         `BUS` is the bus. `DATABASE`, alone or followed by a colon and a module's name, is a database. `TOPOLOGY`
         compares the broker's streams and consumers with the expected ones; a result other than `OK` is a description
-        for the operator. The process can work for a while without any other dependency.
+        for the operator. `CLOCK` is there after a jump of the clock, and describes it. The process can work for a while without any other dependency.
         """
 
 

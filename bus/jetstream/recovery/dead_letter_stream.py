@@ -6,8 +6,10 @@ __all__ = ["DeadLetterPublisher", "dead_letter_subject"]
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from urllib.parse import quote
 
+from bus.errors import PublishRefused
 from bus.port import Bus, DeadLetter, DeadLetters, Message
 from bus.subjects import original_subject
 
@@ -34,7 +36,12 @@ class DeadLetterPublisher:
         Both recognise a dead letter by its id, so a repetition after an attempt that got only half way does no harm.
         """
         await self._store.add(dead_letter)
-        await self._bus().publish(_to_message(dead_letter))
+        message = _to_message(dead_letter)
+        try:
+            await self._bus().publish(message)
+        except PublishRefused:  # the server allows less than `BYTES_MAX`
+            with suppress(PublishRefused):
+                await self._bus().publish(_without_body(dead_letter))
 
 
 def dead_letter_subject(consumer: str, subject: str) -> str:
@@ -43,20 +50,28 @@ def dead_letter_subject(consumer: str, subject: str) -> str:
 
 
 def _to_message(dead_letter: DeadLetter) -> Message:
-    message = dead_letter.message
-    about = {
-        "dead-letter-error": _line(dead_letter.error),
-        "dead-letter-detail": _line(dead_letter.detail[:_DETAIL_CHARACTERS_MAX]),
-        "dead-letter-attempts": str(dead_letter.attempts),
-        "dead-letter-consumer": dead_letter.consumer,
-        "dead-letter-message-id": _line(message.id),
-    }
+    message, about = dead_letter.message, _about(dead_letter)
     headers = {name: value for name, value in message.headers.items() if _is_publishable(name, value)}
     size = len(message.body) + sum(len(name) + len(value.encode()) for name, value in headers.items())
     subject = dead_letter_subject(dead_letter.consumer, message.subject)
     if size > BYTES_MAX:
-        return Message(subject, dead_letter.id, b"", "", {**about, "dead-letter-body": "too large, see the table"})
+        return _without_body(dead_letter)
     return Message(subject, dead_letter.id, message.body, message.key, {**headers, **about})
+
+
+def _without_body(dead_letter: DeadLetter) -> Message:
+    subject = dead_letter_subject(dead_letter.consumer, dead_letter.message.subject)
+    return Message(subject, dead_letter.id, b"", "", {**_about(dead_letter), "dead-letter-body": "too large, see the table"})
+
+
+def _about(dead_letter: DeadLetter) -> dict[str, str]:
+    return {
+        "dead-letter-error": _line(dead_letter.error),
+        "dead-letter-detail": _line(dead_letter.detail[:_DETAIL_CHARACTERS_MAX]),
+        "dead-letter-attempts": str(dead_letter.attempts),
+        "dead-letter-consumer": dead_letter.consumer,
+        "dead-letter-message-id": _line(dead_letter.message.id),
+    }
 
 
 def _is_publishable(name: str, value: str) -> bool:

@@ -20,7 +20,7 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig
 
 from app.clock import SystemClock
-from bus.errors import BrokerUnreachable, BusClosed, PublishRetryable
+from bus.errors import BrokerUnreachable, BusClosed, PublishRefused, PublishRetryable
 from bus.jetstream.admin.configs import consumer_config, ensure, stream_config
 from bus.jetstream.admin.topology import StreamPlan, consumer_plans
 from bus.jetstream.bus import JetStreamBus, Servers
@@ -235,20 +235,30 @@ async def test_a_full_stream_rejects_new_messages_and_recovers(
     assert caplog.text.count("takes messages again") == 1
 
 
-@pytest.mark.parametrize("code", [10158, 10077, 10008])
-async def test_every_refusal_of_a_stream_is_retryable(harness: JetStreamHarness, js: JetStreamContext, code: int) -> None:
-    """
-    Also the one that sounds like "already stored" and is not (10158: a duplicate is being stored, without a quorum).
-    """
+@pytest.mark.parametrize(
+    ("status", "code", "error"),
+    [
+        (409, 10158, PublishRetryable),  # "already stored" it is not: a duplicate is being stored, without a quorum
+        (503, 10077, PublishRetryable),
+        (503, 10008, PublishRetryable),
+        (500, 10052, PublishRetryable),
+        (400, 10054, PublishRefused),
+        (400, 10097, PublishRefused),
+    ],
+)
+async def test_a_stream_refuses_for_now_or_because_of_the_message(
+    harness: JetStreamHarness, js: JetStreamContext, status: int, code: int, error: type[Exception]
+) -> None:
+    """Only the server's 400 says that the message itself is at fault; every other refusal may pass."""
 
     async def refuse(msg: Msg) -> None:
-        error = {"error": {"code": 400, "err_code": code, "description": "not now"}, "seq": 0}
-        await msg.respond(json.dumps(error).encode())
+        answer = {"error": {"code": status, "err_code": code, "description": "not now"}, "seq": 0}
+        await msg.respond(json.dumps(answer).encode())
 
     await js._nc.subscribe("elsewhere.>", cb=refuse)
     for _ in range(2):  # the client's first ping overtakes what it has not written yet
         await js._nc.flush()
-    with pytest.raises(PublishRetryable, match=f"not now .{code}"):
+    with pytest.raises(error, match=f"not now .{code}"):
         await harness.bus.publish(message(subject="elsewhere.a.v1"))
 
 
@@ -264,15 +274,20 @@ async def test_a_missing_stream_is_created(harness: JetStreamHarness, js: JetStr
     assert streams["DEAD_LETTERS"] == ["dead.>"]
 
 
-async def test_a_message_that_can_never_be_sent_raises_a_client_error(harness: JetStreamHarness) -> None:
+async def test_a_message_that_can_never_be_sent_is_refused(harness: JetStreamHarness) -> None:
     """The error is not retryable, and the connection is kept."""
-    strange = [message(b"x" * 2_000_000), message(headers={"two words": "x"}), message(subject="two words")]
-    ends = await asyncio.gather(*(harness.bus.publish(each) for each in strange), return_exceptions=True)
-    assert [type(end) for end in ends] == [
-        nats.errors.MaxPayloadError,
-        nats.errors.BadHeaderError,
-        nats.errors.BadSubjectError,
+    strange = [
+        message(b"x" * 2_000_000),
+        message(b"x" * 1_048_576),  # the server counts the headers, too
+        message(headers={"two words": "x"}),
+        message(headers={"lone": "\ud800"}),
+        message(subject="two words"),
+        message(subject=""),
     ]
+    ends = await asyncio.gather(*(harness.bus.publish(each) for each in strange), return_exceptions=True)
+    assert {type(end) for end in ends} == {PublishRefused}
+    assert "2,000,0" in str(ends[0])
+    assert "1,048,576" in str(ends[0])
     await harness.bus.publish(message())
     assert harness.bus.reconnects == 0
 

@@ -1,0 +1,58 @@
+"""
+The heartbeat of a module: when it was last running, kept in its database, so that a clock that jumps is noticed.
+
+A timer is a row with a due time on the wall clock. That clock may jump while no process runs: a machine starts with a
+wrong clock, or a wrong one is set right. A clock that went back would delay every timer by as much; one that went ahead
+would let every timer fire at once, and every open order would be timed out. A long stop of all processes looks the same,
+and has the same bad effect: orders time out that nothing has worked on.
+
+So a timer counts only the time in which the module runs. When the first process starts after a jump or a stop that is
+longer than a limit, all timers are moved by it: each has as much time left as it had at the last heartbeat.
+"""
+
+from __future__ import annotations
+
+__all__ = ["BEAT_SECONDS", "Heartbeat"]
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection
+
+from app.storage.sql.dialect import Dialect
+from app.storage.state_rows import to_db_timestamp
+from app.storage.tables import DUE_NOW
+
+BEAT_SECONDS = 10.0
+"""The interval between two heartbeats."""
+
+
+class Heartbeat:
+    """The heartbeat of *module*; its methods run inside the caller's transaction."""
+
+    def __init__(self, module: str, dialect: Dialect) -> None:
+        table, outbox, sql = f"{module}_heartbeat", f"{module}_outbox", dialect.to_driver_sql
+        self._select = sql(f"SELECT {dialect.timestamp_sql('alive_at')} FROM {table} WHERE id = 1{dialect.for_update}")
+        self._insert = sql(f"INSERT INTO {table} (id, alive_at) VALUES (1, ?) ON CONFLICT (id) DO NOTHING")
+        self._update = sql(f"UPDATE {table} SET alive_at = ? WHERE id = 1")
+        later = dialect.later_sql("due_at")
+        self._move_timers = sql(f"UPDATE {outbox} SET due_at = {later} WHERE sent_at IS NULL AND due_at > ?")
+
+    def beat(self, connection: Connection, now: datetime) -> None:
+        """Note that the module is running at *now*."""
+        connection.exec_driver_sql(self._update, (to_db_timestamp(now),))
+
+    def resume(self, connection: Connection, now: datetime, limit: timedelta) -> tuple[timedelta, int]:
+        """
+        Move the timers if the last heartbeat is further from *now* than *limit*, in either direction.
+
+        Return by how much they were moved, negative for a clock that went back, and how many; zero and zero if they were
+        not. Call it before the first timer is looked for. Of several processes that start at once, one moves the timers.
+        """
+        connection.exec_driver_sql(self._insert, (to_db_timestamp(now),))
+        alive_at = datetime.fromisoformat(connection.exec_driver_sql(self._select).scalar_one())
+        self.beat(connection, now)
+        seconds = round((now - alive_at).total_seconds())
+        if abs(seconds) <= limit.total_seconds():
+            return timedelta(0), 0
+        moved: int = connection.exec_driver_sql(self._move_timers, (seconds, DUE_NOW)).rowcount
+        return timedelta(seconds=seconds), moved
