@@ -15,20 +15,18 @@ __all__ = [
     "build_modules",
     "build_parts",
     "build_runners",
-    "build_storage",
     "build_web",
     "described_routes",
-    "installed_version",
 ]
 
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from datetime import timedelta
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 from attrs import frozen
 from loguru import logger
 
+from app import installed_version
 from app.clock import SystemClock
 from app.gateways.circuit_breaker import BreakerState, CircuitBreaker
 from app.gateways.gateway_calls import CALLS_MAX
@@ -46,13 +44,12 @@ from app.messaging.version_usage import VersionUsageReport
 from app.runtime.batch import BatchProcessor
 from app.runtime.engine import TransactionEngine
 from app.runtime.local_routing import LocalRoutes
+from app.runtime.order_metrics import OrderMetrics
 from app.runtime.runner import CommitListener, ModuleRunner
 from app.storage.clock_watch import ClockWatch, build_clock_watch
-from app.storage.databases import Storage, open_databases
-from app.storage.migrations import head
+from app.storage.databases import Storage, build_storage
 from app.storage.module_store import ModuleStore
 from app.telemetry.metrics import Metrics
-from app.telemetry.order_metrics import OrderMetrics
 from app.web import Authenticator, Health, Runner, build_application
 from app.web.endpoints import contracts as contract_endpoints
 from app.web.endpoints import dead_letters as dead_letter_endpoints
@@ -68,15 +65,6 @@ from modules.errors import ModuleError
 from modules.module import Module
 from modules.registry import load_module
 
-
-def installed_version() -> str:
-    """Return the version of the installed distribution."""
-    try:
-        return version("fulfilment")
-    except PackageNotFoundError:
-        return "0+checkout"
-
-
 OPTIONS: Mapping[str, Callable[[Settings], Mapping[str, Any]]] = {
     "orders": lambda settings: {"timeout": timedelta(seconds=settings.order_timeout_s)},
 }
@@ -91,25 +79,6 @@ def build_modules(settings: Settings) -> list[Module]:
         ModuleError: One of them is incomplete.
     """
     return [load_module(name, **(OPTIONS[name](settings) if name in OPTIONS else {})) for name in settings.modules]
-
-
-def build_storage(settings: Settings, modules: Sequence[Module]) -> Storage:
-    """
-    Return a store for each of *modules*.
-
-    Raises:
-        DatabaseConfigError: A database cannot be opened; names the variable.
-        ModuleError: A module has no migration, or a state class does not fit its table.
-    """
-    databases = open_databases(settings, [module.name for module in modules])
-    stores: dict[str, ModuleStore] = {}
-    for module in modules:
-        head(module.name)
-        try:
-            stores[module.name] = ModuleStore(module, databases[settings.database_url(module.name)])
-        except TypeError as error:
-            raise ModuleError(f"{module.name}: {error}") from error
-    return Storage(settings, databases, stores)
 
 
 @frozen

@@ -28,13 +28,10 @@ __all__ = [
     "without_lane",
 ]
 
-import re
 from collections.abc import Callable
 from typing import Any, TypeVar, dataclass_transform
 
 import attrs
-
-from bus.errors import ContractError
 
 Event = Any
 """An instance of a class made by `event`."""
@@ -51,14 +48,11 @@ OUTBOX = "-outbox"
 """Suffix, after the module's name, of the consumer in the dead letters about messages that the bus never accepts."""
 
 _REPLAY = ".replay."
-_SUBJECT = re.compile(r"[a-z][a-z_]*\.[a-z][a-z_]*\.v[1-9][0-9]*")
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(attrs.field,))
 def event(subject: str) -> Callable[[type[T]], type[T]]:
-    """Make a class an event: frozen, keyword-only, published under *subject*."""
-    if not _SUBJECT.fullmatch(subject):
-        raise ContractError(f"{subject!r} is not a subject: <module>.<event>.v<N>")
+    """Make a class an event: frozen, keyword-only, published under *subject*, which the contract registry checks."""
 
     def decorate(cls: type[T]) -> type[T]:
         cls = attrs.frozen(cls, kw_only=True)

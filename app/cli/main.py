@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from app import installed_version
 from app.cli import console
 from config.environment import describe
 from config.settings import Settings
@@ -155,7 +156,7 @@ def openapi() -> None:
     \b
       python -m app openapi > openapi.json
     """
-    from app.bootstrap import build_modules, described_routes, installed_version
+    from app.bootstrap import build_modules, described_routes
     from app.web.spec import openapi as description
 
     modules = build_modules(console.settings())
@@ -172,7 +173,7 @@ def asyncapi() -> None:
     \b
       python -m app asyncapi > asyncapi.json
     """
-    from app.bootstrap import build_modules, installed_version
+    from app.bootstrap import build_modules
     from app.messaging.event_registry import build_registry
     from app.web.spec import asyncapi as description
     from bus.errors import ContractError
@@ -188,8 +189,6 @@ def asyncapi() -> None:
 @main.command(short_help="Print the version.")
 def version() -> None:
     """Print the name and the version of the installed release."""
-    from app.bootstrap import installed_version
-
     click.echo(f"fulfilment {installed_version()}")
 
 

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["DatabaseUnreachable", "ModuleClaimed", "Storage", "claim_modules", "migrate_all", "open_databases", "require_tables"]
+__all__ = [
+    "DatabaseUnreachable",
+    "ModuleClaimed",
+    "Storage",
+    "build_storage",
+    "claim_modules",
+    "migrate_all",
+    "open_databases",
+    "require_tables",
+]
 
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from attrs import frozen
@@ -13,12 +22,13 @@ from sqlalchemy import Engine, Table, inspect
 from sqlalchemy.exc import DBAPIError
 
 from app.storage.errors import DatabaseConfigError
-from app.storage.migrations import NotMigrated, is_current, migrate
+from app.storage.migrations import NotMigrated, head, is_current, migrate
 from app.storage.module_store import ModuleStore
 from app.storage.sql.database import Database
 from app.storage.sql.dialect import ExclusiveAccess
 from config.settings import Settings
 from modules.errors import ModuleError
+from modules.module import Module
 
 T = TypeVar("T")
 
@@ -191,3 +201,22 @@ class Storage:
         """Close the databases."""
         for database in self.databases.values():
             await database.close()
+
+
+def build_storage(settings: Settings, modules: Sequence[Module]) -> Storage:
+    """
+    Return a store for each of *modules*.
+
+    Raises:
+        DatabaseConfigError: A database cannot be opened; names the variable.
+        ModuleError: A module has no migration, or a state class does not fit its table.
+    """
+    databases = open_databases(settings, [module.name for module in modules])
+    stores: dict[str, ModuleStore] = {}
+    for module in modules:
+        head(module.name)
+        try:
+            stores[module.name] = ModuleStore(module, databases[settings.database_url(module.name)])
+        except TypeError as error:
+            raise ModuleError(f"{module.name}: {error}") from error
+    return Storage(settings, databases, stores)

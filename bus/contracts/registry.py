@@ -14,6 +14,7 @@ from __future__ import annotations
 
 __all__ = ["ContractRegistry", "merge_schemas"]
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import orjson
@@ -25,6 +26,8 @@ from bus.contracts.schemas import Schema, check_agreement, check_examples, check
 from bus.contracts.versions import DualPublish, Upcast, subject_at, version_of, versions_header
 from bus.errors import ContractError, Invalid, UnknownSubject, Unreadable
 from bus.subjects import Event, subject_of, without_lane
+
+_SUBJECT = re.compile(r"[a-z][a-z_]*\.[a-z][a-z_]*\.v[1-9][0-9]*").fullmatch
 
 
 def merge_schemas(*groups: Mapping[str, Schema]) -> dict[str, Schema]:
@@ -58,8 +61,8 @@ class ContractRegistry:
 
         Raises:
             ContractError: A schema is missing, is not a JSON Schema, or contradicts its class or its examples; a
-                subject has two classes; an older version cannot be read as the newer one; a conversion between versions
-                is wrong.
+                subject is malformed or has two classes; an older version cannot be read as the newer one; a conversion
+                between versions is wrong.
         """
         self.dual_publishes = tuple(dual_publishes)
         self._converter = build_converter()
@@ -183,6 +186,8 @@ class ContractRegistry:
 
     def _add(self, cls: type, schemas: Mapping[str, Schema]) -> None:
         subject = subject_of(cls)
+        if not _SUBJECT(subject):
+            raise ContractError(f"{subject!r} is not a subject: <module>.<event>.v<N>")
         if subject in self._contracts:
             other = self._contracts[subject].cls
             if other is not cls:

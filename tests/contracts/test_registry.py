@@ -80,6 +80,7 @@ class Another:
             lambda: ContractRegistry([SentV1], without(2, 3), [DualPublish("parcels.lost", 1, 2, down_1, up_2, "1")]),
             "parcels.lost.v1: there is no class",
         ),
+        (lambda: ContractRegistry([event("parcels.Sent")(type("Sent", (), {}))], {}), "'parcels.Sent' is not a subject: <module>.<event>.v<N>"),
         (lambda: ContractRegistry([SentV1], changed(1, type="thing")), "parcels.sent.v1: not a JSON Schema: 'thing' is not"),
         (lambda: ContractRegistry([SentV1], changed(1, pattern="(")), "parcels.sent.v1: not a JSON Schema"),
         (lambda: ContractRegistry([SentV1], without(1) | {"parcels.sent.v1": ["no"]}), "parcels.sent.v1: not a JSON Schema"),
