@@ -194,6 +194,9 @@ class Settings:
     simulated_failure_rate: float = _variable(
         values.number(0, 1), 0.0, "Share of calls that fail in the simulated gateway, 0 to 1."
     )
+    inventory_requires_if_match: bool = _variable(
+        values.flag, False, "1 answers 428 to a PUT of a product without If-Match or If-None-Match."
+    )
     order_timeout_s: float = _variable(
         values.number(0, _SECONDS_MAX, positive=True),
         900.0,

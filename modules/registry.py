@@ -64,7 +64,9 @@ def _check_routes(module: Module) -> None:
         state = getattr(route, "state", None)
         if state is not None and state not in module.tables:
             raise ModuleError(f"{where} shows {state.__name__}, which has no table in the descriptor")
-        for schema in (getattr(route, "request_schema", None), route.response_schema):
+        for schema in (
+            *(getattr(route, name, None) for name in ("request_schema", "line_schema")), route.response_schema,
+        ):
             if schema is not None and schema not in module.http_schemas:
                 raise ModuleError(f"{where} names the schema {schema}; there is no schemas/http/{schema}.json")
 

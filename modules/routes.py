@@ -1,14 +1,24 @@
 """
 Routes of a module, described independently of any web framework.
 
-There are four kinds: `CommandRoute` submits an event, `GetRoute` returns one state, `ListRoute` returns many, and
-`StreamRoute` sends one state after each change. The web layer implements them over HTTP; a module describes only which
+There are five kinds: `CommandRoute` submits an event, `ImportRoute` submits many, `GetRoute` returns one state,
+`ListRoute` returns many, and `StreamRoute` sends one state after each change. The web layer implements them over HTTP; a module describes only which
 event a request stands for and what the response contains.
 """
 
 from __future__ import annotations
 
-__all__ = ["CommandRoute", "GetRoute", "ListRoute", "Rejection", "Request", "Response", "Route", "StreamRoute"]
+__all__ = [
+    "CommandRoute",
+    "GetRoute",
+    "ImportRoute",
+    "ListRoute",
+    "Rejection",
+    "Request",
+    "Response",
+    "Route",
+    "StreamRoute",
+]
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +26,7 @@ from typing import Any
 from attrs import field, frozen
 
 from modules.filters import Filter
+from modules.values import UNCONDITIONAL, Precondition
 
 Json = Any
 
@@ -31,6 +42,8 @@ class Request:
     """A new UUIDv7, for a route that creates a resource."""
     correlation_id: str = ""
     """The correlation id of the request, given by the client or new."""
+    precondition: Precondition = UNCONDITIONAL
+    """``If-Match`` and ``If-None-Match``, for a route that takes them."""
 
 
 @frozen
@@ -77,6 +90,10 @@ class CommandRoute:
     """Name of the request body's schema; None if the route takes no body."""
     needs_body: bool = True
     """False if the body is optional."""
+    takes_precondition: bool = False
+    """True if the route honours ``If-Match`` and ``If-None-Match``; the module compares them with the state."""
+    requires_precondition: bool = False
+    """True if the route answers 428 to a request without one of them."""
     idempotent: bool = False
     """True if the route accepts an Idempotency-Key."""
     express: Callable[[Request], bool] = lambda request: False
@@ -98,6 +115,8 @@ class GetRoute:
     show: Callable[[Any], Json | None]
     """Returns the JSON body; None means 404."""
     response_schema: str
+    etag: Callable[[Any], str] | None = None
+    """Returns the strong entity tag of the state's representation, with its quotes."""
 
 
 @frozen
@@ -134,4 +153,25 @@ class StreamRoute:
     response_schema: str
 
 
-Route = CommandRoute | GetRoute | ListRoute | StreamRoute
+@frozen
+class ImportRoute:
+    """
+    Submit one event for each line of the body (NDJSON), and respond with the outcome of each.
+
+    A line fails alone. With an Idempotency-Key each line is executed once, however often the body is sent again.
+    """
+
+    name: str
+    method: str
+    path: str
+    summary: str
+    event: Callable[[Request], Any]
+    """Returns the event to submit for one line, which is the request's body."""
+    respond: Callable[[Any], Response | Rejection]
+    line_schema: str
+    """Name of the schema of a line in the module's ``http_schemas``."""
+    response_schema: str
+    """Name of the schema of the body that a successful line is answered with."""
+
+
+Route = CommandRoute | GetRoute | ImportRoute | ListRoute | StreamRoute

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["CHARGE_STEPS", "MINOR_DIGITS", "Address", "Line", "Money", "PriceFault", "price_fault", "rfc3339"]
+__all__ = [
+    "CHARGE_STEPS",
+    "MINOR_DIGITS",
+    "UNCONDITIONAL",
+    "Address",
+    "Line",
+    "Money",
+    "Precondition",
+    "PriceFault",
+    "price_fault",
+    "rfc3339",
+]
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -86,6 +97,30 @@ class Address:
     country: str
     name: str | None = None
     line2: str | None = None
+
+
+@frozen
+class Precondition:
+    """
+    The preconditions of a request (RFC 9110, section 13.1): the entity tags of each header, None where it is absent.
+
+    The tag ``*`` stands for any resource that exists.
+    """
+
+    if_match: tuple[str, ...] | None = None
+    if_none_match: tuple[str, ...] | None = None
+
+    def holds(self, etag: str | None) -> bool:
+        """Return whether it holds for a resource with the strong tag *etag*; None means that there is no resource."""
+        if self.if_match is not None and not (etag is not None and {"*", etag} & {*self.if_match}):
+            return False
+        if self.if_none_match is None or etag is None:
+            return True
+        return not {"*", etag, f"W/{etag}"} & {*self.if_none_match}
+
+
+UNCONDITIONAL = Precondition()
+"""Holds for every resource, and for none."""
 
 
 @lru_cache(4096)

@@ -7,10 +7,11 @@ Every ``detail`` is a sentence written for the client; the text of a foreign exc
 
 from __future__ import annotations
 
-__all__ = ["CONTENT_TYPE", "X_CORRELATION_ID", "ProblemError", "invalid_input", "phrase", "problem_response"]
+__all__ = ["CONTENT_TYPE", "X_CORRELATION_ID", "ProblemError", "invalid_input", "phrase", "problem_of", "problem_response"]
 
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -19,6 +20,7 @@ from aiohttp import hdrs, web
 from attrs import field, frozen
 
 from bus.errors import SchemaViolation
+from modules.routes import Rejection
 
 CONTENT_TYPE = "application/problem+json"
 X_CORRELATION_ID = "X-Correlation-ID"
@@ -50,6 +52,13 @@ def invalid_input(code: str, detail: str, violations: Iterable[SchemaViolation],
     """Return the problem for an invalid input, with one entry in ``errors`` for each of *violations*."""
     errors = [{"pointer": violation.pointer, "detail": violation.detail} for violation in violations]
     return ProblemError(status, code, detail, {"errors": errors})
+
+
+def problem_of(rejection: Rejection, headers: Mapping[str, str] = MappingProxyType({})) -> ProblemError:
+    """Return the problem that tells a client of *rejection*."""
+    pointer, detail = rejection.pointer, rejection.detail
+    members = {"errors": [{"pointer": pointer, "detail": detail}]} if pointer else {}
+    return ProblemError(rejection.status, rejection.code, detail, members, headers)
 
 
 def problem_response(problem: ProblemError, path: str, correlation_id: str) -> web.Response:

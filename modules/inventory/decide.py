@@ -20,18 +20,21 @@ from typing import Any
 
 from bus.subjects import Event
 from modules.inventory.events import (
+    AboveMaximum,
     BelowReserved,
     PricedLine,
     PriceRejected,
+    ProductChanged,
+    ProductPatched,
     ProductSet,
     ProductUnknown,
-    Restocked,
     Shortage,
+    StockAdjusted,
     StockRejected,
     StockReleased,
     StockReserved,
 )
-from modules.inventory.state import Product, Reservation, ReservationStatus
+from modules.inventory.state import ON_HAND_MAX, Product, Reservation, ReservationStatus, etag
 from modules.module import Decision, Key, Unexpected, evolve, no_change
 from modules.orders.events import OrderCancelled, OrderConfirmed, OrderCreated
 from modules.values import Line, Money, price_fault
@@ -40,7 +43,7 @@ from modules.values import Line, Money, price_fault
 def keys(event: Event) -> tuple[Key, ...]:
     """Return the key of the one product, or those of the order's reservation and of each of its products."""
     match event:
-        case ProductSet() | Restocked():
+        case ProductSet() | ProductPatched() | StockAdjusted():
             return ((Product, event.product_id),)
     return ((Reservation, event.order_id), *((Product, line.product_id) for line in event.items))
 
@@ -53,8 +56,8 @@ def decide(states: Sequence[Any], event: Event, now: datetime) -> Decision:
         Unexpected: The state machine has no transition for *event* in this state.
     """
     match event:
-        case ProductSet() | Restocked():
-            return _stock_changed(states[0], event)
+        case ProductSet() | ProductPatched() | StockAdjusted():
+            return _product_changed(states[0], event)
     reservation: Reservation | None = states[0]
     products: Sequence[Product | None] = states[1:]
     match reservation and reservation.status, event:
@@ -79,29 +82,53 @@ def decide(states: Sequence[Any], event: Event, now: datetime) -> Decision:
     raise Unexpected(f"{type(event).__name__} while {reservation.status.value if reservation else 'there is no reservation'}")
 
 
-def _stock_changed(product: Product | None, event: ProductSet | Restocked) -> Decision:
-    if isinstance(event, ProductSet) and (fault := price_fault(event.unit_price)) is not None:
-        return no_change(PriceRejected(product_id=event.product_id, fault=fault))
+def _product_changed(product: Product | None, event: ProductSet | ProductPatched | StockAdjusted) -> Decision:
+    product_id = event.product_id
+    if not event.precondition.holds(None if product is None else etag(product)):
+        return no_change(ProductChanged(product_id=product_id))
+    price = None if isinstance(event, StockAdjusted) else event.unit_price
+    if price is not None and (fault := price_fault(price)) is not None:
+        return no_change(PriceRejected(product_id=product_id, fault=fault))
     match product, event:
-        case None, Restocked():
-            return no_change(ProductUnknown(product_id=event.product_id))
-        case Product(), Restocked():
-            return Decision((evolve(product, on_hand=product.on_hand + event.quantity),))
-        case Product(), ProductSet() if event.on_hand < product.reserved:
-            return no_change(BelowReserved(product_id=event.product_id, reserved=product.reserved))
-    assert isinstance(event, ProductSet)
-    return Decision(
-        (
-            Product(
-                product_id=event.product_id,
-                name=event.name if event.name is not None or product is None else product.name,
-                on_hand=event.on_hand,
-                reserved=0 if product is None else product.reserved,
-                unit_price_amount=event.unit_price.amount,
-                currency=event.unit_price.currency,
-            ),
-        )
-    )
+        case None, ProductSet():
+            assert price is not None
+            return Decision(
+                (
+                    Product(
+                        product_id=product_id,
+                        name=event.name,
+                        on_hand=event.on_hand,
+                        reserved=0,
+                        unit_price_amount=price.amount,
+                        currency=price.currency,
+                    ),
+                )
+            )
+        case None, _:
+            return no_change(ProductUnknown(product_id=product_id))
+        case Product(), StockAdjusted():
+            return _counted(product, product.on_hand + event.quantity)
+        case Product(), ProductSet():
+            return _counted(_described(product, event), event.on_hand)
+    assert product is not None
+    assert isinstance(event, ProductPatched)
+    return Decision((_described(product, event),))
+
+
+def _described(product: Product, event: ProductSet | ProductPatched) -> Product:
+    """Return *product* with the price and the name of *event*, where it has them."""
+    price = event.unit_price or Money(product.unit_price_amount, product.currency)
+    name = product.name if event.name is None else event.name
+    return evolve(product, unit_price_amount=price.amount, currency=price.currency, name=name)
+
+
+def _counted(product: Product, on_hand: int) -> Decision:
+    """Return *product* with *on_hand* pieces, or why it cannot have so many."""
+    if on_hand < product.reserved:
+        return no_change(BelowReserved(product_id=product.product_id, reserved=product.reserved))
+    if on_hand > ON_HAND_MAX:
+        return no_change(AboveMaximum(product_id=product.product_id))
+    return Decision((evolve(product, on_hand=on_hand),))
 
 
 def _reserve(event: OrderCreated, products: Sequence[Product | None]) -> Decision:

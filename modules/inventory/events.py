@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 __all__ = [
+    "AboveMaximum",
     "BelowReserved",
     "PriceRejected",
     "PricedLine",
+    "ProductChanged",
+    "ProductPatched",
     "ProductSet",
     "ProductUnknown",
-    "Restocked",
     "Shortage",
+    "StockAdjusted",
     "StockRejected",
     "StockReleased",
     "StockReserved",
@@ -18,7 +21,7 @@ __all__ = [
 from attrs import frozen
 
 from bus.subjects import event
-from modules.values import Line, Money, PriceFault
+from modules.values import UNCONDITIONAL, Line, Money, Precondition, PriceFault
 
 
 @frozen
@@ -74,19 +77,38 @@ class ProductSet:
     on_hand: int
     unit_price: Money
     name: str | None
+    precondition: Precondition = UNCONDITIONAL
 
 
 @frozen(kw_only=True)
-class Restocked:
-    """A client adds *quantity* to the stock of a product."""
+class ProductPatched:
+    """A client sets the price, the name or both; None keeps the current one. The stock stays as it is."""
+
+    product_id: str
+    unit_price: Money | None
+    name: str | None
+    precondition: Precondition = UNCONDITIONAL
+
+
+@frozen(kw_only=True)
+class StockAdjusted:
+    """A client adds *quantity*, which may be negative, to the stock of a product: a delivery, a loss, a count."""
 
     product_id: str
     quantity: int
+    precondition: Precondition = UNCONDITIONAL
 
 
 @frozen(kw_only=True)
 class ProductUnknown:
     """Reply: there is no such product."""
+
+    product_id: str
+
+
+@frozen(kw_only=True)
+class ProductChanged:
+    """Reply: the precondition does not hold for the product as it is now."""
 
     product_id: str
 
@@ -105,3 +127,10 @@ class PriceRejected:
 
     product_id: str
     fault: PriceFault
+
+
+@frozen(kw_only=True)
+class AboveMaximum:
+    """Reply: the new stock would be more than a product can have."""
+
+    product_id: str

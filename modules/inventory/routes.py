@@ -6,11 +6,22 @@ __all__ = ["routes", "show"]
 
 from typing import Any
 
-from modules.inventory.events import BelowReserved, PriceRejected, ProductSet, ProductUnknown, Restocked
-from modules.inventory.state import Product
+from attrs import evolve
+
+from modules.inventory.events import (
+    AboveMaximum,
+    BelowReserved,
+    PriceRejected,
+    ProductChanged,
+    ProductPatched,
+    ProductSet,
+    ProductUnknown,
+    StockAdjusted,
+)
+from modules.inventory.state import ON_HAND_MAX, Product, etag
 from modules.module import DecisionOutcome
-from modules.routes import CommandRoute, GetRoute, ListRoute, Rejection, Request, Response, Route
-from modules.values import Money
+from modules.routes import CommandRoute, GetRoute, ImportRoute, ListRoute, Rejection, Request, Response, Route
+from modules.values import UNCONDITIONAL, Money, Precondition
 
 
 def show(product: Product) -> dict[str, Any]:
@@ -26,17 +37,38 @@ def show(product: Product) -> dict[str, Any]:
 
 
 def _to_product_set(request: Request) -> ProductSet:
-    price = request.body["unit_price"]
     return ProductSet(
         product_id=request.path["product_id"],
         on_hand=request.body["on_hand"],
-        unit_price=Money(price["amount"], price["currency"]),
+        unit_price=Money(**request.body["unit_price"]),
         name=request.body.get("name"),
+        precondition=request.precondition,
     )
 
 
-def _to_restocked(request: Request) -> Restocked:
-    return Restocked(product_id=request.path["product_id"], quantity=request.body["quantity"])
+def _to_product_patched(request: Request) -> ProductPatched:
+    price = request.body.get("unit_price")
+    return ProductPatched(
+        product_id=request.path["product_id"],
+        unit_price=None if price is None else Money(**price),
+        name=request.body.get("name"),
+        precondition=request.precondition,
+    )
+
+
+def _to_stock_adjusted(request: Request) -> StockAdjusted:
+    return StockAdjusted(
+        product_id=request.path["product_id"], quantity=request.body["quantity"], precondition=request.precondition
+    )
+
+
+def _line_to_event(request: Request) -> ProductSet | ProductPatched:
+    """Return the event for a line of an import: with ``on_hand`` the product is set, without it patched."""
+    line = request.body
+    tag = line.get("etag")
+    precondition = UNCONDITIONAL if tag is None else Precondition(if_match=(tag,))
+    of_line = evolve(request, path={"product_id": line["product_id"]}, precondition=precondition)
+    return _to_product_set(of_line) if "on_hand" in line else _to_product_patched(of_line)
 
 
 def _respond(outcome: DecisionOutcome) -> Response | Rejection:
@@ -47,34 +79,80 @@ def _respond(outcome: DecisionOutcome) -> Response | Rejection:
             return Rejection(422, "price_not_chargeable", fault.detail, pointer=f"/unit_price/{fault.member}")
         case (ProductUnknown(),):
             return Rejection(404, "product_not_found", "There is no such product.")
+        case (BelowReserved(reserved=reserved),):
+            return Rejection(409, "below_reserved", f"{reserved} of it are reserved for orders; on_hand cannot be less.")
+        case (AboveMaximum(),):
+            return Rejection(409, "above_maximum", f"on_hand cannot be more than {ON_HAND_MAX}.")
+        case (ProductChanged(),):
+            return Rejection(
+                412, "precondition_failed", "The product is not as If-Match or If-None-Match says; read it again."
+            )
     (product,) = outcome.states
     assert product is not None
-    return Response(200, show(product))
+    return Response(200, show(product), {"ETag": etag(product)})
+
+
+def _command(name: str, method: str, path: str, summary: str, request_schema: str, **options: Any) -> CommandRoute:
+    """Return a route that changes one product."""
+    return CommandRoute(
+        name=name,
+        method=method,
+        path=path,
+        summary=summary,
+        request_schema=request_schema,
+        respond=_respond,
+        response_schema="Product",
+        takes_precondition=True,
+        **options,
+    )
 
 
 routes: tuple[Route, ...] = (
-    CommandRoute(
-        name="setProduct",
-        method="PUT",
-        path="/v1/inventory/{product_id}",
-        summary="Set a product's stock and price",
-        request_schema="ProductRequest",
+    _command(
+        *("setProduct", "PUT", "/v1/inventory/{product_id}", "Set a product's stock and price", "ProductRequest"),
         event=_to_product_set,
-        respond=_respond,
-        response_schema="Product",
-        rejections=(409, 422),
+        rejections=(409, 412, 422),
     ),
-    CommandRoute(
-        name="restockProduct",
-        method="POST",
-        path="/v1/inventory/{product_id}/restock",
-        summary="Add to a product's stock",
-        request_schema="RestockRequest",
-        event=_to_restocked,
-        respond=_respond,
-        response_schema="Product",
+    _command(
+        *("changeProduct", "PATCH", "/v1/inventory/{product_id}", "Change a product's price or name", "ProductPatch"),
+        event=_to_product_patched,
+        rejections=(404, 412, 422),
+    ),
+    _command(
+        *("restockProduct", "POST", "/v1/inventory/{product_id}/restock", "Add to a product's stock", "RestockRequest"),
+        event=_to_stock_adjusted,
         idempotent=True,
-        rejections=(404,),
+        rejections=(404, 409, 412),
+    ),
+    _command(
+        "adjustProduct",
+        "POST",
+        "/v1/inventory/{product_id}/adjust",
+        "Add to a product's stock or take from it, for a reason",
+        "AdjustRequest",
+        event=_to_stock_adjusted,
+        idempotent=True,
+        rejections=(404, 409, 412),
+    ),
+    ImportRoute(
+        name="importProducts",
+        method="POST",
+        path="/v1/inventory/import",
+        summary="Set or change many products, one a line",
+        event=_line_to_event,
+        respond=_respond,
+        line_schema="ProductLine",
+        response_schema="Product",
+    ),
+    ImportRoute(
+        name="setProducts",
+        method="PUT",
+        path="/v1/inventory",
+        summary="Set or change many products, one a line",
+        event=_line_to_event,
+        respond=_respond,
+        line_schema="ProductLine",
+        response_schema="Product",
     ),
     GetRoute(
         name="getProduct",
@@ -83,6 +161,7 @@ routes: tuple[Route, ...] = (
         state=Product,
         show=show,
         response_schema="Product",
+        etag=etag,
     ),
     ListRoute(
         name="listProducts",

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-__all__ = ["Product", "Reservation", "ReservationStatus", "metadata", "product_table", "reservation_table"]
+__all__ = [
+    "ON_HAND_MAX",
+    "Product",
+    "Reservation",
+    "ReservationStatus",
+    "etag",
+    "metadata",
+    "product_table",
+    "reservation_table",
+]
 
 from enum import StrEnum
+from hashlib import blake2b
 
 from attrs import frozen
 from sqlalchemy import JSON, BigInteger, CheckConstraint, Column, MetaData, String, Table
 
 from modules.tables import key_type
 from modules.values import Line
+
+ON_HAND_MAX = 10**15
+"""Most pieces of one product."""
 
 
 @frozen(kw_only=True, slots=False)
@@ -27,6 +40,24 @@ class Product:
     @property
     def available(self) -> int:
         return self.on_hand - self.reserved
+
+
+def etag(product: Product) -> str:
+    """
+    Return the strong entity tag of *product*: equal for equal representations only.
+
+    It follows from the content, so a reservation costs nothing for it, and a product that is again as a client has read
+    it has the tag that the client read.
+    """
+    content = (
+        product.product_id,
+        product.name,
+        product.on_hand,
+        product.reserved,
+        product.unit_price_amount,
+        product.currency,
+    )
+    return f'"{blake2b(repr(content).encode(), digest_size=12).hexdigest()}"'
 
 
 class ReservationStatus(StrEnum):

@@ -14,8 +14,8 @@ from modules.inventory.events import (
     PriceRejected,
     ProductSet,
     ProductUnknown,
-    Restocked,
     Shortage,
+    StockAdjusted,
     StockRejected,
     StockReleased,
     StockReserved,
@@ -46,7 +46,7 @@ def when(event: Any, *states: Any) -> Decision:
 def test_an_order_loads_its_reservation_and_each_of_its_products() -> None:
     """A stock change loads its product."""
     assert keys(CREATED) == ((Reservation, "o"), (Product, "A"), (Product, "B"))
-    assert keys(Restocked(product_id="A", quantity=1)) == ((Product, "A"),)
+    assert keys(StockAdjusted(product_id="A", quantity=1)) == ((Product, "A"),)
 
 
 def test_all_lines_are_reserved_at_their_prices() -> None:
@@ -148,7 +148,7 @@ def test_setting_replaces_the_stock_and_restocking_adds_to_it() -> None:
     stock_set = ProductSet(product_id="A", on_hand=5, unit_price=Money(9, "EUR"), name=None)
     assert when(stock_set, None).states == (evolve(product("A", 5, price=9), name=None),)
     assert when(stock_set, product("A", 10, reserved=5)).states == (product("A", 5, reserved=5, price=9),)
-    assert when(Restocked(product_id="A", quantity=3), product("A", 10, reserved=5)).states == (product("A", 13, reserved=5),)
+    assert when(StockAdjusted(product_id="A", quantity=3), product("A", 10, reserved=5)).states == (product("A", 13, reserved=5),)
 
 
 def test_the_stock_cannot_be_set_below_the_reserved_quantity() -> None:
@@ -159,7 +159,7 @@ def test_the_stock_cannot_be_set_below_the_reserved_quantity() -> None:
 
 def test_an_unknown_product_cannot_be_restocked() -> None:
     """It would have no price."""
-    assert when(Restocked(product_id="A", quantity=3), None) == Decision((), (ProductUnknown(product_id="A"),))
+    assert when(StockAdjusted(product_id="A", quantity=3), None) == Decision((), (ProductUnknown(product_id="A"),))
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_options_reach_the_factory_of_the_module() -> None:
         (trial(name="other"), "trial: its descriptor is named other"),
         (trial(tables=inventory.module().tables), "trial: the table inventory_reservation of Reservation must be named trial_"),
         (
-            trial(routes=inventory.module().routes[2:3]),
+            trial(routes=inventory.module().routes[6:7]),
             r"trial: the route GET /v1/inventory/\{product_id\} shows Product, which has no table in the descriptor",
         ),
         (

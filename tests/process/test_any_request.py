@@ -27,6 +27,8 @@ from tests.process.server import Server
 
 pytestmark = pytest.mark.slow
 
+schemathesis.serializer.alias("application/x-ndjson", "text/plain")
+
 CHECKS = [
     schemathesis.checks.not_a_server_error,
     status_code_conformance,

@@ -61,3 +61,34 @@ async def test_concurrent_cancellations_undo_an_order_once(client: Client) -> No
     orders = await check_invariants(client, order_ids, {"SKU-1": 200})
     assert Counter((order["status"], order["reason"]) for order in orders) == {("cancelled", "requested"): 100}
     assert (await client.get("/v1/inventory/SKU-1"))["on_hand"] == 200
+
+
+async def test_a_price_that_was_read_before_orders_came_sells_nothing_twice(client: Client) -> None:
+    """A hundred pieces; ten orders take thirty; the price is set with the stock that was read before: 412, or by PATCH."""
+    await client.stock("SKU-1", 100)
+    path = "/v1/inventory/SKU-1"
+    read = await client.request("GET", path)
+    early = await asyncio.gather(*(client.place({"SKU-1": 3}) for _ in range(10)))
+    for order_id in early:
+        await client.wait_until_final(order_id)
+    price = {"amount": 1350, "currency": "EUR"}
+    stale = await client.request(
+        "PUT", path, {"on_hand": read.body["on_hand"], "unit_price": price}, {"If-Match": read.headers["ETag"]}
+    )
+    assert (stale.status, stale.body["code"]) == (412, "precondition_failed")
+    patched = await client.request("PATCH", path, {"unit_price": price})
+    assert (patched.status, patched.body["on_hand"], patched.body["unit_price"]) == (200, 70, price)
+
+    late = await asyncio.gather(*(client.place({"SKU-1": 3}) for _ in range(40)), *(_adjust(client, path) for _ in range(3)))
+    orders = [*early, *(each for each in late if isinstance(each, str))]
+    sold = 0
+    for order_id in orders:
+        sold += 3 if (await client.wait_until_final(order_id))["status"] == "confirmed" else 0
+    product = await client.get("/v1/inventory/SKU-1")
+    assert product["on_hand"] + sold == 100 - 3 * 2
+    assert product["reserved"] == 0
+
+
+async def _adjust(client: Client, path: str) -> None:
+    """Take two pieces from the stock while orders take theirs."""
+    assert (await client.request("POST", f"{path}/adjust", {"quantity": -2, "reason": "damaged"})).status == 200

@@ -23,7 +23,7 @@ from app.storage.errors import CommitOutcomeUnknown, StorageUnavailable
 from app.storage.module_store import CLOCK_SKEW_MAX, INBOX_RETENTION
 from bus.ids import id_lower_bound
 from bus.port import MAX_TRIES, Message
-from modules.inventory.events import PricedLine, Restocked, StockReserved
+from modules.inventory.events import PricedLine, StockAdjusted, StockReserved
 from modules.inventory.state import Product, Reservation, ReservationStatus
 from modules.module import CancelTimer, Decision, DecisionOutcome, Scheduled, Unexpected
 from modules.orders.events import CancelRequested, OrderCancelled, OrderConfirmed, OrderCreated, OrderTimedOut
@@ -231,7 +231,7 @@ async def test_a_rejection_does_not_use_up_the_key(harness: Harness) -> None:
     def answer(outcome: DecisionOutcome) -> Response | Rejection:
         return Response(200, "ok") if outcome.states[0] is not None else Rejection(404, "product_not_found", "no")
 
-    restocked = Restocked(product_id="A", quantity=5)
+    restocked = StockAdjusted(product_id="A", quantity=5)
     refused = await harness.submit("inventory", restocked, key="k", fingerprint="f", respond=answer)
     assert isinstance(refused.response, Rejection)
     await harness.submit("inventory", product(1))

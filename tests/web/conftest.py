@@ -17,6 +17,7 @@ from app.telemetry.metrics import Metrics
 from app.web import Authenticator, Runner, build_application
 from app.web.endpoints.state_stream import Streams
 from app.web.route_group import RouteGroup
+from modules.module import Module
 from tests.web.example import SHIPMENTS
 from tests.web.fake_service import FakeService
 
@@ -112,8 +113,10 @@ Start = Callable[..., Awaitable[Web]]
 async def start() -> AsyncIterator[Start]:
     running: list[Web] = []
 
-    async def start(*, requires_key: bool = False, route_groups: tuple[RouteGroup, ...] = ()) -> Web:
-        service, health, metrics, streams = FakeService(SHIPMENTS), FakeHealth(), Metrics(), Streams()
+    async def start(
+        *, requires_key: bool = False, route_groups: tuple[RouteGroup, ...] = (), module: Module = SHIPMENTS
+    ) -> Web:
+        service, health, metrics, streams = FakeService(module), FakeHealth(), Metrics(), Streams()
         app = build_application(
             [service],
             health=health,

@@ -41,7 +41,7 @@ class FakeService:
         self.reads = 0
         """Calls of `get`, failed ones included."""
         self.activity = asyncio.Event()
-        """Set when a state is read, and when a watch begins or ends."""
+        """Set when an event is submitted or a state is read, and when a watch begins or ends."""
 
     async def submit(
         self,
@@ -68,6 +68,7 @@ class FakeService:
         decision = self.module.decide([self.states.get(k) for k in keys], event, NOW)
         for state in decision.states:
             self.put(state)
+        self.activity.set()
         self.submitted.append((event, id, trace, is_express))
         response = respond(DecisionOutcome(tuple(self.states.get(k) for k in keys), decision.events))
         if key is not None:

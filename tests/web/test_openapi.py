@@ -104,6 +104,7 @@ def test_operations_have_the_names_of_their_routes() -> None:
     assert {route.name for module in released for route in module.routes} == {
         *("placeOrder", "getOrder", "listOrders", "cancelOrder", "streamOrder"),
         *("setProduct", "restockProduct", "getProduct", "listProducts", "getPayment"),
+        *("changeProduct", "adjustProduct", "importProducts", "setProducts"),
     }
     assert ids == {
         *(route.name for module in (*all_modules(), SHIPMENTS) for route in module.routes),

@@ -14,24 +14,37 @@ from typing import Any
 import attrs
 import orjson
 from aiohttp import hdrs, web
+from attrs import evolve
 from uuid_utils import uuid7
 
 from app.runtime.service import ModuleService
 from app.telemetry.trace import TraceContext, traceparent
+from app.web.endpoints.imports import import_lines
 from app.web.endpoints.state_stream import Streams, stream_state
 from app.web.handler import Endpoint, EndpointHandler, RequestContext
-from app.web.problems import ProblemError, invalid_input
+from app.web.problems import ProblemError, invalid_input, problem_of
 from app.web.requests.filters import FilterReader
 from app.web.requests.paging import read_page
 from app.web.requests.parsing import TRACEPARENT, idempotency_key, path_parameters, read_body, read_query
+from app.web.requests.preconditions import read_precondition
 from app.web.responses import json_response
 from bus.contracts.schemas import validator
 from bus.errors import SchemaViolation
-from modules.routes import CommandRoute, GetRoute, ListRoute, Rejection, Request, StreamRoute
+from modules.routes import CommandRoute, GetRoute, ImportRoute, ListRoute, Rejection, Request, StreamRoute
+from modules.values import UNCONDITIONAL
 
 IDEMPOTENCY_REPLAYED = "Idempotency-Replayed"
 
 _NOT_FOUND = partial(ProblemError, 404, "not_found", "No resource has this id.")
+_PRECONDITION_FAILED = partial(
+    ProblemError, 412, "precondition_failed", "The resource is not as If-Match says; read it again."
+)
+_PRECONDITION_REQUIRED = partial(
+    ProblemError,
+    428,
+    "precondition_required",
+    "Send If-Match with the ETag that was read, or If-None-Match: * to create. This server requires it.",
+)
 _BAD_PARAMETER = SchemaViolation("", "must be 1 to 64 characters, without control characters")
 
 
@@ -44,6 +57,8 @@ def endpoints(service: ModuleService, streams: Streams) -> tuple[Endpoint, ...]:
                 found.append(Endpoint(route.method, route.path, _command(service, route)))
             case GetRoute():
                 found.append(Endpoint(hdrs.METH_GET, route.path, _get(service, route)))
+            case ImportRoute():
+                found.append(Endpoint(route.method, route.path, import_lines(service, route)))
             case ListRoute():
                 found.append(Endpoint(hdrs.METH_GET, route.path, _list(service, route)))
             case StreamRoute():
@@ -60,6 +75,7 @@ def _command(service: ModuleService, route: CommandRoute) -> EndpointHandler:
     has_parameters = "{" in route.path
     make_event, respond, is_express = route.event, route.respond, route.express
     is_idempotent, sheds_load = route.idempotent, route.sheds_load
+    takes_precondition, requires_precondition = route.takes_precondition, route.requires_precondition
     submit, scope = service.submit, f"{route.method} {route.path}"
 
     async def handle(request: web.Request, context: RequestContext) -> web.Response:
@@ -69,8 +85,11 @@ def _command(service: ModuleService, route: CommandRoute) -> EndpointHandler:
             if path is None:
                 raise _invalid_path(route)
         key = idempotency_key(request) if is_idempotent else None
+        precondition = read_precondition(request) if takes_precondition else UNCONDITIONAL
+        if requires_precondition and precondition is UNCONDITIONAL:
+            raise _PRECONDITION_REQUIRED()
         body = await read(request) if read is not None else None
-        command = Request(path or {}, body, str(uuid7()), context.correlation_id)
+        command = Request(path or {}, body, str(uuid7()), context.correlation_id, precondition)
         # A trace id is no secret, and os.urandom would release the GIL on each call.
         trace = TraceContext(context.correlation_id, traceparent(request.headers.get(TRACEPARENT), randbytes))
         fingerprint = ""
@@ -92,8 +111,7 @@ def _command(service: ModuleService, route: CommandRoute) -> EndpointHandler:
         outcome = reply.response
         if isinstance(outcome, Rejection):
             replayed: dict[str, str] = {IDEMPOTENCY_REPLAYED: "true"} if reply.is_replay else {}
-            members = {"errors": [{"pointer": outcome.pointer, "detail": outcome.detail}]} if outcome.pointer else {}
-            raise ProblemError(outcome.status, outcome.code, outcome.detail, members, replayed)
+            raise problem_of(outcome, replayed)
         response = json_response(outcome.body, outcome.status, outcome.headers)
         if reply.is_replay:
             response.headers[IDEMPOTENCY_REPLAYED] = "true"
@@ -119,9 +137,21 @@ def _get(service: ModuleService, route: GetRoute) -> EndpointHandler:
         shown = None if state is None else route.show(state)
         if shown is None:
             raise _NOT_FOUND()
-        return json_response(shown)
+        if route.etag is None:
+            return json_response(shown)
+        return _conditional(request, shown, route.etag(state))
 
     return handle
+
+
+def _conditional(request: web.Request, shown: Any, etag: str) -> web.Response:
+    """Return *shown*, or 304 or 412 as the precondition of *request* says."""
+    precondition = read_precondition(request)
+    if precondition.holds(etag):
+        return json_response(shown, headers={hdrs.ETAG: etag})
+    if not evolve(precondition, if_none_match=None).holds(etag):
+        raise _PRECONDITION_FAILED()
+    return web.Response(status=304, headers={hdrs.ETAG: etag})
 
 
 def _list(service: ModuleService, route: ListRoute) -> EndpointHandler:

@@ -9,6 +9,7 @@ __all__ = [
     "TRACEPARENT",
     "idempotency_key",
     "is_readable",
+    "parse_body",
     "path_parameters",
     "read_body",
     "read_query",
@@ -103,6 +104,16 @@ async def read_body(
     body = await _read_bytes(request)
     if not body:
         return _missing_body(is_required, is_valid, schema)
+    return parse_body(body, is_valid, schema)
+
+
+def parse_body(body: bytes, is_valid: Callable[[Any], bool], schema: Mapping[str, Any]) -> Any:
+    """
+    Return the JSON value of *body*, validated against *schema*.
+
+    Raises:
+        ProblemError: 400, it is not strict JSON or violates the schema.
+    """
     try:
         value = loads(body)
     except NotStrict as error:

@@ -73,6 +73,10 @@ _HEADERS: Json = {
     },
     "Retry-After": {"description": "Seconds to wait before a retry.", "schema": {"type": "integer", "minimum": 1}},
     "WWW-Authenticate": {"description": "The authentication scheme to use.", "schema": {"type": "string"}},
+    "ETag": {
+        "description": "Entity tag of the representation; send it as If-Match.",
+        "schema": {"type": "string"},
+    },
     "Allow": {"description": "The methods of this path.", "schema": {"type": "string"}},
 }
 _PARAMETERS: Json = {
@@ -95,6 +99,20 @@ _PARAMETERS: Json = {
         " no further effect.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
     },
+    "IfMatch": {
+        "name": "If-Match",
+        "in": "header",
+        "description": "Entity tags that the resource must have, or `*`: it must exist. 412 otherwise.",
+        "schema": {"type": "string"},
+        "example": '"8f14e45fceea167a5a36dedd"',
+    },
+    "IfNoneMatch": {
+        "name": "If-None-Match",
+        "in": "header",
+        "description": "Entity tags that the resource must not have, or `*`: it must not exist.",
+        "schema": {"type": "string"},
+        "example": "*",
+    },
     "Limit": {
         "name": "limit",
         "in": "query",
@@ -115,6 +133,7 @@ _PROBLEMS = {
     405: ("method_not_allowed", "The path does not have this method."),
     408: ("request_timeout", "The body did not arrive in time."),
     409: ("below_reserved", "The present state of the resource does not allow it."),
+    412: ("precondition_failed", "The resource is not as If-Match or If-None-Match says."),
     413: ("body_too_large", "The body is larger than 64 KiB."),
     415: ("unsupported_media_type", "The body is not application/json in UTF-8, or has a Content-Encoding."),
     422: ("idempotency_key_reused", "The Idempotency-Key was used before, with another body, or a value is not possible."),

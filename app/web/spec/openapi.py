@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from app.web.requests.ndjson import NDJSON
 from app.web.spec.components import COMPONENTS, Description, body, operation, page_of, query_parameter, ref, response
 from modules.filters import Filter
 from modules.module import Module
-from modules.routes import CommandRoute, GetRoute, ListRoute, Route, StreamRoute
+from modules.routes import CommandRoute, GetRoute, ImportRoute, ListRoute, Route, StreamRoute
 
 Json = dict[str, Any]
 
@@ -101,9 +102,9 @@ def _describe(route: Route, tag: str, name_of: Callable[[str], str]) -> tuple[st
         case CommandRoute():
             return route.method.lower(), _describe_command(route, tag, name_of)
         case GetRoute():
-            return "get", operation(
-                route.name, route.path, route.summary, tag, {200: response("The present state.", schema)}, (404, 503)
-            )
+            return "get", _describe_get(route, tag, schema)
+        case ImportRoute():
+            return route.method.lower(), _describe_import(route, tag, name_of)
         case ListRoute():
             parameters = [_filter_parameter(filter) for filter in route.filters]
             return "get", operation(
@@ -130,6 +131,37 @@ def _describe(route: Route, tag: str, name_of: Callable[[str], str]) -> tuple[st
             )
 
 
+def _describe_get(route: GetRoute, tag: str, schema: Json) -> Json:
+    if route.etag is None:
+        answers = {200: response("The present state.", schema)}
+        return operation(route.name, route.path, route.summary, tag, answers, (404, 503))
+    return operation(
+        *(route.name, route.path, route.summary, tag),
+        {
+            200: response("The present state.", schema, headers=["ETag"]),
+            304: response("The representation that If-None-Match names is the present one.", headers=["ETag"]),
+        },
+        (400, 404, 412, 503),
+        parameters=[ref("parameters", "IfMatch"), ref("parameters", "IfNoneMatch")],
+    )
+
+
+def _describe_import(route: ImportRoute, tag: str, name_of: Callable[[str], str]) -> Json:
+    line = ref("schemas", name_of(route.line_schema))
+    answer = {"type": "string", "x-lines": ref("schemas", name_of(route.response_schema))}
+    description = (
+        "One JSON object for each line of the body, in its order: `line`, `status`, and `result` or `code`, `detail` and"
+        " `errors`. With an Idempotency-Key, a line that was executed before is answered as then."
+    )
+    return operation(
+        *(route.name, route.path, route.summary, tag),
+        {200: response(description, answer, NDJSON)},
+        (400, 408, 413, 415),
+        parameters=[ref("parameters", "Traceparent"), ref("parameters", "IdempotencyKey")],
+        request_body={"required": True, "content": {NDJSON: {"schema": {"type": "string", "x-lines": line}}}},
+    )
+
+
 def _filter_parameter(filter: Filter) -> Json:
     schema = {"type": "array", "items": filter.schema} if filter.takes_list else filter.schema
     parameter = query_parameter(filter.name, schema)
@@ -147,11 +179,17 @@ def _describe_command(route: CommandRoute, tag: str, name_of: Callable[[str], st
         request_body = body(ref("schemas", name_of(route.request_schema)), is_required=route.needs_body)
     if "{" in route.path:
         problems.add(400 if route.method == "PUT" else 404)
+    if route.takes_precondition:
+        problems |= {400, 412}
+        parameters += [ref("parameters", "IfMatch"), ref("parameters", "IfNoneMatch")]
+    if route.requires_precondition:
+        problems.add(428)
     if route.idempotent:
         problems |= {400, 422}
         parameters.append(ref("parameters", "IdempotencyKey"))
     headers = [
         *(["Location"] if route.status in (201, 202) else []),
+        *(["ETag"] if route.takes_precondition else []),
         *(["Idempotency-Replayed"] if route.idempotent else []),
     ]
     schema = ref("schemas", name_of(route.response_schema))
