@@ -189,7 +189,7 @@ class Application:
         for name, store in self.parts.storage.stores.items():
             try:
                 await store.database.check()
-                found[f"database:{name}"] = OK
+                found[f"database:{name}"] = "refused" if store.database.is_refused else OK
             except StorageUnavailable:
                 found[f"database:{name}"] = "unavailable"
         return found

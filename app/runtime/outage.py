@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from app.runtime.receiving import extend_ack_deadlines
 from app.runtime.work import WorkItem
 from app.runtime.work_queue import WorkQueue
-from app.storage.errors import StorageUnavailable
+from app.storage.errors import StorageRefused, StorageUnavailable
 from app.storage.sql.database import Database
 from bus.port import Clock
 
@@ -40,10 +40,12 @@ class StorageOutage:
         self._database = database
         self._clock = clock
         self._rng = rng
+        self._refused_seconds, self._refused_at = SECONDS_MIN, 0.0
 
     async def wait_out(self, items: Sequence[WorkItem], error: StorageUnavailable) -> None:
         """
-        Return once the database answers again.
+        Return once the database answers again. One that answers and refuses is left in peace for a while, longer each
+        time: only the work itself can find out whether it still refuses.
 
         Of *items*, which failed with *error*, submitted events are rejected and deliveries go back to the queue.
         """
@@ -52,12 +54,18 @@ class StorageOutage:
         _reject(items, error)
         extending = asyncio.create_task(self._extend_ack_deadlines())
         try:
-            await self._wait_for_database()
+            await self._wait_for_database(isinstance(error, StorageRefused))
         finally:
             extending.cancel()
 
-    async def _wait_for_database(self) -> None:
+    async def _wait_for_database(self, is_refused: bool) -> None:
         seconds = SECONDS_MIN
+        if is_refused:
+            if self._clock.monotonic() > self._refused_at + 2 * SECONDS_MAX:
+                self._refused_seconds = SECONDS_MIN
+            seconds = self._refused_seconds
+            self._refused_seconds = min(SECONDS_MAX, seconds * 2)
+            self._refused_at = self._clock.monotonic()
         while self.is_active:
             await self._clock.sleep(seconds * self._rng.uniform(0.5, 1.0))
             seconds = min(SECONDS_MAX, seconds * 2)

@@ -25,11 +25,11 @@ from app.messaging.outbox_relay import OutboxRelay
 from app.runtime.engine import CommitResult, ModuleResult, TransactionEngine
 from app.runtime.outage import StorageOutage
 from app.runtime.receiving import Receiver
-from app.runtime.service import Overloaded, Reply
+from app.runtime.service import Reply
 from app.runtime.state_reader import StateReader, StateWatchers
 from app.runtime.work import DeferredToNewerVersion, ItemResult, ReplyBuilder, WorkItem
-from app.runtime.work_queue import WorkQueue
-from app.storage.errors import StorageUnavailable
+from app.runtime.work_queue import LoadLimit, WorkQueue
+from app.storage.errors import StorageRefused, StorageUnavailable
 from app.storage.module_store import ModuleStore
 from app.telemetry.logs import enabled
 from app.telemetry.message_metrics import MessageMetrics
@@ -43,8 +43,8 @@ from modules.module import Decision, Module, State
 
 FETCH_SECONDS = 1.0
 
-SHEDDING_ENDS_BELOW = 0.9
-"""The share of the backlog cap below which load shedding is logged as over; the gap keeps the log from flapping."""
+REFUSED_MAX = 8
+"""Items of a batch that the database may refuse one by one; after that all the others wait, too."""
 
 CommitListener = Callable[[Any, Decision, TraceContext], None]
 """Called on the event loop after the commit, for each decided event: ``listener(event, decision, trace)``. Must not raise."""
@@ -82,8 +82,7 @@ class ModuleRunner:
         self._peers = peers
         self._clock = clock
         self._batch_max = batch_max
-        self._backlog = backlog
-        self._backlog_max = backlog_max
+        self._load_limit = LoadLimit(backlog, backlog_max)
         self._listeners: list[CommitListener] = []
         self._states = StateReader(store)
         self._watchers = StateWatchers({cls: mapper.key_of for cls, mapper in store.mappers.items()})
@@ -95,7 +94,6 @@ class ModuleRunner:
         """The queued items for the newest version of an event that has several versions, by event id."""
         self._outage = StorageOutage(module.name, self._queue, store.database, clock, rng)
         self._is_stopped = False
-        self._is_shedding = False
 
     def add_listener(self, listener: CommitListener) -> None:
         """Call *listener* for each event that the module decides about, after the commit."""
@@ -123,7 +121,7 @@ class ModuleRunner:
         Set *is_new* to False when the event may have been submitted before under the same *id*: it has no effect then.
         """
         if sheds_load:
-            self._shed_load()
+            self._load_limit.check(len(self._queue))
         if self._is_stopped:
             raise StorageUnavailable("The server is shutting down.")
         if self._outage.is_active:
@@ -155,23 +153,6 @@ class ModuleRunner:
     def watch(self, cls: type, key: str) -> AbstractAsyncContextManager[AsyncIterator[None]]:
         """Enter to get an iterator that yields after each change of a state."""
         return self._watchers.watch(cls, key)
-
-    def _shed_load(self) -> None:
-        """
-        Reject new work while the backlog is over its cap.
-
-        Raises:
-            Overloaded: It is.
-        """
-        waiting, waiting_max = self._backlog() + len(self._queue), self._backlog_max
-        if waiting > waiting_max:
-            if not self._is_shedding:
-                self._is_shedding = True
-                logger.warning("the backlog is over its cap; new orders are rejected", waiting=waiting, most=waiting_max)
-            raise Overloaded("The backlog is over its cap; nothing was stored.", 2)
-        if self._is_shedding and waiting <= waiting_max * SHEDDING_ENDS_BELOW:
-            self._is_shedding = False
-            logger.info("new orders are accepted again", waiting=waiting)
 
     # Messages from the bus
 
@@ -214,43 +195,48 @@ class ModuleRunner:
         """Take one batch from the queue, process it, and report what was committed."""
         items = await self._queue.get_batch(self._batch_max)
         began_at = self._clock.monotonic()
-        commits, outage = await self._commit(items)
+        commits, waiting, outage = await self._commit(items)
         for commit in commits:
             for name, result in commit.items():
                 self._peers[name].relay(result)
             for name, result in commit.items():
                 await self._peers[name].report(result, began_at)
         if outage is not None:
-            await self._outage.wait_out(items[len(commits) :], outage)
+            await self._outage.wait_out(waiting, outage)
 
     async def drain(self) -> None:
         """Reject new submissions; return once the queue is empty and the last batch is finished."""
         self._is_stopped = True
         await self._queue.wait_until_empty()
 
-    async def _commit(self, items: Sequence[WorkItem]) -> tuple[list[CommitResult], StorageUnavailable | None]:
+    async def _commit(self, items: Sequence[WorkItem]) -> tuple[list[CommitResult], list[WorkItem], StorageUnavailable | None]:
         """
         Commit what follows from *items*.
 
         The first attempt delivers locally, the second sends every event over the bus, and if that fails, too, each item
-        gets a transaction of its own, so that only the item at fault fails. Return the commits; when the database became
-        unavailable, also that error: one commit for each item before it.
+        gets a transaction of its own, so that only the item at fault fails. Return the commits, the items that wait for
+        the database, and its error.
         """
         commits: list[CommitResult] = []
+        waiting: list[WorkItem] = []
+        outcome: CommitResult | Exception
         try:
             for is_local in (True, False) if self._engine.delivers_locally else (False,):
                 outcome = await self._try_commit(items, is_local)
                 if not isinstance(outcome, Exception):
-                    return [outcome], None
+                    return [outcome], waiting, None
+            refusal = outcome if isinstance(outcome, StorageRefused) else None
             for item in items:
-                if len(items) > 1:
+                if len(items) > 1 and len(waiting) < REFUSED_MAX:
                     outcome = await self._try_commit([item], False)
-                if isinstance(outcome, Exception):
-                    outcome = {self.module.name: ModuleResult([item], [ItemResult(error=outcome)])}
-                commits.append(outcome)
+                if isinstance(outcome, StorageRefused):
+                    waiting.append(item)
+                    refusal = outcome
+                else:
+                    commits.append(outcome if isinstance(outcome, dict) else self._failed(item, outcome))
         except StorageUnavailable as error:
-            return commits, error
-        return commits, None
+            return commits, [*waiting, *items[len(commits) + len(waiting) :]], error
+        return commits, waiting, refusal if waiting else None
 
     async def _try_commit(self, items: Sequence[WorkItem], is_local: bool) -> CommitResult | Exception:
         """
@@ -262,12 +248,15 @@ class ModuleRunner:
         name = self.module.name
         try:
             return await self._database.write(partial(self._engine, name, items, is_local), name)
-        except StorageUnavailable:
-            raise
-        except Exception as error:  # for example a row that breaks a constraint
+        except Exception as error:  # a row that breaks a constraint; a refusal, perhaps of one item or one module only
+            if isinstance(error, StorageUnavailable) and not isinstance(error, StorageRefused):
+                raise
             if is_local:
                 logger.debug("local delivery failed; the events go over the bus", module=name, detail=repr(error))
             return error
+
+    def _failed(self, item: WorkItem, error: Exception) -> CommitResult:
+        return {self.module.name: ModuleResult([item], [ItemResult(error=error)])}
 
     # After the commit
 

@@ -1,8 +1,8 @@
-"""The queue of items that wait for the next batch: two lanes, express first, and a prefetch limit for each."""
+"""The queue of items that wait for the next batch: two lanes, express first, a prefetch limit for each, and a limit for all that waits."""
 
 from __future__ import annotations
 
-__all__ = ["FULL_BATCH_BELOW", "WorkQueue"]
+__all__ = ["FULL_BATCH_BELOW", "LoadLimit", "WorkQueue"]
 
 import asyncio
 from collections import deque
@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from attrs import define, field
+from loguru import logger
+
+from app.runtime.service import Overloaded
 
 T = TypeVar("T")
 
@@ -123,3 +126,33 @@ class WorkQueue(Generic[T]):
         while len(self) or self._in_progress:
             self._has_space.clear()
             await self._has_space.wait()
+
+
+SHEDDING_ENDS_BELOW = 0.9
+"""The share of the backlog cap below which load shedding is logged as over; the gap keeps the log from flapping."""
+
+
+class LoadLimit:
+    """The limit of what may wait: *backlog* returns how many events wait to be published, *most* is the cap."""
+
+    def __init__(self, backlog: Callable[[], int], most: int) -> None:
+        self._backlog = backlog
+        self._most = most
+        self._is_shedding = False
+
+    def check(self, queued: int) -> None:
+        """
+        Reject new work while the backlog and the *queued* items are together over the cap.
+
+        Raises:
+            Overloaded: They are.
+        """
+        waiting, most = self._backlog() + queued, self._most
+        if waiting > most:
+            if not self._is_shedding:
+                self._is_shedding = True
+                logger.warning("the backlog is over its cap; new orders are rejected", waiting=waiting, most=most)
+            raise Overloaded("The backlog is over its cap; nothing was stored.", 2)
+        if self._is_shedding and waiting <= most * SHEDDING_ENDS_BELOW:
+            self._is_shedding = False
+            logger.info("new orders are accepted again", waiting=waiting)

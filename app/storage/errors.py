@@ -6,7 +6,7 @@ Errors of the storage, sorted by what the caller does next.
 
 from __future__ import annotations
 
-__all__ = ["CommitOutcomeUnknown", "DatabaseConfigError", "StorageUnavailable", "TemporarilyUnavailable"]
+__all__ = ["CommitOutcomeUnknown", "DatabaseConfigError", "StorageRefused", "StorageUnavailable", "TemporarilyUnavailable"]
 
 
 class TemporarilyUnavailable(Exception):
@@ -24,6 +24,14 @@ class StorageUnavailable(TemporarilyUnavailable):
     """The database cannot be reached."""
 
     code = "database_unavailable"
+
+
+class StorageRefused(StorageUnavailable):
+    """
+    The database answers and refuses the work for a reason that is not in the data: a permission, a table, a damaged page.
+
+    Nothing is wrong with the event or the request; it succeeds once an operator has corrected the database.
+    """
 
 
 class CommitOutcomeUnknown(StorageUnavailable):

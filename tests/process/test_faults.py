@@ -180,3 +180,25 @@ async def test_an_order_shows_that_it_waits_for_the_payment(serve: Serve, connec
 
     await eventually(product, lambda reserved: reserved == 0)
     assert await client.list_all("/v1/dead-letters") == []
+
+
+@pytest.mark.slow
+async def test_orders_wait_while_a_table_of_one_module_is_refused(server: Server, client: Client) -> None:
+    """They are accepted and reserved; readiness says ``refused``, the log says why, once; they end once it is corrected."""
+    await client.stock("SKU-1", 1_000)
+    with closing(sqlite3.connect(server.database, isolation_level=None)) as other:
+        other.execute("ALTER TABLE payments_payment RENAME TO away")
+        orders = [await client.place({"SKU-1": 1}) for _ in range(20)]
+
+        async def readiness() -> Reply:
+            return await client.request("GET", "/readyz")
+
+        found = await eventually(readiness, lambda reply: reply.status == 503)
+        assert found.body["checks"]["database:payments"] == "refused"
+        await asyncio.sleep(1.0)
+        assert (await client.get("/v1/dead-letters"))["items"] == []
+        other.execute("ALTER TABLE away RENAME TO payments_payment")
+    for order in orders:
+        assert (await client.wait_until_final(order))["status"] == "confirmed"
+    assert len([line for line in server.lines if "no such table: payments_payment" in line and '"ERROR"' in line]) == 1
+    await eventually(readiness, lambda reply: reply.status == 200)

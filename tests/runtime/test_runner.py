@@ -289,7 +289,7 @@ async def test_queued_submissions_count_as_backlog(path: Path) -> None:
 async def test_load_shedding_is_logged_once(path: Path) -> None:
     """One line when it begins, and one when the backlog is well below the cap again."""
     waiting, lines = [0], list[str]()
-    sink = logger.add(lambda line: lines.append(line.record["message"]), level="INFO", filter="app.runtime.runner")
+    sink = logger.add(lambda line: lines.append(line.record["message"]), level="INFO", filter="app.runtime.work_queue")
     try:
         async with harness_at(path, backlog=lambda: waiting[0], backlog_max=100) as harness:
             for waiting[0] in (100, 101, 102, 95, 101, 91, 90, 90):

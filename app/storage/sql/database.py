@@ -48,6 +48,11 @@ class Database:
         """False after a transaction that the database refused, until one has written something."""
         return self._writer.is_healthy and self._reader.is_healthy
 
+    @property
+    def is_refused(self) -> bool:
+        """True if the database answers, and has refused work a moment ago; see `app.storage.errors.StorageRefused`."""
+        return self._writer.is_refused or self._reader.is_refused
+
     async def write(self, work: Work[T], order_key: str = "") -> T:
         """
         Run *work* in a transaction; return its result once that is committed to disk.
@@ -59,6 +64,7 @@ class Database:
         Raises:
             CommitOutcomeUnknown: The connection broke during the commit; it is unknown whether *work* was stored.
             StorageUnavailable: The database is out of reach; nothing of *work* was stored.
+            StorageRefused: It answers, and refuses the work for a reason that is not in its data.
             Exception: Whatever *work* raised; nothing of it was stored.
         """
         return await self._writer.execute(work, order_key)

@@ -28,6 +28,8 @@ class Failure(Enum):
     """The database is out of reach; try again later."""
     RETRY = "retry"
     """Run the whole transaction again at once."""
+    REFUSED = "refused"
+    """The database answers, and something is wrong with it that an operator has to correct."""
 
 
 class Statement(Protocol):
@@ -79,7 +81,12 @@ class Dialect(Protocol):
         """Begin a transaction on *connection*; return None if that would have to wait."""
 
     def classify(self, error: BaseException) -> Failure | None:
-        """Return how to recover from *error*; None if the work caused it, or it is not the database's at all."""
+        """
+        Return how to recover from *error*; None if the work caused it, or it is not the database's at all.
+
+        The work has caused only errors that are about its data and its constraints (SQLSTATE classes 22 and 23), and those
+        that the driver raises by itself because of a value. Everything else that a database says is its own trouble.
+        """
 
     def explain(self, error: DBAPIError) -> str:
         """Return in a few words for the operator, without host or password, why the database cannot be used."""

@@ -57,6 +57,11 @@ class _WorkQueue(ABC):
         return self._transactor.is_healthy
 
     @property
+    def is_refused(self) -> bool:
+        """True if the database has refused work a moment ago."""
+        return self._transactor.is_refused
+
+    @property
     def has_deferred(self) -> bool:
         """True if work was deferred and has not run yet."""
         return bool(self._deferred)

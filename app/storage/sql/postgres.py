@@ -81,6 +81,9 @@ _CONFLICTS = (
     errors.SerializationFailure,
     errors.DeadlockDetected,
 )
+_CLASSES_OF_THE_WORK = ("22", "23")
+"""SQLSTATE classes that are about the data of a statement: data exception, integrity constraint violation."""
+
 _TYPES = (
     (Integer, "bigint"),
     (Boolean, "boolean"),
@@ -195,7 +198,7 @@ class Postgres:
         return None
 
     def classify(self, error: BaseException) -> Failure | None:
-        """By SQLSTATE; an error without one means that the connection is broken."""
+        """By SQLSTATE; without one, the connection is broken, or the driver has refused a value."""
         error = getattr(error, "orig", None) or error
         if not isinstance(error, psycopg.Error):
             return None
@@ -203,7 +206,7 @@ class Postgres:
             return Failure.RETRY
         if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | errors.ReadOnlySqlTransaction):
             return Failure.UNAVAILABLE
-        return None
+        return None if error.sqlstate is None or error.sqlstate[:2] in _CLASSES_OF_THE_WORK else Failure.REFUSED
 
     def explain(self, error: DBAPIError) -> str:
         """Own words, because the driver's message contains the host."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import JSON, Connection, Engine, NullPool, RootTransaction, Table, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from app.storage.errors import DatabaseConfigError
 from app.storage.sql.dialect import ExclusiveAccess, Failure, Statement, invalidate_cache
@@ -36,6 +36,27 @@ _PRAGMAS = (
     "PRAGMA journal_size_limit = 67108864",
 )
 
+
+_CODES_OF_THE_WORK = {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_RANGE}
+"""Result codes that are about the data of a statement."""
+
+_FAILURES = dict.fromkeys(
+    (
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_INTERRUPT,
+    ),
+    Failure.UNAVAILABLE,
+)
+"""Result codes that may pass by themselves; any other one needs an operator: damaged, no such table, not a database."""
+
+_ERRORS_OF_THE_WORK = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
 
 # Keys in a connection's ``info``.
 _PROBED = "probed"
@@ -142,8 +163,15 @@ class Sqlite:
             return None
 
     def classify(self, error: BaseException) -> Failure | None:
-        """Locked, full, read-only, unreadable: each may be temporary."""
-        return Failure.UNAVAILABLE if isinstance(error, OperationalError | sqlite3.OperationalError) else None
+        """By SQLite's result code; an error without one is the driver's own, about a value, or about a closed connection."""
+        error = getattr(error, "orig", None) or error
+        if not isinstance(error, sqlite3.Error):
+            return None
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is not None:
+            return None if code & 0xFF in _CODES_OF_THE_WORK else _FAILURES.get(code & 0xFF, Failure.REFUSED)
+        is_ours = isinstance(error, _ERRORS_OF_THE_WORK) and "closed" not in str(error)
+        return None if is_ours else Failure.UNAVAILABLE
 
     def explain(self, error: DBAPIError) -> str:
         """SQLite's own message, which contains no path."""

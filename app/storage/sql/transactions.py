@@ -18,13 +18,14 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from enum import Enum, auto
 from functools import partial
+from math import inf
 from typing import Any, TypeVar
 
 from attrs import define
 from loguru import logger
-from sqlalchemy import Connection, Engine, RootTransaction
+from sqlalchemy import Connection, Engine, RootTransaction, exc
 
-from app.storage.errors import CommitOutcomeUnknown, StorageUnavailable
+from app.storage.errors import CommitOutcomeUnknown, StorageRefused, StorageUnavailable
 from app.storage.sql.dialect import TX_ID, Dialect, Failure, invalidate_cache
 
 T = TypeVar("T")
@@ -36,6 +37,12 @@ ATTEMPTS_MAX = 6
 
 RETRY_SECONDS_MAX = 5.0
 """After this time it is not begun again either, so that its callers get their answer."""
+
+REFUSAL_SECONDS = 10.0
+"""How long the database counts as refusing work after it has last done so. What is refused is tried again sooner."""
+
+REFUSALS_MAX = 16
+"""Reasons that are logged while it does."""
 
 _BACKOFF_SECONDS = 0.005
 """Mean pause before the second attempt; doubled before each further one."""
@@ -61,6 +68,8 @@ class _Recovery(Enum):
     """Run the whole transaction again."""
     UNAVAILABLE = auto()
     """Raise `StorageUnavailable`; the database is unhealthy."""
+    REFUSED = auto()
+    """Raise `StorageRefused`; the database answers."""
     RAISE = auto()
     """Raise the error itself; the work caused it."""
 
@@ -74,13 +83,21 @@ class Transactor:
         self._dialect = dialect
         self._engine = engine
         self._connection: Connection | None = None
+        self._refused_until = -inf
+        self._refusals: set[str] = set()
+
+    @property
+    def is_refused(self) -> bool:
+        """True if the database has refused work within the last `REFUSAL_SECONDS`."""
+        return time.monotonic() < self._refused_until
 
     def execute_together(self, jobs: Sequence[Job]) -> TransactionSteps[list[JobResult]]:
         """Run all *jobs* in one transaction; if one of them fails, run each in a transaction of its own."""
         try:
             results = yield from self._transact(jobs)
         except Exception as error:
-            if len(jobs) == 1 or isinstance(error, StorageUnavailable):
+            is_for_all = isinstance(error, StorageUnavailable) and not isinstance(error, StorageRefused)
+            if len(jobs) == 1 or is_for_all:
                 return [(job, None, error) for job in jobs]
             found = []
             for job in jobs:
@@ -122,6 +139,9 @@ class Transactor:
                     if self._connection is not None and self._connection.in_transaction():
                         self.disconnect()  # begin failed half-way, and SQLAlchemy believes that a transaction is open
                     raise
+                if recovery is _Recovery.REFUSED:
+                    self._tell_refusal(error)
+                    raise StorageRefused("The database refuses the work.") from error
                 self._mark_unhealthy(error)
                 raise StorageUnavailable("The database is out of reach.") from error
         if not self.is_healthy and self._connection is not None and self._dialect.has_written(self._connection):
@@ -155,6 +175,17 @@ class Transactor:
                 raise
             self.disconnect()
         return results
+
+    def _tell_refusal(self, error: Exception) -> None:
+        """Log *error*, each reason once in `REFUSAL_SECONDS`; begin the next transaction with a new connection."""
+        now, text = time.monotonic(), _text(error)
+        if not self.is_refused:
+            self._refusals.clear()
+        if text not in self._refusals and len(self._refusals) < REFUSALS_MAX:
+            self._refusals.add(text)
+            logger.error("the database refuses work; it waits until an operator has corrected the database", error=text)
+        self._refused_until = now + REFUSAL_SECONDS
+        self.disconnect()  # what the connection has prepared may be the cause
 
     def _mark_unhealthy(self, error: Exception) -> None:
         if self.is_healthy:
@@ -202,12 +233,18 @@ def _classify(error: Exception, dialect: Dialect, *, is_disconnected: bool, may_
 
     A conflict that is left after the last attempt is raised: then the row will always exist, and the work is at fault.
     """
-    failure = Failure.RETRY if is_disconnected else dialect.classify(error)
+    failure = Failure.RETRY if is_disconnected else _classify_sqlalchemy(error) or dialect.classify(error)
     if failure is Failure.RETRY and may_retry:
         return _Recovery.RETRY
     if failure is None or dialect.is_conflict(error):
         return _Recovery.RAISE
-    return _Recovery.UNAVAILABLE
+    return _Recovery.REFUSED if failure is Failure.REFUSED else _Recovery.UNAVAILABLE
+
+
+def _classify_sqlalchemy(error: Exception) -> Failure | None:
+    """Return `UNAVAILABLE` for what SQLAlchemy says about a connection, without an error of the driver; otherwise None."""
+    connection_errors = (exc.DisconnectionError, exc.TimeoutError, exc.ResourceClosedError, exc.PendingRollbackError)
+    return Failure.UNAVAILABLE if isinstance(error, connection_errors) else None
 
 
 def _roll_back(transaction: RootTransaction) -> None:
