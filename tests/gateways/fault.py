@@ -1,22 +1,53 @@
-"""A server that imitates Stripe for its SDK, keeps a ledger, and fails in the way that a test tells it to."""
+"""
+A provider that behaves like Stripe as far as its documentation goes, keeps a ledger, and fails as a test tells it to.
+
+It is never kinder than Stripe: it knows keys and permissions (`stripe_rules`), remembers idempotency keys (`stripe_keys`),
+refuses parameters that it does not have, and sends its objects whole (`stripe_payloads`).
+"""
 
 from __future__ import annotations
 
 __all__ = ["Fault", "FaultyStripe"]
 
+import argparse
 import asyncio
+import base64
+import binascii
+import hmac
 import itertools
-import sys
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import Enum
+from hashlib import sha256
 from operator import itemgetter
 from typing import Any
 
+import aiohttp
 import orjson
 from aiohttp import web
 from attrs import define, field
+
+from tests.gateways.stripe_keys import Answer, KeyMemory
+from tests.gateways.stripe_payloads import (
+    charge_object,
+    dispute_object,
+    error_object,
+    event_object,
+    intent_object,
+    refund_object,
+)
+from tests.gateways.stripe_rules import (
+    INTENT_GROUPS,
+    INTENT_PARAMETERS,
+    REFUND_GROUPS,
+    REFUND_PARAMETERS,
+    Account,
+    Refusal,
+    check_amount,
+    check_parameters,
+    decline_of,
+)
 
 
 class Fault(Enum):
@@ -25,7 +56,7 @@ class Fault(Enum):
     NONE = "charges and returns the result"
     CHARGE_HANG = "charges and never responds"
     CHARGE_CUT = "charges and closes the connection"
-    CHARGE_500 = "charges and responds with 500"
+    CHARGE_500 = "charges and responds with 500, also when it is repeated"
     CHARGE_HTML = "charges and responds with an HTML page"
     CHARGE_TRUNCATED = "charges and breaks off in the middle of the response"
     CHARGE_DRIP = "charges and responds with one byte a second"
@@ -33,15 +64,21 @@ class Fault(Enum):
     WRONG_CHARGE = "charges another amount, which its list shows, too"
     OTHER_CURRENCY = "charges and responds with another currency; its list is right"
     HANG = "does nothing and never responds"
-    ERROR_500 = "responds with 500"
-    ERROR_503_LATER = "responds with 503, and Retry-After: 7"
+    ERROR_500 = "does nothing and responds with 500, also when it is repeated"
+    ERROR_503_LATER = "does nothing and responds with 503, and Retry-After: 7"
     RATE_LIMITED = "responds with 429, and Retry-After: 7"
+    RATE_LIMITED_BARE = "responds with 429, as Stripe does, without a Retry-After"
     REDIRECT = "redirects to another address"
     HTML = "responds with an HTML page"
     KEY_REUSED = "responds that the key belongs to another request"
 
 
 _RETRY_AFTER = "7"
+_UNREACHED = (Fault.HTML, Fault.REDIRECT, Fault.ERROR_503_LATER, Fault.RATE_LIMITED, Fault.RATE_LIMITED_BARE)
+"""What an edge server answers before the call reaches the API; it leaves no trace under the key."""
+
+_CANCELLABLE = ("requires_payment_method", "requires_capture", "requires_confirmation", "requires_action", "processing")
+_MONEY_BACK = ("succeeded", "pending", "requires_action")
 
 
 @define
@@ -49,24 +86,42 @@ class FaultyStripe:
     """
     Run with `start`. *write_fault* returns the fault of each call that moves money, *read_fault* that of each list request.
 
-    It ignores idempotency keys, as localstripe does: a second charge under the same key takes the money again.
+    *remembers_keys* false imitates a provider that ignores idempotency keys, such as localstripe: a second charge under
+    the same key takes the money again. *refund_status* returns the status of each new refund.
     """
 
     write_fault: Callable[[], Fault] = lambda: Fault.NONE
     read_fault: Callable[[], Fault] = lambda: Fault.NONE
+    refund_status: Callable[[], str] = lambda: "succeeded"
     latency_seconds: float = 0.0
     can_filter: bool = True
     is_oldest_first: bool = False
+    remembers_keys: bool = True
+    account: Account = field(factory=Account)
+    wall_seconds: Callable[[], float] = time.time
+    webhook_url: str | None = None
+    webhook_secret: str = "whsec_test"
     intents: dict[str, dict[str, Any]] = field(factory=dict)
+    charges: dict[str, dict[str, Any]] = field(factory=dict)
     refunds: dict[str, dict[str, Any]] = field(factory=dict)
+    disputes: dict[str, dict[str, Any]] = field(factory=dict)
+    events: list[dict[str, Any]] = field(factory=list)
     calls: list[tuple[str, str]] = field(factory=list)
     keys: list[str] = field(factory=list)
     redirects_followed: int = 0
     """How many calls followed a redirect."""
+    replayed: int = 0
+    """How many calls got a saved answer."""
     url: str = ""
+    memory: KeyMemory = field(init=False)
     _ordinals: Any = field(factory=itertools.count, init=False)
+    _request_ids: Any = field(factory=itertools.count, init=False)
     _runner: web.AppRunner | None = field(default=None, init=False)
     _closing: asyncio.Event = field(factory=asyncio.Event, init=False)
+    _deliveries: set[asyncio.Task[None]] = field(factory=set, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.memory = KeyMemory(lambda: self.wall_seconds())
 
     async def start(self) -> FaultyStripe:
         app = web.Application()
@@ -76,6 +131,7 @@ class FaultyStripe:
         app.router.add_post("/v1/payment_intents/{id}/cancel", self._cancel)
         app.router.add_post("/v1/refunds", self._refund)
         app.router.add_get("/v1/refunds", self._list_refunds)
+        app.router.add_get("/v1/refunds/{id}", self._retrieve_refund)
         app.router.add_route("*", "/redirected", self._redirect_target)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -86,6 +142,8 @@ class FaultyStripe:
 
     async def stop(self) -> None:
         self._closing.set()
+        for task in self._deliveries:
+            task.cancel()
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -94,90 +152,223 @@ class FaultyStripe:
         found: dict[str, list[int]] = {}
         for intent in self.intents.values():
             if intent["status"] == "succeeded":
-                found.setdefault(intent["metadata"]["order_id"], []).append(intent["amount"])
+                found.setdefault(intent["metadata"].get("order_id", ""), []).append(intent["amount"])
         return found
 
     def refunded(self) -> dict[str, list[int]]:
-        """Return the refunded amounts by order."""
+        """Return the amounts by order that were refunded, or are about to be."""
         found: dict[str, list[int]] = {}
         for refund in self.refunds.values():
-            order_id = self.intents[refund["payment_intent"]]["metadata"]["order_id"]
-            found.setdefault(order_id, []).append(refund["amount"])
+            if refund["status"] in _MONEY_BACK:
+                order_id = self.intents[refund["payment_intent"]]["metadata"]["order_id"]
+                found.setdefault(order_id, []).append(refund["amount"])
         return found
+
+    # What happens at Stripe without a call of ours
+
+    def fill(self, count: int, seconds: int = 300, order_id: Callable[[int], str | None] = lambda n: None) -> None:
+        """Add *count* captured charges of the last *seconds*, as another process made them."""
+        now = int(self.wall_seconds())
+        for ordinal in range(count):
+            id, order = f"pi_{next(self._ordinals)}", order_id(ordinal)
+            metadata = {} if order is None else {"order_id": order, "key": f"charge:{order}"}
+            created = now - seconds + ordinal * seconds // count
+            self.intents[id] = intent_object(id, 500, "eur", "succeeded", created, metadata=metadata)
+
+    def refund_in_dashboard(self, intent_id: str, amount: int) -> dict[str, Any]:
+        """Refund a part of a charge by hand, as a person does in Stripe's dashboard."""
+        return self._make_refund(self.intents[intent_id], amount, {}, "succeeded")
+
+    def settle_refund(self, refund_id: str, status: str, reason: str = "lost_or_stolen_card") -> None:
+        """Let a refund succeed or fail; the webhooks that follow are sent."""
+        refund = self.refunds[refund_id]
+        refund["status"] = status
+        if status == "failed":
+            refund |= {"failure_reason": reason, "failure_balance_transaction": f"txn_{refund_id}"}
+            charge = self.charges[refund["charge"]]
+            charge["amount_refunded"] -= refund["amount"]
+            charge["refunded"] = False
+            self.emit("refund.failed", refund)
+        self.emit("charge.refund.updated", refund)
+        self.emit("refund.updated", refund)
+
+    def open_dispute(self, intent_id: str) -> dict[str, Any]:
+        """Let the customer dispute a charge."""
+        charge = self.charges[self.intents[intent_id]["latest_charge"]]
+        id = f"dp_{next(self._ordinals)}"
+        self.disputes[id] = dispute = dispute_object(id, charge, "needs_response", int(self.wall_seconds()))
+        charge |= {"disputed": True, "dispute": id}
+        self.emit("charge.dispute.created", dispute)
+        self.emit("charge.dispute.funds_withdrawn", dispute)
+        return dispute
+
+    def close_dispute(self, dispute_id: str, status: str) -> None:
+        """Let the shop win (``won``) or lose (``lost``) a dispute."""
+        dispute = self.disputes[dispute_id]
+        dispute["status"] = status
+        self.emit("charge.dispute.updated", dispute)
+        if status == "won":
+            self.emit("charge.dispute.funds_reinstated", dispute)
+        self.emit("charge.dispute.closed", dispute)
+
+    def emit(self, type: str, value: dict[str, Any]) -> None:
+        """Keep an event, and send it to the webhook endpoint if there is one."""
+        copy = orjson.loads(orjson.dumps(value))
+        event = event_object(f"evt_{next(self._request_ids)}", type, copy, int(self.wall_seconds()))
+        self.events.append(event)
+        if self.webhook_url is not None:
+            task = asyncio.create_task(self._deliver(orjson.dumps(event)))
+            self._deliveries.add(task)
+            task.add_done_callback(self._deliveries.discard)
+
+    def signature(self, body: bytes) -> str:
+        """Return the header Stripe-Signature for *body*."""
+        now = int(self.wall_seconds())
+        return f"t={now},v1={hmac.new(self.webhook_secret.encode(), b'%d.' % now + body, sha256).hexdigest()}"
+
+    async def _deliver(self, body: bytes) -> None:
+        """Send a webhook until it is answered with 2xx; Stripe does so for three days."""
+        assert self.webhook_url is not None
+        async with aiohttp.ClientSession() as session:
+            while True:
+                headers = {"Stripe-Signature": self.signature(body), "Content-Type": "application/json; charset=utf-8"}
+                try:
+                    async with session.post(self.webhook_url, data=body, headers=headers) as response:
+                        if response.ok:
+                            return
+                except aiohttp.ClientError:
+                    pass
+                await asyncio.sleep(0.5)
 
     # Routes
 
     async def _charge(self, request: web.Request) -> web.StreamResponse:
-        form = await request.post()
-        # A call that is still queued here when its client gives up must not charge later: the client may have looked it up
-        # by then. Only a provider that recognises idempotency keys, as Stripe does, can process such a call.
-        if request.transport is None or request.transport.is_closing():
-            raise ConnectionResetError("the client has closed the connection")
-        self.calls.append(("charge", str(form["metadata[order_id]"])))
-        self.keys.append(request.headers["Idempotency-Key"])
+        form = await self._form(request)
+        order_id = form.get("metadata[order_id]", "")
+        self.calls.append(("charge", order_id))
+        self.keys.append(request.headers.get("Idempotency-Key", ""))
         fault = self.write_fault()
 
-        def make() -> dict[str, Any]:
-            amount = int(str(form["amount"])) + (fault is Fault.WRONG_CHARGE)
-            method = str(form["payment_method"])
-            status = {"pm_declined": "requires_payment_method", "pm_3ds": "requires_action", "pm_slow": "processing"}
-            error = {"code": "card_declined", "decline_code": "no_funds"} if method == "pm_declined" else None
-            id = f"pi_{next(self._ordinals)}"
-            self.intents[id] = intent = {
-                "object": "payment_intent",
-                "id": id,
-                "amount": amount,
-                "amount_received": amount,
-                "currency": str(form["currency"]),
-                "status": status.get(method, "succeeded"),
-                "metadata": {"order_id": str(form["metadata[order_id]"])},
-                "last_payment_error": error,
-                "created": int(time.time()),
-                "latest_charge": {"object": "charge", "id": f"ch_{id}", "amount_refunded": 0},
-                "client_secret": f"{id}_secret_never_to_be_logged",
-            }
-            return intent
+        def make() -> tuple[int, dict[str, Any]]:
+            check_parameters(form, INTENT_PARAMETERS, INTENT_GROUPS)
+            amount = check_amount(form.get("amount"), form.get("currency")) + (fault is Fault.WRONG_CHARGE)
+            method = form.get("payment_method", "")
+            is_live = "_live_" in _api_key(request)
+            self.account.check_method(method, form.get("customer"), is_live=is_live)
+            self.account.check_charge(form)
+            return self._make_charge(form, amount, method, is_live=is_live)
 
-        def to_response(intent: dict[str, Any]) -> tuple[int, Any]:
-            if intent["status"] == "requires_payment_method":
-                error = {"type": "card_error", "message": "Your card has no funds.", **intent["last_payment_error"]}
-                return 402, {"error": error | {"payment_intent": intent}}
+        def distort(intent: dict[str, Any]) -> dict[str, Any]:
             if fault is Fault.CHARGE_WRONG:
-                intent = intent | {"amount": intent["amount"] * 2, "amount_received": intent["amount"] * 2}
-            if fault is Fault.OTHER_CURRENCY:
-                intent = intent | {"currency": "xts"}
-            return 200, intent
+                return intent | {"amount": intent["amount"] * 2, "amount_received": intent["amount"] * 2}
+            return intent | {"currency": "xts"} if fault is Fault.OTHER_CURRENCY else intent
 
-        return await self._respond(request, fault, make, to_response)
+        return await self._write(request, "payment_intent_write", form, fault, make, distort)
+
+    def _make_charge(self, form: dict[str, str], amount: int, method: str, *, is_live: bool) -> tuple[int, dict[str, Any]]:
+        """Create a PaymentIntent and confirm it; return the status and the body of the answer."""
+        decline = decline_of(method)
+        status = {"pm_3ds": "requires_action", "pm_card_authenticationRequired": "requires_action", "pm_slow": "processing"}
+        id = f"pi_{next(self._ordinals)}"
+        self.intents[id] = intent = intent_object(
+            id,
+            amount,
+            form["currency"],
+            "requires_payment_method" if decline else status.get(method, "succeeded"),
+            int(self.wall_seconds()),
+            customer=form.get("customer"),
+            description=form.get("description"),
+            livemode=is_live,
+            metadata=_group(form, "metadata"),
+            payment_method=None if decline else method,
+            shipping=_shipping(form),
+        )
+        self.emit("payment_intent.created", intent)
+        if intent["status"] == "requires_action":
+            intent["next_action"] = {"type": "use_stripe_sdk", "use_stripe_sdk": {"type": "three_d_secure_redirect"}}
+            self.emit("payment_intent.requires_action", intent)
+            return 200, intent
+        charge_id = f"ch_{id[3:]}"
+        statuses = {"succeeded": "succeeded", "processing": "pending"}
+        charge = charge_object(charge_id, intent, statuses.get(intent["status"], "failed"))
+        self.charges[charge_id] = charge
+        intent["latest_charge"] = charge_id
+        if decline is None:
+            if intent["status"] == "succeeded":
+                self.emit("charge.succeeded", charge)
+                self.emit("payment_intent.succeeded", intent)
+                if method == "pm_card_createDispute":
+                    self.open_dispute(id)
+            return 200, intent
+        charge |= {"failure_code": decline.code, "failure_message": "Your card was declined."}
+        charge["outcome"] |= {"reason": decline.decline_code or decline.code, "advice_code": decline.advice_code}
+        request_id = f"req_{next(self._request_ids)}"
+        error = error_object(
+            "card_error",
+            "Your card was declined.",
+            request_id,
+            code=decline.code,
+            decline_code=decline.decline_code,
+            advice_code=decline.advice_code,
+            charge=charge_id,
+        )["error"]
+        intent["last_payment_error"] = dict(error)
+        self.emit("charge.failed", charge)
+        self.emit("payment_intent.payment_failed", intent)
+        return 402, {"error": error | {"payment_intent": intent}}
 
     async def _refund(self, request: web.Request) -> web.StreamResponse:
-        form = await request.post()
-        reference = str(form["payment_intent"])
-        self.calls.append(("refund", reference))
-        self.keys.append(request.headers["Idempotency-Key"])
-        fault = self.write_fault()
+        form = await self._form(request)
+        self.calls.append(("refund", form.get("payment_intent", "")))
+        self.keys.append(request.headers.get("Idempotency-Key", ""))
 
-        def make() -> dict[str, Any]:
-            id = f"re_{next(self._ordinals)}"
-            amount = int(str(form["amount"]))
-            self.intents[reference]["latest_charge"]["amount_refunded"] += amount
-            self.refunds[id] = refund = {
-                "object": "refund",
-                "id": id,
-                "payment_intent": reference,
-                "amount": amount,
-                "currency": self.intents[reference]["currency"],
-                "status": "succeeded",
-                "metadata": {name[9:-1]: str(value) for name, value in form.items() if name.startswith("metadata[")},
-            }
-            return refund
+        def make() -> tuple[int, dict[str, Any]]:
+            check_parameters(form, REFUND_PARAMETERS, REFUND_GROUPS)
+            reference = form.get("payment_intent", "")
+            intent = self.intents.get(reference)
+            if intent is None:
+                message = f"No such payment_intent: '{reference}'"
+                raise Refusal(404, message, code="resource_missing", param="payment_intent")
+            if intent["latest_charge"] is None or intent["status"] != "succeeded":
+                raise Refusal(400, "This PaymentIntent does not have a successful charge to refund.", is_saved=True)
+            charge = self.charges[intent["latest_charge"]]
+            left = charge["amount"] - charge["amount_refunded"]
+            if charge["disputed"]:
+                message = "This charge has been charged back; a refund cannot be issued."
+                raise Refusal(400, message, code="charge_disputed", is_saved=True)
+            if not left:
+                message = f"Charge {charge['id']} has already been refunded."
+                raise Refusal(400, message, code="charge_already_refunded", is_saved=True)
+            amount = int(form.get("amount", left))
+            if amount > left:
+                message = f"Refund amount ({amount}) is greater than unrefunded amount on charge ({left})"
+                raise Refusal(400, message, param="amount", is_saved=True)
+            if self.account.balance is not None and amount > self.account.balance:
+                message = "Insufficient funds in your Stripe balance to refund this amount."
+                raise Refusal(400, message, code=self.account.lack_of_balance_code, is_saved=True)
+            return 200, self._make_refund(intent, amount, _group(form, "metadata"), self.refund_status())
 
-        return await self._respond(request, fault, make, lambda refund: (200, refund))
+        return await self._write(request, "refund_write", form, self.write_fault(), make)
+
+    def _make_refund(
+        self, intent: dict[str, Any], amount: int, metadata: dict[str, str], status: str
+    ) -> dict[str, Any]:
+        charge = self.charges[intent["latest_charge"]]
+        id = f"re_{next(self._ordinals)}"
+        self.refunds[id] = refund = refund_object(id, charge, amount, status, int(self.wall_seconds()), metadata=metadata)
+        if status != "failed":
+            charge["amount_refunded"] += amount
+            charge["refunded"] = charge["amount_refunded"] == charge["amount"]
+            if self.account.balance is not None:
+                self.account.balance -= amount
+        self.emit("refund.created", refund)
+        self.emit("charge.refunded", charge)
+        return refund
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
         self.calls.append(("list", ""))
         if not self.can_filter and any(name.startswith("created") for name in request.query):
-            return web.json_response({"error": {"type": "invalid_request_error", "message": "Unexpected"}}, status=400)
+            return self._error(Refusal(400, "Received unknown parameter: created", code="parameter_unknown", param="created"))
         since = int(request.query.get("created[gte]", 0))
         rows = list(self.intents.values())
         rows = rows[bisect_left(rows, since, key=itemgetter("created")) :]
@@ -185,16 +376,28 @@ class FaultyStripe:
             rows = rows[: bisect_left(rows, int(before), key=itemgetter("created"))]
         if not self.is_oldest_first:
             rows.reverse()
-        return await self._page(request, rows)
+        expands = "data.latest_charge" in (*request.query.getall("expand[]", []), *request.query.getall("expand[0]", []))
+        return await self._page(request, "payment_intent_read", rows, self._expanded if expands else None)
+
+    def _expanded(self, intent: dict[str, Any]) -> dict[str, Any]:
+        return intent | {"latest_charge": self.charges.get(intent["latest_charge"] or "")}
 
     async def _list_refunds(self, request: web.Request) -> web.StreamResponse:
-        self.calls.append(("list refunds", request.query["payment_intent"]))
-        return await self._page(
-            request, [r for r in self.refunds.values() if r["payment_intent"] == request.query["payment_intent"]]
-        )
+        reference = request.query["payment_intent"]
+        self.calls.append(("list refunds", reference))
+        rows = [refund for refund in self.refunds.values() if refund["payment_intent"] == reference]
+        return await self._page(request, "refund_read", rows[::-1])
 
-    async def _page(self, request: web.Request, rows: list[dict[str, Any]]) -> web.StreamResponse:
-        limit = int(request.query["limit"])
+    async def _page(
+        self,
+        request: web.Request,
+        permission: str,
+        rows: list[dict[str, Any]],
+        shown: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> web.StreamResponse:
+        limit = int(request.query.get("limit", 10))
+        if not 1 <= limit <= 100:
+            return self._error(Refusal(400, "Invalid limit", code="parameter_invalid_integer", param="limit"))
         after = request.query.get("starting_after")
         # There are thousands of rows, sorted by number in either direction. A linear search for each page would dominate
         # the time of the tests.
@@ -202,71 +405,190 @@ class FaultyStripe:
         start = 0
         if after is not None:
             start = bisect_right(rows, direction * _number(after), key=lambda row: direction * _number(row["id"]))
-        page = {"object": "list", "data": rows[start : start + limit], "has_more": len(rows) > start + limit}
-        return await self._respond(request, self.read_fault(), lambda: page, lambda page: (200, page))
+        found = rows[start : start + limit]
+        data = found if shown is None else [shown(row) for row in found]
+        page = {"object": "list", "data": data, "has_more": len(rows) > start + limit, "url": request.path}
+        return await self._read(request, permission, page)
 
     async def _retrieve(self, request: web.Request) -> web.StreamResponse:
-        self.calls.append(("show", request.match_info["id"]))
-        intent = self.intents.get(request.match_info["id"])
+        id = request.match_info["id"]
+        self.calls.append(("show", id))
+        intent = self.intents.get(id)
         if intent is None:
-            return web.json_response({"error": {"type": "invalid_request_error", "code": "resource_missing"}}, status=404)
-        return web.json_response(intent)
+            message = f"No such payment_intent: '{id}'"
+            return self._error(Refusal(404, message, code="resource_missing", param="intent"))
+        expands = any("latest_charge" in value for value in request.query.values())
+        return await self._read(request, "payment_intent_read", self._expanded(intent) if expands else intent)
+
+    async def _retrieve_refund(self, request: web.Request) -> web.StreamResponse:
+        id = request.match_info["id"]
+        self.calls.append(("show", id))
+        refund = self.refunds.get(id)
+        if refund is None:
+            return self._error(Refusal(404, f"No such refund: '{id}'", code="resource_missing", param="id"))
+        return await self._read(request, "refund_read", refund)
 
     async def _cancel(self, request: web.Request) -> web.StreamResponse:
-        intent = self.intents[request.match_info["id"]]
-        self.calls.append(("cancel", intent["id"]))
-        if intent["status"] not in ("requires_action", "requires_confirmation"):
-            return web.json_response({"error": {"type": "invalid_request_error", "code": "unexpected_state"}}, status=400)
-        intent["status"] = "canceled"
-        return web.json_response(intent)
+        form = await self._form(request)
+        id = request.match_info["id"]
+        self.calls.append(("cancel", id))
+
+        def make() -> tuple[int, dict[str, Any]]:
+            intent = self.intents.get(id)
+            if intent is None:
+                raise Refusal(404, f"No such payment_intent: '{id}'", code="resource_missing", param="intent")
+            if intent["status"] not in _CANCELLABLE:
+                message = f"You cannot cancel this PaymentIntent because it has a status of {intent['status']}."
+                raise Refusal(400, message, code="payment_intent_unexpected_state", is_saved=True)
+            intent |= {"status": "canceled", "canceled_at": int(self.wall_seconds()), "next_action": None}
+            self.emit("payment_intent.canceled", intent)
+            return 200, intent
+
+        return await self._write(request, "payment_intent_write", form, Fault.NONE, make)
 
     async def _redirect_target(self, request: web.Request) -> web.StreamResponse:
         self.redirects_followed += 1
         return web.json_response({})
 
-    # Faults
+    # One call
 
-    async def _respond(
+    async def _form(self, request: web.Request) -> dict[str, str]:
+        form = {name: str(value) for name, value in (await request.post()).items()}
+        # A call that is still queued here when its client gives up must not charge later if keys are ignored: the client
+        # may have looked it up by then.
+        if not self.remembers_keys and _has_left(request):
+            raise ConnectionResetError("the client has closed the connection")
+        return form
+
+    async def _write(
         self,
         request: web.Request,
+        permission: str,
+        form: dict[str, str],
         fault: Fault,
-        make: Callable[[], dict[str, Any]],
-        to_response: Callable[[dict[str, Any]], tuple[int, Any]],
+        make: Callable[[], tuple[int, dict[str, Any]]],
+        distort: Callable[[dict[str, Any]], dict[str, Any]] = lambda value: value,
     ) -> web.StreamResponse:
-        if self.latency_seconds:
-            await asyncio.sleep(self.latency_seconds)
-        match fault:
-            case Fault.HANG:
-                await self._closing.wait()
-            case Fault.ERROR_500:
-                return web.json_response({"error": {"type": "api_error"}}, status=500)
-            case Fault.ERROR_503_LATER:
-                return web.Response(text="<h1>later</h1>", status=503, headers={"Retry-After": _RETRY_AFTER})
-            case Fault.RATE_LIMITED:
-                return web.json_response({"error": {}}, status=429, headers={"Retry-After": _RETRY_AFTER})
-            case Fault.REDIRECT:
-                return web.Response(status=307, headers={"Location": f"{self.url}/redirected"})
-            case Fault.KEY_REUSED:
-                return web.json_response({"error": {"type": "idempotency_error"}}, status=400)
-            case Fault.HTML:
-                return web.Response(text="<h1>Welcome to your router</h1>", content_type="text/html")
-        status, response = to_response(make())
-        body = orjson.dumps(response)
+        """Answer a POST: from the edge server, from the memory of keys, or by making it."""
+        if fault in _UNREACHED:
+            return self._edge(fault)
+        try:
+            self.account.authorize(_api_key(request), permission)
+        except Refusal as refusal:
+            return self._error(refusal)
+        key = request.headers.get("Idempotency-Key") if self.remembers_keys else None
+        if fault is Fault.KEY_REUSED:
+            return self._error(_other_request(key))
+        if key is None:
+            return await self._make(request, None, fault, make, distort)
+        match self.memory.begin(key, request.path, form):
+            case Answer() as saved:
+                self.replayed += 1
+                headers = {"Idempotent-Replayed": "true", "Idempotency-Key": key, "Original-Request": saved.request_id}
+                return self._answer(saved, headers)
+            case "in_use":
+                message = "There is currently another in-progress request using this Idempotent Key."
+                return self._error(Refusal(409, message, "idempotency_error", "idempotency_key_in_use"))
+            case "other_request":
+                return self._error(_other_request(key))
+        try:
+            return await self._make(request, key, fault, make, distort)
+        finally:
+            self.memory.drop(key)
+
+    async def _make(
+        self,
+        request: web.Request,
+        key: str | None,
+        fault: Fault,
+        make: Callable[[], tuple[int, dict[str, Any]]],
+        distort: Callable[[dict[str, Any]], dict[str, Any]],
+    ) -> web.StreamResponse:
+        await self._wait(self.latency_seconds)
+        if fault is Fault.HANG:
+            await self._until_client_leaves(request)
+            raise ConnectionResetError("the call was lost")
+        request_id = f"req_{next(self._request_ids)}"
+        is_saved = True
+        if fault is Fault.ERROR_500:
+            status, body = 500, _internal_error(request_id)
+        else:
+            try:
+                status, value = make()
+            except Refusal as refusal:
+                status, body, is_saved = refusal.status, _refusal_body(refusal, request_id), refusal.is_saved
+            else:
+                body = orjson.dumps(value)
+            if fault is Fault.CHARGE_500:
+                status, body = 500, _internal_error(request_id)
+        answer = Answer(status, body, request_id)
+        if key is not None and is_saved:
+            self.memory.save(key, answer)
+        if status == 200:
+            answer = Answer(status, orjson.dumps(distort(orjson.loads(body))), request_id)  # distorted on the way
+        headers = {} if key is None else {"Idempotency-Key": key, "Original-Request": request_id}
         match fault:
             case Fault.CHARGE_HANG:
-                await self._closing.wait()
+                await self._until_client_leaves(request)
             case Fault.CHARGE_CUT:
                 assert request.transport is not None
                 request.transport.close()
-            case Fault.CHARGE_500:
-                return web.json_response({"error": {"type": "api_error"}}, status=500)
             case Fault.CHARGE_HTML:
-                return web.Response(text="<h1>Welcome to your router</h1>", content_type="text/html")
+                return self._edge(Fault.HTML)
             case Fault.CHARGE_TRUNCATED:
                 return web.Response(body=body[: len(body) // 2], content_type="application/json")
             case Fault.CHARGE_DRIP:
                 return await self._drip(request, body)
-        return web.Response(body=body, status=status, content_type="application/json")
+        return self._answer(answer, headers)
+
+    async def _read(self, request: web.Request, permission: str, value: dict[str, Any]) -> web.StreamResponse:
+        fault = self.read_fault()
+        if fault in _UNREACHED:
+            return self._edge(fault)
+        try:
+            self.account.authorize(_api_key(request), permission)
+        except Refusal as refusal:
+            return self._error(refusal)
+
+        def make() -> tuple[int, dict[str, Any]]:
+            return 200, value
+
+        return await self._make(request, None, fault, make, lambda value: value)
+
+    def _answer(self, answer: Answer, headers: dict[str, str]) -> web.Response:
+        common = {"Request-Id": answer.request_id, "Stripe-Version": "2026-10-28.endive"}
+        return web.Response(
+            body=answer.body, status=answer.status, content_type="application/json", headers=common | headers
+        )
+
+    def _error(self, refusal: Refusal) -> web.Response:
+        request_id = f"req_{next(self._request_ids)}"
+        return self._answer(Answer(refusal.status, _refusal_body(refusal, request_id), request_id), {})
+
+    def _edge(self, fault: Fault) -> web.Response:
+        """Answer as the servers before the API do."""
+        match fault:
+            case Fault.ERROR_503_LATER:
+                return web.Response(text="<h1>later</h1>", status=503, headers={"Retry-After": _RETRY_AFTER})
+            case Fault.RATE_LIMITED | Fault.RATE_LIMITED_BARE:
+                message = "Request rate limit exceeded. Learn more about rate limits here https://stripe.com/docs/rate-limits."
+                response = self._error(Refusal(429, message, code="rate_limit"))
+                response.headers["Stripe-Rate-Limited-Reason"] = "global-rate"
+                if fault is Fault.RATE_LIMITED:
+                    response.headers["Retry-After"] = _RETRY_AFTER
+                return response
+            case Fault.REDIRECT:
+                return web.Response(status=307, headers={"Location": f"{self.url}/redirected"})
+        return web.Response(text="<h1>Welcome to your router</h1>", content_type="text/html")
+
+    async def _wait(self, seconds: float) -> None:
+        if seconds:
+            await asyncio.sleep(seconds)
+
+    async def _until_client_leaves(self, request: web.Request) -> None:
+        """Return once the client has closed the connection, or the server stops."""
+        while not (_has_left(request) or self._closing.is_set()):
+            await _first(self._closing.wait(), 0.05)
 
     async def _drip(self, request: web.Request, body: bytes) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": str(len(body))})
@@ -274,25 +596,88 @@ class FaultyStripe:
         for byte in body:
             try:
                 await response.write(bytes([byte]))
-                async with asyncio.timeout(1):
-                    await self._closing.wait()
-                break
-            except TimeoutError:
-                continue
             except ConnectionError:
                 break
+            if await _first(self._closing.wait(), 1):
+                break
         return response
+
+
+async def _first(event: Awaitable[Any], seconds: float) -> bool:
+    """Return whether *event* came within *seconds*."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event
+    except TimeoutError:
+        return False
+    return True
+
+
+def _has_left(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()
+
+
+def _api_key(request: web.Request) -> str:
+    scheme, _, value = request.headers.get("Authorization", "").partition(" ")
+    if scheme != "Basic":
+        return value
+    try:
+        return base64.b64decode(value).decode().partition(":")[0]
+    except (binascii.Error, ValueError):
+        return ""
+
+
+def _other_request(key: str | None) -> Refusal:
+    message = (
+        "Keys for idempotent requests can only be used with the same parameters they were first used with. Try using a key"
+        f" other than '{key}' if you meant to execute a different request."
+    )
+    return Refusal(400, message, "idempotency_error")
+
+
+def _internal_error(request_id: str) -> bytes:
+    message = "Sorry! There was an error while talking to one of our backends. Support has been notified."
+    return orjson.dumps(error_object("api_error", message, request_id))
+
+
+def _refusal_body(refusal: Refusal, request_id: str) -> bytes:
+    body = error_object(refusal.type, refusal.message, request_id, code=refusal.code, param=refusal.param)
+    return orjson.dumps(body)
+
+
+def _group(form: dict[str, str], name: str) -> dict[str, str]:
+    """Return the members of the parameter *name*, which holds others: ``name[member]``."""
+    return {key[len(name) + 1 : -1]: value for key, value in form.items() if key.startswith(f"{name}[")}
+
+
+def _shipping(form: dict[str, str]) -> dict[str, Any] | None:
+    given = _group(form, "shipping")
+    if not given:
+        return None
+    address = {name: form.get(f"shipping[address][{name}]") for name in ("line1", "line2", "city", "postal_code", "country")}
+    return {
+        "address": {**address, "state": None},
+        "carrier": None,
+        "name": given.get("name"),
+        "phone": None,
+        "tracking_number": None,
+    }
 
 
 def _number(id: str) -> int:
     return int(id.partition("_")[2])
 
 
-async def _serve(latency_seconds: float) -> None:
+async def _serve(latency_seconds: float, charges: int) -> None:
     server = await FaultyStripe(latency_seconds=latency_seconds).start()
+    server.fill(charges)
     print(server.url, flush=True)
     await asyncio.Event().wait()
 
 
 if __name__ == "__main__":  # python -m tests.gateways.fault 0.2: a provider with a latency of 200 ms, for measurements
-    asyncio.run(_serve(float(sys.argv[1])))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("latency_seconds", type=float)
+    parser.add_argument("--charges", type=int, default=0, help="charges of other processes within the last 300 seconds")
+    arguments = parser.parse_args()
+    asyncio.run(_serve(arguments.latency_seconds, arguments.charges))

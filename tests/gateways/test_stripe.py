@@ -17,6 +17,7 @@ from app.gateways.port import (
     Declined,
     GatewayError,
     GatewayNotReached,
+    GatewayThrottled,
     GatewayTimeout,
     Pending,
     Refunded,
@@ -78,6 +79,26 @@ async def find(gateway: StripeGateway, order_id: str) -> object:
     return await gateway.find(f"charge:{order_id}", order_id, EUR)
 
 
+@pytest.mark.parametrize(("fault", "has_ended"), [(Fault.ERROR_500, True), (Fault.CHARGE_500, True), (Fault.ERROR_503_LATER, False)])
+async def test_an_error_of_stripe_itself_ends_the_key(
+    gateway: StripeGateway, faulty: FaultyStripe, fault: Fault, has_ended: bool
+) -> None:
+    """Stripe saves its 500 and replays it. What a server before the API says leaves the key free."""
+    faulty.write_fault = lambda: fault
+    order_id = new_order_id()
+    for _ in range(2):
+        with pytest.raises(GatewayTimeout) as caught:
+            await charge(gateway, order_id)
+        assert caught.value.has_ended is has_ended
+        faulty.write_fault = lambda: Fault.NONE
+        if not has_ended:
+            break
+    assert faulty.replayed == has_ended
+    if fault is Fault.ERROR_500:
+        assert await find(gateway, order_id) is None
+        assert isinstance(await gateway.charge("the next key", order_id, EUR, ChargeDetails()), Captured)
+
+
 CHARGED_WITHOUT_RESPONSE = [
     Fault.CHARGE_HANG,
     Fault.CHARGE_CUT,
@@ -118,7 +139,7 @@ async def test_a_call_without_a_response_and_without_a_charge_is_unknown_too(
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind"), [(Fault.RATE_LIMITED, GatewayNotReached), (Fault.ERROR_503_LATER, GatewayTimeout)], ids=["429", "503"]
+    ("fault", "kind"), [(Fault.RATE_LIMITED, GatewayThrottled), (Fault.ERROR_503_LATER, GatewayTimeout)], ids=["429", "503"]
 )
 async def test_retry_after_is_passed_on(
     gateway: StripeGateway, faulty: FaultyStripe, fault: Fault, kind: type[GatewayError]
@@ -157,7 +178,7 @@ async def test_a_wrong_or_second_charge_in_the_list_is_a_mismatch(gateway: Strip
     faulty.write_fault = lambda: Fault.NONE
     twice = new_order_id()
     await charge(gateway, twice)
-    await charge(gateway, twice)  # without a look-up before it
+    await gateway.charge("another key", twice, EUR, ChargeDetails())  # without a look-up before it
     with pytest.raises(ResponseMismatch) as caught:
         await find(gateway, twice)
     assert caught.value.reason == "two_charges"
@@ -191,7 +212,7 @@ async def test_an_invalid_api_key_declines_no_charge(localstripe: LocalStripe) -
 async def test_the_idempotency_key_belongs_to_the_order(gateway: StripeGateway, faulty: FaultyStripe) -> None:
     """Every attempt to charge uses the same key; the refund has a key of its own."""
     order_id = new_order_id()
-    faulty.write_fault = lambda: Fault.ERROR_500
+    faulty.write_fault = lambda: Fault.ERROR_503_LATER
     for _ in range(2):
         with pytest.raises(GatewayTimeout):
             await charge(gateway, order_id)
@@ -215,7 +236,7 @@ async def test_a_charge_that_the_provider_still_processes_is_pending(gateway: St
     order_id = new_order_id()
     assert await charge(gateway, order_id, "pm_slow") == Pending("pi_0")
     assert await find(gateway, order_id) == Pending("pi_0")
-    faulty.intents["pi_0"]["status"] = "succeeded"
+    faulty.intents["pi_0"] |= {"status": "succeeded", "amount_received": EUR.amount}
     assert await find(gateway, order_id) == Captured("pi_0")
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import stripe
 from aiohttp import ClientTimeout
-from loguru import logger
 
 from app.gateways.port import (
     Captured,
@@ -25,20 +24,28 @@ from app.gateways.port import (
     ChargeRecord,
     ChargeResult,
     Declined,
-    GatewayNotReached,
+    GatewayMisconfigured,
     GatewayTimeout,
     Pending,
     Refunded,
-    RefundPending,
     RefundRejected,
     RefundResult,
-    ResponseMismatch,
 )
 from app.gateways.stripe.charge_lookup import ChargeLookup
-from app.gateways.stripe.currencies import from_stripe, to_stripe
-from app.gateways.stripe.http_session import CALL_SECONDS, CONNECT_SECONDS, READ_SECONDS, StripeSession, classify_errors
+from app.gateways.stripe.currencies import to_stripe
+from app.gateways.stripe.error_table import ErrorClass, StripeFault, error_class_of
+from app.gateways.stripe.http_session import (
+    CALL_SECONDS,
+    CONNECT_SECONDS,
+    READ_SECONDS,
+    StripeRefusal,
+    StripeSession,
+    classify_errors,
+    misconfigured,
+)
 from app.gateways.stripe.list_cursor import ListCursor
-from app.gateways.stripe.payment_intent import REASON_MAX, PaymentIntent, charge_result
+from app.gateways.stripe.payment_intent import PaymentIntent, charge_result
+from app.gateways.stripe.refund import key_of, refund_result, refunded_total
 from bus.ids import time_of_id
 from modules.values import Money
 
@@ -49,15 +56,14 @@ SMALL_PAGE = 25
 SKEW_SECONDS = 300
 """How far Stripe's clock and ours may differ."""
 
-REFERENCE_MAX = 255
-"""The length of the database column for the provider's ids."""
-
 TEST_KEY = "sk_test_"
 TEST_PAYMENT_METHOD = "pm_card_visa"
 """What an order without a payment method is paid with in Stripe's test mode; in live mode it is declined."""
 
 _OPEN_STATUSES = ("requires_action", "requires_confirmation")
-_COUNTED_STATUSES = ("succeeded", "pending", "requires_action")
+_CANCELLABLE_STATUSES = (*_OPEN_STATUSES, "requires_payment_method")
+"""What a charge that is given up is cancelled in. A declined PaymentIntent could be confirmed again with another card."""
+
 """The statuses of refunds whose amount Stripe subtracts from what can still be refunded."""
 
 
@@ -81,6 +87,7 @@ class StripeGateway:
         self._default_payment_method = TEST_PAYMENT_METHOD if api_key.startswith(TEST_KEY) else None
         self._charge_lookup = ChargeLookup(self._list_unread)
         self._can_filter = True
+        self._takes_details = True
         self._cursor = ListCursor()
 
     async def charge(self, key: str, order_id: str, amount: Money, details: ChargeDetails) -> ChargeResult:
@@ -99,20 +106,29 @@ class StripeGateway:
             "payment_method_types": ["card"],
             "metadata": {"order_id": order_id, "key": key},
         }
+        if details.customer is not None:
+            params["customer"] = details.customer
         try:
-            created = await classify_errors(
-                self._client.v1.payment_intents.create_async(params, {"idempotency_key": key})
-            )
-        except stripe.CardError as error:
-            return Declined(_error_code(error))
-        except stripe.InvalidRequestError as error:
-            logger.warning("the provider rejected a charge as invalid", order_id=order_id, code=_error_code(error))
-            return Declined(_error_code(error))
+            created = await self._create(params, key, details)
+        except StripeRefusal as refusal:
+            return _declined(refusal.fault)
         intent = PaymentIntent.of(_to_json(created))
         intent.check(order_id, amount)
         if intent.status in _OPEN_STATUSES:
             return await self._cancel(intent, order_id, amount)
         return charge_result([intent]) or Pending(intent.id)
+
+    async def _create(self, params: Any, key: str, details: ChargeDetails) -> Any:
+        """Create a PaymentIntent with description and address, or without them at a server that does not take them."""
+        create = self._client.v1.payment_intents.create_async
+        if self._takes_details:
+            try:
+                return await classify_errors(create(params | _details(params, details), {"idempotency_key": key}))
+            except StripeRefusal as refusal:
+                if refusal.fault.status != 400 or refusal.fault.code is not None or self._session.remembers_keys:
+                    raise
+                self._takes_details = False
+        return await classify_errors(create(params, {"idempotency_key": f"{key}:plain"}))
 
     async def find(self, key: str, order_id: str, amount: Money) -> ChargeResult | None:
         """Look for PaymentIntents that name the order in Stripe's list."""
@@ -131,16 +147,16 @@ class StripeGateway:
         try:
             listed = await classify_errors(refunds.list_async({"payment_intent": reference, "limit": PAGE}))
             rows = _rows(_to_json(listed))
-            total = sum(row["amount"] for row in rows if row.get("status") in _COUNTED_STATUSES)
+            total = refunded_total(rows)
             for row in rows:
-                if _key_of(row) == key:
-                    return _refund_result(row, amount, total)
+                if key_of(row) == key:
+                    return refund_result(row, amount, total)
             metadata = {"order_id": order_id, "key": key}
             params: Any = {"payment_intent": reference, "amount": _stripe_amount(amount), "metadata": metadata}
             created = await classify_errors(refunds.create_async(params, {"idempotency_key": key}))
-        except stripe.StripeError as error:  # CardError or InvalidRequestError; `classify_errors` converts all others
-            return RefundRejected(_error_code(error), refunded_total=total)
-        return _refund_result(_to_json(created), amount, total + amount.amount)
+        except StripeRefusal as refusal:
+            return RefundRejected(refusal.fault.reason, refunded_total=total)
+        return refund_result(_to_json(created), amount, total + amount.amount)
 
     async def records(self, since: datetime, until: datetime) -> AsyncIterator[ChargeRecord]:
         """Yield the PaymentIntents that were created from *since* until *until*."""
@@ -166,11 +182,11 @@ class StripeGateway:
         for intent in intents:
             intent.check(order_id, amount)
         result = charge_result(intents)
-        if result is not None:
-            return result
-        for intent in intents:
-            if intent.status == "requires_action" or (cancels_open and intent.status in _OPEN_STATUSES):
-                result = await self._cancel(intent, order_id, amount)
+        if result is None or (cancels_open and isinstance(result, Declined)):
+            for intent in intents:
+                if intent.status == "requires_action" or (cancels_open and intent.status in _CANCELLABLE_STATUSES):
+                    became = await self._cancel(intent, order_id, amount)
+                    result = result if isinstance(result, Declined) and isinstance(became, Declined) else became
         return result
 
     async def _intents_of(self, order_id: str) -> list[Mapping[str, Any]]:
@@ -185,7 +201,7 @@ class StripeGateway:
         """Cancel *intent*, which waits for the customer, who is no longer present; return what became of it."""
         try:
             response = await classify_errors(self._client.v1.payment_intents.cancel_async(intent.id))
-        except stripe.StripeError:
+        except StripeRefusal:
             return Pending(intent.id)  # its status has changed meanwhile; the next look-up finds the new one
         cancelled = PaymentIntent.of(_to_json(response))
         cancelled.check(order_id, amount)
@@ -197,7 +213,7 @@ class StripeGateway:
         """Return the present state of a PaymentIntent; None if there is none."""
         try:
             return _to_json(await classify_errors(self._client.v1.payment_intents.retrieve_async(reference)))
-        except stripe.StripeError:
+        except StripeRefusal:
             return None
 
     async def _list_unread(self, since: int) -> AsyncIterator[Mapping[str, Any]]:
@@ -230,17 +246,30 @@ class StripeGateway:
             try:
                 # A raw request: converting the list to the SDK's objects takes three times as long as reading it.
                 page = await classify_errors(self._client.raw_request_async("get", "/v1/payment_intents", **params))
-            except stripe.StripeError as error:
-                if self._can_filter and after is None and error.http_status == 400:
+            except StripeRefusal as refusal:
+                if self._can_filter and after is None and refusal.fault.status == 400:
                     self._can_filter = False  # a compatible server that has no filter: read the whole list
                     continue
-                raise GatewayTimeout(f"the provider rejected the list request: {_error_code(error)}") from None
+                raise misconfigured(refusal.fault) from None
             rows = _rows(page.data)
             for row in rows:
                 yield row
             if not rows or not page.data.get("has_more"):
                 return
             after = str(rows[-1].get("id"))
+
+
+def _details(params: Mapping[str, Any], details: ChargeDetails) -> dict[str, Any]:
+    """Return the parameters for the description and the address, which rules for exports require."""
+    found: dict[str, Any] = {"description": f"Order {params['metadata']['order_id']}"}
+    address = details.shipping_address
+    if address is not None:
+        lines = {"line1": address.line1, "city": address.city, "postal_code": address.postal_code, "country": address.country}
+        if address.line2 is not None:
+            lines["line2"] = address.line2
+        # Stripe requires a name with an address.
+        found["shipping"] = {"name": address.name or address.line1, "address": lines}
+    return found
 
 
 def _to_json(response: Any) -> dict[str, Any]:
@@ -258,44 +287,17 @@ def _rows(page: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def _key_of(refund: Mapping[str, Any]) -> str | None:
-    """Return the key under which *refund* was made; None if it was not made here. Releases before 0.3 made one per order."""
-    metadata = refund.get("metadata") or {}
-    key = metadata.get("key")
-    if key is None and "order_id" in metadata:
-        return f"refund:{metadata['order_id']}"
-    return None if key is None else str(key)
-
-
-def _refund_result(refund: Mapping[str, Any], amount: Money, total: int) -> RefundResult:
-    """Return the result that *refund* stands for; *total* is what was refunded of its charge altogether."""
-    id, status = _refund_id(refund, amount), refund.get("status")
-    if status in ("failed", "canceled"):
-        return RefundRejected(f"refund_{status}", refunded_total=total, reference=id)
-    return Refunded(id, total) if status == "succeeded" else RefundPending(id, total)
-
-
-def _refund_id(refund: Mapping[str, Any], amount: Money) -> str:
+def _declined(fault: StripeFault) -> Declined:
     """
-    Return the id of *refund*.
+    Return the decline that *fault* stands for.
 
     Raises:
-        ResponseMismatch: It is not a refund, or one of another amount or currency.
+        GatewayMisconfigured: It stands for none: it does not concern the customer's payment method.
     """
-    id = refund.get("id")
-    if refund.get("object") != "refund" or not isinstance(id, str) or not id.startswith("re_"):
-        raise ResponseMismatch("wrong_id", "the response is not a refund")
-    if from_stripe(refund.get("amount"), refund.get("currency")) != amount:
-        raise ResponseMismatch("wrong_amount", "the refund is for another amount", id[:REFERENCE_MAX])
-    return id[:REFERENCE_MAX]
-
-
-def _error_code(error: stripe.StripeError) -> str:
-    """Return the code of an error; never its text."""
-    body = error.json_body if isinstance(error.json_body, Mapping) else {}
-    value = body.get("error")
-    details = value if isinstance(value, Mapping) else {}
-    return str(details.get("decline_code") or details.get("code") or details.get("type") or "declined")[:REASON_MAX]
+    error_class = error_class_of(fault)
+    if error_class not in (ErrorClass.DECLINED, ErrorClass.DECLINED_SOFTLY):
+        raise misconfigured(fault)
+    return Declined(fault.reason, is_soft=error_class is ErrorClass.DECLINED_SOFTLY)
 
 
 def _stripe_amount(amount: Money) -> int:
@@ -303,12 +305,12 @@ def _stripe_amount(amount: Money) -> int:
     Return *amount* in the units that Stripe counts in.
 
     Raises:
-        GatewayNotReached: It cannot be charged; it comes from a price that was set before prices were checked.
+        GatewayMisconfigured: It cannot be charged; it comes from a price that was set before prices were checked.
     """
     try:
         return to_stripe(amount)
     except ValueError as error:
-        raise GatewayNotReached(f"the amount cannot be charged: {error}") from None
+        raise GatewayMisconfigured(str(error), "amount_not_chargeable", "amount") from None
 
 
 def _earliest_charge(order_id: str) -> int:

@@ -8,19 +8,37 @@ tell whether a connection was ever made, and they drop the headers of a response
 
 from __future__ import annotations
 
-__all__ = ["CALL_SECONDS", "CONNECT_SECONDS", "READ_SECONDS", "RETRY_AFTER_SECONDS_MAX", "StripeSession", "classify_errors"]
+__all__ = [
+    "CALL_SECONDS",
+    "CONNECT_SECONDS",
+    "READ_SECONDS",
+    "RETRY_AFTER_SECONDS_MAX",
+    "StripeRefusal",
+    "StripeSession",
+    "classify_errors",
+    "misconfigured",
+]
 
 import ssl
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import aiohttp
+import orjson
 import stripe
 from aiohttp import hdrs
 
-from app.gateways.port import GatewayError, GatewayNotReached, GatewayTimeout, ResponseMismatch
+from app.gateways.port import (
+    GatewayError,
+    GatewayMisconfigured,
+    GatewayNotReached,
+    GatewayThrottled,
+    GatewayTimeout,
+    ResponseMismatch,
+)
+from app.gateways.stripe.error_table import ErrorClass, StripeFault, error_class_of
 
 T = TypeVar("T")
 
@@ -31,8 +49,19 @@ READ_SECONDS = 10.0
 CALL_SECONDS = 15.0
 """How long a call may take altogether."""
 
+_PROOFS = ("Request-Id", "Idempotency-Key", "Idempotent-Replayed", "Original-Request")
+"""Headers of Stripe's responses. A server that imitates Stripe and ignores idempotency keys sends none of them."""
+
 RETRY_AFTER_SECONDS_MAX = 600.0
 """A longer ``Retry-After`` is cut to this."""
+
+
+class StripeRefusal(Exception):
+    """Stripe has processed the call and refuses it for what it asks; *fault* says why. The call had no effect."""
+
+    def __init__(self, fault: StripeFault) -> None:
+        self.fault = fault
+        super().__init__(fault.reason)
 
 
 class StripeSession:
@@ -41,6 +70,8 @@ class StripeSession:
     def __init__(self, calls_max: int) -> None:
         self._calls_max = calls_max
         self._session: aiohttp.ClientSession | None = None
+        self.remembers_keys = False
+        """True once a response has shown that the server is Stripe, or one that knows idempotency keys as Stripe does."""
 
     async def request(self, method: str, url: str, **options: Any) -> aiohttp.ClientResponse:
         """
@@ -57,10 +88,19 @@ class StripeSession:
         status = response.status
         if status >= 500 or status in (409, 429) or 300 <= status < 400:
             retry_after_seconds = _retry_after_seconds(response.headers.get(hdrs.RETRY_AFTER))
-            response.release()
-            kind = GatewayNotReached if status == 429 else GatewayTimeout
-            raise kind(f"the provider responded with status {status}", retry_after_seconds)
+            detail = f"the provider responded with status {status}"
+            if status == 429:
+                response.release()
+                raise GatewayThrottled(detail, retry_after_seconds)
+            has_ended = status >= 500 and await _is_own_error(response)
+            raise GatewayTimeout(detail, retry_after_seconds, has_ended=has_ended)
+        self._learn(response.headers)
         return response
+
+    def _learn(self, headers: Mapping[str, str]) -> None:
+        """Note what a response proves: a server that identifies its requests or echoes the key keeps Stripe's promises."""
+        if not self.remembers_keys and not headers.keys().isdisjoint(_PROOFS):
+            self.remembers_keys = True
 
     async def close(self) -> None:
         """Close all connections. Idempotent."""
@@ -88,32 +128,61 @@ async def classify_errors(call: Awaitable[T]) -> T:
     The errors name what happened. They contain no text of the provider or the SDK, which may include secrets.
 
     Raises:
-        GatewayNotReached: The call had no effect.
+        GatewayNotReached: The call had no effect; `GatewayMisconfigured` if the key, a permission or the account is at fault.
         GatewayTimeout: The effect of the call is unknown.
         ResponseMismatch: The idempotency key belongs to another request.
-        CardError, InvalidRequestError: Stripe rejected the request (the SDK's own errors, with a ``code``).
+        StripeRefusal: Stripe refused this request.
     """
     try:
         return await call
-    except (stripe.CardError, stripe.InvalidRequestError):
-        raise
-    except stripe.IdempotencyError:
-        raise ResponseMismatch("wrong_key", "the idempotency key belongs to another request") from None
-    except stripe.RateLimitError:
-        raise GatewayNotReached("the provider limits the rate of calls") from None
-    except (stripe.AuthenticationError, stripe.PermissionError) as error:
-        raise GatewayNotReached(f"the provider does not accept the API key: status {error.http_status}") from None
     except stripe.APIConnectionError as error:
         cause = error.__cause__
         if isinstance(cause, GatewayError):
             raise cause from None
         raise GatewayTimeout(f"the call failed: {type(cause or error).__name__}") from None
     except stripe.StripeError as error:
-        raise GatewayTimeout(f"malformed response: {type(error).__name__}, status {error.http_status}") from None
+        raise _refusal(error) from None
     except (aiohttp.ClientError, OSError) as error:  # while the body of the response was being read
         raise GatewayTimeout(f"the response broke off: {type(error).__name__}") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # JSON, but not what the SDK expects
         raise GatewayTimeout(f"malformed response: {type(error).__name__}") from None
+
+
+def misconfigured(fault: StripeFault) -> GatewayMisconfigured:
+    """Return the error for a fault of the configuration: the key, a permission, the account or a parameter."""
+    detail = f"the provider refuses the call: {fault.reason}, status {fault.status}"
+    return GatewayMisconfigured(detail, fault.reason, fault.param, fault.request_id)
+
+
+def _refusal(error: stripe.StripeError) -> Exception:
+    """Return the exception for *error*, which the SDK made from a response."""
+    body = error.json_body
+    is_readable = isinstance(body, Mapping) and isinstance(body.get("error"), Mapping)
+    request_id = next((value for name, value in (error.headers or {}).items() if name.lower() == "request-id"), None)
+    fault = StripeFault.of(error.http_status, body, request_id)
+    if error.http_status in (401, 403):
+        return misconfigured(fault)
+    if not is_readable:
+        return GatewayTimeout(f"malformed response: {type(error).__name__}, status {error.http_status}")
+    match error_class_of(fault):
+        case ErrorClass.OTHER_REQUEST:
+            return ResponseMismatch("wrong_key", "the idempotency key belongs to another request")
+        case ErrorClass.THROTTLED:
+            return GatewayThrottled("the provider limits the rate of calls")
+        case ErrorClass.IN_PROGRESS:
+            return GatewayTimeout("the provider still works on an earlier call")
+        case ErrorClass.UNKNOWN:
+            return GatewayTimeout(f"the provider failed: {fault.reason}, status {fault.status}", has_ended=True)
+    return StripeRefusal(fault)
+
+
+async def _is_own_error(response: aiohttp.ClientResponse) -> bool:
+    """Return whether *response* is an error of Stripe's API itself, and not one of a server before it."""
+    try:
+        body = orjson.loads(await response.read())
+    except (aiohttp.ClientError, OSError, ValueError):
+        return False
+    return isinstance(body, dict) and isinstance(body.get("error"), dict)
 
 
 def _classify(error: Exception) -> GatewayError:

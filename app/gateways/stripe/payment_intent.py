@@ -13,9 +13,9 @@ from attrs import frozen
 
 from app.gateways.port import Captured, ChargeRecord, ChargeResult, Declined, Pending, ResponseMismatch
 from app.gateways.stripe.currencies import from_stripe
+from app.gateways.stripe.error_table import ErrorClass, StripeFault, error_class_of
 from modules.values import Money
 
-REASON_MAX = 64
 _ID = re.compile(r"pi_[A-Za-z0-9_]{1,200}")
 
 
@@ -31,6 +31,8 @@ class PaymentIntent:
     is_fully_received: bool
     """False if it states that another amount was received than it was made for, as it does before it has succeeded."""
     reason: str
+    is_soft: bool
+    """True if it was declined for a reason that may pass."""
     created: int
     refunded_amount: int
 
@@ -50,14 +52,15 @@ class PaymentIntent:
         charge = value.get("latest_charge")
         refunded = from_stripe(_mapping(charge).get("amount_refunded", 0), value.get("currency"))
         order_id = _mapping(value.get("metadata")).get("order_id")
-        error = _mapping(value.get("last_payment_error"))
+        fault = StripeFault.of(402, {"error": value.get("last_payment_error")}, None)
         return cls(
             id=id,
             status=str(value.get("status")),
             money=from_stripe(value.get("amount"), value.get("currency")),
             order_id=order_id if isinstance(order_id, str) else None,
             is_fully_received=value.get("amount_received") in (None, value.get("amount")),
-            reason=str(error.get("decline_code") or error.get("code") or "declined")[:REASON_MAX],
+            reason=fault.decline_code or fault.code or "declined",
+            is_soft=error_class_of(fault) is ErrorClass.DECLINED_SOFTLY,
             created=created if isinstance(created, int) else 0,
             refunded_amount=0 if refunded is None else refunded.amount,
         )
@@ -105,8 +108,9 @@ def charge_result(intents: Iterable[PaymentIntent]) -> ChargeResult | None:
         return Captured(captured[0].id)
     for pending in (*by_status.get("processing", ()), *by_status.get("requires_capture", ())):
         return Pending(pending.id)
-    for declined in by_status.get("requires_payment_method", ()):
-        return Declined(declined.reason)
+    # Of several, the final one counts: it came after the soft ones.
+    for declined in sorted(by_status.get("requires_payment_method", ()), key=lambda intent: intent.is_soft):
+        return Declined(declined.reason, declined.is_soft)
     if "canceled" in by_status:
         return Declined("canceled")
     return None
