@@ -17,7 +17,7 @@ from app.messaging.consumers import subscriptions
 from app.storage.databases import DatabaseUnreachable, ModuleClaimed
 from app.storage.errors import StorageUnavailable
 from app.storage.sql.dialect import ExclusiveAccess
-from app.web import Authenticator
+from app.web import Authenticator, Gate
 from app.web.endpoints.health import BUS, CLOCK, OK, TOPOLOGY
 from bus.errors import BrokerUnreachable
 from bus.port import Clock
@@ -60,8 +60,8 @@ class Application:
         """
         self.settings = settings
         self.parts = build_parts(settings, clock)
-        self._authenticator = Authenticator(settings.api_keys or None)
-        self._web = build_web(self.parts, health=self, authenticator=self._authenticator)
+        self._gate = Gate(Authenticator(settings.api_keys or None))
+        self._web = build_web(self.parts, self, self._gate)
         self._tasks: list[asyncio.Task[None]] = []
         self._consuming: list[asyncio.Task[None]] = []
         self._claims: list[ExclusiveAccess] = []
@@ -174,8 +174,8 @@ class Application:
 
         The NATS password and certificates need no reload: their files are read again at each connection.
         """
-        if not self._authenticator.is_off:
-            self._authenticator.replace(settings.api_keys)
+        if not self._gate.authenticator.is_off:
+            self._gate.authenticator.replace(settings.api_keys)
         logger.info("the files of the configuration were read again", api_keys=len(settings.api_keys))
 
     async def checks(self) -> Mapping[str, str]:

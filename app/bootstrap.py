@@ -50,7 +50,7 @@ from app.storage.clock_watch import ClockWatch, build_clock_watch
 from app.storage.databases import Storage, build_storage
 from app.storage.module_store import ModuleStore
 from app.telemetry.metrics import Metrics
-from app.web import Authenticator, Health, Runner, build_application
+from app.web import Gate, Health, Runner, build_application
 from app.web.endpoints import contracts as contract_endpoints
 from app.web.endpoints import dead_letters as dead_letter_endpoints
 from app.web.endpoints import stripe_webhook
@@ -294,7 +294,7 @@ def build_parts(settings: Settings, clock: Clock | None = None) -> Parts:
     )  # fmt: skip
 
 
-def build_web(parts: Parts, health: Health, authenticator: Authenticator) -> Runner:
+def build_web(parts: Parts, health: Health, gate: Gate) -> Runner:
     """Return the HTTP server for *parts*, which does not listen yet; *health* answers the probes."""
     settings, modules, contracts = parts.settings, parts.modules, parts.contracts
     usage = VersionUsageReport(modules, contracts, parts.metrics, parts.bus.directory)
@@ -302,7 +302,7 @@ def build_web(parts: Parts, health: Health, authenticator: Authenticator) -> Run
         list(parts.runtime.runners.values()),
         health=health,
         metrics=parts.metrics,
-        authenticator=authenticator,
+        gate=gate,
         version=installed_version(),
         route_groups=(
             dead_letter_endpoints.route_group(parts.dead_letters),

@@ -24,7 +24,7 @@ import typed_settings as ts
 from attrs import frozen
 
 from config import values
-from config.api_keys import read_api_keys
+from config.api_keys import ApiKey, read_api_keys
 from config.files import BadSetting, read_file
 
 _CERTIFICATE_BYTES_MAX = 1024 * 1024
@@ -220,7 +220,7 @@ class Settings:
     api_keys_file: str | None = _variable(
         values.sole_text,
         None,
-        "File with one name:key per line, keys of 16 characters or more; AUTH=keys reads it at start.",
+        "File with one name:role:key[:customer] per line, keys of 16 characters or more; read with AUTH=keys, and at SIGHUP.",
     )
     outbox_cap: int = _variable(
         values.whole(1, _WHOLE_MAX),
@@ -229,8 +229,8 @@ class Settings:
     )
     batch_max: int = _variable(values.whole(1, 10_000), 256, "Largest number of events that a module processes in one batch.")
 
-    api_keys: Mapping[str, str] = attrs.field(init=False, repr=False, eq=False)
-    """The clients' names, each with the SHA-256 of its key in hexadecimal digits; empty unless AUTH is keys."""
+    api_keys: Mapping[str, ApiKey] = attrs.field(init=False, repr=False, eq=False)
+    """The API keys by the clients' names; empty unless AUTH is keys."""
 
     def __attrs_post_init__(self) -> None:
         for rule in _RULES:
@@ -312,7 +312,7 @@ _RULES: tuple[Callable[[Settings], None], ...] = (
 """What has to hold between several values; the first that does not is reported."""
 
 
-def _api_keys(settings: Settings) -> Mapping[str, str]:
+def _api_keys(settings: Settings) -> Mapping[str, ApiKey]:
     if settings.api_keys_file is None:
         raise BadSetting("API_KEYS_FILE", "is needed with AUTH=keys")
     try:

@@ -14,7 +14,7 @@ write_once() { [ -s "secrets/$1" ] || printf '%s' "$2" >"secrets/$1"; }
 
 write_once postgres_password "$(random_secret)"
 write_once grafana_password "$(random_secret)"
-write_once api_keys "operator:$(random_secret)"
+write_once api_keys "operator:operator:$(random_secret)"
 write_once nats_provisioner "$(random_secret)"
 # The one list of modules.
 modules=$(sed -n 's/^MODULES = (\(.*\))$/\1/p' ../modules/registry.py | tr -d '",')

@@ -9,6 +9,7 @@ event a request stands for and what the response contains.
 from __future__ import annotations
 
 __all__ = [
+    "OWNER",
     "CommandRoute",
     "GetRoute",
     "ImportRoute",
@@ -29,6 +30,14 @@ from modules.filters import Filter
 from modules.values import UNCONDITIONAL, Precondition
 
 Json = Any
+
+OWNER = "customer_id"
+"""
+The attribute of a state that names the customer to whom it belongs.
+
+A caller may be restricted to one customer. It reaches a route only if the route says where the customer stands: in an
+attribute of its state with this name, or as `CommandRoute.customer` and `CommandRoute.owned` say.
+"""
 
 
 @frozen
@@ -102,6 +111,10 @@ class CommandRoute:
     """True if the route starts new work; under overload such routes are rejected first."""
     rejections: tuple[int, ...] = ()
     """Statuses of the rejections that `respond` can return, for the API description."""
+    customer: str | None = None
+    """The member of the request body that names the customer; see `OWNER`."""
+    owned: type | None = None
+    """The state, under the key that is the path's only parameter, whose attribute `OWNER` names the customer."""
 
 
 @frozen

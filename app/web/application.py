@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["STATIC_HANDLERS", "TELEMETRY", "UNMATCHED", "build_application"]
+__all__ = ["GATE", "STATIC_HANDLERS", "TELEMETRY", "UNMATCHED", "build_application"]
 
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -13,7 +13,7 @@ from attrs import evolve
 
 from app.runtime.service import ModuleService
 from app.telemetry.metrics import CONTENT_TYPE
-from app.web.auth import Authenticator
+from app.web.access.gate import Gate
 from app.web.endpoints import docs, module_routes
 from app.web.endpoints import health as probes
 from app.web.endpoints.health import Health
@@ -35,6 +35,8 @@ from app.web.spec import openapi
 
 TELEMETRY: web.AppKey[Telemetry] = web.AppKey("telemetry", Telemetry)
 
+GATE: web.AppKey[Gate] = web.AppKey("gate", Gate)
+
 STATIC_HANDLERS: web.AppKey[dict[tuple[str, str], HttpHandler]] = web.AppKey("static_handlers")
 """Handlers by method and path, for the paths without a parameter: the server calls them without aiohttp's router."""
 
@@ -47,7 +49,7 @@ def build_application(
     *,
     health: Health,
     metrics: Telemetry,
-    authenticator: Authenticator,
+    gate: Gate,
     version: str,
     route_groups: tuple[RouteGroup, ...] = (),
     streams: Streams | None = None,
@@ -59,11 +61,12 @@ def build_application(
     too.
     """
     streams = streams or Streams()
-    deps = HandlerDeps(metrics, authenticator)
+    deps = HandlerDeps(metrics, gate)
     modules = [service.module for service in services]
     document = openapi.document(modules, version, [group.description for group in route_groups])
     app = web.Application(client_max_size=BODY_BYTES_MAX)
     app[TELEMETRY] = metrics
+    app[GATE] = gate
     static_handlers = app[STATIC_HANDLERS] = {}
     resources: dict[str, web.Resource] = {}
     for endpoint in (

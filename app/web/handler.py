@@ -35,7 +35,9 @@ from app.runtime.service import IdempotencyKeyReused
 from app.storage.errors import CommitOutcomeUnknown, TemporarilyUnavailable
 from app.telemetry.logs import enabled
 from app.telemetry.trace import correlation_id
-from app.web.auth import ANONYMOUS, Authenticator
+from app.web.access.authentication import ANONYMOUS
+from app.web.access.gate import Gate
+from app.web.access.permissions import roles_of
 from app.web.problems import X_CORRELATION_ID, ProblemError, problem_response
 
 SERVER = "fulfilment"
@@ -77,8 +79,11 @@ class RequestContext:
 
     correlation_id: str
     caller: str
+    """The name of the API key; "anonymous" without one."""
     _record: Callable[[int], None] = field(alias="record")
     is_recorded: bool = field(default=False, init=False)
+    customer: str | None = field(default=None, init=False)
+    """The caller may see and place orders of this customer only; None: of all."""
 
     def record_now(self, status: int) -> None:
         """
@@ -105,6 +110,8 @@ class Endpoint:
     """No API key is required."""
     is_503_expected: bool = False
     """A 503 is a regular answer, as of a probe, and is not logged as an error."""
+    is_scoped: bool = False
+    """It heeds `RequestContext.customer`; a caller that is restricted to one customer reaches no other endpoint."""
 
 
 @frozen
@@ -112,7 +119,7 @@ class HandlerDeps:
     """What every handler needs."""
 
     telemetry: Telemetry
-    authenticator: Authenticator
+    gate: Gate
 
 
 class Handler:
@@ -123,13 +130,16 @@ class Handler:
     passed on.
     """
 
-    __slots__ = ("_authenticate", "_counters", "_deps", "_endpoint", "_handle", "_histogram")
+    __slots__ = ("_counters", "_deps", "_endpoint", "_gate", "_handle", "_histogram", "_is_public", "_roles")
 
     def __init__(self, endpoint: Endpoint, deps: HandlerDeps) -> None:
         self._endpoint = endpoint
         self._deps = deps
         self._handle = endpoint.handle
-        self._authenticate = None if endpoint.is_public or deps.authenticator.is_off else deps.authenticator
+        self._gate = deps.gate
+        self._is_public = endpoint.is_public
+        # A request that matches no route gets its 404 from every known caller.
+        self._roles = None if endpoint.method == hdrs.METH_ANY else roles_of(endpoint.method, endpoint.path)
         self._counters: dict[int, Any] = {}
         self._histogram: Any = None
 
@@ -137,14 +147,15 @@ class Handler:
         """Authenticate and answer *request*, and record what was answered."""
         started = perf_counter()
         correlation = correlation_id(request.headers.get(X_CORRELATION_ID), _new_correlation_id)
-        context = RequestContext(correlation, ANONYMOUS, lambda status: self._record(status, started, request.method))
+        context = RequestContext(correlation, ANONYMOUS.name, lambda status: self._record(status, started, request.method))
         response: web.StreamResponse
         try:
-            if self._authenticate is not None:
-                context.caller = self._authenticate(request.headers.get(hdrs.AUTHORIZATION))
+            if not self._is_public:
+                key = self._gate.admit(request, self._roles, self._endpoint.is_scoped)
+                context.caller, context.customer = key.name, key.customer
             response = await self._handle(request, context)
         except Exception as error:
-            response = self._reject(error, request, correlation)
+            response = self._reject(error, request, context)
         if not response.prepared:
             response.headers[X_CORRELATION_ID] = correlation
             response.headers[hdrs.SERVER] = SERVER
@@ -162,11 +173,14 @@ class Handler:
             )
         return response
 
-    def _reject(self, error: Exception, request: web.Request, correlation: str) -> web.Response:
+    def _reject(self, error: Exception, request: web.Request, context: RequestContext) -> web.Response:
         """Return the problem document for *error*; log it if no other component does."""
         problem = problem_for(error)
+        correlation = context.correlation_id
         fields = {"method": request.method, "route": self._endpoint.path, "correlation_id": correlation}
-        if problem.status == 500:
+        if problem.status < 500:
+            self._gate.log.refused(request, problem, context.caller, correlation)
+        elif problem.status == 500:
             logger.opt(exception=error).error("request failed", **fields)
         elif problem.status > 500 and not self._endpoint.is_503_expected and not _is_logged_at_its_cause(error):
             logger.error("request rejected", status=problem.status, **fields)

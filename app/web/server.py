@@ -19,7 +19,9 @@ from aiohttp.http_exceptions import LineTooLong
 from loguru import logger
 from uuid_utils import uuid7
 
-from app.web.application import STATIC_HANDLERS, TELEMETRY, UNMATCHED
+from app.web.access.authentication import ANONYMOUS
+from app.web.access.gate import Gate
+from app.web.application import GATE, STATIC_HANDLERS, TELEMETRY, UNMATCHED
 from app.web.handler import SERVER, HttpHandler, Telemetry
 from app.web.problems import ProblemError, phrase, problem_response
 
@@ -32,16 +34,21 @@ class Runner(web.AppRunner):
     def __init__(self, app: web.Application, **kwargs: Any) -> None:
         super().__init__(app, access_log=None, **kwargs)
         self._telemetry = app[TELEMETRY]
+        self._gate = app[GATE]
         self._static_handlers = app[STATIC_HANDLERS]
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
-        return _Server(server, self._static_handlers, self._telemetry)
+        return _Server(server, self._static_handlers, self._telemetry, self._gate)
 
 
 class _Server(web.Server):
     def __init__(
-        self, server: web.Server, static_handlers: Mapping[tuple[str, str], HttpHandler], telemetry: Telemetry
+        self,
+        server: web.Server,
+        static_handlers: Mapping[tuple[str, str], HttpHandler],
+        telemetry: Telemetry,
+        gate: Gate,
     ) -> None:
         resolve = server.request_handler
 
@@ -55,15 +62,18 @@ class _Server(web.Server):
         super().__init__(handle, request_factory=server.request_factory)
         self._running = asyncio.get_running_loop()
         self._telemetry = telemetry
+        self._gate = gate
 
     def __call__(self) -> web.RequestHandler:
-        return _Connection(self, self._running, self._telemetry)
+        return _Connection(self, self._running, self._telemetry, self._gate)
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ("_telemetry",)
+    __slots__ = ("_gate", "_telemetry")
 
-    def __init__(self, server: web.Server, loop: asyncio.AbstractEventLoop, telemetry: Telemetry) -> None:
+    def __init__(
+        self, server: web.Server, loop: asyncio.AbstractEventLoop, telemetry: Telemetry, gate: Gate
+    ) -> None:
         # A body with a Content-Encoding is rejected unread; nothing is ever decompressed.
         super().__init__(
             server,
@@ -73,6 +83,7 @@ class _Connection(web.RequestHandler):
             keepalive_timeout=KEEP_ALIVE_SECONDS,
         )
         self._telemetry = telemetry
+        self._gate = gate
 
     def handle_error(
         self,
@@ -107,6 +118,8 @@ class _Connection(web.RequestHandler):
 
     def _respond(self, request: web.BaseRequest, problem: ProblemError, correlation: str) -> web.Response:
         self._telemetry.http_requests.labels(request.method, UNMATCHED, str(problem.status)).inc()
+        if problem.status < 500:
+            self._gate.log.refused(request, problem, ANONYMOUS.name, correlation)
         response = problem_response(problem, request.rel_url.raw_path, correlation)
         response.headers[hdrs.SERVER] = SERVER
         return response

@@ -146,6 +146,7 @@ routes: tuple[Route, ...] = (
         idempotent=True,
         express=lambda request: request.body.get("priority") == "express",
         sheds_load=True,
+        customer="customer_id",
     ),
     GetRoute(
         name="getOrder",
@@ -177,6 +178,7 @@ routes: tuple[Route, ...] = (
         status=202,
         response_schema="Order",
         rejections=(404,),
+        owned=Order,
     ),
     StreamRoute(
         name="streamOrder",

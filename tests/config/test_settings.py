@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config import environment
+from config.api_keys import ApiKey
 from config.environment import describe, example_env
 from config.files import BadSetting
 from config.settings import Settings
@@ -323,16 +324,32 @@ def test_the_log_is_text_on_a_terminal_and_json_elsewhere() -> None:
 KEY = "0123456789abcdef"
 
 
+def digest(key: str) -> str:
+    return sha256(key.encode()).hexdigest()
+
+
 def test_api_keys_are_stored_as_hashes(tmp_path: Path) -> None:
-    """Comments and blank lines are skipped, a colon can be part of the key, and no key stays in memory."""
+    """Comments and blank lines are skipped, and no key stays in memory."""
     file = tmp_path / "keys"
-    file.write_bytes(b"# callers\n\nshop:0123456789abcdef\r\n  back.office-2_x:0123456789abcdef:more \n")
+    file.write_bytes(
+        b"# callers\n\nshop:shop:0123456789abcdef\r\n  app_2.x:shop:0123456789abcdef-2:c-1 \nops:operator:0123456789abcdef-3\n"
+    )
     settings = load({"AUTH": "keys", "API_KEYS_FILE": str(file), "HTTP_HOST": "0.0.0.0"})
     assert settings.api_keys == {
-        "shop": sha256(KEY.encode()).hexdigest(),
-        "back.office-2_x": sha256(f"{KEY}:more".encode()).hexdigest(),
+        "shop": ApiKey("shop", "shop", digest(KEY)),
+        "app_2.x": ApiKey("app_2.x", "shop", digest(f"{KEY}-2"), "c-1"),
+        "ops": ApiKey("ops", "operator", digest(f"{KEY}-3")),
     }
     assert KEY not in repr(settings)
+
+
+def test_a_key_without_a_role_is_an_operators(tmp_path: Path) -> None:
+    """As before there were roles; a colon can be part of such a key."""
+    file = tmp_path / "keys"
+    file.write_text(f"shop:{KEY}\nback.office-2_x:{KEY}:more\n")
+    keys = load({"AUTH": "keys", "API_KEYS_FILE": str(file)}).api_keys
+    assert [(key.role, key.customer, key.is_role_given) for key in keys.values()] == [("operator", None, False)] * 2
+    assert keys["back.office-2_x"].digest == digest(f"{KEY}:more")
 
 
 BAD_LINES = [
@@ -346,6 +363,14 @@ BAD_LINES = [
     f"shop:{KEY}\u00e9",
     f"first:{KEY}x",
     f"second:{KEY}0",
+    f"second:shop:{KEY}0",
+    f"web:shopp:{KEY}",
+    f"web:Shop:{KEY}",
+    "web:shop:0123456789abcde",
+    f"web::{KEY}",
+    f"web:viewer:{KEY}:c-1",
+    f"web:shop:{KEY}:",
+    f"web:shop:{KEY}:{'c' * 65}",
 ]
 
 

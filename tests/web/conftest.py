@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from hashlib import sha256
 from typing import Any, Literal
 
 import pytest
@@ -14,9 +13,10 @@ from attrs import define, field
 from yarl import URL
 
 from app.telemetry.metrics import Metrics
-from app.web import Authenticator, Runner, build_application
+from app.web import Authenticator, Gate, Runner, build_application
 from app.web.endpoints.state_stream import Streams
 from app.web.route_group import RouteGroup
+from config.api_keys import read_api_keys
 from modules.module import Module
 from tests.web.example import SHIPMENTS
 from tests.web.fake_service import FakeService
@@ -121,7 +121,7 @@ async def start() -> AsyncIterator[Start]:
             [service],
             health=health,
             metrics=metrics,
-            authenticator=Authenticator({"shop": sha256(KEY.encode()).hexdigest()} if requires_key else None),
+            gate=Gate(Authenticator(read_api_keys(f"shop:operator:{KEY}".encode()) if requires_key else None)),
             version="1.2.3",
             route_groups=route_groups,
             streams=streams,

@@ -61,7 +61,7 @@ def test_every_route_has_its_parameters_and_problems() -> None:
     """Every possible status of a response is described."""
     paths = openapi.document([SHIPMENTS], "1", [dead_letters.DESCRIPTION])["paths"]
     post = paths["/v1/shipments"]["post"]
-    assert post["responses"].keys() == {"202", "400", "401", "408", "413", "415", "422", "500", "503", "default"}
+    assert post["responses"].keys() == {"202", "400", "401", "403", "408", "413", "415", "422", "500", "503", "default"}
     assert {"$ref": "#/components/parameters/IdempotencyKey"} in post["parameters"]
     assert "Location" in post["responses"]["202"]["headers"]
     listing = paths["/v1/shipments"]["get"]

@@ -19,6 +19,7 @@ from uuid_utils import uuid7
 
 from app.runtime.service import ModuleService
 from app.telemetry.trace import TraceContext, traceparent
+from app.web.access.ownership import is_foreign, is_scoped, owned_only, require_owned
 from app.web.endpoints.imports import import_lines
 from app.web.endpoints.state_stream import Streams, stream_state
 from app.web.handler import Endpoint, EndpointHandler, RequestContext
@@ -63,7 +64,7 @@ def endpoints(service: ModuleService, streams: Streams) -> tuple[Endpoint, ...]:
                 found.append(Endpoint(hdrs.METH_GET, route.path, _list(service, route)))
             case StreamRoute():
                 found.append(Endpoint(hdrs.METH_GET, route.path, stream_state(service, route, streams)))
-    return tuple(found)
+    return tuple(evolve(endpoint, is_scoped=is_scoped(route)) for endpoint, route in zip(found, service.module.routes, strict=True))
 
 
 def _command(service: ModuleService, route: CommandRoute) -> EndpointHandler:
@@ -89,6 +90,8 @@ def _command(service: ModuleService, route: CommandRoute) -> EndpointHandler:
         if requires_precondition and precondition is UNCONDITIONAL:
             raise _PRECONDITION_REQUIRED()
         body = await read(request) if read is not None else None
+        if context.customer is not None:
+            await require_owned(service, route, path or {}, body, context.customer)
         command = Request(path or {}, body, str(uuid7()), context.correlation_id, precondition)
         # A trace id is no secret, and os.urandom would release the GIL on each call.
         trace = TraceContext(context.correlation_id, traceparent(request.headers.get(TRACEPARENT), randbytes))
@@ -134,7 +137,7 @@ def _get(service: ModuleService, route: GetRoute) -> EndpointHandler:
             raise _NOT_FOUND()
         (key,) = path.values()
         state = await service.get(route.state, key)
-        shown = None if state is None else route.show(state)
+        shown = None if state is None or is_foreign(state, context.customer) else route.show(state)
         if shown is None:
             raise _NOT_FOUND()
         if route.etag is None:
@@ -160,7 +163,7 @@ def _list(service: ModuleService, route: ListRoute) -> EndpointHandler:
     key_of = attrgetter(attrs.fields(route.state)[0].name)
 
     async def handle(request: web.Request, context: RequestContext) -> web.Response:
-        query = read_query(request, known)
+        query = owned_only(read_query(request, known), context.customer)
         conditions = filters.read(query)
 
         async def fetch(after: str | None, limit: int) -> tuple[Sequence[Any], str | None]:

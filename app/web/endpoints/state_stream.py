@@ -18,6 +18,7 @@ from loguru import logger
 
 from app.runtime.service import ModuleService
 from app.storage.errors import StorageUnavailable
+from app.web.access.ownership import is_foreign
 from app.web.handler import SERVER, EndpointHandler, RequestContext
 from app.web.problems import X_CORRELATION_ID, ProblemError
 from app.web.requests.parsing import path_parameters
@@ -84,7 +85,7 @@ def stream_state(service: ModuleService, route: StreamRoute, streams: Streams) -
         with streams.slot():
             async with service.watch(route.state, key) as changes:
                 state = await service.get(route.state, key)
-                if state is None or route.show(state) is None:
+                if state is None or is_foreign(state, context.customer) or route.show(state) is None:
                     raise _NOT_FOUND()
                 response = EventSourceResponse(
                     headers={X_CORRELATION_ID: context.correlation_id, hdrs.SERVER: SERVER}, ping_interval=PING_SECONDS

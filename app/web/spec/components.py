@@ -129,6 +129,7 @@ _PARAMETERS: Json = {
 _PROBLEMS = {
     400: ("invalid_body", "The body is not strict JSON, or the body or a parameter violates its schema."),
     401: ("unauthorized", "The API key is missing or unknown; only where authentication is on."),
+    403: ("forbidden", "The role of the API key may not do this, or the request comes from where it must not."),
     404: ("not_found", "The resource does not exist."),
     405: ("method_not_allowed", "The path does not have this method."),
     408: ("request_timeout", "The body did not arrive in time."),
@@ -263,10 +264,10 @@ def operation(
     """
     Return the description of one operation: *name* is its id, *responses* are its successes by status.
 
-    *problems* are the statuses of its own problems. 401 is added unless the operation *is_public*; 500 and ``default``
-    are always added.
+    *problems* are the statuses of its own problems. 401 and 403 are added unless the operation *is_public*; 500
+    and ``default`` are always added.
     """
-    statuses = sorted({*problems, 500, *(() if is_public else (401,))})
+    statuses = sorted({*problems, 500, *(() if is_public else (401, 403))})
     found: Json = {
         "operationId": name,
         "summary": summary,

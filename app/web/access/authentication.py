@@ -9,34 +9,39 @@ from collections.abc import Mapping
 from hashlib import sha256
 
 from aiohttp import hdrs
+from loguru import logger
 
 from app.web.problems import ProblemError
+from config.api_keys import ApiKey
 
-ANONYMOUS = "anonymous"
-"""The caller's name where no API key is required."""
+ANONYMOUS = ApiKey("anonymous")
+"""The caller where no API key is required; may do everything."""
 
 _BEARER = re.compile(r"bearer +([!-~]+)", re.ASCII | re.IGNORECASE)
 _CHALLENGE = 'Bearer realm="fulfilment"'
 
 
 class Authenticator:
-    """
-    Tells callers by their API keys.
+    """Tells callers by their API keys; *api_keys* are the keys by name, and None switches authentication off."""
 
-    *api_keys* maps each caller's name to the SHA-256 of its key, in hex; None switches authentication off.
-    """
-
-    def __init__(self, api_keys: Mapping[str, str] | None) -> None:
+    def __init__(self, api_keys: Mapping[str, ApiKey] | None) -> None:
         self.is_off = api_keys is None
         self.replace(api_keys or {})
 
-    def replace(self, api_keys: Mapping[str, str]) -> None:
+    def replace(self, api_keys: Mapping[str, ApiKey]) -> None:
         """Accept *api_keys* only from now on."""
-        self._names = {digest: name for name, digest in api_keys.items()}
+        self._keys = {key.digest: key for key in api_keys.values()}
+        roleless = sorted(key.name for key in api_keys.values() if not key.is_role_given)
+        if roleless:
+            logger.warning(
+                "API keys without a role may do everything; write name:role:key in API_KEYS_FILE",
+                keys=", ".join(roleless[:20]),
+                count=len(roleless),
+            )
 
-    def __call__(self, authorization: str | None) -> str:
+    def __call__(self, authorization: str | None) -> ApiKey:
         """
-        Return the name of the caller whose key the *authorization* header holds.
+        Return whose key the *authorization* header holds.
 
         A key is looked up by its hash. What the duration of that reveals is about hashes that no caller can choose.
 
@@ -46,10 +51,10 @@ class Authenticator:
         if authorization is None:
             raise _unauthorized("This route needs an API key: Authorization: Bearer <key>.", _CHALLENGE)
         bearer = _BEARER.fullmatch(authorization)
-        name = self._names.get(sha256(bearer[1].encode("ascii")).hexdigest()) if bearer else None
-        if name is None:
+        key = self._keys.get(sha256(bearer[1].encode("ascii")).hexdigest()) if bearer else None
+        if key is None:
             raise _unauthorized("The API key is unknown.", f'{_CHALLENGE}, error="invalid_token"')
-        return name
+        return key
 
 
 def _unauthorized(detail: str, challenge: str) -> ProblemError:

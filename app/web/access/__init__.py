@@ -1,0 +1,1 @@
+"""Who may call what: API keys, roles, hosts and limits, and the log of what was refused."""

@@ -1,0 +1,64 @@
+"""Keep a caller that is restricted to one customer to what belongs to that customer."""
+
+from __future__ import annotations
+
+__all__ = ["is_foreign", "is_scoped", "owned_only", "require_owned"]
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from app.runtime.service import ModuleService
+from app.web.problems import ProblemError
+from modules.routes import OWNER, CommandRoute, GetRoute, ImportRoute, ListRoute, Route, StreamRoute
+
+
+def is_scoped(route: Route) -> bool:
+    """Return whether *route* says to which customer its states belong."""
+    match route:
+        case CommandRoute():
+            return route.customer is not None or route.owned is not None
+        case ImportRoute():
+            return False
+        case ListRoute():
+            return any(filter.name == OWNER for filter in route.filters)
+        case GetRoute() | StreamRoute():
+            return OWNER in attrs.fields_dict(route.state)
+
+
+def is_foreign(state: Any, customer: str | None) -> bool:
+    """Return whether *state* belongs to another customer than the one to whom the caller is restricted, if it is."""
+    return customer is not None and getattr(state, OWNER, None) != customer
+
+
+def owned_only(query: dict[str, str], customer: str | None) -> dict[str, str]:
+    """
+    Return *query*, restricted to *customer* unless that is None.
+
+    Raises:
+        ProblemError: 403, the query asks for another customer.
+    """
+    if customer is None:
+        return query
+    if query.get(OWNER, customer) != customer:
+        raise ProblemError(403, "forbidden", "This key may see one customer only, and not the one that is asked for.")
+    return {**query, OWNER: customer}
+
+
+async def require_owned(
+    service: ModuleService, route: CommandRoute, path: Mapping[str, str], body: Any, customer: str
+) -> None:
+    """
+    Ensure that a command is about *customer*.
+
+    Raises:
+        ProblemError: 403, the body names another customer; 404, the state belongs to another one. That it exists is not told.
+    """
+    if route.customer is not None and (body or {}).get(route.customer) != customer:
+        raise ProblemError(403, "forbidden", f"This key may act for one customer only; {route.customer} names another.")
+    if route.owned is not None:
+        (key,) = path.values()
+        state = await service.get(route.owned, key)
+        if state is None or is_foreign(state, customer):
+            raise ProblemError(404, "not_found", "No resource has this id.")

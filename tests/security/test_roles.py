@@ -1,0 +1,97 @@
+"""
+Every role against every route.
+
+The matrix is made of the routes of the running program, so that a route without a decision fails here.
+"""
+
+from __future__ import annotations
+
+import json
+
+from app.web.access.permissions import PERMISSIONS, roles_of
+from config.api_keys import ROLES
+from tests.security.conftest import Program
+
+PUBLIC = {
+    "/", "/livez", "/readyz", "/health", "/metrics", "/openapi.json", "/asyncapi.json", "/docs", "/docs/{name}", "/console",
+    "/console/{name}", "/v1/payments/webhooks/stripe",
+}  # fmt: skip
+"""Paths that need no key: probes, metrics, descriptions, the console's files, and what signs its requests itself."""
+
+READS_WITH_POST = {"POST /v1/stream-tokens"}
+
+
+def decided(method: str, path: str) -> str:
+    return f"{'GET' if method == 'HEAD' else method} {path}".replace("{order_id}", "{}").replace("{product_id}", "{}").replace(
+        "{id}", "{}"
+    )
+
+
+async def test_every_route_has_a_decision_and_every_role_gets_what_it_says(program: Program) -> None:
+    """A role that may not is answered with 403 ``forbidden``, without a key with 401; a role that may with neither."""
+    routes = program.routes()
+    assert len(routes) > 20
+    for method, path in sorted(routes):
+        target = path.replace("{order_id}", "o-1").replace("{product_id}", "p-1").replace("{id}", "d-1")
+        if path in PUBLIC or path.startswith(("/docs", "/console")):
+            assert (await program.send("", method, target)).status not in (401, 403), (method, path)
+            continue
+        assert decided(method, path) in PERMISSIONS, f"{method} {path}: decide in app/web/access/permissions.py who may call it"
+        assert (await program.send("", method, target)).status == 401, (method, path)
+        for role in ROLES:
+            reply = await program.send(role, method, target)
+            if role in roles_of(method, path):
+                assert reply.status not in (401, 403), (role, method, path, reply.text)
+            else:
+                assert reply.status == 403, (role, method, path, reply.text)
+                assert method == "HEAD" or reply.body["code"] == "forbidden"
+
+
+def test_the_table_gives_each_role_what_its_name_says() -> None:
+    """viewer only reads, shop reaches orders only, stock inventory only, metrics nothing that needs a key."""
+    for route, roles in PERMISSIONS.items():
+        method, path = route.split()
+        assert set(roles) <= {"shop", "stock", "viewer"}
+        if "viewer" in roles:
+            assert method == "GET" or route in READS_WITH_POST
+        if "shop" in roles:
+            assert path.startswith("/v1/orders") or route in READS_WITH_POST
+        if "stock" in roles:
+            assert path.startswith("/v1/inventory")
+
+
+async def test_a_key_of_one_customer_sees_and_places_orders_of_that_customer_only(program: Program) -> None:
+    """Another customer's order does not exist for it, in any route; a list is restricted without being asked to."""
+    price = {"on_hand": 10, "unit_price": {"amount": 100, "currency": "EUR"}}
+    assert (await program.send("stock", "PUT", "/v1/inventory/SKU-1", price)).status == 200
+
+    async def place(caller: str, customer: str) -> tuple[int, str]:
+        body = {"customer_id": customer, "items": [{"product_id": "SKU-1", "quantity": 1}]}
+        reply = await program.send(caller, "POST", "/v1/orders", body)
+        return reply.status, reply.body.get("order_id") or reply.body["code"]
+
+    assert await place("web-1", "c-2") == (403, "forbidden")
+    mine, theirs = await place("web-1", "c-1"), await place("web-2", "c-2")
+    assert (mine[0], theirs[0]) == (202, 202)
+    for path in f"/v1/orders/{theirs[1]}", f"/v1/orders/{theirs[1]}/stream":
+        assert (await program.send("web-1", "GET", path)).status == 404
+    assert (await program.send("web-1", "POST", f"/v1/orders/{theirs[1]}/cancel")).status == 404
+    assert (await program.send("web-1", "GET", f"/v1/orders/{mine[1]}")).status == 200
+    listed = json.loads((await program.send("web-1", "GET", "/v1/orders")).text)["items"]
+    assert [order["order_id"] for order in listed] == [mine[1]]
+    assert (await program.send("web-1", "GET", "/v1/orders?customer_id=c-1")).status == 200
+    assert (await program.send("web-1", "GET", "/v1/orders?customer_id=c-2")).status == 403
+    everything = json.loads((await program.send("shop", "GET", "/v1/orders")).text)["items"]
+    assert {order["order_id"] for order in everything} == {mine[1], theirs[1]}
+    assert (await program.send("web-1", "POST", f"/v1/orders/{mine[1]}/cancel")).status == 202
+
+
+async def test_a_key_of_one_customer_reaches_no_route_that_does_not_know_customers(program: Program) -> None:
+    """What a role may do for all customers is refused to a key of one, unless the route restricts itself."""
+    scoped = {"POST /v1/orders", "GET /v1/orders", "GET /v1/orders/{}", "GET /v1/orders/{}/stream", "POST /v1/orders/{}/cancel"}
+    for method, path in program.routes():
+        if path in PUBLIC or path.startswith(("/docs", "/console")):
+            continue
+        target = path.replace("{order_id}", "o-1").replace("{product_id}", "p-1").replace("{id}", "d-1")
+        reply = await program.send("web-1", method, target)
+        assert (reply.status == 403) == (decided(method, path) not in scoped), (method, path, reply.status)
