@@ -191,7 +191,7 @@ class Application:
                 await store.database.check()
                 found[f"database:{name}"] = "refused" if store.database.is_refused else OK
             except StorageUnavailable:
-                found[f"database:{name}"] = "unavailable"
+                found[f"database:{name}"] = store.database.problem or "unavailable"
         return found
 
     def _run(self, loop: Coroutine[Any, Any, None], name: str) -> None:

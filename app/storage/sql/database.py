@@ -53,6 +53,11 @@ class Database:
         """True if the database answers, and has refused work a moment ago; see `app.storage.errors.StorageRefused`."""
         return self._writer.is_refused or self._reader.is_refused
 
+    @property
+    def problem(self) -> str:
+        """Why the database is out of reach, in one line for the operator; empty if that is not known."""
+        return self.dialect.lost
+
     async def write(self, work: Work[T], order_key: str = "") -> T:
         """
         Run *work* in a transaction; return its result once that is committed to disk.

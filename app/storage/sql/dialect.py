@@ -97,6 +97,21 @@ class Dialect(Protocol):
     def is_disconnected(self, connection: Connection) -> bool:
         """Return True if *connection* has lost its server, which rolls back what was not committed."""
 
+    @property
+    def lost(self) -> str:
+        """What has happened to the database's files under the process, for the operator; empty while all is well."""
+
+    def verify_commit(self, connection: Connection) -> None:
+        """
+        Ensure that what *connection* has just committed is in the database.
+
+        Raises:
+            Exception: It is not, because the database's files were moved, deleted or replaced.
+        """
+
+    def abandon(self, connection: Connection) -> None:
+        """Never close *connection*, whose files are lost."""
+
     def was_committed(self, engine: Engine, tx_id: Any) -> bool | None:
         """Return whether the transaction *tx_id*, whose connection broke during the commit, was committed; None: unknown."""
 

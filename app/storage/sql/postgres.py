@@ -229,6 +229,17 @@ class Postgres:
         """SQLAlchemy invalidates a connection that it has seen break; the driver knows of the others."""
         return connection.invalidated or connection.connection.driver_connection.closed  # type: ignore[union-attr]
 
+    @property
+    def lost(self) -> str:
+        """The server's files are its own affair."""
+        return ""
+
+    def verify_commit(self, connection: Connection) -> None:
+        """Nothing: the server has answered."""
+
+    def abandon(self, connection: Connection) -> None:
+        """Nothing: its files are never lost."""
+
     def was_committed(self, engine: Engine, tx_id: Any) -> bool | None:
         """Ask the server, which records the outcome of every transaction, over a new connection."""
         until = time.monotonic() + OUTCOME_SECONDS

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = ["SIZES", "SizedStatement", "Sqlite"]
 
+import ctypes
 import sqlite3
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -20,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.storage.errors import DatabaseConfigError
 from app.storage.sql.dialect import ExclusiveAccess, Failure, Statement, invalidate_cache
+from app.storage.sql.file_watch import FileWatch
 
 BUSY_SECONDS = 2.0
 """How long to wait for another connection's lock before the database counts as out of reach."""
@@ -93,6 +95,9 @@ class Sqlite:
     skip_locked = ""
     is_shared = False
 
+    def __init__(self) -> None:
+        self._watch: FileWatch | None = None
+
     def engine(self, url: str) -> Engine:
         """Prepare an engine; create the folder of its file."""
         parsed = make_url(url)
@@ -102,6 +107,16 @@ class Sqlite:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DatabaseConfigError(f"the database's folder cannot be created: {error.strerror}") from None
+        watch = self._watch = FileWatch(path)
+
+        def connect(dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> sqlite3.Connection | None:
+            if not watch.is_known:
+                return None  # as SQLAlchemy does, which creates the file
+            watch.verify()
+            uri = f"{path.absolute().as_uri()}?mode=rw"
+            connection: sqlite3.Connection = dialect.dbapi.connect(uri, **{**options, "uri": True})
+            return connection
+
         engine = create_engine(
             parsed,
             connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False, "cached_statements": 512},
@@ -110,16 +125,24 @@ class Sqlite:
             query_cache_size=200,
         )
 
+        event.listen(engine, "do_connect", connect)
+
         @event.listens_for(engine, "connect")
         def on_connect(connection: sqlite3.Connection, record: Any) -> None:
             connection.isolation_level = None  # the driver must not begin transactions by itself
             for pragma in _PRAGMAS:
                 connection.execute(pragma)
+            watch.opened()
+
+        @event.listens_for(engine, "close")
+        def on_close(connection: sqlite3.Connection, record: Any) -> None:
+            watch.closed()
 
         @event.listens_for(engine, "begin")
         def on_begin(connection: Connection) -> None:
             # IMMEDIATE: a deferred transaction that begins to write can fail with BUSY_SNAPSHOT, which no waiting cures.
             driver = _driver(connection)
+            watch.verify(driver)
             if _is_reading(connection):
                 driver.execute("BEGIN")
                 return
@@ -146,7 +169,29 @@ class Sqlite:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
             raise DatabaseConfigError(f"another process serves {name} from this file") from None
+        if self._watch is not None:
+            self._watch.add(path)
         return lock
+
+    def verify_commit(self, connection: Connection) -> None:
+        """Look at the files once more: what was committed to a file that was moved away meanwhile is not stored."""
+        if self._watch is not None:
+            self._watch.verify(_driver(connection))
+
+    @property
+    def lost(self) -> str:
+        """What `FileWatch` has found."""
+        return "" if self._watch is None else self._watch.lost
+
+    def abandon(self, connection: Connection) -> None:
+        """
+        Keep *connection* open until the process ends, even while the interpreter shuts down.
+
+        To close the last one would write into the file that was moved away, and delete a ``-wal`` at the old path, which
+        may belong to the file that was put there.
+        """
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(_driver(connection)))
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
     def begin_nowait(self, connection: Connection) -> RootTransaction | None:
         """Return None if another connection is writing."""
@@ -157,7 +202,8 @@ class Sqlite:
         try:
             return connection.begin()
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # the higher bits give the kind of busy
+            code = getattr(error, "sqlite_errorcode", 0)  # an error of `FileWatch` has none
+            if code & 0xFF != sqlite3.SQLITE_BUSY:  # the higher bits give the kind of busy
                 raise
             _set_waiting(connection, True)
             return None

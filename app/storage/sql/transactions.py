@@ -108,7 +108,9 @@ class Transactor:
     def disconnect(self) -> None:
         """Close the connection, if there is one; the next transaction opens another."""
         connection, self._connection = self._connection, None
-        if connection is not None:
+        if connection is not None and self._dialect.lost:
+            self._dialect.abandon(connection)
+        elif connection is not None:
             try:
                 connection.close()
             except Exception as error:
@@ -174,6 +176,8 @@ class Transactor:
             if not was_committed:
                 raise
             self.disconnect()
+        else:
+            self._dialect.verify_commit(connection)
         return results
 
     def _tell_refusal(self, error: Exception) -> None:

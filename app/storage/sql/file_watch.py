@@ -1,0 +1,118 @@
+"""
+Watch the files of a SQLite database: a process keeps the files that it has opened, whatever happens to their names.
+
+When the file is moved away or replaced, SQLite writes on into the old one, unnoticed. When the file beside it with the
+latest commits (``-wal``) is deleted, these commits are gone with the process. So each transaction verifies, before it
+begins and once it is committed, that the names still mean the same files (device and inode).
+"""
+
+from __future__ import annotations
+
+__all__ = ["FileWatch"]
+
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+_Identity = tuple[int, int]
+
+_SIDE_FILES = ("-wal", "-shm")
+_FRESH_NS = 1_000_000_000
+"""A folder that was changed within this time may change once more without a new time stamp."""
+
+
+class FileWatch:
+    """The identity of the database file at *path* and of the files beside it."""
+
+    def __init__(self, path: Path) -> None:
+        self.lost = ""
+        """What has happened to the files; empty while all is well. Without them nothing may be opened or closed."""
+        self._path = str(path)
+        self._folder = str(path.parent)
+        self._known: dict[str, _Identity] = {}
+        self._open = 0
+        self._is_side_file_lost = False
+        self._seen: tuple[int, int, int] | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """True once the file was opened: from then on it must not be created anew."""
+        return self._path in self._known
+
+    def opened(self) -> None:
+        """Note that a connection was opened."""
+        self._open += 1
+        self._known.setdefault(self._path, _identity(os.stat(self._path)))
+        self._seen = None
+
+    def closed(self) -> None:
+        """Note that a connection was closed; the last one deletes the files beside the database, and the next makes new ones."""
+        self._open = max(0, self._open - 1)
+        if self._open == 0:
+            for suffix in _SIDE_FILES:
+                self._known.pop(self._path + suffix, None)
+        self._seen = None
+
+    def add(self, path: str) -> None:
+        """Watch the file at *path*, too."""
+        self._known[path] = _identity(os.stat(path))
+        self._seen = None
+
+    def verify(self, driver: sqlite3.Connection | None = None) -> None:
+        """
+        Ensure that every name still means the same file. Costs one look at the folder unless that has changed.
+
+        Committed pages in a deleted ``-wal`` are saved through *driver*, which has it open.
+
+        Raises:
+            sqlite3.OperationalError: A file was moved, deleted or replaced.
+        """
+        try:
+            folder = os.stat(self._folder)
+        except OSError:
+            self._lose("the folder of the database file is gone")
+        seen = (folder.st_dev, folder.st_ino, folder.st_mtime_ns)
+        if seen == self._seen:
+            return
+        self._verify_each(driver)
+        is_settled = time.time_ns() - folder.st_mtime_ns > _FRESH_NS and not os.path.islink(self._path)
+        self._seen = seen if is_settled else None
+
+    def _verify_each(self, driver: sqlite3.Connection | None) -> None:
+        main = _identity_at(self._path)
+        if self.is_known and main != self._known[self._path]:
+            self._lose("the database file was moved away or deleted" if main is None else "the database file was replaced")
+        for path in (self._path + suffix for suffix in _SIDE_FILES):
+            found = _identity_at(path)
+            if path not in self._known:
+                if found is not None:
+                    self._known[path] = found
+            elif found != self._known[path]:
+                if driver is not None and not self._is_side_file_lost:
+                    driver.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                self._is_side_file_lost = True
+        for path, identity in self._known.items():
+            if not path.startswith(self._path + "-") or path.endswith(_SIDE_FILES):
+                continue
+            if _identity_at(path) != identity:
+                self._lose("a lock file of the database was deleted or replaced: another process may serve it, too")
+        if self._is_side_file_lost:
+            self._lose("the -wal or -shm file of the database was deleted or replaced; restart the process")
+        self.lost = ""
+
+    def _lose(self, reason: str) -> None:
+        self.lost = reason
+        self._seen = None
+        raise sqlite3.OperationalError(reason)
+
+
+def _identity(stat: os.stat_result) -> _Identity:
+    return stat.st_dev, stat.st_ino
+
+
+def _identity_at(path: str) -> _Identity | None:
+    try:
+        return _identity(os.stat(path))
+    except OSError:
+        return None
