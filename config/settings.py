@@ -97,6 +97,8 @@ def _hidden_servers(value: Any) -> tuple[str, ...]:
 
 def _database(value: Any) -> ts.SecretStr:
     url = values.text(value).strip()
+    if url.startswith("postgres://"):  # as libpq and many hosters write it
+        url = url.replace("postgres://", "postgresql://", 1)
     parts = values.split_url(url)
     if parts.scheme == "sqlite":
         if parts.netloc:

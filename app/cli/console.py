@@ -58,10 +58,15 @@ def exit_with(code: int, line: str) -> NoReturn:
     sys.exit(code)
 
 
-def settings() -> Settings:
-    """Return the settings from the environment; end the process with one line if a variable is invalid."""
+def settings(**options: str | None) -> Settings:
+    """
+    Return the settings from the environment; end the process with one line if a variable is invalid.
+
+    *options* are values from the command line, by the name of the variable that each stands for; None sets nothing.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
     try:
-        return load(os.environ, MODULES)
+        return load({**os.environ, **given}, MODULES)
     except BadSetting as error:
         exit_with(USAGE, str(error))
 

@@ -56,25 +56,45 @@ def main() -> None:
     """
 
 
+def _print_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        click.echo(f"fulfilment {installed_version()}")
+        context.exit()
+
+
+main.params.append(
+    click.Option(
+        ["--version"],
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_print_version,
+        help="Print the version and exit.",
+    )
+)
+
+
 @main.command(epilog=_variables(), short_help="Run the modules and their HTTP API.")
-def serve() -> None:
+@click.option("--host", default=None, help="Address to listen on, instead of HTTP_HOST.")
+@click.option("--port", default=None, help="Port to listen on, instead of HTTP_PORT.")
+def serve(host: str | None, port: str | None) -> None:
     """
     Run the modules and their HTTP API until SIGTERM or SIGINT.
 
     \b
       python -m app serve                     all modules, SQLite in data/, port 8080
-      HTTP_PORT=0 python -m app serve         a free port, which the command prints
+      python -m app serve --port 0            a free port, which the command prints
       BUS=nats MODULES=orders python -m app serve
                                               one module; the others run elsewhere
 
-    Prints one line with the address when it is ready. Creates and migrates a SQLite database itself; run `migrate` first
+    Prints one line with the address and the process id when it is ready. Creates and migrates a SQLite database itself; run `migrate` first
     for a PostgreSQL database. The first signal lets it finish its work, for at most SHUTDOWN_GRACE_S seconds, and exit
     with 0; a second signal ends it at once (exit code 143 for SIGTERM, 130 for SIGINT).
 
     Exit codes: 0 ended by a signal; 1 failed; 2 wrong configuration; 3 the database is out of reach, not migrated or
     newer than this release, or the port is taken.
     """
-    settings = console.settings()
+    settings = console.settings(HTTP_HOST=host, HTTP_PORT=port)
     _set_up_logs(settings)
     from app.application import CannotListen
     from app.cli.serve import StartFailed, serve  # imported late: an invalid setting is reported in half the time

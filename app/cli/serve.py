@@ -84,8 +84,8 @@ async def _serve(application: Application) -> int:
         raise StartFailed(f"cannot start: {what}{error.strerror or error}") from error
     finally:
         stopping.cancel()
-    logs.print_line(f"fulfilment is ready at {address}")
-    logger.info("ready", address=address)
+    logs.print_line(f"fulfilment is ready at {address} (process {os.getpid()})")
+    logger.info("ready", address=address, process=os.getpid())
     await stop.wait()
     logger.info("stopping")
     try:

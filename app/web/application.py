@@ -29,7 +29,7 @@ from app.web.handler import (
 )
 from app.web.problems import ProblemError
 from app.web.requests.parsing import BODY_BYTES_MAX
-from app.web.responses import JSON
+from app.web.responses import JSON, UNCACHED
 from app.web.route_group import RouteGroup
 from app.web.spec import openapi
 
@@ -39,6 +39,8 @@ GATE: web.AppKey[Gate] = web.AppKey("gate", Gate)
 
 STATIC_HANDLERS: web.AppKey[dict[tuple[str, str], HttpHandler]] = web.AppKey("static_handlers")
 """Handlers by method and path, for the paths without a parameter: the server calls them without aiohttp's router."""
+
+_REDIRECT_PATH = web.RequestKey("redirect_path", str)
 
 UNMATCHED = "unmatched"
 """Route label of requests that match no route."""
@@ -84,8 +86,13 @@ def build_application(
             if "{" not in endpoint.path:
                 static_handlers[method, endpoint.path] = handler
     catch_all = app.router.add_resource("/{rest:.*}")
-    unmatched = Endpoint(hdrs.METH_ANY, UNMATCHED, _reject_unmatched(catch_all))
-    catch_all.add_route(hdrs.METH_ANY, build_handler(unmatched, deps))
+    unmatched = build_handler(Endpoint(hdrs.METH_ANY, UNMATCHED, _reject_unmatched(catch_all)), deps)
+    redirect = build_handler(Endpoint(hdrs.METH_ANY, UNMATCHED, _redirect, is_public=True), deps)
+
+    async def handle_unmatched(request: web.Request) -> web.StreamResponse:
+        return await (unmatched if await _usual_path(request, catch_all) is None else redirect)(request)
+
+    catch_all.add_route(hdrs.METH_ANY, handle_unmatched, expect_handler=_expect_handler(handle_unmatched))
 
     async def close_streams(app: web.Application) -> None:
         streams.close()
@@ -112,11 +119,7 @@ def _expect_handler(reject: HttpHandler) -> Callable[[web.Request], Awaitable[we
             return None
         if request.headers[hdrs.EXPECT].lower() != "100-continue":
             return await reject(request)
-        # A client that announces too large a body gets its 413 instead of an invitation to send it.
-        if (request.content_length or 0) <= BODY_BYTES_MAX:
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request.writer.output_size = 0  # the response itself has not begun
-        return None
+        return None  # the endpoint asks for the body once it needs it, so that a request is refused without one
 
     return handle
 
@@ -127,16 +130,35 @@ async def _reject_expectation(request: web.Request, context: RequestContext) -> 
 
 def _metrics(metrics: Telemetry) -> EndpointHandler:
     async def handle(request: web.Request, context: RequestContext) -> web.Response:
-        return web.Response(body=metrics.render(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
+        return web.Response(body=metrics.render(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE, **UNCACHED})
 
     return handle
 
 
 def _fixed(body: bytes, content_type: str) -> EndpointHandler:
     async def handle(request: web.Request, context: RequestContext) -> web.Response:
-        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
+        return web.Response(body=body, headers={**UNCACHED, hdrs.CONTENT_TYPE: content_type})
 
     return handle
+
+
+async def _usual_path(request: web.Request, catch_all: web.AbstractResource) -> str | None:
+    """Return the path of the route that *request* spells with additional slashes; None if there is no such route."""
+    path = "/" + "/".join(part for part in request.rel_url.raw_path.split("/") if part)
+    if path == request.rel_url.raw_path:
+        return None
+    meant = request.clone(rel_url=request.rel_url.with_path(path, encoded=True, keep_query=True))
+    for resource in request.app.router.resources():
+        if resource is not catch_all and (await resource.resolve(meant))[1]:
+            request[_REDIRECT_PATH] = path
+            return path
+    return None
+
+
+async def _redirect(request: web.Request, context: RequestContext) -> web.StreamResponse:
+    """Redirect to the usual path of the route, with the method, the body and the query of the request (RFC 9110, 308)."""
+    query = request.rel_url.raw_query_string
+    return web.Response(status=308, headers={hdrs.LOCATION: request[_REDIRECT_PATH] + (f"?{query}" if query else "")})
 
 
 def _reject_unmatched(catch_all: web.AbstractResource) -> EndpointHandler:

@@ -19,6 +19,7 @@ import orjson
 from aiohttp import hdrs, web
 from attrs import field, frozen
 
+from app.web.responses import UNCACHED
 from bus.errors import SchemaViolation
 from modules.routes import Rejection
 
@@ -77,7 +78,7 @@ def problem_response(problem: ProblemError, path: str, correlation_id: str) -> w
     response = web.Response(
         status=problem.status,
         body=orjson.dumps(_encodable(body)),
-        headers={hdrs.CONTENT_TYPE: CONTENT_TYPE, X_CORRELATION_ID: correlation_id, **problem.headers},
+        headers={hdrs.CONTENT_TYPE: CONTENT_TYPE, X_CORRELATION_ID: correlation_id, **UNCACHED, **problem.headers},
     )
     if problem.closes:
         response.force_close()

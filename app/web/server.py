@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import hdrs, web
-from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from loguru import logger
 from uuid_utils import uuid7
 
@@ -69,7 +69,7 @@ class _Server(web.Server):
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ("_gate", "_telemetry")
+    __slots__ = ("_gate", "_is_half_closed", "_telemetry")
 
     def __init__(
         self, server: web.Server, loop: asyncio.AbstractEventLoop, telemetry: Telemetry, gate: Gate
@@ -84,6 +84,23 @@ class _Connection(web.RequestHandler):
         )
         self._telemetry = telemetry
         self._gate = gate
+        self._is_half_closed = False
+
+    def eof_received(self) -> bool:  # type: ignore[override] # the transport heeds the value (asyncio.Protocol)
+        """
+        Keep the connection open for the responses to what a client has sent before it closed its side.
+
+        RFC 9112, section 9.6: the server answers and then closes. A response that has begun without an end, such as a
+        stream of events, ends at once: nearly always the client has gone.
+        """
+        current: web.BaseRequest | None = self._current_request
+        if (current is None and not self._messages) or (current is not None and current.writer.output_size > 0):
+            return False
+        self._is_half_closed = True
+        for payload in (*(payload for _, payload in self._messages), *([current.content] if current else [])):
+            if not payload.is_eof():  # the rest of the body can no longer arrive
+                payload.set_exception(ConnectionResetError("the client has closed the connection"))
+        return True
 
     def handle_error(
         self,
@@ -102,6 +119,8 @@ class _Connection(web.RequestHandler):
         elif isinstance(exc, LineTooLong):
             detail = "The request line or one of the headers is too long."
             problem = ProblemError(431, "malformed_request", detail, closes=True)
+        elif isinstance(exc, BadHttpMessage) and "Too many" in str(exc):  # aiohttp has no class of its own for it
+            problem = ProblemError(431, "malformed_request", "The request has too many headers.", closes=True)
         else:
             problem = ProblemError(400, "malformed_request", "This is not a valid HTTP request.", closes=True)
         return self._respond(request, problem, correlation)
@@ -114,6 +133,8 @@ class _Connection(web.RequestHandler):
             status = resp.status
             problem = ProblemError(status, "not_found" if status == 404 else "refused", f"{phrase(status)}.")
             resp = self._respond(request, problem, str(uuid7()))
+        if self._is_half_closed and not self._messages:
+            resp.force_close()
         return await super().finish_response(request, resp, start_time)
 
     def _respond(self, request: web.BaseRequest, problem: ProblemError, correlation: str) -> web.Response:

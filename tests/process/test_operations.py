@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.process.client import Client
 from tests.process.conftest import Serve
-from tests.process.server import Server
+from tests.process.server import Server, run
 from tests.process.test_contract import UNKNOWN, assert_problem
 
 SERIES = {
@@ -217,3 +218,43 @@ async def test_requests_without_an_api_key_are_rejected(
         assert (await client.request("GET", path)).status == 200
     server.end()
     assert secret not in "\n".join(server.lines)
+
+
+async def test_a_client_that_closes_its_side_after_a_post_is_answered(server: Server, client: Client) -> None:
+    """Both halves of a connection end on their own; the order that was placed has an answer."""
+    await client.stock("SKU-1", 10)
+    body = b'{"customer_id": "c-1", "items": [{"product_id": "SKU-1", "quantity": 1}]}'
+    port = int(server.url.rpartition(":")[2])
+    for _ in range(5):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = "POST /v1/orders HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
+        writer.write(head.format(len(body)).encode() + body)
+        writer.write_eof()
+        async with asyncio.timeout(20):
+            answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 202 "), answer
+        writer.close()
+
+
+def test_the_ready_line_names_the_process(server: Server) -> None:
+    """So that one server can be signalled where several run."""
+    assert any(line.endswith(f"ready at {server.url} (process {server.pid})") for line in map(str.strip, server.lines))
+
+
+def test_the_version_and_the_address_are_options_too(tmp_path: Path) -> None:
+    """As users of other servers expect; a wrong port is told by the name of its variable."""
+    assert run(tmp_path, "--version").stdout == run(tmp_path, "version").stdout
+    refused = run(tmp_path, "serve", "--port", "http")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("fulfilment: HTTP_PORT")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = run(tmp_path, "serve", "--host", "127.0.0.1", "--port", str(port), HTTP_PORT="0")
+    assert refused.returncode == 3
+    assert str(port) in refused.stderr
+
+
+def test_an_address_of_postgres_may_be_spelled_as_libpq_does(tmp_path: Path) -> None:
+    """``postgres://`` is what many hosters write into DATABASE_URL; the server is out of reach here."""
+    result = run(tmp_path, "migrate", DATABASE_URL=f"postgres:///fulfilment?host={tmp_path}")
+    assert (result.returncode, result.stdout) == (3, "")

@@ -28,6 +28,7 @@ ATTEMPTS_MAX = 150
 _BLOCK = re.compile(r"^\.\. code-block:: console\n\n((?:(?:    .*)?\n)+)", re.MULTILINE)
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z")
+_PROCESS = re.compile(r"\(process [0-9]+\)")
 _ADDRESS = re.compile(r"(?:localhost|127\.0\.0\.1):\d+")
 _SERVE = re.compile(r"(?P<environment>(?:[A-Z_]+=\S+ )*)python -m app serve")
 _QUERY = re.compile(r"curl (?!.*(?:--json|-X|-d )).*", re.DOTALL)
@@ -82,7 +83,7 @@ def steps_of(text: str) -> list[Step]:
 
 def masked(output: str) -> tuple[str, list[str]]:
     """Return *output* without what differs in every run, and the ids that were in it."""
-    stable = _ADDRESS.sub("<address>", _TIME.sub("<time>", output))
+    stable = _PROCESS.sub("(process <id>)", _ADDRESS.sub("<address>", _TIME.sub("<time>", output)))
     return _ID.sub("<id>", stable), _ID.findall(output)
 
 

@@ -33,6 +33,9 @@ class FakeService:
         self.failure: Exception | None = None
         """Raised by every call while it is set."""
         self.is_overloaded = False
+        self.gate = asyncio.Event()
+        """While it is cleared, submitted events wait."""
+        self.gate.set()
         self.watchers: dict[tuple[type, str], list[asyncio.Event]] = {}
         self.conditions: list[Condition] = []
         """Those of the latest search; only the filter ``owner`` is applied."""
@@ -57,6 +60,7 @@ class FakeService:
         new_key: str | None = None,
     ) -> Reply:
         self._check()
+        await self.gate.wait()
         if key is not None and key in self.idempotent_replies:
             first_fingerprint, response = self.idempotent_replies[key]
             if first_fingerprint != fingerprint:

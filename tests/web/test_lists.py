@@ -60,7 +60,6 @@ async def test_a_filter_applies_to_every_page(web: Web) -> None:
             f"owner={'x' * 65}",
         ),
         *("cursor=", "cursor=4oCo%0A"),
-        *("%FF=1", "owner=%ED%A0%80%00"),
     ],
 )
 async def test_an_invalid_query_is_400(web: Web, query: str) -> None:

@@ -220,7 +220,7 @@ async def test_an_optional_body_may_be_absent(web: Web) -> None:
         ("POST", "/v1/shipments", 202),
         ("POST", "/v1/sh%69pments", 202),  # unnecessary percent-encoding is decoded
         ("POST", "/v1/shipments?", 202),
-        ("POST", "/v1/shipments/", 404),
+        ("POST", "/v1/shipments/", 308),
         ("POST", "/v1%2Fshipments", 404),  # an encoded slash is no separator
         ("POST", "/V1/shipments", 404),
         ("DELETE", "/v1/shipments", 405),
@@ -235,7 +235,7 @@ async def test_every_spelling_of_a_path_is_routed_the_same(web: Web, method: str
     assert (await web.request(method, URL(path, encoded=True), **body)).status == status
 
 
-INVALID_IDS = ["x" * 65, "%00", "a%0Ab", "a%7F", "%C2%85", "%F0%28"]
+INVALID_IDS = ["x" * 65, "%00", "a%0Ab", "a%7F", "%C2%85"]
 
 
 @pytest.mark.parametrize("id", INVALID_IDS)
@@ -247,10 +247,9 @@ async def test_an_invalid_id_is_404_or_400(web: Web, id: str) -> None:
         ("POST", f"/v1/shipments/{id}/move", 404),
     ):
         assert (await web.request(method, URL(path, encoded=True))).status == status
-    if id != "%F0%28":  # invalid percent-encoding stays text, and that text is a valid id
-        response = await web.request("PUT", URL(f"/v1/shipments/{id}", encoded=True), json={"owner": "o"})
-        assert (response.status, response.json["code"]) == (400, "invalid_path")
-        assert response.json["errors"]
+    response = await web.request("PUT", URL(f"/v1/shipments/{id}", encoded=True), json={"owner": "o"})
+    assert (response.status, response.json["code"]) == (400, "invalid_path")
+    assert response.json["errors"]
     assert web.service.reads <= 2
 
 

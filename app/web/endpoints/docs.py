@@ -42,10 +42,17 @@ _FILES = {
 
 def endpoints() -> tuple[Endpoint, ...]:
     """Return the page and its files. They require no API key: a browser that follows a link cannot send one."""
-    return tuple(
-        Endpoint(hdrs.METH_GET, path, _file(name, content_type), is_public=True)
-        for path, (name, content_type) in _FILES.items()
+    return (
+        Endpoint(hdrs.METH_GET, "/", _redirect_to_page, is_public=True),
+        *(
+            Endpoint(hdrs.METH_GET, path, _file(name, content_type), is_public=True)
+            for path, (name, content_type) in _FILES.items()
+        ),
     )
+
+
+async def _redirect_to_page(request: web.Request, context: RequestContext) -> web.Response:
+    return web.Response(status=302, headers={hdrs.LOCATION: "/docs"})
 
 
 def vendored_files() -> tuple[str, dict[str, str]]:

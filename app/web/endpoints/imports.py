@@ -25,6 +25,7 @@ from app.web.handler import EndpointHandler, RequestContext, problem_for
 from app.web.problems import ProblemError, problem_of
 from app.web.requests.ndjson import NDJSON, check_media_type, read_lines
 from app.web.requests.parsing import TRACEPARENT, idempotency_key, parse_body
+from app.web.responses import UNCACHED
 from bus.contracts.schemas import validator
 from modules.routes import ImportRoute, Rejection, Request
 
@@ -66,7 +67,7 @@ def import_lines(service: ModuleService, route: ImportRoute) -> EndpointHandler:
             # What was answered is stored: the client learns where the import ended.
             answers.append(_refused(None, problem))
             is_truncated = True
-        response = web.Response(body=b"".join(answers), headers={hdrs.CONTENT_TYPE: NDJSON})
+        response = web.Response(body=b"".join(answers), headers={hdrs.CONTENT_TYPE: NDJSON, **UNCACHED})
         if is_truncated:
             response.force_close()
         return response

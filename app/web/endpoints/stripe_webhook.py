@@ -16,7 +16,7 @@ from app.gateways.stripe.webhook_event import InvalidSignature
 from app.telemetry.trace import TraceContext, traceparent
 from app.web.handler import Endpoint, RequestContext
 from app.web.problems import ProblemError
-from app.web.requests.parsing import BODY_SECONDS_MAX, TRACEPARENT
+from app.web.requests.parsing import BODY_SECONDS_MAX, TRACEPARENT, ask_for_body
 from app.web.responses import json_response
 from app.web.route_group import RouteGroup
 from app.web.spec.components import Description, body, operation, ref, response
@@ -89,6 +89,7 @@ async def _read_raw_body(request: web.Request) -> bytes:
     if (request.content_length or 0) > WEBHOOK_BYTES_MAX:
         raise _TOO_LARGE()
     found = bytearray()
+    await ask_for_body(request)
     try:
         async with asyncio.timeout(BODY_SECONDS_MAX):
             async for chunk in request.content.iter_any():

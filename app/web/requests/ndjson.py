@@ -12,7 +12,7 @@ from functools import partial
 from aiohttp import hdrs, web
 
 from app.web.problems import ProblemError
-from app.web.requests.parsing import BODY_SECONDS_MAX
+from app.web.requests.parsing import BODY_SECONDS_MAX, ask_for_body
 
 LINES_MAX = 10_000
 LINE_BYTES_MAX = 64 * 1024
@@ -70,6 +70,7 @@ async def read_lines(request: web.Request) -> AsyncIterator[list[tuple[int, byte
         ProblemError: 400, 408 or 413; the lines before are yielded first.
     """
     rest, number, size = b"", 0, 0
+    await ask_for_body(request)
     while True:
         try:
             async with asyncio.timeout(BODY_SECONDS_MAX):

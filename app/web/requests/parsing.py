@@ -7,7 +7,9 @@ __all__ = [
     "BODY_SECONDS_MAX",
     "PARAMETER_CHARACTERS_MAX",
     "TRACEPARENT",
+    "ask_for_body",
     "idempotency_key",
+    "is_percent_encoded",
     "is_readable",
     "parse_body",
     "path_parameters",
@@ -20,8 +22,9 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 from app.web.problems import ProblemError, invalid_input
 from app.web.requests.strict_json import NotAnInteger, NotStrict, loads
@@ -42,6 +45,8 @@ _BARE_KEY = re.compile(r"[!#-~][!-~]{0,254}", re.ASCII)
 _QUOTED_KEY = re.compile(r'"((?:[!#-\[\]-~]|\\["\\])+)"', re.ASCII)
 # An id or a filter holds no control characters. Halves of surrogate pairs stand for bytes that were not UTF-8.
 _READABLE = re.compile("[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_DOT_SEGMENTS = frozenset({".", ".."})
 
 # Each error is constructed when it is raised: an exception that is raised twice keeps the frames of the first time.
 _TOO_LARGE = partial(
@@ -79,6 +84,12 @@ _BAD_KEY = partial(
     "invalid_idempotency_key",
     "Idempotency-Key must be given once, as 1 to 255 visible ASCII characters, quoted or bare.",
 )
+
+
+_BAD_ENCODING = partial(
+    ProblemError, 400, "invalid_path", "The path is not UTF-8 in percent-encoding (RFC 3986)."
+)
+_DOT_SEGMENT = partial(ProblemError, 400, "invalid_path", "An id in a path cannot be . or ..")
 
 
 async def read_body(
@@ -143,6 +154,7 @@ async def _read_bytes(request: web.Request) -> bytes:
     length = request.content_length
     if length is not None and length > BODY_BYTES_MAX:
         raise _TOO_LARGE()
+    await ask_for_body(request)
     try:
         if request.content.is_eof():  # the whole body has arrived: reading does not wait
             body = request.content.read_nowait()
@@ -180,13 +192,45 @@ def idempotency_key(request: web.Request) -> str | None:
     return key
 
 
+async def ask_for_body(request: web.Request) -> None:
+    """
+    Send ``100 Continue`` to a client that waits for it (RFC 9110, section 10.1.1).
+
+    Call it where the body is read, after everything that could refuse the request without it.
+    """
+    if hdrs.EXPECT in request.headers and request.version >= HttpVersion11 and not request.content.total_bytes:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the response itself has not begun
+
+
 def path_parameters(request: web.Request) -> dict[str, str] | None:
-    """Return the parameters of the path, or None if one of them cannot be an id."""
+    """
+    Return the parameters of the path, or None if one of them cannot be an id.
+
+    Raises:
+        ProblemError: 400, the path is not UTF-8 in percent-encoding, or a parameter is a dot segment, which clients and
+            proxies remove from a path (RFC 3986, section 5.2.4). Such an id could name another resource.
+    """
+    if "%" in request.rel_url.raw_path and not is_percent_encoded(request.rel_url.raw_path):
+        raise _BAD_ENCODING()
     found = dict(request.match_info)
+    if not _DOT_SEGMENTS.isdisjoint(found.values()):
+        raise _DOT_SEGMENT()
     for value in found.values():
         if len(value) > PARAMETER_CHARACTERS_MAX or not _READABLE.fullmatch(value):
             return None
     return found
+
+
+def is_percent_encoded(text: str) -> bool:
+    """Return whether each percent sign in *text* begins an encoded octet, and the octets are UTF-8."""
+    if _PERCENT.search(text):
+        return False
+    try:
+        unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def is_readable(text: str) -> bool:
@@ -203,6 +247,9 @@ def read_query(request: web.Request, known: Collection[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     violations = []
+    raw = request.rel_url.raw_query_string
+    if "%" in raw and not is_percent_encoded(raw):
+        raise ProblemError(400, "invalid_query", "The query is not UTF-8 in percent-encoding (RFC 3986).")
     for name, value in request.query.items():
         pointer = f"/{name[:64].replace('~', '~0').replace('/', '~1')}"
         if name not in known:
