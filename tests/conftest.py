@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -11,6 +12,15 @@ import pytest
 
 from tests.postgres import PostgresServer
 from tests.runtime.harness import Harness, harness_at
+
+MEMORY = Path("/dev/shm")
+"""Where Linux keeps files in memory: a commit does not wait for a disk there that other tests keep busy."""
+
+MEMORY_BYTES_MIN = 4 << 30
+"""The free space that all tests together, and two earlier runs, fit into."""
+
+if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= MEMORY_BYTES_MIN:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 RUN_FIRST = (
     "gateways/test_faulty_provider.py",
@@ -52,7 +62,7 @@ def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server for the whole run; a test that stops it must start it again."""
     # Not in pytest's folder: the user that the server runs as cannot enter it, and its path may be too long for a
     # socket.
-    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    folder = Path(tempfile.mkdtemp(prefix="pg-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")))
     folder.chmod(0o755)
     server = PostgresServer(folder).start()
     yield server

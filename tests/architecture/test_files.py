@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -90,6 +90,22 @@ def _is_ours(module: str | None) -> bool:
     return module is not None and module.split(".")[0] in PACKAGES
 
 
+def wrongly_exported(path: Path) -> list[str]:
+    """Return the names of ``__all__`` that do not exist or are out of order, or the public names of a file without one."""
+    tree = parsed(path)
+    names = exported(tree)
+    if names is None:
+        # Alembic finds a migration by its file, not by a name in it.
+        public = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+        return [] if "migrations" in path.parts else sorted(name for name in public if not name.startswith("_"))
+    return sorted(set(names) - defined(tree)) if names == in_order(set(names)) else names
+
+
+def offences(paths: Iterable[Path], found_in: Callable[[Path], list[str]]) -> dict[str, list[str]]:
+    """Return what *found_in* returns for each of *paths*, by name, without those for which it returns nothing."""
+    return {name_of(path): found for path in paths if (found := found_in(path))}
+
+
 def test_the_packages_below_modules_are_the_registered_modules() -> None:
     """A package that the list leaves out would run nowhere; shared files beside them are no modules."""
     assert set(MODULES) == set(registry.MODULES)
@@ -142,42 +158,30 @@ def test_every_module_has_schemas_for_its_own_subjects_only(module: str) -> None
     assert [name for name in schemas if not re.fullmatch(rf"{module}\.[a-z_]+\.v[1-9][0-9]*\.json", name)] == []
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if "tests" not in path.parts], ids=name_of)
-def test_no_file_is_too_long(path: Path) -> None:
+def test_no_file_is_too_long() -> None:
     """A file of more than 350 lines holds more than one thing; only test suites may be longer."""
-    assert len(path.read_text(encoding="utf-8").splitlines()) < LINES_MAX
+    lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES if "tests" not in path.parts}
+    assert {name: length for name, length in lengths.items() if length >= LINES_MAX} == {}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_no_name_contains_a_forbidden_word(path: Path) -> None:
+def test_no_name_contains_a_forbidden_word() -> None:
     """No Manager, Helper, Utils, Base, Impl or Abstract, in class names and in file names."""
-    assert bad_names(name_of(path), parsed(path)) == []
+    assert offences(SOURCES, lambda path: bad_names(name_of(path), parsed(path))) == {}
 
 
-@pytest.mark.parametrize("path", list(python_files(*PACKAGES)), ids=name_of)
-def test_the_public_names_of_a_file_are_listed_in_order_and_exist(path: Path) -> None:
+def test_the_public_names_of_a_file_are_listed_in_order_and_exist() -> None:
     """``__all__`` is sorted, without duplicates, and names only what exists; a file with public names has one."""
-    tree = parsed(path)
-    names = exported(tree)
-    if names is None:
-        # Alembic finds a migration by its file, not by a name in it.
-        public = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
-        assert "migrations" in path.parts or {name for name in public if not name.startswith("_")} == set()
-    else:
-        assert names == in_order(set(names))
-        assert set(names) <= defined(tree)
+    assert offences(python_files(*PACKAGES), wrongly_exported) == {}
 
 
-@pytest.mark.parametrize("path", list(python_files(*PACKAGES)), ids=name_of)
-def test_no_file_uses_private_names_of_another(path: Path) -> None:
+def test_no_file_uses_private_names_of_another() -> None:
     """A name with a leading underscore belongs to its own file; what is shared has a public name."""
-    assert private_names_of_others(parsed(path)) == []
+    assert offences(python_files(*PACKAGES), lambda path: private_names_of_others(parsed(path))) == {}
 
 
-@pytest.mark.parametrize("path", WRITTEN, ids=name_of)
-def test_no_file_contains_a_to_do_mark(path: Path) -> None:
+def test_no_file_contains_a_to_do_mark() -> None:
     """Unfinished work is an issue, not a comment."""
-    assert LEFT_UNDONE.findall(path.read_text(encoding="utf-8")) == []
+    assert offences(WRITTEN, lambda path: LEFT_UNDONE.findall(path.read_text(encoding="utf-8"))) == {}
 
 
 @pytest.mark.parametrize(

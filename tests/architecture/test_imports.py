@@ -147,12 +147,14 @@ def test_every_import_contract_is_kept() -> None:
     assert kept == CONTRACTS.keys(), said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "line", "contract"), BREACHES)
 def test_a_wrong_import_breaks_its_contract(tmp_path: Path, file: str, line: str, contract: str) -> None:
     """Each contract reports a wrong import. (One wrong import may break several contracts.)"""
     assert contract in breaks(tmp_path, file, line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [line for _, line in IMPURITIES], ids=[name for name, _ in IMPURITIES])
 def test_modules_reach_no_event_loop_clock_randomness_log_or_network(tmp_path: Path, line: str) -> None:
     """A decider may not reach them indirectly either, for example through the bus."""

@@ -237,6 +237,7 @@ def test_a_module_that_this_process_does_not_run_is_a_usage_error(configured_ser
     assert run("--since", "1h", "--module", "payments").exit_code == 2
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_progress_bar(configured_server: NatsServer, path: Path) -> None:
     """The bar is on stderr; stdout has the one result line."""
     insert(path, "orders", 20)

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
-from schemathesis.core.result import Ok
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    response_headers_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-)
 
 from app.bootstrap import build_modules
 from app.web.endpoints.contracts import DESCRIPTION as CONTRACTS
@@ -25,17 +17,11 @@ from config.environment import load
 from modules.registry import MODULES
 from tests.process.server import Server
 
+if TYPE_CHECKING:  # it takes half a second to import, and every worker of pytest imports this file
+    import schemathesis
+
 pytestmark = pytest.mark.slow
 
-schemathesis.serializer.alias("application/x-ndjson", "text/plain")
-
-CHECKS = [
-    schemathesis.checks.not_a_server_error,
-    status_code_conformance,
-    content_type_conformance,
-    response_headers_conformance,
-    response_schema_conformance,
-]
 PATHS = openapi.document(build_modules(load({}, MODULES)), "0", [DEAD_LETTERS, CONTRACTS, WEBHOOKS])["paths"]
 # A stream of events does not end by itself; tests/web covers it.
 OPERATIONS = [(method.upper(), path) for path, item in PATHS.items() for method in item if not path.endswith("/stream")]
@@ -58,29 +44,56 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
+def checks() -> list[Callable[..., Any]]:
+    """What each response is checked for."""
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import (
+        content_type_conformance,
+        response_headers_conformance,
+        response_schema_conformance,
+        status_code_conformance,
+    )
+
+    return [
+        not_a_server_error,
+        status_code_conformance,
+        content_type_conformance,
+        response_headers_conformance,
+        response_schema_conformance,
+    ]
+
+
+@pytest.fixture(scope="module")
 def schema(server: Server) -> schemathesis.BaseSchema:
     """The OpenAPI document of the server."""
+    import schemathesis
+
+    schemathesis.serializer.alias("application/x-ndjson", "text/plain")
     return schemathesis.openapi.from_url(f"{server.url}/openapi.json")
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS, ids=[" ".join(each) for each in OPERATIONS])
 @pytest.mark.parametrize("mode", ["positive", "negative"])
 def test_every_response_matches_the_openapi_document(
-    schema: schemathesis.BaseSchema, method: str, path: str, mode: str
+    schema: schemathesis.BaseSchema, checks: list[Callable[..., Any]], method: str, path: str, mode: str
 ) -> None:
     """Status, content type, headers and body, for valid and for invalid requests."""
+    from schemathesis import GenerationMode
+
     operation = schema[path][method]
 
     @GENERATION
-    @given(operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
+    @given(operation.as_strategy(generation_mode=GenerationMode(mode)))
     def send(case: schemathesis.Case[Any]) -> None:
-        case.call_and_validate(checks=CHECKS)
+        case.call_and_validate(checks=checks)
 
     send()
 
 
 def test_every_path_of_the_server_is_covered(schema: schemathesis.BaseSchema) -> None:
     """`OPERATIONS` is the list of the operations in the OpenAPI document of the server."""
+    from schemathesis.core.result import Ok
+
     found = set()
     for each in schema.get_all_operations():
         assert isinstance(each, Ok)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
+import pytest
+
 from tests.process.client import Client
 from tests.process.invariants import check_invariants
 from tests.process.server import Server
 
 
+@pytest.mark.slow
 async def test_fifty_posts_with_one_idempotency_key_are_one_order(server: Server, client: Client) -> None:
     """One key is one order and one charge; every other response is marked as replayed."""
     await client.stock("SKU-1", 100)
@@ -46,6 +49,7 @@ async def test_the_last_ten_pieces_of_two_products_go_to_ten_of_a_hundred_orders
         assert (product["on_hand"], product["reserved"], product["available"]) == (0, 0, 0)
 
 
+@pytest.mark.slow
 async def test_concurrent_cancellations_undo_an_order_once(client: Client) -> None:
     """At every step of the order, and with several cancellations at the same time."""
     await client.stock("SKU-1", 200)

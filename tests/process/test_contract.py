@@ -57,6 +57,7 @@ async def test_an_order_is_charged_shipped_and_confirmed(client: Client) -> None
     assert streamed == order
     assert order.keys() == {
         "order_id", "customer_id", "status", "reason", "items", "total", "priority", "created_at", "updated_at", "timeline",
+        "correlation_id",
     }  # fmt: skip
     assert (order["order_id"], order["customer_id"], order["status"]) == (order_id, "c-7", "confirmed")
     assert (order["reason"], order["priority"]) == (None, "normal")
@@ -101,6 +102,7 @@ async def test_a_confirmed_order_can_be_cancelled(client: Client) -> None:
     assert (await client.get(f"/v1/payments/{order_id}"))["status"] == "refunded"
 
 
+@pytest.mark.slow
 async def test_a_cancelled_order_has_a_reason(serve: Serve, connect: Callable[[Server], Client]) -> None:
     """Each rejection has its own reason, reserves nothing and charges nothing."""
     client = connect(serve(SIMULATED_DECLINE_OVER="1000"))
@@ -123,6 +125,7 @@ async def test_a_cancelled_order_has_a_reason(serve: Serve, connect: Callable[[S
     assert (await client.get("/v1/inventory/SKU-1"))["on_hand"] == 90
 
 
+@pytest.mark.slow
 async def test_an_express_order_is_confirmed(client: Client) -> None:
     """The order shows its priority and ends like any other; its messages have subjects of their own."""
     await client.stock("SKU-1", 10)
@@ -135,6 +138,7 @@ async def test_an_express_order_is_confirmed(client: Client) -> None:
     assert 'subject="orders.created.v1"' not in page
 
 
+@pytest.mark.slow
 async def test_lists_are_paged_and_filtered(client: Client) -> None:
     """Newest first, every order once for any page size; filters apply; invalid parameters are rejected."""
     await client.stock("SKU-1", 4)
@@ -179,6 +183,7 @@ async def test_unknown_paths_and_methods_are_problems(shared_client: Client) -> 
         assert "GET" in reply.headers["Allow"]
 
 
+@pytest.mark.slow
 async def test_the_stock_cannot_be_set_below_the_reserved_quantity(
     serve: Serve, connect: Callable[[Server], Client]
 ) -> None:
@@ -203,18 +208,22 @@ async def test_the_stock_cannot_be_set_below_the_reserved_quantity(
     ("amount", "currency", "pointer"),
     [(100, "X" * 3, "/unit_price/currency"), (1005, "KWD", "/unit_price/amount"), (150, "MGA", "/unit_price/amount")],
 )
-async def test_a_price_that_cannot_be_charged_is_refused(client: Client, amount: int, currency: str, pointer: str) -> None:
+async def test_a_price_that_cannot_be_charged_is_refused(
+    shared_client: Client, amount: int, currency: str, pointer: str
+) -> None:
     """The problem points at the member; the price is not set. Prices in unusual currencies that can be charged are."""
+    path = f"/v1/inventory/SKU-{currency}"
     body = {"on_hand": 3, "unit_price": {"amount": amount, "currency": currency}}
-    problem = await client.request("PUT", "/v1/inventory/SKU-1", body)
+    problem = await shared_client.request("PUT", path, body)
     assert_problem(problem, 422, "price_not_chargeable")
     assert [error["pointer"] for error in problem.body["errors"]] == [pointer]
-    assert (await client.request("GET", "/v1/inventory/SKU-1")).status == 404
+    assert (await shared_client.request("GET", path)).status == 404
     for unusual in ("ISK", 1), ("UGX", 7), ("MGA", 500), ("KWD", 5120), ("HUF", 1):
         price = {"amount": unusual[1], "currency": unusual[0]}
-        assert (await client.request("PUT", "/v1/inventory/SKU-1", body | {"unit_price": price})).status == 200
+        assert (await shared_client.request("PUT", path, body | {"unit_price": price})).status == 200
 
 
+@pytest.mark.slow
 async def test_a_restock_with_one_idempotency_key_counts_once(client: Client) -> None:
     """The same key with another body is rejected; on another route it is a different key."""
     await client.stock("SKU-1", 1)
@@ -240,6 +249,7 @@ async def test_a_restock_with_one_idempotency_key_counts_once(client: Client) ->
     await check_invariants(client, [order_id], {"SKU-1": 6})
 
 
+@pytest.mark.slow
 async def test_the_stream_of_an_order_shows_each_change_and_ends(
     serve: Serve, connect: Callable[[Server], Client]
 ) -> None:

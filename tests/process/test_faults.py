@@ -119,24 +119,23 @@ async def call_outcomes(client: Client) -> dict[str, float]:
 
 
 # Each kind of failure comes first for every seventh order: once in six million runs one kind does not occur.
-@pytest.mark.parametrize(("share", "count"), [("0.3", 100), pytest.param("0.3", 400, marks=pytest.mark.slow)])
-async def test_a_failing_provider_charges_each_order_once(
-    serve: Serve, connect: Callable[[Server], Client], share: str, count: int
-) -> None:
+@pytest.mark.slow
+async def test_a_failing_provider_charges_each_order_once(serve: Serve, connect: Callable[[Server], Client]) -> None:
     """A call fails before or after the charge; every order is still confirmed and charged once."""
-    client = connect(serve(SIMULATED_FAILURE_RATE=share))
+    client = connect(serve(SIMULATED_FAILURE_RATE="0.3"))
     await client.stock("SKU-1", 1_000)
-    accepted = await asyncio.gather(*(client.place({"SKU-1": 1}) for _ in range(count)))
-    orders = await check_invariants(client, accepted, {"SKU-1": 1_000}, seconds=60.0)
+    accepted = await asyncio.gather(*(client.place({"SKU-1": 1}) for _ in range(400)))
+    orders = await check_invariants(client, accepted, {"SKU-1": 1_000}, seconds=120.0)
     assert {order["status"] for order in orders} == {"confirmed"}
-    assert (await client.get("/v1/inventory/SKU-1"))["on_hand"] == 1_000 - count
+    assert (await client.get("/v1/inventory/SKU-1"))["on_hand"] == 600
     payments = [await client.get(f"/v1/payments/{order_id}") for order_id in accepted]
     assert {payment["status"] for payment in payments} == {"captured"}
-    assert len({payment["reference"] for payment in payments}) == count
+    assert len({payment["reference"] for payment in payments}) == 400
     outcomes = await call_outcomes(client)
     assert outcomes.keys() == {"captured", "unknown", "unavailable"}, "both kinds of failure must occur"
 
 
+@pytest.mark.slow
 async def test_a_charge_after_the_timeout_is_refunded(serve: Serve, connect: Callable[[Server], Client]) -> None:
     """An order that times out during the charge is cancelled, its stock released, its late charge refunded."""
     server = serve(ORDER_TIMEOUT_S="0.5", SIMULATED_LATENCY_MS="2000", **SEPARATE_DATABASES)

@@ -41,6 +41,7 @@ DAMAGE = [
 ]
 
 
+@pytest.mark.slow
 async def test_each_kind_of_damage_is_detected(serve: Serve, connect: Callable[[Server], Client]) -> None:
     """The check fails after each damage to the databases, and succeeds after the repair."""
     server = serve(**SEPARATE_DATABASES)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pytest
 from openapi_spec_validator import validate
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -65,6 +66,7 @@ async def test_every_metric_of_the_contract_has_a_value_after_an_order(client: C
     assert value["order_duration_seconds_count",] == 4
 
 
+@pytest.mark.slow
 async def test_the_metrics_stay_valid_after_hostile_input(client: Client) -> None:
     """Whatever a client sends in ids, headers, methods and bodies, the page can be parsed and its labels stay bounded."""
     hostile = ['a"b', "a\\b", "a\nb", "{x=1}", "\u00e9\u4e2d", "%", "'; DROP TABLE orders_order; --", "x" * 64]
@@ -119,6 +121,7 @@ async def test_an_invalid_correlation_id_is_replaced(shared_client: Client) -> N
     assert not seen & {"a", "x" * 128}
 
 
+@pytest.mark.slow
 async def test_the_log_line_of_an_order_has_its_trace_and_correlation_id(server: Server, client: Client) -> None:
     """One line shows how the order ended and which request caused it; an invalid traceparent starts a new trace."""
     await client.stock("SKU-1", 10)
@@ -203,6 +206,7 @@ async def test_unacceptable_bodies_are_rejected(shared_client: Client) -> None:
     assert [error["pointer"] for error in problem["errors"]] == ["/items/0/quantity"]
 
 
+@pytest.mark.slow
 async def test_requests_without_an_api_key_are_rejected(
     serve: Serve, connect: Callable[[Server], Client], tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ def url(postgres: PostgresServer) -> Iterator[str]:
     postgres.start()
 
 
+@pytest.mark.slow
 def test_serve_refuses_an_unmigrated_database(url: str, tmp_path: Path) -> None:
     """A shared database is migrated by an explicit command only; the error of `serve` names it."""
     line = fails_with(tmp_path, 3, "python -m app migrate", DATABASE_URL=url)
@@ -37,6 +38,7 @@ def test_serve_refuses_an_unmigrated_database(url: str, tmp_path: Path) -> None:
     assert "nothing to do" in second.stdout
 
 
+@pytest.mark.slow
 def test_a_database_out_of_reach_is_named_by_its_variable(url: str, tmp_path: Path) -> None:
     """The error shows neither host nor password nor user."""
     unreachable = f"postgresql://shop:{SECRET}@127.0.0.1:1/x"
@@ -47,6 +49,7 @@ def test_a_database_out_of_reach_is_named_by_its_variable(url: str, tmp_path: Pa
         assert "shop" not in line
 
 
+@pytest.mark.slow
 async def test_one_process_delivers_locally(
     postgres: PostgresServer, url: str, serve: Serve, connect: Callable[[Server], Client], tmp_path: Path
 ) -> None:

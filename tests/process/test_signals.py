@@ -68,6 +68,7 @@ async def test_sigterm_under_load_exits_with_0_and_answers_every_accepted_reques
     assert server.stderr == ""
 
 
+@pytest.mark.slow
 async def test_a_second_signal_ends_the_server_at_once(serve: Serve, connect: Callable[[Server], Client]) -> None:
     """It does not wait for a slow payment provider, and loses nothing."""
     server = serve(SIMULATED_LATENCY_MS="10000", SHUTDOWN_GRACE_S="20")
@@ -91,7 +92,7 @@ async def test_a_second_signal_ends_the_server_at_once(serve: Serve, connect: Ca
     await check_invariants(client, [order_id], {"SKU-1": 10})
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 async def test_an_idle_server_ends_at_once(serve: Serve, number: signal.Signals) -> None:
     """It has no work to finish."""
     server = serve()
@@ -102,6 +103,7 @@ async def test_an_idle_server_ends_at_once(serve: Serve, number: signal.Signals)
     assert server.stderr == ""
 
 
+@pytest.mark.slow
 async def test_an_open_stream_does_not_delay_the_shutdown(serve: Serve, connect: Callable[[Server], Client]) -> None:
     """The stream ends when the server shuts down; the server does not wait for its client."""
     server = serve(SIMULATED_LATENCY_MS="1000", SHUTDOWN_GRACE_S="20")
@@ -122,6 +124,7 @@ async def test_an_open_stream_does_not_delay_the_shutdown(serve: Serve, connect:
     assert (await client.wait_until_final(order_id))["status"] == "confirmed"
 
 
+@pytest.mark.slow
 async def test_a_paused_process_continues(serve: Serve, connect: Callable[[Server], Client]) -> None:
     """After SIGSTOP and SIGCONT the waiting requests are answered."""
     server = serve()
@@ -157,6 +160,7 @@ def in_a_container(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 async def test_sigterm_ends_the_first_process_of_a_container_while_it_waits_for_the_file(serve: Serve) -> None:
     """Another process serves the file, as while a container is replaced; the wait ends with the signal."""
     server = serve()
@@ -172,6 +176,7 @@ async def test_sigterm_ends_the_first_process_of_a_container_while_it_waits_for_
     assert time.monotonic() - began < 3.0
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_first_process_of_a_container_while_it_starts(tmp_path: Path) -> None:
     """The kernel drops a signal to such a process if there is no handler yet, and the orchestrator would wait and kill."""
     code = """

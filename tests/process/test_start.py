@@ -67,11 +67,13 @@ def test_a_public_address_without_authentication_is_refused(tmp_path: Path) -> N
     fails_with(tmp_path, 2, "AUTH", HTTP_HOST="0.0.0.0")
 
 
+@pytest.mark.slow
 def test_stripe_needs_an_api_key(tmp_path: Path) -> None:
     """PAYMENT_GATEWAY=stripe without STRIPE_API_KEY is an error."""
     fails_with(tmp_path, 2, "STRIPE_API_KEY", PAYMENT_GATEWAY="stripe")
 
 
+@pytest.mark.slow
 def test_a_missing_secret_file_is_named_by_its_variable(tmp_path: Path) -> None:
     """The value is not printed: it may be the secret itself, set in the wrong variable."""
     fails_with(tmp_path, 2, "DATABASE_URL_FILE", DATABASE_URL_FILE=f"/nowhere/{SECRET}")
@@ -109,18 +111,21 @@ def test_a_server_waits_for_its_predecessor_to_end(tmp_path: Path, serve: Serve)
         second.end()
 
 
+@pytest.mark.slow
 def test_a_database_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     """A file has the name of the folder: exit code 2."""
     (tmp_path / "file").write_text("in the way")
     fails_with(tmp_path, 2, "DATABASE_URL", DATABASE_URL=f"sqlite:///{tmp_path}/file/fulfilment.db")
 
 
+@pytest.mark.slow
 def test_a_folder_instead_of_a_database_is_refused(tmp_path: Path) -> None:
     """A database that cannot be opened is out of reach: exit code 3."""
     (tmp_path / "folder").mkdir()
     fails_with(tmp_path, 3, "database", DATABASE_URL=f"sqlite:///{tmp_path}/folder")
 
 
+@pytest.mark.slow
 def test_a_file_that_is_not_a_database_is_refused(tmp_path: Path) -> None:
     """The file is not changed."""
     file = tmp_path / "text.db"
@@ -129,6 +134,7 @@ def test_a_file_that_is_not_a_database_is_refused(tmp_path: Path) -> None:
     assert file.read_text() == "This is a text file. " * 400
 
 
+@pytest.mark.slow
 def test_a_newer_database_is_refused(tmp_path: Path) -> None:
     """An older release does not change the tables of a newer one, whichever module they belong to."""
     file = tmp_path / "fulfilment.db"
@@ -150,6 +156,7 @@ def test_a_newer_database_is_refused(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_migrate_prints_what_it_did(tmp_path: Path) -> None:
     """The first run migrates every module, the second has nothing to do."""
     first, second = run(tmp_path, "migrate"), run(tmp_path, "migrate")
@@ -166,6 +173,7 @@ def test_version_prints_one_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_openapi_prints_a_valid_document(tmp_path: Path) -> None:
     """The output is an OpenAPI 3.1 document and nothing else."""
     done = run(tmp_path, "openapi")
@@ -196,6 +204,7 @@ def test_every_command_has_a_help_text(tmp_path: Path, monkeypatch: pytest.Monke
         assert result.stdout.startswith("Usage: "), names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["frobnicate"], ["serve", "--no-such-option"], ["check", "--url", "ftp://x"]])
 def test_a_usage_error_exits_with_2(tmp_path: Path, arguments: list[str]) -> None:
     """Without a traceback."""
@@ -204,6 +213,7 @@ def test_a_usage_error_exits_with_2(tmp_path: Path, arguments: list[str]) -> Non
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_check_distinguishes_a_running_server_from_none(serve: Serve, tmp_path: Path) -> None:
     """It exits with 0 while the server is healthy, with 3 when no server answers."""
     server = serve()

@@ -67,6 +67,7 @@ def captured(provider: LocalStripe) -> dict[str, list[int]]:
     return found
 
 
+@pytest.mark.slow
 async def test_orders_are_charged_declined_and_refunded(serve: Serve, connect: Connect, provider: LocalStripe) -> None:
     """One order is charged, two are declined, a cancelled one is refunded; `reconcile` finds no difference, then two."""
     server = serve(**environment(provider.url))
@@ -105,6 +106,7 @@ async def test_orders_are_charged_declined_and_refunded(serve: Serve, connect: C
     assert run(server.folder, "payments", "reconcile", **server.settings).returncode == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "settings", "code"),
     [
@@ -216,6 +218,7 @@ async def test_orders_wait_while_the_provider_is_killed_and_restarted(
     assert (code, report["differences"]) == (0, [])
 
 
+@pytest.mark.slow
 async def test_an_order_that_times_out_without_the_provider_is_cancelled(serve: Serve, connect: Connect) -> None:
     """The reason is payment_unavailable, and its stock is released."""
     client = connect(serve(**environment("http://127.0.0.1:1", ORDER_TIMEOUT_S="3")))

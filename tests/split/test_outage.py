@@ -81,6 +81,7 @@ async def test_orders_are_accepted_during_a_nats_outage(
         assert await metric(client, server.url, "bus_reconnects_total") >= 1
 
 
+@pytest.mark.slow
 async def test_the_system_starts_without_nats(
     build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:
@@ -97,6 +98,7 @@ async def test_the_system_starts_without_nats(
     assert system.stderr == ""
 
 
+@pytest.mark.slow
 async def test_orders_are_rejected_while_the_outbox_is_over_its_cap(
     build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:

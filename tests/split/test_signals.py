@@ -68,6 +68,7 @@ async def test_sigterm_under_load_ends_every_process_with_0(
     assert system.stderr == ""
 
 
+@pytest.mark.slow
 async def test_a_process_that_never_reached_nats_ends_at_once(
     build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:

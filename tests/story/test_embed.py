@@ -14,6 +14,7 @@ from tests.process.server import environment_of
 from tests.story.blocks import blocks_of, write
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_the_program_of_the_page_serves_and_ends(tmp_path: Path) -> None:
     """It needs no other preparation than an empty folder, twice in a row."""

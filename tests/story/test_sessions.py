@@ -29,7 +29,7 @@ Prose between them.
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("document", ["README.rst", "docs/tutorial/first-orders.rst"])
+@pytest.mark.parametrize("document", ["README.rst", pytest.param("docs/tutorial/first-orders.rst", marks=pytest.mark.slow)])
 def test_each_command_of_a_session_prints_what_the_document_shows(document: str, tmp_path: Path) -> None:
     """The output of every command is the text below it; only ids, times and addresses differ."""
     start, *steps = steps_of((ROOT / document).read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from tests.process.client import Client, eventually
 from tests.process.server import Server, environment_of
 from tests.story.blocks import blocks_of, copy_of_the_repository, write
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 BLOCKS = blocks_of(ROOT / "docs/howto/write-a-module.rst")
 
@@ -54,7 +54,7 @@ def test_the_page_keeps_the_rules_of_the_architecture(repository: Path) -> None:
     lint = Path(sysconfig.get_path("scripts")) / "lint-imports"
     rules: list[list[str | Path]] = [
         [lint, "--no-cache"],
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/architecture/test_files.py", "-k", "shipping"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/architecture/test_files.py"],
     ]
     for command in rules:
         done = subprocess.run(command, cwd=repository, env=environment_of({}), capture_output=True, text=True, check=False, timeout=120)
@@ -89,7 +89,6 @@ def broker(tmp_path: Path) -> Iterator[NatsServer]:
         yield server
 
 
-@pytest.mark.slow
 async def test_the_module_of_the_page_announces_a_shipment_in_a_process_of_its_own(
     repository: Path, tmp_path: Path, broker: NatsServer
 ) -> None:

@@ -67,6 +67,7 @@ async def test_a_successful_run_prints_its_json_object_and_exits_with_0(server: 
     assert (result["orders"], result["accepted"], result["confirmed"], result["lost"]) == (250, 250, 250, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.process
 async def test_a_server_with_authentication_is_measured_with_an_api_key(server: FakeServer, tmp_path: Path) -> None:
     """The key comes from a file; with a wrong key the run ends with 1, and the key is not printed."""
@@ -104,6 +105,7 @@ async def test_a_run_with_a_lost_order_exits_with_1_and_prints_its_result(server
     assert b"1 accepted" in err
 
 
+@pytest.mark.slow
 @pytest.mark.process
 async def test_a_run_with_wrong_stock_exits_with_1_and_prints_its_result(server: FakeServer) -> None:
     """The stock may be wrong although every order has ended."""
@@ -124,6 +126,7 @@ async def test_without_a_server_the_command_exits_with_3_and_one_line(unused_tcp
     assert b"out of reach" in err
 
 
+@pytest.mark.slow
 @pytest.mark.process
 async def test_ctrl_c_stops_the_sending_and_prints_the_result(server: FakeServer) -> None:
     """The accepted orders are followed to their end, and the run succeeds."""
@@ -138,6 +141,7 @@ async def test_ctrl_c_stops_the_sending_and_prints_the_result(server: FakeServer
     assert b"Stopping" in err
 
 
+@pytest.mark.slow
 @pytest.mark.process
 async def test_a_second_ctrl_c_ends_the_command_at_once(server: FakeServer) -> None:
     """Even while orders never end."""
