@@ -71,6 +71,7 @@ from modules.registry import load_module
 OPTIONS: Mapping[str, Callable[[Settings], Mapping[str, Any]]] = {
     "inventory": lambda settings: {"requires_precondition": settings.inventory_requires_if_match},
     "orders": lambda settings: {"timeout": timedelta(seconds=settings.order_timeout_s)},
+    "payments": lambda settings: {"timeout": timedelta(seconds=settings.order_timeout_s)},
 }
 """What the settings tell a module: keyword arguments of its factory, by the module's name."""
 

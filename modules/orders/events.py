@@ -8,6 +8,7 @@ __all__ = [
     "OrderConfirmed",
     "OrderCreated",
     "OrderCreatedV1",
+    "OrderRefundRequested",
     "OrderSubmitted",
     "OrderTimedOut",
     "OrderUnknown",
@@ -69,6 +70,16 @@ class OrderTimedOut:
     """An order did not complete in time. Orders schedules this event for itself when it accepts the order."""
 
     order_id: str
+
+
+@event("orders.refund_requested.v1")
+class OrderRefundRequested:
+    """*amount* of an order's payment is to be refunded, under the id *refund_id*; *reason* is free text."""
+
+    order_id: str
+    refund_id: str
+    amount: Money
+    reason: str
 
 
 @frozen(kw_only=True)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 __all__ = ["module"]
 
+from datetime import timedelta
+from functools import partial
+
 from modules.inventory.events import StockReserved
 from modules.module import Module, load_schemas
-from modules.orders.events import OrderCancelled
+from modules.orders.events import OrderCancelled, OrderRefundRequested
 from modules.payments.decide import decide, keys
 from modules.payments.events import (
     ChargeRequested,
@@ -14,6 +17,7 @@ from modules.payments.events import (
     PaymentDeclined,
     PaymentDelayed,
     PaymentRefunded,
+    PaymentRefundFailed,
     PaymentReviewRequired,
     RefundRequested,
 )
@@ -21,11 +25,11 @@ from modules.payments.routes import routes
 from modules.payments.state import Payment, payment_table
 
 
-def module() -> Module:
-    """Return the module descriptor."""
+def module(timeout: timedelta = timedelta(seconds=900)) -> Module:
+    """Return the module descriptor; an order without a final status after *timeout* is cancelled."""
     return Module(
         name="payments",
-        consumes=(StockReserved, OrderCancelled),
+        consumes=(StockReserved, OrderCancelled, OrderRefundRequested),
         publishes=(
             ChargeRequested,
             RefundRequested,
@@ -34,10 +38,11 @@ def module() -> Module:
             PaymentDelayed,
             PaymentReviewRequired,
             PaymentRefunded,
+            PaymentRefundFailed,
         ),
         tables={Payment: payment_table},
         keys=keys,
-        decide=decide,
+        decide=partial(decide, timeout=timeout),
         schemas=load_schemas(__name__, "schemas"),
         http_schemas=load_schemas(__name__, "schemas/http"),
         routes=routes,

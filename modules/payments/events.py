@@ -16,10 +16,12 @@ __all__ = [
     "PaymentCaptured",
     "PaymentDeclined",
     "PaymentDelayed",
+    "PaymentRefundFailed",
     "PaymentRefunded",
     "PaymentReviewRequired",
     "RefundFailed",
     "RefundNotified",
+    "RefundProcessing",
     "RefundReported",
     "RefundRequested",
     "RefundSucceeded",
@@ -51,12 +53,18 @@ class ChargeRequested:
 
 @event("payments.refund_requested.v1")
 class RefundRequested:
-    """The payment worker is to refund the charge that the gateway knows as *reference*."""
+    """
+    The payment worker is to refund *amount* of the charge that the gateway knows as *reference*.
+
+    *key_number* is the number of the idempotency key; a request with the number of an earlier one asks for the same refund,
+    whose outcome is not known yet.
+    """
 
     order_id: str
     amount: Money
     reference: str
     attempt: int
+    key_number: int = 1
 
 
 @event("payments.captured.v1")
@@ -94,20 +102,43 @@ class PaymentReviewRequired:
 
 @event("payments.refunded.v1")
 class PaymentRefunded:
-    """The payment of an order was refunded."""
+    """
+    *amount* of the payment of an order was refunded.
+
+    *kept* is what is left of the payment, None if nothing is. *refund_id* is the id that orders gave the refund, None if the
+    cancellation asked for it or it was made at the gateway.
+    """
 
     order_id: str
     amount: Money
     reference: str
+    kept: Money | None = None
+    refund_id: str | None = None
+
+
+@event("payments.refund_failed.v1")
+class PaymentRefundFailed:
+    """
+    *amount* was not refunded; *reason* is a code, *refund_id* as in `PaymentRefunded`.
+
+    With *is_final* it is not tried again, and a person has to act.
+    """
+
+    order_id: str
+    amount: Money
+    reason: str
+    is_final: bool
+    refund_id: str | None = None
 
 
 @frozen(kw_only=True)
 class ChargeSucceeded:
-    """The gateway has made the charge."""
+    """The gateway has made the charge, and has refunded *refunded_total* minor units of it since."""
 
     order_id: str
     reference: str
     calls: int
+    refunded_total: int = 0
 
 
 @frozen(kw_only=True)
@@ -161,24 +192,42 @@ class ChargeDelayed:
 
 @frozen(kw_only=True)
 class RefundSucceeded:
-    """The gateway has made the refund."""
+    """The gateway has made the refund; *refunded_total* is what it has refunded of the charge altogether, if it tells."""
 
     order_id: str
     reference: str
+    key_number: int = 1
+    refunded_total: int = 0
+
+
+@frozen(kw_only=True)
+class RefundProcessing:
+    """The gateway has accepted the refund, which may still succeed or fail; see `RefundSucceeded`."""
+
+    order_id: str
+    reference: str
+    key_number: int
+    refunded_total: int
 
 
 @frozen(kw_only=True)
 class RefundFailed:
     """
-    The gateway did not make the refund; retry after *retry_seconds*.
+    The gateway did not make the refund, or did not answer.
 
-    *reason* is the gateway's code if it rejected the refund; *calls* is 0 if no call was made.
+    With *is_definite* it will never make it under this key: *reason* is its code, *reference* is set if there is a refund
+    that has failed, and *refunded_total* is what it has refunded altogether, if it tells. Otherwise retry under the same
+    key after *retry_seconds*. *calls* is 0 if no call was made.
     """
 
     order_id: str
     retry_seconds: float
     reason: str = "refund_failed"
     calls: int = 1
+    key_number: int = 1
+    is_definite: bool = False
+    reference: str | None = None
+    refunded_total: int = 0
 
 
 @frozen(kw_only=True)

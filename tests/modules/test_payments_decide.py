@@ -21,6 +21,7 @@ from modules.payments.events import (
     ChargeRequested,
     ChargeSucceeded,
     DeclineNotified,
+    DisputeReported,
     NoticeRejected,
     PaymentCaptured,
     PaymentDeclined,
@@ -29,6 +30,7 @@ from modules.payments.events import (
     PaymentReviewRequired,
     RefundFailed,
     RefundNotified,
+    RefundReported,
     RefundRequested,
     RefundSucceeded,
 )
@@ -50,6 +52,11 @@ MISMATCH = ChargeMismatch(order_id="o", reason="wrong_amount", reference="w", ca
 CHARGE_NOTICE = ChargeNotified(order_id="o", reference="r", amount=EUR)
 DECLINE_NOTICE = DeclineNotified(order_id="o", reference="r", amount=EUR, reason="no_funds")
 REFUND_NOTICE = RefundNotified(order_id="o", reference="r", amount=EUR, refunded_amount=250)
+REPORTED = RefundReported(
+    order_id="o", reference="r", refund_reference="b", amount=Money(100, "EUR"), status="succeeded"
+)
+DISPUTED = DisputeReported(order_id="o", reference="r", dispute_reference="d", amount=EUR, status="open")
+SOFT = ChargeDeclined(order_id="o", reason="processing_error", calls=1, is_soft=True, key_number=2)
 IN_TWO_SECONDS = NOW + timedelta(seconds=2)
 
 
@@ -188,14 +195,15 @@ def test_a_failed_refund_is_retried() -> None:
     """Until it succeeds."""
     decision = when(given(RESERVED, CHARGED, CANCELLED), REFUND_FAILED)
     assert decision.states[0].status is PaymentStatus.CAPTURED
-    assert decision.events == (Scheduled(refund_request(attempt=2), NOW + timedelta(seconds=3)),)
+    assert decision.events == (Scheduled(refund_request(attempt=2), NOW + timedelta(seconds=3), "refund:o:1"),)
     assert when(given(RESERVED, CHARGED, CANCELLED, REFUNDED), REFUND_FAILED) == Decision()
 
 
 def test_a_refund_without_a_call_does_not_count_as_an_attempt() -> None:
     """The process was shutting down: the next request has the same attempt number."""
     without_call = evolve(REFUND_FAILED, calls=0)
-    assert when(given(RESERVED, CHARGED, CANCELLED), without_call).events == (Scheduled(refund_request(), NOW + timedelta(seconds=3)),)
+    retry = Scheduled(refund_request(), NOW + timedelta(seconds=3), "refund:o:1")
+    assert when(given(RESERVED, CHARGED, CANCELLED), without_call).events == (retry,)
 
 
 def test_a_payment_has_the_reason_of_a_failed_refund_until_the_refund_succeeds() -> None:
@@ -261,9 +269,8 @@ def test_a_notice_has_the_same_effect_as_the_response_to_a_call() -> None:
     assert when(given(RESERVED), DECLINE_NOTICE).events == (declined,)
     assert when(given(RESERVED, CHARGED), DECLINE_NOTICE) == Decision()
     assert when(given(RESERVED, MISMATCH), DECLINE_NOTICE) == Decision()
-    refunded = PaymentRefunded(order_id="o", amount=EUR, reference="r")
-    assert when(given(RESERVED, CHARGED, CANCELLED), REFUND_NOTICE).events == (refunded,)
-    assert when(given(RESERVED, CHARGED, CANCELLED, REFUNDED), REFUND_NOTICE) == Decision()
+    assert when(given(RESERVED, CHARGED, CANCELLED), REFUND_NOTICE).events == (), "the refund under way explains the total"
+    assert when(given(RESERVED, CHARGED, CANCELLED, REFUNDED), REFUND_NOTICE).events == ()
 
 
 @pytest.mark.parametrize(
@@ -275,8 +282,12 @@ def test_a_notice_has_the_same_effect_as_the_response_to_a_call() -> None:
         ([RESERVED], evolve(CHARGE_NOTICE, amount=Money(250, "USD")), "wrong_currency"),
         ([RESERVED], evolve(DECLINE_NOTICE, amount=Money(1, "EUR")), "wrong_amount"),
         ([RESERVED, CHARGED], evolve(CHARGE_NOTICE, reference="another"), "two_charges"),
-        ([RESERVED], REFUND_NOTICE, "not_captured"),
-        ([RESERVED, CHARGED], evolve(REFUND_NOTICE, refunded_amount=100), "partly_refunded"),
+        ([RESERVED, CHARGED], evolve(REFUND_NOTICE, reference="another"), "two_charges"),
+        ([RESERVED, CHARGED], evolve(REPORTED, reference="another"), "two_charges"),
+        ([RESERVED, CHARGED], evolve(REPORTED, amount=Money(100, "USD")), "wrong_currency"),
+        ([RESERVED, CHARGED], evolve(DISPUTED, reference="another"), "two_charges"),
+        ([CANCELLED], REPORTED, "not_asked_for"),
+        ([], DISPUTED, "unknown_order"),
     ],
 )
 def test_a_notice_that_does_not_match_is_rejected(before: list[Any], event: Any, reason: str) -> None:
@@ -285,17 +296,72 @@ def test_a_notice_that_does_not_match_is_rejected(before: list[Any], event: Any,
     assert when(payment, event) == Decision(events=(NoticeRejected(order_id="o", reason=reason),))
 
 
-def test_a_refund_made_at_the_provider_counts_and_is_reported() -> None:
-    """The payment is refunded although the order stands; the reply asks for review."""
+def test_a_refund_made_at_the_provider_counts() -> None:
+    """The payment is refunded although the order stands; a cancellation that follows finds nothing to refund."""
     decision = when(given(RESERVED, CHARGED), REFUND_NOTICE)
     assert decision.states[0].status is PaymentStatus.REFUNDED
-    assert decision.events == (
-        PaymentRefunded(order_id="o", amount=EUR, reference="r"),
-        NoticeRejected(order_id="o", reason="refunded_elsewhere"),
-    )
-    assert when(decision.states[0], REFUND_NOTICE) == Decision(events=decision.events[1:]), "a repeated notice gets the same reply"
+    assert decision.events == (PaymentRefunded(order_id="o", amount=EUR, reference="r"),)
+    assert when(decision.states[0], REFUND_NOTICE) == Decision()
     assert when(decision.states[0], CANCELLED).events == ()
-    assert when(when(decision.states[0], CANCELLED).states[0], REFUND_NOTICE) == Decision()
+
+
+def test_a_notice_of_a_refund_that_arrives_before_the_capture_proves_the_capture() -> None:
+    """The provider refunds only what it has captured."""
+    decision = when(given(RESERVED, TIMED_OUT), evolve(REFUND_NOTICE, refunded_amount=100))
+    assert (decision.states[0].captured, decision.states[0].kept) == (250, 150)
+    assert decision.events == (
+        CAPTURED,
+        PaymentRefunded(order_id="o", amount=Money(100, "EUR"), reference="r", kept=Money(150, "EUR")),
+        CancelTimer("charge:o"),
+    )
+    assert when(decision.states[0], CHARGED) == Decision()
+
+
+def test_a_soft_decline_is_retried_on_a_schedule() -> None:
+    """Each attempt has a new key; the webhook about the decline changes nothing, for the call says the same."""
+    payment = given(RESERVED)
+    assert when(payment, evolve(DECLINE_NOTICE, is_soft=True)) == Decision()
+    for attempt, seconds in enumerate((30, 120, 300, 900), 2):
+        decision = when(payment, evolve(SOFT, key_number=attempt))
+        retry = Scheduled(evolve(charge_request(attempt), key_number=attempt), NOW + timedelta(seconds=seconds), "charge:o")
+        assert decision.events == ((retry, PaymentDelayed(order_id="o")) if attempt == 2 else (retry,))
+        payment = decision.states[0]
+        assert (payment.status, payment.reason, payment.is_waiting) == (PaymentStatus.PENDING, "processing_error", True)
+    given_up = when(payment, SOFT)
+    assert given_up.events == (charge_request(6, is_wanted=False),), "the charge is cancelled at the gateway first"
+    cancelled_there = ChargeDeclined(order_id="o", reason="canceled", calls=0)
+    declined = when(given_up.states[0], cancelled_there)
+    assert declined.states[0].status is PaymentStatus.DECLINED
+    assert declined.events == (PaymentDeclined(order_id="o", amount=EUR, reason="processing_error"),)
+    assert when(given_up.states[0], CHARGED).events == (CAPTURED,), "it was captured in the last moment"
+
+
+def test_a_soft_decline_is_retried_within_the_time_out_of_its_order() -> None:
+    """An attempt that would be due later is not made."""
+    order_id = "019b796d-d600-7000-8000-000000000001"  # placed at noon, as NOW
+    reserved, soft = evolve(RESERVED, order_id=order_id), evolve(SOFT, order_id=order_id)
+    for timeout, is_retried in (timedelta(seconds=31), True), (timedelta(seconds=30), False):
+        [payment] = decide((None,), reserved, NOW, timeout=timeout).states
+        [waiting] = decide((payment,), soft, NOW, timeout=timeout).states
+        assert waiting.is_waiting is is_retried
+        assert waiting.is_given_up is not is_retried
+
+
+def test_a_softly_declined_charge_of_a_cancelled_order_is_cancelled_at_the_gateway() -> None:
+    """Whether the order is cancelled while the next attempt waits, or while the call is under way."""
+    waiting = when(given(RESERVED, SOFT), CANCELLED)
+    assert waiting.events == (CancelTimer("charge:o"), charge_request(2, is_wanted=False))
+    assert when(given(RESERVED, CANCELLED), SOFT).events == (charge_request(2, is_wanted=False),)
+    failed = when(waiting.states[0], NOT_REACHED)
+    assert failed.events == (Scheduled(charge_request(3, is_wanted=False), IN_TWO_SECONDS, "charge:o"),)
+    assert when(failed.states[0], DECLINED).states[0].status is PaymentStatus.DECLINED
+
+
+def test_an_unknown_outcome_after_a_soft_decline_needs_no_review() -> None:
+    """It is looked up, and charged if there is nothing."""
+    unknown = given(RESERVED, SOFT, TIMED_OUT)
+    assert (unknown.status, unknown.needs_review) == (PaymentStatus.UNKNOWN, False)
+    assert when(unknown, CHARGED).events == (CAPTURED,)
 
 
 @pytest.mark.parametrize("event", [CHARGED, DECLINED, NOT_REACHED, TIMED_OUT], ids=["charged", "declined", "not reached", "timed out"])

@@ -1,0 +1,339 @@
+"""
+What the ledger of a payment makes necessary: refunds, their retries, and cases for a person.
+
+- A cancelled order gets back what is left of its payment: not what the gateway refunded already or is about to refund.
+- A refund that has failed for certain is requested again under a new key, after growing delays; see `RETRY_SECONDS`.
+  One whose outcome is unknown is requested again under the same key.
+- A pending refund is looked up, in case the gateway's notice gets lost; see `LOOK_UP_SECONDS`.
+- Nothing goes on for ever: then, and for a charge that is disputed, a person has to act (`Payment.is_open_case`).
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "DISPUTED",
+    "concluded",
+    "on_dispute",
+    "on_order_refund",
+    "on_refund_failed",
+    "on_refund_processing",
+    "on_refund_reported",
+    "on_refund_succeeded",
+    "with_total",
+]
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import attrs
+
+from modules.module import CancelTimer, Decision, Scheduled, evolve, no_change
+from modules.orders.events import OrderRefundRequested
+from modules.payments.events import (
+    DisputeReported,
+    PaymentRefunded,
+    PaymentRefundFailed,
+    RefundFailed,
+    RefundProcessing,
+    RefundReported,
+    RefundRequested,
+    RefundSucceeded,
+)
+from modules.payments.ledger import (
+    Dispute,
+    DisputeStatus,
+    Ledger,
+    Refund,
+    RefundStatus,
+    own_refund,
+    with_dispute,
+    with_new_refund,
+    with_refund,
+    with_refund_failed,
+    with_refund_tried,
+)
+from modules.payments.state import CANCEL, NO_ANSWER, NO_LEDGER, Payment, PaymentStatus
+from modules.values import Money, rfc3339
+
+HOUR = 3600
+RETRY_SECONDS = (2, 4, 8, 15, 30, 60, 120, 300, 900, HOUR, 6 * HOUR, 12 * HOUR, 24 * HOUR)
+"""Delays of the attempts that follow a definite failure, such as a lack of balance; after the last one a person has to act."""
+
+LOOK_UP_SECONDS = (60, 300, 1800, 2 * HOUR, 6 * HOUR)
+"""Delays of the look-ups of a pending refund; the last one is repeated."""
+
+OPEN_MAX = timedelta(days=30)
+"""How long a refund without a final status is requested and looked up."""
+
+DISPUTED = "disputed"
+PENDING_REASON = "refund_pending"
+
+
+def concluded(before: Payment, after: Payment, now: datetime, *emitted: Any, is_notice: bool = False) -> Decision:
+    """
+    Return the decision that turns *before* into *after*: its status, its events, and the refunds that become necessary.
+
+    *emitted* are events that come first. After a notice the timers of refunds that it ended are cancelled.
+    """
+    if after.status not in (PaymentStatus.CAPTURED, PaymentStatus.REFUNDED):
+        return Decision((evolve(after, updated_at=now),), emitted)
+    events = [*emitted]
+    ended = [
+        refund
+        for refund in _ledger(after).refunds
+        if refund.key_number is not None
+        and refund.status in (RefundStatus.SUCCEEDED, RefundStatus.FAILED)
+        and ((known := own_refund(_ledger(before), refund.key_number)) is None or known.status is not refund.status)
+    ]
+    if is_notice:
+        events += [CancelTimer(_timer(after, refund)) for refund in ended]
+    is_refunded = after.kept == 0 and any(each.status is RefundStatus.SUCCEEDED for each in _ledger(after).refunds)
+    is_refunded = is_refunded or (after.captured > 0 and after.kept == 0)
+    after = evolve(after, status=PaymentStatus.REFUNDED if is_refunded else PaymentStatus.CAPTURED, updated_at=now)
+    amount = after.refunded - before.refunded
+    if amount > 0 or (is_refunded and not after.amount and before.status is not PaymentStatus.REFUNDED):
+        events.append(_refunded(after, amount, [each for each in ended if each.status is RefundStatus.SUCCEEDED]))
+    failed = [each for each in ended if each.status is RefundStatus.FAILED]
+    requests: list[Any] = []
+    for refund in failed:
+        after, retry = _retry(after, refund, now)
+        requests += retry
+    after, rest = _refund_rest(after, now)
+    requests += rest
+    is_new_case = after.is_open_case and not before.is_open_case
+    for refund in failed:
+        events.append(_failed(after, refund.amount, refund.reason or "", is_final=not requests, id=refund.id))
+    if amount < 0 and not failed:
+        events.append(_failed(after, -amount, "refund_failed", is_final=not requests, id=None))
+    elif is_new_case and not failed:
+        reason = DISPUTED if _is_disputed(after) else NO_ANSWER
+        events.append(_failed(after, after.refundable or after.pending, reason, is_final=True, id=None))
+    return Decision((evolve(after, reason=_reason(after)),), (*events, *requests))
+
+
+def with_total(payment: Payment, total: int) -> Payment:
+    """Return *payment* joined with *total*, what the gateway has refunded of the charge altogether."""
+    ledger = _ledger(payment)
+    return payment if total <= ledger.refunded_total else evolve(payment, ledger=attrs.evolve(ledger, refunded_total=total))
+
+
+def on_refund_succeeded(payment: Payment, event: RefundSucceeded, now: datetime) -> Decision:
+    """Book the refund."""
+    after = _with_answer(payment, event.key_number, event.reference, RefundStatus.SUCCEEDED, now)
+    after = with_total(after, event.refunded_total)
+    return no_change() if after == payment else concluded(payment, after, now)
+
+
+def on_refund_processing(payment: Payment, event: RefundProcessing, now: datetime) -> Decision:
+    """Book the refund as pending, and schedule its next look-up."""
+    after = _with_answer(payment, event.key_number, event.reference, RefundStatus.PENDING, now)
+    after = with_total(after, event.refunded_total)
+    refund = own_refund(_ledger(after), event.key_number)
+    if refund is None or refund.status is not RefundStatus.PENDING:
+        return no_change() if after == payment else concluded(payment, after, now)
+    seconds = LOOK_UP_SECONDS[min(refund.tries, len(LOOK_UP_SECONDS) - 1)]
+    return _again(payment, after, refund, PENDING_REASON, 1, seconds, now)
+
+
+def on_refund_failed(payment: Payment, event: RefundFailed, now: datetime) -> Decision:
+    """Request the refund again: under the same key while its outcome is unknown, else under a new one."""
+    after = with_total(_with_line(payment, event.key_number, now), event.refunded_total)
+    refund = own_refund(_ledger(after), event.key_number)
+    if refund is None or (refund.status is RefundStatus.SUCCEEDED and event.reference is None):
+        return no_change()
+    if event.is_definite:
+        if event.reference is not None:
+            after = _with_answer(after, event.key_number, event.reference, RefundStatus.FAILED, now, event.reason)
+        else:
+            after = evolve(after, ledger=with_refund_failed(_ledger(after), event.key_number, event.reason))
+        return no_change() if after == payment else concluded(payment, after, now)
+    if refund.status is RefundStatus.FAILED:
+        return no_change()
+    return _again(payment, after, refund, event.reason, event.calls, event.retry_seconds, now)
+
+
+def on_refund_reported(payment: Payment, notice: RefundReported, now: datetime) -> Decision:
+    """Join the ledger with the gateway's notice about one refund."""
+    told = Refund(
+        amount=notice.amount.amount,
+        status=RefundStatus(notice.status),
+        at=rfc3339(now),
+        key_number=notice.key_number,
+        reference=notice.refund_reference,
+        reason=notice.reason,
+    )
+    after = evolve(payment, ledger=with_refund(_ledger(payment), told))
+    return no_change() if after.ledger == payment.ledger else concluded(payment, after, now, is_notice=True)
+
+
+def on_dispute(payment: Payment, notice: DisputeReported, now: datetime) -> Decision:
+    """Join the ledger with the gateway's notice about a dispute."""
+    told = Dispute(
+        reference=notice.dispute_reference,
+        amount=notice.amount.amount,
+        status=DisputeStatus(notice.status),
+        at=rfc3339(now),
+    )
+    after = evolve(payment, ledger=with_dispute(_ledger(payment), told))
+    return no_change() if after.ledger == payment.ledger else concluded(payment, after, now)
+
+
+def on_order_refund(payment: Payment, event: OrderRefundRequested, now: datetime) -> Decision:
+    """Request the refund that orders asks for, unless it is more than is left."""
+    if any(refund.id == event.refund_id for refund in _ledger(payment).refunds):
+        return no_change()
+    reason = None
+    if _is_disputed(payment):
+        reason = DISPUTED
+    elif payment.status not in (PaymentStatus.CAPTURED, PaymentStatus.REFUNDED) or event.amount.currency != payment.currency:
+        reason = "not_captured"
+    elif event.amount.amount > payment.refundable:
+        reason = "exceeds_kept"
+    if reason is not None:
+        return no_change(_failed(payment, event.amount.amount, reason, is_final=True, id=event.refund_id))
+    after, request = _request(payment, event.refund_id, event.amount.amount, 0, now)
+    return concluded(payment, after, now, request)
+
+
+def _retry(payment: Payment, failed: Refund, now: datetime) -> tuple[Payment, list[Any]]:
+    """Return what follows from *failed*, a refund that orders asked for; the rest of a cancelled order covers it."""
+    if failed.id in (None, CANCEL) or payment.is_cancelled or _is_disputed(payment):
+        return payment, []
+    return _request_again(payment, str(failed.id), min(failed.amount, payment.refundable), now)
+
+
+def _refund_rest(payment: Payment, now: datetime) -> tuple[Payment, list[Any]]:
+    """Return the refund of what is left of a cancelled order's payment."""
+    ledger = _ledger(payment)
+    is_free = payment.amount == 0 and not ledger.refunds
+    if not payment.is_cancelled or not (payment.refundable or is_free):
+        return payment, []
+    if ledger.settled is not None or _is_disputed(payment) or any(each.reason == NO_ANSWER for each in ledger.refunds):
+        return payment, []
+    return _request_again(payment, CANCEL, payment.refundable, now)
+
+
+def _request_again(payment: Payment, id: str, amount: int, now: datetime) -> tuple[Payment, list[Any]]:
+    """Request a refund for *id*, after the delay that its failed refunds call for; not if there were too many."""
+    failures = sum(each.id == id and each.status is RefundStatus.FAILED for each in _ledger(payment).refunds)
+    if failures > len(RETRY_SECONDS) or (amount == 0 and payment.amount != 0):
+        return payment, []
+    payment, request = _request(payment, id, amount, RETRY_SECONDS[failures - 1] if failures else 0, now)
+    return payment, [request]
+
+
+def _request(payment: Payment, id: str, amount: int, seconds: float, now: datetime) -> tuple[Payment, Any]:
+    ledger, refund = with_new_refund(_ledger(payment), id, amount, rfc3339(now))
+    payment = evolve(payment, ledger=ledger)
+    request = _refund_request(payment, refund)
+    return payment, Scheduled(request, now + timedelta(seconds=seconds), _timer(payment, refund)) if seconds else request
+
+
+def _again(
+    before: Payment, after: Payment, refund: Refund, reason: str, calls: int, seconds: float, now: datetime
+) -> Decision:
+    """Return the decision to ask for *refund* again under the same key, or to give it up after `OPEN_MAX`."""
+    assert refund.key_number is not None
+    is_given_up = now - datetime.fromisoformat(refund.at) > OPEN_MAX
+    ledger = with_refund_tried(_ledger(after), refund.key_number, calls, NO_ANSWER if is_given_up else reason)
+    after = evolve(after, ledger=ledger)
+    decision = concluded(before, after, now)
+    if is_given_up:
+        return decision
+    tried = own_refund(ledger, refund.key_number)
+    assert tried is not None
+    again = Scheduled(_refund_request(after, tried), now + timedelta(seconds=seconds), _timer(after, refund))
+    return Decision(decision.states, (*decision.events, again))
+
+
+def _with_line(payment: Payment, key_number: int, now: datetime) -> Payment:
+    """Return *payment* with the refund that a release without ledgers has requested, if there is no other."""
+    if key_number != 1 or _ledger(payment).refunds:
+        return payment
+    ledger, _ = with_new_refund(_ledger(payment), CANCEL, payment.kept, rfc3339(now))
+    return payment if payment.status is PaymentStatus.REFUNDED else evolve(payment, ledger=ledger)
+
+
+def _with_answer(
+    payment: Payment, key_number: int, reference: str, status: RefundStatus, now: datetime, reason: str | None = None
+) -> Payment:
+    """Return *payment* joined with the gateway's answer to a request."""
+    payment = _with_line(payment, key_number, now)
+    ledger = _ledger(payment)
+    own = own_refund(ledger, key_number)
+    if own is None:
+        return payment
+    told = attrs.evolve(own, status=status, reference=reference, reason=reason)
+    return evolve(payment, ledger=with_refund(ledger, told))
+
+
+def _refunded(payment: Payment, amount: int, succeeded: list[Refund]) -> PaymentRefunded:
+    own = succeeded[0] if len(succeeded) == 1 else None
+    return PaymentRefunded(
+        order_id=payment.order_id,
+        amount=_money(payment, amount),
+        reference=(own.reference if own is not None else None) or payment.reference or "",
+        kept=_money(payment, payment.kept) if payment.kept else None,
+        refund_id=own.id if own is not None and own.id != CANCEL else None,
+    )
+
+
+def _failed(payment: Payment, amount: int, reason: str, *, is_final: bool, id: str | None) -> PaymentRefundFailed:
+    return PaymentRefundFailed(
+        order_id=payment.order_id,
+        amount=_money(payment, amount),
+        reason=reason or "refund_failed",
+        is_final=is_final,
+        refund_id=None if id == CANCEL else id,
+    )
+
+
+def _refund_request(payment: Payment, refund: Refund) -> RefundRequested:
+    assert payment.reference is not None
+    assert refund.key_number is not None
+    return RefundRequested(
+        order_id=payment.order_id,
+        amount=_money(payment, refund.amount),
+        reference=payment.reference,
+        attempt=refund.tries + 1,
+        key_number=refund.key_number,
+    )
+
+
+def _is_disputed(payment: Payment) -> bool:
+    """Return whether a person has to decide about refunds: while a dispute is open, after a lost one, and in such a case."""
+    is_case = payment.is_cancelled and payment.reason == DISPUTED
+    return is_case or _ledger(payment).dispute in (DisputeStatus.OPEN, DisputeStatus.LOST)
+
+
+def _reason(payment: Payment) -> str | None:
+    """Return the code of the refund that is missing; None if there is none."""
+    if payment.status is PaymentStatus.REFUNDED:
+        return None
+    if payment.is_open_case and _is_disputed(payment):
+        return DISPUTED
+    last = next((each for each in reversed(_ledger(payment).refunds) if each.key_number is not None), None)
+    if last is None or last.status is RefundStatus.SUCCEEDED:
+        return None
+    return last.reason or next(_reasons(payment, last), None)
+
+
+def _reasons(payment: Payment, last: Refund) -> Iterator[str]:
+    """Yield the reasons of the earlier attempts of *last*, the newest first."""
+    for each in reversed(_ledger(payment).refunds):
+        if each.id == last.id and each.reason is not None:
+            yield each.reason
+
+
+def _money(payment: Payment, amount: int) -> Money:
+    assert payment.currency is not None
+    return Money(amount, payment.currency)
+
+
+def _ledger(payment: Payment) -> Ledger:
+    return payment.ledger or NO_LEDGER
+
+
+def _timer(payment: Payment, refund: Refund) -> str:
+    return f"refund:{payment.order_id}:{refund.key_number}"

@@ -1,0 +1,414 @@
+"""The ledger of a payment: whatever the provider tells, in any order, twice and late, captured - refunded = kept >= 0."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from attrs import define, evolve, field
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+
+from modules.inventory.events import StockReserved
+from modules.module import CancelTimer, Scheduled
+from modules.orders.events import OrderCancelled, OrderRefundRequested
+from modules.payments.decide import decide
+from modules.payments.events import (
+    ChargeNotified,
+    ChargeRequested,
+    ChargeSucceeded,
+    DisputeReported,
+    NoticeRejected,
+    PaymentRefunded,
+    PaymentRefundFailed,
+    RefundFailed,
+    RefundNotified,
+    RefundProcessing,
+    RefundReported,
+    RefundRequested,
+    RefundSucceeded,
+)
+from modules.payments.ledger import DisputeStatus, Refund, RefundStatus
+from modules.payments.refunds import OPEN_MAX, RETRY_SECONDS
+from modules.payments.state import Payment, PaymentStatus
+from modules.values import Money
+from tests.modules.saga import NOW
+
+AMOUNT = 1000
+EUR = Money(AMOUNT, "EUR")
+RESERVED = StockReserved(order_id="o", lines=(), total=EUR, payment_method=None)
+CHARGED = ChargeSucceeded(order_id="o", reference="pi", calls=1)
+CANCELLED = OrderCancelled(order_id="o", customer_id="c", items=(), reason="requested")
+ANSWERS = ("succeeded", "succeeded", "pending", "rejected", "lost", "not made")
+STEPS_MAX = 200
+
+
+@define
+class Provider:
+    """A provider's refunds and disputes of one charge, and the messages that are on their way from it."""
+
+    tells_each_refund: bool
+    refunds: dict[str, Refund] = field(factory=dict)
+    saved: dict[int, str] = field(factory=dict)
+    """By key: the id of the refund, or "" after a rejection."""
+    sent: list[Any] = field(factory=list)
+    has_failed: bool = False
+    """True once a refund has failed, so that less may be refunded than before."""
+
+    @property
+    def total(self) -> int:
+        return sum(each.amount for each in self.refunds.values() if each.status is not RefundStatus.FAILED)
+
+    @property
+    def succeeded(self) -> int:
+        return sum(each.amount for each in self.refunds.values() if each.status is RefundStatus.SUCCEEDED)
+
+    def make(self, amount: int, status: RefundStatus, key_number: int | None) -> str:
+        id = f"re_{len(self.refunds)}"
+        self.refunds[id] = Refund(amount=amount, status=status, at="", key_number=key_number)
+        self.tell(id)
+        return id
+
+    def tell(self, id: str) -> None:
+        """Send the notices about the refund *id*, as it is now."""
+        refund = self.refunds[id]
+        if self.tells_each_refund:
+            reported = RefundReported(
+                order_id="o", reference="pi", refund_reference=id, amount=Money(refund.amount, "EUR"),
+                status=refund.status.value, key_number=refund.key_number,
+            )  # fmt: skip
+            self.sent.append(reported)
+        self.sent.append(RefundNotified(order_id="o", reference="pi", amount=EUR, refunded_amount=self.total))
+
+    def handle(self, request: RefundRequested, answer: str) -> Any:
+        """Handle *request* as the payment worker does, and return the result that it would submit."""
+        key, amount = request.key_number, request.amount.amount
+        failed = RefundFailed(order_id="o", retry_seconds=1, key_number=key)
+        if answer == "not made":
+            return failed
+        if key not in self.saved:
+            if answer == "rejected" or amount > AMOUNT - self.total:
+                self.saved[key] = ""
+            else:
+                status = RefundStatus.PENDING if answer == "pending" else RefundStatus.SUCCEEDED
+                self.saved[key] = self.make(amount, status, key)
+        if answer == "lost":
+            return failed
+        id = self.saved[key]
+        if not id:
+            return evolve(failed, is_definite=True, reason="no_balance", refunded_total=self.total)
+        match self.refunds[id].status:
+            case RefundStatus.FAILED:
+                return evolve(failed, is_definite=True, reason="bank", reference=id, refunded_total=self.total)
+            case RefundStatus.PENDING:
+                return RefundProcessing(order_id="o", reference=id, key_number=key, refunded_total=self.total)
+        return RefundSucceeded(order_id="o", reference=id, key_number=key, refunded_total=self.total)
+
+
+@define
+class History:
+    """A payment, the messages on their way to it, and the requests on their way to the worker."""
+
+    provider: Provider
+    payment: Payment | None = None
+    inbox: list[Any] = field(factory=list)
+    requests: list[RefundRequested] = field(factory=list)
+    published: list[Any] = field(factory=list)
+
+    def deliver(self, event: Any) -> None:
+        decision = decide((self.payment,), event, NOW)
+        refunded = 0 if self.payment is None else self.payment.refunded
+        note(f"{event} -> {decision.events}")
+        [self.payment] = decision.states or (self.payment,)
+        for each in decision.events:
+            assert not isinstance(each, NoticeRejected), each
+            if isinstance(each, CancelTimer):
+                continue  # what was cancelled is carried out all the same: the request may have been under way
+            found = each.event if isinstance(each, Scheduled) else each
+            if isinstance(found, RefundRequested):
+                self.requests.append(found)
+            elif not isinstance(found, ChargeRequested):
+                self.published.append(found)
+        self.check()
+        assert self.payment is not None
+        if not self.provider.has_failed:
+            assert self.payment.refunded >= refunded
+
+    def check(self) -> None:
+        payment = self.payment
+        assert payment is not None
+        assert payment.captured - payment.refunded == payment.kept >= 0
+        assert 0 <= payment.pending <= payment.kept
+        assert payment.refundable == payment.kept - payment.pending >= 0
+        assert (payment.status is PaymentStatus.REFUNDED) == (payment.captured > 0 and payment.kept == 0)
+        assert self.provider.total <= AMOUNT
+
+
+def run(data: st.DataObject, *, tells_each_refund: bool, may_fail: bool, may_dispute: bool) -> History:
+    """Run one payment through any history; return it once nothing is on its way any more."""
+    provider = Provider(tells_each_refund)
+    history = History(provider)
+    history.deliver(RESERVED)
+    history.inbox += [CHARGED, ChargeNotified(order_id="o", reference="pi", amount=EUR)]
+    orders_events = st.sampled_from([CANCELLED, 400, 600, 1000])
+    for n, drawn in enumerate(data.draw(st.lists(orders_events, max_size=3))):
+        amount = Money(drawn, "EUR") if isinstance(drawn, int) else None
+        request = None if amount is None else OrderRefundRequested(order_id="o", refund_id=f"r{n}", amount=amount, reason="x")
+        history.inbox.append(CANCELLED if request is None else request)
+    troubles, repeats, actions = 5, 8, 4
+    for _ in range(STEPS_MAX):
+        history.inbox += provider.sent
+        provider.sent.clear()
+        choices = ["deliver"] * bool(history.inbox) + ["call"] * bool(history.requests) + ["act"] * bool(actions)
+        choice = data.draw(st.sampled_from(choices)) if choices else "settle"
+        if choice == "deliver":
+            index = data.draw(st.integers(0, len(history.inbox) - 1))
+            is_kept = repeats > 0 and data.draw(st.booleans())
+            repeats -= is_kept
+            history.deliver(history.inbox[index] if is_kept else history.inbox.pop(index))
+        elif choice == "call":
+            index = data.draw(st.integers(0, len(history.requests) - 1))
+            is_kept = repeats > 0 and data.draw(st.booleans())
+            repeats -= is_kept
+            request = history.requests[index] if is_kept else history.requests.pop(index)
+            answers = ANSWERS if may_fail else ("succeeded", "lost", "not made")
+            answer = data.draw(st.sampled_from(answers)) if troubles else "succeeded"
+            troubles -= bool(troubles)
+            if not troubles:
+                finish(provider)
+            history.inbox.append(provider.handle(request, answer))
+        elif choice == "act":
+            actions -= 1
+            act(data, provider, may_fail=may_fail, may_dispute=may_dispute)
+        elif not finish(provider):
+            return history
+    raise AssertionError("the history does not end")
+
+
+def act(data: st.DataObject, provider: Provider, *, may_fail: bool, may_dispute: bool) -> None:
+    """Do something at the provider: refund in its dashboard, end a pending refund, or dispute the charge."""
+    what = data.draw(st.sampled_from(["dashboard", "end"] + ["dispute"] * may_dispute))
+    if what == "dashboard" and provider.total < AMOUNT:
+        provider.make(data.draw(st.sampled_from([AMOUNT - provider.total, 1])), RefundStatus.SUCCEEDED, None)
+    elif what == "end" and provider.refunds and may_fail:
+        id = data.draw(st.sampled_from(sorted(provider.refunds)))
+        if provider.refunds[id].status is not RefundStatus.FAILED:
+            status = data.draw(st.sampled_from([RefundStatus.SUCCEEDED, RefundStatus.FAILED]))
+            provider.refunds[id] = evolve(provider.refunds[id], status=status)
+            provider.has_failed |= status is RefundStatus.FAILED
+            provider.tell(id)
+    elif what == "dispute":
+        for status in data.draw(st.permutations(["open", data.draw(st.sampled_from(["open", "won", "lost"]))])):
+            disputed = DisputeReported(order_id="o", reference="pi", dispute_reference="dp", amount=EUR, status=status)
+            provider.sent.append(disputed)
+
+
+def finish(provider: Provider) -> bool:
+    """Let all pending refunds succeed; return whether there was one."""
+    pending = [id for id, refund in provider.refunds.items() if refund.status is RefundStatus.PENDING]
+    for id in pending:
+        provider.refunds[id] = evolve(provider.refunds[id], status=RefundStatus.SUCCEEDED)
+        provider.tell(id)
+    return bool(pending)
+
+
+PATIENT = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
+
+def check_books(history: History) -> None:
+    """Our books say what the provider's say, and a cancelled order got everything back."""
+    payment = history.payment
+    assert payment is not None
+    assert payment.captured == AMOUNT
+    assert payment.refunded == history.provider.succeeded
+    assert payment.pending == 0
+    if payment.is_cancelled:
+        assert payment.kept == 0, "the rest of a cancelled order was not refunded"
+        assert not payment.is_open_case
+        assert payment.refund_status == "succeeded"
+
+
+@PATIENT
+@given(data=st.data())
+def test_the_books_balance_after_every_notice_in_any_order(data: st.DataObject) -> None:
+    """Refunds succeed, stay pending, fail before or after they succeeded, and are made at the provider meanwhile."""
+    check_books(run(data, tells_each_refund=True, may_fail=True, may_dispute=False))
+
+
+@PATIENT
+@given(data=st.data())
+def test_totals_alone_tell_of_the_refunds_made_at_the_provider(data: st.DataObject) -> None:
+    """A webhook of an older kind has the total and no lines."""
+    check_books(run(data, tells_each_refund=False, may_fail=False, may_dispute=False))
+
+
+@PATIENT
+@given(data=st.data())
+def test_the_books_balance_for_a_disputed_charge_and_nothing_goes_on_for_ever(data: st.DataObject) -> None:
+    """A cancelled order is refunded, or is a case for a person; a dispute never goes back to open."""
+    payment = run(data, tells_each_refund=True, may_fail=True, may_dispute=True).payment
+    assert payment is not None
+    if payment.is_cancelled:
+        assert payment.is_open_case is (payment.kept > 0)
+        assert payment.dispute is not None or not payment.is_open_case
+
+
+# Single cases
+
+
+def after(*events: Any) -> tuple[Payment, list[Any]]:
+    """Return the payment after *events*, and what the last one led to."""
+    payment: Payment | None = None
+    emitted: list[Any] = []
+    for event in events:
+        decision = decide((payment,), event, NOW)
+        [payment] = decision.states or (payment,)
+        emitted = list(decision.events)
+    assert payment is not None
+    return payment, emitted
+
+
+def reported(amount: int, status: str = "succeeded", id: str = "re_x", key_number: int | None = None) -> RefundReported:
+    return RefundReported(
+        order_id="o", reference="pi", refund_reference=id, amount=Money(amount, "EUR"), status=status, key_number=key_number
+    )
+
+
+def refund_requests(emitted: list[Any]) -> list[tuple[int, int]]:
+    """Return the amount and the key number of each refund that is requested at once or later."""
+    found = [each.event if isinstance(each, Scheduled) else each for each in emitted]
+    return [(each.amount.amount, each.key_number) for each in found if isinstance(each, RefundRequested)]
+
+
+def test_a_cancelled_order_gets_the_rest_of_a_partial_refund() -> None:
+    """10.00 paid, 4.00 refunded in the provider's dashboard: 6.00 is refunded, whatever kind of notice told of the 4.00."""
+    total = RefundNotified(order_id="o", reference="pi", amount=EUR, refunded_amount=400)
+    for notice in reported(400), total:
+        payment, emitted = after(RESERVED, CHARGED, notice)
+        assert (payment.status, payment.refunded, payment.kept) == (PaymentStatus.CAPTURED, 400, 600)
+        assert [type(each) for each in emitted] == [PaymentRefunded]
+        _, emitted = after(RESERVED, CHARGED, notice, CANCELLED)
+        assert refund_requests(emitted) == [(600, 1)]
+    found = evolve(CHARGED, refunded_total=400)
+    assert refund_requests(after(RESERVED, CANCELLED, found)[1]) == [(600, 1)], "the look-up told of the 4.00"
+
+
+def test_a_rejection_that_tells_the_total_leads_to_a_refund_of_the_rest() -> None:
+    """The notice of the partial refund got lost; the provider cannot refund more than is left."""
+    too_much = RefundFailed(order_id="o", retry_seconds=1, reason="amount_too_large", is_definite=True, refunded_total=400)
+    payment, emitted = after(RESERVED, CHARGED, CANCELLED, too_much)
+    assert (payment.refunded, payment.kept) == (400, 600)
+    assert refund_requests(emitted) == [(600, 2)]
+
+
+def test_a_pending_refund_is_not_booked_before_it_has_succeeded() -> None:
+    """It is looked up under the same key; a failure is told, and requested again under a new key."""
+    processing = RefundProcessing(order_id="o", reference="re_1", key_number=1, refunded_total=AMOUNT)
+    payment, emitted = after(RESERVED, CHARGED, CANCELLED, processing)
+    assert (payment.status, payment.refund_status, payment.reason) == (PaymentStatus.CAPTURED, "pending", "refund_pending")
+    assert (payment.refunded, payment.pending) == (0, AMOUNT)
+    assert emitted == [Scheduled(emitted[0].event, NOW + timedelta(minutes=1), "refund:o:1")]
+    assert refund_requests(emitted) == [(AMOUNT, 1)]
+    payment, emitted = after(RESERVED, CHARGED, CANCELLED, processing, reported(AMOUNT, "failed", "re_1"))
+    assert (payment.refund_status, payment.kept) == ("pending", AMOUNT)
+    assert CancelTimer("refund:o:1") in emitted
+    assert [each.is_final for each in emitted if isinstance(each, PaymentRefundFailed)] == [False]
+    assert refund_requests(emitted) == [(AMOUNT, 2)]
+
+
+def test_a_refund_that_fails_after_it_succeeded_is_made_again() -> None:
+    """The customer's bank sent it back: the payment is captured again, until the next refund succeeds."""
+    succeeded = RefundSucceeded(order_id="o", reference="re_1")
+    payment, _ = after(RESERVED, CHARGED, CANCELLED, succeeded)
+    assert payment.status is PaymentStatus.REFUNDED
+    payment, emitted = after(RESERVED, CHARGED, CANCELLED, succeeded, reported(AMOUNT, "failed", "re_1"))
+    assert (payment.status, payment.kept) == (PaymentStatus.CAPTURED, AMOUNT)
+    assert refund_requests(emitted) == [(AMOUNT, 2)]
+
+
+def test_a_definite_failure_ends_the_key_and_an_unknown_outcome_keeps_it() -> None:
+    """The provider would repeat the failure under the same key, for instance after the balance was topped up."""
+    failed = RefundFailed(order_id="o", retry_seconds=3)
+    assert refund_requests(after(RESERVED, CHARGED, CANCELLED, failed)[1]) == [(AMOUNT, 1)]
+    rejected = evolve(failed, is_definite=True, reason="no_balance")
+    payment, emitted = after(RESERVED, CHARGED, CANCELLED, rejected)
+    assert refund_requests(emitted) == [(AMOUNT, 2)]
+    assert payment.reason == "no_balance"
+    assert after(RESERVED, CHARGED, CANCELLED, rejected, rejected)[1] == [], "a duplicate of the result"
+
+
+def test_a_refund_that_keeps_failing_is_left_to_a_person_once() -> None:
+    """After growing delays, of which the last ones are long; the last failure says that it is final."""
+    events = [RESERVED, CHARGED, CANCELLED]
+    delays = []
+    for number in range(1, len(RETRY_SECONDS) + 2):
+        events.append(RefundFailed(order_id="o", retry_seconds=1, key_number=number, is_definite=True, reason="no_balance"))
+        payment, emitted = after(*events)
+        delays += [(each.due_at - NOW).total_seconds() for each in emitted if isinstance(each, Scheduled)]
+        final = [each.is_final for each in emitted if isinstance(each, PaymentRefundFailed)]
+        assert final == [number == len(RETRY_SECONDS) + 1]
+    assert tuple(delays) == RETRY_SECONDS
+    assert (payment.is_open_case, payment.refund_status, payment.reason) == (True, "failed", "no_balance")
+
+
+def test_an_outcome_that_stays_unknown_is_left_to_a_person() -> None:
+    """Nothing is looked up for ever; the refund may still succeed, so it is not made again under another key."""
+    payment, _ = after(RESERVED, CHARGED, CANCELLED)
+    failed = RefundFailed(order_id="o", retry_seconds=1)
+    decision = decide((payment,), failed, NOW + OPEN_MAX + timedelta(seconds=1))
+    [given_up] = decision.states
+    assert refund_requests(list(decision.events)) == []
+    assert [each.is_final for each in decision.events if isinstance(each, PaymentRefundFailed)] == [True]
+    assert (given_up.is_open_case, given_up.refund_status) == (True, "failed")
+    found = decide((given_up,), reported(AMOUNT, "succeeded", "re_1", 1), NOW)
+    assert (found.states[0].status, found.states[0].is_open_case) == (PaymentStatus.REFUNDED, False)
+
+
+def test_a_disputed_payment_is_not_refunded_by_itself() -> None:
+    """The order is cancelled while the dispute is open or lost: a case for a person, told once and never retried."""
+    for status in DisputeStatus.OPEN, DisputeStatus.LOST:
+        disputed = DisputeReported(order_id="o", reference="pi", dispute_reference="dp", amount=EUR, status=status)
+        payment, emitted = after(RESERVED, CHARGED, disputed, CANCELLED)
+        assert (payment.dispute, payment.is_open_case, payment.reason) == (status, True, "disputed")
+        assert [(type(each), each.is_final) for each in emitted] == [(PaymentRefundFailed, True)]
+        assert after(RESERVED, CHARGED, disputed, CANCELLED, disputed)[1] == []
+    won = evolve(disputed, status="won")
+    late = evolve(disputed, status="open")
+    for events in (won, late), (late, won):
+        payment, emitted = after(RESERVED, CHARGED, *events, CANCELLED)
+        assert payment.dispute is DisputeStatus.WON
+        assert refund_requests(emitted) == [(AMOUNT, 1)]
+
+
+def test_orders_asks_for_refunds_in_parts() -> None:
+    """Each has a key of its own; more than is left, and what repeats an id, is not requested."""
+
+    def ask(id: str, amount: int) -> OrderRefundRequested:
+        return OrderRefundRequested(order_id="o", refund_id=id, amount=Money(amount, "EUR"), reason="damaged")
+
+    assert refund_requests(after(RESERVED, CHARGED, ask("a", 400))[1]) == [(400, 1)]
+    assert refund_requests(after(RESERVED, CHARGED, ask("a", 400), ask("b", 600))[1]) == [(600, 2)]
+    assert after(RESERVED, CHARGED, ask("a", 400), ask("a", 400))[1] == []
+    for events in ([RESERVED, CHARGED, ask("a", 400)], ask("b", 601)), ([RESERVED], ask("b", 1)):
+        [failed] = after(*events[0], events[1])[1]
+        assert (type(failed), failed.refund_id, failed.is_final) == (PaymentRefundFailed, "b", True)
+    payment, emitted = after(RESERVED, CHARGED, ask("a", 400), RefundSucceeded(order_id="o", reference="re_1"))
+    part = PaymentRefunded(
+        order_id="o", amount=Money(400, "EUR"), reference="re_1", kept=Money(600, "EUR"), refund_id="a"
+    )
+    assert (payment.status, payment.refund_status, emitted) == (PaymentStatus.CAPTURED, "succeeded", [part])
+
+
+def test_a_refund_that_a_release_without_ledgers_requested_is_booked() -> None:
+    """Its payment has no ledger, and its request no key number."""
+    payment, _ = after(RESERVED, CHARGED)
+    old = evolve(payment, is_cancelled=True)
+    assert not old.is_open_case
+    decision = decide((old,), RefundSucceeded(order_id="o", reference="re_1"), NOW)
+    assert decision.states[0].status is PaymentStatus.REFUNDED
+    assert decision.events == (PaymentRefunded(order_id="o", amount=EUR, reference="re_1"),)
+    failed = decide((old,), RefundFailed(order_id="o", retry_seconds=3), NOW)
+    assert refund_requests(list(failed.events)) == [(AMOUNT, 1)]
+    refunded = evolve(old, status=PaymentStatus.REFUNDED)
+    assert (refunded.refunded, refunded.kept, refunded.refund_status) == (AMOUNT, 0, "succeeded")
+    assert decide((refunded,), RefundSucceeded(order_id="o", reference="re_1"), NOW).states == ()
