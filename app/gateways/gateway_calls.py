@@ -5,9 +5,9 @@ from __future__ import annotations
 __all__ = [
     "CALLS_MAX",
     "CALL_SECONDS_MAX",
-    "DECLINED_SECONDS_MAX",
     "LANE_CALLS_MAX",
     "LOOKUP_SECONDS_MAX",
+    "REFUND_RETRY_SECONDS_MAX",
     "RETRY_SECONDS_MAX",
     "GatewayCalls",
     "ends_key",
@@ -28,7 +28,6 @@ from app.gateways.port import (
     Captured,
     ChargeDetails,
     ChargeResult,
-    Declined,
     Gateway,
     GatewayError,
     GatewayMisconfigured,
@@ -45,6 +44,7 @@ from modules.payments.events import (
     ChargeMismatch,
     ChargeSucceeded,
     RefundFailed,
+    RefundProcessing,
     RefundRequested,
     RefundSucceeded,
 )
@@ -62,8 +62,8 @@ LOOKUP_SECONDS_MAX = 120.0
 """How long a look-up may take: the provider's list may be long."""
 
 RETRY_SECONDS_MAX = 5.0
-DECLINED_SECONDS_MAX = 300.0
-"""The longest wait before a refund that the provider rejected is requested again: a person has to act first."""
+REFUND_RETRY_SECONDS_MAX = 300.0
+"""The longest wait before a refund of unknown outcome is requested again: no customer waits for it at a counter."""
 
 REASON_MAX = 64
 """The length of the database column for reasons."""
@@ -101,7 +101,7 @@ class GatewayCalls:
             charge = await self._existing_charge(attempt, key) if attempt.may_exist else None
             if charge is None and not attempt.should_charge:
                 return ChargeDeclined(order_id=order_id, reason="order_cancelled", calls=0)
-            if charge is None or (attempt.should_charge and isinstance(charge, Declined) and charge.is_soft):
+            if charge is None:
                 calls = 1
                 call = partial(self._gateway.charge, key, order_id, amount, ChargeDetails(event.payment_method))
                 charge = await self._call(call, CALL_SECONDS_MAX)
@@ -130,7 +130,9 @@ class GatewayCalls:
         order_id = attempt.event.order_id
         if isinstance(charge, Captured):
             self._attempts.labels("captured").inc()
-            return ChargeSucceeded(order_id=order_id, reference=charge.reference, calls=calls)
+            return ChargeSucceeded(
+                order_id=order_id, reference=charge.reference, calls=calls, refunded_total=charge.refunded_total
+            )
         if isinstance(charge, Pending):
             self._attempts.labels("unknown").inc()
             wait_seconds = self.retry_seconds(attempt.event.attempt)
@@ -152,29 +154,45 @@ class GatewayCalls:
             BreakerOpen: The circuit breaker permits no call now.
         """
         event: RefundRequested = request.event
-        order_id, key = event.order_id, numbered_key("refund", event.order_id, 1)
+        order_id, key = event.order_id, numbered_key("refund", event.order_id, event.key_number)
         call = partial(self._gateway.refund, key, order_id, event.reference, event.amount)
         try:
             refund = await self._call(call, LOOKUP_SECONDS_MAX)
         except GatewayError as error:
             self._record_failure("refund_failed", request, error)
-            wait_seconds = self.retry_seconds(event.attempt, error.retry_after_seconds)
-            return RefundFailed(order_id=order_id, retry_seconds=wait_seconds)
+            wait_seconds = self.retry_seconds(event.attempt, error.retry_after_seconds, REFUND_RETRY_SECONDS_MAX)
+            return self._refund_failed(event, wait_seconds, "refund_failed", is_definite=ends_key(error))
         except ResponseMismatch as mismatch:
             self._record_failure("refund_failed", request, mismatch)
-            return self._refund_failed(event, mismatch.reason)
-        if isinstance(refund, RefundPending):
-            self._attempts.labels("refund_pending").inc()
-            return self._refund_failed(event, "refund_pending")
+            return self._refund_failed(event, REFUND_RETRY_SECONDS_MAX, mismatch.reason)
         if isinstance(refund, RefundRejected):
             self._record_failure("refund_failed", request, refund)
-            return self._refund_failed(event, f"refund_refused: {refund.reason}")
-        self._attempts.labels("refunded").inc()
-        return RefundSucceeded(order_id=order_id, reference=refund.reference)
+            wait_seconds = self.retry_seconds(event.attempt, None, REFUND_RETRY_SECONDS_MAX)
+            return self._refund_failed(
+                event,
+                wait_seconds,
+                f"refund_refused: {refund.reason}",
+                is_definite=refund.is_definite,
+                reference=refund.reference,
+                refunded_total=refund.refunded_total or 0,
+            )
+        is_pending = isinstance(refund, RefundPending)
+        self._attempts.labels("refund_pending" if is_pending else "refunded").inc()
+        return (RefundProcessing if is_pending else RefundSucceeded)(
+            order_id=order_id,
+            reference=refund.reference,
+            key_number=event.key_number,
+            refunded_total=refund.refunded_total,
+        )
 
-    def _refund_failed(self, event: RefundRequested, reason: str) -> RefundFailed:
-        wait_seconds = self._spread(min(2.0 ** min(event.attempt, 10), DECLINED_SECONDS_MAX))
-        return RefundFailed(order_id=event.order_id, retry_seconds=wait_seconds, reason=reason[:REASON_MAX])
+    def _refund_failed(self, event: RefundRequested, wait_seconds: float, reason: str, **details: Any) -> RefundFailed:
+        return RefundFailed(
+            order_id=event.order_id,
+            retry_seconds=wait_seconds,
+            reason=reason[:REASON_MAX],
+            key_number=event.key_number,
+            **details,
+        )
 
     async def _call(self, call: Callable[[], Awaitable[T]], seconds_max: float) -> T:
         """
@@ -204,22 +222,24 @@ class GatewayCalls:
         return response
 
     def _record_failure(self, outcome: str, request: GatewayRequest, error: Exception | RefundRejected) -> None:
-        """Count a failed attempt, and log it: at ERROR if a person has to act."""
+        """Count a failed attempt, and log it: at ERROR if a person has to act, at WARNING if it is made under a new key."""
         self._attempts.labels(outcome).inc()
-        is_for_person = isinstance(error, ResponseMismatch | RefundRejected)
+        levels = {ResponseMismatch: "ERROR", RefundRejected: "WARNING"}
         logger.log(
-            "ERROR" if is_for_person else "DEBUG", "gateway call failed", gateway=self._gateway.name, outcome=outcome,
+            levels.get(type(error), "DEBUG"), "gateway call failed", gateway=self._gateway.name, outcome=outcome,
             order_id=request.event.order_id, detail=str(error), reason=getattr(error, "reason", None),
             correlation_id=request.trace.correlation_id,
         )  # fmt: skip
 
-    def retry_seconds(self, attempt: int, asked_seconds: float | None = None) -> float:
+    def retry_seconds(
+        self, attempt: int, asked_seconds: float | None = None, seconds_max: float = RETRY_SECONDS_MAX
+    ) -> float:
         """
         Return how long to wait after the failed attempt number *attempt*.
 
-        It is 0.5 s, doubles up to `RETRY_SECONDS_MAX`, has jitter, and is at least *asked_seconds*, if the provider asked.
+        It is 0.5 s, doubles up to *seconds_max*, has jitter, and is at least *asked_seconds*, if the provider asked.
         """
-        own_seconds = min(0.5 * 2.0 ** min(attempt - 1, 10), RETRY_SECONDS_MAX)
+        own_seconds = min(0.5 * 2.0 ** min(attempt - 1, 10), seconds_max)
         return self._spread(max(asked_seconds or 0.0, own_seconds))
 
     def _spread(self, seconds: float) -> float:

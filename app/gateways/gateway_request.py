@@ -18,6 +18,7 @@ from modules.payments.events import (
     ChargeRequested,
     ChargeSucceeded,
     RefundFailed,
+    RefundProcessing,
     RefundSucceeded,
 )
 from modules.payments.state import Payment, PaymentStatus
@@ -29,6 +30,7 @@ _RESULT_NAMES: dict[type, str] = {
     ChargeMismatch: "ChargeContradicted",
     RefundSucceeded: "Refunded",
     RefundFailed: "RefundFailed",
+    RefundProcessing: "RefundProcessing",
 }
 """
 What the id of a result is derived from, by the result's class. Never change these texts.
@@ -67,7 +69,8 @@ class GatewayRequest:
                 calls=0,
                 key_number=self.event.key_number,
             )
-        return RefundFailed(order_id=order_id, retry_seconds=retry_seconds, calls=0)
+        key_number = self.event.key_number
+        return RefundFailed(order_id=order_id, retry_seconds=retry_seconds, calls=0, key_number=key_number)
 
 
 @define
