@@ -46,7 +46,11 @@ class Filter:
     is_indexed: bool = False
     """True for EQUALS if an index on the column and the key exists. Declare the most selective filter first."""
     follows_key: bool = False
-    """True if the column is the time of which the key, a UUIDv7, holds the milliseconds: the key then bounds the search."""
+    """
+    True if the column is the time of which the key, a UUIDv7, holds the milliseconds: the key then bounds the search.
+
+    The column may be the key itself: then its time is compared.
+    """
     member: str = ""
 
 

@@ -144,7 +144,8 @@ class ListRoute:
     path: str
     summary: str
     state: type
-    show: Callable[[Any], Json]
+    show: Callable[[Any], Json | None]
+    """Returns the JSON of one state; None leaves it out."""
     response_schema: str
     newest_first: bool = False
     filters: tuple[Filter, ...] = ()

@@ -28,6 +28,7 @@ from app.gateways.port import (
     Captured,
     ChargeDetails,
     ChargeResult,
+    Declined,
     Gateway,
     GatewayError,
     GatewayMisconfigured,
@@ -101,7 +102,7 @@ class GatewayCalls:
             charge = await self._existing_charge(attempt, key) if attempt.may_exist else None
             if charge is None and not attempt.should_charge:
                 return ChargeDeclined(order_id=order_id, reason="order_cancelled", calls=0)
-            if charge is None:
+            if charge is None or (attempt.should_charge and isinstance(charge, Declined) and charge.is_soft):
                 calls = 1
                 call = partial(self._gateway.charge, key, order_id, amount, ChargeDetails(event.payment_method))
                 charge = await self._call(call, CALL_SECONDS_MAX)

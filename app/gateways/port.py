@@ -222,15 +222,11 @@ class Gateway(Protocol):
         """
         Charge *amount* for the order, once. If an earlier call is possible, the caller must call `find` first.
 
-        After a soft decline or another definite failure the charge is made anew, under a new key.
+        A soft decline that `find` has returned does not count as one: the charge is made anew, under a new key.
         """
 
     async def find(self, key: str, order_id: str, amount: Money) -> ChargeResult | None:
-        """
-        Return the result of the order's charge; None if there is no such charge.
-
-        A charge that is captured or pending counts whatever its key; a declined one only if it was made under *key*.
-        """
+        """Return the result of the order's charge, whatever its key; None if there is no such charge."""
 
     async def cancel(self, key: str, order_id: str, amount: Money) -> ChargeResult | None:
         """

@@ -1,4 +1,8 @@
-"""Handle Stripe's webhooks: submit each to payments once, and dead-letter those that contradict our payments."""
+"""
+Handle Stripe's webhooks: submit each to payments once, and dead-letter those that contradict our payments.
+
+A charge that was not made for one of our orders is none of our business: it is counted and ignored.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from app.gateways.stripe.webhook_event import Notice, StripeEvent, check_signatu
 from app.runtime.runner import ModuleRunner
 from app.telemetry.metrics import Metrics
 from app.telemetry.trace import TraceContext
-from bus.ids import derived_id
+from bus.ids import derived_id, time_of_id
 from bus.port import Clock, DeadLetter, DeadLetters, Message
 from modules.module import DecisionOutcome
 from modules.payments.events import NoticeRejected
@@ -20,6 +24,9 @@ from modules.routes import Rejection, Response
 
 CONSUMER = "payments-webhooks"
 """The consumer name of the dead letters that hold rejected webhooks."""
+
+NOT_OURS = "unknown_intent"
+"""The mismatch of a charge that names none of our orders: another shop uses the same account."""
 
 
 class StripeWebhookHandler:
@@ -75,6 +82,10 @@ class StripeWebhookHandler:
             is_repeated, mismatch = await self._submit(event, event.notice, trace)
             if is_repeated:
                 return self._count("repeated", event)
+            if mismatch == "unknown_order" and time_of_id(event.notice.order_id) is None:
+                mismatch = NOT_OURS
+        if mismatch == NOT_OURS:
+            return self._count("ignored", event)
         if mismatch is None:
             return self._count("handled", event)
         await self._dead_letter(event, mismatch, body, trace)

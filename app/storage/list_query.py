@@ -97,7 +97,7 @@ def find_rows(
     if after is not None:
         walk = _Walk(table, key, newest_first, (*range, walk.beyond(after)))
     driver, branches = _branches(connection, dialect, walk, conditions)
-    others = [condition for condition in conditions if condition is not driver]
+    others = [each for each in conditions if each is not driver and not _is_key_range(each, key_name)]
     filters = [_filter(condition, dialect) for condition in others]
     boundary = None
     if any(not condition.filter.follows_key for condition in others) and not _is_prefix(driver):
@@ -128,6 +128,11 @@ def _branches(
             (column,) = condition.columns
             return condition, [_Sql(f"{_quoted(column)} = ?", (value,)) for value in dict.fromkeys(condition.values)]
     return None, [_Sql("")]
+
+
+def _is_key_range(condition: Condition, key_name: str) -> bool:
+    """Return whether *condition* is about the key alone, so that the bounds of the walk say all of it."""
+    return condition.filter.follows_key and condition.columns == (key_name,)
 
 
 def _is_prefix(condition: Condition | None) -> bool:
@@ -179,10 +184,12 @@ def _key_bounds(key: str, condition: Condition) -> Iterable[_Sql]:
     """Yield the bounds of the keys of rows that meet *condition*, if it is about the time in the key."""
     if condition.filter.follows_key:
         (moment,) = condition.values
+        is_exact = _quoted(condition.columns[0]) == key
+        behind, ahead = (timedelta(), timedelta()) if is_exact else (KEY_BEHIND_MAX, KEY_AHEAD_MAX)
         if condition.filter.match is Match.AT_LEAST:
-            yield _Sql(f"{key} >= ?", (id_lower_bound(moment - KEY_BEHIND_MAX),))
+            yield _Sql(f"{key} >= ?", (id_lower_bound(moment - behind),))
         else:
-            yield _Sql(f"{key} < ?", (id_lower_bound(moment + KEY_AHEAD_MAX),))
+            yield _Sql(f"{key} < ?", (id_lower_bound(moment + ahead),))
 
 
 def _unindexed(column: str) -> str:

@@ -16,6 +16,7 @@ from modules.orders.events import (
     OrderConfirmed,
     OrderCreated,
     OrderCreatedV1,
+    OrderRefundRequested,
     OrderTimedOut,
     created_v1,
     created_v2,
@@ -27,6 +28,7 @@ from modules.payments.events import (
     PaymentDeclined,
     PaymentDelayed,
     PaymentRefunded,
+    PaymentRefundFailed,
     PaymentReviewRequired,
 )
 
@@ -44,9 +46,10 @@ def module(timeout: timedelta = timedelta(seconds=900)) -> Module:
             PaymentDelayed,
             PaymentReviewRequired,
             PaymentRefunded,
+            PaymentRefundFailed,
             OrderTimedOut,
         ),
-        publishes=(OrderCreated, OrderConfirmed, OrderCancelled, OrderTimedOut),
+        publishes=(OrderCreated, OrderConfirmed, OrderCancelled, OrderTimedOut, OrderRefundRequested),
         previous_versions=(OrderCreatedV1,),
         dual_publishes=(
             DualPublish(event="orders.created", from_version=1, to_version=2, down=created_v1, up=created_v2, since="0.2.0"),

@@ -29,13 +29,16 @@ from modules.orders.events import (
     OrderSubmitted,
     OrderTimedOut,
     OrderUnknown,
+    RefundSubmitted,
 )
+from modules.orders.refunds import on_payment_refunded, on_refund_failed, on_refund_submitted, with_timeline
 from modules.orders.state import Order, Status
 from modules.payments.events import (
     PaymentCaptured,
     PaymentDeclined,
     PaymentDelayed,
     PaymentRefunded,
+    PaymentRefundFailed,
     PaymentReviewRequired,
 )
 from modules.values import Line, Money, rfc3339
@@ -58,16 +61,17 @@ def decide(states: Sequence[Order | None], event: Event, now: datetime, *, timeo
         match event:
             case OrderSubmitted():
                 return _accepted(event, now, timeout)
-            case CancelRequested():
+            case CancelRequested() | RefundSubmitted():
                 return no_change(OrderUnknown(order_id=event.order_id))
         raise Unexpected(f"{type(event).__name__} for an order that does not exist")
 
     now = max(now, order.updated_at)  # the process that decided before may have a clock that is ahead
     match order.status, event:
         case Status.PROCESSING, StockReserved():
-            held = _with_timeline(
+            held = with_timeline(
                 order, "inventory.reserved", now,
                 status=Status.RESERVED, total_amount=event.total.amount, currency=event.total.currency,
+                unit_prices=tuple(line.unit_price.amount for line in event.lines),
             )  # fmt: skip
             return _confirmed(held, now) if order.is_paid else _changed(held)
         case Status.PROCESSING, StockRejected():
@@ -81,18 +85,21 @@ def decide(states: Sequence[Order | None], event: Event, now: datetime, *, timeo
         case ((Status.PROCESSING | Status.RESERVED), PaymentDelayed()) if (
             not order.is_paid and order.waiting_for is None
         ):
-            return _changed(_with_timeline(order, "payments.delayed", now, waiting_for="payment"))
+            return _changed(with_timeline(order, "payments.delayed", now, waiting_for="payment"))
         case ((Status.PROCESSING | Status.RESERVED), PaymentReviewRequired(reason=reason)) if not order.is_paid:
-            return _changed(_with_timeline(order, "payments.put_aside", now, {"reason": reason}, waiting_for="payment"))
+            return _changed(with_timeline(order, "payments.put_aside", now, {"reason": reason}, waiting_for="payment"))
         case ((Status.PROCESSING | Status.RESERVED), OrderTimedOut()):
             return _cancelled(order, "payment_unavailable" if order.waiting_for == "payment" else "timed_out", now)
         case ((Status.PROCESSING | Status.RESERVED | Status.CONFIRMED), CancelRequested(why=why)):
             return _cancelled(order, "requested", now, None if why is None else {"reason": why})
         case Status.CANCELLED, StockReleased():
-            return _changed(_with_timeline(order, "inventory.released", now))
+            return _changed(with_timeline(order, "inventory.released", now))
         case _, PaymentRefunded():
-            # For an order that is not cancelled, the refund was made at the provider; it may arrive before the capture.
-            return _changed(_with_timeline(order, "payments.refunded", now))
+            return on_payment_refunded(order, event, now)
+        case _, PaymentRefundFailed():
+            return on_refund_failed(order, event, now)
+        case _, RefundSubmitted():
+            return on_refund_submitted(order, event, now)
         case Status.CANCELLED, _:
             return no_change()
         case ((Status.RESERVED | Status.CONFIRMED), (StockReserved() | PaymentDelayed() | OrderTimedOut())):
@@ -135,7 +142,7 @@ def _confirmed(order: Order, now: datetime) -> Decision:
     assert order.total_amount is not None
     assert order.currency is not None
     total = Money(order.total_amount, order.currency)
-    order = _with_timeline(order, "orders.confirmed", now, status=Status.CONFIRMED, is_paid=True, waiting_for=None)
+    order = with_timeline(order, "orders.confirmed", now, status=Status.CONFIRMED, is_paid=True, waiting_for=None)
     confirmed = OrderConfirmed(
         order_id=order.order_id,
         customer_id=order.customer_id,
@@ -147,7 +154,7 @@ def _confirmed(order: Order, now: datetime) -> Decision:
 
 def _cancelled(order: Order, reason: str, now: datetime, detail: dict[str, Any] | None = None) -> Decision:
     was_final = order.is_final
-    order = _with_timeline(
+    order = with_timeline(
         order, "orders.cancelled", now, {"reason": reason} | ({"detail": detail} if detail else {}),
         status=Status.CANCELLED, reason=reason, waiting_for=None,
     )  # fmt: skip
@@ -158,14 +165,6 @@ def _cancelled(order: Order, reason: str, now: datetime, detail: dict[str, Any] 
 
 def _changed(order: Order) -> Decision:
     return Decision((order,), (), order.is_express)
-
-
-def _with_timeline(order: Order, event: str, now: datetime, detail: dict[str, Any] | None = None, **changes: Any) -> Order:
-    """Return *order* with *changes* and with an entry for *event* at the end of its timeline."""
-    entry: dict[str, Any] = {"event": event, "at": rfc3339(now)}
-    if detail:
-        entry["detail"] = detail
-    return evolve(order, updated_at=now, timeline=(*order.timeline, entry), **changes)
 
 
 def _summed(items: Sequence[Line]) -> tuple[Line, ...]:

@@ -12,6 +12,8 @@ __all__ = [
     "OrderSubmitted",
     "OrderTimedOut",
     "OrderUnknown",
+    "RefundImpossible",
+    "RefundSubmitted",
     "created_v1",
     "created_v2",
 ]
@@ -101,6 +103,30 @@ class CancelRequested:
 
     order_id: str
     why: str | None
+
+
+@frozen(kw_only=True)
+class RefundSubmitted:
+    """
+    A client asks to refund *amount* of an order's payment, or *items* at the prices of the order, or else all that is left.
+
+    *refund_id* is a new id, *why* the client's reason, as free text.
+    """
+
+    order_id: str
+    refund_id: str
+    amount: Money | None
+    items: tuple[Line, ...]
+    why: str
+
+
+@frozen(kw_only=True)
+class RefundImpossible:
+    """Reply: the refund is not requested; *code* is stable, *detail* a sentence for people."""
+
+    order_id: str
+    code: str
+    detail: str
 
 
 @frozen(kw_only=True)

@@ -10,10 +10,10 @@ from attrs import asdict
 
 from modules.filters import Filter, Match
 from modules.module import DecisionOutcome
-from modules.orders.events import CancelRequested, OrderSubmitted, OrderUnknown
+from modules.orders.events import CancelRequested, OrderSubmitted, OrderUnknown, RefundImpossible, RefundSubmitted
 from modules.orders.state import Order, Status
 from modules.routes import CommandRoute, GetRoute, ListRoute, Rejection, Request, Response, Route, StreamRoute
-from modules.values import Address, Line, rfc3339
+from modules.values import Address, Line, Money, rfc3339
 
 
 def show(order: Order) -> dict[str, Any]:
@@ -34,9 +34,16 @@ def show(order: Order) -> dict[str, Any]:
         shown["correlation_id"] = order.correlation_id
     if order.waiting_for is not None:
         shown["waiting_for"] = order.waiting_for
+    if order.refunds:
+        shown["refunded"] = {"amount": order.refunded, "currency": order.currency}
+        shown["refunds"] = [_show_refund(entry, order.currency) for entry in order.refunds]
     if order.shipping_address is not None:
         shown["shipping_address"] = _show_address(order.shipping_address)
     return shown
+
+
+def _show_refund(entry: dict[str, Any], currency: str | None) -> dict[str, Any]:
+    return {**entry, "amount": {"amount": entry["amount"], "currency": currency}}
 
 
 def _show_address(address: Address) -> dict[str, Any]:
@@ -68,6 +75,24 @@ def _respond_accepted(outcome: DecisionOutcome) -> Response:
 
 def _to_cancel_requested(request: Request) -> CancelRequested:
     return CancelRequested(order_id=request.path["order_id"], why=(request.body or {}).get("reason"))
+
+
+def _to_refund_submitted(request: Request) -> RefundSubmitted:
+    body = request.body
+    return RefundSubmitted(
+        order_id=request.path["order_id"],
+        refund_id=request.new_id,
+        amount=Money(body["amount"]["amount"], body["amount"]["currency"]) if "amount" in body else None,
+        items=tuple(Line(line["product_id"], line["quantity"]) for line in body.get("items", ())),
+        why=body["reason"],
+    )
+
+
+def _respond_refund_submitted(outcome: DecisionOutcome) -> Response | Rejection:
+    match outcome.events:
+        case (RefundImpossible(code=code, detail=detail),):
+            return Rejection(409, code, detail)
+    return _respond_cancelled(outcome)
 
 
 def _respond_cancelled(outcome: DecisionOutcome) -> Response | Rejection:
@@ -179,6 +204,19 @@ routes: tuple[Route, ...] = (
         response_schema="Order",
         rejections=(404,),
         owned=Order,
+    ),
+    CommandRoute(
+        name="refundOrder",
+        method="POST",
+        path="/v1/orders/{order_id}/refund",
+        summary="Refund an order: an amount, some of its items, or all that is left",
+        request_schema="RefundRequest",
+        event=_to_refund_submitted,
+        respond=_respond_refund_submitted,
+        status=202,
+        response_schema="Order",
+        idempotent=True,
+        rejections=(404, 409),
     ),
     StreamRoute(
         name="streamOrder",

@@ -30,6 +30,15 @@ Timeline = tuple[dict[str, Any], ...]
 """Entries ``{"event", "at", "detail"?}`` as the API returns them, oldest first."""
 
 
+Refunds = tuple[dict[str, Any], ...]
+"""
+Entries ``{"refund_id"?, "amount", "status", "reason"?, "items"?, "failure"?, "at"}``, oldest first.
+
+*amount* is in minor units, *status* is ``pending``, ``succeeded`` or ``failed``. Without a *refund_id* the refund was not asked
+for here: the cancellation of the order caused it, or it was made at the payment provider.
+"""
+
+
 class Status(StrEnum):
     PROCESSING = "processing"
     RESERVED = "reserved"
@@ -43,7 +52,8 @@ class Order:
     An order, from its acceptance on.
 
     *is_paid* may become true before the status is RESERVED, because the two events arrive in any order. *waiting_for*
-    is "payment" while the payment is delayed or under review.
+    is "payment" while the payment is delayed or under review. *unit_prices* are the prices of *items* in their order, in
+    minor units, from the reservation on. *refunds* is None until there is one.
     """
 
     order_id: str
@@ -57,11 +67,24 @@ class Order:
     payment_method: str | None = None
     shipping_address: Address | None = None
     correlation_id: str | None = None
+    unit_prices: tuple[int, ...] | None = None
+    refunds: Refunds | None = None
     is_paid: bool = False
     waiting_for: str | None = None
     created_at: datetime
     updated_at: datetime
     timeline: Timeline
+
+    @property
+    def refunded(self) -> int:
+        """The minor units that were refunded."""
+        return sum(each["amount"] for each in self.refunds or () if each["status"] == "succeeded")
+
+    @property
+    def refundable(self) -> int:
+        """The minor units that can still be asked to be refunded: neither refunded nor about to be."""
+        asked = sum(each["amount"] for each in self.refunds or () if each["status"] != "failed")
+        return max(0, (self.total_amount or 0) - asked) if self.is_paid else 0
 
     @property
     def is_final(self) -> bool:
@@ -92,6 +115,8 @@ order_table = Table(
     Column("payment_method", String(255)),
     Column("shipping_address", JSON),
     Column("correlation_id", key_type(128)),
+    Column("unit_prices", JSON),
+    Column("refunds", JSON),
     Column("is_paid", Boolean, nullable=False),
     Column("waiting_for", String(16)),
     Column("created_at", DateTime(timezone=True), nullable=False),

@@ -55,6 +55,8 @@ from modules.payments.events import (
     RefundProcessing,
     RefundReported,
     RefundSucceeded,
+    SettleImpossible,
+    SettleRequested,
 )
 from modules.payments.refunds import (
     concluded,
@@ -66,6 +68,7 @@ from modules.payments.refunds import (
     on_refund_succeeded,
     with_total,
 )
+from modules.payments.settling import on_settle
 from modules.payments.state import Payment, PaymentStatus
 
 Notice = ChargeNotified | DeclineNotified | RefundNotified | RefundReported | DisputeReported
@@ -104,6 +107,8 @@ def decide(
                 return no_change(NoticeRejected(order_id=event.order_id, reason="unknown_order"))
             case ChargeDelayed():
                 return no_change()
+            case SettleRequested():
+                return no_change(SettleImpossible(order_id=event.order_id, code=None))
         raise Unexpected(f"{type(event).__name__} for a payment that was never requested")
 
     match payment.status, event:
@@ -145,6 +150,8 @@ def decide(
             return on_refund_failed(payment, event, now)
         case _, OrderRefundRequested():
             return on_order_refund(payment, event, now)
+        case _, SettleRequested():
+            return on_settle(payment, event, now)
         case _, (ChargeNotified() | DeclineNotified() | RefundNotified() | RefundReported() | DisputeReported()):
             return _on_gateway_notice(payment, event, now)
     raise Unexpected(f"{type(event).__name__} while {payment.status.value}")

@@ -25,6 +25,8 @@ __all__ = [
     "RefundReported",
     "RefundRequested",
     "RefundSucceeded",
+    "SettleImpossible",
+    "SettleRequested",
 ]
 
 from attrs import frozen
@@ -295,3 +297,21 @@ class NoticeRejected:
 
     order_id: str
     reason: str
+
+
+@frozen(kw_only=True)
+class SettleRequested:
+    """A person closes the case of a payment with *outcome*: ``captured``, ``declined`` or ``refunded``; *why* is free text."""
+
+    order_id: str
+    outcome: str
+    why: str
+
+
+@frozen(kw_only=True)
+class SettleImpossible:
+    """Reply: the payment is not settled; *code* is stable, *detail* a sentence for people. *code* is None if there is none."""
+
+    order_id: str
+    code: str | None
+    detail: str = ""

@@ -87,11 +87,16 @@ class Dispute:
 
 @frozen(kw_only=True)
 class Settlement:
-    """How a person closed the case of a payment: the *outcome*, why, and when (RFC 3339)."""
+    """
+    How a person closed the case of a payment: the *outcome*, why, and when (RFC 3339).
+
+    With *keeps_rest* the rest of the money is kept although the order is cancelled.
+    """
 
     outcome: str
     reason: str
     at: str
+    keeps_rest: bool = False
 
 
 @frozen(kw_only=True)
@@ -109,6 +114,11 @@ class Ledger:
     soft_declines: int = 0
     is_given_up: bool = False
     settled: Settlement | None = None
+
+    @property
+    def keeps_rest(self) -> bool:
+        """True if a person decided that what is left of the payment of a cancelled order is kept."""
+        return self.settled is not None and self.settled.keeps_rest
 
     @property
     def refunded(self) -> int:

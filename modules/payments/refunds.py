@@ -66,6 +66,9 @@ LOOK_UP_SECONDS = (60, 300, 1800, 2 * HOUR, 6 * HOUR)
 OPEN_MAX = timedelta(days=30)
 """How long a refund without a final status is requested and looked up."""
 
+REASON_MAX = 64
+"""The length of the database column for reasons."""
+
 DISPUTED = "disputed"
 PENDING_REASON = "refund_pending"
 
@@ -161,7 +164,7 @@ def on_refund_reported(payment: Payment, notice: RefundReported, now: datetime) 
         at=rfc3339(now),
         key_number=notice.key_number,
         reference=notice.refund_reference,
-        reason=notice.reason,
+        reason=None if notice.reason is None else notice.reason[:REASON_MAX],
     )
     after = evolve(payment, ledger=with_refund(_ledger(payment), told))
     return no_change() if after.ledger == payment.ledger else concluded(payment, after, now, is_notice=True)
@@ -209,7 +212,7 @@ def _refund_rest(payment: Payment, now: datetime) -> tuple[Payment, list[Any]]:
     is_free = payment.amount == 0 and not ledger.refunds
     if not payment.is_cancelled or not (payment.refundable or is_free):
         return payment, []
-    if ledger.settled is not None or _is_disputed(payment) or any(each.reason == NO_ANSWER for each in ledger.refunds):
+    if ledger.keeps_rest or _is_disputed(payment) or any(each.reason == NO_ANSWER for each in ledger.refunds):
         return payment, []
     return _request_again(payment, CANCEL, payment.refundable, now)
 

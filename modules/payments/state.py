@@ -97,7 +97,7 @@ class Payment:
         if self.needs_review:
             return not self.is_waiting
         ledger = self.ledger
-        if ledger is None or ledger.settled is not None or not (self.is_cancelled and self.captured):
+        if ledger is None or ledger.keeps_rest or not (self.is_cancelled and self.captured):
             return False
         return self.refundable > 0 or any(each.reason == NO_ANSWER for each in ledger.refunds)
 

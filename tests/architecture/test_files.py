@@ -145,9 +145,9 @@ def test_a_crowded_folder_is_reported(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_has_the_same_files(module: str) -> None:
-    """A reader who knows one module can find everything in the others."""
+    """A reader who knows one module can find everything in the others; what `decide` calls may stand in further files."""
     folder = ROOT / "modules" / module
-    assert {path.name for path in folder.iterdir() if path.name != "__pycache__"} == MODULE_FILES
+    assert {path.name for path in folder.iterdir()} >= MODULE_FILES
 
 
 @pytest.mark.parametrize("module", MODULES)

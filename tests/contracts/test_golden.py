@@ -23,10 +23,17 @@ from modules.inventory.events import ProductSet
 from modules.inventory.routes import show as show_product
 from modules.inventory.state import Product
 from modules.module import Module
-from modules.orders.events import CancelRequested, OrderSubmitted
+from modules.orders.events import CancelRequested, OrderSubmitted, RefundSubmitted
 from modules.orders.routes import show as show_order
 from modules.orders.state import Order
-from modules.payments.events import ChargeDeclined, ChargeFailed, ChargeMismatch, ChargeSucceeded, RefundSucceeded
+from modules.payments.events import (
+    ChargeDeclined,
+    ChargeFailed,
+    ChargeMismatch,
+    ChargeSucceeded,
+    DisputeReported,
+    RefundSucceeded,
+)
 from modules.payments.routes import show as show_payment
 from modules.payments.state import Payment
 from modules.values import Address, Line, Money
@@ -38,7 +45,18 @@ CONTRACTS = build_registry(all_modules())
 SHOW: dict[type, Callable[[Any], Any]] = {Order: show_order, Product: show_product, Payment: show_payment}
 SUBMITTED: dict[str, Any] = {
     cls.__name__: cls
-    for cls in (ProductSet, OrderSubmitted, CancelRequested, ChargeSucceeded, ChargeMismatch, ChargeFailed, ChargeDeclined, RefundSucceeded)
+    for cls in (
+        ProductSet,
+        OrderSubmitted,
+        CancelRequested,
+        RefundSubmitted,
+        ChargeSucceeded,
+        ChargeMismatch,
+        ChargeFailed,
+        ChargeDeclined,
+        RefundSucceeded,
+        DisputeReported,
+    )
 }
 
 
@@ -62,8 +80,9 @@ def restored(name: str, members: dict[str, Any]) -> Any:
     members = dict(members)
     if "items" in members:
         members["items"] = tuple(Line(**line) for line in members["items"])
-    if "unit_price" in members:
-        members["unit_price"] = Money(**members["unit_price"])
+    for money in "unit_price", "amount":
+        if members.get(money) is not None:
+            members[money] = Money(**members[money])
     if members.get("shipping_address") is not None:
         members["shipping_address"] = Address(**members["shipping_address"])
     return SUBMITTED[name](**members)

@@ -14,7 +14,8 @@ from app.gateways.delay_notifier import SWEEP_SECONDS
 from app.gateways.stripe import http_session, webhook_event
 from app.gateways.stripe.gateway import TEST_PAYMENT_METHOD
 from app.web.endpoints.stripe_webhook import DESCRIPTION
-from modules.payments.decide import RECHECK_DELAY
+from modules.payments.charges import RECHECK_DELAY, SOFT_DECLINE_SECONDS
+from modules.payments.refunds import LOOK_UP_SECONDS, OPEN_MAX, RETRY_SECONDS
 
 TEXT = " ".join((Path(__file__).parents[2] / "docs" / "howto" / "payments.rst").read_text(encoding="utf-8").split())
 BREAKER = CircuitBreaker(time.monotonic)
@@ -30,7 +31,11 @@ BREAKER = CircuitBreaker(time.monotonic)
         f"not more than {webhook_event.TOLERANCE_SECONDS} seconds old",
         f"({gateway_calls.CALLS_MAX} requests at most)",
         f"after 0.5 to {gateway_calls.RETRY_SECONDS_MAX:g} seconds where the provider did not respond",
-        f"after 2 seconds doubling to {gateway_calls.DECLINED_SECONDS_MAX:g} where Stripe rejects it",
+        f"at most {gateway_calls.REFUND_RETRY_SECONDS_MAX:g} seconds for a refund",
+        f"{len(RETRY_SECONDS)} times, after {RETRY_SECONDS[0]} seconds at first and {RETRY_SECONDS[-1] // 3600} hours at last",
+        f"after {LOOK_UP_SECONDS[0]} seconds at first, then every {LOOK_UP_SECONDS[-1] // 3600} hours",
+        f"for {OPEN_MAX.days} days",
+        "after {} seconds and {:g}, {:g} and {:g} minutes".format(SOFT_DECLINE_SECONDS[0], *(n / 60 for n in SOFT_DECLINE_SECONDS[1:])),
         f"After {RECHECK_DELAY.total_seconds():g} seconds the provider's list is looked at once more",
         f"A request that is more than {payment_worker.FRESH_SECONDS:g} seconds old",
         f"Stripe's test card ``{TEST_PAYMENT_METHOD}``",
@@ -55,5 +60,5 @@ def test_the_page_explains_every_mismatch_code() -> None:
     sources = [*Path(webhook_event.__file__).parent.glob("*.py"), Path(__file__).parents[2] / "modules/payments/decide.py"]
     pattern = re.compile(r'(?:mismatch=|return |reason=|ResponseMismatch\()"(\w+)"')
     codes = {code for path in sources for code in pattern.findall(path.read_text(encoding="utf-8"))}
-    assert {"not_asked_for", "partly_refunded", "two_charges", "unknown_intent", "wrong_amount"} <= codes
+    assert {"not_asked_for", "two_charges", "unknown_intent", "wrong_amount"} <= codes
     assert [code for code in sorted(codes) if f"``{code}``" not in TEXT] == []

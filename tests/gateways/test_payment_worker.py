@@ -671,7 +671,7 @@ async def test_a_pending_charge_is_no_failure(path: Path) -> None:
 
 
 async def test_a_rejected_refund_is_shown_and_repeated(path: Path) -> None:
-    """The payment shows that it was not refunded, until the provider refunds it after all."""
+    """The payment shows that it was not refunded, until the provider refunds it after all, under a new key."""
     gateway = FakeGateway(rejects_refunds=True)
     async with running(path, gateway) as (harness, breaker):
         [each] = await finished_orders(harness, await place_orders(harness, 1))
@@ -688,7 +688,8 @@ async def test_a_rejected_refund_is_shown_and_repeated(path: Path) -> None:
         found = await payment_of(harness, each.order_id)
         assert found is not None
         assert found.reason is None
-        assert gateway.refunded == {f"refund:{each.order_id}": 100}
+        [key] = gateway.refunded
+        assert key.startswith(f"refund:{each.order_id}:")
 
 
 async def test_a_request_from_before_the_start_is_looked_up_first(path: Path) -> None:

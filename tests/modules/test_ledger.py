@@ -153,8 +153,8 @@ def run(data: st.DataObject, *, tells_each_refund: bool, may_fail: bool, may_dis
     orders_events = st.sampled_from([CANCELLED, 400, 600, 1000])
     for n, drawn in enumerate(data.draw(st.lists(orders_events, max_size=3))):
         amount = Money(drawn, "EUR") if isinstance(drawn, int) else None
-        request = None if amount is None else OrderRefundRequested(order_id="o", refund_id=f"r{n}", amount=amount, reason="x")
-        history.inbox.append(CANCELLED if request is None else request)
+        ask = None if amount is None else OrderRefundRequested(order_id="o", refund_id=f"r{n}", amount=amount, reason="x")
+        history.inbox.append(ask or CANCELLED)
     troubles, repeats, actions = 5, 8, 4
     for _ in range(STEPS_MAX):
         history.inbox += provider.sent
@@ -198,8 +198,8 @@ def act(data: st.DataObject, provider: Provider, *, may_fail: bool, may_dispute:
             provider.has_failed |= status is RefundStatus.FAILED
             provider.tell(id)
     elif what == "dispute":
-        for status in data.draw(st.permutations(["open", data.draw(st.sampled_from(["open", "won", "lost"]))])):
-            disputed = DisputeReported(order_id="o", reference="pi", dispute_reference="dp", amount=EUR, status=status)
+        for found in data.draw(st.permutations(["open", data.draw(st.sampled_from(["open", "won", "lost"]))])):
+            disputed = DisputeReported(order_id="o", reference="pi", dispute_reference="dp", amount=EUR, status=found)
             provider.sent.append(disputed)
 
 

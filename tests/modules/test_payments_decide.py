@@ -74,8 +74,10 @@ def given(*events: Any) -> Payment:
     return payment
 
 
-def charge_request(attempt: int, is_wanted: bool = True) -> ChargeRequested:
-    return ChargeRequested(order_id="o", amount=EUR, attempt=attempt, is_wanted=is_wanted, payment_method="pm")
+def charge_request(attempt: int, is_wanted: bool = True, key_number: int = 1) -> ChargeRequested:
+    return ChargeRequested(
+        order_id="o", amount=EUR, attempt=attempt, is_wanted=is_wanted, payment_method="pm", key_number=key_number
+    )
 
 
 def refund_request(attempt: int = 1, reference: str = "r") -> RefundRequested:
@@ -323,7 +325,7 @@ def test_a_soft_decline_is_retried_on_a_schedule() -> None:
     assert when(payment, evolve(DECLINE_NOTICE, is_soft=True)) == Decision()
     for attempt, seconds in enumerate((30, 120, 300, 900), 2):
         decision = when(payment, evolve(SOFT, key_number=attempt))
-        retry = Scheduled(evolve(charge_request(attempt), key_number=attempt), NOW + timedelta(seconds=seconds), "charge:o")
+        retry = Scheduled(charge_request(attempt, key_number=attempt), NOW + timedelta(seconds=seconds), "charge:o")
         assert decision.events == ((retry, PaymentDelayed(order_id="o")) if attempt == 2 else (retry,))
         payment = decision.states[0]
         assert (payment.status, payment.reason, payment.is_waiting) == (PaymentStatus.PENDING, "processing_error", True)
@@ -339,7 +341,8 @@ def test_a_soft_decline_is_retried_on_a_schedule() -> None:
 def test_a_soft_decline_is_retried_within_the_time_out_of_its_order() -> None:
     """An attempt that would be due later is not made."""
     order_id = "019b796d-d600-7000-8000-000000000001"  # placed at noon, as NOW
-    reserved, soft = evolve(RESERVED, order_id=order_id), evolve(SOFT, order_id=order_id)
+    reserved = StockReserved(order_id=order_id, lines=(), total=EUR)
+    soft = evolve(SOFT, order_id=order_id)
     for timeout, is_retried in (timedelta(seconds=31), True), (timedelta(seconds=30), False):
         [payment] = decide((None,), reserved, NOW, timeout=timeout).states
         [waiting] = decide((payment,), soft, NOW, timeout=timeout).states

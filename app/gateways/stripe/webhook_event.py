@@ -138,12 +138,12 @@ def _intent_event(id: str, type_: str, value: Any) -> StripeEvent:
         intent = PaymentIntent.of(value)
     except ResponseMismatch as error:
         return StripeEvent(id, type_, mismatch=error.reason)
+    if intent.order_id is None or not _ORDER_ID.fullmatch(intent.order_id):
+        return StripeEvent(id, type_, intent.id, mismatch="unknown_intent")
     amount, is_success = intent.money, type_ == SUCCEEDED
     # Before it has succeeded, amount_received is 0.
     if (intent.status == "succeeded") != is_success or (is_success and not intent.is_fully_received) or amount is None:
         return StripeEvent(id, type_, intent.id, mismatch="nonsense")
-    if intent.order_id is None or not _ORDER_ID.fullmatch(intent.order_id):
-        return StripeEvent(id, type_, intent.id, mismatch="unknown_intent")
     order_id = intent.order_id
     if is_success:
         return StripeEvent(id, type_, intent.id, ChargeNotified(order_id=order_id, reference=intent.id, amount=amount))

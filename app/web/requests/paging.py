@@ -39,6 +39,8 @@ async def read_page(
     the end. It is called with one more than the page's size: that item shows whether there is a next page. A cursor is
     valid for the *route* and the filters with which it was issued.
 
+    An item of which *show* returns None is left out.
+
     Raises:
         ProblemError: 400, ``limit`` is not an integer from 1 to `PAGE_MAX`, or ``cursor`` is invalid.
     """
@@ -49,7 +51,7 @@ async def read_page(
     items = found[:limit]
     following = key_of(items[-1]) if len(found) > limit else stopped_at
     return {
-        "items": [show(item) for item in items],
+        "items": [shown for item in items if (shown := show(item)) is not None],
         "next_cursor": None if following is None else _encode_cursor(following, list_id),
     }
 

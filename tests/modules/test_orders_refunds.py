@@ -1,0 +1,121 @@
+"""Refunds of an order: by amount, by items at the prices of the order, or all that is left; never more than that."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from modules.inventory.events import PricedLine, StockReserved
+from modules.module import Decision
+from modules.orders.decide import decide
+from modules.orders.events import CancelRequested, OrderRefundRequested, OrderUnknown, RefundImpossible, RefundSubmitted
+from modules.orders.refunds import REFUNDS_MAX
+from modules.orders.routes import show
+from modules.orders.state import Order
+from modules.payments.events import PaymentCaptured, PaymentRefunded, PaymentRefundFailed
+from modules.values import Line, Money
+from tests.modules.saga import NOW, submitted
+
+LINES = (PricedLine("A", 2, Money(300, "EUR")), PricedLine("B", 1, Money(400, "EUR")))
+RESERVED = StockReserved(order_id="o", lines=LINES, total=Money(1000, "EUR"))
+CAPTURED = PaymentCaptured(order_id="o", amount=Money(1000, "EUR"), reference="r")
+
+
+def eur(amount: int) -> Money:
+    return Money(amount, "EUR")
+
+
+def refund(id: str = "r1", amount: Money | None = None, *items: tuple[str, int]) -> RefundSubmitted:
+    lines = tuple(Line(product_id, quantity) for product_id, quantity in items)
+    return RefundSubmitted(order_id="o", refund_id=id, amount=amount, items=lines, why="broken")
+
+
+def when(order: Order | None, event: Any) -> Decision:
+    return decide((order,), event, NOW, timeout=timedelta(minutes=15))
+
+
+def given(*events: Any) -> Order:
+    """Return the order after *events*, which follow its submission."""
+    order: Order | None = None
+    for event in (submitted("o", ("A", 2), ("B", 1)), *events):
+        [order] = when(order, event).states or (order,)
+    assert order is not None
+    return order
+
+
+def refused(order: Order, event: Any) -> str:
+    """Return the code of the rejection of *event*, which changes nothing."""
+    decision = when(order, event)
+    assert decision.states == ()
+    [reply] = decision.events
+    assert isinstance(reply, RefundImpossible)
+    return reply.code
+
+
+@pytest.mark.parametrize(
+    ("asked", "amount"),
+    [
+        (refund("r1", eur(400)), 400),
+        (refund("r1", eur(1000)), 1000),
+        (refund("r1", None, ("A", 1)), 300),
+        (refund("r1", None, ("A", 2), ("B", 1)), 1000),
+        (refund("r1", None, ("A", 1), ("A", 1)), 600),
+        (refund("r1"), 1000),
+    ],
+)
+def test_a_refund_of_a_paid_order_is_requested(asked: RefundSubmitted, amount: int) -> None:
+    """By amount, by items, or all that is left."""
+    decision = when(given(RESERVED, CAPTURED), asked)
+    assert decision.events == (OrderRefundRequested(order_id="o", refund_id="r1", amount=eur(amount), reason="broken"),)
+    assert decision.states[0].timeline[-1]["event"] == "orders.refund_requested"
+    assert show(decision.states[0])["refunds"][0]["amount"] == {"amount": amount, "currency": "EUR"}
+
+
+@pytest.mark.parametrize(
+    ("earlier", "asked", "code"),
+    [
+        ([], refund("x", eur(1001)), "exceeds_left"),
+        ([refund("r1", eur(400))], refund("x", eur(601)), "exceeds_left"),
+        ([refund("r1")], refund("x"), "exceeds_left"),
+        ([refund("r1", None, ("A", 1))], refund("x", None, ("A", 2)), "exceeds_left"),
+        ([], refund("x", None, ("A", 3)), "exceeds_left"),
+        ([], refund("x", None, ("Z", 1)), "exceeds_left"),
+        ([refund("r1", eur(800))], refund("x", None, ("A", 1)), "exceeds_left"),
+        ([PaymentRefunded(order_id="o", amount=eur(400), reference="r", kept=eur(600))], refund("x", eur(601)), "exceeds_left"),
+        ([], refund("x", Money(1, "USD")), "wrong_currency"),
+        ([CancelRequested(order_id="o", why=None)], refund("x", eur(1)), "order_cancelled"),
+    ],
+)
+def test_more_than_is_left_is_refused(earlier: list[Any], asked: RefundSubmitted, code: str) -> None:
+    """What was asked for counts before it is made, and so does what was refunded at the provider."""
+    assert refused(given(RESERVED, CAPTURED, *earlier), asked) == code
+
+
+def test_what_is_not_paid_cannot_be_refunded() -> None:
+    """Nor an order that does not exist, nor by items where the prices are not known, nor for ever."""
+    assert refused(given(RESERVED), refund()) == "not_paid"
+    assert when(None, refund()).events == (OrderUnknown(order_id="o"),)
+    old = given(StockReserved(order_id="o", lines=LINES, total=eur(1000)), CAPTURED)
+    object.__setattr__(old, "unit_prices", None)
+    assert refused(old, refund("x", None, ("A", 1))) == "prices_unknown"
+    many = given(RESERVED, CAPTURED, *(refund(f"r{n}", eur(1)) for n in range(REFUNDS_MAX)))
+    assert refused(many, refund("x", eur(1))) == "too_many_refunds"
+
+
+def test_the_order_shows_what_has_become_of_its_refunds() -> None:
+    """A refund that failed for good can be asked for again; one that is tried again is pending."""
+    made = PaymentRefunded(order_id="o", amount=eur(400), reference="b", kept=eur(600), refund_id="r1")
+    order = given(RESERVED, CAPTURED, refund("r1", eur(400)), made)
+    assert show(order)["refunded"] == {"amount": 400, "currency": "EUR"}
+    assert [each["status"] for each in show(order)["refunds"]] == ["succeeded"]
+    failed = PaymentRefundFailed(order_id="o", amount=eur(400), reason="no_balance", is_final=False, refund_id="r1")
+    asked = given(RESERVED, CAPTURED, refund("r1", eur(1000)))
+    assert when(asked, failed).states == ()
+    assert [each["status"] for each in show(given(RESERVED, CAPTURED, refund("r1", eur(400)), made, failed))["refunds"]] == ["pending"]
+    final = PaymentRefundFailed(order_id="o", amount=eur(1000), reason="no_balance", is_final=True, refund_id="r1")
+    [order] = when(asked, final).states
+    assert (show(order)["refunds"][0]["status"], show(order)["refunds"][0]["failure"]) == ("failed", "no_balance")
+    assert order.refundable == 1000
+    assert "refunded" not in show(given(RESERVED, CAPTURED))

@@ -1,0 +1,99 @@
+"""A person closes the case of a payment, and only of one where nothing more happens by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from modules.module import Decision
+from modules.payments.decide import decide
+from modules.payments.events import (
+    ChargeMismatch,
+    DisputeReported,
+    PaymentCaptured,
+    PaymentDeclined,
+    PaymentRefunded,
+    RefundRequested,
+    SettleImpossible,
+    SettleRequested,
+)
+from modules.payments.routes import show
+from modules.payments.state import Payment, PaymentStatus
+from tests.modules.saga import NOW
+from tests.modules.test_ledger import AMOUNT, CANCELLED, CHARGED, EUR, RESERVED, after
+
+MISMATCH = ChargeMismatch(order_id="o", reason="wrong_amount", reference="pi_wrong", calls=1)
+REVIEW = (RESERVED, MISMATCH, MISMATCH)
+DISPUTED = DisputeReported(order_id="o", reference="pi", dispute_reference="dp", amount=EUR, status="lost")
+MISSING_REFUND = (RESERVED, CHARGED, DISPUTED, CANCELLED)
+
+
+def settle(events: tuple[Any, ...], outcome: str) -> Decision:
+    payment, _ = after(*events)
+    return decide((payment,), SettleRequested(order_id="o", outcome=outcome, why="looked at the dashboard"), NOW)
+
+
+@pytest.mark.parametrize(
+    ("events", "outcome", "status", "published"),
+    [
+        (REVIEW, "captured", PaymentStatus.CAPTURED, [PaymentCaptured]),
+        (REVIEW, "declined", PaymentStatus.DECLINED, [PaymentDeclined]),
+        (REVIEW, "refunded", PaymentStatus.REFUNDED, [PaymentDeclined]),
+        ((*REVIEW, CANCELLED, MISMATCH), "captured", PaymentStatus.CAPTURED, [RefundRequested]),
+        ((*REVIEW, CANCELLED, MISMATCH), "declined", PaymentStatus.DECLINED, []),
+        ((*REVIEW, CANCELLED, MISMATCH), "refunded", PaymentStatus.REFUNDED, [PaymentRefunded]),
+        (MISSING_REFUND, "captured", PaymentStatus.CAPTURED, []),
+        (MISSING_REFUND, "refunded", PaymentStatus.REFUNDED, [PaymentRefunded]),
+    ],
+)
+def test_a_case_is_closed_with_its_outcome(events: Any, outcome: str, status: PaymentStatus, published: list[type]) -> None:
+    """Orders receives what follows for the order, and the payment needs no person any more."""
+    decision = settle(events, outcome)
+    [payment] = decision.states
+    assert payment.status is status
+    assert [type(event) for event in decision.events] == published
+    assert not payment.is_open_case
+    assert payment.captured - payment.refunded == payment.kept >= 0
+    assert payment.kept == (AMOUNT if status is PaymentStatus.CAPTURED else 0)
+    shown = show(payment)
+    assert shown is not None
+    assert shown["needs_settling"] is False
+    again = decide((payment,), SettleRequested(order_id="o", outcome=outcome, why="x"), NOW)
+    assert [type(event) for event in again.events] == [SettleImpossible]
+    refund = [RefundRequested] if status is PaymentStatus.CAPTURED and not payment.is_cancelled else []
+    assert [type(event) for event in decide((payment,), CANCELLED, NOW).events] == refund, "a later cancellation is an ordinary one"
+
+
+@pytest.mark.parametrize("outcome", ["captured", "declined", "refunded"])
+@pytest.mark.parametrize(
+    "events",
+    [(RESERVED,), (RESERVED, MISMATCH), (RESERVED, CHARGED), (RESERVED, CHARGED, CANCELLED), (CANCELLED,), (RESERVED, CHARGED, DISPUTED)],
+    ids=["pending", "looked up once more", "captured", "being refunded", "never requested", "disputed"],
+)
+def test_nothing_else_can_be_settled(events: tuple[Any, ...], outcome: str) -> None:
+    """It changes nothing."""
+    decision = settle(events, outcome)
+    assert decision.states == ()
+    [reply] = decision.events
+    assert isinstance(reply, SettleImpossible)
+    assert reply.code == "no_case"
+
+
+def test_an_impossible_outcome_is_rejected() -> None:
+    """Money that was captured cannot have been declined, and a charge without a reference cannot be refunded."""
+    assert [event.code for event in settle(MISSING_REFUND, "declined").events] == ["is_captured"]
+    unnamed = ChargeMismatch(order_id="o", reason="wrong_key", reference=None, calls=1)
+    assert [event.code for event in settle((RESERVED, unnamed, unnamed, CANCELLED, unnamed), "captured").events] == ["no_reference"]
+    unknown = decide((None,), SettleRequested(order_id="o", outcome="captured", why="x"), NOW)
+    assert unknown.events == (SettleImpossible(order_id="o", code=None),)
+
+
+def test_the_payment_shows_how_it_was_settled() -> None:
+    """The reason and the time are kept; who it was is in the audit."""
+    [payment] = settle(MISSING_REFUND, "refunded").states
+    assert isinstance(payment, Payment)
+    shown = show(payment)
+    assert shown is not None
+    assert shown["settled"] == {"outcome": "refunded", "reason": "looked at the dashboard", "at": "2026-01-01T12:00:00.000000Z"}
+    assert shown["refunds"][-1]["reason"] == "settled"
