@@ -1,4 +1,4 @@
-"""The JetStream adapter passes the contract suite on one real server."""
+"""A server for all tests of a file, and a bus on it; a file that does more to its server has fixtures of its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.bus.contract import BusContract
 from tests.bus.jetstream.harness import JetStreamHarness
 from tests.nats import NatsServer
 
@@ -22,7 +21,3 @@ async def harness(server: NatsServer, request: pytest.FixtureRequest) -> AsyncIt
     """A bus in an account of its own; at the end of the test it must have no task left."""
     async with JetStreamHarness.on(server.account_urls(), **getattr(request, "param", {})) as harness:
         yield harness
-
-
-class TestJetStreamBus(BusContract):
-    """The contract suite on one node."""
