@@ -1,8 +1,8 @@
 """
-The image and what stands around it, for real. `tox -e image` runs this; it needs root, and Debian's packages.
+Checks of the built image, the proxy and the alerts. `tox -e image` runs them; they need root and Debian packages.
 
-The files are called ``check_*`` so that an ordinary run, which has neither, does not collect them: what is not there
-fails here instead of being skipped.
+The files are called ``check_*`` so that an ordinary test run does not collect them. Without root or the packages they
+fail instead of being skipped.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from pathlib import Path
 
 import pytest
 
-from tests.image.workshop import Container, Image, Workshop, need
+from tests.image.image_build import Container, Image, ImageBuild, require_programs
 
 Start = Callable[..., Container]
 
 
 @pytest.fixture(scope="session")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
-    need({"buildah": "buildah", "debootstrap": "debootstrap", "unshare": "util-linux"})
-    return Workshop(tmp_path_factory.mktemp("workshop")).build()
+    require_programs({"buildah": "buildah", "debootstrap": "debootstrap", "unshare": "util-linux"})
+    return ImageBuild(tmp_path_factory.mktemp("image")).build()
 
 
 @pytest.fixture
 def start(image: Image, tmp_path: Path) -> Iterator[Start]:
-    """Start the image; it ends with the test."""
+    """Return a function that starts the image; the containers are killed at the end of the test."""
     started: list[Container] = []
     volume = tmp_path / "volume"
     volume.mkdir()
 
-    def one(*arguments: str, **settings: str) -> Container:
+    def start_one(*arguments: str, **settings: str) -> Container:
         started.append(image.start(volume, *arguments, **{"AUTH_OFF_I_KNOW": "1", "HTTP_PORT": "0"} | settings))
         return started[-1]
 
-    yield one
+    yield start_one
     for container in started:
         container.end()

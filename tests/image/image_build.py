@@ -1,8 +1,8 @@
-"""Where the image is made and looked at, without a container engine: debootstrap, buildah, and the kernel's namespaces."""
+"""Build and run the image without a container engine: with debootstrap, buildah and the namespaces of the kernel."""
 
 from __future__ import annotations
 
-__all__ = ["Container", "Image", "Workshop", "need", "unpacked"]
+__all__ = ["Container", "Image", "ImageBuild", "require_programs", "unpack_package"]
 
 import json
 import os
@@ -25,12 +25,12 @@ CODENAME = "bookworm"
 STEP_SECONDS = 540.0
 
 
-def need(packages: Mapping[str, str]) -> None:
-    """Install the Debian package of each program that is missing; *packages* are by program. Fail where that cannot be."""
+def require_programs(packages: Mapping[str, str]) -> None:
+    """Install the Debian package of each missing program; *packages* are by program. Fail where that is impossible."""
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
     missing = sorted({package for program, package in packages.items() if shutil.which(program) is None})
     if os.geteuid() != 0:
-        pytest.fail(f"the image is built and started by root only; needed beside: {', '.join(sorted(packages))}")
+        pytest.fail(f"only root can build and start the image; also needed: {', '.join(sorted(packages))}")
     if missing and shutil.which("apt-get") is None:
         pytest.fail(f"{', '.join(missing)} cannot be installed: there is no apt-get here")
     if missing:
@@ -39,11 +39,13 @@ def need(packages: Mapping[str, str]) -> None:
         _run(["apt-get", "install", "-qq", "--yes", "--no-install-recommends", *missing], env=environment)
 
 
-def unpacked(package: str, folder: Path) -> Path:
-    """Unpack a Debian package in *folder*, without installing it; return *folder*. Fail where that cannot be."""
+def unpack_package(package: str, folder: Path) -> Path:
+    """Unpack a Debian package into *folder* without installing it; return *folder*. Fail where that is impossible."""
     if shutil.which("apt-get") is None:
-        pytest.fail(f"{package} cannot be had: there is no apt-get here")
-    done = subprocess.run(["apt-get", "download", "-qq", package], cwd=folder, capture_output=True, text=True, check=False)
+        pytest.fail(f"{package} cannot be downloaded: there is no apt-get here")
+    done = subprocess.run(
+        ["apt-get", "download", "-qq", package], cwd=folder, capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         _run(["apt-get", "update", "-qq"])
         _run(["apt-get", "download", "-qq", package], cwd=folder)
@@ -53,7 +55,7 @@ def unpacked(package: str, folder: Path) -> Path:
 
 
 def _run(command: Sequence[str | Path], **options: Any) -> str:
-    """Run *command* and return what it says; show all of that when it fails."""
+    """Run *command* and return its output; fail the test with the output if the command fails."""
     try:
         done: subprocess.CompletedProcess[str] = subprocess.run(
             [str(part) for part in command],
@@ -69,7 +71,7 @@ def _run(command: Sequence[str | Path], **options: Any) -> str:
 
 @frozen
 class Image:
-    """What was built: its root file system, and what it says of itself."""
+    """A built image: its root file system and its configuration."""
 
     rootfs: Path
     config: Mapping[str, Any]
@@ -81,14 +83,14 @@ class Image:
 
     @property
     def bytes(self) -> int:
-        """The sizes of all its files together: its size unpacked."""
+        """The total size of all files."""
         return sum(path.lstat().st_size for path in self.rootfs.rglob("*") if path.is_file() and not path.is_symlink())
 
     def start(self, folder: Path, *arguments: str, **settings: str) -> Container:
         """
-        Start it as an engine would: its entrypoint, user and variables, alone in its root, which is read-only.
+        Start the image as a container engine does: with its entrypoint, user and variables, on a read-only root.
 
-        *folder* is its volume. The network and the users are this machine's; its processes are its own.
+        *folder* is the volume. The container has its own mount and process namespaces and uses the network of this machine.
         """
         uid = int(self.config["User"].partition(":")[0])
         os.chown(folder, uid, uid)
@@ -106,10 +108,10 @@ class Image:
             exec chroot --userspec={self.config["User"]} {root} "$@"
         """
         for device in ("null", "urandom"):
-            # An engine mounts a /dev of its own; here they need a place to be mounted on.
+            # An engine mounts its own /dev; here each device needs a file to be mounted on.
             (self.rootfs / "dev" / device).touch()
         variables = [f"{name}={value}" for name, value in (self.environment | settings).items()]
-        # env is not there inside, so variables are set outside, for a chroot that is called by its full name.
+        # The image has no env program, so the variables are set outside, before chroot.
         with (folder.parent / "stdout.txt").open("w") as stdout:
             process = subprocess.Popen(
             ["/usr/bin/unshare", "--mount", "--pid", "--fork",
@@ -120,7 +122,7 @@ class Image:
         return Container(process, folder.parent / "stdout.txt")
 
     def _program(self) -> str:
-        """Return the full name of what the entrypoint calls; an engine looks it up in the image's own PATH."""
+        """Return the full path of the entrypoint program; an engine searches the PATH of the image for it."""
         name = self.config["Entrypoint"][0]
         for folder in self.environment["PATH"].split(":"):
             if (self.rootfs / folder.lstrip("/") / name).is_symlink():
@@ -139,44 +141,44 @@ class Container:
     stdout: Path
 
     @property
-    def said(self) -> str:
-        """What it has written so far."""
+    def output(self) -> str:
+        """What the container has written so far."""
         return self.stdout.read_text(encoding="utf-8", errors="replace")
 
     @property
     def first_pid(self) -> int:
-        """Its first process, as seen from outside."""
+        """The id of its first process, as seen from outside."""
         return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0])
 
     def wait_until_ready(self, seconds: float = 30.0) -> str:
-        """Return the address that it says it is ready at."""
+        """Wait until the server prints its address; return the address."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.process.poll() is None:
-            if found := re.search(r"ready at http://[^:]+:([0-9]+)", self.said):
+            if found := re.search(r"ready at http://[^:]+:([0-9]+)", self.output):
                 return f"http://127.0.0.1:{found[1]}"
             time.sleep(0.02)
-        pytest.fail(f"it was not ready within {seconds:g} s: {self.said}")
+        pytest.fail(f"it was not ready within {seconds:g} s: {self.output}")
 
     def wait(self, seconds: float = 30.0) -> int:
-        """Wait for its end; return its exit code."""
+        """Wait until the container has ended; return its exit code."""
         return self.process.wait(seconds)
 
     def end(self) -> None:
-        """Leave nothing of it behind. Idempotent."""
+        """Kill the container if it is running. Idempotent."""
         if self.process.poll() is None:
-            # Not unshare itself: it would leave its child behind.
+            # Not unshare itself: its child would keep running.
             os.kill(self.first_pid, signal.SIGKILL)
         self.process.wait()
 
 
 @frozen
-class Workshop:
-    """A folder of its own, which nothing outlives."""
+class ImageBuild:
+    """Builds the image in a folder of its own."""
 
     folder: Path
 
     def build(self) -> Image:
-        """Build the Dockerfile over a base that debootstrap makes, under the name that the Dockerfile calls it by."""
+        """Build the Dockerfile on a base image made by debootstrap, which gets the name that the Dockerfile uses."""
         (base,) = re.findall(r"^FROM (\S+) AS build$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
         assert CODENAME in base
         self._make_base(f"docker.io/library/{base}")
@@ -194,10 +196,10 @@ class Workshop:
             os.chown(
                 rootfs / path.relative_to(mounted), path.lstat().st_uid, path.lstat().st_gid, follow_symlinks=False
             )
-        described = json.loads(self._buildah("inspect", "--type", "image", "localhost/fulfilment:test"))
+        inspected = json.loads(self._buildah("inspect", "--type", "image", "localhost/fulfilment:test"))
         self._buildah("rm", "--all")
-        shutil.rmtree(self.folder / "store")  # with what it is built over, more than a gigabyte
-        return Image(rootfs, described["Docker"]["config"])
+        shutil.rmtree(self.folder / "store")  # with the base image more than a gigabyte
+        return Image(rootfs, inspected["Docker"]["config"])
 
     def _make_base(self, name: str) -> None:
         base = self.folder / "base"
@@ -215,7 +217,7 @@ class Workshop:
         shutil.rmtree(base)
 
     def _network(self) -> tuple[Path, Path]:
-        """Return what the build needs to reach an index as this machine does: its certificates, and pip's settings."""
+        """Return the files that the build needs to reach the package index: the certificates and the pip settings of this machine."""
         certificates, pip = self.folder / "certificates.pem", self.folder / "pip.conf"
         found = next(
             (path for path in (os.environ.get("SSL_CERT_FILE", ""), _CERTIFICATES) if Path(path).is_file()), None
@@ -248,7 +250,7 @@ _CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 
 
 def _debian_sources() -> list[str]:
-    """Return where this machine has Debian's packages of that release from; empty if it is another system."""
+    """Return the Debian sources of that release on this machine; empty on another system."""
     listed = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(ORIGIN) $(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"],
         capture_output=True, text=True, check=False,
