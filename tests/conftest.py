@@ -14,13 +14,19 @@ from tests.postgres import PostgresServer
 from tests.runtime.harness import Harness, harness_at
 
 MEMORY = Path("/dev/shm")
-"""Where Linux keeps files in memory: a commit does not wait for a disk there that other tests keep busy."""
+"""Where Linux keeps files in memory: a commit does not wait there for a disk that other tests keep busy."""
 
-MEMORY_BYTES_MIN = 4 << 30
-"""The free space that all tests together, and two earlier runs, fit into."""
+MEMORY_BYTES_MIN = 8 << 30
+"""The space that must be free there; the tests need much less, and share the memory with everything else."""
 
-if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= MEMORY_BYTES_MIN:
-    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+def memory_is_usable() -> bool:
+    """Tell whether the tests may keep their files in memory; some run programs and make devices from them."""
+    if not MEMORY.is_dir() or not os.access(MEMORY, os.W_OK):
+        return False
+    found = os.statvfs(MEMORY)
+    return found.f_bavail * found.f_frsize >= MEMORY_BYTES_MIN and not found.f_flag & (os.ST_NOEXEC | os.ST_NODEV)
+
 
 RUN_FIRST = (
     "gateways/test_faulty_provider.py",
@@ -48,6 +54,12 @@ Test files that take half a minute or more, about the longest first.
 One of them at the end would keep a single worker busy while the others are idle. Files that use a whole core stand
 between files that mostly wait.
 """
+
+
+def pytest_configure() -> None:
+    """Let pytest create its temporary folders in memory."""
+    if memory_is_usable():
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
