@@ -20,6 +20,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import attrs
 import jsonschema_rs
 
+from bus.contracts.violations import violations
 from bus.errors import ContractError, SchemaViolation
 
 Schema = Mapping[str, Any]
@@ -41,10 +42,7 @@ def explain(schema: Schema, value: Any) -> tuple[SchemaViolation, ...]:
     # Only the first hundred: a malicious value has tens of thousands, and finding them all blocks the event loop for a
     # second.
     errors = islice(_reference_validator()(dict(schema)).iter_errors(value), 100)
-    problems = {
-        SchemaViolation("".join(f"/{_escape(part)}" for part in error.absolute_path), _shorten(error.message))
-        for error in errors
-    }
+    problems = {problem for error in errors for problem in violations(error)}
     return tuple(sorted(problems, key=lambda problem: (problem.pointer, problem.detail)))[:20]
 
 
@@ -197,11 +195,3 @@ def _type_of(schema: Schema) -> str | None:
     values = [schema["const"]] if "const" in schema else schema.get("enum", ())
     types = {_JSON_TYPES.get(type(value)) for value in values}
     return types.pop() if len(types) == 1 else None
-
-
-def _escape(part: str | int) -> str:
-    return str(part).replace("~", "~0").replace("/", "~1")
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:120]} ... {text[-70:]}"

@@ -56,7 +56,7 @@ def test_an_event_of_an_older_class_is_encoded_only_in_that_version(contracts: C
 
 def test_an_event_that_violates_an_older_schema_is_not_encoded_at_all(contracts: ContractRegistry) -> None:
     """All versions are published, or none: 0.1 g is not a whole gram."""
-    with pytest.raises(Invalid, match=r"parcels\.sent\.v2: /grams: 0 is less than"):
+    with pytest.raises(Invalid, match=r"parcels\.sent\.v2: /grams: must be at least 1; it is 0"):
         contracts.encode_versions(SentV3(parcel_id="p", kilograms=0.0001, carrier="dhl"))
 
 
@@ -95,9 +95,9 @@ def test_consumers_validate_tolerantly_and_publishers_strictly(contracts: Contra
         ("parcels.sent.v99", b"{}", UnknownSubject, "no contract for parcels.sent.v99"),
         (V1, b"{", Unreadable, "parcels.sent.v1: "),
         (V1, b"\xff\xfe", Unreadable, "parcels.sent.v1: "),
-        (V1, b'{"parcel_id":"p"}', Invalid, "parcels.sent.v1: /: 'grams' is a required property"),
-        (V1, b'{"parcel_id":"p","grams":"1"}', Invalid, "parcels.sent.v1: /grams: '1' is not of type 'integer'"),
-        (V1, b"[]", Invalid, "parcels.sent.v1: /: [] is not of type 'object'"),
+        (V1, b'{"parcel_id":"p"}', Invalid, "parcels.sent.v1: /: the member \"grams\" is missing"),
+        (V1, b'{"parcel_id":"p","grams":"1"}', Invalid, "parcels.sent.v1: /grams: must be an integer; it is the string \"1\""),
+        (V1, b"[]", Invalid, "parcels.sent.v1: /: must be an object; it is an array"),
     ],
 )
 def test_an_unreadable_message_is_rejected_with_the_place_and_the_reason(

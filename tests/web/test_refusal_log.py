@@ -35,7 +35,7 @@ def lines() -> Iterator[list[Line]]:
     [
         ("GET", "/nowhere?token=secret", None, 404, "not_found", "This path does not exist."),
         ("DELETE", "/v1/shipments", None, 405, "method_not_allowed", "This path supports only"),
-        ("POST", "/v1/shipments", {"weight": "heavy"}, 400, "invalid_body", "'items' is a"),
+        ("POST", "/v1/shipments", {"weight": "heavy"}, 400, "invalid_body", '"weight" is not allowed here'),
         ("GET", "/v1/shipments?limit=0", None, 400, "invalid_query", "/limit"),
     ],
 )

@@ -49,7 +49,7 @@ class FilterReader:
             if not found:
                 conditions.append(Condition(filter, tuple(_converted(value, filter.schema) for value in values)))
         if violations:
-            raise invalid_input("invalid_query", "A filter has a value that no resource can have.", violations)
+            raise invalid_input("invalid_query", "A filter has a value that it cannot have; errors says which and what is allowed.", violations)
         return conditions
 
 

@@ -61,7 +61,7 @@ def _page_size(query: Mapping[str, str]) -> int:
     if text is None:
         return PAGE_DEFAULT
     if not _PAGE_SIZE.fullmatch(text) or int(text) > PAGE_MAX:
-        violation = SchemaViolation("/limit", f"must be an integer from 1 to {PAGE_MAX}")
+        violation = SchemaViolation("/limit", f"must be an integer from 1 to {PAGE_MAX}; it is {text[:20]}")
         raise invalid_input("invalid_query", "The page size is out of range.", [violation])
     return int(text)
 

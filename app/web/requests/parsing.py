@@ -147,7 +147,7 @@ def _missing_body(is_required: bool, is_valid: Callable[[Any], bool], schema: Ma
 def _invalid_body(violations: tuple[SchemaViolation, ...]) -> ProblemError:
     # A fast validator decides and a second one explains; should the second find nothing, the first one still holds.
     violations = violations or (SchemaViolation("", "does not match the schema"),)
-    return invalid_input("invalid_body", "The body violates its schema.", violations)
+    return invalid_input("invalid_body", "The body is not as this route takes it; errors says where and why.", violations)
 
 
 async def _read_bytes(request: web.Request) -> bytes:
@@ -253,13 +253,17 @@ def read_query(request: web.Request, known: Collection[str]) -> dict[str, str]:
     for name, value in request.query.items():
         pointer = f"/{name[:64].replace('~', '~0').replace('/', '~1')}"
         if name not in known:
-            violations.append(SchemaViolation(pointer, "is not a parameter of this route"))
+            allowed = ", ".join(sorted(known))
+            detail = f"is not a parameter of this route, which takes {allowed}" if known else "this route takes no parameters"
+            violations.append(SchemaViolation(pointer, detail))
         elif name in found:
-            violations.append(SchemaViolation(pointer, "is given twice"))
+            violations.append(SchemaViolation(pointer, "is given twice; give it once"))
+        elif not value:
+            violations.append(SchemaViolation(pointer, "is empty; give it a value, or leave the parameter out"))
         elif not is_readable(value):
-            violations.append(SchemaViolation(pointer, "must not be empty or contain control characters"))
+            violations.append(SchemaViolation(pointer, "must not contain control characters"))
         else:
             found[name] = value
     if violations:
-        raise invalid_input("invalid_query", "The query has invalid parameters.", violations[:20])
+        raise invalid_input("invalid_query", "The query has parameters that are not valid; errors says which and why.", violations[:20])
     return found

@@ -191,7 +191,7 @@ def _example(status: int, code: str, detail: str) -> Json:
         "correlation_id": "0192f0c1-2b3c-7d4e-8f50-617283940a1b",
     }
     if status == 400:
-        example["errors"] = [{"pointer": "/items/0/quantity", "detail": "0 is less than the minimum of 1"}]
+        example["errors"] = [{"pointer": "/items/0/quantity", "detail": "must be at least 1; it is 0"}]
     return example
 
 
