@@ -104,7 +104,8 @@ class GatewayCalls:
                 return ChargeDeclined(order_id=order_id, reason="order_cancelled", calls=0)
             if charge is None or (attempt.should_charge and isinstance(charge, Declined) and charge.is_soft):
                 calls = 1
-                call = partial(self._gateway.charge, key, order_id, amount, ChargeDetails(event.payment_method))
+                details = ChargeDetails(event.payment_method, event.payment_customer, event.shipping_address)
+                call = partial(self._gateway.charge, key, order_id, amount, details)
                 charge = await self._call(call, CALL_SECONDS_MAX)
         except GatewayError as error:
             is_unknown = isinstance(error, GatewayTimeout) if calls else request.may_be_repeat

@@ -159,6 +159,8 @@ def _reserve(event: OrderCreated, products: Sequence[Product | None]) -> Decisio
         ),
         total=Money(total, currency),
         payment_method=event.payment_method,
+        payment_customer=event.payment_customer,
+        shipping_address=event.shipping_address,
     )
     reservation = Reservation(order_id=event.order_id, status=ReservationStatus.HELD, lines=event.items)
     return Decision((reservation, *held), (reserved,))

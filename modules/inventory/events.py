@@ -21,7 +21,7 @@ __all__ = [
 from attrs import frozen
 
 from bus.subjects import event
-from modules.values import UNCONDITIONAL, Line, Money, Precondition, PriceFault
+from modules.values import UNCONDITIONAL, Address, Line, Money, Precondition, PriceFault
 
 
 @frozen
@@ -50,6 +50,8 @@ class StockReserved:
     lines: tuple[PricedLine, ...]
     total: Money
     payment_method: str | None = None
+    payment_customer: str | None = None
+    shipping_address: Address | None = None
 
 
 @event("inventory.rejected.v1")

@@ -120,6 +120,7 @@ def _accepted(event: OrderSubmitted, now: datetime, timeout: timedelta) -> Decis
         items=items,
         is_express=event.is_express,
         payment_method=event.payment_method,
+        payment_customer=event.payment_customer,
         shipping_address=event.shipping_address,
         correlation_id=event.correlation_id,
         created_at=now,
@@ -133,6 +134,7 @@ def _accepted(event: OrderSubmitted, now: datetime, timeout: timedelta) -> Decis
         version="v2",
         shipping_address=event.shipping_address,
         payment_method=event.payment_method,
+        payment_customer=event.payment_customer,
     )
     timed_out = Scheduled(OrderTimedOut(order_id=order.order_id), now + timeout, _timer(order))
     return Decision((order,), (created, timed_out), order.is_express)

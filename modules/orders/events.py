@@ -34,6 +34,7 @@ class OrderCreated:
     version: str
     shipping_address: Address | None
     payment_method: str | None = None
+    payment_customer: str | None = None
 
 
 @event("orders.created.v1")
@@ -45,6 +46,7 @@ class OrderCreatedV1:
     items: tuple[Line, ...]
     version: str
     payment_method: str | None = None
+    payment_customer: str | None = None
 
 
 @event("orders.confirmed.v1")
@@ -93,6 +95,7 @@ class OrderSubmitted:
     items: tuple[Line, ...]
     is_express: bool
     payment_method: str | None
+    payment_customer: str | None = None
     shipping_address: Address | None = None
     correlation_id: str | None = None
 
@@ -144,6 +147,7 @@ def created_v1(event: OrderCreated) -> OrderCreatedV1:
         items=event.items,
         version="v1",
         payment_method=event.payment_method,
+        payment_customer=event.payment_customer,
     )
 
 
@@ -156,4 +160,5 @@ def created_v2(event: OrderCreatedV1) -> OrderCreated:
         version="v2",
         shipping_address=None,
         payment_method=event.payment_method,
+        payment_customer=event.payment_customer,
     )

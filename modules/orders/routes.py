@@ -58,6 +58,7 @@ def _to_submitted(request: Request) -> OrderSubmitted:
         items=tuple(Line(line["product_id"], line["quantity"]) for line in body["items"]),
         is_express=body.get("priority") == "express",
         payment_method=body.get("payment_method"),
+        payment_customer=body.get("payment_customer"),
         shipping_address=Address(**body["shipping_address"]) if "shipping_address" in body else None,
         correlation_id=request.correlation_id or None,
     )

@@ -65,6 +65,7 @@ class Order:
     currency: str | None = None
     is_express: bool
     payment_method: str | None = None
+    payment_customer: str | None = None
     shipping_address: Address | None = None
     correlation_id: str | None = None
     unit_prices: tuple[int, ...] | None = None
@@ -113,6 +114,7 @@ order_table = Table(
     Column("currency", String(3)),
     Column("is_express", Boolean, nullable=False),
     Column("payment_method", String(255)),
+    Column("payment_customer", String(255)),
     Column("shipping_address", JSON),
     Column("correlation_id", key_type(128)),
     Column("unit_prices", JSON),

@@ -53,6 +53,8 @@ def on_stock_reserved(event: StockReserved, now: datetime) -> Decision:
         amount=event.total.amount,
         currency=event.total.currency,
         payment_method=event.payment_method,
+        payment_customer=event.payment_customer,
+        shipping_address=event.shipping_address,
         attempts=1,
         updated_at=now,
     )
@@ -193,6 +195,8 @@ def _request_charge(payment: Payment, key_number: int = 1) -> ChargeRequested:
         attempt=payment.attempts,
         is_wanted=not (payment.is_cancelled or payment.needs_review or payment.is_given_up),
         payment_method=payment.payment_method,
+        payment_customer=payment.payment_customer,
+        shipping_address=payment.shipping_address,
         key_number=key_number,
     )
 

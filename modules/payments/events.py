@@ -32,7 +32,7 @@ __all__ = [
 from attrs import frozen
 
 from bus.subjects import event
-from modules.values import Money
+from modules.values import Address, Money
 
 
 @event("payments.charge_requested.v1")
@@ -50,6 +50,8 @@ class ChargeRequested:
     attempt: int
     is_wanted: bool
     payment_method: str | None = None
+    payment_customer: str | None = None
+    shipping_address: Address | None = None
     key_number: int = 1
 
 

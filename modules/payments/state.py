@@ -12,6 +12,7 @@ from sqlalchemy import JSON, BigInteger, Boolean, CheckConstraint, Column, DateT
 
 from modules.payments.ledger import DisputeStatus, Ledger, RefundStatus
 from modules.tables import key_type
+from modules.values import Address
 
 
 class PaymentStatus(StrEnum):
@@ -39,6 +40,8 @@ class Payment:
     amount: int | None = None
     currency: str | None = None
     payment_method: str | None = None
+    payment_customer: str | None = None
+    shipping_address: Address | None = None
     attempts: int = 0
     calls: int = 0
     reference: str | None = None
@@ -134,6 +137,8 @@ payment_table = Table(
     Column("amount", BigInteger),
     Column("currency", String(3)),
     Column("payment_method", String(255)),
+    Column("payment_customer", String(255)),
+    Column("shipping_address", JSON),
     Column("attempts", Integer, nullable=False),
     Column("calls", Integer, nullable=False),
     Column("reference", String(255)),

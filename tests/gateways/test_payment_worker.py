@@ -47,7 +47,7 @@ from modules.orders.events import CancelRequested
 from modules.orders.state import Order, Status
 from modules.payments.events import ChargeFailed, ChargeRequested
 from modules.payments.state import Payment, PaymentStatus
-from modules.values import Money
+from modules.values import Address, Money
 from tests.runtime.harness import (
     CONTEXT,
     NO_CONTENT,
@@ -420,6 +420,23 @@ async def test_a_definite_failure_ends_the_key(path: Path, failure: str) -> None
         assert [used for call, used in gateway.calls if call == "charge"] == keys
         assert gateway.captured == {keys[2]: 100}
         assert [call for call, _ in gateway.calls] == ["charge", "find", "charge", "find", "charge"]
+
+
+async def test_the_customer_and_the_address_of_an_order_go_along_with_its_charge(path: Path) -> None:
+    """A saved card needs its customer, and rules for exports need the address; each retry has them, too."""
+    seen: list[ChargeDetails] = []
+
+    class Recording(FakeGateway):
+        async def charge(self, key: str, order_id: str, amount: Money, details: ChargeDetails) -> ChargeResult:
+            seen.append(details)
+            return await super().charge(key, order_id, amount, details)
+
+    address = Address(line1="1 Main St", city="London", postal_code="SW1", country="GB", name="Ada")
+    order = attrs.evolve(submitted(oid(0)), payment_method="pm_1", payment_customer="cus_1", shipping_address=address)
+    async with running(path, Recording(plan=["not reached", "ok", "not reached"])) as (harness, _):
+        await harness.runners["orders"].submit(order, id=oid(0), trace=CONTEXT, respond=NO_CONTENT)
+        await finished_orders(harness, [oid(0)])
+    assert seen == [ChargeDetails("pm_1", "cus_1", address)] * 3
 
 
 async def test_a_key_is_kept_while_the_outcome_of_its_call_is_unknown(path: Path) -> None:
