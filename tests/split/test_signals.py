@@ -15,7 +15,7 @@ from tests.split.conftest import Build
 from tests.split.invariants import check_system
 from tests.split.system import System
 
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 30.0
 
 
 @pytest.mark.slow
@@ -79,5 +79,5 @@ async def test_a_process_that_never_reached_nats_ends_at_once(
     for server in system:
         server.send(signal.SIGTERM)
     assert [await asyncio.to_thread(server.wait) for server in system] == [0, 0, 0]
-    assert time.monotonic() - began < 15.0
+    assert time.monotonic() - began < 25.0
     assert system.stderr == ""

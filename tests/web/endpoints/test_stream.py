@@ -172,7 +172,9 @@ async def test_a_server_that_shuts_down_ends_its_streams_at_once(web: Web) -> No
     web.service.put(SHIPMENT)
     async with open_stream(web) as response:
         await next_event(response)
-        async with asyncio.timeout(0.9):  # the grace period for open connections is one second
+        assert web.server.runner is not None
+        web.server.runner._shutdown_timeout = 60.0  # the grace period for open connections
+        async with asyncio.timeout(10):
             closing = asyncio.ensure_future(web.server.close())
             assert await next_event(response) is None
         await closing
