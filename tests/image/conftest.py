@@ -7,6 +7,8 @@ fail instead of being skipped.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +17,12 @@ import pytest
 from tests.image.image_build import Container, Image, ImageBuild, require_programs
 
 Start = Callable[..., Container]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure() -> None:
+    """Build the image on the disk: it is large, and its layers need a file system with all features."""
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
 
 
 @pytest.fixture(scope="session")
