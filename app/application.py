@@ -79,7 +79,7 @@ class Application:
             DatabaseUnreachable: A database cannot be used, or another process serves a module from it.
             NotMigrated: A PostgreSQL database is behind this release.
             NewerDatabase: A database was written by a newer release.
-            ModuleError: A module has a state without a table, because a migration is missing.
+            ModuleError: A module lacks a table or a column, because a migration is missing.
             CannotListen: The port is taken, or the address is not one of this machine.
         """
         try:

@@ -32,7 +32,7 @@ class ConsumerDirectory(Protocol):
 
 
 def subject_matches(pattern: str, subject: str) -> bool:
-    """Tell whether *pattern*, which may hold ``*`` for one token and end in ``>`` for the rest, covers *subject*."""
+    """Return whether *pattern*, which may hold ``*`` for one token and end in ``>`` for the rest, covers *subject*."""
     if pattern == subject:
         return True
     wanted, tokens = pattern.split("."), subject.split(".")

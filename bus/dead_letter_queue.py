@@ -37,7 +37,7 @@ class DeadLetterQueue:
     """
     Store dead letters one after the other; one that fails is retried after 1, 2, 4, ... seconds, 30 at most.
 
-    A failing dead letter delays no other. The queue lives in memory: if the process dies, the bus redelivers the
+    A failing dead letter delays no other. The queue is kept in memory: if the process ends, the bus redelivers the
     messages or finds them by other means, and the dead letter has the same id then.
 
     *on_idle* is called whenever nothing is due any more; `next_at` and `is_empty` are up to date by then.
@@ -133,6 +133,6 @@ class DeadLetterQueue:
 
 
 def _is_cancelled(error: BaseException) -> bool:
-    """Tell whether *error* cancels the current task, rather than a task that the store has waited for."""
+    """Return whether *error* cancels the current task, rather than a task that the store has waited for."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

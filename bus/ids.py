@@ -41,7 +41,7 @@ def derived_id(cause: str, ordinal: int | str) -> str:
 
 def id_lower_bound(moment: datetime) -> str:
     """
-    Return a string that sorts after every id from before *moment* and before every id from *moment* on.
+    Return a string that sorts between the ids of earlier times and those of *moment* and later.
 
     This holds for ids that begin with a time in milliseconds: UUIDs of version 7, and ids that `derived_id` derives
     from them.

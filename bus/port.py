@@ -44,7 +44,7 @@ NO_ANSWER = "no_answer"
 """Error code of a dead letter whose last delivery was not settled within ``ack_wait``."""
 
 
-@define  # not frozen, which would take three times as long to make; messages are never changed all the same
+@define  # not frozen, which would take three times as long to make; messages are never changed nevertheless
 class Message:
     """
     A message: a body with the metadata that the bus needs to transport it.
@@ -179,7 +179,7 @@ class Subscription(Protocol):
 
     async def fetch(self, limit: int, wait_seconds: float) -> list[Delivery]:
         """
-        Return up to *limit* deliveries; wait up to *wait_seconds* for the first one, and never for a second.
+        Return up to *limit* deliveries; wait up to *wait_seconds* for the first one only.
 
         Returns an empty list after *wait_seconds* without a message, while paused, and once closed.
         """

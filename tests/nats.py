@@ -28,7 +28,7 @@ class NatsServer:
     *config* is added to its configuration: accounts, TLS, limits. *cluster* is the text of a cluster block. The server
     chooses a free port at its first start and keeps it. May be used as a context manager.
 
-    *accounts* are for `account_urls`: so many tests can use the server one after the other, each as if it were new.
+    *accounts* are for `account_urls`: so that many tests can use the server one after the other, each as if it were new.
     """
 
     def __init__(self, directory: Path, *, name: str = "n1", config: str = "", cluster: str = "", accounts: int = 0) -> None:

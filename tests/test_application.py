@@ -117,7 +117,7 @@ async def test_a_start_that_raises_gives_its_claim_up(tmp_path: Path) -> None:
 async def test_a_taken_port_and_every_other_error_of_the_system_have_a_line_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only what concerns the listen address is told as such; a refused file is named."""
+    """Only what concerns the listen address is reported as such; a refused file is named."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(CannotListen, match=rf"^cannot listen on 127\.0\.0\.1:{port}: .*in use"):
@@ -195,6 +195,23 @@ async def test_a_missing_migration_is_an_error_and_never_silence(tmp_path: Path,
         connection.exec_driver_sql("ALTER TABLE orders_order ADD COLUMN shipping_address JSON")
     engine.dispose()
     with pytest.raises(ModuleError, match=r"^inventory: there is no table inventory_product; a migration has to create it$"):
+        await application.start()
+
+
+async def test_a_module_whose_migration_names_an_old_edition_is_refused_by_name(tmp_path: Path) -> None:
+    """Inbox, outbox, dead letters and heartbeat are checked as the states are: the runtime uses all of them."""
+    application = Application(settings(tmp_path))
+    application.parts.storage.migrate()
+    engine = create_engine(f"sqlite:///{tmp_path}/test.db")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE payments_heartbeat")
+    with pytest.raises(ModuleError, match=r"^payments: there is no table payments_heartbeat; a migration has to create it$"):
+        application.parts.storage.migrate()
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE orders_outbox")
+        connection.exec_driver_sql("CREATE TABLE orders_outbox (id TEXT, event_id TEXT)")
+    engine.dispose()
+    with pytest.raises(ModuleError, match=r"^orders: the table orders_outbox has no column subject; a migration has to"):
         await application.start()
 
 

@@ -14,12 +14,11 @@ from uuid_utils import uuid7
 
 from app.application import Application
 from app.clock import SystemClock
-from app.runtime.local_routing import direct_takers
 from app.storage.tables import DUE_NOW
 from bus.errors import BrokerUnreachable
 from config.environment import load
 from modules.orders.events import CancelRequested
-from modules.payments.events import ChargeRequested, PaymentCaptured, RefundRequested
+from modules.payments.events import PaymentCaptured
 from modules.registry import MODULES
 from modules.values import Money
 from tests.runtime.harness import CONTEXT, NO_CONTENT, oid, product, submitted
@@ -57,42 +56,26 @@ class LateClock(SystemClock):
 
 @pytest.mark.parametrize("express", [False, True])
 async def test_modules_on_one_file_deliver_locally(tmp_path: Path, express: bool) -> None:
-    """In both lanes, one step of the orders runner takes an order to the charge request, which has a row in the outbox."""
+    """In both lanes, one step of the orders runner takes an order to the charge request, which goes over the bus."""
     application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db"}, MODULES))
     application.parts.storage.migrate()
     for name, what in ("inventory", product()), ("orders", attrs.evolve(submitted(), is_express=express)):
         runner = application.parts.runtime.runners[name]
-        told = asyncio.create_task(runner.submit(what, id=name, trace=CONTEXT, respond=NO_CONTENT, is_express=express))
+        submitting = asyncio.create_task(runner.submit(what, id=name, trace=CONTEXT, respond=NO_CONTENT, is_express=express))
         await asyncio.sleep(0)
         await runner.step()
-        await told
+        await submitting
     lane = ".express" if express else ""
     database = application.parts.storage.stores["orders"].database
 
-    async def said(module: str) -> list[str]:
+    async def published(module: str) -> list[str]:
         sql = f"SELECT subject FROM {module}_outbox WHERE due_at = '{DUE_NOW}'"
         return [row[0] for row in await database.read(lambda c: c.exec_driver_sql(sql).all())]
 
-    assert [await said("orders"), await said("inventory")] == [[], []]
-    assert await said("payments") == [f"payments.charge_requested.v1{lane}"]
+    assert [await published("orders"), await published("inventory")] == [[], []]
+    assert await published("payments") == [f"payments.charge_requested.v1{lane}"]
     await application.parts.bus.bus.close(0)
     await database.close()
-
-
-async def test_a_worker_takes_events_without_the_bus_only_where_nothing_else_consumes_them(tmp_path: Path) -> None:
-    """The bus in memory carries no charge request, unless another module wants to read it, too."""
-    application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db"}, MODULES))
-    parts = application.parts
-    runners = parts.runtime.runners
-    assert all(runner.takers.keys() == {ChargeRequested, RefundRequested} for runner in runners.values())
-    curious = [
-        attrs.evolve(module, consumes=(*module.consumes, ChargeRequested)) if module.name == "orders" else module
-        for module in parts.modules
-    ]
-    takers = {name: worker.take for name, worker in parts.gateways["payments"].workers.items()}
-    assert direct_takers(curious, takers).keys() == {RefundRequested}
-    await parts.bus.bus.close(0)
-    await parts.storage.close()
 
 
 async def test_an_order_counts_once_for_each_status_and_its_first_end_alone_has_a_duration(tmp_path: Path) -> None:
@@ -101,28 +84,28 @@ async def test_an_order_counts_once_for_each_status_and_its_first_end_alone_has_
     application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db"}, MODULES), clock)
     application.parts.storage.migrate()
 
-    async def tell(name: str, event: Any) -> None:
+    async def submit(name: str, event: Any) -> None:
         runner = application.parts.runtime.runners[name]
-        told = asyncio.create_task(runner.submit(event, id=str(uuid7()), trace=CONTEXT, respond=NO_CONTENT))
+        submitting = asyncio.create_task(runner.submit(event, id=str(uuid7()), trace=CONTEXT, respond=NO_CONTENT))
         await asyncio.sleep(0)
         await runner.step()
-        await told
+        await submitting
 
     def counted() -> dict[str, float]:
         page = application.parts.metrics.render().decode()
         found = re.findall(r'(?m)^(?:orders_total\{status="(\w+)"\}|(order_duration_seconds_count)) (\S+)$', page)
         return {status or name.rpartition("_")[2]: float(value) for status, name, value in found if float(value)}
 
-    await tell("inventory", product(on_hand=2))
+    await submit("inventory", product(on_hand=2))
     for id, quantity in (oid(1), 2), (oid(2), 9):
-        await tell("orders", submitted(id, quantity))
-    await tell("orders", CancelRequested(order_id=oid(3), why=None))
+        await submit("orders", submitted(id, quantity))
+    await submit("orders", CancelRequested(order_id=oid(3), why=None))
     assert counted() == {"processing": 2, "reserved": 1, "cancelled": 1, "count": 1}
-    await tell("orders", PaymentCaptured(order_id=oid(1), amount=Money(200, "EUR"), reference="r"))
+    await submit("orders", PaymentCaptured(order_id=oid(1), amount=Money(200, "EUR"), reference="r"))
     assert counted() == {"processing": 2, "reserved": 1, "confirmed": 1, "cancelled": 1, "count": 2}
     clock.late = timedelta(days=3)
-    await tell("orders", CancelRequested(order_id=oid(1), why=None))
-    await tell("orders", CancelRequested(order_id=oid(1), why=None))
+    await submit("orders", CancelRequested(order_id=oid(1), why=None))
+    await submit("orders", CancelRequested(order_id=oid(1), why=None))
     assert counted() == {"processing": 2, "reserved": 1, "confirmed": 1, "cancelled": 2, "count": 2}
     await application.parts.bus.bus.close(0)
     await application.parts.storage.close()

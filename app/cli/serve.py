@@ -99,7 +99,7 @@ async def _serve(application: Application) -> int:
 
 
 def _reload(application: Application) -> None:
-    """Open the log file anew and read the environment's files again; what is wrong with them is logged, nothing else changes."""
+    """Reopen the log file and read the environment's files again; what is wrong with them is logged, nothing else changes."""
     logs.reopen()
     try:
         settings = load(os.environ, application.settings.known_modules)

@@ -222,7 +222,7 @@ class Gateway(Protocol):
         """
         Charge *amount* for the order, once. If an earlier call is possible, the caller must call `find` first.
 
-        A soft decline that `find` has returned does not count as one: the charge is made anew, under a new key.
+        A soft decline that `find` has returned does not count as one: the charge is made again, under a new key.
         """
 
     async def find(self, key: str, order_id: str, amount: Money) -> ChargeResult | None:

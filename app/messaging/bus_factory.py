@@ -49,7 +49,7 @@ def build_bus(
 def _nats(
     settings: Settings, modules: Sequence[Module], contracts: ContractRegistry, clock: Clock, dead_letters: DeadLetters
 ) -> BusRuntime:
-    # What one process with its own bus never needs shall not cost it the time to start.
+    # What one process with its own bus never needs must not delay its start.
     from app.messaging.consumers import planned_topology
     from app.messaging.nats_session import connection_name, servers
     from app.messaging.version_usage import subjects_of

@@ -2,9 +2,9 @@
 Publish the outbox of one module to the bus.
 
 Rows that were committed just now come from memory and are published at once. A scan of the table finds the others: rows
-that a killed process left behind, rows that were not due yet, and rows for which there was no room in flight. The relay
+that a killed process left behind, rows that were not due yet, and rows beyond the limit of those in flight. The relay
 marks a row as sent once the bus has durably accepted its message. The marks are piggy-backed on the next transaction.
-When the process dies before, the rows are published again, and the consumers' inboxes recognise the duplicates.
+If the process ends before, the rows are published again, and the consumers' inboxes recognise the duplicates.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["OutboxRelay"]
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -60,7 +60,7 @@ class OutboxRelay:
         self._bus = bus
         self._dead_letters = dead_letters
         self._refused: deque[tuple[OutboxMessage, str, str]] = deque()
-        self._told_errors: set[str] = set()
+        self._logged_errors: set[str] = set()
         self._clock = clock
         self._in_flight: dict[str, OutboxMessage] = {}
         self._sent: list[str] = []
@@ -81,25 +81,9 @@ class OutboxRelay:
         return len(self._in_flight) + self._left_in_table
 
     def publish(self, rows: Sequence[OutboxMessage]) -> None:
-        """Publish *rows*, which are committed and due. A later scan finds those for which there is no room now."""
+        """Publish *rows*, which are committed and due. A later scan finds those beyond the limit of rows in flight."""
         for row in rows:
             self._send(row)
-
-    def hand_over(self, row: OutboxMessage, take: Callable[[], asyncio.Future[bool] | None]) -> None:
-        """
-        Let *take* process the event of *row*, which is committed and due, in place of the bus.
-
-        The row counts as sent once the future is true. It is published if *take* returns None, or the future is false or
-        fails.
-        """
-        if row.id in self._in_flight:  # a scan has found it
-            return
-        processed = None if self._is_stopped else take()
-        if processed is None:
-            self._send(row)
-        else:
-            self._in_flight[row.id] = row
-            processed.add_done_callback(partial(self._on_processed, row))
 
     def count_delivered(self, subjects: Iterable[str]) -> None:
         """Count events that were delivered locally, one for each of *subjects*."""
@@ -120,7 +104,7 @@ class OutboxRelay:
         except StorageUnavailable:
             self._sent = sent + self._sent  # marked in a later step; publishing again would be harmless but wasteful
         if self._refused:
-            await self._put_aside()
+            await self._dead_letter()
         if now >= self._purge_at:
             await self._purge(now)
 
@@ -145,8 +129,8 @@ class OutboxRelay:
     def _send(self, row: OutboxMessage) -> None:
         if row.id in self._in_flight:
             return
-        room = IN_FLIGHT_MAX + (EXPRESS_IN_FLIGHT_MAX if is_express(row.subject) else 0)
-        if self._is_stopped or len(self._in_flight) >= room or not self._bus.is_connected:
+        limit = IN_FLIGHT_MAX + (EXPRESS_IN_FLIGHT_MAX if is_express(row.subject) else 0)
+        if self._is_stopped or len(self._in_flight) >= limit or not self._bus.is_connected:
             self._left_in_table += 1
             return
         self._in_flight[row.id] = row
@@ -154,17 +138,6 @@ class OutboxRelay:
             self._bus.publish(to_message(row)).add_done_callback(partial(self._on_published, row))
         except ValueError as error:  # a text of the row that cannot be written as a header
             self._refused.append((row, PublishRefused.code, repr(error)))
-
-    def _on_processed(self, row: OutboxMessage, processed: asyncio.Future[bool]) -> None:
-        del self._in_flight[row.id]
-        if not processed.cancelled() and processed.exception() is None and processed.result():
-            self._on_sent(row)
-        else:
-            self._send(row)
-
-    def _on_sent(self, row: OutboxMessage) -> None:
-        self._published.labels(original_subject(row.subject)).inc()
-        self._sent.append(row.id)
 
     def _on_published(self, row: OutboxMessage, published: asyncio.Future[None]) -> None:
         error = None if published.cancelled() else published.exception()
@@ -176,14 +149,15 @@ class OutboxRelay:
             self._left_in_table += 1
             return
         if error is None:
-            self._on_sent(row)
+            self._published.labels(original_subject(row.subject)).inc()
+            self._sent.append(row.id)
             return
         self._left_in_table += 1  # a later scan finds the row
-        if not isinstance(error, BusError) and repr(error) not in self._told_errors:
-            self._told_errors = {*list(self._told_errors)[:ERRORS_MAX], repr(error)}
+        if not isinstance(error, BusError) and repr(error) not in self._logged_errors:
+            self._logged_errors = {*list(self._logged_errors)[:ERRORS_MAX], repr(error)}
             logger.error("publishing failed", subject=row.subject, event_id=row.event_id, error=repr(error))
 
-    async def _put_aside(self) -> None:
+    async def _dead_letter(self) -> None:
         """Make dead letters of some of the rows that the bus never accepts, and remove the rows."""
         rows = [self._refused.popleft() for _ in range(min(len(self._refused), REFUSED_MAX))]
         ends = await asyncio.gather(*(self._add_dead_letter(*row) for row in rows), return_exceptions=True)

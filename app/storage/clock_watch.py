@@ -46,7 +46,11 @@ class ClockWatch:
 
     @property
     def problem(self) -> str:
-        """What an operator has to know about the clock; empty if there is nothing. A jump is told for as long as the limit."""
+        """
+        What an operator has to know about the clock; empty if there is nothing.
+
+        A jump is reported for as long as the limit lasts.
+        """
         jump = self._jump if self._clock.monotonic() < self._jump_until else ""
         return "; ".join(text for text in (jump, self._skew, self._step) if text)
 
@@ -63,7 +67,7 @@ class ClockWatch:
             resume = partial(store.heartbeat.resume, now=self._clock.now(), limit=self._limit)
             by, moved = await store.database.write(resume)
             if by < timedelta(0) or moved:
-                self._tell_jump(name, by, moved)
+                self._report_jump(name, by, moved)
 
     async def run(self) -> None:
         """Check regularly until cancelled."""
@@ -97,7 +101,7 @@ class ClockWatch:
             self._skew = f"the database server's clock is {_described(skew)}, compared with this machine's; this process uses the server's"
             logger.error(self._skew)
 
-    def _tell_jump(self, module: str, by: timedelta, moved: int) -> None:
+    def _report_jump(self, module: str, by: timedelta, moved: int) -> None:
         self._jump = f"the clock is {_described(by)}, compared with the last heartbeat; timers keep the time that they had left"
         self._jump_until = self._clock.monotonic() + self._limit.total_seconds()
         self._on_jump(by)

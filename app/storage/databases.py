@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from attrs import frozen
-from sqlalchemy import Engine, Table, inspect
+from sqlalchemy import Engine, MetaData, Table, inspect
 from sqlalchemy.exc import DBAPIError
 
 from app.storage.errors import DatabaseConfigError
@@ -26,6 +26,7 @@ from app.storage.migrations import NotMigrated, head, is_current, migrate
 from app.storage.module_store import ModuleStore
 from app.storage.sql.database import Database
 from app.storage.sql.dialect import ExclusiveAccess
+from app.storage.tables import heartbeat_table, message_tables
 from config.settings import Settings
 from modules.errors import ModuleError
 from modules.module import Module
@@ -130,14 +131,15 @@ def claim_modules(settings: Settings, databases: Mapping[str, Database], modules
 
 def _first_missing(engine: Engine, tables: Iterable[Table]) -> str | None:
     """Return which of *tables*, or of their columns, the database does not have; None where it has all of them."""
-    inspector = inspect(engine)
-    for table in tables:
-        if not inspector.has_table(table.name):
-            return f"there is no table {table.name}"
-        found = {column["name"] for column in inspector.get_columns(table.name)}
+    wanted = {table.name: table for table in tables}
+    found = inspect(engine).get_multi_columns(filter_names=list(wanted))
+    for name, table in wanted.items():
+        if (None, name) not in found:
+            return f"there is no table {name}"
+        columns = {column["name"] for column in found[None, name]}
         for column in table.columns:
-            if column.name not in found:
-                return f"the table {table.name} has no column {column.name}"
+            if column.name not in columns:
+                return f"the table {name} has no column {column.name}"
     return None
 
 
@@ -170,10 +172,10 @@ class Storage:
         Raises:
             NewerDatabase: A database was written by a newer release.
             DatabaseUnreachable: A database cannot be opened or written.
-            ModuleError: A module has a state without a table, because a migration is missing.
+            ModuleError: A module lacks a table or a column, because a migration is missing.
         """
         behind = migrate_all(self.settings, self.databases, self.stores)
-        self._require_state_tables()
+        self._require_every_table()
         return behind
 
     def require_tables(self) -> None:
@@ -185,13 +187,15 @@ class Storage:
             NewerDatabase, DatabaseUnreachable, ModuleError: As for `migrate`.
         """
         require_tables(self.settings, self.databases, self.stores)
-        self._require_state_tables()
+        self._require_every_table()
 
-    def _require_state_tables(self) -> None:
+    def _require_every_table(self) -> None:
         for module, store in self.stores.items():
 
             def first_missing(engine: Engine, module: str, store: ModuleStore = store) -> str | None:
-                return _first_missing(engine, (mapper.table for mapper in store.mappers.values()))
+                metadata = MetaData()
+                own = (mapper.table for mapper in store.mappers.values())
+                return _first_missing(engine, (*own, *message_tables(module, metadata), heartbeat_table(module, metadata)))
 
             missing = _call(self.settings, self.databases, module, first_missing)
             if missing is not None:

@@ -29,7 +29,7 @@ OUTBOX_RETENTION = timedelta(hours=24)
 """How long a published event is kept, so that a lost stream can be published again."""
 
 INBOX_RETENTION = timedelta(hours=48)
-"""How long a duplicate is recognised: longer than any producer can send one, and longer than an idempotency key lives."""
+"""How long a duplicate is recognised: longer than any producer can send one, and longer than an idempotency key is valid."""
 
 CLOCK_SKEW_MAX = timedelta(minutes=1)
 """How far ahead of this clock a clock may be from which ids get their times."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from app.storage.sql.dialect import cache_generation
+from app.storage.sql.dialect import CACHE_GENERATION
 from app.storage.state_rows import StateMapper
 
 STATES_MAX = 2048
@@ -66,7 +66,7 @@ class StateCache:
             self._previous[cls], self._current[cls] = current, {}
 
     def _clear_if_stale(self, connection: Connection) -> None:
-        generation = cache_generation(connection)
+        generation = connection.info.get(CACHE_GENERATION)
         if generation is not self._generation:
             self._generation = generation
             for states in (*self._current.values(), *self._previous.values()):

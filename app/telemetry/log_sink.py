@@ -44,8 +44,8 @@ class LogSink:
         self._secrets: list[bytes] = []
         self.redact(secrets)
         self._file = LogWriter(LogFile(file), self._dropped_json, self._on_refused) if file is not None else None
-        tell = self._dropped_json if self._text is None else self._dropped_text
-        self._stream = LogWriter(destination_of(stream), tell, self._on_refused) if stream is not None else None
+        dropped_line = self._dropped_json if self._text is None else self._dropped_text
+        self._stream = LogWriter(destination_of(stream), dropped_line, self._on_refused) if stream is not None else None
         self._writers = [writer for writer in (self._stream, self._file) if writer is not None]
 
     @property
@@ -80,7 +80,7 @@ class LogSink:
         self._secrets = sorted(forms.union(self._secrets), key=len, reverse=True)
 
     def reopen(self) -> None:
-        """Open the file anew, before the next line."""
+        """Reopen the file before the next line."""
         if self._file is not None:
             self._file.reopen()
 

@@ -55,7 +55,7 @@ class Destination(Protocol):
 
     @property
     def name(self) -> str:
-        """What a line about this destination calls it."""
+        """The name of the destination in log lines about it."""
 
     def write(self, data: bytes) -> None:
         """
@@ -67,7 +67,7 @@ class Destination(Protocol):
 
     def reopen(self) -> None:
         """
-        Open the file of this name anew, if the destination is one.
+        Reopen the file of this name if the destination is one.
 
         Raises:
             LinesRefused: That is not possible; the destination stays as it was.
@@ -81,20 +81,20 @@ class LogWriter:
     """
     The queue and the thread of one *destination*.
 
-    *tell* returns the line that says how many lines were dropped. *on_refused* is called, in the writer's thread, with the
+    *dropped_line* returns the line that says how many lines were dropped. *on_refused* is called, in the writer's thread, with the
     reason when the destination begins to refuse lines.
     """
 
     def __init__(
         self,
         destination: Destination,
-        tell: Callable[[int], bytes],
+        dropped_line: Callable[[int], bytes],
         on_refused: Callable[[Destination, str], None],
     ) -> None:
         self.dropped = 0
         """Lines that were dropped so far."""
         self._destination = destination
-        self._tell = tell
+        self._dropped_line = dropped_line
         self._on_refused = on_refused
         self._lines: list[bytes] = []
         self._bytes = 0
@@ -103,7 +103,7 @@ class LogWriter:
         self._is_urgent = threading.Event()
         self._written = threading.Condition(self._lock)
         self._is_writing = self._is_reopened = self._is_stopped = False
-        self._told = 0
+        self._reported = 0
         self._refused = ""
         self._thread = threading.Thread(target=self._run, name=f"log writer of {destination.name}", daemon=True)
         self._thread.start()
@@ -123,7 +123,7 @@ class LogWriter:
             self._is_urgent.set()
 
     def reopen(self) -> None:
-        """Let the destination open its file anew, before the next line is written."""
+        """Let the destination reopen its file, before the next line is written."""
         self._is_reopened = True
         self._is_urgent.set()
         self._has_lines.set()
@@ -165,8 +165,8 @@ class LogWriter:
                 self._attempt(self._destination.reopen)
             if lines and self._write(b"".join(lines)):
                 self._refused = ""
-                if (untold := self.dropped - self._told) and self._write(self._tell(untold)):
-                    self._told += untold
+                if (unreported := self.dropped - self._reported) and self._write(self._dropped_line(unreported)):
+                    self._reported += unreported
         finally:
             with self._written:
                 self._bytes -= sum(map(len, lines))
@@ -224,7 +224,7 @@ class LogStream:
 
 class LogFile:
     """
-    A file that is appended to, and opened anew when its name leads to another file or to none.
+    A file that is appended to, and reopened when its name leads to another file or to none.
 
     Only its owner may read it: it holds names, addresses and order numbers.
 
@@ -252,7 +252,7 @@ class LogFile:
         try:
             self._open()
         except OSError as error:
-            raise LinesRefused(f"cannot be opened anew: {error.strerror}", 0) from None
+            raise LinesRefused(f"cannot be reopened: {error.strerror}", 0) from None
         os.close(before)
 
     def close(self) -> None:

@@ -107,7 +107,7 @@ def print_line(text: str) -> None:
 
 
 def reopen() -> None:
-    """Open the log file anew, as after its rotation; without a file this does nothing."""
+    """Reopen the log file, as after its rotation; without a file this does nothing."""
     if _sink is not None:
         _sink.reopen()
 

@@ -196,7 +196,7 @@ class JetStreamBus:
     # For consumer groups
 
     def rebind(self, consumer: PullConsumer, reason: str) -> None:
-        """Verify *consumer* on the server once more and subscribe anew."""
+        """Verify *consumer* on the server once more and subscribe again."""
         if consumer not in self._tasks and not self.is_closing:
             _log.warning("consumer %s on %s: %s", consumer.plan.name, consumer.plan.stream, reason)
             self._start(consumer, self._bind(consumer))
@@ -212,7 +212,7 @@ class JetStreamBus:
         group.consumers = []
 
     def check_idle(self) -> None:
-        """End every waiting `close` if nothing is in hand or on its way any more."""
+        """End every waiting `close` if nothing is in hand or in flight any more."""
         if self._closers and self._is_idle():
             for idle in self._closers:
                 if not idle.done():

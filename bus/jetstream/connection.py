@@ -219,7 +219,7 @@ class Connection:
             _log.warning("NATS is out of reach, trying again: %s; %s", text, advice(text))
 
     async def _reopen(self) -> None:
-        _log.warning("NATS has closed the connection for good; opening a new one")
+        _log.warning("NATS has closed the connection permanently; opening a new one")
         await self._open(float("inf"))
         self.reconnects += 1
 

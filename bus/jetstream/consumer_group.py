@@ -31,7 +31,7 @@ class GroupHost(Protocol):
         """Let the bus close if nothing is in hand any more."""
 
     def rebind(self, consumer: PullConsumer, reason: str) -> None:
-        """Verify *consumer* on the server once more and subscribe anew."""
+        """Verify *consumer* on the server once more and subscribe again."""
 
     def dead_letter(self, dead_letter: DeadLetter, on_stored: Callable[[], None], extend: Callable[[], bool]) -> None:
         """Store *dead_letter*; see `bus.dead_letter_queue.DeadLetterQueue.put`."""

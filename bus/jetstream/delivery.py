@@ -94,7 +94,7 @@ class Delivery:
         self.owner.send(self._ack_subject, b"+ACK")
 
     def extend(self) -> None:
-        """Make the server start ``ack_wait`` anew."""
+        """Make the server start ``ack_wait`` again."""
         owner = self.owner
         self.touched_at = now = owner.now()
         self.overdue_at = now + owner.ack_wait_seconds
@@ -122,7 +122,7 @@ class Delivery:
         self.owner.send(self._ack_subject, b"+TERM")
 
     def is_late(self) -> bool:
-        """Tell whether ``ack_wait`` is over, or nearly: then no nak, term or in-progress may be sent."""
+        """Return whether ``ack_wait`` is over, or nearly: then no nak, term or in-progress may be sent."""
         # The server would take a nak or a term for one of a later delivery. It counts from when it has sent the message,
         # so this side stops a little earlier. The message of an answer that is dropped here is redelivered anyhow.
         return self.owner.now() >= self.overdue_at - self.owner.ack_wait_seconds / 50

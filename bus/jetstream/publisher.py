@@ -1,7 +1,7 @@
 """
 Publishing to streams, and waiting until a stream has stored each message.
 
-Thousands of messages may be on their way. So all answers come to one inbox, whose last token names the message, and one
+Thousands of messages may be in flight. So all answers come to one inbox, whose last token names the message, and one
 sweep ends what waits for too long; a message costs neither a task nor a timer.
 
 Whether a message that ended with `PublishRetryable` is in the stream is unknown: it may even be stored later. The caller
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 @define(eq=False)
 class PendingPublish:
-    """One message on its way to its stream. A cancelled future ends the waiting, not the publish."""
+    """One message in flight to its stream. A cancelled future ends the waiting, not the publish."""
 
     subject: str
     id: str
@@ -98,7 +98,7 @@ class Publisher:
         self._failing_streams: set[str] = set()
         self._by_id: dict[str, PendingPublish] = {}
         self.pending: dict[str, PendingPublish] = {}
-        """The messages on their way by token, the oldest first."""
+        """The messages in flight by token, the oldest first."""
 
     async def bind(self, client: Client) -> None:
         """Subscribe to the answers on *client*, unless that is done: a client keeps its subscriptions when it reconnects."""
@@ -128,7 +128,7 @@ class Publisher:
         return future
 
     def is_failing(self, stream: str) -> bool:
-        """Tell whether *stream* has refused, or not answered, and has stored no message since."""
+        """Return whether publishes to *stream* fail: the last one was refused or not answered, and none was stored since."""
         return stream in self._failing_streams
 
     def expire(self, now: float) -> None:
@@ -143,7 +143,7 @@ class Publisher:
             pending.fail(PublishRetryable(f"no answer within {self._publish_seconds:g} s"))
 
     def fail_all(self, error: PublishRetryable | BusClosed) -> None:
-        """Fail everything that is on its way."""
+        """Fail everything that is in flight."""
         for pending in list(self.pending.values()):
             pending.fail(error)
 

@@ -61,7 +61,7 @@ class ConsumerHost(Protocol):
         """Request from *consumer* what the waiting fetches want."""
 
     def rebind(self, consumer: PullConsumer, reason: str) -> None:
-        """Verify *consumer* on the server once more and subscribe anew."""
+        """Verify *consumer* on the server once more and subscribe again."""
 
     def dead_letter(self, dead_letter: DeadLetter, on_stored: Callable[[], None], extend: Callable[[], bool]) -> None:
         """Store *dead_letter*; see `bus.dead_letter_queue.DeadLetterQueue.put`."""

@@ -1,7 +1,7 @@
 """
 The bus for one process.
 
-Everything lives on the event loop, in deques and dicts: a message costs a few small objects, and no task, timer or log
+Everything runs on the event loop, in deques and dicts: a message costs a few small objects, and no task, timer or log
 line of its own. Whatever has to happen later (an ack deadline, the end of a delay, the deadline of a `fetch`, the retry
 of a dead letter) shares one timer, which is set for the earliest of them. All deliveries have the same ``ack_wait``, so
 their deadlines pass in the order of delivery, and the timer need only look at the first.
@@ -33,7 +33,7 @@ class MemoryBus:
     The bus for one process; see `bus.port.Bus` for what it promises.
 
     It remembers the ids of the last *dedup_max* settled messages, none longer than *dedup_seconds* after it was
-    published. The id of an unsettled message it remembers until the message is settled. Nothing outlives the process.
+    published. It remembers the id of an unsettled message until the message is settled. Nothing is kept beyond the end of the process.
     """
 
     def __init__(

@@ -98,7 +98,7 @@ class Delivery:
             self.subscription.group.lease(self._group_message, self)
 
     def _is_current(self) -> bool:
-        """Tell whether no later delivery has been made, and the message is not settled."""
+        """Return whether no later delivery has been made, and the message is not settled."""
         message = self._group_message
         return message.state == READY or self.subscription.group.in_hand.get(message) is self
 

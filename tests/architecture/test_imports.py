@@ -121,9 +121,9 @@ def breaks(folder: Path, file: str, line: str) -> set[str]:
     """Append *line* to *file* in a copy of the project; return the contracts that this breaks."""
     with copy_to(folder).joinpath(file).open("a", encoding="utf-8") as target:
         target.write(f"\n{line}\n")
-    exit_code, kept, broken, said = lint(folder)
-    assert kept | broken == CONTRACTS.keys(), said
-    assert (exit_code != 0) == bool(broken), said
+    exit_code, kept, broken, output = lint(folder)
+    assert kept | broken == CONTRACTS.keys(), output
+    assert (exit_code != 0) == bool(broken), output
     return broken
 
 
@@ -142,9 +142,9 @@ def impure(tree: ast.AST) -> list[str]:
 
 def test_every_import_contract_is_kept() -> None:
     """No import of the project breaks a contract."""
-    exit_code, kept, broken, said = lint(ROOT)
-    assert (exit_code, broken) == (0, set()), said
-    assert kept == CONTRACTS.keys(), said
+    exit_code, kept, broken, output = lint(ROOT)
+    assert (exit_code, broken) == (0, set()), output
+    assert kept == CONTRACTS.keys(), output
 
 
 @pytest.mark.slow

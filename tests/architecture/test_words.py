@@ -7,12 +7,13 @@ that the project used to speak in; it cannot prove good prose, it only keeps the
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
-from tests.architecture.tree import ROOT, is_source, name_of
+from tests.architecture.tree import PACKAGES, ROOT, is_source, name_of, parsed, python_files
 
 FORBIDDEN = {
     "a person for a process": "whoever|whomever|somebody|nobody|everybody|anybody|someone|himself",
@@ -26,11 +27,22 @@ FORBIDDEN = {
     "consuming as hearing": "hears|hearers?|overhears?|overheard",
     "storing as laying down": "lays down|laid down|lay down",
     "handing out": "hands? out|handed out",
-    "old words": "old news|made up for|turns? away|turned away",
+    "forwarding as handing": "hands? through|handed through",
+    "deferring as giving way": "gives? way|gave way|given way",
+    "publishing as saying": "(?:is|are|was|were|be|been) said|speakers?",
+    "lasting as outliving": "outlives?|outlived",
+    "old words": "old news|made[- ]up|turns? away|turned away|answerable|founded|daily bread|passed over",
 }
 
+OLD_NAMES = {
+    *("buried", "envelope", "guest", "heard", "hear", "hears", "house", "letterbox", "overheard", "parcel", "patrol"),
+    *("ride", "rider", "said", "saying", "says", "seat", "sits", "speaker", "stray", "tell", "tells", "told"),
+    *("trouble", "verdict", "whoever"),
+}
+"""Words that no name in Python contains; prose may use some of them in their ordinary meaning."""
+
 CONTRACTS = re.compile(
-    r'(?:<module>|[a-z]+|`|")-strays\b|patrol-[a-z<]+|put_aside|e-?mail|"hears"|name: nobody|"nobody"|``nobody``'
+    r'(?:<module>|[a-z]+|`|")-strays\b|patrol-[a-z<]+|put_aside|is_said|e-?mail|"hears"|name: nobody|"nobody"|``nobody``'
 )
 """Names of durables, labels, JSON members and system users, which do not follow the project's words."""
 
@@ -71,6 +83,36 @@ def forbidden(name: str, text: str) -> list[str]:
             rest = EXAMPLE.sub("", rest)
         found += [f"{name}:{number}: {match[0]}" for match in PATTERN.finditer(rest.replace("_", " "))]
     return found
+
+
+def old_names(tree: ast.Module) -> set[str]:
+    """Return the names that *tree* defines and that contain a word of `OLD_NAMES`; names of tests are prose."""
+    found = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name) | ast.arg(arg=name):
+                found.add(name)
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                found.add(name)
+    return {name for name in found if not name.startswith("test_") and words(CONTRACTS.sub("", name)) & OLD_NAMES}
+
+
+def words(name: str) -> set[str]:
+    """Return the words of a name in small letters: ``_tellJump``, ``TELL_JUMP`` and ``tell_jump`` have tell and jump."""
+    return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+", name)}
+
+
+@pytest.mark.parametrize("path", list(python_files(*PACKAGES, "tests", "deploy")), ids=name_of)
+def test_no_name_contains_an_old_word(path: Path) -> None:
+    """A name is a standard term of the field."""
+    allowed = {"parcel_id"} if name_of(path).startswith("tests/contracts/") else set()
+    assert old_names(parsed(path)) - allowed == set()
+
+
+def test_an_old_name_is_reported() -> None:
+    """The check can fail, for functions, classes, arguments, variables and attributes; a label in a string is allowed."""
+    code = "def tell_all(seat): self._told = said = 1\nclass ParcelQueue: ...\ndef test_what_is_said(): outcome = 'put_aside'"
+    assert old_names(ast.parse(code)) == {"tell_all", "seat", "_told", "said", "ParcelQueue"}
 
 
 @pytest.mark.parametrize("path", written(), ids=name_of)

@@ -296,7 +296,7 @@ class DeliveryContract:
         assert bodies([each.message for each in received]) == [b"before", b"after"][-len(received) :]
         await expect_nothing(harness, member, for_seconds=harness.ack_wait_seconds / 4)
 
-    async def test_a_group_outlives_its_members(self, harness: Harness) -> None:
+    async def test_a_group_remains_without_members(self, harness: Harness) -> None:
         """A message that is published while the group has no member waits for the next member."""
         await (await harness.bus.subscribe("inventory", [CREATED])).close()
         sent, _ = publish(harness, 10)
@@ -560,7 +560,7 @@ class DeliveryContract:
     async def test_in_progress_does_not_delay_other_redeliveries(self, harness: Harness) -> None:
         """
         A message that was delivered later and not answered is redelivered before one whose ``ack_wait`` was started
-        anew.
+        again.
         """
         member = await harness.bus.subscribe("inventory", [CREATED])
         unit = harness.ack_wait_seconds / 4

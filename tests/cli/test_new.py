@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from app.cli import new as command
 from app.cli.main import main
+from app.cli.new.settings_table import settings_table, with_settings_table
 from tests.process.client import Client
 from tests.process.server import Server, environment_of, run
 from tests.story.blocks import Block, copy_of_the_repository, write
@@ -120,3 +121,11 @@ def _check(folder: Path, cache: Path) -> None:
             continue  # ruff and mypy are extras of their own
         done = subprocess.run(check, cwd=folder, env=environment_of({}), capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_page_without_the_table_of_variables_is_an_error() -> None:
+    """A table that a merge has damaged would stay damaged in silence."""
+    table = "==== ======= =======\nname default meaning\n==== ======= =======\nold  none    old\n==== ======= =======\n"
+    assert with_settings_table(f"Head\n\n{table}\nTail\n") == f"Head\n\n{settings_table()}\n\nTail\n"
+    with pytest.raises(ValueError, match="no table"):
+        with_settings_table("Head\n\n==== ======= =======\n\nTail\n")

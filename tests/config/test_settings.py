@@ -80,8 +80,8 @@ def test_every_variable_of_the_manual_is_described() -> None:
 
 def test_described_defaults_are_the_defaults() -> None:
     """Setting every variable to the default that the manual gives changes nothing."""
-    said = {variable.name: variable.default for variable in describe(MODULES) if variable.name != "LOG_FORMAT"}
-    assert load(said) == Settings(known_modules=MODULES)
+    defaults = {variable.name: variable.default for variable in describe(MODULES) if variable.name != "LOG_FORMAT"}
+    assert load(defaults) == Settings(known_modules=MODULES)
 
 
 def test_the_example_file_is_the_one_that_the_declarations_give() -> None:
@@ -300,7 +300,7 @@ def test_a_module_may_have_its_own_database() -> None:
 
 
 def test_settings_that_are_constructed_directly_are_checked_as_well() -> None:
-    """Tests and embedding programs pass values instead of texts; contradicting values are rejected all the same."""
+    """Tests and embedding programs pass values instead of texts; contradicting values are rejected nevertheless."""
     assert Settings(known_modules=MODULES, http_port=0, database_url="sqlite:////tmp/x.db").database_url("orders") == "sqlite:////tmp/x.db"
     assert Settings(known_modules=MODULES, bus="nats", modules=("payments",), order_timeout_s=3).modules == ("payments",)
     wrong: list[dict[str, Any]] = [{"http_port": True}, {"modules": ("orders",)}, {"modules": 3}, {"log_level": 10}]

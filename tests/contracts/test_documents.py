@@ -126,7 +126,7 @@ def test_the_catalogue_in_the_docs_is_what_the_command_prints() -> None:
 
 
 def test_the_catalogue_lists_every_version_with_its_producer_and_consumers() -> None:
-    """And an example of each, and every member, at any depth."""
+    """It also has an example of each version, and every member at any depth."""
     lines = page(MODULES, CONTRACTS).splitlines()
     for contract in CONTRACTS:
         start = lines.index(contract.subject)

@@ -1,7 +1,7 @@
 """
 Every event that a release has published is still readable, and leads to the same final states as then.
 
-``golden/<subject>.jsonl`` has messages as the release that introduced the subject published them, ``golden/told.json``
+``golden/<subject>.jsonl`` has messages as the release that introduced the subject published them, ``golden/submitted.json``
 the commands and results that were submitted to the modules before, and ``golden/states.json`` the final states as the
 API returned them. Existing lines are never edited; new versions get new lines.
 """
@@ -71,7 +71,7 @@ def golden_events() -> list[dict[str, Any]]:
 
 
 def submitted_events() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((GOLDEN / "told.json").read_text(encoding="utf-8"))
+    found: list[dict[str, Any]] = json.loads((GOLDEN / "submitted.json").read_text(encoding="utf-8"))
     return found
 
 

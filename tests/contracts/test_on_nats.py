@@ -159,9 +159,9 @@ async def test_each_version_published_by_hand_is_processed_or_dead_lettered(
         await js.publish(V2, json.dumps({**newer, "order_id": oid(3)}).encode(), headers={"ce-id": "three"})
         await js.publish(V2, json.dumps({**newer, "shipping_address": {}}).encode(), headers={"ce-id": "bad"})
         await js.publish(V1, b"{", headers={"ce-id": "worse"})
-        letters = await fleet.nats.dead_letters(2)
-        assert {(dead_letter.error, dead_letter.attempts) for dead_letter in letters} == {("invalid", 1), ("unreadable", 1)}
-        assert any("/shipping_address" in dead_letter.detail for dead_letter in letters)
+        dead_letters = await fleet.nats.dead_letters(2)
+        assert {(dead_letter.error, dead_letter.attempts) for dead_letter in dead_letters} == {("invalid", 1), ("unreadable", 1)}
+        assert any("/shipping_address" in dead_letter.detail for dead_letter in dead_letters)
 
         async def are_three_reserved() -> bool:
             return await fleet.reserved() == 3

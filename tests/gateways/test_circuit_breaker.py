@@ -27,7 +27,7 @@ class ManualTime:
 
 @define
 class Model:
-    """The same rules without any optimisation: it keeps every outcome, and counts them anew each time."""
+    """The same rules without any optimisation: it keeps every outcome, and counts them again each time."""
 
     state: str = "closed"
     epoch: int = 0

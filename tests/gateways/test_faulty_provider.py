@@ -42,7 +42,7 @@ COUNT = 10_000
 """With so many orders some 7,500 charges get no response, so a fault that loses one in 2,500 of them shows."""
 
 STUCK_SECONDS = 240.0
-"""The last order may meet a dozen faults in a row; if no order finishes for so long, none ever will."""
+"""The last order may meet a dozen faults one after the other; if no order finishes for so long, none ever will."""
 
 
 async def all_orders_finished(harness: Harness, count: int) -> None:

@@ -1,4 +1,4 @@
-"""Amounts on their way to Stripe and back: exactly what was asked for is taken, in every currency."""
+"""Amounts sent to Stripe and received from it: exactly what was asked for is taken, in every currency."""
 
 from __future__ import annotations
 

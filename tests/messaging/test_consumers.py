@@ -62,16 +62,16 @@ async def _empty(js: JetStreamContext) -> None:
 
 
 def test_each_module_and_the_gateway_worker_have_two_lanes() -> None:
-    """And hear, beside their subjects, the replays of what they gave up on: in their own module's stream."""
+    """Beside its subjects, each consumer subscribes to the replays of its own dead letters, in its own module's stream."""
     modules = [orders.module(), inventory.module(), payments.module()]
-    heard = subscriptions(modules, build_registry(modules))
+    consumed = subscriptions(modules, build_registry(modules))
     names = ["orders", "inventory", "payments", "payments-gateway"]
-    assert set(heard) == {*names, *(f"{name}-express" for name in names)}
-    assert "payments.charge_requested.v1" in heard["payments-gateway"]
-    for consumer, subjects in heard.items():
-        said = [subject for subject in subjects if original_subject(subject) == subject]
-        assert [original_subject(subject) for subject in subjects if subject not in said] == said
-        assert {replay_subject(consumer, subject) for subject in said} == set(subjects) - set(said)
+    assert set(consumed) == {*names, *(f"{name}-express" for name in names)}
+    assert "payments.charge_requested.v1" in consumed["payments-gateway"]
+    for consumer, subjects in consumed.items():
+        own = [subject for subject in subjects if original_subject(subject) == subject]
+        assert [original_subject(subject) for subject in subjects if subject not in own] == own
+        assert {replay_subject(consumer, subject) for subject in own} == set(subjects) - set(own)
         assert all(subject.endswith(".express") == consumer.endswith("-express") for subject in subjects)
 
 
@@ -92,7 +92,7 @@ def test_a_single_module_has_its_consumers_and_the_streams_of_all_modules() -> N
     ],
 )
 def test_the_subject_of_a_replay_leads_back_to_the_original(consumer: str, subject: str, replayed: str) -> None:
-    """Whatever that is."""
+    """This holds for every kind of original subject."""
     assert replay_subject(consumer, subject) == replayed
     assert original_subject(replayed) == subject
     assert replayed.startswith(f"{module_of(consumer)}.")
@@ -166,7 +166,7 @@ def test_drift_is_told_and_put_right(environ: NatsServer) -> None:
 
 
 def test_what_the_server_refuses_ends_with_1(environ: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And is told on stderr, a line each."""
+    """One line on stderr for each of them."""
     monkeypatch.setenv("NATS_REPLICAS", "3")
     result = run("--apply")
     assert result.exit_code == 1

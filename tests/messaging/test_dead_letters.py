@@ -45,16 +45,16 @@ async def stock(harness: Harness) -> Any:
 
 
 async def test_five_failures_make_one_dead_letter(path: Path) -> None:
-    """It names the consumer and the reason; the next message is delivered all the same."""
+    """It names the consumer and the reason; the next message is delivered nevertheless."""
     async with harness_at(path, HurriedClock()) as harness:
         await harness.submit("inventory", product())
         _without_delays(harness)
         await harness.consume("inventory")
         poison = bus_message(harness, confirmed(1), key=oid(1))
-        buried = harness.bus.publish(poison)
+        publishing = harness.bus.publish(poison)
         await harness.bus.publish(bus_message(harness, created(2), key=oid(2)))
         assert (await stock(harness)).reserved == 1
-        await buried
+        await publishing
         [stored] = await stored_dead_letters(harness.dead_letter_store)
         assert (stored.dead_letter.consumer, stored.dead_letter.error, stored.dead_letter.attempts) == ("inventory", "failed", MAX_TRIES)
         assert stored.dead_letter.detail == "Unexpected: OrderConfirmed while there is no reservation"
@@ -195,7 +195,7 @@ async def test_a_dead_letter_that_is_stored_twice_is_one(path: Path) -> None:
 
 
 async def test_a_dead_letter_of_a_consumer_without_subscription_is_not_replayed(harness: Harness) -> None:
-    """Neither by id nor with many; a mismatched webhook needs a person."""
+    """It is replayed neither by its id nor by a filter; a mismatched webhook needs a person."""
     await harness.dead_letter_store.add(dead_letter_about(Message("stripe.charge.refunded", "evt_1", b"{}", ""), WEBHOOKS))
     await harness.dead_letter_store.add(dead_letter_about(bus_message(harness, created(1)), "inventory"))
     webhook = next(stored for stored in await stored_dead_letters(harness.dead_letter_store) if stored.dead_letter.consumer == WEBHOOKS)

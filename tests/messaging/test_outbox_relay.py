@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from tests.clock import VirtualClock
 from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, harness_at, oid, product, submitted
 
 CREATED = ["orders.created.v1", "orders.created.v2"]
-"""One event, in the two versions that it is said in."""
+"""One event, in the two versions in which it is published."""
 
 
 def created(order_id: str) -> OrderCreated:
@@ -103,7 +102,7 @@ async def test_rows_of_a_killed_process_are_published_at_start(path: Path, clock
 
 
 async def test_a_row_that_the_bus_refuses_becomes_a_dead_letter_and_the_others_go_on(path: Path, clock: VirtualClock) -> None:
-    """It is published once, told once, and leaves the table; a replay publishes it for every consumer."""
+    """It is published once, logged once, and leaves the table; a replay publishes it for every consumer."""
     async with harness_at(path, clock) as harness:
         early = "2026-01-01T11:00:00.000000+00:00"
         rows = [outbox_message(f"large-{n:05}", due_at=early) for n in range(1_500)]
@@ -166,7 +165,7 @@ async def test_a_row_stays_until_its_dead_letter_is_stored(path: Path, clock: Vi
 
 
 async def test_an_accepted_row_is_marked_and_never_published_again(path: Path, clock: VirtualClock) -> None:
-    """Neither by this process nor by the next one."""
+    """Neither this process nor the next one publishes it."""
     async with harness_at(path, clock) as harness:
         await harness.submit("orders", submitted())
         bus = ManualBus()
@@ -185,66 +184,8 @@ async def test_an_accepted_row_is_marked_and_never_published_again(path: Path, c
         assert bus.subjects == []
 
 
-@pytest.mark.parametrize(
-    ("outcome", "is_published"), [(True, False), (False, True), (LookupError("a bug"), True), ("cancelled", True)]
-)
-async def test_a_row_that_is_handed_over_is_published_only_if_it_was_not_processed(
-    path: Path, clock: VirtualClock, outcome: Any, is_published: bool
-) -> None:
-    """While its event is processed, the row counts as pending, and a scan leaves it alone."""
-    async with harness_at(path, clock) as harness:
-        bus = ManualBus()
-        relay = relay_of(harness, bus)
-        await harness.submit("orders", submitted())
-        rows = await committed_rows(harness)
-        processed = [asyncio.get_running_loop().create_future() for _ in rows]
-        for row, future in zip(rows, processed, strict=True):
-            relay.hand_over(row, partial(_same, future))
-        await step_after(relay, clock)
-        await step_after(relay, clock)
-        assert (relay.pending, bus.subjects) == (2, [])
-        for future in processed:
-            if outcome == "cancelled":
-                future.cancel()
-            elif isinstance(outcome, Exception):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
-        await asyncio.sleep(0)
-        assert sorted(bus.subjects) == (CREATED if is_published else [])
-        await bus.accept()
-        await relay.stop()
-        assert all(sent_at for subject, sent_at in await harness.outbox("orders") if subject in CREATED)
-
-
-async def test_a_row_that_cannot_be_handed_over_is_published(path: Path, clock: VirtualClock) -> None:
-    """Nothing takes it; or a scan has published it already, and then nothing may take it."""
-    async with harness_at(path, clock) as harness:
-        bus = ManualBus()
-        relay = relay_of(harness, bus)
-        await harness.submit("orders", submitted())
-        rows = await committed_rows(harness)
-        offered: list[OutboxMessage] = []
-        for row in (*rows, *rows):
-            relay.hand_over(row, partial(offered.append, row))
-        assert offered == rows
-        assert sorted(bus.subjects) == CREATED
-
-
-def _same(future: asyncio.Future[bool]) -> asyncio.Future[bool]:
-    return future
-
-
-async def committed_rows(harness: Harness) -> list[OutboxMessage]:
-    """Return the rows of ``orders.created`` that are due."""
-    store = harness.stores["orders"]
-    return await harness.database.read(
-        lambda connection: store.fetch_due(connection, harness.clock.now(), 10, timedelta(0))
-    )
-
-
 async def test_stopping_marks_the_rows_that_the_bus_has_accepted(path: Path, clock: VirtualClock) -> None:
-    """Even those of a moment ago; and nothing is published any more."""
+    """It marks the newest of them, too, and publishes nothing any more."""
     async with harness_at(path, clock) as harness:
         await harness.submit("orders", submitted())
         bus = ManualBus()
@@ -272,7 +213,7 @@ async def test_stopping_writes_deferred_marks(path: Path, clock: VirtualClock) -
 
 
 async def test_a_row_in_flight_is_not_published_twice(path: Path, clock: VirtualClock) -> None:
-    """However often the relay scans the table meanwhile, and although the row was handed over, too."""
+    """The relay may scan the table any number of times meanwhile, and the row may also be passed to `publish`."""
     async with harness_at(path, clock) as harness:
         await harness.submit("orders", submitted())
         bus = ManualBus()
@@ -293,8 +234,8 @@ async def test_a_rejected_row_is_published_again(path: Path, clock: VirtualClock
         bus = ManualBus()
         relay = OutboxRelay(harness.stores["inventory"], bus, harness.dead_letter_store, clock, Metrics())
         await relay.step()
-        for trouble in (PublishRetryable("full"), BusClosed("gone"), RuntimeError("a bug")):
-            bus.published[-1][1].set_exception(trouble)
+        for error in (PublishRetryable("full"), BusClosed("gone"), RuntimeError("a bug")):
+            bus.published[-1][1].set_exception(error)
             await asyncio.sleep(0)
             assert relay.pending == 1
             await step_after(relay, clock)
@@ -352,9 +293,9 @@ async def test_sent_rows_are_purged_after_a_day_and_unsent_rows_stay(path: Path,
         relay = relay_of(harness, bus)
         began = f"{int(clock.now().timestamp() * 1000):012x}"
         ids = [f"{began[:8]}-{began[8:]}-7000-8000-{n:012}" for n in range(2)]
-        said = [outbox_message(id, due_at=clock.now().isoformat(timespec="microseconds")) for id in ids]
-        await harness.database.write(lambda c: save(harness, said, c))
-        relay.publish(said)
+        rows = [outbox_message(id, due_at=clock.now().isoformat(timespec="microseconds")) for id in ids]
+        await harness.database.write(lambda c: save(harness, rows, c))
+        relay.publish(rows)
         bus.published[0][1].set_result(None)
         await asyncio.sleep(0)
         await step_after(relay, clock)
@@ -398,8 +339,8 @@ async def test_a_long_outbox_is_published_to_its_end(path: Path, clock: VirtualC
     """Rows beyond one scan are found by the next ones, each event once, and the pending count is right all along."""
     async with harness_at(path, clock) as harness:
         early = (clock.now() - timedelta(seconds=1)).isoformat(timespec="microseconds")
-        said = [outbox_message(f"p-{n:05}", due_at=early) for n in range(3000)]
-        await harness.database.write(lambda c: save(harness, said, c))
+        rows = [outbox_message(f"p-{n:05}", due_at=early) for n in range(3000)]
+        await harness.database.write(lambda c: save(harness, rows, c))
         bus = ManualBus()
         relay = relay_of(harness, bus)
         for _ in range(10):

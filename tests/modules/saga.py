@@ -98,7 +98,7 @@ class FakeGateway:
 
 @frozen
 class InFlight:
-    """A message on its way to one consumer. One that is not due yet waits in the outbox and can be cancelled."""
+    """A message in flight to one consumer. One that is not due yet waits in the outbox and can be cancelled."""
 
     consumer: str
     id: str
@@ -126,7 +126,7 @@ class Saga:
         self.states |= {(Product, key): product for key, product in self.stock.items()}
 
     def send(self, consumer: str, id: str, event: Any) -> None:
-        """Put *event* on its way to *consumer*."""
+        """Send *event* to *consumer*."""
         self.in_flight.append(InFlight(consumer, id, event))
 
     def deliver(self, index: int, draw: Callable[[], CallOutcome], *, is_kept: bool = False) -> None:

@@ -81,7 +81,7 @@ def test_lines_of_the_same_product_are_summed() -> None:
 
 
 def test_an_express_order_publishes_in_the_express_lane() -> None:
-    """Whatever the lane of the event that caused it."""
+    """The lane of the event that caused it does not matter."""
     order = evolve(given(), is_express=True)
     assert when(order, RESERVED).express is True
     assert when(given(), RESERVED).express is False

@@ -1,4 +1,4 @@
-"""Logs never stop the server, and a signal makes it open its log anew and read its keys again."""
+"""Logs never stop the server, and a signal makes it reopen its log and read its keys again."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_a_stdout_that_nothing_reads_stops_neither_requests_nor_the_shutdo
 async def test_a_hangup_opens_the_log_anew_and_reads_the_keys_again(
     serve: Serve, connect: Callable[[Server], Client], tmp_path: Path
 ) -> None:
-    """The server serves on; a file of keys that is wrong is told, and the keys from before stay valid."""
+    """The server keeps running; an invalid file of keys is logged, and the previous keys stay valid."""
     keys, log = tmp_path / "keys", tmp_path / "app.log"
     keys.write_text(f"shop:{FIRST}\n")
     keys.chmod(0o600)

@@ -231,7 +231,7 @@ async def test_locally_delivered_events_are_counted(harness: Harness) -> None:
 
 
 async def test_an_event_that_a_subscriber_cannot_decide_goes_over_the_bus(harness: Harness) -> None:
-    """The order is accepted all the same; the bus delivers the event again, and nothing happens twice."""
+    """The order is accepted nevertheless; the bus delivers the event again, and nothing happens twice."""
     failures = ["first", "second"]
 
     def moody(decide: Any, states: Any, what: Any, now: Any) -> Any:
@@ -287,7 +287,7 @@ async def test_a_subscriber_that_breaks_the_transaction_does_not_affect_the_othe
 
 @pytest.mark.parametrize("rounds", [1, 2, 3])
 async def test_events_beyond_the_last_round_go_over_the_bus(harness: Harness, monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
-    """Whatever the number of rounds."""
+    """This holds for every number of rounds."""
     monkeypatch.setattr("app.runtime.engine.ROUNDS_MAX", rounds)
     await run(harness)
     await place(harness)

@@ -9,21 +9,21 @@ from app.runtime.work_queue import BULK_SHARE, FULL_BATCH_BELOW, WorkQueue
 
 async def test_express_items_go_first() -> None:
     """They overtake bulk items that were queued earlier."""
-    room: WorkQueue[str] = WorkQueue(100)
+    queue: WorkQueue[str] = WorkQueue(100)
     for n in range(3):
-        room.put(f"bulk-{n}")
-    room.put("fast", True)
-    assert await room.get_batch(2) == ["fast", "bulk-0"]
-    assert await room.get_batch(10) == ["bulk-1", "bulk-2"]
+        queue.put(f"bulk-{n}")
+    queue.put("fast", True)
+    assert await queue.get_batch(2) == ["fast", "bulk-0"]
+    assert await queue.get_batch(10) == ["bulk-1", "bulk-2"]
 
 
 async def test_bulk_items_keep_their_share_of_every_batch() -> None:
     """Many express items do not starve them."""
-    room: WorkQueue[str] = WorkQueue(1000)
+    queue: WorkQueue[str] = WorkQueue(1000)
     for _ in range(100):
-        room.put("bulk")
-        room.put("fast", True)
-    batch = await room.get_batch(40)
+        queue.put("bulk")
+        queue.put("fast", True)
+    batch = await queue.get_batch(40)
     assert batch.count("bulk") == 40 // BULK_SHARE
     assert len(batch) == 40
 
@@ -31,121 +31,121 @@ async def test_bulk_items_keep_their_share_of_every_batch() -> None:
 async def test_a_batch_is_full_when_only_one_lane_has_items() -> None:
     """An empty lane leaves its share to the other."""
     for is_express in (True, False):
-        room: WorkQueue[int] = WorkQueue(100)
+        queue: WorkQueue[int] = WorkQueue(100)
         for n in range(50):
-            room.put(n, is_express)
-        assert await room.get_batch(40) == list(range(40))
+            queue.put(n, is_express)
+        assert await queue.get_batch(40) == list(range(40))
 
 
 async def test_requeued_items_come_first_and_keep_their_order() -> None:
     """A failed batch does not cost an item its position."""
-    room: WorkQueue[int] = WorkQueue(100)
+    queue: WorkQueue[int] = WorkQueue(100)
     for n in range(6):
-        room.put(n)
-    batch = await room.get_batch(4)
-    room.requeue(batch)
-    assert list(room) == [0, 1, 2, 3, 4, 5]
-    assert await room.get_batch(10) == [0, 1, 2, 3, 4, 5]
+        queue.put(n)
+    batch = await queue.get_batch(4)
+    queue.requeue(batch)
+    assert list(queue) == [0, 1, 2, 3, 4, 5]
+    assert await queue.get_batch(10) == [0, 1, 2, 3, 4, 5]
 
 
 async def test_requeued_items_keep_their_lane() -> None:
     """After an outage express items still go before bulk items that arrived meanwhile."""
-    room: WorkQueue[int] = WorkQueue(100)
+    queue: WorkQueue[int] = WorkQueue(100)
     for n in range(4):
-        room.put(n, n % 2 == 0)
-    batch = await room.get_batch(4)
-    room.put(4)
-    room.put(5, True)
-    room.requeue(batch, lambda item: item % 2 == 0)
-    assert list(room) == [0, 2, 5, 1, 3, 4]
+        queue.put(n, n % 2 == 0)
+    batch = await queue.get_batch(4)
+    queue.put(4)
+    queue.put(5, True)
+    queue.requeue(batch, lambda item: item % 2 == 0)
+    assert list(queue) == [0, 2, 5, 1, 3, 4]
 
 
 async def test_get_batch_waits_for_the_first_item() -> None:
     """It does not wait for a second one."""
-    room: WorkQueue[int] = WorkQueue(100)
-    taking = asyncio.create_task(room.get_batch(10))
+    queue: WorkQueue[int] = WorkQueue(100)
+    taking = asyncio.create_task(queue.get_batch(10))
     await asyncio.sleep(0)
     assert not taking.done()
-    room.put(1)
+    queue.put(1)
     assert await asyncio.wait_for(taking, 20) == [1]
 
 
 async def test_a_full_lane_offers_no_space() -> None:
     """A consumer waits until its lane may prefetch again."""
-    room: WorkQueue[int] = WorkQueue(3)
-    assert await room.wait_for_space() == 3
+    queue: WorkQueue[int] = WorkQueue(3)
+    assert await queue.wait_for_space() == 3
     for n in range(3):
-        room.put(n)
-    waiting = asyncio.create_task(room.wait_for_space())
+        queue.put(n)
+    waiting = asyncio.create_task(queue.wait_for_space())
     await asyncio.sleep(0)
     assert not waiting.done()
-    await room.get_batch(2)
+    await queue.get_batch(2)
     assert await asyncio.wait_for(waiting, 20) == 2
 
 
 async def test_submitted_items_use_no_prefetch_space() -> None:
     """However many submissions are queued, the consumers go on fetching."""
-    room: WorkQueue[str] = WorkQueue(3, lambda item: item == "fetched")
+    queue: WorkQueue[str] = WorkQueue(3, lambda item: item == "fetched")
     for _ in range(10):
-        room.put("standing")
-    room.put("fetched")
-    assert await room.wait_for_space() == 2
-    assert room.remove_if(lambda item: item == "standing") == ["standing"] * 10
-    assert await room.wait_for_space() == 2
-    batch = await room.get_batch(10)
-    assert await room.wait_for_space() == 3
-    room.requeue(batch)
-    assert await room.wait_for_space() == 2
+        queue.put("standing")
+    queue.put("fetched")
+    assert await queue.wait_for_space() == 2
+    assert queue.remove_if(lambda item: item == "standing") == ["standing"] * 10
+    assert await queue.wait_for_space() == 2
+    batch = await queue.get_batch(10)
+    assert await queue.wait_for_space() == 3
+    queue.requeue(batch)
+    assert await queue.wait_for_space() == 2
 
 
 async def test_each_lane_has_its_own_prefetch_space() -> None:
     """A full lane does not keep the other from fetching."""
-    room: WorkQueue[int] = WorkQueue(3)
+    queue: WorkQueue[int] = WorkQueue(3)
     for n in range(3):
-        room.put(n)
-    assert await room.wait_for_space(is_express=True) == 3
-    room.put(3, True)
-    assert await room.wait_for_space(is_express=True) == 2
+        queue.put(n)
+    assert await queue.wait_for_space(is_express=True) == 3
+    queue.put(3, True)
+    assert await queue.wait_for_space(is_express=True) == 2
 
 
 async def test_the_queue_is_empty_once_the_last_batch_is_finished() -> None:
     """A batch counts as in progress until the next one is requested."""
-    room: WorkQueue[int] = WorkQueue(3)
-    room.put(1)
-    empty = asyncio.create_task(room.wait_until_empty())
-    await room.get_batch(5)
+    queue: WorkQueue[int] = WorkQueue(3)
+    queue.put(1)
+    empty = asyncio.create_task(queue.wait_until_empty())
+    await queue.get_batch(5)
     await asyncio.sleep(0)
     assert not empty.done()
-    taking = asyncio.create_task(room.get_batch(5))
+    taking = asyncio.create_task(queue.get_batch(5))
     await asyncio.wait_for(empty, 20)
     taking.cancel()
 
 
 async def test_many_clients_are_split_into_two_alternating_batches() -> None:
     """While one half is committed, the other is queued; the halves stay even."""
-    room: WorkQueue[int] = WorkQueue(100)
-    room.put(0)
-    came = await room.get_batch(100)
+    queue: WorkQueue[int] = WorkQueue(100)
+    queue.put(0)
+    came = await queue.get_batch(100)
     for n in range(1, 64):
-        room.put(n)
+        queue.put(n)
     sizes = []
     for _ in range(4):
-        back, came = came, await room.get_batch(100)
+        back, came = came, await queue.get_batch(100)
         for item in back:
-            room.put(item)
+            queue.put(item)
         sizes.append(len(came))
     assert sizes == [32, 32, 32, 32]
 
 
 async def test_small_and_first_batches_are_not_split() -> None:
     """Items that have no other half to alternate with do not wait for a second batch."""
-    room: WorkQueue[int] = WorkQueue(100)
+    queue: WorkQueue[int] = WorkQueue(100)
     for n in range(90):
-        room.put(n)
-    assert len(await room.get_batch(100)) == 90
-    room = WorkQueue(100)
-    room.put(0)
-    await room.get_batch(100)
+        queue.put(n)
+    assert len(await queue.get_batch(100)) == 90
+    queue = WorkQueue(100)
+    queue.put(0)
+    await queue.get_batch(100)
     for n in range(FULL_BATCH_BELOW):
-        room.put(n)
-    assert len(await room.get_batch(100)) == FULL_BATCH_BELOW
+        queue.put(n)
+    assert len(await queue.get_batch(100)) == FULL_BATCH_BELOW

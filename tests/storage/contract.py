@@ -100,7 +100,7 @@ class StoreContract:
 
     @pytest.mark.parametrize("cls", STATES, ids=lambda cls: cls.__name__)
     def test_a_stored_state_is_loaded_unchanged(self, cls: type, site: Site) -> None:
-        """Whatever its fields contain: any text, any time to the microsecond, any integer that fits."""
+        """Its fields may contain any text, any time to the microsecond and any integer that fits."""
         database = Database(site.url)
         mapper = StateMapper(cls, TABLES[cls], database.dialect)
         module = next(name for name in ("orders", "inventory", "payments") if TABLES[cls].name.startswith(name))

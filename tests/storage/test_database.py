@@ -51,7 +51,7 @@ async def test_deferred_work_joins_the_next_transaction(database: Database) -> N
 
 
 async def test_work_that_runs_last_sees_work_that_was_deferred_before(database: Database) -> None:
-    """However busy the writer is, and whatever other work waits."""
+    """This holds for a busy writer, and for any other work that waits."""
     has_begun, is_free = threading.Event(), threading.Event()
 
     def committing(connection: Connection) -> None:
@@ -132,7 +132,7 @@ async def test_a_database_is_healthy_again_after_a_write(path: Path, monkeypatch
 
 
 async def test_a_closed_file_handle_is_not_used_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a failure the file is opened anew."""
+    """After a failure the file is reopened."""
     monkeypatch.setattr("app.storage.sql.sqlite.BUSY_SECONDS", 0.02)
     database = Database(f"sqlite:///{path}")
     opened: list[Any] = []

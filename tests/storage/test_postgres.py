@@ -119,7 +119,7 @@ async def test_a_transaction_whose_connection_breaks_is_repeated(site: PostgresS
 
 
 async def test_a_connection_that_broke_while_idle_is_replaced(site: PostgresSite, database: Database) -> None:
-    """The server was restarted between two transactions: the next ones connect anew."""
+    """The server was restarted between two transactions: the next ones connect again."""
     await database.write(insert_number(1))
     assert await numbers(database) == [1]
     site.make_unavailable()
@@ -278,7 +278,7 @@ async def test_two_transactions_in_a_deadlock_both_succeed(site: PostgresSite, d
 
 
 async def test_modules_that_share_a_transaction_lock_their_rows_in_one_order(site: PostgresSite, database: Database) -> None:
-    """Whatever the order of their calls: two processes with opposite orders do not deadlock."""
+    """The order of their calls does not matter: two processes with opposite orders do not deadlock."""
     seen: list[str] = []
     may_go = threading.Event()
     blocking = asyncio.create_task(database.write(lambda c: may_go.wait(10)))
@@ -392,7 +392,7 @@ async def test_two_relays_publish_each_event_once(relays: Any) -> None:
     await harnesses[1].submit("orders", submitted(oid(2)))
     store = harnesses[1].stores["orders"]
     both = await harnesses[1].database.read(lambda c: store.fetch_due(c, clock.now(), 10, timedelta(0)))
-    second.publish([row for row in both if row.key == oid(2)])  # the first process "died" before it published its own
+    second.publish([row for row in both if row.key == oid(2)])  # the first process ended before it published its own
     for _ in range(int(HANDOVER_DELAY.total_seconds() / SCAN_SECONDS)):
         await first.step()
         await second.step()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -27,6 +26,9 @@ PATH = re.compile(r"``((?:app|bus|config|deploy|docs|modules|tests)/[\w./-]+)``"
 CREATED = ("deploy/secrets",)
 """Paths that a command creates: a fresh clone has none of them."""
 CODE = re.compile(r'(?:ProblemError|Rejection|partial\(\s*ProblemError,|invalid_input)\(?\s*(?:\d{3},\s*)?"([a-z_]+)"')
+CHANGELOG_SECTION = re.compile(r"^([0-9]+\.[0-9]+\.[0-9]+), (\S+)\n-+$", re.MULTILINE)
+IMAGE_TAG = re.compile(r"\bfulfilment(?::|, newTag: )([0-9][\w.]*)")
+
 QUOTED = (
     ("docs/howto/operate.rst", "the database is out of reach"),
     ("docs/howto/operate.rst", "circuit breaker"),
@@ -121,11 +123,17 @@ def test_every_log_text_that_a_document_quotes_is_in_the_code(document: str, tex
     assert any(text in path.read_text(encoding="utf-8") for path in sources)
 
 
-def test_the_changelog_has_a_section_for_this_version() -> None:
-    """The version in setup.cfg has a heading in the changelog."""
-    version = re.search(r"^version = (\S+)$", (ROOT / "setup.cfg").read_text(encoding="utf-8"), re.MULTILINE)
-    assert version is not None
-    assert re.search(rf"^{re.escape(version[1])}\b", Path(ROOT / "CHANGELOG.rst").read_text("utf-8"), re.MULTILINE)
+def test_the_version_is_the_same_everywhere() -> None:
+    """In setup.cfg, in the newest section of the changelog and in every image tag; a version in development ends in .dev0."""
+    version, *_ = re.findall(r"^version = (\S+)$", (ROOT / "setup.cfg").read_text("utf-8"), re.MULTILINE)
+    (newest, date), *released = CHANGELOG_SECTION.findall((ROOT / "CHANGELOG.rst").read_text("utf-8"))
+    assert version == (f"{newest}.dev0" if date == "unreleased" else newest)
+    assert [name for name, date in released if date == "unreleased"] == []
+    tagged = [ROOT / name for name in ("deploy/compose.yaml", "deploy/kubernetes/kustomization.yaml", "docs/howto/deploy.rst")]
+    tags = {path.name: set(IMAGE_TAG.findall(path.read_text("utf-8"))) for path in tagged}
+    assert tags == {path.name: {version} for path in tagged}
+    kept = {path.name for path in (ROOT / "tests/contracts/released").iterdir()}
+    assert kept == {name for name, _ in released}, "the schemas of each release"
 
 
 def _page(name: str) -> str:

@@ -17,7 +17,7 @@ from tests.story.blocks import blocks_of, write
 @pytest.mark.slow
 @pytest.mark.process
 def test_the_program_of_the_page_serves_and_ends(tmp_path: Path) -> None:
-    """It needs no other preparation than an empty folder, twice in a row."""
+    """It needs no other preparation than an empty folder, also the second time."""
     [program] = [block for block in blocks_of(ROOT / "docs/howto/embed.rst") if block.file]
     write(program, tmp_path)
     for _ in range(2):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from app.storage.migrations.common import EDITIONS
 from tests.architecture.tree import ROOT
 from tests.nats import NatsServer
 from tests.process.client import Client, eventually
@@ -47,6 +48,13 @@ def _run(session: str, folder: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         if output:
             assert done.stdout == output
+
+
+def test_the_migration_of_the_page_has_the_newest_edition() -> None:
+    """A module that is written today needs every table that the runtime uses today."""
+    [block] = [block for block in BLOCKS if block.file.endswith("0001_first_tables.py")]
+    assert f"edition={len(EDITIONS)})" in block.text
+
 
 
 def test_the_page_keeps_the_rules_of_the_architecture(repository: Path) -> None:

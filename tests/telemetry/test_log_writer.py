@@ -1,4 +1,4 @@
-"""Logging never waits: what a destination does not take is dropped, counted, and told once it takes lines again."""
+"""Logging never waits: what a destination does not take is dropped, counted, and reported once it takes lines again."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def dropped_on_the_page() -> float:
 
 
 def test_a_pipe_without_a_reader_never_blocks_the_caller(pipe: tuple[int, int], tmp_path: Path) -> None:
-    """Its queue is bounded; lines beyond it are counted, and a reader that comes back is told their number once."""
+    """Its queue is bounded; lines beyond it are counted, and a reader that comes back gets their number once."""
     reader, writer = pipe
     file = tmp_path / "log"
     with os.fdopen(writer, "w") as stream:
@@ -74,8 +74,8 @@ def test_a_pipe_without_a_reader_never_blocks_the_caller(pipe: tuple[int, int], 
         while read.count(b"\n") < count - dropped + 1:
             read += os.read(reader, 1 << 20)
         lines = [json.loads(line) for line in read.splitlines()]
-        told = [line for line in lines if line["message"] == "log lines were dropped"]
-        assert [(line["level"], line["lines"]) for line in told] == [("WARNING", dropped)]
+        reported = [line for line in lines if line["message"] == "log lines were dropped"]
+        assert [(line["level"], line["lines"]) for line in reported] == [("WARNING", dropped)]
         assert len(lines) - 1 == count - dropped
         logger.remove()
 
@@ -93,18 +93,18 @@ def test_the_log_ends_although_a_pipe_has_no_reader(pipe: tuple[int, int]) -> No
         os.read(reader, 1 << 20)
 
 
-def test_a_full_disk_is_told_on_stdout_once(out: TextIO, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_on_stdout_once(out: TextIO, tmp_path: Path) -> None:
     """The lines that the file refuses are counted; the other destination says why, and what happens meanwhile."""
     logs.setup("INFO", "json", "/dev/full", out)
     for number in range(20):
         logger.info("order finished", number=number)
         logs.wait_until_written()
-    told = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
-    refused = [line for line in told if line["message"] == "log lines cannot be written"]
+    reported = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    refused = [line for line in reported if line["message"] == "log lines cannot be written"]
     assert [(line["level"], line["destination"], line["reason"]) for line in refused] == [
         ("WARNING", "LOG_FILE", "No space left on device")
     ]
-    assert len(told) == 21
+    assert len(reported) == 21
     assert logs.dropped() == 20
 
 
@@ -168,9 +168,9 @@ def test_a_file_that_cannot_be_opened_anew_keeps_its_lines(out: TextIO, tmp_path
     for _ in range(3):
         logger.info("after")
         logs.wait_until_written()
-    told = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
-    reasons = [line["reason"] for line in told if line["message"] == "log lines cannot be written"]
-    assert reasons == ["cannot be opened anew: No such file or directory"]
+    reported = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    reasons = [line["reason"] for line in reported if line["message"] == "log lines cannot be written"]
+    assert reasons == ["cannot be reopened: No such file or directory"]
     assert messages(tmp_path / "gone" / "app.log") == ["before", "after", "after", "after"]
     (tmp_path / "gone").rename(tmp_path / "logs")
     logger.info("back")
@@ -178,7 +178,7 @@ def test_a_file_that_cannot_be_opened_anew_keeps_its_lines(out: TextIO, tmp_path
 
 
 def test_the_file_is_readable_by_its_owner_only(out: TextIO, tmp_path: Path) -> None:
-    """Whatever the umask; a file that exists keeps its mode."""
+    """The umask does not matter; a file that exists keeps its mode."""
     before = os.umask(0)
     try:
         logs.setup("INFO", "json", tmp_path / "new.log", out)

@@ -79,7 +79,7 @@ def test_a_line_is_one_json_object(out: Stream) -> None:
 
 
 def test_time_is_rfc_3339_in_utc(out: Stream) -> None:
-    """Whatever the time zone of the machine."""
+    """The time zone of the machine does not matter."""
     before = datetime.now(UTC)
     logger.info("now")
     time = lines(out)[0]["time"]
@@ -88,7 +88,7 @@ def test_time_is_rfc_3339_in_utc(out: Stream) -> None:
 
 
 def test_a_field_cannot_replace_the_fixed_members_of_a_line(out: Stream) -> None:
-    """Whatever the keyword is called."""
+    """This holds for every name of a keyword."""
     logger.info("true", time="never", level="LOUD", logger="forged")
     (line,) = lines(out)
     assert (line["level"], line["logger"], line["message"]) == ("INFO", __name__, "true")

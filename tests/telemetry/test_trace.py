@@ -83,7 +83,7 @@ def test_an_invalid_header_begins_a_new_sampled_trace(header: str | None) -> Non
 
 @given(st.text() | st.from_regex(WELL_FORMED))
 def test_the_result_is_a_valid_header_for_any_input(header: str) -> None:
-    """And the result is accepted as an input and keeps its trace id."""
+    """The result is accepted as an input and keeps its trace id."""
     found = traceparent(header, rng(7))
     assert WELL_FORMED.fullmatch(found)
     assert trace_id(traceparent(found, rng(8))) == trace_id(found)
@@ -104,7 +104,7 @@ def test_a_child_takes_its_parent_id_from_the_event() -> None:
 
 @given(st.uuids().map(str) | st.text())
 def test_every_event_id_gives_a_valid_child(cause: str) -> None:
-    """Whatever the id of its cause."""
+    """This holds for every id of a cause."""
     event_id = derived_id(cause, 0)
     found = child(f"00-{TRACE}-{PARENT}-01", event_id)
     assert WELL_FORMED.fullmatch(found)

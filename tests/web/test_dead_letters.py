@@ -95,7 +95,7 @@ async def test_a_dead_letter_is_shown_with_its_message(web: Web, service: FakeDe
 
 
 async def test_a_body_that_is_not_json_is_shown_in_base64(web: Web, service: FakeDeadLetterService) -> None:
-    """Many dead letters are dead because their body is unreadable; they can be shown all the same."""
+    """Many dead letters are dead because their body is unreadable; they can be shown nevertheless."""
     service.store("a", b"\xff{")
     assert (await web.request("GET", "/v1/dead-letters/a")).json["message"]["body"] == {"base64": "/3s="}
 

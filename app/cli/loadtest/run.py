@@ -66,7 +66,7 @@ async def run_load_test(
 
     Raises:
         Unreachable: No server answered; no order was placed.
-        Failed: The server rejected an order for good, was out of reach for too long, or its stock does not match.
+        Failed: The server rejected an order permanently, was out of reach for too long, or its stock does not match.
     """
     timeout = aiohttp.ClientTimeout(total=RESPONSE_SECONDS_MAX)
     async with aiohttp.ClientSession(timeout=timeout, headers=credentials(options.key)) as session:
@@ -135,7 +135,7 @@ class LoadRun:
         Check the stock against the confirmed orders and return the figures of the run.
 
         Raises:
-            Failed: The server rejected an order for good or was out of reach for too long, or its stock does not match.
+            Failed: The server rejected an order permanently or was out of reach for too long, or its stock does not match.
         """
         # A lost order makes the expected stock unknown; without an accepted order there is nothing to check.
         is_checkable = self._tally.accepted > 0 and self._tally.lost == 0

@@ -14,8 +14,16 @@ _TABLE = re.compile(rf"^{_RULE}name +default +meaning\n{_RULE}(?:.+\n)+?{_RULE}"
 
 
 def with_settings_table(page: str) -> str:
-    """Return *page*, a document that has such a table, with the table as it is now."""
-    return _TABLE.sub(lambda _: settings_table() + "\n", page, count=1)
+    """
+    Return *page* with its table of variables as it is now.
+
+    Raises:
+        ValueError: *page* has no such table.
+    """
+    updated, count = _TABLE.subn(lambda _: settings_table() + "\n", page, count=1)
+    if not count:
+        raise ValueError("the page has no table with the columns name, default and meaning")
+    return updated
 
 
 def settings_table() -> str:

@@ -6,7 +6,7 @@ All other code writes its SQL once, with ``?`` for a value and ``{keys}`` for a 
 
 from __future__ import annotations
 
-__all__ = ["TX_ID", "Dialect", "ExclusiveAccess", "Failure", "Statement", "cache_generation", "invalidate_cache"]
+__all__ = ["CACHE_GENERATION", "TX_ID", "Dialect", "ExclusiveAccess", "Failure", "Statement", "invalidate_cache"]
 
 from collections.abc import Sequence
 from enum import Enum
@@ -18,7 +18,13 @@ from sqlalchemy.exc import DBAPIError
 TX_ID = "transaction id"
 """The key in a connection's ``info`` of the id of its transaction; see `Dialect.was_committed`."""
 
-_CACHE_GENERATION = "cache generation"
+CACHE_GENERATION = "cache generation"
+"""
+The key in a connection's ``info`` of an object that stays the same while only this connection changes the database and no
+transaction is rolled back.
+
+Data that was read or written during a generation is valid until it ends. Only for a database of this process alone.
+"""
 
 
 class Failure(Enum):
@@ -92,7 +98,7 @@ class Dialect(Protocol):
         """Return in a few words for the operator, without host or password, why the database cannot be used."""
 
     def is_conflict(self, error: BaseException) -> bool:
-        """Return True if *error* says that a row exists already: inserted a moment ago, or for good."""
+        """Return True if *error* says that a row exists already: inserted a moment ago, or permanently."""
 
     def is_disconnected(self, connection: Connection) -> bool:
         """Return True if *connection* has lost its server, which rolls back what was not committed."""
@@ -160,15 +166,6 @@ class Dialect(Protocol):
         """
 
 
-def cache_generation(connection: Connection) -> object:
-    """
-    Return an object that stays the same while only *connection* changes the database and no transaction is rolled back.
-
-    Data that was read or written during a generation is valid until it ends. Only for a database of this process alone.
-    """
-    return connection.info.setdefault(_CACHE_GENERATION, object())
-
-
 def invalidate_cache(connection: Connection) -> None:
     """Begin a new generation, because of a rollback or a write by another process."""
-    connection.info.pop(_CACHE_GENERATION, None)
+    connection.info[CACHE_GENERATION] = object()

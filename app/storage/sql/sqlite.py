@@ -241,7 +241,7 @@ class Sqlite:
         connection.info[_PROBED] = True
 
     def has_written(self, connection: Connection) -> bool:
-        """Return True only after a write: a lock can be had on a full disk, too."""
+        """Return True only after a write: a lock can be acquired on a full disk, too."""
         return _is_reading(connection) or _driver(connection).total_changes > 0 or _PROBED in connection.info
 
     def try_lead(self, connection: Connection, name: str, is_eligible: bool) -> bool:

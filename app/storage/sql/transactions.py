@@ -42,7 +42,7 @@ REFUSAL_SECONDS = 10.0
 """How long the database counts as refusing work after it has last done so. What is refused is tried again sooner."""
 
 REFUSALS_MAX = 16
-"""Reasons that are logged while it does."""
+"""How many different reasons of refusals are logged during that time."""
 
 _BACKOFF_SECONDS = 0.005
 """Mean pause before the second attempt; doubled before each further one."""
@@ -142,7 +142,7 @@ class Transactor:
                         self.disconnect()  # begin failed half-way, and SQLAlchemy believes that a transaction is open
                     raise
                 if recovery is _Recovery.REFUSED:
-                    self._tell_refusal(error)
+                    self._log_refusal(error)
                     raise StorageRefused("The database refuses the work.") from error
                 self._mark_unhealthy(error)
                 raise StorageUnavailable("The database is out of reach.") from error
@@ -180,7 +180,7 @@ class Transactor:
             self._dialect.verify_commit(connection)
         return results
 
-    def _tell_refusal(self, error: Exception) -> None:
+    def _log_refusal(self, error: Exception) -> None:
         """Log *error*, each reason once in `REFUSAL_SECONDS`; begin the next transaction with a new connection."""
         now, text = time.monotonic(), _text(error)
         if not self.is_refused:

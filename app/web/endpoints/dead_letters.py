@@ -57,7 +57,7 @@ class DeadLetterService(Protocol):
         """
 
     async def discard(self, id: str) -> bool:
-        """Delete a dead letter for good; return False if the id is unknown."""
+        """Delete a dead letter permanently; return False if the id is unknown."""
 
 
 _TEXT = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"}

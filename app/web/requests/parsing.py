@@ -145,7 +145,7 @@ def _missing_body(is_required: bool, is_valid: Callable[[Any], bool], schema: Ma
 
 
 def _invalid_body(violations: tuple[SchemaViolation, ...]) -> ProblemError:
-    # A fast validator decides and a second one explains; should the second find nothing, the first one still holds.
+    # A fast validator decides and a second one explains; if the second finds no violation, the decision still counts.
     violations = violations or (SchemaViolation("", "does not match the schema"),)
     return invalid_input("invalid_body", "The body is not as this route takes it; errors says where and why.", violations)
 

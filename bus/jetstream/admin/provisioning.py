@@ -179,7 +179,7 @@ async def _answer(request: Callable[[], Awaitable[T]], patience_seconds: float, 
 
 
 def _may_answer_later(error: Exception) -> bool:
-    """Tell a cluster that is electing a leader, or is slow, from a server that has no JetStream and will not get it."""
+    """Distinguish a cluster that is electing a leader, or is slow, from a server that has no JetStream and will not get it."""
     if isinstance(error, ServiceUnavailableError):
         return error.err_code is not None and error.err_code not in NO_JETSTREAM
     return isinstance(error, TimeoutError)

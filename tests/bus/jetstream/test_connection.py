@@ -91,7 +91,7 @@ async def test_a_server_that_refuses_the_connection_leaves_no_socket_open(greeti
 
 
 class Watched:
-    """A connection whose credentials are read anew each time, and the servers' certificates, too."""
+    """A connection whose credentials are read again each time, and the servers' certificates, too."""
 
     def __init__(self, server: NatsServer, folder: Path, *, scheme: str = "nats") -> None:
         self.connected = asyncio.Event()
@@ -134,7 +134,7 @@ def require_password(server: NatsServer, password: str) -> None:
 async def test_a_replaced_password_is_used_at_the_next_connection(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is replaced on the server first: the refusal is told once, at WARNING, with what to check."""
+    """It is replaced on the server first: the refusal is logged once, at WARNING, with what to check."""
     server = NatsServer(tmp_path)
     require_password(server, "first-password")
     (tmp_path / "password").write_text("first-password")

@@ -66,7 +66,7 @@ async def test_publish_fast_sends_what_publish_sends(clients: tuple[NatsClient, 
 
 @pytest.mark.parametrize("block", BLOCKS)
 async def test_a_header_block_is_parsed_as_the_client_parses_it(block: bytes) -> None:
-    """Whatever another program has sent, even if it is not text."""
+    """Other programs may send any header block, also one that is not text."""
     assert await NatsClient()._process_headers(block) == await Client()._process_headers(block)
 
 

@@ -144,7 +144,7 @@ async def test_ctrl_c_stops_the_sending_and_prints_the_result(server: FakeServer
 @pytest.mark.slow
 @pytest.mark.process
 async def test_a_second_ctrl_c_ends_the_command_at_once(server: FakeServer) -> None:
-    """Even while orders never end."""
+    """It does not wait for orders that never end."""
     server.behaviour = lambda number: "hold"
     process = await started("--url", server.url, "--orders", "1000000", "--concurrency", "4", "--patience", "3600")
     await server.many_posts.wait()

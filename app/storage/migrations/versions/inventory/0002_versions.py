@@ -1,4 +1,4 @@
-"""In which versions an event of the outbox is said."""
+"""Add to the outbox the versions in which each event is published."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Add it; what is there already is said in one."""
+    """Add the column; an existing row is published in one version."""
     add_versions_2("inventory")

@@ -1,4 +1,4 @@
-"""Where an order goes, and in which versions an event of the outbox is said."""
+"""Add the shipping address of an order, and the versions in which an event of the outbox is published."""
 
 from __future__ import annotations
 

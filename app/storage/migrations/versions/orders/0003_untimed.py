@@ -1,4 +1,4 @@
-"""What was heard is found by its age only where its id says nothing about that."""
+"""Index by age only those inbox rows whose ids do not begin with a time."""
 
 from __future__ import annotations
 
