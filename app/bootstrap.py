@@ -21,6 +21,7 @@ __all__ = [
 
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol
 
 from attrs import frozen
@@ -39,7 +40,7 @@ from app.messaging.bus_factory import BusRuntime, build_bus
 from app.messaging.consumers import EXPRESS_LANE, subscriptions
 from app.messaging.dead_letters import DeadLetterStore
 from app.messaging.event_registry import build_registry
-from app.messaging.outbox_relay import OutboxRelay
+from app.messaging.outbox_relay import OutboxRelay, pending_events
 from app.messaging.version_usage import VersionUsageReport
 from app.runtime.batch import BatchProcessor
 from app.runtime.engine import TransactionEngine
@@ -144,7 +145,7 @@ def build_runtime(
         *(modules, storage.stores, contracts, relays, clock, metrics),
         delivers_locally=settings.bus == "memory" and len(storage.databases) == 1,
         batch_max=settings.batch_max,
-        backlog=lambda: sum(relay.pending for relay in relays.values()),
+        backlog=partial(pending_events, relays.values()),
         backlog_max=settings.outbox_cap,
     )
     for name, runner in runners.items():

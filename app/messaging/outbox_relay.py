@@ -9,7 +9,7 @@ If the process ends before, the rows are published again, and the consumers' inb
 
 from __future__ import annotations
 
-__all__ = ["OutboxRelay"]
+__all__ = ["OutboxRelay", "pending_events"]
 
 import asyncio
 from collections import Counter, deque
@@ -220,3 +220,8 @@ class OutboxRelay:
         except StorageUnavailable:
             deleted = 0
         self._purge_at = now + (MARK_SECONDS if deleted else PURGE_SECONDS)
+
+
+def pending_events(relays: Iterable[OutboxRelay]) -> int:
+    """Return how many rows of all *relays* are due and not accepted by the bus yet."""
+    return sum(relay.pending for relay in relays)

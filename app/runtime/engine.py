@@ -60,11 +60,8 @@ class TransactionEngine:
         self._processors = processors
         self._routes = routes
         self._clock = clock
-
-    @property
-    def delivers_locally(self) -> bool:
+        self.delivers_locally = bool(routes)
         """True when the routing table has subscribers."""
-        return bool(self._routes)
 
     def __call__(
         self, module: str, items: Sequence[WorkItem], is_local: bool, connection: Connection

@@ -90,10 +90,17 @@ def _versions(contract: Contract) -> Iterator[tuple[str, tuple[Convert, ...]]]:
 
 def _converter(reader: EventReader, subject: str, steps: tuple[Convert, ...]) -> Convert:
     """Return the conversion from the emitted event to what *reader* would decode from *subject*."""
+    steps += reader.upcasts(subject)
+    if not steps:
+        return _unchanged
 
     def convert(event: Event) -> Event:
         for step in steps:
             event = step(event)
-        return reader.upcast(subject, event)
+        return event
 
     return convert
+
+
+def _unchanged(event: Event) -> Event:
+    return event

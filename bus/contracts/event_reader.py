@@ -61,13 +61,13 @@ class EventReader:
         event = self._contracts.decode(subject, body)
         if subject not in self._upcasts:
             raise Rejected(f"{self.consumer} does not consume {subject}")
-        return self.upcast(subject, event)
-
-    def upcast(self, subject: str, event: Event) -> Event:
-        """Return *event*, in the version of the consumed *subject*, as the newest class that the consumer knows."""
-        for up in self._upcasts[subject]:
-            event = up(event)
+        for upcast in self._upcasts[subject]:
+            event = upcast(event)
         return event
+
+    def upcasts(self, subject: str) -> tuple[Callable[[Event], Event], ...]:
+        """Return the steps that turn an event on the consumed *subject* into the newest class that the consumer knows."""
+        return self._upcasts[subject]
 
     def has_newer(self, subject: str, versions: str) -> bool:
         """Return whether *versions*, the header of a message on *subject*, names a newer readable version."""
