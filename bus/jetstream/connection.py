@@ -1,8 +1,8 @@
 """
 The connection to NATS: opened once with retries, then kept up until it is closed.
 
-The client reconnects by itself, with one exception: an error line of the server that it does not know makes it close for
-good. Then a new client is opened in its place, and `Connection` calls *on_connected* with it, so that the subscriptions
+The client reconnects by itself, with one exception: an error line of the server that it does not know makes it close
+permanently. Then a new client is opened in its place, and `Connection` calls *on_connected* with it, so that the subscriptions
 of the old one can be made again.
 """
 
@@ -24,6 +24,7 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 
 from bus.errors import BrokerUnreachable
+from bus.jetstream.connect_attempt import HANDSHAKE_SECONDS, ClientCallbacks, ConnectAttempt, ConnectRefused
 from bus.jetstream.nats_client import NatsClient
 from bus.jetstream.servers import Servers, ServerSource, advice, credentials
 from bus.port import Clock
@@ -32,8 +33,6 @@ from bus.tasks import cancel_tasks
 CONNECT_SECONDS_MAX = 300.0
 _RETRY_SECONDS = 0.1
 _RETRY_SECONDS_MAX = 10.0
-_HANDSHAKE_SECONDS = 2
-_TLS_CLOSE_SECONDS = 0.1
 _RECONNECT_SECONDS = 0.5
 _PENDING_BYTES_MAX = 1 << 20
 _DENIED = "permissions violation"
@@ -60,10 +59,6 @@ class _Item:
     reply: str
     headers: dict[str, str] | None
     observer: SendObserver | None
-
-
-class _ConnectRefused(Exception):
-    """No server has accepted the connection in one round of attempts."""
 
 
 class Connection:
@@ -152,13 +147,13 @@ class Connection:
         client, self._client = self._client, None
         if client is not None and client.is_connected:
             with suppress(nats.errors.Error, TimeoutError, OSError):
-                async with asyncio.timeout(_HANDSHAKE_SECONDS):
+                async with asyncio.timeout(HANDSHAKE_SECONDS):
                     await self._write_all(client)
-                    await client.flush(_HANDSHAKE_SECONDS)
+                    await client.flush(HANDSHAKE_SECONDS)
         await cancel_tasks([task for task in (self._writer, self._reopening) if task is not None])
         if client is not None:
             with suppress(Exception):  # nothing can be done about an error at this point
-                async with asyncio.timeout(_HANDSHAKE_SECONDS):
+                async with asyncio.timeout(HANDSHAKE_SECONDS):
                     await client.close()
             client.abort()
 
@@ -168,15 +163,25 @@ class Connection:
         retry_seconds = _RETRY_SECONDS
         while not self._is_closed:
             try:
-                await self._use(await _ConnectAttempt(self).run())
+                await self._use(await self._connect())
                 return
-            except (_ConnectRefused, TimeoutError, OSError, nats.errors.Error) as error:
+            except (ConnectRefused, TimeoutError, OSError, nats.errors.Error) as error:
                 left_seconds = deadline - self._clock.monotonic()
                 if left_seconds <= 0:
                     raise BrokerUnreachable(f"no NATS server accepts the connection: {error}") from error
                 self._report_refusal(error)
             await self._clock.sleep(min(left_seconds, retry_seconds * self._rng.uniform(0.5, 1.0)))
             retry_seconds = min(_RETRY_SECONDS_MAX, retry_seconds * 2)
+
+    async def _connect(self) -> NatsClient:
+        callbacks = ClientCallbacks(
+            on_refused=self._report_refusal,
+            on_error=self._on_error,
+            on_disconnected=self._on_disconnected,
+            on_reconnected=self._on_reconnected,
+            on_closed=self._on_closed,
+        )
+        return await ConnectAttempt(NatsClient(self._renewed), self._options(), callbacks, lambda: self._is_closed).run()
 
     async def _use(self, client: NatsClient) -> None:
         """Make *client* the current one, and start the task that writes to it."""
@@ -194,13 +199,13 @@ class Connection:
             **credentials(servers),
             "user_credentials": servers.creds,  # the client reads this file at each connection
             "inbox_prefix": self.inbox_prefix,
-            "connect_timeout": _HANDSHAKE_SECONDS,
+            "connect_timeout": HANDSHAKE_SECONDS,
             "reconnect_time_wait": _RECONNECT_SECONDS,
             "max_reconnect_attempts": -1,
             "ping_interval": self._ping_seconds,
             "max_outstanding_pings": 1,
             "pending_size": _PENDING_BYTES_MAX,
-            "flush_timeout": _HANDSHAKE_SECONDS,
+            "flush_timeout": HANDSHAKE_SECONDS,
         }
 
     def _renewed(self) -> dict[str, Any]:
@@ -280,67 +285,3 @@ class Connection:
             except Exception as error:  # an error of the client, or whatever a malformed subject or header causes
                 if observer is not None:
                     observer.fail(error)
-
-
-class _ConnectAttempt:
-    """
-    One attempt to connect, which tries each server once.
-
-    It owns the callbacks of its client. Until the client is open they count refusals, afterwards they call the connection.
-    """
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._client = NatsClient(connection._renewed)
-        self._options = connection._options()
-        self._servers_count = len(self._options["servers"])
-        self._is_open = False
-        self._refusals = 0
-
-    async def run(self) -> NatsClient:
-        """
-        Return the client, connected to the first server that accepts.
-
-        Raises:
-            Exception: No server accepts the connection, or the connection was closed meanwhile.
-        """
-        client = self._client
-        try:
-            async with asyncio.timeout(_HANDSHAKE_SECONDS * 4 * self._servers_count):
-                await client.connect(
-                    **self._options,
-                    error_cb=self._on_error,
-                    disconnected_cb=self._on_disconnected,
-                    reconnected_cb=self._on_reconnected,
-                    closed_cb=self._on_closed,
-                )
-            if self._connection._is_closed:
-                raise _ConnectRefused("closed in the meantime")
-        except BaseException:
-            with suppress(Exception):
-                # After a failed TLS handshake the transport never reports that it is closed.
-                async with asyncio.timeout(_TLS_CLOSE_SECONDS):
-                    await client.close()
-            raise
-        self._is_open = True
-        return client
-
-    async def _on_error(self, error: Exception) -> None:
-        if self._is_open:
-            self._connection._on_error(error)
-            return
-        self._refusals += 1
-        self._connection._report_refusal(error)
-        if self._refusals >= self._servers_count:
-            raise _ConnectRefused(str(error) or repr(error))
-
-    async def _on_disconnected(self) -> None:
-        if self._is_open:
-            self._connection._on_disconnected()
-
-    async def _on_reconnected(self) -> None:
-        await self._connection._on_reconnected(self._client)
-
-    async def _on_closed(self) -> None:
-        if self._is_open:
-            self._connection._on_closed()
