@@ -36,7 +36,7 @@ FORBIDDEN = {
 
 OLD_NAMES = {
     *("buried", "envelope", "guest", "heard", "hear", "hears", "house", "letterbox", "overheard", "parcel", "patrol"),
-    *("ride", "rider", "said", "saying", "says", "seat", "sits", "speaker", "stray", "tell", "tells", "told"),
+    *("ride", "rider", "said", "saying", "says", "seat", "sits", "speaker", "stray"),
     *("trouble", "verdict", "whoever"),
 }
 """Words that no name in Python contains; prose may use some of them in their ordinary meaning."""
@@ -98,7 +98,7 @@ def old_names(tree: ast.Module) -> set[str]:
 
 
 def words(name: str) -> set[str]:
-    """Return the words of a name in small letters: ``_tellJump``, ``TELL_JUMP`` and ``tell_jump`` have tell and jump."""
+    """Return the words of a name in small letters: ``_sendAll``, ``SEND_ALL`` and ``send_all`` have send and all."""
     return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+", name)}
 
 
@@ -111,8 +111,8 @@ def test_no_name_contains_an_old_word(path: Path) -> None:
 
 def test_an_old_name_is_reported() -> None:
     """The check can fail, for functions, classes, arguments, variables and attributes; a label in a string is allowed."""
-    code = "def tell_all(seat): self._told = said = 1\nclass ParcelQueue: ...\ndef test_what_is_said(): outcome = 'put_aside'"
-    assert old_names(ast.parse(code)) == {"tell_all", "seat", "_told", "said", "ParcelQueue"}
+    code = "def hear_all(seat): self._verdict = said = 1\nclass ParcelQueue: ...\ndef test_what_is_said(): outcome = 'put_aside'"
+    assert old_names(ast.parse(code)) == {"hear_all", "seat", "_verdict", "said", "ParcelQueue"}
 
 
 @pytest.mark.parametrize("path", written(), ids=name_of)
