@@ -37,7 +37,7 @@ from app.gateways.port import (
     RefundResult,
 )
 from app.messaging.consumers import EXPRESS_LANE, subscriptions
-from app.storage.sql.executors import LoopExecutor
+from app.storage.sql.database import LoopExecutor
 from modules.values import Money
 from tests.clock import VirtualClock
 from tests.runtime.harness import Harness, harness_at

@@ -1,1 +1,1 @@
-"""Databases, dialects, executors and transactions."""
+"""Databases, dialects and transactions."""
