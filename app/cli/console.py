@@ -14,6 +14,7 @@ __all__ = [
     "print_json",
     "run_database_step",
     "settings",
+    "stored_parts",
     "table",
     "with_key",
 ]
@@ -83,6 +84,16 @@ def parts(settings: Settings) -> Parts:
     from app.bootstrap import build_parts
 
     return _build(build_parts, settings)
+
+
+def stored_parts(settings: Settings) -> Parts:
+    """Build the parts over databases that exist and are up to date; end the process with one line if one is not."""
+    from app.storage.databases import require_existing
+
+    run_database_step(lambda: require_existing(settings, settings.modules))
+    found = parts(settings)
+    run_database_step(found.storage.check_tables)
+    return found
 
 
 def _build(build: Callable[[Settings], T], settings: Settings) -> T:

@@ -53,7 +53,8 @@ def list_(consumer: str | None, subject: str | None, error: str | None, limit: i
       python -m app dead-letters list
       python -m app dead-letters list --consumer inventory --error failed --json
 
-    Exit codes: 0 done, also if there are none; 2 wrong usage or configuration; 3 the database is out of reach.
+    Exit codes: 0 done, also if there are none; 2 wrong usage or configuration, or no consumer or subject of that name;
+    3 the database does not exist, is not migrated or is out of reach.
     """
     from app.web.endpoints.dead_letters import to_json
 
@@ -68,6 +69,8 @@ def list_(consumer: str | None, subject: str | None, error: str | None, limit: i
         return found
 
     rows = [to_json(stored) for stored in _with_dead_letter_store(fetch)]
+    if not rows:
+        _check_filters(consumer, subject)
     if as_json:
         console.print_json(rows)
     elif rows:
@@ -161,12 +164,27 @@ def discard(ids: tuple[str, ...]) -> None:
     _fail([_unknown(id) for id in unknown])
 
 
+def _check_filters(consumer: str | None, subject: str | None) -> None:
+    """End the process with one line if no dead letter can ever have this *consumer* or *subject*, and name what it can have."""
+    from app.messaging.consumers import subscriptions
+    from app.messaging.event_registry import all_modules, build_registry
+    from bus.subjects import EXPRESS
+
+    modules = list(all_modules())
+    contracts = build_registry(modules)
+    consumers = {*subscriptions(modules, contracts), "payments-webhooks", *(f"{module.name}-outbox" for module in modules)}
+    if consumer is not None and consumer not in consumers:
+        console.exit_with(console.USAGE, f"--consumer: there is no consumer {consumer}; there are {', '.join(sorted(consumers))}")
+    subjects = {contract.subject for contract in contracts}
+    if subject is not None and subject.removesuffix(EXPRESS) not in subjects:
+        console.exit_with(console.USAGE, f"--subject: there is no subject {subject}; there are {', '.join(sorted(subjects))}")
+
+
 def _with_dead_letter_store(work: Callable[[DeadLetterStore], Awaitable[T]]) -> T:
     """Run *work* on the configured databases, then close them; end the process if they are out of reach."""
     from app.storage.errors import StorageUnavailable
 
-    parts = console.parts(console.settings())
-    console.run_database_step(parts.storage.require_tables)
+    parts = console.stored_parts(console.settings())
 
     async def run() -> T:
         try:

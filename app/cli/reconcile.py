@@ -74,14 +74,14 @@ def reconcile(since: datetime | None, until: datetime | None, as_json: bool) -> 
     settings = console.settings()
     if "payments" not in settings.modules:
         console.exit_with(console.USAGE, "MODULES: must contain payments, whose database is compared")
-    parts = console.parts(settings)
-    gateway = parts.gateways["payments"].gateway
-    if not isinstance(gateway, ChargeLedger):
+    if settings.payment_gateway == "simulated":
         console.exit_with(
             console.USAGE,
             f"PAYMENT_GATEWAY={settings.payment_gateway} keeps no list of charges to compare with; set it to stripe",
         )
-    console.run_database_step(parts.storage.require_tables)
+    parts = console.stored_parts(settings)
+    gateway = parts.gateways["payments"].gateway
+    assert isinstance(gateway, ChargeLedger)
     charge_delay = timedelta(seconds=min(settings.order_timeout_s, 31 * 86_400)) + CHARGE_DELAY_MAX
     try:
         report = asyncio.run(_compare_with(parts, gateway, since, until, charge_delay))

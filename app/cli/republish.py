@@ -57,8 +57,7 @@ def republish(since: datetime, names: tuple[str, ...]) -> None:
     missing = [name for name in names if name not in settings.modules]
     if missing:
         console.exit_with(console.USAGE, f"MODULES: must contain {', '.join(missing)}")
-    storage = console.parts(settings).storage
-    console.run_database_step(storage.require_tables)
+    storage = console.stored_parts(settings).storage
     chosen = {name: store for name, store in storage.stores.items() if name in (names or settings.modules)}
     counts = _republish_all(settings, chosen, since)
     by_module = ", ".join(f"{name} {count}" for name, count in counts.items())

@@ -10,15 +10,18 @@ __all__ = [
     "claim_modules",
     "migrate_all",
     "open_databases",
+    "require_existing",
     "require_tables",
 ]
 
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import TypeVar
+from urllib.parse import quote
 
 from attrs import frozen
-from sqlalchemy import Engine, MetaData, Table, inspect
+from sqlalchemy import Engine, MetaData, Table, inspect, make_url
 from sqlalchemy.exc import DBAPIError
 
 from app.storage.errors import DatabaseConfigError
@@ -94,6 +97,28 @@ def require_tables(settings: Settings, databases: Mapping[str, Database], module
         is_shared = databases[settings.database_url(module)].dialect.is_shared
         if not _call(settings, databases, module, is_current if is_shared else migrate) and is_shared:
             raise NotMigrated(f"the tables of {module} are not up to date; run `python -m app migrate` first")
+
+
+def require_existing(settings: Settings, modules: Iterable[str]) -> None:
+    """
+    Ensure that each SQLite file of *modules* exists and has tables of the module, without creating or changing anything.
+
+    Raises:
+        DatabaseUnreachable: One of them does not; names the variable and the file.
+    """
+    for module in modules:
+        url, variable = settings.database_url(module), settings.database_variable(module)
+        if not str(url).startswith("sqlite:"):
+            continue
+        path = make_url(str(url)).database or ""
+        advice = f"start the server once, or correct {variable}"
+        try:
+            with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)) as connection:
+                found = connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (f"{module}_version",)).fetchone()
+        except sqlite3.Error:
+            raise DatabaseUnreachable(f"{variable}: there is no database at {path}; {advice}") from None
+        if found is None:
+            raise DatabaseUnreachable(f"{variable}: the database at {path} has no tables of {module}; {advice}")
 
 
 def claim_modules(settings: Settings, databases: Mapping[str, Database], modules: Iterable[str]) -> list[ExclusiveAccess]:
@@ -188,6 +213,18 @@ class Storage:
         """
         require_tables(self.settings, self.databases, self.stores)
         self._require_every_table()
+
+    def check_tables(self) -> None:
+        """
+        Do as `require_tables`, but migrate nothing.
+
+        Raises:
+            NotMigrated: A database is behind.
+            NewerDatabase, DatabaseUnreachable: As for `migrate`.
+        """
+        for module in self.stores:
+            if not _call(self.settings, self.databases, module, is_current):
+                raise NotMigrated(f"the tables of {module} are not up to date; run `python -m app migrate` first")
 
     def _require_every_table(self) -> None:
         for module, store in self.stores.items():

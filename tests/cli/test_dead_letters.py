@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,43 @@ def test_an_unusable_database_is_reported_with_exit_code_3(tmp_path: Path, monke
     result = run("list")
     assert result.exit_code == 3
     assert len(result.stderr.splitlines()) == 1
+
+
+COMMANDS = [["dead-letters", "list"], ["dead-letters", "show", "x"], ["dead-letters", "discard", "x"], ["dead-letters", "replay", "x"]]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, ["payments", "reconcile", "--since", "1h"]], ids=" ".join)
+@pytest.mark.parametrize("what", ["nothing", "a typo", "another program's file", "an empty file"])
+def test_a_command_creates_no_database(command: list[str], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line on stderr that names the variable and the file, exit code 3, and the folder stays as it is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PAYMENT_GATEWAY", "stripe")
+    monkeypatch.setenv("STRIPE_API_KEY", "sk_test_" + "0" * 24)
+    if what == "a typo":
+        monkeypatch.setenv("DATABASE_URL", "sqlite:///data/fulfillment.db")
+    elif what != "nothing":
+        (tmp_path / "data").mkdir()
+        with closing(sqlite3.connect(tmp_path / "data" / "fulfilment.db")) as other:
+            if what == "another program's file":
+                other.execute("CREATE TABLE customers (name TEXT)")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    result = CliRunner().invoke(main, command)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (3, "", 1)
+    assert "DATABASE_URL" in result.stderr
+    assert ("fulfillment.db" if what == "a typo" else "data/fulfilment.db") in result.stderr
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert what in ("another program's file", "an empty file") or list(tmp_path.iterdir()) == []
+
+
+def test_a_filter_that_matches_nothing_ever_is_told(ids: list[str]) -> None:
+    """A misspelled consumer or subject is not the same as no dead letters."""
+    for option, value, known in (
+        ("--consumer", "invntory", "inventory-express"),
+        ("--subject", "orders.create.v1", "orders.created.v1"),
+    ):
+        result = run("list", option, value)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert value in result.stderr
+        assert known in result.stderr
+    assert run("list", "--consumer", "orders-express").stdout == "no dead letters\n"
+    assert run("list", "--subject", "orders.created.v1.express").stdout == "no dead letters\n"
