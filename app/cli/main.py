@@ -227,7 +227,7 @@ def _register() -> None:
     from app.cli.dead_letters import dead_letters
     from app.cli.loadtest import load as load_command
     from app.cli.new import new
-    from app.cli.reconcile import payments
+    from app.cli.payments import payments
     from app.cli.republish import republish
     from app.cli.topology import topology
 

@@ -12,6 +12,7 @@ from attrs import field, frozen
 
 from app.gateways.port import ChargeRecord
 from bus.ids import time_of_id
+from modules.payments.ledger import DisputeStatus
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Money, rfc3339
 
@@ -24,7 +25,8 @@ class Difference:
     One difference between our payments and the provider's charges.
 
     *kind* is ``missing`` (we have the payment as captured, the provider does not), ``extra`` (the provider has captured
-    money that we have no payment for), ``amount`` or ``refunded`` (both have it, with another amount captured or refunded).
+    money that we have no payment for), ``amount`` or ``refunded`` (both have it, with another amount captured or refunded),
+    or ``disputed`` (the customer disputes the charge, or the shop has lost the dispute, whether our payment shows it or not).
     """
 
     kind: str
@@ -82,20 +84,32 @@ def _compare_payment(payment: Payment, records: list[ChargeRecord]) -> list[Diff
         return differences
     if match is None:
         return [*differences, _difference("missing", payment, None)]
+    if _is_settled(payment) and not _holds_money(match):
+        return differences  # a person has found another amount, and has given it back
     if match.amount != Money(payment.amount, payment.currency or ""):
         differences.append(_difference("amount", payment, match))
-    if match.refunded_amount != _refunded_amount(payment):
+    # A refund that we have as pending may exist at the provider already, or not yet.
+    if not payment.refunded <= match.refunded_amount <= payment.refunded + payment.pending:
         differences.append(_difference("refunded", payment, match))
+    if _is_disputed(payment, match):
+        differences.append(_difference("disputed", payment, match))
     return differences
+
+
+def _is_disputed(payment: Payment, record: ChargeRecord) -> bool:
+    """Return whether the charge is disputed or was lost; the provider's list may not tell that a dispute was won."""
+    if payment.dispute is not None:
+        return payment.dispute is not DisputeStatus.WON or record.dispute == DisputeStatus.LOST
+    return record.dispute in (DisputeStatus.OPEN, DisputeStatus.LOST)
+
+
+def _is_settled(payment: Payment) -> bool:
+    return payment.kept == 0 and payment.ledger is not None and payment.ledger.settled is not None
 
 
 def _holds_money(record: ChargeRecord) -> bool:
     """Return whether the provider has captured money for *record* that was not refunded."""
     return record.is_captured and record.refunded_amount < record.amount.amount
-
-
-def _refunded_amount(payment: Payment) -> int:
-    return (payment.amount or 0) if payment.status is PaymentStatus.REFUNDED else 0
 
 
 def _difference(kind: str, payment: Payment | None, record: ChargeRecord | None) -> Difference:
@@ -105,7 +119,9 @@ def _difference(kind: str, payment: Payment | None, record: ChargeRecord | None)
             "status": payment.status.value,
             "amount": payment.amount,
             "currency": payment.currency,
-            "refunded": _refunded_amount(payment),
+            "refunded": payment.refunded,
+            "pending": payment.pending,
+            "dispute": payment.dispute,
             "reference": payment.reference,
         }
     if record is not None:
@@ -113,6 +129,7 @@ def _difference(kind: str, payment: Payment | None, record: ChargeRecord | None)
             "amount": record.amount.amount,
             "currency": record.amount.currency,
             "refunded": record.refunded_amount,
+            "dispute": record.dispute,
             "reference": record.reference,
             "created_at": rfc3339(record.created_at),
         }

@@ -12,6 +12,7 @@ import pytest
 from app.gateways.port import ChargeRecord
 from app.gateways.reconciliation import compare
 from bus.ids import time_of_id
+from modules.payments.ledger import Dispute, DisputeStatus, Ledger, Refund, RefundStatus, Settlement
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Money
 from tests.runtime.harness import oid
@@ -83,6 +84,50 @@ async def test_payments_that_match_the_charges_have_no_differences() -> None:
 async def test_each_difference_is_reported(payment: Payment, records: list[ChargeRecord], expected: list[Any]) -> None:
     """Missing and extra charges, another amount, another refund. A fully refunded charge is no extra charge."""
     assert await differences_of([payment], *records) == expected
+
+
+def with_ledger(payment: Payment, **changes: Any) -> Payment:
+    return attrs.evolve(payment, ledger=Ledger(**changes))
+
+
+def refund_line(amount: int, status: RefundStatus) -> Refund:
+    return Refund(amount=amount, status=status, at="2026-01-01T00:00:00Z", key_number=1, id="cancel")
+
+
+def dispute_line(status: DisputeStatus) -> Dispute:
+    return Dispute(reference="dp_1", amount=100, status=status, at="2026-01-01T00:00:00Z")
+
+
+PART = with_ledger(our_payment(1), refunds=(refund_line(40, RefundStatus.SUCCEEDED),))
+PENDING = with_ledger(our_payment(1), refunds=(refund_line(40, RefundStatus.PENDING),))
+SETTLED = with_ledger(
+    our_payment(1, REFUNDED),
+    refunds=(Refund(amount=100, status=RefundStatus.SUCCEEDED, at="2026-01-01T00:00:00Z"),),
+    settled=Settlement(outcome="refunded", reason="given back", at="2026-01-01T00:00:00Z"),
+)
+
+
+@pytest.mark.parametrize(
+    ("payment", "record", "kinds"),
+    [
+        (PART, charge_record(1, refunded=40), []),
+        (PART, charge_record(1, refunded=41), ["refunded"]),
+        (PENDING, charge_record(1, refunded=0), []),
+        (PENDING, charge_record(1, refunded=40), []),
+        (PENDING, charge_record(1, refunded=41), ["refunded"]),
+        (our_payment(1), charge_record(1, dispute="open"), ["disputed"]),
+        (our_payment(1), charge_record(1, dispute="lost"), ["disputed"]),
+        (our_payment(1), charge_record(1, dispute="won"), []),
+        (with_ledger(our_payment(1), disputes=(dispute_line(DisputeStatus.LOST),)), charge_record(1), ["disputed"]),
+        (with_ledger(our_payment(1), disputes=(dispute_line(DisputeStatus.OPEN),)), charge_record(1, dispute="open"), ["disputed"]),
+        (with_ledger(our_payment(1), disputes=(dispute_line(DisputeStatus.WON),)), charge_record(1, dispute="open"), []),
+        (SETTLED, charge_record(1, amount=110, refunded=110), []),
+        (SETTLED, charge_record(1, amount=110, refunded=100), ["amount"]),
+    ],
+)
+async def test_refunds_in_parts_and_disputes_are_compared(payment: Payment, record: ChargeRecord, kinds: list[str]) -> None:
+    """A pending refund may exist at the provider or not; a dispute that is open or lost is always told."""
+    assert [kind for kind, _ in await differences_of([payment], record)] == kinds
 
 
 async def test_a_charge_in_another_currency_has_another_amount() -> None:

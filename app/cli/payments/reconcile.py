@@ -1,8 +1,8 @@
-"""``payments reconcile``: compare the payments in the database with the charges at the payment provider."""
+"""Compare the payments in the database with the charges at the payment provider."""
 
 from __future__ import annotations
 
-__all__ = ["payments"]
+__all__ = ["reconcile"]
 
 import asyncio
 import sys
@@ -28,12 +28,7 @@ CHARGE_DELAY_MAX = timedelta(hours=1)
 """How long after the time-out of an order its charge may still be made, including all retries."""
 
 
-@click.group(short_help="Compare payments with the provider.")
-def payments() -> None:
-    """Compare payments with the payment provider."""
-
-
-@payments.command(short_help="Print differences to the provider's list.")
+@click.command(short_help="Print differences to the provider's list.")
 @click.option(
     "--since",
     callback=console.parse_time,
@@ -55,8 +50,11 @@ def reconcile(since: datetime | None, until: datetime | None, as_json: bool) -> 
       python -m app payments reconcile --since 2026-01-31 --until 2026-02-01
       python -m app payments reconcile --since 2h --until 5m
 
-    Works with or without a running server, and changes nothing. An order that is being paid may differ for a moment:
-    set --until a few minutes back.
+    The kinds of differences are missing, extra, amount, refunded and disputed. A refund that is pending is no difference; a
+    dispute that is open or lost is one, also if the payment shows it.
+
+    Works with or without a running server, and changes nothing. The provider is asked for this period alone. An order
+    that is being paid may differ for a moment: set --until a few minutes back.
 
     Exit codes: 0 both agree; 1 there are differences; 2 wrong usage or configuration; 3 the provider or the database is
     out of reach.
@@ -168,4 +166,6 @@ def _amounts(side: Any) -> str:
     if side is None:
         return "none"
     status = f"{side['status']} " if "status" in side else ""
-    return f"{status}{side['amount']} {side['currency']}, {side['refunded']} back"
+    pending = f", {side['pending']} about to go back" if side.get("pending") else ""
+    dispute = f", dispute {side['dispute']}" if side["dispute"] else ""
+    return f"{status}{side['amount']} {side['currency']}, {side['refunded']} back{pending}{dispute}"
