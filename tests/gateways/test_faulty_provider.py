@@ -38,8 +38,8 @@ def fault_number(seed: int) -> Fault:
     return rng.choice(MALFORMED) if share < 0.55 else Fault.NONE
 
 
-COUNT = 10_000
-"""With so many orders some 7,500 charges get no response, so a fault that loses one in 2,500 of them shows."""
+COUNT = 3_000
+"""With so many orders some 2,200 charges get no response, so a fault that loses one in 700 of them shows."""
 
 STUCK_SECONDS = 240.0
 """The last order may meet a dozen faults one after the other; if no order finishes for so long, none ever will."""
