@@ -54,7 +54,7 @@ from app.telemetry.metrics import Metrics
 from app.web import Gate, Health, Runner, build_application
 from app.web.endpoints import contracts as contract_endpoints
 from app.web.endpoints import dead_letters as dead_letter_endpoints
-from app.web.endpoints import stripe_webhook
+from app.web.endpoints import stream_tokens, stripe_webhook
 from app.web.route_group import RouteGroup
 from app.web.spec import asyncapi
 from app.web.spec.components import Description
@@ -309,6 +309,7 @@ def build_web(parts: Parts, health: Health, gate: Gate) -> Runner:
         route_groups=(
             dead_letter_endpoints.route_group(parts.dead_letters),
             contract_endpoints.route_group(usage, asyncapi.document(modules, contracts, installed_version())),
+            stream_tokens.route_group(gate.tokens),
             *(group for gateway in parts.gateways.values() for group in gateway.route_groups),
         ),
     )
@@ -318,4 +319,4 @@ def build_web(parts: Parts, health: Health, gate: Gate) -> Runner:
 def described_routes(modules: Sequence[Module]) -> list[Description]:
     """Return the descriptions of the routes that a process with *modules* answers beside those of the modules."""
     own = [description for module in modules for description in GATEWAY_ROUTES.get(module.name, ())]
-    return [dead_letter_endpoints.DESCRIPTION, contract_endpoints.DESCRIPTION, *own]
+    return [dead_letter_endpoints.DESCRIPTION, contract_endpoints.DESCRIPTION, stream_tokens.DESCRIPTION, *own]

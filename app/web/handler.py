@@ -110,6 +110,8 @@ class Endpoint:
     """No API key is required."""
     is_503_expected: bool = False
     """A 503 is a regular answer, as of a probe, and is not logged as an error."""
+    takes_token: bool = False
+    """A token of `app.web.access.stream_tokens` is accepted in place of a key."""
     is_scoped: bool = False
     """It heeds `RequestContext.customer`; a caller that is restricted to one customer reaches no other endpoint."""
 
@@ -151,7 +153,7 @@ class Handler:
         response: web.StreamResponse
         try:
             if not self._is_public:
-                key = self._gate.admit(request, self._roles, self._endpoint.is_scoped)
+                key = self._gate.admit(request, self._roles, self._endpoint.is_scoped, self._endpoint.takes_token)
                 context.caller, context.customer = key.name, key.customer
             response = await self._handle(request, context)
         except Exception as error:

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from app.bootstrap import build_modules
 from app.web.endpoints.contracts import DESCRIPTION as CONTRACTS
 from app.web.endpoints.dead_letters import DESCRIPTION as DEAD_LETTERS
+from app.web.endpoints.stream_tokens import DESCRIPTION as TOKENS
 from app.web.endpoints.stripe_webhook import DESCRIPTION as WEBHOOKS
 from app.web.spec import openapi
 from config.environment import load
@@ -22,7 +23,7 @@ if TYPE_CHECKING:  # it takes half a second to import, and every worker of pytes
 
 pytestmark = pytest.mark.slow
 
-PATHS = openapi.document(build_modules(load({}, MODULES)), "0", [DEAD_LETTERS, CONTRACTS, WEBHOOKS])["paths"]
+PATHS = openapi.document(build_modules(load({}, MODULES)), "0", [DEAD_LETTERS, CONTRACTS, TOKENS, WEBHOOKS])["paths"]
 # A stream of events does not end by itself; tests/web covers it.
 OPERATIONS = [(method.upper(), path) for path, item in PATHS.items() for method in item if not path.endswith("/stream")]
 GENERATION = settings(

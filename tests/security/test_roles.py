@@ -88,7 +88,7 @@ async def test_a_key_of_one_customer_sees_and_places_orders_of_that_customer_onl
 
 async def test_a_key_of_one_customer_reaches_no_route_that_does_not_know_customers(program: Program) -> None:
     """What a role may do for all customers is refused to a key of one, unless the route restricts itself."""
-    scoped = {"POST /v1/orders", "GET /v1/orders", "GET /v1/orders/{}", "GET /v1/orders/{}/stream", "POST /v1/orders/{}/cancel"}
+    scoped = {"POST /v1/orders", "GET /v1/orders", "GET /v1/orders/{}", "GET /v1/orders/{}/stream", "POST /v1/orders/{}/cancel", "POST /v1/stream-tokens"}
     for method, path in program.routes():
         if path in PUBLIC or path.startswith(("/docs", "/console")):
             continue

@@ -14,6 +14,7 @@ from yarl import URL
 
 from app.telemetry.metrics import Metrics
 from app.web import Authenticator, Gate, Runner, build_application
+from app.web.endpoints import stream_tokens
 from app.web.endpoints.state_stream import Streams
 from app.web.route_group import RouteGroup
 from config.api_keys import read_api_keys
@@ -68,6 +69,7 @@ class Web:
     health: FakeHealth
     metrics: Metrics
     streams: Streams
+    gate: Gate
     server: Server
     client: TestClient[Any, Any]
 
@@ -114,22 +116,24 @@ async def start() -> AsyncIterator[Start]:
     running: list[Web] = []
 
     async def start(
-        *, requires_key: bool = False, route_groups: tuple[RouteGroup, ...] = (), module: Module = SHIPMENTS
+        *, requires_key: bool = False, route_groups: tuple[RouteGroup, ...] = (), module: Module = SHIPMENTS,
+        keys: str = f"shop:operator:{KEY}",
     ) -> Web:
         service, health, metrics, streams = FakeService(module), FakeHealth(), Metrics(), Streams()
+        gate = Gate(Authenticator(read_api_keys(keys.encode()) if requires_key else None))
         app = build_application(
             [service],
             health=health,
             metrics=metrics,
-            gate=Gate(Authenticator(read_api_keys(f"shop:operator:{KEY}".encode()) if requires_key else None)),
+            gate=gate,
             version="1.2.3",
-            route_groups=route_groups,
+            route_groups=(stream_tokens.route_group(gate.tokens), *route_groups),
             streams=streams,
         )
         server = Server(app)
         client: TestClient[Any, Any] = TestClient(server)
         await client.start_server()
-        running.append(Web(service, health, metrics, streams, server, client))
+        running.append(Web(service, health, metrics, streams, gate, server, client))
         return running[-1]
 
     yield start

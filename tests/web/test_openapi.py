@@ -10,12 +10,12 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from app.messaging.event_registry import all_modules
-from app.web.endpoints import contracts, dead_letters, stripe_webhook
+from app.web.endpoints import contracts, dead_letters, stream_tokens, stripe_webhook
 from app.web.spec import openapi
 from tests.web.conftest import Start, Web
 from tests.web.example import SHIPMENTS
 
-DESCRIPTIONS = (dead_letters.DESCRIPTION, contracts.DESCRIPTION, stripe_webhook.DESCRIPTION)
+DESCRIPTIONS = (dead_letters.DESCRIPTION, contracts.DESCRIPTION, stripe_webhook.DESCRIPTION, stream_tokens.DESCRIPTION)
 EVERYTHING = openapi.document([*all_modules(), SHIPMENTS], "1", DESCRIPTIONS)
 """Every module and every route group in one document."""
 
@@ -110,7 +110,7 @@ def test_operations_have_the_names_of_their_routes() -> None:
     assert ids == {
         *(route.name for module in (*all_modules(), SHIPMENTS) for route in module.routes),
         *("listDeadLetters", "getDeadLetter", "discardDeadLetter", "replayDeadLetter", "replayDeadLetters"),
-        *("receiveStripeWebhook", "listContracts", "getAsyncApi"),
+        *("receiveStripeWebhook", "listContracts", "getAsyncApi", "createStreamToken"),
         *("getLiveness", "getReadiness", "getHealth", "getMetrics", "getOpenApi", "getDocs"),
     }
 
@@ -151,7 +151,7 @@ async def test_the_application_serves_its_own_document(web: Web, start: Start) -
 
 async def test_the_document_and_the_router_have_the_same_paths(web: Web) -> None:
     """Every described operation is served, and every served one is described, except for the page's files, the way to it and HEAD."""
-    document = openapi.document([SHIPMENTS], "1", ())
+    document = openapi.document([SHIPMENTS], "1", [stream_tokens.DESCRIPTION])
     described = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
     served = {
         (route.method, route.resource.canonical)

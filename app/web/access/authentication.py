@@ -31,6 +31,7 @@ class Authenticator:
     def replace(self, api_keys: Mapping[str, ApiKey]) -> None:
         """Accept *api_keys* only from now on."""
         self._keys = {key.digest: key for key in api_keys.values()}
+        self._by_name = {key.name: key for key in api_keys.values()}
         roleless = sorted(key.name for key in api_keys.values() if not key.is_role_given)
         if roleless:
             logger.warning(
@@ -38,6 +39,10 @@ class Authenticator:
                 keys=", ".join(roleless[:20]),
                 count=len(roleless),
             )
+
+    def by_name(self, name: str) -> ApiKey | None:
+        """Return the key of the caller *name*, or None if there is none."""
+        return self._by_name.get(name)
 
     def __call__(self, authorization: str | None) -> ApiKey:
         """

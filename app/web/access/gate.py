@@ -10,6 +10,7 @@ from aiohttp import hdrs, web
 
 from app.web.access.authentication import ANONYMOUS, Authenticator
 from app.web.access.refusal_log import RefusalLog
+from app.web.access.stream_tokens import TOKEN, StreamTokens
 from app.web.problems import ProblemError
 from config.api_keys import OPERATOR, ApiKey
 
@@ -19,9 +20,10 @@ class Gate:
 
     def __init__(self, authenticator: Authenticator) -> None:
         self.authenticator = authenticator
+        self.tokens = StreamTokens(authenticator)
         self.log = RefusalLog()
 
-    def admit(self, request: web.BaseRequest, roles: Set[str] | None, is_scoped: bool) -> ApiKey:
+    def admit(self, request: web.BaseRequest, roles: Set[str] | None, is_scoped: bool, takes_token: bool = False) -> ApiKey:
         """
         Return the caller of *request*, who has one of *roles*; None admits every known caller.
 
@@ -32,7 +34,10 @@ class Gate:
         """
         if self.authenticator.is_off:
             return ANONYMOUS
-        key = self.authenticator(request.headers.get(hdrs.AUTHORIZATION))
+        if takes_token and hdrs.AUTHORIZATION not in request.headers and TOKEN in request.query:
+            key = self.tokens.caller(request.query[TOKEN])
+        else:
+            key = self.authenticator(request.headers.get(hdrs.AUTHORIZATION))
         if roles is not None and key.role != OPERATOR and key.role not in roles:
             detail = f"The role {key.role} may not do this; it takes {' or '.join(sorted(roles))}."
             raise ProblemError(403, "forbidden", detail)

@@ -63,7 +63,8 @@ def endpoints(service: ModuleService, streams: Streams) -> tuple[Endpoint, ...]:
             case ListRoute():
                 found.append(Endpoint(hdrs.METH_GET, route.path, _list(service, route)))
             case StreamRoute():
-                found.append(Endpoint(hdrs.METH_GET, route.path, stream_state(service, route, streams)))
+                handle = stream_state(service, route, streams)
+                found.append(Endpoint(hdrs.METH_GET, route.path, handle, takes_token=True))
     return tuple(evolve(endpoint, is_scoped=is_scoped(route)) for endpoint, route in zip(found, service.module.routes, strict=True))
 
 

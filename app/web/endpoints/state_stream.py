@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["PING_SECONDS", "POLL_SECONDS", "STREAMS_MAX", "StateStream", "Streams", "stream_state"]
+__all__ = ["PING_SECONDS", "POLL_SECONDS", "STREAMS_MAX", "StateStream", "Streams", "event_id", "stream_state"]
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from hashlib import blake2b
 from typing import Any
 
 import orjson
@@ -22,6 +23,7 @@ from app.web.access.ownership import is_foreign
 from app.web.handler import SERVER, EndpointHandler, RequestContext
 from app.web.problems import X_CORRELATION_ID, ProblemError
 from app.web.requests.parsing import path_parameters
+from app.web.responses import UNCACHED
 from modules.routes import StreamRoute
 
 POLL_SECONDS = 5.0
@@ -29,6 +31,7 @@ POLL_SECONDS = 5.0
 longest time until the stream sends it."""
 
 PING_SECONDS = 15.0
+LAST_EVENT_ID = "Last-Event-ID"
 STREAMS_MAX = 1000
 """Most streams that are open at once; each reads its state every `POLL_SECONDS`."""
 
@@ -87,6 +90,9 @@ def stream_state(service: ModuleService, route: StreamRoute, streams: Streams) -
                 state = await service.get(route.state, key)
                 if state is None or is_foreign(state, context.customer) or route.show(state) is None:
                     raise _NOT_FOUND()
+                if route.is_finished(state) and request.headers.get(LAST_EVENT_ID) == event_id(route.show(state)):
+                    # The client has the final state; 204 tells an EventSource not to connect again (HTML, 9.2.3).
+                    return web.Response(status=204, headers=UNCACHED)
                 response = EventSourceResponse(
                     headers={X_CORRELATION_ID: context.correlation_id, hdrs.SERVER: SERVER}, ping_interval=PING_SECONDS
                 )
@@ -129,7 +135,6 @@ class StateStream:
         self._request = request
         self._response = response
         self._sent = b""
-        self._sent_count = 0
         self._next_change: asyncio.Task[bool]
 
     async def send_all(self, state: Any) -> None:
@@ -152,8 +157,7 @@ class StateStream:
         data = orjson.dumps(shown)
         if data != self._sent:
             self._sent = data
-            self._sent_count += 1
-            id = str(shown.get("updated_at", self._sent_count))
+            id = event_id(shown)
             await self._response.send(data.decode(), id=id, event=self._route.event_name)
         return not self._route.is_finished(state)
 
@@ -176,6 +180,11 @@ class StateStream:
         with suppress(StorageUnavailable):
             return await self._service.get(self._route.state, self._key)
         return state
+
+
+def event_id(shown: Any) -> str:
+    """Return the id of the event that carries the state *shown*: when it changed, or a hash of it if it does not say."""
+    return str(shown.get("updated_at") or blake2b(orjson.dumps(shown), digest_size=8).hexdigest())
 
 
 async def _next(changes: AsyncIterator[None]) -> bool:

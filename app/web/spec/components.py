@@ -113,6 +113,18 @@ _PARAMETERS: Json = {
         "schema": {"type": "string"},
         "example": "*",
     },
+    "LastEventId": {
+        "name": "Last-Event-ID",
+        "in": "header",
+        "description": "Id of the last event that the client has, as EventSource sends it.",
+        "schema": {"type": "string"},
+    },
+    "StreamToken": {
+        "name": "token",
+        "in": "query",
+        "description": "A token of `POST /v1/stream-tokens`, in place of a key.",
+        "schema": {"type": "string"},
+    },
     "Limit": {
         "name": "limit",
         "in": "query",

@@ -126,8 +126,12 @@ def _describe(route: Route, tag: str, name_of: Callable[[str], str]) -> tuple[st
                 route.path,
                 route.summary,
                 tag,
-                {200: response(description, events, "text/event-stream")},
+                {
+                    200: response(description, events, "text/event-stream"),
+                    204: response("`Last-Event-ID` is the id of the final state: nothing can follow."),
+                },
                 (404, 503),
+                parameters=[ref("parameters", "LastEventId"), ref("parameters", "StreamToken")],
             )
 
 
