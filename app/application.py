@@ -179,13 +179,15 @@ class Application:
         logger.info("the files of the configuration were read again", api_keys=len(settings.api_keys))
 
     async def checks(self) -> Mapping[str, str]:
-        """Ask the bus and each module's database; return ``ok`` or one word for each (`app.web.Health.checks`)."""
+        """Ask the bus, the gateways and each module's database; return ``ok`` or what is wrong (`app.web.Health.checks`)."""
         bus = self.parts.bus.bus
         found = {BUS: OK if bus.is_connected else "unavailable"}
         if bus.problems:
             found[TOPOLOGY] = "; ".join(bus.problems)
         if problem := self.parts.clock_watch.problem:
             found[CLOCK] = problem
+        for gateway in self.parts.gateways.values():
+            found |= gateway.operations.checks()
         for name, store in self.parts.storage.stores.items():
             try:
                 await store.database.check()

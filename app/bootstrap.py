@@ -29,7 +29,8 @@ from loguru import logger
 
 from app import installed_version
 from app.clock import SystemClock
-from app.gateways.circuit_breaker import BreakerState, CircuitBreaker
+from app.gateways.breakers.circuit_breaker import BreakerState, CircuitBreaker
+from app.gateways.breakers.operations import OperationKind, Operations
 from app.gateways.gateway_calls import CALLS_MAX
 from app.gateways.payment_worker import CONSUMER, PaymentWorker
 from app.gateways.port import ChargeLedger, Gateway
@@ -174,6 +175,7 @@ class GatewayParts:
     gateway: Gateway
     workers: Mapping[str, Worker]
     route_groups: tuple[RouteGroup, ...]
+    operations: Operations
 
 
 def build_payment_gateway(
@@ -188,20 +190,26 @@ def build_payment_gateway(
     if CONSUMER not in runner.module.workers:
         raise ModuleError(f"{runner.module.name}: its descriptor does not name the worker {CONSUMER}")
     gateway = _payment_provider(settings, clock)
-    gauge = metrics.circuit_breaker_state.labels(gateway.name)
-    gauge.set(0)
 
-    def changed(state: BreakerState) -> None:
-        gauge.set(state)
-        logger.warning("circuit breaker", gateway=gateway.name, state=state.name.lower())
+    def make_breaker(kind: OperationKind) -> CircuitBreaker:
+        # The breaker of charges keeps the label that it had when it was the only one.
+        name = gateway.name if kind is OperationKind.CHARGE else f"{gateway.name}:{kind.value}"
+        gauge = metrics.circuit_breaker_state.labels(name)
+        gauge.set(0)
 
-    breaker = CircuitBreaker(clock.monotonic, on_change=changed)
-    worker = PaymentWorker(runner, gateway, breaker, contracts, clock, metrics)
+        def changed(state: BreakerState) -> None:
+            gauge.set(state)
+            logger.warning("circuit breaker", gateway=name, state=state.name.lower())
+
+        return CircuitBreaker(clock.monotonic, on_change=changed)
+
+    operations = Operations.of(gateway.name, clock, make_breaker)
+    worker = PaymentWorker(runner, gateway, operations, contracts, clock, metrics)
     runner.add_listener(worker.delays.on_commit)
     secret = settings.stripe_webhook_secret
     ledger = gateway if isinstance(gateway, ChargeLedger) else None
     webhooks = StripeWebhookHandler(runner, None if secret is None else str(secret), ledger, dead_letters, clock, metrics)
-    return GatewayParts(gateway, {CONSUMER: worker}, (stripe_webhook.route_group(webhooks),))
+    return GatewayParts(gateway, {CONSUMER: worker}, (stripe_webhook.route_group(webhooks),), operations)
 
 
 def _payment_provider(settings: Settings, clock: Clock) -> Gateway:

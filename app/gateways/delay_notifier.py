@@ -18,7 +18,7 @@ from typing import Any
 
 from loguru import logger
 
-from app.gateways.circuit_breaker import BreakerState, CircuitBreaker
+from app.gateways.breakers.circuit_breaker import BreakerState, CircuitBreaker
 from app.runtime.runner import ModuleRunner
 from app.storage.errors import TemporarilyUnavailable
 from app.telemetry.trace import TraceContext

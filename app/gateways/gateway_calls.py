@@ -14,15 +14,14 @@ __all__ = [
     "numbered_key",
 ]
 
-import asyncio
 import random
-from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from loguru import logger
 
-from app.gateways.circuit_breaker import CircuitBreaker
+from app.gateways.breakers.circuit_breaker import BreakerOpen
+from app.gateways.breakers.operations import Operations
 from app.gateways.gateway_request import ChargeAttempt, GatewayRequest
 from app.gateways.port import (
     Captured,
@@ -32,6 +31,7 @@ from app.gateways.port import (
     Gateway,
     GatewayError,
     GatewayMisconfigured,
+    GatewayNotReached,
     GatewayTimeout,
     Pending,
     RefundPending,
@@ -49,8 +49,6 @@ from modules.payments.events import (
     RefundRequested,
     RefundSucceeded,
 )
-
-T = TypeVar("T")
 
 CALLS_MAX = 100
 """How many calls to the provider may be in flight."""
@@ -83,9 +81,9 @@ def ends_key(error: GatewayError) -> bool:
 class GatewayCalls:
     """Call the provider, and convert its response to the event that the worker submits to payments."""
 
-    def __init__(self, gateway: Gateway, breaker: CircuitBreaker, metrics: Metrics, rng: random.Random) -> None:
+    def __init__(self, gateway: Gateway, operations: Operations, metrics: Metrics, rng: random.Random) -> None:
         self._gateway = gateway
-        self._breaker = breaker
+        self._operations = operations
         self._attempts = metrics.payment_attempts
         self._rng = rng
 
@@ -106,7 +104,7 @@ class GatewayCalls:
                 calls = 1
                 details = ChargeDetails(event.payment_method, event.payment_customer, event.shipping_address)
                 call = partial(self._gateway.charge, key, order_id, amount, details)
-                charge = await self._call(call, CALL_SECONDS_MAX)
+                charge = await self._operations.charge.call(call, CALL_SECONDS_MAX)
         except GatewayError as error:
             is_unknown = isinstance(error, GatewayTimeout) if calls else request.may_be_repeat
             self._record_failure("unknown" if is_unknown else "unavailable", request, error)
@@ -126,7 +124,11 @@ class GatewayCalls:
         """Return the charge that an earlier call has made; None if there is none."""
         event = attempt.event
         look_up = self._gateway.find if attempt.should_charge else self._gateway.cancel
-        return await self._call(partial(look_up, key, event.order_id, event.amount), LOOKUP_SECONDS_MAX)
+        call = partial(look_up, key, event.order_id, event.amount)
+        try:
+            return await self._operations.look_up.call(call, LOOKUP_SECONDS_MAX)
+        except BreakerOpen as error:  # charges that need no look-up go on, so this one must not wait in their place
+            raise GatewayNotReached("look-ups are suspended", error.retry_after_seconds) from None
 
     def _charge_event(self, attempt: ChargeAttempt, charge: ChargeResult, calls: int) -> Any:
         order_id = attempt.event.order_id
@@ -159,17 +161,17 @@ class GatewayCalls:
         order_id, key = event.order_id, numbered_key("refund", event.order_id, event.key_number)
         call = partial(self._gateway.refund, key, order_id, event.reference, event.amount)
         try:
-            refund = await self._call(call, LOOKUP_SECONDS_MAX)
+            refund = await self._operations.refund.call(call, LOOKUP_SECONDS_MAX)
         except GatewayError as error:
             self._record_failure("refund_failed", request, error)
-            wait_seconds = self.retry_seconds(event.attempt, error.retry_after_seconds, REFUND_RETRY_SECONDS_MAX)
+            wait_seconds = self.refund_retry_seconds(event.attempt, error.retry_after_seconds)
             return self._refund_failed(event, wait_seconds, "refund_failed", is_definite=ends_key(error))
         except ResponseMismatch as mismatch:
             self._record_failure("refund_failed", request, mismatch)
             return self._refund_failed(event, REFUND_RETRY_SECONDS_MAX, mismatch.reason)
         if isinstance(refund, RefundRejected):
             self._record_failure("refund_failed", request, refund)
-            wait_seconds = self.retry_seconds(event.attempt, None, REFUND_RETRY_SECONDS_MAX)
+            wait_seconds = self.refund_retry_seconds(event.attempt)
             return self._refund_failed(
                 event,
                 wait_seconds,
@@ -196,33 +198,6 @@ class GatewayCalls:
             **details,
         )
 
-    async def _call(self, call: Callable[[], Awaitable[T]], seconds_max: float) -> T:
-        """
-        Make one call with a permit of the breaker, and report its outcome to the breaker.
-
-        Raises:
-            BreakerOpen: The circuit breaker permits no call now.
-            GatewayError, ResponseMismatch: As the gateway raises them; `GatewayTimeout` after *seconds_max*.
-        """
-        permit = self._breaker.acquire()
-        try:
-            async with asyncio.timeout(seconds_max):
-                response = await call()
-        except GatewayError as error:
-            self._breaker.failed(permit, error.retry_after_seconds)
-            raise
-        except ResponseMismatch:  # it is a response: the provider can be reached
-            self._breaker.succeeded(permit)
-            raise
-        except TimeoutError:
-            self._breaker.failed(permit)
-            raise GatewayTimeout(f"no response within {seconds_max:g} s") from None
-        except BaseException:  # cancelled, or a bug in our code: neither tells anything about the provider
-            self._breaker.cancelled(permit)
-            raise
-        self._breaker.succeeded(permit)
-        return response
-
     def _record_failure(self, outcome: str, request: GatewayRequest, error: Exception | RefundRejected) -> None:
         """Count a failed attempt, and log it: at ERROR if a person has to act, at WARNING if it is made under a new key."""
         self._attempts.labels(outcome).inc()
@@ -243,6 +218,10 @@ class GatewayCalls:
         """
         own_seconds = min(0.5 * 2.0 ** min(attempt - 1, 10), seconds_max)
         return self._spread(max(asked_seconds or 0.0, own_seconds))
+
+    def refund_retry_seconds(self, attempt: int, asked_seconds: float | None = None) -> float:
+        """Return how long a refund waits after the failed attempt number *attempt*: as a charge, and at last far longer."""
+        return self.retry_seconds(attempt, asked_seconds, REFUND_RETRY_SECONDS_MAX)
 
     def _spread(self, seconds: float) -> float:
         """Return *seconds* to 1.5 times *seconds*, so that waiting requests do not all come back at the same time."""

@@ -7,8 +7,9 @@ The worker at the payment gateway: it consumes charge and refund requests, calls
 - Each call carries an idempotency key that belongs to the order.
 - Requests for one order are processed one at a time. Otherwise a late duplicate, processed beside the attempt that
   followed it, could find no charge and make a second one, at a provider that ignores idempotency keys.
-- While the circuit breaker is open, the subscriptions are paused. The worker keeps the requests that it has in hand,
-  however long that lasts; all others wait in the bus.
+- Each operation (charge, refund, look-up) has a circuit breaker of its own. While that of charges is open, the
+  subscriptions are paused. The worker keeps the requests that it has in hand, however long that lasts; all others wait in
+  the bus. A refund whose breaker is open waits in the outbox.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from typing import Any, TypeVar
 from attrs import define, field
 from loguru import logger
 
-from app.gateways.breaker_wait import BreakerWait
-from app.gateways.circuit_breaker import BreakerOpen, BreakerState, CircuitBreaker
+from app.gateways.breakers.breaker_wait import BreakerWait
+from app.gateways.breakers.circuit_breaker import BreakerOpen, BreakerState
+from app.gateways.breakers.operations import Operations
 from app.gateways.delay_notifier import DelayNotifier, no_content
 from app.gateways.gateway_calls import CALLS_MAX, LANE_CALLS_MAX, GatewayCalls
 from app.gateways.gateway_request import ChargeAttempt, GatewayRequest, result_id
@@ -78,7 +80,7 @@ class PaymentWorker:
         self,
         runner: ModuleRunner,
         gateway: Gateway,
-        breaker: CircuitBreaker,
+        operations: Operations,
         contracts: ContractRegistry,
         clock: Clock,
         metrics: Metrics,
@@ -87,11 +89,11 @@ class PaymentWorker:
         rng = rng or random.Random()
         self._runner = runner
         self._gateway = gateway
-        self._breaker = breaker
+        self._breaker = breaker = operations.charge.breaker
         self._clock = clock
         self._messages = MessageMetrics(runner.module.name, metrics)
         self._receiver = Receiver(EventReader(CONSUMER, contracts, runner.module.workers[CONSUMER]), self._messages, rng)
-        self._calls = GatewayCalls(gateway, breaker, metrics, rng)
+        self._calls = GatewayCalls(gateway, operations, metrics, rng)
         self._order_locks = OrderLocks()
         self._started_at = self._closed_since = clock.now()
         self._in_hand: dict[asyncio.Task[None], Delivery] = {}
@@ -252,7 +254,7 @@ class PaymentWorker:
 
     async def _call_provider(self, request: GatewayRequest) -> Any:
         """
-        Charge or refund, and return the result as an event; while the breaker is open, wait, however long that takes.
+        Charge or refund, and return the result as an event. A charge waits while its breaker is open, however long.
 
         The result is None if payments has the result of this request already, and a later request follows.
         """
@@ -260,9 +262,10 @@ class PaymentWorker:
         while True:
             try:
                 return await (self._calls.refund(request) if attempt is None else self._charge(attempt))
-            except BreakerOpen:
-                if attempt is not None:
-                    await self._delay(attempt)
+            except BreakerOpen as error:
+                if attempt is None:  # a refund waits in the outbox, so that it takes no place of a charge
+                    return request.not_sent(self._calls.refund_retry_seconds(request.event.attempt, error.retry_after_seconds))
+                await self._delay(attempt)
                 if not await self._breaker_wait.until_retry():
                     return request.not_sent(self._calls.retry_seconds(1))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from app.gateways.breaker_wait import BreakerWait
-from app.gateways.circuit_breaker import BreakerOpen, BreakerState, CircuitBreaker
+from app.gateways.breakers.breaker_wait import BreakerWait
+from app.gateways.breakers.circuit_breaker import BreakerOpen, BreakerState, CircuitBreaker
 from tests.clock import VirtualClock
 
 

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from app.gateways.circuit_breaker import BreakerOpen, BreakerState, CircuitBreaker, Permit
+from app.gateways.breakers.circuit_breaker import BreakerOpen, BreakerState, CircuitBreaker, Permit
 
 WINDOW, CALLS_MIN, WINDOW_SECONDS, OPEN_SECONDS, PROBES = 6, 4, 20.0, 5.0, 2
 

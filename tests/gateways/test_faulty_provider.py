@@ -11,7 +11,8 @@ import attrs
 import pytest
 
 from app.clock import SystemClock
-from app.gateways.circuit_breaker import CircuitBreaker
+from app.gateways.breakers.circuit_breaker import CircuitBreaker
+from app.gateways.breakers.operations import Operations
 from app.gateways.payment_worker import CONSUMER, PaymentWorker
 from app.gateways.stripe.gateway import StripeGateway
 from bus.subjects import subject_of
@@ -75,9 +76,9 @@ async def test_no_order_is_charged_twice_and_both_ledgers_agree(
             await harness.submit("inventory", attrs.evolve(product(10**6, product_id), unit_price=Money(amount, "EUR")))
         gateway = StripeGateway(API_KEY, faulty.url)
         # With so many faults the breaker would rightly open, which would only prolong the test.
-        breaker = CircuitBreaker(clock.monotonic, calls_min=10**9)
+        operations = Operations.of("stripe", clock, lambda kind: CircuitBreaker(clock.monotonic, calls_min=10**9))
         worker = PaymentWorker(
-            harness.runners["payments"], gateway, breaker, harness.contracts, clock, harness.metrics, rng=random.Random(1)
+            harness.runners["payments"], gateway, operations, harness.contracts, clock, harness.metrics, rng=random.Random(1)
         )
         for name in harness.runners:
             await harness.consume(name)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.gateways import gateway_calls, payment_worker
-from app.gateways.circuit_breaker import CircuitBreaker
+from app.gateways.breakers.circuit_breaker import CircuitBreaker
 from app.gateways.delay_notifier import SWEEP_SECONDS
 from app.gateways.stripe import http_session, webhook_event
 from app.gateways.stripe.gateway import TEST_PAYMENT_METHOD

@@ -15,7 +15,8 @@ import pytest
 from attrs import define, field
 from loguru import logger
 
-from app.gateways.circuit_breaker import BreakerState, CircuitBreaker
+from app.gateways.breakers.circuit_breaker import BreakerState, CircuitBreaker
+from app.gateways.breakers.operations import OperationKind, Operations
 from app.gateways.gateway_calls import CALLS_MAX, GatewayCalls
 from app.gateways.gateway_request import ChargeAttempt, GatewayRequest
 from app.gateways.order_locks import OrderLocks
@@ -39,7 +40,7 @@ from app.gateways.simulated import SimulatedGateway
 from app.messaging.consumers import subscriptions
 from app.telemetry.metrics import Metrics
 from bus.contracts.event_reader import EventReader
-from bus.port import Message
+from bus.port import Clock, Message
 from bus.subjects import replay_subject
 from modules import payments
 from modules.orders.events import CancelRequested
@@ -140,6 +141,15 @@ class FakeGateway:
     _behaviour: str = field(default="ok", init=False)
 
 
+def operations_with(charge_breaker: CircuitBreaker, clock: Clock) -> Operations:
+    """Return operations of which only charges may stop, with *charge_breaker*."""
+
+    def make_breaker(kind: OperationKind) -> CircuitBreaker:
+        return charge_breaker if kind is OperationKind.CHARGE else CircuitBreaker(clock.monotonic, calls_min=10**9)
+
+    return Operations.of("fake", clock, make_breaker)
+
+
 @asynccontextmanager
 async def running(
     path: Path,
@@ -154,8 +164,9 @@ async def running(
         await harness.submit("inventory", product(1_000_000))
         # Some tests make many calls fail one after the other; unless a test passes a breaker, it must not open.
         breaker = breaker or CircuitBreaker(clock.monotonic, calls_min=10**9)
+        operations = operations_with(breaker, clock)
         worker = PaymentWorker(
-            harness.runners["payments"], gateway, breaker, harness.contracts, clock, harness.metrics, rng=random.Random(1)
+            harness.runners["payments"], gateway, operations, harness.contracts, clock, harness.metrics, rng=random.Random(1)
         )
         worker._calls._spread = lambda seconds: retry_seconds  # type: ignore[method-assign]
         harness.runners["payments"].add_listener(worker.delays.on_commit)
@@ -648,7 +659,9 @@ async def test_a_failed_look_up_for_a_possible_repeat_leaves_the_charge_unknown(
 ) -> None:
     """A worker that was killed may have charged; a cancelled order is not settled before that is known."""
     clock = HurriedClock()
-    calls = GatewayCalls(FakeGateway(plan=[failure]), CircuitBreaker(clock.monotonic), Metrics(), random.Random(1))
+    calls = GatewayCalls(
+        FakeGateway(plan=[failure]), operations_with(CircuitBreaker(clock.monotonic), clock), Metrics(), random.Random(1)
+    )
     request = ChargeRequested(order_id=oid(1), amount=Money(100, "EUR"), attempt=1, is_wanted=is_wanted)
     received = GatewayRequest(
         request, "e-1", CONTEXT, is_express=False, is_first_call=False, needs_recheck=False, may_be_repeat=is_repeat

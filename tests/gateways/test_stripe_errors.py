@@ -195,7 +195,7 @@ async def test_an_account_that_cannot_charge_declines_no_one(gateway: StripeGate
 async def test_a_key_that_expired_or_lacks_a_permission_declines_no_one(gateway: StripeGateway, faulty: FaultyStripe) -> None:
     """401 and 403."""
     faulty.account.denied.add("payment_intent_write")
-    assert await fault_of(gateway) == ("invalid_request_error", None)
+    assert await fault_of(gateway) == ("permission_missing", None)
     faulty.account.expired_keys.add(API_KEY)
     assert await fault_of(gateway) == ("api_key_expired", None)
 

@@ -24,7 +24,8 @@ from typing import Any, TypeVar
 
 from attrs import define, field
 
-from app.gateways.circuit_breaker import CircuitBreaker
+from app.gateways.breakers.circuit_breaker import CircuitBreaker
+from app.gateways.breakers.operations import Operations
 from app.gateways.payment_worker import CONSUMER, PaymentWorker
 from app.gateways.port import (
     Captured,
@@ -167,11 +168,11 @@ async def run_process(
         database._reader = LoopExecutor(database._reader._transactor)
         database._writer._committer = database._reader._committer = _ImmediateExecutor(crash_points, is_disk_full)
         subjects_by_consumer = subscriptions([runner.module for runner in harness.runners.values()], harness.contracts)
-        breaker = CircuitBreaker(clock.monotonic)
+        operations = Operations.of("simulated", clock, lambda kind: CircuitBreaker(clock.monotonic))
         worker = PaymentWorker(
             harness.runners["payments"],
             provider,
-            breaker,
+            operations,
             harness.contracts,
             clock,
             harness.metrics,

@@ -52,6 +52,9 @@ CALL_SECONDS = 15.0
 _PROOFS = ("Request-Id", "Idempotency-Key", "Idempotent-Replayed", "Original-Request")
 """Headers of Stripe's responses. A server that imitates Stripe and ignores idempotency keys sends none of them."""
 
+_NAMELESS: Mapping[int | None, str] = {401: "invalid_api_key", 403: "permission_missing"}
+"""What we call the faults for which Stripe has a status only."""
+
 RETRY_AFTER_SECONDS_MAX = 600.0
 """A longer ``Retry-After`` is cut to this."""
 
@@ -150,8 +153,9 @@ async def classify_errors(call: Awaitable[T]) -> T:
 
 def misconfigured(fault: StripeFault) -> GatewayMisconfigured:
     """Return the error for a fault of the configuration: the key, a permission, the account or a parameter."""
-    detail = f"the provider refuses the call: {fault.reason}, status {fault.status}"
-    return GatewayMisconfigured(detail, fault.reason, fault.param, fault.request_id)
+    code = fault.code or _NAMELESS.get(fault.status) or fault.reason
+    detail = f"the provider refuses the call: {code}, status {fault.status}"
+    return GatewayMisconfigured(detail, code, fault.param, fault.request_id)
 
 
 def _refusal(error: stripe.StripeError) -> Exception:

@@ -6,7 +6,7 @@ __all__ = ["BreakerWait"]
 
 import asyncio
 
-from app.gateways.circuit_breaker import BreakerState, CircuitBreaker
+from app.gateways.breakers.circuit_breaker import BreakerState, CircuitBreaker
 from bus.port import Clock
 
 

@@ -126,14 +126,21 @@ class CircuitBreaker:
         else:
             self._record(is_success=True)
 
-    def failed(self, permit: Permit, retry_after_seconds: float | None = None) -> None:
-        """Record that the call failed; *retry_after_seconds* is the pause that the provider asked for, if any."""
+    def failed(
+        self, permit: Permit, retry_after_seconds: float | None = None, *, opens_at_once: bool = True
+    ) -> None:
+        """
+        Record that the call failed; *retry_after_seconds* is the pause that the provider asked for, if any.
+
+        A pause opens the breaker at once, unless *opens_at_once* is false: then only a share of failures does.
+        """
         if permit.generation != self._generation:
             return
         self._record(is_success=False)
         calls = len(self._outcomes)
         is_over_limit = calls >= self.calls_min and self._failures >= self.failure_share * calls
-        if self._state is BreakerState.HALF_OPEN or is_over_limit or retry_after_seconds is not None:
+        is_asked_to_pause = opens_at_once and retry_after_seconds is not None
+        if self._state is BreakerState.HALF_OPEN or is_over_limit or is_asked_to_pause:
             self._open_until = self.monotonic() + (retry_after_seconds or self.open_seconds)
             self._change_state(BreakerState.OPEN)
 

@@ -1,0 +1,147 @@
+"""The program with a provider that behaves like Stripe, while its account, key or permissions are wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from tests.gateways.fault import Fault, FaultyStripe
+from tests.gateways.local import API_KEY
+from tests.process.client import Client, eventually
+from tests.process.conftest import Serve
+from tests.process.server import Server
+
+Connect = Callable[[Server], Client]
+SECRET = "whsec_test"
+
+
+@pytest.fixture
+async def stripe() -> AsyncIterator[FaultyStripe]:
+    server = await FaultyStripe(webhook_secret=SECRET).start()
+    yield server
+    await server.stop()
+
+
+def environment(stripe: FaultyStripe, **more: str) -> dict[str, str]:
+    return {
+        "PAYMENT_GATEWAY": "stripe",
+        "STRIPE_API_KEY": API_KEY,
+        "STRIPE_API_BASE": stripe.url,
+        "STRIPE_WEBHOOK_SECRET": SECRET,
+        **more,
+    }
+
+
+def errors(server: Server) -> list[dict[str, Any]]:
+    """Return the lines of the log at ERROR."""
+    lines = [json.loads(line) for line in server.lines if line.startswith("{")]
+    return [line for line in lines if line.get("level") == "ERROR"]
+
+
+async def until_check(client: Client, name: str, value: str | None) -> dict[str, Any]:
+    """Wait until readiness has *value* for the check *name*."""
+
+    async def ready() -> Any:
+        return await client.get("/readyz")
+
+    found: dict[str, Any] = await eventually(ready, lambda reply: reply["checks"].get(name) == value, 20)
+    return found
+
+
+async def test_refunds_without_permission_stop_no_sale(serve: Serve, connect: Connect, stripe: FaultyStripe) -> None:
+    """Paid orders are cancelled; their refunds wait, new orders are paid, and the operator is told once."""
+    server = serve(**environment(stripe))
+    client = connect(server)
+    await client.stock("SKU-1", 100, 500)
+    paid = [await client.place({"SKU-1": 1}) for _ in range(6)]
+    for order_id in paid:
+        await client.wait_until_final(order_id)
+    stripe.account.denied |= {"refund_write", "refund_read"}
+    for order_id in paid:
+        await client.cancel(order_id)
+    assert (await until_check(client, "gateway:refund", "misconfigured: permission_missing"))["status"] == "degraded"
+    for _ in range(6):
+        assert (await client.wait_until_final(await client.place({"SKU-1": 1})))["status"] == "confirmed"
+    [error] = errors(server)
+    assert (error["operation"], error["gateway"]) == ("refund", "stripe")
+    assert error["request_id"].startswith("req_")
+    stripe.account.denied.clear()
+    for order_id in paid:
+        await client.wait_for_payment(order_id, "refunded")
+    assert (await until_check(client, "gateway:refund", None))["status"] == "ready"
+    assert stripe.refunded() == {order_id: [500] for order_id in paid}
+
+
+@pytest.mark.parametrize("trouble", ["expired", "denied", "inactive"])
+async def test_an_order_waits_while_the_account_cannot_charge(
+    serve: Serve, connect: Connect, stripe: FaultyStripe, trouble: str
+) -> None:
+    """In a quiet shop, too: one order is enough for an ERROR and for readiness. The order says what it waits for."""
+    if trouble == "expired":
+        stripe.account.expired_keys.add(API_KEY)
+    if trouble == "denied":
+        stripe.account.denied.add("payment_intent_write")
+    stripe.account.can_charge = trouble != "inactive"
+    server = serve(**environment(stripe))
+    client = connect(server)
+    await client.stock("SKU-1", 100, 500)
+    order_id = await client.place({"SKU-1": 1})
+    codes = {"expired": "api_key_expired", "denied": "permission_missing", "inactive": "invalid_request_error"}
+    code = codes[trouble]
+    assert (await until_check(client, "gateway:charge", f"misconfigured: {code}"))["status"] == "degraded"
+
+    async def order() -> Any:
+        return await client.get(f"/v1/orders/{order_id}")
+
+    waiting = await eventually(order, lambda found: found.get("waiting_for") == "payment", 10)
+    assert waiting["status"] == "reserved"
+    calls = len(stripe.calls)
+
+    async def repeated() -> bool:
+        return len(stripe.calls) >= calls + 3
+
+    await eventually(repeated, bool, 20)
+    [error] = errors(server)
+    assert (error["operation"], error["code"]) == ("charge", code)
+    assert API_KEY not in "\n".join(server.lines)
+    stripe.account.expired_keys.clear()
+    stripe.account.denied.clear()
+    stripe.account.can_charge = True
+    assert (await client.wait_until_final(order_id))["status"] == "confirmed"
+    assert (await until_check(client, "gateway:charge", None))["status"] == "ready"
+
+
+async def test_an_amount_that_stripe_refuses_holds_only_its_own_order(
+    serve: Serve, connect: Connect, stripe: FaultyStripe
+) -> None:
+    """A total below Stripe's minimum is told once; others are paid meanwhile."""
+    server = serve(**environment(stripe, ORDER_TIMEOUT_S="8"))
+    client = connect(server)
+    await client.stock("SKU-1", 100, 500)
+    await client.stock("SKU-2", 100, 1)
+    small = [await client.place({"SKU-2": 1}) for _ in range(3)]
+    await until_check(client, "gateway:charge", "misconfigured: amount_too_small (amount)")
+    for _ in range(10):
+        assert (await client.wait_until_final(await client.place({"SKU-1": 1})))["status"] == "confirmed"
+    assert [(error["code"], error["param"]) for error in errors(server)] == [("amount_too_small", "amount")]
+    for order_id in small:
+        assert (await client.wait_until_final(order_id))["reason"] == "payment_unavailable"
+
+
+async def test_one_429_does_not_stop_the_others(serve: Serve, connect: Connect, stripe: FaultyStripe) -> None:
+    """Also with a Retry-After: the calls become fewer, and the breaker stays closed."""
+    faults = iter([Fault.NONE] * 20 + [Fault.RATE_LIMITED])
+    stripe.write_fault = lambda: next(faults, Fault.NONE)
+    client = connect(serve(**environment(stripe)))
+    await client.stock("SKU-1", 100, 500)
+    orders = await asyncio.gather(*(client.place({"SKU-1": 1}) for _ in range(40)))
+
+    async def confirmed() -> int:
+        return len([order for order in await client.list_all("/v1/orders") if order["status"] == "confirmed"])
+
+    await eventually(confirmed, lambda count: count >= len(orders) - 1, 20)
+    assert 'circuit_breaker_state{gateway="stripe"} 0' in (await client.request("GET", "/metrics")).text
