@@ -94,10 +94,13 @@ class GatewayCalls:
         Raises:
             BreakerOpen: The circuit breaker permits no call now.
         """
-        event, request, calls = attempt.event, attempt.request, 0
+        event, request, calls, is_repeat = attempt.event, attempt.request, 0, False
         order_id, amount, key = event.order_id, event.amount, numbered_key("charge", event.order_id, event.key_number)
         try:
-            charge = await self._existing_charge(attempt, key) if attempt.may_exist else None
+            charge = None
+            if attempt.may_exist:
+                is_repeat = await self._repeats_safely(attempt)
+                charge = None if is_repeat else await self._existing_charge(attempt, key)
             if charge is None and not attempt.should_charge:
                 return ChargeDeclined(order_id=order_id, reason="order_cancelled", calls=0)
             if charge is None or (attempt.should_charge and isinstance(charge, Declined) and charge.is_soft):
@@ -106,7 +109,7 @@ class GatewayCalls:
                 call = partial(self._gateway.charge, key, order_id, amount, details)
                 charge = await self._operations.charge.call(call, CALL_SECONDS_MAX)
         except GatewayError as error:
-            is_unknown = isinstance(error, GatewayTimeout) if calls else request.may_be_repeat
+            is_unknown = is_repeat or isinstance(error, GatewayTimeout) if calls else request.may_be_repeat
             self._record_failure("unknown" if is_unknown else "unavailable", request, error)
             return ChargeFailed(
                 order_id=order_id,
@@ -119,6 +122,19 @@ class GatewayCalls:
             self._record_failure("put_aside", request, mismatch)
             return ChargeMismatch(order_id=order_id, reason=mismatch.reason, reference=mismatch.reference, calls=calls)
         return self._charge_event(attempt, charge, calls)
+
+    async def _repeats_safely(self, attempt: ChargeAttempt) -> bool:
+        """
+        Return whether the charge is simply asked for again, without a look-up.
+
+        Only under the first key: a later one does not tell about the charges that were asked for under those before it.
+        """
+        if not attempt.should_charge or attempt.event.key_number != 1:
+            return False
+        try:
+            return await self._gateway.repeats_safely(attempt.event.order_id)
+        except GatewayError:
+            return False  # the look-up that follows shows what is wrong
 
     async def _existing_charge(self, attempt: ChargeAttempt, key: str) -> ChargeResult | None:
         """Return the charge that an earlier call has made; None if there is none."""

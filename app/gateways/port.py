@@ -220,9 +220,17 @@ class Gateway(Protocol):
 
     async def charge(self, key: str, order_id: str, amount: Money, details: ChargeDetails) -> ChargeResult:
         """
-        Charge *amount* for the order, once. If an earlier call is possible, the caller must call `find` first.
+        Charge *amount* for the order, once. If an earlier call is possible and `repeats_safely` is false, the caller must
+        call `find` first.
 
         A soft decline that `find` has returned does not count as one: the charge is made again, under a new key.
+        """
+
+    async def repeats_safely(self, order_id: str) -> bool:
+        """
+        Return whether a charge of the order, asked for again under its key, is certainly not made twice.
+
+        Then no look-up is needed before a call that may be a repetition; a look-up may take far longer than the call.
         """
 
     async def find(self, key: str, order_id: str, amount: Money) -> ChargeResult | None:

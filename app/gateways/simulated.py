@@ -56,6 +56,10 @@ class SimulatedGateway:
         await self._delay_or_fail(order_id, result)
         return result
 
+    async def repeats_safely(self, order_id: str) -> bool:
+        """Return False: a failed call is reported by a look-up only."""
+        return False
+
     async def find(self, key: str, order_id: str, amount: Money) -> ChargeResult | None:
         """Return the result of a charge whose call failed after it had its effect."""
         await self._delay_or_fail()

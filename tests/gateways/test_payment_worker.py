@@ -93,6 +93,9 @@ class FakeGateway:
         self._check_mismatch("charge")
         return Pending(f"ref-{order_id}") if self.is_pending else result
 
+    async def repeats_safely(self, order_id: str) -> bool:
+        return False
+
     async def find(self, key: str, order_id: str, amount: Money) -> ChargeResult | None:
         self._begin("find", key)
         self._raise_planned()

@@ -311,6 +311,53 @@ async def test_a_list_that_grows_at_its_end_is_read_once(
     assert await find(gateway, orders[0]) is None
 
 
+async def test_a_charge_is_asked_for_again_where_its_key_is_remembered(gateway: StripeGateway, faulty: FaultyStripe) -> None:
+    """One cheap request shows that the server knows keys; an order that is older than their memory is looked up."""
+    order_id = new_order_id()
+    results = await asyncio.gather(*(gateway.repeats_safely(order_id) for _ in range(50)))
+    assert results == [True] * 50
+    assert faulty.calls == [("list", "")]
+    faulty.write_fault = lambda: Fault.CHARGE_CUT
+    with pytest.raises(GatewayTimeout):
+        await charge(gateway, order_id)
+    faulty.write_fault = lambda: Fault.NONE
+    assert isinstance(await charge(gateway, order_id), Captured)
+    assert faulty.captured() == {order_id: [EUR.amount]}
+    assert faulty.replayed == 1
+    assert await gateway.repeats_safely("01890000-0000-7000-8000-000000000000") is False
+
+
+async def test_a_server_that_ignores_keys_is_always_looked_up(localstripe: LocalStripe) -> None:
+    """It does not identify its responses as Stripe does."""
+    gateway = StripeGateway(API_KEY, localstripe.url)
+    assert isinstance(await charge(gateway, new_order_id()), Captured)
+    assert await gateway.repeats_safely(new_order_id()) is False
+    await gateway.close()
+
+
+async def test_a_charge_that_is_asked_for_again_has_its_present_state(gateway: StripeGateway, faulty: FaultyStripe) -> None:
+    """Stripe repeats the response of the first call, which may have said that the charge was being processed."""
+    order_id = new_order_id()
+    assert await charge(gateway, order_id, "pm_slow") == Pending("pi_0")
+    faulty.intents["pi_0"] |= {"status": "succeeded", "amount_received": EUR.amount}
+    assert await charge(gateway, order_id, "pm_slow") == Captured("pi_0")
+
+
+async def test_a_long_list_is_read_by_several_readers_and_only_once(gateway: StripeGateway, faulty: FaultyStripe) -> None:
+    """Forty pages take a few turns; the next look-up reads only what came after them."""
+    orders = [new_order_id() for _ in range(10)]
+    faulty.fill(4_000, order_id=lambda n: orders[n // 400] if n % 400 == 0 else None)
+    for intent in faulty.intents.values():
+        intent |= {"amount": EUR.amount, "amount_received": EUR.amount}
+    found = await asyncio.gather(*(find(gateway, order_id) for order_id in orders))
+    assert [type(result) for result in found] == [Captured] * 10
+    pages = faulty.calls.count(("list", ""))
+    assert pages < 70
+    assert isinstance(await find(gateway, orders[3]), Captured)
+    assert await find(gateway, new_order_id()) is None
+    assert faulty.calls.count(("list", "")) <= pages + 2
+
+
 async def test_only_the_period_in_question_is_read(gateway: StripeGateway, faulty: FaultyStripe) -> None:
     """Both ends of the period are passed: an hour of last month takes one page, however many charges followed."""
     for _ in range(300):

@@ -145,3 +145,32 @@ async def test_one_429_does_not_stop_the_others(serve: Serve, connect: Connect, 
 
     await eventually(confirmed, lambda count: count >= len(orders) - 1, 20)
     assert 'circuit_breaker_state{gateway="stripe"} 0' in (await client.request("GET", "/metrics")).text
+
+
+@pytest.mark.slow
+async def test_a_crash_with_many_recent_charges_stops_no_sale(
+    serve: Serve, connect: Connect, stripe: FaultyStripe
+) -> None:
+    """What was asked for when the process died is asked for again under its key; the provider's long list is not read."""
+    stripe.fill(5_000)
+    stripe.latency_seconds = 0.3
+    server = serve(**environment(stripe))
+    client = connect(server)
+    await client.stock("SKU-1", 1_000, 500)
+    orders = await asyncio.gather(*(client.place({"SKU-1": 1}) for _ in range(120)))
+
+    async def asked() -> int:
+        return len([call for call in stripe.calls if call[0] == "charge"])
+
+    await eventually(asked, lambda count: count >= 60, 10)
+    server.kill()
+    stripe.calls.clear()
+    server.start()
+    orders += await asyncio.gather(*(client.place({"SKU-1": 1}) for _ in range(30)))
+    for order_id in orders:
+        assert (await client.wait_until_final(order_id))["status"] == "confirmed"
+    captured = stripe.captured()
+    captured.pop("")
+    assert captured == {order_id: [500] for order_id in orders}
+    assert stripe.calls.count(("list", "")) <= 1
+    assert stripe.replayed > 0

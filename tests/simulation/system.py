@@ -123,6 +123,9 @@ class FakeProvider:
 
         return await self._call(do)
 
+    async def repeats_safely(self, order_id: str) -> bool:
+        return False
+
     async def find(self, key: str, order_id: str, amount: Money) -> ChargeResult | None:
         return await self._call(lambda: Captured(f"bank_{order_id}") if self.taken[order_id] else None)
 

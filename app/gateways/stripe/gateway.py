@@ -9,7 +9,9 @@ from __future__ import annotations
 
 __all__ = ["StripeGateway"]
 
+import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from math import ceil
@@ -43,15 +45,17 @@ from app.gateways.stripe.http_session import (
     classify_errors,
     misconfigured,
 )
-from app.gateways.stripe.list_cursor import ListCursor
+from app.gateways.stripe.intent_list import IntentList
 from app.gateways.stripe.payment_intent import PaymentIntent, charge_result
 from app.gateways.stripe.refund import key_of, refund_result, refunded_total
 from bus.ids import time_of_id
 from modules.values import Money
 
-PAGE = 100
-SMALL_PAGE = 25
-"""A compatible server that cannot filter may take seconds for a page of a long list; it must stay below our time limits."""
+REFUNDS_MAX = 100
+"""How many refunds of a charge are read; Stripe returns no more at once."""
+
+KEY_SECONDS = 23 * 3600
+"""Stripe remembers an idempotency key for 24 hours at least (https://docs.stripe.com/api/idempotent_requests)."""
 
 SKEW_SECONDS = 300
 """How far Stripe's clock and ours may differ."""
@@ -85,10 +89,10 @@ class StripeGateway:
             max_network_retries=0,
         )
         self._default_payment_method = TEST_PAYMENT_METHOD if api_key.startswith(TEST_KEY) else None
-        self._charge_lookup = ChargeLookup(self._list_unread)
-        self._can_filter = True
+        self._intents = IntentList(self._get_intents)
+        self._charge_lookup = ChargeLookup(self._intents.unread)
         self._takes_details = True
-        self._cursor = ListCursor()
+        self._proof_lock = asyncio.Lock()
 
     async def charge(self, key: str, order_id: str, amount: Money, details: ChargeDetails) -> ChargeResult:
         """Create a PaymentIntent and confirm it, in one call."""
@@ -113,6 +117,8 @@ class StripeGateway:
         except StripeRefusal as refusal:
             return _declined(refusal.fault)
         intent = PaymentIntent.of(_to_json(created))
+        if intent.status != "succeeded" and (present := await self._retrieve(intent.id)) is not None:
+            intent = PaymentIntent.of(present)  # the response may be an old one, repeated for the same key
         intent.check(order_id, amount)
         if intent.status in _OPEN_STATUSES:
             return await self._cancel(intent, order_id, amount)
@@ -130,6 +136,16 @@ class StripeGateway:
                 self._takes_details = False
         return await classify_errors(create(params, {"idempotency_key": f"{key}:plain"}))
 
+    async def repeats_safely(self, order_id: str) -> bool:
+        """Return True while Stripe remembers every key of the order, if the server has shown that it is Stripe."""
+        placed_at = time_of_id(order_id)
+        if placed_at is None or time.time() - placed_at.timestamp() > KEY_SECONDS:
+            return False
+        async with self._proof_lock:  # after a crash, many orders ask at the same time
+            if not self._session.remembers_keys:  # any response shows it
+                await self._get_intents({"limit": 1})
+        return self._session.remembers_keys
+
     async def find(self, key: str, order_id: str, amount: Money) -> ChargeResult | None:
         """Look for PaymentIntents that name the order in Stripe's list."""
         return await self._look_up(order_id, amount, cancels_open=False)
@@ -145,7 +161,7 @@ class StripeGateway:
         total = None
         refunds = self._client.v1.refunds
         try:
-            listed = await classify_errors(refunds.list_async({"payment_intent": reference, "limit": PAGE}))
+            listed = await classify_errors(refunds.list_async({"payment_intent": reference, "limit": REFUNDS_MAX}))
             rows = _rows(_to_json(listed))
             total = refunded_total(rows)
             for row in rows:
@@ -160,7 +176,7 @@ class StripeGateway:
 
     async def records(self, since: datetime, until: datetime) -> AsyncIterator[ChargeRecord]:
         """Yield the PaymentIntents that were created from *since* until *until*."""
-        async for row in self._list_intents(int(since.timestamp()), before=ceil(until.timestamp()), with_charges=True):
+        async for row in self._intents.period(int(since.timestamp()), ceil(until.timestamp())):
             record = PaymentIntent.of(row).record()
             if since <= record.created_at < until:
                 yield record
@@ -192,7 +208,7 @@ class StripeGateway:
     async def _intents_of(self, order_id: str) -> list[Mapping[str, Any]]:
         """Return all PaymentIntents that name the order, those that an earlier scan has read included."""
         rows = {row.get("id"): row for row in await self._charge_lookup.find(order_id, _earliest_charge(order_id))}
-        for id in self._cursor.ids(order_id):
+        for id in self._intents.ids(order_id):
             if id not in rows and (row := await self._retrieve(id)) is not None:
                 rows[id] = row
         return list(rows.values())
@@ -216,47 +232,10 @@ class StripeGateway:
         except StripeRefusal:
             return None
 
-    async def _list_unread(self, since: int) -> AsyncIterator[Mapping[str, Any]]:
-        """Yield the PaymentIntents created at *since* or later; if the list cannot be filtered, those after the cursor."""
-        first = last = None
-        async for row in self._list_intents(since, None if self._can_filter else self._cursor.after):
-            if not self._can_filter:
-                first, last = first or row, row
-                self._cursor.add(row)
-            yield row
-        if first is not None and last is not None:
-            self._cursor.advance(first, last)
-
-    async def _list_intents(
-        self, since: int, after: str | None = None, *, before: int | None = None, with_charges: bool = False
-    ) -> AsyncIterator[Mapping[str, Any]]:
-        """
-        Yield all PaymentIntents created at *since* or later, and earlier than *before*, as plain JSON.
-
-        With *after*, the list starts behind the PaymentIntent of that id.
-        """
-        while True:
-            params: Any = {"limit": PAGE if self._can_filter else SMALL_PAGE}
-            if with_charges:
-                params["expand"] = ["data.latest_charge"]
-            if self._can_filter:
-                params["created"] = {"gte": since} if before is None else {"gte": since, "lt": before}
-            if after is not None:
-                params["starting_after"] = after
-            try:
-                # A raw request: converting the list to the SDK's objects takes three times as long as reading it.
-                page = await classify_errors(self._client.raw_request_async("get", "/v1/payment_intents", **params))
-            except StripeRefusal as refusal:
-                if self._can_filter and after is None and refusal.fault.status == 400:
-                    self._can_filter = False  # a compatible server that has no filter: read the whole list
-                    continue
-                raise misconfigured(refusal.fault) from None
-            rows = _rows(page.data)
-            for row in rows:
-                yield row
-            if not rows or not page.data.get("has_more"):
-                return
-            after = str(rows[-1].get("id"))
+    async def _get_intents(self, params: Mapping[str, Any]) -> Any:
+        # A raw request: converting the list to the SDK's objects takes three times as long as reading it.
+        response = await classify_errors(self._client.raw_request_async("get", "/v1/payment_intents", **params))
+        return response.data
 
 
 def _details(params: Mapping[str, Any], details: ChargeDetails) -> dict[str, Any]:

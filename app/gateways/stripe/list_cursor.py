@@ -1,8 +1,9 @@
 """
-A cursor for a list of charges that is sorted oldest first and cannot be filtered: each scan reads only what is new.
+What was read of a list of charges, so that each scan reads only what is new.
 
-Stripe itself needs none: its list is sorted newest first and can be filtered by time. A compatible server may support
-neither, and reading thousands of charges for each look-up would take longer than the charges themselves.
+Reading thousands of charges for each look-up would take longer than the charges themselves. Stripe's list is sorted newest
+first and can be filtered by time: the period that was read is remembered. A compatible server may sort it oldest first and
+have no filter: the last charge that was read is remembered.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from typing import Any
 
 from attrs import define, field
 
+ORDERS_MAX = 200_000
+"""When more orders are remembered, all are forgotten: a list is read during an outage, and of that time only."""
+
 
 @define
 class ListCursor:
@@ -22,6 +26,8 @@ class ListCursor:
     after: str | None = None
     """The id of the charge after which the next scan starts; None if it starts at the beginning."""
     _ids: dict[str, dict[str, None]] = field(factory=dict)
+    _read: tuple[int, int] | None = None
+    """From when until when a list that can be filtered has been read, in seconds since 1970."""
 
     def ids(self, order_id: str) -> list[str]:
         """Return the ids of the order's charges that were read so far."""
@@ -42,3 +48,20 @@ class ListCursor:
         # Only if the scan shows that the list grows at its end. Otherwise new charges would be missed, and made twice.
         if self.after is not None or last_created > first_created:
             self.after = id
+
+    def unread_since(self, since: int) -> int:
+        """Return from when on a list must be read for everything created at *since* or later: *since*, or later."""
+        if self._read is None or since < self._read[0]:
+            return since
+        return max(since, self._read[1])
+
+    def mark_read(self, since: int, until: int) -> None:
+        """Note that everything created from *since* until *until* has been read and added."""
+        if len(self._ids) > ORDERS_MAX:
+            self._ids.clear()
+            self._read = None
+            return
+        if self._read is None or since < self._read[0]:
+            self._read = (since, until)
+        else:
+            self._read = (self._read[0], max(until, self._read[1]))
