@@ -184,7 +184,7 @@ class Settings:
     )
     stripe_api_key: str | None = _secret(_hidden, None, "Stripe's secret key; required with PAYMENT_GATEWAY=stripe.")
     stripe_api_base: str = _variable(values.http_url, "https://api.stripe.com", "Base address of Stripe's API.")
-    stripe_webhook_secret: str | None = _secret(_hidden, None, "Secret that Stripe signs its webhooks with.")
+    stripe_webhook_secret: str | None = _secret(_hidden, None, "Secrets that Stripe signs its webhooks with, comma-separated: one for each endpoint.")
     simulated_decline_over: int | None = _variable(
         values.or_none(values.whole(0, _WHOLE_MAX)),
         None,
@@ -253,9 +253,9 @@ class Settings:
 
     def secrets(self) -> Iterator[str]:
         """Yield every text that must never appear in a log: keys, secrets, and the passwords in addresses."""
-        for secret in self.nats_password, self.stripe_api_key, self.stripe_webhook_secret:
-            if secret:
-                yield str(secret)
+        for secret in self.nats_password, self.stripe_api_key, *str(self.stripe_webhook_secret or "").split(","):
+            if secret and str(secret).strip():
+                yield str(secret).strip()
         for url in (*self.nats_url, self._database_url, *self.database_urls.values()):
             parts = values.split_url(url)
             if parts.password:

@@ -10,9 +10,10 @@ __all__ = ["CONSUMER", "StripeWebhookHandler"]
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from app.gateways.port import ChargeLedger
-from app.gateways.stripe.webhook_event import Notice, StripeEvent, check_signature, parse_event
+from app.gateways.stripe.webhook_event import InvalidSignature, Notice, StripeEvent, check_signature, parse_event
 from app.runtime.runner import ModuleRunner
 from app.telemetry.metrics import Metrics
 from app.telemetry.trace import TraceContext
@@ -48,7 +49,7 @@ class StripeWebhookHandler:
         wall_seconds: Callable[[], float] = time.time,
     ) -> None:
         self._runner = runner
-        self._secret = secret
+        self._secrets = tuple(filter(None, (part.strip() for part in (secret or "").split(","))))
         self._ledger = ledger
         self._dead_letters = dead_letters
         self._clock = clock
@@ -58,7 +59,7 @@ class StripeWebhookHandler:
     @property
     def is_configured(self) -> bool:
         """False if there is no secret to check signatures with."""
-        return self._secret is not None
+        return bool(self._secrets)
 
     async def handle(self, body: bytes, signature: str | None, trace: TraceContext) -> str:
         """
@@ -70,8 +71,7 @@ class StripeWebhookHandler:
             TemporarilyUnavailable: The database is out of reach.
             GatewayError: Its order could not be looked up.
         """
-        assert self._secret is not None
-        check_signature(body, signature, self._secret, self._wall_seconds())
+        self._check_signature(body, signature)
         event = parse_event(body)
         if not event.is_handled:
             return self._count("ignored", event)
@@ -90,6 +90,19 @@ class StripeWebhookHandler:
             return self._count("handled", event)
         await self._dead_letter(event, mismatch, body, trace)
         return self._count("put_aside", event)
+
+    def _check_signature(self, body: bytes, signature: str | None) -> None:
+        """
+        Check the signature with each secret: each endpoint that is configured at Stripe has one of its own.
+
+        Raises:
+            InvalidSignature: None of them fits.
+        """
+        for secret in self._secrets[:-1]:
+            with suppress(InvalidSignature):
+                check_signature(body, signature, secret, self._wall_seconds())
+                return
+        check_signature(body, signature, self._secrets[-1], self._wall_seconds())
 
     async def _order_of(self, event: StripeEvent) -> str | None:
         assert event.reference is not None

@@ -174,3 +174,40 @@ async def test_a_crash_with_many_recent_charges_stops_no_sale(
     assert captured == {order_id: [500] for order_id in orders}
     assert stripe.calls.count(("list", "")) <= 1
     assert stripe.replayed > 0
+
+
+async def test_refunds_that_fail_and_disputes_are_known_from_webhooks(
+    serve: Serve, connect: Connect, stripe: FaultyStripe
+) -> None:
+    """Two endpoints with a secret each; another shop's events on the same account are counted and ignored."""
+    server = serve(**environment(stripe, STRIPE_WEBHOOK_SECRET=f"whsec_old, {SECRET}"))
+    client = connect(server)
+    stripe.webhook_url = f"{server.url}/v1/payments/webhooks/stripe"
+    stripe.refund_status = lambda: "pending"
+    await client.stock("SKU-1", 100, 500)
+    refunded, disputed = [await client.place({"SKU-1": 1}) for _ in range(2)]
+    for order_id in refunded, disputed:
+        assert (await client.wait_until_final(order_id))["status"] == "confirmed"
+    await client.cancel(refunded)
+
+    async def payment_of(order_id: str) -> Any:
+        return await client.get(f"/v1/payments/{order_id}")
+
+    await eventually(lambda: payment_of(refunded), lambda found: found["refund_status"] == "pending", 20)
+    stripe.refund_status = lambda: "succeeded"
+    stripe.settle_refund(next(iter(stripe.refunds)), "failed")
+    await client.wait_for_payment(refunded, "refunded")
+    assert sum(stripe.refunded()[refunded]) == 500
+    intent = (await payment_of(disputed))["reference"]
+    dispute = stripe.open_dispute(intent)
+    await eventually(lambda: payment_of(disputed), lambda found: found["dispute"] == "open", 20)
+    stripe.close_dispute(dispute["id"], "lost")
+    await eventually(lambda: payment_of(disputed), lambda found: found["dispute"] == "lost", 20)
+    stripe.fill(1)
+    stripe.emit("payment_intent.succeeded", list(stripe.intents.values())[-1])
+
+    async def ignored() -> str:
+        return (await client.request("GET", "/metrics")).text
+
+    await eventually(ignored, lambda text: 'subject="stripe.payment_intent.succeeded",outcome="ignored"} 1' in text, 20)
+    assert await client.list_all("/v1/dead-letters") == []

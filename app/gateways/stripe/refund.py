@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["key_of", "refund_money", "refund_result", "refunded_total"]
+__all__ = ["REFERENCE_MAX", "key_of", "refund_money", "refund_result", "refunded_total"]
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -30,7 +30,9 @@ def refunded_total(refunds: Iterable[Mapping[str, Any]]) -> int:
 
 def key_of(refund: Mapping[str, Any]) -> str | None:
     """Return the key under which *refund* was made; None if it was not made here. Releases before 0.3 made one per order."""
-    metadata = refund.get("metadata") or {}
+    metadata = refund.get("metadata")
+    if not isinstance(metadata, Mapping):
+        return None
     key = metadata.get("key")
     if key is None and "order_id" in metadata:
         return f"refund:{metadata['order_id']}"

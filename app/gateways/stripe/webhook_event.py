@@ -11,7 +11,8 @@ __all__ = ["TOLERANCE_SECONDS", "InvalidSignature", "Notice", "StripeEvent", "ch
 
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -21,25 +22,46 @@ from attrs import frozen
 from app.gateways.port import ResponseMismatch
 from app.gateways.stripe.currencies import from_stripe
 from app.gateways.stripe.payment_intent import PaymentIntent
-from modules.payments.events import ChargeNotified, DeclineNotified, RefundNotified
+from app.gateways.stripe.refund import REFERENCE_MAX, key_of
+from modules.payments.events import ChargeNotified, DeclineNotified, DisputeReported, RefundNotified, RefundReported
 from modules.values import Money
 
 TOLERANCE_SECONDS = 300
 """How old or how far in the future a signature may be, so that a recorded webhook cannot be sent again later."""
 
 SIGNATURES_MAX = 16
+REASON_MAX = 64
 
 SUCCEEDED = "payment_intent.succeeded"
 FAILED = "payment_intent.payment_failed"
 REFUNDED = "charge.refunded"
-HANDLED_TYPES = (SUCCEEDED, FAILED, REFUNDED)
+REFUND_TYPES = ("charge.refund.updated", "refund.created", "refund.failed", "refund.updated")
+DISPUTE_TYPES = (
+    "charge.dispute.closed",
+    "charge.dispute.created",
+    "charge.dispute.funds_reinstated",
+    "charge.dispute.funds_withdrawn",
+    "charge.dispute.updated",
+)
+HANDLED_TYPES = (SUCCEEDED, FAILED, REFUNDED, *REFUND_TYPES, *DISPUTE_TYPES)
+
+_REFUND_STATUSES = {
+    "pending": "pending",
+    "requires_action": "pending",
+    "succeeded": "succeeded",
+    "failed": "failed",
+    "canceled": "failed",
+}
+_DISPUTE_STATUSES = {"won": "won", "warning_closed": "won", "prevented": "won", "lost": "lost"}
+"""All other statuses are those of a dispute that is open. An inquiry that is closed without a dispute costs no money."""
 
 _EVENT_ID = re.compile(r"evt_[A-Za-z0-9_]{1,200}")
 _INTENT_ID = re.compile(r"pi_[A-Za-z0-9_]{1,200}")
 _ORDER_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_REFUND_KEY = re.compile(r"refund:[0-9a-f-]{36}(?::([0-9]{1,6}))?")
 _PART = re.compile(r"\s*(t|v1)=([0-9a-zA-Z]{1,128})\s*")
 
-Notice = ChargeNotified | DeclineNotified | RefundNotified
+Notice = ChargeNotified | DeclineNotified | RefundNotified | RefundReported | DisputeReported
 
 
 class InvalidSignature(Exception):
@@ -62,8 +84,8 @@ class StripeEvent:
     reference: str | None = None
     notice: Notice | None = None
     mismatch: str | None = None
-    refund: tuple[Money, int] | None = None
-    """For a refund: the amount of the charge, and how many minor units of it were refunded."""
+    notice_for: Callable[[str], Notice] | None = None
+    """Returns the notice for an order's id, where the webhook itself may not name the order."""
 
     @property
     def is_handled(self) -> bool:
@@ -75,15 +97,12 @@ class StripeEvent:
         """True if the webhook names no order: its PaymentIntent does; pass it to `for_order`."""
         return self.is_handled and self.notice is None and self.mismatch is None
 
-    def for_order(self, order_id: str | None) -> StripeEvent:
-        """Return the refund event with its notice, for the order that its PaymentIntent names."""
-        assert self.reference is not None
-        assert self.refund is not None
-        if order_id is None or not _ORDER_ID.fullmatch(order_id):
+    def for_order(self, order_id: Any) -> StripeEvent:
+        """Return the event with its notice, for the order that its PaymentIntent names."""
+        assert self.notice_for is not None
+        if not isinstance(order_id, str) or not _ORDER_ID.fullmatch(order_id):
             return StripeEvent(self.id, self.type, self.reference, mismatch="unknown_intent")
-        amount, refunded = self.refund
-        notice = RefundNotified(order_id=order_id, reference=self.reference, amount=amount, refunded_amount=refunded)
-        return StripeEvent(self.id, self.type, self.reference, notice)
+        return StripeEvent(self.id, self.type, self.reference, self.notice_for(order_id))
 
 
 def check_signature(body: bytes, header: str | None, secret: str, now: float) -> None:
@@ -129,7 +148,19 @@ def parse_event(body: bytes) -> StripeEvent:
     if type_ not in HANDLED_TYPES:
         return StripeEvent(id, type_)
     subject = data.get("object") if isinstance(data, Mapping) else None
-    return _refund_event(id, subject) if type_ == REFUNDED else _intent_event(id, type_, subject)
+    if type_ in (SUCCEEDED, FAILED):
+        return _intent_event(id, type_, subject)
+    members = subject if isinstance(subject, Mapping) else {}
+    notice_for = _notice_for(type_, members)
+    if notice_for is None:
+        return StripeEvent(id, type_, mismatch="nonsense")
+    reference = _intent_id(members)
+    if reference is None:  # our charges all belong to a PaymentIntent
+        return StripeEvent(id, type_, mismatch="unknown_intent")
+    event = StripeEvent(id, type_, reference, notice_for=partial(notice_for, reference))
+    metadata = members.get("metadata")
+    order_id = metadata.get("order_id") if isinstance(metadata, Mapping) else None
+    return event if order_id is None else event.for_order(order_id)
 
 
 def _intent_event(id: str, type_: str, value: Any) -> StripeEvent:
@@ -147,20 +178,63 @@ def _intent_event(id: str, type_: str, value: Any) -> StripeEvent:
     order_id = intent.order_id
     if is_success:
         return StripeEvent(id, type_, intent.id, ChargeNotified(order_id=order_id, reference=intent.id, amount=amount))
-    notice = DeclineNotified(order_id=order_id, reference=intent.id, amount=amount, reason=intent.reason)
+    notice = DeclineNotified(
+        order_id=order_id, reference=intent.id, amount=amount, reason=intent.reason, is_soft=intent.is_soft
+    )
     return StripeEvent(id, type_, intent.id, notice)
 
 
-def _refund_event(id: str, value: Any) -> StripeEvent:
-    """Return the event about *value*, a charge that was refunded. Its metadata may lack the order; see `needs_order`."""
-    charge = value if isinstance(value, Mapping) else {}
-    reference, refunded = charge.get("payment_intent"), charge.get("amount_refunded")
-    amount, refunded_money = (from_stripe(value, charge.get("currency")) for value in (charge.get("amount"), refunded))
-    if charge.get("object") != "charge" or refunded_money is None or amount is None:
-        return StripeEvent(id, REFUNDED, mismatch="nonsense")
-    if not isinstance(reference, str) or not _INTENT_ID.fullmatch(reference):
-        return StripeEvent(id, REFUNDED, mismatch="unknown_intent")
-    event = StripeEvent(id, REFUNDED, reference, refund=(amount, refunded_money.amount))
-    metadata = charge.get("metadata")
-    order_id = metadata.get("order_id") if isinstance(metadata, Mapping) else None
-    return event if order_id is None else event.for_order(str(order_id))
+def _notice_for(type_: str, value: Mapping[str, Any]) -> Callable[[str, str], Notice] | None:
+    """Return what makes the notice of *value* for a PaymentIntent and an order; None if *value* is not what *type_* says."""
+    expected = "charge" if type_ == REFUNDED else "refund" if type_ in REFUND_TYPES else "dispute"
+    amount = from_stripe(value.get("amount"), value.get("currency"))
+    id = value.get("id")
+    if value.get("object") != expected or amount is None or not isinstance(id, str) or len(id) > REFERENCE_MAX:
+        return None
+    if expected == "charge":
+        refunded = from_stripe(value.get("amount_refunded"), value.get("currency"))
+        return None if refunded is None else partial(_charge_refunded, amount, refunded)
+    status = value.get("status")
+    if expected == "dispute":
+        return partial(_dispute_reported, id, amount, _DISPUTE_STATUSES.get(str(status), "open"))
+    if status not in _REFUND_STATUSES:
+        return None
+    reason = value.get("failure_reason") or status
+    return partial(_refund_reported, id, amount, _REFUND_STATUSES[status], _key_number(value), str(reason)[:REASON_MAX])
+
+
+def _charge_refunded(amount: Money, refunded: Money, reference: str, order_id: str) -> Notice:
+    return RefundNotified(order_id=order_id, reference=reference, amount=amount, refunded_amount=refunded.amount)
+
+
+def _refund_reported(
+    id: str, amount: Money, status: str, key_number: int | None, reason: str, reference: str, order_id: str
+) -> Notice:
+    return RefundReported(
+        order_id=order_id,
+        reference=reference,
+        refund_reference=id,
+        amount=amount,
+        status=status,
+        key_number=key_number,
+        reason=reason if status == "failed" else None,
+    )
+
+
+def _dispute_reported(id: str, amount: Money, status: str, reference: str, order_id: str) -> Notice:
+    return DisputeReported(
+        order_id=order_id, reference=reference, dispute_reference=id, amount=amount, status=status
+    )
+
+
+def _intent_id(value: Mapping[str, Any]) -> str | None:
+    """Return the id of the PaymentIntent that *value* belongs to, which may be expanded; None if it belongs to none."""
+    intent = value.get("payment_intent")
+    id = intent.get("id") if isinstance(intent, Mapping) else intent
+    return id if isinstance(id, str) and _INTENT_ID.fullmatch(id) else None
+
+
+def _key_number(refund: Mapping[str, Any]) -> int | None:
+    """Return the number of the key under which the payment worker made *refund*; None if it was made at Stripe."""
+    match = _REFUND_KEY.fullmatch(key_of(refund) or "")
+    return None if match is None else int(match[1] or 1)
