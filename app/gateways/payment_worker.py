@@ -4,12 +4,10 @@ The worker at the payment gateway: it consumes charge and refund requests, calls
 - It holds no transaction while it calls the provider.
 - A provider failure spends no delivery attempt: a call without a usable response has a result, too (`ChargeFailed`,
   `RefundFailed`), and payments schedules the next attempt in its outbox.
-- Each call carries an idempotency key that belongs to the order.
 - Requests for one order are processed one at a time. Otherwise a late duplicate, processed beside the attempt that
   followed it, could find no charge and make a second one, at a provider that ignores idempotency keys.
 - Each operation (charge, refund, look-up) has a circuit breaker of its own. While that of charges is open, the
-  subscriptions are paused. The worker keeps the requests that it has in hand, however long that lasts; all others wait in
-  the bus. A refund whose breaker is open waits in the outbox.
+  subscriptions are paused; the requests in hand are kept. A refund whose breaker is open waits in the outbox.
 """
 
 from __future__ import annotations
@@ -233,9 +231,8 @@ class PaymentWorker:
         """
         Return whether the request may have been delivered before: to this worker, an earlier process, or another replica.
 
-        Not every provider recognises a repeated key, so a possible repeat is looked up at the provider first. An earlier
-        process may have called the provider and been killed before it could submit the result; then the stored payment
-        does not know of that call either.
+        An earlier process may have called the provider and been killed before it could submit the result; then the stored
+        payment does not know of that call either.
         """
         is_redelivered = received.delivery.tries > 1 or received.delivery.message.id != received.id
         return is_redelivered or requested_at is None or requested_at < self._started_at
