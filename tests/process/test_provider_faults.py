@@ -76,22 +76,22 @@ async def test_refunds_without_permission_stop_no_sale(serve: Serve, connect: Co
     assert stripe.refunded() == {order_id: [500] for order_id in paid}
 
 
-@pytest.mark.parametrize("trouble", ["expired", "denied", "inactive"])
+@pytest.mark.parametrize("kind", ["expired", "denied", "inactive"])
 async def test_an_order_waits_while_the_account_cannot_charge(
-    serve: Serve, connect: Connect, stripe: FaultyStripe, trouble: str
+    serve: Serve, connect: Connect, stripe: FaultyStripe, kind: str
 ) -> None:
     """In a quiet shop, too: one order is enough for an ERROR and for readiness. The order says what it waits for."""
-    if trouble == "expired":
+    if kind == "expired":
         stripe.account.expired_keys.add(API_KEY)
-    if trouble == "denied":
+    if kind == "denied":
         stripe.account.denied.add("payment_intent_write")
-    stripe.account.can_charge = trouble != "inactive"
+    stripe.account.can_charge = kind != "inactive"
     server = serve(**environment(stripe))
     client = connect(server)
     await client.stock("SKU-1", 100, 500)
     order_id = await client.place({"SKU-1": 1})
     codes = {"expired": "api_key_expired", "denied": "permission_missing", "inactive": "invalid_request_error"}
-    code = codes[trouble]
+    code = codes[kind]
     assert (await until_check(client, "gateway:charge", f"misconfigured: {code}"))["status"] == "degraded"
 
     async def order() -> Any:
