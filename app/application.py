@@ -18,7 +18,7 @@ from app.storage.databases import DatabaseUnreachable, ModuleClaimed
 from app.storage.errors import StorageUnavailable
 from app.storage.sql.dialect import ExclusiveAccess
 from app.web import Authenticator, Gate
-from app.web.endpoints.health import BUS, CLOCK, OK, TOPOLOGY
+from app.web.endpoints.health import BUS, CLOCK, OK, TOPOLOGY, WORK
 from bus.errors import BrokerUnreachable
 from bus.port import Clock
 from bus.tasks import cancel_tasks
@@ -131,6 +131,7 @@ class Application:
             self._run(parts.runtime.relays[name].run(), f"relay of {name}")
         self._run(self._flush(), "flush")
         self._run(parts.clock_watch.run(), "clock watch")
+        self._run(parts.reader_watches.run(), "reader watch")
         await self._web.setup()
         site = web.TCPSite(self._web, self.settings.http_host, self.settings.http_port, backlog=1024)
         try:
@@ -184,6 +185,8 @@ class Application:
         found = {BUS: OK if bus.is_connected else "unavailable"}
         if bus.problems:
             found[TOPOLOGY] = "; ".join(bus.problems)
+        if stalls := self.stalls():
+            found[WORK] = "; ".join(stalls)
         if problem := self.parts.clock_watch.problem:
             found[CLOCK] = problem
         for gateway in self.parts.gateways.values():
@@ -195,6 +198,13 @@ class Application:
             except StorageUnavailable:
                 found[f"database:{name}"] = store.database.problem or "unavailable"
         return found
+
+    def stalls(self) -> list[str]:
+        """Return what has made no progress for WORK_STALLED_S although work waits, one line each."""
+        parts, limit = self.parts, self.settings.work_stalled_s
+        waiting = {f"the outbox of {name} waits for the bus": each.waiting_seconds() for name, each in parts.runtime.relays.items()}
+        waiting |= {f"{name} finishes no batch": each.waiting_seconds() for name, each in parts.runtime.runners.items()}
+        return [*(f"{what} (for {s:.0f} s)" for what, s in waiting.items() if s >= limit), *parts.bus.stalls()]
 
     def _run(self, loop: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(loop, name=name)

@@ -51,6 +51,7 @@ from app.runtime.runner import CommitListener, ModuleRunner
 from app.storage.clock_watch import ClockWatch, build_clock_watch
 from app.storage.databases import Storage, build_storage
 from app.storage.module_store import ModuleStore
+from app.storage.sql.reader_watch import ReaderWatches
 from app.telemetry.metrics import Metrics
 from app.web import Gate, Health, Runner, build_application
 from app.web.endpoints import contracts as contract_endpoints
@@ -142,11 +143,13 @@ def build_runtime(
 ) -> Runtime:
     """Return a runner and a relay for each of *modules*; with the bus in memory and one database they deliver locally."""
     relays = {name: OutboxRelay(store, bus.bus, bus.dead_letters, clock, metrics) for name, store in storage.stores.items()}
+    backlog = partial(pending_events, relays.values())
+    metrics.outbox_cap_used.set_function(lambda: backlog() / settings.outbox_cap)
     runners = build_runners(
         *(modules, storage.stores, contracts, relays, clock, metrics),
         delivers_locally=settings.bus == "memory" and len(storage.databases) == 1,
         batch_max=settings.batch_max,
-        backlog=partial(pending_events, relays.values()),
+        backlog=backlog,
         backlog_max=settings.outbox_cap,
     )
     for name, runner in runners.items():
@@ -249,6 +252,7 @@ class Parts:
     bus: BusRuntime
     runtime: Runtime
     clock_watch: ClockWatch
+    reader_watches: ReaderWatches
     gateways: Mapping[str, GatewayParts]
     """By the name of the module that uses it."""
 
@@ -300,7 +304,8 @@ def build_parts(settings: Settings, clock: Clock | None = None) -> Parts:
         settings, clock, metrics, modules, contracts, storage, dead_letters, bus, runtime,
         build_clock_watch(
             storage.stores, [relay.hold_purge for relay in runtime.relays.values()], clock, metrics, settings.clock_jump_s
-        ), gateways,
+        ),
+        ReaderWatches({name: store.database for name, store in storage.stores.items()}, clock, metrics), gateways,
     )  # fmt: skip
 
 

@@ -28,6 +28,8 @@ class BusRuntime:
     run: Callable[[], Coroutine[Any, Any, None]]
     reconnects: Callable[[], float]
     directory: ConsumerDirectory
+    stalls: Callable[[], Sequence[str]]
+    """Returns what does not get through although the bus is connected, one line each."""
     dead_letters: DeadLetters
     """The store of dead letters, which also publishes them where the bus has a stream for them."""
 
@@ -42,7 +44,7 @@ def build_bus(
     """
     if settings.bus == "memory":
         memory = MemoryBus(clock, dead_letters)
-        return BusRuntime(memory, _nothing, lambda: 0.0, MemoryConsumerDirectory(memory), dead_letters)
+        return BusRuntime(memory, _nothing, lambda: 0.0, MemoryConsumerDirectory(memory), tuple, dead_letters)
     return _nats(settings, modules, contracts, clock, dead_letters)
 
 
@@ -55,7 +57,7 @@ def _nats(
     from app.messaging.version_usage import subjects_of
     from bus.jetstream.admin.listing import JetStreamConsumerDirectory
     from bus.jetstream.admin.topology import stream_name
-    from bus.jetstream.bus import JetStreamBus
+    from bus.jetstream.bus import VERIFY_SECONDS, JetStreamBus
     from bus.jetstream.recovery.dead_letter_stream import DeadLetterPublisher
     from bus.jetstream.recovery.exhausted_deliveries import ExhaustedDeliveries
     from bus.subjects import module_of
@@ -69,6 +71,9 @@ def _nats(
         replicas=settings.nats_replicas,
         ack_wait_seconds=settings.nats_ack_wait_s,
         name=connection_name(settings),
+        streams=[stream_name(module.name) for module in modules],
+        verify_seconds=min(VERIFY_SECONDS, settings.work_stalled_s / 3),
+        stalled_seconds=settings.work_stalled_s,
     )
     known = [name for contract in contracts for name in (contract.subject, contract.subject + EXPRESS)]
     consumers = planned_topology(modules).consumers
@@ -96,7 +101,7 @@ def _nats(
 
     # A NATS user may have permissions for its own modules only; the server does not answer requests about other streams.
     listeners = JetStreamConsumerDirectory(bus.js, map(stream_name, subjects_of(modules, contracts)))
-    return BusRuntime(bus, connect_and_scan, lambda: float(bus.reconnects), listeners, published)
+    return BusRuntime(bus, connect_and_scan, lambda: float(bus.reconnects), listeners, lambda: bus.stalls, published)
 
 
 async def _nothing() -> None:

@@ -12,11 +12,13 @@ from __future__ import annotations
 __all__ = ["OutboxRelay", "pending_events"]
 
 import asyncio
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence, Set
 from datetime import datetime, timedelta
 from functools import partial
 
+from attrs import frozen
 from loguru import logger
 from sqlalchemy import Connection
 
@@ -51,6 +53,27 @@ SCAN_SECONDS = 1.0
 PURGE_SECONDS = 10.0
 
 
+COUNT_SHARE_MAX = 0.02
+"""The share of its time that the relay may spend on counting a long backlog; between two counts it keeps the number itself."""
+
+COUNT_FREE_SECONDS = 0.005
+"""A count that is not longer than this is made at each scan."""
+
+COUNT_SECONDS_MAX = 10.0
+"""The longest interval between two counts: other processes change the table, too."""
+
+
+@frozen
+class _Scanned:
+    """What one scan of the table has found; *count* is None if the rows were not counted, which took *count_seconds*."""
+
+    rows: Sequence[OutboxMessage]
+    count: int | None
+    rows_per_event: float
+    count_seconds: float
+    oldest_seconds: float
+
+
 class OutboxRelay:
     """Publish one module's outbox."""
 
@@ -65,6 +88,8 @@ class OutboxRelay:
         self._in_flight: dict[str, OutboxMessage] = {}
         self._sent: list[str] = []
         self._left_in_table = 0
+        self._rows_per_event = 1.0
+        self._count_at = 0.0
         self._scan_at = self._beat_at = 0.0
         self._purge_at = clock.monotonic() + PURGE_SECONDS
         self._has_scanned = False
@@ -74,16 +99,28 @@ class OutboxRelay:
         metrics.outbox_pending.labels(name).set_function(lambda: float(self.pending))
         metrics.outbox_oldest_seconds.labels(name).set_function(lambda: self._oldest_seconds)
         self._oldest_seconds = 0.0
+        self._progress_at = clock.monotonic()
+
+    def waiting_seconds(self) -> float:
+        """Return for how long a row has waited for the bus, or none has been accepted although some wait; 0 if none waits."""
+        return max(self._oldest_seconds, self._clock.monotonic() - self._progress_at) if self.pending else 0.0
 
     @property
     def pending(self) -> int:
-        """How many rows are due and not accepted by the bus yet."""
+        """How many rows are due and not accepted by the bus yet; between two counts of the table an estimate."""
         return len(self._in_flight) + self._left_in_table
+
+    @property
+    def pending_events(self) -> int:
+        """How many events these rows are: an event that is published in two versions has two rows."""
+        return round(self.pending / self._rows_per_event)
 
     def publish(self, rows: Sequence[OutboxMessage]) -> None:
         """Publish *rows*, which are committed and due. A later scan finds those beyond the limit of rows in flight."""
         for row in rows:
             self._send(row)
+        if rows and not self._bus.is_connected:
+            self._rows_per_event = len(rows) / len({row.event_id for row in rows})  # until the next count finds out
 
     def count_delivered(self, subjects: Iterable[str]) -> None:
         """Count events that were delivered locally, one for each of *subjects*."""
@@ -94,11 +131,14 @@ class OutboxRelay:
         """Mark the rows that were sent; scan the table and purge old rows when it is time to."""
         now = self._clock.monotonic()
         sent, self._sent = self._sent, []
+        if sent or not self.pending:
+            self._progress_at = now
         is_scan_due = now >= self._scan_at
         try:
             if is_scan_due:
                 self._scan_at = now + SCAN_SECONDS
-                self._publish_found(*await self._store.database.write(partial(self._scan, sent, frozenset(self._in_flight)), RUN_LAST))
+                scan = partial(self._scan, sent, frozenset(self._in_flight))
+                self._publish_found(await self._store.database.write(scan, RUN_LAST))
             elif sent:
                 self._store.database.defer(partial(self._mark, sent))
         except StorageUnavailable:
@@ -151,17 +191,28 @@ class OutboxRelay:
         if error is None:
             self._published.labels(original_subject(row.subject)).inc()
             self._sent.append(row.id)
+            if self._logged_errors:
+                self._logged_errors.clear()
             return
         self._left_in_table += 1  # a later scan finds the row
-        if not isinstance(error, BusError) and repr(error) not in self._logged_errors:
-            self._logged_errors = {*list(self._logged_errors)[:ERRORS_MAX], repr(error)}
-            logger.error("publishing failed", subject=row.subject, event_id=row.event_id, error=repr(error))
+        if not isinstance(error, BusError):
+            self._log_once("publishing failed", row, error)
+
+    def _log_once(self, what: str, row: OutboxMessage, error: BaseException) -> None:
+        """Log *error*; each one once until a row is published again."""
+        text = f"{what}: {error!r}"
+        if text not in self._logged_errors and len(self._logged_errors) < ERRORS_MAX:
+            self._logged_errors.add(text)
+            logger.error(what, subject=row.subject, event_id=row.event_id, error=repr(error))
 
     async def _dead_letter(self) -> None:
         """Make dead letters of some of the rows that the bus never accepts, and remove the rows."""
         rows = [self._refused.popleft() for _ in range(min(len(self._refused), REFUSED_MAX))]
         ends = await asyncio.gather(*(self._add_dead_letter(*row) for row in rows), return_exceptions=True)
         stored = [row.id for (row, *_), end in zip(rows, ends, strict=True) if end is None]
+        for (row, *_), end in zip(rows, ends, strict=True):
+            if end is not None:
+                self._log_once("the dead letter of an event that the bus refuses is not stored", row, end)
         try:
             await self._store.database.write(lambda connection: self._store.remove(connection, stored))
         except StorageUnavailable:
@@ -180,9 +231,9 @@ class OutboxRelay:
     def _mark(self, sent: list[str], connection: Connection) -> None:
         self._store.mark_sent(connection, sent, self._clock.now())
 
-    def _scan(self, sent: list[str], in_flight: Set[str], connection: Connection) -> tuple[list[OutboxMessage], int, float]:
+    def _scan(self, sent: list[str], in_flight: Set[str], connection: Connection) -> _Scanned:
         """
-        Mark *sent*; return the due rows that are not *in_flight*, the number of all due rows, and the age of the oldest.
+        Mark *sent*; return the due rows that are not *in_flight*, and what is known about all due rows.
 
         The scan runs in one transaction, after the piggy-backed marks: a row that it finds unsent is either in flight or
         abandoned.
@@ -190,26 +241,38 @@ class OutboxRelay:
         if sent:
             self._mark(sent, connection)
         now = self._clock.now()
-        count = self._store.count_due(connection, now)
+        count, rows_per_event, seconds = None, 0.0, 0.0
+        if self._clock.monotonic() >= self._count_at:
+            began_at = time.perf_counter()
+            count, rows_per_event = self._store.count_due(connection, now), self._store.rows_per_event(connection, now)
+            seconds = time.perf_counter() - began_at
         # While this process has no connection to the bus, another replica may lead; rows of this process wait in memory.
         is_leader = self._store.acquire_leadership(connection, self._bus.is_connected)
-        if is_leader and self._clock.monotonic() >= self._beat_at:
+        if self._clock.monotonic() >= self._beat_at:
             self._beat_at = self._clock.monotonic() + BEAT_SECONDS
             self._store.heartbeat.beat(connection, now)
         handover_delay = self._store.handover_delay(timedelta(seconds=SCAN_SECONDS if self._has_scanned else 0))
-        is_to_send = count > 0 and is_leader and self._bus.is_connected
+        is_to_send = count != 0 and is_leader and self._bus.is_connected
         rows = self._store.fetch_due(connection, now, SCAN_MAX, handover_delay, in_flight) if is_to_send else []
-        return rows, count, self._store.oldest_due_seconds(connection, now)
+        return _Scanned(rows, count, rows_per_event, seconds, self._store.oldest_due_seconds(connection, now))
 
-    def _publish_found(self, rows: Sequence[OutboxMessage], count: int, oldest_seconds: float) -> None:
+    def _publish_found(self, scanned: _Scanned) -> None:
+        rows, count = scanned.rows, scanned.count
         self._has_scanned = True
-        self._oldest_seconds = oldest_seconds
+        self._oldest_seconds = scanned.oldest_seconds
         done = set(self._sent)
         forgotten = [row for row in rows if row.id not in done and row.id not in self._in_flight]
         for row in forgotten:
             self._send(row)
-        # A row that was committed a moment ago and is not passed to `publish` yet counts as left until the next scan.
-        self._left_in_table = max(0, count - len(self._in_flight) - len(done))
+        if count is None:
+            self._left_in_table = max(0, self._left_in_table - len(forgotten))  # `_send` has counted those that stay
+        else:
+            # A row that was committed a moment ago and is not passed to `publish` yet counts as left until the next count.
+            self._left_in_table = max(0, count - len(self._in_flight) - len(done))
+            self._rows_per_event = scanned.rows_per_event or self._rows_per_event
+            self._count_at = self._clock.monotonic() + min(
+                COUNT_SECONDS_MAX, max(0.0, scanned.count_seconds - COUNT_FREE_SECONDS) / COUNT_SHARE_MAX
+            )
         if len(forgotten) >= SCAN_MAX and self._bus.is_connected and len(self._in_flight) < IN_FLIGHT_MAX:
             self._scan_at = self._clock.monotonic()
 
@@ -223,5 +286,5 @@ class OutboxRelay:
 
 
 def pending_events(relays: Iterable[OutboxRelay]) -> int:
-    """Return how many rows of all *relays* are due and not accepted by the bus yet."""
-    return sum(relay.pending for relay in relays)
+    """Return how many events of all *relays* are due and not accepted by the bus yet."""
+    return sum(relay.pending_events for relay in relays)

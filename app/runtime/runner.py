@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from math import inf
 from typing import Any
 
 from loguru import logger
@@ -66,7 +67,7 @@ class ModuleRunner:
         *,
         batch_max: int = 256,
         backlog: Callable[[], int] = lambda: 0,
-        backlog_max: int = 20_000,
+        backlog_max: int = 400_000,
         rng: random.Random | None = None,
     ) -> None:
         """
@@ -94,6 +95,11 @@ class ModuleRunner:
         """The queued items for the newest version of an event that has several versions, by event id."""
         self._outage = StorageOutage(module.name, self._queue, store.database, clock, rng)
         self._is_stopped = False
+        self._waits_since = inf
+
+    def waiting_seconds(self) -> float:
+        """Return for how long work has waited without any batch being finished; 0 if none waits."""
+        return max(0.0, self._clock.monotonic() - self._waits_since)
 
     def add_listener(self, listener: CommitListener) -> None:
         """Call *listener* for each event that the module decides about, after the commit."""
@@ -195,6 +201,7 @@ class ModuleRunner:
         """Take one batch from the queue, process it, and report what was committed."""
         items = await self._queue.get_batch(self._batch_max)
         began_at = self._clock.monotonic()
+        self._waits_since = min(self._waits_since, began_at)
         commits, waiting, outage = await self._commit(items)
         for commit in commits:
             for name, result in commit.items():
@@ -203,6 +210,8 @@ class ModuleRunner:
                 await self._peers[name].report(result, began_at)
         if outage is not None:
             await self._outage.wait_out(waiting, outage)
+        else:
+            self._waits_since = inf
 
     async def drain(self) -> None:
         """Reject new submissions; return once the queue is empty and the last batch is finished."""

@@ -28,7 +28,7 @@ from app.storage.errors import DatabaseConfigError
 from app.storage.migrations import NotMigrated, head, is_current, migrate
 from app.storage.module_store import ModuleStore
 from app.storage.sql.database import Database
-from app.storage.sql.dialect import ExclusiveAccess
+from app.storage.sql.dialect import Dialect, ExclusiveAccess
 from app.storage.tables import heartbeat_table, message_tables
 from config.settings import Settings
 from modules.errors import ModuleError
@@ -80,7 +80,31 @@ def migrate_all(settings: Settings, databases: Mapping[str, Database], modules: 
         NewerDatabase: A database was written by a newer release.
         DatabaseUnreachable: A database cannot be opened or written.
     """
+    modules = tuple(modules)
+    require_fitness(settings, databases, modules)
     return [module for module in modules if _call(settings, databases, module, migrate)]
+
+
+def require_fitness(settings: Settings, databases: Mapping[str, Database], modules: Iterable[str]) -> None:
+    """
+    Ensure that each database server of *modules* keeps its promises to this program.
+
+    Raises:
+        DatabaseUnreachable: It does not, or it is out of reach; the message says why.
+    """
+    checked: set[str] = set()
+    for module in modules:
+        url, dialect = settings.database_url(module), databases[settings.database_url(module)].dialect
+        if url in checked or not dialect.is_shared:
+            continue
+        checked.add(url)
+
+        def unfitness(engine: Engine, module: str, dialect: Dialect = dialect) -> str:
+            with engine.connect() as connection:
+                return dialect.unfitness(connection)
+
+        if why := _call(settings, databases, module, unfitness):
+            raise DatabaseUnreachable(f"{settings.database_variable(module)}: the database cannot be used: {why}")
 
 
 def require_tables(settings: Settings, databases: Mapping[str, Database], modules: Iterable[str]) -> None:
@@ -132,6 +156,8 @@ def claim_modules(settings: Settings, databases: Mapping[str, Database], modules
         ModuleClaimed: Another process serves one of them; nothing is acquired.
         DatabaseUnreachable: A database cannot be used.
     """
+    modules = tuple(modules)
+    require_fitness(settings, databases, modules)
     claims: dict[tuple[str, str], ExclusiveAccess] = {}
     for module in modules:
         url = settings.database_url(module)

@@ -33,7 +33,10 @@ class Heartbeat:
         table, outbox, sql = f"{module}_heartbeat", f"{module}_outbox", dialect.to_driver_sql
         self._select = sql(f"SELECT {dialect.timestamp_sql('alive_at')} FROM {table} WHERE id = 1{dialect.for_update}")
         self._insert = sql(f"INSERT INTO {table} (id, alive_at) VALUES (1, ?) ON CONFLICT (id) DO NOTHING")
-        self._update = sql(f"UPDATE {table} SET alive_at = ? WHERE id = 1")
+        # Replicas that beat at the same moment do not wait for each other.
+        self._update = sql(
+            f"UPDATE {table} SET alive_at = ? WHERE id IN (SELECT id FROM {table} WHERE id = 1{dialect.skip_locked})"
+        )
         later = dialect.later_sql("due_at")
         self._move_timers = sql(f"UPDATE {outbox} SET due_at = {later} WHERE sent_at IS NULL AND due_at > ?")
 

@@ -93,6 +93,8 @@ class ModuleStore:
         is_handed_over = "(occurred_at <= ? OR occurred_at > ? OR name IS NOT NULL)"
         self._select_due_ids = dialect.to_driver_sql(f"SELECT id {due} AND {is_handed_over} ORDER BY {outbox}.due_at LIMIT ?")
         self._select_messages = dialect.by_keys(f"SELECT {columns} FROM {outbox} WHERE id {{keys}}")
+        first = f"SELECT event_id {due} ORDER BY due_at LIMIT 500"
+        self._count_versions = dialect.to_driver_sql(f"SELECT count(*), count(DISTINCT event_id) FROM ({first}) AS first")
         self._count_due = dialect.to_driver_sql(f"SELECT count(*) {due}")
         # In the order of the index, rows with equal due times come about as they were written; so a few of them will do.
         first_now = f"SELECT occurred_at AS since FROM {outbox} WHERE sent_at IS NULL AND due_at = ? ORDER BY due_at LIMIT 100"
@@ -211,6 +213,11 @@ class ModuleStore:
         """Return the number of messages that are due and not sent."""
         count: int = connection.exec_driver_sql(self._count_due, (to_db_timestamp(now),)).scalar_one()
         return count
+
+    def rows_per_event(self, connection: Connection, now: datetime) -> float:
+        """Return how many of them carry one event, on average over the first few hundred; 0 if there is none."""
+        rows, events = connection.exec_driver_sql(self._count_versions, (to_db_timestamp(now),)).one()
+        return rows / events if events else 0.0
 
     def oldest_due_seconds(self, connection: Connection, now: datetime) -> float:
         """Return for about how long the oldest of them has been due; 0 if there is none."""

@@ -57,6 +57,11 @@ class Metrics:
     bus_connected: Gauge
     bus_reconnects: Counter
     clock_jump_seconds: Gauge
+    database_wal_bytes: Gauges
+    """By module."""
+    database_oldest_snapshot_seconds: Gauges
+    """By module."""
+    outbox_cap_used: Gauge
 
     def __init__(self) -> None:
         registry = self._registry = Registry()
@@ -106,6 +111,15 @@ class Metrics:
         self.bus_reconnects = Counters(
             registry, "bus_reconnects_total", "Reconnections to the bus."
         ).labels()
+        self.outbox_cap_used = Gauges(
+            registry, "outbox_cap_used_ratio", "Share of OUTBOX_CAP that waits to be published; new orders get 503 above 1."
+        ).labels()
+        self.database_wal_bytes = Gauges(
+            registry, "database_wal_bytes", "Size of the -wal file of the module's SQLite database; 0 for PostgreSQL.", ["module"]
+        )
+        self.database_oldest_snapshot_seconds = Gauges(
+            registry, "database_oldest_snapshot_seconds", "Age of the oldest snapshot that a reader holds.", ["module"]
+        )
         self.clock_jump_seconds = Gauges(
             registry, "clock_jump_seconds", "By how much the timers were moved at start because the clock had jumped."
         ).labels()

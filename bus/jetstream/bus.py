@@ -21,6 +21,7 @@ from nats.js import JetStreamContext
 
 from bus.dead_letter_queue import DeadLetterQueue
 from bus.errors import BusClosed, PublishRetryable
+from bus.jetstream.admin.stalls import STALLED_SECONDS, StallDetector
 from bus.jetstream.admin.topology import consumer_plans
 from bus.jetstream.admin.verifier import TopologyVerifier
 from bus.jetstream.connection import CONNECT_SECONDS_MAX, Connection
@@ -42,6 +43,7 @@ from bus.tasks import cancel_tasks
 
 PUBLISH_SECONDS = 5.0
 PING_SECONDS = 5.0
+VERIFY_SECONDS = 10.0
 _TICK_SECONDS_MAX = 0.25
 _RETRY_SECONDS = 0.1
 _RETRY_SECONDS_MAX = 5.0
@@ -74,8 +76,20 @@ class JetStreamBus:
         connect_seconds_max: float = CONNECT_SECONDS_MAX,
         name: str = "fulfilment",
         inbox_prefix: str | None = None,
+        streams: Sequence[str] = (),
+        verify_seconds: float = VERIFY_SECONDS,
+        stalled_seconds: float = STALLED_SECONDS,
     ) -> None:
+        """
+        Prepare the bus; `connect` connects it.
+
+        The server is asked every *verify_seconds* whether *streams*, to which this process publishes, and its consumers
+        are still as planned, and whether these deliver.
+        """
         self.clock = clock
+        self._streams = tuple(streams)
+        self._verify_seconds = verify_seconds
+        self._stall_detector = StallDetector(clock.monotonic, stalled_seconds)
         self.ack_wait_seconds = ack_wait_seconds
         self.max_tries = max_tries
         self._connection = Connection(
@@ -103,6 +117,7 @@ class JetStreamBus:
             dedup_seconds=dedup_seconds,
             ack_wait_seconds=ack_wait_seconds,
             max_tries=max_tries,
+            stalls=self._stall_detector,
         )
         self._dead_letters = DeadLetterQueue(clock, dead_letters, on_idle=self.check_idle)
         self._tick_seconds = min(_TICK_SECONDS_MAX, ack_wait_seconds / 20, publish_seconds / 10)
@@ -127,6 +142,16 @@ class JetStreamBus:
         # The verifier reports a denied call of the JetStream API together with what needed it.
         denied = [text for text in self._connection.denied if "$js.api" not in text]
         return [*self._verifier.problems, *denied]
+
+    @property
+    def stalls(self) -> Sequence[str]:
+        """What does not get through although the server answers: stalled consumers, refused requests; one line each."""
+        refusals = [
+            f"consumer {consumer.plan.name} on {consumer.plan.stream} refuses requests: {consumer.refusal}"
+            for consumer in self._consumers()
+            if consumer.refusal
+        ]
+        return [*self._stall_detector.stalls, *refusals]
 
     def js(self) -> JetStreamContext:
         """
@@ -225,6 +250,7 @@ class JetStreamBus:
         await self._publisher.bind(client)
         if "tick" not in self._tasks:
             self._start("tick", self._run_ticks())
+            self._start("verify", self._verify_regularly())
         for consumer in self._consumers():
             self._start(consumer, self._bind(consumer))
 
@@ -266,6 +292,13 @@ class JetStreamBus:
             if not self._publisher.is_failing(name):
                 self._verifier.note_stream_exists(name)  # it has stored a message during the verification
         await self.clock.sleep(_RETRY_SECONDS)
+
+    async def _verify_regularly(self) -> None:
+        """Look again and again whether the server is as planned: an operator may change it at any time."""
+        while True:
+            await self.clock.sleep(self._verify_seconds)
+            plans = [consumer.plan for consumer in self._consumers() if consumer.is_bound]
+            await self._verifier.verify_again(self._streams, plans, lambda: self._connection.is_up)
 
     def _start(self, key: object, coroutine: Coroutine[None, None, None]) -> None:
         """Run *coroutine* as the task of *key*, and cancel the task that *key* has had before."""

@@ -30,7 +30,8 @@ from bus.jetstream.wire import headers_of
 from bus.port import Clock, Message
 
 _NO_RESPONDERS = "503"
-_BAD_REQUEST = 400
+_FAULTS_OF_THE_MESSAGE = (10054, 10097)
+"""The server's error codes for: the message, or its headers, are larger than the stream allows."""
 _NEVER_SENT = (nats.errors.MaxPayloadError, nats.errors.BadSubjectError, nats.errors.BadHeaderError, ValueError)
 """What the client raises for a message that no server would accept; `ValueError` is for text that cannot be encoded."""
 
@@ -193,13 +194,13 @@ def _error_of(msg: Msg) -> tuple[str, bool]:
     """
     Return why a stream has not stored a message, and whether that is so because of the message itself.
 
-    The server answers with the code 400 when the message itself is at fault: it, or its headers, are too large for the
-    stream. All other reasons may pass: no leader, no quorum, no space.
+    It is if the message, or its headers, are too large for the stream. All other reasons are the stream's, also those for
+    which the server answers with the code 400 (a sealed stream): no leader, no quorum, no space.
     """
     if not msg.data:
         return (msg.headers or {}).get("Status", "no answer"), False
     try:
         error = orjson.loads(msg.data)["error"]
-        return f"{error.get('description')} ({error.get('err_code')})", error.get("code") == _BAD_REQUEST
+        return f"{error.get('description')} ({error.get('err_code')})", error.get("err_code") in _FAULTS_OF_THE_MESSAGE
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
         return "an unreadable answer", False

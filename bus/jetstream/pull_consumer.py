@@ -39,6 +39,9 @@ _UNSUBSCRIBED_NAK_SECONDS = 1.0
 _NANOSECONDS = 1_000_000_000
 _EXPIRED = "408"
 _NO_RESPONDERS = "503"
+_CONFLICT = "409"
+_PASSING = ("Leadership Change", "Server Shutdown", "Batch Completed", "Consumer Deleted")
+"""Reasons of the server that end by themselves."""
 
 _log = logging.getLogger(__name__)
 
@@ -87,6 +90,8 @@ class PullConsumer:
         """How many messages are requested and have not arrived."""
         self._requests_end_at = 0.0
         self._no_request_before = 0.0
+        self.refusal = ""
+        """Why the server refuses the requests, as it says it; empty while it does not."""
         self._inbox = ""
         self._inbox_subscription: Subscription | None = None
         self._request_subject = f"$JS.API.CONSUMER.MSG.NEXT.{plan.stream}.{plan.name}"
@@ -141,6 +146,7 @@ class PullConsumer:
             self._on_status((msg.headers or {}).get("Status", ""), msg.headers or {})
             return
         self.outstanding = max(0, self.outstanding - 1)
+        self.refusal = ""
         message = message_of(msg.subject, msg.data, msg.headers, metadata)
         overdue_at = now + self.ack_wait_seconds
         delivery = Delivery(
@@ -196,11 +202,16 @@ class PullConsumer:
         unused = headers.get("Nats-Pending-Messages", "")
         self.outstanding = max(0, self.outstanding - int(unused)) if unused.isdigit() else 0
         if status == _EXPIRED:
+            self.refusal = ""
             self._host.message_available(self)
             return
         self._no_request_before = max(self._no_request_before, self.now() + _RETRY_SECONDS)
         if status == _NO_RESPONDERS or "Deleted" in description:
             self._on_lost(description or "no responders")
+        elif status == _CONFLICT and not description.startswith(_PASSING):
+            if description != self.refusal:
+                _log.warning("consumer %s on %s refuses requests: %s", self.plan.name, self.plan.stream, description)
+            self.refusal = description or "no reason given"
         else:
             _log.debug("%s on %s: %s %s", self.plan.name, self.plan.stream, status, description)
 

@@ -31,7 +31,8 @@ NAMES_IN_THE_MANUAL = [
     "DATABASE_URL", "ORDERS_DATABASE_URL", "INVENTORY_DATABASE_URL", "PAYMENTS_DATABASE_URL", "HTTP_HOST",
     "HTTP_PORT", "LOG_LEVEL", "LOG_FORMAT", "LOG_FILE", "PAYMENT_GATEWAY", "STRIPE_API_KEY", "STRIPE_API_BASE",
     "STRIPE_WEBHOOK_SECRET", "SIMULATED_DECLINE_OVER", "SIMULATED_LATENCY_MS", "SIMULATED_FAILURE_RATE",
-    "INVENTORY_REQUIRES_IF_MATCH", "ORDER_TIMEOUT_S", "CLOCK_JUMP_S", "SHUTDOWN_GRACE_S", "AUTH", "AUTH_OFF_I_KNOW", "API_KEYS_FILE", "OUTBOX_CAP", "BATCH_MAX",
+    "INVENTORY_REQUIRES_IF_MATCH", "ORDER_TIMEOUT_S", "WORK_STALLED_S", "CLOCK_JUMP_S",
+    "SHUTDOWN_GRACE_S", "AUTH", "AUTH_OFF_I_KNOW", "API_KEYS_FILE", "OUTBOX_CAP", "BATCH_MAX",
 ]
 # fmt: on
 
@@ -62,7 +63,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
     assert (settings.order_timeout_s, settings.shutdown_grace_s) == (900, 20)
     assert (settings.auth, settings.api_keys) == ("off", {})
     assert (settings.nats_replicas, settings.nats_ack_wait_s) == (1, 30)
-    assert (settings.outbox_cap, settings.batch_max) == (20_000, 256)
+    assert (settings.outbox_cap, settings.batch_max) == (400_000, 256)
 
 
 def test_empty_variables_mean_the_default() -> None:

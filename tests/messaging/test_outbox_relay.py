@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from loguru import logger
 from sqlalchemy import Connection
 
 from app.messaging.cloudevents import event_id_and_trace
@@ -28,6 +30,7 @@ from bus.port import DeadLetter, Message, Subscription
 from modules.orders.events import CancelRequested, OrderCreated
 from modules.values import Line
 from tests.clock import VirtualClock
+from tests.postgres import PostgresServer
 from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, harness_at, oid, product, submitted
 
 CREATED = ["orders.created.v1", "orders.created.v2"]
@@ -140,6 +143,49 @@ async def test_a_row_that_the_bus_refuses_becomes_a_dead_letter_and_the_others_g
         assert (message.subject, message.body, message.headers["ce-id"]) == ("orders.created.v1", b"{}", stored.dead_letter.message.id)
 
 
+async def test_the_backlog_counts_events_and_not_their_versions(path: Path, clock: VirtualClock) -> None:
+    """An event in two versions is two rows."""
+    async with harness_at(path, clock) as harness:
+        for n in range(7):
+            await harness.submit("orders", submitted(oid(n)))
+        bus = ManualBus()
+        bus.is_connected = False
+        relay = relay_of(harness, bus)
+        await relay.step()
+        assert (relay.pending, relay.pending_events) == (14, 7)
+
+
+async def test_a_long_backlog_is_not_counted_at_each_scan(path: Path, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A count that takes a tenth of a second is made every five seconds; the number is right in between all the same."""
+    async with harness_at(path, clock) as harness:
+        counts: list[float] = []
+        count_due = harness.stores["orders"].count_due
+
+        def counted(connection: Connection, now: datetime) -> int:
+            counts.append(clock.monotonic())
+            return count_due(connection, now)
+
+        now = iter(n * 0.1 for n in range(1_000))
+        monkeypatch.setattr("app.messaging.outbox_relay.time.perf_counter", lambda: next(now))
+        monkeypatch.setattr(harness.stores["orders"], "count_due", counted)
+        early = "2026-01-01T11:00:00.000000+00:00"
+        await harness.database.write(lambda c: save(harness, [outbox_message(f"p-{n:05}", due_at=early) for n in range(3_000)], c))
+        bus = ManualBus()
+        relay = relay_of(harness, bus)
+        for _ in range(12):
+            await relay.step()
+            assert relay.pending + len([1 for _, future in bus.published if future.done()]) == 3_000
+            for _, future in bus.published[:1_000]:
+                if not future.done():
+                    future.set_result(None)
+            await asyncio.sleep(0)
+            await clock.advance(SCAN_SECONDS)
+        assert len(counts) == 3
+        await bus.accept()
+        await step_after(relay, clock, 10)
+        assert relay.pending == 0
+
+
 async def test_a_row_stays_until_its_dead_letter_is_stored(path: Path, clock: VirtualClock) -> None:
     """While the dead letter cannot be stored the row is neither published again nor lost."""
 
@@ -157,11 +203,29 @@ async def test_a_row_stays_until_its_dead_letter_is_stored(path: Path, clock: Vi
         relay = OutboxRelay(harness.stores["orders"], bus, Failing(), clock, Metrics())
         await relay.step()
         bus.published[0][1].set_exception(PublishRefused("too large"))
+        lines = list[str]()
+        sink = logger.add(lambda line: lines.append(line.record["message"]), level="ERROR", filter="app.messaging.outbox_relay")
         for left in (1, 1, 0, 0):
             await asyncio.sleep(0)
             await step_after(relay, clock)
             assert await harness.rows("SELECT count(*) FROM orders_outbox") == [(left,)]
+        logger.remove(sink)
         assert len(bus.published) == 1
+        assert lines == ["the dead letter of an event that the bus refuses is not stored"]
+
+
+async def test_a_replica_without_the_bus_beats_all_the_same(postgres: PostgresServer, clock: VirtualClock) -> None:
+    """Otherwise an outage of the bus would look like a jump of the clock at the next start."""
+    async with harness_at(postgres.create_database(), clock) as harness:
+        limit = timedelta(minutes=10)
+        await harness.database.write(lambda c: harness.stores["orders"].heartbeat.resume(c, clock.now(), limit))
+        bus = ManualBus()
+        bus.is_connected = False
+        relay = relay_of(harness, bus)
+        for _ in range(12):
+            await step_after(relay, clock, 60)
+        resume = partial(harness.stores["orders"].heartbeat.resume, now=clock.now(), limit=limit)
+        assert await harness.database.write(resume) == (timedelta(0), 0)
 
 
 async def test_an_accepted_row_is_marked_and_never_published_again(path: Path, clock: VirtualClock) -> None:

@@ -60,8 +60,14 @@ class Dialect(Protocol):
     """A clause at the end of a select: it locks the rows until the transaction ends."""
     skip_locked: str
     """The same, but it skips rows that another transaction has locked."""
+    oldest_snapshot_sql: str | None
+    """A statement for the age in seconds of the oldest snapshot that a reader holds; None if the database does not tell."""
     is_shared: bool
     """True if other processes of this application may work on the same database."""
+
+    @property
+    def wal_path(self) -> str | None:
+        """The file with the latest commits, which grows while a reader holds an old snapshot; None without such a file."""
 
     def engine(self, url: str) -> Engine:
         """
@@ -93,6 +99,9 @@ class Dialect(Protocol):
         The work has caused only errors that are about its data and its constraints (SQLSTATE classes 22 and 23), and those
         that the driver raises by itself because of a value. Everything else that a database says is its own trouble.
         """
+
+    def unfitness(self, connection: Connection) -> str:
+        """Return why the database that answers cannot be used, in one line for the operator; empty if it can."""
 
     def explain(self, error: DBAPIError) -> str:
         """Return in a few words for the operator, without host or password, why the database cannot be used."""

@@ -40,6 +40,11 @@ class FileWatch:
         """True once the file was opened: from then on it must not be created anew."""
         return self._path in self._known
 
+    @property
+    def path(self) -> str:
+        """The path of the database file."""
+        return self._path
+
     def opened(self) -> None:
         """Note that a connection was opened."""
         self._open += 1

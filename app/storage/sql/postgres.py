@@ -39,6 +39,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.storage.errors import DatabaseConfigError
 from app.storage.sql.dialect import TX_ID, ExclusiveAccess, Failure, Statement
+from app.storage.sql.postgres_fitness import unfitness
 
 T = TypeVar("T")
 
@@ -60,7 +61,7 @@ _PARAMETERS: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
-"""Connection parameters of libpq; the URL overrides them."""
+"""Connection parameters of libpq; the URL overrides them. ``client_encoding`` is always UTF-8, whatever URL or role say."""
 
 _SETTINGS = {
     "timezone": "UTC",
@@ -140,12 +141,18 @@ class Postgres:
     name = "postgresql"
     for_update = " FOR UPDATE"
     skip_locked = " FOR UPDATE SKIP LOCKED"
+    # What other users do shows only to members of pg_read_all_stats; replication slots show to everyone.
+    oldest_snapshot_sql: str | None = (
+        "SELECT greatest(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)"
+        " FROM pg_stat_activity WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid()"
+    )
     is_shared = True
+    wal_path: str | None = None
 
     def engine(self, url: str) -> Engine:
         """Prepare an engine; any connection string of libpq is a valid URL."""
         try:
-            parameters = {**_PARAMETERS, **conninfo_to_dict(url)}
+            parameters = {**_PARAMETERS, **conninfo_to_dict(url), "client_encoding": "UTF8"}
         except psycopg.Error:
             raise DatabaseConfigError("this is not a valid PostgreSQL connection string") from None
         settings = "; ".join(f"SET {name} = '{value}'" for name, value in _SETTINGS.items())
@@ -207,6 +214,10 @@ class Postgres:
         if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | errors.ReadOnlySqlTransaction):
             return Failure.UNAVAILABLE
         return None if error.sqlstate is None or error.sqlstate[:2] in _CLASSES_OF_THE_WORK else Failure.REFUSED
+
+    def unfitness(self, connection: Connection) -> str:
+        """See `app.storage.sql.postgres_fitness`."""
+        return unfitness(connection)
 
     def explain(self, error: DBAPIError) -> str:
         """Own words, because the driver's message contains the host."""

@@ -93,10 +93,16 @@ class Sqlite:
     # A writing transaction locks the whole database when it begins.
     for_update = ""
     skip_locked = ""
+    oldest_snapshot_sql: str | None = None
     is_shared = False
 
     def __init__(self) -> None:
         self._watch: FileWatch | None = None
+
+    @property
+    def wal_path(self) -> str | None:
+        """Beside the database file."""
+        return None if self._watch is None else self._watch.path + "-wal"
 
     def engine(self, url: str) -> Engine:
         """Prepare an engine; create the folder of its file."""
@@ -218,6 +224,10 @@ class Sqlite:
             return None if code & 0xFF in _CODES_OF_THE_WORK else _FAILURES.get(code & 0xFF, Failure.REFUSED)
         is_ours = isinstance(error, _ERRORS_OF_THE_WORK) and "closed" not in str(error)
         return None if is_ours else Failure.UNAVAILABLE
+
+    def unfitness(self, connection: Connection) -> str:
+        """Nothing: this program has made the file, or SQLite says that it is none."""
+        return ""
 
     def explain(self, error: DBAPIError) -> str:
         """SQLite's own message, which contains no path."""

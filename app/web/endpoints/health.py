@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BUS", "CHECK_SECONDS_MAX", "CLOCK", "DATABASE", "OK", "TOPOLOGY", "Health", "endpoints"]
+__all__ = ["BUS", "CHECK_SECONDS_MAX", "CLOCK", "DATABASE", "OK", "TOPOLOGY", "WORK", "Health", "endpoints"]
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -20,6 +20,7 @@ BUS = "bus"
 DATABASE = "database"
 TOPOLOGY = "topology"
 CLOCK = "clock"
+WORK = "work"
 CHECK_SECONDS_MAX = 2.0
 """Checks that take longer count as failed."""
 
@@ -37,7 +38,8 @@ class Health(Protocol):
 
         `BUS` is the bus. `DATABASE`, alone or followed by a colon and a module's name, is a database. `TOPOLOGY`
         compares the broker's streams and consumers with the expected ones; a result other than `OK` is a description
-        for the operator. `CLOCK` is there after a jump of the clock, and describes it. The process can work for a while without any other dependency.
+        for the operator. `CLOCK` is there after a jump of the clock, and describes it; `WORK` is there
+        while work waits and nothing gets through. The process can work for a while without any other dependency.
         """
 
 

@@ -1,8 +1,8 @@
 """
-Stream and consumer configurations: how a plan becomes one, how it is created, and how it differs from the server's.
+Stream and consumer configurations: how a plan becomes one, and how it is created.
 
-Creation never changes what exists: an operator may have had reasons. A difference is described field by field, for a
-person to resolve.
+Creation never changes what exists: an operator may have had reasons. `bus.jetstream.admin.server_config` describes the
+differences, for a person to resolve.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ __all__ = [
     "AGE_MAX_SECONDS",
     "NO_JETSTREAM",
     "consumer_config",
-    "differences",
     "ensure",
     "filter_subjects",
     "missing_subjects",
@@ -19,7 +18,6 @@ __all__ = [
 ]
 
 from collections.abc import Iterable
-from enum import Enum
 
 from nats.js import JetStreamContext
 from nats.js.api import (
@@ -44,17 +42,6 @@ NO_JETSTREAM = (10039, 10076)
 
 _STREAM_NAME_IN_USE = 10058
 _CONSUMER_EXISTS = 10148
-
-_STREAM_FIELDS = ("subjects", "retention", "discard", "max_age", "duplicate_window", "num_replicas", "storage")
-_CONSUMER_FIELDS = (
-    "ack_policy",
-    "ack_wait",
-    "backoff",
-    "deliver_policy",
-    "deliver_subject",
-    "max_ack_pending",
-    "max_deliver",
-)
 
 
 def stream_config(plan: StreamPlan, *, replicas: int, dedup_seconds: float) -> StreamConfig:
@@ -119,24 +106,6 @@ async def ensure(
                     raise
 
 
-def differences(wanted: StreamConfig | ConsumerConfig, found: StreamConfig | ConsumerConfig) -> list[str]:
-    """
-    Describe the fields in which *found* differs from *wanted*: ``max_deliver is 3, not 5``.
-
-    Additional filter subjects are no difference: an older or newer version of the service that runs beside this one may
-    need them.
-    """
-    fields = _STREAM_FIELDS if isinstance(wanted, StreamConfig) else _CONSUMER_FIELDS
-    lines = []
-    for name in fields:
-        want, has = _plain(getattr(wanted, name)), _plain(getattr(found, name))
-        if want != has:
-            lines.append(f"{name} is {_text(has)}, not {_text(want)}")
-    if isinstance(wanted, ConsumerConfig) and isinstance(found, ConsumerConfig):
-        lines += [f"filter_subjects lacks {subject}" for subject in missing_subjects(wanted, found)]
-    return lines
-
-
 def missing_subjects(wanted: ConsumerConfig, found: ConsumerConfig) -> list[str]:
     """Return the subjects that *wanted* delivers and *found* does not."""
     return sorted(set(filter_subjects(wanted)) - set(filter_subjects(found))) if filter_subjects(found) else []
@@ -145,15 +114,3 @@ def missing_subjects(wanted: ConsumerConfig, found: ConsumerConfig) -> list[str]
 def filter_subjects(config: ConsumerConfig) -> list[str]:
     """Return the subjects that a durable of this *config* delivers; an empty list stands for all of its stream."""
     return config.filter_subjects or ([config.filter_subject] if config.filter_subject else [])
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, list):
-        return sorted(value)
-    return value.value if isinstance(value, Enum) else value or None
-
-
-def _text(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

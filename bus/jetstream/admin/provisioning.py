@@ -26,7 +26,8 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, StreamConfig
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
-from bus.jetstream.admin.configs import NO_JETSTREAM, consumer_config, differences, filter_subjects, stream_config
+from bus.jetstream.admin.configs import NO_JETSTREAM, consumer_config, stream_config
+from bus.jetstream.admin.server_config import ServerConfig, differences, read_consumer, read_stream
 from bus.jetstream.admin.topology import ADVISORIES, ConsumerPlan, Topology
 from bus.port import ACK_WAIT_SECONDS, DEDUP_SECONDS, MAX_TRIES
 
@@ -59,7 +60,7 @@ class _Resource:
     name: str
     stream: str
     wanted: StreamConfig | ConsumerConfig
-    read: Callable[[], Awaitable[StreamConfig | ConsumerConfig]]
+    read: Callable[[], Awaitable[ServerConfig]]
     create: Callable[[], Awaitable[object]]
     update: Callable[[], Awaitable[object]]
 
@@ -185,18 +186,20 @@ def _may_answer_later(error: Exception) -> bool:
     return isinstance(error, TimeoutError)
 
 
-async def _read_if_exists(resource: _Resource) -> StreamConfig | ConsumerConfig | None:
+async def _read_if_exists(resource: _Resource) -> ServerConfig | None:
     try:
         return await resource.read()
     except NotFoundError:
         return None
 
 
-def _differences(resource: _Resource, found: StreamConfig | ConsumerConfig) -> list[str]:
+def _differences(resource: _Resource, found: ServerConfig) -> list[str]:
     """Return what differs. For an operator, additional filter subjects of a durable are a difference, too."""
     lines = differences(resource.wanted, found)
-    if isinstance(resource.wanted, ConsumerConfig) and isinstance(found, ConsumerConfig):
-        planned, existing = filter_subjects(resource.wanted), filter_subjects(found)
+    if found.paused:
+        lines.append(f"paused until {found.paused}")
+    if isinstance(resource.wanted, ConsumerConfig):
+        planned, existing = resource.wanted.filter_subjects or (), found.subjects
         if not existing:
             lines.append("filter_subjects is all of the stream")
         lines += [f"filter_subjects has {subject} beyond the plan" for subject in sorted(set(existing) - set(planned))]
@@ -222,19 +225,23 @@ def _resources(
 def _stream_resource(js: JetStreamContext, wanted: StreamConfig) -> _Resource:
     name = wanted.name or ""
 
-    async def read() -> StreamConfig:
-        return (await js.stream_info(name)).config
+    async def read() -> ServerConfig:
+        return await read_stream(js, name)
 
     return _Resource(f"stream {name}", name, wanted, read, lambda: js.add_stream(wanted), lambda: js.update_stream(wanted))
 
 
 def _consumer_resource(js: JetStreamContext, plan: ConsumerPlan, wanted: ConsumerConfig) -> _Resource:
-    async def read() -> ConsumerConfig:
-        config: ConsumerConfig = (await js.consumer_info(plan.stream, plan.name)).config
-        return config
+    async def read() -> ServerConfig:
+        return await read_consumer(js, plan.stream, plan.name)
 
-    async def create_or_update() -> object:
+    async def create() -> object:
+        return await js.add_consumer(plan.stream, wanted)
+
+    async def update() -> object:
+        if (await read()).paused:
+            await js.resume_consumer(plan.stream, plan.name)
         return await js.add_consumer(plan.stream, wanted)
 
     name = f"consumer {plan.name} on {plan.stream}"
-    return _Resource(name, plan.stream, wanted, read, create_or_update, create_or_update)
+    return _Resource(name, plan.stream, wanted, read, create, update)

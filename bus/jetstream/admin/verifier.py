@@ -11,7 +11,7 @@ from __future__ import annotations
 __all__ = ["TopologyVerifier"]
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import nats.errors
 from nats.js import JetStreamContext
@@ -21,12 +21,11 @@ from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 from bus.jetstream.admin.configs import (
     NO_JETSTREAM,
     consumer_config,
-    differences,
     ensure,
-    filter_subjects,
-    missing_subjects,
     stream_config,
 )
+from bus.jetstream.admin.server_config import ServerConfig, differences, missing_subjects, read_consumer, read_stream
+from bus.jetstream.admin.stalls import StallDetector
 from bus.jetstream.admin.topology import ConsumerPlan, stream_plan
 
 _log = logging.getLogger(__name__)
@@ -48,6 +47,7 @@ class TopologyVerifier:
         dedup_seconds: float,
         ack_wait_seconds: float,
         max_tries: int,
+        stalls: StallDetector,
     ) -> None:
         self._js = js
         self._denied = denied
@@ -55,8 +55,10 @@ class TopologyVerifier:
         self._dedup_seconds = dedup_seconds
         self._ack_wait_seconds = ack_wait_seconds
         self._max_tries = max_tries
+        self._stalls = stalls
         self._problems: dict[str, tuple[str, ...]] = {}
         self._missed_streams: set[str] = set()
+        self._unreadable_streams: set[str] = set()
 
     @property
     def problems(self) -> Sequence[str]:
@@ -65,6 +67,7 @@ class TopologyVerifier:
     def forget(self, plan: ConsumerPlan) -> None:
         """Drop the problems of a durable that this process no longer uses."""
         self._problems.pop(_consumer_label(plan), None)
+        self._stalls.forget(_consumer_label(plan))
 
     def note_stream_exists(self, stream: str) -> None:
         """Note that *stream* has stored a message: it exists, whether or not this user may look at it."""
@@ -83,11 +86,11 @@ class TopologyVerifier:
         js = self._js()
         try:
             try:
-                found = (await js.stream_info(name)).config
+                found = await read_stream(js, name)
             except NotFoundError:
                 await ensure(js, [wanted])
                 _log.info("%s is created", label)
-                found = (await js.stream_info(name)).config
+                found = await read_stream(js, name)
         except (TimeoutError, nats.errors.Error) as error:
             if is_missed:
                 self._missed_streams.add(name)
@@ -104,32 +107,44 @@ class TopologyVerifier:
         js = self._js()
         try:
             try:
-                found = (await js.consumer_info(plan.stream, plan.name)).config
+                found = await read_consumer(js, plan.stream, plan.name)
             except NotFoundError:
                 await ensure(js, [self._stream_config(plan.stream)], [(plan.stream, wanted)])
                 _log.info("%s is created", label)
-                found = (await js.consumer_info(plan.stream, plan.name)).config
+                found = await read_consumer(js, plan.stream, plan.name)
         except (TimeoutError, nats.errors.Error) as error:
             self._set_problems(label, *self._reasons(error, plan.stream))
             return False
         if missing_subjects(wanted, found):
             found = await self._add_subjects(js, plan, wanted, found)
         self._set_problems(label, *differences(wanted, found))
+        self._stalls.observe(label, found)
         return True
 
+    async def verify_again(self, streams: Iterable[str], plans: Sequence[ConsumerPlan], is_up: Callable[[], bool]) -> None:
+        """Verify *streams*, and those of *plans*, and *plans* themselves, as long as the connection *is_up*."""
+        for stream in sorted({*streams, *(plan.stream for plan in plans)} - self._unreadable_streams):
+            if is_up() and not await self.verify_stream(stream, is_missed=False):
+                self._unreadable_streams.add(stream)  # the user may not look at it; each attempt would wait in vain
+        for plan in plans:
+            if is_up():
+                await self.verify_consumer(plan)
+
     async def _add_subjects(
-        self, js: JetStreamContext, plan: ConsumerPlan, wanted: ConsumerConfig, found: ConsumerConfig
-    ) -> ConsumerConfig:
-        subjects = sorted({*filter_subjects(wanted), *filter_subjects(found)})
+        self, js: JetStreamContext, plan: ConsumerPlan, wanted: ConsumerConfig, found: ServerConfig
+    ) -> ServerConfig:
+        subjects = sorted({*(wanted.filter_subjects or ()), *found.subjects})
         try:
-            change = found.evolve(name=plan.name, filter_subject=None, filter_subjects=subjects)
-            config = (await js.add_consumer(plan.stream, change)).config
+            current = ConsumerConfig.from_response(dict(found.config))
+            change = current.evolve(name=plan.name, filter_subject=None, filter_subjects=subjects)
+            await js.add_consumer(plan.stream, change)
+            changed = await read_consumer(js, plan.stream, plan.name)
         except (TimeoutError, nats.errors.Error) as error:
             missing = ", ".join(missing_subjects(wanted, found))
             _log.warning("%s cannot be changed to deliver %s: %s", _consumer_label(plan), missing, error)
             return found
         _log.info("%s delivers %s", _consumer_label(plan), ", ".join(subjects))
-        return config
+        return changed
 
     def _stream_config(self, name: str) -> StreamConfig:
         return stream_config(stream_plan(name), replicas=self._replicas, dedup_seconds=self._dedup_seconds)

@@ -242,6 +242,8 @@ async def test_a_full_stream_rejects_new_messages_and_recovers(
         (503, 10077, PublishRetryable),
         (503, 10008, PublishRetryable),
         (500, 10052, PublishRetryable),
+        (400, 10109, PublishRetryable),  # the stream is sealed
+        (400, 10060, PublishRetryable),
         (400, 10054, PublishRefused),
         (400, 10097, PublishRefused),
     ],
@@ -249,7 +251,7 @@ async def test_a_full_stream_rejects_new_messages_and_recovers(
 async def test_a_stream_refuses_for_now_or_because_of_the_message(
     harness: JetStreamHarness, js: JetStreamContext, status: int, code: int, error: type[Exception]
 ) -> None:
-    """Only the server's 400 says that the message itself is at fault; every other refusal may pass."""
+    """Only a message that is too large is at fault itself; every other refusal is the stream's, whatever its code."""
 
     async def refuse(msg: Msg) -> None:
         answer = {"error": {"code": status, "err_code": code, "description": "not now"}, "seq": 0}

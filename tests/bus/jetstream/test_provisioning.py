@@ -172,14 +172,10 @@ class LaggingJetStream(JetStreamContext):
         self.unknown.append(info.name)
         return info
 
-    async def stream_info(self, name: str, *args: Any, **kwargs: Any) -> StreamInfo:
-        self._find(name)
-        return await super().stream_info(name, *args, **kwargs)
-
-    async def consumer_info(self, stream: str, consumer: str, *args: Any, **kwargs: Any) -> ConsumerInfo:
-        self._find(consumer)
-        info: ConsumerInfo = await super().consumer_info(stream, consumer, *args, **kwargs)
-        return info
+    async def _api_request(self, req_subject: str, req: bytes = b"", timeout: float = 5) -> dict[str, Any]:  # noqa: ASYNC109
+        if ".INFO." in req_subject:
+            self._find(req_subject.rpartition(".")[2])
+        return await super()._api_request(req_subject, req, timeout)
 
     def _find(self, name: str) -> None:
         if name in self.unknown:
