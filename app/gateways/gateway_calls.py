@@ -99,6 +99,8 @@ class GatewayCalls:
         try:
             charge = None
             if attempt.may_exist:
+                if attempt.should_charge:  # a look-up would be in vain while the charge cannot follow
+                    self._operations.charge.breaker.check()
                 is_repeat = await self._repeats_safely(attempt)
                 charge = None if is_repeat else await self._existing_charge(attempt, key)
             if charge is None and not attempt.should_charge:

@@ -6,8 +6,8 @@ The worker at the payment gateway: it consumes charge and refund requests, calls
   `RefundFailed`), and payments schedules the next attempt in its outbox.
 - Requests for one order are processed one at a time. Otherwise a late duplicate, processed beside the attempt that
   followed it, could find no charge and make a second one, at a provider that ignores idempotency keys.
-- Each operation (charge, refund, look-up) has a circuit breaker of its own. While that of charges is open, the
-  subscriptions are paused; the requests in hand are kept. A refund whose breaker is open waits in the outbox.
+- Each operation (charge, refund, look-up) has a circuit breaker of its own. Charges whose breaker is open are kept in hand,
+  up to `HELD_MAX` of each lane; then the subscription is paused. A refund whose breaker is open waits in the outbox.
 """
 
 from __future__ import annotations
@@ -58,6 +58,9 @@ never taken for a first request.
 LANE_IN_HAND_MAX = 512
 """How many requests of one lane are in hand: they call the provider, or wait until their result is stored."""
 
+HELD_MAX = 100
+"""How many charges of one lane wait for their breaker in hand; then the subscription is paused."""
+
 HEARTBEAT_SECONDS = 10.0
 FETCH_SECONDS = 1.0
 
@@ -69,6 +72,8 @@ class _Lane:
     calling: set[asyncio.Task[None]] = field(factory=set)
     """Those that need one of the provider's calls; the others wait until their result is stored."""
     in_hand: int = 0
+    held: int = 0
+    """How many charges wait for their breaker; they need no call meanwhile, so that refunds get through."""
 
 
 class PaymentWorker:
@@ -113,8 +118,11 @@ class PaymentWorker:
         while True:
             limit = await self._wait_for_slots(lane)
             if self._breaker.state is not BreakerState.CLOSED:
-                await self._breaker_wait.until_permit()
-                limit = min(limit, self._breaker.probes)
+                limit = min(limit, HELD_MAX - lane.held)
+                if limit <= 0:
+                    subscription.pause()
+                    await self._breaker_wait.until_permit()
+                    limit = self._breaker.probes
             if subscription.is_paused:
                 subscription.resume()
             for delivery in await subscription.fetch(limit, FETCH_SECONDS):
@@ -175,12 +183,9 @@ class PaymentWorker:
             await extend_ack_deadlines(list(self._in_hand.values()), CONSUMER)
 
     def _on_breaker_change(self, state: BreakerState) -> None:
-        for subscription in self._subscriptions:
-            if state is BreakerState.OPEN:
-                subscription.pause()
-            elif state is BreakerState.CLOSED:
-                subscription.resume()
         if state is BreakerState.CLOSED:
+            for subscription in self._subscriptions:
+                subscription.resume()
             self._closed_since = self._clock.now()
 
     # One message
@@ -198,7 +203,7 @@ class PaymentWorker:
         try:
             async with self._order_locks.turn(received.event.order_id) as is_uncontended:
                 request = self._request(received, is_uncontended=is_uncontended)
-                result = await self._call_provider(request)
+                result = await self._call_provider(request, lane, task)
                 # Storing the result needs no call to the provider, however long it waits for the database.
                 self._free_call_slot(lane, task)
                 is_new = result is not None and await self._submit(request, result)
@@ -249,7 +254,7 @@ class PaymentWorker:
 
     # Calls
 
-    async def _call_provider(self, request: GatewayRequest) -> Any:
+    async def _call_provider(self, request: GatewayRequest, lane: _Lane, task: asyncio.Task[Any]) -> Any:
         """
         Charge or refund, and return the result as an event. A charge waits while its breaker is open, however long.
 
@@ -263,8 +268,18 @@ class PaymentWorker:
                 if attempt is None:  # a refund waits in the outbox, so that it takes no place of a charge
                     return request.not_sent(self._calls.refund_retry_seconds(request.event.attempt, error.retry_after_seconds))
                 await self._delay(attempt)
-                if not await self._breaker_wait.until_retry():
+                if not await self._wait_in_hand(lane, task):
                     return request.not_sent(self._calls.retry_seconds(1))
+
+    async def _wait_in_hand(self, lane: _Lane, task: asyncio.Task[Any]) -> bool:
+        """Wait for the breaker without a call slot; return False after `drain`."""
+        lane.held += 1
+        self._free_call_slot(lane, task)
+        try:
+            return await self._breaker_wait.until_retry()
+        finally:
+            lane.held -= 1
+            lane.calling.add(task)
 
     async def _charge(self, attempt: ChargeAttempt) -> Any:
         """

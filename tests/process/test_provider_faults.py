@@ -76,6 +76,26 @@ async def test_refunds_without_permission_stop_no_sale(serve: Serve, connect: Co
     assert stripe.refunded() == {order_id: [500] for order_id in paid}
 
 
+async def test_charges_without_permission_stop_no_refund(serve: Serve, connect: Connect, stripe: FaultyStripe) -> None:
+    """The breaker of charges is open, with orders that wait for it; a paid order is cancelled and refunded meanwhile."""
+    client = connect(serve(**environment(stripe)))
+    await client.stock("SKU-1", 100, 500)
+    paid = await client.place({"SKU-1": 1})
+    await client.wait_until_final(paid)
+    stripe.account.denied.add("payment_intent_write")
+    waiting = [await client.place({"SKU-1": 1}) for _ in range(30)]
+
+    async def metrics() -> str:
+        return (await client.request("GET", "/metrics")).text
+
+    await eventually(metrics, lambda text: 'circuit_breaker_state{gateway="stripe"} 2' in text, 20)
+    await client.cancel(paid)
+    await client.wait_for_payment(paid, "refunded")
+    stripe.account.denied.clear()
+    for order_id in waiting:
+        assert (await client.wait_until_final(order_id))["status"] == "confirmed"
+
+
 @pytest.mark.parametrize("kind", ["expired", "denied", "inactive"])
 async def test_an_order_waits_while_the_account_cannot_charge(
     serve: Serve, connect: Connect, stripe: FaultyStripe, kind: str

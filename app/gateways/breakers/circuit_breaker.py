@@ -98,6 +98,17 @@ class CircuitBreaker:
         """Call *listener* with the new state after each state change."""
         self._listeners.append(listener)
 
+    def check(self) -> None:
+        """
+        Return if `acquire` would return a permit.
+
+        Raises:
+            BreakerOpen: It would not.
+        """
+        wait_seconds = self.wait_seconds
+        if wait_seconds > 0:
+            raise BreakerOpen(wait_seconds)
+
     def acquire(self) -> Permit:
         """
         Return a permit for one call.
@@ -105,9 +116,7 @@ class CircuitBreaker:
         Raises:
             BreakerOpen: The breaker is open, or it is half-open and all probes are in flight.
         """
-        wait_seconds = self.wait_seconds
-        if wait_seconds > 0:
-            raise BreakerOpen(wait_seconds)
+        self.check()
         if self._state is BreakerState.OPEN:
             self._change_state(BreakerState.HALF_OPEN)
         if self._state is BreakerState.HALF_OPEN:
