@@ -13,40 +13,27 @@ import argparse
 import asyncio
 import base64
 import binascii
-import hmac
-import itertools
-import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable
 from enum import Enum
-from hashlib import sha256
 from operator import itemgetter
 from typing import Any
 
-import aiohttp
 import orjson
 from aiohttp import web
 from attrs import define, field
 
 from tests.gateways.stripe_keys import Answer, KeyMemory
-from tests.gateways.stripe_payloads import (
-    charge_object,
-    dispute_object,
-    error_object,
-    event_object,
-    intent_object,
-    refund_object,
-)
+from tests.gateways.stripe_ledger import StripeLedger, group
+from tests.gateways.stripe_payloads import error_object
 from tests.gateways.stripe_rules import (
     INTENT_GROUPS,
     INTENT_PARAMETERS,
     REFUND_GROUPS,
     REFUND_PARAMETERS,
-    Account,
     Refusal,
     check_amount,
     check_parameters,
-    decline_of,
 )
 
 
@@ -78,11 +65,11 @@ _UNREACHED = (Fault.HTML, Fault.REDIRECT, Fault.ERROR_503_LATER, Fault.RATE_LIMI
 """What an edge server answers before the call reaches the API; it leaves no trace under the key."""
 
 _CANCELLABLE = ("requires_payment_method", "requires_capture", "requires_confirmation", "requires_action", "processing")
-_MONEY_BACK = ("succeeded", "pending", "requires_action")
+
 
 
 @define
-class FaultyStripe:
+class FaultyStripe(StripeLedger):
     """
     Run with `start`. *write_fault* returns the fault of each call that moves money, *read_fault* that of each list request.
 
@@ -97,15 +84,6 @@ class FaultyStripe:
     can_filter: bool = True
     is_oldest_first: bool = False
     remembers_keys: bool = True
-    account: Account = field(factory=Account)
-    wall_seconds: Callable[[], float] = time.time
-    webhook_url: str | None = None
-    webhook_secret: str = "whsec_test"
-    intents: dict[str, dict[str, Any]] = field(factory=dict)
-    charges: dict[str, dict[str, Any]] = field(factory=dict)
-    refunds: dict[str, dict[str, Any]] = field(factory=dict)
-    disputes: dict[str, dict[str, Any]] = field(factory=dict)
-    events: list[dict[str, Any]] = field(factory=list)
     calls: list[tuple[str, str]] = field(factory=list)
     keys: list[str] = field(factory=list)
     redirects_followed: int = 0
@@ -114,11 +92,8 @@ class FaultyStripe:
     """How many calls got a saved answer."""
     url: str = ""
     memory: KeyMemory = field(init=False)
-    _ordinals: Any = field(factory=itertools.count, init=False)
-    _request_ids: Any = field(factory=itertools.count, init=False)
     _runner: web.AppRunner | None = field(default=None, init=False)
     _closing: asyncio.Event = field(factory=asyncio.Event, init=False)
-    _deliveries: set[asyncio.Task[None]] = field(factory=set, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.memory = KeyMemory(lambda: self.wall_seconds())
@@ -142,103 +117,10 @@ class FaultyStripe:
 
     async def stop(self) -> None:
         self._closing.set()
-        for task in self._deliveries:
+        for task in self.deliveries:
             task.cancel()
         if self._runner is not None:
             await self._runner.cleanup()
-
-    def captured(self) -> dict[str, list[int]]:
-        """Return the captured amounts by order."""
-        found: dict[str, list[int]] = {}
-        for intent in self.intents.values():
-            if intent["status"] == "succeeded":
-                found.setdefault(intent["metadata"].get("order_id", ""), []).append(intent["amount"])
-        return found
-
-    def refunded(self) -> dict[str, list[int]]:
-        """Return the amounts by order that were refunded, or are about to be."""
-        found: dict[str, list[int]] = {}
-        for refund in self.refunds.values():
-            if refund["status"] in _MONEY_BACK:
-                order_id = self.intents[refund["payment_intent"]]["metadata"]["order_id"]
-                found.setdefault(order_id, []).append(refund["amount"])
-        return found
-
-    # What happens at Stripe without a call of ours
-
-    def fill(self, count: int, seconds: int = 300, order_id: Callable[[int], str | None] = lambda n: None) -> None:
-        """Add *count* captured charges of the last *seconds*, as another process made them."""
-        now = int(self.wall_seconds())
-        for ordinal in range(count):
-            id, order = f"pi_{next(self._ordinals)}", order_id(ordinal)
-            metadata = {} if order is None else {"order_id": order, "key": f"charge:{order}"}
-            created = now - seconds + ordinal * seconds // count
-            self.intents[id] = intent_object(id, 500, "eur", "succeeded", created, metadata=metadata)
-
-    def refund_in_dashboard(self, intent_id: str, amount: int) -> dict[str, Any]:
-        """Refund a part of a charge by hand, as a person does in Stripe's dashboard."""
-        return self._make_refund(self.intents[intent_id], amount, {}, "succeeded")
-
-    def settle_refund(self, refund_id: str, status: str, reason: str = "lost_or_stolen_card") -> None:
-        """Let a refund succeed or fail; the webhooks that follow are sent."""
-        refund = self.refunds[refund_id]
-        refund["status"] = status
-        if status == "failed":
-            refund |= {"failure_reason": reason, "failure_balance_transaction": f"txn_{refund_id}"}
-            charge = self.charges[refund["charge"]]
-            charge["amount_refunded"] -= refund["amount"]
-            charge["refunded"] = False
-            self.emit("refund.failed", refund)
-        self.emit("charge.refund.updated", refund)
-        self.emit("refund.updated", refund)
-
-    def open_dispute(self, intent_id: str) -> dict[str, Any]:
-        """Let the customer dispute a charge."""
-        charge = self.charges[self.intents[intent_id]["latest_charge"]]
-        id = f"dp_{next(self._ordinals)}"
-        self.disputes[id] = dispute = dispute_object(id, charge, "needs_response", int(self.wall_seconds()))
-        charge |= {"disputed": True, "dispute": id}
-        self.emit("charge.dispute.created", dispute)
-        self.emit("charge.dispute.funds_withdrawn", dispute)
-        return dispute
-
-    def close_dispute(self, dispute_id: str, status: str) -> None:
-        """Let the shop win (``won``) or lose (``lost``) a dispute."""
-        dispute = self.disputes[dispute_id]
-        dispute["status"] = status
-        self.emit("charge.dispute.updated", dispute)
-        if status == "won":
-            self.emit("charge.dispute.funds_reinstated", dispute)
-        self.emit("charge.dispute.closed", dispute)
-
-    def emit(self, type: str, value: dict[str, Any]) -> None:
-        """Keep an event, and send it to the webhook endpoint if there is one."""
-        copy = orjson.loads(orjson.dumps(value))
-        event = event_object(f"evt_{next(self._request_ids)}", type, copy, int(self.wall_seconds()))
-        self.events.append(event)
-        if self.webhook_url is not None:
-            task = asyncio.create_task(self._deliver(orjson.dumps(event)))
-            self._deliveries.add(task)
-            task.add_done_callback(self._deliveries.discard)
-
-    def signature(self, body: bytes) -> str:
-        """Return the header Stripe-Signature for *body*."""
-        now = int(self.wall_seconds())
-        return f"t={now},v1={hmac.new(self.webhook_secret.encode(), b'%d.' % now + body, sha256).hexdigest()}"
-
-    async def _deliver(self, body: bytes) -> None:
-        """Send a webhook until it is answered with 2xx; Stripe does so for three days."""
-        assert self.webhook_url is not None
-        async with aiohttp.ClientSession() as session:
-            while True:
-                headers = {"Stripe-Signature": self.signature(body), "Content-Type": "application/json; charset=utf-8"}
-                try:
-                    async with session.post(self.webhook_url, data=body, headers=headers) as response:
-                        if response.ok:
-                            return
-                except aiohttp.ClientError:
-                    pass
-                await asyncio.sleep(0.5)
 
     # Routes
 
@@ -256,7 +138,7 @@ class FaultyStripe:
             is_live = "_live_" in _api_key(request)
             self.account.check_method(method, form.get("customer"), is_live=is_live)
             self.account.check_charge(form)
-            return self._make_charge(form, amount, method, is_live=is_live)
+            return self.make_charge(form, amount, method, is_live=is_live)
 
         def distort(intent: dict[str, Any]) -> dict[str, Any]:
             if fault is Fault.CHARGE_WRONG:
@@ -264,58 +146,6 @@ class FaultyStripe:
             return intent | {"currency": "xts"} if fault is Fault.OTHER_CURRENCY else intent
 
         return await self._write(request, "payment_intent_write", form, fault, make, distort)
-
-    def _make_charge(self, form: dict[str, str], amount: int, method: str, *, is_live: bool) -> tuple[int, dict[str, Any]]:
-        """Create a PaymentIntent and confirm it; return the status and the body of the answer."""
-        decline = decline_of(method)
-        status = {"pm_3ds": "requires_action", "pm_card_authenticationRequired": "requires_action", "pm_slow": "processing"}
-        id = f"pi_{next(self._ordinals)}"
-        self.intents[id] = intent = intent_object(
-            id,
-            amount,
-            form["currency"],
-            "requires_payment_method" if decline else status.get(method, "succeeded"),
-            int(self.wall_seconds()),
-            customer=form.get("customer"),
-            description=form.get("description"),
-            livemode=is_live,
-            metadata=_group(form, "metadata"),
-            payment_method=None if decline else method,
-            shipping=_shipping(form),
-        )
-        self.emit("payment_intent.created", intent)
-        if intent["status"] == "requires_action":
-            intent["next_action"] = {"type": "use_stripe_sdk", "use_stripe_sdk": {"type": "three_d_secure_redirect"}}
-            self.emit("payment_intent.requires_action", intent)
-            return 200, intent
-        charge_id = f"ch_{id[3:]}"
-        statuses = {"succeeded": "succeeded", "processing": "pending"}
-        charge = charge_object(charge_id, intent, statuses.get(intent["status"], "failed"))
-        self.charges[charge_id] = charge
-        intent["latest_charge"] = charge_id
-        if decline is None:
-            if intent["status"] == "succeeded":
-                self.emit("charge.succeeded", charge)
-                self.emit("payment_intent.succeeded", intent)
-                if method == "pm_card_createDispute":
-                    self.open_dispute(id)
-            return 200, intent
-        charge |= {"failure_code": decline.code, "failure_message": "Your card was declined."}
-        charge["outcome"] |= {"reason": decline.decline_code or decline.code, "advice_code": decline.advice_code}
-        request_id = f"req_{next(self._request_ids)}"
-        error = error_object(
-            "card_error",
-            "Your card was declined.",
-            request_id,
-            code=decline.code,
-            decline_code=decline.decline_code,
-            advice_code=decline.advice_code,
-            charge=charge_id,
-        )["error"]
-        intent["last_payment_error"] = dict(error)
-        self.emit("charge.failed", charge)
-        self.emit("payment_intent.payment_failed", intent)
-        return 402, {"error": error | {"payment_intent": intent}}
 
     async def _refund(self, request: web.Request) -> web.StreamResponse:
         form = await self._form(request)
@@ -346,24 +176,9 @@ class FaultyStripe:
             if self.account.balance is not None and amount > self.account.balance:
                 message = "Insufficient funds in your Stripe balance to refund this amount."
                 raise Refusal(400, message, code=self.account.lack_of_balance_code, is_saved=True)
-            return 200, self._make_refund(intent, amount, _group(form, "metadata"), self.refund_status())
+            return 200, self.make_refund(intent, amount, group(form, "metadata"), self.refund_status())
 
         return await self._write(request, "refund_write", form, self.write_fault(), make)
-
-    def _make_refund(
-        self, intent: dict[str, Any], amount: int, metadata: dict[str, str], status: str
-    ) -> dict[str, Any]:
-        charge = self.charges[intent["latest_charge"]]
-        id = f"re_{next(self._ordinals)}"
-        self.refunds[id] = refund = refund_object(id, charge, amount, status, int(self.wall_seconds()), metadata=metadata)
-        if status != "failed":
-            charge["amount_refunded"] += amount
-            charge["refunded"] = charge["amount_refunded"] == charge["amount"]
-            if self.account.balance is not None:
-                self.account.balance -= amount
-        self.emit("refund.created", refund)
-        self.emit("charge.refunded", charge)
-        return refund
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
         self.calls.append(("list", ""))
@@ -508,7 +323,7 @@ class FaultyStripe:
         if fault is Fault.HANG:
             await self._until_client_leaves(request)
             raise ConnectionResetError("the call was lost")
-        request_id = f"req_{next(self._request_ids)}"
+        request_id = f"req_{next(self.request_ids)}"
         is_saved = True
         if fault is Fault.ERROR_500:
             status, body = 500, _internal_error(request_id)
@@ -562,7 +377,7 @@ class FaultyStripe:
         )
 
     def _error(self, refusal: Refusal) -> web.Response:
-        request_id = f"req_{next(self._request_ids)}"
+        request_id = f"req_{next(self.request_ids)}"
         return self._answer(Answer(refusal.status, _refusal_body(refusal, request_id), request_id), {})
 
     def _edge(self, fault: Fault) -> web.Response:
@@ -643,25 +458,6 @@ def _internal_error(request_id: str) -> bytes:
 def _refusal_body(refusal: Refusal, request_id: str) -> bytes:
     body = error_object(refusal.type, refusal.message, request_id, code=refusal.code, param=refusal.param)
     return orjson.dumps(body)
-
-
-def _group(form: dict[str, str], name: str) -> dict[str, str]:
-    """Return the members of the parameter *name*, which holds others: ``name[member]``."""
-    return {key[len(name) + 1 : -1]: value for key, value in form.items() if key.startswith(f"{name}[")}
-
-
-def _shipping(form: dict[str, str]) -> dict[str, Any] | None:
-    given = _group(form, "shipping")
-    if not given:
-        return None
-    address = {name: form.get(f"shipping[address][{name}]") for name in ("line1", "line2", "city", "postal_code", "country")}
-    return {
-        "address": {**address, "state": None},
-        "carrier": None,
-        "name": given.get("name"),
-        "phone": None,
-        "tracking_number": None,
-    }
 
 
 def _number(id: str) -> int:
