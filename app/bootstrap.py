@@ -46,7 +46,7 @@ from app.messaging.version_usage import VersionUsageReport
 from app.runtime.batch import BatchProcessor
 from app.runtime.engine import TransactionEngine
 from app.runtime.local_routing import LocalRoutes
-from app.runtime.order_metrics import OrderMetrics
+from app.runtime.order_metrics import OrderMetrics, PaymentCases
 from app.runtime.runner import CommitListener, ModuleRunner
 from app.storage.clock_watch import ClockWatch, build_clock_watch
 from app.storage.databases import Storage, build_storage
@@ -128,7 +128,7 @@ def build_runners(
     return runners
 
 
-LISTENERS: Mapping[str, Callable[[Metrics], CommitListener]] = {"orders": OrderMetrics}
+LISTENERS: Mapping[str, Callable[[Metrics], CommitListener]] = {"orders": OrderMetrics, "payments": PaymentCases}
 """What counts and logs a module's commits, by the module's name."""
 
 

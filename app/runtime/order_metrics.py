@@ -1,18 +1,35 @@
-"""Count and log orders: each status that an order reaches, the time to its end, and one log line for the end."""
+"""
+Count and log what the modules commit.
+
+Of orders each status that an order reaches, the time to its end, and one log line for the end; of payments each one that is
+left to a person.
+"""
 
 from __future__ import annotations
 
-__all__ = ["OrderMetrics"]
+__all__ = ["OrderMetrics", "PaymentCases"]
 
 from collections.abc import Callable
 from typing import Any
+
+from loguru import logger
 
 from app.telemetry.logs import log_fast
 from app.telemetry.metrics import Metrics
 from app.telemetry.trace import TraceContext, trace_id
 from modules.inventory.events import StockReserved
 from modules.module import Decision
-from modules.orders.events import OrderCancelled, OrderConfirmed, OrderCreated
+from modules.orders.events import OrderCancelled, OrderConfirmed, OrderCreated, OrderRefundRequested
+from modules.payments.events import (
+    DisputeReported,
+    PaymentRefundFailed,
+    RefundFailed,
+    RefundProcessing,
+    RefundReported,
+)
+
+_CAUSES = frozenset({OrderCancelled, OrderRefundRequested, DisputeReported, RefundFailed, RefundProcessing, RefundReported})
+"""What may lead to such a case; everything else, which is nearly everything, is not looked at."""
 
 
 class OrderMetrics:
@@ -58,3 +75,28 @@ class OrderMetrics:
             __name__, "order finished", order_id=order.order_id, status=order.status.value, reason=order.reason,
             seconds=round(seconds, 4), correlation_id=trace.correlation_id, trace_id=trace_id(trace.traceparent),
         )  # fmt: skip
+
+
+class PaymentCases:
+    """A commit listener of the module ``payments``."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        """Take *metrics*, as every listener does; what failed is counted already."""
+
+    def __call__(self, event: Any, decision: Decision, trace: TraceContext) -> None:
+        """Log a dispute, and a refund that failed for good."""
+        if type(event) not in _CAUSES:
+            return
+        for each in decision.events:
+            if isinstance(each, PaymentRefundFailed) and each.is_final:
+                logger.error(
+                    "a refund failed for good, and a person has to act: see `payments list --needs-settling`",
+                    order_id=each.order_id, refund_id=each.refund_id, amount=each.amount.amount,
+                    currency=each.amount.currency, reason=each.reason, correlation_id=trace.correlation_id,
+                )  # fmt: skip
+        if isinstance(event, DisputeReported) and decision.states:
+            logger.warning(
+                "the customer disputes a charge", order_id=event.order_id, status=event.status,
+                reference=event.dispute_reference, amount=event.amount.amount, currency=event.amount.currency,
+                correlation_id=trace.correlation_id,
+            )  # fmt: skip

@@ -38,6 +38,7 @@ from app.gateways.port import (
 )
 from app.gateways.simulated import SimulatedGateway
 from app.messaging.consumers import subscriptions
+from app.runtime.order_metrics import PaymentCases
 from app.telemetry.metrics import Metrics
 from bus.contracts.event_reader import EventReader
 from bus.port import Clock, Message
@@ -637,6 +638,33 @@ async def test_a_rejected_refund_is_shown_and_repeated(path: Path) -> None:
         assert found.reason is None
         [key] = gateway.refunded
         assert key.startswith(f"refund:{each.order_id}:")
+
+
+async def test_a_refund_that_fails_for_good_is_an_error_in_the_log_once(
+    path: Path, log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each failed attempt is a warning; after the last one nothing more is called."""
+    monkeypatch.setattr("modules.payments.refunds.RETRY_SECONDS", (0.01, 0.02))
+    gateway = FakeGateway(rejects_refunds=True)
+    async with running(path, gateway) as (harness, _):
+        harness.runners["payments"].add_listener(PaymentCases(harness.metrics))
+        [each] = await finished_orders(harness, await place_orders(harness, 1))
+        await cancel_order(harness, each.order_id)
+
+        async def is_left_to_a_person() -> bool:
+            found = await payment_of(harness, each.order_id)
+            return found is not None and found.is_open_case
+
+        await until(is_left_to_a_person)
+        calls = len(gateway.calls)
+        assert [key for call, key in gateway.calls if call == "refund"] == [
+            f"refund:{each.order_id}", f"refund:{each.order_id}:2", f"refund:{each.order_id}:3"
+        ]  # fmt: skip
+        for _ in range(30):
+            await asyncio.sleep(0.01)
+        assert len(gateway.calls) == calls
+        assert len([line for line in log if "has to act" in line]) == 1
+        assert len([line for line in log if line.startswith("gateway call failed")]) == 3
 
 
 async def test_a_request_from_before_the_start_is_looked_up_first(path: Path) -> None:
