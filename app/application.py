@@ -17,7 +17,7 @@ from app.messaging.consumers import subscriptions
 from app.storage.databases import DatabaseUnreachable, ModuleClaimed
 from app.storage.errors import StorageUnavailable
 from app.storage.sql.dialect import ExclusiveAccess
-from app.web import Authenticator, Gate
+from app.web import Authenticator, Gate, HostRule
 from app.web.endpoints.health import BUS, CLOCK, OK, TOPOLOGY, WORK
 from bus.errors import BrokerUnreachable
 from bus.port import Clock
@@ -60,7 +60,8 @@ class Application:
         """
         self.settings = settings
         self.parts = build_parts(settings, clock)
-        self._gate = Gate(Authenticator(settings.api_keys or None))
+        hosts = HostRule(settings.allowed_hosts, settings.cors_origins) if settings.auth == "off" else None
+        self._gate = Gate(Authenticator(settings.api_keys or None), hosts, settings.requests_per_s)
         self._web = build_web(self.parts, self, self._gate)
         self._tasks: list[asyncio.Task[None]] = []
         self._consuming: list[asyncio.Task[None]] = []
@@ -147,10 +148,13 @@ class Application:
         """
         Answer the requests that were accepted, finish what is in flight, and record how far the relays came.
 
-        Each step takes a quarter of SHUTDOWN_GRACE_S at most; what is not done then is done after the next start.
+        For SHUTDOWN_DELAY_S readiness answers 503 while requests are still taken. After that, each step takes a quarter of
+        SHUTDOWN_GRACE_S at most; what is not done then is done after the next start.
         """
+        is_ready = self.phase == "ready"
         self.phase = "draining"
         parts, seconds = self.parts, self.settings.shutdown_grace_s / 4
+        await self._web.drain(self.settings.shutdown_delay_s if is_ready else 0.0)
         await self._web.cleanup()
         await cancel_tasks(self._consuming)
         for gateway in parts.gateways.values():

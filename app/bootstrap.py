@@ -48,12 +48,14 @@ from app.runtime.engine import TransactionEngine
 from app.runtime.local_routing import LocalRoutes
 from app.runtime.order_metrics import OrderMetrics, PaymentCases
 from app.runtime.runner import CommitListener, ModuleRunner
+from app.storage.audit import AuditTrail
 from app.storage.clock_watch import ClockWatch, build_clock_watch
 from app.storage.databases import Storage, build_storage
 from app.storage.module_store import ModuleStore
 from app.storage.sql.reader_watch import ReaderWatches
 from app.telemetry.metrics import Metrics
 from app.web import Gate, Health, Runner, build_application
+from app.web.endpoints import audit as audit_endpoints
 from app.web.endpoints import contracts as contract_endpoints
 from app.web.endpoints import dead_letters as dead_letter_endpoints
 from app.web.endpoints import stream_tokens, stripe_webhook
@@ -320,16 +322,23 @@ def build_web(parts: Parts, health: Health, gate: Gate) -> Runner:
         gate=gate,
         version=installed_version(),
         route_groups=(
+            audit_endpoints.route_group(AuditTrail(parts.storage.stores)),
             dead_letter_endpoints.route_group(parts.dead_letters),
             contract_endpoints.route_group(usage, asyncapi.document(modules, contracts, installed_version())),
             stream_tokens.route_group(gate.tokens),
             *(group for gateway in parts.gateways.values() for group in gateway.route_groups),
         ),
     )
-    return Runner(application, handle_signals=False, shutdown_timeout=max(1.0, settings.shutdown_grace_s / 4))
+    return Runner(
+        application,
+        settings.connections_max,
+        handle_signals=False,
+        shutdown_timeout=max(1.0, settings.shutdown_grace_s / 4),
+    )
 
 
 def described_routes(modules: Sequence[Module]) -> list[Description]:
     """Return the descriptions of the routes that a process with *modules* answers beside those of the modules."""
     own = [description for module in modules for description in GATEWAY_ROUTES.get(module.name, ())]
-    return [dead_letter_endpoints.DESCRIPTION, contract_endpoints.DESCRIPTION, stream_tokens.DESCRIPTION, *own]
+    general = (audit_endpoints, dead_letter_endpoints, contract_endpoints, stream_tokens)
+    return [*(each.DESCRIPTION for each in general), *own]

@@ -219,6 +219,11 @@ class Settings:
     shutdown_grace_s: float = _variable(
         values.number(0, _SECONDS_MAX, positive=True), 20.0, "After SIGTERM, finish and exit within so many seconds."
     )
+    shutdown_delay_s: float = _variable(
+        values.number(0, _SECONDS_MAX),
+        0.0,
+        "After SIGTERM, answer readiness with 503 for so many seconds before the listener closes; SHUTDOWN_GRACE_S follows.",
+    )
     auth: str = _variable(
         values.choice("off", "keys", fold=str.lower),
         "off",
@@ -229,6 +234,23 @@ class Settings:
         values.sole_text,
         None,
         "File with one name:role:key[:customer] per line, keys of 16 characters or more; read with AUTH=keys, and at SIGHUP.",
+    )
+    allowed_hosts: tuple[str, ...] = _variable(
+        values.hosts, (), "Host names, comma-separated, that AUTH=off answers for beside loopback; * for all.", default_text=""
+    )
+    cors_origins: tuple[str, ...] = _variable(
+        values.origins,
+        (),
+        "Origins, comma-separated, whose pages may send requests from another site (https://shop.example).",
+        default_text="",
+    )
+    requests_per_s: int | None = _variable(
+        values.or_none(values.whole(1, _WHOLE_MAX)), None, "Most requests a second of one API key; without keys, of one address."
+    )
+    connections_max: int | None = _variable(
+        values.or_none(values.whole(1, 1_000_000)),
+        None,
+        "Most connections at once, by default what the limit of open files leaves; probes are answered on a few more.",
     )
     outbox_cap: int = _variable(
         values.whole(1, _WHOLE_MAX),
@@ -281,7 +303,7 @@ def _nats_files_are_readable(settings: Settings) -> None:
         return
     for name, path in ("NATS_CREDS", settings.nats_creds), ("NATS_TLS_CA", settings.nats_tls_ca):
         if path is not None:
-            read_file(name, path, _CERTIFICATE_BYTES_MAX)
+            read_file(name, path, _CERTIFICATE_BYTES_MAX, is_secret=name == "NATS_CREDS")
 
 
 def _stripe_has_a_key(settings: Settings) -> None:

@@ -11,9 +11,11 @@ __all__ = [
     "Parser",
     "choice",
     "flag",
+    "hosts",
     "http_url",
     "number",
     "or_none",
+    "origins",
     "shown",
     "sole_text",
     "split_url",
@@ -31,6 +33,7 @@ from urllib.parse import SplitResult, urlsplit
 
 Parser = Callable[[Any], Any]
 
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
 _NUMBER = re.compile(r"[+-]?([0-9]{1,19}(\.[0-9]{0,19})?|\.[0-9]{1,19})([eE][+-]?[0-9]{1,3})?")
 
@@ -123,6 +126,30 @@ def subset(*known: str) -> Parser:
         return tuple(name for name in known if name in names)
 
     return parse
+
+
+def hosts(value: Any) -> tuple[str, ...]:
+    """Return a comma-separated list of host names or addresses, without ports, or ``*``."""
+    found = _listed(value)
+    for host in found:
+        if host != "*" and not _HOST.fullmatch(host):
+            raise ValueError(f"must be a comma-separated list of host names without ports, not {shown(host)}")
+    return found
+
+
+def origins(value: Any) -> tuple[str, ...]:
+    """Return a comma-separated list of origins (RFC 6454): scheme, host and port, without a path."""
+    found = _listed(value)
+    for origin in found:
+        parts = split_url(origin)
+        if parts.scheme not in ("http", "https") or not parts.hostname or f"{parts.scheme}://{parts.netloc}" != origin:
+            raise ValueError("must be a comma-separated list of origins, such as https://shop.example")
+    return found
+
+
+def _listed(value: Any) -> tuple[str, ...]:
+    given = value.split(",") if isinstance(value, str) else value
+    return tuple(sole_text(item.strip()) for item in given)
 
 
 def http_url(value: Any) -> str:

@@ -16,6 +16,7 @@ write_once postgres_password "$(random_secret)"
 write_once grafana_password "$(random_secret)"
 write_once api_keys "operator:operator:$(random_secret)"
 write_once nats_provisioner "$(random_secret)"
+write_once nats_routes "$(random_secret)"
 # The one list of modules.
 modules=$(sed -n 's/^MODULES = (\(.*\))$/\1/p' ../modules/registry.py | tr -d '",')
 [ -n "$modules" ] || { echo 'no MODULES in modules/registry.py' >&2; exit 1; }
@@ -27,5 +28,10 @@ done
 {
     for user in $modules provisioner; do
         printf '%s_PASSWORD=%s\n' "$(printf %s "$user" | tr '[:lower:]' '[:upper:]')" "$(cat "secrets/nats_$user")"
+    done
+    # The nodes' own network in compose.yaml, in which no other service is.
+    printf 'ROUTES_PASSWORD=%s\n' "$(cat secrets/nats_routes)"
+    for node in 0 1 2; do
+        printf 'ROUTE_%s=nats-route://routes:%s@nats-%s.routes:6222\n' "$node" "$(cat secrets/nats_routes)" "$node"
     done
 } >secrets/nats.env

@@ -113,6 +113,8 @@ class CommandRoute:
     """Statuses of the rejections that `respond` can return, for the API description."""
     customer: str | None = None
     """The member of the request body that names the customer; see `OWNER`."""
+    is_audited: bool = True
+    """Whether the audit tells who used it. False for what customers do all day and what its state tells itself."""
     owned: type | None = None
     """The state, under the key that is the path's only parameter, whose attribute `OWNER` names the customer."""
 

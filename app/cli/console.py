@@ -8,6 +8,7 @@ __all__ = [
     "TIME_FORMATS",
     "USAGE",
     "application",
+    "audited",
     "exit_with",
     "parse_time",
     "parts",
@@ -24,6 +25,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -37,6 +39,7 @@ from modules.registry import MODULES
 if TYPE_CHECKING:
     from app.application import Application
     from app.bootstrap import Parts
+    from app.storage.audit import Audit
 
 T = TypeVar("T")
 
@@ -123,6 +126,17 @@ def run_database_step(step: Callable[[], T]) -> T:
         exit_with(OUT_OF_REACH, f"the database is newer than this release: {error}")
     except (NotMigrated, DatabaseUnreachable) as error:
         exit_with(OUT_OF_REACH, str(error))
+
+
+def audited(action: str, target: str = "") -> Audit:
+    """Return, for the audit, that the user who runs this command asks for *action*, an operation id of the API."""
+    from app.storage.audit import Audit
+
+    try:
+        user = getuser()
+    except (KeyError, OSError):  # a container may have no entry for its user
+        user = str(os.getuid())
+    return Audit(f"cli:{user}", action, target)
 
 
 def parse_time(context: click.Context, parameter: click.Parameter, value: str | None) -> datetime | None:

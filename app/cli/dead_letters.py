@@ -123,7 +123,9 @@ def replay(ids: tuple[str, ...], consumer: str | None, subject: str | None, erro
         raise click.UsageError("give either IDs or at least one of --consumer, --subject and --error")
     if has_filter:
         matched, replayed = _with_dead_letter_store(
-            lambda dead_letter_store: dead_letter_store.replay_many(consumer, subject, error, dry_run)
+            lambda dead_letter_store: dead_letter_store.replay_many(
+                consumer, subject, error, dry_run, audit=console.audited("replayDeadLetters")
+            )
         )
         click.echo(f"{matched} would be replayed" if dry_run else f"{replayed} replayed")
         return
@@ -134,7 +136,7 @@ def replay(ids: tuple[str, ...], consumer: str | None, subject: str | None, erro
         failures = []
         for id in dict.fromkeys(ids):
             try:
-                if not await dead_letter_store.replay(id, dry_run):
+                if not await dead_letter_store.replay(id, dry_run, audit=console.audited("replayDeadLetter", id)):
                     failures.append(_unknown(id))
             except NotReplayable as error:
                 failures.append(f"{id} cannot be replayed: {error}")
@@ -157,7 +159,7 @@ def discard(ids: tuple[str, ...]) -> None:
     """
 
     async def delete(dead_letter_store: DeadLetterStore) -> list[str]:
-        return [id for id in dict.fromkeys(ids) if not await dead_letter_store.discard(id)]
+        return [id for id in dict.fromkeys(ids) if not await dead_letter_store.discard(id, audit=console.audited("discardDeadLetter", id))]
 
     unknown = _with_dead_letter_store(delete)
     click.echo(f"{len(dict.fromkeys(ids)) - len(unknown)} discarded")

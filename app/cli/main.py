@@ -223,6 +223,7 @@ def _set_up_logs(settings: Settings, stream: Any = None) -> None:
 
 
 def _register() -> None:
+    from app.cli.audit import audit
     from app.cli.contracts import contracts
     from app.cli.dead_letters import dead_letters
     from app.cli.loadtest import load as load_command
@@ -231,7 +232,7 @@ def _register() -> None:
     from app.cli.republish import republish
     from app.cli.topology import topology
 
-    for command in (contracts, dead_letters, load_command, new, payments, republish, topology):
+    for command in (audit, contracts, dead_letters, load_command, new, payments, republish, topology):
         main.add_command(command)
 
 

@@ -89,7 +89,7 @@ async def _serve(application: Application) -> int:
     await stop.wait()
     logger.info("stopping")
     try:
-        async with asyncio.timeout(application.settings.shutdown_grace_s):
+        async with asyncio.timeout(application.settings.shutdown_delay_s + application.settings.shutdown_grace_s):
             await application.stop()
     except TimeoutError:
         logger.warning("shutdown grace period is over; unfinished work continues at the next start")

@@ -21,6 +21,7 @@ from sqlalchemy import ColumnElement, Connection, Delete, MetaData, Select, Tabl
 from uuid_utils import uuid7
 
 from app.messaging.cloudevents import event_id_and_trace
+from app.storage.audit import Audit, audit_entry
 from app.storage.module_store import ModuleStore
 from app.storage.state_rows import to_db_timestamp
 from app.storage.tables import DUE_NOW, OutboxMessage, message_tables
@@ -116,7 +117,7 @@ class DeadLetterStore:
                 return found[0]
         return None
 
-    async def replay(self, id: str, dry_run: bool = False) -> bool:
+    async def replay(self, id: str, dry_run: bool = False, *, audit: Audit | None = None) -> bool:
         """
         Put the event of a dead letter into the outbox again, under a new message id; with *dry_run*, change nothing.
 
@@ -128,10 +129,10 @@ class DeadLetterStore:
         stored = await self.get(id)
         if stored is not None and stored.dead_letter.consumer in self._not_replayable:
             raise NotReplayable(f"{stored.dead_letter.consumer} subscribes to nothing.")
-        return stored is not None and (dry_run or await self._replay_where(id=id) > 0)
+        return stored is not None and (dry_run or await self._replay_where(audit, id=id) > 0)
 
     async def replay_many(
-        self, consumer: str | None, subject: str | None, error: str | None, dry_run: bool
+        self, consumer: str | None, subject: str | None, error: str | None, dry_run: bool, *, audit: Audit | None = None
     ) -> tuple[int, int]:
         """Replay all dead letters that match the given filters; return how many match and how many were replayed."""
         matched = 0
@@ -141,26 +142,40 @@ class DeadLetterStore:
             matched += await self._stores[name].database.read(partial(_count, query))
         if dry_run:
             return matched, 0
-        return matched, await self._replay_where(consumer=consumer, subject=subject, error=error)
+        return matched, await self._replay_where(audit, consumer=consumer, subject=subject, error=error)
 
-    async def discard(self, id: str) -> bool:
-        """Delete the dead letter *id*; return False when there is none."""
+    async def discard(self, id: str, *, audit: Audit | None = None) -> bool:
+        """Delete the dead letter *id*; return False when there is none. *audit* says who asks for it."""
         deleted = 0
         for name, table in self._tables.items():
-            statement = delete(table).where(table.c.id == id)
-            deleted += await self._stores[name].database.write(partial(_rows_changed, statement))
+            store = self._stores[name]
+            deleted += await store.database.write(partial(self._discard, store, table, id, audit))
         return deleted > 0
+
+    def _discard(self, store: ModuleStore, table: Table, id: str, audit: Audit | None, connection: Connection) -> int:
+        if audit is not None:
+            found = _dead_letters(select(table).where(table.c.id == id), connection)
+            self._record(store, audit, [(_shown(each.dead_letter), None, id) for each in found], connection)
+        return _rows_changed(delete(table).where(table.c.id == id), connection)
+
+    def _record(
+        self, store: ModuleStore, audit: Audit, changes: Sequence[tuple[Any, Any, str]], connection: Connection
+    ) -> None:
+        """Write to the audit, in the transaction of the change, what *changes* of each dead letter: from, to, id."""
+        now = self._clock.now()
+        rows = [audit_entry(evolve(audit, target=id), str(uuid7()), now, old, new) for old, new, id in changes]
+        store.save(connection, states={}, inbox_entries=(), cancelled_timers=(), outgoing=(), audit=rows)
 
     def _replayable(self, table: Table, **filters: str | None) -> Conditions:
         return [*_matching(table, **filters), table.c.consumer.not_in(self._not_replayable)]
 
-    async def _replay_where(self, **filters: str | None) -> int:
+    async def _replay_where(self, audit: Audit | None, **filters: str | None) -> int:
         """Replay what matches, `REPLAY_MAX` in one transaction; the relay finds the rows in the outbox."""
         replayed = 0
         for name, table in self._tables.items():
             after = ""
             while True:
-                replay = partial(self._replay, self._stores[name], table, self._replayable(table, **filters), after)
+                replay = partial(self._replay, self._stores[name], table, self._replayable(table, **filters), after, audit)
                 ids = await self._stores[name].database.write(replay)
                 replayed += len(ids)
                 if len(ids) < REPLAY_MAX:
@@ -168,15 +183,24 @@ class DeadLetterStore:
                 after = ids[-1]
         return replayed
 
-    def _replay(self, store: ModuleStore, table: Table, conditions: Conditions, after: str, connection: Connection) -> Ids:
+    def _replay(
+        self, store: ModuleStore, table: Table, conditions: Conditions, after: str, audit: Audit | None, connection: Connection
+    ) -> Ids:
         query = select(table).where(*conditions, table.c.id > after).order_by(table.c.id).limit(REPLAY_MAX)
         dead_letters = [stored.dead_letter for stored in _dead_letters(query, connection)]
         now = self._clock.now()
         rows = [_outbox_message(dead_letter, now) for dead_letter in dead_letters]
         store.save(connection, states={}, inbox_entries=(), cancelled_timers=(), outgoing=rows)
         ids = [dead_letter.id for dead_letter in dead_letters]
+        if audit is not None:
+            self._record(store, audit, [(None, _shown(each), str(each.id)) for each in dead_letters], connection)
         connection.execute(update(table).where(table.c.id.in_(ids)).values(replays=table.c.replays + 1))
         return ids
+
+
+def _shown(dead_letter: DeadLetter) -> dict[str, str]:
+    """Return what the audit shows of *dead_letter*: not the message, which holds customers' data."""
+    return {"consumer": dead_letter.consumer, "subject": dead_letter.message.subject, "error": dead_letter.error}
 
 
 def _count(query: Select[Any], connection: Connection) -> int:

@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 from app.runtime.service import IdempotencyKeyReused, Reply
 from app.runtime.unit_of_work import UnitOfWork
 from app.runtime.work import DeferredToNewerVersion, ItemResult, OutgoingEvent, WorkItem
+from app.storage.audit import audit_entry, changes
 from app.storage.module_store import ModuleStore, ProcessedIds, time_ordered_id_range
 from app.storage.state_rows import to_db_timestamp
 from app.storage.tables import DUE_NOW, InboxEntry, OutboxMessage
@@ -76,6 +77,7 @@ class BatchProcessor:
             new_keys=unit.new_keys,
             inbox_entries=entries,
             cancelled_timers=unit.cancelled_timers,
+            audit=unit.audit,
             outgoing=self.to_publish([event for event in unit.outgoing if not event.is_delivered_locally]),
         )
 
@@ -121,11 +123,14 @@ class BatchProcessor:
                 due += self._stage(item, decision, keys[0][1] if keys else "", unit, db_now)
         except Exception as error:  # an exception of a decision concerns this event alone
             return ItemResult(error=error)
+        if item.audit is not None and (changed or decision.events) and not _is_rejected(reply):
+            pairs = [(states[cls].get(key), state) for cls, key, state in changed]
+            unit.audit.append(audit_entry(item.audit, item.id, now, *changes(pairs)))
         for cls, key, state in changed:
             states[cls][key] = unit.changed[cls][key] = state
         if item.cause is not None:
             unit.inbox_entries.append((item, None))
-        elif inbox_id is not None and not (reply is not None and isinstance(reply.response, Rejection)):
+        elif inbox_id is not None and not _is_rejected(reply):
             stored_reply = None
             if item.fingerprint is not None and reply is not None:
                 stored_reply = _encode_response(reply.response)
@@ -172,6 +177,10 @@ class BatchProcessor:
 def new_keys(items: Sequence[WorkItem]) -> frozenset[str]:
     """Return the keys that were generated for *items*."""
     return frozenset([item.new_key for item in items if item.new_key is not None])
+
+
+def _is_rejected(reply: Reply | None) -> bool:
+    return reply is not None and isinstance(reply.response, Rejection)
 
 
 def _replay(item: WorkItem, fingerprint: str | None, stored_reply: str | None) -> ItemResult:

@@ -30,6 +30,7 @@ from app.runtime.service import Reply
 from app.runtime.state_reader import StateReader, StateWatchers
 from app.runtime.work import DeferredToNewerVersion, ItemResult, ReplyBuilder, WorkItem
 from app.runtime.work_queue import LoadLimit, WorkQueue
+from app.storage.audit import Audit
 from app.storage.errors import StorageRefused, StorageUnavailable
 from app.storage.module_store import ModuleStore
 from app.telemetry.logs import enabled
@@ -119,6 +120,7 @@ class ModuleRunner:
         fingerprint: str = "",
         sheds_load: bool = False,
         new_key: str | None = None,
+        audit: Audit | None = None,
         is_new: bool = True,
     ) -> Reply:
         """
@@ -135,8 +137,9 @@ class ModuleRunner:
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         inbox_id = key if key is not None else None if is_new else id
         item = WorkItem(
-            event, id, trace, is_express, inbox_id, fingerprint if key else None, respond, future, new_key=new_key
-        )
+            event, id, trace, is_express, inbox_id, fingerprint if key else None, respond, future, new_key=new_key,
+            audit=audit,
+        )  # fmt: skip
         self._queue.put(item, is_express)
         return await future
 

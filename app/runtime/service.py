@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from attrs import define
 
+from app.storage.audit import Audit
 from app.storage.errors import TemporarilyUnavailable
 from app.telemetry.trace import TraceContext
 from modules.filters import Condition
@@ -60,6 +61,7 @@ class ModuleService(Protocol):
         fingerprint: str = "",
         sheds_load: bool = False,
         new_key: str | None = None,
+        audit: Audit | None = None,
     ) -> Reply:
         """
         Submit *event*; return the reply once everything that follows from the event is committed to disk.
@@ -67,7 +69,8 @@ class ModuleService(Protocol):
         *id* is the event's id. *respond* builds the reply inside the transaction. *new_key* is the key of the state that
         the event creates, if it was generated for this event: the module then skips the look-up of that state. With an
         idempotency *key* (unique to caller and route) the first reply is stored; a later call with the same *key* and an
-        equal *fingerprint* gets it again and changes nothing.
+        equal *fingerprint* gets it again and changes nothing. What the event changes is written to the audit if *audit* says
+        who asks for it.
 
         Raises:
             IdempotencyKeyReused: *key* was used with another *fingerprint*.

@@ -11,6 +11,7 @@ from typing import Any
 from attrs import define, field
 
 from app.runtime.work import OutgoingEvent, WorkItem
+from app.storage.tables import AuditEntry
 from modules.module import Key
 
 
@@ -28,6 +29,8 @@ class UnitOfWork:
     """Keys under which the database has no row."""
     inbox_entries: list[tuple[WorkItem, str | None]] = field(factory=list)
     """The items that were decided, each with the reply that is stored for its idempotency key."""
+    audit: list[AuditEntry] = field(factory=list)
+    """What a person or a key has changed."""
     cancelled_timers: list[str] = field(factory=list)
     outgoing: list[OutgoingEvent] = field(factory=list)
     timer_names: set[str] = field(factory=set)

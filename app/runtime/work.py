@@ -16,6 +16,7 @@ from typing import Any
 from attrs import define
 
 from app.runtime.service import Reply
+from app.storage.audit import Audit
 from app.storage.tables import OutboxMessage
 from app.telemetry.trace import TraceContext, child
 from bus.contracts.contract import Value
@@ -63,6 +64,8 @@ class WorkItem:
     """The outgoing event that is delivered locally by this item; the item has its id."""
     new_key: str | None = None
     """A key that was generated for this event: no state can exist under it."""
+    audit: Audit | None = None
+    """Who asks for the change, if the audit has to tell."""
     defers_to_newer: bool = False
     """True for an older version of an event that the module reads in a newer version, too: the newer one is preferred."""
 

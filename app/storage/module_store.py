@@ -21,7 +21,7 @@ from app.storage.heartbeat import Heartbeat
 from app.storage.sql.database import Database
 from app.storage.state_cache import StateCache
 from app.storage.state_rows import StateMapper, to_db_timestamp
-from app.storage.tables import DUE_NOW, InboxEntry, OutboxMessage, message_tables
+from app.storage.tables import DUE_NOW, AuditEntry, InboxEntry, OutboxMessage, audit_table, message_tables
 from bus.ids import id_lower_bound
 from modules.module import Module
 
@@ -71,6 +71,7 @@ class ModuleStore:
         self._select_processed = dialect.by_keys(f"SELECT id, fingerprint, answer FROM {inbox.name} WHERE id {{keys}}")
         self._insert_inbox = dialect.insert(inbox, InboxEntry._fields)
         self._insert_outbox = dialect.insert(outbox, OutboxMessage._fields, "ON CONFLICT (id) DO NOTHING")
+        self._audit = audit_table(module.name, MetaData())
         self._prepare_relay_statements(outbox)
         self._prepare_purge_statements(inbox.name, outbox.name)
         self.heartbeat = Heartbeat(module.name, dialect)
@@ -146,6 +147,7 @@ class ModuleStore:
         inbox_entries: Sequence[InboxEntry],
         cancelled_timers: Sequence[str],
         outgoing: Sequence[OutboxMessage],
+        audit: Sequence[AuditEntry] = (),
     ) -> None:
         """
         Write everything that a batch has changed, with one statement per table.
@@ -166,6 +168,8 @@ class ModuleStore:
             self._cancel_timers.run(connection, [(timer,) for timer in cancelled_timers])
         if outgoing:
             self._insert_outbox.run(connection, sorted(outgoing, key=_BY_ID) if is_shared else outgoing)
+        if audit:
+            connection.execute(self._audit.insert(), [entry._asdict() for entry in audit])
 
     def mark_sent(self, connection: Connection, ids: Sequence[str], now: datetime) -> None:
         """Mark the messages *ids*, which the bus has durably accepted, as sent at *now*."""

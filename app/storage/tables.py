@@ -7,8 +7,9 @@ this one during an upgrade. Where Python uses another name, it is the ``key`` of
 
 from __future__ import annotations
 
-__all__ = ["DUE_NOW", "InboxEntry", "OutboxMessage", "heartbeat_table", "message_tables"]
+__all__ = ["DUE_NOW", "AuditEntry", "InboxEntry", "OutboxMessage", "audit_table", "heartbeat_table", "message_tables"]
 
+from datetime import datetime
 from typing import NamedTuple
 
 from sqlalchemy import Column, DateTime, Index, Integer, LargeBinary, MetaData, SmallInteger, String, Table, Text
@@ -25,6 +26,19 @@ class InboxEntry(NamedTuple):
     """1 if the id begins with no time, or with a future one: such a row is purged by its age, all others by their ids."""
     fingerprint: str | None
     response: str | None
+
+
+class AuditEntry(NamedTuple):
+    """A row of the audit: a change that a person or a key asked for; *before* and *after* are JSON texts."""
+
+    id: str
+    at: datetime
+    actor: str
+    action: str
+    target: str
+    before: str | None
+    after: str | None
+    correlation_id: str
 
 
 DUE_NOW = "1970-01-01T00:00:00.000000+00:00"
@@ -74,6 +88,24 @@ def heartbeat_table(module: str, metadata: MetaData) -> Table:
         Column("id", SmallInteger, primary_key=True, autoincrement=False),
         Column("alive_at", DateTime(timezone=True), nullable=False),
     )
+
+
+def audit_table(module: str, metadata: MetaData) -> Table:
+    """Return the audit of *module*; see `app.storage.audit`."""
+    audit = Table(
+        f"{module}_audit",
+        metadata,
+        Column("id", key_type(36), primary_key=True),
+        Column("at", DateTime(timezone=True), nullable=False),
+        Column("actor", String(64), nullable=False),
+        Column("action", String(64), nullable=False),
+        Column("target", String(255), nullable=False),
+        Column("before", Text),
+        Column("after", Text),
+        Column("correlation_id", String(128), nullable=False),
+    )
+    Index(f"{module}_audit_by_target", audit.c.target, audit.c.id)
+    return audit
 
 
 def _inbox(module: str, metadata: MetaData) -> Table:

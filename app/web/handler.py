@@ -8,6 +8,7 @@ everything that is known beforehand when it is constructed.
 from __future__ import annotations
 
 __all__ = [
+    "PROBES",
     "SERVER",
     "CounterFamily",
     "Endpoint",
@@ -39,6 +40,9 @@ from app.web.access.authentication import ANONYMOUS
 from app.web.access.gate import Gate
 from app.web.access.permissions import roles_of
 from app.web.problems import X_CORRELATION_ID, ProblemError, problem_response
+
+PROBES = frozenset({"/livez", "/readyz", "/health"})
+"""Paths that are answered under any host name, and on a connection beyond the limit."""
 
 SERVER = "fulfilment"
 """Value of the ``Server`` header. It has no version: that would help only an attacker."""
@@ -132,7 +136,7 @@ class Handler:
     passed on.
     """
 
-    __slots__ = ("_counters", "_deps", "_endpoint", "_gate", "_handle", "_histogram", "_is_public", "_roles")
+    __slots__ = ("_counters", "_deps", "_endpoint", "_gate", "_handle", "_histogram", "_hosts", "_is_public", "_roles")
 
     def __init__(self, endpoint: Endpoint, deps: HandlerDeps) -> None:
         self._endpoint = endpoint
@@ -140,6 +144,7 @@ class Handler:
         self._handle = endpoint.handle
         self._gate = deps.gate
         self._is_public = endpoint.is_public
+        self._hosts = None if endpoint.path in PROBES else deps.gate.hosts
         # A request that matches no route gets its 404 from every known caller.
         self._roles = None if endpoint.method == hdrs.METH_ANY else roles_of(endpoint.method, endpoint.path)
         self._counters: dict[int, Any] = {}
@@ -152,6 +157,8 @@ class Handler:
         context = RequestContext(correlation, ANONYMOUS.name, lambda status: self._record(status, started, request.method))
         response: web.StreamResponse
         try:
+            if self._hosts is not None:
+                self._hosts(request)
             if not self._is_public:
                 key = self._gate.admit(request, self._roles, self._endpoint.is_scoped, self._endpoint.takes_token)
                 context.caller, context.customer = key.name, key.customer

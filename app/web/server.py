@@ -2,16 +2,19 @@
 aiohttp's server with problem documents for every error, and with a short cut past its router.
 
 A request that is not valid HTTP never reaches the application: aiohttp's connection itself answers it, in plain text.
-`_Connection` overrides the two methods that do so. `_Server` calls the handler of a path without a parameter directly,
+`_Connection` overrides the two methods that do so. `_Server` limits the number of connections, and calls the handler of a path without a parameter directly,
 if the request spells the path as the route does; aiohttp's router resolves all other requests.
 """
 
 from __future__ import annotations
 
-__all__ = ["KEEP_ALIVE_SECONDS", "Runner"]
+__all__ = ["KEEP_ALIVE_SECONDS", "RESERVED_CONNECTIONS", "Runner"]
 
 import asyncio
-from collections.abc import Mapping
+import os
+import socket
+from contextlib import suppress
+from resource import RLIMIT_NOFILE, getrlimit
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -21,59 +24,144 @@ from uuid_utils import uuid7
 
 from app.web.access.authentication import ANONYMOUS
 from app.web.access.gate import Gate
+from app.web.access.limits import LimitLog
 from app.web.application import GATE, STATIC_HANDLERS, TELEMETRY, UNMATCHED
-from app.web.handler import SERVER, HttpHandler, Telemetry
+from app.web.handler import PROBES, SERVER, Telemetry
 from app.web.problems import ProblemError, phrase, problem_response
 
 KEEP_ALIVE_SECONDS = 75.0
 
+RESERVED_CONNECTIONS = 16
+"""Connections beyond the limit on which probes are still answered."""
+
+_LINGER_SECONDS = 0.5
+_LINGER_STEP_SECONDS = 0.01
+_DESCRIPTORS_KEPT = 128
+_CONNECTIONS_MAX = 10_000
+
 
 class Runner(web.AppRunner):
-    """Runs an application made by `build_application`; otherwise the same as aiohttp's `AppRunner`."""
+    """
+    Runs an application made by `build_application`; otherwise the same as aiohttp's `AppRunner`.
 
-    def __init__(self, app: web.Application, **kwargs: Any) -> None:
+    It has *connections_max* connections at once; by default what the limit of open files leaves to them.
+    """
+
+    def __init__(self, app: web.Application, connections_max: int | None = None, **kwargs: Any) -> None:
         super().__init__(app, access_log=None, **kwargs)
-        self._telemetry = app[TELEMETRY]
-        self._gate = app[GATE]
-        self._static_handlers = app[STATIC_HANDLERS]
+        self._app_parts = app
+        self._connections_max = connections_max or _connections_for(getrlimit(RLIMIT_NOFILE)[0])
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
-        return _Server(server, self._static_handlers, self._telemetry, self._gate)
+        return _Server(server, self._app_parts, self._connections_max)
+
+    async def drain(self, delay_seconds: float) -> None:
+        """
+        Ask clients to connect elsewhere, and stop listening after *delay_seconds*; return once connections can be closed.
+
+        From now on every answer closes its connection, so clients that are busy go by themselves; readiness answers 503
+        meanwhile. A client of a kept-alive connection may have sent a request that has not arrived yet: connections that
+        are idle get a moment before `cleanup` closes them.
+        """
+        server = self._server
+        if not isinstance(server, _Server):  # never started
+            return
+        server.is_draining = True
+        if delay_seconds:
+            await asyncio.sleep(delay_seconds)
+        for site in list(self._sites):
+            sockets = getattr(site._server, "sockets", ())  # none if it could not listen
+            listening = [socket.socket(fileno=os.dup(each.fileno())) for each in sockets]
+            await site.stop()
+            for each in listening:
+                await _accept_waiting(each, server)
+        for _ in range(round(_LINGER_SECONDS / _LINGER_STEP_SECONDS)):
+            if not any(connection.is_idle for connection in server.own_connections):
+                break
+            await asyncio.sleep(_LINGER_STEP_SECONDS)
+
+
+class ConnectionLimit(Exception):
+    """As many connections are open as may be; this one is for probes."""
+
+
+def _connections_for(descriptors: int) -> int:
+    """Return how many connections a process may have that may open *descriptors* files; the rest is for everything else."""
+    kept = min(_DESCRIPTORS_KEPT, descriptors // 2)
+    return max(1, min(_CONNECTIONS_MAX, descriptors - kept - RESERVED_CONNECTIONS))
+
+
+async def _accept_waiting(listening: socket.socket, server: _Server) -> None:
+    """
+    Serve the connections that the kernel has accepted for a listener that is closed, and close *listening*, its duplicate.
+
+    Closing a listener resets the connections that wait in its queue, although their clients have connected and written.
+    """
+    loop = asyncio.get_running_loop()
+    listening.setblocking(False)
+    waiting = []
+    with listening, suppress(BlockingIOError):
+        while True:
+            waiting.append(listening.accept()[0])
+    for connection in waiting:
+        connection.setblocking(False)
+        with suppress(OSError):  # the client has gone
+            await loop.connect_accepted_socket(server, connection)
 
 
 class _Server(web.Server):
-    def __init__(
-        self,
-        server: web.Server,
-        static_handlers: Mapping[tuple[str, str], HttpHandler],
-        telemetry: Telemetry,
-        gate: Gate,
-    ) -> None:
+    def __init__(self, server: web.Server, app: web.Application, connections_max: int) -> None:
         resolve = server.request_handler
+        static_handlers = app[STATIC_HANDLERS]
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             assert isinstance(request, web.Request)
-            handler = static_handlers.get((request.method, request.rel_url.raw_path))
+            path = request.rel_url.raw_path
+            if request._protocol.is_reserved and path not in PROBES:  # type: ignore[attr-defined]
+                raise ConnectionLimit
+            handler = static_handlers.get((request.method, path))
             if handler is None or hdrs.EXPECT in request.headers:  # only aiohttp's router calls expect handlers
                 return await resolve(request)
             return await handler(request)
 
         super().__init__(handle, request_factory=server.request_factory)
+        self.is_draining = False
         self._running = asyncio.get_running_loop()
-        self._telemetry = telemetry
-        self._gate = gate
+        self.telemetry: Telemetry = app[TELEMETRY]
+        self.gate: Gate = app[GATE]
+        self._connections_max = connections_max
+        self._log = LimitLog()
 
     def __call__(self) -> web.RequestHandler:
-        return _Connection(self, self._running, self._telemetry, self._gate)
+        return _Connection(self, self._running)
+
+    @property
+    def own_connections(self) -> list[_Connection]:
+        """The connections that are open, the oldest first."""
+        return [connection for connection in self._connections if isinstance(connection, _Connection)]
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        """Admit a connection; at the limit close the oldest idle one, or else leave the new one to probes."""
+        super().connection_made(handler, transport)
+        count = len(self._connections)
+        if count <= self._connections_max:
+            return
+        self._log.tell("open connections", self._connections_max)
+        idle = next((each for each in self.own_connections if each.is_idle and each is not handler), None)
+        if idle is not None:
+            idle.force_close()
+        elif count <= self._connections_max + RESERVED_CONNECTIONS:
+            assert isinstance(handler, _Connection)
+            handler.is_reserved = True
+        else:
+            transport.abort()
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ("_gate", "_is_half_closed", "_telemetry")
+    __slots__ = ("_is_half_closed", "_server", "is_reserved")
 
-    def __init__(
-        self, server: web.Server, loop: asyncio.AbstractEventLoop, telemetry: Telemetry, gate: Gate
-    ) -> None:
+    def __init__(self, server: _Server, loop: asyncio.AbstractEventLoop) -> None:
         # A body with a Content-Encoding is rejected unread; nothing is ever decompressed.
         super().__init__(
             server,
@@ -82,9 +170,16 @@ class _Connection(web.RequestHandler):
             auto_decompress=False,
             keepalive_timeout=KEEP_ALIVE_SECONDS,
         )
-        self._telemetry = telemetry
-        self._gate = gate
+        self._server = server
+        self.is_reserved = False
+        """Only probes are answered on it."""
         self._is_half_closed = False
+
+    @property
+    def is_idle(self) -> bool:
+        """No request is being read or answered."""
+        waiter = self._waiter
+        return waiter is not None and not waiter.done()
 
     def eof_received(self) -> bool:  # type: ignore[override] # the transport heeds the value (asyncio.Protocol)
         """
@@ -113,7 +208,10 @@ class _Connection(web.RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("a response has already begun")
         correlation = str(uuid7())
-        if status >= 500:
+        if isinstance(exc, ConnectionLimit):
+            detail = "Too many connections are open."
+            problem = ProblemError(503, "overloaded", detail, headers={hdrs.RETRY_AFTER: "1"}, closes=True)
+        elif status >= 500:
             logger.opt(exception=exc).error("request failed", route=UNMATCHED, correlation_id=correlation)
             problem = ProblemError(status, "internal_error", "An internal error occurred.", closes=True)
         elif isinstance(exc, LineTooLong):
@@ -133,14 +231,15 @@ class _Connection(web.RequestHandler):
             status = resp.status
             problem = ProblemError(status, "not_found" if status == 404 else "refused", f"{phrase(status)}.")
             resp = self._respond(request, problem, str(uuid7()))
-        if self._is_half_closed and not self._messages:
+        is_last = self._server.is_draining or self.is_reserved or (self._is_half_closed and not self._messages)
+        if is_last and not resp.prepared:
             resp.force_close()
         return await super().finish_response(request, resp, start_time)
 
     def _respond(self, request: web.BaseRequest, problem: ProblemError, correlation: str) -> web.Response:
-        self._telemetry.http_requests.labels(request.method, UNMATCHED, str(problem.status)).inc()
+        self._server.telemetry.http_requests.labels(request.method, UNMATCHED, str(problem.status)).inc()
         if problem.status < 500:
-            self._gate.log.refused(request, problem, ANONYMOUS.name, correlation)
+            self._server.gate.log.refused(request, problem, ANONYMOUS.name, correlation)
         response = problem_response(problem, request.rel_url.raw_path, correlation)
         response.headers[hdrs.SERVER] = SERVER
         return response

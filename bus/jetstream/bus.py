@@ -338,6 +338,6 @@ class JetStreamBus:
     def _is_idle(self) -> bool:
         return (
             self._dead_letters.is_empty
-            and not self._publisher.pending
+            and self._publisher.is_idle
             and not any(consumer.in_hand for consumer in self._consumers())
         )

@@ -16,6 +16,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import nats.errors
 import orjson
@@ -24,6 +25,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from bus.errors import BusClosed, PublishRefused, PublishRetryable
+from bus.jetstream.admin.duplicates import DuplicateCheck, salted
 from bus.jetstream.admin.topology import stream_name
 from bus.jetstream.connection import Connection
 from bus.jetstream.wire import headers_of
@@ -42,13 +44,16 @@ _log = logging.getLogger(__name__)
 class PendingPublish:
     """One message in flight to its stream. A cancelled future ends the waiting, not the publish."""
 
-    subject: str
-    id: str
+    message: Message
     token: str
     deadline: float
     future: asyncio.Future[None]
     publisher: Publisher
     duplicate_futures: list[asyncio.Future[None]] | None = None
+
+    @property
+    def subject(self) -> str:
+        return self.message.subject
 
     @property
     def is_done(self) -> bool:
@@ -98,6 +103,8 @@ class Publisher:
         self._client: Client | None = None
         self._failing_streams: set[str] = set()
         self._by_id: dict[str, PendingPublish] = {}
+        self._duplicates = DuplicateCheck(lambda: connection.js)
+        self._looking: set[asyncio.Task[None]] = set()
         self.pending: dict[str, PendingPublish] = {}
         """The messages in flight by token, the oldest first."""
 
@@ -123,10 +130,15 @@ class Publisher:
             return future
         token = str(next(self._ordinals))
         deadline = self._clock.monotonic() + self._publish_seconds
-        pending = PendingPublish(message.subject, message.id, token, deadline, future, self)
+        pending = PendingPublish(message, token, deadline, future, self)
         self.pending[token] = self._by_id[message.id] = pending
         self._connection.send(message.subject, message.body, self._inbox + token, headers_of(message), pending)
         return future
+
+    @property
+    def is_idle(self) -> bool:
+        """No message is on its way, and no duplicate is looked at."""
+        return not self.pending and not self._looking
 
     def is_failing(self, stream: str) -> bool:
         """Return whether publishes to *stream* fail: the last one was refused or not answered, and none was stored since."""
@@ -151,8 +163,8 @@ class Publisher:
     def forget(self, pending: PendingPublish) -> None:
         """Ignore a later answer to *pending*."""
         self.pending.pop(pending.token, None)
-        if self._by_id.get(pending.id) is pending:
-            del self._by_id[pending.id]
+        if self._by_id.get(pending.message.id) is pending:
+            del self._by_id[pending.message.id]
 
     async def _on_published(self, msg: Msg) -> None:
         pending = self.pending.get(msg.subject[len(self._inbox) :])
@@ -161,7 +173,10 @@ class Publisher:
         data = msg.data
         if data and b'"error"' not in data:
             self.forget(pending)
-            pending.complete()
+            if b'"duplicate"' in data:
+                self._look_at_duplicate(pending, data)
+            else:
+                pending.complete()
             if self._failing_streams and (stream := stream_name(pending.subject)) in self._failing_streams:
                 self._failing_streams.discard(stream)
                 _log.info("stream %s takes messages again", stream)
@@ -173,6 +188,23 @@ class Publisher:
             return
         self._note_failure(pending.subject, reason)
         pending.fail(PublishRetryable(f"{pending.subject}: {reason}"))
+
+    def _look_at_duplicate(self, pending: PendingPublish, data: bytes) -> None:
+        """Complete *pending* once the stream is seen to hold it; the time limit of a publish does not apply to looking."""
+        task = asyncio.get_running_loop().create_task(self._settle_duplicate(pending, orjson.loads(data).get("seq")))
+        self._looking.add(task)
+        task.add_done_callback(self._looking.discard)
+
+    async def _settle_duplicate(self, pending: PendingPublish, sequence: Any) -> None:
+        try:
+            if type(sequence) is not int or await self._duplicates.is_stored(pending.message, sequence):
+                pending.complete()
+                return
+            await self.publish(salted(pending.message))
+        except Exception as error:
+            pending.fail(error)
+        else:
+            pending.complete()
 
     def _note_failure(self, subject: str, reason: str) -> None:
         stream = stream_name(subject)

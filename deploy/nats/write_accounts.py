@@ -93,7 +93,17 @@ def _is_of(module: str, consumer: str) -> bool:
     return module_of(consumer) == module or consumer == f"patrol-{module}"
 
 
-_PROVISIONER = Rights("provisioner", (f"{_API}.STREAM.>", f"{_API}.CONSUMER.>", f"{_API}.INFO"), ("_INBOX.>",))
+_PROVISIONER = Rights(
+    "provisioner",
+    (
+        # What creates and describes, and nothing that reads, deletes or purges: no MSG.GET, no MSG.NEXT.
+        *(f"{_API}.STREAM.{call}.*" for call in ("CREATE", "UPDATE", "INFO")),
+        *(f"{_API}.STREAM.{call}" for call in ("LIST", "NAMES")),
+        *(f"{_API}.CONSUMER.{call}.>" for call in ("CREATE", "DURABLE.CREATE", "INFO", "LIST", "NAMES")),
+        f"{_API}.INFO",
+    ),
+    ("_INBOX.>",),
+)
 
 
 def accounts() -> str:

@@ -173,6 +173,7 @@ routes: tuple[Route, ...] = (
         express=lambda request: request.body.get("priority") == "express",
         sheds_load=True,
         customer="customer_id",
+        is_audited=False,  # the order itself is the record; a second row would cost every order
     ),
     GetRoute(
         name="getOrder",

@@ -31,8 +31,9 @@ NAMES_IN_THE_MANUAL = [
     "DATABASE_URL", "ORDERS_DATABASE_URL", "INVENTORY_DATABASE_URL", "PAYMENTS_DATABASE_URL", "HTTP_HOST",
     "HTTP_PORT", "LOG_LEVEL", "LOG_FORMAT", "LOG_FILE", "PAYMENT_GATEWAY", "STRIPE_API_KEY", "STRIPE_API_BASE",
     "STRIPE_WEBHOOK_SECRET", "SIMULATED_DECLINE_OVER", "SIMULATED_LATENCY_MS", "SIMULATED_FAILURE_RATE",
-    "INVENTORY_REQUIRES_IF_MATCH", "ORDER_TIMEOUT_S", "WORK_STALLED_S", "CLOCK_JUMP_S",
-    "SHUTDOWN_GRACE_S", "AUTH", "AUTH_OFF_I_KNOW", "API_KEYS_FILE", "OUTBOX_CAP", "BATCH_MAX",
+    "INVENTORY_REQUIRES_IF_MATCH", "ORDER_TIMEOUT_S", "WORK_STALLED_S", "CLOCK_JUMP_S", "SHUTDOWN_GRACE_S", "SHUTDOWN_DELAY_S",
+    "AUTH", "AUTH_OFF_I_KNOW", "API_KEYS_FILE", "ALLOWED_HOSTS", "CORS_ORIGINS", "REQUESTS_PER_S", "CONNECTIONS_MAX",
+    "OUTBOX_CAP", "BATCH_MAX",
 ]
 # fmt: on
 
@@ -106,6 +107,12 @@ GOOD = [
     ({"SIMULATED_FAILURE_RATE": "1"}, "simulated_failure_rate", 1.0),
     ({"ORDER_TIMEOUT_S": "0.25"}, "order_timeout_s", 0.25),
     ({"SHUTDOWN_GRACE_S": "1e1"}, "shutdown_grace_s", 10.0),
+    ({"SHUTDOWN_DELAY_S": "5"}, "shutdown_delay_s", 5.0),
+    ({"ALLOWED_HOSTS": "orders, [fe80::1],Shop.example"}, "allowed_hosts", ("orders", "[fe80::1]", "Shop.example")),
+    ({"ALLOWED_HOSTS": "*"}, "allowed_hosts", ("*",)),
+    ({"CORS_ORIGINS": "https://shop.example,http://127.0.0.1:3000"}, "cors_origins", ("https://shop.example", "http://127.0.0.1:3000")),
+    ({"REQUESTS_PER_S": "100"}, "requests_per_s", 100),
+    ({"CONNECTIONS_MAX": "none"}, "connections_max", None),
     ({"NATS_REPLICAS": "5"}, "nats_replicas", 5),
     ({"NATS_ACK_WAIT_S": "3.5"}, "nats_ack_wait_s", 3.5),
     ({"STRIPE_API_BASE": "http://127.0.0.1:8420/"}, "stripe_api_base", "http://127.0.0.1:8420"),
@@ -190,6 +197,14 @@ BAD = [
     ("API_KEYS_FILE", {"AUTH": "keys"}),
     ("API_KEYS_FILE", {"AUTH": "keys", "API_KEYS_FILE": "/nowhere/keys"}),
     ("API_KEYS_FILE", {"AUTH": "keys", "API_KEYS_FILE": "/"}),
+    ("SHUTDOWN_DELAY_S", {"SHUTDOWN_DELAY_S": "-1"}),
+    ("ALLOWED_HOSTS", {"ALLOWED_HOSTS": "orders:8080"}),
+    ("ALLOWED_HOSTS", {"ALLOWED_HOSTS": "a,,b"}),
+    ("CORS_ORIGINS", {"CORS_ORIGINS": "shop.example"}),
+    ("CORS_ORIGINS", {"CORS_ORIGINS": "https://shop.example/"}),
+    ("CORS_ORIGINS", {"CORS_ORIGINS": "*"}),
+    ("REQUESTS_PER_S", {"REQUESTS_PER_S": "0"}),
+    ("CONNECTIONS_MAX", {"CONNECTIONS_MAX": "0"}),
     ("OUTBOX_CAP", {"OUTBOX_CAP": "0"}),
     ("BATCH_MAX", {"BATCH_MAX": "0"}),
 ]
@@ -412,3 +427,29 @@ def test_loading_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         load({"NATS_PASSWORD": SECRET})
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o644, 0o666])
+def test_a_secret_file_that_every_user_can_read_is_refused(mode: int, tmp_path: Path) -> None:
+    """One line that says what to do, and neither the path nor the secret."""
+    file = tmp_path / "keys"
+    file.write_text(f"shop:shop:{KEY}\n")
+    file.chmod(mode)
+    for name, environ in {
+        "API_KEYS_FILE": {"AUTH": "keys", "API_KEYS_FILE": str(file)},
+        "STRIPE_API_KEY_FILE": {"STRIPE_API_KEY_FILE": str(file)},
+        "NATS_CREDS": {"BUS": "nats", "NATS_CREDS": str(file)},
+    }.items():
+        line = rejection(environ)
+        assert line == f"{name}: every user of this machine can read the file; take that right away (chmod 600)"
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o600, 0o640, 0o440])
+def test_a_secret_file_may_be_read_by_its_owner_and_group(mode: int, tmp_path: Path) -> None:
+    """A certificate is no secret, and a pipe has no other reader."""
+    file = tmp_path / "keys"
+    file.write_text(f"shop:shop:{KEY}\n")
+    file.chmod(mode)
+    assert load({"AUTH": "keys", "API_KEYS_FILE": str(file)}).api_keys
+    file.chmod(0o644)
+    assert load({"BUS": "nats", "NATS_TLS_CA": str(file)}).nats_tls_ca

@@ -40,6 +40,8 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(DEPLOY.parent / name, root / name)
     folder = root / "deploy"
     subprocess.run([folder / "secrets.sh"], check=True)
+    for file in (folder / "secrets").iterdir():
+        file.chmod(0o600)  # the program reads them in /run/secrets, where modes are the engine's
     return folder / "secrets"
 
 
@@ -121,19 +123,33 @@ def test_every_module_has_its_own_database(secrets: Path) -> None:
 
 
 def test_the_nats_nodes_have_the_same_names_everywhere(secrets: Path) -> None:
-    """In cluster.conf, as an alias on their network, and in NATS_URL; every variable of the configuration is set."""
-    routes = set(re.findall(r"nats-route://([\w.-]+):6222", (DEPLOY / "nats/cluster.conf").read_text(encoding="utf-8")))
+    """As an alias on their network and in NATS_URL; every variable of the configuration is set."""
     aliases = {alias for service in SERVICES.values() if isinstance(service["networks"], dict)
                for alias in service["networks"].get("bus", {}).get("aliases", ())}  # fmt: skip
     settings = settings_of(IMAGE_ENVIRONMENT | PROGRAM_SERVICES["orders"]["environment"], secrets)
     urls = {str(url) for url in settings.nats_url}
-    assert routes == aliases == {f"nats-{number}.nats" for number in range(3)}
-    assert urls == {f"nats://{name}:4222" for name in routes}
+    assert aliases == {f"nats-{number}.nats" for number in range(3)}
+    assert urls == {f"nats://{name}:4222" for name in aliases}
     configurations = "".join(path.read_text(encoding="utf-8") for path in (DEPLOY / "nats").glob("*.conf"))
-    needed = set(re.findall(r":\s*\$(\w+)", configurations))
+    configurations = re.sub(r"(?m)^\s*#.*$", "", configurations)
+    needed = {name for name in re.findall(r"\$(\w+)", configurations) if name != "JS"}
     set_variables = {line.partition("=")[0] for line in (secrets / "nats.env").read_text(encoding="utf-8").splitlines()}
     for number in range(3):
-        assert needed == set_variables | ({"NODE"} & SERVICES[f"nats-{number}"]["environment"].keys())
+        assert needed == set_variables | ({"NODE", "ROUTES_LISTEN"} & SERVICES[f"nats-{number}"]["environment"].keys())
+
+
+def test_the_nats_nodes_listen_for_each_other_on_a_network_of_their_own(secrets: Path) -> None:
+    """No other service is in it, and the addresses of the routes have the password that the nodes ask for."""
+    members = {name for name, service in SERVICES.items() if "routes" in service["networks"]}
+    assert members == {f"nats-{number}" for number in range(3)}
+    password = (secrets / "nats_routes").read_text(encoding="utf-8")
+    variables = dict(line.split("=", 1) for line in (secrets / "nats.env").read_text(encoding="utf-8").splitlines())
+    assert variables["ROUTES_PASSWORD"] == password
+    for number in range(3):
+        service = SERVICES[f"nats-{number}"]
+        (alias,) = service["networks"]["routes"]["aliases"]
+        assert service["environment"]["ROUTES_LISTEN"] == f"{alias}:6222"
+        assert variables[f"ROUTE_{number}"] == f"nats-route://routes:{password}@{alias}:6222"
 
 
 def test_secrets_are_generated_once_and_ignored_by_git(secrets: Path) -> None:
@@ -141,7 +157,7 @@ def test_secrets_are_generated_once_and_ignored_by_git(secrets: Path) -> None:
     expected = {Path(secret["file"]).name for secret in COMPOSE["secrets"].values()}
     before = {path.name: path.read_bytes() for path in secrets.iterdir()}
     not_deployed = {module for module in registry.MODULES if module not in MODULES}
-    assert {name for name in before if name.rpartition("_")[2] not in not_deployed} == expected | {"nats.env"}
+    assert {name for name in before if name.rpartition("_")[2] not in not_deployed} == expected | {"nats.env", "nats_routes"}
     assert all(before.values())
     subprocess.run([secrets.parent / "secrets.sh"], check=True)
     assert {path.name: path.read_bytes() for path in secrets.iterdir()} == before

@@ -129,7 +129,7 @@ def test_the_program_accepts_its_environment(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_has_probes_a_drain_period_and_two_replicas(name: str) -> None:
-    """The probes use existing paths and ports; the grace period is longer than preStop plus the shutdown."""
+    """The probes use existing paths and ports; the grace period is longer than the delay plus the shutdown."""
     deployment, container = named("Deployment", name), container_of(name)
     assert deployment["spec"]["replicas"] == 2
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
@@ -139,10 +139,12 @@ def test_a_module_has_probes_a_drain_period_and_two_replicas(name: str) -> None:
         "startup": "/livez", "liveness": "/livez", "readiness": "/readyz",
     }  # fmt: skip
     assert all(probe["port"] in ports for probe in probes.values())
-    (sleep,) = re.findall(r"time\.sleep\((\d+)\)", container["lifecycle"]["preStop"]["exec"]["command"][-1])
+    delay_seconds = float(environment_of(name)["SHUTDOWN_DELAY_S"])
+    probe = container["readinessProbe"]
+    assert delay_seconds >= probe["periodSeconds"]
     settings = {each.name: each.default for each in describe(MODULES)}
     grace_seconds = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-    assert grace_seconds >= int(sleep) + float(settings["SHUTDOWN_GRACE_S"]) + 5
+    assert grace_seconds >= delay_seconds + float(settings["SHUTDOWN_GRACE_S"]) + 5
     labels = PODS[name]["metadata"]["labels"].items()
     selectors = [
         deployment["spec"]["selector"]["matchLabels"],
@@ -162,7 +164,8 @@ def test_nats_has_three_nodes_with_volumes_and_a_disruption_budget_of_one() -> N
     assert named("Service", nats["spec"]["serviceName"])["spec"]["clusterIP"] == "None"
     hosts = {f"nats-{number}.{nats['spec']['serviceName']}" for number in range(3)}
     folder = ROOT / "deploy/nats"
-    assert set(re.findall(r"nats-route://([\w.-]+):", (folder / "cluster.conf").read_text(encoding="utf-8"))) == hosts
+    routes = [each["value"] for each in container_of("nats")["env"] if each["name"].startswith("ROUTE_")]
+    assert routes == [f"nats-route://routes:$(ROUTES_PASSWORD)@{host}:6222" for host in sorted(hosts)]
     assert set(re.findall(r"nats://([\w.-]+):", named("ConfigMap", "fulfilment")["data"]["NATS_URL"])) == hosts
     configurations = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.conf"))
     set_variables = {each["name"] for each in container_of("nats")["env"]}
@@ -173,7 +176,7 @@ def test_nats_has_three_nodes_with_volumes_and_a_disruption_budget_of_one() -> N
         for each in container_of("nats")["env"]
         if "secretKeyRef" in each.get("valueFrom", {})
     }
-    assert keys == {f"nats_{user}" for user in (*MODULES, "provisioner")}
+    assert keys == {f"nats_{user}" for user in (*MODULES, "provisioner", "routes")}
 
 
 def test_only_the_proxy_is_reachable_and_it_knows_every_module() -> None:
@@ -189,9 +192,31 @@ def test_only_the_proxy_is_reachable_and_it_knows_every_module() -> None:
     ][0]
     assert mounted == set(generator["files"])
     policies = {each["metadata"]["name"]: each["spec"] for each in OBJECTS if each["kind"] == "NetworkPolicy"}
-    assert policies["nobody"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    assert policies["nobody"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     open_to_all = {name for name, spec in policies.items() for rule in spec.get("ingress", ()) if "from" not in rule}
     assert open_to_all == {"proxy"}
+    anywhere = {name for name, spec in policies.items() for rule in spec.get("egress", ()) if "to" not in rule}
+    assert anywhere == {"databases", "provider"}  # both may be outside the cluster, so their ports are all that is known
+    (provider,) = policies["provider"]["egress"]
+    assert policies["provider"]["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "payments"}}
+    assert provider["ports"] == [{"port": 443}]
+
+
+@pytest.mark.parametrize("pod", PODS)
+def test_a_pod_may_open_the_connections_that_it_needs(pod: str) -> None:
+    """Everything else is refused: a pod that was taken over cannot send elsewhere what it holds."""
+    labels = PODS[pod]["metadata"]["labels"].items()
+    found = set()
+    for each in OBJECTS:
+        if each["kind"] != "NetworkPolicy":
+            continue
+        selector = each["spec"]["podSelector"]
+        expressions = selector.get("matchExpressions", ())
+        is_member = all(dict(labels).get(one["key"]) in one["values"] for one in expressions)
+        if selector.get("matchLabels", {}).items() <= labels and is_member:
+            found |= {port["port"] for rule in each["spec"].get("egress", ()) for port in rule["ports"]}
+    needed = {"nats": {6222}, "proxy": {8080}, "topology": {4222}, "migrate": {5432}, "payments": {4222, 5432, 443}}
+    assert found == {53} | needed.get(pod, {4222, 5432})
 
 
 def test_both_deployments_use_the_same_images() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import socket
@@ -44,10 +45,13 @@ class Node:
 
 
 @contextmanager
-def node(folder: Path, name: str, cluster: str, files: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a node with the committed nats.conf; the test changes only ports and folders."""
+def node(
+    folder: Path, name: str, cluster: str | None, files: Mapping[str, str], **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a node with the committed nats.conf; the test changes ports and folders, and the cluster unless it is None."""
     shutil.copytree(CONFIGURATION, folder)
-    (folder / "cluster.conf").write_text(cluster, encoding="utf-8")
+    if cluster is not None:
+        (folder / "cluster.conf").write_text(cluster, encoding="utf-8")
     nats = (folder / "nats.conf").read_text(encoding="utf-8")
     assert nats.count('"/data"') == 1
     (folder / "nats.conf").write_text(nats.replace('"/data"', f'"{folder}/data"'), encoding="utf-8")
@@ -57,7 +61,7 @@ def node(folder: Path, name: str, cluster: str, files: Mapping[str, str]) -> Ite
     command: list[str | Path] = [program, "-c", folder / "nats.conf", "-a", "127.0.0.1", "-p", "-1", "-m", "-1"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, "--ports_file_dir", folder], env=PASSWORDS | {"NODE": name}, stdout=log, stderr=log
+            [*command, "--ports_file_dir", folder], env=PASSWORDS | {"NODE": name, **environment}, stdout=log, stderr=log
         )
     try:
         yield process
@@ -125,6 +129,37 @@ async def test_three_nodes_keep_three_replicas_and_sync_before_they_acknowledge(
             config = each.ask("/jsz")["config"]
             assert isinstance(config, dict)
             assert config["sync_always"] is True
+
+
+@pytest.mark.slow
+async def test_a_node_without_the_password_of_the_routes_does_not_join(tmp_path: Path) -> None:
+    """It knows the cluster's name and a port. As a member it could publish on every subject of every account."""
+    ports = free_ports(3)
+    addresses = {f"ROUTE_{number}": f"nats-route://routes:s-routes@127.0.0.1:{port}" for number, port in enumerate(ports)}
+    with ExitStack() as running:
+        folders = [tmp_path / f"node-{number}" for number in range(3)]
+        processes = [
+            running.enter_context(
+                node(
+                    folder, folder.name, None, {}, ROUTES_PASSWORD="s-routes", ROUTES_LISTEN=f"127.0.0.1:{port}", **addresses
+                )
+            )
+            for folder, port in zip(folders, ports, strict=True)
+        ]
+        nodes = [ready(folder, process) for folder, process in zip(folders, processes, strict=True)]
+        rogue = tmp_path / "rogue"
+        routes = ", ".join(f'"nats-route://127.0.0.1:{port}"' for port in ports)
+        (listen,) = free_ports(1)
+        cluster = f'cluster {{ name: fulfilment, listen: "127.0.0.1:{listen}", routes: [{routes}] }}'
+        running.enter_context(node(rogue, "rogue", cluster, {}))
+        deadline = time.monotonic() + START_SECONDS
+        while "Authorization Violation" not in (rogue / "log").read_text(encoding="utf-8", errors="replace"):
+            assert time.monotonic() < deadline, (rogue / "log").read_text(encoding="utf-8", errors="replace")
+            await asyncio.sleep(0.02)
+        for each in nodes:
+            joined = each.ask("/routez")["routes"]
+            assert isinstance(joined, list)
+            assert {str(route["remote_name"]) for route in joined} <= {folder.name for folder in folders}
 
 
 @pytest.mark.slow

@@ -194,3 +194,71 @@ def test_sigterm_ends_the_first_process_of_a_container_while_it_starts(tmp_path:
     process = in_a_container(tmp_path, "-c", textwrap.dedent(code), "version")
     out, _ = process.communicate(timeout=30)
     assert (process.returncode, out) == (128 + signal.SIGTERM, "")
+
+
+class Caller:
+    """A client with a kept-alive connection, which counts the requests that a server has read and not answered."""
+
+    def __init__(self, server: Server) -> None:
+        self.host, port = server.url.removeprefix("http://").split(":")
+        self.port = int(port)
+        self.answered = 0
+        self.reset = 0
+
+    async def call_until_refused(self) -> None:
+        """Send one request after the other; connect again when the server asks for it, until it no longer listens."""
+        while True:
+            try:
+                reader, writer = await asyncio.open_connection(self.host, self.port)
+            except ConnectionError:
+                return
+            try:
+                while await self._call(reader, writer):
+                    pass
+            except (ConnectionError, asyncio.IncompleteReadError):
+                self.reset += 1
+            finally:
+                writer.close()
+
+    async def _call(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(b"GET /v1/inventory HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        await writer.drain()
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.startswith(b"content-length:"))
+        await reader.readexactly(length)
+        self.answered += 1
+        return b"connection: close" not in head
+
+
+async def test_no_request_of_a_kept_alive_connection_is_lost_at_a_stop(serve: Serve) -> None:
+    """Every answer asks the client to connect elsewhere, and the listener closes without resetting who waits in its queue."""
+    server = serve()
+    callers = [Caller(server) for _ in range(16)]
+    calling = [asyncio.create_task(caller.call_until_refused()) for caller in callers]
+    while min(caller.answered for caller in callers) < 5:  # noqa: ASYNC110 - the callers set no event
+        await asyncio.sleep(0.01)
+    server.send(signal.SIGTERM)
+    async with asyncio.timeout(20):
+        await asyncio.gather(*calling)
+    assert await asyncio.to_thread(server.wait) == 0
+    assert sum(caller.reset for caller in callers) == 0
+
+
+async def test_readiness_is_503_for_the_delay_while_requests_are_still_taken(
+    serve: Serve, connect: Callable[[Server], Client]
+) -> None:
+    """A load balancer sees it and sends its next requests elsewhere, before any of them finds a closed port."""
+    server = serve(SHUTDOWN_DELAY_S="2")
+    client = connect(server)
+    await client.stock("SKU-1", 10)
+    assert (await client.get("/readyz"))["status"] == "ready"
+    began = time.monotonic()
+    server.send(signal.SIGTERM)
+    await asyncio.to_thread(server.wait_for_line, lambda line: '"stopping"' in line)
+    ready = await client.request("GET", "/readyz")
+    assert (ready.status, ready.headers["Connection"]) == (503, "close")
+    placed = await client.post({"SKU-1": 1})
+    assert (placed.status, placed.headers["Connection"]) == (202, "close")
+    assert (await client.get("/livez")) is not None
+    assert await asyncio.to_thread(server.wait) == 0
+    assert 2.0 <= time.monotonic() - began < 12.0

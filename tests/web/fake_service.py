@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 
 from app.runtime.service import IdempotencyKeyReused, Overloaded, Reply
+from app.storage.audit import Audit
 from app.telemetry.trace import TraceContext
 from modules.filters import Condition
 from modules.module import DecisionOutcome, Module
@@ -29,6 +30,7 @@ class FakeService:
         self.states: dict[tuple[type, str], Any] = {}
         self.idempotent_replies: dict[str, tuple[str, Response | Rejection]] = {}
         """By idempotency key: the fingerprint of the first request, and its response."""
+        self.audited: list[Audit | None] = []
         self.submitted: list[tuple[Any, str, TraceContext, bool]] = []
         self.failure: Exception | None = None
         """Raised by every call while it is set."""
@@ -58,6 +60,7 @@ class FakeService:
         fingerprint: str = "",
         sheds_load: bool = False,
         new_key: str | None = None,
+        audit: Audit | None = None,
     ) -> Reply:
         self._check()
         await self.gate.wait()
@@ -73,6 +76,7 @@ class FakeService:
         for state in decision.states:
             self.put(state)
         self.activity.set()
+        self.audited.append(audit)
         self.submitted.append((event, id, trace, is_express))
         response = respond(DecisionOutcome(tuple(self.states.get(k) for k in keys), decision.events))
         if key is not None:

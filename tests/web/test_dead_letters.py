@@ -10,6 +10,7 @@ import pytest
 from attrs import evolve
 
 from app.messaging.dead_letters import NotReplayable
+from app.storage.audit import Audit
 from app.web import DeadLetterService, StoredDeadLetter
 from app.web.endpoints.dead_letters import route_group
 from bus.port import DeadLetter, Message
@@ -46,7 +47,7 @@ class FakeDeadLetterService:
     async def get(self, id: str) -> StoredDeadLetter | None:
         return self.stored.get(id)
 
-    async def replay(self, id: str) -> bool:
+    async def replay(self, id: str, *, audit: Audit | None = None) -> bool:
         if id not in self.stored:
             return False
         if self.stored[id].dead_letter.error == "not_subscribed":
@@ -55,14 +56,14 @@ class FakeDeadLetterService:
         return True
 
     async def replay_many(
-        self, consumer: str | None, subject: str | None, error: str | None, dry_run: bool
+        self, consumer: str | None, subject: str | None, error: str | None, dry_run: bool, *, audit: Audit | None = None
     ) -> tuple[int, int]:
         matching = self._matching(consumer, subject, error)
         for stored in matching if not dry_run else ():
             await self.replay(stored.dead_letter.id)
         return len(matching), 0 if dry_run else len(matching)
 
-    async def discard(self, id: str) -> bool:
+    async def discard(self, id: str, *, audit: Audit | None = None) -> bool:
         return self.stored.pop(id, None) is not None
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __all__ = [
     "EDITIONS",
+    "add_audit_5",
     "add_heartbeat_4",
     "add_versions_2",
     "create_message_tables",
@@ -107,11 +108,28 @@ def add_heartbeat_4(module: str) -> None:
     op.execute(f"UPDATE {module}_outbox SET due_at = {due_now} WHERE sent_at IS NULL AND due_at = occurred_at")
 
 
+def add_audit_5(module: str) -> None:
+    """Add the table that tells who changed what in *module*."""
+    op.create_table(
+        f"{module}_audit",
+        sa.Column("id", key_type(36), primary_key=True),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("actor", sa.String(64), nullable=False),
+        sa.Column("action", sa.String(64), nullable=False),
+        sa.Column("target", sa.String(255), nullable=False),
+        sa.Column("before", sa.Text),
+        sa.Column("after", sa.Text),
+        sa.Column("correlation_id", sa.String(128), nullable=False),
+    )
+    op.create_index(f"{module}_audit_by_target", f"{module}_audit", ["target", "id"])
+
+
 EDITIONS: Sequence[Callable[[str], None]] = (
     create_message_tables_1,
     add_versions_2,
     index_untimed_3,
     add_heartbeat_4,
+    add_audit_5,
 )
 """The steps that lead to each edition of the tables, in order; the last one is what `app.storage.tables` describes."""
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 __all__ = ["SIZES", "SizedStatement", "Sqlite"]
 
 import ctypes
+import os
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -117,7 +119,8 @@ class Sqlite:
 
         def connect(dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> sqlite3.Connection | None:
             if not watch.is_known:
-                return None  # as SQLAlchemy does, which creates the file
+                _create_private(path)
+                return None  # as SQLAlchemy does
             watch.verify()
             uri = f"{path.absolute().as_uri()}?mode=rw"
             connection: sqlite3.Connection = dialect.dbapi.connect(uri, **{**options, "uri": True})
@@ -167,6 +170,7 @@ class Sqlite:
     def acquire_exclusive(self, engine: Engine, name: str, seconds: float) -> ExclusiveAccess:
         """Lock an empty database file beside it; the lock ends with the process, however that ends."""
         path = f"{engine.url.database}-{name}.lock"
+        _create_private(path)
         lock = sqlite3.connect(path, timeout=seconds, isolation_level=None, check_same_thread=False)
         try:
             lock.execute("BEGIN EXCLUSIVE")
@@ -293,6 +297,17 @@ class Sqlite:
     def replace(self, table: Table, keys: Sequence[str]) -> Statement:
         """Use ``INSERT OR REPLACE``: ``ON CONFLICT DO UPDATE`` reads each row that exists and opens a table for each."""
         return _insert("INSERT OR REPLACE", table, keys)
+
+
+def _create_private(path: str | os.PathLike[str]) -> None:
+    """
+    Create the file at *path* so that only its owner can read it, unless it exists.
+
+    SQLite gives the files beside a database (WAL, shared memory, journal) the mode of the database. What is wrong with the
+    path it says itself.
+    """
+    with suppress(OSError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def _is_reading(connection: Connection) -> bool:

@@ -14,6 +14,7 @@ import orjson
 from aiohttp import hdrs, web
 
 from app.messaging.dead_letters import NotReplayable, StoredDeadLetter
+from app.storage.audit import Audit
 from app.web.handler import Endpoint, RequestContext
 from app.web.problems import ProblemError
 from app.web.requests.paging import read_page
@@ -39,7 +40,7 @@ class DeadLetterService(Protocol):
     async def get(self, id: str) -> StoredDeadLetter | None:
         """Return one dead letter, or None if the id is unknown."""
 
-    async def replay(self, id: str) -> bool:
+    async def replay(self, id: str, *, audit: Audit | None = None) -> bool:
         """
         Publish the event of a dead letter to its consumer again, in a new message; return False if the id is unknown.
 
@@ -48,7 +49,7 @@ class DeadLetterService(Protocol):
         """
 
     async def replay_many(
-        self, consumer: str | None, subject: str | None, error: str | None, dry_run: bool
+        self, consumer: str | None, subject: str | None, error: str | None, dry_run: bool, *, audit: Audit | None = None
     ) -> tuple[int, int]:
         """
         Replay all matching dead letters; return how many match and how many were replayed (0 with *dry_run*).
@@ -56,7 +57,7 @@ class DeadLetterService(Protocol):
         *consumer*, *subject* and *error* restrict them; None does not. Those that cannot be replayed do not match.
         """
 
-    async def discard(self, id: str) -> bool:
+    async def discard(self, id: str, *, audit: Audit | None = None) -> bool:
         """Delete a dead letter permanently; return False if the id is unknown."""
 
 
@@ -140,7 +141,7 @@ def route_group(service: DeadLetterService) -> RouteGroup:
     async def replay(request: web.Request, context: RequestContext) -> web.Response:
         id = _id(request)
         try:
-            is_known = await service.replay(id)
+            is_known = await service.replay(id, audit=_audit(context, "replayDeadLetter", id))
         except NotReplayable as error:
             detail = f"{error} This dead letter needs a manual decision: resolve its cause, then discard it."
             raise ProblemError(409, "not_replayable", detail) from None
@@ -151,12 +152,14 @@ def route_group(service: DeadLetterService) -> RouteGroup:
     async def replay_many(request: web.Request, context: RequestContext) -> web.Response:
         wanted = await read_replay_request(request)
         matched, replayed = await service.replay_many(
-            wanted.get("consumer"), wanted.get("subject"), wanted.get("error"), wanted["dry_run"]
-        )
+            wanted.get("consumer"), wanted.get("subject"), wanted.get("error"), wanted["dry_run"],
+            audit=_audit(context, "replayDeadLetters"),
+        )  # fmt: skip
         return json_response({"matched": matched, "replayed": replayed})
 
     async def discard(request: web.Request, context: RequestContext) -> web.Response:
-        if not await service.discard(_id(request)):
+        id = _id(request)
+        if not await service.discard(id, audit=_audit(context, "discardDeadLetter", id)):
             raise _NOT_FOUND()
         return web.Response(status=204)
 
@@ -170,6 +173,10 @@ def route_group(service: DeadLetterService) -> RouteGroup:
         ),
         DESCRIPTION,
     )
+
+
+def _audit(context: RequestContext, action: str, target: str = "") -> Audit:
+    return Audit(context.caller, action, target, context.correlation_id)
 
 
 def _id(request: web.Request) -> str:

@@ -20,6 +20,7 @@ from aiohttp import hdrs, web
 from uuid_utils import uuid7
 
 from app.runtime.service import ModuleService
+from app.storage.audit import Audit
 from app.telemetry.trace import TraceContext, traceparent
 from app.web.handler import EndpointHandler, RequestContext, problem_for
 from app.web.problems import ProblemError, problem_of
@@ -49,7 +50,7 @@ def import_lines(service: ModuleService, route: ImportRoute) -> EndpointHandler:
         async def answer(number: int, line: bytes) -> bytes:
             try:
                 value = parse_body(line, is_valid, schema)
-                return await _submit(service, route, value, trace, scope, number, context.correlation_id)
+                return await _submit(service, route, value, trace, scope, number, context)
             except Exception as error:
                 problem = problem_for(error)
                 if problem.status == 500:
@@ -82,16 +83,18 @@ async def _submit(
     trace: TraceContext,
     scope: str | None,
     number: int,
-    correlation_id: str,
+    context: RequestContext,
 ) -> bytes:
-    command = Request({}, value, str(uuid7()), correlation_id)
+    command = Request({}, value, str(uuid7()), context.correlation_id)
+    event = route.event(command)
+    audit = Audit(context.caller, route.name, _target(service, event), context.correlation_id)
     key, fingerprint = None, ""
     if scope is not None:
         key = sha256(f"{scope}\x1f{number}".encode()).hexdigest()
         fingerprint = sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
     submit: Callable[..., Any] = service.submit
     reply = await submit(
-        route.event(command), id=str(uuid7()), trace=trace, respond=route.respond, key=key, fingerprint=fingerprint
+        event, id=str(uuid7()), trace=trace, respond=route.respond, key=key, fingerprint=fingerprint, audit=audit
     )
     outcome = reply.response
     if isinstance(outcome, Rejection):
@@ -102,6 +105,11 @@ async def _submit(
     if reply.is_replay:
         shown["replayed"] = True
     return orjson.dumps(shown) + b"\n"
+
+
+def _target(service: ModuleService, event: Any) -> str:
+    """Return the key of the first state that *event* concerns."""
+    return next((key for _, key in service.module.keys(event)), "")
 
 
 def _refused(number: int | None, problem: ProblemError) -> bytes:

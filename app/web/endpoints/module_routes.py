@@ -18,6 +18,7 @@ from attrs import evolve
 from uuid_utils import uuid7
 
 from app.runtime.service import ModuleService
+from app.storage.audit import Audit
 from app.telemetry.trace import TraceContext, traceparent
 from app.web.access.ownership import is_foreign, is_scoped, owned_only, require_owned
 from app.web.endpoints.imports import import_lines
@@ -76,6 +77,7 @@ def _command(service: ModuleService, route: CommandRoute) -> EndpointHandler:
         read = partial(read_body, is_valid=validator(schema), schema=schema, is_required=route.needs_body)
     has_parameters = "{" in route.path
     make_event, respond, is_express = route.event, route.respond, route.express
+    is_audited = route.is_audited
     is_idempotent, sheds_load = route.idempotent, route.sheds_load
     takes_precondition, requires_precondition = route.takes_precondition, route.requires_precondition
     submit, scope = service.submit, f"{route.method} {route.path}"
@@ -111,6 +113,7 @@ def _command(service: ModuleService, route: CommandRoute) -> EndpointHandler:
             fingerprint=fingerprint,
             sheds_load=sheds_load,
             new_key=command.new_id,
+            audit=audit_of(route.name, command, context) if is_audited else None,
         )
         outcome = reply.response
         if isinstance(outcome, Rejection):
@@ -122,6 +125,11 @@ def _command(service: ModuleService, route: CommandRoute) -> EndpointHandler:
         return response
 
     return handle
+
+
+def audit_of(action: str, command: Request, context: RequestContext) -> Audit:
+    """Return who asks for *command*, and what it is about: the resource that its path names, or the new one."""
+    return Audit(context.caller, action, "/".join(command.path.values()) or command.new_id, context.correlation_id)
 
 
 def _invalid_path(route: CommandRoute) -> ProblemError:

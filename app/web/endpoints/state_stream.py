@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["PING_SECONDS", "POLL_SECONDS", "STREAMS_MAX", "StateStream", "Streams", "event_id", "stream_state"]
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -19,6 +20,8 @@ from loguru import logger
 
 from app.runtime.service import ModuleService
 from app.storage.errors import StorageUnavailable
+from app.web.access.authentication import ANONYMOUS
+from app.web.access.limits import STREAMS_PER_KEY_MAX, LimitLog
 from app.web.access.ownership import is_foreign
 from app.web.handler import SERVER, EndpointHandler, RequestContext
 from app.web.problems import X_CORRELATION_ID, ProblemError
@@ -37,6 +40,9 @@ STREAMS_MAX = 1000
 
 _NOT_FOUND = partial(ProblemError, 404, "not_found", "No resource has this id.")
 _TOO_MANY = partial(ProblemError, 503, "overloaded", "Too many streams are open.", headers={hdrs.RETRY_AFTER: "5"})
+_TOO_MANY_OF_ONE = partial(
+    ProblemError, 429, "too_many_requests", "Too many streams are open with this key.", headers={hdrs.RETRY_AFTER: "5"}
+)
 
 
 @define(eq=False)
@@ -45,6 +51,8 @@ class Streams:
 
     poll_seconds: float = POLL_SECONDS
     open_count: int = 0
+    _by_caller: Counter[str] = field(factory=Counter, init=False)
+    _log: LimitLog = field(factory=LimitLog, init=False)
     _closed: asyncio.Future[None] | None = field(default=None, init=False)
 
     @property
@@ -60,20 +68,28 @@ class Streams:
             self.closed.set_result(None)
 
     @contextmanager
-    def slot(self) -> Iterator[None]:
+    def slot(self, caller: str) -> Iterator[None]:
         """
-        Count one open stream for as long as the context lasts.
+        Count one open stream of *caller* for as long as the context lasts.
 
         Raises:
-            ProblemError: 503, `STREAMS_MAX` streams are open.
+            ProblemError: 503, `STREAMS_MAX` streams are open; 429, `STREAMS_PER_KEY_MAX` are open with this API key.
         """
         if self.open_count >= STREAMS_MAX:
+            self._log.tell("open streams", STREAMS_MAX)
             raise _TOO_MANY()
+        if caller != ANONYMOUS.name and self._by_caller[caller] >= STREAMS_PER_KEY_MAX:
+            self._log.tell("open streams of one key", STREAMS_PER_KEY_MAX, caller=caller)
+            raise _TOO_MANY_OF_ONE()
         self.open_count += 1
+        self._by_caller[caller] += 1
         try:
             yield
         finally:
             self.open_count -= 1
+            self._by_caller[caller] -= 1
+            if not self._by_caller[caller]:
+                del self._by_caller[caller]
 
 
 def stream_state(service: ModuleService, route: StreamRoute, streams: Streams) -> EndpointHandler:
@@ -85,7 +101,7 @@ def stream_state(service: ModuleService, route: StreamRoute, streams: Streams) -
             raise _NOT_FOUND()
         (key,) = path.values()
         # The watch begins before the first read, so that no change between the two is lost.
-        with streams.slot():
+        with streams.slot(context.caller):
             async with service.watch(route.state, key) as changes:
                 state = await service.get(route.state, key)
                 if state is None or is_foreign(state, context.customer) or route.show(state) is None:

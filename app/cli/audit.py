@@ -1,0 +1,81 @@
+"""``audit``: list who changed what, from the database, whether a server is running or not."""
+
+from __future__ import annotations
+
+__all__ = ["audit"]
+
+import asyncio
+from datetime import datetime
+
+import click
+
+from app.cli import console
+
+COLUMNS = ("at", "actor", "action", "target", "from", "to")
+
+
+@click.group(short_help="List who changed what.")
+def audit() -> None:
+    """
+    List who changed what, from which value to which.
+
+    \b
+      python -m app audit list --target SKU-1
+      python -m app audit list --actor back-office --after 1d
+
+    Works on the database that DATABASE_URL names, with or without a running server.
+    """
+
+
+@audit.command("list")
+@click.option("--actor", default=None, help="Only changes by this API key or user.")
+@click.option("--action", default=None, help="Only changes by this operation, for example setProduct.")
+@click.option("--target", default=None, help="Only changes of this order, product or dead letter.")
+@click.option("--after", default=None, callback=console.parse_time, help=f"Only from here on: {console.TIME_FORMATS}.")
+@click.option("--before", default=None, callback=console.parse_time, help="Only before; in the same formats.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(min=1), help="List at most this many.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array, in the format of the API.")
+def list_(
+    actor: str | None,
+    action: str | None,
+    target: str | None,
+    after: datetime | None,
+    before: datetime | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """
+    List changes that a person or a key asked for, the newest first.
+
+    Placing an order is not among them: the order itself tells it.
+
+    Exit codes: 0 done, also if there are none; 2 wrong usage or configuration; 3 the database is out of reach.
+    """
+    import orjson
+
+    from app.storage.audit import AuditTrail
+    from app.storage.errors import StorageUnavailable
+    from app.web.endpoints.audit import to_json
+
+    parts = console.parts(console.settings())
+    console.run_database_step(parts.storage.require_tables)
+
+    async def run() -> list[dict[str, object]]:
+        trail = AuditTrail(parts.storage.stores)
+        try:
+            found = await trail.list(actor=actor, action=action, target=target, after=after, before=before, limit=limit)
+        finally:
+            await parts.storage.close()
+        return [to_json(record) for record in found]
+
+    try:
+        rows = asyncio.run(run())
+    except StorageUnavailable as error:
+        console.exit_with(console.OUT_OF_REACH, error.detail)
+    if as_json:
+        console.print_json(rows)
+    elif rows:
+        shown = [{**row, "from": orjson.dumps(row["from"]).decode(), "to": orjson.dumps(row["to"]).decode()} for row in rows]
+        click.echo(console.table(COLUMNS, [[str(row[column]) for column in COLUMNS] for row in shown]))
+    else:
+        click.echo("no changes")

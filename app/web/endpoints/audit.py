@@ -1,0 +1,114 @@
+"""The endpoint of the audit: who changed what, from which value to which."""
+
+from __future__ import annotations
+
+__all__ = ["DESCRIPTION", "AuditService", "route_group", "to_json"]
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from aiohttp import hdrs, web
+
+from app.storage.audit import AuditRecord
+from app.web.handler import Endpoint, RequestContext
+from app.web.requests.filters import FilterReader
+from app.web.requests.paging import read_page
+from app.web.requests.parsing import read_query
+from app.web.responses import json_response
+from app.web.route_group import RouteGroup
+from app.web.spec.components import Description, operation, page_of, query_parameter, ref, response
+from modules.filters import Filter
+
+_PATH = "/v1/audit"
+_TEXT = {"type": "string", "minLength": 1, "maxLength": 255}
+_MOMENT = {"type": "string", "format": "date-time", "maxLength": 40}
+_FILTERS = (
+    Filter("actor", _TEXT, "Changes that this key asked for."),
+    Filter("action", _TEXT, "Changes by this operation: its id in this document."),
+    Filter("target", _TEXT, "Changes of this resource: an order id, a product id, the id of a dead letter."),
+    Filter("after", _MOMENT, "Changes at this time or later."),
+    Filter("before", _MOMENT, "Changes before this time."),
+)
+_RECORD = {
+    "type": "object",
+    "description": "A change that a person or a key asked for.",
+    "required": ["id", "module", "at", "actor", "action", "target", "from", "to", "correlation_id"],
+    "properties": {
+        **{name: {"type": "string"} for name in ("id", "module", "actor", "action", "target", "correlation_id")},
+        "at": {"type": "string", "format": "date-time"},
+        "from": {"description": "What the change replaced; null where there was nothing."},
+        "to": {"description": "What it was replaced with; null where nothing is left."},
+    },
+}
+
+
+class AuditService(Protocol):
+    """The audit of all modules of this process."""
+
+    async def list(
+        self,
+        *,
+        actor: str | None = None,
+        action: str | None = None,
+        target: str | None = None,
+        after: datetime | None = None,
+        before: datetime | None = None,
+        beyond: str | None = None,
+        limit: int = 50,
+    ) -> Sequence[AuditRecord]:
+        """Return up to *limit* records that meet all conditions, the newest first, with ids below *beyond*."""
+
+
+def route_group(service: AuditService) -> RouteGroup:
+    """Return the endpoint that lists the records of *service*."""
+    filters = FilterReader(_FILTERS)
+
+    async def list_audit(request: web.Request, context: RequestContext) -> web.Response:
+        query = read_query(request, {*filters.names, "limit", "cursor"})
+        wanted: dict[str, Any] = {condition.filter.name: condition.values[0] for condition in filters.read(query)}
+
+        async def fetch(beyond: str | None, limit: int) -> tuple[Sequence[AuditRecord], None]:
+            return await service.list(**wanted, beyond=beyond, limit=limit), None
+
+        return json_response(await read_page(query, _PATH, fetch, lambda record: str(record.id), to_json))
+
+    return RouteGroup((Endpoint(hdrs.METH_GET, _PATH, list_audit),), DESCRIPTION)
+
+
+def to_json(record: AuditRecord) -> dict[str, Any]:
+    """Return *record* as the API shows it."""
+    return {
+        "id": record.id,
+        "module": record.module,
+        "at": record.at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "actor": record.actor,
+        "action": record.action,
+        "target": record.target,
+        "from": record.before,
+        "to": record.after,
+        "correlation_id": record.correlation_id,
+    }
+
+
+DESCRIPTION = Description(
+    {
+        _PATH: {
+            "get": operation(
+                "listAudit",
+                _PATH,
+                "List who changed what, newest first",
+                "operations",
+                {200: response("One page.", ref("schemas", "AuditPage"))},
+                (400, 503),
+                parameters=[
+                    *({**query_parameter(each.name, dict(each.schema)), "description": each.description} for each in _FILTERS),
+                    ref("parameters", "Limit"),
+                    ref("parameters", "Cursor"),
+                ],
+            )
+        }
+    },
+    {"AuditRecord": _RECORD, "AuditPage": page_of(ref("schemas", "AuditRecord"))},
+)
+"""The OpenAPI description of this endpoint."""
