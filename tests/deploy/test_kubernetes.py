@@ -117,6 +117,7 @@ def test_the_program_accepts_its_environment(name: str, tmp_path: Path) -> None:
         module = file.rpartition("_")[2]
         url = f"postgresql://{module}:secret@postgres/{module}"
         text = {"api_keys": "operator:0123456789abcdef"}.get(file, url if "database" in file else "secret")
+        (tmp_path / file).touch(0o600)
         (tmp_path / file).write_text(text, encoding="utf-8")
     image = {"HTTP_HOST": "0.0.0.0", "HTTP_PORT": "8080"}
     settings = load(image | {key: value.replace(SECRETS, str(tmp_path)) for key, value in environment.items()}, MODULES)

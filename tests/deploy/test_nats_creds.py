@@ -64,6 +64,7 @@ def credentials(folder: Path, account: Key) -> Path:
         f"-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n"
         f"-----BEGIN USER NKEY SEED-----\n{user.seed.decode()}\n------END USER NKEY SEED------\n"
     )
+    path.chmod(0o600)
     return path
 
 

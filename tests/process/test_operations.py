@@ -215,6 +215,7 @@ async def test_requests_without_an_api_key_are_rejected(
 ) -> None:
     """With AUTH=keys, orders need a key from the file, probes do not. The key is in no log line."""
     secret = "k-0123456789abcdef"
+    (tmp_path / "keys").touch(0o600)
     (tmp_path / "keys").write_text(f"shop:{secret}\n")
     server = serve(AUTH="keys", API_KEYS_FILE="keys")
     client = connect(server)
