@@ -239,18 +239,13 @@ class Settings:
         values.hosts, (), "Host names, comma-separated, that AUTH=off answers for beside loopback; * for all.", default_text=""
     )
     cors_origins: tuple[str, ...] = _variable(
-        values.origins,
-        (),
-        "Origins, comma-separated, whose pages may send requests from another site (https://shop.example).",
-        default_text="",
+        values.origins, (), "Origins, comma-separated, whose pages may send requests (https://shop.example).", default_text=""
     )
     requests_per_s: int | None = _variable(
         values.or_none(values.whole(1, _WHOLE_MAX)), None, "Most requests a second of one API key; without keys, of one address."
     )
     connections_max: int | None = _variable(
-        values.or_none(values.whole(1, 1_000_000)),
-        None,
-        "Most connections at once, by default what the limit of open files leaves; probes are answered on a few more.",
+        values.or_none(values.whole(1, 1_000_000)), None, "Most connections; by default what the limit of open files leaves."
     )
     outbox_cap: int = _variable(
         values.whole(1, _WHOLE_MAX),
