@@ -93,6 +93,8 @@ class NatsClient(Client):
     async def _connect_to_server(self, s: Any) -> None:
         self.abort()  # the socket of the previous attempt, to a server that then said nothing: the client would only forget it
         self.options.update(self._renewed())
+        if self.options.get("tls") is None:
+            self.options.pop("tls", None)  # without the option the client trusts the system's certificates
         await super()._connect_to_server(s)
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:
