@@ -320,6 +320,7 @@ def build_web(parts: Parts, health: Health, gate: Gate) -> Runner:
         health=health,
         metrics=parts.metrics,
         gate=gate,
+        cors_origins=settings.cors_origins,
         version=installed_version(),
         route_groups=(
             audit_endpoints.route_group(AuditTrail(parts.storage.stores)),

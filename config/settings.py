@@ -239,7 +239,7 @@ class Settings:
         values.hosts, (), "Host names, comma-separated, that AUTH=off answers for beside loopback; * for all.", default_text=""
     )
     cors_origins: tuple[str, ...] = _variable(
-        values.origins, (), "Origins, comma-separated, whose pages may send requests (https://shop.example).", default_text=""
+        values.origins, (), "Origins, comma-separated, whose pages may call this server (https://shop.example).", default_text=""
     )
     requests_per_s: int | None = _variable(
         values.or_none(values.whole(1, _WHOLE_MAX)), None, "Most requests a second of one API key; without keys, of one address."

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["GATE", "STATIC_HANDLERS", "TELEMETRY", "UNMATCHED", "build_application"]
 
 import re
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 
 import orjson
 from aiohttp import HttpVersion11, hdrs, web
@@ -13,6 +13,7 @@ from attrs import evolve
 
 from app.runtime.service import ModuleService
 from app.telemetry.metrics import CONTENT_TYPE
+from app.web.access.cors import Cors
 from app.web.access.gate import Gate
 from app.web.endpoints import docs, module_routes
 from app.web.endpoints import health as probes
@@ -55,15 +56,17 @@ def build_application(
     version: str,
     route_groups: tuple[RouteGroup, ...] = (),
     streams: Streams | None = None,
+    cors_origins: Collection[str] = (),
 ) -> web.Application:
     """
-    Return the application that serves *services* and *route_groups*.
+    Return the application that serves *services* and *route_groups*; pages of *cors_origins* may call it.
 
     Run the application with `app.web.server.Runner`, so that requests that aiohttp itself rejects get a problem document,
     too.
     """
     streams = streams or Streams()
-    deps = HandlerDeps(metrics, gate)
+    cors = Cors(cors_origins) if cors_origins else None
+    deps = HandlerDeps(metrics, gate, cors)
     modules = [service.module for service in services]
     document = openapi.document(modules, version, [group.description for group in route_groups])
     app = web.Application(client_max_size=BODY_BYTES_MAX)
@@ -89,7 +92,13 @@ def build_application(
     unmatched = build_handler(Endpoint(hdrs.METH_ANY, UNMATCHED, _reject_unmatched(catch_all)), deps)
     redirect = build_handler(Endpoint(hdrs.METH_ANY, UNMATCHED, _redirect, is_public=True), deps)
 
+    preflight = build_handler(Endpoint(hdrs.METH_ANY, UNMATCHED, _preflight(cors), is_public=True), deps)
+    if cors is not None:
+        app.on_response_prepare.append(cors.on_response_prepare)
+
     async def handle_unmatched(request: web.Request) -> web.StreamResponse:
+        if cors is not None and cors.is_preflight(request):
+            return await preflight(request)
         return await (unmatched if await _usual_path(request, catch_all) is None else redirect)(request)
 
     catch_all.add_route(hdrs.METH_ANY, handle_unmatched, expect_handler=_expect_handler(handle_unmatched))
@@ -138,6 +147,14 @@ def _metrics(metrics: Telemetry) -> EndpointHandler:
 def _fixed(body: bytes, content_type: str) -> EndpointHandler:
     async def handle(request: web.Request, context: RequestContext) -> web.Response:
         return web.Response(body=body, headers={**UNCACHED, hdrs.CONTENT_TYPE: content_type})
+
+    return handle
+
+
+def _preflight(cors: Cors | None) -> EndpointHandler:
+    async def handle(request: web.Request, context: RequestContext) -> web.Response:
+        assert cors is not None
+        return cors.preflight()
 
     return handle
 

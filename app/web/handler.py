@@ -37,6 +37,7 @@ from app.storage.errors import CommitOutcomeUnknown, TemporarilyUnavailable
 from app.telemetry.logs import enabled
 from app.telemetry.trace import correlation_id
 from app.web.access.authentication import ANONYMOUS
+from app.web.access.cors import Cors
 from app.web.access.gate import Gate
 from app.web.access.permissions import roles_of
 from app.web.problems import X_CORRELATION_ID, ProblemError, problem_response
@@ -126,6 +127,8 @@ class HandlerDeps:
 
     telemetry: Telemetry
     gate: Gate
+    cors: Cors | None = None
+    """None where no page of another origin may read anything."""
 
 
 class Handler:
@@ -136,13 +139,16 @@ class Handler:
     passed on.
     """
 
-    __slots__ = ("_counters", "_deps", "_endpoint", "_gate", "_handle", "_histogram", "_hosts", "_is_public", "_roles")
+    __slots__ = (
+        *("_cors", "_counters", "_deps", "_endpoint", "_gate", "_handle", "_histogram", "_hosts", "_is_public", "_roles"),
+    )
 
     def __init__(self, endpoint: Endpoint, deps: HandlerDeps) -> None:
         self._endpoint = endpoint
         self._deps = deps
         self._handle = endpoint.handle
         self._gate = deps.gate
+        self._cors = deps.cors
         self._is_public = endpoint.is_public
         self._hosts = None if endpoint.path in PROBES else deps.gate.hosts
         # A request that matches no route gets its 404 from every known caller.
@@ -168,6 +174,8 @@ class Handler:
         if not response.prepared:
             response.headers[X_CORRELATION_ID] = correlation
             response.headers[hdrs.SERVER] = SERVER
+            if self._cors is not None:
+                self._cors.add(request, response)
         if not context.is_recorded:
             self._record(response.status, started, request.method)
         if enabled("DEBUG"):

@@ -117,6 +117,7 @@ async def start() -> AsyncIterator[Start]:
 
     async def start(
         *, requires_key: bool = False, route_groups: tuple[RouteGroup, ...] = (), module: Module = SHIPMENTS,
+        cors_origins: tuple[str, ...] = (),
         keys: str = f"shop:operator:{KEY}",
     ) -> Web:
         service, health, metrics, streams = FakeService(module), FakeHealth(), Metrics(), Streams()
@@ -129,6 +130,7 @@ async def start() -> AsyncIterator[Start]:
             version="1.2.3",
             route_groups=(stream_tokens.route_group(gate.tokens), *route_groups),
             streams=streams,
+            cors_origins=cors_origins,
         )
         server = Server(app)
         client: TestClient[Any, Any] = TestClient(server)
