@@ -80,7 +80,7 @@ class Fleet:
 
 @asynccontextmanager
 async def fleet_at(path: Path, server: NatsServer) -> AsyncIterator[Fleet]:
-    async with JetStreamHarness.on(server.account_urls(), ack_wait_seconds=5.0) as on_nats, harness_at(path / "test.db") as harness:
+    async with JetStreamHarness.on(server.account_urls(), ack_wait_seconds=15.0) as on_nats, harness_at(path / "test.db") as harness:
         fleet = Fleet(harness, on_nats, {})
         await harness.submit("inventory", product(1000))
         try:

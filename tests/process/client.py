@@ -35,10 +35,12 @@ class Reply:
 
 
 async def eventually(fetch: Callable[[], Awaitable[T]], is_met: Callable[[T], bool], seconds: float = 30.0) -> T:
-    """Call *fetch* until its result *is_met*, and return it; fail with the last result after *seconds*."""
+    """Call *fetch* until its result *is_met*, and return it; fail with the last result after *seconds* and three calls."""
     deadline = time.monotonic() + seconds
+    calls = 1
     while not is_met(result := await fetch()):
-        assert time.monotonic() < deadline, f"not met after {seconds:g} s: {result}"
+        assert calls < 3 or time.monotonic() < deadline, f"not met after {seconds:g} s: {result}"
+        calls += 1
         await asyncio.sleep(0.02)  # polling is the only way to wait for the state of another process
     return result
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.architecture.tree import copy_to
 from tests.process.client import Client
-from tests.process.server import Server, environment_of, run
+from tests.process.server import READY_SECONDS, Server, environment_of, run
 
 ADDRESS = {"line1": "12 St James's Square", "city": "London", "postal_code": "SW1Y 4JH", "country": "GB"}
 
@@ -65,7 +65,7 @@ def test_the_server_does_not_start_with_contradictory_contracts(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=READY_SECONDS,
         check=False,
     )
     assert done.returncode == 2, done.stderr

@@ -12,7 +12,7 @@ import pytest
 
 from tests.nats import NatsServer
 from tests.postgres import PostgresServer
-from tests.process.client import Client
+from tests.process.client import Client, eventually
 from tests.process.conftest import Serve
 from tests.process.invariants import MODULES, check_invariants
 from tests.process.server import Server, run
@@ -99,6 +99,9 @@ async def test_nothing_is_lost_when_server_connections_and_database_are_killed(
         await asyncio.to_thread(postgres.kill)
         await asyncio.to_thread(postgres.start)
 
+    async def orders_accepted() -> int:
+        return len(workload.accepted)
+
     async with asyncio.TaskGroup() as group:
         for _ in range(BUYERS):
             group.create_task(workload.buy())
@@ -111,7 +114,9 @@ async def test_nothing_is_lost_when_server_connections_and_database_are_killed(
             kill_database,
             kill_server,
         ):
+            before = len(workload.accepted)
             await asyncio.sleep(rng.uniform(0.3, 0.9))
+            await eventually(orders_accepted, lambda count, before=before: count >= before + 20)  # type: ignore[misc]
             await disturb()
         await asyncio.sleep(0.5)
         workload.is_stopped = True
