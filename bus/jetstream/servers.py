@@ -39,8 +39,10 @@ def credentials(servers: Servers) -> dict[str, Any]:
     Raises:
         OSError: The certificates cannot be read.
     """
-    tls = ssl.create_default_context(cafile=servers.tls_ca) if servers.tls_ca else None
-    return {"user": servers.user, "password": servers.password, "tls": tls}
+    options: dict[str, Any] = {"user": servers.user, "password": servers.password}
+    if servers.tls_ca:  # without the option the client trusts the certificates of the system; with None it has no TLS
+        options["tls"] = ssl.create_default_context(cafile=servers.tls_ca)
+    return options
 
 
 def advice(refusal: str) -> str:
