@@ -22,15 +22,16 @@ WORKDIR /src
 # pip has an environment of its own, so the environment that is copied below contains no pip.
 RUN python3 -m venv /opt/pip \
     && python3 -m venv --without-pip /opt/fulfilment
-# The dependencies change less often than the code, so they are a layer of their own: without the packages this installs
-# an empty fulfilment and all its dependencies.
+# The dependencies change less often than the code, so they are a layer of their own. Each is the version of the lock file,
+# and pip refuses a file whose hash is not in it.
+COPY requirements/image.txt requirements/image.txt
+RUN /opt/pip/bin/pip --python /opt/fulfilment/bin/python install --no-compile --require-hashes -r requirements/image.txt
 COPY LICENSE README.rst pyproject.toml setup.cfg ./
-RUN /opt/pip/bin/pip --python /opt/fulfilment/bin/python install --no-compile '.[postgres]'
 COPY app app
 COPY bus bus
 COPY config config
 COPY modules modules
-RUN /opt/pip/bin/pip --python /opt/fulfilment/bin/python install --no-compile --no-deps --force-reinstall .
+RUN /opt/pip/bin/pip --python /opt/fulfilment/bin/python install --no-compile --no-deps .
 COPY deploy/gather-rootfs deploy/gather-rootfs
 RUN deploy/gather-rootfs /opt/fulfilment /rootfs
 
