@@ -34,7 +34,7 @@ KEEP_ALIVE_SECONDS = 75.0
 RESERVED_CONNECTIONS = 16
 """Connections beyond the limit on which probes are still answered."""
 
-_LINGER_SECONDS = 0.5
+_LINGER_SECONDS = 1.0
 _LINGER_STEP_SECONDS = 0.01
 _DESCRIPTORS_KEPT = 128
 _CONNECTIONS_MAX = 10_000
