@@ -327,6 +327,13 @@ async def test_a_charge_is_asked_for_again_where_its_key_is_remembered(gateway: 
     assert await gateway.repeats_safely("01890000-0000-7000-8000-000000000000") is False
 
 
+async def test_a_payment_method_that_does_not_exist_declines(localstripe: LocalStripe) -> None:
+    """A compatible server answers with 404 and does not say what is missing."""
+    gateway = StripeGateway(API_KEY, localstripe.url)
+    assert await charge(gateway, new_order_id(), "pm_unknown") == Declined("resource_missing")
+    await gateway.close()
+
+
 async def test_a_server_that_ignores_keys_is_always_looked_up(localstripe: LocalStripe) -> None:
     """It does not identify its responses as Stripe does."""
     gateway = StripeGateway(API_KEY, localstripe.url)
