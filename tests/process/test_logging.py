@@ -83,6 +83,11 @@ async def test_a_hangup_opens_the_log_anew_and_reads_the_keys_again(
         return (await client.request("GET", "/v1/inventory", headers={"Authorization": f"Bearer {key}"})).status
 
     assert (await status(FIRST), await status(SECOND)) == (200, 401)
+
+    async def messages() -> list[str]:
+        return [json.loads(line)["message"] for line in log.read_text().splitlines()] if log.exists() else []
+
+    await eventually(messages, lambda found: "ready" in found)
     log.rename(tmp_path / "app.log.1")
     keys.write_text(f"shop:{SECOND}\n")
     server.send(signal.SIGHUP)
@@ -94,9 +99,6 @@ async def test_a_hangup_opens_the_log_anew_and_reads_the_keys_again(
     line = await asyncio.to_thread(server.wait_for_line, lambda line: "configuration is wrong" in line)
     assert (json.loads(line)["level"], "API_KEYS_FILE: line 1" in json.loads(line)["detail"]) == ("ERROR", True)
     assert (await status(FIRST), await status(SECOND)) == (401, 200)
-
-    async def messages() -> list[str]:
-        return [json.loads(line)["message"] for line in log.read_text().splitlines()] if log.exists() else []
 
     await eventually(messages, lambda found: "the configuration is wrong, and the one before stays in use" in found)
     assert "ready" in (tmp_path / "app.log.1").read_text()
