@@ -69,7 +69,10 @@ async def test_an_order_is_charged_shipped_and_confirmed(client: Client) -> None
         assert TIMESTAMP.fullmatch(time)
 
     payment = await client.get(f"/v1/payments/{order_id}")
-    assert payment.keys() == {"order_id", "status", "amount", "attempts", "reference", "updated_at"}
+    assert payment.keys() == {
+        "order_id", "status", "amount", "attempts", "reference", "refunded", "refund_status", "needs_settling", "dispute",
+        "updated_at",
+    }  # fmt: skip
     assert (payment["status"], payment["amount"], payment["attempts"]) == ("captured", order["total"], 1)
     assert payment["reference"]
 
@@ -170,7 +173,7 @@ async def test_unknown_paths_and_methods_are_problems(shared_client: Client) -> 
     """404 and 405 are problem documents; 405 has the Allow header."""
     for path in (
         f"/v1/orders/{UNKNOWN}", "/v1/orders/nonsense", f"/v1/orders/{UNKNOWN}/stream", "/v1/inventory/SKU-9",
-        f"/v1/payments/{UNKNOWN}", "/v1/dead-letters/nothing", "/v2/orders", "/",
+        f"/v1/payments/{UNKNOWN}", "/v1/dead-letters/nothing", "/v2/orders",
     ):  # fmt: skip
         assert_problem(await shared_client.request("GET", path), 404)
     assert_problem(await shared_client.request("POST", f"/v1/orders/{UNKNOWN}/cancel"), 404, "order_not_found")
