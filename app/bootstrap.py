@@ -19,6 +19,7 @@ __all__ = [
     "described_routes",
 ]
 
+import asyncio
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
@@ -45,9 +46,10 @@ from app.messaging.outbox_relay import OutboxRelay, pending_events
 from app.messaging.version_usage import VersionUsageReport
 from app.runtime.batch import BatchProcessor
 from app.runtime.engine import TransactionEngine
-from app.runtime.local_routing import LocalRoutes
+from app.runtime.local_routing import LocalRoutes, direct_takers
 from app.runtime.order_metrics import OrderMetrics, PaymentCases
-from app.runtime.runner import CommitListener, ModuleRunner
+from app.runtime.runner import ModuleRunner
+from app.runtime.work import CommitListener, OutgoingEvent
 from app.storage.audit import AuditTrail
 from app.storage.clock_watch import ClockWatch, build_clock_watch
 from app.storage.databases import Storage, build_storage
@@ -163,8 +165,11 @@ def build_runtime(
 class Worker(Protocol):
     """A consumer beside a module's own, which calls something outside and submits the answer to the module."""
 
-    async def consume(self, subscription: Subscription) -> None:
-        """Handle what *subscription* delivers, until cancelled."""
+    async def consume(self, subscription: Subscription, is_express: bool = False) -> None:
+        """Handle what *subscription*, one lane, delivers, until cancelled."""
+
+    def take(self, event: OutgoingEvent) -> asyncio.Future[bool] | None:
+        """Handle a committed event that did not come over the bus; see `app.runtime.work.TakeEvent`."""
 
     async def drain(self, seconds: float) -> None:
         """Let the calls in flight end, for up to *seconds*; cancel the rest, which the bus delivers again."""
@@ -209,7 +214,9 @@ def build_payment_gateway(
         return CircuitBreaker(clock.monotonic, on_change=changed)
 
     operations = Operations.of(gateway.name, clock, make_breaker)
-    worker = PaymentWorker(runner, gateway, operations, contracts, clock, metrics)
+    worker = PaymentWorker(
+        runner, gateway, operations, contracts, clock, metrics, takes_directly=settings.bus == "memory"
+    )
     runner.add_listener(worker.delays.on_commit)
     secret = settings.stripe_webhook_secret
     ledger = gateway if isinstance(gateway, ChargeLedger) else None
@@ -263,15 +270,12 @@ class Parts:
         found: dict[str, Callable[[Subscription], Coroutine[Any, Any, None]]] = {}
         for name, runner in self.runtime.runners.items():
             found[name] = runner.consume
-            found[name + EXPRESS_LANE] = _express(runner)
+            found[name + EXPRESS_LANE] = partial(runner.consume, is_express=True)
         for gateway in self.gateways.values():
             for name, worker in gateway.workers.items():
-                found[name] = found[name + EXPRESS_LANE] = worker.consume
+                found[name] = worker.consume
+                found[name + EXPRESS_LANE] = partial(worker.consume, is_express=True)
         return found
-
-
-def _express(runner: ModuleRunner) -> Callable[[Subscription], Coroutine[Any, Any, None]]:
-    return lambda subscription: runner.consume(subscription, is_express=True)
 
 
 def build_parts(settings: Settings, clock: Clock | None = None) -> Parts:
@@ -302,6 +306,10 @@ def build_parts(settings: Settings, clock: Clock | None = None) -> Parts:
         for worker in module.workers:
             if module.name not in gateways or worker not in gateways[module.name].workers:
                 raise ModuleError(f"{module.name}: nothing runs the worker {worker}; GATEWAYS in app/bootstrap.py has to")
+    if settings.bus == "memory":
+        takers = {name: worker.take for gateway in gateways.values() for name, worker in gateway.workers.items()}
+        for runner in runtime.runners.values():
+            runner.takers = direct_takers(modules, takers)
     return Parts(
         settings, clock, metrics, modules, contracts, storage, dead_letters, bus, runtime,
         build_clock_watch(

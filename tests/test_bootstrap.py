@@ -14,11 +14,12 @@ from uuid_utils import uuid7
 
 from app.application import Application
 from app.clock import SystemClock
+from app.runtime.local_routing import direct_takers
 from app.storage.tables import DUE_NOW
 from bus.errors import BrokerUnreachable
 from config.environment import load
 from modules.orders.events import CancelRequested
-from modules.payments.events import PaymentCaptured
+from modules.payments.events import ChargeRequested, PaymentCaptured, RefundRequested
 from modules.registry import MODULES
 from modules.values import Money
 from tests.runtime.harness import CONTEXT, NO_CONTENT, oid, product, submitted
@@ -56,7 +57,7 @@ class LateClock(SystemClock):
 
 @pytest.mark.parametrize("express", [False, True])
 async def test_modules_on_one_file_deliver_locally(tmp_path: Path, express: bool) -> None:
-    """In both lanes, one step of the orders runner takes an order to the charge request, which goes over the bus."""
+    """In both lanes, one step of the orders runner takes an order to the charge request, which has a row in the outbox."""
     application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db"}, MODULES))
     application.parts.storage.migrate()
     for name, what in ("inventory", product()), ("orders", attrs.evolve(submitted(), is_express=express)):
@@ -76,6 +77,22 @@ async def test_modules_on_one_file_deliver_locally(tmp_path: Path, express: bool
     assert await published("payments") == [f"payments.charge_requested.v1{lane}"]
     await application.parts.bus.bus.close(0)
     await database.close()
+
+
+async def test_a_worker_takes_events_without_the_bus_only_where_nothing_else_consumes_them(tmp_path: Path) -> None:
+    """The bus in memory carries no charge request, unless another module wants to read it, too."""
+    application = Application(load({"DATABASE_URL": f"sqlite:///{tmp_path}/test.db"}, MODULES))
+    parts = application.parts
+    runners = parts.runtime.runners
+    assert all(runner.takers.keys() == {ChargeRequested, RefundRequested} for runner in runners.values())
+    curious = [
+        attrs.evolve(module, consumes=(*module.consumes, ChargeRequested)) if module.name == "orders" else module
+        for module in parts.modules
+    ]
+    takers = {name: worker.take for name, worker in parts.gateways["payments"].workers.items()}
+    assert direct_takers(curious, takers).keys() == {RefundRequested}
+    await parts.bus.bus.close(0)
+    await parts.storage.close()
 
 
 async def test_an_order_counts_once_for_each_status_and_its_first_end_alone_has_a_duration(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ class DelayNotifier:
         )
 
     def on_commit(self, event: Any, decision: Decision, trace: TraceContext) -> None:
-        """Report each requested charge while the breaker is not closed (an `app.runtime.runner.CommitListener`)."""
+        """Report each requested charge while the breaker is not closed (an `app.runtime.work.CommitListener`)."""
         if self._breaker.state is not BreakerState.CLOSED:
             for each in (event, *decision.events):
                 if type(each) is ChargeRequested:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["ChargeAttempt", "GatewayRequest", "result_id"]
+__all__ = ["ChargeAttempt", "GatewayRequest", "parse_time", "result_id"]
 
+from datetime import datetime
 from typing import Any
 
 from attrs import define, field
@@ -126,6 +127,15 @@ def result_id(request_id: str, consumer: str, result: Any) -> str:
     """
     kind = f"{_RESULT_NAMES[type(result)]}.{getattr(result, 'is_unknown', False)}"
     return derived_id(request_id, f"{consumer}.{kind}")
+
+
+def parse_time(text: str | None) -> datetime | None:
+    """Return the time that *text* holds (RFC 3339, with a time zone); None if it holds none."""
+    try:
+        time = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return time if time.tzinfo is not None else None
 
 
 def _is_chargeable(payment: Payment | None) -> bool:

@@ -16,7 +16,7 @@ __all__ = ["CONSUMER", "FRESH_SECONDS", "PaymentWorker"]
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -29,14 +29,16 @@ from app.gateways.breakers.circuit_breaker import BreakerOpen, BreakerState
 from app.gateways.breakers.operations import Operations
 from app.gateways.delay_notifier import DelayNotifier, no_content
 from app.gateways.gateway_calls import CALLS_MAX, LANE_CALLS_MAX, GatewayCalls
-from app.gateways.gateway_request import ChargeAttempt, GatewayRequest, result_id
+from app.gateways.gateway_request import ChargeAttempt, GatewayRequest, parse_time, result_id
 from app.gateways.order_locks import OrderLocks
 from app.gateways.port import Gateway
 from app.runtime.receiving import Received, Receiver, extend_ack_deadlines
 from app.runtime.runner import ModuleRunner
+from app.runtime.work import OutgoingEvent
 from app.storage.errors import TemporarilyUnavailable
 from app.telemetry.message_metrics import MessageMetrics
 from app.telemetry.metrics import Metrics
+from app.telemetry.trace import TraceContext
 from bus.contracts.event_reader import EventReader
 from bus.contracts.registry import ContractRegistry
 from bus.port import Clock, Delivery, Subscription
@@ -69,7 +71,9 @@ FETCH_SECONDS = 1.0
 class _Lane:
     """The requests of one subscription that are in hand."""
 
-    calling: set[asyncio.Task[None]] = field(factory=set)
+    is_behind: bool
+    """False if no request waits in the bus: then `PaymentWorker.take` may use the free slots, all but one."""
+    calling: set[asyncio.Task[Any]] = field(factory=set)
     """Those that need one of the provider's calls; the others wait until their result is stored."""
     in_hand: int = 0
     held: int = 0
@@ -88,7 +92,10 @@ class PaymentWorker:
         clock: Clock,
         metrics: Metrics,
         rng: random.Random | None = None,
+        *,
+        takes_directly: bool = False,
     ) -> None:
+        """Prepare to call *gateway*; *takes_directly* tells whether `take` may be called."""
         rng = rng or random.Random()
         self._runner = runner
         self._gateway = gateway
@@ -99,22 +106,26 @@ class PaymentWorker:
         self._calls = GatewayCalls(gateway, operations, metrics, rng)
         self._order_locks = OrderLocks()
         self._started_at = self._closed_since = clock.now()
-        self._in_hand: dict[asyncio.Task[None], Delivery] = {}
-        self._lanes: list[_Lane] = []
+        self._in_hand: dict[asyncio.Task[Any], Delivery | None] = {}
+        """The tasks of the requests in hand, each with its delivery; None if the request did not come over the bus."""
+        self._lanes = {is_express: _Lane(is_behind=not takes_directly) for is_express in (False, True)}
+        self._takes_directly = takes_directly
+        self._failed: set[str] = set()
+        """Ids of requests that failed without the bus, which delivers them now."""
         self._slot_freed = asyncio.Event()
         self._subscriptions: list[Subscription] = []
         self._heartbeat: asyncio.Task[None] | None = None
+        self._is_draining = False
         self.delays = DelayNotifier(runner, CONSUMER, breaker, clock)
         self._breaker_wait = BreakerWait(breaker, clock)
         breaker.add_listener(self._on_breaker_change)
 
-    async def consume(self, subscription: Subscription) -> None:
+    async def consume(self, subscription: Subscription, is_express: bool = False) -> None:
         """Process *subscription*, one lane, until cancelled; fetch no more than there are free slots."""
         self._subscriptions.append(subscription)
         if self._heartbeat is None:
             self._heartbeat = asyncio.create_task(self._send_heartbeats())
-        lane = _Lane()
-        self._lanes.append(lane)
+        lane = self._lanes[is_express]
         while True:
             limit = await self._wait_for_slots(lane)
             if self._breaker.state is not BreakerState.CLOSED:
@@ -125,11 +136,29 @@ class PaymentWorker:
                     limit = self._breaker.probes
             if subscription.is_paused:
                 subscription.resume()
-            for delivery in await subscription.fetch(limit, FETCH_SECONDS):
-                self._start(delivery, lane)
+            if not lane.is_behind:
+                limit = 1
+            deliveries = await subscription.fetch(limit, FETCH_SECONDS)
+            lane.is_behind = len(deliveries) == limit or not self._takes_directly
+            for delivery in deliveries:
+                _ = self._start(self._handle(delivery, lane), lane, delivery)
+
+    def take(self, event: OutgoingEvent) -> asyncio.Future[bool] | None:
+        """
+        Process a request that this process has just committed, without the bus (an `app.runtime.work.TakeEvent`).
+
+        The bus carries the request if it has to wait: no call is free, the breaker is not closed, or older ones wait.
+        """
+        lane = self._lanes[event.is_express]
+        is_closed = self._breaker.state is BreakerState.CLOSED
+        if lane.is_behind or self._is_draining or not is_closed or self._free_slots(lane) <= 1:
+            lane.is_behind = True
+            return None
+        return self._start(self._handle_taken(event, lane), lane, None)
 
     async def drain(self, seconds: float) -> None:
         """Wait up to *seconds* for the calls in flight; cancel the others, whose messages the bus delivers again."""
+        self._is_draining = True
         self._breaker_wait.shutdown()
         if self._in_hand:
             _, late = await asyncio.wait(self._in_hand, timeout=seconds)
@@ -155,24 +184,25 @@ class PaymentWorker:
         return free
 
     def _free_slots(self, lane: _Lane) -> int:
-        calling = sum(len(each.calling) for each in self._lanes)
+        calling = sum([len(each.calling) for each in self._lanes.values()])
         return min(CALLS_MAX - calling, LANE_CALLS_MAX - len(lane.calling), LANE_IN_HAND_MAX - lane.in_hand)
 
-    def _start(self, delivery: Delivery, lane: _Lane) -> None:
-        task = asyncio.create_task(self._handle(delivery, lane))
+    def _start(self, work: Coroutine[Any, Any, T], lane: _Lane, delivery: Delivery | None) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
         self._in_hand[task] = delivery
         lane.calling.add(task)
         lane.in_hand += 1
         task.add_done_callback(partial(self._on_done, lane))
+        return task
 
-    def _on_done(self, lane: _Lane, task: asyncio.Task[None]) -> None:
+    def _on_done(self, lane: _Lane, task: asyncio.Task[Any]) -> None:
         self._in_hand.pop(task, None)
         lane.in_hand -= 1
         self._free_call_slot(lane, task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.opt(exception=error).error("the payment worker could not settle a message")
 
-    def _free_call_slot(self, lane: _Lane, task: asyncio.Task[None]) -> None:
+    def _free_call_slot(self, lane: _Lane, task: asyncio.Task[Any]) -> None:
         lane.calling.discard(task)
         self._slot_freed.set()
 
@@ -180,7 +210,7 @@ class PaymentWorker:
         """Extend the ack deadlines of all messages in hand, until cancelled."""
         while True:
             await self._clock.sleep(HEARTBEAT_SECONDS)
-            await extend_ack_deadlines(list(self._in_hand.values()), CONSUMER)
+            await extend_ack_deadlines([each for each in self._in_hand.values() if each is not None], CONSUMER)
 
     def _on_breaker_change(self, state: BreakerState) -> None:
         if state is BreakerState.CLOSED:
@@ -198,24 +228,42 @@ class PaymentWorker:
         if received.may_be_deferred:
             await self._receiver.defer(delivery)
             return
-        task = asyncio.current_task()
-        assert task is not None
         try:
-            async with self._order_locks.turn(received.event.order_id) as is_uncontended:
-                request = self._request(received, is_uncontended=is_uncontended)
-                result = await self._call_provider(request, lane, task)
-                # Storing the result needs no call to the provider, however long it waits for the database.
-                self._free_call_slot(lane, task)
-                is_new = result is not None and await self._submit(request, result)
+            await self._process(received, lane)
         except Exception as error:  # any error is this message's alone: the bus delivers it again, up to its last try
             await self._receiver.fail(delivery, error, received.trace.correlation_id)
             return
-        self._messages.count(received.subject, "handled" if is_new else "superseded" if received.is_older else "repeated")
+        self._failed.discard(received.id)
         await delivery.ack()
+
+    async def _handle_taken(self, event: OutgoingEvent, lane: _Lane) -> bool:
+        """Process a request that did not come over the bus; return False if the bus has to deliver it after all."""
+        (row,) = event.messages
+        trace = TraceContext(row.correlation_id, row.traceparent)
+        received = Received(None, event.event, row.event_id, trace, row.subject, row.occurred_at, None, is_older=False)
+        try:
+            await self._process(received, lane)
+        except Exception as error:  # any error is this request's alone
+            self._failed.add(received.id)
+            logger.warning("a request failed; the bus delivers it", event_id=received.id, detail=repr(error))
+            return False
+        return True
+
+    async def _process(self, received: Received, lane: _Lane) -> None:
+        """Call the provider for one request and submit the result, after all earlier requests for the same order."""
+        task = asyncio.current_task()
+        assert task is not None
+        async with self._order_locks.turn(received.event.order_id) as is_uncontended:
+            request = self._request(received, is_uncontended=is_uncontended)
+            result = await self._call_provider(request, lane, task)
+            # Storing the result needs no call to the provider, however long it waits for the database.
+            self._free_call_slot(lane, task)
+            is_new = result is not None and await self._submit(request, result)
+        self._messages.count(received.subject, "handled" if is_new else "superseded" if received.is_older else "repeated")
 
     def _request(self, received: Received, *, is_uncontended: bool) -> GatewayRequest:
         """Return the request that *received* holds; *is_uncontended* if no other request for the order was in hand."""
-        event, requested_at = received.event, _parse_time(received.occurred_at)
+        event, requested_at = received.event, parse_time(received.occurred_at)
         may_be_repeat = self._may_be_repeat(received, requested_at)
         is_first_call = is_uncontended and not may_be_repeat and event.attempt == 1 and getattr(event, "is_wanted", True)
         # The order of a request that is old, or that waited while the breaker was open, may be cancelled or paid by now.
@@ -239,8 +287,10 @@ class PaymentWorker:
         An earlier process may have called the provider and been killed before it could submit the result; then the stored
         payment does not know of that call either.
         """
-        is_redelivered = received.delivery.tries > 1 or received.delivery.message.id != received.id
-        return is_redelivered or requested_at is None or requested_at < self._started_at
+        delivery = received.delivery
+        is_redelivered = delivery is not None and (delivery.tries > 1 or delivery.message.id != received.id)
+        is_repeat = is_redelivered or received.id in self._failed
+        return is_repeat or requested_at is None or requested_at < self._started_at
 
     async def _submit(self, request: GatewayRequest, result: Any) -> bool:
         """Submit *result* to payments; return False if it had been submitted before, for an earlier delivery."""
@@ -312,12 +362,3 @@ class PaymentWorker:
                 return await call()
             except TemporarilyUnavailable as error:
                 await self._clock.sleep(error.retry_after_seconds)
-
-
-def _parse_time(text: str | None) -> datetime | None:
-    """Return the time that *text* holds (RFC 3339, with a time zone); None if it holds none."""
-    try:
-        time = datetime.fromisoformat(text or "")
-    except ValueError:
-        return None
-    return time if time.tzinfo is not None else None

@@ -14,7 +14,7 @@ __all__ = ["OutboxRelay", "pending_events"]
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -122,6 +122,22 @@ class OutboxRelay:
         if rows and not self._bus.is_connected:
             self._rows_per_event = len(rows) / len({row.event_id for row in rows})  # until the next count finds out
 
+    def hand_over(self, row: OutboxMessage, take: Callable[[], asyncio.Future[bool] | None]) -> None:
+        """
+        Let *take* process the event of *row*, which is committed and due, in place of the bus.
+
+        The row counts as sent once the future is true. It is published if *take* returns None, or the future is false or
+        fails.
+        """
+        if row.id in self._in_flight:  # a scan has found it
+            return
+        processed = None if self._is_stopped else take()
+        if processed is None:
+            self._send(row)
+        else:
+            self._in_flight[row.id] = row
+            processed.add_done_callback(partial(self._on_processed, row))
+
     def count_delivered(self, subjects: Iterable[str]) -> None:
         """Count events that were delivered locally, one for each of *subjects*."""
         for subject, count in Counter(subjects).items():
@@ -179,6 +195,17 @@ class OutboxRelay:
         except ValueError as error:  # a text of the row that cannot be written as a header
             self._refused.append((row, PublishRefused.code, repr(error)))
 
+    def _on_processed(self, row: OutboxMessage, processed: asyncio.Future[bool]) -> None:
+        del self._in_flight[row.id]
+        if not processed.cancelled() and processed.exception() is None and processed.result():
+            self._on_sent(row)
+        else:
+            self._send(row)
+
+    def _on_sent(self, row: OutboxMessage) -> None:
+        self._published.labels(original_subject(row.subject)).inc()
+        self._sent.append(row.id)
+
     def _on_published(self, row: OutboxMessage, published: asyncio.Future[None]) -> None:
         error = None if published.cancelled() else published.exception()
         if isinstance(error, PublishRefused):
@@ -189,8 +216,7 @@ class OutboxRelay:
             self._left_in_table += 1
             return
         if error is None:
-            self._published.labels(original_subject(row.subject)).inc()
-            self._sent.append(row.id)
+            self._on_sent(row)
             if self._logged_errors:
                 self._logged_errors.clear()
             return

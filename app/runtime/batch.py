@@ -23,7 +23,7 @@ from app.runtime.work import DeferredToNewerVersion, ItemResult, OutgoingEvent, 
 from app.storage.audit import audit_entry, changes
 from app.storage.module_store import ModuleStore, ProcessedIds, time_ordered_id_range
 from app.storage.state_rows import to_db_timestamp
-from app.storage.tables import DUE_NOW, InboxEntry, OutboxMessage
+from app.storage.tables import DUE_NOW, InboxEntry
 from bus.contracts.registry import ContractRegistry
 from modules.module import CancelTimer, Decision, DecisionOutcome, Key, Module, Scheduled
 from modules.routes import Rejection, Response
@@ -78,12 +78,13 @@ class BatchProcessor:
             inbox_entries=entries,
             cancelled_timers=unit.cancelled_timers,
             audit=unit.audit,
-            outgoing=self.to_publish([event for event in unit.outgoing if not event.is_delivered_locally]),
+            outgoing=[
+                message
+                for event in unit.outgoing
+                if not event.is_delivered_locally
+                for message in event.to_messages(self._contracts)
+            ],
         )
-
-    def to_publish(self, events: Sequence[OutgoingEvent]) -> list[OutboxMessage]:
-        """Return the outbox rows of *events*."""
-        return [message for event in events for message in event.to_messages(self._contracts)]
 
     def _load(
         self, items: Sequence[WorkItem], keys: Sequence[Sequence[Key]], unit: UnitOfWork, connection: Connection

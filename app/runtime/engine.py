@@ -25,7 +25,6 @@ from app.runtime.batch import BatchProcessor, new_keys
 from app.runtime.local_routing import LocalRoutes
 from app.runtime.unit_of_work import UnitOfWork
 from app.runtime.work import ItemResult, OutgoingEvent, WorkItem
-from app.storage.tables import OutboxMessage
 from bus.port import Clock
 
 ROUNDS_MAX = 8
@@ -43,8 +42,8 @@ class ModuleResult:
     """One for each of *items*."""
     delivered_subjects: list[str] = field(factory=list)
     """The subjects of its events that were delivered locally."""
-    to_publish: list[OutboxMessage] = field(factory=list)
-    """The outbox rows of its events that the bus has to carry now."""
+    to_publish: list[OutgoingEvent] = field(factory=list)
+    """Its events that have outbox rows which are due now."""
     superseded_subjects: list[str] = field(factory=list)
     """The subjects that it skipped, because the same event came in a newer version."""
 
@@ -79,9 +78,8 @@ class TransactionEngine:
         due = self._decide_in_rounds(module, items, is_local, units, result, now, connection)
         to_publish = self._divide(due, result) if is_local else {module: due}
         for name, unit in units.items():
-            processor = self._processors[name]
-            processor.flush(unit, now, connection)
-            result[name].to_publish = processor.to_publish(unit.without_cancelled(to_publish.get(name, [])))
+            self._processors[name].flush(unit, now, connection)
+            result[name].to_publish = unit.without_cancelled(to_publish.get(name, []))
         return result
 
     def _decide_in_rounds(

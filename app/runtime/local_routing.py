@@ -7,16 +7,19 @@ table has no subscribers, and every event goes through the outbox to the bus.
 
 from __future__ import annotations
 
-__all__ = ["LocalRoute", "LocalRoutes"]
+__all__ = ["LocalRoute", "LocalRoutes", "direct_takers"]
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from attrs import frozen
 
+from app.runtime.work import TakeEvent
 from bus.contracts.contract import Contract
 from bus.contracts.event_reader import EventReader
 from bus.contracts.registry import ContractRegistry
 from bus.subjects import EXPRESS, Event, subject_of
+from modules.module import Module
 
 Convert = Callable[[Event], Event]
 
@@ -77,6 +80,17 @@ class LocalRoutes:
                     subscribers.append((name, lane_subject, _converter(reader, lane_subject, steps)))
         subjects = frozenset(lane_subject for _, lane_subject, _ in versions)
         return LocalRoute(subjects, subjects & self._remote, tuple(subscribers), tuple(superseded))
+
+
+def direct_takers(modules: Iterable[Module], takers: Mapping[str, TakeEvent]) -> dict[type, TakeEvent]:
+    """
+    Return which of *takers*, by the consumer name of their worker, takes the events of a class in place of the bus.
+
+    For a bus in memory only: there no other process consumes the events. What two consumers read stays on the bus.
+    """
+    consumed = [(name, cls) for module in modules for name, classes in module.workers.items() for cls in classes]
+    consumers = Counter(cls for _, cls in consumed) + Counter(cls for module in modules for cls in module.consumes)
+    return {cls: takers[name] for name, cls in consumed if consumers[cls] == 1}
 
 
 def _versions(contract: Contract) -> Iterator[tuple[str, tuple[Convert, ...]]]:

@@ -42,7 +42,8 @@ DEFER_MAX = 2
 class Received:
     """A decoded message."""
 
-    delivery: Delivery
+    delivery: Delivery | None
+    """None if the event did not come over the bus."""
     event: Any
     id: str
     """The event's own id."""
@@ -63,7 +64,7 @@ class Received:
     @property
     def may_be_deferred(self) -> bool:
         """True for an older version that has not been deferred `DEFER_MAX` times yet."""
-        return self.is_older and self.delivery.tries <= DEFER_MAX
+        return self.is_older and self.delivery is not None and self.delivery.tries <= DEFER_MAX
 
 
 class Receiver:

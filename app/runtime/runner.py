@@ -8,7 +8,7 @@ relay and notifies the commit listeners. When several modules share the transact
 
 from __future__ import annotations
 
-__all__ = ["CommitListener", "ModuleRunner"]
+__all__ = ["ModuleRunner"]
 
 import asyncio
 import random
@@ -28,7 +28,7 @@ from app.runtime.outage import StorageOutage
 from app.runtime.receiving import Receiver
 from app.runtime.service import Reply
 from app.runtime.state_reader import StateReader, StateWatchers
-from app.runtime.work import DeferredToNewerVersion, ItemResult, ReplyBuilder, WorkItem
+from app.runtime.work import CommitListener, DeferredToNewerVersion, ItemResult, ReplyBuilder, TakeEvent, WorkItem
 from app.runtime.work_queue import LoadLimit, WorkQueue
 from app.storage.audit import Audit
 from app.storage.errors import StorageRefused, StorageUnavailable
@@ -41,15 +41,12 @@ from bus.contracts.event_reader import EventReader
 from bus.port import Clock, Delivery, Subscription
 from bus.subjects import original_subject
 from modules.filters import Condition
-from modules.module import Decision, Module, State
+from modules.module import Module, State
 
 FETCH_SECONDS = 1.0
 
 REFUSED_MAX = 8
 """Items of a batch that the database may refuse one by one; after that all the others wait, too."""
-
-CommitListener = Callable[[Any, Decision, TraceContext], None]
-"""Called on the event loop after the commit, for each decided event: ``listener(event, decision, trace)``. Must not raise."""
 
 
 class ModuleRunner:
@@ -86,6 +83,8 @@ class ModuleRunner:
         self._batch_max = batch_max
         self._load_limit = LoadLimit(backlog, backlog_max)
         self._listeners: list[CommitListener] = []
+        self.takers: Mapping[type, TakeEvent] = {}
+        """What takes a committed event, by the event's class, before it is published; nothing else may consume it."""
         self._states = StateReader(store)
         self._watchers = StateWatchers({cls: mapper.key_of for cls, mapper in store.mappers.items()})
         rng = rng or random.Random()
@@ -273,9 +272,13 @@ class ModuleRunner:
     # After the commit
 
     def relay(self, result: ModuleResult) -> None:
-        """Publish what the bus has to carry, and count what was delivered locally."""
-        if result.to_publish:
-            self._relay.publish(result.to_publish)
+        """Hand events to the workers of this process, publish the others, and count what was delivered locally."""
+        for event in result.to_publish:
+            take = self.takers.get(type(event.event))
+            if take is None or len(event.messages) > 1:
+                self._relay.publish(event.messages)
+            else:
+                self._relay.hand_over(event.messages[0], partial(take, event))
         if result.delivered_subjects:
             self._relay.count_delivered(result.delivered_subjects)
 

@@ -7,7 +7,7 @@ item; that is why both stand in one file.
 
 from __future__ import annotations
 
-__all__ = ["DeferredToNewerVersion", "ItemResult", "OutgoingEvent", "ReplyBuilder", "WorkItem"]
+__all__ = ["CommitListener", "DeferredToNewerVersion", "ItemResult", "OutgoingEvent", "ReplyBuilder", "TakeEvent", "WorkItem"]
 
 import asyncio
 from collections.abc import Callable, Set
@@ -134,6 +134,12 @@ class OutgoingEvent:
         """True when every subscriber has decided about it within this transaction: it needs no outbox and no inbox row."""
         return self.remote_subjects is not None and not self.remote_subjects
 
+    @property
+    def messages(self) -> list[OutboxMessage]:
+        """Its outbox rows, which `to_messages` has made."""
+        assert self._messages is not None
+        return self._messages
+
     def to_messages(self, contracts: ContractRegistry) -> list[OutboxMessage]:
         """
         Return its outbox rows, one for each version that the bus has to carry.
@@ -153,3 +159,14 @@ class OutgoingEvent:
                 if self.remote_subjects is None or subject + lane in self.remote_subjects
             ]  # fmt: skip
         return self._messages
+
+
+CommitListener = Callable[[Any, Decision, TraceContext], None]
+"""Called on the event loop after the commit, for each decided event: ``listener(event, decision, trace)``. Must not raise."""
+
+TakeEvent = Callable[[OutgoingEvent], asyncio.Future[bool] | None]
+"""
+Takes a committed event in place of the bus; returns a future that is true once the event is processed.
+
+It returns None if the bus has to carry the event. If the future is false or fails, the outbox relay publishes the event.
+"""

@@ -38,11 +38,12 @@ from app.gateways.port import (
 )
 from app.gateways.simulated import SimulatedGateway
 from app.messaging.consumers import subscriptions
+from app.runtime.local_routing import direct_takers
 from app.runtime.order_metrics import PaymentCases
 from app.telemetry.metrics import Metrics
 from bus.contracts.event_reader import EventReader
 from bus.port import Clock, Message
-from bus.subjects import replay_subject
+from bus.subjects import replay_subject, subject_of
 from modules import payments
 from modules.orders.events import CancelRequested
 from modules.orders.state import Order, Status
@@ -161,8 +162,13 @@ async def running(
     breaker: CircuitBreaker | None = None,
     retry_seconds: float = 0.01,
     more_subjects: Sequence[str] = (),
+    takes_directly: bool = False,
 ) -> AsyncIterator[tuple[Harness, CircuitBreaker]]:
-    """Run all modules and a worker for *gateway*, with products in stock and with short retries."""
+    """
+    Run all modules and a worker for *gateway*, with products in stock and with short retries.
+
+    With *takes_directly* the worker takes requests from the process itself, as it does with a bus in memory.
+    """
     clock = HurriedClock()
     async with harness_at(path, clock) as harness:
         await harness.submit("inventory", product(1_000_000))
@@ -170,10 +176,13 @@ async def running(
         breaker = breaker or CircuitBreaker(clock.monotonic, calls_min=10**9)
         operations = operations_with(breaker, clock)
         worker = PaymentWorker(
-            harness.runners["payments"], gateway, operations, harness.contracts, clock, harness.metrics, rng=random.Random(1)
+            harness.runners["payments"], gateway, operations, harness.contracts, clock, harness.metrics, rng=random.Random(1),
+            takes_directly=takes_directly,
         )
         worker._calls._spread = lambda seconds: retry_seconds  # type: ignore[method-assign]
         harness.runners["payments"].add_listener(worker.delays.on_commit)
+        if takes_directly:
+            harness.runners["payments"].takers = direct_takers([runner.module for runner in harness.runners.values()], {CONSUMER: worker.take})
         for name in harness.runners:
             await harness.consume(name)
             harness.run(harness.relays[name].run())
@@ -250,10 +259,11 @@ async def test_turns_of_one_order_are_taken_one_at_a_time_and_in_order() -> None
     assert locks._last_turns == {}
 
 
-async def test_every_order_is_confirmed_though_every_third_call_fails(path: Path) -> None:
+@pytest.mark.parametrize("takes_directly", [False, True])
+async def test_every_order_is_confirmed_though_every_third_call_fails(path: Path, takes_directly: bool) -> None:
     """The calls fail before or after they had their effect; each order is confirmed and paid once."""
     gateway = SimulatedGateway(HurriedClock(), failure_rate=0.35, rng=random.Random(3))
-    async with running(path, gateway) as (harness, _):
+    async with running(path, gateway, takes_directly=takes_directly) as (harness, _):
         ids = await place_orders(harness, 60)
         for each in await finished_orders(harness, ids):
             assert each.status is Status.CONFIRMED, each
@@ -276,10 +286,11 @@ def block_submissions(harness: Harness, is_back: asyncio.Event) -> None:
     runner.submit = wait_and_submit  # type: ignore[method-assign]
 
 
-async def test_a_result_that_waits_for_the_database_blocks_no_call(path: Path) -> None:
+@pytest.mark.parametrize("takes_directly", [False, True])
+async def test_a_result_that_waits_for_the_database_blocks_no_call(path: Path, takes_directly: bool) -> None:
     """Calls are limited; the slot of a call is free as soon as the provider has responded."""
     gateway, is_back = FakeGateway(), asyncio.Event()
-    async with running(path, gateway) as (harness, _):
+    async with running(path, gateway, takes_directly=takes_directly) as (harness, _):
         block_submissions(harness, is_back)
         ids = await place_orders(harness, 2 * CALLS_MAX)
         await until(lambda: len(gateway.calls) == len(ids))
@@ -287,11 +298,14 @@ async def test_a_result_that_waits_for_the_database_blocks_no_call(path: Path) -
         assert {each.status for each in await finished_orders(harness, ids)} == {Status.CONFIRMED}
 
 
-async def test_the_results_that_wait_for_the_database_are_limited(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("takes_directly", [False, True])
+async def test_the_results_that_wait_for_the_database_are_limited(
+    path: Path, monkeypatch: pytest.MonkeyPatch, takes_directly: bool
+) -> None:
     """Further requests stay in the bus until there is a free slot."""
     monkeypatch.setattr("app.gateways.payment_worker.LANE_IN_HAND_MAX", 7)
     gateway, is_back = FakeGateway(), asyncio.Event()
-    async with running(path, gateway) as (harness, _):
+    async with running(path, gateway, takes_directly=takes_directly) as (harness, _):
         block_submissions(harness, is_back)
         ids = await place_orders(harness, 30)
         await until(lambda: harness.relays["payments"].pending == len(ids))  # all are requested and published
@@ -300,6 +314,76 @@ async def test_the_results_that_wait_for_the_database_are_limited(path: Path, mo
             await asyncio.sleep(0)
         assert len(gateway.calls) == 7
         is_back.set()
+        assert {each.status for each in await finished_orders(harness, ids)} == {Status.CONFIRMED}
+
+
+def published_subjects(harness: Harness) -> list[str]:
+    """Return a list to which the subject of each further message on the bus is added."""
+    subjects: list[str] = []
+    publish = harness.bus.publish
+
+    def note_and_publish(message: Message) -> asyncio.Future[None]:
+        subjects.append(message.subject)
+        return publish(message)
+
+    harness.bus.publish = note_and_publish  # type: ignore[method-assign]
+    return subjects
+
+
+CHARGE_REQUESTED = subject_of(ChargeRequested)
+
+
+async def test_a_request_that_is_taken_directly_is_not_published(path: Path) -> None:
+    """Its outbox row is marked as sent, and it is counted, as if the bus had carried it."""
+    gateway = FakeGateway()
+    async with running(path, gateway, takes_directly=True) as (harness, _):
+        subjects = published_subjects(harness)
+        ids = await place_orders(harness, 3)
+        assert {each.status for each in await finished_orders(harness, ids)} == {Status.CONFIRMED}
+        assert CHARGE_REQUESTED not in subjects
+        assert [call for call, _ in gateway.calls] == ["charge"] * 3
+
+        async def all_sent() -> bool:
+            return all(sent_at for subject, sent_at in await harness.outbox("payments") if subject == CHARGE_REQUESTED)
+
+        await until(all_sent)
+        assert harness.metrics.messages_published.labels(CHARGE_REQUESTED).value == 3
+        assert harness.metrics.messages_handled.labels("payments", CHARGE_REQUESTED, "handled").value == 3
+
+
+async def test_a_request_that_fails_after_it_was_taken_is_delivered_by_the_bus_and_looked_up_first(path: Path) -> None:
+    """The provider was called before the failure, so the delivery is no first call. The order is paid once."""
+    gateway = FakeGateway()
+    async with running(path, gateway, takes_directly=True) as (harness, _):
+        subjects, runner = published_subjects(harness), harness.runners["payments"]
+        submit, failures = runner.submit, [ValueError("a bug")]
+
+        async def fail_once(event: Any, **options: Any) -> Any:
+            if failures:
+                raise failures.pop()
+            return await submit(event, **options)
+
+        runner.submit = fail_once  # type: ignore[method-assign]
+        [each] = await finished_orders(harness, await place_orders(harness, 1))
+        assert each.status is Status.CONFIRMED
+        assert subjects.count(CHARGE_REQUESTED) == 1
+        assert [call for call, _ in gateway.calls] == ["charge", "find"]
+
+
+async def test_requests_behind_an_open_breaker_keep_their_turn_in_the_bus(path: Path) -> None:
+    """The worker takes no request directly before those that wait."""
+    is_down = True
+    gateway = FakeGateway(is_down=lambda: is_down)
+    clock = HurriedClock()
+    breaker = CircuitBreaker(clock.monotonic, calls_min=1, failure_share=0.1, open_seconds=0.05)
+    async with running(path, gateway, breaker, takes_directly=True) as (harness, _):
+        subjects = published_subjects(harness)
+        runner = harness.runners["orders"]
+        await runner.submit(submitted(oid(100)), id=oid(100), trace=CONTEXT, respond=NO_CONTENT)
+        await until(lambda: breaker.state is not BreakerState.CLOSED)
+        ids = [oid(100), *await place_orders(harness, 5)]
+        await until(lambda: subjects.count(CHARGE_REQUESTED) >= 5)
+        is_down = False
         assert {each.status for each in await finished_orders(harness, ids)} == {Status.CONFIRMED}
 
 

@@ -248,6 +248,64 @@ async def test_an_accepted_row_is_marked_and_never_published_again(path: Path, c
         assert bus.subjects == []
 
 
+@pytest.mark.parametrize(
+    ("outcome", "is_published"), [(True, False), (False, True), (LookupError("a bug"), True), ("cancelled", True)]
+)
+async def test_a_row_that_is_handed_over_is_published_only_if_it_was_not_processed(
+    path: Path, clock: VirtualClock, outcome: Any, is_published: bool
+) -> None:
+    """While its event is processed, the row counts as pending, and a scan leaves it alone."""
+    async with harness_at(path, clock) as harness:
+        bus = ManualBus()
+        relay = relay_of(harness, bus)
+        await harness.submit("orders", submitted())
+        rows = await committed_rows(harness)
+        processed = [asyncio.get_running_loop().create_future() for _ in rows]
+        for row, future in zip(rows, processed, strict=True):
+            relay.hand_over(row, partial(_same, future))
+        await step_after(relay, clock)
+        await step_after(relay, clock)
+        assert (relay.pending, bus.subjects) == (2, [])
+        for future in processed:
+            if outcome == "cancelled":
+                future.cancel()
+            elif isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+        await asyncio.sleep(0)
+        assert sorted(bus.subjects) == (CREATED if is_published else [])
+        await bus.accept()
+        await relay.stop()
+        assert all(sent_at for subject, sent_at in await harness.outbox("orders") if subject in CREATED)
+
+
+async def test_a_row_that_cannot_be_handed_over_is_published(path: Path, clock: VirtualClock) -> None:
+    """Nothing takes it; or a scan has published it already, and then nothing may take it."""
+    async with harness_at(path, clock) as harness:
+        bus = ManualBus()
+        relay = relay_of(harness, bus)
+        await harness.submit("orders", submitted())
+        rows = await committed_rows(harness)
+        offered: list[OutboxMessage] = []
+        for row in (*rows, *rows):
+            relay.hand_over(row, partial(offered.append, row))
+        assert offered == rows
+        assert sorted(bus.subjects) == CREATED
+
+
+def _same(future: asyncio.Future[bool]) -> asyncio.Future[bool]:
+    return future
+
+
+async def committed_rows(harness: Harness) -> list[OutboxMessage]:
+    """Return the rows of ``orders.created`` that are due."""
+    store = harness.stores["orders"]
+    return await harness.database.read(
+        lambda connection: store.fetch_due(connection, harness.clock.now(), 10, timedelta(0))
+    )
+
+
 async def test_stopping_marks_the_rows_that_the_bus_has_accepted(path: Path, clock: VirtualClock) -> None:
     """It marks the newest of them, too, and publishes nothing any more."""
     async with harness_at(path, clock) as harness:

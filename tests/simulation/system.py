@@ -38,6 +38,7 @@ from app.gateways.port import (
     RefundResult,
 )
 from app.messaging.consumers import EXPRESS_LANE, subscriptions
+from app.runtime.local_routing import direct_takers
 from app.storage.sql.database import LoopExecutor
 from modules.values import Money
 from tests.clock import VirtualClock
@@ -180,13 +181,16 @@ async def run_process(
             clock,
             harness.metrics,
             rng=random.Random(1),
+            takes_directly=delivers_locally,
         )
         harness.runners["payments"].add_listener(worker.delays.on_commit)
+        if delivers_locally:
+            harness.runners["payments"].takers = direct_takers([runner.module for runner in harness.runners.values()], {CONSUMER: worker.take})
         for consumer, subjects in subjects_by_consumer.items():
             name = consumer.removesuffix(EXPRESS_LANE)
             subscription = await harness.bus.subscribe(consumer, subjects)
             if name == CONSUMER:
-                harness.run(worker.consume(subscription))
+                harness.run(worker.consume(subscription, consumer != name))
             else:
                 harness.run(harness.runners[name].consume(subscription, consumer != name))
         for name, runner in harness.runners.items():
