@@ -9,7 +9,7 @@ payment worker reports the delay again once it holds the request.
 
 from __future__ import annotations
 
-__all__ = ["SWEEP_SECONDS", "DelayNotifier", "no_content"]
+__all__ = ["SWEEP_SECONDS", "DelayNotifier"]
 
 import asyncio
 from collections.abc import Coroutine
@@ -24,22 +24,14 @@ from app.storage.errors import TemporarilyUnavailable
 from app.telemetry.trace import TraceContext
 from bus.ids import derived_id, id_lower_bound
 from bus.port import Clock
-from modules.module import Decision, DecisionOutcome
+from modules.module import Decision
 from modules.payments.events import ChargeDelayed, ChargeRequested
 from modules.payments.state import Payment
-from modules.routes import Response
 
 SWEEP_SECONDS = 3_600
 """The sweep reads the payments of orders of this age or younger; hardly any order waits longer (ORDER_TIMEOUT_S)."""
 
 PAGE = 200
-
-_NO_CONTENT = Response(200, None)
-
-
-def no_content(outcome: DecisionOutcome) -> Response:
-    """Return an empty response; the submitter needs no more than the fact that the event was processed."""
-    return _NO_CONTENT
 
 
 class DelayNotifier:
@@ -59,7 +51,6 @@ class DelayNotifier:
             ChargeDelayed(order_id=order_id),
             id=derived_id(order_id, f"{self._consumer}.delayed"),
             trace=trace,
-            respond=no_content,
             is_express=is_express,
         )
 

@@ -27,7 +27,7 @@ from loguru import logger
 from app.gateways.breakers.breaker_wait import BreakerWait
 from app.gateways.breakers.circuit_breaker import BreakerOpen, BreakerState
 from app.gateways.breakers.operations import Operations
-from app.gateways.delay_notifier import DelayNotifier, no_content
+from app.gateways.delay_notifier import DelayNotifier
 from app.gateways.gateway_calls import CALLS_MAX, LANE_CALLS_MAX, GatewayCalls
 from app.gateways.gateway_request import ChargeAttempt, GatewayRequest, parse_time, result_id
 from app.gateways.order_locks import OrderLocks
@@ -297,7 +297,7 @@ class PaymentWorker:
         id = result_id(request.id, CONSUMER, result)
         reply = await self._retry_until_available(
             lambda: self._runner.submit(
-                result, id=id, trace=request.trace, respond=no_content, is_express=request.is_express, is_new=False
+                result, id=id, trace=request.trace, is_express=request.is_express, is_new=False
             )
         )
         return not reply.is_replay

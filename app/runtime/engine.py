@@ -120,7 +120,7 @@ class TransactionEngine:
         batches: dict[str, list[WorkItem]] = defaultdict(list)
         for event in emitted:
             route = self._routes.route(type(event.event), event.is_express)
-            event.remote_subjects = route.remote_subjects
+            event.subjects, event.remote_subjects = route.subjects, route.remote_subjects
             for name, subject in route.superseded:
                 result[name].superseded_subjects.append(subject)
             for name, subject, convert in route.subscribers:
@@ -137,7 +137,7 @@ class TransactionEngine:
         """Note which subjects of *due* were delivered locally; return the events that the bus has to carry, by producer."""
         to_publish: dict[str, list[OutgoingEvent]] = defaultdict(list)
         for event in due:
-            subjects = self._routes.route(type(event.event), event.is_express).subjects
+            subjects = event.subjects
             if event.remote_subjects:
                 to_publish[event.producer].append(event)
                 subjects -= event.remote_subjects

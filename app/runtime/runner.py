@@ -42,11 +42,14 @@ from bus.port import Clock, Delivery, Subscription
 from bus.subjects import original_subject
 from modules.filters import Condition
 from modules.module import Module, State
+from modules.routes import Response
 
 FETCH_SECONDS = 1.0
 
 REFUSED_MAX = 8
 """Items of a batch that the database may refuse one by one; after that all the others wait, too."""
+
+_NO_CONTENT = Response(200, None)
 
 
 class ModuleRunner:
@@ -113,7 +116,7 @@ class ModuleRunner:
         *,
         id: str,
         trace: TraceContext,
-        respond: ReplyBuilder,
+        respond: ReplyBuilder | None = None,
         is_express: bool = False,
         key: str | None = None,
         fingerprint: str = "",
@@ -125,7 +128,8 @@ class ModuleRunner:
         """
         Submit *event*; see `app.runtime.service.ModuleService.submit`.
 
-        Set *is_new* to False when the event may have been submitted before under the same *id*: it has no effect then.
+        Without *respond* the reply is empty. Set *is_new* to False when the event may have been submitted before under
+        the same *id*: it has no effect then.
         """
         if sheds_load:
             self._load_limit.check(len(self._queue))
@@ -340,8 +344,7 @@ class ModuleRunner:
 def _reply(future: asyncio.Future[Reply], result: ItemResult) -> None:
     if future.done():
         return
-    if result.reply is not None:
-        future.set_result(result.reply)
-    else:
-        assert result.error is not None
+    if result.error is not None:
         future.set_exception(result.error)
+    else:
+        future.set_result(result.reply or Reply(_NO_CONTENT))

@@ -112,6 +112,8 @@ class OutgoingEvent:
     occurred_at: str
     due_at: str
     timer: str | None = None
+    subjects: Set[str] = frozenset()
+    """All subjects under which it is published, one for each version; known once it is delivered locally."""
     remote_subjects: Set[str] | None = None
     """The subjects under which the bus has to carry it; None means all of its versions."""
     _id: str | None = None

@@ -13,7 +13,7 @@ from datetime import datetime
 from enum import Enum
 from functools import lru_cache
 from operator import attrgetter, itemgetter
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import attrs
 import orjson
@@ -160,15 +160,16 @@ def _codecs(cls: type, table: Table) -> list[_Codec]:
 def _codec(converter: Converter, hint: Any, column_type: Any) -> _Codec:
     """Return the codec of a field of type *hint* in a column of type *column_type*."""
     if isinstance(column_type, JSON):
-        structure = converter.get_structure_hook(hint)
-        unstructure = converter.get_unstructure_hook(hint)
-        if get_args(hint)[0] is not None and attrs.has(get_args(hint)[0]):
-            # Cached, because an order is written several times with the same lines.
-            return (
-                lru_cache(1024)(lambda value: orjson.dumps(unstructure(value)).decode()),
-                lambda found: structure(found, hint),
-            )
-        return lambda value: orjson.dumps(value).decode(), tuple
+        member = get_args(hint)[0]
+        if not attrs.has(member):
+            return lambda value: orjson.dumps(value).decode(), tuple
+        structure, unstructure = converter.get_structure_hook(hint), converter.get_unstructure_hook(member)
+        if get_origin(hint) is tuple:
+            # A list is quicker than what cattrs does, and than a cache, whose look-up hashes every member.
+            encode = lambda value: orjson.dumps([unstructure(each) for each in value]).decode()  # noqa: E731
+        else:
+            encode = lambda value: orjson.dumps(unstructure(value)).decode()  # noqa: E731
+        return encode, lambda found: structure(found, hint)
     plain = next((arg for arg in get_args(hint) if arg is not type(None)), hint)
     if plain is datetime:
         return to_db_timestamp, _from_db_timestamp

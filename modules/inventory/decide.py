@@ -132,32 +132,28 @@ def _counted(product: Product, on_hand: int) -> Decision:
 
 
 def _reserve(event: OrderCreated, products: Sequence[Product | None]) -> Decision:
-    known = [product for product in products if product is not None]
     pairs = list(zip(event.items, products, strict=True))
     if unknown := [Shortage(line.product_id, line.quantity, 0) for line, product in pairs if product is None]:
         return _rejected(event, "unknown_product", unknown)
-    if len({product.currency for product in known}) > 1:
+    known = [(line, product) for line, product in pairs if product is not None]
+    if len({product.currency for _, product in known}) > 1:
         return _rejected(event, "mixed_currency", [])
     if short := [
         Shortage(line.product_id, line.quantity, product.available)
-        for line, product in zip(event.items, known, strict=True)
+        for line, product in known
         if product.available < line.quantity
     ]:
         return _rejected(event, "insufficient_stock", short)
 
-    held = [
-        evolve(product, reserved=product.reserved + line.quantity)
-        for line, product in zip(event.items, known, strict=True)
+    currency = known[0][1].currency
+    held = [evolve(product, reserved=product.reserved + line.quantity) for line, product in known]
+    lines = [
+        PricedLine(line.product_id, line.quantity, Money(product.unit_price_amount, currency)) for line, product in known
     ]
-    currency = known[0].currency
-    total = sum(line.quantity * product.unit_price_amount for line, product in zip(event.items, known, strict=True))
     reserved = StockReserved(
         order_id=event.order_id,
-        lines=tuple(
-            PricedLine(line.product_id, line.quantity, Money(product.unit_price_amount, currency))
-            for line, product in zip(event.items, known, strict=True)
-        ),
-        total=Money(total, currency),
+        lines=tuple(lines),
+        total=Money(sum([line.quantity * line.unit_price.amount for line in lines]), currency),
         payment_method=event.payment_method,
         payment_customer=event.payment_customer,
         shipping_address=event.shipping_address,
