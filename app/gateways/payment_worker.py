@@ -21,7 +21,6 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
-from attrs import define, field
 from loguru import logger
 
 from app.gateways.breakers.breaker_wait import BreakerWait
@@ -30,6 +29,7 @@ from app.gateways.breakers.operations import Operations
 from app.gateways.delay_notifier import DelayNotifier
 from app.gateways.gateway_calls import CALLS_MAX, LANE_CALLS_MAX, GatewayCalls
 from app.gateways.gateway_request import ChargeAttempt, GatewayRequest, parse_time, result_id
+from app.gateways.lane import Lane
 from app.gateways.order_locks import OrderLocks
 from app.gateways.port import Gateway
 from app.runtime.receiving import Received, Receiver, extend_ack_deadlines
@@ -67,19 +67,6 @@ HEARTBEAT_SECONDS = 10.0
 FETCH_SECONDS = 1.0
 
 
-@define(eq=False)
-class _Lane:
-    """The requests of one subscription that are in hand."""
-
-    is_behind: bool
-    """False if no request waits in the bus: then `PaymentWorker.take` may use the free slots, all but one."""
-    calling: set[asyncio.Task[Any]] = field(factory=set)
-    """Those that need one of the provider's calls; the others wait until their result is stored."""
-    in_hand: int = 0
-    held: int = 0
-    """How many charges wait for their breaker; they need no call meanwhile, so that refunds get through."""
-
-
 class PaymentWorker:
     """Call the provider for payments, with up to `CALLS_MAX` calls in flight."""
 
@@ -108,7 +95,7 @@ class PaymentWorker:
         self._started_at = self._closed_since = clock.now()
         self._in_hand: dict[asyncio.Task[Any], Delivery | None] = {}
         """The tasks of the requests in hand, each with its delivery; None if the request did not come over the bus."""
-        self._lanes = {is_express: _Lane(is_behind=not takes_directly) for is_express in (False, True)}
+        self._lanes = {is_express: Lane(is_behind=not takes_directly) for is_express in (False, True)}
         self._takes_directly = takes_directly
         self._failed: set[str] = set()
         """Ids of requests that failed without the bus, which delivers them now."""
@@ -176,18 +163,18 @@ class PaymentWorker:
 
     # Slots: how much is in hand
 
-    async def _wait_for_slots(self, lane: _Lane) -> int:
+    async def _wait_for_slots(self, lane: Lane) -> int:
         """Return how many more requests *lane* may take, once it is at least one."""
         while (free := self._free_slots(lane)) <= 0:
             self._slot_freed.clear()
             await self._slot_freed.wait()
         return free
 
-    def _free_slots(self, lane: _Lane) -> int:
+    def _free_slots(self, lane: Lane) -> int:
         calling = sum([len(each.calling) for each in self._lanes.values()])
         return min(CALLS_MAX - calling, LANE_CALLS_MAX - len(lane.calling), LANE_IN_HAND_MAX - lane.in_hand)
 
-    def _start(self, work: Coroutine[Any, Any, T], lane: _Lane, delivery: Delivery | None) -> asyncio.Task[T]:
+    def _start(self, work: Coroutine[Any, Any, T], lane: Lane, delivery: Delivery | None) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
         self._in_hand[task] = delivery
         lane.calling.add(task)
@@ -195,14 +182,14 @@ class PaymentWorker:
         task.add_done_callback(partial(self._on_done, lane))
         return task
 
-    def _on_done(self, lane: _Lane, task: asyncio.Task[Any]) -> None:
+    def _on_done(self, lane: Lane, task: asyncio.Task[Any]) -> None:
         self._in_hand.pop(task, None)
         lane.in_hand -= 1
         self._free_call_slot(lane, task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.opt(exception=error).error("the payment worker could not settle a message")
 
-    def _free_call_slot(self, lane: _Lane, task: asyncio.Task[Any]) -> None:
+    def _free_call_slot(self, lane: Lane, task: asyncio.Task[Any]) -> None:
         lane.calling.discard(task)
         self._slot_freed.set()
 
@@ -220,7 +207,7 @@ class PaymentWorker:
 
     # One message
 
-    async def _handle(self, delivery: Delivery, lane: _Lane) -> None:
+    async def _handle(self, delivery: Delivery, lane: Lane) -> None:
         """Decode and process one message, and settle it."""
         received = await self._receiver.receive(delivery)
         if received is None:
@@ -236,7 +223,7 @@ class PaymentWorker:
         self._failed.discard(received.id)
         await delivery.ack()
 
-    async def _handle_taken(self, event: OutgoingEvent, lane: _Lane) -> bool:
+    async def _handle_taken(self, event: OutgoingEvent, lane: Lane) -> bool:
         """Process a request that did not come over the bus; return False if the bus has to deliver it after all."""
         (row,) = event.messages
         trace = TraceContext(row.correlation_id, row.traceparent)
@@ -249,7 +236,7 @@ class PaymentWorker:
             return False
         return True
 
-    async def _process(self, received: Received, lane: _Lane) -> None:
+    async def _process(self, received: Received, lane: Lane) -> None:
         """Call the provider for one request and submit the result, after all earlier requests for the same order."""
         task = asyncio.current_task()
         assert task is not None
@@ -296,15 +283,13 @@ class PaymentWorker:
         """Submit *result* to payments; return False if it had been submitted before, for an earlier delivery."""
         id = result_id(request.id, CONSUMER, result)
         reply = await self._retry_until_available(
-            lambda: self._runner.submit(
-                result, id=id, trace=request.trace, is_express=request.is_express, is_new=False
-            )
+            partial(self._runner.submit, result, id=id, trace=request.trace, is_express=request.is_express, is_new=False)
         )
         return not reply.is_replay
 
     # Calls
 
-    async def _call_provider(self, request: GatewayRequest, lane: _Lane, task: asyncio.Task[Any]) -> Any:
+    async def _call_provider(self, request: GatewayRequest, lane: Lane, task: asyncio.Task[Any]) -> Any:
         """
         Charge or refund, and return the result as an event. A charge waits while its breaker is open, however long.
 
@@ -321,7 +306,7 @@ class PaymentWorker:
                 if not await self._wait_in_hand(lane, task):
                     return request.not_sent(self._calls.retry_seconds(1))
 
-    async def _wait_in_hand(self, lane: _Lane, task: asyncio.Task[Any]) -> bool:
+    async def _wait_in_hand(self, lane: Lane, task: asyncio.Task[Any]) -> bool:
         """Wait for the breaker without a call slot; return False after `drain`."""
         lane.held += 1
         self._free_call_slot(lane, task)
