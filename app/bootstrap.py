@@ -214,9 +214,7 @@ def build_payment_gateway(
         return CircuitBreaker(clock.monotonic, on_change=changed)
 
     operations = Operations.of(gateway.name, clock, make_breaker)
-    worker = PaymentWorker(
-        runner, gateway, operations, contracts, clock, metrics, takes_directly=settings.bus == "memory"
-    )
+    worker = PaymentWorker(runner, gateway, operations, contracts, clock, metrics, takes_directly=settings.bus == "memory")
     runner.add_listener(worker.delays.on_commit)
     secret = settings.stripe_webhook_secret
     ledger = gateway if isinstance(gateway, ChargeLedger) else None
@@ -269,12 +267,10 @@ class Parts:
         """Return what handles the deliveries of each consumer, by the consumer's name, both lanes."""
         found: dict[str, Callable[[Subscription], Coroutine[Any, Any, None]]] = {}
         for name, runner in self.runtime.runners.items():
-            found[name] = runner.consume
-            found[name + EXPRESS_LANE] = partial(runner.consume, is_express=True)
+            found[name], found[name + EXPRESS_LANE] = runner.consume, partial(runner.consume, is_express=True)
         for gateway in self.gateways.values():
             for name, worker in gateway.workers.items():
-                found[name] = worker.consume
-                found[name + EXPRESS_LANE] = partial(worker.consume, is_express=True)
+                found[name], found[name + EXPRESS_LANE] = worker.consume, partial(worker.consume, is_express=True)
         return found
 
 

@@ -49,8 +49,6 @@ FETCH_SECONDS = 1.0
 REFUSED_MAX = 8
 """Items of a batch that the database may refuse one by one; after that all the others wait, too."""
 
-_NO_CONTENT = Response(200, None)
-
 
 class ModuleRunner:
     """One running module; implements `app.runtime.service.ModuleService`."""
@@ -347,4 +345,4 @@ def _reply(future: asyncio.Future[Reply], result: ItemResult) -> None:
     if result.error is not None:
         future.set_exception(result.error)
     else:
-        future.set_result(result.reply or Reply(_NO_CONTENT))
+        future.set_result(result.reply or Reply(Response(200, None)))
