@@ -17,12 +17,13 @@ __all__ = [
     "Rejection",
     "Request",
     "Response",
+    "Role",
     "Route",
     "StreamRoute",
 ]
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from attrs import field, frozen
 
@@ -30,6 +31,9 @@ from modules.filters import Filter
 from modules.values import UNCONDITIONAL, Precondition
 
 Json = Any
+
+Role = Literal["shop", "stock", "viewer"]
+"""Who may call a route beside the operator; docs/reference/configuration.rst describes the roles."""
 
 OWNER = "customer_id"
 """
@@ -117,6 +121,8 @@ class CommandRoute:
     """Whether the audit tells who used it. False for what customers do all day and what its state tells itself."""
     owned: type | None = None
     """The state, under the key that is the path's only parameter, whose attribute `OWNER` names the customer."""
+    roles: tuple[Role, ...] = ()
+    """Who may call it; the operator always may."""
 
 
 @frozen
@@ -132,6 +138,8 @@ class GetRoute:
     response_schema: str
     etag: Callable[[Any], str] | None = None
     """Returns the strong entity tag of the state's representation, with its quotes."""
+    roles: tuple[Role, ...] = ()
+    """Who may call it; the operator always may."""
 
 
 @frozen
@@ -152,6 +160,8 @@ class ListRoute:
     newest_first: bool = False
     filters: tuple[Filter, ...] = ()
     """The query parameters that restrict the list."""
+    roles: tuple[Role, ...] = ()
+    """Who may call it; the operator always may."""
 
 
 @frozen
@@ -167,6 +177,8 @@ class StreamRoute:
     """Name of every event of the stream."""
     is_finished: Callable[[Any], bool]
     response_schema: str
+    roles: tuple[Role, ...] = ()
+    """Who may call it; the operator always may."""
 
 
 @frozen
@@ -188,6 +200,8 @@ class ImportRoute:
     """Name of the schema of a line in the module's ``http_schemas``."""
     response_schema: str
     """Name of the schema of the body that a successful line is answered with."""
+    roles: tuple[Role, ...] = ()
+    """Who may call it; the operator always may."""
 
 
 Route = CommandRoute | GetRoute | ImportRoute | ListRoute | StreamRoute

@@ -39,8 +39,8 @@ from app.telemetry.trace import correlation_id
 from app.web.access.authentication import ANONYMOUS
 from app.web.access.cors import Cors
 from app.web.access.gate import Gate
-from app.web.access.permissions import roles_of
 from app.web.problems import X_CORRELATION_ID, ProblemError, problem_response
+from config.api_keys import OPERATOR
 
 PROBES = frozenset({"/livez", "/readyz", "/health"})
 """Paths that are answered under any host name, and on a connection beyond the limit."""
@@ -111,6 +111,8 @@ class Endpoint:
     method: str
     path: str
     handle: EndpointHandler
+    roles: tuple[str, ...] = ()
+    """Who may call it beside the operator."""
     is_public: bool = False
     """No API key is required."""
     is_503_expected: bool = False
@@ -152,7 +154,7 @@ class Handler:
         self._is_public = endpoint.is_public
         self._hosts = None if endpoint.path in PROBES else deps.gate.hosts
         # A request that matches no route gets its 404 from every known caller.
-        self._roles = None if endpoint.method == hdrs.METH_ANY else roles_of(endpoint.method, endpoint.path)
+        self._roles = None if endpoint.method == hdrs.METH_ANY else frozenset((OPERATOR, *endpoint.roles))
         self._counters: dict[int, Any] = {}
         self._histogram: Any = None
 

@@ -73,7 +73,7 @@ def route_group(service: AuditService) -> RouteGroup:
 
         return json_response(await read_page(query, _PATH, fetch, lambda record: str(record.id), to_json))
 
-    return RouteGroup((Endpoint(hdrs.METH_GET, _PATH, list_audit),), DESCRIPTION)
+    return RouteGroup((Endpoint(hdrs.METH_GET, _PATH, list_audit, roles=("viewer",)),), DESCRIPTION)
 
 
 def to_json(record: AuditRecord) -> dict[str, Any]:

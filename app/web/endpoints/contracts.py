@@ -82,7 +82,7 @@ def route_group(report: VersionUsageReport, asyncapi: dict[str, Any]) -> RouteGr
         return web.Response(body=document, headers={hdrs.CONTENT_TYPE: JSON})
 
     endpoints = (
-        Endpoint(hdrs.METH_GET, _CONTRACTS_PATH, list_contracts),
+        Endpoint(hdrs.METH_GET, _CONTRACTS_PATH, list_contracts, roles=("viewer",)),
         Endpoint(hdrs.METH_GET, _ASYNCAPI_PATH, get_asyncapi, is_public=True),
     )
     return RouteGroup(endpoints, DESCRIPTION)

@@ -165,9 +165,9 @@ def route_group(service: DeadLetterService) -> RouteGroup:
 
     return RouteGroup(
         (
-            Endpoint(hdrs.METH_GET, _LIST_PATH, list_dead_letters),
+            Endpoint(hdrs.METH_GET, _LIST_PATH, list_dead_letters, roles=("viewer",)),
             Endpoint(hdrs.METH_POST, _REPLAY_PATH, replay_many),
-            Endpoint(hdrs.METH_GET, _ITEM_PATH, get),
+            Endpoint(hdrs.METH_GET, _ITEM_PATH, get, roles=("viewer",)),
             Endpoint(hdrs.METH_DELETE, _ITEM_PATH, discard),
             Endpoint(hdrs.METH_POST, _REPLAY_ITEM_PATH, replay),
         ),

@@ -66,7 +66,7 @@ def endpoints(service: ModuleService, streams: Streams) -> tuple[Endpoint, ...]:
             case StreamRoute():
                 handle = stream_state(service, route, streams)
                 found.append(Endpoint(hdrs.METH_GET, route.path, handle, takes_token=True))
-    return tuple(evolve(endpoint, is_scoped=is_scoped(route)) for endpoint, route in zip(found, service.module.routes, strict=True))
+    return tuple(evolve(endpoint, roles=route.roles, is_scoped=is_scoped(route)) for endpoint, route in zip(found, service.module.routes, strict=True))
 
 
 def _command(service: ModuleService, route: CommandRoute) -> EndpointHandler:

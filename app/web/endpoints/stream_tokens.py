@@ -51,4 +51,4 @@ def route_group(tokens: StreamTokens) -> RouteGroup:
         token, expires_at = tokens.issue(context.caller)
         return json_response({"token": token, "expires_at": rfc3339(datetime.fromtimestamp(expires_at, UTC))})
 
-    return RouteGroup((Endpoint(hdrs.METH_POST, _PATH, create, is_scoped=True),), DESCRIPTION)
+    return RouteGroup((Endpoint(hdrs.METH_POST, _PATH, create, roles=("shop", "viewer"), is_scoped=True),), DESCRIPTION)
