@@ -8,11 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from app.bootstrap import build_modules
-from app.web.endpoints.contracts import DESCRIPTION as CONTRACTS
-from app.web.endpoints.dead_letters import DESCRIPTION as DEAD_LETTERS
-from app.web.endpoints.stream_tokens import DESCRIPTION as TOKENS
-from app.web.endpoints.stripe_webhook import DESCRIPTION as WEBHOOKS
+from app.bootstrap import build_modules, described_routes
 from app.web.spec import openapi
 from config.environment import load
 from modules.registry import MODULES
@@ -23,7 +19,8 @@ if TYPE_CHECKING:  # it takes half a second to import, and every worker of pytes
 
 pytestmark = pytest.mark.slow
 
-PATHS = openapi.document(build_modules(load({}, MODULES)), "0", [DEAD_LETTERS, CONTRACTS, TOKENS, WEBHOOKS])["paths"]
+_MODULES = build_modules(load({}, MODULES))
+PATHS = openapi.document(_MODULES, "0", described_routes(_MODULES))["paths"]
 # A stream of events does not end by itself; tests/web covers it.
 OPERATIONS = [(method.upper(), path) for path, item in PATHS.items() for method in item if not path.endswith("/stream")]
 GENERATION = settings(

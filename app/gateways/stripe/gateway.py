@@ -68,8 +68,6 @@ _OPEN_STATUSES = ("requires_action", "requires_confirmation")
 _CANCELLABLE_STATUSES = (*_OPEN_STATUSES, "requires_payment_method")
 """What a charge that is given up is cancelled in. A declined PaymentIntent could be confirmed again with another card."""
 
-"""The statuses of refunds whose amount Stripe subtracts from what can still be refunded."""
-
 
 class StripeGateway:
     """Charge and refund through Stripe; see `app.gateways.port.Gateway` for what is promised."""
