@@ -649,6 +649,7 @@ async def test_shutdown_while_the_breaker_is_open_puts_the_requests_in_hand_into
         assert await harness.rows(sql) == [(30,)], "a request is lost"
 
 
+@pytest.mark.slow
 async def test_a_mismatch_is_resolved_by_the_second_look_up(path: Path) -> None:
     """The order shows the mismatch; the provider's list is right, and nothing is charged again."""
     gateway = FakeGateway(mismatches=lambda call: call == "charge")
@@ -662,6 +663,7 @@ async def test_a_mismatch_is_resolved_by_the_second_look_up(path: Path) -> None:
         assert (paid.status, paid.reason) == (PaymentStatus.CAPTURED, None)
 
 
+@pytest.mark.slow
 async def test_a_repeated_mismatch_waits_for_a_person(path: Path) -> None:
     """The payment is unknown with the reason, is never charged again, and is looked up once more when the order is cancelled."""
     gateway = FakeGateway(mismatches=lambda call: True)

@@ -175,6 +175,7 @@ def test_what_the_server_refuses_ends_with_1(environ: NatsServer, monkeypatch: p
 
 
 @pytest.mark.parametrize("option", ["--check", "--apply"])
+@pytest.mark.slow
 def test_a_server_out_of_reach_ends_with_3_in_one_line(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a few seconds, whether the port is closed or accepts connections without answering."""
     with socket.create_server(("127.0.0.1", 0)) as mute:

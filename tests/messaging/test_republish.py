@@ -105,6 +105,7 @@ def messages(server: NatsServer, stream: str) -> int:
     return int(at(server, read))
 
 
+@pytest.mark.slow
 def test_a_lost_stream_is_created_and_filled_again(configured_server: NatsServer, path: Path) -> None:
     """It has every id once, also over several pages; a second run changes nothing."""
     ids = insert(path, "orders", 2 * PAGE + 7)
@@ -223,6 +224,7 @@ def test_the_command_needs_nats(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_nats_out_of_reach_is_reported_with_exit_code_3(configured_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one line on stderr."""
     configured_server.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from attrs import define, evolve, field
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
@@ -237,6 +238,7 @@ def test_the_books_balance_after_every_notice_in_any_order(data: st.DataObject) 
 
 @PATIENT
 @given(data=st.data())
+@pytest.mark.slow
 def test_totals_alone_tell_of_the_refunds_made_at_the_provider(data: st.DataObject) -> None:
     """A webhook of an older kind has the total and no lines."""
     check_books(run(data, tells_each_refund=False, may_fail=False, may_dispute=False))

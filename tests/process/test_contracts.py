@@ -17,6 +17,8 @@ from tests.architecture.tree import copy_to
 from tests.process.client import Client
 from tests.process.server import READY_SECONDS, Server, environment_of, run
 
+pytestmark = pytest.mark.slow
+
 ADDRESS = {"line1": "12 St James's Square", "city": "London", "postal_code": "SW1Y 4JH", "country": "GB"}
 
 
@@ -43,7 +45,6 @@ def duplicate_a_schema(project: Path) -> None:
     (schemas / "inventory/schemas/orders.created.v1.json").write_text(text, encoding="utf-8")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

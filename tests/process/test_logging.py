@@ -12,11 +12,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from attrs import frozen
 
 from tests.process.client import Client, eventually
 from tests.process.conftest import Serve
 from tests.process.server import Server, environment_of
+
+pytestmark = pytest.mark.slow
 
 FIRST, SECOND = "first-key-0123456789", "second-key-0123456789"
 

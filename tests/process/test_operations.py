@@ -244,11 +244,13 @@ async def test_a_client_that_closes_its_side_after_a_post_is_answered(server: Se
         writer.close()
 
 
+@pytest.mark.slow
 def test_the_ready_line_names_the_process(server: Server) -> None:
     """So that one server can be signalled where several run."""
     assert any(line.endswith(f"ready at {server.url} (process {server.pid})") for line in map(str.strip, server.lines))
 
 
+@pytest.mark.slow
 def test_the_version_and_the_address_are_options_too(tmp_path: Path) -> None:
     """As users of other servers expect; a wrong port is told by the name of its variable."""
     assert run(tmp_path, "--version").stdout == run(tmp_path, "version").stdout

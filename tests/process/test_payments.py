@@ -14,6 +14,8 @@ from tests.process.client import Client, eventually
 from tests.process.conftest import Serve
 from tests.process.server import Server, run
 
+pytestmark = pytest.mark.slow
+
 Connect = Callable[[Server], Client]
 
 
@@ -101,7 +103,6 @@ async def test_payments_are_listed_by_status_and_time(serve: Serve, connect: Con
     assert (await command(server, "settle", orders[0], "--outcome", "lost", "--reason", "x"))[0] == 2
 
 
-@pytest.mark.slow
 async def test_a_person_settles_a_payment_of_another_amount(serve: Serve, connect: Connect) -> None:
     """11.01 is charged for 11.00: listed as a case; settled as given back, the order that waits is cancelled."""
     provider = await FaultyStripe().start()

@@ -15,6 +15,8 @@ from tests.process.client import Client, eventually
 from tests.process.conftest import Serve
 from tests.process.server import Server
 
+pytestmark = pytest.mark.slow
+
 Connect = Callable[[Server], Client]
 SECRET = "whsec_test"
 
@@ -167,7 +169,6 @@ async def test_one_429_does_not_stop_the_others(serve: Serve, connect: Connect, 
     assert 'circuit_breaker_state{gateway="stripe"} 0' in (await client.request("GET", "/metrics")).text
 
 
-@pytest.mark.slow
 async def test_a_crash_with_many_recent_charges_stops_no_sale(
     serve: Serve, connect: Connect, stripe: FaultyStripe
 ) -> None:

@@ -20,6 +20,8 @@ from tests.process.invariants import check_invariants
 from tests.process.server import Server, environment_of
 from tests.signals import pause_process
 
+pytestmark = pytest.mark.slow
+
 GRACE_SECONDS = 30.0
 
 
@@ -68,7 +70,6 @@ async def test_sigterm_under_load_exits_with_0_and_answers_every_accepted_reques
     assert server.stderr == ""
 
 
-@pytest.mark.slow
 async def test_a_second_signal_ends_the_server_at_once(serve: Serve, connect: Callable[[Server], Client]) -> None:
     """It does not wait for a slow payment provider, and loses nothing."""
     server = serve(SIMULATED_LATENCY_MS="60000", SHUTDOWN_GRACE_S="60")
@@ -103,7 +104,6 @@ async def test_an_idle_server_ends_at_once(serve: Serve, number: signal.Signals)
     assert server.stderr == ""
 
 
-@pytest.mark.slow
 async def test_an_open_stream_does_not_delay_the_shutdown(serve: Serve, connect: Callable[[Server], Client]) -> None:
     """The stream ends when the server shuts down; the server does not wait for its client."""
     server = serve(SIMULATED_LATENCY_MS="1000", SHUTDOWN_GRACE_S="80")  # a quarter of it is for open connections
@@ -124,7 +124,6 @@ async def test_an_open_stream_does_not_delay_the_shutdown(serve: Serve, connect:
     assert (await client.wait_until_final(order_id))["status"] == "confirmed"
 
 
-@pytest.mark.slow
 async def test_a_paused_process_continues(serve: Serve, connect: Callable[[Server], Client]) -> None:
     """After SIGSTOP and SIGCONT the waiting requests are answered."""
     server = serve()
@@ -160,7 +159,6 @@ def in_a_container(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.slow
 async def test_sigterm_ends_the_first_process_of_a_container_while_it_waits_for_the_file(serve: Serve) -> None:
     """Another process serves the file, as while a container is replaced; the wait ends with the signal."""
     server = serve()
@@ -176,7 +174,6 @@ async def test_sigterm_ends_the_first_process_of_a_container_while_it_waits_for_
     assert time.monotonic() - began < 15.0
 
 
-@pytest.mark.slow
 def test_sigterm_ends_the_first_process_of_a_container_while_it_starts(tmp_path: Path) -> None:
     """The kernel drops a signal to such a process if there is no handler yet, and the orchestrator would wait and kill."""
     code = """

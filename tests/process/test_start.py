@@ -24,6 +24,8 @@ from tests.process.conftest import Serve
 from tests.process.invariants import MODULES
 from tests.process.server import Server, run
 
+pytestmark = pytest.mark.slow
+
 SECRET = "hunter2-do-not-tell"
 
 
@@ -67,13 +69,11 @@ def test_a_public_address_without_authentication_is_refused(tmp_path: Path) -> N
     fails_with(tmp_path, 2, "AUTH", HTTP_HOST="0.0.0.0")
 
 
-@pytest.mark.slow
 def test_stripe_needs_an_api_key(tmp_path: Path) -> None:
     """PAYMENT_GATEWAY=stripe without STRIPE_API_KEY is an error."""
     fails_with(tmp_path, 2, "STRIPE_API_KEY", PAYMENT_GATEWAY="stripe")
 
 
-@pytest.mark.slow
 def test_a_missing_secret_file_is_named_by_its_variable(tmp_path: Path) -> None:
     """The value is not printed: it may be the secret itself, set in the wrong variable."""
     fails_with(tmp_path, 2, "DATABASE_URL_FILE", DATABASE_URL_FILE=f"/nowhere/{SECRET}")
@@ -86,7 +86,6 @@ def test_a_port_in_use_is_reported_with_exit_code_3(tmp_path: Path) -> None:
         fails_with(tmp_path, 3, port, HTTP_PORT=port)
 
 
-@pytest.mark.slow
 def test_a_database_that_another_server_uses_is_refused(tmp_path: Path, serve: Serve) -> None:
     """Two servers would send the same events and charge twice. After a kill the next server starts at once."""
     server = serve()
@@ -97,7 +96,6 @@ def test_a_database_that_another_server_uses_is_refused(tmp_path: Path, serve: S
     server.start()
 
 
-@pytest.mark.slow
 def test_a_server_waits_for_its_predecessor_to_end(tmp_path: Path, serve: Serve) -> None:
     """A server that starts while another one shuts down logs that it waits, and then starts."""
     first, second = serve(), Server(tmp_path)
@@ -111,21 +109,18 @@ def test_a_server_waits_for_its_predecessor_to_end(tmp_path: Path, serve: Serve)
         second.end()
 
 
-@pytest.mark.slow
 def test_a_database_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     """A file has the name of the folder: exit code 2."""
     (tmp_path / "file").write_text("in the way")
     fails_with(tmp_path, 2, "DATABASE_URL", DATABASE_URL=f"sqlite:///{tmp_path}/file/fulfilment.db")
 
 
-@pytest.mark.slow
 def test_a_folder_instead_of_a_database_is_refused(tmp_path: Path) -> None:
     """A database that cannot be opened is out of reach: exit code 3."""
     (tmp_path / "folder").mkdir()
     fails_with(tmp_path, 3, "database", DATABASE_URL=f"sqlite:///{tmp_path}/folder")
 
 
-@pytest.mark.slow
 def test_a_file_that_is_not_a_database_is_refused(tmp_path: Path) -> None:
     """The file is not changed."""
     file = tmp_path / "text.db"
@@ -134,7 +129,6 @@ def test_a_file_that_is_not_a_database_is_refused(tmp_path: Path) -> None:
     assert file.read_text() == "This is a text file. " * 400
 
 
-@pytest.mark.slow
 def test_a_newer_database_is_refused(tmp_path: Path) -> None:
     """An older release does not change the tables of a newer one, whichever module they belong to."""
     file = tmp_path / "fulfilment.db"
@@ -156,7 +150,6 @@ def test_a_newer_database_is_refused(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.slow
 def test_migrate_prints_what_it_did(tmp_path: Path) -> None:
     """The first run migrates every module, the second has nothing to do."""
     first, second = run(tmp_path, "migrate"), run(tmp_path, "migrate")
@@ -173,7 +166,6 @@ def test_version_prints_one_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_openapi_prints_a_valid_document(tmp_path: Path) -> None:
     """The output is an OpenAPI 3.1 document and nothing else."""
     done = run(tmp_path, "openapi")
@@ -204,7 +196,6 @@ def test_every_command_has_a_help_text(tmp_path: Path, monkeypatch: pytest.Monke
         assert result.stdout.startswith("Usage: "), names
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["frobnicate"], ["serve", "--no-such-option"], ["check", "--url", "ftp://x"]])
 def test_a_usage_error_exits_with_2(tmp_path: Path, arguments: list[str]) -> None:
     """Without a traceback."""
@@ -213,7 +204,6 @@ def test_a_usage_error_exits_with_2(tmp_path: Path, arguments: list[str]) -> Non
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
 def test_check_distinguishes_a_running_server_from_none(serve: Serve, tmp_path: Path) -> None:
     """It exits with 0 while the server is healthy, with 3 when no server answers."""
     server = serve()

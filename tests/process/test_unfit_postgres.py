@@ -14,6 +14,8 @@ from tests.process.client import Client
 from tests.process.server import Server, run
 from tests.transaction_pooler import TransactionPooler
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "EUC_JP"])
 @pytest.mark.parametrize("command", ["serve", "migrate"])
@@ -31,7 +33,6 @@ def test_a_database_in_another_encoding_is_refused(
     ]
 
 
-@pytest.mark.slow
 async def test_the_client_encoding_of_role_and_url_does_not_matter(
     postgres: PostgresServer, connect: Callable[[Server], Client], tmp_path: Path
 ) -> None:

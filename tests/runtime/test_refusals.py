@@ -27,6 +27,8 @@ from tests.runtime.harness import (
 )
 from tests.runtime.test_runner import created
 
+pytestmark = pytest.mark.slow
+
 USER = "restricted"
 
 

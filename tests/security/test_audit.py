@@ -133,6 +133,7 @@ async def test_dead_letters_that_are_discarded_are_in_the_audit(program: Program
     assert (replayed["action"], replayed["actor"]) == ("replayDeadLetter", "operator")
 
 
+@pytest.mark.slow
 async def test_the_command_lists_what_the_api_lists(program: Program) -> None:
     """``audit list`` reads the database itself."""
     await stock(program, 10)

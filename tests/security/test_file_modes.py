@@ -9,7 +9,11 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 from tests.process.server import environment_of
+
+pytestmark = pytest.mark.slow
 
 
 def test_every_file_of_a_server_is_readable_by_its_owner_only(tmp_path: Path) -> None:
