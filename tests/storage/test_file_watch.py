@@ -138,6 +138,7 @@ async def test_what_was_committed_before_the_wal_was_deleted_is_saved(path: Path
         await insert(database, 99)
     delete_side_files(path)
     assert count(path) == 9
+    await database.close()
 
 
 @pytest.mark.parametrize("change", [move_away, move_all_away])
@@ -166,6 +167,7 @@ async def test_a_commit_into_a_file_that_was_just_moved_is_not_reported_as_store
 
     with pytest.raises(StorageUnavailable):
         await database.write(work)
+    await database.close()
 
 
 async def test_other_files_in_the_folder_may_come_and_go(path: Path) -> None:
