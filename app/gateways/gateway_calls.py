@@ -158,7 +158,10 @@ class GatewayCalls:
         if isinstance(charge, Pending):
             self._attempts.labels("unknown").inc()
             wait_seconds = self.retry_seconds(attempt.event.attempt)
-            return ChargeFailed(order_id=order_id, is_unknown=True, retry_seconds=wait_seconds, calls=calls)
+            number = attempt.event.key_number
+            return ChargeFailed(
+                order_id=order_id, is_unknown=True, retry_seconds=wait_seconds, calls=calls, key_number=number
+            )
         self._attempts.labels("declined").inc()
         return ChargeDeclined(
             order_id=order_id,

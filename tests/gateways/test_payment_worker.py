@@ -704,6 +704,26 @@ async def test_a_pending_charge_is_no_failure(path: Path) -> None:
         assert gateway.captured == {f"charge:{id}": 100}
 
 
+async def test_a_pending_charge_keeps_the_number_of_its_key(path: Path) -> None:
+    """A provider need not save a definite failure: a call under the earlier key would make a second charge."""
+
+    class Remembering(FakeGateway):
+        async def repeats_safely(self, order_id: str) -> bool:
+            return True
+
+        async def charge(self, key: str, order_id: str, amount: Money, details: ChargeDetails) -> ChargeResult:
+            self.saved.clear()
+            charged = await super().charge(key, order_id, amount, details)
+            return Pending(f"ref-{order_id}") if key.endswith(":2") else charged
+
+    gateway = Remembering(plan=["misconfigured"])
+    async with running(path, gateway) as (harness, _):
+        [each] = await finished_orders(harness, await place_orders(harness, 1))
+        key = f"charge:{each.order_id}"
+        assert gateway.calls == [("charge", key), ("find", f"{key}:2"), ("charge", f"{key}:2"), ("find", f"{key}:2")]
+        assert gateway.captured == {f"{key}:2": 100}
+
+
 async def test_a_rejected_refund_is_shown_and_repeated(path: Path) -> None:
     """The payment shows that it was not refunded, until the provider refunds it after all, under a new key."""
     gateway = FakeGateway(rejects_refunds=True)
