@@ -27,7 +27,7 @@ from nats.js.api import ConsumerConfig, StreamConfig
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
 from bus.jetstream.admin.configs import NO_JETSTREAM, consumer_config, stream_config
-from bus.jetstream.admin.server_config import ServerConfig, differences, read_consumer, read_stream
+from bus.jetstream.admin.server_config import ServerConfig, differences, read_consumer, read_stream, with_chosen_fields
 from bus.jetstream.admin.topology import ADVISORIES, ConsumerPlan, Topology
 from bus.port import ACK_WAIT_SECONDS, DEDUP_SECONDS, MAX_TRIES
 
@@ -228,7 +228,10 @@ def _stream_resource(js: JetStreamContext, wanted: StreamConfig) -> _Resource:
     async def read() -> ServerConfig:
         return await read_stream(js, name)
 
-    return _Resource(f"stream {name}", name, wanted, read, lambda: js.add_stream(wanted), lambda: js.update_stream(wanted))
+    async def update() -> object:
+        return await js.update_stream(with_chosen_fields(wanted, await read()))
+
+    return _Resource(f"stream {name}", name, wanted, read, lambda: js.add_stream(wanted), update)
 
 
 def _consumer_resource(js: JetStreamContext, plan: ConsumerPlan, wanted: ConsumerConfig) -> _Resource:
@@ -239,9 +242,10 @@ def _consumer_resource(js: JetStreamContext, plan: ConsumerPlan, wanted: Consume
         return await js.add_consumer(plan.stream, wanted)
 
     async def update() -> object:
-        if (await read()).paused:
+        found = await read()
+        if found.paused:
             await js.resume_consumer(plan.stream, plan.name)
-        return await js.add_consumer(plan.stream, wanted)
+        return await js.add_consumer(plan.stream, with_chosen_fields(wanted, found))
 
     name = f"consumer {plan.name} on {plan.stream}"
     return _Resource(name, plan.stream, wanted, read, create, update)

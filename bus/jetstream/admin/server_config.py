@@ -8,11 +8,20 @@ one that the plan does not name must have its default.
 
 from __future__ import annotations
 
-__all__ = ["NOT_COMPARED", "ServerConfig", "differences", "missing_subjects", "read_consumer", "read_stream"]
+__all__ = [
+    "NOT_COMPARED",
+    "ServerConfig",
+    "differences",
+    "missing_subjects",
+    "read_consumer",
+    "read_stream",
+    "with_chosen_fields",
+]
 
 from collections.abc import Mapping
+from dataclasses import fields
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import frozen
 from nats.js import JetStreamContext
@@ -26,6 +35,7 @@ NOT_COMPARED = frozenset(
         "metadata",
         "placement",
         "compression",
+        "max_bytes",
         "allow_direct",
         "deny_delete",
         "deny_purge",
@@ -34,10 +44,12 @@ NOT_COMPARED = frozenset(
     }
 )
 """
-Fields that an operator may set at will: names and remarks, where and how a stream is stored, additional ways to read it,
-protection against deletion, and samples of acknowledgements. ``pause_until`` stays after the pause; `ServerConfig.paused`
-tells about the pause itself.
+Fields that an operator may set at will: names and remarks, where and how a stream is stored and how much of the disk it
+may use (a full stream refuses messages, and loses none), additional ways to read it, protection against deletion, and
+samples of acknowledgements. ``pause_until`` stays after the pause; `ServerConfig.paused` tells about the pause itself.
 """
+
+ConfigT = TypeVar("ConfigT", StreamConfig, ConsumerConfig)
 
 _DEFAULTS: Mapping[str, Any] = {
     "max_consumers": -1,
@@ -111,6 +123,13 @@ def differences(wanted: StreamConfig | ConsumerConfig, found: ServerConfig) -> l
     if isinstance(wanted, ConsumerConfig):
         lines += [f"filter_subjects lacks {subject}" for subject in missing_subjects(wanted, found)]
     return lines
+
+
+def with_chosen_fields(wanted: ConfigT, found: ServerConfig) -> ConfigT:
+    """Return *wanted* for an update of *found*, which keeps what an operator may set at will; a pause ends."""
+    existing = type(wanted).from_response(dict(found.config))
+    kept = NOT_COMPARED - {"pause_until"}
+    return wanted.evolve(**{each.name: getattr(existing, each.name) for each in fields(wanted) if each.name in kept})
 
 
 def missing_subjects(wanted: ConsumerConfig, found: ServerConfig) -> list[str]:

@@ -159,3 +159,32 @@ async def test_check_names_each_drift_and_apply_corrects_it(api: Api) -> None:
     ]
     assert not any(change.is_refused for change in await apply(api.js, topology, replicas=1))
     assert await diff(api.js, topology, replicas=1) == []
+
+
+async def test_apply_keeps_what_an_operator_may_set_at_will(api: Api) -> None:
+    """While it corrects another field, and though the plan names none of them; the check reports none of them."""
+    await api.reset()
+    topology = Topology.of(["orders"], {"inventory": ["orders.created.v1"]})
+    await apply(api.js, topology, replicas=1)
+    request = api.js._api_request
+    chosen = {
+        "description": "of shop 7", "compression": "s2", "max_bytes": 2**30, "allow_direct": True, "deny_delete": True,
+    }  # fmt: skip
+    stream = {**(await read_stream(api.js, "ORDERS")).config, **chosen}
+    await request("$JS.API.STREAM.UPDATE.ORDERS", json.dumps(stream).encode())
+    consumer = {**(await read_consumer(api.js, "ORDERS", "inventory")).config, "description": "of shop 7", "sample_freq": "50"}
+    update = {"stream_name": "ORDERS", "config": consumer, "action": "update"}
+    await request("$JS.API.CONSUMER.CREATE.ORDERS.inventory", json.dumps(update).encode())
+    assert await diff(api.js, topology, replicas=1) == []
+    await request("$JS.API.STREAM.UPDATE.ORDERS", json.dumps({**stream, "max_msgs": 5}).encode())
+    update["config"] = {**consumer, "headers_only": True}
+    await request("$JS.API.CONSUMER.CREATE.ORDERS.inventory", json.dumps(update).encode())
+    changes = await apply(api.js, topology, replicas=1)
+    assert [(change.line, change.is_refused) for change in changes] == [
+        ("stream ORDERS: changed, max_msgs was 5, not -1", False),
+        ("consumer inventory on ORDERS: changed, headers_only was True, not unset", False),
+    ]
+    found = (await read_stream(api.js, "ORDERS")).config
+    assert {name: found[name] for name in chosen} == chosen
+    found = (await read_consumer(api.js, "ORDERS", "inventory")).config
+    assert (found["description"], found["sample_freq"]) == ("of shop 7", "50")
