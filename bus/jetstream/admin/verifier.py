@@ -58,7 +58,6 @@ class TopologyVerifier:
         self._stalls = stalls
         self._problems: dict[str, tuple[str, ...]] = {}
         self._missed_streams: set[str] = set()
-        self._unreadable_streams: set[str] = set()
 
     @property
     def problems(self) -> Sequence[str]:
@@ -123,9 +122,9 @@ class TopologyVerifier:
 
     async def verify_again(self, streams: Iterable[str], plans: Sequence[ConsumerPlan], is_up: Callable[[], bool]) -> None:
         """Verify *streams*, and those of *plans*, and *plans* themselves, as long as the connection *is_up*."""
-        for stream in sorted({*streams, *(plan.stream for plan in plans)} - self._unreadable_streams):
-            if is_up() and not await self.verify_stream(stream, is_missed=False):
-                self._unreadable_streams.add(stream)  # the user may not look at it; each attempt would wait in vain
+        for stream in sorted({*streams, *(plan.stream for plan in plans)}):
+            if is_up() and not self._is_denied(stream):  # each attempt would wait in vain
+                await self.verify_stream(stream, is_missed=False)
         for plan in plans:
             if is_up():
                 await self.verify_consumer(plan)
@@ -161,6 +160,10 @@ class TopologyVerifier:
             return [f"{error.description} ({error.err_code})"]
         name = f".{stream.lower()}"
         return [text for text in self._denied() if "$js.api" in text and name in text]
+
+    def _is_denied(self, stream: str) -> bool:
+        """Return whether the server has denied a look at *stream* on this connection."""
+        return any(f'"$js.api.stream.info.{stream.lower()}"' in text for text in self._denied())
 
     def _set_problems(self, label: str, *lines: str) -> None:
         if lines == self._problems.get(label, ()):

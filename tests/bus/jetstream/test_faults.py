@@ -578,6 +578,7 @@ async def test_a_user_without_provisioning_rights_reports_what_is_missing(tmp_pa
 
         for what in ("consumer inventory on ORDERS: ", "stream ORDERS: "):
             await until(partial(is_problem, what))
+        assert any('"$js.api.stream.info.orders"' in text for text in bus._connection.denied)  # the verifier relies on it
 
         admin = await nats.connect(server.url, user="admin", password="secret")
         stream = stream_config(StreamPlan("ORDERS", ("orders.>",)), replicas=1, dedup_seconds=120.0)

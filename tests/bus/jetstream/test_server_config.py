@@ -17,7 +17,9 @@ from nats.js.errors import APIError
 from bus.jetstream.admin.configs import consumer_config, stream_config
 from bus.jetstream.admin.provisioning import apply, diff
 from bus.jetstream.admin.server_config import NOT_COMPARED, ServerConfig, differences, read_consumer, read_stream
+from bus.jetstream.admin.stalls import StallDetector
 from bus.jetstream.admin.topology import Topology, consumer_plans, stream_plan
+from bus.jetstream.admin.verifier import TopologyVerifier
 from tests.nats import NatsServer
 
 SECOND = 1_000_000_000
@@ -188,3 +190,39 @@ async def test_apply_keeps_what_an_operator_may_set_at_will(api: Api) -> None:
     assert {name: found[name] for name in chosen} == chosen
     found = (await read_consumer(api.js, "ORDERS", "inventory")).config
     assert (found["description"], found["sample_freq"]) == ("of shop 7", "50")
+
+
+@pytest.mark.parametrize(
+    ("denied", "requests"),
+    [
+        ([], 2),
+        (['permissions violation for publish to "$js.api.stream.info.orders"'], 0),
+        (['permissions violation for publish to "$js.api.stream.info.payments"'], 2),
+    ],
+)
+async def test_only_a_stream_that_may_not_be_looked_at_is_left_out(denied: list[str], requests: int) -> None:
+    """One that gives no answer, because its cluster elects a leader, is looked at again: a later drift is reported."""
+    asked: list[str] = []
+
+    class Management:
+        _prefix, _timeout = "$JS.API", 5
+
+        async def _api_request(self, subject: str, timeout: float) -> dict[str, Any]:
+            asked.append(subject)
+            if len(asked) == 1:
+                raise TimeoutError
+            return {"config": {**STREAM.as_dict(), "max_msgs": 5}}
+
+    verifier = TopologyVerifier(
+        Management,  # type: ignore[arg-type]
+        lambda: denied,
+        replicas=1,
+        dedup_seconds=120,
+        ack_wait_seconds=30,
+        max_tries=5,
+        stalls=StallDetector(lambda: 0.0),
+    )
+    for _ in range(2):
+        await verifier.verify_again(["ORDERS"], [], lambda: True)
+    assert asked == ["$JS.API.STREAM.INFO.ORDERS"] * requests
+    assert verifier.problems == (["stream ORDERS: max_msgs is 5, not -1"] if requests else [])

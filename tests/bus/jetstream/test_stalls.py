@@ -22,7 +22,7 @@ class Looks:
         return list(self.detector.stalls)
 
 
-def test_a_consumer_that_delivers_nothing_is_told_after_the_limit() -> None:
+def test_a_consumer_that_delivers_nothing_is_reported_after_the_limit() -> None:
     looks = Looks()
     assert [looks.look(5, 7) for _ in range(6)] == [[]] * 6
     assert looks.look(5, 7) == [f"{LABEL} delivers none of 5 messages (for 60 s)"]
@@ -39,7 +39,7 @@ def test_a_consumer_without_messages_is_never_stalled() -> None:
     assert all(looks.look(0, 7) == [] for _ in range(100))
 
 
-def test_a_pause_is_told_even_without_messages() -> None:
+def test_a_pause_is_reported_even_without_messages() -> None:
     looks = Looks()
     found = [looks.look(0, 7, "2030-01-01T00:00:00Z") for _ in range(8)]
     assert found[-1] == [f"{LABEL} is paused until 2030-01-01T00:00:00Z (for 70 s)"]
