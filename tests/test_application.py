@@ -199,11 +199,16 @@ async def test_a_missing_migration_is_an_error_and_never_silence(tmp_path: Path,
 
 
 async def test_a_module_whose_migration_names_an_old_edition_is_refused_by_name(tmp_path: Path) -> None:
-    """Inbox, outbox, dead letters and heartbeat are checked as the states are: the runtime uses all of them."""
+    """Inbox, outbox, dead letters, heartbeat and audit are checked as the states are: the runtime uses all of them."""
     application = Application(settings(tmp_path))
     application.parts.storage.migrate()
     engine = create_engine(f"sqlite:///{tmp_path}/test.db")
     with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE inventory_audit RENAME TO away")
+    with pytest.raises(ModuleError, match=r"^inventory: there is no table inventory_audit; a migration has to create it$"):
+        application.parts.storage.migrate()
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE away RENAME TO inventory_audit")
         connection.exec_driver_sql("DROP TABLE payments_heartbeat")
     with pytest.raises(ModuleError, match=r"^payments: there is no table payments_heartbeat; a migration has to create it$"):
         application.parts.storage.migrate()
