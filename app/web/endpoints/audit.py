@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["DESCRIPTION", "AuditService", "route_group", "to_json"]
+__all__ = ["DESCRIPTION", "route_group", "to_json"]
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Any, Protocol
+from datetime import UTC
+from typing import Any
 
 from aiohttp import hdrs, web
 
-from app.storage.audit import AuditRecord
+from app.storage.audit import AuditRecord, AuditTrail
 from app.web.handler import Endpoint, RequestContext
 from app.web.requests.filters import FilterReader
 from app.web.requests.paging import read_page
@@ -43,25 +43,8 @@ _RECORD = {
 }
 
 
-class AuditService(Protocol):
-    """The audit of all modules of this process."""
-
-    async def list(
-        self,
-        *,
-        actor: str | None = None,
-        action: str | None = None,
-        target: str | None = None,
-        after: datetime | None = None,
-        before: datetime | None = None,
-        beyond: str | None = None,
-        limit: int = 50,
-    ) -> Sequence[AuditRecord]:
-        """Return up to *limit* records that meet all conditions, the newest first, with ids below *beyond*."""
-
-
-def route_group(service: AuditService) -> RouteGroup:
-    """Return the endpoint that lists the records of *service*."""
+def route_group(trail: AuditTrail) -> RouteGroup:
+    """Return the endpoint that lists the records of *trail*."""
     filters = FilterReader(_FILTERS)
 
     async def list_audit(request: web.Request, context: RequestContext) -> web.Response:
@@ -69,7 +52,7 @@ def route_group(service: AuditService) -> RouteGroup:
         wanted: dict[str, Any] = {condition.filter.name: condition.values[0] for condition in filters.read(query)}
 
         async def fetch(beyond: str | None, limit: int) -> tuple[Sequence[AuditRecord], None]:
-            return await service.list(**wanted, beyond=beyond, limit=limit), None
+            return await trail.list(**wanted, beyond=beyond, limit=limit), None
 
         return json_response(await read_page(query, _PATH, fetch, lambda record: str(record.id), to_json))
 
