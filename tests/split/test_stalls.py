@@ -1,13 +1,14 @@
-"""Drifts of streams and consumers that stop the work: readiness says that nothing gets through, and what the server says."""
+"""Drifts of streams and consumers that stop the work: readiness shows that nothing gets through, and the server's reason."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import nats
 import pytest
+from nats.js import JetStreamContext
 
 from tests.nats import NatsServer
 from tests.process.client import Client, eventually
@@ -15,6 +16,38 @@ from tests.split.conftest import Build
 from tests.split.system import System
 
 SECOND = 1_000_000_000
+
+Reported = Callable[[str, Callable[[JetStreamContext], Awaitable[None]], tuple[str, ...]], Awaitable[None]]
+
+
+@pytest.fixture
+def reported(build: Build, broker: NatsServer, connect: Callable[[System], Client]) -> Reported:
+    """
+    Return a function that changes the server while a system runs, places orders, and waits until the readiness of a
+    module shows all of the given words.
+    """
+
+    async def wait(module: str, change: Callable[[JetStreamContext], Awaitable[None]], words: tuple[str, ...]) -> None:
+        system = build(WORK_STALLED_S="3").start()
+        client = connect(system)
+        await client.stock("SKU-1", 100)
+        await client.wait_until_final(await client.place({"SKU-1": 1}))
+        connection = await nats.connect(broker.url)
+        await change(connection.jetstream())
+        await connection.close()
+        for _ in range(12):
+            await client.place({"SKU-1": 1})
+        (server,) = system.servers[module]
+
+        async def readiness() -> Any:
+            return (await client.request_url(f"{server.url}/readyz")).body
+
+        found = await eventually(readiness, lambda found: all(word in json.dumps(found["checks"]) for word in words), 20)
+        assert found.get("status") != "ready"
+
+    return wait
+
+
 DRIFTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "paused": ({"pause_until": "2030-01-01T00:00:00Z"}, ("paused until 2030-01-01T00:00:00Z",)),
     "max_batch": ({"max_batch": 1}, ("max_batch is 1, not unset", "Exceeded MaxRequestBatch of 1")),
@@ -25,21 +58,15 @@ DRIFTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("drift", DRIFTS)
-async def test_a_consumer_that_is_changed_while_the_system_runs_is_told(
-    build: Build, broker: NatsServer, connect: Callable[[System], Client], drift: str
-) -> None:
-    """Within seconds, and whether or not any message is there; the log says once what the server answers."""
+async def test_a_change_of_a_consumer_is_reported_while_the_system_runs(reported: Reported, drift: str) -> None:
+    """Within seconds, by the process that consumes, whether or not any message is there."""
     changes, words = DRIFTS[drift]
-    system = build(WORK_STALLED_S="3").start()
-    client = connect(system)
-    await client.stock("SKU-1", 100)
-    await client.wait_until_final(await client.place({"SKU-1": 1}))
-    connection = await nats.connect(broker.url)
-    js = connection.jetstream()
-    config = {**(await js._api_request("$JS.API.CONSUMER.INFO.ORDERS.inventory"))["config"], **changes}
-    if drift == "paused":
-        await js._api_request("$JS.API.CONSUMER.PAUSE.ORDERS.inventory", json.dumps(changes).encode())
-    else:
+
+    async def change(js: JetStreamContext) -> None:
+        if drift == "paused":
+            await js._api_request("$JS.API.CONSUMER.PAUSE.ORDERS.inventory", json.dumps(changes).encode())
+            return
+        config = {**(await js._api_request("$JS.API.CONSUMER.INFO.ORDERS.inventory"))["config"], **changes}
         request = {"stream_name": "ORDERS", "config": config, "action": "update"}
         try:
             await js._api_request("$JS.API.CONSUMER.CREATE.ORDERS.inventory", json.dumps(request).encode())
@@ -47,16 +74,8 @@ async def test_a_consumer_that_is_changed_while_the_system_runs_is_told(
             await js.delete_consumer("ORDERS", "inventory")
             request["action"] = "create"
             await js._api_request("$JS.API.CONSUMER.CREATE.ORDERS.inventory", json.dumps(request).encode())
-    for _ in range(12):
-        await client.place({"SKU-1": 1})
-    (inventory,) = system.servers["inventory"]
 
-    async def readiness() -> Any:
-        return (await client.request_url(f"{inventory.url}/readyz")).body
-
-    found = await eventually(readiness, lambda found: all(word in json.dumps(found["checks"]) for word in words), 20)
-    assert found.get("status") != "ready"
-    await connection.close()
+    await reported("inventory", change, words)
 
 
 STREAM_DRIFTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
@@ -69,25 +88,12 @@ STREAM_DRIFTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("drift", STREAM_DRIFTS)
-async def test_a_stream_that_is_changed_while_the_system_runs_is_told(
-    build: Build, broker: NatsServer, connect: Callable[[System], Client], drift: str
-) -> None:
+async def test_a_change_of_a_stream_is_reported_while_the_system_runs(reported: Reported, drift: str) -> None:
     """By the process that publishes to it: the field that differs, and that its events wait."""
     changes, words = STREAM_DRIFTS[drift]
-    system = build(WORK_STALLED_S="3").start()
-    client = connect(system)
-    await client.stock("SKU-1", 100)
-    await client.wait_until_final(await client.place({"SKU-1": 1}))
-    connection = await nats.connect(broker.url)
-    js = connection.jetstream()
-    config = {**(await js._api_request("$JS.API.STREAM.INFO.ORDERS"))["config"], **changes}
-    await js._api_request("$JS.API.STREAM.UPDATE.ORDERS", json.dumps(config).encode())
-    for _ in range(12):
-        await client.place({"SKU-1": 1})
-    (orders,) = system.servers["orders"]
 
-    async def readiness() -> Any:
-        return (await client.request_url(f"{orders.url}/readyz")).body
+    async def change(js: JetStreamContext) -> None:
+        config = {**(await js._api_request("$JS.API.STREAM.INFO.ORDERS"))["config"], **changes}
+        await js._api_request("$JS.API.STREAM.UPDATE.ORDERS", json.dumps(config).encode())
 
-    await eventually(readiness, lambda found: all(word in json.dumps(found["checks"]) for word in words), 20)
-    await connection.close()
+    await reported("orders", change, words)

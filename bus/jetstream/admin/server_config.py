@@ -46,7 +46,7 @@ NOT_COMPARED = frozenset(
 """
 Fields that an operator may set at will: names and remarks, where and how a stream is stored and how much of the disk it
 may use (a full stream refuses messages, and loses none), additional ways to read it, protection against deletion, and
-samples of acknowledgements. ``pause_until`` stays after the pause; `ServerConfig.paused` tells about the pause itself.
+samples of acknowledgements. ``pause_until`` stays after the pause; `ServerConfig.paused` is about the pause itself.
 """
 
 ConfigT = TypeVar("ConfigT", StreamConfig, ConsumerConfig)
@@ -73,7 +73,7 @@ _NANOSECONDS = 1_000_000_000
 
 @frozen
 class ServerConfig:
-    """A stream or a consumer on the server: its configuration, and all that the server tells about it."""
+    """A stream or a consumer on the server: its configuration, and all that the server reports about it."""
 
     config: Mapping[str, Any]
     info: Mapping[str, Any]

@@ -13,7 +13,7 @@ STALLED_SECONDS = 60.0
 
 class StallDetector:
     """
-    Compares what the server tells about each consumer at one look with what it told before.
+    Compares what the server reports about each consumer at one look with what it reported before.
 
     *monotonic* is the clock. A consumer is stalled once it has had undelivered messages for *limit_seconds* without having
     delivered any.
@@ -23,7 +23,7 @@ class StallDetector:
         self._monotonic = monotonic
         self._limit_seconds = limit_seconds
         self._waiting: dict[str, tuple[int, float, str]] = {}
-        """By consumer: the number of its last delivery, since when it has been that, and what to tell."""
+        """By consumer: the number of its last delivery, since when it has been that, and the line to report."""
 
     def observe(self, label: str, found: ServerConfig) -> None:
         """Take note of the consumer *label* as the server describes it now."""

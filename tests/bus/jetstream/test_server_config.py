@@ -207,7 +207,7 @@ async def test_only_a_stream_that_may_not_be_looked_at_is_left_out(denied: list[
     class Management:
         _prefix, _timeout = "$JS.API", 5
 
-        async def _api_request(self, subject: str, timeout: float) -> dict[str, Any]:
+        async def _api_request(self, subject: str, **options: float) -> dict[str, Any]:
             asked.append(subject)
             if len(asked) == 1:
                 raise TimeoutError
