@@ -47,9 +47,10 @@ def list_(
     """
     List changes that a person or a key asked for, the newest first.
 
-    Placing an order is not among them: the order itself tells it.
+    Placing an order is not among them: the order itself is the record.
 
-    Exit codes: 0 done, also if there are none; 2 wrong usage or configuration; 3 the database is out of reach.
+    Exit codes: 0 done, also if there are none; 2 wrong usage or configuration; 3 the database does not
+    exist, is not migrated or is out of reach.
     """
     import orjson
 
@@ -57,8 +58,7 @@ def list_(
     from app.storage.errors import StorageUnavailable
     from app.web.endpoints.audit import to_json
 
-    parts = console.parts(console.settings())
-    console.run_database_step(parts.storage.require_tables)
+    parts = console.stored_parts(console.settings())
 
     async def run() -> list[dict[str, object]]:
         trail = AuditTrail(parts.storage.stores)

@@ -116,7 +116,8 @@ def replay(ids: tuple[str, ...], consumer: str | None, subject: str | None, erro
     recognises it and ignores it.
 
     Exit codes: 0 done; 1 an ID is unknown, or the consumer of a dead letter consumes nothing (the other dead letters are
-    still replayed); 2 wrong usage or configuration; 3 the database is out of reach.
+    still replayed); 2 wrong usage or configuration, or no consumer or subject of that name; 3 the database does not exist,
+    is not migrated or is out of reach.
     """
     has_filter = any(value is not None for value in (consumer, subject, error))
     if bool(ids) == has_filter:
@@ -127,6 +128,8 @@ def replay(ids: tuple[str, ...], consumer: str | None, subject: str | None, erro
                 consumer, subject, error, dry_run, audit=console.audited("replayDeadLetters")
             )
         )
+        if not matched:
+            _check_filters(consumer, subject)
         click.echo(f"{matched} would be replayed" if dry_run else f"{replayed} replayed")
         return
 
@@ -155,7 +158,7 @@ def discard(ids: tuple[str, ...]) -> None:
     Delete dead letters permanently.
 
     Exit codes: 0 done; 1 an ID is unknown (the other dead letters are still deleted); 2 wrong usage or configuration;
-    3 the database is out of reach.
+    3 the database does not exist, is not migrated or is out of reach.
     """
 
     async def delete(dead_letter_store: DeadLetterStore) -> list[str]:

@@ -163,7 +163,7 @@ def test_an_unusable_database_is_reported_with_exit_code_3(tmp_path: Path, monke
 COMMANDS = [["dead-letters", "list"], ["dead-letters", "show", "x"], ["dead-letters", "discard", "x"], ["dead-letters", "replay", "x"]]
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, ["payments", "reconcile", "--since", "1h"]], ids=" ".join)
+@pytest.mark.parametrize("command", [*COMMANDS, ["audit", "list"], ["payments", "reconcile", "--since", "1h"]], ids=" ".join)
 @pytest.mark.parametrize("what", ["nothing", "a typo", "another program's file", "an empty file"])
 def test_a_command_creates_no_database(command: list[str], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line on stderr that names the variable and the file, exit code 3, and the folder stays as it is."""
@@ -186,15 +186,17 @@ def test_a_command_creates_no_database(command: list[str], what: str, tmp_path: 
     assert what in ("another program's file", "an empty file") or list(tmp_path.iterdir()) == []
 
 
-def test_a_filter_that_matches_nothing_ever_is_told(ids: list[str]) -> None:
+def test_a_filter_that_can_match_nothing_is_an_error(ids: list[str]) -> None:
     """A misspelled consumer or subject is not the same as no dead letters."""
     for option, value, known in (
         ("--consumer", "invntory", "inventory-express"),
         ("--subject", "orders.create.v1", "orders.created.v1"),
     ):
-        result = run("list", option, value)
-        assert (result.exit_code, result.stdout) == (2, "")
-        assert value in result.stderr
-        assert known in result.stderr
+        for command in ("list",), ("replay",), ("replay", "--dry-run"):
+            result = run(*command, option, value)
+            assert (result.exit_code, result.stdout) == (2, "")
+            assert value in result.stderr
+            assert known in result.stderr
     assert run("list", "--consumer", "orders-express").stdout == "no dead letters\n"
+    assert run("replay", "--consumer", "orders-express").stdout == "0 replayed\n"
     assert run("list", "--subject", "orders.created.v1.express").stdout == "no dead letters\n"
