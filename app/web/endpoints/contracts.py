@@ -13,7 +13,7 @@ from app.messaging.version_usage import VersionUsage, VersionUsageReport
 from app.web.handler import Endpoint, RequestContext
 from app.web.problems import ProblemError
 from app.web.requests.parsing import read_query
-from app.web.responses import JSON, json_response
+from app.web.responses import JSON_HEADERS, json_response
 from app.web.route_group import RouteGroup
 from app.web.spec.components import Description, operation, query_parameter, ref, response
 
@@ -79,7 +79,7 @@ def route_group(report: VersionUsageReport, asyncapi: dict[str, Any]) -> RouteGr
         return json_response({"items": [to_json(usage) for usage in await report.usages()]})
 
     async def get_asyncapi(request: web.Request, context: RequestContext) -> web.Response:
-        return web.Response(body=document, headers={hdrs.CONTENT_TYPE: JSON})
+        return web.Response(body=document, headers=JSON_HEADERS)
 
     endpoints = (
         Endpoint(hdrs.METH_GET, _CONTRACTS_PATH, list_contracts, roles=("viewer",)),

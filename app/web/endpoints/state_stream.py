@@ -76,10 +76,10 @@ class Streams:
             ProblemError: 503, `STREAMS_MAX` streams are open; 429, `STREAMS_PER_KEY_MAX` are open with this API key.
         """
         if self.open_count >= STREAMS_MAX:
-            self._log.tell("open streams", STREAMS_MAX)
+            self._log.report("open streams", STREAMS_MAX)
             raise _TOO_MANY()
         if caller != ANONYMOUS.name and self._by_caller[caller] >= STREAMS_PER_KEY_MAX:
-            self._log.tell("open streams of one key", STREAMS_PER_KEY_MAX, caller=caller)
+            self._log.report("open streams of one key", STREAMS_PER_KEY_MAX, caller=caller)
             raise _TOO_MANY_OF_ONE()
         self.open_count += 1
         self._by_caller[caller] += 1
@@ -107,11 +107,12 @@ def stream_state(service: ModuleService, route: StreamRoute, streams: Streams) -
                 if state is None or is_foreign(state, context.customer) or route.show(state) is None:
                     raise _NOT_FOUND()
                 if route.is_finished(state) and request.headers.get(LAST_EVENT_ID) == event_id(route.show(state)):
-                    # The client has the final state; 204 tells an EventSource not to connect again (HTML, 9.2.3).
+                    # The client has the final state; 204 ends the reconnects of an EventSource (HTML, 9.2.3).
                     return web.Response(status=204, headers=UNCACHED)
                 response = EventSourceResponse(
                     headers={X_CORRELATION_ID: context.correlation_id, hdrs.SERVER: SERVER}, ping_interval=PING_SECONDS
                 )
+                response.headers.update(UNCACHED)  # aiohttp-sse sets a Cache-Control of its own
                 context.record_now(response.status)
                 if request.method == hdrs.METH_HEAD:
                     return web.Response(headers=response.headers)
@@ -199,7 +200,7 @@ class StateStream:
 
 
 def event_id(shown: Any) -> str:
-    """Return the id of the event that carries the state *shown*: when it changed, or a hash of it if it does not say."""
+    """Return the id of the event that carries the state *shown*: when it changed, or a hash of it if it has no such time."""
     return str(shown.get("updated_at") or blake2b(orjson.dumps(shown), digest_size=8).hexdigest())
 
 

@@ -54,7 +54,7 @@ async def test_a_stream_sends_the_present_state_and_each_change_until_the_final_
         assert response.status == 200
         assert response.headers["Content-Type"] == "text/event-stream"
         assert response.headers["X-Correlation-ID"] == "c-1"
-        assert response.headers["Cache-Control"] == "no-cache"
+        assert response.headers["Cache-Control"] == "no-store"
         events = []
         for place in ("counter", "van", "delivered"):
             web.service.put(evolve(SHIPMENT, place=place))
