@@ -87,9 +87,10 @@ def serve(host: str | None, port: str | None) -> None:
       BUS=nats MODULES=orders python -m app serve
                                               one module; the others run elsewhere
 
-    Prints one line with the address and the process id when it is ready. Creates and migrates a SQLite database itself; run `migrate` first
-    for a PostgreSQL database. The first signal lets it finish its work, for at most SHUTDOWN_GRACE_S seconds, and exit
-    with 0; a second signal ends it at once (exit code 143 for SIGTERM, 130 for SIGINT).
+    Prints one line with the address and the process id when it is ready. Creates and migrates a SQLite database itself;
+    run `migrate` first for a PostgreSQL database. The first signal lets it finish its work, for at most
+    SHUTDOWN_DELAY_S and SHUTDOWN_GRACE_S seconds, and exit with 0; a second signal ends it at once (exit code 143 for
+    SIGTERM, 130 for SIGINT).
 
     Exit codes: 0 ended by a signal; 1 failed; 2 wrong configuration; 3 the database is out of reach, not migrated or
     newer than this release, or the port is taken.

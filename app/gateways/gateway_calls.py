@@ -62,7 +62,7 @@ LOOKUP_SECONDS_MAX = 120.0
 
 RETRY_SECONDS_MAX = 5.0
 REFUND_RETRY_SECONDS_MAX = 300.0
-"""The longest wait before a refund of unknown outcome is requested again: no customer waits for it at a counter."""
+"""The longest wait before a refund of unknown outcome is requested again: no order waits for it."""
 
 REASON_MAX = 64
 """The length of the database column for reasons."""
@@ -129,7 +129,7 @@ class GatewayCalls:
         """
         Return whether the charge is simply asked for again, without a look-up.
 
-        Only under the first key: a later one does not tell about the charges that were asked for under those before it.
+        Only under the first key: a later one does not find the charges that were requested under those before it.
         """
         if not attempt.should_charge or attempt.event.key_number != 1:
             return False

@@ -47,7 +47,7 @@ class GatewayRequest:
 
     *is_first_call*: no earlier call to the provider is possible. *needs_recheck*: the request has waited so long that the
     payment's stored state may have changed. *may_be_repeat*: another delivery of the request may have been processed by
-    a worker that was killed before it could submit the result; only a look-up at the provider can tell.
+    a worker that was killed before it could submit the result; only a look-up at the provider can show it.
     """
 
     event: Any

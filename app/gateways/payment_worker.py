@@ -82,7 +82,7 @@ class PaymentWorker:
         *,
         takes_directly: bool = False,
     ) -> None:
-        """Prepare to call *gateway*; *takes_directly* tells whether `take` may be called."""
+        """Prepare to call *gateway*; *takes_directly* is true if `take` may be called."""
         rng = rng or random.Random()
         self._runner = runner
         self._gateway = gateway

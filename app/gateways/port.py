@@ -73,7 +73,7 @@ class Refunded:
     """
     The refund has succeeded; *reference* is the provider's id of it.
 
-    *refunded_total* is how many minor units of the charge the provider has refunded altogether, as far as it tells: this
+    *refunded_total* is how many minor units of the charge the provider has refunded altogether, as far as it is known: this
     refund, earlier ones, and those made in its dashboard, pending ones included. It is at least the amount of this refund.
     """
 
@@ -96,7 +96,7 @@ class RefundRejected:
 
     With *is_definite* the failure is final for this key: the provider repeats it under the same key, and the next attempt
     needs a new one. *reference* is set if a refund exists that has failed. *refunded_total* as in `Refunded`, or None
-    if the response does not tell; it explains a refund of more than is left.
+    if the response does not contain it; it explains a refund of more than is left.
     """
 
     reason: str
@@ -192,7 +192,7 @@ class ChargeRecord:
     One charge in the provider's own list: its order, its amount, and whether it was captured and refunded.
 
     *refunded_amount* includes pending refunds. *dispute* is ``open``, ``won`` or ``lost``, or None if the charge was never
-    disputed; it is ``open`` where the list tells only that there is a dispute.
+    disputed; it is ``open`` where the list shows only that there is a dispute.
     """
 
     reference: str

@@ -97,7 +97,7 @@ def _compare_payment(payment: Payment, records: list[ChargeRecord]) -> list[Diff
 
 
 def _is_disputed(payment: Payment, record: ChargeRecord) -> bool:
-    """Return whether the charge is disputed or was lost; the provider's list may not tell that a dispute was won."""
+    """Return whether the charge is disputed or was lost; the provider's list may not show that a dispute was won."""
     if payment.dispute is not None:
         return payment.dispute is not DisputeStatus.WON or record.dispute == DisputeStatus.LOST
     return record.dispute in (DisputeStatus.OPEN, DisputeStatus.LOST)

@@ -3,7 +3,7 @@ Write log lines in a thread of their own, so that a slow or full destination nev
 
 A pipe that nothing reads blocks the write, and a disk that is full refuses it. Each destination therefore has one thread
 and one bounded queue. A line that finds the queue full, or that the destination refuses, is dropped and counted; the
-first write that succeeds afterwards is followed by one line that tells how many were dropped.
+first write that succeeds afterwards is followed by one line with the number of dropped lines.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class LogWriter:
     """
     The queue and the thread of one *destination*.
 
-    *dropped_line* returns the line that says how many lines were dropped. *on_refused* is called, in the writer's thread, with the
-    reason when the destination begins to refuse lines.
+    *dropped_line* returns the line that reports how many lines were dropped. *on_refused* is called, in the writer's thread,
+    with the reason when the destination begins to refuse lines.
     """
 
     def __init__(

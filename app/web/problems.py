@@ -56,7 +56,7 @@ def invalid_input(code: str, detail: str, violations: Iterable[SchemaViolation],
 
 
 def problem_of(rejection: Rejection, headers: Mapping[str, str] = MappingProxyType({})) -> ProblemError:
-    """Return the problem that tells a client of *rejection*."""
+    """Return the problem that answers *rejection*."""
     pointer, detail = rejection.pointer, rejection.detail
     members = {"errors": [{"pointer": pointer, "detail": detail}]} if pointer else {}
     return ProblemError(rejection.status, rejection.code, detail, members, headers)

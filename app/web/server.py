@@ -2,8 +2,9 @@
 aiohttp's server with problem documents for every error, and with a short cut past its router.
 
 A request that is not valid HTTP never reaches the application: aiohttp's connection itself answers it, in plain text.
-`_Connection` overrides the two methods that do so. `_Server` limits the number of connections, and calls the handler of a path without a parameter directly,
-if the request spells the path as the route does; aiohttp's router resolves all other requests.
+`_Connection` overrides the two methods that do so. `_Server` limits the number of connections. It calls the handler of a
+path without a parameter directly, if the request spells the path as the route does; aiohttp's router resolves all other
+requests.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ class _Server(web.Server):
         count = len(self._connections)
         if count <= self._connections_max:
             return
-        self._log.tell("open connections", self._connections_max)
+        self._log.report("open connections", self._connections_max)
         idle = next((each for each in self.own_connections if each.is_idle and each is not handler), None)
         if idle is not None:
             idle.force_close()

@@ -85,7 +85,7 @@ def _respond(outcome: DecisionOutcome) -> Response | Rejection:
             return Rejection(409, "above_maximum", f"on_hand cannot be more than {ON_HAND_MAX}.")
         case (ProductChanged(),):
             return Rejection(
-                412, "precondition_failed", "The product is not as If-Match or If-None-Match says; read it again."
+                412, "precondition_failed", "The product does not match If-Match or If-None-Match; read it again."
             )
     (product,) = outcome.states
     assert product is not None

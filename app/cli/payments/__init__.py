@@ -88,14 +88,14 @@ def list_(
     "--outcome",
     required=True,
     type=click.Choice(["captured", "declined", "refunded"]),
-    help="What has become of the money at the provider: taken and kept, never taken, or given back.",
+    help="What happened to the money at the provider: taken and kept, never taken, or given back.",
 )
 @click.option("--reason", required=True, help="Why, as free text; it is kept with the payment.")
 @with_url
 @console.with_key
 def settle(order_id: str, outcome: str, reason: str, url: str | None, key: str | None) -> None:
     """
-    Settle the payment of ORDER, which waits for a person: say what has become of its money at the provider.
+    Settle the payment of ORDER, which waits for a person: record what happened to its money at the provider.
 
     \b
       python -m app payments settle ORDER --outcome refunded --reason "given back in the dashboard"

@@ -2,9 +2,9 @@
 The pace of calls to a provider that limits their rate: fewer calls after each 429, gradually more while they succeed.
 
 Without a limit, calls pass at once. A throttled call halves the rate, at most once in `STEP_SECONDS`, because the answers to
-calls that were already in flight say nothing about the new rate. Each second in which calls succeed adds `STEP` calls a
+calls that were already in flight are no evidence about the new rate. Each second in which calls succeed adds `STEP` calls a
 second (additive increase, multiplicative decrease, as TCP does it); the limit is lifted once the rate is back at twice what
-it was when the provider first complained.
+it was at the first 429.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from attrs import define, field
 STEP_SECONDS = 1.0
 STEP = 2.0
 RATE_MIN = 1.0
-"""Calls a second, however often the provider complains."""
+"""Calls a second, however often the provider answers 429."""
 
 _WINDOW_SECONDS = 5.0
 """The rate of calls is measured over so many seconds when the first limit is set."""
@@ -28,7 +28,7 @@ _WINDOW_SECONDS = 5.0
 @define(eq=False)
 class CallPace:
     """
-    Say when the next call may be made.
+    Compute when the next call may be made.
 
     It is a pure state machine: it never waits, and it reads the time from the clock that it is given.
     """

@@ -154,7 +154,7 @@ class CircuitBreaker:
             self._change_state(BreakerState.OPEN)
 
     def cancelled(self, permit: Permit) -> None:
-        """Record that the caller cancelled the call, which tells nothing about the provider."""
+        """Record that the caller cancelled the call, which is no evidence about the provider."""
         if permit.generation == self._generation and self._state is BreakerState.HALF_OPEN:
             self._probes_in_flight -= 1
 

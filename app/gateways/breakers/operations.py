@@ -91,7 +91,7 @@ class Operation:
         except TimeoutError:
             self.breaker.failed(permit)
             raise GatewayTimeout(f"no response within {seconds_max:g} s") from None
-        except BaseException:  # cancelled, or a bug in our code: neither tells anything about the provider
+        except BaseException:  # cancelled, or a bug in our code: neither is evidence about the provider
             self.breaker.cancelled(permit)
             raise
         self.breaker.succeeded(permit)

@@ -2,7 +2,7 @@
 What each of Stripe's errors means for a charge, as a table. Pure, and without the SDK.
 
 Only what concerns the customer's payment method declines a charge. A fault of the account, the key, a permission or a
-parameter holds the order and tells the operator, and so does every code that is not in the table: a new code must never
+parameter holds the order and is reported to the operator, and so is every code that is not in the table: a new code must never
 cost a customer the order. See https://docs.stripe.com/error-codes and https://docs.stripe.com/declines/codes.
 """
 
@@ -28,7 +28,7 @@ class ErrorClass(StrEnum):
     DECLINED_SOFTLY = "declined_softly"
     """The same charge may succeed in a while."""
     MISCONFIGURED = "misconfigured"
-    """No customer is to blame: hold the order, and tell the operator."""
+    """The configuration is wrong, not the payment method: hold the order, and report it to the operator."""
     THROTTLED = "throttled"
     """The call was not processed; the next ones should be slower."""
     IN_PROGRESS = "in_progress"
@@ -42,7 +42,7 @@ class ErrorClass(StrEnum):
 SOFT_DECLINE_CODES = frozenset(
     ["approve_with_id", "issuer_not_available", "processing_error", "reenter_transaction", "try_again_later"]
 )
-"""The decline codes for which Stripe's documentation says: try again. All others are final."""
+"""The decline codes for which Stripe's documentation recommends another attempt. All others are final."""
 
 _SOFT_CODES = """
 payment_method_not_available payment_method_provider_timeout processing_error three_d_secure_authentication_upstream_error
@@ -76,7 +76,7 @@ _PAYMENT_METHOD_PARAMS = ("customer", "payment_method")
 """The parameters by which the shop names the customer's payment method."""
 
 _OF_ANOTHER_MODE = re.compile(r"similar object exists in (test|live) mode")
-"""How Stripe says that the key is one of the test mode and the payment method is not, or the other way round."""
+"""Stripe's message where the key is of the test mode and the payment method is not, or the reverse."""
 
 
 @frozen

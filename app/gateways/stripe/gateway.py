@@ -114,7 +114,7 @@ class StripeGateway:
             created = await self._create(params, key, details)
         except StripeRefusal as refusal:
             if refusal.fault.status == 404 and refusal.fault.code is None and not self._session.remembers_keys:
-                return Declined("resource_missing")  # a compatible server does not say what is missing
+                return Declined("resource_missing")  # a compatible server does not name what is missing
             return _declined(refusal.fault)
         intent = PaymentIntent.of(_to_json(created))
         if intent.status != "succeeded" and (present := await self._retrieve(intent.id)) is not None:

@@ -3,7 +3,7 @@ The HTTP session below Stripe's SDK, and the classification of what fails on it.
 
 The SDK accepts a session of its caller. This one follows no redirects, enforces its own time limits, and classifies each
 failure by whether the call may have had an effect. That has to happen here, below the SDK: the SDK's own errors do not
-tell whether a connection was ever made, and they drop the headers of a response that is not JSON.
+show whether a connection was ever made, and they drop the headers of a response that is not JSON.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ RETRY_AFTER_SECONDS_MAX = 600.0
 
 
 class StripeRefusal(Exception):
-    """Stripe has processed the call and refuses it for what it asks; *fault* says why. The call had no effect."""
+    """Stripe has processed the call and refuses it because of its content; *fault* has the reason. The call had no effect."""
 
     def __init__(self, fault: StripeFault) -> None:
         self.fault = fault
@@ -78,7 +78,7 @@ class StripeSession:
 
     async def request(self, method: str, url: str, **options: Any) -> aiohttp.ClientResponse:
         """
-        Send one request and return the response, unless its status says that the call failed.
+        Send one request and return the response, unless its status means that the call failed.
 
         Raises:
             GatewayError: There is no response, or one with a status of 5xx, 409, 429 or 3xx.

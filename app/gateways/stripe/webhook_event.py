@@ -185,7 +185,7 @@ def _intent_event(id: str, type_: str, value: Any) -> StripeEvent:
 
 
 def _notice_for(type_: str, value: Mapping[str, Any]) -> Callable[[str, str], Notice] | None:
-    """Return what makes the notice of *value* for a PaymentIntent and an order; None if *value* is not what *type_* says."""
+    """Return what makes the notice of *value* for a PaymentIntent and an order; None if *value* is not of the type *type_*."""
     expected = "charge" if type_ == REFUNDED else "refund" if type_ in REFUND_TYPES else "dispute"
     amount = from_stripe(value.get("amount"), value.get("currency"))
     id = value.get("id")

@@ -22,7 +22,7 @@ _CHALLENGE = 'Bearer realm="fulfilment"'
 
 
 class Authenticator:
-    """Tells callers by their API keys; *api_keys* are the keys by name, and None switches authentication off."""
+    """Identifies callers by their API keys; *api_keys* are the keys by name, and None switches authentication off."""
 
     def __init__(self, api_keys: Mapping[str, ApiKey] | None) -> None:
         self.is_off = api_keys is None

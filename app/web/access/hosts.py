@@ -2,8 +2,8 @@
 Refuse what a foreign web page makes a browser send to a server that asks for no key.
 
 A page whose name its owner lets resolve to 127.0.0.1 (DNS rebinding) would be of the same origin as this server: its
-requests carry that name in ``Host``. A page that only sends (a form, an image, a fetch without reading the answer) is told
-by ``Sec-Fetch-Site``, which browsers set and pages cannot (W3C Fetch Metadata).
+requests carry that name in ``Host``. A page that only sends (a form, an image, a fetch without reading the answer) is
+recognised by ``Sec-Fetch-Site``, which browsers set and pages cannot (W3C Fetch Metadata).
 """
 
 from __future__ import annotations

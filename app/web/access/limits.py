@@ -22,8 +22,7 @@ WRONG_KEYS_MAX = 30
 """Wrong keys from one address within a minute; further ones are answered with 429, and the connection is closed."""
 
 _CALLERS_MAX = 10_000
-_TELL_AGAIN_SECONDS = 60.0
-_TELL_AGAIN_SECONDS = 60.0
+_REPORT_AGAIN_SECONDS = 60.0
 
 
 class LimitLog:
@@ -31,13 +30,13 @@ class LimitLog:
 
     def __init__(self, now: Callable[[], float] = monotonic) -> None:
         self._now = now
-        self._told: dict[str, float] = {}
+        self._reported: dict[str, float] = {}
 
-    def tell(self, what: str, limit: int, **fields: Any) -> None:
+    def report(self, what: str, limit: int, **fields: Any) -> None:
         """Log that *what* has reached *limit*."""
         now = self._now()
-        if now - self._told.get(what, -_TELL_AGAIN_SECONDS) >= _TELL_AGAIN_SECONDS:
-            self._told[what] = now
+        if now - self._reported.get(what, -_REPORT_AGAIN_SECONDS) >= _REPORT_AGAIN_SECONDS:
+            self._reported[what] = now
             logger.warning(f"limit reached: {what}", limit=limit, **fields)
 
 

@@ -15,7 +15,7 @@ from modules.routes import OWNER, CommandRoute, GetRoute, ImportRoute, ListRoute
 
 
 def is_scoped(route: Route) -> bool:
-    """Return whether *route* says to which customer its states belong."""
+    """Return whether *route* declares which customer its states belong to."""
     match route:
         case CommandRoute():
             return route.customer is not None or route.owned is not None
@@ -53,7 +53,7 @@ async def require_owned(
     Ensure that a command is about *customer*.
 
     Raises:
-        ProblemError: 403, the body names another customer; 404, the state belongs to another one. That it exists is not told.
+        ProblemError: 403, the body names another customer; 404, the state belongs to another one, and the answer does not reveal that it exists.
     """
     if route.customer is not None and (body or {}).get(route.customer) != customer:
         raise ProblemError(403, "forbidden", f"This key may act for one customer only; {route.customer} names another.")

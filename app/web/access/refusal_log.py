@@ -1,7 +1,7 @@
 """
 Log requests that are refused with a 4xx: one line each, and above a rate only their number.
 
-A wrong key is told at WARNING, once a minute for each address, with what to check; everything else is at INFO. A flood of
+A wrong key is logged at WARNING, once a minute for each address, with what to check; everything else is at INFO. A flood of
 bad requests must not become a flood of lines, so a second has `LINES_MAX` at most; what it leaves out is counted in a
 line of its own at its end.
 """

@@ -39,7 +39,7 @@ IDEMPOTENCY_REPLAYED = "Idempotency-Replayed"
 
 _NOT_FOUND = partial(ProblemError, 404, "not_found", "No resource has this id.")
 _PRECONDITION_FAILED = partial(
-    ProblemError, 412, "precondition_failed", "The resource is not as If-Match says; read it again."
+    ProblemError, 412, "precondition_failed", "The resource does not match If-Match; read it again."
 )
 _PRECONDITION_REQUIRED = partial(
     ProblemError,
@@ -157,7 +157,7 @@ def _get(service: ModuleService, route: GetRoute) -> EndpointHandler:
 
 
 def _conditional(request: web.Request, shown: Any, etag: str) -> web.Response:
-    """Return *shown*, or 304 or 412 as the precondition of *request* says."""
+    """Return *shown*, or 304 or 412 if the precondition of *request* does not hold."""
     precondition = read_precondition(request)
     if precondition.holds(etag):
         return json_response(shown, headers={hdrs.ETAG: etag})

@@ -32,7 +32,7 @@ class FilterReader:
         Return the conditions that *query* sets, in the order in which the filters were declared.
 
         Raises:
-            ProblemError: 400, a value is not one that the filter's schema allows; says which are.
+            ProblemError: 400, a value is not one that the filter's schema allows; ``errors`` lists those that are.
         """
         conditions: list[Condition] = []
         violations: list[SchemaViolation] = []
@@ -49,7 +49,7 @@ class FilterReader:
             if not found:
                 conditions.append(Condition(filter, tuple(_converted(value, filter.schema) for value in values)))
         if violations:
-            raise invalid_input("invalid_query", "A filter has a value that it cannot have; errors says which and what is allowed.", violations)
+            raise invalid_input("invalid_query", "A filter has an invalid value; errors lists each with what is allowed.", violations)
         return conditions
 
 

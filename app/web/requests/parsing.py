@@ -147,7 +147,7 @@ def _missing_body(is_required: bool, is_valid: Callable[[Any], bool], schema: Ma
 def _invalid_body(violations: tuple[SchemaViolation, ...]) -> ProblemError:
     # A fast validator decides and a second one explains; if the second finds no violation, the decision still counts.
     violations = violations or (SchemaViolation("", "does not match the schema"),)
-    return invalid_input("invalid_body", "The body is not as this route takes it; errors says where and why.", violations)
+    return invalid_input("invalid_body", "The body does not match the schema of this route; errors lists each violation.", violations)
 
 
 async def _read_bytes(request: web.Request) -> bytes:
@@ -265,5 +265,5 @@ def read_query(request: web.Request, known: Collection[str]) -> dict[str, str]:
         else:
             found[name] = value
     if violations:
-        raise invalid_input("invalid_query", "The query has parameters that are not valid; errors says which and why.", violations[:20])
+        raise invalid_input("invalid_query", "The query has invalid parameters; errors lists each of them.", violations[:20])
     return found

@@ -146,7 +146,7 @@ _PROBLEMS = {
     405: ("method_not_allowed", "The path does not have this method."),
     408: ("request_timeout", "The body did not arrive in time."),
     409: ("below_reserved", "The present state of the resource does not allow it."),
-    412: ("precondition_failed", "The resource is not as If-Match or If-None-Match says."),
+    412: ("precondition_failed", "The resource does not match If-Match or If-None-Match."),
     413: ("body_too_large", "The body is larger than 64 KiB."),
     415: ("unsupported_media_type", "The body is not application/json in UTF-8, or has a Content-Encoding."),
     422: ("idempotency_key_reused", "The Idempotency-Key was used before, with another body, or a value is not possible."),
