@@ -59,10 +59,12 @@ def on_payment_refunded(order: Order, event: PaymentRefunded, now: datetime) -> 
 
 
 def on_refund_failed(order: Order, event: PaymentRefundFailed, now: datetime) -> Decision:
-    """Record that a refund failed for good; one that is tried again stays pending."""
+    """Record that a refund failed for good; one that is tried again stays pending, if a client asked for it."""
     status = "failed" if event.is_final else "pending"
     changes = {"failure": event.reason} if event.is_final else {}
     refunds = _with_entry(order, event.refund_id, status=status, **changes)
+    if refunds is None and event.has_returned:
+        refunds = _with_returned(order, event)
     if not event.is_final:
         is_changed = refunds is not None and refunds != order.refunds
         return Decision((evolve(order, refunds=refunds, updated_at=now),)) if is_changed else no_change()
@@ -130,6 +132,19 @@ def _with_entry(order: Order, refund_id: str | None, **changes: Any) -> tuple[di
     return tuple(
         {**entry, **changes} if entry.get("refund_id") == refund_id else entry for entry in order.refunds or ()
     )
+
+
+def _with_returned(order: Order, event: PaymentRefundFailed) -> tuple[dict[str, Any], ...]:
+    """Return the refunds of *order* after the amount of *event* has come back, of those without an id the newest first."""
+    left, refunds = event.amount.amount, []
+    for entry in reversed(order.refunds or ()):
+        returned = 0 if "refund_id" in entry or entry["status"] != "succeeded" else min(left, entry["amount"])
+        left -= returned
+        if returned:
+            refunds.append({**entry, "amount": returned, "status": "failed", "failure": event.reason})
+        if not returned or returned < entry["amount"]:
+            refunds.append({**entry, "amount": entry["amount"] - returned})
+    return tuple(reversed(refunds))
 
 
 def _shown(money: Money) -> dict[str, Any]:

@@ -125,7 +125,8 @@ class PaymentRefundFailed:
     """
     *amount* was not refunded; *reason* is a code, *refund_id* as in `PaymentRefunded`.
 
-    With *is_final* it is not tried again, and a person has to act.
+    With *is_final* it is not tried again, and a person has to act. With *has_returned* it had been refunded before: a
+    `PaymentRefunded` told of it, and the money has come back.
     """
 
     order_id: str
@@ -133,6 +134,7 @@ class PaymentRefundFailed:
     reason: str
     is_final: bool
     refund_id: str | None = None
+    has_returned: bool = False
 
 
 @frozen(kw_only=True)

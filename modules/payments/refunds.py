@@ -32,8 +32,6 @@ from modules.module import CancelTimer, Decision, Scheduled, evolve, no_change
 from modules.orders.events import OrderRefundRequested
 from modules.payments.events import (
     DisputeReported,
-    PaymentRefunded,
-    PaymentRefundFailed,
     RefundFailed,
     RefundProcessing,
     RefundReported,
@@ -53,8 +51,9 @@ from modules.payments.ledger import (
     with_refund_failed,
     with_refund_tried,
 )
+from modules.payments.refund_events import money_of, refund_failed, refunds_booked
 from modules.payments.state import CANCEL, NO_ANSWER, NO_LEDGER, Payment, PaymentStatus
-from modules.values import Money, rfc3339
+from modules.values import rfc3339
 
 HOUR = 3600
 RETRY_SECONDS = (2, 4, 8, 15, 30, 60, 120, 300, 900, HOUR, 6 * HOUR, 12 * HOUR, 24 * HOUR)
@@ -95,8 +94,8 @@ def concluded(before: Payment, after: Payment, now: datetime, *emitted: Any, is_
     is_refunded = is_refunded or (after.captured > 0 and after.kept == 0)
     after = evolve(after, status=PaymentStatus.REFUNDED if is_refunded else PaymentStatus.CAPTURED, updated_at=now)
     amount = after.refunded - before.refunded
-    if amount > 0 or (is_refunded and not after.amount and before.status is not PaymentStatus.REFUNDED):
-        events.append(_refunded(after, amount, [each for each in ended if each.status is RefundStatus.SUCCEEDED]))
+    returned = [each for each in ended if each.status is RefundStatus.FAILED and _has_succeeded(before, each)]
+    events += refunds_booked(after, amount + sum(each.amount for each in returned), ended)
     failed = [each for each in ended if each.status is RefundStatus.FAILED]
     requests: list[Any] = []
     for refund in failed:
@@ -105,13 +104,15 @@ def concluded(before: Payment, after: Payment, now: datetime, *emitted: Any, is_
     after, rest = _refund_rest(after, now)
     requests += rest
     is_new_case = after.is_open_case and not before.is_open_case
+    is_final = not requests
     for refund in failed:
-        events.append(_failed(after, refund.amount, refund.reason or "", is_final=not requests, id=refund.id))
+        reason, has_returned = refund.reason or "", refund in returned
+        events.append(refund_failed(after, refund.amount, reason, refund.id, is_final=is_final, has_returned=has_returned))
     if amount < 0 and not failed:
-        events.append(_failed(after, -amount, "refund_failed", is_final=not requests, id=None))
+        events.append(refund_failed(after, -amount, "refund_failed", None, is_final=is_final, has_returned=True))
     elif is_new_case and not failed:
         reason = DISPUTED if _is_disputed(after) else NO_ANSWER
-        events.append(_failed(after, after.refundable or after.pending, reason, is_final=True, id=None))
+        events.append(refund_failed(after, after.refundable or after.pending, reason, None, is_final=True))
     return Decision((evolve(after, reason=_reason(after)),), (*events, *requests))
 
 
@@ -194,7 +195,7 @@ def on_order_refund(payment: Payment, event: OrderRefundRequested, now: datetime
     elif event.amount.amount > payment.refundable:
         reason = "exceeds_kept"
     if reason is not None:
-        return no_change(_failed(payment, event.amount.amount, reason, is_final=True, id=event.refund_id))
+        return no_change(refund_failed(payment, event.amount.amount, reason, event.refund_id, is_final=True))
     after, request = _request(payment, event.refund_id, event.amount.amount, 0, now)
     return concluded(payment, after, now, request)
 
@@ -271,37 +272,23 @@ def _with_answer(
     return evolve(payment, ledger=with_refund(ledger, told))
 
 
-def _refunded(payment: Payment, amount: int, succeeded: list[Refund]) -> PaymentRefunded:
-    own = succeeded[0] if len(succeeded) == 1 else None
-    return PaymentRefunded(
-        order_id=payment.order_id,
-        amount=_money(payment, amount),
-        reference=(own.reference if own is not None else None) or payment.reference or "",
-        kept=_money(payment, payment.kept) if payment.kept else None,
-        refund_id=own.id if own is not None and own.id != CANCEL else None,
-    )
-
-
-def _failed(payment: Payment, amount: int, reason: str, *, is_final: bool, id: str | None) -> PaymentRefundFailed:
-    return PaymentRefundFailed(
-        order_id=payment.order_id,
-        amount=_money(payment, amount),
-        reason=reason or "refund_failed",
-        is_final=is_final,
-        refund_id=None if id == CANCEL else id,
-    )
-
-
 def _refund_request(payment: Payment, refund: Refund) -> RefundRequested:
     assert payment.reference is not None
     assert refund.key_number is not None
     return RefundRequested(
         order_id=payment.order_id,
-        amount=_money(payment, refund.amount),
+        amount=money_of(payment, refund.amount),
         reference=payment.reference,
         attempt=refund.tries + 1,
         key_number=refund.key_number,
     )
+
+
+def _has_succeeded(payment: Payment, refund: Refund) -> bool:
+    """Return whether *refund*, one of our own, has succeeded in *payment*."""
+    assert refund.key_number is not None
+    known = own_refund(_ledger(payment), refund.key_number)
+    return known is not None and known.status is RefundStatus.SUCCEEDED
 
 
 def _is_disputed(payment: Payment) -> bool:
@@ -327,11 +314,6 @@ def _reasons(payment: Payment, last: Refund) -> Iterator[str]:
     for each in reversed(_ledger(payment).refunds):
         if each.id == last.id and each.reason is not None:
             yield each.reason
-
-
-def _money(payment: Payment, amount: int) -> Money:
-    assert payment.currency is not None
-    return Money(amount, payment.currency)
 
 
 def _ledger(payment: Payment) -> Ledger:

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 from modules.inventory.events import StockReserved
 from modules.module import CancelTimer, Scheduled
+from modules.orders.decide import decide as decide_order
 from modules.orders.events import OrderCancelled, OrderRefundRequested
+from modules.orders.state import Order
+from modules.orders.state import Status as OrderStatus
 from modules.payments.decide import decide
 from modules.payments.events import (
     ChargeNotified,
@@ -216,10 +219,26 @@ def finish(provider: Provider) -> bool:
 PATIENT = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
+def order_after(published: list[Any]) -> Order:
+    """Return the order of the payment after the events about refunds in *published*."""
+    found = [each for each in published if isinstance(each, PaymentRefunded | PaymentRefundFailed)]
+    asked = tuple(
+        {"refund_id": id, "amount": 0, "status": "pending", "at": ""} for id in dict.fromkeys(each.refund_id for each in found) if id
+    )
+    order = Order(
+        order_id="o", customer_id="c", status=OrderStatus.CONFIRMED, items=(), total_amount=AMOUNT, currency="EUR",
+        is_express=False, refunds=asked, is_paid=True, created_at=NOW, updated_at=NOW, timeline=(),
+    )  # fmt: skip
+    for event in found:
+        [order] = decide_order((order,), event, NOW, timeout=timedelta(minutes=15)).states or (order,)
+    return order
+
+
 def check_books(history: History) -> None:
-    """Our books say what the provider's say, and a cancelled order got everything back."""
+    """Our books say what the provider's say, so does the order, and a cancelled order got everything back."""
     payment = history.payment
     assert payment is not None
+    assert order_after(history.published).refunded == payment.refunded
     assert payment.captured == AMOUNT
     assert payment.refunded == history.provider.succeeded
     assert payment.pending == 0
@@ -248,8 +267,10 @@ def test_totals_alone_tell_of_the_refunds_made_at_the_provider(data: st.DataObje
 @given(data=st.data())
 def test_the_books_balance_for_a_disputed_charge_and_nothing_goes_on_for_ever(data: st.DataObject) -> None:
     """A cancelled order is refunded, or is a case for a person; a dispute never goes back to open."""
-    payment = run(data, tells_each_refund=True, may_fail=True, may_dispute=True).payment
+    history = run(data, tells_each_refund=True, may_fail=True, may_dispute=True)
+    payment = history.payment
     assert payment is not None
+    assert order_after(history.published).refunded == payment.refunded
     if payment.is_cancelled:
         assert payment.is_open_case is (payment.kept > 0)
         assert payment.dispute is not None or not payment.is_open_case

@@ -119,3 +119,21 @@ def test_the_order_shows_what_has_become_of_its_refunds() -> None:
     assert (show(order)["refunds"][0]["status"], show(order)["refunds"][0]["failure"]) == ("failed", "no_balance")
     assert order.refundable == 1000
     assert "refunded" not in show(given(RESERVED, CAPTURED))
+
+
+def test_money_that_comes_back_is_no_longer_shown_as_refunded() -> None:
+    """A refund of the cancellation or of the provider's dashboard that fails after it succeeded counts once it is repeated."""
+    made = PaymentRefunded(order_id="o", amount=eur(1000), reference="b")
+    back = PaymentRefundFailed(order_id="o", amount=eur(1000), reason="closed", is_final=False, has_returned=True)
+    cancelled = given(RESERVED, CAPTURED, CancelRequested(order_id="o", why=None), made)
+    [order] = when(cancelled, back).states
+    assert show(order)["refunded"] == {"amount": 0, "currency": "EUR"}
+    assert [(each["status"], each["failure"]) for each in show(order)["refunds"]] == [("failed", "closed")]
+    [order] = when(order, made).states
+    assert show(order)["refunded"] == {"amount": 1000, "currency": "EUR"}
+    part = PaymentRefundFailed(order_id="o", amount=eur(300), reason="closed", is_final=True, has_returned=True)
+    [order] = when(given(RESERVED, CAPTURED, made), part).states
+    assert [(each["amount"], each["status"]) for each in order.refunds or ()] == [(700, "succeeded"), (300, "failed")]
+    assert order.refundable == 300
+    never = PaymentRefundFailed(order_id="o", amount=eur(300), reason="no_balance", is_final=False)
+    assert when(given(RESERVED, CAPTURED, made), never).states == ()
