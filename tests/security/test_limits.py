@@ -110,7 +110,7 @@ async def test_one_key_gets_half_of_the_streams(program: Program, monkeypatch: p
 
 
 async def test_idle_connections_are_closed_for_new_ones(start: Start, warnings: list[str]) -> None:
-    """The oldest idle one is closed; the limit is told once."""
+    """The oldest idle one is closed; the limit is logged once."""
     host = await start(connections_max=CONNECTIONS_MAX)
     name, port = host.removeprefix("http://").split(":")
     async with AsyncExitStack() as stack:
@@ -148,8 +148,20 @@ async def test_probes_are_answered_beyond_the_limit_and_nothing_else_is(start: S
             stack.callback(writer.close)
 
 
-def test_a_rate_limit_counts_each_caller_by_itself_and_begins_anew() -> None:
-    """It says after how many seconds to try again; its memory is bounded."""
+def test_many_callers_over_a_limit_are_one_line_a_minute(warnings: list[str]) -> None:
+    """Whether in one window or in several."""
+    now = 0.0
+    limit = RateLimit("tries", 1, 1.0, lambda: now)
+    for second in range(120):
+        now = float(second)
+        for caller in "abcde":
+            assert limit.take(caller) == 0.0
+            assert limit.take(caller) == 1.0
+    assert warnings == ["limit reached: tries"] * 2
+
+
+def test_a_rate_limit_counts_each_caller_by_itself_in_each_window() -> None:
+    """It returns after how many seconds to try again; its memory is bounded."""
     now = 0.0
     limit = RateLimit("tries", 2, 10.0, lambda: now)
     assert [limit.take("a") for _ in range(3)] == [0.0, 0.0, 10.0]

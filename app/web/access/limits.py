@@ -44,7 +44,7 @@ class RateLimit:
     """
     Counts what callers do in windows of *seconds*, and refuses more than *count* in one of them.
 
-    The first refusal of a window is logged as *what*, with the caller.
+    That is logged as *what*, with the caller, once a minute: many callers at once must not become as many lines.
     """
 
     def __init__(self, what: str, count: int, seconds: float, now: Callable[[], float] = monotonic) -> None:
@@ -52,6 +52,7 @@ class RateLimit:
         self._count = count
         self._seconds = seconds
         self._now = now
+        self._log = LimitLog(now)
         self._ends_at = 0.0
         self._counts: dict[str, int] = {}
 
@@ -66,6 +67,5 @@ class RateLimit:
         count = self._counts[caller] = self._counts.get(caller, 0) + 1
         if count <= self._count:
             return 0.0
-        if count == self._count + 1:
-            logger.warning(f"limit reached: {self._what}", caller=caller, limit=self._count, seconds=self._seconds)
+        self._log.report(self._what, self._count, caller=caller, seconds=self._seconds)
         return self._ends_at - now
