@@ -34,6 +34,7 @@ from urllib.parse import SplitResult, urlsplit
 Parser = Callable[[Any], Any]
 
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 _WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
 _NUMBER = re.compile(r"[+-]?([0-9]{1,19}(\.[0-9]{0,19})?|\.[0-9]{1,19})([eE][+-]?[0-9]{1,3})?")
 
@@ -138,13 +139,19 @@ def hosts(value: Any) -> tuple[str, ...]:
 
 
 def origins(value: Any) -> tuple[str, ...]:
-    """Return a comma-separated list of origins (RFC 6454): scheme, host and port, without a path."""
-    found = _listed(value)
-    for origin in found:
+    """
+    Return a comma-separated list of origins (RFC 6454), as browsers send them: scheme, host and port, without a path.
+
+    The host is in lower case, and the scheme's own port is left out.
+    """
+    found = []
+    for origin in map(str.lower, _listed(value)):
         parts = split_url(origin)
-        if parts.scheme not in ("http", "https") or not parts.hostname or f"{parts.scheme}://{parts.netloc}" != origin:
+        port = _DEFAULT_PORTS.get(parts.scheme)
+        if port is None or not parts.hostname or "@" in origin or f"{parts.scheme}://{parts.netloc}" != origin:
             raise ValueError("must be a comma-separated list of origins, such as https://shop.example")
-    return found
+        found.append(origin.removesuffix(f":{port}"))
+    return tuple(found)
 
 
 def _listed(value: Any) -> tuple[str, ...]:
