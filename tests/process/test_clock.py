@@ -56,7 +56,7 @@ async def test_orders_continue_after_a_restart_with_another_clock(
     The clock is set two hours back, or ahead, while the server is down: the events that were committed are published.
 
     The orders wait for their payment when the server is killed. They are neither stuck nor timed out at once: their
-    timers keep what they had left. The log and readiness tell about the jump.
+    timers keep what they had left. The log and readiness report the jump.
     """
     server = serve(**SEPARATE_DATABASES, SIMULATED_LATENCY_MS="3000", ORDER_TIMEOUT_S="3600")
     client = connect(server)
@@ -100,7 +100,7 @@ async def test_a_time_out_fires_when_its_time_has_passed_on_the_new_clock(
 async def test_a_replica_with_another_clock_uses_the_database_servers(
     serve: Serve, connect: Callable[[Server], Client], postgres: PostgresServer, tmp_path: Any
 ) -> None:
-    """It tells so at ERROR and in readiness; its events are due, and its orders are dated by the server's clock."""
+    """It reports that at ERROR and in readiness; its events are due, and its orders are dated by the server's clock."""
     url = postgres.create_database()
     assert run(tmp_path, "migrate", DATABASE_URL=url).returncode == 0
     server = Server(tmp_path, DATABASE_URL=url)

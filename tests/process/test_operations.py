@@ -252,7 +252,7 @@ def test_the_ready_line_names_the_process(server: Server) -> None:
 
 @pytest.mark.slow
 def test_the_version_and_the_address_are_options_too(tmp_path: Path) -> None:
-    """As users of other servers expect; a wrong port is told by the name of its variable."""
+    """As users of other servers expect; a wrong port is reported with the name of its variable."""
     assert run(tmp_path, "--version").stdout == run(tmp_path, "version").stdout
     refused = run(tmp_path, "serve", "--port", "http")
     assert (refused.returncode, refused.stdout) == (2, "")

@@ -55,7 +55,7 @@ async def until_check(client: Client, name: str, value: str | None) -> dict[str,
 
 
 async def test_refunds_without_permission_stop_no_sale(serve: Serve, connect: Connect, stripe: FaultyStripe) -> None:
-    """Paid orders are cancelled; their refunds wait, new orders are paid, and the operator is told once."""
+    """Paid orders are cancelled; their refunds wait, new orders are paid, and the fault is reported once."""
     server = serve(**environment(stripe))
     client = connect(server)
     await client.stock("SKU-1", 100, 500)
@@ -140,7 +140,7 @@ async def test_an_order_waits_while_the_account_cannot_charge(
 async def test_an_amount_that_stripe_refuses_holds_only_its_own_order(
     serve: Serve, connect: Connect, stripe: FaultyStripe
 ) -> None:
-    """A total below Stripe's minimum is told once; others are paid meanwhile."""
+    """A total below Stripe's minimum is reported once; others are paid meanwhile."""
     server = serve(**environment(stripe, ORDER_TIMEOUT_S="8"))
     client = connect(server)
     await client.stock("SKU-1", 100, 500)

@@ -60,7 +60,7 @@ async def test_what_changes_nothing_is_no_record(program: Program) -> None:
 
 
 async def test_an_order_is_its_own_record_and_its_cancellation_is_one(program: Program) -> None:
-    """Placing costs nothing more; who cancelled is told."""
+    """Placing costs nothing more; a cancellation is recorded with its actor."""
     await stock(program, 10)
     body = {"customer_id": "c-1", "items": [{"product_id": "SKU-1", "quantity": 1}]}
     order_id = (await program.send("web-1", "POST", "/v1/orders", body)).body["order_id"]
@@ -115,7 +115,7 @@ def test_every_command_of_a_module_is_audited_but_placing_an_order() -> None:
 
 
 async def test_dead_letters_that_are_discarded_are_in_the_audit(program: Program) -> None:
-    """What was discarded is told without the message, which holds customers' data."""
+    """What was discarded is recorded without the message, which holds customers' data."""
     from datetime import UTC, datetime
 
     from bus.port import DeadLetter, Message

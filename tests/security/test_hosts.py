@@ -65,7 +65,7 @@ async def test_any_other_host_is_refused(send: Send, host: str) -> None:
 
 
 async def test_a_page_of_another_site_is_refused(send: Send) -> None:
-    """A POST without a body needs no permission from the server in a browser; only its own header tells."""
+    """A POST without a body needs no permission from the server in a browser; only its own header shows the site."""
     for method, path in (("POST", "/v1/orders/o-1/cancel"), ("GET", "/v1/inventory")):
         assert await send(method, path, Sec_Fetch_Site="cross-site", Origin="https://evil.example") == (403, "cross_site")
         assert await send(method, path, Sec_Fetch_Site="cross-site") == (403, "cross_site")

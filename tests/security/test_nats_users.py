@@ -84,7 +84,7 @@ async def take_the_id(server: NatsServer, subject: str, id: str) -> None:
     await client.publish("$JS.API.CONSUMER.MSG.NEXT.INVENTORY.inventory", request, reply=subject)
     await client.flush()
     async with asyncio.timeout(20):
-        while FORGED not in [body for _, body in await stored(server)]:  # noqa: ASYNC110 - nothing tells when it is stored
+        while FORGED not in [body for _, body in await stored(server)]:  # noqa: ASYNC110 - there is no signal when it is stored
             await asyncio.sleep(0.05)
     await client.close()
 
@@ -92,16 +92,16 @@ async def take_the_id(server: NatsServer, subject: str, id: str) -> None:
 async def test_an_event_whose_id_was_taken_is_stored_under_another_one(
     server: NatsServer, bus: JetStreamBus, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is told with the subject and the source of what was found, and the true event is not lost."""
+    """It is logged with the subject and the source of what was found, and the true event is not lost."""
     await take_the_id(server, "payments.x", ID)
     async with asyncio.timeout(20):
         await bus.publish(Message("payments.captured.v1", ID, b'{"true": 1}', "o-1", {"ce-id": ID, "ce-source": "/payments"}))
     assert ("payments.captured.v1", b'{"true": 1}') in await stored(server)
-    told = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert len(told) == 1
-    assert "foreign message" in told[0].getMessage()
-    assert "subject inventory.replay." in told[0].getMessage()
-    assert "/x" in told[0].getMessage()
+    logged = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(logged) == 1
+    assert "foreign message" in logged[0].getMessage()
+    assert "subject inventory.replay." in logged[0].getMessage()
+    assert "/x" in logged[0].getMessage()
 
 
 async def test_a_true_duplicate_is_stored_once(server: NatsServer, bus: JetStreamBus, caplog: pytest.LogCaptureFixture) -> None:

@@ -78,7 +78,7 @@ async def test_a_wrong_key_is_a_warning_that_says_what_to_check(start: Start, li
 
 
 async def test_a_flood_of_refused_requests_is_a_few_lines_and_a_number(web: Web, lines: list[Line]) -> None:
-    """The number is told at the end of the second, by status and code."""
+    """The number is logged at the end of the second, by status and code."""
     for _ in range(5 * LINES_MAX):
         await web.request("GET", "/nowhere")
     async with asyncio.timeout(5):

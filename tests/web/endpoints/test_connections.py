@@ -15,7 +15,7 @@ GET = b"GET /v1/shipments HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 async def half_close(web: Web, sent: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Send *sent* and close this side; return once the server has been told, and before it can answer a POST."""
+    """Send *sent* and close this side; return once the server has noticed, and before it can answer a POST."""
     web.service.gate.clear()
     reader, writer = await asyncio.open_connection("127.0.0.1", web.server.port)
     writer.write(sent)

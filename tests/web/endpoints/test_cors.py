@@ -24,7 +24,7 @@ async def test_a_page_of_an_allowed_origin_may_read_every_answer(start: Start) -
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "http://shop.example", "https://shop.example:8443", "null", None])
 async def test_a_page_of_another_origin_may_not(start: Start, origin: str | None) -> None:
-    """No header names it; caches are told that the answer depends on the origin."""
+    """No header names it; ``Vary`` shows caches that the answer depends on the origin."""
     web = await start(cors_origins=(SHOP,))
     headers = {} if origin is None else {"Origin": origin}
     response = await web.request("GET", "/v1/shipments", headers=headers)

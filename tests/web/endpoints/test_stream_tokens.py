@@ -32,7 +32,7 @@ async def last_id(web: Web) -> str:
 
 
 async def test_a_reconnect_that_has_the_final_state_is_204(web: Web) -> None:
-    """An EventSource connects again after every end, unless it is told not to."""
+    """An EventSource connects again after every end, unless the answer is 204."""
     web.service.put(DONE)
     id = await last_id(web)
     response = await web.request("GET", PATH, headers={"Last-Event-ID": id})
