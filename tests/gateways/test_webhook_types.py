@@ -170,6 +170,13 @@ def test_a_payload_with_members_missing_or_wrong_is_no_crash(type_: str, value: 
     assert event.notice is not None or event.mismatch in ("nonsense", "wrong_id", "unknown_intent") or event.needs_order
 
 
+def test_a_refund_without_a_status_that_is_a_text_is_nonsense() -> None:
+    """A JSON array or object is no key of a table, and must not raise."""
+    statuses: list[Any] = [[], {}, None, 1]
+    for status in statuses:
+        assert parsed("refund.updated", refund("pending") | {"status": status}).mismatch == "nonsense"
+
+
 async def test_every_event_of_the_provider_of_the_tests_is_understood(faulty: FaultyStripe) -> None:
     """Charges, declines, refunds that fail, and disputes that are lost: nothing that it sends is nonsense."""
     gateway = StripeGateway(API_KEY, faulty.url)

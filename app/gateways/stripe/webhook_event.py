@@ -194,9 +194,9 @@ def _notice_for(type_: str, value: Mapping[str, Any]) -> Callable[[str, str], No
     if expected == "charge":
         refunded = from_stripe(value.get("amount_refunded"), value.get("currency"))
         return None if refunded is None else partial(_charge_refunded, amount, refunded)
-    status = value.get("status")
+    status = str(value.get("status"))
     if expected == "dispute":
-        return partial(_dispute_reported, id, amount, _DISPUTE_STATUSES.get(str(status), "open"))
+        return partial(_dispute_reported, id, amount, _DISPUTE_STATUSES.get(status, "open"))
     if status not in _REFUND_STATUSES:
         return None
     reason = value.get("failure_reason") or status
