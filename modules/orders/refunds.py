@@ -60,6 +60,8 @@ def on_payment_refunded(order: Order, event: PaymentRefunded, now: datetime) -> 
 
 def on_refund_failed(order: Order, event: PaymentRefundFailed, now: datetime) -> Decision:
     """Record that a refund failed for good; one that is tried again stays pending, if a client asked for it."""
+    if not event.has_returned and _has_succeeded(order, event.refund_id):
+        return no_change()  # it is about an attempt before the one that succeeded, and was delivered late
     status = "failed" if event.is_final else "pending"
     changes = {"failure": event.reason} if event.is_final else {}
     refunds = _with_entry(order, event.refund_id, status=status, **changes)
@@ -123,6 +125,12 @@ def _price(order: Order, items: Sequence[Line]) -> int:
         if left[line.product_id] < 0:
             raise _Impossible("exceeds_left", f"More of {line.product_id} than is left of the order.")
     return sum(prices[line.product_id] * line.quantity for line in items)
+
+
+def _has_succeeded(order: Order, refund_id: str | None) -> bool:
+    return refund_id is not None and any(
+        entry.get("refund_id") == refund_id and entry["status"] == "succeeded" for entry in order.refunds or ()
+    )
 
 
 def _with_entry(order: Order, refund_id: str | None, **changes: Any) -> tuple[dict[str, Any], ...] | None:

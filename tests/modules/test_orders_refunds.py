@@ -113,7 +113,11 @@ def test_the_order_shows_what_has_become_of_its_refunds() -> None:
     failed = PaymentRefundFailed(order_id="o", amount=eur(400), reason="no_balance", is_final=False, refund_id="r1")
     asked = given(RESERVED, CAPTURED, refund("r1", eur(1000)))
     assert when(asked, failed).states == ()
-    assert [each["status"] for each in show(given(RESERVED, CAPTURED, refund("r1", eur(400)), made, failed))["refunds"]] == ["pending"]
+    assert when(given(RESERVED, CAPTURED, refund("r1", eur(400)), made), failed).states == (), "it tells of an earlier attempt"
+    back = PaymentRefundFailed(
+        order_id="o", amount=eur(400), reason="closed", is_final=False, refund_id="r1", has_returned=True
+    )
+    assert [each["status"] for each in show(given(RESERVED, CAPTURED, refund("r1", eur(400)), made, back))["refunds"]] == ["pending"]
     final = PaymentRefundFailed(order_id="o", amount=eur(1000), reason="no_balance", is_final=True, refund_id="r1")
     [order] = when(asked, final).states
     assert (show(order)["refunds"][0]["status"], show(order)["refunds"][0]["failure"]) == ("failed", "no_balance")
