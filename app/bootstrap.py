@@ -47,7 +47,7 @@ from app.messaging.version_usage import VersionUsageReport
 from app.runtime.batch import BatchProcessor
 from app.runtime.engine import TransactionEngine
 from app.runtime.local_routing import LocalRoutes, direct_takers
-from app.runtime.order_metrics import OrderMetrics, PaymentCases
+from app.runtime.order_metrics import OrderMetrics, log_payment_cases
 from app.runtime.runner import ModuleRunner
 from app.runtime.work import CommitListener, OutgoingEvent
 from app.storage.audit import AuditTrail
@@ -132,7 +132,10 @@ def build_runners(
     return runners
 
 
-LISTENERS: Mapping[str, Callable[[Metrics], CommitListener]] = {"orders": OrderMetrics, "payments": PaymentCases}
+LISTENERS: Mapping[str, Callable[[Metrics], CommitListener]] = {
+    "orders": OrderMetrics,
+    "payments": lambda metrics: log_payment_cases,
+}
 """What counts and logs a module's commits, by the module's name."""
 
 

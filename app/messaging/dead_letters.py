@@ -287,14 +287,14 @@ def _aware(at: datetime) -> datetime:
 def _outbox_message(dead_letter: DeadLetter, now: datetime) -> OutboxMessage:
     """Return a new message that carries the old event to the consumer that gave up on it."""
     message, consumer = dead_letter.message, dead_letter.consumer
-    is_published_anew = is_unpublished(consumer)
+    is_unpublished_event = is_unpublished(consumer)
     headers = message.headers
     event_id, trace = event_id_and_trace(message)
     return OutboxMessage(
         id=str(uuid7()),
         event_id=event_id,
         # An unroutable message had no consumer; it is published again under its own subject, for consumers that know it now.
-        subject=message.subject if is_unroutable(consumer) or is_published_anew else replay_subject(consumer, message.subject),
+        subject=message.subject if is_unroutable(consumer) or is_unpublished_event else replay_subject(consumer, message.subject),
         key=message.key[:64],
         body=message.body,
         timer=None,
@@ -303,7 +303,7 @@ def _outbox_message(dead_letter: DeadLetter, now: datetime) -> OutboxMessage:
         traceparent=trace.traceparent,
         occurred_at=_occurred_at(headers.get("ce-time"), now),
         due_at=DUE_NOW,
-        versions=headers.get(VERSIONS) if is_published_anew else None,
+        versions=headers.get(VERSIONS) if is_unpublished_event else None,
     )
 
 

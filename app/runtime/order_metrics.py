@@ -7,7 +7,7 @@ left to a person.
 
 from __future__ import annotations
 
-__all__ = ["OrderMetrics", "PaymentCases"]
+__all__ = ["OrderMetrics", "log_payment_cases"]
 
 from collections.abc import Callable
 from typing import Any
@@ -77,26 +77,20 @@ class OrderMetrics:
         )  # fmt: skip
 
 
-class PaymentCases:
-    """A commit listener of the module ``payments``."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        """Take *metrics*, as every listener does; what failed is counted already."""
-
-    def __call__(self, event: Any, decision: Decision, trace: TraceContext) -> None:
-        """Log a dispute, and a refund that failed for good."""
-        if type(event) not in _CAUSES:
-            return
-        for each in decision.events:
-            if isinstance(each, PaymentRefundFailed) and each.is_final:
-                logger.error(
-                    "a refund failed for good, and a person has to act: see `payments list --needs-settling`",
-                    order_id=each.order_id, refund_id=each.refund_id, amount=each.amount.amount,
-                    currency=each.amount.currency, reason=each.reason, correlation_id=trace.correlation_id,
-                )  # fmt: skip
-        if isinstance(event, DisputeReported) and decision.states:
-            logger.warning(
-                "the customer disputes a charge", order_id=event.order_id, status=event.status,
-                reference=event.dispute_reference, amount=event.amount.amount, currency=event.amount.currency,
-                correlation_id=trace.correlation_id,
+def log_payment_cases(event: Any, decision: Decision, trace: TraceContext) -> None:
+    """Log a dispute, and a refund that failed for good: a commit listener of the module ``payments``."""
+    if type(event) not in _CAUSES:
+        return
+    for each in decision.events:
+        if isinstance(each, PaymentRefundFailed) and each.is_final:
+            logger.error(
+                "a refund failed for good, and a person has to act: see `payments list --needs-settling`",
+                order_id=each.order_id, refund_id=each.refund_id, amount=each.amount.amount,
+                currency=each.amount.currency, reason=each.reason, correlation_id=trace.correlation_id,
             )  # fmt: skip
+    if isinstance(event, DisputeReported) and decision.states:
+        logger.warning(
+            "the customer disputes a charge", order_id=event.order_id, status=event.status,
+            reference=event.dispute_reference, amount=event.amount.amount, currency=event.amount.currency,
+            correlation_id=trace.correlation_id,
+        )  # fmt: skip

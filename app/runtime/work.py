@@ -65,7 +65,7 @@ class WorkItem:
     new_key: str | None = None
     """A key that was generated for this event: no state can exist under it."""
     audit: Audit | None = None
-    """Who asks for the change, if the audit has to tell."""
+    """Who asks for the change, if it belongs into the audit."""
     defers_to_newer: bool = False
     """True for an older version of an event that the module reads in a newer version, too: the newer one is preferred."""
 

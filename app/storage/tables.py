@@ -81,7 +81,7 @@ def message_tables(module: str, metadata: MetaData) -> tuple[Table, Table, Table
 
 
 def heartbeat_table(module: str, metadata: MetaData) -> Table:
-    """Return the table with the one row that tells when *module* was last running; see `app.storage.heartbeat`."""
+    """Return the table whose one row holds the time when *module* was last running; see `app.storage.heartbeat`."""
     return Table(
         f"{module}_heartbeat",
         metadata,

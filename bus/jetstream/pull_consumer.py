@@ -91,7 +91,7 @@ class PullConsumer:
         self._requests_end_at = 0.0
         self._no_request_before = 0.0
         self.refusal = ""
-        """Why the server refuses the requests, as it says it; empty while it does not."""
+        """The reason that the server gives for refusing the requests; empty while it does not."""
         self._inbox = ""
         self._inbox_subscription: Subscription | None = None
         self._request_subject = f"$JS.API.CONSUMER.MSG.NEXT.{plan.stream}.{plan.name}"

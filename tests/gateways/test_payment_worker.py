@@ -39,7 +39,7 @@ from app.gateways.port import (
 from app.gateways.simulated import SimulatedGateway
 from app.messaging.consumers import subscriptions
 from app.runtime.local_routing import direct_takers
-from app.runtime.order_metrics import PaymentCases
+from app.runtime.order_metrics import log_payment_cases
 from app.telemetry.metrics import Metrics
 from bus.contracts.event_reader import EventReader
 from bus.port import Clock, Message
@@ -753,7 +753,7 @@ async def test_a_refund_that_fails_for_good_is_an_error_in_the_log_once(
     monkeypatch.setattr("modules.payments.refunds.RETRY_SECONDS", (0.01, 0.02))
     gateway = FakeGateway(rejects_refunds=True)
     async with running(path, gateway) as (harness, _):
-        harness.runners["payments"].add_listener(PaymentCases(harness.metrics))
+        harness.runners["payments"].add_listener(log_payment_cases)
         [each] = await finished_orders(harness, await place_orders(harness, 1))
         await cancel_order(harness, each.order_id)
 

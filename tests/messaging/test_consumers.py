@@ -149,7 +149,7 @@ def test_an_empty_server_is_provisioned_and_then_as_planned(environ: NatsServer)
     assert (result.exit_code, result.output) == (0, "nothing to do: everything is as planned\n")
 
 
-def test_drift_is_told_and_put_right(environ: NatsServer) -> None:
+def test_drift_is_reported_and_corrected(environ: NatsServer) -> None:
     """A line for each field."""
     assert run("--apply").exit_code == 0
 
@@ -191,7 +191,7 @@ def test_a_server_out_of_reach_ends_with_3_in_one_line(option: str, monkeypatch:
 
 
 @pytest.mark.parametrize("option", ["--check", "--apply"])
-def test_a_server_without_jetstream_is_told_in_one_line(
+def test_a_server_without_jetstream_is_reported_in_one_line(
     option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is as good as away."""

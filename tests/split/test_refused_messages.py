@@ -1,4 +1,4 @@
-"""Events that NATS can never take: each is told once and becomes a dead letter; the events behind them go on."""
+"""Events that NATS can never take: each is logged once and becomes a dead letter; the events behind them go on."""
 
 from __future__ import annotations
 

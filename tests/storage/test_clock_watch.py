@@ -22,7 +22,7 @@ class _SetClock(datetime):
 
 
 @pytest.mark.parametrize("by", [timedelta(hours=-2), timedelta(minutes=11), timedelta(days=4000)])
-def test_a_clock_that_is_set_while_the_process_runs_is_told_once(monkeypatch: pytest.MonkeyPatch, by: timedelta) -> None:
+def test_a_clock_that_is_set_while_the_process_runs_is_reported_once(monkeypatch: pytest.MonkeyPatch, by: timedelta) -> None:
     """The process keeps its own time; the problem ends when the clock is set right."""
     monkeypatch.setattr(clock_module, "datetime", _SetClock)
     monkeypatch.setattr(_SetClock, "by", timedelta(0))

@@ -98,7 +98,7 @@ def index_untimed_3(module: str) -> None:
 
 
 def add_heartbeat_4(module: str) -> None:
-    """Add the table that tells when *module* was last running; make its unsent events due on every clock."""
+    """Add the table with the time when *module* was last running; make its unsent events due on every clock."""
     op.create_table(
         f"{module}_heartbeat",
         sa.Column("id", sa.SmallInteger, primary_key=True, autoincrement=False),
@@ -109,7 +109,7 @@ def add_heartbeat_4(module: str) -> None:
 
 
 def add_audit_5(module: str) -> None:
-    """Add the table that tells who changed what in *module*."""
+    """Add the audit of *module*: who changed what."""
     op.create_table(
         f"{module}_audit",
         sa.Column("id", key_type(36), primary_key=True),

@@ -97,7 +97,7 @@ class Dialect(Protocol):
         Return how to recover from *error*; None if the work caused it, or it is not the database's at all.
 
         The work has caused only errors that are about its data and its constraints (SQLSTATE classes 22 and 23), and those
-        that the driver raises by itself because of a value. Everything else that a database says is its own trouble.
+        that the driver raises by itself because of a value. Every other error has its cause in the database.
         """
 
     def unfitness(self, connection: Connection) -> str:

@@ -37,7 +37,7 @@ class FileWatch:
 
     @property
     def is_known(self) -> bool:
-        """True once the file was opened: from then on it must not be created anew."""
+        """True once the file was opened: from then on it must not be created again."""
         return self._path in self._known
 
     @property

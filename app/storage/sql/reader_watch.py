@@ -22,7 +22,7 @@ from bus.port import Clock
 SAMPLE_SECONDS = 10.0
 
 WAL_BYTES_USUAL = 16 * 2**20
-"""SQLite writes its ``-wal`` back at 4 MB and begins it anew; a much larger one shows that a reader prevents that."""
+"""SQLite writes its ``-wal`` back at 4 MB and overwrites it from its beginning; a much larger one shows that a reader prevents that."""
 
 
 class ReaderWatch:

@@ -1,5 +1,5 @@
 """
-Look at what a stream holds where it says that it holds a message already.
+Read what a stream holds when it reports a message as a duplicate.
 
 A stream recognises a duplicate by its id alone, and the ids of events are derived from their causes, so that they can be
 predicted. Another user of the NATS account can therefore take the id of an event first: a consumer's pull request may

@@ -86,7 +86,7 @@ class ServerConfig:
 
     @property
     def paused(self) -> str:
-        """Until when a consumer is paused, as the server says it; empty if it is not."""
+        """Until when a consumer is paused, as the server reports it; empty if it is not."""
         return str(self.config.get("pause_until") or "further notice") if self.info.get("paused") else ""
 
 
