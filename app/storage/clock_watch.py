@@ -27,7 +27,8 @@ class ClockWatch:
     """
     Compares this process's clock with the last heartbeats, the clocks of the database servers, and the machine's clock.
 
-    A jump beyond *limit* is logged once, shown by `problem`, and passed to *on_jump*.
+    A jump beyond *limit* is passed to *on_jump*, with the number of timers that were moved. It is logged once and shown by
+    `problem` if it went back or moved a timer: a stop in which no order was open is of no interest.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class ClockWatch:
         stores: Mapping[str, ModuleStore],
         clock: Clock,
         limit: timedelta,
-        on_jump: Callable[[timedelta], None] = lambda jump: None,
+        on_jump: Callable[[timedelta, int], None] = lambda jump, moved: None,
     ) -> None:
         self._stores = stores
         self._clock = clock
@@ -66,6 +67,8 @@ class ClockWatch:
         for name, store in self._stores.items():
             resume = partial(store.heartbeat.resume, now=self._clock.now(), limit=self._limit)
             by, moved = await store.database.write(resume)
+            if by:
+                self._on_jump(by, moved)
             if by < timedelta(0) or moved:
                 self._report_jump(name, by, moved)
 
@@ -104,7 +107,6 @@ class ClockWatch:
     def _report_jump(self, module: str, by: timedelta, moved: int) -> None:
         self._jump = f"the clock is {_described(by)}, compared with the last heartbeat; timers keep the time that they had left"
         self._jump_until = self._clock.monotonic() + self._limit.total_seconds()
-        self._on_jump(by)
         logger.warning(self._jump, module=module, timers_moved=moved, seconds=by.total_seconds())
 
 
@@ -116,10 +118,11 @@ def _described(by: timedelta) -> str:
 def build_clock_watch(
     stores: Mapping[str, ModuleStore], hold_purges: Iterable[Callable[[], None]], clock: Clock, metrics: Metrics, limit_seconds: float
 ) -> ClockWatch:
-    """Return the watch of *clock*; after a jump *hold_purges* keep all that only looks old."""
+    """Return the watch of *clock*; after a jump, whether or not it moved a timer, *hold_purges* keep all that only looks old."""
 
-    def jumped(by: timedelta) -> None:
-        metrics.clock_jump_seconds.set(by.total_seconds())
+    def jumped(by: timedelta, moved: int) -> None:
+        if moved or by < timedelta(0):
+            metrics.clock_jump_seconds.set(by.total_seconds())
         for hold_purge in hold_purges:
             hold_purge()
 

@@ -22,6 +22,7 @@ from app.messaging.outbox_relay import (
     SCAN_SECONDS,
     OutboxRelay,
 )
+from app.storage.clock_watch import build_clock_watch
 from app.storage.errors import StorageUnavailable
 from app.storage.tables import OutboxMessage
 from app.telemetry.metrics import Metrics
@@ -438,6 +439,26 @@ async def test_inbox_rows_are_purged_after_two_days(path: Path, clock: VirtualCl
         await step_after(relay, clock, 24 * 3600 + PURGE_SECONDS)
         await step_after(relay, clock, PURGE_SECONDS)
         assert await harness.rows("SELECT count(*) FROM orders_inbox") == [(0,)]
+
+
+@pytest.mark.parametrize("has_timer", [True, False])
+async def test_nothing_is_purged_after_a_jump_of_the_clock(path: Path, clock: VirtualClock, has_timer: bool) -> None:
+    """An idempotency key that only looks old is kept, whether or not an order was open; only a moved timer is reported."""
+    async with harness_at(path, clock) as harness:
+        metrics, store = Metrics(), harness.stores["orders"]
+        await harness.database.write(lambda c: store.heartbeat.resume(c, clock.now(), timedelta(minutes=10)))
+        await harness.submit("orders", submitted(), key="k", fingerprint="f")
+        if not has_timer:
+            await harness.database.write(lambda c: c.exec_driver_sql("DELETE FROM orders_outbox"))
+        await clock.advance(3 * 24 * 3600)
+        relay = relay_of(harness, ManualBus())
+        watch = build_clock_watch({"orders": store}, [relay.hold_purge], clock, metrics, 600)
+        await watch.start()
+        for _ in range(3):
+            await step_after(relay, clock, PURGE_SECONDS)
+        assert await harness.rows("SELECT count(*) FROM orders_inbox") == [(1,)]
+        assert bool(watch.problem) == has_timer
+        assert metrics.clock_jump_seconds.value == (3 * 24 * 3600 if has_timer else 0)
 
 
 async def test_the_express_lane_has_room_when_bulk_rows_fill_the_limit(path: Path, clock: VirtualClock) -> None:
