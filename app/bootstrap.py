@@ -132,10 +132,7 @@ def build_runners(
     return runners
 
 
-LISTENERS: Mapping[str, Callable[[Metrics], CommitListener]] = {
-    "orders": OrderMetrics,
-    "payments": lambda metrics: log_payment_cases,
-}
+LISTENERS: Mapping[str, Callable[[Metrics], CommitListener]] = {"orders": OrderMetrics, "payments": lambda _: log_payment_cases}
 """What counts and logs a module's commits, by the module's name."""
 
 
