@@ -75,7 +75,9 @@ def numbered_key(operation: str, order_id: str, number: int) -> str:
 
 def ends_key(error: GatewayError) -> bool:
     """Return whether the provider may repeat *error* under the same key for as long as it remembers the key."""
-    return isinstance(error, GatewayMisconfigured) or (isinstance(error, GatewayTimeout) and error.has_ended)
+    if isinstance(error, GatewayMisconfigured):
+        return error.ends_key
+    return isinstance(error, GatewayTimeout) and error.has_ended
 
 
 class GatewayCalls:

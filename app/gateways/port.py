@@ -148,13 +148,15 @@ class GatewayMisconfigured(GatewayNotReached):
 
     No customer is to blame, so no charge is declined for it: the orders wait as in an outage until the fault is fixed.
     *code* and *param* are the provider's names of the fault, *request_id* its id of the call, which its support asks for.
-    The key of the call is used up: the provider may repeat the fault under the same key after it was fixed.
+    With *ends_key* the key of the call is used up: the provider may repeat the fault under the same key after it was fixed.
+    It is false if the fault is that of a look-up, after which a call under the key may follow.
     """
 
     def __init__(self, detail: str, code: str, param: str | None = None, request_id: str | None = None) -> None:
         self.code = code
         self.param = param
         self.request_id = request_id
+        self.ends_key = True
         super().__init__(detail)
 
 

@@ -10,12 +10,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from app.gateways.gateway_calls import ends_key
 from app.gateways.port import (
     Captured,
     ChargeDetails,
     ChargeLedger,
     Declined,
     GatewayError,
+    GatewayMisconfigured,
     GatewayNotReached,
     GatewayThrottled,
     GatewayTimeout,
@@ -32,6 +34,7 @@ from tests.gateways.fault import Fault, FaultyStripe
 from tests.gateways.local import API_KEY, LocalStripe
 
 EUR = Money(1250, "EUR")
+PART = Money(500, "EUR")
 NOON = 1_800_000_000
 
 
@@ -248,16 +251,51 @@ async def test_an_order_without_a_payment_method_is_paid_only_with_a_test_key(fa
     await gateway.close()
 
 
+@pytest.mark.usefixtures("short_time_limits")
 async def test_a_refund_whose_response_got_lost_is_not_made_twice(gateway: StripeGateway, faulty: FaultyStripe) -> None:
     """Each refund is looked up before it is made."""
     order_id = new_order_id()
     captured = await charge(gateway, order_id)
     assert isinstance(captured, Captured)
-    faulty.write_fault = lambda: Fault.CHARGE_500
+    faulty.write_fault = lambda: Fault.CHARGE_CUT
     with pytest.raises(GatewayTimeout):
         await gateway.refund("k", order_id, captured.reference, EUR)
     assert await gateway.refund("k", order_id, captured.reference, EUR) == Refunded("re_1", EUR.amount)
     assert faulty.refunded() == {order_id: [EUR.amount]}
+
+
+@pytest.mark.parametrize(("fault", "ends"), [(Fault.CHARGE_500, None), (Fault.ERROR_500, True)])
+async def test_a_500_ends_the_key_of_a_refund_only_if_the_refund_was_not_made(
+    gateway: StripeGateway, faulty: FaultyStripe, fault: Fault, ends: bool | None
+) -> None:
+    """The next attempt has a new key, under which a refund of a part would be made a second time."""
+    order_id = new_order_id()
+    captured = await charge(gateway, order_id)
+    assert isinstance(captured, Captured)
+    faulty.write_fault = lambda: fault
+    if ends is None:
+        assert await gateway.refund("k", order_id, captured.reference, PART) == Refunded("re_1", PART.amount)
+        return
+    with pytest.raises(GatewayTimeout) as caught:
+        await gateway.refund("k", order_id, captured.reference, PART)
+    assert ends_key(caught.value)
+    assert faulty.refunded() == {}
+
+
+async def test_a_look_up_that_fails_ends_no_key_of_a_refund(gateway: StripeGateway, faulty: FaultyStripe) -> None:
+    """An earlier call under the key may have made the refund: neither a 500 nor a missing permission tells."""
+    order_id = new_order_id()
+    captured = await charge(gateway, order_id)
+    assert isinstance(captured, Captured)
+    faulty.read_fault = lambda: Fault.ERROR_500
+    with pytest.raises(GatewayError) as caught:
+        await gateway.refund("k", order_id, captured.reference, PART)
+    assert not ends_key(caught.value)
+    faulty.read_fault = lambda: Fault.NONE
+    faulty.account.denied.add("refund_read")
+    with pytest.raises(GatewayMisconfigured) as refused:
+        await gateway.refund("k", order_id, captured.reference, PART)
+    assert not ends_key(refused.value)
 
 
 async def test_a_rejected_refund_has_a_code(localstripe: LocalStripe) -> None:

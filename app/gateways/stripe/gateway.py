@@ -12,7 +12,7 @@ __all__ = ["StripeGateway"]
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import datetime
 from math import ceil
 from typing import Any
@@ -159,20 +159,37 @@ class StripeGateway:
         if amount.amount == 0:
             return Refunded(reference, 0)
         total = None
-        refunds = self._client.v1.refunds
+        metadata = {"order_id": order_id, "key": key}
+        params: Any = {"payment_intent": reference, "amount": _stripe_amount(amount), "metadata": metadata}
         try:
-            listed = await classify_errors(refunds.list_async({"payment_intent": reference, "limit": REFUNDS_MAX}))
-            rows = _rows(_to_json(listed))
+            rows = await self._refunds_of(reference)
             total = refunded_total(rows)
-            for row in rows:
-                if key_of(row) == key:
-                    return refund_result(row, amount, total)
-            metadata = {"order_id": order_id, "key": key}
-            params: Any = {"payment_intent": reference, "amount": _stripe_amount(amount), "metadata": metadata}
-            created = await classify_errors(refunds.create_async(params, {"idempotency_key": key}))
+            if (made := _under_key(rows, key)) is not None:
+                return refund_result(made, amount, total)
+            try:
+                call = self._client.v1.refunds.create_async(params, {"idempotency_key": key})
+                created = _to_json(await classify_errors(call))
+            except GatewayTimeout as error:
+                if not error.has_ended:
+                    raise
+                rows = await self._refunds_of(reference)  # the key is free for another refund only if this one was not made
+                if (made := _under_key(rows, key)) is None:
+                    raise
+                return refund_result(made, amount, refunded_total(rows))
         except StripeRefusal as refusal:
             return RefundRejected(refusal.fault.reason, refunded_total=total)
-        return refund_result(_to_json(created), amount, total + amount.amount)
+        return refund_result(created, amount, total + amount.amount)
+
+    async def _refunds_of(self, reference: str) -> list[dict[str, Any]]:
+        """Return the refunds of the PaymentIntent *reference*; an error ends no key, because it does not concern the refund."""
+        call = self._client.v1.refunds.list_async({"payment_intent": reference, "limit": REFUNDS_MAX})
+        try:
+            return _rows(_to_json(await classify_errors(call)))
+        except GatewayTimeout as error:
+            raise GatewayTimeout(str(error), error.retry_after_seconds) from None
+        except GatewayMisconfigured as error:
+            error.ends_key = False
+            raise
 
     async def records(self, since: datetime, until: datetime) -> AsyncIterator[ChargeRecord]:
         """Yield the PaymentIntents that were created from *since* until *until*."""
@@ -264,6 +281,11 @@ def _rows(page: Any) -> list[dict[str, Any]]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise GatewayTimeout("malformed response: not a list")
     return rows
+
+
+def _under_key(refunds: Iterable[Mapping[str, Any]], key: str) -> Mapping[str, Any] | None:
+    """Return the one of *refunds* that was made under *key*, or None."""
+    return next((refund for refund in refunds if key_of(refund) == key), None)
 
 
 def _declined(fault: StripeFault) -> Declined:
