@@ -17,6 +17,9 @@ from modules.filters import Condition, Filter
 ALTERNATIVES_MAX = 10
 """Most values that one filter may list."""
 
+_EARLIEST, _LATEST = datetime(1, 1, 3, tzinfo=UTC), datetime(9999, 12, 29, tzinfo=UTC)
+"""An earlier or later moment counts as one of these: zones and clocks that differ need some room in the calendar."""
+
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,18})", re.ASCII)
 
 
@@ -61,9 +64,12 @@ def _parsed(text: str, schema: Mapping[str, Any]) -> Any:
 
 
 def _converted(value: Any, schema: Mapping[str, Any]) -> Any:
-    """Return the valid *value*, or the moment for which it stands."""
+    """Return the valid *value*, or the moment for which it stands, within `_EARLIEST` and `_LATEST`."""
     if schema.get("format") != "date-time":
         return value
     # RFC 3339 allows a leap second and more digits than a datetime has.
     text = re.sub(r":60(?=[.Zz+-])", ":59", value)
-    return datetime.fromisoformat(re.sub(r"(\.[0-9]{6})[0-9]+", r"\1", text.upper())).astimezone(UTC)
+    if text.startswith("0000"):  # a year of RFC 3339, and none of a datetime
+        return _EARLIEST
+    moment = datetime.fromisoformat(re.sub(r"(\.[0-9]{6})[0-9]+", r"\1", text.upper()))
+    return min(max(moment, _EARLIEST), _LATEST).astimezone(UTC)
