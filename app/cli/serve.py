@@ -99,10 +99,13 @@ async def _serve(application: Application) -> int:
 
 
 def _reload(application: Application) -> None:
-    """Reopen the log file and read the environment's files again; what is wrong with them is logged, nothing else changes."""
+    """Reopen the log file and read the environment's files again; log what is wrong with them. Nothing else changes."""
     logs.reopen()
+    before = application.settings
+    # The address may come from the command line, and cannot change meanwhile.
+    address = {"HTTP_HOST": before.http_host, "HTTP_PORT": str(before.http_port)}
     try:
-        settings = load(os.environ, application.settings.known_modules)
+        settings = load({**os.environ, **address}, before.known_modules)
     except BadSetting as error:
         logger.error("the configuration is wrong, and the one before stays in use", detail=str(error))
         return
