@@ -113,7 +113,7 @@ def _command(service: ModuleService, route: CommandRoute) -> EndpointHandler:
             fingerprint=fingerprint,
             sheds_load=sheds_load,
             new_key=command.new_id,
-            audit=audit_of(route.name, command, context) if is_audited else None,
+            audit=_audit_of(route.name, command, context) if is_audited else None,
         )
         outcome = reply.response
         if isinstance(outcome, Rejection):
@@ -127,7 +127,7 @@ def _command(service: ModuleService, route: CommandRoute) -> EndpointHandler:
     return handle
 
 
-def audit_of(action: str, command: Request, context: RequestContext) -> Audit:
+def _audit_of(action: str, command: Request, context: RequestContext) -> Audit:
     """Return who asks for *command*, and what it is about: the resource that its path names, or the new one."""
     return Audit(context.caller, action, "/".join(command.path.values()) or command.new_id, context.correlation_id)
 
