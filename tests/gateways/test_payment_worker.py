@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -20,7 +21,7 @@ from app.gateways.breakers.operations import OperationKind, Operations
 from app.gateways.gateway_calls import CALLS_MAX, GatewayCalls
 from app.gateways.gateway_request import ChargeAttempt, GatewayRequest
 from app.gateways.order_locks import OrderLocks
-from app.gateways.payment_worker import CONSUMER, PaymentWorker
+from app.gateways.payment_worker import CONSUMER, LANE_IN_HAND_MAX, PaymentWorker
 from app.gateways.port import (
     Captured,
     ChargeDetails,
@@ -146,11 +147,11 @@ class FakeGateway:
     _behaviour: str = field(default="ok", init=False)
 
 
-def operations_with(charge_breaker: CircuitBreaker, clock: Clock) -> Operations:
-    """Return operations of which only charges may stop, with *charge_breaker*."""
+def operations_with(breaker: CircuitBreaker, clock: Clock, stoppable: OperationKind = OperationKind.CHARGE) -> Operations:
+    """Return operations of which only *stoppable* may stop, with *breaker*."""
 
     def make_breaker(kind: OperationKind) -> CircuitBreaker:
-        return charge_breaker if kind is OperationKind.CHARGE else CircuitBreaker(clock.monotonic, calls_min=10**9)
+        return breaker if kind is stoppable else CircuitBreaker(clock.monotonic, calls_min=10**9)
 
     return Operations.of("fake", clock, make_breaker)
 
@@ -163,18 +164,20 @@ async def running(
     retry_seconds: float = 0.01,
     more_subjects: Sequence[str] = (),
     takes_directly: bool = False,
+    stoppable: OperationKind = OperationKind.CHARGE,
 ) -> AsyncIterator[tuple[Harness, CircuitBreaker]]:
     """
     Run all modules and a worker for *gateway*, with products in stock and with short retries.
 
-    With *takes_directly* the worker takes requests from the process itself, as it does with a bus in memory.
+    With *takes_directly* the worker takes requests from the process itself, as it does with a bus in memory. *breaker* is
+    that of the operation *stoppable*.
     """
     clock = HurriedClock()
     async with harness_at(path, clock) as harness:
         await harness.submit("inventory", product(1_000_000))
         # Some tests make many calls fail one after the other; unless a test passes a breaker, it must not open.
         breaker = breaker or CircuitBreaker(clock.monotonic, calls_min=10**9)
-        operations = operations_with(breaker, clock)
+        operations = operations_with(breaker, clock, stoppable)
         worker = PaymentWorker(
             harness.runners["payments"], gateway, operations, harness.contracts, clock, harness.metrics, rng=random.Random(1),
             takes_directly=takes_directly,
@@ -385,6 +388,64 @@ async def test_requests_behind_an_open_breaker_keep_their_turn_in_the_bus(path: 
         await until(lambda: subjects.count(CHARGE_REQUESTED) >= 5)
         is_down = False
         assert {each.status for each in await finished_orders(harness, ids)} == {Status.CONFIRMED}
+
+
+@pytest.mark.parametrize("takes_directly", [False, True])
+async def test_a_refund_waits_in_the_outbox_while_its_breaker_is_open(path: Path, takes_directly: bool) -> None:
+    """It makes no call, spends no delivery attempt, becomes no dead letter, and stops no charge."""
+    clock = HurriedClock()
+    breaker = CircuitBreaker(clock.monotonic, open_seconds=10**6)
+    breaker.failed(breaker.acquire(), 10**6)
+    gateway = FakeGateway()
+    async with running(path, gateway, breaker, takes_directly=takes_directly, stoppable=OperationKind.REFUND) as (harness, _):
+        [each] = await finished_orders(harness, await place_orders(harness, 1))
+        await cancel_order(harness, each.order_id)
+        sql = "SELECT count(*) FROM payments_outbox WHERE subject = 'payments.refund_requested.v1'"
+
+        async def was_asked_for_often() -> bool:  # more often than a message is delivered before it is a dead letter
+            [(requests,)] = await harness.rows(sql)
+            return bool(requests > 10)
+
+        await until(was_asked_for_often)
+        assert await harness.rows("SELECT count(*) FROM payments_dead_letter") == [(0,)]
+        runner = harness.runners["orders"]
+        await runner.submit(submitted(oid(9)), id=oid(9), trace=CONTEXT, respond=NO_CONTENT)
+        [charged] = await finished_orders(harness, [oid(9)])
+        assert charged.status is Status.CONFIRMED
+        assert [call for call, _ in gateway.calls] == ["charge", "charge"]
+        breaker._open_until = 0.0
+        await until(lambda: _is_refunded(harness, each.order_id))
+        assert [call for call, _ in gateway.calls] == ["charge", "charge", "refund"]
+
+
+async def test_no_request_is_taken_directly_before_one_that_was_left_to_the_bus(path: Path) -> None:
+    """A request that finds no free call waits in the bus; a later one takes its turn behind it, though calls are free again."""
+    async with harness_at(path, HurriedClock()) as harness:
+        breaker = CircuitBreaker(harness.clock.monotonic)
+        operations = operations_with(breaker, harness.clock)
+        worker = PaymentWorker(
+            harness.runners["payments"], FakeGateway(), operations, harness.contracts, harness.clock, harness.metrics,
+            takes_directly=True,
+        )  # fmt: skip
+        started: list[Any] = []
+
+        def note(work: Any, lane: Any, delivery: Any) -> Any:
+            work.close()
+            started.append(lane)
+
+        worker._start = note  # type: ignore[method-assign]
+        event: Any = SimpleNamespace(is_express=False)
+        worker.take(event)
+        assert len(started) == 1
+        lane = worker._lanes[False]
+        lane.in_hand = LANE_IN_HAND_MAX
+        assert worker.take(event) is None
+        lane.in_hand = 0
+        assert worker.take(event) is None
+        lane.is_behind = False  # the bus has delivered the first
+        worker.take(event)
+        assert len(started) == 2
+        await worker.close()
 
 
 async def test_an_order_whose_charge_is_declined_is_cancelled(path: Path) -> None:

@@ -28,6 +28,7 @@ from app.gateways.port import (
 )
 from app.gateways.stripe import http_session
 from app.gateways.stripe.gateway import StripeGateway
+from bus.ids import id_lower_bound
 from modules.values import Money
 from tests.gateways.contract import GatewayCase, GatewayContract, new_order_id
 from tests.gateways.fault import Fault, FaultyStripe
@@ -363,6 +364,15 @@ async def test_a_charge_is_asked_for_again_where_its_key_is_remembered(gateway: 
     assert faulty.captured() == {order_id: [EUR.amount]}
     assert faulty.replayed == 1
     assert await gateway.repeats_safely("01890000-0000-7000-8000-000000000000") is False
+
+
+@pytest.mark.parametrize(("hours", "is_safe"), [(22.9, True), (23.1, False), (24, False)])
+async def test_a_charge_is_not_asked_for_again_where_its_key_may_be_forgotten(
+    gateway: StripeGateway, hours: float, is_safe: bool
+) -> None:
+    """Stripe remembers a key for 24 hours; one hour of them is left for clocks that differ."""
+    placed_at = datetime.now(UTC) - timedelta(hours=hours)
+    assert await gateway.repeats_safely(f"{id_lower_bound(placed_at)}-7000-8000-000000000000") is is_safe
 
 
 async def test_a_payment_method_that_does_not_exist_declines(localstripe: LocalStripe) -> None:

@@ -298,6 +298,21 @@ async def test_a_webhook_whose_dead_letter_was_not_stored_is_dead_lettered_when_
     assert await webhooks.dead_letters() == [("two_charges", "evt_8")]
 
 
+@pytest.mark.parametrize("secret", ["whsec_old", SECRET, "whsec_new"])
+async def test_each_of_several_secrets_signs_webhooks(webhooks: WebhookHarness, secret: str) -> None:
+    """Each endpoint that is configured at Stripe signs with a secret of its own; any other secret is refused."""
+    harness = webhooks.harness
+    handler = StripeWebhookHandler(
+        harness.runners["payments"], f"whsec_old, {SECRET},whsec_new", None, harness.dead_letter_store, harness.clock,
+        harness.metrics, lambda: NOW,
+    )  # fmt: skip
+    await webhooks.request_payment(oid(1))
+    body = event(intent(oid(1)))
+    assert await handler.handle(body, signed(body, secret), CONTEXT) == "handled"
+    with pytest.raises(InvalidSignature):
+        await handler.handle(body, signed(body, "whsec_other"), CONTEXT)
+
+
 async def test_webhooks_of_other_types_are_ignored(webhooks: WebhookHarness) -> None:
     """Stripe has hundreds of types."""
     assert await webhooks.handle(event({}, "customer.created")) == "ignored"
