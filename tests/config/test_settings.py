@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config import environment
+from config import environment, files
 from config.api_keys import ApiKey
 from config.environment import describe, example_env
 from config.files import BadSetting
@@ -445,6 +445,21 @@ def test_a_secret_file_that_every_user_can_read_is_refused(mode: int, tmp_path: 
     }.items():
         line = rejection(environ)
         assert line == f"{name}: every user of this machine can read the file; take that right away (chmod 600)"
+
+
+def test_a_secret_that_a_container_engine_mounts_may_have_any_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines mount secrets with modes of their own, in a folder that only the container has."""
+    monkeypatch.setattr(files, "MOUNTED_SECRETS", f"{tmp_path}/secrets/")
+    for folder, is_accepted in ("secrets", True), ("secrets-2", False):
+        file = tmp_path / folder / "keys"
+        file.parent.mkdir()
+        file.write_text(f"shop:shop:{KEY}\n")
+        file.chmod(0o444)
+        environ = {"AUTH": "keys", "API_KEYS_FILE": str(file)}
+        if is_accepted:
+            assert load(environ).api_keys
+        else:
+            assert "every user of this machine can read the file" in rejection(environ)
 
 
 @pytest.mark.parametrize("mode", [0o400, 0o600, 0o640, 0o440])

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession
+from aiohttp import ClientSession, HttpVersion, HttpVersion10, HttpVersion11, web
+from aiohttp.test_utils import make_mocked_request
+from multidict import CIMultiDict
 
 from app.application import Application
+from app.web.access.hosts import HostRule
+from app.web.problems import ProblemError
 from config.settings import Settings
 from modules.registry import MODULES
 
@@ -62,6 +66,27 @@ async def test_any_other_host_is_refused(send: Send, host: str) -> None:
     for method, path in (("GET", "/v1/inventory"), ("POST", "/v1/orders/o-1/cancel"), ("GET", "/docs"), ("GET", "/nowhere")):
         assert await send(method, path, Host=host) == (403, "host_not_allowed")
     assert (await send(path="/livez", Host=host))[0] == 200  # an orchestrator probes under the address of the container
+
+
+@pytest.mark.parametrize("more", ["evil.example", "localhost"])
+def test_more_than_one_host_is_refused(more: str) -> None:
+    """Another server on the way may have read the other one. It makes no difference that the first one is known."""
+    rule = HostRule()
+    rule(request_for("localhost"))
+    with pytest.raises(ProblemError, match="loopback names"):
+        rule(request_for("localhost", more))
+
+
+def test_a_request_without_a_host_is_refused_but_for_http_1_0() -> None:
+    """No browser sends none."""
+    rule = HostRule()
+    rule(request_for(version=HttpVersion10))
+    with pytest.raises(ProblemError, match="loopback names"):
+        rule(request_for())
+
+
+def request_for(*hosts: str, version: HttpVersion = HttpVersion11) -> web.Request:
+    return make_mocked_request("GET", "/", CIMultiDict([("Host", host) for host in hosts]), version=version)
 
 
 async def test_a_page_of_another_site_is_refused(send: Send) -> None:

@@ -7,8 +7,15 @@ The matrix is made of the routes of the running program, so that a route without
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 
-from config.api_keys import ROLES
+import pytest
+from aiohttp.test_utils import make_mocked_request
+
+from app.web.access.authentication import Authenticator
+from app.web.access.gate import Gate
+from app.web.problems import ProblemError
+from config.api_keys import ROLES, ApiKey
 from modules.registry import MODULES
 from tests.security.conftest import Program
 
@@ -112,6 +119,19 @@ async def test_a_key_of_one_customer_sees_and_places_orders_of_that_customer_onl
     everything = json.loads((await program.send("shop", "GET", "/v1/orders")).text)["items"]
     assert {order["order_id"] for order in everything} == {mine[1], theirs[1]}
     assert (await program.send("web-1", "POST", f"/v1/orders/{mine[1]}/cancel")).status == 202
+
+
+def test_a_route_that_does_not_know_customers_is_refused_to_a_key_of_one() -> None:
+    """Also where the role alone would be admitted: a new route for shops is closed to such a key until it restricts itself."""
+    keys = {name: ApiKey(name, "shop", sha256(name.encode()).hexdigest(), customer) for name, customer in (("all", None), ("one", "c-1"))}
+    gate = Gate(Authenticator(keys))
+    for name, is_scoped, is_admitted in (("all", False, True), ("one", True, True), ("one", False, False)):
+        request = make_mocked_request("GET", "/", {"Authorization": f"Bearer {name}"})
+        if is_admitted:
+            assert gate.admit(request, {"shop"}, is_scoped).name == name
+        else:
+            with pytest.raises(ProblemError, match="restricted to one customer"):
+                gate.admit(request, {"shop"}, is_scoped)
 
 
 async def test_a_key_of_one_customer_reaches_no_route_that_does_not_know_customers(program: Program) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loguru import logger
 from sqlalchemy import Connection, event
 
-from app.storage.errors import DatabaseConfigError, StorageUnavailable
+from app.storage.errors import DatabaseConfigError, StorageRefused, StorageUnavailable
 from app.storage.sql.database import RUN_LAST, Database
 
 
@@ -71,6 +72,34 @@ async def test_work_that_runs_last_sees_work_that_was_deferred_before(database: 
     is_free.set()
     assert await busy == 0
     assert (await first, await last) == (1, 2)
+
+
+def read_missing_table(connection: Connection) -> None:
+    connection.exec_driver_sql("SELECT * FROM missing")
+
+
+def insert_into_missing_column(connection: Connection) -> None:
+    connection.exec_driver_sql("INSERT INTO number (missing) VALUES (1)")
+
+
+async def test_work_beside_refused_work_is_done(database: Database) -> None:
+    """Only the table of one module is missing; the work of others that shared the transaction is done without it."""
+    works = insert(1), read_missing_table, insert(2)
+    results = await asyncio.gather(*(database.write(work) for work in works), return_exceptions=True)
+    assert [type(result) for result in results] == [int, StorageRefused, int]
+    assert await numbers(database) == [1, 2]
+    assert database.is_refused
+
+
+async def test_a_refusal_is_logged_once(database: Database) -> None:
+    """The work is tried again and again; another reason is logged, too."""
+    lines: list[str] = []
+    id = logger.add(lambda message: lines.append(message.record["extra"]["error"]), level="ERROR", format="")
+    for work in read_missing_table, read_missing_table, insert_into_missing_column, read_missing_table:
+        with pytest.raises(StorageRefused):
+            await database.write(work)
+    logger.remove(id)
+    assert lines == ["no such table: missing", "table number has no column named missing"]
 
 
 async def test_a_flush_runs_deferred_work(database: Database) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from attrs import evolve
 
@@ -49,6 +51,20 @@ async def test_a_reconnect_that_lacks_the_final_state_gets_it(web: Web) -> None:
         assert response.status == 200
         assert b'"owner":"new"' in response.body
     assert await last_id(web) != id
+
+
+async def test_a_reconnect_during_the_order_gets_its_next_states(web: Web) -> None:
+    """The client has the present state, which is not the final one: 204 would end its stream for good."""
+    web.service.put(evolve(DONE, place="harbour"))
+    async with web.client.get(PATH) as response:
+        async with asyncio.timeout(5):
+            while not (line := (await response.content.readline()).decode()).startswith("id: "):
+                assert line
+    async with web.client.get(PATH, headers={"Last-Event-ID": line.removeprefix("id: ").strip()}) as response:
+        assert response.status == 200
+        web.service.put(DONE)
+        async with asyncio.timeout(5):
+            assert b'"delivered"' in await response.read()
 
 
 async def test_a_token_opens_a_stream_and_nothing_else(start: Start) -> None:
