@@ -1,4 +1,4 @@
-"""The refunds that a client asks for, and what payments says of them. Payments decides, and makes them."""
+"""The refunds that a client asks for, and their outcome in payments, which decides about them and makes them."""
 
 from __future__ import annotations
 

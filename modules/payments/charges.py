@@ -44,7 +44,6 @@ SOFT_DECLINE_SECONDS = (30, 120, 300, 900)
 """Delays of the attempts that follow a soft decline."""
 
 
-
 def on_stock_reserved(event: StockReserved, now: datetime) -> Decision:
     """Request the charge of an order's total."""
     payment = Payment(

@@ -181,7 +181,7 @@ def _on_gateway_notice(payment: Payment, notice: Notice, now: datetime) -> Decis
         case ((PaymentStatus.PENDING | PaymentStatus.UNKNOWN), DeclineNotified(is_soft=False)) if not payment.needs_review:
             decision = declined(payment, notice.reason, now)
         case _:
-            decision = no_change()  # also for a soft decline: the result of the call says the same
+            decision = no_change()  # also for a soft decline: the result of the call has the same content
     if decision.states and payment.is_waiting:
         return Decision(decision.states, (*decision.events, CancelTimer(retry_timer(payment))))
     return decision

@@ -126,7 +126,7 @@ class PaymentRefundFailed:
     *amount* was not refunded; *reason* is a code, *refund_id* as in `PaymentRefunded`.
 
     With *is_final* it is not tried again, and a person has to act. With *has_returned* it had been refunded before: a
-    `PaymentRefunded` told of it, and the money has come back.
+    `PaymentRefunded` reported it, and the money has come back.
     """
 
     order_id: str
@@ -198,7 +198,7 @@ class ChargeDelayed:
 
 @frozen(kw_only=True)
 class RefundSucceeded:
-    """The gateway has made the refund; *refunded_total* is what it has refunded of the charge altogether, if it tells."""
+    """The gateway has made the refund; *refunded_total* is what it has refunded of the charge altogether, if known."""
 
     order_id: str
     reference: str
@@ -222,7 +222,7 @@ class RefundFailed:
     The gateway did not make the refund, or did not answer.
 
     With *is_definite* it will never make it under this key: *reason* is its code, *reference* is set if there is a refund
-    that has failed, and *refunded_total* is what it has refunded altogether, if it tells. Otherwise retry under the same
+    that has failed, and *refunded_total* is what it has refunded altogether, if known. Otherwise retry under the same
     key after *retry_seconds*. *calls* is 0 if no call was made.
     """
 

@@ -1,9 +1,9 @@
 """
 The ledger of a payment: its refunds and disputes, each a line with the provider's reference.
 
-Most payments have none: one capture and nothing else. The lines grow from three sources, which tell of the same refund in
+Most payments have none: one capture and nothing else. The lines grow from three sources, which report the same refund in
 any order, more than once and late: the results of the payment worker, the provider's notice about one refund, and its
-notice of how much of the charge was refunded altogether. So each function here joins what is told with what is known. A
+notice of how much of the charge was refunded altogether. So each function here joins what is reported with what is known. A
 status only moves forward, a total only grows, and joining the same thing again changes nothing.
 """
 
@@ -59,7 +59,7 @@ _DISPUTE_STEPS = tuple(DisputeStatus)
 @frozen(kw_only=True)
 class Refund:
     """
-    One refund of *amount* minor units, requested or first heard of *at* (RFC 3339).
+    One refund of *amount* minor units, requested or first reported *at* (RFC 3339).
 
     *id* names what asked for it: an id that orders gave, or ``cancel`` for the cancellation of the order. *key_number* is
     the number of its idempotency key. Both are None for a refund that was made at the provider. *tries* counts the calls.
@@ -77,7 +77,7 @@ class Refund:
 
 @frozen(kw_only=True)
 class Dispute:
-    """One dispute about *amount* minor units, first heard of *at* (RFC 3339)."""
+    """One dispute about *amount* minor units, first reported *at* (RFC 3339)."""
 
     reference: str
     amount: int
@@ -104,7 +104,7 @@ class Ledger:
     """
     What a payment knows beside its capture.
 
-    *refunded_total* is the highest total that the provider has told; it may include refunds that have no line.
+    *refunded_total* is the highest total that the provider has reported; it may include refunds that have no line.
     *soft_declines* counts the declines after which the same charge may succeed; with *is_given_up* it is not tried again.
     """
 
@@ -122,7 +122,7 @@ class Ledger:
 
     @property
     def refunded(self) -> int:
-        """The minor units of all refunds that have succeeded, those included that only the total tells of."""
+        """The minor units of all refunds that have succeeded, those included that are only in the total."""
         return self._sum(RefundStatus.SUCCEEDED) + self.without_line
 
     @property
@@ -164,7 +164,7 @@ def with_new_refund(ledger: Ledger, id: str, amount: int, at: str) -> tuple[Ledg
     """
     Return *ledger* with another requested refund, and that refund.
 
-    What only the total told of gets a line first: the new refund cannot be part of it.
+    What is only in the total gets a line first: the new refund cannot be part of it.
     """
     refund = Refund(id=id, amount=amount, status=RefundStatus.REQUESTED, at=at, key_number=next_key_number(ledger))
     unnamed = ledger.without_line
@@ -172,25 +172,25 @@ def with_new_refund(ledger: Ledger, id: str, amount: int, at: str) -> tuple[Ledg
     return evolve(ledger, refunds=(*ledger.refunds, *earlier, refund)), refund
 
 
-def with_refund(ledger: Ledger, told: Refund) -> Ledger:
+def with_refund(ledger: Ledger, reported: Refund) -> Ledger:
     """
-    Return *ledger* joined with *told*, a refund that exists at the provider under its reference.
+    Return *ledger* joined with *reported*, a refund that exists at the provider under its reference.
 
     It belongs to the line with its reference, else to the line of its key if that has no reference yet; otherwise it was
-    made at the provider, and lines without a reference may have told of it. A line that was made before its key was known
+    made at the provider, and lines without a reference may stand for it. A line that was made before its key was known
     merges with the line of the key.
     """
-    known = next((each for each in ledger.refunds if each.reference == told.reference), None)
-    own = None if told.key_number is None else own_refund(ledger, told.key_number)
-    if own is not None and own.reference not in (None, told.reference):
-        own, told = None, evolve(told, key_number=None)  # another refund under the same key: not ours
-    joined = told if known is None else _later(known, told)
+    known = next((each for each in ledger.refunds if each.reference == reported.reference), None)
+    own = None if reported.key_number is None else own_refund(ledger, reported.key_number)
+    if own is not None and own.reference not in (None, reported.reference):
+        own, reported = None, evolve(reported, key_number=None)  # another refund under the same key: not ours
+    joined = reported if known is None else _later(known, reported)
     line = own or known
     if line is None:
         return evolve(ledger, refunds=(*_without_unnamed(ledger.refunds, joined.amount), joined))
     status = joined.status if line.reference is None else _later(line, joined).status
     reason = None if status is RefundStatus.SUCCEEDED else joined.reason or line.reason
-    merged = evolve(line, amount=told.amount, status=status, reference=told.reference, reason=reason)
+    merged = evolve(line, amount=reported.amount, status=status, reference=reported.reference, reason=reason)
     kept = (each for each in ledger.refunds if each is not known or known is line)
     return evolve(ledger, refunds=tuple(merged if each is line else each for each in kept))
 
@@ -209,13 +209,13 @@ def with_refund_failed(ledger: Ledger, key_number: int, reason: str) -> Ledger:
     )
 
 
-def with_dispute(ledger: Ledger, told: Dispute) -> Ledger:
-    """Return *ledger* joined with *told*."""
-    known = next((each for each in ledger.disputes if each.reference == told.reference), None)
+def with_dispute(ledger: Ledger, reported: Dispute) -> Ledger:
+    """Return *ledger* joined with *reported*."""
+    known = next((each for each in ledger.disputes if each.reference == reported.reference), None)
     if known is None:
-        return evolve(ledger, disputes=(*ledger.disputes, told))
-    status = max(known.status, told.status, key=_DISPUTE_STEPS.index)
-    joined = evolve(known, status=status, amount=max(known.amount, told.amount))
+        return evolve(ledger, disputes=(*ledger.disputes, reported))
+    status = max(known.status, reported.status, key=_DISPUTE_STEPS.index)
+    joined = evolve(known, status=status, amount=max(known.amount, reported.amount))
     return evolve(ledger, disputes=tuple(joined if each is known else each for each in ledger.disputes))
 
 

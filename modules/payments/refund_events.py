@@ -1,4 +1,4 @@
-"""The events that payments publishes about refunds: together they add up to what the ledger says was refunded."""
+"""The events that payments publishes about refunds: they add up to what the ledger has as refunded."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from modules.values import Money
 
 def refunds_booked(payment: Payment, amount: int, ended: Sequence[Refund]) -> list[PaymentRefunded]:
     """
-    Return the events that tell of *amount* more minor units that were refunded.
+    Return the events for *amount* more minor units that were refunded.
 
     Each refund of *ended* that has succeeded has an event of its own, and what is beyond them was refunded at the gateway.
-    If they are more than *amount*, an earlier event without an id told of some of them, and one event has the difference.
+    If they are more than *amount*, an earlier event without an id included some of them, and one event has the difference.
     """
     succeeded = [each for each in ended if each.status is RefundStatus.SUCCEEDED]
     rest = amount - sum(each.amount for each in succeeded)
@@ -31,7 +31,7 @@ def refunds_booked(payment: Payment, amount: int, ended: Sequence[Refund]) -> li
 def refund_failed(
     payment: Payment, amount: int, reason: str, refund_id: str | None, *, is_final: bool, has_returned: bool = False
 ) -> PaymentRefundFailed:
-    """Return the event that tells that *amount* was not refunded, or with *has_returned* is not refunded any more."""
+    """Return the event for *amount* that was not refunded, or with *has_returned* is not refunded any more."""
     return PaymentRefundFailed(
         order_id=payment.order_id,
         amount=money_of(payment, amount),

@@ -159,7 +159,7 @@ def on_refund_failed(payment: Payment, event: RefundFailed, now: datetime) -> De
 
 def on_refund_reported(payment: Payment, notice: RefundReported, now: datetime) -> Decision:
     """Join the ledger with the gateway's notice about one refund."""
-    told = Refund(
+    reported = Refund(
         amount=notice.amount.amount,
         status=RefundStatus(notice.status),
         at=rfc3339(now),
@@ -167,19 +167,19 @@ def on_refund_reported(payment: Payment, notice: RefundReported, now: datetime) 
         reference=notice.refund_reference,
         reason=None if notice.reason is None else notice.reason[:REASON_MAX],
     )
-    after = evolve(payment, ledger=with_refund(_ledger(payment), told))
+    after = evolve(payment, ledger=with_refund(_ledger(payment), reported))
     return no_change() if after.ledger == payment.ledger else concluded(payment, after, now, is_notice=True)
 
 
 def on_dispute(payment: Payment, notice: DisputeReported, now: datetime) -> Decision:
     """Join the ledger with the gateway's notice about a dispute."""
-    told = Dispute(
+    reported = Dispute(
         reference=notice.dispute_reference,
         amount=notice.amount.amount,
         status=DisputeStatus(notice.status),
         at=rfc3339(now),
     )
-    after = evolve(payment, ledger=with_dispute(_ledger(payment), told))
+    after = evolve(payment, ledger=with_dispute(_ledger(payment), reported))
     return no_change() if after.ledger == payment.ledger else concluded(payment, after, now)
 
 
@@ -268,8 +268,8 @@ def _with_answer(
     own = own_refund(ledger, key_number)
     if own is None:
         return payment
-    told = attrs.evolve(own, status=status, reference=reference, reason=reason)
-    return evolve(payment, ledger=with_refund(ledger, told))
+    reported = attrs.evolve(own, status=status, reference=reference, reason=reason)
+    return evolve(payment, ledger=with_refund(ledger, reported))
 
 
 def _refund_request(payment: Payment, refund: Refund) -> RefundRequested:

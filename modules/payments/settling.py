@@ -22,9 +22,9 @@ SETTLED = "settled"
 
 def on_settle(payment: Payment, event: SettleRequested, now: datetime) -> Decision:
     """
-    Close the case with the outcome that the person found at the provider, and tell orders what follows.
+    Close the case with the outcome that the person found at the provider, and publish what follows for the order.
 
-    It says what has become of the money; it moves none. Where that leaves something to refund for a cancelled order, as
+    It records what has become of the money; it moves none. Where that leaves something to refund for a cancelled order, as
     ``captured`` does for a charge that was under review, the refund is requested.
     """
     if not payment.is_open_case:
@@ -59,7 +59,7 @@ def _after_review(payment: Payment, settled: Payment, event: SettleRequested, no
 
 
 def _given_back(payment: Payment, now: datetime) -> Payment:
-    """Return *payment* after everything that is left of it was given back, in a way that the gateway does not tell of."""
+    """Return *payment* after everything that is left of it was given back, in a way that the gateway does not report."""
     ledger = payment.ledger or NO_LEDGER
     line = Refund(amount=payment.kept, status=RefundStatus.SUCCEEDED, at=rfc3339(now), reason=SETTLED)
     return evolve(payment, ledger=attrs.evolve(ledger, refunds=(*ledger.refunds, line)))

@@ -113,7 +113,7 @@ def test_the_order_shows_what_has_become_of_its_refunds() -> None:
     failed = PaymentRefundFailed(order_id="o", amount=eur(400), reason="no_balance", is_final=False, refund_id="r1")
     asked = given(RESERVED, CAPTURED, refund("r1", eur(1000)))
     assert when(asked, failed).states == ()
-    assert when(given(RESERVED, CAPTURED, refund("r1", eur(400)), made), failed).states == (), "it tells of an earlier attempt"
+    assert when(given(RESERVED, CAPTURED, refund("r1", eur(400)), made), failed).states == (), "it is about an earlier attempt"
     back = PaymentRefundFailed(
         order_id="o", amount=eur(400), reason="closed", is_final=False, refund_id="r1", has_returned=True
     )
