@@ -160,7 +160,7 @@ class _Server(web.Server):
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ("_is_half_closed", "_server", "is_reserved")
+    __slots__ = ("_is_half_closed", "_running", "_server", "is_reserved")
 
     def __init__(self, server: _Server, loop: asyncio.AbstractEventLoop) -> None:
         # A body with a Content-Encoding is rejected unread; nothing is ever decompressed.
@@ -172,6 +172,7 @@ class _Connection(web.RequestHandler):
             keepalive_timeout=KEEP_ALIVE_SECONDS,
         )
         self._server = server
+        self._running = loop
         self.is_reserved = False
         """Only probes are answered on it."""
         self._is_half_closed = False
@@ -189,6 +190,18 @@ class _Connection(web.RequestHandler):
         RFC 9112, section 9.6: the server answers and then closes. A response that has begun without an end, such as a
         stream of events, ends at once: nearly always the client has gone.
         """
+        if not self.is_idle and self._current_request is None and not self._messages:
+            # Python 3.11 begins a request's task one iteration of the loop after it has created it.
+            self._running.call_soon(self._close_unless_awaited)
+            return True
+        return self._awaits_responses()
+
+    def _close_unless_awaited(self) -> None:
+        if not self._awaits_responses() and self.transport is not None:
+            self.transport.close()
+
+    def _awaits_responses(self) -> bool:
+        """Return whether the client, which has closed its side, awaits a response; the rest of a body counts as lost."""
         current: web.BaseRequest | None = self._current_request
         if (current is None and not self._messages) or (current is not None and current.writer.output_size > 0):
             return False
