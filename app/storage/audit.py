@@ -84,10 +84,12 @@ class AuditTrail:
     def __init__(self, stores: Mapping[str, ModuleStore]) -> None:
         self._stores = dict(stores)
         self._tables = {name: audit_table(name, MetaData()) for name in stores}
+        self.modules = frozenset(stores)
 
     async def list(
         self,
         *,
+        module: str | None = None,
         actor: str | None = None,
         action: str | None = None,
         target: str | None = None,
@@ -106,6 +108,8 @@ class AuditTrail:
         """
         found: list[AuditRecord] = []
         for name, table in self._tables.items():
+            if module not in (None, name):
+                continue
             texts = {"actor": actor, "action": action, "target": target}
             conditions = [table.c[column] == value for column, value in texts.items() if value is not None]
             if after is not None:

@@ -21,6 +21,7 @@ from aiohttp.test_utils import unused_port
 from attrs import define, field
 from yarl import URL
 
+from app.web.requests.ndjson import BODY_BYTES_MAX
 from tests.architecture.tree import ROOT
 from tests.deploy.deployed import MODULES
 from tests.image.image_build import unpack_package
@@ -42,7 +43,7 @@ class FakeModule:
     runner: web.AppRunner | None = None
 
     async def start(self) -> None:
-        application = web.Application()
+        application = web.Application(client_max_size=2 * BODY_BYTES_MAX)
         application.router.add_get("/v1/orders/{id}/stream", self.stream)
         application.router.add_route("*", "/v1/dead-letters/{id}{rest:(/replay)?}", self.dead_letter)
         application.router.add_get("/v1/contracts", self.contracts)
@@ -110,7 +111,7 @@ async def modules() -> AsyncIterator[dict[str, FakeModule]]:
 @pytest.fixture(params=["upstreams.conf", "compose/upstreams.conf"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path, modules: dict[str, FakeModule]) -> Path:
     """The committed configuration; the test changes only addresses, the port and the folder for temporary files."""
-    for name in ("nginx.conf", "dead-letters-of-one.conf"):
+    for name in ("nginx.conf", "dead-letters-of-one.conf", "one-module.conf"):
         (tmp_path / name).write_bytes((PROXY / name).read_bytes())
     upstreams = (PROXY / request.param).read_text(encoding="utf-8")
     for name, fake in modules.items():
@@ -159,6 +160,9 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
         ("/v1/orders?status=confirmed&limit=2", "orders"),
         ("/v1/orders/1/cancel", "orders"),
         ("/v1/inventory/SKU%2F1", "inventory"),
+        ("/v1/inventory", "inventory"),
+        ("/v1/inventory/import", "inventory"),
+        ("/v1/stream-tokens", "orders"),
         ("/v1/payments/1", "payments"),
         ("/v1/payments/webhooks/stripe", "payments"),
         ("/v1/dead-letters?consumer=orders", "orders"),
@@ -168,7 +172,11 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
         ("/v1/contracts?module=orders", "orders"),
         ("/v1/contracts?module=inventory", "inventory"),
         ("/v1/contracts?module=payments", "payments"),
+        ("/v1/audit?module=orders", "orders"),
+        ("/v1/audit?target=SKU-1&module=inventory", "inventory"),
+        ("/v1/audit?module=payments&limit=2", "payments"),
         ("/openapi.json", "orders"),
+        ("/", "orders"),
         ("/asyncapi.json", "orders"),
         ("/docs", "orders"),
         ("/docs/swagger-ui.css", "orders"),
@@ -243,11 +251,12 @@ async def test_a_list_of_dead_letters_must_name_a_consumer(url: str, client: aio
         await assert_problem(response, 400, "consumer_needed")
 
 
-@pytest.mark.parametrize("path", ["/v1/contracts", "/v1/contracts?module=shipping", "/v1/contracts?module="])
-async def test_a_request_for_contracts_must_name_a_module(url: str, client: aiohttp.ClientSession, path: str) -> None:
-    """The counts of one process are never shown as those of all processes."""
+@pytest.mark.parametrize("path", ["/v1/contracts", "/v1/contracts?module=shipping", "/v1/contracts?module=", "/v1/audit"])
+async def test_what_each_process_has_of_its_own_must_name_a_module(url: str, client: aiohttp.ClientSession, path: str) -> None:
+    """The counts and the audit of one process are never shown as those of all processes."""
     async with client.get(url + path) as response:
-        await assert_problem(response, 400, "module_needed")
+        problem = await assert_problem(response, 400, "module_needed")
+    assert problem["instance"] == path.partition("?")[0]
 
 
 async def test_contracts_status_asks_every_module_behind_the_proxy(url: str, modules: dict[str, FakeModule]) -> None:
@@ -262,15 +271,16 @@ async def test_contracts_status_asks_every_module_behind_the_proxy(url: str, mod
     }
 
 
-async def assert_problem(response: aiohttp.ClientResponse, status: int, code: str) -> None:
+async def assert_problem(response: aiohttp.ClientResponse, status: int, code: str) -> dict[str, object]:
     assert response.status == status
     assert response.content_type == "application/problem+json"
-    problem = json.loads(await response.text())
+    problem: dict[str, object] = json.loads(await response.text())
     assert (problem["status"], problem["code"]) == (status, code)
     assert problem["correlation_id"] == response.headers["X-Correlation-ID"]
+    return problem
 
 
-@pytest.mark.parametrize("path", ["/", "/metrics", "/readyz", "/health", "/v1/nonsense", "/v1/dead-letters-of-all"])
+@pytest.mark.parametrize("path", ["/metrics", "/readyz", "/health", "/v1/nonsense", "/v1/dead-letters-of-all"])
 async def test_paths_of_no_module_are_not_forwarded(
     url: str, modules: dict[str, FakeModule], client: aiohttp.ClientSession, path: str
 ) -> None:
@@ -319,7 +329,15 @@ async def test_server_sent_events_are_forwarded_immediately(
 async def test_a_body_that_is_far_too_large_is_rejected_by_the_proxy(
     url: str, modules: dict[str, FakeModule], client: aiohttp.ClientSession
 ) -> None:
-    """It does not reach a module."""
-    async with client.post(f"{url}/v1/orders", data=io.BytesIO(b"x" * 1_100_000)) as response:
-        await assert_problem(response, 413, "body_too_large")
-    assert modules["orders"].requests == []
+    """It does not reach a module. An import may have 16 MiB."""
+    for path, module, size in ("/v1/orders", "orders", 1_100_000), ("/v1/inventory/import", "inventory", 18 << 20):
+        async with client.post(url + path, data=io.BytesIO(b"x" * size)) as response:
+            await assert_problem(response, 413, "body_too_large")
+        assert modules[module].requests == []
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/inventory/import"), ("PUT", "/v1/inventory")])
+async def test_an_import_is_forwarded_whole(url: str, client: aiohttp.ClientSession, method: str, path: str) -> None:
+    """With the largest body that the program takes."""
+    async with client.request(method, url + path, data=io.BytesIO(b"x" * BODY_BYTES_MAX)) as response:
+        assert await response.json() == {"by": "inventory", "bytes": BODY_BYTES_MAX}

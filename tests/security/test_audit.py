@@ -6,10 +6,14 @@ import json
 from typing import Any
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 from attrs import evolve
 
 from app.storage.audit import AuditTrail
 from app.storage.module_store import ModuleStore
+from app.web.endpoints import audit as audit_endpoints
+from app.web.handler import RequestContext
+from app.web.problems import ProblemError
 from modules.registry import MODULES, load_module
 from modules.routes import CommandRoute, ImportRoute
 from tests.process.server import run
@@ -83,7 +87,17 @@ async def test_the_list_has_filters_and_pages(program: Program) -> None:
     assert await audit(program, f"?after={at}") == records[:3]
     assert await audit(program, f"?before={at}") == records[3:]
     assert await audit(program, "?actor=operator") == await audit(program, "?action=cancelOrder") == []
+    assert await audit(program, "?module=inventory") == records
+    assert await audit(program, "?module=orders") == []
     assert (await program.send("viewer", "GET", "/v1/audit?after=yesterday")).status == 400
+
+
+async def test_a_process_lists_the_audit_of_the_modules_that_it_runs_only() -> None:
+    """404 for another module: an empty list would say that nothing has changed there."""
+    endpoint = audit_endpoints.route_group(AuditTrail({})).endpoints[0]
+    with pytest.raises(ProblemError) as caught:
+        await endpoint.handle(make_mocked_request("GET", "/v1/audit?module=orders"), RequestContext("c", "viewer", print))
+    assert caught.value.status == 404
 
 
 async def test_a_change_that_is_rolled_back_leaves_no_record(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:

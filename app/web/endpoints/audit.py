@@ -13,6 +13,7 @@ from aiohttp import hdrs, web
 from app.storage.audit import AuditRecord, AuditTrail
 from app.web.handler import Endpoint, RequestContext
 from app.web.requests.filters import FilterReader
+from app.web.requests.one_module import MODULE, require_module
 from app.web.requests.paging import read_page
 from app.web.requests.parsing import read_query
 from app.web.responses import json_response
@@ -24,6 +25,7 @@ _PATH = "/v1/audit"
 _TEXT = {"type": "string", "minLength": 1, "maxLength": 255}
 _MOMENT = {"type": "string", "format": "date-time", "maxLength": 40}
 _FILTERS = (
+    MODULE,
     Filter("actor", _TEXT, "Changes that this key asked for."),
     Filter("action", _TEXT, "Changes by this operation: its id in this document."),
     Filter("target", _TEXT, "Changes of this resource: an order id, a product id, the id of a dead letter."),
@@ -50,6 +52,7 @@ def route_group(trail: AuditTrail) -> RouteGroup:
     async def list_audit(request: web.Request, context: RequestContext) -> web.Response:
         query = read_query(request, {*filters.names, "limit", "cursor"})
         wanted: dict[str, Any] = {condition.filter.name: condition.values[0] for condition in filters.read(query)}
+        require_module(wanted.get(MODULE.name), trail.modules)
 
         async def fetch(beyond: str | None, limit: int) -> tuple[Sequence[AuditRecord], None]:
             return await trail.list(**wanted, beyond=beyond, limit=limit), None
@@ -83,7 +86,7 @@ DESCRIPTION = Description(
                 "List who changed what, newest first",
                 "operations",
                 {200: response("One page.", ref("schemas", "AuditPage"))},
-                (400, 503),
+                (400, 404, 503),
                 parameters=[
                     *({**query_parameter(each.name, dict(each.schema)), "description": each.description} for each in _FILTERS),
                     ref("parameters", "Limit"),

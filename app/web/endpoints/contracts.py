@@ -11,7 +11,8 @@ from aiohttp import hdrs, web
 
 from app.messaging.version_usage import VersionUsage, VersionUsageReport
 from app.web.handler import Endpoint, RequestContext
-from app.web.problems import ProblemError
+from app.web.requests.filters import FilterReader
+from app.web.requests.one_module import MODULE, require_module
 from app.web.requests.parsing import read_query
 from app.web.responses import JSON_HEADERS, json_response
 from app.web.route_group import RouteGroup
@@ -19,6 +20,9 @@ from app.web.spec.components import Description, operation, query_parameter, ref
 
 _CONTRACTS_PATH = "/v1/contracts"
 _ASYNCAPI_PATH = "/asyncapi.json"
+_MODULE_HELP = (
+    "A process that does not run this module answers 404. The parameter selects a process where one address stands for several."
+)
 _COUNT = {"type": "integer", "minimum": 0}
 _CONTRACT = {
     "type": "object",
@@ -71,11 +75,11 @@ _CONTRACT_LIST = {
 def route_group(report: VersionUsageReport, asyncapi: dict[str, Any]) -> RouteGroup:
     """Return the endpoints that serve *report* and the document *asyncapi*."""
     document = orjson.dumps(asyncapi)
+    filters = FilterReader((MODULE,))
 
     async def list_contracts(request: web.Request, context: RequestContext) -> web.Response:
-        module = read_query(request, {"module"}).get("module")
-        if module is not None and module not in report.modules:
-            raise ProblemError(404, "not_found", "This process does not run that module.")
+        for condition in filters.read(read_query(request, filters.names)):
+            require_module(condition.values[0], report.modules)
         return json_response({"items": [to_json(usage) for usage in await report.usages()]})
 
     async def get_asyncapi(request: web.Request, context: RequestContext) -> web.Response:
@@ -121,13 +125,7 @@ DESCRIPTION = Description(
                     )
                 },
                 (400, 404),
-                parameters=[
-                    {
-                        **query_parameter("module", {"type": "string"}),
-                        "description": "A process that does not run this module answers 404. The parameter selects a"
-                        " process where one address stands for several.",
-                    }
-                ],
+                parameters=[{**query_parameter(MODULE.name, dict(MODULE.schema)), "description": _MODULE_HELP}],
             )
         },
         _ASYNCAPI_PATH: {
