@@ -45,8 +45,7 @@ from app.messaging.event_registry import build_registry
 from app.messaging.outbox_relay import OutboxRelay, pending_events
 from app.messaging.version_usage import VersionUsageReport
 from app.runtime.batch import BatchProcessor
-from app.runtime.engine import TransactionEngine
-from app.runtime.local_routing import LocalRoutes, direct_takers
+from app.runtime.engine import LocalRoutes, TransactionEngine, direct_takers
 from app.runtime.order_metrics import OrderMetrics, log_payment_cases
 from app.runtime.runner import ModuleRunner
 from app.runtime.work import CommitListener, OutgoingEvent

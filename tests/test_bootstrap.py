@@ -14,7 +14,7 @@ from uuid_utils import uuid7
 
 from app.application import Application
 from app.clock import SystemClock
-from app.runtime.local_routing import direct_takers
+from app.runtime.engine import direct_takers
 from app.storage.tables import DUE_NOW
 from bus.errors import BrokerUnreachable
 from config.environment import load

@@ -18,8 +18,7 @@ import orjson
 from sqlalchemy import Connection
 
 from app.runtime.service import IdempotencyKeyReused, Reply
-from app.runtime.unit_of_work import UnitOfWork
-from app.runtime.work import DeferredToNewerVersion, ItemResult, OutgoingEvent, WorkItem
+from app.runtime.work import DeferredToNewerVersion, ItemResult, OutgoingEvent, UnitOfWork, WorkItem
 from app.storage.audit import audit_entry, changes
 from app.storage.module_store import ModuleStore, ProcessedIds, time_ordered_id_range
 from app.storage.state_rows import to_db_timestamp

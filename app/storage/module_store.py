@@ -19,8 +19,7 @@ from sqlalchemy import Connection, DateTime, MetaData, Table
 
 from app.storage.heartbeat import Heartbeat
 from app.storage.sql.database import Database
-from app.storage.state_cache import StateCache
-from app.storage.state_rows import StateMapper, to_db_timestamp
+from app.storage.state_rows import StateCache, StateMapper, to_db_timestamp
 from app.storage.tables import DUE_NOW, AuditEntry, InboxEntry, OutboxMessage, audit_table, message_tables
 from bus.ids import id_lower_bound
 from modules.module import Module

@@ -6,8 +6,7 @@ __all__ = ["Authenticator", "DeadLetterService", "Gate", "Health", "HostRule", "
 
 from app.messaging.dead_letters import StoredDeadLetter
 from app.web.access.authentication import Authenticator
-from app.web.access.gate import Gate
-from app.web.access.hosts import HostRule
+from app.web.access.gate import Gate, HostRule
 from app.web.application import build_application
 from app.web.endpoints.dead_letters import DeadLetterService
 from app.web.endpoints.health import Health

@@ -39,7 +39,7 @@ from app.gateways.port import (
 )
 from app.gateways.simulated import SimulatedGateway
 from app.messaging.consumers import subscriptions
-from app.runtime.local_routing import direct_takers
+from app.runtime.engine import direct_takers
 from app.runtime.order_metrics import log_payment_cases
 from app.telemetry.metrics import Metrics
 from bus.contracts.event_reader import EventReader

@@ -12,7 +12,7 @@ import attrs
 import pytest
 from sqlalchemy import event
 
-from app.runtime.local_routing import LocalRoutes
+from app.runtime.engine import LocalRoutes
 from app.storage.state_rows import StateMapper
 from bus.errors import Invalid
 from modules import payments

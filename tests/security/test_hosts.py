@@ -12,7 +12,7 @@ from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
 from app.application import Application
-from app.web.access.hosts import HostRule
+from app.web.access.gate import HostRule
 from app.web.problems import ProblemError
 from config.settings import Settings
 from modules.registry import MODULES

@@ -38,7 +38,7 @@ from app.gateways.port import (
     RefundResult,
 )
 from app.messaging.consumers import EXPRESS_LANE, subscriptions
-from app.runtime.local_routing import direct_takers
+from app.runtime.engine import direct_takers
 from app.storage.sql.database import LoopExecutor
 from modules.values import Money
 from tests.clock import VirtualClock

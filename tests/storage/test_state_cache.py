@@ -121,7 +121,7 @@ async def test_a_write_by_another_process_is_seen(store: ModuleStore, path: Path
 
 async def test_states_beyond_the_limit_are_read_again(store: ModuleStore, read: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Those written last stay: the two of the current half, which is not full, and the four of the previous one."""
-    monkeypatch.setattr("app.storage.state_cache.STATES_MAX", 3)
+    monkeypatch.setattr("app.storage.state_rows.STATES_MAX", 3)
     names = [f"P{n}" for n in range(10)]
     for n, name in enumerate(names):
         await store.database.write(save(store, stock(name, n)))
