@@ -29,7 +29,7 @@ from app.web.handler import (
     build_handler,
 )
 from app.web.problems import ProblemError
-from app.web.requests.parsing import BODY_BYTES_MAX
+from app.web.requests.command import BODY_BYTES_MAX
 from app.web.responses import JSON, UNCACHED
 from app.web.route_group import RouteGroup
 from app.web.spec import openapi

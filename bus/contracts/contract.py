@@ -1,24 +1,20 @@
 """
 The contract of one subject: its JSON Schema and its class, with everything prepared that each message needs.
 
-Also the converter between classes and JSON values, and the check for duplicate names in a JSON text.
+Also the check for duplicate names in a JSON text.
 """
 
 from __future__ import annotations
 
-__all__ = ["Contract", "EncodedEvent", "Value", "build_converter", "has_unique_names"]
+__all__ = ["Contract", "EncodedEvent", "Value", "has_unique_names"]
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, get_args, get_origin
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import attrs
 from attrs import frozen
-from cattrs import Converter
-from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 
-from bus.contracts.schemas import Schema, explain
-from bus.errors import Invalid
+from bus.contracts.schemas import Schema
 from bus.subjects import Event
 
 Value = dict[str, Any]
@@ -56,35 +52,6 @@ class Contract:
     versions: str | None = None
     """This version and the older ones, as the `VERSIONS` header names them; None if this is the only one."""
 
-    def to_json(self, event: Event) -> Value:
-        """
-        Return *event* as a JSON value.
-
-        Raises:
-            Invalid: The value violates the schema; the error lists where and why.
-        """
-        value = self.unstructure(event)
-        if not self.is_valid_outgoing(value):
-            raise Invalid(self.subject, explain(self.schema, value))
-        return value
-
-
-def build_converter() -> Converter:
-    """
-    Return a converter for data that a schema has already validated.
-
-    It does not validate again, and it omits attributes that have their default value.
-    """
-    converter = Converter(detailed_validation=False)
-    converter.register_structure_hook_factory(attrs.has, lambda cls: make_dict_structure_fn(cls, converter))
-    converter.register_unstructure_hook_factory(
-        _is_homogeneous_tuple, lambda hint: _unstructure_each(converter.get_unstructure_hook(get_args(hint)[0]))
-    )
-    converter.register_unstructure_hook_factory(
-        attrs.has, lambda cls: make_dict_unstructure_fn(cls, converter, _cattrs_omit_if_default=True)
-    )
-    return converter
-
 
 def has_unique_names(body: bytes) -> bool:
     """Return whether no object in *body*, a JSON text, has two members of the same name (RFC 8259, section 4)."""
@@ -104,10 +71,3 @@ class _DuplicateName(Exception):
     """Ends the parsing at the first duplicate name."""
 
 
-def _is_homogeneous_tuple(hint: Any) -> bool:
-    return get_origin(hint) is tuple and get_args(hint)[1:] == (...,)
-
-
-def _unstructure_each(unstructure: Callable[[Any], Any]) -> Callable[[Sequence[Any]], list[Any]]:
-    """Return a function that unstructures each item of a sequence: what cattrs does, but without a generator."""
-    return lambda values: [unstructure(value) for value in values]

@@ -15,13 +15,17 @@ from __future__ import annotations
 __all__ = ["ContractRegistry", "merge_schemas"]
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_args, get_origin
 
+import attrs
 import orjson
 from attrs import evolve
+from cattrs import Converter
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 
 from bus.contracts.checks import check_chain, check_conversion, check_is_published
-from bus.contracts.contract import Contract, EncodedEvent, Value, build_converter, has_unique_names
+from bus.contracts.contract import Contract, EncodedEvent, Value, has_unique_names
 from bus.contracts.schemas import Schema, check_agreement, check_examples, check_schema, explain, tolerant, validator
 from bus.contracts.versions import DualPublish, Upcast, subject_at, version_of, versions_header
 from bus.errors import ContractError, Invalid, UnknownSubject, Unreadable
@@ -65,7 +69,7 @@ class ContractRegistry:
                 between versions is wrong.
         """
         self.dual_publishes = tuple(dual_publishes)
-        self._converter = build_converter()
+        self._converter = _build_converter()
         self._contracts: dict[str, Contract] = {}
         for cls in classes:
             self._add(cls, schemas)
@@ -123,7 +127,7 @@ class ContractRegistry:
         Raises:
             Invalid: The event violates its schema.
         """
-        return self._contracts[event.__subject__].to_json(event)
+        return _to_json(self._contracts[event.__subject__], event)
 
     def encode_versions(self, event: Event, value: Value | None = None) -> tuple[EncodedEvent, ...]:
         """
@@ -136,7 +140,7 @@ class ContractRegistry:
             Invalid: The event violates its schema, or the schema of an older version.
         """
         contract = self._contracts[event.__subject__]
-        body = orjson.dumps(contract.to_json(event) if value is None else value)
+        body = orjson.dumps(_to_json(contract, event) if value is None else value)
         if not contract.older:
             return (EncodedEvent(contract.subject, body),)
         versions, oldest = contract.versions, contract.older[-1][0]
@@ -144,7 +148,7 @@ class ContractRegistry:
         for older, down in contract.older:
             event = down(event)
             suffix = None if older is oldest else older.id_suffix
-            encoded.append(EncodedEvent(older.subject, orjson.dumps(older.to_json(event)), suffix, versions))
+            encoded.append(EncodedEvent(older.subject, orjson.dumps(_to_json(older, event)), suffix, versions))
         return tuple(encoded)
 
     def encode(self, event: Event) -> bytes:
@@ -240,3 +244,37 @@ class ContractRegistry:
             dual = by_source[version]
             version = dual.from_version
             yield self[subject_at(event, version)], dual.down
+
+
+def _to_json(contract: Contract, event: Event) -> Value:
+    """Return *event*, of the class of *contract*, as a JSON value; raise `Invalid` if that violates the schema."""
+    value = contract.unstructure(event)
+    if not contract.is_valid_outgoing(value):
+        raise Invalid(contract.subject, explain(contract.schema, value))
+    return value
+
+
+def _build_converter() -> Converter:
+    """
+    Return a converter for data that a schema has already validated.
+
+    It does not validate again, and it omits attributes that have their default value.
+    """
+    converter = Converter(detailed_validation=False)
+    converter.register_structure_hook_factory(attrs.has, lambda cls: make_dict_structure_fn(cls, converter))
+    converter.register_unstructure_hook_factory(
+        _is_homogeneous_tuple, lambda hint: _unstructure_each(converter.get_unstructure_hook(get_args(hint)[0]))
+    )
+    converter.register_unstructure_hook_factory(
+        attrs.has, lambda cls: make_dict_unstructure_fn(cls, converter, _cattrs_omit_if_default=True)
+    )
+    return converter
+
+
+def _is_homogeneous_tuple(hint: Any) -> bool:
+    return get_origin(hint) is tuple and get_args(hint)[1:] == (...,)
+
+
+def _unstructure_each(unstructure: Callable[[Any], Any]) -> Callable[[Sequence[Any]], list[Any]]:
+    """Return a function that unstructures each item of a sequence: what cattrs does, but without a generator."""
+    return lambda values: [unstructure(value) for value in values]

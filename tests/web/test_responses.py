@@ -142,7 +142,7 @@ async def test_a_broken_chunk_is_400(web: Web) -> None:
 
 async def test_a_body_that_does_not_arrive_is_408(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client cannot keep a request open by sending nothing."""
-    monkeypatch.setattr("app.web.requests.parsing.BODY_SECONDS_MAX", 0.01)
+    monkeypatch.setattr("app.web.requests.command.BODY_SECONDS_MAX", 0.01)
     head = b"POST /v1/shipments HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n"
     response = await send_raw(web, head + b"{")
     assert (response.status, response.json["code"]) == (408, "request_timeout")

@@ -17,8 +17,9 @@ from app.messaging.dead_letters import NotReplayable, StoredDeadLetter
 from app.storage.audit import Audit
 from app.web.handler import Endpoint, RequestContext
 from app.web.problems import ProblemError
+from app.web.requests.command import read_body
 from app.web.requests.paging import read_page
-from app.web.requests.parsing import path_parameters, read_body, read_query
+from app.web.requests.parameters import path_parameters, read_query
 from app.web.responses import json_response
 from app.web.route_group import RouteGroup
 from app.web.spec.components import Description, body, operation, page_of, query_parameter, ref, response

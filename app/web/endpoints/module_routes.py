@@ -25,9 +25,10 @@ from app.web.endpoints.imports import import_lines
 from app.web.endpoints.state_stream import Streams, stream_state
 from app.web.handler import Endpoint, EndpointHandler, RequestContext
 from app.web.problems import ProblemError, invalid_input, problem_of
+from app.web.requests.command import TRACEPARENT, idempotency_key, read_body
 from app.web.requests.filters import FilterReader
 from app.web.requests.paging import read_page
-from app.web.requests.parsing import TRACEPARENT, idempotency_key, path_parameters, read_body, read_query
+from app.web.requests.parameters import path_parameters, read_query
 from app.web.requests.preconditions import read_precondition
 from app.web.responses import json_response
 from bus.contracts.schemas import validator

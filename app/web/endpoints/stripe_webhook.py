@@ -16,7 +16,7 @@ from app.gateways.stripe.webhook_event import InvalidSignature
 from app.telemetry.trace import TraceContext, traceparent
 from app.web.handler import Endpoint, RequestContext
 from app.web.problems import ProblemError
-from app.web.requests.parsing import BODY_SECONDS_MAX, TRACEPARENT, ask_for_body
+from app.web.requests.command import BODY_SECONDS_MAX, TRACEPARENT, ask_for_body
 from app.web.responses import json_response
 from app.web.route_group import RouteGroup
 from app.web.spec.components import Description, body, operation, ref, response

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from app.web.problems import ProblemError, invalid_input
-from app.web.requests.parsing import is_readable
+from app.web.requests.parameters import is_readable
 from bus.errors import SchemaViolation
 
 PAGE_DEFAULT = 50

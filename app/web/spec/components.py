@@ -22,7 +22,7 @@ from attrs import field, frozen
 
 from app.web.problems import CONTENT_TYPE, phrase
 from app.web.requests.paging import PAGE_DEFAULT, PAGE_MAX
-from app.web.requests.parsing import PARAMETER_CHARACTERS_MAX
+from app.web.requests.parameters import PARAMETER_CHARACTERS_MAX
 from app.web.responses import JSON
 
 Json = dict[str, Any]

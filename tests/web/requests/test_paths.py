@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from yarl import URL
 
-from app.web.requests.parsing import is_percent_encoded
+from app.web.requests.parameters import is_percent_encoded
 from tests.web.conftest import Response, Start, Web
 from tests.web.endpoints.raw import send_raw
 

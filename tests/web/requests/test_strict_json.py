@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.web.requests.strict_json import DEPTH_MAX, NotAnInteger, NotStrict, loads
+from app.web.requests.command import DEPTH_MAX, NotAnInteger, NotStrict, loads
 
 NAMES = st.sampled_from(["a", "b", "c", ":", "a:b", '"', "\\", "ü", "😀", ""]) | st.text(max_size=3)
 INTEGERS = st.integers(-(2**65), 2**65) | st.sampled_from([0, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 2**64])

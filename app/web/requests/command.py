@@ -1,39 +1,49 @@
-"""Reads the parts of a request: its body, its idempotency key, and the parameters of its path and its query."""
+"""
+Reads what a command carries: its JSON body and its idempotency key.
+
+A body is strict JSON: only what every reader understands in the same way (RFC 8259). orjson itself rejects text that is
+not JSON in UTF-8: NaN, a byte order mark, lone surrogates, other encodings, trailing garbage. `loads` also rejects what
+orjson accepts but two readers could understand differently: a name twice in one object, nesting over `DEPTH_MAX` levels,
+and numbers that are not written as 64-bit integers. The public API has no other numbers; JSON Schema accepts ``1.0`` as
+an integer, this API does not.
+"""
 
 from __future__ import annotations
 
 __all__ = [
     "BODY_BYTES_MAX",
     "BODY_SECONDS_MAX",
-    "PARAMETER_CHARACTERS_MAX",
+    "DEPTH_MAX",
     "TRACEPARENT",
+    "NotAnInteger",
+    "NotStrict",
     "ask_for_body",
     "idempotency_key",
-    "is_percent_encoded",
-    "is_readable",
+    "loads",
     "parse_body",
-    "path_parameters",
     "read_body",
-    "read_query",
 ]
 
 import asyncio
+import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
-from urllib.parse import unquote
 
+import orjson
 from aiohttp import HttpVersion11, hdrs, web
 
 from app.web.problems import ProblemError, invalid_input
-from app.web.requests.strict_json import NotAnInteger, NotStrict, loads
 from bus.contracts.schemas import explain
 from bus.errors import SchemaViolation
 
 BODY_BYTES_MAX = 64 * 1024
 BODY_SECONDS_MAX = 10.0
-PARAMETER_CHARACTERS_MAX = 64
+DEPTH_MAX = 32
+
+_INTEGER_MAX = 2**63 - 1
+_VIOLATIONS_MAX = 20
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 TRACEPARENT = "traceparent"
@@ -43,10 +53,6 @@ _USUAL_TYPES = frozenset({"application/json", "application/json; charset=utf-8",
 _JSON_TYPE = re.compile(r'application/json(?:[ \t]*;[ \t]*charset=(?:utf-8|"utf-8"))?', re.ASCII | re.IGNORECASE)
 _BARE_KEY = re.compile(r"[!#-~][!-~]{0,254}", re.ASCII)
 _QUOTED_KEY = re.compile(r'"((?:[!#-\[\]-~]|\\["\\])+)"', re.ASCII)
-# An id or a filter holds no control characters. Halves of surrogate pairs stand for bytes that were not UTF-8.
-_READABLE = re.compile("[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
-_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_DOT_SEGMENTS = frozenset({".", ".."})
 
 # Each error is constructed when it is raised: an exception that is raised twice keeps the frames of the first time.
 _TOO_LARGE = partial(
@@ -84,12 +90,6 @@ _BAD_KEY = partial(
     "invalid_idempotency_key",
     "Idempotency-Key must be given once, as 1 to 255 visible ASCII characters, quoted or bare.",
 )
-
-
-_BAD_ENCODING = partial(
-    ProblemError, 400, "invalid_path", "The path is not UTF-8 in percent-encoding (RFC 3986)."
-)
-_DOT_SEGMENT = partial(ProblemError, 400, "invalid_path", "An id in a path cannot be . or ..")
 
 
 async def read_body(
@@ -203,67 +203,92 @@ async def ask_for_body(request: web.Request) -> None:
         request.writer.output_size = 0  # the response itself has not begun
 
 
-def path_parameters(request: web.Request) -> dict[str, str] | None:
+class NotStrict(Exception):
+    """The body is not JSON, or two readers could understand it differently."""
+
+    def __init__(self, detail: str) -> None:
+        self.detail = detail
+        super().__init__(detail)
+
+
+class NotAnInteger(Exception):
+    """The body has numbers that are not 64-bit integers."""
+
+    def __init__(self, violations: tuple[SchemaViolation, ...]) -> None:
+        self.violations = violations
+        super().__init__(f"{len(violations)} numbers are not integers of 64 bits")
+
+
+class _InvalidNumber(Exception):
+    """Ends the fast check; a second, slower pass then finds every invalid number."""
+
+
+def loads(body: bytes) -> Any:
     """
-    Return the parameters of the path, or None if one of them cannot be an id.
+    Return the value of *body*: dicts, lists, strings, integers, booleans and None.
 
     Raises:
-        ProblemError: 400, the path is not UTF-8 in percent-encoding, or a parameter is a dot segment, which clients and
-            proxies remove from a path (RFC 3986, section 5.2.4). Such an id could name another resource.
+        NotStrict: The body is not strict JSON; the detail gives the reason and repeats nothing of the body.
+        NotAnInteger: A number in it is not a 64-bit integer; the violations point at each, up to 20.
     """
-    if "%" in request.rel_url.raw_path and not is_percent_encoded(request.rel_url.raw_path):
-        raise _BAD_ENCODING()
-    found = dict(request.match_info)
-    if not _DOT_SEGMENTS.isdisjoint(found.values()):
-        raise _DOT_SEGMENT()
-    for value in found.values():
-        if len(value) > PARAMETER_CHARACTERS_MAX or not _READABLE.fullmatch(value):
-            return None
-    return found
-
-
-def is_percent_encoded(text: str) -> bool:
-    """Return whether each percent sign in *text* begins an encoded octet, and the octets are UTF-8."""
-    if _PERCENT.search(text):
-        return False
     try:
-        unquote(text, errors="strict")
-    except UnicodeDecodeError:
-        return False
-    return True
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise NotStrict(
+            f"The body is not JSON in UTF-8: {error.msg} (line {error.lineno}, column {error.colno})."
+        ) from None
+    try:
+        members = _check_depth_and_size(value if type(value) is dict else [value], 1 if type(value) is dict else 0)
+    except _InvalidNumber:
+        raise NotAnInteger(tuple(_invalid_numbers(value))[:_VIOLATIONS_MAX]) from None
+    # Each member has one colon, also a duplicate that orjson dropped. As many colons as members: none was dropped.
+    if members != body.count(b":"):
+        _check_names(body)
+    return value
 
 
-def is_readable(text: str) -> bool:
-    """Return whether *text* is not empty, has no control characters and can be encoded in UTF-8."""
-    return _READABLE.fullmatch(text) is not None
+def _check_depth_and_size(value: Any, depth: int) -> int:
+    """Return the number of members of all objects in *value*, a dict or a list at nesting *depth*."""
+    if depth > DEPTH_MAX:
+        raise NotStrict(f"The body is nested over {DEPTH_MAX} levels deep.")
+    if type(value) is dict:
+        members, children = len(value), value.values()
+    else:
+        members, children = 0, value
+    for child in children:
+        kind = type(child)
+        if kind is str:
+            continue
+        if kind is dict or kind is list:
+            members += _check_depth_and_size(child, depth + 1)
+        elif kind is float or (kind is int and child > _INTEGER_MAX):
+            raise _InvalidNumber
+    return members
 
 
-def read_query(request: web.Request, known: Collection[str]) -> dict[str, str]:
-    """
-    Return the parameters of the query, by name.
+def _check_names(body: bytes) -> None:
+    """Raise `NotStrict` if an object in *body* has a name twice."""
 
-    Raises:
-        ProblemError: 400, a parameter is not among *known*, is given twice, is empty or has control characters.
-    """
-    found: dict[str, str] = {}
-    violations = []
-    raw = request.rel_url.raw_query_string
-    if "%" in raw and not is_percent_encoded(raw):
-        raise ProblemError(400, "invalid_query", "The query is not UTF-8 in percent-encoding (RFC 3986).")
-    for name, value in request.query.items():
-        pointer = f"/{name[:64].replace('~', '~0').replace('/', '~1')}"
-        if name not in known:
-            allowed = ", ".join(sorted(known))
-            detail = f"is not a parameter of this route, which takes {allowed}" if known else "this route takes no parameters"
-            violations.append(SchemaViolation(pointer, detail))
-        elif name in found:
-            violations.append(SchemaViolation(pointer, "is given twice; give it once"))
-        elif not value:
-            violations.append(SchemaViolation(pointer, "is empty; give it a value, or leave the parameter out"))
-        elif not is_readable(value):
-            violations.append(SchemaViolation(pointer, "must not contain control characters"))
-        else:
-            found[name] = value
-    if violations:
-        raise invalid_input("invalid_query", "The query has invalid parameters; errors lists each of them.", violations[:20])
-    return found
+    def check(pairs: list[tuple[str, Any]]) -> None:
+        if len({name for name, _ in pairs}) != len(pairs):
+            raise NotStrict("The body has an object with the same name twice.")
+
+    try:
+        # Numbers stay text: their size does not matter here, and int() rejects very long ones.
+        json.loads(body.decode(), object_pairs_hook=check, parse_int=str, parse_float=str)
+    except RecursionError:  # only a member that orjson dropped can be nested so deep, so it is a duplicate
+        raise NotStrict("The body has an object with the same name twice.") from None
+
+
+def _invalid_numbers(value: Any, pointer: str = "", depth: int = 0) -> Iterator[SchemaViolation]:
+    """Yield a violation for each number that is not a 64-bit integer, down to the nesting that a body may have."""
+    if depth > DEPTH_MAX:
+        return
+    if type(value) is dict:
+        for name, child in value.items():
+            yield from _invalid_numbers(child, f"{pointer}/{name.replace('~', '~0').replace('/', '~1')}", depth + 1)
+    elif type(value) is list:
+        for index, child in enumerate(value):
+            yield from _invalid_numbers(child, f"{pointer}/{index}", depth + 1)
+    elif type(value) is float or (type(value) is int and value > _INTEGER_MAX):
+        yield SchemaViolation(pointer, "must be written as an integer, of at most 64 bits")
