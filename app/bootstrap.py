@@ -212,12 +212,11 @@ def build_payment_gateway(
 
         return CircuitBreaker(clock.monotonic, on_change=changed)
 
-    operations = Operations.of(gateway.name, clock, make_breaker)
+    operations = Operations.of(gateway.name, clock, make_breaker, metrics.gateway_misconfigured)
     worker = PaymentWorker(runner, gateway, operations, contracts, clock, metrics, takes_directly=settings.bus == "memory")
     runner.add_listener(worker.delays.on_commit)
-    secret = settings.stripe_webhook_secret
-    ledger = gateway if isinstance(gateway, ChargeLedger) else None
-    webhooks = StripeWebhookHandler(runner, None if secret is None else str(secret), ledger, dead_letters, clock, metrics)
+    secrets, ledger = str(settings.stripe_webhook_secret or ""), gateway if isinstance(gateway, ChargeLedger) else None
+    webhooks = StripeWebhookHandler(runner, secrets, ledger, operations.look_up, dead_letters, clock, metrics)
     return GatewayParts(gateway, {CONSUMER: worker}, (stripe_webhook.route_group(webhooks),), operations)
 
 
@@ -226,7 +225,8 @@ def _payment_provider(settings: Settings, clock: Clock) -> Gateway:
         # Stripe's SDK is large; only a process that uses it loads it.
         from app.gateways.stripe.gateway import StripeGateway
 
-        return StripeGateway(str(settings.stripe_api_key), settings.stripe_api_base, CALLS_MAX)
+        key, name = str(settings.stripe_api_key), settings.stripe_installation
+        return StripeGateway(key, settings.stripe_api_base, CALLS_MAX, name)
     return SimulatedGateway(
         clock,
         decline_over=settings.simulated_decline_over,

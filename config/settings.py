@@ -185,6 +185,7 @@ class Settings:
     stripe_api_key: str | None = _secret(_hidden, None, "Stripe's secret key; required with PAYMENT_GATEWAY=stripe.")
     stripe_api_base: str = _variable(values.http_url, "https://api.stripe.com", "Base address of Stripe's API.")
     stripe_webhook_secret: str | None = _secret(_hidden, None, "Secrets that Stripe signs its webhooks with, comma-separated: one for each endpoint.")
+    stripe_installation: str | None = _variable(values.name, None, "Name of this installation, kept with each charge; see payments.")
     simulated_decline_over: int | None = _variable(
         values.or_none(values.whole(0, _WHOLE_MAX)),
         None,

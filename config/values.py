@@ -13,6 +13,7 @@ __all__ = [
     "flag",
     "hosts",
     "http_url",
+    "name",
     "number",
     "or_none",
     "origins",
@@ -34,6 +35,7 @@ from urllib.parse import SplitResult, urlsplit
 Parser = Callable[[Any], Any]
 
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
 _NUMBER = re.compile(r"[+-]?([0-9]{1,19}(\.[0-9]{0,19})?|\.[0-9]{1,19})([eE][+-]?[0-9]{1,3})?")
@@ -56,6 +58,14 @@ def sole_text(value: Any) -> str:
     found = text(value).strip()
     if not found.isprintable():
         raise ValueError(f"must be one printable line, not {shown(value)}")
+    return found
+
+
+def name(value: Any) -> str:
+    """Return a name of 1 to 64 letters, digits, dots, hyphens and underscores."""
+    found = text(value).strip()
+    if not _NAME.fullmatch(found):
+        raise ValueError(f"must have 1 to 64 letters, digits, dots, hyphens and underscores, not {shown(value)}")
     return found
 
 

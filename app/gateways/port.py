@@ -6,6 +6,7 @@ __all__ = [
     "Captured",
     "ChargeDetails",
     "ChargeLedger",
+    "ChargeOwner",
     "ChargeRecord",
     "ChargeResult",
     "Declined",
@@ -206,6 +207,19 @@ class ChargeRecord:
     dispute: str | None = None
 
 
+@frozen
+class ChargeOwner:
+    """
+    What a charge was made for, as its metadata say: the order, and the installation of this program that has the order.
+
+    *reference* is the provider's id by which the payment knows the charge. Either of the others is None if none is named.
+    """
+
+    reference: str
+    order_id: str | None
+    installation: str | None = None
+
+
 class Gateway(Protocol):
     """
     Charge and refund through a payment provider.
@@ -260,6 +274,10 @@ class Gateway(Protocol):
 class ChargeLedger(Protocol):
     """A provider that keeps a list of all its charges; the simulated provider keeps none."""
 
+    @property
+    def installation(self) -> str | None:
+        """The name of this installation, which each of its charges carries; None if it has none."""
+
     def records(self, since: datetime, until: datetime) -> AsyncIterator[ChargeRecord]:
         """
         Yield the charges created from *since* until *until*, declined ones included, in no promised order.
@@ -267,5 +285,5 @@ class ChargeLedger(Protocol):
         The provider is asked for this period alone.
         """
 
-    async def order_of(self, reference: str) -> str | None:
-        """Return the id of the order that the charge *reference* names; None if it names none."""
+    async def owner_of(self, id: str) -> ChargeOwner | None:
+        """Return what the charge was made for that the provider knows as *id*; None if there is no such charge."""

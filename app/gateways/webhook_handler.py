@@ -1,7 +1,8 @@
 """
 Handle Stripe's webhooks: submit each to payments once, and dead-letter those that contradict our payments.
 
-A charge that was not made for one of our orders is none of our business: it is counted and ignored.
+A charge that was not made for one of our orders is counted and ignored: other software uses the same account, or another
+installation of this program. Where charges carry the name of their installation, an unknown order of ours is no such case.
 """
 
 from __future__ import annotations
@@ -11,8 +12,13 @@ __all__ = ["CONSUMER", "StripeWebhookHandler"]
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
-from app.gateways.port import ChargeLedger
+from loguru import logger
+
+from app.gateways.breakers.circuit_breaker import BreakerOpen
+from app.gateways.breakers.operations import Operation
+from app.gateways.port import ChargeLedger, GatewayNotReached, ResponseMismatch
 from app.gateways.stripe.webhook_event import InvalidSignature, Notice, StripeEvent, check_signature, parse_event
 from app.runtime.runner import ModuleRunner
 from app.telemetry.metrics import Metrics
@@ -29,6 +35,13 @@ CONSUMER = "payments-webhooks"
 NOT_OURS = "unknown_intent"
 """The mismatch of a charge that names none of our orders: another shop uses the same account."""
 
+UNKNOWN_ORDER = "unknown_order"
+"""The mismatch of a charge that names an order which payments does not have."""
+
+LOOK_UP_SECONDS = 20.0
+REPORT_SECONDS = 3_600.0
+"""That orders of other installations are ignored is logged no more often than this."""
+
 
 class StripeWebhookHandler:
     """
@@ -41,20 +54,23 @@ class StripeWebhookHandler:
     def __init__(
         self,
         runner: ModuleRunner,
-        secret: str | None,
+        secrets: str,
         ledger: ChargeLedger | None,
+        look_up: Operation,
         dead_letters: DeadLetters,
         clock: Clock,
         metrics: Metrics,
         wall_seconds: Callable[[], float] = time.time,
     ) -> None:
         self._runner = runner
-        self._secrets = tuple(filter(None, (part.strip() for part in (secret or "").split(","))))
+        self._secrets = tuple(filter(None, (part.strip() for part in secrets.split(","))))
         self._ledger = ledger
+        self._look_up = look_up
         self._dead_letters = dead_letters
         self._clock = clock
         self._messages_handled = metrics.messages_handled
         self._wall_seconds = wall_seconds
+        self._reported_at: float | None = None
 
     @property
     def is_configured(self) -> bool:
@@ -76,13 +92,13 @@ class StripeWebhookHandler:
         if not event.is_handled:
             return self._count("ignored", event)
         if event.needs_order:
-            event = event.for_order(await self._order_of(event))
+            event = await self._with_order(event)
         mismatch = event.mismatch
         if event.notice is not None:
             is_repeated, mismatch = await self._submit(event, event.notice, trace)
             if is_repeated:
                 return self._count("repeated", event)
-            if mismatch == "unknown_order" and time_of_id(event.notice.order_id) is None:
+            if mismatch == UNKNOWN_ORDER and not self._is_of_this_installation(event, event.notice.order_id):
                 mismatch = NOT_OURS
         if mismatch == NOT_OURS:
             return self._count("ignored", event)
@@ -104,9 +120,39 @@ class StripeWebhookHandler:
                 return
         check_signature(body, signature, self._secrets[-1], self._wall_seconds())
 
-    async def _order_of(self, event: StripeEvent) -> str | None:
+    async def _with_order(self, event: StripeEvent) -> StripeEvent:
+        """
+        Return *event* with the order that the metadata of its charge name.
+
+        Raises:
+            GatewayError: The charge could not be looked up.
+        """
+        if self._ledger is None:
+            return event.for_owner(None)
         assert event.reference is not None
-        return None if self._ledger is None else await self._ledger.order_of(event.reference)
+        try:
+            owner = await self._look_up.call(partial(self._ledger.owner_of, event.reference), LOOK_UP_SECONDS)
+        except BreakerOpen as error:
+            raise GatewayNotReached("look-ups are suspended", error.retry_after_seconds) from None
+        except ResponseMismatch as mismatch:
+            return event.with_mismatch(mismatch.reason)
+        return event.for_owner(owner)
+
+    def _is_of_this_installation(self, event: StripeEvent, order_id: str) -> bool:
+        """Return whether *event* is about an order of ours that payments should have; log it once if it is not."""
+        ours = None if self._ledger is None else self._ledger.installation
+        if time_of_id(order_id) is None:  # no id that this program gives
+            return False
+        if ours is not None and event.installation == ours:
+            return True
+        now = self._clock.monotonic()
+        if self._reported_at is None or now >= self._reported_at + REPORT_SECONDS:
+            self._reported_at = now
+            logger.warning(
+                "ignoring webhooks about orders that this installation does not have: another one uses the same account",
+                order_id=order_id, installation=event.installation, type=event.type,
+            )  # fmt: skip
+        return False
 
     async def _submit(self, event: StripeEvent, notice: Notice, trace: TraceContext) -> tuple[bool, str | None]:
         """Submit *notice* to payments; return whether it is a duplicate, and the code of the mismatch if it was rejected."""

@@ -52,6 +52,8 @@ class Metrics:
     order_duration_seconds: Histogram
     circuit_breaker_state: Gauges
     """By gateway."""
+    gateway_misconfigured: Gauges
+    """By gateway and operation."""
     payment_attempts: Counters
     """By outcome."""
     bus_connected: Gauge
@@ -104,6 +106,12 @@ class Metrics:
             registry, "order_duration_seconds", "Time from the acceptance of an order to its first final status.", [], _ORDER
         ).labels()
         self.circuit_breaker_state = Gauges(registry, "circuit_breaker_state", "0 closed, 1 half-open, 2 open.", ["gateway"])
+        self.gateway_misconfigured = Gauges(
+            registry,
+            "gateway_misconfigured",
+            "1 while a payment gateway refuses our key, a permission, the account or a parameter; 0 otherwise.",
+            ["gateway", "operation"],
+        )
         self.payment_attempts = Counters(
             registry, "payment_attempts_total", "Calls to a payment gateway, by outcome.", ["outcome"]
         )

@@ -104,6 +104,7 @@ class FaultyStripe(StripeLedger):
         app.router.add_get("/v1/payment_intents", self._list)
         app.router.add_get("/v1/payment_intents/{id}", self._retrieve)
         app.router.add_post("/v1/payment_intents/{id}/cancel", self._cancel)
+        app.router.add_get("/v1/charges/{id}", self._retrieve_charge)
         app.router.add_post("/v1/refunds", self._refund)
         app.router.add_get("/v1/refunds", self._list_refunds)
         app.router.add_get("/v1/refunds/{id}", self._retrieve_refund)
@@ -137,6 +138,7 @@ class FaultyStripe(StripeLedger):
             method = form.get("payment_method", "")
             is_live = "_live_" in _api_key(request)
             self.account.check_method(method, form.get("customer"), is_live=is_live)
+            self.account.use_once(method)
             self.account.check_charge(form)
             return self.make_charge(form, amount, method, is_live=is_live)
 
@@ -226,22 +228,31 @@ class FaultyStripe(StripeLedger):
         return await self._read(request, permission, page)
 
     async def _retrieve(self, request: web.Request) -> web.StreamResponse:
-        id = request.match_info["id"]
-        self.calls.append(("show", id))
-        intent = self.intents.get(id)
-        if intent is None:
-            message = f"No such payment_intent: '{id}'"
-            return self._error(Refusal(404, message, code="resource_missing", param="intent"))
         expands = any("latest_charge" in value for value in request.query.values())
-        return await self._read(request, "payment_intent_read", self._expanded(intent) if expands else intent)
+        shown = self._expanded if expands else None
+        return await self._show(request, "payment_intent", "intent", self.intents, shown)
+
+    async def _retrieve_charge(self, request: web.Request) -> web.StreamResponse:
+        return await self._show(request, "charge", "id", self.charges)
 
     async def _retrieve_refund(self, request: web.Request) -> web.StreamResponse:
+        return await self._show(request, "refund", "id", self.refunds)
+
+    async def _show(
+        self,
+        request: web.Request,
+        kind: str,
+        param: str,
+        rows: dict[str, dict[str, Any]],
+        shown: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> web.StreamResponse:
         id = request.match_info["id"]
         self.calls.append(("show", id))
-        refund = self.refunds.get(id)
-        if refund is None:
-            return self._error(Refusal(404, f"No such refund: '{id}'", code="resource_missing", param="id"))
-        return await self._read(request, "refund_read", refund)
+        found = rows.get(id)
+        if found is None:
+            missing = Refusal(404, f"No such {kind}: '{id}'", code="resource_missing", param=param)
+            return await self._read(request, f"{kind}_read", missing)
+        return await self._read(request, f"{kind}_read", found if shown is None else shown(found))
 
     async def _cancel(self, request: web.Request) -> web.StreamResponse:
         form = await self._form(request)
@@ -356,7 +367,7 @@ class FaultyStripe(StripeLedger):
                 return await self._drip(request, body)
         return self._answer(answer, headers)
 
-    async def _read(self, request: web.Request, permission: str, value: dict[str, Any]) -> web.StreamResponse:
+    async def _read(self, request: web.Request, permission: str, value: dict[str, Any] | Refusal) -> web.StreamResponse:
         fault = self.read_fault()
         if fault in _UNREACHED:
             return self._edge(fault)
@@ -366,6 +377,8 @@ class FaultyStripe(StripeLedger):
             return self._error(refusal)
 
         def make() -> tuple[int, dict[str, Any]]:
+            if isinstance(value, Refusal):
+                raise value
             return 200, value
 
         return await self._make(request, None, fault, make, lambda value: value)

@@ -69,9 +69,10 @@ _DECLINES = {
 
 
 def decline_of(payment_method: str) -> Decline | None:
-    """Return how a charge of *payment_method* is declined; None if it is not. ``pm_decline_<code>`` has that decline code."""
-    if payment_method.startswith("pm_decline_"):
-        return Decline("card_declined", payment_method.removeprefix("pm_decline_"))
+    """Return how a charge of *payment_method* is declined; None if it is not. ``..._decline_<code>`` has that decline code."""
+    _, declines, code = payment_method.partition("_decline_")
+    if declines:
+        return Decline("card_declined", code)
     return _DECLINES.get(payment_method)
 
 
@@ -90,6 +91,8 @@ class Account:
     """The permissions that a restricted key lacks: ``payment_intent_write``, ``payment_intent_read``, ``refund_write``."""
     saved_cards: dict[str, str] = field(factory=dict)
     """The customer that each saved payment method is attached to."""
+    used: set[str] = field(factory=set)
+    """The payment methods that were used without a customer, whether or not the charge succeeded."""
 
     def authorize(self, key: str | None, permission: str) -> None:
         """
@@ -140,6 +143,23 @@ class Account:
         if owner != customer:
             message = f"The customer does not have a payment method with the ID {payment_method}."
             raise Refusal(400, message, code="resource_missing", param="payment_method")
+
+    def use_once(self, payment_method: str) -> None:
+        """
+        Use up a payment method with an id as Stripe gives it; the names of its test cards stand for a new one each time.
+
+        Raises:
+            Refusal: 400, without a code: it is attached to no customer, and was used before.
+        """
+        if payment_method.startswith("pm_1") and payment_method not in self.saved_cards:
+            if payment_method in self.used:
+                message = (
+                    "The provided PaymentMethod was previously used with a PaymentIntent without Customer attachment, shared"
+                    " with a connected account without Customer attachment, or was detached from a Customer. It may not be"
+                    " used again. To use a PaymentMethod multiple times, you must attach it to a Customer first."
+                )
+                raise Refusal(400, message, is_saved=True)
+            self.used.add(payment_method)
 
     def check_charge(self, form: Mapping[str, str]) -> None:
         """

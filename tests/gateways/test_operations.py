@@ -12,6 +12,7 @@ from app.gateways.breakers.call_pace import RATE_MIN, CallPace
 from app.gateways.breakers.circuit_breaker import BreakerOpen, BreakerState, CircuitBreaker
 from app.gateways.breakers.operations import REPORT_SECONDS, Operation, OperationKind, Operations
 from app.gateways.port import GatewayMisconfigured, GatewayNotReached, GatewayThrottled
+from app.telemetry.metrics import Metrics
 from bus.port import Clock
 from tests.clock import VirtualClock
 
@@ -34,6 +35,31 @@ def clock() -> Clock:
 @pytest.fixture
 def operations(clock: Clock) -> Operations:
     return Operations.of("fake", clock, lambda kind: CircuitBreaker(clock.monotonic))
+
+
+async def test_a_fault_of_the_configuration_is_a_metric_until_a_call_succeeds(clock: Clock) -> None:
+    """One gauge for each operation, from the start on, so that an alert has a series to watch."""
+    metrics = Metrics()
+    operations = Operations.of("fake", clock, lambda kind: CircuitBreaker(clock.monotonic), metrics.gateway_misconfigured)
+
+    def faulty() -> list[str]:
+        lines = metrics.render().decode().splitlines()
+        found = [line for line in lines if line.startswith("gateway_misconfigured{")]
+        assert len(found) == 3
+        return [line for line in found if line.endswith((" 1", " 1.0"))]
+
+    async def refuse() -> None:
+        raise EXPIRED
+
+    async def accept() -> None: ...
+
+    assert faulty() == []
+    with pytest.raises(GatewayMisconfigured):
+        await operations.refund.call(refuse, 1)
+    [line] = faulty()
+    assert 'operation="refund"' in line
+    await operations.refund.call(accept, 1)
+    assert faulty() == []
 
 
 @pytest.fixture

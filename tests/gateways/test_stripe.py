@@ -15,6 +15,7 @@ from app.gateways.port import (
     Captured,
     ChargeDetails,
     ChargeLedger,
+    ChargeOwner,
     Declined,
     GatewayError,
     GatewayMisconfigured,
@@ -450,8 +451,8 @@ async def test_the_ledger_lists_what_was_captured_and_refunded(localstripe: Loca
     assert (by_order[refunded].is_captured, by_order[refunded].refunded_amount) == (True, EUR.amount)
     assert by_order[declined].is_captured is False
     assert {record.amount for record in by_order.values()} >= {EUR}
-    assert await gateway.order_of(captured.reference) == refunded
-    assert await gateway.order_of("pi_unknown") is None
+    assert await gateway.owner_of(captured.reference) == ChargeOwner(captured.reference, refunded)
+    assert await gateway.owner_of("pi_unknown") is None
     assert [record async for record in gateway.records(now + timedelta(hours=1), now + timedelta(hours=2))] == []
     await gateway.close()
 

@@ -10,10 +10,13 @@ import pytest
 import stripe
 from hypothesis import given
 from hypothesis import strategies as st
+from loguru import logger
 
 from app.gateways.port import Captured, ChargeDetails, Declined, GatewayMisconfigured, GatewayThrottled
 from app.gateways.stripe.error_table import (
     DECLINES,
+    FINAL_DECLINE_CODES,
+    MODE_DECLINE_CODES,
     SOFT_DECLINE_CODES,
     SOFT_DECLINES,
     THROTTLES,
@@ -77,18 +80,7 @@ transfers_not_allowed url_invalid
 HELD = frozenset(_HELD.split())
 """Every code that Stripe publishes and that says nothing about the customer's payment method."""
 
-_CARD_DECLINES = """
-approve_with_id authentication_not_handled authentication_required call_issuer card_not_supported card_velocity_exceeded
-currency_not_supported do_not_honor do_not_try_again duplicate_transaction expired_card fraudulent generic_decline
-highest_risk_level incorrect_address incorrect_cvc incorrect_number incorrect_pin incorrect_zip insufficient_funds
-invalid_account invalid_amount invalid_cvc invalid_expiry_month invalid_expiry_year invalid_number invalid_pin
-issuer_not_available live_mode_test_card lost_card merchant_blacklist new_account_information_available no_action_taken
-not_permitted offline_pin_required online_or_offline_pin_required pickup_card pin_try_exceeded processing_error
-reenter_transaction restricted_card revocation_of_all_authorizations revocation_of_authorization security_violation
-service_not_allowed stolen_card stop_payment_order test_mode_live_card testmode_decline transaction_not_allowed
-try_again_later withdrawal_count_limit_exceeded
-"""
-CARD_DECLINES = _CARD_DECLINES.split()
+CARD_DECLINES = sorted(SOFT_DECLINE_CODES | FINAL_DECLINE_CODES | MODE_DECLINE_CODES)
 """https://docs.stripe.com/declines/codes"""
 
 
@@ -126,10 +118,30 @@ def test_what_concerns_the_payment_method_declines(code: str) -> None:
 
 @pytest.mark.parametrize("code", CARD_DECLINES)
 def test_a_declined_card_is_soft_only_where_the_documentation_says_try_again(code: str) -> None:
-    """All others are final."""
+    """All others are final; a real card under a test key is a fault of the configuration, as every customer would be declined."""
     fault = StripeFault(status=402, type="card_error", code="card_declined", decline_code=code)
-    expected = ErrorClass.DECLINED_SOFTLY if code in SOFT_DECLINE_CODES else ErrorClass.DECLINED
-    assert error_class_of(fault) is expected
+    soft = ("approve_with_id", "issuer_not_available", "processing_error", "reenter_transaction", "try_again_later")
+    final = ErrorClass.MISCONFIGURED if code == "test_mode_live_card" else ErrorClass.DECLINED
+    assert error_class_of(fault) is (ErrorClass.DECLINED_SOFTLY if code in soft else final)
+
+
+@pytest.mark.parametrize(
+    ("advice", "is_soft"), [(None, True), ("try_again_later", True), ("do_not_try_again", False), ("confirm_card_data", False)]
+)
+@pytest.mark.parametrize("code", ["card_declined", "processing_error"])
+def test_the_advice_of_the_card_network_ends_a_soft_decline(advice: str | None, is_soft: bool, code: str) -> None:
+    """Networks charge a fee for attempts that they advise against (https://docs.stripe.com/declines/card)."""
+    error = {"type": "card_error", "code": code, "decline_code": "processing_error", "advice_code": advice}
+    expected = ErrorClass.DECLINED_SOFTLY if is_soft else ErrorClass.DECLINED
+    assert error_class_of(StripeFault.of(402, {"error": error}, None)) is expected
+
+
+@pytest.mark.parametrize("code", ["fraudulent", "lost_card", "stolen_card", "pickup_card", "merchant_blacklist", "highest_risk_level"])
+@pytest.mark.parametrize("advice", [None, "try_again_later"])
+def test_a_decline_for_fraud_is_final_whatever_the_advice(code: str, advice: str | None) -> None:
+    """Another attempt would count against the shop."""
+    fault = StripeFault(status=402, type="card_error", code="card_declined", decline_code=code, advice_code=advice)
+    assert error_class_of(fault) is ErrorClass.DECLINED
 
 
 @given(
@@ -214,6 +226,26 @@ async def test_a_key_of_the_other_mode_declines_no_one(faulty: FaultyStripe) -> 
     await gateway.close()
 
 
+async def test_a_real_card_under_a_test_key_declines_no_one(gateway: StripeGateway) -> None:
+    """The look-up that follows says that the charge may be made again."""
+    order_id = new_order_id()
+    with pytest.raises(GatewayMisconfigured) as caught:
+        await gateway.charge("k", order_id, EUR, ChargeDetails("pm_decline_test_mode_live_card"))
+    assert (caught.value.code, caught.value.param) == ("test_mode_live_card", None)
+    assert await gateway.find("k", order_id, EUR) == Declined("test_mode_live_card", is_soft=True)
+
+
+async def test_a_decline_code_that_is_not_in_the_table_is_final_and_logged_once(gateway: StripeGateway) -> None:
+    """A known one is not logged."""
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(message.record["extra"]["code"]), level="WARNING")
+    for code in "brand_new", "brand_new", "another", "lost_card", "try_again_later":
+        declined = await charge(gateway, f"pm_decline_{code}")
+        assert declined == Declined(code, is_soft=code == "try_again_later")
+    logger.remove(sink)
+    assert lines == ["brand_new", "another"]
+
+
 async def test_an_unknown_payment_method_declines(gateway: StripeGateway) -> None:
     """It is the customer's."""
     assert await charge(gateway, "pm_unknown") == Declined("resource_missing")
@@ -232,6 +264,22 @@ async def test_a_soft_decline_says_so_and_is_cancelled_when_given_up(
     assert [intent["status"] for intent in faulty.intents.values()] == ["requires_payment_method"]
     assert isinstance(await gateway.cancel("k", order_id, EUR), Declined)
     assert [intent["status"] for intent in faulty.intents.values()] == ["canceled"]
+
+
+async def test_a_payment_method_that_is_used_up_declines(gateway: StripeGateway) -> None:
+    """Without a customer it can be used once, so a soft decline cannot be tried again; Stripe says so without a code."""
+    method, order_id = "pm_1N3T00_decline_try_again_later", new_order_id()
+    details = ChargeDetails(method)
+    assert await gateway.charge("1", order_id, EUR, details) == Declined("try_again_later", is_soft=True)
+    assert await gateway.charge("2", order_id, EUR, details) == Declined("payment_method_unusable")
+
+
+async def test_a_saved_card_can_be_tried_again(gateway: StripeGateway, faulty: FaultyStripe) -> None:
+    """It is attached to its customer."""
+    method = "pm_1N3T00_decline_try_again_later"
+    faulty.account.saved_cards[method] = "cus_1"
+    for key in "1", "2":
+        assert await charge(gateway, method, customer="cus_1") == Declined("try_again_later", is_soft=True), key
 
 
 async def test_a_final_decline_after_soft_ones_is_final(gateway: StripeGateway) -> None:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.gateways.port import ChargeDetails
+from app.gateways.port import ChargeDetails, ChargeOwner
 from app.gateways.stripe.gateway import StripeGateway
-from app.gateways.stripe.webhook_event import HANDLED_TYPES, StripeEvent, parse_event
+from app.gateways.stripe.webhook_event import HANDLED_TYPES, Notice, StripeEvent, parse_event
 from modules.payments.events import ChargeNotified, DeclineNotified, DisputeReported, RefundNotified, RefundReported
 from modules.values import Money
 from tests.gateways.fault import FaultyStripe
@@ -96,15 +96,55 @@ def test_a_dispute_is_reported_for_the_order_of_its_charge(status: str, expected
     for step in "created", "updated", "funds_withdrawn", "funds_reinstated", "closed":
         event = parsed(f"charge.dispute.{step}", dispute_object("dp_1", CHARGE, status, NOW))
         assert event.needs_order
-        assert event.for_order(ORDER).notice == disputed(expected)
-        assert event.for_order("another shop's").mismatch == "unknown_intent"
+        assert event.reference == "pi_1"
+        assert event.for_owner(ChargeOwner("pi_1", ORDER)).notice == disputed(expected)
+        for owner in ChargeOwner("pi_1", "another shop's"), ChargeOwner("pi_1", None), None:
+            assert event.for_owner(owner).mismatch == "unknown_intent"
 
 
 def test_a_refund_in_the_dashboard_is_reported_for_the_order_of_its_charge() -> None:
     """It has no metadata, and was made under no key of ours."""
     event = parsed("refund.created", refund("succeeded", metadata={}))
     assert event.needs_order
-    assert event.for_order(ORDER).notice == reported("succeeded", None)
+    assert event.for_owner(ChargeOwner("pi_1", ORDER)).notice == reported("succeeded", None)
+
+
+@pytest.mark.parametrize(
+    ("type_", "value", "notice"),
+    [
+        ("charge.refund.updated", refund("failed", metadata={}), reported("failed", None, "failed")),
+        ("charge.dispute.created", dispute_object("dp_1", CHARGE, "needs_response", NOW), disputed("open")),
+    ],
+)
+def test_what_names_only_a_charge_is_looked_up_by_it(type_: str, value: dict[str, Any], notice: Notice) -> None:
+    """As old versions of the API send it; where the charge is expanded, it names the PaymentIntent."""
+    event = parsed(type_, value | {"payment_intent": None})
+    assert (event.needs_order, event.reference) == (True, "ch_1")
+    assert event.for_owner(ChargeOwner("pi_1", ORDER)).notice == notice
+    assert parsed(type_, value | {"payment_intent": None, "charge": CHARGE}).reference == "pi_1"
+    without = {name: member for name, member in value.items() if name not in ("payment_intent", "charge")}
+    assert parsed(type_, without).mismatch == "unknown_intent"
+
+
+def test_a_refund_of_ours_that_names_only_its_charge_is_looked_up() -> None:
+    """Its metadata name the order, and not the PaymentIntent that the payment is compared with."""
+    event = parsed("refund.updated", refund("succeeded", payment_intent=None))
+    assert (event.needs_order, event.reference) == (True, "ch_1")
+
+
+def test_a_thin_event_is_one_of_another_type() -> None:
+    """Stripe's newer API sends the id of an object instead of the object (https://docs.stripe.com/event-destinations)."""
+    event = {
+        "id": "evt_test_65R9Ijk8dKEYZcXeRWn16R9A7j1FSQ3w3TGDPLLGSM4CW0",
+        "object": "v2.core.event",
+        "type": "v1.billing.meter.error_report_triggered",
+        "created": "2026-09-17T06:20:52.246Z",
+        "livemode": False,
+        "reason": None,
+        "context": None,
+        "related_object": {"id": "mtr_1", "type": "billing.meter", "url": "/v1/billing/meters/mtr_1"},
+    }
+    assert parse_event(orjson.dumps(event)).is_handled is False
 
 
 def test_a_charge_that_was_refunded_is_reported() -> None:
@@ -165,7 +205,8 @@ def test_a_payload_with_members_missing_or_wrong_is_no_crash(type_: str, value: 
     """It is a mismatch, or the notice that its other members make."""
     names = sorted(value)
     missing = data.draw(st.sets(st.sampled_from(names), max_size=len(names)))
-    wrong = data.draw(st.dictionaries(st.sampled_from(names), st.none() | LONG | st.text() | st.lists(st.none())))
+    values = st.none() | LONG | st.text(max_size=20) | st.lists(st.none(), max_size=2)
+    wrong = data.draw(st.dictionaries(st.sampled_from(names), values, max_size=4))
     event = parsed(type_, {name: member for name, member in value.items() if name not in missing} | wrong)
     assert event.notice is not None or event.mismatch in ("nonsense", "wrong_id", "unknown_intent") or event.needs_order
 

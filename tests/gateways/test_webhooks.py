@@ -12,7 +12,11 @@ from typing import Any
 
 import pytest
 from attrs import define
+from loguru import logger
 
+from app.gateways.breakers.circuit_breaker import CircuitBreaker
+from app.gateways.breakers.operations import Operation, Operations
+from app.gateways.port import Captured, ChargeDetails, GatewayMisconfigured, GatewayNotReached
 from app.gateways.stripe.gateway import StripeGateway
 from app.gateways.stripe.webhook_event import TOLERANCE_SECONDS, InvalidSignature, check_signature, parse_event
 from app.gateways.webhook_handler import CONSUMER, StripeWebhookHandler
@@ -24,6 +28,7 @@ from modules.payments.state import Payment, PaymentStatus
 from modules.values import Money
 from tests.gateways.fault import FaultyStripe
 from tests.gateways.local import API_KEY
+from tests.gateways.stripe_payloads import charge_object, dispute_object, refund_object
 from tests.runtime.harness import CONTEXT, Harness, harness_at, oid
 
 SECRET = "whsec_test"
@@ -67,6 +72,8 @@ class WebhookHarness:
 
     harness: Harness
     handler: StripeWebhookHandler
+    gateway: StripeGateway
+    look_up: Operation
 
     async def handle(self, body: bytes) -> str:
         return await self.handler.handle(body, signed(body), CONTEXT)
@@ -102,8 +109,11 @@ async def webhooks(tmp_path: Path, faulty: FaultyStripe) -> AsyncIterator[Webhoo
         runner = harness.runners["payments"]
         harness.run(runner.run())
         dead_letters = harness.dead_letter_store
-        handler = StripeWebhookHandler(runner, SECRET, gateway, dead_letters, harness.clock, harness.metrics, lambda: NOW)
-        yield WebhookHarness(harness, handler)
+        look_up = Operations.of("stripe", harness.clock, lambda kind: CircuitBreaker(harness.clock.monotonic)).look_up
+        handler = StripeWebhookHandler(
+            runner, SECRET, gateway, look_up, dead_letters, harness.clock, harness.metrics, lambda: NOW
+        )
+        yield WebhookHarness(harness, handler, gateway, look_up)
     await gateway.close()
 
 
@@ -220,7 +230,6 @@ async def test_a_refund_whose_charge_names_no_order_is_looked_up(webhooks: Webho
 @pytest.mark.parametrize(
     ("body", "error"),
     [
-        (event(intent(oid(7))), "unknown_order"),
         (event(intent(oid(1), amount=101)), "wrong_amount"),
         (event(intent(oid(1), currency="usd")), "wrong_currency"),
         (event(intent(oid(1), status="processing")), "nonsense"),
@@ -283,6 +292,92 @@ async def test_the_payments_of_another_shop_are_counted_and_ignored(webhooks: We
     assert sum(counter.value for (_, _, outcome), counter in counted if outcome == "ignored") == len(bodies)
 
 
+async def test_the_orders_of_another_installation_are_counted_ignored_and_logged_once(webhooks: WebhookHarness) -> None:
+    """Two installations of this program on one account get each other's webhooks; their ids have the same form."""
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(message.record["extra"]["order_id"]), level="WARNING")
+    for n, installation in (5, None), (6, "another"), (7, "ours"):
+        value = intent(oid(n))
+        value["metadata"] |= {} if installation is None else {"installation": installation}
+        assert await webhooks.handle(event(value, id=f"evt_{n}")) == "ignored"
+        assert await webhooks.handle(refund(oid(n), id=f"evt_{n}r")) == "ignored"
+    logger.remove(sink)
+    assert await webhooks.dead_letters() == []
+    assert lines == [oid(5)]
+
+
+async def test_an_order_of_this_installation_that_is_missing_is_left_to_a_person(webhooks: WebhookHarness) -> None:
+    """A charge that carries our name is not another's: its payment was lost with the database, or archived."""
+    webhooks.gateway.installation = "ours"
+    value = intent(oid(7))
+    value["metadata"] |= {"installation": "ours"}
+    assert await webhooks.handle(event(value)) == "put_aside"
+    assert await webhooks.dead_letters() == [("unknown_order", "evt_1")]
+    assert await webhooks.handle(event(intent(oid(8)), id="evt_2")) == "ignored"
+
+
+async def test_a_charge_carries_the_name_of_its_installation(webhooks: WebhookHarness, faulty: FaultyStripe) -> None:
+    """So do refunds; without a name nothing is added, so that the parameters of a repeated call stay the same."""
+    webhooks.gateway.installation = "ours"
+    charged = await webhooks.gateway.charge("k", oid(1), EUR, ChargeDetails())
+    assert isinstance(charged, Captured)
+    await webhooks.gateway.refund("r", oid(1), charged.reference, EUR)
+    webhooks.gateway.installation = None
+    await webhooks.gateway.charge("k2", oid(2), EUR, ChargeDetails())
+    found = [each["metadata"] for each in (*faulty.intents.values(), *faulty.refunds.values())]
+    assert found == [
+        {"order_id": oid(1), "key": "k", "installation": "ours"},
+        {"order_id": oid(2), "key": "k2"},
+        {"order_id": oid(1), "key": "r", "installation": "ours"},
+    ]
+
+
+@pytest.mark.parametrize("is_copied", [True, False])
+async def test_a_webhook_that_names_only_a_charge_is_looked_up_by_it(
+    webhooks: WebhookHarness, faulty: FaultyStripe, is_copied: bool
+) -> None:
+    """The charge names the PaymentIntent, and mostly the order, too; one that was made by hand is none of ours."""
+    charged = await webhooks.gateway.charge(f"charge:{oid(1)}", oid(1), EUR, ChargeDetails())
+    assert isinstance(charged, Captured)
+    await webhooks.request_payment(oid(1))
+    await webhooks.harness.submit("payments", ChargeSucceeded(order_id=oid(1), reference=charged.reference, calls=1))
+    charge = faulty.charges[faulty.intents[charged.reference]["latest_charge"]]
+    if not is_copied:
+        charge["metadata"] = {}
+    made = refund_object("re_1", charge, 40, "succeeded", NOW, payment_intent=None)
+    assert await webhooks.handle(event(made, "charge.refund.updated", "evt_1")) == "handled"
+    disputed = dispute_object("dp_1", charge, "needs_response", NOW, payment_intent=None)
+    assert await webhooks.handle(event(disputed, "charge.dispute.created", "evt_2")) == "handled"
+    payment = await webhooks.payment(oid(1))
+    assert (payment.refunded, payment.dispute) == (40, "open")
+    by_hand = charge_object("ch_hand", faulty.intents[charged.reference], "succeeded", payment_intent=None)
+    faulty.charges["ch_hand"] = by_hand
+    for n, id in enumerate(("ch_hand", "ch_missing")):
+        other = refund_object(f"re_{n}x", by_hand | {"id": id}, 40, "succeeded", NOW, payment_intent=None)
+        assert await webhooks.handle(event(other, "refund.created", f"evt_{n}x")) == "ignored"
+    assert await webhooks.dead_letters() == []
+
+
+async def test_a_webhook_that_cannot_be_looked_up_is_not_acknowledged(webhooks: WebhookHarness, faulty: FaultyStripe) -> None:
+    """Stripe repeats it. A key without the permission shows as a fault of the configuration; an open breaker is asked once."""
+    body = event(refund_object("re_1", {"id": "ch_1", "currency": "eur", "payment_intent": None}, 1, "failed", NOW), "refund.failed")
+    faulty.account.denied.add("charge_read")
+    with pytest.raises(GatewayMisconfigured):
+        await webhooks.handle(body)
+    assert webhooks.look_up.problem == "misconfigured: permission_missing"
+    for _ in range(30):
+        with pytest.raises(GatewayNotReached):
+            await webhooks.handle(body)
+    assert len([call for call in faulty.calls if call[0] == "show"]) < 30
+
+
+async def test_a_look_up_that_answers_with_nonsense_is_left_to_a_person(webhooks: WebhookHarness, faulty: FaultyStripe) -> None:
+    """It is no 500, and Stripe does not repeat it for days."""
+    faulty.intents["pi_1"] = {"id": "pi_1", "object": "another"}
+    assert await webhooks.handle(refund(None)) == "put_aside"
+    assert await webhooks.dead_letters() == [("nonsense", "evt_3")]
+
+
 async def test_a_webhook_whose_dead_letter_was_not_stored_is_dead_lettered_when_stripe_repeats_it(
     webhooks: WebhookHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,8 +398,8 @@ async def test_each_of_several_secrets_signs_webhooks(webhooks: WebhookHarness, 
     """Each endpoint that is configured at Stripe signs with a secret of its own; any other secret is refused."""
     harness = webhooks.harness
     handler = StripeWebhookHandler(
-        harness.runners["payments"], f"whsec_old, {SECRET},whsec_new", None, harness.dead_letter_store, harness.clock,
-        harness.metrics, lambda: NOW,
+        harness.runners["payments"], f"whsec_old, {SECRET},whsec_new", None, webhooks.look_up, harness.dead_letter_store,
+        harness.clock, harness.metrics, lambda: NOW,
     )  # fmt: skip
     await webhooks.request_payment(oid(1))
     body = event(intent(oid(1)))

@@ -26,6 +26,7 @@ from app.gateways.port import (
     GatewayTimeout,
     ResponseMismatch,
 )
+from app.telemetry.collectors import Gauges
 from bus.port import Clock
 
 T = TypeVar("T")
@@ -108,6 +109,10 @@ class Operation:
             return f"misconfigured: {self.fault.code}{param}"
         return None if self.breaker.state is BreakerState.CLOSED else "unavailable"
 
+    def misconfigured(self) -> float:
+        """Return 1 while the provider does not accept our configuration, for metrics."""
+        return float(self.fault is not None)
+
     def _report(self, error: GatewayMisconfigured) -> None:
         self.fault = error
         now, name = self.clock.monotonic(), (error.code, error.param or "", "" if "api_key" in error.code else self.kind)
@@ -134,10 +139,19 @@ class Operations:
     look_up: Operation
 
     @classmethod
-    def of(cls, gateway_name: str, clock: Clock, make_breaker: Callable[[OperationKind], CircuitBreaker]) -> Operations:
-        """Return the operations of a gateway, each with a breaker that *make_breaker* returns."""
+    def of(
+        cls,
+        gateway_name: str,
+        clock: Clock,
+        make_breaker: Callable[[OperationKind], CircuitBreaker],
+        misconfigured: Gauges | None = None,
+    ) -> Operations:
+        """Return the operations of a gateway, each with a breaker that *make_breaker* returns; *misconfigured* shows faults."""
         reported: dict[tuple[str, ...], float] = {}
         kinds = {kind.value: Operation(kind, gateway_name, make_breaker(kind), clock, reported) for kind in OperationKind}
+        if misconfigured is not None:
+            for kind, operation in kinds.items():
+                misconfigured.labels(gateway_name, kind).set_function(operation.misconfigured)
         return cls(**kinds)
 
     def checks(self) -> Mapping[str, str]:

@@ -8,7 +8,17 @@ cost a customer the order. See https://docs.stripe.com/error-codes and https://d
 
 from __future__ import annotations
 
-__all__ = ["DECLINES", "SOFT_DECLINES", "SOFT_DECLINE_CODES", "THROTTLES", "ErrorClass", "StripeFault", "error_class_of"]
+__all__ = [
+    "DECLINES",
+    "FINAL_DECLINE_CODES",
+    "MODE_DECLINE_CODES",
+    "SOFT_DECLINES",
+    "SOFT_DECLINE_CODES",
+    "THROTTLES",
+    "ErrorClass",
+    "StripeFault",
+    "error_class_of",
+]
 
 import re
 from collections.abc import Mapping
@@ -43,6 +53,27 @@ SOFT_DECLINE_CODES = frozenset(
     ["approve_with_id", "issuer_not_available", "processing_error", "reenter_transaction", "try_again_later"]
 )
 """The decline codes for which Stripe's documentation recommends another attempt. All others are final."""
+
+_FINAL_DECLINE_CODES = """
+authentication_not_handled authentication_required call_issuer card_not_supported card_velocity_exceeded
+currency_not_supported do_not_honor do_not_try_again duplicate_transaction expired_card fraudulent generic_decline
+highest_risk_level incorrect_address incorrect_cvc incorrect_number incorrect_pin incorrect_zip insufficient_funds
+invalid_account invalid_amount invalid_cvc invalid_expiry_month invalid_expiry_year invalid_number invalid_pin
+live_mode_test_card lost_card merchant_blacklist new_account_information_available no_action_taken not_permitted
+offline_pin_required online_or_offline_pin_required pickup_card pin_try_exceeded previously_declined_do_not_retry
+restricted_card revocation_of_all_authorizations revocation_of_authorization security_violation service_not_allowed
+stolen_card stop_payment_order testmode_decline transaction_not_allowed withdrawal_count_limit_exceeded
+"""
+FINAL_DECLINE_CODES = frozenset(_FINAL_DECLINE_CODES.split())
+"""The other decline codes that Stripe documents. A code that is in no table is final, too, and logged."""
+
+MODE_DECLINE_CODES = frozenset(["test_mode_live_card"])
+"""The decline codes of a real card under a test key: the shop would decline every customer."""
+
+KNOWN_DECLINE_CODES = SOFT_DECLINE_CODES | FINAL_DECLINE_CODES | MODE_DECLINE_CODES
+
+FINAL_ADVICE = ("confirm_card_data", "do_not_try_again")
+"""The advice codes after which the card networks charge a fee for another attempt with the same data."""
 
 _SOFT_CODES = """
 payment_method_not_available payment_method_provider_timeout processing_error three_d_secure_authentication_upstream_error
@@ -79,21 +110,32 @@ _OF_ANOTHER_MODE = re.compile(r"similar object exists in (test|live) mode")
 """Stripe's message where the key is of the test mode and the payment method is not, or the reverse."""
 
 
+_OF_METHOD = re.compile(r"Payment ?Method\b.*\b(was previously used|is attached to a customer)\b", re.IGNORECASE)
+"""
+Stripe's message, which comes without a code, where a payment method is used up or belongs to a customer who is not named.
+
+Without a customer a payment method can be used once, even if the card was declined then.
+"""
+
+
 @frozen
 class StripeFault:
     """
     The members of an error response that count (https://docs.stripe.com/api/errors).
 
-    *is_of_another_mode* is true if an object exists, but not in the mode of the key (test or live).
+    *is_of_another_mode* is true if an object exists, but not in the mode of the key (test or live). *is_of_method* is
+    true if the message alone says that the payment method cannot be used.
     """
 
     status: int | None
     type: str | None = None
     code: str | None = None
     decline_code: str | None = None
+    advice_code: str | None = None
     param: str | None = None
     request_id: str | None = None
     is_of_another_mode: bool = False
+    is_of_method: bool = False
 
     @classmethod
     def of(cls, status: int | None, body: Any, request_id: str | None) -> StripeFault:
@@ -105,29 +147,40 @@ class StripeFault:
             type=_code(members.get("type")),
             code=_code(members.get("code")),
             decline_code=_code(members.get("decline_code")),
+            advice_code=_code(members.get("advice_code")),
             param=_code(members.get("param")),
             request_id=_code(request_id),
             is_of_another_mode=bool(_OF_ANOTHER_MODE.search(str(members.get("message")))),
+            is_of_method=bool(_OF_METHOD.search(str(members.get("message")))),
         )
+
+    @property
+    def is_unknown_decline(self) -> bool:
+        """True if it has a decline code that is in no table."""
+        return self.decline_code is not None and self.decline_code not in KNOWN_DECLINE_CODES
 
     @property
     def reason(self) -> str:
         """The most exact of its codes."""
+        if self.is_of_method and self.code is None:
+            return "payment_method_unusable"
         return self.decline_code or self.code or self.type or f"status_{self.status}"
 
 
 def error_class_of(fault: StripeFault) -> ErrorClass:
     """Return what *fault* means for a charge: the first row that fits."""
     status, code = fault.status or 0, fault.code
+    is_soft = fault.decline_code in SOFT_DECLINE_CODES or code in SOFT_DECLINES
     rows: tuple[tuple[bool, ErrorClass], ...] = (
         (status == 429 or code in THROTTLES, ErrorClass.THROTTLED),
         (status == 409 or code == "idempotency_key_in_use", ErrorClass.IN_PROGRESS),
         (fault.type == "idempotency_error", ErrorClass.OTHER_REQUEST),
         (status in (401, 403), ErrorClass.MISCONFIGURED),
         (not 400 <= status < 500 or fault.type == "api_error", ErrorClass.UNKNOWN),
-        (fault.is_of_another_mode, ErrorClass.MISCONFIGURED),
-        (fault.decline_code in SOFT_DECLINE_CODES or code in SOFT_DECLINES, ErrorClass.DECLINED_SOFTLY),
-        (fault.type == "card_error" or code in DECLINES, ErrorClass.DECLINED),
+        (fault.is_of_another_mode or fault.decline_code in MODE_DECLINE_CODES, ErrorClass.MISCONFIGURED),
+        (is_soft and fault.advice_code not in FINAL_ADVICE, ErrorClass.DECLINED_SOFTLY),
+        (is_soft, ErrorClass.DECLINED),
+        (fault.type == "card_error" or code in DECLINES or fault.is_of_method, ErrorClass.DECLINED),
         (code in (None, "resource_missing") and fault.param in _PAYMENT_METHOD_PARAMS, ErrorClass.DECLINED),
     )
     return next((error_class for holds, error_class in rows if holds), ErrorClass.MISCONFIGURED)

@@ -19,10 +19,12 @@ from typing import Any
 
 import stripe
 from aiohttp import ClientTimeout
+from loguru import logger
 
 from app.gateways.port import (
     Captured,
     ChargeDetails,
+    ChargeOwner,
     ChargeRecord,
     ChargeResult,
     Declined,
@@ -34,7 +36,7 @@ from app.gateways.port import (
     RefundResult,
 )
 from app.gateways.stripe.charge_lookup import ChargeLookup
-from app.gateways.stripe.currencies import to_stripe
+from app.gateways.stripe.charge_params import charge_params, details_of, stripe_amount
 from app.gateways.stripe.error_table import ErrorClass, StripeFault, error_class_of
 from app.gateways.stripe.http_session import (
     CALL_SECONDS,
@@ -46,7 +48,13 @@ from app.gateways.stripe.http_session import (
     misconfigured,
 )
 from app.gateways.stripe.intent_list import IntentList
-from app.gateways.stripe.payment_intent import PaymentIntent, charge_result
+from app.gateways.stripe.payment_intent import (
+    PaymentIntent,
+    charge_metadata,
+    charge_result,
+    names_order,
+    owner_named_in,
+)
 from app.gateways.stripe.refund import key_of, refund_result, refunded_total
 from bus.ids import time_of_id
 from modules.values import Money
@@ -74,10 +82,11 @@ class StripeGateway:
 
     name = "stripe"
 
-    def __init__(self, api_key: str, api_base: str, calls_max: int = 100) -> None:
+    def __init__(self, api_key: str, api_base: str, calls_max: int = 100, installation: str | None = None) -> None:
         # The SDK logs too much of each call, at DEBUG even the content of responses.
         logging.getLogger("stripe").setLevel(logging.WARNING)
         stripe.enable_telemetry = False
+        self.installation = installation
         self._session = StripeSession(calls_max)
         timeout = ClientTimeout(total=CALL_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
         self._client = stripe.StripeClient(
@@ -91,6 +100,7 @@ class StripeGateway:
         self._charge_lookup = ChargeLookup(self._intents.unread)
         self._takes_details = True
         self._proof_lock = asyncio.Lock()
+        self._unknown_codes: set[str] = set()
 
     async def charge(self, key: str, order_id: str, amount: Money, details: ChargeDetails) -> ChargeResult:
         """Create a PaymentIntent and confirm it, in one call."""
@@ -99,22 +109,14 @@ class StripeGateway:
         payment_method = details.payment_method or self._default_payment_method
         if payment_method is None:
             return Declined("payment_method_missing")
-        params: Any = {
-            "amount": _stripe_amount(amount),
-            "currency": amount.currency.lower(),
-            "confirm": True,
-            "payment_method": payment_method,
-            # Other types that are enabled in Stripe's dashboard may redirect the customer to another page.
-            "payment_method_types": ["card"],
-            "metadata": {"order_id": order_id, "key": key},
-        }
-        if details.customer is not None:
-            params["customer"] = details.customer
+        metadata = charge_metadata(order_id, key, self.installation)
+        params = charge_params(amount, payment_method, details.customer, metadata)
         try:
             created = await self._create(params, key, details)
         except StripeRefusal as refusal:
             if refusal.fault.status == 404 and refusal.fault.code is None and not self._session.remembers_keys:
                 return Declined("resource_missing")  # a compatible server does not name what is missing
+            self._report_unknown(refusal.fault)
             return _declined(refusal.fault)
         intent = PaymentIntent.of(_to_json(created))
         if intent.status != "succeeded" and (present := await self._retrieve(intent.id)) is not None:
@@ -129,12 +131,21 @@ class StripeGateway:
         create = self._client.v1.payment_intents.create_async
         if self._takes_details:
             try:
-                return await classify_errors(create(params | _details(params, details), {"idempotency_key": key}))
+                return await classify_errors(create(params | details_of(params, details), {"idempotency_key": key}))
             except StripeRefusal as refusal:
                 if refusal.fault.status != 400 or refusal.fault.code is not None or self._session.remembers_keys:
                     raise
                 self._takes_details = False
         return await classify_errors(create(params, {"idempotency_key": f"{key}:plain"}))
+
+    def _report_unknown(self, fault: StripeFault) -> None:
+        """Log once that a card was declined with a code that is in no table; such a decline is final."""
+        if fault.is_unknown_decline and fault.reason not in self._unknown_codes:
+            self._unknown_codes.add(fault.reason)
+            logger.warning(
+                "the payment provider declines with a code that this release does not know; it is taken as final",
+                code=fault.reason, request_id=fault.request_id,
+            )  # fmt: skip
 
     async def repeats_safely(self, order_id: str) -> bool:
         """Return True while Stripe remembers every key of the order, if the server has shown that it is Stripe."""
@@ -159,8 +170,8 @@ class StripeGateway:
         if amount.amount == 0:
             return Refunded(reference, 0)
         total = None
-        metadata = {"order_id": order_id, "key": key}
-        params: Any = {"payment_intent": reference, "amount": _stripe_amount(amount), "metadata": metadata}
+        metadata = charge_metadata(order_id, key, self.installation)
+        params: Any = {"payment_intent": reference, "amount": stripe_amount(amount), "metadata": metadata}
         try:
             rows = await self._refunds_of(reference)
             total = refunded_total(rows)
@@ -198,10 +209,18 @@ class StripeGateway:
             if since <= record.created_at < until:
                 yield record
 
-    async def order_of(self, reference: str) -> str | None:
-        """Return the id of the order that the PaymentIntent *reference* names."""
-        row = await self._retrieve(reference)
-        return None if row is None else PaymentIntent.of(row).order_id
+    async def owner_of(self, id: str) -> ChargeOwner | None:
+        """Return what the PaymentIntent *id* was made for, or that of the charge *id*."""
+        if not id.startswith("pi_"):
+            charge = await self._retrieve_charge(id)
+            intent = charge.get("payment_intent")
+            if not isinstance(intent, str):  # it was made by hand, or by other software
+                return None
+            if names_order(charge):  # a charge has a copy of the metadata of its PaymentIntent
+                return owner_named_in(charge, intent)
+            id = intent
+        row = await self._retrieve(id)
+        return None if row is None else PaymentIntent.of(row).owner
 
     async def close(self) -> None:
         """Cancel look-ups and close all connections."""
@@ -249,23 +268,17 @@ class StripeGateway:
         except StripeRefusal:
             return None
 
+    async def _retrieve_charge(self, id: str) -> Mapping[str, Any]:
+        """Return the present state of a charge; nothing if there is none."""
+        try:
+            return _to_json(await classify_errors(self._client.v1.charges.retrieve_async(id)))
+        except StripeRefusal:
+            return {}
+
     async def _get_intents(self, params: Mapping[str, Any]) -> Any:
         # A raw request: converting the list to the SDK's objects takes three times as long as reading it.
         response = await classify_errors(self._client.raw_request_async("get", "/v1/payment_intents", **params))
         return response.data
-
-
-def _details(params: Mapping[str, Any], details: ChargeDetails) -> dict[str, Any]:
-    """Return the parameters for the description and the address, which rules for exports require."""
-    found: dict[str, Any] = {"description": f"Order {params['metadata']['order_id']}"}
-    address = details.shipping_address
-    if address is not None:
-        lines = {"line1": address.line1, "city": address.city, "postal_code": address.postal_code, "country": address.country}
-        if address.line2 is not None:
-            lines["line2"] = address.line2
-        # Stripe requires a name with an address.
-        found["shipping"] = {"name": address.name or address.line1, "address": lines}
-    return found
 
 
 def _to_json(response: Any) -> dict[str, Any]:
@@ -299,19 +312,6 @@ def _declined(fault: StripeFault) -> Declined:
     if error_class not in (ErrorClass.DECLINED, ErrorClass.DECLINED_SOFTLY):
         raise misconfigured(fault)
     return Declined(fault.reason, is_soft=error_class is ErrorClass.DECLINED_SOFTLY)
-
-
-def _stripe_amount(amount: Money) -> int:
-    """
-    Return *amount* in the units that Stripe counts in.
-
-    Raises:
-        GatewayMisconfigured: It cannot be charged; it comes from a price that was set before prices were checked.
-    """
-    try:
-        return to_stripe(amount)
-    except ValueError as error:
-        raise GatewayMisconfigured(str(error), "amount_not_chargeable", "amount") from None
 
 
 def _earliest_charge(order_id: str) -> int:

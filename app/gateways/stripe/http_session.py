@@ -153,7 +153,7 @@ async def classify_errors(call: Awaitable[T]) -> T:
 
 def misconfigured(fault: StripeFault) -> GatewayMisconfigured:
     """Return the error for a fault of the configuration: the key, a permission, the account or a parameter."""
-    code = fault.code or _NAMELESS.get(fault.status) or fault.reason
+    code = fault.decline_code or fault.code or _NAMELESS.get(fault.status) or fault.reason
     detail = f"the provider refuses the call: {code}, status {fault.status}"
     return GatewayMisconfigured(detail, code, fault.param, fault.request_id)
 

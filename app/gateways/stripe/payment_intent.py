@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["PaymentIntent", "charge_result"]
+__all__ = ["PaymentIntent", "charge_metadata", "charge_result", "names_order", "owner_named_in"]
 
 import re
 from collections.abc import Iterable, Mapping
@@ -11,9 +11,9 @@ from typing import Any
 
 from attrs import frozen
 
-from app.gateways.port import Captured, ChargeRecord, ChargeResult, Declined, Pending, ResponseMismatch
+from app.gateways.port import Captured, ChargeOwner, ChargeRecord, ChargeResult, Declined, Pending, ResponseMismatch
 from app.gateways.stripe.currencies import from_stripe
-from app.gateways.stripe.error_table import ErrorClass, StripeFault, error_class_of
+from app.gateways.stripe.error_table import MODE_DECLINE_CODES, ErrorClass, StripeFault, error_class_of
 from modules.values import Money
 
 _ID = re.compile(r"pi_[A-Za-z0-9_]{1,200}")
@@ -27,12 +27,12 @@ class PaymentIntent:
     status: str
     money: Money | None
     """What it was made for; None if that is no amount in a currency."""
-    order_id: str | None
+    owner: ChargeOwner
     is_fully_received: bool
     """False if it states that another amount was received than it was made for, as it does before it has succeeded."""
     reason: str
     is_soft: bool
-    """True if it was declined for a reason that may pass."""
+    """True if it was declined for a reason that may pass, or that is no fault of the payment method."""
     created: int
     refunded_amount: int
 
@@ -51,19 +51,23 @@ class PaymentIntent:
             raise ResponseMismatch("wrong_id", "the PaymentIntent has no valid id")
         charge = value.get("latest_charge")
         refunded = from_stripe(_mapping(charge).get("amount_refunded", 0), value.get("currency"))
-        order_id = _mapping(value.get("metadata")).get("order_id")
         fault = StripeFault.of(402, {"error": value.get("last_payment_error")}, None)
         return cls(
             id=id,
             status=str(value.get("status")),
             money=from_stripe(value.get("amount"), value.get("currency")),
-            order_id=order_id if isinstance(order_id, str) else None,
+            owner=owner_named_in(value, id),
             is_fully_received=value.get("amount_received") in (None, value.get("amount")),
             reason=fault.decline_code or fault.code or "declined",
-            is_soft=error_class_of(fault) is ErrorClass.DECLINED_SOFTLY,
+            is_soft=error_class_of(fault) is ErrorClass.DECLINED_SOFTLY or fault.decline_code in MODE_DECLINE_CODES,
             created=created if isinstance(created, int) else 0,
             refunded_amount=0 if refunded is None else refunded.amount,
         )
+
+    @property
+    def order_id(self) -> str | None:
+        """The id of the order that it names."""
+        return self.owner.order_id
 
     def check(self, order_id: str, amount: Money) -> None:
         """
@@ -114,6 +118,28 @@ def charge_result(intents: Iterable[PaymentIntent]) -> ChargeResult | None:
     if "canceled" in by_status:
         return Declined("canceled")
     return None
+
+
+def charge_metadata(order_id: str, key: str, installation: str | None) -> dict[str, str]:
+    """Return the metadata of a PaymentIntent or a refund that is made for an order under *key*."""
+    named = {} if installation is None else {"installation": installation}
+    return {"order_id": order_id, "key": key, **named}
+
+
+def names_order(value: Mapping[str, Any]) -> bool:
+    """Return whether the metadata of *value* name an order, of whatever form."""
+    return _mapping(value.get("metadata")).get("order_id") is not None
+
+
+def owner_named_in(value: Mapping[str, Any], reference: str) -> ChargeOwner:
+    """Return what the metadata of *value*, an object that belongs to the PaymentIntent *reference*, say that it is for."""
+    metadata = _mapping(value.get("metadata"))
+    order_id, installation = metadata.get("order_id"), metadata.get("installation")
+    return ChargeOwner(
+        reference,
+        order_id if isinstance(order_id, str) else None,
+        installation if isinstance(installation, str) else None,
+    )
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

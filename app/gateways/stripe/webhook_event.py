@@ -19,9 +19,9 @@ from typing import Any
 import orjson
 from attrs import frozen
 
-from app.gateways.port import ResponseMismatch
+from app.gateways.port import ChargeOwner, ResponseMismatch
 from app.gateways.stripe.currencies import from_stripe
-from app.gateways.stripe.payment_intent import PaymentIntent
+from app.gateways.stripe.payment_intent import PaymentIntent, names_order, owner_named_in
 from app.gateways.stripe.refund import REFERENCE_MAX, key_of
 from modules.payments.events import ChargeNotified, DeclineNotified, DisputeReported, RefundNotified, RefundReported
 from modules.values import Money
@@ -55,8 +55,12 @@ _REFUND_STATUSES = {
 _DISPUTE_STATUSES = {"won": "won", "warning_closed": "won", "prevented": "won", "lost": "lost"}
 """All other statuses are those of a dispute that is open. An inquiry that is closed without a dispute costs no money."""
 
+_EVENT_OBJECTS = ("event", "v2.core.event")
+"""The second are the "thin" events of Stripe's newer API. None of their types is handled: they hold no object."""
+
 _EVENT_ID = re.compile(r"evt_[A-Za-z0-9_]{1,200}")
 _INTENT_ID = re.compile(r"pi_[A-Za-z0-9_]{1,200}")
+_CHARGE_ID = re.compile(r"(ch|py)_[A-Za-z0-9_]{1,200}")
 _ORDER_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _REFUND_KEY = re.compile(r"refund:[0-9a-f-]{36}(?::([0-9]{1,6}))?")
 _PART = re.compile(r"\s*(t|v1)=([0-9a-zA-Z]{1,128})\s*")
@@ -76,7 +80,8 @@ class StripeEvent:
     A parsed webhook.
 
     *notice* is the event to submit to payments. It is None if the type is not handled, if *mismatch* has the code of
-    what is wrong, or if the order must be looked up first (`needs_order`). *reference* is the id of the PaymentIntent.
+    what is wrong, or if the order must be looked up first (`needs_order`). *reference* is the id of the PaymentIntent, or
+    of the charge where the webhook names only that. *installation* is the one whose order it is, None if none is named.
     """
 
     id: str
@@ -84,8 +89,9 @@ class StripeEvent:
     reference: str | None = None
     notice: Notice | None = None
     mismatch: str | None = None
-    notice_for: Callable[[str], Notice] | None = None
-    """Returns the notice for an order's id, where the webhook itself may not name the order."""
+    installation: str | None = None
+    notice_for: Callable[[str, str], Notice] | None = None
+    """Returns the notice for a PaymentIntent and an order, where the webhook itself may not name them."""
 
     @property
     def is_handled(self) -> bool:
@@ -94,15 +100,20 @@ class StripeEvent:
 
     @property
     def needs_order(self) -> bool:
-        """True if the webhook names no order: its PaymentIntent does; pass it to `for_order`."""
+        """True if the webhook names no order or no PaymentIntent: look up *reference*, and pass the result to `for_owner`."""
         return self.is_handled and self.notice is None and self.mismatch is None
 
-    def for_order(self, order_id: Any) -> StripeEvent:
-        """Return the event with its notice, for the order that its PaymentIntent names."""
+    def for_owner(self, owner: ChargeOwner | None) -> StripeEvent:
+        """Return the event with its notice, for the order that *owner* names."""
         assert self.notice_for is not None
-        if not isinstance(order_id, str) or not _ORDER_ID.fullmatch(order_id):
-            return StripeEvent(self.id, self.type, self.reference, mismatch="unknown_intent")
-        return StripeEvent(self.id, self.type, self.reference, self.notice_for(order_id))
+        if owner is None or owner.order_id is None or not _ORDER_ID.fullmatch(owner.order_id):
+            return self.with_mismatch("unknown_intent")
+        notice = self.notice_for(owner.reference, owner.order_id)
+        return StripeEvent(self.id, self.type, owner.reference, notice, installation=owner.installation)
+
+    def with_mismatch(self, mismatch: str) -> StripeEvent:
+        """Return the event with *mismatch*, the code of what is wrong, and without a notice."""
+        return StripeEvent(self.id, self.type, self.reference, mismatch=mismatch)
 
 
 def check_signature(body: bytes, header: str | None, secret: str, now: float) -> None:
@@ -140,7 +151,7 @@ def parse_event(body: bytes) -> StripeEvent:
         ValueError: It is not a Stripe event.
     """
     value = orjson.loads(body)
-    if not isinstance(value, Mapping) or value.get("object", "event") != "event":
+    if not isinstance(value, Mapping) or value.get("object", "event") not in _EVENT_OBJECTS:
         raise ValueError("not an event")
     id, type_, data = value.get("id"), value.get("type"), value.get("data")
     if not isinstance(id, str) or not _EVENT_ID.fullmatch(id) or not isinstance(type_, str):
@@ -154,13 +165,14 @@ def parse_event(body: bytes) -> StripeEvent:
     notice_for = _notice_for(type_, members)
     if notice_for is None:
         return StripeEvent(id, type_, mismatch="nonsense")
-    reference = _intent_id(members)
+    intent_id = _intent_id(members)
+    reference = intent_id or (None if type_ == REFUNDED else _charge_id(members))
     if reference is None:  # our charges all belong to a PaymentIntent
         return StripeEvent(id, type_, mismatch="unknown_intent")
-    event = StripeEvent(id, type_, reference, notice_for=partial(notice_for, reference))
-    metadata = members.get("metadata")
-    order_id = metadata.get("order_id") if isinstance(metadata, Mapping) else None
-    return event if order_id is None else event.for_order(order_id)
+    event = StripeEvent(id, type_, reference, notice_for=notice_for)
+    if intent_id is None or not names_order(members):
+        return event
+    return event.for_owner(owner_named_in(members, intent_id))
 
 
 def _intent_event(id: str, type_: str, value: Any) -> StripeEvent:
@@ -177,11 +189,12 @@ def _intent_event(id: str, type_: str, value: Any) -> StripeEvent:
         return StripeEvent(id, type_, intent.id, mismatch="nonsense")
     order_id = intent.order_id
     if is_success:
-        return StripeEvent(id, type_, intent.id, ChargeNotified(order_id=order_id, reference=intent.id, amount=amount))
-    notice = DeclineNotified(
-        order_id=order_id, reference=intent.id, amount=amount, reason=intent.reason, is_soft=intent.is_soft
-    )
-    return StripeEvent(id, type_, intent.id, notice)
+        notice: Notice = ChargeNotified(order_id=order_id, reference=intent.id, amount=amount)
+    else:
+        notice = DeclineNotified(
+            order_id=order_id, reference=intent.id, amount=amount, reason=intent.reason, is_soft=intent.is_soft
+        )
+    return StripeEvent(id, type_, intent.id, notice, installation=intent.owner.installation)
 
 
 def _notice_for(type_: str, value: Mapping[str, Any]) -> Callable[[str, str], Notice] | None:
@@ -229,9 +242,18 @@ def _dispute_reported(id: str, amount: Money, status: str, reference: str, order
 
 def _intent_id(value: Mapping[str, Any]) -> str | None:
     """Return the id of the PaymentIntent that *value* belongs to, which may be expanded; None if it belongs to none."""
-    intent = value.get("payment_intent")
+    intent, charge = value.get("payment_intent"), value.get("charge")
+    if intent is None and isinstance(charge, Mapping):
+        intent = charge.get("payment_intent")
     id = intent.get("id") if isinstance(intent, Mapping) else intent
     return id if isinstance(id, str) and _INTENT_ID.fullmatch(id) else None
+
+
+def _charge_id(value: Mapping[str, Any]) -> str | None:
+    """Return the id of the charge that *value* belongs to, which may be expanded; None if it belongs to none."""
+    charge = value.get("charge")
+    id = charge.get("id") if isinstance(charge, Mapping) else charge
+    return id if isinstance(id, str) and _CHARGE_ID.fullmatch(id) else None
 
 
 def _key_number(refund: Mapping[str, Any]) -> int | None:
