@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -129,6 +130,39 @@ async def test_three_nodes_keep_three_replicas_and_sync_before_they_acknowledge(
             config = each.ask("/jsz")["config"]
             assert isinstance(config, dict)
             assert config["sync_always"] is True
+
+
+def test_a_node_listens_for_clients_routes_and_monitoring_and_for_nothing_else(tmp_path: Path) -> None:
+    """No leaf nodes, gateways, WebSocket, MQTT or profiler. Monitoring answers to anyone who reaches it, but has no secret."""
+    (route,) = free_ports(1)
+    addresses = {f"ROUTE_{number}": f"nats-route://routes:s-routes@127.0.0.1:{route}" for number in range(3)}
+    folder = tmp_path / "node"
+    with node(folder, "n", None, {}, ROUTES_PASSWORD="s-routes", ROUTES_LISTEN=f"127.0.0.1:{route}", **addresses) as process:
+        deadline = time.monotonic() + START_SECONDS
+        while not (found := list(folder.glob("nats-server_*.ports"))):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        ports = json.loads(found[0].read_text(encoding="utf-8"))
+        expected = {int(each.rpartition(":")[2]) for kind in ("nats", "monitoring", "cluster") for each in ports[kind]}
+        assert {kind for kind, addresses in ports.items() if addresses} == {"nats", "monitoring", "cluster"}
+        assert listening(process.pid) == expected
+        monitor = ports["monitoring"][0].replace("0.0.0.0", "127.0.0.1")
+        with urlopen(f"{monitor}/varz", timeout=5) as response:
+            varz = json.load(response)
+        assert not any(varz[kind].get("port") for kind in ("leaf", "gateway", "websocket", "mqtt"))
+        pages = ("varz", "connz?auth=1", "routez", "subsz?subs=1", "gatewayz", "leafz", "accountz?acc=FULFILMENT", "jsz?config=1&streams=1")
+        for page in (*pages, "accstatz", "debug/vars"):
+            with urlopen(f"{monitor}/{page}", timeout=5) as response:
+                text = response.read().decode()
+            assert not any(secret in text for secret in (*PASSWORDS.values(), "s-routes")), page
+
+
+def listening(pid: int) -> set[int]:
+    """Return the TCP ports on which the process listens, from ``/proc`` (state 0A in net/tcp, proc(5))."""
+    sockets = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]]
+    return {int(line[1].rpartition(":")[2], 16) for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets}
 
 
 @pytest.mark.slow

@@ -1,18 +1,25 @@
-"""The whole program in this process, with authentication on and a key for each role."""
+"""The whole program in this process, with a key for each role; and a NATS server with the accounts of the deployment."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import nats
 import pytest
 from aiohttp import ClientSession
 from attrs import frozen
 
 from app.application import Application
+from app.bootstrap import build_modules
+from app.messaging.consumers import planned_topology
+from bus.jetstream.admin.provisioning import apply
 from config.api_keys import ROLES
 from config.settings import Settings
 from modules.registry import MODULES
+from tests.architecture.tree import ROOT
+from tests.nats import NatsServer
 from tests.process.client import Reply
 
 FILE = (
@@ -63,3 +70,23 @@ async def program(tmp_path: Path) -> AsyncIterator[Program]:
     async with ClientSession() as session:
         yield Program(application, address, session)
     await application.stop()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """A server with accounts.conf, and the streams and durables of the program."""
+    folder = tmp_path_factory.mktemp("nats")
+    (folder / "accounts.conf").write_bytes((ROOT / "deploy/nats/accounts.conf").read_bytes())
+    patch = pytest.MonkeyPatch()
+    for user in (*MODULES, "provisioner"):
+        patch.setenv(f"{user.upper()}_PASSWORD", f"p-{user}")
+    with NatsServer(folder, config='include "accounts.conf"') as started:
+        patch.undo()
+        asyncio.run(provision(started))
+        yield started
+
+
+async def provision(server: NatsServer) -> None:
+    client = await nats.connect(server.url, user="provisioner", password="p-provisioner")
+    await apply(client.jetstream(), planned_topology(build_modules(Settings(known_modules=MODULES))), replicas=1)
+    await client.close()

@@ -5,46 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import nats
 import pytest
 
-from app.bootstrap import build_modules
 from app.clock import SystemClock
-from app.messaging.consumers import planned_topology
-from bus.jetstream.admin.provisioning import apply
 from bus.jetstream.bus import JetStreamBus
 from bus.jetstream.servers import Servers
 from bus.port import Message
-from config.settings import Settings
-from modules.registry import MODULES
-from tests.architecture.tree import ROOT
 from tests.bus.features import InMemoryDeadLetters
 from tests.nats import NatsServer
 
 ID = "01990000-0000-7000-8000-000000000001"
 FORGED = b'{"forged": true}'
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """A server with accounts.conf, and the streams and durables of the program."""
-    folder = tmp_path_factory.mktemp("nats")
-    (folder / "accounts.conf").write_bytes((ROOT / "deploy/nats/accounts.conf").read_bytes())
-    patch = pytest.MonkeyPatch()
-    for user in (*MODULES, "provisioner"):
-        patch.setenv(f"{user.upper()}_PASSWORD", f"p-{user}")
-    with NatsServer(folder, config='include "accounts.conf"') as started:
-        patch.undo()
-        asyncio.run(provision(started))
-        yield started
-
-
-async def provision(server: NatsServer) -> None:
-    client = await nats.connect(server.url, user="provisioner", password="p-provisioner")
-    await apply(client.jetstream(), planned_topology(build_modules(Settings(known_modules=MODULES))), replicas=1)
-    await client.close()
 
 
 @pytest.fixture
