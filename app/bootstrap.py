@@ -19,11 +19,10 @@ __all__ = [
     "described_routes",
 ]
 
-import asyncio
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from attrs import frozen
 from loguru import logger
@@ -41,18 +40,19 @@ from app.gateways.webhook_handler import StripeWebhookHandler
 from app.messaging.bus_factory import BusRuntime, build_bus
 from app.messaging.consumers import EXPRESS_LANE, subscriptions
 from app.messaging.dead_letters import DeadLetterStore
-from app.messaging.event_registry import build_registry
+from app.messaging.event_registry import all_modules, build_registry
 from app.messaging.outbox_relay import OutboxRelay, pending_events
 from app.messaging.version_usage import VersionUsageReport
 from app.runtime.batch import BatchProcessor
 from app.runtime.engine import LocalRoutes, TransactionEngine, direct_takers
 from app.runtime.order_metrics import OrderMetrics, log_payment_cases
 from app.runtime.runner import ModuleRunner
-from app.runtime.work import CommitListener, OutgoingEvent
+from app.runtime.work import CommitListener, Worker
 from app.storage.audit import AuditTrail
 from app.storage.clock_watch import ClockWatch, build_clock_watch
 from app.storage.databases import Storage, build_storage
 from app.storage.module_store import ModuleStore
+from app.storage.sql.open_dialect import open_dialect
 from app.storage.sql.reader_watch import ReaderWatches
 from app.telemetry.metrics import Metrics
 from app.web import Gate, Health, Runner, build_application
@@ -161,22 +161,6 @@ def build_runtime(
     return Runtime(runners, relays)
 
 
-class Worker(Protocol):
-    """A consumer beside a module's own, which calls something outside and submits the answer to the module."""
-
-    async def consume(self, subscription: Subscription, is_express: bool = False) -> None:
-        """Handle what *subscription*, one lane, delivers, until cancelled."""
-
-    def take(self, event: OutgoingEvent) -> asyncio.Future[bool] | None:
-        """Handle a committed event that did not come over the bus; see `app.runtime.work.TakeEvent`."""
-
-    async def drain(self, seconds: float) -> None:
-        """Let the calls in flight end, for up to *seconds*; cancel the rest, which the bus delivers again."""
-
-    async def close(self) -> None:
-        """Close the connections to the outside. Idempotent."""
-
-
 @frozen
 class GatewayParts:
     """A module's connection to a provider outside: the workers by consumer name, and the routes that the provider calls."""
@@ -213,7 +197,8 @@ def build_payment_gateway(
         return CircuitBreaker(clock.monotonic, on_change=changed)
 
     operations = Operations.of(gateway.name, clock, make_breaker, metrics.gateway_misconfigured)
-    worker = PaymentWorker(runner, gateway, operations, contracts, clock, metrics, takes_directly=settings.bus == "memory")
+    takes_directly = _takes_directly(settings, runner.module.name)
+    worker = PaymentWorker(runner, gateway, operations, contracts, clock, metrics, takes_directly=takes_directly)
     runner.add_listener(worker.delays.on_commit)
     secrets, ledger = str(settings.stripe_webhook_secret or ""), gateway if isinstance(gateway, ChargeLedger) else None
     webhooks = StripeWebhookHandler(runner, secrets, ledger, operations.look_up, dead_letters, clock, metrics)
@@ -233,6 +218,16 @@ def _payment_provider(settings: Settings, clock: Clock) -> Gateway:
         latency_seconds=settings.simulated_latency_ms / 1000,
         failure_rate=settings.simulated_failure_rate,
     )
+
+
+def _takes_directly(settings: Settings, module: str) -> bool:
+    """
+    Return whether the workers of *module* may take what this process has committed without the bus.
+
+    They may where no other process publishes the module's outbox: another replica would publish a row that is in hand
+    here, and a worker would process the request a second time.
+    """
+    return settings.bus == "memory" or not open_dialect(settings.database_url(module)).is_shared
 
 
 BuildGateway = Callable[[Settings, ModuleRunner, ContractRegistry, DeadLetterStore, Clock, Metrics], GatewayParts]
@@ -301,10 +296,10 @@ def build_parts(settings: Settings, clock: Clock | None = None) -> Parts:
         for worker in module.workers:
             if module.name not in gateways or worker not in gateways[module.name].workers:
                 raise ModuleError(f"{module.name}: nothing runs the worker {worker}; GATEWAYS in app/bootstrap.py has to")
-    if settings.bus == "memory":
-        takers = {name: worker.take for gateway in gateways.values() for name, worker in gateway.workers.items()}
-        for runner in runtime.runners.values():
-            runner.takers = direct_takers(modules, takers)
+    takers = {name: worker.take for gateway in gateways.values() for name, worker in gateway.workers.items()}
+    for name, runner in runtime.runners.items():
+        if _takes_directly(settings, name):
+            runner.takers = direct_takers({m.name: m for m in (*all_modules(), *modules)}.values(), takers)
     return Parts(
         settings, clock, metrics, modules, contracts, storage, dead_letters, bus, runtime,
         build_clock_watch(

@@ -14,6 +14,7 @@ from uuid_utils import uuid7
 
 from app.application import Application
 from app.clock import SystemClock
+from app.gateways.payment_worker import PaymentWorker
 from app.runtime.engine import direct_takers
 from app.storage.tables import DUE_NOW
 from bus.errors import BrokerUnreachable
@@ -91,6 +92,31 @@ async def test_a_worker_takes_events_without_the_bus_only_where_nothing_else_con
     ]
     takers = {name: worker.take for name, worker in parts.gateways["payments"].workers.items()}
     assert direct_takers(curious, takers).keys() == {RefundRequested}
+    await parts.bus.bus.close(0)
+    await parts.storage.close()
+
+
+@pytest.mark.parametrize(
+    ("bus", "database", "is_taken"),
+    [
+        ("memory", "sqlite:///{}/test.db", True),
+        ("memory", "postgresql://u@127.0.0.1:1/none", True),
+        ("nats", "sqlite:///{}/test.db", True),
+        ("nats", "postgresql://u@127.0.0.1:1/none", False),
+    ],
+)
+async def test_a_worker_takes_events_without_the_bus_only_where_no_replica_publishes_them(
+    tmp_path: Path, bus: str, database: str, is_taken: bool
+) -> None:
+    """Replicas share a PostgreSQL database and its outbox; one of them would publish what another has in hand."""
+    modules = MODULES if bus == "memory" else ("payments",)
+    settings = {"BUS": bus, "MODULES": ",".join(modules), "DATABASE_URL": database.format(tmp_path)}
+    application = Application(load(settings, MODULES))
+    parts = application.parts
+    assert bool(parts.runtime.runners["payments"].takers) is is_taken
+    (worker,) = parts.gateways["payments"].workers.values()
+    assert isinstance(worker, PaymentWorker)
+    assert worker._takes_directly is is_taken
     await parts.bus.bus.close(0)
     await parts.storage.close()
 

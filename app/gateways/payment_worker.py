@@ -8,6 +8,8 @@ The worker at the payment gateway: it consumes charge and refund requests, calls
   followed it, could find no charge and make a second one, at a provider that ignores idempotency keys.
 - Each operation (charge, refund, look-up) has a circuit breaker of its own. Charges whose breaker is open are kept in hand,
   up to `HELD_MAX` of each lane; then the subscription is paused. A refund whose breaker is open waits in the outbox.
+- A request that this process has committed is taken without the bus where nothing else can have it in hand (`take`). It
+  goes over the bus if it has to wait. What the bus delivers then may have been taken before, so it is rechecked.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ __all__ = ["CONSUMER", "FRESH_SECONDS", "PaymentWorker"]
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -27,15 +29,15 @@ from app.gateways.breakers.breaker_wait import BreakerWait
 from app.gateways.breakers.circuit_breaker import BreakerOpen, BreakerState
 from app.gateways.breakers.operations import Operations
 from app.gateways.delay_notifier import DelayNotifier
-from app.gateways.gateway_calls import CALLS_MAX, LANE_CALLS_MAX, GatewayCalls
+from app.gateways.gateway_calls import CALLS_MAX, GatewayCalls
 from app.gateways.gateway_request import ChargeAttempt, GatewayRequest, parse_time, result_id
 from app.gateways.lane import Lane
 from app.gateways.order_locks import OrderLocks
 from app.gateways.port import Gateway
+from app.runtime.outage import retry_until_available
 from app.runtime.receiving import Received, Receiver, extend_ack_deadlines
 from app.runtime.runner import ModuleRunner
 from app.runtime.work import OutgoingEvent
-from app.storage.errors import TemporarilyUnavailable
 from app.telemetry.message_metrics import MessageMetrics
 from app.telemetry.metrics import Metrics
 from app.telemetry.trace import TraceContext
@@ -56,9 +58,6 @@ An older request is compared with the stored payment before the call: the paymen
 This is less than the time for which a broker recognises duplicates, so that a duplicate that the broker lets through is
 never taken for a first request.
 """
-
-LANE_IN_HAND_MAX = 512
-"""How many requests of one lane are in hand: they call the provider, or wait until their result is stored."""
 
 HELD_MAX = 100
 """How many charges of one lane wait for their breaker in hand; then the subscription is paused."""
@@ -171,8 +170,7 @@ class PaymentWorker:
         return free
 
     def _free_slots(self, lane: Lane) -> int:
-        calling = sum([len(each.calling) for each in self._lanes.values()])
-        return min(CALLS_MAX - calling, LANE_CALLS_MAX - len(lane.calling), LANE_IN_HAND_MAX - lane.in_hand)
+        return min(CALLS_MAX - sum([len(each.calling) for each in self._lanes.values()]), lane.free_slots)
 
     def _start(self, work: Coroutine[Any, Any, T], lane: Lane, delivery: Delivery | None) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
@@ -230,6 +228,9 @@ class PaymentWorker:
         received = Received(None, event.event, row.event_id, trace, row.subject, row.occurred_at, None, is_older=False)
         try:
             await self._process(received, lane)
+        except BreakerOpen:  # no call was made
+            lane.is_behind = True
+            return False
         except Exception as error:  # any error is this request's alone
             self._failed.add(received.id)
             logger.warning("a request failed; the bus delivers it", event_id=received.id, detail=repr(error))
@@ -242,7 +243,7 @@ class PaymentWorker:
         assert task is not None
         async with self._order_locks.turn(received.event.order_id) as is_uncontended:
             request = self._request(received, is_uncontended=is_uncontended)
-            result = await self._call_provider(request, lane, task)
+            result = await self._call_provider(request, lane, task, is_taken=received.delivery is None)
             # Storing the result needs no call to the provider, however long it waits for the database.
             self._free_call_slot(lane, task)
             is_new = result is not None and await self._submit(request, result)
@@ -257,6 +258,8 @@ class PaymentWorker:
         fresh_since = max(self._closed_since, self._clock.now() - timedelta(seconds=FRESH_SECONDS))
         is_closed = self._breaker.state is BreakerState.CLOSED
         is_fresh = is_closed and requested_at is not None and requested_at >= fresh_since
+        # Outbox rows may be published again (`app.messaging.republish`); a broker knows no duplicate of what it never had.
+        is_fresh = is_fresh and (received.delivery is None or not self._takes_directly)
         return GatewayRequest(
             event=event,
             id=received.id,
@@ -282,18 +285,21 @@ class PaymentWorker:
     async def _submit(self, request: GatewayRequest, result: Any) -> bool:
         """Submit *result* to payments; return False if it had been submitted before, for an earlier delivery."""
         id = result_id(request.id, CONSUMER, result)
-        reply = await self._retry_until_available(
-            partial(self._runner.submit, result, id=id, trace=request.trace, is_express=request.is_express, is_new=False)
+        reply = await retry_until_available(
+            self._clock, partial(self._runner.submit, result, id=id, trace=request.trace, is_express=request.is_express, is_new=False)
         )
         return not reply.is_replay
 
     # Calls
 
-    async def _call_provider(self, request: GatewayRequest, lane: Lane, task: asyncio.Task[Any]) -> Any:
+    async def _call_provider(self, request: GatewayRequest, lane: Lane, task: asyncio.Task[Any], *, is_taken: bool) -> Any:
         """
         Charge or refund, and return the result as an event. A charge waits while its breaker is open, however long.
 
         The result is None if payments has the result of this request already, and a later request follows.
+
+        Raises:
+            BreakerOpen: The charge *is_taken* without the bus, and is to wait there.
         """
         attempt = ChargeAttempt(request) if isinstance(request.event, ChargeRequested) else None
         while True:
@@ -302,6 +308,8 @@ class PaymentWorker:
             except BreakerOpen as error:
                 if attempt is None:  # a refund waits in the outbox, so that it takes no place of a charge
                     return request.not_sent(self._calls.refund_retry_seconds(request.event.attempt, error.retry_after_seconds))
+                if is_taken:
+                    raise
                 await self._delay(attempt)
                 if not await self._wait_in_hand(lane, task):
                     return request.not_sent(self._calls.retry_seconds(1))
@@ -325,7 +333,7 @@ class PaymentWorker:
         """
         order_id = attempt.event.order_id
         if attempt.needs_recheck:
-            payment = await self._retry_until_available(lambda: self._runner.get(Payment, order_id))
+            payment = await retry_until_available(self._clock, lambda: self._runner.get(Payment, order_id))
             attempt.recheck(payment)
         if attempt.is_answered:
             return None
@@ -337,13 +345,5 @@ class PaymentWorker:
         """Report the delay once, and have the attempt rechecked after the wait."""
         if not attempt.is_delay_reported:
             order_id, request = attempt.event.order_id, attempt.request
-            await self._retry_until_available(lambda: self.delays.notify(order_id, request.trace, request.is_express))
+            await retry_until_available(self._clock, lambda: self.delays.notify(order_id, request.trace, request.is_express))
         attempt.is_delay_reported = attempt.needs_recheck = True
-
-    async def _retry_until_available(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Repeat *call* until the database is available; the message stays in hand and spends no delivery attempt."""
-        while True:
-            try:
-                return await call()
-            except TemporarilyUnavailable as error:
-                await self._clock.sleep(error.retry_after_seconds)

@@ -228,11 +228,12 @@ def direct_takers(modules: Iterable[Module], takers: Mapping[str, TakeEvent]) ->
     """
     Return which of *takers*, by the consumer name of their worker, takes the events of a class in place of the bus.
 
-    For a bus in memory only: there no other process consumes the events. What two consumers read stays on the bus.
+    *modules* are all modules, those of other processes included: what two consumers read stays on the bus.
     """
+    modules = list(modules)
     consumed = [(name, cls) for module in modules for name, classes in module.workers.items() for cls in classes]
     consumers = Counter(cls for _, cls in consumed) + Counter(cls for module in modules for cls in module.consumes)
-    return {cls: takers[name] for name, cls in consumed if consumers[cls] == 1}
+    return {cls: takers[name] for name, cls in consumed if consumers[cls] == 1 and name in takers}
 
 
 def _versions(contract: Contract) -> Iterator[tuple[str, tuple[Convert, ...]]]:

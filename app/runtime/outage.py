@@ -7,18 +7,21 @@ acknowledgement deadlines extended, so that an outage costs no delivery attempt.
 
 from __future__ import annotations
 
-__all__ = ["StorageOutage"]
+__all__ = ["StorageOutage", "retry_until_available"]
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from app.runtime.receiving import extend_ack_deadlines
 from app.runtime.work import WorkItem
 from app.runtime.work_queue import WorkQueue
-from app.storage.errors import StorageRefused, StorageUnavailable
+from app.storage.errors import StorageRefused, StorageUnavailable, TemporarilyUnavailable
 from app.storage.sql.database import Database
 from bus.port import Clock
+
+T = TypeVar("T")
 
 SECONDS_MIN = 0.1
 SECONDS_MAX = 2.0
@@ -93,3 +96,12 @@ def _reject(items: Sequence[WorkItem], error: StorageUnavailable) -> None:
     for item in items:
         if item.future is not None and not item.future.done():
             item.future.set_exception(type(error)(error.detail, error.retry_after_seconds))
+
+
+async def retry_until_available(clock: Clock, call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat *call* until the database is available; return its result. What waits for it spends no delivery attempt."""
+    while True:
+        try:
+            return await call()
+        except TemporarilyUnavailable as error:
+            await clock.sleep(error.retry_after_seconds)

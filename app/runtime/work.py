@@ -17,12 +17,13 @@ __all__ = [
     "TakeEvent",
     "UnitOfWork",
     "WorkItem",
+    "Worker",
 ]
 
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, Protocol
 
 from attrs import define, field
 
@@ -33,7 +34,7 @@ from app.telemetry.trace import TraceContext, child
 from bus.contracts.contract import Value
 from bus.contracts.registry import ContractRegistry
 from bus.ids import derived_id
-from bus.port import Delivery
+from bus.port import Delivery, Subscription
 from bus.subjects import EXPRESS
 from modules.module import Decision, DecisionOutcome, Key
 from modules.routes import Rejection, Response
@@ -242,3 +243,19 @@ Takes a committed event in place of the bus; returns a future that is true once 
 
 It returns None if the bus has to carry the event. If the future is false or fails, the outbox relay publishes the event.
 """
+
+
+class Worker(Protocol):
+    """A consumer beside a module's own, which calls something outside and submits the answer to the module."""
+
+    async def consume(self, subscription: Subscription, is_express: bool = False) -> None:
+        """Handle what *subscription*, one lane, delivers, until cancelled."""
+
+    def take(self, event: OutgoingEvent) -> asyncio.Future[bool] | None:
+        """Handle a committed event that did not come over the bus; see `TakeEvent`."""
+
+    async def drain(self, seconds: float) -> None:
+        """Let the calls in flight end, for up to *seconds*; cancel the rest, which the bus delivers again."""
+
+    async def close(self) -> None:
+        """Close the connections to the outside. Idempotent."""

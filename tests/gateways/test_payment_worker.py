@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,12 +17,13 @@ import pytest
 from attrs import define, field
 from loguru import logger
 
-from app.gateways.breakers.circuit_breaker import BreakerState, CircuitBreaker
+from app.gateways.breakers.circuit_breaker import BreakerState, CircuitBreaker, Permit
 from app.gateways.breakers.operations import OperationKind, Operations
 from app.gateways.gateway_calls import CALLS_MAX, GatewayCalls
 from app.gateways.gateway_request import ChargeAttempt, GatewayRequest
+from app.gateways.lane import LANE_IN_HAND_MAX
 from app.gateways.order_locks import OrderLocks
-from app.gateways.payment_worker import CONSUMER, LANE_IN_HAND_MAX, PaymentWorker
+from app.gateways.payment_worker import CONSUMER, PaymentWorker
 from app.gateways.port import (
     Captured,
     ChargeDetails,
@@ -39,6 +41,8 @@ from app.gateways.port import (
 )
 from app.gateways.simulated import SimulatedGateway
 from app.messaging.consumers import subscriptions
+from app.messaging.republish import count as count_sent
+from app.messaging.republish import republish
 from app.runtime.engine import direct_takers
 from app.runtime.order_metrics import log_payment_cases
 from app.telemetry.metrics import Metrics
@@ -306,7 +310,7 @@ async def test_the_results_that_wait_for_the_database_are_limited(
     path: Path, monkeypatch: pytest.MonkeyPatch, takes_directly: bool
 ) -> None:
     """Further requests stay in the bus until there is a free slot."""
-    monkeypatch.setattr("app.gateways.payment_worker.LANE_IN_HAND_MAX", 7)
+    monkeypatch.setattr("app.gateways.lane.LANE_IN_HAND_MAX", 7)
     gateway, is_back = FakeGateway(), asyncio.Event()
     async with running(path, gateway, takes_directly=takes_directly) as (harness, _):
         block_submissions(harness, is_back)
@@ -371,6 +375,48 @@ async def test_a_request_that_fails_after_it_was_taken_is_delivered_by_the_bus_a
         assert each.status is Status.CONFIRMED
         assert subjects.count(CHARGE_REQUESTED) == 1
         assert [call for call, _ in gateway.calls] == ["charge", "find"]
+
+
+async def test_a_request_that_was_taken_is_charged_once_though_it_is_published_again(path: Path) -> None:
+    """
+    An operator publishes sent rows again after a stream was lost.
+
+    The broker never had this message and lets it through, so the worker compares it with the stored payment.
+    """
+    gateway = FakeGateway()
+    async with running(path, gateway, takes_directly=True) as (harness, _):
+        [each] = await finished_orders(harness, await place_orders(harness, 1))
+        store, since = harness.stores["payments"], datetime(2000, 1, 1, tzinfo=UTC)
+        await until(lambda: count_sent(store, since))
+        await republish(store, harness.bus, harness.clock, since, on_sent=lambda count: None)
+        await until(lambda: outcomes(harness).get("repeated") == 1)
+        assert [call for call, _ in gateway.calls] == ["charge", "find"]
+        assert (await order_of(harness, each.order_id)).status is Status.CONFIRMED
+
+
+async def test_a_request_that_was_taken_before_the_breaker_opened_waits_in_the_bus(path: Path) -> None:
+    """Its outbox row does not count as unsent for as long as the provider is away. No call was made, so none is looked up."""
+
+    class OpenedLate(CircuitBreaker):
+        """Opens when the first call is about to be made: the request has been taken, because the breaker was closed."""
+
+        has_opened = False
+
+        def acquire(self) -> Permit:
+            if not self.has_opened:
+                self.has_opened = True
+                self.failed(super().acquire(), 10**6)
+            return super().acquire()
+
+    gateway, breaker = FakeGateway(), OpenedLate(HurriedClock().monotonic)
+    async with running(path, gateway, breaker, takes_directly=True) as (harness, _):
+        subjects, ids = published_subjects(harness), await place_orders(harness, 1)
+        await until(lambda: _waits_for_payment(harness, ids[0]))
+        assert subjects.count(CHARGE_REQUESTED) == 1
+        breaker._open_until = 0.0
+        [each] = await finished_orders(harness, ids)
+        assert each.status is Status.CONFIRMED
+        assert [call for call, _ in gateway.calls] == ["charge"]
 
 
 async def test_requests_behind_an_open_breaker_keep_their_turn_in_the_bus(path: Path) -> None:

@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.nats import NatsServer
-from tests.process.client import Client
+from tests.process.client import Client, eventually
+from tests.process.invariants import rows
 from tests.process.workload import STOCK, Workload
 from tests.split.conftest import Build
 from tests.split.invariants import check_system
@@ -84,6 +85,30 @@ async def check_after(client: Client, system: System, broker: NatsServer, worklo
     assert reasons == {None, "insufficient_stock", "requested"}, "the workload must reach every final state"
     assert all(order["status"] == "cancelled" for order in orders if order["order_id"] in workload.cancelled)
     assert system.stderr == ""
+
+
+@pytest.mark.slow
+async def test_a_charge_that_is_in_hand_when_payments_is_killed_is_made_after_the_restart(
+    build: Build, broker: NatsServer, connect: Callable[[System], Client]
+) -> None:
+    """Its request never left the process; the outbox row is still unsent, so the next process sends it over the bus."""
+    system = build(SIMULATED_LATENCY_MS="600000").start()
+    client = connect(system)
+    await client.stock("SKU-1", 10)
+    orders = [await client.place({"SKU-1": 1}) for _ in range(5)]
+    (payments,) = system.servers["payments"]
+    sql = "SELECT count(*) FROM payments_outbox WHERE subject = 'payments.charge_requested.v1' AND sent_at IS NULL"
+
+    async def requested() -> int:
+        return int(rows(system.database_of("payments"), sql)[0][0])
+
+    await eventually(requested, lambda count: count == len(orders))
+    await asyncio.to_thread(system.kill, payments)
+    payments.settings["SIMULATED_LATENCY_MS"] = "0"
+    await asyncio.to_thread(system.restart, payments)
+    await check_system(client, system, broker, orders, {"SKU-1": 10})
+    for order_id in orders:
+        assert (await client.get(f"/v1/orders/{order_id}"))["status"] == "confirmed"
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 
 from tests.nats import NatsServer
 from tests.process.client import Client, Reply, eventually
+from tests.process.invariants import rows
 from tests.split.invariants import check_system, consumers_of
 from tests.split.system import MODULES, System
 
@@ -150,6 +151,27 @@ async def test_the_trace_of_a_request_is_in_every_log_and_message(
             system.servers[module][0].wait_for_line, lambda line: '"my-order"' in line and TRACE in line
         )
         assert json.loads(line)["correlation_id"] == "my-order"
+
+
+async def test_a_charge_request_does_not_leave_the_process_that_charges(
+    system: System, broker: NatsServer, connect: Callable[[System], Client]
+) -> None:
+    """Payments hands it to its own worker after the commit; its outbox row counts as sent."""
+    client = connect(system)
+    await client.stock("SKU-1", 10)
+    order = await client.wait_until_final(await client.place({"SKU-1": 1}))
+    assert order["status"] == "confirmed"
+    subjects = {message.subject for message in await messages_of(broker, "PAYMENTS")}
+    assert "payments.captured.v1" in subjects
+    assert not [subject for subject in subjects if "requested" in subject]
+    sql = "SELECT count(*) FROM payments_outbox WHERE subject LIKE 'payments.%requested%' AND sent_at IS {} NULL"
+    database = system.database_of("payments")
+
+    async def unsent() -> Any:
+        return rows(database, sql.format(""))
+
+    await eventually(unsent, lambda found: found == [(0,)])
+    assert rows(database, sql.format("NOT"))[0][0] >= 1
 
 
 async def test_streams_and_durables_match_the_contract(system: System, broker: NatsServer) -> None:
