@@ -41,7 +41,7 @@ from app.messaging.bus_factory import BusRuntime, build_bus
 from app.messaging.consumers import EXPRESS_LANE, subscriptions
 from app.messaging.dead_letters import DeadLetterStore
 from app.messaging.event_registry import all_modules, build_registry
-from app.messaging.outbox_relay import OutboxRelay, pending_events
+from app.messaging.outbox_relay import OutboxRelay
 from app.messaging.version_usage import VersionUsageReport
 from app.runtime.batch import BatchProcessor
 from app.runtime.engine import LocalRoutes, TransactionEngine, direct_takers
@@ -146,8 +146,8 @@ def build_runtime(
 ) -> Runtime:
     """Return a runner and a relay for each of *modules*; with the bus in memory and one database they deliver locally."""
     relays = {name: OutboxRelay(store, bus.bus, bus.dead_letters, clock, metrics) for name, store in storage.stores.items()}
-    backlog = partial(pending_events, relays.values())
-    metrics.outbox_cap_used.set_function(lambda: backlog() / settings.outbox_cap)
+    backlog = relays.values()
+    metrics.outbox_cap_used.set_function(lambda: sum(relay.pending_events for relay in backlog) / settings.outbox_cap)
     runners = build_runners(
         *(modules, storage.stores, contracts, relays, clock, metrics),
         delivers_locally=settings.bus == "memory" and len(storage.databases) == 1,

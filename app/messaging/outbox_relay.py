@@ -9,7 +9,7 @@ If the process ends before, the rows are published again, and the consumers' inb
 
 from __future__ import annotations
 
-__all__ = ["OutboxRelay", "pending_events"]
+__all__ = ["OutboxRelay"]
 
 import asyncio
 import time
@@ -89,6 +89,8 @@ class OutboxRelay:
         self._sent: list[str] = []
         self._left_in_table = 0
         self._rows_per_event = 1.0
+        self.pending_events = 0
+        """How many events the pending rows are, as of the last step: one that is published in two versions has two rows."""
         self._count_at = 0.0
         self._scan_at = self._beat_at = 0.0
         self._purge_at = clock.monotonic() + PURGE_SECONDS
@@ -110,17 +112,13 @@ class OutboxRelay:
         """How many rows are due and not accepted by the bus yet; between two counts of the table an estimate."""
         return len(self._in_flight) + self._left_in_table
 
-    @property
-    def pending_events(self) -> int:
-        """How many events these rows are: an event that is published in two versions has two rows."""
-        return round(self.pending / self._rows_per_event)
-
     def publish(self, rows: Sequence[OutboxMessage]) -> None:
         """Publish *rows*, which are committed and due. A later scan finds those beyond the limit of rows in flight."""
         for row in rows:
             self._send(row)
         if rows and not self._bus.is_connected:
             self._rows_per_event = len(rows) / len({row.event_id for row in rows})  # until the next count finds out
+            self._count_events()
 
     def hand_over(self, row: OutboxMessage, take: Callable[[], asyncio.Future[bool] | None]) -> None:
         """
@@ -146,6 +144,7 @@ class OutboxRelay:
     async def step(self) -> None:
         """Mark the rows that were sent; scan the table and purge old rows when it is time to."""
         now = self._clock.monotonic()
+        self._count_events()
         sent, self._sent = self._sent, []
         if sent or not self.pending:
             self._progress_at = now
@@ -181,6 +180,9 @@ class OutboxRelay:
         if sent:
             self._store.database.defer(partial(self._mark, sent))
         await self._store.database.flush()
+
+    def _count_events(self) -> None:
+        self.pending_events = round(self.pending / self._rows_per_event)
 
     def _send(self, row: OutboxMessage) -> None:
         if row.id in self._in_flight:
@@ -296,6 +298,7 @@ class OutboxRelay:
             # A row that was committed a moment ago and is not passed to `publish` yet counts as left until the next count.
             self._left_in_table = max(0, count - len(self._in_flight) - len(done))
             self._rows_per_event = scanned.rows_per_event or self._rows_per_event
+            self._count_events()
             self._count_at = self._clock.monotonic() + min(
                 COUNT_SECONDS_MAX, max(0.0, scanned.count_seconds - COUNT_FREE_SECONDS) / COUNT_SHARE_MAX
             )
@@ -309,8 +312,3 @@ class OutboxRelay:
         except StorageUnavailable:
             deleted = 0
         self._purge_at = now + (MARK_SECONDS if deleted else PURGE_SECONDS)
-
-
-def pending_events(relays: Iterable[OutboxRelay]) -> int:
-    """Return how many events of all *relays* are due and not accepted by the bus yet."""
-    return sum(relay.pending_events for relay in relays)

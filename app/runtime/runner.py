@@ -13,7 +13,7 @@ __all__ = ["ModuleRunner"]
 import asyncio
 import random
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from math import inf
@@ -65,15 +65,15 @@ class ModuleRunner:
         metrics: Metrics,
         *,
         batch_max: int = 256,
-        backlog: Callable[[], int] = lambda: 0,
+        backlog: Collection[OutboxRelay] = (),
         backlog_max: int = 400_000,
         rng: random.Random | None = None,
     ) -> None:
         """
         Prepare to run *module*; `run` and `consume` do the work.
 
-        *peers* holds the runners of all modules of this process by name, this one included. *backlog* returns how many
-        outbox rows are pending; over *backlog_max*, `submit` sheds load.
+        *peers* holds the runners of all modules of this process by name, this one included. While the relays in *backlog*
+        have over *backlog_max* events to publish, `submit` sheds load.
         """
         self.module = module
         self._database = store.database
@@ -289,12 +289,13 @@ class ModuleRunner:
         outcomes: dict[tuple[str, str], int] = defaultdict(int)  # Counter would call Python code for each new key
         handled: dict[str | None, int] = defaultdict(int)
         is_logged = enabled("DEBUG")
-        listeners, notify = self._listeners, self._watchers.notify
+        listeners, watchers = self._listeners, self._watchers
         for item, each in zip(result.items, result.results, strict=True):
             if each.decision is not None:
                 for listener in listeners:
                     listener(item.event, each.decision, item.origin_trace)
-                notify(each.decision.states)
+                if watchers.by_state:
+                    watchers.notify(each.decision.states)
             if item.future is not None:
                 _reply(item.future, each)
                 continue

@@ -50,13 +50,14 @@ class StateWatchers:
 
     def __init__(self, key_of: Mapping[type, Callable[[State], str]]) -> None:
         self._key_of = key_of
-        self._watchers: dict[tuple[type, str], set[asyncio.Event]] = {}
+        self.by_state: dict[tuple[type, str], set[asyncio.Event]] = {}
+        """What each watcher waits for, by the class and key of the state; empty while nothing is watched."""
 
     @asynccontextmanager
     async def watch(self, cls: type, key: str) -> AsyncIterator[AsyncIterator[None]]:
         """Yield an iterator that yields after each change of the state; several changes may be merged into one."""
         changed = asyncio.Event()
-        watchers = self._watchers.setdefault((cls, key), set())
+        watchers = self.by_state.setdefault((cls, key), set())
         watchers.add(changed)
 
         async def changes() -> AsyncIterator[None]:
@@ -70,13 +71,11 @@ class StateWatchers:
         finally:
             watchers.discard(changed)
             if not watchers:
-                self._watchers.pop((cls, key), None)
+                self.by_state.pop((cls, key), None)
 
     def notify(self, states: Iterable[State]) -> None:
         """Wake the watchers of *states*, which have changed."""
-        if not self._watchers:
-            return
         for state in states:
             cls = type(state)
-            for changed in self._watchers.get((cls, self._key_of[cls](state)), ()):
+            for changed in self.by_state.get((cls, self._key_of[cls](state)), ()):
                 changed.set()

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 from attrs import define, field
 from loguru import logger
 
+from app.messaging.outbox_relay import OutboxRelay
 from app.runtime.service import Overloaded
 
 T = TypeVar("T")
@@ -133,10 +134,10 @@ SHEDDING_ENDS_BELOW = 0.9
 
 
 class LoadLimit:
-    """The limit of what may wait: *backlog* returns how many events wait to be published, *most* is the cap."""
+    """The limit of what may wait: the events that *relays* have to publish, and what is queued; *most* is the cap."""
 
-    def __init__(self, backlog: Callable[[], int], most: int) -> None:
-        self._backlog = backlog
+    def __init__(self, relays: Iterable[OutboxRelay], most: int) -> None:
+        self._relays = tuple(relays)
         self._most = most
         self._is_shedding = False
 
@@ -147,7 +148,7 @@ class LoadLimit:
         Raises:
             Overloaded: They are.
         """
-        waiting, most = self._backlog() + queued, self._most
+        waiting, most = queued + sum([relay.pending_events for relay in self._relays]), self._most
         if waiting > most:
             if not self._is_shedding:
                 self._is_shedding = True

@@ -8,6 +8,7 @@ import sqlite3
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -269,7 +270,7 @@ async def test_a_locked_database_is_unavailable_until_the_lock_is_released(path:
 
 async def test_load_shedding_rejects_only_new_work(path: Path) -> None:
     """Over the cap an order is rejected before it is queued; a cancellation is accepted."""
-    async with harness_at(path, backlog=lambda: 11, backlog_max=10) as harness:
+    async with harness_at(path, backlog=[SimpleNamespace(pending_events=11)], backlog_max=10) as harness:
         with pytest.raises(Overloaded):
             await harness.submit("orders", submitted(), sheds_load=True)
         await harness.submit("orders", CancelRequested(order_id=oid(1), why=None))
@@ -288,11 +289,11 @@ async def test_queued_submissions_count_as_backlog(path: Path) -> None:
 
 async def test_load_shedding_is_logged_once(path: Path) -> None:
     """One line when it begins, and one when the backlog is well below the cap again."""
-    waiting, lines = [0], list[str]()
+    relay, lines = SimpleNamespace(pending_events=0), list[str]()
     sink = logger.add(lambda line: lines.append(line.record["message"]), level="INFO", filter="app.runtime.work_queue")
     try:
-        async with harness_at(path, backlog=lambda: waiting[0], backlog_max=100) as harness:
-            for waiting[0] in (100, 101, 102, 95, 101, 91, 90, 90):
+        async with harness_at(path, backlog=[relay], backlog_max=100) as harness:
+            for relay.pending_events in (100, 101, 102, 95, 101, 91, 90, 90):
                 with suppress(Overloaded):
                     await harness.submit("orders", submitted(), sheds_load=True)
     finally:
