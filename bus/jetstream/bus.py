@@ -26,7 +26,7 @@ from bus.jetstream.admin.topology import consumer_plans
 from bus.jetstream.admin.verifier import TopologyVerifier
 from bus.jetstream.connection import CONNECT_SECONDS_MAX, Connection
 from bus.jetstream.consumer_group import ConsumerGroup
-from bus.jetstream.publisher import Publisher, fail_future
+from bus.jetstream.publisher import Publisher
 from bus.jetstream.pull_consumer import PullConsumer
 from bus.jetstream.servers import Servers, ServerSource
 from bus.port import (
@@ -36,7 +36,6 @@ from bus.port import (
     Clock,
     DeadLetter,
     DeadLetters,
-    Message,
     Subscription,
 )
 from bus.tasks import cancel_tasks
@@ -103,6 +102,7 @@ class JetStreamBus:
             on_disconnected=self._on_disconnected,
         )
         self.send: Callable[..., None] = self._connection.send
+        self.is_connected = False
         self._publisher = Publisher(
             clock,
             self._connection,
@@ -110,6 +110,7 @@ class JetStreamBus:
             on_missing=self._verify_stream,
             on_recovered=lambda stream: self._verifier.note_stream_exists(stream),
         )
+        self.publish = self._publisher.publish
         self._verifier = TopologyVerifier(
             self.js,
             lambda: self._connection.denied,
@@ -127,10 +128,6 @@ class JetStreamBus:
         self.is_closing = False
         self._closers: set[asyncio.Future[None]] = set()
         """A future for each call of `close` that waits."""
-
-    @property
-    def is_connected(self) -> bool:
-        return self._connection.is_up and not self.is_closing
 
     @property
     def reconnects(self) -> int:
@@ -171,13 +168,6 @@ class JetStreamBus:
         """
         await self._connection.open()
 
-    def publish(self, message: Message) -> asyncio.Future[None]:
-        if self.is_closing:
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            fail_future(future, BusClosed("the bus is closed"))
-            return future
-        return self._publisher.publish(message)
-
     async def subscribe(self, consumer: str, subjects: Sequence[str]) -> Subscription:
         if self.is_closing:
             raise BusClosed("the bus is closed")
@@ -192,7 +182,8 @@ class JetStreamBus:
 
     async def close(self, grace_seconds: float = 5.0) -> None:
         if not self.is_closing:
-            self.is_closing = True
+            self.is_closing, self.is_connected = True, False
+            self._publisher.stop()
             for consumer in self._consumers():
                 consumer.return_buffered()
                 with suppress(nats.errors.Error):
@@ -248,6 +239,7 @@ class JetStreamBus:
     async def _on_connected(self, client: Client) -> None:
         self._client = client
         await self._publisher.bind(client)
+        self.is_connected = self._connection.is_up and not self.is_closing
         if "tick" not in self._tasks:
             self._start("tick", self._run_ticks())
             self._start("verify", self._verify_regularly())
@@ -255,6 +247,7 @@ class JetStreamBus:
             self._start(consumer, self._bind(consumer))
 
     def _on_disconnected(self) -> None:
+        self.is_connected = False
         self._publisher.fail_all(PublishRetryable("the connection to NATS is lost"))
 
     async def _bind(self, consumer: PullConsumer) -> None:

@@ -10,7 +10,7 @@ publishes it again under the same id, and within its deduplication window the st
 
 from __future__ import annotations
 
-__all__ = ["Publisher", "fail_future"]
+__all__ = ["Publisher"]
 
 import asyncio
 import itertools
@@ -28,7 +28,7 @@ from bus.errors import BusClosed, PublishRefused, PublishRetryable
 from bus.jetstream.admin.duplicates import DuplicateCheck, salted
 from bus.jetstream.admin.topology import stream_name
 from bus.jetstream.connection import Connection
-from bus.jetstream.wire import headers_of
+from bus.jetstream.delivery import headers_of
 from bus.port import Clock, Message
 
 _NO_RESPONDERS = "503"
@@ -73,7 +73,7 @@ class PendingPublish:
             error = PublishRetryable(f"{self.subject}: {error or type(error).__name__}")
         self.publisher.forget(self)
         for future in (self.future, *(self.duplicate_futures or ())):
-            fail_future(future, error)
+            _fail_future(future, error)
 
 
 class Publisher:
@@ -100,6 +100,7 @@ class Publisher:
         self._on_recovered = on_recovered
         self._ordinals = itertools.count()
         self._inbox = ""
+        self._is_stopped = False
         self._client: Client | None = None
         self._failing_streams: set[str] = set()
         self._by_id: dict[str, PendingPublish] = {}
@@ -119,8 +120,8 @@ class Publisher:
     def publish(self, message: Message) -> asyncio.Future[None]:
         """Send *message*; see `bus.port.Bus.publish`."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if not (self._inbox and self._connection.is_up):
-            fail_future(future, PublishRetryable("NATS is out of reach"))
+        if self._is_stopped or not (self._inbox and self._connection.is_up):
+            _fail_future(future, BusClosed("the bus is closed") if self._is_stopped else PublishRetryable("NATS is out of reach"))
             return future
         if (first := self._by_id.get(message.id)) is not None:
             # A cluster would refuse the duplicate while it is still storing the first.
@@ -134,6 +135,10 @@ class Publisher:
         self.pending[token] = self._by_id[message.id] = pending
         self._connection.send(message.subject, message.body, self._inbox + token, headers_of(message), pending)
         return future
+
+    def stop(self) -> None:
+        """Send nothing more; what is in flight still ends."""
+        self._is_stopped = True
 
     @property
     def is_idle(self) -> bool:
@@ -215,7 +220,7 @@ class Publisher:
             _log.warning("stream %s does not take messages: %s", stream, reason)
 
 
-def fail_future(future: asyncio.Future[None], error: Exception) -> None:
+def _fail_future(future: asyncio.Future[None], error: Exception) -> None:
     """End *future* with an error like *error*; the loop does not complain if the caller has stopped waiting."""
     if not future.done():
         future.set_exception(type(error)(*error.args))  # one for each future: raising it adds a traceback to it

@@ -26,8 +26,7 @@ from nats.aio.subscription import Subscription
 from bus import port
 from bus.contracts.versions import VERSIONS, has_readable_sibling
 from bus.jetstream.admin.topology import ConsumerPlan
-from bus.jetstream.delivery import Delivery
-from bus.jetstream.wire import AckMetadata, message_of, parse_ack_subject
+from bus.jetstream.delivery import AckMetadata, Delivery, message_of, parse_ack_subject
 from bus.port import Clock, DeadLetter
 
 REQUEST_SECONDS = 5.0

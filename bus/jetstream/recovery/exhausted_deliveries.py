@@ -24,9 +24,9 @@ from nats.js.errors import NotFoundError
 
 from bus.jetstream.admin.configs import ensure, stream_config
 from bus.jetstream.admin.topology import ADVISORIES_PLAN, DEAD_LETTERS_PLAN, ConsumerPlan, advisory_consumer_plan
+from bus.jetstream.delivery import AckMetadata, message_of
 from bus.jetstream.recovery.durable_reader import DurableReader, raw_headers_of
 from bus.jetstream.recovery.unroutable import UnroutableMessages
-from bus.jetstream.wire import AckMetadata, message_of
 from bus.port import ACK_WAIT_SECONDS, DEDUP_SECONDS, NO_ANSWER, Clock, DeadLetter, DeadLetters
 
 POLL_SECONDS = 1.0

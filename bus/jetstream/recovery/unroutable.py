@@ -25,8 +25,8 @@ from bus.contracts.versions import VERSIONS, has_readable_sibling
 from bus.errors import UnknownSubject
 from bus.jetstream.admin.configs import filter_subjects
 from bus.jetstream.admin.topology import ConsumerPlan, stream_name
+from bus.jetstream.delivery import AckMetadata, message_of, parse_ack_subject
 from bus.jetstream.recovery.durable_reader import DurableReader, raw_headers_of
-from bus.jetstream.wire import AckMetadata, message_of, parse_ack_subject
 from bus.port import Clock, DeadLetter, DeadLetters, Message
 from bus.subjects import UNROUTABLE, original_subject
 
