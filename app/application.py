@@ -17,6 +17,7 @@ from app.messaging.consumers import subscriptions
 from app.storage.databases import DatabaseUnreachable, ModuleClaimed
 from app.storage.errors import StorageUnavailable
 from app.storage.sql.dialect import ExclusiveAccess
+from app.telemetry.stall_log import StallLog
 from app.web import Authenticator, Gate, HostRule
 from app.web.endpoints.health import BUS, CLOCK, OK, TOPOLOGY, WORK
 from bus.errors import BrokerUnreachable
@@ -30,6 +31,9 @@ FLUSH_SECONDS = 0.25
 """Work that waits for the next transaction of its database waits no longer than this before it gets one of its own."""
 
 CLAIM_RETRY_SECONDS = 0.1
+
+STALL_CHECK_SECONDS = 5.0
+"""The interval at which stalled work is looked for, to be logged."""
 
 
 class CannotListen(OSError):
@@ -131,6 +135,7 @@ class Application:
             self._run(runner.run(), f"runner of {name}")
             self._run(parts.runtime.relays[name].run(), f"relay of {name}")
         self._run(self._flush(), "flush")
+        self._run(self._log_stalls(), "stall log")
         self._run(parts.clock_watch.run(), "clock watch")
         self._run(parts.reader_watches.run(), "reader watch")
         await self._web.setup()
@@ -225,6 +230,12 @@ class Application:
             return
         logger.opt(exception=error).critical("a loop ended; the process stops", loop=task.get_name())
         self.on_fatal(1)
+
+    async def _log_stalls(self) -> None:
+        log, interval = StallLog(), min(STALL_CHECK_SECONDS, self.settings.work_stalled_s / 3)
+        while True:
+            await self.parts.clock.sleep(interval)
+            log.report(self.stalls())
 
     async def _flush(self) -> None:
         while True:

@@ -135,8 +135,7 @@ def _with_jetstream(settings: Settings, work: Callable[[JetStreamContext], Await
 
 def _plan_json(modules: Sequence[Module], planned: Topology, settings: Settings) -> dict[str, Any]:
     """Return the plan as JSON values; contacts no server."""
-    from bus.jetstream.admin.configs import stream_config
-    from bus.jetstream.admin.provisioning import planned_config
+    from bus.jetstream.admin.configs import planned_config, stream_config
     from bus.port import DEDUP_SECONDS
 
     streams = [

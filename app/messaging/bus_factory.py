@@ -56,13 +56,14 @@ def _nats(
     from app.messaging.nats_session import connection_name, servers
     from app.messaging.version_usage import subjects_of
     from bus.jetstream.admin.listing import JetStreamConsumerDirectory
-    from bus.jetstream.admin.topology import stream_name
+    from bus.jetstream.admin.topology import ADVISORIES, DEAD_LETTERS, stream_name
     from bus.jetstream.bus import VERIFY_SECONDS, JetStreamBus
     from bus.jetstream.recovery.dead_letter_stream import DeadLetterPublisher
     from bus.jetstream.recovery.exhausted_deliveries import ExhaustedDeliveries
     from bus.subjects import module_of
     from bus.tasks import cancel_tasks
 
+    consumers = planned_topology(modules).consumers
     published = DeadLetterPublisher(dead_letters, lambda: bus)
     bus = JetStreamBus(
         clock,
@@ -71,12 +72,12 @@ def _nats(
         replicas=settings.nats_replicas,
         ack_wait_seconds=settings.nats_ack_wait_s,
         name=connection_name(settings),
-        streams=[stream_name(module.name) for module in modules],
+        streams=[*(stream_name(module.name) for module in modules), ADVISORIES, DEAD_LETTERS],
+        durables=[consumer for consumer in consumers if consumer.stream == ADVISORIES],
         verify_seconds=min(VERIFY_SECONDS, settings.work_stalled_s / 3),
         stalled_seconds=settings.work_stalled_s,
     )
     known = [name for contract in contracts for name in (contract.subject, contract.subject + EXPRESS)]
-    consumers = planned_topology(modules).consumers
     scanners = [
         ExhaustedDeliveries(
             bus.js,

@@ -21,8 +21,9 @@ from nats.js import JetStreamContext
 
 from bus.dead_letter_queue import DeadLetterQueue
 from bus.errors import BusClosed, PublishRetryable
+from bus.jetstream.admin.losses import LossDetector
 from bus.jetstream.admin.stalls import STALLED_SECONDS, StallDetector
-from bus.jetstream.admin.topology import consumer_plans
+from bus.jetstream.admin.topology import ConsumerPlan, consumer_plans
 from bus.jetstream.admin.verifier import TopologyVerifier
 from bus.jetstream.connection import CONNECT_SECONDS_MAX, Connection
 from bus.jetstream.consumer_group import ConsumerGroup
@@ -76,19 +77,21 @@ class JetStreamBus:
         name: str = "fulfilment",
         inbox_prefix: str | None = None,
         streams: Sequence[str] = (),
+        durables: Sequence[ConsumerPlan] = (),
         verify_seconds: float = VERIFY_SECONDS,
         stalled_seconds: float = STALLED_SECONDS,
     ) -> None:
         """
         Prepare the bus; `connect` connects it.
 
-        The server is asked every *verify_seconds* whether *streams*, to which this process publishes, and its consumers
-        are still as planned, and whether these deliver.
+        The server is asked every *verify_seconds* whether *streams*, to which this process publishes, its consumers, and
+        the *durables* that something else in this process reads are still as planned, and whether they deliver.
         """
         self.clock = clock
-        self._streams = tuple(streams)
+        self._streams, self._durables = tuple(streams), tuple(durables)
         self._verify_seconds = verify_seconds
         self._stall_detector = StallDetector(clock.monotonic, stalled_seconds)
+        self._loss_detector = LossDetector(clock.monotonic)
         self.ack_wait_seconds = ack_wait_seconds
         self.max_tries = max_tries
         self._connection = Connection(
@@ -119,6 +122,7 @@ class JetStreamBus:
             ack_wait_seconds=ack_wait_seconds,
             max_tries=max_tries,
             stalls=self._stall_detector,
+            losses=self._loss_detector,
         )
         self._dead_letters = DeadLetterQueue(clock, dead_letters, on_idle=self.check_idle)
         self._tick_seconds = min(_TICK_SECONDS_MAX, ack_wait_seconds / 20, publish_seconds / 10)
@@ -142,13 +146,13 @@ class JetStreamBus:
 
     @property
     def stalls(self) -> Sequence[str]:
-        """What does not get through although the server answers: stalled consumers, refused requests; one line each."""
+        """What does not get through although the server answers: stalled consumers, refused requests, lost messages; one line each."""
         refusals = [
             f"consumer {consumer.plan.name} on {consumer.plan.stream} refuses requests: {consumer.refusal}"
             for consumer in self._consumers()
             if consumer.refusal
         ]
-        return [*self._stall_detector.stalls, *refusals]
+        return [*self._stall_detector.stalls, *refusals, *self._loss_detector.losses]
 
     def js(self) -> JetStreamContext:
         """
@@ -291,7 +295,7 @@ class JetStreamBus:
         while True:
             await self.clock.sleep(self._verify_seconds)
             plans = [consumer.plan for consumer in self._consumers() if consumer.is_bound]
-            await self._verifier.verify_again(self._streams, plans, lambda: self._connection.is_up)
+            await self._verifier.verify_again(self._streams, [*plans, *self._durables], lambda: self._connection.is_up)
 
     def _start(self, key: object, coroutine: Coroutine[None, None, None]) -> None:
         """Run *coroutine* as the task of *key*, and cancel the task that *key* has had before."""

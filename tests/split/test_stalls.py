@@ -12,6 +12,7 @@ from nats.js import JetStreamContext
 
 from tests.nats import NatsServer
 from tests.process.client import Client, eventually
+from tests.process.server import Server, run
 from tests.split.conftest import Build
 from tests.split.system import System
 
@@ -97,3 +98,81 @@ async def test_a_change_of_a_stream_is_reported_while_the_system_runs(reported: 
         await js._api_request("$JS.API.STREAM.UPDATE.ORDERS", json.dumps(config).encode())
 
     await reported("orders", change, words)
+
+
+@pytest.mark.slow
+async def test_events_that_a_purge_has_removed_are_told_and_published_again(
+    build: Build, broker: NatsServer, connect: Callable[[System], Client]
+) -> None:
+    """A paused consumer has not received them. The stream is as planned after the purge; readiness of its publisher tells."""
+    system = build(WORK_STALLED_S="3").start()
+    client = connect(system)
+    await client.stock("SKU-1", 100)
+    (inventory,), (orders,) = system.servers["inventory"], system.servers["orders"]
+    connection = await nats.connect(broker.url)
+    js = connection.jetstream()
+    try:
+        await pause(js, "ORDERS", "inventory")
+        placed = [await client.place({"SKU-1": 1}) for _ in range(5)]
+        await shown(client, inventory, "work", "consumer inventory on ORDERS is paused until")
+        await js.purge_stream("ORDERS")
+        await shown(client, orders, "work", "stream ORDERS was purged")
+    finally:
+        await connection.close()
+    done = run(orders.folder, "topology", "--apply", **{**orders.settings, "MODULES": "orders,inventory,payments"})
+    assert (done.returncode, done.stdout.strip()[:40]) == (0, "consumer inventory on ORDERS: changed, p")
+    assert {(await client.get(f"/v1/orders/{order}"))["status"] for order in placed} == {"processing"}
+    assert run(orders.folder, "republish", "--since", "1h", **orders.settings).returncode == 0
+    for order in placed:
+        assert (await client.wait_until_final(order))["status"] == "confirmed"
+
+
+@pytest.mark.slow
+async def test_a_change_of_what_recovers_messages_is_reported(
+    build: Build, broker: NatsServer, connect: Callable[[System], Client]
+) -> None:
+    """Of the streams of advisories and dead letters, and of the durable that delivers the advisories."""
+    system = build(WORK_STALLED_S="3").start()
+    client = connect(system)
+    connection = await nats.connect(broker.url)
+    js = connection.jetstream()
+    (orders,) = system.servers["orders"]
+    try:
+        await pause(js, "ADVISORIES", "patrol-orders")
+        for stream in "ADVISORIES", "DEAD_LETTERS":
+            config = {**(await js._api_request(f"$JS.API.STREAM.INFO.{stream}"))["config"], "max_msgs": 5}
+            await js._api_request(f"$JS.API.STREAM.UPDATE.{stream}", json.dumps(config).encode())
+        for stream in "ADVISORIES", "DEAD_LETTERS":
+            await shown(client, orders, "topology", f"stream {stream}: max_msgs is 5, not -1")
+        await shown(client, orders, "work", "consumer patrol-orders on ADVISORIES is paused until")
+    finally:
+        await connection.close()
+    done = run(orders.folder, "topology", "--apply", **orders.settings)
+    assert done.returncode == 0, done.stderr
+
+    async def readiness() -> Any:
+        return (await client.request_url(f"{orders.url}/readyz")).body.get("status")
+
+    await eventually(readiness, lambda status: status == "ready", 20)
+
+
+async def shown(client: Client, server: Server, check: str, text: str) -> None:
+    """Wait until the readiness of *server* shows *text* in *check*."""
+
+    async def readiness() -> str:
+        return str((await client.request_url(f"{server.url}/readyz")).body["checks"].get(check, ""))
+
+    await eventually(readiness, lambda found: text in found, 20)
+
+
+async def pause(js: JetStreamContext, stream: str, name: str) -> None:
+    """Pause the durable *name* as soon as its process has created it."""
+
+    async def paused() -> bool:
+        try:
+            await js._api_request(f"$JS.API.CONSUMER.PAUSE.{stream}.{name}", b'{"pause_until": "2030-01-01T00:00:00Z"}')
+        except nats.js.errors.NotFoundError:
+            return False
+        return True
+
+    await eventually(paused, bool, 20)

@@ -10,14 +10,16 @@ from __future__ import annotations
 __all__ = [
     "AGE_MAX_SECONDS",
     "NO_JETSTREAM",
+    "UNLIMITED",
     "consumer_config",
     "ensure",
     "filter_subjects",
     "missing_subjects",
+    "planned_config",
     "stream_config",
 ]
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from nats.js import JetStreamContext
 from nats.js.api import (
@@ -32,10 +34,14 @@ from nats.js.api import (
 )
 from nats.js.errors import BadRequestError, NotFoundError
 
-from bus.jetstream.admin.topology import ConsumerPlan, StreamPlan
+from bus.jetstream.admin.topology import ADVISORIES, ConsumerPlan, StreamPlan
+from bus.port import ACK_WAIT_SECONDS, MAX_TRIES
 
 AGE_MAX_SECONDS = 47 * 3600.0
 """How long a stream keeps a message: less than an inbox keeps its id, so that no late redelivery goes unrecognised."""
+
+UNLIMITED = -1
+"""Tries of a durable that delivers advisories: they must not be lost while a database is unavailable."""
 
 NO_JETSTREAM = (10039, 10076)
 """The server's error codes for: JetStream is not enabled for this account, or not on this server at all."""
@@ -73,6 +79,14 @@ def consumer_config(plan: ConsumerPlan, *, ack_wait_seconds: float, max_tries: i
     )
 
 
+def planned_config(
+    plan: ConsumerPlan, *, ack_wait_seconds: float = ACK_WAIT_SECONDS, max_tries: int = MAX_TRIES
+) -> ConsumerConfig:
+    """Return the configuration of the durable *plan*; one that delivers advisories has no limit of tries."""
+    tries = UNLIMITED if plan.stream == ADVISORIES else max_tries
+    return consumer_config(plan, ack_wait_seconds=ack_wait_seconds, max_tries=tries)
+
+
 async def ensure(
     js: JetStreamContext,
     streams: Iterable[StreamConfig] = (),
@@ -106,9 +120,9 @@ async def ensure(
                     raise
 
 
-def missing_subjects(wanted: ConsumerConfig, found: ConsumerConfig) -> list[str]:
-    """Return the subjects that *wanted* delivers and *found* does not."""
-    return sorted(set(filter_subjects(wanted)) - set(filter_subjects(found))) if filter_subjects(found) else []
+def missing_subjects(wanted: ConsumerConfig, delivered: Collection[str]) -> list[str]:
+    """Return the subjects of *wanted* that are not among *delivered*, those of a durable; none if that delivers all of its stream."""
+    return sorted(set(filter_subjects(wanted)) - set(delivered)) if delivered else []
 
 
 def filter_subjects(config: ConsumerConfig) -> list[str]:

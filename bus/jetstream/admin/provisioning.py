@@ -12,7 +12,7 @@ leader what was created, so "not found" is no answer about a stream or consumer 
 
 from __future__ import annotations
 
-__all__ = ["UNAVAILABLE_ERRORS", "Change", "apply", "diff", "planned_config"]
+__all__ = ["UNAVAILABLE_ERRORS", "Change", "apply", "diff"]
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -26,16 +26,13 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, StreamConfig
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
-from bus.jetstream.admin.configs import NO_JETSTREAM, consumer_config, stream_config
+from bus.jetstream.admin.configs import NO_JETSTREAM, planned_config, stream_config
 from bus.jetstream.admin.server_config import ServerConfig, differences, read_consumer, read_stream, with_chosen_fields
-from bus.jetstream.admin.topology import ADVISORIES, ConsumerPlan, Topology
+from bus.jetstream.admin.topology import ConsumerPlan, Topology
 from bus.port import ACK_WAIT_SECONDS, DEDUP_SECONDS, MAX_TRIES
 
 PATIENCE_SECONDS = 30.0
 """For how long a request is repeated to a server that does not answer."""
-
-UNLIMITED = -1
-"""Tries of a durable that delivers advisories: they must not be lost while a database is unavailable."""
 
 UNAVAILABLE_ERRORS = (TimeoutError, NoRespondersError, NoStreamResponseError, ServiceUnavailableError)
 """No answer: the server is down, has no JetStream, or is electing a leader. Nothing is known about streams and consumers."""
@@ -63,14 +60,6 @@ class _Resource:
     read: Callable[[], Awaitable[ServerConfig]]
     create: Callable[[], Awaitable[object]]
     update: Callable[[], Awaitable[object]]
-
-
-def planned_config(
-    plan: ConsumerPlan, *, ack_wait_seconds: float = ACK_WAIT_SECONDS, max_tries: int = MAX_TRIES
-) -> ConsumerConfig:
-    """Return the configuration of the durable *plan*; one that delivers advisories has no limit of tries."""
-    tries = UNLIMITED if plan.stream == ADVISORIES else max_tries
-    return consumer_config(plan, ack_wait_seconds=ack_wait_seconds, max_tries=tries)
 
 
 async def diff(
@@ -200,8 +189,6 @@ def _differences(resource: _Resource, found: ServerConfig) -> list[str]:
         lines.append(f"paused until {found.paused}")
     if isinstance(resource.wanted, ConsumerConfig):
         planned, existing = resource.wanted.filter_subjects or (), found.subjects
-        if not existing:
-            lines.append("filter_subjects is all of the stream")
         lines += [f"filter_subjects has {subject} beyond the plan" for subject in sorted(set(existing) - set(planned))]
     return lines
 

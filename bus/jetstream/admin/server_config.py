@@ -12,13 +12,12 @@ __all__ = [
     "NOT_COMPARED",
     "ServerConfig",
     "differences",
-    "missing_subjects",
     "read_consumer",
     "read_stream",
     "with_chosen_fields",
 ]
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from enum import Enum
 from typing import Any, TypeVar
@@ -27,22 +26,14 @@ from attrs import frozen
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, StreamConfig
 
-NOT_COMPARED = frozenset(
-    {
-        "name",
-        "durable_name",
-        "description",
-        "metadata",
-        "placement",
-        "compression",
-        "max_bytes",
-        "allow_direct",
-        "deny_delete",
-        "deny_purge",
-        "sample_freq",
-        "pause_until",
-    }
-)
+from bus.jetstream.admin.configs import missing_subjects
+
+NOT_COMPARED: Mapping[type, Collection[str]] = {
+    StreamConfig: frozenset(
+        ["name", "description", "metadata", "placement", "compression", "max_bytes", "allow_direct", "deny_delete", "deny_purge"]
+    ),
+    ConsumerConfig: frozenset(["name", "durable_name", "description", "metadata", "sample_freq", "pause_until"]),
+}
 """
 Fields that an operator may set at will: names and remarks, where and how a stream is stored and how much of the disk it
 may use (a full stream refuses messages, and loses none), additional ways to read it, protection against deletion, and
@@ -107,10 +98,10 @@ def differences(wanted: StreamConfig | ConsumerConfig, found: ServerConfig) -> l
     Additional filter subjects are no difference: an older or newer version of the service that runs beside this one may
     need them.
     """
-    planned, existing = wanted.as_dict(), dict(found.config)
+    planned, existing, at_will = wanted.as_dict(), dict(found.config), NOT_COMPARED[type(wanted)]
     lines = []
     for name in (*planned, *sorted(existing.keys() - planned.keys())):
-        if name in NOT_COMPARED or name in _FILTERS:
+        if name in at_will or name in _FILTERS:
             continue
         default = _DEFAULTS.get(name)
         want, has = (_plain(name, each.get(name, default)) for each in (planned, existing))
@@ -121,20 +112,17 @@ def differences(wanted: StreamConfig | ConsumerConfig, found: ServerConfig) -> l
         if want != has:
             lines.append(f"{name} is {_text(name, has)}, not {_text(name, want)}")
     if isinstance(wanted, ConsumerConfig):
-        lines += [f"filter_subjects lacks {subject}" for subject in missing_subjects(wanted, found)]
+        lines += [f"filter_subjects lacks {subject}" for subject in missing_subjects(wanted, found.subjects)]
+        if wanted.filter_subjects and not found.subjects:
+            lines.append("filter_subjects is all of the stream")
     return lines
 
 
 def with_chosen_fields(wanted: ConfigT, found: ServerConfig) -> ConfigT:
     """Return *wanted* for an update of *found*, which keeps what an operator may set at will; a pause ends."""
     existing = type(wanted).from_response(dict(found.config))
-    kept = NOT_COMPARED - {"pause_until"}
+    kept = set(NOT_COMPARED[type(wanted)]) - {"pause_until"}
     return wanted.evolve(**{each.name: getattr(existing, each.name) for each in fields(wanted) if each.name in kept})
-
-
-def missing_subjects(wanted: ConsumerConfig, found: ServerConfig) -> list[str]:
-    """Return the subjects that *wanted* delivers and *found* does not."""
-    return sorted(set(wanted.filter_subjects or ()) - set(found.subjects)) if found.subjects else []
 
 
 def _server_config(info: Mapping[str, Any]) -> ServerConfig:

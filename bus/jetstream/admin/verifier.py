@@ -20,13 +20,17 @@ from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 
 from bus.jetstream.admin.configs import (
     NO_JETSTREAM,
-    consumer_config,
     ensure,
+    missing_subjects,
+    planned_config,
     stream_config,
 )
-from bus.jetstream.admin.server_config import ServerConfig, differences, missing_subjects, read_consumer, read_stream
+from bus.jetstream.admin.losses import LossDetector
+from bus.jetstream.admin.server_config import ServerConfig, differences, read_consumer, read_stream
 from bus.jetstream.admin.stalls import StallDetector
 from bus.jetstream.admin.topology import ConsumerPlan, stream_plan
+
+_ADVICE = "`python -m app topology --apply` corrects it, or says what cannot be changed in place"
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +52,7 @@ class TopologyVerifier:
         ack_wait_seconds: float,
         max_tries: int,
         stalls: StallDetector,
+        losses: LossDetector,
     ) -> None:
         self._js = js
         self._denied = denied
@@ -56,8 +61,11 @@ class TopologyVerifier:
         self._ack_wait_seconds = ack_wait_seconds
         self._max_tries = max_tries
         self._stalls = stalls
+        self._losses = losses
         self._problems: dict[str, tuple[str, ...]] = {}
         self._missed_streams: set[str] = set()
+        self._refusals: dict[str, str] = {}
+        """By durable: why the server does not let this process add subjects to it."""
 
     @property
     def problems(self) -> Sequence[str]:
@@ -97,12 +105,13 @@ class TopologyVerifier:
             return False
         self._missed_streams.discard(name)
         self._set_problems(label, *differences(wanted, found))
+        self._losses.observe(label, found)
         return True
 
     async def verify_consumer(self, plan: ConsumerPlan) -> bool:
         """Verify the durable *plan*, or create it and its stream; return whether messages can be requested from it."""
         label = _consumer_label(plan)
-        wanted = consumer_config(plan, ack_wait_seconds=self._ack_wait_seconds, max_tries=self._max_tries)
+        wanted = planned_config(plan, ack_wait_seconds=self._ack_wait_seconds, max_tries=self._max_tries)
         js = self._js()
         try:
             try:
@@ -114,7 +123,7 @@ class TopologyVerifier:
         except (TimeoutError, nats.errors.Error) as error:
             self._set_problems(label, *self._reasons(error, plan.stream))
             return False
-        if missing_subjects(wanted, found):
+        if missing_subjects(wanted, found.subjects):
             found = await self._add_subjects(js, plan, wanted, found)
         self._set_problems(label, *differences(wanted, found))
         self._stalls.observe(label, found)
@@ -139,9 +148,13 @@ class TopologyVerifier:
             await js.add_consumer(plan.stream, change)
             changed = await read_consumer(js, plan.stream, plan.name)
         except (TimeoutError, nats.errors.Error) as error:
-            missing = ", ".join(missing_subjects(wanted, found))
-            _log.warning("%s cannot be changed to deliver %s: %s", _consumer_label(plan), missing, error)
+            missing = ", ".join(missing_subjects(wanted, found.subjects))
+            label, text = _consumer_label(plan), f"cannot be changed to deliver {missing}: {error}"
+            if self._refusals.get(label) != text:
+                self._refusals[label] = text
+                _log.warning("%s %s", label, text)
             return found
+        self._refusals.pop(_consumer_label(plan), None)
         _log.info("%s delivers %s", _consumer_label(plan), ", ".join(subjects))
         return changed
 
@@ -170,7 +183,7 @@ class TopologyVerifier:
             return
         if lines:
             self._problems[label] = lines
-            _log.warning("%s: %s", label, "; ".join(lines))
+            _log.warning("%s: %s; %s", label, "; ".join(lines), _ADVICE)
         else:
             del self._problems[label]
             _log.info("%s is as planned", label)

@@ -15,8 +15,7 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerInfo, RawStreamMsg
 from nats.js.errors import NotFoundError
 
-from bus.jetstream.admin.configs import filter_subjects, missing_subjects
-from bus.jetstream.admin.provisioning import planned_config
+from bus.jetstream.admin.configs import filter_subjects, missing_subjects, planned_config
 from bus.jetstream.admin.topology import ConsumerPlan
 from bus.port import ACK_WAIT_SECONDS
 
@@ -50,7 +49,7 @@ class DurableReader:
         """
         wanted = planned_config(self.plan, ack_wait_seconds=self.ack_wait_seconds)
         info = await self.info()
-        if info is not None and not missing_subjects(wanted, info.config):
+        if info is not None and not missing_subjects(wanted, filter_subjects(info.config)):
             return info
         if info is not None:
             subjects = sorted({*filter_subjects(wanted), *filter_subjects(info.config)})

@@ -1,0 +1,27 @@
+"""Log what makes no progress, and that it goes on."""
+
+from __future__ import annotations
+
+__all__ = ["StallLog"]
+
+from collections.abc import Sequence
+
+from loguru import logger
+
+_DURATION = " (for "
+
+
+class StallLog:
+    """Logs each stall once when it begins and once when it is over, however often it is reported."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def report(self, stalls: Sequence[str]) -> None:
+        """Compare *stalls*, one line each, with those of the last call; their durations do not count."""
+        current = {line.partition(_DURATION)[0]: line for line in stalls}
+        for what in current.keys() - self._known:
+            logger.warning("work does not get through", what=current[what])
+        for what in self._known - current.keys():
+            logger.info("work gets through again", what=what)
+        self._known = set(current)
