@@ -11,7 +11,6 @@ __all__ = ["CONSUMER", "StripeWebhookHandler"]
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 
 from loguru import logger
@@ -19,7 +18,14 @@ from loguru import logger
 from app.gateways.breakers.circuit_breaker import BreakerOpen
 from app.gateways.breakers.operations import Operation
 from app.gateways.port import ChargeLedger, GatewayNotReached, ResponseMismatch
-from app.gateways.stripe.webhook_event import InvalidSignature, Notice, StripeEvent, check_signature, parse_event
+from app.gateways.stripe.webhook_event import (
+    InvalidSignature,
+    Notice,
+    OldSignature,
+    StripeEvent,
+    check_signature,
+    parse_event,
+)
 from app.runtime.runner import ModuleRunner
 from app.telemetry.metrics import Metrics
 from app.telemetry.trace import TraceContext
@@ -40,7 +46,7 @@ UNKNOWN_ORDER = "unknown_order"
 
 LOOK_UP_SECONDS = 20.0
 REPORT_SECONDS = 3_600.0
-"""That orders of other installations are ignored is logged no more often than this."""
+"""What concerns all webhooks is logged no more often than this."""
 
 
 class StripeWebhookHandler:
@@ -70,7 +76,7 @@ class StripeWebhookHandler:
         self._clock = clock
         self._messages_handled = metrics.messages_handled
         self._wall_seconds = wall_seconds
-        self._reported_at: float | None = None
+        self._logged_at: dict[str, float] = {}
 
     @property
     def is_configured(self) -> bool:
@@ -114,11 +120,20 @@ class StripeWebhookHandler:
         Raises:
             InvalidSignature: None of them fits.
         """
-        for secret in self._secrets[:-1]:
-            with suppress(InvalidSignature):
+        errors = []
+        for secret in self._secrets:
+            try:
                 check_signature(body, signature, secret, self._wall_seconds())
+            except InvalidSignature as error:
+                errors.append(error)
+            else:
                 return
-        check_signature(body, signature, self._secrets[-1], self._wall_seconds())
+        found = next((error for error in errors if isinstance(error, OldSignature)), errors[-1])
+        if signature is not None and self._is_first("signature"):
+            logger.warning(
+                "refusing webhooks: STRIPE_WEBHOOK_SECRET lacks the secret of an endpoint, or the clock is wrong", detail=str(found)
+            )
+        raise found
 
     async def _with_order(self, event: StripeEvent) -> StripeEvent:
         """
@@ -145,14 +160,20 @@ class StripeWebhookHandler:
             return False
         if ours is not None and event.installation == ours:
             return True
-        now = self._clock.monotonic()
-        if self._reported_at is None or now >= self._reported_at + REPORT_SECONDS:
-            self._reported_at = now
+        if self._is_first("installation"):
             logger.warning(
                 "ignoring webhooks about orders that this installation does not have: another one uses the same account",
                 order_id=order_id, installation=event.installation, type=event.type,
             )  # fmt: skip
         return False
+
+    def _is_first(self, what: str) -> bool:
+        """Return whether *what* was not logged within the last hour; it counts as logged from now on."""
+        now = self._clock.monotonic()
+        if (logged_at := self._logged_at.get(what)) is not None and now < logged_at + REPORT_SECONDS:
+            return False
+        self._logged_at[what] = now
+        return True
 
     async def _submit(self, event: StripeEvent, notice: Notice, trace: TraceContext) -> tuple[bool, str | None]:
         """Submit *notice* to payments; return whether it is a duplicate, and the code of the mismatch if it was rejected."""

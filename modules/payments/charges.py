@@ -32,13 +32,24 @@ from modules.payments.events import (
     PaymentDelayed,
     PaymentReviewRequired,
 )
-from modules.payments.refunds import concluded, with_total
-from modules.payments.state import NO_LEDGER, Payment, PaymentStatus
+from modules.payments.refunds import OPEN_MAX, concluded, with_total
+from modules.payments.state import NO_ANSWER, NO_LEDGER, Payment, PaymentStatus
 from modules.values import Money
 
 ORDER_CANCELLED = "order_cancelled"
 RECHECK_DELAY = timedelta(seconds=5)
 """Delay of the look-up after a contradictory response, which may be garbled while the gateway's records are right."""
+
+LATE_SECONDS_MAX = 300
+LATE_SHARE = 20
+LATE_ATTEMPT_SECONDS = 2
+"""
+The charge of a cancelled order is looked up after a twentieth of the order's age, as no one waits for it, but no later than
+two seconds times the attempts made: after a jump of the clock an order only looks old.
+"""
+
+LATE_ATTEMPTS_MIN = 100
+"""So many attempts, which take hours, precede the decision that an outcome stays unknown, whatever the clock says."""
 
 SOFT_DECLINE_SECONDS = (30, 120, 300, 900)
 """Delays of the attempts that follow a soft decline."""
@@ -98,11 +109,15 @@ def retry_charge(payment: Payment, event: ChargeFailed, now: datetime) -> Decisi
     """
     Schedule the next attempt, under the idempotency key that the worker has named.
 
-    If the order is cancelled and the gateway has certainly received no call, the payment is declined instead.
+    If the order is cancelled and the gateway has certainly received no call, the payment is declined instead. If its outcome
+    is still unknown after `OPEN_MAX`, the payment is left to a person.
     """
     is_unknown = event.is_unknown or payment.status is PaymentStatus.UNKNOWN
     if payment.is_cancelled and not is_unknown and not payment.is_declined_softly:
         return declined(payment, ORDER_CANCELLED, now, event.calls)
+    age = _age(payment, now) if payment.is_cancelled else timedelta(0)
+    if age > OPEN_MAX and payment.attempts >= LATE_ATTEMPTS_MIN:
+        return _give_up(payment, event, now)
     waiting = evolve(
         payment,
         status=PaymentStatus.UNKNOWN if is_unknown else PaymentStatus.PENDING,
@@ -113,7 +128,9 @@ def retry_charge(payment: Payment, event: ChargeFailed, now: datetime) -> Decisi
         updated_at=now,
     )
     request = _request_charge(waiting, event.key_number)
-    retry = Scheduled(request, now + timedelta(seconds=event.retry_seconds), retry_timer(payment))
+    late_seconds = min(age.total_seconds() / LATE_SHARE, payment.attempts * LATE_ATTEMPT_SECONDS, LATE_SECONDS_MAX)
+    seconds = max(event.retry_seconds, late_seconds)
+    retry = Scheduled(request, now + timedelta(seconds=seconds), retry_timer(payment))
     if payment.is_cancelled or payment.is_waiting:
         return Decision((waiting,), (retry,))
     return Decision((waiting,), (retry, PaymentDelayed(order_id=payment.order_id)))
@@ -185,6 +202,26 @@ def require_review(payment: Payment, event: ChargeMismatch, now: datetime) -> De
     recheck = Scheduled(_request_charge(under_review), now + RECHECK_DELAY, retry_timer(payment))
     review_required = PaymentReviewRequired(order_id=payment.order_id, reason=event.reason)
     return Decision((under_review,), (recheck, review_required))
+
+
+def _give_up(payment: Payment, event: ChargeFailed, now: datetime) -> Decision:
+    """Leave a payment to a person whose charge the gateway has neither made nor declined for weeks."""
+    given_up = evolve(
+        payment,
+        status=PaymentStatus.UNKNOWN,
+        reason=payment.reason or NO_ANSWER,
+        calls=payment.calls + event.calls,
+        is_waiting=False,
+        updated_at=now,
+    )
+    is_told = payment.needs_review
+    return Decision((given_up,), () if is_told else (PaymentReviewRequired(order_id=payment.order_id, reason=NO_ANSWER),))
+
+
+def _age(payment: Payment, now: datetime) -> timedelta:
+    """Return for how long the order of *payment* has existed; zero if its id does not say so."""
+    placed_at = time_of_id(payment.order_id)
+    return timedelta(0) if placed_at is None else max(timedelta(0), now - placed_at)
 
 
 def _request_charge(payment: Payment, key_number: int = 1) -> ChargeRequested:

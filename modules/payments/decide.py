@@ -162,6 +162,8 @@ def _on_gateway_notice(payment: Payment, notice: Notice, now: datetime) -> Decis
     mismatch = _mismatch(payment, notice)
     if mismatch is not None:
         return no_change(NoticeRejected(order_id=payment.order_id, reason=mismatch))
+    if payment.status is PaymentStatus.DECLINED and isinstance(notice, RefundReported | DisputeReported):
+        return _on_late_proof(payment, notice, now)
     match payment.status, notice:
         case _, RefundReported():
             return on_refund_reported(payment, notice, now)
@@ -187,11 +189,19 @@ def _on_gateway_notice(payment: Payment, notice: Notice, now: datetime) -> Decis
     return decision
 
 
+def _on_late_proof(payment: Payment, notice: RefundReported | DisputeReported, now: datetime) -> Decision:
+    """Apply *notice* to a payment that was declined: what is refunded or disputed was captured, whatever was said before."""
+    decision = on_dispute(payment, notice, now) if isinstance(notice, DisputeReported) else on_refund_reported(payment, notice, now)
+    [noted] = decision.states or (payment,)
+    assert isinstance(noted, Payment)
+    return captured(noted, ChargeSucceeded(order_id=payment.order_id, reference=notice.reference, calls=0), now)
+
+
 def _mismatch(payment: Payment, notice: Notice) -> str | None:
     """Return the code of what contradicts the payment in *notice*, or None if it matches."""
     if payment.amount is None:
         return "not_asked_for"
-    if notice.amount.currency != payment.currency:
+    if notice.amount.currency != payment.currency and not isinstance(notice, DisputeReported):
         return "wrong_currency"
     is_of_charge = not isinstance(notice, RefundReported | DisputeReported)
     if is_of_charge and notice.amount.amount != payment.amount:

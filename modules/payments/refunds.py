@@ -12,6 +12,7 @@ from __future__ import annotations
 
 __all__ = [
     "DISPUTED",
+    "OPEN_MAX",
     "concluded",
     "on_dispute",
     "on_order_refund",
@@ -63,7 +64,7 @@ LOOK_UP_SECONDS = (60, 300, 1800, 2 * HOUR, 6 * HOUR)
 """Delays of the look-ups of a pending refund; the last one is repeated."""
 
 OPEN_MAX = timedelta(days=30)
-"""How long a refund without a final status is requested and looked up."""
+"""How long a refund without a final status is requested and looked up, and the charge of a cancelled order."""
 
 REASON_MAX = 64
 """The length of the database column for reasons."""
@@ -172,10 +173,15 @@ def on_refund_reported(payment: Payment, notice: RefundReported, now: datetime) 
 
 
 def on_dispute(payment: Payment, notice: DisputeReported, now: datetime) -> Decision:
-    """Join the ledger with the gateway's notice about a dispute."""
+    """
+    Join the ledger with the gateway's notice about a dispute.
+
+    The customer's bank may state the amount in a currency of its own; then the whole payment is taken as disputed.
+    """
+    amount = notice.amount.amount if notice.amount.currency == payment.currency else payment.amount or 0
     reported = Dispute(
         reference=notice.dispute_reference,
-        amount=notice.amount.amount,
+        amount=amount,
         status=DisputeStatus(notice.status),
         at=rfc3339(now),
     )

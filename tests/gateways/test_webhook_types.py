@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.gateways.port import ChargeDetails, ChargeOwner
@@ -196,6 +196,7 @@ VALUES: list[Callable[[], dict[str, Any]]] = [
 ]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     type_=st.sampled_from(HANDLED_TYPES),
     value=st.sampled_from(VALUES).map(lambda make: make()),

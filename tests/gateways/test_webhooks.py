@@ -18,7 +18,13 @@ from app.gateways.breakers.circuit_breaker import CircuitBreaker
 from app.gateways.breakers.operations import Operation, Operations
 from app.gateways.port import Captured, ChargeDetails, GatewayMisconfigured, GatewayNotReached
 from app.gateways.stripe.gateway import StripeGateway
-from app.gateways.stripe.webhook_event import TOLERANCE_SECONDS, InvalidSignature, check_signature, parse_event
+from app.gateways.stripe.webhook_event import (
+    TOLERANCE_SECONDS,
+    InvalidSignature,
+    OldSignature,
+    check_signature,
+    parse_event,
+)
 from app.gateways.webhook_handler import CONSUMER, StripeWebhookHandler
 from app.storage.errors import StorageUnavailable
 from modules.inventory.events import StockReserved
@@ -406,6 +412,20 @@ async def test_each_of_several_secrets_signs_webhooks(webhooks: WebhookHarness, 
     assert await handler.handle(body, signed(body, secret), CONTEXT) == "handled"
     with pytest.raises(InvalidSignature):
         await handler.handle(body, signed(body, "whsec_other"), CONTEXT)
+    with pytest.raises(OldSignature):
+        await handler.handle(body, signed(body, secret, at=NOW - 301), CONTEXT)
+
+
+async def test_webhooks_that_are_refused_are_logged_once_an_hour(webhooks: WebhookHarness) -> None:
+    """A missing secret or a clock that is wrong would stop all webhooks, and Stripe switches the endpoint off after days."""
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(message.record["extra"]["detail"]), level="WARNING")
+    body = event(intent(oid(1)))
+    for header in signed(body, at=NOW - 4000), signed(body, "whsec_other"), None:
+        with pytest.raises(InvalidSignature):
+            await webhooks.handler.handle(body, header, CONTEXT)
+    logger.remove(sink)
+    assert lines == ["The signature is more than 300 seconds away from now."]
 
 
 async def test_webhooks_of_other_types_are_ignored(webhooks: WebhookHarness) -> None:

@@ -319,6 +319,63 @@ def test_a_notice_of_a_refund_that_arrives_before_the_capture_proves_the_capture
     assert when(decision.states[0], CHARGED) == Decision()
 
 
+@pytest.mark.parametrize("notice", [REPORTED, evolve(REPORTED, status="pending"), evolve(REPORTED, status="failed"), DISPUTED])
+def test_what_is_refunded_or_disputed_was_captured_although_it_was_declined(notice: Any) -> None:
+    """The webhook of the capture got lost. What is left goes back, or is a case for a person while the charge is disputed."""
+    declined = given(RESERVED, CANCELLED, DECLINED)
+    decision = when(declined, notice)
+    [payment] = decision.states
+    assert isinstance(payment, Payment)
+    assert (payment.status, payment.reference, payment.captured) == (PaymentStatus.CAPTURED, "r", 250)
+    assert payment.captured - payment.refunded == payment.kept
+    assert payment.is_open_case is (notice is DISPUTED)
+    requested = sum(each.amount.amount for each in decision.events if isinstance(each, RefundRequested))
+    assert requested == {"succeeded": 150, "pending": 150, "failed": 250, "open": 0}[notice.status]
+    assert when(payment, notice) == Decision()
+
+
+def test_a_dispute_in_another_currency_is_about_the_whole_payment() -> None:
+    """The customer's bank states it in the currency of the card; the shop's account shows that the charge is disputed."""
+    decision = when(given(RESERVED, CHARGED), evolve(DISPUTED, amount=Money(31_000, "JPY")))
+    payment = decision.states[0]
+    assert isinstance(payment, Payment)
+    assert (payment.dispute, payment.ledger.disputes[0].amount if payment.ledger else None) == ("open", 250)
+
+
+def test_the_charge_of_a_cancelled_order_is_not_looked_up_for_ever() -> None:
+    """
+    The older the order, the later the next look-up; after 30 days a person has to find out, and is told once.
+
+    After a few attempts an order that old is one whose clock has jumped: it is looked up soon.
+    """
+    order_id = "019b796d-d600-7000-8000-000000000001"  # placed at noon, as NOW
+    reserved = StockReserved(order_id=order_id, lines=(), total=EUR, payment_method="pm")
+    cancelled = OrderCancelled(order_id=order_id, customer_id="c", items=(), reason="requested")
+    timed_out = evolve(TIMED_OUT, order_id=order_id)
+    payment = given(reserved, timed_out, cancelled)
+    [retry] = decide((payment,), timed_out, NOW + timedelta(days=92)).events
+    assert isinstance(retry, Scheduled)
+    assert retry.due_at == NOW + timedelta(days=92, seconds=4)
+    payment = evolve(payment, attempts=160)
+    delays = {}
+    for minutes in 0, 1, 10, 60, 60 * 24 * 29:
+        now = NOW + timedelta(minutes=minutes)
+        decision = decide((payment,), timed_out, now)
+        [retry] = decision.events
+        assert isinstance(retry, Scheduled)
+        delays[minutes] = (retry.due_at - now).total_seconds()
+    assert delays == {0: 2, 1: 3, 10: 30, 60: 180, 60 * 24 * 29: 300}
+    decision = decide((payment,), timed_out, NOW + timedelta(days=30, seconds=1))
+    [given_up] = decision.states
+    assert isinstance(given_up, Payment)
+    assert (given_up.status, given_up.reason, given_up.is_open_case) == (PaymentStatus.UNKNOWN, "no_answer", True)
+    assert decision.events == (PaymentReviewRequired(order_id=order_id, reason="no_answer"),)
+    assert decide((given_up,), timed_out, NOW + timedelta(days=31)).events == ()
+    found = decide((given_up,), evolve(CHARGE_NOTICE, order_id=order_id), NOW + timedelta(days=32))
+    assert isinstance(found.states[0], Payment)
+    assert (found.states[0].status, found.states[0].is_open_case) == (PaymentStatus.CAPTURED, False)
+
+
 def test_a_soft_decline_is_retried_on_a_schedule() -> None:
     """Each attempt has a new key; the webhook about the decline changes nothing, for the call says the same."""
     payment = given(RESERVED)

@@ -7,7 +7,7 @@ content with what was requested.
 
 from __future__ import annotations
 
-__all__ = ["TOLERANCE_SECONDS", "InvalidSignature", "Notice", "StripeEvent", "check_signature", "parse_event"]
+__all__ = ["TOLERANCE_SECONDS", "InvalidSignature", "Notice", "OldSignature", "StripeEvent", "check_signature", "parse_event"]
 
 import hmac
 import re
@@ -72,6 +72,10 @@ class InvalidSignature(Exception):
     """The webhook was not sent by Stripe, or not within the last minutes."""
 
     code = "invalid_signature"
+
+
+class OldSignature(InvalidSignature):
+    """Stripe sent the webhook, but not within the last minutes, or the clock of this machine is wrong."""
 
 
 @frozen
@@ -140,7 +144,7 @@ def check_signature(body: bytes, header: str | None, secret: str, now: float) ->
     if not sum(hmac.compare_digest(expected, signature) for signature in signatures):
         raise InvalidSignature("No signature matches the body.")
     if abs(now - int(times[0])) > TOLERANCE_SECONDS:
-        raise InvalidSignature(f"The signature is more than {TOLERANCE_SECONDS} seconds away from now.")
+        raise OldSignature(f"The signature is more than {TOLERANCE_SECONDS} seconds away from now.")
 
 
 def parse_event(body: bytes) -> StripeEvent:
