@@ -190,7 +190,7 @@ def _on_gateway_notice(payment: Payment, notice: Notice, now: datetime) -> Decis
 
 
 def _on_late_proof(payment: Payment, notice: RefundReported | DisputeReported, now: datetime) -> Decision:
-    """Apply *notice* to a payment that was declined: what is refunded or disputed was captured, whatever was said before."""
+    """Apply *notice* to a payment that was declined: what is refunded or disputed was captured, although it was declined."""
     decision = on_dispute(payment, notice, now) if isinstance(notice, DisputeReported) else on_refund_reported(payment, notice, now)
     [noted] = decision.states or (payment,)
     assert isinstance(noted, Payment)
