@@ -46,6 +46,7 @@ from app.messaging.version_usage import VersionUsageReport
 from app.runtime.batch import BatchProcessor
 from app.runtime.engine import LocalRoutes, TransactionEngine, direct_takers
 from app.runtime.order_metrics import OrderMetrics, log_payment_cases
+from app.runtime.receiving import EventReader
 from app.runtime.runner import ModuleRunner
 from app.runtime.work import CommitListener, Worker
 from app.storage.audit import AuditTrail
@@ -63,7 +64,6 @@ from app.web.endpoints import stream_tokens, stripe_webhook
 from app.web.route_group import RouteGroup
 from app.web.spec import asyncapi
 from app.web.spec.components import Description
-from bus.contracts.event_reader import EventReader
 from bus.contracts.registry import ContractRegistry
 from bus.port import Clock, Subscription
 from config.settings import Settings

@@ -13,7 +13,7 @@ from timeit import Timer
 import orjson
 
 from app.messaging.event_registry import all_modules, build_registry
-from bus.contracts.event_reader import EventReader
+from app.runtime.receiving import EventReader
 from modules.inventory import module as inventory
 from modules.orders.events import OrderCreated, created_v1
 from modules.values import Address, Line

@@ -35,13 +35,12 @@ from app.gateways.lane import Lane
 from app.gateways.order_locks import OrderLocks
 from app.gateways.port import Gateway
 from app.runtime.outage import retry_until_available
-from app.runtime.receiving import Received, Receiver, extend_ack_deadlines
+from app.runtime.receiving import EventReader, Received, Receiver, extend_ack_deadlines
 from app.runtime.runner import ModuleRunner
 from app.runtime.work import OutgoingEvent
 from app.telemetry.message_metrics import MessageMetrics
 from app.telemetry.metrics import Metrics
 from app.telemetry.trace import TraceContext
-from bus.contracts.event_reader import EventReader
 from bus.contracts.registry import ContractRegistry
 from bus.port import Clock, Delivery, Subscription
 from modules.payments.events import ChargeRequested

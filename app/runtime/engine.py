@@ -31,9 +31,9 @@ from attrs import define, field, frozen
 from sqlalchemy import Connection
 
 from app.runtime.batch import BatchProcessor, new_keys
+from app.runtime.receiving import EventReader
 from app.runtime.work import ItemResult, OutgoingEvent, TakeEvent, UnitOfWork, WorkItem
 from bus.contracts.contract import Contract
-from bus.contracts.event_reader import EventReader
 from bus.contracts.registry import ContractRegistry
 from bus.port import Clock
 from bus.subjects import EXPRESS, Event, subject_of

@@ -25,7 +25,7 @@ from app.messaging.cloudevents import event_id_and_trace
 from app.messaging.outbox_relay import OutboxRelay
 from app.runtime.engine import CommitResult, ModuleResult, TransactionEngine
 from app.runtime.outage import StorageOutage
-from app.runtime.receiving import Receiver
+from app.runtime.receiving import EventReader, Receiver
 from app.runtime.service import Reply
 from app.runtime.state_reader import StateReader, StateWatchers
 from app.runtime.work import CommitListener, DeferredToNewerVersion, ItemResult, ReplyBuilder, TakeEvent, WorkItem
@@ -37,7 +37,6 @@ from app.telemetry.logs import enabled
 from app.telemetry.message_metrics import MessageMetrics
 from app.telemetry.metrics import Metrics
 from app.telemetry.trace import TraceContext, trace_id
-from bus.contracts.event_reader import EventReader
 from bus.port import Clock, Delivery, Subscription
 from bus.subjects import original_subject
 from modules.filters import Condition

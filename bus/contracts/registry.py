@@ -6,8 +6,7 @@ The registry compares the two when it is built. Both lanes of a subject have the
 
 jsonschema-rs validates every message, outgoing and incoming, and the schemas themselves; jsonschema explains a
 rejection. Publishers validate strictly. Consumers validate tolerantly, so that a newer publisher can add an optional
-member before they know it. `bus.contracts.versions` describes how an event gets a new version, and
-`bus.contracts.event_reader` reads events for one consumer.
+member before they know it. `bus.contracts.versions` describes how an event gets a new version.
 """
 
 from __future__ import annotations

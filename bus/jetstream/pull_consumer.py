@@ -80,6 +80,8 @@ class PullConsumer:
         self.max_tries = host.max_tries
         self.send = host.send
         self._check_idle = host.check_idle
+        self._is_ending = False
+        """True once the bus closes, and waits until nothing is in hand."""
         self.ready: OrderedDict[int, Delivery] = OrderedDict()
         """What has arrived and is not fetched yet, by stream sequence."""
         self.in_hand: dict[int, Delivery] = {}
@@ -252,13 +254,15 @@ class PullConsumer:
         current = self.in_hand.pop(sequence, None)
         if current is not None:
             current.is_answered = current.is_settled_elsewhere = True
-        self._check_idle()
+        if self._is_ending:
+            self._check_idle()
 
     def release(self, delivery: Delivery) -> None:
         """Note that *delivery* is no longer in hand."""
         if self.in_hand.get(delivery.sequence) is delivery:
             del self.in_hand[delivery.sequence]
-        self._check_idle()
+        if self._is_ending:
+            self._check_idle()
 
     def dead_letter(self, delivery: Delivery, error: str, detail: str) -> None:
         """Make the message of *delivery* a dead letter; it stays in hand until that is stored."""
@@ -288,7 +292,8 @@ class PullConsumer:
                     delivery.requeue()
 
     def return_buffered(self) -> None:
-        """Return to the server what has arrived and is not fetched, for redelivery at once."""
+        """Return to the server what has arrived and is not fetched, for redelivery at once: the consumer is to end."""
+        self._is_ending = True
         for delivery in self.ready.values():
             if delivery.tries < self.max_tries and not delivery.is_late():
                 delivery.requeue()

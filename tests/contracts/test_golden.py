@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from app.messaging.event_registry import all_modules, build_registry
-from bus.contracts.event_reader import EventReader
+from app.runtime.receiving import EventReader
 from bus.contracts.registry import ContractRegistry
 from modules import payments
 from modules.inventory.events import ProductSet

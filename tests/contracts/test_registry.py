@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bus.contracts.event_reader import EventReader
+from app.runtime.receiving import EventReader
 from bus.contracts.registry import ContractRegistry, merge_schemas
 from bus.contracts.versions import DualPublish, Upcast
 from bus.errors import ContractError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bus.contracts.event_reader import EventReader
+from app.runtime.receiving import EventReader
 from bus.contracts.registry import ContractRegistry
 from bus.contracts.versions import DualPublish, Upcast, subject_at, version_of, versions_in
 from bus.errors import Invalid, Rejected, UnknownSubject, Unreadable

@@ -45,8 +45,8 @@ from app.messaging.republish import count as count_sent
 from app.messaging.republish import republish
 from app.runtime.engine import direct_takers
 from app.runtime.order_metrics import log_payment_cases
+from app.runtime.receiving import EventReader
 from app.telemetry.metrics import Metrics
-from bus.contracts.event_reader import EventReader
 from bus.port import Clock, Message
 from bus.subjects import replay_subject, subject_of
 from modules import payments
