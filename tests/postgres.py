@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -17,7 +18,6 @@ import psycopg
 
 READY_SECONDS = 30.0
 _SETTINGS = {
-    "listen_addresses": "",
     # The operating system survives every test, and with it what the server has written: nothing need reach the disk.
     "fsync": "off",
     "max_connections": "60",
@@ -31,11 +31,12 @@ class PostgresServer:
     """
     A server with its data and its socket in *folder*; it can be started and stopped repeatedly.
 
-    PostgreSQL refuses to run as root: then it runs as the user ``nobody``.
+    *settings* are those of its configuration, by default ones that make tests quick. PostgreSQL refuses to run as root: then it runs as the user ``nobody``.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str] = _SETTINGS) -> None:
         self.folder = folder
+        self._settings = {"listen_addresses": "", **settings}
         self._data = folder / "data"
         self._user = "nobody" if os.geteuid() == 0 else None
         self._programs = _programs(folder, for_other_user=self._user is not None)
@@ -49,11 +50,17 @@ class PostgresServer:
         """Return the URL of *database*."""
         return f"postgresql://postgres@/{database}?host={self.folder}"
 
+    @property
+    def pid(self) -> int:
+        """The id of its main process."""
+        assert self._process is not None, "it is not running"
+        return self._process.pid
+
     def start(self) -> PostgresServer:
         """Start the server and wait until it accepts connections. Idempotent."""
         if self._process is not None and self._process.poll() is None:
             return self
-        settings = [f"-c{name}={value}" for name, value in _SETTINGS.items()]
+        settings = [f"-c{name}={value}" for name, value in self._settings.items()]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [self._programs / "postgres", "-D", self._data, "-k", self.folder, *settings],

@@ -121,12 +121,14 @@ class ModuleStore:
 
         On a database of this process alone, states written last come from the cache.
         """
+        find_processed = self._select_processed.fetch(connection, [(id,) for id in ids])
         load = self.load if self._cache is None else self._cache.load
-        return self.find_processed(connection, ids) if ids else {}, load(connection, keys)
+        states = load(connection, keys)
+        return {row[0]: (row[1], row[2]) for row in find_processed()}, states
 
     def find_processed(self, connection: Connection, ids: Sequence[str]) -> ProcessedIds:
         """Return those of *ids* that are in the inbox, each with its fingerprint and its response."""
-        return {row[0]: (row[1], row[2]) for row in self._select_processed.run(connection, [(id,) for id in ids])}
+        return {row[0]: (row[1], row[2]) for row in self._select_processed.fetch(connection, [(id,) for id in ids])()}
 
     def load(self, connection: Connection, keys: Mapping[type, Iterable[str]]) -> dict[type, dict[str, Any]]:
         """
@@ -135,7 +137,8 @@ class ModuleStore:
         One select per table, in the order in which the module lists its tables and within a table in the order of the
         keys: all transactions lock in the same order and cannot deadlock.
         """
-        return {cls: mapper.lock(connection, sorted(keys[cls])) for cls, mapper in self.mappers.items() if cls in keys}
+        locked = {cls: mapper.lock(connection, sorted(keys[cls])) for cls, mapper in self.mappers.items() if cls in keys}
+        return {cls: states() for cls, states in locked.items()}
 
     def save(
         self,
@@ -162,21 +165,21 @@ class ModuleStore:
         # Sorted where other processes insert, too: all insert in the same order and cannot deadlock.
         is_shared = self._dialect.is_shared
         if inbox_entries:
-            self._insert_inbox.run(connection, sorted(inbox_entries, key=_BY_ID) if is_shared else inbox_entries)
+            self._insert_inbox.execute(connection, sorted(inbox_entries, key=_BY_ID) if is_shared else inbox_entries)
         if cancelled_timers:
-            self._cancel_timers.run(connection, [(timer,) for timer in cancelled_timers])
+            self._cancel_timers.execute(connection, [(timer,) for timer in cancelled_timers])
         if outgoing:
-            self._insert_outbox.run(connection, sorted(outgoing, key=_BY_ID) if is_shared else outgoing)
+            self._insert_outbox.execute(connection, sorted(outgoing, key=_BY_ID) if is_shared else outgoing)
         if audit:
             connection.execute(self._audit.insert(), [entry._asdict() for entry in audit])
 
     def mark_sent(self, connection: Connection, ids: Sequence[str], now: datetime) -> None:
         """Mark the messages *ids*, which the bus has durably accepted, as sent at *now*."""
-        self._mark_sent.run(connection, [(id,) for id in sorted(ids)], (to_db_timestamp(now),))
+        self._mark_sent.execute(connection, [(id,) for id in sorted(ids)], (to_db_timestamp(now),))
 
     def remove(self, connection: Connection, ids: Sequence[str]) -> None:
         """Delete the messages *ids*, which the bus never accepts and which are dead letters now."""
-        self._remove.run(connection, [(id,) for id in sorted(ids)])
+        self._remove.execute(connection, [(id,) for id in sorted(ids)])
 
     def fetch_due(
         self,
@@ -196,7 +199,7 @@ class ModuleStore:
         values = (to_db_timestamp(now), *handed_over, len(excluded_ids) + limit)
         due = (id for (id,) in connection.exec_driver_sql(self._select_due_ids, values) if id not in excluded_ids)
         positions = {id: position for position, id in enumerate(islice(due, limit))}
-        found = self._select_messages.run(connection, [(id,) for id in positions])
+        found = self._select_messages.fetch(connection, [(id,) for id in positions])()
         return sorted((OutboxMessage(*row) for row in found), key=lambda message: positions[message.id])
 
     def handover_delay(self, local_delay: timedelta) -> timedelta:

@@ -76,11 +76,16 @@ class StateMapper:
 
     def load(self, connection: Connection, keys: Sequence[str]) -> dict[str, Any]:
         """Return the states that exist under *keys*, by key."""
-        return self._states(self._select.run(connection, [(key,) for key in keys]))
+        return self._states(self._select.fetch(connection, [(key,) for key in keys])())
 
-    def lock(self, connection: Connection, keys: Sequence[str]) -> dict[str, Any]:
-        """Return the states that exist under *keys*, by key, and lock their rows until the transaction ends."""
-        return self._states(self._select_for_update.run(connection, [(key,) for key in keys]))
+    def lock(self, connection: Connection, keys: Sequence[str]) -> Callable[[], dict[str, Any]]:
+        """
+        Lock the rows of *keys* until the transaction ends; return a function that returns their states by key.
+
+        See `app.storage.sql.dialect.Statement.fetch`.
+        """
+        rows = self._select_for_update.fetch(connection, [(key,) for key in keys])
+        return lambda: self._states(rows())
 
     def save(self, connection: Connection, states: Sequence[Any], new_keys: Collection[str] = ()) -> None:
         """
@@ -90,11 +95,11 @@ class StateMapper:
         and is not overwritten.
         """
         if self._insert is None:
-            self._replace.run(connection, [self._row(state) for state in states])
+            self._replace.execute(connection, [self._row(state) for state in states])
             return
         rows = sorted((self._row(state) for state in states), key=itemgetter(0))
-        self._insert.run(connection, [row for row in rows if row[0] in new_keys])
-        self._replace.run(connection, [row for row in rows if row[0] not in new_keys])
+        self._insert.execute(connection, [row for row in rows if row[0] in new_keys])
+        self._replace.execute(connection, [row for row in rows if row[0] not in new_keys])
 
     def list_page(
         self, connection: Connection, filters: dict[str, Any], after: str | None, limit: int, newest_first: bool

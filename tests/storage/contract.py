@@ -113,7 +113,7 @@ class StoreContract:
                 keys = [mapper.key_of(state) for state in states]
                 mapper.save(connection, states, set(keys))
                 mapper.save(connection, states)  # overwrites them with the same
-                assert mapper.lock(connection, keys) == dict(zip(keys, states, strict=True))
+                assert mapper.lock(connection, keys)() == dict(zip(keys, states, strict=True))
                 assert mapper.load(connection, [*keys, "unknown"]).keys() == set(keys)
                 assert mapper.list_page(connection, {}, None, 1, False) == [min(states, key=lambda s: mapper.key_of(s).encode())]
                 transaction.rollback()
@@ -134,7 +134,7 @@ class StoreContract:
         states = [Reservation(order_id=f"o-{n}", status=ReservationStatus.HELD, lines=(Line("A", n + 1),)) for n in range(count)]
         keys = [state.order_id for state in states]
         await store.database.write(lambda c: mapper.save(c, states, set(keys)))
-        assert await store.database.write(lambda c: mapper.lock(c, [*keys, "unknown"])) == {s.order_id: s for s in states}
+        assert await store.database.write(lambda c: mapper.lock(c, [*keys, "unknown"])()) == {s.order_id: s for s in states}
         found = await store.database.read(lambda c: c.exec_driver_sql("SELECT count(*) FROM inventory_reservation").scalar())
         assert found == count
 
@@ -357,7 +357,7 @@ class StoreContract:
         def hold_commit(connection: Connection) -> None:
             assert connection.get_execution_options().get("reading", False) or may_go.wait(20)
 
-        event.listen(database.engine, "commit", hold_commit)
+        event.listen(database.engine, "commit", hold_commit, insert=True)
         writing = asyncio.create_task(database.write(insert_number(1)))
         await asyncio.sleep(0)
         assert await numbers(database) == []

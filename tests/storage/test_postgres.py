@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -25,6 +25,7 @@ from app.storage.migrations import migrate
 from app.storage.module_store import HANDOVER_DELAY
 from app.storage.sql.database import Database
 from app.storage.sql.postgres import Postgres
+from app.storage.sql.postgres_pipeline import Pipeline
 from app.storage.sql.transactions import ATTEMPTS_MAX
 from app.telemetry.metrics import Metrics
 from modules.inventory.state import Product
@@ -135,23 +136,23 @@ async def test_a_transaction_whose_connection_breaks_every_time_is_given_up(site
     assert await numbers(database) == []
 
 
-class CommitReplyLost:
-    """Replaces commit: the connection breaks *before* or after the server has committed, the first *times*."""
+def lose_commit_reply(monkeypatch: pytest.MonkeyPatch, *, before: bool, then: Callable[[], object] = bool) -> None:
+    """Break the connection of the next commit *before* or after the server has committed, and call *then*."""
+    exchange = Pipeline.exchange
+    left = [1]
 
-    def __init__(self, database: Database, *, before: bool, times: int = 1) -> None:
-        self._commit = database.engine.dialect.do_commit
-        self._before = before
-        self._left = times
+    def lose(pipeline: Pipeline) -> None:
+        if not left[0] or [statement.sql for statement in pipeline._queue][-1:] != ["COMMIT"]:
+            exchange(pipeline)
+            return
+        left[0] -= 1
+        if not before:
+            exchange(pipeline)
+        pipeline._connection.close()
+        then()
+        raise psycopg.OperationalError("the server closed the connection unexpectedly")
 
-    def __call__(self, connection: Any) -> None:
-        driver = getattr(connection, "driver_connection", connection)
-        if self._left and driver.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS:
-            self._left -= 1
-            if not self._before:
-                self._commit(connection)
-            driver.close()
-            raise psycopg.OperationalError("the server closed the connection unexpectedly")
-        self._commit(connection)
+    monkeypatch.setattr(Pipeline, "exchange", lose)
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["committed", "rolled-back"])
@@ -167,7 +168,7 @@ async def test_the_outcome_of_a_commit_whose_reply_is_lost_is_asked_for(
         return "done"
 
     await database.write(insert_number(0))
-    monkeypatch.setattr(database.engine.dialect, "do_commit", CommitReplyLost(database, before=before))
+    lose_commit_reply(monkeypatch, before=before)
     assert await database.write(work) == "done"
     assert await numbers(database) == [0, 1]
     assert len(runs) == (2 if before else 1)
@@ -178,17 +179,8 @@ async def test_a_commit_without_a_known_outcome_is_reported_as_unknown(
 ) -> None:
     """The server is unreachable after the reply was lost: the caller gets neither success nor failure."""
     await database.write(insert_number(0))
-    lost = CommitReplyLost(database, before=False)
-
-    def commit_and_stop_server(connection: Any) -> None:
-        try:
-            lost(connection)
-        except psycopg.OperationalError:
-            site.make_unavailable()
-            raise
-
     monkeypatch.setattr("app.storage.sql.postgres.OUTCOME_SECONDS", 0.1)
-    monkeypatch.setattr(database.engine.dialect, "do_commit", commit_and_stop_server)
+    lose_commit_reply(monkeypatch, before=False, then=site.make_unavailable)
     with pytest.raises(CommitOutcomeUnknown) as caught:
         await database.write(insert_number(1))
     assert caught.value.code == "outcome_unknown"

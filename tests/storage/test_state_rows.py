@@ -18,7 +18,7 @@ def test_a_statement_without_rows_executes_nothing() -> None:
     """No rows, no SQL."""
     engine = create_engine("sqlite://")
     with engine.connect() as connection:
-        assert SizedStatement(lambda size: "not SQL at all").run(connection, []) == []
+        assert SizedStatement(lambda size: "not SQL at all").fetch(connection, [])() == []
     engine.dispose()
 
 
@@ -42,7 +42,7 @@ def test_rows_are_split_into_the_sizes_that_have_a_statement() -> None:
     statement = SizedStatement(lambda size: f"SELECT ?, column1 FROM (VALUES {', '.join(['(?)'] * size)})")
     with engine.connect() as connection:
         for count in range(3 * SIZES[-1]):
-            found = statement.run(connection, [(n,) for n in range(count)], ("before",))
+            found = statement.fetch(connection, [(n,) for n in range(count)], ("before",))()
             assert found == [("before", n) for n in range(count)]
     engine.dispose()
 

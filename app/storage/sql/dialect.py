@@ -6,17 +6,14 @@ All other code writes its SQL once, with ``?`` for a value and ``{keys}`` for a 
 
 from __future__ import annotations
 
-__all__ = ["CACHE_GENERATION", "TX_ID", "Dialect", "ExclusiveAccess", "Failure", "Statement", "invalidate_cache"]
+__all__ = ["CACHE_GENERATION", "Dialect", "ExclusiveAccess", "Failure", "Statement", "invalidate_cache"]
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, RootTransaction, Table
 from sqlalchemy.exc import DBAPIError
-
-TX_ID = "transaction id"
-"""The key in a connection's ``info`` of the id of its transaction; see `Dialect.was_committed`."""
 
 CACHE_GENERATION = "cache generation"
 """
@@ -39,10 +36,23 @@ class Failure(Enum):
 
 
 class Statement(Protocol):
-    """A statement for any number of rows, prepared once."""
+    """A statement for any number of rows, prepared once; *prefix* are values that come before those of the rows."""
 
-    def run(self, connection: Connection, rows: Sequence[Sequence[Any]], prefix: tuple[Any, ...] = ()) -> list[Any]:
-        """Execute it for *rows*; *prefix* are values that come before those of the rows. Return all rows that it returns."""
+    def execute(self, connection: Connection, rows: Sequence[Sequence[Any]], prefix: tuple[Any, ...] = ()) -> None:
+        """
+        Execute it for *rows*; it returns none.
+
+        It may wait for the next statement that returns rows, or for the commit, and then fail there.
+        """
+
+    def fetch(
+        self, connection: Connection, rows: Sequence[Sequence[Any]], prefix: tuple[Any, ...] = ()
+    ) -> Callable[[], list[Any]]:
+        """
+        Execute it for *rows*; return a function that returns all rows that the statement returns.
+
+        Several statements that are executed before the first function is called cost one round trip to a server.
+        """
 
 
 class ExclusiveAccess(Protocol):
@@ -126,6 +136,9 @@ class Dialect(Protocol):
 
     def abandon(self, connection: Connection) -> None:
         """Never close *connection*, whose files are lost."""
+
+    def transaction_id(self, connection: Connection) -> Any:
+        """Return the id for `was_committed` of the transaction that failed to commit on *connection*; None if it has none."""
 
     def was_committed(self, engine: Engine, tx_id: Any) -> bool | None:
         """Return whether the transaction *tx_id*, whose connection broke during the commit, was committed; None: unknown."""

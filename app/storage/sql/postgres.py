@@ -5,12 +5,13 @@ Transactions are READ COMMITTED. All of them lock rows in the order of the keys:
 ones when they are inserted. If two transactions insert the same row, the primary key lets the first succeed; the second
 is repeated from its beginning and then finds the row.
 
-One statement takes any number of rows, as one array for each column; the server prepares it once per connection.
+One statement takes any number of rows, as one array for each column; the server prepares it once per connection. Several
+statements share a round trip; see `app.storage.sql.postgres_pipeline`.
 """
 
 from __future__ import annotations
 
-__all__ = ["ArrayStatement", "Postgres"]
+__all__ = ["Postgres"]
 
 import re
 import time
@@ -38,8 +39,10 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from app.storage.errors import DatabaseConfigError
-from app.storage.sql.dialect import TX_ID, ExclusiveAccess, Failure, Statement
+from app.storage.sql.dialect import ExclusiveAccess, Failure, Statement
 from app.storage.sql.postgres_fitness import unfitness
+from app.storage.sql.postgres_pipeline import Pipeline
+from app.storage.sql.postgres_statements import PIPELINE, ArrayStatement, array_encoder, pipeline_of, text_array
 
 T = TypeVar("T")
 
@@ -73,9 +76,6 @@ _SETTINGS = {
     "enable_seqscan": "off",
     "jit": "off",
 }
-
-_BEGIN_READING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-_BEGIN_WRITING = "BEGIN; SELECT pg_current_xact_id()::text"
 
 _CONFLICTS = (
     errors.UniqueViolation,
@@ -118,23 +118,6 @@ class _Connection(psycopg.Connection[Any]):
             return result
 
 
-class ArrayStatement:
-    """A statement that takes its rows as one array for each column."""
-
-    def __init__(self, sql: str) -> None:
-        self._sql = sql
-
-    def run(self, connection: Connection, rows: Sequence[Sequence[Any]], prefix: tuple[Any, ...] = ()) -> list[Any]:
-        """Execute it once for all *rows*; see `app.storage.sql.dialect.Statement`."""
-        if not rows:
-            return []
-        # Given to the driver directly: SQLAlchemy has nothing to add to these texts and values.
-        cursor: psycopg.Cursor[Any] = connection.connection.cursor()  # type: ignore[assignment]
-        arrays = [list(column) for column in zip(*rows, strict=True)]
-        cursor.execute(self._sql, (*prefix, *arrays), prepare=True)
-        return cursor.fetchall() if cursor.description is not None else []
-
-
 class Postgres:
     """Implements `app.storage.sql.dialect.Dialect`; docstrings here say only how."""
 
@@ -173,12 +156,25 @@ class Postgres:
         @event.listens_for(engine, "begin")
         def on_begin(connection: Connection) -> None:
             driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
+            pipeline = connection.info.get(PIPELINE)
+            if pipeline is None:
+                pipeline = connection.info[PIPELINE] = Pipeline(driver)
             if connection.get_execution_options().get("reading", False):
-                driver.execute(_BEGIN_READING)
-                return
-            cursor = driver.execute(_BEGIN_WRITING, prepare=False)
-            cursor.nextset()
-            connection.info[TX_ID] = cursor.fetchone()[0]  # type: ignore[index]
+                pipeline.begin("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            else:
+                pipeline.begin("BEGIN", "SELECT pg_current_xact_id()::text")
+
+        @event.listens_for(engine, "before_cursor_execute")
+        def before_execute(connection: Connection, *_: Any) -> None:
+            pipeline_of(connection).exchange()
+
+        @event.listens_for(engine, "commit")
+        def on_commit(connection: Connection) -> None:
+            pipeline_of(connection).commit()
+
+        @event.listens_for(engine, "rollback")
+        def on_rollback(connection: Connection) -> None:
+            pipeline_of(connection).rollback()
 
         return engine
 
@@ -251,6 +247,10 @@ class Postgres:
     def abandon(self, connection: Connection) -> None:
         """Nothing: its files are never lost."""
 
+    def transaction_id(self, connection: Connection) -> str | None:
+        """The server's 64-bit number of the transaction."""
+        return pipeline_of(connection).transaction_id
+
     def was_committed(self, engine: Engine, tx_id: Any) -> bool | None:
         """Ask the server, which records the outcome of every transaction, over a new connection."""
         until = time.monotonic() + OUTCOME_SECONDS
@@ -314,14 +314,15 @@ class Postgres:
 
     def by_keys(self, sql: str) -> Statement:
         """Compare with one array of keys."""
-        return ArrayStatement(self.to_driver_sql(sql.format(keys="= ANY(?)")))
+        return ArrayStatement(sql.format(keys="= ANY(?)"), [text_array])
 
     def insert(self, table: Table, keys: Sequence[str], conflict: str = "") -> Statement:
         """Insert from ``unnest`` with one array for each column."""
         columns = [table.columns[key] for key in keys]
         names = ", ".join(_quoted(column.name) for column in columns)
-        arrays = ", ".join(f"%s::{_type(column.type)}[]" for column in columns)
-        return ArrayStatement(f"INSERT INTO {table.name} ({names}) SELECT * FROM unnest({arrays}) {conflict}")
+        arrays = ", ".join(f"?::{_type(column.type)}[]" for column in columns)
+        sql = f"INSERT INTO {table.name} ({names}) SELECT * FROM unnest({arrays}) {conflict}"
+        return ArrayStatement(sql, [array_encoder(column.type) for column in columns])
 
     def replace(self, table: Table, keys: Sequence[str]) -> Statement:
         """Insert, and on a conflict update every column but the primary key."""

@@ -74,7 +74,13 @@ class SizedStatement:
     def __init__(self, sql_for: Callable[[int], str]) -> None:
         self._texts = {size: sql_for(size) for size in SIZES}
 
-    def run(self, connection: Connection, rows: Sequence[Sequence[Any]], prefix: tuple[Any, ...] = ()) -> list[Any]:
+    def execute(self, connection: Connection, rows: Sequence[Sequence[Any]], prefix: tuple[Any, ...] = ()) -> None:
+        """Execute it for *rows*; see `app.storage.sql.dialect.Statement`."""
+        self.fetch(connection, rows, prefix)
+
+    def fetch(
+        self, connection: Connection, rows: Sequence[Sequence[Any]], prefix: tuple[Any, ...] = ()
+    ) -> Callable[[], list[Any]]:
         """Execute it for *rows*, in several parts if necessary; see `app.storage.sql.dialect.Statement`."""
         # Given to the driver directly: SQLAlchemy has nothing to add to these texts and values.
         execute = _driver(connection).execute
@@ -85,7 +91,7 @@ class SizedStatement:
             values = chain.from_iterable(rows[start : start + size])
             found += execute(self._texts[size], (*prefix, *values))
             start += size
-        return found
+        return lambda: found
 
 
 class Sqlite:
@@ -244,6 +250,9 @@ class Sqlite:
     def is_disconnected(self, connection: Connection) -> bool:
         """False: there is no network connection."""
         return False
+
+    def transaction_id(self, connection: Connection) -> None:
+        """None: a commit that raises has not happened."""
 
     def was_committed(self, engine: Engine, tx_id: Any) -> bool | None:
         """False: a commit that raises has not happened."""

@@ -26,7 +26,7 @@ from loguru import logger
 from sqlalchemy import Connection, Engine, RootTransaction, exc
 
 from app.storage.errors import CommitOutcomeUnknown, StorageRefused, StorageUnavailable
-from app.storage.sql.dialect import TX_ID, Dialect, Failure, invalidate_cache
+from app.storage.sql.dialect import Dialect, Failure, invalidate_cache
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
@@ -158,7 +158,6 @@ class Transactor:
             connection = self._connection = yield self._engine.connect
         assert connection is not None
         transaction = self._dialect.begin_nowait(connection) or (yield connection.begin)
-        tx_id = connection.info.get(TX_ID)
         try:
             results = [job.work(connection) for job in jobs]
         except Exception:
@@ -170,6 +169,7 @@ class Transactor:
             yield partial(_roll_back, transaction)
             if not self._dialect.is_disconnected(connection):
                 raise
+            tx_id = self._dialect.transaction_id(connection)
             was_committed = tx_id is None or (yield partial(self._dialect.was_committed, self._engine, tx_id))
             if was_committed is None:
                 raise CommitOutcomeUnknown("The database went out of reach while it committed.") from error

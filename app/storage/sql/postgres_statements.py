@@ -1,0 +1,100 @@
+"""
+The statements of the PostgreSQL dialect: each takes any number of rows, as one array for each column.
+
+The text of an array is written here for a whole column at once. psycopg would write it element by element, which took a
+fifth of the processor time of an order.
+"""
+
+from __future__ import annotations
+
+__all__ = ["PIPELINE", "ArrayStatement", "array_encoder", "pipeline_of", "text_array"]
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import psycopg
+from sqlalchemy import Boolean, Connection, Integer, LargeBinary
+
+from app.storage.sql.postgres_pipeline import Pipeline
+
+ArrayEncoder = Callable[[Sequence[Any]], str]
+"""Writes the values of a column, None included, as the text of an array."""
+
+PIPELINE = "pipeline"
+"""The key in a connection's ``info`` of its `Pipeline`."""
+
+_NUL = "\0"
+
+
+def pipeline_of(connection: Connection) -> Pipeline:
+    """Return the pipeline of *connection*."""
+    pipeline: Pipeline = connection.info[PIPELINE]
+    return pipeline
+
+
+class ArrayStatement:
+    """A statement that takes its rows as one array for each column; *encoders* write the arrays."""
+
+    def __init__(self, sql: str, encoders: Sequence[ArrayEncoder] = ()) -> None:
+        """Prepare *sql*, in which ``?`` stands for each value of the prefix and then for each array."""
+        self._sql = _numbered(sql)
+        self._encoders = encoders
+
+    def execute(self, connection: Connection, rows: Sequence[Sequence[Any]], prefix: tuple[str, ...] = ()) -> None:
+        """Execute it for all *rows*; see `app.storage.sql.dialect.Statement`."""
+        if rows:
+            pipeline_of(connection).queue(self._sql, self._parameters(rows, prefix))
+
+    def fetch(
+        self, connection: Connection, rows: Sequence[Sequence[Any]], prefix: tuple[str, ...] = ()
+    ) -> Callable[[], list[Any]]:
+        """Execute it for all *rows* and return its own; see `app.storage.sql.dialect.Statement`."""
+        if not rows:
+            return list
+        pipeline = pipeline_of(connection)
+        statement = pipeline.queue(self._sql, self._parameters(rows, prefix))
+        return lambda: pipeline.rows(statement)
+
+    def _parameters(self, rows: Sequence[Sequence[Any]], prefix: tuple[str, ...]) -> list[bytes]:
+        columns = zip(*rows, strict=True)
+        arrays = [encode(column) for encode, column in zip(self._encoders, columns, strict=True)]
+        return [text.encode() for text in (*prefix, *arrays)]
+
+
+def array_encoder(column_type: Any) -> ArrayEncoder:
+    """Return what writes the values of a column of *column_type*."""
+    if isinstance(column_type, Integer | Boolean):
+        return _plain_array
+    return _binary_array if isinstance(column_type, LargeBinary) else text_array
+
+
+def text_array(values: Sequence[str | None]) -> str:
+    """
+    Return *values* as the text of an array.
+
+    Raises:
+        psycopg.DataError: A value contains a NUL, which PostgreSQL cannot store.
+    """
+    if None in values:
+        return "{" + ",".join(["NULL" if value is None else text_array((value,))[1:-1] for value in values]) + "}"
+    # A NUL separates the values until the characters that are special within quotes are escaped.
+    joined = _NUL.join(values)  # type: ignore[arg-type]
+    if joined.count(_NUL) >= len(values):
+        raise psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes")
+    return '{"' + joined.replace("\\", r"\\").replace('"', r"\"").replace(_NUL, '","') + '"}'
+
+
+def _plain_array(values: Sequence[int | None]) -> str:
+    """Write numbers or booleans."""
+    return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
+
+
+def _binary_array(values: Sequence[bytes | None]) -> str:
+    """Write bytes in hexadecimal."""
+    return "{" + ",".join(["NULL" if value is None else rf'"\\x{value.hex()}"' for value in values]) + "}"
+
+
+def _numbered(sql: str) -> str:
+    """Return *sql* with ``$1``, ``$2`` and so on in place of each ``?``."""
+    first, *others = sql.split("?")
+    return first + "".join(f"${number}{text}" for number, text in enumerate(others, 1))
