@@ -3,7 +3,7 @@ Build the parts of one process from its settings, and connect them by hand.
 
 Each ``build_*`` function returns one part; `build_parts` calls them in the order in which they need each other. Nothing
 connects, listens or runs yet: `app.application.Application` starts and stops what is built here. What belongs to one
-module only (options, metrics, a gateway to the outside) stands in the tables `OPTIONS`, `LISTENERS` and `GATEWAYS`.
+module only (options, metrics, a gateway to the outside) is in the tables `OPTIONS`, `LISTENERS` and `GATEWAYS`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ OPTIONS: Mapping[str, Callable[[Settings], Mapping[str, Any]]] = {
     "orders": lambda settings: {"timeout": timedelta(seconds=settings.order_timeout_s)},
     "payments": lambda settings: {"timeout": timedelta(seconds=settings.order_timeout_s)},
 }
-"""What the settings tell a module: keyword arguments of its factory, by the module's name."""
+"""What a module receives from the settings: keyword arguments of its factory, by the module's name."""
 
 
 def build_modules(settings: Settings) -> list[Module]:

@@ -21,7 +21,7 @@ class SystemClock:
         self._adjustment = timedelta(0)
 
     def adjust(self, by: timedelta) -> None:
-        """Go *by* so much ahead of the machine's clock, or behind it; call it before anything has asked for the time."""
+        """Run *by* ahead of the machine's clock, or behind it; call it before anything reads the time."""
         self._started += by
         self._adjustment += by
 

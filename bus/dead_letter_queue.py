@@ -40,7 +40,7 @@ class DeadLetterQueue:
     A failing dead letter delays no other. The queue is kept in memory: if the process ends, the bus redelivers the
     messages or finds them by other means, and the dead letter has the same id then.
 
-    *on_idle* is called whenever nothing is due any more; `next_at` and `is_empty` are up to date by then.
+    *on_idle* is called whenever nothing is due any more; `next_at` and `is_empty` are updated before.
     """
 
     def __init__(self, clock: Clock, dead_letters: DeadLetters, *, on_idle: Callable[[], None]) -> None:

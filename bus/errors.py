@@ -32,7 +32,7 @@ class PublishRetryable(BusError):
 
 
 class PublishRefused(BusError):
-    """The bus never accepts this message because of what it is: too large, or malformed. It accepts other messages."""
+    """The bus never accepts this message, because it is too large or malformed. It accepts other messages."""
 
     code = "not_publishable"
 

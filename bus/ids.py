@@ -1,5 +1,5 @@
 """
-Ids that are derived instead of drawn at random.
+Ids that are derived instead of random.
 
 Whatever follows from a message has ids derived from the message's id. Processing the message again, after a crash or by
 another process, gives the same ids, so the inbox, the bus and the payment provider recognise the duplicate.

@@ -67,7 +67,7 @@ class DeadLetter:
     A message that a consumer group cannot process, and the reason.
 
     *id* is derived from the consumer and the message's id, so storing it twice has the effect of storing it once.
-    *error* is a stable code, *detail* a sentence for people.
+    *error* is a stable code, *detail* a sentence for the operator.
     """
 
     id: str
@@ -138,7 +138,7 @@ class Delivery(Protocol):
 
     Exactly one of `ack`, `nak` and `term` settles it; without one it is redelivered after ``ack_wait``. A later `ack`
     counts if the message has not been settled by another delivery, and has no effect otherwise. A later `nak` or `term`
-    may have no effect, because the message is redelivered anyway. None of these methods raises.
+    may have no effect, because the message is redelivered in any case. None of these methods raises.
     """
 
     @property

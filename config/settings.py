@@ -203,13 +203,13 @@ class Settings:
     order_timeout_s: float = _variable(
         values.number(0, _SECONDS_MAX, positive=True),
         900.0,
-        "An order that is not final after so many seconds is cancelled (timed_out).",
+        "An order that is not final after this many seconds is cancelled (timed_out).",
     )
     work_stalled_s: float = _variable(
         values.number(1, _SECONDS_MAX),
         60.0,
         "Readiness is degraded when an event waits longer than this for the bus, or a consumer or a module makes no"
-        " progress for so many seconds.",
+        " progress for this many seconds.",
     )
     clock_jump_s: float = _variable(
         values.number(10, _SECONDS_MAX),
@@ -218,12 +218,12 @@ class Settings:
         " they had left, and readiness is degraded.",
     )
     shutdown_grace_s: float = _variable(
-        values.number(0, _SECONDS_MAX, positive=True), 20.0, "After SIGTERM, finish and exit within so many seconds."
+        values.number(0, _SECONDS_MAX, positive=True), 20.0, "After SIGTERM, finish and exit within this many seconds."
     )
     shutdown_delay_s: float = _variable(
         values.number(0, _SECONDS_MAX),
         0.0,
-        "After SIGTERM, answer readiness with 503 for so many seconds before the listener closes; SHUTDOWN_GRACE_S follows.",
+        "After SIGTERM, answer readiness with 503 for this many seconds before the listener closes; SHUTDOWN_GRACE_S follows.",
     )
     auth: str = _variable(
         values.choice("off", "keys", fold=str.lower),

@@ -39,8 +39,8 @@ OWNER = "customer_id"
 """
 The attribute of a state that names the customer to whom it belongs.
 
-A caller may be restricted to one customer. It reaches a route only if the route says where the customer stands: in an
-attribute of its state with this name, or as `CommandRoute.customer` and `CommandRoute.owned` say.
+A caller may be restricted to one customer. It reaches a route only if the route declares where the customer is found: in an
+attribute of its state with this name, or as `CommandRoute.customer` and `CommandRoute.owned` declare.
 """
 
 
@@ -71,7 +71,7 @@ class Response:
 @frozen
 class Rejection:
     """
-    A business rejection: a 4xx status, a stable *code* for programs and a sentence for people.
+    A business rejection: a 4xx status, a stable *code* for programs and a sentence for the reader.
 
     *pointer* is the JSON pointer (RFC 6901) of the member of the request body that it is about, if it is about one.
     """
@@ -118,7 +118,7 @@ class CommandRoute:
     customer: str | None = None
     """The member of the request body that names the customer; see `OWNER`."""
     is_audited: bool = True
-    """Whether the audit tells who used it. False for what customers do all day and what its state tells itself."""
+    """Whether the audit records who used it. False for what customers do all day, and for what the state itself records."""
     owned: type | None = None
     """The state, under the key that is the path's only parameter, whose attribute `OWNER` names the customer."""
     roles: tuple[Role, ...] = ()

@@ -54,7 +54,7 @@ CLF, and the codes for tests and for no currency.
 
 CHARGE_STEPS: Mapping[str, int] = {**dict.fromkeys(_THREE_DIGITS.split(), 10), "MGA": 100}
 """
-Amounts of these currencies must be multiples of so many minor units, because no card payment can be finer.
+Amounts of these currencies must be multiples of this many minor units, because no card payment can be finer.
 
 Card payments round currencies with three decimals to two. The ariary (MGA) has no hundredths, although ISO 4217 counts
 two decimals.

@@ -45,7 +45,7 @@ def list_(
     as_json: bool,
 ) -> None:
     """
-    List changes that a person or a key asked for, the newest first.
+    List changes that a person or a key requested, the newest first.
 
     Placing an order is not among them: the order itself is the record.
 

@@ -129,7 +129,7 @@ def run_database_step(step: Callable[[], T]) -> T:
 
 
 def audited(action: str, target: str = "") -> Audit:
-    """Return, for the audit, that the user who runs this command asks for *action*, an operation id of the API."""
+    """Return, for the audit, that the user who runs this command requests *action*, an operation id of the API."""
     from app.storage.audit import Audit
 
     try:

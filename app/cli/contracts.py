@@ -50,7 +50,7 @@ def check(against: str, schemas: str | None, require: str, as_json: bool) -> Non
     \b
       backward  a consumer with the new schema reads events that were written with the old one
       forward   a consumer with the old schema reads events that are written with the new one
-      full      both; a change that is not full is marked BREAKS, unless --require asks for less
+      full      both; a change that is not full is marked BREAKS, unless --require demands less
 
     A breaking change needs a new version of the subject, with a migration or an upcast that leads to it.
 

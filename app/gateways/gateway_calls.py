@@ -129,7 +129,7 @@ class GatewayCalls:
 
     async def _repeats_safely(self, attempt: ChargeAttempt) -> bool:
         """
-        Return whether the charge is simply asked for again, without a look-up.
+        Return whether the charge is requested again without a look-up.
 
         Only under the first key: a later one does not find the charges that were requested under those before it.
         """

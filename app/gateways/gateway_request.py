@@ -1,4 +1,4 @@
-"""A charge or refund that the payment worker is asked to make, and what it knows of earlier calls for it."""
+"""A charge or refund request to the payment worker, and what is known of earlier calls for it."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ RefundResult = Refunded | RefundPending | RefundRejected
 @frozen
 class ChargeDetails:
     """
-    What goes along with a charge beside its amount.
+    What is sent with a charge in addition to its amount.
 
     *customer* is the provider's id of the customer who owns the payment method (a saved card works only with it). The
     address is the order's; without one the customer collects the order at the counter.
@@ -147,8 +147,8 @@ class GatewayMisconfigured(GatewayNotReached):
     """
     The provider does not accept our key, a permission, the account or a parameter; the call certainly had no effect.
 
-    No customer is to blame, so no charge is declined for it: the orders wait as in an outage until the fault is fixed.
-    *code* and *param* are the provider's names of the fault, *request_id* its id of the call, which its support asks for.
+    The customer did not cause it, so no charge is declined for it: the orders wait as in an outage until the fault is fixed.
+    *code* and *param* are the provider's names of the fault, *request_id* its id of the call, which its support needs.
     With *ends_key* the key of the call is used up: the provider may repeat the fault under the same key after it was fixed.
     It is false if the fault is that of a look-up, after which a call under the key may follow.
     """
@@ -210,7 +210,7 @@ class ChargeRecord:
 @frozen
 class ChargeOwner:
     """
-    What a charge was made for, as its metadata say: the order, and the installation of this program that has the order.
+    What a charge was made for, according to its metadata: the order, and the installation of this program that has the order.
 
     *reference* is the provider's id by which the payment knows the charge. Either of the others is None if none is named.
     """
@@ -244,7 +244,7 @@ class Gateway(Protocol):
 
     async def repeats_safely(self, order_id: str) -> bool:
         """
-        Return whether a charge of the order, asked for again under its key, is certainly not made twice.
+        Return whether repeating the charge of the order under its key certainly does not charge twice.
 
         Then no look-up is needed before a call that may be a repetition; a look-up may take far longer than the call.
         """
@@ -282,7 +282,7 @@ class ChargeLedger(Protocol):
         """
         Yield the charges created from *since* until *until*, declined ones included, in no promised order.
 
-        The provider is asked for this period alone.
+        Only this period is requested from the provider.
         """
 
     async def owner_of(self, id: str) -> ChargeOwner | None:

@@ -2,7 +2,7 @@
 Handle Stripe's webhooks: submit each to payments once, and dead-letter those that contradict our payments.
 
 A charge that was not made for one of our orders is counted and ignored: other software uses the same account, or another
-installation of this program. Where charges carry the name of their installation, an unknown order of ours is no such case.
+installation of this program. Where charges carry the name of their installation, an unknown order of this installation is no such case.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class StripeWebhookHandler:
         return event.for_owner(owner)
 
     def _is_of_this_installation(self, event: StripeEvent, order_id: str) -> bool:
-        """Return whether *event* is about an order of ours that payments should have; log it once if it is not."""
+        """Return whether *event* is about an order of this installation that payments should have; log it once if it is not."""
         ours = None if self._ledger is None else self._ledger.installation
         if time_of_id(order_id) is None:  # no id that this program gives
             return False

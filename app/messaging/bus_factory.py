@@ -29,7 +29,7 @@ class BusRuntime:
     reconnects: Callable[[], float]
     directory: ConsumerDirectory
     stalls: Callable[[], Sequence[str]]
-    """Returns what does not get through although the bus is connected, one line each."""
+    """Returns what makes no progress although the bus is connected, one line each."""
     dead_letters: DeadLetters
     """The store of dead letters, which also publishes them where the bus has a stream for them."""
 
@@ -38,7 +38,7 @@ def build_bus(
     settings: Settings, modules: Sequence[Module], contracts: ContractRegistry, clock: Clock, dead_letters: DeadLetters
 ) -> BusRuntime:
     """
-    Return what *settings* ask for. Nothing is connected yet.
+    Return the bus that *settings* describe. Nothing is connected yet.
 
     Its ``run`` raises `bus.errors.BrokerUnreachable` when the first connection is not made in time.
     """

@@ -145,7 +145,7 @@ class DeadLetterStore:
         return matched, await self._replay_where(audit, consumer=consumer, subject=subject, error=error)
 
     async def discard(self, id: str, *, audit: Audit | None = None) -> bool:
-        """Delete the dead letter *id*; return False when there is none. *audit* says who asks for it."""
+        """Delete the dead letter *id*; return False when there is none. *audit* names who requests it."""
         deleted = 0
         for name, table in self._tables.items():
             store = self._stores[name]

@@ -40,7 +40,7 @@ from bus.subjects import EXPRESS, Event, subject_of
 from modules.module import Module
 
 ROUNDS_MAX = 8
-"""After this many rounds the remaining events go over the bus; no saga of ours needs as many."""
+"""After this many rounds the remaining events go over the bus; no saga of this project needs as many."""
 
 _NO_SUBJECTS: frozenset[str] = frozenset()
 

@@ -29,7 +29,7 @@ from modules.payments.events import (
 )
 
 _CAUSES = frozenset({OrderCancelled, OrderRefundRequested, DisputeReported, RefundFailed, RefundProcessing, RefundReported})
-"""What may lead to such a case; everything else, which is nearly everything, is not looked at."""
+"""The events that may lead to such a case. All others, which are nearly all, are skipped."""
 
 
 class OrderMetrics:
@@ -78,7 +78,7 @@ class OrderMetrics:
 
 
 def log_payment_cases(event: Any, decision: Decision, trace: TraceContext) -> None:
-    """Log a dispute, and a refund that failed for good: a commit listener of the module ``payments``."""
+    """Log a dispute, and a refund that failed finally: a commit listener of the module ``payments``."""
     if type(event) not in _CAUSES:
         return
     for each in decision.events:

@@ -47,7 +47,7 @@ class StorageOutage:
 
     async def wait_out(self, items: Sequence[WorkItem], error: StorageUnavailable) -> None:
         """
-        Return once the database answers again. One that answers and refuses is left in peace for a while, longer each
+        Return once the database answers again. If it answers and refuses, wait before the next attempt, longer each
         time: only the work itself can find out whether it still refuses.
 
         Of *items*, which failed with *error*, submitted events are rejected and deliveries go back to the queue.

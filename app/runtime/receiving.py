@@ -5,7 +5,7 @@ The module runner and the payment worker share these rules:
 
 - A message that cannot be decoded becomes a dead letter at once. The exception is an unknown version of an event whose
   headers list a version that the consumer reads: the message is acknowledged, because the other version arrives, too. A
-  known version with an unreadable body is no exception: the body of the other version may be unreadable as well.
+  known version with an unreadable body is no exception: the body of the other version may be unreadable, too.
 - An older version of an event that the consumer also reads in a newer version is deferred `DEFER_MAX` times, so that the
   newer version is processed first; after that it is processed itself.
 - A message whose processing failed is delivered again after a delay that doubles with each try.

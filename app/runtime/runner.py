@@ -226,7 +226,7 @@ class ModuleRunner:
         Commit what follows from *items*.
 
         The first attempt delivers locally, the second sends every event over the bus, and if that fails, too, each item
-        gets a transaction of its own, so that only the item at fault fails. Return the commits, the items that wait for
+        gets its own transaction, so that only the item that causes the error fails. Return the commits, the items that wait for
         the database, and its error.
         """
         commits: list[CommitResult] = []

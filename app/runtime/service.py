@@ -69,8 +69,8 @@ class ModuleService(Protocol):
         *id* is the event's id. *respond* builds the reply inside the transaction. *new_key* is the key of the state that
         the event creates, if it was generated for this event: the module then skips the look-up of that state. With an
         idempotency *key* (unique to caller and route) the first reply is stored; a later call with the same *key* and an
-        equal *fingerprint* gets it again and changes nothing. What the event changes is written to the audit if *audit* says
-        who asks for it.
+        equal *fingerprint* gets it again and changes nothing. What the event changes is written to the audit if *audit*
+        names who requests it.
 
         Raises:
             IdempotencyKeyReused: *key* was used with another *fingerprint*.

@@ -2,7 +2,7 @@
 What a transaction works on: an item that waits for a decision, its result, the events that follow, and the unit of work.
 
 A work item is caused by an outgoing event when it is delivered locally, and every outgoing event is caused by a work
-item; that is why both stand in one file. The unit of work collects what one module has loaded, changed and emitted
+item; that is why both are in one file. The unit of work collects what one module has loaded, changed and emitted
 within a transaction that is not written yet.
 """
 
@@ -77,7 +77,7 @@ class WorkItem:
     new_key: str | None = None
     """A key that was generated for this event: no state can exist under it."""
     audit: Audit | None = None
-    """Who asks for the change, if it belongs into the audit."""
+    """Who requests the change, if the audit records it."""
     defers_to_newer: bool = False
     """True for an older version of an event that the module reads in a newer version, too: the newer one is preferred."""
 

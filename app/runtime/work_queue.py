@@ -36,7 +36,7 @@ class WorkQueue(Generic[T]):
     """
     A queue with an express lane.
 
-    Up to *prefetch_max* items of each lane may come from the bus; *is_prefetched* tells which ones do. Submitted items do
+    Up to *prefetch_max* items of each lane may come from the bus; *is_prefetched* returns which ones do. Submitted items do
     not count: many HTTP requests do not stop a consumer from fetching, and neither lane blocks the other.
     """
 

@@ -28,7 +28,7 @@ VALUE_CHARACTERS_MAX = 4_000
 
 @frozen
 class Audit:
-    """Who asks for a change: the name of an API key or of a command's user; the operation; and what it is about."""
+    """Who requests a change: the name of an API key or of a command's user; the operation; and what it is about."""
 
     actor: str
     action: str

@@ -90,7 +90,7 @@ def require_fitness(settings: Settings, databases: Mapping[str, Database], modul
     Ensure that each database server of *modules* keeps its promises to this program.
 
     Raises:
-        DatabaseUnreachable: It does not, or it is out of reach; the message says why.
+        DatabaseUnreachable: It does not, or it is out of reach; the message gives the reason.
     """
     checked: set[str] = set()
     for module in modules:

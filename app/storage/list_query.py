@@ -4,7 +4,7 @@ Read one page of a list of states, whatever its filters are, in a bounded time.
 The search walks the states in the order of their keys, so it can stop as soon as the page is full. An equality filter
 with an index restricts the walk to the rows that match it. Other filters reject rows on the way, and no index can bound
 how many: a walk therefore examines up to `EXAMINED_MAX` rows. A page that ends there may be shorter than its limit, or
-empty, and says from which key the next page continues.
+empty, and returns the key from which the next page continues.
 
 A prefix is looked up in the indexes of its columns first. If few rows have it (`CANDIDATES_MAX`), those are read and
 sorted. If many have it, a walk meets them soon.
@@ -131,7 +131,7 @@ def _branches(
 
 
 def _is_key_range(condition: Condition, key_name: str) -> bool:
-    """Return whether *condition* is about the key alone, so that the bounds of the walk say all of it."""
+    """Return whether *condition* is about the key alone, so that the bounds of the walk express all of it."""
     return condition.filter.follows_key and condition.columns == (key_name,)
 
 

@@ -29,7 +29,7 @@ class InboxEntry(NamedTuple):
 
 
 class AuditEntry(NamedTuple):
-    """A row of the audit: a change that a person or a key asked for; *before* and *after* are JSON texts."""
+    """A row of the audit: a change that a person or a key requested; *before* and *after* are JSON texts."""
 
     id: str
     at: datetime
@@ -43,7 +43,7 @@ class AuditEntry(NamedTuple):
 
 DUE_NOW = "1970-01-01T00:00:00.000000+00:00"
 """
-The ``due_at`` of an event that is to be published as soon as it is committed: due on every clock.
+The ``due_at`` of an event that must be published as soon as it is committed: due on every clock.
 
 Such an event has no due time. The time of its commit would not do: a clock that is set back, or is behind that of the
 replica which wrote the row, would hide the row until it has caught up.

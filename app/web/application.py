@@ -128,7 +128,7 @@ def _expect_handler(reject: HttpHandler) -> Callable[[web.Request], Awaitable[we
             return None
         if request.headers[hdrs.EXPECT].lower() != "100-continue":
             return await reject(request)
-        return None  # the endpoint asks for the body once it needs it, so that a request is refused without one
+        return None  # the endpoint requests the body once it needs it, so that a request is refused without one
 
     return handle
 

@@ -94,7 +94,7 @@ class RequestContext:
         """
         Count and time the request now, with *status*.
 
-        For an endpoint whose response stays open for long; every other request is recorded when its endpoint returns.
+        For an endpoint whose response stays open for a long time; every other request is recorded when its endpoint returns.
         """
         self._record(status)
         self.is_recorded = True
@@ -120,7 +120,7 @@ class Endpoint:
     takes_token: bool = False
     """A token of `app.web.access.stream_tokens` is accepted in place of a key."""
     is_scoped: bool = False
-    """It heeds `RequestContext.customer`; a caller that is restricted to one customer reaches no other endpoint."""
+    """It observes `RequestContext.customer`; a caller that is restricted to one customer reaches no other endpoint."""
 
 
 @frozen

@@ -183,7 +183,7 @@ class _Connection(web.RequestHandler):
         waiter = self._waiter
         return waiter is not None and not waiter.done()
 
-    def eof_received(self) -> bool:  # type: ignore[override] # the transport heeds the value (asyncio.Protocol)
+    def eof_received(self) -> bool:  # type: ignore[override] # the transport uses the value (asyncio.Protocol)
         """
         Keep the connection open for the responses to what a client has sent before it closed its side.
 

@@ -125,7 +125,7 @@ def check_examples(subject: str, schema: Schema, round_trip: Callable[[Any], Any
     Check that every example of *schema* is valid, and that *round_trip* (into the class and back) does not change it.
 
     Raises:
-        ContractError: An example fails; the message says where and why.
+        ContractError: An example fails; the message gives the place and the reason.
     """
     is_valid = validator(schema)
     for number, example in enumerate(schema.get("examples", ())):

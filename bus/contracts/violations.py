@@ -79,7 +79,7 @@ def _const(allowed: Any, value: Any, error: Any) -> str:
 
 
 def _required(names: Any, value: Any, error: Any) -> str:
-    # jsonschema yields one error for each missing member; its message is the only part that says which.
+    # jsonschema yields one error for each missing member; only its message names the member.
     missing = next(name for name in names if name not in value and error.message.startswith(repr(name)))
     return f"the member {_json(missing)} is missing"
 

@@ -146,7 +146,7 @@ class JetStreamBus:
 
     @property
     def stalls(self) -> Sequence[str]:
-        """What does not get through although the server answers: stalled consumers, refused requests, lost messages; one line each."""
+        """What makes no progress although the server answers: stalled consumers, refused requests, lost messages; one line each."""
         refusals = [
             f"consumer {consumer.plan.name} on {consumer.plan.stream} refuses requests: {consumer.refusal}"
             for consumer in self._consumers()
@@ -291,7 +291,7 @@ class JetStreamBus:
         await self.clock.sleep(_RETRY_SECONDS)
 
     async def _verify_regularly(self) -> None:
-        """Look again and again whether the server is as planned: an operator may change it at any time."""
+        """Check regularly whether the server is as planned: an operator may change it at any time."""
         while True:
             await self.clock.sleep(self._verify_seconds)
             plans = [consumer.plan for consumer in self._consumers() if consumer.is_bound]

@@ -6,7 +6,7 @@ and its key (the CloudEvents attribute ``subject``: what the event is about).
 
 An ack, nak, term or in-progress is sent without waiting for the server; if one is lost, the server redelivers the
 message. Two things are kept here because the server does not know them: that a later delivery may have been made
-meanwhile, and that the last try leaves a dead letter behind before the server is told to forget the message.
+meanwhile, and that the last try becomes a dead letter before the message is terminated at the server.
 """
 
 from __future__ import annotations
@@ -141,13 +141,13 @@ class Delivery:
     def is_late(self) -> bool:
         """Return whether ``ack_wait`` is over, or nearly: then no nak, term or in-progress may be sent."""
         # The server would take a nak or a term for one of a later delivery. It counts from when it has sent the message,
-        # so this side stops a little earlier. The message of an answer that is dropped here is redelivered anyhow.
+        # so this side stops a little earlier. A message whose answer is dropped here is redelivered in any case.
         return self.owner.now() >= self.overdue_at - self.owner.ack_wait_seconds / 50
 
 
 @frozen
 class AckMetadata:
-    """What the server tells about a delivery in its ack subject. *tries* counts from 1; *stored_at_ns* is a Unix time."""
+    """What the server reports about a delivery in its ack subject. *tries* counts from 1; *stored_at_ns* is a Unix time."""
 
     stream: str
     consumer: str

@@ -91,7 +91,7 @@ class NatsClient(Client):
             writer.transport.abort()
 
     async def _connect_to_server(self, s: Any) -> None:
-        self.abort()  # the socket of the previous attempt, to a server that then said nothing: the client would only forget it
+        self.abort()  # the socket of the previous attempt, to a server that then did not respond: the client would not close it
         self.options.update(self._renewed())
         if self.options.get("tls") is None:
             self.options.pop("tls", None)  # without the option the client trusts the system's certificates

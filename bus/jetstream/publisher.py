@@ -142,7 +142,7 @@ class Publisher:
 
     @property
     def is_idle(self) -> bool:
-        """No message is on its way, and no duplicate is looked at."""
+        """No message is in flight, and no duplicate is being compared."""
         return not self.pending and not self._looking
 
     def is_failing(self, stream: str) -> bool:

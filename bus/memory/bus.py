@@ -201,7 +201,7 @@ class MemoryBus:
                 del self._publications[forgotten.id]
 
     def delay(self, message: GroupMessage, delay_seconds: float) -> None:
-        """Requeue *message* after *delay_seconds*, unless it is settled by then."""
+        """Requeue *message* after *delay_seconds*, unless it is settled before."""
         due_at = self.clock.monotonic() + delay_seconds
         heapq.heappush(self._delayed, (due_at, next(self._ordinals), message))
         self.schedule(due_at)

@@ -39,7 +39,7 @@ class GroupHost(Protocol):
         """Note that one more group has settled *publication*."""
 
     def delay(self, message: GroupMessage, delay_seconds: float) -> None:
-        """Requeue *message* after *delay_seconds*, unless it is settled by then."""
+        """Requeue *message* after *delay_seconds*, unless it is settled before."""
 
     def dead_letter(self, message: GroupMessage, error: str, detail: str) -> None:
         """Make *message* a dead letter."""
@@ -80,7 +80,7 @@ class Delivery:
         self._is_answered = True
         message, group = self._group_message, self.subscription.group
         if not self._is_current():
-            return  # the message has been redelivered already, which is all that a nak asks for
+            return  # the message has been redelivered already, which is all that a nak requests
         if message.tries >= group.host.max_tries:
             group.host.dead_letter(message, error, detail)
         else:

@@ -123,7 +123,7 @@ def _described(product: Product, event: ProductSet | ProductPatched) -> Product:
 
 
 def _counted(product: Product, on_hand: int) -> Decision:
-    """Return *product* with *on_hand* pieces, or why it cannot have so many."""
+    """Return *product* with *on_hand* pieces, or why it cannot have as many."""
     if on_hand < product.reserved:
         return no_change(BelowReserved(product_id=product.product_id, reserved=product.reserved))
     if on_hand > ON_HAND_MAX:

@@ -125,7 +125,7 @@ class BelowReserved:
 
 @frozen(kw_only=True)
 class PriceRejected:
-    """Reply: no payment can be made in the new price; *fault* says why."""
+    """Reply: no payment can be made in the new price; *fault* is the reason."""
 
     product_id: str
     fault: PriceFault

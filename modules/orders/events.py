@@ -125,7 +125,7 @@ class RefundSubmitted:
 
 @frozen(kw_only=True)
 class RefundImpossible:
-    """Reply: the refund is not requested; *code* is stable, *detail* a sentence for people."""
+    """Reply: the refund is not requested; *code* is stable, *detail* a sentence for the reader."""
 
     order_id: str
     code: str

@@ -1,4 +1,4 @@
-"""The refunds that a client asks for, and their outcome in payments, which decides about them and makes them."""
+"""The refunds that a client requests, and their outcome in payments, which decides about them and makes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from modules.payments.events import PaymentRefunded, PaymentRefundFailed
 from modules.values import Line, Money, rfc3339
 
 REFUNDS_MAX = 100
-"""How many refunds may be asked for one order."""
+"""How many refunds may be requested for one order."""
 
 
 class _Impossible(Exception):
@@ -59,7 +59,7 @@ def on_payment_refunded(order: Order, event: PaymentRefunded, now: datetime) -> 
 
 
 def on_refund_failed(order: Order, event: PaymentRefundFailed, now: datetime) -> Decision:
-    """Record that a refund failed for good; one that is tried again stays pending, if a client asked for it."""
+    """Record that a refund failed finally; one that is tried again stays pending, if a client requested it."""
     if not event.has_returned and _has_succeeded(order, event.refund_id):
         return no_change()  # it is about an attempt before the one that succeeded, and was delivered late
     status = "failed" if event.is_final else "pending"
@@ -93,7 +93,7 @@ def _amount(order: Order, event: RefundSubmitted) -> int:
         _Impossible: They are more than is left, or nothing was paid.
     """
     if order.status is Status.CANCELLED:
-        raise _Impossible("order_cancelled", "The order is cancelled; what is left of its payment is refunded anyway.")
+        raise _Impossible("order_cancelled", "The order is cancelled; what is left of its payment is refunded in any case.")
     if not order.is_paid:
         raise _Impossible("not_paid", "The order is not paid.")
     if len(order.refunds or ()) >= REFUNDS_MAX:

@@ -44,12 +44,12 @@ LATE_SECONDS_MAX = 300
 LATE_SHARE = 20
 LATE_ATTEMPT_SECONDS = 2
 """
-The charge of a cancelled order is looked up after a twentieth of the order's age, as no one waits for it, but no later than
+The charge of a cancelled order is looked up after a twentieth of the order's age, because no customer waits for it, but no later than
 two seconds times the attempts made: after a jump of the clock an order only looks old.
 """
 
 LATE_ATTEMPTS_MIN = 100
-"""So many attempts, which take hours, precede the decision that an outcome stays unknown, whatever the clock says."""
+"""This many attempts, which take hours, precede the decision that an outcome stays unknown, whatever the clock shows."""
 
 SOFT_DECLINE_SECONDS = (30, 120, 300, 900)
 """Delays of the attempts that follow a soft decline."""
@@ -219,7 +219,7 @@ def _give_up(payment: Payment, event: ChargeFailed, now: datetime) -> Decision:
 
 
 def _age(payment: Payment, now: datetime) -> timedelta:
-    """Return for how long the order of *payment* has existed; zero if its id does not say so."""
+    """Return for how long the order of *payment* has existed; zero if its id contains no time."""
     placed_at = time_of_id(payment.order_id)
     return timedelta(0) if placed_at is None else max(timedelta(0), now - placed_at)
 

@@ -314,7 +314,7 @@ class SettleRequested:
 
 @frozen(kw_only=True)
 class SettleImpossible:
-    """Reply: the payment is not settled; *code* is stable, *detail* a sentence for people. *code* is None if there is none."""
+    """Reply: the payment is not settled; *code* is stable, *detail* a sentence for the reader. *code* is None if there is none."""
 
     order_id: str
     code: str | None

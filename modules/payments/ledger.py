@@ -35,7 +35,7 @@ class RefundStatus(StrEnum):
     """
     The status of a refund.
 
-    It is REQUESTED until the provider has answered, and FAILED for good: a further attempt is a line of its own.
+    It is REQUESTED until the provider has answered, and FAILED finally: a further attempt has its own line.
     """
 
     REQUESTED = "requested"
@@ -61,7 +61,7 @@ class Refund:
     """
     One refund of *amount* minor units, requested or first reported *at* (RFC 3339).
 
-    *id* names what asked for it: an id that orders gave, or ``cancel`` for the cancellation of the order. *key_number* is
+    *id* names what requested it: an id that orders gave, or ``cancel`` for the cancellation of the order. *key_number* is
     the number of its idempotency key. Both are None for a refund that was made at the provider. *tries* counts the calls.
     """
 

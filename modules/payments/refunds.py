@@ -5,7 +5,7 @@ What the ledger of a payment makes necessary: refunds, their retries, and cases 
 - A refund that has failed for certain is requested again under a new key, after growing delays; see `RETRY_SECONDS`.
   One whose outcome is unknown is requested again under the same key.
 - A pending refund is looked up, in case the gateway's notice gets lost; see `LOOK_UP_SECONDS`.
-- Nothing goes on for ever: then, and for a charge that is disputed, a person has to act (`Payment.is_open_case`).
+- Nothing is repeated without an end: then, and for a charge that is disputed, a person has to act (`Payment.is_open_case`).
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def on_dispute(payment: Payment, notice: DisputeReported, now: datetime) -> Deci
 
 
 def on_order_refund(payment: Payment, event: OrderRefundRequested, now: datetime) -> Decision:
-    """Request the refund that orders asks for, unless it is more than is left."""
+    """Request the refund that orders wants, unless it is more than is left."""
     if any(refund.id == event.refund_id for refund in _ledger(payment).refunds):
         return no_change()
     reason = None
@@ -207,7 +207,7 @@ def on_order_refund(payment: Payment, event: OrderRefundRequested, now: datetime
 
 
 def _retry(payment: Payment, failed: Refund, now: datetime) -> tuple[Payment, list[Any]]:
-    """Return what follows from *failed*, a refund that orders asked for; the rest of a cancelled order covers it."""
+    """Return what follows from *failed*, a refund that orders requested; the rest of a cancelled order covers it."""
     if failed.id in (None, CANCEL) or payment.is_cancelled or _is_disputed(payment):
         return payment, []
     return _request_again(payment, str(failed.id), min(failed.amount, payment.refundable), now)
@@ -243,7 +243,7 @@ def _request(payment: Payment, id: str, amount: int, seconds: float, now: dateti
 def _again(
     before: Payment, after: Payment, refund: Refund, reason: str, calls: int, seconds: float, now: datetime
 ) -> Decision:
-    """Return the decision to ask for *refund* again under the same key, or to give it up after `OPEN_MAX`."""
+    """Return the decision to request *refund* again under the same key, or to give it up after `OPEN_MAX`."""
     assert refund.key_number is not None
     is_given_up = now - datetime.fromisoformat(refund.at) > OPEN_MAX
     ledger = with_refund_tried(_ledger(after), refund.key_number, calls, NO_ANSWER if is_given_up else reason)

@@ -24,7 +24,7 @@ def on_settle(payment: Payment, event: SettleRequested, now: datetime) -> Decisi
     """
     Close the case with the outcome that the person found at the provider, and publish what follows for the order.
 
-    It records what has become of the money; it moves none. Where that leaves something to refund for a cancelled order, as
+    It records where the money is; it moves none. Where that leaves something to refund for a cancelled order, as
     ``captured`` does for a charge that was under review, the refund is requested.
     """
     if not payment.is_open_case:

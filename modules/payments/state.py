@@ -122,7 +122,7 @@ class Payment:
 
 NO_LEDGER = Ledger()
 CANCEL = "cancel"
-"""The id of the refund that the cancellation of the order asks for."""
+"""The id of the refund that the cancellation of the order requests."""
 
 NO_ANSWER = "no_answer"
 """The reason of a refund that was given up although it may still succeed."""

@@ -36,7 +36,7 @@ BREAKER = CircuitBreaker(time.monotonic)
         f"after {LOOK_UP_SECONDS[0]} seconds at first, then every {LOOK_UP_SECONDS[-1] // 3600} hours",
         f"for {OPEN_MAX.days} days",
         "after {} seconds and {:g}, {:g} and {:g} minutes".format(SOFT_DECLINE_SECONDS[0], *(n / 60 for n in SOFT_DECLINE_SECONDS[1:])),
-        f"After {RECHECK_DELAY.total_seconds():g} seconds the provider's list is looked at once more",
+        f"After {RECHECK_DELAY.total_seconds():g} seconds the provider's list is read once more",
         f"A request that is more than {payment_worker.FRESH_SECONDS:g} seconds old",
         f"Stripe's test card ``{TEST_PAYMENT_METHOD}``",
         *(f"``POST {path}``" for path in DESCRIPTION.paths),

@@ -15,7 +15,7 @@ _TABLE = re.compile(rf"^{_RULE}name +default +meaning\n{_RULE}(?:.+\n)+?{_RULE}"
 
 def with_settings_table(page: str) -> str:
     """
-    Return *page* with its table of variables as it is now.
+    Return *page* with the present table of variables.
 
     Raises:
         ValueError: *page* has no such table.

@@ -53,7 +53,7 @@ def reconcile(since: datetime | None, until: datetime | None, as_json: bool) -> 
     The kinds of differences are missing, extra, amount, refunded and disputed. A refund that is pending is no difference; a
     dispute that is open or lost is one, also if the payment shows it.
 
-    Works with or without a running server, and changes nothing. The provider is asked for this period alone. An order
+    Works with or without a running server, and changes nothing. Only this period is requested from the provider. An order
     that is being paid may differ for a moment: set --until a few minutes back.
 
     Exit codes: 0 both agree; 1 there are differences; 2 wrong usage or configuration; 3 the provider or the database is

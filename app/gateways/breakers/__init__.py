@@ -1,1 +1,1 @@
-"""What protects the provider and us from each other: a circuit breaker and a pace for each operation."""
+"""A circuit breaker and a limit of the call rate for each operation of the payment provider."""

@@ -24,7 +24,7 @@ class BreakerWait:
         breaker.add_listener(self._on_state_change)
 
     async def until_retry(self) -> bool:
-        """Return True once it is worth asking the breaker for a permit again; False after `shutdown`."""
+        """Return True once the breaker may have a permit again; False after `shutdown`."""
         self.waiting += 1
         try:
             await self._until_change()

@@ -1,5 +1,5 @@
 """
-The pace of calls to a provider that limits their rate: fewer calls after each 429, gradually more while they succeed.
+Limit the rate of calls to a provider that answers 429: fewer calls after each 429, gradually more while they succeed.
 
 Without a limit, calls pass at once. A throttled call halves the rate, at most once in `STEP_SECONDS`, because the answers to
 calls that were already in flight are no evidence about the new rate. Each second in which calls succeed adds `STEP` calls a
@@ -22,7 +22,7 @@ RATE_MIN = 1.0
 """Calls a second, however often the provider answers 429."""
 
 _WINDOW_SECONDS = 5.0
-"""The rate of calls is measured over so many seconds when the first limit is set."""
+"""The rate of calls is measured over this many seconds when the first limit is set."""
 
 
 @define(eq=False)

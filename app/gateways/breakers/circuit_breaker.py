@@ -49,9 +49,9 @@ class CircuitBreaker:
     """
     Permit calls, depending on the outcome of earlier ones.
 
-    The breaker looks at the last *window* calls that ended within *window_seconds*. It opens when they are *calls_min* or
-    more and a share of at least *failure_share* failed; and at once when the provider asks for a pause. It stays open
-    for the time that the provider asked for, or else for *open_seconds*. Then it permits exactly *probes* calls, however
+    The breaker considers the last *window* calls that ended within *window_seconds*. It opens when they are *calls_min* or
+    more and a share of at least *failure_share* failed; and at once when the provider requests a pause. It stays open
+    for the time that the provider requested, or else for *open_seconds*. Then it permits exactly *probes* calls, however
     many are requested; it closes when all of them have succeeded, and opens again when one fails.
 
     The caller decides what is a failure: a proper rejection by the provider counts as a success, and a call that the
@@ -139,7 +139,7 @@ class CircuitBreaker:
         self, permit: Permit, retry_after_seconds: float | None = None, *, opens_at_once: bool = True
     ) -> None:
         """
-        Record that the call failed; *retry_after_seconds* is the pause that the provider asked for, if any.
+        Record that the call failed; *retry_after_seconds* is the pause that the provider requested, if any.
 
         A pause opens the breaker at once, unless *opens_at_once* is false: then only a share of failures does.
         """

@@ -1,5 +1,5 @@
 """
-The operations towards a provider. Each has a breaker, a pace and a state of its own: trouble with one stops no other.
+The operations towards a provider. Each has its own breaker, pace and state: a failing one stops no other.
 
 A fault of the configuration (`GatewayMisconfigured`) is logged once, at ERROR, and shown by readiness until a call of the
 operation succeeds.
@@ -32,7 +32,7 @@ from bus.port import Clock
 T = TypeVar("T")
 
 REPORT_SECONDS = 3_600.0
-"""The same fault is logged again only after so long, if calls succeed meanwhile."""
+"""The same fault is logged again only after this time, if calls succeed meanwhile."""
 
 
 class OperationKind(StrEnum):
@@ -43,7 +43,7 @@ class OperationKind(StrEnum):
 
 @define(eq=False)
 class Operation:
-    """One operation of the gateway *gateway_name*, and how its calls went lately."""
+    """One operation of the gateway *gateway_name*, and the outcome of its latest calls."""
 
     kind: OperationKind
     gateway_name: str

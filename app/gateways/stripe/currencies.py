@@ -50,6 +50,6 @@ def from_stripe(amount: Any, currency: Any) -> Money | None:
 
 
 def _shifted(amount: int, digits: int) -> int:
-    """Return *amount* with so many zeros more at its end, or fewer."""
+    """Return *amount* with this many more zeros at its end, or fewer."""
     factor: int = 10 ** abs(digits)
     return amount * factor if digits >= 0 else amount // factor

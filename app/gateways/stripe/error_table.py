@@ -124,7 +124,7 @@ class StripeFault:
     The members of an error response that count (https://docs.stripe.com/api/errors).
 
     *is_of_another_mode* is true if an object exists, but not in the mode of the key (test or live). *is_of_method* is
-    true if the message alone says that the payment method cannot be used.
+    true if only the message shows that the payment method cannot be used.
     """
 
     status: int | None

@@ -131,7 +131,7 @@ async def classify_errors(call: Awaitable[T]) -> T:
     The errors name what happened. They contain no text of the provider or the SDK, which may include secrets.
 
     Raises:
-        GatewayNotReached: The call had no effect; `GatewayMisconfigured` if the key, a permission or the account is at fault.
+        GatewayNotReached: The call had no effect; `GatewayMisconfigured` if the key, a permission or the account is the cause.
         GatewayTimeout: The effect of the call is unknown.
         ResponseMismatch: The idempotency key belongs to another request.
         StripeRefusal: Stripe refused this request.
@@ -198,7 +198,7 @@ def _classify(error: Exception) -> GatewayError:
 
 
 def _retry_after_seconds(header: str | None) -> float | None:
-    """Return the seconds that Retry-After asks for (RFC 9110: a number of seconds, or a date); None if it asks for none."""
+    """Return the seconds in Retry-After (RFC 9110: a number of seconds, or a date); None if there are none."""
     if header is None:
         return None
     try:

@@ -25,7 +25,7 @@ SMALL_PAGE = 25
 """A compatible server that cannot filter may take seconds for a page of a long list; it must stay below our time limits."""
 
 ALONE_PAGES = 4
-"""So many pages are read one after the other before several readers start."""
+"""This many pages are read one after the other before several readers start."""
 
 READERS = 8
 """How many parts of a long list are read at the same time: one page after the other takes minutes for 45,000 charges."""

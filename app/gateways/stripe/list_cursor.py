@@ -50,7 +50,7 @@ class ListCursor:
             self.after = id
 
     def unread_since(self, since: int) -> int:
-        """Return from when on a list must be read for everything created at *since* or later: *since*, or later."""
+        """Return where to start reading to find everything created at *since* or later: at *since*, or later."""
         if self._read is None or since < self._read[0]:
             return since
         return max(since, self._read[1])

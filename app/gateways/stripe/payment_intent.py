@@ -132,7 +132,7 @@ def names_order(value: Mapping[str, Any]) -> bool:
 
 
 def owner_named_in(value: Mapping[str, Any], reference: str) -> ChargeOwner:
-    """Return what the metadata of *value*, an object that belongs to the PaymentIntent *reference*, say that it is for."""
+    """Return what *value*, an object that belongs to the PaymentIntent *reference*, is for, according to its metadata."""
     metadata = _mapping(value.get("metadata"))
     order_id, installation = metadata.get("order_id"), metadata.get("installation")
     return ChargeOwner(

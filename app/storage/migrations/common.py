@@ -139,7 +139,7 @@ def create_message_tables(module: str, *, edition: int) -> None:
     Create the inbox, outbox and dead letters of *module* as *edition* has them.
 
     A revision names the edition that is the newest one when it is written (``len(EDITIONS)``), so that it creates the
-    same tables for ever.
+    same tables forever.
     """
     for step in EDITIONS[:edition]:
         step(module)

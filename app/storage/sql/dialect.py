@@ -71,7 +71,7 @@ class Dialect(Protocol):
     skip_locked: str
     """The same, but it skips rows that another transaction has locked."""
     oldest_snapshot_sql: str | None
-    """A statement for the age in seconds of the oldest snapshot that a reader holds; None if the database does not tell."""
+    """A statement for the age in seconds of the oldest snapshot that a reader holds; None if the database does not show it."""
     is_shared: bool
     """True if other processes of this application may work on the same database."""
 
@@ -117,7 +117,7 @@ class Dialect(Protocol):
         """Return in a few words for the operator, without host or password, why the database cannot be used."""
 
     def is_conflict(self, error: BaseException) -> bool:
-        """Return True if *error* says that a row exists already: inserted a moment ago, or permanently."""
+        """Return True if *error* means that a row exists already: inserted a moment ago, or permanently."""
 
     def is_disconnected(self, connection: Connection) -> bool:
         """Return True if *connection* has lost its server, which rolls back what was not committed."""

@@ -47,7 +47,7 @@ from app.storage.sql.postgres_statements import PIPELINE, ArrayStatement, array_
 T = TypeVar("T")
 
 OUTCOME_SECONDS = 5.0
-"""How long the outcome of a commit whose reply was lost is asked for."""
+"""How long the server is asked for the outcome of a commit whose reply was lost."""
 
 ANSWER_SECONDS = 12.0
 """How long a server may leave a statement unanswered before its connection is closed."""
@@ -64,13 +64,13 @@ _PARAMETERS: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
-"""Connection parameters of libpq; the URL overrides them. ``client_encoding`` is always UTF-8, whatever URL or role say."""
+"""Connection parameters of libpq; the URL overrides them. ``client_encoding`` is always UTF-8, whatever URL or role specify."""
 
 _SETTINGS = {
     "timezone": "UTC",
     "lock_timeout": "2s",
     "statement_timeout": "10s",
-    # A process that halts in the middle of a transaction must not hold its locks for ever.
+    # A process that halts in the middle of a transaction must not hold its locks without an end.
     "idle_in_transaction_session_timeout": "5s",
     # Every query has its index; a plan made while the tables were empty must not scan them whole later.
     "enable_seqscan": "off",
@@ -119,7 +119,7 @@ class _Connection(psycopg.Connection[Any]):
 
 
 class Postgres:
-    """Implements `app.storage.sql.dialect.Dialect`; docstrings here say only how."""
+    """Implements `app.storage.sql.dialect.Dialect`; docstrings here describe only how."""
 
     name = "postgresql"
     for_update = " FOR UPDATE"

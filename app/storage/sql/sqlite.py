@@ -95,7 +95,7 @@ class SizedStatement:
 
 
 class Sqlite:
-    """Implements `app.storage.sql.dialect.Dialect`; docstrings here say only how."""
+    """Implements `app.storage.sql.dialect.Dialect`; docstrings here describe only how."""
 
     name = "sqlite"
     # A writing transaction locks the whole database when it begins.
@@ -236,7 +236,7 @@ class Sqlite:
         return None if is_ours else Failure.UNAVAILABLE
 
     def unfitness(self, connection: Connection) -> str:
-        """Nothing: this program has made the file, or SQLite says that it is none."""
+        """Nothing: this program has made the file, or SQLite reports that it is not a database."""
         return ""
 
     def explain(self, error: DBAPIError) -> str:

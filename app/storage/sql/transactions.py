@@ -235,7 +235,7 @@ def _classify(error: Exception, dialect: Dialect, *, is_disconnected: bool, may_
     """
     Return what to do after *error* ended an attempt.
 
-    A conflict that is left after the last attempt is raised: then the row will always exist, and the work is at fault.
+    A conflict that is left after the last attempt is raised: then the row will always exist, and the work is the cause.
     """
     failure = Failure.RETRY if is_disconnected else _classify_sqlalchemy(error) or dialect.classify(error)
     if failure is Failure.RETRY and may_retry:
@@ -246,7 +246,7 @@ def _classify(error: Exception, dialect: Dialect, *, is_disconnected: bool, may_
 
 
 def _classify_sqlalchemy(error: Exception) -> Failure | None:
-    """Return `UNAVAILABLE` for what SQLAlchemy says about a connection, without an error of the driver; otherwise None."""
+    """Return `UNAVAILABLE` for what SQLAlchemy reports about a connection, without an error of the driver; otherwise None."""
     connection_errors = (exc.DisconnectionError, exc.TimeoutError, exc.ResourceClosedError, exc.PendingRollbackError)
     return Failure.UNAVAILABLE if isinstance(error, connection_errors) else None
 

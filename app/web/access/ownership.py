@@ -37,12 +37,12 @@ def owned_only(query: dict[str, str], customer: str | None) -> dict[str, str]:
     Return *query*, restricted to *customer* unless that is None.
 
     Raises:
-        ProblemError: 403, the query asks for another customer.
+        ProblemError: 403, the query names another customer.
     """
     if customer is None:
         return query
     if query.get(OWNER, customer) != customer:
-        raise ProblemError(403, "forbidden", "This key may see one customer only, and not the one that is asked for.")
+        raise ProblemError(403, "forbidden", "This key may see one customer only, and not the one that the request names.")
     return {**query, OWNER: customer}
 
 

@@ -26,7 +26,7 @@ _TEXT = {"type": "string", "minLength": 1, "maxLength": 255}
 _MOMENT = {"type": "string", "format": "date-time", "maxLength": 40}
 _FILTERS = (
     MODULE,
-    Filter("actor", _TEXT, "Changes that this key asked for."),
+    Filter("actor", _TEXT, "Changes that this key requested."),
     Filter("action", _TEXT, "Changes by this operation: its id in this document."),
     Filter("target", _TEXT, "Changes of this resource: an order id, a product id, the id of a dead letter."),
     Filter("after", _MOMENT, "Changes at this time or later."),
@@ -34,7 +34,7 @@ _FILTERS = (
 )
 _RECORD = {
     "type": "object",
-    "description": "A change that a person or a key asked for.",
+    "description": "A change that a person or a key requested.",
     "required": ["id", "module", "at", "actor", "action", "target", "from", "to", "correlation_id"],
     "properties": {
         **{name: {"type": "string"} for name in ("id", "module", "actor", "action", "target", "correlation_id")},

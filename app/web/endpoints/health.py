@@ -39,7 +39,7 @@ class Health(Protocol):
         `BUS` is the bus. `DATABASE`, alone or followed by a colon and a module's name, is a database. `TOPOLOGY`
         compares the broker's streams and consumers with the expected ones; a result other than `OK` is a description
         for the operator. `CLOCK` is there after a jump of the clock, and describes it; `WORK` is there
-        while work waits and nothing gets through. The process can work for a while without any other dependency.
+        while work waits and makes no progress. The process can work for a while without any other dependency.
         """
 
 

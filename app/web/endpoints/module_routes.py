@@ -129,7 +129,7 @@ def _command(service: ModuleService, route: CommandRoute) -> EndpointHandler:
 
 
 def _audit_of(action: str, command: Request, context: RequestContext) -> Audit:
-    """Return who asks for *command*, and what it is about: the resource that its path names, or the new one."""
+    """Return who requests *command*, and what it is about: the resource that its path names, or the new one."""
     return Audit(context.caller, action, "/".join(command.path.values()) or command.new_id, context.correlation_id)
 
 

@@ -2,7 +2,7 @@
 The AsyncAPI 3.0.0 document of the events, generated from the contract registry that validates every message.
 
 Each subject is a channel, and so is its express lane. The payloads are schemas of JSON Schema 2020-12 that use only
-what draft-07 has as well, so that every AsyncAPI tool reads them correctly.
+what draft-07 has, too, so that every AsyncAPI tool reads them correctly.
 """
 
 from __future__ import annotations

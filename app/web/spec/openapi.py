@@ -155,7 +155,7 @@ def _describe_import(route: ImportRoute, tag: str, name_of: Callable[[str], str]
     answer = {"type": "string", "x-lines": ref("schemas", name_of(route.response_schema))}
     description = (
         "One JSON object for each line of the body, in its order: `line`, `status`, and `result` or `code`, `detail` and"
-        " `errors`. With an Idempotency-Key, a line that was executed before is answered as then."
+        " `errors`. With an Idempotency-Key, a line that was executed before gets its first answer again."
     )
     return operation(
         *(route.name, route.path, route.summary, tag),

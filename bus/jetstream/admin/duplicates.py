@@ -26,7 +26,7 @@ from bus.jetstream.admin.topology import DEAD_LETTERS, stream_name
 from bus.port import Message
 
 CHECKS_MAX = 32
-"""Duplicates that are looked at together: after a crash thousands of messages are published again."""
+"""Duplicates that are compared together: after a crash thousands of messages are published again."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class DuplicateCheck:
             PublishRetryable: The stream cannot be asked now.
         """
         stream = stream_name(message.subject)
-        if stream == DEAD_LETTERS:  # a copy for people; a module's user cannot read that stream
+        if stream == DEAD_LETTERS:  # a copy for the operator; a module's user cannot read that stream
             return True
         async with self._room:
             try:
@@ -56,7 +56,7 @@ class DuplicateCheck:
             except nats.js.errors.NotFoundError:
                 return False
             except (nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError, ValueError) as error:
-                raise PublishRetryable(f"{message.subject}: a duplicate cannot be looked at: {error!r}") from None
+                raise PublishRetryable(f"{message.subject}: a duplicate cannot be compared: {error!r}") from None
         if found.subject == message.subject and (found.data or b"") == message.body:
             return True
         headers = found.headers or {}

@@ -93,7 +93,7 @@ def _loss(before: _Seen, now: _Seen, asked_at: str) -> str:
 
 
 def _age_seconds(stored_at: str, asked_at: str) -> float:
-    """Return the age by the server's own clock; an old server does not tell its time, and no message counts as young then."""
+    """Return the age by the server's own clock; an old server does not report its time, and no message counts as young then."""
     try:
         return (datetime.fromisoformat(asked_at) - datetime.fromisoformat(stored_at)).total_seconds()
     except ValueError:

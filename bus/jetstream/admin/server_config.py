@@ -2,7 +2,7 @@
 Configurations of streams and consumers as the server has them, compared with the planned ones field by field.
 
 The server's answers are read as they are: the client's own classes leave out fields that they do not know, and an unknown
-field of a newer server can stop a consumer as well as a known one. So every field counts, but for those in `NOT_COMPARED`:
+field of a newer server can stop a consumer, just like a known one. So every field counts, but for those in `NOT_COMPARED`:
 one that the plan does not name must have its default.
 """
 
@@ -50,7 +50,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "max_msg_size": -1,
     "max_waiting": 512,
 }
-"""What the server puts where nothing was asked for; in all other fields it is nothing, zero, false or the word ``default``."""
+"""What the server sets where the request had nothing; in all other fields it is nothing, zero, false or the word ``default``."""
 
 _FILTERS = ("filter_subject", "filter_subjects")
 _DEFAULT_WORDS = ("default", "none")

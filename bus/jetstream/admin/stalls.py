@@ -1,4 +1,4 @@
-"""Find out whether messages get through: a consumer that has messages to deliver, and delivers none, is stalled."""
+"""Find stalled consumers: a consumer that has messages to deliver, and delivers none, is stalled."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from bus.jetstream.admin.server_config import ServerConfig, differences, read_co
 from bus.jetstream.admin.stalls import StallDetector
 from bus.jetstream.admin.topology import ConsumerPlan, stream_plan
 
-_ADVICE = "`python -m app topology --apply` corrects it, or says what cannot be changed in place"
+_ADVICE = "`python -m app topology --apply` corrects it, or reports what cannot be changed in place"
 
 _log = logging.getLogger(__name__)
 

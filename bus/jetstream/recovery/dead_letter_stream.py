@@ -76,10 +76,10 @@ def _about(dead_letter: DeadLetter) -> dict[str, str]:
 
 def _is_publishable(name: str, value: str) -> bool:
     """
-    Tell whether a header of the message may be published with its dead letter.
+    Return whether a header of the message may be published with its dead letter.
 
     A header that instructs the stream of the message (``Nats-...``) does not apply to this stream. Like a malformed
-    header, it could prevent the publish for ever.
+    header, it could prevent the publish permanently.
     """
     return bool(_NAME(name)) and not name.lower().startswith("nats-") and value.isprintable()
 
