@@ -32,6 +32,9 @@ FLUSH_SECONDS = 0.25
 
 CLAIM_RETRY_SECONDS = 0.1
 
+CLAIM_CHECK_SECONDS = 5.0
+"""The interval at which the claims of the databases are renewed; the restart of a database server ends them."""
+
 STALL_CHECK_SECONDS = 5.0
 """The interval at which stalled work is looked for, to be logged."""
 
@@ -136,6 +139,7 @@ class Application:
             self._run(parts.runtime.relays[name].run(), f"relay of {name}")
         self._run(self._flush(), "flush")
         self._run(self._log_stalls(), "stall log")
+        self._run(self._renew_claims(), "claims")
         self._run(parts.clock_watch.run(), "clock watch")
         self._run(parts.reader_watches.run(), "reader watch")
         await self._web.setup()
@@ -230,6 +234,16 @@ class Application:
             return
         logger.opt(exception=error).critical("a loop ended; the process stops", loop=task.get_name())
         self.on_fatal(1)
+
+    async def _renew_claims(self) -> None:
+        """Renew the claims; stop the process when another one has got a claim that was lost: its events do not come here."""
+        while True:
+            await self.parts.clock.sleep(CLAIM_CHECK_SECONDS)
+            with suppress(Exception):  # out of reach: the checks of the databases tell
+                if not all([await _in_thread(claim.renew) for claim in self._claims]):
+                    logger.critical("another process serves the modules of this database; this one stops")
+                    self.on_fatal(3)
+                    return
 
     async def _log_stalls(self) -> None:
         log, interval = StallLog(), min(STALL_CHECK_SECONDS, self.settings.work_stalled_s / 3)

@@ -302,9 +302,7 @@ def build_parts(settings: Settings, clock: Clock | None = None) -> Parts:
             runner.takers = direct_takers({m.name: m for m in (*all_modules(), *modules)}.values(), takers)
     return Parts(
         settings, clock, metrics, modules, contracts, storage, dead_letters, bus, runtime,
-        build_clock_watch(
-            storage.stores, [relay.hold_purge for relay in runtime.relays.values()], clock, metrics, settings.clock_jump_s
-        ),
+        build_clock_watch(storage.stores, clock, metrics, settings.clock_jump_s),
         ReaderWatches({name: store.database for name, store in storage.stores.items()}, clock, metrics), gateways,
     )  # fmt: skip
 

@@ -25,7 +25,7 @@ from sqlalchemy import Connection
 from app.messaging.cloudevents import to_message
 from app.storage.errors import StorageUnavailable
 from app.storage.heartbeat import BEAT_SECONDS
-from app.storage.module_store import INBOX_RETENTION, ModuleStore
+from app.storage.module_store import ModuleStore
 from app.storage.sql.database import RUN_LAST
 from app.storage.tables import OutboxMessage
 from app.telemetry.metrics import Metrics
@@ -163,10 +163,6 @@ class OutboxRelay:
         if now >= self._purge_at:
             await self._purge(now)
 
-    def hold_purge(self) -> None:
-        """Delete nothing until the retention has passed on the monotonic clock: the wall clock may have jumped ahead."""
-        self._purge_at = self._clock.monotonic() + INBOX_RETENTION.total_seconds()
-
     async def run(self) -> None:
         """Publish until cancelled or stopped."""
         while not self._is_stopped:
@@ -192,10 +188,7 @@ class OutboxRelay:
             self._left_in_table += 1
             return
         self._in_flight[row.id] = row
-        try:
-            self._bus.publish(to_message(row)).add_done_callback(partial(self._on_published, row))
-        except ValueError as error:  # a text of the row that cannot be written as a header
-            self._refused.append((row, PublishRefused.code, repr(error)))
+        self._bus.publish(to_message(row)).add_done_callback(partial(self._on_published, row))
 
     def _on_processed(self, row: OutboxMessage, processed: asyncio.Future[bool]) -> None:
         del self._in_flight[row.id]

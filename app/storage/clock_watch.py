@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["ClockWatch", "build_clock_watch"]
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -12,6 +12,7 @@ from loguru import logger
 from sqlalchemy import Connection
 
 from app.clock import SystemClock
+from app.storage.heartbeat import BEAT_SECONDS
 from app.storage.module_store import ModuleStore
 from app.storage.sql.database import Database
 from app.telemetry.metrics import Metrics
@@ -21,6 +22,11 @@ SKEW_MAX = timedelta(minutes=1)
 """How far this clock may be from that of a database server, which all replicas of a module share."""
 
 CHECK_SECONDS = 10.0
+
+_FOLLOW_POLL_SECONDS = 0.5
+
+FOLLOW_SECONDS = BEAT_SECONDS + 2.0
+"""For how long a start that finds a jump looks for another process of the module, which makes a heartbeat within this time."""
 
 
 class ClockWatch:
@@ -57,7 +63,8 @@ class ClockWatch:
 
     async def start(self) -> None:
         """
-        Adjust this clock to a database server's, and move the timers if the clock has jumped since the last heartbeat.
+        Adjust this clock to a database server's, or to that of the module's other processes if they run with another one;
+        move the timers if the clock has jumped since the last heartbeat.
 
         Raises:
             StorageUnavailable: A database is out of reach.
@@ -65,6 +72,7 @@ class ClockWatch:
         for database in {id(store.database): store.database for store in self._stores.values()}.values():
             await self._adjust_to(database)
         for name, store in self._stores.items():
+            await self._adjust_to_running(name, store)
             resume = partial(store.heartbeat.resume, now=self._clock.now(), limit=self._limit)
             by, moved = await store.database.write(resume)
             if by:
@@ -104,6 +112,31 @@ class ClockWatch:
             self._skew = f"the database server's clock is {_described(skew)}, compared with this machine's; this process uses the server's"
             logger.error(self._skew)
 
+    async def _adjust_to_running(self, name: str, store: ModuleStore) -> None:
+        """
+        Take over the time of the processes of *name* that run already, if it is further off than the limit.
+
+        They keep their time until they end, whatever happens to the machine's clock. If this process moved the timers by the
+        difference, those would all be due at once in theirs.
+        """
+        if not (store.database.dialect.is_shared and isinstance(self._clock, SystemClock)):
+            return
+        first = last = await store.database.write(store.heartbeat.last_beat)
+        until = self._clock.monotonic() + FOLLOW_SECONDS
+        while last is not None and last == first and abs(last - self._clock.now()) > self._limit:
+            if self._clock.monotonic() >= until:
+                return  # no other process is running
+            await self._clock.sleep(_FOLLOW_POLL_SECONDS)
+            last = await store.database.write(store.heartbeat.last_beat)
+        if last is None or abs(skew := last - self._clock.now()) <= self._limit:
+            return
+        self._clock.adjust(skew)
+        self._skew = (
+            f"the clock of the processes that run is {_described(skew)}, compared with this machine's; this process uses"
+            " theirs, until all of them are ended and started again"
+        )
+        logger.error(self._skew, module=name)
+
     def _report_jump(self, module: str, by: timedelta, moved: int) -> None:
         self._jump = f"the clock is {_described(by)}, compared with the last heartbeat; timers keep the time that they had left"
         self._jump_until = self._clock.monotonic() + self._limit.total_seconds()
@@ -116,14 +149,12 @@ def _described(by: timedelta) -> str:
 
 
 def build_clock_watch(
-    stores: Mapping[str, ModuleStore], hold_purges: Iterable[Callable[[], None]], clock: Clock, metrics: Metrics, limit_seconds: float
+    stores: Mapping[str, ModuleStore], clock: Clock, metrics: Metrics, limit_seconds: float
 ) -> ClockWatch:
-    """Return the watch of *clock*; after a jump, whether or not it moved a timer, *hold_purges* keep all that only looks old."""
+    """Return the watch of *clock*; a jump that went back or moved a timer is shown by the metric."""
 
     def jumped(by: timedelta, moved: int) -> None:
         if moved or by < timedelta(0):
             metrics.clock_jump_seconds.set(by.total_seconds())
-        for hold_purge in hold_purges:
-            hold_purge()
 
     return ClockWatch(stores, clock, timedelta(seconds=limit_seconds), jumped)

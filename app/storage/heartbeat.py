@@ -7,7 +7,8 @@ would let every timer fire at once, and every open order would be timed out. A l
 and has the same bad effect: orders time out that nothing has worked on.
 
 So a timer counts only the time in which the module runs. When the first process starts after a jump or a stop that is
-longer than a limit, all timers are moved by it: each has as much time left as it had at the last heartbeat.
+longer than a limit, all timers are moved by it: each has as much time left as it had at the last heartbeat. Rows that
+only look old must not be deleted then; so the purge is held for a whole retention, in all processes and through restarts.
 """
 
 from __future__ import annotations
@@ -29,13 +30,18 @@ BEAT_SECONDS = 10.0
 class Heartbeat:
     """The heartbeat of *module*; its methods run inside the caller's transaction."""
 
-    def __init__(self, module: str, dialect: Dialect) -> None:
+    def __init__(self, module: str, dialect: Dialect, retention: timedelta) -> None:
+        self._retention = retention
         table, outbox, sql = f"{module}_heartbeat", f"{module}_outbox", dialect.to_driver_sql
         self._select = sql(f"SELECT {dialect.timestamp_sql('alive_at')} FROM {table} WHERE id = 1{dialect.for_update}")
         self._insert = sql(f"INSERT INTO {table} (id, alive_at) VALUES (1, ?) ON CONFLICT (id) DO NOTHING")
         # Replicas that beat at the same moment do not wait for each other.
         self._update = sql(
             f"UPDATE {table} SET alive_at = ? WHERE id IN (SELECT id FROM {table} WHERE id = 1{dialect.skip_locked})"
+        )
+        self._select_hold = sql(f"SELECT {dialect.timestamp_sql('alive_at')} FROM {table} WHERE id = 2")
+        self._hold = sql(
+            f"INSERT INTO {table} (id, alive_at) VALUES (2, ?) ON CONFLICT (id) DO UPDATE SET alive_at = excluded.alive_at"
         )
         later = dialect.later_sql("due_at")
         self._move_timers = sql(f"UPDATE {outbox} SET due_at = {later} WHERE sent_at IS NULL AND due_at > ?")
@@ -44,12 +50,23 @@ class Heartbeat:
         """Note that the module is running at *now*."""
         connection.exec_driver_sql(self._update, (to_db_timestamp(now),))
 
+    def last_beat(self, connection: Connection) -> datetime | None:
+        """Return the time of the last heartbeat, by the clock of the process that made it; None before the first."""
+        found = connection.exec_driver_sql(self._select).scalar_one_or_none()
+        return None if found is None else datetime.fromisoformat(found)
+
+    def is_purge_held(self, connection: Connection, now: datetime) -> bool:
+        """Return whether old rows are to be kept, because the clock jumped less than a retention ago."""
+        until = connection.exec_driver_sql(self._select_hold).scalar_one_or_none()
+        return until is not None and now < datetime.fromisoformat(until)
+
     def resume(self, connection: Connection, now: datetime, limit: timedelta) -> tuple[timedelta, int]:
         """
         Move the timers if the last heartbeat is further from *now* than *limit*, in either direction.
 
         Return by how much they were moved, negative for a clock that went back, and how many; zero and zero if they were
-        not. Call it before the first timer is looked for. Of several processes that start at once, one moves the timers.
+        not. After a jump nothing is purged for a retention. Call it before the first timer is looked for. Of several
+        processes that start at once, one moves the timers.
         """
         connection.exec_driver_sql(self._insert, (to_db_timestamp(now),))
         alive_at = datetime.fromisoformat(connection.exec_driver_sql(self._select).scalar_one())
@@ -57,5 +74,6 @@ class Heartbeat:
         seconds = round((now - alive_at).total_seconds())
         if abs(seconds) <= limit.total_seconds():
             return timedelta(0), 0
+        connection.exec_driver_sql(self._hold, (to_db_timestamp(now + self._retention),))
         moved: int = connection.exec_driver_sql(self._move_timers, (seconds, DUE_NOW)).rowcount
         return timedelta(seconds=seconds), moved

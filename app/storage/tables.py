@@ -81,7 +81,11 @@ def message_tables(module: str, metadata: MetaData) -> tuple[Table, Table, Table
 
 
 def heartbeat_table(module: str, metadata: MetaData) -> Table:
-    """Return the table whose one row holds the time when *module* was last running; see `app.storage.heartbeat`."""
+    """
+    Return the table whose row 1 holds the time when *module* was last running; see `app.storage.heartbeat`.
+
+    Row 2, which is there after a jump of the clock, holds the time until which nothing is purged.
+    """
     return Table(
         f"{module}_heartbeat",
         metadata,

@@ -58,6 +58,14 @@ class Statement(Protocol):
 class ExclusiveAccess(Protocol):
     """The exclusive right to serve modules from a database."""
 
+    def renew(self) -> bool:
+        """
+        Return whether it is held; acquire it again if it was lost and no other process has it. Call it in a thread.
+
+        Raises:
+            Exception: The database is out of reach.
+        """
+
     def close(self) -> None:
         """Give it up."""
 

@@ -39,6 +39,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from app.storage.errors import DatabaseConfigError
+from app.storage.sql.claims import AdvisoryLock
 from app.storage.sql.dialect import ExclusiveAccess, Failure, Statement
 from app.storage.sql.postgres_fitness import unfitness
 from app.storage.sql.postgres_pipeline import Pipeline
@@ -53,7 +54,6 @@ ANSWER_SECONDS = 12.0
 """How long a server may leave a statement unanswered before its connection is closed."""
 
 _OUTCOME_POLL_SECONDS = 0.1
-_CLAIM_POLL_SECONDS = 0.05
 
 _PARAMETERS: dict[str, Any] = {
     "application_name": "fulfilment",
@@ -180,21 +180,7 @@ class Postgres:
 
     def acquire_exclusive(self, engine: Engine, name: str, seconds: float) -> ExclusiveAccess:
         """Take an advisory lock of a session of its own; it ends with the connection, however that ends."""
-        until = time.monotonic() + seconds
-        connection = engine.connect()
-        try:
-            # The server notices within ten seconds that this machine is gone, and gives the lock up.
-            connection.exec_driver_sql("SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3")
-            query, number = "SELECT pg_try_advisory_lock(%s)", (_lock_number(name),)
-            while not connection.exec_driver_sql(query, number).scalar():
-                if time.monotonic() >= until:
-                    raise DatabaseConfigError(f"another process serves {name} from this database")
-                time.sleep(_CLAIM_POLL_SECONDS)
-            connection.commit()  # the lock belongs to the session, not to the transaction
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        return AdvisoryLock(engine, name, _lock_number(name), seconds)
 
     def begin_nowait(self, connection: Connection) -> RootTransaction | None:
         """None: BEGIN waits for the server."""

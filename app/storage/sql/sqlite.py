@@ -22,6 +22,7 @@ from sqlalchemy import JSON, Connection, Engine, NullPool, RootTransaction, Tabl
 from sqlalchemy.exc import DBAPIError
 
 from app.storage.errors import DatabaseConfigError
+from app.storage.sql.claims import FileLock
 from app.storage.sql.dialect import ExclusiveAccess, Failure, Statement, invalidate_cache
 from app.storage.sql.file_watch import FileWatch
 
@@ -177,14 +178,7 @@ class Sqlite:
         """Lock an empty database file beside it; the lock ends with the process, however that ends."""
         path = f"{engine.url.database}-{name}.lock"
         _create_private(path)
-        lock = sqlite3.connect(path, timeout=seconds, isolation_level=None, check_same_thread=False)
-        try:
-            lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            lock.close()
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-                raise
-            raise DatabaseConfigError(f"another process serves {name} from this file") from None
+        lock = FileLock(path, name, seconds)
         if self._watch is not None:
             self._watch.add(path)
         return lock
