@@ -2,27 +2,78 @@
 The contract of every gateway; the test file of an adapter provides a `GatewayCase` fixture.
 
 The gateway's promises hold for a caller that looks a charge up before it charges again, as the payment worker does.
+A provider that knows more than charges and refunds under keys (`LedgerContract`) also ends pending refunds and has disputes.
 """
 
 from __future__ import annotations
 
-__all__ = ["GatewayCase", "GatewayContract", "new_order_id"]
+__all__ = ["GatewayCase", "GatewayContract", "LedgerContract", "Provider", "Trouble", "new_order_id"]
+
+from collections.abc import Awaitable, Callable, Mapping
+from enum import Enum
+from functools import partial
+from typing import Any, Protocol
 
 import pytest
-from attrs import frozen
+from attrs import field, frozen
 from uuid_utils import uuid7
 
-from app.gateways.port import Captured, ChargeDetails, ChargeResult, Declined, Gateway, Refunded
+from app.gateways.port import (
+    Captured,
+    ChargeDetails,
+    ChargeResult,
+    Declined,
+    Gateway,
+    GatewayError,
+    GatewayMisconfigured,
+    GatewayNotReached,
+    GatewayThrottled,
+    GatewayTimeout,
+    Refunded,
+    RefundPending,
+    RefundRejected,
+)
 from modules.values import Money
+
+
+class Trouble(Enum):
+    """What is wrong with a provider, and the error of the port that each call then raises."""
+
+    AWAY = GatewayNotReached
+    FAILING = GatewayTimeout
+    BUSY = GatewayThrottled
+    REFUSING = GatewayMisconfigured
+
+
+class Provider(Protocol):
+    """What a person, a bank or time does at a provider, for `LedgerContract`."""
+
+    refund_status: Callable[[], str]
+    refunds: dict[str, dict[str, Any]]
+
+    def refund_in_dashboard(self, intent_id: str, amount: int) -> dict[str, Any]:
+        """Refund a part of a charge without the gateway."""
+
+    def settle_refund(self, refund_id: str, status: str) -> None:
+        """End a pending refund, or let one that succeeded fail."""
+
+    def open_dispute(self, intent_id: str, status: str) -> dict[str, Any]:
+        """Let the customer dispute a charge."""
 
 
 @frozen
 class GatewayCase:
-    """A gateway, and a charge that it declines."""
+    """
+    A gateway, a charge that it declines, and the troubles that its provider can have.
+
+    Each of *troubles* brings its trouble about, and returns the gateway of a provider that has it.
+    """
 
     gateway: Gateway
     declining_amount: int = 100
     declining_method: str | None = None
+    troubles: Mapping[Trouble, Callable[[], Gateway]] = field(factory=dict)
+    provider: Provider | None = None
 
 
 def new_order_id() -> str:
@@ -104,7 +155,113 @@ class GatewayContract:
         assert isinstance(charge, Captured)
         assert isinstance(await case.gateway.refund(f"refund:{order_id}", order_id, charge.reference, amount), Refunded)
 
+    async def test_each_trouble_of_a_provider_is_an_error_of_its_class(self, case: GatewayCase) -> None:
+        """For every operation; no other exception leaves a gateway, and only a time-out leaves the effect unknown."""
+        order_id, amount = new_order_id(), Money(500, "EUR")
+        charge = await find_or_charge(case.gateway, order_id, amount)
+        assert isinstance(charge, Captured)
+        assert Trouble.AWAY in case.troubles
+        for trouble, begin in case.troubles.items():
+            gateway, other = begin(), new_order_id()
+            calls: tuple[Callable[[], Awaitable[object]], ...] = (
+                partial(gateway.charge, f"charge:{other}", other, amount, ChargeDetails("pm_card_visa")),
+                partial(gateway.find, f"charge:{other}", other, amount),
+                partial(gateway.cancel, f"charge:{other}", other, amount),
+                partial(gateway.refund, f"refund:{order_id}", order_id, charge.reference, amount),
+            )
+            for call in calls:
+                with pytest.raises(GatewayError) as caught:
+                    await call()
+                assert type(caught.value) is trouble.value, trouble
+            await gateway.close()
+
     async def test_closing_is_idempotent(self, case: GatewayCase) -> None:
         """A closed gateway can be closed again."""
         await case.gateway.close()
         await case.gateway.close()
+
+
+class LedgerContract(GatewayContract):
+    """The contract of a gateway whose provider keeps a ledger of refunds and disputes; *case* has a *provider*."""
+
+    @pytest.fixture
+    def provider(self, case: GatewayCase) -> Provider:
+        assert case.provider is not None
+        return case.provider
+
+    @pytest.fixture
+    async def charge(self, case: GatewayCase) -> tuple[str, str]:
+        """The order and the reference of a charge of 10.00."""
+        order_id = new_order_id()
+        charge = await find_or_charge(case.gateway, order_id, Money(1000, "EUR"))
+        assert isinstance(charge, Captured)
+        return order_id, charge.reference
+
+    async def test_no_more_is_refunded_than_was_captured(
+        self, case: GatewayCase, provider: Provider, charge: tuple[str, str]
+    ) -> None:
+        """A refund of more than is left is rejected for good, with the total that explains it; the rest can be refunded."""
+        order_id, reference = charge
+        provider.refund_in_dashboard(reference, 400)
+        too_much = await case.gateway.refund("1", order_id, reference, Money(1000, "EUR"))
+        assert isinstance(too_much, RefundRejected)
+        assert (too_much.is_definite, too_much.refunded_total, too_much.reference) == (True, 400, None)
+        assert await case.gateway.refund("1", order_id, reference, Money(1000, "EUR")) == too_much, "the key is used up"
+        rest = await case.gateway.refund("2", order_id, reference, Money(600, "EUR"))
+        assert isinstance(rest, Refunded)
+        assert rest.refunded_total == 1000
+        empty = await case.gateway.refund("3", order_id, reference, Money(1, "EUR"))
+        assert isinstance(empty, RefundRejected)
+        assert empty.refunded_total == 1000
+
+    @pytest.mark.parametrize("outcome", ["succeeded", "failed", "canceled"])
+    async def test_a_pending_refund_is_looked_up_under_its_key(
+        self, case: GatewayCase, provider: Provider, charge: tuple[str, str], outcome: str
+    ) -> None:
+        """It counts as refunded until it fails; then the same key gives the failure, and a new key another refund."""
+        order_id, reference = charge
+        provider.refund_status = lambda: "pending"
+        part = Money(300, "EUR")
+        first = await case.gateway.refund("1", order_id, reference, part)
+        assert isinstance(first, RefundPending)
+        assert await case.gateway.refund("1", order_id, reference, part) == first
+        assert first.refunded_total == 300
+        provider.settle_refund(first.reference, outcome)
+        ended = await case.gateway.refund("1", order_id, reference, part)
+        if outcome == "succeeded":
+            assert ended == Refunded(first.reference, 300)
+            return
+        assert ended == RefundRejected(f"refund_{outcome}", refunded_total=0, reference=first.reference)
+        provider.refund_status = lambda: "succeeded"
+        again = await case.gateway.refund("2", order_id, reference, part)
+        assert isinstance(again, Refunded)
+        assert (again.reference != first.reference, again.refunded_total) == (True, 300)
+
+    async def test_a_refund_that_fails_after_it_succeeded_is_reported(
+        self, case: GatewayCase, provider: Provider, charge: tuple[str, str]
+    ) -> None:
+        """The customer's bank has sent it back."""
+        order_id, reference = charge
+        made = await case.gateway.refund("1", order_id, reference, Money(1000, "EUR"))
+        assert isinstance(made, Refunded)
+        provider.settle_refund(made.reference, "failed")
+        failed = await case.gateway.refund("1", order_id, reference, Money(1000, "EUR"))
+        assert failed == RefundRejected("refund_failed", refunded_total=0, reference=made.reference)
+
+    async def test_a_disputed_charge_is_not_refunded(
+        self, case: GatewayCase, provider: Provider, charge: tuple[str, str]
+    ) -> None:
+        """The customer would get the money twice. An inquiry has taken nothing yet, so the charge can still be refunded."""
+        order_id, reference = charge
+        provider.open_dispute(reference, "warning_needs_response")
+        assert isinstance(await case.gateway.refund("1", order_id, reference, Money(300, "EUR")), Refunded)
+        provider.open_dispute(reference, "needs_response")
+        rejected = await case.gateway.refund("2", order_id, reference, Money(300, "EUR"))
+        assert isinstance(rejected, RefundRejected)
+        assert (rejected.reason, rejected.is_definite, rejected.refunded_total) == ("charge_disputed", True, 300)
+
+    async def test_the_refund_of_a_charge_that_does_not_exist_is_rejected(self, case: GatewayCase) -> None:
+        """It is not repeated without end."""
+        rejected = await case.gateway.refund("1", new_order_id(), "pi_missing", Money(300, "EUR"))
+        assert isinstance(rejected, RefundRejected)
+        assert rejected.is_definite

@@ -29,11 +29,14 @@ from tests.gateways.stripe_payloads import error_object
 from tests.gateways.stripe_rules import (
     INTENT_GROUPS,
     INTENT_PARAMETERS,
+    KEY_LENGTH_MAX,
     REFUND_GROUPS,
     REFUND_PARAMETERS,
     Refusal,
     check_amount,
     check_parameters,
+    check_refund,
+    is_dispute_final,
 )
 
 
@@ -55,6 +58,7 @@ class Fault(Enum):
     ERROR_503_LATER = "does nothing and responds with 503, and Retry-After: 7"
     RATE_LIMITED = "responds with 429, and Retry-After: 7"
     RATE_LIMITED_BARE = "responds with 429, as Stripe does, without a Retry-After"
+    LOCKED = "responds with 429 lock_timeout, because another call works on the object"
     REDIRECT = "redirects to another address"
     HTML = "responds with an HTML page"
     KEY_REUSED = "responds that the key belongs to another request"
@@ -156,6 +160,7 @@ class FaultyStripe(StripeLedger):
 
         def make() -> tuple[int, dict[str, Any]]:
             check_parameters(form, REFUND_PARAMETERS, REFUND_GROUPS)
+            check_refund(form)
             reference = form.get("payment_intent", "")
             intent = self.intents.get(reference)
             if intent is None:
@@ -165,13 +170,13 @@ class FaultyStripe(StripeLedger):
                 raise Refusal(400, "This PaymentIntent does not have a successful charge to refund.", is_saved=True)
             charge = self.charges[intent["latest_charge"]]
             left = charge["amount"] - charge["amount_refunded"]
-            if charge["disputed"]:
+            if any(each["charge"] == charge["id"] and is_dispute_final(each) for each in self.disputes.values()):
                 message = "This charge has been charged back; a refund cannot be issued."
                 raise Refusal(400, message, code="charge_disputed", is_saved=True)
             if not left:
                 message = f"Charge {charge['id']} has already been refunded."
                 raise Refusal(400, message, code="charge_already_refunded", is_saved=True)
-            amount = int(form.get("amount", left))
+            amount = int(form["amount"])
             if amount > left:
                 message = f"Refund amount ({amount}) is greater than unrefunded amount on charge ({left})"
                 raise Refusal(400, message, param="amount", is_saved=True)
@@ -303,6 +308,10 @@ class FaultyStripe(StripeLedger):
         except Refusal as refusal:
             return self._error(refusal)
         key = request.headers.get("Idempotency-Key") if self.remembers_keys else None
+        if key is not None and len(key) > KEY_LENGTH_MAX:
+            return self._error(Refusal(400, f"The idempotency key is longer than {KEY_LENGTH_MAX} characters.", "idempotency_error"))
+        if fault is Fault.LOCKED:
+            return self._error(_locked())
         if fault is Fault.KEY_REUSED:
             return self._error(_other_request(key))
         if key is None:
@@ -377,6 +386,8 @@ class FaultyStripe(StripeLedger):
             return self._error(refusal)
 
         def make() -> tuple[int, dict[str, Any]]:
+            if fault is Fault.LOCKED:
+                raise _locked()
             if isinstance(value, Refusal):
                 raise value
             return 200, value
@@ -443,6 +454,14 @@ async def _first(event: Awaitable[Any], seconds: float) -> bool:
 
 def _has_left(request: web.Request) -> bool:
     return request.transport is None or request.transport.is_closing()
+
+
+def _locked() -> Refusal:
+    message = (
+        "This object cannot be accessed right now because another API request or Stripe process is currently accessing it."
+        " If you see this error intermittently, retry the request."
+    )
+    return Refusal(429, message, code="lock_timeout")
 
 
 def _api_key(request: web.Request) -> str:

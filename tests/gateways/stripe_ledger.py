@@ -82,23 +82,27 @@ class StripeLedger:
         """Let a refund succeed or fail; the webhooks that follow are sent."""
         refund = self.refunds[refund_id]
         refund["status"] = status
-        if status == "failed":
-            refund |= {"failure_reason": reason, "failure_balance_transaction": f"txn_{refund_id}"}
+        if status in ("failed", "canceled"):
             charge = self.charges[refund["charge"]]
             charge["amount_refunded"] -= refund["amount"]
             charge["refunded"] = False
+        if status == "failed":
+            refund |= {"failure_reason": reason, "failure_balance_transaction": f"txn_{refund_id}"}
             self.emit("refund.failed", refund)
         self.emit("charge.refund.updated", refund)
         self.emit("refund.updated", refund)
 
-    def open_dispute(self, intent_id: str) -> dict[str, Any]:
-        """Let the customer dispute a charge."""
+    def open_dispute(self, intent_id: str, status: str = "needs_response") -> dict[str, Any]:
+        """Let the customer dispute a charge; the status ``warning_needs_response`` is an inquiry, which takes no money yet."""
         charge = self.charges[self.intents[intent_id]["latest_charge"]]
         id = f"dp_{next(self.ordinals)}"
-        self.disputes[id] = dispute = dispute_object(id, charge, "needs_response", int(self.wall_seconds()))
+        self.disputes[id] = dispute = dispute_object(id, charge, status, int(self.wall_seconds()))
+        is_inquiry = status.startswith("warning_")
+        dispute["is_charge_refundable"] = is_inquiry
         charge |= {"disputed": True, "dispute": id}
         self.emit("charge.dispute.created", dispute)
-        self.emit("charge.dispute.funds_withdrawn", dispute)
+        if not is_inquiry:
+            self.emit("charge.dispute.funds_withdrawn", dispute)
         return dispute
 
     def close_dispute(self, dispute_id: str, status: str) -> None:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["Account", "Decline", "Refusal", "check_amount", "check_parameters", "decline_of"]
+__all__ = [
+    "Account",
+    "Decline",
+    "Refusal",
+    "check_amount",
+    "check_parameters",
+    "check_refund",
+    "decline_of",
+    "is_dispute_final",
+]
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from attrs import define, field, frozen
 
@@ -22,7 +32,18 @@ _WITHOUT_FRACTIONS = frozenset({"isk", "ugx"})
 """Counted with two decimals, which must be 00."""
 
 _THREE_DECIMALS = frozenset({"bhd", "jod", "kwd", "omr", "tnd"})
-_MINIMUM = {"usd": 50, "eur": 50, "gbp": 30, "jpy": 50, "sek": 300, "nok": 300, "dkk": 250, "huf": 17_500}
+_MINIMUM = {
+    "usd": 50, "aed": 200, "aud": 50, "bgn": 100, "brl": 50, "cad": 50, "chf": 50, "czk": 1500, "dkk": 250, "eur": 50,
+    "gbp": 30, "hkd": 400, "huf": 17_500, "inr": 50, "jpy": 50, "mxn": 1000, "myr": 200, "nok": 300, "nzd": 50,
+    "pln": 200, "ron": 200, "sek": 300, "sgd": 50, "thb": 1000,
+}
+"""https://docs.stripe.com/currencies#minimum-and-maximum-charge-amounts"""
+
+KEY_LENGTH_MAX = 255
+METADATA_MAX = 50
+METADATA_NAME_MAX = 40
+METADATA_VALUE_MAX = 500
+"""https://docs.stripe.com/api/metadata"""
 AMOUNT_MAX = 99_999_999
 
 INTENT_PARAMETERS = frozenset({"amount", "confirm", "currency", "customer", "description", "off_session", "payment_method"})
@@ -184,13 +205,40 @@ class Account:
                 raise Refusal(400, message, is_saved=True)
 
 
-def check_parameters(form: Iterable[str], known: frozenset[str], groups: tuple[str, ...]) -> None:
+def is_dispute_final(dispute: Mapping[str, Any]) -> bool:
+    """Return whether the money of a dispute was withdrawn, so that its charge cannot be refunded."""
+    return not str(dispute["status"]).startswith("warning_") and dispute["status"] not in ("won", "prevented")
+
+
+def check_refund(form: Mapping[str, str]) -> None:
     """
-    Check the names of the parameters.
+    Check the parameters of a refund beyond their names.
+
+    Raises:
+        Refusal: 400.
+    """
+    if ("charge" in form) == ("payment_intent" in form):
+        raise Refusal(400, "Pass exactly one of payment_intent and charge.", code="parameters_exclusive", param="payment_intent")
+    amount = form.get("amount", "")
+    if not amount.isdecimal() or int(amount) < 1:
+        raise Refusal(400, f"Invalid positive integer: {amount}", code="parameter_invalid_integer", param="amount")
+    if form.get("reason", "duplicate") not in ("duplicate", "fraudulent", "requested_by_customer"):
+        raise Refusal(400, "Invalid reason", param="reason")
+
+
+def check_parameters(form: Mapping[str, str], known: frozenset[str], groups: tuple[str, ...]) -> None:
+    """
+    Check the names of the parameters, and the limits of metadata.
 
     Raises:
         Refusal: 400 for one that the endpoint does not have.
     """
+    metadata = {name[9:-1]: value for name, value in form.items() if name.startswith("metadata[")}
+    is_long = any(len(name) > METADATA_NAME_MAX or len(value) > METADATA_VALUE_MAX for name, value in metadata.items())
+    if len(metadata) > METADATA_MAX or is_long:
+        raise Refusal(400, "Metadata have too many keys, or one that is too long.", param="metadata")
+    if any(name.startswith("shipping[") for name in form) and not (form.get("shipping[name]") and form.get("shipping[address][line1]")):
+        raise Refusal(400, "Missing required param: shipping[name].", code="parameter_missing", param="shipping[name]")
     for name in form:
         if name not in known and not name.startswith(groups):
             message = f"Received unknown parameter: {name.partition('[')[0]}"

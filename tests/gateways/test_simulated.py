@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from app.clock import SystemClock
+from app.gateways.port import Gateway
 from app.gateways.simulated import SimulatedGateway
-from tests.gateways.contract import GatewayCase, GatewayContract
+from tests.gateways.contract import GatewayCase, GatewayContract, Trouble
 
 
 class TestSimulated(GatewayContract):
@@ -14,4 +17,22 @@ class TestSimulated(GatewayContract):
 
     @pytest.fixture
     def case(self) -> GatewayCase:
-        return GatewayCase(SimulatedGateway(SystemClock(), decline_over=100_000), declining_amount=100_001)
+        gateway = SimulatedGateway(SystemClock(), decline_over=100_000)
+        troubles = {Trouble.AWAY: lambda: failing(0.0), Trouble.FAILING: lambda: failing(0.99)}
+        return GatewayCase(gateway, declining_amount=100_001, troubles=troubles)
+
+
+class Drawn(random.Random):
+    """A generator that draws the same number each time."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__()
+        self.number = number
+
+    def random(self) -> float:
+        return self.number
+
+
+def failing(number: float) -> Gateway:
+    """Return a gateway all of whose calls fail; below a half, before they have an effect."""
+    return SimulatedGateway(SystemClock(), failure_rate=1.0, rng=Drawn(number))

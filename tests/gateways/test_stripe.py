@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -17,6 +17,7 @@ from app.gateways.port import (
     ChargeLedger,
     ChargeOwner,
     Declined,
+    Gateway,
     GatewayError,
     GatewayMisconfigured,
     GatewayNotReached,
@@ -31,7 +32,7 @@ from app.gateways.stripe import http_session
 from app.gateways.stripe.gateway import StripeGateway
 from bus.ids import id_lower_bound
 from modules.values import Money
-from tests.gateways.contract import GatewayCase, GatewayContract, new_order_id
+from tests.gateways.contract import GatewayCase, GatewayContract, LedgerContract, Trouble, new_order_id
 from tests.gateways.fault import Fault, FaultyStripe
 from tests.gateways.local import API_KEY, LocalStripe
 
@@ -46,17 +47,40 @@ class TestLocalStripe(GatewayContract):
     @pytest.fixture
     async def case(self, localstripe: LocalStripe) -> AsyncIterator[GatewayCase]:
         gateway = StripeGateway(API_KEY, localstripe.url)
-        yield GatewayCase(gateway, declining_method="pm_card_chargeCustomerFail")
+        troubles = {
+            Trouble.AWAY: lambda: StripeGateway(API_KEY, "http://127.0.0.1:1"),
+            Trouble.REFUSING: lambda: StripeGateway("no_such_key", localstripe.url),
+        }
+        yield GatewayCase(gateway, declining_method="pm_card_chargeCustomerFail", troubles=troubles)
         await gateway.close()
 
 
-class TestFaultyStripeWithoutFaults(GatewayContract):
-    """The test server imitates Stripe well enough for the SDK."""
+class TestFaultyStripe(LedgerContract):
+    """The test server imitates Stripe well enough for the SDK, and keeps a ledger as Stripe does."""
 
     @pytest.fixture
     async def case(self, faulty: FaultyStripe) -> AsyncIterator[GatewayCase]:
         gateway = StripeGateway(API_KEY, faulty.url)
-        yield GatewayCase(gateway, declining_method="pm_declined")
+
+        def having(fault: Fault) -> Callable[[], StripeGateway]:
+            def begin() -> StripeGateway:
+                faulty.write_fault = faulty.read_fault = lambda: fault
+                return StripeGateway(API_KEY, faulty.url)
+
+            return begin
+
+        def refusing() -> StripeGateway:
+            faulty.write_fault = faulty.read_fault = lambda: Fault.NONE
+            return StripeGateway("sk_test_expired", faulty.url)
+
+        faulty.account.expired_keys.add("sk_test_expired")
+        troubles: dict[Trouble, Callable[[], Gateway]] = {
+            Trouble.AWAY: lambda: StripeGateway(API_KEY, "http://127.0.0.1:1"),
+            Trouble.FAILING: having(Fault.ERROR_500),
+            Trouble.BUSY: having(Fault.LOCKED),
+            Trouble.REFUSING: refusing,
+        }
+        yield GatewayCase(gateway, declining_method="pm_declined", troubles=troubles, provider=faulty)
         await gateway.close()
 
 
