@@ -19,6 +19,7 @@ __all__ = [
     "next_key_number",
     "own_refund",
     "with_dispute",
+    "with_line",
     "with_new_refund",
     "with_refund",
     "with_refund_failed",
@@ -161,15 +162,16 @@ def next_key_number(ledger: Ledger) -> int:
 
 
 def with_new_refund(ledger: Ledger, id: str, amount: int, at: str) -> tuple[Ledger, Refund]:
-    """
-    Return *ledger* with another requested refund, and that refund.
-
-    What is only in the total gets a line first: the new refund cannot be part of it.
-    """
+    """Return *ledger* with another requested refund, and that refund."""
     refund = Refund(id=id, amount=amount, status=RefundStatus.REQUESTED, at=at, key_number=next_key_number(ledger))
+    return with_line(ledger, refund), refund
+
+
+def with_line(ledger: Ledger, refund: Refund) -> Ledger:
+    """Return *ledger* with *refund* as another line; what is only in the total, of which it is no part, gets a line first."""
     unnamed = ledger.without_line
-    earlier = (Refund(amount=unnamed, status=RefundStatus.SUCCEEDED, at=at),) if unnamed else ()
-    return evolve(ledger, refunds=(*ledger.refunds, *earlier, refund)), refund
+    earlier = (Refund(amount=unnamed, status=RefundStatus.SUCCEEDED, at=refund.at),) if unnamed else ()
+    return evolve(ledger, refunds=(*ledger.refunds, *earlier, refund))
 
 
 def with_refund(ledger: Ledger, reported: Refund) -> Ledger:

@@ -11,7 +11,7 @@ import attrs
 from modules.module import Decision, evolve, no_change
 from modules.payments.charges import captured, declined
 from modules.payments.events import ChargeSucceeded, SettleImpossible, SettleRequested
-from modules.payments.ledger import Refund, RefundStatus, Settlement
+from modules.payments.ledger import Refund, RefundStatus, Settlement, with_line
 from modules.payments.refunds import concluded
 from modules.payments.state import NO_LEDGER, Payment, PaymentStatus
 from modules.values import rfc3339
@@ -60,9 +60,8 @@ def _after_review(payment: Payment, settled: Payment, event: SettleRequested, no
 
 def _given_back(payment: Payment, now: datetime) -> Payment:
     """Return *payment* after everything that is left of it was given back, in a way that the gateway does not report."""
-    ledger = payment.ledger or NO_LEDGER
     line = Refund(amount=payment.kept, status=RefundStatus.SUCCEEDED, at=rfc3339(now), reason=SETTLED)
-    return evolve(payment, ledger=attrs.evolve(ledger, refunds=(*ledger.refunds, line)))
+    return evolve(payment, ledger=with_line(payment.ledger or NO_LEDGER, line))
 
 
 def _rejected(payment: Payment, code: str, detail: str) -> Decision:

@@ -7,7 +7,7 @@ A provider that knows more than charges and refunds under keys (`LedgerContract`
 
 from __future__ import annotations
 
-__all__ = ["GatewayCase", "GatewayContract", "LedgerContract", "Provider", "Trouble", "new_order_id"]
+__all__ = ["GatewayCase", "GatewayContract", "LedgerContract", "Provider", "ProviderFault", "new_order_id"]
 
 from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
@@ -36,7 +36,7 @@ from app.gateways.port import (
 from modules.values import Money
 
 
-class Trouble(Enum):
+class ProviderFault(Enum):
     """What is wrong with a provider, and the error of the port that each call then raises."""
 
     AWAY = GatewayNotReached
@@ -64,15 +64,15 @@ class Provider(Protocol):
 @frozen
 class GatewayCase:
     """
-    A gateway, a charge that it declines, and the troubles that its provider can have.
+    A gateway, a charge that it declines, and the faults that its provider can have.
 
-    Each of *troubles* brings its trouble about, and returns the gateway of a provider that has it.
+    Each of *faults* causes its fault, and returns the gateway of a provider that has it.
     """
 
     gateway: Gateway
     declining_amount: int = 100
     declining_method: str | None = None
-    troubles: Mapping[Trouble, Callable[[], Gateway]] = field(factory=dict)
+    faults: Mapping[ProviderFault, Callable[[], Gateway]] = field(factory=dict)
     provider: Provider | None = None
 
 
@@ -155,13 +155,13 @@ class GatewayContract:
         assert isinstance(charge, Captured)
         assert isinstance(await case.gateway.refund(f"refund:{order_id}", order_id, charge.reference, amount), Refunded)
 
-    async def test_each_trouble_of_a_provider_is_an_error_of_its_class(self, case: GatewayCase) -> None:
+    async def test_each_fault_of_a_provider_is_an_error_of_its_class(self, case: GatewayCase) -> None:
         """For every operation; no other exception leaves a gateway, and only a time-out leaves the effect unknown."""
         order_id, amount = new_order_id(), Money(500, "EUR")
         charge = await find_or_charge(case.gateway, order_id, amount)
         assert isinstance(charge, Captured)
-        assert Trouble.AWAY in case.troubles
-        for trouble, begin in case.troubles.items():
+        assert ProviderFault.AWAY in case.faults
+        for fault, begin in case.faults.items():
             gateway, other = begin(), new_order_id()
             calls: tuple[Callable[[], Awaitable[object]], ...] = (
                 partial(gateway.charge, f"charge:{other}", other, amount, ChargeDetails("pm_card_visa")),
@@ -172,7 +172,7 @@ class GatewayContract:
             for call in calls:
                 with pytest.raises(GatewayError) as caught:
                     await call()
-                assert type(caught.value) is trouble.value, trouble
+                assert type(caught.value) is fault.value, fault
             await gateway.close()
 
     async def test_closing_is_idempotent(self, case: GatewayCase) -> None:

@@ -144,6 +144,19 @@ async def test_a_charge_that_names_no_order_is_included_by_its_own_time() -> Non
         assert await differences_of([], charge_record(1, order_id=order_id, created_at=outside)) == []
 
 
+async def test_the_period_includes_its_begin_and_not_its_end() -> None:
+    """For orders by the time in their id, and for charges without an order by their own time."""
+    placed_at, second = UNTIL - timedelta(minutes=1), timedelta(seconds=1)
+    periods = (placed_at, UNTIL), (SINCE, placed_at), (placed_at - second, placed_at + second)
+    for order_id in oid(1), None:
+        record = charge_record(1, order_id=order_id, created_at=placed_at)
+
+        async def records(record: ChargeRecord = record) -> AsyncIterator[ChargeRecord]:
+            yield record
+
+        assert [(await compare([], records(), *period)).charges for period in periods] == [1, 0, 1]
+
+
 async def test_the_charges_of_orders_outside_the_period_are_left_out() -> None:
     """The provider lists them because a charge is made later than its order was placed."""
     later = "0199fe10-0000-7000-8000-000000000001"

@@ -9,7 +9,7 @@ import pytest
 from app.clock import SystemClock
 from app.gateways.port import Gateway
 from app.gateways.simulated import SimulatedGateway
-from tests.gateways.contract import GatewayCase, GatewayContract, Trouble
+from tests.gateways.contract import GatewayCase, GatewayContract, ProviderFault
 
 
 class TestSimulated(GatewayContract):
@@ -18,8 +18,8 @@ class TestSimulated(GatewayContract):
     @pytest.fixture
     def case(self) -> GatewayCase:
         gateway = SimulatedGateway(SystemClock(), decline_over=100_000)
-        troubles = {Trouble.AWAY: lambda: failing(0.0), Trouble.FAILING: lambda: failing(0.99)}
-        return GatewayCase(gateway, declining_amount=100_001, troubles=troubles)
+        faults = {ProviderFault.AWAY: lambda: failing(0.0), ProviderFault.FAILING: lambda: failing(0.99)}
+        return GatewayCase(gateway, declining_amount=100_001, faults=faults)
 
 
 class Drawn(random.Random):

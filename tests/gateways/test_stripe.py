@@ -32,7 +32,7 @@ from app.gateways.stripe import http_session
 from app.gateways.stripe.gateway import StripeGateway
 from bus.ids import id_lower_bound
 from modules.values import Money
-from tests.gateways.contract import GatewayCase, GatewayContract, LedgerContract, Trouble, new_order_id
+from tests.gateways.contract import GatewayCase, GatewayContract, LedgerContract, ProviderFault, new_order_id
 from tests.gateways.fault import Fault, FaultyStripe
 from tests.gateways.local import API_KEY, LocalStripe
 
@@ -47,11 +47,11 @@ class TestLocalStripe(GatewayContract):
     @pytest.fixture
     async def case(self, localstripe: LocalStripe) -> AsyncIterator[GatewayCase]:
         gateway = StripeGateway(API_KEY, localstripe.url)
-        troubles = {
-            Trouble.AWAY: lambda: StripeGateway(API_KEY, "http://127.0.0.1:1"),
-            Trouble.REFUSING: lambda: StripeGateway("no_such_key", localstripe.url),
+        faults = {
+            ProviderFault.AWAY: lambda: StripeGateway(API_KEY, "http://127.0.0.1:1"),
+            ProviderFault.REFUSING: lambda: StripeGateway("no_such_key", localstripe.url),
         }
-        yield GatewayCase(gateway, declining_method="pm_card_chargeCustomerFail", troubles=troubles)
+        yield GatewayCase(gateway, declining_method="pm_card_chargeCustomerFail", faults=faults)
         await gateway.close()
 
 
@@ -74,13 +74,13 @@ class TestFaultyStripe(LedgerContract):
             return StripeGateway("sk_test_expired", faulty.url)
 
         faulty.account.expired_keys.add("sk_test_expired")
-        troubles: dict[Trouble, Callable[[], Gateway]] = {
-            Trouble.AWAY: lambda: StripeGateway(API_KEY, "http://127.0.0.1:1"),
-            Trouble.FAILING: having(Fault.ERROR_500),
-            Trouble.BUSY: having(Fault.LOCKED),
-            Trouble.REFUSING: refusing,
+        faults: dict[ProviderFault, Callable[[], Gateway]] = {
+            ProviderFault.AWAY: lambda: StripeGateway(API_KEY, "http://127.0.0.1:1"),
+            ProviderFault.FAILING: having(Fault.ERROR_500),
+            ProviderFault.BUSY: having(Fault.LOCKED),
+            ProviderFault.REFUSING: refusing,
         }
-        yield GatewayCase(gateway, declining_method="pm_declined", troubles=troubles, provider=faulty)
+        yield GatewayCase(gateway, declining_method="pm_declined", faults=faults, provider=faulty)
         await gateway.close()
 
 
@@ -449,6 +449,27 @@ async def test_only_the_period_in_question_is_read(gateway: StripeGateway, fault
     records = [record async for record in gateway.records(noon, noon + timedelta(hours=1))]
     assert len(records) == 7
     assert faulty.calls == [("list", "")]
+
+
+@pytest.mark.parametrize("can_filter", [True, False])
+async def test_the_period_includes_its_begin_and_not_its_end(
+    gateway: StripeGateway, faulty: FaultyStripe, can_filter: bool
+) -> None:
+    """To the second, in which Stripe counts, whether the server can filter or not; an end within a second includes it."""
+    faulty.can_filter = can_filter
+    for second in (-1, 0, 59, 60, 61):
+        await charge(gateway, new_order_id())
+        [*_, intent] = faulty.intents.values()
+        intent["created"] = NOON + second
+    noon = datetime.fromtimestamp(NOON, UTC)
+
+    async def seconds(begin: timedelta, end: timedelta) -> list[float]:
+        found = [record async for record in gateway.records(noon + begin, noon + end)]
+        return sorted((record.created_at - noon).total_seconds() for record in found)
+
+    minute, half = timedelta(minutes=1), timedelta(seconds=0.5)
+    assert await seconds(timedelta(0), minute) == [0, 59]
+    assert await seconds(half, minute + half) == [59, 60]
 
 
 async def test_a_list_that_cannot_be_read_fails_every_look_up(gateway: StripeGateway, faulty: FaultyStripe) -> None:

@@ -31,6 +31,7 @@ from modules.payments.events import (
     RefundReported,
     RefundRequested,
     RefundSucceeded,
+    SettleRequested,
 )
 from modules.payments.ledger import DisputeStatus, Refund, RefundStatus
 from modules.payments.refunds import OPEN_MAX, RETRY_SECONDS
@@ -274,6 +275,13 @@ def test_the_books_balance_for_a_disputed_charge_and_nothing_goes_on_for_ever(da
     if payment.is_cancelled:
         assert payment.is_open_case is (payment.kept > 0)
         assert payment.dispute is not None or not payment.is_open_case
+    if payment.is_open_case:
+        outcome, kept = data.draw(st.sampled_from(["captured", "refunded"])), payment.kept
+        history.deliver(SettleRequested(order_id="o", outcome=outcome, why="x"))
+        settled = history.payment
+        assert settled is not None
+        assert (settled.kept, settled.is_open_case) == (kept if outcome == "captured" else 0, False)
+        assert order_after(history.published).refunded == settled.refunded
 
 
 # Single cases
@@ -347,6 +355,19 @@ def test_a_refund_that_fails_after_it_succeeded_is_made_again() -> None:
     payment, emitted = after(RESERVED, CHARGED, CANCELLED, succeeded, reported(AMOUNT, "failed", "re_1"))
     assert (payment.status, payment.kept) == (PaymentStatus.CAPTURED, AMOUNT)
     assert refund_requests(emitted) == [(AMOUNT, 2)]
+
+
+def test_a_refund_that_comes_back_says_that_it_had_been_refunded() -> None:
+    """So that orders subtracts it; a refund that never succeeded says so, too."""
+    succeeded = RefundSucceeded(order_id="o", reference="re_1")
+    processing = RefundProcessing(order_id="o", reference="re_1", key_number=1, refunded_total=AMOUNT)
+    for first, has_returned in (succeeded, True), (processing, False):
+        _, emitted = after(RESERVED, CHARGED, CANCELLED, first, reported(AMOUNT, "failed", "re_1", 1))
+        assert [(each.amount, each.has_returned) for each in emitted if isinstance(each, PaymentRefundFailed)] == [(EUR, has_returned)]
+    by_hand = reported(400, "succeeded", "re_2"), reported(400, "failed", "re_2")
+    _, emitted = after(RESERVED, CHARGED, *by_hand)
+    [failed] = emitted
+    assert (failed.amount, failed.has_returned) == (Money(400, "EUR"), True)
 
 
 def test_a_definite_failure_ends_the_key_and_an_unknown_outcome_keeps_it() -> None:

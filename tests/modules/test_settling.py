@@ -14,6 +14,7 @@ from modules.payments.events import (
     PaymentCaptured,
     PaymentDeclined,
     PaymentRefunded,
+    RefundNotified,
     RefundRequested,
     SettleImpossible,
     SettleRequested,
@@ -87,6 +88,18 @@ def test_an_impossible_outcome_is_rejected() -> None:
     assert [event.code for event in settle((RESERVED, unnamed, unnamed, CANCELLED, unnamed), "captured").events] == ["no_reference"]
     unknown = decide((None,), SettleRequested(order_id="o", outcome="captured", why="x"), NOW)
     assert unknown.events == (SettleImpossible(order_id="o", code=None),)
+
+
+def test_what_is_settled_as_refunded_is_only_what_was_left() -> None:
+    """4.00 had gone back already: the line and the event are about the other 6.00."""
+    part = RefundNotified(order_id="o", reference="pi", amount=EUR, refunded_amount=400)
+    decision = settle((RESERVED, CHARGED, part, DISPUTED, CANCELLED), "refunded")
+    [payment] = decision.states
+    assert isinstance(payment, Payment)
+    assert payment.ledger is not None
+    assert [refund.amount for refund in payment.ledger.refunds if refund.reason == "settled"] == [600]
+    assert [event.amount.amount for event in decision.events if isinstance(event, PaymentRefunded)] == [600]
+    assert (payment.ledger.refunded, payment.kept, payment.is_open_case) == (AMOUNT, 0, False)
 
 
 def test_the_payment_shows_how_it_was_settled() -> None:
