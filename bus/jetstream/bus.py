@@ -16,7 +16,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 
 import nats.errors
-from nats.aio.client import Client
 from nats.js import JetStreamContext
 
 from bus.dead_letter_queue import DeadLetterQueue
@@ -27,6 +26,7 @@ from bus.jetstream.admin.topology import ConsumerPlan, consumer_plans
 from bus.jetstream.admin.verifier import TopologyVerifier
 from bus.jetstream.connection import CONNECT_SECONDS_MAX, Connection
 from bus.jetstream.consumer_group import ConsumerGroup
+from bus.jetstream.nats_client import NatsClient
 from bus.jetstream.publisher import Publisher
 from bus.jetstream.pull_consumer import PullConsumer
 from bus.jetstream.servers import Servers, ServerSource
@@ -127,7 +127,7 @@ class JetStreamBus:
         self._dead_letters = DeadLetterQueue(clock, dead_letters, on_idle=self.check_idle)
         self._tick_seconds = min(_TICK_SECONDS_MAX, ack_wait_seconds / 20, publish_seconds / 10)
         self._groups: dict[str, ConsumerGroup] = {}
-        self._client: Client | None = None
+        self._client: NatsClient | None = None
         self._tasks: dict[object, asyncio.Task[None]] = {}
         self.is_closing = False
         self._closers: set[asyncio.Future[None]] = set()
@@ -240,7 +240,7 @@ class JetStreamBus:
 
     # The connection
 
-    async def _on_connected(self, client: Client) -> None:
+    async def _on_connected(self, client: NatsClient) -> None:
         self._client = client
         await self._publisher.bind(client)
         self.is_connected = self._connection.is_up and not self.is_closing

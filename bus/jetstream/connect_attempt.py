@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import Any
 
 from attrs import frozen
-from nats.aio.client import Client
 
 from bus.jetstream.nats_client import NatsClient
 
@@ -29,7 +28,7 @@ class ClientCallbacks:
     on_refused: Callable[[Exception], None]
     on_error: Callable[[Exception], None]
     on_disconnected: Callable[[], None]
-    on_reconnected: Callable[[Client], Awaitable[None]]
+    on_reconnected: Callable[[NatsClient], Awaitable[None]]
     on_closed: Callable[[], None]
 
 

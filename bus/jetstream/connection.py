@@ -19,8 +19,6 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 import nats.errors
-from attrs import define
-from nats.aio.client import Client
 from nats.js import JetStreamContext
 
 from bus.errors import BrokerUnreachable
@@ -52,13 +50,8 @@ class SendObserver(Protocol):
         """Note that the message cannot be sent."""
 
 
-@define(eq=False)
-class _Item:
-    subject: str
-    body: bytes
-    reply: str
-    headers: dict[str, str] | None
-    observer: SendObserver | None
+_Item = tuple[str, bytes, str, dict[str, str] | None, SendObserver | None]
+"""Subject, body, reply subject, headers, and what follows the message."""
 
 
 class Connection:
@@ -79,7 +72,7 @@ class Connection:
         inbox_prefix: str,
         ping_seconds: float,
         connect_seconds_max: float = CONNECT_SECONDS_MAX,
-        on_connected: Callable[[Client], Awaitable[None]],
+        on_connected: Callable[[NatsClient], Awaitable[None]],
         on_disconnected: Callable[[], None],
         rng: random.Random | None = None,
     ) -> None:
@@ -139,7 +132,7 @@ class Connection:
         """Write a message as soon as possible. *observer* learns of a message that can never be written."""
         if not self._items:
             self._has_items.set()
-        self._items.append(_Item(subject, body, reply, headers, observer))
+        self._items.append((subject, body, reply, headers, observer))
 
     async def close(self) -> None:
         """Write what is left and disconnect; takes a second or two at most when the server does not answer."""
@@ -230,7 +223,7 @@ class Connection:
 
     # Callbacks of an open client
 
-    async def _on_connected(self, client: Client) -> None:
+    async def _on_connected(self, client: NatsClient) -> None:
         assert client.connected_url is not None
         _log.info("connected to NATS at %s", client.connected_url.hostname)
         self.denied.clear()
@@ -238,7 +231,7 @@ class Connection:
         if not self._is_closed:
             await self._notify_connected(client)
 
-    async def _on_reconnected(self, client: Client) -> None:
+    async def _on_reconnected(self, client: NatsClient) -> None:
         self.reconnects += 1
         await self._on_connected(client)
 
@@ -274,14 +267,17 @@ class Connection:
                 await self._write_all(self._client)
 
     async def _write_all(self, client: NatsClient) -> None:
+        """Write everything that waits with one write to the socket, or with one for each full buffer."""
         items = self._items
         while items:
-            item = items.popleft()
-            observer = item.observer
+            subject, body, reply, headers, observer = items.popleft()
             if observer is not None and observer.is_done:
                 continue
             try:
-                await client.publish_fast(item.subject, item.body, item.reply, item.headers)
+                if client.write(subject, body, reply, headers):
+                    await client.flush_written()
             except Exception as error:  # an error of the client, or whatever a malformed subject or header causes
                 if observer is not None:
                     observer.fail(error)
+        with suppress(OSError, RuntimeError):  # the socket is closed; the client notices when it reads
+            await client.flush_written()

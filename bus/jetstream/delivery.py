@@ -22,10 +22,10 @@ __all__ = [
     "parse_ack_subject",
 ]
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
-from attrs import define, frozen
+from attrs import define
 
 from bus.port import Message, Subscription
 
@@ -145,8 +145,7 @@ class Delivery:
         return self.owner.now() >= self.overdue_at - self.owner.ack_wait_seconds / 50
 
 
-@frozen
-class AckMetadata:
+class AckMetadata(NamedTuple):
     """What the server reports about a delivery in its ack subject. *tries* counts from 1; *stored_at_ns* is a Unix time."""
 
     stream: str
@@ -184,14 +183,14 @@ def headers_of(message: Message) -> dict[str, str]:
     return headers
 
 
-def message_of(subject: str, body: bytes, headers: Mapping[str, str] | None, metadata: AckMetadata) -> Message:
+def message_of(subject: str, body: bytes, headers: dict[str, str] | None, metadata: AckMetadata) -> Message:
     """
-    Return the message as it was published.
+    Return the message as it was published; it takes *headers* over.
 
     A message that was published by other means may lack an id. It gets the id of its event (``ce-id``), or else its
     stream and sequence.
     """
-    remaining = dict(headers or {})
+    remaining = headers or {}
     key = remaining.pop(KEY, "")
     id = remaining.pop(MESSAGE_ID, "") or remaining.get("ce-id") or f"{metadata.stream}:{metadata.sequence}"
     return Message(subject, id, body, key, remaining)

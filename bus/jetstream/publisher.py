@@ -21,14 +21,14 @@ from typing import Any
 import nats.errors
 import orjson
 from attrs import define
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from bus.errors import BusClosed, PublishRefused, PublishRetryable
 from bus.jetstream.admin.duplicates import DuplicateCheck, salted
 from bus.jetstream.admin.topology import stream_name
 from bus.jetstream.connection import Connection
 from bus.jetstream.delivery import headers_of
+from bus.jetstream.message_parser import parse_headers
+from bus.jetstream.nats_client import NatsClient
 from bus.port import Clock, Message
 
 _NO_RESPONDERS = "503"
@@ -101,7 +101,7 @@ class Publisher:
         self._ordinals = itertools.count()
         self._inbox = ""
         self._is_stopped = False
-        self._client: Client | None = None
+        self._client: NatsClient | None = None
         self._failing_streams: set[str] = set()
         self._by_id: dict[str, PendingPublish] = {}
         self._duplicates = DuplicateCheck(lambda: connection.js)
@@ -109,12 +109,12 @@ class Publisher:
         self.pending: dict[str, PendingPublish] = {}
         """The messages in flight by token, the oldest first."""
 
-    async def bind(self, client: Client) -> None:
+    async def bind(self, client: NatsClient) -> None:
         """Subscribe to the answers on *client*, unless that is done: a client keeps its subscriptions when it reconnects."""
         if client is self._client:
             return
         inbox = f"{client.new_inbox()}."
-        await client.subscribe(f"{inbox}*", cb=self._on_published, pending_msgs_limit=-1, pending_bytes_limit=-1)
+        await client.subscribe_fast(f"{inbox}*", self._on_published)
         self._inbox, self._client = inbox, client
 
     def publish(self, message: Message) -> asyncio.Future[None]:
@@ -171,11 +171,10 @@ class Publisher:
         if self._by_id.get(pending.message.id) is pending:
             del self._by_id[pending.message.id]
 
-    async def _on_published(self, msg: Msg) -> None:
-        pending = self.pending.get(msg.subject[len(self._inbox) :])
+    def _on_published(self, subject: str, reply: str, headers: bytes, data: bytes) -> None:
+        pending = self.pending.get(subject[len(self._inbox) :])
         if pending is None:
             return
-        data = msg.data
         if data and b'"error"' not in data:
             self.forget(pending)
             if b'"duplicate"' in data:
@@ -187,7 +186,7 @@ class Publisher:
                 _log.info("stream %s takes messages again", stream)
                 self._on_recovered(stream)
             return
-        reason, is_refused = _error_of(msg)
+        reason, is_refused = _error_of(headers, data)
         if is_refused:
             pending.fail(PublishRefused(f"{pending.subject}: {reason}"))
             return
@@ -227,17 +226,17 @@ def _fail_future(future: asyncio.Future[None], error: Exception) -> None:
         future.exception()
 
 
-def _error_of(msg: Msg) -> tuple[str, bool]:
+def _error_of(headers: bytes, data: bytes) -> tuple[str, bool]:
     """
     Return why a stream has not stored a message, and whether that is so because of the message itself.
 
     It is if the message, or its headers, are too large for the stream. All other reasons are the stream's, also those for
     which the server answers with the code 400 (a sealed stream): no leader, no quorum, no space.
     """
-    if not msg.data:
-        return (msg.headers or {}).get("Status", "no answer"), False
+    if not data:
+        return parse_headers(headers).get("Status", "no answer"), False
     try:
-        error = orjson.loads(msg.data)["error"]
+        error = orjson.loads(data)["error"]
         return f"{error.get('description')} ({error.get('err_code')})", error.get("err_code") in _FAULTS_OF_THE_MESSAGE
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
         return "an unreadable answer", False

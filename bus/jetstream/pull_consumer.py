@@ -19,14 +19,14 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 import nats.errors
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from bus import port
 from bus.contracts.versions import VERSIONS, has_readable_sibling
 from bus.jetstream.admin.topology import ConsumerPlan
 from bus.jetstream.delivery import AckMetadata, Delivery, message_of, parse_ack_subject
+from bus.jetstream.message_parser import parse_headers
+from bus.jetstream.nats_client import NatsClient
 from bus.port import Clock, DeadLetter
 
 REQUEST_SECONDS = 5.0
@@ -104,15 +104,13 @@ class PullConsumer:
         """True while this process receives what the durable delivers."""
         return self._inbox_subscription is not None
 
-    async def bind(self, client: Client) -> None:
+    async def bind(self, client: NatsClient) -> None:
         """Subscribe on *client* to a new inbox: the server drops the requests that it still has for the old one."""
         await self.unbind()
         self._inbox = client.new_inbox()
         self.outstanding = 0
         self._no_request_before = 0.0
-        self._inbox_subscription = await client.subscribe(
-            self._inbox, cb=self._on_message, pending_msgs_limit=-1, pending_bytes_limit=-1
-        )
+        self._inbox_subscription = await client.subscribe_fast(self._inbox, self._on_message)
 
     async def unbind(self) -> None:
         """Unsubscribe from the inbox; the server drops the open requests."""
@@ -140,18 +138,19 @@ class PullConsumer:
         """Request what the waiting fetches of the group want."""
         self._host.request_more(self)
 
-    async def _on_message(self, msg: Msg) -> None:
+    def _on_message(self, subject: str, reply: str, head: bytes, body: bytes) -> None:
         now = self.now()
-        metadata = parse_ack_subject(msg.reply)
+        headers = parse_headers(head)
+        metadata = parse_ack_subject(reply)
         if metadata is None:
-            self._on_status((msg.headers or {}).get("Status", ""), msg.headers or {})
+            self._on_status(headers.get("Status", ""), headers)
             return
         self.outstanding = max(0, self.outstanding - 1)
         self.refusal = ""
-        message = message_of(msg.subject, msg.data, msg.headers, metadata)
+        message = message_of(subject, body, headers, metadata)
         overdue_at = now + self.ack_wait_seconds
         delivery = Delivery(
-            message, metadata.tries, self, metadata.sequence, metadata.stored_at_ns, msg.reply, overdue_at, now
+            message, metadata.tries, self, metadata.sequence, metadata.stored_at_ns, reply, overdue_at, now
         )
         self._receive(delivery, metadata)
 
