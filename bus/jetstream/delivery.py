@@ -20,6 +20,7 @@ __all__ = [
     "headers_of",
     "message_of",
     "parse_ack_subject",
+    "parse_headers",
 ]
 
 from collections.abc import Callable
@@ -35,6 +36,11 @@ KEY = "ce-subject"
 _SHORT_FORM_TOKENS = 9
 _LONG_FORM_TOKENS_MIN = 11
 _NANOSECONDS = 1_000_000_000
+
+_LINE_END = b"\r\n"
+_HEAD = b"NATS/1.0\r\n"
+_STATUS = slice(len(_HEAD) - 1, len(_HEAD) + 2)
+"""Where the status of a message of the server itself stands in its first line; a space and the description follow."""
 
 
 class DeliveryOwner(Protocol):
@@ -194,3 +200,35 @@ def message_of(subject: str, body: bytes, headers: dict[str, str] | None, metada
     key = remaining.pop(KEY, "")
     id = remaining.pop(MESSAGE_ID, "") or remaining.get("ce-id") or f"{metadata.stream}:{metadata.sequence}"
     return Message(subject, id, body, key, remaining)
+
+
+def parse_headers(block: bytes) -> dict[str, str]:
+    """
+    Return the headers in *block*; ``Status`` and ``Description`` are those of a message of the server itself.
+
+    An unreadable block counts as none: an error would end the reading, again on each delivery of the message.
+    """
+    try:
+        if block.startswith(_HEAD):
+            return _parse_lines(block[len(_HEAD) :])
+        line, _, lines = block.partition(_LINE_END)
+        status, description = line[_STATUS].strip().decode(), line[_STATUS.stop + 1 :].decode()
+        found = {"Status": status} if status.isdigit() else {}
+        if description:
+            found["Description"] = description
+        return found | _parse_lines(lines)
+    except UnicodeDecodeError:
+        return {}
+
+
+def _parse_lines(lines: bytes) -> dict[str, str]:
+    try:
+        parted = [line.partition(":") for line in lines.decode().split("\r\n")]
+        return {name.strip(): value.strip() for name, colon, value in parted if colon and name.isascii()}
+    except UnicodeDecodeError:
+        found = (line.partition(b":") for line in lines.split(_LINE_END))
+        return {
+            name.strip().decode(): value.strip().decode("utf-8", "replace")
+            for name, colon, value in found
+            if colon and name.isascii()
+        }

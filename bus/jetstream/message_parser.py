@@ -7,7 +7,7 @@ takes it out again. Thousands of messages a second arrive on few subscriptions, 
 
 from __future__ import annotations
 
-__all__ = ["Handler", "MessageParser", "parse_headers"]
+__all__ = ["Handler", "MessageParser"]
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,12 +15,9 @@ from typing import Any
 from nats.protocol.parser import Parser
 
 Handler = Callable[[str, str, bytes, bytes], None]
-"""Handles a message: ``handler(subject, reply, headers, body)``; *headers* is the block for `parse_headers`, or empty."""
+"""Handles a message: ``handler(subject, reply, headers, body)``; *headers* is the block that NATS defines, or empty."""
 
 _LINE_END = b"\r\n"
-_HEAD = b"NATS/1.0\r\n"
-_STATUS = slice(len(_HEAD) - 1, len(_HEAD) + 2)
-"""Where the status of a message without content stands in its first line; a space and the description follow."""
 
 
 class MessageParser(Parser):
@@ -92,35 +89,3 @@ def _message_arguments(words: list[bytes]) -> tuple[int, int, int] | None:
         return (int(words[2]), head_size, size) if 0 <= head_size <= size else None
     except ValueError:
         return None
-
-
-def parse_headers(block: bytes) -> dict[str, str]:
-    """
-    Return the headers in *block*; ``Status`` and ``Description`` are those of a message of the server itself.
-
-    An unreadable block counts as none: an error would end the reading, again on each delivery of the message.
-    """
-    try:
-        if block.startswith(_HEAD):
-            return _parse_lines(block[len(_HEAD) :])
-        line, _, lines = block.partition(_LINE_END)
-        status, description = line[_STATUS].strip().decode(), line[_STATUS.stop + 1 :].decode()
-        found = {"Status": status} if status.isdigit() else {}
-        if description:
-            found["Description"] = description
-        return found | _parse_lines(lines)
-    except UnicodeDecodeError:
-        return {}
-
-
-def _parse_lines(lines: bytes) -> dict[str, str]:
-    try:
-        parted = [line.partition(":") for line in lines.decode().split("\r\n")]
-        return {name.strip(): value.strip() for name, colon, value in parted if colon and name.isascii()}
-    except UnicodeDecodeError:
-        found = (line.partition(b":") for line in lines.split(_LINE_END))
-        return {
-            name.strip().decode(): value.strip().decode("utf-8", "replace")
-            for name, colon, value in found
-            if colon and name.isascii()
-        }

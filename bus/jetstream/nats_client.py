@@ -28,7 +28,8 @@ from nats.errors import (
     OutboundBufferLimitError,
 )
 
-from bus.jetstream.message_parser import Handler, MessageParser, parse_headers
+from bus.jetstream.delivery import parse_headers
+from bus.jetstream.message_parser import Handler, MessageParser
 
 _SUBJECT = re.compile(r"[^\s]+").fullmatch
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
@@ -65,7 +66,7 @@ class NatsClient(Client):
 
         What it raises goes to the error callback. The subscription has no limits and no messages of its own.
         """
-        id = self._sid + 1  # `subscribe` takes it before it gives way to any other task
+        id = self._sid + 1  # the one that `subscribe` takes before its first await
         self._handlers[id] = handler
         try:
             return await self.subscribe(subject, cb=_ignore)

@@ -26,8 +26,7 @@ from bus.errors import BusClosed, PublishRefused, PublishRetryable
 from bus.jetstream.admin.duplicates import DuplicateCheck, salted
 from bus.jetstream.admin.topology import stream_name
 from bus.jetstream.connection import Connection
-from bus.jetstream.delivery import headers_of
-from bus.jetstream.message_parser import parse_headers
+from bus.jetstream.delivery import headers_of, parse_headers
 from bus.jetstream.nats_client import NatsClient
 from bus.port import Clock, Message
 

@@ -24,8 +24,7 @@ from nats.aio.subscription import Subscription
 from bus import port
 from bus.contracts.versions import VERSIONS, has_readable_sibling
 from bus.jetstream.admin.topology import ConsumerPlan
-from bus.jetstream.delivery import AckMetadata, Delivery, message_of, parse_ack_subject
-from bus.jetstream.message_parser import parse_headers
+from bus.jetstream.delivery import AckMetadata, Delivery, message_of, parse_ack_subject, parse_headers
 from bus.jetstream.nats_client import NatsClient
 from bus.port import Clock, DeadLetter
 
