@@ -11,7 +11,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -111,6 +111,16 @@ def order(port: int) -> Callable[[int], Awaitable[None]]:
     return place
 
 
+async def wait_for_durable(client: Client) -> None:
+    """Return once inventory can receive: it creates streams and durables while it starts."""
+    async with asyncio.timeout(30):
+        while True:
+            with suppress(nats.errors.Error):
+                await client.jetstream().consumer_info("ORDERS", "inventory")
+                return
+            await asyncio.sleep(0.01)
+
+
 async def test_an_order_in_one_process_is_followed_to_the_commit_through_few_files(tmp_path: Path) -> None:
     """Three modules decide within the transaction, so the decisions of all three are on the path."""
     async with running(tmp_path) as port:
@@ -137,6 +147,7 @@ async def test_a_delivery_is_followed_to_its_acknowledgement_through_few_files(t
         async with running(tmp_path, bus="nats", nats_url=server.url, modules=("inventory",)) as port:
             await stock(port)
             client = await nats.connect(server.url)
+            await wait_for_durable(client)
 
             async def deliver(number: int) -> None:
                 order_id = f"0192f0c1-2b3c-7d4e-8f50-61728394{number:04}"
