@@ -137,6 +137,8 @@ class Application:
         for name, runner in parts.runtime.runners.items():
             self._run(runner.run(), f"runner of {name}")
             self._run(parts.runtime.relays[name].run(), f"relay of {name}")
+        for name, archiver in parts.archivers.items():
+            self._run(archiver.run(), f"archiver of {name}")
         self._run(self._flush(), "flush")
         self._run(self._log_stalls(), "stall log")
         self._run(self._renew_claims(), "claims")

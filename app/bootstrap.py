@@ -43,6 +43,7 @@ from app.messaging.dead_letters import DeadLetterStore
 from app.messaging.event_registry import all_modules, build_registry
 from app.messaging.outbox_relay import OutboxRelay
 from app.messaging.version_usage import VersionUsageReport
+from app.runtime.archiver import Archiver, build_archivers
 from app.runtime.batch import BatchProcessor
 from app.runtime.engine import LocalRoutes, TransactionEngine, direct_takers
 from app.runtime.order_metrics import OrderMetrics, log_payment_cases
@@ -252,6 +253,7 @@ class Parts:
     dead_letters: DeadLetterStore
     bus: BusRuntime
     runtime: Runtime
+    archivers: Mapping[str, Archiver]
     clock_watch: ClockWatch
     reader_watches: ReaderWatches
     gateways: Mapping[str, GatewayParts]
@@ -300,8 +302,9 @@ def build_parts(settings: Settings, clock: Clock | None = None) -> Parts:
     for name, runner in runtime.runners.items():
         if _takes_directly(settings, name):
             runner.takers = direct_takers({m.name: m for m in (*all_modules(), *modules)}.values(), takers)
+    archivers = build_archivers(storage.stores, dead_letters.archive.sweeps(), settings.orders_kept, clock, metrics)
     return Parts(
-        settings, clock, metrics, modules, contracts, storage, dead_letters, bus, runtime,
+        settings, clock, metrics, modules, contracts, storage, dead_letters, bus, runtime, archivers,
         build_clock_watch(storage.stores, clock, metrics, settings.clock_jump_s),
         ReaderWatches({name: store.database for name, store in storage.stores.items()}, clock, metrics), gateways,
     )  # fmt: skip

@@ -147,9 +147,7 @@ class Settings:
     )
     nats_url: tuple[str, ...] = _secret(_hidden_servers, "nats://127.0.0.1:4222", "NATS servers, comma-separated.")
     nats_creds: str | None = _variable(values.sole_text, None, "File with NATS credentials (JWT and seed).")
-    nats_tls_ca: str | None = _variable(
-        values.sole_text, None, "File with the CA certificates that verify the NATS servers."
-    )
+    nats_tls_ca: str | None = _variable(values.sole_text, None, "File with the CA certificates that verify the NATS servers.")
     nats_user: str | None = _variable(values.sole_text, None, "NATS user.")
     nats_password: str | None = _secret(_hidden, None, "NATS password.")
     nats_replicas: int = _variable(values.whole(1, 5), 1, "Replicas of each stream, 1 to 5.")
@@ -201,10 +199,13 @@ class Settings:
         values.flag, False, "1 answers 428 to a PUT of a product without If-Match or If-None-Match."
     )
     order_timeout_s: float = _variable(
-        values.number(0, _SECONDS_MAX, positive=True),
-        900.0,
+        values.number(0, _SECONDS_MAX, positive=True), 900.0,
         "An order that is not final after this many seconds is cancelled (timed_out).",
-    )
+    )  # fmt: skip
+    orders_kept: float | None = _variable(
+        values.or_none(values.duration(2 * 86_400, _SECONDS_MAX)), None,
+        "Age (90d, 72h; at least 2d) at which a finished order leaves the lists for the archive; by default none does.",
+    )  # fmt: skip
     work_stalled_s: float = _variable(
         values.number(1, _SECONDS_MAX),
         60.0,

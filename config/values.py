@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = [
     "Parser",
     "choice",
+    "duration",
     "flag",
     "hosts",
     "http_url",
@@ -36,6 +37,7 @@ Parser = Callable[[Any], Any]
 
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
 _NUMBER = re.compile(r"[+-]?([0-9]{1,19}(\.[0-9]{0,19})?|\.[0-9]{1,19})([eE][+-]?[0-9]{1,3})?")
@@ -118,6 +120,26 @@ def number(least: float, most: float, *, positive: bool = False) -> Parser:
                 f"must be {'above' if positive else 'at least'} {least:g} and at most {most:g}, not {shown(given)}"
             )
         return float(value)
+
+    return parse
+
+
+def duration(least: float, most: float) -> Parser:
+    """Make a parser for a duration from *least* to *most* seconds: a number with one of the units d, h, m, s, or seconds."""
+    parse_number = number(0, most)
+
+    def parse(value: Any) -> float:
+        text, factor = value, 1
+        if isinstance(value, str) and value.strip()[-1:].lower() in _UNITS:
+            text, factor = value.strip()[:-1], _UNITS[value.strip()[-1].lower()]
+        try:
+            found: float = parse_number(text) * factor
+        except ValueError:
+            found = -1.0
+        if not least <= found <= most:
+            days = [f"{int(limit // _UNITS['d'])}d" for limit in (least, most)]
+            raise ValueError(f"must be a duration from {days[0]} to {days[1]}, such as 90d or 72h, not {shown(value)}")
+        return found
 
     return parse
 

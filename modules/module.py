@@ -12,6 +12,7 @@ __all__ = [
     "Decide",
     "Decision",
     "DecisionOutcome",
+    "IsFinished",
     "Key",
     "KeysOf",
     "Module",
@@ -128,6 +129,10 @@ KeysOf = Callable[[Event], tuple[Key, ...]]
 """``keys(event)``: the states to load before deciding about *event*."""
 
 
+IsFinished = Callable[[Any, datetime], bool]
+"""``is_finished(state, before)``: nothing more happens to the state by itself, and it has not changed since *before*."""
+
+
 @frozen
 class Module:
     """The module descriptor: everything the application needs to know to run a module."""
@@ -143,6 +148,13 @@ class Module:
     decide: Decide
     schemas: Mapping[str, Mapping[str, Any]]
     """JSON Schemas of the events that it publishes, by subject."""
+    archivable: Mapping[type, IsFinished] = field(factory=dict)
+    """
+    The state classes whose old and finished states go to the archive.
+
+    Such a state is read from there when it is needed again. Only one is moved whose key begins with a time in milliseconds
+    that has passed as well, as an order's id does (`bus.ids`).
+    """
     routes: tuple[Route, ...] = ()
     http_schemas: Mapping[str, Mapping[str, Any]] = field(factory=dict)
     """JSON Schemas of the request and response bodies of its routes, by name."""

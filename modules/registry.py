@@ -56,6 +56,9 @@ def _check_tables(module: Module) -> None:
     for cls, table in module.tables.items():
         if not table.name.startswith(f"{module.name}_"):
             raise ModuleError(f"{module.name}: the table {table.name} of {cls.__name__} must be named {module.name}_...")
+    for cls in module.archivable:
+        if cls not in module.tables:
+            raise ModuleError(f"{module.name}: {cls.__name__} is archivable and has no table in the descriptor")
 
 
 def _check_routes(module: Module) -> None:

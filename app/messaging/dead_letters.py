@@ -12,6 +12,7 @@ __all__ = ["DeadLetterStore", "NotReplayable", "StoredDeadLetter"]
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -21,6 +22,7 @@ from sqlalchemy import ColumnElement, Connection, Delete, MetaData, Select, Tabl
 from uuid_utils import uuid7
 
 from app.messaging.cloudevents import event_id_and_trace
+from app.messaging.dead_letter_archive import DeadLetterArchive
 from app.storage.audit import Audit, audit_entry
 from app.storage.module_store import ModuleStore
 from app.storage.state_rows import to_db_timestamp
@@ -55,6 +57,7 @@ class DeadLetterStore:
         self._stores = dict(stores)
         self._not_replayable = frozenset(not_replayable)
         self._tables: dict[str, Table] = {name: message_tables(name, MetaData())[2] for name in stores}
+        self.archive = DeadLetterArchive(self._stores, self._tables)
         self._clock = clock
         self._metrics = metrics
 
@@ -110,12 +113,13 @@ class DeadLetterStore:
         return sorted(found, key=lambda stored: stored.dead_letter.id)[:limit]
 
     async def get(self, id: str) -> StoredDeadLetter | None:
-        """Return the dead letter *id*, or None."""
+        """Return the dead letter *id*, from the archive if it is there, or None."""
         for name, table in self._tables.items():
             query = select(table).where(table.c.id == id)
             if found := await self._stores[name].database.read(partial(_dead_letters, query)):
                 return found[0]
-        return None
+        archived = await self.archive.get(id)
+        return None if archived is None else _stored_dead_letter(SimpleNamespace(**archived))
 
     async def replay(self, id: str, dry_run: bool = False, *, audit: Audit | None = None) -> bool:
         """
@@ -129,7 +133,10 @@ class DeadLetterStore:
         stored = await self.get(id)
         if stored is not None and stored.dead_letter.consumer in self._not_replayable:
             raise NotReplayable(f"{stored.dead_letter.consumer} subscribes to nothing.")
-        return stored is not None and (dry_run or await self._replay_where(audit, id=id) > 0)
+        if stored is None or dry_run:
+            return stored is not None
+        await self.archive.bring_back(id)
+        return await self._replay_where(audit, id=id) > 0
 
     async def replay_many(
         self, consumer: str | None, subject: str | None, error: str | None, dry_run: bool, *, audit: Audit | None = None
@@ -146,6 +153,7 @@ class DeadLetterStore:
 
     async def discard(self, id: str, *, audit: Audit | None = None) -> bool:
         """Delete the dead letter *id*; return False when there is none. *audit* names who requests it."""
+        await self.archive.bring_back(id)
         deleted = 0
         for name, table in self._tables.items():
             store = self._stores[name]
@@ -260,24 +268,24 @@ def _stored(text: str, length_max: int = 255) -> str:
 
 
 def _dead_letters(query: Any, connection: Connection) -> list[StoredDeadLetter]:
-    return [
-        StoredDeadLetter(
-            DeadLetter(
-                id=row.id,
-                consumer=row.consumer,
-                message=Message(
-                    row.subject, row.message_id, row.message_body, row.message_key, orjson.loads(row.message_headers)
-                ),
-                error=row.error,
-                detail=row.detail,
-                attempts=row.attempts,
-                first_seen=_aware(row.first_seen),
-                last_seen=_aware(row.last_seen),
-            ),
-            row.replays,
-        )
-        for row in connection.execute(query)
-    ]
+    return [_stored_dead_letter(row) for row in connection.execute(query)]
+
+
+def _stored_dead_letter(row: Any) -> StoredDeadLetter:
+    headers = orjson.loads(row.message_headers)
+    return StoredDeadLetter(
+        DeadLetter(
+            id=row.id,
+            consumer=row.consumer,
+            message=Message(row.subject, row.message_id, row.message_body, row.message_key, headers),
+            error=row.error,
+            detail=row.detail,
+            attempts=row.attempts,
+            first_seen=_aware(row.first_seen),
+            last_seen=_aware(row.last_seen),
+        ),
+        row.replays,
+    )
 
 
 def _aware(at: datetime) -> datetime:

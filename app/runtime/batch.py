@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 from app.runtime.service import IdempotencyKeyReused, Reply
 from app.runtime.work import DeferredToNewerVersion, ItemResult, OutgoingEvent, UnitOfWork, WorkItem
 from app.storage.audit import audit_entry, changes
-from app.storage.module_store import ModuleStore, ProcessedIds, time_ordered_id_range
+from app.storage.module_store import ModuleStore, ProcessedIds, recent_id_range, time_ordered_id_range
 from app.storage.state_rows import to_db_timestamp
 from app.storage.tables import DUE_NOW, InboxEntry
 from bus.contracts.registry import ContractRegistry
@@ -48,7 +48,7 @@ class BatchProcessor:
         db_now = to_db_timestamp(now)
         keys_of = self._module.keys
         keys = [keys_of(item.event) for item in items]
-        processed = self._load(items, keys, unit, connection)
+        processed = self._load(items, keys, unit, now, connection)
         due: list[OutgoingEvent] = []
         results = [
             self._decide_one(item, item_keys, processed, unit, now, db_now, due)
@@ -86,13 +86,14 @@ class BatchProcessor:
         )
 
     def _load(
-        self, items: Sequence[WorkItem], keys: Sequence[Sequence[Key]], unit: UnitOfWork, connection: Connection
+        self, items: Sequence[WorkItem], keys: Sequence[Sequence[Key]], unit: UnitOfWork, now: datetime, connection: Connection
     ) -> ProcessedIds:
         """Load into *unit* the states that *items* need; return what the inbox knows of the items."""
         missing = unit.missing_keys(keys)
         inbox_ids = [item.inbox_id for item in items if item.inbox_id is not None]
         processed, found = self._store.load_with_inbox(connection, inbox_ids, missing)
-        unit.load(missing, found)
+        if old := unit.load(missing, found, recent_id_range(now)):
+            unit.restore(self._store.archive.load_all(connection, old))
         return processed
 
     def _decide_one(

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from sqlalchemy import Connection
+
 from app.storage.module_store import ModuleStore
 from modules.filters import Condition
 from modules.module import State
@@ -19,12 +21,18 @@ class StateReader:
 
     def __init__(self, store: ModuleStore) -> None:
         self._mappers = store.mappers
+        self._archive = store.archive
         self._database = store.database
 
     async def get(self, cls: type, key: str) -> State | None:
-        """Return the state of *cls* under *key*, or None."""
-        mapper = self._mappers[cls]
-        return (await self._database.read(lambda connection: mapper.load(connection, (key,)))).get(key)
+        """Return the state of *cls* under *key*, from the archive if it is there, or None."""
+        mapper, archive = self._mappers[cls], self._archive
+
+        def load(connection: Connection) -> State | None:
+            found = mapper.load(connection, (key,)) or archive.load(connection, cls, (key,))
+            return found.get(key)
+
+        return await self._database.read(load)
 
     async def list_states(
         self, cls: type, filters: Mapping[str, Any], *, after: str | None, limit: int, newest_first: bool

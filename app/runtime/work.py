@@ -210,15 +210,31 @@ class UnitOfWork:
                         missing[cls].add(key)
         return missing
 
-    def load(self, keys: Mapping[type, Set[str]], found: Mapping[type, Mapping[str, Any]]) -> None:
-        """Put the states *found* under *keys* into the identity map; the other keys have no state."""
+    def load(
+        self, keys: Mapping[type, Set[str]], found: Mapping[type, Mapping[str, Any]], recent: tuple[str, str]
+    ) -> dict[type, list[str]]:
+        """
+        Put the states *found* under *keys* into the identity map; the other keys have no state in the tables.
+
+        Return those of the others whose state may be archived: all that are not between the bounds of *recent* ones.
+        """
+        (first, end), old = recent, {}
         for cls, wanted in keys.items():
             existing = found[cls]
             states = self.identity_map[cls]
             states.update(existing)
             missing = wanted - existing.keys()
-            states.update(dict.fromkeys(missing))
-            self.new_keys[cls] |= missing
+            if missing:
+                states.update(dict.fromkeys(missing))
+                self.new_keys[cls] |= missing
+                if archived := [key for key in missing if not first <= key < end]:
+                    old[cls] = archived
+        return old
+
+    def restore(self, archived: Mapping[type, Mapping[str, Any]]) -> None:
+        """Put *archived* states into the identity map; their keys stay new, as the tables have no rows under them."""
+        for cls, states in archived.items():
+            self.identity_map[cls].update(states)
 
     def cancel_timers(self, names: Sequence[str]) -> None:
         """Cancel the timers *names*; one that was set within this transaction is never written."""

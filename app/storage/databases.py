@@ -29,7 +29,7 @@ from app.storage.migrations import NotMigrated, head, is_current, migrate
 from app.storage.module_store import ModuleStore
 from app.storage.sql.database import Database
 from app.storage.sql.dialect import Dialect, ExclusiveAccess
-from app.storage.tables import audit_table, heartbeat_table, message_tables
+from app.storage.tables import archive_table, audit_table, heartbeat_table, message_tables
 from config.settings import Settings
 from modules.errors import ModuleError
 from modules.module import Module
@@ -258,7 +258,8 @@ class Storage:
             def first_missing(engine: Engine, module: str, store: ModuleStore = store) -> str | None:
                 metadata = MetaData()
                 own = (mapper.table for mapper in store.mappers.values())
-                beside = (*message_tables(module, metadata), heartbeat_table(module, metadata), audit_table(module, metadata))
+                more = (heartbeat_table, audit_table, archive_table)
+                beside = (*message_tables(module, metadata), *(table(module, metadata) for table in more))
                 return _first_missing(engine, (*own, *beside))
 
             missing = _call(self.settings, self.databases, module, first_missing)

@@ -6,7 +6,7 @@ Nothing here begins or ends a transaction; `app.storage.sql.database` does.
 
 from __future__ import annotations
 
-__all__ = ["ModuleStore", "time_ordered_id_range"]
+__all__ = ["ModuleStore", "recent_id_range", "time_ordered_id_range"]
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
@@ -17,6 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, DateTime, MetaData, Table
 
+from app.storage.archive.state_archive import StateArchive, Swept
 from app.storage.heartbeat import Heartbeat
 from app.storage.sql.database import Database
 from app.storage.state_rows import StateCache, StateMapper, to_db_timestamp
@@ -32,6 +33,9 @@ INBOX_RETENTION = timedelta(hours=48)
 
 CLOCK_SKEW_MAX = timedelta(minutes=1)
 """How far ahead of this clock a clock may be from which ids get their times."""
+
+RECENT = timedelta(days=1)
+"""An order of this age is not looked up in the archive: all orders there are older, even by a clock that differs."""
 
 HANDOVER_DELAY = timedelta(seconds=5)
 """On a shared database, how long a process alone publishes what it committed; then the leader publishes what is left."""
@@ -57,6 +61,12 @@ def time_ordered_id_range(now: datetime) -> tuple[str, str]:
     return _FIRST_ID, id_lower_bound(now + CLOCK_SKEW_MAX)
 
 
+@lru_cache(16)
+def recent_id_range(now: datetime) -> tuple[str, str]:
+    """Return the bounds (from, below) of the ids of orders that are placed too shortly before *now* to be archived."""
+    return id_lower_bound(now - RECENT), id_lower_bound(now + CLOCK_SKEW_MAX)
+
+
 class ModuleStore:
     """The tables of *module* in its *database*."""
 
@@ -66,6 +76,7 @@ class ModuleStore:
         dialect = self._dialect = database.dialect
         self.mappers = {cls: StateMapper(cls, table, dialect) for cls, table in module.tables.items()}
         self._cache = None if dialect.is_shared else StateCache(self.mappers)
+        self.archive = StateArchive(module, self.mappers, dialect)
         inbox, outbox, _ = message_tables(module.name, MetaData())
         self._select_processed = dialect.by_keys(f"SELECT id, fingerprint, answer FROM {inbox.name} WHERE id {{keys}}")
         self._insert_inbox = dialect.insert(inbox, InboxEntry._fields)
@@ -172,6 +183,13 @@ class ModuleStore:
             self._insert_outbox.execute(connection, sorted(outgoing, key=_BY_ID) if is_shared else outgoing)
         if audit:
             connection.execute(self._audit.insert(), [entry._asdict() for entry in audit])
+
+    def archive_some(self, cls: type, connection: Connection, after: str, before: datetime) -> Swept:
+        """Move some states of *cls* to the archive; see `StateArchive.move`."""
+        swept = self.archive.move(cls, connection, after, before)
+        if self._cache is not None:
+            self._cache.drop(cls, swept.keys)
+        return swept
 
     def mark_sent(self, connection: Connection, ids: Sequence[str], now: datetime) -> None:
         """Mark the messages *ids*, which the bus has durably accepted, as sent at *now*."""

@@ -7,7 +7,7 @@ statement takes many rows; `app.storage.sql.dialect` describes how.
 
 from __future__ import annotations
 
-__all__ = ["STATES_MAX", "StateCache", "StateMapper", "to_db_timestamp"]
+__all__ = ["STATES_MAX", "Row", "StateCache", "StateMapper", "to_db_timestamp"]
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -33,6 +33,9 @@ When the current half is full it becomes the previous one, and the previous one 
 one is slower.
 """
 
+Row = Sequence[Any]
+"""A row as a select returns it, in JSON's types: the values of a table's columns, in their order."""
+
 _Convert = Callable[[Any], Any]
 _Codec = tuple[_Convert | None, _Convert | None]
 """How a value is encoded for the database and decoded; None where it is stored as it is."""
@@ -50,7 +53,7 @@ class StateMapper:
         _check(cls, table)
         self.cls = cls
         self.table = table
-        self._names = names = [column.name for column in table.columns]
+        self.names = names = [column.name for column in table.columns]
         self.key_name = names[0]
         self.key_of: Callable[[Any], str] = attrgetter(names[0])
         self._values_of = attrgetter(*names)
@@ -66,13 +69,18 @@ class StateMapper:
         # All rows are selected as one JSON text: the driver releases the interpreter's lock for each row that it fetches,
         # and a busy event loop would make it wait each time.
         self._json_rows = dialect.json_rows_sql(list(table.columns))
-        self._insert = dialect.insert(table, self._names) if dialect.is_shared else None
-        self._replace = dialect.replace(table, self._names)
+        self._insert = dialect.insert(table, self.names) if dialect.is_shared else None
+        self._replace = dialect.replace(table, self.names)
         self._select = dialect.by_keys(f"SELECT {self._json_rows} FROM {table.name} WHERE {key} {{keys}}")
         self._select_for_update = self._select
         if dialect.for_update:
             rows = f"SELECT * FROM {table.name} WHERE {key} {{keys}} ORDER BY {key}{dialect.for_update}"
             self._select_for_update = dialect.by_keys(f"SELECT {self._json_rows} FROM ({rows}) AS found")
+        unlocked = f"SELECT * FROM {table.name} WHERE {key} {{keys}}{dialect.skip_locked}"
+        self._select_unlocked = dialect.by_keys(f"SELECT {self._json_rows} FROM ({unlocked}) AS found")
+        between = f"SELECT * FROM {table.name} WHERE {key} > ? AND {key} < ? ORDER BY {key} LIMIT ?"
+        self._select_between = dialect.to_driver_sql(f"SELECT {self._json_rows} FROM ({between}) AS found")
+        self._delete = dialect.by_keys(f"DELETE FROM {table.name} WHERE {key} {{keys}}")
 
     def load(self, connection: Connection, keys: Sequence[str]) -> dict[str, Any]:
         """Return the states that exist under *keys*, by key."""
@@ -101,6 +109,20 @@ class StateMapper:
         self._insert.execute(connection, [row for row in rows if row[0] in new_keys])
         self._replace.execute(connection, [row for row in rows if row[0] not in new_keys])
 
+    def rows_between(self, connection: Connection, after: str, below: str, limit: int) -> list[Row]:
+        """Return up to *limit* rows with keys above *after* and under *below*, in the order of the keys."""
+        found: str = connection.exec_driver_sql(self._select_between, (after, below, limit)).scalar_one()
+        rows: list[Row] = orjson.loads(found)
+        return rows
+
+    def lock_unlocked(self, connection: Connection, keys: Sequence[str]) -> list[Row]:
+        """Return the rows that exist under *keys*, and lock them; leave out those that another transaction has locked."""
+        return [row for (text,) in self._select_unlocked.fetch(connection, [(key,) for key in keys])() for row in orjson.loads(text)]
+
+    def delete(self, connection: Connection, keys: Sequence[str]) -> None:
+        """Delete the rows under *keys*."""
+        self._delete.execute(connection, [(key,) for key in keys])
+
     def list_page(
         self, connection: Connection, filters: dict[str, Any], after: str | None, limit: int, newest_first: bool
     ) -> list[Any]:
@@ -119,7 +141,7 @@ class StateMapper:
         order = f" ORDER BY {key} {'DESC' if newest_first else 'ASC'} LIMIT ?"
         sql = f"SELECT {self._json_rows} FROM (SELECT * FROM {self.table.name}{where}{order}) AS found"
         found: str = connection.exec_driver_sql(self._to_driver_sql(sql), (*values, limit)).scalar_one()
-        return [self._state(row) for row in orjson.loads(found)]
+        return [self.state(row) for row in orjson.loads(found)]
 
     def search(
         self, connection: Connection, conditions: Sequence[Condition], after: str | None, limit: int, newest_first: bool
@@ -132,10 +154,10 @@ class StateMapper:
         rows, examined_to = find_rows(
             connection, self._dialect, self._json_rows, self.table.name, self.key_name, conditions, after, limit, newest_first
         )
-        return [self._state(row) for row in rows], examined_to
+        return [self.state(row) for row in rows], examined_to
 
     def _states(self, found: Sequence[Any]) -> dict[str, Any]:
-        return {row[0]: self._state(row) for (text,) in found for row in orjson.loads(text)}
+        return {row[0]: self.state(row) for (text,) in found for row in orjson.loads(text)}
 
     def _row(self, state: Any) -> list[Any]:
         row = list(self._values_of(state))
@@ -144,11 +166,12 @@ class StateMapper:
                 row[at] = encode(row[at])
         return row
 
-    def _state(self, row: Sequence[Any]) -> Any:
+    def state(self, row: Row) -> Any:
+        """Return the state in *row*."""
         # Built without the constructor, as `modules.module.evolve` does: each stored state has passed it before.
         state: Any = object.__new__(self.cls)
         members = state.__dict__
-        members.update(zip(self._names, row, strict=True))
+        members.update(zip(self.names, row, strict=True))
         for name, decode in self._decoders:
             if members[name] is not None:
                 members[name] = decode(members[name])
@@ -198,6 +221,12 @@ class StateCache:
         current.update(states)
         if len(current) > STATES_MAX:
             self._previous[cls], self._current[cls] = current, {}
+
+    def drop(self, cls: type, keys: Iterable[str]) -> None:
+        """Forget the states under *keys*, which the current transaction has deleted."""
+        for key in keys:
+            self._current[cls].pop(key, None)
+            self._previous[cls].pop(key, None)
 
     def _clear_if_stale(self, connection: Connection) -> None:
         generation = connection.info.get(CACHE_GENERATION)

@@ -7,7 +7,16 @@ this one during an upgrade. Where Python uses another name, it is the ``key`` of
 
 from __future__ import annotations
 
-__all__ = ["DUE_NOW", "AuditEntry", "InboxEntry", "OutboxMessage", "audit_table", "heartbeat_table", "message_tables"]
+__all__ = [
+    "DUE_NOW",
+    "AuditEntry",
+    "InboxEntry",
+    "OutboxMessage",
+    "archive_table",
+    "audit_table",
+    "heartbeat_table",
+    "message_tables",
+]
 
 from datetime import datetime
 from typing import NamedTuple
@@ -110,6 +119,17 @@ def audit_table(module: str, metadata: MetaData) -> Table:
     )
     Index(f"{module}_audit_by_target", audit.c.target, audit.c.id)
     return audit
+
+
+def archive_table(module: str, metadata: MetaData) -> Table:
+    """Return the archive of *module*; see `app.storage.archive.state_archive`."""
+    return Table(
+        f"{module}_archive",
+        metadata,
+        Column("id", key_type(128), primary_key=True),
+        Column("content", LargeBinary, nullable=False),
+        sqlite_with_rowid=False,
+    )
 
 
 def _inbox(module: str, metadata: MetaData) -> Table:

@@ -64,6 +64,8 @@ class Metrics:
     database_oldest_snapshot_seconds: Gauges
     """By module."""
     outbox_cap_used: Gauge
+    archived: Counters
+    """By module and kind."""
 
     def __init__(self) -> None:
         registry = self._registry = Registry()
@@ -119,6 +121,9 @@ class Metrics:
         self.bus_reconnects = Counters(
             registry, "bus_reconnects_total", "Reconnections to the bus."
         ).labels()
+        self.archived = Counters(
+            registry, "archived_total", "Finished states and old dead letters moved to the archive.", ["module", "kind"]
+        )
         self.outbox_cap_used = Gauges(
             registry, "outbox_cap_used_ratio", "Share of OUTBOX_CAP that waits to be published; new orders get 503 above 1."
         ).labels()

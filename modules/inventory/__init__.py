@@ -22,6 +22,7 @@ def module(*, requires_precondition: bool = False) -> Module:
         consumes=(OrderCreated, OrderConfirmed, OrderCancelled),
         publishes=(StockReserved, StockRejected, StockReleased),
         tables={Reservation: reservation_table, Product: product_table},
+        archivable={Reservation: Reservation.is_finished_since},
         keys=keys,
         decide=decide,
         schemas=load_schemas(__name__, "schemas"),

@@ -13,6 +13,7 @@ __all__ = [
     "reservation_table",
 ]
 
+from datetime import datetime
 from enum import StrEnum
 from hashlib import blake2b
 
@@ -78,6 +79,10 @@ class Reservation:
     order_id: str
     status: ReservationStatus
     lines: tuple[Line, ...] = ()
+
+    def is_finished_since(self, before: datetime) -> bool:
+        """Return True if no stock is held; the time of the order, in its id, tells the age of the reservation."""
+        return self.status is not ReservationStatus.HELD
 
 
 metadata = MetaData()

@@ -55,6 +55,7 @@ def module(timeout: timedelta = timedelta(seconds=900)) -> Module:
             DualPublish(event="orders.created", from_version=1, to_version=2, down=created_v1, up=created_v2, since="0.2.0"),
         ),
         tables={Order: order_table},
+        archivable={Order: Order.is_finished_since},
         keys=keys,
         decide=partial(decide, timeout=timeout),
         schemas=load_schemas(__name__, "schemas"),

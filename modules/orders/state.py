@@ -92,6 +92,11 @@ class Order:
         """True once the order is confirmed or cancelled; a time-out no longer has an effect then."""
         return self.status in (Status.CONFIRMED, Status.CANCELLED)
 
+    def is_finished_since(self, before: datetime) -> bool:
+        """Return True if the order is final, no refund is under way, and it has not changed since *before*."""
+        is_refunded = all(each["status"] != "pending" for each in self.refunds or ())
+        return self.is_final and self.waiting_for is None and is_refunded and self.updated_at < before
+
 
 metadata = MetaData()
 

@@ -41,6 +41,7 @@ def module(timeout: timedelta = timedelta(seconds=900)) -> Module:
             PaymentRefundFailed,
         ),
         tables={Payment: payment_table},
+        archivable={Payment: Payment.is_finished_since},
         keys=keys,
         decide=partial(decide, timeout=timeout),
         schemas=load_schemas(__name__, "schemas"),

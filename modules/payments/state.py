@@ -119,6 +119,23 @@ class Payment:
         """True while the gateway's response contradicts the request; such a payment is never charged again."""
         return self.status is PaymentStatus.UNKNOWN and self.reason is not None
 
+    def is_finished_since(self, before: datetime) -> bool:
+        """
+        Return True if the payment is final and waits for nothing, and has not changed since *before*.
+
+        The provider has answered, no refund, dispute or case is open, and no refund has failed for good.
+        """
+        if self.updated_at >= before or self.is_waiting or self.is_open_case:
+            return False
+        if self.status in (PaymentStatus.PENDING, PaymentStatus.UNKNOWN):
+            return False
+        ledger = self.ledger
+        if ledger is None:
+            return True
+        is_under_way = any(each.status in (RefundStatus.REQUESTED, RefundStatus.PENDING) for each in ledger.refunds)
+        is_owed = self.refund_status == "failed" and not ledger.keeps_rest
+        return not (is_under_way or is_owed or ledger.dispute is DisputeStatus.OPEN)
+
 
 NO_LEDGER = Ledger()
 CANCEL = "cancel"

@@ -20,6 +20,7 @@ import nats
 import orjson
 from nats.aio.client import Client
 from sqlalchemy import Engine, event
+from uuid_utils import uuid7
 
 from app.application import Application
 from config.settings import Settings
@@ -150,8 +151,8 @@ async def test_a_delivery_is_followed_to_its_acknowledgement_through_few_files(t
             await wait_for_durable(client)
 
             async def deliver(number: int) -> None:
-                order_id = f"0192f0c1-2b3c-7d4e-8f50-61728394{number:04}"
-                await client.jetstream().publish("orders.created.v2", orjson.dumps(body | {"order_id": order_id}))
+                order = body | {"order_id": str(uuid7())}  # placed now: an old one would be looked up in the archive
+                await client.jetstream().publish("orders.created.v2", orjson.dumps(order))
                 deadline = asyncio.get_running_loop().time() + 10
                 while await unacknowledged(client):
                     assert asyncio.get_running_loop().time() < deadline

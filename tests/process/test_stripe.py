@@ -51,9 +51,9 @@ def environment(url: str, **more: str) -> dict[str, str]:
     }
 
 
-def reconcile(server: Server) -> tuple[int, Any]:
+def reconcile(server: Server, *options: str) -> tuple[int, Any]:
     """Run `payments reconcile`; return its exit code and its report."""
-    done = run(server.folder, "payments", "reconcile", "--json", **server.settings)
+    done = run(server.folder, "payments", "reconcile", "--json", *options, **server.settings)
     assert done.stderr == ""
     return done.returncode, json.loads(done.stdout)
 

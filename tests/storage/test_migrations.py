@@ -12,7 +12,7 @@ from sqlalchemy import Engine, MetaData, create_engine, inspect
 
 from app.storage.migrations import NewerDatabase, head, migrate, version
 from app.storage.migrations.common import EDITIONS, create_message_tables
-from app.storage.tables import audit_table, heartbeat_table, message_tables
+from app.storage.tables import archive_table, audit_table, heartbeat_table, message_tables
 from modules.errors import ModuleError
 from modules.registry import MODULES, load_module
 
@@ -33,6 +33,7 @@ def expected(module: str) -> MetaData:
     message_tables(module, metadata)
     heartbeat_table(module, metadata)
     audit_table(module, metadata)
+    archive_table(module, metadata)
     return metadata
 
 
@@ -112,6 +113,7 @@ def test_a_new_module_gets_todays_message_tables_in_one_step(engine: Engine) -> 
     message_tables("trial", described)
     heartbeat_table("trial", described)
     audit_table("trial", described)
+    archive_table("trial", described)
     with engine.begin() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         with Operations.context(context):

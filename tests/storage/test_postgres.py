@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -28,14 +28,26 @@ from app.storage.sql.postgres import Postgres
 from app.storage.sql.postgres_pipeline import Pipeline
 from app.storage.sql.transactions import ATTEMPTS_MAX
 from app.telemetry.metrics import Metrics
-from modules.inventory.state import Product
+from modules.inventory.state import Product, ReservationStatus
 from modules.orders.events import OrderCreated
+from modules.orders.state import Status
 from modules.values import Line
 from tests.clock import VirtualClock
 from tests.messaging.test_outbox_relay import ManualBus
 from tests.postgres import PostgresServer
 from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, harness_at, oid, product, submitted, until
 from tests.signals import pause_process
+from tests.storage.archive_contract import (
+    CANCEL,
+    KEPT,
+    PAY,
+    ArchiveContract,
+    archive_all,
+    happen,
+    place,
+    shop,
+    states_of,
+)
 from tests.storage.contract import StoreContract, insert_number, numbers
 from tests.storage.search_contract import SearchContract
 
@@ -66,6 +78,10 @@ class TestPostgres(StoreContract):
 
 class TestSearch(SearchContract):
     """The contract suite of searches on PostgreSQL."""
+
+
+class TestArchive(ArchiveContract):
+    """The contract suite of the archive on PostgreSQL."""
 
 
 @pytest.fixture
@@ -319,6 +335,29 @@ async def test_one_event_at_two_replicas_at_once_has_one_effect(replicas: tuple[
     assert stock.reserved == 40
     assert await one.rows("SELECT count(*) FROM inventory_inbox") == [(40,)]
     assert await one.rows("SELECT count(*) FROM inventory_outbox") == [(40,)]
+
+
+async def test_two_replicas_archive_and_cancel_the_same_orders_at_once(site: PostgresSite) -> None:
+    """Each state is moved by one of them, and each cancellation meets it: stock and refunds are right, nothing deadlocks."""
+    async with shop(site.url) as (one, clock), shop(site.url) as (other, other_clock):
+        ids = [await place(one, n) for n in range(30)]
+        for id in ids:
+            await happen(one, id, (PAY,))
+        for each in clock, other_clock:
+            await each.advance(KEPT.total_seconds() + 1)
+
+        async def cancel(harness: Harness, ids: Sequence[str]) -> None:
+            for id in ids:
+                await happen(harness, id, (CANCEL,))
+
+        await asyncio.gather(archive_all(one), cancel(one, ids[:20]), archive_all(other), cancel(other, ids[10:][::-1]))
+        for id in ids:
+            order, reservation, payment = await states_of(other, id)
+            assert (order.status, reservation.status) == (Status.CANCELLED, ReservationStatus.RELEASED)
+            assert [refund.amount for refund in payment.ledger.refunds] == [200]
+        shelf = await one.runners["inventory"].get(Product, "A")
+        assert shelf is not None
+        assert (shelf.on_hand, shelf.reserved) == (100, 0)
 
 
 async def test_an_event_that_another_replica_is_processing_is_waited_for(site: PostgresSite, replicas: tuple[Harness, Harness]) -> None:

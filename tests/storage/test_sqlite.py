@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from attrs import define
 
+from tests.storage.archive_contract import ArchiveContract
 from tests.storage.contract import StoreContract
 from tests.storage.search_contract import SearchContract
 
@@ -48,3 +49,7 @@ class TestSqlite(StoreContract):
 
 class TestSearch(SearchContract):
     """The contract suite of searches on SQLite."""
+
+
+class TestArchive(ArchiveContract):
+    """The contract suite of the archive on SQLite."""

@@ -6,8 +6,9 @@ __all__ = ["reconcile"]
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,10 +16,15 @@ import click
 from app.cli import console
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from app.bootstrap import Parts
     from app.gateways.port import ChargeLedger, ChargeRecord
     from app.gateways.reconciliation import Report
+    from app.storage.sql.database import Database
     from modules.payments.state import Payment
+
+    ReadPage = Callable[[str, Connection], list[Payment]]
 
 PAGE = 200
 CLOCK_SKEW_MAX = timedelta(minutes=5)
@@ -107,14 +113,30 @@ async def _compare_with(
 
 
 async def _payments(parts: Parts, since: datetime, until: datetime) -> AsyncIterator[Payment]:
-    """Yield the payments of the orders placed between *since* and *until*, which the time prefix of their ids selects."""
-    from bus.ids import time_of_id
+    """
+    Yield the payments of the orders placed between *since* and *until*, which the time prefix of their ids selects.
+
+    Those in the archive come first: a payment that was changed since has a row in the table, too, and that row counts.
+    """
     from modules.payments.state import Payment
 
-    runner = parts.runtime.runners["payments"]
+    store = parts.storage.stores["payments"]
+    list_page, archive_page = store.mappers[Payment].list_page, store.archive.page
+    reads: tuple[ReadPage, ...] = (
+        lambda after, connection: archive_page(connection, Payment, after, PAGE),
+        lambda after, connection: list_page(connection, {}, after, PAGE, False),
+    )
+    for read in reads:
+        async for payment in _between(store.database, read, since, until):
+            yield payment
+
+
+async def _between(database: Database, read: ReadPage, since: datetime, until: datetime) -> AsyncIterator[Payment]:
+    from bus.ids import time_of_id
+
     after = f"{max(0, int(since.timestamp() * 1000)):012x}"
     after = f"{after[:8]}-{after[8:]}"
-    while page := await runner.list_states(Payment, {}, after=after, limit=PAGE, newest_first=False):
+    while page := await database.read(partial(read, after)):
         for payment in page:
             placed_at = time_of_id(payment.order_id)
             if placed_at is not None and placed_at >= until:

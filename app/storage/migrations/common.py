@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __all__ = [
     "EDITIONS",
+    "add_archive_6",
     "add_audit_5",
     "add_heartbeat_4",
     "add_versions_2",
@@ -124,12 +125,23 @@ def add_audit_5(module: str) -> None:
     op.create_index(f"{module}_audit_by_target", f"{module}_audit", ["target", "id"])
 
 
+def add_archive_6(module: str) -> None:
+    """Add the archive of *module*: finished states and old dead letters, compressed."""
+    op.create_table(
+        f"{module}_archive",
+        sa.Column("id", key_type(128), primary_key=True),
+        sa.Column("content", sa.LargeBinary, nullable=False),
+        sqlite_with_rowid=False,
+    )
+
+
 EDITIONS: Sequence[Callable[[str], None]] = (
     create_message_tables_1,
     add_versions_2,
     index_untimed_3,
     add_heartbeat_4,
     add_audit_5,
+    add_archive_6,
 )
 """The steps that lead to each edition of the tables, in order; the last one is what `app.storage.tables` describes."""
 
