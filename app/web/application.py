@@ -175,7 +175,8 @@ async def _usual_path(request: web.Request, catch_all: web.AbstractResource) -> 
 async def _redirect(request: web.Request, context: RequestContext) -> web.StreamResponse:
     """Redirect to the usual path of the route, with the method, the body and the query of the request (RFC 9110, 308)."""
     query = request.rel_url.raw_query_string
-    return web.Response(status=308, headers={hdrs.LOCATION: request[_REDIRECT_PATH] + (f"?{query}" if query else "")})
+    location = request[_REDIRECT_PATH] + (f"?{query}" if query else "")
+    return web.Response(status=308, headers={hdrs.LOCATION: location, **UNCACHED})
 
 
 def _reject_unmatched(catch_all: web.AbstractResource) -> EndpointHandler:

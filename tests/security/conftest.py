@@ -63,6 +63,7 @@ async def program(tmp_path: Path) -> AsyncIterator[Program]:
         http_port=0,
         auth="keys",
         api_keys_file=str(keys),
+        cors_origins=("https://a.example",),
         shutdown_grace_s=2,
     )
     application = Application(settings)

@@ -13,6 +13,8 @@ from collections.abc import Collection
 
 from aiohttp import hdrs, web
 
+from app.web.responses import UNCACHED
+
 _EXPOSED = "ETag, Idempotency-Replayed, Location, Retry-After, X-Correlation-ID"
 _ALLOWED = (
     "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, Last-Event-ID, X-Correlation-ID, traceparent"
@@ -58,5 +60,6 @@ class Cors:
                 hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, HEAD, POST, PUT, PATCH, DELETE",
                 hdrs.ACCESS_CONTROL_ALLOW_HEADERS: _ALLOWED,
                 hdrs.ACCESS_CONTROL_MAX_AGE: str(_MAX_AGE_SECONDS),
+                **UNCACHED,
             },
         )

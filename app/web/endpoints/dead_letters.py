@@ -20,7 +20,7 @@ from app.web.problems import ProblemError
 from app.web.requests.command import read_body
 from app.web.requests.paging import read_page
 from app.web.requests.parameters import path_parameters, read_query
-from app.web.responses import json_response
+from app.web.responses import UNCACHED, json_response
 from app.web.route_group import RouteGroup
 from app.web.spec.components import Description, body, operation, page_of, query_parameter, ref, response
 from bus.contracts.schemas import validator
@@ -162,7 +162,7 @@ def route_group(service: DeadLetterService) -> RouteGroup:
         id = _id(request)
         if not await service.discard(id, audit=_audit(context, "discardDeadLetter", id)):
             raise _NOT_FOUND()
-        return web.Response(status=204)
+        return web.Response(status=204, headers=UNCACHED)
 
     return RouteGroup(
         (

@@ -17,6 +17,7 @@ from aiohttp import hdrs, web
 from attrs import frozen
 
 from app.web.handler import Endpoint, EndpointHandler, RequestContext
+from app.web.responses import UNCACHED
 
 # Swagger UI uses images in data: URLs and style attributes. Scripts come from files only.
 POLICY = "; ".join(
@@ -57,7 +58,7 @@ def endpoints() -> tuple[Endpoint, ...]:
 
 
 async def _redirect_to_page(request: web.Request, context: RequestContext) -> web.Response:
-    return web.Response(status=302, headers={hdrs.LOCATION: "/docs"})
+    return web.Response(status=302, headers={hdrs.LOCATION: "/docs", **UNCACHED})
 
 
 def vendored_files() -> tuple[str, dict[str, str]]:
