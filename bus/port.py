@@ -93,7 +93,7 @@ class DeadLetter:
         """
         Return the dead letter of *consumer* for *message*, last seen *now*.
 
-        *first_seen* is the time of publication or of the first delivery; None, if it is unknown, stands for *now*.
+        *first_seen* is the time of publication or of the first delivery; None, if it is unknown, means *now*.
         """
         return cls(
             id=derived_id(message.id, consumer),

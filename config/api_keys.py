@@ -1,7 +1,7 @@
 """
 Read the file of API keys: one ``name:role:key[:customer]`` per line.
 
-``name:key`` stands for the role operator, as it did before there were roles. Blank lines and lines that begin with ``#``
+``name:key`` means the role operator, as it did before there were roles. Blank lines and lines that begin with ``#``
 are skipped.
 """
 

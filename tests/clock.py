@@ -90,7 +90,7 @@ class VirtualClock:
         Raises:
             AssertionError: The loop does not become idle: a task runs in circles without waiting.
         """
-        # The loop's own queue tells exactly when nothing is left. It is private, but every loop of CPython that is
+        # The loop's own queue shows exactly when nothing is left. It is private, but every loop of CPython that is
         # written in Python has it; a fixed number of turns would be a guess.
         ready = asyncio.get_running_loop()._ready  # type: ignore[attr-defined]
         for _ in range(_TURNS_MAX):

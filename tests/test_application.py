@@ -170,7 +170,7 @@ async def test_a_newer_database_is_left_alone(tmp_path: Path) -> None:
 
 
 async def test_a_shared_database_is_never_migrated_by_start(tmp_path: Path, postgres: PostgresServer) -> None:
-    """Several processes use it; an operator says when its tables change. Then start finds them."""
+    """Several processes use it; an operator decides when its tables change. Then start finds them."""
     url = postgres.create_database()
     application = Application(settings(tmp_path, database_url=url))
     with pytest.raises(NotMigrated, match="the tables of orders are not up to date; run `python -m app migrate` first"):

@@ -66,7 +66,7 @@ def settings(**options: str | None) -> Settings:
     """
     Return the settings from the environment; end the process with one line if a variable is invalid.
 
-    *options* are values from the command line, by the name of the variable that each stands for; None sets nothing.
+    *options* are values from the command line, by the name of the variable that each replaces; None sets nothing.
     """
     given = {name: value for name, value in options.items() if value is not None}
     try:

@@ -147,7 +147,7 @@ class GatewayCalls:
         call = partial(look_up, key, event.order_id, event.amount)
         try:
             return await self._operations.look_up.call(call, LOOKUP_SECONDS_MAX)
-        except BreakerOpen as error:  # charges that need no look-up go on, so this one must not wait in their place
+        except BreakerOpen as error:  # charges that need no look-up continue, so this one must not wait in their place
             raise GatewayNotReached("look-ups are suspended", error.retry_after_seconds) from None
 
     def _charge_event(self, attempt: ChargeAttempt, charge: ChargeResult, calls: int) -> Any:

@@ -105,7 +105,7 @@ def diffs(old: Mapping[str, Schema], new: Mapping[str, Schema], modules: Iterabl
     Return what changed in each subject from the release *old* to the release *new*.
 
     A consumer relies on a subject to stay compatible in both directions, because messages of both releases are in flight
-    during an upgrade. An incompatible change needs a new version beside the old one, and a migration or an upcast of
+    during an upgrade. An incompatible change needs a new version in addition to the old one, and a migration or an upcast of
     *modules* that leads to it.
     """
     declarations: dict[tuple[str, int], str] = {}

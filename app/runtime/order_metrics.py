@@ -84,7 +84,7 @@ def log_payment_cases(event: Any, decision: Decision, trace: TraceContext) -> No
     for each in decision.events:
         if isinstance(each, PaymentRefundFailed) and each.is_final:
             logger.error(
-                "a refund failed for good, and a person has to act: see `payments list --needs-settling`",
+                "a refund failed finally, and a person has to act: see `payments list --needs-settling`",
                 order_id=each.order_id, refund_id=each.refund_id, amount=each.amount.amount,
                 currency=each.amount.currency, reason=each.reason, correlation_id=trace.correlation_id,
             )  # fmt: skip

@@ -7,7 +7,7 @@ how many: a walk therefore examines up to `EXAMINED_MAX` rows. A page that ends 
 empty, and returns the key from which the next page continues.
 
 A prefix is looked up in the indexes of its columns first. If few rows have it (`CANDIDATES_MAX`), those are read and
-sorted. If many have it, a walk meets them soon.
+sorted. If many have it, a walk finds them soon.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Log what makes no progress, and that it goes on."""
+"""Log what makes no progress, and when it continues."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def _add_routes(resource: web.Resource, endpoint: Endpoint, deps: HandlerDeps) -
 
 
 def _expect_handler(reject: HttpHandler) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
-    """Return the handler of the header ``Expect``; it returns None where the request goes on."""
+    """Return the handler of the header ``Expect``; it returns None where the request continues."""
 
     async def handle(request: web.Request) -> web.StreamResponse | None:
         if request.version != HttpVersion11:

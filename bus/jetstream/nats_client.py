@@ -140,7 +140,7 @@ class NatsClient(Client):
         await super()._connect_to_server(s)
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:
-        # The client swallows a cancellation that arrives while it waits here, and the cancelled task would go on.
+        # The client swallows a cancellation that arrives while it waits here, and the cancelled task would continue.
         task = asyncio.current_task()
         before = task.cancelling() if task is not None else 0
         flushed = await super()._flush_pending(force_flush)

@@ -177,7 +177,7 @@ class MemoryBus:
             if not idle.done():
                 idle.set_result(None)
 
-    # What becomes of a message
+    # Settling of a message
 
     def settle(self, publication: Publication) -> None:
         """Note that one more group has settled *publication*."""

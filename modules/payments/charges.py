@@ -214,8 +214,8 @@ def _give_up(payment: Payment, event: ChargeFailed, now: datetime) -> Decision:
         is_waiting=False,
         updated_at=now,
     )
-    is_told = payment.needs_review
-    return Decision((given_up,), () if is_told else (PaymentReviewRequired(order_id=payment.order_id, reason=NO_ANSWER),))
+    is_reported = payment.needs_review
+    return Decision((given_up,), () if is_reported else (PaymentReviewRequired(order_id=payment.order_id, reason=NO_ANSWER),))
 
 
 def _age(payment: Payment, now: datetime) -> timedelta:

@@ -1,7 +1,7 @@
 """
 How many files a reader opens to follow one request or one message: those whose functions run, and no others.
 
-A file that only builds parts when the process starts is not on the path. Work that the process does anyhow, such as the
+A file that only builds parts when the process starts is not on the path. Work that the process does in any case, such as the
 scan of an outbox, runs beside some of the requests only: a path is what several runs have in common.
 """
 
@@ -96,6 +96,7 @@ async def send(port: int, method: str, path: str, value: Any) -> str:
     writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
     answer = await reader.read()
     writer.close()
+    await writer.wait_closed()
     return answer.decode().partition("\r\n")[0]
 
 

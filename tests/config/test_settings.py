@@ -444,7 +444,7 @@ def test_loading_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("mode", [0o604, 0o644, 0o666])
 def test_a_secret_file_that_every_user_can_read_is_refused(mode: int, tmp_path: Path) -> None:
-    """One line that says what to do, and neither the path nor the secret."""
+    """One line that names what to do, and neither the path nor the secret."""
     file = tmp_path / "keys"
     file.write_text(f"shop:shop:{KEY}\n")
     file.chmod(mode)

@@ -67,7 +67,7 @@ SENTENCES: list[tuple[str, dict[str, Any], Any, list[tuple[str, str]]]] = [
 
 @pytest.mark.parametrize(("keyword", "schema", "value", "expected"), SENTENCES)
 def test_a_violation_is_a_sentence(keyword: str, schema: dict[str, Any], value: Any, expected: list[tuple[str, str]]) -> None:
-    """It says what is allowed and what was sent, in the words of JSON."""
+    """It names what is allowed and what was sent, in JSON notation."""
     assert [(found.pointer, found.detail) for found in explain(schema, value)] == expected
 
 

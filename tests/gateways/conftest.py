@@ -18,7 +18,7 @@ def localstripe() -> Iterator[LocalStripe]:
 
 @pytest.fixture
 async def faulty() -> AsyncIterator[FaultyStripe]:
-    """A provider that fails as the test tells it to."""
+    """A provider that fails as the test configures it."""
     server = await FaultyStripe().start()
     yield server
     await server.stop()

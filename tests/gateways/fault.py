@@ -1,5 +1,5 @@
 """
-A provider that behaves like Stripe as far as its documentation goes, keeps a ledger, and fails as a test tells it to.
+A provider that behaves like Stripe as far as its documentation goes, keeps a ledger, and fails as a test configures it.
 
 It is never kinder than Stripe: it knows keys and permissions (`stripe_rules`), remembers idempotency keys (`stripe_keys`),
 refuses parameters that it does not have, and sends its objects whole (`stripe_payloads`).

@@ -171,7 +171,7 @@ def test_a_failed_probe_opens_the_breaker_for_another_full_period() -> None:
 
 
 def test_after_a_cancelled_probe_another_probe_is_permitted() -> None:
-    """A call that its caller cancelled tells nothing about the provider, and does not block the next probe."""
+    """A call that its caller cancelled is no evidence about the provider, and does not block the next probe."""
     time = ManualTime()
     breaker = open_breaker(time)
     time.now += OPEN_SECONDS

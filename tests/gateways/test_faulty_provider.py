@@ -75,7 +75,7 @@ async def test_no_order_is_charged_twice_and_both_ledgers_agree(
         for product_id, amount in prices.items():
             await harness.submit("inventory", attrs.evolve(product(10**6, product_id), unit_price=Money(amount, "EUR")))
         gateway = StripeGateway(API_KEY, faulty.url)
-        # With so many faults the breaker would rightly open, which would only prolong the test.
+        # With so many faults the breaker would open, which would only prolong the test.
         operations = Operations.of("stripe", clock, lambda kind: CircuitBreaker(clock.monotonic, calls_min=10**9))
         worker = PaymentWorker(
             harness.runners["payments"], gateway, operations, harness.contracts, clock, harness.metrics, rng=random.Random(1)

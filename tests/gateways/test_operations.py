@@ -92,7 +92,7 @@ async def call_once(operation: Operation, error: Exception | None) -> None:
         raise caught.value
 
 
-async def test_trouble_with_refunds_stops_no_charge(operations: Operations) -> None:
+async def test_failing_refunds_stop_no_charge(operations: Operations) -> None:
     """The breaker of refunds opens; charges and look-ups go on."""
     for _ in range(20):
         await call(operations.refund, GatewayNotReached("403"))
@@ -109,7 +109,7 @@ async def _never() -> None:
     raise AssertionError("a call was made while the breaker is open")
 
 
-async def test_a_fault_of_the_configuration_is_told_once_and_shown_until_a_call_succeeds(
+async def test_a_fault_of_the_configuration_is_logged_once_and_shown_until_a_call_succeeds(
     operations: Operations, errors: list[Any], clock: VirtualClock
 ) -> None:
     """One ERROR with everything that support asks for, however many orders meet it."""
@@ -128,8 +128,8 @@ async def test_a_fault_of_the_configuration_is_told_once_and_shown_until_a_call_
     assert len(errors) == 2
 
 
-async def test_a_wrong_key_is_told_once_for_all_operations(operations: Operations, errors: list[Any]) -> None:
-    """A missing permission is told for each operation that lacks it."""
+async def test_a_wrong_key_is_logged_once_for_all_operations(operations: Operations, errors: list[Any]) -> None:
+    """A missing permission is logged for each operation that lacks it."""
     for operation in operations.charge, operations.look_up:
         await call(operation, EXPIRED)
     assert len(errors) == 1

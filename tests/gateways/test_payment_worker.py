@@ -72,7 +72,7 @@ from tests.runtime.harness import (
 @define
 class FakeGateway:
     """
-    A gateway with a ledger; *plan* says how each further call ends: "ok", "not reached", "timeout", "error" or "misconfigured".
+    A gateway with a ledger; *plan* names how each further call ends: "ok", "not reached", "timeout", "error" or "misconfigured".
 
     The last two are saved for their key and repeated, as a real provider does: "error" is a status of 500.
     """
@@ -562,7 +562,7 @@ async def test_the_customer_and_the_address_of_an_order_go_along_with_its_charge
 
 
 async def test_a_key_is_kept_while_the_outcome_of_its_call_is_unknown(path: Path) -> None:
-    """A call without a response may still be under way, and a look-up that fails tells nothing."""
+    """A call without a response may still be under way, and a look-up that fails proves nothing."""
     gateway = FakeGateway(plan=["timeout", "timeout", "not reached", "ok"])
     async with running(path, gateway) as (harness, _):
         [each] = await finished_orders(harness, await place_orders(harness, 1))
@@ -853,7 +853,7 @@ async def test_a_rejected_refund_is_shown_and_repeated(path: Path) -> None:
         assert key.startswith(f"refund:{each.order_id}:")
 
 
-async def test_a_refund_that_fails_for_good_is_an_error_in_the_log_once(
+async def test_a_refund_that_fails_finally_is_an_error_in_the_log_once(
     path: Path, log: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each failed attempt is a warning; after the last one nothing more is called."""

@@ -126,7 +126,7 @@ SETTLED = with_ledger(
     ],
 )
 async def test_refunds_in_parts_and_disputes_are_compared(payment: Payment, record: ChargeRecord, kinds: list[str]) -> None:
-    """A pending refund may exist at the provider or not; a dispute that is open or lost is always told."""
+    """A pending refund may exist at the provider or not; a dispute that is open or lost is always reported."""
     assert [kind for kind, _ in await differences_of([payment], record)] == kinds
 
 

@@ -309,7 +309,7 @@ async def test_a_500_ends_the_key_of_a_refund_only_if_the_refund_was_not_made(
 
 
 async def test_a_look_up_that_fails_ends_no_key_of_a_refund(gateway: StripeGateway, faulty: FaultyStripe) -> None:
-    """An earlier call under the key may have made the refund: neither a 500 nor a missing permission tells."""
+    """An earlier call under the key may have made the refund: neither a 500 nor a missing permission shows whether it did."""
     order_id = new_order_id()
     captured = await charge(gateway, order_id)
     assert isinstance(captured, Captured)

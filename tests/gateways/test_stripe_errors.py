@@ -252,10 +252,10 @@ async def test_an_unknown_payment_method_declines(gateway: StripeGateway) -> Non
 
 
 @pytest.mark.parametrize("method", ["pm_card_chargeDeclinedProcessingError", "pm_try_again_later", "pm_decline_issuer_not_available"])
-async def test_a_soft_decline_says_so_and_is_cancelled_when_given_up(
+async def test_a_soft_decline_is_marked_and_is_cancelled_when_given_up(
     gateway: StripeGateway, faulty: FaultyStripe, method: str
 ) -> None:
-    """The PaymentIntent stays open meanwhile; a look-up tells the same. Given up, it takes no money any more."""
+    """The PaymentIntent stays open meanwhile; a look-up returns the same. Given up, it takes no money any more."""
     order_id = new_order_id()
     declined = await gateway.charge("k", order_id, EUR, ChargeDetails(method))
     assert isinstance(declined, Declined)
@@ -267,7 +267,7 @@ async def test_a_soft_decline_says_so_and_is_cancelled_when_given_up(
 
 
 async def test_a_payment_method_that_is_used_up_declines(gateway: StripeGateway) -> None:
-    """Without a customer it can be used once, so a soft decline cannot be tried again; Stripe says so without a code."""
+    """Without a customer it can be used once, so a soft decline cannot be tried again; Stripe reports this without a code."""
     method, order_id = "pm_1N3T00_decline_try_again_later", new_order_id()
     details = ChargeDetails(method)
     assert await gateway.charge("1", order_id, EUR, details) == Declined("try_again_later", is_soft=True)

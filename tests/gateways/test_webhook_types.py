@@ -155,7 +155,7 @@ def test_a_charge_that_was_refunded_is_reported() -> None:
 
 @pytest.mark.parametrize("decline", ["try_again_later", "lost_card"])
 def test_a_declined_card_is_reported(decline: str) -> None:
-    """amount_received is 0 then; the code tells whether the decline is soft."""
+    """amount_received is 0 then; the code shows whether the decline is soft."""
     error = {"type": "card_error", "code": "card_declined", "decline_code": decline}
     value = INTENT | {"status": "requires_payment_method", "amount_received": 0, "last_payment_error": error}
     notice = parsed("payment_intent.payment_failed", value).notice

@@ -387,7 +387,7 @@ async def test_a_look_up_that_answers_with_nonsense_is_left_to_a_person(webhooks
 async def test_a_webhook_whose_dead_letter_was_not_stored_is_dead_lettered_when_stripe_repeats_it(
     webhooks: WebhookHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The payment is not changed by it, so only the repeated webhook tells of it: it is stored once."""
+    """The payment is not changed by it, so only the repeated webhook shows it: it is stored once."""
     await webhooks.request_payment(oid(1))
     await webhooks.handle(event(intent(oid(1))))
     second = event(intent(oid(1), id="pi_2"), id="evt_8")

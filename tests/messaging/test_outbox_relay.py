@@ -46,7 +46,7 @@ def created(order_id: str) -> OrderCreated:
 
 
 class ManualBus:
-    """A bus that records every message, and accepts it when the test says so."""
+    """A bus that records every message, and accepts it when the test calls `accept`."""
 
     is_connected = True
     problems = ()
@@ -158,7 +158,7 @@ async def test_the_backlog_counts_events_and_not_their_versions(path: Path, cloc
 
 
 async def test_a_long_backlog_is_not_counted_at_each_scan(path: Path, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A count that takes a tenth of a second is made every five seconds; the number is right in between all the same."""
+    """A count that takes a tenth of a second is made every five seconds; the number is correct in between, too."""
     async with harness_at(path, clock) as harness:
         counts: list[float] = []
         count_due = harness.stores["orders"].count_due
@@ -216,7 +216,7 @@ async def test_a_row_stays_until_its_dead_letter_is_stored(path: Path, clock: Vi
         assert lines == ["the dead letter of an event that the bus refuses is not stored"]
 
 
-async def test_a_replica_without_the_bus_beats_all_the_same(postgres: PostgresServer, clock: VirtualClock) -> None:
+async def test_a_replica_without_the_bus_beats_nevertheless(postgres: PostgresServer, clock: VirtualClock) -> None:
     """Otherwise an outage of the bus would look like a jump of the clock at the next start."""
     async with harness_at(postgres.create_database(), clock) as harness:
         limit = timedelta(minutes=10)

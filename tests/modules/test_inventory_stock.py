@@ -163,7 +163,7 @@ def test_a_new_price_never_brings_back_pieces_that_were_sold(how: str) -> None:
     ],
 )
 def test_a_change_that_is_not_possible_changes_nothing(event: Any, reply: Any) -> None:
-    """The reply says why: ten on hand, three of them reserved."""
+    """The reply has the reason: ten on hand, three of them reserved."""
     product = Product(product_id="A", name=None, on_hand=10, reserved=3, unit_price_amount=100, currency="EUR")
     decision = decide([product if event.product_id == "A" else None], event, NOW)
     assert (decision.states, decision.events) == ((), (reply,))

@@ -1,4 +1,4 @@
-"""The ledger of a payment: whatever the provider tells, in any order, twice and late, captured - refunded = kept >= 0."""
+"""The ledger of a payment: whatever the provider reports, in any order, twice and late, captured - refunded = kept >= 0."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ STEPS_MAX = 200
 class Provider:
     """A provider's refunds and disputes of one charge, and the messages that are on their way from it."""
 
-    tells_each_refund: bool
+    reports_each_refund: bool
     refunds: dict[str, Refund] = field(factory=dict)
     saved: dict[int, str] = field(factory=dict)
     """By key: the id of the refund, or "" after a rejection."""
@@ -71,13 +71,13 @@ class Provider:
     def make(self, amount: int, status: RefundStatus, key_number: int | None) -> str:
         id = f"re_{len(self.refunds)}"
         self.refunds[id] = Refund(amount=amount, status=status, at="", key_number=key_number)
-        self.tell(id)
+        self.report(id)
         return id
 
-    def tell(self, id: str) -> None:
+    def report(self, id: str) -> None:
         """Send the notices about the refund *id*, as it is now."""
         refund = self.refunds[id]
-        if self.tells_each_refund:
+        if self.reports_each_refund:
             reported = RefundReported(
                 order_id="o", reference="pi", refund_reference=id, amount=Money(refund.amount, "EUR"),
                 status=refund.status.value, key_number=refund.key_number,
@@ -128,7 +128,7 @@ class History:
         for each in decision.events:
             assert not isinstance(each, NoticeRejected), each
             if isinstance(each, CancelTimer):
-                continue  # what was cancelled is carried out all the same: the request may have been under way
+                continue  # what was cancelled is carried out nevertheless: the request may have been under way
             found = each.event if isinstance(each, Scheduled) else each
             if isinstance(found, RefundRequested):
                 self.requests.append(found)
@@ -149,9 +149,9 @@ class History:
         assert self.provider.total <= AMOUNT
 
 
-def run(data: st.DataObject, *, tells_each_refund: bool, may_fail: bool, may_dispute: bool) -> History:
+def run(data: st.DataObject, *, reports_each_refund: bool, may_fail: bool, may_dispute: bool) -> History:
     """Run one payment through any history; return it once nothing is on its way any more."""
-    provider = Provider(tells_each_refund)
+    provider = Provider(reports_each_refund)
     history = History(provider)
     history.deliver(RESERVED)
     history.inbox += [CHARGED, ChargeNotified(order_id="o", reference="pi", amount=EUR)]
@@ -160,7 +160,7 @@ def run(data: st.DataObject, *, tells_each_refund: bool, may_fail: bool, may_dis
         amount = Money(drawn, "EUR") if isinstance(drawn, int) else None
         ask = None if amount is None else OrderRefundRequested(order_id="o", refund_id=f"r{n}", amount=amount, reason="x")
         history.inbox.append(ask or CANCELLED)
-    troubles, repeats, actions = 5, 8, 4
+    failures_left, repeats, actions = 5, 8, 4
     for _ in range(STEPS_MAX):
         history.inbox += provider.sent
         provider.sent.clear()
@@ -177,9 +177,9 @@ def run(data: st.DataObject, *, tells_each_refund: bool, may_fail: bool, may_dis
             repeats -= is_kept
             request = history.requests[index] if is_kept else history.requests.pop(index)
             answers = ANSWERS if may_fail else ("succeeded", "lost", "not made")
-            answer = data.draw(st.sampled_from(answers)) if troubles else "succeeded"
-            troubles -= bool(troubles)
-            if not troubles:
+            answer = data.draw(st.sampled_from(answers)) if failures_left else "succeeded"
+            failures_left -= bool(failures_left)
+            if not failures_left:
                 finish(provider)
             history.inbox.append(provider.handle(request, answer))
         elif choice == "act":
@@ -201,7 +201,7 @@ def act(data: st.DataObject, provider: Provider, *, may_fail: bool, may_dispute:
             status = data.draw(st.sampled_from([RefundStatus.SUCCEEDED, RefundStatus.FAILED]))
             provider.refunds[id] = evolve(provider.refunds[id], status=status)
             provider.has_failed |= status is RefundStatus.FAILED
-            provider.tell(id)
+            provider.report(id)
     elif what == "dispute":
         for found in data.draw(st.permutations(["open", data.draw(st.sampled_from(["open", "won", "lost"]))])):
             disputed = DisputeReported(order_id="o", reference="pi", dispute_reference="dp", amount=EUR, status=found)
@@ -213,7 +213,7 @@ def finish(provider: Provider) -> bool:
     pending = [id for id, refund in provider.refunds.items() if refund.status is RefundStatus.PENDING]
     for id in pending:
         provider.refunds[id] = evolve(provider.refunds[id], status=RefundStatus.SUCCEEDED)
-        provider.tell(id)
+        provider.report(id)
     return bool(pending)
 
 
@@ -253,7 +253,7 @@ def check_books(history: History) -> None:
 @given(data=st.data())
 def test_the_books_balance_after_every_notice_in_any_order(data: st.DataObject) -> None:
     """Refunds succeed, stay pending, fail before or after they succeeded, and are made at the provider meanwhile."""
-    check_books(run(data, tells_each_refund=True, may_fail=True, may_dispute=False))
+    check_books(run(data, reports_each_refund=True, may_fail=True, may_dispute=False))
 
 
 @PATIENT
@@ -261,14 +261,14 @@ def test_the_books_balance_after_every_notice_in_any_order(data: st.DataObject) 
 @pytest.mark.slow
 def test_totals_alone_tell_of_the_refunds_made_at_the_provider(data: st.DataObject) -> None:
     """A webhook of an older kind has the total and no lines."""
-    check_books(run(data, tells_each_refund=False, may_fail=False, may_dispute=False))
+    check_books(run(data, reports_each_refund=False, may_fail=False, may_dispute=False))
 
 
 @PATIENT
 @given(data=st.data())
 def test_the_books_balance_for_a_disputed_charge_and_nothing_goes_on_for_ever(data: st.DataObject) -> None:
     """A cancelled order is refunded, or is a case for a person; a dispute never goes back to open."""
-    history = run(data, tells_each_refund=True, may_fail=True, may_dispute=True)
+    history = run(data, reports_each_refund=True, may_fail=True, may_dispute=True)
     payment = history.payment
     assert payment is not None
     assert order_after(history.published).refunded == payment.refunded
@@ -312,7 +312,7 @@ def refund_requests(emitted: list[Any]) -> list[tuple[int, int]]:
 
 
 def test_a_cancelled_order_gets_the_rest_of_a_partial_refund() -> None:
-    """10.00 paid, 4.00 refunded in the provider's dashboard: 6.00 is refunded, whatever kind of notice told of the 4.00."""
+    """10.00 paid, 4.00 refunded in the provider's dashboard: 6.00 is refunded, whatever kind of notice reported the 4.00."""
     total = RefundNotified(order_id="o", reference="pi", amount=EUR, refunded_amount=400)
     for notice in reported(400), total:
         payment, emitted = after(RESERVED, CHARGED, notice)
@@ -321,10 +321,10 @@ def test_a_cancelled_order_gets_the_rest_of_a_partial_refund() -> None:
         _, emitted = after(RESERVED, CHARGED, notice, CANCELLED)
         assert refund_requests(emitted) == [(600, 1)]
     found = evolve(CHARGED, refunded_total=400)
-    assert refund_requests(after(RESERVED, CANCELLED, found)[1]) == [(600, 1)], "the look-up told of the 4.00"
+    assert refund_requests(after(RESERVED, CANCELLED, found)[1]) == [(600, 1)], "the look-up reported the 4.00"
 
 
-def test_a_rejection_that_tells_the_total_leads_to_a_refund_of_the_rest() -> None:
+def test_a_rejection_that_contains_the_total_leads_to_a_refund_of_the_rest() -> None:
     """The notice of the partial refund got lost; the provider cannot refund more than is left."""
     too_much = RefundFailed(order_id="o", retry_seconds=1, reason="amount_too_large", is_definite=True, refunded_total=400)
     payment, emitted = after(RESERVED, CHARGED, CANCELLED, too_much)
@@ -333,7 +333,7 @@ def test_a_rejection_that_tells_the_total_leads_to_a_refund_of_the_rest() -> Non
 
 
 def test_a_pending_refund_is_not_booked_before_it_has_succeeded() -> None:
-    """It is looked up under the same key; a failure is told, and requested again under a new key."""
+    """It is looked up under the same key; a failure is reported, and requested again under a new key."""
     processing = RefundProcessing(order_id="o", reference="re_1", key_number=1, refunded_total=AMOUNT)
     payment, emitted = after(RESERVED, CHARGED, CANCELLED, processing)
     assert (payment.status, payment.refund_status, payment.reason) == (PaymentStatus.CAPTURED, "pending", "refund_pending")
@@ -409,7 +409,7 @@ def test_an_outcome_that_stays_unknown_is_left_to_a_person() -> None:
 
 
 def test_a_disputed_payment_is_not_refunded_by_itself() -> None:
-    """The order is cancelled while the dispute is open or lost: a case for a person, told once and never retried."""
+    """The order is cancelled while the dispute is open or lost: a case for a person, reported once and never retried."""
     for status in DisputeStatus.OPEN, DisputeStatus.LOST:
         disputed = DisputeReported(order_id="o", reference="pi", dispute_reference="dp", amount=EUR, status=status)
         payment, emitted = after(RESERVED, CHARGED, disputed, CANCELLED)

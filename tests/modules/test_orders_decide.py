@@ -161,7 +161,7 @@ def test_a_second_cancellation_has_no_effect() -> None:
 
 
 def test_an_order_that_does_not_exist_is_reported_as_unknown() -> None:
-    """The reply says so; an event about it is unexpected."""
+    """The reply reports it; an event about it is unexpected."""
     assert when(None, CANCEL) == Decision((), (OrderUnknown(order_id="o"),))
     with pytest.raises(Unexpected):
         when(None, RESERVED)

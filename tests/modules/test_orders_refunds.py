@@ -104,8 +104,8 @@ def test_what_is_not_paid_cannot_be_refunded() -> None:
     assert refused(many, refund("x", eur(1))) == "too_many_refunds"
 
 
-def test_the_order_shows_what_has_become_of_its_refunds() -> None:
-    """A refund that failed for good can be asked for again; one that is tried again is pending."""
+def test_the_order_shows_the_state_of_its_refunds() -> None:
+    """A refund that failed finally can be asked for again; one that is tried again is pending."""
     made = PaymentRefunded(order_id="o", amount=eur(400), reference="b", kept=eur(600), refund_id="r1")
     order = given(RESERVED, CAPTURED, refund("r1", eur(400)), made)
     assert show(order)["refunded"] == {"amount": 400, "currency": "EUR"}

@@ -344,7 +344,7 @@ def test_a_dispute_in_another_currency_is_about_the_whole_payment() -> None:
 
 def test_the_charge_of_a_cancelled_order_is_not_looked_up_for_ever() -> None:
     """
-    The older the order, the later the next look-up; after 30 days a person has to find out, and is told once.
+    The older the order, the later the next look-up; after 30 days a person has to find out; this is reported once.
 
     After a few attempts an order that old is one whose clock has jumped: it is looked up soon.
     """

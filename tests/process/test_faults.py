@@ -183,7 +183,7 @@ async def test_an_order_shows_that_it_waits_for_the_payment(serve: Serve, connec
 
 @pytest.mark.slow
 async def test_orders_wait_while_a_table_of_one_module_is_refused(server: Server, client: Client) -> None:
-    """They are accepted and reserved; readiness says ``refused``, the log says why, once; they end once it is corrected."""
+    """They are accepted and reserved; readiness has ``refused``, the log the reason, once; they end once it is corrected."""
     await client.stock("SKU-1", 1_000)
     with closing(sqlite3.connect(server.database, isolation_level=None)) as other:
         other.execute("ALTER TABLE payments_payment RENAME TO away")

@@ -36,7 +36,7 @@ def move(server: Server, name: str) -> None:
 async def test_nothing_is_accepted_into_a_file_that_was_moved_away(
     serve: Serve, connect: Callable[[Server], Client], is_replaced: bool
 ) -> None:
-    """Orders are answered with 503, readiness says why; the backup in its place is unchanged, and a restart uses what is there."""
+    """Orders are answered with 503, readiness shows the reason; the backup in its place is unchanged, and a restart uses what is there."""
     server = serve()
     client = connect(server)
     await client.stock("SKU-1", 100)

@@ -102,7 +102,7 @@ async def test_charges_without_permission_stop_no_refund(serve: Serve, connect: 
 async def test_an_order_waits_while_the_account_cannot_charge(
     serve: Serve, connect: Connect, stripe: FaultyStripe, kind: str
 ) -> None:
-    """In a quiet shop, too: one order is enough for an ERROR and for readiness. The order says what it waits for."""
+    """In a quiet shop, too: one order is enough for an ERROR and for readiness. The order shows what it waits for."""
     if kind == "expired":
         stripe.account.expired_keys.add(API_KEY)
     if kind == "denied":

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 def test_a_database_in_another_encoding_is_refused(
     postgres: PostgresServer, tmp_path: Path, encoding: str, command: str
 ) -> None:
-    """With exit code 3 and a line that names the encoding and says what to do."""
+    """With exit code 3 and a line that names the encoding and what to do."""
     name = f"in_{encoding.lower()}_{command}"
     postgres.query(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'")
     done = run(tmp_path, command, DATABASE_URL=postgres.url(name), HTTP_PORT="0")

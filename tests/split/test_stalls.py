@@ -101,10 +101,10 @@ async def test_a_change_of_a_stream_is_reported_while_the_system_runs(reported: 
 
 
 @pytest.mark.slow
-async def test_events_that_a_purge_has_removed_are_told_and_published_again(
+async def test_events_that_a_purge_has_removed_are_reported_and_published_again(
     build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:
-    """A paused consumer has not received them. The stream is as planned after the purge; readiness of its publisher tells."""
+    """A paused consumer has not received them. The stream is as planned after the purge; readiness of its publisher reports it."""
     system = build(WORK_STALLED_S="3").start()
     client = connect(system)
     await client.stock("SKU-1", 100)

@@ -37,7 +37,7 @@ PRODUCTS = ["A", "a", "A1", '"A"', "é", 'A","quantity":1,"product_id":"B', "\\"
 
 
 def number_to_order(n: int) -> Order:
-    """Return one of 120 different orders; its id says when it was placed."""
+    """Return one of 120 different orders; its id contains the time at which it was placed."""
     at = BEGIN + timedelta(seconds=n, microseconds=n)
     status = list(Status)[n % 4]
     return Order(

@@ -525,7 +525,7 @@ def test_an_unreachable_database_is_explained_without_host_and_password(url: str
 
 
 def test_an_invalid_url_or_a_missing_driver_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message contains no password; for a missing driver it says how to install it."""
+    """The message contains no password; for a missing driver it explains how to install it."""
     with pytest.raises(DatabaseConfigError, match="not a valid PostgreSQL connection string") as caught:
         Database("postgresql://u:hunter2@h/d?no_such_option=1")
     assert "hunter2" not in str(caught.value)

@@ -48,7 +48,7 @@ def test_rows_are_split_into_the_sizes_that_have_a_statement() -> None:
 
 
 def test_a_state_class_with_slots_is_refused() -> None:
-    """Its members could not be set through ``__dict__``; the message says how to declare the class."""
+    """Its members could not be set through ``__dict__``; the message explains how to declare the class."""
     slotted = attrs.make_class("Slotted", ["id"], frozen=True, slots=True)
     with pytest.raises(TypeError, match="slots=False"):
         StateMapper(slotted, Table("slotted", MetaData(), Column("id", String(36), primary_key=True)), Sqlite())

@@ -40,7 +40,7 @@ def drawn_packages(box: str) -> set[str]:
 
 
 def packages(top: str) -> set[str]:
-    """Return every package below the folder *top* with slashes; migrations are not told apart by module."""
+    """Return every package below the folder *top* with slashes; migrations are not distinguished by module."""
     found = (path.parent.relative_to(ROOT / top) for path in (ROOT / top).rglob("__init__.py"))
     return {path.as_posix() for path in found if path.parts and "versions" not in path.parts}
 
@@ -78,7 +78,7 @@ def test_the_boxes_drawn_are_in_the_order_that_import_linter_checks() -> None:
 
 def test_every_module_and_event_in_the_diagram_of_an_order_exists() -> None:
     """A column is a module, or one of the parties outside; an event has a schema."""
-    diagram = PAGE.partition("The way of an order\n")[2].partition("\nIn one process")[0]
+    diagram = PAGE.partition("The path of an order\n")[2].partition("\nIn one process")[0]
     columns = next(line for line in diagram.splitlines() if line.startswith("    client")).split()
     assert {name for name in columns if name in MODULES} == {"orders", "inventory", "payments"}
     events = set(re.findall(r"\b(?:orders|inventory|payments)\.\w+", diagram))

@@ -94,7 +94,7 @@ def test_the_log_ends_although_a_pipe_has_no_reader(pipe: tuple[int, int]) -> No
 
 
 def test_a_full_disk_is_reported_on_stdout_once(out: TextIO, tmp_path: Path) -> None:
-    """The lines that the file refuses are counted; the other destination says why, and what happens meanwhile."""
+    """The lines that the file refuses are counted; the other destination gets the reason, and what happens meanwhile."""
     logs.setup("INFO", "json", "/dev/full", out)
     for number in range(20):
         logger.info("order finished", number=number)
@@ -158,7 +158,7 @@ def test_reopen_lets_go_of_the_old_file_before_the_next_line(out: TextIO, tmp_pa
 
 
 def test_a_file_that_cannot_be_opened_anew_keeps_its_lines(out: TextIO, tmp_path: Path) -> None:
-    """Its folder is gone: the open file takes the lines, and stdout says so once."""
+    """Its folder is gone: the open file takes the lines, and stdout reports it once."""
     (tmp_path / "logs").mkdir()
     file = tmp_path / "logs" / "app.log"
     logs.setup("INFO", "json", file, out)

@@ -96,7 +96,7 @@ def test_a_field_cannot_replace_the_fixed_members_of_a_line(out: Stream) -> None
 
 
 def test_a_record_below_the_level_is_not_written(out: Stream) -> None:
-    """`enabled` says so beforehand, for callers that would have to build its fields."""
+    """`enabled` reports it beforehand, for callers that would have to build its fields."""
     logger.debug("not this")
     logger.warning("but this")
     assert [line["message"] for line in lines(out)] == ["but this"]

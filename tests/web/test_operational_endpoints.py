@@ -80,7 +80,7 @@ async def test_a_check_that_fails_or_hangs_is_unavailable(web: Web, monkeypatch:
 
 
 async def test_metrics_are_in_prometheus_text_format(web: Web) -> None:
-    """The content type says so, and Prometheus' own parser reads them."""
+    """The content type declares it, and Prometheus' own parser reads them."""
     response = await web.request("GET", "/metrics")
     assert response.headers["Content-Type"].startswith("text/plain")
     assert list(text_string_to_metric_families(response.body.decode()))

@@ -65,7 +65,7 @@ async def test_what_is_not_http_is_a_line_too(web: Web, lines: list[Line]) -> No
     assert [(line["status"], line["code"]) for line in lines] == [(400, "malformed_request")]
 
 
-async def test_a_wrong_key_is_a_warning_that_says_what_to_check(start: Start, lines: list[Line]) -> None:
+async def test_a_wrong_key_is_a_warning_that_names_what_to_check(start: Start, lines: list[Line]) -> None:
     """Once for each address; its repetitions are at INFO, and no line has the key."""
     web = await start(requires_key=True)
     lines.clear()

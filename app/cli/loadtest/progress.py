@@ -17,7 +17,7 @@ LINE_SECONDS = 5.0
 
 
 class Bar:
-    """A bar that fills with the placed orders; beside it stands how many orders are known to have ended."""
+    """A bar that fills with the placed orders, and the number of orders that are known to have ended."""
 
     def __init__(self, orders: int, stream: TextIO) -> None:
         self._bar = tqdm(total=orders, unit="order", unit_scale=False, file=stream, dynamic_ncols=True, desc="load")

@@ -100,7 +100,7 @@ def settle(order_id: str, outcome: str, reason: str, url: str | None, key: str |
     \b
       python -m app payments settle ORDER --outcome refunded --reason "given back in the dashboard"
 
-    It moves no money: do that first, in the provider's dashboard. An order that waits for the payment goes on.
+    It moves no money: do that first, in the provider's dashboard. An order that waits for the payment continues.
 
     Exit codes: 0 done; 1 there is no such payment, it waits for no person, or the outcome is impossible; 2 wrong usage or
     configuration; 3 no server answers.

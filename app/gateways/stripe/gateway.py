@@ -303,10 +303,10 @@ def _under_key(refunds: Iterable[Mapping[str, Any]], key: str) -> Mapping[str, A
 
 def _declined(fault: StripeFault) -> Declined:
     """
-    Return the decline that *fault* stands for.
+    Return the decline that *fault* means.
 
     Raises:
-        GatewayMisconfigured: It stands for none: it does not concern the customer's payment method.
+        GatewayMisconfigured: It means none, because it does not concern the customer's payment method.
     """
     error_class = error_class_of(fault)
     if error_class not in (ErrorClass.DECLINED, ErrorClass.DECLINED_SOFTLY):

@@ -40,7 +40,7 @@ def key_of(refund: Mapping[str, Any]) -> str | None:
 
 
 def refund_result(refund: Mapping[str, Any], amount: Money, total: int) -> RefundResult:
-    """Return the result that *refund* stands for; *total* is what was refunded of its charge altogether."""
+    """Return the result that *refund* means; *total* is what was refunded of its charge altogether."""
     id, status = _id(refund, amount), refund.get("status")
     if status in ("failed", "canceled"):
         return RefundRejected(f"refund_{status}", refunded_total=total, reference=id)

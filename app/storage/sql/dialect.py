@@ -183,7 +183,7 @@ class Dialect(Protocol):
         """Return *sql* with the placeholders that the driver expects."""
 
     def by_keys(self, sql: str) -> Statement:
-        """Prepare *sql*; its ``{keys}`` follows a column and stands for the values that the column may have."""
+        """Prepare *sql*; its ``{keys}`` follows a column and represents the values that the column may have."""
 
     def insert(self, table: Table, keys: Sequence[str], conflict: str = "") -> Statement:
         """Prepare an insert of rows into the columns *keys* of *table*; *conflict* is its ``ON CONFLICT`` clause."""

@@ -36,7 +36,7 @@ class ArrayStatement:
     """A statement that takes its rows as one array for each column; *encoders* write the arrays."""
 
     def __init__(self, sql: str, encoders: Sequence[ArrayEncoder] = ()) -> None:
-        """Prepare *sql*, in which ``?`` stands for each value of the prefix and then for each array."""
+        """Prepare *sql*, in which ``?`` represents each value of the prefix and then for each array."""
         self._sql = _numbered(sql)
         self._encoders = encoders
 

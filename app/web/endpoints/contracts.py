@@ -21,7 +21,7 @@ from app.web.spec.components import Description, operation, query_parameter, ref
 _CONTRACTS_PATH = "/v1/contracts"
 _ASYNCAPI_PATH = "/asyncapi.json"
 _MODULE_HELP = (
-    "A process that does not run this module answers 404. The parameter selects a process where one address stands for several."
+    "A process that does not run this module answers 404. The parameter selects a process where one address serves several processes."
 )
 _COUNT = {"type": "integer", "minimum": 0}
 _CONTRACT = {

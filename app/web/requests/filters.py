@@ -64,7 +64,7 @@ def _parsed(text: str, schema: Mapping[str, Any]) -> Any:
 
 
 def _converted(value: Any, schema: Mapping[str, Any]) -> Any:
-    """Return the valid *value*, or the moment for which it stands, within `_EARLIEST` and `_LATEST`."""
+    """Return the valid *value*, or the moment that it names, within `_EARLIEST` and `_LATEST`."""
     if schema.get("format") != "date-time":
         return value
     # RFC 3339 allows a leap second and more digits than a datetime has.

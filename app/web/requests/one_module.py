@@ -1,4 +1,4 @@
-"""The parameter ``module``: it selects a process where one address stands for several."""
+"""The parameter ``module``: it selects a process where one address serves several processes."""
 
 from __future__ import annotations
 

@@ -126,5 +126,5 @@ def missing_subjects(wanted: ConsumerConfig, delivered: Collection[str]) -> list
 
 
 def filter_subjects(config: ConsumerConfig) -> list[str]:
-    """Return the subjects that a durable of this *config* delivers; an empty list stands for all of its stream."""
+    """Return the subjects that a durable of this *config* delivers; an empty list means all of its stream."""
     return config.filter_subjects or ([config.filter_subject] if config.filter_subject else [])

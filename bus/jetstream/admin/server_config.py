@@ -71,7 +71,7 @@ class ServerConfig:
 
     @property
     def subjects(self) -> list[str]:
-        """The subjects that a consumer delivers; an empty list stands for all of its stream."""
+        """The subjects that a consumer delivers; an empty list means all of its stream."""
         single = self.config.get("filter_subject")
         return list(self.config.get("filter_subjects") or ([single] if single else []))
 

@@ -3,7 +3,7 @@ Verification of streams and durables on the server, and creation of those that a
 
 What exists and differs from the plan is left as it is and reported as a problem for a person. There is one exception: a
 durable that lacks some of the subjects is changed to deliver them too, because that is how a new version with one more
-subject receives its messages. Additional subjects are left alone: an older version sees a newer one's durable that way.
+subject receives its messages. Additional subjects are not changed: an older version sees a newer one's durable that way.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ async def test_a_bus_reconnects_to_a_restarted_server(harness: JetStreamHarness,
     assert sorted(received) == [each.id for each in more]
 
 
-async def test_a_connection_that_the_client_has_closed_for_good_is_replaced(
+async def test_a_connection_that_the_client_has_closed_finally_is_replaced(
     harness: JetStreamHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An error line that the client does not know closes it, whatever its options say about reconnecting."""
@@ -360,7 +360,7 @@ async def test_a_malformed_header_block_does_not_close_the_connection(
 async def test_a_deleted_consumer_is_created_again(
     harness: JetStreamHarness, js: JetStreamContext, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also while a fetch waits; it delivers everything once more, and one log line tells what happened."""
+    """Also while a fetch waits; it delivers everything once more, and one log line reports what happened."""
     member = await harness.bus.subscribe("inventory", [CREATED])
     await publish_all(harness.bus, [message(b"before")])
     await (await take_one(harness, member, 5)).ack()

@@ -281,9 +281,9 @@ async def test_every_field_that_can_be_changed_is_named_and_corrected(
         if field not in ("filter_subjects", "filter_subject"):  # the bus adds the subjects that it needs itself
             await live.until(is_named)
             warnings = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
-            told = [text for text in warnings if any(f" {name} is " in text for name in named)]
-            assert len(told) == 1, (field, warnings)
-            assert "topology --apply" in told[0]
+            reported = [text for text in warnings if any(f" {name} is " in text for name in named)]
+            assert len(reported) == 1, (field, warnings)
+            assert "topology --apply" in reported[0]
         changes = await apply(live.js, TOPOLOGY, replicas=1, patience_seconds=2)
         left = await diff(live.js, TOPOLOGY, replicas=1)
         refused = [change.line for change in changes if change.is_refused]

@@ -1,4 +1,4 @@
-"""A running bus tells of messages that its stream has lost before their time, once, with what to do."""
+"""A running bus reports messages that its stream has lost before their retention ended, once, with what to do."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def bus(harness: JetStreamHarness) -> JetStreamBus:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-async def test_a_loss_is_told_once_with_what_to_do(
+async def test_a_loss_is_reported_once_with_what_to_do(
     bus: JetStreamBus, harness: JetStreamHarness, loss: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Though the stream is as planned again when the bus looks: only its messages are gone."""

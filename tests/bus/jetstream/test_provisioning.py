@@ -128,7 +128,7 @@ async def test_replicas_that_the_server_cannot_provide_are_reported(js: JetStrea
 
 
 async def test_a_server_without_an_answer_is_no_difference(server: NatsServer, js: JetStreamContext) -> None:
-    """A server that hangs tells nothing about its streams and consumers."""
+    """A server that hangs gives no information about its streams and consumers."""
     await apply(js, PLAN, replicas=1)
     server.pause()
     try:

@@ -193,7 +193,7 @@ async def test_a_post_without_a_response_is_sent_again(server: FakeServer) -> No
 
 
 async def test_an_order_whose_202_was_lost_counts_for_the_stock_only(server: FakeServer) -> None:
-    """The server has accepted the order although the response was lost: its piece is rightly missing from the stock."""
+    """The server has accepted the order although the response was lost: so its piece must be missing from the stock."""
     # The two oldest orders: beyond the first page of the list of their customer.
     server.behaviour = lambda number: "disconnect after accept" if number in (0, 1) else "confirm"
     server.open_polls = 1

@@ -98,7 +98,7 @@ async def test_a_body_that_came_along_is_not_asked_for(web: Web) -> None:
 
 @pytest.mark.parametrize("count", [200, 5000])
 async def test_too_many_headers_are_431(web: Web, count: int) -> None:
-    """The problem says what is wrong, and the connection closes."""
+    """The problem names what is wrong, and the connection closes."""
     headers = b"".join(b"X-%d: y\r\n" % n for n in range(count))
     response = await send_raw(web, b"GET /livez HTTP/1.1\r\nHost: a\r\n" + headers + b"\r\n")
     assert (response.status, response.json["code"]) == (431, "malformed_request")

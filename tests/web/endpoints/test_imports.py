@@ -136,7 +136,7 @@ async def test_another_media_type_is_415(web: Web, type: str) -> None:
     assert (await send(web, b"{}\n", Content_Encoding="gzip")).status == 415
 
 
-async def test_an_outage_is_told_for_each_line(web: Web) -> None:
+async def test_an_outage_is_reported_for_each_line(web: Web) -> None:
     """The lines can be sent again."""
     web.service.failure = StorageUnavailable("gone")
     found = answers(await send(web, body([{"product_id": "A", "unit_price": EUR}] * 2)))

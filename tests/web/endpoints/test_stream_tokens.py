@@ -54,7 +54,7 @@ async def test_a_reconnect_that_lacks_the_final_state_gets_it(web: Web) -> None:
 
 
 async def test_a_reconnect_during_the_order_gets_its_next_states(web: Web) -> None:
-    """The client has the present state, which is not the final one: 204 would end its stream for good."""
+    """The client has the present state, which is not the final one: 204 would end its stream permanently."""
     web.service.put(evolve(DONE, place="harbour"))
     async with web.client.get(PATH) as response:
         async with asyncio.timeout(5):

@@ -1,4 +1,4 @@
-"""What goes along with a charge: the customer at the payment provider, and the address of the order."""
+"""What is sent with a charge: the customer at the payment provider, and the address of the order."""
 
 from __future__ import annotations
 
