@@ -81,7 +81,7 @@ class Reservation:
     lines: tuple[Line, ...] = ()
 
     def is_finished_since(self, before: datetime) -> bool:
-        """Return True if no stock is held; the time of the order, in its id, tells the age of the reservation."""
+        """Return True if no stock is held; the time in the id of the order is the age of the reservation."""
         return self.status is not ReservationStatus.HELD
 
 

@@ -123,7 +123,7 @@ class Payment:
         """
         Return True if the payment is final and waits for nothing, and has not changed since *before*.
 
-        The provider has answered, no refund, dispute or case is open, and no refund has failed for good.
+        The provider has answered, no refund, dispute or case is open, and no refund has failed finally.
         """
         if self.updated_at >= before or self.is_waiting or self.is_open_case:
             return False

@@ -200,7 +200,7 @@ class LedgerContract(GatewayContract):
     async def test_no_more_is_refunded_than_was_captured(
         self, case: GatewayCase, provider: Provider, charge: tuple[str, str]
     ) -> None:
-        """A refund of more than is left is rejected for good, with the total that explains it; the rest can be refunded."""
+        """A refund of more than is left is rejected finally, with the total that explains it; the rest can be refunded."""
         order_id, reference = charge
         provider.refund_in_dashboard(reference, 400)
         too_much = await case.gateway.refund("1", order_id, reference, Money(1000, "EUR"))

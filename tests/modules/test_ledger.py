@@ -358,7 +358,7 @@ def test_a_refund_that_fails_after_it_succeeded_is_made_again() -> None:
 
 
 def test_a_refund_that_comes_back_says_that_it_had_been_refunded() -> None:
-    """So that orders subtracts it; a refund that never succeeded says so, too."""
+    """So that orders subtracts it; a refund that never succeeded reports it, too."""
     succeeded = RefundSucceeded(order_id="o", reference="re_1")
     processing = RefundProcessing(order_id="o", reference="re_1", key_number=1, refunded_total=AMOUNT)
     for first, has_returned in (succeeded, True), (processing, False):

@@ -299,7 +299,7 @@ class ArchiveContract:
             assert await harness.rows("SELECT order_id FROM orders_order ORDER BY 1") == [(id,) for id in ids[::2]]
 
     async def test_after_a_jump_of_the_clock_nothing_is_archived(self, site: Site) -> None:
-        """As the purge, the archiver waits for a whole retention: only the clock tells that the order is old."""
+        """As the purge, the archiver waits for a whole retention: only the clock shows that the order is old."""
         async with shop(site.url) as (harness, clock):
             id = await place(harness)
             await happen(harness, id, (PAY,))
