@@ -23,7 +23,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -168,10 +168,16 @@ def _cpu_seconds(pids: Sequence[int]) -> float:
     """Return the processor time that the processes *pids* and their children have used; see proc(5)."""
     ticks = 0
     for pid in pids:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        own, *others = (Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split() for each in (pid, *children))
-        ticks += sum(int(own[at]) for at in (11, 12, 13, 14)) + sum(int(stat[at]) for stat in others for at in (11, 12))
+        ticks += sum(_times(pid))
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            with suppress(OSError):  # it has ended, and its time counts as its parent's
+                ticks += sum(_times(int(child))[:2])
     return ticks / float(os.sysconf("SC_CLK_TCK"))
+
+
+def _times(pid: int) -> list[int]:
+    """Return the time in user and in kernel mode of the process, and the same of its children that have ended."""
+    return [int(each) for each in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]]
 
 
 if __name__ == "__main__":
