@@ -15,7 +15,7 @@ from sqlalchemy import Boolean, Connection, Integer, LargeBinary, String
 from app.storage.sql.database import Database
 from app.storage.sql.postgres_pipeline import Pipeline
 from app.storage.sql.postgres_statements import ArrayStatement, array_encoder, text_array
-from modules.inventory.state import Product
+from modules.payments.events import ChargeSucceeded
 from tests.postgres import PostgresServer
 from tests.runtime.harness import harness_at, oid, product, submitted
 
@@ -149,15 +149,19 @@ async def test_more_than_the_sockets_hold_goes_through(database: Database) -> No
     assert await database.write(work) == [1_000_000] * 16
 
 
-async def test_an_order_costs_two_round_trips(postgres: PostgresServer, exchanges: list[list[str]]) -> None:
-    """One that loads and one that commits; a state under an id that was just made is not looked up."""
-    async with harness_at(postgres.create_database()) as harness:
+async def test_an_order_that_is_delivered_locally_costs_six_round_trips(
+    postgres: PostgresServer, exchanges: list[list[str]]
+) -> None:
+    """Two to place it: the product, then all writes; four for the captured charge: each module in turn, then all writes."""
+    async with harness_at(postgres.create_database(), delivers_locally=True) as harness:
         await harness.submit("inventory", product(10))
         exchanges.clear()
-        await harness.submit("orders", submitted(oid(1)))
+        await harness.submit("orders", submitted(oid(1)), new_key=oid(1))
         assert [each[-1] for each in exchanges] == ["SELECT", "COMMIT"]
-        stock = await harness.runners["inventory"].get(Product, "A")
-        assert stock is not None
+        exchanges.clear()
+        await harness.submit("payments", ChargeSucceeded(order_id=oid(1), reference="ref", calls=1))
+        assert [each[-1] for each in exchanges] == ["SELECT", "SELECT", "SELECT", "COMMIT"]
+        assert await harness.rows("SELECT status FROM orders_order") == [("confirmed",)]
 
 
 TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
