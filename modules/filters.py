@@ -1,12 +1,12 @@
 """
-Filters of a list: query parameters, and the condition on a state's columns that each stands for.
+Filters of a list: query parameters, and the condition on a state's columns that each means.
 
 The web layer reads the values of a filter from a query, and the storage layer writes the condition in SQL.
 """
 
 from __future__ import annotations
 
-__all__ = ["Condition", "Filter", "Match"]
+__all__ = ["Condition", "Filter", "Match", "created_between"]
 
 from collections.abc import Mapping
 from enum import Enum, auto
@@ -65,3 +65,12 @@ class Condition:
     def columns(self) -> tuple[str, ...]:
         """The columns that are compared."""
         return self.filter.columns or (self.filter.name,)
+
+
+def created_between(what: str, column: str) -> tuple[Filter, Filter]:
+    """Return the filters ``created_after`` and ``created_before``; *what* was created at the time in *column* and in the key."""
+    moment = {"type": "string", "format": "date-time", "maxLength": 40}
+    return (
+        Filter("created_after", moment, f"{what} at this time or later.", Match.AT_LEAST, (column,), follows_key=True),
+        Filter("created_before", moment, f"{what} before this time.", Match.BELOW, (column,), follows_key=True),
+    )

@@ -79,8 +79,6 @@ def _respond(outcome: DecisionOutcome) -> Response | Rejection:
             return Rejection(422, "price_not_chargeable", fault.detail, pointer=f"/unit_price/{fault.member}")
         case (ProductUnknown(),):
             return Rejection(404, "product_not_found", "There is no such product.")
-        case (BelowReserved(reserved=reserved),):
-            return Rejection(409, "below_reserved", f"{reserved} of it are reserved for orders; on_hand cannot be less.")
         case (AboveMaximum(),):
             return Rejection(409, "above_maximum", f"on_hand cannot be more than {ON_HAND_MAX}.")
         case (ProductChanged(),):
@@ -105,6 +103,21 @@ def _command(name: str, method: str, path: str, summary: str, request_schema: st
         roles=("stock",),
         takes_precondition=True,
         **options,
+    )
+
+
+def _import(name: str, method: str, path: str) -> ImportRoute:
+    """Return a route that changes many products."""
+    return ImportRoute(
+        name=name,
+        method=method,
+        path=path,
+        summary="Set or change many products, one a line",
+        roles=("stock",),
+        event=_line_to_event,
+        respond=_respond,
+        line_schema="ProductLine",
+        response_schema="Product",
     )
 
 
@@ -135,28 +148,8 @@ routes: tuple[Route, ...] = (
         idempotent=True,
         rejections=(404, 409, 412),
     ),
-    ImportRoute(
-        name="importProducts",
-        method="POST",
-        path="/v1/inventory/import",
-        summary="Set or change many products, one a line",
-        roles=("stock",),
-        event=_line_to_event,
-        respond=_respond,
-        line_schema="ProductLine",
-        response_schema="Product",
-    ),
-    ImportRoute(
-        name="setProducts",
-        method="PUT",
-        path="/v1/inventory",
-        summary="Set or change many products, one a line",
-        roles=("stock",),
-        event=_line_to_event,
-        respond=_respond,
-        line_schema="ProductLine",
-        response_schema="Product",
-    ),
+    _import("importProducts", "POST", "/v1/inventory/import"),
+    _import("setProducts", "PUT", "/v1/inventory"),
     GetRoute(
         name="getProduct",
         path="/v1/inventory/{product_id}",

@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import asdict
 
-from modules.filters import Filter, Match
+from modules.filters import Filter, Match, created_between
 from modules.module import DecisionOutcome
 from modules.orders.events import CancelRequested, OrderSubmitted, OrderUnknown, RefundImpossible, RefundSubmitted
 from modules.orders.state import Order, Status
@@ -106,7 +106,6 @@ def _respond_cancelled(outcome: DecisionOutcome) -> Response | Rejection:
 
 
 _TEXT = {"type": "string", "minLength": 1}
-_MOMENT = {"type": "string", "format": "date-time", "maxLength": 40}
 _AMOUNT = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
 
 REASONS = (
@@ -138,14 +137,7 @@ filters = (
         *("product_id", {**_TEXT, "maxLength": 64}, "Orders with a line of this product.", Match.HAS_MEMBER, ("items",)),
         member="product_id",
     ),
-    Filter(
-        *("created_after", _MOMENT, "Orders placed at this time or later.", Match.AT_LEAST, ("created_at",)),
-        follows_key=True,
-    ),
-    Filter(
-        *("created_before", _MOMENT, "Orders placed before this time.", Match.BELOW, ("created_at",)),
-        follows_key=True,
-    ),
+    *created_between("Orders placed", "created_at"),
     Filter("min_total", _AMOUNT, "Least total, in minor units of its currency.", Match.AT_LEAST, ("total_amount",)),
     Filter("max_total", _AMOUNT, "Greatest total, in minor units of its currency.", Match.AT_MOST, ("total_amount",)),
     Filter(

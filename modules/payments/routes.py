@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from modules.filters import Filter, Match
+from modules.filters import Filter, created_between
 from modules.module import DecisionOutcome
 from modules.payments.events import SettleImpossible, SettleRequested
 from modules.payments.ledger import Refund
@@ -78,8 +78,6 @@ def _respond_settled(outcome: DecisionOutcome) -> Response | Rejection:
     return Response(200, show(payment))
 
 
-_MOMENT = {"type": "string", "format": "date-time", "maxLength": 40}
-
 routes: tuple[Route, ...] = (
     GetRoute(
         name="getPayment",
@@ -105,16 +103,7 @@ routes: tuple[Route, ...] = (
                 "Several values by commas.",
                 takes_list=True,
             ),
-            Filter(
-                *("created_after", _MOMENT, "Payments of orders placed at this time or later.", Match.AT_LEAST),
-                columns=("order_id",),
-                follows_key=True,
-            ),
-            Filter(
-                *("created_before", _MOMENT, "Payments of orders placed before this time.", Match.BELOW),
-                columns=("order_id",),
-                follows_key=True,
-            ),
+            *created_between("Payments of orders placed", "order_id"),
         ),
     ),
     CommandRoute(

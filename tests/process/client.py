@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["RESPONSE_LOST", "Client", "Reply", "RequestTarget", "eventually"]
+__all__ = ["RESPONSE_LOST", "Client", "Reply", "RequestTarget", "connecting", "eventually"]
 
 import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -32,6 +33,20 @@ class Reply:
     @property
     def body(self) -> Any:
         return json.loads(self.text) if self.text else None
+
+
+@asynccontextmanager
+async def connecting() -> AsyncIterator[Callable[[RequestTarget], Client]]:
+    """Yield a function that makes clients; they are closed at the end."""
+    clients: list[Client] = []
+
+    def make(server: RequestTarget) -> Client:
+        clients.append(Client(server))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        await client.close()
 
 
 async def eventually(fetch: Callable[[], Awaitable[T]], is_met: Callable[[T], bool], seconds: float = 30.0) -> T:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.client import Client
+from tests.process.client import Client, connecting
 from tests.process.server import Server
 
 Serve = Callable[..., Server]
@@ -40,15 +40,8 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 @pytest.fixture
 async def connect() -> AsyncIterator[Callable[[Server], Client]]:
     """Return a function that makes clients; they are closed at the end of the test."""
-    clients: list[Client] = []
-
-    def make(server: Server) -> Client:
-        clients.append(Client(server))
-        return clients[-1]
-
-    yield make
-    for client in clients:
-        await client.close()
+    async with connecting() as make:
+        yield make
 
 
 @pytest.fixture(scope="module")

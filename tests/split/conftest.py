@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.nats import NatsServer
-from tests.process.client import Client
+from tests.process.client import Client, connecting
 from tests.split.system import System
 
 Build = Callable[..., System]
@@ -53,12 +53,5 @@ def build(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Build]:
 @pytest.fixture
 async def connect() -> AsyncIterator[Callable[[System], Client]]:
     """Return a function that makes clients; they are closed at the end of the test."""
-    clients: list[Client] = []
-
-    def make(system: System) -> Client:
-        clients.append(Client(system))
-        return clients[-1]
-
-    yield make
-    for client in clients:
-        await client.close()
+    async with connecting() as make:
+        yield make
