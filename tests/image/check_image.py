@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +19,13 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from tests.architecture.tree import ROOT
 from tests.gateways.local import API_KEY, LocalStripe
-from tests.image.image_build import Container, Image
+from tests.image.image_build import SOURCE_DATE_EPOCH, Container, Image
 
 MEGABYTE = 1_000_000
 SIZE_MAX = 100 * MEGABYTE
+SBOM = "usr/share/sbom/fulfilment.cdx.json"
 
 Start = Callable[..., Container]
 
@@ -72,7 +79,72 @@ def test_the_image_declares_entrypoint_health_check_and_stop_signal(image: Image
     assert config["Healthcheck"]["Test"] == ["CMD", "python", "-m", "app", "check", "--live"]
     assert (config["StopSignal"], config["User"]) == ("SIGTERM", "10001:10001")
     assert (list(config["Volumes"]), list(config["ExposedPorts"])) == (["/data"], ["8080/tcp"])
-    assert config["Labels"]["org.opencontainers.image.revision"] == "under-test"
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    labels = {name.removeprefix("org.opencontainers.image."): value for name, value in config["Labels"].items()}
+    assert labels | {"revision": "under-test", "version": setup["metadata"]["version"], "licenses": "MIT"} == labels
+    assert labels["title"]
+    assert labels["description"]
+
+
+def test_every_file_has_the_modification_time_that_the_build_was_given(image: Image) -> None:
+    """The same sources and packages give the same layers (https://reproducible-builds.org/docs/source-date-epoch/)."""
+    made_by_an_engine = {"", "dev", "dev/null", "dev/urandom", "data"}
+    others = {
+        name for path in image.rootfs.rglob("*")
+        if int(path.lstat().st_mtime) != SOURCE_DATE_EPOCH and (name := str(path.relative_to(image.rootfs))) not in made_by_an_engine
+    }  # fmt: skip
+    assert others == set()
+
+
+def test_the_list_of_parts_is_what_a_scanner_finds_in_the_image(image: Image) -> None:
+    """Syft reads dpkg's database and the metadata of Python's packages: each part with its version, and no other."""
+    scanned = subprocess.run(
+        [Path(sys.executable).with_name("syft"), "scan", f"dir:{image.rootfs}", "--output", "cyclonedx-json", "--exclude", f"./{SBOM}"],
+        env=os.environ | {"SYFT_CHECK_FOR_APP_UPDATE": "false"}, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    found = {name_and_version(each) for each in json.loads(scanned)["components"] if each["type"] == "library"}
+    system = [each["version"] for each in json.loads(scanned)["components"] if each["type"] == "operating-system"]
+    document = json.loads((image.rootfs / SBOM).read_text(encoding="utf-8"))
+    listed = {name_and_version(each) for each in document["components"] if each["type"] == "library"}
+    assert listed | {name_and_version(document["metadata"]["component"])} == found
+    assert [each["version"] for each in document["components"] if each["type"] == "operating-system"] == system == ["12"]
+    kinds = Counter(each.get("purl", "").partition("/")[0] for each in document["components"])
+    assert kinds["pkg:pypi"] > 30
+    assert kinds["pkg:deb"] > 10
+
+
+def name_and_version(component: dict[str, Any]) -> tuple[str, str]:
+    return component["name"].lower().replace("_", "-"), component["version"]
+
+
+def test_the_list_of_parts_has_the_hash_of_each_download_and_their_dependencies(image: Image) -> None:
+    """A Python package has one of its hashes in the lock file, a Debian package that of the archive; wheels name their own parts."""
+    document = json.loads((image.rootfs / SBOM).read_text(encoding="utf-8"))
+    lock = (ROOT / "requirements/image.txt").read_text(encoding="utf-8")
+    parts = {each["bom-ref"]: each for each in document["components"] if each["type"] == "library"}
+    for part in parts.values():
+        (digest,) = part["hashes"]
+        assert digest["alg"] == "SHA-256"
+        assert len(digest["content"]) == 64
+        assert part["purl"].startswith("pkg:deb/debian/") or f"sha256:{digest['content']}" in lock, part["name"]
+    needs = {node["ref"]: set(node.get("dependsOn", ())) for node in document["dependencies"]}
+    reached, waiting = set(), {document["metadata"]["component"]["bom-ref"]}
+    while waiting:
+        reached |= waiting
+        waiting = set[str]().union(*(needs[each] for each in waiting)) - reached
+    names = {parts[each]["name"] for each in reached & parts.keys()}
+    assert {"aiohttp", "multidict", "sqlalchemy", "python3.11-minimal", "libc6", "libssl3"} <= {name.lower() for name in names}
+    bundled = {part["name"] for part in parts.values() if part.get("components")}
+    assert {"orjson", "psycopg-binary"} <= bundled
+
+
+def test_the_image_has_the_license_of_each_debian_package(image: Image) -> None:
+    """As Debian ships it; distributing the files requires that."""
+    status = (image.rootfs / "var/lib/dpkg/status").read_text(encoding="utf-8")
+    packages = re.findall(r"(?m)^Package: (.+)$", status)
+    assert status.count("Status: install ok installed") == len(packages) > 10
+    assert [name for name in packages if not (image.rootfs / "usr/share/doc" / name / "copyright").is_file()] == []
 
 
 def test_the_image_does_not_start_without_authentication(start: Start) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Container", "Image", "ImageBuild", "require_programs", "unpack_package"]
+__all__ = ["SOURCE_DATE_EPOCH", "Container", "Image", "ImageBuild", "require_programs", "unpack_package"]
 
 import json
 import os
@@ -22,6 +22,8 @@ from attrs import define, frozen
 from tests.architecture.tree import ROOT
 
 CODENAME = "bookworm"
+BASE = "localhost/debian:debootstrap"
+SOURCE_DATE_EPOCH = 1_700_000_000
 STEP_SECONDS = 540.0
 
 
@@ -178,14 +180,15 @@ class ImageBuild:
     folder: Path
 
     def build(self) -> Image:
-        """Build the Dockerfile on a base image made by debootstrap, which gets the name that the Dockerfile uses."""
-        (base,) = re.findall(r"^FROM (\S+) AS build$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+        """Build the Dockerfile on a base image made by debootstrap, of the release that the Dockerfile names."""
+        (base,) = re.findall(r"^ARG BASE=(\S+)$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
         assert CODENAME in base
-        self._make_base(f"docker.io/library/{base}")
+        self._make_base(BASE)
         certificates, pip = self._network()
         self._buildah(
             "build", "--isolation", "chroot", "--pull=never", "--layers=false", "--format", "docker",
             "--volume", f"{certificates}:/run/certificates.pem:ro", "--volume", f"{pip}:/etc/pip.conf:ro",
+            "--build-arg", f"BASE={BASE}", "--build-arg", f"SOURCE_DATE_EPOCH={SOURCE_DATE_EPOCH}",
             "--build-arg", "REVISION=under-test", "--tag", "fulfilment:test", ROOT,
         )  # fmt: skip
         container = self._buildah("from", "--pull=never", "localhost/fulfilment:test").split()[-1]

@@ -27,7 +27,7 @@ CREATED = ("deploy/secrets",)
 """Paths that a command creates: a fresh clone has none of them."""
 CODE = re.compile(r'(?:ProblemError|Rejection|partial\(\s*ProblemError,|invalid_input)\(?\s*(?:\d{3},\s*)?"([a-z_]+)"')
 CHANGELOG_SECTION = re.compile(r"^([0-9]+\.[0-9]+\.[0-9]+), (\S+)\n-+$", re.MULTILINE)
-IMAGE_TAG = re.compile(r"\bfulfilment(?::|, newTag: )([0-9][\w.]*)")
+IMAGE_TAG = re.compile(r"(?:\bfulfilment(?::|, newTag: )|image\.version=\")([0-9][\w.]*)")
 
 QUOTED = (
     ("docs/howto/operate.rst", "the database is out of reach"),
@@ -129,7 +129,7 @@ def test_the_version_is_the_same_everywhere() -> None:
     (newest, date), *released = CHANGELOG_SECTION.findall((ROOT / "CHANGELOG.rst").read_text("utf-8"))
     assert version == (f"{newest}.dev0" if date == "unreleased" else newest)
     assert [name for name, date in released if date == "unreleased"] == []
-    tagged = [ROOT / name for name in ("deploy/compose.yaml", "deploy/kubernetes/kustomization.yaml", "docs/howto/deploy.rst")]
+    tagged = [ROOT / name for name in ("Dockerfile", "deploy/compose.yaml", "deploy/kubernetes/kustomization.yaml", "docs/howto/deploy.rst")]
     tags = {path.name: set(IMAGE_TAG.findall(path.read_text("utf-8"))) for path in tagged}
     assert tags == {path.name: {version} for path in tagged}
     kept = {path.name for path in (ROOT / "tests/contracts/released").iterdir()}
