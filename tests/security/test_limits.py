@@ -14,7 +14,8 @@ from loguru import logger
 
 from app.application import Application
 from app.web.access.limits import WRONG_KEYS_MAX, RateLimit
-from app.web.endpoints import state_stream
+from app.web.endpoints import state_stream, stripe_webhook
+from app.web.endpoints.stripe_webhook import WEBHOOK_BYTES_MAX
 from app.web.server import RESERVED_CONNECTIONS
 from config.settings import Settings
 from modules.registry import MODULES
@@ -156,6 +157,36 @@ async def test_probes_are_answered_beyond_the_limit_and_nothing_else_is(start: S
         for _ in range(RESERVED_CONNECTIONS):
             _, writer = await asyncio.open_connection(name, int(port))
             stack.callback(writer.close)
+
+
+async def test_webhooks_that_never_end_take_a_bounded_memory(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client needs no key to begin one. The next one is 503; once the others have gone, it is read again."""
+    monkeypatch.setattr(stripe_webhook, "WEBHOOKS_BYTES_MAX", 500_000)
+    host = await start(payment_gateway="stripe", stripe_api_key="sk_test_1", stripe_webhook_secret="whsec_1")
+    name, port = host.removeprefix("http://").split(":")
+    head = f"POST /v1/payments/webhooks/stripe HTTP/1.1\r\nHost: localhost\r\nContent-Length: {WEBHOOK_BYTES_MAX}\r\n\r\n".encode()
+    async with AsyncExitStack() as stack:
+
+        async def begin(size: int) -> asyncio.StreamReader:
+            reader, writer = await asyncio.open_connection(name, int(port))
+            stack.callback(writer.close)
+            writer.write(head + b"x" * size)
+            await writer.drain()
+            return reader
+
+        async with asyncio.timeout(8):  # less than the time for a body
+            answers = asyncio.as_completed([(await begin(200_000)).readline() for _ in range(4)])
+            for line in next(answers), next(answers), (await begin(WEBHOOK_BYTES_MAX)).readline():
+                assert (await line).split()[1] == b"503"
+    async with asyncio.timeout(20):
+        while await webhook(host) != 400:  # noqa: ASYNC110 - the server sets no event when it notices that clients have gone
+            await asyncio.sleep(0.01)
+
+
+async def webhook(host: str) -> int:
+    """Send a webhook without a signature; return the status."""
+    async with ClientSession() as session, session.post(f"{host}/v1/payments/webhooks/stripe", data=b"x" * 200_000) as response:
+        return response.status
 
 
 def test_many_callers_over_a_limit_are_one_line_a_minute(warnings: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DESCRIPTION", "WEBHOOK_BYTES_MAX", "WebhookService", "route_group"]
+__all__ = ["DESCRIPTION", "WEBHOOKS_BYTES_MAX", "WEBHOOK_BYTES_MAX", "WebhookService", "route_group"]
 
 import asyncio
 import os
@@ -10,6 +10,7 @@ from functools import partial
 from typing import Protocol
 
 from aiohttp import hdrs, web
+from attrs import define
 
 from app.gateways.port import GatewayError
 from app.gateways.stripe.webhook_event import InvalidSignature
@@ -23,6 +24,9 @@ from app.web.spec.components import Description, body, operation, ref, response
 
 WEBHOOK_BYTES_MAX = 256 * 1024
 """Larger than the limit of other bodies: Stripe sends the whole object that an event is about."""
+
+WEBHOOKS_BYTES_MAX = 32 * WEBHOOK_BYTES_MAX
+"""Bytes of all webhooks that are being received: a client needs no key to begin one, and only its end has to be signed."""
 
 STRIPE_SIGNATURE = "Stripe-Signature"
 _PATH = "/v1/payments/webhooks/stripe"
@@ -50,6 +54,9 @@ class WebhookService(Protocol):
 _TOO_LARGE = partial(
     ProblemError, 413, "body_too_large", f"The body is larger than {WEBHOOK_BYTES_MAX} bytes.", closes=True
 )
+_TOO_MANY = partial(
+    ProblemError, 503, "overloaded", "Too many webhooks are being received.", headers={hdrs.RETRY_AFTER: "10"}, closes=True
+)
 _BROKEN = partial(ProblemError, 400, "malformed_request", "The body is incomplete.", closes=True)
 _SLOW = partial(
     ProblemError, 408, "request_timeout", f"The body did not arrive within {BODY_SECONDS_MAX:g} seconds.", closes=True
@@ -59,13 +66,15 @@ _SLOW = partial(
 def route_group(service: WebhookService) -> RouteGroup:
     """Return the endpoint that passes webhooks to *service*."""
 
+    waiting = _Received()
+
     async def receive(request: web.Request, context: RequestContext) -> web.Response:
         if not service.is_configured:
             detail = "This server has no secret to verify Stripe's signatures with."
             raise ProblemError(503, "webhooks_not_configured", detail, headers={hdrs.RETRY_AFTER: "3600"}, closes=True)
         trace = TraceContext(context.correlation_id, traceparent(request.headers.get(TRACEPARENT), os.urandom))
         signatures = request.headers.getall(STRIPE_SIGNATURE, [])
-        raw_body = await _read_raw_body(request)
+        raw_body = await _read_raw_body(request, waiting)
         try:
             outcome = await service.handle(raw_body, signatures[0] if len(signatures) == 1 else None, trace)
         except InvalidSignature as error:
@@ -82,7 +91,14 @@ def route_group(service: WebhookService) -> RouteGroup:
     return RouteGroup((endpoint,), DESCRIPTION)
 
 
-async def _read_raw_body(request: web.Request) -> bytes:
+@define
+class _Received:
+    """How many bytes of webhooks are in memory whose rest has not arrived."""
+
+    bytes: int = 0
+
+
+async def _read_raw_body(request: web.Request, waiting: _Received) -> bytes:
     """Return the body unchanged, because the signature covers its bytes."""
     if hdrs.CONTENT_ENCODING in request.headers:
         raise ProblemError(415, "unsupported_media_type", "The body must have no Content-Encoding.", closes=True)
@@ -94,12 +110,17 @@ async def _read_raw_body(request: web.Request) -> bytes:
         async with asyncio.timeout(BODY_SECONDS_MAX):
             async for chunk in request.content.iter_any():
                 found += chunk
+                waiting.bytes += len(chunk)
                 if len(found) > WEBHOOK_BYTES_MAX:
                     raise _TOO_LARGE()
+                if waiting.bytes > WEBHOOKS_BYTES_MAX:
+                    raise _TOO_MANY()
     except (web.RequestPayloadError, ConnectionError):
         raise _BROKEN() from None
     except TimeoutError:
         raise _SLOW() from None
+    finally:
+        waiting.bytes -= len(found)
     return bytes(found)
 
 
