@@ -62,7 +62,7 @@ from app.web.endpoints import audit as audit_endpoints
 from app.web.endpoints import contracts as contract_endpoints
 from app.web.endpoints import dead_letters as dead_letter_endpoints
 from app.web.endpoints import stream_tokens, stripe_webhook
-from app.web.route_group import RouteGroup
+from app.web.handler import RouteGroup
 from app.web.spec import asyncapi
 from app.web.spec.components import Description
 from bus.contracts.registry import ContractRegistry

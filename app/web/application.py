@@ -25,13 +25,13 @@ from app.web.handler import (
     HandlerDeps,
     HttpHandler,
     RequestContext,
+    RouteGroup,
     Telemetry,
     build_handler,
 )
 from app.web.problems import ProblemError
 from app.web.requests.command import BODY_BYTES_MAX
 from app.web.responses import JSON, UNCACHED
-from app.web.route_group import RouteGroup
 from app.web.spec import openapi
 
 TELEMETRY: web.AppKey[Telemetry] = web.AppKey("telemetry", Telemetry)

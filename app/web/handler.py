@@ -18,6 +18,7 @@ __all__ = [
     "HistogramFamily",
     "HttpHandler",
     "RequestContext",
+    "RouteGroup",
     "Telemetry",
     "build_handler",
     "problem_for",
@@ -40,6 +41,7 @@ from app.web.access.authentication import ANONYMOUS
 from app.web.access.cors import Cors
 from app.web.access.gate import Gate
 from app.web.problems import X_CORRELATION_ID, ProblemError, problem_response
+from app.web.spec.components import Description
 from config.api_keys import OPERATOR
 
 PROBES = frozenset({"/livez", "/readyz", "/health"})
@@ -121,6 +123,14 @@ class Endpoint:
     """A token of `app.web.access.stream_tokens` is accepted in place of a key."""
     is_scoped: bool = False
     """It observes `RequestContext.customer`; a caller that is restricted to one customer reaches no other endpoint."""
+
+
+@frozen
+class RouteGroup:
+    """Endpoints that no module declares, with their OpenAPI description."""
+
+    endpoints: tuple[Endpoint, ...]
+    description: Description
 
 
 @frozen

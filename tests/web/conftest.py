@@ -16,7 +16,7 @@ from app.telemetry.metrics import Metrics
 from app.web import Authenticator, Gate, Runner, build_application
 from app.web.endpoints import stream_tokens
 from app.web.endpoints.state_stream import Streams
-from app.web.route_group import RouteGroup
+from app.web.handler import RouteGroup
 from config.api_keys import read_api_keys
 from modules.module import Module
 from tests.web.example import SHIPMENTS

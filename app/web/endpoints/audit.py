@@ -11,13 +11,12 @@ from typing import Any
 from aiohttp import hdrs, web
 
 from app.storage.audit import AuditRecord, AuditTrail
-from app.web.handler import Endpoint, RequestContext
+from app.web.handler import Endpoint, RequestContext, RouteGroup
 from app.web.requests.filters import FilterReader
 from app.web.requests.one_module import MODULE, require_module
 from app.web.requests.paging import read_page
 from app.web.requests.parameters import read_query
 from app.web.responses import json_response
-from app.web.route_group import RouteGroup
 from app.web.spec.components import Description, operation, page_of, query_parameter, ref, response
 from modules.filters import Filter
 

@@ -15,13 +15,12 @@ from aiohttp import hdrs, web
 
 from app.messaging.dead_letters import NotReplayable, StoredDeadLetter
 from app.storage.audit import Audit
-from app.web.handler import Endpoint, RequestContext
+from app.web.handler import Endpoint, RequestContext, RouteGroup
 from app.web.problems import ProblemError
 from app.web.requests.command import read_body
 from app.web.requests.paging import read_page
 from app.web.requests.parameters import path_parameters, read_query
 from app.web.responses import UNCACHED, json_response
-from app.web.route_group import RouteGroup
 from app.web.spec.components import Description, body, operation, page_of, query_parameter, ref, response
 from bus.contracts.schemas import validator
 

@@ -18,8 +18,7 @@ from attrs import evolve
 from uuid_utils import uuid7
 
 from app.runtime.service import ModuleService
-from app.storage.audit import Audit
-from app.telemetry.trace import TraceContext, traceparent
+from app.telemetry.trace import traceparent
 from app.web.access.ownership import is_foreign, is_scoped, owned_only, require_owned
 from app.web.endpoints.imports import import_lines
 from app.web.endpoints.state_stream import Streams, stream_state
@@ -30,6 +29,7 @@ from app.web.requests.filters import FilterReader
 from app.web.requests.paging import read_page
 from app.web.requests.parameters import path_parameters, read_query
 from app.web.requests.preconditions import read_precondition
+from app.web.requests.submission import Command, RunCommand, command_runner
 from app.web.responses import json_response
 from bus.contracts.schemas import validator
 from bus.errors import SchemaViolation
@@ -51,37 +51,43 @@ _PRECONDITION_REQUIRED = partial(
 _BAD_PARAMETER = SchemaViolation("", "must be 1 to 64 characters, without control characters")
 
 
-def endpoints(service: ModuleService, streams: Streams) -> tuple[Endpoint, ...]:
-    """Return the endpoints for the routes of *service*'s module."""
+def endpoints(
+    service: ModuleService, streams: Streams, run_command: Callable[[CommandRoute], RunCommand] | None = None
+) -> tuple[Endpoint, ...]:
+    """
+    Return the endpoints for the routes of *service*'s module.
+
+    *run_command* returns what submits the events of a route, by default `command_runner`.
+    """
+    run_command = run_command or partial(command_runner, service)
     found = []
     for route in service.module.routes:
         match route:
             case CommandRoute():
-                found.append(Endpoint(route.method, route.path, _command(service, route)))
+                endpoint = Endpoint(route.method, route.path, _command(service, route, run_command(route)))
             case GetRoute():
-                found.append(Endpoint(hdrs.METH_GET, route.path, _get(service, route)))
+                endpoint = Endpoint(hdrs.METH_GET, route.path, _get(service, route))
             case ImportRoute():
-                found.append(Endpoint(route.method, route.path, import_lines(service, route)))
+                endpoint = Endpoint(route.method, route.path, import_lines(service, route))
             case ListRoute():
-                found.append(Endpoint(hdrs.METH_GET, route.path, _list(service, route)))
+                endpoint = Endpoint(hdrs.METH_GET, route.path, _list(service, route))
             case StreamRoute():
                 handle = stream_state(service, route, streams)
-                found.append(Endpoint(hdrs.METH_GET, route.path, handle, takes_token=True))
-    return tuple(evolve(endpoint, roles=route.roles, is_scoped=is_scoped(route)) for endpoint, route in zip(found, service.module.routes, strict=True))
+                endpoint = Endpoint(hdrs.METH_GET, route.path, handle, takes_token=True)
+        found.append(evolve(endpoint, roles=route.roles, is_scoped=is_scoped(route)))
+    return tuple(found)
 
 
-def _command(service: ModuleService, route: CommandRoute) -> EndpointHandler:
+def _command(service: ModuleService, route: CommandRoute, run: RunCommand) -> EndpointHandler:
     module = service.module
     read: Callable[[web.Request], Awaitable[Any]] | None = None
     if route.request_schema is not None:
         schema = module.http_schemas[route.request_schema]
         read = partial(read_body, is_valid=validator(schema), schema=schema, is_required=route.needs_body)
     has_parameters = "{" in route.path
-    make_event, respond, is_express = route.event, route.respond, route.express
-    is_audited = route.is_audited
-    is_idempotent, sheds_load = route.idempotent, route.sheds_load
+    is_idempotent = route.idempotent
     takes_precondition, requires_precondition = route.takes_precondition, route.requires_precondition
-    submit, scope = service.submit, f"{route.method} {route.path}"
+    scope = f"{route.method} {route.path}"
 
     async def handle(request: web.Request, context: RequestContext) -> web.Response:
         path: dict[str, str] | None = {}
@@ -96,26 +102,15 @@ def _command(service: ModuleService, route: CommandRoute) -> EndpointHandler:
         body = await read(request) if read is not None else None
         if context.customer is not None:
             await require_owned(service, route, path or {}, body, context.customer)
-        command = Request(path or {}, body, str(uuid7()), context.correlation_id, precondition)
         # A trace id is no secret, and os.urandom would release the GIL on each call.
-        trace = TraceContext(context.correlation_id, traceparent(request.headers.get(TRACEPARENT), randbytes))
+        trace = traceparent(request.headers.get(TRACEPARENT), randbytes)
         fingerprint = ""
         if key is not None:
             # None of the parts can contain the unit separator, so two different calls never get the same key.
-            key = sha256("\x1f".join((context.caller, scope, *command.path.values(), key)).encode()).hexdigest()
+            key = sha256("\x1f".join((context.caller, scope, *(path or {}).values(), key)).encode()).hexdigest()
             fingerprint = sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
-        reply = await submit(
-            make_event(command),
-            id=str(uuid7()),
-            trace=trace,
-            respond=respond,
-            is_express=is_express(command),
-            key=key,
-            fingerprint=fingerprint,
-            sheds_load=sheds_load,
-            new_key=command.new_id,
-            audit=_audit_of(route.name, command, context) if is_audited else None,
-        )
+        made = Request(path or {}, body, str(uuid7()), context.correlation_id, precondition)
+        reply = await run(Command(made, trace, context.caller, key, fingerprint))
         outcome = reply.response
         if isinstance(outcome, Rejection):
             replayed: dict[str, str] = {IDEMPOTENCY_REPLAYED: "true"} if reply.is_replay else {}
@@ -126,11 +121,6 @@ def _command(service: ModuleService, route: CommandRoute) -> EndpointHandler:
         return response
 
     return handle
-
-
-def _audit_of(action: str, command: Request, context: RequestContext) -> Audit:
-    """Return who requests *command*, and what it is about: the resource that its path names, or the new one."""
-    return Audit(context.caller, action, "/".join(command.path.values()) or command.new_id, context.correlation_id)
 
 
 def _invalid_path(route: CommandRoute) -> ProblemError:

@@ -10,9 +10,8 @@ from typing import Any
 from aiohttp import hdrs, web
 
 from app.web.access.stream_tokens import StreamTokens
-from app.web.handler import Endpoint, RequestContext
+from app.web.handler import Endpoint, RequestContext, RouteGroup
 from app.web.responses import json_response
-from app.web.route_group import RouteGroup
 from app.web.spec.components import Description, operation, ref, response
 from modules.values import rfc3339
 
