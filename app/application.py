@@ -5,20 +5,20 @@ from __future__ import annotations
 __all__ = ["Application", "CannotListen"]
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
 from aiohttp import web
 from loguru import logger
 
-from app.bootstrap import build_parts, build_web
+from app.bootstrap import build_parts, build_web, build_workers
 from app.messaging.consumers import subscriptions
 from app.storage.databases import DatabaseUnreachable, ModuleClaimed
 from app.storage.errors import StorageUnavailable
 from app.storage.sql.dialect import ExclusiveAccess
 from app.telemetry.stall_log import StallLog
-from app.web import Authenticator, Gate, HostRule
+from app.web.access.gate import build_gate
 from app.web.endpoints.health import BUS, CLOCK, OK, TOPOLOGY, WORK
 from bus.errors import BrokerUnreachable
 from bus.port import Clock
@@ -67,9 +67,9 @@ class Application:
         """
         self.settings = settings
         self.parts = build_parts(settings, clock)
-        hosts = HostRule(settings.allowed_hosts, settings.cors_origins) if settings.auth == "off" else None
-        self._gate = Gate(Authenticator(settings.api_keys or None), hosts, settings.requests_per_s)
+        self._gate = build_gate(settings)
         self._web = build_web(self.parts, self, self._gate)
+        self._workers = build_workers(self.parts)
         self._tasks: list[asyncio.Task[None]] = []
         self._consuming: list[asyncio.Task[None]] = []
         self._claims: list[ExclusiveAccess] = []
@@ -145,15 +145,20 @@ class Application:
         self._run(parts.clock_watch.run(), "clock watch")
         self._run(parts.reader_watches.run(), "reader watch")
         await self._web.setup()
-        site = web.TCPSite(self._web, self.settings.http_host, self.settings.http_port, backlog=1024)
         try:
-            await site.start()
+            addresses = await self._listen()
         except OSError as error:
             address = f"{self.settings.http_host}:{self.settings.http_port}"
             raise CannotListen(f"cannot listen on {address}: {error.strerror or error}") from error
         self.phase = "ready"
-        host, port = self._web.addresses[0][:2]
+        host, port = addresses[0][:2]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def _listen(self) -> Sequence[Any]:
+        if self.settings.http_workers:
+            return await self._workers.start(self._web)
+        await web.TCPSite(self._web, self.settings.http_host, self.settings.http_port, backlog=1024).start()
+        return self._web.addresses
 
     async def stop(self) -> None:
         """
@@ -165,7 +170,11 @@ class Application:
         is_ready = self.phase == "ready"
         self.phase = "draining"
         parts, seconds = self.parts, self.settings.shutdown_grace_s / 4
-        await self._web.drain(self.settings.shutdown_delay_s if is_ready else 0.0)
+        delay_seconds = self.settings.shutdown_delay_s if is_ready else 0.0
+        if self.settings.http_workers:
+            await self._workers.drain(delay_seconds, seconds)
+        else:
+            await self._web.drain(delay_seconds)
         await self._web.cleanup()
         await cancel_tasks(self._consuming)
         for gateway in parts.gateways.values():
@@ -192,6 +201,7 @@ class Application:
         """
         if not self._gate.authenticator.is_off:
             self._gate.authenticator.replace(settings.api_keys)
+        self._workers.reload(settings.api_keys)
         logger.info("the files of the configuration were read again", api_keys=len(settings.api_keys))
 
     async def checks(self) -> Mapping[str, str]:

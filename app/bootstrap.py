@@ -9,15 +9,9 @@ module only (options, metrics, a gateway to the outside) is in the tables `OPTIO
 from __future__ import annotations
 
 __all__ = [
-    "GatewayParts",
-    "Parts",
-    "Runtime",
-    "build_modules",
-    "build_parts",
-    "build_runners",
-    "build_web",
+    "GatewayParts", "Parts", "Runtime", "build_modules", "build_parts", "build_runners", "build_web", "build_workers",
     "described_routes",
-]
+]  # fmt: skip
 
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from datetime import timedelta
@@ -65,6 +59,7 @@ from app.web.endpoints import stream_tokens, stripe_webhook
 from app.web.handler import RouteGroup
 from app.web.spec import asyncapi
 from app.web.spec.components import Description
+from app.web.workers import HttpWorkers
 from bus.contracts.registry import ContractRegistry
 from bus.port import Clock, Subscription
 from config.settings import Settings
@@ -87,7 +82,12 @@ def build_modules(settings: Settings) -> list[Module]:
     Raises:
         ModuleError: One of them is incomplete.
     """
-    return [load_module(name, **(OPTIONS[name](settings) if name in OPTIONS else {})) for name in settings.modules]
+    return [load_module(name, **module_options(settings, name)) for name in settings.modules]
+
+
+def module_options(settings: Settings, name: str) -> Mapping[str, Any]:
+    """Return the keyword arguments of the factory of the module *name*."""
+    return OPTIONS[name](settings) if name in OPTIONS else {}
 
 
 @frozen
@@ -331,10 +331,16 @@ def build_web(parts: Parts, health: Health, gate: Gate) -> Runner:
     )
     return Runner(
         application,
-        settings.connections_max,
-        handle_signals=False,
+        None if settings.http_workers else settings.connections_max,
+        is_private=settings.http_workers > 0,
         shutdown_timeout=max(1.0, settings.shutdown_grace_s / 4),
     )
+
+
+def build_workers(parts: Parts) -> HttpWorkers:
+    """Return the HTTP workers that the settings ask for; none has started."""
+    options = {module.name: module_options(parts.settings, module.name) for module in parts.modules}
+    return HttpWorkers(parts.settings, [*parts.runtime.runners.values()], options, parts.metrics)
 
 
 def described_routes(modules: Sequence[Module]) -> list[Description]:

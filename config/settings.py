@@ -165,6 +165,9 @@ class Settings:
     """By module, where it has an address of its own: one variable ``<MODULE>_DATABASE_URL`` for each known module."""
     http_host: str = _variable(values.sole_text, "127.0.0.1", "Address to listen on.")
     http_port: int = _variable(values.whole(0, 65535), 8080, "Port to listen on; 0 picks a free one and prints it.")
+    http_workers: int = _variable(
+        values.whole(0, 64), 0, "Processes that answer HTTP beside the one that runs the modules; 0: that one answers itself."
+    )
     log_level: str = _variable(
         values.choice("TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", fold=str.upper),
         "INFO",
@@ -189,9 +192,7 @@ class Settings:
         None,
         "The simulated gateway declines totals above this many minor units.",
     )
-    simulated_latency_ms: float = _variable(
-        values.number(0, _SECONDS_MAX), 0.0, "Latency of the simulated gateway, in milliseconds."
-    )
+    simulated_latency_ms: float = _variable(values.number(0, _SECONDS_MAX), 0.0, "Latency of the simulated gateway, in ms.")
     simulated_failure_rate: float = _variable(
         values.number(0, 1), 0.0, "Share of calls that fail in the simulated gateway, 0 to 1."
     )

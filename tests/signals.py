@@ -1,8 +1,8 @@
-"""Signals that a test sends to a process, and waits until they have taken effect."""
+"""Signals that a test sends to a process, and waits until they have taken effect; the children of a process."""
 
 from __future__ import annotations
 
-__all__ = ["pause_process"]
+__all__ = ["children_of", "is_running", "pause_process"]
 
 import os
 import signal
@@ -26,10 +26,21 @@ def pause_process(pid: int) -> None:
         time.sleep(0.001)
 
 
+def children_of(pid: int) -> list[int]:
+    """Return the processes that *pid* has started and that have not ended."""
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    return [child for path in found for child in map(int, path.read_text().split()) if is_running(child)]
+
+
+def is_running(pid: int) -> bool:
+    """Return whether the process *pid* has not ended."""
+    return any(state not in "ZX" for state in _thread_states(pid))
+
+
 def _thread_states(pid: int) -> list[str]:
     """Return the state of each thread of *pid*, as proc(5) codes it: T stands for stopped, Z and X for ended."""
     states = []
-    for path in Path(f"/proc/{pid}/task").iterdir():
+    for path in Path(f"/proc/{pid}/task").glob("*"):
         try:
             # The name before the state is in parentheses, and may itself contain some.
             states.append((path / "stat").read_text().rpartition(")")[2].split()[0])

@@ -86,6 +86,11 @@ class Histogram:
         self.counts[bisect_left(self._bounds, value)] += times
         self.sum += value * times
 
+    def add(self, counts: Sequence[int], sum: float) -> None:
+        """Add what another histogram with the same bounds has counted."""
+        self.counts = [own + other for own, other in zip(self.counts, counts, strict=True)]
+        self.sum += sum
+
     def samples(self, labels: str) -> Iterator[Sample]:
         """Yield the cumulative buckets, then sum and count."""
         comma = "," if labels else ""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["GATE", "STATIC_HANDLERS", "TELEMETRY", "UNMATCHED", "build_application"]
+__all__ = ["GATE", "STATIC_HANDLERS", "TELEMETRY", "UNMATCHED", "add_endpoint", "build_application"]
 
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import orjson
 from aiohttp import HttpVersion11, hdrs, web
@@ -72,8 +72,7 @@ def build_application(
     app = web.Application(client_max_size=BODY_BYTES_MAX)
     app[TELEMETRY] = metrics
     app[GATE] = gate
-    static_handlers = app[STATIC_HANDLERS] = {}
-    resources: dict[str, web.Resource] = {}
+    app[STATIC_HANDLERS] = {}
     for endpoint in (
         *(endpoint for service in services for endpoint in module_routes.endpoints(service, streams)),
         *(endpoint for group in route_groups for endpoint in group.endpoints),
@@ -82,12 +81,7 @@ def build_application(
         Endpoint(hdrs.METH_GET, "/openapi.json", _fixed(orjson.dumps(document), JSON), is_public=True),
         *docs.endpoints(),
     ):
-        if endpoint.path not in resources:
-            # aiohttp's own pattern for a parameter excludes braces, which an id may contain.
-            resources[endpoint.path] = app.router.add_resource(re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", endpoint.path))
-        for method, handler in _add_routes(resources[endpoint.path], endpoint, deps):
-            if "{" not in endpoint.path:
-                static_handlers[method, endpoint.path] = handler
+        add_endpoint(app, endpoint, deps)
     catch_all = app.router.add_resource("/{rest:.*}")
     unmatched = build_handler(Endpoint(hdrs.METH_ANY, UNMATCHED, _reject_unmatched(catch_all)), deps)
     redirect = build_handler(Endpoint(hdrs.METH_ANY, UNMATCHED, _redirect, is_public=True), deps)
@@ -110,14 +104,17 @@ def build_application(
     return app
 
 
-def _add_routes(resource: web.Resource, endpoint: Endpoint, deps: HandlerDeps) -> Iterator[tuple[str, HttpHandler]]:
-    """Add a route for each method that *endpoint* answers; yield each method with its handler."""
+def add_endpoint(app: web.Application, endpoint: Endpoint, deps: HandlerDeps) -> None:
+    """Add a route to *app* for each method that *endpoint* answers."""
+    # aiohttp's own pattern for a parameter excludes braces, which an id may contain.
+    resource = app.router.add_resource(re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", endpoint.path))
     reject_expectation = build_handler(evolve(endpoint, handle=_reject_expectation), deps)
     methods = [endpoint.method, *([hdrs.METH_HEAD] if endpoint.method == hdrs.METH_GET else [])]
     for method in methods:
         handler = build_handler(evolve(endpoint, method=method), deps)
         resource.add_route(method, handler, expect_handler=_expect_handler(reject_expectation))
-        yield method, handler
+        if "{" not in endpoint.path:
+            app[STATIC_HANDLERS][method, endpoint.path] = handler
 
 
 def _expect_handler(reject: HttpHandler) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:

@@ -9,7 +9,7 @@ requests.
 
 from __future__ import annotations
 
-__all__ = ["KEEP_ALIVE_SECONDS", "RESERVED_CONNECTIONS", "Runner"]
+__all__ = ["CLIENT_ADDRESS", "KEEP_ALIVE_SECONDS", "RESERVED_CONNECTIONS", "Runner"]
 
 import asyncio
 import os
@@ -35,6 +35,9 @@ KEEP_ALIVE_SECONDS = 75.0
 RESERVED_CONNECTIONS = 16
 """Connections beyond the limit on which probes are still answered."""
 
+CLIENT_ADDRESS = "X-Fulfilment-Client-Address"
+"""Header of a request that a worker passes on: the address of its client. A worker removes one that a client has sent."""
+
 _LINGER_SECONDS = 1.0
 _LINGER_STEP_SECONDS = 0.01
 _DESCRIPTORS_KEPT = 128
@@ -45,17 +48,21 @@ class Runner(web.AppRunner):
     """
     Runs an application made by `build_application`; otherwise the same as aiohttp's `AppRunner`.
 
-    It has *connections_max* connections at once; by default what the limit of open files leaves to them.
+    It has *connections_max* connections at once; by default what the limit of open files leaves to them. With *is_private*
+    all its requests are passed on by workers (`app.web.workers`), which name the address of the client.
     """
 
-    def __init__(self, app: web.Application, connections_max: int | None = None, **kwargs: Any) -> None:
-        super().__init__(app, access_log=None, **kwargs)
+    def __init__(
+        self, app: web.Application, connections_max: int | None = None, *, is_private: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(app, access_log=None, handle_signals=False, **kwargs)
+        self._is_private = is_private
         self._app_parts = app
         self._connections_max = connections_max or _connections_for(getrlimit(RLIMIT_NOFILE)[0])
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
-        return _Server(server, self._app_parts, self._connections_max)
+        return _Server(server, self._app_parts, self._connections_max, self._is_private)
 
     async def drain(self, delay_seconds: float) -> None:
         """
@@ -112,12 +119,14 @@ async def _accept_waiting(listening: socket.socket, server: _Server) -> None:
 
 
 class _Server(web.Server):
-    def __init__(self, server: web.Server, app: web.Application, connections_max: int) -> None:
+    def __init__(self, server: web.Server, app: web.Application, connections_max: int, is_private: bool) -> None:
         resolve = server.request_handler
         static_handlers = app[STATIC_HANDLERS]
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             assert isinstance(request, web.Request)
+            if is_private:
+                request = request.clone(remote=request.headers.get(CLIENT_ADDRESS, ""))
             path = request.rel_url.raw_path
             if request._protocol.is_reserved and path not in PROBES:  # type: ignore[attr-defined]
                 raise ConnectionLimit

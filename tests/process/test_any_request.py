@@ -33,10 +33,11 @@ GENERATION = settings(
 )
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+@pytest.fixture(scope="module", params=["0", "1"], ids=["one process", "HTTP worker"])
+def server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Server]:
     """A server with all settings that its routes need, including the secret of the Stripe webhook."""
-    server = Server(tmp_path_factory.mktemp("server"), STRIPE_WEBHOOK_SECRET="whsec_" + 32 * "0").start()
+    settings = {"STRIPE_WEBHOOK_SECRET": "whsec_" + 32 * "0", "HTTP_WORKERS": request.param}
+    server = Server(tmp_path_factory.mktemp("server"), **settings).start()
     yield server
     server.end()
 

@@ -20,15 +20,17 @@ KILLS_AT_START = 4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("files", [{}, SEPARATE_DATABASES], ids=["local delivery", "over the bus"])
+@pytest.mark.parametrize(
+    "more", [{}, SEPARATE_DATABASES, {"HTTP_WORKERS": "2"}], ids=["local delivery", "over the bus", "HTTP workers"]
+)
 async def test_a_server_killed_repeatedly_under_load_loses_nothing(
-    files: dict[str, str], serve: Serve, connect: Callable[[Server], Client]
+    more: dict[str, str], serve: Serve, connect: Callable[[Server], Client]
 ) -> None:
     """Every order answered with 202 reaches a final state and is charged and shipped at most once."""
     seed = int(os.environ.get("KILL_SEED", random.randrange(2**32)))
     print(f"KILL_SEED={seed}")
     rng = random.Random(seed)
-    server = await asyncio.to_thread(serve, **files)
+    server = await asyncio.to_thread(serve, **more)
     client = connect(server)
     for product_id, count in STOCK.items():
         await client.stock(product_id, count)

@@ -25,15 +25,16 @@ pytestmark = pytest.mark.slow
 GRACE_SECONDS = 30.0
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
 async def test_sigterm_under_load_exits_with_0_and_answers_every_accepted_request(
-    serve: Serve, connect: Callable[[Server], Client]
+    workers: str, serve: Serve, connect: Callable[[Server], Client]
 ) -> None:
     """
     After the restart there are exactly the orders whose 202 arrived.
 
     Requests that are sent later may find a closed connection.
     """
-    server = serve(SHUTDOWN_GRACE_S=str(GRACE_SECONDS))
+    server = serve(SHUTDOWN_GRACE_S=str(GRACE_SECONDS), HTTP_WORKERS=workers)
     client = connect(server)
     await client.stock("SKU-1", 100_000)
     accepted: set[str] = set()

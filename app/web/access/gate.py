@@ -9,7 +9,7 @@ and pages cannot (W3C Fetch Metadata).
 
 from __future__ import annotations
 
-__all__ = ["Gate", "HostRule"]
+__all__ = ["Gate", "HostRule", "build_gate"]
 
 import re
 from collections.abc import Collection, Set
@@ -24,6 +24,7 @@ from app.web.access.refusal_log import RefusalLog
 from app.web.access.stream_tokens import TOKEN, StreamTokens
 from app.web.problems import ProblemError
 from config.api_keys import OPERATOR, ApiKey
+from config.settings import Settings
 
 SEC_FETCH_SITE = "Sec-Fetch-Site"
 
@@ -142,3 +143,9 @@ class HostRule:
             return ip_address(name.strip("[]")).is_loopback
         except ValueError:
             return False
+
+
+def build_gate(settings: Settings) -> Gate:
+    """Return the gate that *settings* ask for."""
+    hosts = HostRule(settings.allowed_hosts, settings.cors_origins) if settings.auth == "off" else None
+    return Gate(Authenticator(settings.api_keys or None), hosts, settings.requests_per_s)

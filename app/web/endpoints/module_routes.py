@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["endpoints"]
+__all__ = ["Command", "RunCommand", "command_runner", "endpoints"]
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -14,11 +14,12 @@ from typing import Any
 import attrs
 import orjson
 from aiohttp import hdrs, web
-from attrs import evolve
+from attrs import define, evolve
 from uuid_utils import uuid7
 
-from app.runtime.service import ModuleService
-from app.telemetry.trace import traceparent
+from app.runtime.service import ModuleService, Reply
+from app.storage.audit import Audit
+from app.telemetry.trace import TraceContext, traceparent
 from app.web.access.ownership import is_foreign, is_scoped, owned_only, require_owned
 from app.web.endpoints.imports import import_lines
 from app.web.endpoints.state_stream import Streams, stream_state
@@ -29,7 +30,6 @@ from app.web.requests.filters import FilterReader
 from app.web.requests.paging import read_page
 from app.web.requests.parameters import path_parameters, read_query
 from app.web.requests.preconditions import read_precondition
-from app.web.requests.submission import Command, RunCommand, command_runner
 from app.web.responses import json_response
 from bus.contracts.schemas import validator
 from bus.errors import SchemaViolation
@@ -49,6 +49,53 @@ _PRECONDITION_REQUIRED = partial(
     "Send If-Match with the ETag that was read, or If-None-Match: * to create. This server requires it.",
 )
 _BAD_PARAMETER = SchemaViolation("", "must be 1 to 64 characters, without control characters")
+
+
+@define  # not frozen: every order creates one
+class Command:
+    """A valid request for a `modules.routes.CommandRoute`, and who sends it."""
+
+    request: Request
+    traceparent: str
+    """Of the trace that the request belongs to (W3C Trace Context)."""
+    caller: str
+    """The name of the API key."""
+    key: str | None = None
+    """The idempotency key, unique to the caller and the route; None without one."""
+    fingerprint: str = ""
+    """With a *key*: differs if the body of the request differs."""
+
+
+RunCommand = Callable[[Command], Awaitable[Reply]]
+"""Submits the event of a command; raises as `app.runtime.service.ModuleService.submit` does."""
+
+
+def command_runner(service: ModuleService, route: CommandRoute) -> RunCommand:
+    """Return what submits the events of *route* to *service*."""
+    make_event, respond, is_express = route.event, route.respond, route.express
+    name, is_audited, sheds_load = route.name, route.is_audited, route.sheds_load
+    submit = service.submit
+
+    def run(command: Command) -> Awaitable[Reply]:
+        request = command.request
+        audit = None
+        if is_audited:  # about the resource that the path names, or the new one
+            target = "/".join(request.path.values()) or request.new_id
+            audit = Audit(command.caller, name, target, request.correlation_id)
+        return submit(
+            make_event(request),
+            id=str(uuid7()),
+            trace=TraceContext(request.correlation_id, command.traceparent),
+            respond=respond,
+            is_express=is_express(request),
+            key=command.key,
+            fingerprint=command.fingerprint,
+            sheds_load=sheds_load,
+            new_key=request.new_id,
+            audit=audit,
+        )
+
+    return run
 
 
 def endpoints(

@@ -1,0 +1,68 @@
+"""The aiohttp application of a worker: the routes that it answers itself, and the forwarding of all others."""
+
+from __future__ import annotations
+
+__all__ = ["build_worker_application"]
+
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+
+from aiohttp import hdrs, web
+
+from app.runtime.service import ModuleService
+from app.web.access.cors import Cors
+from app.web.access.gate import Gate
+from app.web.application import GATE, STATIC_HANDLERS, TELEMETRY, add_endpoint
+from app.web.endpoints import module_routes
+from app.web.endpoints.module_routes import RunCommand
+from app.web.endpoints.state_stream import Streams
+from app.web.handler import HandlerDeps, HttpHandler, Telemetry
+from app.web.requests.command import BODY_BYTES_MAX
+from app.web.workers.forwarding import Forwarder
+from modules.module import Module
+from modules.routes import CommandRoute, GetRoute, ListRoute
+
+_ANSWERED = (CommandRoute, GetRoute, ListRoute)
+"""Routes whose requests a worker answers itself."""
+
+
+def build_worker_application(
+    services: Sequence[ModuleService],
+    run_command: Callable[[Module, CommandRoute], RunCommand],
+    forward: Forwarder,
+    *,
+    metrics: Telemetry,
+    gate: Gate,
+    cors_origins: Collection[str] = (),
+) -> web.Application:
+    """
+    Return the application that reads from *services*, submits commands as *run_command* says, and forwards the rest.
+
+    Run it with `app.web.server.Runner`, as `app.web.application.build_application` says.
+    """
+    cors = Cors(cors_origins) if cors_origins else None
+    deps = HandlerDeps(metrics, gate, cors)
+    app = web.Application(client_max_size=BODY_BYTES_MAX)
+    app[TELEMETRY] = metrics
+    app[GATE] = gate
+    static_handlers: dict[tuple[str, str], HttpHandler] = {}
+    app[STATIC_HANDLERS] = static_handlers
+    if cors is not None:
+        app.on_response_prepare.append(cors.on_response_prepare)
+    for service in services:
+        module = service.module
+        found = module_routes.endpoints(service, Streams(), partial(run_command, module))
+        for route, endpoint in zip(module.routes, found, strict=True):
+            if isinstance(route, _ANSWERED):
+                add_endpoint(app, endpoint, deps)
+    app.router.add_route(hdrs.METH_ANY, "/{rest:.*}", forward, expect_handler=_accept_expectation)
+
+    async def end_streams(app: web.Application) -> None:
+        forward.end_streams()
+
+    app.on_shutdown.append(end_streams)
+    return app
+
+
+async def _accept_expectation(request: web.Request) -> None:
+    """Let the request go on; the forwarder asks for the body (`app.web.requests.command.ask_for_body`)."""

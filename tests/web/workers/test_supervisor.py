@@ -1,0 +1,87 @@
+"""Starting workers: what can go wrong is an error of the start, and leaves no process, socket or folder behind."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from app.telemetry.metrics import Metrics
+from app.web import Authenticator, Gate, Runner
+from app.web.application import GATE, STATIC_HANDLERS, TELEMETRY
+from app.web.workers import HttpWorkers, supervisor
+from app.web.workers.supervisor import WorkerFailed
+from config.environment import load
+from modules.registry import MODULES
+from tests.signals import children_of, is_running
+
+
+@pytest.fixture
+async def private() -> AsyncIterator[Runner]:
+    """The server of the process that runs the modules, without any route."""
+    app = web.Application()
+    app[TELEMETRY], app[GATE], app[STATIC_HANDLERS] = Metrics(), Gate(Authenticator(None)), {}
+    runner = Runner(app, is_private=True)
+    await runner.setup()
+    yield runner
+    await runner.cleanup()
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder for temporary files; its path is short enough for a socket."""
+    with tempfile.TemporaryDirectory(prefix="w") as name:
+        monkeypatch.setattr(tempfile, "tempdir", name)
+        yield Path(name)
+
+
+@pytest.fixture
+def workers(folder: Path, tmp_path: Path) -> HttpWorkers:
+    settings = load({"HTTP_PORT": "0", "HTTP_WORKERS": "2", "DATABASE_URL": f"sqlite:///{tmp_path}/x.db"}, MODULES)
+    return HttpWorkers(settings, [], {}, Metrics())
+
+
+async def test_a_worker_that_ends_at_its_start_fails_the_start(
+    private: Runner, workers: HttpWorkers, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    """The error names the exit code; afterwards nothing is left."""
+    monkeypatch.setattr(supervisor, "_CODE", "raise SystemExit(7)")
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(WorkerFailed, match="exit code 7"):
+        await workers.start(private)
+    await workers.drain(0.0, 5.0)
+    assert not children_of(os.getpid())
+    assert os.listdir(folder) == []
+    assert len(os.listdir("/proc/self/fd")) <= descriptors + 1  # the private socket, which its runner closes
+
+
+async def test_a_worker_that_does_not_end_in_time_is_killed(
+    private: Runner, workers: HttpWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It accepts connections and ignores every message."""
+    ready = r'b"\x00\x00\x00\x0b" + b"[[\"ready\"]]"'
+    code = f"import os, pickle, sys, time; sys.path[:] = __import__('json').loads(sys.argv[1]);" \
+        f" start = pickle.load(sys.stdin.buffer); os.write(start.channel, {ready}); time.sleep(600)"
+    monkeypatch.setattr(supervisor, "_CODE", code)
+    await workers.start(private)
+    children = children_of(os.getpid())
+    assert len(children) == 2
+    await workers.drain(0.0, 0.1)
+    assert not any(map(is_running, children))
+
+
+async def test_a_folder_for_sockets_with_a_long_path_is_an_error(
+    private: Runner, workers: HttpWorkers, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    """The path of a Unix socket has about 100 characters."""
+    deep = folder / ("d" * 120)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with pytest.raises(OSError, match="TMPDIR"):
+        await workers.start(private)
+    await workers.drain(0.0, 1.0)
+    assert os.listdir(deep) == []
