@@ -329,12 +329,9 @@ def build_web(parts: Parts, health: Health, gate: Gate) -> Runner:
             *(group for gateway in parts.gateways.values() for group in gateway.route_groups),
         ),
     )
-    return Runner(
-        application,
-        None if settings.http_workers else settings.connections_max,
-        is_private=settings.http_workers > 0,
-        shutdown_timeout=max(1.0, settings.shutdown_grace_s / 4),
-    )
+    workers, seconds = settings.http_workers, max(1.0, settings.shutdown_grace_s / 4)
+    connections_max = None if workers else settings.connections_max
+    return Runner(application, connections_max, is_private=workers > 0, shutdown_timeout=seconds)
 
 
 def build_workers(parts: Parts) -> HttpWorkers:

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 __all__ = ["Settings", "database_variable", "variable_of"]
 
-import os
-from collections.abc import Callable, Iterator, Mapping
-from ipaddress import IPv6Address, ip_address
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, TextIO
 from urllib.parse import parse_qsl, unquote
@@ -26,13 +24,10 @@ from attrs import frozen
 from config import values
 from config.api_keys import ApiKey, read_api_keys
 from config.files import BadSetting, read_file
+from config.rules import RULES
 
-_CERTIFICATE_BYTES_MAX = 1024 * 1024
 _API_KEYS_BYTES_MAX = 16 * 1024 * 1024
 _SECONDS_MAX = 1e9
-_STRIPE_LIVE_KEYS = ("sk_live_", "rk_live_")
-"""Prefixes of the keys that move real money: secret keys and restricted keys."""
-
 _WHOLE_MAX = 2**63 - 1
 
 
@@ -108,18 +103,6 @@ def _database(value: Any) -> ts.SecretStr:
     elif parts.scheme != "postgresql" or not (parts.netloc or parts.path.strip("/")):
         raise ValueError("must begin with sqlite:/// or postgresql://")
     return ts.SecretStr(url)
-
-
-def _is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return False
-    if isinstance(address, IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    return address.is_loopback
 
 
 @frozen(kw_only=True)
@@ -262,7 +245,7 @@ class Settings:
     """The API keys by the clients' names; empty unless AUTH is keys."""
 
     def __attrs_post_init__(self) -> None:
-        for rule in _RULES:
+        for rule in RULES:
             rule(self)
         object.__setattr__(self, "api_keys", _api_keys(self) if self.auth == "keys" else MappingProxyType({}))
 
@@ -288,57 +271,6 @@ class Settings:
             if parts.password:
                 yield from {parts.password, unquote(parts.password)}
             yield from (value for name, value in parse_qsl(parts.query) if name == "password")
-
-
-def _memory_runs_every_module(settings: Settings) -> None:
-    if settings.bus == "memory" and settings.modules != settings.known_modules:
-        names = ",".join(settings.known_modules)
-        raise BadSetting("MODULES", f"must be all of {names} with BUS=memory, which reaches no other process")
-
-
-def _nats_files_are_readable(settings: Settings) -> None:
-    if settings.bus != "nats":
-        return
-    for name, path in ("NATS_CREDS", settings.nats_creds), ("NATS_TLS_CA", settings.nats_tls_ca):
-        if path is not None:
-            read_file(name, path, _CERTIFICATE_BYTES_MAX, is_secret=name == "NATS_CREDS")
-
-
-def _stripe_has_a_key(settings: Settings) -> None:
-    if settings.payment_gateway == "stripe" and not settings.stripe_api_key:
-        raise BadSetting("STRIPE_API_KEY", "is needed with PAYMENT_GATEWAY=stripe")
-
-
-def _a_live_key_is_sent_over_https(settings: Settings) -> None:
-    is_live = str(settings.stripe_api_key).startswith(_STRIPE_LIVE_KEYS)
-    if is_live and not settings.stripe_api_base.startswith("https:"):
-        raise BadSetting("STRIPE_API_BASE", "must be an https:// address with a live key")
-
-
-def _the_log_file_has_a_folder(settings: Settings) -> None:
-    path = settings.log_file
-    if path is not None and (os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or ".")):
-        raise BadSetting("LOG_FILE", "must name a file in a folder that exists")
-
-
-def _without_keys_only_this_machine_may_call(settings: Settings) -> None:
-    if settings.auth == "off" and not settings.auth_off_i_know and not _is_loopback(settings.http_host):
-        raise BadSetting(
-            "AUTH",
-            f"off is refused with HTTP_HOST={settings.http_host}, which other machines may reach;"
-            " set AUTH=keys, or AUTH_OFF_I_KNOW=1",
-        )
-
-
-_RULES: tuple[Callable[[Settings], None], ...] = (
-    _memory_runs_every_module,
-    _nats_files_are_readable,
-    _stripe_has_a_key,
-    _a_live_key_is_sent_over_https,
-    _the_log_file_has_a_folder,
-    _without_keys_only_this_machine_may_call,
-)
-"""What has to hold between several values; the first that does not is reported."""
 
 
 def _api_keys(settings: Settings) -> Mapping[str, ApiKey]:

@@ -29,7 +29,8 @@ SECRET = "sk_live_not-a-real-key"
 NAMES_IN_THE_MANUAL = [
     "BUS", "MODULES", "NATS_URL", "NATS_CREDS", "NATS_TLS_CA", "NATS_USER", "NATS_PASSWORD", "NATS_REPLICAS", "NATS_ACK_WAIT_S",
     "DATABASE_URL", "ORDERS_DATABASE_URL", "INVENTORY_DATABASE_URL", "PAYMENTS_DATABASE_URL", "HTTP_HOST",
-    "HTTP_PORT", "LOG_LEVEL", "LOG_FORMAT", "LOG_FILE", "PAYMENT_GATEWAY", "STRIPE_API_KEY", "STRIPE_API_BASE",
+    "HTTP_PORT", "HTTP_WORKERS", "LOG_LEVEL", "LOG_FORMAT", "LOG_FILE", "PAYMENT_GATEWAY", "STRIPE_API_KEY",
+    "STRIPE_API_BASE",
     "STRIPE_WEBHOOK_SECRET", "STRIPE_INSTALLATION", "SIMULATED_DECLINE_OVER", "SIMULATED_LATENCY_MS", "SIMULATED_FAILURE_RATE",
     "INVENTORY_REQUIRES_IF_MATCH", "ORDER_TIMEOUT_S", "ORDERS_KEPT", "WORK_STALLED_S", "CLOCK_JUMP_S", "SHUTDOWN_GRACE_S", "SHUTDOWN_DELAY_S",
     "AUTH", "AUTH_OFF_I_KNOW", "API_KEYS_FILE", "ALLOWED_HOSTS", "CORS_ORIGINS", "REQUESTS_PER_S", "CONNECTIONS_MAX",
@@ -115,6 +116,7 @@ GOOD = [
     ({"CORS_ORIGINS": "https://shop.example:80"}, "cors_origins", ("https://shop.example:80",)),
     ({"REQUESTS_PER_S": "100"}, "requests_per_s", 100),
     ({"CONNECTIONS_MAX": "none"}, "connections_max", None),
+    ({"HTTP_WORKERS": "2"}, "http_workers", 2),
     ({"NATS_REPLICAS": "5"}, "nats_replicas", 5),
     ({"NATS_ACK_WAIT_S": "3.5"}, "nats_ack_wait_s", 3.5),
     ({"STRIPE_API_BASE": "http://127.0.0.1:8420/"}, "stripe_api_base", "http://127.0.0.1:8420"),
@@ -218,6 +220,7 @@ BAD = [
     ("CORS_ORIGINS", {"CORS_ORIGINS": "https://user@shop.example"}),
     ("REQUESTS_PER_S", {"REQUESTS_PER_S": "0"}),
     ("CONNECTIONS_MAX", {"CONNECTIONS_MAX": "0"}),
+    ("HTTP_WORKERS", {"HTTP_WORKERS": "-1"}),
     ("OUTBOX_CAP", {"OUTBOX_CAP": "0"}),
     ("BATCH_MAX", {"BATCH_MAX": "0"}),
 ]
