@@ -45,7 +45,7 @@ def dead_letters() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array, in the format of the API.")
 def list_(consumer: str | None, subject: str | None, error: str | None, limit: int, as_json: bool) -> None:
     """
-    List dead letters.
+    List dead letters, without archived ones (ORDERS_KEPT), which `show`, `replay` and `discard` still find by their ID.
 
     The options select dead letters exactly as those of `replay` do: list first what a replay would send.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = ["Archiver", "Sweep", "build_archivers"]
 
+import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
@@ -54,11 +55,10 @@ class Archiver:
 
     async def step(self) -> float:
         """Move some rows; return the seconds until the next step."""
-        began_at = self._clock.monotonic()
         kind, sweep = self._sweeps[self._position]
         try:
             # Last in its transaction: it waits for no lock, and nothing in the transaction waits for one after it.
-            swept = await self._store.database.write(partial(self._move, sweep), RUN_LAST)
+            swept, seconds = await self._store.database.write(partial(self._move, sweep), RUN_LAST)
         except StorageUnavailable:
             return OUTAGE_SECONDS
         except Exception as error:  # a row that cannot be read must not stop the process; the rows before it were moved
@@ -74,7 +74,7 @@ class Archiver:
         if self._position == len(self._sweeps):
             self._finish_sweep()
             return SWEEP_SECONDS
-        return max(PAUSE_SECONDS, (self._clock.monotonic() - began_at) * (1 / SHARE_MAX - 1))
+        return max(PAUSE_SECONDS, seconds * (1 / SHARE_MAX - 1))
 
     async def run(self) -> None:
         """Archive until cancelled."""
@@ -82,12 +82,13 @@ class Archiver:
         while True:
             await self._clock.sleep(await self.step())
 
-    def _move(self, sweep: Sweep, connection: Connection) -> Swept | None:
-        """Run *sweep*; return None after a jump of the clock, when some rows only look old."""
-        now = self._clock.now()
+    def _move(self, sweep: Sweep, connection: Connection) -> tuple[Swept | None, float]:
+        """Run *sweep*; return its result, None after a jump of the clock, when some rows only look old; and the time it took."""
+        now, began_at = self._clock.now(), time.perf_counter()
         if self._store.heartbeat.is_purge_held(connection, now):
-            return None
-        return sweep(connection, self._after, now - self._kept)
+            return None, 0.0
+        swept = sweep(connection, self._after, now - self._kept)
+        return swept, time.perf_counter() - began_at
 
     def _finish_sweep(self) -> None:
         if self._count:

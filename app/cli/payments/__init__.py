@@ -57,7 +57,7 @@ def list_(
     key: str | None,
 ) -> None:
     """
-    List payments, those of the newest orders first.
+    List payments, those of the newest orders first, without archived ones (ORDERS_KEPT).
 
     \b
       python -m app payments list --status unknown --status pending --since 1d
