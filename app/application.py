@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
 from aiohttp import web
+from attrs import fields
 from loguru import logger
 
 from app.bootstrap import build_parts, build_web, build_workers
@@ -195,10 +196,14 @@ class Application:
 
     def reload(self, settings: Settings) -> None:
         """
-        Accept the API keys of *settings* from now on; nothing else of them is used.
+        Accept the API keys of *settings* from now on; what else has changed in them is logged, and needs a new start.
 
         The NATS password and certificates need no reload: their files are read again at each connection.
         """
+        names = [field.name for field in fields(Settings) if field.eq and field.name != "nats_password"]
+        if changed := [name for name in names if getattr(settings, name) != getattr(self.settings, name)]:
+            variables = ", ".join(name.upper().lstrip("_") for name in changed)
+            logger.warning("files of the configuration have changed that are read at a start only; restart", variables=variables)
         if not self._gate.authenticator.is_off:
             self._gate.authenticator.replace(settings.api_keys)
         self._workers.reload(settings.api_keys)

@@ -69,7 +69,15 @@ async def _serve(application: Application) -> int:
     application.on_fatal = on_fatal
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
-    loop.add_signal_handler(signal.SIGHUP, _reload, application)
+    reloads: set[asyncio.Task[None]] = set()
+
+    def on_hangup() -> None:
+        reload = loop.create_task(_reload(application, reloading))
+        reloads.add(reload)
+        reload.add_done_callback(reloads.discard)
+
+    reloading = asyncio.Lock()
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
     starting, stopping = asyncio.create_task(application.start()), asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     starting.cancel()  # has no effect on a task that is done
@@ -98,19 +106,24 @@ async def _serve(application: Application) -> int:
     return code
 
 
-def _reload(application: Application) -> None:
-    """Reopen the log file and read the environment's files again; log what is wrong with them. Nothing else changes."""
+async def _reload(application: Application, reloading: asyncio.Lock) -> None:
+    """
+    Reopen the log file and read the environment's files again; log what is wrong with them. Nothing else changes.
+
+    One reload after the other. A thread reads: a file on a file system that does not answer must not stop the event loop.
+    """
     logs.reopen()
     before = application.settings
     # The address may come from the command line, and cannot change meanwhile.
     address = {"HTTP_HOST": before.http_host, "HTTP_PORT": str(before.http_port)}
-    try:
-        settings = load({**os.environ, **address}, before.known_modules)
-    except BadSetting as error:
-        logger.error("the configuration is wrong, and the one before stays in use", detail=str(error))
-        return
-    logs.redact(settings.secrets())
-    application.reload(settings)
+    async with reloading:
+        try:
+            settings = await asyncio.to_thread(load, {**os.environ, **address}, before.known_modules)
+        except BadSetting as error:
+            logger.error("the configuration is wrong, and the one before stays in use", detail=str(error))
+            return
+        logs.redact(settings.secrets())
+        application.reload(settings)
 
 
 def _flush_and_exit(code: int) -> None:

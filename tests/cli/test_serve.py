@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from app.cli import console
 from app.cli.serve import _reload
 
 
-def test_keys_are_read_again_where_the_address_came_from_the_command_line(
+async def test_keys_are_read_again_where_the_address_came_from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The variables that the options replaced may be wrong: they are not in use."""
@@ -25,5 +26,5 @@ def test_keys_are_read_again_where_the_address_came_from_the_command_line(
     application = Application(console.settings(HTTP_PORT="0"))
     authenticator = application._gate.authenticator
     keys.write_text("new:shop:0123456789abcdef")
-    _reload(application)
+    await _reload(application, asyncio.Lock())
     assert (authenticator.by_name("old"), authenticator.by_name("new") is not None) == (None, True)
