@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -432,6 +432,27 @@ async def test_an_outage_while_failures_are_isolated_spends_no_try(harness: Harn
     handled = [line for line in harness.metrics.render().decode().splitlines() if line.startswith("messages_handled_total{")]
     assert any('outcome="handled"' in line and line.endswith(" 3") for line in handled)
     assert not any('outcome="failed"' in line for line in handled)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_message_that_the_database_refuses_waits_and_spends_no_try(path: Path, count: int) -> None:
+    """A table is missing: that is the database's fault, of one message as of a batch. Once it is back, all are handled."""
+    failures: list[str] = []
+    sink = logger.add(lambda text: failures.append(str(text)), filter=lambda record: record["message"] == "message failed")
+    async with harness_at(path, HurriedClock()) as harness:
+        await harness.submit("inventory", product(10))
+        await harness.database.write(lambda c: c.exec_driver_sql("ALTER TABLE inventory_reservation RENAME TO away"))
+        await harness.consume("inventory")
+        published = [harness.bus.publish(bus_message(harness, created(oid(n)), key=oid(n))) for n in range(count)]
+        await until(lambda: harness.database.is_refused)
+        await asyncio.sleep(0.1)
+        assert not any(each.done() for each in published)
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("ALTER TABLE away RENAME TO inventory_reservation")
+        await asyncio.wait_for(asyncio.gather(*published), 10)
+        assert await harness.dead_letter_store.list(None, None, None, 10) == []
+    logger.remove(sink)
+    assert failures == []
 
 
 async def test_a_commit_with_unknown_outcome_is_reported_as_unknown(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:

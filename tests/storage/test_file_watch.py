@@ -7,9 +7,11 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
 from app.storage.errors import StorageUnavailable
 from app.storage.sql.database import Database
@@ -194,3 +196,59 @@ async def test_a_deleted_lock_file_stops_the_writes(path: Path) -> None:
     assert "lock file" in database.problem
     await database.close()
     claim.close()
+
+
+def insert(number: int, size: int, connection: Connection) -> None:
+    connection.exec_driver_sql("INSERT INTO t VALUES (?, hex(zeroblob(?)))", (number, size))
+
+
+@pytest.mark.parametrize("change", ["copy a backup over it", "truncate", "empty", "overwrite its head", "copy a fresh backup over it"])
+async def test_a_file_that_is_written_over_in_its_place_stops_the_writes(tmp_path: Path, change: str) -> None:
+    """It keeps its identity, and SQLite goes on without an error, but the next process could not read it."""
+    path = tmp_path / "test.db"
+    database = Database(f"sqlite:///{path}")
+    await database.write(lambda c: c.exec_driver_sql("CREATE TABLE t (n INTEGER, text TEXT)"))
+    backup = tmp_path / "backup.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"VACUUM INTO '{backup}'")
+    for number in range(20):
+        await database.write(partial(insert, number, 900))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        if change == "copy a fresh backup over it":
+            backup.unlink()
+            connection.execute(f"VACUUM INTO '{backup}'")
+    await database.write(lambda c: c.exec_driver_sql("INSERT INTO t VALUES (99, '')"))
+    match change:
+        case "truncate":
+            os.truncate(path, 4096)
+        case "empty":
+            os.truncate(path, 0)
+        case "overwrite its head":
+            with path.open("r+b") as file:
+                file.write(b"x" * 4096)
+        case _:
+            path.write_bytes(backup.read_bytes())
+    for _ in range(2):
+        with pytest.raises(StorageUnavailable):
+            await database.write(lambda c: c.exec_driver_sql("INSERT INTO t VALUES (100, '')"))
+    assert database.problem == "the database file was truncated or written over; stop the process, then restore a backup"
+    await database.close()
+
+
+async def test_a_checkpoint_and_a_backup_by_another_program_are_no_loss(tmp_path: Path) -> None:
+    """Also the file's growth, and a long series of commits with checkpoints of its own."""
+    path = tmp_path / "test.db"
+    database = Database(f"sqlite:///{path}")
+    await database.write(lambda c: c.exec_driver_sql("CREATE TABLE t (n INTEGER, text TEXT)"))
+    for number in range(60):
+        await database.write(partial(insert, number, 50_000))
+        if number % 20 == 0:
+            with closing(sqlite3.connect(path)) as connection:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                connection.execute(f"VACUUM INTO '{tmp_path}/backup-{number}.db'")
+                connection.execute("INSERT INTO t VALUES (0, 'by an operator')")
+                connection.commit()
+    assert await database.read(lambda c: c.exec_driver_sql("SELECT count(*) FROM t").scalar()) == 63
+    assert database.problem == ""
+    await database.close()

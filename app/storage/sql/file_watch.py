@@ -4,6 +4,10 @@ Watch the files of a SQLite database: a process keeps the files that it has open
 When the file is moved away or replaced, SQLite writes on into the old one, unnoticed. When the file beside it with the
 latest commits (``-wal``) is deleted, these commits are gone with the process. So each transaction verifies, before it
 begins and once it is committed, that the names still mean the same files (device and inode).
+
+A file that is written over in its place keeps its identity: a backup that is copied onto it, a truncation. SQLite goes on
+with what it has in memory and in the ``-wal``, and what is left on the disk cannot be read by the next process. The database
+file of a running server never becomes smaller, begins with the same text, and its change counter never goes back.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ __all__ = ["FileWatch"]
 import os
 import sqlite3
 import time
+import weakref
 from pathlib import Path
 
 _Identity = tuple[int, int]
@@ -20,6 +25,10 @@ _Identity = tuple[int, int]
 _SIDE_FILES = ("-wal", "-shm")
 _FRESH_NS = 1_000_000_000
 """A folder that was changed within this time may change once more without a new time stamp."""
+
+_MAGIC = b"SQLite format 3\0"
+_HEADER_BYTES = 28
+"""The text, and up to the change counter: https://sqlite.org/fileformat.html, section 1.3."""
 
 
 class FileWatch:
@@ -33,7 +42,10 @@ class FileWatch:
         self._known: dict[str, _Identity] = {}
         self._open = 0
         self._is_side_file_lost = False
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: tuple[int, ...] | None = None
+        self._file: int | None = None
+        """The database file, open for its header. To close it would give up SQLite's locks on it, so only the end of this does."""
+        self._size = self._counter = 0
 
     @property
     def is_known(self) -> bool:
@@ -49,6 +61,9 @@ class FileWatch:
         """Note that a connection was opened."""
         self._open += 1
         self._known.setdefault(self._path, _identity(os.stat(self._path)))
+        if self._file is None:
+            self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._file)
         self._seen = None
 
     def closed(self) -> None:
@@ -66,21 +81,26 @@ class FileWatch:
 
     def verify(self, driver: sqlite3.Connection | None = None) -> None:
         """
-        Ensure that every name still means the same file. Costs one look at the folder unless that has changed.
+        Ensure that every name still means the same file, and the database file is not written over. Costs a look at the
+        folder and at the file unless one of them has changed.
 
         Committed pages in a deleted ``-wal`` are saved through *driver*, which has it open.
 
         Raises:
-            sqlite3.OperationalError: A file was moved, deleted or replaced.
+            sqlite3.OperationalError: A file was moved, deleted, replaced or written over.
         """
         try:
             folder = os.stat(self._folder)
+            file = None if self._file is None else os.fstat(self._file)
         except OSError:
             self._lose("the folder of the database file is gone")
-        seen = (folder.st_dev, folder.st_ino, folder.st_mtime_ns)
+        seen = (folder.st_dev, folder.st_ino, folder.st_mtime_ns, *((file.st_mtime_ns, file.st_size) if file else ()))
         if seen == self._seen:
             return
         self._verify_each(driver)
+        if file is not None:
+            self._verify_content(file.st_size)
+        self.lost = ""
         is_settled = time.time_ns() - folder.st_mtime_ns > _FRESH_NS and not os.path.islink(self._path)
         self._seen = seen if is_settled else None
 
@@ -104,7 +124,15 @@ class FileWatch:
                 self._lose("a lock file of the database was deleted or replaced: another process may serve it, too")
         if self._is_side_file_lost:
             self._lose("the -wal or -shm file of the database was deleted or replaced; restart the process")
-        self.lost = ""
+
+    def _verify_content(self, size: int) -> None:
+        assert self._file is not None
+        header = os.pread(self._file, _HEADER_BYTES, 0)
+        counter = int.from_bytes(header[24:])
+        is_new = not (size or self._size)
+        if not is_new and (size < self._size or not header.startswith(_MAGIC) or counter < self._counter):
+            self._lose("the database file was truncated or written over; stop the process, then restore a backup")
+        self._size, self._counter = size, counter
 
     def _lose(self, reason: str) -> None:
         self.lost = reason
