@@ -198,7 +198,7 @@ async def test_a_deleted_lock_file_stops_the_writes(path: Path) -> None:
     claim.close()
 
 
-def insert(number: int, size: int, connection: Connection) -> None:
+def insert_text(number: int, size: int, connection: Connection) -> None:
     connection.exec_driver_sql("INSERT INTO t VALUES (?, hex(zeroblob(?)))", (number, size))
 
 
@@ -212,7 +212,7 @@ async def test_a_file_that_is_written_over_in_its_place_stops_the_writes(tmp_pat
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(f"VACUUM INTO '{backup}'")
     for number in range(20):
-        await database.write(partial(insert, number, 900))
+        await database.write(partial(insert_text, number, 900))
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         if change == "copy a fresh backup over it":
@@ -242,7 +242,7 @@ async def test_a_checkpoint_and_a_backup_by_another_program_are_no_loss(tmp_path
     database = Database(f"sqlite:///{path}")
     await database.write(lambda c: c.exec_driver_sql("CREATE TABLE t (n INTEGER, text TEXT)"))
     for number in range(60):
-        await database.write(partial(insert, number, 50_000))
+        await database.write(partial(insert_text, number, 50_000))
         if number % 20 == 0:
             with closing(sqlite3.connect(path)) as connection:
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
