@@ -19,7 +19,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from hypothesis import HealthCheck, given, settings
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, RootTransaction, event
 from sqlalchemy.exc import IntegrityError
 
 from app.messaging.republish import _sent_messages, count
@@ -350,14 +350,16 @@ class StoreContract:
         assert (await database.write(insert_number(3)), database.is_healthy) == (3, True)
         assert await numbers(database) == [0, 1, 3]
 
-    async def test_a_reader_sees_only_committed_data(self, database: Database) -> None:
+    async def test_a_reader_sees_only_committed_data(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         """It reads the last commit while another is in progress, and does not wait for it."""
         may_go = threading.Event()
+        commit = RootTransaction.commit
 
-        def hold_commit(connection: Connection) -> None:
-            assert connection.get_execution_options().get("reading", False) or may_go.wait(20)
+        def held_commit(transaction: RootTransaction) -> None:
+            assert transaction.connection.get_execution_options().get("reading", False) or may_go.wait(20)
+            commit(transaction)
 
-        event.listen(database.engine, "commit", hold_commit, insert=True)
+        monkeypatch.setattr(RootTransaction, "commit", held_commit)
         writing = asyncio.create_task(database.write(insert_number(1)))
         await asyncio.sleep(0)
         assert await numbers(database) == []
