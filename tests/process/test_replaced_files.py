@@ -64,14 +64,14 @@ HARMLESS = {
 
 
 def path_settings() -> list[str]:
-    """Return the variables that name a file: those that say so, and one for each secret."""
+    """Return the variables that name a file: those whose help says that it is a file, and one for each secret."""
     secrets = [f"{each.name}_FILE" for each in describe(MODULES) if each.is_secret]
     named = [each.name for each in describe(MODULES) if each.help.startswith("File ")]
     return sorted({*secrets, *named})
 
 
 def test_every_setting_that_may_hold_a_path_is_known() -> None:
-    """A new one says "File ..." in its help, or is a secret."""
+    """The help of a new one begins with "File ...", or is a secret."""
     texts = {field.name for field in attrs.fields(Settings) if any(part in field.name for part in ("file", "path", "creds", "ca", "cert"))}
     assert {name.upper() for name in texts} - set(path_settings()) == {"SECRET_FILES", "OUTBOX_CAP", "NATS_REPLICAS"}
 
@@ -98,17 +98,17 @@ async def test_a_file_that_is_spoilt_under_the_server_changes_nothing(
     )
     client = connect(server)
     headers = {"Authorization": f"Bearer {KEY}"}
-    told = 0
+    seen = 0
 
-    async def is_told(word: str) -> str:
+    async def next_line(word: str) -> str:
         """Return the next line with *word*."""
-        nonlocal told
+        nonlocal seen
 
         async def lines() -> list[str]:
-            return [line for line in server.lines[told:] if word in line]
+            return [line for line in server.lines[seen:] if word in line]
 
         [line, *_] = await eventually(lines, bool, 20)
-        told = server.lines.index(line, told) + 1
+        seen = server.lines.index(line, seen) + 1
         return line
 
     for name, path in files.items():
@@ -117,11 +117,11 @@ async def test_a_file_that_is_spoilt_under_the_server_changes_nothing(
             spoil(path)
             server.send(signal.SIGHUP)
             if name == "LOG_FILE" and change == "a folder":
-                await is_told("LOG_FILE")
+                await next_line("LOG_FILE")
             elif (name, change) in HARMLESS:
-                await is_told("were read again")
+                await next_line("were read again")
             else:
-                line = json.loads(await is_told("the configuration is wrong"))
+                line = json.loads(await next_line("the configuration is wrong"))
                 assert (line["level"], line["detail"].partition(":")[0]) == ("ERROR", name), (name, change, line)
             reply = await client.request("GET", "/v1/inventory", headers=headers)
             assert reply.status == 200, (name, change)
@@ -130,7 +130,7 @@ async def test_a_file_that_is_spoilt_under_the_server_changes_nothing(
             path.write_bytes(content)
             path.chmod(mode)
             server.send(signal.SIGHUP)
-            await is_told("were read again")
+            await next_line("were read again")
     assert (await client.request("GET", "/livez")).status == 200
     assert not any("secret-of" in line or "Traceback" in line for line in server.lines)
     assert server.stderr == ""
