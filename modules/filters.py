@@ -8,7 +8,7 @@ from __future__ import annotations
 
 __all__ = ["Condition", "Filter", "Match", "created_between"]
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum, auto
 from typing import Any
 
@@ -26,6 +26,8 @@ class Match(Enum):
     """One of the columns begins with the value. Each has an index; its collation is "C" (`modules.tables.key_type`)."""
     HAS_MEMBER = auto()
     """The column is a JSON array of objects; the member `Filter.member` of one of them equals the value."""
+    PRESENT = auto()
+    """The column has a value; the index is one of the keys of such rows. The only value of the filter is ``true``."""
 
 
 @frozen
@@ -44,7 +46,7 @@ class Filter:
     takes_list: bool = False
     """True if the parameter may hold several values, separated by commas; a state has to match one of them."""
     is_indexed: bool = False
-    """True for EQUALS if an index on the column and the key exists. Declare the most selective filter first."""
+    """True for EQUALS and PRESENT if an index on the column and the key exists. Declare the most selective filter first."""
     follows_key: bool = False
     """
     True if the column is the time of which the key, a UUIDv7, holds the milliseconds: the key then bounds the search.
@@ -52,6 +54,8 @@ class Filter:
     The column may be the key itself: then its time is compared.
     """
     member: str = ""
+    keeps: Callable[[Any], bool] | None = None
+    """Decides about a state that the column lets through, where the column alone cannot say whether the state matches."""
 
 
 @frozen

@@ -126,6 +126,8 @@ def _branches(
     for condition in conditions:
         if condition.filter.is_indexed:
             (column,) = condition.columns
+            if condition.filter.match is Match.PRESENT:
+                return condition, [_Sql(f"{_quoted(column)} IS NOT NULL")]
             return condition, [_Sql(f"{_quoted(column)} = ?", (value,)) for value in dict.fromkeys(condition.values)]
     return None, [_Sql("")]
 
@@ -167,6 +169,8 @@ def _filter(condition: Condition, dialect: Dialect) -> _Sql:
     """Return *condition* in SQL, for a walk through another index."""
     match, values = condition.filter.match, tuple(_value(value) for value in condition.values)
     columns = [_quoted(column) for column in condition.columns]
+    if match is Match.PRESENT:
+        return _Sql(f"{columns[0]} IS NOT NULL")
     if match is Match.EQUALS:
         column = _unindexed(columns[0]) if condition.filter.is_indexed else columns[0]
         return _Sql(f"{column} IN ({', '.join('?' * len(values))})", values)

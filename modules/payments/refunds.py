@@ -304,11 +304,15 @@ def _is_disputed(payment: Payment) -> bool:
 
 
 def _reason(payment: Payment) -> str | None:
-    """Return the code of the refund that is missing; None if there is none."""
+    """Return the code of the refund that is missing; None if there is none. A case for a person always has one."""
     if payment.status is PaymentStatus.REFUNDED:
         return None
     if payment.is_open_case and _is_disputed(payment):
         return DISPUTED
+    return _missing_reason(payment) or ("refund_failed" if payment.is_open_case else None)
+
+
+def _missing_reason(payment: Payment) -> str | None:
     last = next((each for each in reversed(_ledger(payment).refunds) if each.key_number is not None), None)
     if last is None or last.status is RefundStatus.SUCCEEDED:
         return None

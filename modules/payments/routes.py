@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["routes", "show"]
 
+from operator import attrgetter
 from typing import Any
 
 import attrs
@@ -98,6 +99,12 @@ routes: tuple[Route, ...] = (
         response_schema="Payment",
         newest_first=True,
         filters=(
+            Filter(
+                *("needs_settling", {"type": "string", "enum": ["true"]}, "Payments that wait for a person.", Match.PRESENT),
+                columns=("reason",),
+                is_indexed=True,
+                keeps=attrgetter("is_open_case"),
+            ),
             Filter(
                 *("status", {"type": "string", "enum": [status.value for status in PaymentStatus]}),
                 "Several values by commas.",

@@ -144,6 +144,7 @@ class History:
         assert payment is not None
         assert payment.captured - payment.refunded == payment.kept >= 0
         assert 0 <= payment.pending <= payment.kept
+        assert payment.reason is not None or not payment.is_open_case, "the list of cases would not find it"
         assert payment.refundable == payment.kept - payment.pending >= 0
         assert (payment.status is PaymentStatus.REFUNDED) == (payment.captured > 0 and payment.kept == 0)
         assert self.provider.total <= AMOUNT
@@ -355,6 +356,17 @@ def test_a_refund_that_fails_after_it_succeeded_is_made_again() -> None:
     payment, emitted = after(RESERVED, CHARGED, CANCELLED, succeeded, reported(AMOUNT, "failed", "re_1"))
     assert (payment.status, payment.kept) == (PaymentStatus.CAPTURED, AMOUNT)
     assert refund_requests(emitted) == [(AMOUNT, 2)]
+
+
+def test_another_refund_under_the_same_key_is_one_of_the_provider() -> None:
+    """Its metadata were copied by hand, or the provider had forgotten the key: both count, and ours keeps its reference."""
+    ask = OrderRefundRequested(order_id="o", refund_id="a", amount=Money(400, "EUR"), reason="damaged")
+    events = RESERVED, CHARGED, ask, RefundSucceeded(order_id="o", reference="re_1")
+    payment, _ = after(*events, reported(300, "succeeded", "re_2", 1))
+    assert payment.ledger is not None
+    lines = [(refund.reference, refund.amount, refund.key_number) for refund in payment.ledger.refunds]
+    assert lines == [("re_1", 400, 1), ("re_2", 300, None)]
+    assert (payment.refunded, payment.kept) == (700, 300)
 
 
 def test_a_refund_that_comes_back_says_that_it_had_been_refunded() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from modules.module import Decision
 from modules.payments.decide import decide
@@ -88,6 +89,16 @@ def test_an_impossible_outcome_is_rejected() -> None:
     assert [event.code for event in settle((RESERVED, unnamed, unnamed, CANCELLED, unnamed), "captured").events] == ["no_reference"]
     unknown = decide((None,), SettleRequested(order_id="o", outcome="captured", why="x"), NOW)
     assert unknown.events == (SettleImpossible(order_id="o", code=None),)
+
+
+def test_the_rest_that_a_person_decided_to_keep_is_kept() -> None:
+    """Also when the dispute is won later: nothing is refunded by itself any more."""
+    disputed = evolve(DISPUTED, status="open")
+    [payment] = settle((RESERVED, CHARGED, disputed, CANCELLED), "captured").states
+    won = decide((payment,), evolve(DISPUTED, status="won"), NOW)
+    [after_all] = won.states
+    assert isinstance(after_all, Payment)
+    assert (after_all.dispute, after_all.kept, after_all.is_open_case, won.events) == ("won", AMOUNT, False, ())
 
 
 def test_what_is_settled_as_refunded_is_only_what_was_left() -> None:

@@ -87,6 +87,8 @@ async def test_payments_are_listed_by_status_and_time(serve: Serve, connect: Con
 
     assert await listed("") == orders[::-1]
     assert await listed("status=declined") == [orders[1]]
+    assert await listed("needs_settling=true") == [], "a decline has a reason, and waits for no person"
+    assert (await client.request("GET", "/v1/payments?needs_settling=1")).body["code"] == "invalid_query"
     assert await listed("status=captured,declined&limit=2") == orders[:0:-1]
     assert await listed(f"created_after={placed[1]}") in (orders[:0:-1], [orders[2]])
     assert await listed(f"created_before={placed[0]}") in ([], [orders[0]])
@@ -121,6 +123,9 @@ async def test_a_person_settles_a_payment_of_another_amount(serve: Serve, connec
         code, output = await command(server, "list", "--needs-settling", "--status", "unknown", "--url", url)
         assert code == 0
         assert order_id in output
+        for query in "needs_settling=true", "needs_settling=true&status=captured,unknown":
+            assert [each["order_id"] for each in (await client.get(f"/v1/payments?{query}"))["items"]] == [order_id]
+        assert (await client.get("/v1/payments?needs_settling=true&status=declined"))["items"] == []
         settled = ["settle", order_id, "--outcome", "refunded", "--reason", "given back in the dashboard", "--url", url]
         assert await command(server, *settled) == (0, f"{order_id} is refunded\n")
         order = await client.wait_until_final(order_id)
@@ -128,6 +133,7 @@ async def test_a_person_settles_a_payment_of_another_amount(serve: Serve, connec
         payment = await client.get(f"/v1/payments/{order_id}")
         assert (payment["status"], payment["needs_settling"], payment["refunded"]) == ("refunded", False, money(1100))
         assert payment["settled"]["reason"] == "given back in the dashboard"
+        assert (await client.get("/v1/payments?needs_settling=true"))["items"] == []
         assert (await command(server, *settled))[0] == 1, "it is settled already"
     finally:
         await provider.stop()

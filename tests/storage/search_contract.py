@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,6 +28,9 @@ from bus.ids import id_lower_bound
 from modules.filters import Condition, Filter, Match
 from modules.orders.routes import filters
 from modules.orders.state import Order, Status, order_table
+from modules.payments.routes import routes as payment_routes
+from modules.payments.state import Payment, PaymentStatus, payment_table
+from modules.routes import ListRoute
 from modules.values import Line
 from tests.storage.site import Site
 
@@ -58,6 +62,22 @@ def number_to_order(n: int) -> Order:
 
 
 ORDERS = [number_to_order(n) for n in range(120)]
+
+PAYMENT_FILTERS = {filter.name: filter for route in payment_routes if isinstance(route, ListRoute) for filter in route.filters}
+
+
+def number_to_payment(n: int) -> Payment:
+    """Return one of many payments: two in a hundred wait for a person, ten are declined, ten pending, the others captured."""
+    status = {0: PaymentStatus.UNKNOWN, 1: PaymentStatus.DECLINED, 2: PaymentStatus.PENDING}.get(n % 10, PaymentStatus.CAPTURED)
+    if status is PaymentStatus.UNKNOWN and n % 50:
+        status = PaymentStatus.CAPTURED
+    at = BEGIN + timedelta(seconds=n)
+    reasons = {PaymentStatus.UNKNOWN: "wrong_amount", PaymentStatus.DECLINED: "lost_card"}
+    return Payment(
+        order_id=f"{id_lower_bound(at)}-7000-8000-{n:012}", status=status, amount=100, currency="EUR", attempts=1,
+        reference="pi_1" if status is PaymentStatus.CAPTURED else None, reason=reasons.get(status), updated_at=at,
+    )  # fmt: skip
+
 
 moments = st.integers(-1, 121).map(lambda n: BEGIN + timedelta(seconds=n, microseconds=n))
 values: dict[str, st.SearchStrategy[Any]] = {
@@ -194,6 +214,36 @@ class SearchContract:
         plan = explained(connection, mapper, conditions)
         assert index in plan
         assert all(other not in plan for other in ("orders_order_by_status", "TEMP B-TREE") if other != index)
+
+    def test_the_cases_for_a_person_are_served_by_an_index_that_costs_an_ordinary_payment_nothing(self, site: Site) -> None:
+        """Only payments with a reason are in it; on PostgreSQL a capture is still an update that touches no index."""
+        database = Database(site.url)
+        migrate(database.engine, "payments")
+        mapper = StateMapper(Payment, payment_table, database.dialect)
+        payments = [number_to_payment(n) for n in range(400)]
+        conditions = [Condition(PAYMENT_FILTERS["needs_settling"], ("true",)), Condition(PAYMENT_FILTERS["status"], ("captured", "unknown"))]
+        with database.engine.begin() as connection:
+            mapper.save(connection, payments, {payment.order_id for payment in payments})
+        with database.engine.begin() as connection:
+            is_postgres = connection.dialect.name == "postgresql"
+            if is_postgres:
+                connection.exec_driver_sql("SET LOCAL enable_seqscan = off")  # a small table is read whole otherwise
+                connection.exec_driver_sql("SET LOCAL enable_bitmapscan = off")
+                connection.exec_driver_sql("ANALYZE payments_payment")
+            found, stopped_at = mapper.search(connection, conditions, None, 51, True)
+            assert stopped_at is None
+            assert found == [each for each in payments[::-1] if each.status is PaymentStatus.UNKNOWN]
+            assert all(PAYMENT_FILTERS["needs_settling"].keeps(each) for each in found)  # type: ignore[misc]
+            plan = explained(connection, mapper, conditions)
+            assert "payments_payment_with_reason" in plan
+            assert "TEMP B-TREE" not in plan
+            pending = number_to_payment(402)
+            mapper.save(connection, [pending], {pending.order_id})
+            mapper.save(connection, [attrs.evolve(pending, status=PaymentStatus.CAPTURED, reference="pi_1")], set())
+            if is_postgres:
+                counted = "SELECT pg_stat_get_xact_tuples_hot_updated('payments_payment'::regclass)"
+                assert connection.exec_driver_sql(counted).scalar_one() == 1
+        database.engine.dispose()
 
 
 def explained(connection: Connection, mapper: StateMapper, conditions: Sequence[Condition]) -> str:

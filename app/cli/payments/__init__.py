@@ -15,6 +15,7 @@ from app.cli.payments.reconcile import reconcile
 
 PAGE = 200
 COLUMNS = ("order_id", "status", "amount", "refunded", "refund_status", "dispute", "reason", "updated_at")
+CASE_STATUSES = ("captured", "unknown")
 STATUSES = ("pending", "captured", "declined", "unknown", "refunded")
 
 with_url = click.option("--url", default=None, help="Address of the server; by default from HTTP_HOST and HTTP_PORT.")
@@ -67,13 +68,16 @@ def list_(
 
     Exit codes: 0 done, also if there are none; 1 the server refuses; 2 wrong usage or configuration; 3 no server answers.
     """
+    if needs_settling and not status:
+        status = CASE_STATUSES  # with any other status nothing waits for a person, but a decline has a reason, too
     filters = {
+        "needs_settling": "true" if needs_settling else "",
         "status": ",".join(dict.fromkeys(status)),
         "created_after": since.isoformat() if since is not None else "",
         "created_before": until.isoformat() if until is not None else "",
     }
     query = {name: value for name, value in filters.items() if value}
-    rows = _fetch(query, limit, url, key, needs_settling=needs_settling)
+    rows = _fetch(query, limit, url, key)
     if as_json:
         console.print_json(rows)
     elif rows:
@@ -118,9 +122,7 @@ def settle(order_id: str, outcome: str, reason: str, url: str | None, key: str |
 payments.add_command(reconcile)
 
 
-def _fetch(
-    query: dict[str, str], limit: int, url: str | None, key: str | None, *, needs_settling: bool
-) -> list[dict[str, Any]]:
+def _fetch(query: dict[str, str], limit: int, url: str | None, key: str | None) -> list[dict[str, Any]]:
     """Return up to *limit* payments that match *query*, from as many pages as that takes."""
     from app.cli.http_client import RequestFailed, get_json
 
@@ -133,7 +135,7 @@ def _fetch(
             page = get_json(f"/v1/payments?{urlencode(page_query)}", settings, url, key)
         except RequestFailed as error:
             _exit_with(error)
-        found += [row for row in page["items"] if row["needs_settling"] or not needs_settling]
+        found += page["items"]
         cursor = page["next_cursor"]
         if cursor is None:
             break

@@ -218,6 +218,11 @@ def _list(service: ModuleService, route: ListRoute) -> EndpointHandler:
                 route.state, conditions, after=after, limit=limit, newest_first=route.newest_first
             )
 
-        return json_response(await read_page(query, route.path, fetch, key_of, route.show))
+        kept = [condition.filter.keeps for condition in conditions if condition.filter.keeps is not None]
+
+        def show(state: Any) -> Any:
+            return route.show(state) if all(keeps(state) for keeps in kept) else None
+
+        return json_response(await read_page(query, route.path, fetch, key_of, show if kept else route.show))
 
     return handle
