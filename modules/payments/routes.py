@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from modules.filters import Filter, created_between
+from modules.filters import Filter, Match, created_between
 from modules.module import DecisionOutcome
 from modules.payments.events import SettleImpossible, SettleRequested
 from modules.payments.ledger import Refund
