@@ -90,7 +90,7 @@ class OutboxRelay:
         self._left_in_table = 0
         self._rows_per_event = 1.0
         self.pending_events = 0
-        """How many events the pending rows are, as of the last step: one that is published in two versions has two rows."""
+        """How many events the pending rows are, at the time of the last step: one that is published in two versions has two rows."""
         self._count_at = 0.0
         self._scan_at = self._beat_at = 0.0
         self._purge_at = clock.monotonic() + PURGE_SECONDS

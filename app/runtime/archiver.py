@@ -104,7 +104,7 @@ def build_archivers(
     metrics: Metrics,
 ) -> dict[str, Archiver]:
     """
-    Return an archiver for each module; none if *kept_seconds* is None: everything is kept for ever.
+    Return an archiver for each module; none if *kept_seconds* is None: everything is kept forever.
 
     It moves the module's archivable states, and then *more* of it.
     """

@@ -23,7 +23,7 @@ class ConnectRefused(Exception):
 
 @frozen
 class ClientCallbacks:
-    """What the owner of a client wants to know: *on_refused* during the attempt, everything else once it is open."""
+    """The callbacks to the owner of a client: *on_refused* during the attempt, everything else once it is open."""
 
     on_refused: Callable[[Exception], None]
     on_error: Callable[[Exception], None]

@@ -182,7 +182,7 @@ def test_a_captured_charge_is_reported_whatever_the_version_of_the_api() -> None
     ],
 )
 def test_other_types_are_ignored(type_: str) -> None:
-    """They say nothing that those above do not say."""
+    """They contain nothing that those above do not contain."""
     assert parsed(type_, INTENT).is_handled is False
 
 

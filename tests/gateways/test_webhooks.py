@@ -342,7 +342,7 @@ async def test_a_charge_carries_the_name_of_its_installation(webhooks: WebhookHa
 async def test_a_webhook_that_names_only_a_charge_is_looked_up_by_it(
     webhooks: WebhookHarness, faulty: FaultyStripe, is_copied: bool
 ) -> None:
-    """The charge names the PaymentIntent, and mostly the order, too; one that was made by hand is none of ours."""
+    """The charge names the PaymentIntent, and mostly the order, too; one that was made by hand does not belong to this installation."""
     charged = await webhooks.gateway.charge(f"charge:{oid(1)}", oid(1), EUR, ChargeDetails())
     assert isinstance(charged, Captured)
     await webhooks.request_payment(oid(1))

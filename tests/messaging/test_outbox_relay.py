@@ -431,7 +431,7 @@ async def test_sent_rows_are_purged_after_a_day_and_unsent_rows_stay(path: Path,
 
 
 async def test_inbox_rows_are_purged_after_two_days(path: Path, clock: VirtualClock) -> None:
-    """An idempotency key holds for at least 24 hours, and not for ever."""
+    """An idempotency key holds for at least 24 hours, and not forever."""
     async with harness_at(path, clock) as harness:
         relay = relay_of(harness, ManualBus())
         await harness.submit("orders", submitted(), key="k", fingerprint="f")

@@ -408,7 +408,7 @@ def test_a_refund_that_keeps_failing_is_left_to_a_person_once() -> None:
 
 
 def test_an_outcome_that_stays_unknown_is_left_to_a_person() -> None:
-    """Nothing is looked up for ever; the refund may still succeed, so it is not made again under another key."""
+    """Nothing is looked up forever; the refund may still succeed, so it is not made again under another key."""
     payment, _ = after(RESERVED, CHARGED, CANCELLED)
     failed = RefundFailed(order_id="o", retry_seconds=1)
     decision = decide((payment,), failed, NOW + OPEN_MAX + timedelta(seconds=1))

@@ -94,7 +94,7 @@ def test_more_than_is_left_is_refused(earlier: list[Any], asked: RefundSubmitted
 
 
 def test_what_is_not_paid_cannot_be_refunded() -> None:
-    """Nor an order that does not exist, nor by items where the prices are not known, nor for ever."""
+    """Nor an order that does not exist, nor by items where the prices are not known, nor forever."""
     assert refused(given(RESERVED), refund()) == "not_paid"
     assert when(None, refund()).events == (OrderUnknown(order_id="o"),)
     old = given(StockReserved(order_id="o", lines=LINES, total=eur(1000)), CAPTURED)

@@ -494,7 +494,7 @@ def test_keys_are_compared_byte_by_byte(site: PostgresSite) -> None:
 
 
 def test_the_session_has_the_documented_settings(site: PostgresSite) -> None:
-    """Commits wait for the disk, no statement waits for ever, times are in UTC."""
+    """Commits wait for the disk, no statement waits forever, times are in UTC."""
     with Database(site.url).engine.connect() as connection:
         found = {
             name: connection.exec_driver_sql(f"SHOW {name}").scalar()

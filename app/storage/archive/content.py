@@ -47,7 +47,7 @@ _NEWEST = max(DICTIONARIES)
 
 def compressed(document: Document) -> bytes:
     """Return the content for *document*."""
-    text = orjson.dumps({str(name): value for name, value in document.items()})  # SQLAlchemy's names are no plain str
+    text = orjson.dumps({str(name): value for name, value in document.items()})  # SQLAlchemy's names are a subclass of str
     compressor = zlib.compressobj(_LEVEL, zdict=DICTIONARIES[_NEWEST])
     return bytes([_NEWEST]) + compressor.compress(text) + compressor.flush()
 

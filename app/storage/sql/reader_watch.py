@@ -26,7 +26,7 @@ WAL_BYTES_USUAL = 16 * 2**20
 
 
 class ReaderWatch:
-    """The size of the ``-wal`` of *database* and the age of its oldest snapshot, as of the last `sample`."""
+    """The size of the ``-wal`` of *database* and the age of its oldest snapshot, at the time of the last `sample`."""
 
     def __init__(self, database: Database, monotonic: Callable[[], float]) -> None:
         self._database = database

@@ -48,7 +48,7 @@ class Authenticator:
         """
         Return whose key the *authorization* header holds.
 
-        A key is looked up by its hash. What the duration of that reveals is about hashes that no caller can choose.
+        A key is looked up by its hash. The duration of the look-up can reveal something about hashes only, which no caller can choose.
 
         Raises:
             ProblemError: 401 with a challenge: the header is missing, or its key is unknown.

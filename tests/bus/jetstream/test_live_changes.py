@@ -1,5 +1,5 @@
 """
-An operator changes a live stream or consumer: the running bus names each change, and `apply` corrects it or says that it cannot.
+An operator changes a live stream or consumer: the running bus names each change, and `apply` corrects it or reports that it cannot.
 
 The fields are not listed here. They are those that the client knows, and those that the server itself accepts: a field that a
 newer version of either adds is tried like any other.

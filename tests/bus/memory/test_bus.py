@@ -133,7 +133,7 @@ async def test_a_cancelled_fetch_leaves_nothing_behind(harness: MemoryHarness) -
 
 
 async def test_an_empty_fetch_leaves_nothing_behind(harness: MemoryHarness) -> None:
-    """An idle consumer may fetch for ever."""
+    """An idle consumer may fetch forever."""
     bus = MemoryBus(harness.clock, harness.store)
     member = await bus.subscribe("inventory", [CREATED])
     for _ in range(50):
