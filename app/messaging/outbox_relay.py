@@ -86,6 +86,8 @@ class OutboxRelay:
         self._logged_errors: set[str] = set()
         self._clock = clock
         self._in_flight: dict[str, OutboxMessage] = {}
+        self._handed_over = 0
+        """How many of those in flight a worker of this process has in hand."""
         self._sent: list[str] = []
         self._left_in_table = 0
         self._rows_per_event = 1.0
@@ -104,8 +106,14 @@ class OutboxRelay:
         self._progress_at = clock.monotonic()
 
     def waiting_seconds(self) -> float:
-        """Return for how long a row has waited for the bus, or none has been accepted although some wait; 0 if none waits."""
-        return max(self._oldest_seconds, self._clock.monotonic() - self._progress_at) if self.pending else 0.0
+        """
+        Return for how long a row has waited for the bus, or none has been accepted although some wait; 0 if none waits.
+
+        A row that was handed over waits for something else, such as a payment provider.
+        """
+        if self.pending <= self._handed_over:
+            return 0.0
+        return max(self._oldest_seconds, self._clock.monotonic() - self._progress_at)
 
     @property
     def pending(self) -> int:
@@ -134,6 +142,7 @@ class OutboxRelay:
             self._send(row)
         else:
             self._in_flight[row.id] = row
+            self._handed_over += 1
             processed.add_done_callback(partial(self._on_processed, row))
 
     def count_delivered(self, subjects: Iterable[str]) -> None:
@@ -192,6 +201,7 @@ class OutboxRelay:
 
     def _on_processed(self, row: OutboxMessage, processed: asyncio.Future[bool]) -> None:
         del self._in_flight[row.id]
+        self._handed_over -= 1
         if not processed.cancelled() and processed.exception() is None and processed.result():
             self._on_sent(row)
         else:

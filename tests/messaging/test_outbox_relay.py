@@ -296,6 +296,22 @@ async def test_a_row_that_cannot_be_handed_over_is_published(path: Path, clock: 
         assert sorted(bus.subjects) == CREATED
 
 
+async def test_a_row_that_was_handed_over_does_not_wait_for_the_bus(path: Path, clock: VirtualClock) -> None:
+    """Readiness must not blame the bus for a provider that takes minutes to answer."""
+    async with harness_at(path, clock) as harness:
+        relay = relay_of(harness, ManualBus())
+        await harness.submit("orders", submitted())
+        processed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        for row in await committed_rows(harness):
+            relay.hand_over(row, partial(_same, processed))
+        await step_after(relay, clock, 100.0)
+        assert (relay.pending, relay.waiting_seconds()) == (2, 0.0)
+        processed.set_result(False)
+        await asyncio.sleep(0)
+        await step_after(relay, clock, 100.0)
+        assert relay.waiting_seconds() >= 100.0
+
+
 def _same(future: asyncio.Future[bool]) -> asyncio.Future[bool]:
     return future
 
