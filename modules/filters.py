@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ["Condition", "Filter", "Match", "created_between"]
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import Any
 
@@ -69,6 +70,33 @@ class Condition:
     def columns(self) -> tuple[str, ...]:
         """The columns that are compared."""
         return self.filter.columns or (self.filter.name,)
+
+    def holds(self, state: Any) -> bool:
+        """Return whether *state* meets the condition, as the search in the database decides it."""
+        if self.filter.keeps is not None and not self.filter.keeps(state):
+            return False
+        found = [getattr(state, column) for column in self.columns]
+        return any(_compare(self.filter, value, wanted) for value in found if value is not None for wanted in self.values)
+
+
+def _compare(filter: Filter, value: Any, wanted: Any) -> bool:
+    if filter.follows_key and isinstance(value, str):  # the key itself, a UUIDv7
+        value = datetime.fromtimestamp(int(value.replace("-", "")[:12], 16) / 1000, UTC)
+    match filter.match:
+        case Match.EQUALS:
+            return bool(value == wanted)
+        case Match.AT_LEAST:
+            return bool(value >= wanted)
+        case Match.AT_MOST:
+            return bool(value <= wanted)
+        case Match.BELOW:
+            return bool(value < wanted)
+        case Match.BEGINS_WITH:
+            return str(value).startswith(wanted)
+        case Match.PRESENT:
+            return True
+        case Match.HAS_MEMBER:
+            return any(getattr(member, filter.member) == wanted for member in value)
 
 
 def created_between(what: str, column: str) -> tuple[Filter, Filter]:

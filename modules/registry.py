@@ -13,7 +13,10 @@ import re
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from modules.errors import ModuleError
+from modules.routes import ListStreamRoute
 
 if TYPE_CHECKING:
     from modules.module import Module
@@ -67,6 +70,8 @@ def _check_routes(module: Module) -> None:
         state = getattr(route, "state", None)
         if state is not None and state not in module.tables:
             raise ModuleError(f"{where} shows {state.__name__}, which has no table in the descriptor")
+        if isinstance(route, ListStreamRoute) and "updated_at" not in attrs.fields_dict(route.state):
+            raise ModuleError(f"{where} streams {route.state.__name__}, which has no attribute updated_at")
         for schema in (
             *(getattr(route, name, None) for name in ("request_schema", "line_schema")), route.response_schema,
         ):

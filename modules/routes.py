@@ -1,9 +1,9 @@
 """
 Routes of a module, described independently of any web framework.
 
-There are five kinds: `CommandRoute` submits an event, `ImportRoute` submits many, `GetRoute` returns one state,
-`ListRoute` returns many, and `StreamRoute` sends one state after each change. The web layer implements them over HTTP; a module describes only which
-event a request stands for and what the response contains.
+There are six kinds: `CommandRoute` submits an event, `ImportRoute` submits many, `GetRoute` returns one state, `ListRoute`
+returns many, `StreamRoute` sends one state after each change, and `ListStreamRoute` all of them. The web layer implements
+them over HTTP; a module describes only which event a request stands for and what the response contains.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ __all__ = [
     "GetRoute",
     "ImportRoute",
     "ListRoute",
+    "ListStreamRoute",
     "Rejection",
     "Request",
     "Response",
@@ -147,7 +148,7 @@ class ListRoute:
     """
     List states with keyset pagination over their key: ``limit`` 1 to 200, ``cursor`` opaque.
 
-    A page may be shorter than its limit, or empty, although it has a next cursor; see `app.storage.list_query`.
+    A page may be shorter than its limit, or empty, although it has a next cursor; see `app.storage.search.list_query`.
     """
 
     name: str
@@ -182,6 +183,29 @@ class StreamRoute:
 
 
 @frozen
+class ListStreamRoute:
+    """
+    Send each state that meets the filters after each change as server-sent events, until the client goes.
+
+    The state has an attribute ``updated_at``, the time of its latest change.
+    """
+
+    name: str
+    path: str
+    summary: str
+    state: type
+    show: Callable[[Any], Json | None]
+    """Returns the JSON of one state; None leaves it out."""
+    event_name: str
+    """Name of every event of the stream."""
+    response_schema: str
+    filters: tuple[Filter, ...] = ()
+    """The query parameters that restrict the stream."""
+    roles: tuple[Role, ...] = ()
+    """Who may call it; the operator always may."""
+
+
+@frozen
 class ImportRoute:
     """
     Submit one event for each line of the body (NDJSON), and respond with the outcome of each.
@@ -204,4 +228,4 @@ class ImportRoute:
     """Who may call it; the operator always may."""
 
 
-Route = CommandRoute | GetRoute | ImportRoute | ListRoute | StreamRoute
+Route = CommandRoute | GetRoute | ImportRoute | ListRoute | ListStreamRoute | StreamRoute

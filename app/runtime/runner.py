@@ -27,6 +27,7 @@ from app.runtime.engine import CommitResult, ModuleResult, TransactionEngine
 from app.runtime.outage import StorageOutage
 from app.runtime.receiving import EventReader, Receiver
 from app.runtime.service import Reply
+from app.runtime.state_changes import StateChanges
 from app.runtime.state_reader import StateReader, StateWatchers
 from app.runtime.work import CommitListener, DeferredToNewerVersion, ItemResult, ReplyBuilder, TakeEvent, WorkItem
 from app.runtime.work_queue import LoadLimit, WorkQueue
@@ -87,9 +88,9 @@ class ModuleRunner:
         """What takes a committed event, by the event's class, before it is published; nothing else may consume it."""
         self._states = StateReader(store)
         self._watchers = StateWatchers({cls: mapper.key_of for cls, mapper in store.mappers.items()})
-        rng = rng or random.Random()
+        self.changes = StateChanges(store, self._watchers, clock)
         self._messages = MessageMetrics(module.name, metrics)
-        self._receiver = Receiver(reader, self._messages, rng)
+        self._receiver = Receiver(reader, self._messages, rng := rng or random.Random())
         self._queue: WorkQueue[WorkItem] = WorkQueue(batch_max * 4, lambda item: item.delivery is not None)
         self._newest_by_event_id: dict[str, WorkItem] = {}
         """The queued items for the newest version of an event that has several versions, by event id."""
@@ -293,7 +294,7 @@ class ModuleRunner:
             if each.decision is not None:
                 for listener in listeners:
                     listener(item.event, each.decision, item.origin_trace)
-                if watchers.by_state:
+                if not watchers.is_idle:
                     watchers.notify(each.decision.states)
             if item.future is not None:
                 _reply(item.future, each)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from attrs import define
 
+from app.runtime.state_changes import ChangeReader
 from app.storage.audit import Audit
 from app.storage.errors import TemporarilyUnavailable
 from app.telemetry.trace import TraceContext
@@ -112,3 +113,7 @@ class ModuleService(Protocol):
 
     def watch(self, cls: type, key: str) -> AbstractAsyncContextManager[AsyncIterator[None]]:
         """Enter to get an iterator that yields after each change of a state; several changes may be merged into one."""
+
+    @property
+    def changes(self) -> ChangeReader:
+        """Reads which of the module's states have changed."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 __all__ = ["StateReader", "StateWatchers"]
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from sqlalchemy import Connection
@@ -54,19 +54,22 @@ class StateReader:
 
 
 class StateWatchers:
-    """The watchers of single states; each is woken after a commit that changed its state."""
+    """Tell the watchers of single states, and those of all states of a class, after a commit what has changed."""
 
     def __init__(self, key_of: Mapping[type, Callable[[State], str]]) -> None:
         self._key_of = key_of
-        self.by_state: dict[tuple[type, str], set[asyncio.Event]] = {}
-        """What each watcher waits for, by the class and key of the state; empty while nothing is watched."""
+        self._by_state: dict[tuple[type, str], set[asyncio.Event]] = {}
+        self._key_sets: dict[type, list[set[str]]] = {}
+        self.is_idle = True
+        """Nothing is watched: `notify` need not be called."""
 
     @asynccontextmanager
     async def watch(self, cls: type, key: str) -> AsyncIterator[AsyncIterator[None]]:
         """Yield an iterator that yields after each change of the state; several changes may be merged into one."""
         changed = asyncio.Event()
-        watchers = self.by_state.setdefault((cls, key), set())
+        watchers = self._by_state.setdefault((cls, key), set())
         watchers.add(changed)
+        self.is_idle = False
 
         async def changes() -> AsyncIterator[None]:
             while True:
@@ -79,11 +82,29 @@ class StateWatchers:
         finally:
             watchers.discard(changed)
             if not watchers:
-                self.by_state.pop((cls, key), None)
+                self._by_state.pop((cls, key), None)
+            self.is_idle = not self._by_state and not self._key_sets
+
+    @contextmanager
+    def watch_all(self, cls: type) -> Iterator[set[str]]:
+        """Yield a set to which the key of each changed state of *cls* is added; take the keys out of it."""
+        keys: set[str] = set()
+        self._key_sets.setdefault(cls, []).append(keys)
+        self.is_idle = False
+        try:
+            yield keys
+        finally:
+            self._key_sets[cls] = [each for each in self._key_sets[cls] if each is not keys]
+            if not self._key_sets[cls]:
+                del self._key_sets[cls]
+            self.is_idle = not self._by_state and not self._key_sets
 
     def notify(self, states: Iterable[State]) -> None:
         """Wake the watchers of *states*, which have changed."""
         for state in states:
             cls = type(state)
-            for changed in self.by_state.get((cls, self._key_of[cls](state)), ()):
+            key = self._key_of[cls](state)
+            for changed in self._by_state.get((cls, key), ()):
                 changed.set()
+            for keys in self._key_sets.get(cls, ()):
+                keys.add(key)

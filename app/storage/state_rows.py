@@ -21,7 +21,7 @@ import orjson
 from cattrs import Converter
 from sqlalchemy import JSON, Connection, Table, UniqueConstraint
 
-from app.storage.list_query import find_rows
+from app.storage.search.list_query import find_rows
 from app.storage.sql.dialect import CACHE_GENERATION, Dialect
 from modules.filters import Condition
 
@@ -149,7 +149,7 @@ class StateMapper:
         """
         Return up to *limit* states that meet all *conditions*, in the order of their keys, beyond the key *after*.
 
-        The second result is the key at which the search stopped before the end; see `app.storage.list_query`.
+        The second result is the key at which the search stopped before the end; see `app.storage.search.list_query`.
         """
         rows, examined_to = find_rows(
             connection, self._dialect, self._json_rows, self.table.name, self.key_name, conditions, after, limit, newest_first

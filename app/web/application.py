@@ -18,7 +18,6 @@ from app.web.access.gate import Gate
 from app.web.endpoints import docs, module_routes
 from app.web.endpoints import health as probes
 from app.web.endpoints.health import Health
-from app.web.endpoints.state_stream import Streams
 from app.web.handler import (
     Endpoint,
     EndpointHandler,
@@ -33,6 +32,7 @@ from app.web.problems import ProblemError
 from app.web.requests.command import BODY_BYTES_MAX
 from app.web.responses import JSON, UNCACHED
 from app.web.spec import openapi
+from app.web.streams.state_stream import Streams
 
 TELEMETRY: web.AppKey[Telemetry] = web.AppKey("telemetry", Telemetry)
 

@@ -12,7 +12,17 @@ from modules.filters import Filter, Match, created_between
 from modules.module import DecisionOutcome
 from modules.orders.events import CancelRequested, OrderSubmitted, OrderUnknown, RefundImpossible, RefundSubmitted
 from modules.orders.state import Order, Status
-from modules.routes import CommandRoute, GetRoute, ListRoute, Rejection, Request, Response, Route, StreamRoute
+from modules.routes import (
+    CommandRoute,
+    GetRoute,
+    ListRoute,
+    ListStreamRoute,
+    Rejection,
+    Request,
+    Response,
+    Route,
+    StreamRoute,
+)
 from modules.values import Address, Line, Money, rfc3339
 
 
@@ -186,6 +196,17 @@ routes: tuple[Route, ...] = (
         show=show,
         response_schema="Order",
         newest_first=True,
+        filters=filters,
+    ),
+    ListStreamRoute(
+        name="streamOrders",
+        path="/v1/orders/stream",
+        summary="Follow all orders, or those that the filters select, as server-sent events",
+        roles=("shop", "viewer"),
+        state=Order,
+        show=show,
+        event_name="order",
+        response_schema="Order",
         filters=filters,
     ),
     CommandRoute(

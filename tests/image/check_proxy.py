@@ -44,6 +44,7 @@ class FakeModule:
 
     async def start(self) -> None:
         application = web.Application(client_max_size=2 * BODY_BYTES_MAX)
+        application.router.add_get("/v1/orders/stream", self.stream)
         application.router.add_get("/v1/orders/{id}/stream", self.stream)
         application.router.add_route("*", "/v1/dead-letters/{id}{rest:(/replay)?}", self.dead_letter)
         application.router.add_get("/v1/contracts", self.contracts)
@@ -313,11 +314,12 @@ async def test_an_error_response_of_a_module_is_forwarded_unchanged(
         assert (response.status, sorted(await response.json())) == (404, ["by"])
 
 
+@pytest.mark.parametrize("path", ["/v1/orders/1/stream", "/v1/orders/stream?status=confirmed"])
 async def test_server_sent_events_are_forwarded_immediately(
-    url: str, modules: dict[str, FakeModule], client: aiohttp.ClientSession
+    url: str, modules: dict[str, FakeModule], client: aiohttp.ClientSession, path: str
 ) -> None:
     """Each event arrives before the next one is sent."""
-    async with client.get(f"{url}/v1/orders/1/stream") as response:
+    async with client.get(url + path) as response:
         for event in EVENTS:
             async with asyncio.timeout(5):
                 assert await response.content.readline() == f"data: {event}\n".encode()

@@ -42,7 +42,8 @@ class Program:
         if caller:
             headers["Authorization"] = f"Bearer {caller}-key-0123456789"
         async with self.session.request(method, self.address + path, json=body, headers=headers) as response:
-            return Reply(response.status, response.headers, await response.text())
+            is_endless = response.content_type == "text/event-stream"
+            return Reply(response.status, response.headers, "" if is_endless else await response.text())
 
     def routes(self) -> set[tuple[str, str]]:
         """Return method and path template of every route of the application, but for the one that catches the rest."""

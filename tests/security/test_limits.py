@@ -14,9 +14,10 @@ from loguru import logger
 
 from app.application import Application
 from app.web.access.limits import WRONG_KEYS_MAX, RateLimit
-from app.web.endpoints import state_stream, stripe_webhook
+from app.web.endpoints import stripe_webhook
 from app.web.endpoints.stripe_webhook import WEBHOOK_BYTES_MAX
 from app.web.server import RESERVED_CONNECTIONS
+from app.web.streams import state_stream
 from config.settings import Settings
 from modules.registry import MODULES
 from tests.security.conftest import Program

@@ -33,6 +33,7 @@ PERMISSIONS = {
     "GET /v1/orders": {SHOP, VIEWER},
     "GET /v1/orders/{order_id}": {SHOP, VIEWER},
     "GET /v1/orders/{order_id}/stream": {SHOP, VIEWER},
+    "GET /v1/orders/stream": {SHOP, VIEWER},
     "POST /v1/orders/{order_id}/cancel": {SHOP},
     "POST /v1/orders/{order_id}/refund": set(),  # money leaves the account
     "POST /v1/stream-tokens": {SHOP, VIEWER},
@@ -141,6 +142,7 @@ async def test_a_key_of_one_customer_reaches_no_route_that_does_not_know_custome
         "GET /v1/orders",
         "GET /v1/orders/{order_id}",
         "GET /v1/orders/{order_id}/stream",
+        "GET /v1/orders/stream",
         "POST /v1/orders/{order_id}/cancel",
         "POST /v1/stream-tokens",
     }

@@ -380,7 +380,7 @@ class StoreContract:
         with engine.connect() as connection:
             assert version(connection, module) == head(module)
             context = MigrationContext.configure(connection, opts={"version_table": f"{module}_version", "compare_type": True})
-            assert compare_metadata(context, expected(module)) == []
+            assert compare_metadata(context, expected(module, connection.dialect.name)) == []
         engine.dispose()
 
     # Modules on top of the storage

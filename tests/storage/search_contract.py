@@ -6,7 +6,7 @@ A test file provides a fixture ``site`` (see `tests.storage.site.Site`) and a cl
 
 from __future__ import annotations
 
-__all__ = ["SearchContract"]
+__all__ = ["SearchContract", "found_since"]
 
 import itertools
 import json
@@ -20,10 +20,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection
 
-from app.storage import list_query
 from app.storage.migrations import migrate
+from app.storage.search import changes, list_query
+from app.storage.search.changes import VISIBILITY_DELAY_MAX, ChangeMark, ChangeSearch
 from app.storage.sql.database import Database
-from app.storage.state_rows import StateMapper
+from app.storage.state_rows import StateMapper, to_db_timestamp
 from bus.ids import id_lower_bound
 from modules.filters import Condition, Filter, Match
 from modules.orders.routes import filters
@@ -177,6 +178,7 @@ class SearchContract:
             expected = [order for order in ORDERS if all(meets(order, condition) for condition in conditions)]
             found = list(itertools.chain.from_iterable(p for p, _ in pages(mapper, connection, conditions, limit, newest_first)))
             assert found == (expected[::-1] if newest_first else expected)
+            assert [order for order in ORDERS if all(condition.holds(order) for condition in conditions)] == expected
 
         search()
 
@@ -244,6 +246,39 @@ class SearchContract:
                 counted = "SELECT pg_stat_get_xact_tuples_hot_updated('payments_payment'::regclass)"
                 assert connection.exec_driver_sql(counted).scalar_one() == 1
         database.engine.dispose()
+
+    def test_what_has_changed_since_a_mark_is_found(
+        self, connection: Connection, mapper: StateMapper, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Page by page, in the order of the keys; a change that became visible a little later than its time says, too."""
+        monkeypatch.setattr(changes, "EXAMINED_MAX", 7)
+        monkeypatch.setattr(changes, "PAGE", 5)
+        search = ChangeSearch(order_table, mapper._dialect)
+        at = BEGIN + timedelta(days=1)
+        changed = [attrs.evolve(order, updated_at=at + timedelta(seconds=n)) for n, order in enumerate(ORDERS[::9])]
+        mapper.save(connection, changed)
+        for mark, expected in (
+            (ChangeMark(at), changed),
+            (ChangeMark(at + VISIBILITY_DELAY_MAX), changed),
+            (ChangeMark(at + VISIBILITY_DELAY_MAX + timedelta(seconds=4)), changed[4:]),
+            (ChangeMark(at - timedelta(days=2)), sorted([*changed, *(o for o in ORDERS if o not in ORDERS[::9])], key=by_key)),
+        ):
+            found = found_since(search, connection, mark)
+            assert [key for key, _ in found] == [order.order_id for order in expected]
+            assert {version for _, version in found} == {to_db_timestamp(order.updated_at) for order in expected}
+
+
+def by_key(order: Order) -> str:
+    return order.order_id
+
+
+def found_since(search: ChangeSearch, connection: Connection, mark: ChangeMark) -> list[tuple[str, str]]:
+    """Return what has changed since *mark*, from as many pages as that takes."""
+    found, after = search.find(connection, mark, None)
+    while after is not None:
+        page, after = search.find(connection, mark, after)
+        found += page
+    return found
 
 
 def explained(connection: Connection, mapper: StateMapper, conditions: Sequence[Condition]) -> str:

@@ -15,8 +15,8 @@ from yarl import URL
 from app.telemetry.metrics import Metrics
 from app.web import Authenticator, Gate, Runner, build_application
 from app.web.endpoints import stream_tokens
-from app.web.endpoints.state_stream import Streams
 from app.web.handler import RouteGroup
+from app.web.streams.state_stream import Streams
 from config.api_keys import read_api_keys
 from modules.module import Module
 from tests.web.example import SHIPMENTS

@@ -14,7 +14,7 @@ from sqlalchemy import Column, MetaData, String, Table
 from bus.subjects import event
 from modules.filters import Filter, Match
 from modules.module import Decision, DecisionOutcome, Key, Module, Unexpected, no_change
-from modules.routes import CommandRoute, GetRoute, ListRoute, Rejection, Request, Response, StreamRoute
+from modules.routes import CommandRoute, GetRoute, ListRoute, ListStreamRoute, Rejection, Request, Response, StreamRoute
 
 
 @frozen(kw_only=True)
@@ -137,6 +137,13 @@ HTTP_SCHEMAS: dict[str, dict[str, Any]] = {
     },
 }
 
+FILTERS = (
+    Filter("owner", TEXT, is_indexed=True),
+    Filter("place", {"type": "string", "enum": ["counter", "van", "delivered"]}, takes_list=True),
+    Filter("min_pieces", {"type": "integer", "minimum": 1}, match=Match.AT_LEAST, columns=("pieces",)),
+    Filter("since", {"type": "string", "format": "date-time"}, match=Match.AT_LEAST, columns=("place",)),
+)
+
 SHIPMENTS = Module(
     name="shipments",
     consumes=(),
@@ -169,12 +176,7 @@ SHIPMENTS = Module(
             show=show,
             response_schema="Shipment",
             newest_first=True,
-            filters=(
-                Filter("owner", TEXT, is_indexed=True),
-                Filter("place", {"type": "string", "enum": ["counter", "van", "delivered"]}, takes_list=True),
-                Filter("min_pieces", {"type": "integer", "minimum": 1}, match=Match.AT_LEAST, columns=("pieces",)),
-                Filter("since", {"type": "string", "format": "date-time"}, match=Match.AT_LEAST, columns=("place",)),
-            ),
+            filters=FILTERS,
         ),
         GetRoute(
             name="getShipment",
@@ -217,6 +219,16 @@ SHIPMENTS = Module(
             response_schema="Shipment",
             idempotent=True,
             rejections=(404,),
+        ),
+        ListStreamRoute(
+            name="streamShipments",
+            path="/v1/shipments/stream",
+            summary="Stream every shipment's changes",
+            state=Shipment,
+            show=show,
+            event_name="shipment",
+            response_schema="Shipment",
+            filters=FILTERS,
         ),
         StreamRoute(
             name="streamShipment",

@@ -5,15 +5,16 @@ from __future__ import annotations
 __all__ = ["FakeService"]
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import attrs
 
 from app.runtime.service import IdempotencyKeyReused, Overloaded, Reply
 from app.storage.audit import Audit
+from app.storage.search.changes import ChangeMark, ChangePage
 from app.telemetry.trace import TraceContext
 from modules.filters import Condition
 from modules.module import DecisionOutcome, Module
@@ -38,6 +39,7 @@ class FakeService:
         self.gate = asyncio.Event()
         """While it is cleared, submitted events wait."""
         self.gate.set()
+        self.changes = FakeChanges(self)
         self.watchers: dict[tuple[type, str], list[asyncio.Event]] = {}
         self.conditions: list[Condition] = []
         """Those of the latest search; only the filter ``owner`` is applied."""
@@ -131,6 +133,7 @@ class FakeService:
         """Set a state; *silently* as another process does, without a notification of the watchers."""
         key = type(state), getattr(state, attrs.fields(type(state))[0].name)
         self.states[key] = state
+        self.changes.note(*key, is_own=not silently)
         if not silently:
             for changed in self.watchers.get(key, ()):
                 changed.set()
@@ -145,3 +148,54 @@ class FakeService:
             await changed.wait()
             changed.clear()
             yield
+
+
+class FakeChanges:
+    """The changes of a service's states; a time on its clock is one later at each change and each mark."""
+
+    def __init__(self, service: FakeService) -> None:
+        self.is_only_writer = True
+        self._service = service
+        self._time = NOW
+        self._changed_at: dict[tuple[type, str], datetime] = {}
+        self._watches: list[tuple[type, set[str]]] = []
+        self.marks = 0
+        """Looks and beginnings of feeds."""
+        self.searches = 0
+
+    def _now(self) -> datetime:
+        self._time += timedelta(milliseconds=1)
+        return self._time
+
+    def note(self, cls: type, key: str, is_own: bool) -> None:
+        """Note that the state under *key* has changed, by this process if *is_own*."""
+        self._changed_at[cls, key] = self._now()
+        for of, keys in self._watches if is_own else ():
+            if of is cls:
+                keys.add(key)
+
+    @contextmanager
+    def watch(self, cls: type) -> Iterator[set[str]]:
+        keys: set[str] = set()
+        self._watches.append((cls, keys))
+        yield keys
+        self._watches.remove((cls, keys))
+
+    async def mark(self, cls: type) -> ChangeMark:
+        self._service._check()
+        self.marks += 1
+        return ChangeMark(self._now(), None if self.is_only_writer else "1")
+
+    async def since(self, cls: type, mark: ChangeMark, after: str | None) -> ChangePage:
+        self._service._check()
+        self.searches += 1
+        found = [
+            (key, changed_at.isoformat())
+            for (of, key), changed_at in sorted(self._changed_at.items(), key=lambda each: each[0][1])
+            if of is cls and changed_at >= mark.at and key > (after or "")
+        ]
+        return ChangePage(found[:2], found[1][0] if len(found) > 2 else None)
+
+    async def load(self, cls: type, keys: Sequence[str]) -> Mapping[str, Any]:
+        self._service._check()
+        return {key: state for key in keys if (state := self._service.states.get((cls, key))) is not None}

@@ -22,7 +22,6 @@ from app.storage.audit import Audit
 from app.telemetry.trace import TraceContext, traceparent
 from app.web.access.ownership import is_foreign, is_scoped, owned_only, require_owned
 from app.web.endpoints.imports import import_lines
-from app.web.endpoints.state_stream import Streams, stream_state
 from app.web.handler import Endpoint, EndpointHandler, RequestContext
 from app.web.problems import ProblemError, invalid_input, problem_of
 from app.web.requests.command import TRACEPARENT, idempotency_key, read_body
@@ -31,9 +30,20 @@ from app.web.requests.paging import read_page
 from app.web.requests.parameters import path_parameters, read_query
 from app.web.requests.preconditions import read_precondition
 from app.web.responses import json_response
+from app.web.streams.list_stream import stream_list
+from app.web.streams.state_stream import Streams, stream_state
 from bus.contracts.schemas import validator
 from bus.errors import SchemaViolation
-from modules.routes import CommandRoute, GetRoute, ImportRoute, ListRoute, Rejection, Request, StreamRoute
+from modules.routes import (
+    CommandRoute,
+    GetRoute,
+    ImportRoute,
+    ListRoute,
+    ListStreamRoute,
+    Rejection,
+    Request,
+    StreamRoute,
+)
 from modules.values import UNCONDITIONAL
 
 IDEMPOTENCY_REPLAYED = "Idempotency-Replayed"
@@ -118,6 +128,9 @@ def endpoints(
                 endpoint = Endpoint(route.method, route.path, import_lines(service, route))
             case ListRoute():
                 endpoint = Endpoint(hdrs.METH_GET, route.path, _list(service, route))
+            case ListStreamRoute():
+                handle = stream_list(service, route, streams)
+                endpoint = Endpoint(hdrs.METH_GET, route.path, handle, takes_token=True)
             case StreamRoute():
                 handle = stream_state(service, route, streams)
                 endpoint = Endpoint(hdrs.METH_GET, route.path, handle, takes_token=True)

@@ -12,7 +12,7 @@ from app.web.requests.ndjson import NDJSON
 from app.web.spec.components import COMPONENTS, Description, body, operation, page_of, query_parameter, ref, response
 from modules.filters import Filter
 from modules.module import Module
-from modules.routes import CommandRoute, GetRoute, ImportRoute, ListRoute, Route, StreamRoute
+from modules.routes import CommandRoute, GetRoute, ImportRoute, ListRoute, ListStreamRoute, Route, StreamRoute
 
 Json = dict[str, Any]
 
@@ -115,6 +115,22 @@ def _describe(route: Route, tag: str, name_of: Callable[[str], str]) -> tuple[st
                 {200: response("One page.", ref("schemas", _page_name(component)))},
                 (400, 503, *((404,) if "{" in route.path else ())),
                 parameters=[*parameters, ref("parameters", "Limit"), ref("parameters", "Cursor")],
+            )
+        case ListStreamRoute():
+            events = {"type": "string", "x-events": {route.event_name: schema}}
+            description = (
+                f"Events named `{route.event_name}`, whose data is the latest state after one or more changes. An id without"
+                " an event is the present position. The stream has no end."
+            )
+            return "get", operation(
+                *(route.name, route.path, route.summary, tag),
+                {200: response(description, events, "text/event-stream")},
+                (400, 503),
+                parameters=[
+                    *(_filter_parameter(filter) for filter in route.filters),
+                    ref("parameters", "LastEventId"),
+                    ref("parameters", "StreamToken"),
+                ],
             )
         case StreamRoute():
             events = {"type": "string", "x-events": {route.event_name: schema}}

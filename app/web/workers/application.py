@@ -15,9 +15,9 @@ from app.web.access.gate import Gate
 from app.web.application import GATE, STATIC_HANDLERS, TELEMETRY, add_endpoint
 from app.web.endpoints import module_routes
 from app.web.endpoints.module_routes import RunCommand
-from app.web.endpoints.state_stream import Streams
 from app.web.handler import HandlerDeps, HttpHandler, Telemetry
 from app.web.requests.command import BODY_BYTES_MAX
+from app.web.streams.state_stream import Streams
 from app.web.workers.forwarding import Forwarder
 from modules.module import Module
 from modules.routes import CommandRoute, GetRoute, ListRoute
@@ -55,6 +55,8 @@ def build_worker_application(
         for route, endpoint in zip(module.routes, found, strict=True):
             if isinstance(route, _ANSWERED):
                 add_endpoint(app, endpoint, deps)
+            elif "{" not in endpoint.path:  # or else it could be taken for an id
+                app.router.add_route(hdrs.METH_ANY, endpoint.path, forward, expect_handler=_accept_expectation)
     app.router.add_route(hdrs.METH_ANY, "/{rest:.*}", forward, expect_handler=_accept_expectation)
 
     async def end_streams(app: web.Application) -> None:

@@ -82,6 +82,10 @@ class _ReadService(StateReader):
     def watch(self, cls: type, key: str) -> Any:
         raise NotImplementedError
 
+    @property
+    def changes(self) -> Any:
+        raise NotImplementedError
+
 
 class _Worker:
     """A worker process that runs."""

@@ -13,7 +13,7 @@ from aiohttp import ClientResponse
 from attrs import evolve
 
 from app.storage.errors import StorageUnavailable
-from app.web.endpoints import state_stream
+from app.web.streams import state_stream
 from tests.web.conftest import Web, assert_problem
 from tests.web.example import Shipment
 

@@ -27,6 +27,7 @@ from app.web.handler import SERVER, EndpointHandler, RequestContext
 from app.web.problems import X_CORRELATION_ID, ProblemError
 from app.web.requests.parameters import path_parameters
 from app.web.responses import UNCACHED
+from app.web.streams.feed import LOOK_SECONDS
 from modules.routes import StreamRoute
 
 POLL_SECONDS = 5.0
@@ -50,6 +51,8 @@ class Streams:
     """The open streams of one application: their number, their polling interval, and the signal that ends them."""
 
     poll_seconds: float = POLL_SECONDS
+    looks_every_seconds: float = LOOK_SECONDS
+    """Interval at which a process looks for changed states, for all streams of many states together."""
     open_count: int = 0
     _by_caller: Counter[str] = field(factory=Counter, init=False)
     _log: LimitLog = field(factory=LimitLog, init=False)

@@ -1,0 +1,1 @@
+"""Server-sent events: one state, or all states of a class, after each change."""
