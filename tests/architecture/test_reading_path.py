@@ -29,7 +29,7 @@ from tests.architecture.tree import PACKAGES, ROOT
 from tests.nats import NatsServer
 
 FILES_MAX = 30
-RUNS = 5
+RUNS = 12
 
 Call = tuple[str, str]
 """A file below the project's folder and a function in it."""
