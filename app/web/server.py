@@ -215,6 +215,7 @@ class _Connection(web.RequestHandler):
         if (current is None and not self._messages) or (current is not None and current.writer.output_size > 0):
             return False
         self._is_half_closed = True
+        self._lingering_time = 0.0  # after a response aiohttp would wait for the rest of a body
         for payload in (*(payload for _, payload in self._messages), *([current.content] if current else [])):
             if not payload.is_eof():  # the rest of the body can no longer arrive
                 payload.set_exception(ConnectionResetError("the client has closed the connection"))

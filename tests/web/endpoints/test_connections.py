@@ -45,14 +45,15 @@ async def test_every_request_before_the_close_is_answered(web: Web) -> None:
     writer.close()
 
 
-async def test_a_body_that_was_cut_off_is_400(web: Web) -> None:
-    """The rest can no longer arrive: the answer does not wait for it, and nothing is submitted."""
+async def test_a_body_that_was_cut_off_is_400(web: Web, caplog: pytest.LogCaptureFixture) -> None:
+    """The rest can no longer arrive: the answer does not wait for it, nothing is submitted, and no error is logged."""
     reader, writer = await half_close(web, HEAD + b"\r\n" + BODY[:5])
     async with asyncio.timeout(5):
         response = await read_response(reader)
     assert (response.status, response.json["code"]) == (400, "malformed_request")
     assert await reader.read() == b""
     assert web.service.submitted == []
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
     writer.close()
 
 
