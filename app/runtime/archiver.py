@@ -65,8 +65,6 @@ class Archiver:
             logger.error("archiving failed", module=self._store.module.name, kind=kind, after=self._after, error=repr(error))
             self._position, self._after, self._count = 0, "", 0
             return SWEEP_SECONDS
-        if swept is None:
-            return SWEEP_SECONDS
         self._moved[kind].inc(len(swept.keys))
         self._count += len(swept.keys)
         self._after = swept.next_after or ""
@@ -82,12 +80,10 @@ class Archiver:
         while True:
             await self._clock.sleep(await self.step())
 
-    def _move(self, sweep: Sweep, connection: Connection) -> tuple[Swept | None, float]:
-        """Run *sweep*; return its result, None after a jump of the clock, when some rows only look old; and the time it took."""
+    def _move(self, sweep: Sweep, connection: Connection) -> tuple[Swept, float]:
+        """Run *sweep*; return its result and the time it took. What the clock has skipped does not count as age."""
         now, began_at = self._clock.now(), time.perf_counter()
-        if self._store.heartbeat.is_purge_held(connection, now):
-            return None, 0.0
-        swept = sweep(connection, self._after, now - self._kept)
+        swept = sweep(connection, self._after, now - self._kept - self._store.heartbeat.skipped(connection, now))
         return swept, time.perf_counter() - began_at
 
     def _finish_sweep(self) -> None:

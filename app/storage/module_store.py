@@ -251,16 +251,15 @@ class ModuleStore:
 
     def purge(self, connection: Connection, now: datetime) -> int:
         """
-        Delete some of the rows whose retention has ended; return how many. After a jump of the clock nothing is deleted.
+        Delete some of the rows whose retention has ended; return how many. What the clock has skipped is no age.
 
         Most ids begin with the time of their cause in milliseconds since 1970, so old rows are a range of the primary key
         and need no further index. The exceptions are messages that came from outside under an id of another form: the
         inbox has an index on the age of those, and the events they cause mostly have ids greater than any that begins
         with a time.
         """
-        if self.heartbeat.is_purge_held(connection, now):
-            return 0
-        sent_before, processed_before = now - OUTBOX_RETENTION, now - INBOX_RETENTION
+        known = now - self.heartbeat.skipped(connection, now)
+        sent_before, processed_before = known - OUTBOX_RETENTION, known - INBOX_RETENTION
         sent, processed = to_db_timestamp(sent_before), to_db_timestamp(processed_before)
         count = 0
         for sql, values in (

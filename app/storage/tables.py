@@ -93,7 +93,8 @@ def heartbeat_table(module: str, metadata: MetaData) -> Table:
     """
     Return the table whose row 1 holds the time when *module* was last running; see `app.storage.heartbeat`.
 
-    Row 2, which is there after a jump of the clock, holds the time until which nothing is purged.
+    After a jump of the clock two further rows hold until when the skipped time does not count as the age of a row, and that
+    time less what was skipped: rows 2 and 3, after another jump meanwhile rows 4 and 5, and so on.
     """
     return Table(
         f"{module}_heartbeat",

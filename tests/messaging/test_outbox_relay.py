@@ -482,6 +482,24 @@ async def test_nothing_is_purged_after_a_jump_of_the_clock(path: Path, clock: Vi
         assert await harness.rows("SELECT count(*) FROM orders_inbox") == [(0,)]
 
 
+async def test_a_program_that_is_stopped_every_night_purges(path: Path, clock: VirtualClock) -> None:
+    """A stop looks like a jump of the clock. It delays the purge by its length, and is forgotten after two days."""
+    async with harness_at(path, clock) as harness:
+        heartbeat, limit = harness.stores["orders"].heartbeat, timedelta(minutes=10)
+        await harness.database.write(lambda c: heartbeat.resume(c, clock.now(), limit))
+        await harness.submit("orders", submitted(), key="k", fingerprint="f")
+        placed_at, relay = clock.now(), relay_of(harness, ManualBus())
+        while await harness.rows("SELECT count(*) FROM orders_inbox") == [(1,)]:
+            await step_after(relay, clock, 16 * 3600)
+            await harness.database.write(lambda c: heartbeat.beat(c, clock.now()))
+            await clock.advance(8 * 3600)
+            assert (await harness.database.write(lambda c: heartbeat.resume(c, clock.now(), limit)))[0] == timedelta(hours=8)
+            assert await harness.database.write(lambda c: heartbeat.skipped(c, clock.now())) <= timedelta(hours=24)
+            assert clock.now() - placed_at < timedelta(days=6)
+        assert clock.now() - placed_at > timedelta(days=3)
+        assert (await harness.rows("SELECT count(*) FROM orders_heartbeat"))[0][0] <= 7
+
+
 async def test_the_express_lane_has_room_when_bulk_rows_fill_the_limit(path: Path, clock: VirtualClock) -> None:
     """Beyond the limit bulk rows wait in the table while express rows are published; pending counts both."""
     async with harness_at(path, clock) as harness:
