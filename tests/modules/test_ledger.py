@@ -358,6 +358,29 @@ def test_a_refund_that_fails_after_it_succeeded_is_made_again() -> None:
     assert refund_requests(emitted) == [(AMOUNT, 2)]
 
 
+@pytest.mark.parametrize(
+    ("statuses", "expected"), [("won open", "open"), ("lost open", "open"), ("won lost", "lost"), ("lost won", "lost"), ("won won", "won")]
+)
+def test_of_several_disputes_the_most_serious_one_counts(statuses: str, expected: str) -> None:
+    """A charge may be disputed in parts, each with an end of its own."""
+    disputes = [
+        DisputeReported(order_id="o", reference="pi", dispute_reference=f"dp_{n}", amount=Money(100, "EUR"), status=status)
+        for n, status in enumerate(statuses.split())
+    ]
+    payment, _ = after(RESERVED, CHARGED, *disputes)
+    assert payment.dispute == expected
+
+
+def test_a_new_refund_is_no_part_of_a_total_that_was_reported_before() -> None:
+    """4.00 went back in the dashboard, known from the total alone; then 3.00 is refunded here: 7.00 altogether."""
+    total = RefundNotified(order_id="o", reference="pi", amount=EUR, refunded_amount=400)
+    ask = OrderRefundRequested(order_id="o", refund_id="a", amount=Money(300, "EUR"), reason="damaged")
+    payment, _ = after(RESERVED, CHARGED, total, ask)
+    assert (payment.refunded, payment.pending, payment.refundable) == (400, 300, 300)
+    payment, _ = after(RESERVED, CHARGED, total, ask, RefundSucceeded(order_id="o", reference="re_1", refunded_total=700))
+    assert (payment.refunded, payment.kept) == (700, 300)
+
+
 def test_another_refund_under_the_same_key_is_one_of_the_provider() -> None:
     """Its metadata were copied by hand, or the provider had forgotten the key: both count, and ours keeps its reference."""
     ask = OrderRefundRequested(order_id="o", refund_id="a", amount=Money(400, "EUR"), reason="damaged")
