@@ -43,7 +43,7 @@ class ArrayStatement:
     def execute(self, connection: Connection, rows: Sequence[Sequence[Any]], prefix: tuple[str, ...] = ()) -> None:
         """Execute it for all *rows*; see `app.storage.sql.dialect.Statement`."""
         if rows:
-            pipeline_of(connection).queue(self._sql, self._parameters(rows, prefix))
+            _pipeline_in_transaction(connection).queue(self._sql, self._parameters(rows, prefix))
 
     def fetch(
         self, connection: Connection, rows: Sequence[Sequence[Any]], prefix: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class ArrayStatement:
         """Execute it for all *rows* and return its own; see `app.storage.sql.dialect.Statement`."""
         if not rows:
             return list
-        pipeline = pipeline_of(connection)
+        pipeline = _pipeline_in_transaction(connection)
         statement = pipeline.queue(self._sql, self._parameters(rows, prefix))
         return lambda: pipeline.rows(statement)
 
@@ -59,6 +59,13 @@ class ArrayStatement:
         columns = zip(*rows, strict=True)
         arrays = [encode(column) for encode, column in zip(self._encoders, columns, strict=True)]
         return [text.encode() for text in (*prefix, *arrays)]
+
+
+def _pipeline_in_transaction(connection: Connection) -> Pipeline:
+    """Return the pipeline of *connection*; begin a transaction if there is none, as SQLAlchemy does at its statements."""
+    if not connection.in_transaction():
+        connection.begin()
+    return pipeline_of(connection)
 
 
 def array_encoder(column_type: Any) -> ArrayEncoder:
