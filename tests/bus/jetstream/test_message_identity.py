@@ -65,7 +65,7 @@ async def test_an_advisory_is_acknowledged_once_its_dead_letter_is_stored(fails:
         assert done == [f"stored {CREATED} no_answer", "acknowledged"]
 
 
-async def test_a_message_whose_id_is_taken_by_a_foreign_one_is_published_all_the_same(harness: JetStreamHarness) -> None:
+async def test_a_message_whose_id_is_taken_by_a_foreign_one_is_published_under_another(harness: JetStreamHarness) -> None:
     """The stream calls it a duplicate; what it holds under that id is another message."""
     message = Message(CREATED, "m-1", b'{"ours": true}')
 
