@@ -53,8 +53,8 @@ def list_(consumer: str | None, subject: str | None, error: str | None, limit: i
       python -m app dead-letters list
       python -m app dead-letters list --consumer inventory --error failed --json
 
-    Exit codes: 0 done, also if there are none; 2 wrong usage or configuration, or no consumer or subject of that name;
-    3 the database does not exist, is not migrated or is out of reach.
+    Exit codes: 0 done, also if there are none; 2 wrong usage or configuration, or no consumer, subject or error of that
+    name; 3 the database does not exist, is not migrated or is out of reach.
     """
     from app.web.endpoints.dead_letters import to_json
 
@@ -70,7 +70,7 @@ def list_(consumer: str | None, subject: str | None, error: str | None, limit: i
 
     rows = [to_json(stored) for stored in _with_dead_letter_store(fetch)]
     if not rows:
-        _check_filters(consumer, subject)
+        _check_filters(consumer, subject, error)
     if as_json:
         console.print_json(rows)
     elif rows:
@@ -116,8 +116,8 @@ def replay(ids: tuple[str, ...], consumer: str | None, subject: str | None, erro
     recognises it and ignores it.
 
     Exit codes: 0 done; 1 an ID is unknown, or the consumer of a dead letter consumes nothing (the other dead letters are
-    still replayed); 2 wrong usage or configuration, or no consumer or subject of that name; 3 the database does not exist,
-    is not migrated or is out of reach.
+    still replayed); 2 wrong usage or configuration, or no consumer, subject or error of that name; 3 the database does not
+    exist, is not migrated or is out of reach.
     """
     has_filter = any(value is not None for value in (consumer, subject, error))
     if bool(ids) == has_filter:
@@ -129,7 +129,7 @@ def replay(ids: tuple[str, ...], consumer: str | None, subject: str | None, erro
             )
         )
         if not matched:
-            _check_filters(consumer, subject)
+            _check_filters(consumer, subject, error)
         click.echo(f"{matched} would be replayed" if dry_run else f"{replayed} replayed")
         return
 
@@ -169,9 +169,10 @@ def discard(ids: tuple[str, ...]) -> None:
     _fail([_unknown(id) for id in unknown])
 
 
-def _check_filters(consumer: str | None, subject: str | None) -> None:
-    """End the process with one line if no dead letter can ever have this *consumer* or *subject*, and name what it can have."""
+def _check_filters(consumer: str | None, subject: str | None, error: str | None) -> None:
+    """End the process with one line if no dead letter can ever have one of these values, and name those it can have."""
     from app.messaging.consumers import subscriptions
+    from app.messaging.dead_letters import ERRORS
     from app.messaging.event_registry import all_modules, build_registry
     from bus.subjects import EXPRESS
 
@@ -183,6 +184,8 @@ def _check_filters(consumer: str | None, subject: str | None) -> None:
     subjects = {contract.subject for contract in contracts}
     if subject is not None and subject.removesuffix(EXPRESS) not in subjects:
         console.exit_with(console.USAGE, f"--subject: there is no subject {subject}; there are {', '.join(sorted(subjects))}")
+    if error is not None and error not in ERRORS:
+        console.exit_with(console.USAGE, f"--error: there is no error {error}; there are {', '.join(sorted(ERRORS))}")
 
 
 def _with_dead_letter_store(work: Callable[[DeadLetterStore], Awaitable[T]]) -> T:

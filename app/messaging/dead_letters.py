@@ -7,7 +7,7 @@ derived from the consumer and the event, so a replay that fails again updates th
 
 from __future__ import annotations
 
-__all__ = ["DeadLetterStore", "NotReplayable", "StoredDeadLetter"]
+__all__ = ["ERRORS", "DeadLetterStore", "NotReplayable", "StoredDeadLetter"]
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
@@ -39,6 +39,15 @@ Ids = list[str]
 
 UNREADABLE = frozenset(error.code for error in (Rejected, Unreadable, UnknownSubject, Invalid))
 """Errors of a message whose body cannot be read: a replay fails again, unless the consumer has changed."""
+
+ERRORS = UNREADABLE | {
+    *("failed", "no_answer", "not_publishable"),
+    # of webhooks
+    *("nonsense", "not_asked_for", "two_charges", "unknown_order", "wrong_amount", "wrong_currency", "wrong_id"),
+    # of webhooks, in releases before 0.3.0
+    *("not_captured", "partly_refunded", "refunded_elsewhere"),
+}
+"""Every error code that a dead letter can have; docs/reference/dead-letters.rst and docs/howto/payments.rst explain them."""
 
 REPLAY_MAX = 500
 """Dead letters that are replayed in one transaction."""

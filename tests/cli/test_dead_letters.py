@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime
@@ -15,8 +16,11 @@ from click.testing import CliRunner, Result
 
 from app.cli.main import main
 from app.gateways.webhook_handler import CONSUMER as WEBHOOKS
+from app.messaging.dead_letters import ERRORS
 from bus.port import DeadLetter, Message
 from tests.runtime.harness import harness_at
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -95,6 +99,24 @@ def test_replay_writes_the_named_dead_letters_to_the_outbox(ids: list[str], path
     assert (result.exit_code, result.output) == (0, "2 replayed\n")
     assert len(outbox(path)) == 2
     assert json.loads(run("show", ids[0]).output)["replays"] == 1
+
+
+@pytest.mark.parametrize("command", ["list", "replay"])
+@pytest.mark.parametrize("option", ["--consumer", "--subject", "--error"])
+def test_a_value_that_no_dead_letter_can_have_is_an_error(ids: list[str], command: str, option: str) -> None:
+    """A misspelled value is not the same as no dead letters; the sentence names the values that there are."""
+    result = run(command, option, "faild")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"{option}: there is no {option.removeprefix('--')} faild; there are " in result.stderr
+    known = {"--consumer": "payments", "--subject": "orders.confirmed.v1", "--error": "no_answer"}[option]
+    assert run(command, option, known).exit_code == 0
+
+
+def test_every_error_code_of_the_manual_can_be_asked_for() -> None:
+    """The codes that the manual explains are those that the option knows."""
+    manual = "".join((ROOT / "docs" / name).read_text() for name in ("reference/dead-letters.rst", "howto/payments.rst"))
+    explained = {code for line in re.findall(r"(?m)^``[a-z_`, ]+``$", manual) for code in re.findall(r"``([a-z_]+)``", line)}
+    assert explained - {"pending", "captured", "declined", "unknown", "refunded"} <= ERRORS, explained - ERRORS
 
 
 def test_replay_with_filters_replays_all_matching_dead_letters(ids: list[str], path: Path) -> None:
