@@ -12,6 +12,7 @@ from nats.js import JetStreamContext
 
 from app.clock import SystemClock
 from bus.jetstream.admin.topology import ConsumerPlan
+from bus.jetstream.pull_consumer import PullConsumer
 from bus.jetstream.recovery.exhausted_deliveries import ExhaustedDeliveries
 from bus.port import DeadLetter, Message
 from tests.bus.contract import CREATED
@@ -81,3 +82,31 @@ async def test_a_message_whose_id_is_taken_by_a_foreign_one_is_published_under_a
     await harness.bus.publish(message)
     await harness.administer(bodies)
     assert found == [b'{"ours": false}', message.body]
+
+
+async def test_a_message_that_was_acknowledged_late_is_not_handled_again() -> None:
+    """The server redelivers it before it learns of the acknowledgement; that delivery is acknowledged on arrival."""
+    sent: list[bytes] = []
+    now = 0.0
+
+    def nothing(*arguments: Any) -> None:
+        """Stand for what the group does."""
+
+    host: Any = SimpleNamespace(
+        clock=SimpleNamespace(monotonic=lambda: now), ack_wait_seconds=30.0, max_tries=5,
+        send=lambda subject, body, *more: sent.append(body), check_idle=nothing, message_available=nothing,
+    )  # fmt: skip
+    consumer = PullConsumer(ConsumerPlan("inventory", "ORDERS", (CREATED,), 100), host)
+    subscription: Any = None
+
+    def deliver(tries: int) -> None:
+        reply = f"$JS.ACK.ORDERS.inventory.{tries}.7.{tries}.1700000000000000000.0"
+        consumer._on_message(CREATED, reply, b"NATS/1.0\r\nNats-Msg-Id: m-1\r\n\r\n", b"{}")
+
+    deliver(1)
+    [delivery] = consumer.take(subscription, 10, now)
+    now = 31.0
+    await delivery.ack()
+    deliver(2)
+    assert consumer.take(subscription, 10, now) == []
+    assert sent == [b"+ACK", b"+ACK"]
