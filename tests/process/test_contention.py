@@ -67,6 +67,7 @@ async def test_concurrent_cancellations_undo_an_order_once(client: Client) -> No
     assert (await client.get("/v1/inventory/SKU-1"))["on_hand"] == 200
 
 
+@pytest.mark.slow
 async def test_a_price_that_was_read_before_orders_came_sells_nothing_twice(client: Client) -> None:
     """A hundred pieces; ten orders take thirty; the price is set with the stock that was read before: 412, or by PATCH."""
     await client.stock("SKU-1", 100)

@@ -33,6 +33,7 @@ def assert_unavailable(reply: Reply) -> None:
         assert word not in reply.text
 
 
+@pytest.mark.slow
 async def test_a_locked_database_is_answered_with_503_until_it_is_free(server: Server, client: Client) -> None:
     """While another connection locks the database, POST is answered with 503; afterwards everything continues."""
     await client.stock("SKU-1", 1_000)

@@ -50,6 +50,7 @@ async def samples(client: Client) -> list[Any]:
     return [sample for family in text_string_to_metric_families(reply.text) for sample in family.samples]
 
 
+@pytest.mark.slow
 async def test_every_metric_of_the_contract_has_a_value_after_an_order(client: Client) -> None:
     """Names and labels are part of the contract, and the values are right."""
     await client.stock("SKU-1", 10)
@@ -228,6 +229,7 @@ async def test_requests_without_an_api_key_are_rejected(
     assert secret not in "\n".join(server.lines)
 
 
+@pytest.mark.slow
 async def test_a_client_that_closes_its_side_after_a_post_is_answered(server: Server, client: Client) -> None:
     """Both halves of a connection end on their own; the order that was placed has an answer."""
     await client.stock("SKU-1", 10)
@@ -264,6 +266,7 @@ def test_the_version_and_the_address_are_options_too(tmp_path: Path) -> None:
     assert str(port) in refused.stderr
 
 
+@pytest.mark.slow
 def test_an_address_of_postgres_may_be_spelled_as_libpq_does(tmp_path: Path) -> None:
     """``postgres://`` is what many hosters write into DATABASE_URL; the server is out of reach here."""
     result = run(tmp_path, "migrate", DATABASE_URL=f"postgres:///fulfilment?host={tmp_path}")

@@ -11,6 +11,8 @@ from tests.process.conftest import Serve
 from tests.process.order_stream import OrderStream
 from tests.process.server import Server
 
+pytestmark = pytest.mark.slow
+
 
 async def test_a_client_misses_no_final_state_although_the_server_is_killed(
     serve: Serve, connect: Callable[[Server], Client]

@@ -98,6 +98,7 @@ async def test_requests_of_one_caller_have_a_rate_where_one_is_set(start: Start)
         assert set(await asyncio.gather(*(status("/livez") for _ in range(30)))) == {200}
 
 
+@pytest.mark.slow
 async def test_one_key_gets_half_of_the_streams(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next stream of that key is 429; another key still gets one."""
     monkeypatch.setattr(state_stream, "STREAMS_PER_KEY_MAX", 2)

@@ -50,6 +50,7 @@ def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
         yield server
 
 
+@pytest.mark.slow
 async def test_closing_does_not_wait_for_a_server_that_hangs(nats_server: NatsServer) -> None:
     """What the server has not read within the time limit is dropped, and the socket is closed."""
     before = next_descriptor()
