@@ -56,8 +56,8 @@ def build_worker_application(
             if isinstance(route, _ANSWERED):
                 add_endpoint(app, endpoint, deps)
             elif "{" not in endpoint.path:  # or else it could be taken for an id
-                app.router.add_route(hdrs.METH_ANY, endpoint.path, forward, expect_handler=_accept_expectation)
-    app.router.add_route(hdrs.METH_ANY, "/{rest:.*}", forward, expect_handler=_accept_expectation)
+                app.router.add_route(hdrs.METH_ANY, endpoint.path, forward.handle, expect_handler=_accept_expectation)
+    app.router.add_route(hdrs.METH_ANY, "/{rest:.*}", forward.handle, expect_handler=_accept_expectation)
 
     async def end_streams(app: web.Application) -> None:
         forward.end_streams()

@@ -21,9 +21,12 @@ from aiohttp import (
     hdrs,
     web,
 )
+from uuid_utils import uuid7
 from yarl import URL
 
-from app.web.problems import ProblemError, problem_response
+from app.telemetry.trace import correlation_id
+from app.web.handler import SERVER
+from app.web.problems import X_CORRELATION_ID, ProblemError, problem_response
 from app.web.requests.command import ask_for_body
 from app.web.server import CLIENT_ADDRESS
 
@@ -49,7 +52,7 @@ class Forwarder:
         )
         self._streams: set[Any] = set()
 
-    async def __call__(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: web.Request) -> web.StreamResponse:
         """Return the response of the other process to *request*, which has been sent already."""
         self._before()
         headers = [(name, value) for name, value in _end_to_end(request.headers) if name.lower() != CLIENT_ADDRESS.lower()]
@@ -113,4 +116,7 @@ def _end_to_end(headers: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _problem(request: web.Request, status: int, code: str, detail: str) -> web.Response:
-    return problem_response(ProblemError(status, code, detail), request.rel_url.raw_path, "")
+    correlation = correlation_id(request.headers.get(X_CORRELATION_ID), lambda: str(uuid7()))
+    response = problem_response(ProblemError(status, code, detail), request.rel_url.raw_path, correlation)
+    response.headers[hdrs.SERVER] = SERVER
+    return response
