@@ -130,6 +130,6 @@ def test_topology_apply_waits_for_a_leader(cluster: NatsCluster, tmp_path: Path)
         assert command.stderr.readline() == "fulfilment: JetStream does not answer; asking again for 30 s\n"
         for node in cluster.nodes[1:]:
             node.start(wait=False)
-        output, errors = command.communicate(timeout=60)
+        output, errors = command.communicate(timeout=120)
     assert command.returncode == 0, errors
     assert "stream ORDERS: created" in output.splitlines()
