@@ -66,6 +66,7 @@ async def test_two_processes_never_serve_one_file(tmp_path: Path) -> None:
     await first.stop()
 
 
+@pytest.mark.slow
 async def test_one_process_with_its_own_bus_serves_a_postgresql_database(tmp_path: Path, postgres: PostgresServer) -> None:
     """With BUS=memory the modules deliver locally and no other process receives their events: a second one is refused."""
     url = postgres.create_database()
@@ -80,6 +81,7 @@ async def test_one_process_with_its_own_bus_serves_a_postgresql_database(tmp_pat
     await again.stop()
 
 
+@pytest.mark.slow
 async def test_processes_on_nats_share_a_postgresql_database(tmp_path: Path, postgres: PostgresServer) -> None:
     """The broker delivers between them, so none of them claims the database."""
     given = {"database_url": postgres.create_database(), "bus": "nats", "nats_url": "nats://127.0.0.1:1"}

@@ -153,10 +153,10 @@ async def test_a_delivery_is_followed_to_its_acknowledgement_through_few_files(t
 
             async def deliver(number: int) -> None:
                 order = body | {"order_id": str(uuid7())}  # placed now: an old one would be looked up in the archive
-                await client.jetstream().publish("orders.created.v2", orjson.dumps(order))
-                deadline = asyncio.get_running_loop().time() + 10
-                while await unacknowledged(client):
-                    assert asyncio.get_running_loop().time() < deadline
+                stored = await client.jetstream().publish("orders.created.v2", orjson.dumps(order))
+                async with asyncio.timeout(10):
+                    while await acknowledged_up_to(client) < stored.seq:
+                        pass
 
             path = await path_of(deliver, *TO_ACK)
             await client.close()
@@ -164,7 +164,7 @@ async def test_a_delivery_is_followed_to_its_acknowledgement_through_few_files(t
     assert len(path) <= FILES_MAX, path
 
 
-async def unacknowledged(client: Client) -> bool:
-    """Return True while no consumer exists yet, or the broker has a message to deliver or to see acknowledged."""
-    found = await client.jetstream().consumers_info("ORDERS")
-    return not found or any(consumer.num_pending or consumer.num_ack_pending for consumer in found)
+async def acknowledged_up_to(client: Client) -> int:
+    """Return the sequence number in the stream up to which the module has acknowledged every message of its own."""
+    found = await client.jetstream().consumer_info("ORDERS", "inventory")
+    return 0 if found.ack_floor is None else found.ack_floor.stream_seq

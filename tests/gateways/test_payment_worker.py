@@ -636,6 +636,7 @@ async def test_no_call_is_made_while_the_breaker_is_open(path: Path) -> None:
         assert len(gateway.captured) == 3
 
 
+@pytest.mark.slow
 async def test_a_charge_that_completes_after_the_cancellation_is_refunded(path: Path) -> None:
     """The call was in flight when the order was cancelled, and its response got lost: a look-up finds the charge."""
     entered, may_answer = asyncio.Event(), asyncio.Event()
@@ -831,6 +832,7 @@ async def test_a_pending_charge_keeps_the_number_of_its_key(path: Path) -> None:
         assert gateway.captured == {f"{key}:2": 100}
 
 
+@pytest.mark.slow
 async def test_a_rejected_refund_is_shown_and_repeated(path: Path) -> None:
     """The payment shows that it was not refunded, until the provider refunds it after all, under a new key."""
     gateway = FakeGateway(rejects_refunds=True)
@@ -1043,6 +1045,7 @@ async def test_an_unknown_version_is_ignored_if_a_known_one_is_published_too(pat
         assert await harness.dead_letter_store.list(None, None, None, 10) == []
 
 
+@pytest.mark.slow
 async def test_a_duplicate_request_counts_as_repeated(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An older version of it counts as superseded, after it was deferred as often as allowed."""
     async with running(path, FakeGateway()) as (harness, _):

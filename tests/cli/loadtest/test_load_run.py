@@ -46,6 +46,7 @@ async def measured(
     return await run_load_test(LoadOptions(url, orders, concurrency, rate, **options), progress=progress, stop=stop)
 
 
+@pytest.mark.slow
 async def test_every_order_is_placed_once_and_its_end_is_counted(server: FakeServer) -> None:
     """accepted = confirmed + cancelled + lost; the orders are spread over customers of `PAGE` orders."""
     server.behaviour = lambda number: "cancel" if number % 10 == 0 else "confirm"
@@ -129,6 +130,7 @@ async def test_an_accepted_order_that_cannot_be_found_is_lost(server: FakeServer
     assert (result["accepted"], result["confirmed"], result["lost"]) == (30, 29, 1)
 
 
+@pytest.mark.slow
 async def test_an_order_that_does_not_end_is_lost(server: FakeServer) -> None:
     """The patience with an open order ends when no order has ended for as long."""
     server.behaviour = lambda number: "hold" if number in (3, 4) else "confirm"
@@ -158,6 +160,7 @@ async def test_a_rejected_order_is_sent_again_after_its_retry_after(server: Fake
     assert len(server.posts) > 60
 
 
+@pytest.mark.slow
 async def test_the_retry_after_is_respected_and_part_of_the_time_of_the_order(server: FakeServer) -> None:
     """The second POST is not sent before the Retry-After has passed; the time of the order runs on."""
     server.behaviour = lambda number: "reject" if number == 0 else "confirm"
@@ -192,6 +195,7 @@ async def test_a_post_without_a_response_is_sent_again(server: FakeServer) -> No
     assert len(server.posts) == 42
 
 
+@pytest.mark.slow
 async def test_an_order_whose_202_was_lost_counts_for_the_stock_only(server: FakeServer) -> None:
     """The server has accepted the order although the response was lost: so its piece must be missing from the stock."""
     # The two oldest orders: beyond the first page of the list of their customer.
@@ -237,6 +241,7 @@ async def test_stock_that_stays_reserved_fails_the_run(server: FakeServer) -> No
         await measured(server.url, 40, 4, patience_seconds=0.2)
 
 
+@pytest.mark.slow
 async def test_stock_that_is_taken_late_extends_the_seconds(server: FakeServer) -> None:
     """A run lasts until the stock matches, which may be after the last order has ended."""
     server.late_stock_reads = 30
@@ -285,6 +290,7 @@ async def test_tracking_needs_far_fewer_requests_than_orders(server: FakeServer)
     assert server.listings <= 1000 / 20
 
 
+@pytest.mark.slow
 async def test_a_stop_ends_the_sending_and_the_accepted_orders_are_followed(server: FakeServer) -> None:
     """After a stop every accepted order still reaches its end: accepted = confirmed."""
     stop = Stop()
