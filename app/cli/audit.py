@@ -13,6 +13,9 @@ from app.cli import console
 
 COLUMNS = ("at", "actor", "action", "target", "from", "to")
 
+DEAD_LETTER_ACTIONS = frozenset({"discardDeadLetter", "replayDeadLetter", "replayDeadLetters"})
+"""Audited operations beside those of the modules' routes."""
+
 
 @click.group(short_help="List who changed what.")
 def audit() -> None:
@@ -49,14 +52,15 @@ def list_(
 
     Placing an order is not among them: the order itself is the record.
 
-    Exit codes: 0 done, also if there are none; 2 wrong usage or configuration; 3 the database does not
-    exist, is not migrated or is out of reach.
+    Exit codes: 0 done, also if there are none; 2 wrong usage or configuration, or no operation of that name; 3 the database
+    does not exist, is not migrated or is out of reach.
     """
     import orjson
 
     from app.storage.audit import AuditTrail
     from app.storage.errors import StorageUnavailable
     from app.web.endpoints.audit import to_json
+    from modules.routes import ImportRoute
 
     parts = console.stored_parts(console.settings())
 
@@ -72,6 +76,12 @@ def list_(
         rows = asyncio.run(run())
     except StorageUnavailable as error:
         console.exit_with(console.OUT_OF_REACH, error.detail)
+    if not rows and action is not None:
+        routes = (route for module in parts.modules for route in module.routes)
+        audited = (route for route in routes if isinstance(route, ImportRoute) or getattr(route, "is_audited", False))
+        known = {route.name for route in audited} | DEAD_LETTER_ACTIONS
+        if action not in known:
+            console.exit_with(console.USAGE, f"--action: there is no operation {action}; there are {', '.join(sorted(known))}")
     if as_json:
         console.print_json(rows)
     elif rows:
