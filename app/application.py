@@ -21,6 +21,7 @@ from app.storage.sql.dialect import ExclusiveAccess
 from app.telemetry.stall_log import StallLog
 from app.web.access.gate import build_gate
 from app.web.endpoints.health import BUS, CLOCK, OK, TOPOLOGY, WORK
+from app.web.workers import WorkerFailed
 from bus.errors import BrokerUnreachable
 from bus.port import Clock
 from bus.tasks import cancel_tasks
@@ -41,7 +42,11 @@ STALL_CHECK_SECONDS = 5.0
 
 
 class CannotListen(OSError):
-    """The listen address is taken, or is not an address of this machine; the message names it and the reason."""
+    """
+    The listen address is taken or is not one of this machine, or an HTTP worker does not start.
+
+    The message names what and the reason.
+    """
 
 
 class Application:
@@ -151,6 +156,8 @@ class Application:
         except OSError as error:
             address = f"{self.settings.http_host}:{self.settings.http_port}"
             raise CannotListen(f"cannot listen on {address}: {error.strerror or error}") from error
+        except WorkerFailed as error:
+            raise CannotListen(str(error)) from error
         self.phase = "ready"
         host, port = addresses[0][:2]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"

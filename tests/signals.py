@@ -7,6 +7,7 @@ __all__ = ["children_of", "is_running", "pause_process"]
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 _PAUSE_SECONDS = 30.0
@@ -28,8 +29,11 @@ def pause_process(pid: int) -> None:
 
 def children_of(pid: int) -> list[int]:
     """Return the processes that *pid* has started and that have not ended."""
-    found = Path(f"/proc/{pid}/task").glob("*/children")
-    return [child for path in found for child in map(int, path.read_text().split()) if is_running(child)]
+    found: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended meanwhile
+            found += map(int, path.read_text().split())
+    return [child for child in found if is_running(child)]
 
 
 def is_running(pid: int) -> bool:

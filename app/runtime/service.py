@@ -6,7 +6,7 @@ The service interface of a running module, and the reasons for which it rejects 
 
 from __future__ import annotations
 
-__all__ = ["IdempotencyKeyReused", "ModuleService", "Overloaded", "Reply"]
+__all__ = ["IdempotencyKeyReused", "ModuleService", "Overloaded", "Reply", "StateService"]
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -43,42 +43,12 @@ class Reply:
     is_replay: bool = False
 
 
-class ModuleService(Protocol):
-    """One running module, as the HTTP layer and the workers use it."""
+class StateService(Protocol):
+    """The committed states of one module."""
 
     @property
     def module(self) -> Module:
         """The module descriptor."""
-
-    async def submit(
-        self,
-        event: Any,
-        *,
-        id: str,
-        trace: TraceContext,
-        respond: Callable[[DecisionOutcome], Response | Rejection],
-        is_express: bool = False,
-        key: str | None = None,
-        fingerprint: str = "",
-        sheds_load: bool = False,
-        new_key: str | None = None,
-        audit: Audit | None = None,
-    ) -> Reply:
-        """
-        Submit *event*; return the reply once everything that follows from the event is committed to disk.
-
-        *id* is the event's id. *respond* builds the reply inside the transaction. *new_key* is the key of the state that
-        the event creates, if it was generated for this event: the module then skips the look-up of that state. With an
-        idempotency *key* (unique to caller and route) the first reply is stored; a later call with the same *key* and an
-        equal *fingerprint* gets it again and changes nothing. What the event changes is written to the audit if *audit*
-        names who requests it.
-
-        Raises:
-            IdempotencyKeyReused: *key* was used with another *fingerprint*.
-            Overloaded: *sheds_load* is set and the outbox backlog is over its cap.
-            CommitOutcomeUnknown: The database became unavailable during the commit; it is unknown whether anything was stored.
-            StorageUnavailable: The database is unavailable; nothing was stored.
-        """
 
     async def get(self, cls: type, key: str) -> State | None:
         """
@@ -109,6 +79,40 @@ class ModuleService(Protocol):
 
         Raises:
             StorageUnavailable: The database is unavailable.
+        """
+
+
+class ModuleService(StateService, Protocol):
+    """One running module, as the HTTP layer and the workers use it."""
+
+    async def submit(
+        self,
+        event: Any,
+        *,
+        id: str,
+        trace: TraceContext,
+        respond: Callable[[DecisionOutcome], Response | Rejection],
+        is_express: bool = False,
+        key: str | None = None,
+        fingerprint: str = "",
+        sheds_load: bool = False,
+        new_key: str | None = None,
+        audit: Audit | None = None,
+    ) -> Reply:
+        """
+        Submit *event*; return the reply once everything that follows from the event is committed to disk.
+
+        *id* is the event's id. *respond* builds the reply inside the transaction. *new_key* is the key of the state that
+        the event creates, if it was generated for this event: the module then skips the look-up of that state. With an
+        idempotency *key* (unique to caller and route) the first reply is stored; a later call with the same *key* and an
+        equal *fingerprint* gets it again and changes nothing. What the event changes is written to the audit if *audit*
+        names who requests it.
+
+        Raises:
+            IdempotencyKeyReused: *key* was used with another *fingerprint*.
+            Overloaded: *sheds_load* is set and the outbox backlog is over its cap.
+            CommitOutcomeUnknown: The database became unavailable during the commit; it is unknown whether anything was stored.
+            StorageUnavailable: The database is unavailable; nothing was stored.
         """
 
     def watch(self, cls: type, key: str) -> AbstractAsyncContextManager[AsyncIterator[None]]:

@@ -191,6 +191,17 @@ async def test_sighup_reaches_the_workers(serve: Serve, connect: Callable[[Serve
     keys.write_text(f"shop:operator:{new}\n")
     server.send(signal.SIGHUP)
     await asyncio.to_thread(server.wait_for_line, lambda line: "were read again" in line)
-    for path in ("/v1/orders", "/v1/audit"):
-        await client.get(path, Authorization=f"Bearer {new}")
-        assert_problem(await client.request("GET", path, headers={"Authorization": f"Bearer {old}"}), 401)
+
+    async def check() -> None:
+        for path in ("/v1/orders", "/v1/audit"):
+            await client.get(path, Authorization=f"Bearer {new}")
+            assert_problem(await client.request("GET", path, headers={"Authorization": f"Bearer {old}"}), 401)
+
+    await check()
+    (worker,) = children_of(server.pid)
+    os.kill(worker, signal.SIGKILL)
+    replaced = await eventually(
+        lambda: asyncio.to_thread(children_of, server.pid), lambda found: len(found) == 1 and found != [worker]
+    )
+    assert replaced
+    await check()  # a worker that starts later has the same keys

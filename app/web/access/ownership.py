@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from app.runtime.service import ModuleService
+from app.runtime.service import StateService
 from app.web.problems import ProblemError
 from modules.routes import OWNER, CommandRoute, GetRoute, ImportRoute, ListRoute, ListStreamRoute, Route, StreamRoute
 
@@ -47,7 +47,7 @@ def owned_only(query: dict[str, str], customer: str | None) -> dict[str, str]:
 
 
 async def require_owned(
-    service: ModuleService, route: CommandRoute, path: Mapping[str, str], body: Any, customer: str
+    service: StateService, route: CommandRoute, path: Mapping[str, str], body: Any, customer: str
 ) -> None:
     """
     Ensure that a command is about *customer*.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Command", "RunCommand", "command_runner", "endpoints"]
+__all__ = ["Command", "RunCommand", "command_runner", "endpoints", "plain_endpoint"]
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -17,7 +17,7 @@ from aiohttp import hdrs, web
 from attrs import define, evolve
 from uuid_utils import uuid7
 
-from app.runtime.service import ModuleService, Reply
+from app.runtime.service import ModuleService, Reply, StateService
 from app.storage.audit import Audit
 from app.telemetry.trace import TraceContext, traceparent
 from app.web.access.ownership import is_foreign, is_scoped, owned_only, require_owned
@@ -108,26 +108,16 @@ def command_runner(service: ModuleService, route: CommandRoute) -> RunCommand:
     return run
 
 
-def endpoints(
-    service: ModuleService, streams: Streams, run_command: Callable[[CommandRoute], RunCommand] | None = None
-) -> tuple[Endpoint, ...]:
-    """
-    Return the endpoints for the routes of *service*'s module.
-
-    *run_command* returns what submits the events of a route, by default `command_runner`.
-    """
-    run_command = run_command or partial(command_runner, service)
+def endpoints(service: ModuleService, streams: Streams) -> tuple[Endpoint, ...]:
+    """Return the endpoints for the routes of *service*'s module."""
     found = []
     for route in service.module.routes:
         match route:
-            case CommandRoute():
-                endpoint = Endpoint(route.method, route.path, _command(service, route, run_command(route)))
-            case GetRoute():
-                endpoint = Endpoint(hdrs.METH_GET, route.path, _get(service, route))
+            case CommandRoute() | GetRoute() | ListRoute():
+                found.append(plain_endpoint(service, route, partial(command_runner, service)))
+                continue
             case ImportRoute():
                 endpoint = Endpoint(route.method, route.path, import_lines(service, route))
-            case ListRoute():
-                endpoint = Endpoint(hdrs.METH_GET, route.path, _list(service, route))
             case ListStreamRoute():
                 handle = stream_list(service, route, streams)
                 endpoint = Endpoint(hdrs.METH_GET, route.path, handle, takes_token=True)
@@ -138,7 +128,27 @@ def endpoints(
     return tuple(found)
 
 
-def _command(service: ModuleService, route: CommandRoute, run: RunCommand) -> EndpointHandler:
+def plain_endpoint(
+    service: StateService,
+    route: CommandRoute | GetRoute | ListRoute,
+    run_command: Callable[[CommandRoute], RunCommand],
+) -> Endpoint:
+    """
+    Return the endpoint for *route*, which needs only the states of *service* and, for a command, *run_command*.
+
+    *run_command* returns what submits the events of a route.
+    """
+    match route:
+        case CommandRoute():
+            endpoint = Endpoint(route.method, route.path, _command(service, route, run_command(route)))
+        case GetRoute():
+            endpoint = Endpoint(hdrs.METH_GET, route.path, _get(service, route))
+        case ListRoute():
+            endpoint = Endpoint(hdrs.METH_GET, route.path, _list(service, route))
+    return evolve(endpoint, roles=route.roles, is_scoped=is_scoped(route))
+
+
+def _command(service: StateService, route: CommandRoute, run: RunCommand) -> EndpointHandler:
     module = service.module
     read: Callable[[web.Request], Awaitable[Any]] | None = None
     if route.request_schema is not None:
@@ -190,7 +200,7 @@ def _invalid_path(route: CommandRoute) -> ProblemError:
     return invalid_input("invalid_path", "The path contains an invalid id.", [_BAD_PARAMETER])
 
 
-def _get(service: ModuleService, route: GetRoute) -> EndpointHandler:
+def _get(service: StateService, route: GetRoute) -> EndpointHandler:
     async def handle(request: web.Request, context: RequestContext) -> web.Response:
         path = path_parameters(request)
         if path is None:
@@ -217,7 +227,7 @@ def _conditional(request: web.Request, shown: Any, etag: str) -> web.Response:
     return web.Response(status=304, headers={hdrs.ETAG: etag})
 
 
-def _list(service: ModuleService, route: ListRoute) -> EndpointHandler:
+def _list(service: StateService, route: ListRoute) -> EndpointHandler:
     filters = FilterReader(route.filters)
     known = {*filters.names, "limit", "cursor"}
     key_of = attrgetter(attrs.fields(route.state)[0].name)

@@ -14,6 +14,6 @@ the modules restarts a worker that ends, and a worker ends with that process.
 
 from __future__ import annotations
 
-__all__ = ["HttpWorkers"]
+__all__ = ["HttpWorkers", "WorkerFailed"]
 
-from app.web.workers.supervisor import HttpWorkers
+from app.web.workers.supervisor import HttpWorkers, WorkerFailed

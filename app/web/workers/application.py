@@ -9,7 +9,7 @@ from functools import partial
 
 from aiohttp import hdrs, web
 
-from app.runtime.service import ModuleService
+from app.runtime.service import StateService
 from app.web.access.cors import Cors
 from app.web.access.gate import Gate
 from app.web.application import GATE, STATIC_HANDLERS, TELEMETRY, add_endpoint
@@ -17,17 +17,13 @@ from app.web.endpoints import module_routes
 from app.web.endpoints.module_routes import RunCommand
 from app.web.handler import HandlerDeps, HttpHandler, Telemetry
 from app.web.requests.command import BODY_BYTES_MAX
-from app.web.streams.state_stream import Streams
 from app.web.workers.forwarding import Forwarder
 from modules.module import Module
 from modules.routes import CommandRoute, GetRoute, ListRoute
 
-_ANSWERED = (CommandRoute, GetRoute, ListRoute)
-"""Routes whose requests a worker answers itself."""
-
 
 def build_worker_application(
-    services: Sequence[ModuleService],
+    services: Sequence[StateService],
     run_command: Callable[[Module, CommandRoute], RunCommand],
     forward: Forwarder,
     *,
@@ -36,9 +32,10 @@ def build_worker_application(
     cors_origins: Collection[str] = (),
 ) -> web.Application:
     """
-    Return the application that reads from *services*, submits commands as *run_command* says, and forwards the rest.
+    Return the application that reads from *services*, submits commands through *run_command*, and forwards the rest.
 
-    Run it with `app.web.server.Runner`, as `app.web.application.build_application` says.
+    It answers the routes of commands, states and lists itself. Like that of `app.web.application.build_application`, it
+    runs in an `app.web.server.Runner`.
     """
     cors = Cors(cors_origins) if cors_origins else None
     deps = HandlerDeps(metrics, gate, cors)
@@ -51,12 +48,11 @@ def build_worker_application(
         app.on_response_prepare.append(cors.on_response_prepare)
     for service in services:
         module = service.module
-        found = module_routes.endpoints(service, Streams(), partial(run_command, module))
-        for route, endpoint in zip(module.routes, found, strict=True):
-            if isinstance(route, _ANSWERED):
-                add_endpoint(app, endpoint, deps)
-            elif "{" not in endpoint.path:  # or else it could be taken for an id
-                app.router.add_route(hdrs.METH_ANY, endpoint.path, forward.handle, expect_handler=_accept_expectation)
+        for route in module.routes:
+            if isinstance(route, CommandRoute | GetRoute | ListRoute):
+                add_endpoint(app, module_routes.plain_endpoint(service, route, partial(run_command, module)), deps)
+            elif "{" not in route.path:  # or else it could be taken for an id
+                app.router.add_route(hdrs.METH_ANY, route.path, forward.handle, expect_handler=_accept_expectation)
     app.router.add_route(hdrs.METH_ANY, "/{rest:.*}", forward.handle, expect_handler=_accept_expectation)
 
     async def end_streams(app: web.Application) -> None:

@@ -5,7 +5,7 @@ The main function of a worker process.
 beside those of `app.web.workers.commands` and `app.web.workers.metrics_report`::
 
     ["ready"]                   from the worker: it accepts connections
-    ["drain", delay_seconds]    to the worker: stop as `app.web.server.Runner.drain` says, and end
+    ["drain", delay_seconds]    to the worker: drain (`app.web.server.Runner.drain`), and end
     ["reload", [key, ...]]      to the worker: reopen the log file, and accept only these API keys from now on
 
 The worker ends when the channel closes. Signals of a terminal reach it, too; it leaves them to the process that started
@@ -29,7 +29,6 @@ from typing import Any
 from aiohttp import web
 from attrs import frozen
 
-from app.runtime.service import ModuleService
 from app.runtime.state_reader import StateReader
 from app.storage.databases import build_storage
 from app.storage.module_store import ModuleStore
@@ -56,6 +55,8 @@ class Start:
     """What a worker needs to know."""
 
     settings: Settings
+    api_keys: Mapping[str, ApiKey]
+    """The keys that are accepted now; those of *settings* may be older."""
     module_options: Mapping[str, Mapping[str, Any]]
     """Keyword arguments of each module's factory, by the module's name."""
     listeners: tuple[int, ...]
@@ -69,22 +70,12 @@ class Start:
     garbage_thresholds: tuple[int, int, int]
 
 
-class _ReadService(StateReader):
-    """One module whose states are read from its database; commands go another way, and streams are passed on."""
+class _States(StateReader):
+    """The states of one module, read from its database (`app.runtime.service.StateService`)."""
 
     def __init__(self, module: Module, store: ModuleStore) -> None:
         super().__init__(store)
         self.module = module
-
-    async def submit(self, *args: Any, **options: Any) -> Any:
-        raise NotImplementedError
-
-    def watch(self, cls: type, key: str) -> Any:
-        raise NotImplementedError
-
-    @property
-    def changes(self) -> Any:
-        raise NotImplementedError
 
 
 class _Worker:
@@ -97,12 +88,13 @@ class _Worker:
         self._storage = build_storage(settings, modules)
         self._metrics = Metrics()
         self._gate = build_gate(settings)
+        self._replace_keys(start.api_keys)
         self._stopping: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._channel = Channel(self._receive, _end_at_once)
         self._commands = CommandClient(self._channel)
         self._report = MetricsReport(self._metrics, self._channel.send)
         self._forwarder = Forwarder(start.private_path, self._report.report)
-        services: list[ModuleService] = [_ReadService(module, self._storage.stores[module.name]) for module in modules]
+        services = [_States(module, self._storage.stores[module.name]) for module in modules]
         application = build_worker_application(
             services,
             self._commands.runner,
@@ -115,7 +107,7 @@ class _Worker:
         self._web = Runner(application, settings.connections_max, shutdown_timeout=grace_seconds)
 
     async def run(self) -> None:
-        """Answer requests until the other process says that it stops."""
+        """Answer requests until the other process sends that the worker is to drain."""
         loop = asyncio.get_running_loop()
         await loop.create_connection(lambda: self._channel, sock=socket.socket(fileno=self._start.channel))
         await self._web.setup()
@@ -139,14 +131,17 @@ class _Worker:
                     self._stopping.set_result(delay_seconds)
             case ["reload", keys]:
                 logs.reopen()
-                if not self._gate.authenticator.is_off:
-                    self._gate.authenticator.replace({key[0]: ApiKey(*key) for key in keys})
+                self._replace_keys({key[0]: ApiKey(*key) for key in keys})
             case _:
                 self._commands.receive(message)
 
+    def _replace_keys(self, keys: Mapping[str, ApiKey]) -> None:
+        if not self._gate.authenticator.is_off:
+            self._gate.authenticator.replace(keys)
+
 
 def main() -> None:
-    """Run a worker, as the `Start` on stdin says."""
+    """Run a worker with the `Start` that stdin holds."""
     start: Start = pickle.load(sys.stdin.buffer)  # noqa: S301 - written by the process that started this one
     settings = start.settings
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -31,6 +31,7 @@ from app.web.workers.channel import Channel, Message
 from app.web.workers.commands import CommandServer
 from app.web.workers.metrics_report import add_report
 from app.web.workers.process import Start
+from bus.tasks import cancel_tasks
 from config.api_keys import ApiKey
 from config.settings import Settings
 
@@ -52,8 +53,8 @@ def _read_only(mapping: dict[Any, Any]) -> MappingProxyType[Any, Any]:
 register_reducer(MappingProxyType, lambda mapping: (_read_only, (dict(mapping),)))  # settings hold some
 
 
-class WorkerFailed(OSError):
-    """A worker ended before it accepted connections; its log lines give the reason."""
+class WorkerFailed(Exception):
+    """A worker cannot be started, or ended before it accepted connections; then its log lines give the reason."""
 
 
 class HttpWorkers:
@@ -75,19 +76,18 @@ class HttpWorkers:
         self._services = services
         self._module_options = {name: dict(options) for name, options in module_options.items()}
         self._metrics = metrics
+        self._api_keys = settings.api_keys
         self._folder: Path | None = None
         self._listeners: list[int] = []
         self._workers: dict[int, _Worker] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._is_stopping = False
-        self._delay_seconds = 0.0
 
     async def start(self, private: Runner) -> list[Any]:
         """
         Answer through *private* what workers pass on, and start the workers; return the addresses where they listen.
 
         Raises:
-            WorkerFailed: A worker does not start.
+            WorkerFailed: A worker does not start, or the private socket cannot be created.
             OSError: The address is taken, or is not one of this machine.
         """
         self._folder = Path(tempfile.mkdtemp(prefix="fulfilment-"))  # only its owner may enter it
@@ -95,7 +95,7 @@ class HttpWorkers:
             await web.UnixSite(private, str(self._private_path)).start()
         except OSError as error:
             what = f"a socket cannot be created in {tempfile.gettempdir()}, which TMPDIR chooses"
-            raise OSError(f"{what}: {error.strerror or error}") from error
+            raise WorkerFailed(f"{what}: {error.strerror or error}") from error
         loop = asyncio.get_running_loop()
         bound = await loop.create_server(
             asyncio.Protocol, self._settings.http_host, self._settings.http_port, start_serving=False, reuse_address=True
@@ -113,19 +113,18 @@ class HttpWorkers:
         return addresses
 
     def reload(self, api_keys: Mapping[str, ApiKey]) -> None:
-        """Let all workers reopen the log file and accept only *api_keys* from now on."""
+        """Let all workers reopen the log file and accept only *api_keys* from now on, those that start later too."""
+        self._api_keys = api_keys
         for worker in self._workers.values():
             worker.channel.send(["reload", [attrs.astuple(key) for key in api_keys.values()]])
 
     async def drain(self, delay_seconds: float, seconds: float) -> None:
         """
-        Stop all workers as `app.web.server.Runner.drain` says, and return once they have ended.
+        Let all workers drain (`app.web.server.Runner.drain`), and return once they have ended.
 
         A worker that has not ended *seconds* after the delay is killed. Idempotent.
         """
-        self._is_stopping = True
-        for task in self._tasks:
-            task.cancel()
+        await cancel_tasks(self._tasks)
         for worker in self._workers.values():
             worker.channel.send(["drain", delay_seconds])
         for descriptor in self._listeners:
@@ -150,12 +149,28 @@ class HttpWorkers:
         return self._folder / "modules.sock"
 
     async def _start_one(self) -> _Worker:
-        own, other = socket.socketpair()
+        """
+        Start one worker.
+
+        Raises:
+            WorkerFailed: The operating system refuses it.
+        """
         worker = _Worker(self._services, self._metrics)
-        await asyncio.get_running_loop().create_connection(lambda: worker.channel, sock=own)
+        try:
+            await self._spawn(worker)
+        except BaseException as error:  # also a cancellation: a worker whose channel closes ends
+            worker.channel.close()
+            if isinstance(error, OSError):
+                raise WorkerFailed(f"an HTTP worker cannot be started: {error.strerror or error}") from error
+            raise
+        return worker
+
+    async def _spawn(self, worker: _Worker) -> None:
+        own, other = socket.socketpair()
         with other:
+            await asyncio.get_running_loop().create_connection(lambda: worker.channel, sock=own)
             start = Start(
-                self._settings, self._module_options, tuple(self._listeners), other.fileno(), str(self._private_path),
+                self._settings, self._api_keys, self._module_options, tuple(self._listeners), other.fileno(), str(self._private_path),
                 self._settings.log_format_on(sys.stdout), sys.getswitchinterval(), gc.get_threshold(),
             )  # fmt: skip
             worker.process = await asyncio.create_subprocess_exec(
@@ -166,19 +181,27 @@ class HttpWorkers:
         assert worker.process.stdin is not None
         worker.process.stdin.write(pickle.dumps(start))
         worker.process.stdin.close()
-        return worker
 
     async def _keep_running(self, number: int, worker: _Worker) -> None:
         pause = RESTART_SECONDS
         while True:
             code = await worker.process.wait()
             logger.error("an HTTP worker ended; another one starts", exit_code=code, process=worker.process.pid)
-            await asyncio.sleep(pause)
-            worker = self._workers[number] = await self._start_one()
-            is_accepting = await worker.is_accepting(START_SECONDS)
-            if not is_accepting:
-                worker.kill()
-            pause = RESTART_SECONDS if is_accepting else min(2 * pause, RESTART_SECONDS_MAX)
+            is_accepting = False
+            while not is_accepting:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, RESTART_SECONDS_MAX)
+                try:
+                    worker = self._workers[number] = await self._start_one()
+                except WorkerFailed as error:
+                    logger.error(str(error))
+                    continue
+                is_accepting = await worker.is_accepting(START_SECONDS)
+                if not is_accepting:
+                    worker.kill()
+                    code = await worker.process.wait()
+                    logger.error("an HTTP worker does not start", exit_code=code, process=worker.process.pid)
+            pause = RESTART_SECONDS
 
 
 class _Worker:

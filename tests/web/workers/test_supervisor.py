@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -18,6 +21,12 @@ from app.web.workers.supervisor import WorkerFailed
 from config.environment import load
 from modules.registry import MODULES
 from tests.signals import children_of, is_running
+
+READY = (
+    "import json, os, pickle, sys, time; sys.path[:] = json.loads(sys.argv[1]); start = pickle.load(sys.stdin.buffer);"
+    r' os.write(start.channel, b"\x00\x00\x00\x0b" + b"[[\"ready\"]]"); time.sleep(600)'
+)
+"""A worker that accepts connections and ignores every message."""
 
 
 @pytest.fixture
@@ -63,10 +72,7 @@ async def test_a_worker_that_does_not_end_in_time_is_killed(
     private: Runner, workers: HttpWorkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It accepts connections and ignores every message."""
-    ready = r'b"\x00\x00\x00\x0b" + b"[[\"ready\"]]"'
-    code = f"import os, pickle, sys, time; sys.path[:] = __import__('json').loads(sys.argv[1]);" \
-        f" start = pickle.load(sys.stdin.buffer); os.write(start.channel, {ready}); time.sleep(600)"
-    monkeypatch.setattr(supervisor, "_CODE", code)
+    monkeypatch.setattr(supervisor, "_CODE", READY)
     before = children_of(os.getpid())
     await workers.start(private)
     children = [pid for pid in children_of(os.getpid()) if pid not in before]
@@ -82,7 +88,38 @@ async def test_a_folder_for_sockets_with_a_long_path_is_an_error(
     deep = folder / ("d" * 120)
     deep.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
-    with pytest.raises(OSError, match="TMPDIR"):
+    with pytest.raises(WorkerFailed, match="TMPDIR"):
         await workers.start(private)
     await workers.drain(0.0, 1.0)
     assert os.listdir(deep) == []
+
+
+async def test_a_worker_that_cannot_be_started_again_is_tried_again(
+    private: Runner, workers: HttpWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operating system may refuse a process for a while; the others go on meanwhile."""
+    monkeypatch.setattr(supervisor, "_CODE", READY)
+    monkeypatch.setattr(supervisor, "RESTART_SECONDS", 0.01)
+    before = children_of(os.getpid())
+    await workers.start(private)
+    first, second = (pid for pid in children_of(os.getpid()) if pid not in before)
+    refusals = 2
+    start = asyncio.create_subprocess_exec
+
+    async def refuse(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return await start(*arguments, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+    os.kill(first, signal.SIGKILL)
+    found: list[int] = [first]
+    async with asyncio.timeout(20):
+        while first in found or len(found) < 2:
+            await asyncio.sleep(0.01)
+            found = [pid for pid in children_of(os.getpid()) if pid not in before]
+    assert (refusals, second in found) == (0, True)
+    await workers.drain(0.0, 0.1)
+    assert not any(map(is_running, found))
