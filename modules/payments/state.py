@@ -113,7 +113,7 @@ class Payment:
         if self.needs_review:
             return not self.is_waiting
         ledger = self.ledger
-        if ledger is None or ledger.keeps_rest or not (self.is_cancelled and self.captured):
+        if ledger is None or ledger.keeps_rest or not (self.is_cancelled and self.kept):
             return False
         return self.refundable > 0 or any(each.reason == NO_ANSWER for each in ledger.refunds)
 
@@ -142,12 +142,8 @@ class Payment:
             return False
         if self.status in (PaymentStatus.PENDING, PaymentStatus.UNKNOWN):
             return False
-        ledger = self.ledger
-        if ledger is None:
-            return True
-        is_under_way = any(each.status in (RefundStatus.REQUESTED, RefundStatus.PENDING) for each in ledger.refunds)
-        is_owed = self.refund_status == "failed" and not ledger.keeps_rest
-        return not (is_under_way or is_owed or ledger.dispute is DisputeStatus.OPEN)
+        is_owed = self.refund_status == "failed" and not (self.ledger is not None and self.ledger.keeps_rest)
+        return not (self.refund_status == "pending" or is_owed or self.dispute is DisputeStatus.OPEN)
 
 
 NO_LEDGER = Ledger()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -15,11 +16,14 @@ from modules.payments.events import (
     PaymentCaptured,
     PaymentDeclined,
     PaymentRefunded,
+    RefundFailed,
     RefundNotified,
+    RefundProcessing,
     RefundRequested,
     SettleImpossible,
     SettleRequested,
 )
+from modules.payments.refunds import OPEN_MAX
 from modules.payments.routes import show
 from modules.payments.state import Payment, PaymentStatus
 from tests.modules.saga import NOW
@@ -111,6 +115,25 @@ def test_what_is_settled_as_refunded_is_only_what_was_left() -> None:
     assert [refund.amount for refund in payment.ledger.refunds if refund.reason == "settled"] == [600]
     assert [event.amount.amount for event in decision.events if isinstance(event, PaymentRefunded)] == [600]
     assert (payment.ledger.refunded, payment.kept, payment.is_open_case) == (AMOUNT, 0, False)
+
+
+@pytest.mark.parametrize(("outcome", "refund_status"), [("refunded", "succeeded"), ("captured", "failed")])
+@pytest.mark.parametrize("is_accepted", [False, True], ids=["never answered", "pending"])
+def test_a_refund_without_an_outcome_is_settled(outcome: str, refund_status: str, is_accepted: bool) -> None:
+    """The refund that was given up stays in the list, but nothing waits for it: the case is closed, and may be archived."""
+    processing = RefundProcessing(order_id="o", reference="re", key_number=1, refunded_total=AMOUNT)
+    payment, _ = after(RESERVED, CHARGED, CANCELLED, *((processing,) if is_accepted else ()))
+    failed = RefundFailed(order_id="o", retry_seconds=5, reason="refund_failed", key_number=1)
+    later = NOW + OPEN_MAX + timedelta(seconds=1)
+    [payment] = decide((payment,), failed, later).states
+    assert isinstance(payment, Payment)
+    assert (payment.is_open_case, payment.is_finished_since(later + OPEN_MAX)) == (True, False)
+    [settled] = decide((payment,), SettleRequested(order_id="o", outcome=outcome, why="x"), later).states
+    assert isinstance(settled, Payment)
+    assert (settled.is_open_case, settled.refund_status) == (False, refund_status)
+    assert settled.is_finished_since(later + OPEN_MAX)
+    [reply] = decide((settled,), SettleRequested(order_id="o", outcome=outcome, why="x"), later).events
+    assert isinstance(reply, SettleImpossible)
 
 
 def test_the_payment_shows_how_it_was_settled() -> None:
