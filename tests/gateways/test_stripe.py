@@ -423,6 +423,16 @@ async def test_a_charge_that_is_asked_for_again_has_its_present_state(gateway: S
     assert await charge(gateway, order_id, "pm_slow") == Captured("pi_0")
 
 
+@pytest.mark.parametrize("payment_method", ["pm_slow", "pm_3ds"])
+@pytest.mark.parametrize("fault", [Fault.RATE_LIMITED_BARE, Fault.LOCKED])
+async def test_a_charge_that_was_made_is_pending_if_a_later_call_has_no_effect(
+    gateway: StripeGateway, faulty: FaultyStripe, payment_method: str, fault: Fault
+) -> None:
+    """An error without an effect would mean that there is no charge: an order that is cancelled now would not be refunded."""
+    faulty.read_fault = lambda: fault
+    assert await charge(gateway, new_order_id(), payment_method) == Pending("pi_0")
+
+
 async def test_a_long_list_is_read_by_several_readers_and_only_once(gateway: StripeGateway, faulty: FaultyStripe) -> None:
     """Forty pages take a few turns; the next look-up reads only what came after them."""
     orders = [new_order_id() for _ in range(10)]

@@ -29,6 +29,7 @@ from app.gateways.port import (
     ChargeResult,
     Declined,
     GatewayMisconfigured,
+    GatewayNotReached,
     GatewayTimeout,
     Pending,
     Refunded,
@@ -119,6 +120,13 @@ class StripeGateway:
             self._report_unknown(refusal.fault)
             return _declined(refusal.fault)
         intent = PaymentIntent.of(_to_json(created))
+        try:
+            return await self._present_result(intent, order_id, amount)
+        except GatewayNotReached:  # that a later call had no effect is no evidence about the charge
+            return Pending(intent.id)
+
+    async def _present_result(self, intent: PaymentIntent, order_id: str, amount: Money) -> ChargeResult:
+        """Return the present result of *intent*, the response to a charge; cancel it if it waits for the customer."""
         if intent.status != "succeeded" and (present := await self._retrieve(intent.id)) is not None:
             intent = PaymentIntent.of(present)  # the response may be an old one, repeated for the same key
         intent.check(order_id, amount)
