@@ -1,4 +1,4 @@
-"""What Stripe's documentation says about keys, permissions, parameters, currencies and test cards. No server, no ledger."""
+"""The rules of Stripe's documentation for keys, permissions, parameters, currencies and test cards. No server, no ledger."""
 
 from __future__ import annotations
 

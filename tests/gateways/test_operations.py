@@ -164,7 +164,7 @@ async def test_one_429_slows_the_calls_down_and_opens_nothing(operations: Operat
 
 
 def test_the_pace_halves_and_grows_in_steps() -> None:
-    """Half of the measured rate after the first complaint, a step each second after that, no limit at twice the old rate."""
+    """Half of the measured rate after the first 429, a step each second after that, no limit at twice the old rate."""
     now = [100.0]
     pace = CallPace(lambda: now[0])
     assert [pace.reserve() for _ in range(1_000)] == [0.0] * 1_000

@@ -112,7 +112,7 @@ async def find(gateway: StripeGateway, order_id: str) -> object:
 async def test_an_error_of_stripe_itself_ends_the_key(
     gateway: StripeGateway, faulty: FaultyStripe, fault: Fault, has_ended: bool
 ) -> None:
-    """Stripe saves its 500 and replays it. What a server before the API says leaves the key free."""
+    """Stripe saves its 500 and replays it. The response of a server before the API leaves the key free."""
     faulty.write_fault = lambda: fault
     order_id = new_order_id()
     for _ in range(2):
@@ -158,7 +158,7 @@ async def test_a_charge_without_a_response_is_unknown_and_found_by_a_look_up(
 async def test_a_call_without_a_response_and_without_a_charge_is_unknown_too(
     gateway: StripeGateway, faulty: FaultyStripe, fault: Fault
 ) -> None:
-    """The client cannot tell the difference; the look-up finds nothing. A redirect is not followed: it would charge elsewhere."""
+    """The client cannot see the difference; the look-up finds nothing. A redirect is not followed: it would charge elsewhere."""
     faulty.write_fault = lambda: fault
     order_id = new_order_id()
     with pytest.raises(GatewayTimeout):
@@ -401,7 +401,7 @@ async def test_a_charge_is_not_asked_for_again_where_its_key_may_be_forgotten(
 
 
 async def test_a_payment_method_that_does_not_exist_declines(localstripe: LocalStripe) -> None:
-    """A compatible server answers with 404 and does not say what is missing."""
+    """A compatible server answers with 404 and does not name what is missing."""
     gateway = StripeGateway(API_KEY, localstripe.url)
     assert await charge(gateway, new_order_id(), "pm_unknown") == Declined("resource_missing")
     await gateway.close()
@@ -416,7 +416,7 @@ async def test_a_server_that_ignores_keys_is_always_looked_up(localstripe: Local
 
 
 async def test_a_charge_that_is_asked_for_again_has_its_present_state(gateway: StripeGateway, faulty: FaultyStripe) -> None:
-    """Stripe repeats the response of the first call, which may have said that the charge was being processed."""
+    """Stripe repeats the response of the first call, in which the charge may have been in process."""
     order_id = new_order_id()
     assert await charge(gateway, order_id, "pm_slow") == Pending("pi_0")
     faulty.intents["pi_0"] |= {"status": "succeeded", "amount_received": EUR.amount}

@@ -78,7 +78,7 @@ terminal_reader_timeout testmode_charges_only tls_version_unsupported transfer_s
 transfers_not_allowed url_invalid
 """
 HELD = frozenset(_HELD.split())
-"""Every code that Stripe publishes and that says nothing about the customer's payment method."""
+"""Every code that Stripe publishes and that does not concern the customer's payment method."""
 
 CARD_DECLINES = sorted(SOFT_DECLINE_CODES | FINAL_DECLINE_CODES | MODE_DECLINE_CODES)
 """https://docs.stripe.com/declines/codes"""
@@ -220,14 +220,14 @@ async def test_a_parameter_that_stripe_refuses_declines_no_one(gateway: StripeGa
 
 
 async def test_a_key_of_the_other_mode_declines_no_one(faulty: FaultyStripe) -> None:
-    """Stripe says that there is no such payment method, and that there is one in the other mode."""
+    """Stripe responds that there is no such payment method, and that there is one in the other mode."""
     gateway = StripeGateway("sk_live_x", faulty.url)
     assert await fault_of(gateway, "pm_card_visa") == ("resource_missing", "payment_method")
     await gateway.close()
 
 
 async def test_a_real_card_under_a_test_key_declines_no_one(gateway: StripeGateway) -> None:
-    """The look-up that follows says that the charge may be made again."""
+    """After the look-up that follows, the charge may be made again."""
     order_id = new_order_id()
     with pytest.raises(GatewayMisconfigured) as caught:
         await gateway.charge("k", order_id, EUR, ChargeDetails("pm_decline_test_mode_live_card"))

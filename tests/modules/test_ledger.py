@@ -237,7 +237,7 @@ def order_after(published: list[Any]) -> Order:
 
 
 def check_books(history: History) -> None:
-    """Our books say what the provider's say, so does the order, and a cancelled order got everything back."""
+    """Our ledger agrees with the provider's and with the order, and a cancelled order got everything back."""
     payment = history.payment
     assert payment is not None
     assert order_after(history.published).refunded == payment.refunded
@@ -417,7 +417,7 @@ def test_a_definite_failure_ends_the_key_and_an_unknown_outcome_keeps_it() -> No
 
 
 def test_a_refund_that_keeps_failing_is_left_to_a_person_once() -> None:
-    """After growing delays, of which the last ones are long; the last failure says that it is final."""
+    """After growing delays, of which the last ones are long; the last failure is marked as final."""
     events = [RESERVED, CHARGED, CANCELLED]
     delays = []
     for number in range(1, len(RETRY_SECONDS) + 2):

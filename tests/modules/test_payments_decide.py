@@ -377,7 +377,7 @@ def test_the_charge_of_a_cancelled_order_is_not_looked_up_for_ever() -> None:
 
 
 def test_a_soft_decline_is_retried_on_a_schedule() -> None:
-    """Each attempt has a new key; the webhook about the decline changes nothing, for the call says the same."""
+    """Each attempt has a new key; the webhook about the decline changes nothing, because the result of the call has the same content."""
     payment = given(RESERVED)
     assert when(payment, evolve(DECLINE_NOTICE, is_soft=True)) == Decision()
     for attempt, seconds in enumerate((30, 120, 300, 900), 2):

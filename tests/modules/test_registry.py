@@ -39,7 +39,7 @@ def test_every_registered_module_has_a_complete_descriptor(name: str) -> None:
 
 
 def test_options_reach_the_factory_of_the_module() -> None:
-    """The settings tell a module its options by keyword; a name that it does not have is an error."""
+    """The settings pass a module its options by keyword; a name that it does not have is an error."""
     with pytest.raises(TypeError, match="timeout"):
         load_module("inventory", timeout=None)
 
