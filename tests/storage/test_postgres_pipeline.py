@@ -78,6 +78,15 @@ async def test_a_transaction_is_committed_only_once_its_id_is_known(database: Da
     assert exchanges == [["BEGIN", "SELECT", "INSERT"], ["COMMIT"]]
 
 
+async def test_a_transaction_that_breaks_before_its_commit_is_sent_is_repeated(database: Database) -> None:
+    """All its statements waited for the commit, and the connection broke while it was idle: nothing was stored."""
+    await database.write(insert(1))
+    terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    await database.read(lambda c: c.exec_driver_sql(terminate).all())
+    await database.write(insert(2))
+    assert await database.read(found) == [1, 2]
+
+
 async def test_a_statement_of_sqlalchemy_sees_what_waits(database: Database) -> None:
     """Whatever has a result sends the statements before it first."""
 

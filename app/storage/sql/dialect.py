@@ -146,7 +146,11 @@ class Dialect(Protocol):
         """Never close *connection*, whose files are lost."""
 
     def transaction_id(self, connection: Connection) -> Any:
-        """Return the id for `was_committed` of the transaction that failed to commit on *connection*; None if it has none."""
+        """
+        Return the id for `was_committed` of the transaction that failed to commit on *connection*.
+
+        None if it cannot have been committed: it has only read, or the server was not asked to commit it.
+        """
 
     def was_committed(self, engine: Engine, tx_id: Any) -> bool | None:
         """Return whether the transaction *tx_id*, whose connection broke during the commit, was committed; None: unknown."""

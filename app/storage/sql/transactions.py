@@ -170,7 +170,9 @@ class Transactor:
             if not self._dialect.is_disconnected(connection):
                 raise
             tx_id = self._dialect.transaction_id(connection)
-            was_committed = tx_id is None or (yield partial(self._dialect.was_committed, self._engine, tx_id))
+            if tx_id is None:
+                raise  # it has only read, or its commit was not sent
+            was_committed = yield partial(self._dialect.was_committed, self._engine, tx_id)
             if was_committed is None:
                 raise CommitOutcomeUnknown("The database went out of reach while it committed.") from error
             if not was_committed:
