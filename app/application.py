@@ -263,7 +263,7 @@ class Application:
         """Renew the claims; stop the process when another one has got a claim that was lost: its events do not come here."""
         while True:
             await self.parts.clock.sleep(CLAIM_CHECK_SECONDS)
-            with suppress(Exception):  # out of reach: the checks of the databases tell
+            with suppress(Exception):  # out of reach: the checks of the databases report it
                 if not all([await _in_thread(claim.renew) for claim in self._claims]):
                     logger.critical("another process serves the modules of this database; this one stops")
                     self.on_fatal(3)

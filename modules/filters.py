@@ -56,7 +56,7 @@ class Filter:
     """
     member: str = ""
     keeps: Callable[[Any], bool] | None = None
-    """Decides about a state that the column lets through, where the column alone cannot say whether the state matches."""
+    """Decides about a state that the column lets through, where the column does not suffice to decide whether the state matches."""
 
 
 @frozen

@@ -93,7 +93,7 @@ class Connection:
         self._is_closed = False
         self.reconnects = 0
         self.denied: dict[str, None] = {}
-        """What the server has denied for lack of permission since the last connect, in its own words."""
+        """What the server has denied for lack of permission since the last connect: the texts of its errors."""
         self._refusals: set[str] = set()
 
     @property

@@ -4,8 +4,8 @@ Find the states of one class that have changed since a mark, whichever process h
 A state's ``updated_at`` is the time at which its transaction was decided. The transaction becomes visible later, and on a
 shared database another process's clock may be behind, so a search goes back by `VISIBILITY_DELAY_MAX` before its mark. On
 PostgreSQL a mark also has the oldest transaction that was not finished when it was made: every row that was not visible
-then was written by that transaction or by a later one (``xmin``), whatever its time says. So two looks at short intervals
-find each change once, and none is left out because its transaction became visible late.
+then was written by that transaction or by a later one (``xmin``), also if its ``updated_at`` is before the mark. So two
+looks at short intervals find each change once, and none is left out because its transaction became visible late.
 
 No index of the order path serves this search. PostgreSQL has a BRIN index on the time, which holds two values for a range of
 pages. SQLite walks the keys, a part at a time: its only writer is the process that searches, and so it needs the search

@@ -202,7 +202,7 @@ class Postgres:
         return unfitness(connection)
 
     def explain(self, error: DBAPIError) -> str:
-        """Own words, because the driver's message contains the host."""
+        """By SQLSTATE, in texts of this program: the driver's message contains the host."""
         state = getattr(error.orig, "sqlstate", None)
         # The error of a refused connection has no SQLSTATE; the server's message is at the end of its text.
         text = str(error.orig)

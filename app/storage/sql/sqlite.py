@@ -306,8 +306,8 @@ def _create_private(path: str | os.PathLike[str]) -> None:
     """
     Create the file at *path* so that only its owner can read it, unless it exists.
 
-    SQLite gives the files beside a database (WAL, shared memory, journal) the mode of the database. What is wrong with the
-    path it says itself.
+    SQLite gives the files beside a database (WAL, shared memory, journal) the mode of the database. A path that cannot be
+    used is left to SQLite, whose error gives the reason.
     """
     with suppress(OSError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
