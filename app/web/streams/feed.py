@@ -137,7 +137,7 @@ class FeedRun:
 
     async def changed_since(self, position: datetime) -> AsyncIterator[Sequence[str]]:
         """
-        Search the database for what has changed since *position*; yield up to `LOAD_MAX` keys at a time.
+        Search the database for what has changed since *position*; yield up to `LOAD_MAX` keys at a time, perhaps none.
 
         Raises:
             StorageUnavailable: The database is unavailable.
@@ -145,7 +145,7 @@ class FeedRun:
         after = None
         while True:
             versions, after = await self._changes.since(self._cls, ChangeMark(position), after)
-            for at in range(0, len(versions), LOAD_MAX):
+            for at in range(0, max(1, len(versions)), LOAD_MAX):  # once at least, so that a stream can end the search
                 yield [key for key, _ in versions[at : at + LOAD_MAX]]
             if after is None:
                 return

@@ -151,6 +151,7 @@ class _ListStream:
         Send the states under the keys of *batches* that meet the conditions; together they lead up to *position*.
 
         Only the last one has the id of *position*. A client that loses the connection before it resumes where this began.
+        The search ends early when the client or the server goes.
         """
         held: str | None = None
         async for keys in batches:
@@ -160,6 +161,8 @@ class _ListStream:
                         await self._response.send(held, id=id_before, event=self._route.event_name)
                     held = shown.data
             await asyncio.sleep(0)  # writing to a client that reads does not wait
+            if not self._is_open():  # a search can go through all states without a write that fails
+                return
         if held is None:
             await self._send_position(position)
         else:

@@ -13,6 +13,7 @@ from aiohttp import ClientResponse
 from attrs import define, evolve, field
 
 from app.storage.errors import StorageUnavailable
+from app.storage.search.changes import ChangeMark, ChangePage
 from app.web.streams import feed, list_stream
 from tests.web.conftest import Response, Start, Web
 from tests.web.example import Shipment
@@ -300,3 +301,27 @@ async def test_a_feed_that_fails_ends_its_streams_and_begins_anew(web: Web, monk
     web.service.put(shipment("p"))
     async with open_stream(web, last_id=last_id) as stream:
         assert (await stream.next() or {})["shipment_id"] == "p"
+
+
+@pytest.mark.parametrize("found", [[], [("absent", "")]])
+@pytest.mark.parametrize("ends", ["client", "server"])
+async def test_a_search_ends_with_its_client_or_server(
+    web: Web, monkeypatch: pytest.MonkeyPatch, ends: str, found: list[tuple[str, str]]
+) -> None:
+    """Also when no state that it finds meets the filters, so that nothing is written to the connection."""
+    changes = web.service.changes
+
+    async def endless(cls: type, mark: ChangeMark, after: str | None) -> ChangePage:
+        changes.searches += 1
+        await asyncio.sleep(0.001)
+        return ChangePage(found, "absent")
+
+    monkeypatch.setattr(changes, "since", endless)
+    async with open_stream(web, last_id="2020-01-01T00:00:00Z") as stream:
+        await until(lambda: changes.searches > 3)
+        if ends == "server":
+            web.streams.close()
+            assert await stream.next() is None
+        else:
+            stream.response.close()
+        await until(lambda: web.streams.open_count == 0)
