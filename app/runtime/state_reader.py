@@ -54,7 +54,7 @@ class StateReader:
 
 
 class StateWatchers:
-    """Tell the watchers of single states, and those of all states of a class, after a commit what has changed."""
+    """Notifies the watchers of single states, and those of all states of a class, of changes after the commit."""
 
     def __init__(self, key_of: Mapping[type, Callable[[State], str]]) -> None:
         self._key_of = key_of
