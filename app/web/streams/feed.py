@@ -14,7 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from operator import itemgetter
 from secrets import token_hex
 from time import monotonic
@@ -82,7 +82,7 @@ class FeedRun:
     @property
     def position(self) -> datetime:
         """The moment of the latest look."""
-        return self._mark.at
+        return self._position
 
     async def start(self, closed: asyncio.Future[None]) -> None:
         """
@@ -95,7 +95,7 @@ class FeedRun:
             # The watch begins before the mark, so that no change between the two is lost.
             self._changed = stack.enter_context(self._changes.watch(self._cls)) if self._changes.is_only_writer else None
             self._mark: ChangeMark = await self._changes.mark(self._cls)
-            self._begins_at = self._mark.at
+            self._begins_at = self._position = self._mark.at
             self._task = asyncio.create_task(self._run(closed, stack.pop_all()))
 
     def leave(self) -> None:
@@ -186,8 +186,10 @@ class FeedRun:
         if self._changed is not None:
             self._changed.difference_update(keys)
         self._mark, self._versions = mark, versions
+        # Also while the clock is behind, because it was set back: a stream sends the looks after its own position.
+        self._position = max(mark.at, self._position + timedelta.resolution)
         if keys:
-            self._remember(Look(mark.at, keys))
+            self._remember(Look(self._position, keys))
             self._latest = latest
             self._wake()
 

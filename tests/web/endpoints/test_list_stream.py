@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -325,3 +326,12 @@ async def test_a_search_ends_with_its_client_or_server(
         else:
             stream.response.close()
         await until(lambda: web.streams.open_count == 0)
+
+
+async def test_a_clock_that_is_set_back_hides_no_change(web: Web) -> None:
+    """The positions of a run only grow."""
+    async with open_stream(web) as stream:
+        await stream.position()
+        web.service.changes._time -= timedelta(seconds=30)
+        web.service.put(shipment("p"))
+        assert (await stream.next() or {})["shipment_id"] == "p"
