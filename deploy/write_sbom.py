@@ -124,7 +124,7 @@ def bundled_parts(packages: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """
     Yield the name of each package whose wheel has a list of its own parts (PEP 770), and those parts: crates, libraries.
 
-    The lists are removed from *packages*: what they say is in our document, in a sixth of the bytes.
+    The lists are removed from *packages*: our document has their content in a sixth of the bytes.
     """
     for folder in sorted(packages.glob("*.dist-info/sboms")):
         name = normalised(folder.parent.name.partition("-")[0])
