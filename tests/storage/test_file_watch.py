@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -182,6 +183,22 @@ async def test_other_files_in_the_folder_may_come_and_go(path: Path) -> None:
         os.utime(path.parent, ns=(0, 0))
         await insert(database, number)
     await database.close()
+
+
+async def test_connections_that_two_threads_open_and_close_are_no_loss(path: Path) -> None:
+    """The last connection that is closed deletes the -wal and -shm files, while another thread opens the database."""
+    database = await database_at(path)
+    await database.close()
+
+    def reconnect() -> None:
+        for _ in range(150):
+            with database.engine.connect() as connection:
+                assert connection.exec_driver_sql("SELECT count(*) FROM t").scalar_one() == 1
+
+    with ThreadPoolExecutor(2) as pool:
+        for each in [pool.submit(reconnect) for _ in range(2)]:
+            each.result()
+    assert database.dialect.lost == ""
 
 
 async def test_a_deleted_lock_file_stops_the_writes(path: Path) -> None:

@@ -12,13 +12,17 @@ file of a running server never becomes smaller, begins with the same text, and i
 
 from __future__ import annotations
 
-__all__ = ["FileWatch"]
+__all__ = ["FileWatch", "WatchedConnection", "create_private", "open_watched"]
 
 import os
 import sqlite3
+import threading
 import time
 import weakref
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 _Identity = tuple[int, int]
 
@@ -37,6 +41,11 @@ class FileWatch:
     def __init__(self, path: Path) -> None:
         self.lost = ""
         """What has happened to the files; empty while all is well. Without them nothing may be opened or closed."""
+        self.opening_or_closing = threading.Lock()
+        """
+        Held while a connection is opened or closed. SQLite deletes the files beside the database when the last connection is
+        closed; a connection that another thread opens at this moment must find the old files or none.
+        """
         self._path = str(path)
         self._folder = str(path.parent)
         self._known: dict[str, _Identity] = {}
@@ -58,7 +67,7 @@ class FileWatch:
         return self._path
 
     def opened(self) -> None:
-        """Note that a connection was opened."""
+        """Note that a connection was opened. Call it, and `closed`, while `opening_or_closing` is held."""
         self._open += 1
         self._known.setdefault(self._path, _identity(os.stat(self._path)))
         if self._file is None:
@@ -67,7 +76,7 @@ class FileWatch:
         self._seen = None
 
     def closed(self) -> None:
-        """Note that a connection was closed; the last one deletes the files beside the database, and the next makes new ones."""
+        """Note that a connection was closed; the last one has deleted the files beside the database, the next makes new ones."""
         self._open = max(0, self._open - 1)
         if self._open == 0:
             for suffix in _SIDE_FILES:
@@ -111,13 +120,13 @@ class FileWatch:
         for path in (self._path + suffix for suffix in _SIDE_FILES):
             found = _identity_at(path)
             if path not in self._known:
-                if found is not None:
+                if found is not None and self._open:  # until then another process may delete them
                     self._known[path] = found
             elif found != self._known[path]:
                 if driver is not None and not self._is_side_file_lost:
                     driver.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
                 self._is_side_file_lost = True
-        for path, identity in self._known.items():
+        for path, identity in list(self._known.items()):  # another thread may open or close a connection
             if not path.startswith(self._path + "-") or path.endswith(_SIDE_FILES):
                 continue
             if _identity_at(path) != identity:
@@ -138,6 +147,58 @@ class FileWatch:
         self.lost = reason
         self._seen = None
         raise sqlite3.OperationalError(reason)
+
+
+class WatchedConnection(sqlite3.Connection):
+    """A connection that reports its end to a `FileWatch`."""
+
+    watch: FileWatch
+
+    def close(self) -> None:
+        """Close it; the watch takes note."""
+        with self.watch.opening_or_closing:
+            super().close()
+            self.watch.closed()
+
+
+def open_watched(path: Path, watch: FileWatch, pragmas: Sequence[str], options: dict[str, Any]) -> WatchedConnection:
+    """
+    Connect to the SQLite file at *path*, in the driver's autocommit mode, and execute *pragmas*.
+
+    The file is created, readable by its owner only, unless *watch* has seen it before. *options* go to `sqlite3.connect`.
+
+    Raises:
+        sqlite3.Error: The file is not what it was (see `FileWatch.verify`), or SQLite cannot open it.
+    """
+    with watch.opening_or_closing:
+        if watch.is_known:
+            watch.verify()
+        else:
+            create_private(path)
+        uri = f"{path.absolute().as_uri()}?mode=rw"
+        options = {**options, "uri": True, "factory": WatchedConnection}
+        connection: WatchedConnection = sqlite3.connect(uri, **options)
+        connection.watch = watch
+        try:
+            connection.isolation_level = None  # the driver must not begin transactions by itself
+            for pragma in pragmas:
+                connection.execute(pragma)
+        except sqlite3.Error:
+            sqlite3.Connection.close(connection)
+            raise
+        watch.opened()
+    return connection
+
+
+def create_private(path: str | os.PathLike[str]) -> None:
+    """
+    Create the file at *path* so that only its owner can read it, unless it exists.
+
+    SQLite gives the files beside a database (WAL, shared memory, journal) the mode of the database. A path that cannot be
+    used is left to SQLite, whose error gives the reason.
+    """
+    with suppress(OSError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def _identity(stat: os.stat_result) -> _Identity:

@@ -10,10 +10,8 @@ from __future__ import annotations
 __all__ = ["SIZES", "SizedStatement", "Sqlite"]
 
 import ctypes
-import os
 import sqlite3
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from app.storage.errors import DatabaseConfigError
 from app.storage.sql.claims import FileLock
 from app.storage.sql.dialect import ExclusiveAccess, Failure, Statement, invalidate_cache
-from app.storage.sql.file_watch import FileWatch
+from app.storage.sql.file_watch import FileWatch, create_private, open_watched
 
 BUSY_SECONDS = 2.0
 """How long to wait for another connection's lock before the database counts as out of reach."""
@@ -124,15 +122,6 @@ class Sqlite:
             raise DatabaseConfigError(f"the database's folder cannot be created: {error.strerror}") from None
         watch = self._watch = FileWatch(path)
 
-        def connect(dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> sqlite3.Connection | None:
-            if not watch.is_known:
-                _create_private(path)
-                return None  # as SQLAlchemy does
-            watch.verify()
-            uri = f"{path.absolute().as_uri()}?mode=rw"
-            connection: sqlite3.Connection = dialect.dbapi.connect(uri, **{**options, "uri": True})
-            return connection
-
         engine = create_engine(
             parsed,
             connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False, "cached_statements": 512},
@@ -141,18 +130,9 @@ class Sqlite:
             query_cache_size=200,
         )
 
-        event.listen(engine, "do_connect", connect)
-
-        @event.listens_for(engine, "connect")
-        def on_connect(connection: sqlite3.Connection, record: Any) -> None:
-            connection.isolation_level = None  # the driver must not begin transactions by itself
-            for pragma in _PRAGMAS:
-                connection.execute(pragma)
-            watch.opened()
-
-        @event.listens_for(engine, "close")
-        def on_close(connection: sqlite3.Connection, record: Any) -> None:
-            watch.closed()
+        @event.listens_for(engine, "do_connect")
+        def connect(dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> sqlite3.Connection:
+            return open_watched(path, watch, _PRAGMAS, options)
 
         @event.listens_for(engine, "begin")
         def on_begin(connection: Connection) -> None:
@@ -177,7 +157,7 @@ class Sqlite:
     def acquire_exclusive(self, engine: Engine, name: str, seconds: float) -> ExclusiveAccess:
         """Lock an empty database file beside it; the lock ends with the process, however that ends."""
         path = f"{engine.url.database}-{name}.lock"
-        _create_private(path)
+        create_private(path)
         lock = FileLock(path, name, seconds)
         if self._watch is not None:
             self._watch.add(path)
@@ -300,17 +280,6 @@ class Sqlite:
     def replace(self, table: Table, keys: Sequence[str]) -> Statement:
         """Use ``INSERT OR REPLACE``: ``ON CONFLICT DO UPDATE`` reads each row that exists and opens a table for each."""
         return _insert("INSERT OR REPLACE", table, keys)
-
-
-def _create_private(path: str | os.PathLike[str]) -> None:
-    """
-    Create the file at *path* so that only its owner can read it, unless it exists.
-
-    SQLite gives the files beside a database (WAL, shared memory, journal) the mode of the database. A path that cannot be
-    used is left to SQLite, whose error gives the reason.
-    """
-    with suppress(OSError):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def _is_reading(connection: Connection) -> bool:
