@@ -187,6 +187,9 @@ class Sqlite:
         """Return None if another connection is writing."""
         if _is_reading(connection):  # takes no lock when it begins, but may have to wait for one later
             return connection.begin()
+        if _WAITS_FOR_LOCKS not in connection.info:
+            # What a statement of many rows may have to undo exceeds the 64 KiB that SQLite keeps out of temporary files.
+            _driver(connection).execute("PRAGMA temp_store = MEMORY")
         if connection.info.get(_WAITS_FOR_LOCKS, True):
             _set_waiting(connection, False)  # a writing transaction never waits once it has begun
         try:
