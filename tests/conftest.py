@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -57,7 +58,8 @@ between files that mostly wait.
 
 
 def pytest_configure() -> None:
-    """Let pytest create its temporary folders in memory."""
+    """Let pytest create its temporary folders in memory, and collect the tests without the garbage collector."""
+    gc.disable()
     if memory_is_usable():
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
@@ -68,6 +70,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if missing := [str(path) for path in ranks if not path.is_file()]:
         raise pytest.UsageError(f"RUN_FIRST in tests/conftest.py names missing files: {', '.join(missing)}")
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
+
+def pytest_collection_finish() -> None:
+    """
+    Turn the garbage collector on, and leave out what exists now.
+
+    The modules and thousands of test items live until the end. To walk through them again in each full collection took
+    a seventh of the processor time of all tests.
+    """
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
