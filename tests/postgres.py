@@ -88,10 +88,12 @@ class PostgresServer:
         """Stop the server at once, without a checkpoint; the next start recovers from its log."""
         self._end(signal.SIGQUIT)
 
-    def create_database(self) -> str:
-        """Create an empty database; return its URL."""
+    def create_database(self, template_url: str | None = None) -> str:
+        """Create an empty database, or a copy of the one at *template_url*, which has no client; return its URL."""
         name = f"test_{next(self._numbers)}"
-        self.query(f"CREATE DATABASE {name} TEMPLATE template0 STRATEGY wal_log")
+        template = "template0" if template_url is None else _name_of(template_url)
+        # To copy the files takes half the processor time of a copy through the log, if nothing waits for a disk.
+        self.query(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
         return self.url(name)
 
     def query(self, sql: str, database: str = "postgres") -> list[tuple[object, ...]]:
@@ -102,11 +104,10 @@ class PostgresServer:
 
     def disconnect_clients(self, url: str) -> int:
         """Close all connections of the application to the database at *url*; return how many there were."""
-        name = url.partition("?")[0].rpartition("/")[2]
         return len(
             self.query(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                f" WHERE datname = '{name}' AND application_name = 'fulfilment'"
+                f" WHERE datname = '{_name_of(url)}' AND application_name = 'fulfilment'"
             )
         )
 
@@ -119,6 +120,11 @@ class PostgresServer:
         subprocess.run(
             [self._programs / program, *arguments], user=self._user, cwd=self.folder, check=True, capture_output=True
         )
+
+
+def _name_of(url: str) -> str:
+    """Return the name of the database at *url*."""
+    return url.partition("?")[0].rpartition("/")[2]
 
 
 def _programs(folder: Path, *, for_other_user: bool) -> Path:

@@ -32,6 +32,7 @@ from bus.port import DeadLetter, Message, Subscription
 from modules.orders.events import CancelRequested, OrderCreated
 from modules.values import Line
 from tests.clock import VirtualClock
+from tests.databases import migrated_url
 from tests.postgres import PostgresServer
 from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, harness_at, oid, product, submitted
 
@@ -218,7 +219,7 @@ async def test_a_row_stays_until_its_dead_letter_is_stored(path: Path, clock: Vi
 
 async def test_a_replica_without_the_bus_beats_nevertheless(postgres: PostgresServer, clock: VirtualClock) -> None:
     """Otherwise an outage of the bus would look like a jump of the clock at the next start."""
-    async with harness_at(postgres.create_database(), clock) as harness:
+    async with harness_at(migrated_url(postgres), clock) as harness:
         limit = timedelta(minutes=10)
         await harness.database.write(lambda c: harness.stores["orders"].heartbeat.resume(c, clock.now(), limit))
         bus = ManualBus()

@@ -31,6 +31,7 @@ from bus.port import Message, Subscription
 from modules.inventory.state import Product
 from modules.orders.events import OrderCreated
 from modules.values import Line
+from tests.databases import migrated_url
 from tests.nats import NatsServer
 from tests.postgres import PostgresServer
 from tests.runtime.harness import Harness, bus_message, harness_at, oid, product, submitted, until
@@ -197,7 +198,7 @@ async def test_an_event_is_published_until_the_bus_accepts_it(path: Path) -> Non
 async def test_postgresql_publishes_the_same_messages_again(postgres: PostgresServer) -> None:
     """They are identical to the first ones, and the same rows are selected as with SQLite."""
     bus = _RejectingBus(0)
-    async with harness_at(postgres.create_database()) as harness:
+    async with harness_at(migrated_url(postgres)) as harness:
         await harness.submit("orders", submitted(oid(1)))
         await harness.submit("orders", submitted(oid(2)))
         now = harness.clock.now()

@@ -9,9 +9,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from attrs import define
@@ -23,11 +21,10 @@ from app.gateways.webhook_handler import CONSUMER as WEBHOOKS
 from app.messaging.cloudevents import to_message
 from app.messaging.consumers import subscriptions
 from app.messaging.dead_letters import DeadLetterStore
-from app.messaging.event_registry import all_modules, build_registry
+from app.messaging.event_registry import build_registry
 from app.messaging.outbox_relay import OutboxRelay
 from app.runtime.batch import BatchProcessor
 from app.runtime.runner import ModuleRunner
-from app.storage.migrations import migrate
 from app.storage.module_store import ModuleStore
 from app.storage.sql.database import Database
 from app.storage.tables import OutboxMessage
@@ -43,6 +40,7 @@ from modules.module import DecisionOutcome
 from modules.orders.events import OrderSubmitted
 from modules.routes import Response
 from modules.values import Line, Money
+from tests.databases import migrated_file
 
 CONTEXT = TraceContext("test", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
 PATIENCE_SECONDS = 30.0
@@ -118,21 +116,7 @@ class Harness:
 
 def _address(path: Path) -> str:
     """Return the URL of the SQLite file at *path*; a new file gets the tables of every module."""
-    if not path.exists():
-        path.write_bytes(_fresh_file())
-    return f"sqlite:///{path}"
-
-
-@cache
-def _fresh_file() -> bytes:
-    """Return the bytes of an empty database with the tables of every module; it is migrated once for all tests."""
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "fresh.db"
-        engine = Database(f"sqlite:///{file}").engine
-        for descriptor in all_modules():
-            migrate(engine, descriptor.name)
-        engine.dispose()
-        return file.read_bytes()
+    return f"sqlite:///{path}" if path.exists() else migrated_file(path)
 
 
 @asynccontextmanager
@@ -144,13 +128,15 @@ async def harness_at(
     remote_subjects: Sequence[str] | None = None,
     **runner: Any,
 ) -> AsyncIterator[Harness]:
-    """Build a harness on the database in the file, or at the URL, *where*; a second one on the same file is a restart."""
+    """
+    Build a harness on the database in the file, or at the URL, *where*; a second one on the same file is a restart.
+
+    A database at a URL has the tables of every module already.
+    """
     clock = clock or SystemClock()
     metrics = Metrics()
     database = Database(where if isinstance(where, str) else _address(where))
     descriptors = (orders.module(timedelta(seconds=900)), inventory.module(), payments.module())
-    for descriptor in descriptors:
-        migrate(database.engine, descriptor.name)
     stores = {descriptor.name: ModuleStore(descriptor, database) for descriptor in descriptors}
     contracts = build_registry(descriptors)
     dead_letter_store = DeadLetterStore(stores, clock, metrics, not_replayable={WEBHOOKS})

@@ -12,6 +12,7 @@ import pytest
 
 from app.storage.errors import StorageRefused, StorageUnavailable
 from modules.inventory.state import Product
+from tests.databases import migrated_url
 from tests.postgres import PostgresServer
 from tests.runtime.harness import (
     CONTEXT,
@@ -35,7 +36,7 @@ USER = "restricted"
 @pytest.fixture
 async def restricted(postgres: PostgresServer) -> AsyncIterator[tuple[Harness, Callable[[str], object]]]:
     """A system that works as a user without rights of its own, and what executes SQL as the owner of the tables."""
-    url = postgres.create_database()
+    url = migrated_url(postgres)
     name = url.partition("?")[0].rpartition("/")[2]
 
     def execute(sql: str) -> object:

@@ -23,7 +23,6 @@ from sqlalchemy import Connection
 from app.runtime.archiver import SWEEP_SECONDS, build_archivers
 from app.storage.archive import state_archive
 from app.storage.archive.state_archive import ArchiveTable, StateArchive
-from app.storage.migrations import migrate
 from app.storage.module_store import INBOX_RETENTION
 from app.storage.sql.database import Database
 from app.storage.state_rows import StateMapper
@@ -318,7 +317,6 @@ class ArchiveContract:
         """Any text, any time to the microsecond, any integer that fits; pages come in the order of the keys."""
         database = Database(site.url)
         module = next(each for each in MODULES if cls in each.tables)
-        migrate(database.engine, module.name)
         mappers = {each: StateMapper(each, table, database.dialect) for each, table in module.tables.items()}
         mapper, kept = mappers[cls], StateArchive(module, mappers, database.dialect)
         old = st.builds(lambda state, n: archived_id(state, n), STATES[cls], st.integers(0, 10**6))

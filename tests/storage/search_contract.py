@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection
 
-from app.storage.migrations import migrate
 from app.storage.search import changes, list_query
 from app.storage.search.changes import VISIBILITY_DELAY_MAX, ChangeMark, ChangeSearch
 from app.storage.sql.database import Database
@@ -147,7 +146,6 @@ class SearchContract:
     def connection(self, site: Site) -> Iterator[Connection]:
         """A connection to a database with all of `ORDERS`."""
         database = Database(site.url)
-        migrate(database.engine, "orders")
         mapper = StateMapper(Order, order_table, database.dialect)
         with database.engine.begin() as connection:
             mapper.save(connection, ORDERS, {order.order_id for order in ORDERS})
@@ -220,7 +218,6 @@ class SearchContract:
     def test_the_cases_for_a_person_are_served_by_an_index_that_costs_an_ordinary_payment_nothing(self, site: Site) -> None:
         """Only payments with a reason are in it; on PostgreSQL a capture is still an update that touches no index."""
         database = Database(site.url)
-        migrate(database.engine, "payments")
         mapper = StateMapper(Payment, payment_table, database.dialect)
         payments = [number_to_payment(n) for n in range(400)]
         conditions = [Condition(PAYMENT_FILTERS["needs_settling"], ("true",)), Condition(PAYMENT_FILTERS["status"], ("captured", "unknown"))]

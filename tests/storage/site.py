@@ -8,11 +8,14 @@ from typing import Protocol
 
 
 class Site(Protocol):
-    """An empty database for one test, which the test can make unavailable."""
+    """A database for one test, with empty tables of every module; the test can make it unavailable."""
 
     @property
     def url(self) -> str:
         """The URL of the database."""
+
+    def empty_url(self) -> str:
+        """Return the URL of a database without tables."""
 
     def make_unavailable(self) -> None:
         """Make every write fail."""

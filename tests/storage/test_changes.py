@@ -10,11 +10,11 @@ import pytest
 from attrs import evolve, frozen
 from sqlalchemy import Connection, Engine
 
-from app.storage.migrations import migrate
 from app.storage.search.changes import ChangeMark, ChangeSearch
 from app.storage.sql.database import Database
 from app.storage.state_rows import StateMapper
 from modules.orders.state import Order, order_table
+from tests.databases import migrated_url
 from tests.postgres import PostgresServer
 from tests.storage.search_contract import BEGIN, ORDERS, found_since
 
@@ -43,8 +43,7 @@ class Table:
 
 @pytest.fixture
 def table(postgres: PostgresServer) -> Iterator[Table]:
-    database = Database(postgres.create_database())
-    migrate(database.engine, "orders")
+    database = Database(migrated_url(postgres))
     mapper = StateMapper(Order, order_table, database.dialect)
     with database.engine.begin() as connection:
         mapper.save(connection, ORDERS, {order.order_id for order in ORDERS})

@@ -33,6 +33,7 @@ from modules.orders.events import OrderCreated
 from modules.orders.state import Status
 from modules.values import Line
 from tests.clock import VirtualClock
+from tests.databases import migrated_url
 from tests.messaging.test_outbox_relay import ManualBus
 from tests.postgres import PostgresServer
 from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, harness_at, oid, product, submitted, until
@@ -59,6 +60,9 @@ class PostgresSite:
     server: PostgresServer
     url: str
 
+    def empty_url(self) -> str:
+        return self.server.create_database()
+
     def make_unavailable(self) -> None:
         self.server.stop()
 
@@ -68,7 +72,7 @@ class PostgresSite:
 
 @pytest.fixture
 def site(postgres: PostgresServer) -> Iterator[PostgresSite]:
-    yield PostgresSite(postgres, postgres.create_database())
+    yield PostgresSite(postgres, migrated_url(postgres))
     postgres.start()
 
 
@@ -471,7 +475,8 @@ async def test_the_lead_passes_to_another_process_when_its_holder_fails(relays: 
 
 def test_two_processes_that_migrate_at_once_migrate_once(site: PostgresSite) -> None:
     """One waits for the other and then has nothing to do."""
-    engines = [Database(site.url).engine for _ in range(4)]
+    url = site.empty_url()
+    engines = [Database(url).engine for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda engine: [migrate(engine, name) for name in ("orders", "inventory", "payments")], engines))
     assert [sum(column) for column in zip(*found, strict=True)] == [1, 1, 1]
@@ -479,10 +484,7 @@ def test_two_processes_that_migrate_at_once_migrate_once(site: PostgresSite) -> 
 
 def test_keys_are_compared_byte_by_byte(site: PostgresSite) -> None:
     """Whatever the locale of the database: every text primary key has the collation C."""
-    engine = Database(site.url).engine
-    for module in ("orders", "inventory", "payments"):
-        migrate(engine, module)
-    with engine.connect() as connection:
+    with Database(site.url).engine.connect() as connection:
         found = connection.exec_driver_sql(
             "SELECT c.relname, co.collname FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid"
             " JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]"

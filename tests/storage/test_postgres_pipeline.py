@@ -16,6 +16,7 @@ from app.storage.sql.database import Database
 from app.storage.sql.postgres_pipeline import Pipeline
 from app.storage.sql.postgres_statements import ArrayStatement, array_encoder, text_array
 from modules.payments.events import ChargeSucceeded
+from tests.databases import migrated_url
 from tests.postgres import PostgresServer
 from tests.runtime.harness import harness_at, oid, product, submitted
 
@@ -162,7 +163,7 @@ async def test_an_order_that_is_delivered_locally_costs_six_round_trips(
     postgres: PostgresServer, exchanges: list[list[str]]
 ) -> None:
     """Two to place it: the product, then all writes; four for the captured charge: each module in turn, then all writes."""
-    async with harness_at(postgres.create_database(), delivers_locally=True) as harness:
+    async with harness_at(migrated_url(postgres), delivers_locally=True) as harness:
         await harness.submit("inventory", product(10))
         exchanges.clear()
         await harness.submit("orders", submitted(oid(1)), new_key=oid(1))

@@ -15,11 +15,11 @@ from app.clock import SystemClock
 from app.storage import clock_watch
 from app.storage.clock_watch import ClockWatch
 from app.storage.errors import DatabaseConfigError
-from app.storage.migrations import migrate
 from app.storage.sql.claims import AdvisoryLock
 from app.storage.sql.database import Database
 from config.settings import Settings
 from modules.registry import MODULES
+from tests.databases import migrated_url
 from tests.postgres import PostgresServer
 from tests.runtime.harness import Harness, harness_at, submitted
 
@@ -28,7 +28,7 @@ LIMIT = timedelta(minutes=10)
 
 @pytest.fixture
 async def harness(postgres: PostgresServer) -> AsyncIterator[Harness]:
-    async with harness_at(postgres.create_database()) as harness:
+    async with harness_at(migrated_url(postgres)) as harness:
         yield harness
 
 
@@ -79,7 +79,7 @@ async def test_a_start_after_a_jump_with_no_other_process_moves_the_timers(harne
 
 @pytest.fixture
 def url(postgres: PostgresServer) -> str:
-    return postgres.create_database()
+    return migrated_url(postgres)
 
 
 def test_a_claim_that_was_lost_is_taken_again_unless_another_process_has_it(postgres: PostgresServer, url: str) -> None:
@@ -102,8 +102,6 @@ async def test_a_process_whose_claim_another_one_has_stops(
 ) -> None:
     """With BUS=memory the events of one process reach no other: two must not serve one database."""
     monkeypatch.setattr("app.application.CLAIM_CHECK_SECONDS", 0.05)
-    for module in MODULES:
-        migrate(Database(url).engine, module)
     application = Application(Settings(known_modules=MODULES, database_url=url, http_port=0, shutdown_grace_s=1))
     codes: asyncio.Queue[int] = asyncio.Queue()
     application.on_fatal = codes.put_nowait

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from attrs import define
 
+from tests.databases import migrated_file
 from tests.storage.archive_contract import ArchiveContract
 from tests.storage.contract import StoreContract
 from tests.storage.search_contract import SearchContract
@@ -25,6 +26,9 @@ class SqliteSite:
     def url(self) -> str:
         return f"sqlite:///{self.path}"
 
+    def empty_url(self) -> str:
+        return f"{self.url}.empty"
+
     def make_unavailable(self) -> None:
         self._other = sqlite3.connect(self.path, isolation_level=None)
         self._other.execute("BEGIN IMMEDIATE")
@@ -39,6 +43,7 @@ class SqliteSite:
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SqliteSite]:
     monkeypatch.setattr("app.storage.sql.sqlite.BUSY_SECONDS", 0.02)
     file = SqliteSite(tmp_path / "test.db")
+    migrated_file(file.path)
     yield file
     file.make_available()
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection
 
-from app.storage.migrations import migrate
 from app.storage.module_store import ModuleStore
 from app.storage.sql.database import Database
 from app.storage.state_rows import StateMapper
 from modules import inventory
 from modules.inventory.state import Product
+from tests.databases import migrated_file
 
 KEYS = {Product: {"A", "B"}}
 
@@ -23,8 +23,7 @@ KEYS = {Product: {"A", "B"}}
 @pytest.fixture
 async def store(path: Path) -> AsyncIterator[ModuleStore]:
     """A store that has read from its database, as it does before every write."""
-    database = Database(f"sqlite:///{path}")
-    migrate(database.engine, "inventory")
+    database = Database(migrated_file(path))
     store = ModuleStore(inventory.module(), database)
     await load_stock(store)
     yield store
