@@ -9,6 +9,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from bus.port import Clock, Message
 from bus.subjects import subject_of
 from modules import inventory, orders, payments
 from modules.inventory.events import ProductSet
-from modules.module import DecisionOutcome
+from modules.module import DecisionOutcome, Module
 from modules.orders.events import OrderSubmitted
 from modules.routes import Response
 from modules.values import Line, Money
@@ -119,6 +120,13 @@ def _address(path: Path) -> str:
     return f"sqlite:///{path}" if path.exists() else migrated_file(path)
 
 
+@cache
+def _modules() -> tuple[Sequence[Module], ContractRegistry]:
+    """Return the modules and their contracts, which are the same in every harness."""
+    descriptors = (orders.module(timedelta(seconds=900)), inventory.module(), payments.module())
+    return descriptors, build_registry(descriptors)
+
+
 @asynccontextmanager
 async def harness_at(
     where: Path | str,
@@ -136,9 +144,8 @@ async def harness_at(
     clock = clock or SystemClock()
     metrics = Metrics()
     database = Database(where if isinstance(where, str) else _address(where))
-    descriptors = (orders.module(timedelta(seconds=900)), inventory.module(), payments.module())
+    descriptors, contracts = _modules()
     stores = {descriptor.name: ModuleStore(descriptor, database) for descriptor in descriptors}
-    contracts = build_registry(descriptors)
     dead_letter_store = DeadLetterStore(stores, clock, metrics, not_replayable={WEBHOOKS})
     bus = MemoryBus(clock, dead_letter_store)
     relays = {name: OutboxRelay(store, bus, dead_letter_store, clock, metrics) for name, store in stores.items()}

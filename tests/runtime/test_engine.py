@@ -138,27 +138,29 @@ async def test_the_inbox_recognises_another_version_of_a_locally_delivered_event
     assert await harness.rows("SELECT on_hand, reserved FROM inventory_product") == [(10, 1)]
 
 
-def let_v1_break_its_schema(harness: Harness) -> None:
+def let_v1_break_its_schema(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the conversion of an order's event to v1 break the schema of v1."""
     contract = harness.contracts["orders.created.v2"]
     [(older, down)] = contract.older
     broken = attrs.evolve(older, is_valid_outgoing=lambda value: False)
-    harness.contracts._contracts[contract.subject] = attrs.evolve(contract, older=((broken, down),))
+    monkeypatch.setitem(harness.contracts._contracts, contract.subject, attrs.evolve(contract, older=((broken, down),)))
 
 
-async def test_an_event_whose_remote_version_breaks_its_schema_has_no_effect(harness: Harness) -> None:
+async def test_an_event_whose_remote_version_breaks_its_schema_has_no_effect(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A consumer elsewhere needs v1, and v1 breaks its schema: the order is not placed."""
     let_v1_be_consumed_elsewhere(harness)
-    let_v1_break_its_schema(harness)
+    let_v1_break_its_schema(harness, monkeypatch)
     with pytest.raises(Invalid):
         await harness.submit("orders", submitted(oid(1)))
     assert await harness.rows(OVER) == []
     assert await message_rows(harness) == set()
 
 
-async def test_a_version_without_consumers_is_counted_but_not_encoded(harness: Harness) -> None:
+async def test_a_version_without_consumers_is_counted_but_not_encoded(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its event is delivered locally, so a broken older version does no harm."""
-    let_v1_break_its_schema(harness)
+    let_v1_break_its_schema(harness, monkeypatch)
     await harness.submit("orders", submitted(oid(1)))
     assert await harness.rows(OVER) == [("reserved",)]
     assert 'messages_published_total{subject="orders.created.v1"} 1' in harness.metrics.render().decode()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from aiohttp import ClientSession, HttpVersion, HttpVersion10, HttpVersion11, web
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
@@ -17,15 +17,18 @@ from app.web.problems import ProblemError
 from config.settings import Settings
 from modules.registry import MODULES
 
+one_server = pytest.mark.asyncio(loop_scope="module")
+"""These tests share a server, and the loop that it runs on; none of them changes anything there."""
+
 Send = Callable[..., Coroutine[Any, Any, tuple[int, str]]]
 
 
-@pytest.fixture
-async def send(tmp_path: Path) -> AsyncIterator[Send]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def send(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Send]:
     """Return a function that sends a request with the given headers to a server without keys: status and code."""
     settings = Settings(
         known_modules=MODULES,
-        database_url=f"sqlite:///{tmp_path}/test.db",
+        database_url=f"sqlite:///{tmp_path_factory.mktemp('hosts')}/test.db",
         http_port=0,
         shutdown_grace_s=2,
         allowed_hosts=("orders.internal",),
@@ -48,6 +51,7 @@ async def send(tmp_path: Path) -> AsyncIterator[Send]:
     "host",
     ["127.0.0.1", "127.0.0.1:8080", "localhost", "LOCALHOST:1", "localhost.", "127.8.9.10", "[::1]", "[::1]:8080", "orders.internal:80"],
 )
+@one_server
 async def test_loopback_names_and_allowed_hosts_are_answered(send: Send, host: str) -> None:
     """With or without a port, in any case."""
     for _ in range(2):  # the second time from memory
@@ -61,6 +65,7 @@ async def test_loopback_names_and_allowed_hosts_are_answered(send: Send, host: s
         *("10.0.0.1", "0.0.0.0", "[::]", "169.254.169.254", "user@127.0.0.1", "xlocalhost", "orders.internal.evil.example", " "),
     ],
 )
+@one_server
 async def test_any_other_host_is_refused(send: Send, host: str) -> None:
     """A name that resolves to this machine is not this machine's name; nothing is read or changed under it."""
     for method, path in (("GET", "/v1/inventory"), ("POST", "/v1/orders/o-1/cancel"), ("GET", "/docs"), ("GET", "/nowhere")):
@@ -89,6 +94,7 @@ def request_for(*hosts: str, version: HttpVersion = HttpVersion11) -> web.Reques
     return make_mocked_request("GET", "/", CIMultiDict([("Host", host) for host in hosts]), version=version)
 
 
+@one_server
 async def test_a_page_of_another_site_is_refused(send: Send) -> None:
     """A POST without a body needs no permission from the server in a browser; only its own header shows the site."""
     for method, path in (("POST", "/v1/orders/o-1/cancel"), ("GET", "/v1/inventory")):
