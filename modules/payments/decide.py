@@ -68,7 +68,7 @@ from modules.payments.refunds import (
     on_refund_succeeded,
     with_total,
 )
-from modules.payments.settling import on_settle
+from modules.payments.settling import SETTLED, on_settle
 from modules.payments.state import Payment, PaymentStatus
 
 Notice = ChargeNotified | DeclineNotified | RefundNotified | RefundReported | DisputeReported
@@ -162,6 +162,10 @@ def _on_gateway_notice(payment: Payment, notice: Notice, now: datetime) -> Decis
     mismatch = _mismatch(payment, notice)
     if mismatch is not None:
         return no_change(NoticeRejected(order_id=payment.order_id, reason=mismatch))
+    if _lacks_reference(payment) and not isinstance(notice, DeclineNotified):
+        named = evolve(payment, reference=notice.reference, updated_at=now)
+        decision = _on_gateway_notice(named, notice, now)
+        return decision if decision.states else Decision((named,), decision.events)
     if payment.status is PaymentStatus.DECLINED and isinstance(notice, RefundReported | DisputeReported):
         return _on_late_proof(payment, notice, now)
     match payment.status, notice:
@@ -206,7 +210,12 @@ def _mismatch(payment: Payment, notice: Notice) -> str | None:
     is_of_charge = not isinstance(notice, RefundReported | DisputeReported)
     if is_of_charge and notice.amount.amount != payment.amount:
         return "wrong_amount"
-    is_settled = payment.status in _CHARGED
-    if is_settled and notice.reference != payment.reference and not isinstance(notice, DeclineNotified):
+    is_other = payment.status in _CHARGED and notice.reference != payment.reference and not _lacks_reference(payment)
+    if is_other and not isinstance(notice, DeclineNotified):
         return "two_charges"
     return None
+
+
+def _lacks_reference(payment: Payment) -> bool:
+    """Return True if a person settled the payment as charged without the provider's reference of the charge."""
+    return payment.status in _CHARGED and payment.reference == SETTLED

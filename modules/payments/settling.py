@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["on_settle"]
+__all__ = ["SETTLED", "on_settle"]
 
 from datetime import datetime
 
@@ -17,7 +17,10 @@ from modules.payments.state import NO_LEDGER, Payment, PaymentStatus
 from modules.values import rfc3339
 
 SETTLED = "settled"
-"""The reference of a charge that only the person knows, and the reason of a decline that the person decided."""
+"""
+The reference of a charge that only the person knows, until a notice of the gateway names it, and the reason of a decline that
+the person decided.
+"""
 
 
 def on_settle(payment: Payment, event: SettleRequested, now: datetime) -> Decision:

@@ -8,17 +8,20 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from modules.module import Decision
+from modules.module import Decision, no_change
 from modules.payments.decide import decide
 from modules.payments.events import (
     ChargeMismatch,
+    ChargeNotified,
     DisputeReported,
+    NoticeRejected,
     PaymentCaptured,
     PaymentDeclined,
     PaymentRefunded,
     RefundFailed,
     RefundNotified,
     RefundProcessing,
+    RefundReported,
     RefundRequested,
     SettleImpossible,
     SettleRequested,
@@ -144,3 +147,32 @@ def test_the_payment_shows_how_it_was_settled() -> None:
     assert shown is not None
     assert shown["settled"] == {"outcome": "refunded", "reason": "looked at the dashboard", "at": "2026-01-01T12:00:00.000000Z"}
     assert shown["refunds"][-1]["reason"] == "settled"
+
+
+NAMELESS = ChargeMismatch(order_id="o", reason="nonsense", reference=None, calls=1)
+
+
+@pytest.mark.parametrize("outcome", ["captured", "refunded"])
+def test_a_notice_names_the_charge_that_was_settled_without_a_reference(outcome: str) -> None:
+    """It is the charge that the person meant; a notice of another one contradicts it."""
+    [payment] = settle((RESERVED, NAMELESS, NAMELESS), outcome).states
+    assert isinstance(payment, Payment)
+    charged = ChargeNotified(order_id="o", reference="pi_late", amount=EUR)
+    [named] = decide((payment,), charged, NOW).states
+    assert isinstance(named, Payment)
+    assert (named.reference, named.status, named.kept) == ("pi_late", payment.status, payment.kept)
+    assert decide((named,), charged, NOW) == no_change()
+    [rejected] = decide((named,), evolve(charged, reference="pi_other"), NOW).events
+    assert isinstance(rejected, NoticeRejected)
+    assert rejected.reason == "two_charges"
+
+
+def test_the_refund_behind_a_settlement_is_counted_once() -> None:
+    """The notice of the refund that the person made arrives after the case was settled as refunded."""
+    [payment] = settle((RESERVED, NAMELESS, NAMELESS), "refunded").states
+    reported = RefundReported(order_id="o", reference="pi_late", refund_reference="re_1", amount=EUR, status="succeeded")
+    [named] = decide((payment,), reported, NOW).states
+    assert isinstance(named, Payment)
+    assert (named.reference, named.refunded, named.kept) == ("pi_late", AMOUNT, 0)
+    assert named.ledger is not None
+    assert [refund.reference for refund in named.ledger.refunds] == ["re_1"]
