@@ -52,6 +52,9 @@ MARK_SECONDS = 0.05
 SCAN_SECONDS = 1.0
 PURGE_SECONDS = 10.0
 
+IDLE_SECONDS = 0.25
+"""The longest pause between two steps while nothing is in flight: a process that does nothing wakes up rarely."""
+
 
 COUNT_SHARE_MAX = 0.02
 """The share of its time that the relay may spend on counting a long backlog; between two counts it keeps the number itself."""
@@ -176,7 +179,14 @@ class OutboxRelay:
         """Publish until cancelled or stopped."""
         while not self._is_stopped:
             await self.step()
-            await self._clock.sleep(MARK_SECONDS)
+            await self._clock.sleep(self._pause_seconds())
+
+    def _pause_seconds(self) -> float:
+        """Return the time until the next step: short while something is to be marked, scanned or purged soon."""
+        if self._sent or self._in_flight:
+            return MARK_SECONDS
+        due_in = min(self._scan_at, self._purge_at) - self._clock.monotonic()
+        return min(IDLE_SECONDS, max(MARK_SECONDS, due_in))
 
     async def stop(self) -> None:
         """Publish nothing more; write all marks, including those that are piggy-backed. Idempotent."""

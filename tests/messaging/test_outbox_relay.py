@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from loguru import logger
@@ -105,6 +107,34 @@ async def test_rows_of_a_killed_process_are_published_at_start(path: Path, clock
         [message] = [message for message, _ in bus.published if message.subject == "orders.created.v1"]
         assert (message.id, message.body, message.key) == (id, body, oid(1))
         assert event_id_and_trace(message)[1].correlation_id == CONTEXT.correlation_id
+
+
+async def test_an_idle_relay_wakes_up_a_few_times_a_second(
+    path: Path, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It marks soon what the bus has accepted; with nothing in flight its steps would only cost processor time."""
+    async with harness_at(path, clock) as harness:
+        async def scanned(work: Any, order_key: str = "") -> Any:
+            return Mock(rows=[], count=0, rows_per_event=0.0, count_seconds=0.0, oldest_seconds=0.0)
+
+        monkeypatch.setattr(harness.database, "write", scanned)  # without a thread, which the clock does not see
+        relay, steps = relay_of(harness, bus := ManualBus()), Counter[str]()
+        monkeypatch.setattr(relay, "step", partial(counted_step, relay.step, steps))
+        harness.run(relay.run())
+        await clock.advance(10.0)
+        assert steps.total() <= 10 / SCAN_SECONDS * 4 + 1
+
+        relay.publish([outbox_message("m-1")])
+        steps.clear()
+        await clock.advance(1.0)
+        assert steps.total() >= 15, "while a message is in flight its mark must not wait"
+        await bus.accept()
+
+
+async def counted_step(step: Callable[[], Awaitable[None]], steps: Counter[str]) -> None:
+    """Take a step, and count it."""
+    steps["steps"] += 1
+    await step()
 
 
 async def test_a_row_that_the_bus_refuses_becomes_a_dead_letter_and_the_others_go_on(path: Path, clock: VirtualClock) -> None:
