@@ -123,10 +123,17 @@ class DeadLetterStore:
 
     async def get(self, id: str) -> StoredDeadLetter | None:
         """Return the dead letter *id*, from the archive if it is there, or None."""
+        # Between the first two looks it may be moved from the archive into the table.
+        return await self._find(id) or await self._find_archived(id) or await self._find(id)
+
+    async def _find(self, id: str) -> StoredDeadLetter | None:
         for name, table in self._tables.items():
             query = select(table).where(table.c.id == id)
             if found := await self._stores[name].database.read(partial(_dead_letters, query)):
                 return found[0]
+        return None
+
+    async def _find_archived(self, id: str) -> StoredDeadLetter | None:
         archived = await self.archive.get(id)
         return None if archived is None else _stored_dead_letter(SimpleNamespace(**archived))
 

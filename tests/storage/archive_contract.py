@@ -365,6 +365,26 @@ class ArchiveContract:
             await archive_all(harness)
             assert await store.get(str(gone[0])) == replayed
 
+    async def test_a_dead_letter_that_comes_back_meanwhile_is_found(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It leaves the archive between the look into the table and the look into the archive."""
+        async with shop(site.url) as (harness, clock):
+            store = harness.dead_letter_store
+            message = Message("orders.created.v1", "m-1", b"{", "", {"ce-id": "e-1"})
+            await store.add(DeadLetter.of(message, "inventory", "unreadable", "?", 5, NOW, NOW))
+            [letter] = await store.list(None, None, None, 9)
+            id, get = letter.dead_letter.id, store.archive.get
+            await clock.advance(5 * DAY)
+            await archive_all(harness)
+            assert await store.list(None, None, None, 9) == []
+
+            async def get_after_return(id: str) -> Any:
+                monkeypatch.setattr(store.archive, "get", get)
+                await store.archive.bring_back(id)
+                return await get(id)
+
+            monkeypatch.setattr(store.archive, "get", get_after_return)
+            assert await store.get(id) == letter
+
 
 def created(id: str) -> OrderCreated:
     return OrderCreated(order_id=id, customer_id="c", items=(Line("A", 1),), version="v2", shipping_address=None)
