@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ChargeAttempt", "GatewayRequest", "parse_time", "result_id"]
+__all__ = ["FRESH_SECONDS", "ChargeAttempt", "GatewayRequest", "parse_time", "result_id"]
 
 from datetime import datetime
 from typing import Any
@@ -22,6 +22,14 @@ from modules.payments.events import (
     RefundSucceeded,
 )
 from modules.payments.state import Payment, PaymentStatus
+
+FRESH_SECONDS = 60.0
+"""
+An older request is compared with the stored payment before the call: the payment knows of earlier calls.
+
+This is less than the time for which a broker recognises duplicates, so that a duplicate that the broker lets through is
+never taken for a first request.
+"""
 
 _RESULT_NAMES: dict[type, str] = {
     ChargeSucceeded: "Charged",

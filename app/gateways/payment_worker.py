@@ -9,7 +9,7 @@ The worker at the payment gateway: it consumes charge and refund requests, calls
 - Each operation (charge, refund, look-up) has a circuit breaker of its own. Charges whose breaker is open are kept in hand,
   up to `HELD_MAX` of each lane; then the subscription is paused. A refund whose breaker is open waits in the outbox.
 - A request that this process has committed is taken without the bus where nothing else can have it in hand (`take`). It
-  goes over the bus if it has to wait. What the bus delivers then may have been taken before, so it is rechecked.
+  goes over the bus if it has to wait for long. What the bus delivers may have been taken before, so it is rechecked.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from app.gateways.breakers.circuit_breaker import BreakerOpen, BreakerState
 from app.gateways.breakers.operations import Operations
 from app.gateways.delay_notifier import DelayNotifier
 from app.gateways.gateway_calls import CALLS_MAX, GatewayCalls
-from app.gateways.gateway_request import ChargeAttempt, GatewayRequest, parse_time, result_id
-from app.gateways.lane import Lane
+from app.gateways.gateway_request import FRESH_SECONDS, ChargeAttempt, GatewayRequest, parse_time, result_id
+from app.gateways.lane import HELD_MAX, Lane
 from app.gateways.order_locks import OrderLocks
 from app.gateways.port import Gateway
 from app.runtime.outage import retry_until_available
@@ -49,17 +49,6 @@ from modules.payments.state import Payment
 T = TypeVar("T")
 
 CONSUMER = "payments-gateway"
-
-FRESH_SECONDS = 60.0
-"""
-An older request is compared with the stored payment before the call: the payment knows of earlier calls.
-
-This is less than the time for which a broker recognises duplicates, so that a duplicate that the broker lets through is
-never taken for a first request.
-"""
-
-HELD_MAX = 100
-"""How many charges of one lane wait for their breaker in hand; then the subscription is paused."""
 
 HEARTBEAT_SECONDS = 10.0
 FETCH_SECONDS = 1.0
@@ -132,19 +121,24 @@ class PaymentWorker:
         """
         Process a request that this process has just committed, without the bus (an `app.runtime.work.TakeEvent`).
 
-        The bus carries the request if it has to wait: no call is free, the breaker is not closed, or older ones wait.
+        The request waits here for a free call. The bus carries it if many wait, older ones wait in the bus, or the breaker
+        is not closed.
         """
         lane = self._lanes[event.is_express]
         is_closed = self._breaker.state is BreakerState.CLOSED
-        if lane.is_behind or self._is_draining or not is_closed or self._free_slots(lane) <= 1:
+        if lane.is_behind or self._is_draining or not is_closed or lane.is_full:
             lane.is_behind = True
             return None
-        return self._start(self._handle_taken(event, lane), lane, None)
+        if lane.waiting or self._free_slots(lane) <= 1:
+            return lane.wait(event)
+        return self._start_taken(lane, event)
 
     async def drain(self, seconds: float) -> None:
         """Wait up to *seconds* for the calls in flight; cancel the others, whose messages the bus delivers again."""
         self._is_draining = True
         self._breaker_wait.shutdown()
+        for lane in self._lanes.values():
+            lane.leave_to_bus()
         if self._in_hand:
             _, late = await asyncio.wait(self._in_hand, timeout=seconds)
             for task in late:
@@ -179,6 +173,9 @@ class PaymentWorker:
         task.add_done_callback(partial(self._on_done, lane))
         return task
 
+    def _start_taken(self, lane: Lane, event: OutgoingEvent) -> asyncio.Task[bool]:
+        return self._start(self._handle_taken(event, lane), lane, None)
+
     def _on_done(self, lane: Lane, task: asyncio.Task[Any]) -> None:
         self._in_hand.pop(task, None)
         lane.in_hand -= 1
@@ -189,6 +186,9 @@ class PaymentWorker:
     def _free_call_slot(self, lane: Lane, task: asyncio.Task[Any]) -> None:
         lane.calling.discard(task)
         self._slot_freed.set()
+        for each in reversed(self._lanes.values()):  # the express lane first
+            while each.waiting and self._free_slots(each) > 1:
+                each.start_next(partial(self._start_taken, each))
 
     async def _send_heartbeats(self) -> None:
         """Extend the ack deadlines of all messages in hand, until cancelled."""

@@ -309,8 +309,8 @@ async def test_a_result_that_waits_for_the_database_blocks_no_call(path: Path, t
 async def test_the_results_that_wait_for_the_database_are_limited(
     path: Path, monkeypatch: pytest.MonkeyPatch, takes_directly: bool
 ) -> None:
-    """Further requests stay in the bus until there is a free slot."""
-    monkeypatch.setattr("app.gateways.lane.LANE_IN_HAND_MAX", 7)
+    """Further requests wait in the bus, or in the worker, until there is a free slot; one slot is kept for what the bus delivers."""
+    monkeypatch.setattr("app.gateways.lane.LANE_IN_HAND_MAX", 7 + takes_directly)
     gateway, is_back = FakeGateway(), asyncio.Event()
     async with running(path, gateway, takes_directly=takes_directly) as (harness, _):
         block_submissions(harness, is_back)
@@ -464,8 +464,43 @@ async def test_a_refund_waits_in_the_outbox_while_its_breaker_is_open(path: Path
         assert [call for call, _ in gateway.calls] == ["charge", "charge", "refund"]
 
 
-async def test_no_request_is_taken_directly_before_one_that_was_left_to_the_bus(path: Path) -> None:
-    """A request that finds no free call waits in the bus; a later one takes its turn behind it, though calls are free again."""
+async def test_requests_that_wait_for_a_free_call_do_not_go_over_the_bus(path: Path) -> None:
+    """Many orders at once are charged from memory: none is published, and no stored payment is compared before its call."""
+    gateway, is_back = FakeGateway(), asyncio.Event()
+    async with running(path, gateway, takes_directly=True) as (harness, _):
+        block_submissions(harness, is_back)
+        subjects, ids = published_subjects(harness), await place_orders(harness, 2 * CALLS_MAX)
+        await until(lambda: len(gateway.calls) == len(ids))
+        is_back.set()
+        assert {each.status for each in await finished_orders(harness, ids)} == {Status.CONFIRMED}
+        assert CHARGE_REQUESTED not in subjects
+        assert [call for call, _ in gateway.calls] == ["charge"] * len(ids)
+
+
+async def test_requests_that_wait_for_a_free_call_at_a_shutdown_are_left_to_the_bus(path: Path) -> None:
+    """No call is made for them; their rows are published or stay in the outbox, and the next process makes each call once."""
+    async with harness_at(path, HurriedClock()) as harness:
+        breaker = CircuitBreaker(harness.clock.monotonic)
+        gateway = FakeGateway()
+        worker = PaymentWorker(
+            harness.runners["payments"], gateway, operations_with(breaker, harness.clock), harness.contracts, harness.clock,
+            harness.metrics, takes_directly=True,
+        )  # fmt: skip
+        worker._lanes[False].in_hand = LANE_IN_HAND_MAX
+        event: Any = SimpleNamespace(is_express=False)
+        waiting = [worker.take(event) for _ in range(3)]
+        await worker.drain(5)
+        assert [taken and taken.result() for taken in waiting] == [False] * 3
+        assert worker.take(event) is None
+        assert gateway.calls == []
+        await worker.close()
+
+
+async def test_no_request_is_taken_directly_before_one_that_was_left_to_the_bus(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that finds too many others waiting goes over the bus; a later one takes its turn behind it, with calls free again."""
+    monkeypatch.setattr("app.gateways.lane.WAITING_MAX", 1)
     async with harness_at(path, HurriedClock()) as harness:
         breaker = CircuitBreaker(harness.clock.monotonic)
         operations = operations_with(breaker, harness.clock)
@@ -478,6 +513,7 @@ async def test_no_request_is_taken_directly_before_one_that_was_left_to_the_bus(
         def note(work: Any, lane: Any, delivery: Any) -> Any:
             work.close()
             started.append(lane)
+            return asyncio.get_running_loop().create_future()
 
         worker._start = note  # type: ignore[method-assign]
         event: Any = SimpleNamespace(is_express=False)
@@ -485,12 +521,17 @@ async def test_no_request_is_taken_directly_before_one_that_was_left_to_the_bus(
         assert len(started) == 1
         lane = worker._lanes[False]
         lane.in_hand = LANE_IN_HAND_MAX
+        waits = worker.take(event)
+        assert waits is not None
+        assert not waits.done()
         assert worker.take(event) is None
         lane.in_hand = 0
+        worker._free_call_slot(lane, asyncio.current_task())  # type: ignore[arg-type]
+        assert len(started) == 2
         assert worker.take(event) is None
         lane.is_behind = False  # the bus has delivered the first
         worker.take(event)
-        assert len(started) == 2
+        assert len(started) == 3
         await worker.close()
 
 
