@@ -128,8 +128,7 @@ class DeadLetterStore:
 
     async def _find(self, id: str) -> StoredDeadLetter | None:
         for name, table in self._tables.items():
-            query = select(table).where(table.c.id == id)
-            if found := await self._stores[name].database.read(partial(_dead_letters, query)):
+            if found := await self._stores[name].database.read(partial(_dead_letters, select(table).where(table.c.id == id))):
                 return found[0]
         return None
 
