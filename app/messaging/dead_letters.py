@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 from attrs import evolve, frozen
 from loguru import logger
-from sqlalchemy import ColumnElement, Connection, Delete, MetaData, Select, Table, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, Delete, Select, Table, delete, func, select, update
 from uuid_utils import uuid7
 
 from app.messaging.cloudevents import event_id_and_trace
@@ -26,7 +26,7 @@ from app.messaging.dead_letter_archive import DeadLetterArchive
 from app.storage.audit import Audit, audit_entry
 from app.storage.module_store import ModuleStore
 from app.storage.state_rows import to_db_timestamp
-from app.storage.tables import DUE_NOW, OutboxMessage, message_tables
+from app.storage.tables import DUE_NOW, OutboxMessage, shared_message_tables
 from app.telemetry.metrics import Metrics
 from bus.contracts.versions import VERSIONS
 from bus.errors import Invalid, Rejected, UnknownSubject, Unreadable
@@ -65,7 +65,7 @@ class DeadLetterStore:
         """*not_replayable* names the consumers that store dead letters but subscribe to nothing, such as a webhook."""
         self._stores = dict(stores)
         self._not_replayable = frozenset(not_replayable)
-        self._tables: dict[str, Table] = {name: message_tables(name, MetaData())[2] for name in stores}
+        self._tables: dict[str, Table] = {name: shared_message_tables(name)[2] for name in stores}
         self.archive = DeadLetterArchive(self._stores, self._tables)
         self._clock = clock
         self._metrics = metrics

@@ -16,12 +16,12 @@ from functools import partial
 from typing import Any
 
 from loguru import logger
-from sqlalchemy import Column, Connection, DateTime, MetaData, String, Table, func, select, type_coerce
+from sqlalchemy import Column, Connection, DateTime, String, Table, func, select, type_coerce
 
 from app.messaging.cloudevents import to_message
 from app.storage.module_store import ModuleStore
 from app.storage.state_rows import to_db_timestamp
-from app.storage.tables import OutboxMessage, message_tables
+from app.storage.tables import OutboxMessage, shared_message_tables
 from bus.errors import PublishRefused, PublishRetryable
 from bus.port import Bus, Clock
 
@@ -106,7 +106,7 @@ async def _sent_messages(store: ModuleStore, since: datetime) -> AsyncIterator[O
 
 
 def _outbox(store: ModuleStore) -> Table:
-    return message_tables(store.module.name, MetaData())[1]
+    return shared_message_tables(store.module.name)[1]
 
 
 def _count(outbox: Table, since: datetime, connection: Connection) -> int:

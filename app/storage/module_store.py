@@ -21,7 +21,7 @@ from app.storage.archive.state_archive import StateArchive, Swept
 from app.storage.heartbeat import Heartbeat
 from app.storage.sql.database import Database
 from app.storage.state_rows import StateCache, StateMapper, to_db_timestamp
-from app.storage.tables import DUE_NOW, AuditEntry, InboxEntry, OutboxMessage, audit_table, message_tables
+from app.storage.tables import DUE_NOW, AuditEntry, InboxEntry, OutboxMessage, audit_table, shared_message_tables
 from bus.ids import id_lower_bound
 from modules.module import Module
 
@@ -77,7 +77,7 @@ class ModuleStore:
         self.mappers = {cls: StateMapper(cls, table, dialect) for cls, table in module.tables.items()}
         self._cache = None if dialect.is_shared else StateCache(self.mappers)
         self.archive = StateArchive(module, self.mappers, dialect)
-        inbox, outbox, _ = message_tables(module.name, MetaData())
+        inbox, outbox, _ = shared_message_tables(module.name)
         self._select_processed = dialect.by_keys(f"SELECT id, fingerprint, answer FROM {inbox.name} WHERE id {{keys}}")
         self._insert_inbox = dialect.insert(inbox, InboxEntry._fields)
         self._insert_outbox = dialect.insert(outbox, OutboxMessage._fields, "ON CONFLICT (id) DO NOTHING")

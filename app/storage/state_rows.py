@@ -12,7 +12,7 @@ __all__ = ["STATES_MAX", "Row", "StateCache", "StateMapper", "to_db_timestamp"]
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
-from functools import lru_cache
+from functools import cache, lru_cache
 from operator import attrgetter, itemgetter
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -245,11 +245,12 @@ def _check(cls: type, table: Table) -> None:
         raise TypeError(f"{table.name} has more than one unique key; replacing one row could delete another")
 
 
-def _codecs(cls: type, table: Table) -> list[_Codec]:
+@cache
+def _codecs(cls: type, table: Table) -> tuple[_Codec, ...]:
     """Return the codecs of the columns of *table*, in their order."""
     hints = get_type_hints(cls)
     converter = Converter(detailed_validation=False)
-    return [_codec(converter, hints[column.name], column.type) for column in table.columns]
+    return tuple(_codec(converter, hints[column.name], column.type) for column in table.columns)
 
 
 def _codec(converter: Converter, hint: Any, column_type: Any) -> _Codec:

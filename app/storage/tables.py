@@ -16,9 +16,11 @@ __all__ = [
     "audit_table",
     "heartbeat_table",
     "message_tables",
+    "shared_message_tables",
 ]
 
 from datetime import datetime
+from functools import cache
 from typing import NamedTuple
 
 from sqlalchemy import Column, DateTime, Index, Integer, LargeBinary, MetaData, SmallInteger, String, Table, Text
@@ -87,6 +89,12 @@ class OutboxMessage(NamedTuple):
 def message_tables(module: str, metadata: MetaData) -> tuple[Table, Table, Table]:
     """Return the inbox, the outbox and the dead letters of *module*; their column keys are the names that Python uses."""
     return _inbox(module, metadata), _outbox(module, metadata), _dead_letters(module, metadata)
+
+
+@cache
+def shared_message_tables(module: str) -> tuple[Table, Table, Table]:
+    """Return the tables of `message_tables`, which all statements of this process share; nothing may be added to them."""
+    return message_tables(module, MetaData())
 
 
 def heartbeat_table(module: str, metadata: MetaData) -> Table:

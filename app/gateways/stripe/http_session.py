@@ -23,6 +23,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Mapping
 from email.utils import parsedate_to_datetime
+from functools import cache
 from typing import Any, TypeVar
 
 import aiohttp
@@ -113,15 +114,21 @@ class StripeSession:
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
-            # The machine's certificates, and those that the SDK brings, for machines that have none.
-            context = ssl.create_default_context()
-            context.load_verify_locations(cafile=stripe.ca_bundle_path)
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._calls_max, ssl=context),
+                connector=aiohttp.TCPConnector(limit=self._calls_max, ssl=_tls_context()),
                 timeout=aiohttp.ClientTimeout(total=CALL_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS),
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
         return self._session
+
+
+@cache
+def _tls_context() -> ssl.SSLContext:
+    """Return the context that verifies a provider; to read the certificates takes longer than a call."""
+    context = ssl.create_default_context()
+    # The machine's certificates, and those that the SDK brings, for machines that have none.
+    context.load_verify_locations(cafile=stripe.ca_bundle_path)
+    return context
 
 
 async def classify_errors(call: Awaitable[T]) -> T:
