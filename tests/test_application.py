@@ -101,7 +101,7 @@ async def test_a_cancelled_start_leaves_nothing_behind(tmp_path: Path) -> None:
     await asyncio.sleep(0.3)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(starting, 5)
+        await asyncio.wait_for(starting, 30)
     await first.stop()
 
 
@@ -141,12 +141,12 @@ async def test_the_loop_runs_while_a_file_is_migrated(tmp_path: Path, monkeypatc
 
     def slowly(storage: Storage) -> None:
         started.set()
-        assert finish.wait(10)
+        assert finish.wait(30)
         require_tables(storage)
 
     monkeypatch.setattr(Storage, "require_tables", slowly)
     starting = asyncio.create_task(Application(settings(tmp_path)).start())
-    assert await asyncio.to_thread(started.wait, 10)
+    assert await asyncio.to_thread(started.wait, 30)
     starting.cancel()
     done, _ = await asyncio.wait([starting], timeout=0.1)
     assert not done

@@ -44,8 +44,7 @@ ERRORS = UNREADABLE | {
     *("failed", "no_answer", "not_publishable"),
     # of webhooks
     *("nonsense", "not_asked_for", "two_charges", "unknown_order", "wrong_amount", "wrong_currency", "wrong_id"),
-    # of webhooks, in releases before 0.3.0
-    *("not_captured", "partly_refunded", "refunded_elsewhere"),
+    *("not_captured", "partly_refunded", "refunded_elsewhere"),  # of webhooks, in releases before 0.3.0
 }
 """Every error code that a dead letter can have; docs/reference/dead-letters.rst and docs/howto/payments.rst explain them."""
 

@@ -154,7 +154,7 @@ async def test_a_delivery_is_followed_to_its_acknowledgement_through_few_files(t
             async def deliver(number: int) -> None:
                 order = body | {"order_id": str(uuid7())}  # placed now: an old one would be looked up in the archive
                 stored = await client.jetstream().publish("orders.created.v2", orjson.dumps(order))
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(30):
                     while await acknowledged_up_to(client) < stored.seq:
                         pass
 

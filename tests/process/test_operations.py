@@ -240,7 +240,7 @@ async def test_a_client_that_closes_its_side_after_a_post_is_answered(server: Se
         head = "POST /v1/orders HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
         writer.write(head.format(len(body)).encode() + body)
         writer.write_eof()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             answer = await reader.read()
         assert answer.startswith(b"HTTP/1.1 202 "), answer
         writer.close()

@@ -236,7 +236,7 @@ async def test_no_request_of_a_kept_alive_connection_is_lost_at_a_stop(serve: Se
     while min(caller.answered for caller in callers) < 5:  # noqa: ASYNC110 - the callers set no event
         await asyncio.sleep(0.01)
     server.send(signal.SIGTERM)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         await asyncio.gather(*calling)
     assert await asyncio.to_thread(server.wait) == 0
     assert sum(caller.reset for caller in callers) == 0

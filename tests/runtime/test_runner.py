@@ -260,7 +260,7 @@ async def test_a_locked_database_is_unavailable_until_the_lock_is_released(path:
         assert not published.done()
         other.execute("ROLLBACK")
         other.close()
-        await asyncio.wait_for(published, 20)
+        await asyncio.wait_for(published, 30)
         assert await harness.rows("SELECT count(*) FROM inventory_dead_letter") == [(0,)]
         a = await harness.runners["inventory"].get(Product, "A")
         assert a is not None
@@ -312,7 +312,7 @@ async def test_draining_finishes_the_queue_and_rejects_new_submissions(harness: 
     assert not drained.done()
     harness.run(harness.runners["orders"].run())
     await pending
-    await asyncio.wait_for(drained, 20)
+    await asyncio.wait_for(drained, 30)
 
 
 async def test_a_watcher_is_woken_by_each_change_of_its_state(harness: Harness) -> None:
@@ -324,7 +324,7 @@ async def test_a_watcher_is_woken_by_each_change_of_its_state(harness: Harness) 
         await asyncio.sleep(0)
         assert not woken.done()
         await harness.submit("orders", CancelRequested(order_id=oid(1), why=None))
-        await asyncio.wait_for(woken, 20)
+        await asyncio.wait_for(woken, 30)
 
 
 async def test_events_of_an_express_order_use_the_express_lane(harness: Harness) -> None:
@@ -449,7 +449,7 @@ async def test_a_message_that_the_database_refuses_waits_and_spends_no_try(path:
         assert not any(each.done() for each in published)
         with closing(sqlite3.connect(path)) as other:
             other.execute("ALTER TABLE away RENAME TO inventory_reservation")
-        await asyncio.wait_for(asyncio.gather(*published), 10)
+        await asyncio.wait_for(asyncio.gather(*published), 30)
         assert await harness.dead_letter_store.list(None, None, None, 10) == []
     logger.remove(sink)
     assert failures == []

@@ -46,7 +46,7 @@ async def test_an_outage_extends_the_deadlines_of_all_that_waits() -> None:
     failed, queued = (WorkItem(None, id, CONTEXT, False, id, delivery=each) for id, each in (("a", deliveries[0]), ("b", deliveries[1])))
     queued.older_deliveries = (deliveries[2],)
     queue.put(queued)
-    await asyncio.wait_for(outage.wait_out([failed], StorageUnavailable("gone")), 5)
+    await asyncio.wait_for(outage.wait_out([failed], StorageUnavailable("gone")), 30)
     assert not outage.is_active
     assert list(queue) == [failed, queued]
 
@@ -71,7 +71,7 @@ async def test_an_older_version_is_settled_with_the_newest(path: Path) -> None:
         await until(lambda: len(item.older_deliveries) == 1)
         assert len(runner._queue) == 1
         await runner.step()
-        await asyncio.wait_for(asyncio.gather(*published), 5)
+        await asyncio.wait_for(asyncio.gather(*published), 30)
 
 
 @pytest.mark.parametrize("body", [b"{not json", b"{}"])

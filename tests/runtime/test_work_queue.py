@@ -67,7 +67,7 @@ async def test_get_batch_waits_for_the_first_item() -> None:
     await asyncio.sleep(0)
     assert not taking.done()
     queue.put(1)
-    assert await asyncio.wait_for(taking, 20) == [1]
+    assert await asyncio.wait_for(taking, 30) == [1]
 
 
 async def test_a_full_lane_offers_no_space() -> None:
@@ -80,7 +80,7 @@ async def test_a_full_lane_offers_no_space() -> None:
     await asyncio.sleep(0)
     assert not waiting.done()
     await queue.get_batch(2)
-    assert await asyncio.wait_for(waiting, 20) == 2
+    assert await asyncio.wait_for(waiting, 30) == 2
 
 
 async def test_submitted_items_use_no_prefetch_space() -> None:
@@ -117,7 +117,7 @@ async def test_the_queue_is_empty_once_the_last_batch_is_finished() -> None:
     await asyncio.sleep(0)
     assert not empty.done()
     taking = asyncio.create_task(queue.get_batch(5))
-    await asyncio.wait_for(empty, 20)
+    await asyncio.wait_for(empty, 30)
     taking.cancel()
 
 

@@ -49,7 +49,7 @@ async def send(program: Program, request: bytes) -> tuple[int, dict[str, str], b
     host, port = program.address.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(request)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         answer = await reader.read(1_000_000)
     writer.close()
     head, _, body = answer.partition(b"\r\n\r\n")

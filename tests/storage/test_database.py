@@ -57,7 +57,7 @@ async def test_work_that_runs_last_sees_work_that_was_deferred_before(database: 
 
     def committing(connection: Connection) -> None:
         has_begun.set()
-        assert is_free.wait(10)
+        assert is_free.wait(30)
 
     event.listen(database.engine, "commit", committing)
 

@@ -281,7 +281,7 @@ async def test_two_transactions_in_a_deadlock_both_succeed(site: PostgresSite, d
                 connection.exec_driver_sql(f"SELECT n FROM number WHERE n = {n} FOR UPDATE")
                 if is_first[database]:
                     is_first[database] = False
-                    both_hold_a_lock.wait(10)
+                    both_hold_a_lock.wait(30)
 
         return work
 
@@ -293,7 +293,7 @@ async def test_modules_that_share_a_transaction_lock_their_rows_in_one_order(sit
     """The order of their calls does not matter: two processes with opposite orders do not deadlock."""
     seen: list[str] = []
     may_go = threading.Event()
-    blocking = asyncio.create_task(database.write(lambda c: may_go.wait(10)))
+    blocking = asyncio.create_task(database.write(lambda c: may_go.wait(30)))
     await asyncio.sleep(0)
     order_keys = ["payments", "orders", "inventory", ""]
 

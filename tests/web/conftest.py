@@ -120,7 +120,8 @@ async def start() -> AsyncIterator[Start]:
         cors_origins: tuple[str, ...] = (),
         keys: str = f"shop:operator:{KEY}",
     ) -> Web:
-        service, health, metrics, streams = FakeService(module), FakeHealth(), Metrics(), Streams()
+        service, health, metrics = FakeService(module), FakeHealth(), Metrics()
+        streams = Streams(poll_seconds=600.0)  # no poll may hide a change that a watch misses
         gate = Gate(Authenticator(read_api_keys(keys.encode()) if requires_key else None))
         app = build_application(
             [service],

@@ -123,8 +123,8 @@ class FakeService:
             self.activity.set()
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait, for five seconds at most, until *condition* holds after a read or after a watch began or ended."""
-        async with asyncio.timeout(5):
+        """Wait, for thirty seconds at most, until *condition* holds after a read or after a watch began or ended."""
+        async with asyncio.timeout(30):
             while not condition():
                 self.activity.clear()
                 await self.activity.wait()

@@ -58,7 +58,7 @@ class Harness:
 
     async def add(self, dead_letter: DeadLetter) -> None:
         """Add *dead_letter* as a bus does: until it is stored. The stream may have to be created first."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 try:
                     return await self.publisher.add(dead_letter)

@@ -73,7 +73,7 @@ def recovery_of(js: JetStreamContext, store: InMemoryDeadLetters, module: str = 
 
 async def step_until(recovery: ExhaustedDeliveries, is_so: Callable[[], Any]) -> None:
     """Step until *is_so*, for at most 20 seconds, and once more."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while not is_so():
             await recovery.step()
     await recovery.step()

@@ -85,7 +85,7 @@ async def test_the_tracker_pauses_after_a_poll_until_the_last_order_is_sent(monk
             await asyncio.sleep(0)
         assert not pausing.done()
         tracker.close_input()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await pausing
             await tracker._pause(0.001)
 

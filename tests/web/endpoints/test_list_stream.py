@@ -33,7 +33,7 @@ class Stream:
     async def next(self) -> dict[str, Any] | None:
         """Return the data of the next event with data, or None at the end; note every id on the way."""
         data = None
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while line := (await self.response.content.readline()).decode():
                 name, _, value = line.rstrip("\r\n").partition(": ")
                 if name == "id":
@@ -47,7 +47,7 @@ class Stream:
     async def position(self) -> str:
         """Return the next id."""
         before, self.last_id = self.last_id, ""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not self.last_id:
                 line = (await self.response.content.readline()).decode()
                 if line.startswith("id: "):
@@ -77,7 +77,7 @@ def assert_refused(response: Response, status: int, code: str) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 # what a task of the application does sets no event
             await asyncio.sleep(0.005)
 
@@ -268,7 +268,7 @@ async def test_a_client_that_reads_nothing_loses_its_connection(web: Web, monkey
     writer.write(f"GET {PATH} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
     number = 0
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while web.streams.open_count:
             for _ in range(100):
                 web.service.put(shipment(f"{number}", owner="x" * 10_000))

@@ -30,7 +30,7 @@ async def open_stream(web: Web) -> AsyncIterator[ClientResponse]:
 async def next_event(response: ClientResponse) -> dict[str, Any] | None:
     """Return the next event's fields, or None at the end; comments are skipped."""
     fields: dict[str, Any] = {}
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while line := (await response.content.readline()).decode():
             if line.strip():
                 name, _, value = line.rstrip("\r\n").partition(": ")
@@ -174,7 +174,7 @@ async def test_a_server_that_shuts_down_ends_its_streams_at_once(web: Web) -> No
         await next_event(response)
         assert web.server.runner is not None
         web.server.runner._shutdown_timeout = 60.0  # the grace period for open connections
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             closing = asyncio.ensure_future(web.server.close())
             assert await next_event(response) is None
         await closing
@@ -199,7 +199,7 @@ async def test_a_quiet_stream_sends_pings(web: Web, monkeypatch: pytest.MonkeyPa
     web.service.put(SHIPMENT)
     async with open_stream(web) as response:
         await next_event(response)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert (await response.content.readline()).startswith(b":")
 
 

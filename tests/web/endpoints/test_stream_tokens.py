@@ -57,13 +57,13 @@ async def test_a_reconnect_during_the_order_gets_its_next_states(web: Web) -> No
     """The client has the present state, which is not the final one: 204 would end its stream permanently."""
     web.service.put(evolve(DONE, place="harbour"))
     async with web.client.get(PATH) as response:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not (line := (await response.content.readline()).decode()).startswith("id: "):
                 assert line
     async with web.client.get(PATH, headers={"Last-Event-ID": line.removeprefix("id: ").strip()}) as response:
         assert response.status == 200
         web.service.put(DONE)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert b'"delivered"' in await response.read()
 
 

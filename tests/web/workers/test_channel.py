@@ -72,7 +72,7 @@ async def test_the_end_of_the_other_side_is_reported_once() -> None:
     """What is sent afterwards is dropped; closing after it reports nothing more."""
     channel, other, received, closed = await connected()
     other.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await closed.wait()
     assert not channel.is_open
     closed.clear()
@@ -108,7 +108,7 @@ async def test_large_messages_arrive_whole(size: int) -> None:
     receiver = Channel(receive, lambda: None)
     await asyncio.get_running_loop().create_connection(lambda: receiver, sock=other)
     channel.send(["x" * size])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await arrived.wait()
     assert received == [["x" * size]]
     channel.close()

@@ -57,7 +57,7 @@ async def pair() -> AsyncIterator[Pair]:
 
 
 async def passed_on(pair: Pair, command: Command, route: CommandRoute = CREATE) -> Reply:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         return await pair.client.runner(SHIPMENTS, route)(command)
 
 

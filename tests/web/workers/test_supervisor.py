@@ -116,7 +116,7 @@ async def test_a_worker_that_cannot_be_started_again_is_tried_again(
     monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
     os.kill(first, signal.SIGKILL)
     found: list[int] = [first]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while first in found or len(found) < 2:
             await asyncio.sleep(0.01)
             found = [pid for pid in children_of(os.getpid()) if pid not in before]
