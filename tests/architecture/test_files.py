@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from modules import registry
-from tests.architecture.tree import MODULES, PACKAGES, ROOT, is_source, name_of, parsed, python_files
+from tests.architecture.tree import MODULES, PACKAGES, ROOT, TOOLS, is_source, name_of, parsed, python_files
 
 MODULE_FILES = {"__init__.py", "decide.py", "events.py", "routes.py", "schemas", "state.py"}
 LINES_MAX = 350
@@ -22,10 +22,10 @@ OF_TUPLES = {"_asdict", "_fields", "_make", "_replace"}
 
 LEFT_UNDONE = re.compile(r"\b(?:%s)\b" % "|".join(("TO" + "DO", "FIX" + "ME", "X" * 3)))  # noqa: UP031
 
-SOURCES = list(python_files(*PACKAGES, "tests"))
+SOURCES = list(python_files(*PACKAGES, *TOOLS, "tests"))
 WRITTEN = sorted(
     path
-    for folder in (*PACKAGES, "deploy", "docs", "tests")
+    for folder in (*PACKAGES, *TOOLS, "deploy", "docs", "tests")
     for path in (ROOT / folder).rglob("*")
     if is_source(path) and path.suffix in {".env", ".html", ".json", ".mako", ".py", ".rst", ".toml", ".yaml"}
 )
@@ -87,7 +87,7 @@ def private_names_of_others(tree: ast.Module) -> list[str]:
 
 
 def _is_ours(module: str | None) -> bool:
-    return module is not None and module.split(".")[0] in PACKAGES
+    return module is not None and module.split(".")[0] in (*PACKAGES, *TOOLS)
 
 
 def wrongly_exported(path: Path) -> list[str]:
@@ -126,7 +126,7 @@ def is_entry(path: Path) -> bool:
     return any(map(is_source, path.rglob("*"))) if path.is_dir() else is_source(path)
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", [*PACKAGES, *TOOLS])
 def test_no_folder_is_crowded(package: str) -> None:
     """A folder has at most 12 entries: a reader can take them in at one look."""
     assert crowded(ROOT / package) == []
@@ -171,12 +171,12 @@ def test_no_name_contains_a_forbidden_word() -> None:
 
 def test_the_public_names_of_a_file_are_listed_in_order_and_exist() -> None:
     """``__all__`` is sorted, without duplicates, and names only what exists; a file with public names has one."""
-    assert offences(python_files(*PACKAGES), wrongly_exported) == {}
+    assert offences(python_files(*PACKAGES, *TOOLS), wrongly_exported) == {}
 
 
 def test_no_file_uses_private_names_of_another() -> None:
     """A name with a leading underscore belongs to its own file; what is shared has a public name."""
-    assert offences(python_files(*PACKAGES), lambda path: private_names_of_others(parsed(path))) == {}
+    assert offences(python_files(*PACKAGES, *TOOLS), lambda path: private_names_of_others(parsed(path))) == {}
 
 
 def test_no_file_contains_a_to_do_mark() -> None:

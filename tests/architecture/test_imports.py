@@ -31,6 +31,9 @@ CONTRACTS = {
 }
 
 BREACHES = [
+    ("app/clock.py", "import bench.load", "packages"),
+    ("bench/rivals/dbos_saga.py", "from bus import ids", "rivals"),
+    ("bench/rivals/faststream_saga.py", "import bench.load", "rivals"),
     ("bus/errors.py", "import modules.orders.events", "packages"),
     ("bus/errors.py", "import app.runtime.service", "packages"),
     ("modules/orders/decide.py", "import app.runtime.service", "packages"),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.architecture.tree import PACKAGES, ROOT, is_source, name_of, parsed, python_files
+from tests.architecture.tree import PACKAGES, ROOT, TOOLS, is_source, name_of, parsed, python_files
 
 FORBIDDEN = {
     "a person for a process": "whoever|whomever|somebody|nobody|everybody|anybody|someone|himself",
@@ -52,7 +52,7 @@ CONTRACTS = re.compile(
 EXAMPLE = re.compile("parcels?|parcel_id", re.IGNORECASE)
 """The domain of the example in tests/contracts: a depot that sends parcels."""
 
-SUFFIXES = {".cfg", ".conf", ".css", ".env", ".html", ".ini", ".js", ".json", ".py", ".rst", ".sh", ".toml", ".yaml", ".yml", ".mako", ""}
+SUFFIXES = {".cfg", ".conf", ".css", ".env", ".go", ".html", ".ini", ".js", ".json", ".lua", ".py", ".rst", ".sh", ".toml", ".yaml", ".yml", ".mako", ""}
 SKIPPED = ("app/web/static/swagger-ui", "tests/contracts/asyncapi", "tests/contracts/released", "tests/contracts/golden")
 
 PATTERN = re.compile("|".join(rf"\b(?:{words})\b" for words in FORBIDDEN.values()), re.IGNORECASE)
@@ -61,7 +61,7 @@ PATTERN = re.compile("|".join(rf"\b(?:{words})\b" for words in FORBIDDEN.values(
 def written() -> list[Path]:
     """Return every text file of the project."""
     top = [path for path in ROOT.iterdir() if path.is_file()]
-    folders = [ROOT / name for name in (".ci", "app", "bus", "config", "deploy", "docs", "modules", "tests")]
+    folders = [ROOT / name for name in (".ci", *TOOLS, "app", "bus", "config", "deploy", "docs", "modules", "tests")]
     found = [*top, *(path for folder in folders for path in folder.rglob("*") if path.is_file())]
     return sorted(
         path
@@ -108,7 +108,7 @@ def words(name: str) -> set[str]:
 def test_no_name_contains_an_old_word() -> None:
     """A name is a standard term of the field."""
     found = {}
-    for path in python_files(*PACKAGES, "tests", "deploy"):
+    for path in python_files(*PACKAGES, *TOOLS, "tests", "deploy"):
         allowed = {"parcel_id"} if name_of(path).startswith("tests/contracts/") else set()
         found[name_of(path)] = old_names(parsed(path)) - allowed
     assert {name: names for name, names in found.items() if names} == {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["MODULES", "PACKAGES", "ROOT", "SETUP", "copy_to", "is_source", "name_of", "parsed", "python_files"]
+__all__ = ["MODULES", "PACKAGES", "ROOT", "SETUP", "TOOLS", "copy_to", "is_source", "name_of", "parsed", "python_files"]
 
 import ast
 import shutil
@@ -11,6 +11,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("app", "bus", "config", "modules")
+TOOLS = ("bench",)
+"""Packages beside the program: checked like it, and not part of the wheel."""
+
 SETUP = ("LICENSE", "README.rst", "pyproject.toml", "setup.cfg")
 MODULES = tuple(
     sorted(path.name for path in (ROOT / "modules").iterdir() if path.is_dir() and not path.name.startswith("_"))
@@ -41,7 +44,7 @@ def parsed(path: Path) -> ast.Module:
 
 def copy_to(folder: Path) -> Path:
     """Copy the packages and the files that build and check them to *folder*; return it."""
-    for package in PACKAGES:
+    for package in (*PACKAGES, *TOOLS):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     for name in SETUP:
         shutil.copy2(ROOT / name, folder / name)
