@@ -11,7 +11,7 @@ from attrs import frozen
 
 from bench.measure import Measurement, Pair
 
-HEADER = ("system", "orders a second", "ratio", "CPU ms an order", "ratio", "of its servers", "p99 of POST, ms")
+HEADER = ("system", "orders a second", "ratio", "CPU ms an order", "of its servers", "CPU, ratio", "p99 of POST, ms")
 
 
 @frozen
@@ -29,8 +29,8 @@ def row_of(title: str, runs: Sequence[Measurement], found: Sequence[Pair]) -> Ro
             _spread([run.orders_per_second for run in runs], ",.0f"),
             _spread([pair.ratio for pair in found], ".2f") if found else "1",
             f"{median(run.own_cpu_ms for run in runs):.2f}",
-            _spread([pair.cpu_ratio for pair in found], ".2f") if found else "1",
             f"{median(run.server_cpu_ms for run in runs):.2f}" if any(run.server_cpu_ms for run in runs) else "",
+            _spread([pair.cpu_ratio for pair in found], ".2f") if found else "1",
             _spread([run.p99_ms for run in runs], ",.0f"),
         )
     )

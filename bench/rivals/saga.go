@@ -59,8 +59,8 @@ type Store interface {
 	commit() error
 	isNew(id string) (bool, error)
 	put(table, id, status string, body any) error
-	setStatus(id, status string) error
-	reserve(item Item) (int, error) // the price, or -1 if there is not enough
+	setStatus(table, id, status string, from ...string) error // if the status is one of from
+	reserve(item Item) (int, error)                           // the price, or -1 if there is not enough
 	add(events []Outgoing) error
 	markSent(ids []string) error
 	unsent() ([]Outgoing, error)
@@ -80,14 +80,14 @@ func outgoing(subject string, event Event) Outgoing {
 	return Outgoing{subject + "." + event.OrderID, subject, body}
 }
 
-// decide changes the state and returns what follows.
-func decide(store Store, work *Work) ([]Outgoing, error) {
+// decide changes the state of module and returns what follows.
+func decide(store Store, module string, work *Work) ([]Outgoing, error) {
 	event := work.event
-	switch work.subject {
-	case "orders.submitted":
+	switch module + " " + work.subject {
+	case "orders orders.submitted":
 		err := store.put("orders", event.OrderID, "processing", event)
 		return []Outgoing{outgoing("orders.created", event)}, err
-	case "orders.created":
+	case "inventory orders.created":
 		amount := 0
 		for _, item := range event.Items {
 			price, err := store.reserve(item)
@@ -101,24 +101,30 @@ func decide(store Store, work *Work) ([]Outgoing, error) {
 		}
 		err := store.put("reservations", event.OrderID, "held", event)
 		return []Outgoing{outgoing("inventory.reserved", Event{OrderID: event.OrderID, Amount: amount})}, err
-	case "inventory.reserved":
+	case "orders inventory.reserved":
+		return nil, store.setStatus("orders", event.OrderID, "reserved", "processing")
+	case "payments inventory.reserved":
 		event.Reference = "sim_" + event.OrderID // a simulated provider, which answers at once
 		err := store.put("payments", event.OrderID, "captured", event)
 		return []Outgoing{outgoing("payments.captured", Event{OrderID: event.OrderID, Reference: event.Reference})}, err
-	case "inventory.rejected":
-		return nil, store.setStatus(event.OrderID, "cancelled")
-	case "payments.captured":
-		return nil, store.setStatus(event.OrderID, "confirmed")
+	case "orders inventory.rejected":
+		return nil, store.setStatus("orders", event.OrderID, "cancelled", "processing")
+	case "orders payments.captured": // the reservation may arrive after it
+		err := store.setStatus("orders", event.OrderID, "confirmed", "processing", "reserved")
+		return []Outgoing{outgoing("orders.confirmed", Event{OrderID: event.OrderID})}, err
+	case "inventory orders.confirmed":
+		return nil, store.setStatus("reservations", event.OrderID, "shipped", "held")
 	}
 	return nil, fmt.Errorf("no decision about %s", work.subject)
 }
 
 type Service struct {
-	store Store
-	js    nats.JetStreamContext
-	works chan *Work
-	lock  sync.Mutex
-	sent  []string
+	module string
+	store  Store
+	js     nats.JetStreamContext
+	works  chan *Work
+	lock   sync.Mutex
+	sent   []string
 }
 
 // run takes what waits, decides about it in one transaction, and then answers, publishes and acknowledges.
@@ -140,7 +146,7 @@ func (s *Service) run() {
 			isNew, err := s.store.isNew(work.id)
 			check(err)
 			if isNew {
-				following, err := decide(s.store, work)
+				following, err := decide(s.store, s.module, work)
 				check(err)
 				events = append(events, following...)
 			}
@@ -246,14 +252,14 @@ func main() {
 	check(err)
 	_, err = js.AddStream(&nats.StreamConfig{Name: strings.ToUpper(module), Subjects: []string{module + ".>"}})
 	check(err)
-	service := &Service{store: store, js: js, works: make(chan *Work, 4096)}
+	service := &Service{module: module, store: store, js: js, works: make(chan *Work, 4096)}
 	left, err := store.unsent()
 	check(err)
 	service.publish(left)
 	go service.run()
 	consumed := map[string][]string{
-		"orders":    {"payments.captured", "inventory.rejected"},
-		"inventory": {"orders.created"},
+		"orders":    {"inventory.reserved", "inventory.rejected", "payments.captured"},
+		"inventory": {"orders.created", "orders.confirmed"},
 		"payments":  {"inventory.reserved"},
 	}
 	for _, subject := range consumed[module] {
@@ -308,10 +314,15 @@ func (m *Memory) put(table, id, status string, body any) error {
 	return nil
 }
 
-func (m *Memory) setStatus(id, status string) error {
-	m.counts[m.statuses[id]]--
-	m.counts[status]++
-	m.statuses[id] = status
+func (m *Memory) setStatus(table, id, status string, from ...string) error {
+	for _, before := range from {
+		if m.statuses[id] == before {
+			m.counts[before]--
+			m.counts[status]++
+			m.statuses[id] = status
+			break
+		}
+	}
 	return nil
 }
 
@@ -350,7 +361,7 @@ const (
 	insertInbox  = "INSERT OR IGNORE INTO inbox VALUES (?)"
 	insertOutbox = "INSERT INTO outbox VALUES (?, ?, ?, 0)"
 	updateOutbox = "UPDATE outbox SET sent = 1 WHERE id = ?"
-	updateStatus = "UPDATE orders SET status = ? WHERE id = ?"
+	updateStatus = "UPDATE %s SET status = ? WHERE id = ? AND status IN (?, ?)"
 	updateStock  = "UPDATE products SET on_hand = on_hand - ? WHERE id = ? AND on_hand >= ? RETURNING price"
 	insertRow    = "INSERT INTO %s VALUES (?, ?, ?)"
 )
@@ -378,9 +389,9 @@ func openSQLite(path string) *SQLite {
 	reader, err := sql.Open("sqlite3", "file:"+path+options)
 	check(err)
 	store := &SQLite{writer: writer, reader: reader, prepared: map[string]*sql.Stmt{}}
-	texts := []string{insertInbox, insertOutbox, updateOutbox, updateStatus, updateStock}
+	texts := []string{insertInbox, insertOutbox, updateOutbox, updateStock}
 	for _, table := range []string{"orders", "reservations", "payments"} {
-		texts = append(texts, fmt.Sprintf(insertRow, table))
+		texts = append(texts, fmt.Sprintf(insertRow, table), fmt.Sprintf(updateStatus, table))
 	}
 	for _, text := range texts {
 		store.prepared[text], err = writer.Prepare(text)
@@ -417,8 +428,9 @@ func (s *SQLite) put(table, id, status string, body any) error {
 	return err
 }
 
-func (s *SQLite) setStatus(id, status string) error {
-	_, err := s.statement(updateStatus).Exec(status, id)
+func (s *SQLite) setStatus(table, id, status string, from ...string) error {
+	other := append(from, from[0]) // the statement has two
+	_, err := s.statement(fmt.Sprintf(updateStatus, table)).Exec(status, id, other[0], other[1])
 	return err
 }
 
