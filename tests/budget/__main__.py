@@ -1,7 +1,8 @@
 """
 Count what an order costs, and compare it with the budget: ``python -m tests.budget``.
 
-With ``--write`` the result becomes the budget; commit the file with the change that needs it.
+With ``--write`` the result becomes the budget, and the tables of docs/explanation/scale.rst follow from it. Commit both
+with the change that needs it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from tests.budget import budget
 from tests.budget.deployment import DEPLOYMENTS, count_orders
+from tests.budget.scale_tables import PAGE, page_with_tables
 from tests.postgres import PostgresServer
 
 
@@ -34,6 +36,8 @@ def main() -> int:
     found = _count_all()
     if options.write:
         budget.FILE.write_text(budget.text_of(found), encoding="utf-8")
+        page = page_with_tables(PAGE.read_text(encoding="utf-8"), budget.read())
+        PAGE.write_text(page, encoding="utf-8")
         return 0
     written = budget.read()
     lines = []

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.budget import budget
+from tests.budget.scale_tables import PAGE, page_with_tables
 from tests.nats import NatsServer
 from tests.postgres import PostgresServer
 from tests.process.client import connecting
@@ -101,3 +102,10 @@ def test_a_small_gain_and_the_calls_of_another_python_are_no_difference() -> Non
 def test_the_written_budget_is_read_again() -> None:
     """``--write`` and the tests mean the same file."""
     assert budget.text_of(budget.read()) == budget.FILE.read_text(encoding="utf-8")
+
+
+def test_the_page_about_scale_has_the_counts_of_the_budget() -> None:
+    """Its tables are written with the budget."""
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == page_with_tables(page, budget.read())
+    assert page.count(".. csv-table::") == 2
