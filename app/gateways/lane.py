@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["HELD_MAX", "LANE_IN_HAND_MAX", "WAITING_MAX", "Lane"]
+__all__ = ["HELD_MAX", "LANE_IN_HAND_MAX", "WAITING_MAX", "WAITING_SECONDS_MAX", "Lane"]
 
 import asyncio
 from collections import deque
@@ -24,6 +24,9 @@ HELD_MAX = 100
 WAITING_MAX = 512
 """How many requests of one lane that were taken without the bus wait for a free call; more of them wait in the bus."""
 
+WAITING_SECONDS_MAX = 5.0
+"""When one has waited for longer, the bus carries the others: a row of the outbox must not look stuck while the provider is slow."""
+
 
 @define(eq=False)
 class Lane:
@@ -31,8 +34,8 @@ class Lane:
 
     is_behind: bool
     """False if no request waits in the bus: then `PaymentWorker.take` may use the free slots, all but one."""
-    waiting: deque[tuple[OutgoingEvent, asyncio.Future[bool]]] = field(factory=deque)
-    """Requests that were taken and wait for a free slot, each with the future that `PaymentWorker.take` has returned."""
+    waiting: deque[tuple[OutgoingEvent, asyncio.Future[bool], float]] = field(factory=deque)
+    """Requests that were taken and wait for a free slot, each with the future that `PaymentWorker.take` has returned, and since when."""
     calling: set[asyncio.Task[Any]] = field(factory=set)
     """Those that need one of the provider's calls; the others wait until their result is stored."""
     in_hand: int = 0
@@ -49,20 +52,22 @@ class Lane:
         """True if as many requests wait as may."""
         return len(self.waiting) >= WAITING_MAX
 
-    def wait(self, event: OutgoingEvent) -> asyncio.Future[bool]:
-        """Append *event* to those that wait; return a future for the result of its request."""
+    def wait(self, event: OutgoingEvent, now: float) -> asyncio.Future[bool]:
+        """Append *event* to those that wait; return a future for the result of its request. *now* is a monotonic time."""
         taken: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self.waiting.append((event, taken))
+        self.waiting.append((event, taken, now))
         return taken
 
-    def start_next(self, start: Callable[[OutgoingEvent], asyncio.Task[bool]]) -> None:
-        """Process the request that has waited longest: *start* returns its task."""
-        event, taken = self.waiting.popleft()
+    def start_next(self, start: Callable[[OutgoingEvent], asyncio.Task[bool]], now: float) -> None:
+        """Process the request that has waited longest: *start* returns its task. If that was too long, leave the others to the bus."""
+        event, taken, since = self.waiting.popleft()
         start(event).add_done_callback(partial(_pass_on, taken))
+        if now > since + WAITING_SECONDS_MAX:
+            self.leave_to_bus()
 
     def leave_to_bus(self) -> None:
         """Have the bus carry every request that waits."""
-        for _, taken in self.waiting:
+        for _, taken, _ in self.waiting:
             if not taken.done():
                 taken.set_result(False)
         self.waiting.clear()

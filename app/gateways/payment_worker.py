@@ -121,8 +121,8 @@ class PaymentWorker:
         """
         Process a request that this process has just committed, without the bus (an `app.runtime.work.TakeEvent`).
 
-        The request waits here for a free call. The bus carries it if many wait, older ones wait in the bus, or the breaker
-        is not closed.
+        The request waits here for a free call. The bus carries it if many wait, or for long, if older ones wait in the bus, or
+        if the breaker is not closed.
         """
         lane = self._lanes[event.is_express]
         is_closed = self._breaker.state is BreakerState.CLOSED
@@ -130,7 +130,7 @@ class PaymentWorker:
             lane.is_behind = True
             return None
         if lane.waiting or self._free_slots(lane) <= 1:
-            return lane.wait(event)
+            return lane.wait(event, self._clock.monotonic())
         return self._start_taken(lane, event)
 
     async def drain(self, seconds: float) -> None:
@@ -188,7 +188,7 @@ class PaymentWorker:
         self._slot_freed.set()
         for each in reversed(self._lanes.values()):  # the express lane first
             while each.waiting and self._free_slots(each) > 1:
-                each.start_next(partial(self._start_taken, each))
+                each.start_next(partial(self._start_taken, each), self._clock.monotonic())
 
     async def _send_heartbeats(self) -> None:
         """Extend the ack deadlines of all messages in hand, until cancelled."""

@@ -21,7 +21,7 @@ from app.gateways.breakers.circuit_breaker import BreakerState, CircuitBreaker, 
 from app.gateways.breakers.operations import OperationKind, Operations
 from app.gateways.gateway_calls import CALLS_MAX, GatewayCalls
 from app.gateways.gateway_request import ChargeAttempt, GatewayRequest
-from app.gateways.lane import LANE_IN_HAND_MAX
+from app.gateways.lane import LANE_IN_HAND_MAX, WAITING_SECONDS_MAX
 from app.gateways.order_locks import OrderLocks
 from app.gateways.payment_worker import CONSUMER, PaymentWorker
 from app.gateways.port import (
@@ -493,6 +493,40 @@ async def test_requests_that_wait_for_a_free_call_at_a_shutdown_are_left_to_the_
         assert [taken and taken.result() for taken in waiting] == [False] * 3
         assert worker.take(event) is None
         assert gateway.calls == []
+        await worker.close()
+
+
+async def test_requests_that_wait_for_too_long_are_left_to_the_bus(path: Path) -> None:
+    """A slow provider makes no row of the outbox look stuck: the request whose turn it is gets its call, the others are published."""
+    async with harness_at(path, HurriedClock()) as harness:
+        operations = operations_with(CircuitBreaker(harness.clock.monotonic), harness.clock)
+        worker = PaymentWorker(
+            harness.runners["payments"], FakeGateway(), operations, harness.contracts, harness.clock, harness.metrics,
+            takes_directly=True,
+        )  # fmt: skip
+        now = harness.clock.monotonic()
+        clock: Any = SimpleNamespace(now=harness.clock.now, sleep=harness.clock.sleep, monotonic=lambda: now)
+        worker._clock = clock
+        started: list[Any] = []
+
+        def note(work: Any, lane: Any, delivery: Any) -> Any:
+            work.close()
+            started.append(lane)
+            return asyncio.get_running_loop().create_future()
+
+        worker._start = note  # type: ignore[method-assign]
+        lane = worker._lanes[False]
+        lane.in_hand = LANE_IN_HAND_MAX
+        event: Any = SimpleNamespace(is_express=False)
+        first, *others = [worker.take(event) for _ in range(3)]
+        now += WAITING_SECONDS_MAX + 1.0
+        lane.in_hand = 0
+        worker._free_call_slot(lane, asyncio.current_task())  # type: ignore[arg-type]
+        assert len(started) == 1
+        assert first
+        assert not first.done()
+        assert [taken and taken.result() for taken in others] == [False] * 2
+        assert worker.take(event) is None
         await worker.close()
 
 
