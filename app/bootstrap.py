@@ -55,6 +55,7 @@ from app.web import Gate, Health, Runner, build_application
 from app.web.endpoints import audit as audit_endpoints
 from app.web.endpoints import contracts as contract_endpoints
 from app.web.endpoints import dead_letters as dead_letter_endpoints
+from app.web.endpoints import history as history_endpoints
 from app.web.endpoints import stream_tokens, stripe_webhook
 from app.web.handler import RouteGroup
 from app.web.spec import asyncapi
@@ -323,6 +324,7 @@ def build_web(parts: Parts, health: Health, gate: Gate) -> Runner:
         version=installed_version(),
         route_groups=(
             audit_endpoints.route_group(AuditTrail(parts.storage.stores)),
+            history_endpoints.route_group(parts.storage.history),
             dead_letter_endpoints.route_group(parts.dead_letters),
             contract_endpoints.route_group(usage, asyncapi.document(modules, contracts, installed_version())),
             stream_tokens.route_group(gate.tokens),
@@ -343,5 +345,5 @@ def build_workers(parts: Parts) -> HttpWorkers:
 def described_routes(modules: Sequence[Module]) -> list[Description]:
     """Return the descriptions of the routes that a process with *modules* answers beside those of the modules."""
     own = [description for module in modules for description in GATEWAY_ROUTES.get(module.name, ())]
-    general = (audit_endpoints, dead_letter_endpoints, contract_endpoints, stream_tokens)
+    general = (audit_endpoints, history_endpoints, dead_letter_endpoints, contract_endpoints, stream_tokens)
     return [*(each.DESCRIPTION for each in general), *own]

@@ -190,6 +190,10 @@ class Settings:
         values.or_none(values.duration(2 * 86_400, _SECONDS_MAX)), None,
         "Age (90d, 72h; at least 2d) at which a finished order leaves the lists for the archive; by default none does.",
     )  # fmt: skip
+    history_kept: float | None = _variable(
+        values.or_none(values.duration(2 * 86_400, _SECONDS_MAX)), None,
+        "Age (90d, 72h; at least 2d) at which the history of all events is deleted; by default it is kept for ever.",
+    )  # fmt: skip
     work_stalled_s: float = _variable(
         values.number(1, _SECONDS_MAX),
         60.0,

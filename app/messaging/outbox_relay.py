@@ -27,7 +27,7 @@ from app.storage.errors import StorageUnavailable
 from app.storage.heartbeat import BEAT_SECONDS
 from app.storage.module_store import ModuleStore
 from app.storage.sql.database import RUN_LAST
-from app.storage.tables import OutboxMessage
+from app.storage.tables import DUE_NOW, OutboxMessage
 from app.telemetry.metrics import Metrics
 from bus.errors import BusError, PublishRefused
 from bus.port import Bus, Clock, DeadLetter, DeadLetters
@@ -92,6 +92,8 @@ class OutboxRelay:
         self._handed_over = 0
         """How many of those in flight a worker of this process has in hand."""
         self._sent: list[str] = []
+        self._sent_timers: list[OutboxMessage] = []
+        """Those of the sent messages that were scheduled."""
         self._left_in_table = 0
         self._rows_per_event = 1.0
         self.pending_events = 0
@@ -158,17 +160,19 @@ class OutboxRelay:
         now = self._clock.monotonic()
         self._count_events()
         sent, self._sent = self._sent, []
+        timers, self._sent_timers = self._sent_timers, []
         if sent or not self.pending:
             self._progress_at = now
         is_scan_due = now >= self._scan_at
         try:
             if is_scan_due:
                 self._scan_at = now + SCAN_SECONDS
-                scan = partial(self._scan, sent, frozenset(self._in_flight))
+                scan = partial(self._scan, sent, timers, frozenset(self._in_flight))
                 self._publish_found(await self._store.database.write(scan, RUN_LAST))
             elif sent:
-                self._store.database.defer(partial(self._mark, sent))
+                self._store.database.defer(partial(self._mark, sent, timers))
         except StorageUnavailable:
+            self._sent_timers = timers + self._sent_timers
             self._sent = sent + self._sent  # marked in a later step; publishing again would be harmless but wasteful
         if self._refused:
             await self._dead_letter()
@@ -192,8 +196,9 @@ class OutboxRelay:
         """Publish nothing more; write all marks, including those that are piggy-backed. Idempotent."""
         self._is_stopped = True
         sent, self._sent = self._sent, []
+        timers, self._sent_timers = self._sent_timers, []
         if sent:
-            self._store.database.defer(partial(self._mark, sent))
+            self._store.database.defer(partial(self._mark, sent, timers))
         await self._store.database.flush()
 
     def _count_events(self) -> None:
@@ -220,6 +225,8 @@ class OutboxRelay:
     def _on_sent(self, row: OutboxMessage) -> None:
         self._published.labels(original_subject(row.subject)).inc()
         self._sent.append(row.id)
+        if row.due_at != DUE_NOW and row.id == row.event_id:  # an event that has several versions has several rows
+            self._sent_timers.append(row)
 
     def _on_published(self, row: OutboxMessage, published: asyncio.Future[None]) -> None:
         error = None if published.cancelled() else published.exception()
@@ -269,10 +276,12 @@ class OutboxRelay:
         occurred_at = datetime.fromisoformat(row.occurred_at)
         await self._dead_letters.add(DeadLetter.of(to_message(row), consumer, error, detail, 1, occurred_at, now))
 
-    def _mark(self, sent: list[str], connection: Connection) -> None:
-        self._store.mark_sent(connection, sent, self._clock.now())
+    def _mark(self, sent: list[str], timers: list[OutboxMessage], connection: Connection) -> None:
+        self._store.mark_sent(connection, sent, self._clock.now(), timers)
 
-    def _scan(self, sent: list[str], in_flight: Set[str], connection: Connection) -> _Scanned:
+    def _scan(
+        self, sent: list[str], timers: list[OutboxMessage], in_flight: Set[str], connection: Connection
+    ) -> _Scanned:
         """
         Mark *sent*; return the due rows that are not *in_flight*, and what is known about all due rows.
 
@@ -280,7 +289,7 @@ class OutboxRelay:
         abandoned.
         """
         if sent:
-            self._mark(sent, connection)
+            self._mark(sent, timers, connection)
         now = self._clock.now()
         count, rows_per_event, seconds = None, 0.0, 0.0
         if self._clock.monotonic() >= self._count_at:

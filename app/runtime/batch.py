@@ -13,12 +13,14 @@ __all__ = ["BatchProcessor", "new_keys"]
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 import orjson
 from sqlalchemy import Connection
 
 from app.runtime.service import IdempotencyKeyReused, Reply
 from app.runtime.work import DeferredToNewerVersion, ItemResult, OutgoingEvent, UnitOfWork, WorkItem
+from app.storage.archive.history_content import Entry
 from app.storage.audit import audit_entry, changes
 from app.storage.module_store import ModuleStore, ProcessedIds, recent_id_range, time_ordered_id_range
 from app.storage.state_rows import to_db_timestamp
@@ -56,9 +58,11 @@ class BatchProcessor:
         ]
         return results, unit.without_cancelled(due)
 
-    def flush(self, unit: UnitOfWork, now: datetime, connection: Connection) -> None:
+    def flush(self, unit: UnitOfWork, now: datetime, connection: Connection, *, is_first: bool = True) -> bool:
         """
-        Write the unit of work; an event that is delivered locally leaves no row in outbox and inbox.
+        Write the unit of work; an event that is delivered locally leaves no row in outbox and inbox, only in the history.
+
+        Without *is_first*, a module has written its part of the transaction's history before. Return whether one has now.
 
         Raises:
             Invalid: An event that the bus has to carry breaks the schema of an older version.
@@ -84,6 +88,45 @@ class BatchProcessor:
                 for message in event.to_messages(self._contracts)
             ],
         )
+        if not unit.decided:
+            return not is_first
+        # Last, when every state is locked: see `app.storage.archive.history_table`.
+        self._store.append_history(connection, db_now, self._history(unit), is_next=is_first)
+        return True
+
+    def _history(self, unit: UnitOfWork) -> list[Entry]:
+        """Return the entries of the history for what was decided; `app.storage.archive.history_content` describes them."""
+        for event in unit.unpublished():
+            event.position = None
+        entries: list[Entry] = []
+        for item, changed, emitted in unit.decided:
+            events = [
+                (each.position, each.ordinal, each.event.__subject__, each.value)
+                if each.position is not None
+                else (None, each.ordinal, each.event.__subject__, each.value, each.due_at)
+                for each in emitted
+            ]
+            cause = item.cause
+            entry: list[Any]
+            if cause is not None:
+                entry = ["l", cause.position, item.subject]
+            elif item.delivery is None:
+                event, trace = item.event, item.origin_trace
+                name = getattr(event, "__subject__", None) or type(event).__name__
+                entry = ["s", name, item.id, trace.correlation_id, item.is_express, self._contracts.to_plain(event)]
+            else:
+                # Under the subject of the class that the module reads: an older version was converted to it.
+                event, trace = item.event, item.origin_trace
+                data = self._contracts.to_plain(event)
+                entry = ["b", event.__subject__, item.id, trace.correlation_id, item.is_express, data]
+            if emitted:
+                first = emitted[0]
+                is_order = "order_id" in first.value and first.value["order_id"] == first.key
+                entry += (first.is_express, 0 if is_order else first.key, events)
+            elif not changed:
+                entry.append(0)
+            entries.append(entry)
+        return entries
 
     def _load(
         self, items: Sequence[WorkItem], keys: Sequence[Sequence[Key]], unit: UnitOfWork, now: datetime, connection: Connection
@@ -120,8 +163,9 @@ class BatchProcessor:
                 after = {(cls, key): state for cls, key, state in changed}
                 outcome = DecisionOutcome(tuple([after.get(key) or states[key[0]][key[1]] for key in keys]), decision.emitted)
                 reply = Reply(item.respond(outcome))
+            emitted: Sequence[OutgoingEvent] = ()
             if decision.events:
-                due += self._stage(item, decision, keys[0][1] if keys else "", unit, db_now)
+                emitted = self._stage(item, decision, keys[0][1] if keys else "", unit, db_now, due)
         except Exception as error:  # an exception of a decision concerns this event alone
             return ItemResult(error=error)
         if item.audit is not None and (changed or decision.events) and not _is_rejected(reply):
@@ -137,11 +181,16 @@ class BatchProcessor:
                 stored_reply = _encode_response(reply.response)
             unit.inbox_entries.append((item, stored_reply))
             processed[inbox_id] = item.fingerprint, stored_reply
+        unit.decided.append((item, changed, emitted))
         return ItemResult(decision, reply)
 
-    def _stage(self, item: WorkItem, decision: Decision, key: str, unit: UnitOfWork, db_now: str) -> list[OutgoingEvent]:
+    def _stage(
+        self, item: WorkItem, decision: Decision, key: str, unit: UnitOfWork, db_now: str, due: list[OutgoingEvent]
+    ) -> list[OutgoingEvent]:
         """
-        Put into *unit* the events that *decision* emits and the timers that it cancels; return the events due now.
+        Put into *unit* the events that *decision* emits and the timers that it cancels, and into *due* the events due now.
+
+        Return all the events.
 
         Raises:
             Invalid: An event breaks its schema; then *unit* is unchanged.
@@ -172,7 +221,8 @@ class BatchProcessor:
             unit.cancel_timers(cancelled)
         unit.outgoing += events
         unit.timer_names.update(timers)
-        return [event for event in events if event.due_at is DUE_NOW] if has_scheduled else events
+        due += [event for event in events if event.due_at is DUE_NOW] if has_scheduled else events
+        return events
 
 
 def new_keys(items: Sequence[WorkItem]) -> frozenset[str]:

@@ -89,8 +89,9 @@ class TransactionEngine:
         result: CommitResult = defaultdict(ModuleResult)
         due = self._decide_in_rounds(module, items, is_local, units, result, now, connection)
         to_publish = self._divide(due, result) if is_local else {module: due}
+        has_history = False
         for name, unit in units.items():
-            self._processors[name].flush(unit, now, connection)
+            has_history = self._processors[name].flush(unit, now, connection, is_first=not has_history)
             result[name].to_publish = unit.without_cancelled(to_publish.get(name, []))
         return result
 
@@ -118,6 +119,8 @@ class TransactionEngine:
                 for item, each in zip(batch, results, strict=True):
                     if each.error is not None:
                         _divert_to_bus(item)
+            for position, event in enumerate(emitted, len(due)):
+                event.position = position
             due += emitted
             batches = self._deliver(emitted, result) if is_local else {}
             if not batches:

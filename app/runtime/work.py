@@ -128,6 +128,8 @@ class OutgoingEvent:
     """All subjects under which it is published, one for each version; known once it is delivered locally."""
     remote_subjects: Set[str] | None = None
     """The subjects under which the bus has to carry it; None means all of its versions."""
+    position: int | None = None
+    """Its position among the events of the transaction that are due now; None for a timer."""
     _id: str | None = None
     _messages: list[OutboxMessage] | None = None
 
@@ -193,6 +195,8 @@ class UnitOfWork:
     """What a person or a key has changed."""
     cancelled_timers: list[str] = field(factory=list)
     outgoing: list[OutgoingEvent] = field(factory=list)
+    decided: list[tuple[WorkItem, Sequence[Any], Sequence[OutgoingEvent]]] = field(factory=list)
+    """Every item that was decided, the states that it has changed, and the events and timers that follow."""
     timer_names: set[str] = field(factory=set)
     """Names of the timers that were set within this transaction."""
 
@@ -241,6 +245,14 @@ class UnitOfWork:
         self.cancelled_timers += names
         if not self.timer_names.isdisjoint(names):
             self.outgoing = [event for event in self.outgoing if event.timer not in names]
+
+    def unpublished(self) -> list[OutgoingEvent]:
+        """Return the events that were due, and whose timer was cancelled within this transaction before they left it."""
+        if self.timer_names.isdisjoint(self.cancelled_timers):
+            return []
+        remaining = set(self.outgoing)
+        events = (event for _, _, emitted in self.decided for event in emitted if event not in remaining)
+        return [event for event in events if not event.is_delivered_locally]
 
     def without_cancelled(self, events: list[OutgoingEvent]) -> list[OutgoingEvent]:
         """Return *events* without those whose timer was cancelled within this transaction."""

@@ -17,6 +17,7 @@ __all__ = [
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from datetime import timedelta
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -24,12 +25,13 @@ from attrs import frozen
 from sqlalchemy import Engine, MetaData, Table, inspect, make_url
 from sqlalchemy.exc import DBAPIError
 
+from app.storage.archive.history_reader import HistoryReader
 from app.storage.errors import DatabaseConfigError
 from app.storage.migrations import NotMigrated, head, is_current, migrate
 from app.storage.module_store import ModuleStore
 from app.storage.sql.database import Database
 from app.storage.sql.dialect import Dialect, ExclusiveAccess
-from app.storage.tables import archive_table, audit_table, heartbeat_table, message_tables
+from app.storage.tables import archive_table, audit_table, heartbeat_table, history_table, message_tables
 from config.settings import Settings
 from modules.errors import ModuleError
 from modules.module import Module
@@ -239,6 +241,12 @@ class Storage:
         """
         require_tables(self.settings, self.databases, self.stores)
         self._require_every_table()
+        for module, store in self.stores.items():
+
+            def prepare_numbers(engine: Engine, module: str, store: ModuleStore = store) -> None:
+                store.database.dialect.prepare_numbers(engine, [store.history.name])
+
+            _call(self.settings, self.databases, module, prepare_numbers)
 
     def check_tables(self) -> None:
         """
@@ -258,13 +266,18 @@ class Storage:
             def first_missing(engine: Engine, module: str, store: ModuleStore = store) -> str | None:
                 metadata = MetaData()
                 own = (mapper.table for mapper in store.mappers.values())
-                more = (heartbeat_table, audit_table, archive_table)
+                more = (heartbeat_table, audit_table, archive_table, history_table)
                 beside = (*message_tables(module, metadata), *(table(module, metadata) for table in more))
                 return _first_missing(engine, (*own, *beside))
 
             missing = _call(self.settings, self.databases, module, first_missing)
             if missing is not None:
                 raise ModuleError(f"{module}: {missing}; a migration has to create it")
+
+    @property
+    def history(self) -> HistoryReader:
+        """The history of the modules."""
+        return HistoryReader({name: (store.database, store.history) for name, store in self.stores.items()})
 
     async def close(self) -> None:
         """Close the databases."""
@@ -281,11 +294,13 @@ def build_storage(settings: Settings, modules: Sequence[Module]) -> Storage:
         ModuleError: A module has no migration, or a state class does not fit its table.
     """
     databases = open_databases(settings, [module.name for module in modules])
+    kept = None if settings.history_kept is None else timedelta(seconds=settings.history_kept)
     stores: dict[str, ModuleStore] = {}
     for module in modules:
         head(module.name)
         try:
-            stores[module.name] = ModuleStore(module, databases[settings.database_url(module.name)])
+            store = stores[module.name] = ModuleStore(module, databases[settings.database_url(module.name)])
         except TypeError as error:
             raise ModuleError(f"{module.name}: {error}") from error
+        store.history.kept = kept
     return Storage(settings, databases, stores)

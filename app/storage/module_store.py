@@ -15,11 +15,15 @@ from itertools import islice
 from operator import itemgetter
 from typing import Any
 
+import orjson
 from sqlalchemy import Connection, DateTime, MetaData, Table
 
+from app.storage.archive.history_content import FORMAT, Entry, fired
+from app.storage.archive.history_table import HistoryTable
 from app.storage.archive.state_archive import StateArchive, Swept
 from app.storage.heartbeat import Heartbeat
 from app.storage.sql.database import Database
+from app.storage.sql.dialect import Statement
 from app.storage.state_rows import StateCache, StateMapper, to_db_timestamp
 from app.storage.tables import DUE_NOW, AuditEntry, InboxEntry, OutboxMessage, audit_table, shared_message_tables
 from bus.ids import id_lower_bound
@@ -77,6 +81,8 @@ class ModuleStore:
         self.mappers = {cls: StateMapper(cls, table, dialect) for cls, table in module.tables.items()}
         self._cache = None if dialect.is_shared else StateCache(self.mappers)
         self.archive = StateArchive(module, self.mappers, dialect)
+        self.history = HistoryTable(module.name, dialect)
+        self._insert_history: tuple[Statement, Statement] | None = None
         inbox, outbox, _ = shared_message_tables(module.name)
         self._select_processed = dialect.by_keys(f"SELECT id, fingerprint, answer FROM {inbox.name} WHERE id {{keys}}")
         self._insert_inbox = dialect.insert(inbox, InboxEntry._fields)
@@ -99,6 +105,7 @@ class ModuleStore:
         if dialect.skip_locked:
             sent = f"id IN (SELECT id FROM {outbox} WHERE {sent}{dialect.skip_locked})"
         self._mark_sent = dialect.by_keys(f"UPDATE {outbox} SET sent_at = ? WHERE {sent}")
+        self._select_sent = dialect.by_keys(f"SELECT id FROM {outbox} WHERE id {{keys}} AND sent_at IS NOT NULL")
         self._remove = dialect.by_keys(f"DELETE FROM {outbox} WHERE id {{keys}} AND sent_at IS NULL")
         due = f"FROM {outbox} WHERE sent_at IS NULL AND due_at <= ?"
         is_handed_over = "(occurred_at <= ? OR occurred_at > ? OR name IS NOT NULL)"
@@ -184,6 +191,12 @@ class ModuleStore:
         if audit:
             connection.execute(self._audit.insert(), [entry._asdict() for entry in audit])
 
+    def append_history(self, connection: Connection, at: str, entries: Sequence[Entry], *, is_next: bool) -> None:
+        """Add *entries*, decided *at* a time, to the history; without *is_next* under the number that was given last."""
+        if self._insert_history is None:
+            self._insert_history = self.history.prepare_inserts()
+        self._insert_history[is_next].execute(connection, [(at, FORMAT + orjson.dumps(entries))])
+
     def archive_some(self, cls: type, connection: Connection, after: str, before: datetime) -> Swept:
         """Move some states of *cls* to the archive; see `StateArchive.move`."""
         swept = self.archive.move(cls, connection, after, before)
@@ -191,8 +204,18 @@ class ModuleStore:
             self._cache.drop(cls, swept.keys)
         return swept
 
-    def mark_sent(self, connection: Connection, ids: Sequence[str], now: datetime) -> None:
-        """Mark the messages *ids*, which the bus has durably accepted, as sent at *now*."""
+    def mark_sent(
+        self, connection: Connection, ids: Sequence[str], now: datetime, timers: Sequence[OutboxMessage] = ()
+    ) -> None:
+        """
+        Mark the messages *ids*, which the bus has durably accepted, as sent at *now*.
+
+        Those of them that are *timers* are published now, not when they were decided: the history gets them here.
+        """
+        if timers:
+            marked = {id for (id,) in self._select_sent.fetch(connection, [(timer.id,) for timer in timers])()}
+            if published := [timer for timer in timers if timer.id not in marked]:
+                self.append_history(connection, to_db_timestamp(now), fired(published), is_next=True)
         self._mark_sent.execute(connection, [(id,) for id in sorted(ids)], (to_db_timestamp(now),))
 
     def remove(self, connection: Connection, ids: Sequence[str]) -> None:
@@ -269,4 +292,4 @@ class ModuleStore:
             (self._purge_inbox_untimed, (processed,)),
         ):
             count += connection.exec_driver_sql(sql, values).rowcount
-        return count
+        return count + self.history.purge(connection, known)

@@ -15,6 +15,7 @@ __all__ = [
     "archive_table",
     "audit_table",
     "heartbeat_table",
+    "history_table",
     "message_tables",
     "shared_message_tables",
 ]
@@ -23,7 +24,19 @@ from datetime import datetime
 from functools import cache
 from typing import NamedTuple
 
-from sqlalchemy import Column, DateTime, Index, Integer, LargeBinary, MetaData, SmallInteger, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+)
 
 from modules.tables import key_type
 
@@ -139,6 +152,20 @@ def archive_table(module: str, metadata: MetaData) -> Table:
         Column("content", LargeBinary, nullable=False),
         sqlite_with_rowid=False,
     )
+
+
+def history_table(module: str, metadata: MetaData) -> Table:
+    """Return the history of *module*; see `app.storage.archive.history_table`."""
+    history = Table(
+        f"{module}_history",
+        metadata,
+        # SQLite's row id: rows are appended, and never moved.
+        Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+        Column("at", DateTime(timezone=True), nullable=False),
+        Column("content", LargeBinary, nullable=False),
+    )
+    Index(f"{module}_history_by_time", history.c.at)
+    return history
 
 
 def _inbox(module: str, metadata: MetaData) -> Table:

@@ -70,6 +70,7 @@ class ContractRegistry:
         self.dual_publishes = tuple(dual_publishes)
         self._converter = _build_converter()
         self._contracts: dict[str, Contract] = {}
+        self._plain: dict[type, Callable[[Any], Value]] = {}
         for cls in classes:
             self._add(cls, schemas)
         self._upcasts: dict[str, Upcast] = {}
@@ -184,6 +185,24 @@ class ContractRegistry:
         if not contract.is_valid_incoming(value):
             raise Invalid(subject, explain(tolerant(contract.schema), value))
         return contract.structure(value, contract.cls)
+
+    def to_plain(self, event: Any) -> Value:
+        """Return *event*, an instance of any attrs class, as a JSON value; it need not be published, and is not checked."""
+        cls = type(event)
+        unstructure = self._plain.get(cls)
+        if unstructure is None:
+            unstructure = self._plain[cls] = self._converter.get_unstructure_hook(cls)
+        value: Value = unstructure(event)
+        return value
+
+    def from_plain(self, value: Value, cls: type) -> Any:
+        """
+        Return the instance of *cls* that `to_plain` has made *value* of.
+
+        Raises:
+            Exception: *value* does not fit *cls*.
+        """
+        return self._converter.structure(value, cls)
 
     # Construction
 

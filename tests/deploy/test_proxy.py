@@ -69,7 +69,7 @@ async def test_every_route_is_forwarded_to_the_module_that_has_it(tmp_path: Path
     assert {path: found[path] for path in owners} == owners
     # Each process has these. Where its answer is about itself only, the query or the search over all chooses the process.
     rest = {path: found[path] for path in forwarded - owners.keys()}
-    of_each = {path for path in rest if path.startswith(("/v1/dead-letters", "/v1/contracts", "/v1/audit"))}
+    of_each = {path for path in rest if path.startswith(("/v1/dead-letters", "/v1/contracts", "/v1/audit", "/v1/history"))}
     assert {rest[path] for path in of_each} == {"$module_asked", "$module_of_the_consumer", "modules"}
     assert {rest[path] for path in rest.keys() - of_each} == {"orders"}
 

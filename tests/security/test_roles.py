@@ -58,6 +58,7 @@ PERMISSIONS = {
     "DELETE /v1/dead-letters/{id}": set(),
     "GET /v1/contracts": {VIEWER},
     "GET /v1/audit": {VIEWER},
+    "GET /v1/history": {VIEWER},
 }
 """The roles beside the operator's, by method and path. HEAD is decided as GET is."""
 

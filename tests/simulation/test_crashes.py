@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from attrs import define, evolve
-from sqlalchemy import create_engine
+from sqlalchemy import Connection, create_engine
 
+from app.messaging.event_registry import all_modules
+from app.storage.archive.history_reader import HistoryReader
 from app.storage.errors import TemporarilyUnavailable
+from app.storage.module_store import ModuleStore
+from app.storage.sql.database import Database
 from bus.port import Clock
+from bus.subjects import original_subject, without_lane
 from modules.inventory.events import ProductSet
 from modules.module import DecisionOutcome
 from modules.orders.events import CancelRequested
@@ -129,6 +136,7 @@ async def test_a_process_killed_at_any_point_loses_and_duplicates_nothing(
                 await clock.advance(120)
         await clock.advance(0.5)  # a new process never starts at the moment of the kill
     check_invariants(path, customers, provider)
+    await check_history(path, is_local=delivery == "local delivery")
 
 
 async def _stock(harness: Harness) -> None:
@@ -136,6 +144,47 @@ async def _stock(harness: Harness) -> None:
         event = ProductSet(product_id=product_id, on_hand=on_hand, unit_price=Money(100, "EUR"), name=None)
         submit = harness.runners["inventory"].submit
         await retry(harness.clock, partial(submit, event, id=f"stock-{product_id}", trace=CONTEXT, respond=NO_CONTENT))
+
+
+async def check_history(path: Path, *, is_local: bool) -> None:
+    """
+    Check that the history is exactly what was published, each event once and after its cause.
+
+    What the bus has carried is in the outboxes; only a timer that was cancelled while it was published has left them. What
+    was delivered locally is not; the timelines show it.
+    """
+    database = Database(f"sqlite:///{path}")
+    stores = {module.name: ModuleStore(module, database) for module in all_modules()}
+    reader = HistoryReader({name: (database, store.history) for name, store in stores.items()})
+    events = (await reader.page(limit=100_000)).events
+
+    def stored(connection: Connection) -> tuple[dict[str, str], Counter[tuple[str, str]]]:
+        sent: dict[str, str] = {}
+        for name in stores:
+            rows = connection.exec_driver_sql(f"SELECT event_id, subject FROM {name}_outbox WHERE id = event_id OR versions IS NULL")
+            sent |= {event_id: original_subject(subject) for event_id, subject in rows}
+        shown: Counter[tuple[str, str]] = Counter()
+        for id, timeline in connection.exec_driver_sql("SELECT order_id, timeline FROM orders_order"):
+            shown += Counter((id, entry["event"]) for entry in orjson.loads(timeline))
+        return sent, shown
+
+    sent, shown = await database.read(stored)
+    await database.close()
+    published = {event.event_id: event for event in events}
+    assert len(published) == len(events), "an event is in the history twice"
+    for id, subject in sent.items():
+        assert id in published, f"{subject} was sent and is not in the history"
+        assert published[id].subject.rsplit(".v", 1)[0] == subject.rsplit(".v", 1)[0]
+    timers = ("orders.timed_out.v1", "payments.charge_requested.v1", "payments.refund_requested.v1")
+    if not is_local:
+        assert [e for e in events if e.event_id not in sent and without_lane(e.subject) not in timers] == []
+    seen: set[str] = set()
+    for event in events:
+        assert event.cause_id in seen or event.cause_id not in published, f"{event.subject} comes before its cause"
+        seen.add(event.event_id)
+    found = Counter((event.key, event.subject.rsplit(".v", 1)[0]) for event in events)
+    for change in ("orders.created", "orders.confirmed", "orders.cancelled"):
+        assert {id: n for (id, name), n in found.items() if name == change} == {id: n for (id, name), n in shown.items() if name == change}
 
 
 def check_invariants(path: Path, customers: Sequence[Customer], provider: FakeProvider) -> None:

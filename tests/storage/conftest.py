@@ -1,3 +1,3 @@
 import pytest
 
-pytest.register_assert_rewrite("tests.storage.archive_contract", "tests.storage.contract", "tests.storage.search_contract")
+pytest.register_assert_rewrite("tests.storage.archive_contract", "tests.storage.contract", "tests.storage.history_contract", "tests.storage.search_contract")

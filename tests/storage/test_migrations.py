@@ -12,7 +12,7 @@ from sqlalchemy import Engine, MetaData, create_engine, inspect
 
 from app.storage.migrations import NewerDatabase, head, migrate, version
 from app.storage.migrations.common import EDITIONS, create_message_tables
-from app.storage.tables import archive_table, audit_table, heartbeat_table, message_tables
+from app.storage.tables import archive_table, audit_table, heartbeat_table, history_table, message_tables
 from modules.errors import ModuleError
 from modules.registry import MODULES, load_module
 
@@ -37,6 +37,7 @@ def expected(module: str, dialect: str = "sqlite") -> MetaData:
     heartbeat_table(module, metadata)
     audit_table(module, metadata)
     archive_table(module, metadata)
+    history_table(module, metadata)
     return metadata
 
 
@@ -117,6 +118,7 @@ def test_a_new_module_gets_todays_message_tables_in_one_step(engine: Engine) -> 
     heartbeat_table("trial", described)
     audit_table("trial", described)
     archive_table("trial", described)
+    history_table("trial", described)
     with engine.begin() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         with Operations.context(context):

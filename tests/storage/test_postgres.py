@@ -14,12 +14,14 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+import orjson
 import psycopg
 import pytest
 from attrs import define
 from sqlalchemy import Connection
 
 from app.messaging.outbox_relay import SCAN_SECONDS, OutboxRelay
+from app.storage.archive.history_content import FORMAT
 from app.storage.errors import CommitOutcomeUnknown, DatabaseConfigError, StorageUnavailable
 from app.storage.migrations import migrate
 from app.storage.module_store import HANDOVER_DELAY
@@ -50,6 +52,7 @@ from tests.storage.archive_contract import (
     states_of,
 )
 from tests.storage.contract import StoreContract, insert_number, numbers
+from tests.storage.history_contract import HistoryContract, published
 from tests.storage.search_contract import SearchContract
 
 
@@ -82,6 +85,41 @@ class TestPostgres(StoreContract):
 
 class TestSearch(SearchContract):
     """The contract suite of searches on PostgreSQL."""
+
+
+class TestHistory(HistoryContract):
+    """The contract suite of the history on PostgreSQL."""
+
+    async def test_a_reader_does_not_pass_a_transaction_that_is_committed_later(self, site: PostgresSite) -> None:
+        """Of two processes the one with the smaller number may be slower; what it writes is not missed."""
+        entry = ["s", "OrderSubmitted", "id", "c", False, {}, False, "k", [[0, 0, "orders.created.v2", {"n": 1}]]]
+        async with shop(site.url) as (harness, _):
+            other = Database(site.url)
+            with other.engine.connect() as connection:
+                connection.exec_driver_sql(
+                    "INSERT INTO orders_history SELECT nextval('history_number'), now(), %s", (FORMAT + orjson.dumps([entry]),)
+                )
+                await place(harness)
+                reading = asyncio.create_task(published(harness))
+                await asyncio.wait([reading], timeout=0.2)
+                assert not reading.done()
+                connection.commit()
+            events = await reading
+            assert [event.subject for event in events][:2] == ["orders.created.v2"] * 2
+            assert [event.seq for event in events] == sorted(event.seq for event in events)
+            await other.close()
+
+    async def test_numbers_go_on_after_a_module_has_moved_here(self, site: PostgresSite) -> None:
+        """Its tables bring their rows along, and the sequence of their old database stays there."""
+        async with shop(site.url) as (harness, _):
+            await place(harness)
+            before = await published(harness)
+            await harness.database.write(lambda c: c.exec_driver_sql("DROP SEQUENCE history_number"))
+            for store in harness.stores.values():
+                harness.database.dialect.prepare_numbers(harness.database.engine, [store.history.name])
+            await place(harness, 2)
+            events = await published(harness)
+            assert (events[: len(before)], len(events)) == (before, 2 * len(before))
 
 
 class TestArchive(ArchiveContract):

@@ -12,6 +12,7 @@ from attrs import define
 from tests.databases import migrated_file
 from tests.storage.archive_contract import ArchiveContract
 from tests.storage.contract import StoreContract
+from tests.storage.history_contract import HistoryContract
 from tests.storage.search_contract import SearchContract
 
 
@@ -54,6 +55,10 @@ class TestSqlite(StoreContract):
 
 class TestSearch(SearchContract):
     """The contract suite of searches on SQLite."""
+
+
+class TestHistory(HistoryContract):
+    """The contract suite of the history on SQLite."""
 
 
 class TestArchive(ArchiveContract):

@@ -1,1 +1,1 @@
-"""The archive of a module: its table, what is in it, and how states get there and back."""
+"""What a module keeps: the archive of its finished states, and the history of its events."""

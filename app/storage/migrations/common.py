@@ -13,6 +13,7 @@ __all__ = [
     "add_archive_6",
     "add_audit_5",
     "add_heartbeat_4",
+    "add_history_7",
     "add_versions_2",
     "create_message_tables",
     "create_message_tables_1",
@@ -135,6 +136,21 @@ def add_archive_6(module: str) -> None:
     )
 
 
+def add_history_7(module: str) -> None:
+    """Add the history of *module*, and on PostgreSQL the sequence that numbers the histories of all modules there."""
+    op.create_table(
+        f"{module}_history",
+        sa.Column("number", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("content", sa.LargeBinary, nullable=False),
+    )
+    op.create_index(f"{module}_history_by_time", f"{module}_history", ["at"])
+    if op.get_bind().dialect.name == "postgresql":
+        # Two modules may be migrated at once, and of two that create a sequence at once one fails.
+        op.execute("SELECT pg_advisory_xact_lock(hashtextextended('fulfilment history_number', 0))")
+        op.execute("CREATE SEQUENCE IF NOT EXISTS history_number")
+
+
 EDITIONS: Sequence[Callable[[str], None]] = (
     create_message_tables_1,
     add_versions_2,
@@ -142,6 +158,7 @@ EDITIONS: Sequence[Callable[[str], None]] = (
     add_heartbeat_4,
     add_audit_5,
     add_archive_6,
+    add_history_7,
 )
 """The steps that lead to each edition of the tables, in order; the last one is what `app.storage.tables` describes."""
 

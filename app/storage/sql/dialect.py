@@ -80,6 +80,8 @@ class Dialect(Protocol):
     """The same, but it skips rows that another transaction has locked."""
     oldest_snapshot_sql: str | None
     """A statement for the age in seconds of the oldest snapshot that a reader holds; None if the database does not show it."""
+    numbered_tables: list[str]
+    """The tables whose rows are numbered together; see `insert_numbered`."""
     is_shared: bool
     """True if other processes of this application may work on the same database."""
 
@@ -191,6 +193,24 @@ class Dialect(Protocol):
 
     def insert(self, table: Table, keys: Sequence[str], conflict: str = "") -> Statement:
         """Prepare an insert of rows into the columns *keys* of *table*; *conflict* is its ``ON CONFLICT`` clause."""
+
+    def prepare_numbers(self, engine: Engine, tables: Sequence[str]) -> None:
+        """Ensure that the next number of `insert_numbered` is greater than all in *tables*."""
+
+    def writers_sql(self, tables: Sequence[str]) -> str | None:
+        """
+        Return a statement for the names of the transactions that are writing to *tables*, other processes' included.
+
+        None if there is one at a time, and a number that it gives to a row is greater than all that are committed.
+        """
+
+    def insert_numbered(self, table: Table, *, is_next: bool) -> Statement:
+        """
+        Prepare an insert of one row into *table*, without its first column, *number*, which is given here.
+
+        With *is_next* it is greater than all numbers in `numbered_tables`; otherwise it is the one that this transaction has
+        given last.
+        """
 
     def replace(self, table: Table, keys: Sequence[str]) -> Statement:
         """

@@ -39,6 +39,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from app.storage.errors import DatabaseConfigError
+from app.storage.sql import postgres_statements as statements
 from app.storage.sql.claims import AdvisoryLock
 from app.storage.sql.dialect import ExclusiveAccess, Failure, Statement
 from app.storage.sql.postgres_fitness import unfitness
@@ -131,6 +132,12 @@ class Postgres:
     )
     is_shared = True
     wal_path: str | None = None
+    insert_numbered = staticmethod(statements.insert_numbered)
+    prepare_numbers = staticmethod(statements.prepare_numbers)
+    writers_sql = staticmethod(statements.writers_sql)
+
+    def __init__(self) -> None:
+        self.numbered_tables: list[str] = []
 
     def engine(self, url: str) -> Engine:
         """Prepare an engine; any connection string of libpq is a valid URL."""

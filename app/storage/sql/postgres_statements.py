@@ -7,13 +7,22 @@ fifth of the processor time of an order.
 
 from __future__ import annotations
 
-__all__ = ["PIPELINE", "ArrayStatement", "array_encoder", "pipeline_of", "text_array"]
+__all__ = [
+    "PIPELINE",
+    "ArrayStatement",
+    "array_encoder",
+    "insert_numbered",
+    "pipeline_of",
+    "prepare_numbers",
+    "text_array",
+    "writers_sql",
+]
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
-from sqlalchemy import Boolean, Connection, Integer, LargeBinary
+from sqlalchemy import Boolean, Connection, Engine, Integer, LargeBinary, Table
 
 from app.storage.sql.postgres_pipeline import Pipeline
 
@@ -22,6 +31,9 @@ ArrayEncoder = Callable[[Sequence[Any]], str]
 
 PIPELINE = "pipeline"
 """The key in a connection's ``info`` of its `Pipeline`."""
+
+_NUMBERS = "history_number"
+"""The sequence that numbers the histories of all modules of a database."""
 
 _NUL = "\0"
 
@@ -89,6 +101,42 @@ def text_array(values: Sequence[str | None]) -> str:
     if joined.count(_NUL) >= len(values):
         raise psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes")
     return '{"' + joined.replace("\\", r"\\").replace('"', r"\"").replace(_NUL, '","') + '"}'
+
+
+def insert_numbered(table: Table, *, is_next: bool) -> ArrayStatement:
+    """Prepare an insert of a time and bytes; the number comes from the sequence that all tables of a database share."""
+    number = f"{'nextval' if is_next else 'currval'}('{_NUMBERS}')"
+    sql = f"INSERT INTO {table.name} SELECT {number}, given.* FROM unnest(?::timestamptz[], ?::bytea[]) AS given"
+    return ArrayStatement(sql, [text_array, _binary_array])
+
+
+def prepare_numbers(engine: Engine, tables: Sequence[str]) -> None:
+    """
+    Create the sequence unless it exists, and put it beyond the numbers in *tables*.
+
+    It is neither there nor beyond them if the tables were moved here from another database.
+    """
+    union = " UNION ALL ".join(f"SELECT max(number) AS last FROM {name}" for name in tables)
+    with engine.begin() as connection:
+        last = connection.exec_driver_sql(f"SELECT coalesce(max(last), 0) FROM ({union}) AS found").scalar_one()
+        if connection.exec_driver_sql(f"SELECT to_regclass('{_NUMBERS}')").scalar() is None:
+            connection.exec_driver_sql(f"CREATE SEQUENCE IF NOT EXISTS {_NUMBERS}")
+        if connection.exec_driver_sql(f"SELECT last_value < %s FROM {_NUMBERS}", (last,)).scalar_one():
+            connection.exec_driver_sql(f"SELECT setval('{_NUMBERS}', %s)", (last,))
+
+
+def writers_sql(tables: Sequence[str]) -> str:
+    """
+    Return a statement for the transactions that are writing to *tables*.
+
+    An insert locks its table, until the end of its transaction, before it takes a number from the sequence.
+    """
+    oids = ", ".join(f"'{name}'::regclass" for name in tables)
+    mine = "(SELECT oid FROM pg_database WHERE datname = current_database())"
+    return (
+        "SELECT DISTINCT virtualtransaction FROM pg_locks WHERE locktype = 'relation' AND mode = 'RowExclusiveLock'"
+        f" AND granted AND database = {mine} AND relation IN ({oids})"
+    )
 
 
 def _plain_array(values: Sequence[int | None]) -> str:

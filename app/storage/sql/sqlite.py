@@ -105,6 +105,7 @@ class Sqlite:
 
     def __init__(self) -> None:
         self._watch: FileWatch | None = None
+        self.numbered_tables: list[str] = []
 
     @property
     def wal_path(self) -> str | None:
@@ -279,6 +280,18 @@ class Sqlite:
     def insert(self, table: Table, keys: Sequence[str], conflict: str = "") -> Statement:
         """Write ``VALUES`` with one tuple of placeholders for each row."""
         return _insert("INSERT", table, keys, conflict)
+
+    def prepare_numbers(self, engine: Engine, tables: Sequence[str]) -> None:
+        """Nothing: each number is looked up."""
+
+    def writers_sql(self, tables: Sequence[str]) -> None:
+        """None: the database is locked."""
+
+    def insert_numbered(self, table: Table, *, is_next: bool) -> Statement:
+        """Look the last number up in all tables: nothing else writes while this transaction does."""
+        last = " UNION ALL ".join(f"SELECT max(number) AS last FROM {name}" for name in self.numbered_tables)
+        values = ", ".join([f"(SELECT coalesce(max(last), 0) + {int(is_next)} FROM ({last}))", *"?" * (len(table.columns) - 1)])
+        return SizedStatement(lambda size: f"INSERT INTO {table.name} VALUES ({values})")
 
     def replace(self, table: Table, keys: Sequence[str]) -> Statement:
         """Use ``INSERT OR REPLACE``: ``ON CONFLICT DO UPDATE`` reads each row that exists and opens a table for each."""

@@ -1,0 +1,1 @@
+"""Commands that show what has happened: the audit, and the history of all events."""

@@ -1,0 +1,109 @@
+"""``history``: export every event that was published, from the database, whether a server is running or not."""
+
+from __future__ import annotations
+
+__all__ = ["history"]
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from app.cli import console
+from modules.registry import MODULES
+
+if TYPE_CHECKING:
+    from app.storage.archive.history_content import HistoryEvent
+    from app.storage.archive.history_reader import HistoryReader
+
+PAGE = 1_000
+"""Events that are read and written at once."""
+
+
+@click.group(short_help="Export every event that was published.")
+def history() -> None:
+    """
+    Export every event that was published, local delivery included, in order.
+
+    \b
+      python -m app history export > history.ndjson
+      python -m app history export --after 786432 >> history.ndjson
+
+    Works on the database that DATABASE_URL names, with or without a running server.
+    """
+
+
+@history.command()
+@click.option("--after", default=0, type=click.IntRange(min=0), help="Only events that follow the one with this seq.")
+@click.option("--module", default=None, type=click.Choice(list(MODULES)), help="Only the events of this module.")
+@click.option("--subject", default=None, help="Only events under this subject, for example orders.confirmed.v1.")
+def export(after: int, module: str | None, subject: str | None) -> None:
+    """
+    Print the events, the oldest first, one JSON object a line.
+
+    Each line has the members of the API, and the key. To continue an export that ended early, or later, give the seq of its
+    last line as --after. Modules that have a database each have an order each: name one with --module. A progress bar is
+    shown on a terminal.
+
+    Exit codes: 0 done, also if there are no events; 1 the history is damaged, or was written by a newer release; 2 wrong
+    usage or configuration, or --after is beyond the last event; 3 the database does not exist, is not migrated or is out of
+    reach.
+    """
+    from app.storage.archive.history_reader import SeveralDatabases
+    from app.storage.errors import StorageUnavailable
+
+    settings = console.settings()
+    if module is not None and module not in settings.modules:
+        console.exit_with(console.USAGE, f"MODULES: must contain {module}")
+    storage = console.stored_parts(settings).storage
+
+    async def run() -> None:
+        try:
+            await _export(storage.history, after, module, subject)
+        finally:
+            await storage.close()
+
+    try:
+        asyncio.run(run())
+    except SeveralDatabases as error:
+        console.exit_with(console.USAGE, f"--module: {error}")
+    except StorageUnavailable as error:
+        console.exit_with(console.OUT_OF_REACH, error.detail)
+    except ValueError as error:
+        console.exit_with(console.FAILED, str(error))
+
+
+async def _export(reader: HistoryReader, after: int, module: str | None, subject: str | None) -> None:
+    from tqdm import tqdm
+
+    from app.storage.archive.history_content import POSITIONS
+
+    bounds = await reader.bounds(module)
+    if bounds is None and not after:
+        return
+    first, last = bounds or (0, 0)
+    if after >= (last + 1) * POSITIONS:
+        detail = f"{after} is beyond the last event of this database; was it exported from another one?"
+        console.exit_with(console.USAGE, f"--after: {detail}")
+    start = max(after // POSITIONS, first)
+    with tqdm(total=last + 1 - start, unit="transaction", desc="history", disable=not sys.stderr.isatty()) as bar:
+        next_after: int | None = after
+        while next_after is not None:
+            page = await reader.page(after=next_after, module=module, subject=subject, limit=PAGE)
+            _write(page.events)
+            next_after = page.next_after
+            reached = last + 1 if next_after is None else min(next_after // POSITIONS, last + 1)
+            bar.update(reached - start - bar.n)
+
+
+def _write(events: Sequence[HistoryEvent]) -> None:
+    import orjson
+
+    from app.web.endpoints.history import to_json
+
+    out = sys.stdout.buffer
+    for event in events:
+        out.write(orjson.dumps({**to_json(event), "key": event.key}) + b"\n")
+    out.flush()

@@ -1,0 +1,162 @@
+"""
+Read the histories of the modules of one process: the published events in their order, page by page.
+
+The order is that of the numbers of the transactions, and within one that of the decisions: a cause comes before its
+effects. On PostgreSQL several processes write at once, and the transaction with the smaller number may be committed later.
+A reader must not pass it. So it takes the largest number that it sees, waits for the transactions that are writing to the
+histories at this moment, and reads up to that number: each smaller one was given to a transaction that is finished now.
+"""
+
+from __future__ import annotations
+
+__all__ = ["HistoryPage", "HistoryReader", "SeveralDatabases"]
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from attrs import frozen
+from sqlalchemy import Connection
+
+from app.storage.archive.history_content import POSITIONS, HistoryEvent, Row, TransactionHistory
+from app.storage.archive.history_table import HistoryTable
+from app.storage.errors import StorageUnavailable
+from app.storage.sql.database import Database
+from bus.subjects import without_lane
+
+EXAMINED_MAX = 2_000
+"""Transactions that one page examines for a rare subject."""
+
+FETCHED_MAX = 64
+"""Transactions that are read at once. The first read fetches `FETCHED_MIN`; each further one twice as many."""
+
+FETCHED_MIN = 4
+
+WRITERS_SECONDS = 5.0
+"""How long a reader waits for the transactions that were writing when it began; each takes milliseconds."""
+
+_POLL_SECONDS = 0.005
+_LAST = 2**62
+
+
+class SeveralDatabases(Exception):
+    """The modules have several databases, and their histories no common order: one module must be named."""
+
+
+@frozen
+class HistoryPage:
+    """Published events in their order; *next_after* is what the next page begins after, None at the end."""
+
+    events: Sequence[HistoryEvent]
+    next_after: int | None
+
+
+class HistoryReader:
+    """The histories of the modules of this process."""
+
+    def __init__(self, histories: Mapping[str, tuple[Database, HistoryTable]]) -> None:
+        """*histories* are by module."""
+        self._histories = dict(histories)
+        self.modules = frozenset(histories)
+
+    async def page(
+        self, *, after: int = 0, module: str | None = None, subject: str | None = None, limit: int = 50
+    ) -> HistoryPage:
+        """
+        Return up to *limit* events that follow the event with the sequence number *after*.
+
+        *subject* is one in any lane, or with its lane.
+
+        Raises:
+            SeveralDatabases: *module* is None, and there is no common order.
+            StorageUnavailable: The database is unavailable.
+            ValueError: A row is damaged, or was written by a newer release.
+        """
+        database, tables = self._tables(module)
+        last = await self._last_complete(database, tables)
+        number, count, examined = after // POSITIONS, FETCHED_MIN, 0
+        found: list[HistoryEvent] = []
+        while True:
+            fetch = partial(self._fetch, database, tables, module, number, last, count)
+            transactions = await database.read(fetch)
+            for _, events in transactions:
+                found += [each for each in events if each.seq > after and _matches(each, module, subject)]
+            if len(found) > limit:
+                return HistoryPage(found[:limit], found[limit - 1].seq)
+            if len(transactions) < count:
+                return HistoryPage(found, None)
+            number = transactions[-1][0] + 1
+            examined += len(transactions)
+            if examined >= EXAMINED_MAX:
+                return HistoryPage(found, number * POSITIONS - 1)
+            count = min(2 * count, FETCHED_MAX)
+
+    async def bounds(self, module: str | None = None) -> tuple[int, int] | None:
+        """
+        Return the numbers of the first and of the last transaction; None while the history is empty.
+
+        Raises:
+            SeveralDatabases, StorageUnavailable: As for `page`.
+        """
+        database, tables = self._tables(module)
+        names = [table.name for name, table in tables.items() if module in (None, name)]
+        union = " UNION ALL ".join(f"SELECT min(number) AS first, max(number) AS last FROM {name}" for name in names)
+        sql = f"SELECT min(first), max(last) FROM ({union}) AS found"
+        first, last = (await database.read(lambda connection: connection.exec_driver_sql(sql).all()))[0]
+        return None if first is None else (first, last)
+
+    def _tables(self, module: str | None) -> tuple[Database, dict[str, HistoryTable]]:
+        """Return the database of *module*, or of all modules, and all histories in it."""
+        wanted = [module] if module is not None else list(self._histories)
+        database = self._histories[wanted[0]][0]
+        if any(self._histories[name][0] is not database for name in wanted):
+            raise SeveralDatabases("the modules have several databases, each with an order of its own: name one module")
+        return database, {name: table for name, (other, table) in self._histories.items() if other is database}
+
+    async def _last_complete(self, database: Database, tables: Mapping[str, HistoryTable]) -> int:
+        """Return a number up to which every transaction is finished."""
+        writers_sql = database.dialect.writers_sql([table.name for table in tables.values()])
+        if writers_sql is None:
+            return _LAST
+
+        def largest(connection: Connection) -> int:
+            union = " UNION ALL ".join(f"SELECT max(number) AS last FROM {table.name}" for table in tables.values())
+            number: int = connection.exec_driver_sql(f"SELECT coalesce(max(last), 0) FROM ({union}) AS found").scalar_one()
+            return number
+
+        def writing(connection: Connection) -> set[str]:
+            return {name for (name,) in connection.exec_driver_sql(writers_sql)}
+
+        number = await database.read(largest)
+        writers = await database.read(writing)
+        until = asyncio.get_running_loop().time() + WRITERS_SECONDS
+        while writers:
+            if asyncio.get_running_loop().time() > until:
+                raise StorageUnavailable("The history is being written to by a transaction that does not end.")
+            await asyncio.sleep(_POLL_SECONDS)
+            writers &= await database.read(writing)
+        return number
+
+    def _fetch(
+        self,
+        database: Database,
+        tables: Mapping[str, HistoryTable],
+        module: str | None,
+        first: int,
+        last: int,
+        count: int,
+        connection: Connection,
+    ) -> list[tuple[int, list[HistoryEvent]]]:
+        """Return the numbers and the events of up to *count* transactions, from number *first* to *last*."""
+        wanted = [table for name, table in tables.items() if module in (None, name)]
+        numbers = sorted({number for table in wanted for number in table.numbers(connection, first, last, count)})[:count]
+        rows: dict[int, list[Row]] = defaultdict(list)
+        for table in tables.values():
+            for row in table.rows(connection, numbers):
+                rows[row.number].append(row)
+        return [(number, TransactionHistory(rows[number]).events()) for number in numbers]
+
+
+def _matches(event: HistoryEvent, module: str | None, subject: str | None) -> bool:
+    return module in (None, event.module) and subject in (None, event.subject, without_lane(event.subject))

@@ -1,0 +1,69 @@
+"""
+The history of a module: what it has decided and published, for ever, in a table of the module's own database.
+
+One transaction appends one row to the history of each module that took part, with one number. Numbers grow: all histories
+of a database are numbered together, and a number is given once the rows are locked of all states that the transaction
+has decided about. So of two transactions that have to do with one state, the one that was committed first has the smaller
+number. `app.storage.archive.history_content` describes the rows, `app.storage.archive.history_reader` their order.
+"""
+
+from __future__ import annotations
+
+__all__ = ["HistoryTable"]
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, MetaData
+
+from app.storage.archive.history_content import Row, decoded
+from app.storage.sql.dialect import Dialect, Statement
+from app.storage.state_rows import to_db_timestamp
+from app.storage.tables import history_table
+
+PURGED_MAX = 50
+"""Rows that one purge deletes; a row may hold the events of a few hundred orders."""
+
+
+class HistoryTable:
+    """The history of *module*; its methods run inside the caller's transaction."""
+
+    def __init__(self, module: str, dialect: Dialect) -> None:
+        self.module = module
+        self.kept: timedelta | None = None
+        """The age at which a row is deleted; None if all stay for ever."""
+        self._dialect = dialect
+        self._table = table = history_table(module, MetaData())
+        self.name = table.name
+        dialect.numbered_tables.append(table.name)
+        columns = f"number, {dialect.timestamp_sql('at')}, content"
+        self._select = dialect.by_keys(f"SELECT {columns} FROM {self.name} WHERE number {{keys}}")
+        between = f"SELECT number FROM {self.name} WHERE number >= ? AND number <= ? ORDER BY number LIMIT ?"
+        self._select_numbers = dialect.to_driver_sql(between)
+        old = f"SELECT number FROM {self.name} WHERE at < ? AND number < (SELECT max(number) FROM {self.name}) ORDER BY at LIMIT {PURGED_MAX}"
+        self._purge = dialect.to_driver_sql(f"DELETE FROM {self.name} WHERE number IN ({old}{dialect.skip_locked})")
+
+    def prepare_inserts(self) -> tuple[Statement, Statement]:
+        """Prepare the inserts of a row with the number that was given last, and with the next one; all tables are known by then."""
+        insert = self._dialect.insert_numbered
+        return insert(self._table, is_next=False), insert(self._table, is_next=True)
+
+    def numbers(self, connection: Connection, first: int, last: int, limit: int) -> list[int]:
+        """Return up to *limit* numbers of rows, from *first* to *last*, in their order."""
+        return [number for (number,) in connection.exec_driver_sql(self._select_numbers, (first, last, limit))]
+
+    def rows(self, connection: Connection, numbers: Sequence[int]) -> list[Row]:
+        """
+        Return the rows that exist under *numbers*.
+
+        Raises:
+            ValueError: A row is damaged, or was written by a newer release.
+        """
+        found = self._select.fetch(connection, [(str(number),) for number in numbers])()
+        return [Row(self.module, number, at, decoded(content)) for number, at, content in found]
+
+    def purge(self, connection: Connection, now: datetime) -> int:
+        """Delete some of the rows that are older than `kept`; return how many. The last row stays: its number is in use."""
+        if self.kept is None:
+            return 0
+        return connection.exec_driver_sql(self._purge, (to_db_timestamp(now - self.kept),)).rowcount

@@ -1,0 +1,13 @@
+"""Every event that the module publishes is kept in its history."""
+
+from __future__ import annotations
+
+from app.storage.migrations.common import add_history_7
+
+revision = "0011"
+down_revision = "0010"
+
+
+def upgrade() -> None:
+    """Add the table."""
+    add_history_7("orders")

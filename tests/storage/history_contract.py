@@ -1,0 +1,242 @@
+"""
+The contract suite of the history: every published event, once, in the order of the commits.
+
+A test file provides a fixture ``site`` and a class that inherits `HistoryContract`.
+"""
+
+from __future__ import annotations
+
+__all__ = ["HistoryContract", "history_of", "published"]
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+
+from app.storage.archive.history_content import POSITIONS, HistoryEvent
+from app.storage.archive.history_reader import HistoryReader, SeveralDatabases
+from app.storage.module_store import INBOX_RETENTION
+from app.storage.sql.database import Database
+from bus.ids import derived_id
+from modules.orders.state import Order
+from tests.clock import VirtualClock
+from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, harness_at, oid, product, submitted, until
+from tests.storage.archive_contract import CANCEL, DAY, NO_ANSWER, PAY, happen, place, shop
+from tests.storage.site import Site
+
+CONFIRMED = (
+    "orders.created.v2", "inventory.reserved.v1", "payments.charge_requested.v1", "payments.captured.v1", "orders.confirmed.v1"
+)  # fmt: skip
+
+
+def history_of(harness: Harness) -> HistoryReader:
+    """Return the history of all modules of *harness*."""
+    return HistoryReader({name: (store.database, store.history) for name, store in harness.stores.items()})
+
+
+async def published(harness: Harness, **query: Any) -> Sequence[HistoryEvent]:
+    """Return the events that *query* selects, from all pages."""
+    events: list[HistoryEvent] = []
+    reader, after = history_of(harness), 0
+    while True:
+        page = await reader.page(**{"after": after, **query})
+        events += page.events
+        if page.next_after is None:
+            return events
+        assert page.next_after > after
+        after = page.next_after
+
+
+def subjects(events: Sequence[HistoryEvent]) -> list[str]:
+    return [event.subject for event in events]
+
+
+class HistoryContract:
+    """The suite; inherit it and provide a fixture ``site``."""
+
+    async def test_an_order_leaves_its_events_in_the_order_of_their_causes(self, site: Site) -> None:
+        """With local delivery, too: each with its id, its cause, its correlation id, its key, its moment and its data."""
+        async with shop(site.url) as (harness, clock):
+            began_at = clock.now()
+            id = await place(harness)
+            await clock.advance(1)
+            await happen(harness, id, (PAY,))
+            events = await published(harness)
+            assert subjects(events) == [*CONFIRMED]
+            created, reserved, requested, captured, confirmed = events
+            assert created.cause_id == f"{id[:-12]}{10_001:012}"
+            assert created.event_id == derived_id(created.cause_id, "orders.0")
+            assert [reserved.cause_id, requested.cause_id] == [created.event_id, reserved.event_id]
+            assert confirmed.cause_id == captured.event_id
+            assert {event.correlation_id for event in events} == {CONTEXT.correlation_id}
+            assert {event.key for event in events} == {id}
+            assert [event.module for event in events] == ["orders", "inventory", "payments", "payments", "orders"]
+            moments = [(began_at + timedelta(seconds=n)).isoformat(timespec="microseconds") for n in (0, 0, 0, 1, 1)]
+            assert [event.at for event in events] == moments
+            order = await harness.runners["orders"].get(Order, id)
+            assert order is not None
+            shown = {each["at"].replace("Z", "+00:00") for each in order.timeline}
+            assert shown == {*moments}, "an order's events are found by the moments of its timeline"
+            assert captured.data == {"order_id": id, "amount": {"amount": 200, "currency": "EUR"}, "reference": f"pi-{id}"}
+            numbers = [event.seq for event in events]
+            assert numbers == sorted(set(numbers))
+
+    async def test_what_the_bus_carries_is_equal_to_what_is_delivered_locally(self, site: Site) -> None:
+        """The same events with the same ids, data and causes."""
+        found = []
+        for delivers_locally in (True, False):
+            clock = VirtualClock()
+            async with harness_at(site.url, clock, delivers_locally=delivers_locally) as harness:
+                await harness.submit("inventory", product(5, f"P{delivers_locally}"))
+                for name in harness.runners:
+                    await harness.consume(name)
+                    harness.run(harness.relays[name].run())
+                id = oid(1 + delivers_locally)
+                order = submitted(id, product_id=f"P{delivers_locally}")
+                await harness.runners["orders"].submit(order, id=id, trace=CONTEXT, respond=NO_CONTENT)
+
+                async def is_requested(harness: Harness = harness, clock: VirtualClock = clock, id: str = id) -> list[HistoryEvent]:
+                    await clock.advance(0.1)
+                    events = [event for event in await published(harness) if event.key == id]
+                    return events if len(events) == 3 else []
+
+                events = await until(is_requested)
+                shown = [(each.subject, each.data, each.event_id, each.cause_id) for each in events]
+                found.append(repr(shown).replace(id, "ID").replace(f"P{delivers_locally}", "P"))
+                ids = [each.event_id for each in events]
+                assert [each.cause_id for each in events] == [id, *ids[:2]]
+                assert ids == [derived_id(cause, f"{each.module}.0") for cause, each in zip([id, *ids], events, strict=False)]
+        assert subjects(events) == [*CONFIRMED[:3]]
+
+    async def test_a_timer_is_there_once_it_is_published(self, site: Site) -> None:
+        """One that is cancelled before never is; one that is marked twice is there once."""
+        async with harness_at(site.url, VirtualClock()) as harness:
+            clock: Any = harness.clock
+            await harness.submit("orders", submitted(oid(1)), id=oid(1))
+            await harness.submit("orders", submitted(oid(2)), id=oid(2))
+            await happen(harness, oid(2), (CANCEL,))
+            assert subjects(await published(harness)) == ["orders.created.v2"] * 2 + ["orders.cancelled.v1"]
+            relay, store = harness.relays["orders"], harness.stores["orders"]
+            await clock.advance(901)
+            await relay.step()
+            await asyncio.sleep(0)
+            rows = list(relay._sent_timers)
+            await clock.advance(2)
+            await relay.step()
+            await harness.database.flush()
+            (timed_out,) = (await published(harness))[3:]
+            assert (timed_out.subject, timed_out.key) == ("orders.timed_out.v1", oid(1))
+            assert timed_out.cause_id == oid(1)
+            assert timed_out.event_id == derived_id(oid(1), "orders.1")
+            assert timed_out.at == clock.now().isoformat(timespec="microseconds")
+            assert len(rows) == 1
+            await harness.database.write(lambda c: store.mark_sent(c, [rows[0].id], clock.now(), rows))
+            assert len(await published(harness)) == 4
+
+    async def test_pages_and_filters_leave_nothing_out(self, site: Site) -> None:
+        """Pages of any size together are the whole; a filter selects from it."""
+        async with shop(site.url) as (harness, clock):
+            for n in range(9):
+                id = await place(harness, n)
+                await happen(harness, id, ((PAY, NO_ANSWER, CANCEL)[n % 3],))
+                await clock.advance(0.001)
+            whole = await published(harness)
+            assert len(whole) > 3 * 9
+            for limit in (1, 2, 7):
+                assert await published(harness, limit=limit) == whole
+            for module in harness.stores:
+                assert await published(harness, module=module, limit=2) == [each for each in whole if each.module == module]
+            chosen = await published(harness, subject="orders.confirmed.v1", limit=1)
+            assert chosen == [each for each in whole if each.subject == "orders.confirmed.v1"]
+            assert len(chosen) == 3
+            assert await published(harness, subject="orders.nothing.v1") == []
+            assert await published(harness, after=whole[5].seq) == whole[6:]
+            assert await published(harness, after=whole[-1].seq + 10 * POSITIONS) == []
+
+    async def test_a_rare_subject_is_found_over_several_pages(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A page that examines as much as it may shows where to go on."""
+        monkeypatch.setattr("app.storage.archive.history_reader.EXAMINED_MAX", 4)
+        async with shop(site.url) as (harness, _):
+            for n in range(12):
+                await place(harness, n)
+            id = await place(harness, 12)
+            await happen(harness, id, (PAY,))
+            page = await history_of(harness).page(subject="orders.confirmed.v1")
+            assert (page.events, page.next_after is None) == ([], False)
+            assert subjects(await published(harness, subject="orders.confirmed.v1")) == ["orders.confirmed.v1"]
+
+    async def test_what_is_rolled_back_is_not_in_the_history(self, site: Site) -> None:
+        """A decision that fails leaves nothing, and its number is not missed."""
+        async with shop(site.url) as (harness, _):
+            store = harness.stores["orders"]
+
+            def fail(connection: Any) -> None:
+                store.append_history(connection, "2026-01-01T12:00:00.000000+00:00", [["s", "X", "i", "c", False, {}]], is_next=True)
+                raise LookupError
+
+            with pytest.raises(LookupError):
+                await harness.database.write(fail)
+            await place(harness)
+            assert subjects(await published(harness)) == [*CONFIRMED[:3]]
+
+    async def test_the_history_is_purged_at_its_age_and_keeps_its_last_row(self, site: Site) -> None:
+        """By default nothing is; numbers go on after everything else is gone."""
+        async with shop(site.url) as (harness, clock):
+            await place(harness)
+            before = await published(harness)
+
+            async def purge() -> None:
+                for store in harness.stores.values():
+                    for _ in range(3):
+                        await harness.database.write(partial(store.purge, now=clock.now()))
+
+            await clock.advance(5 * DAY)
+            await purge()
+            assert await published(harness) == before
+            await place(harness, 2)
+            newer = (await published(harness))[3:]
+            for store in harness.stores.values():
+                store.history.kept = timedelta(days=3)
+            assert timedelta(days=3) > INBOX_RETENTION
+            await purge()
+            assert await published(harness) == newer
+            await clock.advance(5 * DAY)
+            await purge()
+            assert await published(harness) == newer
+            await place(harness, 3)
+            assert min(each.seq for each in (await published(harness))[3:]) > max(each.seq for each in newer)
+
+    @pytest.mark.parametrize(("content", "error"), [(b"\x07[]", "format 07"), (b"", "format none"), (b"\x01[[", "damaged")])
+    async def test_a_row_that_cannot_be_read_is_an_error(self, site: Site, content: bytes, error: str) -> None:
+        """It is never left out: an event would be missing."""
+        async with shop(site.url) as (harness, _):
+            await place(harness)
+            sql = harness.database.dialect.to_driver_sql("UPDATE inventory_history SET content = ?")
+            await harness.database.write(lambda c: c.exec_driver_sql(sql, (content,)))
+            with pytest.raises(ValueError, match=error):
+                await published(harness)
+
+    async def test_a_missing_producer_is_an_error(self, site: Site) -> None:
+        """The event itself is in the history of the module that has published it."""
+        async with shop(site.url) as (harness, _):
+            await place(harness)
+            await harness.database.write(lambda c: c.exec_driver_sql("DELETE FROM orders_history"))
+            with pytest.raises(ValueError, match=r"inventory refers to an event that no history in this database has"):
+                await published(harness, module="inventory")
+
+    async def test_modules_of_several_databases_are_listed_one_by_one(self, site: Site, tmp_path: Any) -> None:
+        """Their numbers have nothing to do with each other."""
+        async with shop(site.url) as (harness, _):
+            await place(harness)
+            other = Database(f"sqlite:///{tmp_path}/other.db")
+            store = harness.stores["orders"]
+            reader = HistoryReader({"orders": (store.database, store.history), "payments": (other, harness.stores["payments"].history)})
+            with pytest.raises(SeveralDatabases, match="name one module"):
+                await reader.page()
+            assert subjects((await reader.page(module="orders")).events) == ["orders.created.v2"]
+            await other.close()
+
+
