@@ -1,5 +1,5 @@
 """
-Measure what a message costs on NATS: ``python -m tests.bench_messages``.
+Measure what a message costs on NATS: ``python -m tests.bench.messages``.
 
 One process publishes outbox rows to a real server, and receives them again. The figures are processor time of this process
 in microseconds a message, the best of several rounds: on a machine with other load, the best round is nearest to the cost

@@ -1,5 +1,5 @@
 """
-Compare deployments on SQLite and on PostgreSQL: ``python -m tests.bench_databases one-sqlite one-postgres``.
+Compare deployments on SQLite and on PostgreSQL: ``python -m tests.bench.databases one-sqlite one-postgres``.
 
 Every round runs each deployment once, in the order given, with new processes and an empty database. The result is the
 median of the ratios to the first deployment within a round: the speed of a machine changes from minute to minute, and both
@@ -17,19 +17,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from attrs import frozen
 
+from tests.bench.serving import cpu_seconds
 from tests.nats import NatsServer
 from tests.postgres import PostgresServer
 from tests.process.server import Server, environment_of, run
@@ -61,7 +61,7 @@ class Measurement:
 
 def main() -> None:
     """Run the rounds, print each run, and at the end the medians."""
-    parser = argparse.ArgumentParser(description="Compare deployments on SQLite and on PostgreSQL.")
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.databases", description="Compare deployments on SQLite and on PostgreSQL.")
     parser.add_argument("deployments", nargs="+", help=f"{', '.join(DEPLOYMENTS)}; =TREE runs another tree")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--orders", type=int, default=6_000)
@@ -94,9 +94,9 @@ def _measure(name: str, orders: int, connections: int) -> Measurement:
     with tempfile.TemporaryDirectory() as folder, _running(kind, Path(folder), tree) as deployment:
         Path(folder).chmod(0o755)
         _send(deployment, 500, connections)  # everything is loaded and prepared
-        before = {part: _cpu_seconds(pids) for part, pids in deployment.parts.items()}
+        before = {part: cpu_seconds(pids) for part, pids in deployment.parts.items()}
         results = _send(deployment, orders, connections)
-        cpu = {part: (_cpu_seconds(pids) - before[part]) / orders * 1e3 for part, pids in deployment.parts.items()}
+        cpu = {part: (cpu_seconds(pids) - before[part]) / orders * 1e3 for part, pids in deployment.parts.items()}
     return Measurement(
         orders / max(each["seconds"] for each in results),
         max(each["accept_ms"]["p99"] for each in results),
@@ -162,22 +162,6 @@ def _running(kind: str, folder: Path, tree: str) -> Iterator[Deployment]:
         parts = {module: [server.pid for server in system.servers[module]] for module in MODULES} | parts
         urls = {module: [server.url for server in system.servers[module]] for module in MODULES}
         yield Deployment(urls["orders"], urls["inventory"], parts)
-
-
-def _cpu_seconds(pids: Sequence[int]) -> float:
-    """Return the processor time that the processes *pids* and their children have used; see proc(5)."""
-    ticks = 0
-    for pid in pids:
-        ticks += sum(_times(pid))
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            with suppress(OSError):  # it has ended, and its time counts as its parent's
-                ticks += sum(_times(int(child))[:2])
-    return ticks / float(os.sysconf("SC_CLK_TCK"))
-
-
-def _times(pid: int) -> list[int]:
-    """Return the time in user and in kernel mode of the process, and the same of its children that have ended."""
-    return [int(each) for each in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """
-Measure the encoding and decoding of an event: ``python -m tests.bench_contracts``.
+Measure the encoding and decoding of an event: ``python -m tests.bench.contracts``.
 
 The event is an order of three lines. Each figure is the best of several rounds, in microseconds: on a machine with
 other load, the best round is nearest to the cost of the work itself.
