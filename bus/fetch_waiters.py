@@ -94,20 +94,23 @@ G = TypeVar("G", bound=FetchGroup)
 class GroupSubscription(Generic[G]):
     """One member of a consumer group; see `bus.port.Subscription`."""
 
-    __slots__ = ("_is_closed", "group", "is_paused")
+    __slots__ = ("_is_closed", "group", "is_paused", "is_standby")
 
     def __init__(self, group: G) -> None:
         self.group = group
         self._is_closed = False
         self.is_paused = False
+        self.is_standby = False
+        """Whether the latest fetch leaves the messages to the group's other members; see `bus.port.Subscription.fetch`."""
 
     @property
     def consumer(self) -> str:
         return self.group.name
 
-    async def fetch(self, limit: int, wait_seconds: float) -> list[Delivery]:
+    async def fetch(self, limit: int, wait_seconds: float, is_standby: bool = False) -> list[Delivery]:
         if limit < 1:
             raise ValueError(f"cannot fetch {limit} messages")
+        self.is_standby = is_standby
         group = self.group
         host = group.host
         waiters = group.waiters

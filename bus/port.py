@@ -177,9 +177,12 @@ class Subscription(Protocol):
     def is_paused(self) -> bool:
         """True between pause and resume."""
 
-    async def fetch(self, limit: int, wait_seconds: float) -> list[Delivery]:
+    async def fetch(self, limit: int, wait_seconds: float, is_standby: bool = False) -> list[Delivery]:
         """
         Return up to *limit* deliveries; wait up to *wait_seconds* for the first one only.
+
+        With *is_standby* the member leaves the messages to the group's other members, and receives those that no fetch of
+        theirs waits for, a fraction of a second later.
 
         Returns an empty list after *wait_seconds* without a message, while paused, and once closed.
         """

@@ -112,7 +112,7 @@ class PaymentWorker:
                 subscription.resume()
             if not lane.is_behind:
                 limit = 1
-            deliveries = await subscription.fetch(limit, FETCH_SECONDS)
+            deliveries = await subscription.fetch(limit, FETCH_SECONDS, self._runner.is_standby)
             lane.is_behind = len(deliveries) == limit or not self._takes_directly
             for delivery in deliveries:
                 _ = self._start(self._handle(delivery, lane), lane, delivery)

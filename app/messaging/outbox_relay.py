@@ -71,6 +71,7 @@ class _Scanned:
     """What one scan of the table has found; *count* is None if the rows were not counted, which took *count_seconds*."""
 
     rows: Sequence[OutboxMessage]
+    is_leader: bool
     count: int | None
     rows_per_event: float
     count_seconds: float
@@ -102,11 +103,14 @@ class OutboxRelay:
         self._scan_at = self._beat_at = 0.0
         self._purge_at = clock.monotonic() + PURGE_SECONDS
         self._has_scanned = False
+        self.is_leader = False
+        """True in the process that scans the outbox and receives the messages of the module; see `app.runtime.receiving`."""
         self._is_stopped = False
         self._published = metrics.messages_published
         name = store.module.name
         metrics.outbox_pending.labels(name).set_function(lambda: float(self.pending))
         metrics.outbox_oldest_seconds.labels(name).set_function(lambda: self._oldest_seconds)
+        metrics.module_leader.labels(name).set_function(lambda: float(self.is_leader))
         self._oldest_seconds = 0.0
         self._progress_at = clock.monotonic()
 
@@ -304,10 +308,10 @@ class OutboxRelay:
         handover_delay = self._store.handover_delay(timedelta(seconds=SCAN_SECONDS if self._has_scanned else 0))
         is_to_send = count != 0 and is_leader and self._bus.is_connected
         rows = self._store.fetch_due(connection, now, SCAN_MAX, handover_delay, in_flight) if is_to_send else []
-        return _Scanned(rows, count, rows_per_event, seconds, self._store.oldest_due_seconds(connection, now))
+        return _Scanned(rows, is_leader, count, rows_per_event, seconds, self._store.oldest_due_seconds(connection, now))
 
     def _publish_found(self, scanned: _Scanned) -> None:
-        rows, count = scanned.rows, scanned.count
+        rows, count, self.is_leader = scanned.rows, scanned.count, scanned.is_leader
         self._has_scanned = True
         self._oldest_seconds = scanned.oldest_seconds
         done = set(self._sent)

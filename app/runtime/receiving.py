@@ -9,6 +9,11 @@ The module runner and the payment worker share these rules:
 - An older version of an event that the consumer also reads in a newer version is deferred `DEFER_MAX` times, so that the
   newer version is processed first; after that it is processed itself.
 - A message whose processing failed is delivered again after a delay that doubles with each try.
+- Of several processes on one database, one leads the module and receives its messages (`OutboxRelay.is_leader`). Each
+  transaction and each commit has a cost of its own, so two processes with half of the messages each take far more
+  processor time than one with all of them. The others are on standby, and receive what the leader leaves waiting at the
+  bus: the leader requests no more than one batch ahead, and a leader that is gone requests nothing. So no process has to
+  detect that the leader is overloaded, hangs or was killed; and two leaders, or none for a while, do no harm.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class ModuleRunner:
         self.changes = StateChanges(store, self._watchers, clock)
         self._messages = MessageMetrics(module.name, metrics)
         self._receiver = Receiver(reader, self._messages, rng := rng or random.Random())
-        self._queue: WorkQueue[WorkItem] = WorkQueue(batch_max * 4, lambda item: item.delivery is not None)
+        self._queue: WorkQueue[WorkItem] = WorkQueue(batch_max, lambda item: item.delivery is not None)
         self._newest_by_event_id: dict[str, WorkItem] = {}
         """The queued items for the newest version of an event that has several versions, by event id."""
         self._outage = StorageOutage(module.name, self._queue, store.database, clock, rng)
@@ -101,6 +101,11 @@ class ModuleRunner:
     def waiting_seconds(self) -> float:
         """Return for how long work has waited without any batch being finished; 0 if none waits."""
         return max(0.0, self._clock.monotonic() - self._waits_since)
+
+    @property
+    def is_standby(self) -> bool:
+        """True while another process on the same database leads the module: it fetches what comes over the bus."""
+        return not self._relay.is_leader
 
     def add_listener(self, listener: CommitListener) -> None:
         """Call *listener* for each event that the module decides about, after the commit."""
@@ -170,7 +175,7 @@ class ModuleRunner:
         """Queue the messages of one lane until cancelled, never more than the lane may prefetch."""
         while True:
             free = await self._queue.wait_for_space(is_express)
-            for delivery in await subscription.fetch(min(free, self._batch_max), FETCH_SECONDS):
+            for delivery in await subscription.fetch(min(free, self._batch_max), FETCH_SECONDS, self.is_standby):
                 try:
                     await self._receive(delivery)
                 except Exception as error:  # an unforeseen error concerns this message alone
@@ -187,8 +192,7 @@ class ModuleRunner:
             return
         item = WorkItem(
             received.event, received.id, received.trace, received.is_express, received.id,
-            delivery=delivery, subject=received.subject, occurred_at=received.occurred_at,
-            defers_to_newer=received.may_be_deferred,
+            delivery=delivery, subject=received.subject, occurred_at=received.occurred_at, defers_to_newer=received.may_be_deferred,
         )  # fmt: skip
         if received.versions is not None and not received.is_older:
             self._newest_by_event_id[item.id] = item
@@ -226,9 +230,8 @@ class ModuleRunner:
         """
         Commit what follows from *items*.
 
-        The first attempt delivers locally, the second sends every event over the bus, and if that fails, too, each item
-        gets its own transaction, so that only the item that causes the error fails. Return the commits, the items that wait for
-        the database, and its error.
+        The first attempt delivers locally, the second sends every event over the bus; if both fail, each item gets its own
+        transaction, and may fail alone. Return the commits, the items that wait for the database, and its error.
         """
         commits: list[CommitResult] = []
         waiting: list[WorkItem] = []
@@ -246,7 +249,7 @@ class ModuleRunner:
                     waiting.append(item)
                     refusal = outcome
                 else:
-                    commits.append(outcome if isinstance(outcome, dict) else self._failed(item, outcome))
+                    commits.append(outcome if isinstance(outcome, dict) else {self.module.name: ModuleResult([item], [ItemResult(error=outcome)])})
         except StorageUnavailable as error:
             return commits, [*waiting, *items[len(commits) + len(waiting) :]], error
         return commits, waiting, refusal if waiting else None
@@ -267,9 +270,6 @@ class ModuleRunner:
             if is_local:
                 logger.debug("local delivery failed; the events go over the bus", module=name, detail=repr(error))
             return error
-
-    def _failed(self, item: WorkItem, error: Exception) -> CommitResult:
-        return {self.module.name: ModuleResult([item], [ItemResult(error=error)])}
 
     # After the commit
 

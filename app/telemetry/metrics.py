@@ -45,6 +45,8 @@ class Metrics:
     """By module; counted over the whole outbox, which replicas may share."""
     outbox_oldest_seconds: Gauges
     """By module."""
+    module_leader: Gauges
+    """By module."""
     dead_letters: Counters
     """By consumer and subject."""
     orders: Counters
@@ -99,6 +101,9 @@ class Metrics:
         )
         self.outbox_oldest_seconds = Gauges(
             registry, "outbox_oldest_seconds", "Time for which the oldest of them has been due; 0 if there is none.", ["module"]
+        )
+        self.module_leader = Gauges(
+            registry, "module_leader", "1 in the process that leads the module, 0 in one on standby.", ["module"]
         )
         self.dead_letters = Counters(
             registry, "dead_letters_total", "Messages that a consumer has dead-lettered.", ["consumer", "subject"]

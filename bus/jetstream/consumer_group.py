@@ -134,5 +134,6 @@ class ConsumerGroup:
         if wanted:
             wanted -= sum(len(consumer.ready) for consumer in self.consumers)
             if wanted > 0:
+                is_standby = all(subscription.is_standby for subscription in self.subscriptions)
                 for consumer in consumers:
-                    consumer.request(wanted)
+                    consumer.request(wanted, is_standby)

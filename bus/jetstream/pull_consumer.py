@@ -31,11 +31,16 @@ from bus.port import Clock, DeadLetter
 REQUEST_SECONDS = 5.0
 """How long a request lasts. It takes at most as long to turn to a new leader after a request was lost with the old one."""
 
+STANDBY_SECONDS = 0.2
+"""How soon, on standby, the server is asked again for messages that no other process has requested."""
+
 _RETRY_SECONDS = 0.1
 _LATE_MAX = 1_024
 _UNSUBSCRIBED_NAK_SECONDS = 1.0
 _NANOSECONDS = 1_000_000_000
 _EXPIRED = "408"
+_ENOUGH_REQUESTED = "Requests Pending"
+_NO_MESSAGES = "404"
 _NO_RESPONDERS = "503"
 _CONFLICT = "409"
 _PASSING = ("Leadership Change", "Server Shutdown", "Batch Completed", "Consumer Deleted")
@@ -118,8 +123,12 @@ class PullConsumer:
             with suppress(nats.errors.Error, OSError):  # the connection may be gone, and the subscription with it
                 await subscription.unsubscribe()
 
-    def request(self, wanted: int) -> None:
-        """Request what is missing for *wanted* messages, unless half of them are requested already."""
+    def request(self, wanted: int, is_standby: bool = False) -> None:
+        """
+        Request what is missing for *wanted* messages, unless half of them are requested already.
+
+        On standby, request what waits at the server now and exceeds the requests of other processes.
+        """
         now = self.now()
         if self._inbox_subscription is None or now < self._no_request_before:
             return
@@ -129,8 +138,12 @@ class PullConsumer:
             return
         count = wanted - self.outstanding
         self.outstanding += count
-        self._requests_end_at = now + REQUEST_SECONDS
-        body = b'{"batch": %d, "expires": %d}' % (count, REQUEST_SECONDS * _NANOSECONDS)
+        if is_standby:
+            self._requests_end_at = now + STANDBY_SECONDS
+            body = b'{"batch": %d, "no_wait": true}' % count
+        else:
+            self._requests_end_at = now + REQUEST_SECONDS
+            body = b'{"batch": %d, "expires": %d}' % (count, REQUEST_SECONDS * _NANOSECONDS)
         self.send(self._request_subject, body, self._inbox)
 
     def request_more(self) -> None:
@@ -200,12 +213,14 @@ class PullConsumer:
         description = headers.get("Description", "")
         unused = headers.get("Nats-Pending-Messages", "")
         self.outstanding = max(0, self.outstanding - int(unused)) if unused.isdigit() else 0
-        if status == _EXPIRED:
+        if status == _EXPIRED and description != _ENOUGH_REQUESTED:
             self.refusal = ""
             self._host.message_available(self)
             return
         self._no_request_before = max(self._no_request_before, self.now() + _RETRY_SECONDS)
-        if status == _NO_RESPONDERS or "Deleted" in description:
+        if status in (_NO_MESSAGES, _EXPIRED):
+            self.refusal = ""
+        elif status == _NO_RESPONDERS or "Deleted" in description:
             self._on_lost(description or "no responders")
         elif status == _CONFLICT and not description.startswith(_PASSING):
             if description != self.refusal:

@@ -10,7 +10,8 @@ halves of a pair see the same minute. A deployment is one of
 - ``replicas-postgres``: the same with two processes for each module.
 
 ``one-postgres=/path/to/a/tree`` runs the program of another tree. The servers keep their own defaults; in particular every
-commit waits for the disk. Two ``python -m app load`` send the orders, each to one of two replicas if there are any.
+commit waits for the disk. Two ``python -m app load`` send the orders; their connections are spread over the replicas, as a
+load balancer would do it.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def _send(deployment: Deployment, orders: int, connections: int) -> list[dict[st
             [
                 sys.executable, "-m", "app", "load", "--orders", str(orders // SENDERS),
                 "--concurrency", str(connections // SENDERS),
-                "--url", deployment.orders_urls[number % len(deployment.orders_urls)],
+                "--url", deployment.orders_urls[0], *[f"--replica-url={url}" for url in deployment.orders_urls[1:]],
                 "--inventory-url", deployment.inventory_urls[number % len(deployment.inventory_urls)],
             ],
             env=environment_of({}),

@@ -746,6 +746,18 @@ class TriesContract:
         assert len(await harness.run(member.fetch(3, harness.ack_wait_seconds))) == 3
         assert harness.monotonic() - began < harness.ack_wait_seconds / 2 + harness.lag_seconds
 
+    async def test_a_member_on_standby_receives_what_no_other_member_fetches(self, harness: Harness) -> None:
+        """It may receive it later, and never misses it; and it leaves the standby with its next fetch."""
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        publish(harness, 20)
+        taken: list[Delivery] = []
+        while len(taken) < 20:
+            taken += (batch := await harness.run(member.fetch(8, harness.patience_seconds, True)))
+            assert batch
+        await ack_all(taken)
+        publish(harness, 1)
+        await take_one(harness, member)
+
     async def test_fetch_returns_an_empty_list_at_its_deadline(self, harness: Harness) -> None:
         """It returns neither before the deadline nor much later; and at once when it may not wait."""
         member = await harness.bus.subscribe("inventory", [CREATED])

@@ -29,6 +29,7 @@ SERIES = {
     "message_lag_seconds_count": {"module"},
     "outbox_pending": {"module"},
     "outbox_oldest_seconds": {"module"},
+    "module_leader": {"module"},
     "clock_jump_seconds": set[str](),
     "database_wal_bytes": {"module"},
     "database_oldest_snapshot_seconds": {"module"},

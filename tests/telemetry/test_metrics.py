@@ -28,6 +28,7 @@ CONTRACT: dict[str, tuple[str, list[str]]] = {
     "message_lag_seconds": ("histogram", ["module"]),
     "outbox_pending": ("gauge", ["module"]),
     "outbox_oldest_seconds": ("gauge", ["module"]),
+    "module_leader": ("gauge", ["module"]),
     "dead_letters_total": ("counter", ["consumer", "subject"]),
     "orders_total": ("counter", ["status"]),
     "order_duration_seconds": ("histogram", []),
@@ -59,6 +60,7 @@ def filled_metrics() -> Metrics:
     metrics.message_lag_seconds.labels("inventory").observe(0.01)
     metrics.outbox_pending.labels("orders").set(3)
     metrics.outbox_oldest_seconds.labels("orders").set(1.5)
+    metrics.module_leader.labels("orders").set(1)
     metrics.dead_letters.labels("payments", "orders.created.v1").inc()
     metrics.orders.labels("confirmed").inc()
     metrics.order_duration_seconds.observe(0.05)
@@ -88,6 +90,7 @@ def test_the_page_shows_the_recorded_values() -> None:
         'http_requests_total{method="POST",route="/v1/orders",status="202"} 1',
         'outbox_pending{module="orders"} 3',
         'outbox_oldest_seconds{module="orders"} 1.5',
+        'module_leader{module="orders"} 1',
         'circuit_breaker_state{gateway="simulated"} 2',
         "bus_connected 1",
         "order_duration_seconds_count 1",

@@ -23,6 +23,12 @@ from app.cli.loadtest.report import Progress, Result
 from app.cli.loadtest.run import LoadOptions, run_load_test
 
 
+def _checked_urls(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        _checked_url(context, parameter, value)
+    return values
+
+
 def _checked_url(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     if value is None:
         return None
@@ -58,6 +64,14 @@ def _checked_url(context: click.Context, parameter: click.Parameter, value: str 
     show_default=True,
     callback=_checked_url,
     help="Address of the server that takes the orders.",
+)
+@click.option(
+    "--replica-url",
+    "replica_urls",
+    multiple=True,
+    callback=_checked_urls,
+    metavar="TEXT",
+    help="Address of one more server that takes the orders; the connections are spread over all of them.",
 )
 @click.option(
     "--inventory-url",

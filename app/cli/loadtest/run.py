@@ -6,7 +6,7 @@ __all__ = ["LoadOptions", "LoadRun", "run_load_test"]
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import aiohttp
@@ -40,6 +40,8 @@ class LoadOptions:
     """Orders per second; None sends each order as soon as a connection is free."""
     inventory_url: str | None = None
     """The server that runs the inventory module; None if it is the server at *url*."""
+    replica_urls: Sequence[str] = ()
+    """Further servers that take the orders of the server at *url*; the connections are spread over all of them."""
     key: str | None = None
     """The API key that both servers are given, if any."""
     products: int = 20
@@ -100,7 +102,8 @@ class LoadRun:
         self._tally = Tally(options.orders)
         self._stock = Stock(session, stock_url, run_id, products=options.products, on_hand=on_hand)
         self._tracker = OrderTracker(session, url, run_id, self._tally, patience_seconds=options.patience_seconds)
-        self._connections = [Connection(url) for _ in range(min(options.concurrency, options.orders))]
+        urls = [url, *map(URL, options.replica_urls)]
+        self._connections = [Connection(urls[n % len(urls)]) for n in range(min(options.concurrency, options.orders))]
         self._sender = OrderSender(
             self._connections,
             self._request,

@@ -24,6 +24,7 @@ from bus.errors import BrokerUnreachable, BusClosed, PublishRefused, PublishRetr
 from bus.jetstream.admin.configs import consumer_config, ensure, stream_config
 from bus.jetstream.admin.topology import StreamPlan, consumer_plans
 from bus.jetstream.bus import JetStreamBus, Servers
+from bus.jetstream.pull_consumer import REQUEST_SECONDS
 from bus.port import MAX_TRIES, Bus, Clock, Delivery, Message
 from tests.bus.contract import CREATED, RESERVED, expect_nothing, message, publish, take, take_one
 from tests.bus.features import Harness, InMemoryDeadLetters
@@ -433,6 +434,48 @@ async def test_processes_share_the_messages_of_a_group(harness: JetStreamHarness
     await asyncio.gather(*(work(number) for number in range(3)))
     assert Counter(received[0] + received[1] + received[2]) == Counter(each.id for each in sent)
     assert all(received.values())
+
+
+async def test_a_process_on_standby_receives_only_what_no_other_process_has_requested(harness: JetStreamHarness) -> None:
+    """While another process fetches, it receives nothing; as soon as messages are left waiting, it receives those."""
+    active = await harness.bus.subscribe("inventory", [CREATED])
+    standby = await (await harness.another()).subscribe("inventory", [CREATED])
+    received: list[bytes] = []
+
+    async def work() -> None:
+        while len(received) < 100:
+            batch = await active.fetch(100, 30)
+            received.extend([delivery.message.body for delivery in batch])
+            await asyncio.gather(*(delivery.ack() for delivery in batch))
+
+    working = asyncio.create_task(work())
+    await until(lambda: all(consumer.outstanding for consumer in harness.bus._consumers()))
+    waiting = asyncio.create_task(standby.fetch(100, 60, True))
+    for _ in range(10):
+        await publish_all(harness.bus, [message() for _ in range(10)])
+    async with asyncio.timeout(30):
+        await working
+    assert len(received) == 100
+    assert not waiting.done()
+    requested = sum(consumer.outstanding for consumer in harness.bus._consumers())
+    await publish_all(harness.bus, [message(b"left waiting") for _ in range(requested + 50)])
+    taken = len(await waiting)
+    while taken < 50:
+        taken += len(await standby.fetch(100, 30, True))
+    assert taken == 50
+
+
+async def test_a_process_on_standby_takes_over_when_the_other_one_is_gone(harness: JetStreamHarness) -> None:
+    """It asks the server several times a second."""
+    active = await harness.another()
+    assert await (await active.subscribe("inventory", [CREATED])).fetch(1, 0.1) == []
+    standby = await harness.bus.subscribe("inventory", [CREATED])
+    assert await standby.fetch(1, 0.1, True) == []
+    await active.close(0)
+    began = time.monotonic()
+    await publish_all(harness.bus, [message()])
+    assert len(await standby.fetch(1, 30, True)) == 1
+    assert time.monotonic() - began < REQUEST_SECONDS
 
 
 async def test_a_process_that_closes_returns_its_messages_at_once(server: NatsServer) -> None:

@@ -68,6 +68,28 @@ async def test_the_api_key_is_sent_with_every_request(server: FakeServer) -> Non
     assert len(server.posts) == 60
 
 
+async def test_the_connections_are_spread_over_all_replicas(server: FakeServer) -> None:
+    """With one replica beside the server, every second connection goes to the replica."""
+    opened = 0
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        url = URL(server.url)
+        upstream, sink = await asyncio.open_connection(url.host, url.port)
+        await asyncio.gather(copy(reader, sink), copy(upstream, writer))
+
+    async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65_536):
+            sink.write(data)
+        sink.close()
+
+    async with await asyncio.start_server(forward, "127.0.0.1", 0) as replica:
+        port = replica.sockets[0].getsockname()[1]
+        result = await measured(server.url, 60, 4, replica_urls=[f"http://127.0.0.1:{port}"])
+    assert (result["confirmed"], opened) == (60, 2)
+
+
 async def test_the_result_has_the_documented_members_and_no_others(server: FakeServer) -> None:
     """The names and the order of the members are a contract."""
     result = await measured(server.url, 20, 4)
