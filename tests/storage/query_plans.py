@@ -18,7 +18,7 @@ from sqlalchemy import Pool, event
 
 from app.storage.sql.postgres_pipeline import Pending, Pipeline
 
-GROWING = re.compile(r"\b(orders|inventory|payments)_(?:archive|inbox|order|outbox|payment|product|reservation)\b")
+GROWING = re.compile(r"\b(orders|inventory|payments)_(?:archive|history|inbox|order|outbox|payment|product|reservation)\b")
 """Tables that grow with the orders, or with the products. Audit and dead letters grow with what people do and what fails."""
 
 _PLANNED = ("SELECT", "UPDATE", "DELETE", "INSERT")
