@@ -65,11 +65,13 @@ def drive(url: str, connections: int, seconds: int, client: str) -> LoadResult:
 
 
 async def _send_one_by_one(host: str, port: int, until: float, numbers: count[int], latencies: list[float]) -> int:
-    """Place one order after the other over one connection; return how many were refused."""
+    """Place one order after the other over one connection, at least one; return how many were refused."""
     reader, writer = await asyncio.open_connection(host, port)
     failed = 0
     try:
-        while time.monotonic() < until:
+        is_first = True
+        while is_first or time.monotonic() < until:
+            is_first = False
             product = PRODUCTS[next(numbers) % len(PRODUCTS)]
             body = b'{"customer_id":"c-1","items":[{"product_id":"%s","quantity":1}]}' % product.encode()
             writer.write(

@@ -141,7 +141,7 @@ async def test_the_client_counts_answers_of_success_and_others() -> None:
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         result = await send(f"http://127.0.0.1:{port}", 2, 0.1)
-    assert result.accepted + result.failed == requests > 2
+    assert result.accepted + result.failed == requests >= 2
     assert abs(result.accepted - result.failed) <= 1
     assert 0 < result.p50_ms <= result.p99_ms
 
