@@ -31,7 +31,7 @@ CONTRACTS = {
 }
 
 BREACHES = [
-    ("app/clock.py", "import bench.load", "packages"),
+    ("app/clock.py", "import bench.load", "bench"),
     ("bench/rivals/dbos_saga.py", "from bus import ids", "rivals"),
     ("bench/rivals/faststream_saga.py", "import bench.load", "rivals"),
     ("bus/errors.py", "import modules.orders.events", "packages"),
