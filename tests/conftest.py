@@ -97,6 +97,23 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
+def replicated() -> Iterator[tuple[PostgresServer, PostgresServer]]:
+    """A running PostgreSQL server and its running standby."""
+    folder = Path(tempfile.mkdtemp(prefix="pg-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")))
+    folder.chmod(0o755)
+    servers: list[PostgresServer] = []
+    try:
+        for name in ("primary", "standby"):
+            (folder / name).mkdir()
+            servers.append(PostgresServer(folder / name, primary=servers[0] if servers else None).start())
+        yield servers[0], servers[1]
+    finally:
+        for server in servers:
+            server.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
 def path(tmp_path: Path) -> Path:
     """The path of the SQLite database of the test."""
     return tmp_path / "test.db"

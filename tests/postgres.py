@@ -31,10 +31,11 @@ class PostgresServer:
     """
     A server with its data and its socket in *folder*; it can be started and stopped repeatedly.
 
-    *settings* are those of its configuration, by default ones that make tests quick. PostgreSQL refuses to run as root: then it runs as the user ``nobody``.
+    *settings* are those of its configuration, by default ones that make tests quick. With *primary* it is a standby of that
+    server, under the name "standby". PostgreSQL refuses to run as root: then it runs as the user ``nobody``.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, str] = _SETTINGS) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str] = _SETTINGS, primary: PostgresServer | None = None) -> None:
         self.folder = folder
         self._settings = {"listen_addresses": "", **settings}
         self._data = folder / "data"
@@ -44,11 +45,16 @@ class PostgresServer:
         self._numbers = count(1)
         if self._user is not None:
             shutil.chown(folder, self._user)
+        if primary is not None:
+            source = f"host={primary.folder} user=postgres application_name=standby"
+            self._run("pg_basebackup", "-R", "-X", "stream", "-c", "fast", "--no-sync", "-d", source, "-D", str(self._data))
+            return
         self._run("initdb", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--no-sync", f"--pgdata={self._data}")
 
-    def url(self, database: str = "postgres") -> str:
-        """Return the URL of *database*."""
-        return f"postgresql://postgres@/{database}?host={self.folder}"
+    def url(self, database: str = "postgres", standby: PostgresServer | None = None) -> str:
+        """Return the URL of *database*; with *standby*, on whichever of the two servers accepts writes."""
+        more = f",{standby.folder}&target_session_attrs=read-write" if standby is not None else ""
+        return f"postgresql://postgres@/{database}?host={self.folder}{more}"
 
     @property
     def pid(self) -> int:
@@ -101,6 +107,13 @@ class PostgresServer:
         with psycopg.connect(self.url(database), autocommit=True) as connection:
             cursor = connection.execute(sql)
             return cursor.fetchall() if cursor.description else []
+
+    def wait_for(self, sql: str) -> None:
+        """Wait until *sql*, which selects a condition, selects true."""
+        deadline = time.monotonic() + READY_SECONDS
+        while not self.query(sql)[0][0]:
+            assert time.monotonic() < deadline, sql
+            time.sleep(0.02)
 
     def disconnect_clients(self, url: str) -> int:
         """Close all connections of the application to the database at *url*; return how many there were."""

@@ -78,6 +78,9 @@ _SETTINGS = {
     "jit": "off",
 }
 
+_TIMELINE = "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
+"""The server's timeline, which changes when a standby is promoted; an error on a standby."""
+
 _CONFLICTS = (
     errors.UniqueViolation,
     errors.SerializationFailure,
@@ -169,7 +172,7 @@ class Postgres:
             if connection.get_execution_options().get("reading", False):
                 pipeline.begin("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             else:
-                pipeline.begin("BEGIN", "SELECT pg_current_xact_id()::text")
+                pipeline.begin("BEGIN", f"SELECT pg_current_xact_id()::text || ' ' || {_TIMELINE}")
 
         @event.listens_for(engine, "before_cursor_execute")
         def before_execute(connection: Connection, *_: Any) -> None:
@@ -241,16 +244,23 @@ class Postgres:
         """Nothing: its files are never lost."""
 
     def transaction_id(self, connection: Connection) -> str | None:
-        """The server's 64-bit number of the transaction."""
+        """The server's 64-bit number of the transaction, and the timeline to which the number belongs."""
         return pipeline_of(connection).transaction_id
 
     def was_committed(self, engine: Engine, tx_id: Any) -> bool | None:
-        """Ask the server, which records the outcome of every transaction, over a new connection."""
+        """
+        Ask the server, which records the outcome of every transaction, over a new connection.
+
+        Unknown on another timeline: a standby that has been promoted gives the numbers that it has not seen to other
+        transactions.
+        """
+        number, timeline = tx_id.split()
+        sql = f"SELECT CASE WHEN {_TIMELINE} = %s THEN pg_xact_status(%s::xid8) END"
         until = time.monotonic() + OUTCOME_SECONDS
         while True:
             try:
                 with engine.connect() as connection:
-                    status = connection.exec_driver_sql("SELECT pg_xact_status(%s::xid8)", (tx_id,)).scalar()
+                    status = connection.exec_driver_sql(sql, (timeline, number)).scalar()
                 if status != "in progress":
                     return None if status is None else status == "committed"
             except Exception as error:

@@ -1,0 +1,31 @@
+"""A standby of the PostgreSQL server takes its place: what is known about transactions of the old one."""
+
+from __future__ import annotations
+
+from app.storage.sql.postgres import Postgres
+from tests.postgres import PostgresServer
+
+
+def test_the_outcome_of_a_transaction_is_unknown_after_a_fail_over(replicated: tuple[PostgresServer, PostgresServer]) -> None:
+    """The new server gives the number of a transaction that it never had to another one, which is committed."""
+    primary, standby = replicated
+    standby.query("ALTER SYSTEM SET primary_conninfo = ''")
+    standby.query("SELECT pg_reload_conf()")
+    standby.wait_for("SELECT count(*) = 0 FROM pg_stat_wal_receiver")
+    dialect = Postgres()
+    engine = dialect.engine(primary.url(standby=standby))
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE TABLE lost ()")
+        tx_id = dialect.transaction_id(connection)
+        connection.commit()
+        assert dialect.was_committed(engine, tx_id) is True
+        primary.kill()
+        engine.dispose()
+    standby.query("SELECT pg_promote()")
+    number = str(tx_id).split()[0]
+    while standby.query(f"SELECT pg_current_xact_id() <= '{number}'")[0][0]:
+        pass
+    assert standby.query(f"SELECT pg_xact_status('{number}')") == [("committed",)]
+    assert standby.query("SELECT count(*) FROM pg_tables WHERE tablename = 'lost'") == [(0,)]
+    assert dialect.was_committed(engine, tx_id) is None
+    engine.dispose()
