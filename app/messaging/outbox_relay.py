@@ -53,7 +53,11 @@ SCAN_SECONDS = 1.0
 PURGE_SECONDS = 10.0
 
 IDLE_SECONDS = 0.25
-"""The longest pause between two steps while nothing is in flight: a process that does nothing wakes up rarely."""
+"""
+The pause between two steps while nothing is in flight; it ends at a multiple of itself.
+
+A process that does nothing wakes up rarely, and its relays at the same moments, so that their scans share a transaction.
+"""
 
 
 COUNT_SHARE_MAX = 0.02
@@ -170,7 +174,7 @@ class OutboxRelay:
         is_scan_due = now >= self._scan_at
         try:
             if is_scan_due:
-                self._scan_at = now + SCAN_SECONDS
+                self._scan_at = now - now % IDLE_SECONDS + SCAN_SECONDS
                 scan = partial(self._scan, sent, timers, frozenset(self._in_flight))
                 self._publish_found(await self._store.database.write(scan, RUN_LAST))
             elif sent:
@@ -191,10 +195,10 @@ class OutboxRelay:
 
     def _pause_seconds(self) -> float:
         """Return the time until the next step: short while something is to be marked, scanned or purged soon."""
-        if self._sent or self._in_flight:
+        now = self._clock.monotonic()
+        if self._sent or self._in_flight or min(self._scan_at, self._purge_at) <= now + MARK_SECONDS:
             return MARK_SECONDS
-        due_in = min(self._scan_at, self._purge_at) - self._clock.monotonic()
-        return min(IDLE_SECONDS, max(MARK_SECONDS, due_in))
+        return IDLE_SECONDS - now % IDLE_SECONDS
 
     async def stop(self) -> None:
         """Publish nothing more; write all marks, including those that are piggy-backed. Idempotent."""
