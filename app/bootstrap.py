@@ -285,7 +285,7 @@ def build_parts(settings: Settings, clock: Clock | None = None) -> Parts:
     modules = build_modules(settings)
     contracts = build_registry(modules)
     storage = build_storage(settings, modules)
-    dead_letters = DeadLetterStore(storage.stores, clock, metrics, not_replayable={WEBHOOKS})
+    dead_letters = DeadLetterStore(storage.stores, contracts, clock, metrics, not_replayable={WEBHOOKS})
     bus = build_bus(settings, modules, contracts, clock, dead_letters)
     metrics.bus_connected.set_function(lambda: float(bus.bus.is_connected))
     metrics.bus_reconnects.set_function(bus.reconnects)

@@ -1,4 +1,4 @@
-"""``dead-letters``: list, show, replay and discard dead letters in the database, whether a server is running or not."""
+"""``dead-letters``: list, group, show, replay and discard dead letters in the database, with or without a running server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ __all__ = ["dead_letters"]
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import click
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PAGE = 200
+GROUP_COLUMNS = ("count", "consumer", "subject", "error", "pattern", "last_seen", "example")
 COLUMNS = ("id", "consumer", "subject", "error", "attempts", "replays", "last_seen")
 
 
@@ -28,6 +29,7 @@ def dead_letters() -> None:
     List, show, replay and discard dead letters: messages that a consumer could not process.
 
     \b
+      python -m app dead-letters groups
       python -m app dead-letters list --consumer inventory --error failed
       python -m app dead-letters show ID
       python -m app dead-letters replay ID
@@ -79,6 +81,35 @@ def list_(consumer: str | None, subject: str | None, error: str | None, limit: i
         click.echo("no dead letters")
 
 
+@dead_letters.command(short_help="Count dead letters by their cause.")
+@click.option("--consumer", default=None, help="Only dead letters of this consumer, for example inventory-express.")
+@click.option("--subject", default=None, help="Only dead letters with this subject, including its lane (.express).")
+@click.option("--error", default=None, help="Only dead letters with this error code, for example failed.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array, in the format of the API.")
+def groups(consumer: str | None, subject: str | None, error: str | None, as_json: bool) -> None:
+    """
+    Count dead letters by their cause: one line for each consumer, subject, error and pattern of the detail.
+
+    In the pattern, <id>, <time> and <n> stand for what differs from one dead letter to the next. `show EXAMPLE` prints one of
+    them whole.
+
+    Exit codes: 0 done, also if there are none; 2 wrong usage or configuration, or no consumer, subject or error of that name;
+    3 the database does not exist, is not migrated or is out of reach.
+    """
+    from app.web.endpoints.dead_letters import group_to_json
+
+    found = _with_dead_letter_store(lambda store: store.groups(consumer, subject, error))
+    rows = [group_to_json(group) for group in found]
+    if not rows:
+        _check_filters(consumer, subject, error)
+    if as_json:
+        console.print_json(rows)
+    elif rows:
+        click.echo(console.table(GROUP_COLUMNS, [[str(row[column]) for column in GROUP_COLUMNS] for row in rows]))
+    else:
+        click.echo("no dead letters")
+
+
 @dead_letters.command(short_help="Print one dead letter as JSON.")
 @click.argument("id")
 def show(id: str) -> None:
@@ -103,25 +134,42 @@ def show(id: str) -> None:
     "--subject", default=None, help="Replay all dead letters with this subject, including its lane (.express)."
 )
 @click.option("--error", default=None, help="Replay all dead letters with this error code.")
+@click.option(
+    "--body",
+    "body_file",
+    type=click.File("rb"),
+    help="File with the JSON body of the new message, in place of the stored one; - reads stdin. For one ID only.",
+)
 @click.option("--dry-run", is_flag=True, help="Print how many would be replayed, and replay none.")
-def replay(ids: tuple[str, ...], consumer: str | None, subject: str | None, error: str | None, dry_run: bool) -> None:
+def replay(
+    ids: tuple[str, ...],
+    consumer: str | None,
+    subject: str | None,
+    error: str | None,
+    body_file: BinaryIO | None,
+    dry_run: bool,
+) -> None:
     """
     Publish dead letters again: those with the given IDs, or all that match the options.
 
     \b
       python -m app dead-letters replay ID ID
       python -m app dead-letters replay --consumer inventory --error failed --dry-run
+      python -m app dead-letters show ID | jq .message.body > body.json
+      python -m app dead-letters replay ID --body body.json
 
     Each dead letter becomes a new message with the old event. A consumer that has processed the event in the meantime
-    recognises it and ignores it.
+    recognises it and ignores it. An edited body must match the schema of the subject; the dead letter keeps both bodies.
 
     Exit codes: 0 done; 1 an ID is unknown, or the consumer of a dead letter consumes nothing (the other dead letters are
-    still replayed); 2 wrong usage or configuration, or no consumer, subject or error of that name; 3 the database does not
-    exist, is not migrated or is out of reach.
+    still replayed), or the body does not match its schema; 2 wrong usage or configuration, or no consumer, subject or error
+    of that name; 3 the database does not exist, is not migrated or is out of reach.
     """
     has_filter = any(value is not None for value in (consumer, subject, error))
     if bool(ids) == has_filter:
         raise click.UsageError("give either IDs or at least one of --consumer, --subject and --error")
+    if body_file is not None and len(ids) != 1:
+        raise click.UsageError("--body is for one ID")
     if has_filter:
         matched, replayed = _with_dead_letter_store(
             lambda dead_letter_store: dead_letter_store.replay_many(
@@ -133,15 +181,19 @@ def replay(ids: tuple[str, ...], consumer: str | None, subject: str | None, erro
         click.echo(f"{matched} would be replayed" if dry_run else f"{replayed} replayed")
         return
 
+    body = None if body_file is None else body_file.read()
+
     async def send(dead_letter_store: DeadLetterStore) -> list[str]:
         from app.messaging.dead_letters import NotReplayable
+        from bus.errors import Rejected
 
         failures = []
         for id in dict.fromkeys(ids):
             try:
-                if not await dead_letter_store.replay(id, dry_run, audit=console.audited("replayDeadLetter", id)):
+                audit = console.audited("replayDeadLetter", id)
+                if not await dead_letter_store.replay(id, dry_run, body=body, audit=audit):
                     failures.append(_unknown(id))
-            except NotReplayable as error:
+            except (NotReplayable, Rejected) as error:
                 failures.append(f"{id} cannot be replayed: {error}")
         return failures
 
@@ -151,21 +203,48 @@ def replay(ids: tuple[str, ...], consumer: str | None, subject: str | None, erro
     _fail(failures)
 
 
-@dead_letters.command()
-@click.argument("ids", nargs=-1, required=True, metavar="ID...")
-def discard(ids: tuple[str, ...]) -> None:
+@dead_letters.command(short_help="Delete dead letters permanently.")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.option("--consumer", default=None, help="Discard all dead letters of this consumer.")
+@click.option(
+    "--subject", default=None, help="Discard all dead letters with this subject, including its lane (.express)."
+)
+@click.option("--error", default=None, help="Discard all dead letters with this error code.")
+@click.option("--dry-run", is_flag=True, help="Print how many would be discarded, and discard none.")
+def discard(ids: tuple[str, ...], consumer: str | None, subject: str | None, error: str | None, dry_run: bool) -> None:
     """
-    Delete dead letters permanently.
+    Delete dead letters permanently: those with the given IDs, or all that match the options.
 
-    Exit codes: 0 done; 1 an ID is unknown (the other dead letters are still deleted); 2 wrong usage or configuration;
-    3 the database does not exist, is not migrated or is out of reach.
+    \b
+      python -m app dead-letters discard ID ID
+      python -m app dead-letters discard --consumer payments-webhooks --error wrong_id --dry-run
+
+    Exit codes: 0 done; 1 an ID is unknown (the other dead letters are still deleted); 2 wrong usage or configuration, or no
+    consumer, subject or error of that name; 3 the database does not exist, is not migrated or is out of reach.
     """
+    has_filter = any(value is not None for value in (consumer, subject, error))
+    if bool(ids) == has_filter:
+        raise click.UsageError("give either IDs or at least one of --consumer, --subject and --error")
+    if has_filter:
+        matched, discarded = _with_dead_letter_store(
+            lambda store: store.discard_many(consumer, subject, error, dry_run, audit=console.audited("discardDeadLetters"))
+        )
+        if not matched:
+            _check_filters(consumer, subject, error)
+        click.echo(f"{matched} would be discarded" if dry_run else f"{discarded} discarded")
+        return
 
-    async def delete(dead_letter_store: DeadLetterStore) -> list[str]:
-        return [id for id in dict.fromkeys(ids) if not await dead_letter_store.discard(id, audit=console.audited("discardDeadLetter", id))]
+    async def delete(store: DeadLetterStore) -> list[str]:
+        unknown = []
+        for id in dict.fromkeys(ids):
+            is_known = await store.get(id) if dry_run else await store.discard(id, audit=console.audited("discardDeadLetter", id))
+            if not is_known:
+                unknown.append(id)
+        return unknown
 
     unknown = _with_dead_letter_store(delete)
-    click.echo(f"{len(dict.fromkeys(ids)) - len(unknown)} discarded")
+    count = len(dict.fromkeys(ids)) - len(unknown)
+    click.echo(f"{count} would be discarded" if dry_run else f"{count} discarded")
     _fail([_unknown(id) for id in unknown])
 
 

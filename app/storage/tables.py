@@ -229,4 +229,5 @@ def _dead_letters(module: str, metadata: MetaData) -> Table:
         Column("message_key", String(255), nullable=False),
         Column("message_headers", Text, nullable=False),
         Column("message_body", LargeBinary, nullable=False),
+        Column("edited_body", LargeBinary),
     )

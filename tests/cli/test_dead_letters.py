@@ -18,9 +18,10 @@ from app.cli.main import main
 from app.gateways.webhook_handler import CONSUMER as WEBHOOKS
 from app.messaging.dead_letters import ERRORS
 from bus.port import DeadLetter, Message
-from tests.runtime.harness import harness_at
+from tests.runtime.harness import harness_at, oid
 
 ROOT = Path(__file__).parents[2]
+GOOD_BODY = {"order_id": oid(1), "customer_id": "c", "items": [{"product_id": "A", "quantity": 1}], "version": "v1"}
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_replay_writes_the_named_dead_letters_to_the_outbox(ids: list[str], path
     assert json.loads(run("show", ids[0]).output)["replays"] == 1
 
 
-@pytest.mark.parametrize("command", ["list", "replay"])
+@pytest.mark.parametrize("command", ["groups", "list", "replay", "discard"])
 @pytest.mark.parametrize("option", ["--consumer", "--subject", "--error"])
 def test_a_value_that_no_dead_letter_can_have_is_an_error(ids: list[str], command: str, option: str) -> None:
     """A misspelled value is not the same as no dead letters; the sentence names the values that there are."""
@@ -153,6 +154,45 @@ def test_replay_needs_either_ids_or_filters(ids: list[str], path: Path) -> None:
     assert outbox(path) == []
 
 
+def test_the_groups_are_a_table_with_one_line_per_cause(ids: list[str]) -> None:
+    """The last column is the id of one of them; with --json it is a JSON array."""
+    head, *lines = run("groups").output.splitlines()
+    assert head.split() == ["COUNT", "CONSUMER", "SUBJECT", "ERROR", "PATTERN", "LAST_SEEN", "EXAMPLE"]
+    assert len(lines) == 3
+    assert {line.split()[-1] for line in lines} == set(ids)
+    [group] = json.loads(run("groups", "--json", "--error", "unreadable").output)
+    assert (group["count"], group["subject"], group["example"] in ids) == (1, "orders.created.v1", True)
+    assert run("groups", "--consumer", "payments").output == "no dead letters\n"
+
+
+def test_an_edited_body_is_replayed(ids: list[str], path: Path) -> None:
+    """It must match the schema of the subject, and is for one dead letter."""
+    [id] = [each["id"] for each in json.loads(run("list", "--json", "--error", "unreadable").output)]
+    file = path.with_name("body.json")
+    file.write_text('{"order_id": "o"}')
+    refused = run("replay", id, "--body", str(file))
+    assert (refused.exit_code, refused.stdout, refused.stderr.count("\n")) == (1, "0 replayed\n", 1)
+    assert f"{id} cannot be replayed: orders.created.v1: " in refused.stderr
+    assert outbox(path) == []
+    file.write_text(json.dumps(GOOD_BODY))
+    assert run("replay", id, "--body", str(file)).output == "1 replayed\n"
+    assert len(outbox(path)) == 1
+    assert json.loads(run("show", id).output)["edited_body"] == GOOD_BODY
+    assert run("replay", *ids, "--body", str(file)).exit_code == 2
+    assert run("replay", id, "--body", str(path.with_name("none.json"))).exit_code == 2
+
+
+def test_discard_with_filters_deletes_all_matching_dead_letters(ids: list[str]) -> None:
+    """A dry run only counts, by filter and by id."""
+    assert run("discard", "--subject", "orders.created.v1", "--dry-run").output == "2 would be discarded\n"
+    assert run("discard", ids[0], "--dry-run").output == "1 would be discarded\n"
+    assert len(json.loads(run("list", "--json").output)) == 3
+    assert run("discard", "--subject", "orders.created.v1").output == "2 discarded\n"
+    assert len(json.loads(run("list", "--json").output)) == 1
+    assert run("discard").exit_code == 2
+    assert run("discard", ids[0], "--error", "failed").exit_code == 2
+
+
 def test_discard_deletes_the_named_dead_letters(ids: list[str]) -> None:
     """The others are kept."""
     result = run("discard", ids[0], ids[2])
@@ -182,7 +222,7 @@ def test_an_unusable_database_is_reported_with_exit_code_3(tmp_path: Path, monke
     assert len(result.stderr.splitlines()) == 1
 
 
-COMMANDS = [["dead-letters", "list"], ["dead-letters", "show", "x"], ["dead-letters", "discard", "x"], ["dead-letters", "replay", "x"]]
+COMMANDS = [["dead-letters", *each] for each in (["list"], ["groups"], ["show", "x"], ["discard", "x"], ["replay", "x"])]
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, ["audit", "list"], ["payments", "reconcile", "--since", "1h"]], ids=" ".join)

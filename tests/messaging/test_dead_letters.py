@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from app.gateways.webhook_handler import CONSUMER as WEBHOOKS
 from app.messaging.cloudevents import event_id_and_trace
-from app.messaging.dead_letters import DeadLetterStore, NotReplayable, StoredDeadLetter
+from app.messaging.dead_letters import DeadLetterStore, NotReplayable, StoredDeadLetter, groups
+from app.messaging.dead_letters.groups import OTHERS, pattern_of
+from app.messaging.dead_letters.store import REPLAY_MAX
+from app.storage.audit import Audit
+from bus.errors import Invalid, Unreadable
 from bus.ids import derived_id
 from bus.port import MAX_TRIES, DeadLetter, Message
 from modules.inventory.state import Product
@@ -231,6 +236,83 @@ async def test_many_dead_letters_are_replayed_by_a_filter(path: Path) -> None:
         assert not await dead_letter_store.replay(found[0].dead_letter.id)
         assert await dead_letter_store.get(found[0].dead_letter.id) is None
         assert [stored.dead_letter.id for stored in await stored_dead_letters(dead_letter_store)] == [stored.dead_letter.id for stored in found[1:]]
+
+
+async def test_an_edited_replay_is_handled_and_the_dead_letter_keeps_both_bodies(path: Path) -> None:
+    """The event keeps its id, so a copy of it has no second effect."""
+    async with harness_at(path, HurriedClock()) as harness:
+        await harness.submit("inventory", product())
+        _without_delays(harness)
+        await harness.consume("inventory")
+        good = bus_message(harness, created(1), key=oid(1))
+        bad = evolve(good, body=good.body.replace(b'"quantity":1', b'"quantity":"1"'))
+        await harness.bus.publish(bad)
+        [stored] = await stored_dead_letters(harness.dead_letter_store)
+        assert (stored.dead_letter.error, stored.edited_body) == ("invalid", None)
+        store, id = harness.dead_letter_store, str(stored.dead_letter.id)
+        with pytest.raises(Invalid):
+            await store.replay(id, body=bad.body)
+        with pytest.raises(Unreadable):
+            await store.replay(id, body=b"{")
+        assert await store.replay(id, dry_run=True, body=good.body)
+        assert await store.get(id) == stored
+        assert await store.replay(id, body=good.body)
+        harness.run(harness.relays["inventory"].run())
+        await until(lambda: _all_sent(harness))
+        assert (await stock(harness)).reserved == 1
+        edited = await store.get(id)
+        assert edited is not None
+        assert (edited.dead_letter.message.body, edited.edited_body, edited.replays) == (bad.body, good.body, 1)
+        await harness.bus.publish(good)
+        assert (await stock(harness)).reserved == 1
+
+
+async def test_dead_letters_are_discarded_by_a_filter(path: Path) -> None:
+    """Each of them is audited; a dry run only counts."""
+    async with harness_at(path) as harness:
+        store, audit = harness.dead_letter_store, Audit("anna", "discardDeadLetters", "", "c-1")
+        for n in range(REPLAY_MAX + 2):
+            await store.add(dead_letter_about(Message("orders.created.v1", f"m-{n}", b"{", "k"), "inventory"))
+        await store.add(dead_letter_about(Message("stripe.charge.refunded", "evt_1", b"{}", ""), WEBHOOKS))
+        assert await store.discard_many("inventory", None, None, True) == (REPLAY_MAX + 2, 0)
+        assert await store.discard_many("inventory", None, None, False, audit=audit) == (REPLAY_MAX + 2, REPLAY_MAX + 2)
+        [left] = await stored_dead_letters(store)
+        assert left.dead_letter.consumer == WEBHOOKS
+        assert await store.discard_many(None, None, None, False) == (1, 1)
+        assert await harness.rows("SELECT count(DISTINCT target), min(actor) FROM inventory_audit") == [(REPLAY_MAX + 2, "anna")]
+
+
+async def test_dead_letters_of_one_cause_are_one_group(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids, times and numbers in their details do not count; rare details beyond the limit are counted together."""
+    async with harness_at(path) as harness:
+        store = harness.dead_letter_store
+        for n in range(5):
+            letter = dead_letter_about(Message("orders.created.v1", f"m-{n}", b"{", "k"), "inventory")
+            await store.add(evolve(letter, detail=f"order {oid(n)} has {n} items since 2026-11-28T10:00:0{n}.5Z"))
+        await store.add(dead_letter_about(Message("orders.created.v1", "m-9", b"{", "k"), "payments"))
+        many, one = await store.groups(None, None, None)
+        assert (many.consumer, many.count, many.pattern) == ("inventory", 5, "order <id> has <n> items since <time>")
+        assert (one.consumer, one.count, one.pattern) == ("payments", 1, "")
+        letters = [stored.dead_letter for stored in await store.list("inventory", None, None, 9)]
+        assert (many.first_seen, many.last_seen) == (min(each.first_seen for each in letters), max(each.last_seen for each in letters))
+        assert many.example in [each.id for each in letters]
+        monkeypatch.setattr(groups, "DETAILS_MAX", 2)
+        assert [(each.count, each.pattern) for each in await store.groups(None, None, None)] == [(3, OTHERS), (2, many.pattern), (1, "")]
+
+
+@pytest.mark.parametrize(
+    ("detail", "pattern"),
+    [
+        ("Unexpected: OrderConfirmed while there is no reservation", "Unexpected: OrderConfirmed while there is no reservation"),
+        ("orders.created.v1: /items/3/quantity: 0 is less than 1", "orders.created.v1: /items/<n>/quantity: <n> is less than <n>"),
+        ("pi_3QmX2eLkdIwHu7ix0Qq7 took 10.5 s", "<id> took <n> s"),
+        ("no contract for orders.created.v99", "no contract for orders.created.v99"),
+        ("x" * 400, "x" * 299 + "…"),
+    ],
+)
+def test_the_pattern_of_a_detail_leaves_out_what_differs(detail: str, pattern: str) -> None:
+    """The versions of events and the words stay."""
+    assert pattern_of(detail) == pattern
 
 
 async def _all_sent(harness: Harness) -> bool:

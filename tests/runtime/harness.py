@@ -146,7 +146,7 @@ async def harness_at(
     database = Database(where if isinstance(where, str) else _address(where))
     descriptors, contracts = _modules()
     stores = {descriptor.name: ModuleStore(descriptor, database) for descriptor in descriptors}
-    dead_letter_store = DeadLetterStore(stores, clock, metrics, not_replayable={WEBHOOKS})
+    dead_letter_store = DeadLetterStore(stores, contracts, clock, metrics, not_replayable={WEBHOOKS})
     bus = MemoryBus(clock, dead_letter_store)
     relays = {name: OutboxRelay(store, bus, dead_letter_store, clock, metrics) for name, store in stores.items()}
     runners = build_runners(

@@ -55,6 +55,8 @@ PERMISSIONS = {
     "GET /v1/dead-letters/{id}": {VIEWER},
     "POST /v1/dead-letters/{id}/replay": set(),
     "POST /v1/dead-letters/replay": set(),
+    "POST /v1/dead-letters/discard": set(),
+    "GET /v1/dead-letters/groups": {VIEWER},
     "DELETE /v1/dead-letters/{id}": set(),
     "GET /v1/contracts": {VIEWER},
     "GET /v1/audit": {VIEWER},

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -355,10 +356,14 @@ class ArchiveContract:
                 assert await store.get(str(id)) == letters[key]
             assert await store.replay(str(gone[0]), dry_run=True)
             assert len(await store.list(None, None, None, 9)) == 1
-            assert await store.replay(str(gone[0]))
+            assert [(group.count, group.pattern) for group in await store.groups(None, None, None)] == [(1, "?")]
+            created = {"order_id": ended_id, "customer_id": "c", "items": [{"product_id": "A", "quantity": 1}], "version": "v1"}
+            edited = orjson.dumps(created)
+            assert await store.replay(str(gone[0]), body=edited)
             replayed = await store.get(str(gone[0]))
             assert replayed is not None
             assert (replayed.dead_letter, replayed.replays) == (letters[ended_id].dead_letter, 1)
+            assert replayed.edited_body == edited
             assert await store.discard(str(gone[1]))
             assert not await store.discard(str(gone[1]))
             assert await store.get(str(gone[1])) is None

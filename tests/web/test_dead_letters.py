@@ -9,10 +9,12 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from attrs import evolve
 
-from app.messaging.dead_letters import NotReplayable
+from app.messaging.dead_letters import DeadLetterGroup, NotReplayable
+from app.messaging.dead_letters.groups import grouped
 from app.storage.audit import Audit
 from app.web import DeadLetterService, StoredDeadLetter
 from app.web.endpoints.dead_letters import route_group
+from bus.errors import Invalid, SchemaViolation, UnknownSubject
 from bus.port import DeadLetter, Message
 from tests.web.conftest import Start, Web
 
@@ -47,12 +49,27 @@ class FakeDeadLetterService:
     async def get(self, id: str) -> StoredDeadLetter | None:
         return self.stored.get(id)
 
-    async def replay(self, id: str, *, audit: Audit | None = None) -> bool:
+    async def groups(self, consumer: str | None, subject: str | None, error: str | None) -> Sequence[DeadLetterGroup]:
+        return grouped(
+            DeadLetterGroup(
+                consumer=each.consumer, subject=each.message.subject, error=each.error, pattern=each.detail, count=1,
+                first_seen=each.first_seen, last_seen=each.last_seen, example=id,
+            )
+            for id, each in ((stored.dead_letter.id, stored.dead_letter) for stored in self._matching(consumer, subject, error))
+        )  # fmt: skip
+
+    async def replay(self, id: str, *, body: bytes | None = None, audit: Audit | None = None) -> bool:
         if id not in self.stored:
             return False
-        if self.stored[id].dead_letter.error == "not_subscribed":
+        subject, error = self.stored[id].dead_letter.message.subject, self.stored[id].dead_letter.error
+        if error == "not_subscribed":
             raise NotReplayable("vans subscribes to nothing.")
-        self.stored[id] = evolve(self.stored[id], replays=self.stored[id].replays + 1)
+        if body is not None and error == "unknown_subject":
+            raise UnknownSubject(f"no contract for {subject}")
+        if body is not None and body != b'{"van":1}':
+            raise Invalid(subject, (SchemaViolation("/van", "is required"),))
+        edited = self.stored[id].edited_body if body is None else body
+        self.stored[id] = evolve(self.stored[id], replays=self.stored[id].replays + 1, edited_body=edited)
         return True
 
     async def replay_many(
@@ -65,6 +82,14 @@ class FakeDeadLetterService:
 
     async def discard(self, id: str, *, audit: Audit | None = None) -> bool:
         return self.stored.pop(id, None) is not None
+
+    async def discard_many(
+        self, consumer: str | None, subject: str | None, error: str | None, dry_run: bool, *, audit: Audit | None = None
+    ) -> tuple[int, int]:
+        matching = self._matching(consumer, subject, error)
+        for stored in matching if not dry_run else ():
+            await self.discard(str(stored.dead_letter.id))
+        return len(matching), 0 if dry_run else len(matching)
 
 
 @pytest.fixture
@@ -91,6 +116,7 @@ async def test_a_dead_letter_is_shown_with_its_message(web: Web, service: FakeDe
         "first_seen": "2026-01-01T00:00:00.000000Z",
         "last_seen": "2026-01-01T00:00:00.000000Z",
         "replays": 0,
+        "edited_body": None,
         "message": {"id": "m-a", "key": "p", "headers": {"ce-id": "e"}, "body": {"n": 1}},
     }
 
@@ -202,3 +228,73 @@ async def test_without_the_route_group_the_paths_do_not_exist(start: Start) -> N
     """A process serves only what it runs."""
     web = await start()
     assert (await web.request("GET", "/v1/dead-letters")).status == 404
+
+
+async def test_dead_letters_are_counted_by_their_cause(web: Web, service: FakeDeadLetterService) -> None:
+    """The largest group first, each with the id of one of its dead letters."""
+    for id in "abc":
+        service.store(id, subject="shipments.lost.v1" if id == "b" else "shipments.moved.v1")
+    many, one = (await web.request("GET", "/v1/dead-letters/groups")).json["items"]
+    assert many == {
+        "consumer": "vans",
+        "subject": "shipments.moved.v1",
+        "error": "invalid",
+        "pattern": "No van.",
+        "count": 2,
+        "first_seen": "2026-01-01T00:00:00.000000Z",
+        "last_seen": "2026-01-01T00:00:00.000000Z",
+        "example": "a",
+    }
+    assert (one["count"], one["example"]) == (1, "b")
+    filtered = (await web.request("GET", "/v1/dead-letters/groups?consumer=vans&subject=shipments.lost.v1")).json["items"]
+    assert filtered == [one]
+    assert (await web.request("GET", "/v1/dead-letters/groups?limit=1")).status == 400
+
+
+async def test_an_edited_body_is_replayed_and_shown_beside_the_stored_one(web: Web, service: FakeDeadLetterService) -> None:
+    """A replay without a body sends the stored one."""
+    service.store("a", b'{"vans": 1}')
+    assert (await web.request("POST", "/v1/dead-letters/a/replay", json={"body": {"van": 1}})).status == 202
+    shown = (await web.request("GET", "/v1/dead-letters/a")).json
+    assert (shown["message"]["body"], shown["edited_body"], shown["replays"]) == ({"vans": 1}, {"van": 1}, 1)
+    assert (await web.request("POST", "/v1/dead-letters/a/replay", json={})).status == 202
+
+
+@pytest.mark.parametrize(
+    ("edit", "status", "code", "pointer"),
+    [
+        ({"body": {"van": "x"}}, 400, "invalid_body", "/body/van"),
+        ({"body": None}, 400, "invalid_body", "/body/van"),
+        ({"text": 1}, 400, "invalid_body", ""),
+        ([], 400, "invalid_body", ""),
+    ],
+)
+async def test_a_bad_edit_is_refused(
+    web: Web, service: FakeDeadLetterService, edit: object, status: int, code: str, pointer: str
+) -> None:
+    """The consumer would refuse it as well. Nothing is replayed."""
+    service.store("a")
+    refused = await web.request("POST", "/v1/dead-letters/a/replay", json=edit)
+    assert (refused.status, refused.json["code"]) == (status, code)
+    assert refused.json["errors"][0]["pointer"] == pointer
+    assert service.stored["a"].replays == 0
+
+
+async def test_a_body_of_an_unknown_subject_cannot_be_checked(web: Web, service: FakeDeadLetterService) -> None:
+    """409: there is no schema to check it with. It can be replayed as it is."""
+    service.store("a", error="unknown_subject")
+    refused = await web.request("POST", "/v1/dead-letters/a/replay", json={"body": {"van": 1}})
+    assert (refused.status, refused.json["code"]) == (409, "unknown_subject")
+    assert (await web.request("POST", "/v1/dead-letters/a/replay")).status == 202
+
+
+async def test_dead_letters_are_discarded_by_filter(web: Web, service: FakeDeadLetterService) -> None:
+    """With dry_run they are only counted; without it, in the request, nothing happens."""
+    for id in "abc":
+        service.store(id, error="failed" if id == "b" else "invalid")
+    path, wanted = "/v1/dead-letters/discard", {"error": "invalid", "dry_run": True}
+    assert (await web.request("POST", path, json={"error": "invalid"})).status == 400
+    assert (await web.request("POST", path, json=wanted)).json == {"matched": 2, "discarded": 0}
+    assert sorted(service.stored) == ["a", "b", "c"]
+    assert (await web.request("POST", path, json=wanted | {"dry_run": False})).json == {"matched": 2, "discarded": 2}
+    assert sorted(service.stored) == ["b"]

@@ -110,6 +110,7 @@ def test_operations_have_the_names_of_their_routes() -> None:
     assert ids == {
         *(route.name for module in (*all_modules(), SHIPMENTS) for route in module.routes),
         *("listDeadLetters", "getDeadLetter", "discardDeadLetter", "replayDeadLetter", "replayDeadLetters"),
+        *("listDeadLetterGroups", "discardDeadLetters"),
         *("receiveStripeWebhook", "listContracts", "getAsyncApi", "createStreamToken"),
         *("getLiveness", "getReadiness", "getHealth", "getMetrics", "getOpenApi", "getDocs"),
     }

@@ -12,6 +12,7 @@ __all__ = [
     "EDITIONS",
     "add_archive_6",
     "add_audit_5",
+    "add_edited_body_8",
     "add_heartbeat_4",
     "add_history_7",
     "add_versions_2",
@@ -151,6 +152,11 @@ def add_history_7(module: str) -> None:
         op.execute("CREATE SEQUENCE IF NOT EXISTS history_number")
 
 
+def add_edited_body_8(module: str) -> None:
+    """Add the column with the body that the latest edited replay of a dead letter of *module* had."""
+    op.add_column(f"{module}_dead_letter", sa.Column("edited_body", sa.LargeBinary))
+
+
 EDITIONS: Sequence[Callable[[str], None]] = (
     create_message_tables_1,
     add_versions_2,
@@ -159,6 +165,7 @@ EDITIONS: Sequence[Callable[[str], None]] = (
     add_audit_5,
     add_archive_6,
     add_history_7,
+    add_edited_body_8,
 )
 """The steps that lead to each edition of the tables, in order; the last one is what `app.storage.tables` describes."""
 

@@ -1,8 +1,8 @@
-"""Endpoints for dead letters: messages that no delivery attempt could process. List, show, replay, discard."""
+"""Endpoints for dead letters, messages that no delivery attempt could process: list, group, show, replay, edit, discard."""
 
 from __future__ import annotations
 
-__all__ = ["DESCRIPTION", "DeadLetterService", "route_group", "to_json"]
+__all__ = ["DESCRIPTION", "DeadLetterService", "group_to_json", "route_group", "to_json"]
 
 from base64 import b64encode
 from collections.abc import Sequence
@@ -12,17 +12,32 @@ from typing import Any, Protocol
 
 import orjson
 from aiohttp import hdrs, web
+from attrs import evolve
 
-from app.messaging.dead_letters import NotReplayable, StoredDeadLetter
+from app.messaging.dead_letters import DeadLetterGroup, NotReplayable, StoredDeadLetter
 from app.storage.audit import Audit
 from app.web.handler import Endpoint, RequestContext, RouteGroup
-from app.web.problems import ProblemError
+from app.web.problems import ProblemError, invalid_input
 from app.web.requests.command import read_body
 from app.web.requests.paging import read_page
 from app.web.requests.parameters import path_parameters, read_query
 from app.web.responses import UNCACHED, json_response
-from app.web.spec.components import Description, body, operation, page_of, query_parameter, ref, response
+from app.web.spec.dead_letters import (
+    DESCRIPTION,
+    DISCARD_PATH,
+    DISCARD_REQUEST,
+    EDIT,
+    FILTERS,
+    GROUP_NAMES,
+    GROUPS_PATH,
+    ITEM_PATH,
+    LIST_PATH,
+    REPLAY_ITEM_PATH,
+    REPLAY_PATH,
+    REPLAY_REQUEST,
+)
 from bus.contracts.schemas import validator
+from bus.errors import Invalid, Rejected, UnknownSubject
 
 
 class DeadLetterService(Protocol):
@@ -40,12 +55,22 @@ class DeadLetterService(Protocol):
     async def get(self, id: str) -> StoredDeadLetter | None:
         """Return one dead letter, or None if the id is unknown."""
 
-    async def replay(self, id: str, *, audit: Audit | None = None) -> bool:
+    async def groups(self, consumer: str | None, subject: str | None, error: str | None) -> Sequence[DeadLetterGroup]:
+        """
+        Return the dead letters in groups of one cause, the largest first.
+
+        *consumer*, *subject* and *error* restrict them; None does not.
+        """
+
+    async def replay(self, id: str, *, body: bytes | None = None, audit: Audit | None = None) -> bool:
         """
         Publish the event of a dead letter to its consumer again, in a new message; return False if the id is unknown.
 
+        With *body*, a JSON text, the message has this body in place of its own.
+
         Raises:
             NotReplayable: The consumer subscribes to nothing.
+            Rejected: *body* violates the schema of the message's subject.
         """
 
     async def replay_many(
@@ -60,77 +85,36 @@ class DeadLetterService(Protocol):
     async def discard(self, id: str, *, audit: Audit | None = None) -> bool:
         """Delete a dead letter permanently; return False if the id is unknown."""
 
+    async def discard_many(
+        self, consumer: str | None, subject: str | None, error: str | None, dry_run: bool, *, audit: Audit | None = None
+    ) -> tuple[int, int]:
+        """
+        Delete all matching dead letters; return how many match and how many were deleted (0 with *dry_run*).
 
-_TEXT = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"}
-_COUNT = {"type": "integer", "minimum": 0}
-_REPLAY_REQUEST = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["dry_run"],
-    "properties": {
-        "consumer": _TEXT,
-        "subject": _TEXT,
-        "error": _TEXT,
-        "dry_run": {"type": "boolean", "description": "Count the matching dead letters, and replay none."},
-    },
-}
-_REPLAY_RESULT = {
-    "type": "object",
-    "required": ["matched", "replayed"],
-    "properties": {"matched": _COUNT, "replayed": _COUNT},
-}
-_REPLAY_ACCEPTED = {
-    "type": "object",
-    "required": ["id", "status"],
-    "properties": {"id": {"type": "string"}, "status": {"const": "replaying"}},
-}
-_DEAD_LETTER = {
-    "type": "object",
-    "required": [
-        *("id", "consumer", "subject", "error", "detail", "attempts", "first_seen", "last_seen", "replays", "message")
-    ],
-    "properties": {
-        **{name: {"type": "string"} for name in ("id", "consumer", "subject", "error", "detail")},
-        "attempts": _COUNT,
-        "first_seen": {"type": "string", "format": "date-time"},
-        "last_seen": {"type": "string", "format": "date-time"},
-        "replays": _COUNT,
-        "message": {
-            "type": "object",
-            "required": ["id", "key", "headers", "body"],
-            "properties": {
-                "id": {"type": "string"},
-                "key": {"type": "string"},
-                "headers": {"type": "object", "additionalProperties": {"type": "string"}},
-                "body": {"description": 'The JSON value of the body, or {"base64": "..."} if it is not JSON.'},
-            },
-        },
-    },
-}
-_LIST_PATH = "/v1/dead-letters"
-_ITEM_PATH = "/v1/dead-letters/{id}"
-_REPLAY_ITEM_PATH = "/v1/dead-letters/{id}/replay"
-_REPLAY_PATH = "/v1/dead-letters/replay"
-_FILTERS = ("consumer", "subject", "error")
+        *consumer*, *subject* and *error* restrict them; None does not.
+        """
+
 
 _NOT_FOUND = partial(ProblemError, 404, "not_found", "There is no such dead letter.")
 
 
 def route_group(service: DeadLetterService) -> RouteGroup:
     """Return the endpoints for the dead letters of *service*."""
-    read_replay_request = partial(read_body, is_valid=validator(_REPLAY_REQUEST), schema=_REPLAY_REQUEST)
+    read_replay_request = partial(read_body, is_valid=validator(REPLAY_REQUEST), schema=REPLAY_REQUEST)
+    read_discard_request = partial(read_body, is_valid=validator(DISCARD_REQUEST), schema=DISCARD_REQUEST)
+    read_edit = partial(read_body, is_valid=validator(EDIT), schema=EDIT, is_required=False)
 
     async def list_dead_letters(request: web.Request, context: RequestContext) -> web.Response:
-        query = read_query(request, {*_FILTERS, "limit", "cursor"})
+        query = read_query(request, {*FILTERS, "limit", "cursor"})
 
         async def fetch(after: str | None, limit: int) -> tuple[Sequence[StoredDeadLetter], None]:
-            consumer, subject, error = map(query.get, _FILTERS)
+            consumer, subject, error = map(query.get, FILTERS)
             return await service.list(consumer, subject, after, limit, error=error), None
 
         def key_of(stored: StoredDeadLetter) -> str:
             return str(stored.dead_letter.id)
 
-        return json_response(await read_page(query, _LIST_PATH, fetch, key_of, to_json))
+        return json_response(await read_page(query, LIST_PATH, fetch, key_of, to_json))
 
     async def get(request: web.Request, context: RequestContext) -> web.Response:
         stored = await service.get(_id(request))
@@ -138,13 +122,22 @@ def route_group(service: DeadLetterService) -> RouteGroup:
             raise _NOT_FOUND()
         return json_response(to_json(stored))
 
+    async def list_groups(request: web.Request, context: RequestContext) -> web.Response:
+        consumer, subject, error = map(read_query(request, set(FILTERS)).get, FILTERS)
+        found = await service.groups(consumer, subject, error)
+        return json_response({"items": [group_to_json(group) for group in found]})
+
     async def replay(request: web.Request, context: RequestContext) -> web.Response:
         id = _id(request)
+        edit = await read_edit(request)
+        body = orjson.dumps(edit["body"]) if "body" in edit else None
         try:
-            is_known = await service.replay(id, audit=_audit(context, "replayDeadLetter", id))
+            is_known = await service.replay(id, body=body, audit=_audit(context, "replayDeadLetter", id))
         except NotReplayable as error:
             detail = f"{error} This dead letter needs a manual decision: resolve its cause, then discard it."
             raise ProblemError(409, "not_replayable", detail) from None
+        except Rejected as error:
+            raise _bad_edit(error) from None
         if not is_known:
             raise _NOT_FOUND()
         return json_response({"id": id, "status": "replaying"}, 202)
@@ -157,6 +150,14 @@ def route_group(service: DeadLetterService) -> RouteGroup:
         )  # fmt: skip
         return json_response({"matched": matched, "replayed": replayed})
 
+    async def discard_many(request: web.Request, context: RequestContext) -> web.Response:
+        wanted = await read_discard_request(request)
+        matched, discarded = await service.discard_many(
+            wanted.get("consumer"), wanted.get("subject"), wanted.get("error"), wanted["dry_run"],
+            audit=_audit(context, "discardDeadLetters"),
+        )  # fmt: skip
+        return json_response({"matched": matched, "discarded": discarded})
+
     async def discard(request: web.Request, context: RequestContext) -> web.Response:
         id = _id(request)
         if not await service.discard(id, audit=_audit(context, "discardDeadLetter", id)):
@@ -165,11 +166,13 @@ def route_group(service: DeadLetterService) -> RouteGroup:
 
     return RouteGroup(
         (
-            Endpoint(hdrs.METH_GET, _LIST_PATH, list_dead_letters, roles=("viewer",)),
-            Endpoint(hdrs.METH_POST, _REPLAY_PATH, replay_many),
-            Endpoint(hdrs.METH_GET, _ITEM_PATH, get, roles=("viewer",)),
-            Endpoint(hdrs.METH_DELETE, _ITEM_PATH, discard),
-            Endpoint(hdrs.METH_POST, _REPLAY_ITEM_PATH, replay),
+            Endpoint(hdrs.METH_GET, LIST_PATH, list_dead_letters, roles=("viewer",)),
+            Endpoint(hdrs.METH_GET, GROUPS_PATH, list_groups, roles=("viewer",)),
+            Endpoint(hdrs.METH_POST, REPLAY_PATH, replay_many),
+            Endpoint(hdrs.METH_POST, DISCARD_PATH, discard_many),
+            Endpoint(hdrs.METH_GET, ITEM_PATH, get, roles=("viewer",)),
+            Endpoint(hdrs.METH_DELETE, ITEM_PATH, discard),
+            Endpoint(hdrs.METH_POST, REPLAY_ITEM_PATH, replay),
         ),
         DESCRIPTION,
     )
@@ -177,6 +180,16 @@ def route_group(service: DeadLetterService) -> RouteGroup:
 
 def _audit(context: RequestContext, action: str, target: str = "") -> Audit:
     return Audit(context.caller, action, target, context.correlation_id)
+
+
+def _bad_edit(error: Rejected) -> ProblemError:
+    """Return the problem of an edited body that its consumer would refuse as well."""
+    if isinstance(error, Invalid):
+        violations = [evolve(each, pointer=f"/body{each.pointer}") for each in error.problems]
+        return invalid_input("invalid_body", f"The body does not match the schema of {error.subject}.", violations)
+    if isinstance(error, UnknownSubject):
+        return ProblemError(409, "unknown_subject", f"The body cannot be checked: {error}.")
+    return invalid_input("invalid_body", f"The body cannot be read: {error}.", ())
 
 
 def _id(request: web.Request) -> str:
@@ -189,12 +202,6 @@ def _id(request: web.Request) -> str:
 def to_json(stored: StoredDeadLetter) -> dict[str, Any]:
     """Return *stored* as the API shows it."""
     dead_letter = stored.dead_letter
-    try:
-        body = orjson.loads(dead_letter.message.body)
-        # orjson decodes deeper nesting than it encodes. In a page of dead letters the body is four levels deeper.
-        orjson.dumps([[[[body]]]])
-    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
-        body = {"base64": b64encode(dead_letter.message.body).decode("ascii")}
     return {
         "id": dead_letter.id,
         "consumer": dead_letter.consumer,
@@ -205,77 +212,31 @@ def to_json(stored: StoredDeadLetter) -> dict[str, Any]:
         "first_seen": _timestamp(dead_letter.first_seen),
         "last_seen": _timestamp(dead_letter.last_seen),
         "replays": stored.replays,
+        "edited_body": None if stored.edited_body is None else _json_value(stored.edited_body),
         "message": {
             "id": dead_letter.message.id,
             "key": dead_letter.message.key,
             "headers": dict(dead_letter.message.headers),
-            "body": body,
+            "body": _json_value(dead_letter.message.body),
         },
     }
 
 
+def group_to_json(group: DeadLetterGroup) -> dict[str, Any]:
+    """Return *group* as the API shows it."""
+    times = {"first_seen": _timestamp(group.first_seen), "last_seen": _timestamp(group.last_seen)}
+    return {**{name: getattr(group, name) for name in GROUP_NAMES}, "count": group.count, **times}
+
+
+def _json_value(body: bytes) -> Any:
+    try:
+        value = orjson.loads(body)
+        # orjson decodes deeper nesting than it encodes. In a page of dead letters the body is four levels deeper.
+        orjson.dumps([[[[value]]]])
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+        return {"base64": b64encode(body).decode("ascii")}
+    return value
+
+
 def _timestamp(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def _describe(name: str, path: str, summary: str, responses: dict[int, Any], *problems: int, **more: Any) -> Any:
-    return operation(name, path, summary, "dead letters", responses, (*problems, 503), **more)
-
-
-DESCRIPTION = Description(
-    {
-        _LIST_PATH: {
-            "get": _describe(
-                "listDeadLetters",
-                _LIST_PATH,
-                "List dead letters",
-                {200: response("One page.", ref("schemas", "DeadLetterPage"))},
-                400,
-                parameters=[
-                    *(query_parameter(name, {"type": "string"}) for name in _FILTERS),
-                    ref("parameters", "Limit"),
-                    ref("parameters", "Cursor"),
-                ],
-            )
-        },
-        _REPLAY_PATH: {
-            "post": _describe(
-                "replayDeadLetters",
-                _REPLAY_PATH,
-                "Replay all dead letters that match a filter",
-                {200: response("How many match, and how many were replayed.", ref("schemas", "ReplayResult"))},
-                *(400, 408, 413, 415),
-                request_body=body(ref("schemas", "ReplayRequest")),
-            )
-        },
-        _ITEM_PATH: {
-            "get": _describe(
-                "getDeadLetter",
-                _ITEM_PATH,
-                "Show a dead letter",
-                {200: response("The dead letter.", ref("schemas", "DeadLetter"))},
-                404,
-            ),
-            "delete": _describe(
-                "discardDeadLetter", _ITEM_PATH, "Discard a dead letter", {204: response("It is deleted.")}, 404
-            ),
-        },
-        _REPLAY_ITEM_PATH: {
-            "post": _describe(
-                "replayDeadLetter",
-                _REPLAY_ITEM_PATH,
-                "Replay a dead letter",
-                {202: response("The event is stored in the outbox.", ref("schemas", "ReplayAccepted"))},
-                *(404, 409),
-            )
-        },
-    },
-    {
-        "DeadLetter": _DEAD_LETTER,
-        "DeadLetterPage": page_of(ref("schemas", "DeadLetter")),
-        "ReplayRequest": _REPLAY_REQUEST,
-        "ReplayResult": _REPLAY_RESULT,
-        "ReplayAccepted": _REPLAY_ACCEPTED,
-    },
-)
-"""The OpenAPI description of these endpoints."""

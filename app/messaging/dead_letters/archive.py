@@ -10,12 +10,13 @@ __all__ = ["DeadLetterArchive", "DeadLetterRow"]
 
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Table, delete, select
 
+from app.messaging.dead_letters.rows import aware
 from app.storage.archive.state_archive import EXAMINED_MAX, Document, Swept
 from app.storage.module_store import ModuleStore
 
@@ -63,7 +64,7 @@ class DeadLetterArchive:
         store, table = self._stores[name], self._tables[name]
         next_rows = select(table).where(table.c.id > after).order_by(table.c.id).limit(EXAMINED_MAX)
         examined = [dict(row._mapping) for row in connection.execute(next_rows.with_for_update(skip_locked=True))]
-        old = [row for row in examined if _aware(row["last_seen"]) < before]
+        old = [row for row in examined if aware(row["last_seen"]) < before]
         orders = {row["message_key"] for row in old}
         for cls in store.archive.kinds:
             orders -= store.mappers[cls].load(connection, sorted(orders)).keys()
@@ -80,14 +81,12 @@ def _find(store: ModuleStore, id: str, connection: Connection) -> DeadLetterRow 
 
 
 def _document(row: DeadLetterRow) -> Document:
-    times = {name: _aware(value).isoformat() for name, value in row.items() if isinstance(value, datetime)}
-    return row | times | {"message_body": b64encode(row["message_body"]).decode()}
+    times = {name: aware(value).isoformat() for name, value in row.items() if isinstance(value, datetime)}
+    bodies = {name: b64encode(value).decode() for name, value in row.items() if isinstance(value, bytes)}
+    return row | times | bodies
 
 
 def _row(document: Document) -> DeadLetterRow:
     times = {name: datetime.fromisoformat(document[name]) for name in ("first_seen", "last_seen")}
-    return document | times | {"message_body": b64decode(document["message_body"])}
-
-
-def _aware(at: datetime) -> datetime:
-    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+    bodies = {name: None if (text := document.get(name)) is None else b64decode(text) for name in ("message_body", "edited_body")}
+    return document | times | bodies

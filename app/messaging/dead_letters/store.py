@@ -7,38 +7,40 @@ derived from the consumer and the event, so a replay that fails again updates th
 
 from __future__ import annotations
 
-__all__ = ["ERRORS", "DeadLetterStore", "NotReplayable", "StoredDeadLetter"]
+__all__ = ["ERRORS", "DeadLetterStore", "NotReplayable"]
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-import orjson
-from attrs import evolve, frozen
+from attrs import evolve
 from loguru import logger
 from sqlalchemy import ColumnElement, Connection, Delete, Select, Table, delete, func, select, update
 from uuid_utils import uuid7
 
 from app.messaging.cloudevents import event_id_and_trace
-from app.messaging.dead_letter_archive import DeadLetterArchive
+from app.messaging.dead_letters.archive import DeadLetterArchive
+from app.messaging.dead_letters.groups import DeadLetterGroup, grouped, groups_in
+from app.messaging.dead_letters.rows import (
+    UNREADABLE,
+    StoredDeadLetter,
+    outbox_message,
+    row_of,
+    stored_dead_letter,
+    with_other_version,
+)
 from app.storage.audit import Audit, audit_entry
 from app.storage.module_store import ModuleStore
-from app.storage.state_rows import to_db_timestamp
-from app.storage.tables import DUE_NOW, OutboxMessage, shared_message_tables
+from app.storage.tables import shared_message_tables
 from app.telemetry.metrics import Metrics
-from bus.contracts.versions import VERSIONS
-from bus.errors import Invalid, Rejected, UnknownSubject, Unreadable
+from bus.contracts.registry import ContractRegistry
 from bus.ids import derived_id
-from bus.port import Clock, DeadLetter, Message
-from bus.subjects import is_unpublished, is_unroutable, module_of, original_subject, replay_subject
+from bus.port import Clock, DeadLetter
+from bus.subjects import is_unpublished, module_of, original_subject
 
 Conditions = list[ColumnElement[bool]]
 Ids = list[str]
-
-UNREADABLE = frozenset(error.code for error in (Rejected, Unreadable, UnknownSubject, Invalid))
-"""Errors of a message whose body cannot be read: a replay fails again, unless the consumer has changed."""
 
 ERRORS = UNREADABLE | {
     *("failed", "no_answer", "not_publishable"),
@@ -49,20 +51,23 @@ ERRORS = UNREADABLE | {
 """Every error code that a dead letter can have; docs/reference/dead-letters.rst and docs/howto/payments.rst explain them."""
 
 REPLAY_MAX = 500
-"""Dead letters that are replayed in one transaction."""
-
-DETAIL_MAX = 8_192
-"""Characters of a detail or a header that are stored."""
+"""Dead letters that are replayed or discarded in one transaction."""
 
 
 class DeadLetterStore:
     """The dead letters of all modules of this process: `bus.port.DeadLetters` for the bus, `DeadLetterService` for the API."""
 
     def __init__(
-        self, stores: Mapping[str, ModuleStore], clock: Clock, metrics: Metrics, not_replayable: Collection[str] = ()
+        self,
+        stores: Mapping[str, ModuleStore],
+        contracts: ContractRegistry,
+        clock: Clock,
+        metrics: Metrics,
+        not_replayable: Collection[str] = (),
     ) -> None:
         """*not_replayable* names the consumers that store dead letters but subscribe to nothing, such as a webhook."""
         self._stores = dict(stores)
+        self._contracts = contracts
         self._not_replayable = frozenset(not_replayable)
         self._tables: dict[str, Table] = {name: shared_message_tables(name)[2] for name in stores}
         self.archive = DeadLetterArchive(self._stores, self._tables)
@@ -93,11 +98,11 @@ class DeadLetterStore:
         id = _id(dead_letter)
         columns = (table.c.message_id, table.c.attempts, table.c.subject, table.c.error, table.c.detail)
         old = connection.execute(select(*columns).where(table.c.id == id).with_for_update()).first()
-        row = _row(id, dead_letter)
+        row = row_of(id, dead_letter)
         if old is None:
             connection.execute(table.insert().values(row))
         elif old.subject != row["subject"]:
-            connection.execute(update(table).where(table.c.id == id).values(_with_other_version(old, row)))
+            connection.execute(update(table).where(table.c.id == id).values(with_other_version(old, row)))
             return False
         elif old.message_id != row["message_id"]:
             changes = {name: row[name] for name in ("message_id", "error", "detail", "last_seen")}
@@ -133,24 +138,39 @@ class DeadLetterStore:
 
     async def _find_archived(self, id: str) -> StoredDeadLetter | None:
         archived = await self.archive.get(id)
-        return None if archived is None else _stored_dead_letter(SimpleNamespace(**archived))
+        return None if archived is None else stored_dead_letter(SimpleNamespace(**archived))
 
-    async def replay(self, id: str, dry_run: bool = False, *, audit: Audit | None = None) -> bool:
+    async def groups(self, consumer: str | None, subject: str | None, error: str | None) -> Sequence[DeadLetterGroup]:
+        """Return the dead letters that match the given filters in groups, the largest first; without archived ones."""
+        found: list[DeadLetterGroup] = []
+        for name, table in self._tables.items():
+            conditions = _matching(table, consumer=consumer, subject=subject, error=error)
+            found += await self._stores[name].database.read(partial(groups_in, table, conditions))
+        return grouped(found)
+
+    async def replay(
+        self, id: str, dry_run: bool = False, *, body: bytes | None = None, audit: Audit | None = None
+    ) -> bool:
         """
         Put the event of a dead letter into the outbox again, under a new message id; with *dry_run*, change nothing.
+
+        With *body*, a JSON text, the message has this body in place of its own; the dead letter keeps both.
 
         Return False when there is no such dead letter.
 
         Raises:
             NotReplayable: Its consumer subscribes to nothing.
+            Rejected: *body* violates the schema of the dead letter's subject, or the subject has no schema.
         """
         stored = await self.get(id)
         if stored is not None and stored.dead_letter.consumer in self._not_replayable:
             raise NotReplayable(f"{stored.dead_letter.consumer} subscribes to nothing.")
+        if stored is not None and body is not None:
+            self._contracts.decode(stored.dead_letter.message.subject, body)
         if stored is None or dry_run:
             return stored is not None
         await self.archive.bring_back(id)
-        return await self._replay_where(audit, id=id) > 0
+        return await self._replay_where(audit, body, id=id) > 0
 
     async def replay_many(
         self, consumer: str | None, subject: str | None, error: str | None, dry_run: bool, *, audit: Audit | None = None
@@ -163,22 +183,44 @@ class DeadLetterStore:
             matched += await self._stores[name].database.read(partial(_count, query))
         if dry_run:
             return matched, 0
-        return matched, await self._replay_where(audit, consumer=consumer, subject=subject, error=error)
+        return matched, await self._replay_where(audit, None, consumer=consumer, subject=subject, error=error)
 
     async def discard(self, id: str, *, audit: Audit | None = None) -> bool:
         """Delete the dead letter *id*; return False when there is none. *audit* names who requests it."""
         await self.archive.bring_back(id)
-        deleted = 0
+        return await self._discard_where(audit, id=id) > 0
+
+    async def discard_many(
+        self, consumer: str | None, subject: str | None, error: str | None, dry_run: bool, *, audit: Audit | None = None
+    ) -> tuple[int, int]:
+        """Delete all dead letters that match the given filters; return how many match and how many were deleted."""
+        filters = {"consumer": consumer, "subject": subject, "error": error}
+        matched = 0
+        for name, table in self._tables.items():
+            query = select(func.count()).select_from(table).where(*_matching(table, **filters))
+            matched += await self._stores[name].database.read(partial(_count, query))
+        return matched, 0 if dry_run else await self._discard_where(audit, **filters)
+
+    async def _discard_where(self, audit: Audit | None, **filters: str | None) -> int:
+        """Delete what matches, `REPLAY_MAX` in one transaction."""
+        discarded = 0
         for name, table in self._tables.items():
             store = self._stores[name]
-            deleted += await store.database.write(partial(self._discard, store, table, id, audit))
-        return deleted > 0
+            while True:
+                count = await store.database.write(partial(self._discard, store, table, _matching(table, **filters), audit))
+                discarded += count
+                if count < REPLAY_MAX:
+                    break
+        return discarded
 
-    def _discard(self, store: ModuleStore, table: Table, id: str, audit: Audit | None, connection: Connection) -> int:
+    def _discard(
+        self, store: ModuleStore, table: Table, conditions: Conditions, audit: Audit | None, connection: Connection
+    ) -> int:
+        found = _dead_letters(select(table).where(*conditions).order_by(table.c.id).limit(REPLAY_MAX), connection)
         if audit is not None:
-            found = _dead_letters(select(table).where(table.c.id == id), connection)
-            self._record(store, audit, [(_shown(each.dead_letter), None, id) for each in found], connection)
-        return _rows_changed(delete(table).where(table.c.id == id), connection)
+            changes = [(_shown(each.dead_letter), None, str(each.dead_letter.id)) for each in found]
+            self._record(store, audit, changes, connection)
+        return _rows_changed(delete(table).where(table.c.id.in_([each.dead_letter.id for each in found])), connection)
 
     def _record(
         self, store: ModuleStore, audit: Audit, changes: Sequence[tuple[Any, Any, str]], connection: Connection
@@ -191,13 +233,14 @@ class DeadLetterStore:
     def _replayable(self, table: Table, **filters: str | None) -> Conditions:
         return [*_matching(table, **filters), table.c.consumer.not_in(self._not_replayable)]
 
-    async def _replay_where(self, audit: Audit | None, **filters: str | None) -> int:
+    async def _replay_where(self, audit: Audit | None, body: bytes | None, **filters: str | None) -> int:
         """Replay what matches, `REPLAY_MAX` in one transaction; the relay finds the rows in the outbox."""
         replayed = 0
         for name, table in self._tables.items():
             after = ""
             while True:
-                replay = partial(self._replay, self._stores[name], table, self._replayable(table, **filters), after, audit)
+                conditions = self._replayable(table, **filters)
+                replay = partial(self._replay, self._stores[name], table, conditions, after, body, audit)
                 ids = await self._stores[name].database.write(replay)
                 replayed += len(ids)
                 if len(ids) < REPLAY_MAX:
@@ -206,17 +249,26 @@ class DeadLetterStore:
         return replayed
 
     def _replay(
-        self, store: ModuleStore, table: Table, conditions: Conditions, after: str, audit: Audit | None, connection: Connection
+        self,
+        store: ModuleStore,
+        table: Table,
+        conditions: Conditions,
+        after: str,
+        body: bytes | None,
+        audit: Audit | None,
+        connection: Connection,
     ) -> Ids:
         query = select(table).where(*conditions, table.c.id > after).order_by(table.c.id).limit(REPLAY_MAX)
         dead_letters = [stored.dead_letter for stored in _dead_letters(query, connection)]
         now = self._clock.now()
-        rows = [_outbox_message(dead_letter, now) for dead_letter in dead_letters]
+        rows = [outbox_message(each, each.message.body if body is None else body, now) for each in dead_letters]
         store.save(connection, states={}, inbox_entries=(), cancelled_timers=(), outgoing=rows)
         ids = [dead_letter.id for dead_letter in dead_letters]
         if audit is not None:
-            self._record(store, audit, [(None, _shown(each), str(each.id)) for each in dead_letters], connection)
-        connection.execute(update(table).where(table.c.id.in_(ids)).values(replays=table.c.replays + 1))
+            edited = {} if body is None else {"body": "edited"}
+            self._record(store, audit, [(None, _shown(each) | edited, str(each.id)) for each in dead_letters], connection)
+        edit = {} if body is None else {"edited_body": body}
+        connection.execute(update(table).where(table.c.id.in_(ids)).values(replays=table.c.replays + 1, **edit))
         return ids
 
 
@@ -245,104 +297,9 @@ def _matching(table: Table, **filters: str | None) -> Conditions:
     return [table.c[name] == value for name, value in filters.items() if value is not None]
 
 
-def _row(id: str, dead_letter: DeadLetter) -> dict[str, Any]:
-    return {
-        "id": id,
-        "consumer": _stored(dead_letter.consumer),
-        "subject": _stored(dead_letter.message.subject),
-        "error": _stored(dead_letter.error, 64),
-        "detail": _stored(dead_letter.detail, DETAIL_MAX),
-        "attempts": dead_letter.attempts,
-        "first_seen": dead_letter.first_seen,
-        "last_seen": dead_letter.last_seen,
-        "replays": 0,
-        "message_id": _stored(dead_letter.message.id),
-        "message_key": _stored(dead_letter.message.key),
-        "message_headers": orjson.dumps({_stored(k): _stored(v, DETAIL_MAX) for k, v in dead_letter.message.headers.items()}).decode(),
-        "message_body": dead_letter.message.body,
-    }
-
-
-def _with_other_version(old: Any, row: dict[str, Any]) -> dict[str, Any]:
-    """Return what changes in the stored dead letter *old* because *row*, another version of its event, is one, too."""
-    if old.error in UNREADABLE and row["error"] not in UNREADABLE:
-        first, second = (row["subject"], row["detail"]), (old.subject, old.detail)
-        changes = {name: row[name] for name in ("message_id", "subject", "error", "message_headers", "message_body", "last_seen")}
-    else:
-        first, second = (old.subject, old.detail), (row["subject"], row["detail"])
-        changes = {"last_seen": row["last_seen"]}
-    other = f"{second[0]}: {second[1].removeprefix(f'{second[0]}: ')}"
-    return changes | {"detail": first[1] if other in first[1] else f"{first[1]}; {other}"[:DETAIL_MAX]}
-
-
-def _stored(text: str, length_max: int = 255) -> str:
-    """Return *text* so that every database can store it: a message from another system may contain any characters."""
-    text = text if text.isascii() else text.encode("utf-8", "replace").decode()
-    return text.replace("\0", "\ufffd")[:length_max]
-
-
 def _dead_letters(query: Any, connection: Connection) -> list[StoredDeadLetter]:
-    return [_stored_dead_letter(row) for row in connection.execute(query)]
-
-
-def _stored_dead_letter(row: Any) -> StoredDeadLetter:
-    headers = orjson.loads(row.message_headers)
-    return StoredDeadLetter(
-        DeadLetter(
-            id=row.id,
-            consumer=row.consumer,
-            message=Message(row.subject, row.message_id, row.message_body, row.message_key, headers),
-            error=row.error,
-            detail=row.detail,
-            attempts=row.attempts,
-            first_seen=_aware(row.first_seen),
-            last_seen=_aware(row.last_seen),
-        ),
-        row.replays,
-    )
-
-
-def _aware(at: datetime) -> datetime:
-    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
-
-
-def _outbox_message(dead_letter: DeadLetter, now: datetime) -> OutboxMessage:
-    """Return a new message that carries the old event to the consumer that gave up on it."""
-    message, consumer = dead_letter.message, dead_letter.consumer
-    is_unpublished_event = is_unpublished(consumer)
-    headers = message.headers
-    event_id, trace = event_id_and_trace(message)
-    return OutboxMessage(
-        id=str(uuid7()),
-        event_id=event_id,
-        # An unroutable message had no consumer; it is published again under its own subject, for consumers that know it now.
-        subject=message.subject if is_unroutable(consumer) or is_unpublished_event else replay_subject(consumer, message.subject),
-        key=message.key[:64],
-        body=message.body,
-        timer=None,
-        correlation_id=trace.correlation_id,
-        causation_id=_stored(headers.get("ce-causationid") or event_id),
-        traceparent=trace.traceparent,
-        occurred_at=_occurred_at(headers.get("ce-time"), now),
-        due_at=DUE_NOW,
-        versions=headers.get(VERSIONS) if is_unpublished_event else None,
-    )
-
-
-def _occurred_at(text: str | None, now: datetime) -> str:
-    try:
-        return to_db_timestamp(_aware(datetime.fromisoformat(text or "")))
-    except ValueError:
-        return to_db_timestamp(now)
+    return [stored_dead_letter(row) for row in connection.execute(query)]
 
 
 class NotReplayable(Exception):
     """The consumer of the dead letter subscribes to nothing, so a replay would have no recipient."""
-
-
-@frozen
-class StoredDeadLetter:
-    """A stored dead letter, and how often it has been replayed."""
-
-    dead_letter: DeadLetter
-    replays: int = 0
