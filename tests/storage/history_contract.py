@@ -10,21 +10,26 @@ __all__ = ["HistoryContract", "history_of", "published"]
 
 import asyncio
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
+from importlib import import_module
 from typing import Any
 
+import orjson
 import pytest
+from sqlalchemy import Connection
 
-from app.storage.archive.history_content import POSITIONS, HistoryEvent
+from app.storage.archive.history_content import POSITIONS, Decided, HistoryEvent, Row, TransactionHistory
 from app.storage.archive.history_reader import HistoryReader, SeveralDatabases
 from app.storage.module_store import INBOX_RETENTION
 from app.storage.sql.database import Database
 from bus.ids import derived_id
+from bus.subjects import subject_of
+from modules.module import Key, Scheduled
 from modules.orders.state import Order
 from tests.clock import VirtualClock
 from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, harness_at, oid, product, submitted, until
-from tests.storage.archive_contract import CANCEL, DAY, NO_ANSWER, PAY, happen, place, shop
+from tests.storage.archive_contract import CANCEL, DAY, FINISHED, NO_ANSWER, PAY, UNFINISHED, happen, place, shop
 from tests.storage.site import Site
 
 CONFIRMED = (
@@ -52,6 +57,44 @@ async def published(harness: Harness, **query: Any) -> Sequence[HistoryEvent]:
 
 def subjects(events: Sequence[HistoryEvent]) -> list[str]:
     return [event.subject for event in events]
+
+
+async def decisions_of(harness: Harness) -> list[Decided]:
+    """Return all decisions, transaction by transaction."""
+
+    def read(connection: Connection) -> list[Decided]:
+        tables = [store.history for store in harness.stores.values()]
+        numbers = sorted({number for table in tables for number in table.numbers(connection, 0, 2**62, 10_000)})
+        rows: dict[int, list[Row]] = {number: [] for number in numbers}
+        for table in tables:
+            for start in range(0, len(numbers), 100):
+                for row in table.rows(connection, numbers[start : start + 100]):
+                    rows[row.number].append(row)
+        return [each for number in numbers for each in TransactionHistory(rows[number]).decisions()]
+
+    return await harness.database.read(read)
+
+
+def decide_again(harness: Harness, decided: Sequence[Decided]) -> dict[str, dict[Key, Any]]:
+    """Return the states of each module after *decided*; what is emitted must be what was."""
+    modules = {name: runner.module for name, runner in harness.runners.items()}
+    states: dict[str, dict[Key, Any]] = {name: {} for name in modules}
+    for each in decided:
+        module, known = modules[each.module], states[each.module]
+        if "." in each.name:
+            event = harness.contracts.decode(each.source, orjson.dumps(each.data))
+            assert each.source == each.name
+        else:
+            cls = getattr(import_module(f"modules.{each.module}.events"), each.name)
+            event = harness.contracts.from_plain(dict(each.data), cls)
+        found = [known.get(key) for key in module.keys(event)]
+        decision = module.decide(found, event, datetime.fromisoformat(each.at))
+        known |= {(type(state), harness.stores[each.module].mappers[type(state)].key_of(state)): state for state in decision.states}
+        emitted = [each.event if isinstance(each, Scheduled) else each for each in decision.events]
+        published = [each for each in emitted if hasattr(each, "__subject__")]
+        assert [(e.subject, e.data) for e in each.emitted] == [(subject_of(e), harness.contracts.to_json(e)) for e in published]
+        assert each.has_changed == bool(decision.states or published)
+    return states
 
 
 class HistoryContract:
@@ -135,6 +178,23 @@ class HistoryContract:
             assert len(rows) == 1
             await harness.database.write(lambda c: store.mark_sent(c, [rows[0].id], clock.now(), rows))
             assert len(await published(harness)) == 4
+
+    async def test_deciding_again_gives_the_states_and_the_events(self, site: Site) -> None:
+        """A history has everything that a decision needs: what it was about, in which order, and when."""
+        async with shop(site.url) as (harness, clock):
+            for n, events in enumerate([*FINISHED.values(), *(events for events, _ in UNFINISHED.values())]):
+                id = await place(harness, n, quantity=1 + n % 3)
+                await clock.advance(0.25)
+                await happen(harness, id, events, partial(clock.advance, 1))
+            await place(harness, 99, quantity=1_000)
+            decided = await decisions_of(harness)
+            assert len(decided) > 100
+            for name, states in decide_again(harness, decided).items():
+                for (cls, key), state in states.items():
+                    assert await harness.runners[name].get(cls, key) == state
+                for cls, mapper in harness.stores[name].mappers.items():
+                    count = await harness.rows(f"SELECT count(*) FROM {mapper.table.name}")
+                    assert count == [(sum(found is cls for found, _ in states),)]
 
     async def test_pages_and_filters_leave_nothing_out(self, site: Site) -> None:
         """Pages of any size together are the whole; a filter selects from it."""
