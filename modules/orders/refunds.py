@@ -60,13 +60,15 @@ def on_payment_refunded(order: Order, event: PaymentRefunded, now: datetime) -> 
 
 def on_refund_failed(order: Order, event: PaymentRefundFailed, now: datetime) -> Decision:
     """Record that a refund failed finally; one that is tried again stays pending, if a client requested it."""
-    if not event.has_returned and _has_succeeded(order, event.refund_id):
+    if not event.has_returned and _succeeded(order, event.refund_id):
         return no_change()  # it is about an attempt before the one that succeeded, and was delivered late
     status = "failed" if event.is_final else "pending"
     changes = {"failure": event.reason} if event.is_final else {}
     refunds = _with_entry(order, event.refund_id, status=status, **changes)
-    if refunds is None and event.has_returned:
-        refunds = _with_returned(order, event)
+    # What had been refunded under the id is undone with its entry; an event without an id had the rest of the amount.
+    rest = event.amount.amount - _succeeded(order, event.refund_id)
+    if event.has_returned and rest > 0:
+        refunds = _with_returned(order.refunds if refunds is None else refunds, rest, event.reason)
     if not event.is_final:
         is_changed = refunds is not None and refunds != order.refunds
         return Decision((evolve(order, refunds=refunds, updated_at=now),)) if is_changed else no_change()
@@ -127,9 +129,12 @@ def _price(order: Order, items: Sequence[Line]) -> int:
     return sum(prices[line.product_id] * line.quantity for line in items)
 
 
-def _has_succeeded(order: Order, refund_id: str | None) -> bool:
-    return refund_id is not None and any(
-        entry.get("refund_id") == refund_id and entry["status"] == "succeeded" for entry in order.refunds or ()
+def _succeeded(order: Order, refund_id: str | None) -> int:
+    """Return how many minor units were refunded under *refund_id*."""
+    return sum(
+        entry["amount"]
+        for entry in order.refunds or ()
+        if refund_id is not None and entry.get("refund_id") == refund_id and entry["status"] == "succeeded"
     )
 
 
@@ -142,14 +147,14 @@ def _with_entry(order: Order, refund_id: str | None, **changes: Any) -> tuple[di
     )
 
 
-def _with_returned(order: Order, event: PaymentRefundFailed) -> tuple[dict[str, Any], ...]:
-    """Return the refunds of *order* after the amount of *event* has come back, of those without an id the newest first."""
-    left, refunds = event.amount.amount, []
-    for entry in reversed(order.refunds or ()):
+def _with_returned(entries: Sequence[dict[str, Any]] | None, amount: int, reason: str) -> tuple[dict[str, Any], ...]:
+    """Return *entries* after *amount* has come back for *reason*, of those without an id the newest first."""
+    left, refunds = amount, []
+    for entry in reversed(entries or ()):
         returned = 0 if "refund_id" in entry or entry["status"] != "succeeded" else min(left, entry["amount"])
         left -= returned
         if returned:
-            refunds.append({**entry, "amount": returned, "status": "failed", "failure": event.reason})
+            refunds.append({**entry, "amount": returned, "status": "failed", "failure": reason})
         if not returned or returned < entry["amount"]:
             refunds.append({**entry, "amount": entry["amount"] - returned})
     return tuple(reversed(refunds))

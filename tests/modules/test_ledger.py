@@ -325,6 +325,22 @@ def test_a_cancelled_order_gets_the_rest_of_a_partial_refund() -> None:
     assert refund_requests(after(RESERVED, CANCELLED, found)[1]) == [(600, 1)], "the look-up reported the 4.00"
 
 
+@pytest.mark.parametrize("made_elsewhere", [1000, 700, 400, 0])
+def test_a_refund_that_returns_after_its_amount_was_reported_as_part_of_others_leaves_the_order_right(made_elsewhere: int) -> None:
+    """The order never got the whole refund under its id: the notices of another refund, or of the total, came first."""
+    asked = OrderRefundRequested(order_id="o", refund_id="r0", amount=Money(400, "EUR"), reason="x")
+    earlier = reported(made_elsewhere) if made_elsewhere else RefundNotified(order_id="o", reference="pi", amount=EUR, refunded_amount=400)
+    succeeded = RefundSucceeded(order_id="o", reference="re_0", key_number=1, refunded_total=400)
+    payment: Payment | None = None
+    published: list[Any] = []
+    for event in RESERVED, CHARGED, asked, earlier, succeeded, reported(400, "failed", "re_0", 1):
+        decision = decide((payment,), event, NOW)
+        [payment] = decision.states or (payment,)
+        published += decision.events
+    assert payment is not None
+    assert order_after(published).refunded == payment.refunded == made_elsewhere
+
+
 def test_a_rejection_that_contains_the_total_leads_to_a_refund_of_the_rest() -> None:
     """The notice of the partial refund got lost; the provider cannot refund more than is left."""
     too_much = RefundFailed(order_id="o", retry_seconds=1, reason="amount_too_large", is_definite=True, refunded_total=400)

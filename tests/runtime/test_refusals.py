@@ -49,6 +49,7 @@ async def restricted(postgres: PostgresServer) -> AsyncIterator[tuple[Harness, C
         execute(f"REASSIGN OWNED BY {USER} TO postgres")
         execute(f"ALTER ROLE {USER} NOSUPERUSER")
         execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {USER}")
+        execute(f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {USER}")
         yield harness, execute
         execute(f"DROP OWNED BY {USER}")
 
