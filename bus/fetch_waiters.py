@@ -29,6 +29,8 @@ class FetchGroup(Protocol):
 
     name: str
     waiters: FetchWaiters
+    is_standby: bool
+    """Whether the latest fetch leaves the messages to the group's other members; see `bus.port.Subscription.fetch`."""
 
     @property
     def host(self) -> FetchHost:
@@ -94,14 +96,12 @@ G = TypeVar("G", bound=FetchGroup)
 class GroupSubscription(Generic[G]):
     """One member of a consumer group; see `bus.port.Subscription`."""
 
-    __slots__ = ("_is_closed", "group", "is_paused", "is_standby")
+    __slots__ = ("_is_closed", "group", "is_paused")
 
     def __init__(self, group: G) -> None:
         self.group = group
         self._is_closed = False
         self.is_paused = False
-        self.is_standby = False
-        """Whether the latest fetch leaves the messages to the group's other members; see `bus.port.Subscription.fetch`."""
 
     @property
     def consumer(self) -> str:
@@ -110,8 +110,8 @@ class GroupSubscription(Generic[G]):
     async def fetch(self, limit: int, wait_seconds: float, is_standby: bool = False) -> list[Delivery]:
         if limit < 1:
             raise ValueError(f"cannot fetch {limit} messages")
-        self.is_standby = is_standby
         group = self.group
+        group.is_standby = is_standby
         host = group.host
         waiters = group.waiters
         now = host.clock.monotonic()

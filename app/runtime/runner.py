@@ -175,7 +175,7 @@ class ModuleRunner:
         """Queue the messages of one lane until cancelled, never more than the lane may prefetch."""
         while True:
             free = await self._queue.wait_for_space(is_express)
-            for delivery in await subscription.fetch(min(free, self._batch_max), FETCH_SECONDS, self.is_standby):
+            for delivery in await subscription.fetch(min(free, self._batch_max), FETCH_SECONDS, not self._relay.is_leader):
                 try:
                     await self._receive(delivery)
                 except Exception as error:  # an unforeseen error concerns this message alone

@@ -54,6 +54,7 @@ class ConsumerGroup:
         self.consumers: list[PullConsumer] = []
         self.subscriptions: dict[GroupSubscription[ConsumerGroup], None] = {}
         self.waiters = FetchWaiters()
+        self.is_standby = False
 
     def subscribe(self) -> GroupSubscription[ConsumerGroup]:
         """Return a new subscription."""
@@ -134,6 +135,5 @@ class ConsumerGroup:
         if wanted:
             wanted -= sum(len(consumer.ready) for consumer in self.consumers)
             if wanted > 0:
-                is_standby = all(subscription.is_standby for subscription in self.subscriptions)
                 for consumer in consumers:
-                    consumer.request(wanted, is_standby)
+                    consumer.request(wanted, self.is_standby)

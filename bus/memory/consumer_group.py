@@ -106,7 +106,7 @@ class Delivery:
 class ConsumerGroup:
     """One consumer: the messages that are ready for it, its deliveries, and its waiting fetches."""
 
-    __slots__ = ("host", "in_hand", "name", "ready", "subjects", "waiters")
+    __slots__ = ("host", "in_hand", "is_standby", "name", "ready", "subjects", "waiters")
 
     def __init__(self, host: GroupHost, name: str) -> None:
         self.host = host
@@ -116,6 +116,7 @@ class ConsumerGroup:
         self.in_hand: dict[GroupMessage, Delivery] = {}
         """The current delivery of each delivered message, the first overdue first."""
         self.waiters = FetchWaiters()
+        self.is_standby = False  # of no effect: all members are in this process
 
     def take(self, subscription: GroupSubscription[ConsumerGroup], limit: int, now: float) -> list[port.Delivery]:
         """Deliver up to *limit* ready messages to *subscription*."""

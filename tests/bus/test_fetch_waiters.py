@@ -27,6 +27,7 @@ class Group:
     name: str = "inventory"
     host: Any = field(factory=Host)
     waiters: FetchWaiters = field(factory=FetchWaiters)
+    is_standby: bool = False
     ready: list[Any] = field(factory=list)
 
     def take(self, subscription: GroupSubscription[Any], limit: int, now: float) -> list[Delivery]:

@@ -38,10 +38,11 @@ _FAILED = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.PIPELINE_ABORTED)
 class Pending:
     """A statement that was queued; `rows` is known once it was sent."""
 
-    __slots__ = ("parameters", "rows", "sql")
+    __slots__ = ("is_prepared", "parameters", "rows", "sql")
 
-    def __init__(self, sql: str, parameters: Sequence[bytes | None]) -> None:
+    def __init__(self, sql: str, parameters: Sequence[bytes | None], *, is_prepared: bool) -> None:
         self.sql = sql
+        self.is_prepared = is_prepared
         self.parameters = parameters
         self.rows: Rows | None = None
 
@@ -60,14 +61,15 @@ class Pipeline:
 
     def begin(self, sql: str, id_sql: str | None = None) -> None:
         """Begin a transaction with *sql*; *id_sql* selects its id."""
-        self._queue = [Pending(sql, ())]
+        self._queue = [Pending(sql, (), is_prepared=False)]
         self._id = None
         if id_sql is not None:
-            self._id = self.queue(id_sql)
+            self._id = Pending(id_sql, (), is_prepared=True)
+            self._queue.append(self._id)
 
     def queue(self, sql: str, parameters: Sequence[bytes | None] = ()) -> Pending:
         """Execute *sql*, with its *parameters* in PostgreSQL's text format as ``$1`` and so on, at the next `exchange`."""
-        statement = Pending(sql, parameters)
+        statement = Pending(sql, parameters, is_prepared=bool(parameters))
         self._queue.append(statement)
         return statement
 
@@ -123,7 +125,7 @@ class Pipeline:
         """
         Send *statements* and set their results; raise the first error once all results were received.
 
-        Those with parameters are prepared first unless the connection knows them.
+        Those with parameters, and that for the id, are prepared first unless the connection knows them.
         """
         driver = self._connection.pgconn
         driver.enter_pipeline_mode()
@@ -132,7 +134,7 @@ class Pipeline:
         ] = []  # a result for each: of the statement, or of preparing it under a name
         for statement in statements:
             expected.append((statement, b""))
-            if not statement.parameters:
+            if not statement.is_prepared:
                 driver.send_query_params(statement.sql.encode(), None)
                 continue
             name = self._names.get(statement.sql)
