@@ -13,6 +13,7 @@ __all__ = ["BATCHES", "DEPLOYMENTS", "Counts", "count_orders", "message_bytes"]
 import asyncio
 import gc
 import io
+import os
 import tempfile
 import time
 from collections import Counter
@@ -100,6 +101,7 @@ async def _count_orders(
     logs.setup("WARNING", "json", stream=io.StringIO())
     async with asyncio.timeout(300):
         await system.start()
+        system.age_folders()
         for batch in BATCHES:
             for _ in range(WARM_UP_ROUNDS):
                 await system.place(batch)
@@ -149,6 +151,12 @@ class _System:
         self._application.phase = "ready"
         answers = await self._send([_PUT])
         assert answers[0].startswith(b"HTTP/1.1 200"), answers
+
+    def age_folders(self) -> None:
+        """Let no folder of a SQLite file look changed: within a second of a change the file is verified at each transaction."""
+        for database in self._parts.storage.databases.values():
+            if (path := database.dialect.wal_path) is not None:
+                os.utime(os.path.dirname(path), (0, 0))
 
     async def place(self, count: int) -> None:
         """Place *count* orders at once; return when all are confirmed and the relays know what was sent."""
