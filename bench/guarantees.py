@@ -99,6 +99,13 @@ GUARANTEES: dict[str, Guarantee] = {
         "inbox rows, so that an event is processed once",
         (("app.storage.module_store:ModuleStore.save", _without_inbox),),
     ),
+    "history": Guarantee(
+        "the history of all events, in the transaction that publishes them",
+        (
+            ("app.storage.module_store:ModuleStore.append_history", _constant(None)),
+            ("app.runtime.batch:BatchProcessor._history", _constant(())),
+        ),
+    ),
     "timers": Guarantee(
         "a deadline for each order, kept in the database",
         (("app.storage.module_store:ModuleStore.save", _without_timers),),
