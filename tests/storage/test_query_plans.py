@@ -62,12 +62,13 @@ def list_requests(document: Any) -> Iterator[str]:
         parameters = methods.get("get", {}).get("parameters", ())
         filters = [each for each in parameters if each.get("in") == "query" and each["name"] != "limit"]
         values = {each["name"]: value_of(each) for each in filters}
+        limit = ["limit=2"] if any(each.get("name") == "limit" for each in parameters) else []
         if "get" not in methods or "{" in path or path.endswith("/stream") or path in NO_LISTS or not path.startswith("/v1/"):
             continue
         for count in (0, 1, 2):
             for chosen in combinations(values, count):
-                query = "&".join(f"{name}={quote(values[name])}" for name in chosen)
-                yield f"{path}?limit=2&{query}"
+                query = "&".join([*limit, *(f"{name}={quote(values[name])}" for name in chosen)])
+                yield f"{path}?{query}"
 
 
 def value_of(parameter: Any) -> str:
