@@ -62,7 +62,8 @@ def list_requests(document: Any) -> Iterator[str]:
         parameters = methods.get("get", {}).get("parameters", ())
         filters = [each for each in parameters if each.get("in") == "query" and each["name"] != "limit"]
         values = {each["name"]: value_of(each) for each in filters}
-        limit = ["limit=2"] if any(each.get("name") == "limit" for each in parameters) else []
+        has_limit = any("limit" in (each.get("name"), each.get("$ref", "").rpartition("/")[2].lower()) for each in parameters)
+        limit = ["limit=2"] if has_limit else []
         if "get" not in methods or "{" in path or path.endswith("/stream") or path in NO_LISTS or not path.startswith("/v1/"):
             continue
         for count in (0, 1, 2):
