@@ -64,11 +64,20 @@ def consumers_of(broker: NatsServer | NatsCluster) -> dict[str, Any]:
     }
 
 
-async def wait_until_ready(system: System, client: Client, seconds: float = 30.0) -> None:
-    """Wait until /readyz of every process is 200 with the status ready."""
+async def wait_until_ready(system: System, client: Client, seconds: float = 30.0, *, loss: str = "") -> None:
+    """
+    Wait until /readyz of every process is 200 with the status ready.
+
+    With *loss*, a process may also be degraded by nothing but this loss of a stream. It reports one for an hour if it
+    looked at the stream before and after.
+    """
+
+    def is_ready(body: dict[str, Any]) -> bool:
+        troubles = [state for state in body.get("checks", {}).values() if state != "ok"]
+        return body.get("status") == "ready" or (bool(loss) and troubles == [loss])
 
     async def states() -> list[Any]:
         replies = [await client.request_url(f"{server.url}/readyz") for server in system]
-        return [reply.body for reply in replies if (reply.status, reply.body.get("status")) != (200, "ready")]
+        return [reply.body for reply in replies if reply.status != 200 or not is_ready(reply.body)]
 
     await eventually(states, lambda found: not found, seconds)

@@ -81,7 +81,7 @@ async def test_a_deleted_stream_is_created_again_and_filled_by_republish(
         accepted = await buy_during(client, damage)
     finally:
         await connection.close()
-    await wait_until_ready(system, client, 30.0)
+    await wait_until_ready(system, client, 30.0, loss="stream ORDERS was deleted and created again")
     statuses = {(await client.get(f"/v1/orders/{order_id}"))["status"] for order_id in undelivered}
     assert statuses == {"processing"}, "no message was lost, so the test proves nothing"
 

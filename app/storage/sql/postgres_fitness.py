@@ -21,17 +21,17 @@ def unfitness(connection: Connection) -> str:
     connection another session for each transaction if further connections, each in a transaction, get the session that
     *connection* has used and not closed.
     """
-    (encoding,) = connection.exec_driver_sql("SHOW server_encoding").one()
+    driver = _driver(connection)
+    encoding = driver.info.parameter_status("server_encoding")
     if encoding != "UTF8":
         return f"its encoding is {encoding}, which cannot store every name; create a database with ENCODING 'UTF8'"
-    driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
-    session = _session(connection)
-    connection.rollback()
+    session = _session(driver)
+    driver.execute("ROLLBACK")
     if session == driver.info.backend_pid:
         return ""
     with ExitStack() as others:
         for _ in range(_CONNECTIONS):
-            if _session(others.enter_context(connection.engine.connect())) == session:
+            if _session(_driver(others.enter_context(connection.engine.connect()))) == session:
                 return (
                     "a connection pooler in transaction mode is in between, and locks and prepared statements need a session;"
                     " use its session mode, or connect to PostgreSQL directly"
@@ -39,6 +39,16 @@ def unfitness(connection: Connection) -> str:
     return ""
 
 
-def _session(connection: Connection) -> int:
-    number: int = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+def _driver(connection: Connection) -> psycopg.Connection[Any]:
+    # The driver itself prepares no statement, and each would fail in a session that has one of this name already.
+    driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
+    return driver
+
+
+def _session(driver: psycopg.Connection[Any]) -> int:
+    """Begin a transaction, and return the number of the session that it has."""
+    driver.execute("BEGIN")
+    found = driver.execute("SELECT pg_backend_pid()").fetchone()
+    assert found is not None
+    number: int = found[0]
     return number
