@@ -253,11 +253,11 @@ def _check_filters(consumer: str | None, subject: str | None, error: str | None)
     from app.messaging.consumers import subscriptions
     from app.messaging.dead_letters import ERRORS
     from app.messaging.event_registry import all_modules, build_registry
-    from bus.subjects import EXPRESS
+    from bus.subjects import EXPRESS, OUTBOX, UNROUTABLE
 
     modules = list(all_modules())
     contracts = build_registry(modules)
-    consumers = {*subscriptions(modules, contracts), "payments-webhooks", *(f"{module.name}-outbox" for module in modules)}
+    consumers = {*subscriptions(modules, contracts), "payments-webhooks", *(module.name + suffix for module in modules for suffix in (OUTBOX, UNROUTABLE))}
     if consumer is not None and consumer not in consumers:
         console.exit_with(console.USAGE, f"--consumer: there is no consumer {consumer}; there are {', '.join(sorted(consumers))}")
     subjects = {contract.subject for contract in contracts}

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from attrs import evolve
 
@@ -13,6 +14,7 @@ from app.gateways.webhook_handler import CONSUMER as WEBHOOKS
 from app.messaging.cloudevents import event_id_and_trace
 from app.messaging.dead_letters import DeadLetterStore, NotReplayable, StoredDeadLetter, groups
 from app.messaging.dead_letters.groups import OTHERS, pattern_of
+from app.messaging.dead_letters.rows import changed_pointers
 from app.messaging.dead_letters.store import REPLAY_MAX
 from app.storage.audit import Audit
 from bus.errors import Invalid, Unreadable
@@ -256,7 +258,9 @@ async def test_an_edited_replay_is_handled_and_the_dead_letter_keeps_both_bodies
             await store.replay(id, body=b"{")
         assert await store.replay(id, dry_run=True, body=good.body)
         assert await store.get(id) == stored
-        assert await store.replay(id, body=good.body)
+        assert await store.replay(id, body=good.body, audit=Audit("anna", "replayDeadLetter", id, "c-1"))
+        [(audited,)] = await harness.rows("SELECT after FROM inventory_audit")
+        assert (orjson.loads(audited)["edited"], len(orjson.loads(audited)["sha256"])) == ("/items/0/quantity", 64)
         harness.run(harness.relays["inventory"].run())
         await until(lambda: _all_sent(harness))
         assert (await stock(harness)).reserved == 1
@@ -301,6 +305,21 @@ async def test_dead_letters_of_one_cause_are_one_group(path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
+    ("stored", "edited", "pointers"),
+    [
+        (b'{"a": 1, "b": [1, {"c/d": 2}]}', b'{"a": 1, "b": [1, {"c/d": 3}]}', ["/b/1/c~1d"]),
+        (b'{"a": 1}', b'{"b": 1}', ["/a", "/b"]),
+        (b"[1]", b"[1, 2]", [""]),
+        (b"{", b"{}", [""]),
+        (b"{}", b"{ }", []),
+    ],
+)
+def test_the_audit_names_the_members_that_an_edit_has_changed(stored: bytes, edited: bytes, pointers: list[str]) -> None:
+    """Their values may be customers' data."""
+    assert changed_pointers(stored, edited) == pointers
+
+
+@pytest.mark.parametrize(
     ("detail", "pattern"),
     [
         ("Unexpected: OrderConfirmed while there is no reservation", "Unexpected: OrderConfirmed while there is no reservation"),
@@ -308,6 +327,7 @@ async def test_dead_letters_of_one_cause_are_one_group(path: Path, monkeypatch: 
         ("pi_3QmX2eLkdIwHu7ix0Qq7 took 10.5 s", "<id> took <n> s"),
         ("no contract for orders.created.v99", "no contract for orders.created.v99"),
         ("x" * 400, "x" * 299 + "…"),
+        (f"{oid(1)} " * 20, "<id> " * 15 + "<id>"),
     ],
 )
 def test_the_pattern_of_a_detail_leaves_out_what_differs(detail: str, pattern: str) -> None:

@@ -73,8 +73,8 @@ async def wait_until_ready(system: System, client: Client, seconds: float = 30.0
     """
 
     def is_ready(body: dict[str, Any]) -> bool:
-        troubles = [state for state in body.get("checks", {}).values() if state != "ok"]
-        return body.get("status") == "ready" or (bool(loss) and troubles == [loss])
+        failures = [state for state in body.get("checks", {}).values() if state != "ok"]
+        return body.get("status") == "ready" or (bool(loss) and failures == [loss])
 
     async def states() -> list[Any]:
         replies = [await client.request_url(f"{server.url}/readyz") for server in system]

@@ -1,6 +1,10 @@
-"""A standby of the PostgreSQL server takes its place: what is known about transactions of the old one."""
+"""A standby of the PostgreSQL server takes its place, or the server crashes: what is known about earlier transactions."""
 
 from __future__ import annotations
+
+from contextlib import suppress
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.storage.sql.postgres import Postgres
 from tests.postgres import PostgresServer
@@ -29,3 +33,23 @@ def test_the_outcome_of_a_transaction_is_unknown_after_a_fail_over(replicated: t
     assert standby.query("SELECT count(*) FROM pg_tables WHERE tablename = 'lost'") == [(0,)]
     assert dialect.was_committed(engine, tx_id) is None
     engine.dispose()
+
+
+def test_the_outcome_of_a_transaction_is_unknown_after_a_crash(replicated: tuple[PostgresServer, PostgresServer]) -> None:
+    """The same server gives the number of a transaction that is not in its log to another one, which is committed."""
+    server, _ = replicated
+    server.query("CHECKPOINT")
+    dialect = Postgres()
+    engine = dialect.engine(server.url())
+    connection = engine.connect()
+    connection.exec_driver_sql("CREATE TABLE lost ()")
+    tx_id = dialect.transaction_id(connection)
+    server.kill()
+    server.start()
+    number = str(tx_id).split()[0]
+    while server.query(f"SELECT pg_current_xact_id() <= '{number}'")[0][0]:
+        pass
+    assert server.query(f"SELECT pg_xact_status('{number}')") == [("committed",)]
+    assert dialect.was_committed(engine, tx_id) is None
+    with suppress(SQLAlchemyError):  # the server has closed it
+        connection.close()

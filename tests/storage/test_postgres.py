@@ -265,7 +265,7 @@ async def test_a_killed_server_recovers_everything_that_was_reported_as_committe
 
 async def test_a_halted_server_counts_as_disconnected(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """It keeps its sockets open and does not reply; after a while the connection is closed."""
-    monkeypatch.setattr("app.storage.sql.postgres.ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr("app.storage.sql.postgres_pipeline.ANSWER_SECONDS", 0.3)
     halted: list[int] = []
 
     def work(connection: Connection) -> None:

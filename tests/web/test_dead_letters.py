@@ -294,6 +294,9 @@ async def test_dead_letters_are_discarded_by_filter(web: Web, service: FakeDeadL
         service.store(id, error="failed" if id == "b" else "invalid")
     path, wanted = "/v1/dead-letters/discard", {"error": "invalid", "dry_run": True}
     assert (await web.request("POST", path, json={"error": "invalid"})).status == 400
+    assert (await web.request("POST", path, json={"dry_run": False})).status == 400, "no filter"
+    assert (await web.request("POST", f"{path}?consumer=cars", json={"consumer": "vans", "dry_run": False})).status == 400
+    assert len(service.stored) == 3
     assert (await web.request("POST", path, json=wanted)).json == {"matched": 2, "discarded": 0}
     assert sorted(service.stored) == ["a", "b", "c"]
     assert (await web.request("POST", path, json=wanted | {"dry_run": False})).json == {"matched": 2, "discarded": 2}

@@ -18,6 +18,7 @@ PATTERN_MAX = 300
 """Characters of a pattern; more are cut off."""
 
 DETAIL_READ_MAX = 2 * PATTERN_MAX
+"""Characters of a detail that are read."""
 
 DETAILS_MAX = 10_000
 """Different details that are read; the dead letters with rarer ones are counted together, as `OTHERS`."""
@@ -52,6 +53,8 @@ class DeadLetterGroup:
 
 def pattern_of(detail: str) -> str:
     """Return *detail* without what differs between two dead letters of one cause."""
+    if len(detail) >= DETAIL_READ_MAX:
+        detail = detail[:DETAIL_READ_MAX].rpartition(" ")[0] or detail  # an id that is cut off would differ
     for part, name in _VARIABLE_PARTS:
         detail = part.sub(name, detail)
     return detail if len(detail) <= PATTERN_MAX else f"{detail[: PATTERN_MAX - 1]}…"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["DETAIL_MAX", "UNREADABLE", "StoredDeadLetter", "aware", "outbox_message", "row_of", "stored_dead_letter", "with_other_version"]
+__all__ = ["DETAIL_MAX", "UNREADABLE", "StoredDeadLetter", "aware", "changed_pointers", "outbox_message", "row_of", "stored_dead_letter", "with_other_version"]
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -24,6 +26,8 @@ UNREADABLE = frozenset(error.code for error in (Rejected, Unreadable, UnknownSub
 
 DETAIL_MAX = 8_192
 """Characters of a detail or a header that are stored."""
+
+POINTERS_MAX = 10
 
 
 @frozen
@@ -125,3 +129,24 @@ def _occurred_at(text: str | None, now: datetime) -> str:
         return to_db_timestamp(aware(datetime.fromisoformat(text or "")))
     except ValueError:
         return to_db_timestamp(now)
+
+
+def changed_pointers(stored: bytes, edited: bytes) -> list[str]:
+    """Return JSON Pointers (RFC 6901) to up to `POINTERS_MAX` values of *edited* that *stored* has not; ``""`` if it is not JSON."""
+    try:
+        before = orjson.loads(stored)
+    except orjson.JSONDecodeError:
+        return [""]
+    return list(islice(_differences(before, orjson.loads(edited), ""), POINTERS_MAX))
+
+
+def _differences(before: Any, after: Any, pointer: str) -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in sorted(before.keys() | after.keys()):
+            escaped = name.replace("~", "~0").replace("/", "~1")
+            yield from _differences(before.get(name), after.get(name), f"{pointer}/{escaped}")
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for at, (one, other) in enumerate(zip(before, after, strict=True)):
+            yield from _differences(one, other, f"{pointer}/{at}")
+    elif before != after:
+        yield pointer

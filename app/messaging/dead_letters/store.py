@@ -11,6 +11,7 @@ __all__ = ["ERRORS", "DeadLetterStore", "NotReplayable"]
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,7 @@ from app.messaging.dead_letters.groups import DeadLetterGroup, grouped, groups_i
 from app.messaging.dead_letters.rows import (
     UNREADABLE,
     StoredDeadLetter,
+    changed_pointers,
     outbox_message,
     row_of,
     stored_dead_letter,
@@ -265,8 +267,8 @@ class DeadLetterStore:
         store.save(connection, states={}, inbox_entries=(), cancelled_timers=(), outgoing=rows)
         ids = [dead_letter.id for dead_letter in dead_letters]
         if audit is not None:
-            edited = {} if body is None else {"body": "edited"}
-            self._record(store, audit, [(None, _shown(each) | edited, str(each.id)) for each in dead_letters], connection)
+            changes = [(None, _shown(each) | _shown_edit(each, body), str(each.id)) for each in dead_letters]
+            self._record(store, audit, changes, connection)
         edit = {} if body is None else {"edited_body": body}
         connection.execute(update(table).where(table.c.id.in_(ids)).values(replays=table.c.replays + 1, **edit))
         return ids
@@ -275,6 +277,13 @@ class DeadLetterStore:
 def _shown(dead_letter: DeadLetter) -> dict[str, str]:
     """Return what the audit shows of *dead_letter*: not the message, which holds customers' data."""
     return {"consumer": dead_letter.consumer, "subject": dead_letter.message.subject, "error": dead_letter.error}
+
+
+def _shown_edit(dead_letter: DeadLetter, body: bytes | None) -> dict[str, str]:
+    """Return what the audit shows of an edited *body*: which members differ, and which text it was."""
+    if body is None:
+        return {}
+    return {"edited": ", ".join(changed_pointers(dead_letter.message.body, body)), "sha256": sha256(body).hexdigest()}
 
 
 def _count(query: Select[Any], connection: Connection) -> int:

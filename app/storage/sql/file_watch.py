@@ -41,7 +41,7 @@ class FileWatch:
     def __init__(self, path: Path) -> None:
         self.lost = ""
         """What has happened to the files; empty while all is well. Without them nothing may be opened or closed."""
-        self.opening_or_closing = threading.Lock()
+        self.opening_or_closing = threading.RLock()
         """
         Held while a connection is opened or closed. SQLite deletes the files beside the database when the last connection is
         closed; a connection that another thread opens at this moment must find the old files or none.

@@ -15,7 +15,7 @@ __all__ = ["Postgres"]
 
 import re
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, TypeVar
 
@@ -43,16 +43,13 @@ from app.storage.sql import postgres_statements as statements
 from app.storage.sql.claims import AdvisoryLock
 from app.storage.sql.dialect import ExclusiveAccess, Failure, Statement
 from app.storage.sql.postgres_fitness import unfitness
-from app.storage.sql.postgres_pipeline import Pipeline
+from app.storage.sql.postgres_pipeline import Pipeline, TimedConnection
 from app.storage.sql.postgres_statements import PIPELINE, ArrayStatement, array_encoder, pipeline_of, text_array
 
 T = TypeVar("T")
 
 OUTCOME_SECONDS = 5.0
 """How long the server is asked for the outcome of a commit whose reply was lost."""
-
-ANSWER_SECONDS = 12.0
-"""How long a server may leave a statement unanswered before its connection is closed."""
 
 _OUTCOME_POLL_SECONDS = 0.1
 
@@ -81,6 +78,9 @@ _SETTINGS = {
 _TIMELINE = "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
 """The server's timeline, which changes when a standby is promoted; an error on a standby."""
 
+RUN_SQL = "SELECT coalesce(extract(epoch FROM stats_reset)::text, '-') FROM pg_stat_bgwriter"
+"""When the server has discarded its statistics: since it began, or since its last crash, which no session survives."""
+
 _CONFLICTS = (
     errors.UniqueViolation,
     errors.SerializationFailure,
@@ -96,30 +96,6 @@ _TYPES = (
     (JSON, "json"),
     (LargeBinary, "bytea"),
 )
-
-
-class _Connection(psycopg.Connection[Any]):
-    """A connection with a time limit for each reply: a server process that is halted keeps its sockets open."""
-
-    answer_seconds: float | None = None
-
-    def wait(self, gen: Any, *arguments: Any, **more: Any) -> Any:
-        """Wait as psycopg does; after ``answer_seconds`` close the connection and raise as if it had broken."""
-        seconds = ANSWER_SECONDS if self.answer_seconds is None else self.answer_seconds
-        return super().wait(self._within(gen, time.monotonic() + seconds), *arguments, **more)
-
-    def _within(self, gen: Generator[Any, Any, T], until: float) -> Generator[Any, Any, T]:
-        try:
-            wanted = next(gen)
-            while True:
-                ready = yield wanted
-                if not ready and time.monotonic() > until:
-                    self.close()
-                    raise psycopg.OperationalError("the server does not answer")
-                wanted = gen.send(ready)
-        except StopIteration as end:
-            result: T = end.value
-            return result
 
 
 class Postgres:
@@ -152,9 +128,10 @@ class Postgres:
 
         def connect() -> psycopg.Connection[Any]:
             # Autocommit: the driver's own BEGIN would cost a round trip of its own.
-            connection = _Connection.connect(autocommit=True, **parameters)
+            connection: TimedConnection = TimedConnection.connect(autocommit=True, **parameters)
             try:
                 connection.execute(settings)
+                connection.run = str(connection.execute(RUN_SQL).fetchone())
             except psycopg.Error:
                 connection.close()
                 raise
@@ -244,22 +221,25 @@ class Postgres:
         """Nothing: its files are never lost."""
 
     def transaction_id(self, connection: Connection) -> str | None:
-        """The server's 64-bit number of the transaction, and the timeline to which the number belongs."""
-        return pipeline_of(connection).transaction_id
+        """The server's 64-bit number of the transaction, and the timeline and the run of the server to which it belongs."""
+        number = pipeline_of(connection).transaction_id
+        return None if number is None else f"{number} {_run(connection)}"
 
     def was_committed(self, engine: Engine, tx_id: Any) -> bool | None:
         """
         Ask the server, which records the outcome of every transaction, over a new connection.
 
-        Unknown on another timeline: a standby that has been promoted gives the numbers that it has not seen to other
-        transactions.
+        Unknown on another timeline, and after a crash: a standby that has been promoted gives the numbers that it has not seen
+        to other transactions, and a server that has crashed those that it had not written to its log.
         """
-        number, timeline = tx_id.split()
+        number, timeline, run = tx_id.split(maxsplit=2)
         sql = f"SELECT CASE WHEN {_TIMELINE} = %s THEN pg_xact_status(%s::xid8) END"
         until = time.monotonic() + OUTCOME_SECONDS
         while True:
             try:
                 with engine.connect() as connection:
+                    if _run(connection) != run:
+                        return None
                     status = connection.exec_driver_sql(sql, (timeline, number)).scalar()
                 if status != "in progress":
                     return None if status is None else status == "committed"
@@ -345,3 +325,8 @@ def _type(column_type: Any) -> str:
 
 def _quoted(name: str) -> str:
     return f'"{name}"'
+
+
+def _run(connection: Connection) -> str:
+    driver: TimedConnection = connection.connection.driver_connection  # type: ignore[assignment]
+    return driver.run

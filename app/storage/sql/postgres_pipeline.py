@@ -15,8 +15,9 @@ interpreter's lock for that; here that happens once for all statements.
 
 from __future__ import annotations
 
-__all__ = ["Pending", "Pipeline"]
+__all__ = ["ANSWER_SECONDS", "Pending", "Pipeline", "TimedConnection"]
 
+import time
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from itertools import count
@@ -32,7 +33,36 @@ T = TypeVar("T")
 
 Rows = list[tuple[Any, ...]]
 
+ANSWER_SECONDS = 12.0
+"""How long a server may leave a statement unanswered before its connection is closed."""
+
 _FAILED = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.PIPELINE_ABORTED)
+
+
+class TimedConnection(psycopg.Connection[Any]):
+    """A connection with a time limit for each reply: a server process that is halted keeps its sockets open."""
+
+    answer_seconds: float | None = None
+    run = ""
+    """What `app.storage.sql.postgres.RUN_SQL` selects, as the connection was opened."""
+
+    def wait(self, gen: Any, *arguments: Any, **more: Any) -> Any:
+        """Wait as psycopg does; after ``answer_seconds`` close the connection and raise as if it had broken."""
+        seconds = ANSWER_SECONDS if self.answer_seconds is None else self.answer_seconds
+        return super().wait(self._within(gen, time.monotonic() + seconds), *arguments, **more)
+
+    def _within(self, gen: Generator[Any, Any, T], until: float) -> Generator[Any, Any, T]:
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if not ready and time.monotonic() > until:
+                    self.close()
+                    raise psycopg.OperationalError("the server does not answer")
+                wanted = gen.send(ready)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
 
 class Pending:

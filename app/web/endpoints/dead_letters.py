@@ -152,6 +152,9 @@ def route_group(service: DeadLetterService) -> RouteGroup:
 
     async def discard_many(request: web.Request, context: RequestContext) -> web.Response:
         wanted = await read_discard_request(request)
+        named = request.query.get("consumer")  # the reverse proxy sends the request to the module of this one
+        if named is not None and named != wanted.get("consumer"):
+            raise ProblemError(400, "invalid_body", "The query names another consumer than the body.")
         matched, discarded = await service.discard_many(
             wanted.get("consumer"), wanted.get("subject"), wanted.get("error"), wanted["dry_run"],
             audit=_audit(context, "discardDeadLetters"),

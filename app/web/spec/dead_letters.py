@@ -45,7 +45,10 @@ def _counts(done: str) -> dict[str, Any]:
 
 
 REPLAY_REQUEST = _request_for_many("replay none")
-DISCARD_REQUEST = _request_for_many("discard none")
+DISCARD_REQUEST = _request_for_many("discard none") | {
+    "minProperties": 2,
+    "description": "At least one of consumer, subject and error: a discard cannot be undone.",
+}
 EDIT = {
     "type": "object",
     "additionalProperties": False,
