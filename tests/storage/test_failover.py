@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import psycopg
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.storage.sql.postgres import Postgres
@@ -51,5 +52,5 @@ def test_the_outcome_of_a_transaction_is_unknown_after_a_crash(replicated: tuple
         pass
     assert server.query(f"SELECT pg_xact_status('{number}')") == [("committed",)]
     assert dialect.was_committed(engine, tx_id) is None
-    with suppress(SQLAlchemyError):  # the server has closed it
+    with suppress(psycopg.Error, SQLAlchemyError):  # the server has closed it
         connection.close()
