@@ -27,7 +27,7 @@ from app.storage.errors import StorageUnavailable
 from app.storage.heartbeat import BEAT_SECONDS
 from app.storage.module_store import ModuleStore
 from app.storage.sql.database import RUN_LAST
-from app.storage.tables import DUE_NOW, OutboxMessage
+from app.storage.tables import OutboxMessage
 from app.telemetry.metrics import Metrics
 from bus.errors import BusError, PublishRefused
 from bus.port import Bus, Clock, DeadLetter, DeadLetters
@@ -97,8 +97,6 @@ class OutboxRelay:
         self._handed_over = 0
         """How many of those in flight a worker of this process has in hand."""
         self._sent: list[str] = []
-        self._sent_timers: list[OutboxMessage] = []
-        """Those of the sent messages that were scheduled."""
         self._left_in_table = 0
         self._rows_per_event = 1.0
         self.pending_events = 0
@@ -168,19 +166,17 @@ class OutboxRelay:
         now = self._clock.monotonic()
         self._count_events()
         sent, self._sent = self._sent, []
-        timers, self._sent_timers = self._sent_timers, []
         if sent or not self.pending:
             self._progress_at = now
         is_scan_due = now >= self._scan_at
         try:
             if is_scan_due:
                 self._scan_at = now - now % IDLE_SECONDS + SCAN_SECONDS
-                scan = partial(self._scan, sent, timers, frozenset(self._in_flight))
+                scan = partial(self._scan, sent, frozenset(self._in_flight))
                 self._publish_found(await self._store.database.write(scan, RUN_LAST))
             elif sent:
-                self._store.database.defer(partial(self._mark, sent, timers))
+                self._store.database.defer(partial(self._mark, sent))
         except StorageUnavailable:
-            self._sent_timers = timers + self._sent_timers
             self._sent = sent + self._sent  # marked in a later step; publishing again would be harmless but wasteful
         if self._refused:
             await self._dead_letter()
@@ -204,9 +200,8 @@ class OutboxRelay:
         """Publish nothing more; write all marks, including those that are piggy-backed. Idempotent."""
         self._is_stopped = True
         sent, self._sent = self._sent, []
-        timers, self._sent_timers = self._sent_timers, []
         if sent:
-            self._store.database.defer(partial(self._mark, sent, timers))
+            self._store.database.defer(partial(self._mark, sent))
         await self._store.database.flush()
 
     def _count_events(self) -> None:
@@ -233,8 +228,6 @@ class OutboxRelay:
     def _on_sent(self, row: OutboxMessage) -> None:
         self._published.labels(original_subject(row.subject)).inc()
         self._sent.append(row.id)
-        if row.due_at != DUE_NOW and row.id == row.event_id:  # an event that has several versions has several rows
-            self._sent_timers.append(row)
 
     def _on_published(self, row: OutboxMessage, published: asyncio.Future[None]) -> None:
         error = None if published.cancelled() else published.exception()
@@ -284,12 +277,10 @@ class OutboxRelay:
         occurred_at = datetime.fromisoformat(row.occurred_at)
         await self._dead_letters.add(DeadLetter.of(to_message(row), consumer, error, detail, 1, occurred_at, now))
 
-    def _mark(self, sent: list[str], timers: list[OutboxMessage], connection: Connection) -> None:
-        self._store.mark_sent(connection, sent, self._clock.now(), timers)
+    def _mark(self, sent: list[str], connection: Connection) -> None:
+        self._store.mark_sent(connection, sent, self._clock.now())
 
-    def _scan(
-        self, sent: list[str], timers: list[OutboxMessage], in_flight: Set[str], connection: Connection
-    ) -> _Scanned:
+    def _scan(self, sent: list[str], in_flight: Set[str], connection: Connection) -> _Scanned:
         """
         Mark *sent*; return the due rows that are not *in_flight*, and what is known about all due rows.
 
@@ -297,7 +288,7 @@ class OutboxRelay:
         abandoned.
         """
         if sent:
-            self._mark(sent, timers, connection)
+            self._mark(sent, connection)
         now = self._clock.now()
         count, rows_per_event, seconds = None, 0.0, 0.0
         if self._clock.monotonic() >= self._count_at:
@@ -312,6 +303,7 @@ class OutboxRelay:
         handover_delay = self._store.handover_delay(timedelta(seconds=SCAN_SECONDS if self._has_scanned else 0))
         is_to_send = count != 0 and is_leader and self._bus.is_connected
         rows = self._store.fetch_due(connection, now, SCAN_MAX, handover_delay, in_flight) if is_to_send else []
+        rows = self._store.end_timers(connection, rows, now)
         return _Scanned(rows, is_leader, count, rows_per_event, seconds, self._store.oldest_due_seconds(connection, now))
 
     def _publish_found(self, scanned: _Scanned) -> None:

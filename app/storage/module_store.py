@@ -105,7 +105,8 @@ class ModuleStore:
         if dialect.skip_locked:
             sent = f"id IN (SELECT id FROM {outbox} WHERE {sent}{dialect.skip_locked})"
         self._mark_sent = dialect.by_keys(f"UPDATE {outbox} SET sent_at = ? WHERE {sent}")
-        self._select_sent = dialect.by_keys(f"SELECT id FROM {outbox} WHERE id {{keys}} AND sent_at IS NOT NULL")
+        ended = f"SELECT id FROM {outbox} WHERE id {{keys}} AND sent_at IS NULL{dialect.skip_locked}"
+        self._end_timers = dialect.by_keys(f"UPDATE {outbox} SET due_at = ? WHERE id IN ({ended}) RETURNING id")
         self._remove = dialect.by_keys(f"DELETE FROM {outbox} WHERE id {{keys}} AND sent_at IS NULL")
         due = f"FROM {outbox} WHERE sent_at IS NULL AND due_at <= ?"
         is_handed_over = "(occurred_at <= ? OR occurred_at > ? OR name IS NOT NULL)"
@@ -115,7 +116,8 @@ class ModuleStore:
         self._count_versions = dialect.to_driver_sql(f"SELECT count(*), count(DISTINCT event_id) FROM ({first}) AS first")
         self._count_due = dialect.to_driver_sql(f"SELECT count(*) {due}")
         # In the order of the index, rows with equal due times come about as they were written; so a few of them will do.
-        first_now = f"SELECT occurred_at AS since FROM {outbox} WHERE sent_at IS NULL AND due_at = ? ORDER BY due_at LIMIT 100"
+        # A timer that has ended is left out: it occurred long before it was due.
+        first_now = f"SELECT occurred_at AS since FROM {outbox} WHERE sent_at IS NULL AND due_at = ? AND name IS NULL ORDER BY due_at LIMIT 100"
         first_timer = f"SELECT due_at AS since FROM {outbox} WHERE sent_at IS NULL AND due_at > ? AND due_at <= ? ORDER BY due_at LIMIT 1"
         both = f"SELECT since FROM ({first_now}) AS n UNION ALL SELECT since FROM ({first_timer}) AS t"
         self._select_oldest_due = dialect.to_driver_sql(f"SELECT {dialect.timestamp_sql('min(since)')} FROM ({both}) AS oldest")
@@ -204,18 +206,23 @@ class ModuleStore:
             self._cache.drop(cls, swept.keys)
         return swept
 
-    def mark_sent(
-        self, connection: Connection, ids: Sequence[str], now: datetime, timers: Sequence[OutboxMessage] = ()
-    ) -> None:
+    def end_timers(self, connection: Connection, due: list[OutboxMessage], now: datetime) -> list[OutboxMessage]:
         """
-        Mark the messages *ids*, which the bus has durably accepted, as sent at *now*.
+        Make the timers among *due* ordinary messages, and add them to the history: before any effect, and once.
 
-        Those of them that are *timers* are published now, not when they were decided: the history gets them here.
+        Return *due* without the timers that another transaction has locked: it cancels them, or they stay due.
         """
-        if timers:
-            marked = {id for (id,) in self._select_sent.fetch(connection, [(timer.id,) for timer in timers])()}
-            if published := [timer for timer in timers if timer.id not in marked]:
-                self.append_history(connection, to_db_timestamp(now), fired(published), is_next=True)
+        timers = [row for row in due if row.due_at != DUE_NOW]
+        if not timers:
+            return due
+        ended = {id for (id,) in self._end_timers.fetch(connection, [(row.id,) for row in timers], (DUE_NOW,))()}
+        # An event that has several versions has several rows.
+        if events := [row for row in timers if row.id in ended and row.id == row.event_id]:
+            self.append_history(connection, to_db_timestamp(now), fired(events), is_next=True)
+        return [row for row in due if row.due_at == DUE_NOW or row.id in ended]
+
+    def mark_sent(self, connection: Connection, ids: Sequence[str], now: datetime) -> None:
+        """Mark the messages *ids*, which the bus has durably accepted, as sent at *now*."""
         self._mark_sent.execute(connection, [(id,) for id in sorted(ids)], (to_db_timestamp(now),))
 
     def remove(self, connection: Connection, ids: Sequence[str]) -> None:

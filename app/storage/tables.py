@@ -81,7 +81,7 @@ class OutboxMessage(NamedTuple):
     *id* is the message id on the bus, *event_id* the event's own id. They differ for a replayed dead letter, and for all
     but one of the messages of an event that is published in several versions. *timer* names an event that is due later,
     so that it can be cancelled. *occurred_at* and *due_at* are texts of one length, in UTC, that sort by time; *due_at* is
-    `DUE_NOW` for an event that is not scheduled.
+    `DUE_NOW` for an event that is not scheduled, and from the scan on that finds it due.
     """
 
     id: str

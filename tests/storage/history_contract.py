@@ -8,7 +8,6 @@ from __future__ import annotations
 
 __all__ = ["HistoryContract", "history_of", "published"]
 
-import asyncio
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -23,6 +22,7 @@ from app.storage.archive.history_content import POSITIONS, Decided, HistoryEvent
 from app.storage.archive.history_reader import HistoryReader, SeveralDatabases
 from app.storage.module_store import INBOX_RETENTION
 from app.storage.sql.database import Database
+from app.storage.tables import OutboxMessage
 from bus.ids import derived_id
 from bus.subjects import subject_of
 from modules.module import Key, Scheduled
@@ -154,30 +154,81 @@ class HistoryContract:
                 assert ids == [derived_id(cause, f"{each.module}.0") for cause, each in zip([id, *ids], events, strict=False)]
         assert subjects(events) == [*CONFIRMED[:3]]
 
-    async def test_a_timer_is_there_once_it_is_published(self, site: Site) -> None:
-        """One that is cancelled before never is; one that is marked twice is there once."""
+    async def test_a_timer_comes_before_its_effects(self, site: Site) -> None:
+        """Also where its order cancels it while it is published; one that was cancelled before is not there."""
         async with harness_at(site.url, VirtualClock()) as harness:
             clock: Any = harness.clock
-            await harness.submit("orders", submitted(oid(1)), id=oid(1))
-            await harness.submit("orders", submitted(oid(2)), id=oid(2))
+            await harness.submit("inventory", product(10))
+            for name in harness.runners:
+                await harness.consume(name)
+                harness.run(harness.relays[name].run())
+            for id in (oid(1), oid(2)):
+                await harness.submit("orders", submitted(id), id=id)
+            await clock.advance(10)
             await happen(harness, oid(2), (CANCEL,))
-            assert subjects(await published(harness)) == ["orders.created.v2"] * 2 + ["orders.cancelled.v1"]
-            relay, store = harness.relays["orders"], harness.stores["orders"]
             await clock.advance(901)
-            await relay.step()
-            await asyncio.sleep(0)
-            rows = list(relay._sent_timers)
-            await clock.advance(2)
-            await relay.step()
-            await harness.database.flush()
-            (timed_out,) = (await published(harness))[3:]
+
+            async def ended() -> Sequence[HistoryEvent]:
+                await clock.advance(0.1)
+                events = [event for event in await published(harness) if event.key == oid(1)]
+                return events if len(events) == 6 else []
+
+            events = await until(ended)
+            assert subjects(events)[3] == "orders.timed_out.v1"
+            assert set(subjects(events)[4:]) == {"orders.cancelled.v1", "inventory.released.v1"}
+            assert "orders.timed_out.v1" not in {event.subject for event in await published(harness) if event.key == oid(2)}
+            await self.assert_causes_come_first(harness)
+
+    async def test_a_timer_is_there_once_however_the_process_ends(self, site: Site) -> None:
+        """A scan that finds it notes it, before it is published; a later one publishes it again and notes nothing."""
+        async with harness_at(site.url, VirtualClock()) as harness:
+            clock: Any = harness.clock
+            store = harness.stores["orders"]
+            await harness.submit("orders", submitted(oid(1)), id=oid(1))
+            await clock.advance(901)
+
+            def scan(connection: Connection) -> list[OutboxMessage]:
+                return store.end_timers(connection, store.fetch_due(connection, clock.now(), 10, timedelta(0)), clock.now())
+
+            before = clock.now()
+            subjects_of_scans = []
+            for _ in range(2):  # the process ends after each of them, and nothing is published
+                subjects_of_scans.append({row.subject for row in await harness.database.write(scan)})
+                assert await harness.database.read(lambda c: store.oldest_due_seconds(c, before)) <= 902
+                await clock.advance(5)
+            assert subjects_of_scans == [{"orders.created.v1", "orders.created.v2", "orders.timed_out.v1"}] * 2
+            (timed_out,) = (await published(harness))[1:]
             assert (timed_out.subject, timed_out.key) == ("orders.timed_out.v1", oid(1))
-            assert timed_out.cause_id == oid(1)
-            assert timed_out.event_id == derived_id(oid(1), "orders.1")
-            assert timed_out.at == clock.now().isoformat(timespec="microseconds")
-            assert len(rows) == 1
-            await harness.database.write(lambda c: store.mark_sent(c, [rows[0].id], clock.now(), rows))
-            assert len(await published(harness)) == 4
+            assert (timed_out.cause_id, timed_out.event_id) == (oid(1), derived_id(oid(1), "orders.1"))
+            assert timed_out.at == before.isoformat(timespec="microseconds")
+            await happen(harness, oid(1), (CANCEL,))
+            rows = await harness.database.read(lambda c: store.fetch_due(c, clock.now(), 10, timedelta(0)))
+            assert "orders.timed_out.v1" not in {row.subject for row in rows}, "it can be cancelled until it is published"
+
+    async def test_a_timer_that_is_published_now_is_no_old_message(self, site: Site) -> None:
+        """It was decided long ago, which is no delay."""
+        async with harness_at(site.url, VirtualClock()) as harness:
+            clock: Any = harness.clock
+            store = harness.stores["orders"]
+            await harness.submit("orders", submitted(oid(1)), id=oid(1))
+            rows = await harness.database.read(lambda c: store.fetch_due(c, clock.now(), 10, timedelta(0)))
+            await harness.database.write(lambda c: store.mark_sent(c, [row.id for row in rows], clock.now()))
+            await clock.advance(901)
+
+            def scan(connection: Connection) -> float:
+                store.end_timers(connection, store.fetch_due(connection, clock.now(), 10, timedelta(0)), clock.now())
+                return store.oldest_due_seconds(connection, clock.now())
+
+            assert await harness.database.write(scan) < 2
+
+    async def assert_causes_come_first(self, harness: Harness) -> None:
+        """Each cause that is an event of the history stands before its effects."""
+        seen: dict[str, int] = {}
+        events = await published(harness)
+        for event in events:
+            seen.setdefault(event.event_id, event.seq)
+        assert len(seen) == len(events), "each event once"
+        assert all(seen.get(event.cause_id, 0) < event.seq for event in events)
 
     async def test_deciding_again_gives_the_states_and_the_events(self, site: Site) -> None:
         """A history has everything that a decision needs: what it was about, in which order, and when."""

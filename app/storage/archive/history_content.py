@@ -15,7 +15,8 @@ Then it has what the decision has emitted: ``is_express, key, [event, ...]``. *k
 ``[null, ordinal, subject, data, due_at]``. A decision that has only changed states has nothing here, and one that has changed
 nothing at all has a 0.
 
-An entry ``"t", position, subject, id, cause_id, correlation_id, key, data`` is no decision: a timer was due, and was published.
+An entry ``"t", position, subject, id, cause_id, correlation_id, key, data`` is no decision: a timer
+was due. It stands before everything that follows from the event.
 
 What can be derived is not stored: an emitted event's id from the id of its cause and from its ordinal, its correlation id
 from its cause, its time from the row.
@@ -76,7 +77,7 @@ class HistoryEvent:
     subject: str
     key: str
     at: str
-    """When it was published, as the database stores a time: when it was decided, or for a timer when that was due."""
+    """When it was published, as the database stores a time: when it was decided, or for a timer when it was found to be due."""
     data: Mapping[str, Any]
 
 
@@ -144,7 +145,7 @@ def decoded(content: bytes) -> Sequence[Entry]:
 
 
 def fired(timers: Sequence[OutboxMessage]) -> list[Entry]:
-    """Return the entries for *timers* that were due and have been published."""
+    """Return the entries for *timers* that are due and are published from now on."""
     return [
         (
             _TIMER, position, original_subject(each.subject), each.event_id, each.causation_id, each.correlation_id, each.key,
