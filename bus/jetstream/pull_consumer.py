@@ -31,8 +31,12 @@ from bus.port import Clock, DeadLetter
 REQUEST_SECONDS = 5.0
 """How long a request lasts. It takes at most as long to turn to a new leader after a request was lost with the old one."""
 
-STANDBY_SECONDS = 0.2
-"""How soon, on standby, the server is asked again for messages that no other process has requested."""
+STANDBY_SECONDS = 15.0
+"""
+How long a request on standby counts as open without an answer. The server answers at once that no message is left, and
+then it is asked again within a fraction of a second; it answers later only while other processes hold as many messages as
+the durable allows. A second request would then be kept beside the first one.
+"""
 
 _RETRY_SECONDS = 0.1
 _LATE_MAX = 1_024

@@ -22,7 +22,7 @@ from nats.js.api import ConsumerConfig
 from app.clock import SystemClock
 from bus.errors import BrokerUnreachable, BusClosed, PublishRefused, PublishRetryable
 from bus.jetstream.admin.configs import consumer_config, ensure, stream_config
-from bus.jetstream.admin.topology import StreamPlan, consumer_plans
+from bus.jetstream.admin.topology import ACK_PENDING_MAX, StreamPlan, consumer_plans
 from bus.jetstream.bus import JetStreamBus, Servers
 from bus.jetstream.pull_consumer import REQUEST_SECONDS
 from bus.port import MAX_TRIES, Bus, Clock, Delivery, Message
@@ -463,6 +463,31 @@ async def test_a_process_on_standby_receives_only_what_no_other_process_has_requ
     while taken < 50:
         taken += len(await standby.fetch(100, 30, True))
     assert taken == 50
+
+
+async def test_a_standby_makes_one_request_while_another_process_holds_all_messages_that_it_may(server: NatsServer) -> None:
+    """The server keeps the request until one is acknowledged; more of them would take the messages from the other process."""
+    async with JetStreamHarness.on(server.urls, ack_wait_seconds=60.0) as harness:
+        active = await harness.bus.subscribe("inventory", [CREATED])
+        standby = await (await harness.another()).subscribe("inventory", [CREATED])
+        await publish_all(harness.bus, [message() for _ in range(ACK_PENDING_MAX + 300)])
+        held: list[Delivery] = []
+        while len(held) < ACK_PENDING_MAX:
+            held += await active.fetch(min(256, ACK_PENDING_MAX - len(held)), 30)
+        waiting: list[int] = []
+
+        async def look(stream: JetStreamContext) -> None:
+            for consumer in harness.bus._consumers():
+                waiting.append((await stream.consumer_info(consumer.plan.stream, consumer.plan.name)).num_waiting or 0)
+
+        await harness.administer(look)
+        before = waiting.pop()
+        for _ in range(8):
+            assert await standby.fetch(100, 0.3, True) == []
+        await harness.administer(look)
+        assert waiting.pop() <= before + 1
+        await asyncio.gather(*(delivery.ack() for delivery in held))
+        assert await standby.fetch(100, 30, True)
 
 
 async def test_a_process_on_standby_takes_over_when_the_other_one_is_gone(harness: JetStreamHarness) -> None:
