@@ -38,6 +38,9 @@ from config.settings import Settings
 START_SECONDS = 30.0
 """A worker that does not accept connections after this has failed."""
 
+END_SECONDS = 1.0
+"""A worker that does not accept connections and has not ended after this is killed."""
+
 RESTART_SECONDS = 0.1
 """Pause before a worker that has ended is started again; it doubles with each one that ends before it is ready."""
 
@@ -107,8 +110,7 @@ class HttpWorkers:
             self._workers[number] = await self._start_one()
         for number, worker in self._workers.items():
             if not await worker.is_accepting(START_SECONDS):
-                worker.kill()
-                raise WorkerFailed(f"an HTTP worker does not start (exit code {await worker.process.wait()})")
+                raise WorkerFailed(f"an HTTP worker does not start (exit code {await worker.end()})")
             self._tasks.append(asyncio.create_task(self._keep_running(number, worker), name=f"HTTP worker {number}"))
         return addresses
 
@@ -136,8 +138,7 @@ class HttpWorkers:
         for worker in self._workers.values():
             if worker.process.returncode is None:
                 logger.warning("an HTTP worker did not end in time", process=worker.process.pid)
-                worker.kill()
-                await worker.process.wait()
+                await worker.end(0.0)
             worker.channel.close()
         self._workers = {}
         if self._folder is not None:
@@ -198,8 +199,7 @@ class HttpWorkers:
                     continue
                 is_accepting = await worker.is_accepting(START_SECONDS)
                 if not is_accepting:
-                    worker.kill()
-                    code = await worker.process.wait()
+                    code = await worker.end()
                     logger.error("an HTTP worker does not start", exit_code=code, process=worker.process.pid)
             pause = RESTART_SECONDS
 
@@ -223,10 +223,18 @@ class _Worker:
                 await self._ready.wait()
         return self._has_begun
 
-    def kill(self) -> None:
-        """End the process at once, if it has not ended."""
+    async def end(self, seconds: float = END_SECONDS) -> int:
+        """
+        Return the process's exit code; kill it if it has not ended after *seconds*.
+
+        A process that has just ended must not be killed: Python 3.11 then loses its exit code.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await self.process.wait()
         with suppress(ProcessLookupError):
             self.process.kill()
+        return await self.process.wait()
 
     def _receive(self, message: Message) -> None:
         match message[0]:
