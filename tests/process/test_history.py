@@ -20,10 +20,10 @@ STANDARD = {
 }  # fmt: skip
 
 
-async def pages(client: Client, query: str = "", limit: int = 7) -> list[Any]:
+async def pages(client: Client, query: str = "", limit: int = 7, start: int = 0) -> list[Any]:
     """Return the items of all pages."""
     items: list[Any] = []
-    after = 0
+    after = start
     while True:
         page = await client.get(f"/v1/history?limit={limit}&after={after}{query}")
         items += page["items"]
@@ -69,6 +69,14 @@ async def test_every_order_is_in_the_history_of_a_server_that_is_killed(
     none, error = await asyncio.to_thread(exported, server, "--after", beyond, code=2)
     assert none == []
     assert f"--after: {beyond} is beyond the last event of this database" in error
+    with closing(sqlite3.connect(server.database_of("orders"))) as connection, connection:
+        connection.execute("DELETE FROM orders_history WHERE number = (SELECT min(number) FROM orders_history)")
+    problem = await client.get("/v1/history", 409)
+    assert problem["code"] == "history_incomplete"
+    after = problem["detail"].rpartition(" ")[2].rstrip(".")
+    assert await pages(client, start=int(after)) == [item for item in shown if item["seq"] > int(after)]
+    _, error = await asyncio.to_thread(exported, server, code=1)
+    assert error.endswith(f"after {after}\n")
     with closing(sqlite3.connect(server.database_of("orders"))) as connection, connection:
         connection.execute("UPDATE orders_history SET content = x'09'")
     _, error = await asyncio.to_thread(exported, server, code=1)

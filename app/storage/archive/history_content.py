@@ -31,6 +31,7 @@ __all__ = [
     "Emitted",
     "Entry",
     "HistoryEvent",
+    "HistoryIncomplete",
     "Row",
     "TransactionHistory",
     "decoded",
@@ -61,6 +62,10 @@ _TIMER = "t"
 _LOCAL = "l"
 _LENGTHS = {"s": 6, "b": 6, _LOCAL: 3}
 """By kind: the members of an entry before what was emitted."""
+
+
+class HistoryIncomplete(ValueError):
+    """A row refers to an event that no history in its database has."""
 
 
 @frozen
@@ -177,7 +182,7 @@ class TransactionHistory:
         Return the published events in their order.
 
         Raises:
-            ValueError: The row of a producer is missing.
+            HistoryIncomplete: The row of a producer is missing.
         """
         found = [self._event(position) for position in self._emitted]
         for row in self._rows:
@@ -193,7 +198,7 @@ class TransactionHistory:
         Return the decisions, module by module, those of each in their order.
 
         Raises:
-            ValueError: The row of a producer is missing.
+            HistoryIncomplete: The row of a producer is missing.
         """
         return [self._decided(row, entry) for row, entry in self._decisions()]
 
@@ -223,9 +228,10 @@ class TransactionHistory:
 
     def _source(self, row: Row, position: int) -> tuple[Row, Entry, Entry]:
         if position not in self._emitted:
-            raise ValueError(
-                f"transaction {row.number} of {row.module} refers to an event that no history in this database has; the history"
-                " of the module that has published it was deleted, or is in another database"
+            raise HistoryIncomplete(
+                f"transaction {row.number} of {row.module} refers to an event that no history in this database has: the history"
+                " of the module that has published it was deleted, or is in another database; read it there, or what follows"
+                f" here, after {seq_of(row.number, POSITIONS - 1)}"
             )
         return self._emitted[position]
 

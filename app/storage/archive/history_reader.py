@@ -13,12 +13,14 @@ __all__ = ["HistoryPage", "HistoryReader", "SeveralDatabases"]
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 
 from attrs import frozen
 from sqlalchemy import Connection
 
+from app.clock import SystemClock
 from app.storage.archive.history_content import POSITIONS, HistoryEvent, Row, TransactionHistory
 from app.storage.archive.history_table import HistoryTable
 from app.storage.errors import StorageUnavailable
@@ -55,8 +57,11 @@ class HistoryPage:
 class HistoryReader:
     """The histories of the modules of this process."""
 
-    def __init__(self, histories: Mapping[str, tuple[Database, HistoryTable]]) -> None:
-        """*histories* are by module."""
+    def __init__(
+        self, histories: Mapping[str, tuple[Database, HistoryTable]], now: Callable[[], datetime] = SystemClock().now
+    ) -> None:
+        """*histories* are by module; rows that are too old at *now* are not shown."""
+        self._now = now
         self._histories = dict(histories)
         self.modules = frozenset(histories)
 
@@ -71,11 +76,12 @@ class HistoryReader:
         Raises:
             SeveralDatabases: *module* is None, and there is no common order.
             StorageUnavailable: The database is unavailable.
+            HistoryIncomplete: A row refers to one that does not exist; its message has the `seq` to go on after.
             ValueError: A row is damaged, or was written by a newer release.
         """
         database, tables = self._tables(module)
         last = await self._last_complete(database, tables)
-        number, count, examined = after // POSITIONS, FETCHED_MIN, 0
+        number, count, examined = (after + 1) // POSITIONS, FETCHED_MIN, 0
         found: list[HistoryEvent] = []
         while True:
             fetch = partial(self._fetch, database, tables, module, number, last, count)
@@ -150,7 +156,8 @@ class HistoryReader:
     ) -> list[tuple[int, list[HistoryEvent]]]:
         """Return the numbers and the events of up to *count* transactions, from number *first* to *last*."""
         wanted = [table for name, table in tables.items() if module in (None, name)]
-        numbers = sorted({number for table in wanted for number in table.numbers(connection, first, last, count)})[:count]
+        now = self._now()
+        numbers = sorted({number for table in wanted for number in table.numbers(connection, first, last, count, now)})[:count]
         rows: dict[int, list[Row]] = defaultdict(list)
         for table in tables.values():
             for row in table.rows(connection, numbers):

@@ -21,6 +21,14 @@ from app.storage.sql.dialect import Dialect, Statement
 from app.storage.state_rows import to_db_timestamp
 from app.storage.tables import history_table
 
+PURGE_MARGIN = timedelta(hours=1)
+"""
+For how long a row exists after it was last shown.
+
+Each module deletes its rows by itself, and one refers to those of another with its number. All of them have one time; so a
+reader that leaves them out by their time leaves out all of them, before any is deleted.
+"""
+
 PURGED_MAX = 50
 """Rows that one purge deletes; a row may hold the events of a few hundred orders."""
 
@@ -31,7 +39,7 @@ class HistoryTable:
     def __init__(self, module: str, dialect: Dialect) -> None:
         self.module = module
         self.kept: timedelta | None = None
-        """The age at which a row is deleted; None if all stay for ever."""
+        """The age from which on a row is not shown, and `PURGE_MARGIN` later deleted; None if all stay for ever."""
         self._dialect = dialect
         self._table = table = history_table(module, MetaData())
         self.name = table.name
@@ -40,6 +48,8 @@ class HistoryTable:
         self._select = dialect.by_keys(f"SELECT {columns} FROM {self.name} WHERE number {{keys}}")
         between = f"SELECT number FROM {self.name} WHERE number >= ? AND number <= ? ORDER BY number LIMIT ?"
         self._select_numbers = dialect.to_driver_sql(between)
+        recent = f"SELECT number FROM {self.name} WHERE at >= ? ORDER BY at LIMIT 1"
+        self._select_recent = dialect.to_driver_sql(recent)
         old = f"SELECT number FROM {self.name} WHERE at < ? AND number < (SELECT max(number) FROM {self.name}) ORDER BY at LIMIT {PURGED_MAX}"
         self._purge = dialect.to_driver_sql(f"DELETE FROM {self.name} WHERE number IN ({old}{dialect.skip_locked})")
 
@@ -48,8 +58,14 @@ class HistoryTable:
         insert = self._dialect.insert_numbered
         return insert(self._table, is_next=False), insert(self._table, is_next=True)
 
-    def numbers(self, connection: Connection, first: int, last: int, limit: int) -> list[int]:
-        """Return up to *limit* numbers of rows, from *first* to *last*, in their order."""
+    def numbers(self, connection: Connection, first: int, last: int, limit: int, now: datetime) -> list[int]:
+        """Return up to *limit* numbers of rows that are shown at *now*, from *first* to *last*, in their order."""
+        if self.kept is not None:
+            since = (to_db_timestamp(now - self.kept),)
+            recent: int | None = connection.exec_driver_sql(self._select_recent, since).scalar()
+            if recent is None:
+                return []
+            first = max(first, recent)
         return [number for (number,) in connection.exec_driver_sql(self._select_numbers, (first, last, limit))]
 
     def rows(self, connection: Connection, numbers: Sequence[int]) -> list[Row]:
@@ -63,7 +79,7 @@ class HistoryTable:
         return [Row(self.module, number, at, decoded(content)) for number, at, content in found]
 
     def purge(self, connection: Connection, now: datetime) -> int:
-        """Delete some of the rows that are older than `kept`; return how many. The last row stays: its number is in use."""
+        """Delete some of the rows that are not shown any more; return how many. The last row stays: its number is in use."""
         if self.kept is None:
             return 0
-        return connection.exec_driver_sql(self._purge, (to_db_timestamp(now - self.kept),)).rowcount
+        return connection.exec_driver_sql(self._purge, (to_db_timestamp(now - self.kept - PURGE_MARGIN),)).rowcount

@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from app.storage.archive.history_content import HistoryEvent
+from app.storage.archive.history_content import HistoryEvent, HistoryIncomplete
 from app.storage.archive.history_reader import HistoryReader, SeveralDatabases
 from app.web.handler import Endpoint, RequestContext, RouteGroup
 from app.web.problems import ProblemError
@@ -66,6 +66,8 @@ def route_group(history: HistoryReader) -> RouteGroup:
             page = await history.page(**{"limit": PAGE_DEFAULT, **wanted})
         except SeveralDatabases as error:
             raise ProblemError(400, "module_needed", f"{str(error).capitalize()}.") from None
+        except HistoryIncomplete as error:
+            raise ProblemError(409, "history_incomplete", f"{str(error).capitalize()}.") from None
         return json_response({"items": [to_json(event) for event in page.events], "next_after": page.next_after})
 
     return RouteGroup((Endpoint(hdrs.METH_GET, _PATH, list_history, roles=("viewer",)),), DESCRIPTION)
@@ -94,7 +96,7 @@ DESCRIPTION = Description(
                 "List every event that was published, in order",
                 "operations",
                 {200: response("One page.", ref("schemas", "HistoryPage"))},
-                (400, 404, 503),
+                (400, 404, 409, 503),
                 parameters=[
                     {**query_parameter(each.name, dict(each.schema)), "description": each.description} for each in _FILTERS
                 ],
