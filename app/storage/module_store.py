@@ -23,7 +23,6 @@ from app.storage.archive.history_table import HistoryTable
 from app.storage.archive.state_archive import StateArchive, Swept
 from app.storage.heartbeat import Heartbeat
 from app.storage.sql.database import Database
-from app.storage.sql.dialect import Statement
 from app.storage.state_rows import StateCache, StateMapper, to_db_timestamp
 from app.storage.tables import DUE_NOW, AuditEntry, InboxEntry, OutboxMessage, audit_table, shared_message_tables
 from bus.ids import id_lower_bound
@@ -82,7 +81,7 @@ class ModuleStore:
         self._cache = None if dialect.is_shared else StateCache(self.mappers)
         self.archive = StateArchive(module, self.mappers, dialect)
         self.history = HistoryTable(module.name, dialect)
-        self._insert_history: tuple[Statement, Statement] | None = None
+        self._insert_history = self.history.prepare_inserts()
         inbox, outbox, _ = shared_message_tables(module.name)
         self._select_processed = dialect.by_keys(f"SELECT id, fingerprint, answer FROM {inbox.name} WHERE id {{keys}}")
         self._insert_inbox = dialect.insert(inbox, InboxEntry._fields)
@@ -195,8 +194,6 @@ class ModuleStore:
 
     def append_history(self, connection: Connection, at: str, entries: Sequence[Entry], *, is_next: bool) -> None:
         """Add *entries*, decided *at* a time, to the history; without *is_next* under the number that was given last."""
-        if self._insert_history is None:
-            self._insert_history = self.history.prepare_inserts()
         self._insert_history[is_next].execute(connection, [(at, FORMAT + orjson.dumps(entries))])
 
     def archive_some(self, cls: type, connection: Connection, after: str, before: datetime) -> Swept:

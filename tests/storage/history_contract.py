@@ -370,6 +370,27 @@ class HistoryContract:
             after = int(str(error.value).rpartition(" ")[2])
             assert subjects(await published(harness, after=after)) == [*CONFIRMED[:3]]
 
+    async def test_a_process_reads_the_rows_of_modules_that_it_does_not_run(self, site: Site) -> None:
+        """What several modules have decided in one transaction stays readable when each has a process of its own."""
+        async with shop(site.url) as (harness, _):
+            id = await place(harness)
+            await happen(harness, id, (PAY,))
+            whole = await published(harness)
+            for name, store in harness.stores.items():
+                reader = HistoryReader({name: (store.database, store.history)}, harness.clock.now)
+                assert (await reader.page()).events == [each for each in whole if each.module == name]
+                assert reader.modules == {name}
+
+    async def test_rows_of_different_transactions_with_one_number_are_not_mixed(self, site: Site) -> None:
+        """A module that moves to a database brings numbers that are in use there."""
+        async with shop(site.url) as (harness, _):
+            await place(harness)
+            sql = harness.database.dialect.to_driver_sql("UPDATE orders_history SET at = ?")
+            await harness.database.write(lambda c: c.exec_driver_sql(sql, ("2026-01-01T12:00:00.000000+00:00",)))
+            assert subjects(await published(harness, subject="orders.created.v2", module="orders", limit=1)) == ["orders.created.v2"]
+            with pytest.raises(HistoryIncomplete):
+                await published(harness, module="inventory")
+
     async def test_modules_of_several_databases_are_listed_one_by_one(self, site: Site, tmp_path: Any) -> None:
         """Their numbers have nothing to do with each other."""
         async with shop(site.url) as (harness, _):

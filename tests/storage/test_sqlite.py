@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 from attrs import define
+from sqlalchemy import Connection
 
+from app.messaging.event_registry import all_modules
+from app.storage.archive.history_reader import HistoryReader
+from app.storage.migrations import migrate
+from app.storage.module_store import ModuleStore
+from app.storage.sql.database import Database
+from app.storage.tables import DUE_NOW
 from tests.databases import migrated_file
 from tests.storage.archive_contract import ArchiveContract
 from tests.storage.contract import StoreContract
@@ -59,6 +66,28 @@ class TestSearch(SearchContract):
 
 class TestHistory(HistoryContract):
     """The contract suite of the history on SQLite."""
+
+    async def test_processes_on_one_file_number_their_histories_together(self, tmp_path: Path) -> None:
+        """Also those whose tables are created after the first row of another one."""
+        url, modules = f"sqlite:///{tmp_path}/shared.db", {module.name: module for module in all_modules()}
+        orders, inventory = (ModuleStore(modules[name], Database(url)) for name in ("orders", "inventory"))
+        entry = ["s", "X", "id", "c", False, {}]
+
+        async def number(store: ModuleStore, *, is_next: bool = True) -> int:
+            def append(connection: Connection) -> int:
+                store.append_history(connection, DUE_NOW, [entry], is_next=is_next)
+                return int(connection.exec_driver_sql(f"SELECT max(number) FROM {store.history.name}").scalar_one())
+
+            return await store.database.write(append)
+
+        migrate(orders.database.engine, "orders")
+        assert [await number(orders) for _ in range(2)] == [1, 2]
+        migrate(inventory.database.engine, "inventory")
+        assert [await number(store) for store in (inventory, orders, orders, inventory)] == [3, 4, 5, 6]
+        reader = HistoryReader({store.module.name: (orders.database, store.history) for store in (orders, inventory)})
+        assert await reader.bounds() == (1, 6)
+        await orders.database.close()
+        await inventory.database.close()
 
 
 class TestArchive(ArchiveContract):

@@ -1,6 +1,8 @@
 """
 Read the histories of the modules of one process: the published events in their order, page by page.
 
+A row may refer to one of another module, which this process may not run: its table is read, too, where the database has it.
+
 The order is that of the numbers of the transactions, and within one that of the decisions: a cause comes before its
 effects. On PostgreSQL several processes write at once, and the transaction with the smaller number may be committed later.
 A reader must not pass it. So it takes the largest number that it sees, waits for the transactions that are writing to the
@@ -13,7 +15,7 @@ __all__ = ["HistoryPage", "HistoryReader", "SeveralDatabases"]
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 
@@ -79,15 +81,16 @@ class HistoryReader:
             HistoryIncomplete: A row refers to one that does not exist; its message has the `seq` to go on after.
             ValueError: A row is damaged, or was written by a newer release.
         """
-        database, tables = self._tables(module)
+        database, wanted = self._wanted(module)
+        tables = await database.read(partial(self._tables, database, wanted))
         last = await self._last_complete(database, tables)
         number, count, examined = (after + 1) // POSITIONS, FETCHED_MIN, 0
         found: list[HistoryEvent] = []
         while True:
-            fetch = partial(self._fetch, database, tables, module, number, last, count)
+            fetch = partial(self._fetch, tables, wanted, number, last, count)
             transactions = await database.read(fetch)
             for _, events in transactions:
-                found += [each for each in events if each.seq > after and _matches(each, module, subject)]
+                found += [each for each in events if each.seq > after and each.module in wanted and _matches(each, subject)]
             if len(found) > limit:
                 return HistoryPage(found[:limit], found[limit - 1].seq)
             if len(transactions) < count:
@@ -105,20 +108,26 @@ class HistoryReader:
         Raises:
             SeveralDatabases, StorageUnavailable: As for `page`.
         """
-        database, tables = self._tables(module)
-        names = [table.name for name, table in tables.items() if module in (None, name)]
+        database, wanted = self._wanted(module)
+        names = [self._histories[name][1].name for name in wanted]
         union = " UNION ALL ".join(f"SELECT min(number) AS first, max(number) AS last FROM {name}" for name in names)
         sql = f"SELECT min(first), max(last) FROM ({union}) AS found"
         first, last = (await database.read(lambda connection: connection.exec_driver_sql(sql).all()))[0]
         return None if first is None else (first, last)
 
-    def _tables(self, module: str | None) -> tuple[Database, dict[str, HistoryTable]]:
-        """Return the database of *module*, or of all modules, and all histories in it."""
+    def _wanted(self, module: str | None) -> tuple[Database, Collection[str]]:
+        """Return the names of *module*, or of all modules, and their database."""
         wanted = [module] if module is not None else list(self._histories)
         database = self._histories[wanted[0]][0]
         if any(self._histories[name][0] is not database for name in wanted):
             raise SeveralDatabases("the modules have several databases, each with an order of its own: name one module")
-        return database, {name: table for name, (other, table) in self._histories.items() if other is database}
+        return database, wanted
+
+    def _tables(self, database: Database, wanted: Collection[str], connection: Connection) -> dict[str, HistoryTable]:
+        """Return the histories of *wanted*, and what else *database* has now."""
+        names = {name.removesuffix("_history") for (name,) in connection.exec_driver_sql(database.dialect.histories_sql)}
+        others = {name: HistoryTable(name, database.dialect) for name in sorted(names - {*wanted})}
+        return {name: self._histories[name][1] for name in wanted} | others
 
     async def _last_complete(self, database: Database, tables: Mapping[str, HistoryTable]) -> int:
         """Return a number up to which every transaction is finished."""
@@ -146,24 +155,29 @@ class HistoryReader:
 
     def _fetch(
         self,
-        database: Database,
         tables: Mapping[str, HistoryTable],
-        module: str | None,
+        wanted: Collection[str],
         first: int,
         last: int,
         count: int,
         connection: Connection,
     ) -> list[tuple[int, list[HistoryEvent]]]:
         """Return the numbers and the events of up to *count* transactions, from number *first* to *last*."""
-        wanted = [table for name, table in tables.items() if module in (None, name)]
         now = self._now()
-        numbers = sorted({number for table in wanted for number in table.numbers(connection, first, last, count, now)})[:count]
-        rows: dict[int, list[Row]] = defaultdict(list)
+        found = {number for name in wanted for number in tables[name].numbers(connection, first, last, count, now)}
+        numbers = sorted(found)[:count]
+        # Those of one transaction have one time; a module that was moved here has brought numbers that are in use.
+        rows: dict[int, dict[str, list[Row]]] = {number: defaultdict(list) for number in numbers}
         for table in tables.values():
             for row in table.rows(connection, numbers):
-                rows[row.number].append(row)
-        return [(number, TransactionHistory(rows[number]).events()) for number in numbers]
+                rows[row.number][row.at].append(row)
+        events: dict[int, list[HistoryEvent]] = {number: [] for number in numbers}
+        for number, transactions in rows.items():
+            for transaction in transactions.values():
+                if any(row.module in wanted for row in transaction):
+                    events[number] += TransactionHistory(transaction).events()
+        return list(events.items())
 
 
-def _matches(event: HistoryEvent, module: str | None, subject: str | None) -> bool:
-    return module in (None, event.module) and subject in (None, event.subject, without_lane(event.subject))
+def _matches(event: HistoryEvent, subject: str | None) -> bool:
+    return subject in (None, event.subject, without_lane(event.subject))

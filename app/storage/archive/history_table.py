@@ -43,7 +43,6 @@ class HistoryTable:
         self._dialect = dialect
         self._table = table = history_table(module, MetaData())
         self.name = table.name
-        dialect.numbered_tables.append(table.name)
         columns = f"number, {dialect.timestamp_sql('at')}, content"
         self._select = dialect.by_keys(f"SELECT {columns} FROM {self.name} WHERE number {{keys}}")
         between = f"SELECT number FROM {self.name} WHERE number >= ? AND number <= ? ORDER BY number LIMIT ?"
@@ -54,7 +53,7 @@ class HistoryTable:
         self._purge = dialect.to_driver_sql(f"DELETE FROM {self.name} WHERE number IN ({old}{dialect.skip_locked})")
 
     def prepare_inserts(self) -> tuple[Statement, Statement]:
-        """Prepare the inserts of a row with the number that was given last, and with the next one; all tables are known by then."""
+        """Prepare the inserts of a row with the number that was given last, and with the next one."""
         insert = self._dialect.insert_numbered
         return insert(self._table, is_next=False), insert(self._table, is_next=True)
 

@@ -80,8 +80,11 @@ class Dialect(Protocol):
     """The same, but it skips rows that another transaction has locked."""
     oldest_snapshot_sql: str | None
     """A statement for the age in seconds of the oldest snapshot that a reader holds; None if the database does not show it."""
-    numbered_tables: list[str]
-    """The tables whose rows are numbered together; see `insert_numbered`."""
+    histories_sql: str
+    """
+    A statement for the names of the histories in the database that this process may read, also of modules that it does not
+    run. Their rows are numbered together; see `insert_numbered`.
+    """
     is_shared: bool
     """True if other processes of this application may work on the same database."""
 
@@ -208,7 +211,7 @@ class Dialect(Protocol):
         """
         Prepare an insert of one row into *table*, without its first column, *number*, which is given here.
 
-        With *is_next* it is greater than all numbers in `numbered_tables`; otherwise it is the one that this transaction has
+        With *is_next* it is greater than all numbers in the histories of the database; otherwise it is the one that this transaction has
         given last.
         """
 

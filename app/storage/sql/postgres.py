@@ -114,9 +114,7 @@ class Postgres:
     insert_numbered = staticmethod(statements.insert_numbered)
     prepare_numbers = staticmethod(statements.prepare_numbers)
     writers_sql = staticmethod(statements.writers_sql)
-
-    def __init__(self) -> None:
-        self.numbered_tables: list[str] = []
+    histories_sql = statements.HISTORIES_SQL
 
     def engine(self, url: str) -> Engine:
         """Prepare an engine; any connection string of libpq is a valid URL."""

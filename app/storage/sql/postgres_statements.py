@@ -8,6 +8,7 @@ fifth of the processor time of an order.
 from __future__ import annotations
 
 __all__ = [
+    "HISTORIES_SQL",
     "PIPELINE",
     "ArrayStatement",
     "array_encoder",
@@ -34,6 +35,12 @@ PIPELINE = "pipeline"
 
 _NUMBERS = "history_number"
 """The sequence that numbers the histories of all modules of a database."""
+
+HISTORIES_SQL = (
+    "SELECT relname FROM pg_class WHERE relkind = 'r' AND right(relname, 8) = '_history' AND pg_table_is_visible(oid)"
+    " AND to_regclass(relname || '_by_time') IS NOT NULL AND has_table_privilege(oid, 'SELECT') ORDER BY relname"
+)
+"""The tables that have such a name and such an index; a role of one module may read only its own."""
 
 _NUL = "\0"
 

@@ -64,6 +64,7 @@ _ERRORS_OF_THE_WORK = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.Progra
 # Keys in a connection's ``info``.
 _PROBED = "probed"
 _DATA_VERSION = "data_version"
+_SCHEMA_VERSION = "schema_version"
 _WAITS_FOR_LOCKS = "waits for locks"
 
 
@@ -102,10 +103,12 @@ class Sqlite:
     skip_locked = ""
     oldest_snapshot_sql: str | None = None
     is_shared = False
+    histories_sql = "SELECT tbl_name FROM sqlite_master WHERE name GLOB '*_history_by_time' ORDER BY tbl_name"
 
     def __init__(self) -> None:
         self._watch: FileWatch | None = None
-        self.numbered_tables: list[str] = []
+        self.histories: Sequence[tuple[str]] = ()
+        """The names of the histories in the file, read again when another connection has changed its tables."""
 
     @property
     def wal_path(self) -> str | None:
@@ -146,12 +149,13 @@ class Sqlite:
             driver.execute("BEGIN IMMEDIATE")
             try:
                 (version,) = driver.execute("PRAGMA data_version").fetchone()
+                if version != connection.info.get(_DATA_VERSION):  # another connection has written since the last transaction
+                    self._find_histories(connection)
+                    connection.info[_DATA_VERSION] = version
+                    invalidate_cache(connection)
             except sqlite3.Error:
                 driver.rollback()  # SQLAlchemy does not know of the transaction yet
                 raise
-            if version != connection.info.get(_DATA_VERSION):  # another connection has written since the last transaction
-                connection.info[_DATA_VERSION] = version
-                invalidate_cache(connection)
 
         return engine
 
@@ -288,14 +292,34 @@ class Sqlite:
         """None: the database is locked."""
 
     def insert_numbered(self, table: Table, *, is_next: bool) -> Statement:
-        """Look the last number up in all tables: nothing else writes while this transaction does."""
-        last = " UNION ALL ".join(f"SELECT max(number) AS last FROM {name}" for name in self.numbered_tables)
-        values = ", ".join([f"(SELECT coalesce(max(last), 0) + {int(is_next)} FROM ({last}))", *"?" * (len(table.columns) - 1)])
-        return SizedStatement(lambda size: f"INSERT INTO {table.name} VALUES ({values})")
+        """Look the last number up in all histories: nothing else writes while this transaction does."""
+        return _NumberedInsert(self, f"INSERT INTO {table.name} SELECT coalesce(max(last), 0) + {int(is_next)}, ?, ? FROM ")
+
+    def _find_histories(self, connection: Connection) -> None:
+        driver = _driver(connection)
+        (version,) = driver.execute("PRAGMA schema_version").fetchone()
+        if version != connection.info.get(_SCHEMA_VERSION):
+            self.histories = driver.execute(self.histories_sql).fetchall()
+            connection.info[_SCHEMA_VERSION] = version
 
     def replace(self, table: Table, keys: Sequence[str]) -> Statement:
         """Use ``INSERT OR REPLACE``: ``ON CONFLICT DO UPDATE`` reads each row that exists and opens a table for each."""
         return _insert("INSERT OR REPLACE", table, keys)
+
+
+class _NumberedInsert(SizedStatement):
+    """An insert whose number follows from the last one in the histories that the file has."""
+
+    def __init__(self, dialect: Sqlite, insert: str) -> None:
+        self._dialect, self._insert = dialect, insert
+        self._histories: Sequence[tuple[str]] = ()
+
+    def execute(self, connection: Connection, rows: Sequence[Sequence[Any]], prefix: tuple[Any, ...] = ()) -> None:
+        if self._histories is not self._dialect.histories:
+            self._histories = self._dialect.histories
+            last = " UNION ALL ".join(f"SELECT max(number) AS last FROM {name}" for (name,) in self._histories)
+            self._text = f"{self._insert}({last})"
+        _driver(connection).execute(self._text, rows[0])
 
 
 def _is_reading(connection: Connection) -> bool:
