@@ -386,7 +386,7 @@ class HistoryContract:
         async with shop(site.url) as (harness, _):
             await place(harness)
             sql = harness.database.dialect.to_driver_sql("UPDATE orders_history SET at = ?")
-            await harness.database.write(lambda c: c.exec_driver_sql(sql, ("2026-01-01T12:00:00.000000+00:00",)))
+            await harness.database.write(lambda c: c.exec_driver_sql(sql, ("2025-01-01T12:00:00.000000+00:00",)))
             assert subjects(await published(harness, subject="orders.created.v2", module="orders", limit=1)) == ["orders.created.v2"]
             with pytest.raises(HistoryIncomplete):
                 await published(harness, module="inventory")
