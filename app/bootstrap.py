@@ -324,7 +324,7 @@ def build_web(parts: Parts, health: Health, gate: Gate) -> Runner:
         version=installed_version(),
         route_groups=(
             audit_endpoints.route_group(AuditTrail(parts.storage.stores)),
-            history_endpoints.route_group(parts.storage.history),
+            history_endpoints.route_group(parts.storage.history, contracts),
             dead_letter_endpoints.route_group(parts.dead_letters),
             contract_endpoints.route_group(usage, asyncapi.document(modules, contracts, installed_version())),
             stream_tokens.route_group(gate.tokens),

@@ -97,7 +97,12 @@ async def test_modules_with_a_database_each_have_a_history_each(serve: Serve, co
         subjects += [item["subject"] for item in await pages(client, f"&module={module}", limit=1)]
     assert {*subjects} == {f"{subject}.express" for subject in STANDARD}
     assert len(await pages(client, "&module=orders&subject=orders.created.v2")) == 1
-    assert await pages(client, "&module=orders&subject=orders.nothing.v2") == []
+    assert await pages(client, "&module=orders&subject=orders.timed_out.v1.express") == []
+    problem = await client.get("/v1/history?module=orders&subject=orders.nothing.v2", 400)
+    ((pointer, detail),) = [(each["pointer"], each["detail"]) for each in problem["errors"]]
+    assert (problem["code"], pointer, "orders.confirmed.v1" in detail) == ("invalid_query", "/subject", True)
+    _, error = await asyncio.to_thread(exported, server, "--module", "orders", "--subject", "orders.nothing.v2", code=2)
+    assert error.startswith("fulfilment: --subject: must be one of inventory.")
     for query in ("after=-1", "after=1.5", "limit=0", "limit=201", "module=shipping", "cursor=x"):
         name = query.partition("=")[0]
         problem = await client.get(f"/v1/history?{query}", 400)

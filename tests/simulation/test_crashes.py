@@ -156,7 +156,9 @@ async def check_history(path: Path, *, is_local: bool) -> None:
     database = Database(f"sqlite:///{path}")
     stores = {module.name: ModuleStore(module, database) for module in all_modules()}
     reader = HistoryReader({name: (database, store.history) for name, store in stores.items()})
-    events = (await reader.page(limit=100_000)).events
+    page = await reader.page(limit=100_000)
+    events = page.events
+    assert page.next_after is None
 
     def stored(connection: Connection) -> tuple[dict[str, str], Counter[tuple[str, str]]]:
         sent: dict[str, str] = {}

@@ -276,14 +276,16 @@ class HistoryContract:
 
     async def test_a_rare_subject_is_found_over_several_pages(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         """A page that examines as much as it may shows where to go on."""
-        monkeypatch.setattr("app.storage.archive.history_reader.EXAMINED_MAX", 4)
+        monkeypatch.setattr("app.storage.archive.history_reader.EXAMINED_MAX", 2_000)
         async with shop(site.url) as (harness, _):
             for n in range(12):
                 await place(harness, n)
             id = await place(harness, 12)
             await happen(harness, id, (PAY,))
             page = await history_of(harness).page(subject="orders.confirmed.v1")
-            assert (page.events, page.next_after is None) == ([], False)
+            assert page.events == []
+            assert page.next_after is not None
+            assert page.next_after < 8 * POSITIONS
             assert subjects(await published(harness, subject="orders.confirmed.v1")) == ["orders.confirmed.v1"]
 
     async def test_what_is_rolled_back_is_not_in_the_history(self, site: Site) -> None:

@@ -53,11 +53,16 @@ def export(after: int, module: str | None, subject: str | None) -> None:
     """
     from app.storage.archive.history_reader import SeveralDatabases
     from app.storage.errors import StorageUnavailable
+    from app.web.endpoints.history import subjects_of
+    from bus.subjects import EXPRESS, without_lane
 
     settings = console.settings()
     if module is not None and module not in settings.modules:
         console.exit_with(console.USAGE, f"MODULES: must contain {module}")
-    storage = console.stored_parts(settings).storage
+    parts = console.stored_parts(settings)
+    storage, subjects = parts.storage, subjects_of(parts.contracts)
+    if subject is not None and without_lane(subject) not in subjects:
+        console.exit_with(console.USAGE, f"--subject: must be one of {', '.join(subjects)}, or one of them with {EXPRESS}")
 
     async def run() -> None:
         try:

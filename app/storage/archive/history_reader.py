@@ -14,7 +14,7 @@ from __future__ import annotations
 __all__ = ["HistoryPage", "HistoryReader", "SeveralDatabases"]
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import partial
@@ -29,8 +29,8 @@ from app.storage.errors import StorageUnavailable
 from app.storage.sql.database import Database
 from bus.subjects import without_lane
 
-EXAMINED_MAX = 2_000
-"""Transactions that one page examines for a rare subject."""
+EXAMINED_MAX = 4 * 2**20
+"""Bytes of the history that one page examines for a rare subject: about 2,500 orders."""
 
 FETCHED_MAX = 64
 """Transactions that are read at once. The first read fetches `FETCHED_MIN`; each further one twice as many."""
@@ -87,16 +87,16 @@ class HistoryReader:
         number, count, examined = (after + 1) // POSITIONS, FETCHED_MIN, 0
         found: list[HistoryEvent] = []
         while True:
-            fetch = partial(self._fetch, tables, wanted, number, last, count)
-            transactions = await database.read(fetch)
+            fetch = partial(self._fetch, tables, wanted, number, last, count, EXAMINED_MAX - examined)
+            transactions, size = await database.read(fetch)
+            examined += size
             for _, events in transactions:
                 found += [each for each in events if each.seq > after and each.module in wanted and _matches(each, subject)]
             if len(found) > limit:
                 return HistoryPage(found[:limit], found[limit - 1].seq)
-            if len(transactions) < count:
+            if examined < EXAMINED_MAX and len(transactions) < count:
                 return HistoryPage(found, None)
             number = transactions[-1][0] + 1
-            examined += len(transactions)
             if examined >= EXAMINED_MAX:
                 return HistoryPage(found, number * POSITIONS - 1)
             count = min(2 * count, FETCHED_MAX)
@@ -160,12 +160,23 @@ class HistoryReader:
         first: int,
         last: int,
         count: int,
+        size_max: int,
         connection: Connection,
-    ) -> list[tuple[int, list[HistoryEvent]]]:
-        """Return the numbers and the events of up to *count* transactions, from number *first* to *last*."""
+    ) -> tuple[list[tuple[int, list[HistoryEvent]]], int]:
+        """
+        Return the numbers and the events of up to *count* transactions, from number *first* to *last*, and their bytes.
+
+        Less than *count* if they have *size_max* bytes, or if there are no more.
+        """
         now = self._now()
-        found = {number for name in wanted for number in tables[name].numbers(connection, first, last, count, now)}
-        numbers = sorted(found)[:count]
+        sizes: Counter[int] = Counter()
+        for name in wanted:
+            sizes.update(tables[name].numbers(connection, first, last, count, now))
+        numbers, size = [], 0
+        for number in sorted(sizes)[:count]:
+            if size < size_max:
+                numbers.append(number)
+                size += sizes[number]
         # Those of one transaction have one time; a module that was moved here has brought numbers that are in use.
         rows: dict[int, dict[str, list[Row]]] = {number: defaultdict(list) for number in numbers}
         for table in tables.values():
@@ -176,7 +187,7 @@ class HistoryReader:
             for transaction in transactions.values():
                 if any(row.module in wanted for row in transaction):
                     events[number] += TransactionHistory(transaction).events()
-        return list(events.items())
+        return list(events.items()), size
 
 
 def _matches(event: HistoryEvent, subject: str | None) -> bool:

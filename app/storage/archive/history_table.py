@@ -45,7 +45,7 @@ class HistoryTable:
         self.name = table.name
         columns = f"number, {dialect.timestamp_sql('at')}, content"
         self._select = dialect.by_keys(f"SELECT {columns} FROM {self.name} WHERE number {{keys}}")
-        between = f"SELECT number FROM {self.name} WHERE number >= ? AND number <= ? ORDER BY number LIMIT ?"
+        between = f"SELECT number, length(content) FROM {self.name} WHERE number >= ? AND number <= ? ORDER BY number LIMIT ?"
         self._select_numbers = dialect.to_driver_sql(between)
         recent = f"SELECT number FROM {self.name} WHERE at >= ? ORDER BY at LIMIT 1"
         self._select_recent = dialect.to_driver_sql(recent)
@@ -57,15 +57,15 @@ class HistoryTable:
         insert = self._dialect.insert_numbered
         return insert(self._table, is_next=False), insert(self._table, is_next=True)
 
-    def numbers(self, connection: Connection, first: int, last: int, limit: int, now: datetime) -> list[int]:
-        """Return up to *limit* numbers of rows that are shown at *now*, from *first* to *last*, in their order."""
+    def numbers(self, connection: Connection, first: int, last: int, limit: int, now: datetime) -> dict[int, int]:
+        """Return up to *limit* numbers of rows that are shown at *now*, from *first* to *last*, in their order, each with its bytes."""
         if self.kept is not None:
             since = (to_db_timestamp(now - self.kept),)
             recent: int | None = connection.exec_driver_sql(self._select_recent, since).scalar()
             if recent is None:
-                return []
+                return {}
             first = max(first, recent)
-        return [number for (number,) in connection.exec_driver_sql(self._select_numbers, (first, last, limit))]
+        return {row[0]: row[1] for row in connection.exec_driver_sql(self._select_numbers, (first, last, limit))}
 
     def rows(self, connection: Connection, numbers: Sequence[int]) -> list[Row]:
         """

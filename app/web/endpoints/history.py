@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DESCRIPTION", "route_group", "to_json"]
+__all__ = ["DESCRIPTION", "route_group", "subjects_of", "to_json"]
 
 from datetime import UTC, datetime
 from typing import Any
@@ -12,13 +12,16 @@ from aiohttp import hdrs, web
 from app.storage.archive.history_content import HistoryEvent, HistoryIncomplete
 from app.storage.archive.history_reader import HistoryReader, SeveralDatabases
 from app.web.handler import Endpoint, RequestContext, RouteGroup
-from app.web.problems import ProblemError
+from app.web.problems import ProblemError, invalid_input
 from app.web.requests.filters import FilterReader
 from app.web.requests.one_module import MODULE, require_module
 from app.web.requests.paging import PAGE_DEFAULT, PAGE_MAX
 from app.web.requests.parameters import read_query
 from app.web.responses import json_response
 from app.web.spec.components import Description, operation, query_parameter, ref, response
+from bus.contracts.registry import ContractRegistry
+from bus.errors import SchemaViolation
+from bus.subjects import EXPRESS, without_lane
 from modules.filters import Filter
 
 _PATH = "/v1/history"
@@ -54,13 +57,18 @@ _PAGE = {
 }
 
 
-def route_group(history: HistoryReader) -> RouteGroup:
-    """Return the endpoint that lists the events in *history*."""
+def route_group(history: HistoryReader, contracts: ContractRegistry) -> RouteGroup:
+    """Return the endpoint that lists the events in *history*, whose subjects *contracts* has."""
+    subjects = subjects_of(contracts)
     filters = FilterReader(_FILTERS)
 
     async def list_history(request: web.Request, context: RequestContext) -> web.Response:
         query = read_query(request, filters.names)
         wanted: dict[str, Any] = {condition.filter.name: condition.values[0] for condition in filters.read(query)}
+        subject = wanted.get("subject")
+        if subject is not None and without_lane(subject) not in subjects:
+            detail = f"must be one of {', '.join(subjects)}, or one of them with {EXPRESS}"
+            raise invalid_input("invalid_query", "There is no such subject; errors lists those there are.", [SchemaViolation("/subject", detail)])
         require_module(wanted.get(MODULE.name), history.modules)
         try:
             page = await history.page(**{"limit": PAGE_DEFAULT, **wanted})
@@ -71,6 +79,11 @@ def route_group(history: HistoryReader) -> RouteGroup:
         return json_response({"items": [to_json(event) for event in page.events], "next_after": page.next_after})
 
     return RouteGroup((Endpoint(hdrs.METH_GET, _PATH, list_history, roles=("viewer",)),), DESCRIPTION)
+
+
+def subjects_of(contracts: ContractRegistry) -> list[str]:
+    """Return the subjects that a history can have, older versions included, without lanes."""
+    return sorted({*contracts.subjects_for(contract.cls for contract in contracts)})
 
 
 def to_json(event: HistoryEvent) -> dict[str, Any]:
