@@ -23,6 +23,7 @@ async def check_system(
     lost_responses_max: int = 0,
     dead_letters: int = 0,
     seconds: float = 60.0,
+    loss: str = "",
 ) -> list[Any]:
     """
     Check I1 to I6 with `check_invariants`, then I8: the broker has no backlog, and every process is ready.
@@ -43,7 +44,7 @@ async def check_system(
         }
 
     await eventually(backlog, lambda found: not found, seconds)
-    await wait_until_ready(system, client)
+    await wait_until_ready(system, client, loss=loss)
     return orders
 
 

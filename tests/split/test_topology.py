@@ -81,14 +81,15 @@ async def test_a_deleted_stream_is_created_again_and_filled_by_republish(
         accepted = await buy_during(client, damage)
     finally:
         await connection.close()
-    await wait_until_ready(system, client, 30.0, loss="stream ORDERS was deleted and created again")
+    loss = "stream ORDERS was deleted and created again"
+    await wait_until_ready(system, client, 30.0, loss=loss)
     statuses = {(await client.get(f"/v1/orders/{order_id}"))["status"] for order_id in undelivered}
     assert statuses == {"processing"}, "no message was lost, so the test proves nothing"
 
     for _ in range(2):  # the second run changes nothing
         done = run(orders.folder, "republish", "--since", "1h", **orders.settings)
         assert done.returncode == 0, done.stderr
-    found = await check_system(client, system, broker, [*accepted, *undelivered], {"SKU-1": 100_000})
+    found = await check_system(client, system, broker, [*accepted, *undelivered], {"SKU-1": 100_000}, loss=loss)
     assert {order["status"] for order in found} == {"confirmed"}
     assert (await client.get("/v1/inventory/SKU-1"))["on_hand"] == 100_000 - len(found)
     assert system.stderr == ""
