@@ -117,5 +117,6 @@ def test_no_sentence_shows_python(number: int, data: st.DataObject) -> None:
     found = explain(schema, value)
     assert (not found) == validator(schema)(value)
     for violation in found:
-        assert not re.search(r"\b(None|True|False|dict|list)\b|\{'|\['", violation.detail), violation
+        own_words = re.sub(r'"(?:[^"\\]|\\.)*"', '""', violation.detail)  # the value itself may be the text "None"
+        assert not re.search(r"\b(None|True|False|dict|list)\b|\{'|\['", own_words), violation
         assert 5 < len(violation.detail) < 1500
