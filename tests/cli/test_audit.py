@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from app.cli.main import main
+from app.web.spec.dead_letters import DESCRIPTION
 
 
 def run(*arguments: str) -> Result:
@@ -29,5 +30,8 @@ def test_an_operation_that_does_not_exist_is_an_error(database: None) -> None:
     known = result.stderr.rpartition("there are ")[2].strip().split(", ")
     assert {"setProduct", "cancelOrder", "replayDeadLetters", "importProducts"} <= {*known}
     assert "placeOrder" not in known
+    changes = {each["operationId"] for path in DESCRIPTION.paths.values() for method, each in path.items() if method != "get"}
+    assert changes
+    assert changes <= {*known}, "every change of dead letters is audited under its name"
     for name in known:
         assert run("audit", "list", "--action", name).exit_code == 0

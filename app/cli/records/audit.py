@@ -13,7 +13,7 @@ from app.cli import console
 
 COLUMNS = ("at", "actor", "action", "target", "from", "to")
 
-DEAD_LETTER_ACTIONS = frozenset({"discardDeadLetter", "replayDeadLetter", "replayDeadLetters"})
+DEAD_LETTER_ACTIONS = frozenset({"discardDeadLetter", "discardDeadLetters", "replayDeadLetter", "replayDeadLetters"})
 """Audited operations beside those of the modules' routes."""
 
 
