@@ -21,6 +21,7 @@ __all__ = [
     "ModuleResult",
     "TransactionEngine",
     "direct_takers",
+    "failed_commit",
 ]
 
 from collections import Counter, defaultdict
@@ -62,6 +63,11 @@ class ModuleResult:
 
 CommitResult = dict[str, ModuleResult]
 """What one transaction did, by module."""
+
+
+def failed_commit(module: str, item: WorkItem, error: Exception) -> CommitResult:
+    """Return what a transaction of *module* about *item* alone did that was rolled back because of *error*."""
+    return {module: ModuleResult([item], [ItemResult(error=error)])}
 
 
 class TransactionEngine:

@@ -23,7 +23,7 @@ from loguru import logger
 
 from app.messaging.cloudevents import event_id_and_trace
 from app.messaging.outbox_relay import OutboxRelay
-from app.runtime.engine import CommitResult, ModuleResult, TransactionEngine
+from app.runtime.engine import CommitResult, ModuleResult, TransactionEngine, failed_commit
 from app.runtime.outage import StorageOutage
 from app.runtime.receiving import EventReader, Receiver
 from app.runtime.service import Reply
@@ -192,7 +192,8 @@ class ModuleRunner:
             return
         item = WorkItem(
             received.event, received.id, received.trace, received.is_express, received.id,
-            delivery=delivery, subject=received.subject, occurred_at=received.occurred_at, defers_to_newer=received.may_be_deferred,
+            delivery=delivery, subject=received.subject, occurred_at=received.occurred_at,
+            defers_to_newer=received.may_be_deferred,
         )  # fmt: skip
         if received.versions is not None and not received.is_older:
             self._newest_by_event_id[item.id] = item
@@ -235,7 +236,6 @@ class ModuleRunner:
         """
         commits: list[CommitResult] = []
         waiting: list[WorkItem] = []
-        outcome: CommitResult | Exception
         try:
             for is_local in (True, False) if self._engine.delivers_locally else (False,):
                 outcome = await self._try_commit(items, is_local)
@@ -249,7 +249,7 @@ class ModuleRunner:
                     waiting.append(item)
                     refusal = outcome
                 else:
-                    commits.append(outcome if isinstance(outcome, dict) else {self.module.name: ModuleResult([item], [ItemResult(error=outcome)])})
+                    commits.append(outcome if isinstance(outcome, dict) else failed_commit(self.module.name, item, outcome))
         except StorageUnavailable as error:
             return commits, [*waiting, *items[len(commits) + len(waiting) :]], error
         return commits, waiting, refusal if waiting else None
