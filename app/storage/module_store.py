@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ["ModuleStore", "recent_id_range", "time_ordered_id_range"]
 
+import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -18,7 +19,7 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, DateTime, MetaData, Table
 
-from app.storage.archive.history_content import FORMAT, Entry, fired
+from app.storage.archive.history_content import COMPRESSED, COMPRESSED_MIN, PLAIN, Entry, fired
 from app.storage.archive.history_table import HistoryTable
 from app.storage.archive.state_archive import StateArchive, Swept
 from app.storage.heartbeat import Heartbeat
@@ -194,7 +195,9 @@ class ModuleStore:
 
     def append_history(self, connection: Connection, at: str, entries: Sequence[Entry], *, is_next: bool) -> None:
         """Add *entries*, decided *at* a time, to the history; without *is_next* under the number that was given last."""
-        self._insert_history[is_next].execute(connection, [(at, FORMAT + orjson.dumps(entries))])
+        data = orjson.dumps(entries)
+        content = PLAIN + data if len(data) < COMPRESSED_MIN else COMPRESSED + zlib.compress(data, 1)
+        self._insert_history[is_next].execute(connection, [(at, content)])
 
     def archive_some(self, cls: type, connection: Connection, after: str, before: datetime) -> Swept:
         """Move some states of *cls* to the archive; see `StateArchive.move`."""

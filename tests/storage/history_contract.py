@@ -351,7 +351,7 @@ class HistoryContract:
             assert await harness.rows("SELECT count(*) FROM orders_history") == [(1 if "orders" in purged else 2,)]
             assert await harness.rows("SELECT count(*) FROM inventory_history") == [(1 if "inventory" in purged else 3,)]
 
-    @pytest.mark.parametrize(("content", "error"), [(b"\x07[]", "format 07"), (b"", "format none"), (b"\x01[[", "damaged")])
+    @pytest.mark.parametrize(("content", "error"), [(b"\x07[]", "format 07"), (b"", "format none"), (b"\x01[[", "damaged"), (b"\x02[]", "damaged")])
     async def test_a_row_that_cannot_be_read_is_an_error(self, site: Site, content: bytes, error: str) -> None:
         """It is never left out: an event would be missing."""
         async with shop(site.url) as (harness, _):

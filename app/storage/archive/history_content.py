@@ -1,8 +1,8 @@
 """
 What is in one row of a history: what one transaction has decided in one module, and what it has published.
 
-A row is a byte with the number of the format, then a JSON array of entries in the order of the decisions. An entry is an
-array that begins with what the module has decided about:
+A row is a byte with the number of the format, then a JSON array of entries in the order of the decisions, which format 2
+compresses (RFC 1950). An entry is an array that begins with what the module has decided about:
 
 - ``"s", name, id, correlation_id, is_express, data``: a submitted event (a request, the answer of a gateway, a webhook).
   *name* is its class, or its subject if it has one.
@@ -25,7 +25,9 @@ from its cause, its time from the row.
 from __future__ import annotations
 
 __all__ = [
-    "FORMAT",
+    "COMPRESSED",
+    "COMPRESSED_MIN",
+    "PLAIN",
     "POSITIONS",
     "Decided",
     "Emitted",
@@ -39,6 +41,7 @@ __all__ = [
     "seq_of",
 ]
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -55,8 +58,11 @@ POSITIONS = 1 << 17
 Entry = Sequence[Any]
 """See above."""
 
-FORMAT = b"\x01"
-"""The first byte of the content of a row."""
+PLAIN, COMPRESSED = b"\x01", b"\x02"
+"""The first byte of the content of a row, which `app.storage.module_store.ModuleStore.append_history` writes."""
+
+COMPRESSED_MIN = 512
+"""Bytes of JSON from which on a row is compressed. The decisions about many orders differ in ids and numbers only."""
 
 _TIMER = "t"
 _LOCAL = "l"
@@ -140,11 +146,12 @@ def decoded(content: bytes) -> Sequence[Entry]:
         ValueError: The content is damaged, or was written by a newer release.
     """
     content = bytes(content)
-    if content[:1] != FORMAT:
-        raise ValueError(f"a row of the history has the format {content[:1].hex() or 'none'}, which this release does not know")
+    format, data = content[:1], content[1:]
+    if format not in (PLAIN, COMPRESSED):
+        raise ValueError(f"a row of the history has the format {format.hex() or 'none'}, which this release does not know")
     try:
-        entries: Sequence[Entry] = orjson.loads(content[1:])
-    except orjson.JSONDecodeError as error:
+        entries: Sequence[Entry] = orjson.loads(zlib.decompress(data) if format == COMPRESSED else data)
+    except (orjson.JSONDecodeError, zlib.error) as error:
         raise ValueError(f"a row of the history is damaged: {error}") from error
     return entries
 

@@ -29,8 +29,8 @@ from app.storage.errors import StorageUnavailable
 from app.storage.sql.database import Database
 from bus.subjects import without_lane
 
-EXAMINED_MAX = 4 * 2**20
-"""Bytes of the history that one page examines for a rare subject: about 2,500 orders."""
+EXAMINED_MAX = 2**19
+"""Bytes of the history, as stored, that one page examines for a rare subject: about 2,000 orders that were placed under load."""
 
 FETCHED_MAX = 64
 """Transactions that are read at once. The first read fetches `FETCHED_MIN`; each further one twice as many."""
