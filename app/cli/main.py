@@ -224,15 +224,15 @@ def _set_up_logs(settings: Settings, stream: Any = None) -> None:
 
 
 def _register() -> None:
-    from app.cli.contracts import contracts
-    from app.cli.dead_letters import dead_letters
     from app.cli.loadtest import load as load_command
+    from app.cli.messaging.contracts import contracts
+    from app.cli.messaging.dead_letters import dead_letters
+    from app.cli.messaging.republish import republish
+    from app.cli.messaging.topology import topology
     from app.cli.new import new
     from app.cli.payments import payments
     from app.cli.records.audit import audit
     from app.cli.records.history import history
-    from app.cli.republish import republish
-    from app.cli.topology import topology
 
     for command in (audit, contracts, dead_letters, history, load_command, new, payments, republish, topology):
         main.add_command(command)

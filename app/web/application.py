@@ -28,9 +28,9 @@ from app.web.handler import (
     Telemetry,
     build_handler,
 )
-from app.web.problems import ProblemError
 from app.web.requests.command import BODY_BYTES_MAX
-from app.web.responses import JSON, UNCACHED
+from app.web.responses.problems import ProblemError
+from app.web.responses.success import JSON, UNCACHED
 from app.web.spec import openapi
 from app.web.streams.state_stream import Streams
 

@@ -40,7 +40,7 @@ from app.telemetry.trace import correlation_id
 from app.web.access.authentication import ANONYMOUS
 from app.web.access.cors import Cors
 from app.web.access.gate import Gate
-from app.web.problems import X_CORRELATION_ID, ProblemError, problem_response
+from app.web.responses.problems import X_CORRELATION_ID, ProblemError, problem_response
 from app.web.spec.components import Description
 from config.api_keys import OPERATOR
 

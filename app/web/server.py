@@ -28,7 +28,7 @@ from app.web.access.gate import Gate
 from app.web.access.limits import LimitLog
 from app.web.application import GATE, STATIC_HANDLERS, TELEMETRY, UNMATCHED
 from app.web.handler import PROBES, SERVER, Telemetry
-from app.web.problems import ProblemError, phrase, problem_response
+from app.web.responses.problems import ProblemError, phrase, problem_response
 
 KEEP_ALIVE_SECONDS = 75.0
 

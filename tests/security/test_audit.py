@@ -13,7 +13,7 @@ from app.storage.audit import AuditTrail
 from app.storage.module_store import ModuleStore
 from app.web.endpoints import audit as audit_endpoints
 from app.web.handler import RequestContext
-from app.web.problems import ProblemError
+from app.web.responses.problems import ProblemError
 from modules.registry import MODULES, load_module
 from modules.routes import CommandRoute, ImportRoute
 from tests.process.server import run

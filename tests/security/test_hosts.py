@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 
 from app.application import Application
 from app.web.access.gate import HostRule
-from app.web.problems import ProblemError
+from app.web.responses.problems import ProblemError
 from config.settings import Settings
 from modules.registry import MODULES
 

@@ -14,7 +14,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from app.web.access.authentication import Authenticator
 from app.web.access.gate import Gate
-from app.web.problems import ProblemError
+from app.web.responses.problems import ProblemError
 from config.api_keys import ROLES, ApiKey
 from modules.registry import MODULES
 from tests.security.conftest import Program

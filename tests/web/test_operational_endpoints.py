@@ -174,7 +174,7 @@ def test_gzip_is_accepted_as_the_standard_says(header: str, accepts: bool) -> No
 def test_the_vendored_files_match_their_manifest() -> None:
     """No byte is changed, no file is added or missing."""
     version, manifest = docs.vendored_files()
-    folder = resources.files("app.web").joinpath("static/swagger-ui")
+    folder = resources.files("app.web.spec").joinpath("ui/swagger-ui")
     found = {f.name: sha256(f.read_bytes()).hexdigest() for f in folder.iterdir() if f.name != "manifest.json"}
     assert found == manifest
     assert {"LICENSE", "NOTICE", "swagger-ui-bundle.js", "swagger-ui.css"} <= manifest.keys()

@@ -11,7 +11,7 @@ from loguru import logger
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.storage.errors import CommitOutcomeUnknown, StorageUnavailable
-from app.web.problems import ProblemError, problem_response
+from app.web.responses.problems import ProblemError, problem_response
 from tests.web.conftest import Web, assert_problem
 from tests.web.endpoints.raw import send_raw
 from tests.web.example import Shipment

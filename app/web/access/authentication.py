@@ -11,7 +11,7 @@ from hashlib import sha256
 from aiohttp import hdrs
 from loguru import logger
 
-from app.web.problems import ProblemError
+from app.web.responses.problems import ProblemError
 from config.api_keys import ApiKey
 
 ANONYMOUS = ApiKey("anonymous")

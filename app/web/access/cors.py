@@ -13,7 +13,7 @@ from collections.abc import Collection
 
 from aiohttp import hdrs, web
 
-from app.web.responses import UNCACHED
+from app.web.responses.success import UNCACHED
 
 _EXPOSED = "ETag, Idempotency-Replayed, Location, Retry-After, X-Correlation-ID"
 _ALLOWED = (

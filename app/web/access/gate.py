@@ -22,7 +22,7 @@ from app.web.access.authentication import ANONYMOUS, Authenticator
 from app.web.access.limits import WRONG_KEYS_MAX, RateLimit
 from app.web.access.refusal_log import RefusalLog
 from app.web.access.stream_tokens import TOKEN, StreamTokens
-from app.web.problems import ProblemError
+from app.web.responses.problems import ProblemError
 from config.api_keys import OPERATOR, ApiKey
 from config.settings import Settings
 

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from app.runtime.service import StateService
-from app.web.problems import ProblemError
+from app.web.responses.problems import ProblemError
 from modules.routes import OWNER, CommandRoute, GetRoute, ImportRoute, ListRoute, ListStreamRoute, Route, StreamRoute
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from aiohttp import hdrs, web
 from loguru import logger
 
-from app.web.problems import ProblemError
+from app.web.responses.problems import ProblemError
 
 LINES_MAX = 20
 """Lines within one second."""

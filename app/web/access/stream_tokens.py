@@ -19,7 +19,7 @@ from secrets import token_hex
 from time import time
 
 from app.web.access.authentication import ANONYMOUS, Authenticator
-from app.web.problems import ProblemError
+from app.web.responses.problems import ProblemError
 from config.api_keys import ApiKey
 
 TOKEN = "token"  # noqa: S105 # a name

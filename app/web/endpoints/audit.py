@@ -16,7 +16,7 @@ from app.web.requests.filters import FilterReader
 from app.web.requests.one_module import MODULE, require_module
 from app.web.requests.paging import read_page
 from app.web.requests.parameters import read_query
-from app.web.responses import json_response
+from app.web.responses.success import json_response
 from app.web.spec.components import Description, operation, page_of, query_parameter, ref, response
 from modules.filters import Filter
 

@@ -14,7 +14,7 @@ from app.web.handler import Endpoint, RequestContext, RouteGroup
 from app.web.requests.filters import FilterReader
 from app.web.requests.one_module import MODULE, require_module
 from app.web.requests.parameters import read_query
-from app.web.responses import JSON_HEADERS, json_response
+from app.web.responses.success import JSON_HEADERS, json_response
 from app.web.spec.components import Description, operation, query_parameter, ref, response
 
 _CONTRACTS_PATH = "/v1/contracts"

@@ -17,11 +17,11 @@ from attrs import evolve
 from app.messaging.dead_letters import DeadLetterGroup, NotReplayable, StoredDeadLetter
 from app.storage.audit import Audit
 from app.web.handler import Endpoint, RequestContext, RouteGroup
-from app.web.problems import ProblemError, invalid_input
 from app.web.requests.command import read_body
 from app.web.requests.paging import read_page
 from app.web.requests.parameters import path_parameters, read_query
-from app.web.responses import UNCACHED, json_response
+from app.web.responses.problems import ProblemError, invalid_input
+from app.web.responses.success import UNCACHED, json_response
 from app.web.spec.dead_letters import (
     DESCRIPTION,
     DISCARD_PATH,

@@ -17,7 +17,7 @@ from aiohttp import hdrs, web
 from attrs import frozen
 
 from app.web.handler import Endpoint, EndpointHandler, RequestContext
-from app.web.responses import UNCACHED
+from app.web.responses.success import UNCACHED
 
 # Swagger UI uses images in data: URLs and style attributes. Scripts come from files only.
 POLICY = "; ".join(
@@ -36,7 +36,7 @@ POLICY = "; ".join(
 
 _HASH = "v"
 _PAGE = "docs.html"
-_STATIC = "static"
+_UI = "ui"
 _FILES = {
     "/docs": (_PAGE, "text/html; charset=utf-8"),
     "/docs/docs.css": ("docs.css", "text/css; charset=utf-8"),
@@ -63,7 +63,7 @@ async def _redirect_to_page(request: web.Request, context: RequestContext) -> we
 
 def vendored_files() -> tuple[str, dict[str, str]]:
     """Return the version of the vendored Swagger UI, and the SHA-256 of each of its files by name."""
-    manifest = orjson.loads(_static().joinpath("swagger-ui/manifest.json").read_bytes())
+    manifest = orjson.loads(_ui().joinpath("swagger-ui/manifest.json").read_bytes())
     return manifest["version"], manifest["sha256"]
 
 
@@ -111,7 +111,7 @@ class _File:
 @cache
 def _read(name: str) -> _File:
     """Return a file; the page with the hashes of its files. Cached at the first request: most processes never serve it."""
-    body = _static().joinpath(name).read_bytes()
+    body = _ui().joinpath(name).read_bytes()
     if name == _PAGE:
         for path, (other, _) in _FILES.items():
             if other != _PAGE:
@@ -119,5 +119,5 @@ def _read(name: str) -> _File:
     return _File(body, gzip.compress(body, 9, mtime=0), sha256(body).hexdigest()[:32])
 
 
-def _static() -> Traversable:
-    return resources.files("app.web").joinpath(_STATIC)
+def _ui() -> Traversable:
+    return resources.files("app.web.spec").joinpath(_UI)

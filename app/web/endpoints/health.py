@@ -12,8 +12,8 @@ from aiohttp import hdrs, web
 from loguru import logger
 
 from app.web.handler import Endpoint, RequestContext
-from app.web.problems import ProblemError
-from app.web.responses import json_response
+from app.web.responses.problems import ProblemError
+from app.web.responses.success import json_response
 
 OK = "ok"
 BUS = "bus"

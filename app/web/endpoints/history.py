@@ -12,12 +12,12 @@ from aiohttp import hdrs, web
 from app.storage.archive.history_content import HistoryEvent, HistoryIncomplete
 from app.storage.archive.history_reader import HistoryReader, SeveralDatabases
 from app.web.handler import Endpoint, RequestContext, RouteGroup
-from app.web.problems import ProblemError, invalid_input
 from app.web.requests.filters import FilterReader
 from app.web.requests.one_module import MODULE, require_module
 from app.web.requests.paging import PAGE_DEFAULT, PAGE_MAX
 from app.web.requests.parameters import read_query
-from app.web.responses import json_response
+from app.web.responses.problems import ProblemError, invalid_input
+from app.web.responses.success import json_response
 from app.web.spec.components import Description, operation, query_parameter, ref, response
 from bus.contracts.registry import ContractRegistry
 from bus.errors import SchemaViolation

@@ -23,10 +23,10 @@ from app.runtime.service import ModuleService
 from app.storage.audit import Audit
 from app.telemetry.trace import TraceContext, traceparent
 from app.web.handler import EndpointHandler, RequestContext, problem_for
-from app.web.problems import ProblemError, problem_of
 from app.web.requests.command import TRACEPARENT, idempotency_key, parse_body
 from app.web.requests.ndjson import NDJSON, check_media_type, read_lines
-from app.web.responses import UNCACHED
+from app.web.responses.problems import ProblemError, problem_of
+from app.web.responses.success import UNCACHED
 from bus.contracts.schemas import validator
 from modules.routes import ImportRoute, Rejection, Request
 

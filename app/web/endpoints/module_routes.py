@@ -23,13 +23,13 @@ from app.telemetry.trace import TraceContext, traceparent
 from app.web.access.ownership import is_foreign, is_scoped, owned_only, require_owned
 from app.web.endpoints.imports import import_lines
 from app.web.handler import Endpoint, EndpointHandler, RequestContext
-from app.web.problems import ProblemError, invalid_input, problem_of
 from app.web.requests.command import TRACEPARENT, idempotency_key, read_body
 from app.web.requests.filters import FilterReader
 from app.web.requests.paging import read_page
 from app.web.requests.parameters import path_parameters, read_query
 from app.web.requests.preconditions import read_precondition
-from app.web.responses import json_response
+from app.web.responses.problems import ProblemError, invalid_input, problem_of
+from app.web.responses.success import json_response
 from app.web.streams.list_stream import stream_list
 from app.web.streams.state_stream import Streams, stream_state
 from bus.contracts.schemas import validator

@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 
 from app.web.access.stream_tokens import StreamTokens
 from app.web.handler import Endpoint, RequestContext, RouteGroup
-from app.web.responses import json_response
+from app.web.responses.success import json_response
 from app.web.spec.components import Description, operation, ref, response
 from modules.values import rfc3339
 

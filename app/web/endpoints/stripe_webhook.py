@@ -16,9 +16,9 @@ from app.gateways.port import GatewayError
 from app.gateways.stripe.webhook_event import InvalidSignature
 from app.telemetry.trace import TraceContext, traceparent
 from app.web.handler import Endpoint, RequestContext, RouteGroup
-from app.web.problems import ProblemError
 from app.web.requests.command import BODY_SECONDS_MAX, TRACEPARENT, ask_for_body
-from app.web.responses import json_response
+from app.web.responses.problems import ProblemError
+from app.web.responses.success import json_response
 from app.web.spec.components import Description, body, operation, ref, response
 
 WEBHOOK_BYTES_MAX = 256 * 1024

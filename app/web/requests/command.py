@@ -34,7 +34,7 @@ from typing import Any
 import orjson
 from aiohttp import HttpVersion11, hdrs, web
 
-from app.web.problems import ProblemError, invalid_input
+from app.web.responses.problems import ProblemError, invalid_input
 from bus.contracts.schemas import explain
 from bus.errors import SchemaViolation
 

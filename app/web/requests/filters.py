@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from app.web.problems import invalid_input
+from app.web.responses.problems import invalid_input
 from bus.contracts.schemas import explain, validator
 from bus.errors import SchemaViolation
 from modules.filters import Condition, Filter

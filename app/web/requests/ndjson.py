@@ -11,8 +11,8 @@ from functools import partial
 
 from aiohttp import hdrs, web
 
-from app.web.problems import ProblemError
 from app.web.requests.command import BODY_SECONDS_MAX, ask_for_body
+from app.web.responses.problems import ProblemError
 
 LINES_MAX = 10_000
 LINE_BYTES_MAX = 64 * 1024

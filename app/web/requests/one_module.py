@@ -6,7 +6,7 @@ __all__ = ["MODULE", "require_module"]
 
 from collections.abc import Collection
 
-from app.web.problems import ProblemError
+from app.web.responses.problems import ProblemError
 from modules.filters import Filter
 from modules.registry import MODULES
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import orjson
 
-from app.web.problems import ProblemError, invalid_input
 from app.web.requests.parameters import is_readable
+from app.web.responses.problems import ProblemError, invalid_input
 from bus.errors import SchemaViolation
 
 PAGE_DEFAULT = 50

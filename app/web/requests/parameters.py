@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from app.web.problems import ProblemError, invalid_input
+from app.web.responses.problems import ProblemError, invalid_input
 from bus.errors import SchemaViolation
 
 PARAMETER_CHARACTERS_MAX = 64

@@ -8,7 +8,7 @@ import re
 
 from aiohttp import hdrs, web
 
-from app.web.problems import ProblemError
+from app.web.responses.problems import ProblemError
 from modules.values import UNCONDITIONAL, Precondition
 
 _TAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'

@@ -20,10 +20,10 @@ from typing import Any
 
 from attrs import field, frozen
 
-from app.web.problems import CONTENT_TYPE, phrase
 from app.web.requests.paging import PAGE_DEFAULT, PAGE_MAX
 from app.web.requests.parameters import PARAMETER_CHARACTERS_MAX
-from app.web.responses import JSON
+from app.web.responses.problems import CONTENT_TYPE, phrase
+from app.web.responses.success import JSON
 
 Json = dict[str, Any]
 

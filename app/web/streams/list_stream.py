@@ -19,10 +19,10 @@ from app.storage.errors import StorageUnavailable
 from app.web.access.ownership import owned_only
 from app.web.access.stream_tokens import TOKEN
 from app.web.handler import SERVER, EndpointHandler, RequestContext
-from app.web.problems import X_CORRELATION_ID, ProblemError
 from app.web.requests.filters import FilterReader
 from app.web.requests.parameters import read_query
-from app.web.responses import UNCACHED
+from app.web.responses.problems import X_CORRELATION_ID, ProblemError
+from app.web.responses.success import UNCACHED
 from app.web.streams.feed import LOAD_MAX, Feed, FeedRun, Look
 from app.web.streams.state_stream import LAST_EVENT_ID, PING_SECONDS, Streams
 from modules.filters import Condition

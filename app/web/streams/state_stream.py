@@ -24,9 +24,9 @@ from app.web.access.authentication import ANONYMOUS
 from app.web.access.limits import STREAMS_PER_KEY_MAX, LimitLog
 from app.web.access.ownership import is_foreign
 from app.web.handler import SERVER, EndpointHandler, RequestContext
-from app.web.problems import X_CORRELATION_ID, ProblemError
 from app.web.requests.parameters import path_parameters
-from app.web.responses import UNCACHED
+from app.web.responses.problems import X_CORRELATION_ID, ProblemError
+from app.web.responses.success import UNCACHED
 from app.web.streams.feed import LOOK_SECONDS
 from modules.routes import StreamRoute
 

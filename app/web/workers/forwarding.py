@@ -26,8 +26,8 @@ from yarl import URL
 
 from app.telemetry.trace import correlation_id
 from app.web.handler import SERVER
-from app.web.problems import X_CORRELATION_ID, ProblemError, problem_response
 from app.web.requests.command import ask_for_body
+from app.web.responses.problems import X_CORRELATION_ID, ProblemError, problem_response
 from app.web.server import CLIENT_ADDRESS
 
 _OWN_HEADERS = frozenset(

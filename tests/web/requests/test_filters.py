@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.application import Application
-from app.web.problems import ProblemError
 from app.web.requests.filters import FilterReader
+from app.web.responses.problems import ProblemError
 from config.settings import Settings
 from modules.filters import Filter
 from modules.registry import MODULES

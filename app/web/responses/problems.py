@@ -19,7 +19,7 @@ import orjson
 from aiohttp import hdrs, web
 from attrs import field, frozen
 
-from app.web.responses import UNCACHED
+from app.web.responses.success import UNCACHED
 from bus.errors import SchemaViolation
 from modules.routes import Rejection
 

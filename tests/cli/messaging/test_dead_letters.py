@@ -20,7 +20,7 @@ from app.messaging.dead_letters import ERRORS
 from bus.port import DeadLetter, Message
 from tests.runtime.harness import harness_at, oid
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GOOD_BODY = {"order_id": oid(1), "customer_id": "c", "items": [{"product_id": "A", "quantity": 1}], "version": "v1"}
 
 

@@ -1,0 +1,1 @@
+"""The responses: successful ones, and problem documents (RFC 9457)."""
