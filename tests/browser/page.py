@@ -1,0 +1,86 @@
+"""Open pages of a server in a browser, and check what holds for each of them."""
+
+from __future__ import annotations
+
+__all__ = ["WAIT_SECONDS", "OpenedPages", "assert_accessible", "assert_fits"]
+
+from typing import Any
+
+from attrs import define, field
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request
+
+WAIT_SECONDS = 60.0
+"""Playwright waits at most this long for an element or a page; a busy machine is slow, and a failed test is rare."""
+
+_REFUSED = "Failed to load resource: the server responded with a status of 4"
+
+
+@define
+class OpenedPages:
+    """
+    The pages that one test has opened in *browser*, each with cookies of its own.
+
+    `close` fails the test when a page has raised an error in its scripts, has violated its security policy, or has asked
+    another server for anything.
+    """
+
+    browser: Browser
+    problems: list[str] = field(factory=list)
+    _contexts: list[BrowserContext] = field(factory=list)
+
+    def open(self, url: str, **options: Any) -> Page:
+        """Open *url* in a new context with *options* of Playwright's ``new_context``; return the loaded page."""
+        page = self.context(url, **options).new_page()
+        page.goto(url)
+        return page
+
+    def context(self, url: str, **options: Any) -> BrowserContext:
+        """Return a new context whose pages may ask only the server of *url*."""
+        origin = "/".join(url.split("/")[:3])
+        context = self.browser.new_context(**options)
+        context.set_default_timeout(1000 * WAIT_SECONDS)
+        self._contexts.append(context)
+
+        def watch(page: Page) -> None:
+            page.on("pageerror", lambda error: self.problems.append(f"{page.url}: {error}"))
+            page.on("console", lambda line: self._report(page, line))
+
+        def note(request: Request) -> None:
+            if not request.url.startswith((origin, "data:", "blob:")):
+                self.problems.append(f"another server was asked: {request.url}")
+
+        context.on("page", watch)
+        context.on("request", note)
+        return context
+
+    def _report(self, page: Page, line: ConsoleMessage) -> None:
+        # A refused form is an answer of the server like any other, but the browser logs its status as an error.
+        if line.type == "error" and not line.text.startswith(_REFUSED):
+            self.problems.append(f"{page.url}: {line.text}")
+
+    def close(self) -> None:
+        """Close every page, and fail if one of them has reported a problem."""
+        for context in self._contexts:
+            context.close()
+        assert self.problems == []
+
+
+def assert_accessible(page: Page) -> None:
+    """Check *page* with axe-core, by the rules of WCAG 2.2 at level AA and by the best practices."""
+    found = Axe().run(page)
+    assert found.violations_count == 0, f"{page.url}\n{found.generate_report()}"
+
+
+def assert_fits(page: Page) -> None:
+    """Check that *page* is not scrolled sideways: nothing is wider than the window (WCAG 2.2, 1.4.10)."""
+    wide = page.evaluate(
+        """() => {
+            const width = document.documentElement.clientWidth;
+            if (document.documentElement.scrollWidth <= width) return [];
+            return [...document.querySelectorAll("body *")]
+                .filter(element => element.getBoundingClientRect().right > width + 1)
+                .map(element => element.outerHTML.slice(0, 120));
+        }"""
+    )
+    assert wide == [], f"{page.url} at {page.viewport_size}: {wide[:5]}"
