@@ -288,6 +288,28 @@ class HistoryContract:
             assert page.next_after < 8 * POSITIONS
             assert subjects(await published(harness, subject="orders.confirmed.v1")) == ["orders.confirmed.v1"]
 
+    async def test_all_events_and_all_transactions_are_read_from_any_of_them_on(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is read in parts is the whole, whatever the parts; a transaction has the rows of all that took part."""
+        monkeypatch.setattr("app.storage.archive.history_reader.READ_MAX", 3)
+        async with shop(site.url) as (harness, _):
+            for n in range(5):
+                await happen(harness, await place(harness, n), (PAY,))
+            whole, reader = await published(harness), history_of(harness)
+            for start in (0, whole[0].seq, whole[7].seq, whole[-1].seq):
+                found = [event async for part in reader.events(after=start) for event in part]
+                assert found == [event for event in whole if event.seq > start]
+            chosen = [event async for part in reader.events(module="orders", subject=CONFIRMED[-1]) for event in part]
+            assert chosen == [event for event in whole if event.subject == CONFIRMED[-1]]
+            transactions = [each async for part in reader.transactions() for each in part]
+            assert [event for each in transactions for event in each.events()] == whole
+            numbers = [each.number for each in transactions]
+            assert numbers == sorted(set(numbers))
+            between = [each.number async for part in reader.transactions(after=numbers[1], until=numbers[-2]) for each in part]
+            assert between == numbers[2:-1]
+            assert reader.groups() == [[*harness.stores]]
+
     async def test_what_is_rolled_back_is_not_in_the_history(self, site: Site) -> None:
         """A decision that fails leaves nothing, and its number is not missed."""
         async with shop(site.url) as (harness, _):

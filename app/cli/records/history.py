@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from app.storage.archive.history_content import HistoryEvent
     from app.storage.archive.history_reader import HistoryReader
 
-PAGE = 1_000
-"""Events that are read and written at once."""
-
 
 @click.group(short_help="Export every event that was published.")
 def history() -> None:
@@ -94,13 +91,10 @@ async def _export(reader: HistoryReader, after: int, module: str | None, subject
         console.exit_with(console.USAGE, f"--after: {detail}")
     start = max(after // POSITIONS, first)
     with tqdm(total=last + 1 - start, unit="transaction", desc="history", disable=not sys.stderr.isatty()) as bar:
-        next_after: int | None = after
-        while next_after is not None:
-            page = await reader.page(after=next_after, module=module, subject=subject, limit=PAGE)
-            _write(page.events)
-            next_after = page.next_after
-            reached = last + 1 if next_after is None else min(next_after // POSITIONS, last + 1)
-            bar.update(reached - start - bar.n)
+        async for events in reader.events(after=after, module=module, subject=subject):
+            _write(events)
+            reached = min(events[-1].seq // POSITIONS, last) if events else start - 1
+            bar.update(max(reached + 1 - start - bar.n, 0))
 
 
 def _write(events: Sequence[HistoryEvent]) -> None:

@@ -4,18 +4,14 @@ Read the histories of the modules of one process: the published events in their 
 A row may refer to one of another module, which this process may not run: its table is read, too, where the database has it.
 
 The order is that of the numbers of the transactions, and within one that of the decisions: a cause comes before its
-effects. On PostgreSQL several processes write at once, and the transaction with the smaller number may be committed later.
-A reader must not pass it. So it takes the largest number that it sees, waits for the transactions that are writing to the
-histories at this moment, and reads up to that number: each smaller one was given to a transaction that is finished now.
+effects.
 """
 
 from __future__ import annotations
 
 __all__ = ["HistoryPage", "HistoryReader", "SeveralDatabases"]
 
-import asyncio
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 
@@ -23,9 +19,9 @@ from attrs import frozen
 from sqlalchemy import Connection
 
 from app.clock import SystemClock
-from app.storage.archive.history_content import POSITIONS, HistoryEvent, Row, TransactionHistory
+from app.storage.archive.history_content import POSITIONS, HistoryEvent
+from app.storage.archive.history_source import HistorySource, Transaction
 from app.storage.archive.history_table import HistoryTable
-from app.storage.errors import StorageUnavailable
 from app.storage.sql.database import Database
 from bus.subjects import without_lane
 
@@ -37,11 +33,8 @@ FETCHED_MAX = 64
 
 FETCHED_MIN = 4
 
-WRITERS_SECONDS = 5.0
-"""How long a reader waits for the transactions that were writing when it began; each takes milliseconds."""
-
-_POLL_SECONDS = 0.005
-_LAST = 2**62
+READ_MAX, READ_BYTES = 512, 2**22
+"""Transactions, and bytes as stored, that `HistoryReader.transactions` reads at once."""
 
 
 class SeveralDatabases(Exception):
@@ -81,25 +74,76 @@ class HistoryReader:
             HistoryIncomplete: A row refers to one that does not exist; its message has the `seq` to go on after.
             ValueError: A row is damaged, or was written by a newer release.
         """
-        database, wanted = self._wanted(module)
-        tables = await database.read(partial(self._tables, database, wanted))
-        last = await self._last_complete(database, tables)
+        source = await self._source(module)
+        last = await source.last_finished()
         number, count, examined = (after + 1) // POSITIONS, FETCHED_MIN, 0
         found: list[HistoryEvent] = []
         while True:
-            fetch = partial(self._fetch, tables, wanted, number, last, count, EXAMINED_MAX - examined)
-            transactions, size = await database.read(fetch)
+            transactions, size = await source.fetch(number, last, count, EXAMINED_MAX - examined)
             examined += size
-            for _, events in transactions:
-                found += [each for each in events if each.seq > after and each.module in wanted and _matches(each, subject)]
+            found += _selected(transactions, after, source.wanted, subject)
             if len(found) > limit:
                 return HistoryPage(found[:limit], found[limit - 1].seq)
             if examined < EXAMINED_MAX and len(transactions) < count:
                 return HistoryPage(found, None)
-            number = transactions[-1][0] + 1
+            number = transactions[-1].number + 1
             if examined >= EXAMINED_MAX:
                 return HistoryPage(found, number * POSITIONS - 1)
             count = min(2 * count, FETCHED_MAX)
+
+    async def transactions(
+        self, *, after: int = 0, until: int | None = None, module: str | None = None
+    ) -> AsyncIterator[Sequence[Transaction]]:
+        """
+        Yield the finished transactions whose numbers follow the number *after*, in their order, many at once.
+
+        It ends with the last that is finished when it begins, or with the number *until*. Each has the rows of all modules that
+        took part, those of other processes on the database included; with *module*, only transactions in which it took part
+        are there. To follow the history, begin again after the last number that was seen.
+
+        Raises:
+            SeveralDatabases, StorageUnavailable, ValueError: As for `page`; see `groups`.
+        """
+        source = await self._source(module)
+        last = await source.last_finished()
+        last = last if until is None else min(last, until)
+        while True:
+            found, size = await source.fetch(after + 1, last, READ_MAX, READ_BYTES)
+            if found:
+                yield found
+                after = found[-1].number
+            if size < READ_BYTES and len(found) < READ_MAX:
+                return
+
+    async def events(
+        self, *, after: int = 0, module: str | None = None, subject: str | None = None
+    ) -> AsyncIterator[Sequence[HistoryEvent]]:
+        """
+        Yield the events that follow the event with the sequence number *after*, in their order, many at once.
+
+        *module* and *subject* select as for `page`. It ends with the last transaction that is finished when it begins; each
+        part is whole transactions, and may be empty. To follow the history, begin again after the last `seq`.
+
+        Raises:
+            SeveralDatabases, StorageUnavailable, HistoryIncomplete, ValueError: As for `page`.
+        """
+        wanted = (module,) if module is not None else self.modules
+        async for transactions in self.transactions(after=(after + 1) // POSITIONS - 1, module=module):
+            found: list[HistoryEvent] = []
+            try:
+                for transaction in transactions:
+                    found += _selected((transaction,), after, wanted, subject)
+            except ValueError:
+                yield found
+                raise
+            yield found
+
+    def groups(self) -> list[list[str]]:
+        """Return the modules of each database: what can be read in one order."""
+        found: dict[int, list[str]] = {}
+        for name, (database, _) in self._histories.items():
+            found.setdefault(id(database), []).append(name)
+        return list(found.values())
 
     async def bounds(self, module: str | None = None) -> tuple[int, int] | None:
         """
@@ -123,71 +167,22 @@ class HistoryReader:
             raise SeveralDatabases("the modules have several databases, each with an order of its own: name one module")
         return database, wanted
 
+    async def _source(self, module: str | None) -> HistorySource:
+        database, wanted = self._wanted(module)
+        return HistorySource(database, await database.read(partial(self._tables, database, wanted)), wanted, self._now)
+
     def _tables(self, database: Database, wanted: Collection[str], connection: Connection) -> dict[str, HistoryTable]:
         """Return the histories of *wanted*, and what else *database* has now."""
         names = {name.removesuffix("_history") for (name,) in connection.exec_driver_sql(database.dialect.histories_sql)}
         others = {name: HistoryTable(name, database.dialect) for name in sorted(names - {*wanted})}
         return {name: self._histories[name][1] for name in wanted} | others
 
-    async def _last_complete(self, database: Database, tables: Mapping[str, HistoryTable]) -> int:
-        """Return a number up to which every transaction is finished."""
-        writers_sql = database.dialect.writers_sql([table.name for table in tables.values()])
-        if writers_sql is None:
-            return _LAST
 
-        def largest(connection: Connection) -> int:
-            union = " UNION ALL ".join(f"SELECT max(number) AS last FROM {table.name}" for table in tables.values())
-            number: int = connection.exec_driver_sql(f"SELECT coalesce(max(last), 0) FROM ({union}) AS found").scalar_one()
-            return number
-
-        def writing(connection: Connection) -> set[str]:
-            return {name for (name,) in connection.exec_driver_sql(writers_sql)}
-
-        number = await database.read(largest)
-        writers = await database.read(writing)
-        until = asyncio.get_running_loop().time() + WRITERS_SECONDS
-        while writers:
-            if asyncio.get_running_loop().time() > until:
-                raise StorageUnavailable("The history is being written to by a transaction that does not end.")
-            await asyncio.sleep(_POLL_SECONDS)
-            writers &= await database.read(writing)
-        return number
-
-    def _fetch(
-        self,
-        tables: Mapping[str, HistoryTable],
-        wanted: Collection[str],
-        first: int,
-        last: int,
-        count: int,
-        size_max: int,
-        connection: Connection,
-    ) -> tuple[list[tuple[int, list[HistoryEvent]]], int]:
-        """
-        Return the numbers and the events of up to *count* transactions, from number *first* to *last*, and their bytes.
-
-        Less than *count* if they have *size_max* bytes, or if there are no more.
-        """
-        now = self._now()
-        sizes: Counter[int] = Counter()
-        for name in wanted:
-            sizes.update(tables[name].numbers(connection, first, last, count, now))
-        numbers, size = [], 0
-        for number in sorted(sizes)[:count]:
-            if size < size_max:
-                numbers.append(number)
-                size += sizes[number]
-        # Those of one transaction have one time; a module that was moved here has brought numbers that are in use.
-        rows: dict[int, dict[str, list[Row]]] = {number: defaultdict(list) for number in numbers}
-        for table in tables.values():
-            for row in table.rows(connection, numbers):
-                rows[row.number][row.at].append(row)
-        events: dict[int, list[HistoryEvent]] = {number: [] for number in numbers}
-        for number, transactions in rows.items():
-            for transaction in transactions.values():
-                if any(row.module in wanted for row in transaction):
-                    events[number] += TransactionHistory(transaction).events()
-        return list(events.items()), size
+def _selected(
+    transactions: Sequence[Transaction], after: int, wanted: Collection[str], subject: str | None
+) -> list[HistoryEvent]:
+    events = (event for transaction in transactions for event in transaction.events())
+    return [each for each in events if each.seq > after and each.module in wanted and _matches(each, subject)]
 
 
 def _matches(event: HistoryEvent, subject: str | None) -> bool:
