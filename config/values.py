@@ -14,6 +14,7 @@ __all__ = [
     "flag",
     "hosts",
     "http_url",
+    "memory",
     "name",
     "number",
     "or_none",
@@ -39,6 +40,7 @@ _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_MEMORY = re.compile(r"[1-9][0-9]{0,5}(MB|GB)")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
 _NUMBER = re.compile(r"[+-]?([0-9]{1,19}(\.[0-9]{0,19})?|\.[0-9]{1,19})([eE][+-]?[0-9]{1,3})?")
 
@@ -142,6 +144,14 @@ def duration(least: float, most: float) -> Parser:
         return found
 
     return parse
+
+
+def memory(value: Any) -> str:
+    """Return an amount of memory, a whole number of MB or GB, in the form ``512MB``."""
+    found = text(value).strip().upper().replace(" ", "")
+    if not _MEMORY.fullmatch(found):
+        raise ValueError(f"must be an amount of memory, such as 512MB or 4GB, not {shown(value)}")
+    return found
 
 
 def subset(*known: str) -> Parser:

@@ -224,6 +224,7 @@ def _set_up_logs(settings: Settings, stream: Any = None) -> None:
 
 
 def _register() -> None:
+    from app.cli.analytics import analytics
     from app.cli.loadtest import load as load_command
     from app.cli.messaging.contracts import contracts
     from app.cli.messaging.dead_letters import dead_letters
@@ -234,7 +235,7 @@ def _register() -> None:
     from app.cli.records.audit import audit
     from app.cli.records.history import history
 
-    for command in (audit, contracts, dead_letters, history, load_command, new, payments, republish, topology):
+    for command in (analytics, audit, contracts, dead_letters, history, load_command, new, payments, republish, topology):
         main.add_command(command)
 
 

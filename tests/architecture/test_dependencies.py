@@ -26,10 +26,11 @@ def imported(trees: Iterable[ast.Module]) -> set[str]:
 
 
 def declared() -> set[str]:
-    """Return the normalised names of the distributions that setup.cfg requires, the extra "postgres" included."""
+    """Return the normalised names of the distributions that setup.cfg requires, the extras of the program included."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
-    lines = (setup["options"]["install_requires"] + setup["options.extras_require"]["postgres"]).splitlines()
+    extras = setup["options.extras_require"]
+    lines = (setup["options"]["install_requires"] + "".join(extras[name] for name in ("analytics", "otel", "postgres"))).splitlines()
     return {normal(found[0]) for line in lines if (found := re.match(r"[\w.-]+", line))}
 
 

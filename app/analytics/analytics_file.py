@@ -1,0 +1,276 @@
+"""
+The DuckDB file: the tables of the events, how far each source is read, and the events that no version reads.
+
+One process writes it. What that process has read, and how far it is, are committed in one transaction: after a crash at any
+point the file has an event exactly if the position of its source is beyond it. An event that comes again, from this source or
+another one, is recognised by its id. Ids begin with a time, and DuckDB knows the range of each block of rows; so the
+check reads the blocks of about the same time only, however large the table is.
+"""
+
+from __future__ import annotations
+
+__all__ = ["FORMAT", "AnalyticsFile", "Position", "Taken"]
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+from attrs import frozen
+
+from app.analytics.errors import FileInUse, FileUnusable
+from app.analytics.event_tables import EventTable, event_tables
+from app.analytics.events import SCHEMA, EventConverter, Unreadable
+from bus.contracts.registry import ContractRegistry
+from bus.subjects import EXPRESS
+
+FORMAT = 1
+"""The number of the layout of `_TABLES`; a file with a larger one is of a newer release."""
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS analytics_format (format INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS analytics_sources (
+    source VARCHAR PRIMARY KEY, position BIGINT NOT NULL, last_event_id VARCHAR NOT NULL, details VARCHAR NOT NULL,
+    read_at TIMESTAMPTZ NOT NULL
+);
+CREATE TABLE IF NOT EXISTS unreadable_events (
+    event_id VARCHAR, cause_id VARCHAR, correlation_id VARCHAR, entity_key VARCHAR, module VARCHAR, subject VARCHAR, seq BIGINT,
+    occurred_at VARCHAR, data VARCHAR, reason VARCHAR
+);
+"""
+
+
+@frozen
+class Position:
+    """How far a source is read."""
+
+    source: str
+    position: int
+    """The number of the last event that was read, in the source's own order."""
+    last_event_id: str = ""
+    """Its id, by which a source that was replaced is recognised."""
+    details: str = ""
+    """What else the source has to know when it goes on."""
+
+
+@frozen
+class Taken:
+    """What became of the events of one call of `AnalyticsFile.take`."""
+
+    stored: Mapping[str, int]
+    """The new events by table."""
+    unreadable: Sequence[tuple[str, str]]
+    """Subject and reason of the events that were kept as unreadable."""
+
+    @property
+    def count(self) -> int:
+        """The number of new events."""
+        return sum(self.stored.values())
+
+
+class AnalyticsFile:
+    """The open file. Its methods run in one thread at a time; queries have a connection each."""
+
+    def __init__(self, path: Path | None, contracts: ContractRegistry, *, memory: str = "1GB") -> None:
+        """
+        Open the file at *path*, or a database in memory, and bring its tables up to date.
+
+        *memory* is the largest amount that DuckDB uses, in its own words (``1GB``); what needs more goes to the folder
+        ``<path>.tmp``.
+
+        Raises:
+            FileInUse: Another process writes it.
+            FileUnusable: It is damaged, of a newer release, or cannot be written.
+        """
+        self.path = path
+        self.tables = event_tables(contracts)
+        self._by_subject = {subject: table for table in self.tables for subject in (table.subject, table.subject + EXPRESS)}
+        self._converter = EventConverter(contracts, self.tables)
+        self.connection = _open(path, memory)
+        try:
+            self._prepare()
+        except duckdb.Error as error:
+            self.connection.close()
+            raise FileUnusable(f"{path}: {_first_line(error)}") from error
+
+    def close(self) -> None:
+        """Write what is in the log into the file, and close it."""
+        self.connection.close()
+
+    def positions(self) -> dict[str, Position]:
+        """Return how far each source is read, by its name."""
+        rows = self.connection.execute("SELECT source, position, last_event_id, details FROM analytics_sources").fetchall()
+        return {row[0]: Position(*row) for row in rows}
+
+    def take(self, events: pa.Table, position: Position | None = None) -> Taken:
+        """
+        Store those of *events* that the file does not have yet, and *position*, in one transaction.
+
+        *events* have the columns of `SCHEMA`, in any order of their rows, and may contain an event several times.
+        """
+        events, unreadable = self._newest(_without_repeats(events))
+        stored: Counter[str] = Counter()
+        connection = self.connection
+        connection.execute("BEGIN")
+        try:
+            for table in self.tables:
+                rows = _of_subjects(events, (table.subject, table.subject + EXPRESS))
+                if rows.num_rows:
+                    stored[table.name], damaged = self._insert(table, rows)
+                    unreadable += damaged
+            if unreadable:
+                self._keep(unreadable)
+            if position is not None:
+                values = [position.source, position.position, position.last_event_id, position.details]
+                connection.execute("INSERT OR REPLACE INTO analytics_sources VALUES (?, ?, ?, ?, now())", values)
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        finally:
+            connection.unregister("incoming")
+        return Taken(dict(stored), [(each["subject"], each["reason"]) for each in unreadable])
+
+    def _newest(self, events: pa.Table) -> tuple[pa.Table, list[dict[str, Any]]]:
+        """Return *events* in their newest versions, and apart from them those that no version reads."""
+        is_newest = pc.is_in(events["subject"], pa.array(sorted(self._converter.newest)))
+        if pc.all(is_newest).as_py() is not False:
+            return events, []
+        converted, unreadable = [], []
+        for row in events.filter(pc.invert(is_newest)).to_pylist():
+            try:
+                subject, data = self._converter.converted(row["subject"], row["data"])
+                converted.append({**row, "subject": subject, "data": data})
+            except Unreadable as error:
+                unreadable.append({**row, "reason": str(error)})
+        return pa.concat_tables([events.filter(is_newest), pa.Table.from_pylist(converted, SCHEMA)]), unreadable
+
+    def _insert(self, table: EventTable, rows: pa.Table) -> tuple[int, list[dict[str, Any]]]:
+        """Insert *rows*, all of them events of *table*; return how many are new, and those that the columns do not take."""
+        connection = self.connection
+        bounds = pc.min_max(rows["event_id"]).as_py()
+        connection.register("incoming", rows)
+        count: int = connection.execute(_insert_sql(table), [bounds["min"], bounds["max"]]).fetchall()[0][0]
+        if count == rows.num_rows:
+            return count, []
+        damaged = [dict(zip(SCHEMA.names, row, strict=True)) for row in connection.execute(_damaged_sql(table)).fetchall()]
+        return count, [{**row, "reason": self._converter.violation(row["subject"], row["data"])} for row in damaged]
+
+    def _keep(self, unreadable: Sequence[dict[str, Any]]) -> None:
+        rows = pa.Table.from_pylist(list(unreadable), SCHEMA.append(pa.field("reason", pa.string())))
+        self.connection.register("incoming", rows)
+        same = "SELECT 1 FROM unreadable_events AS old WHERE (old.event_id, old.subject) = (incoming.event_id, incoming.subject)"
+        self.connection.execute(f"INSERT INTO unreadable_events SELECT * FROM incoming WHERE NOT EXISTS ({same})")
+
+    def _prepare(self) -> None:
+        """Create what is missing: tables, and columns that a schema has gained."""
+        connection = self.connection
+        connection.execute("BEGIN")
+        connection.execute(_TABLES)
+        formats = connection.execute("SELECT max(format) FROM analytics_format").fetchall()[0][0]
+        if formats is None:
+            connection.execute("INSERT INTO analytics_format VALUES (?)", [FORMAT])
+        elif formats > FORMAT:
+            connection.execute("ROLLBACK")
+            raise FileUnusable(
+                f"{self.path}: was written by a newer release (format {formats}; this release knows {FORMAT}): use that"
+                " release, or another file"
+            )
+        found: dict[str, set[str]] = {}
+        for name, column in connection.execute("SELECT table_name, column_name FROM information_schema.columns").fetchall():
+            found.setdefault(name, set()).add(column)
+        for table in self.tables:
+            columns = {name: f"{_quoted(name)} {type}" for name, type in table.types().items()}
+            if table.name not in found:
+                connection.execute(f"CREATE TABLE {table.name} ({', '.join(columns.values())})")
+                continue
+            for name, column in columns.items():
+                if name not in found[table.name]:
+                    connection.execute(f"ALTER TABLE {table.name} ADD COLUMN {column}")
+        connection.execute("COMMIT")
+
+
+def _open(path: Path | None, memory: str) -> duckdb.DuckDBPyConnection:
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": memory,
+        "temp_directory": "" if path is None else f"{path}.tmp",
+        "autoinstall_known_extensions": "false",
+        "TimeZone": "UTC",
+    }
+    try:
+        connection = duckdb.connect(":memory:" if path is None else str(path), config=config)
+        connection.execute("SET enable_external_access = false")
+        return connection
+    except duckdb.IOException as error:
+        text = str(error)
+        if "lock" in text:
+            raise FileInUse(f"{path}: another process writes it; end that first, or ask it with `analytics query`") from None
+        raise FileUnusable(f"{path}: {_first_line(error)}") from None
+    except duckdb.Error as error:
+        raise FileUnusable(f"{path}: {_first_line(error)}") from None
+
+
+def _without_repeats(events: pa.Table) -> pa.Table:
+    """Return *events* with one row for each id: that of the newest version."""
+    if pc.count_distinct(events["event_id"]).as_py() == events.num_rows:
+        return events
+    rows: dict[str, int] = {}
+    subjects = events["subject"].to_pylist()
+    for number, id in enumerate(events["event_id"].to_pylist()):
+        if id not in rows or _version(subjects[number]) > _version(subjects[rows[id]]):
+            rows[id] = number
+    return events.take(pa.array(sorted(rows.values())))
+
+
+def _version(subject: str) -> tuple[int, str]:
+    version = subject.removesuffix(EXPRESS).rpartition(".v")[2]
+    return len(version), version
+
+
+def _of_subjects(events: pa.Table, subjects: Sequence[str]) -> pa.Table:
+    return events.filter(pc.is_in(events["subject"], pa.array(subjects)))
+
+
+def _insert_sql(table: EventTable) -> str:
+    values = ", ".join(f"{_value(column.path)} AS {_quoted(column.name)}" for column in table.columns)
+    names = ", ".join([*map(_quoted, table.types())])
+    return f"""
+        INSERT INTO {table.name} ({names})
+        SELECT event_id, cause_id, correlation_id, entity_key, module, ends_with(subject, '{EXPRESS}'), seq,
+               TRY_CAST(occurred_at AS TIMESTAMPTZ), {values}
+        FROM ({_parsed(table)}) AS parsed
+        WHERE {_is_complete(table)} AND NOT EXISTS (
+            SELECT 1 FROM {table.name} AS old WHERE old.event_id = parsed.event_id AND old.event_id BETWEEN ? AND ?
+        )
+    """
+
+
+def _damaged_sql(table: EventTable) -> str:
+    columns = ", ".join(SCHEMA.names)
+    return f"SELECT {columns} FROM ({_parsed(table)}) AS parsed WHERE NOT ({_is_complete(table)})"
+
+
+def _parsed(table: EventTable) -> str:
+    structure = table.structure.replace("'", "''")
+    return f"SELECT *, from_json(data, '{structure}') AS content FROM incoming"
+
+
+def _is_complete(table: EventTable) -> str:
+    """Return the condition that an event has its time and every value that it must have."""
+    required = [f"{_value(column.path)} IS NOT NULL" for column in table.columns if column.is_required]
+    return " AND ".join(["TRY_CAST(occurred_at AS TIMESTAMPTZ) IS NOT NULL", *required])
+
+
+def _value(path: Sequence[str]) -> str:
+    return ".".join(["content", *map(_quoted, path)])
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

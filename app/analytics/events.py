@@ -1,0 +1,109 @@
+"""
+The form in which events come in from every source: an Arrow table, one row an event.
+
+An event in its newest version stays a text, which DuckDB takes apart. Only what an older release has published is converted
+in Python, through the upcasts of the contract registry.
+"""
+
+from __future__ import annotations
+
+__all__ = ["SCHEMA", "EventConverter", "Unreadable", "arrow_table"]
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import orjson
+import pyarrow as pa
+
+from app.analytics.event_tables import EventTable
+from bus.contracts.registry import ContractRegistry
+from bus.contracts.schemas import explain, tolerant
+from bus.errors import BusError, Invalid
+from bus.subjects import EXPRESS, Event, without_lane
+
+if TYPE_CHECKING:
+    from app.storage.archive.history_content import HistoryEvent
+
+SCHEMA = pa.schema(
+    {
+        "event_id": pa.string(),
+        "cause_id": pa.string(),
+        "correlation_id": pa.string(),
+        "entity_key": pa.string(),
+        "module": pa.string(),
+        "subject": pa.string(),
+        "seq": pa.int64(),
+        "occurred_at": pa.string(),
+        "data": pa.string(),
+    }
+)
+"""*subject* may have a lane; *occurred_at* is a time in RFC 3339, *data* a JSON text."""
+
+_Upcasts = Sequence[Callable[[Event], Event]]
+
+
+class Unreadable(Exception):
+    """No version of an event reads it; the message has the reason."""
+
+
+def arrow_table(events: Iterable[HistoryEvent]) -> pa.Table:
+    """Return *events* as a table with the columns of `SCHEMA`."""
+    dumps = orjson.dumps
+    rows = [
+        (
+            event.event_id, event.cause_id, event.correlation_id, event.key, event.module, event.subject, event.seq, event.at,
+            dumps(event.data).decode(),
+        )
+        for event in events
+    ]  # fmt: skip
+    columns = zip(*rows, strict=True) if rows else [()] * len(SCHEMA)
+    return pa.table(dict(zip(SCHEMA.names, map(list, columns), strict=True)), SCHEMA)
+
+
+class EventConverter:
+    """Converts events of older versions to the newest one, which *tables* have."""
+
+    def __init__(self, contracts: ContractRegistry, tables: Iterable[EventTable]) -> None:
+        self._contracts = contracts
+        self.newest = {subject for table in tables for subject in (table.subject, table.subject + EXPRESS)}
+        """The subjects that need no conversion."""
+        self._upcasts: dict[str, tuple[str, _Upcasts]] = {}
+        for subject in self.newest:
+            if not subject.endswith(EXPRESS):
+                for older, upcasts in contracts.readable_subjects(contracts[subject].cls).items():
+                    self._upcasts[older] = subject, upcasts
+
+    def converted(self, subject: str, data: str) -> tuple[str, str]:
+        """
+        Return the newest version of the event in *data*, with its subject; the lane stays.
+
+        Raises:
+            Unreadable: No version knows it, or it violates its own.
+        """
+        plain = without_lane(subject)
+        if plain not in self._upcasts:
+            raise Unreadable(f"no version of this release reads {plain}")
+        newest, upcasts = self._upcasts[plain]
+        lane = subject[len(plain) :]
+        try:
+            event = self._contracts.decode(plain, data.encode())
+            for upcast in upcasts:
+                event = upcast(event)
+            value = self._contracts.to_plain(event)
+        except Invalid as error:
+            raise Unreadable(f"{plain}: {error}") from None
+        except BusError as error:
+            raise Unreadable(str(error)) from None
+        except Exception as error:  # an upcast is a module's code
+            raise Unreadable(f"{plain}: cannot be converted to {newest}: {error!r}") from error
+        return newest + lane, orjson.dumps(value).decode()
+
+    def violation(self, subject: str, data: str) -> str:
+        """Return why *data* is no event of *subject*, which is in its newest version."""
+        contract = self._contracts[subject]
+        try:
+            found = explain(tolerant(contract.schema), orjson.loads(data))
+        except orjson.JSONDecodeError as error:
+            return f"{contract.subject}: {error}"
+        where = "; ".join(f"{each.pointer or '/'}: {each.detail}" for each in found[:3])
+        return f"{contract.subject}: {where or 'a required value has another type than the column'}"

@@ -1,0 +1,24 @@
+"""``analytics``: take the events of all modules into a DuckDB file, and ask it."""
+
+from __future__ import annotations
+
+__all__ = ["analytics"]
+
+import click
+
+from app.cli.analytics.run import run
+
+
+@click.group(short_help="Take all events into a DuckDB file, and ask it.")
+def analytics() -> None:
+    """
+    Take the events of all modules into a DuckDB file, and ask it.
+
+    \b
+      python -m app analytics run
+
+    Needs the packages of the extra: pip install 'fulfilment[analytics]'.
+    """
+
+
+analytics.add_command(run)
