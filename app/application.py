@@ -184,6 +184,7 @@ class Application:
         else:
             await self._web.drain(delay_seconds)
         await self._web.cleanup()
+        await parts.module_api.close()
         await cancel_tasks(self._consuming)
         for gateway in parts.gateways.values():
             for worker in gateway.workers.values():
@@ -203,17 +204,18 @@ class Application:
 
     def reload(self, settings: Settings) -> None:
         """
-        Accept the API keys of *settings* from now on; what else has changed in them is logged, and needs a new start.
+        Accept the API keys of *settings* from now on, and use its module key; what else has changed in them is logged, and needs a new start.
 
         The NATS password and certificates need no reload: their files are read again at each connection.
         """
-        names = [field.name for field in fields(Settings) if field.eq and field.name != "nats_password"]
+        names = [field.name for field in fields(Settings) if field.eq and field.name not in ("module_key", "nats_password")]
         if changed := [name for name in names if getattr(settings, name) != getattr(self.settings, name)]:
             variables = ", ".join(name.upper().lstrip("_") for name in changed)
             logger.warning("files of the configuration have changed that are read at a start only; restart", variables=variables)
         if not self._gate.authenticator.is_off:
             self._gate.authenticator.replace(settings.api_keys)
         self._workers.reload(settings.api_keys)
+        self.parts.module_api.replace_key(settings.module_key)
         logger.info("the files of the configuration were read again", api_keys=len(settings.api_keys))
 
     async def checks(self) -> Mapping[str, str]:

@@ -36,7 +36,6 @@ from app.messaging.consumers import EXPRESS_LANE, subscriptions
 from app.messaging.dead_letters import DeadLetterStore
 from app.messaging.event_registry import all_modules, build_registry
 from app.messaging.outbox_relay import OutboxRelay
-from app.messaging.version_usage import VersionUsageReport
 from app.runtime.archiver import Archiver, build_archivers
 from app.runtime.batch import BatchProcessor
 from app.runtime.engine import LocalRoutes, TransactionEngine, direct_takers
@@ -44,7 +43,6 @@ from app.runtime.order_metrics import OrderMetrics, log_payment_cases
 from app.runtime.receiving import EventReader
 from app.runtime.runner import ModuleRunner
 from app.runtime.work import CommitListener, Worker
-from app.storage.audit import AuditTrail
 from app.storage.clock_watch import ClockWatch, build_clock_watch
 from app.storage.databases import Storage, build_storage
 from app.storage.module_store import ModuleStore
@@ -52,13 +50,10 @@ from app.storage.sql.open_dialect import open_dialect
 from app.storage.sql.reader_watch import ReaderWatches
 from app.telemetry.metrics import Metrics
 from app.web import Gate, Health, Runner, build_application
-from app.web.endpoints import audit as audit_endpoints
-from app.web.endpoints import contracts as contract_endpoints
-from app.web.endpoints import dead_letters as dead_letter_endpoints
-from app.web.endpoints import history as history_endpoints
-from app.web.endpoints import stream_tokens, stripe_webhook
+from app.web.endpoints import stripe_webhook
 from app.web.handler import RouteGroup
-from app.web.spec import asyncapi
+from app.web.operations import process_routes
+from app.web.operations.module_api import ModuleApi
 from app.web.spec.components import Description
 from app.web.workers import HttpWorkers
 from bus.contracts.registry import ContractRegistry
@@ -214,12 +209,9 @@ def _payment_provider(settings: Settings, clock: Clock) -> Gateway:
 
         key, name = str(settings.stripe_api_key), settings.stripe_installation
         return StripeGateway(key, settings.stripe_api_base, CALLS_MAX, name)
-    return SimulatedGateway(
-        clock,
-        decline_over=settings.simulated_decline_over,
-        latency_seconds=settings.simulated_latency_ms / 1000,
-        failure_rate=settings.simulated_failure_rate,
-    )
+    decline_over, latency_seconds = settings.simulated_decline_over, settings.simulated_latency_ms / 1000
+    failure_rate = settings.simulated_failure_rate
+    return SimulatedGateway(clock, decline_over=decline_over, latency_seconds=latency_seconds, failure_rate=failure_rate)
 
 
 def _takes_directly(settings: Settings, module: str) -> bool:
@@ -259,6 +251,7 @@ class Parts:
     reader_watches: ReaderWatches
     gateways: Mapping[str, GatewayParts]
     """By the name of the module that uses it."""
+    module_api: ModuleApi
 
     def consumers(self) -> dict[str, Callable[[Subscription], Coroutine[Any, Any, None]]]:
         """Return what handles the deliveries of each consumer, by the consumer's name, both lanes."""
@@ -308,13 +301,13 @@ def build_parts(settings: Settings, clock: Clock | None = None) -> Parts:
         settings, clock, metrics, modules, contracts, storage, dead_letters, bus, runtime, archivers,
         build_clock_watch(storage.stores, clock, metrics, settings.clock_jump_s),
         ReaderWatches({name: store.database for name, store in storage.stores.items()}, clock, metrics), gateways,
+        ModuleApi(all_modules(), settings.modules, settings.module_urls, settings.module_key),
     )  # fmt: skip
 
 
 def build_web(parts: Parts, health: Health, gate: Gate) -> Runner:
     """Return the HTTP server for *parts*, which does not listen yet; *health* answers the probes."""
     settings, modules, contracts = parts.settings, parts.modules, parts.contracts
-    usage = VersionUsageReport(modules, contracts, parts.metrics, parts.bus.directory)
     application = build_application(
         list(parts.runtime.runners.values()),
         health=health,
@@ -323,14 +316,13 @@ def build_web(parts: Parts, health: Health, gate: Gate) -> Runner:
         cors_origins=settings.cors_origins,
         version=installed_version(),
         route_groups=(
-            audit_endpoints.route_group(AuditTrail(parts.storage.stores)),
-            history_endpoints.route_group(parts.storage.history, contracts),
-            dead_letter_endpoints.route_group(parts.dead_letters),
-            contract_endpoints.route_group(usage, asyncapi.document(modules, contracts, installed_version())),
-            stream_tokens.route_group(gate.tokens),
+            *process_routes.route_groups(
+                modules, contracts, parts.storage, parts.dead_letters, parts.metrics, parts.bus.directory, gate, installed_version()
+            ),
             *(group for gateway in parts.gateways.values() for group in gateway.route_groups),
         ),
     )
+    parts.module_api.serve_from(application)
     workers, seconds = settings.http_workers, max(1.0, settings.shutdown_grace_s / 4)
     connections_max = None if workers else settings.connections_max
     return Runner(application, connections_max, is_private=workers > 0, shutdown_timeout=seconds)
@@ -345,5 +337,4 @@ def build_workers(parts: Parts) -> HttpWorkers:
 def described_routes(modules: Sequence[Module]) -> list[Description]:
     """Return the descriptions of the routes that a process with *modules* answers beside those of the modules."""
     own = [description for module in modules for description in GATEWAY_ROUTES.get(module.name, ())]
-    general = (audit_endpoints, history_endpoints, dead_letter_endpoints, contract_endpoints, stream_tokens)
-    return [*(each.DESCRIPTION for each in general), *own]
+    return [*process_routes.DESCRIPTIONS, *own]

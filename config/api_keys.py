@@ -7,7 +7,7 @@ are skipped.
 
 from __future__ import annotations
 
-__all__ = ["OPERATOR", "ROLES", "ApiKey", "read_api_keys"]
+__all__ = ["MODULE", "OPERATOR", "ROLES", "ApiKey", "read_api_keys"]
 
 import re
 from collections.abc import Mapping
@@ -17,8 +17,13 @@ from types import MappingProxyType
 from attrs import field, frozen
 
 OPERATOR = "operator"
-ROLES = ("shop", "stock", OPERATOR, "viewer", "metrics")
-"""shop: orders; stock: inventory; operator: everything; viewer: everything that only reads; metrics: the metrics."""
+MODULE = "module"
+ROLES = ("shop", "stock", OPERATOR, "viewer", "metrics", MODULE)
+"""
+shop: orders; stock: inventory; operator: everything; viewer: everything that only reads; metrics: the metrics.
+
+module: another process of this system, which asks for a person and may do what that person may.
+"""
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEY_CHARACTERS_MIN = 16

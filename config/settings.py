@@ -82,6 +82,17 @@ def _database_urls(value: Mapping[str, Any], settings: Any) -> Mapping[str, str]
     return MappingProxyType(found)
 
 
+def _module_urls(value: Any, settings: Any) -> Mapping[str, str]:
+    try:
+        return MappingProxyType(values.addresses(*settings.known_modules)(value))
+    except (TypeError, ValueError) as error:
+        raise BadSetting("MODULE_URLS", str(error)) from None
+
+
+def _hidden_key(value: Any) -> ts.SecretStr:
+    return ts.SecretStr(values.visible_key(value))
+
+
 def _hidden(value: Any) -> ts.SecretStr:
     return ts.SecretStr(values.text(value))
 
@@ -243,6 +254,17 @@ class Settings:
     connections_max: int | None = _variable(
         values.or_none(values.whole(1, 1_000_000)), None, "Most connections; by default what the limit of open files leaves."
     )
+    module_urls: Mapping[str, str] = ts.option(
+        default=attrs.Factory(dict),
+        converter=attrs.Converter(_module_urls, takes_self=True),
+        help="Where the other modules answer, in a split deployment: orders=http://orders:8080,inventory=...; the address of each"
+        " module's own process or service.",
+        metadata={"default_text": ""},
+    )  # fmt: skip
+    """By module. Addresses of modules that this process runs are not used."""
+    module_key: str | None = _secret(
+        _hidden_key, None, "Key of the role module with which this process asks those of MODULE_URLS."
+    )
     outbox_cap: int = _variable(
         values.whole(1, _WHOLE_MAX),
         400_000,
@@ -273,7 +295,7 @@ class Settings:
 
     def secrets(self) -> Iterator[str]:
         """Yield every text that must never appear in a log: keys, secrets, and the passwords in addresses."""
-        for secret in self.nats_password, self.stripe_api_key, *str(self.stripe_webhook_secret or "").split(","):
+        for secret in self.nats_password, self.stripe_api_key, self.module_key, *str(self.stripe_webhook_secret or "").split(","):
             if secret and str(secret).strip():
                 yield str(secret).strip()
         for url in (*self.nats_url, self._database_url, *self.database_urls.values()):

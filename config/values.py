@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = [
     "Parser",
+    "addresses",
     "choice",
     "duration",
     "flag",
@@ -25,6 +26,7 @@ __all__ = [
     "subset",
     "text",
     "urls",
+    "visible_key",
     "whole",
 ]
 
@@ -38,6 +40,7 @@ Parser = Callable[[Any], Any]
 
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_KEY = re.compile(r"[!-~]{16,1024}")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _MEMORY = re.compile(r"[1-9][0-9]{0,5}(MB|GB)")
@@ -207,6 +210,37 @@ def http_url(value: Any) -> str:
     parts = split_url(found)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("must be an http:// or https:// address")
+    return found
+
+
+def addresses(*known: str) -> Parser:
+    """Make a parser for comma-separated addresses by name, ``orders=http://...``, of which the names are among *known*."""
+
+    def parse(value: Any) -> dict[str, str]:
+        given = [item.partition("=")[::2] for item in _listed(value)] if isinstance(value, str) else list(value.items())
+        found: dict[str, str] = {}
+        for name, address in ((name.strip(), address) for name, address in given):
+            if name not in known:
+                raise ValueError(f"must be a list of {', '.join(f'{each}=http://...' for each in known)}; there is no {shown(name)}")
+            if name in found:
+                raise ValueError(f"names {name} more than once")
+            try:
+                found[name] = http_url(address)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+            parts = split_url(found[name])
+            if "@" in parts.netloc or parts.query or parts.fragment:
+                raise ValueError(f"{name}: must have no user, query or fragment; MODULE_KEY_FILE has the key")
+        return found
+
+    return parse
+
+
+def visible_key(value: Any) -> str:
+    """Return an API key: 16 visible ASCII characters or more. An error never shows it."""
+    found = text(value).strip()
+    if not _KEY.fullmatch(found):
+        raise ValueError("must be at least 16 visible ASCII characters")
     return found
 
 

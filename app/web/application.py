@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["GATE", "STATIC_HANDLERS", "TELEMETRY", "UNMATCHED", "add_endpoint", "build_application"]
+__all__ = ["ENDPOINTS", "GATE", "STATIC_HANDLERS", "TELEMETRY", "UNMATCHED", "add_endpoint", "build_application"]
 
 import re
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -41,6 +41,9 @@ GATE: web.AppKey[Gate] = web.AppKey("gate", Gate)
 STATIC_HANDLERS: web.AppKey[dict[tuple[str, str], HttpHandler]] = web.AppKey("static_handlers")
 """Handlers by method and path, for the paths without a parameter: the server calls them without aiohttp's router."""
 
+ENDPOINTS: web.AppKey[dict[tuple[str, str], Endpoint]] = web.AppKey("endpoints")
+"""The endpoints by method and path template."""
+
 _REDIRECT_PATH = web.RequestKey("redirect_path", str)
 
 UNMATCHED = "unmatched"
@@ -73,6 +76,7 @@ def build_application(
     app[TELEMETRY] = metrics
     app[GATE] = gate
     app[STATIC_HANDLERS] = {}
+    app[ENDPOINTS] = {}
     for endpoint in (
         *(endpoint for service in services for endpoint in module_routes.endpoints(service, streams)),
         *(endpoint for group in route_groups for endpoint in group.endpoints),
@@ -82,6 +86,7 @@ def build_application(
         *docs.endpoints(),
     ):
         add_endpoint(app, endpoint, deps)
+        app[ENDPOINTS][endpoint.method, endpoint.path] = endpoint
     catch_all = app.router.add_resource("/{rest:.*}")
     unmatched = build_handler(Endpoint(hdrs.METH_ANY, UNMATCHED, _reject_unmatched(catch_all)), deps)
     redirect = build_handler(Endpoint(hdrs.METH_ANY, UNMATCHED, _redirect, is_public=True), deps)

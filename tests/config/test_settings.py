@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ NAMES_IN_THE_MANUAL = [
     "INVENTORY_REQUIRES_IF_MATCH", "ORDER_TIMEOUT_S", "ORDERS_KEPT", "HISTORY_KEPT", "WORK_STALLED_S", "CLOCK_JUMP_S",
     "SHUTDOWN_GRACE_S", "SHUTDOWN_DELAY_S",
     "AUTH", "AUTH_OFF_I_KNOW", "API_KEYS_FILE", "ALLOWED_HOSTS", "CORS_ORIGINS", "REQUESTS_PER_S", "CONNECTIONS_MAX",
-    "OUTBOX_CAP", "BATCH_MAX",
+    "MODULE_URLS", "MODULE_KEY", "OUTBOX_CAP", "BATCH_MAX",
 ]
 # fmt: on
 
@@ -114,6 +115,8 @@ GOOD = [
     ({"ALLOWED_HOSTS": "*"}, "allowed_hosts", ("*",)),
     ({"CORS_ORIGINS": "https://shop.example,http://127.0.0.1:3000"}, "cors_origins", ("https://shop.example", "http://127.0.0.1:3000")),
     ({"CORS_ORIGINS": "https://Shop.example:443, HTTP://[::1]:80"}, "cors_origins", ("https://shop.example", "http://[::1]")),
+    ({"MODULE_URLS": "orders=http://o:8080/, payments=https://p"}, "module_urls", MappingProxyType({"orders": "http://o:8080", "payments": "https://p"})),
+    ({"MODULE_URLS": "orders=http://127.0.0.1:1/base"}, "module_urls", MappingProxyType({"orders": "http://127.0.0.1:1/base"})),
     ({"CORS_ORIGINS": "https://shop.example:80"}, "cors_origins", ("https://shop.example:80",)),
     ({"REQUESTS_PER_S": "100"}, "requests_per_s", 100),
     ({"CONNECTIONS_MAX": "none"}, "connections_max", None),
@@ -215,6 +218,15 @@ BAD = [
     ("SHUTDOWN_DELAY_S", {"SHUTDOWN_DELAY_S": "-1"}),
     ("ALLOWED_HOSTS", {"ALLOWED_HOSTS": "orders:8080"}),
     ("ALLOWED_HOSTS", {"ALLOWED_HOSTS": "a,,b"}),
+    ("MODULE_URLS", {"MODULE_URLS": "http://orders:8080"}),
+    ("MODULE_URLS", {"MODULE_URLS": "shipping=http://shipping:8080"}),
+    ("MODULE_URLS", {"MODULE_URLS": "orders=orders:8080"}),
+    ("MODULE_URLS", {"MODULE_URLS": "orders="}),
+    ("MODULE_URLS", {"MODULE_URLS": "orders=http://a,orders=http://b"}),
+    ("MODULE_URLS", {"MODULE_URLS": "orders=http://user:password@a"}),
+    ("MODULE_URLS", {"MODULE_URLS": "orders=http://a?module=orders"}),
+    ("MODULE_KEY", {"MODULE_KEY": "too-short"}),
+    ("MODULE_KEY", {"MODULE_KEY": "a key with spaces in it"}),
     ("CORS_ORIGINS", {"CORS_ORIGINS": "shop.example"}),
     ("CORS_ORIGINS", {"CORS_ORIGINS": "https://shop.example/"}),
     ("CORS_ORIGINS", {"CORS_ORIGINS": "*"}),
@@ -251,6 +263,7 @@ def test_any_text_in_a_variable_gives_settings_or_one_line(name: str, value: str
 
 SECRETS = [
     ("NATS_PASSWORD", SECRET),
+    ("MODULE_KEY", SECRET),
     ("STRIPE_API_KEY", SECRET),
     ("STRIPE_WEBHOOK_SECRET", SECRET),
     ("DATABASE_URL", f"postgresql://user:{SECRET}@db/fulfilment"),

@@ -9,7 +9,7 @@ and pages cannot (W3C Fetch Metadata).
 
 from __future__ import annotations
 
-__all__ = ["Gate", "HostRule", "build_gate"]
+__all__ = ["CALLER", "Gate", "HostRule", "build_gate", "require_role"]
 
 import re
 from collections.abc import Collection, Set
@@ -23,11 +23,19 @@ from app.web.access.limits import WRONG_KEYS_MAX, RateLimit
 from app.web.access.refusal_log import RefusalLog
 from app.web.access.stream_tokens import TOKEN, StreamTokens
 from app.web.responses.problems import ProblemError
-from config.api_keys import OPERATOR, ApiKey
+from config.api_keys import MODULE, ROLES, ApiKey
 from config.settings import Settings
 
 SEC_FETCH_SITE = "Sec-Fetch-Site"
 
+CALLER = "X-Fulfilment-Caller"
+"""
+Header with which a process of this system names the person for whom it asks: ``name:role``.
+
+It is read with a key of the role ``module`` only. `app.web.operations.module_api` sends it.
+"""
+
+_CALLER = re.compile(r"([A-Za-z0-9._-]{1,64}):([a-z]{1,16})", re.ASCII)
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(?::[0-9]{1,5})?")
 _KNOWN_MAX = 100
 
@@ -74,13 +82,12 @@ class Gate:
             if hdrs.AUTHORIZATION in request.headers or TOKEN in request.query:
                 self._count(self._wrong_keys, request.remote or "", closes=True)
             raise
-        if self._requests is not None:
+        if self._requests is not None and key.role != MODULE:
             self._count(self._requests, key.name)
-        if roles is not None and key.role != OPERATOR and key.role not in roles:
-            detail = f"The role {key.role} may not do this; it takes {' or '.join(sorted(roles))}."
-            raise ProblemError(403, "forbidden", detail)
-        if roles is not None and key.customer is not None and not is_scoped:
-            raise ProblemError(403, "forbidden", "A key that is restricted to one customer may not do this.")
+        if roles is not None and (key.role not in roles or (key.customer is not None and not is_scoped)):
+            if key.role == MODULE:
+                key = _named_caller(request)
+            require_role(key, roles, is_scoped)
         return key
 
     @staticmethod
@@ -89,6 +96,32 @@ class Gate:
         if seconds:
             headers: dict[str, str] = {hdrs.RETRY_AFTER: str(max(1, ceil(seconds)))}
             raise ProblemError(429, "too_many_requests", "This caller has reached a limit.", headers=headers, closes=closes)
+
+
+def require_role(key: ApiKey, roles: Set[str], is_scoped: bool) -> None:
+    """
+    Ensure that *key* has one of *roles*, and if it is restricted to one customer, that the endpoint *is_scoped*.
+
+    Raises:
+        ProblemError: 403, it may not do this.
+    """
+    if key.role not in roles:
+        raise ProblemError(403, "forbidden", f"The role {key.role} may not do this; it takes {' or '.join(sorted(roles))}.")
+    if key.customer is not None and not is_scoped:
+        raise ProblemError(403, "forbidden", "A key that is restricted to one customer may not do this.")
+
+
+def _named_caller(request: web.BaseRequest) -> ApiKey:
+    """
+    Return the person for whom another process asks.
+
+    Raises:
+        ProblemError: 403, the request names none.
+    """
+    found = _CALLER.fullmatch(request.headers.get(CALLER, ""))
+    if found is None or found[2] not in ROLES or found[2] == MODULE:
+        raise ProblemError(403, "forbidden", f"A key of the role {MODULE} names the caller for whom it asks: {CALLER}: name:role.")
+    return ApiKey(found[1], found[2])
 
 
 class HostRule:

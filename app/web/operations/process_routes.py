@@ -1,0 +1,46 @@
+"""The routes that every process has, beside those of its modules."""
+
+from __future__ import annotations
+
+__all__ = ["DESCRIPTIONS", "route_groups"]
+
+from collections.abc import Sequence
+
+from app.messaging.dead_letters import DeadLetterStore
+from app.messaging.version_usage import VersionUsageReport
+from app.storage.audit import AuditTrail
+from app.storage.databases import Storage
+from app.telemetry.metrics import Metrics
+from app.web.access.gate import Gate
+from app.web.endpoints import audit, contracts, dead_letters, history, stream_tokens
+from app.web.handler import RouteGroup
+from app.web.spec import asyncapi
+from app.web.spec.components import Description
+from bus.consumers import ConsumerDirectory
+from bus.contracts.registry import ContractRegistry
+from modules.module import Module
+
+DESCRIPTIONS: tuple[Description, ...] = tuple(
+    each.DESCRIPTION for each in (audit, history, dead_letters, contracts, stream_tokens)
+)
+
+
+def route_groups(
+    modules: Sequence[Module],
+    registry: ContractRegistry,
+    storage: Storage,
+    letters: DeadLetterStore,
+    metrics: Metrics,
+    directory: ConsumerDirectory,
+    gate: Gate,
+    version: str,
+) -> tuple[RouteGroup, ...]:
+    """Return the routes of a process that runs *modules*; *version* is the program's."""
+    usage = VersionUsageReport(modules, registry, metrics, directory)
+    return (
+        audit.route_group(AuditTrail(storage.stores)),
+        history.route_group(storage.history, registry),
+        dead_letters.route_group(letters),
+        contracts.route_group(usage, asyncapi.document(modules, registry, version)),
+        stream_tokens.route_group(gate.tokens),
+    )
