@@ -100,33 +100,24 @@ class BatchProcessor:
             event.position = None
         entries: list[Entry] = []
         for item, changed, emitted in unit.decided:
-            events = [
-                (each.position, each.ordinal, each.event.__subject__, each.value)
-                if each.position is not None
-                else (None, each.ordinal, each.event.__subject__, each.value, each.due_at)
-                for each in emitted
-            ]
             cause = item.cause
-            entry: list[Any]
-            if cause is not None:
-                entry = ["l", cause.position, item.subject]
-            elif item.delivery is None:
-                event, trace = item.event, item.origin_trace
-                name = getattr(event, "__subject__", None) or type(event).__name__
-                entry = ["s", name, item.id, trace.correlation_id, item.is_express, self._contracts.to_plain(event)]
-            else:
-                # Under the subject of the class that the module reads: an older version was converted to it.
-                event, trace = item.event, item.origin_trace
-                data = self._contracts.to_plain(event)
-                entry = ["b", event.__subject__, item.id, trace.correlation_id, item.is_express, data]
+            entry: list[Any] = ["l", cause.position, item.subject] if cause is not None else self._whole(item)
             if emitted:
                 first = emitted[0]
-                is_order = "order_id" in first.value and first.value["order_id"] == first.key
-                entry += (first.is_express, 0 if is_order else first.key, events)
+                key = first.key
+                entry += first.is_express, 0 if first.value.get("order_id") == key else key, [_emitted(each) for each in emitted]
             elif not changed:
                 entry.append(0)
             entries.append(entry)
         return entries
+
+    def _whole(self, item: WorkItem) -> list[Any]:
+        """Return the beginning of the entry for an *item* from outside the transaction, which holds the whole event."""
+        event, trace = item.event, item.origin_trace
+        kind = "s" if item.delivery is None else "b"
+        name = getattr(event, "__subject__", None) or type(event).__name__
+        # Under the subject of the class that the module reads: an older version was converted to it.
+        return [kind, name, item.id, trace.correlation_id, item.is_express, self._contracts.to_plain(event)]
 
     def _load(
         self, items: Sequence[WorkItem], keys: Sequence[Sequence[Key]], unit: UnitOfWork, now: datetime, connection: Connection
@@ -223,6 +214,14 @@ class BatchProcessor:
         unit.timer_names.update(timers)
         due += [event for event in events if event.due_at is DUE_NOW] if has_scheduled else events
         return events
+
+
+def _emitted(event: OutgoingEvent) -> Sequence[Any]:
+    """Return what the history stores of *event*."""
+    position = event.position
+    if position is None:
+        return None, event.ordinal, event.event.__subject__, event.value, event.due_at
+    return position, event.ordinal, event.event.__subject__, event.value
 
 
 def new_keys(items: Sequence[WorkItem]) -> frozenset[str]:

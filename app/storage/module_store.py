@@ -8,7 +8,6 @@ from __future__ import annotations
 
 __all__ = ["ModuleStore", "recent_id_range", "time_ordered_id_range"]
 
-import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -16,10 +15,9 @@ from itertools import islice
 from operator import itemgetter
 from typing import Any
 
-import orjson
 from sqlalchemy import Connection, DateTime, MetaData, Table
 
-from app.storage.archive.history_content import COMPRESSED, COMPRESSED_MIN, PLAIN, Entry, fired
+from app.storage.archive.history_content import Entry, HistoryEncoder, fired
 from app.storage.archive.history_table import HistoryTable
 from app.storage.archive.state_archive import StateArchive, Swept
 from app.storage.heartbeat import Heartbeat
@@ -83,6 +81,7 @@ class ModuleStore:
         self.archive = StateArchive(module, self.mappers, dialect)
         self.history = HistoryTable(module.name, dialect)
         self._insert_history = self.history.prepare_inserts()
+        self._encode_history = HistoryEncoder()
         inbox, outbox, _ = shared_message_tables(module.name)
         self._select_processed = dialect.by_keys(f"SELECT id, fingerprint, answer FROM {inbox.name} WHERE id {{keys}}")
         self._insert_inbox = dialect.insert(inbox, InboxEntry._fields)
@@ -195,9 +194,7 @@ class ModuleStore:
 
     def append_history(self, connection: Connection, at: str, entries: Sequence[Entry], *, is_next: bool) -> None:
         """Add *entries*, decided *at* a time, to the history; without *is_next* under the number that was given last."""
-        data = orjson.dumps(entries)
-        content = PLAIN + data if len(data) < COMPRESSED_MIN else COMPRESSED + zlib.compress(data, 1)
-        self._insert_history[is_next].execute(connection, [(at, content)])
+        self._insert_history[is_next].execute(connection, [(at, self._encode_history(entries))])
 
     def archive_some(self, cls: type, connection: Connection, after: str, before: datetime) -> Swept:
         """Move some states of *cls* to the archive; see `StateArchive.move`."""
