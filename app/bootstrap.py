@@ -50,6 +50,7 @@ from app.storage.sql.open_dialect import open_dialect
 from app.storage.sql.reader_watch import ReaderWatches
 from app.telemetry.metrics import Metrics
 from app.web import Gate, Health, Runner, build_application
+from app.web.console import Console
 from app.web.endpoints import stripe_webhook
 from app.web.handler import RouteGroup
 from app.web.operations import process_routes
@@ -313,6 +314,7 @@ def build_web(parts: Parts, health: Health, gate: Gate) -> Runner:
         health=health,
         metrics=parts.metrics,
         gate=gate,
+        pages=Console(gate, health, parts.module_api, str(settings.console_secret) if settings.console_secret else None),
         cors_origins=settings.cors_origins,
         version=installed_version(),
         route_groups=(

@@ -248,6 +248,9 @@ class Settings:
     cors_origins: tuple[str, ...] = _variable(
         values.origins, (), "Origins, comma-separated, whose pages may call this server (https://shop.example).", default_text=""
     )
+    console_secret: str | None = _secret(
+        _hidden, None, "Part of the signature of the console's sessions, the same for all replicas; with AUTH=keys the keys sign them anyway."
+    )
     requests_per_s: int | None = _variable(
         values.or_none(values.whole(1, _WHOLE_MAX)), None, "Most requests a second of one API key; without keys, of one address."
     )
@@ -295,7 +298,7 @@ class Settings:
 
     def secrets(self) -> Iterator[str]:
         """Yield every text that must never appear in a log: keys, secrets, and the passwords in addresses."""
-        for secret in self.nats_password, self.stripe_api_key, self.module_key, *str(self.stripe_webhook_secret or "").split(","):
+        for secret in self.nats_password, self.stripe_api_key, self.module_key, self.console_secret, *str(self.stripe_webhook_secret or "").split(","):
             if secret and str(secret).strip():
                 yield str(secret).strip()
         for url in (*self.nats_url, self._database_url, *self.database_urls.values()):

@@ -23,6 +23,7 @@ from app.web.handler import (
     EndpointHandler,
     HandlerDeps,
     HttpHandler,
+    Pages,
     RequestContext,
     RouteGroup,
     Telemetry,
@@ -59,10 +60,11 @@ def build_application(
     version: str,
     route_groups: tuple[RouteGroup, ...] = (),
     streams: Streams | None = None,
+    pages: Pages | None = None,
     cors_origins: Collection[str] = (),
 ) -> web.Application:
     """
-    Return the application that serves *services* and *route_groups*; pages of *cors_origins* may call it.
+    Return the application that serves *services*, *route_groups* and *pages*; pages of *cors_origins* may call it.
 
     Run the application with `app.web.server.Runner`, so that requests that aiohttp itself rejects get a problem document,
     too.
@@ -84,9 +86,12 @@ def build_application(
         Endpoint(hdrs.METH_GET, "/metrics", _metrics(metrics), is_public=True),
         Endpoint(hdrs.METH_GET, "/openapi.json", _fixed(orjson.dumps(document), JSON), is_public=True),
         *docs.endpoints(),
+        *(pages.endpoints() if pages is not None else ()),
     ):
         add_endpoint(app, endpoint, deps)
         app[ENDPOINTS][endpoint.method, endpoint.path] = endpoint
+    if pages is not None:
+        pages.setup(app)
     catch_all = app.router.add_resource("/{rest:.*}")
     unmatched = build_handler(Endpoint(hdrs.METH_ANY, UNMATCHED, _reject_unmatched(catch_all)), deps)
     redirect = build_handler(Endpoint(hdrs.METH_ANY, UNMATCHED, _redirect, is_public=True), deps)

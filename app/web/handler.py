@@ -17,14 +17,16 @@ __all__ = [
     "HandlerDeps",
     "HistogramFamily",
     "HttpHandler",
+    "Pages",
     "RequestContext",
     "RouteGroup",
+    "ShowProblem",
     "Telemetry",
     "build_handler",
     "problem_for",
 ]
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -104,6 +106,8 @@ class RequestContext:
 
 HttpHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 EndpointHandler = Callable[[web.Request, RequestContext], Awaitable[web.StreamResponse]]
+ShowProblem = Callable[[ProblemError, web.Request, str], web.Response]
+"""Returns the response for a problem, from the request and its correlation id."""
 
 
 @frozen
@@ -123,6 +127,8 @@ class Endpoint:
     """A token of `app.web.access.stream_tokens` is accepted in place of a key."""
     is_scoped: bool = False
     """It observes `RequestContext.customer`; a caller that is restricted to one customer reaches no other endpoint."""
+    show_problem: ShowProblem | None = None
+    """How a problem is shown; None: as a problem document."""
 
 
 @frozen
@@ -131,6 +137,16 @@ class RouteGroup:
 
     endpoints: tuple[Endpoint, ...]
     description: Description
+
+
+class Pages(Protocol):
+    """Pages for persons, which an application serves beside the API."""
+
+    def endpoints(self) -> Sequence[Endpoint]:
+        """Return an endpoint for each page, those of more general paths last."""
+
+    def setup(self, app: web.Application) -> None:
+        """Prepare what the pages need of *app*, before it starts."""
 
 
 @frozen
@@ -213,6 +229,8 @@ class Handler:
             logger.opt(exception=error).error("request failed", **fields)
         elif problem.status > 500 and not self._endpoint.is_503_expected and not _is_logged_at_its_cause(error):
             logger.error("request rejected", status=problem.status, **fields)
+        if self._endpoint.show_problem is not None:
+            return self._endpoint.show_problem(problem, request, correlation)
         return problem_response(problem, request.rel_url.raw_path, correlation)
 
     def _record(self, status: int, started: float, method: str) -> None:

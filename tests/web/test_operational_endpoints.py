@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.web.endpoints import docs
 from app.web.endpoints import health as probes
+from app.web.responses.packaged import accepts_gzip
 from tests.web.conftest import KEY, Start, Web
 
 NEW = {"owner": "o", "items": [{"n": 1}]}
@@ -168,7 +169,7 @@ async def test_a_file_is_compressed_for_a_client_that_takes_it(web: Web) -> None
 )
 def test_gzip_is_accepted_as_the_standard_says(header: str, accepts: bool) -> None:
     """RFC 9110, section 12.5.3: a quality of 0 refuses, and a star stands for codings that are not named."""
-    assert docs.accepts_gzip(header) is accepts
+    assert accepts_gzip(header) is accepts
 
 
 def test_the_vendored_files_match_their_manifest() -> None:

@@ -90,6 +90,34 @@ class Gate:
             require_role(key, roles, is_scoped)
         return key
 
+    def log_in(self, request: web.BaseRequest, text: str) -> ApiKey:
+        """
+        Return whose key *text* is; a person has typed it into the form of the console.
+
+        Raises:
+            ProblemError: 401, the key is unknown; 403, it is for processes; 429, the address has tried too many wrong ones.
+        """
+        try:
+            key = self.authenticator(f"Bearer {text}")
+        except ProblemError:
+            self._count(self._wrong_keys, request.remote or "", closes=True)
+            raise
+        if key.role == MODULE:
+            raise ProblemError(403, "forbidden", "A key of this role is for processes, not for persons.")
+        return key
+
+    def permit(self, key: ApiKey, roles: Set[str] | None, is_scoped: bool) -> None:
+        """
+        Count one request of *key*, and check that it may do what *roles* may; as `admit` does, once the caller is known.
+
+        Raises:
+            ProblemError: 403, the role may not do this; 429, more than a limit.
+        """
+        if self._requests is not None:
+            self._count(self._requests, key.name)
+        if roles is not None:
+            require_role(key, roles, is_scoped)
+
     @staticmethod
     def _count(limit: RateLimit, caller: str, closes: bool = False) -> None:
         seconds = limit.take(caller)

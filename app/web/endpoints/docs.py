@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["POLICY", "accepts_gzip", "endpoints", "vendored_files"]
+__all__ = ["POLICY", "endpoints", "vendored_files"]
 
 import asyncio
-import gzip
-import re
 from functools import cache
-from hashlib import sha256
 from importlib import resources
 from importlib.resources.abc import Traversable
 
 import orjson
 from aiohttp import hdrs, web
-from attrs import frozen
 
 from app.web.handler import Endpoint, EndpointHandler, RequestContext
+from app.web.responses.packaged import PackagedFile, file_response
 from app.web.responses.success import UNCACHED
 
 # Swagger UI uses images in data: URLs and style attributes. Scripts come from files only.
@@ -36,10 +33,13 @@ POLICY = "; ".join(
 
 _HASH = "v"
 _PAGE = "docs.html"
+_START = "start.html"
+_HTML = "text/html; charset=utf-8"
 _UI = "ui"
 _FILES = {
-    "/docs": (_PAGE, "text/html; charset=utf-8"),
+    "/docs": (_PAGE, _HTML),
     "/docs/docs.css": ("docs.css", "text/css; charset=utf-8"),
+    "/docs/start.css": ("start.css", "text/css; charset=utf-8"),
     "/docs/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
     "/docs/swagger-ui.css": ("swagger-ui/swagger-ui.css", "text/css; charset=utf-8"),
     "/docs/swagger-ui-bundle.js": ("swagger-ui/swagger-ui-bundle.js", "text/javascript; charset=utf-8"),
@@ -49,7 +49,7 @@ _FILES = {
 def endpoints() -> tuple[Endpoint, ...]:
     """Return the page and its files. They require no API key: a browser that follows a link cannot send one."""
     return (
-        Endpoint(hdrs.METH_GET, "/", _redirect_to_page, is_public=True),
+        Endpoint(hdrs.METH_GET, "/", _start, is_public=True),
         *(
             Endpoint(hdrs.METH_GET, path, _file(name, content_type), is_public=True)
             for path, (name, content_type) in _FILES.items()
@@ -57,8 +57,13 @@ def endpoints() -> tuple[Endpoint, ...]:
     )
 
 
-async def _redirect_to_page(request: web.Request, context: RequestContext) -> web.Response:
-    return web.Response(status=302, headers={hdrs.LOCATION: "/docs", **UNCACHED})
+async def _start(request: web.Request, context: RequestContext) -> web.Response:
+    """Show a browser what there is; redirect every other client to the documentation."""
+    if "text/html" in request.headers.get(hdrs.ACCEPT, ""):
+        file = await asyncio.to_thread(_read, _START)
+        headers = {hdrs.CONTENT_TYPE: _HTML, hdrs.VARY: hdrs.ACCEPT, "Content-Security-Policy": POLICY, **UNCACHED}
+        return web.Response(body=file.body, headers=headers)
+    return web.Response(status=302, headers={hdrs.LOCATION: "/docs", hdrs.VARY: hdrs.ACCEPT, **UNCACHED})
 
 
 def vendored_files() -> tuple[str, dict[str, str]]:
@@ -70,53 +75,20 @@ def vendored_files() -> tuple[str, dict[str, str]]:
 def _file(name: str, content_type: str) -> EndpointHandler:
     async def handle(request: web.Request, context: RequestContext) -> web.Response:
         file = await asyncio.to_thread(_read, name)
-        is_compressed = accepts_gzip(request.headers.get(hdrs.ACCEPT_ENCODING, ""))
-        etag = f'"{file.hash}-gzip"' if is_compressed else f'"{file.hash}"'
-        # The page names each file with its hash, so what is cached under that address never changes.
-        is_fixed = request.query.get(_HASH) == file.hash
-        headers = {
-            hdrs.CACHE_CONTROL: "public, max-age=31536000, immutable" if is_fixed else "no-cache",
-            hdrs.ETAG: etag,
-            hdrs.VARY: hdrs.ACCEPT_ENCODING,
-            "Content-Security-Policy": POLICY,
-            "Referrer-Policy": "no-referrer",
-            "X-Content-Type-Options": "nosniff",
-        }
-        if etag in request.headers.get(hdrs.IF_NONE_MATCH, ""):
-            return web.Response(status=304, headers=headers)
-        if is_compressed:
-            headers[hdrs.CONTENT_ENCODING] = "gzip"
-        body = file.compressed if is_compressed else file.body
-        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type, **headers})
+        return file_response(request, file, content_type, request.query.get(_HASH, ""), {"Content-Security-Policy": POLICY})
 
     return handle
 
 
-def accepts_gzip(accept_encoding: str) -> bool:
-    """Return whether the header ``Accept-Encoding`` accepts gzip (RFC 9110, section 12.5.3)."""
-    qualities: dict[str, bool] = {}
-    for part in accept_encoding.lower().split(","):
-        coding, _, parameter = part.partition(";")
-        qualities[coding.strip()] = not re.fullmatch(r"[ \t]*q[ \t]*=[ \t]*0(?:\.0*)?[ \t]*", parameter)
-    return qualities.get("gzip", qualities.get("*", False))
-
-
-@frozen
-class _File:
-    body: bytes
-    compressed: bytes
-    hash: str
-
-
 @cache
-def _read(name: str) -> _File:
+def _read(name: str) -> PackagedFile:
     """Return a file; the page with the hashes of its files. Cached at the first request: most processes never serve it."""
     body = _ui().joinpath(name).read_bytes()
-    if name == _PAGE:
+    if name in (_PAGE, _START):
         for path, (other, _) in _FILES.items():
             if other != _PAGE:
                 body = body.replace(f'"{path}"'.encode(), f'"{path}?{_HASH}={_read(other).hash}"'.encode())
-    return _File(body, gzip.compress(body, 9, mtime=0), sha256(body).hexdigest()[:32])
+    return PackagedFile.of(body)
 
 
 def _ui() -> Traversable:

@@ -22,6 +22,7 @@ __all__ = [
     "loads",
     "parse_body",
     "read_body",
+    "read_bytes",
 ]
 
 import asyncio
@@ -112,7 +113,7 @@ async def read_body(
     content_type = headers.get(hdrs.CONTENT_TYPE)
     if content_type not in _USUAL_TYPES and not _JSON_TYPE.fullmatch(content_type or ""):
         raise _NOT_JSON()
-    body = await _read_bytes(request)
+    body = await read_bytes(request)
     if not body:
         return _missing_body(is_required, is_valid, schema)
     return parse_body(body, is_valid, schema)
@@ -150,7 +151,13 @@ def _invalid_body(violations: tuple[SchemaViolation, ...]) -> ProblemError:
     return invalid_input("invalid_body", "The body does not match the schema of this route; errors lists each violation.", violations)
 
 
-async def _read_bytes(request: web.Request) -> bytes:
+async def read_bytes(request: web.Request) -> bytes:
+    """
+    Return the body of *request*.
+
+    Raises:
+        ProblemError: 400, it is incomplete; 408, it does not arrive; 413, it is larger than `BODY_BYTES_MAX`.
+    """
     length = request.content_length
     if length is not None and length > BODY_BYTES_MAX:
         raise _TOO_LARGE()

@@ -1,0 +1,109 @@
+"""The templates of the console, and how they show moments, durations, amounts and numbers."""
+
+from __future__ import annotations
+
+__all__ = ["Rendering", "ago", "duration", "integer", "moment", "money", "rate"]
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp_jinja2
+import jinja2
+from aiohttp import web
+from markupsafe import Markup
+
+from app.web.console import static_files
+
+_STEPS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+_WITHOUT_CENTS = frozenset(["BIF", "CLP", "DJF", "GNF", "JPY", "KMF", "KRW", "MGA", "PYG", "RWF", "UGX", "VND", "VUV", "XAF", "XOF", "XPF"])
+_THREE_DIGITS = frozenset(["BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"])
+
+
+class Rendering:
+    """Renders templates of this package; *now* returns the present moment, in UTC."""
+
+    def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._now = now
+        self._environment: jinja2.Environment | None = None
+
+    def setup(self, app: web.Application) -> None:
+        """Prepare the templates for *app*: every value is escaped, and a name that a page does not pass is an error."""
+        self._environment = aiohttp_jinja2.setup(
+            app,
+            loader=jinja2.PackageLoader("app.web.console"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            auto_reload=False,
+            filters={
+                "ago": lambda text: ago(text, self._now()),
+                "moment": lambda text: moment(text, self._now()),
+                **{each.__name__: each for each in (duration, integer, money, rate)},
+            },
+        )
+        self._environment.globals["file"] = static_files.address
+
+    def render(self, template: str, **context: Any) -> str:
+        """Return the text of *template* with *context*."""
+        assert self._environment is not None, "setup comes first"
+        return self._environment.get_template(template).render(context)
+
+
+def _parsed(text: str) -> datetime:
+    found = datetime.fromisoformat(text)
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
+def ago(text: str, now: datetime) -> str:
+    """Return how long before *now* the moment *text* (RFC 3339) is, or how long after it: ``3 min ago``, ``in 12 s``."""
+    seconds = (now - _parsed(text)).total_seconds()
+    if abs(seconds) < 1:
+        return "now"
+    return f"{duration(seconds)} ago" if seconds > 0 else f"in {duration(-seconds)}"
+
+
+def moment(text: str | None, now: datetime) -> Markup:
+    """Return the moment *text* (RFC 3339) as an element: relative to *now*, with date and time as its title."""
+    if not text:
+        return Markup("–")
+    at = _parsed(text).astimezone(UTC)
+    title = at.strftime("%Y-%m-%d %H:%M:%S.") + f"{at.microsecond // 1000:03d} UTC"
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(text, title, ago(text, now))
+
+
+def duration(seconds: float | None) -> str:
+    """Return a duration in its largest unit, with one digit behind the point below ten: ``1.5 h``, ``12 s``, ``340 ms``."""
+    if seconds is None:
+        return "–"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms" if seconds > 0 else "0 s"
+    for size, unit in _STEPS:
+        if seconds >= size:
+            value = seconds / size
+            return f"{value:.0f} {unit}" if value >= 9.95 or value == int(value) else f"{value:.1f} {unit}"
+    raise AssertionError
+
+
+def integer(value: int | None) -> str:
+    """Return a whole number with narrow spaces between thousands (ISO 80000-1)."""
+    return "–" if value is None else f"{value:,}".replace(",", "\u202f")
+
+
+def rate(value: float | None) -> str:
+    """Return events a second: one digit behind the point below a hundred."""
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if value < 100 else integer(round(value))
+
+
+def money(value: Mapping[str, Any] | None) -> str:
+    """Return an amount of minor units in the currency's usual unit: ``12.50 EUR`` (ISO 4217)."""
+    if value is None:
+        return "–"
+    currency, amount = value["currency"], value["amount"]
+    digits = 0 if currency in _WITHOUT_CENTS else 3 if currency in _THREE_DIGITS else 2
+    whole, part = divmod(abs(amount), 10**digits)
+    sign = "−" if amount < 0 else ""
+    return f"{sign}{integer(whole)}{f'.{part:0{digits}d}' if digits else ''} {currency}"

@@ -1,0 +1,15 @@
+"""The screens of the console, one file each: what it shows, and its pages."""
+
+from __future__ import annotations
+
+__all__ = ["ScreenParts", "Sources", "build_screens"]
+
+from app.web.console.screens import now
+from app.web.console.screens.parts import ScreenParts, Sources
+
+_BUILDERS = (now.build,)
+
+
+def build_screens(sources: Sources) -> tuple[ScreenParts, ...]:
+    """Return all screens, in the order of the navigation."""
+    return tuple(build(sources) for build in _BUILDERS)

@@ -1,0 +1,27 @@
+"""What a screen consists of, and what it is made from."""
+
+from __future__ import annotations
+
+__all__ = ["ScreenParts", "Sources"]
+
+from attrs import frozen
+
+from app.web.console.frame import Page, Screen
+from app.web.endpoints.health import Health
+from app.web.operations.module_api import ModuleApi
+
+
+@frozen
+class ScreenParts:
+    """An entry of the navigation with its pages."""
+
+    screen: Screen
+    pages: tuple[Page, ...]
+
+
+@frozen
+class Sources:
+    """Where the screens take from what they show."""
+
+    health: Health
+    api: ModuleApi

@@ -1,0 +1,25 @@
+// Adds to the pages what needs a script; each of them works without. No text of the server is ever evaluated.
+"use strict";
+
+(() => {
+  const STEPS = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
+
+  // As app/web/console/rendering.py writes it.
+  function duration(seconds) {
+    const [size, unit] = STEPS.find(([size]) => seconds >= size) || STEPS[3];
+    const value = seconds / size;
+    return `${value >= 9.95 || Number.isInteger(value) ? value.toFixed(0) : value.toFixed(1)} ${unit}`;
+  }
+
+  function showTimes() {
+    const now = Date.now();
+    for (const element of document.querySelectorAll("time[datetime]")) {
+      const seconds = Math.round((now - Date.parse(element.dateTime)) / 1000);
+      if (Number.isNaN(seconds)) continue;
+      const text = seconds === 0 ? "now" : seconds > 0 ? `${duration(seconds)} ago` : `in ${duration(-seconds)}`;
+      if (element.textContent !== text) element.textContent = text;
+    }
+  }
+
+  setInterval(() => { if (!document.hidden) showTimes(); }, 10_000);
+})();
