@@ -118,7 +118,7 @@ async def test_a_form_without_the_token_of_its_session_does_nothing(served: Serv
 
 
 async def test_wrong_keys_are_limited_as_those_of_the_api_are(served: Served) -> None:
-    """They count together; the page says so, without the key."""
+    """They count together; the page shows the refusal, without the key."""
     browser = served.browser()
     for _ in range(WRONG_KEYS_MAX - 1):
         assert (await browser.get("/console/login")).status == 200
@@ -169,7 +169,7 @@ async def test_what_a_caller_sends_is_shown_as_text(served: Served) -> None:
     assert "<script>alert" not in seen.text
 
 
-async def test_the_start_page_tells_a_browser_what_there_is(served: Served) -> None:
+async def test_the_start_page_shows_a_browser_what_there_is(served: Served) -> None:
     """Another client is redirected to the documentation, as it always was."""
     browser: Browser = served.browser()
     seen = await browser.get("/", Accept="text/html,application/xhtml+xml,*/*;q=0.8")

@@ -180,7 +180,7 @@ class Frame:
         return Endpoint(method, path, handle, is_public=True, is_503_expected=True, show_problem=self.show_problem)
 
     def response(self, visit: Visit | None, template: str, status: int = 200, /, **context: Any) -> web.Response:
-        """Return *template* as a page with the layout; without *visit* nobody has logged in."""
+        """Return *template* as a page with the layout; without *visit* it has no navigation."""
         body = self.rendering.render(
             template,
             visit=visit,
