@@ -14,7 +14,6 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-import orjson
 import psycopg
 import pytest
 from attrs import define
