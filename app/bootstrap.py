@@ -56,6 +56,7 @@ from app.web.handler import RouteGroup
 from app.web.operations import process_routes
 from app.web.operations.module_api import ModuleApi
 from app.web.spec.components import Description
+from app.web.streams.state_stream import Streams
 from app.web.workers import HttpWorkers
 from bus.contracts.registry import ContractRegistry
 from bus.port import Clock, Subscription
@@ -309,12 +310,14 @@ def build_parts(settings: Settings, clock: Clock | None = None) -> Parts:
 def build_web(parts: Parts, health: Health, gate: Gate) -> Runner:
     """Return the HTTP server for *parts*, which does not listen yet; *health* answers the probes."""
     settings, modules, contracts = parts.settings, parts.modules, parts.contracts
+    streams = Streams()
     application = build_application(
         list(parts.runtime.runners.values()),
         health=health,
         metrics=parts.metrics,
         gate=gate,
-        pages=Console(gate, health, parts.module_api, str(settings.console_secret) if settings.console_secret else None),
+        streams=streams,
+        pages=Console(gate, health, parts.module_api, streams, str(settings.console_secret) if settings.console_secret else None),
         cors_origins=settings.cors_origins,
         version=installed_version(),
         route_groups=(

@@ -11,6 +11,7 @@ from aiohttp import hdrs, web
 from app.web.access.gate import Gate
 from app.web.console import login, static_files
 from app.web.console.frame import Frame, Page, Screen, Visit
+from app.web.console.live import Live
 from app.web.console.rendering import Rendering
 from app.web.console.screens import Sources, build_screens
 from app.web.console.session import Sessions
@@ -18,6 +19,7 @@ from app.web.endpoints.health import Health
 from app.web.handler import Endpoint
 from app.web.operations.module_api import ModuleApi
 from app.web.responses.problems import ProblemError
+from app.web.streams.state_stream import Streams
 
 _ANY = Screen("", "", "/console", ("viewer", "shop", "stock", "metrics"))
 
@@ -29,9 +31,9 @@ class Console:
     *secret* is a part of the signature of sessions and must be the same in all processes behind one address.
     """
 
-    def __init__(self, gate: Gate, health: Health, api: ModuleApi, secret: str | None = None) -> None:
+    def __init__(self, gate: Gate, health: Health, api: ModuleApi, streams: Streams, secret: str | None = None) -> None:
         self.rendering = Rendering()
-        self._screens = build_screens(Sources(health, api))
+        self._screens = build_screens(Sources(health, api, Live(streams), self.rendering))
         self.frame = Frame(gate, Sessions(gate.authenticator, secret), api, self.rendering, [each.screen for each in self._screens])
 
     def endpoints(self) -> Sequence[Endpoint]:

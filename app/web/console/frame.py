@@ -63,6 +63,8 @@ class Visit:
     screen: Screen | None = None
     form: Mapping[str, str] = field(factory=dict)
     """The fields of a POST."""
+    record_now: Callable[[int], None] = field(default=lambda status: None)
+    """`RequestContext.record_now`, for a response that stays open."""
 
     @property
     def key(self) -> ApiKey:
@@ -78,6 +80,10 @@ class Visit:
     def query(self) -> Mapping[str, str]:
         """The parameters of the query; of one that is given twice, the first."""
         return self.request.query
+
+    def is_valid(self) -> bool:
+        """Return whether the session is still valid, for a response that stays open."""
+        return self.frame.sessions.read(self.session.value) is not None
 
     def may(self, *roles: str) -> bool:
         """Return whether the caller is the operator or has one of *roles*."""
@@ -168,7 +174,7 @@ class Frame:
             request[_VISIT] = session
             context.caller, context.customer = session.key.name, session.key.customer
             self.gate.permit(session.key, roles, page.is_scoped)
-            visit = Visit(self, request, session, context.correlation_id, page.screen)
+            visit = Visit(self, request, session, context.correlation_id, page.screen, record_now=context.record_now)
             if request.method == hdrs.METH_POST:
                 visit.form = await read_form(request, session)
             return await page.handle(visit)

@@ -7,6 +7,8 @@ __all__ = ["ScreenParts", "Sources"]
 from attrs import frozen
 
 from app.web.console.frame import Page, Screen
+from app.web.console.live import Live
+from app.web.console.rendering import Rendering
 from app.web.endpoints.health import Health
 from app.web.operations.module_api import ModuleApi
 
@@ -25,3 +27,5 @@ class Sources:
 
     health: Health
     api: ModuleApi
+    live: Live
+    rendering: Rendering

@@ -22,4 +22,30 @@
   }
 
   setInterval(() => { if (!document.hidden) showTimes(); }, 10_000);
+
+  // Live parts: they can be paused, and they wait while text in them is selected.
+  let isPaused = false;
+
+  for (const button of document.querySelectorAll("[data-pause]")) {
+    button.hidden = false;
+    button.addEventListener("click", () => {
+      isPaused = !isPaused;
+      for (const each of document.querySelectorAll("[data-pause]")) {
+        each.setAttribute("aria-pressed", String(isPaused));
+        each.textContent = isPaused ? "Continue updates" : "Pause updates";
+      }
+      if (!isPaused) location.reload();
+    });
+  }
+
+  document.addEventListener("htmx:sseBeforeMessage", (event) => {
+    const selection = document.getSelection();
+    const isSelected = selection !== null && selection.type === "Range" && event.target.contains(selection.anchorNode);
+    if (isPaused || isSelected) event.preventDefault();
+  });
+
+  // The server ends the stream of a session that has ended: the page loads itself anew, which leads to the log-in.
+  document.addEventListener("htmx:sseClose", (event) => {
+    if (event.detail.type === "message") location.reload();
+  });
 })();
