@@ -53,7 +53,7 @@ from app.web import Gate, Health, Runner, build_application
 from app.web.console import Console
 from app.web.endpoints import stripe_webhook
 from app.web.handler import RouteGroup
-from app.web.operations import process_routes
+from app.web.operations import overview, process_routes
 from app.web.operations.module_api import ModuleApi
 from app.web.spec.components import Description
 from app.web.streams.state_stream import Streams
@@ -309,8 +309,12 @@ def build_parts(settings: Settings, clock: Clock | None = None) -> Parts:
 
 def build_web(parts: Parts, health: Health, gate: Gate) -> Runner:
     """Return the HTTP server for *parts*, which does not listen yet; *health* answers the probes."""
-    settings, modules, contracts = parts.settings, parts.modules, parts.contracts
-    streams = Streams()
+    settings, modules, contracts, streams = parts.settings, parts.modules, parts.contracts, Streams()
+    operations = next((gateway.operations for gateway in parts.gateways.values()), None)
+    status = overview.ProcessStatus(
+        settings.bus, health, parts.storage.stores, parts.runtime.relays, operations, parts.dead_letters, parts.metrics, parts.clock
+    )
+    whole = overview.Overview(status, parts.module_api, parts.clock)
     application = build_application(
         list(parts.runtime.runners.values()),
         health=health,
@@ -321,6 +325,7 @@ def build_web(parts: Parts, health: Health, gate: Gate) -> Runner:
         cors_origins=settings.cors_origins,
         version=installed_version(),
         route_groups=(
+            overview.route_group(whole, streams, settings.modules),
             *process_routes.route_groups(
                 modules, contracts, parts.storage, parts.dead_letters, parts.metrics, parts.bus.directory, gate, installed_version()
             ),
@@ -328,6 +333,7 @@ def build_web(parts: Parts, health: Health, gate: Gate) -> Runner:
         ),
     )
     parts.module_api.serve_from(application)
+    whole.attach(application)
     workers, seconds = settings.http_workers, max(1.0, settings.shutdown_grace_s / 4)
     connections_max = None if workers else settings.connections_max
     return Runner(application, connections_max, is_private=workers > 0, shutdown_timeout=seconds)

@@ -111,7 +111,7 @@ class OutboxRelay:
         self._published = metrics.messages_published
         name = store.module.name
         metrics.outbox_pending.labels(name).set_function(lambda: float(self.pending))
-        metrics.outbox_oldest_seconds.labels(name).set_function(lambda: self._oldest_seconds)
+        metrics.outbox_oldest_seconds.labels(name).set_function(lambda: self.oldest_seconds)
         metrics.module_leader.labels(name).set_function(lambda: float(self.is_leader))
         self._oldest_seconds = 0.0
         self._progress_at = clock.monotonic()
@@ -125,6 +125,11 @@ class OutboxRelay:
         if self.pending <= self._handed_over:
             return 0.0
         return max(self._oldest_seconds, self._clock.monotonic() - self._progress_at)
+
+    @property
+    def oldest_seconds(self) -> float:
+        """For how long the oldest of them has been due, at the last scan; 0 if there is none."""
+        return self._oldest_seconds
 
     @property
     def pending(self) -> int:

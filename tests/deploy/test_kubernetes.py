@@ -116,7 +116,7 @@ def test_the_program_accepts_its_environment(name: str, tmp_path: Path) -> None:
     for file in secret_files:
         module = file.rpartition("_")[2]
         url = f"postgresql://{module}:secret@postgres/{module}"
-        text = {"api_keys": "operator:0123456789abcdef"}.get(file, url if "database" in file else "secret")
+        text = {"api_keys": "operator:0123456789abcdef", "module_key": "0123456789abcdef"}.get(file, url if "database" in file else "secret")
         (tmp_path / file).touch(0o600)
         (tmp_path / file).write_text(text, encoding="utf-8")
     image = {"HTTP_HOST": "0.0.0.0", "HTTP_PORT": "8080"}
@@ -216,8 +216,9 @@ def test_a_pod_may_open_the_connections_that_it_needs(pod: str) -> None:
         is_member = all(dict(labels).get(one["key"]) in one["values"] for one in expressions)
         if selector.get("matchLabels", {}).items() <= labels and is_member:
             found |= {port["port"] for rule in each["spec"].get("egress", ()) for port in rule["ports"]}
-    needed = {"nats": {6222}, "proxy": {8080}, "topology": {4222}, "migrate": {5432}, "payments": {4222, 5432, 443}}
-    assert found == {53} | needed.get(pod, {4222, 5432})
+    module = {4222, 5432, 8080}
+    needed = {"nats": {6222}, "proxy": {8080}, "topology": {4222}, "migrate": {5432}, "payments": module | {443}}
+    assert found == {53} | needed.get(pod, module)
 
 
 def test_both_deployments_use_the_same_images() -> None:

@@ -12,7 +12,7 @@ from app.application import Application
 from app.bootstrap import GATEWAY_ROUTES, build_modules
 from app.web.requests import ndjson
 from config.settings import Settings
-from modules.routes import ImportRoute, Route, StreamRoute
+from modules.routes import ImportRoute, ListStreamRoute, Route, StreamRoute
 from tests.architecture.tree import ROOT
 from tests.deploy.deployed import MODULES
 
@@ -22,6 +22,9 @@ LOCATIONS: list[tuple[str, str, str]] = re.findall(r"location (=|~|) ?([^@ ]\S*)
 """Kind of match, pattern and body of each."""
 OF_THE_PROCESS = {"/livez", "/readyz", "/health", "/metrics"}
 """Probes and metrics of one process: the operator asks the process itself."""
+
+OF_EACH = ("/v1/dead-letters", "/v1/contracts", "/v1/audit", "/v1/history", "/v1/overview")
+"""Each process has these routes."""
 
 MODULE_ROUTES: list[tuple[str, Route]] = [
     (module.name, route)
@@ -69,7 +72,7 @@ async def test_every_route_is_forwarded_to_the_module_that_has_it(tmp_path: Path
     assert {path: found[path] for path in owners} == owners
     # Each process has these. Where its answer is about itself only, the query or the search over all chooses the process.
     rest = {path: found[path] for path in forwarded - owners.keys()}
-    of_each = {path for path in rest if path.startswith(("/v1/dead-letters", "/v1/contracts", "/v1/audit", "/v1/history"))}
+    of_each = {path for path in rest if path.startswith(OF_EACH)}
     assert {rest[path] for path in of_each} == {"$module_asked", "$module_of_the_consumer", "modules"}
     assert {rest[path] for path in rest.keys() - of_each} == {"orders"}
 
@@ -80,7 +83,10 @@ def test_paths_that_are_no_routes_are_not_forwarded() -> None:
         assert destination(location_of(path)) is None, path
 
 
-@pytest.mark.parametrize("path", [route.path for _, route in MODULE_ROUTES if isinstance(route, StreamRoute)])
+STREAMS = [route.path for _, route in MODULE_ROUTES if isinstance(route, StreamRoute | ListStreamRoute)]
+
+
+@pytest.mark.parametrize("path", [*STREAMS, "/v1/overview/stream"])
 def test_a_stream_is_not_buffered(path: str) -> None:
     """Each event is forwarded at once."""
     assert "proxy_buffering off;" in location_of(path.replace("{", "").replace("}", ""))

@@ -61,6 +61,9 @@ PERMISSIONS = {
     "GET /v1/contracts": {VIEWER},
     "GET /v1/audit": {VIEWER},
     "GET /v1/history": {VIEWER},
+    "GET /v1/overview": {VIEWER},
+    "GET /v1/overview/stream": {VIEWER},
+    "GET /v1/overview/process": {VIEWER},
 }
 """The roles beside the operator's, by method and path. HEAD is decided as GET is."""
 

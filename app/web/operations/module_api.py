@@ -214,22 +214,33 @@ class ModuleApi:
             return _answer(problem_response(problem, url.raw_path, correlation))
 
     async def ask_all(
-        self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None, principal: ApiKey
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None = None,
+        body: Any = None,
+        principal: ApiKey,
+        names_module: bool = False,
     ) -> list[ProcessAnswer]:
         """
         Ask each process for a route that every process has, all at once; return their answers, this process first.
 
-        A process that runs several modules is asked once. A module that no process is known for is unreachable.
+        A process that runs several modules is asked once. A module that no process is known for is unreachable. With
+        *names_module* each module of another process is asked for itself, with ``module`` in the query.
         """
         groups: dict[str | None, list[str]] = {None: list(self.running)} if self.running else {}
         for name in self.modules:
             if name not in self.running:
-                groups.setdefault(self._urls.get(name, name), []).append(name)
+                groups.setdefault(name if names_module else self._urls.get(name, name), []).append(name)
 
         async def ask(modules: list[str]) -> ProcessAnswer:
             names = tuple(modules)
+            named = {"module": names[0]} if names_module and names[0] not in self.running else {}
             try:
-                answer = await self.request(method, path, query=query, body=body, principal=principal, module=names[0])
+                answer = await self.request(
+                    method, path, query={**(query or {}), **named}, body=body, principal=principal, module=names[0]
+                )
             except ModuleUnreachable as error:
                 return ProcessAnswer(names, None, error)
             return ProcessAnswer(names, answer)

@@ -14,6 +14,7 @@ from app.telemetry.metrics import Metrics
 from app.web.access.gate import Gate
 from app.web.endpoints import audit, contracts, dead_letters, history, stream_tokens
 from app.web.handler import RouteGroup
+from app.web.operations import overview
 from app.web.spec import asyncapi
 from app.web.spec.components import Description
 from bus.consumers import ConsumerDirectory
@@ -21,7 +22,7 @@ from bus.contracts.registry import ContractRegistry
 from modules.module import Module
 
 DESCRIPTIONS: tuple[Description, ...] = tuple(
-    each.DESCRIPTION for each in (audit, history, dead_letters, contracts, stream_tokens)
+    each.DESCRIPTION for each in (audit, history, dead_letters, contracts, stream_tokens, overview)
 )
 
 
