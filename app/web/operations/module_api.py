@@ -16,79 +16,34 @@ from __future__ import annotations
 __all__ = ["ApiAnswer", "ModuleApi", "ModuleUnreachable", "ProcessAnswer"]
 
 import asyncio
-import os
 from collections.abc import Awaitable, Collection, Hashable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import orjson
-from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, hdrs, web
+from aiohttp import hdrs, web
 from attrs import define, frozen
 from loguru import logger
 from uuid_utils import uuid7
 from yarl import URL
 
 from app.telemetry.trace import correlation_id
-from app.web.access.gate import CALLER, require_role
-from app.web.access.limits import LimitLog
+from app.web.access.gate import require_role
 from app.web.access.ownership import is_scoped
 from app.web.application import ENDPOINTS
 from app.web.handler import Endpoint, RequestContext, problem_for
+from app.web.operations.answers import ApiAnswer, ModuleUnreachable, ProcessAnswer
 from app.web.operations.local_request import local_request
+from app.web.operations.remote_modules import RemoteModules
 from app.web.responses.problems import CONTENT_TYPE, X_CORRELATION_ID, ProblemError, problem_response
 from app.web.responses.success import JSON
 from config.api_keys import OPERATOR, ApiKey
 from modules.module import Module
 from modules.routes import CommandRoute, ImportRoute, Route
 
-CONNECT_SECONDS = 1.0
-
-TOTAL_SECONDS = 2.0
-"""A process that has not answered after this is out of reach."""
-
-CONNECTIONS_MAX = 32
-"""Connections to all other processes; further requests wait, within their `TOTAL_SECONDS`."""
-
 Key = TypeVar("Key", bound=Hashable)
 
 _NO_MEMBERS: Mapping[str, Any] = MappingProxyType({})
-
-
-class ModuleUnreachable(Exception):
-    """
-    The process of *module* gives no answer; *reason* is half a sentence for an operator, without addresses.
-
-    A request that changes something may have taken effect nevertheless, unless the reason is that it could not connect.
-    """
-
-    def __init__(self, module: str, reason: str) -> None:
-        super().__init__(f"{module}: {reason}")
-        self.module = module
-        self.reason = reason
-
-
-@frozen
-class ApiAnswer:
-    """The answer of an endpoint."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: Any
-    """The decoded JSON, problem documents included; None if there is none."""
-
-    @property
-    def is_success(self) -> bool:
-        """The status is 2xx."""
-        return 200 <= self.status < 300
-
-
-@frozen
-class ProcessAnswer:
-    """What the process that runs *modules* has answered; None if it is out of reach, and *unreachable* gives the reason."""
-
-    modules: tuple[str, ...]
-    answer: ApiAnswer | None
-    unreachable: ModuleUnreachable | None = None
 
 
 @define
@@ -138,11 +93,9 @@ class ModuleApi:
         self.modules = tuple(module.name for module in modules)
         """The names of all modules, those of this process among them."""
         self._urls = {name: url for name, url in urls.items() if name not in self.running}
-        self._key = key
+        self._remote = RemoteModules(self._urls, key)
         self._known = sorted((_known(module.name, route) for module in modules for route in module.routes), key=lambda known: known.rank)
         self._serving: _Serving | None = None
-        self._session: ClientSession | None = None
-        self._log = LimitLog()
 
     @property
     def reachable(self) -> tuple[str, ...]:
@@ -155,12 +108,11 @@ class ModuleApi:
 
     def replace_key(self, key: str | None) -> None:
         """Ask with *key* from now on."""
-        self._key = key
+        self._remote.key = key
 
     async def close(self) -> None:
         """Close the connections. Idempotent."""
-        if self._session is not None:
-            await self._session.close()
+        await self._remote.close()
 
     async def request(
         self,
@@ -182,7 +134,7 @@ class ModuleApi:
         404 if there is no such route. Streams of events cannot be asked for.
 
         Raises:
-            ModuleUnreachable: Another process runs the module, and gives no answer within `TOTAL_SECONDS`.
+            ModuleUnreachable: Another process runs the module, and gives no answer within `app.web.operations.remote_modules.TOTAL_SECONDS`.
         """
         url = URL(path, encoded=True).with_query({name: str(value) for name, value in (query or {}).items()})
         correlation = correlation_id((headers or {}).get(X_CORRELATION_ID), lambda: str(uuid7()))
@@ -195,13 +147,13 @@ class ModuleApi:
             known = None if asked is not None and asked in self.running else self._route(method, url.raw_path)
             if known is not None and known.module not in self.running:
                 require_role(principal, frozenset((OPERATOR, *known.roles)), known.is_scoped)
-                return await self._ask(known.module, method, url, content, all_headers, principal)
+                return await self._remote.ask(known.module, method, url, content, all_headers, principal)
             request = local_request(method, url, all_headers, content)
             endpoint = await self._endpoint(request)
             if not endpoint.is_public:
                 require_role(principal, frozenset((OPERATOR, *endpoint.roles)), endpoint.is_scoped)
             if known is None and asked in self.modules and asked not in self.running:
-                return await self._ask(asked, method, url, content, all_headers, principal)
+                return await self._remote.ask(asked, method, url, content, all_headers, principal)
             context = RequestContext(correlation, principal.name, lambda status: None)
             context.customer = principal.customer
             return _answer(await endpoint.handle(request, context))
@@ -287,59 +239,6 @@ class ModuleApi:
         request._match_info = match
         return endpoint
 
-    async def _ask(
-        self, module: str, method: str, url: URL, content: bytes, headers: Mapping[str, str], principal: ApiKey
-    ) -> ApiAnswer:
-        """
-        Return the answer of the process that runs *module*.
-
-        Raises:
-            ModuleUnreachable: There is none.
-            ProblemError: 403, *principal* is restricted to a customer: only this process knows what belongs to that one.
-        """
-        base = self._urls.get(module)
-        if base is None:
-            raise ModuleUnreachable(module, "MODULE_URLS does not name it")
-        if principal.customer is not None:
-            raise ProblemError(403, "forbidden", "A key that is restricted to one customer reaches this process only.")
-        sent = {**headers, CALLER: f"{principal.name}:{principal.role}", hdrs.ACCEPT: f"{JSON}, {CONTENT_TYPE}"}
-        if self._key is not None:
-            sent[hdrs.AUTHORIZATION] = f"Bearer {self._key}"
-        target = URL(f"{base}{url.raw_path_qs}", encoded=True)
-        try:
-            async with self._open_session().request(
-                method, target, data=content or None, headers=sent, allow_redirects=False
-            ) as response:
-                return await self._read(module, response)
-        except TimeoutError:
-            raise ModuleUnreachable(module, f"no answer within {TOTAL_SECONDS:g} s") from None
-        except (ClientError, OSError) as error:
-            # The text of the error names an address, which no answer may show.
-            raise ModuleUnreachable(module, _reason(error)) from error
-
-    async def _read(self, module: str, response: ClientResponse) -> ApiAnswer:
-        content = await response.read()
-        is_json = response.content_type in (JSON, CONTENT_TYPE)
-        try:
-            body = orjson.loads(content) if content and is_json else None
-        except orjson.JSONDecodeError:
-            raise ModuleUnreachable(module, "its answer is not JSON") from None
-        if response.status in (502, 504) or (response.status == 503 and body is None):
-            raise ModuleUnreachable(module, f"a proxy answers {response.status}")
-        if response.status == 401:
-            self._log.report(f"the key of MODULE_KEY_FILE is refused by {module}", 1, do="compare it with API_KEYS_FILE")
-            raise ModuleUnreachable(module, "it refuses the key of MODULE_KEY_FILE")
-        return ApiAnswer(response.status, dict(response.headers), body)
-
-    def _open_session(self) -> ClientSession:
-        if self._session is None:
-            self._session = ClientSession(
-                connector=TCPConnector(limit=CONNECTIONS_MAX),
-                timeout=ClientTimeout(total=TOTAL_SECONDS, sock_connect=CONNECT_SECONDS),
-                cookie_jar=DummyCookieJar(),
-            )
-        return self._session
-
 
 def _known(module: str, route: Route) -> _Known:
     method = route.method if isinstance(route, CommandRoute | ImportRoute) else hdrs.METH_GET
@@ -351,10 +250,3 @@ def _answer(response: web.StreamResponse) -> ApiAnswer:
     is_json = response.content_type in (JSON, CONTENT_TYPE)
     body = orjson.loads(content) if isinstance(content, bytes) and content and is_json else None
     return ApiAnswer(response.status, dict(response.headers), body)
-
-
-def _reason(error: BaseException) -> str:
-    cause = getattr(error, "os_error", error)
-    if isinstance(cause, OSError) and cause.errno is not None and cause.errno > 0:  # the loop's own text has the address
-        return f"no connection ({os.strerror(cause.errno).lower()})"
-    return "no connection" if isinstance(cause, OSError) else "the connection broke"
