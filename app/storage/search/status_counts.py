@@ -27,7 +27,7 @@ RECOUNT_SECONDS_MIN = 5.0
 
 
 @frozen
-class _Base:
+class _Complete:
     """A complete count, when it was made, and what the counter of this process was at that moment."""
 
     count: int
@@ -52,11 +52,11 @@ class StatusCounts:
         counted: Callable[[str], float],
         now: Callable[[], float] = monotonic,
     ) -> None:
-        self._database = database
+        self._datawhole = database
         self._statuses = tuple(statuses)
         self._counted = counted
         self._now = now
-        self._bases: dict[str, _Base] = {}
+        self._complete: dict[str, _Complete] = {}
         sql = database.dialect.to_driver_sql
         few = f"(SELECT count(*) FROM (SELECT 1 FROM {table} WHERE status = ? LIMIT {COUNTED_MAX + 1}) AS s{{}})"
         self._select_few = sql("SELECT " + ", ".join(few.format(number) for number in range(len(statuses))))
@@ -87,18 +87,18 @@ class StatusCounts:
             StorageUnavailable: The database is out of reach.
         """
         for status in self._statuses:
-            base = self._bases.get(status)
-            if base is not None and self._now() - base.made_at >= max(RECOUNT_SECONDS_MIN, base.seconds / SHARE_MAX):
+            whole = self._complete.get(status)
+            if whole is not None and self._now() - whole.made_at >= max(RECOUNT_SECONDS_MIN, whole.seconds / SHARE_MAX):
                 await self._count(status)
 
     def _few(self, connection: Connection) -> Sequence[int]:
         return tuple(connection.exec_driver_sql(self._select_few, self._statuses).one())
 
     async def _many(self, status: str) -> int:
-        base = self._bases.get(status) or await self._count(status)
-        return base.count + round(self._counted(status) - base.counted)
+        whole = self._complete.get(status) or await self._count(status)
+        return whole.count + round(self._counted(status) - whole.counted)
 
-    async def _count(self, status: str) -> _Base:
+    async def _count(self, status: str) -> _Complete:
         started, counted = self._now(), self._counted(status)
         count, after = 0, ""
         while True:
@@ -110,5 +110,5 @@ class StatusCounts:
             if found < COUNTED_MAX:
                 break
             after = last
-        base = self._bases[status] = _Base(count, counted, self._now(), self._now() - started)
-        return base
+        whole = self._complete[status] = _Complete(count, counted, self._now(), self._now() - started)
+        return whole
