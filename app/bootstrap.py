@@ -310,9 +310,9 @@ def build_parts(settings: Settings, clock: Clock | None = None) -> Parts:
 def build_web(parts: Parts, health: Health, gate: Gate) -> Runner:
     """Return the HTTP server for *parts*, which does not listen yet; *health* answers the probes."""
     settings, modules, contracts, streams = parts.settings, parts.modules, parts.contracts, Streams()
-    operations = next((gateway.operations for gateway in parts.gateways.values()), None)
+    operations, relays = [gateway.operations for gateway in parts.gateways.values()], parts.runtime.relays
     status = overview.ProcessStatus(
-        settings.bus, health, parts.storage.stores, parts.runtime.relays, operations, parts.dead_letters, parts.metrics, parts.clock
+        settings.bus, health, parts.storage.stores, relays, operations, parts.dead_letters, parts.metrics, parts.clock
     )
     whole = overview.Overview(status, parts.module_api, parts.clock)
     application = build_application(
@@ -334,9 +334,8 @@ def build_web(parts: Parts, health: Health, gate: Gate) -> Runner:
     )
     parts.module_api.serve_from(application)
     whole.attach(application)
-    workers, seconds = settings.http_workers, max(1.0, settings.shutdown_grace_s / 4)
-    connections_max = None if workers else settings.connections_max
-    return Runner(application, connections_max, is_private=workers > 0, shutdown_timeout=seconds)
+    connections_max, seconds = None if settings.http_workers else settings.connections_max, max(1.0, settings.shutdown_grace_s / 4)
+    return Runner(application, connections_max, is_private=settings.http_workers > 0, shutdown_timeout=seconds)
 
 
 def build_workers(parts: Parts) -> HttpWorkers:

@@ -54,7 +54,7 @@ async def test_every_process_shows_all_and_names_the_one_that_is_down(
     assert attention["what"].startswith("The process of payments gives no answer")
 
 
-async def test_a_wrong_key_of_the_processes_is_told_as_that(build: Build, connect: Callable[[System], Client]) -> None:
+async def test_a_wrong_key_of_the_processes_has_its_own_reason(build: Build, connect: Callable[[System], Client]) -> None:
     """An operator who has mixed up two files reads which one to look at."""
     system = build()
     know_each_other(system, *KEYS)

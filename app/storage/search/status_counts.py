@@ -52,7 +52,7 @@ class StatusCounts:
         counted: Callable[[str], float],
         now: Callable[[], float] = monotonic,
     ) -> None:
-        self._datawhole = database
+        self._database = database
         self._statuses = tuple(statuses)
         self._counted = counted
         self._now = now

@@ -88,7 +88,7 @@ class ProcessStatus:
         health: Health,
         stores: Mapping[str, ModuleStore],
         relays: Mapping[str, OutboxRelay],
-        operations: Operations | None,
+        gateways: Sequence[Operations],
         dead_letters: DeadLetterStore,
         metrics: Metrics,
         clock: Clock,
@@ -97,7 +97,7 @@ class ProcessStatus:
         self._health = health
         self._stores = stores
         self._relays = relays
-        self.gateway = None if operations is None else GatewayStatus(operations, clock)
+        self.gateway = GatewayStatus(gateways[0], clock) if gateways else None
         self._dead_letters = dead_letters
         self._metrics = metrics
         self._clock = clock
