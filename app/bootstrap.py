@@ -290,10 +290,9 @@ def build_parts(settings: Settings, clock: Clock | None = None) -> Parts:
         for name, runner in runtime.runners.items()
         if name in GATEWAYS
     }
-    for module in modules:
-        for worker in module.workers:
-            if module.name not in gateways or worker not in gateways[module.name].workers:
-                raise ModuleError(f"{module.name}: nothing runs the worker {worker}; GATEWAYS in app/bootstrap.py has to")
+    for module, worker in ((module, worker) for module in modules for worker in module.workers):
+        if module.name not in gateways or worker not in gateways[module.name].workers:
+            raise ModuleError(f"{module.name}: nothing runs the worker {worker}; GATEWAYS in app/bootstrap.py has to")
     takers = {name: worker.take for gateway in gateways.values() for name, worker in gateway.workers.items()}
     for name, runner in runtime.runners.items():
         if _takes_directly(settings, name):
