@@ -290,7 +290,7 @@ def build_parts(settings: Settings, clock: Clock | None = None) -> Parts:
         for name, runner in runtime.runners.items()
         if name in GATEWAYS
     }
-    for module, worker in ((module, worker) for module in modules for worker in module.workers):
+    for module, worker in ((each, name) for each in modules for name in each.workers):
         if module.name not in gateways or worker not in gateways[module.name].workers:
             raise ModuleError(f"{module.name}: nothing runs the worker {worker}; GATEWAYS in app/bootstrap.py has to")
     takers = {name: worker.take for gateway in gateways.values() for name, worker in gateway.workers.items()}
