@@ -15,12 +15,14 @@ from loguru import logger
 
 from app.bootstrap import build_parts, build_web, build_workers
 from app.messaging.consumers import subscriptions
+from app.runtime.order_metrics import count_open_cases
 from app.storage.databases import DatabaseUnreachable, ModuleClaimed
 from app.storage.errors import StorageUnavailable
 from app.storage.sql.dialect import ExclusiveAccess
+from app.telemetry.attention import AttentionWatch
 from app.telemetry.stall_log import StallLog
 from app.web.access.gate import build_gate
-from app.web.endpoints.health import BUS, CLOCK, OK, TOPOLOGY, WORK
+from app.web.endpoints.health import BUS, CLOCK, OK, TOPOLOGY, WORK, ReadinessMetrics
 from app.web.workers import WorkerFailed
 from bus.errors import BrokerUnreachable
 from bus.port import Clock
@@ -39,6 +41,9 @@ CLAIM_CHECK_SECONDS = 5.0
 
 STALL_CHECK_SECONDS = 5.0
 """The interval at which stalled work is looked for, to be logged."""
+
+ATTENTION_SECONDS = 5.0
+"""The interval at which the process checks what needs attention."""
 
 
 class CannotListen(OSError):
@@ -79,6 +84,9 @@ class Application:
         self._tasks: list[asyncio.Task[None]] = []
         self._consuming: list[asyncio.Task[None]] = []
         self._claims: list[ExclusiveAccess] = []
+        self.attention = AttentionWatch(self.parts.metrics.families)
+        """What needs the attention of an operator, as of the last `ATTENTION_SECONDS`."""
+        self._readiness = ReadinessMetrics(self, self.parts.metrics)
 
     async def start(self) -> str:
         """
@@ -147,6 +155,7 @@ class Application:
             self._run(archiver.run(), f"archiver of {name}")
         self._run(self._flush(), "flush")
         self._run(self._log_stalls(), "stall log")
+        self._run(self._watch_conditions(), "attention")
         self._run(self._renew_claims(), "claims")
         self._run(parts.clock_watch.run(), "clock watch")
         self._run(parts.reader_watches.run(), "reader watch")
@@ -276,6 +285,15 @@ class Application:
         while True:
             await self.parts.clock.sleep(interval)
             log.report(self.stalls())
+
+    async def _watch_conditions(self) -> None:
+        while True:
+            await self.parts.clock.sleep(ATTENTION_SECONDS)
+            await self._readiness.sample()
+            if (payments := self.parts.runtime.runners.get("payments")) is not None:
+                with suppress(StorageUnavailable):  # the number stays as it was
+                    self.parts.metrics.payments_to_settle.set(await count_open_cases(payments))
+            self.attention.step(self.parts.clock.now())
 
     async def _flush(self) -> None:
         while True:

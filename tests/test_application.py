@@ -241,3 +241,25 @@ def test_what_a_module_lacks_is_named_before_anything_starts(
     monkeypatch.setattr(bootstrap, "build_registry", lambda modules: contracts)
     with pytest.raises(ModuleError, match=sentence):
         Application(settings(tmp_path))
+
+
+async def test_a_running_process_watches_what_needs_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readiness becomes a metric, and a condition that holds is listed; a process in order lists nothing about itself."""
+    monkeypatch.setattr("app.application.ATTENTION_SECONDS", 0.01)
+    monkeypatch.setattr("app.application.count_open_cases", _seven_cases)
+    application = Application(settings(tmp_path))
+    await application.start()
+    metrics = application.parts.metrics
+    async with asyncio.timeout(20):
+        while not application.attention.current or metrics.ready.value != 1:  # noqa: ASYNC110 - nothing signals a step
+            await asyncio.sleep(0.01)
+    found = {each.name: each.what for each in application.attention.current if each.name != "DiskLow"}
+    assert found == {"PaymentsToSettle": "7 payments wait for a person."}
+    page = metrics.render().decode()
+    assert 'health_check_failed{check="database:orders"} 0.0' in page
+    assert 'database_disk_free_ratio{module="payments"} 0.' in page
+    await application.stop()
+
+
+async def _seven_cases(service: Any) -> int:
+    return 7

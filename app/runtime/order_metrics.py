@@ -7,16 +7,18 @@ left to a person.
 
 from __future__ import annotations
 
-__all__ = ["OrderMetrics", "log_payment_cases"]
+__all__ = ["CASES_MAX", "OrderMetrics", "count_open_cases", "log_payment_cases"]
 
 from collections.abc import Callable
 from typing import Any
 
 from loguru import logger
 
+from app.runtime.service import ModuleService
 from app.telemetry.logs import log_fast
 from app.telemetry.metrics import Metrics
 from app.telemetry.trace import TraceContext, trace_id
+from modules.filters import Condition
 from modules.inventory.events import StockReserved
 from modules.module import Decision
 from modules.orders.events import OrderCancelled, OrderConfirmed, OrderCreated, OrderRefundRequested
@@ -27,9 +29,14 @@ from modules.payments.events import (
     RefundProcessing,
     RefundReported,
 )
+from modules.payments.state import Payment
+from modules.routes import ListRoute
 
 _CAUSES = frozenset({OrderCancelled, OrderRefundRequested, DisputeReported, RefundFailed, RefundProcessing, RefundReported})
 """The events that may lead to such a case. All others, which are nearly all, are skipped."""
+
+CASES_MAX = 100
+"""Payments that wait for a person, and that are counted; more do not change what is to be done."""
 
 
 class OrderMetrics:
@@ -40,6 +47,7 @@ class OrderMetrics:
         self._reserved = metrics.orders.labels("reserved")
         self._confirmed = metrics.orders.labels("confirmed")
         self._cancelled = metrics.orders.labels("cancelled")
+        self._by_reason = metrics.orders_cancelled
         self._duration_seconds = metrics.order_duration_seconds
         self._handlers: dict[type, Callable[[Any, Decision, TraceContext], None]] = {
             OrderCreated: self._on_created,
@@ -67,6 +75,8 @@ class OrderMetrics:
         (order,) = decision.states
         is_confirmed = isinstance(event, OrderConfirmed)
         (self._confirmed if is_confirmed else self._cancelled).inc()
+        if not is_confirmed:
+            self._by_reason.labels(order.reason or "").inc()
         seconds = (order.updated_at - order.created_at).total_seconds()
         # An order that is cancelled after it was confirmed had reached its end before: only the first end is timed.
         if is_confirmed or not any(entry["event"] == "orders.confirmed" for entry in order.timeline):
@@ -94,3 +104,17 @@ def log_payment_cases(event: Any, decision: Decision, trace: TraceContext) -> No
             reference=event.dispute_reference, amount=event.amount.amount, currency=event.amount.currency,
             correlation_id=trace.correlation_id,
         )  # fmt: skip
+
+
+async def count_open_cases(service: ModuleService) -> int:
+    """
+    Return how many payments of *service*, the module ``payments``, wait for a person; at most `CASES_MAX`.
+
+    Raises:
+        StorageUnavailable: The database is out of reach.
+    """
+    filters = [each for route in service.module.routes if isinstance(route, ListRoute) for each in route.filters]
+    (needs_settling,) = (each for each in filters if each.name == "needs_settling")
+    wanted = [Condition(needs_settling, ("true",))]
+    found, _ = await service.search(Payment, wanted, after=None, limit=CASES_MAX, newest_first=True)
+    return sum(payment.is_open_case for payment in found)

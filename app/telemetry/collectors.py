@@ -11,7 +11,7 @@ Children are plain numbers without a lock: update them on the event loop, or eac
 
 from __future__ import annotations
 
-__all__ = ["SERIES_MAX", "Counter", "Counters", "Formatter", "Gauge", "Gauges", "Histogram", "Histograms"]
+__all__ = ["SERIES_MAX", "Counter", "Counters", "Family", "Formatter", "Gauge", "Gauges", "Histogram", "Histograms"]
 
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -52,9 +52,13 @@ class Counter:
         """Show what *read* returns at each scrape instead of a value kept here."""
         self._read = read
 
+    def read(self) -> float | None:
+        """Return the value now; None if the function that reads it has none."""
+        return self.value if self._read is None else _call(self._read)
+
     def samples(self, labels: str) -> Iterator[Sample]:
         """Yield the samples of a scrape under *labels*."""
-        value = self.value if self._read is None else _call(self._read)
+        value = self.read()
         if value is not None:
             yield "", labels, value
 
@@ -72,10 +76,10 @@ class Gauge(Counter):
 class Histogram:
     """Counts values by bucket, and sums them up."""
 
-    __slots__ = ("_bounds", "counts", "sum")
+    __slots__ = ("bounds", "counts", "sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
+        self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum: float = 0
 
@@ -83,7 +87,7 @@ class Histogram:
         """Count *value*, *times* times. A negative value (a clock was set back) and NaN count as 0: the sum must not decrease."""
         if not value > 0:
             value = 0
-        self.counts[bisect_left(self._bounds, value)] += times
+        self.counts[bisect_left(self.bounds, value)] += times
         self.sum += value * times
 
     def add(self, counts: Sequence[int], sum: float) -> None:
@@ -95,7 +99,7 @@ class Histogram:
         """Yield the cumulative buckets, then sum and count."""
         comma = "," if labels else ""
         count = 0
-        for bound, count in zip((*self._bounds, inf), accumulate(self.counts), strict=True):
+        for bound, count in zip((*self.bounds, inf), accumulate(self.counts), strict=True):
             yield "_bucket", f'{labels}{comma}le="{_number(bound)}"', count
         yield "_sum", labels, self.sum
         yield "_count", labels, count
@@ -104,7 +108,7 @@ class Histogram:
 Child = TypeVar("Child", Counter, Gauge, Histogram)
 
 
-class _Family(Collector, Generic[Child]):
+class Family(Collector, Generic[Child]):
     """A metric with its children, one for each combination of label values."""
 
     def __init__(
@@ -141,6 +145,11 @@ class _Family(Collector, Generic[Child]):
         """Return the children with their label values."""
         return list(self._children.items())
 
+    def series(self) -> Iterator[tuple[dict[str, str], Child]]:
+        """Yield the children, each with the values of its labels by name."""
+        for values, child in list(self._children.items()):
+            yield dict(zip(self._names, values, strict=True)), child
+
     def samples(self) -> Iterator[Sample]:
         """Yield the samples of a scrape, with labels that are formatted and escaped."""
         for values, child in list(self._children.items()):
@@ -163,7 +172,7 @@ class _Family(Collector, Generic[Child]):
         return self._children[values]
 
 
-class Counters(_Family[Counter]):
+class Counters(Family[Counter]):
     """A family of counters; its name ends in ``_total``."""
 
     kind = MetricsTypes.counter
@@ -179,7 +188,7 @@ class Counters(_Family[Counter]):
         super().__init__(registry, name, help, labels, Counter, allowed)
 
 
-class Gauges(_Family[Gauge]):
+class Gauges(Family[Gauge]):
     """A family of gauges."""
 
     kind = MetricsTypes.gauge
@@ -188,7 +197,7 @@ class Gauges(_Family[Gauge]):
         super().__init__(registry, name, help, labels, Gauge)
 
 
-class Histograms(_Family[Histogram]):
+class Histograms(Family[Histogram]):
     """A family of histograms with the same buckets; *bounds* are their upper bounds, ascending, without infinity."""
 
     kind = MetricsTypes.histogram
@@ -213,7 +222,7 @@ class Formatter(TextFormatter):
         name = collector.name
         help = collector.doc.encode("utf-8", "replace").decode().replace("\\", "\\\\").replace("\n", "\\n")
         lines = [f"# HELP {name} {help}", f"# TYPE {name} {collector.kind.name}"]
-        if not isinstance(collector, _Family):
+        if not isinstance(collector, Family):
             raise TypeError(f"{name} is not a collector of app.telemetry.collectors")
         for suffix, labels, value in collector.samples():
             lines.append(

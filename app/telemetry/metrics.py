@@ -7,13 +7,16 @@ one up costs twice as much as to update it. For a family without labels its only
 
 from __future__ import annotations
 
-__all__ = ["CONTENT_TYPE", "Metrics"]
+__all__ = ["CONTENT_TYPE", "LAG_BOUNDS", "ORDER_BOUNDS", "Metrics"]
+
+from collections.abc import Mapping
+from typing import Any
 
 from aioprometheus.collectors import Registry
 from aioprometheus.formats.text import TEXT_CONTENT_TYPE
 
 from app.telemetry import logs, process
-from app.telemetry.collectors import Counter, Counters, Formatter, Gauge, Gauges, Histogram, Histograms
+from app.telemetry.collectors import Counter, Counters, Family, Formatter, Gauge, Gauges, Histogram, Histograms
 
 CONTENT_TYPE = TEXT_CONTENT_TYPE
 """The content type of what `Metrics.render` returns."""
@@ -22,8 +25,8 @@ METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "PO
 
 _HTTP = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.04, 0.06, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _HANDLE = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
-_LAG = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-_ORDER = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0)
+LAG_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+ORDER_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0)
 
 
 class Metrics:
@@ -51,6 +54,8 @@ class Metrics:
     """By consumer and subject."""
     orders: Counters
     """By status."""
+    orders_cancelled: Counters
+    """By reason."""
     order_duration_seconds: Histogram
     circuit_breaker_state: Gauges
     """By gateway."""
@@ -58,12 +63,18 @@ class Metrics:
     """By gateway and operation."""
     payment_attempts: Counters
     """By outcome."""
+    payments_to_settle: Gauge
+    ready: Gauge
+    health_check_failed: Gauges
+    """By check."""
     bus_connected: Gauge
     bus_reconnects: Counter
     clock_jump_seconds: Gauge
     database_wal_bytes: Gauges
     """By module."""
     database_oldest_snapshot_seconds: Gauges
+    """By module."""
+    database_disk_free: Gauges
     """By module."""
     outbox_cap_used: Gauge
     archived: Counters
@@ -94,7 +105,7 @@ class Metrics:
             registry, "message_handle_seconds", "Time from fetching a message to settling it.", ["module"], _HANDLE
         )
         self.message_lag_seconds = Histograms(
-            registry, "message_lag_seconds", "Time from the occurrence of an event to its handling.", ["module"], _LAG
+            registry, "message_lag_seconds", "Time from the occurrence of an event to its handling.", ["module"], LAG_BOUNDS
         )
         self.outbox_pending = Gauges(
             registry, "outbox_pending", "Due events in the module's outbox that the bus has not accepted yet.", ["module"]
@@ -109,8 +120,9 @@ class Metrics:
             registry, "dead_letters_total", "Messages that a consumer has dead-lettered.", ["consumer", "subject"]
         )
         self.orders = Counters(registry, "orders_total", "Orders that have reached a status, final or not.", ["status"])
+        self.orders_cancelled = Counters(registry, "orders_cancelled_total", "Cancelled orders, by reason.", ["reason"])
         self.order_duration_seconds = Histograms(
-            registry, "order_duration_seconds", "Time from the acceptance of an order to its first final status.", [], _ORDER
+            registry, "order_duration_seconds", "Time from the acceptance of an order to its first final status.", [], ORDER_BOUNDS
         ).labels()
         self.circuit_breaker_state = Gauges(registry, "circuit_breaker_state", "0 closed, 1 half-open, 2 open.", ["gateway"])
         self.gateway_misconfigured = Gauges(
@@ -121,6 +133,13 @@ class Metrics:
         )
         self.payment_attempts = Counters(
             registry, "payment_attempts_total", "Calls to a payment gateway, by outcome.", ["outcome"]
+        )
+        self.payments_to_settle = Gauges(
+            registry, "payments_to_settle", "Payments that wait for a person; at most 100 are counted."
+        ).labels()
+        self.ready = Gauges(registry, "ready", "1 while the process accepts requests, 0 otherwise.").labels()
+        self.health_check_failed = Gauges(
+            registry, "health_check_failed", "1 while a check of readiness finds something wrong, 0 otherwise.", ["check"]
         )
         self.bus_connected = Gauges(registry, "bus_connected", "1 while the bus accepts messages, 0 otherwise.").labels()
         self.bus_reconnects = Counters(
@@ -138,6 +157,9 @@ class Metrics:
         self.database_oldest_snapshot_seconds = Gauges(
             registry, "database_oldest_snapshot_seconds", "Age of the oldest snapshot that a reader holds.", ["module"]
         )
+        self.database_disk_free = Gauges(
+            registry, "database_disk_free_ratio", "Free share of the disk with the module's SQLite database.", ["module"]
+        )
         self.clock_jump_seconds = Gauges(
             registry, "clock_jump_seconds", "By how much the timers were moved at start because the clock had jumped."
         ).labels()
@@ -154,6 +176,11 @@ class Metrics:
         Gauges(
             registry, "process_start_time_seconds", "Start time of the process in seconds since 1970."
         ).labels().set_function(process.started_at)
+
+    @property
+    def families(self) -> Mapping[str, Family[Any]]:
+        """All metrics by name."""
+        return {family.name: family for family in self._registry.get_all() if isinstance(family, Family)}
 
     def render(self) -> bytes:
         """Return all metrics in the Prometheus text format, version 0.0.4."""

@@ -13,10 +13,12 @@ import pytest
 from jsonschema import Draft202012Validator
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.telemetry.metrics import Metrics
 from app.web.endpoints import docs
 from app.web.endpoints import health as probes
+from app.web.endpoints.health import ReadinessMetrics
 from app.web.responses.packaged import accepts_gzip
-from tests.web.conftest import KEY, Start, Web
+from tests.web.conftest import KEY, FakeHealth, Start, Web
 
 NEW = {"owner": "o", "items": [{"n": 1}]}
 OK = {"database": "ok", "bus": "ok"}
@@ -180,3 +182,24 @@ def test_the_vendored_files_match_their_manifest() -> None:
     assert found == manifest
     assert {"LICENSE", "NOTICE", "swagger-ui-bundle.js", "swagger-ui.css"} <= manifest.keys()
     assert version.encode() in folder.joinpath("swagger-ui-bundle.js").read_bytes()
+
+
+async def test_readiness_is_a_metric_and_each_check_is_one() -> None:
+    """A check that fails is 1, and 0 again when it is no longer named; without results the process is not ready."""
+    health, metrics = FakeHealth(), Metrics()
+    readiness = ReadinessMetrics(health, metrics)
+
+    async def shown() -> tuple[float, dict[str, float]]:
+        await readiness.sample()
+        return metrics.ready.value, {labels[0]: gauge.value for labels, gauge in metrics.health_check_failed.items()}
+
+    assert await shown() == (1, {"database": 0, "bus": 0})
+    health.results["topology"] = "orders: max_msgs is 5"
+    assert await shown() == (0, {"database": 0, "bus": 0, "topology": 1})
+    del health.results["topology"]
+    health.results["bus"] = "unavailable"
+    assert await shown() == (1, {"database": 0, "bus": 1, "topology": 0})
+    health.phase = "draining"
+    assert (await shown())[0] == 0
+    health.failure = TimeoutError()
+    assert (await shown())[0] == 0

@@ -13,6 +13,7 @@ from string import Template
 import click
 
 from app.cli import console
+from app.cli.new.attention import alert_rules, with_alerts_table, with_condition_panels
 from app.cli.new.settings_table import with_settings_table
 from config.environment import example_env
 from modules.registry import MODULES, NAME
@@ -36,6 +37,8 @@ _FILES = {
 }
 
 _CONFIGURATION = "docs/reference/configuration.rst"
+_DASHBOARD = "deploy/grafana/dashboards/fulfilment.json"
+_ALERTS_PAGE = "docs/howto/deploy.rst"
 
 _NEXT = """\
 Next:
@@ -82,13 +85,16 @@ def module(name: str) -> None:
 @new.command(short_help="Write the files that follow from the list of modules.")
 def documents() -> None:
     """
-    Write the files that follow from the list of modules, where they are out of date.
+    Write the files that follow from the list of modules and from the conditions of alerts, where they are out of date.
 
     \b
       config/example.env                every variable with its default
       docs/reference/configuration.rst  the table of variables
       docs/reference/catalogue.rst      every event
       deploy/nats/accounts.conf         the permissions of each module at NATS
+      deploy/prometheus/alerts.yaml     the alerts, from app/telemetry/attention
+      deploy/grafana/dashboards/        their panels
+      docs/howto/deploy.rst             the table of alerts
 
     Exit codes: 0 done; 2 a module is incomplete, or this is not a source checkout.
     """
@@ -103,6 +109,9 @@ def documents() -> None:
         _CONFIGURATION: with_settings_table((_ROOT / _CONFIGURATION).read_text(encoding="utf-8")),
         "docs/reference/catalogue.rst": page(modules, build_registry(modules)),
         "deploy/nats/accounts.conf": accounts,
+        "deploy/prometheus/alerts.yaml": alert_rules(),
+        _DASHBOARD: with_condition_panels((_ROOT / _DASHBOARD).read_text(encoding="utf-8")),
+        _ALERTS_PAGE: with_alerts_table((_ROOT / _ALERTS_PAGE).read_text(encoding="utf-8")),
     }.items():
         file = _ROOT / path
         if file.read_text(encoding="utf-8") != text:

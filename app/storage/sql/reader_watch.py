@@ -42,6 +42,14 @@ class ReaderWatch:
         except OSError:
             return 0.0
 
+    def disk_free_ratio(self) -> float | None:
+        """Return the free share of the disk with SQLite's file, as the process may use it; None for another database."""
+        path = self._database.dialect.wal_path
+        if path is None:
+            return None
+        disk = os.statvfs(os.path.dirname(path) or ".")
+        return disk.f_bavail / disk.f_blocks if disk.f_blocks else None
+
     async def sample(self) -> None:
         """Look once; a database that is out of reach keeps its last value."""
         sql = self._database.dialect.oldest_snapshot_sql
@@ -70,6 +78,8 @@ class ReaderWatches:
         for module, database in databases.items():
             watch = self._watches[id(database)]
             metrics.database_wal_bytes.labels(module).set_function(watch.wal_bytes)
+            if database.dialect.wal_path is not None:
+                metrics.database_disk_free.labels(module).set_function(watch.disk_free_ratio)
             age = metrics.database_oldest_snapshot_seconds.labels(module)
             age.set_function(lambda watch=watch: watch.oldest_snapshot_seconds)  # type: ignore[misc]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BUS", "CHECK_SECONDS_MAX", "CLOCK", "DATABASE", "OK", "TOPOLOGY", "WORK", "Health", "endpoints"]
+__all__ = ["BUS", "CHECK_SECONDS_MAX", "CLOCK", "DATABASE", "OK", "TOPOLOGY", "WORK", "Health", "ReadinessMetrics", "endpoints"]
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 from aiohttp import hdrs, web
 from loguru import logger
 
+from app.telemetry.metrics import Metrics
 from app.web.handler import Endpoint, RequestContext
 from app.web.responses.problems import ProblemError
 from app.web.responses.success import json_response
@@ -51,7 +52,7 @@ def endpoints(health: Health) -> tuple[Endpoint, ...]:
 
     async def readyz(request: web.Request, context: RequestContext) -> web.Response:
         checks = await _run_checks(health)
-        if health.phase != "ready" or not _are_ok(checks, lambda name: _is_database(name) or name == TOPOLOGY):
+        if not _is_ready(health, checks):
             raise _unavailable(health, checks, "This process accepts no requests now.")
         return _available(health, checks)
 
@@ -65,6 +66,28 @@ def endpoints(health: Health) -> tuple[Endpoint, ...]:
     return tuple(
         Endpoint(hdrs.METH_GET, path, handle, is_public=True, is_503_expected=True) for path, handle in handlers.items()
     )
+
+
+class ReadinessMetrics:
+    """Shows in *metrics* what ``/readyz`` would answer for *health*."""
+
+    def __init__(self, health: Health, metrics: Metrics) -> None:
+        self._health = health
+        self._metrics = metrics
+        self._names: set[str] = set()
+        metrics.ready.set(0)
+
+    async def sample(self) -> None:
+        """Run the checks once; each that was found before and is not among them now is in order again."""
+        checks = await _run_checks(self._health)
+        self._metrics.ready.set(float(_is_ready(self._health, checks)))
+        self._names |= checks.keys()
+        for name in self._names:
+            self._metrics.health_check_failed.labels(name).set(float(checks.get(name, OK) != OK))
+
+
+def _is_ready(health: Health, checks: Mapping[str, str]) -> bool:
+    return health.phase == "ready" and _are_ok(checks, lambda name: _is_database(name) or name == TOPOLOGY)
 
 
 async def _run_checks(health: Health) -> dict[str, str]:
