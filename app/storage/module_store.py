@@ -6,7 +6,7 @@ Nothing here begins or ends a transaction; `app.storage.sql.database` does.
 
 from __future__ import annotations
 
-__all__ = ["ModuleStore", "recent_id_range", "time_ordered_id_range"]
+__all__ = ["FIRST_ID", "ModuleStore", "recent_id_range", "time_ordered_id_range"]
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
@@ -53,14 +53,14 @@ ProcessedIds = dict[str, tuple[str | None, str | None]]
 """Ids of messages and requests processed before, each with its fingerprint and its response."""
 
 
-_FIRST_ID = id_lower_bound(datetime(2024, 1, 1, tzinfo=UTC))
+FIRST_ID = id_lower_bound(datetime(2024, 1, 1, tzinfo=UTC))
 """No order is older. A smaller id does not begin with a time, but perhaps with the zeros of a number."""
 
 
 @lru_cache(16)
 def time_ordered_id_range(now: datetime) -> tuple[str, str]:
     """Return the bounds (from, below) of the ids that begin with the time of their cause, up to *now*."""
-    return _FIRST_ID, id_lower_bound(now + CLOCK_SKEW_MAX)
+    return FIRST_ID, id_lower_bound(now + CLOCK_SKEW_MAX)
 
 
 @lru_cache(16)
@@ -292,7 +292,7 @@ class ModuleStore:
         for sql, values in (
             (self._purge_outbox, (id_lower_bound(sent_before), sent)),
             (self._purge_outbox_untimed, (time_ordered_id_range(now)[1], sent)),
-            (self._purge_inbox, (_FIRST_ID, id_lower_bound(processed_before), processed)),
+            (self._purge_inbox, (FIRST_ID, id_lower_bound(processed_before), processed)),
             (self._purge_inbox_untimed, (processed,)),
         ):
             count += connection.exec_driver_sql(sql, values).rowcount

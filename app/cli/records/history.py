@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from app.cli import console
+from app.cli.records.replay import rebuild, verify
 from modules.registry import MODULES
 
 if TYPE_CHECKING:
@@ -19,17 +20,23 @@ if TYPE_CHECKING:
     from app.storage.archive.history_reader import HistoryReader
 
 
-@click.group(short_help="Export every event that was published.")
+@click.group(short_help="Export every event that was published; decide all of it again.")
 def history() -> None:
     """
-    Export every event that was published, local delivery included, in order.
+    Export every event that was published, local delivery included, in order, or decide all of it again.
 
     \b
       python -m app history export > history.ndjson
       python -m app history export --after 786432 >> history.ndjson
+      python -m app history verify
+      python -m app history rebuild --into sqlite:///rebuilt.db
 
     Works on the database that DATABASE_URL names, with or without a running server.
     """
+
+
+history.add_command(verify)
+history.add_command(rebuild)
 
 
 @history.command()

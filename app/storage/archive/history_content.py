@@ -26,6 +26,7 @@ from __future__ import annotations
 
 __all__ = [
     "COMPRESSED_MIN",
+    "ENTRY_LENGTHS",
     "POSITIONS",
     "Decided",
     "Emitted",
@@ -66,7 +67,7 @@ COMPRESSED_MIN = 512
 
 _TIMER = "t"
 _LOCAL = "l"
-_LENGTHS = {"s": 6, "b": 6, _LOCAL: 3}
+ENTRY_LENGTHS = {"s": 6, "b": 6, _LOCAL: 3}
 """By kind: the members of an entry before what was emitted."""
 
 
@@ -232,7 +233,7 @@ class TransactionHistory:
 
     def _event(self, position: int) -> HistoryEvent:
         row, entry, (_, ordinal, subject, data, *_) = self._emitted[position]
-        is_express, _, _ = entry[_LENGTHS[entry[0]] :]
+        is_express, _, _ = entry[ENTRY_LENGTHS[entry[0]] :]
         cause, correlation = self._cause(row, entry)
         id = derived_id(cause, f"{row.module}.{ordinal}")
         subject += EXPRESS if is_express else ""
@@ -268,7 +269,7 @@ class TransactionHistory:
         else:
             name, is_express, data = entry[1], entry[4], entry[5]
             source = name
-        rest = entry[_LENGTHS[entry[0]] :]
+        rest = entry[ENTRY_LENGTHS[entry[0]] :]
         emitted = tuple([Emitted(*event) for event in _events(entry)])
         return Decided(
             row.module, row.number, row.at, id, correlation, name, data, source, is_express, rest != [0], _key(entry),
@@ -278,7 +279,7 @@ class TransactionHistory:
 
 def _events(entry: Entry) -> Sequence[Entry]:
     """Return the events and timers that *entry* has emitted."""
-    length = _LENGTHS[entry[0]]
+    length = ENTRY_LENGTHS[entry[0]]
     return entry[length + 2] if len(entry) == length + 3 else ()
 
 
@@ -287,5 +288,5 @@ def _key(entry: Entry) -> str | None:
     events = _events(entry)
     if not events:
         return None
-    key = entry[_LENGTHS[entry[0]] + 1]
+    key = entry[ENTRY_LENGTHS[entry[0]] + 1]
     return str(events[0][3]["order_id"] if key == 0 else key)

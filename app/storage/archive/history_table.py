@@ -47,6 +47,8 @@ class HistoryTable:
         self._select = dialect.by_keys(f"SELECT {columns} FROM {self.name} WHERE number {{keys}}")
         between = f"SELECT number, length(content) FROM {self.name} WHERE number >= ? AND number <= ? ORDER BY number LIMIT ?"
         self._select_numbers = dialect.to_driver_sql(between)
+        after = f"SELECT {columns} FROM {self.name} WHERE number > ? AND number <= ? ORDER BY number LIMIT ?"
+        self._select_stored = dialect.to_driver_sql(after)
         recent = f"SELECT number FROM {self.name} WHERE at >= ? ORDER BY at LIMIT 1"
         self._select_recent = dialect.to_driver_sql(recent)
         old = f"SELECT number FROM {self.name} WHERE at < ? AND number < (SELECT max(number) FROM {self.name}) ORDER BY at LIMIT {PURGED_MAX}"
@@ -76,6 +78,11 @@ class HistoryTable:
         """
         found = self._select.fetch(connection, [(str(number),) for number in numbers])()
         return [Row(self.module, number, at, decoded(content)) for number, at, content in found]
+
+    def stored(self, connection: Connection, after: int, until: int, limit: int) -> list[tuple[int, str, bytes]]:
+        """Return number, time and content of up to *limit* rows that follow number *after*, up to *until*, in their order."""
+        found = connection.exec_driver_sql(self._select_stored, (after, until, limit))
+        return [(number, at, content) for number, at, content in found]
 
     def purge(self, connection: Connection, now: datetime) -> int:
         """Delete some of the rows that are not shown any more; return how many. The last row stays: its number is in use."""

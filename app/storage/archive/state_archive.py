@@ -49,6 +49,7 @@ class ArchiveTable:
         self._remove = dialect.by_keys(f"DELETE FROM {table.name} WHERE id {{keys}}")
         page = f"SELECT id, content FROM {table.name} WHERE id > ? AND id < ? ORDER BY id LIMIT ?"
         self._page = dialect.to_driver_sql(page)
+        self._last = dialect.to_driver_sql(f"SELECT max(id) FROM {table.name} WHERE id > ? AND id < ?")
 
     def put(self, connection: Connection, kind: str, documents: Mapping[str, Document]) -> None:
         """Store *documents* by key, in place of those that are there."""
@@ -67,6 +68,11 @@ class ArchiveTable:
         """Return up to *limit* documents whose keys follow *after*, by key, in the order of the keys."""
         values = (_id(kind, after), f"{kind};", limit)  # ; follows : in the order of characters
         return _by_key(connection.exec_driver_sql(self._page, values))
+
+    def last_key(self, connection: Connection, kind: str) -> str:
+        """Return the greatest key; an empty one if there is no document."""
+        found: str | None = connection.exec_driver_sql(self._last, (_id(kind, ""), f"{kind};")).scalar_one()
+        return (found or "").partition(":")[2]
 
 
 class StateArchive:
@@ -99,6 +105,10 @@ class StateArchive:
         """
         found = self.table.page(connection, self.kinds[cls], after, limit)
         return [self._state(cls, key, document) for key, document in found.items()]
+
+    def last_key(self, connection: Connection, cls: type) -> str:
+        """Return the greatest key of an archived state of *cls*; an empty one if there is none."""
+        return self.table.last_key(connection, self.kinds[cls])
 
     def move(self, cls: type, connection: Connection, after: str, before: datetime) -> Swept:
         """

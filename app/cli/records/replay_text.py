@@ -1,0 +1,121 @@
+"""Show the report of a replay, as text or as JSON."""
+
+from __future__ import annotations
+
+__all__ = ["as_json", "as_text"]
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from app.cli import console
+
+if TYPE_CHECKING:
+    from app.runtime.replay.report import Difference, Report, StateDifference
+
+
+def as_text(report: Report, word: str, setting: str) -> str:
+    """Return *report* for a person, the summary first; *word* names what was compared with the history, *setting* one that shifts timers."""
+    parts = [_summary(report)]
+    if report.groups:
+        rows = [(*group, str(count)) for group, count in report.groups.most_common()]
+        parts.append(console.table(("module", "about", "history", word, "count"), rows))
+        of = f"the first {len(report.differences)} of " if len(report.differences) < report.root_count else ""
+        head = f"What differs first about an order or a product ({of}{report.root_count}); the rest may follow from it:"
+        parts.append("\n".join([head, *(f"  {each.text()}" for each in report.differences)]))
+    for (module, subject, seconds), count in report.shifted.most_common():
+        by = f"{abs(seconds):g} s {'later' if seconds > 0 else 'earlier'}"
+        parts.append(
+            f"{module}: {count:,} timers {subject} are due {by}. A setting has changed since, perhaps {setting}; "
+            "set it as it was then to compare the rest."
+        )
+    if report.end_count:
+        head = f"{report.end_count:,} states end differently{_first(report.ends, report.end_count)}:"
+        parts.append("\n".join([head, *(f"  {each.text()}" for each in report.ends)]))
+    if others := [each for each in report.state_differences if not each.is_end]:
+        count = report.state_count - report.end_count
+        head = f"{count:,} states differ otherwise{_first(others, count)}:"
+        parts.append("\n".join([head, *(f"  {each.text()}" for each in others)]))
+    for module, why in report.stopped.items():
+        parts.append(f"{module}: decided again up to {why}. What follows in {module} was not compared.")
+    if report.before:
+        counts = ", ".join(f"{count:,} of {module} ({kind})" for (module, kind), count in report.before.items())
+        parts.append(
+            f"Begins before the history, and was not compared: {counts}. An earlier copy of the database as --baseline of"
+            " `history verify` has the states that they began with."
+        )
+    return "\n\n".join(parts)
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """Return *report* as a JSON value."""
+    return {
+        "is_equal": report.is_equal,
+        "transactions": report.transactions,
+        "decisions": report.decisions,
+        "first": None if report.first is None else {"number": report.first[0], "at": report.first[1]},
+        "last": None if report.last is None else {"number": report.last[0], "at": report.last[1]},
+        "difference_count": report.count,
+        "affected_count": len(report.affected),
+        "groups": [
+            {"module": module, "about": cause, "was": was, "now": now, "count": count}
+            for (module, cause, was, now), count in report.groups.most_common()
+        ],
+        "differences": [_event(each) for each in (*report.differences, *report.consequences)],
+        "shifted_timers": [
+            {"module": module, "subject": subject, "seconds": seconds, "count": count}
+            for (module, subject, seconds), count in report.shifted.most_common()
+        ],
+        "states_compared": _by_kind(report.states),
+        "state_difference_count": report.state_count,
+        "end_difference_count": report.end_count,
+        "states": [_state(each) for each in report.state_differences],
+        "ends": [_state(each) for each in report.ends],
+        "stopped": report.stopped,
+        "before_history": [
+            {**each, "examples": list(report.before_examples.get((each["module"], each["kind"]), ()))}
+            for each in _by_kind(report.before)
+        ],
+    }
+
+
+def _summary(report: Report) -> str:
+    if report.first is None or report.last is None:
+        return "The history is empty."
+    compared = sum(report.states.values())
+    done = (
+        f"{report.transactions:,} transactions from {report.first[1]} to {report.last[1]}:"
+        f" {report.decisions:,} decisions made again, {compared:,} states compared."
+    )
+    if report.is_equal:
+        return f"{done}\nEqual: every event and every state is what it was."
+    return (
+        f"{done}\nDifferent: {report.count:,} events and decisions about {len(report.affected):,} orders or products,"
+        f" {sum(report.shifted.values()):,} due times, {report.state_count:,} states, of which {report.end_count:,} end differently."
+    )
+
+
+def _first(shown: Sequence[StateDifference], count: int) -> str:
+    return f", the first {len(shown)} are" if len(shown) < count else ""
+
+
+def _by_kind(counts: Any) -> list[dict[str, Any]]:
+    return [{"module": module, "kind": kind, "count": count} for (module, kind), count in counts.items()]
+
+
+def _event(difference: Difference) -> dict[str, Any]:
+    return {
+        "module": difference.module, "number": difference.number, "at": difference.at, "key": difference.key,
+        "about": difference.cause, "ordinal": difference.ordinal, "was": difference.was, "now": difference.now,
+        "detail": difference.detail, "is_consequence": difference.is_consequence,
+    }  # fmt: skip
+
+
+def _state(difference: StateDifference) -> dict[str, Any]:
+    members = {name: {"was": _plain(was), "now": _plain(now)} for name, (was, now) in difference.members.items()}
+    return {"module": difference.module, "kind": difference.kind, "key": difference.key, "members": members, "detail": difference.detail}
+
+
+def _plain(value: Any) -> Any:
+    import orjson
+
+    return orjson.loads(orjson.dumps(value, default=str))

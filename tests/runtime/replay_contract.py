@@ -1,0 +1,374 @@
+"""
+The contract suite of the replay: a history that is decided again gives the events and the states that the database has.
+
+A test file provides a fixture ``site`` and a class that inherits `ReplayContract`.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ReplayContract", "again"]
+
+import random
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from app.runtime.replay import states
+from app.runtime.replay.report import Report
+from app.runtime.replay.run import BaselineMismatch, create_state_tables, replay
+from app.runtime.replay.source import DatabaseHistory
+from app.storage.sql.database import Database
+from modules import inventory, orders, payments
+from modules.inventory.events import StockReserved
+from modules.module import Decision, Module, Unexpected
+from modules.orders.state import Order
+from modules.payments.events import ChargeSucceeded
+from tests.clock import VirtualClock
+from tests.runtime.harness import Harness, harness_at, product, submitted, until
+from tests.storage.archive_contract import (
+    CANCEL,
+    DAY,
+    DECLINE,
+    FINISHED,
+    LATE,
+    NO_ANSWER,
+    PAY,
+    UNFINISHED,
+    archive_all,
+    happen,
+    id_at,
+    place,
+    shop,
+)
+from tests.storage.site import Site
+
+_NUMBERS = count()
+
+Change = Callable[[Any, Sequence[Any], Any, Any], Decision]
+"""``change(decide, states, event, now)``"""
+
+
+def again(
+    harness: Harness,
+    folder: Path,
+    *,
+    modules: Sequence[Module] | None = None,
+    baseline: Database | None = None,
+    limit: int = 100,
+    names: Sequence[str] = ("orders", "inventory", "payments"),
+) -> Report:
+    """Decide the history of *harness* again, into a new file in *folder*; return what is found."""
+    modules = [each for each in modules or [runner.module for runner in harness.runners.values()] if each.name in names]
+    target = Database(f"sqlite:///{folder}/again-{next(_NUMBERS)}.db")
+    create_state_tables(target.engine, modules)
+    stores = {name: store for name, store in harness.stores.items() if name in names}
+    history = DatabaseHistory(harness.database, stores, harness.clock.now)
+    report = Report(limit)
+    replay(modules, stores, [history], target, harness.contracts, report, baseline=baseline)
+    return report
+
+
+def changed(name: str, change: Change) -> list[Module]:
+    """Return the modules; the one called *name* decides as *change* does."""
+    modules = [orders.module(timedelta(seconds=900)), inventory.module(), payments.module()]
+    return [evolve(each, decide=partial(change, each.decide)) if each.name == name else each for each in modules]
+
+
+def few_pieces(decide: Any, states: Sequence[Any], event: Any, now: Any) -> Decision:
+    """A rule by which nobody gets more than two pieces."""
+    if type(event).__name__ == "OrderCreated" and event.items[0].quantity > 2:
+        states = [states[0], evolve(states[1], on_hand=0, reserved=0)]
+    decision: Decision = decide(states, event, now)
+    return decision
+
+
+async def every_kind_of_order(harness: Harness, clock: VirtualClock) -> list[str]:
+    """Place orders with each end that there is; return their ids."""
+    ids = []
+    stories = [*FINISHED.values(), *(events for events, _ in UNFINISHED.values()), *((PAY, *late) for late in LATE.values())]
+    for n, events in enumerate(stories):
+        ids.append(await place(harness, n, quantity=1 + n % 3))
+        await clock.advance(0.25)
+        await happen(harness, ids[-1], events, partial(clock.advance, 1))
+    ids.append(await place(harness, 99, quantity=1_000))
+    return ids
+
+
+class ReplayContract:
+    """The suite; inherit it and provide a fixture ``site``."""
+
+    async def test_what_follows_again_is_what_the_database_has(self, site: Site, tmp_path: Path) -> None:
+        """Each event, and each member of each state, archived or not."""
+        async with shop(site.url) as (harness, clock):
+            ids = await every_kind_of_order(harness, clock)
+            await clock.advance(5 * DAY)
+            await archive_all(harness)
+            await place(harness, 200)
+            report = again(harness, tmp_path)
+            assert report.is_equal, report
+            assert report.decisions > 5 * len(ids)
+            kinds = {("orders", "order"): len(ids) + 1, ("inventory", "reservation"): len(ids) + 1}
+            assert {kind: report.states[kind] for kind in kinds} == kinds
+            assert report.states["inventory", "product"] == 1
+            assert not report.before
+
+    async def test_random_orders_end_as_they_have(self, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Express, declined, cancelled, refunded, late: in any order, with few states in memory, some of them archived."""
+        monkeypatch.setattr(states, "STATES_MAX", 3)
+        rng = random.Random(7)
+        events = [PAY, DECLINE, NO_ANSWER, CANCEL, *(event for each in LATE.values() for event in each)]
+        async with shop(site.url) as (harness, clock):
+            ids: list[str] = []
+            for n in range(60):
+                if n % 3 == 0:
+                    order = evolve(submitted(id_at(clock.now(), n), rng.randint(1, 40)), is_express=rng.random() < 0.5)
+                    await harness.submit("orders", order, id=id_at(clock.now(), n + 10_000))
+                    ids.append(order.order_id)
+                module, make = rng.choice(events)
+                id = rng.choice(ids)
+                with suppress(Unexpected):  # the decision was refused, and has left nothing
+                    await harness.submit(module, make(id), id=f"{id}-{n}")
+                await clock.advance(rng.choice([0.001, 1, DAY]))
+                if rng.random() < 0.1:
+                    await archive_all(harness)
+            report = again(harness, tmp_path)
+            assert report.is_equal, report
+            assert report.states["orders", "order"] == len(ids)
+
+    async def test_events_of_the_bus_and_timers_are_decided_again(self, site: Site, tmp_path: Path) -> None:
+        """Where each module consumes from the bus; an order that is cancelled in time leaves no time-out."""
+        async with harness_at(site.url, VirtualClock()) as harness:
+            clock: Any = harness.clock
+            await harness.submit("inventory", product(10))
+            for name in harness.runners:
+                await harness.consume(name)
+                harness.run(harness.relays[name].run())
+            ids = [id_at(clock.now(), n) for n in range(3)]
+            for id in ids:
+                await harness.submit("orders", submitted(id), id=id)
+            await clock.advance(10)
+            await happen(harness, ids[1], (CANCEL,))
+            await clock.advance(901)
+
+            async def ended() -> bool:
+                await clock.advance(0.1)
+                found = await harness.rows("SELECT status FROM inventory_reservation")
+                return sorted(found) == [("released",)] * 3
+
+            await until(ended)
+            report = again(harness, tmp_path)
+            assert report.is_equal, report
+            for name in harness.stores:
+                alone = again(harness, tmp_path, names=[name])
+                assert alone.is_equal, alone
+
+    @pytest.mark.parametrize("name", ["orders", "inventory", "payments"])
+    async def test_one_module_can_be_decided_again_alone(self, site: Site, tmp_path: Path, name: str) -> None:
+        """With the events of the others as the history has them."""
+        async with shop(site.url) as (harness, clock):
+            await every_kind_of_order(harness, clock)
+            report = again(harness, tmp_path, names=[name])
+            assert report.is_equal, report
+            assert {module for module, _ in report.states} == {name}
+
+    async def test_a_changed_rule_is_named_with_its_orders(self, site: Site, tmp_path: Path) -> None:
+        """The event that differs, what does not follow from it any more, and the orders that end differently."""
+        async with shop(site.url) as (harness, clock):
+            ids = [await place(harness, n, quantity=1 + n % 3) for n in range(6)]
+            for id in ids:
+                await clock.advance(1)
+                await happen(harness, id, (PAY,))
+            report = again(harness, tmp_path, modules=changed("inventory", few_pieces))
+            hit = {ids[2], ids[5]}
+            assert report.affected == hit
+            roots = report.differences
+            assert {each.key for each in roots} == hit
+            assert {(each.module, each.cause, each.was, each.now) for each in roots} == {
+                ("inventory", "orders.created.v2", "inventory.reserved.v1", "inventory.rejected.v1")
+            }
+            followed = {(each.module, each.was, each.now) for each in report.consequences if each.key == ids[2]}
+            assert ("payments", "payments.charge_requested.v1", None) in followed
+            assert ("orders", None, "orders.cancelled.v1") in followed
+            ends = {each.key: each.members["status"] for each in report.ends if each.kind == "order"}
+            assert {id: (was.value, now.value) for id, (was, now) in ends.items()} == dict.fromkeys(hit, ("confirmed", "cancelled"))
+            assert "insufficient_stock" in report.ends[0].detail
+            assert not report.is_equal
+
+    async def test_a_changed_rule_is_followed_over_the_bus(self, site: Site, tmp_path: Path) -> None:
+        """As within one transaction: what a consumer got is replaced by what it would get."""
+        async with harness_at(site.url, VirtualClock()) as harness:
+            clock: Any = harness.clock
+            await harness.submit("inventory", product(10))
+            for name in harness.runners:
+                await harness.consume(name)
+                harness.run(harness.relays[name].run())
+            id = id_at(clock.now(), 1)
+            await harness.submit("orders", submitted(id, 3), id=id)
+
+            async def is_requested() -> bool:
+                await clock.advance(0.1)
+                return await harness.rows("SELECT status FROM payments_payment") == [("pending",)]
+
+            await until(is_requested)
+            report = again(harness, tmp_path, modules=changed("inventory", few_pieces))
+            assert [each.key for each in report.ends if each.kind == "order"] == [id]
+            assert [each.now for each in report.differences] == ["inventory.rejected.v1"]
+            assert report.count > report.root_count == 1
+
+    async def test_a_rule_that_only_changes_states_is_found(self, site: Site, tmp_path: Path) -> None:
+        """The states are compared, not only the events."""
+
+        def mute(decide: Any, states: Sequence[Any], event: Any, now: Any) -> Decision:
+            decision: Decision = decide(states, event, now)
+            if isinstance(event, StockReserved) and decision.states and isinstance(decision.states[0], Order):
+                decision.states = (evolve(decision.states[0], unit_prices=None),)
+            return decision
+
+        async with shop(site.url) as (harness, _):
+            id = await place(harness)
+            await happen(harness, id, (PAY,))
+            report = again(harness, tmp_path, modules=changed("orders", mute))
+            assert (report.count, report.state_count, report.end_count) == (0, 1, 0)
+            [difference] = report.state_differences
+            assert difference.members == {"unit_prices": ((100,), None)}
+            assert difference.text() == f"order {id}: unit_prices [100] -> null"
+
+    async def test_a_decision_that_fails_today_is_named(self, site: Site, tmp_path: Path) -> None:
+        """And what follows from the others is decided."""
+
+        def strict(decide: Any, states: Sequence[Any], event: Any, now: Any) -> Decision:
+            if isinstance(event, ChargeSucceeded) and event.order_id == failing:
+                raise ValueError("no")
+            found: Decision = decide(states, event, now)
+            return found
+
+        async with shop(site.url) as (harness, _):
+            ids = [await place(harness, n) for n in range(3)]
+            for id in ids:
+                await happen(harness, id, (PAY,))
+            failing = ids[1]
+            report = again(harness, tmp_path, modules=changed("payments", strict))
+            assert report.affected == {failing}
+            assert report.differences[0].detail == "fails today: ValueError: no"
+            assert [each.key for each in report.ends if each.kind == "order"] == [failing]
+
+    async def test_another_timeout_is_told_apart(self, site: Site, tmp_path: Path) -> None:
+        """A setting that has changed shifts every timer; the events are the same."""
+        async with shop(site.url) as (harness, _):
+            for n in range(3):
+                await happen(harness, await place(harness, n), (PAY,))
+            modules = [orders.module(timedelta(seconds=600)), inventory.module(), payments.module(timedelta(seconds=600))]
+            report = again(harness, tmp_path, modules=modules)
+            assert report.shifted == {("orders", "orders.timed_out.v1", -300.0): 3}
+            assert (report.count, report.state_count) == (0, 0)
+            assert not report.is_equal
+
+    async def test_what_begins_before_the_history_is_counted_and_is_no_difference(self, site: Site, tmp_path: Path) -> None:
+        """After a purge; a copy of the database from before gives the states."""
+        async with shop(site.url) as (harness, clock):
+            old = [await place(harness, n) for n in range(3)]
+            await clock.advance(DAY)
+            baseline = await self.copied(harness, tmp_path)
+            await happen(harness, old[0], (PAY,))
+            await clock.advance(5 * DAY)
+            for store in harness.stores.values():
+                store.history.kept = timedelta(days=5, seconds=60)
+            await happen(harness, old[1], (PAY,))
+            await clock.advance(61)
+            for id in (await place(harness, 10), await place(harness, 11)):
+                await happen(harness, id, (PAY,))
+            assert (await harness.rows("SELECT count(*) FROM orders_history"))[0][0] > 5
+            with_baseline = again(harness, tmp_path, baseline=baseline)
+            assert with_baseline.is_equal, with_baseline
+            assert not with_baseline.before
+            assert with_baseline.states["orders", "order"] == 4
+            for store in harness.stores.values():
+                await harness.database.write(partial(store.purge, now=clock.now()))
+                store.history.kept = timedelta(days=3)
+            report = again(harness, tmp_path)
+            assert report.is_equal, report
+            assert report.before["orders", "order"] == 3
+            assert report.states["orders", "order"] == 2
+            assert set(report.before_examples["orders", "order"]) == set(old)
+            assert report.before["inventory", "product"] == 1
+            assert report.states["payments", "payment"] == 2
+            with pytest.raises(BaselineMismatch, match="does not reach back"):
+                again(harness, tmp_path, baseline=baseline)
+            await baseline.close()
+
+    async def test_a_baseline_must_be_a_copy_of_the_database(self, site: Site, tmp_path: Path) -> None:
+        """Another database has other states."""
+        async with shop(site.url) as (harness, clock), shop(tmp_path / "other.db") as (other, _):
+            await clock.advance(1)
+            await place(harness)
+            await place(other)
+            with pytest.raises(BaselineMismatch, match="no earlier copy"):
+                again(harness, tmp_path, baseline=other.database)
+
+    async def copied(self, harness: Harness, folder: Path) -> Database:
+        """Return a copy of the database of *harness*."""
+        raise NotImplementedError
+
+    @pytest.mark.parametrize("content", [b"\x07[]", b"\x01[[", b"\x01[[1]]", b'\x01[["s"]]'])
+    async def test_a_damaged_row_is_named_and_the_other_modules_go_on(self, site: Site, tmp_path: Path, content: bytes) -> None:
+        """With its module and its number; what was found before it is not lost."""
+        async with shop(site.url) as (harness, _):
+            for n in range(3):
+                await happen(harness, await place(harness, n), (PAY,))
+            last = (await harness.rows("SELECT max(number) FROM payments_history"))[0][0]
+            sql = harness.database.dialect.to_driver_sql("UPDATE payments_history SET content = ? WHERE number = ?")
+            await harness.database.write(lambda c: c.exec_driver_sql(sql, (content, last)))
+            report = again(harness, tmp_path)
+            assert set(report.stopped) <= {"payments", "orders"}
+            assert report.stopped["payments"].startswith(f"transaction {last}: ")
+            assert not report.is_equal
+            assert (report.count, report.state_count) == (0, 0)
+            assert report.states["inventory", "reservation"] == 3
+
+    async def test_a_missing_producer_stops_its_consumers_only(self, site: Site, tmp_path: Path) -> None:
+        """The rows of the orders are in another database."""
+        async with shop(site.url) as (harness, _):
+            await place(harness)
+            await harness.database.write(lambda c: c.exec_driver_sql("DELETE FROM orders_history"))
+            report = again(harness, tmp_path)
+            assert set(report.stopped) == {"inventory"}, report
+            assert "it refers to an event that no history in this database has" in report.stopped["inventory"]
+
+    async def test_an_empty_database_is_equal(self, site: Site, tmp_path: Path) -> None:
+        """There is nothing to decide."""
+        async with harness_at(site.url, VirtualClock()) as harness:
+            assert again(harness, tmp_path).is_equal
+
+    async def test_a_state_that_was_edited_by_hand_is_named(self, site: Site, tmp_path: Path) -> None:
+        """Also one that was deleted, or written without a decision."""
+        async with shop(site.url) as (harness, _):
+            ids = [await place(harness, n) for n in range(3)]
+            sql = harness.database.dialect.to_driver_sql
+            await harness.database.write(
+                lambda c: c.exec_driver_sql(sql("UPDATE inventory_product SET on_hand = ?"), (7,))
+            )
+            await harness.database.write(lambda c: c.exec_driver_sql(sql("DELETE FROM orders_order WHERE order_id = ?"), (ids[0],)))
+            copy = "INSERT INTO inventory_product SELECT ?, name, on_hand, reserved, unit_price_amount, currency FROM inventory_product"
+            await harness.database.write(lambda c: c.exec_driver_sql(sql(copy), ("B",)))
+            report = again(harness, tmp_path)
+            assert {each.text() for each in report.state_differences} == {
+                "product A: on_hand 7 -> 100",
+                "product B: is in the database and does not follow from the history",
+                f"order {ids[0]}: follows from the history and is not in the database",
+            }
+
+
+def copy_file(harness: Harness, folder: Path) -> Database:
+    """Return a copy of the SQLite file of *harness*."""
+    path = folder / "copy.db"
+    with harness.database.engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        driver.execute(f"VACUUM INTO '{path}'")
+    return Database(f"sqlite:///{path}")
