@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FRESH_SECONDS", "ChargeAttempt", "GatewayRequest", "parse_time", "result_id"]
+__all__ = ["FRESH_SECONDS", "ChargeAttempt", "GatewayRequest", "answer_id", "parse_time", "result_id"]
 
 from datetime import datetime
 from typing import Any
@@ -135,6 +135,11 @@ def result_id(request_id: str, consumer: str, result: Any) -> str:
     """
     kind = f"{_RESULT_NAMES[type(result)]}.{getattr(result, 'is_unknown', False)}"
     return derived_id(request_id, f"{consumer}.{kind}")
+
+
+def answer_id(request_id: str, consumer: str, answer: Any) -> str:
+    """Return what `result_id` returns; an empty id if *answer* is nothing that a worker submits."""
+    return result_id(request_id, consumer, answer) if type(answer) in _RESULT_NAMES else ""
 
 
 def parse_time(text: str | None) -> datetime | None:

@@ -27,8 +27,8 @@ from app.runtime.engine import CommitResult, ModuleResult, TransactionEngine, fa
 from app.runtime.outage import StorageOutage
 from app.runtime.receiving import EventReader, Receiver
 from app.runtime.service import Reply
-from app.runtime.state_changes import StateChanges
-from app.runtime.state_reader import StateReader, StateWatchers
+from app.runtime.states.state_changes import StateChanges
+from app.runtime.states.state_reader import StateReader, StateWatchers
 from app.runtime.work import CommitListener, DeferredToNewerVersion, ItemResult, ReplyBuilder, TakeEvent, WorkItem
 from app.runtime.work_queue import LoadLimit, WorkQueue
 from app.storage.audit import Audit

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from attrs import define
 
-from app.runtime.state_changes import ChangeReader
+from app.runtime.states.state_changes import ChangeReader
 from app.storage.audit import Audit
 from app.storage.errors import TemporarilyUnavailable
 from app.telemetry.trace import TraceContext

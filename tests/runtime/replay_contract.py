@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ["ReplayContract", "again"]
 
+import asyncio
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
+from app.gateways.gateway_request import answer_id
 from app.runtime.replay import states
 from app.runtime.replay.report import Report
 from app.runtime.replay.run import BaselineMismatch, create_state_tables, replay
@@ -63,6 +65,7 @@ def again(
     baseline: Database | None = None,
     limit: int = 100,
     names: Sequence[str] = ("orders", "inventory", "payments"),
+    progress: Callable[[], object] = lambda: None,
 ) -> Report:
     """Decide the history of *harness* again, into a new file in *folder*; return what is found."""
     modules = [each for each in modules or [runner.module for runner in harness.runners.values()] if each.name in names]
@@ -71,7 +74,7 @@ def again(
     stores = {name: store for name, store in harness.stores.items() if name in names}
     history = DatabaseHistory(harness.database, stores, harness.clock.now)
     report = Report(limit)
-    replay(modules, stores, [history], target, harness.contracts, report, baseline=baseline)
+    replay(modules, stores, [history], target, harness.contracts, report, answer_id, baseline=baseline, progress=progress)
     return report
 
 
@@ -82,7 +85,7 @@ def changed(name: str, change: Change) -> list[Module]:
 
 
 def few_pieces(decide: Any, states: Sequence[Any], event: Any, now: Any) -> Decision:
-    """A rule by which nobody gets more than two pieces."""
+    """A rule by which no order gets more than two pieces."""
     if type(event).__name__ == "OrderCreated" and event.items[0].quantity > 2:
         states = [states[0], evolve(states[1], on_hand=0, reserved=0)]
     decision: Decision = decide(states, event, now)
@@ -168,6 +171,24 @@ class ReplayContract:
             for name in harness.stores:
                 alone = again(harness, tmp_path, names=[name])
                 assert alone.is_equal, alone
+
+    async def test_orders_that_are_placed_meanwhile_are_in_both_or_in_neither(self, site: Site, tmp_path: Path) -> None:
+        """The database stays in use: what is compared is of one moment."""
+        async with shop(site.url) as (harness, _):
+            for n in range(3):
+                await place(harness, n)
+            loop, numbers = asyncio.get_running_loop(), iter(range(10, 30))
+
+            async def another() -> None:
+                if n := next(numbers, 0):
+                    await happen(harness, await place(harness, n), (PAY, CANCEL)[: n % 3])
+
+            report = await asyncio.to_thread(
+                again, harness, tmp_path, progress=lambda: asyncio.run_coroutine_threadsafe(another(), loop).result(30)
+            )
+            assert report.is_equal, report
+            assert 4 <= report.states["orders", "order"] <= 23
+            assert report.transactions > 4
 
     @pytest.mark.parametrize("name", ["orders", "inventory", "payments"])
     async def test_one_module_can_be_decided_again_alone(self, site: Site, tmp_path: Path, name: str) -> None:
@@ -259,7 +280,7 @@ class ReplayContract:
             assert report.differences[0].detail == "fails today: ValueError: no"
             assert [each.key for each in report.ends if each.kind == "order"] == [failing]
 
-    async def test_another_timeout_is_told_apart(self, site: Site, tmp_path: Path) -> None:
+    async def test_another_timeout_is_counted_apart(self, site: Site, tmp_path: Path) -> None:
         """A setting that has changed shifts every timer; the events are the same."""
         async with shop(site.url) as (harness, _):
             for n in range(3):

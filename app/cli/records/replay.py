@@ -5,9 +5,9 @@ from __future__ import annotations
 __all__ = ["rebuild", "verify"]
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from modules.registry import MODULES
 if TYPE_CHECKING:
     from app.bootstrap import Parts
     from app.runtime.replay.report import Report
+    from app.storage.module_store import ModuleStore
     from app.storage.sql.database import Database
 
 _limit = click.option(
@@ -80,16 +81,19 @@ def verify(module: str | None, baseline: str | None, limit: int, is_json: bool) 
     from app.runtime.replay.run import create_state_tables
     from app.storage.sql.database import Database
 
-    settings = console.settings(MODULES=module)
+    settings = console.settings()
+    if module is not None and module not in settings.modules:
+        console.exit_with(console.USAGE, f"MODULES: must contain {module}")
     parts = console.stored_parts(settings)
-    if baseline is not None and len(parts.storage.databases) > 1:
+    names = tuple(settings.modules) if module is None else (module,)
+    if baseline is not None and len({id(parts.storage.stores[name].database) for name in names}) > 1:
         console.exit_with(console.USAGE, "--baseline: the modules have several databases; name one with --module")
     with ExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory(prefix="fulfilment-"))
         target = Database(f"sqlite:///{folder}/states.db")
         stack.callback(target.engine.dispose)
         create_state_tables(target.engine, parts.modules)
-        report = _replayed(parts, target, limit, None if baseline is None else _existing(baseline, parts))
+        report = _replayed(parts, names, target, limit, None if baseline is None else _existing(baseline, names))
     _end(report, parts, is_json, "today")
 
 
@@ -127,13 +131,13 @@ def rebuild(into: str, limit: int, is_json: bool) -> None:
     for module in parts.modules:
         migrate(target.engine, module.name)
     try:
-        report = _replayed(parts, target, limit, None)
+        report = _replayed(parts, tuple(parts.settings.modules), target, limit, None)
     finally:
         target.engine.dispose()
     _end(report, parts, is_json, "rebuilt")
 
 
-def _existing(url: str, parts: Parts) -> Database:
+def _existing(url: str, modules: Sequence[str]) -> Database:
     """Return the database at *url*, which has the tables of this release; end the process if it has not."""
     from sqlalchemy import make_url
 
@@ -147,31 +151,34 @@ def _existing(url: str, parts: Parts) -> Database:
         found = Database(url)
     except DatabaseConfigError as error:
         console.exit_with(console.USAGE, f"--baseline: {error}")
-    for module in parts.modules:
-        if not console.run_database_step(lambda module=module: is_current(found.engine, module.name)):  # type: ignore[misc]
+    for module in modules:
+        if not console.run_database_step(partial(is_current, found.engine, module)):
             console.exit_with(
-                console.OUT_OF_REACH, f"--baseline: the tables of {module.name} are not those of this release; migrate the copy first"
+                console.OUT_OF_REACH, f"--baseline: the tables of {module} are not those of this release; migrate the copy first"
             )
     return found
 
 
-def _replayed(parts: Parts, target: Database, limit: int, baseline: Database | None) -> Report:
+def _replayed(
+    parts: Parts, names: Sequence[str], target: Database, limit: int, baseline: Database | None
+) -> Report:
     from tqdm import tqdm
 
+    from app.gateways.gateway_request import answer_id
     from app.runtime.replay.report import Report
     from app.runtime.replay.run import replay
     from app.runtime.replay.source import DatabaseHistory
 
-    stores = parts.storage.stores
-    histories = [
-        DatabaseHistory(database, {name: store for name, store in stores.items() if store.database is database})
-        for database in parts.storage.databases.values()
-    ]
+    stores = {name: parts.storage.stores[name] for name in names}
+    grouped: dict[Database, dict[str, ModuleStore]] = {}
+    for name, store in stores.items():
+        grouped.setdefault(store.database, {})[name] = store
+    histories = [DatabaseHistory(database, found) for database, found in grouped.items()]
     report = Report(limit)
     total = sum(each.count() for each in histories)
     with tqdm(total=total, unit="transaction", desc="history", disable=not sys.stderr.isatty()) as bar:
         replay(
-            parts.modules, stores, histories, target, parts.contracts, report,
+            [module for module in parts.modules if module.name in stores], stores, histories, target, parts.contracts, report, answer_id,
             baseline=baseline, progress=bar.update,
         )  # fmt: skip
     return report
@@ -181,7 +188,7 @@ def _end(report: Report, parts: Parts, is_json: bool, word: str) -> None:
     if is_json:
         console.print_json(as_json(report))
     else:
-        click.echo(as_text(report, word, f"ORDER_TIMEOUT_S={parts.settings.order_timeout_s}"))
+        click.echo(as_text(report, word, f"ORDER_TIMEOUT_S={parts.settings.order_timeout_s:g}"))
     if not report.is_equal:
         sys.exit(console.FAILED)
 

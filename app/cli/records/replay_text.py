@@ -19,9 +19,8 @@ def as_text(report: Report, word: str, setting: str) -> str:
     if report.groups:
         rows = [(*group, str(count)) for group, count in report.groups.most_common()]
         parts.append(console.table(("module", "about", "history", word, "count"), rows))
-        of = f"the first {len(report.differences)} of " if len(report.differences) < report.root_count else ""
-        head = f"What differs first about an order or a product ({of}{report.root_count}); the rest may follow from it:"
-        parts.append("\n".join([head, *(f"  {each.text()}" for each in report.differences)]))
+        head = f"What differs first about an order or a product ({_of(report.differences, report.root_count)}); the rest may follow from it:"
+        parts.append("\n".join([head, *(f"  {_line(each)}" for each in report.differences)]))
     for (module, subject, seconds), count in report.shifted.most_common():
         by = f"{abs(seconds):g} s {'later' if seconds > 0 else 'earlier'}"
         parts.append(
@@ -29,11 +28,10 @@ def as_text(report: Report, word: str, setting: str) -> str:
             "set it as it was then to compare the rest."
         )
     if report.end_count:
-        head = f"{report.end_count:,} states end differently{_first(report.ends, report.end_count)}:"
+        head = f"States that end differently ({_of(report.ends, report.end_count)}):"
         parts.append("\n".join([head, *(f"  {each.text()}" for each in report.ends)]))
     if others := [each for each in report.state_differences if not each.is_end]:
-        count = report.state_count - report.end_count
-        head = f"{count:,} states differ otherwise{_first(others, count)}:"
+        head = f"States that differ otherwise ({_of(others, report.state_count - report.end_count)}):"
         parts.append("\n".join([head, *(f"  {each.text()}" for each in others)]))
     for module, why in report.stopped.items():
         parts.append(f"{module}: decided again up to {why}. What follows in {module} was not compared.")
@@ -52,8 +50,8 @@ def as_json(report: Report) -> dict[str, Any]:
         "is_equal": report.is_equal,
         "transactions": report.transactions,
         "decisions": report.decisions,
-        "first": None if report.first is None else {"number": report.first[0], "at": report.first[1]},
-        "last": None if report.last is None else {"number": report.last[0], "at": report.last[1]},
+        "first": None if report.first is None else {"number": report.first[0], "at": _time(report.first[1])},
+        "last": None if report.last is None else {"number": report.last[0], "at": _time(report.last[1])},
         "difference_count": report.count,
         "affected_count": len(report.affected),
         "groups": [
@@ -83,19 +81,28 @@ def _summary(report: Report) -> str:
         return "The history is empty."
     compared = sum(report.states.values())
     done = (
-        f"{report.transactions:,} transactions from {report.first[1]} to {report.last[1]}:"
+        f"{report.transactions:,} transactions from {_time(report.first[1])} to {_time(report.last[1])}:"
         f" {report.decisions:,} decisions made again, {compared:,} states compared."
     )
     if report.is_equal:
         return f"{done}\nEqual: every event and every state is what it was."
     return (
-        f"{done}\nDifferent: {report.count:,} events and decisions about {len(report.affected):,} orders or products,"
-        f" {sum(report.shifted.values()):,} due times, {report.state_count:,} states, of which {report.end_count:,} end differently."
+        f"{done}\nDifferent: events and decisions {report.count:,} (orders and products: {len(report.affected):,}),"
+        f" due times {sum(report.shifted.values()):,}, states {report.state_count:,} (with another end: {report.end_count:,})."
     )
 
 
-def _first(shown: Sequence[StateDifference], count: int) -> str:
-    return f", the first {len(shown)} are" if len(shown) < count else ""
+def _time(at: str) -> str:
+    """Return *at* as the API shows a time."""
+    return at.replace("+00:00", "Z")
+
+
+def _line(difference: Difference) -> str:
+    return f"{_time(difference.at)} {difference.key} {difference.module} about {difference.cause}: {difference.detail}"
+
+
+def _of(shown: Sequence[object], count: int) -> str:
+    return f"{count:,}" if len(shown) == count else f"the first {len(shown):,} of {count:,}"
 
 
 def _by_kind(counts: Any) -> list[dict[str, Any]]:
@@ -104,7 +111,7 @@ def _by_kind(counts: Any) -> list[dict[str, Any]]:
 
 def _event(difference: Difference) -> dict[str, Any]:
     return {
-        "module": difference.module, "number": difference.number, "at": difference.at, "key": difference.key,
+        "module": difference.module, "number": difference.number, "at": _time(difference.at), "key": difference.key,
         "about": difference.cause, "ordinal": difference.ordinal, "was": difference.was, "now": difference.now,
         "detail": difference.detail, "is_consequence": difference.is_consequence,
     }  # fmt: skip

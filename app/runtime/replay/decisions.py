@@ -5,25 +5,25 @@ The batch processor of each module decides, as it does while the program runs; o
 decision gets the event that it was about. If that event follows differently today, it gets today's, and if it does not
 follow today, there is no decision: so what a changed rule leads to in other modules is found, too. An event that follows
 today and is not in the history is delivered within its transaction. What comes from outside (a request, the answer of the
-payment provider, a timer that was due) is what the history has, and nothing else.
+payment provider, a timer that was due) is what the history has, and nothing else; the answer to a request of a worker that
+does not follow today is left out.
 """
 
 from __future__ import annotations
 
-__all__ = ["Replay"]
+__all__ = ["AnswerId", "Replay"]
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from importlib import import_module
 from typing import Any
 
 from attrs import define, field
 from sqlalchemy import Connection
 
 from app.runtime.batch import BatchProcessor
-from app.runtime.engine import ROUNDS_MAX, LocalRoutes
-from app.runtime.receiving import EventReader
+from app.runtime.engine import ROUNDS_MAX
 from app.runtime.replay.comparison import Pair, is_same, pairs
+from app.runtime.replay.incoming import Incoming, NotDecided
 from app.runtime.replay.report import Difference, Report
 from app.runtime.replay.source import Transaction, events_of, rest_of
 from app.runtime.replay.states import ReplayStore
@@ -40,12 +40,8 @@ _TRACE = TraceContext("", "")
 _MALFORMED = (AttributeError, LookupError, TypeError, ValueError)
 
 
-class _NotDecided(Exception):
-    """The event does not follow today, or the module does not consume it: there is no decision."""
-
-
-class _Unreadable(Exception):
-    """The code of today does not know the event."""
+AnswerId = Callable[[str, str, Any], str]
+"""``answer_id(request_id, worker, answer)``: the id under which *worker* submits *answer* to the event *request_id*."""
 
 
 @define(eq=False)
@@ -87,18 +83,20 @@ class Replay:
         connection: Connection,
         contracts: ContractRegistry,
         report: Report,
+        answer_id: AnswerId,
     ) -> None:
         self._modules = {module.name: module for module in modules}
         self._stores = stores
         self._connection = connection
-        self._contracts = contracts
         self._report = report
-        self._readers = {module.name: EventReader(module.name, contracts, module.consumes) for module in modules}
-        self._routes = LocalRoutes(self._readers, (), contracts)
+        self._incoming = Incoming(modules, contracts)
         self._processors = {module.name: BatchProcessor(module, stores[module.name], contracts) for module in modules}
         self._replaced: dict[str, OutgoingEvent | None] = {}
         """By the id of an event that differs today: what it is today; None if it does not follow."""
-        self._classes: dict[tuple[str, str], type] = {}
+        self._answer_id = answer_id
+        self._workers = {subject_of(cls): name for each in modules for name, classes in each.workers.items() for cls in classes}
+        self._unasked: dict[str, list[tuple[str, str]]] = {}
+        """By key: the ids of the requests to a worker that do not follow today, each with the worker."""
 
     def decide(self, transaction: Transaction) -> None:
         """Decide *transaction* again; a module that cannot is stopped, and the report has the reason."""
@@ -169,7 +167,7 @@ class Replay:
         for entry in entries:
             try:
                 item = self._item(current, module, entry)
-            except _NotDecided:
+            except NotDecided:
                 self._nothing_follows(current, module, entry)
             except Exception as error:
                 self._fails(current, module, entry, error)
@@ -218,60 +216,34 @@ class Replay:
         if entry[0] == "b" and id in self._replaced:
             today = self._replaced[id]
             if today is None:
-                raise _NotDecided
-            return WorkItem(self._delivered(module, today)[1], id, _TRACE, today.is_express, None)
-        cls = self._class(module, name)
-        event = self._contracts.from_plain(data, cls)
+                raise NotDecided
+            return WorkItem(self._incoming.delivered(module, today)[1], id, _TRACE, today.is_express, None)
         if entry[0] == "b":
-            event = self._read(module, name, event)
+            event = self._incoming.published(module, name, data)
+        else:
+            event = self._incoming.submitted(module, name, data)
+            if self._unasked and self._is_unasked(module, event, id):
+                raise NotDecided
         return WorkItem(event, id, _TRACE, is_express, None)
+
+    def _is_unasked(self, module: str, event: Any, id: str) -> bool:
+        """Return whether *event*, submitted under *id*, is the answer to a request that does not follow today."""
+        keys = self._modules[module].keys(event)
+        requests = self._unasked.get(keys[0][1], ()) if keys else ()
+        return any(self._answer_id(request, worker, event) == id for request, worker in requests)
 
     def _local_item(self, current: _Current, module: str, entry: Entry) -> WorkItem:
         position = entry[1]
         if position not in current.followed:
             # As the history has it: this process does not run its producer, or does not know its state.
             _, cause, (_, _, source, data, *_) = current.emitted[position]
-            event = self._read(module, source, self._contracts.from_plain(data, self._class(module, source)))
+            event = self._incoming.published(module, source, data)
             return WorkItem(event, current.id_of(entry), _TRACE, bool(rest_of(cause)[0]), None)
         today = current.followed[position]
         if today is None:
-            raise _NotDecided
-        subject, event = self._delivered(module, today)
+            raise NotDecided
+        subject, event = self._incoming.delivered(module, today)
         return WorkItem(event, None, _TRACE, today.is_express, None, subject=subject, cause=today)
-
-    def _delivered(self, module: str, event: OutgoingEvent) -> tuple[str, Any]:
-        """Return *event* as *module* receives it, with its subject."""
-        for name, subject, convert in self._routes.route(type(event.event), event.is_express).subscribers:
-            if name == module:
-                return subject, convert(event.event)
-        raise _NotDecided
-
-    def _class(self, module: str, name: str) -> type:
-        """Return the class of the event with the subject, or of the submitted event of *module* with the class, *name*."""
-        found = self._classes.get((module, name))
-        if found is None:
-            if "." in name:
-                if name not in self._contracts:
-                    raise _Unreadable(f"no contract for {name}")
-                found = self._contracts[name].cls
-            else:
-                found = getattr(import_module(f"modules.{module}.events"), name, None)
-                if found is None:
-                    raise _Unreadable(f"modules.{module}.events has no class {name}")
-            self._classes[module, name] = found
-        return found
-
-    def _read(self, module: str, subject: str, event: Any) -> Any:
-        """Return *event*, which was published under *subject*, in the version that *module* reads."""
-        reader = self._readers[module]
-        if reader.reads(subject):
-            for upcast in reader.upcasts(subject):
-                event = upcast(event)
-            return event
-        for name, _, convert in self._routes.route(type(event), False).subscribers:
-            if name == module:
-                return convert(event)
-        raise _Unreadable(f"{module} does not consume {subject}")
 
     def _begins_before(self, module: str, item: WorkItem, entry: Entry) -> bool:
         """Return whether *item* is about a state of which the history does not have the beginning; note it."""
@@ -315,14 +287,17 @@ class Replay:
     def _note(self, current: _Current, module: str, entry: Entry, item: WorkItem | None, pair: Pair) -> None:
         """Report *pair*, and have today's event delivered in the place of the one that the history has."""
         recorded, today = pair.recorded, pair.today
+        key = self._key(current, module, entry, item)
         replacement = today if pair.is_event_same else None
         if recorded is not None and recorded[2] is not None:
             if recorded[0] is not None:
                 current.followed[recorded[0]] = replacement
-            self._replaced[derived_id(current.id_of(entry), f"{module}.{pair.ordinal}")] = replacement
+            id = derived_id(current.id_of(entry), f"{module}.{pair.ordinal}")
+            self._replaced[id] = replacement
+            if replacement is None and recorded[2] in self._workers:
+                self._unasked.setdefault(key, []).append((id, self._workers[recorded[2]]))
         if today is not None and replacement is None and today.due_at is DUE_NOW:
             current.additional.append(today)
-        key = self._key(current, module, entry, item)
         cause = current.emitted[entry[1]][2][2] if entry[0] == "l" else entry[1]
         was, now = recorded[2] if recorded is not None else None, subject_of(today.event) if today is not None else None
         self._report.add(
@@ -345,7 +320,7 @@ class Replay:
         for _ in range(ROUNDS_MAX):
             events, current.additional = current.additional, []
             for event in events:
-                for module, subject, convert in self._routes.route(type(event.event), event.is_express).subscribers:
+                for module, subject, convert in self._incoming.routes.route(type(event.event), event.is_express).subscribers:
                     if module not in self._report.stopped:
                         self._deliver(current, module, event, subject, convert(event.event))
             if not current.additional:

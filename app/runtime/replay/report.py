@@ -33,10 +33,6 @@ class Difference:
     is_consequence: bool
     """True if something about the same order or product, or its cause, has differed before."""
 
-    def text(self) -> str:
-        """Return it as one line."""
-        return f"{self.at}  {self.key}  {self.module} about {self.cause}: {self.detail}"
-
 
 @frozen
 class StateDifference:

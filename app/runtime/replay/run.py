@@ -19,7 +19,7 @@ from operator import attrgetter
 
 from sqlalchemy import Connection, Engine, MetaData, inspect
 
-from app.runtime.replay.decisions import Replay
+from app.runtime.replay.decisions import AnswerId, Replay
 from app.runtime.replay.ends import compare_states
 from app.runtime.replay.report import Report
 from app.runtime.replay.source import DatabaseHistory, Transaction
@@ -82,6 +82,7 @@ def replay(
     target: Database,
     contracts: ContractRegistry,
     report: Report,
+    answer_id: AnswerId,
     *,
     baseline: Database | None = None,
     progress: Callable[[], object] = lambda: None,
@@ -91,6 +92,7 @@ def replay(
 
     The states are written to the tables of *target*, which are empty. They begin as they are in *baseline*, an earlier copy
     of the database with all modules, or empty. *progress* is called for each transaction. The result is in *report*.
+    *answer_id* identifies the submitted events that are answers of a worker.
 
     Raises:
         BaselineMismatch: *baseline* does not fit.
@@ -101,7 +103,7 @@ def replay(
     with ExitStack() as stack:
         connection = stack.enter_context(target.engine.connect())
         connection.begin()
-        decide = Replay(modules, again, connection, contracts, report).decide
+        decide = Replay(modules, again, connection, contracts, report, answer_id).decide
 
         def decide_all(transactions: Iterator[Transaction]) -> None:
             for transaction in transactions:

@@ -1,13 +1,13 @@
 """
 Read the history of one database transaction by transaction, with the rows of all modules that took part.
 
-`HistorySource` is all that a replay needs of a history; `DatabaseHistory` reads the tables of a database, whether a server
+`ReplaySource` is all that a replay needs of a history; `DatabaseHistory` reads the tables of a database, whether a server
 writes to them or not.
 """
 
 from __future__ import annotations
 
-__all__ = ["DatabaseHistory", "HistorySource", "Transaction", "events_of", "rest_of"]
+__all__ = ["DatabaseHistory", "ReplaySource", "Transaction", "events_of", "rest_of"]
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -47,7 +47,7 @@ class Transaction:
     """Why the row of a module cannot be read."""
 
 
-class HistorySource(Protocol):
+class ReplaySource(Protocol):
     """The history of one database, archived or not."""
 
     modules: Collection[str]

@@ -25,7 +25,7 @@ from attrs import frozen
 from loguru import logger
 
 from app.runtime.service import ModuleService
-from app.runtime.state_changes import ChangeReader
+from app.runtime.states.state_changes import ChangeReader
 from app.storage.errors import StorageUnavailable
 from app.storage.search.changes import VISIBILITY_DELAY_MAX, ChangeMark
 

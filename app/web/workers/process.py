@@ -29,7 +29,7 @@ from typing import Any
 from aiohttp import web
 from attrs import frozen
 
-from app.runtime.state_reader import StateReader
+from app.runtime.states.state_reader import StateReader
 from app.storage.databases import build_storage
 from app.storage.module_store import ModuleStore
 from app.telemetry import logs

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from sqlalchemy import Connection
 
-from app.runtime.state_reader import StateWatchers
+from app.runtime.states.state_reader import StateWatchers
 from app.storage.module_store import ModuleStore
 from app.storage.search.changes import ChangeMark, ChangePage, ChangeSearch
 from bus.port import Clock

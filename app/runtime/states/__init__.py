@@ -1,0 +1,1 @@
+"""Read the states of a module for requests, and follow their changes for streams."""
