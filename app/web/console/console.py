@@ -8,14 +8,15 @@ from collections.abc import Sequence
 
 from aiohttp import hdrs, web
 
+from app.telemetry.metrics import Metrics
 from app.web.access.gate import Gate
 from app.web.console import login, static_files
 from app.web.console.frame import Frame, Page, Screen, Visit
 from app.web.console.live import Live
 from app.web.console.rendering import Rendering
+from app.web.console.samples import Samples
 from app.web.console.screens import Sources, build_screens
 from app.web.console.session import Sessions
-from app.web.endpoints.health import Health
 from app.web.handler import Endpoint
 from app.web.operations.module_api import ModuleApi
 from app.web.responses.problems import ProblemError
@@ -31,9 +32,10 @@ class Console:
     *secret* is a part of the signature of sessions and must be the same in all processes behind one address.
     """
 
-    def __init__(self, gate: Gate, health: Health, api: ModuleApi, streams: Streams, secret: str | None = None) -> None:
+    def __init__(self, gate: Gate, api: ModuleApi, streams: Streams, metrics: Metrics, secret: str | None = None) -> None:
         self.rendering = Rendering()
-        self._screens = build_screens(Sources(health, api, Live(streams), self.rendering))
+        self._samples = Samples(metrics)
+        self._screens = build_screens(Sources(api, Live(streams), self.rendering, self._samples))
         self.frame = Frame(gate, Sessions(gate.authenticator, secret), api, self.rendering, [each.screen for each in self._screens])
 
     def endpoints(self) -> Sequence[Endpoint]:
@@ -47,8 +49,9 @@ class Console:
         )
 
     def setup(self, app: web.Application) -> None:
-        """Prepare the templates for *app*."""
+        """Prepare the templates for *app*, and take samples while it runs."""
         self.rendering.setup(app)
+        self._samples.attach(app)
 
 
 async def _unknown(visit: Visit) -> web.StreamResponse:

@@ -9,7 +9,7 @@ from attrs import frozen
 from app.web.console.frame import Page, Screen
 from app.web.console.live import Live
 from app.web.console.rendering import Rendering
-from app.web.endpoints.health import Health
+from app.web.console.samples import Samples
 from app.web.operations.module_api import ModuleApi
 
 
@@ -25,7 +25,7 @@ class ScreenParts:
 class Sources:
     """Where the screens take from what they show."""
 
-    health: Health
     api: ModuleApi
     live: Live
     rendering: Rendering
+    samples: Samples

@@ -23,6 +23,47 @@
 
   setInterval(() => { if (!document.hidden) showTimes(); }, 10_000);
 
+  // Curves: the server draws them, too; here they have axes, and the values under the pointer.
+  const drawn = new Set();
+
+  function drawCurves() {
+    for (const chart of drawn) {
+      if (!chart.root.isConnected) { chart.destroy(); drawn.delete(chart); }
+    }
+    if (typeof uPlot === "undefined") return;
+    const style = getComputedStyle(document.documentElement);
+    const colour = (name) => style.getPropertyValue(name).trim();
+    for (const element of document.querySelectorAll("[data-curve]")) {
+      const data = JSON.parse(element.dataset.curve);
+      const names = JSON.parse(element.dataset.names);
+      const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--rule"), width: 1 }, ticks: { show: false } };
+      element.replaceChildren();
+      element.removeAttribute("data-curve");
+      const chart = new uPlot({
+        width: element.clientWidth,
+        height: element.clientHeight,
+        legend: { show: false },
+        cursor: { y: false },
+        scales: { y: { range: (self, min, max) => [0, max > 0 ? max * 1.05 : 1] } },
+        axes: [axis, { ...axis, size: 44 }],
+        series: [{}, ...names.map((label, index) => ({
+          label, stroke: colour(`--line-${index + 1}`), width: 1.5, dash: [[], [5, 3], [2, 2]][index], points: { show: false },
+        }))],
+      }, data, element);
+      chart.root.setAttribute("aria-hidden", "true");
+      drawn.add(chart);
+    }
+  }
+
+  addEventListener("resize", () => {
+    for (const chart of drawn) {
+      const element = chart.root.parentElement;
+      if (element) chart.setSize({ width: element.clientWidth, height: element.clientHeight });
+    }
+  });
+  document.addEventListener("htmx:afterSwap", drawCurves);
+  document.addEventListener("DOMContentLoaded", drawCurves);
+
   // Live parts: they can be paused, and they wait while text in them is selected.
   let isPaused = false;
 
