@@ -45,7 +45,7 @@ OLD_NAMES = {
 """Words that no name in Python contains; prose may use some of them in their ordinary meaning."""
 
 CONTRACTS = re.compile(
-    r'(?:<module>|[a-z]+|`|")-strays\b|patrol-[a-z<]+|put_aside|is_said|e-?mail|"hears"|name: nobody|"nobody"|``nobody``'
+    r'(?:<module>|[a-z]+|`|")-strays\b|patrol-[a-z<]+|put_aside|is_said|e-?mail|"hears"|name: nobody|"nobody"|``nobody``|/console/trouble'
 )
 """Names of durables, labels, JSON members and system users, which do not follow the project's words."""
 

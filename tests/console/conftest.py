@@ -37,6 +37,8 @@ class Elements(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found.append((tag, {name: value or "" for name, value in attrs}))
         self._open = tag
+        if tag in ("dd", "dt", "li", "td", "th"):
+            self.text += " "
 
     def handle_data(self, data: str) -> None:
         if self._open == "script" and data.strip():

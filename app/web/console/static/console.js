@@ -26,6 +26,11 @@
   // Curves: the server draws them, too; here they have axes, and the values under the pointer.
   const drawn = new Set();
 
+  function shown(value, unit) {
+    if (unit !== "s" || value === 0) return String(value);
+    return value < 1 ? `${Math.round(value * 1e6) / 1e3} ms` : duration(value);
+  }
+
   function drawCurves() {
     for (const chart of drawn) {
       if (!chart.root.isConnected) { chart.destroy(); drawn.delete(chart); }
@@ -37,6 +42,7 @@
       const data = JSON.parse(element.dataset.curve);
       const names = JSON.parse(element.dataset.names);
       const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--rule"), width: 1 }, ticks: { show: false } };
+      const time = { ...axis, values: (self, at) => at.map((second) => new Date(second * 1000).toISOString().slice(11, 16)) };
       element.replaceChildren();
       element.removeAttribute("data-curve");
       const chart = new uPlot({
@@ -45,7 +51,7 @@
         legend: { show: false },
         cursor: { y: false },
         scales: { y: { range: (self, min, max) => [0, max > 0 ? max * 1.05 : 1] } },
-        axes: [axis, { ...axis, size: 44 }],
+        axes: [time, { ...axis, size: 52, values: (self, found) => found.map((value) => shown(value, element.dataset.unit)) }],
         series: [{}, ...names.map((label, index) => ({
           label, stroke: colour(`--line-${index + 1}`), width: 1.5, dash: [[], [5, 3], [2, 2]][index], points: { show: false },
         }))],
