@@ -1,8 +1,8 @@
-"""The consumers that the bus itself knows, as the operator sees them; each adapter has its own directory."""
+"""The streams and consumers that the bus itself knows, as the operator sees them; each adapter has its own directory."""
 
 from __future__ import annotations
 
-__all__ = ["ConsumerDirectory", "RegisteredConsumer", "subject_matches"]
+__all__ = ["ConsumerDirectory", "RegisteredConsumer", "RegisteredStream", "subject_matches"]
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -17,14 +17,39 @@ class RegisteredConsumer:
     consumer: str
     subjects: tuple[str, ...]
     pending: int
+    in_progress: int = 0
+    """Those of *pending* that are delivered and not settled yet."""
+    redelivered: int = 0
+    """Those of *in_progress* that were delivered more than once."""
+    stream: str = ""
+    """Empty where the bus has no streams."""
+
+
+@frozen
+class RegisteredStream:
+    """A stream: how many messages it holds, their bytes, the sequence of the newest one, and its number of replicas."""
+
+    name: str
+    messages: int
+    bytes: int
+    last_sequence: int
+    replicas: int
 
 
 class ConsumerDirectory(Protocol):
-    """Lists the consumers that exist on the bus."""
+    """Lists the consumers and streams that exist on the bus."""
 
     async def consumers(self) -> Sequence[RegisteredConsumer]:
         """
         Return every consumer that exists now, those of this service and those of others alike.
+
+        Raises:
+            Exception: The bus does not answer, so nothing is known.
+        """
+
+    async def streams(self) -> Sequence[RegisteredStream]:
+        """
+        Return every stream of this service that exists now; none on a bus without streams.
 
         Raises:
             Exception: The bus does not answer, so nothing is known.

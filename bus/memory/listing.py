@@ -6,7 +6,7 @@ __all__ = ["MemoryConsumerDirectory"]
 
 from collections.abc import Sequence
 
-from bus.consumers import RegisteredConsumer
+from bus.consumers import RegisteredConsumer, RegisteredStream
 from bus.memory.bus import MemoryBus
 
 
@@ -19,3 +19,7 @@ class MemoryConsumerDirectory:
     async def consumers(self) -> Sequence[RegisteredConsumer]:
         """Return the groups."""
         return [RegisteredConsumer(name, subjects, pending) for name, subjects, pending in self._bus.groups()]
+
+    async def streams(self) -> Sequence[RegisteredStream]:
+        """Return none: messages wait in the groups."""
+        return ()
