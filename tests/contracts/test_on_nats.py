@@ -195,6 +195,13 @@ async def test_the_directory_lists_the_consumers_on_the_server(
         assert {V1, V2} <= set(found["inventory"].subjects)
         assert (found["warehouse"].subjects, found["warehouse"].pending) == ((V1,), 1)
         assert (found["audit"].subjects, found["anonymous"].subjects) == (("orders.>",), (">",))
+        assert {(each.stream, each.redelivered) for each in found.values()} == {("ORDERS", 0)}
+        assert (found["warehouse"].in_progress, found["audit"].in_progress) == (1, 0)
+        streams = {each.name: each for each in await directory.streams()}
+        assert streams.keys() == {"ORDERS", "PAYMENTS"}
+        orders = streams["ORDERS"]
+        assert (orders.messages, orders.last_sequence, orders.replicas) == (1, 1, 1)
+        assert orders.bytes > 0
         reasons = blockers(V1, [V2], [found["warehouse"], found["audit"], found["anonymous"]])
         assert reasons == (
             "warehouse consumes it and names no newer version",

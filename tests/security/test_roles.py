@@ -64,6 +64,7 @@ PERMISSIONS = {
     "GET /v1/overview": {VIEWER},
     "GET /v1/overview/stream": {VIEWER},
     "GET /v1/overview/process": {VIEWER},
+    "GET /v1/system": {VIEWER},
 }
 """The roles beside the operator's, by method and path. HEAD is decided as GET is."""
 

@@ -69,7 +69,7 @@ async def test_no_secret_is_logged_answered_or_shown(server: Server) -> None:
         token = issued["token"]
         texts.clear()
         await send("GET", f"/v1/orders/none/stream?token={token}", Authorization="")
-        for path in ("/metrics", "/health", "/readyz", "/openapi.json", "/asyncapi.json", "/v1/audit", "/v1/dead-letters", "/docs"):
+        for path in ("/metrics", "/health", "/readyz", "/openapi.json", "/asyncapi.json", "/v1/audit", "/v1/dead-letters", "/v1/system", "/docs"):
             await send("GET", path)
     await asyncio.to_thread(server.wait_for_line, lambda line: "gateway call failed" in line)
     files = [Path(f"/proc/{server.pid}/cmdline"), server.folder / "app.log"]

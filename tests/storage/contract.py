@@ -26,6 +26,7 @@ from app.messaging.republish import _sent_messages, count
 from app.storage.errors import StorageUnavailable
 from app.storage.migrations import head, is_current, migrate, version
 from app.storage.module_store import HANDOVER_DELAY, INBOX_RETENTION, OUTBOX_RETENTION, ModuleStore
+from app.storage.search.timers import read_timers
 from app.storage.sql.database import Database, Work
 from app.storage.state_rows import StateMapper, to_db_timestamp
 from app.storage.tables import DUE_NOW, InboxEntry, OutboxMessage
@@ -233,6 +234,16 @@ class StoreContract:
         assert await store.database.write(lambda c: store.count_due(c, NOW)) == 4
         assert await store.database.write(lambda c: store.oldest_due_seconds(c, NOW)) == 9.0
         assert await store.database.write(lambda c: store.oldest_due_seconds(c, NOW - timedelta(hours=1))) == 0.0
+
+    async def test_the_timers_are_counted_and_those_due_first_are_read(self, store: ModuleStore) -> None:
+        """Ordinary events and timers that have ended are none."""
+        timers = [outbox_message(f"t-{n}", NOW + timedelta(hours=n), f"timer-{n}") for n in (3, 1, 2)]
+        await self._add(store, [*timers, outbox_message("m-1"), outbox_message("t-9", NOW, "timer-9")])
+        await store.database.write(lambda c: store.mark_sent(c, ["t-9"], NOW))
+        found = await store.database.read(partial(read_timers, store.module.name, 2))
+        assert found.count == 3
+        assert [each.due_at for each in found.first] == [NOW + timedelta(hours=n) for n in (1, 2)]
+        assert (found.first[0].subject, found.first[0].key) == ("orders.created.v1", oid(1))
 
     @pytest.mark.parametrize("hours", [-24 * 365, -2, -0.5, 0.5, 2, 24 * 365])
     async def test_a_clock_that_differs_hides_no_message(self, store: ModuleStore, hours: float) -> None:
