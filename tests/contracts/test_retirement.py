@@ -116,11 +116,11 @@ async def test_waiting_and_delivered_messages_are_pending(harness: Harness) -> N
 async def test_no_version_is_safe_to_drop_while_the_bus_does_not_answer(harness: Harness) -> None:
     """The consumers are not known."""
 
-    class Unavailable:
+    class Unavailable(MemoryConsumerDirectory):
         async def consumers(self) -> Sequence[RegisteredConsumer]:
             raise TimeoutError
 
-    report = VersionUsageReport(all_modules(), harness.contracts, harness.metrics, Unavailable())
+    report = VersionUsageReport(all_modules(), harness.contracts, harness.metrics, Unavailable(harness.bus))
     [found] = [each for each in await report.usages() if each.subject == V1]
     assert found.reasons == ("the bus does not answer, so its consumers are unknown",)
     assert not found.is_safe_to_drop
