@@ -27,6 +27,8 @@ class Match(Enum):
     """One of the columns begins with the value. Each has an index; its collation is "C" (`modules.tables.key_type`)."""
     HAS_MEMBER = auto()
     """The column is a JSON array of objects; the member `Filter.member` of one of them equals the value."""
+    REMAINDER_AT_MOST = auto()
+    """The first column less the second is at most the value."""
     PRESENT = auto()
     """The column has a value; the index is one of the keys of such rows. The only value of the filter is ``true``."""
 
@@ -76,6 +78,8 @@ class Condition:
         if self.filter.keeps is not None and not self.filter.keeps(state):
             return False
         found = [getattr(state, column) for column in self.columns]
+        if self.filter.match is Match.REMAINDER_AT_MOST:
+            return any(bool(found[0] - found[1] <= wanted) for wanted in self.values)
         return any(_compare(self.filter, value, wanted) for value in found if value is not None for wanted in self.values)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from attrs import evolve
 
+from modules.filters import Filter, Match
 from modules.inventory.events import (
     AboveMaximum,
     BelowReserved,
@@ -168,5 +169,18 @@ routes: tuple[Route, ...] = (
         state=Product,
         show=show,
         response_schema="Product",
+        filters=(
+            Filter(
+                *("q", {"type": "string", "minLength": 1, "maxLength": 64}, "Products whose id begins with it."),
+                Match.BEGINS_WITH,
+                columns=("product_id",),
+            ),
+            Filter(
+                *("max_available", {"type": "integer", "minimum": 0, "maximum": ON_HAND_MAX}),
+                "Products of which at most this many are available.",
+                Match.REMAINDER_AT_MOST,
+                columns=("on_hand", "reserved"),
+            ),
+        ),
     ),
 )

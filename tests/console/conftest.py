@@ -98,7 +98,7 @@ class Browser:
         self.cookie = seen.cookie.split(";")[0].partition("=")[2]
         return seen
 
-    async def submit(self, page: str, action: str, **fields: str) -> Seen:
+    async def submit(self, page: str, action: str, /, **fields: str) -> Seen:
         """Send the form of *page* that goes to *action*, with its hidden fields and with *fields*."""
         seen = await self.get(page)
         assert seen.elements.all("form", method="post", action=action), seen.words

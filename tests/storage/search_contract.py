@@ -26,6 +26,8 @@ from app.storage.sql.database import Database
 from app.storage.state_rows import StateMapper, to_db_timestamp
 from bus.ids import id_lower_bound
 from modules.filters import Condition, Filter, Match
+from modules.inventory.routes import routes as inventory_routes
+from modules.inventory.state import Product, product_table
 from modules.orders.routes import filters
 from modules.orders.state import Order, Status, order_table
 from modules.payments.routes import routes as payment_routes
@@ -242,6 +244,31 @@ class SearchContract:
             if is_postgres:
                 counted = "SELECT pg_stat_get_xact_tuples_hot_updated('payments_payment'::regclass)"
                 assert connection.exec_driver_sql(counted).scalar_one() == 1
+        database.engine.dispose()
+
+    def test_products_are_found_by_the_beginning_of_their_id_and_by_what_is_available(self, site: Site) -> None:
+        """Reserved pieces are not available; the database and the condition itself decide alike."""
+        database = Database(site.url)
+        mapper = StateMapper(Product, product_table, database.dialect)
+        products = [
+            Product(product_id=id, name=None, on_hand=on_hand, reserved=reserved, unit_price_amount=1, currency="EUR")
+            for id, on_hand, reserved in [("A-1", 5, 5), ("A-2", 9, 1), ("B-1", 0, 0), ("B-2", 50, 0), ("a-1", 7, 6)]
+        ]
+        filters = {each.name: each for route in inventory_routes if isinstance(route, ListRoute) for each in route.filters}
+        with database.engine.begin() as connection:
+            mapper.save(connection, products, {product.product_id for product in products})
+        with database.engine.begin() as connection:
+            for wanted, ids in (
+                ({"max_available": 1}, ["A-1", "B-1", "a-1"]),
+                ({"max_available": 8, "q": "A-"}, ["A-1", "A-2"]),
+                ({"q": "B-2"}, ["B-2"]),
+                ({"q": "C"}, []),
+            ):
+                conditions = [Condition(filters[name], (value,)) for name, value in wanted.items()]
+                found, stopped_at = mapper.search(connection, conditions, None, 51, False)
+                assert stopped_at is None
+                assert [each.product_id for each in found] == ids
+                assert [each.product_id for each in products if all(condition.holds(each) for condition in conditions)] == ids
         database.engine.dispose()
 
     def test_what_has_changed_since_a_mark_is_found(

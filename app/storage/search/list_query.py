@@ -176,6 +176,8 @@ def _filter(condition: Condition, dialect: Dialect) -> _Sql:
         return _Sql(f"{column} IN ({', '.join('?' * len(values))})", values)
     if match is Match.BEGINS_WITH:
         return _or(_begins_with(_unindexed(column), value) for column in columns for value in values)
+    if match is Match.REMAINDER_AT_MOST:
+        return _or(_Sql(f"{columns[0]} - {columns[1]} <= ?", (value,)) for value in values)
     if match is Match.HAS_MEMBER:
         # Members are stored without spaces, and quotes within a text are escaped.
         name = condition.filter.member
