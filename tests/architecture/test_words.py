@@ -45,9 +45,10 @@ OLD_NAMES = {
 """Words that no name in Python contains; prose may use some of them in their ordinary meaning."""
 
 CONTRACTS = re.compile(
-    r'(?:<module>|[a-z]+|`|")-strays\b|patrol-[a-z<]+|put_aside|is_said|e-?mail|"hears"|name: nobody|"nobody"|``nobody``|/console/trouble'
+    r'(?:<module>|[a-z]+|`|")-strays\b|patrol-[a-z<]+|put_aside|is_said|e-?mail|"hears"|name: nobody|"nobody"|``nobody``'
+    r'|/console/trouble\b|"trouble"|\bTrouble\b'
 )
-"""Names of durables, labels, JSON members and system users, which do not follow the project's words."""
+"""Names of durables, labels, JSON members, system users and a screen, which do not follow the project's words."""
 
 EXAMPLE = re.compile("parcels?|parcel_id", re.IGNORECASE)
 """The domain of the example in tests/contracts: a depot that sends parcels."""

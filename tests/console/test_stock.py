@@ -78,7 +78,7 @@ async def test_the_role_for_stock_changes_what_a_viewer_only_sees(served: Served
 
 
 async def test_a_product_is_created_restocked_adjusted_and_priced(served: Served) -> None:
-    """Each form ends with a redirect to the product, which says what was done; a form that is sent twice counts once."""
+    """Each form ends with a redirect to the product, which names what was done; a form that is sent twice counts once."""
     stock = await served.as_role("stock")
     page = "/console/stock/A-1"
     new = {"product_id": "A-1", "on_hand": "5", "amount": "1250", "currency": "EUR", "name": "Teapot"}
@@ -139,7 +139,7 @@ async def test_an_order_that_was_placed_meanwhile_is_no_conflict(served: Served)
         ("adjust", {"quantity": "x", "reason": "lost"}, 400, "/quantity must be an integer"),
         ("restock", {"quantity": "0"}, 400, "/quantity must be"),
         ("set", {"amount": "1.5"}, 400, "/unit_price/amount must be an integer"),
-        ("set", {"currency": "XXX"}, 422, "currency"),
+        ("set", {"currency": "ABC"}, 422, "currency"),
     ],
 )
 async def test_what_is_refused_stays_in_its_field_with_the_reason(

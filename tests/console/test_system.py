@@ -44,7 +44,7 @@ async def test_the_audit_is_filtered_and_has_pages(served: Served) -> None:
     last = await viewer.get(following)
     assert len(last.elements.all("tr")) == 2
     assert re.search(r"on_hand 5 .*on_hand 6", last.words)
-    assert "No changes." in (await viewer.get("/console/system/audit?actor=nobody")).words
+    assert "No changes." in (await viewer.get("/console/system/audit?actor=none")).words
     assert "adjustProduct" not in (await viewer.get("/console/system/audit?module=payments")).words
 
 

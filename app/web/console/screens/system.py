@@ -4,7 +4,8 @@ from __future__ import annotations
 
 __all__ = ["SCREEN", "build"]
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 from urllib.parse import urlencode
@@ -14,7 +15,8 @@ from aiohttp import hdrs, web
 from app.web.console.frame import Page, Screen, Visit
 from app.web.console.screens.answers import problem_of
 from app.web.console.screens.parts import ScreenParts, Sources
-from app.web.operations.module_api import ModuleApi, ProcessAnswer
+from app.web.operations.module_api import ProcessAnswer
+from config.api_keys import ApiKey
 
 SCREEN = Screen("system", "System", "/console/system")
 
@@ -26,34 +28,47 @@ _AUDIT_FILTERS = ("module", "actor", "action", "target", "after", "before")
 
 def build(sources: Sources) -> ScreenParts:
     """Return the screen."""
-    screen = _System(sources.api)
+    screen = _System(sources)
     return ScreenParts(
         SCREEN,
         (
             Page(hdrs.METH_GET, SCREEN.path, screen.show, SCREEN),
+            Page(hdrs.METH_GET, f"{SCREEN.path}/live", screen.follow, SCREEN),
             Page(hdrs.METH_GET, _AUDIT_PAGE, screen.show_audit, SCREEN),
         ),
     )
 
 
 class _System:
-    def __init__(self, api: ModuleApi) -> None:
-        self._api = api
+    def __init__(self, sources: Sources) -> None:
+        self._api = sources.api
+        self._live = sources.live
+        self._rendering = sources.rendering
 
     async def show(self, visit: Visit) -> web.StreamResponse:
         """Show how the system is set up, and what each process says about itself."""
-        answers = await self._api.ask_all("GET", "/v1/system", principal=visit.key)
         contracts = await self._api.ask_all("GET", "/v1/contracts", principal=visit.key)
+        return visit.page("system/index.html", **await self._read(visit.key), contracts=_contracts(_bodies(contracts)))
+
+    async def follow(self, visit: Visit) -> web.StreamResponse:
+        """Send what changes by itself: processes, streams, consumers and timers."""
+        reader = ApiKey("console", visit.key.role)
+
+        def show(found: Mapping[str, Any]) -> Mapping[str, str]:
+            return {"system": self._rendering.render("system/live.html", **found)}
+
+        return await self._live.stream(visit, ("system", reader.role), partial(self._read, reader), show)
+
+    async def _read(self, reader: ApiKey) -> Mapping[str, Any]:
+        answers = await self._api.ask_all("GET", "/v1/system", principal=reader)
         reports = list(_bodies(answers))
-        return visit.page(
-            "system/index.html",
-            answers=answers,
-            reports=reports,
-            streams=_distinct(reports, "streams", ("name",)),
-            consumers=_distinct(reports, "consumers", ("stream", "consumer")),
-            contracts=_contracts(_bodies(contracts)),
-            timers=[timers for report in reports for timers in report["timers"]],
-        )
+        return {
+            "answers": answers,
+            "reports": reports,
+            "streams": _distinct(reports, "streams", ("name",)),
+            "consumers": _distinct(reports, "consumers", ("stream", "consumer")),
+            "timers": [timers for report in reports for timers in report["timers"]],
+        }
 
     async def show_audit(self, visit: Visit) -> web.StreamResponse:
         """Show who changed what, newest first, in a page of all processes or in the pages of one."""

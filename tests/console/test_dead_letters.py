@@ -45,7 +45,7 @@ async def test_dead_letters_are_shown_in_groups_of_one_cause(served: Served) -> 
     assert len(address_of(found, "/console/trouble/payments/")) == 1
 
 
-async def test_without_trouble_the_screen_says_so(served: Served) -> None:
+async def test_an_empty_screen_has_no_form(served: Served) -> None:
     """Two empty lists, and no form."""
     seen = await (await served.as_role("operator")).get("/console/trouble")
     assert "No dead letters." in seen.words
@@ -71,7 +71,7 @@ async def test_a_viewer_sees_everything_and_may_change_nothing(served: Served) -
 
 
 async def test_a_replay_of_a_group_is_counted_before_it_is_done(served: Served) -> None:
-    """The first page is the dry run; the second step replays, and its page says how many."""
+    """The first page is the dry run; the second step replays, and its page names how many."""
     await add(served, *(dead_letter(n) for n in range(3)))
     operator = await served.as_role("operator")
     confirm = f"/console/trouble/many?{GROUP.partition('?')[2]}&action=replay"

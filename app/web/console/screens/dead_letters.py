@@ -4,7 +4,8 @@ from __future__ import annotations
 
 __all__ = ["SCREEN", "build"]
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -15,9 +16,10 @@ from app.web.console.frame import Page, Screen, Visit
 from app.web.console.screens import dead_letter
 from app.web.console.screens.answers import ask, problem_of, read
 from app.web.console.screens.parts import ScreenParts, Sources
-from app.web.operations.module_api import ModuleApi, ModuleUnreachable, ProcessAnswer
+from app.web.operations.module_api import ModuleUnreachable, ProcessAnswer
 from app.web.responses.problems import ProblemError
 from bus.subjects import module_of
+from config.api_keys import ApiKey
 
 SCREEN = Screen("trouble", "Trouble", "/console/trouble")
 
@@ -37,12 +39,13 @@ _CHOSEN = "letter."
 
 def build(sources: Sources) -> ScreenParts:
     """Return the screen."""
-    screen = _Trouble(sources.api)
+    screen = _DeadLetters(sources)
     of_letter = dead_letter.pages(sources.api, SCREEN)
     return ScreenParts(
         SCREEN,
         (
             Page(hdrs.METH_GET, SCREEN.path, screen.show, SCREEN),
+            Page(hdrs.METH_GET, f"{SCREEN.path}/live", screen.follow, SCREEN),
             Page(hdrs.METH_GET, _GROUP_PAGE, screen.show_group, SCREEN),
             Page(hdrs.METH_GET, _MANY, screen.confirm_many, SCREEN, roles=()),
             Page(hdrs.METH_POST, _MANY, screen.change_many, SCREEN, roles=()),
@@ -53,22 +56,39 @@ def build(sources: Sources) -> ScreenParts:
     )
 
 
-class _Trouble:
-    def __init__(self, api: ModuleApi) -> None:
-        self._api = api
+class _DeadLetters:
+    def __init__(self, sources: Sources) -> None:
+        self._api = sources.api
+        self._live = sources.live
+        self._rendering = sources.rendering
 
     async def show(self, visit: Visit) -> web.StreamResponse:
         """Show all groups, and the payments that wait for a person."""
-        answers = await self._api.ask_all("GET", _GROUPS, principal=visit.key)
         payments, problem = await self._open_cases(visit)
         return visit.page(
-            "trouble/index.html",
-            groups=[{**group, "address": group_address(group)} for group in _items(answers)],
-            unreachable=[each.unreachable for each in answers if each.unreachable is not None],
+            "dead_letters/index.html",
+            **await self._read_groups(visit.key),
             payments=payments,
             payments_problem=problem,
             done=_done(visit),
         )
+
+    async def follow(self, visit: Visit) -> web.StreamResponse:
+        """Send the groups after each change."""
+        reader = ApiKey("console", visit.key.role)
+
+        def show(found: Mapping[str, Any]) -> Mapping[str, str]:
+            return {"groups": self._rendering.render("dead_letters/groups.html", **found)}
+
+        return await self._live.stream(visit, ("dead letters", reader.role), partial(self._read_groups, reader), show)
+
+    async def _read_groups(self, reader: ApiKey) -> Mapping[str, Any]:
+        answers = await self._api.ask_all("GET", _GROUPS, principal=reader)
+        unreachable = [each.unreachable for each in answers if each.unreachable is not None]
+        return {
+            "groups": [{**group, "address": group_address(group)} for group in _items(answers)],
+            "unreachable": [{"module": each.module, "reason": each.reason} for each in unreachable],
+        }
 
     async def _open_cases(self, visit: Visit) -> tuple[list[Any], str | None]:
         query = {"needs_settling": "true", "limit": 50}
@@ -84,7 +104,7 @@ class _Trouble:
         pattern, cursor = visit.query.get("pattern"), visit.query.get("cursor")
         letters, following = await self._letters(visit, wanted, pattern, cursor)
         return visit.page(
-            "trouble/group.html",
+            "dead_letters/group.html",
             wanted=wanted,
             pattern=pattern,
             letters=letters,
@@ -117,7 +137,7 @@ class _Trouble:
         action, wanted = _action(visit.query), _wanted(visit.query)
         result = await self._change_group(visit, action, wanted, is_dry=True)
         return visit.page(
-            "trouble/confirm.html", action=action, wanted=wanted, count=result["matched"], ids=[], address=_MANY, back=group_address(wanted)
+            "dead_letters/confirm.html", action=action, wanted=wanted, count=result["matched"], ids=[], address=_MANY, back=group_address(wanted)
         )
 
     async def change_many(self, visit: Visit) -> web.StreamResponse:
@@ -143,7 +163,7 @@ class _Trouble:
             raise ProblemError(400, "nothing_selected", "No dead letter is selected; nothing was done.")
         if action == "discard" and "confirmed" not in visit.form:
             return visit.page(
-                "trouble/confirm.html", action=action, wanted=wanted, count=len(ids), ids=ids, address=_SELECTED, back=back
+                "dead_letters/confirm.html", action=action, wanted=wanted, count=len(ids), ids=ids, address=_SELECTED, back=back
             )
         refused = []
         for id in ids:
@@ -154,7 +174,7 @@ class _Trouble:
                 refused.append({"id": id, "detail": problem_of(answer).detail})
         if refused:
             changed = len(ids) - len(refused)
-            return visit.page("trouble/refused.html", 409, verb=_VERBS[action], changed=changed, refused=refused, back=back)
+            return visit.page("dead_letters/refused.html", 409, verb=_VERBS[action], changed=changed, refused=refused, back=back)
         return visit.redirect(_GROUP_PAGE, **wanted, done=action, count=str(len(ids)))
 
     async def settle(self, visit: Visit) -> web.StreamResponse:
