@@ -49,7 +49,7 @@ class _Letter:
         known = {member.path for member in members}
         found = [{"path": path_of(each["pointer"].removeprefix("/body")), **each} for each in errors]
         return visit.page(
-            "dead_letters/letter.html",
+            "operations/dead_letters/letter.html",
             status,
             letter=letter,
             module=visit.path["module"],
@@ -94,7 +94,7 @@ class _Letter:
         if "confirmed" not in visit.form:
             letter = await self._read(visit)
             return visit.page(
-                "dead_letters/confirm.html", action="discard", wanted=letter, count=1, ids=[],
+                "operations/dead_letters/confirm.html", action="discard", wanted=letter, count=1, ids=[],
                 address=f"{self._address(visit)}/discard", back=self._address(visit),
             )  # fmt: skip
         await self._request(visit, "DELETE", "")

@@ -66,7 +66,7 @@ class _DeadLetters:
         """Show all groups, and the payments that wait for a person."""
         payments, problem = await self._open_cases(visit)
         return visit.page(
-            "dead_letters/index.html",
+            "operations/dead_letters/index.html",
             **await self._read_groups(visit.key),
             payments=payments,
             payments_problem=problem,
@@ -78,7 +78,7 @@ class _DeadLetters:
         reader = ApiKey("console", visit.key.role)
 
         def show(found: Mapping[str, Any]) -> Mapping[str, str]:
-            return {"groups": self._rendering.render("dead_letters/groups.html", **found)}
+            return {"groups": self._rendering.render("operations/dead_letters/groups.html", **found)}
 
         return await self._live.stream(visit, ("dead letters", reader.role), partial(self._read_groups, reader), show)
 
@@ -104,7 +104,7 @@ class _DeadLetters:
         pattern, cursor = visit.query.get("pattern"), visit.query.get("cursor")
         letters, following = await self._letters(visit, wanted, pattern, cursor)
         return visit.page(
-            "dead_letters/group.html",
+            "operations/dead_letters/group.html",
             wanted=wanted,
             pattern=pattern,
             letters=letters,
@@ -137,7 +137,7 @@ class _DeadLetters:
         action, wanted = _action(visit.query), _wanted(visit.query)
         result = await self._change_group(visit, action, wanted, is_dry=True)
         return visit.page(
-            "dead_letters/confirm.html", action=action, wanted=wanted, count=result["matched"], ids=[], address=_MANY, back=group_address(wanted)
+            "operations/dead_letters/confirm.html", action=action, wanted=wanted, count=result["matched"], ids=[], address=_MANY, back=group_address(wanted)
         )
 
     async def change_many(self, visit: Visit) -> web.StreamResponse:
@@ -163,7 +163,7 @@ class _DeadLetters:
             raise ProblemError(400, "nothing_selected", "No dead letter is selected; nothing was done.")
         if action == "discard" and "confirmed" not in visit.form:
             return visit.page(
-                "dead_letters/confirm.html", action=action, wanted=wanted, count=len(ids), ids=ids, address=_SELECTED, back=back
+                "operations/dead_letters/confirm.html", action=action, wanted=wanted, count=len(ids), ids=ids, address=_SELECTED, back=back
             )
         refused = []
         for id in ids:
@@ -174,7 +174,7 @@ class _DeadLetters:
                 refused.append({"id": id, "detail": problem_of(answer).detail})
         if refused:
             changed = len(ids) - len(refused)
-            return visit.page("dead_letters/refused.html", 409, verb=_VERBS[action], changed=changed, refused=refused, back=back)
+            return visit.page("operations/dead_letters/refused.html", 409, verb=_VERBS[action], changed=changed, refused=refused, back=back)
         return visit.redirect(_GROUP_PAGE, **wanted, done=action, count=str(len(ids)))
 
     async def settle(self, visit: Visit) -> web.StreamResponse:

@@ -67,7 +67,7 @@ class _Stock:
             following = f"{SCREEN.path}?{urlencode({'q': wanted, 'low': low_max, 'cursor': page['next_cursor']})}"
         low, is_complete = ([], True) if wanted or cursor else await self._low(visit, low_max)
         return visit.page(
-            "stock/index.html", products=page["items"], following=following, low=low, is_complete=is_complete, low_max=low_max,
+            "operations/stock.html", products=page["items"], following=following, low=low, is_complete=is_complete, low_max=low_max,
             wanted=wanted, is_first=not cursor, done=_done(visit),
         )  # fmt: skip
 
@@ -97,7 +97,7 @@ class _Stock:
         product = body_of(answer)
         is_conflict = problem is not None and problem.status == 412
         return visit.page(
-            "stock/product.html",
+            "operations/product.html",
             status,
             product=product,
             etag=answer.headers.get(hdrs.ETAG, ""),

@@ -48,14 +48,14 @@ class _System:
     async def show(self, visit: Visit) -> web.StreamResponse:
         """Show how the system is set up, and what each process says about itself."""
         contracts = await self._api.ask_all("GET", "/v1/contracts", principal=visit.key)
-        return visit.page("system/index.html", **await self._read(visit.key), contracts=_contracts(_bodies(contracts)))
+        return visit.page("operations/system.html", **await self._read(visit.key), contracts=_contracts(_bodies(contracts)))
 
     async def follow(self, visit: Visit) -> web.StreamResponse:
         """Send what changes by itself: processes, streams, consumers and timers."""
         reader = ApiKey("console", visit.key.role)
 
         def show(found: Mapping[str, Any]) -> Mapping[str, str]:
-            return {"system": self._rendering.render("system/live.html", **found)}
+            return {"system": self._rendering.render("operations/system_live.html", **found)}
 
         return await self._live.stream(visit, ("system", reader.role), partial(self._read, reader), show)
 
@@ -81,7 +81,7 @@ class _System:
         following = pages[0]["next_cursor"] if len(pages) == 1 else None
         problem = None if refused is None else problem_of(refused)
         return visit.page(
-            "system/audit.html",
+            "operations/audit.html",
             200 if problem is None else problem.status,
             problem=problem,
             wanted={name: visit.query.get(name, "") for name in _AUDIT_FILTERS},
