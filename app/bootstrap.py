@@ -326,8 +326,7 @@ def build_web(parts: Parts, health: Health, gate: Gate) -> Runner:
         route_groups=(
             overview.route_group(whole, streams, settings.modules),
             *process_routes.route_groups(
-                modules, contracts, parts.storage, parts.dead_letters, parts.metrics, parts.bus, gate, installed_version(),
-                settings, parts.clock,
+                modules, contracts, parts.storage, parts.dead_letters, parts.metrics, parts.bus, gate, installed_version(), settings, parts.clock
             ),
             *(group for gateway in parts.gateways.values() for group in gateway.route_groups),
         ),
