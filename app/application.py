@@ -19,7 +19,6 @@ from app.runtime.order_metrics import count_open_cases
 from app.storage.databases import DatabaseUnreachable, ModuleClaimed
 from app.storage.errors import StorageUnavailable
 from app.storage.sql.dialect import ExclusiveAccess
-from app.telemetry.attention import AttentionWatch
 from app.telemetry.stall_log import StallLog
 from app.web.access.gate import build_gate
 from app.web.endpoints.health import BUS, CLOCK, OK, TOPOLOGY, WORK, ReadinessMetrics
@@ -84,7 +83,7 @@ class Application:
         self._tasks: list[asyncio.Task[None]] = []
         self._consuming: list[asyncio.Task[None]] = []
         self._claims: list[ExclusiveAccess] = []
-        self.attention = AttentionWatch(self.parts.metrics.families)
+        self.attention = self.parts.attention
         """What needs the attention of an operator, as of the last `ATTENTION_SECONDS`."""
         self._readiness = ReadinessMetrics(self, self.parts.metrics)
 

@@ -48,12 +48,13 @@ from app.storage.databases import Storage, build_storage
 from app.storage.module_store import ModuleStore
 from app.storage.sql.open_dialect import open_dialect
 from app.storage.sql.reader_watch import ReaderWatches
+from app.telemetry.attention import AttentionWatch
 from app.telemetry.metrics import Metrics
 from app.web import Gate, Health, Runner, build_application
 from app.web.console import Console
 from app.web.endpoints import stripe_webhook
 from app.web.handler import RouteGroup
-from app.web.operations import overview, process_routes
+from app.web.operations import process_routes
 from app.web.operations.module_api import ModuleApi
 from app.web.spec.components import Description
 from app.web.streams.state_stream import Streams
@@ -254,6 +255,7 @@ class Parts:
     gateways: Mapping[str, GatewayParts]
     """By the name of the module that uses it."""
     module_api: ModuleApi
+    attention: AttentionWatch
 
     def consumers(self) -> dict[str, Callable[[Subscription], Coroutine[Any, Any, None]]]:
         """Return what handles the deliveries of each consumer, by the consumer's name, both lanes."""
@@ -302,18 +304,14 @@ def build_parts(settings: Settings, clock: Clock | None = None) -> Parts:
         settings, clock, metrics, modules, contracts, storage, dead_letters, bus, runtime, archivers,
         build_clock_watch(storage.stores, clock, metrics, settings.clock_jump_s),
         ReaderWatches({name: store.database for name, store in storage.stores.items()}, clock, metrics), gateways,
-        ModuleApi(all_modules(), settings.modules, settings.module_urls, settings.module_key),
+        ModuleApi(all_modules(), settings.modules, settings.module_urls, settings.module_key), AttentionWatch(metrics.families),
     )  # fmt: skip
 
 
 def build_web(parts: Parts, health: Health, gate: Gate) -> Runner:
     """Return the HTTP server for *parts*, which does not listen yet; *health* answers the probes."""
-    settings, modules, contracts, streams = parts.settings, parts.modules, parts.contracts, Streams()
-    operations, relays = [gateway.operations for gateway in parts.gateways.values()], parts.runtime.relays
-    status = overview.ProcessStatus(
-        settings.bus, health, parts.storage.stores, relays, operations, parts.dead_letters, parts.metrics, parts.clock
-    )
-    whole = overview.Overview(status, parts.module_api, parts.clock)
+    settings, streams = parts.settings, Streams()
+    groups, whole = process_routes.route_groups(parts, health, gate, streams, installed_version())
     application = build_application(
         list(parts.runtime.runners.values()),
         health=health,
@@ -324,10 +322,7 @@ def build_web(parts: Parts, health: Health, gate: Gate) -> Runner:
         cors_origins=settings.cors_origins,
         version=installed_version(),
         route_groups=(
-            overview.route_group(whole, streams, settings.modules),
-            *process_routes.route_groups(
-                modules, contracts, parts.storage, parts.dead_letters, parts.metrics, parts.bus, gate, installed_version(), settings, parts.clock
-            ),
+            *groups,
             *(group for gateway in parts.gateways.values() for group in gateway.route_groups),
         ),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FRESH_SECONDS", "ChargeAttempt", "GatewayRequest", "answer_id", "parse_time", "result_id"]
+__all__ = ["FRESH_SECONDS", "ChargeAttempt", "GatewayRequest", "answer_id", "parse_time", "result_id", "result_ids"]
 
 from datetime import datetime
 from typing import Any
@@ -133,8 +133,16 @@ def result_id(request_id: str, consumer: str, result: Any) -> str:
     The kind of result is part of it: a request that is processed twice, because the worker was killed in between, may
     have two different results, and payments needs both.
     """
-    kind = f"{_RESULT_NAMES[type(result)]}.{getattr(result, 'is_unknown', False)}"
-    return derived_id(request_id, f"{consumer}.{kind}")
+    return _derived_id(request_id, consumer, _RESULT_NAMES[type(result)], getattr(result, "is_unknown", False))
+
+
+def result_ids(request_id: str, consumer: str) -> list[str]:
+    """Return all ids that `result_id` may return for the request *request_id*."""
+    return [_derived_id(request_id, consumer, name, is_unknown) for name in _RESULT_NAMES.values() for is_unknown in (False, True)]
+
+
+def _derived_id(request_id: str, consumer: str, name: str, is_unknown: bool) -> str:
+    return derived_id(request_id, f"{consumer}.{name}.{is_unknown}")
 
 
 def answer_id(request_id: str, consumer: str, answer: Any) -> str:

@@ -23,7 +23,7 @@ LOCATIONS: list[tuple[str, str, str]] = re.findall(r"location (=|~|) ?([^@ ]\S*)
 OF_THE_PROCESS = {"/livez", "/readyz", "/health", "/metrics"}
 """Probes and metrics of one process: the operator asks the process itself."""
 
-OF_EACH = ("/v1/dead-letters", "/v1/contracts", "/v1/audit", "/v1/history", "/v1/overview", "/v1/system")
+OF_EACH = ("/v1/dead-letters", "/v1/contracts", "/v1/audit", "/v1/history", "/v1/overview", "/v1/order-records", "/v1/system")
 """Each process has these routes."""
 
 MODULE_ROUTES: list[tuple[str, Route]] = [

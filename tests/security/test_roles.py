@@ -61,6 +61,8 @@ PERMISSIONS = {
     "GET /v1/contracts": {VIEWER},
     "GET /v1/audit": {VIEWER},
     "GET /v1/history": {VIEWER},
+    "GET /v1/orders/{order_id}/explain": {SHOP, VIEWER},
+    "GET /v1/order-records/{order_id}": {VIEWER},
     "GET /v1/overview": {VIEWER},
     "GET /v1/overview/stream": {VIEWER},
     "GET /v1/overview/process": {VIEWER},
@@ -150,6 +152,7 @@ async def test_a_key_of_one_customer_reaches_no_route_that_does_not_know_custome
         "GET /v1/orders/{order_id}",
         "GET /v1/orders/{order_id}/stream",
         "GET /v1/orders/stream",
+        "GET /v1/orders/{order_id}/explain",
         "POST /v1/orders/{order_id}/cancel",
         "POST /v1/stream-tokens",
     }

@@ -132,6 +132,14 @@ class DeadLetterStore:
         # Between the first two looks it may be moved from the archive into the table.
         return await self._find(id) or await self._find_archived(id) or await self._find(id)
 
+    async def find(self, ids: Collection[str]) -> Sequence[StoredDeadLetter]:
+        """Return those of the dead letters *ids* that exist and are not archived."""
+        found: list[StoredDeadLetter] = []
+        for name, table in self._tables.items() if ids else ():
+            query = select(table).where(table.c.id.in_(ids)).order_by(table.c.id)
+            found += await self._stores[name].database.read(partial(_dead_letters, query))
+        return found
+
     async def _find(self, id: str) -> StoredDeadLetter | None:
         for name, table in self._tables.items():
             if found := await self._stores[name].database.read(partial(_dead_letters, select(table).where(table.c.id == id))):

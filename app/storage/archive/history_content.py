@@ -210,14 +210,22 @@ class TransactionHistory:
         Raises:
             HistoryIncomplete: The row of a producer is missing.
         """
-        found = [self._event(position) for position in self._emitted]
-        for row in self._rows:
-            for entry in row.entries:
-                if entry[0] == _TIMER:
-                    _, position, subject, id, cause, correlation, key, data = entry
-                    seq = seq_of(row.number, position)
-                    found.append(HistoryEvent(seq, row.module, id, cause, correlation, subject, key, row.at, data))
+        found = [*(self._event(position) for position in self._emitted), *self._fired()]
         return sorted(found, key=lambda event: event.seq)
+
+    def about(self, key: str) -> tuple[list[HistoryEvent], list[Decided]]:
+        """
+        Return the published events whose key is *key*, and the decisions about events with it as their ``order_id``.
+
+        Of a transaction with the decisions about many orders this derives only what it returns.
+
+        Raises:
+            HistoryIncomplete: The row of a producer is missing.
+        """
+        events = [self._event(position) for position, (_, entry, _) in self._emitted.items() if _key(entry) == key]
+        events += [event for event in self._fired() if event.key == key]
+        decided = [self._decided(row, entry) for row, entry in self._decisions() if self._is_about(entry, key)]
+        return sorted(events, key=lambda event: event.seq), decided
 
     def decisions(self) -> list[Decided]:
         """
@@ -227,6 +235,19 @@ class TransactionHistory:
             HistoryIncomplete: The row of a producer is missing.
         """
         return [self._decided(row, entry) for row, entry in self._decisions()]
+
+    def _fired(self) -> Iterator[HistoryEvent]:
+        for row in self._rows:
+            for entry in row.entries:
+                if entry[0] == _TIMER:
+                    _, position, subject, id, cause, correlation, key, data = entry
+                    seq = seq_of(row.number, position)
+                    yield HistoryEvent(seq, row.module, id, cause, correlation, subject, key, row.at, data)
+
+    def _is_about(self, entry: Entry, key: str) -> bool:
+        if entry[0] != _LOCAL:
+            return bool(entry[5].get("order_id") == key)
+        return entry[1] in self._emitted and _key(self._emitted[entry[1]][1]) == key
 
     def _decisions(self) -> Iterator[tuple[Row, Entry]]:
         return ((row, entry) for row in self._rows for entry in row.entries if entry[0] != _TIMER)

@@ -20,6 +20,7 @@ from app.messaging.outbox_relay import OutboxRelay
 from app.storage.errors import StorageUnavailable
 from app.storage.module_store import ModuleStore
 from app.storage.search.status_counts import COUNTED_MAX, StatusCounts
+from app.telemetry.attention import Attention, AttentionWatch
 from app.telemetry.metrics import Metrics
 from app.web.endpoints.dead_letters import group_to_json
 from app.web.endpoints.health import BUS, CHECK_SECONDS_MAX, DATABASE, OK, Health
@@ -92,6 +93,7 @@ class ProcessStatus:
         dead_letters: DeadLetterStore,
         metrics: Metrics,
         clock: Clock,
+        attention: AttentionWatch,
     ) -> None:
         self._bus_name = bus_name
         self._health = health
@@ -101,6 +103,7 @@ class ProcessStatus:
         self._dead_letters = dead_letters
         self._metrics = metrics
         self._clock = clock
+        self._attention = attention
         self._rates = Rates(self._counters)
         self._counts: StatusCounts | None = None
         if ORDERS in stores:
@@ -129,7 +132,7 @@ class ProcessStatus:
             },
             "databases": {name: checks.get(f"{DATABASE}:{name}", OK) for name in self._stores},
             "dead_letters": groups,
-            "attention": [],
+            "attention": [_attention_to_json(each) for each in self._attention.current],
         }
         if orders is not None:
             found["orders"] = orders
@@ -183,6 +186,8 @@ class ProcessStatus:
             "reachable": True,
             "outbox_pending": relay.pending,
             "outbox_oldest_seconds": round(relay.oldest_seconds, 3),
+            # Several processes may share a database that is shared; how many do is not known.
+            "replicas": None if self._stores[name].database.dialect.is_shared else 1,
             "lag_seconds": round(growth[f"lag_seconds:{name}"] / count, 4) if count else None,
         }
 
@@ -222,3 +227,8 @@ def _changed_since(connection: Connection, since: float) -> tuple[int, int]:
     )
     accepted, completed = connection.exec_driver_sql(sql).one()
     return accepted, completed
+
+
+def _attention_to_json(each: Attention) -> dict[str, Any]:
+    shown = {"what": each.what, "since": rfc3339(each.since), "do": each.do}
+    return {**shown, "name": each.name, "severity": each.severity.value, "guide": each.guide}

@@ -49,7 +49,7 @@ _MODULE: Json = {
             **_NUMBER,
             "description": "Mean time from an event to its handling, of those handled within the last ten seconds; null if there is none.",
         },
-        "replicas": {**_COUNT, "description": "Processes that run the module."},
+        "replicas": {**_COUNT, "description": "Processes that run the module; null where several may, and their number is not known."},
         "reason": {**_TEXT, "description": "Why it is not reachable."},
     },
 }
