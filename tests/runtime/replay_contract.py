@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
+from sqlalchemy import Connection
 
 from app.gateways.gateway_request import answer_id
 from app.runtime.replay import states
@@ -32,6 +33,7 @@ from modules.inventory.events import StockReserved
 from modules.module import Decision, Module, Unexpected
 from modules.orders.state import Order
 from modules.payments.events import ChargeSucceeded
+from modules.values import Money
 from tests.clock import VirtualClock
 from tests.runtime.harness import Harness, harness_at, product, submitted, until
 from tests.storage.archive_contract import (
@@ -49,6 +51,7 @@ from tests.storage.archive_contract import (
     place,
     shop,
 )
+from tests.storage.history_contract import published
 from tests.storage.site import Site
 
 _NUMBERS = count()
@@ -203,9 +206,10 @@ class ReplayContract:
         """The event that differs, what does not follow from it any more, and the orders that end differently."""
         async with shop(site.url) as (harness, clock):
             ids = [await place(harness, n, quantity=1 + n % 3) for n in range(6)]
-            for id in ids:
+            for request in await published(harness, subject="payments.charge_requested.v1"):
                 await clock.advance(1)
-                await happen(harness, id, (PAY,))
+                answer = PAY[1](request.key)
+                await harness.submit("payments", answer, id=answer_id(request.event_id, "payments-gateway", answer))
             report = again(harness, tmp_path, modules=changed("inventory", few_pieces))
             hit = {ids[2], ids[5]}
             assert report.affected == hit
@@ -220,6 +224,9 @@ class ReplayContract:
             ends = {each.key: each.members["status"] for each in report.ends if each.kind == "order"}
             assert {id: (was.value, now.value) for id, (was, now) in ends.items()} == dict.fromkeys(hit, ("confirmed", "cancelled"))
             assert "insufficient_stock" in report.ends[0].detail
+            payments = {each.key: each.detail for each in report.ends if each.kind == "payment"}
+            assert payments.keys() == hit
+            assert all('status "captured" -> "declined"' in each for each in payments.values()), "nothing is charged"
             assert not report.is_equal
 
     async def test_a_changed_rule_is_followed_over_the_bus(self, site: Site, tmp_path: Path) -> None:
@@ -242,6 +249,42 @@ class ReplayContract:
             assert [each.key for each in report.ends if each.kind == "order"] == [id]
             assert [each.now for each in report.differences] == ["inventory.rejected.v1"]
             assert report.count > report.root_count == 1
+
+    @pytest.mark.parametrize("is_local", [True, False])
+    async def test_an_event_with_other_data_is_followed(self, site: Site, tmp_path: Path, is_local: bool) -> None:
+        """Its consumers decide about today's data, within a transaction and over the bus."""
+
+        def dearer(decide: Any, states: Sequence[Any], event: Any, now: Any) -> Decision:
+            decision: Decision = decide(states, event, now)
+            reserved: Any = decision.events[0] if decision.events else None
+            if isinstance(reserved, StockReserved):
+                decision.events = (evolve(reserved, total=Money(999, "EUR")),)  # type: ignore[misc]
+            return decision
+
+        async with harness_at(site.url, VirtualClock(), delivers_locally=is_local) as harness:
+            clock: Any = harness.clock
+            for name in harness.runners:
+                await harness.consume(name)
+                harness.run(harness.relays[name].run())
+            await harness.submit("inventory", product(10))
+            id = id_at(clock.now(), 1)
+            await harness.submit("orders", submitted(id, 2), id=id)
+
+            async def is_requested() -> bool:
+                await clock.advance(0.1)
+                return await harness.rows("SELECT status FROM payments_payment") == [("pending",)]
+
+            await until(is_requested)
+            report = again(harness, tmp_path, modules=changed("inventory", dearer))
+            [root] = report.differences
+            assert root.detail == "inventory.reserved.v1 differs: total.amount 200 -> 999"
+            assert [each.detail for each in report.consequences] == [
+                "payments.charge_requested.v1 differs: amount.amount 200 -> 999"
+            ]
+            assert {each.text() for each in report.state_differences} == {
+                f"order {id}: total_amount 200 -> 999", f"payment {id}: amount 200 -> 999"
+            }  # fmt: skip
+            assert report.end_count == 0
 
     async def test_a_rule_that_only_changes_states_is_found(self, site: Site, tmp_path: Path) -> None:
         """The states are compared, not only the events."""
@@ -323,6 +366,45 @@ class ReplayContract:
             with pytest.raises(BaselineMismatch, match="does not reach back"):
                 again(harness, tmp_path, baseline=baseline)
             await baseline.close()
+
+    @pytest.mark.parametrize("is_archived", [True, False])
+    async def test_a_database_that_is_older_than_its_history_is_not_taken_as_whole(
+        self, site: Site, tmp_path: Path, is_archived: bool
+    ) -> None:
+        """Also where the numbers of the history begin with the first one, as after a migration."""
+        async with shop(site.url) as (harness, clock):
+            old = await place(harness)
+            await happen(harness, old, (PAY,))
+
+            def forget(connection: Connection) -> None:
+                for name in harness.stores:
+                    connection.exec_driver_sql(f"DELETE FROM {name}_history")
+
+            await harness.database.write(forget)
+            await clock.advance(5 * DAY)
+            if is_archived:
+                await archive_all(harness)
+            await harness.submit("inventory", product(7, "B"))
+            await clock.advance(61)
+            await happen(harness, await place(harness, 2), (PAY,))
+            if not is_archived:
+                await happen(harness, old, (CANCEL,))
+            report = again(harness, tmp_path)
+            assert report.is_equal, report
+            assert (report.before["orders", "order"], report.states["orders", "order"]) == (1, 1)
+
+    async def test_a_history_without_its_first_rows_is_not_taken_as_whole(self, site: Site, tmp_path: Path) -> None:
+        """Although no order is older: a product may be."""
+        async with shop(site.url) as (harness, clock):
+            await harness.submit("inventory", product(7, "B"))
+            await harness.database.write(lambda c: c.exec_driver_sql("DELETE FROM inventory_history WHERE number = 1"))
+            for store in harness.stores.values():
+                store.history.kept = timedelta(days=30)
+            await clock.advance(61)
+            await happen(harness, await place(harness), (PAY,))
+            report = again(harness, tmp_path)
+            assert report.is_equal, report
+            assert report.before == {("inventory", "product"): 2, ("inventory", "reservation"): 1}
 
     async def test_a_baseline_must_be_a_copy_of_the_database(self, site: Site, tmp_path: Path) -> None:
         """Another database has other states."""

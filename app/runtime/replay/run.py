@@ -194,7 +194,8 @@ def _is_whole(
     history: DatabaseHistory, connection: Connection, first: tuple[int, str] | None, stores: Mapping[str, ModuleStore]
 ) -> bool:
     """Return whether *history* begins with the database: with its first number, and no order is older."""
-    if first is None or first[0] > (_FIRST_MAX if history.database.dialect.is_shared else 1):
+    is_purged = any(stores[name].history.kept is not None for name in history.modules)
+    if first is None or first[0] > (_FIRST_MAX if history.database.dialect.is_shared and not is_purged else 1):
         return False
     oldest = id_lower_bound(datetime.fromisoformat(first[1]) - MARGIN)
     for store in (stores[name] for name in history.modules):
