@@ -281,7 +281,7 @@ class ReplayContract:
             assert [each.detail for each in report.consequences] == [
                 "payments.charge_requested.v1 differs: amount.amount 200 -> 999"
             ]
-            assert {each.text() for each in report.state_differences} == {
+            assert {each.text() for each in (*report.ends, *report.other_states)} == {
                 f"order {id}: total_amount 200 -> 999", f"payment {id}: amount 200 -> 999"
             }  # fmt: skip
             assert report.end_count == 0
@@ -300,7 +300,7 @@ class ReplayContract:
             await happen(harness, id, (PAY,))
             report = again(harness, tmp_path, modules=changed("orders", mute))
             assert (report.count, report.state_count, report.end_count) == (0, 1, 0)
-            [difference] = report.state_differences
+            [difference] = report.other_states
             assert difference.members == {"unit_prices": ((100,), None)}
             assert difference.text() == f"order {id}: unit_prices [100] -> null"
 
@@ -461,7 +461,7 @@ class ReplayContract:
             copy = "INSERT INTO inventory_product SELECT ?, name, on_hand, reserved, unit_price_amount, currency FROM inventory_product"
             await harness.database.write(lambda c: c.exec_driver_sql(sql(copy), ("B",)))
             report = again(harness, tmp_path)
-            assert {each.text() for each in report.state_differences} == {
+            assert {each.text() for each in (*report.ends, *report.other_states)} == {
                 "product A: on_hand 7 -> 100",
                 "product B: is in the database and does not follow from the history",
                 f"order {ids[0]}: follows from the history and is not in the database",

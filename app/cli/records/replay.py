@@ -70,7 +70,7 @@ def verify(module: str | None, baseline: str | None, limit: int, is_json: bool) 
 
     Changes nothing; a server may be running. What comes from outside (requests, answers of the payment provider, timers that
     were due) is taken from the history; all events that follow are decided again, and what differs is followed through all
-    modules. The states are kept in a temporary file, 4 KB an order; TMPDIR names its folder.
+    modules. The states are kept in a temporary file, 1 KB an order; TMPDIR names its folder.
 
     Orders that begin before the history (it was purged, or the database is older) are counted and not compared; with a
     --baseline, all of them are.

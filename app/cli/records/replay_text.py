@@ -30,9 +30,9 @@ def as_text(report: Report, word: str, setting: str) -> str:
     if report.end_count:
         head = f"States that end differently ({_of(report.ends, report.end_count)}):"
         parts.append("\n".join([head, *(f"  {each.text()}" for each in report.ends)]))
-    if others := [each for each in report.state_differences if not each.is_end]:
-        head = f"States that differ otherwise ({_of(others, report.state_count - report.end_count)}):"
-        parts.append("\n".join([head, *(f"  {each.text()}" for each in others)]))
+    if others := report.state_count - report.end_count:
+        head = f"States that differ otherwise ({_of(report.other_states, others)}):"
+        parts.append("\n".join([head, *(f"  {each.text()}" for each in report.other_states)]))
     for module, why in report.stopped.items():
         parts.append(f"{module}: decided again up to {why}. What follows in {module} was not compared.")
     if report.before:
@@ -66,8 +66,8 @@ def as_json(report: Report) -> dict[str, Any]:
         "states_compared": _by_kind(report.states),
         "state_difference_count": report.state_count,
         "end_difference_count": report.end_count,
-        "states": [_state(each) for each in report.state_differences],
         "ends": [_state(each) for each in report.ends],
+        "other_states": [_state(each) for each in report.other_states],
         "stopped": report.stopped,
         "before_history": [
             {**each, "examples": list(report.before_examples.get((each["module"], each["kind"]), ()))}

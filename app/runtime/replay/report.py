@@ -83,9 +83,10 @@ class Report:
     before_examples: dict[tuple[str, str], Sequence[str]] = field(factory=dict)
     states: Counter[tuple[str, str]] = field(factory=Counter)
     """By module and kind: how many states were compared."""
-    state_differences: list[StateDifference] = field(factory=list)
     ends: list[StateDifference] = field(factory=list)
-    """Those of the states that end differently."""
+    """The states that end differently."""
+    other_states: list[StateDifference] = field(factory=list)
+    """Those that differ in other members only."""
     state_count: int = 0
     end_count: int = 0
 
@@ -111,12 +112,10 @@ class Report:
     def add_state(self, difference: StateDifference) -> None:
         """Count *difference*."""
         self.state_count += 1
-        if len(self.state_differences) < self.limit:
-            self.state_differences.append(difference)
-        if difference.is_end:
-            self.end_count += 1
-            if len(self.ends) < self.limit:
-                self.ends.append(difference)
+        self.end_count += difference.is_end
+        kept = self.ends if difference.is_end else self.other_states
+        if len(kept) < self.limit:
+            kept.append(difference)
 
     def stop(self, module: str, number: int, why: str) -> None:
         """Note that *module* cannot be decided again from transaction *number* on."""
