@@ -9,8 +9,9 @@ check reads the blocks of about the same time only, however large the table is.
 
 from __future__ import annotations
 
-__all__ = ["FORMAT", "AnalyticsFile", "Position", "Taken"]
+__all__ = ["FORMAT", "AnalyticsFile", "Position", "Taken", "connect", "unusable"]
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,12 +90,12 @@ class AnalyticsFile:
         self.tables = event_tables(contracts)
         self._by_subject = {subject: table for table in self.tables for subject in (table.subject, table.subject + EXPRESS)}
         self._converter = EventConverter(contracts, self.tables)
-        self.connection = _open(path, memory)
+        self.connection = connect(path, memory)
         try:
             self._prepare()
         except duckdb.Error as error:
             self.connection.close()
-            raise FileUnusable(f"{path}: {_first_line(error)}") from error
+            raise unusable(path, error) from error
 
     def close(self) -> None:
         """Write what is in the log into the file, and close it."""
@@ -193,24 +194,50 @@ class AnalyticsFile:
         connection.execute("COMMIT")
 
 
-def _open(path: Path | None, memory: str) -> duckdb.DuckDBPyConnection:
+def connect(path: Path | None, memory: str, *, is_writing: bool = True) -> duckdb.DuckDBPyConnection:
+    """
+    Open the file at *path*, or a database in memory; the connection reaches no other file, and no setting can be changed.
+
+    Raises:
+        FileInUse: Another process has it open.
+        FileUnusable: It is damaged, of a newer release of DuckDB, or cannot be opened.
+    """
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": memory,
         "temp_directory": "" if path is None else f"{path}.tmp",
-        "autoinstall_known_extensions": "false",
+        "autoinstall_known_extensions": False,
         "TimeZone": "UTC",
     }
+    if is_writing and path is not None and path.exists() and not path.stat().st_size:
+        path.unlink()  # a process that was killed before it had written anything
     try:
-        connection = duckdb.connect(":memory:" if path is None else str(path), config=config)
+        connection = duckdb.connect(":memory:" if path is None else str(path), read_only=not is_writing, config=config)
         connection.execute("SET enable_external_access = false")
-        return connection
-    except duckdb.IOException as error:
-        text = str(error)
-        if "lock" in text:
-            raise FileInUse(f"{path}: another process writes it; end that first, or ask it with `analytics query`") from None
-        raise FileUnusable(f"{path}: {_first_line(error)}") from None
+        connection.execute("SET lock_configuration = true")
     except duckdb.Error as error:
-        raise FileUnusable(f"{path}: {_first_line(error)}") from None
+        if isinstance(error, duckdb.IOException) and " lock " in str(error):
+            raise FileInUse(f"{path}: another process has it open{_process(error)}: end that first") from None
+        raise unusable(path, error) from None
+    return connection
+
+
+def unusable(path: Path | None, error: duckdb.Error) -> FileUnusable:
+    """Return what to do about *error*, with which DuckDB has refused to open, to read or to write the file."""
+    first = str(error).partition("\n")[0]
+    text = first.lower()
+    if "no space left" in text or "out of disk" in text or "file too large" in text:
+        return FileUnusable(f"{path}: the disk is full: free some space and start again; nothing is lost ({first})")
+    if "newer version" in text or "version number" in text:
+        return FileUnusable(f"{path}: was written by a newer release of DuckDB: install that, or name another file ({first})")
+    if "corrupt" in text or "not a valid" in text or "enough bytes" in text or isinstance(error, duckdb.FatalException):
+        advice = "move it away and start again, and it is made anew from the histories"
+        return FileUnusable(f"{path}: is damaged: {advice} ({first})")
+    return FileUnusable(f"{path}: cannot be used: {first}")
+
+
+def _process(error: Exception) -> str:
+    found = re.search(r"PID [0-9]+", str(error))
+    return f" ({found[0]})" if found else ""
 
 
 def _without_repeats(events: pa.Table) -> pa.Table:
@@ -271,6 +298,3 @@ def _value(path: Sequence[str]) -> str:
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

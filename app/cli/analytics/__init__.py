@@ -6,6 +6,7 @@ __all__ = ["analytics"]
 
 import click
 
+from app.cli.analytics.query import query
 from app.cli.analytics.run import run
 
 
@@ -16,9 +17,11 @@ def analytics() -> None:
 
     \b
       python -m app analytics run
+      python -m app analytics query "SELECT count(*) FROM orders_created"
 
     Needs the packages of the extra: pip install 'fulfilment[analytics]'.
     """
 
 
+analytics.add_command(query)
 analytics.add_command(run)

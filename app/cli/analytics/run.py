@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["run"]
 
 import asyncio
+import os
 import signal
 import sys
 from contextlib import suppress
@@ -14,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from app.cli import console
+from app.cli.analytics.extra import require_extra
 from config.settings import Settings
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
     from app.analytics.ingest import Progress
-
-MISSING = "the analytics need their packages: pip install 'fulfilment[analytics]'"
 
 
 @click.command(short_help="Take the events of all modules into the file, and follow.")
@@ -43,11 +43,7 @@ def run(file: str | None, once: bool) -> None:
     reach.
     """
     settings = console.settings(ANALYTICS_FILE=file)
-    try:
-        import duckdb  # noqa: F401
-        import pyarrow  # noqa: F401
-    except ImportError:
-        console.exit_with(console.USAGE, MISSING)
+    require_extra()
     from app.analytics.errors import AnalyticsError
     from app.storage.errors import StorageUnavailable
 
@@ -64,14 +60,18 @@ async def _run(settings: Settings, once: bool) -> None:
 
     from app.analytics.analytics_file import AnalyticsFile
     from app.analytics.ingest import Ingest
+    from app.analytics.query_server import QueryServer
     from app.analytics.sources.history import HistorySource
     from app.messaging.event_registry import build_registry
 
     storage = console.stored_parts(settings).storage
     path = Path(settings.analytics_file)
+    os.umask(0o077)  # the file has customers' data, as the databases do
     path.parent.mkdir(parents=True, exist_ok=True)
     opened = AnalyticsFile(path, build_registry(()), memory=settings.analytics_memory)
     with tqdm(unit="event", desc="events", disable=not sys.stderr.isatty()) as bar:
+        server = QueryServer(path, opened.connection)
+        await server.start()
         ingest = Ingest(opened, [HistorySource("history", storage.history)], lambda progress: _show(bar, progress))
         task = asyncio.create_task(ingest.catch_up() if once else ingest.run())
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -80,6 +80,7 @@ async def _run(settings: Settings, once: bool) -> None:
             with suppress(asyncio.CancelledError):
                 await task
         finally:
+            await server.close()
             opened.close()
             await storage.close()
 

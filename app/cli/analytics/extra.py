@@ -1,0 +1,16 @@
+"""The packages that the analytics need and the rest of the program does not."""
+
+from __future__ import annotations
+
+__all__ = ["require_extra"]
+
+from importlib.util import find_spec
+
+from app.cli import console
+
+
+def require_extra() -> None:
+    """End the process with one line if a package of the extra is missing."""
+    missing = [name for name in ("duckdb", "pyarrow") if find_spec(name) is None]
+    if missing:
+        console.exit_with(console.USAGE, f"{' and '.join(missing)} is missing: pip install 'fulfilment[analytics]'")
