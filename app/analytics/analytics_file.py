@@ -31,6 +31,9 @@ from bus.subjects import EXPRESS
 FORMAT = 1
 """The number of the layout of `_TABLES`; a file with a larger one is of a newer release."""
 
+LOG_SIZE = "256MB"
+"""How large the log grows before it is written into the file: each time, blocks that are not full are written again."""
+
 _TABLES = """
 CREATE TABLE IF NOT EXISTS analytics_format (format INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS analytics_sources (
@@ -206,6 +209,7 @@ def connect(path: Path | None, memory: str, *, is_writing: bool = True) -> duckd
         "memory_limit": memory,
         "temp_directory": "" if path is None else f"{path}.tmp",
         "autoinstall_known_extensions": False,
+        "checkpoint_threshold": LOG_SIZE,
         "TimeZone": "UTC",
     }
     if is_writing and path is not None and path.exists() and not path.stat().st_size:
@@ -242,6 +246,9 @@ def _process(error: Exception) -> str:
 
 def _without_repeats(events: pa.Table) -> pa.Table:
     """Return *events* with one row for each id: that of the newest version."""
+    numbers = events["seq"].combine_chunks()
+    if pc.all(pc.greater(numbers[1:], numbers[:-1]), skip_nulls=False).as_py():
+        return events  # each number of a history is given once
     if pc.count_distinct(events["event_id"]).as_py() == events.num_rows:
         return events
     rows: dict[str, int] = {}
@@ -266,9 +273,10 @@ def _insert_sql(table: EventTable) -> str:
     names = ", ".join([*map(_quoted, table.types())])
     return f"""
         INSERT INTO {table.name} ({names})
+        WITH parsed AS MATERIALIZED ({_parsed(table)})
         SELECT event_id, cause_id, correlation_id, entity_key, module, ends_with(subject, '{EXPRESS}'), seq,
                TRY_CAST(occurred_at AS TIMESTAMPTZ), {values}
-        FROM ({_parsed(table)}) AS parsed
+        FROM parsed
         WHERE {_is_complete(table)} AND NOT EXISTS (
             SELECT 1 FROM {table.name} AS old WHERE old.event_id = parsed.event_id AND old.event_id BETWEEN ? AND ?
         )
@@ -281,6 +289,7 @@ def _damaged_sql(table: EventTable) -> str:
 
 
 def _parsed(table: EventTable) -> str:
+    # To be materialized: otherwise DuckDB takes the text apart once for each column that must have a value.
     structure = table.structure.replace("'", "''")
     return f"SELECT *, from_json(data, '{structure}') AS content FROM incoming"
 

@@ -94,7 +94,7 @@ def test_what_is_no_query_is_refused(memory: AnalyticsFile, sql: str) -> None:
 
 
 async def test_a_query_is_answered_while_the_file_is_written(served: Path, file: AnalyticsFile) -> None:
-    """The answer has what is committed, in JSON's types; it ends where --limit says so."""
+    """The answer has what is committed, in JSON's types; it ends at --limit."""
     sql = "SELECT entity_key, total_amount, occurred_at, lines FROM inventory_reserved ORDER BY seq"
     found = await asyncio.to_thread(asked, served, sql)
     assert found.columns == ["entity_key", "total_amount", "occurred_at", "lines"]
@@ -141,7 +141,7 @@ async def test_a_query_ends_when_its_client_leaves(served: Path, file: Analytics
 
 
 async def test_the_end_of_the_server_ends_its_queries(path: Path, file: AnalyticsFile) -> None:
-    """The client hears of it, and SIGTERM does not wait for a long query."""
+    """The client gets an error, and SIGTERM does not wait for a long query."""
     server = QueryServer(path, file.connection)
     await server.start()
     endless = "SELECT count(*) FROM range(1000000000000) AS a, range(1000000000000) AS b"
@@ -172,7 +172,7 @@ def test_without_a_process_that_writes_the_file_is_read(path: Path) -> None:
 
 
 def test_a_file_that_does_not_exist_is_not_created(path: Path) -> None:
-    """The reason says what makes it."""
+    """The reason names the command that makes it."""
     with pytest.raises(FileUnusable, match="there is no such file: `analytics run` makes it"):
         asked(path, "SELECT 1")
     assert not path.exists()
