@@ -18,6 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from attrs import evolve
 from sqlalchemy import Connection
@@ -27,10 +28,12 @@ from app.runtime.replay import states
 from app.runtime.replay.report import Report
 from app.runtime.replay.run import BaselineMismatch, create_state_tables, replay
 from app.runtime.replay.source import DatabaseHistory
+from app.storage.archive.history_content import decoded
 from app.storage.sql.database import Database
 from modules import inventory, orders, payments
 from modules.inventory.events import StockReserved
 from modules.module import Decision, Module, Unexpected
+from modules.orders.events import OrderCreated, created_v1
 from modules.orders.state import Order
 from modules.payments.events import ChargeSucceeded
 from modules.values import Money
@@ -443,6 +446,52 @@ class ReplayContract:
             report = again(harness, tmp_path)
             assert set(report.stopped) == {"inventory"}, report
             assert "it refers to an event that no history in this database has" in report.stopped["inventory"]
+
+    async def test_old_orders_that_were_deleted_from_the_archive_are_counted(self, site: Site, tmp_path: Path) -> None:
+        """An operator deletes a range of their ids; one that is missing among the others is a difference."""
+        async with shop(site.url) as (harness, clock):
+            ids = []
+            for n in range(6):
+                ids.append(await place(harness, n))
+                await happen(harness, ids[-1], (PAY,) if n != 1 else ())
+                await clock.advance(1)
+            await clock.advance(5 * DAY)
+            await archive_all(harness)
+            sql = harness.database.dialect.to_driver_sql
+
+            def delete(connection: Connection) -> None:
+                for name, kind in (("orders", "order"), ("inventory", "reservation"), ("payments", "payment")):
+                    connection.exec_driver_sql(sql(f"DELETE FROM {name}_archive WHERE id < ?"), (f"{kind}:{ids[3]}",))
+                connection.exec_driver_sql(sql("DELETE FROM orders_archive WHERE id = ?"), (f"order:{ids[4]}",))
+
+            await harness.database.write(delete)
+            report = again(harness, tmp_path)
+            kinds = (("orders", "order"), ("inventory", "reservation"), ("payments", "payment"))
+            assert report.deleted == dict.fromkeys(kinds, 2)
+            assert [each.text() for each in report.ends] == [f"order {ids[4]}: follows from the history and is not in the database"]
+            assert (report.state_count, report.count) == (1, 0)
+
+    @pytest.mark.parametrize("names", [("orders", "inventory", "payments"), ("inventory",)])
+    async def test_an_older_version_of_an_event_is_compared_as_the_newer_one(
+        self, site: Site, tmp_path: Path, names: Sequence[str]
+    ) -> None:
+        """A row that an earlier release has written has the version that it published."""
+        async with shop(site.url) as (harness, _):
+            await place(harness)
+            number, content = (await harness.rows("SELECT number, content FROM orders_history"))[0]
+            entries: Any = decoded(content)
+            [created, *_] = entries[0][-1]
+            event: Any = harness.contracts.from_plain(created[3], OrderCreated)
+            created[2], created[3] = "orders.created.v1", harness.contracts.to_json(created_v1(event))
+            sql = harness.database.dialect.to_driver_sql("UPDATE orders_history SET content = ? WHERE number = ?")
+            await harness.database.write(lambda c: c.exec_driver_sql(sql, (b"\x01" + orjson.dumps(entries), number)))
+            report = again(harness, tmp_path, names=names)
+            assert report.is_equal, report
+            created[3]["items"][0]["quantity"] = 7
+            await harness.database.write(lambda c: c.exec_driver_sql(sql, (b"\x01" + orjson.dumps(entries), number)))
+            if "orders" in names:
+                [difference] = again(harness, tmp_path, names=names).differences
+                assert difference.detail == "orders.created.v1 differs: items.0.quantity 7 -> 2"
 
     async def test_an_empty_database_is_equal(self, site: Site, tmp_path: Path) -> None:
         """There is nothing to decide."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["as_json", "as_text"]
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from app.cli import console
@@ -35,10 +35,11 @@ def as_text(report: Report, word: str, setting: str) -> str:
         parts.append("\n".join([head, *(f"  {each.text()}" for each in report.other_states)]))
     for module, why in report.stopped.items():
         parts.append(f"{module}: decided again up to {why}. What follows in {module} was not compared.")
+    if report.deleted:
+        parts.append(f"Deleted from the database, and older than what it has: {_counts(report.deleted)}.")
     if report.before:
-        counts = ", ".join(f"{count:,} of {module} ({kind})" for (module, kind), count in report.before.items())
         parts.append(
-            f"Begins before the history, and was not compared: {counts}. An earlier copy of the database as --baseline of"
+            f"Begins before the history, and was not compared: {_counts(report.before)}. An earlier copy of the database as --baseline of"
             " `history verify` has the states that they began with."
         )
     return "\n\n".join(parts)
@@ -69,6 +70,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "ends": [_state(each) for each in report.ends],
         "other_states": [_state(each) for each in report.other_states],
         "stopped": report.stopped,
+        "deleted": _by_kind(report.deleted),
         "before_history": [
             {**each, "examples": list(report.before_examples.get((each["module"], each["kind"]), ()))}
             for each in _by_kind(report.before)
@@ -103,6 +105,10 @@ def _line(difference: Difference) -> str:
 
 def _of(shown: Sequence[object], count: int) -> str:
     return f"{count:,}" if len(shown) == count else f"the first {len(shown):,} of {count:,}"
+
+
+def _counts(counts: Mapping[tuple[str, str], int]) -> str:
+    return ", ".join(f"{count:,} of {module} ({kind})" for (module, kind), count in counts.items())
 
 
 def _by_kind(counts: Any) -> list[dict[str, Any]]:

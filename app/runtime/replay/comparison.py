@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["Pair", "changes_of", "is_same", "pairs", "shown"]
+__all__ = ["Pair", "Upgrade", "changes_of", "is_same", "pairs", "shown"]
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -35,11 +35,8 @@ class Pair:
     """What differs; empty if nothing but *shift* does."""
     shift: float = 0.0
     """How many seconds later the timer is due today."""
-
-    @property
-    def is_event_same(self) -> bool:
-        """True if both have the same subject."""
-        return self.recorded is not None and self.today is not None and self.recorded[2] == subject_of(self.today.event)
+    is_event_same: bool = False
+    """True if both are the same event, in any version."""
 
 
 def is_same(entry: Entry, has_changed: bool, emitted: Sequence[OutgoingEvent]) -> bool:
@@ -60,8 +57,16 @@ def is_same(entry: Entry, has_changed: bool, emitted: Sequence[OutgoingEvent]) -
     return True
 
 
-def pairs(entry: Entry, at: str, emitted: Sequence[OutgoingEvent]) -> Iterator[Pair]:
-    """Yield each event that *entry*, decided *at* a time, has emitted, or that is *emitted* today, with what differs."""
+Upgrade = Callable[[str, Any, type], tuple[str, Any]]
+"""``upgrade(subject, data, cls)``: subject and data of an event in the version of *cls*, if it is an older version of that."""
+
+
+def pairs(entry: Entry, at: str, emitted: Sequence[OutgoingEvent], upgrade: Upgrade) -> Iterator[Pair]:
+    """
+    Yield each event that *entry*, decided *at* a time, has emitted, or that is *emitted* today, with what differs.
+
+    A version that is published no more is compared as *upgrade* converts it.
+    """
     rest = rest_of(entry)
     recorded = {event[1]: event for event in events_of(entry)}
     today = {each.ordinal: each for each in emitted}
@@ -72,10 +77,12 @@ def pairs(entry: Entry, at: str, emitted: Sequence[OutgoingEvent]) -> Iterator[P
             yield Pair(ordinal, event, each, f"{known} {'does not follow any more' if each is None else 'is new'}")
             continue
         found = []
-        if event[2] != subject_of(each.event):
+        subject, data = upgrade(event[2], event[3], type(each.event))
+        is_event_same = subject == subject_of(each.event)
+        if not is_event_same:
             found.append(f"{event[2]} -> {subject_of(each.event)}")
         else:
-            if members := changes_of(event[3], orjson.loads(orjson.dumps(each.value))):
+            if members := changes_of(data, orjson.loads(orjson.dumps(each.value))):
                 found.append(f"{event[2]} differs: {shown(members)}")
             if rest[0] != each.is_express:
                 found.append(f"{event[2]} is in the {'express' if each.is_express else 'normal'} lane")
@@ -83,7 +90,7 @@ def pairs(entry: Entry, at: str, emitted: Sequence[OutgoingEvent]) -> Iterator[P
                 found.append(f"{event[2]} has the key {each.key} instead of {_key(rest)}")
         due, due_today = event[4] if event[0] is None else DUE_NOW, each.due_at
         shift = 0.0 if due == due_today else (_moment(due_today, at) - _moment(due, at)).total_seconds()
-        yield Pair(ordinal, event, each, "; ".join(found), shift)
+        yield Pair(ordinal, event, each, "; ".join(found), shift, is_event_same)
 
 
 def changes_of(was: Any, now: Any, path: str = "") -> dict[str, tuple[Any, Any]]:

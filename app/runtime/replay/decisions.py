@@ -271,7 +271,7 @@ class Replay:
     def _differs(
         self, current: _Current, module: str, entry: Entry, item: WorkItem, changed: bool, emitted: Sequence[OutgoingEvent]
     ) -> None:
-        found = list(pairs(entry, current.transaction.at, emitted))
+        found = list(pairs(entry, current.transaction.at, emitted, self._incoming.upgraded))
         for pair in found:
             if pair.detail:
                 self._note(current, module, entry, item, pair)

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["compare_states"]
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import attrs
@@ -19,6 +20,8 @@ from app.storage.state_rows import Row, StateMapper
 
 PAGE = 500
 """Rows that are read at once."""
+
+_NEVER = datetime.max.replace(tzinfo=UTC)
 
 _END = "\U0010ffff"
 """No key begins with it."""
@@ -49,6 +52,7 @@ def compare_states(
         unknown = again.begun_before[cls]
         before = len(unknown)
         examples: list[str] = []
+        kept_from = _kept_from(live, snapshot, cls)
         for one, other in _paired(_live(live, snapshot, cls), _rows(again.mappers[cls], connection)):
             key = (one or other).key  # type: ignore[union-attr]
             if other is None:
@@ -62,6 +66,8 @@ def compare_states(
                     continue
                 detail = "is in the database and does not follow from the history"
                 report.add_state(StateDifference(module, kind, key, {}, detail))
+            elif one is None and other.key < kept_from and live.module.archivable[cls](other.state(), _NEVER):
+                report.deleted[module, kind] += 1
             elif one is None:
                 detail = "follows from the history and is not in the database"
                 report.add_state(StateDifference(module, kind, key, {}, detail))
@@ -72,6 +78,18 @@ def compare_states(
         if before:
             report.before[module, kind] = before
             report.before_examples[module, kind] = examples
+
+
+def _kept_from(live: ModuleStore, snapshot: Connection, cls: type) -> str:
+    """
+    Return the key from which on *live* has every state of *cls*; an empty one if it has all of them, or has archived none.
+
+    An operator deletes old orders from the archive, by a range of their ids.
+    """
+    if cls not in live.archive.kinds:
+        return ""
+    first = next(_archived(live, snapshot, cls), None)
+    return "" if first is None else first.key
 
 
 def _compare(module: str, kind: str, one: _Stored, other: _Stored, mapper: StateMapper, report: Report) -> None:

@@ -12,6 +12,7 @@ from app.runtime.engine import LocalRoutes
 from app.runtime.receiving import EventReader
 from app.runtime.work import OutgoingEvent
 from bus.contracts.registry import ContractRegistry
+from bus.subjects import subject_of
 from modules.module import Module
 
 
@@ -69,6 +70,16 @@ class Incoming:
             if name == module:
                 return subject, convert(event.event)
         raise NotDecided
+
+    def upgraded(self, subject: str, data: Any, cls: type) -> tuple[str, Any]:
+        """Return *data*, published under *subject*, as an event of *cls*, if that is a newer version; else unchanged."""
+        upcasts = self._contracts.readable_subjects(cls).get(subject)
+        if not upcasts:
+            return subject, data
+        event = self._contracts.from_plain(data, self._contracts[subject].cls)
+        for upcast in upcasts:
+            event = upcast(event)
+        return subject_of(cls), self._contracts.to_json(event)
 
     def _class(self, module: str, name: str) -> type:
         found = self._classes.get((module, name))

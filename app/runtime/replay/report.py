@@ -81,6 +81,8 @@ class Report:
     before: dict[tuple[str, str], int] = field(factory=lambda: defaultdict(int))
     """By module and kind: how many states begin before the history, so that nothing is known about them."""
     before_examples: dict[tuple[str, str], Sequence[str]] = field(factory=dict)
+    deleted: Counter[tuple[str, str]] = field(factory=Counter)
+    """By module and kind: how many finished states are older than any that the database still has."""
     states: Counter[tuple[str, str]] = field(factory=Counter)
     """By module and kind: how many states were compared."""
     ends: list[StateDifference] = field(factory=list)
