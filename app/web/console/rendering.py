@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp_jinja2
 import jinja2
+import orjson
 from aiohttp import web
 from markupsafe import Markup
 
@@ -40,6 +41,7 @@ class Rendering:
             filters={
                 "ago": lambda text: ago(text, self._now()),
                 "moment": lambda text: moment(text, self._now()),
+                "json": lambda value: orjson.dumps(value).decode(),
                 **{each.__name__: each for each in (duration, integer, money, rate)},
             },
         )
@@ -103,7 +105,12 @@ def money(value: Mapping[str, Any] | None) -> str:
     if value is None:
         return "–"
     currency, amount = value["currency"], value["amount"]
-    digits = 0 if currency in _WITHOUT_CENTS else 3 if currency in _THREE_DIGITS else 2
+    digits = minor_digits(currency)
     whole, part = divmod(abs(amount), 10**digits)
     sign = "−" if amount < 0 else ""
     return f"{sign}{integer(whole)}{f'.{part:0{digits}d}' if digits else ''} {currency}"
+
+
+def minor_digits(currency: str) -> int:
+    """Return how many digits of an amount in *currency* stand behind the point (ISO 4217)."""
+    return 0 if currency in _WITHOUT_CENTS else 3 if currency in _THREE_DIGITS else 2

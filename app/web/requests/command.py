@@ -14,6 +14,7 @@ __all__ = [
     "BODY_BYTES_MAX",
     "BODY_SECONDS_MAX",
     "DEPTH_MAX",
+    "IDEMPOTENCY_KEY",
     "TRACEPARENT",
     "NotAnInteger",
     "NotStrict",

@@ -1,8 +1,8 @@
 """
 The causal tree of one order as a drawing: a lane for each module, a row for each event, a line from each event to what it caused.
 
-The rows are in the order of time. A line is solid where the event was delivered within the process, and dashed where it
-went over the bus. Timers that are still to come are the last rows, with a dashed frame.
+The rows are in the order of the explanation: causes before effects. Frame and line of an event show how it was delivered:
+within the process, over the bus (a dashed line), not yet, or not at all. Timers that are still to come are the last rows.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Node:
 
 @frozen
 class Edge:
-    """A line from a cause to an effect, as the data of an SVG path; *kind* is local, published, pending or dead."""
+    """A line from a cause to an effect, as the data of an SVG path; *kind* is how the cause was delivered."""
 
     path: str
     kind: str
@@ -78,17 +78,17 @@ def draw(events: Sequence[Mapping[str, Any]], timers: Sequence[Mapping[str, Any]
     first = _moment(events[0]["at"]) if events else None
     for row, event in enumerate(events):
         detail = "" if first is None else _after(_moment(event["at"]), first)
-        if event.get("attempts") and event["attempts"] > 1:
+        if event["attempts"] > 1:
             detail += f" · {event['attempts']} attempts"
-        node = _node(lanes[event["module"]], row, event["subject"], detail, str(event.get("delivery") or "local"))
-        cause = nodes.get(str(event.get("cause_id")))
+        node = _node(lanes[event["module"]], row, event["subject"], detail, event["delivery"])
+        cause = nodes.get(str(event["parent_id"]))
         if cause is not None:
-            edges.append(Edge(_line(cause, node), _kind_of_cause(events, event)))
+            edges.append(Edge(_line(cause, node), cause.kind))
         nodes[event["event_id"]] = node
     drawn = list(nodes.values())
     for row, timer in enumerate(timers, start=len(events)):
-        what = str(timer.get("subject") or timer.get("what") or "timer")
-        drawn.append(_node(lanes[timer["module"]], row, what, "to come", "timer"))
+        detail = f"due {_moment(timer['due_at']):%H:%M:%S}"
+        drawn.append(_node(lanes[timer["module"]], row, timer["subject"], detail, "timer"))
     return Graph(
         width=LANE_WIDTH * len(names),
         height=TOP + ROW_HEIGHT * len(drawn) + 8,
@@ -103,11 +103,6 @@ def draw(events: Sequence[Mapping[str, Any]], timers: Sequence[Mapping[str, Any]
 def _node(lane: int, row: int, subject: str, detail: str, kind: str) -> Node:
     title = subject if len(subject) <= _NAME_MAX else subject[: _NAME_MAX - 1] + "…"
     return Node(LANE_WIDTH * lane + _LEFT, TOP + ROW_HEIGHT * row, title, detail, kind)
-
-
-def _kind_of_cause(events: Sequence[Mapping[str, Any]], event: Mapping[str, Any]) -> str:
-    """Return how the cause of *event* was delivered."""
-    return next((str(each.get("delivery") or "local") for each in events if each["event_id"] == event.get("cause_id")), "local")
 
 
 def _line(cause: Node, effect: Node) -> str:
@@ -131,4 +126,6 @@ def _after(at: datetime, first: datetime) -> str:
     time = at.strftime("%H:%M:%S") + f".{at.microsecond // 1000:03d}"
     if seconds <= 0:
         return time
+    if seconds >= 60:
+        return f"{time} · +{seconds / 60:.0f} min"
     return f"{time} · +{seconds * 1000:.0f} ms" if seconds < 1 else f"{time} · +{seconds:.1f} s"

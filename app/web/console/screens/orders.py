@@ -14,6 +14,7 @@ from aiohttp import hdrs, web
 from attrs import frozen
 
 from app.web.console.frame import Page, Screen, Visit
+from app.web.console.screens import order
 from app.web.console.screens.parts import ScreenParts, Sources
 from app.web.responses.success import UNCACHED
 from config.api_keys import ApiKey
@@ -130,7 +131,7 @@ def build(sources: Sources) -> ScreenParts:
         visit.record_now(response.status)
         await response.prepare(visit.request)
         while True:
-            await response.write(b"".join(orjson.dumps(order) + b"\n" for order in page["items"]))
+            await response.write(b"".join(orjson.dumps(each) + b"\n" for each in page["items"]))
             if page["next_cursor"] is None:
                 break
             page = await visit.ask("GET", "/v1/orders", query={**filters, "limit": _EXPORT_PAGE, "cursor": page["next_cursor"]})
@@ -143,5 +144,6 @@ def build(sources: Sources) -> ScreenParts:
             Page(hdrs.METH_GET, SCREEN.path, show, SCREEN, is_scoped=True),
             Page(hdrs.METH_GET, f"{SCREEN.path}/live", follow, SCREEN, is_scoped=True),
             Page(hdrs.METH_GET, f"{SCREEN.path}/export", export, SCREEN, is_scoped=True),
+            *order.pages(sources, SCREEN, STATES),
         ),
     )

@@ -1,0 +1,129 @@
+"""One order: where it stands in a sentence, the tree of its events, its payment, reservation, dead letters and audit."""
+
+from __future__ import annotations
+
+__all__ = ["pages"]
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+from aiohttp import hdrs, web
+
+from app.web.console.frame import Page, Screen, Visit, problem_in
+from app.web.console.screens.order_actions import ACTIONS, DONE, action_pages
+from app.web.console.screens.order_graph import draw
+from app.web.console.screens.parts import Sources
+from app.web.operations.module_api import ApiAnswer
+from app.web.responses.success import UNCACHED
+from config.api_keys import ApiKey
+
+_ENDED = ("confirmed", "cancelled")
+_HIDDEN = frozenset({"timeline", "updated_at"})
+"""Members of a change that say nothing beside the others."""
+
+
+def pages(sources: Sources, screen: Screen, states: Mapping[str, str]) -> tuple[Page, ...]:
+    """Return the pages of an order, which belong to *screen*; *states* gives the kind of each status."""
+    path = f"{screen.path}/{{order_id}}"
+    api, live, rendering = sources.api, sources.live, sources.rendering
+
+    async def read(key: ApiKey, order_id: str) -> ApiAnswer:
+        """Return the explanation; where the role sees the order only, that in its place."""
+        address = f"/v1/orders/{quote(order_id, safe='')}"
+        answer = await api.request("GET", f"{address}/explain", principal=key)
+        if answer.status != 403:
+            return answer
+        answer = await api.request("GET", address, principal=key)
+        if answer.is_success:
+            return ApiAnswer(answer.status, answer.headers, {"order": answer.body, "status": answer.body["status"]})
+        return answer
+
+    def context(key: ApiKey, body: Any, trouble: str | None) -> dict[str, Any]:
+        order, events = body.get("order"), body.get("events")
+        return {
+            "found": body,
+            "order": order,
+            "events": events,
+            "graph": draw(events, body["timers"], api.modules) if events else None,
+            "states": states,
+            "changes": {record["id"]: changes(record) for record in body.get("audit", ())},
+            "actions": [action for action in ACTIONS if action.is_offered(key, body)],
+            "dead_letters_at": trouble,
+            "may_replay": key.role == "operator",
+        }
+
+    async def show(visit: Visit) -> web.StreamResponse:
+        answer = await read(visit.key, visit.path["order_id"])
+        if not answer.is_success:
+            raise problem_in(answer)
+        body = answer.body
+        is_live = body["status"] not in _ENDED or body.get("waiting_for") is not None
+        return visit.page(
+            "order.html",
+            order_id=visit.path["order_id"],
+            is_live=is_live,
+            done=DONE.get(visit.query.get("done", "")),
+            **context(visit.key, body, _place(visit)),
+        )
+
+    async def follow(visit: Visit) -> web.StreamResponse:
+        """Send what the page shows, after each change."""
+        order_id, key = visit.path["order_id"], visit.key
+        # One reading for all who may see the same: of a role, and of the customer to whom a key is restricted.
+        reader = ApiKey("console", key.role, customer=key.customer)
+        answer = await read(key, order_id)
+        if not answer.is_success:
+            raise problem_in(answer)
+
+        async def fetch() -> Any:
+            return (await read(reader, order_id)).body
+
+        render = partial(_render, _place(visit), order_id, reader)
+        return await live.stream(visit, ("order", order_id, reader.role, reader.customer), fetch, render)
+
+    def _render(trouble: str | None, order_id: str, reader: ApiKey, body: Any) -> Mapping[str, str]:
+        return {"order": rendering.render("order_state.html", order_id=order_id, **context(reader, body, trouble))}
+
+    async def export(visit: Visit) -> web.StreamResponse:
+        """Send the order as a file that ``python -m app orders import`` takes."""
+        order_id = visit.path["order_id"]
+        answer = await visit.answer("GET", f"/v1/orders/{quote(order_id, safe='')}/export")
+        if not answer.is_success:
+            raise problem_in(answer)
+        name = "".join(character for character in order_id if character.isalnum() or character in "-_")
+        headers = {
+            **UNCACHED,
+            hdrs.CONTENT_TYPE: "application/json",
+            hdrs.CONTENT_DISPOSITION: f'attachment; filename="order-{name}.json"',
+        }
+        return web.Response(body=orjson.dumps(answer.body, option=orjson.OPT_INDENT_2), headers=headers)
+
+    return (
+        Page(hdrs.METH_GET, path, show, screen, is_scoped=True),
+        Page(hdrs.METH_GET, f"{path}/live", follow, screen, is_scoped=True),
+        Page(hdrs.METH_GET, f"{path}/export", export, screen, roles=("viewer",)),
+        *action_pages(screen, path, read),
+    )
+
+
+def changes(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return what a record of the audit has changed: the name of each member, its value before, and its value after."""
+    before, after = record["from"], record["to"]
+    if not isinstance(before, Mapping | None) or not isinstance(after, Mapping | None):
+        return [("", _text(before), _text(after))]
+    before, after = before or {}, after or {}
+    names = sorted({*before, *after} - _HIDDEN)
+    return [(name, _text(before.get(name)), _text(after.get(name))) for name in names if before.get(name) != after.get(name)]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "nothing" if value is None else orjson.dumps(value).decode()
+
+
+def _place(visit: Visit) -> str | None:
+    """Return the path below which the console shows dead letters, to one who may see them."""
+    found = (screen.path for screen in visit.frame.screens if screen.name == "trouble" and visit.may(*screen.roles))
+    return next(found, None)
