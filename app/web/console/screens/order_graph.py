@@ -58,6 +58,7 @@ class Graph:
 
     width: int
     height: int
+    lane_width: int
     box_width: int
     box_height: int
     lanes: Sequence[Lane]
@@ -92,6 +93,7 @@ def draw(events: Sequence[Mapping[str, Any]], timers: Sequence[Mapping[str, Any]
     return Graph(
         width=LANE_WIDTH * len(names),
         height=TOP + ROW_HEIGHT * len(drawn) + 8,
+        lane_width=LANE_WIDTH,
         box_width=_BOX_WIDTH,
         box_height=_BOX_HEIGHT,
         lanes=[Lane(name, LANE_WIDTH * index) for name, index in lanes.items()],
@@ -101,6 +103,7 @@ def draw(events: Sequence[Mapping[str, Any]], timers: Sequence[Mapping[str, Any]
 
 
 def _node(lane: int, row: int, subject: str, detail: str, kind: str) -> Node:
+    subject = subject.partition(".")[2] or subject  # the lane gives the module
     title = subject if len(subject) <= _NAME_MAX else subject[: _NAME_MAX - 1] + "…"
     return Node(LANE_WIDTH * lane + _LEFT, TOP + ROW_HEIGHT * row, title, detail, kind)
 
