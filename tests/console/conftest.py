@@ -102,8 +102,8 @@ class Browser:
         """Send the form of *page* that goes to *action*, with its hidden fields and with *fields*."""
         seen = await self.get(page)
         assert seen.elements.all("form", method="post", action=action), seen.words
-        (csrf, *_) = {own["value"] for own in seen.elements.all("input", name="csrf")}
-        return await self.post(action, {"csrf": csrf, **fields})
+        hidden = {own["name"]: own["value"] for own in seen.elements.all("input", type="hidden")}
+        return await self.post(action, {**hidden, **fields})
 
     async def _send(self, method: str, path: str, form: dict[str, str] | None, headers: dict[str, str]) -> Seen:
         sent = {**self.headers, **headers}

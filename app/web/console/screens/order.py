@@ -21,6 +21,9 @@ from app.web.responses.success import UNCACHED
 from config.api_keys import ApiKey
 
 _ENDED = ("confirmed", "cancelled")
+_LETTERS = "trouble"
+"""The screen that shows dead letters."""
+
 _HIDDEN = frozenset({"timeline", "updated_at"})
 """Members of a change that say nothing beside the others."""
 
@@ -41,7 +44,7 @@ def pages(sources: Sources, screen: Screen, states: Mapping[str, str]) -> tuple[
             return ApiAnswer(answer.status, answer.headers, {"order": answer.body, "status": answer.body["status"]})
         return answer
 
-    def context(key: ApiKey, body: Any, trouble: str | None) -> dict[str, Any]:
+    def context(key: ApiKey, body: Any, letters_at: str | None) -> dict[str, Any]:
         order, events = body.get("order"), body.get("events")
         return {
             "found": body,
@@ -51,7 +54,7 @@ def pages(sources: Sources, screen: Screen, states: Mapping[str, str]) -> tuple[
             "states": states,
             "changes": {record["id"]: changes(record) for record in body.get("audit", ())},
             "actions": [action for action in ACTIONS if action.is_offered(key, body)],
-            "dead_letters_at": trouble,
+            "letters_at": letters_at,
             "may_replay": key.role == "operator",
         }
 
@@ -84,8 +87,8 @@ def pages(sources: Sources, screen: Screen, states: Mapping[str, str]) -> tuple[
         render = partial(_render, _place(visit), order_id, reader)
         return await live.stream(visit, ("order", order_id, reader.role, reader.customer), fetch, render)
 
-    def _render(trouble: str | None, order_id: str, reader: ApiKey, body: Any) -> Mapping[str, str]:
-        return {"order": rendering.render("order_state.html", order_id=order_id, **context(reader, body, trouble))}
+    def _render(letters_at: str | None, order_id: str, reader: ApiKey, body: Any) -> Mapping[str, str]:
+        return {"order": rendering.render("order_state.html", order_id=order_id, **context(reader, body, letters_at))}
 
     async def export(visit: Visit) -> web.StreamResponse:
         """Send the order as a file that ``python -m app orders import`` takes."""
@@ -125,5 +128,5 @@ def _text(value: Any) -> str:
 
 def _place(visit: Visit) -> str | None:
     """Return the path below which the console shows dead letters, to one who may see them."""
-    found = (screen.path for screen in visit.frame.screens if screen.name == "trouble" and visit.may(*screen.roles))
+    found = (screen.path for screen in visit.frame.screens if screen.name == _LETTERS and visit.may(*screen.roles))
     return next(found, None)

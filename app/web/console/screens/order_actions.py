@@ -134,7 +134,7 @@ class _ActionPages:
         found, form, order_id = await self._found(visit), visit.form, visit.path["order_id"]
         try:
             path, body = self._action.request(f"/v1/orders/{quote(order_id, safe='')}", form, found)
-            headers = {IDEMPOTENCY_KEY: form.get("request", "")} if self._action.is_idempotent else {}
+            headers = {IDEMPOTENCY_KEY: form["request"]} if self._action.is_idempotent and form.get("request") else {}
             answer = await visit.answer("POST", path, body=body, headers=headers)
             if not answer.is_success:
                 raise problem_in(answer)
