@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from app.web.console.rendering import money
-from app.web.console.screens.order_actions import minor_units
-from app.web.console.screens.order_graph import LANE_WIDTH, ROW_HEIGHT, TOP, draw
+from app.web.console.screens.orders.actions import minor_units
+from app.web.console.screens.orders.graph import LANE_WIDTH, ROW_HEIGHT, TOP, draw
 from app.web.responses.problems import ProblemError
 from tests.console.conftest import Browser, Served
 from tests.console.test_now import call, ended, following, place, stock

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from app.web.console.screens import orders as screen
+from app.web.console.screens.orders import listing as screen
 from modules.orders.routes import REASONS, filters
 from modules.orders.state import Status
 from tests.console.conftest import Served

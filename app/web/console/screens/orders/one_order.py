@@ -13,15 +13,14 @@ import orjson
 from aiohttp import hdrs, web
 
 from app.web.console.frame import Page, Screen, Visit, problem_in
-from app.web.console.screens.order_actions import ACTIONS, DONE, action_pages
-from app.web.console.screens.order_graph import draw
+from app.web.console.screens.orders.actions import ACTIONS, DONE, action_pages
+from app.web.console.screens.orders.graph import draw
 from app.web.console.screens.parts import Sources
 from app.web.operations.module_api import ApiAnswer
-from app.web.responses.success import UNCACHED
 from config.api_keys import ApiKey
 
 _ENDED = ("confirmed", "cancelled")
-_LETTERS = "trouble"
+_LETTERS = "/console/trouble"
 """The screen that shows dead letters."""
 
 _HIDDEN = frozenset({"timeline", "updated_at"})
@@ -65,7 +64,7 @@ def pages(sources: Sources, screen: Screen, states: Mapping[str, str]) -> tuple[
         body = answer.body
         is_live = body["status"] not in _ENDED or body.get("waiting_for") is not None
         return visit.page(
-            "order.html",
+            "orders/one.html",
             order_id=visit.path["order_id"],
             is_live=is_live,
             done=DONE.get(visit.query.get("done", "")),
@@ -88,26 +87,11 @@ def pages(sources: Sources, screen: Screen, states: Mapping[str, str]) -> tuple[
         return await live.stream(visit, ("order", order_id, reader.role, reader.customer), fetch, render)
 
     def _render(letters_at: str | None, order_id: str, reader: ApiKey, body: Any) -> Mapping[str, str]:
-        return {"order": rendering.render("order_state.html", order_id=order_id, **context(reader, body, letters_at))}
-
-    async def export(visit: Visit) -> web.StreamResponse:
-        """Send the order as a file that ``python -m app orders import`` takes."""
-        order_id = visit.path["order_id"]
-        answer = await visit.answer("GET", f"/v1/orders/{quote(order_id, safe='')}/export")
-        if not answer.is_success:
-            raise problem_in(answer)
-        name = "".join(character for character in order_id if character.isalnum() or character in "-_")
-        headers = {
-            **UNCACHED,
-            hdrs.CONTENT_TYPE: "application/json",
-            hdrs.CONTENT_DISPOSITION: f'attachment; filename="order-{name}.json"',
-        }
-        return web.Response(body=orjson.dumps(answer.body, option=orjson.OPT_INDENT_2), headers=headers)
+        return {"order": rendering.render("orders/state.html", order_id=order_id, **context(reader, body, letters_at))}
 
     return (
         Page(hdrs.METH_GET, path, show, screen, is_scoped=True),
         Page(hdrs.METH_GET, f"{path}/live", follow, screen, is_scoped=True),
-        Page(hdrs.METH_GET, f"{path}/export", export, screen, roles=("viewer",)),
         *action_pages(screen, path, read),
     )
 
@@ -128,5 +112,5 @@ def _text(value: Any) -> str:
 
 def _place(visit: Visit) -> str | None:
     """Return the path below which the console shows dead letters, to one who may see them."""
-    found = (screen.path for screen in visit.frame.screens if screen.name == _LETTERS and visit.may(*screen.roles))
+    found = (screen.path for screen in visit.frame.screens if screen.path == _LETTERS and visit.may(*screen.roles))
     return next(found, None)

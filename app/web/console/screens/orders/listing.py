@@ -14,7 +14,7 @@ from aiohttp import hdrs, web
 from attrs import frozen
 
 from app.web.console.frame import Page, Screen, Visit
-from app.web.console.screens import order
+from app.web.console.screens.orders import one_order
 from app.web.console.screens.parts import ScreenParts, Sources
 from app.web.responses.success import UNCACHED
 from config.api_keys import ApiKey
@@ -91,7 +91,7 @@ def build(sources: Sources) -> ScreenParts:
         query = {**filters, "limit": PAGE_MAX, **({"cursor": cursor} if cursor else {})}
         found = await visit.ask("GET", "/v1/orders", query=query)
         return visit.page(
-            "orders.html",
+            "orders/list.html",
             items=found["items"],
             next_cursor=found["next_cursor"],
             cursor=cursor,
@@ -115,7 +115,7 @@ def build(sources: Sources) -> ScreenParts:
         return answer.body["items"]
 
     def _rows(items: Any) -> Mapping[str, str]:
-        return {"orders": rendering.render("orders_rows.html", items=items, states=STATES)}
+        return {"orders": rendering.render("orders/rows.html", items=items, states=STATES)}
 
     async def export(visit: Visit) -> web.StreamResponse:
         """Send all orders that the filters select, one a line (NDJSON), page by page."""
@@ -144,6 +144,6 @@ def build(sources: Sources) -> ScreenParts:
             Page(hdrs.METH_GET, SCREEN.path, show, SCREEN, is_scoped=True),
             Page(hdrs.METH_GET, f"{SCREEN.path}/live", follow, SCREEN, is_scoped=True),
             Page(hdrs.METH_GET, f"{SCREEN.path}/export", export, SCREEN, is_scoped=True),
-            *order.pages(sources, SCREEN, STATES),
+            *one_order.pages(sources, SCREEN, STATES),
         ),
     )

@@ -153,7 +153,7 @@ class _ActionPages:
 
     def _page(self, visit: Visit, found: Any, form: Mapping[str, str], problem: ProblemError | None) -> web.Response:
         return visit.page(
-            "order_action.html",
+            "orders/action.html",
             200 if problem is None else problem.status,
             action=self._action,
             is_possible=self._action.is_possible(found),
@@ -172,7 +172,7 @@ class _ReplayPages:
 
     async def ask(self, visit: Visit) -> web.StreamResponse:
         """Show the dead letter, and the form that replays it."""
-        return visit.page("order_replay.html", order_id=visit.path["order_id"], letter=await self._letter(visit))
+        return visit.page("orders/replay.html", order_id=visit.path["order_id"], letter=await self._letter(visit))
 
     async def act(self, visit: Visit) -> web.StreamResponse:
         """Replay the dead letter."""
