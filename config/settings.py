@@ -211,6 +211,11 @@ class Settings:
     analytics_memory: str = _variable(
         values.memory, "1GB", "Memory that DuckDB takes at most (512MB, 4GB); what needs more goes to the folder beside the file."
     )
+    history_archive: str | None = _variable(
+        values.sole_text, None,
+        "Folder with the archive of the history; what is there is read with the tables. HISTORY_KEPT then deletes nothing that is"
+        " not there: history archive --purge does.",
+    )  # fmt: skip
     work_stalled_s: float = _variable(
         values.number(1, _SECONDS_MAX),
         60.0,

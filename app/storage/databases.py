@@ -18,6 +18,8 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -26,6 +28,7 @@ from sqlalchemy import Engine, MetaData, Table, inspect, make_url
 from sqlalchemy.exc import DBAPIError
 
 from app.storage.archive.history_reader import HistoryReader
+from app.storage.archive.parquet_archive import Archive
 from app.storage.errors import DatabaseConfigError
 from app.storage.migrations import NotMigrated, head, is_current, migrate
 from app.storage.module_store import ModuleStore
@@ -277,7 +280,9 @@ class Storage:
     @property
     def history(self) -> HistoryReader:
         """The history of the modules."""
-        return HistoryReader({name: (store.database, store.history) for name, store in self.stores.items()})
+        histories = {name: (store.database, store.history) for name, store in self.stores.items()}
+        folder = self.settings.history_archive
+        return HistoryReader(histories, archive=None if folder is None else Archive(Path(folder)))
 
     async def close(self) -> None:
         """Close the databases."""
@@ -294,7 +299,11 @@ def build_storage(settings: Settings, modules: Sequence[Module]) -> Storage:
         ModuleError: A module has no migration, or a state class does not fit its table.
     """
     databases = open_databases(settings, [module.name for module in modules])
-    kept = None if settings.history_kept is None else timedelta(seconds=settings.history_kept)
+    if settings.history_archive is not None and find_spec("pyarrow") is None:
+        raise DatabaseConfigError("HISTORY_ARCHIVE: needs pyarrow: pip install 'fulfilment[analytics]'")
+    # With an archive, only `history archive --purge` deletes: it knows what is there.
+    deletes = settings.history_kept is not None and settings.history_archive is None
+    kept = timedelta(seconds=settings.history_kept or 0) if deletes else None
     stores: dict[str, ModuleStore] = {}
     for module in modules:
         head(module.name)

@@ -1,4 +1,4 @@
-"""``history``: export every event that was published, from the database, whether a server is running or not."""
+"""``history``: export every event that was published, and archive closed days, whether a server is running or not."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from app.cli import console
+from app.cli.records.history_archive import archive
 from app.cli.records.replay import rebuild, verify
 from modules.registry import MODULES
 
@@ -20,14 +21,15 @@ if TYPE_CHECKING:
     from app.storage.archive.history_reader import HistoryReader
 
 
-@click.group(short_help="Export every event that was published; decide all of it again.")
+@click.group(short_help="Export and archive every event that was published; decide all of it again.")
 def history() -> None:
     """
-    Export every event that was published, local delivery included, in order, or decide all of it again.
+    Export or archive every event that was published, local delivery included, in order, or decide all of it again.
 
     \b
       python -m app history export > history.ndjson
       python -m app history export --after 786432 >> history.ndjson
+      python -m app history archive --into archive
       python -m app history verify
       python -m app history rebuild --into sqlite:///rebuilt.db
 
@@ -82,6 +84,9 @@ def export(after: int, module: str | None, subject: str | None) -> None:
         console.exit_with(console.OUT_OF_REACH, error.detail)
     except ValueError as error:
         console.exit_with(console.FAILED, str(error))
+
+
+history.add_command(archive)
 
 
 async def _export(reader: HistoryReader, after: int, module: str | None, subject: str | None) -> None:

@@ -22,6 +22,7 @@ from app.clock import SystemClock
 from app.storage.archive.history_content import POSITIONS, HistoryEvent
 from app.storage.archive.history_source import HistorySource, Transaction
 from app.storage.archive.history_table import HistoryTable
+from app.storage.archive.parquet_archive import Archive
 from app.storage.sql.database import Database
 from bus.subjects import without_lane
 
@@ -33,7 +34,7 @@ FETCHED_MAX = 64
 
 FETCHED_MIN = 4
 
-READ_MAX, READ_BYTES = 512, 2**22
+READ_MAX, READ_BYTES = 512, 2**20
 """Transactions, and bytes as stored, that `HistoryReader.transactions` reads at once."""
 
 
@@ -53,9 +54,13 @@ class HistoryReader:
     """The histories of the modules of this process."""
 
     def __init__(
-        self, histories: Mapping[str, tuple[Database, HistoryTable]], now: Callable[[], datetime] = SystemClock().now
+        self,
+        histories: Mapping[str, tuple[Database, HistoryTable]],
+        now: Callable[[], datetime] = SystemClock().now,
+        archive: Archive | None = None,
     ) -> None:
-        """*histories* are by module; rows that are too old at *now* are not shown."""
+        """*histories* are by module; rows that are too old at *now* are not shown. What *archive* has is read there."""
+        self._archive = archive
         self._now = now
         self._histories = dict(histories)
         self.modules = frozenset(histories)
@@ -72,21 +77,28 @@ class HistoryReader:
             SeveralDatabases: *module* is None, and there is no common order.
             StorageUnavailable: The database is unavailable.
             HistoryIncomplete: A row refers to one that does not exist; its message has the `seq` to go on after.
-            ValueError: A row is damaged, or was written by a newer release.
+            HistoryDamaged: A row is damaged, or was written by a newer release; its message, too, has where to go on.
+            ArchiveUnusable: A file of the archive cannot be used.
         """
-        source = await self._source(module)
+        source = await self.source(*self._names(module))
         last = await source.last_finished()
         number, count, examined = (after + 1) // POSITIONS, FETCHED_MIN, 0
         found: list[HistoryEvent] = []
         while True:
-            transactions, size = await source.fetch(number, last, count, EXAMINED_MAX - examined)
-            examined += size
-            found += _selected(transactions, after, source.wanted, subject)
+            fetched = await source.fetch(number, last, count, EXAMINED_MAX - examined)
+            examined += fetched.size
+            for transaction in fetched.transactions:
+                try:
+                    found += _selected(transaction, after, source.wanted, subject)
+                except ValueError:
+                    if not found:
+                        raise
+                    return HistoryPage(found[:limit], found[:limit][-1].seq)
             if len(found) > limit:
                 return HistoryPage(found[:limit], found[limit - 1].seq)
-            if examined < EXAMINED_MAX and len(transactions) < count:
+            if fetched.next_number is None:
                 return HistoryPage(found, None)
-            number = transactions[-1].number + 1
+            number = fetched.next_number
             if examined >= EXAMINED_MAX:
                 return HistoryPage(found, number * POSITIONS - 1)
             count = min(2 * count, FETCHED_MAX)
@@ -104,16 +116,15 @@ class HistoryReader:
         Raises:
             SeveralDatabases, StorageUnavailable, ValueError: As for `page`; see `groups`.
         """
-        source = await self._source(module)
+        source = await self.source(*self._names(module))
         last = await source.last_finished()
         last = last if until is None else min(last, until)
-        while True:
-            found, size = await source.fetch(after + 1, last, READ_MAX, READ_BYTES)
-            if found:
-                yield found
-                after = found[-1].number
-            if size < READ_BYTES and len(found) < READ_MAX:
-                return
+        number: int | None = after + 1
+        while number is not None:
+            fetched = await source.fetch(number, last, READ_MAX, READ_BYTES)
+            if fetched.transactions:
+                yield fetched.transactions
+            number = fetched.next_number
 
     async def events(
         self, *, after: int = 0, module: str | None = None, subject: str | None = None
@@ -132,7 +143,7 @@ class HistoryReader:
             found: list[HistoryEvent] = []
             try:
                 for transaction in transactions:
-                    found += _selected((transaction,), after, wanted, subject)
+                    found += _selected(transaction, after, wanted, subject)
             except ValueError:
                 yield found
                 raise
@@ -152,24 +163,37 @@ class HistoryReader:
         Raises:
             SeveralDatabases, StorageUnavailable: As for `page`.
         """
-        database, wanted = self._wanted(module)
+        database, wanted = self._wanted(self._names(module))
         names = [self._histories[name][1].name for name in wanted]
         union = " UNION ALL ".join(f"SELECT min(number) AS first, max(number) AS last FROM {name}" for name in names)
         sql = f"SELECT min(first), max(last) FROM ({union}) AS found"
         first, last = (await database.read(lambda connection: connection.exec_driver_sql(sql).all()))[0]
+        if self._archive is not None:
+            archives = await self._archive.call(self._archive.archives)
+            archived = [archives.of(name).first_number for name in wanted]
+            first = min((number for number in (*archived, first) if number is not None), default=None)
         return None if first is None else (first, last)
 
-    def _wanted(self, module: str | None) -> tuple[Database, Collection[str]]:
-        """Return the names of *module*, or of all modules, and their database."""
-        wanted = [module] if module is not None else list(self._histories)
-        database = self._histories[wanted[0]][0]
-        if any(self._histories[name][0] is not database for name in wanted):
-            raise SeveralDatabases("the modules have several databases, each with an order of its own: name one module")
-        return database, wanted
+    def _names(self, module: str | None) -> Sequence[str]:
+        return [*self._histories] if module is None else [module]
 
-    async def _source(self, module: str | None) -> HistorySource:
-        database, wanted = self._wanted(module)
-        return HistorySource(database, await database.read(partial(self._tables, database, wanted)), wanted, self._now)
+    def _wanted(self, wanted: Collection[str]) -> tuple[Database, Collection[str]]:
+        """Return the database of the modules *wanted*, and their names."""
+        databases = {id(found := self._histories[name][0]): found for name in wanted}
+        if len(databases) > 1:
+            raise SeveralDatabases("the modules have several databases, each with an order of its own: name one module")
+        return databases.popitem()[1], wanted
+
+    async def source(self, *modules: str) -> HistorySource:
+        """
+        Return what the iterators read from: the histories of *modules*, and what else their database has.
+
+        Raises:
+            SeveralDatabases, StorageUnavailable: As for `page`.
+        """
+        database, wanted = self._wanted(modules)
+        tables = await database.read(partial(self._tables, database, wanted))
+        return HistorySource(database, tables, wanted, self._now, self._archive)
 
     def _tables(self, database: Database, wanted: Collection[str], connection: Connection) -> dict[str, HistoryTable]:
         """Return the histories of *wanted*, and what else *database* has now."""
@@ -178,11 +202,8 @@ class HistoryReader:
         return {name: self._histories[name][1] for name in wanted} | others
 
 
-def _selected(
-    transactions: Sequence[Transaction], after: int, wanted: Collection[str], subject: str | None
-) -> list[HistoryEvent]:
-    events = (event for transaction in transactions for event in transaction.events())
-    return [each for each in events if each.seq > after and each.module in wanted and _matches(each, subject)]
+def _selected(transaction: Transaction, after: int, wanted: Collection[str], subject: str | None) -> list[HistoryEvent]:
+    return [each for each in transaction.events() if each.seq > after and each.module in wanted and _matches(each, subject)]
 
 
 def _matches(event: HistoryEvent, subject: str | None) -> bool:

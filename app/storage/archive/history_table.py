@@ -9,14 +9,14 @@ number. `app.storage.archive.history_content` describes the rows, `app.storage.a
 
 from __future__ import annotations
 
-__all__ = ["HistoryTable"]
+__all__ = ["PURGE_MARGIN", "HistoryDamaged", "HistoryTable", "row_of"]
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, MetaData
 
-from app.storage.archive.history_content import Row, decoded
+from app.storage.archive.history_content import POSITIONS, Row, decoded, seq_of
 from app.storage.sql.dialect import Dialect, Statement
 from app.storage.state_rows import to_db_timestamp
 from app.storage.tables import history_table
@@ -31,6 +31,34 @@ reader that leaves them out by their time leaves out all of them, before any is 
 
 PURGED_MAX = 50
 """Rows that one purge deletes; a row may hold the events of a few hundred orders."""
+
+
+EMPTY = b"\x01[]"
+"""The content of a row without entries."""
+
+
+class HistoryDamaged(ValueError):
+    """A row of a history cannot be read; the message names it, and where to go on."""
+
+    def __init__(self, module: str, number: int, why: object) -> None:
+        self.number = number
+        super().__init__(
+            f"row {number} of {module}_history cannot be read: {why}; restore it from a backup, or read what follows, after"
+            f" {seq_of(number, POSITIONS - 1)}"
+        )
+
+
+def row_of(module: str, number: int, at: str, content: bytes) -> Row:
+    """
+    Return the row of *module* that is stored as *content*.
+
+    Raises:
+        HistoryDamaged: It is damaged, or was written by a newer release.
+    """
+    try:
+        return Row(module, number, at, decoded(content))
+    except ValueError as error:
+        raise HistoryDamaged(module, number, error) from error
 
 
 class HistoryTable:
@@ -51,6 +79,15 @@ class HistoryTable:
         self._select_stored = dialect.to_driver_sql(after)
         recent = f"SELECT number FROM {self.name} WHERE at >= ? ORDER BY at LIMIT 1"
         self._select_recent = dialect.to_driver_sql(recent)
+        self._select_last = dialect.to_driver_sql(
+            f"SELECT number, {dialect.timestamp_sql('at')} FROM {self.name} WHERE number <= ? ORDER BY number DESC LIMIT 1"
+        )
+        self._select_at = dialect.to_driver_sql(
+            f"SELECT {dialect.timestamp_sql('at')} FROM {self.name} WHERE at >= ? ORDER BY at LIMIT 1"
+        )
+        self._select_day = dialect.to_driver_sql(
+            f"SELECT coalesce(max(number), 0) FROM {self.name} WHERE at >= ? AND at < ? AND number <= ?"
+        )
         old = f"SELECT number FROM {self.name} WHERE at < ? AND number < (SELECT max(number) FROM {self.name}) ORDER BY at LIMIT {PURGED_MAX}"
         self._purge = dialect.to_driver_sql(f"DELETE FROM {self.name} WHERE number IN ({old}{dialect.skip_locked})")
 
@@ -74,10 +111,53 @@ class HistoryTable:
         Return the rows that exist under *numbers*.
 
         Raises:
-            ValueError: A row is damaged, or was written by a newer release.
+            HistoryDamaged: A row is damaged, or was written by a newer release.
         """
         found = self._select.fetch(connection, [(str(number),) for number in numbers])()
-        return [Row(self.module, number, at, decoded(content)) for number, at, content in found]
+        return [row_of(self.module, *row) for row in found]
+
+    def last_until(self, connection: Connection, number: int) -> tuple[int, str] | None:
+        """Return number and time of the last row up to *number*; None if there is none."""
+        row = connection.exec_driver_sql(self._select_last, (number,)).first()
+        return None if row is None else (row[0], row[1])
+
+    def first_since(self, connection: Connection, since: datetime) -> datetime | None:
+        """Return the time of the first row, by time, that is not before *since*; None if there is none."""
+        at = connection.exec_driver_sql(self._select_at, (to_db_timestamp(since),)).scalar()
+        return None if at is None else datetime.fromisoformat(at)
+
+    def last_between(self, connection: Connection, since: datetime, before: datetime, finished: int) -> int:
+        """Return the greatest number, up to *finished*, of a row with a time from *since* and before *before*; 0 if there is none."""
+        values = (to_db_timestamp(since), to_db_timestamp(before), finished)
+        number: int = connection.exec_driver_sql(self._select_day, values).scalar_one()
+        return number
+
+    def count(self, connection: Connection, after: int, through: int) -> int:
+        """Return how many rows have numbers greater than *after*, up to *through*."""
+        sql = f"SELECT count(*) FROM {self.name} WHERE number > ? AND number <= ?"
+        count: int = connection.exec_driver_sql(self._dialect.to_driver_sql(sql), (after, through)).scalar_one()
+        return count
+
+    def nth_before(self, connection: Connection, number: int, n: int) -> int | None:
+        """Return the number that *n* rows come before, if it is less than *number*."""
+        sql = f"SELECT number FROM {self.name} WHERE number < ? ORDER BY number LIMIT 1 OFFSET {n}"
+        found: int | None = connection.exec_driver_sql(self._dialect.to_driver_sql(sql), (number,)).scalar()
+        return found
+
+    def delete_before(self, connection: Connection, number: int) -> int:
+        """Delete all rows with numbers less than *number*; return how many."""
+        sql = self._dialect.to_driver_sql(f"DELETE FROM {self.name} WHERE number < ?")
+        return connection.exec_driver_sql(sql, (number,)).rowcount
+
+    def empty(self, connection: Connection, number: int) -> int:
+        """Delete the content of the row *number*, which stays; return 1 if it had one."""
+        sql = self._dialect.to_driver_sql(f"UPDATE {self.name} SET content = ? WHERE number = ? AND content <> ?")
+        return connection.exec_driver_sql(sql, (EMPTY, number, EMPTY)).rowcount
+
+    def is_emptied(self, connection: Connection, number: int | None) -> bool:
+        """Return whether the row *number* has no content any more."""
+        sql = self._dialect.to_driver_sql(f"SELECT 1 FROM {self.name} WHERE number = ? AND content = ?")
+        return connection.exec_driver_sql(sql, (number, EMPTY)).first() is not None
 
     def stored(self, connection: Connection, after: int, until: int, limit: int) -> list[tuple[int, str, bytes]]:
         """Return number, time and content of up to *limit* rows that follow number *after*, up to *until*, in their order."""
