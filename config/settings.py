@@ -205,17 +205,16 @@ class Settings:
         values.or_none(values.duration(2 * 86_400, _SECONDS_MAX)), None,
         "Age (90d, 72h; at least 2d) at which the history of all events is deleted; by default it is kept for ever.",
     )  # fmt: skip
+    history_archive: str | None = _variable(
+        values.sole_text, None,
+        "Folder with the archive of the history, which is read together with the database; then only `history archive --purge` deletes.",
+    )  # fmt: skip
     analytics_file: str = _variable(
         values.sole_text, "data/analytics.duckdb", "DuckDB file of `analytics`; it has the events of all modules as tables."
     )
     analytics_memory: str = _variable(
         values.memory, "1GB", "Memory that DuckDB takes at most (512MB, 4GB); what needs more goes to the folder beside the file."
     )
-    history_archive: str | None = _variable(
-        values.sole_text, None,
-        "Folder with the archive of the history; what is there is read with the tables. HISTORY_KEPT then deletes nothing that is"
-        " not there: history archive --purge does.",
-    )  # fmt: skip
     work_stalled_s: float = _variable(
         values.number(1, _SECONDS_MAX),
         60.0,

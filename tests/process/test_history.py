@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
@@ -79,8 +80,11 @@ async def test_every_order_is_in_the_history_of_a_server_that_is_killed(
     assert error.endswith(f"after {after}\n")
     with closing(sqlite3.connect(server.database_of("orders"))) as connection, connection:
         connection.execute("UPDATE orders_history SET content = x'09'")
-    _, error = await asyncio.to_thread(exported, server, code=1)
-    assert error == "fulfilment: a row of the history has the format 09, which this release does not know\n"
+    _, error = await asyncio.to_thread(exported, server, "--after", after, code=1)
+    assert re.search(r"row \d+ of orders_history cannot be read: .* format 09, .* after \d+\n$", error)
+    problem = await client.get(f"/v1/history?after={after}", 409)
+    assert problem["code"] == "history_damaged"
+    assert re.search(r"Row \d+ of orders_history cannot be read", problem["detail"])
 
 
 async def test_modules_with_a_database_each_have_a_history_each(serve: Serve, connect: Callable[[Server], Client]) -> None:

@@ -1,3 +1,5 @@
 import pytest
 
-pytest.register_assert_rewrite("tests.storage.archive_contract", "tests.storage.contract", "tests.storage.history_contract", "tests.storage.search_contract")
+pytest.register_assert_rewrite(
+    *(f"tests.storage.{name}" for name in ("archive_contract", "contract", "history_contract", "parquet_contract", "search_contract"))
+)

@@ -52,6 +52,7 @@ from tests.storage.archive_contract import (
 )
 from tests.storage.contract import StoreContract, insert_number, numbers
 from tests.storage.history_contract import HistoryContract, published
+from tests.storage.parquet_contract import ParquetContract
 from tests.storage.search_contract import SearchContract
 
 
@@ -119,6 +120,10 @@ class TestHistory(HistoryContract):
             await place(harness, 2)
             events = await published(harness)
             assert (events[: len(before)], len(events)) == (before, 2 * len(before))
+
+
+class TestParquet(ParquetContract):
+    """The contract suite of the archive of the history on PostgreSQL."""
 
 
 class TestArchive(ArchiveContract):

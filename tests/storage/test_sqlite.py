@@ -20,6 +20,7 @@ from tests.databases import migrated_file
 from tests.storage.archive_contract import ArchiveContract
 from tests.storage.contract import StoreContract
 from tests.storage.history_contract import HistoryContract
+from tests.storage.parquet_contract import ParquetContract
 from tests.storage.search_contract import SearchContract
 
 
@@ -88,6 +89,10 @@ class TestHistory(HistoryContract):
         assert await reader.bounds() == (1, 6)
         await orders.database.close()
         await inventory.database.close()
+
+
+class TestParquet(ParquetContract):
+    """The contract suite of the archive of the history on SQLite."""
 
 
 class TestArchive(ArchiveContract):

@@ -37,6 +37,7 @@ def history() -> None:
     """
 
 
+history.add_command(archive)
 history.add_command(verify)
 history.add_command(rebuild)
 
@@ -84,9 +85,6 @@ def export(after: int, module: str | None, subject: str | None) -> None:
         console.exit_with(console.OUT_OF_REACH, error.detail)
     except ValueError as error:
         console.exit_with(console.FAILED, str(error))
-
-
-history.add_command(archive)
 
 
 async def _export(reader: HistoryReader, after: int, module: str | None, subject: str | None) -> None:

@@ -144,15 +144,15 @@ class HistoryTable:
         found: int | None = connection.exec_driver_sql(self._dialect.to_driver_sql(sql), (number,)).scalar()
         return found
 
-    def delete_before(self, connection: Connection, number: int) -> int:
-        """Delete all rows with numbers less than *number*; return how many."""
+    def delete_before(self, connection: Connection, number: int) -> None:
+        """Delete all rows with numbers less than *number*."""
         sql = self._dialect.to_driver_sql(f"DELETE FROM {self.name} WHERE number < ?")
-        return connection.exec_driver_sql(sql, (number,)).rowcount
+        connection.exec_driver_sql(sql, (number,))
 
-    def empty(self, connection: Connection, number: int) -> int:
-        """Delete the content of the row *number*, which stays; return 1 if it had one."""
-        sql = self._dialect.to_driver_sql(f"UPDATE {self.name} SET content = ? WHERE number = ? AND content <> ?")
-        return connection.exec_driver_sql(sql, (EMPTY, number, EMPTY)).rowcount
+    def empty(self, connection: Connection, number: int) -> None:
+        """Delete the content of the row *number*, which stays."""
+        sql = self._dialect.to_driver_sql(f"UPDATE {self.name} SET content = ? WHERE number = ?")
+        connection.exec_driver_sql(sql, (EMPTY, number))
 
     def is_emptied(self, connection: Connection, number: int | None) -> bool:
         """Return whether the row *number* has no content any more."""

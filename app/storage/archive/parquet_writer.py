@@ -39,7 +39,7 @@ _DAY = timedelta(days=1)
 
 @frozen
 class ArchivedDay:
-    """What has become of one day of one module."""
+    """One day of one module that was archived, or of which *purged* rows were deleted from the database."""
 
     manifest: Manifest
     purged: int = 0
@@ -96,9 +96,9 @@ class HistoryArchiver:
                         " nothing was deleted: is it the archive of this database?"
                     )
                 await self._archive.call(partial(self._archive.verify, manifest))
-            purged = await self._purge(stored)
+            await self._purge(stored)
             for name, manifest in stored.items():
-                yield ArchivedDay(manifest, purged[name])
+                yield ArchivedDay(manifest, counts[name])
 
     async def _next_limit(self, finished: int) -> tuple[date, int] | None:
         """Return the next day to archive and its last number; None if no further day is closed."""
@@ -156,27 +156,23 @@ class HistoryArchiver:
                 found[name] = 0
         return found
 
-    async def _purge(self, manifests: Mapping[str, Manifest]) -> dict[str, int]:
-        counts = dict.fromkeys(manifests, 0)
-        lasts = {name: each.last_number for name, each in manifests.items() if each.last_number is not None}
+    async def _purge(self, manifests: Mapping[str, Manifest]) -> None:
+        """Delete all rows up to the last of *manifests*, and the content of that."""
+        lasts = {self._source.tables[name]: each.last_number for name, each in manifests.items() if each.last_number is not None}
         is_done = not lasts
         while not is_done:
 
-            def purge(connection: Connection) -> tuple[dict[str, int], bool]:
-                tables = {self._source.tables[name]: last for name, last in lasts.items()}
+            def delete(connection: Connection) -> bool:
                 # The rows of one transaction are deleted in one: a reader without the archive sees all of them, or none.
-                nexts = [table.nth_before(connection, last, PURGED_MAX) for table, last in tables.items()]
+                nexts = [table.nth_before(connection, last, PURGED_MAX) for table, last in lasts.items()]
                 limit = min((number for number in nexts if number is not None), default=None)
-                deleted = {table.module: table.delete_before(connection, min(last, limit or last)) for table, last in tables.items()}
-                if limit is None:
-                    for table, last in tables.items():
-                        deleted[table.module] += table.empty(connection, last)
-                return deleted, limit is None
+                for table, last in lasts.items():
+                    table.delete_before(connection, min(last, limit or last))
+                    if limit is None:
+                        table.empty(connection, last)
+                return limit is None
 
-            found, is_done = await self._source.database.write(purge)
-            for name, count in found.items():
-                counts[name] += count
-        return counts
+            is_done = await self._source.database.write(delete)
 
 
 class _ModuleWriter:

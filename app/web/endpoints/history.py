@@ -8,9 +8,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import hdrs, web
+from loguru import logger
 
 from app.storage.archive.history_content import HistoryEvent, HistoryIncomplete
 from app.storage.archive.history_reader import HistoryReader, SeveralDatabases
+from app.storage.archive.history_table import HistoryDamaged
+from app.storage.archive.parquet_manifest import ArchiveUnusable
 from app.web.handler import Endpoint, RequestContext, RouteGroup
 from app.web.requests.filters import FilterReader
 from app.web.requests.one_module import MODULE, require_module
@@ -61,6 +64,12 @@ def route_group(history: HistoryReader, contracts: ContractRegistry) -> RouteGro
     """Return the endpoint that lists the events in *history*, whose subjects *contracts* has."""
     subjects = subjects_of(contracts)
     filters = FilterReader(_FILTERS)
+    reported: set[str] = set()
+
+    def report(problem: str) -> None:
+        if problem not in reported:  # each request would find it again
+            reported.add(problem)
+            logger.error("the history cannot be read", problem=problem)
 
     async def list_history(request: web.Request, context: RequestContext) -> web.Response:
         query = read_query(request, filters.names)
@@ -76,6 +85,13 @@ def route_group(history: HistoryReader, contracts: ContractRegistry) -> RouteGro
             raise ProblemError(400, "module_needed", f"{str(error).capitalize()}.") from None
         except HistoryIncomplete as error:
             raise ProblemError(409, "history_incomplete", f"{str(error).capitalize()}.") from None
+        except HistoryDamaged as error:
+            report(str(error))
+            raise ProblemError(409, "history_damaged", f"{str(error).capitalize()}.") from None
+        except ArchiveUnusable as error:
+            report(str(error))
+            detail = "The archive of the history cannot be read; the log of the server has the file, and what to do."
+            raise ProblemError(503, "history_archive_unusable", detail, headers={hdrs.RETRY_AFTER: "60"}) from None
         return json_response({"items": [to_json(event) for event in page.events], "next_after": page.next_after})
 
     return RouteGroup((Endpoint(hdrs.METH_GET, _PATH, list_history, roles=("viewer",)),), DESCRIPTION)
