@@ -231,11 +231,12 @@ def _register() -> None:
     from app.cli.messaging.republish import republish
     from app.cli.messaging.topology import topology
     from app.cli.new import new
+    from app.cli.orders import orders
     from app.cli.payments import payments
     from app.cli.records.audit import audit
     from app.cli.records.history import history
 
-    for command in (analytics, audit, contracts, dead_letters, history, load_command, new, payments, republish, topology):
+    for command in (analytics, audit, contracts, dead_letters, history, load_command, new, orders, payments, republish, topology):
         main.add_command(command)
 
 

@@ -1,0 +1,85 @@
+"""Requests of the commands for orders, and the options that they share."""
+
+from __future__ import annotations
+
+__all__ = ["fetch", "fetch_pages", "path_of", "query_of", "with_filters", "with_url"]
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import quote, urlencode
+
+import click
+
+from app.cli import console
+from app.cli.http_client import RequestFailed, get_json
+from modules.filters import Filter
+from modules.orders.routes import filters
+
+PAGE = 200
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+with_url = click.option("--url", default=None, help="Address of the server; by default from HTTP_HOST and HTTP_PORT.")
+
+
+def with_filters(command: Command) -> Command:
+    """Add an option to *command* for each filter of the list of orders."""
+    for filter in reversed(filters):
+        command = _option(filter)(command)
+    return command
+
+
+def query_of(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the query for the *values* of the options that `with_filters` adds."""
+    given = {name: value for name, value in values.items() if value is not None}
+    return {name: value.isoformat() if isinstance(value, datetime) else str(value) for name, value in given.items()}
+
+
+def path_of(order: str) -> str:
+    """Return the path of the order with the id *order*."""
+    return f"/v1/orders/{quote(order, safe='')}"
+
+
+def fetch(path: str, url: str | None, key: str | None) -> Any:
+    """Return the JSON of a GET of *path*; end the process with one line if the server refuses or does not answer."""
+    try:
+        return get_json(path, console.settings(), url, key)
+    except RequestFailed as error:
+        _exit(error)
+
+
+def fetch_pages(path: str, values: Mapping[str, Any], limit: int, url: str | None, key: str | None) -> list[dict[str, Any]]:
+    """Return up to *limit* items of the list at *path*, page by page; ends the process as `fetch` does."""
+    query = query_of(values)
+    rows: list[dict[str, Any]] = []
+    while True:
+        page = fetch(f"{path}?{urlencode({**query, 'limit': min(PAGE, limit - len(rows))})}", url, key)
+        rows += page["items"]
+        if page["next_cursor"] is None or len(rows) >= limit:
+            return rows
+        query["cursor"] = page["next_cursor"]
+
+
+def _option(filter: Filter) -> Callable[[Command], Command]:
+    schema, is_time = filter.schema, filter.schema.get("format") == "date-time"
+    help = filter.description or f"Only orders with this {filter.name.replace('_', ' ')}."
+    if is_time:
+        help = f"{help} {console.TIME_FORMATS[:1].upper()}{console.TIME_FORMATS[1:]}."
+    elif "enum" in schema:
+        help = f"{help} One of {', '.join(schema['enum'])}."
+    return click.option(
+        f"--{filter.name.replace('_', '-')}",
+        filter.name,
+        default=None,
+        type=int if schema.get("type") == "integer" else str,
+        callback=console.parse_time if is_time else None,
+        metavar="WHEN" if is_time else None,
+        help=help,
+    )
+
+
+def _exit(error: RequestFailed) -> NoReturn:
+    if error.status is None:
+        console.exit_with(console.OUT_OF_REACH, str(error))
+    console.exit_with(console.FAILED, f"{error}{f' ({error.code}): {error.detail}' if error.code else ''}")
