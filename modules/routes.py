@@ -1,8 +1,9 @@
 """
 Routes of a module, described independently of any web framework.
 
-There are six kinds: `CommandRoute` submits an event, `ImportRoute` submits many, `GetRoute` returns one state, `ListRoute`
-returns many, `StreamRoute` sends one state after each change, and `ListStreamRoute` all of them. The web layer implements
+There are seven kinds: `CommandRoute` submits an event, `ImportRoute` submits many, `GetRoute` returns one state, `ListRoute`
+returns many by the page and `ExportRoute` all at once, `StreamRoute` sends one state after each change, and `ListStreamRoute`
+all of them. The web layer implements
 them over HTTP; a module describes only which event a request stands for and what the response contains.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 __all__ = [
     "OWNER",
     "CommandRoute",
+    "ExportRoute",
     "GetRoute",
     "ImportRoute",
     "ListRoute",
@@ -166,6 +168,25 @@ class ListRoute:
 
 
 @frozen
+class ExportRoute:
+    """Send all states that meet the filters, one JSON object a line (NDJSON), in the order of a `ListRoute`."""
+
+    name: str
+    path: str
+    summary: str
+    state: type
+    show: Callable[[Any], Json | None]
+    """Returns the JSON of one state; None leaves it out."""
+    response_schema: str
+    """Name of the schema of a line in the module's ``http_schemas``."""
+    newest_first: bool = False
+    filters: tuple[Filter, ...] = ()
+    """The query parameters that restrict the export."""
+    roles: tuple[Role, ...] = ()
+    """Who may call it; the operator always may."""
+
+
+@frozen
 class StreamRoute:
     """Send one state after each change as server-sent events, until *is_finished* returns true."""
 
@@ -228,4 +249,4 @@ class ImportRoute:
     """Who may call it; the operator always may."""
 
 
-Route = CommandRoute | GetRoute | ImportRoute | ListRoute | ListStreamRoute | StreamRoute
+Route = CommandRoute | ExportRoute | GetRoute | ImportRoute | ListRoute | ListStreamRoute | StreamRoute

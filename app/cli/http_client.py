@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["RequestFailed", "base_url", "credentials", "get_json", "post_json"]
+__all__ = ["RequestFailed", "base_url", "credentials", "get_json", "open_response", "post_json"]
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -63,23 +64,43 @@ def post_json(path: str, body: Any, settings: Settings, url: str | None = None, 
     return _request(path, settings, url, key, json.dumps(body).encode())
 
 
+def open_response(path: str, settings: Settings, url: str | None = None, key: str | None = None) -> AbstractContextManager[Any]:
+    """
+    Return the response to a GET of *path*, whose body is not read yet; the rest as for `get_json`.
+
+    Raises:
+        RequestFailed: The server did not answer, or not with 2xx.
+    """
+    response: AbstractContextManager[Any] = _open(path, settings, url, key, None)
+    return response
+
+
 def _request(path: str, settings: Settings, url: str | None, key: str | None, body: bytes | None) -> Any:
+    with _open(path, settings, url, key, body) as response:
+        try:
+            return json.load(response)
+        except (OSError, ValueError) as error:
+            raise _no_answer(url or base_url(settings), error) from None
+
+
+def _open(path: str, settings: Settings, url: str | None, key: str | None, body: bytes | None) -> Any:
     url = base_url(settings) if url is None else url.rstrip("/")
     if not url.startswith(("http://", "https://")):
         raise RequestFailed(f"{url} is not an address: it must begin with http:// or https://")
     headers = {**credentials(key), **({} if body is None else {"Content-Type": "application/json"})}
     request = Request(f"{url}{path}", body, headers)  # noqa: S310
     try:
-        with urlopen(request, timeout=TIMEOUT_SECONDS) as response:  # noqa: S310
-            return json.load(response)
+        return urlopen(request, timeout=TIMEOUT_SECONDS)  # noqa: S310
     except HTTPError as error:
         problem = _problem(error)
         line = f"{url}{path} was answered with {error.code}"
         raise RequestFailed(line, error.code, problem.get("code"), problem.get("detail")) from None
     except (URLError, OSError, ValueError) as error:
-        raise RequestFailed(
-            f"no server answers at {url} ({getattr(error, 'reason', error)}): start it or correct --url"
-        ) from None
+        raise _no_answer(url, error) from None
+
+
+def _no_answer(url: str, error: Exception) -> RequestFailed:
+    return RequestFailed(f"no server answers at {url} ({getattr(error, 'reason', error)}): start it or correct --url")
 
 
 def _problem(response: HTTPError) -> Mapping[str, str]:

@@ -166,6 +166,28 @@ class StateMapper:
                 row[at] = encode(row[at])
         return row
 
+    def to_document(self, state: Any) -> dict[str, Any]:
+        """Return *state* as JSON values by column, the same from each kind of database."""
+        columns = zip(self.table.columns, self._row(state), strict=True)
+        return {str(column.name): _parsed(value) if isinstance(column.type, JSON) else value for column, value in columns}
+
+    def from_document(self, document: Mapping[str, Any]) -> Any:
+        """
+        Return the state in *document*, which `to_document` has made, of this release or of an older one.
+
+        Raises:
+            ValueError: A column without a default is missing, or a value is none of its column.
+        """
+        missing = [each for each in attrs.fields(self.cls) if each.name not in document]
+        if lacking := [each.name for each in missing if each.default is attrs.NOTHING]:
+            raise ValueError(f"{self.cls.__name__} has no {', '.join(lacking)}")
+        try:
+            state = self.state([document.get(name) for name in self.names])
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"{self.cls.__name__} has a value that is none: {error}") from error
+        state.__dict__.update({each.name: each.default for each in missing})
+        return state
+
     def state(self, row: Row) -> Any:
         """Return the state in *row*."""
         # Built without the constructor, as `modules.module.evolve` does: each stored state has passed it before.
@@ -275,6 +297,10 @@ def _codec(converter: Converter, hint: Any, column_type: Any) -> _Codec:
         members = {member.value: member for member in plain}
         return attrgetter("_value_"), members.__getitem__  # what .value returns, without a descriptor in between
     return None, None
+
+
+def _parsed(text: str | None) -> Any:
+    return None if text is None else orjson.loads(text)
 
 
 @lru_cache(4096)

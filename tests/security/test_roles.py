@@ -62,6 +62,8 @@ PERMISSIONS = {
     "GET /v1/audit": {VIEWER},
     "GET /v1/history": {VIEWER},
     "GET /v1/orders/{order_id}/explain": {SHOP, VIEWER},
+    "GET /v1/orders/{order_id}/export": {VIEWER},
+    "GET /v1/orders/export": {SHOP, VIEWER},
     "GET /v1/order-records/{order_id}": {VIEWER},
     "GET /v1/overview": {VIEWER},
     "GET /v1/overview/stream": {VIEWER},
@@ -153,6 +155,7 @@ async def test_a_key_of_one_customer_reaches_no_route_that_does_not_know_custome
         "GET /v1/orders/{order_id}/stream",
         "GET /v1/orders/stream",
         "GET /v1/orders/{order_id}/explain",
+        "GET /v1/orders/export",
         "POST /v1/orders/{order_id}/cancel",
         "POST /v1/stream-tokens",
     }

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from app.cli import console
+from app.cli.orders.exchange import export, import_
 from app.cli.orders.requests import fetch, fetch_pages, path_of, with_filters, with_url
 from app.cli.orders.tree import has_colours, lines_of
 
@@ -24,7 +25,7 @@ def orders() -> None:
       python -m app orders list --status processing,reserved --created-before 10m
       python -m app orders explain ORDER
 
-    Every command asks a running server.
+    Every command asks a running server, but for `import`, which writes to the database that DATABASE_URL names.
     """
 
 
@@ -89,6 +90,10 @@ def explain(order: str, as_json: bool, url: str | None, key: str | None) -> None
     else:
         for line in lines_of(explained, has_colours()):
             click.echo(line, color=True)
+
+
+orders.add_command(export)
+orders.add_command(import_)
 
 
 def _cell(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["fetch", "fetch_pages", "path_of", "query_of", "with_filters", "with_url"]
+__all__ = ["exit_with", "fetch", "fetch_pages", "path_of", "query_of", "with_filters", "with_url"]
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -46,7 +46,7 @@ def fetch(path: str, url: str | None, key: str | None) -> Any:
     try:
         return get_json(path, console.settings(), url, key)
     except RequestFailed as error:
-        _exit(error)
+        exit_with(error)
 
 
 def fetch_pages(path: str, values: Mapping[str, Any], limit: int, url: str | None, key: str | None) -> list[dict[str, Any]]:
@@ -79,7 +79,8 @@ def _option(filter: Filter) -> Callable[[Command], Command]:
     )
 
 
-def _exit(error: RequestFailed) -> NoReturn:
+def exit_with(error: RequestFailed) -> NoReturn:
+    """End the process with the line and the exit code for *error*."""
     if error.status is None:
         console.exit_with(console.OUT_OF_REACH, str(error))
     console.exit_with(console.FAILED, f"{error}{f' ({error.code}): {error.detail}' if error.code else ''}")

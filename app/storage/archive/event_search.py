@@ -45,6 +45,8 @@ class Found:
     decided: dict[tuple[str, str], Decided] = field(factory=dict)
     timers: dict[str, tuple[Decided, str, str]] = field(factory=dict)
     """Each with the decision that has set it, its subject and when it is due."""
+    rows: dict[tuple[str, str, int], Row] = field(factory=dict)
+    """What the histories have about the order, by time, module and number, to be imported elsewhere."""
     is_complete: bool = True
     """False if a row refers to one that is not there, or if there was more than one search may read."""
 
@@ -160,11 +162,13 @@ class _Run:
                 rows.setdefault((row.number, row.at), []).append(row)
         ids: set[str] = set()
         for _, transaction in sorted(rows.items()):
+            history = TransactionHistory(transaction)
             try:
-                events, decided = TransactionHistory(transaction).about(key)
+                events, decided = history.about(key)
             except ValueError:  # the row of a producer is gone, or in another database
                 found.is_complete = False
                 continue
+            found.rows |= {(row.at, row.module, row.number): row for row in history.rows_about(key)}
             for event in events:
                 found.events[event.event_id] = event
                 ids |= {event.event_id, event.cause_id, *self._results(event.event_id)}

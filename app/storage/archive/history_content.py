@@ -227,6 +227,19 @@ class TransactionHistory:
         decided = [self._decided(row, entry) for row, entry in self._decisions() if self._is_about(entry, key)]
         return sorted(events, key=lambda event: event.seq), decided
 
+    def rows_about(self, key: str) -> list[Row]:
+        """Return the rows with only those entries that `about` of *key* needs; positions are as they were."""
+        found = []
+        for row in self._rows:
+            entries = [
+                entry
+                for entry in row.entries
+                if (entry[6] == key if entry[0] == _TIMER else self._is_about(entry, key) or _key(entry) == key)
+            ]
+            if entries:
+                found.append(Row(row.module, row.number, row.at, entries))
+        return found
+
     def decisions(self) -> list[Decided]:
         """
         Return the decisions, module by module, those of each in their order.

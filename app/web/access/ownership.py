@@ -11,7 +11,17 @@ import attrs
 
 from app.runtime.service import StateService
 from app.web.responses.problems import ProblemError
-from modules.routes import OWNER, CommandRoute, GetRoute, ImportRoute, ListRoute, ListStreamRoute, Route, StreamRoute
+from modules.routes import (
+    OWNER,
+    CommandRoute,
+    ExportRoute,
+    GetRoute,
+    ImportRoute,
+    ListRoute,
+    ListStreamRoute,
+    Route,
+    StreamRoute,
+)
 
 
 def is_scoped(route: Route) -> bool:
@@ -21,7 +31,7 @@ def is_scoped(route: Route) -> bool:
             return route.customer is not None or route.owned is not None
         case ImportRoute():
             return False
-        case ListRoute() | ListStreamRoute():
+        case ExportRoute() | ListRoute() | ListStreamRoute():
             return any(filter.name == OWNER for filter in route.filters)
         case GetRoute() | StreamRoute():
             return OWNER in attrs.fields_dict(route.state)

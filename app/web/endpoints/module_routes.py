@@ -30,12 +30,14 @@ from app.web.requests.parameters import path_parameters, read_query
 from app.web.requests.preconditions import read_precondition
 from app.web.responses.problems import ProblemError, invalid_input, problem_of
 from app.web.responses.success import json_response
+from app.web.streams.list_export import export_list
 from app.web.streams.list_stream import stream_list
 from app.web.streams.state_stream import Streams, stream_state
 from bus.contracts.schemas import validator
 from bus.errors import SchemaViolation
 from modules.routes import (
     CommandRoute,
+    ExportRoute,
     GetRoute,
     ImportRoute,
     ListRoute,
@@ -118,6 +120,8 @@ def endpoints(service: ModuleService, streams: Streams) -> tuple[Endpoint, ...]:
                 continue
             case ImportRoute():
                 endpoint = Endpoint(route.method, route.path, import_lines(service, route))
+            case ExportRoute():
+                endpoint = Endpoint(hdrs.METH_GET, route.path, export_list(service, route, streams))
             case ListStreamRoute():
                 handle = stream_list(service, route, streams)
                 endpoint = Endpoint(hdrs.METH_GET, route.path, handle, takes_token=True)

@@ -12,7 +12,16 @@ from app.web.requests.ndjson import NDJSON
 from app.web.spec.components import COMPONENTS, Description, body, operation, page_of, query_parameter, ref, response
 from modules.filters import Filter
 from modules.module import Module
-from modules.routes import CommandRoute, GetRoute, ImportRoute, ListRoute, ListStreamRoute, Route, StreamRoute
+from modules.routes import (
+    CommandRoute,
+    ExportRoute,
+    GetRoute,
+    ImportRoute,
+    ListRoute,
+    ListStreamRoute,
+    Route,
+    StreamRoute,
+)
 
 Json = dict[str, Any]
 
@@ -116,6 +125,10 @@ def _describe(route: Route, tag: str, name_of: Callable[[str], str]) -> tuple[st
                 (400, 503, *((404,) if "{" in route.path else ())),
                 parameters=[*parameters, ref("parameters", "Limit"), ref("parameters", "Cursor")],
             )
+        case ExportRoute():
+            parameters = [_filter_parameter(filter) for filter in route.filters]
+            lines = response("One JSON object a line; an export that breaks off has lost its connection.", schema, NDJSON)
+            return "get", operation(route.name, route.path, route.summary, tag, {200: lines}, (400, 503), parameters=parameters)
         case ListStreamRoute():
             events = {"type": "string", "x-events": {route.event_name: schema}}
             description = (

@@ -27,6 +27,7 @@ from yarl import URL
 from app.telemetry.trace import correlation_id
 from app.web.handler import SERVER
 from app.web.requests.command import ask_for_body
+from app.web.requests.ndjson import NDJSON
 from app.web.responses.problems import X_CORRELATION_ID, ProblemError, problem_response
 from app.web.server import CLIENT_ADDRESS
 
@@ -34,6 +35,9 @@ _OWN_HEADERS = frozenset(
     {"connection", "content-length", "date", "expect", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
 )
 """Headers about one connection (RFC 9110, section 7.6.1), or which each side of it writes itself."""
+
+_STREAMED = frozenset({"text/event-stream", NDJSON})
+"""Content types of responses that may be long, and are passed on as they arrive."""
 
 _NOT_ADDED = (hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.USER_AGENT, hdrs.CONTENT_TYPE)
 
@@ -82,7 +86,7 @@ class Forwarder:
 
     async def _pass_back(self, request: web.Request, answer: Any) -> web.StreamResponse:
         headers = _end_to_end(answer.headers)
-        is_stream = answer.headers.get(hdrs.CONTENT_LENGTH) is None and answer.content_type == "text/event-stream"
+        is_stream = answer.headers.get(hdrs.CONTENT_LENGTH) is None and answer.content_type in _STREAMED
         if not is_stream:
             response = web.Response(status=answer.status, headers=headers, body=await answer.read())
             if request.method == hdrs.METH_HEAD and hdrs.CONTENT_LENGTH in answer.headers:
@@ -96,7 +100,8 @@ class Forwarder:
                 await response_stream.write(data)
             await response_stream.write_eof()
         except ClientConnectionError:  # the other process has ended the stream, or `close` has
-            pass
+            if answer.content_type == NDJSON and request.transport is not None:
+                request.transport.abort()  # what has arrived must not look complete
         finally:
             self._streams.discard(answer)
         return response_stream

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["RECORDS_PATH", "Explainer", "OrderUnreachable"]
+__all__ = ["FORMAT", "RECORDS_PATH", "Explainer", "OrderUnreachable"]
 
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime
@@ -18,6 +18,9 @@ RECORDS_PATH = "/v1/order-records/{order_id}"
 """Where each process has its records about an order."""
 
 ORDERS = "orders"
+
+FORMAT = "fulfilment-order-1"
+"""What an export begins with, so that an import recognises it."""
 
 IDS_MAX = 200
 """Ids of events that are sent to another process."""
@@ -43,9 +46,12 @@ class Explainer:
         self._api = api
         self._clock = clock
 
-    async def explain(self, order_id: str, customer: str | None = None) -> Json | None:
+    async def explain(self, order_id: str, customer: str | None = None, *, has_states: bool = False) -> Json | None:
         """
         Return the explanation of an order; None if there is none, or it belongs to another one than *customer*.
+
+        With *has_states* it has what another machine needs to import the order: ``format``, ``states`` by module and class,
+        and ``history``, the transactions with what the modules have decided in each.
 
         Raises:
             OrderUnreachable: The process of orders gives no answer.
@@ -62,20 +68,23 @@ class Explainer:
         order: Json = answer.body
         if customer is not None and order["customer_id"] != customer:
             return None
-        records, unreachable = await self._records(path, order)
-        return self._explanation(order, records, unreachable)
+        records, unreachable = await self._records(path, order, {"states": "true"} if has_states else {})
+        explanation = self._explanation(order, records, unreachable)
+        if has_states:
+            explanation |= {"format": FORMAT, "states": {name: each["states"] for name, each in records.items()}, "history": _history(records)}
+        return explanation
 
-    async def _records(self, path: str, order: Json) -> tuple[dict[str, Json], dict[str, str]]:
+    async def _records(self, path: str, order: Json, more: Mapping[str, str]) -> tuple[dict[str, Json], dict[str, str]]:
         """
         Return the records of each module, and the modules that give none with the reason.
 
         The process of orders is asked first: the events that it knows lead to the others.
         """
         moments = list(dict.fromkeys(entry["at"] for entry in order["timeline"]))
-        records, away = await self._ask(path, [ORDERS], {"moments": ",".join(moments)})
+        records, away = await self._ask(path, [ORDERS], {"moments": ",".join(moments), **more})
         others = [name for name in self._api.modules if name not in records and name not in away]
         ids = list(dict.fromkeys(event["event_id"] for each in records.values() for event in (*each["events"], *each["consumed"])))[:IDS_MAX]
-        query = {"moments": ",".join(moments), "events": ",".join(ids)}
+        query = {"moments": ",".join(moments), "events": ",".join(ids), **more}
         found, more_away = await self._ask(path, others, {name: text for name, text in query.items() if text})
         return records | found, away | more_away
 
@@ -125,6 +134,15 @@ class Explainer:
             "is_complete": bool(events) and not unreachable and all(each["is_complete"] for each in records.values()),
             "order": order,
         }
+
+
+def _history(records: Mapping[str, Json]) -> list[Json]:
+    """Return the transactions in their order, each with the entries of the modules that took part."""
+    found: dict[tuple[str, int], Json] = {}
+    for name, each in records.items():
+        for row in each["rows"]:
+            found.setdefault((row["at"], row["number"]), {"at": row["at"], "modules": {}})["modules"][name] = row["entries"]
+    return [transaction for _, transaction in sorted(found.items())]
 
 
 def _attempts(payments: Json) -> list[Json]:

@@ -85,11 +85,14 @@ class OrderRecords:
         """The names of the modules."""
         return self._stores.keys()
 
-    async def of(self, order_id: str, moments: Collection[datetime], ids: Collection[str]) -> Json:
+    async def of(
+        self, order_id: str, moments: Collection[datetime], ids: Collection[str], *, has_states: bool = False
+    ) -> Json:
         """
         Return the records of each module, by its name, about the order *order_id*.
 
-        *moments* are those of the order's timeline, *ids* those of events that other processes know.
+        *moments* are those of the order's timeline, *ids* those of events that other processes know. With *has_states* the
+        stored states and the rows of the histories are there, too.
 
         Raises:
             StorageUnavailable: A database is out of reach.
@@ -120,6 +123,8 @@ class OrderRecords:
                 "is_complete": all(each.is_complete for each in found),
                 **await self._state(name, order_id),
             }
+            if has_states:
+                records[name] |= {"states": await self._states(name, order_id), "rows": _rows(name, found)}
         return records
 
     async def _found(self, order_id: str, moments: Collection[datetime], ids: Collection[str]) -> list[Found]:
@@ -176,6 +181,14 @@ class OrderRecords:
             payment: Any = await self._services[name].get(Payment, order_id)
             return {"payment": None if payment is None else show_payment(payment)}
         return {}
+
+    async def _states(self, name: str, order_id: str) -> Json:
+        """Return the stored states of the module *name* whose key is *order_id*, by class."""
+        found: Json = {}
+        for cls, mapper in self._stores[name].mappers.items():
+            if mapper.key_name == "order_id" and (state := await self._services[name].get(cls, order_id)) is not None:
+                found[cls.__name__] = mapper.to_document(state)
+        return found
 
     def _event(
         self, event: HistoryEvent, rows: Mapping[str, bool], letters: Sequence[Json], events: Collection[str], answers: Mapping[str, str]
@@ -257,6 +270,11 @@ def _answers(name: str, found: Sequence[Found], answers: Mapping[str, str]) -> l
         ),
         key=lambda answer: str(answer["at"]),
     )
+
+
+def _rows(name: str, found: Sequence[Found]) -> list[Json]:
+    rows = [row for each in found for row in each.rows.values() if row.module == name]
+    return [{"number": row.number, "at": row.at, "entries": row.entries} for row in sorted(rows, key=lambda row: (row.at, row.number))]
 
 
 def _event_of(letter: Json) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DESCRIPTION", "EXPLAIN_PATH"]
+__all__ = ["DESCRIPTION", "EXPLAIN_PATH", "EXPORT_PATH"]
 
 from typing import Any
 
@@ -11,6 +11,7 @@ from app.web.requests.one_module import MODULE
 from app.web.spec.components import Description, operation, query_parameter, ref, response
 
 EXPLAIN_PATH = "/v1/orders/{order_id}/explain"
+EXPORT_PATH = "/v1/orders/{order_id}/export"
 
 Json = dict[str, Any]
 
@@ -82,6 +83,9 @@ _EXPLANATION: Json = {
             "type": "boolean",
             "description": "False if a module gives no answer, the order is older than the history, or its rows were deleted.",
         },
+        "format": {**_TEXT, "description": "In an export only, as `states` and `history`."},
+        "states": {"type": "object", "description": "The stored states, by module and class."},
+        "history": {"type": "array", "items": {"type": "object"}, "description": "What the modules have decided, by transaction."},
         "order": {"type": "object", "description": "As `GET /v1/orders/{order_id}`."},
     },
 }
@@ -93,6 +97,13 @@ DESCRIPTION = Description(
                 {200: response("The explanation; what is out of reach is named.", ref("schemas", "Explanation"))}, (400, 404, 503),
             )
         },
+        EXPORT_PATH: {
+            "get": operation(
+                "exportOrder", EXPORT_PATH, "Export an order with its explanation, to be imported on another machine", "operations",
+                {200: response("The explanation, with the stored states and the history of the order.", ref("schemas", "Explanation"))},
+                (400, 404, 503),
+            )
+        },
         RECORDS_PATH: {
             "get": operation(
                 "getOrderRecords", RECORDS_PATH, "Show the records of one process about an order, as other processes ask for them",
@@ -100,6 +111,7 @@ DESCRIPTION = Description(
                 parameters=[
                     {**query_parameter(MODULE.name, dict(MODULE.schema)), "description": MODULE.description},
                     {**query_parameter("moments", _TEXT), "description": "Times in the timeline of the order, by commas."},
+                    {**query_parameter("states", {"type": "string", "enum": ["true"]}), "description": "With the stored states."},
                     {**query_parameter("events", _TEXT), "description": "Ids of events that are known, by commas."},
                 ],
             )
