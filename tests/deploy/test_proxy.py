@@ -74,7 +74,9 @@ async def test_every_route_is_forwarded_to_the_module_that_has_it(tmp_path: Path
     rest = {path: found[path] for path in forwarded - owners.keys()}
     of_each = {path for path in rest if path.startswith(OF_EACH)}
     assert {rest[path] for path in of_each} == {"$module_asked", "$module_of_the_consumer", "modules"}
-    assert {rest[path] for path in rest.keys() - of_each} == {"orders"}
+    pages = {path for path in rest if path.startswith("/console")}
+    assert {rest[path] for path in pages} == {"console"}
+    assert {rest[path] for path in rest.keys() - of_each - pages} == {"orders"}
 
 
 def test_paths_that_are_no_routes_are_not_forwarded() -> None:
@@ -86,7 +88,15 @@ def test_paths_that_are_no_routes_are_not_forwarded() -> None:
 STREAMS = [route.path for _, route in MODULE_ROUTES if isinstance(route, StreamRoute | ListStreamRoute)]
 
 
-@pytest.mark.parametrize("path", [*STREAMS, "/v1/overview/stream"])
+@pytest.mark.parametrize("name", ["upstreams.conf", "compose/upstreams.conf"])
+def test_the_console_is_there_while_a_process_is_not(name: str) -> None:
+    """That of orders, which has the most to show; without it that of another process, which shows what is out of reach."""
+    (upstream,) = re.findall(r"upstream console \{([^}]*)\}", (FOLDER / name).read_text(encoding="utf-8"))
+    servers = re.findall(r"server (\w+):8080 ([^;]*);", upstream)
+    assert {server: "backup" in options for server, options in servers} == {name: name != "orders" for name in MODULES}
+
+
+@pytest.mark.parametrize("path", [*STREAMS, "/v1/overview/stream", "/console/live"])
 def test_a_stream_is_not_buffered(path: str) -> None:
     """Each event is forwarded at once."""
     assert "proxy_buffering off;" in location_of(path.replace("{", "").replace("}", ""))

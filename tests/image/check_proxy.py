@@ -180,6 +180,7 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
         ("/", "orders"),
         ("/asyncapi.json", "orders"),
         ("/docs", "orders"),
+        ("/console/orders?status=confirmed", "orders"),
         ("/docs/swagger-ui.css", "orders"),
     ],
 )

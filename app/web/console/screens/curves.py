@@ -107,4 +107,4 @@ def _pieces(points: Sequence[Point], values: Sequence[float | None], top: float)
             continue
         x, y = WIDTH - (end - point.at) / 10, HEIGHT - value / top * (HEIGHT - 2) - 1
         pieces[-1].append(f"{x:.1f},{y:.1f}")
-    return [" ".join(piece) for piece in pieces if piece]
+    return [" ".join(piece if len(piece) > 1 else piece * 2) for piece in pieces if piece]  # one point is a dot

@@ -53,7 +53,7 @@
         scales: { y: { range: (self, min, max) => [0, max > 0 ? max * 1.05 : 1] } },
         axes: [time, { ...axis, size: 52, values: (self, found) => found.map((value) => shown(value, element.dataset.unit)) }],
         series: [{}, ...names.map((label, index) => ({
-          label, stroke: colour(`--line-${index + 1}`), width: 1.5, dash: [[], [5, 3], [2, 2]][index], points: { show: false },
+          label, stroke: colour(`--line-${index + 1}`), width: 1.5, dash: [[], [5, 3], [2, 2]][index]
         }))],
       }, data, element);
       chart.root.setAttribute("aria-hidden", "true");
