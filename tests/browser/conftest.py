@@ -1,18 +1,17 @@
-"""Fixtures: one browser for the tests of a file, a server with data of every kind, and pages that are logged in."""
+"""Fixtures: one browser and one server for the tests of a file, and pages that are logged in."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser
 
-from tests.browser.page import WAIT_SECONDS, OpenedPages
-
-Open = Callable[..., Page]
+from tests.browser.page import OpenedPages, launched
+from tests.browser.site import Site, started
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,28 +23,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.process)
 
 
-def chromium() -> str:
-    """Return the path of Chromium; fail the test where it is not installed."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if found is None:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A browser without a window. It serves one file: Playwright's event loop must not run beside those of other tests."""
+    if shutil.which("chromium") is None:
         pytest.fail(
             "Chromium is not installed, so the console cannot be tested;"
             " on Debian: apt-get install --no-install-recommends chromium"
         )
-    return found
+    with launched() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A browser without a window. It serves one file: Playwright's event loop must not run beside those of other tests."""
-    # The sandbox does not start as root, as which continuous integration runs; /dev/shm is small in a container.
-    arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(
-            executable_path=chromium(), args=arguments, timeout=1000 * WAIT_SECONDS
-        )
-        yield running
-        running.close()
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A server with data of every kind."""
+    with started(tmp_path_factory.mktemp("site")) as site:
+        yield site
 
 
 @pytest.fixture

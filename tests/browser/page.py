@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-__all__ = ["WAIT_SECONDS", "OpenedPages", "assert_accessible", "assert_fits"]
+__all__ = ["WAIT_SECONDS", "OpenedPages", "assert_accessible", "assert_fits", "launched"]
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from attrs import define, field
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect, sync_playwright
+
+from tests.browser.site import KEYS, Site
 
 WAIT_SECONDS = 60.0
 """Playwright waits at most this long for an element or a page; a busy machine is slow, and a failed test is rare."""
 
 _REFUSED = "Failed to load resource: the server responded with a status of 4"
+
+
+@contextmanager
+def launched() -> Iterator[Browser]:
+    """Start Chromium, which is installed on the machine."""
+    # The sandbox does not start as root, as which continuous integration runs; /dev/shm is small in a container.
+    arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+    expect.set_options(timeout=1000 * WAIT_SECONDS)
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=arguments, timeout=1000 * WAIT_SECONDS
+        )
+        yield running
+        running.close()
 
 
 @define
@@ -33,6 +52,15 @@ class OpenedPages:
         """Open *url* in a new context with *options* of Playwright's ``new_context``; return the loaded page."""
         page = self.context(url, **options).new_page()
         page.goto(url)
+        return page
+
+    def as_role(self, site: Site, role: str, path: str = "/console", **options: Any) -> Page:
+        """Log in with the key of *role* as a person does, and return the page at *path*."""
+        page = self.context(site.url_of("/"), **options).new_page()
+        page.goto(site.url_of(path))
+        page.get_by_label("API key").fill(KEYS[role])
+        page.get_by_role("button", name="Log in").click()
+        page.wait_for_url(site.url_of(path))
         return page
 
     def context(self, url: str, **options: Any) -> BrowserContext:

@@ -106,6 +106,17 @@ async def test_a_discard_is_confirmed_with_its_count(served: Served) -> None:
     assert await left(served) == 0
 
 
+async def test_one_dead_letter_and_a_selection_are_replayed(served: Served) -> None:
+    """As they are: the requests of these buttons have no body."""
+    ids = await add(served, *(dead_letter(n) for n in range(3)))
+    operator = await served.as_role("operator")
+    page = f"/console/trouble/inventory/{ids[0]}"
+    done = await operator.submit(page, f"{page}/replay")
+    assert (done.status, done.headers.get("Location")) == (303, "/console/trouble?done=replay&count=1"), done.words
+    done = await operator.submit(GROUP, "/console/trouble/selected", **group(), action="replay", **{f"letter.{id}": "on" for id in ids[1:]})
+    assert "2 dead letters replayed" in (await operator.get(done.headers["Location"])).words
+
+
 async def test_what_is_refused_of_a_selection_is_named(served: Served) -> None:
     """The others are replayed. A webhook's dead letters cannot be replayed: their consumer subscribes to nothing."""
     (id,) = await add(served, dead_letter(1, consumer="payments-webhook", subject="stripe.webhook.v1", error="unknown_order"))

@@ -11,6 +11,7 @@ from typing import Any
 from aiohttp import HttpVersion11, StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import RawRequestMessage
+from aiohttp.streams import EMPTY_PAYLOAD
 from yarl import URL
 
 from app.web.requests.command import BODY_BYTES_MAX
@@ -34,10 +35,11 @@ def local_request(method: str, url: URL, headers: Mapping[str, str], body: bytes
     given: Any = web.StreamResponse(headers={**headers, **({"Content-Length": str(len(body))} if body else {})}).headers
     raw = tuple((name.encode(), value.encode()) for name, value in given.items())
     message = RawRequestMessage(method, str(url), HttpVersion11, given, raw, False, None, False, False, url)
-    content = StreamReader(BaseProtocol(loop), _BUFFER_BYTES, loop=loop)
+    content = EMPTY_PAYLOAD  # a request with an empty stream would have a body, which needs a content type
     if body:
+        content = StreamReader(BaseProtocol(loop), _BUFFER_BYTES, loop=loop)
         content.feed_data(body)
-    content.feed_eof()
+        content.feed_eof()
     connection: Any = _NoConnection()
     task: Any = asyncio.current_task()
     writer: Any = None
