@@ -95,9 +95,15 @@ class OpenedPages:
 
 
 def assert_accessible(page: Page) -> None:
-    """Check *page* with axe-core, by the rules of WCAG 2.2 at level AA and by the best practices."""
-    found = Axe().run(page)
-    assert found.violations_count == 0, f"{page.url}\n{found.generate_report()}"
+    """
+    Check *page* with axe-core in both colour schemes, by the rules of WCAG 2.2 at level AA and by the best practices.
+
+    Only the contrasts depend on the scheme.
+    """
+    for scheme, options in (("light", None), ("dark", {"runOnly": ["color-contrast"]})):
+        page.emulate_media(color_scheme="light" if scheme == "light" else "dark")
+        found = Axe().run(page, options=options)
+        assert found.violations_count == 0, f"{page.url}, {scheme}\n{found.generate_report()}"
 
 
 def assert_fits(page: Page) -> None:
