@@ -29,6 +29,9 @@ from app.runtime.replay.report import Report
 from app.runtime.replay.run import BaselineMismatch, create_state_tables, replay
 from app.runtime.replay.source import DatabaseHistory
 from app.storage.archive.history_content import decoded
+from app.storage.archive.history_reader import HistoryReader
+from app.storage.archive.parquet_archive import Archive
+from app.storage.archive.parquet_writer import HistoryArchiver
 from app.storage.sql.database import Database
 from modules import inventory, orders, payments
 from modules.inventory.events import StockReserved
@@ -72,13 +75,14 @@ def again(
     limit: int = 100,
     names: Sequence[str] = ("orders", "inventory", "payments"),
     progress: Callable[[], object] = lambda: None,
+    archive: Archive | None = None,
 ) -> Report:
     """Decide the history of *harness* again, into a new file in *folder*; return what is found."""
     modules = [each for each in modules or [runner.module for runner in harness.runners.values()] if each.name in names]
     target = Database(f"sqlite:///{folder}/again-{next(_NUMBERS)}.db")
     create_state_tables(target.engine, modules)
     stores = {name: store for name, store in harness.stores.items() if name in names}
-    history = DatabaseHistory(harness.database, stores, harness.clock.now)
+    history = DatabaseHistory(harness.database, stores, harness.clock.now, archive)
     report = Report(limit)
     replay(modules, stores, [history], target, harness.contracts, report, answer_id, baseline=baseline, progress=progress)
     return report
@@ -408,6 +412,45 @@ class ReplayContract:
             report = again(harness, tmp_path)
             assert report.is_equal, report
             assert report.before == {("inventory", "product"): 2, ("inventory", "reservation"): 1}
+
+    async def test_what_is_archived_as_files_is_decided_again(self, site: Site, tmp_path: Path) -> None:
+        """Archive and tables are one history; a copy of a database that has purged what is archived is a baseline as well."""
+        async with shop(site.url) as (harness, clock):
+            (tmp_path / "archive").mkdir()
+            archive = Archive(tmp_path / "archive")
+
+            async def days(purges: bool) -> None:
+                await clock.advance(2 * DAY)
+                histories = {name: (store.database, store.history) for name, store in harness.stores.items()}
+                source = await HistoryReader(histories, clock.now, archive=archive).source(*harness.stores)
+                archiver = HistoryArchiver(source, archive)
+                assert [day async for day in archiver.archive()]
+                if purges:
+                    assert [day async for day in archiver.purge([*harness.stores], None)]
+
+            for n in range(3):
+                await happen(harness, await place(harness, n), (PAY,))
+            await days(purges=False)
+            await happen(harness, await place(harness, 10), (PAY, CANCEL))
+            await days(purges=True)
+            assert (await harness.rows("SELECT count(*) FROM orders_history"))[0][0] == 1
+            old = await place(harness, 20)
+            report = again(harness, tmp_path, archive=archive)
+            assert report.is_equal, report
+            assert (report.first or (0,))[0] == 1
+            assert report.states["orders", "order"] == 5
+            assert not report.before
+            without = again(harness, tmp_path)
+            assert without.before["orders", "order"] >= 4
+            baseline = await self.copied(harness, tmp_path)
+            await days(purges=True)
+            await happen(harness, old, (PAY,))
+            await happen(harness, await place(harness, 30), (PAY,))
+            report = again(harness, tmp_path, archive=archive, baseline=baseline)
+            assert report.is_equal, report
+            assert (report.transactions, report.states["orders", "order"]) == (3, 2)
+            assert again(harness, tmp_path, archive=archive).is_equal
+            await baseline.close()
 
     async def test_a_baseline_must_be_a_copy_of_the_database(self, site: Site, tmp_path: Path) -> None:
         """Another database has other states."""

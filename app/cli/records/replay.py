@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["rebuild", "verify"]
 
+import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from modules.registry import MODULES
 if TYPE_CHECKING:
     from app.bootstrap import Parts
     from app.runtime.replay.report import Report
+    from app.storage.archive.parquet_archive import Archive
     from app.storage.module_store import ModuleStore
     from app.storage.sql.database import Database
 
@@ -38,6 +40,7 @@ def _explained(command: Callable[..., None]) -> Callable[..., None]:
         from sqlalchemy.exc import DBAPIError
 
         from app.runtime.replay.run import BaselineMismatch, NotEmpty
+        from app.storage.archive.parquet_manifest import ArchiveUnusable
         from app.storage.errors import StorageUnavailable
 
         try:
@@ -46,6 +49,8 @@ def _explained(command: Callable[..., None]) -> Callable[..., None]:
             console.exit_with(console.USAGE, f"--baseline: {error}")
         except NotEmpty as error:
             console.exit_with(console.USAGE, f"--into: {error}")
+        except ArchiveUnusable as error:
+            console.exit_with(console.FAILED, str(error))
         except StorageUnavailable as error:
             console.exit_with(console.OUT_OF_REACH, error.detail)
         except DBAPIError as error:
@@ -159,6 +164,13 @@ def _existing(url: str, modules: Sequence[str]) -> Database:
     return found
 
 
+async def _check(parts: Parts, archive: Archive, groups: Sequence[Sequence[str]]) -> None:
+    """Ensure that *archive* belongs to the databases of the modules in *groups*."""
+    for names in groups:
+        source = await parts.storage.history.source(*names)
+        await source.check(archive.archives())
+
+
 def _replayed(
     parts: Parts, names: Sequence[str], target: Database, limit: int, baseline: Database | None
 ) -> Report:
@@ -168,12 +180,16 @@ def _replayed(
     from app.runtime.replay.report import Report
     from app.runtime.replay.run import replay
     from app.runtime.replay.source import DatabaseHistory
+    from app.storage.archive.parquet_archive import Archive
 
     stores = {name: parts.storage.stores[name] for name in names}
     grouped: dict[Database, dict[str, ModuleStore]] = {}
     for name, store in stores.items():
         grouped.setdefault(store.database, {})[name] = store
-    histories = [DatabaseHistory(database, found) for database, found in grouped.items()]
+    archive = None if parts.settings.history_archive is None else Archive(Path(parts.settings.history_archive))
+    if archive is not None:
+        asyncio.run(_check(parts, archive, [tuple(found) for found in grouped.values()]))
+    histories = [DatabaseHistory(database, found, archive=archive) for database, found in grouped.items()]
     report = Report(limit)
     total = sum(each.count() for each in histories)
     with tqdm(total=total, unit="transaction", desc="history", disable=not sys.stderr.isatty()) as bar:

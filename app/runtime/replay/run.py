@@ -219,14 +219,17 @@ def _start_after(
     copy = DatabaseHistory(baseline, stores)
     snapshot = _snapshot(stack, baseline)
     last = copy.largest(snapshot)
-    included = {(each.number, each.at) for each in copy.transactions(last - _CHECKED, last, snapshot)}
+    copied = list(copy.transactions(last - _CHECKED, last, snapshot))
+    included = {(each.number, each.at) for each in copied}
+    # A row without a decision is one that a purge has emptied, because it was in the archive: so is everything before it.
+    purged = max((each.number for each in copied if not all(each.entries.values())), default=0)
     if not last or not {(each.number, each.at) for each in history.transactions(last - 1, last, connection)} <= included:
         raise BaselineMismatch("the baseline is no earlier copy of this database")
     if next(history.transactions(last - 1, last, connection), None) is None:
         raise BaselineMismatch("the history of this database does not reach back to the baseline; name a later copy")
     for name, store in stores.items():
         again[name].baseline = Baseline(store, snapshot)
-    return last - _CHECKED, partial(_is_missing, included)
+    return max(purged, last - _CHECKED), partial(_is_missing, included)
 
 
 def _is_missing(included: set[tuple[int, str]], transaction: Transaction) -> bool:

@@ -2,7 +2,7 @@
 Read the history of one database transaction by transaction, with the rows of all modules that took part.
 
 `ReplaySource` is all that a replay needs of a history; `DatabaseHistory` reads the tables of a database, whether a server
-writes to them or not.
+writes to them or not, and what was archived of them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from attrs import field, frozen
 from sqlalchemy import Connection
 
 from app.clock import SystemClock
-from app.storage.archive.history_content import ENTRY_LENGTHS, Entry, decoded
+from app.storage.archive.history_content import ENTRY_LENGTHS, PLAIN, Entry, decoded
 from app.storage.archive.history_table import HistoryTable
+from app.storage.archive.parquet_archive import Archive, Archives
 from app.storage.errors import StorageUnavailable
 from app.storage.module_store import ModuleStore
 from app.storage.sql.database import Database
@@ -73,10 +74,23 @@ class DatabaseHistory:
     """The histories of *modules*, and of what else *database* has, to which their rows refer."""
 
     def __init__(
-        self, database: Database, stores: Mapping[str, ModuleStore], now: Callable[[], datetime] = SystemClock().now
+        self,
+        database: Database,
+        stores: Mapping[str, ModuleStore],
+        now: Callable[[], datetime] = SystemClock().now,
+        archive: Archive | None = None,
     ) -> None:
-        """*stores* are those of the modules in *database*; rows that are too old at *now* are not read."""
+        """
+        Read the histories of the modules that have *stores* in *database*; what *archive* has is read there.
+
+        Rows that are too old at *now* are not read.
+
+        Raises:
+            ArchiveUnusable: The archive cannot be read.
+        """
         self.modules = frozenset(stores)
+        self.archive = archive
+        self._archives = Archives({}, ()) if archive is None else archive.archives()
         self.database = database
         dialect = database.dialect
         self._now = now
@@ -88,12 +102,15 @@ class DatabaseHistory:
 
     def first_shown(self, connection: Connection) -> tuple[int, str] | None:
         """Return the number and the time of the first transaction that is read; None while there is none."""
-        now = self._now()
-        first = [number for table in self._tables.values() for number in table.numbers(connection, 0, _LAST, 1, now)]
+        now, first = self._now(), []
+        for name, table in self._tables.items():
+            archived = self._archives.of(name)
+            first += [*table.numbers(connection, archived.through + 1, _LAST, 1, now)]
+            first += [] if archived.first_number is None else [archived.first_number]
         if not first:
             return None
-        [found] = {at for table in self._tables.values() for _, at, _ in table.stored(connection, min(first) - 1, min(first), 1)}
-        return min(first), found
+        number = min(first)
+        return number, next(at for name in self._tables for _, at, _ in self._stored(connection, name, number - 1, number))
 
     def count(self) -> int:
         """Return about how many transactions are read."""
@@ -145,12 +162,32 @@ class DatabaseHistory:
             found, after = fetch(after)
             yield from found
 
+    def _stored(self, connection: Connection, name: str, after: int, until: int) -> list[tuple[int, str, bytes]]:
+        """Return the next rows of the history *name*: number, time and content."""
+        archived, found = self._archives.of(name), []
+        if self.archive is not None and after < archived.through:
+            numbers = self.archive.sizes(archived, after + 1, min(until, archived.through), FETCHED_MAX)
+            rows = sorted(self.archive.rows(archived, numbers), key=lambda row: row[0])
+            found = [(number, at, PLAIN + content) for number, at, content in rows]
+        after = max(after, archived.through)
+        if len(found) < FETCHED_MAX and after < until:
+            found += self._tables[name].stored(connection, after, until, FETCHED_MAX - len(found))
+        return found
+
     def _fetch(self, connection: Connection, after: int, until: int) -> tuple[list[Transaction], int | None]:
         """Return the next transactions, and the number to go on after; None at the end."""
+        found = self._fetch_once(connection, after, until)
+        # What is archived meanwhile may be deleted from the tables; then it is read again, from the archive.
+        while self.archive is not None and not self.archive.is_current(self._archives):
+            self._archives = self.archive.archives()
+            found = self._fetch_once(connection, after, until)
+        return found
+
+    def _fetch_once(self, connection: Connection, after: int, until: int) -> tuple[list[Transaction], int | None]:
         rows: list[tuple[int, str, str, bytes]] = []
         end = until
-        for name, table in self._tables.items():
-            found = table.stored(connection, after, until, FETCHED_MAX)
+        for name in self._tables:
+            found = self._stored(connection, name, after, until)
             rows += [(number, at, name, content) for number, at, content in found]
             if len(found) == FETCHED_MAX:
                 end = min(end, found[-1][0])

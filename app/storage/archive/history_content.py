@@ -27,6 +27,7 @@ from __future__ import annotations
 __all__ = [
     "COMPRESSED_MIN",
     "ENTRY_LENGTHS",
+    "PLAIN",
     "POSITIONS",
     "Decided",
     "Emitted",
@@ -59,7 +60,7 @@ POSITIONS = 1 << 17
 Entry = Sequence[Any]
 """See above."""
 
-_PLAIN, _ZLIB, _ZSTD = b"\x01", b"\x02", b"\x03"
+PLAIN, _ZLIB, _ZSTD = b"\x01", b"\x02", b"\x03"
 """The first byte of the content of a row."""
 
 COMPRESSED_MIN = 512
@@ -150,11 +151,11 @@ class HistoryEncoder:
         """Return the content of a row that has *entries*."""
         data = orjson.dumps(entries)
         if len(data) < COMPRESSED_MIN:
-            return _PLAIN + data
+            return PLAIN + data
         return _ZSTD + self._compressor.compress(data, ZstdCompressor.FLUSH_FRAME)
 
 
-_READERS: Mapping[bytes, Callable[[bytes], bytes]] = {_PLAIN: bytes, _ZLIB: zlib.decompress, _ZSTD: decompress}
+_READERS: Mapping[bytes, Callable[[bytes], bytes]] = {PLAIN: bytes, _ZLIB: zlib.decompress, _ZSTD: decompress}
 
 
 def decoded(content: bytes) -> Sequence[Entry]:
