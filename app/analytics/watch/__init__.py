@@ -1,0 +1,1 @@
+"""Alerts on projections: rules, what is known of each, and the messages that report a change to a URL."""
