@@ -124,7 +124,7 @@ class Alerts:
         text = json.dumps({"format": FORMAT, "rules": known, "messages": self.messages}, indent=1)
         new = self.path.with_name(f"{self.path.name}.new")
         try:
-            with new.open("w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())

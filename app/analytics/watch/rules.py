@@ -188,15 +188,15 @@ def _chosen_window(rule: Rule, projection: Projection, now: datetime) -> tuple[s
     if rule.window == "newest":
         return f"{time} = (SELECT max({time}) FROM {projection.name})", False
     moment = f"date_trunc('{step}', TIMESTAMPTZ '{now.astimezone(UTC).isoformat()}')"
-    if projection.window.startswith("tumbling") and step in _STEPS and rule.column in projection_counts(projection):
+    if projection.window.startswith("tumbling") and step in _STEPS and rule.column in _counts(projection):
         return f"{time} = {moment} - INTERVAL '1 {step}'", True
     return f"{time} = (SELECT max({time}) FROM {projection.name} WHERE {time} < {moment})", False
 
 
-def projection_counts(projection: Projection) -> set[str]:
+def _counts(projection: Projection) -> set[str]:
     """Return the columns of *projection* that are zero in a window without a row."""
     drawn = () if projection.keys else projection.chart.y
-    return {*projection.sums, *projection.money, *drawn} - set(projection.ratios)
+    return {*projection.sums, *projection.money, *drawn} - {*projection.ratios}
 
 
 def _from_table(entry: Any) -> Rule:

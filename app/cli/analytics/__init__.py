@@ -7,7 +7,9 @@ __all__ = ["analytics"]
 import click
 
 from app.cli.analytics.query import query
+from app.cli.analytics.report import report
 from app.cli.analytics.run import run
+from app.cli.analytics.watch import watch
 
 
 @click.group(short_help="Take all events into a DuckDB file, and ask it.")
@@ -18,10 +20,14 @@ def analytics() -> None:
     \b
       python -m app analytics run
       python -m app analytics query "SELECT count(*) FROM orders_created"
+      python -m app analytics report --since 7d
+      python -m app analytics watch --rule "order_rate_anomaly.z < -3" --url http://127.0.0.1:9000/alerts
 
     Needs the packages of the extra: pip install 'fulfilment[analytics]'.
     """
 
 
 analytics.add_command(query)
+analytics.add_command(report)
 analytics.add_command(run)
+analytics.add_command(watch)

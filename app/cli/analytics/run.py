@@ -59,7 +59,10 @@ async def _run(settings: Settings, once: bool) -> None:
     from tqdm import tqdm
 
     from app.analytics.analytics_file import AnalyticsFile
+    from app.analytics.errors import AnalyticsError
     from app.analytics.ingest import Ingest
+    from app.analytics.projections.declaration import load
+    from app.analytics.projections.views import create_views
     from app.analytics.query_server import QueryServer
     from app.analytics.sources.history import HistorySource
     from app.messaging.event_registry import build_registry
@@ -69,6 +72,11 @@ async def _run(settings: Settings, once: bool) -> None:
     os.umask(0o077)  # the file has customers' data, as the databases do
     path.parent.mkdir(parents=True, exist_ok=True)
     opened = AnalyticsFile(path, build_registry(()), memory=settings.analytics_memory)
+    try:
+        create_views(opened.connection, load())
+    except AnalyticsError:
+        opened.close()
+        raise
     with tqdm(unit="event", desc="events", disable=not sys.stderr.isatty()) as bar:
         server = QueryServer(path, opened.connection)
         await server.start()

@@ -44,7 +44,7 @@ def watch(
       python -m app analytics watch --rules alerts.toml --url http://127.0.0.1:9000/alerts --once
 
     A message is sent again until its answer is 2xx, after a restart, too, and has the same id each time. What is known of the
-    rules is kept, so a restart reports nothing twice. The how-to "Count something new" shows the file with rules.
+    rules is kept, so a restart reports nothing twice. The tutorial "Count something new" shows the file with rules.
 
     Exit codes: 0 ended by a signal, or with --once everything is delivered; 1 the file or the state cannot be used, a rule is
     wrong, or with --once a message was not accepted; 2 wrong usage or configuration, or the packages of the extra are missing.
