@@ -341,4 +341,4 @@ def build_workers(parts: Parts) -> HttpWorkers:
 def described_routes(modules: Sequence[Module]) -> list[Description]:
     """Return the descriptions of the routes that a process with *modules* answers beside those of the modules."""
     own = [description for module in modules for description in GATEWAY_ROUTES.get(module.name, ())]
-    return [*process_routes.DESCRIPTIONS, *own]
+    return [*process_routes.descriptions(modules), *own]

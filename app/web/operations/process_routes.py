@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DESCRIPTIONS", "ProcessParts", "route_groups"]
+__all__ = ["ProcessParts", "descriptions", "route_groups"]
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -33,9 +33,11 @@ from bus.port import Clock
 from config.settings import Settings
 from modules.module import Module
 
-DESCRIPTIONS: tuple[Description, ...] = tuple(
-    each.DESCRIPTION for each in (audit, history, dead_letters, contracts, system, stream_tokens, overview, explain)
-)
+
+def descriptions(modules: Sequence[Module]) -> list[Description]:
+    """Return the descriptions of these routes in a process that runs *modules* and asks no other one."""
+    general = (audit, history, dead_letters, contracts, system, stream_tokens, overview)
+    return [*(each.DESCRIPTION for each in general), explain.description(has_orders=any(each.name == "orders" for each in modules))]
 
 
 class HasOperations(Protocol):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["DESCRIPTION", "Explainer", "OrderRecords", "route_group"]
+__all__ = ["Explainer", "OrderRecords", "description", "route_group"]
 
 from app.web.operations.explain.endpoints import route_group
 from app.web.operations.explain.explanation import Explainer
 from app.web.operations.explain.records import OrderRecords
-from app.web.operations.explain.spec import DESCRIPTION
+from app.web.operations.explain.spec import description

@@ -14,7 +14,7 @@ from aiohttp import hdrs, web
 from app.web.handler import Endpoint, RequestContext, RouteGroup
 from app.web.operations.explain.explanation import RECORDS_PATH, Explainer, OrderUnreachable
 from app.web.operations.explain.records import OrderRecords
-from app.web.operations.explain.spec import DESCRIPTION, EXPLAIN_PATH, EXPORT_PATH
+from app.web.operations.explain.spec import EXPLAIN_PATH, EXPORT_PATH, description
 from app.web.requests.one_module import MODULE, require_module
 from app.web.requests.parameters import path_parameters, read_query
 from app.web.responses.problems import ProblemError, invalid_input
@@ -61,7 +61,7 @@ def route_group(
     if has_orders:
         endpoints.append(Endpoint(hdrs.METH_GET, EXPLAIN_PATH, explain, roles=("shop", "viewer"), is_scoped=True))
         endpoints.append(Endpoint(hdrs.METH_GET, EXPORT_PATH, export, roles=("viewer",)))
-    return RouteGroup(tuple(endpoints), DESCRIPTION)
+    return RouteGroup(tuple(endpoints), description(has_orders=has_orders))
 
 
 async def explained(

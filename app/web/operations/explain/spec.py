@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DESCRIPTION", "EXPLAIN_PATH", "EXPORT_PATH"]
+__all__ = ["EXPLAIN_PATH", "EXPORT_PATH", "description"]
 
 from typing import Any
 
@@ -89,34 +89,39 @@ _EXPLANATION: Json = {
         "order": {"type": "object", "description": "As `GET /v1/orders/{order_id}`."},
     },
 }
-DESCRIPTION = Description(
-    {
-        EXPLAIN_PATH: {
-            "get": operation(
-                "explainOrder", EXPLAIN_PATH, "Explain an order: where it stands, and the tree of its events", "operations",
-                {200: response("The explanation; what is out of reach is named.", ref("schemas", "Explanation"))}, (400, 404, 503),
-            )
-        },
-        EXPORT_PATH: {
-            "get": operation(
-                "exportOrder", EXPORT_PATH, "Export an order with its explanation, to be imported on another machine", "operations",
-                {200: response("The explanation, with the stored states and the history of the order.", ref("schemas", "Explanation"))},
-                (400, 404, 503),
-            )
-        },
-        RECORDS_PATH: {
-            "get": operation(
-                "getOrderRecords", RECORDS_PATH, "Show the records of one process about an order, as other processes ask for them",
-                "operations", {200: response("By module.", {"type": "object"})}, (400, 404, 503),
-                parameters=[
-                    {**query_parameter(MODULE.name, dict(MODULE.schema)), "description": MODULE.description},
-                    {**query_parameter("moments", _TEXT), "description": "Times in the timeline of the order, by commas."},
-                    {**query_parameter("states", {"type": "string", "enum": ["true"]}), "description": "With the stored states."},
-                    {**query_parameter("events", _TEXT), "description": "Ids of events that are known, by commas."},
-                ],
-            )
-        },
+_OF_ORDERS: dict[str, Json] = {
+    EXPLAIN_PATH: {
+        "get": operation(
+            "explainOrder", EXPLAIN_PATH, "Explain an order: where it stands, and the tree of its events", "operations",
+            {200: response("The explanation; what is out of reach is named.", ref("schemas", "Explanation"))}, (400, 404, 503),
+        )
     },
-    {"Explanation": _EXPLANATION},
-)  # fmt: skip
-"""The OpenAPI description of these endpoints."""
+    EXPORT_PATH: {
+        "get": operation(
+            "exportOrder", EXPORT_PATH, "Export an order with its explanation, to be imported on another machine", "operations",
+            {200: response("The explanation, with the stored states and the history of the order.", ref("schemas", "Explanation"))},
+            (400, 404, 503),
+        )
+    },
+}  # fmt: skip
+_OF_THE_PROCESS: dict[str, Json] = {
+    RECORDS_PATH: {
+        "get": operation(
+            "getOrderRecords", RECORDS_PATH, "Show the records of one process about an order, as other processes ask for them",
+            "operations", {200: response("By module.", {"type": "object"})}, (400, 404, 503),
+            parameters=[
+                {**query_parameter(MODULE.name, dict(MODULE.schema)), "description": MODULE.description},
+                {**query_parameter("moments", _TEXT), "description": "Times in the timeline of the order, by commas."},
+                {**query_parameter("states", {"type": "string", "enum": ["true"]}), "description": "With the stored states."},
+                {**query_parameter("events", _TEXT), "description": "Ids of events that are known, by commas."},
+            ],
+        )
+    }
+}  # fmt: skip
+
+
+def description(*, has_orders: bool) -> Description:
+    """Return the OpenAPI description of these endpoints; without *has_orders* of those that every process has."""
+    if not has_orders:
+        return Description(_OF_THE_PROCESS)
+    return Description({**_OF_ORDERS, **_OF_THE_PROCESS}, {"Explanation": _EXPLANATION})
