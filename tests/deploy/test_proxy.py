@@ -118,3 +118,9 @@ def test_every_file_of_the_configuration_is_deployed() -> None:
     assert mounted == {"nginx.conf", *included}
     assert all(name in kustomization for name in mounted)
     assert {path.name for path in FOLDER.rglob("*.conf")} == mounted
+
+
+def test_no_location_is_declared_twice() -> None:
+    """nginx does not start with two of them; a merge of two changes once made two."""
+    named = [(kind, pattern) for kind, pattern, _ in LOCATIONS]
+    assert sorted(set(named)) == sorted(named)
