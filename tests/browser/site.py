@@ -8,6 +8,7 @@ import asyncio
 import json
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,7 +81,8 @@ def started(folder: Path) -> Iterator[Site]:
     keys.write_text("".join(f"{role}:{role}:{key}\n" for role, key in KEYS.items()))
     keys.chmod(0o600)
     database = f"sqlite:///{folder}/site.db"
-    asyncio.run(_fill(database))
+    with ThreadPoolExecutor(1) as thread:  # in this one, Playwright may run an event loop of its own
+        thread.submit(lambda: asyncio.run(_fill(database))).result()
     server = Server(folder, AUTH="keys", API_KEYS_FILE=str(keys), DATABASE_URL=database, SIMULATED_DECLINE_OVER="5000", LOG_LEVEL="ERROR")
     try:
         site = Site(server.start())
@@ -98,21 +100,22 @@ def started(folder: Path) -> Iterator[Site]:
 
 async def _fill(database: str) -> None:
     """Store what no request makes: dead letters of three causes, and a payment whose outcome is unknown."""
+    now = datetime.now(UTC)
     parts = build_parts(Settings(known_modules=MODULES, database_url=database))
     try:
         await asyncio.to_thread(parts.storage.require_tables)
-        lacking = {**BODY, "items": [{"product_id": "TEA-100"}]}
         for n in range(1, 6):
-            await parts.dead_letters.add(dead_letter(n, lacking, '/items/0: the member "quantity" is missing', error="invalid"))
+            lacking = {**BODY, "order_id": order_id(n), "items": [{"product_id": "TEA-100"}]}
+            await parts.dead_letters.add(dead_letter(n, lacking, '/items/0: the member "quantity" is missing', error="invalid", at=now))
         for n in range(6, 9):
-            await parts.dead_letters.add(dead_letter(n, {**BODY, "order_id": order_id(n)}, "TimeoutError: no answer within 30 s"))
+            await parts.dead_letters.add(dead_letter(n, {**BODY, "order_id": order_id(n)}, "TimeoutError: no answer within 30 s", at=now))
         charge = {"order_id": order_id(20), "reason": "requested"}
         await parts.dead_letters.add(
-            dead_letter(20, charge, "AssertionError: amount", consumer="payments", subject="orders.cancelled.v1")
+            dead_letter(20, charge, "AssertionError: amount", consumer="payments", subject="orders.cancelled.v1", at=now)
         )
         payment = Payment(
             order_id=ORDER_TO_SETTLE, status=PaymentStatus.UNKNOWN, amount=4999, currency="EUR", attempts=8, reference=None,
-            reason="no_answer", updated_at=datetime.now(UTC),
+            reason="no_answer", updated_at=now,
         )  # fmt: skip
         store = parts.storage.stores["payments"]
         mapper = StateMapper(Payment, payment_table, store.database.dialect)

@@ -25,10 +25,16 @@ BODY: dict[str, Any] = {
 
 
 def dead_letter(
-    n: int, body: Any = BODY, detail: str = "", consumer: str = "inventory", error: str = "failed", subject: str = "orders.created.v1"
+    n: int,
+    body: Any = BODY,
+    detail: str = "",
+    consumer: str = "inventory",
+    error: str = "failed",
+    subject: str = "orders.created.v1",
+    at: datetime = AT,
 ) -> DeadLetter:
-    """Return the dead letter number *n*."""
+    """Return the dead letter number *n*, of the time *at*."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"ce-id": f"event-{n}", "ce-type": subject, "ce-correlationid": f"c-{n}"}
     message = Message(subject, f"message-{n}", content, order_id(n), headers)
-    return DeadLetter("", consumer, message, error, detail or f"KeyError: 'SKU-{n}'", 5, AT, AT)
+    return DeadLetter("", consumer, message, error, detail or f"KeyError: 'SKU-{n}'", 5, at, at)

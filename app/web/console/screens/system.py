@@ -66,7 +66,7 @@ class _System:
             "answers": answers,
             "reports": reports,
             "streams": _distinct(reports, "streams", ("name",)),
-            "consumers": _distinct(reports, "consumers", ("stream", "consumer")),
+            "consumers": [_without_replays(each) for each in _distinct(reports, "consumers", ("stream", "consumer"))],
             "timers": [timers for report in reports for timers in report["timers"]],
         }
 
@@ -108,6 +108,11 @@ def _distinct(reports: Iterable[Any], kind: str, key: tuple[str, ...]) -> list[A
     """Return the streams or the consumers of all *reports*; processes that share a broker report the same ones."""
     found = {tuple(each[name] for name in key): each for report in reports for each in report["bus"][kind] or ()}
     return [found[each] for each in sorted(found)]
+
+
+def _without_replays(consumer: Any) -> Any:
+    """Return *consumer* without the subjects of its own replayed dead letters, of which there is one beside each subject."""
+    return {**consumer, "subjects": [subject for subject in consumer["subjects"] if ".replay." not in subject]}
 
 
 def _contracts(pages: Iterable[Any]) -> list[Any]:
