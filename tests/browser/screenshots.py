@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parents[2] / "docs" / "images"
 BYTES_MAX = 600_000
 """Of all pictures together."""
 
-PICTURES = ("now", "orders", "order", "trouble", "dead-letter", "stock", "system")
+PICTURES = ("now", "orders", "order", "dead-letters", "dead-letter", "stock", "system")
 """One PNG for each."""
 
 
@@ -36,7 +36,7 @@ def take(browser: Browser, site: Site, folder: Path) -> None:
         "now": "/console",
         "orders": "/console/orders",
         "order": f"/console/orders/{site.placed_and_ended('TEA-100', 2, 'ada')}",
-        "trouble": "/console/trouble",
+        "dead-letters": "/console/trouble",
         "dead-letter": f"/console/trouble/inventory/{letter['id']}",
         "stock": "/console/stock",
         "system": "/console/system",
