@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import orjson
@@ -13,6 +13,7 @@ import pytest
 from aiohttp import ClientResponse
 
 from app.telemetry.metrics import Metrics
+from app.web.console.live import SHARE_MAX, pause_seconds
 from app.web.console.samples import POINTS_MAX, Point, Samples
 from app.web.console.screens.curves import HEIGHT, WIDTH, curves
 from app.web.console.session import COOKIE
@@ -138,8 +139,6 @@ async def test_a_change_is_seen_without_a_reload_and_rendered_once_for_all(serve
     """Two browsers get the same text after an order; what does not change is not sent again."""
     await stock(served)
     first, second = await served.as_role("viewer"), await served.as_role("operator")
-    live = served.application._web.app
-    assert live is not None
     async with following(first, "/console/live") as one, following(second, "/console/live") as two:
         assert "Confirmed" in (await anext(one))[1]
         await ended(served, await place(served))
@@ -150,6 +149,36 @@ async def test_a_change_is_seen_without_a_reload_and_rendered_once_for_all(serve
             if name == "state" and re.search(r">1</a>", other):
                 break
         assert text == other
+
+
+async def test_ten_tabs_cost_what_one_does(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state is read and rendered once for all; without a tab it is not read at all."""
+    await stock(served)
+    api, asked = served.application.parts.module_api, []
+    request = api.request
+
+    async def counted(method: str, path: str, **others: Any) -> Any:
+        if path == "/v1/overview":
+            asked.append(path)
+        return await request(method, path, **others)
+
+    monkeypatch.setattr(api, "request", counted)
+    browser = await served.as_role("viewer")
+    async with AsyncExitStack() as stack:
+        tabs = [await stack.enter_async_context(following(browser, "/console/live")) for _ in range(10)]
+        first = [await anext(tab) for tab in tabs]
+        assert {name for name, _ in first} == {"state"}
+        assert len({text for _, text in first}) <= len(asked)
+        assert len(asked) <= 2  # a second step may have begun meanwhile
+
+
+@pytest.mark.parametrize(
+    ("step_seconds", "channels", "pause"), [(0.001, 1, 2.0), (0.04, 1, 2.0), (0.1, 1, 5.0), (0.1, 6, 30.0), (0.002, 50, 5.0)]
+)
+def test_all_channels_together_take_a_small_part_of_the_time(step_seconds: float, channels: int, pause: float) -> None:
+    """At most 2 %: the longer a step takes and the more channels there are, the longer each of them waits."""
+    assert pause_seconds(step_seconds, channels, 2.0) == pytest.approx(pause)
+    assert channels * step_seconds / pause <= SHARE_MAX * 1.001
 
 
 async def test_a_live_part_ends_with_its_session(served: Served) -> None:

@@ -7,11 +7,11 @@ spend at most `SHARE_MAX` of the time on reading and rendering, so that open pag
 
 from __future__ import annotations
 
-__all__ = ["ENDED", "INTERVAL_SECONDS", "PROBLEM", "SHARE_MAX", "Live"]
+__all__ = ["ENDED", "INTERVAL_SECONDS", "PROBLEM", "SHARE_MAX", "Live", "pause_seconds"]
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Mapping
-from time import perf_counter
+from time import thread_time
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -99,15 +99,26 @@ class Live:
             await asyncio.wait({channel.changed, closed}, timeout=PING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
 
     async def _run(self, key: Hashable, channel: _Channel) -> None:
-        closed = self._streams.closed
+        closed, is_compiled = self._streams.closed, False
         try:
             while channel.followers and not closed.done():
-                started = perf_counter()
+                started = thread_time()
                 await channel.step()
-                seconds = (perf_counter() - started) * len(self._channels) / SHARE_MAX
-                await asyncio.wait({closed}, timeout=max(self._interval_seconds, seconds))
+                pause = pause_seconds(thread_time() - started, len(self._channels), self._interval_seconds)
+                # The first step also compiles the templates: what it takes says nothing about the next ones.
+                await asyncio.wait({closed}, timeout=pause if is_compiled else self._interval_seconds)
+                is_compiled = True
         finally:
             del self._channels[key]
+
+
+def pause_seconds(step_seconds: float, channels: int, interval_seconds: float) -> float:
+    """
+    Return how long a channel waits after a step that took *step_seconds* of the processor, if there are *channels* of them.
+
+    The time counts what other tasks did meanwhile, too: the busier the process is with orders, the longer the pause.
+    """
+    return max(interval_seconds, step_seconds * channels / SHARE_MAX)
 
 
 class _Channel:
