@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -106,6 +107,19 @@ async def test_the_role_decides_what_a_person_may_do(served: Served) -> None:
             if not allowed:
                 assert (await browser.post(f"{path}/{name}", {"csrf": csrf, "reason": "r"})).status == 403, (role, name)
     assert (await (await served.as_role("stock")).get(path)).status == 403
+
+
+async def test_the_export_is_the_file_that_another_installation_imports(served: Served) -> None:
+    """What the API exports, under a name with the order's id; a shop may not have it."""
+    order_id, path = await paid(served)
+    browser = await served.as_role("viewer")
+    assert (await browser.get(path)).elements.all("a", href=f"{path}/export")
+    seen = await browser.get(f"{path}/export")
+    assert seen.headers["Content-Disposition"] == f'attachment; filename="order-{order_id}.json"'
+    assert json.loads(seen.text) == await call(served, "GET", f"/v1/orders/{order_id}/export")
+    shop = await served.as_role("shop")
+    assert not (await shop.get(path)).elements.all("a", href=f"{path}/export")
+    assert (await shop.get(f"{path}/export")).status == 403
 
 
 async def test_a_cancellation_is_asked_for_first_and_audited_under_the_name_of_the_key(served: Served) -> None:

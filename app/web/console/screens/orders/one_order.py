@@ -17,7 +17,8 @@ from app.web.console.screens.orders.actions import ACTIONS, DONE, action_pages
 from app.web.console.screens.orders.graph import draw
 from app.web.console.screens.parts import Sources
 from app.web.operations.module_api import ApiAnswer
-from config.api_keys import ApiKey
+from app.web.responses.success import UNCACHED
+from config.api_keys import OPERATOR, ApiKey
 
 _ENDED = ("confirmed", "cancelled")
 _LETTERS = "/console/trouble"
@@ -54,7 +55,8 @@ def pages(sources: Sources, screen: Screen, states: Mapping[str, str]) -> tuple[
             "changes": {record["id"]: changes(record) for record in body.get("audit", ())},
             "actions": [action for action in ACTIONS if action.is_offered(key, body)],
             "letters_at": letters_at,
-            "may_replay": key.role == "operator",
+            "may_replay": key.role == OPERATOR,
+            "may_export": key.role in (OPERATOR, "viewer"),
         }
 
     async def show(visit: Visit) -> web.StreamResponse:
@@ -89,9 +91,24 @@ def pages(sources: Sources, screen: Screen, states: Mapping[str, str]) -> tuple[
     def _render(letters_at: str | None, order_id: str, reader: ApiKey, body: Any) -> Mapping[str, str]:
         return {"order": rendering.render("orders/state.html", order_id=order_id, **context(reader, body, letters_at))}
 
+    async def export(visit: Visit) -> web.StreamResponse:
+        """Send the order as a file that ``python -m app orders import`` takes."""
+        order_id = visit.path["order_id"]
+        answer = await visit.answer("GET", f"/v1/orders/{quote(order_id, safe='')}/export")
+        if not answer.is_success:
+            raise problem_in(answer)
+        name = "".join(character for character in order_id if character.isalnum() or character in "-_")
+        headers = {
+            **UNCACHED,
+            hdrs.CONTENT_TYPE: "application/json",
+            hdrs.CONTENT_DISPOSITION: f'attachment; filename="order-{name}.json"',
+        }
+        return web.Response(body=orjson.dumps(answer.body), headers=headers)
+
     return (
         Page(hdrs.METH_GET, path, show, screen, is_scoped=True),
         Page(hdrs.METH_GET, f"{path}/live", follow, screen, is_scoped=True),
+        Page(hdrs.METH_GET, f"{path}/export", export, screen, roles=("viewer",)),
         *action_pages(screen, path, read),
     )
 
