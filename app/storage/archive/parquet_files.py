@@ -22,7 +22,7 @@ __all__ = [
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
@@ -105,11 +105,15 @@ class DatasetWriter:
 
     def abort(self) -> None:
         """Close the file that is not complete, and delete it."""
-        if self._file is not None:
-            path, self._columns = self._path(), [[] for _ in self._columns]
+        if self._file is None:
+            return
+        if self._writer is not None:
+            self._writer.is_open = False  # or it would write the end of the file when it is collected
+        with suppress(OSError):  # what is still in its buffer does not fit on the disk either
             self._file.close()
-            path.unlink(missing_ok=True)
-            self._file = self._writer = None
+        with suppress(OSError):
+            self._path().unlink()
+        self._file = self._writer = None
 
     def _path(self) -> Path:
         return self._folder / f".part-{len(self.parts) + 1:04}.parquet.tmp"
