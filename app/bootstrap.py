@@ -318,7 +318,7 @@ def build_web(parts: Parts, health: Health, gate: Gate) -> Runner:
         metrics=parts.metrics,
         gate=gate,
         streams=streams,
-        pages=Console(gate, parts.module_api, streams, parts.metrics, str(settings.console_secret) if settings.console_secret else None),
+        pages=Console(gate, parts.module_api, streams, parts.metrics, settings),
         cors_origins=settings.cors_origins,
         version=installed_version(),
         route_groups=(

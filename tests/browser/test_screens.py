@@ -25,6 +25,7 @@ SCREENS = {
     "/console/stock/TEA-100": "TEA-100",
     "/console/system": "System",
     "/console/system/audit": "Audit",
+    "/console/analytics": "Analytics",
 }
 """The heading of each page by its path."""
 
@@ -94,7 +95,7 @@ def test_each_role_sees_its_screens_and_no_button_that_it_may_not_use(site: Site
     """A viewer sees no form; the role for stock has one screen with forms."""
     viewer = pages.as_role(site, "viewer")
     navigation = viewer.get_by_role("navigation", name="Screens").get_by_role("link")
-    expect(navigation).to_contain_text(["Now", "Orders", "Trouble", "Stock", "System"])
+    expect(navigation).to_contain_text(["Now", "Orders", "Trouble", "Stock", "System", "Analytics"])
     for path in SCREENS:
         answer = viewer.goto(site.url_of(path))
         assert answer is not None

@@ -21,6 +21,7 @@ from app.web.handler import Endpoint
 from app.web.operations.module_api import ModuleApi
 from app.web.responses.problems import ProblemError
 from app.web.streams.state_stream import Streams
+from config.settings import Settings
 
 _ANY = Screen("", "", "/console", ("viewer", "shop", "stock", "metrics"))
 
@@ -29,13 +30,14 @@ class Console:
     """
     The pages below ``/console``, of all modules that *api* reaches.
 
-    *secret* is a part of the signature of sessions and must be the same in all processes behind one address.
+    CONSOLE_SECRET is a part of the signature of sessions and must be the same in all processes behind one address.
     """
 
-    def __init__(self, gate: Gate, api: ModuleApi, streams: Streams, metrics: Metrics, secret: str | None = None) -> None:
+    def __init__(self, gate: Gate, api: ModuleApi, streams: Streams, metrics: Metrics, settings: Settings) -> None:
         self.rendering = Rendering()
         self._samples = Samples(metrics)
-        self._screens = build_screens(Sources(api, Live(streams), self.rendering, self._samples))
+        self._screens = build_screens(Sources(api, Live(streams), self.rendering, self._samples, settings.analytics_file))
+        secret = str(settings.console_secret) if settings.console_secret else None
         self.frame = Frame(gate, Sessions(gate.authenticator, secret), api, self.rendering, [each.screen for each in self._screens])
 
     def endpoints(self) -> Sequence[Endpoint]:

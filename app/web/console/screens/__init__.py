@@ -4,10 +4,10 @@ from __future__ import annotations
 
 __all__ = ["ScreenParts", "Sources", "build_screens"]
 
-from app.web.console.screens import dead_letters, now, orders, stock, system
+from app.web.console.screens import analytics, dead_letters, now, orders, stock, system
 from app.web.console.screens.parts import ScreenParts, Sources
 
-_BUILDERS = (now.build, orders.build, dead_letters.build, stock.build, system.build)
+_BUILDERS = (now.build, orders.build, dead_letters.build, stock.build, system.build, analytics.build)
 
 
 def build_screens(sources: Sources) -> tuple[ScreenParts, ...]:

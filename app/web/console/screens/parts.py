@@ -29,3 +29,5 @@ class Sources:
     live: Live
     rendering: Rendering
     samples: Samples
+    analytics_file: str
+    """The DuckDB file into which another process counts."""
