@@ -91,7 +91,7 @@ class OpenedPages:
         """Close every page, and fail if one of them has reported a problem."""
         for context in self._contexts:
             context.close()
-        assert self.problems == []
+        assert not self.problems, "\n".join(self.problems)
 
 
 def assert_accessible(page: Page) -> None:

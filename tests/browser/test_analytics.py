@@ -47,12 +47,9 @@ def test_results_are_shown_once_they_are_counted_and_follow_the_orders(
     assert_accessible(page)
     page.set_viewport_size({"width": 360, "height": 740})
     assert_fits(page)
-    drawn = set()
     for name in load():
-        page.goto(site.url_of(f"/console/analytics?show={name}&period=24h"))
+        answer = page.goto(site.url_of(f"/console/analytics?show={name}&period=24h"))
+        assert answer is not None
+        assert answer.status == 200, name
         expect(page.get_by_role("heading", level=2, name="No results")).to_have_count(0)
-        if page.locator(".curve").count():
-            expect(page.locator(".curve canvas")).to_be_visible()
-            drawn.add(name)
-    print(drawn)
     assert counting.poll() is None

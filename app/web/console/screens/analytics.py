@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["PERIODS", "SCREEN", "build"]
+__all__ = ["PERIODS", "SCREEN", "build", "shown_result"]
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -115,17 +115,18 @@ def _read(file: Path, name: str, period: str) -> dict[str, Any]:
         )  # fmt: skip
     except (AnalyticsError, ImportError) as error:
         return {**found, "problem": str(error).partition("\n")[0]}
-    result = _result(report.sections[0]) if report.sections else None
+    result = shown_result(report.sections[0]) if report.sections else None
     return {**found, "taken_at": report.taken_at, "result": result}
 
 
-def _result(section: Section) -> dict[str, Any]:
+def shown_result(section: Section) -> dict[str, Any]:
+    """Return what the page shows of *section*: its chart, if it is one over time, and its tables."""
     projection, rows = section.projection, [dict(zip(section.rows.columns, row, strict=True)) for row in section.rows.rows]
     tables = [("Sums of the period", section.sums)] if section.sums is not None else []
     tables.append(("Windows, the newest first", section.rows))
     return {
         "projection": projection,
-        "chart": _chart(projection, rows) if projection.chart.kind == "line" else None,
+        "chart": _chart(projection, rows) if _is_over_time(projection) else None,
         "tables": [
             {"title": title, "columns": answer.columns, "rows": [_shown_row(projection, answer.columns, row) for row in answer.rows[:_ROWS_SHOWN]]}
             for title, answer in tables
@@ -140,7 +141,7 @@ def _chart(projection: Projection, rows: Sequence[Mapping[str, Any]]) -> _Chart 
     keys = [(column, value) for value in series for column in declared.y][:_LINES_MAX]
     by_time: dict[int, dict[Any, float | None]] = {}
     for row in reversed(rows):
-        at = int(datetime.fromisoformat(str(row[declared.x])).replace(tzinfo=UTC).timestamp())
+        at = _seconds(row[declared.x])
         value = row.get(declared.series) if declared.series else None
         by_time.setdefault(at, {}).update({(column, value): row[column] for column in declared.y})
     if len(by_time) < 2:
@@ -148,6 +149,16 @@ def _chart(projection: Projection, rows: Sequence[Mapping[str, Any]]) -> _Chart 
     times = sorted(by_time)
     names = [column if value is None else f"{column} {value}" for column, value in keys]
     return _Chart(names, times, [[_number(by_time[at].get(key)) for at in times] for key in keys])
+
+
+def _is_over_time(projection: Projection) -> bool:
+    return projection.chart.kind == "line" and projection.chart.x == projection.time
+
+
+def _seconds(text: str) -> int:
+    """Return the time in seconds since 1970; one without an offset is in UTC."""
+    at = datetime.fromisoformat(text)
+    return int((at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp())
 
 
 def _number(value: Any) -> float | None:
