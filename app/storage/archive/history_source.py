@@ -20,7 +20,7 @@ from functools import partial
 from attrs import evolve, frozen
 from sqlalchemy import Connection
 
-from app.storage.archive.history_content import Decided, HistoryEvent, HistoryIncomplete, Row, TransactionHistory
+from app.storage.archive.history_content import PLAIN, Decided, HistoryEvent, HistoryIncomplete, Row, TransactionHistory
 from app.storage.archive.history_table import HistoryDamaged, HistoryTable, row_of
 from app.storage.archive.parquet_archive import Archive, ArchivedHistory, Archives
 from app.storage.archive.parquet_manifest import ArchiveUnusable, manifest_path
@@ -289,7 +289,7 @@ class _Step:
     def archived_rows(self, archive: Archive) -> list[Row]:
         """Return the rows in *archive* of what was chosen."""
         return [
-            row_of(name, number, at, b"\x01" + content)
+            row_of(name, number, at, PLAIN + content)
             for name in self._tables
             for number, at, content in archive.rows(self._archives.of(name), self.numbers)
         ]

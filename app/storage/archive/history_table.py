@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, MetaData
 
-from app.storage.archive.history_content import POSITIONS, Row, decoded, seq_of
+from app.storage.archive.history_content import PLAIN, POSITIONS, Row, decoded, seq_of
 from app.storage.sql.dialect import Dialect, Statement
 from app.storage.state_rows import to_db_timestamp
 from app.storage.tables import history_table
@@ -33,7 +33,7 @@ PURGED_MAX = 50
 """Rows that one purge deletes; a row may hold the events of a few hundred orders."""
 
 
-EMPTY = b"\x01[]"
+EMPTY = PLAIN + b"[]"
 """The content of a row without entries."""
 
 
