@@ -28,8 +28,9 @@ from app.web.streams.state_stream import PING_SECONDS, Streams
 
 INTERVAL_SECONDS = 2.0
 
-SHARE_MAX = 0.02
-"""Part of the time that all channels together take."""
+SHARE_MAX = 0.01
+"""Part of one processor's time that all channels together spend on reading and rendering. The threads of the databases and the
+sending come on top, so that ten open pages take at most 2 %."""
 
 ENDED = "ended"
 """Event after which a page loads itself anew: its session has ended."""

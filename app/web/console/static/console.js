@@ -8,7 +8,7 @@
   function duration(seconds) {
     const [size, unit] = STEPS.find(([size]) => seconds >= size) || STEPS[3];
     const value = seconds / size;
-    return `${value >= 9.95 || Number.isInteger(value) ? value.toFixed(0) : value.toFixed(1)} ${unit}`;
+    return `${value >= 9.95 ? value.toFixed(0) : value.toFixed(1).replace(/\.0$/, "")} ${unit}`;
   }
 
   function showTimes() {
