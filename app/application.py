@@ -19,7 +19,8 @@ from app.runtime.order_metrics import count_open_cases
 from app.storage.databases import DatabaseUnreachable, ModuleClaimed
 from app.storage.errors import StorageUnavailable
 from app.storage.sql.dialect import ExclusiveAccess
-from app.telemetry.stall_log import StallLog
+from app.telemetry import otel
+from app.telemetry.attention.stall_log import StallLog
 from app.web.access.gate import build_gate
 from app.web.endpoints.health import BUS, CLOCK, OK, TOPOLOGY, WORK, ReadinessMetrics
 from app.web.workers import WorkerFailed
@@ -207,6 +208,7 @@ class Application:
         await cancel_tasks(self._tasks)
         await parts.bus.bus.close(0.5)
         await parts.storage.close()
+        await asyncio.to_thread(otel.stop, parts.metrics)
         for claim in self._claims:
             claim.close()
 

@@ -48,6 +48,7 @@ from app.storage.databases import Storage, build_storage
 from app.storage.module_store import ModuleStore
 from app.storage.sql.open_dialect import open_dialect
 from app.storage.sql.reader_watch import ReaderWatches
+from app.telemetry import otel
 from app.telemetry.attention import AttentionWatch
 from app.telemetry.metrics import Metrics
 from app.web import Gate, Health, Runner, build_application
@@ -277,8 +278,8 @@ def build_parts(settings: Settings, clock: Clock | None = None) -> Parts:
         ContractError: Schemas and classes contradict each other.
         ModuleError: A module is incomplete.
     """
-    clock = clock or SystemClock()
-    metrics = Metrics()
+    clock, metrics = clock or SystemClock(), Metrics()
+    otel.start(settings, installed_version(), metrics)
     modules = build_modules(settings)
     contracts = build_registry(modules)
     storage = build_storage(settings, modules)

@@ -10,7 +10,7 @@ The declarations are typed-settings'; its loader is not used, because it prints 
 
 from __future__ import annotations
 
-__all__ = ["Settings", "database_variable", "variable_of"]
+__all__ = ["SAMPLERS", "Settings", "database_variable", "variable_of"]
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -29,6 +29,12 @@ from config.rules import RULES
 _API_KEYS_BYTES_MAX = 16 * 1024 * 1024
 _SECONDS_MAX = 1e9
 _WHOLE_MAX = 2**63 - 1
+
+SAMPLERS = (
+    *("parentbased_traceidratio", "parentbased_always_on", "parentbased_always_off"),
+    *("traceidratio", "always_on", "always_off"),
+)
+"""The values of OTEL_TRACES_SAMPLER; the first is the default."""
 
 
 def _variable(parse: values.Parser, default: Any, help: str, *, default_text: str | None = None) -> Any:
@@ -271,6 +277,22 @@ class Settings:
     """By module. Addresses of modules that this process runs are not used."""
     module_key: str | None = _secret(
         _hidden_key, None, "Key of the role module with which this process asks those of MODULE_URLS."
+    )
+    otel_exporter_otlp_endpoint: str | None = _variable(
+        values.or_none(values.http_url), None, "Base address of an OpenTelemetry collector (OTLP over HTTP) for traces and metrics."
+    )
+    otel_exporter_otlp_traces_endpoint: str | None = _variable(
+        values.or_none(values.http_url), None, "Whole address for traces, in place of OTEL_EXPORTER_OTLP_ENDPOINT."
+    )
+    otel_exporter_otlp_metrics_endpoint: str | None = _variable(
+        values.or_none(values.http_url), None, "Whole address for metrics, in place of OTEL_EXPORTER_OTLP_ENDPOINT."
+    )
+    otel_sdk_disabled: bool = _variable(values.true_or_false, False, "true or 1 sends nothing to a collector.")
+    otel_traces_sampler: str = _variable(
+        values.choice(*SAMPLERS, fold=str.lower), SAMPLERS[0], f"Which traces are sent: {', '.join(SAMPLERS)}."
+    )
+    otel_traces_sampler_arg: float = _variable(
+        values.number(0, 1), 0.01, "Share of the traces that a sampler with a ratio sends, 0 to 1."
     )
     outbox_cap: int = _variable(
         values.whole(1, _WHOLE_MAX),

@@ -98,6 +98,14 @@ def flag(value: Any) -> bool:
     return found
 
 
+def true_or_false(value: Any) -> bool:
+    """Return True for true and False for false, as the OpenTelemetry specification writes them, or for 1 and 0."""
+    if isinstance(value, bool):
+        return value
+    found: bool = choice("true", "false", "1", "0", fold=str.lower)(value) in ("true", "1")
+    return found
+
+
 def whole(least: int, most: int) -> Parser:
     """Make a parser for a whole number from *least* to *most*."""
 

@@ -11,12 +11,13 @@ __all__ = [
     "RETRY_SECONDS_MAX",
     "GatewayCalls",
     "ends_key",
+    "make_calls",
     "numbered_key",
 ]
 
 import random
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
@@ -39,6 +40,7 @@ from app.gateways.port import (
     ResponseMismatch,
 )
 from app.telemetry.metrics import Metrics
+from bus.subjects import subject_of
 from modules.payments.events import (
     ChargeDeclined,
     ChargeFailed,
@@ -49,6 +51,9 @@ from modules.payments.events import (
     RefundRequested,
     RefundSucceeded,
 )
+
+if TYPE_CHECKING:
+    from app.telemetry.otel.tracer import Tracer
 
 CALLS_MAX = 100
 """How many calls to the provider may be in flight."""
@@ -249,3 +254,34 @@ class GatewayCalls:
     def _spread(self, seconds: float) -> float:
         """Return *seconds* to 1.5 times *seconds*, so that waiting requests do not all come back at the same time."""
         return seconds * self._rng.uniform(1.0, 1.5)
+
+
+class _TracedCalls(GatewayCalls):
+    """The same, with a span for each request that a worker processes, and one for each call within it."""
+
+    def __init__(
+        self, tracer: Tracer, consumer: str, gateway: Gateway, operations: Operations, metrics: Metrics, rng: random.Random
+    ) -> None:
+        methods = ("charge", "find", "cancel", "refund")
+        super().__init__(tracer.traced(gateway, gateway.name, methods), operations, metrics, rng)
+        self._processing = partial(tracer.processing, consumer)
+
+    async def charge(self, attempt: ChargeAttempt) -> Any:
+        """Make the charge within a span; see `GatewayCalls.charge`."""
+        request = attempt.request
+        with self._processing(subject_of(type(request.event)), request.id, request.trace):
+            return await super().charge(attempt)
+
+    async def refund(self, request: GatewayRequest) -> Any:
+        """Make the refund within a span; see `GatewayCalls.refund`."""
+        with self._processing(subject_of(type(request.event)), request.id, request.trace):
+            return await super().refund(request)
+
+
+def make_calls(
+    consumer: str, gateway: Gateway, operations: Operations, metrics: Metrics, rng: random.Random
+) -> GatewayCalls:
+    """Return the calls that the worker *consumer* makes, with spans if *metrics* has a tracer."""
+    if metrics.tracer is None:
+        return GatewayCalls(gateway, operations, metrics, rng)
+    return _TracedCalls(metrics.tracer, consumer, gateway, operations, metrics, rng)

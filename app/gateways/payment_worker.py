@@ -29,7 +29,7 @@ from app.gateways.breakers.breaker_wait import BreakerWait
 from app.gateways.breakers.circuit_breaker import BreakerOpen, BreakerState
 from app.gateways.breakers.operations import Operations
 from app.gateways.delay_notifier import DelayNotifier
-from app.gateways.gateway_calls import CALLS_MAX, GatewayCalls
+from app.gateways.gateway_calls import CALLS_MAX, make_calls
 from app.gateways.gateway_request import FRESH_SECONDS, ChargeAttempt, GatewayRequest, parse_time, result_id
 from app.gateways.lane import HELD_MAX, Lane
 from app.gateways.order_locks import OrderLocks
@@ -77,7 +77,7 @@ class PaymentWorker:
         self._clock = clock
         self._messages = MessageMetrics(runner.module.name, metrics)
         self._receiver = Receiver(EventReader(CONSUMER, contracts, runner.module.workers[CONSUMER]), self._messages, rng)
-        self._calls = GatewayCalls(gateway, operations, metrics, rng)
+        self._calls = make_calls(CONSUMER, gateway, operations, metrics, rng)
         self._order_locks = OrderLocks()
         self._started_at = self._closed_since = clock.now()
         self._in_hand: dict[asyncio.Task[Any], Delivery | None] = {}

@@ -93,6 +93,7 @@ class OutboxRelay:
         self._refused: deque[tuple[OutboxMessage, str, str]] = deque()
         self._logged_errors: set[str] = set()
         self._clock = clock
+        self._tracer = metrics.tracer
         self._in_flight: dict[str, OutboxMessage] = {}
         self._handed_over = 0
         """How many of those in flight a worker of this process has in hand."""
@@ -160,6 +161,8 @@ class OutboxRelay:
             self._in_flight[row.id] = row
             self._handed_over += 1
             processed.add_done_callback(partial(self._on_processed, row))
+            if self._tracer is not None:
+                self._tracer.publish(row, processed)
 
     def count_delivered(self, subjects: Iterable[str]) -> None:
         """Count events that were delivered locally, one for each of *subjects*."""
@@ -220,7 +223,10 @@ class OutboxRelay:
             self._left_in_table += 1
             return
         self._in_flight[row.id] = row
-        self._bus.publish(to_message(row)).add_done_callback(partial(self._on_published, row))
+        published = self._bus.publish(to_message(row))
+        published.add_done_callback(partial(self._on_published, row))
+        if self._tracer is not None:
+            self._tracer.publish(row, published)
 
     def _on_processed(self, row: OutboxMessage, processed: asyncio.Future[bool]) -> None:
         del self._in_flight[row.id]

@@ -77,9 +77,7 @@ class ModuleRunner:
         """
         self.module = module
         self._database = store.database
-        self._engine = engine
-        self._relay = relay
-        self._peers = peers
+        self._engine, self._relay, self._peers = engine, relay, peers
         self._clock = clock
         self._batch_max = batch_max
         self._load_limit = LoadLimit(backlog, backlog_max)
@@ -89,7 +87,7 @@ class ModuleRunner:
         self._states = StateReader(store)
         self._watchers = StateWatchers({cls: mapper.key_of for cls, mapper in store.mappers.items()})
         self.changes = StateChanges(store, self._watchers, clock)
-        self._messages = MessageMetrics(module.name, metrics)
+        self._messages, self._tracer = MessageMetrics(module.name, metrics), metrics.tracer
         self._receiver = Receiver(reader, self._messages, rng := rng or random.Random())
         self._queue: WorkQueue[WorkItem] = WorkQueue(batch_max, lambda item: item.delivery is not None)
         self._newest_by_event_id: dict[str, WorkItem] = {}
@@ -212,6 +210,8 @@ class ModuleRunner:
         began_at = self._clock.monotonic()
         self._waits_since = min(self._waits_since, began_at)
         commits, waiting, outage = await self._commit(items)
+        if self._tracer is not None:
+            self._tracer.end_transactions(commits, self._clock.monotonic() - began_at, self._database.dialect.name)
         for commit in commits:
             for name, result in commit.items():
                 self._peers[name].relay(result)

@@ -10,13 +10,17 @@ from __future__ import annotations
 __all__ = ["CONTENT_TYPE", "LAG_BOUNDS", "ORDER_BOUNDS", "Metrics"]
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aioprometheus.collectors import Registry
 from aioprometheus.formats.text import TEXT_CONTENT_TYPE
 
 from app.telemetry import logs, process
 from app.telemetry.collectors import Counter, Counters, Family, Formatter, Gauge, Gauges, Histogram, Histograms
+
+if TYPE_CHECKING:
+    from app.telemetry.otel.pipeline import OpenTelemetry
+    from app.telemetry.otel.tracer import Tracer
 
 CONTENT_TYPE = TEXT_CONTENT_TYPE
 """The content type of what `Metrics.render` returns."""
@@ -70,6 +74,8 @@ class Metrics:
     bus_connected: Gauge
     bus_reconnects: Counter
     clock_jump_seconds: Gauge
+    telemetry_dropped: Counters
+    """By signal: spans or metrics."""
     database_wal_bytes: Gauges
     """By module."""
     database_oldest_snapshot_seconds: Gauges
@@ -79,6 +85,9 @@ class Metrics:
     outbox_cap_used: Gauge
     archived: Counters
     """By module and kind."""
+
+    collector: OpenTelemetry | None = None
+    """What sends to a collector; `app.telemetry.otel.start` sets it, before anything is built that keeps the tracer."""
 
     def __init__(self) -> None:
         registry = self._registry = Registry()
@@ -164,6 +173,9 @@ class Metrics:
             registry, "clock_jump_seconds", "By how much the timers were moved at start because the clock had jumped."
         ).labels()
 
+        self.telemetry_dropped = Counters(
+            registry, "telemetry_dropped_total", "Spans and exports of metrics that the collector did not take.", ["signal"]
+        )
         Counters(
             registry, "log_lines_dropped_total", "Log lines that stdout or the log file did not take."
         ).labels().set_function(logs.dropped)
@@ -176,6 +188,11 @@ class Metrics:
         Gauges(
             registry, "process_start_time_seconds", "Start time of the process in seconds since 1970."
         ).labels().set_function(process.started_at)
+
+    @property
+    def tracer(self) -> Tracer | None:
+        """What makes spans; None if none are sent."""
+        return None if self.collector is None else self.collector.tracer
 
     @property
     def families(self) -> Mapping[str, Family[Any]]:

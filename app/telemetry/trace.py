@@ -7,12 +7,15 @@ of each event that follows has a parent id from the event's own id, so that deci
 
 from __future__ import annotations
 
-__all__ = ["TraceContext", "child", "correlation_id", "trace_id", "traceparent"]
+__all__ = ["TRACEPARENT", "TraceContext", "child", "correlation_id", "trace_id", "traceparent"]
 
 import re
 from collections.abc import Callable
 
 from attrs import define
+
+TRACEPARENT = "traceparent"
+"""The name of the header."""
 
 _CORRELATION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}").fullmatch
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?").fullmatch

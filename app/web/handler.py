@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = [
     "PROBES",
     "SERVER",
+    "UNTRACED",
     "CounterFamily",
     "Endpoint",
     "EndpointHandler",
@@ -28,7 +29,7 @@ __all__ = [
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import perf_counter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import hdrs, web
 from attrs import define, field, frozen
@@ -38,7 +39,7 @@ from uuid_utils import uuid7
 from app.runtime.service import IdempotencyKeyReused
 from app.storage.errors import CommitOutcomeUnknown, TemporarilyUnavailable
 from app.telemetry.logs import enabled
-from app.telemetry.trace import correlation_id
+from app.telemetry.trace import TRACEPARENT, correlation_id
 from app.web.access.authentication import ANONYMOUS
 from app.web.access.cors import Cors
 from app.web.access.gate import Gate
@@ -46,8 +47,14 @@ from app.web.responses.problems import X_CORRELATION_ID, ProblemError, problem_r
 from app.web.spec.components import Description
 from config.api_keys import OPERATOR
 
+if TYPE_CHECKING:
+    from app.telemetry.otel.tracer import ServerSpan, Tracer
+
 PROBES = frozenset({"/livez", "/readyz", "/health"})
 """Paths that are answered under any host name, and on a connection beyond the limit."""
+
+UNTRACED = PROBES | {"/metrics"}
+"""Paths without a span: they are asked all the time, and cause nothing."""
 
 SERVER = "fulfilment"
 """Value of the ``Server`` header. It has no version: that would help only an attacker."""
@@ -71,6 +78,10 @@ class Telemetry(Protocol):
     """The metrics that the web layer records and serves."""
 
     @property
+    def tracer(self) -> Tracer | None:
+        """What makes spans; None without a collector."""
+
+    @property
     def http_requests(self) -> CounterFamily:
         """Requests by method, route template and status."""
 
@@ -91,6 +102,8 @@ class RequestContext:
     """The name of the API key; "anonymous" without one."""
     _record: Callable[[int], None] = field(alias="record")
     is_recorded: bool = field(default=False, init=False)
+    traceparent: str | None = field(default=None, init=False)
+    """Of the trace that the request belongs to, if its span is made here."""
     customer: str | None = field(default=None, init=False)
     """The caller may see and place orders of this customer only; None: of all."""
 
@@ -168,7 +181,7 @@ class Handler:
     """
 
     __slots__ = (
-        *("_cors", "_counters", "_deps", "_endpoint", "_gate", "_handle", "_histogram", "_hosts", "_is_public", "_roles"),
+        *("_cors", "_counters", "_deps", "_endpoint", "_gate", "_handle", "_histogram", "_hosts", "_is_public", "_roles", "_tracer"),
     )
 
     def __init__(self, endpoint: Endpoint, deps: HandlerDeps) -> None:
@@ -178,6 +191,7 @@ class Handler:
         self._gate = deps.gate
         self._cors = deps.cors
         self._is_public = endpoint.is_public
+        self._tracer = None if endpoint.path in UNTRACED else deps.telemetry.tracer
         self._hosts = None if endpoint.path in PROBES else deps.gate.hosts
         # A request that matches no route gets its 404 from every known caller.
         self._roles = None if endpoint.method == hdrs.METH_ANY else frozenset((OPERATOR, *endpoint.roles))
@@ -189,6 +203,10 @@ class Handler:
         started = perf_counter()
         correlation = correlation_id(request.headers.get(X_CORRELATION_ID), _new_correlation_id)
         context = RequestContext(correlation, ANONYMOUS.name, lambda status: self._record(status, started, request.method))
+        span: ServerSpan | None = None
+        if self._tracer is not None:
+            span = self._tracer.begin_request(request.headers.get(TRACEPARENT))
+            context.traceparent = span.traceparent
         response: web.StreamResponse
         try:
             if self._hosts is not None:
@@ -199,6 +217,8 @@ class Handler:
             response = await self._handle(request, context)
         except Exception as error:
             response = self._reject(error, request, context)
+            if span is not None:
+                span.error = error
         if not response.prepared:
             response.headers[X_CORRELATION_ID] = correlation
             response.headers[hdrs.SERVER] = SERVER
@@ -206,6 +226,9 @@ class Handler:
                 self._cors.add(request, response)
         if not context.is_recorded:
             self._record(response.status, started, request.method)
+        if span is not None and self._tracer is not None:
+            method, path = request.method, request.rel_url.raw_path
+            self._tracer.end_request(span, method, self._endpoint.path, request.scheme, path, response.status)
         if enabled("DEBUG"):
             logger.debug(
                 "request answered",

@@ -37,7 +37,10 @@ NAMES_IN_THE_MANUAL = [
     "WORK_STALLED_S", "CLOCK_JUMP_S",
     "SHUTDOWN_GRACE_S", "SHUTDOWN_DELAY_S",
     "AUTH", "AUTH_OFF_I_KNOW", "API_KEYS_FILE", "ALLOWED_HOSTS", "CORS_ORIGINS", "CONSOLE_SECRET", "REQUESTS_PER_S", "CONNECTIONS_MAX",
-    "MODULE_URLS", "MODULE_KEY", "OUTBOX_CAP", "BATCH_MAX",
+    "MODULE_URLS", "MODULE_KEY",
+    "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+    "OTEL_SDK_DISABLED", "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG",
+    "OUTBOX_CAP", "BATCH_MAX",
 ]
 # fmt: on
 
@@ -116,6 +119,8 @@ GOOD = [
     ({"ALLOWED_HOSTS": "*"}, "allowed_hosts", ("*",)),
     ({"CORS_ORIGINS": "https://shop.example,http://127.0.0.1:3000"}, "cors_origins", ("https://shop.example", "http://127.0.0.1:3000")),
     ({"CORS_ORIGINS": "https://Shop.example:443, HTTP://[::1]:80"}, "cors_origins", ("https://shop.example", "http://[::1]")),
+    ({"OTEL_SDK_DISABLED": "TRUE"}, "otel_sdk_disabled", True),
+    ({"OTEL_TRACES_SAMPLER": "Always_On"}, "otel_traces_sampler", "always_on"),
     ({"MODULE_URLS": "orders=http://o:8080/, payments=https://p"}, "module_urls", MappingProxyType({"orders": "http://o:8080", "payments": "https://p"})),
     ({"MODULE_URLS": "orders=http://127.0.0.1:1/base"}, "module_urls", MappingProxyType({"orders": "http://127.0.0.1:1/base"})),
     ({"CORS_ORIGINS": "https://shop.example:80"}, "cors_origins", ("https://shop.example:80",)),
@@ -219,6 +224,10 @@ BAD = [
     ("SHUTDOWN_DELAY_S", {"SHUTDOWN_DELAY_S": "-1"}),
     ("ALLOWED_HOSTS", {"ALLOWED_HOSTS": "orders:8080"}),
     ("ALLOWED_HOSTS", {"ALLOWED_HOSTS": "a,,b"}),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}),
+    ("OTEL_SDK_DISABLED", {"OTEL_SDK_DISABLED": "yes"}),
+    ("OTEL_TRACES_SAMPLER", {"OTEL_TRACES_SAMPLER": "jaeger_remote"}),
+    ("OTEL_TRACES_SAMPLER_ARG", {"OTEL_TRACES_SAMPLER_ARG": "1.5"}),
     ("MODULE_URLS", {"MODULE_URLS": "http://orders:8080"}),
     ("MODULE_URLS", {"MODULE_URLS": "shipping=http://shipping:8080"}),
     ("MODULE_URLS", {"MODULE_URLS": "orders=orders:8080"}),

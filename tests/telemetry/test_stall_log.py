@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loguru import logger
 
-from app.telemetry.stall_log import StallLog
+from app.telemetry.attention.stall_log import StallLog
 
 
 def test_each_stall_is_logged_once_until_it_ends() -> None:

@@ -242,5 +242,13 @@ CONDITIONS: tuple[Condition, ...] = (
         do="Free the disk; see what reads stdout.",
         guide=(_OPERATE, "Rotate the log, replace keys"),
     ),
+    Condition(
+        name="TelemetryDropped",
+        severity=Severity.TICKET,
+        check=Increase(metric="telemetry_dropped_total", by=("instance", "signal"), window_seconds=15 * _MINUTE, threshold=0),
+        sentence="The collector does not take the {signal} of {instance}: {number} were dropped.",
+        do="See whether the collector runs and takes what is sent; orders are not affected.",
+        guide=("howto/telemetry", "When the collector takes no data"),
+    ),
 )  # fmt: skip
 """By urgency of what they concern: processes, databases, the provider, the bus, then speed and the rest."""

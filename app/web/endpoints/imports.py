@@ -21,9 +21,9 @@ from uuid_utils import uuid7
 
 from app.runtime.service import ModuleService
 from app.storage.audit import Audit
-from app.telemetry.trace import TraceContext, traceparent
+from app.telemetry.trace import TRACEPARENT, TraceContext, traceparent
 from app.web.handler import EndpointHandler, RequestContext, problem_for
-from app.web.requests.command import TRACEPARENT, idempotency_key, parse_body
+from app.web.requests.command import idempotency_key, parse_body
 from app.web.requests.ndjson import NDJSON, check_media_type, read_lines
 from app.web.responses.problems import ProblemError, problem_of
 from app.web.responses.success import UNCACHED
@@ -42,7 +42,8 @@ def import_lines(service: ModuleService, route: ImportRoute) -> EndpointHandler:
     async def handle(request: web.Request, context: RequestContext) -> web.Response:
         key = idempotency_key(request)
         check_media_type(request)
-        trace = TraceContext(context.correlation_id, traceparent(request.headers.get(TRACEPARENT), randbytes))
+        header = context.traceparent or traceparent(request.headers.get(TRACEPARENT), randbytes)
+        trace = TraceContext(context.correlation_id, header)
         scope = None if key is None else "\x1f".join((context.caller, f"{route.method} {route.path}", key))
         answers: list[bytes] = []
         is_truncated = False

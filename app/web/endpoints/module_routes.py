@@ -19,11 +19,11 @@ from uuid_utils import uuid7
 
 from app.runtime.service import ModuleService, Reply, StateService
 from app.storage.audit import Audit
-from app.telemetry.trace import TraceContext, traceparent
+from app.telemetry.trace import TRACEPARENT, TraceContext, traceparent
 from app.web.access.ownership import is_foreign, is_scoped, owned_only, require_owned
 from app.web.endpoints.imports import import_lines
 from app.web.handler import Endpoint, EndpointHandler, RequestContext
-from app.web.requests.command import TRACEPARENT, idempotency_key, read_body
+from app.web.requests.command import idempotency_key, read_body
 from app.web.requests.filters import FilterReader
 from app.web.requests.paging import read_page
 from app.web.requests.parameters import path_parameters, read_query
@@ -177,7 +177,7 @@ def _command(service: StateService, route: CommandRoute, run: RunCommand) -> End
         if context.customer is not None:
             await require_owned(service, route, path or {}, body, context.customer)
         # A trace id is no secret, and os.urandom would release the GIL on each call.
-        trace = traceparent(request.headers.get(TRACEPARENT), randbytes)
+        trace = context.traceparent or traceparent(request.headers.get(TRACEPARENT), randbytes)
         fingerprint = ""
         if key is not None:
             # None of the parts can contain the unit separator, so two different calls never get the same key.

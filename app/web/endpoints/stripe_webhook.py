@@ -14,9 +14,9 @@ from attrs import define
 
 from app.gateways.port import GatewayError
 from app.gateways.stripe.webhook_event import InvalidSignature
-from app.telemetry.trace import TraceContext, traceparent
+from app.telemetry.trace import TRACEPARENT, TraceContext, traceparent
 from app.web.handler import Endpoint, RequestContext, RouteGroup
-from app.web.requests.command import BODY_SECONDS_MAX, TRACEPARENT, ask_for_body
+from app.web.requests.command import BODY_SECONDS_MAX, ask_for_body
 from app.web.responses.problems import ProblemError
 from app.web.responses.success import json_response
 from app.web.spec.components import Description, body, operation, ref, response
@@ -71,7 +71,8 @@ def route_group(service: WebhookService) -> RouteGroup:
         if not service.is_configured:
             detail = "This server has no secret to verify Stripe's signatures with."
             raise ProblemError(503, "webhooks_not_configured", detail, headers={hdrs.RETRY_AFTER: "3600"}, closes=True)
-        trace = TraceContext(context.correlation_id, traceparent(request.headers.get(TRACEPARENT), os.urandom))
+        header = context.traceparent or traceparent(request.headers.get(TRACEPARENT), os.urandom)
+        trace = TraceContext(context.correlation_id, header)
         signatures = request.headers.getall(STRIPE_SIGNATURE, [])
         raw_body = await _read_raw_body(request, waiting)
         try:

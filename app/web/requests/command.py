@@ -15,7 +15,6 @@ __all__ = [
     "BODY_SECONDS_MAX",
     "DEPTH_MAX",
     "IDEMPOTENCY_KEY",
-    "TRACEPARENT",
     "NotAnInteger",
     "NotStrict",
     "ask_for_body",
@@ -48,7 +47,6 @@ _INTEGER_MAX = 2**63 - 1
 _VIOLATIONS_MAX = 20
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
-TRACEPARENT = "traceparent"
 
 # The usual spellings are accepted without parsing.
 _USUAL_TYPES = frozenset({"application/json", "application/json; charset=utf-8", "application/json;charset=utf-8"})

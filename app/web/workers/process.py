@@ -29,10 +29,11 @@ from typing import Any
 from aiohttp import web
 from attrs import frozen
 
+from app import installed_version
 from app.runtime.states.state_reader import StateReader
 from app.storage.databases import build_storage
 from app.storage.module_store import ModuleStore
-from app.telemetry import logs
+from app.telemetry import logs, otel
 from app.telemetry.metrics import Metrics
 from app.web.access.gate import build_gate
 from app.web.server import Runner
@@ -87,6 +88,7 @@ class _Worker:
         modules = [load_module(name, **start.module_options.get(name, {})) for name in settings.modules]
         self._storage = build_storage(settings, modules)
         self._metrics = Metrics()
+        otel.start(settings, installed_version(), self._metrics, exports_metrics=False)
         self._gate = build_gate(settings)
         self._replace_keys(start.api_keys)
         self._stopping: asyncio.Future[float] = asyncio.get_running_loop().create_future()
@@ -122,6 +124,7 @@ class _Worker:
         self._report.report()
         await self._forwarder.close()
         await self._storage.close()
+        await asyncio.to_thread(otel.stop, self._metrics)
         self._channel.close()
 
     def _receive(self, message: Message) -> None:
