@@ -164,6 +164,11 @@ class ParquetContract:
     async def test_an_interrupted_run_is_continued(self, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """It can end before or after each write to the disk; the next run finishes, and nothing is there twice."""
         async with filled(site, days=3, orders=2) as (harness, _, whole):
+            left_over = tmp_path / "archive" / "events" / "module=orders" / "day=2026-01-02" / "part-0007.parquet"
+            left_over.parent.mkdir(parents=True)
+            left_over.write_bytes(b"of a run that was interrupted")
+            with pytest.raises(ArchiveUnusable, match=f"{left_over}: no manifest has it"):
+                Archive(tmp_path / "archive").require_listed()
             sync = parquet_manifest.sync_folder
             for n in range(1_000):
                 archive, left = Archive(tmp_path / "archive"), n // 8
@@ -190,6 +195,7 @@ class ParquetContract:
                 for manifest in found.manifests:
                     archive.verify(manifest)
             assert not [*(tmp_path / "archive").rglob("*.tmp")]
+            archive.require_listed()
 
     async def _reads(self, harness: Harness, archive: Archive, whole: Sequence[HistoryEvent]) -> bool:
         return await events_of(reader_of(harness, archive)) == whole

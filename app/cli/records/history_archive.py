@@ -95,6 +95,7 @@ def _check_archive(folder: str) -> None:
         days, size = found.manifests, sum(part.bytes for manifest in found.manifests for part in manifest.parts)
         counts = (sum(each.row_count for each in days), sum(each.event_count for each in days), sum(each.incomplete for each in days))
         lines.append([module, str(days[0].day), str(days[-1].day), str(len(days)), *map(str, counts), str(size)])
+    archive.require_listed()
     click.echo(console.table(["module", "first day", "last day", "days", "rows", "events", "incomplete", "bytes"], lines))
 
 

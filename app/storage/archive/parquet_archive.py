@@ -153,6 +153,21 @@ class Archive:
         for part in manifest.parts:
             verify_part(self.folder, part)
 
+    def require_listed(self) -> None:
+        """
+        Ensure that there is no file that another engine would read and that no manifest has.
+
+        Raises:
+            ArchiveUnusable: There is one.
+        """
+        listed = {part.path for found in self.archives().modules.values() for each in found.manifests for part in each.parts}
+        for path in sorted(self.folder.rglob("*.parquet")):
+            if path.relative_to(self.folder).as_posix() not in listed:
+                raise ArchiveUnusable(
+                    f"{path}: no manifest has it, and another engine may count its rows twice; run `history archive` again, which finishes"
+                    " an interrupted day, or delete it"
+                )
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """
