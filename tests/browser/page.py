@@ -6,12 +6,21 @@ __all__ = ["WAIT_SECONDS", "OpenedPages", "assert_accessible", "assert_fits", "l
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from attrs import define, field
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    Request,
+    TimeoutError,
+    expect,
+    sync_playwright,
+)
 
 from tests.browser.site import KEYS, Site
 
@@ -109,6 +118,8 @@ def assert_accessible(page: Page) -> None:
 
 def assert_fits(page: Page) -> None:
     """Check that *page* is not scrolled sideways: nothing is wider than the window (WCAG 2.2, 1.4.10)."""
+    with suppress(TimeoutError):  # a chart follows the size of the window with the next frame
+        page.wait_for_function("() => document.documentElement.scrollWidth <= document.documentElement.clientWidth", timeout=10_000)
     wide = page.evaluate(
         """() => {
             const width = document.documentElement.clientWidth;
