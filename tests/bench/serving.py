@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -47,19 +47,30 @@ class Variant:
     run: Callable[[], Run]
 
 
-def measure(folder: Path, tree: Path | None, orders: int, *, connections: int = 64, rate: float = 0, **settings: str) -> Run:
+def measure(
+    folder: Path,
+    tree: Path | None,
+    orders: int,
+    *,
+    connections: int = 64,
+    rate: float = 0,
+    beside: Callable[[str], AbstractContextManager[None]] | None = None,
+    **settings: str,
+) -> Run:
     """
     Start the program of *tree* (None: this one) in *folder*, place *orders*, and return what was measured.
 
     A *rate* in orders a second places them evenly. *settings* are its environment. 500 orders before are not counted.
+    *beside* takes the address of the server; what it enters is there while the orders are placed.
     """
     server = Server(folder, **{"LOG_FORMAT": "json", **({} if tree is None else {"PYTHONPATH": str(tree)}), **settings})
     try:
         server.start()
         load(server.url, 500, "--concurrency", str(connections))
-        before = cpu_seconds([server.pid])
-        found = load(server.url, orders, *(["--rate", str(rate)] if rate else ["--concurrency", str(connections)]))
-        cpu_ms = (cpu_seconds([server.pid]) - before) / orders * 1e3
+        with nullcontext() if beside is None else beside(server.url):
+            before = cpu_seconds([server.pid])
+            found = load(server.url, orders, *(["--rate", str(rate)] if rate else ["--concurrency", str(connections)]))
+            cpu_ms = (cpu_seconds([server.pid]) - before) / orders * 1e3
         memory = peak_mib(server.pid)
     finally:
         server.end()
