@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from app.storage.databases import build_storage
 from app.storage.search import status_counts
@@ -130,6 +131,26 @@ async def test_those_who_watch_get_changes_only_and_nothing_is_computed_without_
 
 async def _next(stream: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
     return await anext(stream)
+
+
+async def test_many_orders_are_counted_before_the_first_request() -> None:
+    """A process counts once as it starts; the first who asks does not wait for it."""
+    prepared = asyncio.Event()
+
+    class Status:
+        async def prepare(self) -> None:
+            prepared.set()
+
+    overview, _ = overview_of(answered("orders", part()))
+    status: Any = Status()
+    overview.status = status
+    app = web.Application()
+    overview.attach(app)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    async with asyncio.timeout(30):
+        await prepared.wait()
+    await runner.cleanup()
 
 
 def test_a_rate_is_that_of_the_last_ten_seconds() -> None:

@@ -117,6 +117,8 @@ class Overview:
                     changed.set()
 
     async def _sample(self) -> None:
+        with suppress(StorageUnavailable):
+            await self.status.prepare()
         while True:
             await asyncio.sleep(INTERVAL_SECONDS)
             self.status.step()

@@ -115,6 +115,11 @@ class ProcessStatus:
         """Take a sample of the counters."""
         self._rates.step()
 
+    async def prepare(self) -> None:
+        """Count the orders once, so that the first overview need not wait until many are counted."""
+        if self._counts is not None:
+            await self._counts.read()
+
     async def recount(self) -> None:
         """Count the orders again that are too many to be counted each time, if it is time to."""
         if self._counts is not None:
