@@ -119,10 +119,10 @@ async def test_one_dead_letter_and_a_selection_are_replayed(served: Served) -> N
 
 async def test_what_is_refused_of_a_selection_is_named(served: Served) -> None:
     """The others are replayed. A webhook's dead letters cannot be replayed: their consumer subscribes to nothing."""
-    (id,) = await add(served, dead_letter(1, consumer="payments-webhook", subject="stripe.webhook.v1", error="unknown_order"))
+    (id,) = await add(served, dead_letter(1, consumer="payments-webhooks", subject="stripe.webhook.v1", error="unknown_order"))
     operator = await served.as_role("operator")
-    page = "/console/trouble/group?consumer=payments-webhook&subject=stripe.webhook.v1&error=unknown_order"
-    fields = group("payments-webhook", "stripe.webhook.v1", "unknown_order")
+    page = "/console/trouble/group?consumer=payments-webhooks&subject=stripe.webhook.v1&error=unknown_order"
+    fields = group("payments-webhooks", "stripe.webhook.v1", "unknown_order")
     seen = await operator.submit(page, "/console/trouble/selected", **fields, action="replay", **{f"letter.{id}": "on"})
     assert seen.status == 409
     assert "1 of 1 were not replayed" in seen.words
