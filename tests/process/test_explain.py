@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from app.gateways.payment_worker import CONSUMER
+from bus.ids import derived_id
 from tests.process.client import Client, eventually
 from tests.process.conftest import Serve
 from tests.process.server import SEPARATE_DATABASES, Server
@@ -91,6 +94,25 @@ async def test_an_order_that_waits_for_the_provider(serve: Serve, connect: Calla
     for _ in range(20):
         await client.place({"SKU-1": 1})
     await eventually(explain, lambda it: "waits for the payment provider, whose breaker for " in it["summary"])
+
+
+async def test_an_event_that_a_consumer_could_not_process(serve: Serve, connect: Callable[[Server], Client]) -> None:
+    """It is dead, after so many attempts, and its dead letter is shown."""
+    server = serve()
+    client = connect(server)
+    await client.stock("SKU-1", 10)
+    order_id = await client.place({"SKU-1": 1})
+    await client.wait_until_final(order_id)
+    explained = await client.get(f"/v1/orders/{order_id}/explain")
+    request = next(event for event in explained["events"] if event["subject"] == "payments.charge_requested.v1")
+    at, id, headers = request["at"], request["event_id"], json.dumps({"ce-id": request["event_id"]})
+    row = (derived_id(id, CONSUMER), CONSUMER, request["subject"], "failed", "it raised", 5, at, at, 0, id, order_id, headers, b"{}", None)
+    with closing(sqlite3.connect(server.database)) as connection, connection:
+        connection.execute(f"INSERT INTO payments_dead_letter VALUES ({', '.join('?' * len(row))})", row)
+    explained = await client.get(f"/v1/orders/{order_id}/explain")
+    (dead,) = [event for event in explained["events"] if event["delivery"] == "dead"]
+    assert (dead["event_id"], dead["attempts"]) == (id, 5)
+    assert [(letter["consumer"], letter["error"]) for letter in explained["dead_letters"]] == [(CONSUMER, "failed")]
 
 
 async def test_what_is_not_there(serve: Serve, connect: Callable[[Server], Client]) -> None:

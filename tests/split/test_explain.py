@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from tests.process.client import Client, eventually
@@ -50,6 +52,13 @@ async def test_an_order_is_explained_by_any_process(build: Build, connect: Calla
         assert found["reservation"]["lines"] == [{"product_id": "SKU-1", "quantity": 1}]
         assert (await explain(module, SHOP))["order_id"] == order_id
         assert (await explain(module, OTHER, status=404))["code"] == "not_found"
+
+    for module in "inventory", "payments":  # as two days later
+        with closing(sqlite3.connect(system.database_of(module))) as connection, connection:
+            connection.execute(f"DELETE FROM {module}_inbox")
+    found = await explain("orders")
+    subjects = {event["event_id"]: event["subject"] for event in found["events"]}
+    assert {(event["subject"], subjects.get(event["parent_id"])) for event in found["events"]} == WHOLE
 
     system.kill(system.servers["payments"][0])
     started = time.monotonic()
