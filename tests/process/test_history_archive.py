@@ -34,7 +34,7 @@ from tests.storage.archive_contract import DAY, PAY, happen, place, shop
 from tests.story.blocks import blocks_of
 
 MODULES = ("orders", "inventory", "payments")
-HOWTO = Path(__file__).parents[2] / "docs" / "howto" / "archive-the-history.rst"
+HOWTO = Path(__file__).parents[2] / "docs" / "howto" / "history" / "archive-the-history.rst"
 
 
 LIMITED = """
@@ -269,7 +269,7 @@ def test_without_pyarrow_the_archive_is_refused_and_everything_else_works(databa
         "import importlib.util as u\nfind = u.find_spec\nu.find_spec = lambda name, *more: None if name == 'pyarrow' else find(name, *more)\n",
         encoding="utf-8",
     )
-    path = os.pathsep.join((str(stub), str(HOWTO.parents[2])))
+    path = os.pathsep.join((str(stub), str(HOWTO.parents[3])))
     done = subprocess.run(
         [sys.executable, "-m", "app", "history", "archive", "--into", "archive"], cwd=database.parent, capture_output=True, text=True,
         env=environment_of({"DATABASE_URL": f"sqlite:///{database}"}) | {"PYTHONPATH": path}, check=False,

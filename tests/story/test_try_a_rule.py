@@ -13,7 +13,7 @@ from tests.process.client import connecting
 from tests.process.server import Server, environment_of
 from tests.story.session import ROOT, Step, masked, steps_of
 
-PAGE = ROOT / "docs" / "howto" / "try-a-rule.rst"
+PAGE = ROOT / "docs" / "howto" / "history" / "try-a-rule.rst"
 
 
 def _shown(output: str) -> str:
