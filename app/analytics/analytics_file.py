@@ -9,12 +9,13 @@ check reads the blocks of about the same time only, however large the table is.
 
 from __future__ import annotations
 
-__all__ = ["FORMAT", "AnalyticsFile", "Position", "Taken", "connect", "unusable"]
+__all__ = ["FORMAT", "AnalyticsFile", "Position", "Taken"]
 
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import duckdb
@@ -22,7 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from attrs import frozen
 
-from app.analytics.errors import FileInUse, FileUnusable
+from app.analytics.connection import connect, unusable
+from app.analytics.errors import FileUnusable
 from app.analytics.event_tables import EventTable, event_tables
 from app.analytics.events import SCHEMA, EventConverter, Unreadable
 from bus.contracts.registry import ContractRegistry
@@ -31,11 +33,11 @@ from bus.subjects import EXPRESS
 FORMAT = 1
 """The number of the layout of `_TABLES`; a file with a larger one is of a newer release."""
 
-LOG_SIZE = "256MB"
-"""How large the log grows before it is written into the file: each time, blocks that are not full are written again."""
-
 _TABLES = """
-CREATE TABLE IF NOT EXISTS analytics_format (format INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS analytics_format (format INTEGER NOT NULL, file_id VARCHAR NOT NULL);
+CREATE TABLE IF NOT EXISTS analytics_gaps (
+    source VARCHAR NOT NULL, first BIGINT NOT NULL, last BIGINT NOT NULL, noted_at TIMESTAMPTZ NOT NULL
+);
 CREATE TABLE IF NOT EXISTS analytics_sources (
     source VARCHAR PRIMARY KEY, position BIGINT NOT NULL, last_event_id VARCHAR NOT NULL, details VARCHAR NOT NULL,
     read_at TIMESTAMPTZ NOT NULL
@@ -78,9 +80,9 @@ class Taken:
 class AnalyticsFile:
     """The open file. Its methods run in one thread at a time; queries have a connection each."""
 
-    def __init__(self, path: Path | None, contracts: ContractRegistry, *, memory: str = "1GB") -> None:
+    def __init__(self, path: Path | None, contracts: ContractRegistry, *, memory: str = "1GB", from_zero: bool = False) -> None:
         """
-        Open the file at *path*, or a database in memory, and bring its tables up to date.
+        Open the file at *path*, or a database in memory, and bring its tables up to date; with *from_zero*, empty it first.
 
         *memory* is the largest amount that DuckDB uses, in its own words (``1GB``); what needs more goes to the folder
         ``<path>.tmp``.
@@ -94,11 +96,18 @@ class AnalyticsFile:
         self._by_subject = {subject: table for table in self.tables for subject in (table.subject, table.subject + EXPRESS)}
         self._converter = EventConverter(contracts, self.tables)
         self.connection = connect(path, memory)
+        self.id = ""
+        """What distinguishes this file from others."""
         try:
+            if from_zero:
+                self._empty()
             self._prepare()
         except duckdb.Error as error:
             self.connection.close()
             raise unusable(path, error) from error
+        except FileUnusable:
+            self.connection.close()
+            raise
 
     def close(self) -> None:
         """Write what is in the log into the file, and close it."""
@@ -109,13 +118,33 @@ class AnalyticsFile:
         rows = self.connection.execute("SELECT source, position, last_event_id, details FROM analytics_sources").fetchall()
         return {row[0]: Position(*row) for row in rows}
 
-    def take(self, events: pa.Table, position: Position | None = None) -> Taken:
+    def take(
+        self,
+        events: pa.Table,
+        position: Position | None = None,
+        *,
+        unreadable: Iterable[Mapping[str, Any]] = (),
+        gap: tuple[int, int] | None = None,
+    ) -> Taken:
         """
         Store those of *events* that the file does not have yet, and *position*, in one transaction.
 
-        *events* have the columns of `SCHEMA`, in any order of their rows, and may contain an event several times.
+        *events* have the columns of `SCHEMA`, in any order of their rows, and may contain an event several times. What is
+        already known to be *unreadable* has the same columns and ``reason``; *gap* is what the source has deleted unread.
+
+        Raises:
+            FileUnusable: The file cannot be written; nothing is stored.
         """
-        events, unreadable = self._newest(_without_repeats(events))
+        try:
+            return self._take(events, position, unreadable, gap)
+        except duckdb.Error as error:
+            raise unusable(self.path, error) from error
+
+    def _take(
+        self, events: pa.Table, position: Position | None, known: Iterable[Mapping[str, Any]], gap: tuple[int, int] | None
+    ) -> Taken:
+        events, found = self._newest(_without_repeats(events))
+        unreadable = [*map(dict, known), *found]
         stored: Counter[str] = Counter()
         connection = self.connection
         connection.execute("BEGIN")
@@ -130,9 +159,12 @@ class AnalyticsFile:
             if position is not None:
                 values = [position.source, position.position, position.last_event_id, position.details]
                 connection.execute("INSERT OR REPLACE INTO analytics_sources VALUES (?, ?, ?, ?, now())", values)
+            if position is not None and gap is not None:
+                connection.execute("INSERT INTO analytics_gaps VALUES (?, ?, ?, now())", [position.source, *gap])
             connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            with suppress(duckdb.Error):  # after some errors there is no transaction any more
+                connection.execute("ROLLBACK")
             raise
         finally:
             connection.unregister("incoming")
@@ -169,18 +201,26 @@ class AnalyticsFile:
         same = "SELECT 1 FROM unreadable_events AS old WHERE (old.event_id, old.subject) = (incoming.event_id, incoming.subject)"
         self.connection.execute(f"INSERT INTO unreadable_events SELECT * FROM incoming WHERE NOT EXISTS ({same})")
 
+    def _empty(self) -> None:
+        """Drop everything: the file is then as if it was new."""
+        for kind, drop in (("VIEW", "DROP VIEW"), ("BASE TABLE", "DROP TABLE")):
+            names = self.connection.execute("SELECT table_name FROM information_schema.tables WHERE table_type = ?", [kind])
+            for (name,) in names.fetchall():
+                self.connection.execute(f"{drop} {_quoted(name)}")
+        self.connection.execute("CHECKPOINT")
+
     def _prepare(self) -> None:
         """Create what is missing: tables, and columns that a schema has gained."""
         connection = self.connection
         connection.execute("BEGIN")
         connection.execute(_TABLES)
-        formats = connection.execute("SELECT max(format) FROM analytics_format").fetchall()[0][0]
-        if formats is None:
-            connection.execute("INSERT INTO analytics_format VALUES (?)", [FORMAT])
-        elif formats > FORMAT:
-            connection.execute("ROLLBACK")
+        if not (rows := connection.execute("SELECT format, file_id FROM analytics_format").fetchall()):
+            connection.execute("INSERT INTO analytics_format VALUES (?, ?)", row := (FORMAT, token_hex(4)))
+            rows = [row]
+        format, self.id = rows[0]
+        if format > FORMAT:
             raise FileUnusable(
-                f"{self.path}: was written by a newer release (format {formats}; this release knows {FORMAT}): use that"
+                f"{self.path}: was written by a newer release (format {format}; this release knows {FORMAT}): use that"
                 " release, or another file"
             )
         found: dict[str, set[str]] = {}
@@ -195,53 +235,6 @@ class AnalyticsFile:
                 if name not in found[table.name]:
                     connection.execute(f"ALTER TABLE {table.name} ADD COLUMN {column}")
         connection.execute("COMMIT")
-
-
-def connect(path: Path | None, memory: str, *, is_writing: bool = True) -> duckdb.DuckDBPyConnection:
-    """
-    Open the file at *path*, or a database in memory; the connection reaches no other file, and no setting can be changed.
-
-    Raises:
-        FileInUse: Another process has it open.
-        FileUnusable: It is damaged, of a newer release of DuckDB, or cannot be opened.
-    """
-    config: dict[str, str | bool | int | float | list[str]] = {
-        "memory_limit": memory,
-        "temp_directory": "" if path is None else f"{path}.tmp",
-        "autoinstall_known_extensions": False,
-        "checkpoint_threshold": LOG_SIZE,
-        "TimeZone": "UTC",
-    }
-    if is_writing and path is not None and path.exists() and not path.stat().st_size:
-        path.unlink()  # a process that was killed before it had written anything
-    try:
-        connection = duckdb.connect(":memory:" if path is None else str(path), read_only=not is_writing, config=config)
-        connection.execute("SET enable_external_access = false")
-        connection.execute("SET lock_configuration = true")
-    except duckdb.Error as error:
-        if isinstance(error, duckdb.IOException) and " lock " in str(error):
-            raise FileInUse(f"{path}: another process has it open{_process(error)}: end that first") from None
-        raise unusable(path, error) from None
-    return connection
-
-
-def unusable(path: Path | None, error: duckdb.Error) -> FileUnusable:
-    """Return what to do about *error*, with which DuckDB has refused to open, to read or to write the file."""
-    first = str(error).partition("\n")[0]
-    text = first.lower()
-    if "no space left" in text or "out of disk" in text or "file too large" in text:
-        return FileUnusable(f"{path}: the disk is full: free some space and start again; nothing is lost ({first})")
-    if "newer version" in text or "version number" in text:
-        return FileUnusable(f"{path}: was written by a newer release of DuckDB: install that, or name another file ({first})")
-    if "corrupt" in text or "not a valid" in text or "enough bytes" in text or isinstance(error, duckdb.FatalException):
-        advice = "move it away and start again, and it is made anew from the histories"
-        return FileUnusable(f"{path}: is damaged: {advice} ({first})")
-    return FileUnusable(f"{path}: cannot be used: {first}")
-
-
-def _process(error: Exception) -> str:
-    found = re.search(r"PID [0-9]+", str(error))
-    return f" ({found[0]})" if found else ""
 
 
 def _without_repeats(events: pa.Table) -> pa.Table:

@@ -6,7 +6,7 @@ Each message is one line for the operator, with what to do.
 
 from __future__ import annotations
 
-__all__ = ["AnalyticsError", "AnalyticsMissing", "FileInUse", "FileUnusable", "QueryRefused"]
+__all__ = ["AnalyticsError", "AnalyticsMissing", "FileInUse", "FileUnusable", "QueryRefused", "SourceUnavailable"]
 
 
 class AnalyticsError(Exception):
@@ -27,3 +27,7 @@ class FileUnusable(AnalyticsError):
 
 class QueryRefused(AnalyticsError):
     """A query is wrong, or is no query: correct it."""
+
+
+class SourceUnavailable(AnalyticsError):
+    """What the events come from is out of reach: try again later."""

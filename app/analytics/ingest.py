@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-__all__ = ["Ingest", "Progress"]
+__all__ = ["Ingest", "Progress", "uninterrupted"]
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from attrs import frozen
 from loguru import logger
 
 from app.analytics.analytics_file import AnalyticsFile, Taken
-from app.analytics.sources.source import Source
+from app.analytics.errors import SourceUnavailable
+from app.analytics.sources.source import Batch, Source
+from app.storage.errors import StorageUnavailable
+
+T = TypeVar("T")
 
 POLL_SECONDS = 1.0
-"""How long to wait once no source has anything more."""
+"""How long to wait once a source has nothing more."""
+
+RETRY_SECONDS = 2.0
+"""How long to wait once a source is out of reach."""
 
 
 @frozen
@@ -35,36 +43,74 @@ class Ingest:
         self._sources = sources
         self._on_progress = on_progress
         self._positions = file.positions()
+        self._writing = asyncio.Lock()
         self._reasons: set[str] = set()
 
-    async def run(self) -> None:
-        """Take what is there, and what comes, until it is cancelled."""
+    async def run(self, *, once: bool = False) -> None:
+        """
+        Take what is there and what comes, until it is cancelled; with *once*, until everything that is there is taken.
+
+        A source that is out of reach is asked again, if it has answered before.
+
+        Raises:
+            SourceUnavailable, StorageUnavailable: A source has not answered at all.
+            ValueError: A history is damaged, or of a newer release.
+            FileUnusable: The file cannot be written.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for source in self._sources:
+                    tasks.create_task(self._follow(source, once))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    async def step(self, source: Source) -> bool:
+        """Take one batch of *source*; return whether there may be more now."""
+        batch = await source.read(self._positions)
+        if batch is None:
+            return False
+        async with self._writing:
+            await uninterrupted(asyncio.to_thread(self._store, batch))
+        await source.stored()
+        return not batch.is_last
+
+    def _store(self, batch: Batch) -> None:
+        taken = self._file.take(batch.events, batch.position, unreadable=batch.unreadable, gap=batch.gap)
+        self._positions[batch.position.source] = batch.position
+        for subject, reason in taken.unreadable:
+            if reason not in self._reasons:  # each reason is logged once
+                self._reasons.add(reason)
+                logger.warning("an event cannot be read, and is kept in unreadable_events", subject=subject, detail=reason)
+        self._on_progress(Progress(batch.position.source, batch.events.num_rows, taken))
+
+    async def _follow(self, source: Source, once: bool) -> None:
+        has_answered = False
+        problem = ""
         while True:
-            if not await self.step():
+            try:
+                has_more = await self.step(source)
+            except (SourceUnavailable, StorageUnavailable) as error:
+                if once or not has_answered:
+                    raise
+                if str(error) != problem:  # an outage is logged once
+                    problem = str(error)
+                    logger.warning("a source is out of reach, and is asked again", source=source.name, detail=problem)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if problem:
+                logger.info("a source answers again", source=source.name)
+            has_answered, problem = True, ""
+            if not has_more:
+                if once:
+                    return
                 await asyncio.sleep(POLL_SECONDS)
 
-    async def catch_up(self) -> None:
-        """Take what is there now."""
-        while await self.step():
-            pass
 
-    async def step(self) -> bool:
-        """Take one batch of each source; return whether there may be more."""
-        has_more = False
-        for source in self._sources:
-            batch = await source.read(self._positions.get(source.name))
-            if batch is None:
-                continue
-            taken = await asyncio.to_thread(self._file.take, batch.events, batch.position)
-            self._positions[source.name] = batch.position
-            self._log(taken)
-            self._on_progress(Progress(source.name, batch.events.num_rows, taken))
-            has_more = has_more or not batch.is_last
-        return has_more
-
-    def _log(self, taken: Taken) -> None:
-        """Log each reason for which an event was kept as unreadable once."""
-        for subject, reason in taken.unreadable:
-            if reason not in self._reasons:
-                self._reasons.add(reason)
-                logger.warning("an event cannot be read; it is kept in unreadable_events", subject=subject, detail=reason)
+async def uninterrupted(call: Awaitable[T]) -> T:
+    """Return the result of *call*, which goes on to its end when this is cancelled: it uses what is closed afterwards."""
+    task = asyncio.ensure_future(call)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from loguru import logger
 
-from app.analytics.analytics_file import connect
+from app.analytics.connection import connect
 from app.analytics.errors import FileInUse, FileUnusable
 from app.analytics.query import Line, answer
 

@@ -7,7 +7,7 @@ lack any of these headers, or carry invalid ones; the readers below then derive 
 
 from __future__ import annotations
 
-__all__ = ["event_id_and_trace", "occurred_at", "to_message", "versions_of"]
+__all__ = ["causation_id", "event_id_and_trace", "occurred_at", "to_message", "versions_of"]
 
 import re
 from hashlib import blake2b
@@ -65,6 +65,12 @@ def event_id_and_trace(message: Message) -> tuple[str, TraceContext]:
         digest = blake2b(id.encode("utf-8", "replace"), digest_size=24).hexdigest()
         traceparent = f"00-{digest[:32]}-{digest[32:]}-01"
     return id, TraceContext(correlation_id, traceparent)
+
+
+def causation_id(message: Message) -> str:
+    """Return the id of the event that caused this one, or "" if no header has a valid one."""
+    id = _decoded(message.headers.get("ce-causationid") or "")
+    return id if len(id) <= ID_MAX and _is_storable(id) else ""
 
 
 def occurred_at(message: Message) -> str | None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 __all__ = ["EVENTS_MAX", "HistorySource"]
 
+from collections.abc import Mapping
+
+from loguru import logger
 
 from app.analytics.analytics_file import Position
 from app.analytics.events import arrow_table
@@ -21,9 +24,18 @@ class HistorySource:
     def __init__(self, name: str, reader: HistoryReader) -> None:
         self.name = name
         self._reader = reader
+        self._is_checked = False
 
-    async def read(self, position: Position | None) -> Batch | None:
-        """Return what follows *position*; see `Source.read`."""
+    async def read(self, positions: Mapping[str, Position]) -> Batch | None:
+        """Return what follows the position of this history; see `Source.read`."""
+        position = positions.get(self.name)
+        if position is not None and not self._is_checked and not await self._has(position):
+            logger.warning(
+                "the history has other events than before, and is read from its beginning: was the database replaced?",
+                source=self.name,
+            )  # fmt: skip
+            position = None
+        self._is_checked = True
         after = 0 if position is None else position.position
         events: list[HistoryEvent] = []
         next_after: int | None = after
@@ -35,3 +47,14 @@ class HistorySource:
             return None
         last = events[-1]
         return Batch(arrow_table(events), Position(self.name, last.seq, last.event_id), next_after is None)
+
+    async def _has(self, position: Position) -> bool:
+        """Return whether the history can be the one that was read up to *position*."""
+        following = (await self._reader.page(after=position.position - 1, limit=1)).events
+        if not following:
+            return False
+        # An old event may have been deleted; then one that follows it is there.
+        return following[0].seq != position.position or following[0].event_id == position.last_event_id
+
+    async def stored(self) -> None:
+        """Do nothing: the history keeps no position of its readers."""

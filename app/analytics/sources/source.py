@@ -4,7 +4,8 @@ from __future__ import annotations
 
 __all__ = ["Batch", "Source"]
 
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import pyarrow as pa
 from attrs import frozen
@@ -22,6 +23,10 @@ class Batch:
     """What is to be stored with them."""
     is_last: bool
     """True if the source had no more when it was asked."""
+    unreadable: Sequence[Mapping[str, Any]] = ()
+    """What is no event: the columns of the schema and the member ``reason``."""
+    gap: tuple[int, int] | None = None
+    """The first and the last number of what is missing before them, because the source has deleted it."""
 
 
 class Source(Protocol):
@@ -29,15 +34,18 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """The name under which the position is stored."""
+        """What it is, in a word or two."""
 
-    async def read(self, position: Position | None) -> Batch | None:
+    async def read(self, positions: Mapping[str, Position]) -> Batch | None:
         """
-        Return what follows *position*, or from the beginning; None if there is nothing now.
+        Return what follows *positions*, which are by the names that the source has given them; None if there is nothing now.
 
         Returns at most as much as a transaction should have. What was returned, and not stored, is returned again.
 
         Raises:
-            StorageUnavailable: The source is out of reach; ask again later.
+            SourceUnavailable, StorageUnavailable: The source is out of reach; ask again later.
             ValueError: What is there is damaged, or of a newer release.
         """
+
+    async def stored(self) -> None:
+        """Take note that the last batch is stored, with its position."""

@@ -8,7 +8,7 @@ import asyncio
 import os
 import signal
 import sys
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,70 +27,77 @@ if TYPE_CHECKING:
 @click.command(short_help="Take the events of all modules into the file, and follow.")
 @click.option("--file", default=None, help="The DuckDB file, instead of ANALYTICS_FILE.")
 @click.option("--once", is_flag=True, help="End when everything that is there now is taken.")
-def run(file: str | None, once: bool) -> None:
+@click.option("--from-zero", is_flag=True, help="Delete the file first, and read everything from its beginning.")
+@click.option(
+    "--source",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "database", "bus"]),
+    help="Where the events come from: the histories in the databases, or the streams of the bus.",
+)
+def run(file: str | None, once: bool, from_zero: bool, source: str) -> None:
     """
     Take the events of all modules into a DuckDB file, each exactly once, and follow until SIGTERM or SIGINT.
 
     \b
       python -m app analytics run
       python -m app analytics run --file /tmp/analytics.duckdb --once
+      BUS=nats python -m app analytics run --source bus
 
-    Reads the history in the databases that DATABASE_URL, or ORDERS_DATABASE_URL and so on, name, with or without a running
-    server. It goes on where it ended, after a kill, too. Progress is shown on a terminal.
+    Reads the histories in the databases that DATABASE_URL, or ORDERS_DATABASE_URL and so on, name, with or without a running
+    server. With BUS=nats a module whose database is not there is read from its stream, which keeps 47 hours. It goes on where it
+    ended, after a kill, too. Progress is shown on a terminal.
 
     Exit codes: 0 ended by a signal, or everything is taken; 1 the file cannot be used, or a history is damaged; 2 wrong usage
     or configuration, or the packages of the extra are missing; 3 a database does not exist, is not migrated or is out of
-    reach.
+    reach, or NATS is.
     """
     settings = console.settings(ANALYTICS_FILE=file)
+    if source == "bus" and settings.bus == "memory":
+        console.exit_with(console.USAGE, "--source: bus needs BUS=nats")
     require_extra()
-    from app.analytics.errors import AnalyticsError
+    from app.analytics.errors import AnalyticsError, SourceUnavailable
     from app.storage.errors import StorageUnavailable
 
+    os.umask(0o077)  # the file has customers' data, as the databases do
     try:
-        asyncio.run(_run(settings, once))
+        console.run_database_step(lambda: asyncio.run(_run(settings, once=once, from_zero=from_zero, source=source)))
     except StorageUnavailable as error:
         console.exit_with(console.OUT_OF_REACH, error.detail)
+    except SourceUnavailable as error:
+        console.exit_with(console.OUT_OF_REACH, str(error))
     except (AnalyticsError, ValueError) as error:
         console.exit_with(console.FAILED, str(error))
 
 
-async def _run(settings: Settings, once: bool) -> None:
+async def _run(settings: Settings, *, once: bool, from_zero: bool, source: str) -> None:
     from tqdm import tqdm
 
     from app.analytics.analytics_file import AnalyticsFile
-    from app.analytics.errors import AnalyticsError
     from app.analytics.ingest import Ingest
     from app.analytics.projections.declaration import load
     from app.analytics.projections.views import create_views
     from app.analytics.query_server import QueryServer
-    from app.analytics.sources.history import HistorySource
+    from app.analytics.sources.choice import open_sources
     from app.messaging.event_registry import build_registry
 
-    storage = console.stored_parts(settings).storage
-    path = Path(settings.analytics_file)
-    os.umask(0o077)  # the file has customers' data, as the databases do
+    path, contracts = Path(settings.analytics_file), build_registry(())
     path.parent.mkdir(parents=True, exist_ok=True)
-    opened = AnalyticsFile(path, build_registry(()), memory=settings.analytics_memory)
-    try:
-        create_views(opened.connection, load())
-    except AnalyticsError:
-        opened.close()
-        raise
-    with tqdm(unit="event", desc="events", disable=not sys.stderr.isatty()) as bar:
-        server = QueryServer(path, opened.connection)
+    file = await asyncio.to_thread(AnalyticsFile, path, contracts, memory=settings.analytics_memory, from_zero=from_zero)
+    async with AsyncExitStack() as stack:
+        stack.callback(file.close)
+        create_views(file.connection, load())
+        found = await stack.enter_async_context(open_sources(settings, contracts, file.id, source))
+        server = QueryServer(path, file.connection)
         await server.start()
-        ingest = Ingest(opened, [HistorySource("history", storage.history)], lambda progress: _show(bar, progress))
-        task = asyncio.create_task(ingest.catch_up() if once else ingest.run())
+        stack.push_async_callback(server.close)
+        bar = stack.enter_context(tqdm(unit=" events", desc="analytics", disable=not sys.stderr.isatty()))
+        ingest = Ingest(file, found.sources, lambda progress: _show(bar, progress))
+        task = asyncio.create_task(ingest.run(once=once))
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-        try:
-            with suppress(asyncio.CancelledError):
-                await task
-        finally:
-            await server.close()
-            opened.close()
-            await storage.close()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 def _show(bar: tqdm[Any], progress: Progress) -> None:

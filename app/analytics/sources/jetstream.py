@@ -1,0 +1,189 @@
+"""
+The stream of one module on NATS JetStream, read in its order.
+
+The position in the file counts, not what the server remembers: the durable consumer is made anew after the position whenever
+reading begins, and when a delivery was lost on the way. So what was fetched and not stored comes again before anything
+that follows it. The durable shows an operator how far the analytics are, and has the id of the file in its name, so two
+files never share one.
+
+A stream keeps 47 hours. What it deletes before it is read is missing: this is logged, and counted in ``analytics_gaps``.
+"""
+
+from __future__ import annotations
+
+__all__ = ["FETCHED_MAX", "JetStreamSource"]
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import nats.errors
+import pyarrow as pa
+from loguru import logger
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.errors import NotFoundError
+
+from app.analytics.analytics_file import Position
+from app.analytics.errors import SourceUnavailable
+from app.analytics.events import SCHEMA
+from app.analytics.sources.source import Batch
+from app.messaging.cloudevents import causation_id, event_id_and_trace, occurred_at, versions_of
+from bus.contracts.registry import ContractRegistry
+from bus.contracts.versions import has_readable_newer
+from bus.errors import BusError
+from bus.jetstream.admin.topology import stream_name
+from bus.jetstream.delivery import message_of, parse_ack_subject
+from bus.port import Message
+from bus.subjects import original_subject
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+    from nats.js import JetStreamContext
+
+FETCHED_MAX = 5_000
+"""Messages of one batch."""
+
+FETCH_SECONDS = 1.0
+"""How long a fetch waits for the first message; one for several may need all of it."""
+
+ACK_WAIT_SECONDS = 300.0
+"""When a message is delivered again that is not stored. A batch takes a second or two, but the disk may be slow."""
+
+INACTIVE_SECONDS = 72 * 3600.0
+"""When nothing has fetched for so long, the server deletes the durable. The stream itself keeps messages for a shorter time."""
+
+_ACK_PENDING_MAX = 4 * FETCHED_MAX
+
+
+class JetStreamSource:
+    """Reads what *module* has published."""
+
+    def __init__(self, module: str, js: JetStreamContext, contracts: ContractRegistry, file_id: str) -> None:
+        """*file_id* distinguishes the file from others that read the same stream."""
+        self.name = f"stream {stream_name(module)}"
+        self._module = module
+        self._stream = stream_name(module)
+        self._durable = f"analytics-{file_id}"
+        self._js = js
+        self._contracts = contracts
+        self._readable = {contract.subject for contract in contracts}
+        self._subscription: Any = None
+        self._delivered = 0
+        """The number of the last delivery, which the server counts from 1."""
+        self._created = ""
+        self._fetched: list[Msg] = []
+        """What was fetched, and is not acknowledged yet."""
+        self._gap: tuple[int, int] | None = None
+
+    async def read(self, positions: Mapping[str, Position]) -> Batch | None:
+        """Return what follows the position of this stream; see `Source.read`."""
+        position = positions.get(self.name)
+        try:
+            if self._subscription is None or self._fetched:
+                await self._begin(position)
+            messages = await self._fetch()
+            if not self._is_complete(messages):
+                logger.info("a delivery was lost: the stream is read again after the last stored event", stream=self._stream)
+                self._subscription = None
+                return None
+        except (nats.errors.Error, OSError) as error:
+            self._subscription = None
+            raise SourceUnavailable(f"NATS is out of reach, or does not permit reading {self._stream}: {error}") from None
+        if not messages:
+            return None
+        self._fetched, gap, self._gap = messages, self._gap, None
+        events, unreadable, last = self._events(messages)
+        position = Position(self.name, last, "", self._created)
+        return Batch(events, position, len(messages) < FETCHED_MAX, unreadable, gap)
+
+    async def stored(self) -> None:
+        """Acknowledge what was returned last: it is in the file."""
+        for message in self._fetched:
+            await message.ack()
+        self._fetched = []
+
+    async def _begin(self, position: Position | None) -> None:
+        """Make the durable anew after *position*, as far as that holds for the stream as it is now."""
+        self._subscription, self._fetched, self._delivered, self._gap = None, [], 0, None
+        try:
+            info = await self._js.stream_info(self._stream)
+        except NotFoundError:
+            detail = f"there is no stream {self._stream}: start the module {self._module}, or run `topology --apply`"
+            raise SourceUnavailable(detail) from None
+        self._created, first = str(info.created or ""), info.state.first_seq
+        if position is not None and (position.position > info.state.last_seq or position.details != self._created):
+            logger.warning("the stream was made anew, and is read from its beginning", stream=self._stream)
+            position = None
+        start = 1 if position is None else position.position + 1
+        if first > start:
+            logger.warning(
+                "the stream has deleted events before they were read: take them from the databases", stream=self._stream,
+                count=first - start,
+            )  # fmt: skip
+            self._gap, start = (start, first - 1), first
+        with suppress(NotFoundError):
+            await self._js.delete_consumer(self._stream, self._durable)
+        config = ConsumerConfig(
+            durable_name=self._durable,
+            description="python -m app analytics run",
+            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+            opt_start_seq=start,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=ACK_WAIT_SECONDS,
+            max_ack_pending=_ACK_PENDING_MAX,
+            inactive_threshold=INACTIVE_SECONDS,
+        )
+        await self._js.add_consumer(self._stream, config)
+        self._subscription = await self._js.pull_subscribe_bind(consumer=self._durable, stream=self._stream)
+
+    async def _fetch(self) -> list[Msg]:
+        try:
+            found: list[Msg] = await self._subscription.fetch(FETCHED_MAX, timeout=FETCH_SECONDS)
+        except TimeoutError:  # nothing is there
+            return []
+        return found
+
+    def _is_complete(self, messages: list[Msg]) -> bool:
+        """Return whether *messages* follow what was delivered before, each once."""
+        for message in messages:
+            self._delivered += 1
+            if message.metadata.sequence.consumer != self._delivered:
+                return False
+        return True
+
+    def _events(self, messages: list[Msg]) -> tuple[pa.Table, list[dict[str, Any]], int]:
+        """Return the events in *messages*, those that cannot be read with their reasons, and the last number of the stream."""
+        rows: list[dict[str, Any]] = []
+        unreadable: list[dict[str, Any]] = []
+        last = 0
+        for each in messages:
+            metadata = parse_ack_subject(each.reply)
+            assert metadata is not None
+            last = metadata.sequence
+            message = message_of(each.subject, each.data, dict(each.headers or {}), metadata)
+            if original_subject(message.subject) != message.subject:
+                continue  # the replay of a dead letter: the event itself is in the stream of its producer
+            if has_readable_newer(message.subject, versions_of(message) or "", self._readable):
+                continue  # the same event in its newest version is in this stream, too
+            row = self._row(message)
+            try:
+                if message.subject in self._contracts:
+                    self._contracts.decode(message.subject, message.body)
+                rows.append(row)
+            except BusError as error:
+                unreadable.append({**row, "reason": str(error)})
+        return pa.Table.from_pylist(rows, SCHEMA), unreadable, last
+
+    def _row(self, message: Message) -> dict[str, Any]:
+        id, trace = event_id_and_trace(message)
+        return {
+            "event_id": id,
+            "cause_id": causation_id(message),
+            "correlation_id": trace.correlation_id,
+            "entity_key": message.key,
+            "module": self._module,
+            "subject": message.subject,
+            "seq": None,
+            "occurred_at": occurred_at(message) or "",
+            "data": message.body.decode("utf-8", "replace"),
+        }
