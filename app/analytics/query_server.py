@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
@@ -28,8 +28,6 @@ from app.analytics.query import Line, answer
 
 if TYPE_CHECKING:
     import duckdb
-
-T = TypeVar("T")
 
 QUERIES_MAX = 4
 """Queries that run at once; further ones wait."""
@@ -145,31 +143,32 @@ class QueryServer:
 
     async def _answer(self, sql: str, limit: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         cursor = self._connection.cursor()
-        interrupt: Callable[..., None] = lambda *_: cursor.interrupt()  # noqa: E731
         lines = answer(cursor, sql, limit)
-        gone = asyncio.create_task(reader.read())  # it ends when the client closes the connection
-        gone.add_done_callback(interrupt)
-        timer = asyncio.get_running_loop().call_later(QUERY_SECONDS_MAX, interrupt)
+        gone = asyncio.ensure_future(reader.read())  # it ends when the client closes the connection
+        until = asyncio.get_running_loop().time() + QUERY_SECONDS_MAX
         try:
-            while (line := await _in_thread(lambda: next(lines, None), interrupt)) is not None:
+            while (line := await _next(lines, cursor, gone, until)) is not None:
                 writer.write(json.dumps(line).encode() + b"\n")
                 await writer.drain()
         finally:
-            timer.cancel()
-            gone.remove_done_callback(interrupt)
             gone.cancel()
             cursor.close()
 
 
-async def _in_thread(function: Callable[[], T], interrupt: Callable[[], None]) -> T:
-    """Return what *function* returns; when cancelled, interrupt it and wait until it has ended: it uses the connection."""
-    call = asyncio.ensure_future(asyncio.to_thread(function))
+async def _next(
+    lines: Iterator[Line], cursor: duckdb.DuckDBPyConnection, gone: asyncio.Future[bytes], until: float
+) -> Line | None:
+    """Return the next of *lines*; interrupt the query if the client is *gone*, at the time *until*, or when cancelled."""
+    call = asyncio.ensure_future(asyncio.to_thread(next, lines, None))
     try:
-        return await asyncio.shield(call)
-    except asyncio.CancelledError:
-        interrupt()
-        await asyncio.wait([call])
-        raise
+        seconds = until - asyncio.get_running_loop().time()
+        either: list[asyncio.Future[Any]] = [call, gone]
+        await asyncio.wait(either, timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        while not call.done():  # again and again: an interrupt before the query has begun is lost
+            cursor.interrupt()
+            await asyncio.wait([call], timeout=_RETRY_SECONDS)
+    return call.result()
 
 
 def _at(path: Path, connect_or_bind: Callable[[str], None]) -> None:

@@ -22,7 +22,7 @@ from tests.analytics.events import CONTRACTS, order_events
 from tests.runtime.harness import until
 
 REFUSED = {
-    "INSERT INTO analytics_format VALUES (2)": "only SELECT and EXPLAIN",
+    "INSERT INTO analytics_format VALUES (2, 'id')": "only SELECT and EXPLAIN",
     "DROP TABLE orders_created": "only SELECT and EXPLAIN",
     "CREATE TEMP TABLE mine (n INTEGER)": "only SELECT and EXPLAIN",
     "SET memory_limit = '10GB'": "only SELECT and EXPLAIN",
@@ -33,11 +33,11 @@ REFUSED = {
     "INSTALL httpfs": "only SELECT and EXPLAIN",
     "COMMIT; DROP TABLE orders_created": "must be one statement, not 2",
     "": "must be one statement, not 0",
-    "EXPLAIN ANALYZE INSERT INTO analytics_format VALUES (2)": "read-only",
+    "EXPLAIN ANALYZE INSERT INTO analytics_format VALUES (2, 'id')": "read-only",
     "EXPLAIN ANALYZE CREATE TABLE mine (n INTEGER)": "read-only",
     "EXPLAIN ANALYZE COPY (SELECT 1) TO 'written.csv'": "disabled by configuration",
     "EXPLAIN ANALYZE SET threads = 1": "locked",
-    "WITH written AS (INSERT INTO analytics_format VALUES (2) RETURNING *) SELECT * FROM written": "read-only",
+    "WITH written AS (INSERT INTO analytics_format VALUES (2, 'id') RETURNING *) SELECT * FROM written": "read-only",
     "SELECT * FROM read_text('/etc/passwd')": "disabled by configuration",
     "SELECT * FROM read_csv('/etc/passwd')": "disabled by configuration",
     "SELECT * FROM glob('/etc/*')": "disabled by configuration",
