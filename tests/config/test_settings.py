@@ -274,6 +274,7 @@ def test_any_text_in_a_variable_gives_settings_or_one_line(name: str, value: str
 SECRETS = [
     ("NATS_PASSWORD", SECRET),
     ("MODULE_KEY", SECRET),
+    ("CONSOLE_SECRET", SECRET),
     ("STRIPE_API_KEY", SECRET),
     ("STRIPE_WEBHOOK_SECRET", SECRET),
     ("DATABASE_URL", f"postgresql://user:{SECRET}@db/fulfilment"),
