@@ -273,6 +273,7 @@ def test_any_text_in_a_variable_gives_settings_or_one_line(name: str, value: str
 
 SECRETS = [
     ("NATS_PASSWORD", SECRET),
+    ("CONSOLE_SECRET", SECRET),
     ("MODULE_KEY", SECRET),
     ("CONSOLE_SECRET", SECRET),
     ("STRIPE_API_KEY", SECRET),
