@@ -87,8 +87,6 @@ async def test_what_differs_ends_with_1_and_is_named(serve: Serve, connect: Call
     with closing(sqlite3.connect(server.database_of("payments"))) as connection, connection:
         (number,) = connection.execute("SELECT max(number) FROM payments_history").fetchone()
         connection.execute("UPDATE payments_history SET content = x'09' WHERE number = ?", (number,))
-    shown, _ = await history(server, "verify", code=1)
-    assert f"payments: decided again up to transaction {number}: a row of the history has the format 09" in shown
     found = json.loads((await history(server, "rebuild", "--into", "sqlite:///rebuilt.db", "--json", code=1))[0])
-    assert "payments" in found["stopped"]
+    assert found["stopped"]["payments"].startswith(f"transaction {number}: a row of the history has the format 09")
     assert found["is_equal"] is False

@@ -1,4 +1,4 @@
-"""The history of each module, decided again beside its two replicas, on NATS and PostgreSQL."""
+"""The history of each module, decided again beside its process, on NATS."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.postgres import PostgresServer
 from tests.process.client import Client
 from tests.process.server import run
 from tests.split.conftest import Build
-from tests.split.system import MODULES, System
-from tests.split.test_replicas import start
+from tests.split.system import System
 
 
 @pytest.mark.slow
-async def test_each_history_is_decided_again_beside_its_replicas(
-    build: Build, postgres: PostgresServer, connect: Callable[[System], Client]
+async def test_each_history_is_decided_again_beside_its_process(
+    build: Build, connect: Callable[[System], Client]
 ) -> None:
     """With the events in the order in which each module has received them; a message that came twice is there once."""
-    system = start(build(replicas=2, databases={module: postgres.create_database() for module in MODULES}))
+    system = build().start()
     client = connect(system)
     await client.stock("A", 1_000)
     ids = await asyncio.gather(*(client.place({"A": 1 + n % 3}, priority="express" if n % 2 else "normal") for n in range(20)))
