@@ -102,6 +102,7 @@ class AnalyticsFile:
             if from_zero:
                 self._empty()
             self._prepare()
+            self._take_again()
         except duckdb.Error as error:
             self.connection.close()
             raise unusable(path, error) from error
@@ -200,6 +201,17 @@ class AnalyticsFile:
         self.connection.register("incoming", rows)
         same = "SELECT 1 FROM unreadable_events AS old WHERE (old.event_id, old.subject) = (incoming.event_id, incoming.subject)"
         self.connection.execute(f"INSERT INTO unreadable_events SELECT * FROM incoming WHERE NOT EXISTS ({same})")
+
+    def _take_again(self) -> None:
+        """Take the events that an older release has kept as unreadable and this one reads; a repetition changes nothing."""
+        columns = ", ".join(SCHEMA.names)
+        found = self.connection.execute(f"SELECT {columns} FROM unreadable_events").fetchall()
+        rows = [row for row in (dict(zip(SCHEMA.names, values, strict=True)) for values in found) if self._converter.reads(row)]
+        if rows:
+            self._take(pa.Table.from_pylist(rows, SCHEMA), None, (), None)
+            for row in rows:
+                key = [row["event_id"], row["subject"]]
+                self.connection.execute("DELETE FROM unreadable_events WHERE event_id = ? AND subject = ?", key)
 
     def _empty(self) -> None:
         """Drop everything: the file is then as if it was new."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 __all__ = ["SCHEMA", "EventConverter", "Unreadable", "arrow_table"]
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pyarrow as pa
@@ -72,6 +73,15 @@ class EventConverter:
             if not subject.endswith(EXPRESS):
                 for older, upcasts in contracts.readable_subjects(contracts[subject].cls).items():
                     self._upcasts[older] = subject, upcasts
+
+    def reads(self, row: Mapping[str, Any]) -> bool:
+        """Return whether the event in *row*, with the columns of `SCHEMA`, can be converted."""
+        try:
+            self.converted(row["subject"], row["data"])
+            datetime.fromisoformat(row["occurred_at"])
+        except (Unreadable, ValueError):
+            return False
+        return True
 
     def converted(self, subject: str, data: str) -> tuple[str, str]:
         """

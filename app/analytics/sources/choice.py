@@ -6,6 +6,7 @@ __all__ = ["SOURCES", "Sources", "open_sources"]
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 from attrs import frozen
 from loguru import logger
@@ -17,6 +18,7 @@ from app.analytics.sources.source import Source
 from app.messaging.event_registry import all_modules
 from app.messaging.nats_session import BrokerOutOfReach, jetstream
 from app.storage.archive.history_reader import HistoryReader
+from app.storage.archive.parquet_archive import Archive
 from app.storage.databases import DatabaseUnreachable, Storage, build_storage, require_existing
 from bus.contracts.registry import ContractRegistry
 from config.settings import Settings
@@ -83,8 +85,11 @@ def _histories(storage: Storage) -> list[Source]:
     for name, store in storage.stores.items():
         by_database.setdefault(id(store.database), []).append(name)
     found: list[Source] = []
+    folder = storage.settings.history_archive
+    archive = None if folder is None else Archive(Path(folder))
     for names in by_database.values():
         stores = {name: storage.stores[name] for name in names}
-        reader = HistoryReader({name: (store.database, store.history) for name, store in stores.items()})
+        histories = {name: (store.database, store.history) for name, store in stores.items()}
+        reader = HistoryReader(histories, archive=archive)
         found.append(HistorySource(f"history {','.join(names)}", reader))
     return found

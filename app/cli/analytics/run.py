@@ -61,7 +61,8 @@ def run(file: str | None, once: bool, from_zero: bool, source: str) -> None:
 
     os.umask(0o077)  # the file has customers' data, as the databases do
     try:
-        console.run_database_step(lambda: asyncio.run(_run(settings, once=once, from_zero=from_zero, source=source)))
+        with suppress(asyncio.CancelledError):  # by a signal
+            console.run_database_step(lambda: asyncio.run(_run(settings, once=once, from_zero=from_zero, source=source)))
     except StorageUnavailable as error:
         console.exit_with(console.OUT_OF_REACH, error.detail)
     except SourceUnavailable as error:
@@ -81,9 +82,13 @@ async def _run(settings: Settings, *, once: bool, from_zero: bool, source: str) 
     from app.analytics.sources.choice import open_sources
     from app.messaging.event_registry import build_registry
 
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     path, contracts = Path(settings.analytics_file), build_registry(())
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = await asyncio.to_thread(AnalyticsFile, path, contracts, memory=settings.analytics_memory, from_zero=from_zero)
+    file = AnalyticsFile(path, contracts, memory=settings.analytics_memory, from_zero=from_zero)
     async with AsyncExitStack() as stack:
         stack.callback(file.close)
         create_views(file.connection, load())
@@ -93,11 +98,7 @@ async def _run(settings: Settings, *, once: bool, from_zero: bool, source: str) 
         stack.push_async_callback(server.close)
         bar = stack.enter_context(tqdm(unit=" events", desc="analytics", disable=not sys.stderr.isatty()))
         ingest = Ingest(file, found.sources, lambda progress: _show(bar, progress))
-        task = asyncio.create_task(ingest.run(once=once))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-        with suppress(asyncio.CancelledError):
-            await task
+        await ingest.run(once=once)
 
 
 def _show(bar: tqdm[Any], progress: Progress) -> None:
