@@ -126,6 +126,7 @@ async def test_what_is_refused_of_a_selection_is_named(served: Served) -> None:
     seen = await operator.submit(page, "/console/trouble/selected", **fields, action="replay", **{f"letter.{id}": "on"})
     assert seen.status == 409
     assert "1 of 1 were not replayed" in seen.words
+    assert "manual decision" in seen.words
     nothing = await operator.submit(page, "/console/trouble/selected", **fields, action="replay")
     assert (nothing.status, "No dead letter is selected" in nothing.words) == (400, True)
 
