@@ -105,7 +105,12 @@ class BatchProcessor:
             if emitted:
                 first = emitted[0]
                 key = first.key
-                entry += first.is_express, 0 if first.value.get("order_id") == key else key, [_emitted(each) for each in emitted]
+                entry += first.is_express, 0 if first.value.get("order_id") == key else key, [
+                    (each.position, each.ordinal, each.event.__subject__, each.value)
+                    if each.position is not None
+                    else (None, each.ordinal, each.event.__subject__, each.value, each.due_at)
+                    for each in emitted
+                ]
             elif not changed:
                 entry.append(0)
             entries.append(entry)
@@ -214,14 +219,6 @@ class BatchProcessor:
         unit.timer_names.update(timers)
         due += [event for event in events if event.due_at is DUE_NOW] if has_scheduled else events
         return events
-
-
-def _emitted(event: OutgoingEvent) -> Sequence[Any]:
-    """Return what the history stores of *event*."""
-    position = event.position
-    if position is None:
-        return None, event.ordinal, event.event.__subject__, event.value, event.due_at
-    return position, event.ordinal, event.event.__subject__, event.value
 
 
 def new_keys(items: Sequence[WorkItem]) -> frozenset[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from tests.architecture.tree import ROOT
@@ -28,7 +29,7 @@ def assert_locked(wanted: list[Requirement], lock: str) -> None:
     found = versions(lock)
     for each in wanted:
         if each.marker is None or each.marker.evaluate({"python_version": "3.11", "python_full_version": "3.11.2"}):
-            assert each.specifier.contains(Version(found[each.name.lower().replace("_", "-")])), each
+            assert each.specifier.contains(Version(found[canonicalize_name(each.name)])), each
 
 
 def test_every_dependency_of_the_image_is_locked_in_a_version_that_fits() -> None:
