@@ -51,6 +51,7 @@ from app.storage.sql.reader_watch import ReaderWatches
 from app.telemetry import otel
 from app.telemetry.attention import AttentionWatch
 from app.telemetry.metrics import Metrics
+from app.telemetry.otel.collector_settings import CollectorSettings
 from app.web import Gate, Health, Runner, build_application
 from app.web.console import Console
 from app.web.endpoints import stripe_webhook
@@ -279,7 +280,7 @@ def build_parts(settings: Settings, clock: Clock | None = None) -> Parts:
         ModuleError: A module is incomplete.
     """
     clock, metrics = clock or SystemClock(), Metrics()
-    otel.start(settings, installed_version(), metrics)
+    otel.start(CollectorSettings.of(settings), installed_version(), metrics)
     modules = build_modules(settings)
     contracts = build_registry(modules)
     storage = build_storage(settings, modules)

@@ -14,6 +14,11 @@ import pytest
 from tests.postgres import PostgresServer
 from tests.runtime.harness import Harness, harness_at
 
+# Before any test imports them: the tests of several packages use these suites.
+pytest.register_assert_rewrite(
+    *(f"tests.storage.{name}" for name in ("archive_contract", "contract", "history_contract", "parquet_contract", "search_contract"))
+)
+
 MEMORY = Path("/dev/shm")
 """Where Linux keeps files in memory: a commit does not wait there for a disk that other tests keep busy."""
 

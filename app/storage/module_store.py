@@ -15,9 +15,11 @@ from itertools import islice
 from operator import itemgetter
 from typing import Any
 
+import orjson
+from backports.zstd import ZstdCompressor
 from sqlalchemy import Connection, DateTime, MetaData, Table
 
-from app.storage.archive.history_content import Entry, HistoryEncoder, fired
+from app.storage.archive.history_content import COMPRESSED, COMPRESSED_MIN, PLAIN, Entry, fired
 from app.storage.archive.history_table import HistoryTable
 from app.storage.archive.state_archive import StateArchive, Swept
 from app.storage.heartbeat import Heartbeat
@@ -81,7 +83,8 @@ class ModuleStore:
         self.archive = StateArchive(module, self.mappers, dialect)
         self.history = HistoryTable(module.name, dialect)
         self._insert_history = self.history.prepare_inserts()
-        self._encode_history = HistoryEncoder()
+        # At a higher level the rows are not smaller. One compressor for all: a new one takes longer than a short row.
+        self._compressor = ZstdCompressor(level=1)
         inbox, outbox, _ = shared_message_tables(module.name)
         self._select_processed = dialect.by_keys(f"SELECT id, fingerprint, answer FROM {inbox.name} WHERE id {{keys}}")
         self._insert_inbox = dialect.insert(inbox, InboxEntry._fields)
@@ -194,7 +197,12 @@ class ModuleStore:
 
     def append_history(self, connection: Connection, at: str, entries: Sequence[Entry], *, is_next: bool) -> None:
         """Add *entries*, decided *at* a time, to the history; without *is_next* under the number that was given last."""
-        self._insert_history[is_next].execute(connection, [(at, self._encode_history(entries))])
+        data = orjson.dumps(entries)
+        if len(data) < COMPRESSED_MIN:
+            content = PLAIN + data
+        else:
+            content = COMPRESSED + self._compressor.compress(data, ZstdCompressor.FLUSH_FRAME)
+        self._insert_history[is_next].execute(connection, [(at, content)])
 
     def archive_some(self, cls: type, connection: Connection, after: str, before: datetime) -> Swept:
         """Move some states of *cls* to the archive; see `StateArchive.move`."""

@@ -28,7 +28,7 @@ from modules.registry import MODULES
 from tests.architecture.tree import PACKAGES, ROOT
 from tests.nats import NatsServer
 
-FILES_MAX = 31
+FILES_MAX = 30
 RUNS = 12
 
 Call = tuple[str, str]

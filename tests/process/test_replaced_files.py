@@ -73,7 +73,7 @@ def path_settings() -> list[str]:
 def test_every_setting_that_may_hold_a_path_is_known() -> None:
     """The help of a new one begins with "File ...", or is a secret."""
     texts = {field.name for field in attrs.fields(Settings) if any(part in field.name for part in ("file", "path", "creds", "ca", "cert"))}
-    assert {name.upper() for name in texts} - set(path_settings()) == {"SECRET_FILES", "OUTBOX_CAP", "NATS_REPLICAS"}
+    assert {name.upper() for name in texts} - set(path_settings()) == {"ANALYTICS_FILE", "NATS_REPLICAS", "OUTBOX_CAP", "SECRET_FILES"}
 
 
 @pytest.fixture

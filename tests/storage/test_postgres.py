@@ -14,13 +14,14 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+import orjson
 import psycopg
 import pytest
 from attrs import define
 from sqlalchemy import Connection
 
 from app.messaging.outbox_relay import SCAN_SECONDS, OutboxRelay
-from app.storage.archive.history_content import HistoryEncoder
+from app.storage.archive.history_content import PLAIN
 from app.storage.errors import CommitOutcomeUnknown, DatabaseConfigError, StorageUnavailable
 from app.storage.migrations import migrate
 from app.storage.module_store import HANDOVER_DELAY
@@ -97,7 +98,7 @@ class TestHistory(HistoryContract):
             other = Database(site.url)
             with other.engine.connect() as connection:
                 connection.exec_driver_sql(
-                    "INSERT INTO orders_history SELECT nextval('history_number'), now(), %s", (HistoryEncoder()([entry]),)
+                    "INSERT INTO orders_history SELECT nextval('history_number'), now(), %s", (PLAIN + orjson.dumps([entry]),)
                 )
                 await place(harness)
                 reading = asyncio.create_task(published(harness))

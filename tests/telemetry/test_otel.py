@@ -21,6 +21,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from app.telemetry import otel
 from app.telemetry.metrics import Metrics
+from app.telemetry.otel.collector_settings import CollectorSettings
 from app.telemetry.otel.sampling import Sampler, is_sampled
 from app.telemetry.otel.span_ids import process_span_id
 from app.telemetry.otel.tracer import LINKS_MAX, Tracer
@@ -219,7 +220,7 @@ def test_without_an_endpoint_nothing_is_imported(tmp_path: Path) -> None:
 def test_it_is_off_without_an_endpoint_or_when_it_is_disabled(more: dict[str, Any]) -> None:
     """Both leave the tracer out."""
     metrics = Metrics()
-    otel.start(settings(**more), "1", metrics)
+    otel.start(CollectorSettings.of(settings(**more)), "1", metrics)
     assert metrics.collector is None
 
 
@@ -228,7 +229,7 @@ def test_a_missing_extra_is_named_at_the_start(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delitem(sys.modules, "app.telemetry.otel.pipeline", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(BadSetting, match=r"OTEL_EXPORTER_OTLP_ENDPOINT.*pip install 'fulfilment\[otel\]'"):
-        otel.start(settings(otel_exporter_otlp_endpoint=COLLECTOR), "1", Metrics())
+        otel.start(CollectorSettings.of(settings(otel_exporter_otlp_endpoint=COLLECTOR)), "1", Metrics())
 
 
 @pytest.mark.parametrize(
@@ -245,7 +246,7 @@ def test_what_is_not_supported_is_refused_at_the_start(monkeypatch: pytest.Monke
     """A value that would be ignored is named instead."""
     monkeypatch.setenv(variable, value)
     with pytest.raises(BadSetting, match=variable):
-        otel.start(settings(otel_exporter_otlp_endpoint=COLLECTOR), "1", Metrics())
+        otel.start(CollectorSettings.of(settings(otel_exporter_otlp_endpoint=COLLECTOR)), "1", Metrics())
 
 
 def test_spans_beyond_the_queue_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +255,7 @@ def test_spans_beyond_the_queue_are_dropped_and_counted(monkeypatch: pytest.Monk
     metrics = Metrics()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}/v1/traces"
-        otel.start(settings(otel_exporter_otlp_traces_endpoint=endpoint, otel_traces_sampler="always_on"), "1", metrics)
+        otel.start(CollectorSettings.of(settings(otel_exporter_otlp_traces_endpoint=endpoint, otel_traces_sampler="always_on")), "1", metrics)
         assert metrics.tracer is not None
         for _ in range(2000):
             metrics.tracer.end_request(metrics.tracer.begin_request(None), "GET", "/x", "http", "/x", 200)

@@ -25,6 +25,7 @@ from its cause, its time from the row.
 from __future__ import annotations
 
 __all__ = [
+    "COMPRESSED",
     "COMPRESSED_MIN",
     "ENTRY_LENGTHS",
     "PLAIN",
@@ -32,7 +33,6 @@ __all__ = [
     "Decided",
     "Emitted",
     "Entry",
-    "HistoryEncoder",
     "HistoryEvent",
     "HistoryIncomplete",
     "Row",
@@ -48,7 +48,7 @@ from typing import Any
 
 import orjson
 from attrs import frozen
-from backports.zstd import ZstdCompressor, ZstdError, decompress
+from backports.zstd import ZstdError, decompress
 
 from app.storage.tables import OutboxMessage
 from bus.ids import derived_id
@@ -60,7 +60,7 @@ POSITIONS = 1 << 17
 Entry = Sequence[Any]
 """See above."""
 
-PLAIN, _ZLIB, _ZSTD = b"\x01", b"\x02", b"\x03"
+PLAIN, _ZLIB, COMPRESSED = b"\x01", b"\x02", b"\x03"
 """The first byte of the content of a row."""
 
 COMPRESSED_MIN = 512
@@ -140,22 +140,7 @@ class Row:
     entries: Sequence[Entry]
 
 
-class HistoryEncoder:
-    """Write the content of rows; not for several threads at once."""
-
-    def __init__(self) -> None:
-        # At a higher level the rows are not smaller. One compressor for all: a new one takes longer than a short row.
-        self._compressor = ZstdCompressor(level=1)
-
-    def __call__(self, entries: Sequence[Entry]) -> bytes:
-        """Return the content of a row that has *entries*."""
-        data = orjson.dumps(entries)
-        if len(data) < COMPRESSED_MIN:
-            return PLAIN + data
-        return _ZSTD + self._compressor.compress(data, ZstdCompressor.FLUSH_FRAME)
-
-
-_READERS: Mapping[bytes, Callable[[bytes], bytes]] = {PLAIN: bytes, _ZLIB: zlib.decompress, _ZSTD: decompress}
+_READERS: Mapping[bytes, Callable[[bytes], bytes]] = {PLAIN: bytes, _ZLIB: zlib.decompress, COMPRESSED: decompress}
 
 
 def decoded(content: bytes) -> Sequence[Entry]:

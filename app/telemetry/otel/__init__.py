@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from app.telemetry.collectors import Counters, Family
+from app.telemetry.otel.collector_settings import CollectorSettings
 from config.files import BadSetting
-from config.settings import Settings
 
 if TYPE_CHECKING:
     from app.telemetry.otel.pipeline import OpenTelemetry
@@ -37,7 +37,7 @@ class Instruments(Protocol):
         """All metrics by name."""
 
 
-def start(settings: Settings, version: str, instruments: Instruments, *, exports_metrics: bool = True) -> None:
+def start(settings: CollectorSettings, version: str, instruments: Instruments, *, exports_metrics: bool = True) -> None:
     """
     Give *instruments* what sends spans and, if it *exports_metrics*, their values; nothing if *settings* name no collector.
 

@@ -23,10 +23,10 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from app.telemetry.collectors import Counters, Family
+from app.telemetry.otel.collector_settings import CollectorSettings
 from app.telemetry.otel.metric_data import metric_data
 from app.telemetry.otel.sampling import Sampler
 from app.telemetry.otel.tracer import Tracer
-from config.settings import Settings
 
 QUEUE_MAX = 2048
 METRIC_INTERVAL_MS = 60_000
@@ -103,7 +103,7 @@ class OpenTelemetry:
     """
 
     def __init__(
-        self, settings: Settings, version: str, dropped: Counters, families: Mapping[str, Family[Any]] | None
+        self, settings: CollectorSettings, version: str, dropped: Counters, families: Mapping[str, Family[Any]] | None
     ) -> None:
         """
         Begin to send to the collector that *settings* name; see `app.telemetry.otel.start`. The SDK reads the other variables from the environment.
@@ -175,7 +175,7 @@ class OpenTelemetry:
             self._points.record(1, is_taken=is_taken)
 
 
-def _resource(settings: Settings, version: str) -> Resource:
+def _resource(settings: CollectorSettings, version: str) -> Resource:
     """Return what describes this process; ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES`` come first."""
     modules = "" if settings.modules == settings.known_modules else "-" + "-".join(settings.modules)
     own = {

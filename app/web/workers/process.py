@@ -35,6 +35,7 @@ from app.storage.databases import build_storage
 from app.storage.module_store import ModuleStore
 from app.telemetry import logs, otel
 from app.telemetry.metrics import Metrics
+from app.telemetry.otel.collector_settings import CollectorSettings
 from app.web.access.gate import build_gate
 from app.web.server import Runner
 from app.web.workers.application import build_worker_application
@@ -88,7 +89,7 @@ class _Worker:
         modules = [load_module(name, **start.module_options.get(name, {})) for name in settings.modules]
         self._storage = build_storage(settings, modules)
         self._metrics = Metrics()
-        otel.start(settings, installed_version(), self._metrics, exports_metrics=False)
+        otel.start(CollectorSettings.of(settings), installed_version(), self._metrics, exports_metrics=False)
         self._gate = build_gate(settings)
         self._replace_keys(start.api_keys)
         self._stopping: asyncio.Future[float] = asyncio.get_running_loop().create_future()
