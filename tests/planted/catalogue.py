@@ -83,7 +83,7 @@ BUGS = (
         _DECIDE,
     ),
     Bug(
-        "an order that timed out while the provider was away says so", _ORDERS,
+        "the reason of an order that timed out while the provider was away is lost", _ORDERS,
         '"payment_unavailable" if order.waiting_for == "payment" else "timed_out"',
         '"timed_out"',
         _DECIDE,
@@ -179,7 +179,7 @@ BUGS = (
         (*_DECIDE, "tests/gateways/test_webhooks.py"),
     ),
     Bug(
-        "a second charge of one order is not told", _PAYMENTS,
+        "a second charge of one order is not reported", _PAYMENTS,
         '        return "two_charges"\n',
         "        pass\n",
         (*_DECIDE, "tests/gateways/test_webhooks.py"),
