@@ -165,10 +165,21 @@ async def _next(
         either: list[asyncio.Future[Any]] = [call, gone]
         await asyncio.wait(either, timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED)
     finally:
-        while not call.done():  # again and again: an interrupt before the query has begun is lost
-            cursor.interrupt()
-            await asyncio.wait([call], timeout=_RETRY_SECONDS)
+        await _stop(call, cursor)
     return call.result()
+
+
+async def _stop(call: asyncio.Future[Any], cursor: duckdb.DuckDBPyConnection) -> None:
+    """Interrupt the query of *call* until it has ended, also if this is cancelled meanwhile: its thread would go on for ever."""
+    cancelled: asyncio.CancelledError | None = None
+    while not call.done():  # again and again: an interrupt before the query has begun is lost
+        cursor.interrupt()
+        try:
+            await asyncio.wait([call], timeout=_RETRY_SECONDS)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 def _at(path: Path, connect_or_bind: Callable[[str], None]) -> None:
