@@ -117,7 +117,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, modules: dict[str, Fa
     upstreams = (PROXY / request.param).read_text(encoding="utf-8")
     for name, fake in modules.items():
         upstreams, count = re.subn(rf"\b{name}:8080\b", f"127.0.0.1:{fake.port}", upstreams)
-        assert count == 2
+        assert count == 3
     # The nginx of Debian does not know `resolve`, and IP addresses need no resolver.
     upstreams = re.sub(r"\bresolve ", "", re.sub(r"(?m)^resolver .*$", "", upstreams))
     (tmp_path / "upstreams.conf").write_text(upstreams, encoding="utf-8")
