@@ -48,7 +48,6 @@ PURGE_MAX = 500
 """Rows that one statement of `ModuleStore.purge` deletes; other work shares its transaction and waits for it."""
 
 _BY_ID = itemgetter(0)
-_END = ZstdCompressor.FLUSH_FRAME
 _NONE: Mapping[type, Collection[str]] = {}
 
 
@@ -199,7 +198,7 @@ class ModuleStore:
     def append_history(self, connection: Connection, at: str, entries: Sequence[Entry], *, is_next: bool) -> None:
         """Add *entries*, decided *at* a time, to the history; without *is_next* under the number that was given last."""
         data = orjson.dumps(entries)
-        content = PLAIN + data if len(data) < COMPRESSED_MIN else COMPRESSED + self._compressor.compress(data, _END)
+        content = PLAIN + data if len(data) < COMPRESSED_MIN else COMPRESSED + self._compressor.compress(data, ZstdCompressor.FLUSH_FRAME)
         self._insert_history[is_next].execute(connection, [(at, content)])
 
     def archive_some(self, cls: type, connection: Connection, after: str, before: datetime) -> Swept:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from playwright.sync_api import Browser
 
 from tests.browser.page import OpenedPages, launched
 from tests.browser.site import Site, started
+from tests.debian import require_programs
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,11 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A browser without a window. It serves one file: Playwright's event loop must not run beside those of other tests."""
-    if shutil.which("chromium") is None:
-        pytest.fail(
-            "Chromium is not installed, so the console cannot be tested;"
-            " on Debian: apt-get install --no-install-recommends chromium"
-        )
+    require_programs({"chromium": "chromium"})
     with launched() as running:
         yield running
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.image.image_build import Container, Image, ImageBuild, require_programs
+from tests.debian import require_programs
+from tests.image.image_build import Container, Image, ImageBuild
 
 Start = Callable[..., Container]
 
@@ -27,6 +28,8 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    if os.geteuid() != 0:
+        pytest.fail("only root can build and start the image")
     require_programs({"buildah": "buildah", "debootstrap": "debootstrap", "unshare": "util-linux"})
     return ImageBuild(tmp_path_factory.mktemp("image")).build()
 

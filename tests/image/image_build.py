@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["SOURCE_DATE_EPOCH", "Container", "Image", "ImageBuild", "require_programs", "unpack_package"]
+__all__ = ["SOURCE_DATE_EPOCH", "Container", "Image", "ImageBuild", "unpack_package"]
 
 import json
 import os
@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,11 @@ import pytest
 from attrs import define, frozen
 
 from tests.architecture.tree import ROOT
+from tests.debian import run_command
 
 CODENAME = "bookworm"
 BASE = "localhost/debian:debootstrap"
 SOURCE_DATE_EPOCH = 1_700_000_000
-STEP_SECONDS = 540.0
-
-
-def require_programs(packages: Mapping[str, str]) -> None:
-    """Install the Debian package of each missing program; *packages* are by program. Fail where that is impossible."""
-    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
-    missing = sorted({package for program, package in packages.items() if shutil.which(program) is None})
-    if os.geteuid() != 0:
-        pytest.fail(f"only root can build and start the image; also needed: {', '.join(sorted(packages))}")
-    if missing and shutil.which("apt-get") is None:
-        pytest.fail(f"{', '.join(missing)} cannot be installed: there is no apt-get here")
-    if missing:
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        _run(["apt-get", "update", "-qq"], env=environment)
-        _run(["apt-get", "install", "-qq", "--yes", "--no-install-recommends", *missing], env=environment)
 
 
 def unpack_package(package: str, folder: Path) -> Path:
@@ -49,26 +35,11 @@ def unpack_package(package: str, folder: Path) -> Path:
         ["apt-get", "download", "-qq", package], cwd=folder, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        _run(["apt-get", "update", "-qq"])
-        _run(["apt-get", "download", "-qq", package], cwd=folder)
+        run_command(["apt-get", "update", "-qq"])
+        run_command(["apt-get", "download", "-qq", package], cwd=folder)
     (archive,) = folder.glob(f"{package}_*.deb")
-    _run(["dpkg-deb", "--extract", archive, folder])
+    run_command(["dpkg-deb", "--extract", archive, folder])
     return folder
-
-
-def _run(command: Sequence[str | Path], **options: Any) -> str:
-    """Run *command* and return its output; fail the test with the output if the command fails."""
-    try:
-        done: subprocess.CompletedProcess[str] = subprocess.run(
-            [str(part) for part in command],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, check=False, timeout=STEP_SECONDS, **options,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        pytest.fail(f"{shlex.join(map(str, command))} took longer than {STEP_SECONDS:g} s: {error.output}")
-    if done.returncode != 0:
-        pytest.fail(f"{shlex.join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-6000:]}")
-    return done.stdout
 
 
 @frozen
@@ -208,7 +179,7 @@ class ImageBuild:
         base = self.folder / "base"
         lines = _debian_sources()
         mirror = [lines[0].split()[1]] if lines else []
-        _run(["debootstrap", "--variant=minbase", CODENAME, base, *mirror])
+        run_command(["debootstrap", "--variant=minbase", CODENAME, base, *mirror])
         if lines:
             (base / "etc/apt/sources.list").write_text("\n".join(lines) + "\n", encoding="utf-8")
         for configuration in Path("/etc/apt/apt.conf.d").glob("*"):
@@ -243,7 +214,7 @@ class ImageBuild:
 
     def _buildah(self, *arguments: str | Path) -> str:
         store = self.folder / "store"
-        return _run(
+        return run_command(
             ["buildah", "--storage-driver", "vfs", "--root", store, "--runroot", self.folder / "run", *arguments],
             env=os.environ | {"TMPDIR": str(self.folder)},
         )
