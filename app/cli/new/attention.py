@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from textwrap import wrap
 from typing import Any
 
+from app.cli.new.tables import table, with_table
 from app.telemetry.attention import CONDITIONS, Condition
 
 _HEAD = """\
@@ -28,10 +29,10 @@ FIRST_ID = 101
 
 _COLUMNS, _WIDTH, _HEIGHT = 3, 8, 8
 _DATASOURCE = {"type": "prometheus", "uid": "prometheus"}
+_MEANS_WIDTH, _DO_WIDTH = 48, 60
 _UNITS = {"duration": "s", "share": "percentunit"}
 
-_RULE = r"=+ =+ =+\n"
-_TABLE = re.compile(rf"^{_RULE}Alert +Means +Do\n{_RULE}(?:.+\n)+?{_RULE}", re.MULTILINE)
+_HEADS = ("Alert", "Means", "Do")
 
 
 def alert_rules() -> str:
@@ -119,26 +120,22 @@ def with_alerts_table(page: str) -> str:
     Raises:
         ValueError: *page* has no such table.
     """
-    updated, count = _TABLE.subn(lambda _: alerts_table() + "\n", page, count=1)
-    if not count:
-        raise ValueError("the page has no table with the columns Alert, Means and Do")
-    return updated
+    return with_table(page, _HEADS, alerts_table())
 
 
 def alerts_table() -> str:
     """Return a reStructuredText table of all conditions."""
-    rows = [
-        (f"``{each.name}``", _wrapped(_plain(each), 48), _wrapped(f"{each.do} :doc:`/{each.guide[0]}`: {each.guide[1]}.", 56))
-        for each in CONDITIONS
-    ]
-    widths = max(len(name) for name, _, _ in rows), 48, 60
-    rule = " ".join("=" * width for width in widths)
-    lines = [rule, f"{'Alert':{widths[0]}} {'Means':{widths[1]}} Do", rule]
-    for name, means, do in rows:
-        for number in range(max(len(means), len(do))):
-            cells = (name if not number else "", means[number : number + 1], do[number : number + 1])
-            lines.append(f"{cells[0]:{widths[0]}} {''.join(cells[1]):{widths[1]}} {''.join(cells[2])}".rstrip())
-    return "\n".join([*lines, rule])
+    return table(
+        _HEADS,
+        [
+            (
+                [f"``{each.name}``"],
+                _wrapped(_plain(each), _MEANS_WIDTH),
+                _wrapped(f"{each.do} :doc:`/{each.guide[0]}`: {each.guide[1]}.", _DO_WIDTH),
+            )
+            for each in CONDITIONS
+        ],
+    )
 
 
 def _wrapped(text: str, width: int) -> list[str]:
