@@ -80,14 +80,12 @@ class Check(Protocol):
 
 
 @frozen(kw_only=True)
-class _Check:
-    """What all checks have in common."""
+class _Comparison:
+    """What all checks have in common: a value that is compared."""
 
-    metric: str
     threshold: float
     by: tuple[str, ...] = ("instance",)
     comparison: Literal[">", "<", "==", "!="] = ">"
-    where: Matchers = field(factory=dict)
 
     @property
     def measured(self) -> str:
@@ -102,6 +100,14 @@ class _Check:
     def holds(self, value: float) -> bool:
         """Return whether the condition holds for *value*."""
         return _OPERATORS[self.comparison](value, self.threshold)
+
+
+@frozen(kw_only=True)
+class _Check(_Comparison):
+    """What the checks of the process's own metrics have in common."""
+
+    metric: str
+    where: Matchers = field(factory=dict)
 
     def _groups(self, families: Families, metric: str, where: Matchers) -> Iterator[tuple[Labels, Any]]:
         for labels, child in families[metric].series():
@@ -237,19 +243,11 @@ class Quantile(_Check):
 
 
 @frozen(kw_only=True)
-class Scraped:
+class Scraped(_Comparison):
     """A check that only Prometheus can make, such as whether a process answers it."""
 
     measured: str
-    comparison: Literal[">", "<", "==", "!="]
-    threshold: float
-    by: tuple[str, ...] = ("instance",)
     window_seconds: float = field(default=0.0, init=False)
-
-    @property
-    def expression(self) -> str:
-        """The PromQL expression that has a result while the condition holds."""
-        return f"{self.measured} {self.comparison} {self.threshold:g}"
 
     def read(self, families: Families) -> Snapshot:
         """Return nothing."""
@@ -258,10 +256,6 @@ class Scraped:
     def values(self, now: Snapshot, before: Snapshot) -> Mapping[Labels, float]:
         """Return nothing."""
         return {}
-
-    def holds(self, value: float) -> bool:
-        """Return whether the condition holds for *value*."""
-        return _OPERATORS[self.comparison](value, self.threshold)
 
 
 def _number(child: Counter | Histogram) -> float | None:

@@ -19,11 +19,17 @@ _PAYMENTS = "howto/payments"
 
 _MINUTE = 60.0
 
+
+def _failing(check: str, by: tuple[str, ...] = ("instance",)) -> Level:
+    """Return what holds while the *check* of readiness, a regular expression of its name, finds something wrong."""
+    return Level(metric="health_check_failed", by=by, where={"check": check}, comparison="==", threshold=1)
+
+
 CONDITIONS: tuple[Condition, ...] = (
     Condition(
         name="ProcessAway",
         severity=Severity.PAGE,
-        check=Scraped(measured='up{job="fulfilment"}', comparison="==", threshold=0, by=("instance",)),
+        check=Scraped(measured='up{job="fulfilment"}', comparison="==", threshold=0),
         for_seconds=_MINUTE,
         sentence="{instance} does not answer.",
         do="See why it ended: exit code 3 is a dependency at its start.",
@@ -41,10 +47,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition(
         name="DatabaseUnavailable",
         severity=Severity.PAGE,
-        check=Level(
-            metric="health_check_failed", by=("instance", "check"), where={"check": "database:.*"},
-            comparison="==", threshold=1,
-        ),
+        check=_failing("database:.*", by=("instance", "check")),
         for_seconds=30.0,
         sentence="{check} of {instance} is out of reach, cannot be written, or refuses work.",
         do="Read /readyz and the log: make room, end the lock, or correct the database.",
@@ -97,7 +100,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition(
         name="ClockWrong",
         severity=Severity.TICKET,
-        check=Level(metric="health_check_failed", where={"check": "clock"}, comparison="==", threshold=1),
+        check=_failing("clock"),
         for_seconds=_MINUTE,
         sentence="The clock of {instance} does not agree with another one, or has jumped.",
         do="Set the machine's clock right, then restart.",
@@ -173,7 +176,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition(
         name="TopologyDrift",
         severity=Severity.TICKET,
-        check=Level(metric="health_check_failed", where={"check": "topology"}, comparison="==", threshold=1),
+        check=_failing("topology"),
         for_seconds=_MINUTE,
         sentence="A stream or a consumer at NATS is not as {instance} needs it.",
         do="Read /readyz for the fields that differ; correct them with the topology command.",
@@ -182,7 +185,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition(
         name="WorkStalled",
         severity=Severity.PAGE,
-        check=Level(metric="health_check_failed", where={"check": "work"}, comparison="==", threshold=1),
+        check=_failing("work"),
         for_seconds=_MINUTE,
         sentence="Work waits at {instance} and makes no progress.",
         do="Read /readyz: it names what waits, and for how long.",
