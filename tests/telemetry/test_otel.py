@@ -236,6 +236,8 @@ def test_a_missing_extra_is_named_at_the_start(monkeypatch: pytest.MonkeyPatch) 
     ("variable", "value"),
     [
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc"),
+        ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/json"),
         ("OTEL_TRACES_EXPORTER", "zipkin"),
         ("OTEL_METRICS_EXPORTER", "prometheus"),
         ("OTEL_BSP_MAX_QUEUE_SIZE", "many"),
@@ -247,6 +249,16 @@ def test_what_is_not_supported_is_refused_at_the_start(monkeypatch: pytest.Monke
     monkeypatch.setenv(variable, value)
     with pytest.raises(BadSetting, match=variable):
         otel.start(CollectorSettings.of(settings(otel_exporter_otlp_endpoint=COLLECTOR)), "1", Metrics())
+
+
+@pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_TRACES_EXPORTER", "OTEL_BSP_MAX_QUEUE_SIZE"])
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """As the specification requires; a file of variables often has them empty."""
+    monkeypatch.setenv(variable, "")
+    metrics = Metrics()
+    otel.start(CollectorSettings.of(settings(otel_exporter_otlp_traces_endpoint=COLLECTOR)), "1", metrics)
+    assert metrics.tracer is not None
+    otel.stop(metrics)
 
 
 def test_spans_beyond_the_queue_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What the settings say about a collector."""
+"""The settings of the connection to a collector."""
 
 from __future__ import annotations
 

@@ -34,6 +34,7 @@ CLOSE_SECONDS = 2.0
 """How long the end of the process waits for the last spans and metrics to be sent."""
 
 _PROTOCOL = "http/protobuf"
+_PROTOCOLS = tuple(f"OTEL_EXPORTER_OTLP_{signal}PROTOCOL" for signal in ("", "TRACES_", "METRICS_"))
 
 
 class _Messages(logging.Handler):
@@ -111,8 +112,9 @@ class OpenTelemetry:
         Raises:
             ValueError: A variable has a value that is not supported.
         """
-        if (protocol := os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", _PROTOCOL)) != _PROTOCOL:
-            raise ValueError(f"OTEL_EXPORTER_OTLP_PROTOCOL {protocol} is not supported, {_PROTOCOL} is")
+        for variable in _PROTOCOLS:
+            if (protocol := os.environ.get(variable) or _PROTOCOL) != _PROTOCOL:
+                raise ValueError(f"{variable} {protocol} is not supported, {_PROTOCOL} is")
         messages = _Messages()
         sdk_logger = logging.getLogger("opentelemetry")
         sdk_logger.handlers, sdk_logger.propagate = [messages], False
