@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Collector", "Span", "tree"]
+__all__ = ["OVER_BUS", "TREE", "Collector", "Span", "tree"]
 
 import threading
 import time
@@ -16,6 +16,28 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as Encoded
 
 WAIT_SECONDS = 120.0
+
+TREE = """
+POST /v1/orders [server]
+  process OrderSubmitted [internal]
+    publish orders.created.v2 [producer]
+      process orders.created.v2 [consumer inventory]
+        publish inventory.reserved.v1 [producer]
+          process inventory.reserved.v1 [consumer orders]
+          process inventory.reserved.v1 [consumer payments]
+            publish payments.charge_requested.v1 [producer]
+              process ChargeSucceeded [internal]
+                publish payments.captured.v1 [producer]
+                  process payments.captured.v1 [consumer orders]
+                    publish orders.confirmed.v1 [producer]
+                      process orders.confirmed.v1 [consumer inventory]
+              process payments.charge_requested.v1 [consumer payments-gateway]
+                charge simulated [client]
+""".strip()
+"""The spans of an order that is confirmed, with local delivery, as `tree` draws them."""
+
+OVER_BUS = TREE.replace("    publish orders.created.v2", "    publish orders.created.v1 [producer]\n    publish orders.created.v2")
+"""The same where every event goes over the bus, in each of its versions."""
 
 
 @frozen

@@ -9,29 +9,10 @@ import nats
 
 from tests.nats import NatsServer
 from tests.process.client import Client
-from tests.process.collector import Collector, tree
+from tests.process.collector import OVER_BUS, Collector, tree
 from tests.split.system import System
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-
-TREE = """
-POST /v1/orders [server]
-  process OrderSubmitted [internal]
-    publish orders.created.v1 [producer]
-    publish orders.created.v2 [producer]
-      process orders.created.v2 [consumer inventory]
-        publish inventory.reserved.v1 [producer]
-          process inventory.reserved.v1 [consumer orders]
-          process inventory.reserved.v1 [consumer payments]
-            publish payments.charge_requested.v1 [producer]
-              process ChargeSucceeded [internal]
-                publish payments.captured.v1 [producer]
-                  process payments.captured.v1 [consumer orders]
-                    publish orders.confirmed.v1 [producer]
-                      process orders.confirmed.v1 [consumer inventory]
-              process payments.charge_requested.v1 [consumer payments-gateway]
-                charge simulated [client]
-""".strip()
 
 
 async def headers_of(broker: NatsServer, *streams: str) -> dict[str, str]:
@@ -60,8 +41,8 @@ async def test_three_processes_make_one_trace(
         order = {"customer_id": "ada", "items": [{"product_id": "SKU-1", "quantity": 1}]}
         order_id = (await client.request("POST", "/v1/orders", order, headers=headers)).body["order_id"]
         await client.wait_until_final(order_id)
-        spans = collector.trace(TRACE, len(TREE.splitlines()))
-    assert tree(spans) == TREE
+        spans = collector.trace(TRACE, len(OVER_BUS.splitlines()))
+    assert tree(spans) == OVER_BUS
     assert {(span.service, span.attributes.get("messaging.consumer.group.name")) for span in spans} == {
         ("fulfilment-orders", None),
         ("fulfilment-orders", "orders"),
