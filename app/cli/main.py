@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ["main"]
 
 import sys
+from pkgutil import resolve_name
 from typing import Any
 
 import click
@@ -26,8 +27,37 @@ def _variables() -> str:
     return "\b\nEnvironment:\n" + "\n".join(lines)
 
 
+_IMPORTED_LATE = {
+    "analytics": "app.cli.analytics:analytics",
+    "audit": "app.cli.records.audit:audit",
+    "contracts": "app.cli.messaging.contracts:contracts",
+    "dead-letters": "app.cli.messaging.dead_letters:dead_letters",
+    "history": "app.cli.records.history:history",
+    "load": "app.cli.loadtest:load",
+    "new": "app.cli.new:new",
+    "orders": "app.cli.orders:orders",
+    "payments": "app.cli.payments:payments",
+    "republish": "app.cli.messaging.republish:republish",
+    "topology": "app.cli.messaging.topology:topology",
+}
+"""The commands of other files by their names: a command starts without the imports of the others."""
+
+
 class _Commands(click.Group):
-    """Ends the process with one line if a module is incomplete, whichever command finds that out."""
+    """
+    Has the commands of this file, and imports those of other files when they are used.
+
+    Ends the process with one line if a module is incomplete, whichever command finds that out.
+    """
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted([*super().list_commands(context), *_IMPORTED_LATE])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in _IMPORTED_LATE:
+            return super().get_command(context, name)
+        found: click.Command = resolve_name(_IMPORTED_LATE[name])
+        return found
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -221,23 +251,3 @@ def _set_up_logs(settings: Settings, stream: Any = None) -> None:
         logs.setup(settings.log_level, settings.log_format_on(stream), settings.log_file, stream, settings.secrets())
     except OSError as error:
         console.exit_with(console.USAGE, f"LOG_FILE: {error.strerror}")
-
-
-def _register() -> None:
-    from app.cli.analytics import analytics
-    from app.cli.loadtest import load as load_command
-    from app.cli.messaging.contracts import contracts
-    from app.cli.messaging.dead_letters import dead_letters
-    from app.cli.messaging.republish import republish
-    from app.cli.messaging.topology import topology
-    from app.cli.new import new
-    from app.cli.orders import orders
-    from app.cli.payments import payments
-    from app.cli.records.audit import audit
-    from app.cli.records.history import history
-
-    for command in (analytics, audit, contracts, dead_letters, history, load_command, new, orders, payments, republish, topology):
-        main.add_command(command)
-
-
-_register()

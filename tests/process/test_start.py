@@ -175,11 +175,13 @@ def test_openapi_prints_a_valid_document(tmp_path: Path) -> None:
     validate(document)
 
 
-def all_commands(command: click.Command, *names: str) -> Iterator[tuple[str, ...]]:
+def all_commands(command: click.Command | None, *names: str) -> Iterator[tuple[str, ...]]:
     """Yield the names of *command* and of all commands below it."""
     yield names
-    for name, each in command.commands.items() if isinstance(command, click.Group) else ():
-        yield from all_commands(each, *names, name)
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            yield from all_commands(command.get_command(context, name), *names, name)
 
 
 def test_every_command_has_a_help_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import click
 
 from app.cli import console
 from app.cli.orders.exchange import export, import_
-from app.cli.orders.requests import fetch, fetch_pages, path_of, with_filters, with_url
+from app.cli.orders.requests import FilteredCommand, fetch, fetch_pages, path_of, with_url
 from app.cli.orders.tree import has_colours, lines_of
 
 COLUMNS = ("order_id", "customer_id", "status", "reason", "total", "waiting_for", "created_at", "updated_at")
@@ -29,8 +29,7 @@ def orders() -> None:
     """
 
 
-@orders.command("list", short_help="List orders.")
-@with_filters
+@orders.command("list", cls=FilteredCommand, short_help="List orders.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(min=1), help="List at most this many.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array, in the format of the API.")
 @with_url

@@ -17,12 +17,11 @@ import click
 
 from app.cli import console
 from app.cli.http_client import RequestFailed, open_response
-from app.cli.orders.requests import exit_with, path_of, query_of, with_filters, with_url
+from app.cli.orders.requests import FilteredCommand, exit_with, path_of, query_of, with_url
 
 
-@click.command(short_help="Export an order, or a list of orders.")
+@click.command(cls=FilteredCommand, short_help="Export an order, or a list of orders.")
 @click.argument("order", required=False)
-@with_filters
 @click.option("--output", default=None, type=click.Path(dir_okay=False, writable=True), help="Write to this file, not to stdout.")
 @with_url
 @console.with_key

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
-__all__ = ["exit_with", "fetch", "fetch_pages", "path_of", "query_of", "with_filters", "with_url"]
+__all__ = ["FilteredCommand", "exit_with", "fetch", "fetch_pages", "path_of", "query_of", "with_url"]
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote, urlencode
 
 import click
 
 from app.cli import console
 from app.cli.http_client import RequestFailed, get_json
-from modules.filters import Filter
-from modules.orders.routes import filters
+
+if TYPE_CHECKING:
+    from modules.filters import Filter
 
 PAGE = 200
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 with_url = click.option("--url", default=None, help="Address of the server; by default from HTTP_HOST and HTTP_PORT.")
 
 
-def with_filters(command: Command) -> Command:
-    """Add an option to *command* for each filter of the list of orders."""
-    for filter in reversed(filters):
-        command = _option(filter)(command)
-    return command
+class FilteredCommand(click.Command):
+    """
+    A command with an option for each filter of the list of orders.
+
+    The filters are imported when the command is used: the other commands start without the module ``orders``.
+    """
+
+    def get_params(self, context: click.Context) -> list[click.Parameter]:
+        """Return the parameters; those of the filters stand behind the arguments."""
+        from modules.orders.routes import filters
+
+        own = super().get_params(context)
+        place = sum(isinstance(parameter, click.Argument) for parameter in own)
+        return [*own[:place], *(_option(filter) for filter in filters), *own[place:]]
 
 
 def query_of(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return the query for the *values* of the options that `with_filters` adds."""
+    """Return the query for the *values* of the options that `FilteredCommand` adds."""
     given = {name: value for name, value in values.items() if value is not None}
     return {name: value.isoformat() if isinstance(value, datetime) else str(value) for name, value in given.items()}
 
@@ -61,16 +69,15 @@ def fetch_pages(path: str, values: Mapping[str, Any], limit: int, url: str | Non
         query["cursor"] = page["next_cursor"]
 
 
-def _option(filter: Filter) -> Callable[[Command], Command]:
+def _option(filter: Filter) -> click.Option:
     schema, is_time = filter.schema, filter.schema.get("format") == "date-time"
     help = filter.description or f"Only orders with this {filter.name.replace('_', ' ')}."
     if is_time:
         help = f"{help} {console.TIME_FORMATS[:1].upper()}{console.TIME_FORMATS[1:]}."
     elif "enum" in schema:
         help = f"{help} One of {', '.join(schema['enum'])}."
-    return click.option(
-        f"--{filter.name.replace('_', '-')}",
-        filter.name,
+    return click.Option(
+        [f"--{filter.name.replace('_', '-')}", filter.name],
         default=None,
         type=int if schema.get("type") == "integer" else str,
         callback=console.parse_time if is_time else None,
