@@ -11,6 +11,7 @@ __all__ = [
     "Money",
     "Precondition",
     "PriceFault",
+    "decimal_text",
     "price_fault",
     "rfc3339",
 ]
@@ -67,6 +68,13 @@ class PriceFault:
 
     member: str
     detail: str
+
+
+def decimal_text(amount: int, currency: str) -> str:
+    """Return *amount*, in minor units of *currency*, in its usual unit: 1250 of EUR is ``12.50`` (ISO 4217)."""
+    digits = MINOR_DIGITS.get(currency, 0)
+    whole, part = divmod(abs(amount), 10**digits)
+    return f"{'-' if amount < 0 else ''}{whole}{f'.{part:0{digits}d}' if digits else ''}"
 
 
 def price_fault(price: Money) -> PriceFault | None:

@@ -254,7 +254,7 @@ async def test_a_running_process_watches_what_needs_attention(tmp_path: Path, mo
         while not application.attention.current or metrics.ready.value != 1:  # noqa: ASYNC110 - nothing signals a step
             await asyncio.sleep(0.01)
     found = {each.name: each.what for each in application.attention.current if each.name != "DiskLow"}
-    assert found == {"PaymentsToSettle": "7 payments wait for a person."}
+    assert found == {"PaymentsToSettle": "Payments that wait for a person: 7."}
     page = metrics.render().decode()
     assert 'health_check_failed{check="database:orders"} 0.0' in page
     assert 'database_disk_free_ratio{module="payments"} 0.' in page

@@ -7,6 +7,7 @@ __all__ = [
     "OUT_OF_REACH",
     "TIME_FORMATS",
     "USAGE",
+    "amount",
     "application",
     "audited",
     "exit_with",
@@ -23,7 +24,7 @@ __all__ = [
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from getpass import getuser
 from pathlib import Path
@@ -35,6 +36,7 @@ from config.environment import load
 from config.files import BadSetting
 from config.settings import Settings
 from modules.registry import MODULES
+from modules.values import decimal_text
 
 if TYPE_CHECKING:
     from app.application import Application
@@ -174,6 +176,11 @@ with_key = click.option(
     help="File that contains the API key, for a server with AUTH=keys.",
 )
 """Adds the option --key-file to a command; the parameter *key* is the content of the file, or None."""
+
+
+def amount(money: Mapping[str, Any]) -> str:
+    """Return *money*, as the API shows it in minor units, in the usual unit of its currency: ``12.50 EUR`` (ISO 4217)."""
+    return f"{decimal_text(money['amount'], money['currency'])} {money['currency']}"
 
 
 def print_json(value: Any) -> None:

@@ -22,7 +22,7 @@ from tests.console.conftest import Browser, Served
 ATTENTION = {
     "what": "The breaker for charges is <open>.",
     "since": "2026-11-28T10:00:00Z",
-    "do": "See what the provider says.",
+    "do": "Look at the provider.",
     "name": "BreakerOpen",
     "severity": "page",
     "guide": "howto/operate.html#when-the-circuit-breaker-is-open",
@@ -108,7 +108,7 @@ async def test_what_needs_attention_comes_first_with_since_when_and_what_to_do(
     assert seen.words.index("The breaker for charges is <open>.") < seen.words.index("The disk is full.") < seen.words.index("Modules")
     assert "urgent The breaker" in seen.words
     assert "soon The disk" in seen.words
-    assert "See what the provider says." in seen.words
+    assert "Look at the provider." in seen.words
     assert "docs/howto/operate.rst , “when the circuit breaker is open”" in seen.words.replace("rst,", "rst ,")
     assert {own["datetime"] for own in seen.elements.all("time")} >= {ATTENTION["since"]}
     assert seen.elements.all("a", href="/console/orders?waiting_for=payment")
@@ -189,6 +189,22 @@ async def test_a_live_part_ends_with_its_session(served: Served) -> None:
         await anext(found)
         lines = [line for line in served.keys.read_text().splitlines() if not line.startswith("viewer:")]
         served.keys.write_text("\n".join(lines))
+        served.application.reload(served.settings())
+        await place(served)
+        async for name, _ in found:
+            if name == "ended":
+                break
+        else:
+            pytest.fail("the stream ended without the event")
+
+
+async def test_a_live_part_ends_when_the_role_of_its_key_changes(served: Served) -> None:
+    """The page loads itself anew, with what the new role may see."""
+    await stock(served)
+    browser = await served.as_role("viewer")
+    async with following(browser, "/console/live") as found:
+        await anext(found)
+        served.keys.write_text(served.keys.read_text().replace("viewer:viewer:", "viewer:shop:"))
         served.application.reload(served.settings())
         await place(served)
         async for name, _ in found:

@@ -123,7 +123,7 @@ async def test_the_export_is_the_file_that_another_installation_imports(served: 
 
 
 async def test_a_cancellation_is_asked_for_first_and_audited_under_the_name_of_the_key(served: Served) -> None:
-    """The page asks; the form cancels; the order's page says that it is done, and by whom."""
+    """The page has a button that confirms it; the form cancels; the page of the order shows that it is done, and by whom."""
     order_id, path = await paid(served)
     browser = await served.as_role("operator")
     asked = await browser.get(f"{path}/cancel")

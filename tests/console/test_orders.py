@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from aiohttp import ClientPayloadError
+from loguru import logger
 
 from app.web.console.screens.orders import listing as screen
+from app.web.operations.module_api import ApiAnswer, ModuleUnreachable
 from modules.orders.routes import REASONS, filters
 from modules.orders.state import Status
 from tests.console.conftest import Served
 from tests.console.test_now import call, ended, following, place, stock
+
+
+@contextmanager
+def logged() -> Iterator[list[str]]:
+    """Collect the lines that are logged."""
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(str(message)), level="DEBUG")
+    try:
+        yield lines
+    finally:
+        logger.remove(sink)
 
 
 def test_the_form_has_every_filter_of_the_api() -> None:
@@ -54,7 +73,7 @@ async def test_filters_are_in_the_address_and_in_the_form(served: Served) -> Non
 
 
 async def test_a_wrong_filter_is_a_message(served: Served) -> None:
-    """What the API says of it, with the name of the parameter, on the page and for the live part alike."""
+    """The reason of the API, with the name of the parameter, on the page and for the live part alike."""
     browser = await served.as_role("viewer")
     for path in "/console/orders?status=lost", "/console/orders/live?min_total=-1", "/console/orders?cursor=x":
         seen = await browser.get(path)
@@ -90,6 +109,42 @@ async def test_the_export_has_every_order_that_the_filters_select(served: Served
     listed = (await call(served, "GET", "/v1/orders?customer_id=c-1"))["items"]
     assert [json.loads(line) for line in seen.text.splitlines()] == listed
     assert len(listed) == 3
+
+
+async def test_an_export_that_cannot_be_completed_breaks_off(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client notices: there is no message in place of the lines that are missing, and the body has no end."""
+    monkeypatch.setattr(screen, "_EXPORT_PAGE", 1)
+    await stock(served)
+    for _ in range(2):
+        await place(served)
+    request = served.application.parts.module_api.request
+
+    async def failing(method: str, path: str, **others: Any) -> Any:
+        if "cursor" in (others.get("query") or {}):
+            raise ModuleUnreachable("orders", "no connection")
+        return await request(method, path, **others)
+
+    monkeypatch.setattr(served.application.parts.module_api, "request", failing)
+    browser = await served.as_role("viewer")
+    with pytest.raises(ClientPayloadError):
+        await browser.get("/console/orders/export")
+
+
+async def test_a_live_part_whose_reading_is_refused_shows_that(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal of the API is a message on the page; it is no defect that is logged."""
+    browser = await served.as_role("viewer")
+    request = served.application.parts.module_api.request
+    refused = ApiAnswer(503, {}, {"code": "database_unavailable", "detail": "The database is unavailable."})
+
+    async def refusing(method: str, path: str, **others: Any) -> Any:
+        return refused if others["principal"].name == "console" else await request(method, path, **others)
+
+    monkeypatch.setattr(served.application.parts.module_api, "request", refusing)
+    with logged() as lines:
+        async with following(browser, "/console/orders/live") as found:
+            name, text = await anext(found)
+    assert (name, text) == ("problem", "The state cannot be read now. The page shows what was known before.")
+    assert not [line for line in lines if "a live part" in line]
 
 
 async def test_a_key_of_one_customer_sees_the_orders_of_that_customer(served: Served) -> None:

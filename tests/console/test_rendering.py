@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from app.cli import console
 from app.web.console.rendering import duration, integer, moment, money, rate
 
 NOW = datetime(2026, 11, 28, 12, 0, 0, tzinfo=UTC)
@@ -50,11 +51,15 @@ def test_a_duration_is_in_its_largest_unit(seconds: float | None, words: str) ->
 
 @pytest.mark.parametrize(
     ("amount", "currency", "words"),
-    [(1250, "EUR", "12.50 EUR"), (5, "EUR", "0.05 EUR"), (1250, "JPY", "1\u202f250 JPY"), (1234567, "KWD", "1\u202f234.567 KWD"), (-450, "USD", "−4.50 USD")],
+    [
+        (1250, "EUR", "12.50 EUR"), (5, "EUR", "0.05 EUR"), (1250, "JPY", "1\u202f250 JPY"), (1234567, "KWD", "1\u202f234.567 KWD"),
+        (-450, "USD", "−4.50 USD"), (1250, "ISK", "1\u202f250 ISK"), (1200, "MGA", "12.00 MGA"),
+    ],
 )
 def test_an_amount_is_in_the_usual_unit_of_its_currency(amount: int, currency: str, words: str) -> None:
-    """ISO 4217 gives the digits behind the point."""
+    """ISO 4217 gives the digits behind the point; the console and the commands agree on them."""
     assert money({"amount": amount, "currency": currency}) == words
+    assert console.amount({"amount": amount, "currency": currency}) == words.replace("\u202f", "").replace("−", "-")
 
 
 def test_numbers_are_grouped_and_unknown_ones_are_dashes() -> None:

@@ -148,7 +148,7 @@ def _plain(condition: Condition) -> str:
     numbers = {"duration": f"{check.threshold:g} s", "share": f"{100 * check.threshold:g} %", "number": f"{check.threshold:g}"}
     names = {name: f"{'under' if check.comparison == '<' else 'over'} {number}" for name, number in numbers.items()}
     if not check.threshold:
-        names = {"duration": "some time", "share": "some", "number": "some"}
+        names = {"duration": "some time", "share": "some", "number": "one or more"}
     names["instance"] = "the process"
     plain = re.sub(r"\{(\w+)\}", lambda found: names.get(found[1], f"<{found[1]}>"), condition.sentence)
     return plain[:1].upper() + plain[1:]

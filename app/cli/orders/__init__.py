@@ -98,4 +98,4 @@ orders.add_command(import_)
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value['amount']} {value['currency']}" if isinstance(value, dict) else str(value)
+    return console.amount(value) if isinstance(value, dict) else str(value)

@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from app.cli import console
+
 Json = dict[str, Any]
 
 COLOURS = {"pending": "yellow", "dead": "red", "confirmed": "green", "cancelled": "red", "processing": "yellow", "reserved": "yellow"}
@@ -43,7 +45,7 @@ def lines_of(explained: Json, is_coloured: bool) -> Iterator[str]:
         attempts = [
             f"{attempt['at']}  {attempt['outcome']}{_details(attempt['detail'])}" for attempt in payment["attempts"]
         ]
-        yield from _section(f"payment: {payment['status']}, {_money(payment['amount'])}", attempts, is_always=True)
+        yield from _section(f"payment: {payment['status']}, {console.amount(payment['amount'])}", attempts, is_always=True)
     reservation = explained["reservation"]
     if reservation is not None:
         lines = [f"{line['quantity']} x {line['product_id']}" for line in reservation["lines"]]
@@ -85,10 +87,6 @@ def _section(title: str, lines: Sequence[str], *, is_always: bool = False) -> It
 def _details(data: Json) -> str:
     found = [f"{name}={data[name]}" for name in DETAILS if data.get(name) is not None]
     return f" ({', '.join(found)})" if found else ""
-
-
-def _money(money: Json) -> str:
-    return f"{money['amount']} {money['currency']}"
 
 
 def _time(at: str) -> str:

@@ -150,4 +150,4 @@ def _exit_with(error: Any) -> NoReturn:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value['amount']} {value['currency']}" if isinstance(value, dict) else str(value)
+    return console.amount(value) if isinstance(value, dict) else str(value)

@@ -152,7 +152,7 @@ CONDITIONS: tuple[Condition, ...] = (
         severity=Severity.TICKET,
         check=Level(metric="payments_to_settle", by=(), threshold=0),
         for_seconds=5 * _MINUTE,
-        sentence="{number} payments wait for a person.",
+        sentence="Payments that wait for a person: {number}.",
         do="Find out at the provider where the money is, and settle them.",
         guide=(_PAYMENTS, "Settle payments by hand"),
     ),

@@ -6,7 +6,7 @@ A page is a function of a `Visit`. Reading never needs a script; a form is a pla
 
 from __future__ import annotations
 
-__all__ = ["LOGIN", "Frame", "Page", "Screen", "Visit", "problem_in", "read_form"]
+__all__ = ["LOGIN", "Frame", "Page", "Screen", "Visit", "body_of", "problem_in", "read_form"]
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hmac import compare_digest
@@ -38,6 +38,8 @@ _HEADERS = {
 }
 _FORM = "application/x-www-form-urlencoded"
 _CSRF = "csrf"
+_STANDARD_MEMBERS = frozenset({"type", "title", "status", "detail", "instance", "code", "correlation_id"})
+"""Members of a problem document that the page shows in its own way."""
 _VISIT: web.RequestKey[Session] = web.RequestKey("session", Session)
 
 
@@ -82,8 +84,9 @@ class Visit:
         return self.request.query
 
     def is_valid(self) -> bool:
-        """Return whether the session is still valid, for a response that stays open."""
-        return self.frame.sessions.read(self.session.value) is not None
+        """Return whether the session is still valid, and its key has the same rights, for a response that stays open."""
+        found = self.frame.sessions.read(self.session.value)
+        return found is not None and found.key == self.key
 
     def may(self, *roles: str) -> bool:
         """Return whether the caller is the operator or has one of *roles*."""
@@ -100,15 +103,23 @@ class Visit:
         module: str | None = None,
     ) -> ApiAnswer:
         """
-        Return what the API answers to the caller, whichever process serves the module; `ModuleApi.request` has the rules.
+        Return what the API answers to the caller, a refusal included, whichever process serves the module.
+
+        `ModuleApi.request` has the rules. The request has the correlation id of the page.
 
         Raises:
-            ModuleUnreachable: The process of the module gives no answer.
+            ProblemError: 503, the process of the module gives no answer.
         """
         sent = {X_CORRELATION_ID: self.correlation_id, **(headers or {})}
-        return await self.frame.api.request(
-            method, path, query=query, body=body, headers=sent, principal=self.key, module=module
-        )
+        try:
+            return await self.frame.api.request(
+                method, path, query=query, body=body, headers=sent, principal=self.key, module=module
+            )
+        except ModuleUnreachable as error:
+            detail = f"The process of {error.module} is out of reach: {error.reason}."
+            if method != hdrs.METH_GET:
+                detail += " The request may have taken effect; look before you send it again."
+            raise ProblemError(503, "module_unreachable", detail, headers={hdrs.RETRY_AFTER: "5"}) from error
 
     async def ask(self, method: str, path: str, **request: Any) -> Any:
         """
@@ -117,13 +128,7 @@ class Visit:
         Raises:
             ProblemError: The API refuses, or the module is out of reach. A page that lets it pass is shown as the message.
         """
-        try:
-            answer = await self.answer(method, path, **request)
-        except ModuleUnreachable as error:
-            raise ProblemError(503, "module_unreachable", f"The module {error.module} is out of reach: {error.reason}.") from None
-        if answer.is_success:
-            return answer.body
-        raise problem_in(answer)
+        return body_of(await self.answer(method, path, **request))
 
     def page(self, template: str, status: int = 200, /, **context: Any) -> web.Response:
         """Return *template* as the response, with *context*."""
@@ -226,8 +231,8 @@ class Frame:
         """Return the way to log in; a link from another site gets the page once more, now with its cookie."""
         is_read = request.method in (hdrs.METH_GET, hdrs.METH_HEAD)
         if is_read and request.headers.get("Sec-Fetch-Site") == "cross-site" and COOKIE not in request.cookies:
-            # SameSite=Strict: a browser that follows a link of another site sends no cookie. The page asks for itself again,
-            # and this second request is the site's own.
+            # SameSite=Strict: a browser that follows a link of another site sends no cookie. The page makes the browser
+            # load it again, and this second request is the site's own.
             return self.response(None, "again.html", address=request.rel_url.raw_path_qs)
         target = request.rel_url.raw_path_qs if is_read else "/console"
         query = {"next": target} if target != "/console" else {}
@@ -241,12 +246,25 @@ class Frame:
         return web.Response(status=303, headers={hdrs.LOCATION: login, **UNCACHED})
 
 
+def body_of(answer: ApiAnswer) -> Any:
+    """
+    Return the body of *answer*.
+
+    Raises:
+        ProblemError: The answer is a refusal.
+    """
+    if not answer.is_success:
+        raise problem_in(answer)
+    return answer.body
+
+
 def problem_in(answer: ApiAnswer) -> ProblemError:
     """Return the problem document in *answer* as the error that shows it."""
     body = answer.body if isinstance(answer.body, Mapping) else {}
     status, code = max(400, answer.status), str(body.get("code", "unexpected_answer"))
     detail = str(body.get("detail") or f"The API has answered with status {answer.status}.")
-    return ProblemError(status, code, detail, {"errors": body.get("errors") or []})
+    members = {name: value for name, value in body.items() if name not in _STANDARD_MEMBERS}
+    return ProblemError(status, code, detail, members)
 
 
 async def read_form(request: web.Request, session: Session | None) -> Mapping[str, str]:

@@ -106,7 +106,7 @@ class Live:
                 started = thread_time()
                 await channel.step()
                 pause = pause_seconds(thread_time() - started, len(self._channels), self._interval_seconds)
-                # The first step also compiles the templates: what it takes says nothing about the next ones.
+                # The first step also compiles the templates: the next ones take less time.
                 await asyncio.wait({closed}, timeout=pause if is_compiled else self._interval_seconds)
                 is_compiled = True
         finally:
@@ -143,6 +143,8 @@ class _Channel:
         except Exception as error:
             message = _message(error)
             shown = {**self.shown, PROBLEM: message}
+            if message != self.shown.get(PROBLEM) and problem_for(error).status == 500:
+                logger.opt(exception=error).error("a live part of the console failed")
         if shown != self.shown:
             self.shown = shown
             self.changed.set_result(None)
@@ -150,10 +152,7 @@ class _Channel:
 
 
 def _message(error: Exception) -> str:
-    """Return plain text for a person; an unforeseen error is logged."""
+    """Return plain text for a person."""
     if isinstance(error, ModuleUnreachable):
         return f"The module {error.module} is out of reach. The page shows what was known before."
-    problem = problem_for(error)
-    if problem.status == 500:
-        logger.opt(exception=error).error("a live part of the console failed")
     return "The state cannot be read now. The page shows what was known before."

@@ -16,13 +16,13 @@ from aiohttp import web
 from markupsafe import Markup, escape
 
 from app.web.console import static_files
+from modules.values import MINOR_DIGITS
 
 _OWN_FORM = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z", re.ASCII)
 """As `modules.values.rfc3339` writes a moment."""
 
 _STEPS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
-_WITHOUT_CENTS = frozenset(["BIF", "CLP", "DJF", "GNF", "JPY", "KMF", "KRW", "MGA", "PYG", "RWF", "UGX", "VND", "VUV", "XAF", "XOF", "XPF"])
-_THREE_DIGITS = frozenset(["BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"])
+_USUAL_DIGITS = 2
 
 
 class Rendering:
@@ -126,4 +126,4 @@ def money(value: Mapping[str, Any] | None) -> str:
 
 def minor_digits(currency: str) -> int:
     """Return how many digits of an amount in *currency* stand behind the point (ISO 4217)."""
-    return 0 if currency in _WITHOUT_CENTS else 3 if currency in _THREE_DIGITS else 2
+    return MINOR_DIGITS.get(currency, _USUAL_DIGITS)

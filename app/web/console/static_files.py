@@ -60,7 +60,7 @@ def address(name: str) -> str:
 
 
 def manifest(package: str) -> dict[str, Any]:
-    """Return what the manifest of one of `PACKAGES` says: ``package``, ``version``, ``license``, ``sha256`` by file."""
+    """Return the members of the manifest of one of `PACKAGES`: ``package``, ``version``, ``license``, ``sha256`` by file."""
     found: dict[str, Any] = orjson.loads(FOLDER.joinpath(package, "manifest.json").read_bytes())
     return found
 

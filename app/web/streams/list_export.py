@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["export_list"]
+__all__ = ["break_off", "export_list", "write_lines"]
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -52,17 +52,17 @@ def export_list(service: StateService, route: ExportRoute, streams: Streams) -> 
             context.record_now(response.status)
             await response.prepare(request)
             try:
-                await _write(response, first)
+                await write_lines(response, first)
                 async for page in pages:
                     if streams.closed.done():
                         raise ConnectionResetError("the server ends")
-                    await _write(response, page)
+                    await write_lines(response, page)
                 await response.write_eof()
             except (ConnectionError, TimeoutError, StorageUnavailable):
-                _abort(request)
+                break_off(request)
             except Exception as error:
                 logger.opt(exception=error).error("export failed", route=route.path, correlation_id=context.correlation_id)
-                _abort(request)
+                break_off(request)
         return response
 
     return handle
@@ -84,13 +84,19 @@ async def _pages(service: StateService, route: ExportRoute, conditions: Sequence
         after = examined_to if len(states) < PAGE else key_of(states[-1])
 
 
-async def _write(response: web.StreamResponse, lines: bytes) -> None:
+async def write_lines(response: web.StreamResponse, lines: bytes) -> None:
+    """
+    Send *lines*, which may be empty.
+
+    Raises:
+        TimeoutError: The client has not taken them within `SEND_SECONDS_MAX`.
+    """
     if lines:
         async with asyncio.timeout(SEND_SECONDS_MAX):
             await response.write(lines)
 
 
-def _abort(request: web.Request) -> None:
+def break_off(request: web.Request) -> None:
     """Close the connection without the end of the body: what has arrived must not look complete."""
     if request.transport is not None:
         request.transport.abort()

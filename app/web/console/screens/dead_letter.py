@@ -1,4 +1,4 @@
-"""The page of one dead letter: what it says, what its schema requires, and how to repair it."""
+"""The page of one dead letter: its message and error, the members that its schema requires, and the form that repairs it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from urllib.parse import quote
 import orjson
 from aiohttp import hdrs, web
 
-from app.web.console.frame import Page, Screen, Visit
-from app.web.console.screens.answers import ask, body_of, problem_of, read
+from app.web.console.frame import Page, Screen, Visit, problem_in
 from app.web.console.screens.schema_help import members_of, path_of
-from app.web.operations.module_api import ModuleApi
 from app.web.requests.command import NotAnInteger, NotStrict, loads
 
 _LINES_SHOWN_MAX = 40
 
 
-def pages(api: ModuleApi, screen: Screen) -> tuple[Page, ...]:
+def pages(screen: Screen) -> tuple[Page, ...]:
     """Return the pages of a dead letter, which belong to *screen*."""
     path = f"{screen.path}/{{module}}/{{id}}"
-    letter = _Letter(api, screen)
+    letter = _Letter(screen)
     return (
         Page(hdrs.METH_GET, path, letter.show, screen),
         Page(hdrs.METH_POST, f"{path}/replay", letter.replay, screen, roles=()),
@@ -32,8 +30,7 @@ def pages(api: ModuleApi, screen: Screen) -> tuple[Page, ...]:
 
 
 class _Letter:
-    def __init__(self, api: ModuleApi, screen: Screen) -> None:
-        self._api = api
+    def __init__(self, screen: Screen) -> None:
         self._screen = screen
 
     async def show(self, visit: Visit) -> web.StreamResponse:
@@ -77,12 +74,10 @@ class _Letter:
         except NotAnInteger as error:
             wrong = [{"pointer": each.pointer, "detail": each.detail} for each in error.violations]
             return await self._page(visit, await self._read(visit), text, wrong, 400)
-        answer = await ask(
-            self._api.request("POST", f"{self._path(visit)}/replay", body={"body": body}, principal=visit.key, module=visit.path["module"])
-        )
+        answer = await visit.answer("POST", f"{self._path(visit)}/replay", body={"body": body}, module=visit.path["module"])
         if answer.is_success:
             return visit.redirect(self._screen.path, done="edit", count="1")
-        problem = problem_of(answer)
+        problem = problem_in(answer)
         if answer.status != 400:
             raise problem
         errors = [{"pointer": each["pointer"], "detail": each["detail"]} for each in problem.members.get("errors", ())]
@@ -101,16 +96,14 @@ class _Letter:
         return visit.redirect(self._screen.path, done="discard", count="1")
 
     async def _read(self, visit: Visit) -> Any:
-        return body_of(await self._request(visit, "GET", ""))
+        return await self._request(visit, "GET", "")
 
     async def _request(self, visit: Visit, method: str, rest: str) -> Any:
-        answer = await ask(self._api.request(method, f"{self._path(visit)}{rest}", principal=visit.key, module=visit.path["module"]))
-        body_of(answer)
-        return answer
+        return await visit.ask(method, f"{self._path(visit)}{rest}", module=visit.path["module"])
 
     async def _schema(self, visit: Visit, subject: str) -> Any:
         """Return the schema of *subject* from the document about the events, or None if it has none."""
-        document = await read(self._api.request("GET", "/asyncapi.json", principal=visit.key, module=visit.path["module"]))
+        document = await visit.ask("GET", "/asyncapi.json", module=visit.path["module"])
         message = document["components"]["messages"].get(subject.removesuffix(".express"))
         return None if message is None else message.get("payload")
 

@@ -12,11 +12,10 @@ from urllib.parse import quote
 from aiohttp import hdrs, web
 
 from app.messaging.dead_letters.groups import pattern_of
-from app.web.console.frame import Page, Screen, Visit
+from app.web.console.frame import Page, Screen, Visit, problem_in
 from app.web.console.screens import dead_letter
-from app.web.console.screens.answers import ask, problem_of, read
 from app.web.console.screens.parts import ScreenParts, Sources
-from app.web.operations.module_api import ModuleUnreachable, ProcessAnswer
+from app.web.operations.module_api import ProcessAnswer
 from app.web.responses.problems import ProblemError
 from bus.subjects import module_of
 from config.api_keys import ApiKey
@@ -40,7 +39,7 @@ _CHOSEN = "letter."
 def build(sources: Sources) -> ScreenParts:
     """Return the screen."""
     screen = _DeadLetters(sources)
-    of_letter = dead_letter.pages(sources.api, SCREEN)
+    of_letter = dead_letter.pages(SCREEN)
     return ScreenParts(
         SCREEN,
         (
@@ -93,10 +92,9 @@ class _DeadLetters:
     async def _open_cases(self, visit: Visit) -> tuple[list[Any], str | None]:
         query = {"needs_settling": "true", "limit": 50}
         try:
-            answer = await self._api.request("GET", "/v1/payments", query=query, principal=visit.key)
-        except ModuleUnreachable as error:
-            return [], f"The process of payments is out of reach: {error.reason}."
-        return (answer.body["items"], None) if answer.is_success else ([], problem_of(answer).detail)
+            return (await visit.ask("GET", "/v1/payments", query=query))["items"], None
+        except ProblemError as problem:
+            return [], problem.detail
 
     async def show_group(self, visit: Visit) -> web.StreamResponse:
         """Show the dead letters of one group, the oldest ids first."""
@@ -121,11 +119,7 @@ class _DeadLetters:
         found: list[Any] = []
         for _ in range(LETTERS_READ_MAX // LETTERS_SHOWN):
             query = {**wanted, "limit": LETTERS_SHOWN, **({} if cursor is None else {"cursor": cursor})}
-            page = await read(
-                self._api.request(
-                    "GET", "/v1/dead-letters", query=query, principal=visit.key, module=module_of(wanted["consumer"])
-                )
-            )
+            page = await visit.ask("GET", "/v1/dead-letters", query=query, module=module_of(wanted["consumer"]))
             found += [each for each in page["items"] if pattern is None or pattern_of(each["detail"]) == pattern]
             cursor = page["next_cursor"]
             if cursor is None or found:
@@ -147,11 +141,9 @@ class _DeadLetters:
         return visit.redirect(SCREEN.path, done=action, count=str(result[_VERBS[action]]))
 
     async def _change_group(self, visit: Visit, action: str, wanted: dict[str, str], is_dry: bool) -> Any:
-        return await read(
-            self._api.request(
-                "POST", f"/v1/dead-letters/{action}", body={**wanted, "dry_run": is_dry}, principal=visit.key, module=module_of(wanted["consumer"]),
-                query={"consumer": wanted["consumer"]} if action == "discard" else None,
-            )
+        return await visit.ask(
+            "POST", f"/v1/dead-letters/{action}", body={**wanted, "dry_run": is_dry}, module=module_of(wanted["consumer"]),
+            query={"consumer": wanted["consumer"]} if action == "discard" else None,
         )  # fmt: skip
 
     async def change_selected(self, visit: Visit) -> web.StreamResponse:
@@ -169,9 +161,9 @@ class _DeadLetters:
         for id in ids:
             path = f"/v1/dead-letters/{quote(id, safe='')}"
             method, address = ("POST", f"{path}/replay") if action == "replay" else ("DELETE", path)
-            answer = await ask(self._api.request(method, address, principal=visit.key, module=module_of(wanted["consumer"])))
+            answer = await visit.answer(method, address, module=module_of(wanted["consumer"]))
             if not answer.is_success:
-                refused.append({"id": id, "detail": problem_of(answer).detail})
+                refused.append({"id": id, "detail": problem_in(answer).detail})
         if refused:
             changed = len(ids) - len(refused)
             return visit.page("operations/dead_letters/refused.html", 409, verb=_VERBS[action], changed=changed, refused=refused, back=back)
@@ -184,7 +176,7 @@ class _DeadLetters:
         order_id = visit.form.get("order_id", "")
         body = {"outcome": visit.form.get("outcome", ""), "reason": visit.form.get("reason", "")}
         path = f"/v1/payments/{quote(order_id, safe='')}/settle"
-        await read(self._api.request("POST", path, body=body, principal=visit.key))
+        await visit.ask("POST", path, body=body)
         return visit.redirect(SCREEN.path, done="settle", count="1")
 
 
@@ -221,7 +213,7 @@ def _items(answers: Sequence[ProcessAnswer]) -> list[Any]:
 
 
 def _done(visit: Visit) -> dict[str, Any] | None:
-    """Return what the request before this one has done, as its redirect says."""
+    """Return what the request before this one has done: its redirect has that in the query."""
     action, count = visit.query.get("done"), visit.query.get("count", "")
     verbs = {**_VERBS, "settle": "settled", "edit": "replayed with the edited body"}
     if action not in verbs or not (count.isascii() and count.isdecimal()):

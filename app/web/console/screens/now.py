@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from app.web.console.frame import Page, Screen, Visit
+from app.web.console.frame import Page, Screen, Visit, body_of
 from app.web.console.screens.curves import HEIGHT, WIDTH, curves
 from app.web.console.screens.parts import ScreenParts, Sources
 from config.api_keys import ApiKey
@@ -64,7 +64,7 @@ def build(sources: Sources) -> ScreenParts:
             overview = None
             if sees_all:
                 answer = await sources.api.request("GET", "/v1/overview", principal=_READER)
-                overview = answer.body
+                overview = body_of(answer)
             return overview, samples.points[-1:]
 
         def render(state: Any) -> Mapping[str, str]:

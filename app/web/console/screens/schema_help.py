@@ -23,7 +23,7 @@ _PATTERNS = {
 
 @frozen
 class Member:
-    """One member: *path* as ``items[].quantity``, and what the schema says of it in words."""
+    """One member: *path* as ``items[].quantity``, and what the schema allows there, in words."""
 
     path: str
     type: str

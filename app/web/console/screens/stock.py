@@ -11,10 +11,8 @@ from urllib.parse import quote, urlencode
 from aiohttp import hdrs, web
 from uuid_utils import uuid4
 
-from app.web.console.frame import Page, Screen, Visit
-from app.web.console.screens.answers import ask, body_of, problem_of, read
+from app.web.console.frame import Page, Screen, Visit, body_of, problem_in
 from app.web.console.screens.parts import ScreenParts, Sources
-from app.web.operations.module_api import ModuleApi
 from app.web.responses.problems import ProblemError
 
 SCREEN = Screen("stock", "Stock", "/console/stock", ("viewer", "stock"))
@@ -22,7 +20,7 @@ SCREEN = Screen("stock", "Stock", "/console/stock", ("viewer", "stock"))
 PRODUCTS_SHOWN = 50
 
 LOW_DEFAULT = 10
-"""Products of which at most this many are available are low, unless the page asks for another number."""
+"""Products of which at most this many are available are low, unless the query has another number."""
 
 LOW_PAGES_MAX = 5
 """Pages of the list that are read for what is low; each examines a limited number of products."""
@@ -37,7 +35,7 @@ _WHOLE_MAX = 10**15
 
 def build(sources: Sources) -> ScreenParts:
     """Return the screen."""
-    screen = _Stock(sources.api)
+    screen = _Stock()
     product = f"{SCREEN.path}/{{product_id}}"
     return ScreenParts(
         SCREEN,
@@ -53,15 +51,12 @@ def build(sources: Sources) -> ScreenParts:
 
 
 class _Stock:
-    def __init__(self, api: ModuleApi) -> None:
-        self._api = api
-
     async def show(self, visit: Visit) -> web.StreamResponse:
         """Show what is low, and a page of all products or of those that the search finds."""
         wanted, cursor = visit.query.get("q", ""), visit.query.get("cursor")
         low_max = _low_max(visit.query.get("low"))
         query = {"limit": PRODUCTS_SHOWN, **({"q": wanted} if wanted else {}), **({"cursor": cursor} if cursor else {})}
-        page = await read(self._api.request("GET", _LIST, query=query, principal=visit.key))
+        page = await visit.ask("GET", _LIST, query=query)
         following = None
         if page["next_cursor"] is not None:
             following = f"{SCREEN.path}?{urlencode({'q': wanted, 'low': low_max, 'cursor': page['next_cursor']})}"
@@ -77,7 +72,7 @@ class _Stock:
         cursor: str | None = None
         for _ in range(LOW_PAGES_MAX):
             query = {"limit": 200, "max_available": low_max, **({} if cursor is None else {"cursor": cursor})}
-            page = await read(self._api.request("GET", _LIST, query=query, principal=visit.key))
+            page = await visit.ask("GET", _LIST, query=query)
             found += page["items"]
             cursor = page["next_cursor"]
             if cursor is None:
@@ -93,7 +88,7 @@ class _Stock:
         self, visit: Visit, status: int = 200, problem: ProblemError | None = None, entered: Mapping[str, str] | None = None
     ) -> web.StreamResponse:
         """Show a product, with what a person has *entered* beside it if that was refused."""
-        answer = await ask(self._api.request("GET", _path(visit), principal=visit.key))
+        answer = await visit.answer("GET", _path(visit))
         product = body_of(answer)
         is_conflict = problem is not None and problem.status == 412
         return visit.page(
@@ -121,10 +116,8 @@ class _Stock:
     async def _change(self, visit: Visit, action: str, body: Mapping[str, Any]) -> web.StreamResponse:
         # The page has a key of its own for each form that it shows: a form that is sent twice counts once.
         headers = {"Idempotency-Key": visit.form["attempt"]} if visit.form.get("attempt") else None
-        answer = await ask(
-            self._api.request("POST", f"{_path(visit)}/{action}", body=body, headers=headers, principal=visit.key)
-        )
-        return await self._answered(visit, answer.is_success, action, None if answer.is_success else problem_of(answer))
+        answer = await visit.answer("POST", f"{_path(visit)}/{action}", body=body, headers=headers)
+        return await self._answered(visit, answer.is_success, action, None if answer.is_success else problem_in(answer))
 
     async def set(self, visit: Visit) -> web.StreamResponse:
         """
@@ -141,17 +134,15 @@ class _Stock:
         seen = [form.get(name, "") for name in ("seen_amount", "seen_currency", "seen_name")]
         etag = form.get("etag", "")
         for _ in range(SETS_MAX):
-            answer = await ask(
-                self._api.request("PATCH", _path(visit), body=body, headers={"If-Match": etag}, principal=visit.key)
-            )
+            answer = await visit.answer("PATCH", _path(visit), body=body, headers={"If-Match": etag})
             if answer.status != 412:
                 break
-            current = await ask(self._api.request("GET", _path(visit), principal=visit.key))
+            current = await visit.answer("GET", _path(visit))
             product, etag = body_of(current), current.headers.get(hdrs.ETAG, "")
             price = product["unit_price"]
             if seen != [str(price["amount"]), price["currency"], product["name"] or ""]:
                 break
-        return await self._answered(visit, answer.is_success, "set", None if answer.is_success else problem_of(answer))
+        return await self._answered(visit, answer.is_success, "set", None if answer.is_success else problem_in(answer))
 
     async def _answered(self, visit: Visit, is_success: bool, action: str, problem: ProblemError | None) -> web.StreamResponse:
         if is_success:
@@ -172,9 +163,7 @@ class _Stock:
             **({"name": visit.form["name"]} if visit.form.get("name") else {}),
         }
         path = f"{_LIST}/{quote(product_id, safe='')}"
-        answer = await ask(
-            self._api.request("PUT", path, body=body, headers={"If-None-Match": "*"}, principal=visit.key)
-        )
+        answer = await visit.answer("PUT", path, body=body, headers={"If-None-Match": "*"})
         if answer.status == 412:
             raise ProblemError(409, "product_exists", f"There is a product {product_id} already; nothing was done.")
         body_of(answer)
@@ -200,6 +189,6 @@ def _low_max(text: str | None) -> int:
 
 
 def _done(visit: Visit) -> str | None:
-    """Return what the request before this one has done, as its redirect says."""
+    """Return what the request before this one has done: its redirect has that in the query."""
     action = visit.query.get("done")
     return action if action in _CHANGES else None

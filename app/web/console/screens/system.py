@@ -12,8 +12,7 @@ from urllib.parse import urlencode
 
 from aiohttp import hdrs, web
 
-from app.web.console.frame import Page, Screen, Visit
-from app.web.console.screens.answers import problem_of
+from app.web.console.frame import Page, Screen, Visit, problem_in
 from app.web.console.screens.parts import ScreenParts, Sources
 from app.web.operations.module_api import ProcessAnswer
 from config.api_keys import ApiKey
@@ -46,7 +45,7 @@ class _System:
         self._rendering = sources.rendering
 
     async def show(self, visit: Visit) -> web.StreamResponse:
-        """Show how the system is set up, and what each process says about itself."""
+        """Show how the system is set up, and what each process reports about itself."""
         contracts = await self._api.ask_all("GET", "/v1/contracts", principal=visit.key)
         return visit.page("operations/system.html", **await self._read(visit.key), contracts=_contracts(_bodies(contracts)))
 
@@ -79,7 +78,7 @@ class _System:
         pages = list(_bodies(answers))
         records = sorted((item for page in pages for item in page["items"]), key=lambda item: item["at"], reverse=True)
         following = pages[0]["next_cursor"] if len(pages) == 1 else None
-        problem = None if refused is None else problem_of(refused)
+        problem = None if refused is None else problem_in(refused)
         return visit.page(
             "operations/audit.html",
             200 if problem is None else problem.status,

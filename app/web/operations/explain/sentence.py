@@ -1,4 +1,4 @@
-"""Say in one sentence where an order stands, what it waits for, and until when."""
+"""The sentence that describes the state of an order, what the order waits for, and until when."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from attrs import field, frozen
 
-from modules.values import MINOR_DIGITS
+from modules.values import decimal_text
 
 Json = Mapping[str, Any]
 
 USUAL_DELIVERY = timedelta(seconds=2)
-"""An event that was published this long ago and is not delivered is worth a word."""
+"""The sentence names an event that was published this long ago and is not delivered."""
 
 REASONS: Mapping[str, str] = {
     "insufficient_stock": "there was not enough stock",
@@ -82,7 +82,7 @@ def waiting_for(standing: Standing) -> dict[str, Any] | None:
 
 
 def summary(standing: Standing) -> str:
-    """Return the sentence."""
+    """Return the sentence that describes *standing*."""
     clauses = {"processing": _processing, "reserved": _reserved, "confirmed": _confirmed, "cancelled": _cancelled}
     parts = clauses[standing.order["status"]](standing)
     if standing.unreachable:
@@ -208,8 +208,7 @@ def _undelivered(standing: Standing, *subjects: str) -> str | None:
 
 def _money(refunds: Sequence[Json]) -> str:
     total, currency = sum(refund["amount"]["amount"] for refund in refunds), refunds[0]["amount"]["currency"]
-    digits = MINOR_DIGITS.get(currency, 0)
-    return f"{total / 10**digits:.{digits}f} {currency}"
+    return f"{decimal_text(total, currency)} {currency}"
 
 
 def _duration(seconds: float) -> str:

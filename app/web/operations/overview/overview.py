@@ -166,7 +166,7 @@ class Overview:
             {
                 "what": f"The process of {name} gives no answer: {reason}.",
                 "since": rfc3339(self._unreachable_since[name]),
-                "do": "See whether it runs, and what MODULE_URLS and MODULE_KEY_FILE say.",
+                "do": "See whether it runs, and check MODULE_URLS and MODULE_KEY_FILE.",
                 "name": "ModuleUnreachable",
                 "severity": "page",
                 "guide": "howto/deploy.html#processes-ask-each-other",

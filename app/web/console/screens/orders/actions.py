@@ -1,4 +1,4 @@
-"""What a person may do with one order: each has a page that asks first, and is audited under the name of the key."""
+"""What a person may do with one order: each action has a page with a button that confirms it, and is in the audit with the name of the key."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from aiohttp import hdrs, web
 from attrs import frozen
 from uuid_utils import uuid7
 
-from app.web.console.frame import Page, Screen, Visit, problem_in
+from app.web.console.frame import Page, Screen, Visit, body_of
 from app.web.console.rendering import minor_digits
-from app.web.operations.module_api import ApiAnswer, ModuleUnreachable
+from app.web.operations.module_api import ApiAnswer
 from app.web.requests.command import IDEMPOTENCY_KEY
 from app.web.responses.problems import ProblemError
+from bus.subjects import module_of
 from config.api_keys import OPERATOR, ApiKey
 
 DONE: Mapping[str, str] = {
@@ -26,7 +27,7 @@ DONE: Mapping[str, str] = {
     "settle": "The payment is settled.",
     "replay": "The dead letter is replayed. It is shown here again if it fails again.",
 }
-"""What a page says after an action."""
+"""The message of the page after an action."""
 
 Read = Callable[[ApiKey, str], Awaitable[ApiAnswer]]
 
@@ -104,7 +105,7 @@ ACTIONS = (
 
 
 def action_pages(screen: Screen, path: str, read: Read) -> tuple[Page, ...]:
-    """Return the pages that ask first, and those that act; *path* is that of an order, and *read* returns its explanation."""
+    """Return the pages that confirm an action, and those that act; *path* is that of an order, and *read* returns its explanation."""
     found: list[Page] = []
     for action in ACTIONS:
         pages = _ActionPages(action, read)
@@ -135,21 +136,13 @@ class _ActionPages:
         try:
             path, body = self._action.request(f"/v1/orders/{quote(order_id, safe='')}", form, found)
             headers = {IDEMPOTENCY_KEY: form["request"]} if self._action.is_idempotent and form.get("request") else {}
-            answer = await visit.answer("POST", path, body=body, headers=headers)
-            if not answer.is_success:
-                raise problem_in(answer)
-        except ModuleUnreachable as error:
-            detail = f"The module {error.module} is out of reach: {error.reason}. Look at the order before you try again."
-            return self._page(visit, found, form, ProblemError(503, "module_unreachable", detail))
+            await visit.ask("POST", path, body=body, headers=headers)
         except ProblemError as problem:
             return self._page(visit, found, form, problem)
         return visit.redirect(f"/console/orders/{quote(order_id, safe='')}", done=self._action.name)
 
     async def _found(self, visit: Visit) -> Any:
-        answer = await self._read(visit.key, visit.path["order_id"])
-        if not answer.is_success:
-            raise problem_in(answer)
-        return answer.body
+        return body_of(await self._read(visit.key, visit.path["order_id"]))
 
     def _page(self, visit: Visit, found: Any, form: Mapping[str, str], problem: ProblemError | None) -> web.Response:
         return visit.page(
@@ -177,15 +170,13 @@ class _ReplayPages:
     async def act(self, visit: Visit) -> web.StreamResponse:
         """Replay the dead letter."""
         letter = await self._letter(visit)
-        module = letter["consumer"].partition("-")[0]
-        await visit.ask("POST", f"/v1/dead-letters/{quote(letter['id'], safe='')}/replay", module=module)
+        path = f"/v1/dead-letters/{quote(letter['id'], safe='')}/replay"
+        await visit.ask("POST", path, module=module_of(letter["consumer"]))
         return visit.redirect(f"/console/orders/{quote(visit.path['order_id'], safe='')}", done="replay")
 
     async def _letter(self, visit: Visit) -> Any:
-        answer = await self._read(visit.key, visit.path["order_id"])
-        if not answer.is_success:
-            raise problem_in(answer)
-        for letter in answer.body["dead_letters"]:
+        found = body_of(await self._read(visit.key, visit.path["order_id"]))
+        for letter in found["dead_letters"]:
             if letter["id"] == visit.path["letter"]:
                 return letter
         raise ProblemError(404, "not_found", "The order has no such dead letter; it was replayed or discarded meanwhile.")

@@ -13,10 +13,12 @@ import orjson
 from aiohttp import hdrs, web
 from attrs import frozen
 
-from app.web.console.frame import Page, Screen, Visit
+from app.web.console.frame import Page, Screen, Visit, body_of
 from app.web.console.screens.orders import one_order
 from app.web.console.screens.parts import ScreenParts, Sources
+from app.web.responses.problems import ProblemError
 from app.web.responses.success import UNCACHED
+from app.web.streams.list_export import break_off, write_lines
 from config.api_keys import ApiKey
 from modules.orders.routes import REASONS
 
@@ -112,13 +114,13 @@ def build(sources: Sources) -> ScreenParts:
 
     async def _first_page(reader: ApiKey, filters: Mapping[str, str]) -> Any:
         answer = await api.request("GET", "/v1/orders", query={**filters, "limit": PAGE_MAX}, principal=reader)
-        return answer.body["items"]
+        return body_of(answer)["items"]
 
     def _rows(items: Any) -> Mapping[str, str]:
         return {"orders": rendering.render("orders/rows.html", items=items, states=STATES)}
 
     async def export(visit: Visit) -> web.StreamResponse:
-        """Send all orders that the filters select, one a line (NDJSON), page by page."""
+        """Send all orders that the filters select, one a line (NDJSON), page by page; break the connection off if that fails."""
         filters = read_filters(visit)
         page = await visit.ask("GET", "/v1/orders", query={**filters, "limit": _EXPORT_PAGE})
         response = web.StreamResponse(
@@ -130,12 +132,15 @@ def build(sources: Sources) -> ScreenParts:
         )
         visit.record_now(response.status)
         await response.prepare(visit.request)
-        while True:
-            await response.write(b"".join(orjson.dumps(each) + b"\n" for each in page["items"]))
-            if page["next_cursor"] is None:
-                break
-            page = await visit.ask("GET", "/v1/orders", query={**filters, "limit": _EXPORT_PAGE, "cursor": page["next_cursor"]})
-        await response.write_eof()
+        try:
+            while True:
+                await write_lines(response, b"".join(orjson.dumps(each, option=orjson.OPT_APPEND_NEWLINE) for each in page["items"]))
+                if page["next_cursor"] is None:
+                    break
+                page = await visit.ask("GET", "/v1/orders", query={**filters, "limit": _EXPORT_PAGE, "cursor": page["next_cursor"]})
+            await response.write_eof()
+        except (ConnectionError, TimeoutError, ProblemError):
+            break_off(visit.request)
         return response
 
     return ScreenParts(

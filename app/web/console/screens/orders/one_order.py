@@ -12,7 +12,7 @@ from urllib.parse import quote
 import orjson
 from aiohttp import hdrs, web
 
-from app.web.console.frame import Page, Screen, Visit, problem_in
+from app.web.console.frame import Page, Screen, Visit, body_of
 from app.web.console.screens.orders.actions import ACTIONS, DONE, action_pages
 from app.web.console.screens.orders.graph import draw
 from app.web.console.screens.parts import Sources
@@ -25,7 +25,7 @@ _LETTERS = "/console/trouble"
 """The screen that shows dead letters."""
 
 _HIDDEN = frozenset({"timeline", "updated_at"})
-"""Members of a change that say nothing beside the others."""
+"""Members of a change that the page leaves out: they change with every other one."""
 
 
 def pages(sources: Sources, screen: Screen, states: Mapping[str, str]) -> tuple[Page, ...]:
@@ -60,10 +60,7 @@ def pages(sources: Sources, screen: Screen, states: Mapping[str, str]) -> tuple[
         }
 
     async def show(visit: Visit) -> web.StreamResponse:
-        answer = await read(visit.key, visit.path["order_id"])
-        if not answer.is_success:
-            raise problem_in(answer)
-        body = answer.body
+        body = body_of(await read(visit.key, visit.path["order_id"]))
         is_live = body["status"] not in _ENDED or body.get("waiting_for") is not None
         return visit.page(
             "orders/one.html",
@@ -78,12 +75,10 @@ def pages(sources: Sources, screen: Screen, states: Mapping[str, str]) -> tuple[
         order_id, key = visit.path["order_id"], visit.key
         # One reading for all who may see the same: of a role, and of the customer to whom a key is restricted.
         reader = ApiKey("console", key.role, customer=key.customer)
-        answer = await read(key, order_id)
-        if not answer.is_success:
-            raise problem_in(answer)
+        body_of(await read(key, order_id))  # an order that the caller may not see is refused here
 
         async def fetch() -> Any:
-            return (await read(reader, order_id)).body
+            return body_of(await read(reader, order_id))
 
         render = partial(_render, _place(visit), order_id, reader)
         return await live.stream(visit, ("order", order_id, reader.role, reader.customer), fetch, render)
@@ -94,16 +89,14 @@ def pages(sources: Sources, screen: Screen, states: Mapping[str, str]) -> tuple[
     async def export(visit: Visit) -> web.StreamResponse:
         """Send the order as a file that ``python -m app orders import`` takes."""
         order_id = visit.path["order_id"]
-        answer = await visit.answer("GET", f"/v1/orders/{quote(order_id, safe='')}/export")
-        if not answer.is_success:
-            raise problem_in(answer)
+        body = await visit.ask("GET", f"/v1/orders/{quote(order_id, safe='')}/export")
         name = "".join(character for character in order_id if character.isalnum() or character in "-_")
         headers = {
             **UNCACHED,
             hdrs.CONTENT_TYPE: "application/json",
             hdrs.CONTENT_DISPOSITION: f'attachment; filename="order-{name}.json"',
         }
-        return web.Response(body=orjson.dumps(answer.body), headers=headers)
+        return web.Response(body=orjson.dumps(body), headers=headers)
 
     return (
         Page(hdrs.METH_GET, path, show, screen, is_scoped=True),
