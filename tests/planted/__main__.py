@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -29,8 +30,8 @@ from tests.planted.catalogue import BUGS, Bug
 ROOT = Path(__file__).parents[2]
 SIMULATION = ("tests/simulation",)
 
-SECONDS_MAX = 300.0
-"""A run that takes longer hangs: that is noticed, too."""
+TIMES_MAX = 3.0
+"""A run hangs if it takes this many times as long as all tests without a bug: that is noticed, too."""
 
 _FAILED = 1
 
@@ -53,9 +54,9 @@ def copy_tree(target: Path) -> None:
             shutil.copy2(ROOT / name, target / name)
 
 
-def failure(folder: Path, tests: Sequence[str]) -> str | None:
+def failure(folder: Path, tests: Sequence[str], seconds_max: float | None = None) -> str | None:
     """
-    Return the end of what pytest prints if one of *tests* fails in the copy *folder*, and None if all pass.
+    Return the end of what pytest prints if one of *tests* fails in the copy *folder* or has not ended in time; None if all pass.
 
     Raises:
         RuntimeError: The tests could not be run.
@@ -64,10 +65,10 @@ def failure(folder: Path, tests: Sequence[str]) -> str | None:
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "CI": "1"}
     try:
         run = subprocess.run(
-            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS_MAX
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds_max
         )
     except subprocess.TimeoutExpired:
-        return f"no end after {SECONDS_MAX:g} s"
+        return f"no end after {seconds_max:.0f} s"
     # 2: a bug may break the import of a test; 3: pytest was ended by the fault handler, as a test hangs.
     if run.returncode not in (0, 1, 2, 3):
         raise RuntimeError(f"pytest ends with {run.returncode}: {run.stdout[-2000:]}{run.stderr[-2000:]}")
@@ -88,13 +89,14 @@ def plant(bug: Bug, folder: Path) -> None:
     path.write_text(text.replace(bug.before, bug.after), encoding="utf-8")
 
 
-def try_bug(original: Path, bug: Bug) -> Result:
-    """Return what finds *bug*, planted in a copy of the folder *original*."""
+def try_bug(original: Path, seconds_max: float, bug: Bug) -> Result:
+    """Return what finds *bug*, planted in a copy of the folder *original*; a run of tests takes *seconds_max*, or hangs."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "copy"
         shutil.copytree(original, folder)
         plant(bug, folder)
-        return Result(bug, failure(folder, SIMULATION) is not None, failure(folder, bug.tests) is not None)
+        by_simulation, by_tests = (failure(folder, tests, seconds_max) is not None for tests in (SIMULATION, bug.tests))
+        return Result(bug, by_simulation, by_tests)
 
 
 @click.command(help=__doc__)
@@ -110,10 +112,12 @@ def main(words: Sequence[str], jobs: int) -> None:
         copy_tree(original)
         tests = sorted({*SIMULATION, *(each for bug in bugs for each in bug.tests)})
         click.echo(f"{len(bugs)} bugs; first the tests without any: {' '.join(tests)}", err=True)
+        began = time.monotonic()
         if (output := failure(original, tests)) is not None:
             raise click.ClickException(f"The tests fail without a planted bug; make them pass first.\n{output}")
+        attempt = partial(try_bug, original, TIMES_MAX * (time.monotonic() - began))
         with ThreadPoolExecutor(jobs) as pool:
-            results = list(tqdm(pool.map(partial(try_bug, original), bugs), total=len(bugs), unit="bug", disable=None))
+            results = list(tqdm(pool.map(attempt, bugs), total=len(bugs), unit="bug", disable=None))
     width = max(len(bug.name) for bug in bugs)
     click.echo(f"{'bug':{width}}  simulation  tests")
     for result in results:
