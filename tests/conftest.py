@@ -34,21 +34,6 @@ def memory_is_usable() -> bool:
     return found.f_bavail * found.f_frsize >= MEMORY_BYTES_MIN and not found.f_flag & (os.ST_NOEXEC | os.ST_NODEV)
 
 
-SLOW = (
-    "analytics",
-    "console",
-    "process/test_console.py",
-    "process/test_explain.py",
-    "process/test_history_archive.py",
-    "process/test_orders_commands.py",
-    "process/test_overview.py",
-    "process/test_replay.py",
-    "process/test_system.py",
-    "process/test_telemetry.py",
-    "runtime/test_replay.py",
-)
-"""Folders and files whose tests take more than a minute together: only the whole run has them."""
-
 RUN_FIRST = (
     "gateways/test_faulty_provider.py",
     "bus/jetstream/test_cluster.py",
@@ -84,15 +69,8 @@ def pytest_configure() -> None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
-@pytest.hookimpl(tryfirst=True)  # before the tests that are slow are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is in `SLOW`; move the files of `RUN_FIRST` to the front, and keep the order of the others."""
-    slow = [Path(__file__).parent / name for name in SLOW]
-    if missing := [str(path) for path in slow if not path.exists()]:
-        raise pytest.UsageError(f"SLOW in tests/conftest.py names what is missing: {', '.join(missing)}")
-    for item in items:
-        if any(path == item.path or path in item.path.parents for path in slow):
-            item.add_marker("slow")
+    """Move the files of `RUN_FIRST` to the front, and keep the order of the others."""
     ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(RUN_FIRST)}
     if missing := [str(path) for path in ranks if not path.is_file()]:
         raise pytest.UsageError(f"RUN_FIRST in tests/conftest.py names missing files: {', '.join(missing)}")

@@ -22,6 +22,8 @@ from bus.jetstream.delivery import KEY
 from tests.analytics.events import CONTRACTS, START, event, order_events
 from tests.nats import NatsServer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:

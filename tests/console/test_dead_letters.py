@@ -11,6 +11,8 @@ import pytest
 from tests.console.conftest import Seen, Served
 from tests.console.letters import BODY, dead_letter, order_id
 
+pytestmark = pytest.mark.slow
+
 GROUP = "/console/trouble/group?consumer=inventory&subject=orders.created.v1&error=failed"
 
 

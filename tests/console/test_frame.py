@@ -16,6 +16,8 @@ from app.web.console.session import COOKIE, SESSION_SECONDS, Sessions
 from config.api_keys import MODULE, ROLES, ApiKey
 from tests.console.conftest import KEYS, Browser, Served
 
+pytestmark = pytest.mark.slow
+
 EVENT_HANDLER = re.compile(r"on[a-z]+|hx-on.*")
 
 

@@ -19,6 +19,8 @@ from app.web.console.screens.curves import HEIGHT, WIDTH, curves
 from app.web.console.session import COOKIE
 from tests.console.conftest import Browser, Served
 
+pytestmark = pytest.mark.slow
+
 ATTENTION = {
     "what": "The breaker for charges is <open>.",
     "since": "2026-11-28T10:00:00Z",

@@ -15,6 +15,8 @@ from app.web.responses.problems import ProblemError
 from tests.console.conftest import Browser, Served
 from tests.console.test_now import call, ended, following, place, stock
 
+pytestmark = pytest.mark.slow
+
 ACTIONS = ("cancel", "refund", "settle")
 
 

@@ -12,6 +12,8 @@ import pytest
 from aiohttp import ClientPayloadError
 from loguru import logger
 
+import pytest
+
 from app.web.console.screens.orders import listing as screen
 from app.web.operations.module_api import ApiAnswer, ModuleUnreachable
 from modules.orders.routes import REASONS, filters
@@ -161,6 +163,7 @@ async def test_a_key_of_one_customer_sees_the_orders_of_that_customer(served: Se
     assert (await browser.get("/console/orders?customer_id=c-2")).status == 403
 
 
+@pytest.mark.slow
 async def test_new_orders_appear_without_a_reload(served: Served) -> None:
     """The rows are sent again once one is placed."""
     await stock(served)

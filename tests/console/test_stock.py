@@ -9,6 +9,8 @@ import pytest
 
 from tests.console.conftest import Browser, Seen, Served
 
+pytestmark = pytest.mark.slow
+
 Product = dict[str, Any]
 
 

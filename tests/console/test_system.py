@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from tests.console.conftest import Served
 from tests.console.test_stock import api, put
+
+pytestmark = pytest.mark.slow
 
 
 async def test_the_set_up_of_the_process_is_shown(served: Served) -> None:

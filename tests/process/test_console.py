@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from aiohttp import ClientSession, CookieJar, DummyCookieJar
 
 from tests.process.client import Client
 from tests.process.conftest import Serve
 from tests.process.server import Server
+
+pytestmark = pytest.mark.slow
 
 
 async def test_without_keys_a_person_on_this_machine_goes_straight_in(serve: Serve, connect: Callable[[Server], Client]) -> None:

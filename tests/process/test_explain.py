@@ -16,6 +16,8 @@ from tests.process.client import Client, eventually
 from tests.process.conftest import Serve
 from tests.process.server import SEPARATE_DATABASES, Server
 
+pytestmark = pytest.mark.slow
+
 ONE_DATABASE: dict[str, str] = {}
 
 

@@ -12,9 +12,13 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
+import pytest
+
 from tests.process.client import Client
 from tests.process.conftest import Serve
 from tests.process.server import SEPARATE_DATABASES, Server, run
+
+pytestmark = pytest.mark.slow
 
 STANDARD = {
     "orders.created.v2", "inventory.reserved.v1", "payments.charge_requested.v1", "payments.captured.v1", "orders.confirmed.v1"

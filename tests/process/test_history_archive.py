@@ -33,6 +33,8 @@ from tests.process.test_history import pages
 from tests.storage.archive_contract import DAY, PAY, happen, place, shop
 from tests.story.blocks import blocks_of
 
+pytestmark = pytest.mark.slow
+
 MODULES = ("orders", "inventory", "payments")
 HOWTO = Path(__file__).parents[2] / "docs" / "howto" / "history" / "archive-the-history.rst"
 

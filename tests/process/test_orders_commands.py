@@ -18,6 +18,8 @@ from tests.process.client import Client, eventually
 from tests.process.conftest import Serve
 from tests.process.server import Server, environment_of, run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 async def test_orders_are_listed_shown_and_explained(serve: Serve, connect: Callable[[Server], Client], tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from tests.process.client import Client
 from tests.process.conftest import Serve
 from tests.process.server import Server
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("workers", ["0", "1"])
 async def test_the_overview_counts_orders_and_follows_them(serve: Serve, connect: Callable[[Server], Client], workers: str) -> None:

@@ -15,6 +15,8 @@ from tests.process.client import Client
 from tests.process.conftest import Serve
 from tests.process.server import SEPARATE_DATABASES, Server, run
 
+pytestmark = pytest.mark.slow
+
 
 async def history(server: Server, *arguments: str, code: int = 0, **settings: str) -> tuple[str, str]:
     """Return what the command prints on stdout and on stderr."""

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
+import pytest
+
 from tests.process.client import Client, eventually
 from tests.process.conftest import Serve
 from tests.process.server import SEPARATE_DATABASES, Server
+
+pytestmark = pytest.mark.slow
 
 
 async def test_consumers_timers_and_configuration_are_those_of_the_process(

@@ -15,6 +15,8 @@ from tests.process.collector import OVER_BUS, TREE, Collector, Span, tree
 from tests.process.conftest import Serve
 from tests.process.server import SEPARATE_DATABASES, Server
 
+pytestmark = pytest.mark.slow
+
 Connect = Callable[[Server], Client]
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

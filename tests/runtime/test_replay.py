@@ -18,6 +18,8 @@ from tests.storage.site import Site
 from tests.storage.test_postgres import PostgresSite
 from tests.storage.test_sqlite import SqliteSite
 
+pytestmark = pytest.mark.slow
+
 
 class TestSqlite(ReplayContract):
     """The contract suite on SQLite."""

@@ -8,11 +8,15 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
+import pytest
+
 from tests.process.client import Client, eventually
 from tests.split.conftest import Build
 from tests.split.peers import know_each_other
 from tests.split.system import MODULES, System
 from tests.split.test_overview import KEYS, OPERATOR, VIEWER
+
+pytestmark = pytest.mark.slow
 
 SHOP = {"Authorization": "Bearer key-of-the-customer-1"}
 OTHER = {"Authorization": "Bearer key-of-the-customer-2"}

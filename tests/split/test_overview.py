@@ -6,10 +6,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from tests.process.client import Client, eventually
 from tests.split.conftest import Build
 from tests.split.peers import know_each_other
 from tests.split.system import MODULES, System
+
+pytestmark = pytest.mark.slow
 
 KEYS = ("ops:operator:0123456789abcdef", "looker:viewer:fedcba9876543210")
 OPERATOR = {"Authorization": "Bearer 0123456789abcdef"}

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import nats
+import pytest
 
 from tests.nats import NatsServer
 from tests.process.client import Client
 from tests.process.collector import OVER_BUS, Collector, tree
 from tests.split.system import System
+
+pytestmark = pytest.mark.slow
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 

@@ -22,6 +22,8 @@ from bus.contracts.registry import ContractRegistry
 from tests.analytics.projections.conftest import asked, store
 from tests.analytics.projections.story import captured, created, paid_order, refunded
 
+pytestmark = pytest.mark.slow
+
 GOOD = """\
 -- title: Orders per day
 -- answers: How many orders were placed?

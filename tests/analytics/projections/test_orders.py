@@ -19,6 +19,8 @@ from tests.analytics.projections.story import (
     reserved,
 )
 
+pytestmark = pytest.mark.slow
+
 DAY = "2026-03-02"
 
 

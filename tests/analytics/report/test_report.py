@@ -14,6 +14,8 @@ from click.testing import CliRunner, Result
 from app.cli.main import main
 from tests.analytics.report.shop import shop_file
 
+pytestmark = pytest.mark.slow
+
 PERIOD = ("--since", "2026-03-01", "--until", "2026-03-09T12:00:00Z")
 
 
