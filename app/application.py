@@ -208,9 +208,9 @@ class Application:
         await cancel_tasks(self._tasks)
         await parts.bus.bus.close(0.5)
         await parts.storage.close()
-        await asyncio.to_thread(otel.stop, parts.metrics)
         for claim in self._claims:
             claim.close()
+        await asyncio.to_thread(otel.stop, parts.metrics)  # last: a process that waits for the claims does not wait for a collector
 
     def reload(self, settings: Settings) -> None:
         """
