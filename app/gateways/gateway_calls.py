@@ -16,6 +16,7 @@ __all__ = [
 ]
 
 import random
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -268,14 +269,16 @@ class _TracedCalls(GatewayCalls):
 
     async def charge(self, attempt: ChargeAttempt) -> Any:
         """Make the charge within a span; see `GatewayCalls.charge`."""
-        request = attempt.request
-        with self._processing(subject_of(type(request.event)), request.id, request.trace):
+        with self._span(attempt.request):
             return await super().charge(attempt)
 
     async def refund(self, request: GatewayRequest) -> Any:
         """Make the refund within a span; see `GatewayCalls.refund`."""
-        with self._processing(subject_of(type(request.event)), request.id, request.trace):
+        with self._span(request):
             return await super().refund(request)
+
+    def _span(self, request: GatewayRequest) -> AbstractContextManager[None]:
+        return self._processing(subject_of(type(request.event)), request.id, request.trace)
 
 
 def make_calls(
