@@ -57,6 +57,19 @@ async def test_a_second_process_waits_for_the_first_and_takes_over(tmp_path: Pat
     await second.stop()
 
 
+async def test_a_process_that_takes_over_does_not_wait_for_a_collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The claims are given up before the last spans are sent, which takes seconds where the collector is away."""
+    first, second = Application(settings(tmp_path)), Application(settings(tmp_path))
+    await first.start()
+    claims: list[Any] = []
+    monkeypatch.setattr("app.telemetry.otel.stop", lambda _: claims.extend(second.parts.storage.claim()))
+    await first.stop()
+    assert claims
+    for claim in claims:
+        claim.close()
+    await second.parts.storage.close()
+
+
 async def test_two_processes_never_serve_one_file(tmp_path: Path) -> None:
     """The second one gives up after SHUTDOWN_GRACE_S, and names the variable."""
     first, second = Application(settings(tmp_path)), Application(settings(tmp_path))
