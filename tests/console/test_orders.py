@@ -12,8 +12,6 @@ import pytest
 from aiohttp import ClientPayloadError
 from loguru import logger
 
-import pytest
-
 from app.web.console.screens.orders import listing as screen
 from app.web.operations.module_api import ApiAnswer, ModuleUnreachable
 from modules.orders.routes import REASONS, filters

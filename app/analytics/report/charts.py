@@ -20,6 +20,8 @@ LEFT, RIGHT, TOP, BOTTOM = 76, 16, 12, 28
 BAR_HEIGHT, LABEL_WIDTH = 26, 190
 LINES_MAX = 6
 """Lines in one chart: more could not be distinguished."""
+SPREAD_MIN = 1e-300
+"""Values that are closer are equal on a chart; steps between them could not be represented."""
 
 _DASHES = ("", "7 3", "2 3", "10 3 2 3", "1 2", "14 4")
 
@@ -88,7 +90,7 @@ def bars(title: str, shown: Sequence[tuple[str, float]], show: Format) -> Markup
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
     """Return about so many round numbers in equal steps that enclose *low* and *high*, at least two."""
-    if high <= low:
+    if high - low < SPREAD_MIN:
         high = low + 1
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.analytics.projections.declaration import load
@@ -18,6 +18,8 @@ _values = st.floats(-1e18, 1e18, allow_nan=False)
 
 
 @given(_values, _values)
+@example(0.0, 5e-324)
+@example(0.0, 1e-299)
 def test_ticks_enclose_the_values_in_equal_round_steps(first: float, second: float) -> None:
     """From two to seven of them."""
     low, high = min(first, second, 0), max(first, second, 0)
