@@ -281,6 +281,27 @@ async def test_an_accepted_row_is_marked_and_never_published_again(path: Path, c
         assert bus.subjects == []
 
 
+async def test_marks_that_cannot_be_written_are_written_later(path: Path, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the bus has accepted while the database is away is not published again once it is back."""
+
+    async def fails(*_: Any) -> Any:
+        raise StorageUnavailable("away")
+
+    async with harness_at(path, clock) as harness:
+        await harness.submit("orders", submitted())
+        relay = relay_of(harness, bus := ManualBus())
+        await relay.step()
+        await bus.accept()
+        with monkeypatch.context() as away:
+            away.setattr(harness.database, "write", fails)
+            for _ in range(3):
+                await step_after(relay, clock)
+        for _ in range(3):
+            await step_after(relay, clock)
+        assert sorted(bus.subjects) == CREATED
+        assert all(sent_at for subject, sent_at in await harness.outbox("orders") if subject in CREATED)
+
+
 @pytest.mark.parametrize(
     ("outcome", "is_published"), [(True, False), (False, True), (LookupError("a bug"), True), ("cancelled", True)]
 )
