@@ -216,6 +216,18 @@ async def test_fifty_concurrent_requests_with_one_key_have_one_effect(harness: H
     assert await harness.rows("SELECT count(*) FROM orders_order") == [(1,)]
 
 
+async def test_requests_with_one_key_in_one_batch_are_answered_in_its_transaction(harness: Harness) -> None:
+    """The first is decided, and the others are replays of it; the batch does not fail at the inbox, to be processed one by one."""
+    commits: list[Any] = []
+    event.listen(harness.database.engine, "commit", commits.append)
+    pending = [submit(harness, "orders", submitted(), key="k", fingerprint="f", respond=order_answer) for _ in range(5)]
+    await asyncio.sleep(0)
+    await harness.runners["orders"].step()
+    answers = await asyncio.gather(*pending)
+    assert [answer.is_replay for answer in answers] == [False] + [True] * 4
+    assert len(commits) == 1
+
+
 async def test_an_idempotency_key_survives_a_restart(path: Path) -> None:
     """The stored reply is in the database."""
     async with harness_at(path) as harness:
