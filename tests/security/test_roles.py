@@ -120,10 +120,16 @@ async def test_a_key_of_one_customer_sees_and_places_orders_of_that_customer_onl
     assert await place("web-1", "c-2") == (403, "forbidden")
     mine, theirs = await place("web-1", "c-1"), await place("web-2", "c-2")
     assert (mine[0], theirs[0]) == (202, 202)
-    for path in f"/v1/orders/{theirs[1]}", f"/v1/orders/{theirs[1]}/stream":
+    for path in f"/v1/orders/{theirs[1]}", f"/v1/orders/{theirs[1]}/stream", f"/v1/orders/{theirs[1]}/explain":
         assert (await program.send("web-1", "GET", path)).status == 404
     assert (await program.send("web-1", "POST", f"/v1/orders/{theirs[1]}/cancel")).status == 404
     assert (await program.send("web-1", "GET", f"/v1/orders/{mine[1]}")).status == 200
+    assert (await program.send("web-1", "GET", f"/v1/orders/{mine[1]}/explain")).status == 200
+    for path in f"/v1/orders/{mine[1]}/export", f"/v1/order-records/{mine[1]}":
+        assert (await program.send("web-1", "GET", path)).status == 403
+    exported = (await program.send("web-1", "GET", "/v1/orders/export")).text.splitlines()
+    assert [json.loads(line)["order_id"] for line in exported] == [mine[1]]
+    assert (await program.send("web-1", "GET", "/v1/orders/export?customer_id=c-2")).status == 403
     listed = json.loads((await program.send("web-1", "GET", "/v1/orders")).text)["items"]
     assert [order["order_id"] for order in listed] == [mine[1]]
     assert (await program.send("web-1", "GET", "/v1/orders?customer_id=c-1")).status == 200
