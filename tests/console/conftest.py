@@ -89,11 +89,11 @@ class Browser:
 
     async def get(self, path: str, **headers: str) -> Seen:
         """Return the page at *path*."""
-        return await self._send("GET", path, None, headers)
+        return await self.send("GET", path, None, headers)
 
     async def post(self, path: str, form: dict[str, str], **headers: str) -> Seen:
         """Return the answer to *form*."""
-        return await self._send("POST", path, form, headers)
+        return await self.send("POST", path, form, headers)
 
     async def log_in(self, name: str) -> Seen:
         """Log in with the key of *name*, and keep the cookie."""
@@ -109,8 +109,13 @@ class Browser:
         hidden = {own["name"]: own["value"] for own in seen.elements.all("input", type="hidden")}
         return await self.post(action, {**hidden, **fields})
 
-    async def _send(self, method: str, path: str, form: dict[str, str] | None, headers: dict[str, str]) -> Seen:
-        sent = {**self.headers, **headers}
+    async def send(
+        self, method: str, path: str, form: dict[str, str] | None = None, headers: dict[str, str] | None = None
+    ) -> Seen:
+        """Return the answer to a request with *method*; a POST without *form* has an empty one."""
+        sent = {**self.headers, **(headers or {})}
+        if method == "POST" and form is None:
+            form = {}
         if self.cookie:
             sent["Cookie"] = f"{COOKIE}={self.cookie}"
         async with self.session.request(method, self.address + path, data=form, headers=sent, allow_redirects=False) as answer:
