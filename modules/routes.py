@@ -3,8 +3,7 @@ Routes of a module, described independently of any web framework.
 
 There are seven kinds: `CommandRoute` submits an event, `ImportRoute` submits many, `GetRoute` returns one state, `ListRoute`
 returns many by the page and `ExportRoute` all at once, `StreamRoute` sends one state after each change, and `ListStreamRoute`
-all of them. The web layer implements
-them over HTTP; a module describes only which event a request stands for and what the response contains.
+all of them. The web layer implements them over HTTP; a module describes only which event a request stands for and what the response contains.
 """
 
 from __future__ import annotations
@@ -146,44 +145,36 @@ class GetRoute:
 
 
 @frozen
-class ListRoute:
+class _StatesRoute:
+    """The states that meet the filters, in the order of their keys."""
+
+    name: str
+    path: str
+    summary: str
+    state: type
+    show: Callable[[Any], Json | None]
+    """Returns the JSON of one state; None leaves it out."""
+    response_schema: str
+    """Name of the schema of one state in the module's ``http_schemas``."""
+    newest_first: bool = False
+    filters: tuple[Filter, ...] = ()
+    """The query parameters that select the states."""
+    roles: tuple[Role, ...] = ()
+    """Who may call it; the operator always may."""
+
+
+@frozen
+class ListRoute(_StatesRoute):
     """
     List states with keyset pagination over their key: ``limit`` 1 to 200, ``cursor`` opaque.
 
     A page may be shorter than its limit, or empty, although it has a next cursor; see `app.storage.search.list_query`.
     """
 
-    name: str
-    path: str
-    summary: str
-    state: type
-    show: Callable[[Any], Json | None]
-    """Returns the JSON of one state; None leaves it out."""
-    response_schema: str
-    newest_first: bool = False
-    filters: tuple[Filter, ...] = ()
-    """The query parameters that restrict the list."""
-    roles: tuple[Role, ...] = ()
-    """Who may call it; the operator always may."""
-
 
 @frozen
-class ExportRoute:
+class ExportRoute(_StatesRoute):
     """Send all states that meet the filters, one JSON object a line (NDJSON), in the order of a `ListRoute`."""
-
-    name: str
-    path: str
-    summary: str
-    state: type
-    show: Callable[[Any], Json | None]
-    """Returns the JSON of one state; None leaves it out."""
-    response_schema: str
-    """Name of the schema of a line in the module's ``http_schemas``."""
-    newest_first: bool = False
-    filters: tuple[Filter, ...] = ()
-    """The query parameters that restrict the export."""
-    roles: tuple[Role, ...] = ()
-    """Who may call it; the operator always may."""
 
 
 @frozen

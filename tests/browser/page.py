@@ -107,7 +107,7 @@ def assert_accessible(page: Page) -> None:
     """
     Check *page* with axe-core in both colour schemes, by the rules of WCAG 2.2 at level AA and by the best practices.
 
-    Only the contrasts depend on the scheme. axe-core describes each element that passes, too, unless it is told not to; that takes
+    Only the contrasts depend on the scheme. Without ``resultTypes`` axe-core also describes each element that passes, which takes
     most of the time.
     """
     for scheme, options in (("light", {}), ("dark", {"runOnly": ["color-contrast"]})):
