@@ -228,7 +228,7 @@ async def test_the_role_decides_what_is_shown(served: Served) -> None:
 def test_a_point_is_what_happened_within_its_interval() -> None:
     """Rates a second, what waits, and the mean age; an interval without a message has no age. An hour is kept."""
     moment, metrics = 1000.0, Metrics()
-    samples = Samples(metrics, lambda: moment)
+    samples = Samples(metrics, lambda: moment, lambda: moment)
     metrics.orders.labels("processing").inc(50)
     metrics.orders.labels("confirmed").inc(20)
     metrics.orders.labels("cancelled").inc(10)

@@ -7,12 +7,14 @@ __all__ = ["INTERVAL_SECONDS", "POINTS_MAX", "Point", "Samples"]
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from time import time
+from functools import partial
+from time import monotonic, time
 
 from aiohttp import web
 from attrs import frozen
 
 from app.telemetry.metrics import Metrics
+from app.web.operations.overview.rates import LAG_COUNT, LAG_SECONDS, Rates, read_counters
 from bus.tasks import cancel_tasks
 
 INTERVAL_SECONDS = 10.0
@@ -32,23 +34,14 @@ class Point:
     """Mean age of the messages that were handled; None if there was none."""
 
 
-@frozen
-class _Counters:
-    accepted: float
-    completed: float
-    lag_sum: float
-    lag_count: int
-
-
 class Samples:
-    """The points of the last hour, from *metrics*; a sample reads counters only, no database. *now* is in seconds since 1970."""
+    """The points of the last hour, from *metrics*; a sample reads counters only, no database. *now* is in seconds since 1970, *elapsed* in seconds."""
 
-    def __init__(self, metrics: Metrics, now: Callable[[], float] = time) -> None:
+    def __init__(self, metrics: Metrics, now: Callable[[], float] = time, elapsed: Callable[[], float] = monotonic) -> None:
         self._metrics = metrics
         self._now = now
         self._points: deque[Point] = deque(maxlen=POINTS_MAX)
-        self._latest = self._read()
-        self._at = now()
+        self._rates = Rates(partial(read_counters, metrics), elapsed, window_seconds=0)
 
     @property
     def points(self) -> Sequence[Point]:
@@ -57,19 +50,19 @@ class Samples:
 
     def step(self) -> None:
         """Take a sample."""
-        now, counters, before = self._now(), self._read(), self._latest
-        seconds = max(now - self._at, 0.001)
-        count = counters.lag_count - before.lag_count
+        growth, seconds = self._rates.growth()
+        count = sum(value for name, value in growth.items() if name.startswith(LAG_COUNT))
+        age = sum(value for name, value in growth.items() if name.startswith(LAG_SECONDS))
         self._points.append(
             Point(
-                at=int(now),
-                accepted_per_s=round((counters.accepted - before.accepted) / seconds, 2),
-                completed_per_s=round((counters.completed - before.completed) / seconds, 2),
+                at=int(self._now()),
+                accepted_per_s=round(growth["processing"] / seconds, 2),
+                completed_per_s=round((growth["confirmed"] + growth["cancelled"]) / seconds, 2),
                 outbox_pending=self._pending(),
-                lag_seconds=round((counters.lag_sum - before.lag_sum) / count, 4) if count else None,
+                lag_seconds=round(age / count, 4) if count else None,
             )
         )
-        self._latest, self._at = counters, now
+        self._rates.step()
 
     def attach(self, app: web.Application) -> None:
         """Take a sample every `INTERVAL_SECONDS` while *app* runs."""
@@ -88,16 +81,6 @@ class Samples:
         while True:
             await asyncio.sleep(INTERVAL_SECONDS)
             self.step()
-
-    def _read(self) -> _Counters:
-        reached = {status: counter.value for (status,), counter in self._metrics.orders.items()}
-        lags = [lag for _, lag in self._metrics.message_lag_seconds.items()]
-        return _Counters(
-            accepted=reached.get("processing", 0),
-            completed=reached.get("confirmed", 0) + reached.get("cancelled", 0),
-            lag_sum=sum(lag.sum for lag in lags),
-            lag_count=sum(sum(lag.counts) for lag in lags),
-        )
 
     def _pending(self) -> int:
         samples = [sample for _, gauge in self._metrics.outbox_pending.items() for sample in gauge.samples("")]

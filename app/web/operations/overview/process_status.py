@@ -24,7 +24,7 @@ from app.telemetry.attention import Attention, AttentionWatch
 from app.telemetry.metrics import Metrics
 from app.web.endpoints.dead_letters import group_to_json
 from app.web.endpoints.health import BUS, CHECK_SECONDS_MAX, DATABASE, OK, Health
-from app.web.operations.overview.rates import WINDOW_SECONDS, Rates
+from app.web.operations.overview.rates import LAG_COUNT, LAG_SECONDS, WINDOW_SECONDS, Rates, read_counters
 from bus.port import Clock
 from modules.orders.state import Status, order_table
 from modules.values import rfc3339
@@ -104,7 +104,7 @@ class ProcessStatus:
         self._metrics = metrics
         self._clock = clock
         self._attention = attention
-        self._rates = Rates(self._counters)
+        self._rates = Rates(partial(read_counters, metrics))
         self._counts: StatusCounts | None = None
         if ORDERS in stores:
             statuses = [status.value for status in Status]
@@ -185,7 +185,7 @@ class ProcessStatus:
 
     def _module(self, name: str) -> dict[str, Any]:
         growth, _ = self._rates.growth()
-        count = growth.get(f"lag_count:{name}", 0.0)
+        count = growth.get(f"{LAG_COUNT}{name}", 0.0)
         relay = self._relays[name]
         return {
             "reachable": True,
@@ -193,17 +193,11 @@ class ProcessStatus:
             "outbox_oldest_seconds": round(relay.oldest_seconds, 3),
             # Several processes may share a database that is shared; how many do is not known.
             "replicas": None if self._stores[name].database.dialect.is_shared else 1,
-            "lag_seconds": round(growth[f"lag_seconds:{name}"] / count, 4) if count else None,
+            "lag_seconds": round(growth[f"{LAG_SECONDS}{name}"] / count, 4) if count else None,
         }
 
     def _reached(self, status: str) -> float:
         return self._metrics.orders.labels(status).value
-
-    def _counters(self) -> dict[str, float]:
-        found = {status.value: self._reached(status.value) for status in Status}
-        for (module,), lag in self._metrics.message_lag_seconds.items():
-            found[f"lag_seconds:{module}"], found[f"lag_count:{module}"] = lag.sum, sum(lag.counts)
-        return found
 
 
 def _oldest_waiting(connection: Connection) -> tuple[dict[str, Any] | None, int]:
