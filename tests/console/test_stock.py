@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.console.conftest import Browser, Seen, Served
+from tests.console.test_now import call
 
 pytestmark = pytest.mark.slow
 
@@ -77,6 +78,17 @@ async def test_the_role_for_stock_changes_what_a_viewer_only_sees(served: Served
     for path in ("", "/A-1/adjust", "/A-1/restock", "/A-1/set"):
         assert (await viewer.post(f"/console/stock{path}", {"csrf": csrf, "quantity": "1"})).status == 403
     assert (await (await served.as_role("shop")).get("/console/stock")).status == 403
+
+
+async def test_the_audit_of_a_change_has_the_correlation_id_of_the_page(served: Served) -> None:
+    """One id leads from what the page shows to the log and to the record."""
+    browser = await served.as_role("operator")
+    browser.headers["X-Correlation-ID"] = "from-the-page"
+    await browser.submit("/console/stock", "/console/stock", product_id="A-1", on_hand="3", amount="100", currency="EUR")
+    seen = await browser.submit("/console/stock/A-1", "/console/stock/A-1/restock", quantity="2")
+    assert seen.status == 303, seen.words
+    records = (await call(served, "GET", "/v1/audit?target=A-1"))["items"]
+    assert [record["correlation_id"] for record in records] == ["from-the-page"] * 2
 
 
 async def test_a_product_is_created_restocked_adjusted_and_priced(served: Served) -> None:
