@@ -157,6 +157,7 @@ async def test_a_collector_that_is_away_changes_nothing_but_a_counter(serve: Ser
 
     assert await eventually(dropped, lambda count: count >= len(TREE.splitlines()))
     await place(client, **SAMPLED)
+    server.wait_for_line(lambda line: "takes no data" in line and '"spans"' in line)
     lines = [line for line in server.lines if "takes no data" in line and '"spans"' in line]
     assert len(lines) == 1
     assert "refused" in lines[0], "the reason is named"

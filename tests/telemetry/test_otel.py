@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +24,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from app.telemetry import otel
 from app.telemetry.metrics import Metrics
 from app.telemetry.otel.collector_settings import CollectorSettings
+from app.telemetry.otel.pipeline import SdkMessages
 from app.telemetry.otel.sampling import Sampler, is_sampled
 from app.telemetry.otel.span_ids import process_span_id
 from app.telemetry.otel.tracer import LINKS_MAX, Tracer
@@ -259,6 +262,21 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatc
     otel.start(CollectorSettings.of(settings(otel_exporter_otlp_traces_endpoint=COLLECTOR)), "1", metrics)
     assert metrics.tracer is not None
     otel.stop(metrics)
+
+
+def test_the_reason_of_one_signal_is_not_that_of_the_other() -> None:
+    """Spans and metrics are sent by a thread each, at the same time."""
+    messages = SdkMessages()
+
+    def fail(*texts: str) -> str:
+        for text in texts:
+            messages.handle(logging.LogRecord("opentelemetry", logging.ERROR, "", 0, text, None, None))
+        return messages.reason
+
+    with ThreadPoolExecutor(1) as other:
+        assert fail("connection refused", "no more attempts") == "connection refused no more attempts"
+        assert other.submit(fail, "400").result() == "400"
+        assert messages.reason == "connection refused no more attempts"
 
 
 def test_spans_beyond_the_queue_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["OpenTelemetry"]
+__all__ = ["OpenTelemetry", "SdkMessages"]
 
 import logging
 import os
@@ -37,22 +37,37 @@ _PROTOCOL = "http/protobuf"
 _PROTOCOLS = tuple(f"OTEL_EXPORTER_OTLP_{signal}PROTOCOL" for signal in ("", "TRACES_", "METRICS_"))
 
 
-class _Messages(logging.Handler):
-    """Keeps the SDK's last messages, which name the reason of a failure; it would write a line for each attempt."""
+class _Last(threading.local):
+    """The last messages of the calling thread: the error of the last attempt, then that no more are made."""
+
+    def __init__(self) -> None:
+        self.texts: deque[str] = deque(maxlen=2)
+
+
+class SdkMessages(logging.Handler):
+    """
+    Keeps the SDK's last messages, which name the reason of a failure; it would write a line for each attempt.
+
+    Each signal is sent by a thread of its own, which logs the attempts, too: so the reason is that of its signal.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.texts: deque[str] = deque(maxlen=2)
-        """The error of the last attempt, then that no more are made."""
+        self._last = _Last()
+
+    @property
+    def reason(self) -> str:
+        """Why the last attempt of the calling thread has failed."""
+        return " ".join(self._last.texts)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
+        self._last.texts.append(record.getMessage())
 
 
 class _Deliveries:
     """Counts what the collector takes and does not take of one *signal*, and logs the change between the two."""
 
-    def __init__(self, signal: str, endpoint: str, messages: _Messages) -> None:
+    def __init__(self, signal: str, endpoint: str, messages: SdkMessages) -> None:
         self._signal = signal
         self._endpoint = endpoint
         self._messages = messages
@@ -72,7 +87,7 @@ class _Deliveries:
             else:
                 logger.warning(
                     "the collector takes no data; it is dropped until it does", signal=self._signal, endpoint=self._endpoint,
-                    detail=" ".join(self._messages.texts),
+                    detail=self._messages.reason,
                 )  # fmt: skip
 
 
@@ -115,7 +130,7 @@ class OpenTelemetry:
         for variable in _PROTOCOLS:
             if (protocol := os.environ.get(variable) or _PROTOCOL) != _PROTOCOL:
                 raise ValueError(f"{variable} {protocol} is not supported, {_PROTOCOL} is")
-        messages = _Messages()
+        messages = SdkMessages()
         sdk_logger = logging.getLogger("opentelemetry")
         sdk_logger.handlers, sdk_logger.propagate = [messages], False
         resource = _resource(settings, version)
