@@ -232,6 +232,14 @@ async def test_locally_delivered_events_are_counted(harness: Harness) -> None:
         assert line in rendered
 
 
+async def test_what_a_worker_subscribes_to_is_published_at_the_commit(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not wait for a scan of the outbox, which would find it later."""
+    published: list[Any] = []
+    monkeypatch.setattr(harness.relays["payments"], "publish", published.extend)
+    await harness.submit("orders", submitted(oid(1)))
+    assert [row.subject for row in published] == ["payments.charge_requested.v1"]
+
+
 async def test_an_event_that_a_subscriber_cannot_decide_goes_over_the_bus(harness: Harness) -> None:
     """The order is accepted nevertheless; the bus delivers the event again, and nothing happens twice."""
     failures = ["first", "second"]
