@@ -1,9 +1,8 @@
 """
 The declaration of a projection: one SQL file, a SELECT over the tables of the events or over other projections.
 
-The file begins with comments ``-- name: value``, which `FIELDS` lists; its name is that of the projection. The SELECT uses
-only what DuckDB, PostgreSQL and RisingWave have in common, and lists of structs, which `risingwave.py` converts. Money stays
-in minor units, and no query adds the amounts of two currencies: each has the currency in its grain.
+The file begins with comments ``-- name: value``, which `FIELDS` lists; its name is that of the projection. The SELECT is in
+DuckDB's SQL. Money stays in minor units, and no query adds the amounts of two currencies: each has the currency in its grain.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The engines that count: DuckDB, and PostgreSQL in place of RisingWave, with what is generated for RisingWave."""
+"""Count with the projections in a file in memory."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-import psycopg
 import pyarrow as pa
 import pytest
 
 from app.analytics.analytics_file import AnalyticsFile
 from app.analytics.errors import QueryRefused
-from app.analytics.event_tables import EventTable, event_tables
 from app.analytics.events import SCHEMA
-from app.analytics.projections import risingwave
 from app.analytics.projections.declaration import load
 from app.analytics.projections.statements import Statement
 from app.analytics.projections.views import create_views
@@ -26,7 +23,6 @@ from app.analytics.query import Answer, answer, gathered
 from app.messaging.event_registry import build_registry
 from bus.contracts.registry import ContractRegistry
 from tests.analytics.projections.story import Happened
-from tests.postgres import PostgresServer
 
 Count = Callable[[Sequence[Happened], str], list[tuple[Any, ...]]]
 """Takes events and the name of a projection, and returns its rows, sorted."""
@@ -36,12 +32,6 @@ Count = Callable[[Sequence[Happened], str], list[tuple[Any, ...]]]
 def contracts() -> ContractRegistry:
     """All events."""
     return build_registry(())
-
-
-@pytest.fixture(scope="session")
-def tables(contracts: ContractRegistry) -> Sequence[EventTable]:
-    """The tables of all events."""
-    return event_tables(contracts)
 
 
 @pytest.fixture(scope="session")
@@ -59,18 +49,6 @@ def file(duckdb_file: AnalyticsFile) -> AnalyticsFile:
     for table in duckdb_file.tables:
         duckdb_file.connection.execute(f"DELETE FROM {table.name}")
     return duckdb_file
-
-
-@pytest.fixture(scope="session")
-def risingwave_like(postgres: PostgresServer, tables: Sequence[EventTable]) -> Iterator[psycopg.Connection[Any]]:
-    """A PostgreSQL database with what is generated for RisingWave, for the whole run; the source is a plain table."""
-    columns = ", ".join(f'"{column}" {type}' for column, type in risingwave.SOURCE_COLUMNS.items())
-    with psycopg.connect(postgres.create_database(), autocommit=True) as connection:
-        connection.execute("SET TimeZone = 'UTC'")
-        connection.execute(f'CREATE TABLE {risingwave.EVENTS} ({columns}, PRIMARY KEY ("id"))')
-        for statement in (*risingwave.view_statements(tables), *risingwave.projection_statements(load(), tables)):
-            connection.execute(statement)
-        yield connection
 
 
 def store(file: AnalyticsFile, events: Sequence[Happened]) -> None:
@@ -109,30 +87,12 @@ def _plain(value: Any) -> Any:
     return round(value, 6) if isinstance(value, float) else value
 
 
-@pytest.fixture(params=["duckdb", "risingwave"])
-def count(request: pytest.FixtureRequest) -> Count:
-    """Count with each of the two dialects."""
-    if request.param == "duckdb":
-        return _in_duckdb(request.getfixturevalue("file"))
-    return _in_postgres(request.getfixturevalue("risingwave_like"))
+@pytest.fixture
+def count(file: AnalyticsFile) -> Count:
+    """Count in a file that has only the events of the test."""
 
-
-def _in_duckdb(file: AnalyticsFile) -> Count:
     def count(events: Sequence[Happened], name: str) -> list[tuple[Any, ...]]:
         store(file, events)
         return _sorted(file.connection.execute(f"SELECT * FROM {name}").fetchall())
-
-    return count
-
-
-def _in_postgres(connection: psycopg.Connection[Any]) -> Count:
-    def count(events: Sequence[Happened], name: str) -> list[tuple[Any, ...]]:
-        rows = [(each.id, each.subject, each.time, "k", "c", "c", False, json.dumps(each.data)) for each in events]
-        with connection.transaction(), connection.cursor() as cursor:
-            cursor.execute(f"TRUNCATE {risingwave.EVENTS}")
-            cursor.executemany(f"INSERT INTO {risingwave.EVENTS} VALUES (%s, %s, %s, %s, %s, %s, %s, %s)", rows)
-            for (view,) in cursor.execute("SELECT relname FROM pg_class WHERE relkind = 'm' ORDER BY oid").fetchall():
-                cursor.execute(f"REFRESH MATERIALIZED VIEW {view}")
-            return _sorted(cursor.execute(f"SELECT * FROM {name}").fetchall())
 
     return count
