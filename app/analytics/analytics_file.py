@@ -163,7 +163,7 @@ class AnalyticsFile:
             if position is not None and gap is not None:
                 connection.execute("INSERT INTO analytics_gaps VALUES (?, ?, ?, now())", [position.source, *gap])
             connection.execute("COMMIT")
-        except BaseException:
+        except BaseException:  # also a KeyboardInterrupt: the transaction must not stay open
             with suppress(duckdb.Error):  # after some errors there is no transaction any more
                 connection.execute("ROLLBACK")
             raise
@@ -200,7 +200,8 @@ class AnalyticsFile:
         rows = pa.Table.from_pylist(list(unreadable), SCHEMA.append(pa.field("reason", pa.string())))
         self.connection.register("incoming", rows)
         same = "SELECT 1 FROM unreadable_events AS old WHERE (old.event_id, old.subject) = (incoming.event_id, incoming.subject)"
-        self.connection.execute(f"INSERT INTO unreadable_events SELECT * FROM incoming WHERE NOT EXISTS ({same})")
+        once = f"SELECT DISTINCT ON (event_id, subject) * FROM incoming WHERE NOT EXISTS ({same})"
+        self.connection.execute(f"INSERT INTO unreadable_events {once}")
 
     def _take_again(self) -> None:
         """Take the events that an older release has kept as unreadable and this one reads; a repetition changes nothing."""
@@ -210,15 +211,20 @@ class AnalyticsFile:
         if rows:
             self._take(pa.Table.from_pylist(rows, SCHEMA), None, (), None)
             for row in rows:
+                table = self._by_subject[self._converter.converted(row["subject"], row["data"])[0]]
+                # Its columns may not take what the schema permits: then the event stays here.
+                is_stored = f"EXISTS (SELECT 1 FROM {table.name} AS stored WHERE stored.event_id = unreadable_events.event_id)"
                 key = [row["event_id"], row["subject"]]
-                self.connection.execute("DELETE FROM unreadable_events WHERE event_id = ? AND subject = ?", key)
+                self.connection.execute(f"DELETE FROM unreadable_events WHERE event_id = ? AND subject = ? AND {is_stored}", key)
 
     def _empty(self) -> None:
-        """Drop everything: the file is then as if it was new."""
+        """Drop everything, positions and rows in one transaction: the file is then as if it was new."""
+        self.connection.execute("BEGIN")
         for kind, drop in (("VIEW", "DROP VIEW"), ("BASE TABLE", "DROP TABLE")):
             names = self.connection.execute("SELECT table_name FROM information_schema.tables WHERE table_type = ?", [kind])
             for (name,) in names.fetchall():
                 self.connection.execute(f"{drop} {_quoted(name)}")
+        self.connection.execute("COMMIT")
         self.connection.execute("CHECKPOINT")
 
     def _prepare(self) -> None:

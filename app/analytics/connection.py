@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["connect", "unusable"]
 
 import re
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -13,6 +14,10 @@ from app.analytics.errors import FileInUse, FileUnusable
 
 LOG_SIZE = "256MB"
 """How large the log grows before it is written into the file: each time, blocks that are not full are written again."""
+
+SPILLED_GB_MAX = 10.0
+"""What queries put into the folder beside the file at most, or half of the free disk if that is less."""
+
 
 def connect(path: Path | None, memory: str, *, is_writing: bool = True) -> duckdb.DuckDBPyConnection:
     """
@@ -25,16 +30,21 @@ def connect(path: Path | None, memory: str, *, is_writing: bool = True) -> duckd
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": memory,
         "temp_directory": "" if path is None else f"{path}.tmp",
+        "max_temp_directory_size": _spilled_max(path),
         "autoinstall_known_extensions": False,
         "checkpoint_threshold": LOG_SIZE,
         "TimeZone": "UTC",
     }
-    if is_writing and path is not None and path.exists() and not path.stat().st_size:
-        path.unlink()  # a process that was killed before it had written anything
     try:
+        if is_writing and path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.stat().st_size:
+                path.unlink()  # a process that was killed before it had written anything
         connection = duckdb.connect(":memory:" if path is None else str(path), read_only=not is_writing, config=config)
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
+    except OSError as error:
+        raise FileUnusable(f"{path}: {error.strerror}: correct the permissions, or name another file") from None
     except duckdb.Error as error:
         if isinstance(error, duckdb.IOException) and " lock " in str(error):
             raise FileInUse(f"{path}: another process has it open{_process(error)}: end that first") from None
@@ -54,6 +64,14 @@ def unusable(path: Path | None, error: duckdb.Error) -> FileUnusable:
         advice = "move it away and start again, and it is made anew from the histories"
         return FileUnusable(f"{path}: is damaged: {advice} ({first})")
     return FileUnusable(f"{path}: cannot be used: {first}")
+
+
+def _spilled_max(path: Path | None) -> str:
+    """Return what may be spilled beside *path*: DuckDB itself would take nine tenths of the disk, which the databases may be on."""
+    most = int(SPILLED_GB_MAX * 10**9)
+    if path is not None and path.parent.exists():
+        most = min(most, shutil.disk_usage(path.parent).free // 2)
+    return f"{most}B"
 
 
 def _process(error: Exception) -> str:

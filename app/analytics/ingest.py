@@ -109,8 +109,12 @@ class Ingest:
 async def uninterrupted(call: Awaitable[T]) -> T:
     """Return the result of *call*, which goes on to its end when this is cancelled: it uses what is closed afterwards."""
     task = asyncio.ensure_future(call)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:  # perhaps not the last one: a second SIGTERM does not end the call either
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return task.result()

@@ -121,5 +121,5 @@ def _explained(error: Exception) -> str:
     if isinstance(error, duckdb.InterruptException):
         return "the query was ended: it took too long, or nothing waited for its answer"
     if isinstance(error, duckdb.OutOfMemoryException):
-        return "the query needs more memory than ANALYTICS_MEMORY: limit what it sorts or joins, or set more"
+        return "the query needs more memory than ANALYTICS_MEMORY, and more disk than it may take: limit what it sorts or joins, or set more"
     return str(error).strip()

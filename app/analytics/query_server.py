@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from loguru import logger
 
 from app.analytics.connection import connect
-from app.analytics.errors import FileInUse, FileUnusable
+from app.analytics.errors import FileInUse, FileUnusable, QueryRefused
 from app.analytics.query import Line, answer
 
 if TYPE_CHECKING:
@@ -53,16 +53,16 @@ def ask(file: Path, sql: str, *, limit: int, memory: str = "1GB") -> Iterator[Li
 
     Raises:
         FileInUse: A process has the file open, and does not answer.
-        FileUnusable: There is no such file, or it is damaged.
+        FileUnusable: There is no such file, it is damaged, or it is another user's.
     """
-    if not file.exists():
+    if not os.path.exists(file):
         raise FileUnusable(f"{file}: there is no such file: `analytics run` makes it, --file and ANALYTICS_FILE name it")
     until = time.monotonic() + PATIENCE_SECONDS
     while True:
-        with suppress(ConnectionRefusedError, FileNotFoundError), closing(socket.socket(socket.AF_UNIX)) as connection:
-            _at(socket_path(file), connection.connect)
-            yield from _asked(connection, file, sql, limit)
-            return
+        with closing(socket.socket(socket.AF_UNIX)) as connection:
+            if _is_connected(connection, socket_path(file)):
+                yield from _asked(connection, file, sql, limit)
+                return
         try:
             opened = connect(file, memory, is_writing=False)
         except FileInUse:
@@ -75,14 +75,29 @@ def ask(file: Path, sql: str, *, limit: int, memory: str = "1GB") -> Iterator[Li
             return
 
 
+def _is_connected(connection: socket.socket, path: Path) -> bool:
+    """Connect to *path*; return False if no process listens there."""
+    try:
+        _at(path, connection.connect)
+    except (ConnectionRefusedError, FileNotFoundError):
+        return False
+    except PermissionError:
+        raise FileUnusable(f"{path}: belongs to another user: ask as the user that runs `analytics run`") from None
+    return True
+
+
 def _asked(connection: socket.socket, file: Path, sql: str, limit: int) -> Iterator[Line]:
-    connection.sendall(json.dumps({"sql": sql, "limit": limit}).encode() + b"\n")
+    request = json.dumps({"sql": sql, "limit": limit}).encode() + b"\n"
+    if len(request) > REQUEST_BYTES_MAX:
+        raise QueryRefused(f"has {len(request)} bytes, and may have {REQUEST_BYTES_MAX}")
     is_complete = False
-    with connection.makefile("rb") as lines:
-        for line in lines:
-            part: Line = json.loads(line)
-            is_complete = "is_complete" in part or "error" in part
-            yield part
+    with suppress(ConnectionError):
+        connection.sendall(request)
+        with connection.makefile("rb") as lines:
+            for line in lines:
+                part: Line = json.loads(line)
+                is_complete = "is_complete" in part or "error" in part
+                yield part
     if not is_complete:
         raise FileInUse(f"{file}: the process that writes it ended during the query: ask again")
 

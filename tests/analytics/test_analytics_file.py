@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -108,3 +110,23 @@ def test_rows_and_position_are_stored_together(file: AnalyticsFile) -> None:
         file.take(arrow_table(order_events(2)), Position("history", 24, "f"))
     assert file.positions()["history"].position == 14
     assert file.connection.execute("SELECT count(*) FROM orders_created").fetchall() == [(1,)]
+
+
+def test_an_event_that_its_columns_do_not_take_stays_apart(tmp_path: Path) -> None:
+    """The schema permits it, and the column does not: however often the file is opened, it is not lost."""
+    path = tmp_path / "analytics.duckdb"
+    late = event("orders.created.v2", "late")
+    table = arrow_table([late, late]).set_column(7, "occurred_at", [["20260301T120000Z"] * 2])
+    with closing(AnalyticsFile(path, CONTRACTS)) as file:
+        assert len(file.take(table).unreadable) == 1
+    for _ in range(2):
+        with closing(AnalyticsFile(path, CONTRACTS)) as file:
+            found = file.connection.execute("SELECT event_id FROM unreadable_events").fetchall()
+        assert found == [("late",)]
+
+
+def test_what_cannot_be_read_is_kept_once(file: AnalyticsFile) -> None:
+    """Also if a batch has it twice."""
+    row = {**arrow_table([event("orders.created.v9", "broken")]).to_pylist()[0], "reason": "no JSON"}
+    file.take(arrow_table([]), unreadable=[row, row])
+    assert file.connection.execute("SELECT event_id, reason FROM unreadable_events").fetchall() == [("broken", "no JSON")]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
 import nats
 import orjson
@@ -204,3 +206,38 @@ async def test_a_stream_that_does_not_exist_is_named(js: JetStreamContext, file:
         await Ingest(file, [JetStreamSource("payments", js, CONTRACTS, file.id)], lambda _: None).run(once=True)
 
 
+
+
+async def test_a_stream_that_is_made_anew_while_it_is_read(js: JetStreamContext, file: AnalyticsFile) -> None:
+    """Without a restart the source reads it from its beginning."""
+    await publish(js, placed(range(5)))
+    source = JetStreamSource("orders", js, CONTRACTS, file.id)
+    ingest = Ingest(file, [source], lambda _: None)
+    await ingest.step(source)
+    await js.delete_stream("ORDERS")
+    await js.add_stream(StreamConfig(name="ORDERS", subjects=["orders.>"]))
+    await publish(js, placed(range(4, 8)))
+    for _ in range(4):
+        with suppress(SourceUnavailable):
+            await ingest.step(source)
+    assert len(ids(file)) == 8
+
+
+async def test_a_connection_that_is_lost_is_an_outage(tmp_path: Path, file: AnalyticsFile) -> None:
+    """It is taken neither for the end of the stream nor for an error of the program, also while messages are acknowledged."""
+    with NatsServer(tmp_path) as server:
+        client = await nats.connect(server.url)
+        js = client.jetstream(timeout=0.5)
+        await js.add_stream(StreamConfig(name="ORDERS", subjects=["orders.>"]))
+        await publish(js, placed(range(3)))
+        source = JetStreamSource("orders", js, CONTRACTS, file.id)
+        assert not await Ingest(file, [source], lambda _: None).step(source)
+        other = JetStreamSource("orders", js, CONTRACTS, "other")
+        assert await other.read({}) is not None
+        server.pause()
+        with pytest.raises(SourceUnavailable, match="NATS is out of reach"):
+            await source.read(file.positions())
+        server.resume()
+        await client.close()
+        with pytest.raises(SourceUnavailable, match="NATS is out of reach"):
+            await other.stored()

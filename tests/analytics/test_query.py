@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from app.analytics import connection, query_server
 from app.analytics.analytics_file import AnalyticsFile
-from app.analytics.errors import AnalyticsError, FileUnusable, QueryRefused
+from app.analytics.errors import AnalyticsError, FileInUse, FileUnusable, QueryRefused
 from app.analytics.events import arrow_table
 from app.analytics.query import Answer, answer, gathered
 from app.analytics.query_server import QueryServer, ask, socket_path
@@ -180,3 +181,44 @@ def test_a_file_that_does_not_exist_is_not_created(path: Path) -> None:
     with pytest.raises(FileUnusable, match="there is no such file: `analytics run` makes it"):
         asked(path, "SELECT 1")
     assert not path.exists()
+
+
+def test_a_query_spills_a_limited_amount(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What needs more than the memory goes to the disk, up to the limit; then the reason names both."""
+    with closing(AnalyticsFile(path, CONTRACTS)):
+        pass
+    sql = "SELECT * FROM (SELECT range, hash(range) AS h FROM range(4000000)) ORDER BY h"
+    assert len(gathered(ask(path, sql, limit=1, memory="50MB")).rows) == 1
+    monkeypatch.setattr(connection, "SPILLED_GB_MAX", 0.01)
+    with pytest.raises(QueryRefused, match="more memory than ANALYTICS_MEMORY, and more disk"):
+        gathered(ask(path, sql, limit=1, memory="50MB"))
+
+
+def test_the_socket_of_another_user_is_named(path: Path, file: AnalyticsFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason names what to do."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(query_server, "_at", refuse)
+    with pytest.raises(FileUnusable, match="ask as the user that runs `analytics run`"):
+        asked(path, "SELECT 1")
+
+
+async def test_a_query_that_is_too_long_or_cut_off_is_explained(path: Path, served: Path) -> None:
+    """Neither ends with a traceback."""
+    with pytest.raises(QueryRefused, match="and may have 1048576"):
+        await asyncio.to_thread(asked, served, "SELECT '" + "x" * 2_000_000 + "'")
+
+    def hang_up(listener: socket.socket) -> None:
+        listener.accept()[0].close()  # with what was sent unread: the client gets a reset
+
+    socket_path(path).unlink()
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(socket_path(path)))
+        listener.listen()
+        thread = threading.Thread(target=hang_up, args=(listener,))
+        thread.start()
+        with pytest.raises(FileInUse, match="ended during the query: ask again"):
+            await asyncio.to_thread(asked, path, "SELECT 1")
+        thread.join()

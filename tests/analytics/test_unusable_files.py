@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from app.analytics import analytics_file
 from app.analytics.analytics_file import AnalyticsFile, Position
 from app.analytics.errors import FileInUse, FileUnusable
 from app.analytics.events import arrow_table
@@ -90,3 +91,23 @@ def test_from_zero_empties_the_file(tmp_path: Path) -> None:
     with closing(AnalyticsFile(path, CONTRACTS, from_zero=True)) as file:
         assert file.positions() == {}
         assert file.take(arrow_table(order_events(1))).count == 5
+
+
+def test_emptying_the_file_is_done_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill in between would leave a position without its rows: they would never be read again."""
+    path = tmp_path / "analytics.duckdb"
+    with closing(AnalyticsFile(path, CONTRACTS)) as file:
+        file.take(arrow_table(order_events(1)), Position("history", 14))
+
+    def quoted(name: str) -> str:
+        if name == "orders_confirmed":
+            raise KeyboardInterrupt
+        return f'"{name}"'
+
+    with monkeypatch.context() as patch:
+        patch.setattr(analytics_file, "_quoted", quoted)
+        with pytest.raises(KeyboardInterrupt):
+            AnalyticsFile(path, CONTRACTS, from_zero=True)
+    with closing(AnalyticsFile(path, CONTRACTS)) as file:
+        counts = file.connection.execute("SELECT (SELECT count(*) FROM orders_created), (SELECT count(*) FROM analytics_sources)")
+        assert counts.fetchall() == [(1, 1)]

@@ -48,7 +48,7 @@ def create_views(connection: duckdb.DuckDBPyConnection, projections: Mapping[str
                 raise BadProjection(projection.path, int(line[1]) if line else projection.first_line, detail) from None
             _require_columns(projection, {row[0]: row[1] for row in described})
         connection.execute("COMMIT")
-    except BaseException:
+    except BaseException:  # also a KeyboardInterrupt: the transaction must not stay open
         connection.execute("ROLLBACK")
         raise
 

@@ -97,9 +97,17 @@ class JetStreamSource:
         return Batch(events, position, len(messages) < FETCHED_MAX, unreadable, gap)
 
     async def stored(self) -> None:
-        """Acknowledge what was returned last: it is in the file."""
-        for message in self._fetched:
-            await message.ack()
+        """
+        Acknowledge what was returned last: it is in the file.
+
+        Raises:
+            SourceUnavailable: The connection is lost. What was not acknowledged comes again, and is not stored again.
+        """
+        try:
+            for message in self._fetched:
+                await message.ack()
+        except (nats.errors.Error, OSError) as error:
+            raise SourceUnavailable(f"NATS is out of reach: {error}") from None
         self._fetched = []
 
     async def _begin(self, position: Position | None) -> None:
@@ -139,7 +147,10 @@ class JetStreamSource:
     async def _fetch(self) -> list[Msg]:
         try:
             found: list[Msg] = await self._subscription.fetch(FETCHED_MAX, timeout=FETCH_SECONDS)
-        except TimeoutError:  # nothing is there
+        except TimeoutError:  # nothing is there, or nothing answers: the client does not distinguish
+            info = await self._js.stream_info(self._stream)
+            if str(info.created or "") != self._created:
+                self._subscription = None  # the durable is gone with the stream
             return []
         return found
 

@@ -48,4 +48,9 @@ class Source(Protocol):
         """
 
     async def stored(self) -> None:
-        """Take note that the last batch is stored, with its position."""
+        """
+        Take note that the last batch is stored, with its position.
+
+        Raises:
+            SourceUnavailable: The source is out of reach; reading goes on after the position that was stored.
+        """

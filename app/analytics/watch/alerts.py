@@ -73,7 +73,7 @@ class Alerts:
         alerts = cls(path, lock=lock)
         try:
             alerts._read()
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             alerts.close()
             raise StateUnusable(f"{path}: is damaged ({error}): delete it, then what holds now is reported again") from None
         except StateUnusable:

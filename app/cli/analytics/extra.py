@@ -13,4 +13,4 @@ def require_extra() -> None:
     """End the process with one line if a package of the extra is missing."""
     missing = [name for name in ("duckdb", "pyarrow") if find_spec(name) is None]
     if missing:
-        console.exit_with(console.USAGE, f"{' and '.join(missing)} is missing: pip install 'fulfilment[analytics]'")
+        console.exit_with(console.USAGE, f"{' and '.join(missing)}: not installed: pip install 'fulfilment[analytics]'")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Take the events of all modules into the file, and follow.")
 @click.option("--file", default=None, help="The DuckDB file, instead of ANALYTICS_FILE.")
 @click.option("--once", is_flag=True, help="End when everything that is there now is taken.")
-@click.option("--from-zero", is_flag=True, help="Delete the file first, and read everything from its beginning.")
+@click.option("--from-zero", is_flag=True, help="Empty the file first, and read everything from its beginning.")
 @click.option(
     "--source",
     default="auto",
@@ -87,7 +87,6 @@ async def _run(settings: Settings, *, once: bool, from_zero: bool, source: str) 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     path, contracts = Path(settings.analytics_file), build_registry(())
-    path.parent.mkdir(parents=True, exist_ok=True)
     file = AnalyticsFile(path, contracts, memory=settings.analytics_memory, from_zero=from_zero)
     async with AsyncExitStack() as stack:
         stack.callback(file.close)

@@ -141,7 +141,7 @@ class HistoryArchiver:
                     _add(writers, transaction)
                 number = fetched.next_number
             return [writer.close(through) for writer in writers.values()]
-        except BaseException:
+        except BaseException:  # also a cancellation: what is not complete would stay on the disk until the next run
             for writer in writers.values():
                 writer.abort()
             raise
