@@ -127,7 +127,7 @@ class _DeadLetters:
         return found, cursor
 
     async def confirm_many(self, visit: Visit) -> web.StreamResponse:
-        """Count what a replay or a discard of a whole group would change, and ask for it."""
+        """Count what a replay or a discard of a whole group would change, and show the button that does it."""
         action, wanted = _action(visit.query), _wanted(visit.query)
         result = await self._change_group(visit, action, wanted, is_dry=True)
         return visit.page(
