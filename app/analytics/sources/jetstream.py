@@ -148,9 +148,7 @@ class JetStreamSource:
         try:
             found: list[Msg] = await self._subscription.fetch(FETCHED_MAX, timeout=FETCH_SECONDS)
         except TimeoutError:  # nothing is there, or nothing answers: the client does not distinguish
-            info = await self._js.stream_info(self._stream)
-            if str(info.created or "") != self._created:
-                self._subscription = None  # the durable is gone with the stream
+            await self._js.stream_info(self._stream)
             return []
         return found
 

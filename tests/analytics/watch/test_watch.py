@@ -185,7 +185,12 @@ def test_undelivered_messages_are_limited(make: Callable[..., Stand], monkeypatc
 
 @pytest.mark.parametrize(
     ("text", "detail"),
-    [("{", "is damaged"), ('{"format": 2, "rules": {}, "messages": []}', "was written by a newer release"), ("[]", "is damaged")],
+    [
+        ("{", "is damaged"),
+        ('{"format": 2, "rules": {}, "messages": []}', "was written by a newer release"),
+        ("[]", "is damaged"),
+        ('{"format": 1, "rules": [], "messages": []}', "is damaged"),
+    ],
 )
 def test_a_state_that_cannot_be_used_is_refused(tmp_path: Path, text: str, detail: str) -> None:
     """What to do is part of the message."""
