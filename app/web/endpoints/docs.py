@@ -41,8 +41,8 @@ _FILES = {
     "/docs/docs.css": ("docs.css", "text/css; charset=utf-8"),
     "/docs/start.css": ("start.css", "text/css; charset=utf-8"),
     "/docs/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
-    "/docs/swagger-ui.css": ("swagger-ui/swagger-ui.css", "text/css; charset=utf-8"),
-    "/docs/swagger-ui-bundle.js": ("swagger-ui/swagger-ui-bundle.js", "text/javascript; charset=utf-8"),
+    "/docs/swagger-ui.css": ("swagger-ui/swagger-ui.css.gz", "text/css; charset=utf-8"),
+    "/docs/swagger-ui-bundle.js": ("swagger-ui/swagger-ui-bundle.js.gz", "text/javascript; charset=utf-8"),
 }
 
 
@@ -67,7 +67,7 @@ async def _start(request: web.Request, context: RequestContext) -> web.Response:
 
 
 def vendored_files() -> tuple[str, dict[str, str]]:
-    """Return the version of the vendored Swagger UI, and the SHA-256 of each of its files by name."""
+    """Return the version of the vendored Swagger UI, and the SHA-256 of each of its files by name; large ones are stored compressed."""
     manifest = orjson.loads(_ui().joinpath("swagger-ui/manifest.json").read_bytes())
     return manifest["version"], manifest["sha256"]
 
@@ -84,6 +84,8 @@ def _file(name: str, content_type: str) -> EndpointHandler:
 def _read(name: str) -> PackagedFile:
     """Return a file; the page with the hashes of its files. Cached at the first request: most processes never serve it."""
     body = _ui().joinpath(name).read_bytes()
+    if name.endswith(".gz"):
+        return PackagedFile.of_compressed(body)
     if name in (_PAGE, _START):
         for path, (other, _) in _FILES.items():
             if other != _PAGE:

@@ -26,6 +26,12 @@ class PackagedFile:
         """Return the file that consists of *body*; compressing takes some milliseconds."""
         return cls(body, gzip.compress(body, 9, mtime=0), sha256(body).hexdigest()[:32])
 
+    @classmethod
+    def of_compressed(cls, compressed: bytes) -> PackagedFile:
+        """Return the file that is stored as *compressed* (gzip)."""
+        body = gzip.decompress(compressed)
+        return cls(body, compressed, sha256(body).hexdigest()[:32])
+
 
 def file_response(
     request: web.Request, file: PackagedFile, content_type: str, version: str, headers: Mapping[str, str]
