@@ -106,7 +106,7 @@ searches = st.lists(st.sampled_from(list(BY_NAME)), max_size=4, unique=True).fla
 
 
 def meets(order: Order, condition: Condition) -> bool:
-    """Return whether *order* meets *condition*, as the documentation of the filters says."""
+    """Return whether *order* meets *condition*, as the filters are documented."""
     return any(_meets(order, condition.filter, condition.columns, value) for value in condition.values)
 
 
@@ -274,7 +274,7 @@ class SearchContract:
     def test_what_has_changed_since_a_mark_is_found(
         self, connection: Connection, mapper: StateMapper, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Page by page, in the order of the keys; a change that became visible a little later than its time says, too."""
+        """Page by page, in the order of the keys; a change that became visible a little later than its time, too."""
         monkeypatch.setattr(changes, "EXAMINED_MAX", 7)
         monkeypatch.setattr(changes, "PAGE", 5)
         search = ChangeSearch(order_table, mapper._dialect)
