@@ -12,7 +12,7 @@ from tests.postgres import PostgresServer
 
 
 def test_the_outcome_of_a_transaction_is_unknown_after_a_fail_over(replicated: tuple[PostgresServer, PostgresServer]) -> None:
-    """The new server gives the number of a transaction that it never had to another one, which is committed."""
+    """The new server gives the number of a transaction that it never had to another one, and would answer for that one."""
     primary, standby = replicated
     standby.query("ALTER SYSTEM SET primary_conninfo = ''")
     standby.query("SELECT pg_reload_conf()")
@@ -37,7 +37,7 @@ def test_the_outcome_of_a_transaction_is_unknown_after_a_fail_over(replicated: t
 
 
 def test_the_outcome_of_a_transaction_is_unknown_after_a_crash(replicated: tuple[PostgresServer, PostgresServer]) -> None:
-    """The same server gives the number of a transaction that is not in its log to another one, which is committed."""
+    """The same server gives the number of a transaction that is not in its log to another one, and would answer for that one."""
     server, _ = replicated
     server.query("CHECKPOINT")
     dialect = Postgres()
@@ -50,7 +50,8 @@ def test_the_outcome_of_a_transaction_is_unknown_after_a_crash(replicated: tuple
     number = str(tx_id).split()[0]
     while server.query(f"SELECT pg_current_xact_id() <= '{number}'")[0][0]:
         pass
-    assert server.query(f"SELECT pg_xact_status('{number}')") == [("committed",)]
+    # Mostly a query of the loop has it, sometimes a worker of the server, whose transaction may have been aborted.
+    assert server.query(f"SELECT pg_xact_status('{number}')")[0][0] in ("committed", "aborted")
     assert dialect.was_committed(engine, tx_id) is None
     with suppress(psycopg.Error, SQLAlchemyError):  # the server has closed it
         connection.close()
