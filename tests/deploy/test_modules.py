@@ -18,8 +18,12 @@ CONDITIONS = {"deploy/prometheus/alerts.yaml", "deploy/grafana/dashboards/fulfil
 
 
 def named(module: str, text: str) -> bool:
-    """Return True if *text* has the name of *module*, perhaps as a part of another name: ``database_url_orders``."""
-    return re.search(rf"(?<![a-z]){module}(?![a-z])", text, re.IGNORECASE) is not None
+    """
+    Return True if *text* has the name of *module*, perhaps as a part of another name: ``database_url_orders``.
+
+    ``cli.orders`` is a command, not the module.
+    """
+    return re.search(rf"(?<![a-z])(?<!cli\.){module}(?![a-z])", text, re.IGNORECASE) is not None
 
 
 def lists_modules(path: Path) -> bool:

@@ -35,10 +35,12 @@ async def bus(server: NatsServer) -> AsyncIterator[JetStreamBus]:
 async def stored(server: NatsServer) -> list[tuple[str, bytes]]:
     """Return subject and body of everything in the stream of payments."""
     client = await nats.connect(server.url, user="payments", password="p-payments", inbox_prefix="_INBOX_payments")
-    js = client.jetstream()
-    state = (await js.stream_info("PAYMENTS")).state
-    found = [await js.get_msg("PAYMENTS", seq=number) for number in range(state.first_seq, state.last_seq + 1)]
-    await client.close()
+    try:
+        js = client.jetstream()
+        state = (await js.stream_info("PAYMENTS")).state
+        found = [await js.get_msg("PAYMENTS", seq=number) for number in range(max(state.first_seq, 1), state.last_seq + 1)]
+    finally:
+        await client.close()
     return [(str(message.subject), message.data or b"") for message in found]
 
 
@@ -55,12 +57,15 @@ async def take_the_id(server: NatsServer, subject: str, id: str) -> None:
     headers = {"Nats-Msg-Id": id, "ce-id": id, "ce-source": "/x"}
     await js.publish(consumed.replace(">", "x").replace("*", "x"), FORGED, headers=headers)
     request = json.dumps({"batch": 100, "no_wait": True}).encode()
-    await client.publish("$JS.API.CONSUMER.MSG.NEXT.INVENTORY.inventory", request, reply=subject)
-    await client.flush()
-    async with asyncio.timeout(20):
-        while FORGED not in [body for _, body in await stored(server)]:  # noqa: ASYNC110 - there is no signal when it is stored
-            await asyncio.sleep(0.05)
-    await client.close()
+    try:
+        async with asyncio.timeout(20):
+            # The first request is answered with "no messages" when the consumer has not yet seen the new message.
+            while FORGED not in [body for _, body in await stored(server)]:
+                await client.publish("$JS.API.CONSUMER.MSG.NEXT.INVENTORY.inventory", request, reply=subject)
+                await client.flush()
+                await asyncio.sleep(0.05)
+    finally:
+        await client.close()
 
 
 async def test_an_event_whose_id_was_taken_is_stored_under_another_one(

@@ -7,6 +7,7 @@ import logging
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -294,3 +295,7 @@ def test_spans_beyond_the_queue_are_dropped_and_counted(monkeypatch: pytest.Monk
         otel.stop(metrics)
         assert time.monotonic() - began < 20
         otel.stop(metrics)
+    exporting = [thread for thread in threading.enumerate() if thread.name.startswith("OtelBatch")]
+    for thread in exporting:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in exporting), "it still tries to reach the collector, which is away now"

@@ -97,17 +97,22 @@ class _SpanExporter(SpanExporter):
     def __init__(self, exporter: OTLPSpanExporter, deliveries: _Deliveries) -> None:
         self._exporter = exporter
         self._deliveries = deliveries
+        self._is_shut_down = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         result = SpanExportResult.FAILURE
         try:
-            result = self._exporter.export(spans)
+            if not self._is_shut_down:  # the SDK goes on with the next batch of its queue
+                result = self._exporter.export(spans)
         finally:
             self._deliveries.record(len(spans), is_taken=result is SpanExportResult.SUCCESS)
         return result
 
     def shutdown(self) -> None:
-        self._exporter.shutdown()  # type: ignore[no-untyped-call]
+        """End the waits between two attempts, and begin no further one. Idempotent."""
+        if not self._is_shut_down:
+            self._is_shut_down = True
+            self._exporter.shutdown()  # type: ignore[no-untyped-call]
 
 
 class OpenTelemetry:
@@ -151,7 +156,7 @@ class OpenTelemetry:
         if families is not None and endpoint and _is_on("METRICS"):
             self._points = points = _Deliveries("metrics", endpoint, messages)
             dropped.labels("metrics").set_function(lambda: points.dropped)
-            exporter = OTLPMetricExporter(endpoint=endpoint)
+            self._metrics_exporter = exporter = OTLPMetricExporter(endpoint=endpoint)
             seconds = _whole(OTEL_METRIC_EXPORT_INTERVAL, METRIC_INTERVAL_MS) / 1000
             self._metrics_thread = threading.Thread(
                 target=self._export_metrics, args=(exporter, families, resource, version, seconds), name="otel metrics", daemon=True
@@ -159,7 +164,11 @@ class OpenTelemetry:
             self._metrics_thread.start()
 
     def close(self) -> None:
-        """Send what is left, for `CLOSE_SECONDS` at most. It blocks: call it in a thread. Idempotent."""
+        """
+        Send what is left, for `CLOSE_SECONDS` at most. It blocks: call it in a thread. Idempotent.
+
+        A request that the collector has not answered by then ends by its own time-out; no further one begins.
+        """
         if self._stopping.is_set():
             return
         self._stopping.set()
@@ -170,6 +179,10 @@ class OpenTelemetry:
             threads[-1].start()
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        if self.tracer is not None:
+            self._exporter.shutdown()
+        if self._metrics_thread is not None:
+            self._metrics_exporter.shutdown()
 
     def _on_end(self, span: ReadableSpan) -> None:
         if self._emitted - self._spans.done >= self._queue_max:  # the SDK's queue would drop another one, and log each
