@@ -284,6 +284,7 @@ def test_spans_beyond_the_queue_are_dropped_and_counted(monkeypatch: pytest.Monk
     """A collector that takes the connection and never answers holds one batch; the rest of the queue has a limit."""
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "512")
     metrics = Metrics()
+    before = set(threading.enumerate())
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}/v1/traces"
         otel.start(CollectorSettings.of(settings(otel_exporter_otlp_traces_endpoint=endpoint, otel_traces_sampler="always_on")), "1", metrics)
@@ -295,7 +296,8 @@ def test_spans_beyond_the_queue_are_dropped_and_counted(monkeypatch: pytest.Monk
         otel.stop(metrics)
         assert time.monotonic() - began < 20
         otel.stop(metrics)
-    exporting = [thread for thread in threading.enumerate() if thread.name.startswith("OtelBatch")]
+    exporting = set(threading.enumerate()) - before
+    deadline = time.monotonic() + 5
     for thread in exporting:
-        thread.join(5)
+        thread.join(max(0, deadline - time.monotonic()))
     assert not any(thread.is_alive() for thread in exporting), "it still tries to reach the collector, which is away now"
