@@ -15,8 +15,9 @@ from tests.process.invariants import check_invariants
 from tests.process.server import SEPARATE_DATABASES, Server
 from tests.process.workload import BUYERS, STOCK, Workload
 
-KILLS = 20
-KILLS_AT_START = 4
+KILLS = int(os.environ.get("KILLS", "10"))
+"""How often each server is killed; `tox -e night` kills it more often."""
+KILLS_AT_START = KILLS // 5
 
 
 @pytest.mark.slow
