@@ -59,9 +59,10 @@ class OrderMetrics:
     def __call__(self, event: Any, decision: Decision, trace: TraceContext) -> None:
         """Count what *event* and the events of its *decision* mean for an order."""
         handlers = self._handlers
-        for each in (event, *decision.events):
-            handler = handlers.get(type(each))
-            if handler is not None:
+        if (handler := handlers.get(type(event))) is not None:
+            handler(event, decision, trace)
+        for each in decision.events:
+            if (handler := handlers.get(type(each))) is not None:
                 handler(each, decision, trace)
 
     def _on_created(self, event: OrderCreated, decision: Decision, trace: TraceContext) -> None:

@@ -56,7 +56,7 @@ class StateMapper:
         self.names = names = [column.name for column in table.columns]
         self.key_name = names[0]
         self.key_of: Callable[[Any], str] = attrgetter(names[0])
-        self._values_of = attrgetter(*names)
+        self._values_of = itemgetter(*names)
         codecs = _codecs(cls, table)
         self._encoders = [(at, encode) for at, (encode, _) in enumerate(codecs) if encode is not None]
         self._decoders = [(name, decode) for name, (_, decode) in zip(names, codecs, strict=True) if decode is not None]
@@ -160,7 +160,7 @@ class StateMapper:
         return {row[0]: self.state(row) for (text,) in found for row in orjson.loads(text)}
 
     def _row(self, state: Any) -> list[Any]:
-        row = list(self._values_of(state))
+        row = list(self._values_of(state.__dict__))  # without the look-up of each name in the class
         for at, encode in self._encoders:
             if row[at] is not None:
                 row[at] = encode(row[at])
