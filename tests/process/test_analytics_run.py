@@ -16,6 +16,8 @@ from tests.process.server import environment_of, run
 from tests.runtime.harness import until
 from tests.storage.archive_contract import DAY, PAY, happen, place, shop
 
+pytestmark = pytest.mark.slow
+
 LIMITED = """
 import resource
 from app.analytics.analytics_file import AnalyticsFile
@@ -71,7 +73,6 @@ def orders(file: Path) -> int:
     return int(count)
 
 
-@pytest.mark.slow
 def test_what_was_purged_comes_from_the_archive(database: Path, tmp_path: Path) -> None:
     """With HISTORY_ARCHIVE a file is made anew from the archive and the database."""
     settings = {"DATABASE_URL": f"sqlite:///{tmp_path}/fulfilment.db"}
