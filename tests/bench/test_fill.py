@@ -43,3 +43,19 @@ def test_two_versions_are_compared_in_pairs() -> None:
     done = subprocess.run(command, env=environment_of({}), capture_output=True, text=True, check=True)
     assert done.stdout.count("orders/s") == 2
     assert "processor time an order" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["reads", "--orders", "300", "--times", "3", "--rate", "5"], "/v1/orders/{id}/explain "),
+        (["traces", "--pairs", "1", "--orders", "200", "--ratio", "1"], "processor time an order "),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_the_other_measurements_print_their_figures(arguments: list[str], expected: str) -> None:
+    """Both end, and print a line with what they have measured."""
+    command = [sys.executable, "-m", f"tests.bench.{arguments[0]}", *arguments[1:]]
+    done = subprocess.run(command, env=environment_of({}), capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert any(line.startswith(expected) for line in done.stdout.splitlines()), done.stdout
