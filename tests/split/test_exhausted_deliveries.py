@@ -81,4 +81,5 @@ async def test_a_message_whose_consumer_is_killed_five_times_is_one_dead_letter(
     assert reply.status == 202
     assert (await client.wait_until_final(order_id))["status"] == "confirmed"
     assert [each["id"] for each in await dead_letters()] == [dead_letter["id"]]
-    assert (await client.get("/v1/inventory/SKU-1"))["on_hand"] == 9
+    # Inventory ships the order after it is confirmed.
+    await eventually(lambda: client.get("/v1/inventory/SKU-1"), lambda product: bool(product["on_hand"] == 9))
