@@ -1,0 +1,154 @@
+"""One run: the system in six processes on NATS and PostgreSQL, clients that record, faults by a seed, checks at the end."""
+
+from __future__ import annotations
+
+__all__ = ["Failed", "run"]
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+
+from tests.gateways.fault import FaultyStripe
+from tests.gateways.local import API_KEY
+from tests.histories.checks import COUNTED_STOCK, history_errors, money_errors
+from tests.histories.clients import COUNTED, SOLD, History, Shop
+from tests.histories.link import Link, connect_port
+from tests.histories.nemesis import Nemesis
+from tests.nats import NatsServer
+from tests.postgres import PostgresServer
+from tests.process.client import Client
+from tests.process.server import Server
+from tests.process.server import run as run_command
+from tests.split.invariants import check_system
+from tests.split.system import MODULES, System
+
+ACK_WAIT_SECONDS = 3
+CLIENTS = 4
+SETTLE_SECONDS = 120.0
+PRICE = 100
+
+
+class Failed(AssertionError):
+    """The history, the money or the stored events are wrong; the message has one line for each error."""
+
+
+class LinkedSystem(System):
+    """The system with a link between each process and each of its servers; the checks use no link."""
+
+    def database_of(self, module: str) -> str:
+        """Return the address of the database of *module* itself."""
+        return self._databases[module]
+
+
+async def run(
+    folder: Path, postgres: PostgresServer, *, seed: int, seconds: float, write: Callable[[str], None] = print
+) -> History:
+    """
+    Run the system for *seconds* under the faults of *seed*, wait until it is idle, and check everything.
+
+    The seed decides what clients and faults do and when; the threads of six processes it does not decide. Run a seed that has
+    failed several times. The data stays in *folder*.
+
+    Raises:
+        Failed: A check has failed; an invariant of the final state raises AssertionError.
+    """
+    write(f"seed {seed}")
+    rng = random.Random(seed)
+    history = History()
+    async with AsyncExitStack() as stack:
+        broker = stack.enter_context(NatsServer(folder / "nats"))
+        stripe = await FaultyStripe(webhook_secret="whsec_test").start()
+        stack.push_async_callback(stripe.stop)
+        system = LinkedSystem(
+            folder / "system",
+            broker.urls,
+            replicas=2,
+            databases={module: postgres.create_database() for module in MODULES},
+            NATS_ACK_WAIT_S=str(ACK_WAIT_SECONDS),
+            PAYMENT_GATEWAY="stripe",
+            STRIPE_API_KEY=API_KEY,
+            STRIPE_API_BASE=stripe.url,
+            STRIPE_WEBHOOK_SECRET="whsec_test",
+        )
+        stack.callback(system.end)
+        for module in MODULES:
+            await _command(system.servers[module][0], "migrate")
+        links = {server: await _linked(server, broker, postgres) for server in system}
+        for each in (link for found in links.values() for link in found):
+            stack.push_async_callback(each.close)
+        await asyncio.to_thread(system.start)
+        client = Client(system)
+        stack.push_async_callback(client.close)
+        for product_id, count in _first_stock().items():
+            await client.stock(product_id, count, PRICE)
+
+        began = time.monotonic()
+        nemesis = Nemesis(
+            system,
+            links,
+            broker,
+            postgres,
+            random.Random(rng.random()),
+            ack_wait_seconds=ACK_WAIT_SECONDS,
+            write=lambda line: write(f"{time.monotonic() - began:8.3f} {line}"),
+        )
+        async with asyncio.TaskGroup() as group:
+            group.create_task(nemesis.run(began + seconds))
+            for number in range(CLIENTS):
+                shop = Shop(client, history, random.Random(rng.random()), f"{seed}-{number}")
+                group.create_task(shop.run(began + seconds))
+
+        reader = Shop(client, history, rng, "end")
+        for product_id in (*COUNTED, *SOLD):
+            await reader.read_stock(product_id)
+        write(f"{history.count} operations, {len(history.accepted)} orders, {dict(history.answers)}, faults {dict(nemesis.done)}")
+        if errors := history_errors(history):
+            raise Failed("\n".join(errors))
+        orders = await check_system(
+            client, system, broker, history.accepted, _stock_of(history),
+            lost_responses_max=history.unanswered_keys, seconds=SETTLE_SECONDS,
+        )
+        if errors := money_errors(stripe, orders):
+            raise Failed("\n".join(errors))
+        for module in MODULES:
+            await _command(system.servers[module][0], "history", "verify")
+    return history
+
+
+async def _linked(server: Server, broker: NatsServer, postgres: PostgresServer) -> Sequence[Link]:
+    """Let *server* use links of its own to NATS and PostgreSQL; return them."""
+    socket_path = str(postgres.folder / ".s.PGSQL.5432")
+    to_nats = await Link(partial(connect_port, broker.port)).start()
+    to_postgres = await Link(partial(asyncio.open_unix_connection, socket_path)).start()
+    database = server.settings["DATABASE_URL"].partition("?")[0].rpartition("/")[2]
+    server.settings["NATS_URL"] = f"nats://127.0.0.1:{to_nats.port}"
+    server.settings["DATABASE_URL"] = f"postgresql://postgres@127.0.0.1:{to_postgres.port}/{database}"
+    return to_nats, to_postgres
+
+
+async def _command(server: Server, *arguments: str) -> None:
+    done = await asyncio.to_thread(run_command, server.folder, *arguments, **server.settings)
+    if done.returncode:
+        raise Failed(f"{' '.join(arguments)} in {server.folder.name}: {done.returncode}\n{done.stdout}{done.stderr}")
+
+
+def _first_stock() -> Mapping[str, int]:
+    return SOLD | dict.fromkeys(COUNTED, COUNTED_STOCK)
+
+
+def _stock_of(history: History) -> Mapping[str, int]:
+    """
+    Return the stock that each product has had in all: the first one and what was added.
+
+    A restock that was never answered, by a client that has repeated it, cannot be in a balance.
+    """
+    found = {}
+    for product_id, initial in _first_stock().items():
+        restocks = [each for each in history.stock[product_id] if each.name == "restock"]
+        if all(each.is_known for each in restocks):
+            found[product_id] = initial + sum(each.value for each in restocks)
+    return found
