@@ -20,7 +20,7 @@ from tests.signals import pause_process
 from tests.split.system import System
 
 BETWEEN_SECONDS = (0.5, 3.0)
-PARTITION_SECONDS = (0.5, 8.0)
+PARTITION_SECONDS_MAX = 8.0
 CLOCK_SECONDS = 120
 
 
@@ -40,6 +40,7 @@ class Nemesis:
         rng: random.Random,
         *,
         ack_wait_seconds: float,
+        seconds: float,
         write: Callable[[str], None],
     ) -> None:
         self._system = system
@@ -48,6 +49,7 @@ class Nemesis:
         self._postgres = postgres
         self._rng = rng
         self._ack_wait_seconds = ack_wait_seconds
+        self._partition_seconds_max = min(PARTITION_SECONDS_MAX, seconds / 2)
         self._write = write
         self._free = list(system)
         self._servers_are_free = True
@@ -109,7 +111,7 @@ class Nemesis:
         self._note(f"{fault.name} {names}", server)
         for link in links:
             await link.set(fault)
-        await asyncio.sleep(self._rng.uniform(*PARTITION_SECONDS))
+        await asyncio.sleep(self._rng.uniform(0.5, self._partition_seconds_max))
         for link in links:
             await link.set(Fault.NONE)
         self._free.append(server)

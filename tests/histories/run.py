@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.gateways.fault import FaultyStripe
 from tests.gateways.local import API_KEY
-from tests.histories.checks import COUNTED_STOCK, history_errors, money_errors
+from tests.histories.checks import COUNTED_STOCK, PRICE, history_errors, money_errors
 from tests.histories.clients import COUNTED, SOLD, History, Shop
 from tests.histories.link import Link, connect_port
 from tests.histories.nemesis import Nemesis
@@ -29,7 +29,6 @@ from tests.split.system import MODULES, System
 ACK_WAIT_SECONDS = 3
 CLIENTS = 4
 SETTLE_SECONDS = 120.0
-PRICE = 100
 
 
 class Failed(AssertionError):
@@ -75,8 +74,7 @@ async def run(
             STRIPE_WEBHOOK_SECRET="whsec_test",
         )
         stack.callback(system.end)
-        for module in MODULES:
-            await _command(system.servers[module][0], "migrate")
+        await _commands(system, "migrate")
         links = {server: await _linked(server, broker, postgres) for server in system}
         for each in (link for found in links.values() for link in found):
             stack.push_async_callback(each.close)
@@ -94,6 +92,7 @@ async def run(
             postgres,
             random.Random(rng.random()),
             ack_wait_seconds=ACK_WAIT_SECONDS,
+            seconds=seconds,
             write=lambda line: write(f"{time.monotonic() - began:8.3f} {line}"),
         )
         async with asyncio.TaskGroup() as group:
@@ -114,8 +113,7 @@ async def run(
         )
         if errors := money_errors(stripe, orders):
             raise Failed("\n".join(errors))
-        for module in MODULES:
-            await _command(system.servers[module][0], "history", "verify")
+        await _commands(system, "history", "verify")
     return history
 
 
@@ -130,10 +128,15 @@ async def _linked(server: Server, broker: NatsServer, postgres: PostgresServer) 
     return to_nats, to_postgres
 
 
-async def _command(server: Server, *arguments: str) -> None:
-    done = await asyncio.to_thread(run_command, server.folder, *arguments, **server.settings)
-    if done.returncode:
-        raise Failed(f"{' '.join(arguments)} in {server.folder.name}: {done.returncode}\n{done.stdout}{done.stderr}")
+async def _commands(system: System, *arguments: str) -> None:
+    """Run a command for each module, at the same time."""
+
+    async def command(server: Server) -> None:
+        done = await asyncio.to_thread(run_command, server.folder, *arguments, **server.settings)
+        if done.returncode:
+            raise Failed(f"{' '.join(arguments)} in {server.folder.name}: {done.returncode}\n{done.stdout}{done.stderr}")
+
+    await asyncio.gather(*(command(system.servers[module][0]) for module in MODULES))
 
 
 def _first_stock() -> Mapping[str, int]:
