@@ -20,7 +20,6 @@ from sqlalchemy import Connection
 
 from app.runtime.service import IdempotencyKeyReused, Reply
 from app.runtime.work import DeferredToNewerVersion, ItemResult, OutgoingEvent, UnitOfWork, WorkItem
-from app.storage.archive.history_content import Entry
 from app.storage.audit import audit_entry, changes
 from app.storage.module_store import ModuleStore, ProcessedIds, recent_id_range, time_ordered_id_range
 from app.storage.state_rows import to_db_timestamp
@@ -88,41 +87,12 @@ class BatchProcessor:
                 for message in event.to_messages(self._contracts)
             ],
         )
-        if not unit.decided:
+        if not unit.history:
             return not is_first
+        unit.record_unpublished()
         # Last, when every state is locked: see `app.storage.archive.history_table`.
-        self._store.append_history(connection, db_now, self._history(unit), is_next=is_first)
+        self._store.append_history(connection, db_now, unit.history, is_next=is_first)
         return True
-
-    def _history(self, unit: UnitOfWork) -> list[Entry]:
-        """Return the entries of the history for what was decided; `app.storage.archive.history_content` describes them."""
-        for event in unit.unpublished():
-            event.position = None
-        entries: list[Entry] = []
-        for item, changed, emitted in unit.decided:
-            cause = item.cause
-            entry: list[Any] = ["l", cause.position, item.subject] if cause is not None else self._whole(item)
-            if emitted:
-                first = emitted[0]
-                key = first.key
-                entry += first.is_express, 0 if first.value.get("order_id") == key else key, [
-                    (each.position, each.ordinal, each.event.__subject__, each.value)
-                    if each.position is not None
-                    else (None, each.ordinal, each.event.__subject__, each.value, each.due_at)
-                    for each in emitted
-                ]
-            elif not changed:
-                entry.append(0)
-            entries.append(entry)
-        return entries
-
-    def _whole(self, item: WorkItem) -> list[Any]:
-        """Return the beginning of the entry for an *item* from outside the transaction, which holds the whole event."""
-        event, trace = item.event, item.origin_trace
-        kind = "s" if item.delivery is None else "b"
-        name = getattr(event, "__subject__", None) or type(event).__name__
-        # Under the subject of the class that the module reads: an older version was converted to it.
-        return [kind, name, item.id, trace.correlation_id, item.is_express, self._contracts.to_plain(event)]
 
     def _load(
         self, items: Sequence[WorkItem], keys: Sequence[Sequence[Key]], unit: UnitOfWork, now: datetime, connection: Connection
@@ -169,6 +139,7 @@ class BatchProcessor:
             unit.audit.append(audit_entry(item.audit, item.id, now, *changes(pairs)))
         for cls, key, state in changed:
             states[cls][key] = unit.changed[cls][key] = state
+        unit.history.append(self._entry(item, bool(changed), emitted))
         if item.cause is not None:
             unit.inbox_entries.append((item, None))
         elif inbox_id is not None and not _is_rejected(reply):
@@ -177,8 +148,27 @@ class BatchProcessor:
                 stored_reply = _encode_response(reply.response)
             unit.inbox_entries.append((item, stored_reply))
             processed[inbox_id] = item.fingerprint, stored_reply
-        unit.decided.append((item, changed, emitted))
-        return ItemResult(decision, reply)
+        return ItemResult(decision, reply, emitted=emitted)
+
+    def _entry(self, item: WorkItem, has_changed: bool, emitted: Sequence[OutgoingEvent]) -> list[Any]:
+        """Return the entry of the history for a decision; `app.storage.archive.history_content` describes it."""
+        cause = item.cause
+        entry: list[Any] = ["l", cause.record[0], item.subject] if cause is not None else self._whole(item)
+        if emitted:
+            first = emitted[0]
+            key = first.key
+            entry += first.is_express, 0 if first.value.get("order_id") == key else key, [each.record for each in emitted]
+        elif not has_changed:
+            entry.append(0)
+        return entry
+
+    def _whole(self, item: WorkItem) -> list[Any]:
+        """Return the beginning of the entry for an *item* from outside the transaction, which holds the whole event."""
+        event, trace = item.event, item.origin_trace
+        kind = "s" if item.delivery is None else "b"
+        name = getattr(event, "__subject__", None) or type(event).__name__
+        # Under the subject of the class that the module reads: an older version was converted to it.
+        return [kind, name, item.id, trace.correlation_id, item.is_express, self._contracts.to_plain(event)]
 
     def _stage(
         self, item: WorkItem, decision: Decision, key: str, unit: UnitOfWork, db_now: str, due: list[OutgoingEvent]
@@ -192,7 +182,7 @@ class BatchProcessor:
             Invalid: An event breaks its schema; then *unit* is unchanged.
         """
         is_express = item.is_express if decision.express is None else decision.express
-        producer, contracts = self._module.name, self._contracts
+        producer, contracts, positions = self._module.name, self._contracts, unit.positions
         events: list[OutgoingEvent] = []
         timers: list[str] = []
         cancelled: list[str] = []
@@ -203,20 +193,24 @@ class BatchProcessor:
                 timer, due_at, event = event.timer or None, to_db_timestamp(event.due_at), event.event
                 if due_at <= db_now:
                     due_at = DUE_NOW
-                else:
-                    has_scheduled = True
                 if timer is not None:
                     timers.append(timer)
             elif type(event) is CancelTimer:
                 cancelled.append(event.timer)
                 continue
             if hasattr(event, "__subject__"):
-                value = contracts.to_json(event)
-                events.append(OutgoingEvent(event, value, item, producer, ordinal, is_express, key, db_now, due_at, timer))
+                value, subject = contracts.to_json(event), event.__subject__
+                if due_at is DUE_NOW:
+                    record: list[Any] = [next(positions), ordinal, subject, value]
+                else:
+                    record, has_scheduled = [None, ordinal, subject, value, due_at], True
+                events.append(
+                    OutgoingEvent(event, value, item, producer, ordinal, is_express, key, db_now, due_at, record, timer)
+                )
         if cancelled:
             unit.cancel_timers(cancelled)
-        unit.outgoing += events
         unit.timer_names.update(timers)
+        unit.outgoing += events
         due += [event for event in events if event.due_at is DUE_NOW] if has_scheduled else events
         return events
 

@@ -27,6 +27,7 @@ __all__ = [
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import count
 
 from attrs import define, field, frozen
 from sqlalchemy import Connection
@@ -77,7 +78,7 @@ class TransactionEngine:
         self._processors = processors
         self._routes = routes
         self._clock = clock
-        self.delivers_locally = bool(routes)
+        self.delivers_locally = routes.has_subscribers
         """True when the routing table has subscribers."""
 
     def __call__(
@@ -90,8 +91,8 @@ class TransactionEngine:
             Exception: A statement failed, or an event breaks the schema of an older version; the caller rolls back.
         """
         now = self._clock.now()
-        generated = new_keys(items)
-        units: dict[str, UnitOfWork] = defaultdict(lambda: UnitOfWork(generated))
+        generated, positions = new_keys(items), count()
+        units: dict[str, UnitOfWork] = defaultdict(lambda: UnitOfWork(generated, positions))
         result: CommitResult = defaultdict(ModuleResult)
         due = self._decide_in_rounds(module, items, is_local, units, result, now, connection)
         to_publish = self._divide(due, result) if is_local else {module: due}
@@ -125,8 +126,6 @@ class TransactionEngine:
                 for item, each in zip(batch, results, strict=True):
                     if each.error is not None:
                         _divert_to_bus(item)
-            for position, event in enumerate(emitted, len(due)):
-                event.position = position
             due += emitted
             batches = self._deliver(emitted, result) if is_local else {}
             if not batches:
@@ -139,9 +138,12 @@ class TransactionEngine:
     def _deliver(self, emitted: Iterable[OutgoingEvent], result: CommitResult) -> dict[str, list[WorkItem]]:
         """Return the work items that deliver *emitted* to the modules that subscribe, by module."""
         batches: dict[str, list[WorkItem]] = defaultdict(list)
+        routes = self._routes
         for event in emitted:
-            route = self._routes.route(type(event.event), event.is_express)
-            event.subjects, event.remote_subjects = route.subjects, route.remote_subjects
+            route = routes[type(event.event), event.is_express]
+            event.subjects = route.subjects
+            event.remote_subjects = remote_subjects = route.remote_subjects
+            event.is_delivered_locally = not remote_subjects
             for name, subject in route.superseded:
                 result[name].superseded_subjects.append(subject)
             for name, subject, convert in route.subscribers:
@@ -170,6 +172,7 @@ def _divert_to_bus(item: WorkItem) -> None:
     """Let the bus carry the event that *item* delivers locally, so that it is delivered again, with tries and dead letters."""
     if item.cause is not None:
         item.cause.remote_subjects = (item.cause.remote_subjects or _NO_SUBJECTS) | {item.subject}
+        item.cause.is_delivered_locally = False
 
 
 Convert = Callable[[Event], Event]
@@ -189,8 +192,12 @@ class LocalRoute:
     """Module and subject of each version that the module skips, because it reads a newer one."""
 
 
-class LocalRoutes:
-    """The routing table: event class and lane → `LocalRoute`. It is false when it has no subscribers."""
+class LocalRoutes(dict[tuple[type, bool], LocalRoute]):
+    """
+    The routing table: event class and whether it is express → `LocalRoute`; a route is made when it is first looked up.
+
+    With `has_subscribers` false, nothing is delivered locally.
+    """
 
     def __init__(
         self, readers: Mapping[str, EventReader], remote_subjects: Collection[str], contracts: ContractRegistry
@@ -200,20 +207,14 @@ class LocalRoutes:
 
         *remote_subjects*, without their lane, are also consumed outside these modules: by a worker, for example.
         """
+        super().__init__()
         self._readers = dict(readers)
         self._remote = frozenset(each for subject in remote_subjects for each in (subject, subject + EXPRESS))
         self._contracts = contracts
-        self._routes: dict[tuple[type, bool], LocalRoute] = {}
+        self.has_subscribers = bool(self._readers)
 
-    def __bool__(self) -> bool:
-        return bool(self._readers)
-
-    def route(self, cls: type, is_express: bool) -> LocalRoute:
-        """Return the route of the event class *cls*."""
-        key = cls, is_express
-        route = self._routes.get(key)
-        if route is None:
-            route = self._routes[key] = self._build_route(*key)
+    def __missing__(self, key: tuple[type, bool]) -> LocalRoute:
+        route = self[key] = self._build_route(*key)
         return route
 
     def _build_route(self, cls: type, is_express: bool) -> LocalRoute:

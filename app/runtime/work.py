@@ -22,14 +22,16 @@ __all__ = [
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from itertools import count
 from typing import Any, Protocol
 
 from attrs import define, field
 
 from app.runtime.service import Reply
+from app.storage.archive.history_content import Entry
 from app.storage.audit import Audit
-from app.storage.tables import AuditEntry, OutboxMessage
+from app.storage.tables import DUE_NOW, AuditEntry, OutboxMessage
 from app.telemetry.trace import TraceContext, child
 from bus.contracts.contract import Value
 from bus.contracts.registry import ContractRegistry
@@ -102,6 +104,8 @@ class ItemResult:
     decision: Decision | None = None
     reply: Reply | None = None
     error: Exception | None = None
+    emitted: Sequence[OutgoingEvent] = ()
+    """The events and timers that follow."""
 
 
 @define(eq=False)
@@ -123,13 +127,15 @@ class OutgoingEvent:
     key: str
     occurred_at: str
     due_at: str
+    record: list[Any]
+    """Its part of the history; see `app.storage.archive.history_content`."""
     timer: str | None = None
     subjects: Set[str] = frozenset()
     """All subjects under which it is published, one for each version; known once it is delivered locally."""
     remote_subjects: Set[str] | None = None
     """The subjects under which the bus has to carry it; None means all of its versions."""
-    position: int | None = None
-    """Its position among the events of the transaction that are due now; None for a timer."""
+    is_delivered_locally: bool = False
+    """True when every subscriber has decided about it within this transaction: it needs no outbox and no inbox row."""
     _id: str | None = None
     _messages: list[OutboxMessage] | None = None
 
@@ -144,11 +150,6 @@ class OutgoingEvent:
     def traceparent(self) -> str:
         """The trace of its cause, continued."""
         return child(self.cause.traceparent, self.id)
-
-    @property
-    def is_delivered_locally(self) -> bool:
-        """True when every subscriber has decided about it within this transaction: it needs no outbox and no inbox row."""
-        return self.remote_subjects is not None and not self.remote_subjects
 
     @property
     def messages(self) -> list[OutboxMessage]:
@@ -183,6 +184,8 @@ class UnitOfWork:
 
     generated_keys: Set[str] = frozenset()
     """Keys that were generated for this transaction: no select is needed to know that no state exists under them."""
+    positions: Iterator[int] = field(factory=count)
+    """Gives each event that is due now its position among those of the transaction; all of its units share it."""
     identity_map: dict[type, dict[str, Any]] = field(factory=lambda: defaultdict(dict))
     """Every state that was loaded, as it is now, by class and key; None where no state exists."""
     changed: dict[type, dict[str, Any]] = field(factory=lambda: defaultdict(dict))
@@ -195,8 +198,10 @@ class UnitOfWork:
     """What a person or a key has changed."""
     cancelled_timers: list[str] = field(factory=list)
     outgoing: list[OutgoingEvent] = field(factory=list)
-    decided: list[tuple[WorkItem, Sequence[Any], Sequence[OutgoingEvent]]] = field(factory=list)
-    """Every item that was decided, the states that it has changed, and the events and timers that follow."""
+    unpublished: list[OutgoingEvent] = field(factory=list)
+    """Events whose timer was cancelled within this transaction, before they left it."""
+    history: list[Entry] = field(factory=list)
+    """An entry of the history for every item that was decided; `app.storage.archive.history_content` describes it."""
     timer_names: set[str] = field(factory=set)
     """Names of the timers that were set within this transaction."""
 
@@ -244,15 +249,14 @@ class UnitOfWork:
         """Cancel the timers *names*; one that was set within this transaction is never written."""
         self.cancelled_timers += names
         if not self.timer_names.isdisjoint(names):
+            self.unpublished += [event for event in self.outgoing if event.timer in names]
             self.outgoing = [event for event in self.outgoing if event.timer not in names]
 
-    def unpublished(self) -> list[OutgoingEvent]:
-        """Return the events that were due, and whose timer was cancelled within this transaction before they left it."""
-        if self.timer_names.isdisjoint(self.cancelled_timers):
-            return []
-        remaining = set(self.outgoing)
-        events = (event for _, _, emitted in self.decided for event in emitted if event not in remaining)
-        return [event for event in events if not event.is_delivered_locally]
+    def record_unpublished(self) -> None:
+        """Record those of the unpublished events that were due now as timers: the history shows no event that no module got."""
+        for event in self.unpublished:
+            if event.due_at is DUE_NOW and not event.is_delivered_locally:
+                event.record[:] = [None, *event.record[1:], event.due_at]
 
     def without_cancelled(self, events: list[OutgoingEvent]) -> list[OutgoingEvent]:
         """Return *events* without those whose timer was cancelled within this transaction."""

@@ -177,36 +177,29 @@ class Replay:
                 else:
                     known.append(entry)
                     items.append(item)
-        for entry, item, result, changed, emitted in zip(known, items, *self._decided(current, module, items), strict=True):
+        for entry, item, result in zip(known, items, self._decided(current, module, items), strict=True):
+            has_changed = result.decision is not None and bool(result.decision.states)
             if result.error is not None:
                 self._fails(current, module, entry, result.error)
-            elif is_same(entry, bool(changed), emitted):
-                for event, each in zip(events_of(entry), emitted, strict=True):
+            elif is_same(entry, has_changed, result.emitted):
+                for event, each in zip(events_of(entry), result.emitted, strict=True):
                     if event[0] is not None:
                         current.followed[event[0]] = each
             else:
-                self._differs(current, module, entry, item, bool(changed), emitted)
+                self._differs(current, module, entry, item, has_changed, result.emitted)
 
     def _decided(
         self, current: _Current, module: str, items: Sequence[WorkItem]
-    ) -> tuple[list[ItemResult], list[Sequence[Any]], list[Sequence[OutgoingEvent]]]:
-        """Decide about *items*; return for each the result, the states that it has changed, and what it has emitted."""
+    ) -> list[ItemResult]:
+        """Decide about *items*; return the result of each."""
         if not items:
-            return [], [], []
+            return []
         unit = current.units.get(module)
         if unit is None:
             unit = current.units[module] = UnitOfWork()
-        start = len(unit.decided)
         results, _ = self._processors[module].decide(items, unit, current.now, self._connection)
         self._report.decisions += len(items)
-        decided = iter(unit.decided[start:])
-        changed: list[Sequence[Any]] = []
-        emitted: list[Sequence[OutgoingEvent]] = []
-        for result in results:
-            _, states, events = (None, (), ()) if result.error is not None else next(decided)
-            changed.append(states)
-            emitted.append(events)
-        return results, changed, emitted
+        return results
 
     def _item(self, current: _Current, module: str, entry: Entry) -> WorkItem:
         """Return the event that *entry* was about, as *module* gets it today."""
@@ -320,7 +313,7 @@ class Replay:
         for _ in range(ROUNDS_MAX):
             events, current.additional = current.additional, []
             for event in events:
-                for module, subject, convert in self._incoming.routes.route(type(event.event), event.is_express).subscribers:
+                for module, subject, convert in self._incoming.routes[type(event.event), event.is_express].subscribers:
                     if module not in self._report.stopped:
                         self._deliver(current, module, event, subject, convert(event.event))
             if not current.additional:
@@ -330,18 +323,18 @@ class Replay:
         item = WorkItem(event, None, _TRACE, cause.is_express, None, subject=subject, cause=cause)
         if self._stores[module].begins_with is not None and self._is_unknown(module, event):
             return
-        (result,), _, (emitted,) = self._decided(current, module, [item])
+        (result,) = self._decided(current, module, [item])
         keys = self._modules[module].keys(event)
         key, name = keys[0][1] if keys else "", subject.removesuffix(EXPRESS)
         found: Iterable[tuple[int, str | None, str]] = [(0, None, f"fails: {type(result.error).__name__}: {result.error}")]
         if result.error is None:
-            found = [(each.ordinal, subject_of(each.event), f"{subject_of(each.event)} is new") for each in emitted]
+            found = [(each.ordinal, subject_of(each.event), f"{subject_of(each.event)} is new") for each in result.emitted]
         for ordinal, now, detail in found:
             transaction = current.transaction
             self._report.add(
                 Difference(module, transaction.number, transaction.at, key, name, ordinal, None, now, detail, True)
             )
-        current.additional += [each for each in emitted if each.due_at is DUE_NOW]
+        current.additional += [each for each in result.emitted if each.due_at is DUE_NOW]
 
     def _is_unknown(self, module: str, event: Any) -> bool:
         store = self._stores[module]

@@ -54,7 +54,7 @@ class Incoming:
             for upcast in reader.upcasts(subject):
                 event = upcast(event)
             return event
-        for name, _, convert in self.routes.route(type(event), False).subscribers:
+        for name, _, convert in self.routes[type(event), False].subscribers:
             if name == module:
                 return convert(event)
         raise Unreadable(f"{module} does not consume {subject}")
@@ -66,7 +66,7 @@ class Incoming:
         Raises:
             NotDecided: *module* does not consume it.
         """
-        for name, subject, convert in self.routes.route(type(event.event), event.is_express).subscribers:
+        for name, subject, convert in self.routes[type(event.event), event.is_express].subscribers:
             if name == module:
                 return subject, convert(event.event)
         raise NotDecided
