@@ -21,6 +21,7 @@ from modules.module import CancelTimer, Decision, Scheduled, Unexpected
 from modules.orders.events import CancelRequested, OrderCreated, OrderTimedOut
 from modules.payments.events import ChargeSucceeded
 from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, HurriedClock, harness_at, oid, product, submitted, until
+from tests.storage.history_contract import published
 
 OVER = "SELECT status FROM orders_order ORDER BY order_id"
 UNSENT = "SELECT subject FROM {}_outbox WHERE sent_at IS NULL ORDER BY subject"
@@ -198,13 +199,16 @@ async def test_a_scheduled_event_waits_with_and_without_a_timer_name(harness: Ha
     assert await unsent(harness) == ["orders.timed_out.v1", "payments.charge_requested.v1"]
 
 
-async def test_a_failed_event_whose_timer_is_cancelled_is_not_published(harness: Harness) -> None:
-    """A time-out that is due at once fails, and is cancelled two rounds later."""
+@pytest.mark.parametrize("fails", [True, False])
+async def test_an_event_whose_timer_is_cancelled_is_published_if_a_module_has_decided_about_it(harness: Harness, fails: bool) -> None:
+    """A time-out that is due at once is cancelled two rounds later; the bus never carries it, and the history tells the difference."""
 
     def hasty(decide: Any, states: Any, what: Any, now: Any) -> Any:
         match what:
-            case OrderTimedOut():
+            case OrderTimedOut() if fails:
                 raise Unexpected("too early")
+            case OrderTimedOut():
+                return Decision()
             case StockReserved():
                 return Decision((), (CancelTimer("timer"),))
         placed = decide(states, what, now)
@@ -215,6 +219,7 @@ async def test_a_failed_event_whose_timer_is_cancelled_is_not_published(harness:
     await harness.submit("orders", submitted(oid(1)))
     assert await member.fetch(10, 0) == []
     assert await unsent(harness) == ["payments.charge_requested.v1"]
+    assert ("orders.timed_out.v1" in {each.subject for each in await published(harness)}) is not fails
 
 
 async def test_locally_delivered_events_are_counted(harness: Harness) -> None:
