@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["ConsumerDirectory", "RegisteredConsumer", "RegisteredStream", "subject_matches"]
+__all__ = ["UNDERSTOOD", "ConsumerDirectory", "RegisteredConsumer", "RegisteredStream", "subject_matches"]
 
 from collections.abc import Sequence
 from typing import Protocol
 
 from attrs import frozen
+
+UNDERSTOOD = "understood-subjects"
+"""The member of a durable's metadata that lists `RegisteredConsumer.understood`, separated by spaces."""
 
 
 @frozen
@@ -23,6 +26,8 @@ class RegisteredConsumer:
     """Those of *in_progress* that were delivered more than once."""
     stream: str = ""
     """Empty where the bus has no streams."""
+    understood: frozenset[str] = frozenset()
+    """Subjects that it is known to read, although it may subscribe to them by a wildcard."""
 
 
 @frozen

@@ -56,7 +56,7 @@ def blockers(subject: str, newer: Sequence[str], consumers: Iterable[RegisteredC
     Return the reasons, one clause each, why *subject* may not be dropped; *newer* are the newer versions of its event.
 
     A consumer that subscribes to a newer version by its full subject is taken to understand it. A wildcard subscription
-    proves nothing.
+    proves nothing, unless the consumer names the newer version as understood.
     """
     if not newer:
         return ("it is the newest version",)
@@ -66,7 +66,7 @@ def blockers(subject: str, newer: Sequence[str], consumers: Iterable[RegisteredC
         if not lanes:
             continue
         named = set(consumer.subjects)
-        if not all(any(newer_subject + _lane(lane) in named for newer_subject in newer) for lane in lanes):
+        if not all(any(newer_subject + _lane(lane) in named | consumer.understood for newer_subject in newer) for lane in lanes):
             how = "consumes it" if lanes & named else "consumes it by a wildcard"
             found.append(f"{consumer.consumer} {how} and names no newer version")
         if consumer.pending:

@@ -18,8 +18,10 @@ from app.analytics.errors import SourceUnavailable
 from app.analytics.ingest import Ingest
 from app.analytics.sources import jetstream
 from app.analytics.sources.jetstream import JetStreamSource
+from app.messaging.version_usage import blockers
 from app.storage.archive.history_content import HistoryEvent
 from bus.contracts.versions import VERSIONS
+from bus.jetstream.admin.listing import JetStreamConsumerDirectory
 from bus.jetstream.delivery import KEY
 from tests.analytics.events import CONTRACTS, START, event, order_events
 from tests.nats import NatsServer
@@ -108,6 +110,15 @@ async def test_what_was_fetched_and_not_stored_comes_again_before_the_rest(js: J
     await publish(js, placed(range(10, 12)))
     await take(js, file)
     assert len(ids(file)) == 12
+
+
+async def test_analytics_that_read_both_versions_let_the_older_one_be_retired(js: JetStreamContext, file: AnalyticsFile) -> None:
+    """They subscribe to all subjects of the stream, and name the versions that they understand."""
+    await take(js, file)
+    consumers = await JetStreamConsumerDirectory(lambda: js, ["ORDERS"]).consumers()
+    assert [each.consumer for each in consumers] == [f"analytics-{file.id}"]
+    assert blockers("orders.created.v1", ["orders.created.v2"], consumers) == ()
+    assert blockers("orders.created.v2", ["orders.created.v3"], consumers), "a version that this release does not know"
 
 
 async def test_what_was_stored_and_not_acknowledged_is_not_stored_again(js: JetStreamContext, file: AnalyticsFile) -> None:

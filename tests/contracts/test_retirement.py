@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,8 +37,8 @@ def test_a_pattern_matches_subjects_as_on_the_server(pattern: str, subject: str,
     assert subject_matches(pattern, subject) is is_match
 
 
-def registered(name: str, *subjects: str, pending: int = 0) -> RegisteredConsumer:
-    return RegisteredConsumer(name, subjects, pending)
+def registered(name: str, *subjects: str, pending: int = 0, understood: Collection[str] = ()) -> RegisteredConsumer:
+    return RegisteredConsumer(name, subjects, pending, understood=frozenset(understood))
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,11 @@ def registered(name: str, *subjects: str, pending: int = 0) -> RegisteredConsume
         ([registered("warehouse", V1)], ["warehouse consumes it and names no newer version"]),
         ([registered("audit", "orders.>")], ["audit consumes it by a wildcard and names no newer version"]),
         ([registered("audit", "orders.>", V2, f"{V2}.express")], []),
+        ([registered("analytics", ">", understood={V1, V2, f"{V2}.express"})], []),
+        (
+            [registered("analytics", ">", understood={V1, f"{V2}.express"})],
+            ["analytics consumes it by a wildcard and names no newer version"],
+        ),
         ([registered("inventory", V1, V2, pending=2)], ["inventory has 2 unsettled messages"]),
         (
             [registered("fast", f"{V1}.express", pending=1)],

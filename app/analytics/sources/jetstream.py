@@ -28,13 +28,14 @@ from app.analytics.errors import SourceUnavailable
 from app.analytics.events import SCHEMA
 from app.analytics.sources.source import Batch
 from app.messaging.cloudevents import causation_id, event_id_and_trace, occurred_at, versions_of
+from bus.consumers import UNDERSTOOD
 from bus.contracts.registry import ContractRegistry
 from bus.contracts.versions import has_readable_newer
 from bus.errors import BusError
 from bus.jetstream.admin.topology import stream_name
 from bus.jetstream.delivery import message_of, parse_ack_subject
 from bus.port import Message
-from bus.subjects import original_subject
+from bus.subjects import EXPRESS, original_subject
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -67,6 +68,10 @@ class JetStreamSource:
         self._js = js
         self._contracts = contracts
         self._readable = {contract.subject for contract in contracts}
+        own = sorted(subject for subject in self._readable if subject.partition(".")[0] == module)
+        # It subscribes to all subjects, also to those of a later release. So that an older version can be retired, it
+        # tells which versions it understands.
+        self._understood = " ".join(subject + lane for subject in own for lane in ("", EXPRESS))
         self._subscription: Any = None
         self._delivered = 0
         """The number of the last delivery, which the server counts from 1."""
@@ -140,6 +145,7 @@ class JetStreamSource:
             ack_wait=ACK_WAIT_SECONDS,
             max_ack_pending=_ACK_PENDING_MAX,
             inactive_threshold=INACTIVE_SECONDS,
+            metadata={UNDERSTOOD: self._understood},
         )
         await self._js.add_consumer(self._stream, config)
         self._subscription = await self._js.pull_subscribe_bind(consumer=self._durable, stream=self._stream)

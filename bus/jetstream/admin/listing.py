@@ -11,7 +11,7 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerInfo, StreamInfo
 from nats.js.errors import NotFoundError
 
-from bus.consumers import RegisteredConsumer, RegisteredStream
+from bus.consumers import UNDERSTOOD, RegisteredConsumer, RegisteredStream
 
 PAGE_SIZE = 256
 """Consumers that the server returns in one answer."""
@@ -55,7 +55,7 @@ def _registered(info: ConsumerInfo, stream: str) -> RegisteredConsumer:
     filters = config.filter_subjects or ([config.filter_subject] if config.filter_subject else [">"])
     return RegisteredConsumer(
         config.durable_name or info.name, tuple(filters), (info.num_pending or 0) + in_progress, in_progress,
-        info.num_redelivered or 0, stream,
+        info.num_redelivered or 0, stream, frozenset((config.metadata or {}).get(UNDERSTOOD, "").split()),
     )  # fmt: skip
 
 
