@@ -70,7 +70,7 @@ class JetStreamSource:
         self._readable = {contract.subject for contract in contracts}
         own = sorted(subject for subject in self._readable if subject.partition(".")[0] == module)
         # It subscribes to all subjects, also to those of a later release. So that an older version can be retired, it
-        # tells which versions it understands.
+        # names the versions that it understands.
         self._understood = " ".join(subject + lane for subject in own for lane in ("", EXPRESS))
         self._subscription: Any = None
         self._delivered = 0
