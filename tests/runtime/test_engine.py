@@ -201,7 +201,7 @@ async def test_a_scheduled_event_waits_with_and_without_a_timer_name(harness: Ha
 
 @pytest.mark.parametrize("fails", [True, False])
 async def test_an_event_whose_timer_is_cancelled_is_published_if_a_module_has_decided_about_it(harness: Harness, fails: bool) -> None:
-    """A time-out that is due at once is cancelled two rounds later; the bus never carries it, and the history tells the difference."""
+    """A time-out that is due at once is cancelled two rounds later; the bus never carries it, and the history shows the difference."""
 
     def hasty(decide: Any, states: Any, what: Any, now: Any) -> Any:
         match what:
