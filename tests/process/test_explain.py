@@ -48,7 +48,7 @@ async def test_the_whole_tree_of_an_order(serve: Serve, connect: Callable[[Serve
 
     explained = await eventually(explain, lambda it: "was refunded" in it["summary"] and not any(e["delivery"] == "pending" for e in it["events"]))
     assert explained["summary"].startswith("Cancelled at ")
-    assert explained["summary"].endswith("because that was requested (requested); its stock is released; 25.00 EUR was refunded.")
+    assert explained["summary"].endswith("because a client requested it (requested); its stock is released; 25.00 EUR was refunded.")
     assert sorted(tree(explained), key=str) == sorted(
         [
             ("orders.created.v2", None),

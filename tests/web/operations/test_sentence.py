@@ -106,7 +106,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
             "reservation": {"status": "released", "lines": [{}]}, "payment": {"status": "captured"},
             "gateway": {"breakers": {"refund": "half_open"}, "since": {"refund": f"{DAY}10:03:00.000000Z"}},
         },
-        "Cancelled at 10:04:00 because that was requested (requested); its stock is released; a refund of 12.50 EUR is pending since"
+        "Cancelled at 10:04:00 because a client requested it (requested); its stock is released; a refund of 12.50 EUR is pending since"
         " 10:04:00, and waits for the payment provider, whose breaker for refunds is tried again since 10:03:00.",
     ),
 ]  # fmt: skip

@@ -22,7 +22,7 @@ REASONS: Mapping[str, str] = {
     "mixed_currency": "its prices have different currencies",
     "payment_declined": "the payment was declined",
     "payment_unavailable": "the payment provider could not be reached",
-    "requested": "that was requested",
+    "requested": "a client requested it",
     "timed_out": "it was not finished in time",
     "unknown_product": "there is no such product",
 }
