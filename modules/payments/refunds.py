@@ -137,17 +137,21 @@ def on_refund_processing(payment: Payment, event: RefundProcessing, now: datetim
     refund = own_refund(_ledger(after), event.key_number)
     if refund is None or refund.status is not RefundStatus.PENDING:
         return no_change() if after == payment else concluded(payment, after, now)
-    seconds = LOOK_UP_SECONDS[min(refund.tries, len(LOOK_UP_SECONDS) - 1)]
-    return _again(payment, after, refund, PENDING_REASON, 1, seconds, now)
+    return _again(payment, after, refund, PENDING_REASON, 1, _look_up_seconds(refund), now)
 
 
 def on_refund_failed(payment: Payment, event: RefundFailed, now: datetime) -> Decision:
-    """Request the refund again: under the same key while its outcome is unknown, else under a new one."""
+    """
+    Request the refund again: under the same key while its outcome is unknown, else under a new one.
+
+    A definite failure without a reference means that no refund was made. For a pending refund, only its look-up has failed then.
+    """
     after = with_total(_with_line(payment, event.key_number, now), event.refunded_total)
     refund = own_refund(_ledger(after), event.key_number)
     if refund is None or (refund.status is RefundStatus.SUCCEEDED and event.reference is None):
         return no_change()
-    if event.is_definite:
+    is_look_up = refund.status is RefundStatus.PENDING and event.reference is None
+    if event.is_definite and not is_look_up:
         if event.reference is not None:
             after = _with_answer(after, event.key_number, event.reference, RefundStatus.FAILED, now, event.reason)
         else:
@@ -155,7 +159,8 @@ def on_refund_failed(payment: Payment, event: RefundFailed, now: datetime) -> De
         return no_change() if after == payment else concluded(payment, after, now)
     if refund.status is RefundStatus.FAILED:
         return no_change()
-    return _again(payment, after, refund, event.reason, event.calls, event.retry_seconds, now)
+    seconds = max(event.retry_seconds, _look_up_seconds(refund)) if event.is_definite else event.retry_seconds
+    return _again(payment, after, refund, event.reason, event.calls, seconds, now)
 
 
 def on_refund_reported(payment: Payment, notice: RefundReported, now: datetime) -> Decision:
@@ -204,6 +209,10 @@ def on_order_refund(payment: Payment, event: OrderRefundRequested, now: datetime
         return no_change(refund_failed(payment, event.amount.amount, reason, event.refund_id, is_final=True))
     after, request = _request(payment, event.refund_id, event.amount.amount, 0, now)
     return concluded(payment, after, now, request)
+
+
+def _look_up_seconds(refund: Refund) -> float:
+    return LOOK_UP_SECONDS[min(refund.tries, len(LOOK_UP_SECONDS) - 1)]
 
 
 def _retry(payment: Payment, failed: Refund, now: datetime) -> tuple[Payment, list[Any]]:

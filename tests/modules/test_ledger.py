@@ -364,6 +364,25 @@ def test_a_pending_refund_is_not_booked_before_it_has_succeeded() -> None:
     assert refund_requests(emitted) == [(AMOUNT, 2)]
 
 
+@pytest.mark.parametrize("seconds", [1, 400])
+def test_a_pending_refund_is_looked_up_again_after_a_look_up_is_refused(seconds: float) -> None:
+    """The refund exists: a refusal without its reference neither ends it nor makes another one, and the next look-up finds its end."""
+    processing = RefundProcessing(order_id="o", reference="re_1", key_number=1, refunded_total=AMOUNT)
+    refused = RefundFailed(order_id="o", retry_seconds=seconds, reason="refund_refused: resource_missing", is_definite=True)
+    payment, emitted = after(RESERVED, CHARGED, CANCELLED, processing, refused)
+    [look_up] = emitted
+    assert look_up.due_at == NOW + timedelta(seconds=max(seconds, 300)), "the second interval, or what the provider asked for"
+    assert refund_requests(emitted) == [(AMOUNT, 1)]
+    assert (payment.refund_status, payment.pending, payment.reason) == ("pending", AMOUNT, refused.reason)
+    succeeded = RefundSucceeded(order_id="o", reference="re_1", key_number=1, refunded_total=AMOUNT)
+    ended, _ = after(RESERVED, CHARGED, CANCELLED, processing, refused, succeeded)
+    assert (ended.status, ended.refunded) == (PaymentStatus.REFUNDED, AMOUNT)
+    failed = evolve(refused, reference="re_1")
+    for known in ([processing, refused, failed], [processing, refused, failed, refused]):
+        ended, emitted = after(RESERVED, CHARGED, CANCELLED, *known)
+        assert (ended.kept, [key for _, key in refund_requests(emitted)]) == (AMOUNT, [2] if known[-1] is failed else [])
+
+
 def test_a_refund_that_fails_after_it_succeeded_is_made_again() -> None:
     """The customer's bank sent it back: the payment is captured again, until the next refund succeeds."""
     succeeded = RefundSucceeded(order_id="o", reference="re_1")

@@ -221,6 +221,12 @@ BUGS = (
         _DECIDE,
     ),
     Bug(
+        "a refused look-up of a pending refund is its last one", _REFUNDS,
+        "    if event.is_definite and not is_look_up:\n",
+        "    if event.is_definite:\n",
+        _DECIDE,
+    ),
+    Bug(
         "the gateway's total of refunds goes back", _REFUNDS,
         "    return payment if total <= ledger.refunded_total else evolve(payment, ledger=attrs.evolve(ledger, refunded_total=total))\n",
         "    return evolve(payment, ledger=attrs.evolve(ledger, refunded_total=total))\n",
