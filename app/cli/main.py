@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ["main"]
 
+import gc
 import sys
 from pkgutil import resolve_name
 from typing import Any
@@ -20,6 +21,14 @@ from config.environment import describe
 from config.settings import Settings
 from modules.errors import ModuleError
 from modules.registry import MODULES
+
+GARBAGE_MIN = 50_000
+"""
+Allocations between two runs of the garbage collector.
+
+Processing messages, requests and rows of the history leaves no reference cycles to collect. With the default of 700 a
+third of the processor time of ``history verify`` is spent on looking for them.
+"""
 
 
 def _variables() -> str:
@@ -84,6 +93,7 @@ def main() -> None:
     Exit codes of every command: 0 done; 1 failed; 2 wrong usage or configuration; 3 the database, NATS, the payment
     provider or the server is out of reach.
     """
+    gc.set_threshold(GARBAGE_MIN, 50, 100)
 
 
 def _print_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:

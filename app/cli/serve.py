@@ -27,10 +27,6 @@ A thread that executes database statements releases the interpreter at each stat
 wait that long for a busy event loop each time.
 """
 
-GARBAGE_MIN = 50_000
-"""Allocations between two runs of the garbage collector. Processing a message leaves no reference cycles to collect."""
-
-
 class StartFailed(Exception):
     """The operating system refuses something that the start needs; the message names it and the reason."""
 
@@ -45,7 +41,6 @@ def serve(application: Application) -> int:
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()
-    gc.set_threshold(GARBAGE_MIN, 50, 100)
     return _run_in_event_loop(_serve(application))
 
 

@@ -149,3 +149,10 @@ def test_a_command_that_asks_a_server_starts_without_the_parts_of_one() -> None:
     done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.startswith("Usage: ")
     assert done.stderr == "set()\n"
+
+
+def test_the_garbage_collector_runs_seldom_in_every_command() -> None:
+    """A command that reads millions of rows makes no reference cycles; `serve` and its workers take the same thresholds."""
+    code = "import gc; from app.cli.main import main; main(['version'], standalone_mode=False); print(gc.get_threshold()[0])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "50000"
