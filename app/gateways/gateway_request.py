@@ -21,6 +21,7 @@ from modules.payments.events import (
     RefundProcessing,
     RefundSucceeded,
 )
+from modules.payments.ledger import RefundStatus, own_refund
 from modules.payments.state import Payment, PaymentStatus
 
 FRESH_SECONDS = 60.0
@@ -79,6 +80,11 @@ class GatewayRequest:
             )
         key_number = self.event.key_number
         return RefundFailed(order_id=order_id, retry_seconds=retry_seconds, calls=0, key_number=key_number)
+
+    def has_ended(self, payment: Payment | None) -> bool:
+        """Return whether *payment* knows how the refund under this request's key ended: it was made, or another key may follow."""
+        refund = None if payment is None or payment.ledger is None else own_refund(payment.ledger, self.event.key_number)
+        return refund is not None and refund.status in (RefundStatus.SUCCEEDED, RefundStatus.FAILED)
 
 
 @define

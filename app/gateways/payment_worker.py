@@ -284,12 +284,8 @@ class PaymentWorker:
     async def _submit(self, request: GatewayRequest, result: Any) -> bool:
         """Submit *result* to payments; return False if it had been submitted before, for an earlier delivery."""
         id = result_id(request.id, CONSUMER, result)
-        reply = await retry_until_available(
-            self._clock, partial(self._runner.submit, result, id=id, trace=request.trace, is_express=request.is_express, is_new=False)
-        )
-        return not reply.is_replay
-
-    # Calls
+        submit = partial(self._runner.submit, result, id=id, trace=request.trace, is_express=request.is_express, is_new=False)
+        return not (await retry_until_available(self._clock, submit)).is_replay
 
     async def _call_provider(self, request: GatewayRequest, lane: Lane, task: asyncio.Task[Any], *, is_taken: bool) -> Any:
         """
@@ -303,7 +299,7 @@ class PaymentWorker:
         attempt = ChargeAttempt(request) if isinstance(request.event, ChargeRequested) else None
         while True:
             try:
-                return await (self._calls.refund(request) if attempt is None else self._charge(attempt))
+                return await (self._refund(request) if attempt is None else self._charge(attempt))
             except BreakerOpen as error:
                 if attempt is None:  # a refund waits in the outbox, so that it takes no place of a charge
                     return request.not_sent(self._calls.refund_retry_seconds(request.event.attempt, error.retry_after_seconds))
@@ -323,6 +319,14 @@ class PaymentWorker:
             lane.held -= 1
             lane.calling.add(task)
 
+    async def _refund(self, request: GatewayRequest) -> Any:
+        """Refund, and return the result; None for a late duplicate: a key that ended without a refund may be free for one."""
+        is_ended = request.needs_recheck and request.has_ended(await self._stored(request.event.order_id))
+        return None if is_ended else await self._calls.refund(request)
+
+    async def _stored(self, order_id: str) -> Any:
+        return await retry_until_available(self._clock, lambda: self._runner.get(Payment, order_id))
+
     async def _charge(self, attempt: ChargeAttempt) -> Any:
         """
         Make one attempt to charge, after a recheck of the stored payment if necessary; return the result or None.
@@ -330,15 +334,11 @@ class PaymentWorker:
         Raises:
             BreakerOpen: The circuit breaker permits no call now.
         """
-        order_id = attempt.event.order_id
         if attempt.needs_recheck:
-            payment = await retry_until_available(self._clock, lambda: self._runner.get(Payment, order_id))
-            attempt.recheck(payment)
+            attempt.recheck(await self._stored(attempt.event.order_id))
         if attempt.is_answered:
             return None
-        if attempt.is_withdrawn:
-            return attempt.request.not_sent(0)
-        return await self._calls.charge(attempt)
+        return attempt.request.not_sent(0) if attempt.is_withdrawn else await self._calls.charge(attempt)
 
     async def _delay(self, attempt: ChargeAttempt) -> None:
         """Report the delay once, and have the attempt rechecked after the wait."""

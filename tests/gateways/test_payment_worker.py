@@ -52,7 +52,7 @@ from bus.subjects import replay_subject, subject_of
 from modules import payments
 from modules.orders.events import CancelRequested
 from modules.orders.state import Order, Status
-from modules.payments.events import ChargeFailed, ChargeRequested
+from modules.payments.events import ChargeFailed, ChargeRequested, RefundRequested
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Address, Money
 from tests.runtime.harness import (
@@ -676,6 +676,44 @@ async def test_a_refund_is_repeated_until_it_succeeds(path: Path) -> None:
         assert gateway.refunded == {f"refund:{each.order_id}": 100}
         await until(lambda: _is_stock_released(harness))
         await until(lambda: _order_shows_its_refund(harness, each.order_id))
+
+
+@pytest.mark.parametrize("takes_directly", [False, True])
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_a_duplicate_of_a_refund_whose_key_has_ended_refunds_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch, is_late: bool, takes_directly: bool
+) -> None:
+    """A provider need not save a refusal: under the earlier key it would refund beside the key that follows."""
+    monkeypatch.setattr("modules.payments.refunds.RETRY_SECONDS", (0.01,))
+
+    class Forgetful(FakeGateway):
+        async def refund(self, key: str, order_id: str, reference: str, amount: Money) -> RefundResult:
+            self.saved.clear()
+            return await super().refund(key, order_id, reference, amount)
+
+    gateway = Forgetful()
+    async with running(path, gateway, takes_directly=takes_directly) as (harness, _):
+        [each] = await finished_orders(harness, await place_orders(harness, 1))
+        id, subject = each.order_id, "payments.refund_requested.v1"
+        gateway.plan = ["misconfigured", "ok"]
+        await cancel_order(harness, id)
+        await until(lambda: _is_refunded(harness, id))
+        calls = list(gateway.calls)
+        assert calls[1:] == [("refund", f"refund:{id}"), ("refund", f"refund:{id}:2")]
+        for event_id, key_number in await harness.rows(
+            f"SELECT event_id, row_number() OVER (ORDER BY id) FROM payments_outbox WHERE subject = '{subject}'"
+        ):
+            request = RefundRequested(
+                order_id=id, amount=Money(100, "EUR"), reference=f"ref-{id}", attempt=1, key_number=key_number
+            )
+            duplicate = bus_message(harness, request, id=event_id)
+            if is_late:  # the bus no longer knows the message
+                harness.bus._dedup_seconds = 0.0
+                duplicate = attrs.evolve(duplicate, headers={**duplicate.headers, "ce-time": "2026-01-01T00:00:00Z"})
+            await harness.bus.publish(duplicate if is_late else attrs.evolve(duplicate, id=f"duplicate-{key_number}"))
+        assert gateway.calls == calls
+        assert gateway.refunded == {f"refund:{id}:2": 100}
+        assert outcomes(harness, subject) == {"handled": 2, "repeated": 2}
 
 
 async def test_no_call_is_made_while_the_breaker_is_open(path: Path) -> None:

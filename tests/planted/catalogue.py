@@ -442,6 +442,12 @@ BUGS = (
         _GATEWAYS,
     ),
     Bug(
+        "a late duplicate refunds under a key that has ended", _WORKER,
+        "        return None if is_ended else await self._calls.refund(request)\n",
+        "        return await self._calls.refund(request)\n",
+        _GATEWAYS,
+    ),
+    Bug(
         "a call without an answer counts as not made", _CALLS,
         "            is_unknown = is_repeat or isinstance(error, GatewayTimeout) if calls else request.may_be_repeat\n",
         "            is_unknown = False\n",
