@@ -46,12 +46,13 @@ class DelayNotifier:
         breaker.add_listener(self._on_state_change)
 
     async def notify(self, order_id: str, trace: TraceContext, is_express: bool) -> None:
-        """Submit that the charge of *order_id* is delayed. The event has the same id each time, so repeating is harmless."""
+        """Submit that the charge of *order_id* is delayed. The event has the same id each time: a repetition has no effect."""
         await self._runner.submit(
             ChargeDelayed(order_id=order_id),
             id=derived_id(order_id, f"{self._consumer}.delayed"),
             trace=trace,
             is_express=is_express,
+            is_new=False,
         )
 
     def on_commit(self, event: Any, decision: Decision, trace: TraceContext) -> None:

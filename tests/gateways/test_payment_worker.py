@@ -19,6 +19,7 @@ from loguru import logger
 
 from app.gateways.breakers.circuit_breaker import BreakerState, CircuitBreaker, Permit
 from app.gateways.breakers.operations import OperationKind, Operations
+from app.gateways.delay_notifier import DelayNotifier
 from app.gateways.gateway_calls import CALLS_MAX, GatewayCalls
 from app.gateways.gateway_request import ChargeAttempt, GatewayRequest
 from app.gateways.lane import LANE_IN_HAND_MAX, WAITING_SECONDS_MAX
@@ -67,6 +68,7 @@ from tests.runtime.harness import (
     submitted,
     until,
 )
+from tests.storage.history_contract import published
 
 
 @define
@@ -714,6 +716,23 @@ async def test_a_duplicate_of_a_refund_whose_key_has_ended_refunds_nothing(
         assert gateway.calls == calls
         assert gateway.refunded == {f"refund:{id}:2": 100}
         assert outcomes(harness, subject) == {"handled": 2, "repeated": 2}
+
+
+async def test_a_delay_that_is_reported_again_is_in_the_history_once(path: Path) -> None:
+    """The commit of the request, the sweep and the worker that holds it report the same delay, at once or one after the other."""
+    clock = HurriedClock()
+    breaker = CircuitBreaker(clock.monotonic, open_seconds=10**6)
+    breaker.failed(breaker.acquire(), 10**6)
+    async with running(path, FakeGateway(), breaker) as (harness, _):
+        [id] = await place_orders(harness, 1)
+        await until(lambda: _waits_for_payment(harness, id))
+        notifier = DelayNotifier(harness.runners["payments"], CONSUMER, breaker, clock)
+        for _ in range(2):
+            await asyncio.gather(*(notifier.notify(id, CONTEXT, is_express=False) for _ in range(2)))
+        delayed = [event.event_id for event in await published(harness) if event.subject == "payments.delayed.v1"]
+        assert len(delayed) == 1
+        assert await harness.rows("SELECT event_id FROM payments_outbox WHERE subject = 'payments.delayed.v1'") == [(delayed[0],)]
+        await notifier.close()
 
 
 async def test_no_call_is_made_while_the_breaker_is_open(path: Path) -> None:

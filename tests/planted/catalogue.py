@@ -22,6 +22,7 @@ _RUNNER = "app/runtime/runner.py"
 _WORK = "app/runtime/work.py"
 _RELAY = "app/messaging/outbox_relay.py"
 _WORKER = "app/gateways/payment_worker.py"
+_DELAYS = "app/gateways/delay_notifier.py"
 _CALLS = "app/gateways/gateway_calls.py"
 _BREAKER = "app/gateways/breakers/circuit_breaker.py"
 _OPERATIONS = "app/gateways/breakers/operations.py"
@@ -445,6 +446,12 @@ BUGS = (
         "a late duplicate refunds under a key that has ended", _WORKER,
         "        return None if is_ended else await self._calls.refund(request)\n",
         "        return await self._calls.refund(request)\n",
+        _GATEWAYS,
+    ),
+    Bug(
+        "a delay that is reported again is published again", _DELAYS,
+        "            is_new=False,\n",
+        "",
         _GATEWAYS,
     ),
     Bug(
