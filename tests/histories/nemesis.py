@@ -21,6 +21,8 @@ from tests.split.system import System
 
 BETWEEN_SECONDS = (0.5, 3.0)
 PARTITION_SECONDS_MAX = 8.0
+_UNREACHABLE = 3
+"""The exit code of a process that finds no server at its start."""
 CLOCK_SECONDS = 120
 
 
@@ -86,7 +88,7 @@ class Nemesis:
         if clock_seconds is not None:
             set_clock(server, clock_seconds)
             (self._shifted.add if clock_seconds else self._shifted.discard)(server)
-        await asyncio.to_thread(self._system.restart, server)
+        await self._restart(server)
         self._free.append(server)
 
     async def clock(self) -> None:
@@ -127,6 +129,16 @@ class Nemesis:
         await asyncio.sleep(self._rng.uniform(0, 2.0))
         await asyncio.to_thread(server.start)
         self._servers_are_free = True
+
+    async def _restart(self, server: Server) -> None:
+        """Start *server*, as a supervisor does: again if it ends because its database is away."""
+        while True:
+            try:
+                return await asyncio.to_thread(self._system.restart, server)
+            except AssertionError:
+                if server.wait() != _UNREACHABLE:
+                    raise
+            await asyncio.sleep(0.5)  # the delay of a supervisor
 
     def _take(self, server: Server | None = None) -> Server:
         return self._free.pop(self._rng.randrange(len(self._free)) if server is None else self._free.index(server))
