@@ -1,149 +1,134 @@
-"""Faults of processes, links and servers, in the order and at the times that a seed decides."""
+"""Faults of processes, links and servers, as two schedules say that run at the same time."""
 
 from __future__ import annotations
 
 __all__ = ["Nemesis"]
 
 import asyncio
-import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from tests.histories.link import Fault, Link
+from tests.histories.schedule import Step
 from tests.nats import NatsServer
 from tests.postgres import PostgresServer
-from tests.process.server import Server
+from tests.process.server import READY_SECONDS, Server
 from tests.process.test_clock import set_clock
 from tests.signals import pause_process
 from tests.split.system import System
 
-BETWEEN_SECONDS = (0.5, 3.0)
-PARTITION_SECONDS_MAX = 8.0
 _UNREACHABLE = 3
 """The exit code of a process that finds no server at its start."""
-CLOCK_SECONDS = 120
+_SUPERVISOR_SECONDS = 0.5
 
 
 class Nemesis:
     """
-    Disturbs *system*, one fault at a time or two that overlap; *links* are those of each process to NATS and PostgreSQL.
+    Disturbs *system* by the steps of *schedules*, whose targets differ.
 
-    Faults of the same process do not overlap; each ends before the run does.
+    *links* are those of each process, and *servers* what they lead to, both by the name of the server. Each fault ends before
+    the run does.
     """
 
     def __init__(
         self,
         system: System,
-        links: dict[Server, Sequence[Link]],
-        broker: NatsServer,
-        postgres: PostgresServer,
-        rng: random.Random,
-        *,
-        ack_wait_seconds: float,
-        seconds: float,
+        links: Mapping[Server, Mapping[str, Link]],
+        servers: Mapping[str, NatsServer | PostgresServer],
+        schedules: Sequence[Iterator[Step]],
         write: Callable[[str], None],
     ) -> None:
         self._system = system
         self._links = links
-        self._broker = broker
-        self._postgres = postgres
-        self._rng = rng
-        self._ack_wait_seconds = ack_wait_seconds
-        self._partition_seconds_max = min(PARTITION_SECONDS_MAX, seconds / 2)
+        self._servers = servers
+        self._schedules = schedules
         self._write = write
-        self._free = list(system)
-        self._servers_are_free = True
+        self._processes = list(system)
         self._shifted: set[Server] = set()
         self.done = Counter[str]()
 
     async def run(self, until: float) -> None:
         """Cause faults until *until* on the monotonic clock, and end them all."""
         async with asyncio.TaskGroup() as group:
-            for _ in range(2):
-                group.create_task(self._repeat(until))
-        for server in list(self._shifted):  # readiness reports a clock that differs from that of the database server
-            await self.kill(0, server)
+            for steps in self._schedules:
+                group.create_task(self._repeat(steps, until))
+        async with asyncio.TaskGroup() as group:
+            for process in self._shifted:  # readiness reports a clock that differs from that of the database server
+                group.create_task(self._set_clock(process, 0))
 
-    async def _repeat(self, until: float) -> None:
-        kinds: dict[str, tuple[int, Callable[[], Awaitable[None]]]] = {
-            "kill": (3, self.kill),
-            "pause": (2, self.pause),
-            "partition": (5, self.partition),
-            "clock": (1, self.clock),
-            "server": (1, self.kill_server),
-        }
+    async def _repeat(self, steps: Iterator[Step], until: float) -> None:
         while time.monotonic() < until:
-            (name,) = self._rng.choices(list(kinds), [weight for weight, _ in kinds.values()])
-            await kinds[name][1]()
-            await asyncio.sleep(self._rng.uniform(*BETWEEN_SECONDS))
+            step = next(steps)
+            await self._do(step)
+            await asyncio.sleep(min(step.rest_seconds, max(0.0, until - time.monotonic())))
 
-    async def kill(self, clock_seconds: int | None = None, server: Server | None = None) -> None:
-        """Kill a process, or *server*; start it again a moment later, with its clock set if *clock_seconds* is given."""
-        server = self._take(server)
-        self._note("kill" if clock_seconds is None else f"clock {clock_seconds:+}", server)
-        await asyncio.to_thread(self._system.kill, server)
-        await asyncio.sleep(self._rng.uniform(0, 2.0))
-        if clock_seconds is not None:
-            set_clock(server, clock_seconds)
-            (self._shifted.add if clock_seconds else self._shifted.discard)(server)
-        await self._restart(server)
-        self._free.append(server)
-
-    async def clock(self) -> None:
-        """Let the clock of a process differ from those of the others from its next start on."""
-        await self.kill(self._rng.randrange(-CLOCK_SECONDS, CLOCK_SECONDS))
-
-    async def pause(self) -> None:
-        """Stop a process for longer than ``ack_wait``, and let it continue with what it was doing."""
-        server = self._take()
-        self._note("pause", server)
-        await asyncio.to_thread(pause_process, server.pid)
-        await asyncio.sleep(self._ack_wait_seconds + self._rng.uniform(0.5, 3.0))
-        server.send(signal.SIGCONT)
-        self._free.append(server)
-
-    async def partition(self) -> None:
-        """Cut, stop or slow one or both links of a process."""
-        server = self._take()
-        links = self._rng.choice((self._links[server][:1], self._links[server][1:], self._links[server]))
-        fault = self._rng.choice([each for each in Fault if each is not Fault.NONE])
-        names = "+".join(("NATS", "PostgreSQL")[self._links[server].index(link)] for link in links)
-        self._note(f"{fault.name} {names}", server)
-        for link in links:
-            await link.set(fault)
-        await asyncio.sleep(self._rng.uniform(0.5, self._partition_seconds_max))
-        for link in links:
-            await link.set(Fault.NONE)
-        self._free.append(server)
-
-    async def kill_server(self) -> None:
-        """Kill NATS or PostgreSQL, and start it again."""
-        if not self._servers_are_free:
+    async def _do(self, step: Step) -> None:
+        if isinstance(step.target, str):
+            await self._kill_server(step.target, step.seconds)
             return
-        self._servers_are_free = False
-        server = self._rng.choice((self._broker, self._postgres))
-        self._note("kill", server)
-        await asyncio.to_thread(server.kill)
-        await asyncio.sleep(self._rng.uniform(0, 2.0))
-        await asyncio.to_thread(server.start)
-        self._servers_are_free = True
+        process = self._processes[step.target]
+        match step.name:
+            case "pause":
+                await self._pause(process, step.seconds)
+            case "partition":
+                await self._partition(process, step)
+            case "clock":
+                self._shifted.add(process)
+                await self._set_clock(process, step.clock_seconds, step.seconds)
+            case "kill":
+                await self._kill(process, step.seconds)
 
-    async def _restart(self, server: Server) -> None:
-        """Start *server*, as a supervisor does: again if it ends because its database is away."""
+    async def _kill(self, process: Server, seconds: float) -> None:
+        """Kill *process*, and start it again after *seconds*."""
+        self._note("kill", process.folder.name)
+        await asyncio.to_thread(self._system.kill, process)
+        await asyncio.sleep(seconds)
+        await self._restart(process)
+
+    async def _set_clock(self, process: Server, clock_seconds: int, seconds: float = 0.0) -> None:
+        """Start *process* again with a clock that is ahead of those of the others by *clock_seconds*."""
+        self._note("clock", process.folder.name, f"{clock_seconds:+}")
+        await asyncio.to_thread(self._system.kill, process)
+        await asyncio.sleep(seconds)
+        set_clock(process, clock_seconds)
+        await self._restart(process)
+
+    async def _pause(self, process: Server, seconds: float) -> None:
+        """Stop *process* for longer than ``ack_wait``, and let it continue with what it was doing."""
+        self._note("pause", process.folder.name)
+        await asyncio.to_thread(pause_process, process.pid)
+        await asyncio.sleep(seconds)
+        process.send(signal.SIGCONT)
+
+    async def _partition(self, process: Server, step: Step) -> None:
+        """Cut, stop or slow one or both links of *process*."""
+        self._note(step.fault.name, process.folder.name, "+".join(step.links))
+        for name in step.links:
+            await self._links[process][name].set(step.fault)
+        await asyncio.sleep(step.seconds)
+        for name in step.links:
+            await self._links[process][name].set(Fault.NONE)
+
+    async def _kill_server(self, name: str, seconds: float) -> None:
+        """Kill NATS or PostgreSQL, and start it again after *seconds*."""
+        self._note("kill", name)
+        await asyncio.to_thread(self._servers[name].kill)
+        await asyncio.sleep(seconds)
+        await asyncio.to_thread(self._servers[name].start)
+
+    async def _restart(self, process: Server) -> None:
+        """Start *process*, as a supervisor does: again if it ends because a server that it needs is away."""
+        until = time.monotonic() + READY_SECONDS
         while True:
             try:
-                return await asyncio.to_thread(self._system.restart, server)
+                return await asyncio.to_thread(self._system.restart, process)
             except AssertionError:
-                if server.wait() != _UNREACHABLE:
+                if process.wait() != _UNREACHABLE or time.monotonic() >= until:
                     raise
-            await asyncio.sleep(0.5)  # the delay of a supervisor
+            await asyncio.sleep(_SUPERVISOR_SECONDS)
 
-    def _take(self, server: Server | None = None) -> Server:
-        return self._free.pop(self._rng.randrange(len(self._free)) if server is None else self._free.index(server))
-
-    def _note(self, what: str, on: Server | NatsServer | PostgresServer) -> None:
-        name = on.folder.name if isinstance(on, Server) else "NATS" if isinstance(on, NatsServer) else "PostgreSQL"
-        self.done[what.split()[0]] += 1
-        self._write(f"{what} {name}")
+    def _note(self, name: str, target: str, more: str = "") -> None:
+        self.done[name] += 1
+        self._write(" ".join(filter(None, (name, more, target))))

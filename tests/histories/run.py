@@ -7,7 +7,7 @@ __all__ = ["Failed", "run"]
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from tests.histories.checks import COUNTED_STOCK, PRICE, history_errors, money_e
 from tests.histories.clients import COUNTED, SOLD, History, Shop
 from tests.histories.link import Link, connect_port
 from tests.histories.nemesis import Nemesis
+from tests.histories.schedule import BROKER, DATABASE, schedules
 from tests.nats import NatsServer
 from tests.postgres import PostgresServer
 from tests.process.client import Client
@@ -28,6 +29,7 @@ from tests.split.system import MODULES, System
 
 ACK_WAIT_SECONDS = 3
 CLIENTS = 4
+PARTITION_SECONDS_MAX = 8.0
 SETTLE_SECONDS = 120.0
 
 
@@ -49,8 +51,8 @@ async def run(
     """
     Run the system for *seconds* under the faults of *seed*, wait until it is idle, and check everything.
 
-    The seed decides what clients and faults do and when; the threads of six processes it does not decide. Run a seed that has
-    failed several times. The data stays in *folder*.
+    The seed decides the faults and how long each one lasts, and what the clients choose; how six processes are scheduled it
+    does not decide. Run a seed that has failed several times. The data stays in *folder*.
 
     Raises:
         Failed: A check has failed; an invariant of the final state raises AssertionError.
@@ -74,9 +76,11 @@ async def run(
             STRIPE_WEBHOOK_SECRET="whsec_test",
         )
         stack.callback(system.end)
-        await _commands(system, "migrate")
+        commands = folder / "commands"
+        commands.mkdir()
+        await _command(commands, system, "migrate")
         links = {server: await _linked(server, broker, postgres) for server in system}
-        for each in (link for found in links.values() for link in found):
+        for each in (link for found in links.values() for link in found.values()):
             stack.push_async_callback(each.close)
         await asyncio.to_thread(system.start)
         client = Client(system)
@@ -88,12 +92,14 @@ async def run(
         nemesis = Nemesis(
             system,
             links,
-            broker,
-            postgres,
-            random.Random(rng.random()),
-            ack_wait_seconds=ACK_WAIT_SECONDS,
-            seconds=seconds,
-            write=lambda line: write(f"{time.monotonic() - began:8.3f} {line}"),
+            {BROKER: broker, DATABASE: postgres},
+            schedules(
+                random.Random(rng.random()),
+                len(links),
+                ack_wait_seconds=ACK_WAIT_SECONDS,
+                partition_seconds_max=min(PARTITION_SECONDS_MAX, seconds / 2),
+            ),
+            lambda line: write(f"{time.monotonic() - began:8.3f} {line}"),
         )
         async with asyncio.TaskGroup() as group:
             group.create_task(nemesis.run(began + seconds))
@@ -113,11 +119,11 @@ async def run(
         )
         if errors := money_errors(stripe, orders):
             raise Failed("\n".join(errors))
-        await _commands(system, "history", "verify")
+        await _command(commands, system, "history", "verify")
     return history
 
 
-async def _linked(server: Server, broker: NatsServer, postgres: PostgresServer) -> Sequence[Link]:
+async def _linked(server: Server, broker: NatsServer, postgres: PostgresServer) -> Mapping[str, Link]:
     """Let *server* use links of its own to NATS and PostgreSQL; return them."""
     socket_path = str(postgres.folder / ".s.PGSQL.5432")
     to_nats = await Link(partial(connect_port, broker.port)).start()
@@ -125,18 +131,15 @@ async def _linked(server: Server, broker: NatsServer, postgres: PostgresServer) 
     database = server.settings["DATABASE_URL"].partition("?")[0].rpartition("/")[2]
     server.settings["NATS_URL"] = f"nats://127.0.0.1:{to_nats.port}"
     server.settings["DATABASE_URL"] = f"postgresql://postgres@127.0.0.1:{to_postgres.port}/{database}"
-    return to_nats, to_postgres
+    return {BROKER: to_nats, DATABASE: to_postgres}
 
 
-async def _commands(system: System, *arguments: str) -> None:
-    """Run a command for each module, at the same time."""
-
-    async def command(server: Server) -> None:
-        done = await asyncio.to_thread(run_command, server.folder, *arguments, **server.settings)
-        if done.returncode:
-            raise Failed(f"{' '.join(arguments)} in {server.folder.name}: {done.returncode}\n{done.stdout}{done.stderr}")
-
-    await asyncio.gather(*(command(system.servers[module][0]) for module in MODULES))
+async def _command(folder: Path, system: System, *arguments: str) -> None:
+    """Run a command in one process for the databases of all modules: its start takes longer than its work."""
+    databases = {f"{module.upper()}_DATABASE_URL": str(system.database_of(module)) for module in MODULES}
+    done = await asyncio.to_thread(run_command, folder, *arguments, **databases)
+    if done.returncode:
+        raise Failed(f"{' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}")
 
 
 def _first_stock() -> Mapping[str, int]:
