@@ -12,7 +12,7 @@ STEPS = 200
 
 
 def found(seed: int, turns: Iterable[int] = (0, 1) * STEPS) -> list[list[Step]]:
-    """Return the steps of both schedules of *seed*; *turns* says which of them is asked for its next step."""
+    """Return the steps of both schedules of *seed*; *turns* has the numbers of the schedule that each next step is taken from."""
     both = schedules(random.Random(seed), PROCESSES, ack_wait_seconds=3, partition_seconds_max=8)
     steps: list[list[Step]] = [[], []]
     for number in turns:
