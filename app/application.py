@@ -142,6 +142,7 @@ class Application:
 
     async def _start(self) -> str:
         parts = self.parts
+        await parts.dead_letters.free_keys()
         consumers = parts.consumers()
         self._run(parts.bus.run(), "bus")
         for consumer, subjects in subscriptions(parts.modules, parts.contracts).items():

@@ -33,7 +33,7 @@ from app.gateways.webhook_handler import CONSUMER as WEBHOOKS
 from app.gateways.webhook_handler import StripeWebhookHandler
 from app.messaging.bus_factory import BusRuntime, build_bus
 from app.messaging.consumers import EXPRESS_LANE, subscriptions
-from app.messaging.dead_letters import DeadLetterStore
+from app.messaging.dead_letters import DeadLetterLine, DeadLetterStore
 from app.messaging.event_registry import all_modules, build_registry
 from app.messaging.outbox_relay import OutboxRelay
 from app.runtime.archiver import Archiver, build_archivers
@@ -109,27 +109,27 @@ def build_runners(
     *,
     delivers_locally: bool,
     remote_subjects: Collection[str] | None = None,
+    keeps_order: bool = False,
     **options: Any,
 ) -> dict[str, ModuleRunner]:
     """
     Return a runner for each of *modules*, all with one transaction engine.
 
     With *delivers_locally* the modules share a database and this process. *remote_subjects* are also consumed outside the
-    modules; by default those of the workers. *options* go to each `ModuleRunner`.
+    modules; by default those of the workers. With *keeps_order* events wait for a dead letter of their key. *options* go to each `ModuleRunner`.
     """
     readers = {module.name: EventReader(module.name, contracts, module.consumes) for module in modules}
     if remote_subjects is None:
         consumed = subscriptions(modules, contracts)
         remote_subjects = [s for name in consumed if name.removesuffix(EXPRESS_LANE) not in readers for s in consumed[name]]
     routes = LocalRoutes(readers if delivers_locally else {}, remote_subjects, contracts)
-    processors = {module.name: BatchProcessor(module, stores[module.name], contracts) for module in modules}
+    lines = {name: DeadLetterLine(store) if keeps_order else None for name, store in stores.items()}
+    processors = {m.name: BatchProcessor(m, stores[m.name], contracts, lines[m.name]) for m in modules}
     engine = TransactionEngine(processors, routes, clock)
     runners: dict[str, ModuleRunner] = {}
     for module in modules:
         name = module.name
-        runners[name] = ModuleRunner(
-            module, stores[name], engine, readers[name], relays[name], runners, clock, metrics, **options
-        )
+        runners[name] = ModuleRunner(module, stores[name], engine, readers[name], relays[name], runners, clock, metrics, **options)
     return runners
 
 
@@ -153,6 +153,7 @@ def build_runtime(
     runners = build_runners(
         *(modules, storage.stores, contracts, relays, clock, metrics),
         delivers_locally=settings.bus == "memory" and len(storage.databases) == 1,
+        keeps_order=settings.dead_letter_order == "key",
         batch_max=settings.batch_max,
         backlog=backlog,
         backlog_max=settings.outbox_cap,
@@ -284,7 +285,8 @@ def build_parts(settings: Settings, clock: Clock | None = None) -> Parts:
     modules = build_modules(settings)
     contracts = build_registry(modules)
     storage = build_storage(settings, modules)
-    dead_letters = DeadLetterStore(storage.stores, contracts, clock, metrics, not_replayable={WEBHOOKS})
+    keeps_order = settings.dead_letter_order == "key"
+    dead_letters = DeadLetterStore(storage.stores, contracts, clock, metrics, {WEBHOOKS}, keeps_order=keeps_order)
     bus = build_bus(settings, modules, contracts, clock, dead_letters)
     metrics.bus_connected.set_function(lambda: float(bus.bus.is_connected))
     metrics.bus_reconnects.set_function(bus.reconnects)

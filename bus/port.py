@@ -13,6 +13,7 @@ __all__ = [
     "DEDUP_SECONDS",
     "MAX_TRIES",
     "NO_ANSWER",
+    "WAITS",
     "Bus",
     "Clock",
     "DeadLetter",
@@ -43,6 +44,9 @@ DEDUP_SECONDS = 120.0
 NO_ANSWER = "no_answer"
 """Error code of a dead letter whose last delivery was not settled within ``ack_wait``."""
 
+WAITS = "waits"
+"""Error code of a message that was not attempted: an earlier one of its key is a dead letter of its consumer."""
+
 
 @define  # not frozen, which would take three times as long to make; messages are never changed nevertheless
 class Message:
@@ -51,7 +55,8 @@ class Message:
 
     *id* identifies the message: the bus treats two messages with one id as one, for as long as it remembers the id
     (`DEDUP_SECONDS`). The event has its own id in the headers (``ce-id``), so a replayed dead letter is a new message
-    with an old event. *key* identifies the subject matter (an order, a product); the bus ignores it.
+    with an old event. *key* identifies the subject matter (an order, a product); the bus ignores it, and a
+    store of dead letters may keep the order of the messages with one key.
     """
 
     subject: str
@@ -67,7 +72,8 @@ class DeadLetter:
     A message that a consumer group cannot process, and the reason.
 
     *id* is derived from the consumer and the message's id, so storing it twice has the effect of storing it once.
-    *error* is a stable code, *detail* a sentence for the operator.
+    *error* is a stable code, *detail* a sentence for the operator. Of the messages that one group receives, *first_seen*
+    has the order in which it has received them, or in which they were published.
     """
 
     id: str
@@ -113,6 +119,8 @@ class DeadLetters(Protocol):
     async def add(self, dead_letter: DeadLetter) -> None:
         """
         Store *dead_letter* durably; a dead letter with a known id is not stored again.
+
+        One with the error `WAITS` may be sent to its consumer again at once instead, if nothing is left that it waits for.
 
         Raises:
             Exception: It is not stored. The bus keeps the message and tries again later.

@@ -221,6 +221,10 @@ class Settings:
     analytics_memory: str = _variable(
         values.memory, "1GB", "Memory that DuckDB takes at most (512MB, 4GB); what needs more goes to the folder beside the file."
     )
+    dead_letter_order: str = _variable(
+        values.choice("none", "key", fold=str.lower), "none",
+        "key: what a module receives about an order waits while an earlier event of the order is its dead letter; none: nothing waits.",
+    )  # fmt: skip
     work_stalled_s: float = _variable(
         values.number(1, _SECONDS_MAX),
         60.0,

@@ -5,19 +5,22 @@ The inbox drops events that the module has processed before. Every state that th
 per table; the module then decides about one event after the other, and each decision sees the states that the ones
 before it have left. `BatchProcessor.flush` writes everything that has changed with one statement per table. An event
 that cannot be decided fails alone.
+
+With a `DeadLetterLine`, an event whose key is held by a dead letter fails, too, unless its turn has come.
 """
 
 from __future__ import annotations
 
 __all__ = ["BatchProcessor", "new_keys"]
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import orjson
 from sqlalchemy import Connection
 
+from app.messaging.dead_letters.line import DeadLetterLine, Hold, WaitsForDeadLetter, hold_id
 from app.runtime.service import IdempotencyKeyReused, Reply
 from app.runtime.work import DeferredToNewerVersion, ItemResult, OutgoingEvent, UnitOfWork, WorkItem
 from app.storage.audit import audit_entry, changes
@@ -32,7 +35,10 @@ from modules.routes import Rejection, Response
 class BatchProcessor:
     """Decide about batches of one module and write what follows."""
 
-    def __init__(self, module: Module, store: ModuleStore, contracts: ContractRegistry) -> None:
+    def __init__(
+        self, module: Module, store: ModuleStore, contracts: ContractRegistry, line: DeadLetterLine | None = None
+    ) -> None:
+        self._line = line
         self._module = module
         self._store = store
         self._contracts = contracts
@@ -51,6 +57,12 @@ class BatchProcessor:
         keys = [keys_of(item.event) for item in items]
         processed = self._load(items, keys, unit, now, connection)
         due: list[OutgoingEvent] = []
+        if self._line is not None and (holds := self._line.holds(processed)):
+            results = [
+                self._decide_in_turn(item, item_keys, processed, unit, now, db_now, due, holds)
+                for item, item_keys in zip(items, keys, strict=True)
+            ]
+            return results, unit.without_cancelled(due)
         results = [
             self._decide_one(item, item_keys, processed, unit, now, db_now, due)
             for item, item_keys in zip(items, keys, strict=True)
@@ -87,6 +99,8 @@ class BatchProcessor:
                 for message in event.to_messages(self._contracts)
             ],
         )
+        if unit.line_decided and self._line is not None:
+            self._line.advance(connection, unit.line_decided, now)
         if not unit.history:
             return not is_first
         unit.record_unpublished()
@@ -100,10 +114,34 @@ class BatchProcessor:
         """Load into *unit* the states that *items* need; return what the inbox knows of the items."""
         missing = unit.missing_keys(keys)
         inbox_ids = [item.inbox_id for item in items if item.inbox_id is not None]
+        if self._line is not None:
+            inbox_ids += dict.fromkeys([id for item in items if (id := hold_id(_key(item))) is not None])
         processed, found = self._store.load_with_inbox(connection, inbox_ids, missing)
         if old := unit.load(missing, found, recent_id_range(now)):
             unit.restore(self._store.archive.load_all(connection, old))
         return processed
+
+    def _decide_in_turn(
+        self,
+        item: WorkItem,
+        keys: Sequence[Key],
+        processed: ProcessedIds,
+        unit: UnitOfWork,
+        now: datetime,
+        db_now: str,
+        due: list[OutgoingEvent],
+        holds: Mapping[str, Hold],
+    ) -> ItemResult:
+        """Decide about *item* unless it waits for a dead letter; see `app.messaging.dead_letters.line`."""
+        key = _key(item)
+        hold = holds.get(hold_id(key) or "")
+        is_its_turn = hold is None or hold.event_id == item.id or item.inbox_id in processed or item.defers_to_newer
+        if hold is not None and not is_its_turn:
+            return ItemResult(error=WaitsForDeadLetter(hold.reason))
+        result = self._decide_one(item, keys, processed, unit, now, db_now, due)
+        if hold is not None and hold.event_id == item.id and result.error is None:
+            unit.line_decided.append((key, item.id))
+        return result
 
     def _decide_one(
         self,
@@ -213,6 +251,13 @@ class BatchProcessor:
         unit.outgoing += events
         due += [event for event in events if event.due_at is DUE_NOW] if has_scheduled else events
         return events
+
+
+def _key(item: WorkItem) -> str:
+    """Return the key of the message that brings *item*; empty if a caller has submitted it: that waits for nothing."""
+    if item.delivery is not None:
+        return item.delivery.message.key
+    return "" if item.cause is None else item.cause.key
 
 
 def new_keys(items: Sequence[WorkItem]) -> frozenset[str]:

@@ -8,6 +8,8 @@ The module runner and the payment worker share these rules:
   known version with an unreadable body is no exception: the body of the other version may be unreadable, too.
 - An older version of an event that the consumer also reads in a newer version is deferred `DEFER_MAX` times, so that the
   newer version is processed first; after that it is processed itself.
+- A message that waits for a dead letter of its key becomes a dead letter itself, without an attempt; see
+  `app.messaging.dead_letters.line`.
 - A message whose processing failed is delivered again after a delay that doubles with each try.
 - Of several processes on one database, one leads the module and receives its messages (`OutboxRelay.is_leader`). Each
   transaction and each commit has a cost of its own, so two processes with half of the messages each take far more
@@ -37,12 +39,13 @@ from attrs import define
 from loguru import logger
 
 from app.messaging.cloudevents import event_id_and_trace, occurred_at, versions_of
+from app.messaging.dead_letters import WaitsForDeadLetter
 from app.telemetry.message_metrics import MessageMetrics
 from app.telemetry.trace import TraceContext
 from bus.contracts.registry import ContractRegistry
 from bus.contracts.versions import has_readable_newer, has_readable_sibling
 from bus.errors import ContractError, Rejected
-from bus.port import Delivery
+from bus.port import WAITS, Delivery
 from bus.subjects import EXPRESS, Event, is_express, original_subject, without_lane
 
 RETRY_SECONDS = 0.5
@@ -178,8 +181,16 @@ class Receiver:
         await delivery.nak(DEFER_SECONDS, error="superseded", detail=detail)
 
     async def fail(self, delivery: Delivery, error: Exception, correlation_id: str | None) -> None:
-        """Deliver the message again after a delay; the bus makes it a dead letter after its last try."""
+        """Deliver the message again after a delay; the bus makes it a dead letter after its last try, or if it waits for one."""
         subject = original_subject(delivery.message.subject)
+        if isinstance(error, WaitsForDeadLetter):
+            self._messages.count(subject, "waiting")
+            logger.info(
+                "message waits", consumer=self._reader.consumer, subject=subject, detail=str(error), key=delivery.message.key,
+                message_id=delivery.message.id, correlation_id=correlation_id,
+            )  # fmt: skip
+            await delivery.term(WAITS, str(error))
+            return
         detail = f"{type(error).__name__}: {error}"
         self._messages.count(subject, "failed")
         logger.warning(

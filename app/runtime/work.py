@@ -202,6 +202,8 @@ class UnitOfWork:
     """Events whose timer was cancelled within this transaction, before they left it."""
     history: list[Entry] = field(factory=list)
     """An entry of the history for every item that was decided; `app.storage.archive.history_content` describes it."""
+    line_decided: list[tuple[str, str]] = field(factory=list)
+    """Key and id of each decided event whose turn it was in the line of a dead letter."""
     timer_names: set[str] = field(factory=set)
     """Names of the timers that were set within this transaction."""
 

@@ -213,7 +213,7 @@ def _outbox(module: str, metadata: MetaData) -> Table:
 
 
 def _dead_letters(module: str, metadata: MetaData) -> Table:
-    return Table(
+    dead_letters = Table(
         f"{module}_dead_letter",
         metadata,
         Column("id", key_type(36), primary_key=True),
@@ -230,4 +230,9 @@ def _dead_letters(module: str, metadata: MetaData) -> Table:
         Column("message_headers", Text, nullable=False),
         Column("message_body", LargeBinary, nullable=False),
         Column("edited_body", LargeBinary),
+        # Of one that holds its key, or waits behind one that does: see `app.messaging.dead_letters.line`.
+        Column("place", Integer),
     )
+    placed = dead_letters.c.place.isnot(None)
+    Index(f"{module}_dead_letter_in_line", dead_letters.c.message_key, sqlite_where=placed, postgresql_where=placed)
+    return dead_letters

@@ -16,7 +16,7 @@ import heapq
 import itertools
 from collections import Counter, deque
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from math import inf
 
@@ -57,6 +57,8 @@ class MemoryBus:
         self._publications: dict[str, Publication] = {}
         self._settled: deque[Publication] = deque()
         self._published_at = 0.0
+        self._started_at: datetime | None = None
+        """The wall-clock time when the monotonic clock was 0, once it is needed."""
 
         self._ordinals = itertools.count()
         self._delayed: list[tuple[float, int, GroupMessage]] = []
@@ -210,7 +212,10 @@ class MemoryBus:
         """Make *message* a dead letter. Its group counts as having settled it once the dead letter is stored."""
         message.state = SETTLED
         now = self.clock.now()
-        first_seen = now - timedelta(seconds=self.clock.monotonic() - message.first_at)
+        if self._started_at is None:
+            self._started_at = now - timedelta(seconds=self.clock.monotonic())
+        # Two readings of the clocks for each message would give two messages of one batch an order by chance.
+        first_seen = min(now, self._started_at + timedelta(seconds=message.first_at))
         consumer = message.group.name
         dead_letter = DeadLetter.of(message.message, consumer, error, detail, message.tries, first_seen, now)
         self._dead_letters.put(dead_letter, partial(self.settle, message.publication))

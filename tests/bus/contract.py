@@ -21,7 +21,7 @@ import pytest
 
 from bus.errors import BusClosed
 from bus.ids import derived_id
-from bus.port import MAX_TRIES, Delivery, Message, Subscription
+from bus.port import MAX_TRIES, WAITS, Delivery, Message, Subscription
 from tests.bus.features import Harness
 
 CREATED = "orders.created.v1"
@@ -644,6 +644,40 @@ class TriesContract:
         await harness.run(published)
         await expect_nothing(harness, member)
         assert len(await harness.dead_letters(1)) == 1
+
+    async def test_what_waits_for_a_dead_letter_is_stored_in_order(self, harness: Harness) -> None:
+        """
+        Each message of a key that is put aside at its first delivery becomes a dead letter with its key, in the order of
+        publishing: a store can keep their order. None is delivered again.
+        """
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        sent = [message(b"%d" % n, key="order-1", headers={"ce-id": f"e-{n}"}) for n in range(12)]
+        published = [harness.bus.publish(each) for each in sent]
+        deliveries = await take(harness, member, 12)
+        first, *others = sorted(deliveries, key=lambda delivery: int(delivery.message.body))
+        await first.term("unreadable")
+        [stored] = await harness.dead_letters(1)
+        for delivery in others:
+            await delivery.term(WAITS, f"waits for the dead letter {stored.id}")
+        dead_letters = await harness.dead_letters(12)
+        assert sorted(dead_letters, key=lambda letter: letter.first_seen) == sorted(dead_letters, key=lambda letter: int(letter.message.body))
+        assert [letter.error for letter in dead_letters].count(WAITS) == 11
+        assert {(letter.message.key, letter.attempts) for letter in dead_letters} == {("order-1", 1)}
+        await harness.run(asyncio.gather(*published))
+        await expect_nothing(harness, member)
+
+    async def test_what_need_not_wait_any_longer_is_settled(self, harness: Harness) -> None:
+        """A store need not keep what waits: the message is settled once it has taken it over, and a replay has another id."""
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        published = harness.bus.publish(sent := message(b"late", key="order-1"))
+        await (await take_one(harness, member)).term(WAITS, "")
+        await harness.run(published)
+        await harness.dead_letters(1)
+        harness.bus.publish(message(b"late", key="order-1", headers=sent.headers))
+        again = await take_one(harness, member)
+        assert (again.message.key, again.tries) == ("order-1", 1)
+        await again.ack()
+        await expect_nothing(harness, member)
 
     async def test_messages_that_always_fail_delay_no_others(self, harness: Harness) -> None:
         """Messages that always fail do not affect their neighbours."""

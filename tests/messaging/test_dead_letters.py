@@ -14,8 +14,8 @@ from app.gateways.webhook_handler import CONSUMER as WEBHOOKS
 from app.messaging.cloudevents import event_id_and_trace
 from app.messaging.dead_letters import DeadLetterStore, NotReplayable, StoredDeadLetter, groups
 from app.messaging.dead_letters.groups import OTHERS, pattern_of
+from app.messaging.dead_letters.letter_table import REPLAY_MAX
 from app.messaging.dead_letters.rows import changed_pointers
-from app.messaging.dead_letters.store import REPLAY_MAX
 from app.storage.audit import Audit
 from bus.errors import Invalid, Unreadable
 from bus.ids import derived_id

@@ -108,13 +108,17 @@ async def test_an_event_that_a_consumer_could_not_process(serve: Serve, connect:
     explained = await client.get(f"/v1/orders/{order_id}/explain")
     request = next(event for event in explained["events"] if event["subject"] == "payments.charge_requested.v1")
     at, id, headers = request["at"], request["event_id"], json.dumps({"ce-id": request["event_id"]})
-    row = (derived_id(id, CONSUMER), CONSUMER, request["subject"], "failed", "it raised", 5, at, at, 0, id, order_id, headers, b"{}", None)
+    row = (derived_id(id, CONSUMER), CONSUMER, request["subject"], "failed", "it raised", 5, at, at, 0, id, order_id, headers, b"{}", None, None)
     with closing(sqlite3.connect(server.database)) as connection, connection:
         connection.execute(f"INSERT INTO payments_dead_letter VALUES ({', '.join('?' * len(row))})", row)
     explained = await client.get(f"/v1/orders/{order_id}/explain")
     (dead,) = [event for event in explained["events"] if event["delivery"] == "dead"]
     assert (dead["event_id"], dead["attempts"]) == (id, 5)
     assert [(letter["consumer"], letter["error"]) for letter in explained["dead_letters"]] == [(CONSUMER, "failed")]
+    with closing(sqlite3.connect(server.database)) as connection, connection:
+        connection.execute("UPDATE payments_dead_letter SET error = 'waits', attempts = 0")
+    explained = await client.get(f"/v1/orders/{order_id}/explain")
+    assert [(each["event_id"], each["attempts"]) for each in explained["events"] if each["delivery"] == "pending"] == [(id, 0)]
 
 
 async def test_what_is_not_there(serve: Serve, connect: Callable[[Server], Client]) -> None:

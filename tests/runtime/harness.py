@@ -134,6 +134,7 @@ async def harness_at(
     *,
     delivers_locally: bool = False,
     remote_subjects: Sequence[str] | None = None,
+    keeps_order: bool = False,
     **runner: Any,
 ) -> AsyncIterator[Harness]:
     """
@@ -146,12 +147,12 @@ async def harness_at(
     database = Database(where if isinstance(where, str) else _address(where))
     descriptors, contracts = _modules()
     stores = {descriptor.name: ModuleStore(descriptor, database) for descriptor in descriptors}
-    dead_letter_store = DeadLetterStore(stores, contracts, clock, metrics, not_replayable={WEBHOOKS})
+    dead_letter_store = DeadLetterStore(stores, contracts, clock, metrics, not_replayable={WEBHOOKS}, keeps_order=keeps_order)
     bus = MemoryBus(clock, dead_letter_store)
     relays = {name: OutboxRelay(store, bus, dead_letter_store, clock, metrics) for name, store in stores.items()}
     runners = build_runners(
         descriptors, stores, contracts, relays, clock, metrics,
-        delivers_locally=delivers_locally, remote_subjects=remote_subjects, rng=random.Random(1), **runner,
+        delivers_locally=delivers_locally, remote_subjects=remote_subjects, keeps_order=keeps_order, rng=random.Random(1), **runner,
     )  # fmt: skip
     harness = Harness(clock, database, stores, contracts, dead_letter_store, bus, relays, runners, metrics, [])
     try:

@@ -161,8 +161,10 @@ def replay(
     Each dead letter becomes a new message with the old event. A consumer that has processed the event in the meantime
     recognises it and ignores it. An edited body must match the schema of the subject; the dead letter keeps both bodies.
 
-    Exit codes: 0 done; 1 an ID is unknown, or the consumer of a dead letter consumes nothing (the other dead letters are
-    still replayed), or the body does not match its schema; 2 wrong usage or configuration, or no consumer, subject or error
+    With DEAD_LETTER_ORDER=key, events of the same order wait behind a dead letter (error waits). They follow it by themselves.
+
+    Exit codes: 0 done; 1 an ID is unknown, waits for another dead letter, or its consumer consumes nothing (the other dead letters
+    are still replayed), or the body does not match its schema; 2 wrong usage or configuration, or no consumer, subject or error
     of that name; 3 the database does not exist, is not migrated or is out of reach.
     """
     has_filter = any(value is not None for value in (consumer, subject, error))
@@ -184,7 +186,7 @@ def replay(
     body = None if body_file is None else body_file.read()
 
     async def send(dead_letter_store: DeadLetterStore) -> list[str]:
-        from app.messaging.dead_letters import NotReplayable
+        from app.messaging.dead_letters import NotReplayable, WaitsForDeadLetter
         from bus.errors import Rejected
 
         failures = []
@@ -193,7 +195,7 @@ def replay(
                 audit = console.audited("replayDeadLetter", id)
                 if not await dead_letter_store.replay(id, dry_run, body=body, audit=audit):
                     failures.append(_unknown(id))
-            except (NotReplayable, Rejected) as error:
+            except (NotReplayable, Rejected, WaitsForDeadLetter) as error:
                 failures.append(f"{id} cannot be replayed: {error}")
         return failures
 

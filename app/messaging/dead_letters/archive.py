@@ -60,11 +60,11 @@ class DeadLetterArchive:
             store.archive.table.remove(connection, KIND, [id])
 
     def _move(self, name: str, connection: Connection, after: str, before: datetime) -> Swept:
-        """Move those of the next dead letters whose last delivery was before *before*, and whose order has no state here."""
+        """Move those of the next dead letters whose last delivery was before *before*, and whose order has no state here and is not held."""
         store, table = self._stores[name], self._tables[name]
         next_rows = select(table).where(table.c.id > after).order_by(table.c.id).limit(EXAMINED_MAX)
         examined = [dict(row._mapping) for row in connection.execute(next_rows.with_for_update(skip_locked=True))]
-        old = [row for row in examined if aware(row["last_seen"]) < before]
+        old = [row for row in examined if aware(row["last_seen"]) < before and row["place"] is None]
         orders = {row["message_key"] for row in old}
         for cls in store.archive.kinds:
             orders -= store.mappers[cls].load(connection, sorted(orders)).keys()

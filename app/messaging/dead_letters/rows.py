@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["DETAIL_MAX", "UNREADABLE", "StoredDeadLetter", "aware", "changed_pointers", "outbox_message", "row_of", "stored_dead_letter", "with_other_version"]
+__all__ = [
+    "DETAIL_MAX",
+    "UNREADABLE",
+    "StoredDeadLetter",
+    "aware",
+    "changed_pointers",
+    "outbox_message",
+    "row_of",
+    "stored_dead_letter",
+    "stored_text",
+    "with_other_version",
+]
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -37,25 +48,28 @@ class StoredDeadLetter:
     dead_letter: DeadLetter
     replays: int = 0
     edited_body: bytes | None = None
+    is_in_line: bool = False
+    """True for one that holds its key or waits behind another one; see `app.messaging.dead_letters.line`."""
 
 
 def row_of(id: str, dead_letter: DeadLetter) -> dict[str, Any]:
     """Return the values of a new row for *dead_letter*, by column."""
     return {
         "id": id,
-        "consumer": _stored(dead_letter.consumer),
-        "subject": _stored(dead_letter.message.subject),
-        "error": _stored(dead_letter.error, 64),
-        "detail": _stored(dead_letter.detail, DETAIL_MAX),
+        "consumer": stored_text(dead_letter.consumer),
+        "subject": stored_text(dead_letter.message.subject),
+        "error": stored_text(dead_letter.error, 64),
+        "detail": stored_text(dead_letter.detail, DETAIL_MAX),
         "attempts": dead_letter.attempts,
         "first_seen": dead_letter.first_seen,
         "last_seen": dead_letter.last_seen,
         "replays": 0,
-        "message_id": _stored(dead_letter.message.id),
-        "message_key": _stored(dead_letter.message.key),
-        "message_headers": orjson.dumps({_stored(k): _stored(v, DETAIL_MAX) for k, v in dead_letter.message.headers.items()}).decode(),
+        "message_id": stored_text(dead_letter.message.id),
+        "message_key": stored_text(dead_letter.message.key),
+        "message_headers": orjson.dumps({stored_text(k): stored_text(v, DETAIL_MAX) for k, v in dead_letter.message.headers.items()}).decode(),
         "message_body": dead_letter.message.body,
         "edited_body": None,
+        "place": None,
     }
 
 
@@ -71,7 +85,7 @@ def with_other_version(old: Any, row: dict[str, Any]) -> dict[str, Any]:
     return changes | {"detail": first[1] if other in first[1] else f"{first[1]}; {other}"[:DETAIL_MAX]}
 
 
-def _stored(text: str, length_max: int = 255) -> str:
+def stored_text(text: str, length_max: int = 255) -> str:
     """Return *text* so that every database can store it: a message from another system may contain any characters."""
     text = text if text.isascii() else text.encode("utf-8", "replace").decode()
     return text.replace("\0", "\ufffd")[:length_max]
@@ -93,6 +107,7 @@ def stored_dead_letter(row: Any) -> StoredDeadLetter:
         ),
         row.replays,
         row.edited_body,
+        row.place is not None,
     )
 
 
@@ -116,7 +131,7 @@ def outbox_message(dead_letter: DeadLetter, body: bytes, now: datetime) -> Outbo
         body=body,
         timer=None,
         correlation_id=trace.correlation_id,
-        causation_id=_stored(headers.get("ce-causationid") or event_id),
+        causation_id=stored_text(headers.get("ce-causationid") or event_id),
         traceparent=trace.traceparent,
         occurred_at=_occurred_at(headers.get("ce-time"), now),
         due_at=DUE_NOW,

@@ -11,49 +11,32 @@ __all__ = ["ERRORS", "DeadLetterStore", "NotReplayable"]
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any
 
 from attrs import evolve
 from loguru import logger
-from sqlalchemy import ColumnElement, Connection, Delete, Select, Table, delete, func, select, update
-from uuid_utils import uuid7
+from sqlalchemy import Connection, Select, Table, and_, false, func, not_, select
 
-from app.messaging.cloudevents import event_id_and_trace
 from app.messaging.dead_letters.archive import DeadLetterArchive
 from app.messaging.dead_letters.groups import DeadLetterGroup, grouped, groups_in
-from app.messaging.dead_letters.rows import (
-    UNREADABLE,
-    StoredDeadLetter,
-    changed_pointers,
-    outbox_message,
-    row_of,
-    stored_dead_letter,
-    with_other_version,
-)
-from app.storage.audit import Audit, audit_entry
+from app.messaging.dead_letters.letter_table import REPLAY_MAX, Conditions, LetterTable, dead_letters_in, letter_id
+from app.messaging.dead_letters.line import WaitsForDeadLetter
+from app.messaging.dead_letters.rows import UNREADABLE, StoredDeadLetter, stored_dead_letter
+from app.storage.audit import Audit
 from app.storage.module_store import ModuleStore
-from app.storage.tables import shared_message_tables
 from app.telemetry.metrics import Metrics
 from bus.contracts.registry import ContractRegistry
-from bus.ids import derived_id
-from bus.port import Clock, DeadLetter
-from bus.subjects import is_unpublished, module_of, original_subject
-
-Conditions = list[ColumnElement[bool]]
-Ids = list[str]
+from bus.port import WAITS, Clock, DeadLetter
+from bus.subjects import module_of, original_subject
 
 ERRORS = UNREADABLE | {
-    *("failed", "no_answer", "not_publishable"),
+    *("failed", "no_answer", "not_publishable", WAITS),
     # of webhooks
     *("nonsense", "not_asked_for", "two_charges", "unknown_order", "wrong_amount", "wrong_currency", "wrong_id"),
     *("not_captured", "partly_refunded", "refunded_elsewhere"),  # of webhooks, in releases before 0.3.0
 }
 """Every error code that a dead letter can have; docs/reference/dead-letters.rst and docs/howto/payments.rst explain them."""
-
-REPLAY_MAX = 500
-"""Dead letters that are replayed or discarded in one transaction."""
 
 
 class DeadLetterStore:
@@ -66,12 +49,21 @@ class DeadLetterStore:
         clock: Clock,
         metrics: Metrics,
         not_replayable: Collection[str] = (),
+        *,
+        keeps_order: bool = False,
     ) -> None:
-        """*not_replayable* names the consumers that store dead letters but subscribe to nothing, such as a webhook."""
+        """
+        Keep the dead letters in *stores*.
+
+        *not_replayable* names the consumers that store dead letters but subscribe to nothing, such as a webhook. With
+        *keeps_order* a dead letter holds its key; see `app.messaging.dead_letters.line`.
+        """
         self._stores = dict(stores)
         self._contracts = contracts
         self._not_replayable = frozenset(not_replayable)
-        self._tables: dict[str, Table] = {name: shared_message_tables(name)[2] for name in stores}
+        self._letters = {name: LetterTable(store, clock, keeps_order=keeps_order) for name, store in stores.items()}
+        self._tables: dict[str, Table] = {name: letters.table for name, letters in self._letters.items()}
+        self._keeps_order = keeps_order
         self.archive = DeadLetterArchive(self._stores, self._tables)
         self._clock = clock
         self._metrics = metrics
@@ -80,39 +72,22 @@ class DeadLetterStore:
         """Store *dead_letter* under the original subject of its message; see `bus.port.DeadLetters.add`."""
         dead_letter = evolve(dead_letter, message=evolve(dead_letter.message, subject=original_subject(dead_letter.message.subject)))
         name = module_of(dead_letter.consumer)
-        if not await self._stores[name].database.write(partial(self._add, self._tables[name], dead_letter)):
+        if not await self._stores[name].database.write(partial(self._letters[name].add, dead_letter)):
             return
         self._metrics.dead_letters.labels(dead_letter.consumer, dead_letter.message.subject).inc()
         logger.error(
-            "dead letter", id=_id(dead_letter), consumer=dead_letter.consumer, subject=dead_letter.message.subject,
+            "dead letter", id=letter_id(dead_letter), consumer=dead_letter.consumer, subject=dead_letter.message.subject,
             error=dead_letter.error, detail=dead_letter.detail, attempts=dead_letter.attempts,
             correlation_id=dead_letter.message.headers.get("ce-correlationid"),
         )  # fmt: skip
 
-    @staticmethod
-    def _add(table: Table, dead_letter: DeadLetter, connection: Connection) -> bool:
-        """
-        Insert or update the row of *dead_letter*; return False when the table holds its event already.
-
-        The messages of an event that is published in several versions share one row. It keeps the message that a replay
-        is most likely to help; the detail names the other ones, too.
-        """
-        id = _id(dead_letter)
-        columns = (table.c.message_id, table.c.attempts, table.c.subject, table.c.error, table.c.detail)
-        old = connection.execute(select(*columns).where(table.c.id == id).with_for_update()).first()
-        row = row_of(id, dead_letter)
-        if old is None:
-            connection.execute(table.insert().values(row))
-        elif old.subject != row["subject"]:
-            connection.execute(update(table).where(table.c.id == id).values(with_other_version(old, row)))
-            return False
-        elif old.message_id != row["message_id"]:
-            changes = {name: row[name] for name in ("message_id", "error", "detail", "last_seen")}
-            changes["attempts"] = old.attempts + dead_letter.attempts
-            connection.execute(update(table).where(table.c.id == id).values(changes))
-        else:
-            return False
-        return True
+    async def free_keys(self) -> None:
+        """Without *keeps_order*, publish again what has waited behind dead letters until now; call it at a start."""
+        for name, letters in self._letters.items() if not self._keeps_order else ():
+            database = self._stores[name].database
+            if await database.read(letters.line.is_any_held):
+                count = await database.write(partial(letters.line.dissolve, now=self._clock.now()))
+                logger.warning("DEAD_LETTER_ORDER is none: events wait no longer for dead letters", module=name, events=count)
 
     async def list(
         self, consumer: str | None, subject: str | None, after: str | None, limit: int, *, error: str | None = None
@@ -124,7 +99,7 @@ class DeadLetterStore:
             if after is not None:
                 conditions.append(table.c.id > after)
             query = select(table).where(*conditions).order_by(table.c.id).limit(limit)
-            found += await self._stores[name].database.read(partial(_dead_letters, query))
+            found += await self._stores[name].database.read(partial(dead_letters_in, query))
         return sorted(found, key=lambda stored: stored.dead_letter.id)[:limit]
 
     async def get(self, id: str) -> StoredDeadLetter | None:
@@ -137,12 +112,12 @@ class DeadLetterStore:
         found: list[StoredDeadLetter] = []
         for name, table in self._tables.items() if ids else ():
             query = select(table).where(table.c.id.in_(ids)).order_by(table.c.id)
-            found += await self._stores[name].database.read(partial(_dead_letters, query))
+            found += await self._stores[name].database.read(partial(dead_letters_in, query))
         return found
 
     async def _find(self, id: str) -> StoredDeadLetter | None:
         for name, table in self._tables.items():
-            if found := await self._stores[name].database.read(partial(_dead_letters, select(table).where(table.c.id == id))):
+            if found := await self._stores[name].database.read(partial(dead_letters_in, select(table).where(table.c.id == id))):
                 return found[0]
         return None
 
@@ -168,13 +143,18 @@ class DeadLetterStore:
 
         Return False when there is no such dead letter.
 
+        One that holds its key behind another one is published when its turn comes.
+
         Raises:
+            WaitsForDeadLetter: It waits for another dead letter only, and is published after that.
             NotReplayable: Its consumer subscribes to nothing.
             Rejected: *body* violates the schema of the dead letter's subject, or the subject has no schema.
         """
         stored = await self.get(id)
         if stored is not None and stored.dead_letter.consumer in self._not_replayable:
             raise NotReplayable(f"{stored.dead_letter.consumer} subscribes to nothing.")
+        if stored is not None and stored.is_in_line and stored.dead_letter.error == WAITS:
+            await self._check_turn(stored.dead_letter)
         if stored is not None and body is not None:
             self._contracts.decode(stored.dead_letter.message.subject, body)
         if stored is None or dry_run:
@@ -182,10 +162,20 @@ class DeadLetterStore:
         await self.archive.bring_back(id)
         return await self._replay_where(audit, body, id=id) > 0
 
+    async def _check_turn(self, dead_letter: DeadLetter) -> None:
+        name = module_of(dead_letter.consumer)
+        hold = await self._stores[name].database.write(partial(self._letters[name].line.first, key=dead_letter.message.key))
+        if hold is not None and hold.letter_id != dead_letter.id:
+            raise WaitsForDeadLetter(f"It {hold.reason} and is published after it: replay or discard that one.")
+
     async def replay_many(
         self, consumer: str | None, subject: str | None, error: str | None, dry_run: bool, *, audit: Audit | None = None
     ) -> tuple[int, int]:
-        """Replay all dead letters that match the given filters; return how many match and how many were replayed."""
+        """
+        Replay all dead letters that match the given filters; return how many match and how many were replayed.
+
+        What waits for another dead letter only does not match: it follows that one.
+        """
         matched = 0
         for name, table in self._tables.items():
             conditions = self._replayable(table, consumer=consumer, subject=subject, error=error)
@@ -215,33 +205,18 @@ class DeadLetterStore:
         """Delete what matches, `REPLAY_MAX` in one transaction."""
         discarded = 0
         for name, table in self._tables.items():
-            store = self._stores[name]
+            discard = partial(self._letters[name].discard, _matching(table, **filters), audit)
             while True:
-                count = await store.database.write(partial(self._discard, store, table, _matching(table, **filters), audit))
+                count = await self._stores[name].database.write(discard)
                 discarded += count
                 if count < REPLAY_MAX:
                     break
         return discarded
 
-    def _discard(
-        self, store: ModuleStore, table: Table, conditions: Conditions, audit: Audit | None, connection: Connection
-    ) -> int:
-        found = _dead_letters(select(table).where(*conditions).order_by(table.c.id).limit(REPLAY_MAX), connection)
-        if audit is not None:
-            changes = [(_shown(each.dead_letter), None, str(each.dead_letter.id)) for each in found]
-            self._record(store, audit, changes, connection)
-        return _rows_changed(delete(table).where(table.c.id.in_([each.dead_letter.id for each in found])), connection)
-
-    def _record(
-        self, store: ModuleStore, audit: Audit, changes: Sequence[tuple[Any, Any, str]], connection: Connection
-    ) -> None:
-        """Write to the audit, in the transaction of the change, what *changes* of each dead letter: from, to, id."""
-        now = self._clock.now()
-        rows = [audit_entry(evolve(audit, target=id), str(uuid7()), now, old, new) for old, new, id in changes]
-        store.save(connection, states={}, inbox_entries=(), cancelled_timers=(), outgoing=(), audit=rows)
-
     def _replayable(self, table: Table, **filters: str | None) -> Conditions:
-        return [*_matching(table, **filters), table.c.consumer.not_in(self._not_replayable)]
+        only_waits = table.c.error == WAITS, table.c.place.is_not(None)
+        is_left_out = and_(*only_waits) if filters.keys() != {"id"} else false()
+        return [*_matching(table, **filters), table.c.consumer.not_in(self._not_replayable), not_(is_left_out)]
 
     async def _replay_where(self, audit: Audit | None, body: bytes | None, **filters: str | None) -> int:
         """Replay what matches, `REPLAY_MAX` in one transaction; the relay finds the rows in the outbox."""
@@ -250,7 +225,7 @@ class DeadLetterStore:
             after = ""
             while True:
                 conditions = self._replayable(table, **filters)
-                replay = partial(self._replay, self._stores[name], table, conditions, after, body, audit)
+                replay = partial(self._letters[name].replay, conditions, after, body, audit)
                 ids = await self._stores[name].database.write(replay)
                 replayed += len(ids)
                 if len(ids) < REPLAY_MAX:
@@ -258,64 +233,14 @@ class DeadLetterStore:
                 after = ids[-1]
         return replayed
 
-    def _replay(
-        self,
-        store: ModuleStore,
-        table: Table,
-        conditions: Conditions,
-        after: str,
-        body: bytes | None,
-        audit: Audit | None,
-        connection: Connection,
-    ) -> Ids:
-        query = select(table).where(*conditions, table.c.id > after).order_by(table.c.id).limit(REPLAY_MAX)
-        dead_letters = [stored.dead_letter for stored in _dead_letters(query, connection)]
-        now = self._clock.now()
-        rows = [outbox_message(each, each.message.body if body is None else body, now) for each in dead_letters]
-        store.save(connection, states={}, inbox_entries=(), cancelled_timers=(), outgoing=rows)
-        ids = [dead_letter.id for dead_letter in dead_letters]
-        if audit is not None:
-            changes = [(None, _shown(each) | _shown_edit(each, body), str(each.id)) for each in dead_letters]
-            self._record(store, audit, changes, connection)
-        edit = {} if body is None else {"edited_body": body}
-        connection.execute(update(table).where(table.c.id.in_(ids)).values(replays=table.c.replays + 1, **edit))
-        return ids
-
-
-def _shown(dead_letter: DeadLetter) -> dict[str, str]:
-    """Return what the audit shows of *dead_letter*: not the message, which holds customers' data."""
-    return {"consumer": dead_letter.consumer, "subject": dead_letter.message.subject, "error": dead_letter.error}
-
-
-def _shown_edit(dead_letter: DeadLetter, body: bytes | None) -> dict[str, str]:
-    """Return what the audit shows of an edited *body*: which members differ, and which text it was."""
-    if body is None:
-        return {}
-    return {"edited": ", ".join(changed_pointers(dead_letter.message.body, body)), "sha256": sha256(body).hexdigest()}
-
 
 def _count(query: Select[Any], connection: Connection) -> int:
     count: int = connection.execute(query).scalar_one()
     return count
 
 
-def _rows_changed(statement: Delete, connection: Connection) -> int:
-    return connection.execute(statement).rowcount
-
-
-def _id(dead_letter: DeadLetter) -> str:
-    # Each version that was never published is a dead letter of its own: other consumers may need that version.
-    is_message = is_unpublished(dead_letter.consumer)
-    id = dead_letter.message.id if is_message else event_id_and_trace(dead_letter.message)[0]
-    return derived_id(id, dead_letter.consumer)
-
-
 def _matching(table: Table, **filters: str | None) -> Conditions:
     return [table.c[name] == value for name, value in filters.items() if value is not None]
-
-
-def _dead_letters(query: Any, connection: Connection) -> list[StoredDeadLetter]:
-    return [stored_dead_letter(row) for row in connection.execute(query)]
 
 
 class NotReplayable(Exception):

@@ -35,7 +35,7 @@ def head(module: str) -> str:
     Raises:
         ModuleError: The module has no migration.
     """
-    revisions = [file.name.partition("_")[0] for file in (_HERE / "versions" / module).glob("[0-9]*.py")]
+    revisions = [file.name.partition("_")[0] for file in (_HERE / "versions" / module).rglob("[0-9]*.py")]
     if not revisions:
         raise ModuleError(f"{module}: there is no migration in app/storage/migrations/versions/{module}")
     return max(revisions)
@@ -91,6 +91,7 @@ def _upgrade(engine: Engine, module: str) -> bool:
     config = Config()
     config.set_main_option("script_location", str(_HERE))
     config.set_main_option("version_locations", str(_HERE / "versions" / module))
+    config.set_main_option("recursive_version_locations", "true")  # older revisions may lie in folders of their own
     config.set_main_option("path_separator", "os")
     script = ScriptDirectory.from_config(config)
     with engine.begin() as connection:

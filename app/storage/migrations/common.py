@@ -15,6 +15,7 @@ __all__ = [
     "add_edited_body_8",
     "add_heartbeat_4",
     "add_history_7",
+    "add_place_9",
     "add_versions_2",
     "create_message_tables",
     "create_message_tables_1",
@@ -157,6 +158,13 @@ def add_edited_body_8(module: str) -> None:
     op.add_column(f"{module}_dead_letter", sa.Column("edited_body", sa.LargeBinary))
 
 
+def add_place_9(module: str) -> None:
+    """Add the column with the place of a dead letter of *module* in the line of its key."""
+    table, placed = f"{module}_dead_letter", sa.text("place IS NOT NULL")
+    op.add_column(table, sa.Column("place", sa.Integer))
+    op.create_index(f"{table}_in_line", table, ["message_key"], sqlite_where=placed, postgresql_where=placed)
+
+
 EDITIONS: Sequence[Callable[[str], None]] = (
     create_message_tables_1,
     add_versions_2,
@@ -166,6 +174,7 @@ EDITIONS: Sequence[Callable[[str], None]] = (
     add_archive_6,
     add_history_7,
     add_edited_body_8,
+    add_place_9,
 )
 """The steps that lead to each edition of the tables, in order; the last one is what `app.storage.tables` describes."""
 

@@ -14,7 +14,7 @@ import orjson
 from aiohttp import hdrs, web
 from attrs import evolve
 
-from app.messaging.dead_letters import DeadLetterGroup, NotReplayable, StoredDeadLetter
+from app.messaging.dead_letters import DeadLetterGroup, NotReplayable, StoredDeadLetter, WaitsForDeadLetter
 from app.storage.audit import Audit
 from app.web.handler import Endpoint, RequestContext, RouteGroup
 from app.web.requests.command import read_body
@@ -69,6 +69,7 @@ class DeadLetterService(Protocol):
         With *body*, a JSON text, the message has this body in place of its own.
 
         Raises:
+            WaitsForDeadLetter: It waits for another dead letter, and is published after that.
             NotReplayable: The consumer subscribes to nothing.
             Rejected: *body* violates the schema of the message's subject.
         """
@@ -136,6 +137,8 @@ def route_group(service: DeadLetterService) -> RouteGroup:
         except NotReplayable as error:
             detail = f"{error} This dead letter needs a manual decision: resolve its cause, then discard it."
             raise ProblemError(409, "not_replayable", detail) from None
+        except WaitsForDeadLetter as error:
+            raise ProblemError(409, "waits", str(error)) from None
         except Rejected as error:
             raise _bad_edit(error) from None
         if not is_known:

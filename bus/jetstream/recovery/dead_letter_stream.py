@@ -10,7 +10,7 @@ from contextlib import suppress
 from urllib.parse import quote
 
 from bus.errors import PublishRefused
-from bus.port import Bus, DeadLetter, DeadLetters, Message
+from bus.port import WAITS, Bus, DeadLetter, DeadLetters, Message
 from bus.subjects import original_subject
 
 BYTES_MAX = 1_000_000
@@ -36,6 +36,8 @@ class DeadLetterPublisher:
         Both recognise a dead letter by its id, so a repetition after an attempt that got only half way does no harm.
         """
         await self._store.add(dead_letter)
+        if dead_letter.error == WAITS:  # the one that it waits for is published
+            return
         message = _to_message(dead_letter)
         try:
             await self._bus().publish(message)

@@ -15,6 +15,7 @@ from attrs import define, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.clock import SystemClock
 from bus.errors import BusClosed
 from bus.memory.bus import MemoryBus
 from bus.port import ACK_WAIT_SECONDS, MAX_TRIES, Bus, Clock, DeadLetter, DeadLetters, Delivery, Message, Subscription
@@ -487,3 +488,16 @@ async def _play(actions: list[tuple[str, int]]) -> None:
     assert store.written == len(store.kept)
     await clock.run(bus.close(0))
     assert len(asyncio.all_tasks()) == 1
+
+
+async def test_dead_letters_of_one_batch_are_equally_old() -> None:
+    """On the machine's clock, too, whose two readings are apart by chance: they must not give the messages an order."""
+    store = InMemoryDeadLetters()
+    bus = MemoryBus(SystemClock(), store)
+    member = await bus.subscribe("inventory", [CREATED])
+    published = [bus.publish(message(key="order-1")) for _ in range(200)]
+    for delivery in await member.fetch(200, 1.0):
+        await delivery.term("unreadable")
+    await asyncio.gather(*published)
+    assert len({letter.first_seen for letter in store.kept.values()}) == 1
+    await bus.close(0)

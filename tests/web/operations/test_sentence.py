@@ -28,8 +28,8 @@ OPEN = {"name": "stripe", "breakers": {"charge": "open"}, "since": {"charge": f"
 LOOK_UP = {"name": "stripe", "breakers": {"charge": "closed", "look_up": "open"}, "since": {}}
 
 
-def letter(consumer: str, subject: str) -> dict[str, Any]:
-    return {"consumer": consumer, "subject": subject, "error": "undecidable"}
+def letter(consumer: str, subject: str, error: str = "undecidable", detail: str = "") -> dict[str, Any]:
+    return {"consumer": consumer, "subject": subject, "error": error, "detail": detail}
 
 
 def pending(subject: str, at: str) -> dict[str, Any]:
@@ -63,6 +63,10 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
         "a dead letter", {"order": RESERVED, "dead_letters": [letter("payments", "inventory.reserved.v1")]},
         "Reserved since 10:02:11; payments could not process inventory.reserved.v1, which is a dead letter (undecidable):"
         " remove the cause and replay it.",
+    ),
+    (
+        "a dead letter before it", {"order": RESERVED, "dead_letters": [letter("orders", "payments.captured.v1", "waits", "waits for the dead letter 7")]},
+        "Reserved since 10:02:11; payments.captured.v1 is not processed by orders: it waits for the dead letter 7.",
     ),
     (
         "a person", {"order": RESERVED, "payment": {"needs_settling": True, "reason": "amount_differs", "updated_at": ""}, "gateway": OPEN},

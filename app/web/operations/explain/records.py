@@ -25,6 +25,7 @@ from app.storage.sql.database import Database
 from app.web.endpoints.audit import to_json as audit_to_json
 from app.web.endpoints.dead_letters import to_json as dead_letter_to_json
 from bus.ids import derived_id
+from bus.port import WAITS
 from bus.subjects import without_lane
 from modules.inventory.state import Reservation
 from modules.module import Module
@@ -195,7 +196,9 @@ class OrderRecords:
     ) -> Json:
         dead = [letter for letter in letters if _event_of(letter) == event.event_id]
         attempts = 1
-        if dead:
+        if dead and all(letter["error"] == WAITS for letter in dead):
+            delivery, attempts = "pending", 0
+        elif dead:
             delivery, attempts = "dead", max(letter["attempts"] for letter in dead)
         elif event.event_id in rows:
             delivery = "published" if rows[event.event_id] else "pending"

@@ -10,6 +10,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from bus.port import WAITS
 from modules.values import decimal_text
 
 Json = Mapping[str, Any]
@@ -190,6 +191,8 @@ def _hindrance(standing: Standing, *subjects: str) -> str | None:
 
 def _dead(standing: Standing, *subjects: str) -> str | None:
     for letter in standing.dead_letters:
+        if letter["error"] == WAITS and letter["subject"].startswith(subjects):
+            return f"{letter['subject']} is not processed by {letter['consumer']}: it {letter['detail']}"
         if letter["subject"].startswith(subjects):
             return (
                 f"{letter['consumer']} could not process {letter['subject']}, which is a dead letter ({letter['error']}):"

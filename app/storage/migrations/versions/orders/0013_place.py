@@ -1,0 +1,13 @@
+"""A dead letter may have a place in the line of its key."""
+
+from __future__ import annotations
+
+from app.storage.migrations.common import add_place_9
+
+revision = "0013"
+down_revision = "0012"
+
+
+def upgrade() -> None:
+    """Add the column and its index."""
+    add_place_9("orders")
