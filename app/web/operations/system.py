@@ -16,6 +16,7 @@ from typing import Any
 
 import attrs
 from aiohttp import hdrs, web
+from attrs.filters import exclude
 from loguru import logger
 
 from app import installed_version
@@ -83,7 +84,7 @@ class System:
         try:
             async with asyncio.timeout(ANSWER_SECONDS_MAX):
                 found["streams"] = [attrs.asdict(stream) for stream in await self._bus.directory.streams()]
-                found["consumers"] = [attrs.asdict(consumer) for consumer in await self._bus.directory.consumers()]
+                found["consumers"] = [attrs.asdict(consumer, filter=exclude("understood")) for consumer in await self._bus.directory.consumers()]
         except Exception as error:  # whatever the broker's client raises: nothing is known then
             logger.debug("the bus lists no consumers", error=type(error).__name__)
         return found
