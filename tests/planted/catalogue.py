@@ -1,15 +1,16 @@
 """
 The planted bugs: each is one small change of the code that a test must find.
 
-They are faults that this code has had, faults that were reported about systems of this kind, and the classics of
-at-least-once delivery: an inbox that is skipped, an acknowledgement before the commit, a timer that is lost.
+They are faults that this code has had, the classics of at-least-once delivery (an inbox that is skipped, an acknowledgement before
+the commit, a timer that is lost), and those of `tests.planted.reported`.
 """
 
 from __future__ import annotations
 
-__all__ = ["BUGS", "Bug"]
+__all__ = ["BUGS"]
 
-from attrs import frozen
+from tests.planted.bug import Bug
+from tests.planted.reported import REPORTED
 
 _ORDERS = "modules/orders/decide.py"
 _STOCK = "modules/inventory/decide.py"
@@ -30,19 +31,6 @@ _STORE = "app/storage/module_store.py"
 _ROWS = "app/storage/state_rows.py"
 _TRANSACTIONS = "app/storage/sql/transactions.py"
 _GROUP = "bus/memory/consumer_group.py"
-
-
-@frozen
-class Bug:
-    """A change of one file: *before*, which occurs in it exactly once, becomes *after*."""
-
-    name: str
-    path: str
-    before: str
-    after: str
-    tests: tuple[str, ...]
-    """Files and folders of tests, beside the simulation, in which it is looked for."""
-
 
 _DECIDE = ("tests/modules",)
 _RUNTIME = ("tests/runtime",)
@@ -508,4 +496,5 @@ BUGS = (
         "            if True:\n",
         _GATEWAYS,
     ),
+    *REPORTED,
 )  # fmt: skip

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.planted.__main__ import ROOT, plant
-from tests.planted.catalogue import BUGS, Bug
+from tests.planted.bug import Bug
+from tests.planted.catalogue import BUGS
 
 BUGS_MIN = 60
 
