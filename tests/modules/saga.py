@@ -167,6 +167,8 @@ class Saga:
         self._processed.add((module.name, message.id))
         for state in decision.states:
             self._save(state)
+            if isinstance(state, Order) and decision.events:
+                assert decision.express is state.is_express, f"{message.event} takes the order out of its lane"
         for ordinal, event in enumerate(decision.events):
             assert not isinstance(event, NoticeRejected), f"the gateway's notice is true: {event}"
             id = derived_id(message.id, f"{module.name}.{ordinal}")

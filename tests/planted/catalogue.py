@@ -32,7 +32,14 @@ _ROWS = "app/storage/state_rows.py"
 _TRANSACTIONS = "app/storage/sql/transactions.py"
 _GROUP = "bus/memory/consumer_group.py"
 
-_DECIDE = ("tests/modules",)
+_DECIDE = (
+    "tests/modules/test_orders_decide.py",
+    "tests/modules/test_inventory_decide.py",
+    "tests/modules/test_payments_decide.py",
+    "tests/modules",
+)
+"""Examples first: they fail at once, and a property is reduced to a small example when it fails."""
+
 _RUNTIME = ("tests/runtime",)
 _GATEWAYS = ("tests/gateways",)
 _MESSAGING = ("tests/messaging",)

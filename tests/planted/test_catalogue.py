@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.planted.__main__ import ROOT, plant
+from tests.planted.__main__ import ROOT, first_failed, plant
 from tests.planted.bug import Bug
 from tests.planted.catalogue import BUGS
+from tests.planted.results import EVERYDAY, NIGHT, NOTHING, PAGE, Result, page_with, read
 
 BUGS_MIN = 60
 
@@ -36,3 +37,51 @@ def test_a_bug_whose_code_has_changed_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file.py").write_text("x = 1\n", encoding="utf-8")
     with pytest.raises(ValueError, match="occurs 0 times"):
         plant(Bug("a name", "file.py", "x = 2\n", "x = 3\n", ()), tmp_path)
+
+
+def test_the_stored_table_has_a_result_for_each_bug_of_the_catalogue() -> None:
+    """In the order of the catalogue, and as the command writes it; `python -m tests.planted --missing --store` adds rows."""
+    page = PAGE.read_text(encoding="utf-8")
+    results = read(page)
+    assert list(results) == [bug.name for bug in BUGS]
+    assert page_with(page, results, results) == page
+
+
+def test_each_stored_bug_is_found_by_a_test_that_exists() -> None:
+    """A bug that nothing finds is a missing test; after a test is renamed, `--store` the bugs again that it finds."""
+    results = read(PAGE.read_text(encoding="utf-8"))
+    assert [name for name, result in results.items() if not result.is_found] == []
+    for result in results.values():
+        path, _, test = result.test.partition("::")
+        if test:
+            assert f"def {test.rpartition('::')[2]}(" in (ROOT / path).read_text(encoding="utf-8"), result
+
+
+def test_a_table_that_is_written_can_be_read_again() -> None:
+    """Rows of bugs that the catalogue no longer has are left out, and the sentence above the table counts the rest."""
+    kept = Result('a bug, with a "comma"', EVERYDAY, NOTHING, "2026-11-29", "0.3.0", "3.12.1")
+    missed = Result("missed", NOTHING, NOTHING, "2026-11-29", "0.3.0", "3.12.1")
+    gone = Result("gone", NIGHT, "tests/test_x.py::test_y", "2026-11-29", "0.3.0", "3.12.1")
+    results = {result.bug: result for result in (gone, missed, kept)}
+    page = page_with(PAGE.read_text(encoding="utf-8"), results, [kept.bug, missed.bug, "never tried"])
+    assert read(page) == {kept.bug: kept, missed.bug: missed}
+    assert "2 bugs: 1 found by the everyday simulation, 0 more by the night's, 0 by another test only, 1 by nothing." in page
+    assert [result.is_found for result in results.values()] == [True, False, True]
+
+
+@pytest.mark.parametrize("page", ["no table", None])
+def test_a_page_that_cannot_be_read_is_refused(page: str | None) -> None:
+    """Otherwise all results would be lost when the next one is stored."""
+    if page is None:
+        whole = page_with(PAGE.read_text(encoding="utf-8"), {}, [])
+        page = f'{whole}   "a bug","everyday"\n'
+    with pytest.raises(ValueError, match=r"has no table|has 2 columns"):
+        read(page)
+
+
+def test_the_first_failed_test_is_named_without_its_parameters() -> None:
+    """Also a test that could not be imported, and in the class of a contract suite."""
+    assert first_failed("x\nFAILED tests/a/test_b.py::test_c[1 - 2] - assert 1\n") == "tests/a/test_b.py::test_c"
+    assert first_failed("FAILED tests/test_b.py::TestIt::test_c - x\nFAILED tests/c.py::d") == "tests/test_b.py::TestIt::test_c"
+    assert first_failed("ERROR tests/a/test_b.py - ImportError: no\n") == "tests/a/test_b.py"
+    assert first_failed("Fatal Python error: Timeout\n") == "Fatal Python error: Timeout"
