@@ -33,7 +33,7 @@ from tqdm import tqdm
 from tests.planted.bug import Bug
 from tests.planted.catalogue import BUGS
 from tests.planted.imported import TARGET
-from tests.planted.results import EVERYDAY, NIGHT, NOTHING, PAGE, Result, page_with, read, summary
+from tests.planted.results import EVERYDAY, NIGHT, NOTHING, PAGE, UNTRIED, Result, page_with, read, summary
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,6 +126,8 @@ class Attempts:
     """Tries bugs in copies of the folder *original*, which has none."""
 
     original: Path
+    with_night: bool = True
+    """Whether the slow part of the simulation is run."""
     _passed: dict[Tests, Passed] = field(factory=dict, init=False)
     _lock: Lock = field(factory=Lock, init=False)
 
@@ -141,10 +143,14 @@ class Attempts:
             shutil.copytree(self.original, folder)
             plant(bug, folder)
             simulation = NOTHING
-            for name, tests in ((EVERYDAY, SIMULATION), (NIGHT, NIGHTLY_SIMULATION)):
-                # The simulation starts no other process: what it does not import, it cannot find a bug in.
-                if simulation == NOTHING and bug.path in self._without_bug(tests).imported and self._failure(folder, tests):
-                    simulation = name
+            # The simulation starts no other process: what it does not import, it cannot find a bug in.
+            if bug.path in self._without_bug(SIMULATION).imported:
+                if self._failure(folder, SIMULATION):
+                    simulation = EVERYDAY
+                elif not self.with_night:
+                    simulation = UNTRIED
+                elif self._failure(folder, NIGHTLY_SIMULATION):
+                    simulation = NIGHT
             found_by = self._failure(folder, Tests(bug.tests)) or NOTHING
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         return Result(bug.name, simulation, found_by, today, version("fulfilment"), platform.python_version())
@@ -173,14 +179,17 @@ def store(result: Result) -> None:
     PAGE.write_text(page_with(page, results, [bug.name for bug in BUGS]), encoding="utf-8")
 
 
-def selected(words: Sequence[str], *, is_missing_only: bool) -> list[Bug]:
+def selected(words: Sequence[str], *, is_missing_only: bool, with_night: bool) -> list[Bug]:
     """
     Return the bugs with one of *words* in their name, all if there is none; of these those without a result, if asked for.
+
+    A result without the slow part of the simulation counts as none if that is to run.
 
     Raises:
         click.UsageError: There are none.
     """
-    done = read(PAGE.read_text(encoding="utf-8")) if is_missing_only else {}
+    results = read(PAGE.read_text(encoding="utf-8")) if is_missing_only else {}
+    done = {name for name, result in results.items() if not (with_night and result.simulation == UNTRIED)}
     bugs = [bug for bug in BUGS if bug.name not in done and (not words or any(word in bug.name for word in words))]
     if not bugs:
         raise click.UsageError("There is no such bug.")
@@ -191,15 +200,16 @@ def selected(words: Sequence[str], *, is_missing_only: bool) -> list[Bug]:
 @click.argument("words", nargs=-1)
 @click.option("--jobs", default=os.cpu_count() or 1, show_default=True, help="Bugs that are tried at the same time.")
 @click.option("--missing", "is_missing_only", is_flag=True, help="Only bugs that have no stored result.")
+@click.option("--night/--no-night", "with_night", default=True, help="Whether to run the slow part of the simulation.")
 @click.option("--store", "is_stored", is_flag=True, help="Write each result into the table of the documentation.")
-def main(words: Sequence[str], jobs: int, is_missing_only: bool, is_stored: bool) -> None:
+def main(words: Sequence[str], jobs: int, is_missing_only: bool, with_night: bool, is_stored: bool) -> None:
     """Try the bugs, and print the table."""
-    bugs = selected(words, is_missing_only=is_missing_only)
+    bugs = selected(words, is_missing_only=is_missing_only, with_night=with_night)
     results = []
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(jobs) as pool:
         original = Path(temporary)
         copy_tree(original)
-        for result in tqdm(pool.map(Attempts(original).try_bug, bugs), total=len(bugs), unit="bug", disable=None):
+        for result in tqdm(pool.map(Attempts(original, with_night).try_bug, bugs), total=len(bugs), unit="bug", disable=None):
             results.append(result)
             if is_stored:
                 store(result)
