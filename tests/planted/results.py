@@ -6,7 +6,7 @@ __all__ = ["EVERYDAY", "NIGHT", "NOTHING", "PAGE", "UNTRIED", "Result", "page_wi
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from attrs import astuple, fields, frozen
@@ -62,7 +62,7 @@ def read(page: str) -> dict[str, Result]:
     return {result.bug: result for result in results}
 
 
-def page_with(page: str, results: Mapping[str, Result], names: Iterable[str]) -> str:
+def page_with(page: str, results: Mapping[str, Result], names: Collection[str]) -> str:
     """Return the text of the page with the *results* of the bugs *names*, in that order; what is not among them is left out."""
     head, mark, _ = page.partition(_MARK)
     rows = io.StringIO()
@@ -70,17 +70,18 @@ def page_with(page: str, results: Mapping[str, Result], names: Iterable[str]) ->
     writer.writerows(astuple(results[name]) for name in names if name in results)
     lines = [f"   {line}" for line in rows.getvalue().splitlines()]
     shown = [results[name] for name in names if name in results]
-    return "\n".join([f"{head}{mark}{summary(shown)}", "", ".. csv-table::", _TITLES, "", *lines, ""])
+    return "\n".join([f"{head}{mark}{summary(shown, untried=len(names) - len(shown))}", "", ".. csv-table::", _TITLES, "", *lines, ""])
 
 
-def summary(results: Iterable[Result]) -> str:
-    """Return one sentence that counts the *results*."""
+def summary(results: Iterable[Result], *, untried: int = 0) -> str:
+    """Return one sentence that counts the *results*, and those bugs of the catalogue that are *untried*."""
     rows = list(results)
     everyday = sum(row.simulation == EVERYDAY for row in rows)
     night = sum(row.simulation == NIGHT for row in rows)
     other = sum(row.is_found and row.simulation in (NOTHING, UNTRIED) for row in rows)
     missed = sum(not row.is_found for row in rows)
+    left = f"; {untried} not tried yet" if untried else ""
     return (
         f"{len(rows)} bugs: {everyday} found by the everyday simulation, {night} more by the night's, "
-        f"{other} by another test only, {missed} by nothing."
+        f"{other} by another test only, {missed} by nothing{left}."
     )
