@@ -306,6 +306,11 @@ def reported(amount: int, status: str = "succeeded", id: str = "re_x", key_numbe
     )
 
 
+def ask(id: str, amount: int) -> OrderRefundRequested:
+    """Return the request of a refund that a person wants."""
+    return OrderRefundRequested(order_id="o", refund_id=id, amount=Money(amount, "EUR"), reason="damaged")
+
+
 def refund_requests(emitted: list[Any]) -> list[tuple[int, int]]:
     """Return the amount and the key number of each refund that is requested at once or later."""
     found = [each.event if isinstance(each, Scheduled) else each for each in emitted]
@@ -451,9 +456,12 @@ def test_a_definite_failure_ends_the_key_and_an_unknown_outcome_keeps_it() -> No
     assert after(RESERVED, CHARGED, CANCELLED, rejected, rejected)[1] == [], "a duplicate of the result"
 
 
-def test_a_refund_that_keeps_failing_is_left_to_a_person_once() -> None:
+@pytest.mark.parametrize(
+    ("requested", "amount"), [(CANCELLED, AMOUNT), (ask("a", 400), 400)], ids=["the whole order", "a part that orders requested"]
+)
+def test_a_refund_that_keeps_failing_is_left_to_a_person_once(requested: Any, amount: int) -> None:
     """After growing delays, of which the last ones are long; the last failure is marked as final."""
-    events = [RESERVED, CHARGED, CANCELLED]
+    events = [RESERVED, CHARGED, requested]
     delays = []
     for number in range(1, len(RETRY_SECONDS) + 2):
         events.append(RefundFailed(order_id="o", retry_seconds=1, key_number=number, is_definite=True, reason="no_balance"))
@@ -461,8 +469,9 @@ def test_a_refund_that_keeps_failing_is_left_to_a_person_once() -> None:
         delays += [(each.due_at - NOW).total_seconds() for each in emitted if isinstance(each, Scheduled)]
         final = [each.is_final for each in emitted if isinstance(each, PaymentRefundFailed)]
         assert final == [number == len(RETRY_SECONDS) + 1]
+        assert refund_requests(emitted) == ([] if final[0] else [(amount, number + 1)])
     assert tuple(delays) == RETRY_SECONDS
-    assert (payment.is_open_case, payment.refund_status, payment.reason) == (True, "failed", "no_balance")
+    assert (payment.is_open_case, payment.refund_status, payment.reason) == (requested is CANCELLED, "failed", "no_balance")
 
 
 def test_an_outcome_that_stays_unknown_is_left_to_a_person() -> None:
@@ -496,10 +505,6 @@ def test_a_disputed_payment_is_not_refunded_by_itself() -> None:
 
 def test_orders_asks_for_refunds_in_parts() -> None:
     """Each has a key of its own; more than is left, and what repeats an id, is not requested."""
-
-    def ask(id: str, amount: int) -> OrderRefundRequested:
-        return OrderRefundRequested(order_id="o", refund_id=id, amount=Money(amount, "EUR"), reason="damaged")
-
     assert refund_requests(after(RESERVED, CHARGED, ask("a", 400))[1]) == [(400, 1)]
     assert refund_requests(after(RESERVED, CHARGED, ask("a", 400), ask("b", 600))[1]) == [(600, 2)]
     assert after(RESERVED, CHARGED, ask("a", 400), ask("a", 400))[1] == []
