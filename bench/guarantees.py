@@ -103,7 +103,7 @@ GUARANTEES: dict[str, Guarantee] = {
         "the history of all events, in the transaction that publishes them",
         (
             ("app.storage.module_store:ModuleStore.append_history", _constant(None)),
-            ("app.runtime.batch:BatchProcessor._history", _constant(())),
+            ("app.runtime.batch:BatchProcessor._entry", _constant(())),
         ),
     ),
     "timers": Guarantee(

@@ -35,7 +35,7 @@ DAMAGE = [
     ("UPDATE orders_outbox SET sent_at = NULL, due_at = '9999-01-01' WHERE key = '{paid}'", "not met after"),
     (
         "INSERT INTO orders_dead_letter VALUES ('01890000-0000-7000-8000-000000000000', 'orders', 's', 'failed', '', 5,"
-        " '2020-01-01T00:00:00.000000+00:00', '2020-01-01T00:00:00.000000+00:00', 0, 'm', 'k', '{{}}', X'7B7D', NULL)",
+        " '2020-01-01T00:00:00.000000+00:00', '2020-01-01T00:00:00.000000+00:00', 0, 'm', 'k', '{{}}', X'7B7D', NULL, NULL)",
         "I6: dead letters",
     ),
 ]
