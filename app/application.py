@@ -107,7 +107,7 @@ class Application:
         try:
             await self._claim()
             await _in_thread(self.parts.storage.require_tables)  # a migration of a large file takes long
-            await self._start_clock()
+            await self._prepare()
             return await self._start()
         except BaseException:
             await self.stop()
@@ -128,21 +128,21 @@ class Application:
                     raise
             await self.parts.clock.sleep(CLAIM_RETRY_SECONDS)
 
-    async def _start_clock(self) -> None:
+    async def _prepare(self) -> None:
         """
-        Look for a jump of the clock before any timer is looked for.
+        Look for a jump of the clock before any timer is looked for, and free the keys that dead letters no longer hold.
 
         Raises:
             DatabaseUnreachable: A database went out of reach since its tables were checked.
         """
         try:
             await self.parts.clock_watch.start()
+            await self.parts.dead_letters.free_keys()
         except StorageUnavailable as error:
             raise DatabaseUnreachable(f"a database cannot be used: {error.detail}") from error
 
     async def _start(self) -> str:
         parts = self.parts
-        await parts.dead_letters.free_keys()
         consumers = parts.consumers()
         self._run(parts.bus.run(), "bus")
         for consumer, subjects in subscriptions(parts.modules, parts.contracts).items():

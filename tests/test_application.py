@@ -17,8 +17,11 @@ from sqlalchemy import create_engine
 from app import bootstrap
 from app.application import Application, CannotListen
 from app.cli.serve import StartFailed, _serve
+from app.messaging.dead_letters import DeadLetterStore
 from app.messaging.event_registry import all_modules, build_registry
-from app.storage.databases import ModuleClaimed, Storage
+from app.storage.clock_watch import ClockWatch
+from app.storage.databases import DatabaseUnreachable, ModuleClaimed, Storage
+from app.storage.errors import StorageUnavailable
 from app.storage.migrations import NewerDatabase, NotMigrated
 from config.settings import Settings
 from modules.errors import ModuleError
@@ -43,6 +46,20 @@ async def test_start_needs_nothing_before_it(tmp_path: Path) -> None:
     await application.stop()
     phase: str = application.phase
     assert phase == "draining"
+
+
+@pytest.mark.parametrize("step", [(ClockWatch, "start"), (DeadLetterStore, "free_keys")], ids=["clock", "dead letters"])
+async def test_a_database_that_goes_out_of_reach_during_the_start_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: tuple[type, str]
+) -> None:
+    """As one that was out of reach before: the command ends with exit code 3."""
+
+    async def fail(self: object) -> None:
+        raise StorageUnavailable("it is gone")
+
+    monkeypatch.setattr(*step, fail)
+    with pytest.raises(DatabaseUnreachable, match="a database cannot be used"):
+        await Application(settings(tmp_path)).start()
 
 
 async def test_a_second_process_waits_for_the_first_and_takes_over(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ A thread that executes database statements releases the interpreter at each stat
 wait that long for a busy event loop each time.
 """
 
+
 class StartFailed(Exception):
     """The operating system refuses something that the start needs; the message names it and the reason."""
 

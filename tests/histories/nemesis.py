@@ -1,4 +1,4 @@
-"""Faults of processes, links and servers, as two schedules say that run at the same time."""
+"""Faults of processes, links and servers, which two schedules at the same time determine."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ each event of the key that the bus delivers to the module is stored behind it, a
 that was not attempted. The dead letters of a key with a *place* are its line; they are sorted by the time when each was
 first seen, then by place.
 
-A row of the inbox says that a key is held, and names the event whose turn it is. The select that looks up the events of a
+A row of the inbox marks a held key, and has the id of the event whose turn it is. The select that looks up the events of a
 batch in the inbox looks up these rows, too. So a held key is recognised in the transaction that would decide, in every
 process on the database and after a restart, without a statement of its own.
 
