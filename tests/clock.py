@@ -41,9 +41,13 @@ class VirtualClock:
         if seconds <= 0:
             await asyncio.sleep(0)
             return
+        await self.wake_at(self._elapsed_seconds + seconds)
+
+    def wake_at(self, at: float) -> asyncio.Future[None]:
+        """Return a future that is done when `monotonic` is *at*, and that may be cancelled before."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._sleepers, (self._elapsed_seconds + seconds, next(self._ordinals), future))
-        await future
+        heapq.heappush(self._sleepers, (at, next(self._ordinals), future))
+        return future
 
     @property
     def sleepers(self) -> int:

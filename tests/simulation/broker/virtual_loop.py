@@ -1,0 +1,79 @@
+"""
+The running event loop without real time and without sockets.
+
+The timers of asyncio are those of a `tests.clock.VirtualClock`, and `asyncio.open_connection` leads to a simulated network. So
+code that knows nothing of either runs unchanged: the NATS client with its time-outs, pings and reconnects.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Connector", "virtual_loop"]
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import Context
+from types import SimpleNamespace
+from typing import Any, Protocol
+from unittest.mock import patch
+
+import nats.aio.client
+
+from tests.clock import VirtualClock
+
+
+class Connector(Protocol):
+    """What opens the connections of a loop."""
+
+    async def connect(self, host: str, protocol: asyncio.BaseProtocol) -> asyncio.Transport:
+        """
+        Return a connection of *protocol* to *host*.
+
+        Raises:
+            OSError: The host refuses it.
+        """
+
+
+class _Timer(asyncio.TimerHandle):
+    """A timer of the loop that a virtual clock wakes."""
+
+    due: asyncio.Future[None]
+
+    def cancel(self) -> None:
+        super().cancel()
+        self.due.cancel()
+
+    def fire(self, due: asyncio.Future[None]) -> None:
+        if not self.cancelled():
+            self._run()
+
+
+@contextmanager
+def virtual_loop(clock: VirtualClock, network: Connector) -> Iterator[None]:
+    """Give the running loop the time of *clock* and the connections of *network* until the block ends."""
+    loop = asyncio.get_running_loop()
+
+    def call_at(when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> asyncio.Handle:
+        if when <= clock.monotonic():
+            return loop.call_soon(callback, *args, context=context)
+        timer = _Timer(when, callback, args, loop, context)
+        timer.due = clock.wake_at(when)
+        timer.due.add_done_callback(timer.fire)
+        return timer
+
+    def call_later(delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> asyncio.Handle:
+        return call_at(clock.monotonic() + delay, callback, *args, context=context)
+
+    async def create_connection(factory: Callable[[], asyncio.BaseProtocol], host: str, port: int, **options: Any) -> Any:
+        protocol = factory()
+        return await network.connect(host, protocol), protocol
+
+    time = SimpleNamespace(monotonic=clock.monotonic)
+    with (
+        patch.object(loop, "time", clock.monotonic),
+        patch.object(loop, "call_at", call_at),
+        patch.object(loop, "call_later", call_later),
+        patch.object(loop, "create_connection", create_connection),
+        patch.object(nats.aio.client, "time", time),  # it spaces its attempts to reconnect
+    ):
+        yield
