@@ -14,6 +14,7 @@ write_once() { [ -s "secrets/$1" ] || printf '%s' "$2" >"secrets/$1"; }
 
 write_once postgres_password "$(random_secret)"
 write_once grafana_password "$(random_secret)"
+write_once analytics_password "$(random_secret)"
 write_once api_keys "operator:operator:$(random_secret)"
 write_once module_key "$(random_secret)"
 # The key of the processes among themselves. A file of keys from before gets it, too.

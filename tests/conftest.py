@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -88,9 +89,9 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL server for the whole run; a test that stops it must start it again."""
+@contextmanager
+def running_postgres() -> Iterator[PostgresServer]:
+    """A running PostgreSQL server."""
     # Not in pytest's folder: the user that the server runs as cannot enter it, and its path may be too long for a
     # socket.
     folder = Path(tempfile.mkdtemp(prefix="pg-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")))
@@ -99,6 +100,22 @@ def postgres() -> Iterator[PostgresServer]:
     yield server
     server.stop()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server for the whole run; a test that stops it must start it again."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def logical_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server whose log can be decoded, for one file."""
+    with running_postgres() as server:
+        server.query("ALTER SYSTEM SET wal_level = 'logical'")
+        server.stop()
+        yield server.start()
 
 
 @pytest.fixture

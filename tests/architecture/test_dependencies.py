@@ -30,7 +30,7 @@ def declared() -> set[str]:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     extras = setup["options.extras_require"]
-    lines = (setup["options"]["install_requires"] + "".join(extras[name] for name in ("analytics", "otel", "postgres"))).splitlines()
+    lines = (setup["options"]["install_requires"] + "".join(extras[name] for name in ("analytics", "otel", "postgres", "risingwave"))).splitlines()
     return {normal(found[0]) for line in lines if (found := re.match(r"[\w.-]+", line))}
 
 

@@ -9,6 +9,7 @@ import click
 from app.cli.analytics.query import query
 from app.cli.analytics.report import report
 from app.cli.analytics.run import run
+from app.cli.analytics.sql import sql
 from app.cli.analytics.watch import watch
 
 
@@ -30,4 +31,5 @@ def analytics() -> None:
 analytics.add_command(query)
 analytics.add_command(report)
 analytics.add_command(run)
+analytics.add_command(sql)
 analytics.add_command(watch)

@@ -8,9 +8,11 @@ from importlib.util import find_spec
 
 from app.cli import console
 
+_EXTRAS = {"analytics": ("duckdb", "pyarrow"), "risingwave": ("sqlglot",)}
 
-def require_extra() -> None:
-    """End the process with one line if a package of the extra is missing."""
-    missing = [name for name in ("duckdb", "pyarrow") if find_spec(name) is None]
+
+def require_extra(extra: str = "analytics") -> None:
+    """End the process with one line if a package of *extra* is missing."""
+    missing = [name for name in _EXTRAS[extra] if find_spec(name) is None]
     if missing:
-        console.exit_with(console.USAGE, f"{' and '.join(missing)}: not installed: pip install 'fulfilment[analytics]'")
+        console.exit_with(console.USAGE, f"{' and '.join(missing)}: not installed: pip install 'fulfilment[{extra}]'")

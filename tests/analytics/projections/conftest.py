@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Count", "asked", "store"]
+__all__ = ["Count", "asked", "comparable", "store"]
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+import psycopg
 import pyarrow as pa
 import pytest
 
@@ -22,7 +23,9 @@ from app.analytics.projections.views import create_views
 from app.analytics.query import Answer, answer, gathered
 from app.messaging.event_registry import build_registry
 from bus.contracts.registry import ContractRegistry
+from tests.analytics.projections.outboxes import Outboxes
 from tests.analytics.projections.story import Happened
+from tests.postgres import PostgresServer
 
 Count = Callable[[Sequence[Happened], str], list[tuple[Any, ...]]]
 """Takes events and the name of a projection, and returns its rows, sorted."""
@@ -75,7 +78,8 @@ def asked(file: AnalyticsFile, statement: Statement | None) -> Answer:
         raise statement.error(str(error)) from None
 
 
-def _sorted(rows: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
+def comparable(rows: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
+    """Return *rows* in one order, with values that do not depend on the database."""
     return sorted((tuple(map(_plain, row)) for row in rows), key=lambda row: tuple(map(str, row)))
 
 
@@ -87,12 +91,30 @@ def _plain(value: Any) -> Any:
     return round(value, 6) if isinstance(value, float) else value
 
 
+@pytest.fixture(scope="session")
+def all_outboxes(postgres: PostgresServer) -> Iterator[Outboxes]:
+    """The outboxes of all modules, with all projections, for the whole run."""
+    with psycopg.connect(postgres.create_database(), autocommit=True) as connection:
+        yield Outboxes(connection)
+
+
 @pytest.fixture
-def count(file: AnalyticsFile) -> Count:
-    """Count in a file that has only the events of the test."""
+def outboxes(all_outboxes: Outboxes) -> Outboxes:
+    """The same outboxes, without events."""
+    all_outboxes.clear()
+    return all_outboxes
+
+
+@pytest.fixture(params=["duckdb", "risingwave"])
+def count(request: pytest.FixtureRequest) -> Count:
+    """Count what has only the events of the test: the file, and the outboxes with the SQL for RisingWave."""
+    if request.param == "risingwave":
+        outboxes: Outboxes = request.getfixturevalue("outboxes")
+        return lambda events, name: comparable(outboxes.count(events, name))
+    file: AnalyticsFile = request.getfixturevalue("file")
 
     def count(events: Sequence[Happened], name: str) -> list[tuple[Any, ...]]:
         store(file, events)
-        return _sorted(file.connection.execute(f"SELECT * FROM {name}").fetchall())
+        return comparable(file.connection.execute(f"SELECT * FROM {name}").fetchall())
 
     return count
