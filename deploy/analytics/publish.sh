@@ -5,7 +5,7 @@ here=$(dirname "$0")
 secrets=${SECRETS:-/run/secrets}
 PGPASSWORD=$(cat "$secrets/postgres_password")
 export PGPASSWORD PGUSER="${PGUSER:-postgres}" PGHOST="${PGHOST:-postgres}"
-for module in $(sed -n 's/^CREATE SOURCE IF NOT EXISTS \(.*\)_database WITH ($/\1/p' "$here/sql/sources.sql"); do
+sed -n 's/^CREATE SOURCE IF NOT EXISTS \(.*\)_database WITH ($/\1/p' "$here/sql/sources.sql" | while read -r module; do
     psql --no-psqlrc --quiet --dbname "$module" --set=module="$module" --set=password="$(cat "$secrets/analytics_password")" \
         --file="$here/publication.sql"
 done
