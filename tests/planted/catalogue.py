@@ -43,7 +43,7 @@ _DECIDE = (
 _RUNTIME = ("tests/runtime",)
 _GATEWAYS = ("tests/gateways",)
 _MESSAGING = ("tests/messaging",)
-_STORAGE = ("tests/storage",)
+_STORAGE = ("tests/storage/test_sqlite.py", "tests/storage/test_state_cache.py", "tests/storage")
 _BUS = ("tests/bus/memory",)
 
 BUGS = (
