@@ -1,5 +1,5 @@
 """
-A plugin of pytest for the runs with a planted bug: it tells which test is running, which has failed first, and what was imported.
+A plugin of pytest for the runs with a planted bug: it notes which test is running, which has failed first, and what was imported.
 
 It writes to files, as a test that hangs ends pytest at once. Hypothesis does not reduce what fails: one example is enough here.
 """

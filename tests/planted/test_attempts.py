@@ -71,7 +71,7 @@ class _Suite:
     ("number", "simulation", "test"),
     [(1, EVERYDAY, NOTHING), (2, NOTHING, FOUND_BY[2]), (3, NOTHING, FOUND_BY[3]), (4, NOTHING, FOUND_BY[4]), (5, NOTHING, NOTHING)],
 )
-def test_what_finds_a_bug_is_told_apart(
+def test_each_kind_of_result_is_distinguished(
     original: Path, monkeypatch: pytest.MonkeyPatch, number: int, simulation: str, test: str
 ) -> None:
     """The simulation, a named test, any other everyday test, or nothing; no test that fails by chance, or without the bug too."""
