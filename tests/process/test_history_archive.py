@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow.parquet
 import pytest
 
 from app.storage.archive.history_content import HistoryEvent
@@ -36,7 +38,8 @@ from tests.story.blocks import blocks_of
 pytestmark = pytest.mark.slow
 
 MODULES = ("orders", "inventory", "payments")
-HOWTO = Path(__file__).parents[2] / "docs" / "howto" / "history" / "archive-the-history.rst"
+ROOT = Path(__file__).parents[2]
+ENGINES = ROOT / "docs" / "howto" / "history" / "read-the-archive.rst"
 
 
 LIMITED = """
@@ -257,10 +260,21 @@ def archived(filled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_example_for_duckdb_works(archived: Path) -> None:
     """The query of the how-to, over the folder of the test."""
-    (sql,) = [block.text for block in blocks_of(HOWTO) if block.language == "sql"]
-    query = sql.partition("-- ClickHouse")[0].replace("/srv/history", str(archived))
-    rows = duckdb.connect().execute(query).fetchall()
-    assert [(str(day), orders, cents) for day, orders, cents in rows] == [(f"2026-01-0{n}", 1, 200) for n in range(1, 9)]
+    (sql,) = [block.text for block in blocks_of(ENGINES) if "read_parquet" in block.text]
+    rows = duckdb.connect().execute(sql.replace("/srv/history", str(archived))).fetchall()
+    assert [(str(day), *rest) for day, *rest in rows] == [(f"2026-01-0{n}", "EUR", 1, 200) for n in range(1, 9)]
+
+
+def test_the_table_for_trino_has_the_columns_of_the_files(archived: Path) -> None:
+    """And the page lists them; the partitions come last."""
+    (sql,) = [block.text for block in blocks_of(ENGINES) if "CREATE TABLE" in block.text]
+    columns = re.findall(r"(\w+) ([A-Z]+(?:\(6\))?)[,\n]", sql.partition("(")[2].partition(") WITH")[0])
+    types = {"int64": "BIGINT", "string": "VARCHAR", "timestamp[us, tz=UTC]": "TIMESTAMP(6)"}
+    file = next((archived / "events").rglob("*.parquet"))
+    stored = [(field.name, types[str(field.type)]) for field in pyarrow.parquet.read_schema(file)]
+    assert columns == [*stored, ("module", "VARCHAR"), ("day", "DATE")]
+    assert [part.partition("=")[0] for part in file.relative_to(archived / "events").parts[:-1]] == ["module", "day"]
+    assert set(re.findall(r"^``(\w+)`` ", ENGINES.read_text(encoding="utf-8"), re.MULTILINE)) == {name for name, _ in stored}
 
 
 def test_without_pyarrow_the_archive_is_refused_and_everything_else_works(database: Path) -> None:
@@ -271,7 +285,7 @@ def test_without_pyarrow_the_archive_is_refused_and_everything_else_works(databa
         "import importlib.util as u\nfind = u.find_spec\nu.find_spec = lambda name, *more: None if name == 'pyarrow' else find(name, *more)\n",
         encoding="utf-8",
     )
-    path = os.pathsep.join((str(stub), str(HOWTO.parents[3])))
+    path = os.pathsep.join((str(stub), str(ROOT)))
     done = subprocess.run(
         [sys.executable, "-m", "app", "history", "archive", "--into", "archive"], cwd=database.parent, capture_output=True, text=True,
         env=environment_of({"DATABASE_URL": f"sqlite:///{database}"}) | {"PYTHONPATH": path}, check=False,
