@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import attrs
@@ -65,6 +66,8 @@ def test_every_projection_is_translated(contracts: ContractRegistry) -> None:
         (DAY.format("count(*)", "orders_created AS o CROSS JOIN unnest(o.order_id) AS u(line)"), "mine: not translated: UNNEST(o.order_id)"),
         (DAY.format("sum(line.weight)", "inventory_reserved AS r CROSS JOIN unnest(r.lines) AS u(line)"),
          "mine: not translated: weight: an element of the list has no such member"),
+        (DAY.format("max(line)", "inventory_reserved AS r CROSS JOIN unnest(r.lines) AS u(line)"), "mine: not translated: line without a member"),
+        (DAY.format("1", "inventory_reserved AS r CROSS JOIN unnest(r.lines, r.lines) AS u(a, b)"), "mine: not translated: UNNEST(r.lines, r.lines)"),
         ("SELECT (", "mine: not translated: Required keyword: 'this' missing"),
     ],
 )  # fmt: skip
@@ -87,6 +90,21 @@ def test_the_command_names_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch, t
     assert (done.exit_code, done.stderr) == (1, "fulfilment: mine: not translated: Median\n")
     assert "CREATE MATERIALIZED VIEW IF NOT EXISTS orders_created AS" in done.stdout
     assert "-- Left out: mine: not translated: Median" in done.stdout
+
+
+def test_without_the_extra_the_command_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of the program needs no translator."""
+    monkeypatch.setitem(sys.modules, "sqlglot", None)
+    done = CliRunner().invoke(main, ["analytics", "sql"])
+    assert (done.exit_code, done.stderr) == (2, "fulfilment: sqlglot: not installed: pip install 'fulfilment[risingwave]'\n")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """A file stands where the folder would be."""
+    (tmp_path / "file").touch()
+    done = CliRunner().invoke(main, ["analytics", "sql", "--output", str(tmp_path / "file")])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("fulfilment: --output: ")
 
 
 @pytest.mark.slow

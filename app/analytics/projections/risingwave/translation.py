@@ -77,15 +77,17 @@ def _read_json(projection: Projection, unnest: exp.Unnest, tables: Mapping[str, 
     select = unnest.find_ancestor(exp.Select)
     alias = unnest.args.get("alias")
     names = [column.name for column in alias.columns] if alias is not None else []
-    (what,) = unnest.expressions
+    what = unnest.expressions[0]
     type = _type_of(what, select, tables) if isinstance(what, exp.Column) else None
-    if select is None or alias is None or type is None or len(names) != 1:
+    if select is None or alias is None or type is None or len(names) != 1 or len(unnest.expressions) != 1:
         raise NotTranslated(f"{projection.name}: not translated: {unnest.sql('duckdb')}; only `unnest(table.list) AS x(y)`, of a list of an event")
     elements = exp.Table(this=exp.Anonymous(this="jsonb_array_elements", expressions=[what.copy()]), alias=alias.copy())
     unnest.replace(elements)
     for column in list(select.find_all(exp.Column)):
         first, *path = (part.name for part in column.parts)
-        if first == names[0] and path:
+        if first == names[0]:
+            if not path:
+                raise NotTranslated(f"{projection.name}: not translated: {first} without a member, which is JSON here")
             column.replace(parse_one(member(first, path, _member_type(type, path)), read="postgres"))
 
 
