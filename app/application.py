@@ -22,7 +22,7 @@ from app.storage.sql.dialect import ExclusiveAccess
 from app.telemetry import otel
 from app.telemetry.attention.stall_log import StallLog
 from app.web.access.gate import build_gate
-from app.web.endpoints.health import BUS, CLOCK, OK, TOPOLOGY, WORK, ReadinessMetrics
+from app.web.endpoints.health import BUS, CLOCK, OK, RETIRED, TOPOLOGY, WORK, ReadinessMetrics
 from app.web.workers import WorkerFailed
 from bus.errors import BrokerUnreachable
 from bus.port import Clock
@@ -75,6 +75,7 @@ class Application:
             DatabaseConfigError: A database cannot be opened.
             ContractError: Schemas and classes contradict each other.
             ModuleError: A module is incomplete.
+            BadSetting: RETIRED_VERSIONS names what cannot be retired.
         """
         self.settings = settings
         self.parts = build_parts(settings, clock)
@@ -237,6 +238,8 @@ class Application:
             found[TOPOLOGY] = "; ".join(bus.problems)
         if stalls := self.stalls():
             found[WORK] = "; ".join(stalls)
+        if kept := self.parts.bus.kept_versions():
+            found[RETIRED] = kept
         if problem := self.parts.clock_watch.problem:
             found[CLOCK] = problem
         for gateway in self.parts.gateways.values():

@@ -279,11 +279,12 @@ def build_parts(settings: Settings, clock: Clock | None = None) -> Parts:
         DatabaseConfigError: A database cannot be opened.
         ContractError: Schemas and classes contradict each other.
         ModuleError: A module is incomplete.
+        BadSetting: RETIRED_VERSIONS names what cannot be retired.
     """
     clock, metrics = clock or SystemClock(), Metrics()
     otel.start(CollectorSettings.of(settings), installed_version(), metrics)
     modules = build_modules(settings)
-    contracts = build_registry(modules)
+    contracts = build_registry(modules, settings.retired_versions)
     storage = build_storage(settings, modules)
     keeps_order = settings.dead_letter_order == "key"
     dead_letters = DeadLetterStore(storage.stores, contracts, clock, metrics, {WEBHOOKS}, keeps_order=keeps_order)

@@ -225,12 +225,14 @@ class Settings:
         values.choice("none", "key", fold=str.lower), "none",
         "key: what a module receives about an order waits while an earlier event of the order is its dead letter; none: nothing waits.",
     )  # fmt: skip
+    retired_versions: tuple[str, ...] = _variable(
+        values.subjects, (), "Older versions of events (orders.created.v1), comma-separated, not published once no consumer needs them.", default_text=""
+    )
     work_stalled_s: float = _variable(
-        values.number(1, _SECONDS_MAX),
-        60.0,
+        values.number(1, _SECONDS_MAX), 60.0,
         "Readiness is degraded when an event waits longer than this for the bus, or a consumer or a module makes no"
         " progress for this many seconds.",
-    )
+    )  # fmt: skip
     clock_jump_s: float = _variable(
         values.number(10, _SECONDS_MAX),
         600.0,

@@ -23,6 +23,7 @@ __all__ = [
     "shown",
     "sole_text",
     "split_url",
+    "subjects",
     "subset",
     "text",
     "urls",
@@ -40,6 +41,7 @@ Parser = Callable[[Any], Any]
 
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SUBJECT = re.compile(r"[a-z][a-z_]*\.[a-z][a-z_]*\.v[1-9][0-9]{0,5}")
 _KEY = re.compile(r"[!-~]{16,1024}")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -180,6 +182,17 @@ def subset(*known: str) -> Parser:
         return tuple(name for name in known if name in names)
 
     return parse
+
+
+def subjects(value: Any) -> tuple[str, ...]:
+    """Return comma-separated subjects of events, each with its version and without a lane, none twice, in alphabetical order."""
+    found = _listed(value)
+    for subject in found:
+        if not _SUBJECT.fullmatch(subject):
+            raise ValueError(f"must be a comma-separated list of event versions, such as orders.created.v1, not {shown(subject)}")
+        if found.count(subject) > 1:
+            raise ValueError(f"names {subject} more than once")
+    return tuple(sorted(found))
 
 
 def hosts(value: Any) -> tuple[str, ...]:

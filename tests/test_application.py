@@ -268,7 +268,7 @@ def test_what_a_module_lacks_is_named_before_anything_starts(
     modules = [load_module("orders"), load_module("inventory"), attrs.evolve(load_module("payments"), **changes)]
     monkeypatch.setattr(bootstrap, "build_modules", lambda settings: modules)
     contracts = build_registry(all_modules())
-    monkeypatch.setattr(bootstrap, "build_registry", lambda modules: contracts)
+    monkeypatch.setattr(bootstrap, "build_registry", lambda modules, retired: contracts)
     with pytest.raises(ModuleError, match=sentence):
         Application(settings(tmp_path))
 

@@ -109,7 +109,7 @@ def _build(build: Callable[[Settings], T], settings: Settings) -> T:
         return build(settings)
     except ContractError as error:
         exit_with(USAGE, f"contract: {error}")
-    except DatabaseConfigError as error:
+    except (BadSetting, DatabaseConfigError) as error:
         exit_with(USAGE, str(error))
 
 

@@ -18,6 +18,7 @@ import click
 from app import installed_version
 from app.cli import console
 from config.environment import describe
+from config.files import BadSetting
 from config.settings import Settings
 from modules.errors import ModuleError
 from modules.registry import MODULES
@@ -239,11 +240,14 @@ def asyncapi() -> None:
     from app.web.spec import asyncapi as description
     from bus.errors import ContractError
 
-    modules = build_modules(console.settings())
+    settings = console.settings()
+    modules = build_modules(settings)
     try:
-        document = description.document(modules, build_registry(modules), installed_version())
+        document = description.document(modules, build_registry(modules, settings.retired_versions), installed_version())
     except ContractError as error:
         console.exit_with(console.USAGE, f"contract: {error}")
+    except BadSetting as error:
+        console.exit_with(console.USAGE, str(error))
     console.print_json(document)
 
 

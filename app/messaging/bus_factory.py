@@ -30,6 +30,8 @@ class BusRuntime:
     directory: ConsumerDirectory
     stalls: Callable[[], Sequence[str]]
     """Returns what makes no progress although the bus is connected, one line each."""
+    kept_versions: Callable[[], str]
+    """Returns why retired versions are still published; empty if none is."""
     dead_letters: DeadLetters
     """The store of dead letters, which also publishes them where the bus has a stream for them."""
 
@@ -44,7 +46,8 @@ def build_bus(
     """
     if settings.bus == "memory":
         memory = MemoryBus(clock, dead_letters)
-        return BusRuntime(memory, _nothing, lambda: 0.0, MemoryConsumerDirectory(memory), tuple, dead_letters)
+        # Only the modules of this process consume from it: `build_registry` refuses to retire what one of them needs.
+        return BusRuntime(memory, _nothing, lambda: 0.0, MemoryConsumerDirectory(memory), tuple, str, dead_letters)
     return _nats(settings, modules, contracts, clock, dead_letters)
 
 
@@ -54,7 +57,8 @@ def _nats(
     # What one process with its own bus never needs must not delay its start.
     from app.messaging.consumers import planned_topology
     from app.messaging.nats_session import connection_name, servers
-    from app.messaging.version_usage import subjects_of
+    from app.messaging.versions.retirement import Retirement
+    from app.messaging.versions.usage import subjects_of
     from bus.jetstream.admin.listing import JetStreamConsumerDirectory
     from bus.jetstream.admin.topology import ADVISORIES, DEAD_LETTERS, stream_name
     from bus.jetstream.bus import VERIFY_SECONDS, JetStreamBus
@@ -92,17 +96,21 @@ def _nats(
         for module in modules
     ]
 
+    # A NATS user may have permissions for its own modules only; the server does not answer requests about other streams.
+    listeners = JetStreamConsumerDirectory(bus.js, map(stream_name, subjects_of(modules, contracts)))
+    retirement = Retirement((module.name for module in modules), contracts, bus, listeners, clock)
+
     async def connect_and_scan() -> None:
         await bus.connect()
-        tasks = [asyncio.create_task(scanner.run()) for scanner in scanners]
+        tasks = [asyncio.create_task(loop) for loop in (retirement.run(), *(scanner.run() for scanner in scanners))]
         try:
             await asyncio.gather(*tasks)
         finally:
             await cancel_tasks(tasks)
 
-    # A NATS user may have permissions for its own modules only; the server does not answer requests about other streams.
-    listeners = JetStreamConsumerDirectory(bus.js, map(stream_name, subjects_of(modules, contracts)))
-    return BusRuntime(bus, connect_and_scan, lambda: float(bus.reconnects), listeners, lambda: bus.stalls, published)
+    return BusRuntime(
+        bus, connect_and_scan, lambda: float(bus.reconnects), listeners, lambda: bus.stalls, lambda: retirement.problem, published
+    )
 
 
 async def _nothing() -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 __all__ = ["ContractRegistry", "merge_schemas"]
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 import attrs
@@ -58,9 +58,10 @@ class ContractRegistry:
         schemas: Mapping[str, Schema],
         dual_publishes: Iterable[DualPublish] = (),
         upcasts: Iterable[Upcast] = (),
+        retired: Iterable[str] = (),
     ) -> None:
         """
-        Build the registry for *classes*; *schemas* are by subject.
+        Build the registry for *classes*; *schemas* are by subject, and *retired* are subjects.
 
         Raises:
             ContractError: A schema is missing, is not a JSON Schema, or contradicts its class or its examples; a
@@ -68,6 +69,8 @@ class ContractRegistry:
                 between versions is wrong.
         """
         self.dual_publishes = tuple(dual_publishes)
+        self.retired = frozenset(retired)
+        """Older versions that are read but not published, although a `DualPublish` may declare them."""
         self._converter = _build_converter()
         self._contracts: dict[str, Contract] = {}
         self._plain: dict[type, Callable[[Any], Value]] = {}
@@ -77,11 +80,28 @@ class ContractRegistry:
         for upcast in (*upcasts, *(Upcast(d.event, d.from_version, d.to_version, d.up) for d in self.dual_publishes)):
             self._add_upcast(upcast)
         self._check(schemas)
+        self.keep_publishing(())
+
+    def keep_publishing(self, subjects: Collection[str]) -> None:
+        """
+        Publish those of `retired` that are in *subjects* for now, and no other; it replaces the call before.
+
+        A version between two that are published is published, too, since the older one is made from it. Other threads may
+        encode meanwhile: an event is encoded as before the call or as after it.
+        """
         for contract in self:
-            older = tuple(self._older_versions(contract))
+            older = list(self._older_versions(contract))
+            while older and older[-1][0].subject in self.retired.difference(subjects):
+                older.pop()
             published = (contract, *(each for each, _ in older))
             versions = versions_header(version_of(each.subject)[1] for each in published) if older else None
-            self._contracts[contract.subject] = evolve(contract, older=older, versions=versions)
+            self._contracts[contract.subject] = evolve(contract, older=tuple(older), versions=versions)
+
+    def is_published(self, subject: str) -> bool:
+        """Return whether *subject*, without a lane, is published now: as the newest version of its event, or beside it."""
+        event, _ = version_of(subject)
+        newest = max((each for each in self if version_of(each.subject)[0] == event), key=lambda each: version_of(each.subject))
+        return subject in (newest.subject, *(older.subject for older, _ in newest.older))
 
     def __iter__(self) -> Iterator[Contract]:
         return iter(tuple(self._contracts.values()))
@@ -131,7 +151,7 @@ class ContractRegistry:
 
     def encode_versions(self, event: Event, value: Value | None = None) -> tuple[EncodedEvent, ...]:
         """
-        Return *event* encoded in its own version, followed by every older version that a `DualPublish` declares.
+        Return *event* encoded in its own version, followed by every older version that is published beside it.
 
         *value* is the result of `to_json` for it, if the caller has it. The oldest version has no id suffix: its
         message keeps the event's id, so nothing changes for the consumers of that version.

@@ -18,7 +18,7 @@ from app.analytics.errors import SourceUnavailable
 from app.analytics.ingest import Ingest
 from app.analytics.sources import jetstream
 from app.analytics.sources.jetstream import JetStreamSource
-from app.messaging.version_usage import blockers
+from app.messaging.versions.usage import blockers
 from app.storage.archive.history_content import HistoryEvent
 from bus.contracts.versions import VERSIONS
 from bus.jetstream.admin.listing import JetStreamConsumerDirectory

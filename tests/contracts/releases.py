@@ -1,8 +1,8 @@
-"""Two releases of the modules, before and after orders.created got its second version, for tests that combine them."""
+"""Releases of the modules for tests that combine them: orders.created has one version, two, or two of which one is retired."""
 
 from __future__ import annotations
 
-__all__ = ["NEW", "OLD", "Release", "created"]
+__all__ = ["NEW", "OLD", "RETIRED", "Release", "created"]
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -29,19 +29,20 @@ class Release:
     contracts: ContractRegistry
 
 
-def _registry(modules: Sequence[Module]) -> ContractRegistry:
+def _registry(modules: Sequence[Module], retired: Sequence[str] = ()) -> ContractRegistry:
     return ContractRegistry(
         (cls for module in modules for cls in (*module.publishes, *module.previous_versions, *module.consumes)),
         {subject: schema for module in modules for subject, schema in module.schemas.items()},
         [step for module in modules for step in module.dual_publishes],
+        retired=retired,
     )
 
 
-def _new() -> Release:
+def _new(*retired: str) -> Release:
     from modules import payments
 
     modules = (orders.module(), inventory.module(), payments.module())
-    return Release({module.name: module for module in modules}, _registry(modules))
+    return Release({module.name: module for module in modules}, _registry(modules, retired))
 
 
 def _old() -> Release:
@@ -75,7 +76,7 @@ def _old() -> Release:
     return Release(old, _registry(tuple(old.values())))
 
 
-OLD, NEW = _old(), _new()
+OLD, NEW, RETIRED = _old(), _new(), _new("orders.created.v1")
 
 
 def created(order_id: str, quantity: int = 1) -> OrderCreated:

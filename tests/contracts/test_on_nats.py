@@ -18,13 +18,13 @@ from nats.js.api import ConsumerConfig
 
 from app.bootstrap import build_runners
 from app.messaging.outbox_relay import OutboxRelay
-from app.messaging.version_usage import blockers
+from app.messaging.versions.usage import blockers
 from bus.contracts.versions import VERSIONS
 from bus.jetstream.admin.listing import JetStreamConsumerDirectory
 from bus.jetstream.bus import JetStreamBus
 from modules.inventory.state import Product
 from tests.bus.jetstream.harness import JetStreamHarness
-from tests.contracts.releases import NEW, OLD, Release
+from tests.contracts.releases import NEW, OLD, RETIRED, Release
 from tests.nats import NatsServer
 from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, harness_at, oid, product, submitted, until
 
@@ -95,9 +95,10 @@ ORDERS = 25
 
 
 async def submit_orders(fleet: Fleet, round: int) -> None:
-    runner = fleet.harness.runners["orders"]
+    """Submit to all processes of orders in turn."""
+    producers = [runner for name, (_, runner, _) in fleet.running.items() if name.startswith("orders")]
     for n in range(ORDERS):
-        order_id = oid(round * ORDERS + n)
+        order_id, runner = oid(round * ORDERS + n), producers[n % len(producers)]
         await runner.submit(submitted(order_id), id=order_id, trace=CONTEXT, respond=NO_CONTENT)
 
 
@@ -118,6 +119,10 @@ async def test_a_rolling_upgrade_and_its_reversal_lose_and_duplicate_nothing(tmp
             ("orders-2", "orders", NEW),
             ("inventory-0", "inventory", None),
             ("inventory-1", "inventory", None),
+            ("orders-retired", "orders", RETIRED),
+            ("orders-beside", "orders", NEW),
+            ("inventory-retired", "inventory", RETIRED),
+            ("orders-retired", "orders", None),
             ("inventory-3", "inventory", OLD),
             ("inventory-2", "inventory", None),
             ("orders-3", "orders", OLD),

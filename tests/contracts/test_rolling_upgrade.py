@@ -23,12 +23,12 @@ from bus.port import MAX_TRIES, DeadLetter, Message
 from modules.inventory.state import Product, Reservation
 from modules.orders.events import created_v1
 from tests.clock import VirtualClock
-from tests.contracts.releases import NEW, OLD, Release, created
+from tests.contracts.releases import NEW, OLD, RETIRED, Release, created
 from tests.runtime.harness import CONTEXT, Harness, HurriedClock, bus_message, harness_at, oid, submitted, until
 from tests.runtime.harness import product as stock
 
 V1, V2 = "orders.created.v1", "orders.created.v2"
-RELEASES = {"old": OLD, "new": NEW}
+RELEASES = {"old": OLD, "new": NEW, "retired": RETIRED}
 
 
 @pytest.fixture
@@ -70,10 +70,13 @@ def outcomes(harness: Harness, outcome: str) -> float:
     )
 
 
-@pytest.mark.parametrize("producer", RELEASES)
-@pytest.mark.parametrize("consumer", RELEASES)
+@pytest.mark.parametrize(("producer", "consumer"), sorted(set(product(RELEASES, RELEASES)) - {("retired", "old")}))
 async def test_any_producer_works_with_any_consumer(harness: Harness, producer: str, consumer: str) -> None:
-    """The stock of each order is reserved once, and no message is dead-lettered."""
+    """
+    The stock of each order is reserved once, and no message is dead-lettered.
+
+    Only a consumer that reads nothing but the old version depends on it: while there is one, the version is not retired.
+    """
     await harness.submit("inventory", stock(10))
     await start_inventory(harness, RELEASES[consumer])
     harness.runners["orders"] = runner_of(harness, "orders", RELEASES[producer])
@@ -83,7 +86,8 @@ async def test_any_producer_works_with_any_consumer(harness: Harness, producer: 
     await until(lambda: harness.relays["orders"].pending == 0)
     assert (await state(harness, Product, "A")).reserved == 6
     assert outcomes(harness, "handled") == 3
-    assert outcomes(harness, "superseded") == (3 if (producer, consumer) == ("new", "new") else 0)
+    assert outcomes(harness, "superseded") == (3 if producer == "new" and consumer != "old" else 0)
+    assert len(await harness.outbox("orders")) == 3 * (2 + (producer == "new"))  # with the time-out of each order
     assert outcomes(harness, "put_aside") == outcomes(harness, "failed") == 0
     assert await harness.dead_letter_store.list(None, None, None, 10) == []
 

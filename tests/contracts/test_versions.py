@@ -48,6 +48,37 @@ def test_dual_publishing_of_one_version_may_end_before_that_of_another() -> None
     assert EventReader("depot", contracts, [SentV3]).subjects == (V3, V2, V1)
 
 
+@pytest.mark.parametrize(
+    ("retired", "published"),
+    [
+        ([V1], [(V3, "v3"), (V2, None)]),
+        ([V1, V2], [(V3, None)]),
+        ([V2], [(V3, "v3"), (V2, "v2"), (V1, None)]),
+    ],
+)
+def test_a_retired_version_is_read_but_not_encoded(retired: list[str], published: list[tuple[str, str | None]]) -> None:
+    """As if only its upcast were declared; but a version from which a published one is made is published."""
+    contracts = ContractRegistry(EVERY, SCHEMAS, [TO_2, TO_3], retired=retired)
+    encoded = contracts.encode_versions(SENT)
+    assert [(each.subject, each.id_suffix) for each in encoded] == published
+    versions = ",".join(sorted(subject.rpartition(".")[2] for subject, _ in published)) if len(published) > 1 else None
+    assert {each.versions for each in encoded} == {versions}
+    assert {subject for subject in (V1, V2, V3) if contracts.is_published(subject)} == {subject for subject, _ in published}
+    reader = EventReader("depot", contracts, [SentV3])
+    assert reader.subjects == (V3, V2, V1)
+    assert reader.read(V1, b'{"parcel_id":"p","grams":250}') == SentV3(parcel_id="p", kilograms=0.25, carrier="post")
+
+
+def test_a_retired_version_can_be_published_for_a_while() -> None:
+    """Only retired versions can; the next call replaces the one before."""
+    contracts = ContractRegistry(EVERY, SCHEMAS, [TO_2, TO_3], retired=[V1])
+    contracts.keep_publishing([V1])
+    assert contracts.encode_versions(SENT) == ContractRegistry(EVERY, SCHEMAS, [TO_2, TO_3]).encode_versions(SENT)
+    contracts.keep_publishing([V2])
+    assert [each.subject for each in contracts.encode_versions(SENT)] == [V3, V2]
+    assert contracts.retired == {V1}
+
+
 def test_an_event_of_an_older_class_is_encoded_only_in_that_version(contracts: ContractRegistry) -> None:
     """A producer that still creates the old class publishes nothing newer."""
     [encoded] = contracts.encode_versions(SentV1(parcel_id="p", grams=1))

@@ -5,8 +5,7 @@ from __future__ import annotations
 __all__ = ["contracts"]
 
 from collections import Counter
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -135,15 +134,20 @@ def _fetch_usages(settings: Settings, url: str | None, key: str | None) -> list[
     except RequestFailed as error:
         if error.code != "module_needed":
             raise
-        views = [get_json(f"/v1/contracts?module={module}", settings, url, key)["items"] for module in MODULES]
-        return _merge(chain.from_iterable(views))
+        views = {module: get_json(f"/v1/contracts?module={module}", settings, url, key)["items"] for module in MODULES}
+        return _merge(views)
     return usages
 
 
-def _merge(usages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Merge the usages that several processes report; a version may be dropped only if every process agrees."""
+def _merge(views: Mapping[str, Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """
+    Merge the usages that several processes report, by module; a version may be dropped only if every process agrees.
+
+    Whether a version is retired, and whether it is published, is what its producer reports.
+    """
     merged: dict[str, dict[str, Any]] = {}
-    for usage in usages:
+    reports = [(module, usage) for module, usages in views.items() for usage in usages]
+    for _, usage in sorted(reports, key=lambda report: report[0] != report[1]["said_by"]):
         known = merged.setdefault(usage["subject"], usage)
         if known is usage:
             continue
@@ -162,9 +166,9 @@ def _usage_text(usage: dict[str, Any]) -> str:
     if usage["is_newest"]:
         state = "newest"
     elif usage["is_said"]:
-        state = f"published beside the newest since {usage['since']}"
+        state = f"{'retired, but still ' if usage.get('retired') else ''}published beside the newest since {usage['since']}"
     else:
-        state = "no longer published"
+        state = "retired, no longer published" if usage.get("retired") else "no longer published"
     lines = [f"{usage['subject']}: {state}; {'safe to drop' if usage['safe_to_drop'] else 'needed'}"]
     lines += [f"    consumed by {each['consumer']}, {each['pending']} pending" for each in usage["listeners"]]
     lines += [f"    {reason}" for reason in usage["reasons"] if not usage["is_newest"]]

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from aiohttp import hdrs, web
 
-from app.messaging.version_usage import VersionUsage, VersionUsageReport
+from app.messaging.versions.usage import VersionUsage, VersionUsageReport
 from app.web.handler import Endpoint, RequestContext, RouteGroup
 from app.web.requests.filters import FilterReader
 from app.web.requests.one_module import MODULE, require_module
@@ -37,6 +37,7 @@ _CONTRACT = {
         "said_by": {"type": "string", "description": "The module that publishes the event."},
         "is_newest": {"type": "boolean"},
         "is_said": {"type": "boolean", "description": "Published: the newest version, or one beside it."},
+        "retired": {"const": True, "description": "RETIRED_VERSIONS names it; absent otherwise. It is published while a consumer needs it."},
         "since": {
             "type": ["string", "null"],
             "description": "The release that began to publish this version beside a newer one.",
@@ -100,6 +101,7 @@ def to_json(usage: VersionUsage) -> dict[str, Any]:
         "said_by": usage.producer,
         "is_newest": usage.is_newest,
         "is_said": usage.is_published,
+        **({"retired": True} if usage.is_retired else {}),
         "since": usage.since,
         "listeners": [{"consumer": each.consumer, "pending": each.pending} for each in usage.consumers],
         "published": usage.published,

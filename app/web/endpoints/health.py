@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BUS", "CHECK_SECONDS_MAX", "CLOCK", "DATABASE", "OK", "TOPOLOGY", "WORK", "Health", "ReadinessMetrics", "endpoints"]
+__all__ = ["BUS", "CHECK_SECONDS_MAX", "CLOCK", "DATABASE", "OK", "RETIRED", "TOPOLOGY", "WORK", "Health", "ReadinessMetrics", "endpoints"]
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -19,6 +19,7 @@ from app.web.responses.success import json_response
 OK = "ok"
 BUS = "bus"
 DATABASE = "database"
+RETIRED = "retired_versions"
 TOPOLOGY = "topology"
 CLOCK = "clock"
 WORK = "work"
@@ -40,7 +41,8 @@ class Health(Protocol):
         `BUS` is the bus. `DATABASE`, alone or followed by a colon and a module's name, is a database. `TOPOLOGY`
         compares the broker's streams and consumers with the expected ones; a result other than `OK` is a description
         for the operator. `CLOCK` is there after a jump of the clock, and describes it; `WORK` is there
-        while work waits and makes no progress. The process can work for a while without any other dependency.
+        while work waits and makes no progress; `RETIRED` while a consumer depends on a retired version of an event. The process
+        can work for a while without any other dependency.
         """
 
 

@@ -13,7 +13,7 @@ from app.messaging.consumers import subscriptions
 from app.messaging.dead_letters import DeadLetterStore
 from app.messaging.event_registry import all_modules
 from app.messaging.outbox_relay import OutboxRelay
-from app.messaging.version_usage import VersionUsageReport
+from app.messaging.versions.usage import VersionUsageReport
 from app.runtime.runner import ModuleRunner
 from app.storage.audit import AuditTrail
 from app.storage.databases import Storage

@@ -113,10 +113,11 @@ def _producer(subject: str) -> str:
 
 
 def _published_versions(contracts: ContractRegistry, subject: str) -> tuple[bool, list[int]]:
-    """Return whether *subject* is published, and all versions in which its event is published."""
+    """Return whether *subject* is published, and all versions in which its event is published; a retired one is meant to be none."""
     event, version = version_of(subject)
     newest = max(other for name, other in (version_of(contract.subject) for contract in contracts) if name == event)
-    older = [version_of(contract.subject)[1] for contract, _ in contracts[subject_at(event, newest)].older]
+    beside = (contract.subject for contract, _ in contracts[subject_at(event, newest)].older)
+    older = [version_of(other)[1] for other in beside if other not in contracts.retired]
     return version == newest or version in older, [newest, *older]
 
 

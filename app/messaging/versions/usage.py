@@ -7,7 +7,7 @@ the same event, or has unsettled messages. The counts are those of this process.
 
 from __future__ import annotations
 
-__all__ = ["VersionUsage", "VersionUsageReport", "blockers", "subjects_of"]
+__all__ = ["VersionUsage", "VersionUsageReport", "blockers", "dependents", "subjects_of"]
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -29,7 +29,8 @@ class VersionUsage:
     """
     One version of one event and its consumers.
 
-    It is published if it is the newest, or if a migration publishes it beside the newest, since the release *since*.
+    It is published if it is the newest, or if a migration publishes it beside the newest, since the release *since*. One
+    that is retired is not, unless a consumer depends on it (`app.messaging.versions.retirement`).
     """
 
     subject: str
@@ -38,6 +39,7 @@ class VersionUsage:
     producer: str
     is_newest: bool
     is_published: bool
+    is_retired: bool
     since: str | None
     consumers: tuple[RegisteredConsumer, ...]
     published: int
@@ -55,23 +57,37 @@ def blockers(subject: str, newer: Sequence[str], consumers: Iterable[RegisteredC
     """
     Return the reasons, one clause each, why *subject* may not be dropped; *newer* are the newer versions of its event.
 
-    A consumer that subscribes to a newer version by its full subject is taken to understand it. A wildcard subscription
-    proves nothing, unless the consumer names the newer version as understood.
+    Consumers depend on it, or have messages to settle.
     """
     if not newer:
         return ("it is the newest version",)
     found = []
     for consumer in consumers:
-        lanes = {lane for lane in (subject, subject + EXPRESS) if _covers(consumer, lane)}
-        if not lanes:
-            continue
-        named = set(consumer.subjects)
+        found += dependents(subject, newer, [consumer])
+        if consumer.pending and _lanes(consumer, subject):
+            found.append(f"{consumer.consumer} has {consumer.pending} unsettled messages")
+    return tuple(found)
+
+
+def dependents(subject: str, newer: Sequence[str], consumers: Iterable[RegisteredConsumer]) -> list[str]:
+    """
+    Return one clause for each of *consumers* that consumes *subject* and none of the *newer* versions of its event.
+
+    A consumer that subscribes to a newer version by its full subject is taken to understand it. A wildcard subscription
+    proves nothing, unless the consumer names the newer version as understood.
+    """
+    found = []
+    for consumer in consumers:
+        lanes, named = _lanes(consumer, subject), set(consumer.subjects)
         if not all(any(newer_subject + _lane(lane) in named | consumer.understood for newer_subject in newer) for lane in lanes):
             how = "consumes it" if lanes & named else "consumes it by a wildcard"
             found.append(f"{consumer.consumer} {how} and names no newer version")
-        if consumer.pending:
-            found.append(f"{consumer.consumer} has {consumer.pending} unsettled messages")
-    return tuple(found)
+    return found
+
+
+def _lanes(consumer: RegisteredConsumer, subject: str) -> set[str]:
+    """Return *subject* in those lanes that *consumer* subscribes to."""
+    return {lane for lane in (subject, subject + EXPRESS) if _covers(consumer, lane)}
 
 
 def _covers(consumer: RegisteredConsumer, subject: str) -> bool:
@@ -134,7 +150,8 @@ class VersionUsageReport:
             version=version,
             producer=subject.partition(".")[0],
             is_newest=not newer,
-            is_published=not newer or dual_publish is not None,
+            is_published=self._contracts.is_published(subject),
+            is_retired=subject in self._contracts.retired,
             since=None if dual_publish is None else dual_publish.since,
             consumers=tuple(each for each in consumers or () if any(_covers(each, lane) for lane in lanes)),
             published=published,
