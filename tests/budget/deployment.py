@@ -48,6 +48,10 @@ DEPLOYMENTS: Mapping[str, Callable[[Path, str], Mapping[str, str]]] = {
         f"{name.upper()}_DATABASE_URL": f"sqlite:///{folder}/{name}.db" for name in MODULES
     },
     "one-process-postgres": lambda _, url: {"DATABASE_URL": url},
+    "three-modules-retired": lambda folder, _: {
+        **{f"{name.upper()}_DATABASE_URL": f"sqlite:///{folder}/retired-{name}.db" for name in MODULES},
+        "RETIRED_VERSIONS": "orders.created.v1",
+    },
 }
 """The settings of each deployment, from a folder and the URL of an empty PostgreSQL database."""
 
@@ -88,13 +92,13 @@ def count_orders(deployments: Sequence[str], postgres_url: str = "") -> dict[str
         (postgres if hasattr(connection, "pgconn") else sqlite).attach(connection)
 
     event.listen(Pool, "connect", attach)
-    # The files that the deployment makes count as new for a second; the log formats the time of each second once.
-    time_ns = time.time_ns() + 10_000_000_000
     found = {}
     for deployment in deployments:
+        # The files that the deployment makes count as new for a second; the log formats the time of each second once.
+        time_ns = time.time_ns() + 60_000_000_000
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            stack.enter_context(patch("time.time_ns", lambda: time_ns))
+            stack.enter_context(patch("time.time_ns", lambda time_ns=time_ns: time_ns))
             for name in SAMPLERS:
                 stack.enter_context(patch(f"{name}.INTERVAL_SECONDS", 3600.0))
             system = _System(DEPLOYMENTS[deployment](Path(folder), postgres_url), counts)

@@ -17,6 +17,7 @@ _DEPLOYMENTS = {
     "one-process-sqlite": "one process, SQLite",
     "three-modules-sqlite": "three modules, NATS, SQLite each",
     "one-process-postgres": "one process, PostgreSQL",
+    "three-modules-retired": "three modules, orders.created.v1 retired",
 }
 _ROWS = {
     "statements": "statements",

@@ -14,7 +14,7 @@ from tests.postgres import PostgresServer
 from tests.process.client import connecting
 from tests.split.system import System
 
-ON_SQLITE = ("one-process-sqlite", "three-modules-sqlite")
+ON_SQLITE = ("one-process-sqlite", "three-modules-sqlite", "three-modules-retired")
 WITH_CALLS = sys.version_info[:2] == budget.CALLS_PYTHON
 
 

@@ -105,14 +105,18 @@ def test_a_quantile_is_interpolated_as_prometheus_does(watched: Watched) -> None
     assert watched.after(400) == []
 
 
-@pytest.mark.parametrize("check", ["database:orders", "topology", "work", "clock"])
-def test_a_failed_check_of_readiness_needs_attention(watched: Watched, check: str) -> None:
+@pytest.mark.parametrize(
+    ("check", "name"),
+    [
+        ("database:orders", "DatabaseUnavailable"), ("topology", "TopologyDrift"), ("work", "WorkStalled"), ("clock", "ClockWrong"),
+        ("retired_versions", "RetiredVersionNeeded"),
+    ],
+)  # fmt: skip
+def test_a_failed_check_of_readiness_needs_attention(watched: Watched, check: str, name: str) -> None:
     """Each check that has no metric of its own has a condition."""
     watched.metrics.health_check_failed.labels(check).set(1)
     (found,) = watched.after(5)
-    assert {"database:orders": "DatabaseUnavailable", "topology": "TopologyDrift", "work": "WorkStalled", "clock": "ClockWrong"}[
-        check
-    ] == found.name
+    assert found.name == name
 
 
 @pytest.mark.parametrize("condition", CONDITIONS, ids=lambda condition: condition.name)

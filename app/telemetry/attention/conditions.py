@@ -183,6 +183,15 @@ CONDITIONS: tuple[Condition, ...] = (
         guide=(_NATS, "The topology is not as planned"),
     ),
     Condition(
+        name="RetiredVersionNeeded",
+        severity=Severity.TICKET,
+        check=_failing("retired_versions"),
+        for_seconds=_MINUTE,
+        sentence="{instance} still publishes a retired version of an event, because a consumer reads no newer one.",
+        do="Read /readyz for the consumer; have it read the newer version, or delete it.",
+        guide=("howto/change-an-event", "Retire the old version"),
+    ),
+    Condition(
         name="WorkStalled",
         severity=Severity.PAGE,
         check=_failing("work"),

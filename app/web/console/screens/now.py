@@ -26,6 +26,7 @@ ACT: Mapping[str, tuple[str, str]] = {
     "OrdersSlow": ("/console/orders?status=processing&status=reserved", "Orders in flight"),
     "PaymentsFailing": ("/console/orders?waiting_for=payment", "Orders that wait for the provider"),
     "PaymentsToSettle": ("/console/trouble", "Payments to settle"),
+    "RetiredVersionNeeded": ("/console/system", "System"),
     "StockOut": ("/console/stock", "Stock"),
     "TopologyDrift": ("/console/system", "System"),
 }
