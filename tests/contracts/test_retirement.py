@@ -15,8 +15,9 @@ from app.application import Application
 from app.messaging.event_registry import all_modules, build_registry
 from app.messaging.versions.retirement import CHECK_SECONDS, Retirement
 from app.messaging.versions.usage import VersionUsage, VersionUsageReport, blockers
+from app.web.endpoints.contracts import to_json
 from bus.consumers import RegisteredConsumer, RegisteredStream, subject_matches
-from bus.contracts.versions import Upcast
+from bus.contracts.versions import DualPublish, Upcast
 from bus.memory.listing import MemoryConsumerDirectory
 from bus.port import Message
 from config.environment import load
@@ -25,6 +26,7 @@ from modules.inventory.state import Product
 from modules.orders.events import OrderCreatedV1, created_v1
 from modules.registry import MODULES
 from tests.clock import VirtualClock
+from tests.contracts.example import SCHEMAS, SentV1, SentV2, SentV3, down_1, down_2, up_2, up_3
 from tests.contracts.releases import created
 from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, harness_at, oid, product, submitted, until
 
@@ -180,6 +182,21 @@ def test_a_version_that_a_module_reads_alone_is_not_retired(is_worker: bool) -> 
         build_registry([attrs.evolve(payments, **changes)], [V1])
 
 
+def test_an_older_version_is_retired_with_a_newer_one() -> None:
+    """It is made from the newer one, which would otherwise be published for its sake."""
+    [payments] = [module for module in all_modules() if module.name == "payments"]
+    duals = DualPublish("parcels.sent", 1, 2, down_1, up_2, "1.1"), DualPublish("parcels.sent", 2, 3, down_2, up_3, "1.2")
+    parcels = attrs.evolve(
+        payments, name="parcels", publishes=(SentV3,), previous_versions=(SentV1, SentV2), consumes=(), workers={}, schemas=SCHEMAS,
+        dual_publishes=duals,
+    )  # fmt: skip
+    older, newer = "parcels.sent.v1", "parcels.sent.v2"
+    with pytest.raises(BadSetting, match=rf"^RETIRED_VERSIONS: {older} is older than {newer}, and has to be retired with it$"):
+        build_registry([parcels], [newer])
+    for retired in [older], [older, newer]:
+        assert build_registry([parcels], retired).retired == set(retired)
+
+
 def test_a_version_that_is_no_longer_declared_may_stay_retired() -> None:
     """The setting is not changed on the same day as the program."""
     [orders] = [module for module in all_modules() if module.name == "orders"]
@@ -305,5 +322,6 @@ async def test_one_process_publishes_only_what_is_not_retired_and_reads_both(tmp
     usages = {each.subject: each for each in await VersionUsageReport(parts.modules, parts.contracts, parts.metrics, parts.bus.directory).usages()}
     assert (usages[V1].is_retired, usages[V1].is_published, usages[V2].is_retired) == (True, False, False)
     assert [each.consumer for each in usages[V1].consumers] == ["inventory"]
+    assert (to_json(usages[V1])["retired"], "retired" in to_json(usages[V2])) == (True, False)
     await parts.bus.bus.close(0)
     await parts.storage.close()

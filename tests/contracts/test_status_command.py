@@ -101,6 +101,15 @@ async def test_a_version_that_one_process_needs_may_not_be_dropped(proxy: FakePr
         assert (result.exit_code, result.stderr) == (1, f"fulfilment: {V1} may not be dropped: {reason}\n")
 
 
+@pytest.mark.parametrize(("is_said", "text"), [(True, "retired, but still published beside the newest since 0.2.0"), (False, "retired, no longer published")])
+async def test_the_producer_knows_what_it_publishes(proxy: FakeProxy, is_said: bool, text: str) -> None:
+    """Whichever process answers first: another one knows neither its setting nor whether a consumer keeps the version."""
+    subject = "inventory.reserved.v1"
+    proxy.views["orders"] = [usage(subject, is_said=not is_said)]
+    proxy.views["inventory"] = [usage(subject, is_said=is_said, retired=True, published=7)]
+    assert (await proxy.run(subject)).stdout == f"{subject}: {text}; safe to drop\n    consumed by inventory, 0 pending\n    since start: published 7\n"
+
+
 async def test_the_command_fails_while_one_process_is_unavailable(proxy: FakeProxy) -> None:
     """Exit code 3, and no partial result that looks complete."""
     proxy.unavailable = {"payments"}
