@@ -64,7 +64,7 @@ _ERRORS_OF_THE_WORK = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.Progra
 # Keys in a connection's ``info``.
 _PROBED = "probed"
 _DATA_VERSION = "data_version"
-_SCHEMA_VERSION = "schema_version"
+_LAST_NUMBER = "last number"
 _WAITS_FOR_LOCKS = "waits for locks"
 
 
@@ -107,8 +107,6 @@ class Sqlite:
 
     def __init__(self) -> None:
         self._watch: FileWatch | None = None
-        self.histories: Sequence[tuple[str]] = ()
-        """The names of the histories in the file, read again when another connection has changed its tables."""
 
     @property
     def wal_path(self) -> str | None:
@@ -150,7 +148,7 @@ class Sqlite:
             try:
                 (version,) = driver.execute("PRAGMA data_version").fetchone()
                 if version != connection.info.get(_DATA_VERSION):  # another connection has written since the last transaction
-                    self._find_histories(connection)
+                    connection.info.pop(_LAST_NUMBER, None)
                     connection.info[_DATA_VERSION] = version
                     invalidate_cache(connection)
             except sqlite3.Error:
@@ -292,15 +290,8 @@ class Sqlite:
         """None: the database is locked."""
 
     def insert_numbered(self, table: Table, *, is_next: bool) -> Statement:
-        """Look the last number up in all histories: nothing else writes while this transaction does."""
-        return _NumberedInsert(self, f"INSERT INTO {table.name} SELECT coalesce(max(last), 0) + {int(is_next)}, ?, ? FROM ")
-
-    def _find_histories(self, connection: Connection) -> None:
-        driver = _driver(connection)
-        (version,) = driver.execute("PRAGMA schema_version").fetchone()
-        if version != connection.info.get(_SCHEMA_VERSION):
-            self.histories = driver.execute(self.histories_sql).fetchall()
-            connection.info[_SCHEMA_VERSION] = version
+        """Count on from the last number, which is looked up in all histories after another connection has written."""
+        return _NumberedInsert(table, int(is_next))
 
     def replace(self, table: Table, keys: Sequence[str]) -> Statement:
         """Use ``INSERT OR REPLACE``: ``ON CONFLICT DO UPDATE`` reads each row that exists and opens a table for each."""
@@ -308,18 +299,24 @@ class Sqlite:
 
 
 class _NumberedInsert(SizedStatement):
-    """An insert whose number follows from the last one in the histories that the file has."""
+    """An insert of one row, whose number is the last one in the histories of the file plus *step*."""
 
-    def __init__(self, dialect: Sqlite, insert: str) -> None:
-        self._dialect, self._insert = dialect, insert
-        self._histories: Sequence[tuple[str]] = ()
+    def __init__(self, table: Table, step: int) -> None:
+        self._sql, self._step = f"INSERT INTO {table.name} VALUES (?, ?, ?)", step
 
     def execute(self, connection: Connection, rows: Sequence[Sequence[Any]], prefix: tuple[Any, ...] = ()) -> None:
-        if self._histories is not self._dialect.histories:
-            self._histories = self._dialect.histories
-            last = " UNION ALL ".join(f"SELECT max(number) AS last FROM {name}" for (name,) in self._histories)
-            self._text = f"{self._insert}({last})"
-        _driver(connection).execute(self._text, rows[0])
+        driver, info = _driver(connection), connection.info
+        last = info[_LAST_NUMBER] if _LAST_NUMBER in info else _last_number(driver)
+        # A transaction that is rolled back leaves a gap.
+        info[_LAST_NUMBER] = number = last + self._step
+        driver.execute(self._sql, (number, *rows[0]))
+
+
+def _last_number(driver: sqlite3.Connection) -> int:
+    """Return the greatest number in all histories of the file; 0 if they are empty."""
+    found = [f"SELECT max(number) AS last FROM {name}" for (name,) in driver.execute(Sqlite.histories_sql)]
+    (last,) = driver.execute(f"SELECT coalesce(max(last), 0) FROM ({' UNION ALL '.join(found)})").fetchone()
+    return int(last)
 
 
 def _is_reading(connection: Connection) -> bool:
