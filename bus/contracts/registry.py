@@ -300,6 +300,9 @@ def _build_converter() -> Converter:
     """
     converter = Converter(detailed_validation=False)
     converter.register_structure_hook_factory(attrs.has, lambda cls: make_dict_structure_fn(cls, converter))
+    converter.register_structure_hook_factory(
+        _is_homogeneous_tuple, lambda hint: _structure_each(converter.get_structure_hook(get_args(hint)[0]), get_args(hint)[0])
+    )
     converter.register_unstructure_hook_factory(
         _is_homogeneous_tuple, lambda hint: _unstructure_each(converter.get_unstructure_hook(get_args(hint)[0]))
     )
@@ -311,6 +314,11 @@ def _build_converter() -> Converter:
 
 def _is_homogeneous_tuple(hint: Any) -> bool:
     return get_origin(hint) is tuple and get_args(hint)[1:] == (...,)
+
+
+def _structure_each(structure: Callable[[Any, Any], Any], cls: Any) -> Callable[[Sequence[Any], Any], tuple[Any, ...]]:
+    """Return a function that structures each item of a sequence as a *cls*: cattrs looks for the hook each time."""
+    return lambda values, _: tuple([structure(value, cls) for value in values])
 
 
 def _unstructure_each(unstructure: Callable[[Any], Any]) -> Callable[[Sequence[Any]], list[Any]]:

@@ -21,10 +21,10 @@ __all__ = [
 from attrs import frozen
 
 from bus.subjects import event
-from modules.values import UNCONDITIONAL, Address, Line, Money, Precondition, PriceFault
+from modules.values import UNCONDITIONAL, Address, Line, Money, Precondition, PriceFault, value
 
 
-@frozen
+@value
 class PricedLine:
     """A quantity of one product and its unit price."""
 

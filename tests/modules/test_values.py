@@ -1,10 +1,13 @@
-"""Which prices a payment can be made in."""
+"""Values that all modules share: what they promise, and which prices a payment can be made in."""
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
-from modules.values import CHARGE_STEPS, MINOR_DIGITS, Money, PriceFault, price_fault
+from modules.orders.events import OrderConfirmed
+from modules.values import CHARGE_STEPS, MINOR_DIGITS, Line, Money, PriceFault, price_fault
 
 
 @pytest.mark.parametrize("currency", sorted(MINOR_DIGITS))
@@ -37,3 +40,13 @@ def test_the_currencies_without_and_with_three_decimals_are_those_of_iso_4217() 
     assert by_digits[3] == {"BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"}
     assert len(MINOR_DIGITS) == sum(len(codes) for codes in by_digits.values())
     assert price_fault(Money(1005, "KWD")) == PriceFault("amount", "An amount in KWD must be a multiple of 10 minor units.")
+
+
+def test_the_type_checker_keeps_values_and_events_from_changing() -> None:
+    """They can be shared and are keys of dicts; where the checker does not object, the ignored error is one of its own."""
+    price = Money(100, "EUR")
+    assert {price: 1}[Money(amount=100, currency="EUR")] == 1
+    price.amount = 200  # type: ignore[misc]
+    confirmed = OrderConfirmed(order_id="o-1", customer_id="c-1", items=(Line("SKU-1", 2),), total=price)
+    assert len({confirmed, copy.copy(confirmed)}) == 1
+    confirmed.order_id = "o-2"  # type: ignore[misc]
