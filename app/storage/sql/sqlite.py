@@ -11,6 +11,7 @@ __all__ = ["SIZES", "SizedStatement", "Sqlite"]
 
 import ctypes
 import sqlite3
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -27,8 +28,8 @@ from app.storage.sql.file_watch import FileWatch, create_private, open_watched
 BUSY_SECONDS = 2.0
 """How long to wait for another connection's lock before the database counts as out of reach."""
 
-SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
-"""Rows of one statement: powers of two. SQLite takes 32,766 values in one statement."""
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+"""Rows of one statement. A batch takes two or three of them, and each text is compiled once. SQLite takes 32,766 values in one."""
 
 _PRAGMAS = (
     "PRAGMA journal_mode = WAL",
@@ -38,7 +39,6 @@ _PRAGMAS = (
     "PRAGMA wal_autocheckpoint = 1000",
     "PRAGMA journal_size_limit = 67108864",
 )
-
 
 _CODES_OF_THE_WORK = {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_RANGE}
 """Result codes that are about the data of a statement."""
@@ -87,7 +87,7 @@ class SizedStatement:
         found: list[Any] = []
         start, count = 0, len(rows)
         while start < count:
-            size = min(1 << (count - start).bit_length() - 1, SIZES[-1])
+            size = SIZES[bisect_right(SIZES, count - start) - 1]
             values = chain.from_iterable(rows[start : start + size])
             found += execute(self._texts[size], (*prefix, *values))
             start += size
@@ -126,7 +126,8 @@ class Sqlite:
 
         engine = create_engine(
             parsed,
-            connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False, "cached_statements": 512},
+            # The driver keeps the statements of three modules in all sizes.
+            connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False, "cached_statements": 1024},
             poolclass=NullPool,  # disconnecting closes the file: a broken handle is not used again
             # Most statements are prepared here; SQLAlchemy's cache serves the few others.
             query_cache_size=200,
