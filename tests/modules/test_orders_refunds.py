@@ -141,3 +141,18 @@ def test_money_that_comes_back_is_no_longer_shown_as_refunded() -> None:
     assert order.refundable == 300
     never = PaymentRefundFailed(order_id="o", amount=eur(300), reason="no_balance", is_final=False)
     assert when(given(RESERVED, CAPTURED, made), never).states == ()
+
+
+def test_money_that_comes_back_is_that_of_the_newest_refund_that_no_client_requested() -> None:
+    """What a client requested has an id, and what has failed has come back before: both stay as they are."""
+    requested = PaymentRefunded(order_id="o", amount=eur(400), reference="a", refund_id="r1")
+    order = given(RESERVED, CAPTURED, *(PaymentRefunded(order_id="o", amount=eur(n), reference=f"{n}") for n in (100, 200)))
+    for event in refund("r1", eur(400)), requested:
+        [order] = when(order, event).states
+    for amount, shown in (
+        (250, [(50, "succeeded"), (50, "failed"), (200, "failed"), (400, "succeeded")]),
+        (50, [(50, "failed"), (50, "failed"), (200, "failed"), (400, "succeeded")]),
+    ):
+        back = PaymentRefundFailed(order_id="o", amount=eur(amount), reason="closed", is_final=True, has_returned=True)
+        [order] = when(order, back).states
+        assert [(each["amount"], each["status"]) for each in order.refunds or ()] == shown

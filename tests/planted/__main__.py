@@ -66,10 +66,8 @@ def unfit(bugs: Iterable[Bug], folder: Path) -> list[str]:
     return found
 
 
-def results_of(bugs: Sequence[Bug], folder: Path, *, jobs: int, with_night: bool, minutes: float) -> Iterator[Result]:
-    """Try *bugs* in copies of the folder *folder*, *jobs* at a time; begin with none after so many *minutes*."""
-    known = {name: result.test for name, result in read(PAGE.read_text(encoding="utf-8")).items() if "::" in result.test}
-    attempts = Attempts(folder, with_night, known)
+def results_of(bugs: Sequence[Bug], attempts: Attempts, *, jobs: int, minutes: float) -> Iterator[Result]:
+    """Try *bugs*, *jobs* at a time; begin with none after so many *minutes*."""
     deadline = time.monotonic() + minutes * 60
 
     def tried(bug: Bug) -> Result | None:
@@ -91,8 +89,11 @@ def results_of(bugs: Sequence[Bug], folder: Path, *, jobs: int, with_night: bool
 @click.option("--minutes", default=math.inf, help="Begin with no further bug after this time.")
 @click.option("--missing", "is_missing_only", is_flag=True, help="Only bugs that have no stored result.")
 @click.option("--night/--no-night", "with_night", default=True, help="Whether to run the slow part of the simulation.")
+@click.option("--suite/--no-suite", "with_suite", default=True, help="Whether to run all everyday tests if nothing else finds a bug.")
 @click.option("--store", "is_stored", is_flag=True, help="Write each result into the table of the documentation.")
-def main(words: Sequence[str], jobs: int, minutes: float, is_missing_only: bool, with_night: bool, is_stored: bool) -> None:
+def main(
+    words: Sequence[str], jobs: int, minutes: float, is_missing_only: bool, with_night: bool, with_suite: bool, is_stored: bool
+) -> None:
     """Try the bugs, and print the table."""
     bugs = selected(words, is_missing_only=is_missing_only, with_night=with_night)
     found = {}
@@ -101,9 +102,11 @@ def main(words: Sequence[str], jobs: int, minutes: float, is_missing_only: bool,
         copy_tree(folder)
         if sentences := unfit(BUGS, folder):
             raise click.ClickException("\n".join(["Correct the catalogue first:", *sentences]))
-        for result in results_of(bugs, folder, jobs=jobs, with_night=with_night, minutes=minutes):
+        known = {name: result.test for name, result in read(PAGE.read_text(encoding="utf-8")).items() if "::" in result.test}
+        for result in results_of(bugs, Attempts(folder, with_night, with_suite, known), jobs=jobs, minutes=minutes):
             found[result.bug] = result
-            if is_stored:
+            # That nothing finds a bug is known only after all everyday tests.
+            if is_stored and (result.is_found or with_suite):
                 store(result)
     results = [found[bug.name] for bug in bugs if bug.name in found]
     width = max(len(bug.name) for bug in bugs)

@@ -13,8 +13,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from compileall import compile_dir
 from contextlib import suppress
 from importlib.metadata import version
+from importlib.util import cache_from_source
 from pathlib import Path
 
 from attrs import define, field, frozen
@@ -83,7 +85,10 @@ def changed(bug: Bug, folder: Path) -> str:
 
 def plant(bug: Bug, folder: Path) -> None:
     """Change the copy *folder* as *bug* says; raise ValueError if its code has changed."""
-    (folder / bug.path).write_text(changed(bug, folder), encoding="utf-8")
+    path = folder / bug.path
+    path.write_text(changed(bug, folder), encoding="utf-8")
+    # The compiled code of the other files comes with the copy.
+    Path(cache_from_source(str(path))).unlink(missing_ok=True)
 
 
 def run(folder: Path, tests: Selection, deselected: Iterable[str] = ()) -> Run:
@@ -99,7 +104,7 @@ def run(folder: Path, tests: Selection, deselected: Iterable[str] = ()) -> Run:
     command = [sys.executable, "-m", "pytest", *options, "-o", f"faulthandler_timeout={tests.seconds_max}", *tests.paths]
     with tempfile.TemporaryDirectory() as temporary:
         target = Path(temporary)
-        environment = {**os.environ, TARGET: temporary, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "CI": "1"}
+        environment = {**os.environ, TARGET: temporary, "PYTHONPATH": str(folder), "CI": "1"}
         with (target / "output").open("w+", encoding="utf-8") as output:
             process = subprocess.Popen(
                 command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
@@ -130,8 +135,12 @@ class Attempts:
     original: Path
     with_night: bool = True
     """Whether the slow part of the simulation is run."""
+    with_suite: bool = True
+    """Whether all everyday tests are run if nothing else finds a bug."""
     known: Mapping[str, str] = field(factory=dict)
     """The test that has found a bug before, by the name of the bug: it is run first."""
+    _passing: dict[Selection, bool] = field(factory=dict, init=False)
+    """Whether tests have passed without a bug; one test often finds several bugs."""
     _simulated: frozenset[str] = field(init=False)
     """
     The files that the simulation imports.
@@ -140,6 +149,7 @@ class Attempts:
     """
 
     def __attrs_post_init__(self) -> None:
+        compile_dir(self.original, quiet=2, workers=1)
         simulation = run(self.original, SIMULATION)
         if simulation.failed is not None:
             raise RuntimeError(f"the simulation fails without a planted bug: {simulation.failed}")
@@ -155,7 +165,8 @@ class Attempts:
             stages = [Selection((self.known[bug.name],), "")] if bug.name in self.known else []
             stages.append(Selection((*_named_alike(bug, folder), *bug.tests)))
             if simulation in (NOTHING, UNTRIED):
-                stages += [Selection(bug.tests, "slow", 300.0), EVERYDAY_SUITE]
+                stages.append(Selection(bug.tests, "slow", 300.0))
+                stages += [EVERYDAY_SUITE] if self.with_suite else []
             found_by = next(filter(None, (self._finds(folder, tests) for tests in stages)), NOTHING)
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         return Result(bug.name, simulation, found_by, today, version("fulfilment"), platform.python_version())
@@ -178,7 +189,12 @@ class Attempts:
         doubtful: list[str] = []
         while (failed := run(folder, tests, doubtful).failed) is not None:
             alone = Selection((failed,), tests.marks, tests.seconds_max)
-            if run(folder, alone).failed is not None and run(self.original, alone).failed is None:
+            if run(folder, alone).failed is not None and self._passes_without_bug(alone):
                 return failed
             doubtful.append(failed)
         return None
+
+    def _passes_without_bug(self, tests: Selection) -> bool:
+        if tests not in self._passing:
+            self._passing[tests] = run(self.original, tests).failed is None
+        return self._passing[tests]

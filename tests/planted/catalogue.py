@@ -44,6 +44,7 @@ _RUNTIME = ("tests/runtime",)
 _GATEWAYS = ("tests/gateways",)
 _MESSAGING = ("tests/messaging",)
 _STORAGE = ("tests/storage/test_sqlite.py", "tests/storage/test_state_cache.py", "tests/storage")
+_POSTGRES = ("tests/storage/test_postgres.py",)
 _BUS = ("tests/bus/memory",)
 
 BUGS = (
@@ -377,6 +378,12 @@ BUGS = (
     ),
     Bug(
         "unsent rows of the outbox are purged", _STORE,
+        'delete(outbox, "id < ? AND sent_at < ?", "id")\n',
+        'delete(outbox, "id < ? AND (sent_at IS NULL OR sent_at < ?)", "id")\n',
+        _STORAGE,
+    ),
+    Bug(
+        "what was sent cannot be published again for a day", _STORE,
         "OUTBOX_RETENTION = timedelta(hours=24)\n",
         "OUTBOX_RETENTION = timedelta(minutes=10)\n",
         (*_STORAGE, "tests/messaging/test_republish.py"),
@@ -391,10 +398,16 @@ BUGS = (
         "a state that another process has inserted is overwritten", _ROWS,
         "        self._insert.execute(connection, [row for row in rows if row[0] in new_keys])\n",
         "        self._replace.execute(connection, [row for row in rows if row[0] in new_keys])\n",
-        _STORAGE,
+        _POSTGRES,
     ),
     Bug(
         "the states of the earlier half of the cache are never found", _ROWS,
+        "                state = current.get(key) or previous.get(key)\n",
+        "                state = current.get(key)\n",
+        _STORAGE,
+    ),
+    Bug(
+        "what another process has written is not in the cache", _ROWS,
         "        if generation is not self._generation:\n",
         "        if self._generation is None:\n",
         _STORAGE,
@@ -403,7 +416,7 @@ BUGS = (
         "a commit whose answer was lost is repeated", _TRANSACTIONS,
         "            if not was_committed:\n                raise\n            self.disconnect()\n",
         "            raise\n",
-        _STORAGE,
+        _POSTGRES,
     ),
     # The provider
     Bug(

@@ -25,7 +25,7 @@ from sqlalchemy.exc import IntegrityError
 from app.messaging.republish import _sent_messages, count
 from app.storage.errors import StorageUnavailable
 from app.storage.migrations import head, is_current, migrate, version
-from app.storage.module_store import HANDOVER_DELAY, INBOX_RETENTION, OUTBOX_RETENTION, ModuleStore
+from app.storage.module_store import HANDOVER_DELAY, ModuleStore
 from app.storage.search.timers import read_timers
 from app.storage.sql.database import Database, Work
 from app.storage.state_rows import StateMapper, to_db_timestamp
@@ -281,18 +281,19 @@ class StoreContract:
 
         A message that was never sent stays.
         """
-        old, older = NOW - OUTBOX_RETENTION - timedelta(seconds=1), NOW - INBOX_RETENTION - timedelta(seconds=1)
-        rows = [outbox_message(id_made_at(old, 1)), outbox_message(id_made_at(old, 2)), outbox_message(id_made_at(NOW, 3))]
+        second = timedelta(seconds=1)
+        old, older, kept = NOW - timedelta(days=1) - second, NOW - timedelta(days=2) - second, NOW - timedelta(days=2) + second
+        rows = [outbox_message(id_made_at(old, n)) for n in range(3)]
         untimed = [outbox_message(derived_id(f"a foreign id {n}", 0)) for n in range(20)]
         entries = [
             InboxEntry(id_made_at(older, 4), to_db_timestamp(older), 0, None, None),
-            InboxEntry(id_made_at(older, 5), to_db_timestamp(old), 0, None, None),
+            InboxEntry(id_made_at(older, 5), to_db_timestamp(kept), 0, None, None),
             InboxEntry("any-id", to_db_timestamp(older), 1, "f", None),
-            InboxEntry("other-id", to_db_timestamp(old), 1, "f", None),
+            InboxEntry("other-id", to_db_timestamp(kept), 1, "f", None),
         ]
         await store.database.write(lambda c: store.save(c, states={}, inbox_entries=entries, cancelled_timers=(), outgoing=rows + untimed))
         await store.database.write(lambda c: store.mark_sent(c, [rows[0].id, *(row.id for row in untimed)], old))
-        await store.database.write(lambda c: store.mark_sent(c, [rows[2].id], NOW))
+        await store.database.write(lambda c: store.mark_sent(c, [rows[2].id], old + 2 * second))
         assert await store.database.write(lambda c: store.purge(c, NOW)) == 3 + len(untimed)
         assert await store.database.write(lambda c: store.purge(c, NOW)) == 0
         left = await store.database.read(lambda c: sorted(c.exec_driver_sql("SELECT id FROM inventory_outbox").scalars()))

@@ -29,6 +29,7 @@ from app.storage.sql.database import Database
 from app.storage.sql.postgres import Postgres
 from app.storage.sql.postgres_pipeline import Pipeline
 from app.storage.sql.transactions import ATTEMPTS_MAX
+from app.storage.state_rows import StateMapper
 from app.telemetry.metrics import Metrics
 from modules.inventory.state import Product, ReservationStatus
 from modules.orders.events import OrderCreated
@@ -55,6 +56,7 @@ from tests.storage.contract import StoreContract, insert_number, numbers
 from tests.storage.history_contract import HistoryContract, published
 from tests.storage.parquet_contract import ParquetContract
 from tests.storage.search_contract import SearchContract
+from tests.storage.states import TABLES
 
 
 @define
@@ -310,6 +312,21 @@ async def test_a_transaction_that_conflicts_with_another_is_repeated(state: str,
 
     assert await database.write(work) == 3
     assert await numbers(database) == [3]
+
+
+async def test_a_state_that_another_process_has_inserted_is_not_overwritten(database: Database) -> None:
+    """A key that was looked up and not found is inserted: the transaction is repeated if it exists meanwhile, and finds the state."""
+    mapper = StateMapper(Product, TABLES[Product], database.dialect)
+    theirs, ours = (Product(product_id="A", name=name, on_hand=1, reserved=0, unit_price_amount=1, currency="EUR") for name in "ab")
+    await database.write(lambda c: mapper.save(c, [theirs], {"A"}))
+    found: list[dict[str, Any]] = []
+
+    def work(connection: Connection) -> None:
+        found.append(mapper.load(connection, ["A"]) if found else {})
+        mapper.save(connection, [ours], {"A"} - found[-1].keys())
+
+    await database.write(work)
+    assert found == [{}, {"A": theirs}]
 
 
 async def test_two_transactions_in_a_deadlock_both_succeed(site: PostgresSite, database: Database) -> None:
