@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from modules.inventory.events import PricedLine, StockReserved
-from modules.module import Decision
+from modules.module import Decision, evolve
 from modules.orders.decide import decide
 from modules.orders.events import CancelRequested, OrderRefundRequested, OrderUnknown, RefundImpossible, RefundSubmitted
 from modules.orders.refunds import REFUNDS_MAX
 from modules.orders.routes import show
 from modules.orders.state import Order
 from modules.payments.events import PaymentCaptured, PaymentRefunded, PaymentRefundFailed
-from modules.values import Line, Money
+from modules.values import Line, Money, rfc3339
 from tests.modules.saga import NOW, submitted
 
 LINES = (PricedLine("A", 2, Money(300, "EUR")), PricedLine("B", 1, Money(400, "EUR")))
@@ -156,3 +156,27 @@ def test_money_that_comes_back_is_that_of_the_newest_refund_that_no_client_reque
         back = PaymentRefundFailed(order_id="o", amount=eur(amount), reason="closed", is_final=True, has_returned=True)
         [order] = when(order, back).states
         assert [(each["amount"], each["status"]) for each in order.refunds or ()] == shown
+
+
+@pytest.mark.parametrize("is_final", [True, False])
+def test_more_than_one_refund_comes_back_at_once(is_final: bool) -> None:
+    """What is above the refund that the provider names is of the refunds that no client requested."""
+    made = PaymentRefunded(order_id="o", amount=eur(400), reference="a", refund_id="r1")
+    order = given(RESERVED, CAPTURED, refund("r1", eur(400)), made, PaymentRefunded(order_id="o", amount=eur(300), reference="b"))
+    back = PaymentRefundFailed(
+        order_id="o", amount=eur(401), reason="closed", is_final=is_final, refund_id="r1", has_returned=True
+    )
+    later = NOW + timedelta(hours=1)
+    [order] = decide((order,), back, later, timeout=timedelta(minutes=15)).states
+    shown = [(400, "failed" if is_final else "pending"), (299, "succeeded"), (1, "failed")]
+    assert [(each["amount"], each["status"]) for each in order.refunds or ()] == shown
+    assert order.updated_at == later
+
+
+def test_a_refund_that_failed_finally_is_in_the_timeline() -> None:
+    """With its amount and reason, whether or not the order shows refunds; the order stays in its lane."""
+    order = evolve(given(RESERVED, CAPTURED), is_express=True)
+    failed = PaymentRefundFailed(order_id="o", amount=eur(300), reason="no_balance", is_final=True)
+    detail = {"amount": {"amount": 300, "currency": "EUR"}, "reason": "no_balance"}
+    entry = {"event": "payments.refund_failed", "at": rfc3339(NOW), "detail": detail}
+    assert when(order, failed) == Decision((evolve(order, timeline=(*order.timeline, entry)),), (), True)

@@ -41,7 +41,7 @@ _DECIDE = (
 """Examples first: they fail at once, and a property is reduced to a small example when it fails."""
 
 _RUNTIME = ("tests/runtime",)
-_GATEWAYS = ("tests/gateways",)
+_GATEWAYS = ("tests/gateways/test_payment_worker.py", "tests/gateways/test_operations.py", "tests/gateways")
 _MESSAGING = ("tests/messaging",)
 _STORAGE = ("tests/storage/test_sqlite.py", "tests/storage/test_state_cache.py", "tests/storage")
 _POSTGRES = ("tests/storage/test_postgres.py",)
