@@ -16,7 +16,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from tqdm import tqdm
 from tests.planted.attempts import Attempts, changed, copy_tree
 from tests.planted.bug import Bug
 from tests.planted.catalogue import BUGS
-from tests.planted.results import PAGE, UNTRIED, Result, page_with, read, summary
+from tests.planted.results import NOT_RUN, PAGE, UNTRIED, Result, page_with, read, summary
 
 _FAILED = 1
 
@@ -38,17 +38,17 @@ def store(result: Result) -> None:
     PAGE.write_text(page_with(page, results, [bug.name for bug in BUGS]), encoding="utf-8")
 
 
-def selected(words: Sequence[str], *, is_missing_only: bool, with_night: bool) -> list[Bug]:
+def selected(words: Sequence[str], untried: Container[str] | None) -> list[Bug]:
     """
-    Return the bugs with one of *words* in their name, all if there is none; of these those without a result, if asked for.
+    Return the bugs with one of *words* in their name, all if there is none.
 
-    A result without the slow part of the simulation counts as none if that is to run.
+    Of these those without a result, if *untried* is given, and those whose result of the simulation is one of *untried*.
 
     Raises:
         click.UsageError: There are none.
     """
-    results = read(PAGE.read_text(encoding="utf-8")) if is_missing_only else {}
-    done = {name for name, result in results.items() if not (with_night and result.simulation == UNTRIED)}
+    results = read(PAGE.read_text(encoding="utf-8"))
+    done = {name for name, result in results.items() if untried is not None and result.simulation not in untried}
     bugs = [bug for bug in BUGS if bug.name not in done and (not words or any(word in bug.name for word in words))]
     if not bugs:
         raise click.UsageError("There is no such bug.")
@@ -89,13 +89,24 @@ def results_of(bugs: Sequence[Bug], attempts: Attempts, *, jobs: int, minutes: f
 @click.option("--minutes", default=math.inf, help="Begin with no further bug after this time.")
 @click.option("--missing", "is_missing_only", is_flag=True, help="Only bugs that have no stored result.")
 @click.option("--night/--no-night", "with_night", default=True, help="Whether to run the slow part of the simulation.")
+@click.option("--simulation/--no-simulation", "with_simulation", default=True, help="Whether to run the simulation.")
 @click.option("--suite/--no-suite", "with_suite", default=True, help="Whether to run all everyday tests if nothing else finds a bug.")
 @click.option("--store", "is_stored", is_flag=True, help="Write each result into the table of the documentation.")
 def main(
-    words: Sequence[str], jobs: int, minutes: float, is_missing_only: bool, with_night: bool, with_suite: bool, is_stored: bool
+    words: Sequence[str],
+    jobs: int,
+    minutes: float,
+    is_missing_only: bool,
+    with_night: bool,
+    with_simulation: bool,
+    with_suite: bool,
+    is_stored: bool,
 ) -> None:
     """Try the bugs, and print the table."""
-    bugs = selected(words, is_missing_only=is_missing_only, with_night=with_night)
+    untried = {NOT_RUN} if with_simulation else set()
+    if with_simulation and with_night:
+        untried.add(UNTRIED)
+    bugs = selected(words, untried if is_missing_only else None)
     found = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -103,7 +114,7 @@ def main(
         if sentences := unfit(BUGS, folder):
             raise click.ClickException("\n".join(["Correct the catalogue first:", *sentences]))
         known = {name: result.test for name, result in read(PAGE.read_text(encoding="utf-8")).items() if "::" in result.test}
-        for result in results_of(bugs, Attempts(folder, with_night, with_suite, known), jobs=jobs, minutes=minutes):
+        for result in results_of(bugs, Attempts(folder, with_night, with_simulation, with_suite, known), jobs=jobs, minutes=minutes):
             found[result.bug] = result
             # That nothing finds a bug is known only after all everyday tests.
             if is_stored and (result.is_found or with_suite):

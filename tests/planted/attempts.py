@@ -23,7 +23,7 @@ from attrs import define, field, frozen
 
 from tests.planted.bug import Bug
 from tests.planted.plugin import FAILED, IMPORTED, RUNNING, TARGET
-from tests.planted.results import EVERYDAY, NIGHT, NOTHING, UNTRIED, Result
+from tests.planted.results import EVERYDAY, NIGHT, NOT_RUN, NOTHING, UNTRIED, Result
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,6 +135,8 @@ class Attempts:
     original: Path
     with_night: bool = True
     """Whether the slow part of the simulation is run."""
+    with_simulation: bool = True
+    """Whether any of it is run: it changes more often than the tests beside a bug, and takes longer."""
     with_suite: bool = True
     """Whether all everyday tests are run if nothing else finds a bug."""
     known: Mapping[str, str] = field(factory=dict)
@@ -150,7 +152,7 @@ class Attempts:
 
     def __attrs_post_init__(self) -> None:
         compile_dir(self.original, quiet=2, workers=1)
-        simulation = run(self.original, SIMULATION)
+        simulation = run(self.original, SIMULATION) if self.with_simulation else Run(None, frozenset())
         if simulation.failed is not None:
             raise RuntimeError(f"the simulation fails without a planted bug: {simulation.failed}")
         self._simulated = simulation.imported
@@ -164,7 +166,7 @@ class Attempts:
             simulation = self._simulation(bug, folder)
             stages = [Selection((self.known[bug.name],), "")] if bug.name in self.known else []
             stages.append(Selection((*_named_alike(bug, folder), *bug.tests)))
-            if simulation in (NOTHING, UNTRIED):
+            if simulation not in (EVERYDAY, NIGHT):
                 stages.append(Selection(bug.tests, "slow", 300.0))
                 stages += [EVERYDAY_SUITE] if self.with_suite else []
             found_by = next(filter(None, (self._finds(folder, tests) for tests in stages)), NOTHING)
@@ -172,6 +174,8 @@ class Attempts:
         return Result(bug.name, simulation, found_by, today, version("fulfilment"), platform.python_version())
 
     def _simulation(self, bug: Bug, folder: Path) -> str:
+        if not self.with_simulation:
+            return NOT_RUN
         if bug.path not in self._simulated:
             return NOTHING
         if self._finds(folder, SIMULATION):

@@ -484,7 +484,7 @@ BUGS = (
         "waits have no jitter", _CALLS,
         "        return seconds * self._rng.uniform(1.0, 1.5)\n",
         "        return seconds\n",
-        _GATEWAYS,
+        ("tests/gateways/test_gateway_calls.py",),
     ),
     Bug(
         "a second probe is permitted", _BREAKER,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["EVERYDAY", "NIGHT", "NOTHING", "PAGE", "UNTRIED", "Result", "page_with", "read", "summary"]
+__all__ = ["EVERYDAY", "NIGHT", "NOTHING", "NOT_RUN", "PAGE", "UNTRIED", "Result", "page_with", "read", "summary"]
 
 import csv
 import io
@@ -16,6 +16,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "planted-bugs.rst"
 EVERYDAY = "everyday"
 NIGHT = "night"
 UNTRIED = "night not tried"
+NOT_RUN = "not run"
 NOTHING = "-"
 
 _MARK = ".. planted bugs, written by python -m tests.planted --store\n\n"
@@ -28,7 +29,9 @@ class Result:
 
     bug: str
     simulation: str
-    """EVERYDAY, NIGHT (its slow part), UNTRIED (the everyday part finds nothing, and the slow one has not run) or NOTHING."""
+    """
+    EVERYDAY, NIGHT (its slow part), UNTRIED (the everyday part finds nothing, and the slow one has not run), NOT_RUN or NOTHING.
+    """
     test: str
     """The first test that fails among those that stand beside the bug in the catalogue, ``file::name``, or NOTHING."""
     day: str
@@ -78,7 +81,7 @@ def summary(results: Iterable[Result], *, untried: int = 0) -> str:
     rows = list(results)
     everyday = sum(row.simulation == EVERYDAY for row in rows)
     night = sum(row.simulation == NIGHT for row in rows)
-    other = sum(row.is_found and row.simulation in (NOTHING, UNTRIED) for row in rows)
+    other = sum(row.is_found and row.simulation not in (EVERYDAY, NIGHT) for row in rows)
     missed = sum(not row.is_found for row in rows)
     left = f"; {untried} not tried yet" if untried else ""
     return (
