@@ -27,7 +27,9 @@ from modules.values import Line, Money, PriceFault
 from tests.modules.saga import NOW
 
 ITEMS = (Line("A", 2), Line("B", 1))
-CREATED = OrderCreated(order_id="o", customer_id="c", items=ITEMS, version="v2", shipping_address=None, payment_method="pm")
+CREATED = OrderCreated(
+    order_id="o", customer_id="c", items=ITEMS, version="v2", shipping_address=None, payment_method="pm", payment_customer="cus"
+)
 CONFIRMED = OrderConfirmed(order_id="o", customer_id="c", items=ITEMS, total=Money(700, "EUR"))
 CANCELLED = OrderCancelled(order_id="o", customer_id="c", items=ITEMS, reason="requested")
 HELD = Reservation(order_id="o", status=ReservationStatus.HELD, lines=ITEMS)
@@ -59,6 +61,7 @@ def test_all_lines_are_reserved_at_their_prices() -> None:
             lines=(PricedLine("A", 2, Money(100, "EUR")), PricedLine("B", 1, Money(500, "EUR"))),
             total=Money(700, "EUR"),
             payment_method="pm",
+            payment_customer="cus",
         ),
     )
 

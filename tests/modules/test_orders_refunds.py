@@ -174,9 +174,16 @@ def test_more_than_one_refund_comes_back_at_once(is_final: bool) -> None:
 
 
 def test_a_refund_that_failed_finally_is_in_the_timeline() -> None:
-    """With its amount and reason, whether or not the order shows refunds; the order stays in its lane."""
-    order = evolve(given(RESERVED, CAPTURED), is_express=True)
+    """With its amount and reason; the other refunds of the order stay, and the order stays in its lane."""
+    order = evolve(given(RESERVED, CAPTURED, refund("r1", eur(100))), is_express=True)
     failed = PaymentRefundFailed(order_id="o", amount=eur(300), reason="no_balance", is_final=True)
     detail = {"amount": {"amount": 300, "currency": "EUR"}, "reason": "no_balance"}
     entry = {"event": "payments.refund_failed", "at": rfc3339(NOW), "detail": detail}
     assert when(order, failed) == Decision((evolve(order, timeline=(*order.timeline, entry)),), (), True)
+
+
+def test_a_refund_shows_the_amount_that_was_paid_back() -> None:
+    """The provider's word counts, also if it is not what was requested."""
+    paid_back = PaymentRefunded(order_id="o", amount=eur(300), reference="a", refund_id="r1")
+    order = given(RESERVED, CAPTURED, refund("r1", eur(400)), paid_back)
+    assert [(each["amount"], each["status"]) for each in order.refunds or ()] == [(300, "succeeded")]
