@@ -1,0 +1,39 @@
+"""Runs of the simulation: every promise holds under the faults of each seed, and a seed decides all of its run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.world.plan import draw_plan
+from tests.simulation.world.run import run_plan
+
+ROOT = Path(__file__).parents[2]
+
+EVERYDAY = 8
+NIGHTLY = 60
+
+
+@pytest.mark.parametrize("seed", [*range(EVERYDAY), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(EVERYDAY, NIGHTLY))])
+def test_every_promise_holds_under_the_faults_of_a_seed(seed: int) -> None:
+    """Nothing is lost, charged twice or left over, and everything ends within its bound; ``--seed N --trace`` shows the run."""
+    outcome = run_plan(draw_plan(seed))
+    assert outcome.failures == (), f"python -m tests.simulation --seed {seed} --trace"
+
+
+@pytest.mark.parametrize("seed", [8])
+def test_a_seed_has_the_same_trace_in_each_process(seed: int) -> None:
+    """Byte for byte, whatever the order of sets is."""
+    command = [sys.executable, "-m", "tests.simulation", "--seed", str(seed), "--trace"]
+    traces = [
+        subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": hash_seed}, capture_output=True, check=True
+        ).stdout
+        for hash_seed in ("1", "2")
+    ]
+    assert traces[0].count(b"\n") > 20
+    assert traces[0] == traces[1]

@@ -1,0 +1,94 @@
+"""The database file of one simulated process: its steps are done at once, may fail, and are points for a kill."""
+
+from __future__ import annotations
+
+__all__ = ["DiskFault", "forget", "put_on_disk"]
+
+import sqlite3
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from enum import StrEnum
+from functools import partial
+from typing import Any
+
+from app.storage.sql.database import Database, LoopExecutor
+from tests.simulation.world.scope import Scope
+
+
+class DiskFault(StrEnum):
+    """Why a commit fails."""
+
+    FULL = "disk full"
+    LOCKED = "database locked"
+    IO_ERROR = "disk error"
+    REFUSED = "database damaged"
+
+
+_CODES = {
+    DiskFault.FULL: sqlite3.SQLITE_FULL,
+    DiskFault.LOCKED: sqlite3.SQLITE_BUSY,
+    DiskFault.IO_ERROR: sqlite3.SQLITE_IOERR,
+    DiskFault.REFUSED: sqlite3.SQLITE_CORRUPT,
+}
+
+DrawFault = Callable[[], DiskFault | None]
+"""Returns the fault of the next commit, or None."""
+
+
+class _ImmediateExecutor(Executor):
+    """Makes each call at once, between two points of *scope*."""
+
+    def __init__(self, scope: Scope, kind: str, draw_fault: DrawFault) -> None:
+        self._scope = scope
+        self._kind = kind
+        self._draw_fault = draw_fault
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(self._call(fn, *args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+    def _call(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        call = fn.func if isinstance(fn, partial) else fn
+        if call is time.sleep:
+            return None
+        name = f"{self._kind} {getattr(call, '__name__', 'call').strip('_')}"
+        self._scope.point(f"before {name}")
+        if name == "write commit" and (fault := self._draw_fault()) is not None:
+            error = sqlite3.OperationalError(fault.value)
+            error.sqlite_errorcode = _CODES[fault]
+            raise error
+        done = fn(*args, **kwargs)
+        self._scope.point(f"after {name}")
+        return done
+
+
+class _NoExecutor(Executor):
+    """Makes each call at once, for the disconnection of a database whose process was killed."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+def put_on_disk(database: Any, scope: Scope, draw_fault: DrawFault) -> None:
+    """Let *database* work without threads, as a part of the process *scope*."""
+    database._reader = LoopExecutor(database._reader._transactor)
+    database._writer._committer = _ImmediateExecutor(scope, "write", draw_fault)
+    database._reader._committer = _ImmediateExecutor(scope, "read", lambda: None)
+
+
+def forget(database: Database) -> None:
+    """Close the file as the end of the process does: what is not committed is lost."""
+    opened: Any = database
+    for queue in (opened._writer, opened._reader):
+        queue._waiting.clear()
+        queue._deferred.clear()
+        queue._committer = _NoExecutor()
+        queue._transactor.disconnect()
+    database.engine.dispose()

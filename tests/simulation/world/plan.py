@@ -1,0 +1,222 @@
+"""What one run does, drawn from its seed before it begins: the shop, what its clients do, and the faults."""
+
+from __future__ import annotations
+
+__all__ = ["Customer", "Deployment", "Fault", "FaultKind", "Plan", "Poison", "Stock", "draw_plan"]
+
+import random
+from enum import StrEnum
+from typing import TypeVar
+
+from attrs import frozen
+
+from tests.simulation.provider.ledger import Traits
+from tests.simulation.provider.weather import Answer, Call, Spell
+from tests.simulation.world.disk import DiskFault
+from tests.simulation.world.network import BusFault
+
+T = TypeVar("T")
+
+MODULES = ("orders", "inventory", "payments")
+
+
+class Deployment(StrEnum):
+    """How the modules are spread over processes and files."""
+
+    LOCAL = "one process, one file"
+    SEPARATE = "one process, three files"
+    SPLIT = "three processes"
+
+    @property
+    def processes(self) -> tuple[tuple[str, ...], ...]:
+        """The modules of each process."""
+        return tuple((name,) for name in MODULES) if self is Deployment.SPLIT else (MODULES,)
+
+
+@frozen
+class Stock:
+    """A product, and when more of it comes."""
+
+    product_id: str
+    on_hand: int
+    price: int
+    currency: str
+    restocks: tuple[tuple[float, int], ...] = ()
+
+
+@frozen
+class Customer:
+    """Places one order at *at*, repeats the request until it is answered, and may do more with the order later."""
+
+    name: str
+    at: float
+    lines: tuple[tuple[str, int], ...]
+    is_express: bool = False
+    has_key: bool = True
+    posts: int = 1
+    """How many equal requests are sent at once."""
+    changes_body: bool = False
+    """Uses the key for another body later, which is an error."""
+    cancels_after: float | None = None
+    refunds: tuple[tuple[float, int], ...] = ()
+    """Requests for a part of the payment: when after the answer, and how many minor units; 0 means all that is left."""
+
+
+class FaultKind(StrEnum):
+    """What a fault concerns."""
+
+    KILL = "kill"
+    PROVIDER = "provider"
+    DISK = "disk"
+    BUS = "bus"
+
+
+@frozen
+class Fault:
+    """Begins at second *at* and lasts for *seconds*; a kill comes after *points* points of process number *process*."""
+
+    kind: FaultKind
+    at: float
+    seconds: float
+    process: int = 0
+    points: int = 0
+    jump_seconds: float = 0.0
+    """By how much the clock of the process is set when it is started again."""
+    spell: Spell | None = None
+    disk: DiskFault | None = None
+    bus: BusFault | None = None
+    share: float = 0.0
+
+
+@frozen
+class Poison:
+    """The handler of *module* raises an error for the first *times* events of a class about the order of *customer*."""
+
+    module: str
+    event: str
+    customer: str
+    times: int
+
+
+@frozen
+class Plan:
+    """One run."""
+
+    seed: int
+    deployment: Deployment
+    has_faulty_bus: bool
+    keeps_order: bool
+    has_webhooks: bool
+    timeout_seconds: float
+    traits: Traits
+    stock: tuple[Stock, ...]
+    customers: tuple[Customer, ...]
+    faults: tuple[Fault, ...]
+    poisons: tuple[Poison, ...]
+    seconds: float
+    """How long the faults last."""
+
+
+def draw_plan(seed: int) -> Plan:
+    """Return the run of *seed*."""
+    rng = random.Random(f"plan {seed}")
+    deployment = rng.choice([*Deployment])
+    seconds = rng.choice([12.0, 25.0, 45.0, 90.0])
+    stock = _stock(rng, seconds)
+    customers = tuple(_customer(rng, f"customer {number}", stock, seconds) for number in range(rng.choice([3, 8, 14, 24])))
+    traits = _traits(rng)
+    return Plan(
+        seed=seed,
+        deployment=deployment,
+        has_faulty_bus=deployment is not Deployment.LOCAL or rng.random() < 0.3,
+        keeps_order=rng.random() < 0.3,
+        # A call that takes effect late is known by its webhook alone.
+        has_webhooks=rng.random() < 0.5 or traits.remembers_charges or traits.pending_refunds > 0,
+        timeout_seconds=rng.choice([20.0, 60.0, 150.0]),
+        traits=traits,
+        stock=stock,
+        customers=customers,
+        faults=tuple(sorted(_faults(rng, deployment, seconds), key=lambda fault: fault.at)),
+        poisons=_poisons(rng, customers),
+        seconds=seconds,
+    )
+
+
+def _traits(rng: random.Random) -> Traits:
+    return Traits(
+        remembers_charges=rng.random() < 0.6,
+        limit=rng.choice([400, 900, 10**9, 10**9]),
+        soft_declines=rng.choice([0.0, 0.0, 0.0, 0.3]),
+        pending_charges=rng.choice([0.0, 0.0, 0.3]),
+        pending_refunds=rng.choice([0.0, 0.0, 0.5]),
+        failing_refunds=rng.choice([0.0, 0.3]),
+    )
+
+
+def _stock(rng: random.Random, seconds: float) -> tuple[Stock, ...]:
+    scarce = rng.choice([5, 12, 60, 60])
+    found = [Stock("A", scarce, 100, "EUR"), Stock("B", 60, 250, "EUR"), Stock("C", 60, 90, "USD")]
+    restocks = tuple((rng.uniform(0.0, seconds), rng.randint(1, 9)) for _ in range(rng.choice([0, 0, 2, 4])))
+    found[0] = Stock("A", scarce, 100, "EUR", restocks)
+    return tuple(found)
+
+
+def _customer(rng: random.Random, name: str, stock: tuple[Stock, ...], seconds: float) -> Customer:
+    products = rng.choices(["A", "B", "AB", "C", "AC", "X", "AA"], [30, 30, 20, 5, 3, 2, 5])[0]
+    return Customer(
+        name=name,
+        at=rng.uniform(0.0, seconds * rng.choice([0.2, 0.9])),
+        lines=tuple((product, rng.choice([1, 1, 2, 4])) for product in products),
+        is_express=rng.random() < 0.3,
+        has_key=rng.random() < 0.85,
+        posts=rng.choices([1, 2, 3], [80, 15, 5])[0],
+        changes_body=rng.random() < 0.05,
+        cancels_after=rng.uniform(0.0, rng.choice([0.1, 1.0, 40.0])) if rng.random() < 0.2 else None,
+        refunds=tuple(
+            (rng.uniform(0.5, 30.0), rng.choice([10, 50, 100, 0])) for _ in range(rng.choices([0, 1, 2], [75, 18, 7])[0])
+        ),
+    )
+
+
+def _poisons(rng: random.Random, customers: tuple[Customer, ...]) -> tuple[Poison, ...]:
+    events = {
+        "orders": ("StockReserved", "PaymentCaptured", "OrderTimedOut", "StockReleased"),
+        "inventory": ("OrderCreated", "OrderConfirmed", "OrderCancelled"),
+        "payments": ("StockReserved", "OrderCancelled", "ChargeSucceeded", "ChargeFailed"),
+    }
+    found = []
+    for _ in range(rng.choice([0, 0, 1, 3])):
+        module = rng.choice(MODULES)
+        found.append(Poison(module, rng.choice(events[module]), rng.choice(customers).name, rng.choice([1, 2, 4, 7, 12])))
+    return tuple(found)
+
+
+def _faults(rng: random.Random, deployment: Deployment, seconds: float) -> list[Fault]:
+    processes = len(deployment.processes)
+    found = []
+    for _ in range(rng.choice([0, 1, 2, 4, 6])):
+        found.append(
+            Fault(
+                FaultKind.KILL, rng.uniform(0.0, seconds), rng.choice([0.2, 0.5, 2.0, 15.0]), rng.randrange(processes),
+                points=rng.choice([0, 3, rng.randrange(60), rng.randrange(60)]),
+                jump_seconds=rng.choices([0.0, -7_200.0, -20.0, 20.0, 7_200.0], [70, 10, 7, 6, 7])[0],
+            )
+        )  # fmt: skip
+    for _ in range(rng.choice([0, 1, 2, 5])):
+        answer = rng.choice([each for each in Answer if each is not Answer.NORMAL])
+        calls = rng.choice([(Call.CHARGE,), (Call.LOOK_UP,), (Call.REFUND,), tuple(Call), tuple(Call)])
+        if answer is Answer.GARBLED:
+            calls = tuple(each for each in calls if each is not Call.LOOK_UP)
+        spell = Spell(answer, calls, rng.choice([0.1, 0.3, 1.0]))
+        found.append(Fault(FaultKind.PROVIDER, rng.uniform(0.0, seconds), rng.choice([3.0, 15.0, 60.0]), spell=spell))
+    for _ in range(rng.choice([0, 0, 1, 2])):
+        disk, process = rng.choice([*DiskFault]), rng.randrange(processes)
+        found.append(
+            Fault(FaultKind.DISK, rng.uniform(0.0, seconds), rng.choice([0.5, 3.0, 10.0]), process, disk=disk, share=rng.choice([0.1, 0.5, 1.0]))
+        )
+    for _ in range(rng.choice([0, 1, 2, 3])):
+        bus, process = rng.choice([*BusFault]), rng.randrange(processes)
+        found.append(
+            Fault(FaultKind.BUS, rng.uniform(0.0, seconds), rng.choice([2.0, 10.0, 30.0]), process, bus=bus, share=rng.choice([0.05, 0.3, 1.0]))
+        )
+    return found

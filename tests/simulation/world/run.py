@@ -1,0 +1,210 @@
+"""One run: faults and clients, then everything heals, and the system must become idle within a bound; then it is checked."""
+
+from __future__ import annotations
+
+__all__ = ["Outcome", "run_plan"]
+
+import asyncio
+import itertools
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from attrs import evolve, frozen
+from loguru import logger
+
+from tests.simulation.checks.books import final_failures, unfinished
+from tests.simulation.checks.history import history_failures
+from tests.simulation.world.customers import persistent, run_customer, run_restock
+from tests.simulation.world.loop import SimulatedLoop, Stuck
+from tests.simulation.world.operator import operate
+from tests.simulation.world.plan import Customer, Plan, Stock
+from tests.simulation.world.scope import Killed, install
+from tests.simulation.world.world import World, new_uuid
+
+ORDER_SLACK_SECONDS = 30.0
+"""How much later than its time-out an order may end after everything has healed."""
+
+IDLE_SECONDS_MAX = 1_800.0
+"""Everything that follows from the orders is done so long after everything has healed."""
+
+LAST_ORDER_SECONDS_MAX = 5.0
+"""How long an order takes that is placed when everything works again."""
+
+EXPECTED_ERRORS = (
+    "dead letter", "the database is out of reach", "the database refuses work", "the payment provider does not accept",
+    "gateway call failed", "the clock is", "a payment waits for a person",
+)  # fmt: skip
+"""What the product may log at ERROR in a run."""
+
+
+@frozen
+class Outcome:
+    """What a run has led to; *failures* is empty if every promise was kept."""
+
+    plan: Plan
+    failures: tuple[str, ...]
+    situations: Counter[str]
+    trace: tuple[str, ...]
+    orders: int
+
+
+def run_plan(plan: Plan) -> Outcome:
+    """Run *plan* in an event loop of its own."""
+    memory = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(prefix="simulation-", dir=memory if memory.is_dir() else None))
+    loop = SimulatedLoop()
+    worlds: list[World] = []
+    try:
+        with _repeatable(plan.seed):
+            loop.run_until_complete(_run(plan, folder, worlds))
+    except Stuck as error:
+        worlds[0].fail(str(error))
+    finally:
+        loop.set_exception_handler(lambda loop, context: None)  # what is left is of no interest
+        loop.close()
+        shutil.rmtree(folder)
+    (world,) = worlds
+    return Outcome(plan, tuple(world.failures), world.situations, tuple(world.lines), len(world.orders))
+
+
+@contextmanager
+def _repeatable(seed: int) -> Iterator[None]:
+    """Replace what the product takes from outside without a parameter: the duration of a count, and the ids of replays."""
+    ordinals = itertools.count()
+
+    def new_id() -> str:
+        return new_uuid(asyncio.get_running_loop().time(), f"{seed}/replay/{next(ordinals)}")
+
+    with mock.patch("time.perf_counter", return_value=0.0), mock.patch("app.messaging.dead_letters.rows.uuid7", new_id):
+        yield
+
+
+async def _run(plan: Plan, folder: Path, worlds: list[World]) -> None:
+    loop = asyncio.get_running_loop()
+    install(loop)
+    world = World(plan, folder)
+    worlds.append(world)
+    loop.set_exception_handler(lambda loop, context: _on_loop_error(world, context))
+    sink = logger.add(lambda text: _on_log(world, text), level="ERROR", format="{message}")
+    try:
+        await _play(world)
+    finally:
+        logger.remove(sink)
+        world.close()
+
+
+def _on_loop_error(world: World, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    if error is None or isinstance(error, Exception):
+        world.fail(f"{context['message']}: {error!r}")
+
+
+def _on_log(world: World, text: Any) -> None:
+    record = text.record
+    if record["exception"] is not None and record["exception"].type is Killed:
+        return
+    if not record["message"].startswith(EXPECTED_ERRORS):
+        extra = {name: value for name, value in record["extra"].items() if name in ("error", "detail")}
+        world.fail(f"the log has: {record['message']} {extra} {record['exception'] or ''}")
+
+
+async def _play(world: World) -> None:
+    plan, loop = world.plan, asyncio.get_running_loop()
+    supervisors = [loop.create_task(world.keep_running(place)) for place in world.places]
+    for stock in plan.stock:
+        await _set_stock(world, stock)
+    faults = [loop.create_task(world.cause(fault)) for fault in plan.faults]
+    actors = [loop.create_task(run_customer(world, customer)) for customer in plan.customers]
+    actors += [
+        loop.create_task(run_restock(world, stock.product_id, number, at, quantity))
+        for stock in plan.stock
+        for number, (at, quantity) in enumerate(stock.restocks)
+    ]
+    operator = loop.create_task(operate(world))
+    await asyncio.sleep(plan.seconds)
+    for task in faults:
+        task.cancel()
+    await asyncio.gather(*faults, return_exceptions=True)
+    world.heal()
+    await _until_idle(world, actors)
+    await _place_last_order(world)
+    operator.cancel()
+    for task in actors:
+        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+            world.fail(f"a client: {error!r}")
+    _check_loops(world)
+    for task in (*supervisors, *actors, operator):
+        task.cancel()
+    for place in world.places:
+        if place.scope is not None:
+            place.scope.is_killed = True
+            await place.scope.clean_up()
+        if place.process is not None:
+            place.process.forget()
+    if not world.failures:
+        final_failures(world)
+        await history_failures(world)
+
+
+async def _set_stock(world: World, stock: Stock) -> None:
+    body = {"on_hand": stock.on_hand, "unit_price": {"amount": stock.price, "currency": stock.currency}}
+    status, answer = await persistent(world, f"stock {stock.product_id}", "setProduct", {"product_id": stock.product_id}, body)
+    if status != 200:
+        world.fail(f"the stock of {stock.product_id}: {status} {answer}")
+    world.stock[stock.product_id] = stock.on_hand
+
+
+async def _until_idle(world: World, actors: list[asyncio.Task[None]]) -> None:
+    """Wait until nothing is left to do, and every order is final within its time-out."""
+    began, is_final = world.now, False
+    while left := [*_missing(world, actors), *unfinished(world)]:
+        seconds = world.now - began
+        if not is_final and seconds > world.plan.timeout_seconds + ORDER_SLACK_SECONDS + world.delay_seconds:
+            is_final = True
+            if late := [each for each in left if each.startswith("order ")]:
+                world.fail(f"liveness: {seconds:.0f} s after everything has healed: {late}")
+        if seconds > IDLE_SECONDS_MAX:
+            world.fail(f"liveness: {seconds:.0f} s after everything has healed: {left}")
+            return
+        await asyncio.sleep(1.0)
+    world.note("idle")
+
+
+def _missing(world: World, actors: list[asyncio.Task[None]]) -> list[str]:
+    waiting = sum(not task.done() for task in actors)
+    down = [f"process {place.number} is down" for place in world.places if place.process is None]
+    return [f"{waiting} clients wait", *down] if waiting else down
+
+
+async def _place_last_order(world: World) -> None:
+    """Check that an order is confirmed soon when everything works."""
+    await _set_stock(world, Stock("last", 5, 1, "EUR"))
+    provider = world.bank.provider
+    provider.traits = evolve(provider.traits, soft_declines=0.0, pending_charges=0.0)
+    name, began = "last customer", world.now
+    await run_customer(world, Customer(name, 0.0, (("last", 1),)))
+    ids = [order_id for order_id, customer in world.orders.items() if customer == name]
+    while ids and world.now < began + LAST_ORDER_SECONDS_MAX:
+        if ids[0] in world.watch.final_at:
+            break
+        await asyncio.sleep(0.05)
+    else:
+        world.fail(f"liveness: an order is not final {LAST_ORDER_SECONDS_MAX:g} s after it was placed, and everything works")
+    await _until_idle(world, [])
+
+
+def _check_loops(world: World) -> None:
+    """I7: no loop of a running process has ended, and nothing is left in its memory."""
+    for place in world.places:
+        if place.process is None:
+            world.fail(f"liveness: process {place.number} does not run")
+            continue
+        for name, task in place.process.loops.items():
+            if task.done():
+                world.fail(f"{name} has ended: {task!r}")

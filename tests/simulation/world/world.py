@@ -1,0 +1,316 @@
+"""The simulated world of one run: the processes, the bus between them, the provider, the clients, and the faults on schedule."""
+
+from __future__ import annotations
+
+__all__ = ["World", "new_uuid"]
+
+import asyncio
+import random
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field, frozen
+
+from app.gateways.breakers.circuit_breaker import BreakerState
+from app.gateways.breakers.operations import OperationKind
+from app.storage.errors import StorageUnavailable
+from bus.memory.bus import MemoryBus
+from bus.port import Bus, DeadLetters
+from modules.module import Decision, Module
+from tests.simulation.provider.bank import Bank
+from tests.simulation.world.broker import Broker
+from tests.simulation.world.customers import NoAnswer
+from tests.simulation.world.disk import DiskFault
+from tests.simulation.world.loop import START, ProcessClock
+from tests.simulation.world.network import BusFault, FaultyBus
+from tests.simulation.world.plan import MODULES, Deployment, Fault, FaultKind, Plan
+from tests.simulation.world.process import JUMP_SECONDS, Process, Seams, descriptors, start_process
+from tests.simulation.world.scope import Scope
+from tests.simulation.world.watch import Watch
+
+KILL_SECONDS_MAX = 5.0
+"""A process that passes too few points is killed after this time."""
+
+START_SECONDS = 1.0
+"""How long a process is down whose start has failed."""
+
+
+@frozen
+class Downtime:
+    """A kill that was caused: how long the process stays down, and by how much its clock is set."""
+
+    seconds: float = START_SECONDS
+    jump_seconds: float = 0.0
+
+
+@define(eq=False)
+class Place:
+    """Where one process runs: its files, and the process while there is one."""
+
+    number: int
+    modules: tuple[str, ...]
+    process: Process | None = None
+    scope: Scope | None = None
+    lives: int = 0
+    skew_seconds: float = 0.0
+    down: Downtime = field(factory=Downtime)
+    down_until: float = 0.0
+
+
+@define(eq=False, slots=False)
+class World:
+    """One run of *plan*; the files are in *folder*."""
+
+    plan: Plan
+    folder: Path
+    lines: list[str] = field(factory=list)
+    situations: Counter[str] = field(factory=Counter)
+    failures: list[str] = field(factory=list)
+    names: dict[str, str] = field(factory=dict)
+    """The name of whose each id of an order is."""
+    orders: dict[str, str] = field(factory=dict)
+    """The orders that were answered with 202, with the name of the customer."""
+    placed_at: dict[str, float] = field(factory=dict)
+    stock: Counter[str] = field(factory=Counter)
+    """The initial and the added stock of each product."""
+    delay_seconds: float = 0.0
+    """By how much the timers may be late, because clocks were set back."""
+    _ids: Counter[str] = field(factory=Counter)
+    _loop: asyncio.AbstractEventLoop = field(factory=asyncio.get_running_loop)
+
+    def __attrs_post_init__(self) -> None:
+        self.rng = random.Random(f"world {self.plan.seed}")
+        self.modules = descriptors(self.plan.timeout_seconds)
+        self.watch = Watch(self)
+        self.bank = Bank(self)
+        self.broker = Broker(self._loop.time) if self.plan.deployment is Deployment.SPLIT else None
+        self.places = [Place(number, modules) for number, modules in enumerate(self.plan.deployment.processes)]
+        self._readers: dict[Path, sqlite3.Connection] = {}
+        self._faults: dict[FaultKind, list[Fault]] = defaultdict(list)
+        self._poisons = {(each.module, each.event, each.customer): each.times for each in self.plan.poisons}
+
+    # What happens
+
+    @property
+    def now(self) -> float:
+        """The time since the beginning of the run."""
+        return self._loop.time()
+
+    def note(self, text: str) -> None:
+        self.lines.append(f"{self.now:9.3f} {text}")
+
+    def saw(self, situation: str) -> None:
+        self.situations[situation] += 1
+
+    def fail(self, text: str) -> None:
+        self.failures.append(text)
+        self.note(f"FAILED {text}")
+
+    def label(self, order_id: str) -> str:
+        """Return the name of the order *order_id*, which is the same in each run."""
+        return self.names.get(order_id, order_id)
+
+    # The clients' side
+
+    def new_id(self, name: str) -> str:
+        self._ids[name] += 1
+        id = new_uuid(self.now, f"{self.plan.seed}/{name}/{self._ids[name]}")
+        self.names[id] = name
+        return id
+
+    def accepted(self, customer: str, order_id: str) -> None:
+        self.orders[order_id] = customer
+        self.placed_at.setdefault(order_id, self.now)
+
+    def restocked(self, product_id: str, quantity: int) -> None:
+        self.stock[product_id] += quantity
+
+    async def request(self, module: str, call: Callable[[Process], Coroutine[Any, Any, Any]]) -> Any:
+        place = self._place_of(module)
+        if place.process is None or place.process.scope.is_killed:
+            raise NoAnswer
+        task = place.process.scope.run(call(place.process))
+        await asyncio.wait([task])
+        if task.cancelled() or not isinstance(task.exception(), Exception | None):
+            raise NoAnswer
+        return task.result()
+
+    def read(self, module: str, sql: str) -> list[Any]:
+        """Return the rows of *sql* in the file of *module*, as committed."""
+        file = self.file_of(module)
+        if file not in self._readers:
+            self._readers[file] = sqlite3.connect(file, isolation_level=None)
+        return self._readers[file].execute(sql).fetchall()
+
+    def close(self) -> None:
+        """Close the files."""
+        for reader in self._readers.values():
+            reader.close()
+
+    def _place_of(self, module: str) -> Place:
+        return next(place for place in self.places if module in place.modules)
+
+    # Processes
+
+    async def keep_running(self, place: Place) -> None:
+        """Run the process of *place*, and start it again after each end, as a supervisor does."""
+        while True:
+            await self._live(place)
+            seconds, jump = place.down.seconds, place.down.jump_seconds
+            place.down, place.down_until = Downtime(), self.now + seconds
+            await asyncio.sleep(seconds)
+            place.skew_seconds += jump
+            if jump:
+                self.saw(f"clock: {'ahead' if jump > 0 else 'back'} by {'much' if abs(jump) > 60 else 'little'}")
+                self.watch.clock_was_set(jump)
+                self.delay_seconds += abs(jump) if abs(jump) <= JUMP_SECONDS else 0.0
+
+    async def _live(self, place: Place) -> None:
+        """Start the process of *place*, and return once it was killed and cleaned up."""
+        place.lives += 1
+        name = f"process {place.number}.{place.lives}"
+        place.scope = scope = Scope(name, partial(self._on_kill, name))
+        clock = ProcessClock(self._loop.time, place.skew_seconds)
+        seed = f"{self.plan.seed}/{name}"
+        seams = Seams(
+            partial(self._make_bus, place, seed), self.bank.provider.gateway, partial(self._draw_disk_fault, place.number),
+            self._on_breaker, {module: partial(self.watch.on_commit, module) for module in MODULES}, self._decide,
+        )  # fmt: skip
+        modules: list[Module] = [self.modules[module] for module in place.modules]
+        starting = scope.run(
+            start_process(scope, clock, modules, self.files(place), seams, keeps_order=self.plan.keeps_order, seed=seed)
+        )
+        await asyncio.wait([starting])
+        process: Process | None = None
+        if not starting.cancelled() and starting.exception() is None:
+            process = place.process = starting.result()
+            self.note(f"{name} runs")
+            await scope.ended.wait()
+        else:
+            error = None if starting.cancelled() else starting.exception()
+            if isinstance(error, StorageUnavailable):
+                self.saw("process: start fails without its database")
+            elif isinstance(error, Exception):
+                self.fail(f"{name} does not start: {error!r}")
+            if not scope.is_killed:
+                self.note(f"{name} does not start: {error!r}")
+                scope.kill("start")
+        await scope.clean_up()
+        place.process = None
+        if process is not None:
+            process.forget()
+        if self.broker is not None:
+            await self.broker.disconnect(scope)
+
+    def files(self, place: Place) -> dict[str, Path]:
+        """Return the file of each module of *place*."""
+        is_one = self.plan.deployment is Deployment.LOCAL
+        return {module: self.folder / ("system.db" if is_one else f"{module}.db") for module in place.modules}
+
+    def file_of(self, module: str) -> Path:
+        """Return the file of *module*."""
+        return self.files(self._place_of(module))[module]
+
+    def _make_bus(self, place: Place, seed: str, scope: Scope, clock: ProcessClock, letters: DeadLetters) -> Bus:
+        bus: Bus = MemoryBus(clock, letters) if self.broker is None else self.broker.connect(scope, letters, place.modules)
+        if not self.plan.has_faulty_bus:
+            return bus
+        rng = random.Random(f"{seed}/bus")
+        return FaultyBus(bus, scope, partial(self._draw_bus_fault, place.number, rng), rng, partial(self._is_bus_away, place.number))
+
+    def _on_kill(self, process: str, point: str) -> None:
+        self.note(f"{process} is killed {point}")
+        self.saw(f"kill: {point}")
+
+    def _on_breaker(self, kind: OperationKind, state: BreakerState) -> None:
+        self.saw(f"breaker: {kind.value} {state.name.lower()}")
+        self.note(f"breaker of {kind.value} is {state.name.lower()}")
+
+    def _decide(self, module: str, decide: Any, states: Sequence[Any], event: Any, now: Any) -> Decision:
+        name = self.label(getattr(event, "order_id", ""))
+        key = module, type(event).__name__, name
+        if self._poisons.get(key):
+            self._poisons[key] -= 1
+            self.saw(f"handler raises: {module} {type(event).__name__}")
+            raise RuntimeError(f"the handler of {type(event).__name__} fails for {name}")
+        found: Decision = decide(states, event, now)
+        return found
+
+    # Faults
+
+    async def cause(self, fault: Fault) -> None:
+        """Let *fault* begin and end when it is its time."""
+        await asyncio.sleep(fault.at)
+        if fault.kind is FaultKind.KILL:
+            await self._kill(fault)
+            return
+        what = fault.spell.answer.value if fault.spell is not None else (fault.disk or fault.bus or "").replace("_", " ")
+        self.note(f"begin of {fault.kind}: {what} ({_share(fault):.0%}, {fault.seconds:g} s)")
+        self._faults[fault.kind].append(fault)
+        if fault.spell is not None:
+            self.bank.weather.spells.append(fault.spell)
+        try:
+            await asyncio.sleep(fault.seconds)
+        finally:
+            self._faults[fault.kind].remove(fault)
+            if fault.spell is not None:
+                self.bank.weather.spells.remove(fault.spell)
+            self.note(f"end of {fault.kind}: {what}")
+
+    async def _kill(self, fault: Fault) -> None:
+        place = self.places[fault.process]
+        scope = place.scope
+        if scope is None or scope.is_killed:
+            return
+        place.down = Downtime(fault.seconds, fault.jump_seconds)
+        scope.left = fault.points
+        with suppress(TimeoutError):
+            async with asyncio.timeout(KILL_SECONDS_MAX):
+                await scope.ended.wait()
+        if not scope.is_killed:
+            scope.kill("while it is idle")
+
+    def heal(self) -> None:
+        """End every fault that has no end of its own: kills that are to come, and handlers that raise."""
+        self.note("everything heals")
+        self._poisons.clear()
+        for place in self.places:
+            if place.scope is not None:
+                place.scope.left = None
+
+    def _draw_disk_fault(self, process: int) -> DiskFault | None:
+        for fault in self._faults[FaultKind.DISK]:
+            if fault.process == process and self.rng.random() < fault.share:
+                assert fault.disk is not None
+                self.saw(f"disk: {fault.disk.value}")
+                return fault.disk
+        return None
+
+    def _draw_bus_fault(self, process: int, rng: random.Random) -> BusFault | None:
+        for fault in self._faults[FaultKind.BUS]:
+            if fault.process == process and fault.bus is not BusFault.AWAY and rng.random() < fault.share:
+                assert fault.bus is not None
+                self.saw(f"bus: {fault.bus.value}")
+                return fault.bus
+        return None
+
+    def _is_bus_away(self, process: int) -> bool:
+        return any(each.bus is BusFault.AWAY and each.process == process for each in self._faults[FaultKind.BUS])
+
+
+def _share(fault: Fault) -> float:
+    return fault.share if fault.spell is None else fault.spell.share
+
+
+def new_uuid(seconds: float, text: str) -> str:
+    """Return a UUIDv7 of the time *seconds* of the run; equal arguments give equal ids."""
+    milliseconds = int((START.timestamp() + seconds) * 1000)
+    digits = sha256(text.encode()).hexdigest()
+    head = f"{milliseconds:012x}"
+    return f"{head[:8]}-{head[8:]}-7{digits[:3]}-{'89ab'[int(digits[3], 16) % 4]}{digits[4:7]}-{digits[7:19]}"
