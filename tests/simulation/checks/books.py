@@ -10,13 +10,14 @@ from typing import Any
 import orjson
 
 from tests.process.invariants import CONSUMES
+from tests.simulation.checks.deadlines import OPEN_ORDERS
 from tests.simulation.world.plan import MODULES
 from tests.simulation.world.world import World
 
 
 def unfinished(world: World) -> list[str]:
     """Return what is not done yet, one line each; nothing if the system is idle."""
-    found = [f"order of {world.label(id)} is {status}" for id, status in world.read("orders", _OPEN_ORDERS)]
+    found = [f"order of {world.label(id)} is {status}" for id, status in world.read("orders", OPEN_ORDERS)]
     for module in MODULES:
         found += [f"unsent: {subject} of {world.label(key)}" for subject, key in world.read(module, _UNSENT.format(module))]
         found += [f"dead letter: {each}" for each in world.read(module, _DEAD.format(module))]
@@ -26,7 +27,6 @@ def unfinished(world: World) -> list[str]:
     return found
 
 
-_OPEN_ORDERS = "SELECT order_id, status FROM orders_order WHERE status NOT IN ('confirmed', 'cancelled')"
 _OPEN_PAYMENTS = "SELECT order_id, status FROM payments_payment WHERE status IN ('pending', 'unknown')"
 _UNSENT = "SELECT subject, key FROM {}_outbox WHERE sent_at IS NULL"
 _DEAD = "SELECT consumer, subject, error, detail FROM {}_dead_letter"

@@ -10,7 +10,6 @@ from pathlib import Path
 import orjson
 
 from app.gateways.gateway_request import answer_id
-from app.messaging.event_registry import build_registry
 from app.runtime.replay.report import Report
 from app.runtime.replay.run import create_state_tables, replay
 from app.runtime.replay.source import DatabaseHistory
@@ -21,6 +20,7 @@ from app.storage.sql.database import Database
 from bus.subjects import original_subject
 from tests.simulation.world.disk import forget, put_on_disk
 from tests.simulation.world.plan import MODULES
+from tests.simulation.world.process import contracts_of_all
 from tests.simulation.world.scope import Scope
 from tests.simulation.world.world import World
 
@@ -40,7 +40,8 @@ async def history_failures(world: World) -> None:
     try:
         for path, found in by_file.items():
             await _check_events(world, databases[path], {module: stores[module] for module in found})
-        _decide_again(world, databases, stores, by_file)
+        if world.plan.decides_again:
+            _decide_again(world, databases, stores, by_file)
     finally:
         for database in databases.values():
             forget(database)
@@ -85,7 +86,7 @@ def _decide_again(
     create_state_tables(target.engine, modules)
     histories = [DatabaseHistory(databases[path], {module: stores[module] for module in found}) for path, found in by_file.items()]
     report = Report(5)
-    replay(modules, stores, histories, target, build_registry(modules), report, answer_id)
+    replay(modules, stores, histories, target, contracts_of_all(), report, answer_id)
     target.engine.dispose()
     if not report.is_equal:
         world.fail(f"the history leads to other states: {report.differences} {report.ends} {report.other_states} {report.stopped}")

@@ -107,6 +107,8 @@ class Plan:
     has_faulty_bus: bool
     keeps_order: bool
     has_webhooks: bool
+    decides_again: bool
+    """Whether the history is decided again at the end, which takes long."""
     timeout_seconds: float
     traits: Traits
     stock: tuple[Stock, ...]
@@ -132,6 +134,7 @@ def draw_plan(seed: int) -> Plan:
         keeps_order=rng.random() < 0.3,
         # A call that takes effect late is known by its webhook alone.
         has_webhooks=rng.random() < 0.5 or traits.remembers_charges or traits.pending_refunds > 0,
+        decides_again=seed % 4 == 0,
         timeout_seconds=rng.choice([20.0, 60.0, 150.0]),
         traits=traits,
         stock=stock,

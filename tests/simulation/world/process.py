@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Process", "Seams", "descriptors", "start_process"]
+__all__ = ["JUMP_SECONDS", "Process", "Seams", "contracts_of_all", "descriptors", "start_process"]
 
 import asyncio
 import hmac
@@ -98,14 +98,16 @@ class Process:
             forget(database)
 
 
-def descriptors(timeout_seconds: float) -> dict[str, Module]:
+@cache
+def descriptors(timeout_seconds: float) -> Mapping[str, Module]:
     """Return all modules; orders end *timeout_seconds* after they were placed."""
     timeout = timedelta(seconds=timeout_seconds)
     return {"orders": orders.module(timeout), "inventory": inventory.module(), "payments": payments.module(timeout)}
 
 
 @cache
-def _contracts() -> ContractRegistry:
+def contracts_of_all() -> ContractRegistry:
+    """Return the contracts of all modules."""
     return build_registry([*descriptors(900).values()])
 
 
@@ -118,7 +120,7 @@ async def start_process(
     Raises:
         StorageUnavailable: A file cannot be used; the process ends.
     """
-    metrics, contracts = Metrics(), _contracts()
+    metrics, contracts = Metrics(), contracts_of_all()
     opened = {path: Database(f"sqlite:///{path}" if path.exists() else migrated_file(path)) for path in dict.fromkeys(files.values())}
     for database in opened.values():
         put_on_disk(database, scope, seams.draw_disk_fault)

@@ -19,6 +19,7 @@ from attrs import evolve, frozen
 from loguru import logger
 
 from tests.simulation.checks.books import final_failures, unfinished
+from tests.simulation.checks.deadlines import check_deadlines
 from tests.simulation.checks.history import history_failures
 from tests.simulation.world.customers import persistent, run_customer, run_restock
 from tests.simulation.world.loop import SimulatedLoop, Stuck
@@ -126,7 +127,7 @@ async def _play(world: World) -> None:
         for stock in plan.stock
         for number, (at, quantity) in enumerate(stock.restocks)
     ]
-    operator = loop.create_task(operate(world))
+    watching = [loop.create_task(operate(world)), loop.create_task(check_deadlines(world))]
     await asyncio.sleep(plan.seconds)
     for task in faults:
         task.cancel()
@@ -134,12 +135,15 @@ async def _play(world: World) -> None:
     world.heal()
     await _until_idle(world, actors)
     await _place_last_order(world)
-    operator.cancel()
+    for task in watching:
+        task.cancel()
+        if task.done() and (error := task.exception()) is not None:
+            world.fail(f"the operator: {error!r}")
     for task in actors:
         if task.done() and not task.cancelled() and (error := task.exception()) is not None:
             world.fail(f"a client: {error!r}")
     _check_loops(world)
-    for task in (*supervisors, *actors, operator):
+    for task in (*supervisors, *actors):
         task.cancel()
     for place in world.places:
         if place.scope is not None:

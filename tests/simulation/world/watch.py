@@ -12,12 +12,14 @@ from modules.inventory.state import Product, Reservation
 from modules.module import Decision
 from modules.orders.state import Order, Status
 from modules.payments.state import Payment, PaymentStatus
+from tests.simulation.provider.weather import Answer
 
 if TYPE_CHECKING:
     from tests.simulation.world.world import World
 
-WAIT_SECONDS_MAX = 15.0
-"""How long a charge may wait for its call after the payment was last looked at."""
+WAIT_SECONDS_MAX = 5.0
+THROTTLED_SECONDS_MAX = 120.0
+"""How long a charge may wait for its call after the payment was last looked at, while the provider limits the rate or not."""
 
 _FOLLOWS = {
     None: {Status.PROCESSING},
@@ -37,6 +39,7 @@ class Watch:
         self._reasons: dict[str, str] = {}
         self._cancelled_at: dict[str, float] = {}
         self._charged_before: set[str] = set()
+        self._looks_again_since = 0.0
         self.final_at: dict[str, float] = {}
 
     def on_commit(self, module: str, event: Any, decision: Decision, trace: TraceContext) -> None:
@@ -62,9 +65,16 @@ class Watch:
         world, name = self._world, self._world.label(order_id)
         is_repeat = order_id in self._charged_before
         self._charged_before.add(order_id)
-        since = world.now - self._cancelled_at.get(order_id, world.now)
-        if since > (0.0 if is_repeat else FRESH_SECONDS) + WAIT_SECONDS_MAX:
+        cancelled_at = self._cancelled_at.get(order_id, world.now)
+        since = world.now - cancelled_at
+        is_old = is_repeat or cancelled_at < self._looks_again_since
+        is_throttled = any(fault.spell is not None and fault.spell.answer is Answer.THROTTLED for fault in world.plan.faults)
+        if since > (0.0 if is_old else FRESH_SECONDS) + (THROTTLED_SECONDS_MAX if is_throttled else WAIT_SECONDS_MAX):
             world.fail(f"{name} is charged {since:.1f} s after its cancellation was stored")
+
+    def old_requests_are_rechecked(self) -> None:
+        """Note that requests from before now are compared with the payment: the process, or the breaker of charges, begins anew."""
+        self._looks_again_since = self._world.now
 
     def clock_was_set(self, seconds: float) -> None:
         """Note that the clock of a process was set: a request may look younger than it is."""

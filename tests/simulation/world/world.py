@@ -37,7 +37,9 @@ from tests.simulation.world.watch import Watch
 KILL_SECONDS_MAX = 5.0
 """A process that passes too few points is killed after this time."""
 
-START_SECONDS = 1.0
+_DISTURBING = (FaultKind.DISK, FaultKind.BUS)
+
+START_SECONDS = 4.0
 """How long a process is down whose start has failed."""
 
 
@@ -60,7 +62,11 @@ class Place:
     lives: int = 0
     skew_seconds: float = 0.0
     down: Downtime = field(factory=Downtime)
-    down_until: float = 0.0
+    starts: int = 0
+    down_seconds: float = 0.0
+    down_since: float | None = 0.0
+    disturbed_at: float = 0.0
+    """When it was last started, or a fault of its file or of its bus began or ended."""
 
 
 @define(eq=False, slots=False)
@@ -132,7 +138,7 @@ class World:
         self.stock[product_id] += quantity
 
     async def request(self, module: str, call: Callable[[Process], Coroutine[Any, Any, Any]]) -> Any:
-        place = self._place_of(module)
+        place = self.place_of(module)
         if place.process is None or place.process.scope.is_killed:
             raise NoAnswer
         task = place.process.scope.run(call(place.process))
@@ -153,7 +159,8 @@ class World:
         for reader in self._readers.values():
             reader.close()
 
-    def _place_of(self, module: str) -> Place:
+    def place_of(self, module: str) -> Place:
+        """Return where *module* runs."""
         return next(place for place in self.places if module in place.modules)
 
     # Processes
@@ -163,7 +170,7 @@ class World:
         while True:
             await self._live(place)
             seconds, jump = place.down.seconds, place.down.jump_seconds
-            place.down, place.down_until = Downtime(), self.now + seconds
+            place.down = Downtime()
             await asyncio.sleep(seconds)
             place.skew_seconds += jump
             if jump:
@@ -191,6 +198,7 @@ class World:
         if not starting.cancelled() and starting.exception() is None:
             process = place.process = starting.result()
             self.note(f"{name} runs")
+            self._begin(place)
             await scope.ended.wait()
         else:
             error = None if starting.cancelled() else starting.exception()
@@ -203,10 +211,25 @@ class World:
                 scope.kill("start")
         await scope.clean_up()
         place.process = None
+        if place.down_since is None:
+            place.down_since = self.now
         if process is not None:
             process.forget()
         if self.broker is not None:
             await self.broker.disconnect(scope)
+
+    def _begin(self, place: Place) -> None:
+        if place.down_since is not None:
+            place.down_seconds += self.now - place.down_since
+        place.down_since, place.disturbed_at, place.starts = None, self.now, place.starts + 1
+        if "payments" in place.modules:
+            self.watch.old_requests_are_rechecked()
+
+    def is_disturbed(self, module: str, seconds: float) -> bool:
+        """Return whether the process of *module* does not run, or a fault has hindered it within the last *seconds*."""
+        place = self.place_of(module)
+        lasts = any(each.process == place.number for kind in _DISTURBING for each in self._faults[kind])
+        return lasts or place.process is None or self.now < place.disturbed_at + seconds
 
     def files(self, place: Place) -> dict[str, Path]:
         """Return the file of each module of *place*."""
@@ -215,7 +238,7 @@ class World:
 
     def file_of(self, module: str) -> Path:
         """Return the file of *module*."""
-        return self.files(self._place_of(module))[module]
+        return self.files(self.place_of(module))[module]
 
     def _make_bus(self, place: Place, seed: str, scope: Scope, clock: ProcessClock, letters: DeadLetters) -> Bus:
         bus: Bus = MemoryBus(clock, letters) if self.broker is None else self.broker.connect(scope, letters, place.modules)
@@ -231,6 +254,8 @@ class World:
     def _on_breaker(self, kind: OperationKind, state: BreakerState) -> None:
         self.saw(f"breaker: {kind.value} {state.name.lower()}")
         self.note(f"breaker of {kind.value} is {state.name.lower()}")
+        if kind is OperationKind.CHARGE:
+            self.watch.old_requests_are_rechecked()
 
     def _decide(self, module: str, decide: Any, states: Sequence[Any], event: Any, now: Any) -> Decision:
         name = self.label(getattr(event, "order_id", ""))
@@ -252,13 +277,19 @@ class World:
             return
         what = fault.spell.answer.value if fault.spell is not None else (fault.disk or fault.bus or "").replace("_", " ")
         self.note(f"begin of {fault.kind}: {what} ({_share(fault):.0%}, {fault.seconds:g} s)")
+        if fault.bus is BusFault.AWAY:
+            self.saw("bus: away")
         self._faults[fault.kind].append(fault)
+        if fault.kind in _DISTURBING:
+            self.places[fault.process].disturbed_at = self.now
         if fault.spell is not None:
             self.bank.weather.spells.append(fault.spell)
         try:
             await asyncio.sleep(fault.seconds)
         finally:
             self._faults[fault.kind].remove(fault)
+            if fault.kind in _DISTURBING:
+                self.places[fault.process].disturbed_at = self.now
             if fault.spell is not None:
                 self.bank.weather.spells.remove(fault.spell)
             self.note(f"end of {fault.kind}: {what}")
