@@ -92,6 +92,20 @@ class Process:
         signature = hmac.new(SECRET.encode(), b"%d." % seconds + body, sha256).hexdigest()
         return await self.webhooks.handle(body, f"t={seconds},v1={signature}", TraceContext("webhook", f"00-{'0' * 31}1-{'0' * 15}1-01"))
 
+    def in_memory(self) -> dict[str, int]:
+        """Return how much is under way, by what it is; nothing of it may be left when the system is idle."""
+        worker: Any = self.worker
+        runners: list[Any] = [*self.runners.values()]
+        relays: list[Any] = [*self.relays.values()]
+        found = {
+            "queued events": sum(len(each._queue) for each in runners),
+            "events of several versions": sum(len(each._newest_by_event_id) for each in runners),
+            "messages in flight": sum(len(each._in_flight) for each in relays),
+        }
+        if worker is not None:
+            found |= {"requests in hand": len(worker._in_hand), "orders with a turn": len(worker._order_locks._last_turns)}
+        return found
+
     def forget(self) -> None:
         """Close the files as the end of a process does."""
         for database in self.databases:

@@ -212,3 +212,6 @@ def _check_loops(world: World) -> None:
         for name, task in place.process.loops.items():
             if task.done():
                 world.fail(f"{name} has ended: {task!r}")
+        for what, count in place.process.in_memory().items():
+            if count:
+                world.fail(f"I7: {count} {what} are left in the memory of process {place.number}")
