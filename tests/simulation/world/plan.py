@@ -73,13 +73,15 @@ class FaultKind(StrEnum):
 
 @frozen
 class Fault:
-    """Begins at second *at* and lasts for *seconds*; a kill comes after *points* points of process number *process*."""
+    """Begins at second *at* and lasts for *seconds*; a kill comes after *points* points of process *process*, which is down then."""
 
     kind: FaultKind
     at: float
     seconds: float
     process: int = 0
     points: int = 0
+    point: str = ""
+    """Only points with this in their names count."""
     jump_seconds: float = 0.0
     """By how much the clock of the process is set when it is started again."""
     spell: Spell | None = None
@@ -201,7 +203,8 @@ def _faults(rng: random.Random, deployment: Deployment, seconds: float) -> list[
         found.append(
             Fault(
                 FaultKind.KILL, rng.uniform(0.0, seconds), rng.choice([0.2, 0.5, 2.0, 15.0]), rng.randrange(processes),
-                points=rng.choice([0, 3, rng.randrange(60), rng.randrange(60)]),
+                points=rng.choice([0, 3, rng.randrange(60)]),
+                point=rng.choice(["", "", "", "charge", "look-up", "refund", "publish", "ack", "write commit"]),
                 jump_seconds=rng.choices([0.0, -7_200.0, -20.0, 20.0, 7_200.0], [70, 10, 7, 6, 7])[0],
             )
         )  # fmt: skip

@@ -38,6 +38,8 @@ class Scope:
     is_killed: bool = False
     left: int | None = None
     """The process is killed after so many more points; None if it is not."""
+    counted: str = ""
+    """Only points with this in their names count for *left*."""
     ended: asyncio.Event = field(factory=asyncio.Event)
     _tasks: dict[asyncio.Task[Any], None] = field(factory=dict)
     _context: Context = field(factory=_new_context)
@@ -72,7 +74,7 @@ class Scope:
         """
         if self.is_killed:
             raise Killed
-        if self.left is not None:
+        if self.left is not None and self.counted in name:
             self.left -= 1
             if self.left < 0:
                 self.kill(name)

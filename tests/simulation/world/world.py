@@ -300,7 +300,7 @@ class World:
         if scope is None or scope.is_killed:
             return
         place.down = Downtime(fault.seconds, fault.jump_seconds)
-        scope.left = fault.points
+        scope.left, scope.counted = fault.points, fault.point
         with suppress(TimeoutError):
             async with asyncio.timeout(KILL_SECONDS_MAX):
                 await scope.ended.wait()
