@@ -50,5 +50,6 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
             for start in range(0, len(parts), length):
                 rest = parts[:start] + parts[start + length :]
                 if rest or name != "stock":
-                    yield evolve(plan, **{name: rest})
+                    changes: dict[str, Any] = {name: rest}
+                    yield evolve(plan, **changes)
             length //= 2

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["DiskFault", "forget", "put_on_disk"]
+__all__ = ["DiskFault", "forget", "put_on_disk", "with_refused_row"]
 
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from enum import StrEnum
 from functools import partial
 from typing import Any
 
 from app.storage.sql.database import Database, LoopExecutor
+from modules.inventory.state import Product
+from modules.module import evolve
 from tests.simulation.world.scope import Scope
 
 
@@ -74,6 +76,19 @@ class _NoExecutor(Executor):
         future: Future[Any] = Future()
         future.set_result(fn(*args, **kwargs))
         return future
+
+
+def with_refused_row(states: Sequence[Any]) -> tuple[Any, ...]:
+    """
+    Return *states*, one of which the database refuses to store; nothing if there is none that can be made so.
+
+    What decides about the state later in the same transaction keeps the value that is refused.
+    """
+    for place, state in enumerate(states):
+        name = "name" if isinstance(state, Product) else "payment_method"
+        if hasattr(state, name):
+            return (*states[:place], evolve(state, **{name: object()}), *states[place + 1 :])
+    return ()
 
 
 def put_on_disk(database: Any, scope: Scope, draw_fault: DrawFault) -> None:

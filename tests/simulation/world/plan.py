@@ -92,12 +92,17 @@ class Fault:
 
 @frozen
 class Poison:
-    """The handler of *module* raises an error for the first *times* events of a class about the order of *customer*."""
+    """
+    The handler of *module* fails for the first *times* events of a class about the order of *customer*.
+
+    It raises an error; with *breaks_row* it returns a state that the database refuses, which fails the whole transaction.
+    """
 
     module: str
     event: str
     customer: str
     times: int
+    breaks_row: bool = False
 
 
 @frozen
@@ -127,7 +132,8 @@ def draw_plan(seed: int) -> Plan:
     deployment = rng.choice([*Deployment])
     seconds = rng.choice([12.0, 25.0, 45.0, 90.0])
     stock = _stock(rng, seconds)
-    customers = tuple(_customer(rng, f"customer {number}", stock, seconds) for number in range(rng.choice([3, 8, 14, 24])))
+    starts = _starts(rng, rng.choice([3, 8, 14, 24]), seconds)
+    customers = tuple(_customer(rng, f"customer {number}", at) for number, at in enumerate(starts))
     traits = _traits(rng)
     return Plan(
         seed=seed,
@@ -166,21 +172,33 @@ def _stock(rng: random.Random, seconds: float) -> tuple[Stock, ...]:
     return tuple(found)
 
 
-def _customer(rng: random.Random, name: str, stock: tuple[Stock, ...], seconds: float) -> Customer:
+def _starts(rng: random.Random, count: int, seconds: float) -> list[float]:
+    """Return when each customer comes: spread over the run, early, or all at once, so that their orders share transactions."""
+    end = seconds * rng.choice([0.2, 0.9])
+    burst = rng.uniform(0.0, seconds / 2) if rng.random() < 0.3 else None
+    return [rng.uniform(0.0, end) if burst is None else burst + rng.choice([0.0, 0.01]) for _ in range(count)]
+
+
+def _customer(rng: random.Random, name: str, at: float) -> Customer:
     products = rng.choices(["A", "B", "AB", "C", "AC", "X", "AA"], [30, 30, 20, 5, 3, 2, 5])[0]
     return Customer(
         name=name,
-        at=rng.uniform(0.0, seconds * rng.choice([0.2, 0.9])),
+        at=at,
         lines=tuple((product, rng.choice([1, 1, 2, 4])) for product in products),
         is_express=rng.random() < 0.3,
         has_key=rng.random() < 0.85,
         posts=rng.choices([1, 2, 3], [80, 15, 5])[0],
         changes_body=rng.random() < 0.05,
         cancels_after=rng.uniform(0.0, rng.choice([0.1, 1.0, 40.0])) if rng.random() < 0.2 else None,
-        refunds=tuple(
-            (rng.uniform(0.5, 30.0), rng.choice([10, 50, 100, 0])) for _ in range(rng.choices([0, 1, 2], [75, 18, 7])[0])
-        ),
+        refunds=_refunds(rng),
     )
+
+
+def _refunds(rng: random.Random) -> tuple[tuple[float, int], ...]:
+    first = rng.uniform(0.5, 30.0)
+    are_together = rng.random() < 0.5
+    amounts = [rng.choice([10, 50, 100, 0]) for _ in range(rng.choices([0, 1, 2], [70, 15, 15])[0])]
+    return tuple((first if are_together else rng.uniform(0.5, 30.0), amount) for amount in amounts)
 
 
 def _poisons(rng: random.Random, customers: tuple[Customer, ...]) -> tuple[Poison, ...]:
@@ -192,7 +210,7 @@ def _poisons(rng: random.Random, customers: tuple[Customer, ...]) -> tuple[Poiso
     found = []
     for _ in range(rng.choice([0, 0, 1, 3])):
         module = rng.choice(MODULES)
-        found.append(Poison(module, rng.choice(events[module]), rng.choice(customers).name, rng.choice([1, 2, 4, 7, 12])))
+        found.append(Poison(module, rng.choice(events[module]), rng.choice(customers).name, rng.choice([1, 2, 4, 7, 12]), rng.random() < 0.4))
     return tuple(found)
 
 

@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from app.gateways.breakers.circuit_breaker import BreakerState
 from app.gateways.breakers.operations import OperationKind
@@ -26,7 +26,7 @@ from modules.module import Decision, Module
 from tests.simulation.provider.bank import Bank
 from tests.simulation.world.broker import Broker
 from tests.simulation.world.customers import NoAnswer
-from tests.simulation.world.disk import DiskFault
+from tests.simulation.world.disk import DiskFault, with_refused_row
 from tests.simulation.world.loop import START, ProcessClock
 from tests.simulation.world.network import BusFault, FaultyBus
 from tests.simulation.world.plan import MODULES, Deployment, Fault, FaultKind, Plan
@@ -99,7 +99,7 @@ class World:
         self.places = [Place(number, modules) for number, modules in enumerate(self.plan.deployment.processes)]
         self._readers: dict[Path, sqlite3.Connection] = {}
         self._faults: dict[FaultKind, list[Fault]] = defaultdict(list)
-        self._poisons = {(each.module, each.event, each.customer): each.times for each in self.plan.poisons}
+        self._poisons = {(each.module, each.event, each.customer): (each.times, each.breaks_row) for each in self.plan.poisons}
 
     # What happens
 
@@ -260,12 +260,17 @@ class World:
     def _decide(self, module: str, decide: Any, states: Sequence[Any], event: Any, now: Any) -> Decision:
         name = self.label(getattr(event, "order_id", ""))
         key = module, type(event).__name__, name
-        if self._poisons.get(key):
-            self._poisons[key] -= 1
+        times, breaks_row = self._poisons.get(key, (0, False))
+        if times:
+            self._poisons[key] = times - 1, breaks_row
             self.saw(f"handler raises: {module} {type(event).__name__}")
-            raise RuntimeError(f"the handler of {type(event).__name__} fails for {name}")
-        found: Decision = decide(states, event, now)
-        return found
+            if not breaks_row:
+                raise RuntimeError(f"the handler of {type(event).__name__} fails for {name}")
+        decision: Decision = decide(states, event, now)
+        if times and (refused := with_refused_row(decision.states)):
+            self.saw(f"row: {module} is refused one")
+            return evolve(decision, states=refused)
+        return decision
 
     # Faults
 
