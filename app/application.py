@@ -161,6 +161,7 @@ class Application:
         self._run(self._renew_claims(), "claims")
         self._run(parts.clock_watch.run(), "clock watch")
         self._run(parts.reader_watches.run(), "reader watch")
+        self._run(parts.loss_repair.run(), "loss repair")
         await self._web.setup()
         try:
             addresses = await self._listen()

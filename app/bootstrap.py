@@ -35,6 +35,7 @@ from app.messaging.bus_factory import BusRuntime, build_bus
 from app.messaging.consumers import EXPRESS_LANE, subscriptions
 from app.messaging.dead_letters import DeadLetterLine, DeadLetterStore
 from app.messaging.event_registry import all_modules, build_registry
+from app.messaging.loss_repair import LossRepair
 from app.messaging.outbox_relay import OutboxRelay
 from app.runtime.archiver import Archiver, build_archivers
 from app.runtime.batch import BatchProcessor
@@ -213,11 +214,9 @@ def _payment_provider(settings: Settings, clock: Clock) -> Gateway:
         # Stripe's SDK is large; only a process that uses it loads it.
         from app.gateways.stripe.gateway import StripeGateway
 
-        key, name = str(settings.stripe_api_key), settings.stripe_installation
-        return StripeGateway(key, settings.stripe_api_base, CALLS_MAX, name)
-    decline_over, latency_seconds = settings.simulated_decline_over, settings.simulated_latency_ms / 1000
-    failure_rate = settings.simulated_failure_rate
-    return SimulatedGateway(clock, decline_over=decline_over, latency_seconds=latency_seconds, failure_rate=failure_rate)
+        return StripeGateway(str(settings.stripe_api_key), settings.stripe_api_base, CALLS_MAX, settings.stripe_installation)
+    rates: dict[str, Any] = {"latency_seconds": settings.simulated_latency_ms / 1000, "failure_rate": settings.simulated_failure_rate}
+    return SimulatedGateway(clock, decline_over=settings.simulated_decline_over, **rates)
 
 
 def _takes_directly(settings: Settings, module: str) -> bool:
@@ -254,6 +253,7 @@ class Parts:
     runtime: Runtime
     archivers: Mapping[str, Archiver]
     clock_watch: ClockWatch
+    loss_repair: LossRepair
     reader_watches: ReaderWatches
     gateways: Mapping[str, GatewayParts]
     """By the name of the module that uses it."""
@@ -307,7 +307,7 @@ def build_parts(settings: Settings, clock: Clock | None = None) -> Parts:
     archivers = build_archivers(storage.stores, dead_letters.archive.sweeps(), settings.orders_kept, clock, metrics)
     return Parts(
         settings, clock, metrics, modules, contracts, storage, dead_letters, bus, runtime, archivers,
-        build_clock_watch(storage.stores, clock, metrics, settings.clock_jump_s),
+        build_clock_watch(storage.stores, clock, metrics, settings.clock_jump_s), LossRepair(storage.stores, bus.bus, bus.losses, clock),
         ReaderWatches({name: store.database for name, store in storage.stores.items()}, clock, metrics), gateways,
         ModuleApi(all_modules(), settings.modules, settings.module_urls, settings.module_key), AttentionWatch(metrics.families),
     )  # fmt: skip

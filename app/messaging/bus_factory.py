@@ -10,6 +10,7 @@ from typing import Any
 
 from attrs import frozen
 
+from app.messaging.loss_repair import Losses, NoLosses
 from bus.consumers import ConsumerDirectory
 from bus.contracts.registry import ContractRegistry
 from bus.memory.bus import MemoryBus
@@ -32,6 +33,8 @@ class BusRuntime:
     """Returns what makes no progress although the bus is connected, one line each."""
     kept_versions: Callable[[], str]
     """Returns why retired versions are still published; empty if none is."""
+    losses: Losses
+    """The streams that have lost what this process has published to them."""
     dead_letters: DeadLetters
     """The store of dead letters, which also publishes them where the bus has a stream for them."""
 
@@ -47,7 +50,7 @@ def build_bus(
     if settings.bus == "memory":
         memory = MemoryBus(clock, dead_letters)
         # Only the modules of this process consume from it: `build_registry` refuses to retire what one of them needs.
-        return BusRuntime(memory, _nothing, lambda: 0.0, MemoryConsumerDirectory(memory), tuple, str, dead_letters)
+        return BusRuntime(memory, _nothing, lambda: 0.0, MemoryConsumerDirectory(memory), tuple, str, NoLosses(), dead_letters)
     return _nats(settings, modules, contracts, clock, dead_letters)
 
 
@@ -109,8 +112,9 @@ def _nats(
             await cancel_tasks(tasks)
 
     return BusRuntime(
-        bus, connect_and_scan, lambda: float(bus.reconnects), listeners, lambda: bus.stalls, lambda: retirement.problem, published
-    )
+        bus, connect_and_scan, lambda: float(bus.reconnects), listeners, lambda: bus.stalls, lambda: retirement.problem,
+        bus.stored_marks, published,
+    )  # fmt: skip
 
 
 async def _nothing() -> None:

@@ -12,6 +12,7 @@ __all__ = ["JetStreamBus", "Servers"]
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 
@@ -22,7 +23,8 @@ from bus.dead_letter_queue import DeadLetterQueue
 from bus.errors import BusClosed, PublishRetryable
 from bus.jetstream.admin.losses import LossDetector
 from bus.jetstream.admin.stalls import STALLED_SECONDS, StallDetector
-from bus.jetstream.admin.topology import ConsumerPlan, consumer_plans
+from bus.jetstream.admin.stored_marks import StoredMarks
+from bus.jetstream.admin.topology import ADVISORIES, DEAD_LETTERS, ConsumerPlan, consumer_plans
 from bus.jetstream.admin.verifier import TopologyVerifier
 from bus.jetstream.connection import CONNECT_SECONDS_MAX, Connection
 from bus.jetstream.consumer_group import ConsumerGroup
@@ -80,6 +82,7 @@ class JetStreamBus:
         durables: Sequence[ConsumerPlan] = (),
         verify_seconds: float = VERIFY_SECONDS,
         stalled_seconds: float = STALLED_SECONDS,
+        rng: random.Random | None = None,
     ) -> None:
         """
         Prepare the bus; `connect` connects it.
@@ -103,6 +106,7 @@ class JetStreamBus:
             connect_seconds_max=connect_seconds_max,
             on_connected=self._on_connected,
             on_disconnected=self._on_disconnected,
+            rng=rng,
         )
         self.send: Callable[..., None] = self._connection.send
         self.is_connected = False
@@ -114,6 +118,9 @@ class JetStreamBus:
             on_recovered=lambda stream: self._verifier.note_stream_exists(stream),
         )
         self.publish = self._publisher.publish
+        own = [stream for stream in self._streams if stream not in (ADVISORIES, DEAD_LETTERS)]
+        self.stored_marks = StoredMarks(self.js, clock, own, self._publisher.newest)
+        """Which streams of *streams* have lost messages of this process."""
         self._verifier = TopologyVerifier(
             self.js,
             lambda: self._connection.denied,
@@ -293,6 +300,7 @@ class JetStreamBus:
     async def _verify_regularly(self) -> None:
         """Check regularly whether the server is as planned: an operator may change it at any time."""
         while True:
+            await self.stored_marks.check()
             await self.clock.sleep(self._verify_seconds)
             plans = [consumer.plan for consumer in self._consumers() if consumer.is_bound]
             await self._verifier.verify_again(self._streams, [*plans, *self._durables], lambda: self._connection.is_up)
@@ -324,6 +332,7 @@ class JetStreamBus:
 
     def _tick(self, now: float) -> None:
         self._publisher.expire(now)
+        self.stored_marks.add()
         self._dead_letters.tick(now)
         for consumer in self._consumers():
             consumer.tick(now)

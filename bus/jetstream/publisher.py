@@ -107,6 +107,8 @@ class Publisher:
         self._looking: set[asyncio.Task[None]] = set()
         self.pending: dict[str, PendingPublish] = {}
         """The messages in flight by token, the oldest first."""
+        self.newest: dict[str, tuple[str, bytes]] = {}
+        """By subject: the id of the message that was stored last, and the answer of its stream."""
 
     async def bind(self, client: NatsClient) -> None:
         """Subscribe to the answers on *client*, unless that is done: a client keeps its subscriptions when it reconnects."""
@@ -179,6 +181,7 @@ class Publisher:
             if b'"duplicate"' in data:
                 self._look_at_duplicate(pending, data)
             else:
+                self.newest[pending.subject] = pending.message.id, data
                 pending.complete()
             if self._failing_streams and (stream := stream_name(pending.subject)) in self._failing_streams:
                 self._failing_streams.discard(stream)

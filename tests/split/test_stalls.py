@@ -104,7 +104,7 @@ async def test_a_change_of_a_stream_is_reported_while_the_system_runs(reported: 
 async def test_events_that_a_purge_has_removed_are_reported_and_published_again(
     build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:
-    """A paused consumer has not received them. The stream is as planned after the purge; readiness of its publisher reports it."""
+    """A paused consumer has not received them. The publisher reports the purge, and publishes again what was sent."""
     system = build(WORK_STALLED_S="3").start()
     client = connect(system)
     await client.stock("SKU-1", 100)
@@ -121,8 +121,6 @@ async def test_events_that_a_purge_has_removed_are_reported_and_published_again(
         await connection.close()
     done = run(orders.folder, "topology", "--apply", **{**orders.settings, "MODULES": "orders,inventory,payments"})
     assert (done.returncode, done.stdout.strip()[:40]) == (0, "consumer inventory on ORDERS: changed, p")
-    assert {(await client.get(f"/v1/orders/{order}"))["status"] for order in placed} == {"processing"}
-    assert run(orders.folder, "republish", "--since", "1h", **orders.settings).returncode == 0
     for order in placed:
         assert (await client.wait_until_final(order))["status"] == "confirmed"
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from attrs import define, field
 
-from tests.clock import VirtualClock
+from bus.port import Clock
 from tests.simulation.broker.stream import Stored, Stream
 from tests.simulation.broker.wire import NatsMessage, header_block
 
@@ -25,7 +25,7 @@ _REQUESTS_MAX = 512
 class ConsumerHost(Protocol):
     """What a consumer needs from its server."""
 
-    clock: VirtualClock
+    clock: Clock
     rng: random.Random
 
     def now_ns(self) -> int:
@@ -87,6 +87,11 @@ class Consumer:
     def subjects(self) -> list[str]:
         single = self.config.get("filter_subject")
         return self.config.get("filter_subjects") or ([single] if single else [])
+
+    @property
+    def unsettled(self) -> int:
+        """How many messages wait for their delivery, or for an acknowledgement."""
+        return len(self.pending) + self.stream.count_after(self.position, self.subjects)
 
     def change(self, config: dict[str, Any]) -> None:
         """Behave as *config* says from now on."""

@@ -17,7 +17,7 @@ import json
 import random
 from typing import Any, Protocol
 
-from tests.clock import VirtualClock
+from bus.port import Clock
 from tests.simulation.broker.consumer import Consumer
 from tests.simulation.broker.stream import Refused, Stream
 from tests.simulation.broker.wire import NatsMessage, headers_of
@@ -29,7 +29,7 @@ _ACK = "$JS.ACK."
 class JetStreamHost(Protocol):
     """The server."""
 
-    clock: VirtualClock
+    clock: Clock
     rng: random.Random
 
     def now_ns(self) -> int:
@@ -55,6 +55,8 @@ class JetStream:
         self.consumers: dict[tuple[str, str], Consumer] = {}
         self.loss_rate = 0.0
         """The share of requests, and of answers, that are lost between two servers."""
+        self.lost_at = float("-inf")
+        """When messages were lost that had been acknowledged, by the monotonic clock."""
         self._has_leader = True
         self._held: list[NatsMessage] = []
         """What has reached a stream without a leader, and is stored once there is one."""
@@ -71,6 +73,8 @@ class JetStream:
             asyncio.get_running_loop().call_later(for_seconds, self._elect, tail, acks)
 
     def _elect(self, tail: int, acks: int) -> None:
+        if tail:
+            self.lost_at = self._host.clock.monotonic()
         for stream in self.streams.values():
             stream.lose_tail(tail)
         self._has_leader = True

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from attrs import define, field
 
-from tests.clock import VirtualClock
+from bus.port import Clock
 
 DELAY_SECONDS = 0.0005
 
@@ -44,7 +44,7 @@ class ServerSide(Protocol):
 class Pipe:
     """One direction of a connection."""
 
-    clock: VirtualClock
+    clock: Clock
     delay: Callable[[], float]
     deliver: Callable[[bytes], None]
     ended: Callable[[], None]
@@ -113,14 +113,14 @@ class Connection(asyncio.Transport):
         self.down.send(data)
 
     def _arrived(self, data: bytes) -> None:
-        if not self._is_closing:
+        if not self._is_closing and self._link.before_read():
             self._protocol.data_received(data)  # type: ignore[attr-defined]
 
     # The client's end
 
     def write(self, data: Any) -> None:
-        if not self._is_closing:
-            self.up.send(bytes(data))
+        if not self._is_closing and (sent := self._link.before_write(bytes(data))):
+            self.up.send(sent)
 
     def close(self) -> None:
         """Close the client's end; the server receives what was written before that."""
@@ -170,7 +170,7 @@ class Connection(asyncio.Transport):
 class Link:
     """The way between one host and the server."""
 
-    clock: VirtualClock
+    clock: Clock
     rng: random.Random
     host: str
     delay_seconds: float = DELAY_SECONDS
@@ -178,6 +178,10 @@ class Link:
     is_cut: bool = False
     is_silent_up: bool = False
     is_silent_down: bool = False
+    before_write: Callable[[bytes], bytes] = lambda data: data
+    """Called with what the host is about to send; returns what it sends."""
+    before_read: Callable[[], bool] = lambda: True
+    """Called when data arrives; returns False for a host that does not read it."""
     connections: dict[Connection, None] = field(factory=dict)
 
     def delay(self) -> float:
@@ -200,6 +204,10 @@ class Link:
         for connection in self.connections:
             connection.up.is_silent, connection.down.is_silent = up, down
 
+    def slow_down(self) -> None:
+        """Take a second or so for each message from now on."""
+        self.delay_seconds, self.jitter_seconds = 0.2, 1.0
+
     def heal(self) -> None:
         """Deliver what was held back, and accept connections again."""
         self.is_cut = self.is_silent_up = self.is_silent_down = False
@@ -211,7 +219,7 @@ class Link:
 class Network:
     """The links of all hosts to one server. *rng* decides the delays."""
 
-    def __init__(self, clock: VirtualClock, rng: random.Random, server: ServerSide) -> None:
+    def __init__(self, clock: Clock, rng: random.Random, server: ServerSide) -> None:
         self._clock, self._rng, self._server = clock, rng, server
         self.links: dict[str, Link] = {}
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from attrs import define, field
 
-from tests.clock import VirtualClock
+from bus.port import Clock
 from tests.simulation.broker.jetstream import JetStream
 from tests.simulation.broker.network import Connection
 from tests.simulation.broker.wire import CommandReader, NatsMessage, header_block, is_match
@@ -37,7 +37,7 @@ class _Client:
 class Server:
     """One server. *rng* decides what a real one leaves open; its *jetstream* has the faults."""
 
-    def __init__(self, clock: VirtualClock, rng: random.Random, *, keeps_order: bool = False) -> None:
+    def __init__(self, clock: Clock, rng: random.Random, *, keeps_order: bool = False) -> None:
         self.clock = clock
         self.rng = rng
         self.is_up = True

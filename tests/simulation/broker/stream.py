@@ -110,7 +110,7 @@ class Stream:
             return None
         for number in range(max(sequence + 1, self.first_sequence), self.last_sequence + 1):
             found = self.messages.get(number)
-            if found is not None and (not subjects or any(is_match(each, found.subject) for each in subjects)):
+            if found is not None and (not subjects or found.subject in subjects or any(is_match(each, found.subject) for each in subjects)):
                 return found
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 
@@ -219,3 +220,25 @@ async def test_a_lost_message_costs_one_time_out(harness: SimulatedHarness) -> N
     assert failures > 3
     assert [each.body for each in orders(harness).messages.values()] == [str(n).encode() for n in range(20)]
     assert harness.bus.reconnects == 0
+
+
+@pytest.mark.parametrize("refill", [0, 5], ids=["shorter", "as long as before"])
+async def test_a_publisher_notices_that_its_stream_has_lost_the_last_messages(harness: SimulatedHarness, refill: int) -> None:
+    """Although the stream is as planned, and may be as long as before; it knows since when, and an intact stream is left alone."""
+    bus = await harness.another("publisher", streams=["ORDERS"])
+    times = []
+    for _ in range(5):
+        times.append(harness.clock.now())
+        await harness.run(bus.publish(message()))
+        await harness.pass_time(20)
+    assert bus.stored_marks.lost_since == {}
+    harness.server.jetstream.lose_leader(1, tail=2)
+    await harness.pass_time(1.5)
+    for _ in range(refill):
+        await harness.run(bus.publish(message()))
+    await harness.pass_time(15)
+    since = bus.stored_marks.lost_since["ORDERS"]
+    assert times[0] < since <= times[3] + timedelta(seconds=1)
+    bus.stored_marks.forget("ORDERS", since)
+    await harness.pass_time(15)
+    assert bus.stored_marks.lost_since == {}

@@ -7,7 +7,7 @@ code that knows nothing of either runs unchanged: the NATS client with its time-
 
 from __future__ import annotations
 
-__all__ = ["Connector", "virtual_loop"]
+__all__ = ["Connector", "client_time", "virtual_loop"]
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from unittest.mock import patch
 
 import nats.aio.client
+import nats.js.client
 
 from tests.clock import VirtualClock
 
@@ -68,12 +69,19 @@ def virtual_loop(clock: VirtualClock, network: Connector) -> Iterator[None]:
         protocol = factory()
         return await network.connect(host, protocol), protocol
 
-    time = SimpleNamespace(monotonic=clock.monotonic)
     with (
         patch.object(loop, "time", clock.monotonic),
         patch.object(loop, "call_at", call_at),
         patch.object(loop, "call_later", call_later),
         patch.object(loop, "create_connection", create_connection),
-        patch.object(nats.aio.client, "time", time),  # it spaces its attempts to reconnect
+        client_time(clock.monotonic),
     ):
+        yield
+
+
+@contextmanager
+def client_time(monotonic: Callable[[], float]) -> Iterator[None]:
+    """Give the NATS client *monotonic*, by which it spaces its attempts to reconnect and counts what is left of a time-out."""
+    time = SimpleNamespace(monotonic=monotonic)
+    with patch.object(nats.aio.client, "time", time), patch.object(nats.js.client, "time", time):
         yield

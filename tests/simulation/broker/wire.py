@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CommandReader", "NatsMessage", "header_block", "headers_of", "is_match"]
+__all__ = ["CommandReader", "NatsMessage", "command_ends", "command_name", "header_block", "headers_of", "is_match"]
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -60,7 +60,7 @@ def is_match(pattern: str, subject: str) -> bool:
     """Return whether *pattern*, which may have wildcards, is for *subject*."""
     if pattern == subject:
         return True
-    if "*" not in pattern and not pattern.endswith(">"):
+    if pattern[-1] != ">" and "*" not in pattern:
         return False
     wanted, found = pattern.split("."), subject.split(".")
     for at, token in enumerate(wanted):
@@ -81,3 +81,25 @@ def headers_of(head: bytes) -> dict[str, str]:
     """Return the headers in the block *head*."""
     lines = (line.partition(b":") for line in head.split(_LINE_END)[1:])
     return {name.decode("utf-8", "replace"): value.strip().decode("utf-8", "replace") for name, colon, value in lines if colon}
+
+
+def command_ends(data: bytes) -> Iterator[int]:
+    """Yield where each command of a client in *data* ends; the last one may be incomplete."""
+    at = 0
+    while at < len(data):
+        line_end = data.find(_LINE_END, at)
+        words = data[at:line_end].split()
+        is_message = bool(words) and words[0] in (b"PUB", b"HPUB")
+        at = len(data) if line_end < 0 else min(len(data), line_end + 2 + (int(words[-1]) + 2 if is_message else 0))
+        yield at
+
+
+def command_name(command: bytes) -> str:
+    """Return what a client does with *command*."""
+    if not command.startswith((b"PUB ", b"HPUB ")):
+        return command[:5].split()[0].decode().lower()
+    subject = command.split(b" ", 2)[1]
+    if subject.startswith(b"$JS.ACK."):
+        body = command.partition(_LINE_END)[2]
+        return {b"+": "ack", b"-": "nak"}.get(body[:1], "ack") if not body.startswith(b"+WPI") else "extension"
+    return "request" if subject.startswith(b"$") else "publish"
