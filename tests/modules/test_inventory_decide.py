@@ -23,12 +23,13 @@ from modules.inventory.events import (
 from modules.inventory.state import Product, Reservation, ReservationStatus
 from modules.module import Decision, Unexpected
 from modules.orders.events import OrderCancelled, OrderConfirmed, OrderCreated
-from modules.values import Line, Money, PriceFault
+from modules.values import Address, Line, Money, PriceFault
 from tests.modules.saga import NOW
 
 ITEMS = (Line("A", 2), Line("B", 1))
+ADDRESS = Address("1 Main St", "Berlin", "10115", "DE")
 CREATED = OrderCreated(
-    order_id="o", customer_id="c", items=ITEMS, version="v2", shipping_address=None, payment_method="pm", payment_customer="cus"
+    order_id="o", customer_id="c", items=ITEMS, version="v2", shipping_address=ADDRESS, payment_method="pm", payment_customer="cus"
 )
 CONFIRMED = OrderConfirmed(order_id="o", customer_id="c", items=ITEMS, total=Money(700, "EUR"))
 CANCELLED = OrderCancelled(order_id="o", customer_id="c", items=ITEMS, reason="requested")
@@ -62,6 +63,7 @@ def test_all_lines_are_reserved_at_their_prices() -> None:
             total=Money(700, "EUR"),
             payment_method="pm",
             payment_customer="cus",
+            shipping_address=ADDRESS,
         ),
     )
 

@@ -207,3 +207,18 @@ def test_a_precondition_holds_as_the_standard_says(
     """RFC 9110, section 13.1: If-Match compares strongly, If-None-Match weakly."""
     precondition = Precondition(if_match, if_none_match)
     assert {tag for tag in ('"a"', '"b"', None) if precondition.holds(tag)} == holds_for
+
+
+@pytest.mark.parametrize(
+    ("event", "changes"),
+    [
+        (ProductPatched(product_id="A", unit_price=None, name="new"), {"name": "new"}),
+        (ProductPatched(product_id="A", unit_price=Money(120, "USD"), name=None), {"unit_price_amount": 120, "currency": "USD"}),
+        (StockAdjusted(product_id="A", quantity=ON_HAND_MAX - 10), {"on_hand": ON_HAND_MAX}),
+        (StockAdjusted(product_id="A", quantity=-7), {"on_hand": 3}),
+    ],
+)
+def test_a_change_leaves_the_rest_of_the_product_as_it_is(event: Any, changes: dict[str, Any]) -> None:
+    """Up to the maximum, and down to what is reserved."""
+    product = Product(product_id="A", name="old", on_hand=10, reserved=3, unit_price_amount=100, currency="EUR")
+    assert decide([product], event, NOW).states == (evolve(product, **changes),)
