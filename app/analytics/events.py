@@ -7,7 +7,7 @@ in Python, through the upcasts of the contract registry.
 
 from __future__ import annotations
 
-__all__ = ["SCHEMA", "EventConverter", "Unreadable", "arrow_table"]
+__all__ = ["SCHEMA", "EventConverter", "Unreadable", "archived_events", "arrow_table"]
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from app.analytics.event_tables import EventTable
 from bus.contracts.registry import ContractRegistry
@@ -47,18 +48,21 @@ class Unreadable(Exception):
     """No version of an event reads it; the message has the reason."""
 
 
-def arrow_table(events: Iterable[HistoryEvent]) -> pa.Table:
+def arrow_table(events: Sequence[HistoryEvent]) -> pa.Table:
     """Return *events* as a table with the columns of `SCHEMA`."""
-    dumps = orjson.dumps
-    rows = [
-        (
-            event.event_id, event.cause_id, event.correlation_id, event.key, event.module, event.subject, event.seq, event.at,
-            dumps(event.data).decode(),
-        )
-        for event in events
-    ]  # fmt: skip
-    columns = zip(*rows, strict=True) if rows else [()] * len(SCHEMA)
-    return pa.table(dict(zip(SCHEMA.names, map(list, columns), strict=True)), SCHEMA)
+    if not events:
+        return SCHEMA.empty_table()
+    seqs, modules, ids, causes, correlations, subjects, keys, moments, data = zip(*events, strict=True)
+    columns = (ids, causes, correlations, keys, modules, subjects, seqs, moments, list(map(orjson.dumps, data)))
+    return pa.table([pa.array(column, type) for column, type in zip(columns, SCHEMA.types, strict=True)], SCHEMA)
+
+
+def archived_events(found: pa.Table) -> pa.Table:
+    """Return the events that a history archive has *found* as a table with the columns of `SCHEMA`."""
+    moments = found["at"].cast(pa.timestamp("us")).cast(pa.string())
+    texts = pc.binary_join_element_wise(pc.utf8_replace_slice(moments, 10, 11, "T"), "+00:00", "")
+    renamed = found.set_column(found.schema.get_field_index("at"), "occurred_at", texts)
+    return renamed.append_column("entity_key", found["key"]).select(SCHEMA.names).cast(SCHEMA)
 
 
 class EventConverter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,29 @@ AnalyticsFile.take = limited
 main()
 """
 """The program; from the first batch on, no file can become larger than 1,000 bytes."""
+
+KILLED = """
+import itertools, os, signal
+from app.analytics.analytics_file import AnalyticsFile
+from app.analytics.sources import history
+from app.cli.main import main
+
+def killed(method, calls):
+    numbers = itertools.count(1)
+
+    def called(*arguments, **options):
+        result = method(*arguments, **options)
+        if next(numbers) == calls:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    return called
+
+history.EVENTS_MAX = 4
+AnalyticsFile.{method} = killed(AnalyticsFile.{method}, {calls})
+main()
+"""
+"""The program with small batches; it is killed right after some call of a method: `take` commits, `_insert` stores the rows of one table."""
 
 WITHOUT_EXTRA = """
 import sys
@@ -85,6 +109,22 @@ def test_what_was_purged_comes_from_the_archive(database: Path, tmp_path: Path) 
         done = run(tmp_path, "analytics", "run", "--once", "--file", file, **settings, **more)
         assert done.returncode == 0, done.stderr
         assert orders(tmp_path / file) == expected
+
+
+def test_a_kill_within_the_archive_loses_nothing(database: Path, tmp_path: Path) -> None:
+    """A new run goes on after the last batch that was committed: in the end every event is there once."""
+    settings = {"DATABASE_URL": f"sqlite:///{tmp_path}/fulfilment.db", "HISTORY_ARCHIVE": "archive", "ANALYTICS_FILE": "analytics.duckdb"}
+    (tmp_path / "fulfilment.db").write_bytes(database.read_bytes())
+    (tmp_path / "archive").mkdir()
+    assert run(tmp_path, "history", "archive", "--into", "archive", "--purge", **settings).returncode == 0
+    for method, calls in (("_insert", 6), ("take", 1)):
+        done = called(KILLED.format(method=method, calls=calls), tmp_path, "analytics", "run", "--once", **settings)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    assert run(tmp_path, "analytics", "run", "--once", **settings).returncode == 0
+    with duckdb.connect(str(tmp_path / "analytics.duckdb"), read_only=True) as connection:
+        tables = ("orders_created", "inventory_reserved", "payments_charge_requested", "payments_captured", "orders_confirmed")
+        ids = [id for table in tables for (id,) in connection.execute(f"SELECT event_id FROM {table}").fetchall()]
+    assert len(ids) == len({*ids}) == 10
 
 
 def test_a_full_disk_ends_the_command_and_loses_nothing(database: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from attrs import frozen
 from loguru import logger
 
 from app.analytics.errors import SourceUnavailable
+from app.analytics.sources.ahead import ReadAhead
 from app.analytics.sources.history import HistorySource
 from app.analytics.sources.jetstream import JetStreamSource
 from app.analytics.sources.source import Source
@@ -58,7 +59,9 @@ async def open_sources(settings: Settings, contracts: ContractRegistry, file_id:
             storage = build_storage(settings, [module for module in all_modules() if module.name in stored])
             stack.push_async_callback(storage.close)
             storage.check_tables()
-            found += _histories(storage)
+            for history in _histories(storage):
+                found.append(ahead := ReadAhead(history))
+                stack.push_async_callback(ahead.close)
         if over_bus:
             try:
                 js = await stack.enter_async_context(jetstream(settings))

@@ -1,21 +1,27 @@
-"""The histories of the modules of one database, read in their order."""
+"""
+The histories of the modules of one database, read in their order: what is archived from the files, the rest from the tables.
+
+The files have the events by column, so an archived event costs no Python object.
+"""
 
 from __future__ import annotations
 
 __all__ = ["EVENTS_MAX", "HistorySource"]
 
 from collections.abc import Mapping
+from contextlib import aclosing
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from loguru import logger
 
 from app.analytics.analytics_file import Position
-from app.analytics.events import arrow_table
+from app.analytics.events import archived_events, arrow_table
 from app.analytics.sources.source import Batch
-from app.storage.archive.history_content import HistoryEvent
 from app.storage.archive.history_reader import HistoryReader
 
-EVENTS_MAX = 100_000
-"""Events of one batch: some 100 MB while they are converted."""
+EVENTS_MAX = 250_000
+"""Events of one batch, about: some 100 MB."""
 
 
 class HistorySource:
@@ -37,16 +43,30 @@ class HistorySource:
             position = None
         self._is_checked = True
         after = 0 if position is None else position.position
-        events: list[HistoryEvent] = []
-        next_after: int | None = after
-        while next_after is not None and len(events) < EVENTS_MAX:
-            page = await self._reader.page(after=next_after, limit=EVENTS_MAX - len(events))
-            events += page.events
-            next_after = page.next_after
-        if not events:
+        archived = await self._reader.archived(after=after, count=EVENTS_MAX)
+        events, is_last = (archived_events(archived), False) if archived is not None else await self._stored(after)
+        if not events.num_rows:
             return None
-        last = events[-1]
-        return Batch(arrow_table(events), Position(self.name, last.seq, last.event_id), next_after is None)
+        last = pc.max(events["seq"]).as_py()
+        (id, *_) = events.filter(pc.equal(events["seq"], last))["event_id"].to_pylist()
+        return Batch(events, Position(self.name, last, id), is_last)
+
+    async def _stored(self, after: int) -> tuple[pa.Table, bool]:
+        """Return events in the tables that follow *after*, and whether these are all."""
+        tables = [arrow_table([])]
+        count = 0
+        async with aclosing(self._reader.events(after=after)) as parts:
+            try:
+                async for events in parts:
+                    tables.append(arrow_table(events))
+                    count += len(events)
+                    if count >= EVENTS_MAX:
+                        return pa.concat_tables(tables), False
+            except ValueError:
+                if not count:
+                    raise
+                return pa.concat_tables(tables), False  # what follows is damaged: the next read raises it again
+        return pa.concat_tables(tables), True
 
     async def _has(self, position: Position) -> bool:
         """Return whether the history can be the one that was read up to *position*."""

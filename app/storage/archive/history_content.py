@@ -44,7 +44,7 @@ __all__ = [
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from attrs import frozen
@@ -76,9 +76,8 @@ class HistoryIncomplete(ValueError):
     """A row refers to an event that no history in its database has."""
 
 
-@frozen
-class HistoryEvent:
-    """A published event."""
+class HistoryEvent(NamedTuple):
+    """A published event. A tuple, because a replay creates millions, and an attrs object takes several times as long."""
 
     seq: int
     """It grows with every event of a process; unique among the modules of one database."""
@@ -187,7 +186,8 @@ class TransactionHistory:
             event[0]: (row, entry, event) for row, entry in self._decisions() for event in _events(entry) if event[0] is not None
         }
         """The published events by position, each with the entry of its cause."""
-        self._causes: dict[int, tuple[str, str]] = {}
+        self._ids: dict[int, tuple[str, str, str]] = {}
+        """By position: the event's id, that of its cause, and its correlation id."""
 
     def events(self) -> list[HistoryEvent]:
         """
@@ -252,10 +252,9 @@ class TransactionHistory:
         return ((row, entry) for row in self._rows for entry in row.entries if entry[0] != _TIMER)
 
     def _event(self, position: int) -> HistoryEvent:
-        row, entry, (_, ordinal, subject, data, *_) = self._emitted[position]
+        row, entry, (_, _, subject, data, *_) = self._emitted[position]
         is_express, _, _ = entry[ENTRY_LENGTHS[entry[0]] :]
-        cause, correlation = self._cause(row, entry)
-        id = derived_id(cause, f"{row.module}.{ordinal}")
+        id, cause, correlation = self._ids_of(position)
         subject += EXPRESS if is_express else ""
         return HistoryEvent(
             seq_of(row.number, position), row.module, id, cause, correlation, subject, _key(entry) or "", row.at, data
@@ -265,12 +264,16 @@ class TransactionHistory:
         """Return the id and the correlation id of what *entry* has decided about."""
         if entry[0] != _LOCAL:
             return entry[2], entry[3]
-        position = entry[1]
-        if position not in self._causes:
-            producer, cause, event = self._source(row, position)
-            id, correlation = self._cause(producer, cause)
-            self._causes[position] = derived_id(id, f"{producer.module}.{event[1]}"), correlation
-        return self._causes[position]
+        self._source(row, entry[1])
+        id, _, correlation = self._ids_of(entry[1])
+        return id, correlation
+
+    def _ids_of(self, position: int) -> tuple[str, str, str]:
+        if position not in self._ids:
+            row, entry, event = self._emitted[position]
+            cause, correlation = self._cause(row, entry)
+            self._ids[position] = derived_id(cause, f"{row.module}.{event[1]}"), cause, correlation
+        return self._ids[position]
 
     def _source(self, row: Row, position: int) -> tuple[Row, Entry, Entry]:
         if position not in self._emitted:

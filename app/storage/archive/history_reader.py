@@ -11,9 +11,10 @@ from __future__ import annotations
 
 __all__ = ["HistoryPage", "HistoryReader", "SeveralDatabases"]
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 from attrs import frozen
 from sqlalchemy import Connection
@@ -128,7 +129,7 @@ class HistoryReader:
 
     async def events(
         self, *, after: int = 0, module: str | None = None, subject: str | None = None
-    ) -> AsyncIterator[Sequence[HistoryEvent]]:
+    ) -> AsyncGenerator[Sequence[HistoryEvent], None]:
         """
         Yield the events that follow the event with the sequence number *after*, in their order, many at once.
 
@@ -148,6 +149,24 @@ class HistoryReader:
                 yield found
                 raise
             yield found
+
+    async def archived(self, *, after: int, count: int) -> Any:
+        """
+        Return about *count* events that follow the event with the sequence number *after*, out of the archive.
+
+        They are a `pyarrow.Table`, see `Archive.events`: all events up to the greatest `seq` in it, in no order. None if the archive
+        does not have the next ones, or cannot have all of them: `events` returns these.
+
+        Raises:
+            SeveralDatabases, StorageUnavailable: As for `page`.
+            ArchiveUnusable: A file of the archive cannot be used, or the archive does not belong to the database.
+        """
+        if self._archive is None:
+            return None
+        source = await self.source(*self.modules)
+        archives = await self._archive.call(self._archive.archives)
+        await source.check(archives)
+        return await self._archive.call(partial(self._archive.events, archives, self.modules, after, count))
 
     def groups(self) -> list[list[str]]:
         """Return the modules of each database: what can be read in one order."""

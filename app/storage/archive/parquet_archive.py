@@ -29,7 +29,16 @@ from typing import Any, TypeVar
 
 from attrs import frozen
 
-from app.storage.archive.parquet_files import StoredRow, open_part, part_groups, read_group, verify_part
+from app.storage.archive.history_content import POSITIONS, seq_of
+from app.storage.archive.parquet_files import (
+    StoredRow,
+    joined,
+    open_part,
+    part_groups,
+    read_events,
+    read_group,
+    verify_part,
+)
 from app.storage.archive.parquet_manifest import MANIFESTS, ArchiveUnusable, Manifest, Part, in_sequence, read_manifest
 
 T = TypeVar("T")
@@ -83,6 +92,19 @@ class Archives:
     def of(self, module: str) -> ArchivedHistory:
         """Return what there is of *module*."""
         return self.modules.get(module, ArchivedHistory())
+
+
+@frozen
+class _EventGroup:
+    """A row group of a file with events: the least and the greatest `seq` in it, their number, and where it is."""
+
+    first: int
+    last: int
+    count: int
+    module: str
+    part: Part
+    file: Any
+    number: int
 
 
 class Archive:
@@ -142,6 +164,40 @@ class Archive:
         chosen = set(wanted)
         groups = self._groups_between(history, wanted[0], wanted[-1])
         return [row for group in groups for row in group if row[0] in chosen]
+
+    def events(self, archives: Archives, modules: Collection[str], after: int, count: int) -> Any:
+        """
+        Return about *count* events of *modules* that follow the event with the sequence number *after*, as a `pyarrow.Table`.
+
+        It has the columns of the files in ``events``, and ``module``. All events up to the greatest `seq` in it are there, in no
+        order. None if there are none, or if those that follow have no file: the day is not archived for all modules yet, or it
+        has an incomplete transaction.
+
+        Raises:
+            ArchiveUnusable: A file cannot be used.
+        """
+        until = seq_of(min(_events_through(archives.of(name), after) for name in modules), POSITIONS - 1)
+        groups: list[_EventGroup] = []
+        parts = [(part, name) for name in modules for each in archives.of(name).manifests for part in each.events]
+        for part, name in sorted(parts, key=lambda found: found[0].first):
+            if part.last <= after:
+                continue
+            if part.first > until or sum(group.count for group in groups if group.last < part.first) >= count:
+                break
+            file, limits = self._opened(part)
+            for number, (first, last) in enumerate(limits):
+                if last > after:
+                    groups.append(_EventGroup(first, last, file.metadata.row_group(number).num_rows, name, part, file, number))
+        total = 0
+        for group in sorted(groups, key=lambda group: group.last):
+            if total < count:
+                total += group.count
+                last = group.last
+        if total >= count:
+            until = min(until, last)
+        chosen = [group for group in groups if group.first <= until]
+        tables = [read_events(self.folder, each.part, each.file, each.number, each.module, after, until) for each in chosen]
+        return joined(tables)
 
     def verify(self, manifest: Manifest) -> None:
         """
@@ -228,6 +284,14 @@ class Archive:
     def _group(self, part: Part, file: Any, group: int) -> list[StoredRow]:
         read = partial(read_group, self.folder, part, file, group)
         return _cached(self._groups, (part.sha256, group), GROUPS_MAX, read)
+
+
+def _events_through(history: ArchivedHistory, after: int) -> int:
+    """Return the number up to which the files have all events of *history* that follow *after*."""
+    for manifest in history.manifests:
+        if manifest.incomplete and seq_of(manifest.through, POSITIONS - 1) > after:
+            return manifest.after
+    return history.through
 
 
 K = TypeVar("K")

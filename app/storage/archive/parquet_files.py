@@ -13,8 +13,10 @@ __all__ = [
     "StoredRow",
     "arrow",
     "at_text",
+    "joined",
     "open_part",
     "part_groups",
+    "read_events",
     "read_group",
     "verify_part",
 ]
@@ -181,11 +183,20 @@ def open_part(folder: Path, part: Part) -> Any:
 
 
 def part_groups(folder: Path, part: Part, file: Any) -> list[tuple[int, int]]:
-    """Return the least and the greatest number of each row group of *file*, which is *part*."""
-    with _damage(folder / part.path):
+    """
+    Return the least and the greatest number of each row group of *file*, which is *part*.
+
+    Raises:
+        ArchiveUnusable: It has other rows than its manifest describes.
+    """
+    path = folder / part.path
+    with _damage(path):
         metadata = file.metadata
         statistics = [metadata.row_group(n).column(0).statistics for n in range(metadata.num_row_groups)]
-        return [(each.min, each.max) for each in statistics]
+        groups = [(each.min, each.max) for each in statistics]
+        if (metadata.num_rows, groups[0][0], groups[-1][1]) != (part.count, part.first, part.last):
+            raise ArchiveUnusable(f"{path}: has other rows than its manifest; restore both from a copy")
+        return groups
 
 
 def read_group(folder: Path, part: Part, file: Any, group: int) -> list[StoredRow]:
@@ -196,6 +207,22 @@ def read_group(folder: Path, part: Part, file: Any, group: int) -> list[StoredRo
         numbers, contents = table.column("number").to_pylist(), table.column("content").cast(pa.binary()).to_pylist()
         moments = table.column("at").cast(pa.int64()).to_pylist()
         return [(number, at_text(at), content) for number, at, content in zip(numbers, moments, contents, strict=True)]
+
+
+def read_events(folder: Path, part: Part, file: Any, group: int, module: str, after: int, until: int) -> Any:
+    """Return the events with a `seq` after *after*, up to *until*, in a row *group* of *file*, which is *part*; *module* is a column."""
+    pa, pc = arrow(), arrow("pyarrow.compute")
+    with _damage(folder / part.path):
+        table = file.read_row_group(group, use_threads=False)
+        seqs = table["seq"]
+        if not pc.all(is_wanted := pc.and_(pc.greater(seqs, after), pc.less_equal(seqs, until))).as_py():
+            table = table.filter(is_wanted)
+        return table.append_column("module", pa.repeat(module, table.num_rows))
+
+
+def joined(tables: Sequence[Any]) -> Any:
+    """Return the rows of *tables* in one; None if there are none."""
+    return arrow().concat_tables(tables) if any(table.num_rows for table in tables) else None
 
 
 def at_text(microseconds: int) -> str:
@@ -214,9 +241,7 @@ def verify_part(folder: Path, part: Part) -> None:
     with _damage(path):
         if _sha256(path) != part.sha256:
             raise ArchiveUnusable(f"{path}: its SHA-256 differs from that in its manifest; restore it from a copy")
-    groups = part_groups(folder, part, file := open_part(folder, part))
-    if (file.metadata.num_rows, groups[0][0], groups[-1][1]) != (part.count, part.first, part.last):
-        raise ArchiveUnusable(f"{path}: has other rows than its manifest; restore both from a copy")
+    part_groups(folder, part, open_part(folder, part))
 
 
 @contextmanager
