@@ -48,6 +48,8 @@ class WorkQueue(Generic[T]):
         self._has_items = asyncio.Event()
         self._has_space = asyncio.Event()
         self._in_progress = 0
+        self._submitted = 0
+        """How many items of the last batch were submitted, and did not come from the bus."""
 
     def __len__(self) -> int:
         return len(self._express.items) + len(self._bulk.items)
@@ -88,23 +90,30 @@ class WorkQueue(Generic[T]):
         """
         Wait for an item; return up to *count_max*, express first.
 
-        A large batch takes no more than half of the items that are queued or were in the last batch. While it is
-        committed, the clients of the last batch send their next requests; one batch with all items would make all
-        clients wait for the disk at the same time, and leave the queue empty meanwhile.
+        A large batch takes no more than half of the submitted items that are queued or were in the last batch. While it
+        is committed, the clients of the last batch send their next requests; one batch with all items would make all
+        clients wait for the disk at the same time, and leave the queue empty meanwhile. Items from the bus are all
+        taken: nothing waits for their outcome before it sends the next ones.
         """
-        last, self._in_progress = self._in_progress, 0
+        last, self._submitted, self._in_progress = self._submitted, 0, 0
         self._has_space.set()
         while not len(self):
             self._has_items.clear()
             await self._has_items.wait()
+        submitted = self._count_submitted()
         if last:
-            count_max = min(count_max, max(FULL_BATCH_BELOW, (len(self) + last + 1) // 2))
+            count_max = min(count_max, max(FULL_BATCH_BELOW, len(self) - submitted + (submitted + last + 1) // 2))
         bulk = len(self._bulk.items)
         batch = self._pop(self._express, count_max - min(bulk, count_max // BULK_SHARE))
         batch += self._pop(self._bulk, count_max - len(batch))
         self._in_progress = len(batch)
+        self._submitted = submitted - self._count_submitted()
         self._has_space.set()
         return batch
+
+    def _count_submitted(self) -> int:
+        """Return how many of the queued items did not come from the bus."""
+        return len(self) - self._express.prefetched - self._bulk.prefetched
 
     def _pop(self, lane: _Lane[T], count_max: int) -> list[T]:
         """Remove and return the first items of *lane*, up to *count_max*."""

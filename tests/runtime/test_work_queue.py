@@ -123,7 +123,7 @@ async def test_the_queue_is_empty_once_the_last_batch_is_finished() -> None:
 
 async def test_many_clients_are_split_into_two_alternating_batches() -> None:
     """While one half is committed, the other is queued; the halves stay even."""
-    queue: WorkQueue[int] = WorkQueue(100)
+    queue: WorkQueue[int] = WorkQueue(100, _is_from_bus)
     queue.put(0)
     came = await queue.get_batch(100)
     for n in range(1, 64):
@@ -139,13 +139,32 @@ async def test_many_clients_are_split_into_two_alternating_batches() -> None:
 
 async def test_small_and_first_batches_are_not_split() -> None:
     """Items that have no other half to alternate with do not wait for a second batch."""
-    queue: WorkQueue[int] = WorkQueue(100)
+    queue: WorkQueue[int] = WorkQueue(100, _is_from_bus)
     for n in range(90):
         queue.put(n)
     assert len(await queue.get_batch(100)) == 90
-    queue = WorkQueue(100)
+    queue = WorkQueue(100, _is_from_bus)
     queue.put(0)
     await queue.get_batch(100)
     for n in range(FULL_BATCH_BELOW):
         queue.put(n)
     assert len(await queue.get_batch(100)) == FULL_BATCH_BELOW
+
+
+async def test_items_from_the_bus_are_not_halved() -> None:
+    """Nothing waits for their outcome; submitted items beside them are halved as ever."""
+    queue: WorkQueue[int] = WorkQueue(100, lambda item: item < 0)
+    queue.put(1)
+    await queue.get_batch(100)
+    for n in range(40):
+        queue.put(-1)
+        queue.put(n)
+    assert len(await queue.get_batch(100)) == 40 + 21
+    assert len(await queue.get_batch(100)) == 19
+    for _ in range(60):
+        queue.put(-1)
+    assert len(await queue.get_batch(100)) == 60
+
+
+def _is_from_bus(item: int) -> bool:
+    return False
