@@ -100,20 +100,17 @@ class WorkQueue(Generic[T]):
         while not len(self):
             self._has_items.clear()
             await self._has_items.wait()
-        submitted = self._count_submitted()
+        prefetched = self._express.prefetched + self._bulk.prefetched
         if last:
-            count_max = min(count_max, max(FULL_BATCH_BELOW, len(self) - submitted + (submitted + last + 1) // 2))
+            submitted = len(self) - prefetched
+            count_max = min(count_max, max(FULL_BATCH_BELOW, prefetched + (submitted + last + 1) // 2))
         bulk = len(self._bulk.items)
         batch = self._pop(self._express, count_max - min(bulk, count_max // BULK_SHARE))
         batch += self._pop(self._bulk, count_max - len(batch))
         self._in_progress = len(batch)
-        self._submitted = submitted - self._count_submitted()
+        self._submitted = len(batch) - prefetched + self._express.prefetched + self._bulk.prefetched
         self._has_space.set()
         return batch
-
-    def _count_submitted(self) -> int:
-        """Return how many of the queued items did not come from the bus."""
-        return len(self) - self._express.prefetched - self._bulk.prefetched
 
     def _pop(self, lane: _Lane[T], count_max: int) -> list[T]:
         """Remove and return the first items of *lane*, up to *count_max*."""
