@@ -242,3 +242,13 @@ async def test_a_publisher_notices_that_its_stream_has_lost_the_last_messages(ha
     bus.stored_marks.forget("ORDERS", since)
     await harness.pass_time(15)
     assert bus.stored_marks.lost_since == {}
+
+
+async def test_a_process_that_has_published_nothing_notices_the_loss_too(harness: SimulatedHarness) -> None:
+    """It remembers the last message of the stream at its start: another process has published that, and has ended since."""
+    await harness.run(harness.bus.publish(message()))
+    bus = await harness.another("publisher", streams=["ORDERS"])
+    await harness.pass_time(15)
+    harness.server.jetstream.lose_leader(1, tail=1)
+    await harness.pass_time(15)
+    assert list(bus.stored_marks.lost_since) == ["ORDERS"]

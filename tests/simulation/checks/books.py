@@ -22,6 +22,8 @@ def unfinished(world: World) -> list[str]:
         found += [f"unsent: {subject} of {world.label(key)}" for subject, key in world.read(module, _UNSENT.format(module))]
         found += [f"dead letter: {each}" for each in world.read(module, _DEAD.format(module))]
     found += [f"payment of {world.label(id)} is {status}" for id, status in world.read("payments", _OPEN_PAYMENTS)]
+    if world.cluster is not None:
+        found += world.cluster.unfinished()
     if not world.bank.is_idle:
         found.append("the provider has something to do")
     return found

@@ -8,12 +8,15 @@ import asyncio
 import heapq
 import itertools
 import selectors
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import Context
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from attrs import define
+
+Connect = Callable[[str, asyncio.BaseProtocol], Awaitable[asyncio.Transport]]
+"""Connects a protocol from a host to the server."""
 
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 """The wall-clock time at second 0 of each run."""
@@ -64,6 +67,9 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     `asyncio.sleep`, `asyncio.timeout` and all that is built on them wait for the virtual time.
     """
 
+    connect: Connect | None = None
+    """What opens the connections of the loop, if there is a network."""
+
     def __init__(self) -> None:
         self._now = 0.0
         self._turns = 0
@@ -107,6 +113,14 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self, delay: float, callback: Any, *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         return self.call_at(self._now + delay, callback, *args, context=context)
+
+    async def create_connection(  # type: ignore[override]
+        self, factory: Any, host: Any = None, port: Any = None, **options: Any
+    ) -> Any:
+        if self.connect is None:
+            raise OSError("there is no network")
+        protocol = factory()
+        return await self.connect(host, protocol), protocol
 
     def call_soon_threadsafe(  # type: ignore[override]
         self, callback: Any, *args: Any, context: Context | None = None

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from attrs import frozen
 
+from tests.simulation.broker.faults import BrokerFault, LinkFault
 from tests.simulation.provider.ledger import Traits
 from tests.simulation.provider.weather import Answer, Call, Spell
 from tests.simulation.world.disk import DiskFault
@@ -26,11 +27,12 @@ class Deployment(StrEnum):
     LOCAL = "one process, one file"
     SEPARATE = "one process, three files"
     SPLIT = "three processes"
+    JETSTREAM = "three processes on JetStream"
 
     @property
     def processes(self) -> tuple[tuple[str, ...], ...]:
         """The modules of each process."""
-        return tuple((name,) for name in MODULES) if self is Deployment.SPLIT else (MODULES,)
+        return tuple((name,) for name in MODULES) if self in (Deployment.SPLIT, Deployment.JETSTREAM) else (MODULES,)
 
 
 @frozen
@@ -69,6 +71,8 @@ class FaultKind(StrEnum):
     PROVIDER = "provider"
     DISK = "disk"
     BUS = "bus"
+    BROKER = "broker"
+    LINK = "link"
 
 
 @frozen
@@ -87,6 +91,8 @@ class Fault:
     spell: Spell | None = None
     disk: DiskFault | None = None
     bus: BusFault | None = None
+    broker: BrokerFault | None = None
+    link: LinkFault | None = None
     share: float = 0.0
 
 
@@ -238,9 +244,26 @@ def _faults(rng: random.Random, deployment: Deployment, seconds: float) -> list[
         found.append(
             Fault(FaultKind.DISK, rng.uniform(0.0, seconds), rng.choice([0.5, 3.0, 10.0]), process, disk=disk, share=rng.choice([0.1, 0.5, 1.0]))
         )
+    if deployment is Deployment.JETSTREAM:
+        more = _broker_faults(rng, seconds)
+        if any(each.broker is BrokerFault.TAIL_LOST for each in more):
+            # What a stream has lost is noticed by the process that had published it, if that still runs.
+            found = [each for each in found if each.kind is not FaultKind.KILL]
+        return [*found, *more]
     for _ in range(rng.choice([0, 1, 2, 3])):
         bus, process = rng.choice([*BusFault]), rng.randrange(processes)
         found.append(
             Fault(FaultKind.BUS, rng.uniform(0.0, seconds), rng.choice([2.0, 10.0, 30.0]), process, bus=bus, share=rng.choice([0.05, 0.3, 1.0]))
         )
+    return found
+
+
+def _broker_faults(rng: random.Random, seconds: float) -> list[Fault]:
+    found = []
+    for _ in range(rng.choice([0, 1, 2, 4])):
+        broker = rng.choice([*BrokerFault])
+        found.append(Fault(FaultKind.BROKER, rng.uniform(0.0, seconds), rng.choice([0.5, 3.0, 6.5, 20.0]), broker=broker))
+    for _ in range(rng.choice([0, 1, 2, 4])):
+        process, link = rng.randrange(len(MODULES)), rng.choice([*LinkFault])
+        found.append(Fault(FaultKind.LINK, rng.uniform(0.0, seconds), rng.choice([0.5, 3.0, 20.0, 45.0]), process, link=link))
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["JUMP_SECONDS", "Process", "Seams", "contracts_of_all", "descriptors", "start_process"]
+__all__ = ["JUMP_SECONDS", "Downtime", "Place", "Process", "Seams", "contracts_of_all", "descriptors", "start_process"]
 
 import asyncio
 import hmac
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from attrs import define, evolve
+from attrs import define, evolve, field, frozen
 
 from app.application import FLUSH_SECONDS
 from app.bootstrap import build_runners
@@ -29,6 +29,7 @@ from app.gateways.webhook_handler import StripeWebhookHandler
 from app.messaging.consumers import EXPRESS_LANE, subscriptions
 from app.messaging.dead_letters import DeadLetterStore
 from app.messaging.event_registry import build_registry
+from app.messaging.loss_repair import LossRepair
 from app.messaging.outbox_relay import OutboxRelay
 from app.runtime.engine import direct_takers
 from app.runtime.runner import ModuleRunner
@@ -40,6 +41,7 @@ from app.storage.sql.database import Database
 from app.telemetry.metrics import Metrics
 from app.telemetry.trace import TraceContext
 from bus.contracts.registry import ContractRegistry
+from bus.jetstream.bus import JetStreamBus
 from bus.port import Bus, DeadLetters
 from modules import inventory, orders, payments
 from modules.module import Module
@@ -110,6 +112,36 @@ class Process:
         """Close the files as the end of a process does."""
         for database in self.databases:
             forget(database)
+
+
+START_SECONDS = 4.0
+"""How long a process is down whose start has failed."""
+
+
+@frozen
+class Downtime:
+    """A kill that was caused: how long the process stays down, and by how much its clock is set."""
+
+    seconds: float = START_SECONDS
+    jump_seconds: float = 0.0
+
+
+@define(eq=False)
+class Place:
+    """Where one process runs: its files, and the process while there is one."""
+
+    number: int
+    modules: tuple[str, ...]
+    process: Process | None = None
+    scope: Scope | None = None
+    lives: int = 0
+    skew_seconds: float = 0.0
+    down: Downtime = field(factory=Downtime)
+    starts: int = 0
+    down_seconds: float = 0.0
+    down_since: float | None = 0.0
+    disturbed_at: float = 0.0
+    """When it was last started, or a fault of its file or of its bus began or ended."""
 
 
 @cache
@@ -196,6 +228,9 @@ async def _loops(process: Process, bus: Bus, contracts: ContractRegistry) -> dic
         loops[f"runner of {name}"] = runner.run()
         loops[f"relay of {name}"] = process.relays[name].run()
     loops["flush"] = _flush(process)
+    if isinstance(bus, JetStreamBus):
+        stores = {name: relay._store for name, relay in process.relays.items()}
+        loops["loss repair"] = LossRepair(stores, bus, bus.stored_marks, process.clock).run()
     return loops
 
 

@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 
 from app.gateways.breakers.circuit_breaker import BreakerState
 from app.gateways.breakers.operations import OperationKind
@@ -23,50 +23,31 @@ from app.storage.errors import StorageUnavailable
 from bus.memory.bus import MemoryBus
 from bus.port import Bus, DeadLetters
 from modules.module import Decision, Module
+from tests.simulation.broker.cluster import Cluster
 from tests.simulation.provider.bank import Bank
 from tests.simulation.world.broker import Broker
 from tests.simulation.world.customers import NoAnswer
 from tests.simulation.world.disk import DiskFault, with_refused_row
-from tests.simulation.world.loop import START, ProcessClock
+from tests.simulation.world.loop import START, ProcessClock, SimulatedLoop
 from tests.simulation.world.network import BusFault, FaultyBus
 from tests.simulation.world.plan import MODULES, Deployment, Fault, FaultKind, Plan
-from tests.simulation.world.process import JUMP_SECONDS, Process, Seams, descriptors, start_process
+from tests.simulation.world.process import (
+    JUMP_SECONDS,
+    Downtime,
+    Place,
+    Process,
+    Seams,
+    contracts_of_all,
+    descriptors,
+    start_process,
+)
 from tests.simulation.world.scope import Scope
 from tests.simulation.world.watch import Watch
 
 KILL_SECONDS_MAX = 5.0
 """A process that passes too few points is killed after this time."""
 
-_DISTURBING = (FaultKind.DISK, FaultKind.BUS)
-
-START_SECONDS = 4.0
-"""How long a process is down whose start has failed."""
-
-
-@frozen
-class Downtime:
-    """A kill that was caused: how long the process stays down, and by how much its clock is set."""
-
-    seconds: float = START_SECONDS
-    jump_seconds: float = 0.0
-
-
-@define(eq=False)
-class Place:
-    """Where one process runs: its files, and the process while there is one."""
-
-    number: int
-    modules: tuple[str, ...]
-    process: Process | None = None
-    scope: Scope | None = None
-    lives: int = 0
-    skew_seconds: float = 0.0
-    down: Downtime = field(factory=Downtime)
-    starts: int = 0
-    down_seconds: float = 0.0
-    down_since: float | None = 0.0
-    disturbed_at: float = 0.0
-    """When it was last started, or a fault of its file or of its bus began or ended."""
+_DISTURBING = (FaultKind.DISK, FaultKind.BUS, FaultKind.BROKER, FaultKind.LINK)
 
 
 @define(eq=False, slots=False)
@@ -96,6 +77,10 @@ class World:
         self.watch = Watch(self)
         self.bank = Bank(self)
         self.broker = Broker(self._loop.time) if self.plan.deployment is Deployment.SPLIT else None
+        self.cluster: Cluster | None = None
+        if self.plan.deployment is Deployment.JETSTREAM:
+            assert isinstance(self._loop, SimulatedLoop)
+            self.cluster = Cluster(self._loop, random.Random(f"{self.plan.seed}/broker"), contracts_of_all())
         self.places = [Place(number, modules) for number, modules in enumerate(self.plan.deployment.processes)]
         self._readers: dict[Path, sqlite3.Connection] = {}
         self._faults: dict[FaultKind, list[Fault]] = defaultdict(list)
@@ -158,6 +143,8 @@ class World:
         """Close the files."""
         for reader in self._readers.values():
             reader.close()
+        if self.cluster is not None:
+            self.cluster.close()
 
     def place_of(self, module: str) -> Place:
         """Return where *module* runs."""
@@ -215,8 +202,8 @@ class World:
             place.down_since = self.now
         if process is not None:
             process.forget()
-        if self.broker is not None:
-            await self.broker.disconnect(scope)
+        if (broker := self.broker or self.cluster) is not None:
+            await broker.disconnect(scope)
 
     def _begin(self, place: Place) -> None:
         if place.down_since is not None:
@@ -228,7 +215,8 @@ class World:
     def is_disturbed(self, module: str, seconds: float) -> bool:
         """Return whether the process of *module* does not run, or a fault has hindered it within the last *seconds*."""
         place = self.place_of(module)
-        lasts = any(each.process == place.number for kind in _DISTURBING for each in self._faults[kind])
+        faults = [each for kind in _DISTURBING for each in self._faults[kind]]
+        lasts = any(each.process == place.number or each.kind is FaultKind.BROKER for each in faults)
         return lasts or place.process is None or self.now < place.disturbed_at + seconds
 
     def files(self, place: Place) -> dict[str, Path]:
@@ -241,6 +229,8 @@ class World:
         return self.files(self.place_of(module))[module]
 
     def _make_bus(self, place: Place, seed: str, scope: Scope, clock: ProcessClock, letters: DeadLetters) -> Bus:
+        if self.cluster is not None:
+            return self.cluster.connect(scope, clock, letters, [self.modules[name] for name in place.modules])
         bus: Bus = MemoryBus(clock, letters) if self.broker is None else self.broker.connect(scope, letters, place.modules)
         if not self.plan.has_faulty_bus:
             return bus
@@ -280,24 +270,32 @@ class World:
         if fault.kind is FaultKind.KILL:
             await self._kill(fault)
             return
-        what = fault.spell.answer.value if fault.spell is not None else (fault.disk or fault.bus or "").replace("_", " ")
+        what = fault.spell.answer.value if fault.spell is not None else str(fault.disk or fault.bus or fault.broker or fault.link)
         self.note(f"begin of {fault.kind}: {what} ({_share(fault):.0%}, {fault.seconds:g} s)")
         if fault.bus is BusFault.AWAY:
             self.saw("bus: away")
         self._faults[fault.kind].append(fault)
-        if fault.kind in _DISTURBING:
-            self.places[fault.process].disturbed_at = self.now
+        self._disturb(fault)
         if fault.spell is not None:
             self.bank.weather.spells.append(fault.spell)
+        scope = self.places[fault.process].scope
+        if self.cluster is not None and self.cluster.begin(fault, scope):
+            self.saw(f"{fault.kind}: {what}")
         try:
             await asyncio.sleep(fault.seconds)
         finally:
+            if self.cluster is not None:
+                self.cluster.end(fault, scope)
             self._faults[fault.kind].remove(fault)
-            if fault.kind in _DISTURBING:
-                self.places[fault.process].disturbed_at = self.now
+            self._disturb(fault)
             if fault.spell is not None:
                 self.bank.weather.spells.remove(fault.spell)
             self.note(f"end of {fault.kind}: {what}")
+
+    def _disturb(self, fault: Fault) -> None:
+        for place in self.places:
+            if fault.kind in _DISTURBING and (fault.process == place.number or fault.kind is FaultKind.BROKER):
+                place.disturbed_at = self.now
 
     async def _kill(self, fault: Fault) -> None:
         place = self.places[fault.process]
