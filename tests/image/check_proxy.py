@@ -79,7 +79,8 @@ class FakeModule:
 
     async def contracts(self, request: web.Request) -> web.Response:
         self.record(request)
-        usage = {"subject": f"{self.name}.moved.v1", "event": f"{self.name}.moved", "version": 1}
+        event = f"{self.name}.moved"
+        usage = {"subject": f"{event}.v1", "event": event, "version": 1, "said_by": self.name}
         return web.json_response({"items": [usage]})
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
