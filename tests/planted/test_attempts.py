@@ -93,6 +93,7 @@ def test_the_test_that_found_a_bug_before_is_run_first(original: Path, monkeypat
     assert FOUND_BY[1] not in suite.ran_first
 
 
+@pytest.mark.slow  # it runs pytest
 def test_a_test_that_hangs_has_failed(original: Path) -> None:
     """Its run ends, and so does a process that it has started."""
     text = """
@@ -105,13 +106,14 @@ def test_hang():
     time.sleep(1000)
 """
     (original / "tests" / "test_hang.py").write_text(text, encoding="utf-8")
-    found = run(original, Selection(("tests/test_hang.py",), seconds_max=0.5))
+    found = run(original, Selection(("tests/test_hang.py",), seconds_max=3.0))
     assert found.failed == "tests/test_hang.py::test_hang"
     with suppress(ProcessLookupError):
         ended, _, _ = select.select([os.pidfd_open(int((original / "child").read_text(encoding="utf-8")))], [], [], 30.0)
         assert ended
 
 
+@pytest.mark.slow  # it runs pytest
 def test_the_tests_run_in_the_order_of_their_paths(original: Path) -> None:
     """The quickest are named first, also if the project has another order."""
     for name in ("test_a", "test_b"):
@@ -120,12 +122,14 @@ def test_the_tests_run_in_the_order_of_their_paths(original: Path) -> None:
     assert run(original, Selection(("tests",))).failed == "tests/test_a.py::test_a"
 
 
+@pytest.mark.slow  # it runs pytest
 def test_a_file_that_cannot_be_imported_has_failed(original: Path) -> None:
     """A bug may break the import of a test."""
     (original / "tests" / "test_it.py").write_text("from answers import gone\n", encoding="utf-8")
     assert run(original, Selection(("tests",))).failed == "tests/test_it.py"
 
 
+@pytest.mark.slow  # it runs pytest
 def test_a_run_without_a_result_is_an_error(original: Path) -> None:
     """Otherwise a bug would seem to be found by tests that do not exist."""
     with pytest.raises(RuntimeError, match=r"not found: .*tests/missing"):
