@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -60,7 +61,8 @@ async def test_a_restart_takes_over_the_time_of_the_processes_that_run(harness: 
         await running
     assert abs(clock.now() - other.now()) < timedelta(seconds=10)
     assert await timers(harness) == before
-    assert "the clock of the processes that run is 2:00:00 " in watch.problem
+    # A beat is read a moment after it is written.
+    assert re.search(r"the clock of the processes that run is (2:00:0\d|1:59:5\d) ", watch.problem)
 
 
 async def test_a_start_after_a_jump_with_no_other_process_moves_the_timers(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
