@@ -109,7 +109,7 @@ def test_the_user_reads_outboxes_and_nothing_else(logical_postgres: PostgresServ
 
 
 def test_the_sources_name_every_database_with_the_password(logical_postgres: PostgresServer, programs: Path, secrets: Path) -> None:
-    """PostgreSQL stands for RisingWave, and refuses its statements; psql has filled in what they say."""
+    """PostgreSQL refuses the statements of RisingWave; psql prints each one with its variables replaced."""
     found = {"PATH": f"{programs}:{os.environ['PATH']}", "PGHOST": str(logical_postgres.folder), "PGUSER": "postgres"}
     options = ["--no-psqlrc", "--echo-queries", "--set=password=it's the analytics", "--set=port=6543", "--set=orders_database=shop"]
     done = subprocess.run(

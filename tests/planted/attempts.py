@@ -84,7 +84,7 @@ def changed(bug: Bug, folder: Path) -> str:
 
 
 def plant(bug: Bug, folder: Path) -> None:
-    """Change the copy *folder* as *bug* says; raise ValueError if its code has changed."""
+    """Plant *bug* in the copy *folder*; raise ValueError if the code that it replaces has changed."""
     path = folder / bug.path
     path.write_text(changed(bug, folder), encoding="utf-8")
     # The compiled code of the other files comes with the copy.

@@ -94,7 +94,7 @@ class Consumer:
         return len(self.pending) + self.stream.count_after(self.position, self.subjects)
 
     def change(self, config: dict[str, Any]) -> None:
-        """Behave as *config* says from now on."""
+        """Apply *config* from now on."""
         given = {name: value for name, value in config.items() if value is not None}
         self.config = _DEFAULTS | _MORE_DEFAULTS | given
         if self.config["max_deliver"] == 0:
