@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.examples import load_profile
 from tests.postgres import PostgresServer
 from tests.runtime.harness import Harness, harness_at
 
@@ -19,6 +20,8 @@ from tests.runtime.harness import Harness, harness_at
 pytest.register_assert_rewrite(
     *(f"tests.storage.{name}" for name in ("archive_contract", "contract", "history_contract", "parquet_contract", "search_contract"))
 )
+
+load_profile()
 
 MEMORY = Path("/dev/shm")
 """Where Linux keeps files in memory: a commit does not wait there for a disk that other tests keep busy."""

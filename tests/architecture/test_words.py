@@ -83,6 +83,8 @@ def forbidden(name: str, text: str) -> list[str]:
         return []
     if name == "CHANGELOG.rst":  # entries of releases before 0.2.0 stay as they were written
         text = text.partition("\n0.1.0")[0]
+    if not PATTERN.search(text.replace("_", " ")):
+        return []
     found = []
     for number, line in enumerate(text.splitlines(), 1):
         rest = CONTRACTS.sub("", line)
@@ -111,12 +113,16 @@ def words(name: str) -> set[str]:
 
 def test_no_name_contains_an_old_word() -> None:
     """A name is a standard term of the field."""
+    paths = list(python_files(*PACKAGES, *TOOLS, "tests", "deploy"))
+    assert len(paths) > 300
+    # Only a file with such a word somewhere in it is parsed.
+    may_have_one = re.compile("|".join(sorted(OLD_NAMES)), re.IGNORECASE)
     found = {}
-    for path in python_files(*PACKAGES, *TOOLS, "tests", "deploy"):
-        allowed = {"parcel_id"} if name_of(path).startswith("tests/contracts/") else set()
-        found[name_of(path)] = old_names(parsed(path)) - allowed
+    for path in paths:
+        if may_have_one.search(path.read_text(encoding="utf-8")):
+            allowed = {"parcel_id"} if name_of(path).startswith("tests/contracts/") else set()
+            found[name_of(path)] = old_names(parsed(path)) - allowed
     assert {name: names for name, names in found.items() if names} == {}
-    assert len(found) > 300
 
 
 def test_an_old_name_is_reported() -> None:

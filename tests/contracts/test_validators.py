@@ -18,6 +18,7 @@ from bus.contracts.contract import Contract
 from bus.contracts.schemas import check_examples, check_schema, explain, tolerant, validator
 from bus.errors import ContractError
 from tests.contracts.events import ODD, valid
+from tests.examples import examples
 
 CONTRACTS = {contract.subject: contract for contract in build_registry(all_modules())}
 SUBJECTS = sorted(CONTRACTS)
@@ -75,7 +76,7 @@ def test_a_valid_event_is_valid_for_both_validators_and_unchanged_by_its_class(s
     contract = CONTRACTS[subject]
     defaults = {field.name: field.default for field in attrs.fields(contract.cls) if field.default is not attrs.NOTHING}
 
-    @settings(max_examples=EXAMPLES, deadline=None)
+    @settings(max_examples=examples(EXAMPLES), deadline=None)
     @given(valid(contract.schema))
     def compare(value: Any) -> None:
         assert agree(contract, value), explain(contract.schema, value)
@@ -93,7 +94,7 @@ def test_both_validators_agree_about_a_damaged_event(subject: str) -> None:
     """Whatever the damage: they agree whether it is still valid, and each reason has a pointer."""
     contract = CONTRACTS[subject]
 
-    @settings(max_examples=EXAMPLES, deadline=None)
+    @settings(max_examples=examples(EXAMPLES), deadline=None)
     @given(damaged(dict(contract.schema)))
     def compare(value: Any) -> None:
         agree(contract, value)

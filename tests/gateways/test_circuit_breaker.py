@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from app.gateways.breakers.circuit_breaker import BreakerOpen, BreakerState, CircuitBreaker, Permit
+from tests.examples import examples
 
 WINDOW, CALLS_MIN, WINDOW_SECONDS, OPEN_SECONDS, PROBES = 6, 4, 20.0, 5.0, 2
 
@@ -124,7 +125,7 @@ class BreakerComparison(RuleBasedStateMachine):
         assert self.changes == [] or self.changes[-1] is self.breaker.state
 
 
-BreakerComparison.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+BreakerComparison.TestCase.settings = settings(max_examples=examples(150), stateful_step_count=40, deadline=None)
 TestBreakerComparison = BreakerComparison.TestCase
 
 

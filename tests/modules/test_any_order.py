@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from modules.inventory.state import Product
 from modules.orders.events import CancelRequested
+from tests.examples import examples
 from tests.modules.saga import GATEWAY, CallOutcome, FakeGateway, Saga, submitted
 
 STEPS_MAX = 500
 IDS = [str(UUID(int=(1 << 100) + n)) for n in range(3)]
 LINES = st.lists(st.tuples(st.sampled_from(["A", "B", "B", "A", "Z", "D"]), st.integers(1, 3)), min_size=1, max_size=3)
-PATIENT = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+PATIENT = settings(max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 @st.composite
@@ -86,7 +87,7 @@ def test_a_repeated_request_to_the_gateway_moves_no_money_twice(saga: Saga, data
     deliver_all(saga, data, repeats=12, gateway_repeats=True)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(data=st.data())
 def test_the_last_pieces_are_sold_once(data: st.DataObject) -> None:
     """Three orders for the same two products, in opposite order of lines, for stock that is enough for two."""

@@ -37,6 +37,7 @@ from modules.payments.ledger import DisputeStatus, Refund, RefundStatus
 from modules.payments.refunds import OPEN_MAX, RETRY_SECONDS
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Money
+from tests.examples import examples
 from tests.modules.saga import NOW
 
 AMOUNT = 1000
@@ -218,7 +219,7 @@ def finish(provider: Provider) -> bool:
     return bool(pending)
 
 
-PATIENT = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+PATIENT = settings(max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 def order_after(published: list[Any]) -> Order:

@@ -12,6 +12,7 @@ from app.bootstrap import build_modules, described_routes
 from app.web.spec import openapi
 from config.environment import load
 from modules.registry import MODULES
+from tests.examples import examples
 from tests.process.server import Server
 
 if TYPE_CHECKING:  # it takes half a second to import, and every worker of pytest imports this file
@@ -24,7 +25,7 @@ PATHS = openapi.document(_MODULES, "0", described_routes(_MODULES))["paths"]
 # A stream of events does not end by itself; tests/web covers it.
 OPERATIONS = [(method.upper(), path) for path, item in PATHS.items() for method in item if not path.endswith("/stream")]
 GENERATION = settings(
-    max_examples=20,
+    max_examples=examples(20),
     deadline=None,
     derandomize=True,
     database=None,

@@ -48,6 +48,7 @@ from modules.payments.events import (
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Line, Money
 from tests.clock import VirtualClock
+from tests.examples import examples
 from tests.runtime.harness import Harness, harness_at, product, submitted
 from tests.storage.site import Site
 from tests.storage.states import MODULES, STATES, TABLES
@@ -322,7 +323,7 @@ class ArchiveContract:
         mapper, kept = mappers[cls], StateArchive(module, mappers, database.dialect)
         old = st.builds(lambda state, n: archived_id(state, n), STATES[cls], st.integers(0, 10**6))
 
-        @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+        @settings(max_examples=examples(12), deadline=None, suppress_health_check=[HealthCheck.differing_executors])
         @given(states=st.lists(old, min_size=1, max_size=6, unique_by=mapper.key_of))
         def round_trip(states: list[Any]) -> None:
             by_key = {mapper.key_of(state): state for state in states}

@@ -36,6 +36,7 @@ from modules import inventory
 from modules.inventory.state import Product, Reservation, ReservationStatus
 from modules.orders.state import Order
 from modules.values import Line
+from tests.examples import examples
 from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, bus_message, harness_at, oid, product, submitted
 from tests.storage.site import Site
 from tests.storage.states import STATES, TABLES
@@ -104,7 +105,7 @@ class StoreContract:
         database = Database(site.url)
         mapper = StateMapper(cls, TABLES[cls], database.dialect)
 
-        @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+        @settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.differing_executors])
         @given(states=self._lists_of(cls, mapper))
         def round_trip(states: list[Any]) -> None:
             with database.engine.connect() as connection, connection.begin() as transaction:

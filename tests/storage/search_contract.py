@@ -34,6 +34,7 @@ from modules.payments.routes import routes as payment_routes
 from modules.payments.state import Payment, PaymentStatus, payment_table
 from modules.routes import ListRoute
 from modules.values import Line
+from tests.examples import examples
 from tests.storage.site import Site
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -172,7 +173,7 @@ class SearchContract:
         monkeypatch.setattr(list_query, "EXAMINED_MAX", examined_max)
         monkeypatch.setattr(list_query, "CANDIDATES_MAX", candidates_max)
 
-        @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+        @settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.differing_executors])
         @given(searches, st.sampled_from([5, 50]), st.booleans())
         def search(conditions: Sequence[Condition], limit: int, newest_first: bool) -> None:
             expected = [order for order in ORDERS if all(meets(order, condition) for condition in conditions)]

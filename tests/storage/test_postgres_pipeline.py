@@ -17,6 +17,7 @@ from app.storage.sql.postgres_pipeline import Pipeline
 from app.storage.sql.postgres_statements import ArrayStatement, array_encoder, text_array
 from modules.payments.events import ChargeSucceeded
 from tests.databases import migrated_url
+from tests.examples import examples
 from tests.postgres import PostgresServer
 from tests.runtime.harness import harness_at, oid, product, submitted
 
@@ -200,7 +201,7 @@ def test_an_array_arrives_as_it_was_written(column_type: Any, name: str, values:
     """Nulls, quotes, backslashes, braces, commas, the word NULL and empty values included."""
     statement = ArrayStatement(f"SELECT * FROM unnest(?::{name}[])", [array_encoder(column_type)])
 
-    @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.lists(st.none() | values, min_size=1, max_size=30))
     def arrives(column: list[Any]) -> None:
         assert [value for (value,) in statement.fetch(connection, [(value,) for value in column])()] == column

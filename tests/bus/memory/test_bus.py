@@ -22,6 +22,7 @@ from bus.port import ACK_WAIT_SECONDS, MAX_TRIES, Bus, Clock, DeadLetter, DeadLe
 from tests.bus.contract import CREATED, BusContract, expect_nothing, message, publish, take, take_one
 from tests.bus.features import Features, Harness, InMemoryDeadLetters
 from tests.clock import VirtualClock
+from tests.examples import examples
 
 T = TypeVar("T")
 
@@ -393,7 +394,7 @@ ACTIONS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(ACTIONS)
 def test_under_any_schedule_each_message_is_settled_once(actions: list[tuple[str, int]]) -> None:
     """Under any schedule a message has one holder at a time, counts its tries up to the last, and is settled once."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from app.web.requests.parameters import is_percent_encoded
+from tests.examples import examples
 from tests.web.conftest import Response, Start, Web
 from tests.web.endpoints.raw import send_raw
 
@@ -57,7 +58,7 @@ async def test_every_id_round_trips_or_is_400(start: Start) -> None:
     """What PUT has created is what GET shows under the same path, with the same id."""
     web = await start()
     loop_is_running = settings(
-        max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), database=None
+        max_examples=examples(150), deadline=None, suppress_health_check=list(HealthCheck), database=None
     )
     found: list[tuple[bytes, str | None]] = []
 

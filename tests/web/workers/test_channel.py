@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.web.workers.channel import Channel
+from tests.examples import examples
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(), lambda inner: st.lists(inner, max_size=4), max_leaves=10
@@ -44,7 +45,7 @@ async def test_messages_of_one_turn_share_one_write() -> None:
 
 
 @given(st.lists(st.lists(JSON, min_size=1, max_size=3), max_size=6), st.lists(st.integers(1, 40), max_size=20))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_any_division_into_parts_gives_the_same_messages(messages: list[Any], sizes: list[int]) -> None:
     """A read may end anywhere, in the length too."""
 

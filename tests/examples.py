@@ -1,0 +1,28 @@
+"""
+How many examples Hypothesis tries of each property: a quarter, or all of them if EXAMPLES is ``all``.
+
+The everyday part looks for what is broken often; the whole run of ``tox`` looks for the rest.
+"""
+
+from __future__ import annotations
+
+__all__ = ["examples", "load_profile"]
+
+import os
+
+from hypothesis import settings
+
+SHARE = 1 if os.environ.get("EXAMPLES") == "all" else 4
+LEAST = 5
+
+
+def examples(most: int) -> int:
+    """Return how many examples to try of a property that gets *most* in the whole run."""
+    return max(min(most, LEAST), most // SHARE)
+
+
+def load_profile() -> None:
+    """Let properties without a number of their own get a share of Hypothesis's default, too."""
+    default = settings.get_current_profile_name()
+    settings.register_profile("share", settings.get_profile(default), max_examples=examples(settings().max_examples))
+    settings.load_profile("share")
