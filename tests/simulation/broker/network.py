@@ -14,6 +14,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any, Protocol
 
 from attrs import define, field
@@ -72,7 +73,7 @@ class Pipe:
 
     def _start(self) -> None:
         if self._waiting and self._timer is None and not self.is_silent:
-            self._timer = asyncio.get_running_loop().call_at(self._waiting[0][0], self._arrive)
+            self._timer = asyncio.get_running_loop().call_at(self._waiting[0][0], self._arrive, context=Context())  # of no process
 
     def _arrive(self) -> None:
         self._timer = None
@@ -142,7 +143,7 @@ class Connection(asyncio.Transport):
             self.up.send(None)
             if not self.up.is_silent:
                 self._link.connections.pop(self, None)
-            asyncio.get_running_loop().call_soon(self._protocol.connection_lost, error)
+            asyncio.get_running_loop().call_soon(self._protocol.connection_lost, error, context=Context())
 
     def is_closing(self) -> bool:
         return self._is_closing

@@ -27,13 +27,13 @@ async def check_deadlines(world: World) -> None:
 
     A timer counts only the time in which its process runs, and it waits for the file and the bus of the process.
     """
-    place = world.place_of("orders")
+    places = world.places_of("orders")
     poisoned = {each.customer for each in world.plan.poisons}
     while True:
         await asyncio.sleep(CHECK_SECONDS)
         if world.is_disturbed("orders", UNDISTURBED_SECONDS):
             continue
-        slack = UNDISTURBED_SECONDS + world.delay_seconds + HEARTBEAT_SECONDS * place.starts + place.down_seconds
+        slack = UNDISTURBED_SECONDS + world.delay_seconds + sum(HEARTBEAT_SECONDS * place.starts + place.down_seconds for place in places)
         for order_id, status in world.read("orders", OPEN_ORDERS):
             at, name = world.placed_at.get(order_id), world.label(order_id)
             if at is not None and world.now > at + world.plan.timeout_seconds + slack and name not in poisoned:

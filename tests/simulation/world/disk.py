@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DiskFault", "forget", "put_on_disk", "with_refused_row"]
+__all__ = ["DiskFault", "forget", "open_file", "put_on_disk", "with_refused_row"]
 
 import sqlite3
 import time
@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from app.storage.sql.database import Database, LoopExecutor
 from modules.inventory.state import Product
 from modules.module import evolve
+from tests.databases import migrated_file
 from tests.simulation.world.scope import Scope
 
 
@@ -89,6 +91,13 @@ def with_refused_row(states: Sequence[Any]) -> tuple[Any, ...]:
         if hasattr(state, name):
             return (*states[:place], evolve(state, **{name: object()}), *states[place + 1 :])
     return ()
+
+
+def open_file(path: Path, scope: Scope, draw_fault: DrawFault) -> Database:
+    """Return the database in the file at *path* for the process *scope*; the file is made if there is none."""
+    database = Database(f"sqlite:///{path}" if path.exists() else migrated_file(path))
+    put_on_disk(database, scope, draw_fault)
+    return database
 
 
 def put_on_disk(database: Any, scope: Scope, draw_fault: DrawFault) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 from attrs import define
 
+from tests.simulation.world.scope import holds
+
 Connect = Callable[[str, asyncio.BaseProtocol], Awaitable[asyncio.Transport]]
 """Connects a protocol from a host to the server."""
 
@@ -43,6 +45,21 @@ class _Timer(asyncio.TimerHandle):
 
     def __lt__(self, other: Any) -> bool:
         return (self.when(), self.ordinal) < (other.when(), other.ordinal)
+
+
+    def _run(self) -> None:
+        if not holds(self):
+            super()._run()  # type: ignore[misc]
+
+
+class _Handle(asyncio.Handle):
+    """A callback that waits while its process is stopped."""
+
+    __slots__ = ()
+
+    def _run(self) -> None:
+        if not holds(self):
+            super()._run()  # type: ignore[misc]
 
 
 class _Selector(selectors.SelectSelector):
@@ -96,6 +113,11 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self._turns += 1
         if self._turns > TURNS_MAX:
             raise Stuck(f"the loop is still busy after {TURNS_MAX} turns")
+
+    def _call_soon(self, callback: Any, args: Any, context: Context | None) -> asyncio.Handle:
+        handle = _Handle(callback, args, self, context)
+        self._ready.append(handle)  # type: ignore[attr-defined]
+        return handle
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Any, *args: Any, context: Context | None = None

@@ -15,6 +15,7 @@ from app.messaging.consumers import EXPRESS_LANE
 from app.storage.errors import TemporarilyUnavailable
 from bus.port import WAITS
 from tests.simulation.world.customers import NoAnswer
+from tests.simulation.world.plan import MODULES
 
 if TYPE_CHECKING:
     from tests.simulation.world.world import World
@@ -29,10 +30,9 @@ async def operate(world: World) -> None:
     replayed_at: dict[str, float] = {}
     while True:
         await asyncio.sleep(ROUND_SECONDS)
-        for place in world.places:
-            if place.process is not None:
-                for module in place.modules:
-                    await _handle(world, module, replayed_at)
+        for module in MODULES:
+            if any(place.process is not None for place in world.places_of(module)):
+                await _handle(world, module, replayed_at)
 
 
 async def _handle(world: World, module: str, replayed_at: dict[str, float]) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["Customer", "Deployment", "Fault", "FaultKind", "Plan", "Poison", "Stock", "draw_plan"]
+__all__ = ["MODULES", "Customer", "Deployment", "Fault", "FaultKind", "Plan", "Poison", "Stock", "draw_plan"]
 
 import random
 from enum import StrEnum
 from typing import TypeVar
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from tests.simulation.broker.faults import BrokerFault, LinkFault
+from tests.simulation.database.server import DatabaseFault
 from tests.simulation.provider.ledger import Traits
 from tests.simulation.provider.weather import Answer, Call, Spell
 from tests.simulation.world.disk import DiskFault
@@ -73,11 +74,17 @@ class FaultKind(StrEnum):
     BUS = "bus"
     BROKER = "broker"
     LINK = "link"
+    PAUSE = "pause"
+    DATABASE = "database"
 
 
 @frozen
 class Fault:
-    """Begins at second *at* and lasts for *seconds*; a kill comes after *points* points of process *process*, which is down then."""
+    """
+    Begins at second *at* and lasts for *seconds*.
+
+    A kill or a pause comes after *points* points of process *process*, which is down or stopped then.
+    """
 
     kind: FaultKind
     at: float
@@ -93,6 +100,7 @@ class Fault:
     bus: BusFault | None = None
     broker: BrokerFault | None = None
     link: LinkFault | None = None
+    database: DatabaseFault | None = None
     share: float = 0.0
 
 
@@ -117,6 +125,10 @@ class Plan:
 
     seed: int
     deployment: Deployment
+    replicas: int
+    """Processes of each module; if several, they share the database of the module."""
+    leaves_one: bool
+    """Whether at the end one process of each module is healed, and the others are dead."""
     has_faulty_bus: bool
     keeps_order: bool
     has_webhooks: bool
@@ -134,6 +146,16 @@ class Plan:
 
 def draw_plan(seed: int) -> Plan:
     """Return the run of *seed*."""
+    plan = _draw_plan(seed)
+    if plan.deployment is not Deployment.JETSTREAM:
+        return plan
+    # Drawn apart, so that the other runs stay what they are.
+    rng = random.Random(f"replicas {seed}")
+    replicas = rng.choice([1, 2, 2, 3])
+    return plan if replicas == 1 else with_replicas(plan, replicas, rng)
+
+
+def _draw_plan(seed: int) -> Plan:
     rng = random.Random(f"plan {seed}")
     deployment = rng.choice([*Deployment])
     seconds = rng.choice([12.0, 25.0, 45.0, 90.0])
@@ -144,6 +166,8 @@ def draw_plan(seed: int) -> Plan:
     return Plan(
         seed=seed,
         deployment=deployment,
+        replicas=1,
+        leaves_one=False,
         has_faulty_bus=deployment is not Deployment.LOCAL or rng.random() < 0.3,
         keeps_order=rng.random() < 0.3,
         # A call that takes effect late is known by its webhook alone.
@@ -267,3 +291,37 @@ def _broker_faults(rng: random.Random, seconds: float) -> list[Fault]:
         process, link = rng.randrange(len(MODULES)), rng.choice([*LinkFault])
         found.append(Fault(FaultKind.LINK, rng.uniform(0.0, seconds), rng.choice([0.5, 3.0, 20.0, 45.0]), process, link=link))
     return found
+
+
+def with_replicas(plan: Plan, replicas: int, rng: random.Random) -> Plan:
+    """
+    Return *plan* with so many processes of each module, on a database that they share.
+
+    The provider remembers what it was asked, as one with idempotency keys does: without them, two processes can charge an order.
+    A clock differs from the others by seconds at most, because a process takes over the time of those that run.
+    """
+    processes = len(MODULES) * replicas
+    faults = [
+        evolve(
+            fault, process=fault.process + len(MODULES) * rng.randrange(replicas),
+            jump_seconds=max(-20.0, min(20.0, fault.jump_seconds)),
+        )
+        for fault in plan.faults if fault.kind is not FaultKind.DISK
+    ]  # fmt: skip
+    for _ in range(rng.choice([0, 1, 2, 4])):
+        faults.append(
+            Fault(
+                FaultKind.PAUSE, rng.uniform(0.0, plan.seconds), rng.choice([2.0, 8.0, 40.0, 70.0]), rng.randrange(processes),
+                points=rng.choice([0, 3, rng.randrange(200)]), point=rng.choice(["", "", "statement", "write commit", "ack", "publish"]),
+            )
+        )  # fmt: skip
+    for _ in range(rng.choice([0, 1, 3, 6])):
+        database, process = rng.choice([*DatabaseFault]), rng.randrange(processes)
+        seconds, share = rng.choice([0.5, 3.0, 10.0]), rng.choice([0.05, 0.3, 1.0])
+        faults.append(Fault(FaultKind.DATABASE, rng.uniform(0.0, plan.seconds), seconds, process, database=database, share=share))
+    seconds = max(plan.seconds, *(fault.at + fault.seconds + 1.0 for fault in faults if fault.kind is FaultKind.PAUSE), 0.0)
+    has_lost_tail = any(fault.broker is BrokerFault.TAIL_LOST for fault in faults)
+    return evolve(
+        plan, replicas=replicas, seconds=seconds, leaves_one=not has_lost_tail and rng.random() < 0.7,
+        traits=evolve(plan.traits, remembers_charges=True), has_webhooks=True, faults=tuple(sorted(faults, key=lambda fault: fault.at)),
+    )  # fmt: skip

@@ -45,9 +45,7 @@ from bus.jetstream.bus import JetStreamBus
 from bus.port import Bus, DeadLetters
 from modules import inventory, orders, payments
 from modules.module import Module
-from tests.databases import migrated_file
-from tests.simulation.world.disk import DrawFault as DrawDiskFault
-from tests.simulation.world.disk import forget, put_on_disk
+from tests.simulation.world.disk import forget
 from tests.simulation.world.loop import ProcessClock
 from tests.simulation.world.scope import Scope
 
@@ -64,7 +62,8 @@ class Seams:
 
     make_bus: MakeBus
     make_gateway: Callable[[Scope], Gateway]
-    draw_disk_fault: DrawDiskFault
+    open_database: Callable[[Scope, str, Path], Database]
+    """Opens the file of a module."""
     on_breaker: Callable[[OperationKind, BreakerState], None]
     listeners: Mapping[str, CommitListener]
     decide: Callable[[str, Any, Sequence[Any], Any, Any], Any]
@@ -138,6 +137,8 @@ class Place:
     skew_seconds: float = 0.0
     down: Downtime = field(factory=Downtime)
     starts: int = 0
+    is_dead: bool = False
+    """It is never started again."""
     down_seconds: float = 0.0
     down_since: float | None = 0.0
     disturbed_at: float = 0.0
@@ -167,9 +168,7 @@ async def start_process(
         StorageUnavailable: A file cannot be used; the process ends.
     """
     metrics, contracts = Metrics(), contracts_of_all()
-    opened = {path: Database(f"sqlite:///{path}" if path.exists() else migrated_file(path)) for path in dict.fromkeys(files.values())}
-    for database in opened.values():
-        put_on_disk(database, scope, seams.draw_disk_fault)
+    opened = {path: seams.open_database(scope, name, path) for path, name in {path: name for name, path in files.items()}.items()}
     try:
         modules = [evolve(each, decide=partial(seams.decide, each.name, each.decide)) for each in modules]
         stores = {each.name: ModuleStore(each, opened[files[each.name]]) for each in modules}

@@ -22,6 +22,7 @@ from tests.simulation.broker.virtual_loop import client_time
 from tests.simulation.checks.books import final_failures, unfinished
 from tests.simulation.checks.deadlines import check_deadlines
 from tests.simulation.checks.history import history_failures
+from tests.simulation.database.dialect import virtual_retries
 from tests.simulation.world.customers import persistent, run_customer, run_restock
 from tests.simulation.world.loop import SimulatedLoop, Stuck
 from tests.simulation.world.operator import operate
@@ -67,7 +68,7 @@ def run_plan(plan: Plan) -> Outcome:
     loop = SimulatedLoop()
     worlds: list[World] = []
     try:
-        with _repeatable(plan.seed):
+        with _repeatable(plan):
             loop.run_until_complete(_run(plan, folder, worlds))
     except Stuck as error:
         worlds[0].fail(str(error))
@@ -80,16 +81,16 @@ def run_plan(plan: Plan) -> Outcome:
 
 
 @contextmanager
-def _repeatable(seed: int) -> Iterator[None]:
-    """Replace what the product takes from outside without a parameter: the duration of a count, and the ids of replays."""
-    ordinals = itertools.count()
+def _repeatable(plan: Plan) -> Iterator[None]:
+    """Replace what the product takes from outside without a parameter: durations, the ids of replays, and the pauses of retries."""
+    seed, ordinals = plan.seed, itertools.count()
 
     def new_id() -> str:
         return new_uuid(asyncio.get_running_loop().time(), f"{seed}/replay/{next(ordinals)}")
 
     nats_time = client_time(lambda: asyncio.get_running_loop().time())
     ids = mock.patch("app.messaging.dead_letters.rows.uuid7", new_id)
-    with mock.patch("time.perf_counter", return_value=0.0), ids, nats_time:
+    with mock.patch("time.perf_counter", return_value=0.0), ids, nats_time, virtual_retries(plan.replicas, seed):
         yield
 
 
@@ -135,6 +136,8 @@ async def _play(world: World) -> None:
         for number, (at, quantity) in enumerate(stock.restocks)
     ]
     watching = [loop.create_task(operate(world)), loop.create_task(check_deadlines(world))]
+    if world.replicas.are_several:
+        watching.append(loop.create_task(world.replicas.check_leads()))
     await asyncio.sleep(plan.seconds)
     for task in faults:
         task.cancel()
@@ -189,7 +192,7 @@ async def _until_idle(world: World, actors: list[asyncio.Task[None]]) -> None:
 
 def _missing(world: World, actors: list[asyncio.Task[None]]) -> list[str]:
     waiting = sum(not task.done() for task in actors)
-    down = [f"process {place.number} is down" for place in world.places if place.process is None]
+    down = [f"process {place.number} is down" for place in world.places if place.process is None and not place.is_dead]
     return [f"{waiting} clients wait", *down] if waiting else down
 
 
@@ -214,6 +217,8 @@ async def _place_last_order(world: World) -> None:
 def _check_loops(world: World) -> None:
     """I7: no loop of a running process has ended, and nothing is left in its memory."""
     for place in world.places:
+        if place.is_dead:
+            continue
         if place.process is None:
             world.fail(f"liveness: process {place.number} does not run")
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Killed", "Scope", "install"]
+__all__ = ["Killed", "Scope", "holds", "install"]
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -35,9 +35,14 @@ class Scope:
     name: str
     on_kill: Callable[[str], None]
     """Called with the name of the point at which the process is killed."""
+    on_pause: Callable[[], None] = lambda: None
     is_killed: bool = False
+    is_paused: bool = False
+    """The process is stopped: its callbacks wait in *held*."""
+    held: list[asyncio.Handle] = field(factory=list)
     left: int | None = None
-    """The process is killed after so many more points; None if it is not."""
+    """The process is killed, or stopped with *stops*, after so many more points; None if it is not."""
+    stops: bool = False
     counted: str = ""
     """Only points with this in their names count for *left*."""
     ended: asyncio.Event = field(factory=asyncio.Event)
@@ -76,14 +81,30 @@ class Scope:
             raise Killed
         if self.left is not None and self.counted in name:
             self.left -= 1
-            if self.left < 0:
+            if self.left < 0 and self.stops:
+                self.pause()
+            elif self.left < 0:
                 self.kill(name)
                 raise Killed
+
+    def pause(self) -> None:
+        """Stop the process, as SIGSTOP does: nothing of it runs until `resume`."""
+        if not self.is_killed:
+            self.left, self.is_paused = None, True
+            self.on_pause()
+
+    def resume(self) -> None:
+        """Let it run again: what has waited runs first, in its order."""
+        self.is_paused = False
+        loop: Any = asyncio.get_running_loop()
+        held, self.held = self.held, []
+        loop._ready.extend(held)
 
     def kill(self, name: str) -> None:
         """Kill the process; call `clean_up` before anything takes its place."""
         if not self.is_killed:
             self.is_killed = True
+            self.resume()
             self.on_kill(name)
             self.ended.set()
 
@@ -98,6 +119,15 @@ class Scope:
             for task in list(self._tasks):  # one that has just been started
                 task.cancel()
         raise AssertionError(f"{self.name} is killed, and {len(self._tasks)} of its tasks do not end")
+
+
+def holds(handle: Any) -> bool:
+    """Keep *handle*, which is about to run, if its process is stopped; return whether that is so."""
+    scope = handle._context.get(_SCOPE)
+    if scope is None or not scope.is_paused:
+        return False
+    scope.held.append(handle)
+    return True
 
 
 def install(loop: asyncio.AbstractEventLoop) -> None:

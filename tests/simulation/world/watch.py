@@ -52,7 +52,10 @@ class Watch:
         for state in decision.states:
             match state:
                 case Order():
-                    self._check_order(state)
+                    if not world.replicas.are_several:  # the others report in another order than that of their commits
+                        self.check_order(state.order_id, state.status, state.reason)
+                    if state.waiting_for:
+                        world.saw(f"order: waits for {state.waiting_for}")
                 case Payment():
                     self._check_payment(state)
                 case Product() if not 0 <= state.reserved <= state.on_hand:
@@ -80,23 +83,22 @@ class Watch:
         """Note that the clock of a process was set: a request may look younger than it is."""
         self._cancelled_at.clear()
 
-    def _check_order(self, order: Order) -> None:
-        world, name = self._world, self._world.label(order.order_id)
-        before = self._statuses.get(order.order_id)
-        if before is not None and order.status not in _FOLLOWS[before]:
-            world.fail(f"I4: {name} goes from {before.value} to {order.status.value}")
-        self._statuses[order.order_id] = order.status
-        if order.is_final:
-            self.final_at.setdefault(order.order_id, world.now)
-        if order.status is Status.CANCELLED:
-            if self._reasons.setdefault(order.order_id, str(order.reason)) != order.reason:
-                world.fail(f"I4: the reason of {name} changes from {self._reasons[order.order_id]} to {order.reason}")
+    def check_order(self, order_id: str, status: Status, reason: str | None) -> None:
+        """Check the state of an order that was committed; called in the order of the commits."""
+        world, name = self._world, self._world.label(order_id)
+        before = self._statuses.get(order_id)
+        if before is not None and status not in _FOLLOWS[before]:
+            world.fail(f"I4: {name} goes from {before.value} to {status.value}")
+        self._statuses[order_id] = status
+        if status in (Status.CONFIRMED, Status.CANCELLED):
+            self.final_at.setdefault(order_id, world.now)
+        if status is Status.CANCELLED:
+            if self._reasons.setdefault(order_id, str(reason)) != reason:
+                world.fail(f"I4: the reason of {name} changes from {self._reasons[order_id]} to {reason}")
             if before is not Status.CANCELLED:
-                world.saw(f"order: cancelled, {order.reason}")
-        elif before is not order.status:
-            world.saw(f"order: {order.status.value}")
-        if order.waiting_for:
-            world.saw(f"order: waits for {order.waiting_for}")
+                world.saw(f"order: cancelled, {reason}")
+        elif before is not status:
+            world.saw(f"order: {status.value}")
 
     def _check_payment(self, payment: Payment) -> None:
         world, name = self._world, self._world.label(payment.order_id)

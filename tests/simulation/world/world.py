@@ -20,14 +20,16 @@ from attrs import define, evolve, field
 from app.gateways.breakers.circuit_breaker import BreakerState
 from app.gateways.breakers.operations import OperationKind
 from app.storage.errors import StorageUnavailable
+from app.storage.sql.database import Database
 from bus.memory.bus import MemoryBus
 from bus.port import Bus, DeadLetters
 from modules.module import Decision, Module
 from tests.simulation.broker.cluster import Cluster
+from tests.simulation.database.replicas import Replicas
 from tests.simulation.provider.bank import Bank
 from tests.simulation.world.broker import Broker
 from tests.simulation.world.customers import NoAnswer
-from tests.simulation.world.disk import DiskFault, with_refused_row
+from tests.simulation.world.disk import DiskFault, open_file, with_refused_row
 from tests.simulation.world.loop import START, ProcessClock, SimulatedLoop
 from tests.simulation.world.network import BusFault, FaultyBus
 from tests.simulation.world.plan import MODULES, Deployment, Fault, FaultKind, Plan
@@ -47,7 +49,10 @@ from tests.simulation.world.watch import Watch
 KILL_SECONDS_MAX = 5.0
 """A process that passes too few points is killed after this time."""
 
-_DISTURBING = (FaultKind.DISK, FaultKind.BUS, FaultKind.BROKER, FaultKind.LINK)
+ANSWER_SECONDS_MAX = 10.0
+"""How long a client waits before it asks another process; it waits without an end if there is none."""
+
+_DISTURBING = (FaultKind.DISK, FaultKind.BUS, FaultKind.BROKER, FaultKind.LINK, FaultKind.PAUSE, FaultKind.DATABASE)
 
 
 @define(eq=False, slots=False)
@@ -81,9 +86,10 @@ class World:
         if self.plan.deployment is Deployment.JETSTREAM:
             assert isinstance(self._loop, SimulatedLoop)
             self.cluster = Cluster(self._loop, random.Random(f"{self.plan.seed}/broker"), contracts_of_all())
-        self.places = [Place(number, modules) for number, modules in enumerate(self.plan.deployment.processes)]
+        self.places = [Place(number, modules) for number, modules in enumerate(self.plan.deployment.processes * self.plan.replicas)]
+        self.replicas = Replicas(self)
         self._readers: dict[Path, sqlite3.Connection] = {}
-        self._faults: dict[FaultKind, list[Fault]] = defaultdict(list)
+        self.faults: dict[FaultKind, list[Fault]] = defaultdict(list)
         self._poisons = {(each.module, each.event, each.customer): (each.times, each.breaks_row) for each in self.plan.poisons}
 
     # What happens
@@ -123,11 +129,14 @@ class World:
         self.stock[product_id] += quantity
 
     async def request(self, module: str, call: Callable[[Process], Coroutine[Any, Any, Any]]) -> Any:
-        place = self.place_of(module)
+        place = self.replicas.choose(self.places_of(module))
         if place.process is None or place.process.scope.is_killed:
             raise NoAnswer
         task = place.process.scope.run(call(place.process))
-        await asyncio.wait([task])
+        await asyncio.wait([task], timeout=ANSWER_SECONDS_MAX if self.replicas.are_several else None)
+        if not task.done():
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
+            raise NoAnswer
         if task.cancelled() or not isinstance(task.exception(), Exception | None):
             raise NoAnswer
         return task.result()
@@ -143,18 +152,19 @@ class World:
         """Close the files."""
         for reader in self._readers.values():
             reader.close()
+        self.replicas.close()
         if self.cluster is not None:
             self.cluster.close()
 
-    def place_of(self, module: str) -> Place:
+    def places_of(self, module: str) -> list[Place]:
         """Return where *module* runs."""
-        return next(place for place in self.places if module in place.modules)
+        return [place for place in self.places if module in place.modules]
 
     # Processes
 
     async def keep_running(self, place: Place) -> None:
         """Run the process of *place*, and start it again after each end, as a supervisor does."""
-        while True:
+        while not place.is_dead:
             await self._live(place)
             seconds, jump = place.down.seconds, place.down.jump_seconds
             place.down = Downtime()
@@ -173,7 +183,7 @@ class World:
         clock = ProcessClock(self._loop.time, place.skew_seconds)
         seed = f"{self.plan.seed}/{name}"
         seams = Seams(
-            partial(self._make_bus, place, seed), self.bank.provider.gateway, partial(self._draw_disk_fault, place.number),
+            partial(self._make_bus, place, seed), self.bank.provider.gateway, partial(self._open_database, place),
             self._on_breaker, {module: partial(self.watch.on_commit, module) for module in MODULES}, self._decide,
         )  # fmt: skip
         modules: list[Module] = [self.modules[module] for module in place.modules]
@@ -197,6 +207,7 @@ class World:
                 self.note(f"{name} does not start: {error!r}")
                 scope.kill("start")
         await scope.clean_up()
+        self.replicas.on_end(scope)
         place.process = None
         if place.down_since is None:
             place.down_since = self.now
@@ -213,11 +224,13 @@ class World:
             self.watch.old_requests_are_rechecked()
 
     def is_disturbed(self, module: str, seconds: float) -> bool:
-        """Return whether the process of *module* does not run, or a fault has hindered it within the last *seconds*."""
-        place = self.place_of(module)
-        faults = [each for kind in _DISTURBING for each in self._faults[kind]]
-        lasts = any(each.process == place.number or each.kind is FaultKind.BROKER for each in faults)
-        return lasts or place.process is None or self.now < place.disturbed_at + seconds
+        """Return whether a process of *module* does not run, or a fault has hindered it within the last *seconds*."""
+        faults = [each for kind in _DISTURBING for each in self.faults[kind]]
+        if any(each.kind is FaultKind.BROKER for each in faults):
+            return True
+        disturbed = {each.process for each in faults}
+        places = [place for place in self.places_of(module) if not place.is_dead]
+        return any(each.number in disturbed or each.process is None or self.now < each.disturbed_at + seconds for each in places)
 
     def files(self, place: Place) -> dict[str, Path]:
         """Return the file of each module of *place*."""
@@ -226,7 +239,12 @@ class World:
 
     def file_of(self, module: str) -> Path:
         """Return the file of *module*."""
-        return self.files(self.place_of(module))[module]
+        return self.files(self.places_of(module)[0])[module]
+
+    def _open_database(self, place: Place, scope: Scope, module: str, path: Path) -> Database:
+        if self.replicas.are_several:
+            return self.replicas.open(scope, module, path)
+        return open_file(path, scope, partial(self._draw_disk_fault, place.number))
 
     def _make_bus(self, place: Place, seed: str, scope: Scope, clock: ProcessClock, letters: DeadLetters) -> Bus:
         if self.cluster is not None:
@@ -270,23 +288,25 @@ class World:
         if fault.kind is FaultKind.KILL:
             await self._kill(fault)
             return
-        what = fault.spell.answer.value if fault.spell is not None else str(fault.disk or fault.bus or fault.broker or fault.link)
+        what = fault.spell.answer.value if fault.spell is not None else str(fault.disk or fault.bus or fault.broker or fault.link or fault.database or "stop")
         self.note(f"begin of {fault.kind}: {what} ({_share(fault):.0%}, {fault.seconds:g} s)")
         if fault.bus is BusFault.AWAY:
             self.saw("bus: away")
-        self._faults[fault.kind].append(fault)
+        self.faults[fault.kind].append(fault)
         self._disturb(fault)
+        self.replicas.set_down(fault, is_down=True)
         if fault.spell is not None:
             self.bank.weather.spells.append(fault.spell)
         scope = self.places[fault.process].scope
         if self.cluster is not None and self.cluster.begin(fault, scope):
             self.saw(f"{fault.kind}: {what}")
         try:
-            await asyncio.sleep(fault.seconds)
+            await (self.replicas.pause(fault) if fault.kind is FaultKind.PAUSE else asyncio.sleep(fault.seconds))
         finally:
+            self.replicas.set_down(fault, is_down=False)
             if self.cluster is not None:
                 self.cluster.end(fault, scope)
-            self._faults[fault.kind].remove(fault)
+            self.faults[fault.kind].remove(fault)
             self._disturb(fault)
             if fault.spell is not None:
                 self.bank.weather.spells.remove(fault.spell)
@@ -303,7 +323,7 @@ class World:
         if scope is None or scope.is_killed:
             return
         place.down = Downtime(fault.seconds, fault.jump_seconds)
-        scope.left, scope.counted = fault.points, fault.point
+        scope.left, scope.counted, scope.stops = fault.points, fault.point, False
         with suppress(TimeoutError):
             async with asyncio.timeout(KILL_SECONDS_MAX):
                 await scope.ended.wait()
@@ -317,9 +337,10 @@ class World:
         for place in self.places:
             if place.scope is not None:
                 place.scope.left = None
+        self.replicas.leave_one()
 
     def _draw_disk_fault(self, process: int) -> DiskFault | None:
-        for fault in self._faults[FaultKind.DISK]:
+        for fault in self.faults[FaultKind.DISK]:
             if fault.process == process and self.rng.random() < fault.share:
                 assert fault.disk is not None
                 self.saw(f"disk: {fault.disk.value}")
@@ -327,7 +348,7 @@ class World:
         return None
 
     def _draw_bus_fault(self, process: int, rng: random.Random) -> BusFault | None:
-        for fault in self._faults[FaultKind.BUS]:
+        for fault in self.faults[FaultKind.BUS]:
             if fault.process == process and fault.bus is not BusFault.AWAY and rng.random() < fault.share:
                 assert fault.bus is not None
                 self.saw(f"bus: {fault.bus.value}")
@@ -335,7 +356,7 @@ class World:
         return None
 
     def _is_bus_away(self, process: int) -> bool:
-        return any(each.bus is BusFault.AWAY and each.process == process for each in self._faults[FaultKind.BUS])
+        return any(each.bus is BusFault.AWAY and each.process == process for each in self.faults[FaultKind.BUS])
 
 
 def _share(fault: Fault) -> float:

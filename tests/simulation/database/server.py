@@ -1,0 +1,308 @@
+"""
+A simulated database server for one module: several processes over one SQLite file, as PostgreSQL lets them.
+
+Transactions are READ COMMITTED and overlap statement by statement; each reads what was committed before its statement, and
+what it has written itself. A row that a transaction has written, or selected ``FOR UPDATE``, is locked until it ends: another
+one waits, and then repeats its statement. An insert of a row that was committed meanwhile raises a conflict. Every wait, for the
+network or for a lock, is on virtual time.
+
+Not simulated: how PostgreSQL plans, lock modes of whole tables, vacuum, and a statement that is rolled back on its own.
+"""
+
+from __future__ import annotations
+
+__all__ = ["DatabaseFault", "DatabaseServer", "Transaction"]
+
+import asyncio
+import random
+import sqlite3
+from collections.abc import Callable, Collection
+from contextvars import Context
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field
+from sqlalchemy.util import await_only
+
+from tests.simulation.database.errors import Deadlock, Disconnected, LockTimeout, Row, SerializationFailure
+from tests.simulation.database.session import Session
+from tests.simulation.world.scope import Scope
+
+LOCK_SECONDS = 2.0
+IDLE_IN_TRANSACTION_SECONDS = 5.0
+"""As `app.storage.sql.postgres` sets them."""
+
+LOST_HOST_SECONDS = 10.0
+"""How long the server takes to notice that the machine of a process is gone."""
+
+_ROUND_TRIP_SECONDS = 0.0004
+
+
+class DatabaseFault(StrEnum):
+    """What is wrong between a process and its database server."""
+
+    CUT = "connection cut"
+    CUT_BEFORE_COMMIT = "connection cut before the commit"
+    CUT_AFTER_COMMIT = "connection cut after the commit"
+    OUTCOME_UNKNOWN = "commit without an outcome"
+    CONFLICT = "serialization failure"
+    SLOW = "slow statements"
+    DOWN = "server down"
+
+
+_AT_COMMIT = (DatabaseFault.CUT_BEFORE_COMMIT, DatabaseFault.CUT_AFTER_COMMIT, DatabaseFault.OUTCOME_UNKNOWN, DatabaseFault.CONFLICT)
+_AT_STATEMENT = (DatabaseFault.CUT, DatabaseFault.CONFLICT, DatabaseFault.SLOW)
+
+
+@define(eq=False)
+class Transaction:
+    """One transaction: the rows that it has written, and what waits for its end."""
+
+    id: int
+    written: dict[Row, None] = field(factory=dict)
+    ended: asyncio.Event = field(factory=asyncio.Event)
+
+
+@define(eq=False, slots=False)
+class DatabaseServer:
+    """The server of the module *name*, whose file is at *path*; it goes on when processes end."""
+
+    name: str
+    path: Path
+    rng: random.Random
+    draw_fault: Callable[[Scope, Collection[DatabaseFault]], DatabaseFault | None]
+    """Returns which of some faults a process meets now."""
+    saw: Callable[[str], None]
+    on_commit: Callable[[str, Collection[Row]], None]
+    """Called with the name and the rows that were written, in the order of the commits."""
+    sessions: dict[Session, None] = field(factory=dict)
+    locks: dict[Row, Session] = field(factory=dict)
+    leads: dict[str, Session] = field(factory=dict)
+    is_down: bool = False
+    _led: dict[str, Scope] = field(factory=dict)
+    _current: Session | None = None
+    """The session whose transaction is in the file."""
+    _transactions: int = 0
+    _outcomes: dict[int, bool | None] = field(factory=dict)
+    _number: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        with sqlite3.connect(self.path) as file:
+            file.execute("PRAGMA journal_mode = WAL")
+            tables = [name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name GLOB ?", (f"{self.name}_*",))]
+            self.keys = {table: next(f'"{row[1]}"' for row in file.execute(f"PRAGMA table_info({table})") if row[5]) for table in tables}
+        file.close()
+
+    # Sessions
+
+    def connect(self, scope: Scope) -> Session:
+        """
+        Return a connection of the process *scope*.
+
+        Raises:
+            Disconnected: The server is down.
+        """
+        scope.point("before write connect")
+        self._wait()
+        if self.is_down:
+            raise Disconnected("connection refused")
+        session: Session = sqlite3.connect(self.path, isolation_level=None, factory=Session)
+        session.prepare(self, scope)
+        session.physically("PRAGMA synchronous = OFF")
+        self.sessions[session] = None
+        scope.point("after write connect")
+        return session
+
+    def end(self, session: Session) -> None:
+        """End *session*: what it has not committed is rolled back, and its locks are free."""
+        if self.sessions.pop(session, session) is None:
+            if session.transaction is not None:
+                self.roll_back(session)
+            self.leads = {name: leader for name, leader in self.leads.items() if leader is not session}
+            session.has_ended = True
+            if session.scope.is_killed:
+                session.close_file()
+
+    def end_sessions(self, scope: Scope | None = None, *, only_in_transaction: bool = False) -> None:
+        """End the sessions of *scope*, or all."""
+        for session in list(self.sessions):
+            if scope in (None, session.scope) and (session.transaction is not None or not only_in_transaction):
+                self.end(session)
+
+    def notice_end(self, scope: Scope) -> None:
+        """End the sessions of a process that was killed: at once, or later if its machine is lost."""
+        if self.rng.random() < 0.7:
+            self.end_sessions(scope)
+        else:
+            self.saw("sessions of a lost machine")
+            asyncio.get_running_loop().call_later(LOST_HOST_SECONDS, self.end_sessions, scope, context=Context())
+
+    def notice_pause(self, scope: Scope) -> None:
+        """End the transactions of a process that has halted, after a while."""
+
+        def end() -> None:
+            if scope.is_paused and any(each.scope is scope and each.transaction for each in self.sessions):
+                self.saw("transaction of a halted process ended")
+                self.end_sessions(scope, only_in_transaction=True)
+
+        asyncio.get_running_loop().call_later(IDLE_IN_TRANSACTION_SECONDS, end, context=Context())
+
+    # Transactions
+
+    def begin(self, session: Session) -> None:
+        """Begin a transaction of *session*."""
+        if not session.has_ended:
+            self._transactions += 1
+            session.transaction, session.last_transaction = Transaction(self._transactions), self._transactions
+            if session.is_reading:
+                session.physically("BEGIN")
+
+    def execute(self, session: Session, run: Callable[[], Any]) -> Any:
+        """
+        Return what *run* returns, which executes one statement of the transaction of *session*.
+
+        Raises:
+            Disconnected, SerializationFailure, Deadlock, LockTimeout: See there.
+            sqlite3.Error: The statement failed.
+        """
+        self._step(session, "statement", _AT_STATEMENT)
+        if session.is_reading:
+            return run()
+        while True:
+            self._enter(session)
+            session.seen.clear()
+            session.physically("SAVEPOINT statement")
+            try:
+                found = run()
+            except Exception as error:
+                session.physically("ROLLBACK TO statement")
+                if "UNIQUE constraint" in str(error):
+                    self.saw("insert conflict")
+                raise
+            holder = next((self.locks[row] for row, _ in session.seen if self.locks.get(row, session) is not session), None)
+            if holder is None:
+                session.physically("RELEASE statement")
+                self.locks |= dict.fromkeys((row for row, _ in session.seen), session)
+                session.transaction.written |= dict.fromkeys(row for row, is_written in session.seen if is_written)
+                return found
+            session.physically("ROLLBACK TO statement")
+            self._wait_for(session, holder)
+
+    def commit(self, session: Session) -> None:
+        """
+        Commit the transaction of *session*.
+
+        Raises:
+            Disconnected: The connection is cut; whether it is committed is known by `outcome`, or not at all.
+            SerializationFailure: It is rolled back.
+        """
+        fault = self._step(session, "commit", _AT_COMMIT)
+        if session.is_reading:
+            self.roll_back(session)
+            return
+        is_cut = fault not in (None, DatabaseFault.CONFLICT)
+        is_done = fault is not DatabaseFault.CUT_BEFORE_COMMIT and (fault is not DatabaseFault.OUTCOME_UNKNOWN or self.rng.random() < 0.5)
+        transaction = session.transaction
+        if is_done:
+            self._enter(session)
+            session.physically("COMMIT")
+            self._current = None
+            self._end_transaction(session)
+            self.on_commit(self.name, transaction.written)
+        if is_cut:
+            self._outcomes[transaction.id] = None if fault is DatabaseFault.OUTCOME_UNKNOWN else is_done
+            if fault is DatabaseFault.OUTCOME_UNKNOWN:
+                self.saw(f"commit without an outcome, {'had' if is_done else 'had not'} happened")
+            self.end(session)
+            raise Disconnected("the connection is cut during the commit")
+        self._wait()
+        session.scope.point("after write commit")
+
+    def roll_back(self, session: Session) -> None:
+        """Undo the transaction of *session*."""
+        if session.is_reading or session is self._current:
+            session.physically("ROLLBACK")
+        if session is self._current:
+            self._current = None
+        self._end_transaction(session)
+
+    def outcome(self, id: int) -> bool | None:
+        """Return whether the transaction *id*, during whose commit the connection was cut, is committed; None if that is unknown."""
+        self._wait()
+        return None if self.is_down else self._outcomes.get(id, False)
+
+    def next_number(self, session: Session, *, is_next: bool) -> int:
+        """Return the next number of a history, or the one that *session* got last; one that is rolled back leaves a gap."""
+        if is_next:
+            self._number += 1
+            session.last_number = self._number
+        return session.last_number
+
+    # Leads
+
+    def try_lead(self, session: Session, name: str, *, is_eligible: bool) -> bool:
+        """Give the lead in *name* to *session* if it is free, or take it back; return whether the session has it."""
+        leader = self.leads.get(name)
+        if is_eligible == (leader is session):
+            return is_eligible
+        self._step(session, "statement", ())
+        leader = self.leads.get(name)
+        if is_eligible and leader is None:
+            leader = self.leads[name] = session
+            if self._led.get(name, session.scope) is not session.scope:
+                self.saw("lead handed over")
+            self._led[name] = session.scope
+        elif not is_eligible and leader is session:
+            del self.leads[name]
+            leader = None
+        return leader is session
+
+    def _step(self, session: Session, name: str, faults: Collection[DatabaseFault]) -> DatabaseFault | None:
+        """Wait for the server; raise or return the fault that *session* meets there."""
+        session.scope.point(f"before {'read' if session.is_reading else 'write'} {name}")
+        fault = self.draw_fault(session.scope, faults)
+        self._wait(self.rng.uniform(0.0, 0.8) if fault is DatabaseFault.SLOW else 0.0)
+        if session.has_ended:
+            raise Disconnected("the server has closed the connection")
+        if fault is DatabaseFault.CUT:
+            self.end(session)
+            raise Disconnected("the connection is cut")
+        if fault is DatabaseFault.CONFLICT:
+            raise SerializationFailure("could not serialize access")
+        return fault
+
+    def _wait(self, seconds: float = 0.0) -> None:
+        await_only(asyncio.sleep(seconds + self.rng.expovariate(1 / _ROUND_TRIP_SECONDS)))
+
+    def _wait_for(self, session: Session, holder: Session) -> None:
+        """Wait until the transaction of *holder* has ended."""
+        session.waits_for, each = holder, holder
+        try:
+            while each.waits_for is not None:
+                each = each.waits_for
+                if each is session:
+                    self.saw("deadlock")
+                    raise Deadlock("deadlock detected")
+            self.saw("waits for a row")
+            await_only(asyncio.wait_for(holder.transaction.ended.wait(), LOCK_SECONDS))
+        except TimeoutError:
+            self.saw("lock timeout")
+            raise LockTimeout("a row is locked") from None
+        finally:
+            session.waits_for = None
+        if session.has_ended:
+            raise Disconnected("the server has closed the connection")
+
+    def _enter(self, session: Session) -> None:
+        if self._current is not session:
+            if self._current is not None:
+                self._current.leave()
+            session.enter()
+            self._current = session
+
+    def _end_transaction(self, session: Session) -> None:
+        self.locks = {row: holder for row, holder in self.locks.items() if holder is not session}
+        session.transaction.ended.set()
+        session.transaction = None
+        session.forget()
