@@ -30,7 +30,8 @@ class _Client:
 
     connection: Connection
     reader: CommandReader = field(factory=CommandReader)
-    subscriptions: dict[str, str] = field(factory=dict)
+    subscriptions: dict[str, tuple[str, bool]] = field(factory=dict)
+    """The subject of each, and whether that has wildcards."""
     wants_no_responders: bool = False
 
 
@@ -89,7 +90,7 @@ class Server:
             case ["CONNECT", options]:
                 client.wants_no_responders = bool(json.loads(options).get("no_responders"))
             case ["SUB", subject, *_, sid]:
-                client.subscriptions[sid] = subject
+                client.subscriptions[sid] = subject, subject[-1] == ">" or "*" in subject
             case ["UNSUB", sid, *_]:
                 client.subscriptions.pop(sid, None)
             case ["PONG"] | []:
@@ -123,6 +124,6 @@ class Server:
 
     def _interested(self, subject: str) -> Iterator[tuple[_Client, str]]:
         for client in self._clients.values():
-            for sid, pattern in client.subscriptions.items():
-                if is_match(pattern, subject):
+            for sid, (pattern, has_wildcards) in client.subscriptions.items():
+                if pattern == subject or (has_wildcards and is_match(pattern, subject)):
                     yield client, sid

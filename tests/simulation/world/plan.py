@@ -311,11 +311,11 @@ def with_replicas(plan: Plan, replicas: int, rng: random.Random) -> Plan:
     for _ in range(rng.choice([0, 1, 2, 4])):
         faults.append(
             Fault(
-                FaultKind.PAUSE, rng.uniform(0.0, plan.seconds), rng.choice([2.0, 8.0, 40.0, 70.0]), rng.randrange(processes),
-                points=rng.choice([0, 3, rng.randrange(200)]), point=rng.choice(["", "", "statement", "write commit", "ack", "publish"]),
+                FaultKind.PAUSE, rng.choice(plan.customers).at, rng.choice([2.0, 8.0, 40.0, 70.0]), rng.randrange(processes),
+                points=rng.choice([0, 1, rng.randrange(20)]), point=rng.choice(["", "statement", "commit", "ack", "publish", "charge"]),
             )
         )  # fmt: skip
-    for _ in range(rng.choice([0, 1, 3, 6])):
+    for _ in range(rng.choice([0, 1, 4, 8])):
         database, process = rng.choice([*DatabaseFault]), rng.randrange(processes)
         seconds, share = rng.choice([0.5, 3.0, 10.0]), rng.choice([0.05, 0.3, 1.0])
         faults.append(Fault(FaultKind.DATABASE, rng.uniform(0.0, plan.seconds), seconds, process, database=database, share=share))
