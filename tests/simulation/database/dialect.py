@@ -78,7 +78,7 @@ class SharedDialect(Sqlite):
         return None if session.is_reading else session.last_transaction
 
     def was_committed(self, engine: Engine, tx_id: Any) -> bool | None:
-        return self._server.outcome(tx_id)
+        return self._server.outcome(self._scope, tx_id)
 
     def has_written(self, connection: Connection) -> bool:
         return True
@@ -113,7 +113,7 @@ class _SessionExecutor(LoopExecutor):
 
 def open_shared(server: DatabaseServer, scope: Scope) -> Database:
     """Return the database of the process *scope* on *server*."""
-    with mock.patch("app.storage.sql.database.open_dialect", lambda url: SharedDialect(server, scope)):
+    with mock.patch("app.storage.sql.database.open_dialect", return_value=SharedDialect(server, scope)):
         database: Any = Database("")
     database._writer = _SessionExecutor(database._writer._transactor)
     database._reader = _SessionExecutor(database._reader._transactor)

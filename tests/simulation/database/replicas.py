@@ -7,6 +7,7 @@ __all__ = ["Replicas"]
 import asyncio
 import random
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from tests.simulation.world.process import Place
     from tests.simulation.world.world import World
 
+ANSWER_SECONDS_MAX = 10.0
+"""How long a client waits before it asks another process; it waits without an end if there is none."""
+
 STOP_SECONDS_MAX = 5.0
 """A process that passes too few points is stopped after this time."""
 
@@ -40,6 +44,7 @@ class Replicas:
         self._world = world
         self._rng = random.Random(f"balancer {world.plan.seed}")
         self.are_several = world.plan.replicas > 1
+        self.answer_seconds = ANSWER_SECONDS_MAX if self.are_several else None
         self.servers: dict[str, DatabaseServer] = {}
 
     def open(self, scope: Scope, module: str, path: Path) -> Database:
@@ -101,7 +106,9 @@ class Replicas:
         scope.on_pause = stopped.set
         scope.left, scope.counted, scope.stops = fault.points, fault.point, True
         try:
-            await asyncio.wait([asyncio.ensure_future(stopped.wait())], timeout=STOP_SECONDS_MAX)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STOP_SECONDS_MAX):
+                    await stopped.wait()
             scope.pause()
             world.note(f"{scope.name} is stopped")
             for server in self.servers.values():

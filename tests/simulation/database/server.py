@@ -31,12 +31,17 @@ from tests.simulation.world.scope import Scope
 
 LOCK_SECONDS = 2.0
 IDLE_IN_TRANSACTION_SECONDS = 5.0
+OUTCOME_SECONDS = 5.0
 """As `app.storage.sql.postgres` sets them."""
+
+AWAY_SECONDS = 8.0
+"""How long a process does not reach the server after a commit whose outcome stays unknown."""
 
 LOST_HOST_SECONDS = 10.0
 """How long the server takes to notice that the machine of a process is gone."""
 
-_ROUND_TRIP_SECONDS = 0.0004
+ROUND_TRIPS = (0.0004, 0.004, 0.03)
+"""Seconds that a statement takes on average, in different runs: the longer, the more transactions overlap."""
 
 
 class DatabaseFault(StrEnum):
@@ -84,10 +89,13 @@ class DatabaseServer:
     _current: Session | None = None
     """The session whose transaction is in the file."""
     _transactions: int = 0
-    _outcomes: dict[int, bool | None] = field(factory=dict)
+    _committed: set[int] = field(factory=set)
+    _away_until: dict[Scope, float] = field(factory=dict)
+    """Until when a process does not reach the server."""
     _number: int = 0
 
     def __attrs_post_init__(self) -> None:
+        self._round_trip_seconds = self.rng.choice(ROUND_TRIPS)
         with sqlite3.connect(self.path) as file:
             file.execute("PRAGMA journal_mode = WAL")
             tables = [name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name GLOB ?", (f"{self.name}_*",))]
@@ -101,11 +109,11 @@ class DatabaseServer:
         Return a connection of the process *scope*.
 
         Raises:
-            Disconnected: The server is down.
+            Disconnected: The server is out of reach.
         """
         scope.point("before write connect")
         self._wait()
-        if self.is_down:
+        if self._is_away(scope):
             raise Disconnected("connection refused")
         session: Session = sqlite3.connect(self.path, isolation_level=None, factory=Session)
         session.prepare(self, scope)
@@ -208,11 +216,12 @@ class DatabaseServer:
             self._enter(session)
             session.physically("COMMIT")
             self._current = None
+            self._committed.add(transaction.id)
             self._end_transaction(session)
             self.on_commit(self.name, transaction.written)
         if is_cut:
-            self._outcomes[transaction.id] = None if fault is DatabaseFault.OUTCOME_UNKNOWN else is_done
             if fault is DatabaseFault.OUTCOME_UNKNOWN:
+                self._away_until[session.scope] = asyncio.get_running_loop().time() + AWAY_SECONDS
                 self.saw(f"commit without an outcome, {'had' if is_done else 'had not'} happened")
             self.end(session)
             raise Disconnected("the connection is cut during the commit")
@@ -227,10 +236,14 @@ class DatabaseServer:
             self._current = None
         self._end_transaction(session)
 
-    def outcome(self, id: int) -> bool | None:
-        """Return whether the transaction *id*, during whose commit the connection was cut, is committed; None if that is unknown."""
-        self._wait()
-        return None if self.is_down else self._outcomes.get(id, False)
+    def outcome(self, scope: Scope, id: int) -> bool | None:
+        """Return whether the transaction *id* of the process *scope* is committed; None if the server is out of reach for too long."""
+        if self._is_away(scope):
+            self._wait(OUTCOME_SECONDS)
+        return None if self._is_away(scope) else id in self._committed
+
+    def _is_away(self, scope: Scope) -> bool:
+        return self.is_down or asyncio.get_running_loop().time() < self._away_until.get(scope, 0.0)
 
     def next_number(self, session: Session, *, is_next: bool) -> int:
         """Return the next number of a history, or the one that *session* got last; one that is rolled back leaves a gap."""
@@ -273,7 +286,7 @@ class DatabaseServer:
         return fault
 
     def _wait(self, seconds: float = 0.0) -> None:
-        await_only(asyncio.sleep(seconds + self.rng.expovariate(1 / _ROUND_TRIP_SECONDS)))
+        await_only(asyncio.sleep(seconds + self.rng.expovariate(1 / self._round_trip_seconds)))
 
     def _wait_for(self, session: Session, holder: Session) -> None:
         """Wait until the transaction of *holder* has ended."""

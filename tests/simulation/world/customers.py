@@ -54,6 +54,9 @@ class Client(Protocol):
     def accepted(self, customer: str, order_id: str) -> None:
         """Note an answer 202 to the order of *customer*."""
 
+    def refused(self, customer: str) -> None:
+        """Note that *customer*, who has sent one request, was told that nothing of it is stored."""
+
     def restocked(self, product_id: str, quantity: int) -> None:
         """Note that a product has more pieces."""
 
@@ -139,6 +142,8 @@ async def _place(client: Client, customer: Customer, body: Any) -> str | None:
             return None
         if status == 202:
             return str(answer["order_id"])
+        if status == 503:
+            client.refused(customer.name)
         if status not in (503, 504):
             client.fail(f"{customer.name}: {status} to an order")
         return None

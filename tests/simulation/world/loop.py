@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["START", "ProcessClock", "SimulatedLoop", "Stuck"]
+__all__ = ["START", "ProcessClock", "SimulatedLoop", "Stuck", "new_uuid"]
 
 import asyncio
 import heapq
@@ -11,6 +11,7 @@ import selectors
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import Any
 
 from attrs import define
@@ -49,7 +50,7 @@ class _Timer(asyncio.TimerHandle):
 
     def _run(self) -> None:
         if not holds(self):
-            super()._run()  # type: ignore[misc]
+            super()._run()
 
 
 class _Handle(asyncio.Handle):
@@ -59,7 +60,7 @@ class _Handle(asyncio.Handle):
 
     def _run(self) -> None:
         if not holds(self):
-            super()._run()  # type: ignore[misc]
+            super()._run()
 
 
 class _Selector(selectors.SelectSelector):
@@ -165,3 +166,11 @@ class ProcessClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+def new_uuid(seconds: float, text: str) -> str:
+    """Return a UUIDv7 of the time *seconds* of the run; equal arguments give equal ids."""
+    milliseconds = int((START.timestamp() + seconds) * 1000)
+    digits = sha256(text.encode()).hexdigest()
+    head = f"{milliseconds:012x}"
+    return f"{head[:8]}-{head[8:]}-7{digits[:3]}-{'89ab'[int(digits[3], 16) % 4]}{digits[4:7]}-{digits[7:19]}"

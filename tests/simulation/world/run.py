@@ -24,11 +24,11 @@ from tests.simulation.checks.deadlines import check_deadlines
 from tests.simulation.checks.history import history_failures
 from tests.simulation.database.dialect import virtual_retries
 from tests.simulation.world.customers import persistent, run_customer, run_restock
-from tests.simulation.world.loop import SimulatedLoop, Stuck
+from tests.simulation.world.loop import SimulatedLoop, Stuck, new_uuid
 from tests.simulation.world.operator import operate
 from tests.simulation.world.plan import Customer, Plan, Stock
 from tests.simulation.world.scope import Killed, install
-from tests.simulation.world.world import World, new_uuid
+from tests.simulation.world.world import World
 
 ORDER_SLACK_SECONDS = 30.0
 """How much later than its time-out an order may end after everything has healed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["World", "new_uuid"]
+__all__ = ["World"]
 
 import asyncio
 import random
@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,8 @@ from tests.simulation.database.replicas import Replicas
 from tests.simulation.provider.bank import Bank
 from tests.simulation.world.broker import Broker
 from tests.simulation.world.customers import NoAnswer
-from tests.simulation.world.disk import DiskFault, open_file, with_refused_row
-from tests.simulation.world.loop import START, ProcessClock, SimulatedLoop
+from tests.simulation.world.disk import open_file, with_refused_row
+from tests.simulation.world.loop import ProcessClock, SimulatedLoop, new_uuid
 from tests.simulation.world.network import BusFault, FaultyBus
 from tests.simulation.world.plan import MODULES, Deployment, Fault, FaultKind, Plan
 from tests.simulation.world.process import (
@@ -49,9 +48,6 @@ from tests.simulation.world.watch import Watch
 KILL_SECONDS_MAX = 5.0
 """A process that passes too few points is killed after this time."""
 
-ANSWER_SECONDS_MAX = 10.0
-"""How long a client waits before it asks another process; it waits without an end if there is none."""
-
 _DISTURBING = (FaultKind.DISK, FaultKind.BUS, FaultKind.BROKER, FaultKind.LINK, FaultKind.PAUSE, FaultKind.DATABASE)
 
 
@@ -68,6 +64,8 @@ class World:
     """The name of whose each id of an order is."""
     orders: dict[str, str] = field(factory=dict)
     """The orders that were answered with 202, with the name of the customer."""
+    refusals: set[str] = field(factory=set)
+    """The customers whose order must not exist."""
     placed_at: dict[str, float] = field(factory=dict)
     stock: Counter[str] = field(factory=Counter)
     """The initial and the added stock of each product."""
@@ -125,6 +123,9 @@ class World:
         self.orders[order_id] = customer
         self.placed_at.setdefault(order_id, self.now)
 
+    def refused(self, customer: str) -> None:
+        self.refusals.add(customer)
+
     def restocked(self, product_id: str, quantity: int) -> None:
         self.stock[product_id] += quantity
 
@@ -133,7 +134,7 @@ class World:
         if place.process is None or place.process.scope.is_killed:
             raise NoAnswer
         task = place.process.scope.run(call(place.process))
-        await asyncio.wait([task], timeout=ANSWER_SECONDS_MAX if self.replicas.are_several else None)
+        await asyncio.wait([task], timeout=self.replicas.answer_seconds)
         if not task.done():
             task.add_done_callback(lambda task: task.cancelled() or task.exception())
             raise NoAnswer
@@ -208,9 +209,7 @@ class World:
                 scope.kill("start")
         await scope.clean_up()
         self.replicas.on_end(scope)
-        place.process = None
-        if place.down_since is None:
-            place.down_since = self.now
+        place.process, place.down_since = None, self.now if place.down_since is None else place.down_since
         if process is not None:
             process.forget()
         if (broker := self.broker or self.cluster) is not None:
@@ -244,7 +243,7 @@ class World:
     def _open_database(self, place: Place, scope: Scope, module: str, path: Path) -> Database:
         if self.replicas.are_several:
             return self.replicas.open(scope, module, path)
-        return open_file(path, scope, partial(self._draw_disk_fault, place.number))
+        return open_file(path, scope, partial(self._draw_fault, FaultKind.DISK, place.number, self.rng))
 
     def _make_bus(self, place: Place, seed: str, scope: Scope, clock: ProcessClock, letters: DeadLetters) -> Bus:
         if self.cluster is not None:
@@ -253,7 +252,7 @@ class World:
         if not self.plan.has_faulty_bus:
             return bus
         rng = random.Random(f"{seed}/bus")
-        return FaultyBus(bus, scope, partial(self._draw_bus_fault, place.number, rng), rng, partial(self._is_bus_away, place.number))
+        return FaultyBus(bus, scope, partial(self._draw_fault, FaultKind.BUS, place.number, rng), rng, partial(self._is_bus_away, place.number))
 
     def _on_kill(self, process: str, point: str) -> None:
         self.note(f"{process} is killed {point}")
@@ -289,7 +288,7 @@ class World:
             await self._kill(fault)
             return
         what = fault.spell.answer.value if fault.spell is not None else str(fault.disk or fault.bus or fault.broker or fault.link or fault.database or "stop")
-        self.note(f"begin of {fault.kind}: {what} ({_share(fault):.0%}, {fault.seconds:g} s)")
+        self.note(f"begin of {fault.kind}: {what} ({fault.spell.share if fault.spell else fault.share:.0%}, {fault.seconds:g} s)")
         if fault.bus is BusFault.AWAY:
             self.saw("bus: away")
         self.faults[fault.kind].append(fault)
@@ -339,33 +338,13 @@ class World:
                 place.scope.left = None
         self.replicas.leave_one()
 
-    def _draw_disk_fault(self, process: int) -> DiskFault | None:
-        for fault in self.faults[FaultKind.DISK]:
-            if fault.process == process and self.rng.random() < fault.share:
-                assert fault.disk is not None
-                self.saw(f"disk: {fault.disk.value}")
-                return fault.disk
-        return None
-
-    def _draw_bus_fault(self, process: int, rng: random.Random) -> BusFault | None:
-        for fault in self.faults[FaultKind.BUS]:
+    def _draw_fault(self, kind: FaultKind, process: int, rng: random.Random) -> Any:
+        for fault in self.faults[kind]:
             if fault.process == process and fault.bus is not BusFault.AWAY and rng.random() < fault.share:
-                assert fault.bus is not None
-                self.saw(f"bus: {fault.bus.value}")
-                return fault.bus
+                found = fault.disk or fault.bus
+                self.saw(f"{kind}: {found}")
+                return found
         return None
 
     def _is_bus_away(self, process: int) -> bool:
         return any(each.bus is BusFault.AWAY and each.process == process for each in self.faults[FaultKind.BUS])
-
-
-def _share(fault: Fault) -> float:
-    return fault.share if fault.spell is None else fault.spell.share
-
-
-def new_uuid(seconds: float, text: str) -> str:
-    """Return a UUIDv7 of the time *seconds* of the run; equal arguments give equal ids."""
-    milliseconds = int((START.timestamp() + seconds) * 1000)
-    digits = sha256(text.encode()).hexdigest()
-    head = f"{milliseconds:012x}"
-    return f"{head[:8]}-{head[8:]}-7{digits[:3]}-{'89ab'[int(digits[3], 16) % 4]}{digits[4:7]}-{digits[7:19]}"

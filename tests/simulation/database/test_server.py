@@ -1,0 +1,213 @@
+"""The simulated database server keeps the promises of PostgreSQL that several processes rely on."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.util import await_only, greenlet_spawn
+
+from tests.databases import migrated_file
+from tests.simulation.database.errors import Deadlock, Disconnected, LockTimeout, SerializationFailure
+from tests.simulation.database.server import DatabaseFault, DatabaseServer
+from tests.simulation.database.session import FOR_UPDATE, SKIP_LOCKED, Session
+from tests.simulation.world.loop import SimulatedLoop
+from tests.simulation.world.scope import Scope, install
+
+_INSERT = "INSERT INTO orders_inbox (id, heard_at) VALUES ('{}', '{}')"
+_SELECT = "SELECT id, heard_at FROM orders_inbox WHERE id IN ('1', '2') ORDER BY id"
+
+
+class Bench:
+    """A server, and transactions of several sessions on it, each step at a second of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.faults: list[DatabaseFault] = []
+        self.saw: list[str] = []
+        self.server = DatabaseServer("orders", path, random.Random(1), self._fault, self.saw.append, lambda name, rows: None)
+
+    def _fault(self, scope: Scope, possible: Any) -> DatabaseFault | None:
+        return self.faults.pop() if self.faults and self.faults[-1] in possible else None
+
+    def run(self, *transactions: Callable[[Session], Any]) -> list[Any]:
+        """Run *transactions* beside each other; return their results or errors."""
+        loop = SimulatedLoop()
+        install(loop)
+        try:
+            work = [greenlet_spawn(self._run, Scope(str(number), lambda point: None), each) for number, each in enumerate(transactions)]
+            return loop.run_until_complete(_all(work))
+        finally:
+            self.server.end_sessions()
+            loop.close()
+
+    def _run(self, scope: Scope, transaction: Callable[[Session], Any]) -> Any:
+        session = self.server.connect(scope)
+        session.begin(is_reading=False)
+        found = transaction(session)
+        session.commit()
+        return found
+
+    def rows(self) -> list[Any]:
+        """Return what is committed."""
+        with sqlite3.connect(self.server.path) as file:
+            found = file.execute(_SELECT).fetchall()
+        file.close()
+        return found
+
+
+async def _all(work: list[Any]) -> list[Any]:
+    return await asyncio.gather(*work, return_exceptions=True)
+
+
+def at(second: float) -> None:
+    """Wait until *second*."""
+    await_only(asyncio.sleep(max(0.0, second - asyncio.get_running_loop().time())))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    path = tmp_path / "orders.db"
+    migrated_file(path)
+    yield Bench(path)
+
+
+def test_a_transaction_does_not_see_what_another_has_not_committed(bench: Bench) -> None:
+    """Each sees its own rows at once, and the other's after the commit."""
+
+    def first(session: Session) -> Any:
+        session.execute(_INSERT.format(1, "a"))
+        at(2)
+        return session.execute(_SELECT).fetchall()
+
+    def second(session: Session) -> Any:
+        at(1)
+        session.execute(_INSERT.format(2, "b"))
+        before = session.execute(_SELECT).fetchall()
+        at(3)
+        return before, session.execute(_SELECT).fetchall()
+
+    assert bench.run(first, second) == [[("1", "a")], ([("2", "b")], [("1", "a"), ("2", "b")])]
+    assert bench.rows() == [("1", "a"), ("2", "b")]
+
+
+def test_an_insert_waits_for_the_same_key_and_then_conflicts(bench: Bench) -> None:
+    """The first to commit has the row."""
+
+    def first(session: Session) -> Any:
+        session.execute(_INSERT.format(1, "a"))
+        at(1.5)
+
+    def second(session: Session) -> Any:
+        at(1)
+        session.execute(_INSERT.format(1, "b"))
+
+    results = bench.run(first, second)
+    assert "UNIQUE" in str(results[1])
+    assert bench.rows() == [("1", "a")]
+    assert bench.saw == ["waits for a row", "insert conflict"]
+
+
+def test_a_locked_row_is_waited_for_and_read_again(bench: Bench) -> None:
+    """Two increments of one value are both there."""
+    bench.run(lambda session: session.execute(_INSERT.format(1, "0")))
+
+    def increment(session: Session) -> Any:
+        ((value,),) = session.execute(f"SELECT heard_at FROM orders_inbox WHERE id = '1'{FOR_UPDATE}").fetchall()
+        at(1)
+        session.execute("UPDATE orders_inbox SET heard_at = ? WHERE id = '1'", (str(int(value) + 1),))
+
+    bench.run(increment, increment)
+    assert bench.rows() == [("1", 2)]
+
+
+def test_a_locked_row_is_skipped_where_that_is_asked_for(bench: Bench) -> None:
+    """The others are selected, and locked."""
+    bench.run(lambda session: [session.execute(_INSERT.format(id, "0")) for id in "12"])
+
+    def first(session: Session) -> Any:
+        session.execute("UPDATE orders_inbox SET heard_at = '1' WHERE id = '1'")
+        at(2)
+
+    def second(session: Session) -> Any:
+        at(1)
+        return session.execute(f"SELECT id FROM orders_inbox WHERE id > '0' ORDER BY id LIMIT 5{SKIP_LOCKED}").fetchall()
+
+    assert bench.run(first, second)[1] == [("2",)]
+
+
+def test_a_lock_that_is_held_for_long_ends_the_statement(bench: Bench) -> None:
+    """As ``lock_timeout`` does."""
+
+    def first(session: Session) -> Any:
+        session.execute(_INSERT.format(1, "a"))
+        at(4)
+
+    def second(session: Session) -> Any:
+        at(1)
+        session.execute(_INSERT.format(1, "b"))
+
+    assert isinstance(bench.run(first, second)[1], LockTimeout)
+
+
+def test_two_transactions_that_wait_for_each_other_are_told_apart(bench: Bench) -> None:
+    """One of them fails."""
+
+    def run(mine: str, other: str) -> Callable[[Session], Any]:
+        def transaction(session: Session) -> Any:
+            session.execute(_INSERT.format(mine, "a"))
+            at(1)
+            session.execute(_INSERT.format(other, "a"))
+
+        return transaction
+
+    assert any(isinstance(result, Deadlock) for result in bench.run(run("1", "2"), run("2", "1")))
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "is_committed"),
+    [
+        (DatabaseFault.CUT_BEFORE_COMMIT, Disconnected, False),
+        (DatabaseFault.CUT_AFTER_COMMIT, Disconnected, True),
+        (DatabaseFault.CONFLICT, SerializationFailure, False),
+    ],
+)
+def test_a_commit_that_fails_has_an_outcome(bench: Bench, fault: DatabaseFault, error: type, is_committed: bool) -> None:
+    """A new connection is told."""
+    found: list[Any] = []
+
+    def transaction(session: Session) -> Any:
+        session.execute(_INSERT.format(1, "a"))
+        bench.faults = [fault]
+        try:
+            session.commit()
+        finally:
+            found.append(bench.server.outcome(session.scope, session.last_transaction))
+
+    (result,) = bench.run(transaction)
+    assert isinstance(result, error)
+    assert found == [is_committed]
+    assert bench.rows() == ([("1", "a")] if is_committed else [])
+
+
+def test_a_lead_ends_with_its_session(bench: Bench) -> None:
+    """Then another session gets it."""
+
+    def first(session: Session) -> Any:
+        assert bench.server.try_lead(session, "relay", is_eligible=True)
+        at(2)
+        bench.server.end(session)
+
+    def second(session: Session) -> Any:
+        at(1)
+        before = bench.server.try_lead(session, "relay", is_eligible=True)
+        at(3)
+        return before, bench.server.try_lead(session, "relay", is_eligible=True)
+
+    disconnected, found = bench.run(first, second)
+    assert isinstance(disconnected, Disconnected)
+    assert found == (False, True)
