@@ -40,6 +40,16 @@ _BY_GROUP: dict[str, tuple[str, ...]] = {
         "payment_intent.succeeded handled", "payment_intent.succeeded repeated", "payment_intent.payment_failed handled",
         "refund.updated handled", "refund.failed handled", "charge.refunded handled",
     ),
+    "database": (
+        "insert conflict", "waits for a row", "skips a locked row", "lock timeout", "deadlock", "serialization failure", "slow statements",
+        "connection cut", "connection cut before the commit", "connection cut after the commit",
+        "commit without an outcome, had happened", "commit without an outcome, had not happened", "server down", "lead handed over",
+        "sessions of a lost machine", "transaction of a halted process ended",
+    ),
+    "replica": (
+        "goes on after ack_wait", "goes on after ack_wait with work", "goes on before ack_wait", "goes on before ack_wait with work",
+        "one of each is left",
+    ),
     "process": ("start fails without its database",),
 }  # fmt: skip
 

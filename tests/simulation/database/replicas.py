@@ -130,7 +130,10 @@ class Replicas:
     def leave_one(self) -> None:
         """Kill all processes but one of each module, for good."""
         world = self._world
-        for module in MODULES if world.plan.leaves_one else ():
+        if not world.plan.leaves_one:
+            return
+        world.saw("replica: one of each is left")
+        for module in MODULES:
             kept = self._rng.choice([place for place in world.places if module in place.modules])
             for place in world.places:
                 if module in place.modules and place is not kept:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,10 @@ def at(second: float) -> None:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def bench(tmp_path: Path) -> Bench:
     path = tmp_path / "orders.db"
     migrated_file(path)
-    yield Bench(path)
+    return Bench(path)
 
 
 def test_a_transaction_does_not_see_what_another_has_not_committed(bench: Bench) -> None:
