@@ -175,17 +175,15 @@ async def _set_stock(world: World, stock: Stock) -> None:
 
 
 async def _until_idle(world: World, actors: list[asyncio.Task[None]]) -> None:
-    """Wait until nothing is left to do, and every order is final within its time-out."""
-    began, is_final = world.now, False
-    while left := [*_missing(world, actors), *unfinished(world)]:
+    """Wait until nothing is left to do, and every order is final within its time-out; or until something has failed."""
+    began = world.now
+    while not world.failures and (left := [*_missing(world, actors), *unfinished(world)]):
         seconds = world.now - began
-        if not is_final and seconds > world.plan.timeout_seconds + ORDER_SLACK_SECONDS + world.delay_seconds:
-            is_final = True
+        if seconds > world.plan.timeout_seconds + ORDER_SLACK_SECONDS + world.delay_seconds:
             if late := [each for each in left if each.startswith("order ")]:
                 world.fail(f"liveness: {seconds:.0f} s after everything has healed: {late}")
         if seconds > IDLE_SECONDS_MAX:
             world.fail(f"liveness: {seconds:.0f} s after everything has healed: {left}")
-            return
         await asyncio.sleep(1.0)
     world.note("idle")
 
