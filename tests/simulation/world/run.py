@@ -179,9 +179,9 @@ async def _until_idle(world: World, actors: list[asyncio.Task[None]]) -> None:
     began = world.now
     while not world.failures and (left := [*_missing(world, actors), *unfinished(world)]):
         seconds = world.now - began
-        if seconds > world.plan.timeout_seconds + ORDER_SLACK_SECONDS + world.delay_seconds:
-            if late := [each for each in left if each.startswith("order ")]:
-                world.fail(f"liveness: {seconds:.0f} s after everything has healed: {late}")
+        is_late = seconds > world.plan.timeout_seconds + ORDER_SLACK_SECONDS + world.delay_seconds
+        if is_late and (late := [each for each in left if each.startswith("order ")]):
+            world.fail(f"liveness: {seconds:.0f} s after everything has healed: {late}")
         if seconds > IDLE_SECONDS_MAX:
             world.fail(f"liveness: {seconds:.0f} s after everything has healed: {left}")
         await asyncio.sleep(1.0)
