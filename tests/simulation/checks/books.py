@@ -53,7 +53,7 @@ def _check_accepted(world: World, orders: dict[str, Any]) -> None:
         if order_id not in world.names:
             world.fail(f"I1: nothing has placed {order_id}")
     for name in sorted(world.refusals & {world.label(order_id) for order_id in orders}):
-        world.fail(f"I1: {name} was told that nothing is stored, and has an order")
+        world.fail(f"I1: {name} got the answer that nothing is stored, and has an order")
     owners = Counter(world.label(order_id) for order_id in orders)
     for owner, count in owners.items():
         if count > 1:

@@ -128,7 +128,7 @@ class Replicas:
         scope.resume()
 
     def leave_one(self) -> None:
-        """Kill all processes but one of each module, for good."""
+        """Kill all processes but one of each module; they do not start again."""
         world = self._world
         if not world.plan.leaves_one:
             return
@@ -139,7 +139,7 @@ class Replicas:
                 if module in place.modules and place is not kept:
                     place.is_dead = True
                     if place.scope is not None:
-                        place.scope.kill("for good")
+                        place.scope.kill("and stays dead")
 
     async def check_leads(self) -> None:
         """Check again and again, until cancelled, that one process of each module believes that it leads."""

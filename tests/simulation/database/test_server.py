@@ -154,8 +154,8 @@ def test_a_lock_that_is_held_for_long_ends_the_statement(bench: Bench) -> None:
     assert isinstance(bench.run(first, second)[1], LockTimeout)
 
 
-def test_two_transactions_that_wait_for_each_other_are_told_apart(bench: Bench) -> None:
-    """One of them fails."""
+def test_one_of_two_transactions_that_wait_for_each_other_fails(bench: Bench) -> None:
+    """The other can go on."""
 
     def run(mine: str, other: str) -> Callable[[Session], Any]:
         def transaction(session: Session) -> Any:
@@ -177,7 +177,7 @@ def test_two_transactions_that_wait_for_each_other_are_told_apart(bench: Bench) 
     ],
 )
 def test_a_commit_that_fails_has_an_outcome(bench: Bench, fault: DatabaseFault, error: type, is_committed: bool) -> None:
-    """A new connection is told."""
+    """A new connection can ask for it."""
     found: list[Any] = []
 
     def transaction(session: Session) -> Any:

@@ -55,7 +55,7 @@ class Client(Protocol):
         """Note an answer 202 to the order of *customer*."""
 
     def refused(self, customer: str) -> None:
-        """Note that *customer*, who has sent one request, was told that nothing of it is stored."""
+        """Note that *customer*, who has sent one request, got the answer that nothing of it is stored."""
 
     def restocked(self, product_id: str, quantity: int) -> None:
         """Note that a product has more pieces."""
