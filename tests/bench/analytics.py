@@ -2,9 +2,10 @@
 Measure how fast ``analytics run`` makes its file anew: ``python -m tests.bench.analytics --events 1000000``.
 
 Real orders are placed under load; their rows in the histories are then written again under other ids and times until there are so
-many events. ``--archived`` moves all but the last day into an archive of Parquet files with ``history archive --purge``. What was
-built in ``--folder`` is used again by the next call with the same folder. Printed are events a second, processor time an
-event, the largest memory of the process, and the sizes of the databases and of the file.
+many events. ``--archived`` moves all closed days into an archive of Parquet files with ``history archive --purge``; the ``--recent``
+events are of the day after these, and stay in the tables. What was built in ``--folder`` is used again by the next call with the
+same folder. Printed are events a second, processor time an event, the largest memory of the process, how many events are where,
+and the sizes of the databases and of the file.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from backports.zstd import compress
 from app.analytics.event_tables import event_tables
 from app.messaging.event_registry import build_registry
 from app.storage.archive.history_content import COMPRESSED, COMPRESSED_MIN, ENTRY_LENGTHS, PLAIN, decoded
+from app.storage.archive.history_table import PURGE_MARGIN
+from app.storage.archive.parquet_manifest import MANIFESTS, read_manifest
 from tests.bench.serving import load
 from tests.process.server import Server, environment_of
 
@@ -49,8 +52,12 @@ Template = tuple[str, int, datetime, list[bytes]]
 """Module, number and time of a row, and the JSON text of its entries: every second part is an id."""
 
 
-def build(folder: Path, events: int, *, is_archived: bool) -> None:
-    """Build a history of about so many *events* in *folder*: ``fulfilment.db``, and ``archive`` with all days but the last."""
+def build(folder: Path, events: int, recent: int | None = None) -> None:
+    """
+    Build a history of about so many *events* in *folder*: ``fulfilment.db``, and ``archive`` with all but the *recent* ones.
+
+    Without *recent*, the history ends now, and everything stays in the tables.
+    """
     path = folder / "fulfilment.db"
     _place(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
@@ -59,18 +66,24 @@ def build(folder: Path, events: int, *, is_archived: bool) -> None:
         templates, count = _templates(connection)
         copies = -(-events // count)
         step = _DAY * count / DAY_EVENTS
-        first = datetime.now(UTC) - step * copies - max(at for _, _, at, _ in templates).resolution
+        end = datetime.now(UTC) if recent is None else _last_midnight() + _DAY * recent / DAY_EVENTS
+        first = end - step * copies
         connection.execute("BEGIN")
         for module in _MODULES:
             connection.execute(f"DELETE FROM {module}_history")
             connection.executemany(f"INSERT INTO {module}_history VALUES (?, ?, ?)", _rows(module, templates, copies, first, step))
         connection.execute("COMMIT")
         connection.execute("PRAGMA journal_mode = WAL")
-    if is_archived:
+    if recent is not None:
         (folder / "archive").mkdir()
         _run(folder, "history", "archive", "--purge", HISTORY_ARCHIVE="archive")
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("VACUUM")
+
+
+def _last_midnight() -> datetime:
+    """Return the end of the last day that ``history archive`` takes now."""
+    return datetime.combine((datetime.now(UTC) - PURGE_MARGIN).date(), datetime.min.time(), UTC)
 
 
 def _place(path: Path) -> None:
@@ -142,11 +155,13 @@ def _measure(folder: Path, memory: str) -> None:
     with duckdb.connect(str(file), read_only=True) as connection:
         counts = " + ".join(f"(SELECT count(*) FROM {name})" for name in tables)
         count = connection.execute(f"SELECT {counts}").fetchall()[0][0]
-    archived = sum(path.stat().st_size for path in (folder / "archive").rglob("*.parquet"))
-    sizes = f"database {_mib(folder / 'fulfilment.db')}, archive {archived >> 20} MiB, file {_mib(file)}"
+    manifests = [read_manifest(path) for path in (folder / "archive" / MANIFESTS).rglob("*.json")]
+    archived = sum(each.event_count for each in manifests)
+    size = sum(part.bytes for each in manifests for part in each.parts)
+    sizes = f"database {_mib(folder / 'fulfilment.db')}, archive {size >> 20} MiB, file {_mib(file)}"
     print(
-        f"{count} events in {seconds:.1f} s: {count / seconds:.0f} events/s, {processor / count * 1e6:.2f} us of processor time an event,"
-        f" peak {peak:.0f} MiB; {sizes}",
+        f"{count} events, {archived} of them in the archive, in {seconds:.1f} s: {count / seconds:.0f} events/s,"
+        f" {processor / count * 1e6:.2f} us of processor time an event, peak {peak:.0f} MiB; {sizes}",
         flush=True,
     )
 
@@ -159,7 +174,8 @@ def main() -> None:
     """Build a history, and measure."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.analytics", description="Measure how fast analytics run is.")
     parser.add_argument("--events", type=int, default=1_000_000)
-    parser.add_argument("--archived", action="store_true", help="all days but the last one are in an archive")
+    parser.add_argument("--archived", action="store_true", help="all but the recent events are in an archive")
+    parser.add_argument("--recent", type=int, help="with --archived: events that stay in the tables; by default a fiftieth")
     parser.add_argument("--folder", type=Path, help="where the history is built, and stays; it is used again if it is there")
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--memory", default="1GB", help="ANALYTICS_MEMORY")
@@ -169,7 +185,8 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "fulfilment.db").exists():
             began = time.monotonic()
-            build(folder, options.events, is_archived=options.archived)
+            recent = options.events // 50 if options.recent is None else options.recent
+            build(folder, options.events, recent if options.archived else None)
             print(f"built in {time.monotonic() - began:.0f} s", flush=True)
         for _ in range(options.times):
             _measure(folder, options.memory)
