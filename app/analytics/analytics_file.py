@@ -26,7 +26,7 @@ from attrs import frozen
 from app.analytics.connection import connect, unusable
 from app.analytics.errors import FileUnusable
 from app.analytics.event_tables import EventTable, event_tables
-from app.analytics.events import SCHEMA, EventConverter, Unreadable
+from app.analytics.events import SCHEMA, EventConverter, Incoming, Unreadable
 from bus.contracts.registry import ContractRegistry
 from bus.subjects import EXPRESS
 
@@ -38,6 +38,8 @@ _COMPRESSED = ("event_id", "cause_id", "correlation_id", "entity_key")
 Columns that are compressed with Zstandard. DuckDB would look for repeated texts in them, and finds none: with these four a file is
 written in half of the time, is a quarter smaller, and is read as fast.
 """
+
+_UNLIMITED = 2**60
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS analytics_format (format INTEGER NOT NULL, file_id VARCHAR NOT NULL);
@@ -127,7 +129,7 @@ class AnalyticsFile:
 
     def take(
         self,
-        events: pa.Table,
+        events: Incoming,
         position: Position | None = None,
         *,
         unreadable: Iterable[Mapping[str, Any]] = (),
@@ -136,8 +138,8 @@ class AnalyticsFile:
         """
         Store those of *events* that the file does not have yet, and *position*, in one transaction.
 
-        *events* have the columns of `SCHEMA`, in any order of their rows, and may contain an event several times. What is
-        already known to be *unreadable* has the same columns and ``reason``; *gap* is what the source has deleted unread.
+        What is already known to be *unreadable* has the columns of `SCHEMA` and ``reason``; *gap* is what the source has deleted
+        unread.
 
         Raises:
             FileUnusable: The file cannot be written; nothing is stored.
@@ -148,18 +150,17 @@ class AnalyticsFile:
             raise unusable(self.path, error) from error
 
     def _take(
-        self, events: pa.Table, position: Position | None, known: Iterable[Mapping[str, Any]], gap: tuple[int, int] | None
+        self, events: Incoming, position: Position | None, known: Iterable[Mapping[str, Any]], gap: tuple[int, int] | None
     ) -> Taken:
-        events, found = self._newest(_without_repeats(events))
+        by_subject, found = self._newest(events)
         unreadable = [*map(dict, known), *found]
         stored: Counter[str] = Counter()
         connection = self.connection
         connection.execute("BEGIN")
         try:
             for table in self.tables:
-                rows = _of_subjects(events, (table.subject, table.subject + EXPRESS))
-                if rows.num_rows:
-                    stored[table.name], damaged = self._insert(table, rows)
+                if parts := [part for lane in ("", EXPRESS) for part in by_subject.get(table.subject + lane, ())]:
+                    stored[table.name], damaged = self._insert(table, pa.concat_tables(parts))
                     unreadable += damaged
             if unreadable:
                 self._keep(unreadable)
@@ -177,19 +178,24 @@ class AnalyticsFile:
             connection.unregister("incoming")
         return Taken(dict(stored), [(each["subject"], each["reason"]) for each in unreadable])
 
-    def _newest(self, events: pa.Table) -> tuple[pa.Table, list[dict[str, Any]]]:
-        """Return *events* in their newest versions, and apart from them those that no version reads."""
-        is_newest = pc.is_in(events["subject"], pa.array(sorted(self._converter.newest)))
-        if pc.all(is_newest).as_py() is not False:
-            return events, []
-        converted, unreadable = [], []
-        for row in events.filter(pc.invert(is_newest)).to_pylist():
-            try:
-                subject, data = self._converter.converted(row["subject"], row["data"])
-                converted.append({**row, "subject": subject, "data": data})
-            except Unreadable as error:
-                unreadable.append({**row, "reason": str(error)})
-        return pa.concat_tables([events.filter(is_newest), pa.Table.from_pylist(converted, SCHEMA)]), unreadable
+    def _newest(self, events: Incoming) -> tuple[dict[str, list[pa.Table]], list[dict[str, Any]]]:
+        """Return *events* in their newest versions by subject, and apart from them those that no version reads."""
+        newest: dict[str, list[pa.Table]] = {}
+        converted: dict[str, list[dict[str, Any]]] = {}
+        unreadable = []
+        for subject, table in events.by_subject.items():
+            if subject in self._converter.newest:
+                newest[subject] = [table]
+                continue
+            for row in table.to_pylist():
+                try:
+                    changed, data = self._converter.converted(subject, row["data"])
+                    converted.setdefault(changed, []).append({**row, "subject": changed, "data": data})
+                except Unreadable as error:
+                    unreadable.append({**row, "reason": str(error)})
+        for subject, rows in converted.items():
+            newest.setdefault(subject, []).append(pa.Table.from_pylist(rows, SCHEMA))
+        return newest, unreadable
 
     def _insert(self, table: EventTable, rows: pa.Table) -> tuple[int, list[dict[str, Any]]]:
         """Insert *rows*, all of them events of *table*; return how many are new, and those that the columns do not take."""
@@ -215,7 +221,7 @@ class AnalyticsFile:
         found = self.connection.execute(f"SELECT {columns} FROM unreadable_events").fetchall()
         rows = [row for row in (dict(zip(SCHEMA.names, values, strict=True)) for values in found) if self._converter.reads(row)]
         if rows:
-            self._take(pa.Table.from_pylist(rows, SCHEMA), None, (), None)
+            self._take(Incoming.of(pa.Table.from_pylist(rows, SCHEMA)), None, (), None)
             for row in rows:
                 table = self._by_subject[self._converter.converted(row["subject"], row["data"])[0]]
                 # Its columns may not take what the schema permits: then the event stays here.
@@ -262,33 +268,12 @@ class AnalyticsFile:
         connection.execute("COMMIT")
 
 
-def _without_repeats(events: pa.Table) -> pa.Table:
-    """Return *events* with one row for each id: that of the newest version."""
-    if pc.count_distinct(events["event_id"]).as_py() == events.num_rows:
-        return events
-    rows: dict[str, int] = {}
-    subjects = events["subject"].to_pylist()
-    for number, id in enumerate(events["event_id"].to_pylist()):
-        if id not in rows or _version(subjects[number]) > _version(subjects[rows[id]]):
-            rows[id] = number
-    return events.take(pa.array(sorted(rows.values())))
-
-
-def _version(subject: str) -> tuple[int, str]:
-    version = subject.removesuffix(EXPRESS).rpartition(".v")[2]
-    return len(version), version
-
-
-def _of_subjects(events: pa.Table, subjects: Sequence[str]) -> pa.Table:
-    return events.filter(pc.is_in(events["subject"], pa.array(subjects)))
-
-
 def _insert_sql(table: EventTable) -> str:
     values = ", ".join(f"{_value(column.path)} AS {_quoted(column.name)}" for column in table.columns)
     names = ", ".join([*map(_quoted, table.types())])
     return f"""
         INSERT INTO {table.name} ({names})
-        WITH parsed AS MATERIALIZED ({_parsed(table)})
+        WITH parsed AS NOT MATERIALIZED ({_parsed(table)})
         SELECT event_id, cause_id, correlation_id, entity_key, module, ends_with(subject, '{EXPRESS}'), seq,
                TRY_CAST(occurred_at AS TIMESTAMPTZ), {values}
         FROM parsed
@@ -304,9 +289,9 @@ def _damaged_sql(table: EventTable) -> str:
 
 
 def _parsed(table: EventTable) -> str:
-    # To be materialized: otherwise DuckDB takes the text apart once for each column that must have a value.
+    # Without a limit, DuckDB takes the text apart once more for each column that must have a value.
     structure = table.structure.replace("'", "''")
-    return f"SELECT *, from_json(data, '{structure}') AS content FROM incoming"
+    return f"SELECT *, from_json(data, '{structure}') AS content FROM incoming LIMIT {_UNLIMITED}"
 
 
 def _is_complete(table: EventTable) -> str:

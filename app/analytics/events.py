@@ -1,5 +1,5 @@
 """
-The form in which events come in from every source: an Arrow table, one row an event.
+The form in which events come in from every source: Arrow tables, one row an event, one table for each subject.
 
 An event in its newest version stays a text, which DuckDB takes apart. Only what an older release has published is converted
 in Python, through the upcasts of the contract registry.
@@ -7,7 +7,7 @@ in Python, through the upcasts of the contract registry.
 
 from __future__ import annotations
 
-__all__ = ["SCHEMA", "EventConverter", "Unreadable", "archived_events", "arrow_table"]
+__all__ = ["SCHEMA", "EventConverter", "Incoming", "Unreadable", "archived_events", "arrow_table"]
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
+from attrs import frozen
 
 from app.analytics.event_tables import EventTable
 from bus.contracts.registry import ContractRegistry
@@ -63,6 +64,52 @@ def archived_events(found: pa.Table) -> pa.Table:
     texts = pc.binary_join_element_wise(pc.utf8_replace_slice(moments, 10, 11, "T"), "+00:00", "")
     renamed = found.set_column(found.schema.get_field_index("at"), "occurred_at", texts)
     return renamed.append_column("entity_key", found["key"]).select(SCHEMA.names).cast(SCHEMA)
+
+
+@frozen
+class Incoming:
+    """Events, each id once. Made beside the thread that stores: it takes as long as reading does."""
+
+    by_subject: Mapping[str, pa.Table]
+    """With the columns of `SCHEMA`, by the subject with its lane; none is empty."""
+
+    @classmethod
+    def of(cls, events: pa.Table) -> Incoming:
+        """Return *events*, which have the columns of `SCHEMA`; of those with one id, the newest version."""
+        events = _without_repeats(events)
+        subjects = pc.dictionary_encode(events["subject"]).unify_dictionaries()
+        if not subjects.num_chunks:
+            return cls({})
+        codes = pa.chunked_array([chunk.indices for chunk in subjects.chunks])
+        names = subjects.chunk(0).dictionary.to_pylist()
+        return cls({name: events.filter(pc.equal(codes, code)) for code, name in enumerate(names)})
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return sum(events.num_rows for events in self.by_subject.values())
+
+    @property
+    def table(self) -> pa.Table:
+        """All of them."""
+        return pa.concat_tables([SCHEMA.empty_table(), *self.by_subject.values()])
+
+
+def _without_repeats(events: pa.Table) -> pa.Table:
+    """Return *events* with one row for each id: that of the newest version."""
+    if pc.count_distinct(events["event_id"]).as_py() == events.num_rows:
+        return events
+    rows: dict[str, int] = {}
+    subjects = events["subject"].to_pylist()
+    for number, id in enumerate(events["event_id"].to_pylist()):
+        if id not in rows or _version(subjects[number]) > _version(subjects[rows[id]]):
+            rows[id] = number
+    return events.take(pa.array(sorted(rows.values())))
+
+
+def _version(subject: str) -> tuple[int, str]:
+    version = subject.removesuffix(EXPRESS).rpartition(".v")[2]
+    return len(version), version
 
 
 class EventConverter:

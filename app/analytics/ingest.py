@@ -81,7 +81,7 @@ class Ingest:
             if reason not in self._reasons:  # each reason is logged once
                 self._reasons.add(reason)
                 logger.warning("an event cannot be read, and is kept in unreadable_events", subject=subject, detail=reason)
-        self._on_progress(Progress(batch.position.source, batch.events.num_rows, taken))
+        self._on_progress(Progress(batch.position.source, batch.events.count, taken))
 
     async def _follow(self, source: Source, once: bool) -> None:
         has_answered = False

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["CONTRACTS", "START", "event", "example", "order_events"]
+__all__ = ["CONTRACTS", "START", "event", "example", "incoming", "order_events"]
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from app.analytics.events import Incoming, arrow_table
 from app.messaging.event_registry import build_registry
 from app.storage.archive.history_content import HistoryEvent
 from bus.ids import derived_id, id_lower_bound
@@ -45,3 +46,8 @@ def order_events(number: int, *, at: datetime | None = None, lane: str = "") -> 
         data = {"order_id": order_id}
         found.append(event(subject + lane, id, at=moment, seq=number * 10 + step, data=data, key=order_id, cause=order_id))
     return found
+
+
+def incoming(events: Sequence[HistoryEvent]) -> Incoming:
+    """Return *events* as `AnalyticsFile.take` takes them."""
+    return Incoming.of(arrow_table(events))

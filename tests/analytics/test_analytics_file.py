@@ -11,10 +11,10 @@ import pytest
 
 from app.analytics.analytics_file import AnalyticsFile, Position
 from app.analytics.event_tables import HEAD, event_tables
-from app.analytics.events import arrow_table
+from app.analytics.events import Incoming, arrow_table
 from bus.contracts.contract import Contract
 from bus.contracts.versions import version_of
-from tests.analytics.events import CONTRACTS, event, example, order_events
+from tests.analytics.events import CONTRACTS, event, example, incoming, order_events
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_the_example_of_each_version_is_stored_without_a_loss(file: AnalyticsFil
     """Every value of the newest version is in a column, and reading the columns gives it back."""
     subject = contract.subject
     for number, data in enumerate(CONTRACTS[subject].schema["examples"]):
-        taken = file.take(arrow_table([event(subject, f"{subject}-{number}", data=data)]))
+        taken = file.take(incoming([event(subject, f"{subject}-{number}", data=data)]))
         assert (taken.count, taken.unreadable) == (1, [])
     (table,) = [each for each in file.tables if subject.startswith(each.subject.rpartition(".v")[0] + ".v")]
     if table.subject != subject:
@@ -55,7 +55,7 @@ def test_the_example_of_each_version_is_stored_without_a_loss(file: AnalyticsFil
 
 def test_money_is_flattened_and_lines_are_a_list(file: AnalyticsFile) -> None:
     """The columns have the names and types that the projections rely on."""
-    file.take(arrow_table(order_events(1, lane=".express")))
+    file.take(incoming(order_events(1, lane=".express")))
     row = file.connection.execute(
         "SELECT total_amount, total_currency, lines[1].unit_price.amount, is_express, module, occurred_at FROM inventory_reserved"
     ).fetchall()[0]
@@ -67,20 +67,20 @@ def test_money_is_flattened_and_lines_are_a_list(file: AnalyticsFile) -> None:
 
 def test_an_older_version_is_converted_to_the_newest(file: AnalyticsFile) -> None:
     """An upcast of the registry makes the row; the lane stays."""
-    file.take(arrow_table([event("orders.created.v1.express", "old")]))
+    file.take(incoming([event("orders.created.v1.express", "old")]))
     assert file.connection.execute("SELECT version, is_express FROM orders_created").fetchall() == [("v2", True)]
 
 
 def test_an_event_that_comes_again_is_stored_once(file: AnalyticsFile) -> None:
     """Within a batch, in a later batch, and in another version of the same event: one row, in the newest version of the batch."""
     new, old = event("orders.created.v2", "e1"), event("orders.created.v1", "e1")
-    assert file.take(arrow_table([old, new, new])).count == 1
-    assert file.take(arrow_table([old])).count == 0
-    assert file.take(arrow_table([new, event("orders.created.v2", "e2")])).count == 1
+    assert file.take(incoming([old, new, new])).count == 1
+    assert file.take(incoming([old])).count == 0
+    assert file.take(incoming([new, event("orders.created.v2", "e2")])).count == 1
     assert file.connection.execute("SELECT shipping_address_city FROM orders_created WHERE event_id = 'e1'").fetchall() == [("London",)]
     orders = [each for number in range(300) for each in order_events(number)]
-    assert file.take(arrow_table(orders)).count == 1_500
-    assert file.take(arrow_table(orders[700:] + order_events(300))).count == 5
+    assert file.take(incoming(orders)).count == 1_500
+    assert file.take(incoming(orders[700:] + order_events(300))).count == 5
 
 
 def test_an_event_that_no_version_reads_is_kept_apart(file: AnalyticsFile) -> None:
@@ -92,7 +92,7 @@ def test_an_event_that_no_version_reads_is_kept_apart(file: AnalyticsFile) -> No
         *order_events(1),
     ]
     for expected in (5, 0):
-        taken = file.take(arrow_table(events))
+        taken = file.take(incoming(events))
         assert taken.count == expected
     rows = file.connection.execute("SELECT event_id, reason FROM unreadable_events ORDER BY event_id").fetchall()
     assert [row[0] for row in rows] == ["damaged", "old and damaged", "unknown"]
@@ -103,11 +103,11 @@ def test_an_event_that_no_version_reads_is_kept_apart(file: AnalyticsFile) -> No
 
 def test_rows_and_position_are_stored_together(file: AnalyticsFile) -> None:
     """A batch that fails leaves neither."""
-    file.take(arrow_table(order_events(1)), Position("history", 14, "e"))
+    file.take(incoming(order_events(1)), Position("history", 14, "e"))
     assert file.positions() == {"history": Position("history", 14, "e")}
     file.connection.execute("DROP TABLE payments_captured")
     with pytest.raises(Exception, match="payments_captured"):
-        file.take(arrow_table(order_events(2)), Position("history", 24, "f"))
+        file.take(incoming(order_events(2)), Position("history", 24, "f"))
     assert file.positions()["history"].position == 14
     assert file.connection.execute("SELECT count(*) FROM orders_created").fetchall() == [(1,)]
 
@@ -118,7 +118,7 @@ def test_an_event_that_its_columns_do_not_take_stays_apart(tmp_path: Path) -> No
     late = event("orders.created.v2", "late")
     table = arrow_table([late, late]).set_column(7, "occurred_at", [["20260301T120000Z"] * 2])
     with closing(AnalyticsFile(path, CONTRACTS)) as file:
-        assert len(file.take(table).unreadable) == 1
+        assert len(file.take(Incoming.of(table)).unreadable) == 1
     for _ in range(2):
         with closing(AnalyticsFile(path, CONTRACTS)) as file:
             found = file.connection.execute("SELECT event_id FROM unreadable_events").fetchall()
@@ -128,5 +128,5 @@ def test_an_event_that_its_columns_do_not_take_stays_apart(tmp_path: Path) -> No
 def test_what_cannot_be_read_is_kept_once(file: AnalyticsFile) -> None:
     """Also if a batch has it twice."""
     row = {**arrow_table([event("orders.created.v9", "broken")]).to_pylist()[0], "reason": "no JSON"}
-    file.take(arrow_table([]), unreadable=[row, row])
+    file.take(incoming([]), unreadable=[row, row])
     assert file.connection.execute("SELECT event_id, reason FROM unreadable_events").fetchall() == [("broken", "no JSON")]

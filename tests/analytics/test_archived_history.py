@@ -123,7 +123,7 @@ async def test_archived_events_are_read_by_column(filled: tuple[Harness, Archive
     source = HistorySource("history", reader)
     batch = await source.read({})
     assert batch is not None
-    assert sorted(batch.events["event_id"].to_pylist()) == sorted(each.event_id for each in archived)
+    assert sorted(batch.events.table["event_id"].to_pylist()) == sorted(each.event_id for each in archived)
     assert not batch.is_last
 
 

@@ -16,10 +16,9 @@ import pytest
 from app.analytics import connection, query_server
 from app.analytics.analytics_file import AnalyticsFile
 from app.analytics.errors import AnalyticsError, FileInUse, FileUnusable, QueryRefused
-from app.analytics.events import arrow_table
 from app.analytics.query import Answer, answer, gathered
 from app.analytics.query_server import QueryServer, ask, socket_path
-from tests.analytics.events import CONTRACTS, order_events
+from tests.analytics.events import CONTRACTS, incoming, order_events
 from tests.runtime.harness import until
 
 REFUSED = {
@@ -58,7 +57,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def file(path: Path) -> Iterator[AnalyticsFile]:
     opened = AnalyticsFile(path, CONTRACTS)
-    opened.take(arrow_table([each for number in range(3) for each in order_events(number)]))
+    opened.take(incoming([each for number in range(3) for each in order_events(number)]))
     yield opened
     opened.close()
 
@@ -102,7 +101,7 @@ async def test_a_query_is_answered_while_the_file_is_written(served: Path, file:
     assert found.is_complete
     assert [row[2] for row in found.rows] == [f"2026-03-01T12:00:0{second}Z" for second in (1, 2, 3)]
     assert isinstance(found.rows[0][3], list)
-    await asyncio.to_thread(file.take, arrow_table(order_events(3)))
+    await asyncio.to_thread(file.take, incoming(order_events(3)))
     some = await asyncio.to_thread(asked, served, sql, 2)
     assert (len(some.rows), some.is_complete) == (2, False)
     assert (await asyncio.to_thread(asked, served, "SELECT count(*) FROM orders_created")).rows == [[4]]
@@ -170,7 +169,7 @@ async def test_the_end_of_the_server_ends_its_queries(path: Path, file: Analytic
 def test_without_a_process_that_writes_the_file_is_read(path: Path) -> None:
     """Nothing has to run for a query."""
     with closing(AnalyticsFile(path, CONTRACTS)) as opened:
-        opened.take(arrow_table(order_events(1)))
+        opened.take(incoming(order_events(1)))
     assert asked(path, "SELECT count(*) FROM orders_created").rows == [[1]]
     with pytest.raises(QueryRefused):
         asked(path, "DELETE FROM orders_created")

@@ -12,8 +12,7 @@ import pytest
 from app.analytics import analytics_file
 from app.analytics.analytics_file import AnalyticsFile, Position
 from app.analytics.errors import FileInUse, FileUnusable
-from app.analytics.events import arrow_table
-from tests.analytics.events import CONTRACTS, event, example, order_events
+from tests.analytics.events import CONTRACTS, event, example, incoming, order_events
 
 HOLD = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
 
@@ -46,7 +45,7 @@ def test_an_empty_file_is_begun(tmp_path: Path) -> None:
     path = tmp_path / "analytics.duckdb"
     path.touch()
     with closing(AnalyticsFile(path, CONTRACTS)) as file:
-        assert file.take(arrow_table(order_events(1))).count == 5
+        assert file.take(incoming(order_events(1))).count == 5
 
 
 def test_a_file_of_a_newer_release_is_refused(tmp_path: Path) -> None:
@@ -62,10 +61,10 @@ def test_a_member_that_is_added_becomes_a_column(tmp_path: Path) -> None:
     """Rows from before the upgrade have null there."""
     path = tmp_path / "analytics.duckdb"
     with closing(AnalyticsFile(path, CONTRACTS)) as file:
-        file.take(arrow_table(order_events(1)))
+        file.take(incoming(order_events(1)))
         file.connection.execute("ALTER TABLE orders_created DROP COLUMN payment_method")
     with closing(AnalyticsFile(path, CONTRACTS)) as file:
-        file.take(arrow_table([event("orders.created.v2", "new", data={"payment_method": "pm_1"})]))
+        file.take(incoming([event("orders.created.v2", "new", data={"payment_method": "pm_1"})]))
         found = file.connection.execute("SELECT payment_method FROM orders_created ORDER BY payment_method").fetchall()
         assert found == [("pm_1",), (None,)]
 
@@ -74,7 +73,7 @@ def test_what_no_version_read_is_taken_after_an_upgrade(tmp_path: Path) -> None:
     """It leaves the unreadable events, and is counted once, however often the file is opened."""
     path = tmp_path / "analytics.duckdb"
     with closing(AnalyticsFile(path, CONTRACTS)) as file:
-        file.take(arrow_table([event("orders.created.v9", "later", data=example("orders.created.v2")), event("orders.moved.v1", "never")]))
+        file.take(incoming([event("orders.created.v9", "later", data=example("orders.created.v2")), event("orders.moved.v1", "never")]))
         file.connection.execute("UPDATE unreadable_events SET subject = 'orders.created.v2' WHERE event_id = 'later'")
     for _ in range(2):
         with closing(AnalyticsFile(path, CONTRACTS)) as file:
@@ -86,18 +85,18 @@ def test_from_zero_empties_the_file(tmp_path: Path) -> None:
     """Rows, positions and views are gone; the tables are there."""
     path = tmp_path / "analytics.duckdb"
     with closing(AnalyticsFile(path, CONTRACTS)) as file:
-        file.take(arrow_table(order_events(1)), Position("history", 14))
+        file.take(incoming(order_events(1)), Position("history", 14))
         file.connection.execute("CREATE VIEW counted AS SELECT count(*) AS n FROM orders_created")
     with closing(AnalyticsFile(path, CONTRACTS, from_zero=True)) as file:
         assert file.positions() == {}
-        assert file.take(arrow_table(order_events(1))).count == 5
+        assert file.take(incoming(order_events(1))).count == 5
 
 
 def test_emptying_the_file_is_done_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill in between would leave a position without its rows: they would never be read again."""
     path = tmp_path / "analytics.duckdb"
     with closing(AnalyticsFile(path, CONTRACTS)) as file:
-        file.take(arrow_table(order_events(1)), Position("history", 14))
+        file.take(incoming(order_events(1)), Position("history", 14))
 
     def quoted(name: str) -> str:
         if name == "orders_confirmed":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ["EVENTS_MAX", "HistorySource"]
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import aclosing
 
@@ -16,11 +17,11 @@ import pyarrow.compute as pc
 from loguru import logger
 
 from app.analytics.analytics_file import Position
-from app.analytics.events import archived_events, arrow_table
+from app.analytics.events import Incoming, archived_events, arrow_table
 from app.analytics.sources.source import Batch
 from app.storage.archive.history_reader import HistoryReader
 
-EVENTS_MAX = 250_000
+EVENTS_MAX = 100_000
 """Events of one batch, about: some 100 MB."""
 
 
@@ -44,12 +45,15 @@ class HistorySource:
         self._is_checked = True
         after = 0 if position is None else position.position
         archived = await self._reader.archived(after=after, count=EVENTS_MAX)
-        events, is_last = (archived_events(archived), False) if archived is not None else await self._stored(after)
-        if not events.num_rows:
-            return None
+        if archived is not None:
+            return await asyncio.to_thread(lambda: self._batch(archived_events(archived), False))
+        events, is_last = await self._stored(after)
+        return await asyncio.to_thread(self._batch, events, is_last) if events.num_rows else None
+
+    def _batch(self, events: pa.Table, is_last: bool) -> Batch:
         last = pc.max(events["seq"]).as_py()
         (id, *_) = events.filter(pc.equal(events["seq"], last))["event_id"].to_pylist()
-        return Batch(events, Position(self.name, last, id), is_last)
+        return Batch(Incoming.of(events), Position(self.name, last, id), is_last)
 
     async def _stored(self, after: int) -> tuple[pa.Table, bool]:
         """Return events in the tables that follow *after*, and whether these are all."""

@@ -25,7 +25,7 @@ from nats.js.errors import NotFoundError
 
 from app.analytics.analytics_file import Position
 from app.analytics.errors import SourceUnavailable
-from app.analytics.events import SCHEMA
+from app.analytics.events import SCHEMA, Incoming
 from app.analytics.sources.source import Batch
 from app.messaging.cloudevents import causation_id, event_id_and_trace, occurred_at, versions_of
 from bus.consumers import UNDERSTOOD
@@ -166,7 +166,7 @@ class JetStreamSource:
                 return False
         return True
 
-    def _events(self, messages: list[Msg]) -> tuple[pa.Table, list[dict[str, Any]], int]:
+    def _events(self, messages: list[Msg]) -> tuple[Incoming, list[dict[str, Any]], int]:
         """Return the events in *messages*, those that cannot be read with their reasons, and the last number of the stream."""
         rows: list[dict[str, Any]] = []
         unreadable: list[dict[str, Any]] = []
@@ -187,7 +187,7 @@ class JetStreamSource:
                 rows.append(row)
             except BusError as error:
                 unreadable.append({**row, "reason": str(error)})
-        return pa.Table.from_pylist(rows, SCHEMA), unreadable, last
+        return Incoming.of(pa.Table.from_pylist(rows, SCHEMA)), unreadable, last
 
     def _row(self, message: Message) -> dict[str, Any]:
         id, trace = event_id_and_trace(message)

@@ -7,24 +7,23 @@ __all__ = ["Batch", "Source"]
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import pyarrow as pa
 from attrs import frozen
 
 from app.analytics.analytics_file import Position
+from app.analytics.events import Incoming
 
 
 @frozen
 class Batch:
     """Events that follow each other in a source."""
 
-    events: pa.Table
-    """With the columns of `app.analytics.events.SCHEMA`."""
+    events: Incoming
     position: Position
     """What is to be stored with them."""
     is_last: bool
     """True if the source had no more when it was asked."""
     unreadable: Sequence[Mapping[str, Any]] = ()
-    """What is no event: the columns of the schema and the member ``reason``."""
+    """What is no event: the columns of `app.analytics.events.SCHEMA` and the member ``reason``."""
     gap: tuple[int, int] | None = None
     """The first and the last number of what is missing before them, because the source has deleted it."""
 

@@ -20,7 +20,7 @@ import fcntl
 import os
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -32,6 +32,7 @@ from attrs import frozen
 from app.storage.archive.history_content import POSITIONS, seq_of
 from app.storage.archive.parquet_files import (
     StoredRow,
+    events_between,
     joined,
     open_part,
     part_groups,
@@ -117,6 +118,8 @@ class Archive:
         self._archives: Archives | None = None
         self._files: OrderedDict[str, tuple[Any, list[tuple[int, int]]]] = OrderedDict()
         self._groups: OrderedDict[tuple[str, int], list[StoredRow]] = OrderedDict()
+        self._begun: dict[tuple[str, int], Any] = {}
+        """Row groups of which the last call of `events` has returned a part: at most about one of each module."""
 
     async def call(self, function: Callable[[], T]) -> T:
         """Call *function* in the thread of this archive: a folder that does not answer delays nothing else."""
@@ -196,8 +199,17 @@ class Archive:
         if total >= count:
             until = min(until, last)
         chosen = [group for group in groups if group.first <= until]
-        tables = [read_events(self.folder, each.part, each.file, each.number, each.module, after, until) for each in chosen]
-        return joined(tables)
+        return joined([events_between(table, after, until) for table in self._event_tables(chosen, until)])
+
+    def _event_tables(self, groups: Iterable[_EventGroup], until: int) -> Iterator[Any]:
+        """Yield the events of *groups*; those of a group that goes on after *until* stay in memory for the next call."""
+        begun, self._begun = self._begun, {}
+        for each in groups:
+            key = each.part.sha256, each.number
+            table = begun[key] if key in begun else read_events(self.folder, each.part, each.file, each.number, each.module)
+            if each.last > until:
+                self._begun[key] = table
+            yield table
 
     def verify(self, manifest: Manifest) -> None:
         """

@@ -13,6 +13,7 @@ __all__ = [
     "StoredRow",
     "arrow",
     "at_text",
+    "events_between",
     "joined",
     "open_part",
     "part_groups",
@@ -209,15 +210,18 @@ def read_group(folder: Path, part: Part, file: Any, group: int) -> list[StoredRo
         return [(number, at_text(at), content) for number, at, content in zip(numbers, moments, contents, strict=True)]
 
 
-def read_events(folder: Path, part: Part, file: Any, group: int, module: str, after: int, until: int) -> Any:
-    """Return the events with a `seq` after *after*, up to *until*, in a row *group* of *file*, which is *part*; *module* is a column."""
-    pa, pc = arrow(), arrow("pyarrow.compute")
+def read_events(folder: Path, part: Part, file: Any, group: int, module: str) -> Any:
+    """Return the events in a row *group* of *file*, which is *part*; *module* is a column."""
     with _damage(folder / part.path):
         table = file.read_row_group(group, use_threads=False)
-        seqs = table["seq"]
-        if not pc.all(is_wanted := pc.and_(pc.greater(seqs, after), pc.less_equal(seqs, until))).as_py():
-            table = table.filter(is_wanted)
-        return table.append_column("module", pa.repeat(module, table.num_rows))
+        return table.append_column("module", arrow().repeat(module, table.num_rows))
+
+
+def events_between(table: Any, after: int, until: int) -> Any:
+    """Return the events in *table* with a `seq` after *after*, up to *until*."""
+    pc = arrow("pyarrow.compute")
+    is_wanted = pc.and_(pc.greater(table["seq"], after), pc.less_equal(table["seq"], until))
+    return table if pc.all(is_wanted).as_py() else table.filter(is_wanted)
 
 
 def joined(tables: Sequence[Any]) -> Any:

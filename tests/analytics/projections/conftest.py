@@ -16,7 +16,7 @@ import pytest
 
 from app.analytics.analytics_file import AnalyticsFile
 from app.analytics.errors import QueryRefused
-from app.analytics.events import SCHEMA
+from app.analytics.events import SCHEMA, Incoming
 from app.analytics.projections.declaration import load
 from app.analytics.projections.statements import Statement
 from app.analytics.projections.views import create_views
@@ -65,7 +65,7 @@ def store(file: AnalyticsFile, events: Sequence[Happened]) -> None:
         }  # fmt: skip
         for name in columns:
             columns[name].append(row[name])
-    taken = file.take(pa.table(columns, SCHEMA))
+    taken = file.take(Incoming.of(pa.table(columns, SCHEMA)))
     assert not taken.unreadable
 
 
