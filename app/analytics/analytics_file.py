@@ -33,10 +33,10 @@ from bus.subjects import EXPRESS
 FORMAT = 1
 """The number of the layout of `_TABLES`; a file with a larger one is of a newer release."""
 
-_COMPRESSED = ("event_id", "cause_id", "correlation_id", "entity_key")
+_IDS = ("event_id", "cause_id", "correlation_id", "entity_key")
 """
-Columns that are compressed with Zstandard. DuckDB would look for repeated texts in them, and finds none: with these four a file is
-written in half of the time, is a quarter smaller, and is read as fast.
+Columns that are compressed with Zstandard, as UUIDs in the data are. DuckDB would look for repeated texts in them, and finds none:
+the file is written in half of the time, is a quarter smaller, and is read as fast.
 """
 
 _UNLIMITED = 2**60
@@ -259,7 +259,8 @@ class AnalyticsFile:
         for table in self.tables:
             columns = {name: f"{_quoted(name)} {type}" for name, type in table.types().items()}
             if table.name not in found:
-                columns |= {name: f"{columns[name]} USING COMPRESSION zstd" for name in _COMPRESSED}
+                ids = [*_IDS, *(column.name for column in table.columns if column.is_id)]
+                columns |= {name: f"{columns[name]} USING COMPRESSION zstd" for name in ids}
                 connection.execute(f"CREATE TABLE {table.name} ({', '.join(columns.values())})")
                 continue
             for name, column in columns.items():

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from bus.contracts.contract import Contract
 from bus.contracts.registry import ContractRegistry
@@ -50,6 +50,8 @@ class Column:
     type: str
     is_required: bool
     """True if a valid event has a value there that is not null."""
+    is_id: bool
+    """True if it has UUIDs, as text."""
 
 
 @frozen
@@ -89,7 +91,7 @@ def _table(event: str, contract: Contract) -> EventTable:
         while name in names:
             name = f"data_{name}"
         names.add(name)
-        columns.append(Column(name, column.path, column.type, column.is_required))
+        columns.append(evolve(column, name=name))
     structure = json.dumps(_structure(schema))
     return EventTable(event.replace(".", "_"), contract.subject, tuple(columns), structure)
 
@@ -104,7 +106,8 @@ def _columns(schema: Mapping[str, Any], path: tuple[str, ...], is_required: bool
         if _is_object(described):
             yield from _columns(described, here, is_set)
         else:
-            yield Column("_".join(here), here, _sql_type(described), is_set)
+            is_id = _json_type(described) == "string" and described.get("format") == "uuid"
+            yield Column("_".join(here), here, _sql_type(described), is_set, is_id)
 
 
 def _structure(schema: Mapping[str, Any]) -> Any:
