@@ -147,7 +147,7 @@ async def test_a_delivery_that_is_lost_is_read_again(js: JetStreamContext, file:
     assert await source.read(file.positions()) is None
     batch = await source.read(file.positions())
     assert batch is not None
-    assert batch.events.num_rows == 10
+    assert batch.events.count == 10
 
 
 async def test_two_files_read_one_stream(js: JetStreamContext, file: AnalyticsFile) -> None:
