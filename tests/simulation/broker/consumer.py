@@ -239,6 +239,8 @@ class Consumer:
         for _ in range(min(lost_acks, len(self.acked))):
             self.pending[self.acked.pop()] = 0.0
         last = self.stream.last_sequence
+        # Another message may get the sequence of one that the stream has lost.
+        self.acked = deque((each for each in self.acked if each <= last), self.acked.maxlen)
         self.position = min(self.position, last)
         self.pending = dict.fromkeys((each for each in self.pending if each <= last), self.host.clock.monotonic())
         self.tries = {sequence: count for sequence, count in self.tries.items() if sequence <= last}

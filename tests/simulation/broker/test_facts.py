@@ -115,6 +115,19 @@ async def test_a_lost_leader_may_take_the_last_acknowledgements_with_it(harness:
     assert {(each.message.body, each.tries) for each in again} == {(b"1", 2), (b"2", 2)}
 
 
+async def test_the_acknowledgement_of_a_lost_message_is_lost_with_it(harness: SimulatedHarness) -> None:
+    """Another message gets its sequence; a later leader that has lost acknowledgements must not take that for delivered."""
+    member = await harness.bus.subscribe("inventory", [CREATED])
+    publish(harness, 3)
+    await bodies(harness, member, 3)
+    await harness.rest()
+    (consumer,) = (each for each in harness.server.jetstream.consumers.values() if each.name == "inventory")
+    assert list(consumer.acked) == [1, 2, 3]
+    harness.server.jetstream.lose_leader(1, tail=1)
+    await harness.pass_time(2)
+    assert list(consumer.acked) == [1, 2]
+
+
 async def test_a_stream_knows_the_ids_of_what_was_purged(harness: SimulatedHarness) -> None:
     """Within the window a purged message is not stored again, which the publisher notices and gives it another id."""
     sent = message(b"purged")
