@@ -30,7 +30,7 @@ class Match(Enum):
     REMAINDER_AT_MOST = auto()
     """The first column less the second is at most the value."""
     PRESENT = auto()
-    """The column has a value; the index is one of the keys of such rows. The only value of the filter is ``true``."""
+    """The column is not null. A partial index has the keys of these rows. The only value of the filter is ``true``."""
 
 
 @frozen

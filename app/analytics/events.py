@@ -46,7 +46,7 @@ _Upcasts = Sequence[Callable[[Event], Event]]
 
 
 class Unreadable(Exception):
-    """No version of an event reads it; the message has the reason."""
+    """No version of the event can read the message; the text of the exception has the reason."""
 
 
 def arrow_table(events: Sequence[HistoryEvent]) -> pa.Table:

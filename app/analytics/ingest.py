@@ -48,7 +48,7 @@ class Ingest:
 
     async def run(self, *, once: bool = False) -> None:
         """
-        Take what is there and what comes, until it is cancelled; with *once*, until everything that is there is taken.
+        Read the stored events of all sources, then the new ones, until cancelled; with *once*, only the stored ones.
 
         A source that is out of reach is asked again, if it has answered before.
 

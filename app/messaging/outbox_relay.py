@@ -56,7 +56,7 @@ IDLE_SECONDS = 0.25
 """
 The pause between two steps while nothing is in flight; it ends at a multiple of itself.
 
-A process that does nothing wakes up rarely, and its relays at the same moments, so that their scans share a transaction.
+An idle process makes few steps, and its relays make them at the same moments, so that their scans share a transaction.
 """
 
 

@@ -73,7 +73,7 @@ class BatchProcessor:
         """
         Write the unit of work; an event that is delivered locally leaves no row in outbox and inbox, only in the history.
 
-        Without *is_first*, a module has written its part of the transaction's history before. Return whether one has now.
+        Set *is_first* to False if another module has written history in this transaction. Return whether any has now.
 
         Raises:
             Invalid: An event that the bus has to carry breaks the schema of an older version.

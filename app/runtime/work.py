@@ -93,7 +93,7 @@ class WorkItem:
 
     @property
     def traceparent(self) -> str:
-        """The trace that is continued by what follows from this item."""
+        """The trace that the events which follow from this item continue."""
         return self.origin_trace.traceparent if self.cause is None else self.cause.traceparent
 
 

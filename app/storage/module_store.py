@@ -36,16 +36,16 @@ INBOX_RETENTION = timedelta(hours=48)
 """How long a duplicate is recognised: longer than any producer can send one, and longer than an idempotency key is valid."""
 
 CLOCK_SKEW_MAX = timedelta(minutes=1)
-"""How far ahead of this clock a clock may be from which ids get their times."""
+"""By how much the clocks of processes may differ: an id may begin with a time that is this far ahead."""
 
 RECENT = timedelta(days=1)
-"""An order of this age is not looked up in the archive: all orders there are older, even by a clock that differs."""
+"""An order that is younger is not looked up in the archive: all orders there are older, even if the clocks differ."""
 
 HANDOVER_DELAY = timedelta(seconds=5)
-"""On a shared database, how long a process alone publishes what it committed; then the leader publishes what is left."""
+"""On a shared database, how long only the process that committed an event publishes it; after that the leader does."""
 
 PURGE_MAX = 500
-"""Rows that one statement of `ModuleStore.purge` deletes; other work shares its transaction and waits for it."""
+"""Rows that one statement of `ModuleStore.purge` deletes at most: other work in the same transaction waits for it."""
 
 _BY_ID = itemgetter(0)
 _NONE: Mapping[type, Collection[str]] = {}
@@ -56,7 +56,7 @@ ProcessedIds = dict[str, tuple[str | None, str | None]]
 
 
 FIRST_ID = id_lower_bound(datetime(2024, 1, 1, tzinfo=UTC))
-"""No order is older. A smaller id does not begin with a time, but perhaps with the zeros of a number."""
+"""No order is older. A smaller id does not begin with a time: it may be a number that is padded with zeros."""
 
 
 @lru_cache(16)
@@ -141,7 +141,7 @@ class ModuleStore:
         """
         Return what `find_processed` returns for *ids* and `load` for *keys*.
 
-        On a database of this process alone, states written last come from the cache.
+        On a database that only this process uses, states that were written recently come from the cache.
         """
         find_processed = self._select_processed.fetch(connection, [(id,) for id in ids])
         load = self.load if self._cache is None else self._cache.load
@@ -283,7 +283,7 @@ class ModuleStore:
 
     def purge(self, connection: Connection, now: datetime) -> int:
         """
-        Delete some of the rows whose retention has ended; return how many. What the clock has skipped is no age.
+        Delete some of the rows whose retention has ended; return how many. Time that the clock has skipped does not count.
 
         Most ids begin with the time of their cause in milliseconds since 1970, so old rows are a range of the primary key
         and need no further index. The exceptions are messages that came from outside under an id of another form: the

@@ -1,7 +1,7 @@
 """
 The tables that every module has beside those of its states: inbox, outbox and dead letters; and the rows of the first two.
 
-They lie in the module's own database and carry its name. Columns are a contract with the other release that runs beside
+They are in the module's own database and carry its name. Columns are a contract with the other release that runs beside
 this one during an upgrade. Where Python uses another name, it is the ``key`` of the column, given here and nowhere else.
 """
 

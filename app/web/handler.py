@@ -54,7 +54,7 @@ PROBES = frozenset({"/livez", "/readyz", "/health"})
 """Paths that are answered under any host name, and on a connection beyond the limit."""
 
 UNTRACED = PROBES | {"/metrics"}
-"""Paths without a span: they are asked all the time, and cause nothing."""
+"""Paths without a span: they are requested often, and change nothing."""
 
 SERVER = "fulfilment"
 """Value of the ``Server`` header. It has no version: that would help only an attacker."""

@@ -32,8 +32,9 @@ class MemoryBus:
     """
     The bus for one process; see `bus.port.Bus` for what it promises.
 
-    It remembers the ids of the last *dedup_max* settled messages, none longer than *dedup_seconds* after it was
-    published. It remembers the id of an unsettled message until the message is settled. Nothing is kept beyond the end of the process.
+    It recognises a duplicate by the id of the message. It keeps the id of an unsettled message until the message is settled,
+    and the ids of the last *dedup_max* settled messages for up to *dedup_seconds* after they were published. Nothing is kept
+    when the process ends.
     """
 
     def __init__(

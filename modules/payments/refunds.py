@@ -195,7 +195,7 @@ def on_dispute(payment: Payment, notice: DisputeReported, now: datetime) -> Deci
 
 
 def on_order_refund(payment: Payment, event: OrderRefundRequested, now: datetime) -> Decision:
-    """Request the refund that orders wants, unless it is more than is left."""
+    """Request from the provider the refund that orders has requested, unless it is more than is left."""
     if any(refund.id == event.refund_id for refund in _ledger(payment).refunds):
         return no_change()
     reason = None

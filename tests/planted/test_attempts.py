@@ -1,4 +1,4 @@
-"""Planted bugs are tried honestly: what counts as found has failed because of the bug."""
+"""A planted bug counts as found only if a test has failed because of it."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class ReadAhead:
         return batch
 
     async def stored(self) -> None:
-        """Tell the source; see `Source.stored`."""
+        """Pass it on to the source; see `Source.stored`."""
         await self._source.stored()
 
     async def close(self) -> None:

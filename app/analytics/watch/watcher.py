@@ -23,7 +23,7 @@ from app.analytics.watch.rules import Ask, Rule, evaluate
 
 POST_SECONDS = 10.0
 TRIES = 5
-"""How often a message is sent with `Watcher.finish` before it waits for the next call."""
+"""How often one call of `Watcher.finish` tries to send a message; the next call tries again."""
 
 BACKOFF_SECONDS, BACKOFF_SECONDS_MAX = 1.0, 300.0
 

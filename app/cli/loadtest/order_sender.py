@@ -19,7 +19,7 @@ LAST_PAUSE_SECONDS = 1.0
 
 
 class Stop:
-    """A flag that asks the run to end early and wakes every coroutine that sleeps on it."""
+    """A flag that asks the run to end early and ends every coroutine's wait for it."""
 
     def __init__(self) -> None:
         self.is_set = False

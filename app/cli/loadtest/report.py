@@ -65,7 +65,7 @@ class Tally:
 
     Two clocks are involved, the server's and this process's, and only differences on the same clock are used. The end of
     an order is the moment at which its 202 arrived, plus the time between ``created_at`` and the final entry of the
-    timeline by the server's own timestamps. ``created_at`` lies before the arrival of the 202, so the true end is never
+    timeline by the server's own timestamps. ``created_at`` is before the arrival of the 202, so the true end is never
     later than the computed one, and earlier by at most the duration of the POST. The moment at which the load test
     polled does not matter.
     """

@@ -19,7 +19,7 @@ from attrs import define, field
 STEP_SECONDS = 1.0
 STEP = 2.0
 RATE_MIN = 1.0
-"""Calls a second, however often the provider answers 429."""
+"""The lowest rate in calls a second, however often the provider answers 429."""
 
 _WINDOW_SECONDS = 5.0
 """The rate of calls is measured over this many seconds when the first limit is set."""
@@ -66,7 +66,7 @@ class CallPace:
         self._changed_at = now
 
     def succeeded(self) -> None:
-        """Raise the rate if it has not changed for `STEP_SECONDS`: the provider has taken a call."""
+        """Raise the rate if it has not changed for `STEP_SECONDS`: the provider has accepted a call."""
         now = self.monotonic()
         self._ended_at.append(now)
         if self.rate is None or now < self._changed_at + STEP_SECONDS:

@@ -32,9 +32,9 @@ class Pair:
     recorded: Sequence[Any] | None
     today: OutgoingEvent | None
     detail: str
-    """What differs; empty if nothing but *shift* does."""
+    """What differs; empty if the two are equal, or if only their due times differ."""
     shift: float = 0.0
-    """How many seconds later the timer is due today."""
+    """By how many seconds the due time of today's timer is later than the recorded one."""
     is_event_same: bool = False
     """True if both are the same event, in any version."""
 

@@ -148,7 +148,7 @@ class Archive:
         return self._list() == archives.listing
 
     def sizes(self, history: ArchivedHistory, first: int, last: int, count: int) -> dict[int, int]:
-        """Return up to *count* numbers of rows in *history*, from *first* to *last*, in their order, each with its bytes."""
+        """Return the size in bytes of up to *count* rows of *history*, by number, for the numbers from *first* to *last*."""
         found: dict[int, int] = {}
         for group in self._groups_between(history, first, last):
             start = bisect_left(group, (first,))

@@ -56,7 +56,7 @@ def migrate(engine: Engine, module: str) -> bool:
     All missing revisions run in one transaction; of two processes that migrate at once one waits for the other.
 
     Raises:
-        NewerDatabase: The tables are beyond the head.
+        NewerDatabase: The tables have a newer revision than the head.
     """
     if is_current(engine, module):
         return False
@@ -91,7 +91,7 @@ def _upgrade(engine: Engine, module: str) -> bool:
     config = Config()
     config.set_main_option("script_location", str(_HERE))
     config.set_main_option("version_locations", str(_HERE / "versions" / module))
-    config.set_main_option("recursive_version_locations", "true")  # older revisions may lie in folders of their own
+    config.set_main_option("recursive_version_locations", "true")  # older revisions may be in folders of their own
     config.set_main_option("path_separator", "os")
     script = ScriptDirectory.from_config(config)
     with engine.begin() as connection:

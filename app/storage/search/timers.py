@@ -13,7 +13,7 @@ from sqlalchemy import Connection, func, select
 from app.storage.tables import shared_message_tables
 
 COUNTED_MAX = 10_000
-"""Timers that are counted; more are reported as this many."""
+"""Counting stops at this many timers."""
 
 _SCHEDULED = datetime(1971, 1, 1, tzinfo=UTC)
 """Between `app.storage.tables.DUE_NOW`, which events without a timer have, and the times of any timer."""

@@ -186,7 +186,7 @@ class ThreadExecutor(_WorkQueue):
         self._transactor.disconnect()
 
     def _set_idle(self) -> None:
-        """Note on the loop that the thread sleeps; wake it again if a job was added in the meantime."""
+        """Note on the loop that the thread waits for jobs; release it if a job was added in the meantime."""
         if self._waiting:
             self._wake_ups.release()
         else:

@@ -104,7 +104,7 @@ class Postgres:
     name = "postgresql"
     for_update = " FOR UPDATE"
     skip_locked = " FOR UPDATE SKIP LOCKED"
-    # What other users do shows only to members of pg_read_all_stats; replication slots show to everyone.
+    # Only a member of pg_read_all_stats sees what other users do; every user sees the replication slots.
     oldest_snapshot_sql: str | None = (
         "SELECT greatest(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)"
         " FROM pg_stat_activity WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid()"

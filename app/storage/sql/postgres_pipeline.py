@@ -78,7 +78,7 @@ class Pending:
 
 
 class Pipeline:
-    """The pipeline of *connection*, which must be in autocommit mode: BEGIN and COMMIT are statements as all others."""
+    """The pipeline of *connection*, which must be in autocommit mode: BEGIN and COMMIT are sent like all other statements."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection

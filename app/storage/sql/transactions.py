@@ -139,7 +139,7 @@ class Transactor:
                     continue
                 if recovery is _Recovery.RAISE:
                     if self._connection is not None and self._connection.in_transaction():
-                        self.disconnect()  # begin failed half-way, and SQLAlchemy believes that a transaction is open
+                        self.disconnect()  # begin failed half-way, and for SQLAlchemy a transaction is open
                     raise
                 if recovery is _Recovery.REFUSED:
                     self._log_refusal(error)

@@ -1,8 +1,8 @@
 """
 Pass requests on to the process that runs the modules, over its private socket, and the responses back.
 
-That process admits the request, answers and records it; the worker adds only from which address it came. Bodies and
-responses are passed on as they arrive, so a stream of events stays one.
+That process admits the request, answers and records it; the worker only adds the address of the client. Bodies and
+responses are passed on as they arrive, so a client receives each event of a stream at once.
 """
 
 from __future__ import annotations

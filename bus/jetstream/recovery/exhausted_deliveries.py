@@ -1,8 +1,8 @@
 """
 Recovery of messages that no worker could dead-letter itself.
 
-A worker that dies on the last try of a message leaves nothing behind but an advisory of the server. The stream
-``ADVISORIES`` stores those. Each module processes the advisories about its consumers: it reads the message from its
+When a worker crashes on the last try of a message, the server publishes an advisory and does nothing else. The stream
+``ADVISORIES`` stores the advisories. Each module processes the advisories about its consumers: it reads the message from its
 stream and makes it a dead letter, under the id that the worker would have given it, so that a dead letter that both make
 is stored once. The server publishes the advisory when the answer to the last try is overdue.
 

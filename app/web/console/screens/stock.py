@@ -121,7 +121,7 @@ class _Stock:
 
     async def set(self, visit: Visit) -> web.StreamResponse:
         """
-        Set the price and the name, unless one of them is no longer as the person has seen it.
+        Set the price and the name, unless one of them has changed since the person loaded the form.
 
         The tag of a product also changes with its stock. An order that was placed meanwhile is no conflict: the change is
         sent again with the new tag.

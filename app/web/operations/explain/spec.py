@@ -121,7 +121,7 @@ _OF_THE_PROCESS: dict[str, Json] = {
 
 
 def description(*, has_orders: bool) -> Description:
-    """Return the OpenAPI description of these endpoints; without *has_orders* of those that every process has."""
+    """Return the OpenAPI description of the endpoints that every process has, and with *has_orders* of those for orders."""
     if not has_orders:
         return Description(_OF_THE_PROCESS)
     return Description({**_OF_ORDERS, **_OF_THE_PROCESS}, {"Explanation": _EXPLANATION})

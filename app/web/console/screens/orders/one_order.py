@@ -34,7 +34,7 @@ def pages(sources: Sources, screen: Screen, states: Mapping[str, str]) -> tuple[
     api, live, rendering = sources.api, sources.live, sources.rendering
 
     async def read(key: ApiKey, order_id: str) -> ApiAnswer:
-        """Return the explanation; where the role sees the order only, that in its place."""
+        """Return the explanation of the order, or the order alone if the role may not see the explanation."""
         address = f"/v1/orders/{quote(order_id, safe='')}"
         answer = await api.request("GET", f"{address}/explain", principal=key)
         if answer.status != 403:
