@@ -120,7 +120,8 @@ class DeadLetters(Protocol):
         """
         Store *dead_letter* durably; a dead letter with a known id is not stored again.
 
-        One with the error `WAITS` may be sent to its consumer again at once instead, if nothing is left that it waits for.
+        A message with the error `WAITS` waits for another dead letter. If that is gone meanwhile, the message may be sent to
+        its consumer again at once, and is not stored.
 
         Raises:
             Exception: It is not stored. The bus keeps the message and tries again later.

@@ -143,7 +143,7 @@ class Precondition:
 
 
 UNCONDITIONAL = Precondition()
-"""Holds for every resource, and for none."""
+"""Always holds, whether there is a resource or not."""
 
 
 @lru_cache(4096)

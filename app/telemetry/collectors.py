@@ -23,7 +23,7 @@ from aioprometheus.collectors import Collector, MetricsTypes, Registry
 from aioprometheus.formats.text import TextFormatter
 
 SERIES_MAX = 1000
-"""Children of one family at most. All further label values share one child, in which every label is OTHER."""
+"""The most children that one family has. All further label values share one child, in which every label is OTHER."""
 
 OTHER = "OTHER"
 _LABEL_CHARACTERS_MAX = 128

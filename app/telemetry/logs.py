@@ -99,7 +99,7 @@ def log_fast(name: str, message: str, **fields: Any) -> None:
 
 
 def print_line(text: str) -> None:
-    """Write *text* as it is to the stream of the log, in its turn; to stdout before `setup`."""
+    """Write *text* as it is to the stream of the log, after the lines that were logged before; to stdout before `setup`."""
     if _sink is None:
         print(text, flush=True)
     else:

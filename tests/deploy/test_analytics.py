@@ -14,8 +14,8 @@ import psycopg
 import pytest
 import yaml
 
+from modules.registry import MODULES
 from tests.architecture.tree import ROOT
-from tests.deploy.deployed import MODULES
 from tests.postgres import PostgresServer
 
 FOLDER = ROOT / "deploy/analytics"
@@ -117,7 +117,7 @@ def test_the_sources_name_every_database_with_the_password(logical_postgres: Pos
          f"--file={FOLDER / 'sql/sources.sql'}"],
         env=found, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.stdout.count("hostname = 'postgres',\n    port = '6543',\n    username = 'analytics',\n    password = 'it''s the analytics',") == 3
+    assert done.stdout.count("hostname = 'postgres',\n    port = '6543',\n    username = 'analytics',\n    password = 'it''s the analytics',") == len(MODULES)
     names = re.findall(r"database\.name = '(\w+)'", done.stdout)
     assert sorted(names) == sorted({*MODULES, "shop"} - {"orders"})
     assert "CREATE TABLE\n" in done.stdout, "the table of archived events"

@@ -121,7 +121,7 @@ class Projection:
 
 def load(folder: Path = FOLDER) -> dict[str, Projection]:
     """
-    Return the projections in *folder* by name, those that others read before them, and otherwise in the order of `GROUPS`.
+    Return the projections in *folder* by name: each after those that it reads, otherwise in the order of `GROUPS`.
 
     Raises:
         BadProjection: A file is no projection, two have one name, or they read each other in a circle.

@@ -47,7 +47,7 @@ class Report:
     since: datetime
     until: datetime
     taken_at: str | None
-    """When events were last taken into the file; None if none ever were."""
+    """When events were last written to the file; None if there never were any."""
     newest_at: str | None
     """When the newest order in the file was placed; None if there is none."""
     sections: tuple[Section, ...]

@@ -49,7 +49,7 @@ def _template() -> jinja2.Template:
 
 
 def chart_of(section: Section) -> Markup:
-    """Return the chart of *section*; with amounts, or a rate, of several currencies one for each: they share no axis."""
+    """Return the chart of *section*; if its values depend on the currency, one chart for each currency, with an axis of its own."""
     chart = section.projection.chart
     if chart.kind == "bar":
         return _bars(section)

@@ -37,9 +37,9 @@ class Source(Protocol):
 
     async def read(self, positions: Mapping[str, Position]) -> Batch | None:
         """
-        Return what follows *positions*, which are by the names that the source has given them; None if there is nothing now.
+        Return the events after *positions*, or None if there are none now. The source has chosen the names of the positions.
 
-        Returns at most as much as a transaction should have. What was returned, and not stored, is returned again.
+        A batch is as large as one transaction of the file should be. A batch that was returned and not stored is returned again.
 
         Raises:
             SourceUnavailable, StorageUnavailable: The source is out of reach; ask again later.

@@ -43,7 +43,8 @@ _ALERTS_PAGE = "docs/howto/deploy.rst"
 _NEXT = """\
 Next:
   1. Register it: add "{name}" to MODULES in modules/registry.py.
-  2. Write the files that follow from that list: python -m app new documents
+  2. Write the files that follow from that list:
+     python -m app new documents && python -m app analytics sql --output deploy/analytics/sql
   3. Try it: python -m pytest tests/modules/test_{name}_decide.py && python -m app serve
   4. Replace Item by what the module is for; docs/howto/write-a-module.rst explains each file."""
 

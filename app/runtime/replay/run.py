@@ -2,8 +2,8 @@
 Decide whole histories again: verify them with the code of today, and rebuild the tables of states from them.
 
 The database stays in use. Everything that is finished when the replay begins is read in short transactions. What has been
-committed since is read in one last snapshot, and the states of the same snapshot are those that are compared: a
-transaction is in both, or in neither.
+committed since is read in one last snapshot, and so are the states that the result is compared with: a transaction is in
+both, or in neither.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ Results = Callable[[str], Iterable[str]]
 
 @define
 class Found:
-    """Events by id, decisions by the id of what was decided about and the module, and timers that were set by their id."""
+    """Events by their id, decisions by module and the id of the event that was decided about, timers by their id."""
 
     events: dict[str, HistoryEvent] = field(factory=dict)
     decided: dict[tuple[str, str], Decided] = field(factory=dict)

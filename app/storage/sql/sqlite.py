@@ -291,7 +291,7 @@ class Sqlite:
         """None: the database is locked."""
 
     def insert_numbered(self, table: Table, *, is_next: bool) -> Statement:
-        """Count on from the last number, which is looked up in all histories after another connection has written."""
+        """Use the number after the last one; the last one is looked up in all histories if another connection has written."""
         return _NumberedInsert(table, int(is_next))
 
     def replace(self, table: Table, keys: Sequence[str]) -> Statement:

@@ -35,7 +35,7 @@ from config.settings import Settings
 from config.shown import shown
 
 CACHE_SECONDS = 1.0
-"""An answer is given again for this long: many open pages cost no more than one."""
+"""An answer is reused for this long, so that many open pages cost no more than one."""
 
 ANSWER_SECONDS_MAX = 2.0
 """The bus counts as out of reach when it has not answered after this."""

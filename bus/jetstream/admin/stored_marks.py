@@ -1,10 +1,11 @@
 """
 Find out that a stream has lost the last messages that it had stored, although it acknowledged them.
 
-A server writes to its disk every two minutes by default, and answers before that. A loss of power takes what is not on the
-disk yet, and the stream goes on from an earlier sequence: it is as planned, and soon it is as long as before. So the
-publisher keeps marks, the sequence and the id of a message each, and asks from time to time whether the newest is still
-there. Where it is not, the newest mark that is shows since when messages may be lost.
+A server writes to its disk every two minutes by default, and acknowledges a message before that. After a loss of power, the
+messages that were not on the disk are gone, and the stream continues from an earlier sequence. Nothing else shows it: the
+configuration is as planned, and the last sequence is soon as high as before. So the publisher keeps marks, each the sequence
+and the id of a message, and asks from time to time whether the newest is still there. If it is not, the newest mark that is
+still there shows since when messages may be lost.
 """
 
 from __future__ import annotations
