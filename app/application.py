@@ -59,7 +59,7 @@ class Application:
     One process: the modules that its settings name, their bus, gateways and HTTP API.
 
     `start` returns once it answers requests; `stop` finishes what is in flight. It serves once: after `stop`, make a new
-    one. `phase` and `checks` are what the probes show (`app.web.Health`). docs/howto/embed.rst shows it inside another
+    one. `phase` and `checks` are what the probes show (`app.web.endpoints.health.Health`). docs/howto/embed.rst shows it inside another
     program.
     """
 
@@ -232,7 +232,7 @@ class Application:
         logger.info("the files of the configuration were read again", api_keys=len(settings.api_keys))
 
     async def checks(self) -> Mapping[str, str]:
-        """Ask the bus, the gateways and each module's database; return ``ok`` or what is wrong (`app.web.Health.checks`)."""
+        """Ask the bus, the gateways and each module's database; return ``ok`` or what is wrong (`Health.checks`)."""
         bus = self.parts.bus.bus
         found = {BUS: OK if bus.is_connected else "unavailable"}
         if bus.problems:
