@@ -73,12 +73,12 @@ class Pair:
 
     @property
     def ratio(self) -> float:
-        """Orders a second of the other to those of the reference."""
+        """The orders a second of *other*, divided by those of *reference*."""
         return self.other.orders_per_second / self.reference.orders_per_second
 
     @property
     def cpu_ratio(self) -> float:
-        """Processor time an order of the other to that of the reference, servers included."""
+        """The processor time of an order with *other*, divided by that with *reference*, servers included."""
         return self.other.cpu_ms / self.reference.cpu_ms
 
 

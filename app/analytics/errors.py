@@ -18,7 +18,7 @@ class AnalyticsMissing(AnalyticsError):
 
 
 class FileInUse(AnalyticsError):
-    """Another process writes the file: end it, or ask it."""
+    """Another process writes the file: end that process, or send it the query."""
 
 
 class FileUnusable(AnalyticsError):

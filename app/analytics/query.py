@@ -1,8 +1,8 @@
 """
-Ask the file in SQL, without a change to it.
+Query the file in SQL, without a change to it.
 
 A query is one statement, in a transaction that cannot write, on a connection that reaches no other file and no setting.
-Its answer is a sequence of `Line`, so that it needs little memory however long it is, and goes through a socket as it is.
+Its answer is a sequence of `Line`: a long answer needs little memory, and a socket can carry it line by line.
 """
 
 from __future__ import annotations

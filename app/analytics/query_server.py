@@ -1,5 +1,5 @@
 """
-Ask a file, also while another process writes it.
+Query a file, also while another process writes it.
 
 While a process writes the file, DuckDB lets no other one open it. So that process answers queries on a Unix socket beside
 the file, which only its own user can connect to. A request is one line of JSON, ``{"sql": ..., "limit": ...}``; the answer has one

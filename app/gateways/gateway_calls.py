@@ -249,7 +249,7 @@ class GatewayCalls:
         return self._spread(max(asked_seconds or 0.0, own_seconds))
 
     def refund_retry_seconds(self, attempt: int, asked_seconds: float | None = None) -> float:
-        """Return how long a refund waits after the failed attempt number *attempt*: as a charge, and at last far longer."""
+        """Return how long a refund waits after the failed attempt number *attempt*: as for a charge, but with a higher maximum."""
         return self.retry_seconds(attempt, asked_seconds, REFUND_RETRY_SECONDS_MAX)
 
     def _spread(self, seconds: float) -> float:

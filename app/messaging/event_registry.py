@@ -39,7 +39,7 @@ def build_registry(modules: Iterable[Module], retired: Collection[str] = ()) -> 
     descriptors = {module.name: module for module in (*all_modules(), *modules)}.values()
     promises = merge_schemas(*(module.schemas for module in descriptors))
     for module in descriptors:
-        steps = [f"{migration.event}.v{migration.from_version}" for migration in module.dual_publishes]
+        steps = [f"{dual.event}.v{dual.from_version}" for dual in module.dual_publishes]
         steps += [f"{upcast.event}.v{upcast.from_version}" for upcast in module.upcasts]
         for subject in (*module.schemas, *steps):
             if not subject.startswith(f"{module.name}."):

@@ -32,7 +32,7 @@ class SchemaDiff:
     """
     What changed in the schema of one subject.
 
-    It is a break if the change is incompatible and no migration or upcast declares it.
+    It is a break if the change is incompatible and no dual publishing or upcast declares it.
     """
 
     subject: str
@@ -105,7 +105,7 @@ def diffs(old: Mapping[str, Schema], new: Mapping[str, Schema], modules: Iterabl
     Return what changed in each subject from the release *old* to the release *new*.
 
     A consumer relies on a subject to stay compatible in both directions, because messages of both releases are in flight
-    during an upgrade. An incompatible change needs a new version in addition to the old one, and a migration or an upcast of
+    during an upgrade. An incompatible change needs a new version in addition to the old one, and a dual publishing or an upcast of
     *modules* that leads to it.
     """
     declarations: dict[tuple[str, int], str] = {}
@@ -114,7 +114,7 @@ def diffs(old: Mapping[str, Schema], new: Mapping[str, Schema], modules: Iterabl
             declarations[upcast.event, upcast.to_version] = f"the upcast from v{upcast.from_version} declares it"
         for dual_publish in module.dual_publishes:
             declarations[dual_publish.event, dual_publish.to_version] = (
-                f"the migration from v{dual_publish.from_version} declares it"
+                f"the dual publishing from v{dual_publish.from_version} declares it"
             )
     return [_diff(subject, old, new, declarations) for subject in sorted(old.keys() | new.keys(), key=version_of)]
 
@@ -136,6 +136,6 @@ def _diff(
     previous = subject_at(event, lower)
     changes = compare(new.get(previous) or old[previous], new[subject])
     declared = declarations.get((event, version))
-    summary = f"a new version; {declared or 'no migration declares it'}"
+    summary = f"a new version; {declared or 'no dual publishing or upcast declares it'}"
     found = overall(changes)
     return SchemaDiff(subject, found, summary, changes, is_break=declared is None and found is not Compatibility.FULL)

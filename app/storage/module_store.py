@@ -117,7 +117,7 @@ class ModuleStore:
         first = f"SELECT event_id {due} ORDER BY due_at LIMIT 500"
         self._count_versions = dialect.to_driver_sql(f"SELECT count(*), count(DISTINCT event_id) FROM ({first}) AS first")
         self._count_due = dialect.to_driver_sql(f"SELECT count(*) {due}")
-        # In the order of the index, rows with equal due times come about as they were written; so a few of them will do.
+        # Among rows with equal due times, the index has about the order in which they were written: the first few are enough.
         # A timer that has ended is left out: it occurred long before it was due.
         first_now = f"SELECT occurred_at AS since FROM {outbox} WHERE sent_at IS NULL AND due_at = ? AND name IS NULL ORDER BY due_at LIMIT 100"
         first_timer = f"SELECT due_at AS since FROM {outbox} WHERE sent_at IS NULL AND due_at > ? AND due_at <= ? ORDER BY due_at LIMIT 1"

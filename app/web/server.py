@@ -1,5 +1,5 @@
 """
-aiohttp's server with problem documents for every error, and with a short cut past its router.
+aiohttp's server with problem documents for every error, and with handlers for static paths that bypass its router.
 
 A request that is not valid HTTP never reaches the application: aiohttp's connection itself answers it, in plain text.
 `_Connection` overrides the two methods that do so. `_Server` limits the number of connections. It calls the handler of a

@@ -83,7 +83,7 @@ class Order:
 
     @property
     def refundable(self) -> int:
-        """The minor units that can still be asked to be refunded: neither refunded nor about to be."""
+        """The minor units whose refund can still be requested: they are neither refunded nor requested."""
         asked = sum(each["amount"] for each in self.refunds or () if each["status"] != "failed")
         return max(0, (self.total_amount or 0) - asked) if self.is_paid else 0
 

@@ -88,7 +88,7 @@ class Payment:
 
     @property
     def refundable(self) -> int:
-        """How many minor units can still be asked to be refunded."""
+        """How many minor units can still be refunded by a new request."""
         return self.kept - self.pending
 
     @property

@@ -134,13 +134,13 @@ def test_a_new_event_and_a_declared_version_pass(schema_folder: Path) -> None:
     shutil.copy2(schema_folder / "orders.cancelled.v1.json", schema_folder / "orders.paused.v1.json")
     result = check("--against", RELEASES[0], "--schemas", schema_folder)
     assert result.exit_code == 0
-    assert "orders.created.v2: none: a new version; the migration from v1 declares it" in result.output
+    assert "orders.created.v2: none: a new version; the dual publishing from v1 declares it" in result.output
     assert "orders.paused.v1: full: a new event" in result.output
     shutil.copy2(schema_folder / "orders.cancelled.v1.json", schema_folder / "orders.cancelled.v2.json")
     edit(schema_folder, "orders.cancelled.v2", drop)
     result = check("--against", RELEASES[0], "--schemas", schema_folder)
     assert result.exit_code == 1
-    assert "orders.cancelled.v2: backward: a new version; no migration declares it (BREAKS)" in result.output
+    assert "orders.cancelled.v2: backward: a new version; no dual publishing or upcast declares it (BREAKS)" in result.output
 
 
 def test_the_result_can_be_printed_as_json(schema_folder: Path) -> None:

@@ -1,7 +1,7 @@
 """
-The projections as views of the file, for all who ask it in SQL.
+The projections as views of the file, for queries in SQL.
 
-What writes the file creates them anew at each start, so they are those of its release, and a mistake in one is reported
+The process that writes the file creates them anew at each start, so they are those of its release, and a mistake in one is reported
 before anything is read.
 """
 

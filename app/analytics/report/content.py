@@ -62,7 +62,7 @@ def collect(
     ask: Ask, projections: Mapping[str, Projection], *, since: datetime, until: datetime, names: Iterable[str] | None = None
 ) -> Report:
     """
-    Ask for all *projections*, or those of *names*, from *since* to *until*.
+    Query all *projections*, or those of *names*, from *since* to *until*.
 
     Every statement is answered for itself: if events are taken meanwhile, a later section may have an event that an
     earlier one lacks.

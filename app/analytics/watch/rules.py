@@ -140,7 +140,7 @@ def evaluate(rule: Rule, ask: Ask, projections: Mapping[str, Projection], now: d
     Raises:
         BadRule: The SQL is wrong, or there is no such projection or column.
         BadProjection: The SQL of the projection is wrong.
-        FileUnusable, FileInUse: The file cannot be asked now.
+        FileUnusable, FileInUse: The file cannot be queried now.
     """
     if rule.sql is not None:
         return _evaluate_sql(rule.sql, ask)

@@ -1,4 +1,4 @@
-"""``analytics``: take the events of all modules into a DuckDB file, and ask it."""
+"""``analytics``: write the events of all modules to a DuckDB file, and query it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from app.cli.analytics.sql import sql
 from app.cli.analytics.watch import watch
 
 
-@click.group(short_help="Take all events into a DuckDB file, and ask it.")
+@click.group(short_help="Write all events to a DuckDB file, and query it.")
 def analytics() -> None:
     """
-    Take the events of all modules into a DuckDB file, and ask it.
+    Write the events of all modules to a DuckDB file, and query it.
 
     \b
       python -m app analytics run

@@ -24,7 +24,7 @@ TABLE_ROWS = 200
 """Rows that are shown as a table if --limit is not given."""
 
 
-@click.command(short_help="Ask the file in SQL.")
+@click.command(short_help="Query the file in SQL.")
 @click.argument("sql")
 @click.option("--file", default=None, help="The DuckDB file, instead of ANALYTICS_FILE.")
 @click.option("--json", "form", flag_value="json", help="Print one JSON array, with one object a row.")
@@ -34,7 +34,7 @@ TABLE_ROWS = 200
 )
 def query(sql: str, file: str | None, form: str | None, limit: int | None) -> None:
     """
-    Ask the file in SQL, as DuckDB has it; SQL is one SELECT, or - to read it from stdin.
+    Query the file in DuckDB's SQL; SQL is one SELECT, or - to read it from stdin.
 
     \b
       python -m app analytics query "SELECT count(*) FROM orders_created"

@@ -51,10 +51,10 @@ def check(against: str, schemas: str | None, require: str, as_json: bool) -> Non
       forward   a consumer with the old schema reads events that are written with the new one
       full      both; a change that is not full is marked BREAKS, unless --require demands less
 
-    A breaking change needs a new version of the subject, with a migration or an upcast that leads to it.
+    A breaking change needs a new version of the subject, with a dual publishing or an upcast that leads to it.
 
-    Exit codes: 0 nothing breaks; 1 a change breaks consumers and no migration declares it; 2 wrong usage, or there are
-    no schemas to compare with.
+    Exit codes: 0 nothing breaks; 1 a change breaks consumers and no dual publishing or upcast declares it; 2 wrong usage, or
+    there are no schemas to compare with.
     """
     from app.messaging.event_registry import all_modules
     from app.messaging.schema_releases import ReleaseNotFound, diffs, load_released
@@ -80,7 +80,7 @@ def check(against: str, schemas: str | None, require: str, as_json: bool) -> Non
         subjects = ", ".join(each.subject for each in broken)
         console.exit_with(
             console.FAILED,
-            f"broken: {subjects}; publish the change as a new version, with a migration that leads to it",
+            f"broken: {subjects}; publish the change as a new version, with a dual publishing or an upcast that leads to it",
         )
 
 

@@ -185,7 +185,7 @@ def _subjects(modules: Sequence[Module], planned: Topology) -> Iterator[dict[str
     from bus.subjects import subject_of
 
     for module in modules:
-        older = (subject_at(migration.event, migration.from_version) for migration in module.dual_publishes)
+        older = (subject_at(dual.event, dual.from_version) for dual in module.dual_publishes)
         for subject in (*map(subject_of, module.publishes), *older):
             consumers = sorted(each.name for each in planned.consumers if subject in each.subjects)
             yield {"subject": subject, "said_by": module.name, "heard_by": consumers}

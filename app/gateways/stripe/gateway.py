@@ -75,7 +75,10 @@ TEST_PAYMENT_METHOD = "pm_card_visa"
 
 _OPEN_STATUSES = ("requires_action", "requires_confirmation")
 _CANCELLABLE_STATUSES = (*_OPEN_STATUSES, "requires_payment_method")
-"""What a charge that is given up is cancelled in. A declined PaymentIntent could be confirmed again with another card."""
+"""
+The statuses in which a PaymentIntent is cancelled when its charge is no longer wanted. One that was declined is among them,
+because it could be confirmed again with another card.
+"""
 
 
 class StripeGateway:

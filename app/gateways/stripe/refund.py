@@ -15,7 +15,7 @@ REFERENCE_MAX = 255
 """The length of the database column for the provider's ids."""
 
 _COUNTED_STATUSES = ("succeeded", "pending", "requires_action")
-"""What money goes back under; failed and cancelled refunds returned it to the account."""
+"""The statuses of a refund that returns money to the customer; failed and cancelled refunds returned it to the account."""
 
 
 def refunded_total(refunds: Iterable[Mapping[str, Any]]) -> int:

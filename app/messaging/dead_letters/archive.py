@@ -1,7 +1,7 @@
 """
 The archive of dead letters: an old one goes there once its module has no state of its order in a table any more.
 
-It can be shown there. To be replayed or discarded it comes back into the table first.
+It can be shown there. Before it is replayed or discarded, it is moved back into the table.
 """
 
 from __future__ import annotations

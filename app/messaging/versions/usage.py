@@ -29,7 +29,7 @@ class VersionUsage:
     """
     One version of one event and its consumers.
 
-    It is published if it is the newest, or if a migration publishes it beside the newest, since the release *since*. One
+    It is published if it is the newest, or since the release *since* beside the newest (dual publishing). One
     that is retired is not, unless a consumer depends on it (`app.messaging.versions.retirement`).
     """
 

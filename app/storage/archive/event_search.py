@@ -34,7 +34,7 @@ NEIGHBOURS_MAX = 8
 """Transactions that are read at each end of the time of an order, where nothing else leads to its events."""
 
 Results = Callable[[str], Iterable[str]]
-"""Returns the ids that what was submitted in answer to an event may have, from the event's id."""
+"""Returns, for the id of an event, the ids that answers to it may have, such as the outcome of a charge."""
 
 
 @define

@@ -152,7 +152,7 @@ class HistorySource:
         """
         Return up to *count* transactions, from number *first* to *last*, in their order.
 
-        Less than *count* if they have *size_max* bytes, if one that follows is damaged, or if there are no more. One that no
+        Fewer than *count* if they have *size_max* bytes, if the next one is damaged, or if there are no more. One that no
         module of `wanted` took part in is not there. Two may have one number, if a module was moved here from another
         database; both are there.
 

@@ -223,10 +223,10 @@ class Archive:
 
     def require_listed(self) -> None:
         """
-        Ensure that there is no file that another engine would read and that no manifest has.
+        Ensure that every file that another engine would read is in a manifest.
 
         Raises:
-            ArchiveUnusable: There is one.
+            ArchiveUnusable: A file is in no manifest.
         """
         listed = {part.path for found in self.archives().modules.values() for each in found.manifests for part in each.parts}
         for path in sorted(self.folder.rglob("*.parquet")):

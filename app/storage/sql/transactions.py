@@ -36,7 +36,7 @@ ATTEMPTS_MAX = 6
 """How often a transaction is begun that conflicts with others or whose connection breaks."""
 
 RETRY_SECONDS_MAX = 5.0
-"""After this time it is not begun again either, so that its callers get their answer."""
+"""It is not begun again after this time, even if tries are left, so that its callers get their answer."""
 
 REFUSAL_SECONDS = 10.0
 """How long the database counts as refusing work after it has last done so. What is refused is tried again sooner."""

@@ -3,8 +3,8 @@ Short-lived tokens for streams: a browser's ``EventSource`` cannot send an ``Aut
 
 A caller exchanges its key for a token and puts that into the address of the stream (``?token=``). The token names the
 caller and the time at which it ends, and carries a MAC under the hash of the caller's key: every process that has the same
-file of keys accepts it, and a key that is replaced ends its tokens. It opens streams and nothing else, so an address that
-ends up in a log is worth little, and nothing after five minutes.
+file of keys accepts it, and a key that is replaced ends its tokens. It opens streams and nothing else, and
+expires after five minutes, so an address that ends up in a log is of little use.
 """
 
 from __future__ import annotations

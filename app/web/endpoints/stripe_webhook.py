@@ -93,7 +93,7 @@ def route_group(service: WebhookService) -> RouteGroup:
 
 @define
 class _Received:
-    """How many bytes of webhooks are in memory whose rest has not arrived."""
+    """How many bytes are in memory of webhooks that have not arrived completely."""
 
     bytes: int = 0
 

@@ -45,7 +45,7 @@ class DuplicateCheck:
         A message that is no longer there counts as not stored: to publish it again is harmless.
 
         Raises:
-            PublishRetryable: The stream cannot be asked now.
+            PublishRetryable: The stream cannot be looked up now.
         """
         stream = stream_name(message.subject)
         if stream == DEAD_LETTERS:  # a copy for the operator; a module's user cannot read that stream

@@ -30,7 +30,7 @@ def route_group(
     """
     Return the endpoints of *explainer* and *records*; *gateway* returns what the overview shows of the payment provider.
 
-    Without *has_orders* this process neither runs the module nor can ask it, and explains none.
+    Without *has_orders* this process explains no order: it neither runs the module orders nor knows its address.
     """
 
     async def explain(request: web.Request, context: RequestContext) -> web.Response:

@@ -48,7 +48,7 @@ class Explainer:
 
     async def explain(self, order_id: str, customer: str | None = None, *, has_states: bool = False) -> Json | None:
         """
-        Return the explanation of an order; None if there is none, or it belongs to another one than *customer*.
+        Return the explanation of an order; None if there is no such order, or it is not one of *customer*.
 
         With *has_states* it has what another machine needs to import the order: ``format``, ``states`` by module and class,
         and ``history``, the transactions with what the modules have decided in each.
