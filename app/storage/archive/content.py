@@ -39,7 +39,7 @@ DICTIONARIES: dict[int, bytes] = {
         b'"},{"event":"orders.confirmed","at":"2026-01-01T00:00:00.000000Z"}]}'
     )
 }
-"""By number. New content is compressed with the last one; the number in the content says which one decompresses it."""
+"""By number. New content is compressed with the last one; its first byte is the number of the one that decompresses it."""
 
 _LEVEL = 6
 _NEWEST = max(DICTIONARIES)
