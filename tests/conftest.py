@@ -31,7 +31,7 @@ MEMORY_BYTES_MIN = 8 << 30
 
 
 def memory_is_usable() -> bool:
-    """Tell whether the tests may keep their files in memory; some run programs and make devices from them."""
+    """Return whether the tests may keep their files in memory; some run programs and make devices from them."""
     if not MEMORY.is_dir() or not os.access(MEMORY, os.W_OK):
         return False
     found = os.statvfs(MEMORY)

@@ -3,7 +3,7 @@ Fill a SQLite file with confirmed orders, as if they had been placed within the 
 
 ``python -m tests.bench.fill FILE --orders 1000000``. One order is really placed; its rows are then written again under
 other ids by SQL: a million take half a minute of processor time, and 1.6 GB. With ``--unsent`` the orders wait instead: accepted, with their events
-unsent in the outbox, as after a crash or with a bus that was away.
+unsent in the outbox, as after a crash or with a bus that was out of reach.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def _bounds(waits: list[float]) -> list[float]:
 
 
 def test_waits_are_spread_over_half_their_length(calls: GatewayCalls) -> None:
-    """Requests that fail together, as the provider is away, do not come back together."""
+    """Requests that fail together, because the provider is out of reach, are not repeated together."""
     waits = [calls.retry_seconds(1) for _ in range(200)]
     assert _bounds(waits) == pytest.approx([0.5, 0.75], abs=0.01)
     assert len(set(waits)) == len(waits)

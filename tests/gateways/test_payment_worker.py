@@ -397,7 +397,7 @@ async def test_a_request_that_was_taken_is_charged_once_though_it_is_published_a
 
 
 async def test_a_request_that_was_taken_before_the_breaker_opened_waits_in_the_bus(path: Path) -> None:
-    """Its outbox row does not count as unsent for as long as the provider is away. No call was made, so none is looked up."""
+    """Its outbox row does not count as unsent for as long as the provider is out of reach. No call was made, so none is looked up."""
 
     class OpenedLate(CircuitBreaker):
         """Opens when the first call is about to be made: the request has been taken, because the breaker was closed."""

@@ -119,7 +119,7 @@ class Nemesis:
         await asyncio.to_thread(self._servers[name].start)
 
     async def _restart(self, process: Server) -> None:
-        """Start *process*, as a supervisor does: again if it ends because a server that it needs is away."""
+        """Start *process*, as a supervisor does: again if it ends because a server that it needs is down."""
         until = time.monotonic() + READY_SECONDS
         while True:
             try:

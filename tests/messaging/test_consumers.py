@@ -194,7 +194,7 @@ def test_a_server_out_of_reach_ends_with_3_in_one_line(option: str, monkeypatch:
 def test_a_server_without_jetstream_is_reported_in_one_line(
     option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is as good as away."""
+    """It counts as out of reach."""
     with NatsServer(tmp_path, config='accounts { A { users: [{ user: "a", password: "b" }] } }\nno_auth_user: a') as server:
         monkeypatch.setenv("NATS_URL", server.url)
         result = run(option)

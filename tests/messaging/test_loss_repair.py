@@ -50,7 +50,7 @@ class RecordingBus:
 
 
 async def test_what_was_sent_since_a_loss_is_published_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the module whose stream has lost it, and nothing that was sent before; while the bus is away the loss stays noted."""
+    """Of the module whose stream has lost it, and nothing that was sent before; while the bus is out of reach the loss stays noted."""
     monkeypatch.setattr("tests.messaging.test_republish.NOW", LOST_AT)
     path, clock = tmp_path / "test.db", VirtualClock()
     async with harness_at(path, clock) as harness:

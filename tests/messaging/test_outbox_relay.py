@@ -282,7 +282,7 @@ async def test_an_accepted_row_is_marked_and_never_published_again(path: Path, c
 
 
 async def test_marks_that_cannot_be_written_are_written_later(path: Path, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the bus has accepted while the database is away is not published again once it is back."""
+    """What the bus has accepted while the database is unavailable is not published again once it is back."""
 
     async def fails(*_: Any) -> Any:
         raise StorageUnavailable("away")

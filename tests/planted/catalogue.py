@@ -80,7 +80,7 @@ BUGS = (
         _DECIDE,
     ),
     Bug(
-        "the reason of an order that timed out while the provider was away is lost", _ORDERS,
+        "the reason of an order that timed out while the provider was out of reach is lost", _ORDERS,
         '"payment_unavailable" if order.waiting_for == "payment" else "timed_out"',
         '"timed_out"',
         _DECIDE,
@@ -334,7 +334,7 @@ BUGS = (
         (*_MESSAGING, *_GATEWAYS, *_RUNTIME),
     ),
     Bug(
-        "marks are lost when the database is away", _RELAY,
+        "marks are lost when the database is unavailable", _RELAY,
         "            self._sent = sent + self._sent  # marked",
         "            pass  # marked",
         _MESSAGING,

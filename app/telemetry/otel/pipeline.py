@@ -174,7 +174,7 @@ class OpenTelemetry:
         self._stopping.set()
         deadline = time.monotonic() + CLOSE_SECONDS
         threads = [] if self._metrics_thread is None else [self._metrics_thread]
-        if self.tracer is not None:  # in a daemon thread: the SDK waits for a collector that is away far longer
+        if self.tracer is not None:  # in a daemon thread: the SDK waits far longer for a collector that is out of reach
             threads.append(threading.Thread(target=self._processor.shutdown, daemon=True))
             threads[-1].start()
         for thread in threads:

@@ -81,12 +81,12 @@ class Explainer:
         The process of orders is asked first: the events that it knows lead to the others.
         """
         moments = list(dict.fromkeys(entry["at"] for entry in order["timeline"]))
-        records, away = await self._ask(path, [ORDERS], {"moments": ",".join(moments), **more})
-        others = [name for name in self._api.modules if name not in records and name not in away]
+        records, missing = await self._ask(path, [ORDERS], {"moments": ",".join(moments), **more})
+        others = [name for name in self._api.modules if name not in records and name not in missing]
         ids = list(dict.fromkeys(event["event_id"] for each in records.values() for event in (*each["events"], *each["consumed"])))[:IDS_MAX]
         query = {"moments": ",".join(moments), "events": ",".join(ids), **more}
-        found, more_away = await self._ask(path, others, {name: text for name, text in query.items() if text})
-        return records | found, away | more_away
+        found, more_missing = await self._ask(path, others, {name: text for name, text in query.items() if text})
+        return records | found, missing | more_missing
 
     async def _ask(self, path: str, modules: Sequence[str], query: Mapping[str, str]) -> tuple[dict[str, Json], dict[str, str]]:
         """Ask for the records of *modules*; one process may return those of others, too."""
@@ -99,13 +99,13 @@ class Explainer:
             requests[name] = self._api.request("GET", target, query={**query, **named}, module=name, principal=PRINCIPAL)
         answers, unreachable = await ModuleApi.gather(requests)
         records: dict[str, Json] = {}
-        away = {name: error.reason for name, error in unreachable.items()}
+        missing = {name: error.reason for name, error in unreachable.items()}
         for name, answer in answers.items():
             if answer.is_success:
                 records |= answer.body["modules"]
             else:
-                away |= dict.fromkeys(own if name in own else (name,), f"it answers {answer.status}")
-        return records, {name: reason for name, reason in away.items() if name not in records}
+                missing |= dict.fromkeys(own if name in own else (name,), f"it answers {answer.status}")
+        return records, {name: reason for name, reason in missing.items() if name not in records}
 
     def _explanation(self, order: Json, records: Mapping[str, Json], unreachable: Mapping[str, str]) -> Json:
         events = _events(records)

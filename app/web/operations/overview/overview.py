@@ -136,18 +136,18 @@ class Overview:
     def _merged(self, answers: Sequence[ProcessAnswer]) -> dict[str, Any]:
         parts: list[dict[str, Any]] = []
         modules: dict[str, Any] = {}
-        away: dict[str, str] = {}
+        unreachable: dict[str, str] = {}
         for each in answers:
             if each.answer is not None and each.answer.is_success:
                 parts.append(each.answer.body)
                 continue
             reason = each.unreachable.reason if each.unreachable is not None else "its answer is an error"
-            away |= dict.fromkeys(each.modules, reason)
+            unreachable |= dict.fromkeys(each.modules, reason)
         now = self._clock.now()
-        self._unreachable_since = {name: self._unreachable_since.get(name, now) for name in away}
+        self._unreachable_since = {name: self._unreachable_since.get(name, now) for name in unreachable}
         for part in parts:
             modules |= part["modules"]
-        for name, reason in away.items():
+        for name, reason in unreachable.items():
             modules[name] = {"reachable": False, **_MODULE_UNKNOWN, "reason": reason}
         orders = next((part[ORDERS] for part in parts if ORDERS in part), _ORDERS_UNKNOWN)
         gateway: dict[str, Any] = next((part["gateway"] for part in parts if "gateway" in part), _GATEWAY_UNKNOWN)
@@ -158,10 +158,10 @@ class Overview:
             "bus": parts[0]["bus"] if parts else None,
             "databases": {name: status for part in parts for name, status in part["databases"].items()},
             "dead_letters": sorted(_distinct(part["dead_letters"] or () for part in parts), key=lambda group: -group["count"]),
-            "attention": [*self._unreachable(away), *_distinct(part["attention"] for part in parts)],
+            "attention": [*self._unreachable(unreachable), *_distinct(part["attention"] for part in parts)],
         }
 
-    def _unreachable(self, away: dict[str, str]) -> list[dict[str, Any]]:
+    def _unreachable(self, unreachable: dict[str, str]) -> list[dict[str, Any]]:
         return [
             {
                 "what": f"The process of {name} gives no answer: {reason}.",
@@ -171,7 +171,7 @@ class Overview:
                 "severity": "page",
                 "guide": "howto/deploy.html#processes-ask-each-other",
             }
-            for name, reason in away.items()
+            for name, reason in unreachable.items()
         ]
 
 
