@@ -131,16 +131,28 @@ def replay(
             ])
         )
         for history, snapshot in zip(histories, snapshots, strict=True):
-            for name in (name for name in stores if name in history.modules):
-                store = again[name]
-                store.flush(connection)
-                if name in report.stopped:
-                    for cls, unknown in store.begun_before.items():
-                        if unknown:
-                            report.before[name, cls.__name__.lower()] = len(unknown)
-                else:
-                    compare_states(stores[name], snapshot, store, connection, report)
+            _compare(history, snapshot, stores, again, connection, report)
         _commit(connection)
+
+
+def _compare(
+    history: DatabaseHistory,
+    snapshot: Connection,
+    stores: Mapping[str, ModuleStore],
+    again: Mapping[str, ReplayStore],
+    connection: Connection,
+    report: Report,
+) -> None:
+    """Write the last states of *history*'s modules, and compare them with those in *snapshot*; of a stopped module count the unknown ones."""
+    for name in (name for name in stores if name in history.modules):
+        store = again[name]
+        store.flush(connection)
+        if name not in report.stopped:
+            compare_states(stores[name], snapshot, store, connection, report)
+            continue
+        for cls, unknown in store.begun_before.items():
+            if unknown:
+                report.before[name, cls.__name__.lower()] = len(unknown)
 
 
 def _merged(streams: Sequence[Iterator[Transaction]]) -> Iterator[Transaction]:

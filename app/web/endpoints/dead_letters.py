@@ -98,42 +98,63 @@ class DeadLetterService(Protocol):
 
 _NOT_FOUND = partial(ProblemError, 404, "not_found", "There is no such dead letter.")
 
+_read_replay_request = partial(read_body, is_valid=validator(REPLAY_REQUEST), schema=REPLAY_REQUEST)
+_read_discard_request = partial(read_body, is_valid=validator(DISCARD_REQUEST), schema=DISCARD_REQUEST)
+_read_edit = partial(read_body, is_valid=validator(EDIT), schema=EDIT, is_required=False)
+
 
 def route_group(service: DeadLetterService) -> RouteGroup:
     """Return the endpoints for the dead letters of *service*."""
-    read_replay_request = partial(read_body, is_valid=validator(REPLAY_REQUEST), schema=REPLAY_REQUEST)
-    read_discard_request = partial(read_body, is_valid=validator(DISCARD_REQUEST), schema=DISCARD_REQUEST)
-    read_edit = partial(read_body, is_valid=validator(EDIT), schema=EDIT, is_required=False)
+    on = _Handlers(service)
+    return RouteGroup(
+        (
+            Endpoint(hdrs.METH_GET, LIST_PATH, on.list, roles=("viewer",)),
+            Endpoint(hdrs.METH_GET, GROUPS_PATH, on.list_groups, roles=("viewer",)),
+            Endpoint(hdrs.METH_POST, REPLAY_PATH, on.replay_many),
+            Endpoint(hdrs.METH_POST, DISCARD_PATH, on.discard_many),
+            Endpoint(hdrs.METH_GET, ITEM_PATH, on.get, roles=("viewer",)),
+            Endpoint(hdrs.METH_DELETE, ITEM_PATH, on.discard),
+            Endpoint(hdrs.METH_POST, REPLAY_ITEM_PATH, on.replay),
+        ),
+        DESCRIPTION,
+    )
 
-    async def list_dead_letters(request: web.Request, context: RequestContext) -> web.Response:
+
+class _Handlers:
+    """Handle the requests for the dead letters of *service*."""
+
+    def __init__(self, service: DeadLetterService) -> None:
+        self._service = service
+
+    async def list(self, request: web.Request, context: RequestContext) -> web.Response:
         query = read_query(request, {*FILTERS, "limit", "cursor"})
 
         async def fetch(after: str | None, limit: int) -> tuple[Sequence[StoredDeadLetter], None]:
             consumer, subject, error = map(query.get, FILTERS)
-            return await service.list(consumer, subject, after, limit, error=error), None
+            return await self._service.list(consumer, subject, after, limit, error=error), None
 
         def key_of(stored: StoredDeadLetter) -> str:
             return str(stored.dead_letter.id)
 
         return json_response(await read_page(query, LIST_PATH, fetch, key_of, to_json))
 
-    async def get(request: web.Request, context: RequestContext) -> web.Response:
-        stored = await service.get(_id(request))
+    async def get(self, request: web.Request, context: RequestContext) -> web.Response:
+        stored = await self._service.get(_id(request))
         if stored is None:
             raise _NOT_FOUND()
         return json_response(to_json(stored))
 
-    async def list_groups(request: web.Request, context: RequestContext) -> web.Response:
+    async def list_groups(self, request: web.Request, context: RequestContext) -> web.Response:
         consumer, subject, error = map(read_query(request, set(FILTERS)).get, FILTERS)
-        found = await service.groups(consumer, subject, error)
+        found = await self._service.groups(consumer, subject, error)
         return json_response({"items": [group_to_json(group) for group in found]})
 
-    async def replay(request: web.Request, context: RequestContext) -> web.Response:
+    async def replay(self, request: web.Request, context: RequestContext) -> web.Response:
         id = _id(request)
-        edit = await read_edit(request)
+        edit = await _read_edit(request)
         body = orjson.dumps(edit["body"]) if "body" in edit else None
         try:
-            is_known = await service.replay(id, body=body, audit=_audit(context, "replayDeadLetter", id))
+            is_known = await self._service.replay(id, body=body, audit=_audit(context, "replayDeadLetter", id))
         except NotReplayable as error:
             detail = f"{error} This dead letter needs a manual decision: resolve its cause, then discard it."
             raise ProblemError(409, "not_replayable", detail) from None
@@ -145,43 +166,30 @@ def route_group(service: DeadLetterService) -> RouteGroup:
             raise _NOT_FOUND()
         return json_response({"id": id, "status": "replaying"}, 202)
 
-    async def replay_many(request: web.Request, context: RequestContext) -> web.Response:
-        wanted = await read_replay_request(request)
-        matched, replayed = await service.replay_many(
+    async def replay_many(self, request: web.Request, context: RequestContext) -> web.Response:
+        wanted = await _read_replay_request(request)
+        matched, replayed = await self._service.replay_many(
             wanted.get("consumer"), wanted.get("subject"), wanted.get("error"), wanted["dry_run"],
             audit=_audit(context, "replayDeadLetters"),
         )  # fmt: skip
         return json_response({"matched": matched, "replayed": replayed})
 
-    async def discard_many(request: web.Request, context: RequestContext) -> web.Response:
-        wanted = await read_discard_request(request)
+    async def discard_many(self, request: web.Request, context: RequestContext) -> web.Response:
+        wanted = await _read_discard_request(request)
         named = request.query.get("consumer")  # the reverse proxy sends the request to the module of this one
         if named is not None and named != wanted.get("consumer"):
             raise ProblemError(400, "invalid_body", "The query names another consumer than the body.")
-        matched, discarded = await service.discard_many(
+        matched, discarded = await self._service.discard_many(
             wanted.get("consumer"), wanted.get("subject"), wanted.get("error"), wanted["dry_run"],
             audit=_audit(context, "discardDeadLetters"),
         )  # fmt: skip
         return json_response({"matched": matched, "discarded": discarded})
 
-    async def discard(request: web.Request, context: RequestContext) -> web.Response:
+    async def discard(self, request: web.Request, context: RequestContext) -> web.Response:
         id = _id(request)
-        if not await service.discard(id, audit=_audit(context, "discardDeadLetter", id)):
+        if not await self._service.discard(id, audit=_audit(context, "discardDeadLetter", id)):
             raise _NOT_FOUND()
         return web.Response(status=204, headers=UNCACHED)
-
-    return RouteGroup(
-        (
-            Endpoint(hdrs.METH_GET, LIST_PATH, list_dead_letters, roles=("viewer",)),
-            Endpoint(hdrs.METH_GET, GROUPS_PATH, list_groups, roles=("viewer",)),
-            Endpoint(hdrs.METH_POST, REPLAY_PATH, replay_many),
-            Endpoint(hdrs.METH_POST, DISCARD_PATH, discard_many),
-            Endpoint(hdrs.METH_GET, ITEM_PATH, get, roles=("viewer",)),
-            Endpoint(hdrs.METH_DELETE, ITEM_PATH, discard),
-            Endpoint(hdrs.METH_POST, REPLAY_ITEM_PATH, replay),
-        ),
-        DESCRIPTION,
-    )
 
 
 def _audit(context: RequestContext, action: str, target: str = "") -> Audit:
