@@ -220,7 +220,7 @@ async def extend_ack_deadlines(deliveries: Iterable[Delivery], consumer: str) ->
         try:
             await delivery.in_progress()
         except Exception as error:
-            logger.warning("a message in hand may be delivered again", consumer=consumer, detail=repr(error))
+            logger.warning("a message that is being processed may be delivered again", consumer=consumer, detail=repr(error))
 
 
 def retry_seconds(tries: int, rng: random.Random) -> float:

@@ -127,7 +127,7 @@ def test_topology_apply_waits_for_a_leader(cluster: NatsCluster, tmp_path: Path)
         text=True,
     ) as command:
         assert command.stderr is not None
-        assert command.stderr.readline() == "fulfilment: JetStream does not answer; asking again for 30 s\n"
+        assert command.stderr.readline() == "fulfilment: JetStream does not answer; retrying for 30 s\n"
         for node in cluster.nodes[1:]:
             node.start(wait=False)
         output, errors = command.communicate(timeout=120)

@@ -17,8 +17,8 @@ def test_each_stall_is_logged_once_until_it_ends() -> None:
     finally:
         logger.remove(sink)
     assert lines == [
-        "WARNING work does not get through a waits (for 60 s)",
-        "WARNING work does not get through b refuses",
-        "INFO work gets through again a waits",
-        "INFO work gets through again b refuses",
+        "WARNING work makes no progress a waits (for 60 s)",
+        "WARNING work makes no progress b refuses",
+        "INFO work makes progress again a waits",
+        "INFO work makes progress again b refuses",
     ]

@@ -143,7 +143,7 @@ def _compare(
     connection: Connection,
     report: Report,
 ) -> None:
-    """Write the last states of *history*'s modules, and compare them with those in *snapshot*; of a stopped module count the unknown ones."""
+    """Write the last states of *history*'s modules; compare them with those in *snapshot*, or count the unknown ones of a stopped module."""
     for name in (name for name in stores if name in history.modules):
         store = again[name]
         store.flush(connection)

@@ -21,7 +21,7 @@ class StallLog:
         """Compare *stalls*, one line each, with those of the last call; their durations do not count."""
         current = {line.partition(_DURATION)[0]: line for line in stalls}
         for what in current.keys() - self._known:
-            logger.warning("work does not get through", what=current[what])
+            logger.warning("work makes no progress", what=current[what])
         for what in self._known - current.keys():
-            logger.info("work gets through again", what=what)
+            logger.info("work makes progress again", what=what)
         self._known = set(current)

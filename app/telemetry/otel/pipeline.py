@@ -86,7 +86,7 @@ class _Deliveries:
                 logger.info("the collector takes data again", signal=self._signal, dropped=self.dropped)
             else:
                 logger.warning(
-                    "the collector takes no data; it is dropped until it does", signal=self._signal, endpoint=self._endpoint,
+                    "the collector takes no data; spans and metrics are dropped until it does", signal=self._signal, endpoint=self._endpoint,
                     detail=self._messages.reason,
                 )  # fmt: skip
 

@@ -163,7 +163,7 @@ async def _answer(request: Callable[[], Awaitable[T]], patience_seconds: float, 
     ):
         with attempt:
             if attempt.num == 2 and not is_not_found:
-                _log.warning("JetStream does not answer; asking again for %g s", patience_seconds)
+                _log.warning("JetStream does not answer; retrying for %g s", patience_seconds)
             return await request()
     raise AssertionError("the last attempt returns or raises")
 
