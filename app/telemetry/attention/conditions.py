@@ -198,7 +198,7 @@ CONDITIONS: tuple[Condition, ...] = (
         for_seconds=_MINUTE,
         sentence="Work waits at {instance} and makes no progress.",
         do="Read /readyz: it names what waits, and for how long.",
-        guide=(_NATS, "Work does not get through"),
+        guide=(_NATS, "Work makes no progress"),
     ),
     Condition(
         name="MessagesLate",
