@@ -119,36 +119,37 @@ def build(sources: Sources) -> ScreenParts:
     def _rows(items: Any) -> Mapping[str, str]:
         return {"orders": rendering.render("orders/rows.html", items=items, states=STATES)}
 
-    async def export(visit: Visit) -> web.StreamResponse:
-        """Send all orders that the filters select, one a line (NDJSON), page by page; break the connection off if that fails."""
-        filters = read_filters(visit)
-        page = await visit.ask("GET", "/v1/orders", query={**filters, "limit": _EXPORT_PAGE})
-        response = web.StreamResponse(
-            headers={
-                **UNCACHED,
-                hdrs.CONTENT_TYPE: "application/x-ndjson",
-                hdrs.CONTENT_DISPOSITION: 'attachment; filename="orders.ndjson"',
-            }
-        )
-        visit.record_now(response.status)
-        await response.prepare(visit.request)
-        try:
-            while True:
-                await write_lines(response, b"".join(orjson.dumps(each, option=orjson.OPT_APPEND_NEWLINE) for each in page["items"]))
-                if page["next_cursor"] is None:
-                    break
-                page = await visit.ask("GET", "/v1/orders", query={**filters, "limit": _EXPORT_PAGE, "cursor": page["next_cursor"]})
-            await response.write_eof()
-        except (ConnectionError, TimeoutError, ProblemError):
-            break_off(visit.request)
-        return response
-
     return ScreenParts(
         SCREEN,
         (
             Page(hdrs.METH_GET, SCREEN.path, show, SCREEN, is_scoped=True),
             Page(hdrs.METH_GET, f"{SCREEN.path}/live", follow, SCREEN, is_scoped=True),
-            Page(hdrs.METH_GET, f"{SCREEN.path}/export", export, SCREEN, is_scoped=True),
+            Page(hdrs.METH_GET, f"{SCREEN.path}/export", _export, SCREEN, is_scoped=True),
             *one_order.pages(sources, SCREEN, STATES),
         ),
     )
+
+
+async def _export(visit: Visit) -> web.StreamResponse:
+    """Send all orders that the filters select, one a line (NDJSON), page by page; break the connection off if that fails."""
+    filters = read_filters(visit)
+    page = await visit.ask("GET", "/v1/orders", query={**filters, "limit": _EXPORT_PAGE})
+    response = web.StreamResponse(
+        headers={
+            **UNCACHED,
+            hdrs.CONTENT_TYPE: "application/x-ndjson",
+            hdrs.CONTENT_DISPOSITION: 'attachment; filename="orders.ndjson"',
+        }
+    )
+    visit.record_now(response.status)
+    await response.prepare(visit.request)
+    try:
+        while True:
+            await write_lines(response, b"".join(orjson.dumps(each, option=orjson.OPT_APPEND_NEWLINE) for each in page["items"]))
+            if page["next_cursor"] is None:
+                break
+            page = await visit.ask("GET", "/v1/orders", query={**filters, "limit": _EXPORT_PAGE, "cursor": page["next_cursor"]})
+        await response.write_eof()
+    except (ConnectionError, TimeoutError, ProblemError):
+        break_off(visit.request)
+    return response

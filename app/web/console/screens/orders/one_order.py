@@ -86,24 +86,25 @@ def pages(sources: Sources, screen: Screen, states: Mapping[str, str]) -> tuple[
     def _render(letters_at: str | None, order_id: str, reader: ApiKey, body: Any) -> Mapping[str, str]:
         return {"order": rendering.render("orders/state.html", order_id=order_id, **context(reader, body, letters_at))}
 
-    async def export(visit: Visit) -> web.StreamResponse:
-        """Send the order as a file that ``python -m app orders import`` takes."""
-        order_id = visit.path["order_id"]
-        body = await visit.ask("GET", f"/v1/orders/{quote(order_id, safe='')}/export")
-        name = "".join(character for character in order_id if character.isalnum() or character in "-_")
-        headers = {
-            **UNCACHED,
-            hdrs.CONTENT_TYPE: "application/json",
-            hdrs.CONTENT_DISPOSITION: f'attachment; filename="order-{name}.json"',
-        }
-        return web.Response(body=orjson.dumps(body), headers=headers)
-
     return (
         Page(hdrs.METH_GET, path, show, screen, is_scoped=True),
         Page(hdrs.METH_GET, f"{path}/live", follow, screen, is_scoped=True),
-        Page(hdrs.METH_GET, f"{path}/export", export, screen, roles=("viewer",)),
+        Page(hdrs.METH_GET, f"{path}/export", _export, screen, roles=("viewer",)),
         *action_pages(screen, path, read),
     )
+
+
+async def _export(visit: Visit) -> web.StreamResponse:
+    """Send the order as a file that ``python -m app orders import`` takes."""
+    order_id = visit.path["order_id"]
+    body = await visit.ask("GET", f"/v1/orders/{quote(order_id, safe='')}/export")
+    name = "".join(character for character in order_id if character.isalnum() or character in "-_")
+    headers = {
+        **UNCACHED,
+        hdrs.CONTENT_TYPE: "application/json",
+        hdrs.CONTENT_DISPOSITION: f'attachment; filename="order-{name}.json"',
+    }
+    return web.Response(body=orjson.dumps(body), headers=headers)
 
 
 def changes(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
