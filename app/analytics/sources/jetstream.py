@@ -45,7 +45,7 @@ FETCHED_MAX = 5_000
 """Messages of one batch."""
 
 FETCH_SECONDS = 1.0
-"""How long a fetch waits for the first message; one for several may need all of it."""
+"""How long a fetch waits for the first message, and for the rest of a batch that is not complete."""
 
 ACK_WAIT_SECONDS = 300.0
 """When a message is delivered again that is not stored. A batch takes a second or two, but the disk may be slow."""

@@ -63,7 +63,7 @@ class Rule:
     for_seconds: int = 0
     """How long it must hold before it is reported."""
     url: str | None = None
-    """Where it is reported to, if not to where all are."""
+    """The URL that it is reported to; None: the one that all rules share."""
 
     @property
     def condition(self) -> str:

@@ -25,8 +25,8 @@ PURGE_MARGIN = timedelta(hours=1)
 """
 For how long a row exists after it was last shown.
 
-Each module deletes its rows by itself, and one refers to those of another with its number. All of them have one time; so a
-reader that leaves them out by their time leaves out all of them, before any is deleted.
+Each module deletes its own rows, but a row refers to the rows of other modules with the same number. All rows of one number
+have the same time. So a reader that leaves out rows by their time leaves out all of them, before any of them is deleted.
 """
 
 PURGED_MAX = 50
@@ -97,7 +97,7 @@ class HistoryTable:
         return insert(self._table, is_next=False), insert(self._table, is_next=True)
 
     def numbers(self, connection: Connection, first: int, last: int, limit: int, now: datetime) -> dict[int, int]:
-        """Return up to *limit* numbers of rows that are shown at *now*, from *first* to *last*, in their order, each with its bytes."""
+        """Return the size in bytes of up to *limit* rows that are shown at *now*, by number, for the numbers from *first* to *last*."""
         if self.kept is not None:
             since = (to_db_timestamp(now - self.kept),)
             recent: int | None = connection.exec_driver_sql(self._select_recent, since).scalar()

@@ -204,7 +204,7 @@ class Dialect(Protocol):
         """
         Return a statement for the names of the transactions that are writing to *tables*, other processes' included.
 
-        None if there is one at a time, and a number that it gives to a row is greater than all that are committed.
+        None if only one transaction writes at a time: then the number of a new row is greater than all that are committed.
         """
 
     def insert_numbered(self, table: Table, *, is_next: bool) -> Statement:

@@ -240,7 +240,7 @@ class Sqlite:
         return False
 
     def probe(self, connection: Connection) -> None:
-        """Rewrite the first page, which happens even if it does not change; a full disk refuses that."""
+        """Write the first page, which SQLite does here even if nothing has changed: on a full disk this fails."""
         _driver(connection).execute("PRAGMA user_version = 0")
         connection.info[_PROBED] = True
 

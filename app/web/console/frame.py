@@ -126,7 +126,7 @@ class Visit:
         Return the body of what the API answers to the caller; *request* is as for `answer`.
 
         Raises:
-            ProblemError: The API refuses, or the module is out of reach. A page that lets it pass is shown as the message.
+            ProblemError: The API refuses, or the module is out of reach. If the page does not catch it, its message is shown.
         """
         return body_of(await self.answer(method, path, **request))
 

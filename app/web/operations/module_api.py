@@ -82,7 +82,7 @@ class ModuleApi:
     """
     The routes of all *modules*, whichever process answers them.
 
-    *running* are the modules of this process, *urls* the addresses of the others by module, *key* what to ask them with.
+    *running* are the modules of this process, *urls* the addresses of the others by module, *key* the key for requests to them.
     `serve_from` gives it the application of this process. Use one from one event loop, and `close` it at the end.
     """
 

@@ -39,7 +39,7 @@ def file_response(
     """
     Return *file* with *headers*, or 304 to a client that has it.
 
-    *version* is what the address names as the file's hash: what is cached under the right one never changes.
+    *version* is the hash that the address names. If it is the file's own, the response may be cached forever.
     """
     is_compressed = accepts_gzip(request.headers.get(hdrs.ACCEPT_ENCODING, ""))
     etag = f'"{file.hash}-gzip"' if is_compressed else f'"{file.hash}"'

@@ -142,7 +142,7 @@ class Replicas:
                         place.scope.kill("and stays dead")
 
     async def check_leads(self) -> None:
-        """Check again and again, until cancelled, that one process of each module believes that it leads."""
+        """Check again and again, until cancelled, that one process of each module leads, by its own account."""
         doubtful: set[str] = set()
         while True:
             await asyncio.sleep(LOOK_SECONDS)
