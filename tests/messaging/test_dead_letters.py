@@ -13,8 +13,8 @@ from attrs import evolve
 from app.gateways.webhook_handler import CONSUMER as WEBHOOKS
 from app.messaging.cloudevents import event_id_and_trace
 from app.messaging.dead_letters import DeadLetterStore, NotReplayable, StoredDeadLetter, groups
+from app.messaging.dead_letters.dead_letter_table import REPLAY_MAX
 from app.messaging.dead_letters.groups import OTHERS, pattern_of
-from app.messaging.dead_letters.letter_table import REPLAY_MAX
 from app.messaging.dead_letters.rows import changed_pointers
 from app.storage.audit import Audit
 from bus.errors import Invalid, Unreadable

@@ -21,7 +21,7 @@ ORDERS = "PAYMENTS/orders"
 PAYMENTS = "INVENTORY/payments"
 
 
-def letters_at(client: Client, url: str) -> Callable[[], Any]:
+def dead_letters_at(client: Client, url: str) -> Callable[[], Any]:
     async def letters() -> list[Any]:
         return list((await client.request_url(f"{url}/v1/dead-letters")).body["items"])
 
@@ -43,7 +43,7 @@ async def order_with_a_dead_letter(system: System, broker: NatsServer, client: C
         await eventually(lambda: client.get(f"/v1/orders/{order_id}"), lambda order: bool(order["status"] == "reserved"))
         headers = {"Nats-Msg-Id": str(uuid4()), "ce-id": str(uuid4()), "ce-subject": order_id}
         await js.publish(CAPTURED, b"{}", headers=headers)
-        letters = letters_at(client, system.servers["orders"][0].url)
+        letters = dead_letters_at(client, system.servers["orders"][0].url)
         await eventually(letters, lambda found: len(found) == 1)
         await js.resume_consumer("INVENTORY", "payments")
     finally:
@@ -80,7 +80,7 @@ async def test_the_payment_of_an_order_waits_for_its_dead_letter(
 
     assert (await client.request_url(f"{address}/{first['id']}", "DELETE")).status == 204
     assert (await client.wait_until_final(order_id))["status"] == "confirmed"
-    assert await letters_at(client, orders.url)() == []
+    assert await dead_letters_at(client, orders.url)() == []
     connection = await nats.connect(broker.url)
     try:
         state = (await connection.jetstream().stream_info("DEAD_LETTERS", subjects_filter=">")).state

@@ -57,12 +57,12 @@ class Hold:
     """Whose turn it is in the line of a key: the id of the event, and that of its dead letter."""
 
     event_id: str
-    letter_id: str
+    dead_letter_id: str
 
     @property
     def reason(self) -> str:
         """The detail of what waits."""
-        return f"waits for the dead letter {self.letter_id}"
+        return f"waits for the dead letter {self.dead_letter_id}"
 
 
 def hold_id(key: str) -> str | None:
@@ -118,8 +118,8 @@ class DeadLetterLine:
         for key, event_id in sorted(set(decided)):
             hold = self.first(connection, key)
             if hold is not None and hold.event_id == event_id:
-                connection.execute(delete(table).where(table.c.id == hold.letter_id, table.c.error == WAITS))
-                connection.execute(update(table).where(table.c.id == hold.letter_id).values(place=None))
+                connection.execute(delete(table).where(table.c.id == hold.dead_letter_id, table.c.error == WAITS))
+                connection.execute(update(table).where(table.c.id == hold.dead_letter_id).values(place=None))
                 self._move_on(connection, key, now)
 
     def lock(self, connection: Connection, keys: Collection[str]) -> dict[str, Hold]:
@@ -130,7 +130,7 @@ class DeadLetterLine:
     def leave(self, connection: Connection, holds: Mapping[str, Hold], removed: Collection[str], now: datetime) -> None:
         """Move on each line of *holds*, which are locked, whose first dead letter is among the *removed* ones."""
         for key, hold in holds.items():
-            if hold.letter_id in removed:
+            if hold.dead_letter_id in removed:
                 self._move_on(connection, key, now)
 
     def wait(self, connection: Connection, id: str, hold: Hold, body: bytes | None) -> None:
@@ -170,7 +170,7 @@ class DeadLetterLine:
             connection.execute(delete(inbox).where(inbox.c.id == hold_id(key)))
             return
         hold = Hold(event_id_and_trace(stored_dead_letter(row).dead_letter.message)[0], row.id)
-        response = orjson.dumps([hold.event_id, hold.letter_id]).decode()
+        response = orjson.dumps([hold.event_id, hold.dead_letter_id]).decode()
         connection.execute(update(inbox).where(inbox.c.id == hold_id(key)).values(response=response))
         connection.execute(update(table).where(*in_line, table.c.error == WAITS).values(detail=hold.reason))
         if row.error == WAITS:

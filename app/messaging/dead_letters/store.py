@@ -19,8 +19,14 @@ from loguru import logger
 from sqlalchemy import Connection, Select, Table, and_, false, func, not_, select
 
 from app.messaging.dead_letters.archive import DeadLetterArchive
+from app.messaging.dead_letters.dead_letter_table import (
+    REPLAY_MAX,
+    Conditions,
+    DeadLetterTable,
+    dead_letter_id,
+    dead_letters_in,
+)
 from app.messaging.dead_letters.groups import DeadLetterGroup, grouped, groups_in
-from app.messaging.dead_letters.letter_table import REPLAY_MAX, Conditions, LetterTable, dead_letters_in, letter_id
 from app.messaging.dead_letters.line import WaitsForDeadLetter
 from app.messaging.dead_letters.rows import UNREADABLE, StoredDeadLetter, stored_dead_letter
 from app.storage.audit import Audit
@@ -61,7 +67,7 @@ class DeadLetterStore:
         self._stores = dict(stores)
         self._contracts = contracts
         self._not_replayable = frozenset(not_replayable)
-        self._letters = {name: LetterTable(store, clock, keeps_order=keeps_order) for name, store in stores.items()}
+        self._letters = {name: DeadLetterTable(store, clock, keeps_order=keeps_order) for name, store in stores.items()}
         self._tables: dict[str, Table] = {name: letters.table for name, letters in self._letters.items()}
         self._keeps_order = keeps_order
         self.archive = DeadLetterArchive(self._stores, self._tables)
@@ -76,7 +82,7 @@ class DeadLetterStore:
             return
         self._metrics.dead_letters.labels(dead_letter.consumer, dead_letter.message.subject).inc()
         logger.error(
-            "dead letter", id=letter_id(dead_letter), consumer=dead_letter.consumer, subject=dead_letter.message.subject,
+            "dead letter", id=dead_letter_id(dead_letter), consumer=dead_letter.consumer, subject=dead_letter.message.subject,
             error=dead_letter.error, detail=dead_letter.detail, attempts=dead_letter.attempts,
             correlation_id=dead_letter.message.headers.get("ce-correlationid"),
         )  # fmt: skip
@@ -165,7 +171,7 @@ class DeadLetterStore:
     async def _check_turn(self, dead_letter: DeadLetter) -> None:
         name = module_of(dead_letter.consumer)
         hold = await self._stores[name].database.write(partial(self._letters[name].line.first, key=dead_letter.message.key))
-        if hold is not None and hold.letter_id != dead_letter.id:
+        if hold is not None and hold.dead_letter_id != dead_letter.id:
             raise WaitsForDeadLetter(f"It {hold.reason} and is published after it: replay or discard that one.")
 
     async def replay_many(

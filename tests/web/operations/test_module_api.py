@@ -171,7 +171,7 @@ async def test_a_process_that_gives_no_answer_is_named(make: Make) -> None:
 
 
 async def test_gathered_requests_are_sorted_into_answers_and_what_is_out_of_reach(shipments: tuple[Web, ModuleApi], make: Make) -> None:
-    """One module that is away does not hide the answers of the others."""
+    """One module that is out of reach does not hide the answers of the others."""
     _, api = shipments
     requests: dict[str, Any] = {
         "up": api.request("GET", "/v1/shipments", principal=OPERATOR),

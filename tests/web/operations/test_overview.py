@@ -64,7 +64,7 @@ def answered(name: str, body: dict[str, Any]) -> ProcessAnswer:
 
 
 async def test_the_parts_of_all_processes_become_one_and_what_is_away_is_named() -> None:
-    """What only a process that is away knows is null, never guessed, and its absence needs attention."""
+    """What only a process out of reach knows is null, never guessed, and its absence needs attention."""
     breakers = {"name": "stripe", "breakers": {"charge": "open"}, "since": {"charge": "2026-01-01T00:00:00.000000Z"}}
     payments = part(modules={"payments": {"reachable": True}}, gateway=breakers, databases={"payments": "unavailable"})
     del payments["orders"]

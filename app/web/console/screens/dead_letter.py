@@ -20,7 +20,7 @@ _LINES_SHOWN_MAX = 40
 def pages(screen: Screen) -> tuple[Page, ...]:
     """Return the pages of a dead letter, which belong to *screen*."""
     path = f"{screen.path}/{{module}}/{{id}}"
-    letter = _Letter(screen)
+    letter = _DeadLetter(screen)
     return (
         Page(hdrs.METH_GET, path, letter.show, screen),
         Page(hdrs.METH_POST, f"{path}/replay", letter.replay, screen, roles=()),
@@ -29,7 +29,7 @@ def pages(screen: Screen) -> tuple[Page, ...]:
     )
 
 
-class _Letter:
+class _DeadLetter:
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
 

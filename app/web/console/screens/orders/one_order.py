@@ -44,7 +44,7 @@ def pages(sources: Sources, screen: Screen, states: Mapping[str, str]) -> tuple[
             return ApiAnswer(answer.status, answer.headers, {"order": answer.body, "status": answer.body["status"]})
         return answer
 
-    def context(key: ApiKey, body: Any, letters_at: str | None) -> dict[str, Any]:
+    def context(key: ApiKey, body: Any, dead_letters_at: str | None) -> dict[str, Any]:
         order, events = body.get("order"), body.get("events")
         return {
             "found": body,
@@ -54,7 +54,7 @@ def pages(sources: Sources, screen: Screen, states: Mapping[str, str]) -> tuple[
             "states": states,
             "changes": {record["id"]: changes(record) for record in body.get("audit", ())},
             "actions": [action for action in ACTIONS if action.is_offered(key, body)],
-            "letters_at": letters_at,
+            "dead_letters_at": dead_letters_at,
             "may_replay": key.role == OPERATOR,
             "may_export": key.role in (OPERATOR, "viewer"),
         }
@@ -83,8 +83,8 @@ def pages(sources: Sources, screen: Screen, states: Mapping[str, str]) -> tuple[
         render = partial(_render, _place(visit), order_id, reader)
         return await live.stream(visit, ("order", order_id, reader.role, reader.customer), fetch, render)
 
-    def _render(letters_at: str | None, order_id: str, reader: ApiKey, body: Any) -> Mapping[str, str]:
-        return {"order": rendering.render("orders/state.html", order_id=order_id, **context(reader, body, letters_at))}
+    def _render(dead_letters_at: str | None, order_id: str, reader: ApiKey, body: Any) -> Mapping[str, str]:
+        return {"order": rendering.render("orders/state.html", order_id=order_id, **context(reader, body, dead_letters_at))}
 
     return (
         Page(hdrs.METH_GET, path, show, screen, is_scoped=True),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["REPLAY_MAX", "Conditions", "LetterTable", "dead_letters_in", "letter_id"]
+__all__ = ["REPLAY_MAX", "Conditions", "DeadLetterTable", "dead_letter_id", "dead_letters_in"]
 
 from collections.abc import Sequence
 from hashlib import sha256
@@ -35,7 +35,7 @@ REPLAY_MAX = 500
 """Dead letters that are replayed or discarded in one transaction."""
 
 
-class LetterTable:
+class DeadLetterTable:
     """The dead letters of the module of *store*; with *keeps_order* one holds its key, see `app.messaging.dead_letters.line`."""
 
     def __init__(self, store: ModuleStore, clock: Clock, *, keeps_order: bool) -> None:
@@ -53,7 +53,7 @@ class LetterTable:
         is most likely to help; the detail names the other ones, too.
         """
         table, line = self.table, self.line
-        id = letter_id(dead_letter)
+        id = dead_letter_id(dead_letter)
         row = row_of(id, dead_letter)
         is_in_line = self._keeps_order and line.takes(dead_letter)
         if is_in_line:
@@ -119,7 +119,7 @@ class LetterTable:
         behind = {
             each.dead_letter.id: hold
             for each in found
-            if each.is_in_line and (hold := holds.get(each.dead_letter.message.key)) and hold.letter_id != each.dead_letter.id
+            if each.is_in_line and (hold := holds.get(each.dead_letter.message.key)) and hold.dead_letter_id != each.dead_letter.id
         }
         now = self._clock.now()
         rows = [
@@ -154,7 +154,7 @@ def _shown_edit(dead_letter: DeadLetter, body: bytes | None) -> dict[str, str]:
     return {"edited": ", ".join(changed_pointers(dead_letter.message.body, body)), "sha256": sha256(body).hexdigest()}
 
 
-def letter_id(dead_letter: DeadLetter) -> str:
+def dead_letter_id(dead_letter: DeadLetter) -> str:
     """Return the id under which *dead_letter* is stored: one for each event and consumer."""
     # Each version that was never published is a dead letter of its own: other consumers may need that version.
     is_message = is_unpublished(dead_letter.consumer)
