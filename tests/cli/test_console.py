@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -156,3 +157,20 @@ def test_the_garbage_collector_runs_seldom_in_every_command() -> None:
     code = "import gc; from app.cli.main import main; main(['version'], standalone_mode=False); print(gc.get_threshold()[0])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "50000"
+
+
+@pytest.mark.parametrize("name", ["config.py", "bus/__init__.py"])
+def test_a_file_that_hides_a_package_is_named_with_the_way_out(name: str, tmp_path: Path) -> None:
+    """``python -m`` looks into the current folder first; with -P it does not, nor does the installed command."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *options, "-m", "app", "version"]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+    hidden = run()
+    assert (hidden.returncode, hidden.stdout) == (2, "")
+    assert hidden.stderr == f"{name} in this folder hides a package of this program; type `fulfilment` for `python -m app`\n"
+    assert run("-P").returncode == 0
