@@ -18,6 +18,7 @@ from loguru import logger
 
 from app.analytics.analytics_file import Position
 from app.analytics.events import Incoming, archived_events, arrow_table
+from app.analytics.sources.rows import RowEvents
 from app.analytics.sources.source import Batch
 from app.storage.archive.history_reader import HistoryReader
 
@@ -31,6 +32,7 @@ class HistorySource:
     def __init__(self, name: str, reader: HistoryReader) -> None:
         self.name = name
         self._reader = reader
+        self._rows = RowEvents(reader.modules)
         self._is_checked = False
 
     async def read(self, positions: Mapping[str, Position]) -> Batch | None:
@@ -57,6 +59,20 @@ class HistorySource:
 
     async def _stored(self, after: int) -> tuple[pa.Table, bool]:
         """Return events in the tables that follow *after*, and whether these are all."""
+        tables, count = [arrow_table([])], 0
+        async with aclosing(self._reader.contents(after=after)) as parts:
+            async for contents in parts:
+                events = None if contents is None else await asyncio.to_thread(self._rows.events, contents.rows, after)
+                if events is None:  # archived since, damaged or odd
+                    return (pa.concat_tables(tables), False) if count else await self._decoded(after)
+                tables.append(events)
+                count += events.num_rows
+                if count >= EVENTS_MAX:
+                    return pa.concat_tables(tables), False
+        return pa.concat_tables(tables), True
+
+    async def _decoded(self, after: int) -> tuple[pa.Table, bool]:
+        """Return what `_stored` does, from decoded rows."""
         tables = [arrow_table([])]
         count = 0
         async with aclosing(self._reader.events(after=after)) as parts:

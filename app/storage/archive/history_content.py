@@ -40,6 +40,7 @@ __all__ = [
     "decoded",
     "fired",
     "seq_of",
+    "text_of",
 ]
 
 import zlib
@@ -149,15 +150,28 @@ def decoded(content: bytes) -> Sequence[Entry]:
     Raises:
         ValueError: The content is damaged, or was written by a newer release.
     """
+    try:
+        entries: Sequence[Entry] = orjson.loads(text_of(content))
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"a row of the history is damaged: {error}") from error
+    return entries
+
+
+def text_of(content: bytes) -> bytes:
+    """
+    Return the JSON text in the *content* of a row.
+
+    Raises:
+        ValueError: As for `decoded`; the text is not examined.
+    """
     content = bytes(content)
     format, data = content[:1], content[1:]
     if format not in _READERS:
         raise ValueError(f"a row of the history has the format {format.hex() or 'none'}, which this release does not know")
     try:
-        entries: Sequence[Entry] = orjson.loads(_READERS[format](data))
-    except (orjson.JSONDecodeError, zlib.error, ZstdError) as error:
+        return _READERS[format](data)
+    except (zlib.error, ZstdError) as error:
         raise ValueError(f"a row of the history is damaged: {error}") from error
-    return entries
 
 
 def fired(timers: Sequence[OutboxMessage]) -> list[Entry]:

@@ -21,7 +21,7 @@ from sqlalchemy import Connection
 
 from app.clock import SystemClock
 from app.storage.archive.history_content import POSITIONS, HistoryEvent
-from app.storage.archive.history_source import HistorySource, Transaction
+from app.storage.archive.history_source import Contents, HistorySource, Transaction
 from app.storage.archive.history_table import HistoryTable
 from app.storage.archive.parquet_archive import Archive
 from app.storage.sql.database import Database
@@ -149,6 +149,24 @@ class HistoryReader:
                 yield found
                 raise
             yield found
+
+    async def contents(self, *, after: int) -> AsyncGenerator[Contents | None, None]:
+        """
+        Yield the rows of the transactions that follow the event with the sequence number *after*, or contain it, as they are stored.
+
+        They have the events that `events` yields, and perhaps *after* and some before it. Ends as `events` does, or with None if
+        what follows is in the archive.
+
+        Raises:
+            SeveralDatabases, StorageUnavailable, ArchiveUnusable: As for `page`.
+        """
+        source = await self.source(*self.modules)
+        last = await source.last_finished()
+        number: int | None = (after + 1) // POSITIONS
+        while number is not None:
+            found = await source.contents(number, last, READ_MAX, READ_BYTES)
+            yield found
+            number = None if found is None else found.next_number
 
     async def archived(self, *, after: int, count: int) -> Any:
         """

@@ -8,7 +8,7 @@ histories at this moment, and reads up to that number: each smaller one was give
 
 from __future__ import annotations
 
-__all__ = ["WRITERS_SECONDS", "Fetched", "HistorySource", "Transaction"]
+__all__ = ["WRITERS_SECONDS", "Contents", "Fetched", "HistorySource", "Transaction"]
 
 import asyncio
 from collections import Counter, defaultdict
@@ -96,6 +96,14 @@ class Fetched:
 
     transactions: Sequence[Transaction]
     size: int
+    next_number: int | None
+
+
+@frozen
+class Contents:
+    """Module, number, time and content of each row of whole transactions; the next begin with *next_number*, None at the end."""
+
+    rows: Sequence[tuple[str, int, str, bytes]]
     next_number: int | None
 
 
@@ -195,6 +203,27 @@ class HistorySource:
                 self._checked = archives
                 return _fetched(step, archived, rows, self.wanted)
 
+    async def contents(self, first: int, last: int, count: int, size_max: int) -> Contents | None:
+        """
+        Return the rows of up to *count* transactions, from number *first* to *last*, as they are stored; see `fetch`.
+
+        None if the archive has some of them: `fetch` returns these.
+
+        Raises:
+            StorageUnavailable, ArchiveUnusable: As for `fetch`.
+        """
+        archives = Archives({}, ())
+        if self._archive is not None:
+            archives = await self._archive.call(self._archive.archives)
+            await self.check(archives)
+            if any(archives.of(name).through >= first for name in self.tables):
+                return None
+        step = _Step(self.tables, self.wanted, archives, first, last, count, size_max, self._now())
+        rows = await self.database.read(step.contents)
+        if self._archive is not None and not await self._archive.call(partial(self._archive.is_current, archives)):
+            return None
+        return Contents(rows, step.next_number)
+
     async def check(self, archives: Archives) -> None:
         """
         Ensure that *archives* and the tables are of one database, with no row missing between them.
@@ -264,6 +293,17 @@ class _Step:
 
     def choose(self, connection: Connection | None = None) -> list[Row]:
         """Choose the next numbers, those in the tables included; return their rows in the tables."""
+        self._choose_numbers(connection)
+        if connection is None:
+            return []
+        return [row for table, numbers in self._in_tables() for row in table.rows(connection, numbers)]
+
+    def contents(self, connection: Connection) -> list[tuple[str, int, str, bytes]]:
+        """Choose the next numbers; return module, number, time and content of their rows in the tables."""
+        self._choose_numbers(connection)
+        return [(table.module, *row) for table, numbers in self._in_tables() for row in table.contents(connection, numbers)]
+
+    def _choose_numbers(self, connection: Connection | None) -> None:
         sizes: Counter[int] = Counter()
         for name in self._wanted:
             sizes.update(archived := self._archived.get(name, {}))
@@ -278,13 +318,11 @@ class _Step:
                 self.size += sizes[number]
         is_end = len(self.numbers) == len(candidates) < self._count
         self.next_number = None if is_end else self.numbers[-1] + 1
-        if connection is None:
-            return []
-        rows: list[Row] = []
+
+    def _in_tables(self) -> Iterator[tuple[HistoryTable, list[int]]]:
         for name, table in self._tables.items():
             through = self._archives.of(name).through
-            rows += table.rows(connection, [number for number in self.numbers if number > through])
-        return rows
+            yield table, [number for number in self.numbers if number > through]
 
     def archived_rows(self, archive: Archive) -> list[Row]:
         """Return the rows in *archive* of what was chosen."""

@@ -113,8 +113,12 @@ class HistoryTable:
         Raises:
             HistoryDamaged: A row is damaged, or was written by a newer release.
         """
+        return [row_of(self.module, *row) for row in self.contents(connection, numbers)]
+
+    def contents(self, connection: Connection, numbers: Sequence[int]) -> list[tuple[int, str, bytes]]:
+        """Return number, time and content of the rows that exist under *numbers*, as they are stored."""
         found = self._select.fetch(connection, [(str(number),) for number in numbers])()
-        return [row_of(self.module, *row) for row in found]
+        return [(number, at, content) for number, at, content in found]
 
     def last_until(self, connection: Connection, number: int) -> tuple[int, str] | None:
         """Return number and time of the last row up to *number*; None if there is none."""
