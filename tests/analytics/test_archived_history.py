@@ -20,6 +20,7 @@ from app.analytics.projections.views import create_views
 from app.analytics.sources import history
 from app.analytics.sources.ahead import ReadAhead
 from app.analytics.sources.history import HistorySource
+from app.analytics.sources.rows import RowEvents
 from app.analytics.sources.source import Batch
 from app.storage.archive.history_content import PLAIN, HistoryIncomplete
 from app.storage.archive.history_reader import HistoryReader
@@ -75,6 +76,11 @@ async def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
         yield harness, archive
 
 
+def refused(*_: object, **__: object) -> None:
+    """Stand in for what must not be called."""
+    raise AssertionError
+
+
 Content = dict[str, list[Any]]
 
 
@@ -116,15 +122,27 @@ async def test_archived_events_are_read_by_column(filled: tuple[Harness, Archive
     reader = reader_of(harness, archive)
     archived = [each async for part in reader.events() for each in part if each.at < "2026-01-04"]
 
-    def refuse(*_: object) -> None:
-        raise AssertionError
-
-    monkeypatch.setattr(archive, "rows", refuse)
+    monkeypatch.setattr(archive, "rows", refused)
     source = HistorySource("history", reader)
     batch = await source.read({})
     assert batch is not None
     assert sorted(batch.events.table["event_id"].to_pylist()) == sorted(each.event_id for each in archived)
     assert not batch.is_last
+
+
+async def test_events_in_the_tables_are_read_by_column(filled: tuple[Harness, Archive], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No row is decoded, and the file is the same as if all were; in batches of any size."""
+    harness, _ = filled
+    found = []
+    for count, is_by_column in ((10_000, True), (10, True), (10_000, False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(history, "EVENTS_MAX", count)
+            if is_by_column:
+                patch.setattr(HistoryReader, "events", refused)
+            else:
+                patch.setattr(RowEvents, "events", lambda *_: None)
+            found.append(await content(reader_of(harness, None)))
+    assert found[0] == found[1] == found[2]
 
 
 async def test_what_was_not_stored_is_read_again(filled: tuple[Harness, Archive], monkeypatch: pytest.MonkeyPatch) -> None:
