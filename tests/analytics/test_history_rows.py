@@ -12,7 +12,16 @@ from backports.zstd import compress
 
 from app.analytics.events import SCHEMA, arrow_table
 from app.analytics.sources.rows import RowEvents
-from app.storage.archive.history_content import COMPRESSED, PLAIN, Entry, HistoryIncomplete, Row, TransactionHistory, decoded, seq_of
+from app.storage.archive.history_content import (
+    COMPRESSED,
+    PLAIN,
+    Entry,
+    HistoryIncomplete,
+    Row,
+    TransactionHistory,
+    decoded,
+    seq_of,
+)
 
 AT = "2026-03-01T12:00:00.000001+00:00"
 MODULES = ("inventory", "orders", "payments")
