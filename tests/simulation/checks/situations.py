@@ -32,7 +32,7 @@ _BY_GROUP: dict[str, tuple[str, ...]] = {
     ),
     "dead letter": ("failed", "waits"),
     "answer": (
-        "503 database_unavailable", "422 key reused", "replayed for its key", "409 not_paid", "409 exceeds_left",
+        "503 database_unavailable", "503 outcome_unknown", "422 key reused", "replayed for its key", "409 not_paid", "409 exceeds_left",
         "409 order_cancelled", "409 wrong_currency",
     ),
     "client": ("no answer", "gives up without a key"),
@@ -41,8 +41,8 @@ _BY_GROUP: dict[str, tuple[str, ...]] = {
         "refund.updated handled", "refund.failed handled", "charge.refunded handled",
     ),
     "database": (
-        "insert conflict", "waits for a row", "skips a locked row", "lock timeout", "deadlock", "serialization failure", "slow statements",
-        "connection cut", "connection cut before the commit", "connection cut after the commit",
+        "insert conflict, inbox", "insert conflict, reservation", "waits for a row", "skips a locked row", "lock timeout",
+        "serialization failure", "slow statements", "connection cut", "connection cut before the commit", "connection cut after the commit",
         "commit without an outcome, had happened", "commit without an outcome, had not happened", "server down", "lead handed over",
         "sessions of a lost machine", "transaction of a halted process ended",
     ),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["Replicas"]
+__all__ = ["Replicas", "sharing"]
 
 import asyncio
 import random
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app.storage.sql.database import Database
 from bus.port import ACK_WAIT_SECONDS
@@ -32,7 +33,8 @@ STOP_SECONDS_MAX = 5.0
 """A process that passes too few points is stopped after this time."""
 
 LOOK_SECONDS = 3.0
-"""How long a process may believe that it still leads."""
+LOOKS = 3
+"""How often in turn a process may be seen in a state that its next scan has to end."""
 
 _ORDER = "SELECT status, reason FROM orders_order WHERE order_id = '{}'"
 
@@ -53,7 +55,7 @@ class Replicas:
             migrated_file(path)
             self.servers[module] = DatabaseServer(
                 module, path, random.Random(f"{self._world.plan.seed}/database {module}"), self._draw_fault,
-                lambda what: self._world.saw(f"database: {what}"), self._on_commit,
+                self._saw, self._on_commit,
             )  # fmt: skip
         return open_shared(self.servers[module], scope)
 
@@ -70,6 +72,11 @@ class Replicas:
         """Close the files."""
         for server in self.servers.values():
             server.end_sessions()
+
+    def _saw(self, what: str) -> None:
+        self._world.saw(f"database: {what}")
+        if what == "deadlock":
+            self._world.fail("two transactions wait for each other, although all lock rows in one order")
 
     def _on_commit(self, module: str, rows: Collection[Row]) -> None:
         for table, key in rows:
@@ -142,21 +149,53 @@ class Replicas:
                         place.scope.kill("and stays dead")
 
     async def check_leads(self) -> None:
-        """Check again and again, until cancelled, that one process of each module leads, by its own account."""
-        doubtful: set[str] = set()
+        """Check again and again, until cancelled, that a process leads only while it has the lock, and keeps it only with a bus."""
+        doubtful: Counter[str] = Counter()
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            found = {
-                f"{place.scope.name} leads {module}"
-                for place in self._world.places
-                for module in place.modules
-                if place.process is not None and place.scope is not None and not place.scope.is_paused
-                and place.process.relays[module].is_leader and self._leader(module) is not place.scope
-            }  # fmt: skip
-            for each in sorted(found & doubtful):
-                self._world.fail(f"two processes lead: {each} without the lock")
-            doubtful = set() if any(self._world.is_disturbed(module, LOOK_SECONDS) for module in MODULES) else found
+            doubtful = Counter({each: doubtful[each] + 1 for each in self._doubtful()})
+            for each, count in doubtful.items():
+                if count == LOOKS:
+                    self._world.fail(each)
+
+    def _doubtful(self) -> Iterator[str]:
+        """Yield what must not be so for long in a process whose database works."""
+        hindered = {fault.process for fault in self._world.faults[FaultKind.DATABASE]}
+        for place in (each for each in self._world.places if each.number not in hindered):
+            for module in place.modules if place.process is not None else ():
+                server, relay = self.servers[module], place.process.relays[module]  # type: ignore[union-attr]
+                if self._world.now > server.committed_at.get(place.scope, 0.0) + LOOK_SECONDS:
+                    continue
+                has_lock = self._leader(module) is place.scope
+                if relay.is_leader and not has_lock:
+                    yield f"two processes lead: {place.scope.name} leads {module} without the lock"  # type: ignore[union-attr]
+                if has_lock and not relay._bus.is_connected:
+                    yield f"{place.scope.name} keeps the lead of {module} without a bus"  # type: ignore[union-attr]
 
     def _leader(self, module: str) -> Scope | None:
         session = self.servers[module].leads.get(f"{module} relay")
         return None if session is None else session.scope
+
+
+class _Sharing:
+    """A subscription that fetches messages also while another process leads."""
+
+    def __init__(self, subscription: Any) -> None:
+        self._subscription = subscription
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._subscription, name)
+
+    async def fetch(self, limit: int, wait_seconds: float, is_standby: bool = False) -> Any:
+        return await self._subscription.fetch(limit, wait_seconds)
+
+
+def sharing(bus: Any) -> Any:
+    """Return *bus*, on which all processes of a module fetch its messages."""
+    subscribe = bus.subscribe
+
+    async def subscribe_to_all(consumer: str, subjects: Sequence[str]) -> Any:
+        return _Sharing(await subscribe(consumer, subjects))
+
+    bus.subscribe = subscribe_to_all
+    return bus

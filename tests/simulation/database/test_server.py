@@ -109,7 +109,7 @@ def test_an_insert_waits_for_the_same_key_and_then_conflicts(bench: Bench) -> No
     results = bench.run(first, second)
     assert "UNIQUE" in str(results[1])
     assert bench.rows() == [("1", "a")]
-    assert bench.saw == ["waits for a row", "insert conflict"]
+    assert bench.saw == ["waits for a row", "insert conflict, inbox"]
 
 
 def test_a_locked_row_is_waited_for_and_read_again(bench: Bench) -> None:

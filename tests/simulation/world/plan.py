@@ -19,6 +19,9 @@ from tests.simulation.world.network import BusFault
 
 T = TypeVar("T")
 
+REPLICAS_SECONDS = 25.0
+"""How long a run with several processes of each module lasts at most; it takes some times as much as others."""
+
 MODULES = ("orders", "inventory", "payments")
 
 
@@ -127,6 +130,8 @@ class Plan:
     deployment: Deployment
     replicas: int
     """Processes of each module; if several, they share the database of the module."""
+    shares_load: bool
+    """Whether all processes of a module fetch its messages, also those that do not lead."""
     leaves_one: bool
     """Whether at the end one process of each module is healed, and the others are dead."""
     has_faulty_bus: bool
@@ -167,6 +172,7 @@ def _draw_plan(seed: int) -> Plan:
         seed=seed,
         deployment=deployment,
         replicas=1,
+        shares_load=False,
         leaves_one=False,
         has_faulty_bus=deployment is not Deployment.LOCAL or rng.random() < 0.3,
         keeps_order=rng.random() < 0.3,
@@ -300,10 +306,12 @@ def with_replicas(plan: Plan, replicas: int, rng: random.Random) -> Plan:
     The provider remembers what it was asked, as one with idempotency keys does: without them, two processes can charge an order.
     A clock differs from the others by seconds at most, because a process takes over the time of those that run.
     """
-    processes = len(MODULES) * replicas
+    processes, lasts = len(MODULES) * replicas, min(plan.seconds, REPLICAS_SECONDS)
+    pace = lasts / plan.seconds
+    customers = [_busy(evolve(each, at=each.at * pace), rng) for each in plan.customers]
     faults = [
         evolve(
-            fault, process=fault.process + len(MODULES) * rng.randrange(replicas),
+            fault, at=fault.at * pace, process=fault.process + len(MODULES) * rng.randrange(replicas),
             jump_seconds=max(-20.0, min(20.0, fault.jump_seconds)),
         )
         for fault in plan.faults if fault.kind is not FaultKind.DISK
@@ -311,17 +319,29 @@ def with_replicas(plan: Plan, replicas: int, rng: random.Random) -> Plan:
     for _ in range(rng.choice([0, 1, 2, 4])):
         faults.append(
             Fault(
-                FaultKind.PAUSE, rng.choice(plan.customers).at, rng.choice([2.0, 8.0, 40.0, 70.0]), rng.randrange(processes),
+                FaultKind.PAUSE, rng.choice(customers).at, rng.choice([2.0, 8.0, 35.0, 35.0]), rng.randrange(processes),
                 points=rng.choice([0, 1, rng.randrange(20)]), point=rng.choice(["", "statement", "commit", "ack", "publish", "charge"]),
             )
         )  # fmt: skip
-    for _ in range(rng.choice([0, 1, 4, 8])):
-        database, process = rng.choice([*DatabaseFault]), rng.randrange(processes)
-        seconds, share = rng.choice([0.5, 3.0, 10.0]), rng.choice([0.05, 0.3, 1.0])
-        faults.append(Fault(FaultKind.DATABASE, rng.uniform(0.0, plan.seconds), seconds, process, database=database, share=share))
-    seconds = max(plan.seconds, *(fault.at + fault.seconds + 1.0 for fault in faults if fault.kind is FaultKind.PAUSE), 0.0)
+    for _ in range(rng.choice([1, 5, 10])):
+        database, process = rng.choice([*DatabaseFault]), rng.choice([0, rng.randrange(3)]) + len(MODULES) * rng.randrange(replicas)
+        seconds, share = rng.choice([0.5, 3.0, 10.0]), rng.choice([0.1, 0.4, 1.0])
+        at = max(0.0, rng.choice(customers).at - rng.uniform(0.0, seconds))
+        if database is DatabaseFault.OUTCOME_UNKNOWN:  # for one that cannot ask again: the answer must be true
+            at = max(0.0, min(customers, key=lambda customer: (customer.has_key, rng.random())).at - 0.01)
+            process, seconds, share = len(MODULES) * rng.randrange(replicas), 0.5, 1.0
+        faults.append(Fault(FaultKind.DATABASE, at, seconds, process, database=database, share=share))
+    seconds = max(lasts, *(fault.at + fault.seconds + 1.0 for fault in faults if fault.kind is FaultKind.PAUSE), 0.0)
     has_lost_tail = any(fault.broker is BrokerFault.TAIL_LOST for fault in faults)
     return evolve(
-        plan, replicas=replicas, seconds=seconds, leaves_one=not has_lost_tail and rng.random() < 0.7,
+        plan, replicas=replicas, customers=tuple(customers), seconds=seconds,
+        shares_load=rng.random() < 0.5, leaves_one=not has_lost_tail and rng.random() < 0.7,
         traits=evolve(plan.traits, remembers_charges=True), has_webhooks=True, faults=tuple(sorted(faults, key=lambda fault: fault.at)),
     )  # fmt: skip
+
+
+def _busy(customer: Customer, rng: random.Random) -> Customer:
+    """Return *customer*, perhaps without a key, so that each answer counts, or with a cancellation that comes while the order is placed."""
+    if rng.random() < 0.2:
+        customer = evolve(customer, has_key=False, posts=1)
+    return evolve(customer, cancels_after=rng.uniform(0.0, 0.5)) if rng.random() < 0.3 else customer

@@ -36,6 +36,9 @@ ORDER_SLACK_SECONDS = 30.0
 IDLE_SECONDS_MAX = 1_800.0
 """Everything that follows from the orders is done so long after everything has healed."""
 
+REPLICAS_IDLE_SECONDS_MAX = 600.0
+"""The same with several processes of each module, in runs that are shorter."""
+
 LAST_ORDER_SECONDS_MAX = 5.0
 """How long an order takes that is placed when everything works again."""
 
@@ -176,13 +179,13 @@ async def _set_stock(world: World, stock: Stock) -> None:
 
 async def _until_idle(world: World, actors: list[asyncio.Task[None]]) -> None:
     """Wait until nothing is left to do, and every order is final within its time-out; or until something has failed."""
-    began = world.now
+    began, seconds_max = world.now, REPLICAS_IDLE_SECONDS_MAX if world.replicas.are_several else IDLE_SECONDS_MAX
     while not world.failures and (left := [*_missing(world, actors), *unfinished(world)]):
         seconds = world.now - began
         is_late = seconds > world.plan.timeout_seconds + ORDER_SLACK_SECONDS + world.delay_seconds
         if is_late and (late := [each for each in left if each.startswith("order ")]):
             world.fail(f"liveness: {seconds:.0f} s after everything has healed: {late}")
-        if seconds > IDLE_SECONDS_MAX:
+        if seconds > seconds_max:
             world.fail(f"liveness: {seconds:.0f} s after everything has healed: {left}")
         await asyncio.sleep(1.0)
     world.note("idle")

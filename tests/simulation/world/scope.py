@@ -37,6 +37,8 @@ class Scope:
     """Called with the name of the point at which the process is killed."""
     on_pause: Callable[[], None] = lambda: None
     is_killed: bool = False
+    starting: asyncio.Task[Any] | None = None
+    """The task that starts the process."""
     is_paused: bool = False
     """The process is stopped: its callbacks wait in *held*."""
     held: list[asyncio.Handle] = field(factory=list)
@@ -104,6 +106,8 @@ class Scope:
         """Kill the process; call `clean_up` before anything takes its place."""
         if not self.is_killed:
             self.is_killed = True
+            if self.starting is not None:  # what it waits for may never come
+                self.starting.cancel()
             self.resume()
             self.on_kill(name)
             self.ended.set()

@@ -24,7 +24,7 @@ from bus.memory.bus import MemoryBus
 from bus.port import Bus, DeadLetters
 from modules.module import Decision, Module
 from tests.simulation.broker.cluster import Cluster
-from tests.simulation.database.replicas import Replicas
+from tests.simulation.database.replicas import Replicas, sharing
 from tests.simulation.provider.bank import Bank
 from tests.simulation.world.broker import Broker
 from tests.simulation.world.customers import NoAnswer
@@ -188,7 +188,7 @@ class World:
             self._on_breaker, {module: partial(self.watch.on_commit, module) for module in MODULES}, self._decide,
         )  # fmt: skip
         modules: list[Module] = [self.modules[module] for module in place.modules]
-        starting = scope.run(
+        starting = scope.starting = scope.run(
             start_process(scope, clock, modules, self.files(place), seams, keeps_order=self.plan.keeps_order, seed=seed)
         )
         await asyncio.wait([starting])
@@ -247,7 +247,8 @@ class World:
 
     def _make_bus(self, place: Place, seed: str, scope: Scope, clock: ProcessClock, letters: DeadLetters) -> Bus:
         if self.cluster is not None:
-            return self.cluster.connect(scope, clock, letters, [self.modules[name] for name in place.modules])
+            connected = self.cluster.connect(scope, clock, letters, [self.modules[name] for name in place.modules])
+            return sharing(connected) if self.plan.shares_load else connected
         bus: Bus = MemoryBus(clock, letters) if self.broker is None else self.broker.connect(scope, letters, place.modules)
         if not self.plan.has_faulty_bus:
             return bus
