@@ -72,6 +72,7 @@ def run(file: str | None, once: bool, from_zero: bool, source: str) -> None:
 
 
 async def _run(settings: Settings, *, once: bool, from_zero: bool, source: str) -> None:
+    import pyarrow as pa
     from tqdm import tqdm
 
     from app.analytics.analytics_file import AnalyticsFile
@@ -82,6 +83,7 @@ async def _run(settings: Settings, *, once: bool, from_zero: bool, source: str) 
     from app.analytics.sources.choice import open_sources
     from app.messaging.event_registry import build_registry
 
+    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own allocators keep some 200 MiB that are free
     task = asyncio.current_task()
     assert task is not None
     for number in (signal.SIGTERM, signal.SIGINT):
