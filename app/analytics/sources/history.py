@@ -1,7 +1,7 @@
 """
 The histories of the modules of one database, read in their order: what is archived from the files, the rest from the tables.
 
-The files have the events by column, so an archived event costs no Python object.
+Both are read by column, so an event costs no Python object.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from app.analytics.sources.source import Batch
 from app.storage.archive.history_reader import HistoryReader
 
 EVENTS_MAX = 100_000
-"""Events of one batch, about: some 100 MB."""
+"""Events of one batch, about: some 60 MB."""
 
 
 class HistorySource:
