@@ -25,6 +25,7 @@ from app.storage.archive.history_content import (
     HistoryIncomplete,
     Row,
     TransactionHistory,
+    decoded,
 )
 from app.storage.archive.history_reader import HistoryReader, SeveralDatabases
 from app.storage.module_store import INBOX_RETENTION
@@ -308,6 +309,11 @@ class HistoryContract:
             assert numbers == sorted(set(numbers))
             between = [each.number async for part in reader.transactions(after=numbers[1], until=numbers[-2]) for each in part]
             assert between == numbers[2:-1]
+            after = whole[7].seq
+            stored = [row async for part in reader.contents(after=after) if part is not None for row in part.rows]
+            decided = [Row(module, number, at, decoded(content)) for module, number, at, content in stored]
+            expected = [row for each in transactions if each.number >= after // POSITIONS for row in each.rows]
+            assert sorted(decided, key=str) == sorted(expected, key=str)
             assert reader.groups() == [[*harness.stores]]
 
     async def test_what_is_rolled_back_is_not_in_the_history(self, site: Site) -> None:
