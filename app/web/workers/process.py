@@ -145,8 +145,11 @@ class _Worker:
 
 
 def main() -> None:
-    """Run a worker with the `Start` that stdin holds."""
-    start: Start = pickle.load(sys.stdin.buffer)  # noqa: S301 - written by the process that started this one
+    """Run a worker with the `Start` that stdin holds; return at once if the process that writes it was killed meanwhile."""
+    try:
+        start: Start = pickle.load(sys.stdin.buffer)  # noqa: S301 - written by the process that started this one
+    except (EOFError, pickle.UnpicklingError):
+        return
     settings = start.settings
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -123,3 +126,11 @@ async def test_a_worker_that_cannot_be_started_again_is_tried_again(
     assert (refusals, second in found) == (0, True)
     await workers.drain(0.0, 0.1)
     assert not any(map(is_running, found))
+
+
+@pytest.mark.parametrize("sent", [b"", pickle.dumps({"a": "start"})[:-4]], ids=["nothing", "a part"])
+def test_a_worker_whose_parent_is_killed_before_it_has_sent_the_start_ends_silently(sent: bytes) -> None:
+    """No traceback among the log lines of the next process: the worker has nothing to report."""
+    command = [sys.executable, "-c", "from app.web.workers.process import main; main()"]
+    done = subprocess.run(command, input=sent, capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
