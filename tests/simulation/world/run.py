@@ -119,7 +119,8 @@ def _on_loop_error(world: World, context: dict[str, Any]) -> None:
 
 def _on_log(world: World, text: Any) -> None:
     record = text.record
-    if record["exception"] is not None and record["exception"].type is Killed:
+    is_killed = record["exception"] is not None and record["exception"].type is Killed
+    if is_killed or record["extra"].get("error") == repr(Killed()):
         return
     if not record["message"].startswith(EXPECTED_ERRORS):
         extra = {name: value for name, value in record["extra"].items() if name in ("error", "detail")}
