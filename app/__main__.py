@@ -7,11 +7,10 @@ from pathlib import Path
 
 
 def _exit_if_hidden() -> None:
-    """Exit with 2 and one line if a file of the current folder hides a package of the program: Python finds it first."""
-    is_first = sys.path[0] in ("", os.getcwd()) and Path.cwd() != Path(__file__).parents[1]
-    paths = [path for name in ("bus", "config", "modules") for path in (Path(name, "__init__.py"), Path(f"{name}.py"))]
-    for path in paths:
-        if is_first and path.exists():
+    """Exit with 2 and one line if a file of the folder that Python searches first hides a package of the program."""
+    first, own = Path(sys.path[0]), Path(__file__).parents[1]  # the current folder, unless Python has the option -P
+    for path in (Path(each) for name in ("bus", "config", "modules") for each in (f"{name}/__init__.py", f"{name}.py")):
+        if first != own and (first / path).exists():
             print(f"{path} in this folder hides a package of this program; type `fulfilment` for `python -m app`", file=sys.stderr)
             sys.exit(2)
 

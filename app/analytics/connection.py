@@ -19,9 +19,13 @@ SPILLED_GB_MAX = 10.0
 """What queries put into the folder beside the file at most, or half of the free disk if that is less."""
 
 
-def connect(path: Path | None, memory: str, *, is_writing: bool = True) -> duckdb.DuckDBPyConnection:
+def connect(
+    path: Path | None, memory: str, *, is_writing: bool = True, threads: int | None = None
+) -> duckdb.DuckDBPyConnection:
     """
     Open the file at *path*, or a database in memory; the connection reaches no other file, and no setting can be changed.
+
+    A query uses up to *threads* threads, by default one for each processor. A database in memory writes nothing to the disk.
 
     Raises:
         FileInUse: Another process has it open.
@@ -35,6 +39,8 @@ def connect(path: Path | None, memory: str, *, is_writing: bool = True) -> duckd
         "checkpoint_threshold": LOG_SIZE,
         "TimeZone": "UTC",
     }
+    if threads is not None:
+        config["threads"] = threads
     try:
         if is_writing and path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)

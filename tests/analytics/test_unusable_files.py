@@ -7,10 +7,12 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from app.analytics import analytics_file
 from app.analytics.analytics_file import AnalyticsFile, Position
+from app.analytics.connection import connect
 from app.analytics.errors import FileInUse, FileUnusable
 from tests.analytics.events import CONTRACTS, event, example, incoming, order_events
 
@@ -110,3 +112,14 @@ def test_emptying_the_file_is_done_whole_or_not_at_all(tmp_path: Path, monkeypat
     with closing(AnalyticsFile(path, CONTRACTS)) as file:
         counts = file.connection.execute("SELECT (SELECT count(*) FROM orders_created), (SELECT count(*) FROM analytics_sources)")
         assert counts.fetchall() == [(1, 1)]
+
+
+def test_a_database_in_memory_writes_nothing_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What exceeds its memory fails instead; and it keeps to the number of threads that it was given."""
+    monkeypatch.chdir(tmp_path)
+    connection = connect(None, "32MB", threads=1)
+    assert connection.execute("SELECT current_setting('threads')").fetchall() == [(1,)]
+    with pytest.raises(duckdb.OutOfMemoryException):
+        connection.execute("SELECT count(*) FROM (SELECT DISTINCT md5(range::VARCHAR) FROM range(3000000))").fetchall()
+    connection.close()
+    assert list(tmp_path.iterdir()) == []

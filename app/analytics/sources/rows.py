@@ -15,6 +15,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from app.analytics.connection import connect
 from app.analytics.events import SCHEMA
 from app.storage.archive.history_content import POSITIONS, text_of
 from bus.ids import derived_id
@@ -65,7 +66,7 @@ class RowEvents:
     def __init__(self, modules: Collection[str]) -> None:
         """Of other modules than *modules* no event is returned; their rows are needed for the ids of what follows from them."""
         self._modules = pa.array(sorted(modules))
-        self._connection = duckdb.connect(":memory:", config={"memory_limit": _MEMORY, "threads": 1})
+        self._connection = connect(None, _MEMORY, threads=1)
 
     def events(self, rows: Sequence[tuple[str, int, str, bytes]], after: int) -> pa.Table | None:
         """

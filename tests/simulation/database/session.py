@@ -125,7 +125,7 @@ class Session(sqlite3.Connection):
             self.server.roll_back(self)
 
     def close(self) -> None:
-        """Say goodbye to the server; a process that was killed cannot."""
+        """End the session at the server; if the process was killed, the server notices that later."""
         if not self.scope.is_killed:
             self.server.end(self)
             self.close_file()
