@@ -18,7 +18,8 @@ from tests.runtime.harness import Harness, harness_at
 
 # Before any test imports them: the tests of several packages use these suites.
 pytest.register_assert_rewrite(
-    *(f"tests.storage.{name}" for name in ("archive_contract", "contract", "history_contract", "parquet_contract", "search_contract"))
+    *(f"tests.storage.{name}" for name in ("archive_contract", "contract", "history_contract", "parquet_contract", "search_contract")),
+    *(f"tests.simulation.database.{name}" for name in ("contract", "row_contract")),
 )
 
 load_profile()

@@ -22,7 +22,13 @@ from app.storage.sql.database import Database, LoopExecutor
 from app.storage.sql.dialect import Failure
 from app.storage.sql.sqlite import SizedStatement, Sqlite
 from app.storage.sql.transactions import drive
-from tests.simulation.database.errors import Deadlock, Disconnected, LockTimeout, SerializationFailure
+from tests.simulation.database.errors import (
+    Deadlock,
+    Disconnected,
+    LockTimeout,
+    SerializationFailure,
+    TransactionAborted,
+)
 from tests.simulation.database.server import DatabaseServer
 from tests.simulation.database.session import FOR_UPDATE, SKIP_LOCKED, Session
 from tests.simulation.world.scope import Scope
@@ -62,6 +68,8 @@ class SharedDialect(Sqlite):
         found = getattr(error, "orig", None) or error
         if self.is_conflict(error) or isinstance(found, SerializationFailure | Deadlock):
             return Failure.RETRY
+        if isinstance(found, TransactionAborted):
+            return Failure.REFUSED
         return Failure.UNAVAILABLE if isinstance(found, Disconnected | LockTimeout) else super().classify(error)
 
     def explain(self, error: DBAPIError) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Deadlock", "Disconnected", "LockTimeout", "Row", "SerializationFailure"]
+__all__ = ["Deadlock", "Disconnected", "LockTimeout", "Row", "SerializationFailure", "TransactionAborted"]
 
 import sqlite3
 
@@ -24,3 +24,7 @@ class SerializationFailure(sqlite3.OperationalError):
 
 class Deadlock(sqlite3.OperationalError):
     """Two transactions wait for each other; this one must be repeated."""
+
+
+class TransactionAborted(sqlite3.InternalError):
+    """An earlier statement of the transaction has failed."""

@@ -3,10 +3,12 @@ A simulated database server for one module: several processes over one SQLite fi
 
 Transactions are READ COMMITTED and overlap statement by statement; each reads what was committed before its statement, and
 what it has written itself. A row that a transaction has written, or selected ``FOR UPDATE``, is locked until it ends: another
-one waits, and then repeats its statement. An insert of a row that was committed meanwhile raises a conflict. Every wait, for the
-network or for a lock, is on virtual time.
+one waits, and then looks again at the rows that it has found. A statement locks its rows one by one, and keeps those that it has
+while it waits for the next. An insert of a row that was committed meanwhile raises a conflict. An error undoes the transaction at
+once. Every wait, for the network or for a lock, is on virtual time. `tests.simulation.database.contract` has these promises as
+tests, which a real PostgreSQL passes, too.
 
-Not simulated: how PostgreSQL plans, lock modes of whole tables, vacuum, and a statement that is rolled back on its own.
+Not simulated: how PostgreSQL plans, lock modes of whole tables, vacuum, ``statement_timeout`` and savepoints.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ from typing import Any
 from attrs import define, field
 from sqlalchemy.util import await_only
 
-from tests.simulation.database.errors import Deadlock, Disconnected, LockTimeout, Row, SerializationFailure
+from tests.simulation.database.errors import Disconnected, Row, SerializationFailure, TransactionAborted
+from tests.simulation.database.locks import RowLocks
 from tests.simulation.database.session import Session
 from tests.simulation.world.scope import Scope
 
-LOCK_SECONDS = 2.0
 IDLE_IN_TRANSACTION_SECONDS = 5.0
 OUTCOME_SECONDS = 5.0
 """As `app.storage.sql.postgres` sets them."""
@@ -66,6 +68,8 @@ class Transaction:
 
     id: int
     written: dict[Row, None] = field(factory=dict)
+    has_failed: bool = False
+    """A statement has raised an error: everything is undone already, and every further statement fails."""
     ended: asyncio.Event = field(factory=asyncio.Event)
 
 
@@ -82,7 +86,7 @@ class DatabaseServer:
     on_commit: Callable[[str, Collection[Row]], None]
     """Called with the name and the rows that were written, in the order of the commits."""
     sessions: dict[Session, None] = field(factory=dict)
-    locks: dict[Row, Session] = field(factory=dict)
+    locks: RowLocks = field(init=False)
     leads: dict[str, Session] = field(factory=dict)
     committed_at: dict[Scope | None, float] = field(factory=dict)
     """When a process has last committed something."""
@@ -97,6 +101,7 @@ class DatabaseServer:
     _number: int = 0
 
     def __attrs_post_init__(self) -> None:
+        self.locks = RowLocks(self.saw)
         self._round_trip_seconds = self.rng.choice(ROUND_TRIPS)
         with sqlite3.connect(self.path) as file:
             file.execute("PRAGMA journal_mode = WAL")
@@ -172,32 +177,39 @@ class DatabaseServer:
         """
         Return what *run* returns, which executes one statement of the transaction of *session*.
 
+        An error undoes the whole transaction at once.
+
         Raises:
-            Disconnected, SerializationFailure, Deadlock, LockTimeout: See there.
+            Disconnected, SerializationFailure, Deadlock, LockTimeout, TransactionAborted: See there.
             sqlite3.Error: The statement failed.
         """
-        self._step(session, "statement", _AT_STATEMENT)
-        if session.is_reading:
-            return run()
+        try:
+            self._step(session, "statement", _AT_STATEMENT)
+            if session.transaction.has_failed:
+                raise TransactionAborted("current transaction is aborted, commands are ignored until its end")
+            return run() if session.is_reading else self._execute(session, run)
+        except Exception:
+            self._undo(session)
+            raise
+
+    def _execute(self, session: Session, run: Callable[[], Any]) -> Any:
+        """Execute a statement; after each wait for a lock again, but only on the rows that it has found at first."""
+        candidates: list[Row] | None = None
         while True:
             self._enter(session)
-            session.seen.clear()
-            session.physically("SAVEPOINT statement")
-            try:
-                found = run()
-            except Exception as error:
-                session.physically("ROLLBACK TO statement")
+            found, rows, error = session.attempt(run, candidates)
+            candidates = rows if candidates is None else candidates
+            holder = self.locks.take(rows, session)
+            if holder is None and error is None:
+                session.keep()
+                return found
+            session.take_back()
+            if holder is not None:
+                self.locks.wait_for(holder, session)
+            elif error is not None:
                 if "UNIQUE constraint" in str(error):
                     self.saw(f"insert conflict, {str(error).partition('_')[2].partition('.')[0]}")
-                raise
-            holder = next((self.locks[row] for row, _ in sorted(session.seen) if self.locks.get(row, session) is not session), None)
-            if holder is None:
-                session.physically("RELEASE statement")
-                self.locks |= dict.fromkeys((row for row, _ in session.seen), session)
-                session.transaction.written |= dict.fromkeys(row for row, is_written in session.seen if is_written)
-                return found
-            session.physically("ROLLBACK TO statement")
-            self._wait_for(session, holder)
+                raise error
 
     def commit(self, session: Session) -> None:
         """
@@ -210,8 +222,12 @@ class DatabaseServer:
         written = session.transaction.written if session.transaction is not None else ()
         decides = any(table.endswith("_history") for table, _ in written)
         # Most transactions are the scans of relays, and few of them matter.
-        fault = self._step(session, "commit", _AT_COMMIT if decides or self.rng.random() < 0.2 else ())
-        if session.is_reading:
+        try:
+            fault = self._step(session, "commit", _AT_COMMIT if decides or self.rng.random() < 0.2 else ())
+        except SerializationFailure:
+            self._undo(session)
+            raise
+        if session.is_reading or session.transaction.has_failed:
             self.roll_back(session)
             return
         is_cut = fault not in (None, DatabaseFault.CONFLICT)
@@ -223,7 +239,8 @@ class DatabaseServer:
             self._current = None
             self._committed.add(transaction.id)
             self.committed_at[session.scope] = asyncio.get_running_loop().time()
-            self._end_transaction(session)
+            self._release(session)
+            session.transaction = None
             self.on_commit(self.name, transaction.written)
         if is_cut:
             if fault is DatabaseFault.OUTCOME_UNKNOWN:
@@ -235,12 +252,21 @@ class DatabaseServer:
         session.scope.point("after write commit")
 
     def roll_back(self, session: Session) -> None:
-        """Undo the transaction of *session*."""
+        """End the transaction of *session* without effect."""
+        self._undo(session)
+        session.transaction = None
+
+    def _undo(self, session: Session) -> None:
+        """Undo what the transaction of *session* has written, and release its locks."""
+        transaction = session.transaction
+        if transaction is None or transaction.has_failed:
+            return
+        transaction.has_failed = True
         if session.is_reading or session is self._current:
             session.physically("ROLLBACK")
         if session is self._current:
             self._current = None
-        self._end_transaction(session)
+        self._release(session)
 
     def outcome(self, scope: Scope, id: int) -> bool | None:
         """Return whether the transaction *id* of the process *scope* is committed; None if the server is out of reach for too long."""
@@ -294,25 +320,6 @@ class DatabaseServer:
     def _wait(self, seconds: float = 0.0) -> None:
         await_only(asyncio.sleep(seconds + self.rng.expovariate(1 / self._round_trip_seconds)))
 
-    def _wait_for(self, session: Session, holder: Session) -> None:
-        """Wait until the transaction of *holder* has ended."""
-        session.waits_for, each = holder, holder
-        try:
-            while each.waits_for is not None:
-                each = each.waits_for
-                if each is session:
-                    self.saw("deadlock")
-                    raise Deadlock("deadlock detected")
-            self.saw("waits for a row")
-            await_only(asyncio.wait_for(holder.transaction.ended.wait(), LOCK_SECONDS))
-        except TimeoutError:
-            self.saw("lock timeout")
-            raise LockTimeout("a row is locked") from None
-        finally:
-            session.waits_for = None
-        if session.has_ended:
-            raise Disconnected("the server has closed the connection")
-
     def _enter(self, session: Session) -> None:
         if self._current is not session:
             if self._current is not None:
@@ -320,8 +327,7 @@ class DatabaseServer:
             session.enter()
             self._current = session
 
-    def _end_transaction(self, session: Session) -> None:
-        self.locks = {row: holder for row, holder in self.locks.items() if holder is not session}
+    def _release(self, session: Session) -> None:
+        self.locks.release(session)
         session.transaction.ended.set()
-        session.transaction = None
         session.forget()

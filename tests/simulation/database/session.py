@@ -6,7 +6,7 @@ __all__ = ["FOR_UPDATE", "SKIP_LOCKED", "Cursor", "Session"]
 
 import re
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +26,12 @@ class Cursor(sqlite3.Cursor):
     _rows: Iterator[Any] = iter(())
 
     def execute(self, sql: str, parameters: Any = ()) -> Cursor:
-        return self._run(lambda text: sqlite3.Cursor.execute(self, text, parameters), sql)
+        return self._call(lambda text: sqlite3.Cursor.execute(self, text, parameters), sql)
 
     def executemany(self, sql: str, parameters: Any) -> Cursor:
-        return self._run(lambda text: sqlite3.Cursor.executemany(self, text, parameters), sql)
+        return self._call(lambda text: sqlite3.Cursor.executemany(self, text, parameters), sql)
 
-    def _run(self, call: Callable[[str], Any], sql: str) -> Cursor:
+    def _call(self, call: Callable[[str], Any], sql: str) -> Cursor:
         session: Session = self.connection  # type: ignore[assignment]
 
         def run() -> list[Any]:
@@ -91,7 +91,7 @@ class Session(sqlite3.Connection):
         return 1
 
     def _lock_if_free(self, table: str, key: Any) -> int:
-        if self.server.locks.get((table, key), self) is not self:
+        if not self.server.locks.is_free((table, key), self):
             self.server.saw("skips a locked row")
             return 0
         return self._see(table, key, is_written=False)
@@ -148,15 +148,63 @@ class Session(sqlite3.Connection):
         """Put what the transaction has written into the file, in a transaction of the file."""
         self.physically("BEGIN IMMEDIATE")
         for (table, key), image in self._images.items():
-            self.physically(f"DELETE FROM {table} WHERE {self.server.keys[table]} = ?", (key,))
+            self._take_out(table, key)
             if image is not None:
-                self.physically(f"INSERT INTO {table} VALUES ({', '.join('?' * len(image))})", image)
+                self._put(table, image)
 
     def leave(self) -> None:
         """Take what the transaction has written out of the file."""
         for table, key in self.transaction.written:
-            self._images[table, key] = self.physically(f"SELECT * FROM {table} WHERE {self.server.keys[table]} = ?", (key,)).fetchone()
+            self._images[table, key] = self._image(table, key)
         self.physically("ROLLBACK")
+
+    def attempt(self, run: Callable[[], Any], candidates: Collection[Row] | None) -> tuple[Any, list[Row], Exception | None]:
+        """
+        Execute a statement with *run*, of which `keep` or `take_back` decides.
+
+        Return what it has found, the rows that it locks, in their order, and its error. Of the rows of other transactions it sees only
+        *candidates*, if they are given: it has begun before the others were committed.
+        """
+        self.physically("SAVEPOINT statement")
+        found, error = self._run(run)
+        if later := {row for row, _ in self.seen if candidates is not None and row not in candidates}:
+            self.take_back()
+            self.physically("SAVEPOINT statement")
+            images = {(table, key): self._take_out(table, key) for table, key in later}
+            found, error = self._run(run)
+            seen = list(self.seen)
+            for (table, _), image in images.items():
+                self._put(table, image)
+            self.seen = seen
+        return found, [row for row, _ in self.seen], error
+
+    def _run(self, run: Callable[[], Any]) -> tuple[Any, Exception | None]:
+        self.seen.clear()
+        try:
+            return run(), None
+        except Exception as error:
+            return None, error
+
+    def keep(self) -> None:
+        """Note that the statement has had its effect."""
+        self.physically("RELEASE statement")
+        self.transaction.written |= dict.fromkeys(row for row, is_written in self.seen if is_written)
+
+    def take_back(self) -> None:
+        """Undo the statement."""
+        self.physically("ROLLBACK TO statement")
+        self.physically("RELEASE statement")
+
+    def _image(self, table: str, key: Any) -> Any:
+        return self.physically(f"SELECT * FROM {table} WHERE {self.server.keys[table]} = ?", (key,)).fetchone()
+
+    def _take_out(self, table: str, key: Any) -> Any:
+        image = self._image(table, key)
+        self.physically(f"DELETE FROM {table} WHERE {self.server.keys[table]} = ?", (key,))
+        return image
+
+    def _put(self, table: str, image: Any) -> None:
+        self.physically(f"INSERT INTO {table} VALUES ({', '.join('?' * len(image))})", image)
 
     def forget(self) -> None:
         """Note that the transaction is over."""

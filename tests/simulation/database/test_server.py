@@ -1,4 +1,4 @@
-"""The simulated database server keeps the promises of PostgreSQL that several processes rely on."""
+"""The faults of the simulated database server, and the situations that it reports; see the contract suite for all else."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from tests.databases import migrated_file
-from tests.simulation.database.errors import Deadlock, Disconnected, LockTimeout, SerializationFailure
+from tests.simulation.database.errors import Disconnected, SerializationFailure
 from tests.simulation.database.server import DatabaseFault, DatabaseServer
-from tests.simulation.database.session import FOR_UPDATE, SKIP_LOCKED, Session
+from tests.simulation.database.session import Session
 from tests.simulation.world.loop import SimulatedLoop
 from tests.simulation.world.scope import Scope, install
 
@@ -76,25 +76,6 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(path)
 
 
-def test_a_transaction_does_not_see_what_another_has_not_committed(bench: Bench) -> None:
-    """Each sees its own rows at once, and the other's after the commit."""
-
-    def first(session: Session) -> Any:
-        session.execute(_INSERT.format(1, "a"))
-        at(2)
-        return session.execute(_SELECT).fetchall()
-
-    def second(session: Session) -> Any:
-        at(1)
-        session.execute(_INSERT.format(2, "b"))
-        before = session.execute(_SELECT).fetchall()
-        at(3)
-        return before, session.execute(_SELECT).fetchall()
-
-    assert bench.run(first, second) == [[("1", "a")], ([("2", "b")], [("1", "a"), ("2", "b")])]
-    assert bench.rows() == [("1", "a"), ("2", "b")]
-
-
 def test_an_insert_waits_for_the_same_key_and_then_conflicts(bench: Bench) -> None:
     """The first to commit has the row."""
 
@@ -110,62 +91,6 @@ def test_an_insert_waits_for_the_same_key_and_then_conflicts(bench: Bench) -> No
     assert "UNIQUE" in str(results[1])
     assert bench.rows() == [("1", "a")]
     assert bench.saw == ["waits for a row", "insert conflict, inbox"]
-
-
-def test_a_locked_row_is_waited_for_and_read_again(bench: Bench) -> None:
-    """Two increments of one value are both there."""
-    bench.run(lambda session: session.execute(_INSERT.format(1, "0")))
-
-    def increment(session: Session) -> Any:
-        ((value,),) = session.execute(f"SELECT heard_at FROM orders_inbox WHERE id = '1'{FOR_UPDATE}").fetchall()
-        at(1)
-        session.execute("UPDATE orders_inbox SET heard_at = ? WHERE id = '1'", (str(int(value) + 1),))
-
-    bench.run(increment, increment)
-    assert bench.rows() == [("1", 2)]
-
-
-def test_a_locked_row_is_skipped_where_that_is_asked_for(bench: Bench) -> None:
-    """The others are selected, and locked."""
-    bench.run(lambda session: [session.execute(_INSERT.format(id, "0")) for id in "12"])
-
-    def first(session: Session) -> Any:
-        session.execute("UPDATE orders_inbox SET heard_at = '1' WHERE id = '1'")
-        at(2)
-
-    def second(session: Session) -> Any:
-        at(1)
-        return session.execute(f"SELECT id FROM orders_inbox WHERE id > '0' ORDER BY id LIMIT 5{SKIP_LOCKED}").fetchall()
-
-    assert bench.run(first, second)[1] == [("2",)]
-
-
-def test_a_lock_that_is_held_for_long_ends_the_statement(bench: Bench) -> None:
-    """As ``lock_timeout`` does."""
-
-    def first(session: Session) -> Any:
-        session.execute(_INSERT.format(1, "a"))
-        at(4)
-
-    def second(session: Session) -> Any:
-        at(1)
-        session.execute(_INSERT.format(1, "b"))
-
-    assert isinstance(bench.run(first, second)[1], LockTimeout)
-
-
-def test_one_of_two_transactions_that_wait_for_each_other_fails(bench: Bench) -> None:
-    """The other can go on."""
-
-    def run(mine: str, other: str) -> Callable[[Session], Any]:
-        def transaction(session: Session) -> Any:
-            session.execute(_INSERT.format(mine, "a"))
-            at(1)
-            session.execute(_INSERT.format(other, "a"))
-
-        return transaction
-
-    assert any(isinstance(result, Deadlock) for result in bench.run(run("1", "2"), run("2", "1")))
 
 
 @pytest.mark.parametrize(
@@ -192,22 +117,3 @@ def test_a_commit_that_fails_has_an_outcome(bench: Bench, fault: DatabaseFault, 
     assert isinstance(result, error)
     assert found == [is_committed]
     assert bench.rows() == ([("1", "a")] if is_committed else [])
-
-
-def test_a_lead_ends_with_its_session(bench: Bench) -> None:
-    """Then another session gets it."""
-
-    def first(session: Session) -> Any:
-        assert bench.server.try_lead(session, "relay", is_eligible=True)
-        at(2)
-        bench.server.end(session)
-
-    def second(session: Session) -> Any:
-        at(1)
-        before = bench.server.try_lead(session, "relay", is_eligible=True)
-        at(3)
-        return before, bench.server.try_lead(session, "relay", is_eligible=True)
-
-    disconnected, found = bench.run(first, second)
-    assert isinstance(disconnected, Disconnected)
-    assert found == (False, True)
