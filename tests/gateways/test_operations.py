@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from loguru import logger
 from app.gateways.breakers.call_pace import RATE_MIN, CallPace
 from app.gateways.breakers.circuit_breaker import BreakerOpen, BreakerState, CircuitBreaker
 from app.gateways.breakers.operations import REPORT_SECONDS, Operation, OperationKind, Operations
-from app.gateways.port import GatewayMisconfigured, GatewayNotReached, GatewayThrottled
+from app.gateways.port import GatewayMisconfigured, GatewayNotReached, GatewayThrottled, GatewayTimeout
 from app.telemetry.metrics import Metrics
 from bus.port import Clock
 from tests.clock import VirtualClock
@@ -107,6 +108,15 @@ async def test_failing_refunds_stop_no_charge(operations: Operations) -> None:
 
 async def _never() -> None:
     raise AssertionError("a call was made while the breaker is open")
+
+
+async def test_a_call_without_a_response_ends_after_its_time(operations: Operations) -> None:
+    """Its outcome is unknown, and the breaker counts it as failed."""
+    for _ in range(20):
+        async with asyncio.timeout(10):
+            with pytest.raises((GatewayTimeout, BreakerOpen)):
+                await operations.charge.call(asyncio.Event().wait, 0.001)
+    assert operations.charge.breaker.state is BreakerState.OPEN
 
 
 async def test_a_fault_of_the_configuration_is_logged_once_and_shown_until_a_call_succeeds(

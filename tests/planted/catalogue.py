@@ -509,7 +509,7 @@ BUGS = (
         "no time-out of a call", _OPERATIONS,
         "            async with asyncio.timeout(seconds_max):\n",
         "            async with asyncio.timeout(None):\n",
-        _GATEWAYS,
+        ("tests/gateways/test_operations.py",),
     ),
     Bug(
         "a wrong parameter of one call stops all calls", _OPERATIONS,

@@ -13,6 +13,7 @@ _RELAY = "app/messaging/outbox_relay.py"
 
 _POSTGRES = ("tests/storage/test_postgres.py",)
 _RELAYS = ("tests/messaging/test_outbox_relay.py", "tests/storage/test_postgres.py")
+_SHARED = ("tests/storage/test_shared_database.py",)
 _COMMITS = ("tests/storage/test_transactions.py", "tests/storage/test_postgres.py")
 
 REPLICAS = (
@@ -69,5 +70,35 @@ REPLICAS = (
         "            if not was_committed:\n                raise\n",
         "",
         _COMMITS,
+    ),
+    Bug(
+        "rows are locked in the order in which a plan finds them", _ROWS,
+        'WHERE {key} {{keys}} ORDER BY {key}{dialect.for_update}"\n',
+        'WHERE {key} {{keys}}{dialect.for_update}"\n',
+        _SHARED,
+    ),
+    Bug(
+        "tables are locked in the order of the request", _STORE,
+        "for cls, mapper in self.mappers.items() if cls in keys}\n",
+        "for cls, mapper in ((each, self.mappers[each]) for each in keys)}\n",
+        _SHARED,
+    ),
+    Bug(
+        "new states are inserted in the order of their decisions", _ROWS,
+        "        rows = sorted((self._row(state) for state in states), key=itemgetter(0))\n",
+        "        rows = [self._row(state) for state in states]\n",
+        _SHARED,
+    ),
+    Bug(
+        "inbox entries are inserted in the order of their arrival", _STORE,
+        "sorted(inbox_entries, key=_BY_ID) if is_shared else inbox_entries)\n",
+        "inbox_entries)\n",
+        _SHARED,
+    ),
+    Bug(
+        "timers are published without taking their lock", _STORE,
+        "        ended = {id for (id,) in self._end_timers.fetch(connection, [(row.id,) for row in timers], (DUE_NOW,))()}\n",
+        "        ended = {row.id for row in timers}\n",
+        _SHARED,
     ),
 )  # fmt: skip

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
-from app.runtime.order_metrics import CASES_MAX, count_open_cases
+from app.runtime.order_metrics import CASES_MAX, OrderMetrics, count_open_cases
+from app.telemetry.metrics import Metrics
 from modules.filters import Condition
+from modules.module import Decision
+from modules.orders.events import CancelRequested, OrderCancelled, OrderConfirmed
+from modules.orders.state import Order, Status
+from modules.payments.events import PaymentCaptured
 from modules.payments.state import Payment
 from modules.registry import load_module
+from modules.values import Money
+from tests.runtime.harness import CONTEXT, oid
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+EUR = Money(1, "EUR")
 
 
 async def test_open_cases_are_the_payments_that_the_list_shows_as_such() -> None:
@@ -23,3 +34,32 @@ async def test_open_cases_are_the_payments_that_the_list_shows_as_such() -> None
     service: Any = SimpleNamespace(module=load_module("payments"), search=search)
     assert await count_open_cases(service) == 1
     assert asked == [(Payment, [("needs_settling", ("true",))], CASES_MAX)]
+
+
+def test_the_time_of_an_order_is_that_to_its_first_end() -> None:
+    """An order that is cancelled days after it was confirmed was not slow; one that is cancelled at first is timed."""
+    metrics = Metrics()
+    listen = OrderMetrics(metrics)
+
+    def end(id: str, status: Status, seconds: float, *timeline: str) -> None:
+        order = Order(
+            order_id=id, customer_id="c", status=status, items=(), is_express=False, created_at=NOW,
+            updated_at=NOW + timedelta(seconds=seconds), timeline=tuple({"event": each} for each in timeline),
+        )  # fmt: skip
+        if status is Status.CONFIRMED:
+            confirmed = OrderConfirmed(order_id=id, customer_id="c", items=(), total=EUR)
+            listen(PaymentCaptured(order_id=id, amount=EUR, reference="pi"), Decision((order,), (confirmed,)), CONTEXT)
+        else:
+            cancelled = OrderCancelled(order_id=id, customer_id="c", items=(), reason="requested")
+            listen(CancelRequested(order_id=id, why=None), Decision((order,), (cancelled,)), CONTEXT)
+
+    def timed() -> list[float]:
+        lines = dict(line.split() for line in metrics.render().decode().splitlines() if line.startswith("order_duration_seconds_"))
+        return [float(lines[f"order_duration_seconds_{each}"]) for each in ("count", "sum")]
+
+    end(oid(1), Status.CONFIRMED, 2, "orders.created", "orders.confirmed")
+    assert timed() == [1, 2]
+    end(oid(1), Status.CANCELLED, 86_400, "orders.created", "orders.confirmed", "orders.cancelled")
+    assert timed() == [1, 2]
+    end(oid(2), Status.CANCELLED, 5, "orders.created", "orders.cancelled")
+    assert timed() == [2, 7]

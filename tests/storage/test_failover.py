@@ -5,14 +5,24 @@ from __future__ import annotations
 from contextlib import suppress
 
 import psycopg
+import pytest
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.storage.sql import postgres
 from app.storage.sql.postgres import Postgres
 from tests.postgres import PostgresServer
 
 
-def test_the_outcome_of_a_transaction_is_unknown_after_a_fail_over(replicated: tuple[PostgresServer, PostgresServer]) -> None:
-    """The new server gives the number of a transaction that it never had to another one, and would answer for that one."""
+@pytest.mark.parametrize("run_sql", [postgres.RUN_SQL, "SELECT '-'"], ids=["statistics of its own", "statistics that were copied"])
+def test_the_outcome_of_a_transaction_is_unknown_after_a_fail_over(
+    replicated: tuple[PostgresServer, PostgresServer], run_sql: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    The new server gives the number of a transaction that it never had to another one, and would answer for that one.
+
+    A standby that was made from the files of a server that was shut down has the age of its statistics.
+    """
+    monkeypatch.setattr(postgres, "RUN_SQL", run_sql)
     primary, standby = replicated
     standby.query("ALTER SYSTEM SET primary_conninfo = ''")
     standby.query("SELECT pg_reload_conf()")

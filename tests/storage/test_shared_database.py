@@ -15,7 +15,7 @@ from app.storage.sql.database import Database
 from app.storage.sql.postgres_statements import pipeline_of
 from tests.databases import migrated_url
 from tests.postgres import PostgresServer
-from tests.simulation.database.clients import Client, Waiting, Work
+from tests.simulation.database.clients import Client, Stand, Waiting, Work, given
 from tests.simulation.database.contract import SharedDatabaseContract
 
 T = TypeVar("T")
@@ -69,6 +69,13 @@ class PostgresClient(Client):
 
     def halt(self) -> None:
         self.do(lambda connection: connection.exec_driver_sql("SET idle_in_transaction_session_timeout = '50ms'"))
+        self._wait_for_end()
+
+    def close(self) -> None:
+        super().close()
+        self._wait_for_end()
+
+    def _wait_for_end(self) -> None:
         self._server.wait_for(f"SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = {self._pid}")
 
     def fail_to_serialize(self, connection: Connection) -> None:
@@ -107,5 +114,19 @@ def stand(postgres: PostgresServer) -> Iterator[PostgresStand]:
 
 class TestPostgres(SharedDatabaseContract):
     """The contract suite of a shared database on PostgreSQL."""
+
+    def test_rows_are_locked_in_the_order_of_their_keys_with_any_plan(self, stand: Stand) -> None:
+        """One that reads the rows as they lie on the disk would lock them in that order."""
+        one, other, third = stand.client(), stand.client(), stand.client()
+        given(one, one.insert("C", "B", "A"))
+        one.do(one.lock("B"))
+        other.do(lambda connection: connection.exec_driver_sql("SET LOCAL enable_indexscan = off"))
+        waiting = other.start(other.lock("A", "B", "C"))
+        assert waiting.is_waiting()
+        third.do(third.lock("C"))
+        third.commit()
+        assert third.start(third.lock("A")).is_waiting()
+        one.commit()
+        assert waiting.result() == {"A": 0, "B": 0, "C": 0}
 
 

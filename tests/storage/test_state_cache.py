@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from app.storage.module_store import ModuleStore
 from app.storage.sql.database import Database
 from app.storage.state_rows import StateMapper
 from modules import inventory
-from modules.inventory.state import Product
+from modules.inventory.state import Product, Reservation, ReservationStatus
 from tests.databases import migrated_file
+from tests.runtime.harness import oid
 
 KEYS = {Product: {"A", "B"}}
 
@@ -126,6 +128,19 @@ async def test_states_beyond_the_limit_are_read_again(store: ModuleStore, read: 
         await store.database.write(save(store, stock(name, n)))
     assert await load_stock(store, {Product: set(names)}) == {name: n for n, name in enumerate(names)}
     assert sorted(read) == names[:-6]
+
+
+async def test_a_state_that_is_archived_is_no_longer_in_the_cache(store: ModuleStore) -> None:
+    """It would be taken for one that is still in its table."""
+    done = Reservation(order_id=oid(1), status=ReservationStatus.SHIPPED)
+    states: Mapping[type, Mapping[str, Any]] = {Reservation: {done.order_id: done}}
+    await store.database.write(
+        lambda c: store.save(c, states=states, inbox_entries=(), cancelled_timers=(), outgoing=())
+    )
+    swept = await store.database.write(lambda c: store.archive_some(Reservation, c, "", datetime.max.replace(tzinfo=UTC)))
+    assert list(swept.keys) == [done.order_id]
+    _, found = await store.database.write(lambda c: store.load_with_inbox(c, [], {Reservation: {done.order_id}}))
+    assert found == {Reservation: {}}
 
 
 async def test_only_the_requested_states_are_returned(store: ModuleStore) -> None:

@@ -17,7 +17,7 @@ from app.storage.sql.database import Database
 from app.storage.sql.dialect import Failure
 from app.storage.state_rows import to_db_timestamp
 from app.storage.tables import DUE_NOW, InboxEntry, OutboxMessage
-from modules.inventory.state import Product
+from modules.inventory.state import Product, Reservation, ReservationStatus
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -121,6 +121,10 @@ class Client(ABC):
 
         return work
 
+    def insert_together(self, *ids: str) -> Work[None]:
+        """Return what stores new products, as one batch does."""
+        return lambda connection: self._save(connection, [_product(id, 0) for id in ids], ids)
+
     def write(self, id: str, on_hand: int) -> Work[None]:
         """Return what overwrites a product."""
         return lambda connection: self._save(connection, [_product(id, on_hand)], ())
@@ -132,6 +136,20 @@ class Client(ABC):
     def lock(self, *ids: str) -> Work[dict[str, int]]:
         """Return what locks products and returns their stock."""
         return lambda connection: _stock(self.store.load(connection, {Product: ids})[Product])
+
+    def lock_with_reservation(self, id: str, *order_ids: str) -> Work[None]:
+        """Return what locks a product and reservations, and names the product first."""
+        keys: Mapping[type, Collection[str]] = {Product: [id], Reservation: order_ids}
+
+        def work(connection: Connection) -> None:
+            self.store.load(connection, keys)
+
+        return work
+
+    def reserve(self, order_id: str) -> Work[None]:
+        """Return what stores a reservation."""
+        states: Mapping[type, Mapping[str, Any]] = {Reservation: {order_id: Reservation(order_id=order_id, status=ReservationStatus.HELD)}}
+        return lambda connection: self.store.save(connection, states=states, inbox_entries=(), cancelled_timers=(), outgoing=())
 
     def look(self, *ids: str) -> Work[dict[str, int]]:
         """Return what reads the stock of products without a lock."""
@@ -145,6 +163,11 @@ class Client(ABC):
         """Return what puts *ids*, which begin with no time, into the inbox in this order."""
         entries = [InboxEntry(id, to_db_timestamp(at), 1, None, None) for id in ids]
         return lambda connection: self.store._insert_inbox.execute(connection, entries)
+
+    def receive(self, *ids: str) -> Work[None]:
+        """Return what puts *ids* into the inbox, as one batch does."""
+        entries = [InboxEntry(id, to_db_timestamp(NOW), 1, None, None) for id in ids]
+        return lambda connection: self.store.save(connection, states={}, inbox_entries=entries, cancelled_timers=(), outgoing=())
 
     def in_inbox(self, *ids: str) -> Work[list[str]]:
         """Return which of *ids* are in the inbox."""

@@ -195,6 +195,43 @@ class RowContract:
         with pytest.raises(Exception, match=r"(?i)unique"):
             behind.result()
 
+    def test_an_insert_waits_also_if_another_row_of_it_conflicts(self, stand: Stand) -> None:
+        """It meets the row that is not committed yet first, in the order of its rows."""
+        one, other = stand.client(), stand.client()
+        given(one, one.add_to_inbox("B"))
+        one.do(one.add_to_inbox("A"))
+        waiting = other.start(other.add_to_inbox("A", "B"))
+        assert waiting.is_waiting()
+        one.roll_back()
+        with pytest.raises(Exception, match=r"(?i)unique"):
+            waiting.result()
+
+    @pytest.mark.parametrize("kind", [Client.insert_together, Client.receive], ids=["states", "inbox entries"])
+    def test_a_batch_inserts_its_rows_in_the_order_of_their_keys(self, stand: Stand, kind: Callable[..., Any]) -> None:
+        """So no two batches wait for each other, in whatever order their messages have arrived."""
+        one, other, third = stand.client(), stand.client(), stand.client()
+        one.do(kind(one, "B"))
+        waiting = other.start(kind(other, "C", "B", "A"))
+        assert waiting.is_waiting()
+        third.do(kind(third, "C"))
+        behind = third.start(kind(third, "A"))
+        assert behind.is_waiting()
+        third.cut()  # it would wait for the one that waits
+        one.roll_back()
+        waiting.result()
+
+    def test_a_batch_locks_its_tables_in_one_order(self, stand: Stand) -> None:
+        """That of the module, whatever the event names first."""
+        one, other, third = stand.client(), stand.client(), stand.client()
+        given(one, one.insert("A"), one.reserve("o"))
+        one.do(one.lock_with_reservation("none", "o"))
+        waiting = other.start(other.lock_with_reservation("A", "o"))
+        assert waiting.is_waiting()
+        third.do(third.lock("A"))
+        third.commit()
+        one.commit()
+        waiting.result()
+
     # Rows that are skipped
 
     def test_a_locked_message_is_not_marked_as_sent(self, stand: Stand) -> None:

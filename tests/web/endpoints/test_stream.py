@@ -80,6 +80,20 @@ async def test_a_final_state_is_sent_once(web: Web) -> None:
         assert await next_event(response) is None
 
 
+async def test_a_client_that_has_the_final_state_is_told_to_stay_away(web: Web) -> None:
+    """An EventSource connects again after each end, except after 204; one that has an earlier state gets the final one."""
+    web.service.put(SHIPMENT)
+    async with open_stream(web) as response:
+        earlier = await next_event(response)
+        web.service.put(evolve(SHIPMENT, place="delivered"))
+        last = await next_event(response)
+    assert earlier is not None
+    assert last is not None
+    for event, status in (earlier, 200), (last, 204):
+        async with web.client.get(PATH, headers={"Last-Event-ID": event["id"]}) as response:
+            assert response.status == status
+
+
 async def test_a_change_before_the_first_read_is_not_missed(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     """The watch begins before the state is read, so a change in between wakes the stream."""
     web.service.put(SHIPMENT)
