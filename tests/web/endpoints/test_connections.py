@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 
+from app.web.server import Runner
 from tests.web.conftest import Start, Web, assert_problem
 from tests.web.endpoints.raw import read_response, send_raw
 
@@ -68,6 +70,20 @@ async def test_a_connection_without_a_request_is_closed(web: Web) -> None:
         async with asyncio.timeout(30):
             assert await reader.read() == b""
         writer.close()
+
+
+async def test_connections_that_wait_when_the_listener_closes_are_served(web: Web) -> None:
+    """Their clients have connected and sent a request; a listener that closes resets what waits in its queue."""
+    clients = [socket.create_connection(("127.0.0.1", web.server.port)) for _ in range(3)]
+    for client in clients:  # the server accepts none of them until this test awaits something
+        client.sendall(GET)
+    assert isinstance(web.server.runner, Runner)
+    await web.server.runner.drain(0)
+    for client in clients:
+        reader, writer = await asyncio.open_connection(sock=client)
+        assert (await read_response(reader)).status == 200
+        writer.close()
+        await writer.wait_closed()
 
 
 async def test_a_body_is_asked_for_only_if_it_is_needed(start: Start) -> None:
