@@ -80,7 +80,7 @@ async def test_a_final_state_is_sent_once(web: Web) -> None:
         assert await next_event(response) is None
 
 
-async def test_a_client_that_has_the_final_state_is_told_to_stay_away(web: Web) -> None:
+async def test_a_client_that_has_the_final_state_gets_204(web: Web) -> None:
     """An EventSource connects again after each end, except after 204; one that has an earlier state gets the final one."""
     web.service.put(SHIPMENT)
     async with open_stream(web) as response:
