@@ -16,7 +16,7 @@ from app.storage.module_store import ModuleStore
 from app.storage.sql.database import Database
 from app.storage.sql.dialect import Failure
 from app.storage.state_rows import to_db_timestamp
-from app.storage.tables import DUE_NOW, InboxEntry, OutboxMessage
+from app.storage.tables import DUE_NOW, InboxEntry, OutboxMessage, shared_message_tables
 from modules.inventory.state import Product, Reservation, ReservationStatus
 
 T = TypeVar("T")
@@ -168,6 +168,15 @@ class Client(ABC):
         """Return what puts *ids* into the inbox, as one batch does."""
         entries = [InboxEntry(id, to_db_timestamp(NOW), 1, None, None) for id in ids]
         return lambda connection: self.store.save(connection, states={}, inbox_entries=entries, cancelled_timers=(), outgoing=())
+
+    def remove_from_inbox(self, id: str) -> Work[None]:
+        """Return what removes an id from the inbox."""
+        table = shared_message_tables(self.store.module.name)[0]
+
+        def work(connection: Connection) -> None:
+            connection.execute(table.delete().where(table.c.id == id))
+
+        return work
 
     def in_inbox(self, *ids: str) -> Work[list[str]]:
         """Return which of *ids* are in the inbox."""

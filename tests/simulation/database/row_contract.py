@@ -195,14 +195,20 @@ class RowContract:
         with pytest.raises(Exception, match=r"(?i)unique"):
             behind.result()
 
-    def test_an_insert_waits_also_if_another_row_of_it_conflicts(self, stand: Stand) -> None:
-        """It meets the row that is not committed yet first, in the order of its rows."""
-        one, other = stand.client(), stand.client()
+    @pytest.mark.parametrize("is_removed", [False, True], ids=["stays", "is removed meanwhile"])
+    def test_an_insert_waits_also_if_another_row_of_it_conflicts(self, stand: Stand, is_removed: bool) -> None:
+        """It meets the row that is not committed yet first, in the order of its rows; then it looks at the other one."""
+        one, other, third = stand.client(), stand.client(), stand.client()
         given(one, one.add_to_inbox("B"))
         one.do(one.add_to_inbox("A"))
-        waiting = other.start(other.add_to_inbox("A", "B"))
+        waiting = other.start(other.add_to_inbox("A", "B", "C"))
         assert waiting.is_waiting()
+        if is_removed:
+            given(third, third.remove_from_inbox("B"))
         one.roll_back()
+        if is_removed:
+            waiting.result()
+            return
         with pytest.raises(Exception, match=r"(?i)unique"):
             waiting.result()
 

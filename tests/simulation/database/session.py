@@ -174,7 +174,8 @@ class Session(sqlite3.Connection):
             found, error = self._run(run)
             seen = list(self.seen)
             for (table, _), image in images.items():
-                self._put(table, image)
+                if image is not None:  # None for one that the statement inserts
+                    self._put(table, image)
             self.seen = seen
         return found, [row for row, _ in self.seen], error
 
