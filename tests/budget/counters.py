@@ -4,8 +4,6 @@ from __future__ import annotations
 
 __all__ = ["CallCounter", "SqliteCounter"]
 
-import _sqlite3
-import ctypes
 import sqlite3
 import sys
 from collections import Counter
@@ -14,6 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
+
+from attrs import frozen
+
+from tests.sqlite_files import observe
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("app", "bus", "config", "modules")
@@ -83,8 +85,6 @@ class SqliteCounter:
     def __init__(self, counts: Counter[str]) -> None:
         self._counts = counts
         self._connections: list[sqlite3.Connection] = []
-        self._kept: list[Any] = []
-        """What SQLite has pointers to."""
 
     def attach(self, connection: sqlite3.Connection) -> None:
         """Count the statements and rows of *connection*."""
@@ -110,77 +110,24 @@ class SqliteCounter:
         return row
 
     def install(self) -> None:
-        """Wrap the methods that write and sync, of each file that SQLite opens from now on."""
-        library = ctypes.CDLL(_sqlite3.__file__)
-        library.sqlite3_vfs_find.restype = ctypes.POINTER(_Vfs)
-        files = library.sqlite3_vfs_find(None).contents
-        open_file = _OPEN(files.xOpen)
-        methods_by_address: dict[int, _Methods] = {}
-
-        def opened(vfs: int, name: int, file: int, flags: int, out: int) -> int:
-            code = open_file(vfs, name, file, flags, out)
-            pointer = ctypes.cast(file, ctypes.POINTER(ctypes.POINTER(_Methods)))
-            if code == 0 and pointer.contents:
-                address = ctypes.addressof(pointer.contents.contents)
-                if address not in methods_by_address:
-                    methods_by_address[address] = self._counted(pointer.contents.contents)
-                pointer[0] = ctypes.pointer(methods_by_address[address])
-            return int(code)
-
-        wrapped = _OPEN(opened)
-        self._kept += [open_file, wrapped, methods_by_address]
-        files.xOpen = ctypes.cast(wrapped, ctypes.c_void_p).value
-
-    def _counted(self, methods: _Methods) -> _Methods:
-        write, sync = _WRITE(methods.xWrite), _SYNC(methods.xSync)
-
-        def written(file: int, data: int, count: int, offset: int) -> int:
-            self._counts["disk_bytes"] += count
-            return int(write(file, data, count, offset))
-
-        def synced(file: int, flags: int) -> int:
-            self._counts["fsyncs"] += 1
-            return int(sync(file, flags))
-
-        copy = _Methods.from_buffer_copy(methods)
-        callbacks = _WRITE(written), _SYNC(synced)
-        self._kept += [write, sync, *callbacks]
-        copy.xWrite, copy.xSync = (ctypes.cast(each, ctypes.c_void_p).value for each in callbacks)
-        return copy
+        """Count what is written and synced in each file that SQLite opens from now on."""
+        observe(lambda path: _CountedFile(self._counts))
 
 
-_OPEN = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p
-)
-_WRITE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
-_SYNC = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+@frozen
+class _CountedFile:
+    """Counts for an open file."""
 
+    _counts: Counter[str]
 
-class _Vfs(ctypes.Structure):
-    """The beginning of ``sqlite3_vfs``."""
+    def write(self, offset: int, address: int, count: int) -> None:
+        self._counts["disk_bytes"] += count
 
-    _fields_ = [
-        ("iVersion", ctypes.c_int),
-        ("szOsFile", ctypes.c_int),
-        ("mxPathname", ctypes.c_int),
-        ("pNext", ctypes.c_void_p),
-        ("zName", ctypes.c_char_p),
-        ("pAppData", ctypes.c_void_p),
-        ("xOpen", ctypes.c_void_p),
-    ]
+    def truncate(self, size: int) -> None:
+        pass
 
+    def sync(self) -> None:
+        self._counts["fsyncs"] += 1
 
-class _Methods(ctypes.Structure):
-    """``sqlite3_io_methods``, version 3."""
-
-    _fields_ = [
-        ("iVersion", ctypes.c_int),
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                "xClose", "xRead", "xWrite", "xTruncate", "xSync", "xFileSize", "xLock", "xUnlock", "xCheckReservedLock",
-                "xFileControl", "xSectorSize", "xDeviceCharacteristics", "xShmMap", "xShmLock", "xShmBarrier",
-                "xShmUnmap", "xFetch", "xUnfetch",
-            )
-        ),
-    ]  # fmt: skip
+    def close(self) -> None:
+        pass

@@ -18,7 +18,7 @@ from app.storage.archive.history_reader import HistoryReader
 from app.storage.module_store import ModuleStore
 from app.storage.sql.database import Database
 from bus.subjects import original_subject
-from tests.simulation.world.disk import forget, put_on_disk
+from tests.simulation.disk.faults import forget, put_on_disk
 from tests.simulation.world.plan import MODULES
 from tests.simulation.world.process import contracts_of_all
 from tests.simulation.world.scope import Scope

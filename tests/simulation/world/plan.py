@@ -12,9 +12,9 @@ from attrs import evolve, frozen
 
 from tests.simulation.broker.faults import BrokerFault, LinkFault
 from tests.simulation.database.server import DatabaseFault
+from tests.simulation.disk.faults import DiskFault
 from tests.simulation.provider.ledger import Traits
 from tests.simulation.provider.weather import Answer, Call, Spell
-from tests.simulation.world.disk import DiskFault
 from tests.simulation.world.network import BusFault
 
 T = TypeVar("T")

@@ -45,7 +45,7 @@ from bus.jetstream.bus import JetStreamBus
 from bus.port import Bus, DeadLetters
 from modules import inventory, orders, payments
 from modules.module import Module
-from tests.simulation.world.disk import forget
+from tests.simulation.disk.faults import forget
 from tests.simulation.world.loop import ProcessClock
 from tests.simulation.world.scope import Scope
 

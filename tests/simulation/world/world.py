@@ -25,10 +25,10 @@ from bus.port import Bus, DeadLetters
 from modules.module import Decision, Module
 from tests.simulation.broker.cluster import Cluster
 from tests.simulation.database.replicas import Replicas, sharing
+from tests.simulation.disk.faults import open_file, with_refused_row
 from tests.simulation.provider.bank import Bank
 from tests.simulation.world.broker import Broker
 from tests.simulation.world.customers import NoAnswer
-from tests.simulation.world.disk import open_file, with_refused_row
 from tests.simulation.world.loop import ProcessClock, SimulatedLoop, new_uuid
 from tests.simulation.world.network import BusFault, FaultyBus
 from tests.simulation.world.plan import MODULES, Deployment, Fault, FaultKind, Plan
