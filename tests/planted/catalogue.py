@@ -31,6 +31,7 @@ _OPERATIONS = "app/gateways/breakers/operations.py"
 _STORE = "app/storage/module_store.py"
 _ROWS = "app/storage/state_rows.py"
 _TRANSACTIONS = "app/storage/sql/transactions.py"
+_SQLITE = "app/storage/sql/sqlite.py"
 _GROUP = "bus/memory/consumer_group.py"
 
 _DECIDE = (
@@ -516,6 +517,12 @@ BUGS = (
         "            if error.param is None:\n",
         "            if True:\n",
         _GATEWAYS,
+    ),
+    Bug(
+        "a commit is not synced to the disk", _SQLITE,
+        '    "PRAGMA synchronous = FULL",\n',
+        '    "PRAGMA synchronous = NORMAL",\n',
+        ("tests/storage/test_database.py",),
     ),
     *REPLICAS,
     *REPORTED,

@@ -23,6 +23,7 @@ _BY_GROUP: dict[str, tuple[str, ...]] = {
         "before charge", "at charge", "after charge", "before look-up", "at look-up", "before refund", "at refund", "after refund",
         "before publish", "before ack", "while it is idle",
     ),
+    "power lost": ("before file sync", "before file write", "before write commit", "after write commit", "while it is idle"),
     "disk": ("disk full", "database locked", "disk error", "database damaged"),
     "bus": ("publish fails", "publish fails, and arrives", "publish arrives twice", "publish arrives late", "away"),
     "clock": ("ahead by much", "ahead by little", "back by much", "back by little"),

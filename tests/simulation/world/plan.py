@@ -98,6 +98,8 @@ class Fault:
     """Only points with this in their names count."""
     jump_seconds: float = 0.0
     """By how much the clock of the process is set when it is started again."""
+    loses_power: bool = False
+    """The process is killed by a loss of power, which leaves of its files what was synced, and any part of the rest."""
     spell: Spell | None = None
     disk: DiskFault | None = None
     bus: BusFault | None = None
@@ -152,12 +154,22 @@ class Plan:
 def draw_plan(seed: int) -> Plan:
     """Return the run of *seed*."""
     plan = _draw_plan(seed)
-    if plan.deployment is not Deployment.JETSTREAM:
-        return plan
     # Drawn apart, so that the other runs stay what they are.
     rng = random.Random(f"replicas {seed}")
-    replicas = rng.choice([1, 2, 2, 3])
-    return plan if replicas == 1 else with_replicas(plan, replicas, rng)
+    replicas = rng.choice([1, 2, 2, 3]) if plan.deployment is Deployment.JETSTREAM else 1
+    return with_replicas(plan, replicas, rng) if replicas > 1 else _with_power_losses(plan, random.Random(f"power {seed}"))
+
+
+def _with_power_losses(plan: Plan, rng: random.Random) -> Plan:
+    """Return *plan*, in half of the plans with a loss of power in place of each kill, often while something is written."""
+    if rng.random() < 0.5:
+        return plan
+    points = [("file sync", 6), ("file sync", 2), ("file write", 30), ("write commit", 4), ("", 30)]
+    faults = [
+        evolve(fault, loses_power=True, point=point, points=rng.randrange(most)) if fault.kind is FaultKind.KILL else fault
+        for fault, (point, most) in ((fault, rng.choice(points)) for fault in plan.faults)
+    ]
+    return evolve(plan, faults=tuple(faults))
 
 
 def _draw_plan(seed: int) -> Plan:

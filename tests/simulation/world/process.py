@@ -46,6 +46,7 @@ from bus.port import Bus, DeadLetters
 from modules import inventory, orders, payments
 from modules.module import Module
 from tests.simulation.disk.faults import forget
+from tests.simulation.disk.power import Images
 from tests.simulation.world.loop import ProcessClock
 from tests.simulation.world.scope import Scope
 
@@ -123,6 +124,8 @@ class Downtime:
 
     seconds: float = START_SECONDS
     jump_seconds: float = 0.0
+    loses_power: bool = False
+    """The machine of the process has lost its power."""
 
 
 @define(eq=False)
@@ -143,6 +146,8 @@ class Place:
     down_since: float | None = 0.0
     disturbed_at: float = 0.0
     """When it was last started, or a fault of its file or of its bus began or ended."""
+    images: Images | None = None
+    """What a loss of power has left of its files, until they are restored."""
 
 
 @cache

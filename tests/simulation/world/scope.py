@@ -81,13 +81,18 @@ class Scope:
         """
         if self.is_killed:
             raise Killed
-        if self.left is not None and self.counted in name:
+        self.pass_within(name)
+        if self.is_killed:
+            raise Killed
+
+    def pass_within(self, name: str) -> None:
+        """Pass a point within a step that is made to its end; one that was killed here is killed at the next point at the latest."""
+        if self.left is not None and self.counted in name and not self.is_killed:
             self.left -= 1
             if self.left < 0 and self.stops:
                 self.pause()
             elif self.left < 0:
                 self.kill(name)
-                raise Killed
 
     def pause(self) -> None:
         """Stop the process, as SIGSTOP does: nothing of it runs until `resume`."""

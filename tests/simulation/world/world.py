@@ -26,6 +26,7 @@ from modules.module import Decision, Module
 from tests.simulation.broker.cluster import Cluster
 from tests.simulation.database.replicas import Replicas, sharing
 from tests.simulation.disk.faults import open_file, with_refused_row
+from tests.simulation.disk.power import Disk
 from tests.simulation.provider.bank import Bank
 from tests.simulation.world.broker import Broker
 from tests.simulation.world.customers import NoAnswer
@@ -88,6 +89,8 @@ class World:
         self.replicas = Replicas(self)
         self._readers: dict[Path, sqlite3.Connection] = {}
         self.faults: dict[FaultKind, list[Fault]] = defaultdict(list)
+        has_losses = any(fault.loses_power for fault in self.plan.faults)
+        self.disk = Disk(self.folder, random.Random(f"{self.plan.seed}/disk"), self._on_file_step) if has_losses else None
         self._poisons = {(each.module, each.event, each.customer): (each.times, each.breaks_row) for each in self.plan.poisons}
 
     # What happens
@@ -153,6 +156,8 @@ class World:
         """Close the files."""
         for reader in self._readers.values():
             reader.close()
+        if self.disk is not None:
+            self.disk.remove()
         self.replicas.close()
         if self.cluster is not None:
             self.cluster.close()
@@ -180,7 +185,7 @@ class World:
         """Start the process of *place*, and return once it was killed and cleaned up."""
         place.lives += 1
         name = f"process {place.number}.{place.lives}"
-        place.scope = scope = Scope(name, partial(self._on_kill, name))
+        place.scope = scope = Scope(name, partial(self._on_kill, place, name))
         clock = ProcessClock(self._loop.time, place.skew_seconds)
         seed = f"{self.plan.seed}/{name}"
         seams = Seams(
@@ -212,6 +217,7 @@ class World:
         place.process, place.down_since = None, self.now if place.down_since is None else place.down_since
         if process is not None:
             process.forget()
+        self._restore(place)
         if (broker := self.broker or self.cluster) is not None:
             await broker.disconnect(scope)
 
@@ -255,9 +261,28 @@ class World:
         rng = random.Random(f"{seed}/bus")
         return FaultyBus(bus, scope, partial(self._draw_fault, FaultKind.BUS, place.number, rng), rng, partial(self._is_bus_away, place.number))
 
-    def _on_kill(self, process: str, point: str) -> None:
-        self.note(f"{process} is killed {point}")
-        self.saw(f"kill: {point}")
+    def _on_kill(self, place: Place, process: str, point: str) -> None:
+        if self.disk is None or not place.down.loses_power:
+            self.note(f"{process} is killed {point}")
+            self.saw(f"kill: {point}")
+            return
+        self.note(f"{process} loses its power {point}")
+        self.saw(f"power lost: {point}")
+        place.images = self.disk.lose_power(set(self.files(place).values()))
+
+    def _on_file_step(self, path: Path, step: str) -> None:
+        for place in self.places:
+            if place.scope is not None and any(path.name.startswith(file.name) for file in self.files(place).values()):
+                place.scope.pass_within(step)
+
+    def _restore(self, place: Place) -> None:
+        """Give the files of *place* what a loss of power has left of them."""
+        if self.disk is not None and place.images is not None:
+            for file in set(self.files(place).values()):
+                if (reader := self._readers.pop(file, None)) is not None:
+                    reader.close()
+            self.disk.restore(place.images)
+            place.images = None
 
     def _on_breaker(self, kind: OperationKind, state: BreakerState) -> None:
         self.saw(f"breaker: {kind.value} {state.name.lower()}")
@@ -322,7 +347,7 @@ class World:
         scope = place.scope
         if scope is None or scope.is_killed:
             return
-        place.down = Downtime(fault.seconds, fault.jump_seconds)
+        place.down = Downtime(fault.seconds, fault.jump_seconds, fault.loses_power)
         scope.left, scope.counted, scope.stops = fault.points, fault.point, False
         with suppress(TimeoutError):
             async with asyncio.timeout(KILL_SECONDS_MAX):
