@@ -123,8 +123,13 @@ class Disk:
         file = self._files.get(path)
         return file.left(self.rng) if file is not None and file.openings else path.read_bytes()
 
+    def are_open(self, paths: Iterable[Path]) -> bool:
+        """Return whether one of *paths* is open."""
+        return any(path in self._files and self._files[path].openings for path in paths)
+
     def restore(self, images: Images) -> None:
-        """Give the files the content that was left; nothing may have them open."""
+        """Give the files the content that was left; none of them may be open."""
+        assert not self.are_open(images)
         for path, content in images.items():
             path.with_name(path.name + "-shm").unlink(missing_ok=True)
             if content is None:

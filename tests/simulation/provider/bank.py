@@ -41,7 +41,7 @@ class Bank:
     @property
     def is_idle(self) -> bool:
         """True if nothing more happens at the provider by itself."""
-        return not self.provider.tasks
+        return not self.provider.tasks and not self.provider.is_called
 
     def _send(self, kind: str, charge: Charge, refund: Refund | None) -> None:
         """Send the webhooks of a change, each perhaps more than once, in no promised order."""

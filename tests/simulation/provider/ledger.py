@@ -208,6 +208,11 @@ class Provider:
 
         self.soon(take_effect())
 
+    @property
+    def is_called(self) -> bool:
+        """Whether a call is under way."""
+        return any(self._in_flight.values())
+
     def soon(self, work: Any) -> None:
         """Do *work* beside the calls."""
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work, context=Context())  # of no process

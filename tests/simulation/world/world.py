@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["World"]
 
 import asyncio
+import gc
 import random
 import sqlite3
 from collections import Counter, defaultdict
@@ -172,6 +173,7 @@ class World:
         """Run the process of *place*, and start it again after each end, as a supervisor does."""
         while not place.is_dead:
             await self._live(place)
+            await self._restore(place)
             seconds, jump = place.down.seconds, place.down.jump_seconds
             place.down = Downtime()
             await asyncio.sleep(seconds)
@@ -197,6 +199,7 @@ class World:
             start_process(scope, clock, modules, self.files(place), seams, keeps_order=self.plan.keeps_order, seed=seed)
         )
         await asyncio.wait([starting])
+        scope.starting = None
         process: Process | None = None
         if not starting.cancelled() and starting.exception() is None:
             process = place.process = starting.result()
@@ -217,7 +220,6 @@ class World:
         place.process, place.down_since = None, self.now if place.down_since is None else place.down_since
         if process is not None:
             process.forget()
-        self._restore(place)
         if (broker := self.broker or self.cluster) is not None:
             await broker.disconnect(scope)
 
@@ -275,12 +277,15 @@ class World:
             if place.scope is not None and any(path.name.startswith(file.name) for file in self.files(place).values()):
                 place.scope.pass_within(step)
 
-    def _restore(self, place: Place) -> None:
+    async def _restore(self, place: Place) -> None:
         """Give the files of *place* what a loss of power has left of them."""
         if self.disk is not None and place.images is not None:
             for file in set(self.files(place).values()):
                 if (reader := self._readers.pop(file, None)) is not None:
                     reader.close()
+            while self.disk.are_open(place.images):  # what the process was opening at its end is closed with the last that knows it
+                await asyncio.sleep(0)
+                gc.collect()
             self.disk.restore(place.images)
             place.images = None
 
