@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 
 class OpenFile(Protocol):
-    """Is told of each step before it is made. An exception in its methods is printed and has no other effect."""
+    """Gets each step before it is made. An exception in its methods is printed and has no other effect."""
 
     def write(self, offset: int, address: int, count: int) -> None:
         """*count* bytes at *address* in memory go to *offset* in the file."""
@@ -34,7 +34,7 @@ def observe(open_file: Callable[[str], OpenFile | None]) -> None:
     """
     Call *open_file* with the path of each file that SQLite opens in this process from now on, before it is opened.
 
-    The path is empty for a temporary file. It returns what is told of the steps; None: nothing is. There is no way back.
+    The path is empty for a temporary file. It returns what gets the steps; None: nothing does. There is no way back.
     """
     _KEPT.append(_Observed(open_file))
 
