@@ -2,8 +2,10 @@
 The DuckDB file: the tables of the events, how far each source is read, and the events that no version reads.
 
 One process writes it. What that process has read, and how far it is, are committed in one transaction: after a crash at any
-point the file has an event exactly if the position of its source is beyond it. An event that comes again, from this source or
-another one, is recognised by its id. Ids begin with a time, and DuckDB knows the range of each block of rows; so the
+point the file has an event exactly if the position of its source is beyond it. Batches that follow each other at once share a
+transaction: what fills a block of 122,880 rows is then written into the file compressed, and not into the log first.
+
+An event that comes again, from this source or another one, is recognised by its id. Ids begin with a time, and DuckDB knows the range of each block of rows; so the
 check reads the blocks of about the same time only, however large the table is.
 """
 
@@ -21,11 +23,11 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
-from attrs import frozen
+from attrs import define, frozen
 
 from app.analytics.connection import connect, unusable
 from app.analytics.errors import FileUnusable
-from app.analytics.event_tables import EventTable, event_tables
+from app.analytics.event_tables import EventTable, damaged_sql, event_tables, insert_sql, quoted
 from app.analytics.events import SCHEMA, EventConverter, Incoming, Unreadable
 from bus.contracts.registry import ContractRegistry
 from bus.subjects import EXPRESS
@@ -39,7 +41,7 @@ Columns that are compressed with Zstandard, as UUIDs in the data are. DuckDB wou
 the file is written in half of the time, is a quarter smaller, and is read as fast.
 """
 
-_UNLIMITED = 2**60
+_REFUSED = SCHEMA.append(pa.field("reason", pa.string()))
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS analytics_format (format INTEGER NOT NULL, file_id VARCHAR NOT NULL);
@@ -85,6 +87,20 @@ class Taken:
         return sum(self.stored.values())
 
 
+@define
+class _Rows:
+    """
+    What a view of the connection shows: *table*, which changes.
+
+    A table that is registered within a transaction stays in memory until its end, so these are registered before it begins.
+    """
+
+    table: pa.Table
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
 class AnalyticsFile:
     """The open file. Its methods run in one thread at a time; queries have a connection each."""
 
@@ -104,6 +120,9 @@ class AnalyticsFile:
         self._by_subject = {subject: table for table in self.tables for subject in (table.subject, table.subject + EXPRESS)}
         self._converter = EventConverter(contracts, self.tables)
         self.connection = connect(path, memory)
+        self._has_begun = False
+        """Whether a transaction is open."""
+        self._views = {"incoming": _Rows(SCHEMA.empty_table()), "refused": _Rows(_REFUSED.empty_table())}
         self.id = ""
         """What distinguishes this file from others."""
         try:
@@ -134,20 +153,57 @@ class AnalyticsFile:
         *,
         unreadable: Iterable[Mapping[str, Any]] = (),
         gap: tuple[int, int] | None = None,
+        is_followed: bool = False,
     ) -> Taken:
         """
         Store those of *events* that the file does not have yet, and *position*, in one transaction.
 
         What is already known to be *unreadable* has the columns of `SCHEMA` and ``reason``; *gap* is what the source has deleted
-        unread.
+        unread. With *is_followed* the transaction stays open: the next call goes on with it.
 
         Raises:
-            FileUnusable: The file cannot be written; nothing is stored.
+            FileUnusable: The file cannot be written; nothing of the transaction is stored.
         """
         try:
-            return self._take(events, position, unreadable, gap)
+            taken = self._take(events, position, unreadable, gap)
         except duckdb.Error as error:
             raise unusable(self.path, error) from error
+        if not is_followed:
+            self.commit()
+        return taken
+
+    def commit(self) -> None:
+        """
+        Commit what was taken, if a transaction is open.
+
+        Raises:
+            FileUnusable: The file cannot be written; nothing of the transaction is stored.
+        """
+        if self._has_begun:
+            try:
+                self.connection.execute("COMMIT")
+            except duckdb.Error as error:
+                self._roll_back()
+                raise unusable(self.path, error) from error
+            self._end()
+
+    def _begin(self) -> None:
+        if not self._has_begun:
+            for name, view in self._views.items():
+                self.connection.register(name, view)
+            self.connection.execute("BEGIN")
+            self._has_begun = True
+
+    def _roll_back(self) -> None:
+        with suppress(duckdb.Error):  # after some errors there is no transaction any more
+            self.connection.execute("ROLLBACK")
+        self._end()
+
+    def _end(self) -> None:
+        self._has_begun = False
+        with suppress(duckdb.Error):  # the file is closed after a fatal error
+            for name in self._views:
+                self.connection.unregister(name)
 
     def _take(
         self, events: Incoming, position: Position | None, known: Iterable[Mapping[str, Any]], gap: tuple[int, int] | None
@@ -156,7 +212,7 @@ class AnalyticsFile:
         unreadable = [*map(dict, known), *found]
         stored: Counter[str] = Counter()
         connection = self.connection
-        connection.execute("BEGIN")
+        self._begin()
         try:
             for table in self.tables:
                 if parts := [part for lane in ("", EXPRESS) for part in by_subject.get(table.subject + lane, ())]:
@@ -169,13 +225,9 @@ class AnalyticsFile:
                 connection.execute("INSERT OR REPLACE INTO analytics_sources VALUES (?, ?, ?, ?, now())", values)
             if position is not None and gap is not None:
                 connection.execute("INSERT INTO analytics_gaps VALUES (?, ?, ?, now())", [position.source, *gap])
-            connection.execute("COMMIT")
-        except BaseException:  # also a KeyboardInterrupt: the transaction must not stay open
-            with suppress(duckdb.Error):  # after some errors there is no transaction any more
-                connection.execute("ROLLBACK")
+        except BaseException:  # also a KeyboardInterrupt: half of a batch must not be committed
+            self._roll_back()
             raise
-        finally:
-            connection.unregister("incoming")
         return Taken(dict(stored), [(each["subject"], each["reason"]) for each in unreadable])
 
     def _newest(self, events: Incoming) -> tuple[dict[str, list[pa.Table]], list[dict[str, Any]]]:
@@ -201,18 +253,17 @@ class AnalyticsFile:
         """Insert *rows*, all of them events of *table*; return how many are new, and those that the columns do not take."""
         connection = self.connection
         bounds = pc.min_max(rows["event_id"]).as_py()
-        connection.register("incoming", rows)
-        count: int = connection.execute(_insert_sql(table), [bounds["min"], bounds["max"]]).fetchall()[0][0]
+        self._views["incoming"].table = rows
+        count: int = connection.execute(insert_sql(table), [bounds["min"], bounds["max"]]).fetchall()[0][0]
         if count == rows.num_rows:
             return count, []
-        damaged = [dict(zip(SCHEMA.names, row, strict=True)) for row in connection.execute(_damaged_sql(table)).fetchall()]
+        damaged = [dict(zip(SCHEMA.names, row, strict=True)) for row in connection.execute(damaged_sql(table)).fetchall()]
         return count, [{**row, "reason": self._converter.violation(row["subject"], row["data"])} for row in damaged]
 
     def _keep(self, unreadable: Sequence[dict[str, Any]]) -> None:
-        rows = pa.Table.from_pylist(list(unreadable), SCHEMA.append(pa.field("reason", pa.string())))
-        self.connection.register("incoming", rows)
-        same = "SELECT 1 FROM unreadable_events AS old WHERE (old.event_id, old.subject) = (incoming.event_id, incoming.subject)"
-        once = f"SELECT DISTINCT ON (event_id, subject) * FROM incoming WHERE NOT EXISTS ({same})"
+        self._views["refused"].table = pa.Table.from_pylist(list(unreadable), _REFUSED)
+        same = "SELECT 1 FROM unreadable_events AS old WHERE (old.event_id, old.subject) = (refused.event_id, refused.subject)"
+        once = f"SELECT DISTINCT ON (event_id, subject) * FROM refused WHERE NOT EXISTS ({same})"
         self.connection.execute(f"INSERT INTO unreadable_events {once}")
 
     def _take_again(self) -> None:
@@ -222,6 +273,7 @@ class AnalyticsFile:
         rows = [row for row in (dict(zip(SCHEMA.names, values, strict=True)) for values in found) if self._converter.reads(row)]
         if rows:
             self._take(Incoming.of(pa.Table.from_pylist(rows, SCHEMA)), None, (), None)
+            self.commit()
             for row in rows:
                 table = self._by_subject[self._converter.converted(row["subject"], row["data"])[0]]
                 # Its columns may not take what the schema permits: then the event stays here.
@@ -235,7 +287,7 @@ class AnalyticsFile:
         for kind, drop in (("VIEW", "DROP VIEW"), ("BASE TABLE", "DROP TABLE")):
             names = self.connection.execute("SELECT table_name FROM information_schema.tables WHERE table_type = ?", [kind])
             for (name,) in names.fetchall():
-                self.connection.execute(f"{drop} {_quoted(name)}")
+                self.connection.execute(f"{drop} {quoted(name)}")
         self.connection.execute("COMMIT")
         self.connection.execute("CHECKPOINT")
 
@@ -257,7 +309,7 @@ class AnalyticsFile:
         for name, column in connection.execute("SELECT table_name, column_name FROM information_schema.columns").fetchall():
             found.setdefault(name, set()).add(column)
         for table in self.tables:
-            columns = {name: f"{_quoted(name)} {type}" for name, type in table.types().items()}
+            columns = {name: f"{quoted(name)} {type}" for name, type in table.types().items()}
             if table.name not in found:
                 ids = [*_IDS, *(column.name for column in table.columns if column.is_id)]
                 columns |= {name: f"{columns[name]} USING COMPRESSION zstd" for name in ids}
@@ -267,44 +319,3 @@ class AnalyticsFile:
                 if name not in found[table.name]:
                     connection.execute(f"ALTER TABLE {table.name} ADD COLUMN {column}")
         connection.execute("COMMIT")
-
-
-def _insert_sql(table: EventTable) -> str:
-    values = ", ".join(f"{_value(column.path)} AS {_quoted(column.name)}" for column in table.columns)
-    names = ", ".join([*map(_quoted, table.types())])
-    return f"""
-        INSERT INTO {table.name} ({names})
-        WITH parsed AS NOT MATERIALIZED ({_parsed(table)})
-        SELECT event_id, cause_id, correlation_id, entity_key, module, ends_with(subject, '{EXPRESS}'), seq,
-               TRY_CAST(occurred_at AS TIMESTAMPTZ), {values}
-        FROM parsed
-        WHERE {_is_complete(table)} AND NOT EXISTS (
-            SELECT 1 FROM {table.name} AS old WHERE old.event_id = parsed.event_id AND old.event_id BETWEEN ? AND ?
-        )
-    """
-
-
-def _damaged_sql(table: EventTable) -> str:
-    columns = ", ".join(SCHEMA.names)
-    return f"SELECT {columns} FROM ({_parsed(table)}) AS parsed WHERE NOT ({_is_complete(table)})"
-
-
-def _parsed(table: EventTable) -> str:
-    # Without a limit, DuckDB takes the text apart once more for each column that must have a value.
-    structure = table.structure.replace("'", "''")
-    return f"SELECT *, from_json(data, '{structure}') AS content FROM incoming LIMIT {_UNLIMITED}"
-
-
-def _is_complete(table: EventTable) -> str:
-    """Return the condition that an event has its time and every value that it must have."""
-    required = [f"{_value(column.path)} IS NOT NULL" for column in table.columns if column.is_required]
-    return " AND ".join(["TRY_CAST(occurred_at AS TIMESTAMPTZ) IS NOT NULL", *required])
-
-
-def _value(path: Sequence[str]) -> str:
-    return ".".join(["content", *map(_quoted, path)])
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-

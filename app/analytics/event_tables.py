@@ -3,12 +3,12 @@ The tables that the events go to: one for each event, made from the JSON Schema 
 
 Every table begins with the columns of `HEAD`; then come the members of the data. An object is flattened: the member
 ``amount`` of ``total`` is the column ``total_amount``. An array is a list, and an array of objects a list of structs, in
-which objects stay nested. A column that the schema does not describe further is JSON.
+which objects stay nested. A column that the schema does not describe further is JSON. The SQL that fills a table is made here, too.
 """
 
 from __future__ import annotations
 
-__all__ = ["COLUMNS", "HEAD", "Column", "EventTable", "event_tables"]
+__all__ = ["COLUMNS", "HEAD", "Column", "EventTable", "damaged_sql", "event_tables", "insert_sql", "quoted"]
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +19,7 @@ from attrs import evolve, frozen
 from bus.contracts.contract import Contract
 from bus.contracts.registry import ContractRegistry
 from bus.contracts.versions import version_of
+from bus.subjects import EXPRESS
 
 HEAD = {
     "event_id": "VARCHAR",
@@ -37,6 +38,7 @@ COLUMNS = {"integer": "BIGINT", "number": "DECIMAL(38, 6)", "boolean": "BOOLEAN"
 
 _JSON = "JSON"
 _TIME = "TIMESTAMPTZ"
+_UNLIMITED = 2**60
 _PYTHON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
 
@@ -167,3 +169,49 @@ def _is_object(schema: Mapping[str, Any]) -> bool:
 def _members(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for name, member in schema.get("properties", {}).items():
         yield name, member if isinstance(member, Mapping) else {}
+
+
+def insert_sql(table: EventTable) -> str:
+    """
+    Return the SQL that inserts the new events of *table* in the view ``incoming``, which has the columns of `app.analytics.events.SCHEMA`.
+
+    Its parameters are the least and the greatest id in the view.
+    """
+    values = ", ".join(f"{_value(column.path)} AS {quoted(column.name)}" for column in table.columns)
+    names = ", ".join([*map(quoted, table.types())])
+    return f"""
+        INSERT INTO {table.name} ({names})
+        WITH parsed AS NOT MATERIALIZED ({_parsed(table)})
+        SELECT event_id, cause_id, correlation_id, entity_key, module, ends_with(subject, '{EXPRESS}'), seq,
+               TRY_CAST(occurred_at AS TIMESTAMPTZ), {values}
+        FROM parsed
+        WHERE {_is_complete(table)} AND NOT EXISTS (
+            SELECT 1 FROM {table.name} AS old WHERE old.event_id = parsed.event_id AND old.event_id BETWEEN ? AND ?
+        )
+    """
+
+
+def damaged_sql(table: EventTable) -> str:
+    """Return the SQL that selects those events in the view ``incoming`` that the columns of *table* do not take."""
+    return f"SELECT * EXCLUDE (content) FROM ({_parsed(table)}) AS parsed WHERE NOT ({_is_complete(table)})"
+
+
+def _parsed(table: EventTable) -> str:
+    # Without a limit, DuckDB takes the text apart once more for each column that must have a value.
+    structure = table.structure.replace("'", "''")
+    return f"SELECT *, from_json(data, '{structure}') AS content FROM incoming LIMIT {_UNLIMITED}"
+
+
+def _is_complete(table: EventTable) -> str:
+    """Return the condition that an event has its time and every value that it must have."""
+    required = [f"{_value(column.path)} IS NOT NULL" for column in table.columns if column.is_required]
+    return " AND ".join(["TRY_CAST(occurred_at AS TIMESTAMPTZ) IS NOT NULL", *required])
+
+
+def _value(path: Sequence[str]) -> str:
+    return ".".join(["content", *map(quoted, path)])
+
+
+def quoted(name: str) -> str:
+    """Return *name* as an identifier of SQL."""
+    return '"' + name.replace('"', '""') + '"'

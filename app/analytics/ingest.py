@@ -1,4 +1,9 @@
-"""Take the events of all sources into the file: read, store with the position, and read on."""
+"""
+Take the events of all sources into the file: read, store with the position, and read on.
+
+While a history is read up to its end, two threads work: one reads the next batches (`app.analytics.sources.ahead`) and sorts them by
+subject, one lets DuckDB store a batch. About `TRANSACTION_EVENTS` are stored in one transaction.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +22,12 @@ from app.analytics.sources.source import Batch, Source
 from app.storage.errors import StorageUnavailable
 
 T = TypeVar("T")
+
+TRANSACTION_EVENTS = 1_000_000
+"""
+Events that one transaction stores, about, if they are there at once. DuckDB writes its tables in blocks of 122,880 rows; each transaction
+leaves one in each table that is not full. What it holds until then counts for ANALYTICS_MEMORY, and goes to the disk beyond that.
+"""
 
 POLL_SECONDS = 1.0
 """How long to wait once a source has nothing more."""
@@ -65,17 +76,36 @@ class Ingest:
             raise errors.exceptions[0] from None
 
     async def step(self, source: Source) -> bool:
-        """Take one batch of *source*; return whether there may be more now."""
+        """
+        Take what *source* has, as many batches as one transaction may store; return whether there may be more now.
+
+        If the source fails after the first one, what it has returned before is stored.
+        """
         batch = await source.read(self._positions)
         if batch is None:
             return False
         async with self._writing:
-            await uninterrupted(asyncio.to_thread(self._store, batch))
+            try:
+                last = await self._store_following(source, batch)
+            finally:
+                await uninterrupted(asyncio.to_thread(self._file.commit))
         await source.stored()
-        return not batch.is_last
+        return not last.is_last
 
-    def _store(self, batch: Batch) -> None:
-        taken = self._file.take(batch.events, batch.position, unreadable=batch.unreadable, gap=batch.gap)
+    async def _store_following(self, source: Source, batch: Batch) -> Batch:
+        """Store *batch* and those that follow it at once; return the last one."""
+        count = 0
+        while True:
+            count += batch.events.count
+            is_followed = batch.is_followed and count < TRANSACTION_EVENTS
+            await uninterrupted(asyncio.to_thread(self._store, batch, is_followed))
+            following = await source.read(self._positions) if is_followed else None
+            if following is None:
+                return batch
+            batch = following
+
+    def _store(self, batch: Batch, is_followed: bool) -> None:
+        taken = self._file.take(batch.events, batch.position, unreadable=batch.unreadable, gap=batch.gap, is_followed=is_followed)
         self._positions[batch.position.source] = batch.position
         for subject, reason in taken.unreadable:
             if reason not in self._reasons:  # each reason is logged once

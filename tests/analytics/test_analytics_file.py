@@ -7,10 +7,11 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from app.analytics.analytics_file import AnalyticsFile, Position, _insert_sql
-from app.analytics.event_tables import HEAD, event_tables
+from app.analytics.analytics_file import AnalyticsFile, Position
+from app.analytics.event_tables import HEAD, event_tables, insert_sql
 from app.analytics.events import SCHEMA, Incoming, arrow_table
 from bus.contracts.contract import Contract
 from bus.contracts.versions import version_of
@@ -112,6 +113,29 @@ def test_rows_and_position_are_stored_together(file: AnalyticsFile) -> None:
     assert file.connection.execute("SELECT count(*) FROM orders_created").fetchall() == [(1,)]
 
 
+def test_batches_that_follow_each_other_share_a_transaction(file: AnalyticsFile) -> None:
+    """A reader sees none of them before the last; if one fails, none is stored; each event is stored once nevertheless."""
+    reader = file.connection.cursor()
+
+    def stored() -> list[tuple[int, int | None]]:
+        return reader.execute("SELECT count(*), (SELECT max(position) FROM analytics_sources) FROM orders_created").fetchall()
+
+    for number in range(3):
+        file.take(incoming(order_events(number)), Position("history", number), is_followed=True)
+        assert stored() == [(0, None)]
+    assert file.take(incoming(order_events(2)), Position("history", 3)).count == 0
+    assert stored() == [(3, 3)]
+    file.take(incoming(order_events(4)), Position("history", 4), is_followed=True)
+    wrong = {**arrow_table([event("orders.created.v9", "e")]).to_pylist()[0], "reason": 1}
+    with pytest.raises(pa.ArrowException):
+        file.take(incoming(order_events(5)), Position("history", 5), unreadable=[wrong])
+    file.commit()
+    assert stored() == [(3, 3)]
+    file.take(incoming(order_events(4)), Position("history", 4), is_followed=True)
+    file.commit()
+    assert stored() == [(4, 4)]
+
+
 def test_an_event_that_its_columns_do_not_take_stays_apart(tmp_path: Path) -> None:
     """The schema permits it, and the column does not: however often the file is opened, it is not lost."""
     path = tmp_path / "analytics.duckdb"
@@ -147,5 +171,5 @@ def test_no_condition_takes_the_text_of_an_event_apart_again(file: AnalyticsFile
     """DuckDB would do it for each column that must have a value, which takes three times as long."""
     file.connection.register("incoming", SCHEMA.empty_table())
     for table in file.tables:
-        plan = file.connection.execute(f"EXPLAIN (FORMAT json) {_insert_sql(table)}", ["", ""]).fetchall()[0][1]
+        plan = file.connection.execute(f"EXPLAIN (FORMAT json) {insert_sql(table)}", ["", ""]).fetchall()[0][1]
         assert "from_json" not in plan

@@ -106,7 +106,7 @@ def test_emptying_the_file_is_done_whole_or_not_at_all(tmp_path: Path, monkeypat
         return f'"{name}"'
 
     with monkeypatch.context() as patch:
-        patch.setattr(analytics_file, "_quoted", quoted)
+        patch.setattr(analytics_file, "quoted", quoted)
         with pytest.raises(KeyboardInterrupt):
             AnalyticsFile(path, CONTRACTS, from_zero=True)
     with closing(AnalyticsFile(path, CONTRACTS)) as file:

@@ -2,15 +2,15 @@
 Measure how fast ``analytics run`` makes its file anew: ``python -m tests.bench.analytics --events 1000000``.
 
 Real orders are placed under load; their rows in the histories are then written again under other ids and times until there are so
-many events. ``--archived`` moves all closed days into an archive of Parquet files with ``history archive --purge``; the ``--recent``
-events are of the day after these, and stay in the tables. What was built in ``--folder`` is used again by the next call with the
+many events. ``--archived`` writes all closed days as the Parquet files of an archive, as ``history archive --purge`` does; the
+``--recent`` events are of the day after these, and stay in the tables. What was built in ``--folder`` is used again by the next call with the
 same folder. Printed are events a second, processor time an event, the largest memory of the process, how many events are where,
 and the sizes of the databases and of the file.
 """
 
 from __future__ import annotations
 
-__all__ = ["build"]
+__all__ = ["build", "run"]
 
 import argparse
 import os
@@ -24,17 +24,31 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import orjson
+from attrs import frozen
 from backports.zstd import compress
 
 from app.analytics.event_tables import event_tables
 from app.messaging.event_registry import build_registry
-from app.storage.archive.history_content import COMPRESSED, COMPRESSED_MIN, ENTRY_LENGTHS, PLAIN, decoded
-from app.storage.archive.history_table import PURGE_MARGIN
-from app.storage.archive.parquet_manifest import MANIFESTS, read_manifest
+from app.storage.archive.history_content import (
+    COMPRESSED,
+    COMPRESSED_MIN,
+    PLAIN,
+    POSITIONS,
+    HistoryEvent,
+    Row,
+    TransactionHistory,
+    decoded,
+)
+from app.storage.archive.history_table import EMPTY, PURGE_MARGIN
+from app.storage.archive.parquet_files import DatasetWriter
+from app.storage.archive.parquet_manifest import MANIFESTS, Manifest, read_manifest, write_manifest
+from bus.ids import derived_id
 from tests.bench.serving import load
 from tests.process.server import Server, environment_of
 
@@ -45,11 +59,9 @@ DAY_EVENTS = 1_000_000
 """Events of a day of the history."""
 
 _MODULES = ("orders", "inventory", "payments")
-_UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[78][0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[78][0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
 _DAY = timedelta(days=1)
-
-Template = tuple[str, int, datetime, list[bytes]]
-"""Module, number and time of a row, and the JSON text of its entries: every second part is an id."""
+_ORDINALS_MAX = 100
 
 
 def build(folder: Path, events: int, recent: int | None = None) -> None:
@@ -63,22 +75,24 @@ def build(folder: Path, events: int, recent: int | None = None) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         for pragma in ("journal_mode = MEMORY", "synchronous = OFF"):
             connection.execute(f"PRAGMA {pragma}")
-        templates, count = _templates(connection)
-        copies = -(-events // count)
-        step = _DAY * count / DAY_EVENTS
+        orders = _Orders(connection)
+        copies = -(-events // orders.count)
+        step = _DAY * orders.count / DAY_EVENTS
         end = datetime.now(UTC) if recent is None else _last_midnight() + _DAY * recent / DAY_EVENTS
-        first = end - step * copies
+        moments = [end - step * copy for copy in range(copies, 0, -1)]
+        archived = 0 if recent is None else sum(moment < _last_midnight() for moment in moments)
         connection.execute("BEGIN")
         for module in _MODULES:
             connection.execute(f"DELETE FROM {module}_history")
-            connection.executemany(f"INSERT INTO {module}_history VALUES (?, ?, ?)", _rows(module, templates, copies, first, step))
+        for row in _write_archive(folder / "archive", orders, moments[:archived]):
+            connection.execute(f"INSERT INTO {row[0]}_history VALUES (?, ?, ?)", (*row[1:], EMPTY))
+        for copy in range(archived, copies):
+            for module, number, at, text in orders.rows(copy, moments[copy]):
+                content = PLAIN + text.encode() if len(text) < COMPRESSED_MIN else COMPRESSED + compress(text.encode())
+                connection.execute(f"INSERT INTO {module}_history VALUES (?, ?, ?)", (number, at, content))
         connection.execute("COMMIT")
+        connection.execute("VACUUM")
         connection.execute("PRAGMA journal_mode = WAL")
-    if recent is not None:
-        (folder / "archive").mkdir()
-        _run(folder, "history", "archive", "--purge", HISTORY_ARCHIVE="archive")
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute("VACUUM")
 
 
 def _last_midnight() -> datetime:
@@ -96,50 +110,129 @@ def _place(path: Path) -> None:
             server.wait()
 
 
-def _templates(connection: sqlite3.Connection) -> tuple[list[Template], int]:
-    """Return the rows of all histories, and the number of events in them."""
-    found, count = [], 0
-    for module in _MODULES:
-        for number, at, content in connection.execute(f"SELECT number, at, content FROM {module}_history ORDER BY number"):
-            entries = decoded(content)
-            for entry in entries:
-                emitted = entry[ENTRY_LENGTHS[entry[0]] + 2 :] if entry[0] in ENTRY_LENGTHS else [[[0]]]
-                count += sum(event[0] is not None for events in emitted for event in events)
-            text = orjson.dumps(entries)
-            parts = [part for gap, id in zip(_UUID.split(text), [*_UUID.findall(text), b""], strict=True) for part in (gap, id)]
-            found.append((module, number, datetime.fromisoformat(at), parts))
-    return found, count
+def _write_archive(folder: Path, orders: _Orders, moments: Sequence[datetime]) -> list[tuple[str, int, str]]:
+    """Write what ``history archive`` would of a copy of *orders* at each of *moments*; return the last row of each module."""
+    lasts: dict[str, tuple[int, str]] = {}
+    copy = 0
+    for day, copies in groupby(moments, datetime.date):
+        after = copy * orders.last_number
+        names = [(dataset, module) for dataset in ("rows", "events") for module in _MODULES]
+        writers = {(dataset, module): DatasetWriter(folder, dataset, module, day.isoformat()) for dataset, module in names}
+        for moment in copies:
+            for module, number, at, text in orders.rows(copy, moment):
+                writers["rows", module].add((number, at, text), len(text))
+                lasts[module] = number, at
+            for module, values in orders.events(copy, moment):
+                writers["events", module].add(values, len(values[-1]) + 200)
+            copy += 1
+        for module in _MODULES:
+            parts = (writers[dataset, module].close() for dataset in ("rows", "events"))
+            write_manifest(folder, Manifest(module, day, after, copy * orders.last_number, *lasts[module], *parts))
+    return [(module, *last) for module, last in lasts.items()]
 
 
-def _rows(
-    module: str, templates: Sequence[Template], copies: int, first: datetime, step: timedelta
-) -> Iterator[tuple[int, str, bytes]]:
-    """Yield the rows of *module* again, *copies* times, each time *step* later."""
-    began = min(at for _, _, at, _ in templates)
-    last = max(number for _, number, _, _ in templates)
-    own = [template for template in templates if template[0] == module]
-    for copy in range(copies):
-        moved = first + step * copy - began
-        milliseconds = moved // timedelta(milliseconds=1)
-        ids: dict[bytes, bytes] = {}
-        for _, number, at, parts in own:
-            again = parts.copy()
-            for place in range(1, len(parts) - 1, 2):
-                id = parts[place]
-                if id not in ids:
-                    head = f"{int(id[:8] + id[9:13], 16) + milliseconds:012x}"
-                    ids[id] = f"{head[:8]}-{head[8:]}".encode() + id[13:]
-                again[place] = ids[id]
-            text = b"".join(again)
-            content = PLAIN + text if len(text) < COMPRESSED_MIN else COMPRESSED + compress(text)
-            yield copy * last + number, (at + moved).isoformat(timespec="microseconds"), content
+class _Ids(dict[str, str]):
+    """The ids of a copy, by those that were copied: their time is *milliseconds* later."""
+
+    def __init__(self, milliseconds: int) -> None:
+        self._milliseconds = milliseconds
+
+    def __missing__(self, id: str) -> str:
+        head = f"{int(id[:8] + id[9:13], 16) + self._milliseconds:012x}"
+        found = self[id] = f"{head[:8]}-{head[8:]}{id[13:]}"
+        return found
+
+    def text(self, parts: Sequence[str]) -> str:
+        """Return a text whose *parts* are, in turn, text and ids."""
+        again = [*parts]
+        again[1::2] = [self[id] for id in parts[1::2]]
+        return "".join(again)
 
 
-def _run(folder: Path, *arguments: str, **settings: str) -> tuple[float, float, float]:
+@frozen
+class _Event:
+    """An event of the orders that were placed."""
+
+    event: HistoryEvent
+    derived: str | None
+    """What its id is derived with from that of its cause; None if the id is in the row."""
+    is_local: bool
+    """True if its cause is an event of the same transaction."""
+    key: Sequence[str]
+    data: Sequence[str]
+
+
+class _Orders:
+    """The rows and the events of orders that were placed, to be copied to other times."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._rows: list[tuple[str, int, datetime, list[str]]] = []
+        transactions: dict[int, list[Row]] = {}
+        for module in _MODULES:
+            for number, at, content in connection.execute(f"SELECT number, at, content FROM {module}_history ORDER BY number"):
+                entries = decoded(content)
+                transactions.setdefault(number, []).append(Row(module, number, at, entries))
+                self._rows.append((module, number, datetime.fromisoformat(at), _parts(orjson.dumps(entries).decode())))
+        self._events = [event for number in sorted(transactions) for event in _events(transactions[number])]
+        self._began = min(at for _, _, at, _ in self._rows)
+        self.last_number = max(transactions)
+        self.count = len(self._events)
+
+    def rows(self, copy: int, moment: datetime) -> Iterator[tuple[str, int, str, str]]:
+        """Yield module, number, time and text of the rows of a *copy* that begins at *moment*."""
+        moved, ids = self._moved(moment)
+        for module, number, at, parts in self._rows:
+            yield (
+                module,
+                copy * self.last_number + number,
+                (at + moved).isoformat(timespec="microseconds"),
+                ids.text(parts),
+            )
+
+    def events(self, copy: int, moment: datetime) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        """Yield the module of the events of a *copy*, and the values of the columns in the archive."""
+        moved, ids = self._moved(moment)
+        local: dict[str, str] = {}
+        seqs = copy * self.last_number * POSITIONS
+        at, text = "", ""
+        for each in self._events:
+            event = each.event
+            if event.at != at:
+                at = event.at
+                text = (datetime.fromisoformat(at) + moved).isoformat(timespec="microseconds")
+            cause = local[event.cause_id] if each.is_local else ids[event.cause_id]
+            id = ids[event.event_id] if each.derived is None else derived_id(cause, each.derived)
+            local[event.event_id] = id
+            subject, key, data = event.subject, ids.text(each.key), ids.text(each.data)
+            yield event.module, (seqs + event.seq, id, cause, ids[event.correlation_id], subject, key, text, data)
+
+    def _moved(self, moment: datetime) -> tuple[timedelta, _Ids]:
+        moved = moment - self._began
+        return moved, _Ids(moved // timedelta(milliseconds=1))
+
+
+def _parts(text: str) -> list[str]:
+    """Return *text* in parts: every second one is an id."""
+    return [part for gap, id in zip(_UUID.split(text), [*_UUID.findall(text), ""], strict=True) for part in (gap, id)][:-1]
+
+
+def _events(rows: Sequence[Row]) -> Iterator[_Event]:
+    """Yield the events of the transaction with *rows*."""
+    known: set[str] = set()
+    for event in TransactionHistory(rows).events():
+        names = (f"{event.module}.{ordinal}" for ordinal in range(_ORDINALS_MAX))
+        derived = next((name for name in names if derived_id(event.cause_id, name) == event.event_id), None)
+        yield _Event(event, derived, event.cause_id in known, _parts(event.key), _parts(orjson.dumps(event.data).decode()))
+        known.add(event.event_id)
+
+
+def run(folder: Path, *arguments: str, **settings: str) -> tuple[float, float, float]:
     """Run the program in *folder*; return its seconds, its processor time in seconds, and its largest memory in MiB."""
     environment = environment_of({"DATABASE_URL": "sqlite:///fulfilment.db", **settings})
     began = time.monotonic()
-    with subprocess.Popen([sys.executable, "-m", "app", *arguments], cwd=folder, env=environment, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "app", *arguments], cwd=folder, env=environment, stdout=subprocess.DEVNULL
+    ) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, arguments
@@ -150,7 +243,7 @@ def _measure(folder: Path, memory: str) -> None:
     file = folder / "analytics.duckdb"
     archive = {"HISTORY_ARCHIVE": "archive"} if (folder / "archive").exists() else {}
     began = ["analytics", "run", "--once", "--from-zero", "--file", file.name]
-    seconds, processor, peak = _run(folder, *began, ANALYTICS_MEMORY=memory, **archive)
+    seconds, processor, peak = run(folder, *began, ANALYTICS_MEMORY=memory, **archive)
     tables = [table.name for table in event_tables(build_registry(()))]
     with duckdb.connect(str(file), read_only=True) as connection:
         counts = " + ".join(f"(SELECT count(*) FROM {name})" for name in tables)

@@ -35,6 +35,7 @@ main()
 
 KILLED = """
 import itertools, os, signal
+from app.analytics import ingest
 from app.analytics.analytics_file import AnalyticsFile
 from app.analytics.sources import history
 from app.cli.main import main
@@ -51,10 +52,14 @@ def killed(method, calls):
     return called
 
 history.EVENTS_MAX = 4
+ingest.TRANSACTION_EVENTS = {events}
 AnalyticsFile.{method} = killed(AnalyticsFile.{method}, {calls})
 main()
 """
-"""The program with small batches; it is killed right after some call of a method: `take` commits, `_insert` stores the rows of one table."""
+"""
+The program with small batches and transactions; it is killed right after some call of a method: `_insert` stores the rows of one table,
+`take` those of one batch.
+"""
 
 WITHOUT_EXTRA = """
 import sys
@@ -117,8 +122,9 @@ def test_a_kill_within_the_archive_loses_nothing(database: Path, tmp_path: Path)
     (tmp_path / "fulfilment.db").write_bytes(database.read_bytes())
     (tmp_path / "archive").mkdir()
     assert run(tmp_path, "history", "archive", "--into", "archive", "--purge", **settings).returncode == 0
-    for method, calls in (("_insert", 6), ("take", 1)):
-        done = called(KILLED.format(method=method, calls=calls), tmp_path, "analytics", "run", "--once", **settings)
+    for method, calls, events in (("take", 2, 100), ("_insert", 6, 1), ("take", 1, 1)):
+        program = KILLED.format(method=method, calls=calls, events=events)
+        done = called(program, tmp_path, "analytics", "run", "--once", **settings)
         assert done.returncode == -signal.SIGKILL, done.stderr
     assert run(tmp_path, "analytics", "run", "--once", **settings).returncode == 0
     with duckdb.connect(str(tmp_path / "analytics.duckdb"), read_only=True) as connection:

@@ -22,8 +22,8 @@ from app.analytics.sources.rows import RowEvents
 from app.analytics.sources.source import Batch
 from app.storage.archive.history_reader import HistoryReader
 
-EVENTS_MAX = 100_000
-"""Events of one batch, about: some 60 MB."""
+EVENTS_MAX = 50_000
+"""Events of one batch, about: some 30 MB."""
 
 
 class HistorySource:
@@ -55,7 +55,7 @@ class HistorySource:
     def _batch(self, events: pa.Table, is_last: bool) -> Batch:
         last = pc.max(events["seq"]).as_py()
         (id, *_) = events.filter(pc.equal(events["seq"], last))["event_id"].to_pylist()
-        return Batch(Incoming.of(events), Position(self.name, last, id), is_last)
+        return Batch(Incoming.of(events), Position(self.name, last, id), is_last, is_followed=not is_last)
 
     async def _stored(self, after: int) -> tuple[pa.Table, bool]:
         """Return events in the tables that follow *after*, and whether these are all."""

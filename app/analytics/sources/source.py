@@ -22,6 +22,8 @@ class Batch:
     """What is to be stored with them."""
     is_last: bool
     """True if the source had no more when it was asked."""
+    is_followed: bool = False
+    """True if the next one is read without a wait, and before `Source.stored`: one transaction may store both."""
     unreadable: Sequence[Mapping[str, Any]] = ()
     """What is no event: the columns of `app.analytics.events.SCHEMA` and the member ``reason``."""
     gap: tuple[int, int] | None = None
@@ -39,7 +41,7 @@ class Source(Protocol):
         """
         Return the events after *positions*, or None if there are none now. The source has chosen the names of the positions.
 
-        A batch is as large as one transaction of the file should be. A batch that was returned and not stored is returned again.
+        A batch that was returned and not stored is returned again.
 
         Raises:
             SourceUnavailable, StorageUnavailable: The source is out of reach; ask again later.
