@@ -5,8 +5,8 @@ One process writes it. What that process has read, and how far it is, are commit
 point the file has an event exactly if the position of its source is beyond it. Batches that follow each other at once share a
 transaction: what fills a block of 122,880 rows is then written into the file compressed, and not into the log first.
 
-An event that comes again, from this source or another one, is recognised by its id. Ids begin with a time, and DuckDB knows the range of each block of rows; so the
-check reads the blocks of about the same time only, however large the table is.
+An event that comes again, from this source or another one, is recognised by its id. Ids begin with a time, and DuckDB knows the range
+of each block of rows; so the check reads the blocks of about the same time only, however large the table is.
 """
 
 from __future__ import annotations

@@ -126,8 +126,8 @@ def _write_archive(folder: Path, orders: _Orders, moments: Sequence[datetime]) -
                 writers["events", module].add(values, len(values[-1]) + 200)
             copy += 1
         for module in _MODULES:
-            parts = (writers[dataset, module].close() for dataset in ("rows", "events"))
-            write_manifest(folder, Manifest(module, day, after, copy * orders.last_number, *lasts[module], *parts))
+            rows, events = (writers[dataset, module].close() for dataset in ("rows", "events"))
+            write_manifest(folder, Manifest(module, day, after, copy * orders.last_number, *lasts[module], rows, events))
     return [(module, *last) for module, last in lasts.items()]
 
 

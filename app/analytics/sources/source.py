@@ -22,12 +22,12 @@ class Batch:
     """What is to be stored with them."""
     is_last: bool
     """True if the source had no more when it was asked."""
-    is_followed: bool = False
-    """True if the next one is read without a wait, and before `Source.stored`: one transaction may store both."""
     unreadable: Sequence[Mapping[str, Any]] = ()
     """What is no event: the columns of `app.analytics.events.SCHEMA` and the member ``reason``."""
     gap: tuple[int, int] | None = None
     """The first and the last number of what is missing before them, because the source has deleted it."""
+    is_followed: bool = False
+    """True if the next one is read without a wait, and before `Source.stored`: one transaction may store both."""
 
 
 class Source(Protocol):
