@@ -16,6 +16,7 @@ __all__ = [
 ]
 
 import random
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,9 @@ from modules.payments.events import (
 if TYPE_CHECKING:
     from app.telemetry.otel.tracer import Tracer
 
+Recheck = Callable[[ChargeAttempt], Awaitable[None]]
+"""Updates an attempt from the stored payment."""
+
 CALLS_MAX = 100
 """How many calls to the provider may be in flight."""
 
@@ -95,9 +99,12 @@ class GatewayCalls:
         self._attempts = metrics.payment_attempts
         self._rng = rng
 
-    async def charge(self, attempt: ChargeAttempt) -> Any:
+    async def charge(self, attempt: ChargeAttempt, recheck: Recheck) -> Any:
         """
         Look the charge up if an earlier call is possible, make it if there is none, and return the result as an event.
+
+        A look-up may take long, so *recheck* is called after one and before a charge. The result is None if payments has the
+        result of this request already.
 
         Raises:
             BreakerOpen: The circuit breaker permits no call now.
@@ -111,6 +118,10 @@ class GatewayCalls:
                     self._operations.charge.breaker.check()
                 is_repeat = await self._repeats_safely(attempt)
                 charge = None if is_repeat else await self._existing_charge(attempt, key)
+                if charge is None and attempt.should_charge and not is_repeat:
+                    await recheck(attempt)
+                    if attempt.is_answered:
+                        return None
             if charge is None and not attempt.should_charge:
                 return ChargeDeclined(order_id=order_id, reason="order_cancelled", calls=0)
             if charge is None or (attempt.should_charge and isinstance(charge, Declined) and charge.is_soft):
@@ -267,10 +278,10 @@ class _TracedCalls(GatewayCalls):
         super().__init__(tracer.traced(gateway, gateway.name, methods), operations, metrics, rng)
         self._processing = partial(tracer.processing, consumer)
 
-    async def charge(self, attempt: ChargeAttempt) -> Any:
+    async def charge(self, attempt: ChargeAttempt, recheck: Recheck) -> Any:
         """Make the charge within a span; see `GatewayCalls.charge`."""
         with self._span(attempt.request):
-            return await super().charge(attempt)
+            return await super().charge(attempt, recheck)
 
     async def refund(self, request: GatewayRequest) -> Any:
         """Make the refund within a span; see `GatewayCalls.refund`."""

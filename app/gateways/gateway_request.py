@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["FRESH_SECONDS", "ChargeAttempt", "GatewayRequest", "answer_id", "parse_time", "result_id", "result_ids"]
+__all__ = ["FRESH_SECONDS", "ChargeAttempt", "GatewayRequest", "answer_id", "may_be_repeat", "parse_time", "result_id", "result_ids"]
 
 from datetime import datetime
 from typing import Any
 
 from attrs import define, field
 
+from app.runtime.receiving import Received
 from app.telemetry.trace import TraceContext
 from bus.ids import derived_id
 from modules.payments.events import (
@@ -130,6 +131,21 @@ class ChargeAttempt:
         self.should_charge = self.should_charge and _is_chargeable(payment)
         self.is_answered = self.should_charge and payment is not None and payment.attempts > self.event.attempt
         self.is_first_call = self.is_first_call and payment is not None and payment.calls == 0
+
+
+def may_be_repeat(received: Received, requested_at: datetime | None, known_since: datetime) -> bool:
+    """
+    Return whether the provider may have been called for *received* before: by this worker, an earlier process, or another replica.
+
+    An earlier process may have called the provider and been killed before it could submit the result; then the stored
+    payment does not know of that call either. What this process has requested is not before *known_since*, and what it takes
+    without the bus is its own.
+    """
+    delivery = received.delivery
+    if delivery is None:
+        return False
+    is_redelivered = delivery.tries > 1 or delivery.message.id != received.id
+    return is_redelivered or requested_at is None or requested_at < known_since
 
 
 def result_id(request_id: str, consumer: str, result: Any) -> str:

@@ -19,7 +19,7 @@ __all__ = ["CONSUMER", "FRESH_SECONDS", "PaymentWorker"]
 import asyncio
 import random
 from collections.abc import Coroutine
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
@@ -30,7 +30,14 @@ from app.gateways.breakers.circuit_breaker import BreakerOpen, BreakerState
 from app.gateways.breakers.operations import Operations
 from app.gateways.delay_notifier import DelayNotifier
 from app.gateways.gateway_calls import CALLS_MAX, make_calls
-from app.gateways.gateway_request import FRESH_SECONDS, ChargeAttempt, GatewayRequest, parse_time, result_id
+from app.gateways.gateway_request import (
+    FRESH_SECONDS,
+    ChargeAttempt,
+    GatewayRequest,
+    may_be_repeat,
+    parse_time,
+    result_id,
+)
 from app.gateways.lane import HELD_MAX, Lane
 from app.gateways.order_locks import OrderLocks
 from app.gateways.port import Gateway
@@ -79,7 +86,8 @@ class PaymentWorker:
         self._receiver = Receiver(EventReader(CONSUMER, contracts, runner.module.workers[CONSUMER]), self._messages, rng)
         self._calls = make_calls(CONSUMER, gateway, operations, metrics, rng)
         self._order_locks = OrderLocks()
-        self._started_at = self._closed_since = clock.now()
+        self._known_since = self._closed_since = clock.now()
+        """Earlier requests may have been in the hands of an earlier process; see `consume`."""
         self._in_hand: dict[asyncio.Task[Any], Delivery | None] = {}
         """The tasks of the requests in hand, each with its delivery; None if the request did not come over the bus."""
         self._lanes = {is_express: Lane(is_behind=not takes_directly) for is_express in (False, True)}
@@ -95,7 +103,14 @@ class PaymentWorker:
         breaker.add_listener(self._on_breaker_change)
 
     async def consume(self, subscription: Subscription, is_express: bool = False) -> None:
-        """Process *subscription*, one lane, until cancelled; fetch no more than there are free slots."""
+        """
+        Process *subscription*, one lane, until cancelled; fetch no more than there are free slots.
+
+        An earlier process may have taken what payments has requested before, even if the clock was set back since.
+        """
+        decided_at = await retry_until_available(self._clock, self._runner.states.last_decided_at)
+        if decided_at is not None:
+            self._known_since = max(self._known_since, decided_at + timedelta(microseconds=1))
         self._subscriptions.append(subscription)
         if self._heartbeat is None:
             self._heartbeat = asyncio.create_task(self._send_heartbeats())
@@ -251,8 +266,8 @@ class PaymentWorker:
     def _request(self, received: Received, *, is_uncontended: bool) -> GatewayRequest:
         """Return the request that *received* holds; *is_uncontended* if no other request for the order was in hand."""
         event, requested_at = received.event, parse_time(received.occurred_at)
-        may_be_repeat = self._may_be_repeat(received, requested_at)
-        is_first_call = is_uncontended and not may_be_repeat and event.attempt == 1 and getattr(event, "is_wanted", True)
+        is_repeat = received.id in self._failed or may_be_repeat(received, requested_at, self._known_since)
+        is_first_call = is_uncontended and not is_repeat and event.attempt == 1 and getattr(event, "is_wanted", True)
         # The order of a request that is old, or that waited while the breaker was open, may be cancelled or paid by now.
         fresh_since = max(self._closed_since, self._clock.now() - timedelta(seconds=FRESH_SECONDS))
         is_closed = self._breaker.state is BreakerState.CLOSED
@@ -266,20 +281,8 @@ class PaymentWorker:
             is_express=received.is_express,
             is_first_call=is_first_call,
             needs_recheck=not (is_first_call and is_fresh),
-            may_be_repeat=may_be_repeat,
+            may_be_repeat=is_repeat,
         )
-
-    def _may_be_repeat(self, received: Received, requested_at: datetime | None) -> bool:
-        """
-        Return whether the request may have been delivered before: to this worker, an earlier process, or another replica.
-
-        An earlier process may have called the provider and been killed before it could submit the result; then the stored
-        payment does not know of that call either.
-        """
-        delivery = received.delivery
-        is_redelivered = delivery is not None and (delivery.tries > 1 or delivery.message.id != received.id)
-        is_repeat = is_redelivered or received.id in self._failed
-        return is_repeat or requested_at is None or requested_at < self._started_at
 
     async def _submit(self, request: GatewayRequest, result: Any) -> bool:
         """Submit *result* to payments; return False if it had been submitted before, for an earlier delivery."""
@@ -335,10 +338,13 @@ class PaymentWorker:
             BreakerOpen: The circuit breaker permits no call now.
         """
         if attempt.needs_recheck:
-            attempt.recheck(await self._stored(attempt.event.order_id))
+            await self._recheck(attempt)
         if attempt.is_answered:
             return None
-        return attempt.request.not_sent(0) if attempt.is_withdrawn else await self._calls.charge(attempt)
+        return attempt.request.not_sent(0) if attempt.is_withdrawn else await self._calls.charge(attempt, self._recheck)
+
+    async def _recheck(self, attempt: ChargeAttempt) -> None:
+        attempt.recheck(await self._stored(attempt.event.order_id))
 
     async def _delay(self, attempt: ChargeAttempt) -> None:
         """Report the delay once, and have the attempt rechecked after the wait."""

@@ -84,7 +84,7 @@ class ModuleRunner:
         self._listeners: list[CommitListener] = []
         self.takers: Mapping[type, TakeEvent] = {}
         """What takes a committed event, by the event's class, before it is published; nothing else may consume it."""
-        self._states = StateReader(store)
+        self.states = StateReader(store)
         self._watchers = StateWatchers({cls: mapper.key_of for cls, mapper in store.mappers.items()})
         self.changes = StateChanges(store, self._watchers, clock)
         self._messages, self._tracer = MessageMetrics(module.name, metrics), metrics.tracer
@@ -149,19 +149,19 @@ class ModuleRunner:
 
     async def get(self, cls: type, key: str) -> State | None:
         """Return the state of *cls* under *key*, or None."""
-        return await self._states.get(cls, key)
+        return await self.states.get(cls, key)
 
     async def list_states(
         self, cls: type, filters: Mapping[str, Any], *, after: str | None, limit: int, newest_first: bool
     ) -> Sequence[State]:
         """Return up to *limit* states of *cls* whose columns equal *filters*, in key order, beyond *after*."""
-        return await self._states.list_states(cls, filters, after=after, limit=limit, newest_first=newest_first)
+        return await self.states.list_states(cls, filters, after=after, limit=limit, newest_first=newest_first)
 
     async def search(
         self, cls: type, conditions: Sequence[Condition], *, after: str | None, limit: int, newest_first: bool
     ) -> tuple[Sequence[State], str | None]:
         """Return up to *limit* states of *cls* that meet all *conditions*, and where the search stopped."""
-        return await self._states.search(cls, conditions, after=after, limit=limit, newest_first=newest_first)
+        return await self.states.search(cls, conditions, after=after, limit=limit, newest_first=newest_first)
 
     def watch(self, cls: type, key: str) -> AbstractAsyncContextManager[AsyncIterator[None]]:
         """Enter to get an iterator that yields after each change of a state."""

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,7 +53,7 @@ from bus.subjects import replay_subject, subject_of
 from modules import payments
 from modules.orders.events import CancelRequested
 from modules.orders.state import Order, Status
-from modules.payments.events import ChargeFailed, ChargeRequested, RefundRequested
+from modules.payments.events import ChargeDeclined, ChargeFailed, ChargeRequested, RefundRequested
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Address, Money
 from tests.runtime.harness import (
@@ -1044,8 +1044,48 @@ async def test_a_failed_look_up_for_a_possible_repeat_leaves_the_charge_unknown(
     received = GatewayRequest(
         request, "e-1", CONTEXT, is_express=False, is_first_call=False, needs_recheck=False, may_be_repeat=is_repeat
     )
-    result = await calls.charge(ChargeAttempt(received))
+    result = await calls.charge(ChargeAttempt(received), _recheck_against(None))
     assert (type(result), result.is_unknown, result.calls) == (ChargeFailed, is_repeat, 0)
+
+
+def _recheck_against(payment: Payment | None) -> Any:
+    async def recheck(attempt: ChargeAttempt) -> None:
+        attempt.recheck(payment)
+
+    return recheck
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+async def test_a_charge_that_is_not_wanted_any_more_after_its_look_up_is_not_made(attempts: int) -> None:
+    """A look-up may take minutes: meanwhile the order is cancelled, or the result of the request comes on another way."""
+    gateway, clock = FakeGateway(), HurriedClock()
+    calls = GatewayCalls(gateway, operations_with(CircuitBreaker(clock.monotonic), clock), Metrics(), random.Random(1))
+    request = ChargeRequested(order_id=oid(1), amount=Money(100, "EUR"), attempt=1, is_wanted=True)
+    received = GatewayRequest(
+        request, "e-1", CONTEXT, is_express=False, is_first_call=False, needs_recheck=False, may_be_repeat=True
+    )
+    payment = Payment(order_id=oid(1), status=PaymentStatus.UNKNOWN, updated_at=clock.now(), attempts=attempts, is_cancelled=attempts == 1)
+    result = await calls.charge(ChargeAttempt(received), _recheck_against(payment))
+    assert [call for call, _ in gateway.calls] == ["find"]
+    assert result is None if attempts == 2 else (type(result), result.reason) == (ChargeDeclined, "order_cancelled")
+
+
+async def test_a_request_from_before_a_restart_is_looked_up_although_the_clock_was_set_back(path: Path) -> None:
+    """An earlier process may have charged: the newest decision in the history shows that the request is from before."""
+    ahead = HurriedClock()
+    ahead.adjust(timedelta(seconds=3))
+    async with harness_at(path, ahead) as harness:
+        await harness.submit("inventory", product(1_000))
+        for name in harness.runners:
+            await harness.consume(name)
+            if name != "payments":
+                harness.run(harness.relays[name].run())
+        [id] = await place_orders(harness, 1)
+        await until(lambda: harness.rows("SELECT 1 FROM payments_outbox WHERE subject = 'payments.charge_requested.v1'"))
+    gateway = FakeGateway()
+    async with running(path, gateway) as (harness, _):
+        await finished_orders(harness, [id])
+        assert [call for call, _ in gateway.calls] == ["find", "charge"]
 
 
 async def test_an_old_request_is_compared_with_the_stored_payment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -428,9 +428,9 @@ BUGS = (
         _GATEWAYS,
     ),
     Bug(
-        "no earlier call is ever looked up", _WORKER,
-        "        return is_repeat or requested_at is None or requested_at < self._started_at\n",
-        "        return False\n",
+        "no earlier call is ever looked up", "app/gateways/gateway_request.py",
+        "    return is_redelivered or requested_at is None or requested_at < known_since\n",
+        "    return False\n",
         _GATEWAYS,
     ),
     Bug(

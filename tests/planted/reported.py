@@ -6,6 +6,7 @@ __all__ = ["REPORTED"]
 
 from tests.planted.bug import Bug
 
+_WORKER = "app/gateways/payment_worker.py"
 _ERRORS = "app/gateways/stripe/error_table.py"
 _WEBHOOKS = "app/gateways/stripe/webhook_event.py"
 _HANDLER = "app/gateways/webhook_handler.py"
@@ -450,6 +451,18 @@ REPORTED = (
         '("sk_live_", "rk_live_")',
         '("sk_live_",)',
         ("tests/config",),
+    ),
+    Bug(
+        "a request from before the clock was set back counts as new", _WORKER,
+        "        if decided_at is not None:\n",
+        "        if False:\n",
+        ("tests/gateways/test_payment_worker.py",),
+    ),
+    Bug(
+        "an order that is cancelled during a look-up is charged", "app/gateways/gateway_calls.py",
+        "                    await recheck(attempt)\n",
+        "",
+        ("tests/gateways/test_payment_worker.py",),
     ),
     Bug(
         "an API key can be given to two callers", "config/api_keys.py",

@@ -7,6 +7,7 @@ __all__ = ["StateReader", "StateWatchers"]
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection
@@ -23,6 +24,7 @@ class StateReader:
         self._mappers = store.mappers
         self._archive = store.archive
         self._database = store.database
+        self._history = store.history
 
     async def get(self, cls: type, key: str) -> State | None:
         """Return the state of *cls* under *key*, from the archive if it is there, or None."""
@@ -51,6 +53,11 @@ class StateReader:
         return await self._database.read(
             lambda connection: mapper.search(connection, conditions, after, limit, newest_first)
         )
+
+    async def last_decided_at(self) -> datetime | None:
+        """Return the time of the newest decision in the module's history; None without one."""
+        last = await self._database.read(self._history.last)
+        return None if last is None else datetime.fromisoformat(last[1])
 
 
 class StateWatchers:

@@ -33,6 +33,9 @@ PURGED_MAX = 50
 """Rows that one purge deletes; a row may hold the events of a few hundred orders."""
 
 
+_NUMBER_MAX = 2**63 - 1
+"""Of a column for numbers of 64 bits."""
+
 EMPTY = PLAIN + b"[]"
 """The content of a row without entries."""
 
@@ -124,6 +127,10 @@ class HistoryTable:
         """Return number and time of the last row up to *number*; None if there is none."""
         row = connection.exec_driver_sql(self._select_last, (number,)).first()
         return None if row is None else (row[0], row[1])
+
+    def last(self, connection: Connection) -> tuple[int, str] | None:
+        """Return number and time of the last row; None if there is none."""
+        return self.last_until(connection, _NUMBER_MAX)
 
     def first_since(self, connection: Connection, since: datetime) -> datetime | None:
         """Return the time of the first row, by time, that is not before *since*; None if there is none."""

@@ -77,6 +77,8 @@ class Pipe:
 
     def _arrive(self) -> None:
         self._timer = None
+        if self.is_silent:
+            return
         now = self.clock.monotonic()
         chunks: list[bytes] = []
         is_ended = False
@@ -84,11 +86,10 @@ class Pipe:
             data = self._waiting.popleft()[1]
             is_ended = data is None
             chunks.append(data or b"")
-        if not self.is_silent:
-            if data := b"".join(chunks):
-                self.deliver(data)
-            if is_ended:
-                self.ended()
+        if data := b"".join(chunks):
+            self.deliver(data)
+        if is_ended:
+            self.ended()
         self._start()
 
 
