@@ -87,7 +87,6 @@ class PaymentWorker:
         self._calls = make_calls(CONSUMER, gateway, operations, metrics, rng)
         self._order_locks = OrderLocks()
         self._known_since = self._closed_since = clock.now()
-        """Earlier requests may have been in the hands of an earlier process; see `consume`."""
         self._in_hand: dict[asyncio.Task[Any], Delivery | None] = {}
         """The tasks of the requests in hand, each with its delivery; None if the request did not come over the bus."""
         self._lanes = {is_express: Lane(is_behind=not takes_directly) for is_express in (False, True)}
@@ -103,13 +102,9 @@ class PaymentWorker:
         breaker.add_listener(self._on_breaker_change)
 
     async def consume(self, subscription: Subscription, is_express: bool = False) -> None:
-        """
-        Process *subscription*, one lane, until cancelled; fetch no more than there are free slots.
-
-        An earlier process may have taken what payments has requested before, even if the clock was set back since.
-        """
-        decided_at = await retry_until_available(self._clock, self._runner.states.last_decided_at)
-        if decided_at is not None:
+        """Process *subscription*, one lane, until cancelled; fetch no more than there are free slots."""
+        # An earlier process may have taken what payments has requested before, even if the clock was set back since.
+        if (decided_at := await retry_until_available(self._clock, self._runner.states.last_decided_at)) is not None:
             self._known_since = max(self._known_since, decided_at + timedelta(microseconds=1))
         self._subscriptions.append(subscription)
         if self._heartbeat is None:

@@ -454,8 +454,8 @@ REPORTED = (
     ),
     Bug(
         "a request from before the clock was set back counts as new", _WORKER,
-        "        if decided_at is not None:\n",
-        "        if False:\n",
+        "            self._known_since = max(self._known_since, decided_at + timedelta(microseconds=1))\n",
+        "            pass\n",
         ("tests/gateways/test_payment_worker.py",),
     ),
     Bug(
