@@ -28,7 +28,7 @@ from modules.payments.events import (
     PaymentRefunded,
     PaymentReviewRequired,
 )
-from modules.values import Line, Money
+from modules.values import Address, Line, Money
 from tests.modules.saga import NOW, submitted
 
 EUR = Money(250, "EUR")
@@ -74,6 +74,24 @@ def test_a_submitted_order_is_accepted_and_its_time_out_is_scheduled() -> None:
     assert timer == Scheduled(TIMED_OUT, NOW + TIMEOUT, "timeout:o")
 
 
+def test_an_order_keeps_what_the_payment_and_the_shipment_need() -> None:
+    """The consumers of its event get all of it but the correlation, which every event has."""
+    address = Address("1 Main St", "Springfield", "12345", "US")
+    event = evolve(
+        submitted("o", ("A", 2)),
+        payment_method="pm_1",
+        payment_customer="cus_1",
+        shipping_address=address,
+        correlation_id="c-9",
+    )
+    decision = when(None, event)
+    [order] = decision.states
+    created = decision.events[0]
+    for found in order, created:
+        assert (found.payment_method, found.payment_customer, found.shipping_address) == ("pm_1", "cus_1", address)
+    assert order.correlation_id == "c-9"
+
+
 def test_lines_of_the_same_product_are_summed() -> None:
     """In the order in which the products appear first."""
     [order] = when(None, submitted("o", ("B", 1), ("A", 2), ("B", 3))).states
@@ -111,6 +129,29 @@ def test_a_payment_and_then_a_reservation_confirm_the_order() -> None:
         "inventory.reserved",
         "orders.confirmed",
     ]
+
+
+def test_a_payment_ends_the_wait_for_it() -> None:
+    """Also before the reservation: the order has changed then."""
+    waiting = evolve(given(DELAYED), updated_at=NOW - timedelta(hours=1))
+    [paid] = when(waiting, CAPTURED).states
+    assert (waiting.waiting_for, paid.waiting_for, paid.updated_at) == ("payment", None, NOW)
+
+
+@pytest.mark.parametrize(
+    ("event", "name", "detail"),
+    [
+        (DELAYED, "payments.delayed", None),
+        (DECLINED, "orders.cancelled", {"reason": "payment_declined", "detail": {"reason": "no_funds"}}),
+        (CANCEL, "orders.cancelled", {"reason": "requested"}),
+        (evolve(CANCEL, why="late"), "orders.cancelled", {"reason": "requested", "detail": {"reason": "late"}}),
+    ],
+)
+def test_the_timeline_has_what_has_happened_and_why(event: Any, name: str, detail: dict[str, Any] | None) -> None:
+    """There is no detail where there is nothing more to say."""
+    [order] = when(given(RESERVED), event).states
+    last = order.timeline[-1]
+    assert (last["event"], last.get("detail")) == (name, detail)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +276,7 @@ IMPOSSIBLE: list[tuple[Callable[[], Order], Any]] = [
 @pytest.mark.parametrize(("order", "event"), IMPOSSIBLE)
 def test_an_impossible_event_is_unexpected(order: Callable[[], Order], event: Any) -> None:
     """It becomes a dead letter and needs review."""
-    with pytest.raises(Unexpected):
+    with pytest.raises(Unexpected, match=f"^{type(event).__name__} (while|for an order that does not exist)"):
         when(order(), event)
 
 
