@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -116,6 +117,67 @@ def test_a_failed_charge_is_retried_by_a_timer(failure: ChargeFailed, status: Pa
     decision = when(decision.states[0], NOT_REACHED)
     assert decision.states[0].status is status
     assert decision.events == (Scheduled(charge_request(3), IN_TWO_SECONDS, "charge:o"),)
+
+
+@pytest.mark.parametrize(
+    ("before", "event", "status", "reason", "attempts", "calls", "is_waiting"),
+    [
+        ((RESERVED,), CHARGED, "captured", None, 1, 1, False),
+        ((RESERVED, NOT_REACHED), DECLINED, "declined", "no_funds", 2, 2, False),
+        ((RESERVED,), NOT_REACHED, "pending", None, 2, 1, True),
+        ((RESERVED, TIMED_OUT), NOT_REACHED, "unknown", None, 3, 2, True),
+        ((RESERVED,), SOFT, "pending", "processing_error", 2, 1, True),
+        ((RESERVED, TIMED_OUT), SOFT, "pending", "processing_error", 3, 2, True),
+        ((RESERVED, SOFT), NOT_REACHED, "pending", "processing_error", 3, 2, True),
+        ((RESERVED, SOFT), TIMED_OUT, "unknown", None, 3, 2, True),
+        ((RESERVED,), MISMATCH, "unknown", "wrong_amount", 2, 1, True),
+        ((RESERVED, MISMATCH), MISMATCH, "unknown", "wrong_amount", 3, 2, False),
+        ((RESERVED, MISMATCH), NOT_REACHED, "unknown", "wrong_amount", 3, 2, True),
+        ((RESERVED,), CANCELLED, "pending", None, 1, 0, False),
+        ((RESERVED, CANCELLED), NOT_REACHED, "declined", "order_cancelled", 1, 1, False),
+        ((RESERVED, NOT_REACHED), CANCELLED, "declined", "order_cancelled", 2, 1, False),
+        ((RESERVED, TIMED_OUT), CANCELLED, "unknown", None, 2, 1, False),
+    ],
+)
+def test_a_payment_records_each_result(
+    before: Sequence[Any], event: Any, status: str, reason: str | None, attempts: int, calls: int, is_waiting: bool
+) -> None:
+    """Its status and reason, how often the gateway was asked, whether a timer is set, and when."""
+    later = NOW + timedelta(hours=1)
+    [payment] = decide((given(*before),), event, later).states
+    assert isinstance(payment, Payment)
+    assert (payment.status.value, payment.reason, payment.attempts, payment.calls) == (status, reason, attempts, calls)
+    assert payment.is_waiting is is_waiting
+    assert payment.updated_at == later
+
+
+def test_the_next_attempt_has_the_key_that_the_worker_has_named() -> None:
+    """After a definite failure that is another one."""
+    [retry, _] = when(given(RESERVED), evolve(NOT_REACHED, key_number=2)).events
+    assert retry == Scheduled(charge_request(2, key_number=2), IN_TWO_SECONDS, "charge:o")
+
+
+@pytest.mark.parametrize(
+    ("before", "is_finished"),
+    [
+        ((RESERVED,), False),
+        ((RESERVED, TIMED_OUT), False),
+        ((RESERVED, MISMATCH, MISMATCH), False),
+        ((RESERVED, CHARGED), True),
+        ((RESERVED, DECLINED), True),
+        ((RESERVED, CHARGED, CANCELLED), False),
+        ((RESERVED, CHARGED, CANCELLED, REFUND_FAILED), False),
+        ((RESERVED, CHARGED, CANCELLED, REFUNDED), True),
+        ((RESERVED, CHARGED, DISPUTED), False),
+        ((RESERVED, CHARGED, evolve(DISPUTED, status="lost")), True),
+        ((RESERVED, CHARGED, evolve(DISPUTED, status="lost"), CANCELLED), False),
+    ],
+)
+def test_a_payment_is_finished_once_it_waits_for_nothing(before: Sequence[Any], is_finished: bool) -> None:
+    """From the moment on that follows its last change."""
+    payment = given(*before)
+    assert payment.is_finished_since(NOW + timedelta(microseconds=1)) is is_finished
+    assert not payment.is_finished_since(NOW)
 
 
 @pytest.mark.parametrize("is_unknown", [True, False])
@@ -369,6 +431,7 @@ def test_the_charge_of_a_cancelled_order_is_not_looked_up_for_ever() -> None:
     [given_up] = decision.states
     assert isinstance(given_up, Payment)
     assert (given_up.status, given_up.reason, given_up.is_open_case) == (PaymentStatus.UNKNOWN, "no_answer", True)
+    assert (given_up.is_waiting, given_up.calls, given_up.updated_at) == (False, 2, NOW + timedelta(days=30, seconds=1))
     assert decision.events == (PaymentReviewRequired(order_id=order_id, reason="no_answer"),)
     assert decide((given_up,), timed_out, NOW + timedelta(days=31)).events == ()
     found = decide((given_up,), evolve(CHARGE_NOTICE, order_id=order_id), NOW + timedelta(days=32))

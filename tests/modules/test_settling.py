@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -33,14 +33,15 @@ from tests.modules.saga import NOW
 from tests.modules.test_ledger import AMOUNT, CANCELLED, CHARGED, EUR, RESERVED, after
 
 MISMATCH = ChargeMismatch(order_id="o", reason="wrong_amount", reference="pi_wrong", calls=1)
+NAMELESS = ChargeMismatch(order_id="o", reason="nonsense", reference=None, calls=1)
 REVIEW = (RESERVED, MISMATCH, MISMATCH)
 DISPUTED = DisputeReported(order_id="o", reference="pi", dispute_reference="dp", amount=EUR, status="lost")
 MISSING_REFUND = (RESERVED, CHARGED, DISPUTED, CANCELLED)
 
 
-def settle(events: tuple[Any, ...], outcome: str) -> Decision:
+def settle(events: tuple[Any, ...], outcome: str, now: datetime = NOW) -> Decision:
     payment, _ = after(*events)
-    return decide((payment,), SettleRequested(order_id="o", outcome=outcome, why="looked at the dashboard"), NOW)
+    return decide((payment,), SettleRequested(order_id="o", outcome=outcome, why="looked at the dashboard"), now)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +88,39 @@ def test_nothing_else_can_be_settled(events: tuple[Any, ...], outcome: str) -> N
     [reply] = decision.events
     assert isinstance(reply, SettleImpossible)
     assert reply.code == "no_case"
+
+
+@pytest.mark.parametrize(
+    ("events", "outcome", "code", "detail"),
+    [
+        ((RESERVED,), "captured", "no_case", "Only a payment that waits for a person can be settled."),
+        (MISSING_REFUND, "declined", "is_captured", "The money was captured; the outcome is captured or refunded."),
+        (
+            (RESERVED, NAMELESS, NAMELESS, CANCELLED, NAMELESS), "captured",
+            "no_reference", "It cannot be refunded without the reference of its charge.",
+        ),
+    ],
+)  # fmt: skip
+def test_a_rejected_settlement_explains_itself(events: Any, outcome: str, code: str, detail: str) -> None:
+    """The person reads the sentence in the console."""
+    assert settle(events, outcome) == no_change(SettleImpossible(order_id="o", code=code, detail=detail))
+
+
+def test_orders_learns_that_a_person_has_decided() -> None:
+    """The events of a settlement have the order, and its reason; the money that went back was the payment's."""
+    declined = PaymentDeclined(order_id="o", amount=EUR, reason="settled")
+    for outcome in "declined", "refunded":
+        decision = settle(REVIEW, outcome, NOW + timedelta(hours=1))
+        assert decision.events == (declined,)
+    [refunded] = decision.states
+    assert isinstance(refunded, Payment)
+    assert (refunded.status, refunded.reason, refunded.updated_at) == (PaymentStatus.REFUNDED, None, NOW + timedelta(hours=1))
+    assert refunded.ledger is not None
+    assert [(each.amount, each.at) for each in refunded.ledger.refunds] == [(AMOUNT, "2026-01-01T13:00:00.000000Z")]
+    taken = settle(REVIEW, "captured")
+    assert taken.events == (PaymentCaptured(order_id="o", amount=EUR, reference="pi_wrong"),)
+    assert isinstance(taken.states[0], Payment)
+    assert taken.states[0].calls == 2
 
 
 def test_an_impossible_outcome_is_rejected() -> None:
@@ -147,9 +181,6 @@ def test_the_payment_shows_how_it_was_settled() -> None:
     assert shown is not None
     assert shown["settled"] == {"outcome": "refunded", "reason": "looked at the dashboard", "at": "2026-01-01T12:00:00.000000Z"}
     assert shown["refunds"][-1]["reason"] == "settled"
-
-
-NAMELESS = ChargeMismatch(order_id="o", reason="nonsense", reference=None, calls=1)
 
 
 @pytest.mark.parametrize("outcome", ["captured", "refunded"])
