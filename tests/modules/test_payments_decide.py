@@ -122,7 +122,17 @@ def test_a_failed_charge_is_retried_by_a_timer(failure: ChargeFailed, status: Pa
 @pytest.mark.parametrize(
     ("before", "event", "status", "reason", "attempts", "calls", "is_waiting"),
     [
+        ((), RESERVED, "pending", None, 1, 0, False),
+        ((), CANCELLED, "declined", "order_cancelled", 0, 0, False),
         ((RESERVED,), CHARGED, "captured", None, 1, 1, False),
+        ((RESERVED, MISMATCH), DECLINED, "unknown", "wrong_amount", 2, 1, False),
+        ((RESERVED, SOFT), DECLINED, "declined", "no_funds", 2, 2, False),
+        ((RESERVED, SOFT), evolve(DECLINED, calls=0), "declined", "processing_error", 2, 1, False),
+        ((RESERVED, DECLINED), CANCELLED, "declined", "no_funds", 1, 1, False),
+        ((RESERVED,), CHARGE_NOTICE, "captured", None, 1, 0, False),
+        ((RESERVED,), DECLINE_NOTICE, "declined", "no_funds", 1, 0, False),
+        ((RESERVED,), REFUND_NOTICE, "refunded", None, 1, 0, False),
+        ((RESERVED, DECLINED), REFUND_NOTICE, "refunded", None, 1, 1, False),
         ((RESERVED, NOT_REACHED), DECLINED, "declined", "no_funds", 2, 2, False),
         ((RESERVED,), NOT_REACHED, "pending", None, 2, 1, True),
         ((RESERVED, TIMED_OUT), NOT_REACHED, "unknown", None, 3, 2, True),
@@ -144,10 +154,10 @@ def test_a_payment_records_each_result(
 ) -> None:
     """Its status and reason, how often the gateway was asked, whether a timer is set, and when."""
     later = NOW + timedelta(hours=1)
-    [payment] = decide((given(*before),), event, later).states
+    [payment] = decide((given(*before) if before else None,), event, later).states
     assert isinstance(payment, Payment)
     assert (payment.status.value, payment.reason, payment.attempts, payment.calls) == (status, reason, attempts, calls)
-    assert payment.is_waiting is is_waiting
+    assert (payment.is_waiting, payment.is_cancelled) == (is_waiting, CANCELLED in (*before, event))
     assert payment.updated_at == later
 
 
@@ -497,8 +507,8 @@ def test_a_late_result_does_not_change_a_settled_payment(event: Any) -> None:
 @pytest.mark.parametrize("event", [CHARGED, DECLINED, TIMED_OUT, REFUNDED], ids=lambda e: type(e).__name__)
 def test_a_result_without_a_request_is_unexpected(event: Any) -> None:
     """It becomes a dead letter."""
-    with pytest.raises(Unexpected):
+    with pytest.raises(Unexpected, match=f"^{type(event).__name__} for a payment that was never requested"):
         when(None, event)
     if event is REFUNDED:
-        with pytest.raises(Unexpected):
+        with pytest.raises(Unexpected, match=r"^RefundSucceeded while pending"):
             when(given(RESERVED), event)
