@@ -280,6 +280,12 @@ def test_an_impossible_event_is_unexpected(order: Callable[[], Order], event: An
         when(order(), event)
 
 
+def test_an_event_for_an_order_that_does_not_exist_is_unexpected() -> None:
+    """The dead letter names the event."""
+    with pytest.raises(Unexpected, match=r"^StockReserved for an order that does not exist$"):
+        when(None, RESERVED)
+
+
 def test_the_timeline_of_an_order_never_goes_back_in_time() -> None:
     """Two processes that decide about one order may have clocks that differ by some milliseconds."""
     early = NOW - timedelta(milliseconds=3)

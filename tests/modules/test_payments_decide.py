@@ -36,7 +36,7 @@ from modules.payments.events import (
     RefundSucceeded,
 )
 from modules.payments.state import Payment, PaymentStatus
-from modules.values import Money
+from modules.values import Address, Money
 from tests.modules.saga import NOW
 
 EUR = Money(250, "EUR")
@@ -75,9 +75,9 @@ def given(*events: Any) -> Payment:
     return payment
 
 
-def charge_request(attempt: int, is_wanted: bool = True, key_number: int = 1) -> ChargeRequested:
+def charge_request(attempt: int, is_wanted: bool = True, key_number: int = 1, **details: Any) -> ChargeRequested:
     return ChargeRequested(
-        order_id="o", amount=EUR, attempt=attempt, is_wanted=is_wanted, payment_method="pm", key_number=key_number
+        order_id="o", amount=EUR, attempt=attempt, is_wanted=is_wanted, payment_method="pm", key_number=key_number, **details
     )
 
 
@@ -159,6 +159,16 @@ def test_a_payment_records_each_result(
     assert (payment.status.value, payment.reason, payment.attempts, payment.calls) == (status, reason, attempts, calls)
     assert (payment.is_waiting, payment.is_cancelled) == (is_waiting, CANCELLED in (*before, event))
     assert payment.updated_at == later
+
+
+def test_each_attempt_has_the_customer_of_a_saved_card_and_the_address() -> None:
+    """The gateway charges a saved card only for its customer."""
+    address = Address("1 Main St", "Springfield", "12345", "US")
+    details: dict[str, Any] = {"payment_customer": "cus_1", "shipping_address": address}
+    reserved = StockReserved(order_id="o", lines=(), total=EUR, payment_method="pm", **details)
+    assert when(None, reserved).events == (charge_request(1, **details),)
+    retry = when(given(reserved), NOT_REACHED).events[0]
+    assert retry == Scheduled(charge_request(2, **details), IN_TWO_SECONDS, "charge:o")
 
 
 def test_the_next_attempt_has_the_key_that_the_worker_has_named() -> None:
