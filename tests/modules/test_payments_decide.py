@@ -11,7 +11,7 @@ from attrs import evolve
 
 from modules.inventory.events import StockReserved
 from modules.module import CancelTimer, Decision, Scheduled, Unexpected
-from modules.orders.events import OrderCancelled
+from modules.orders.events import OrderCancelled, OrderRefundRequested
 from modules.payments.decide import decide
 from modules.payments.events import (
     ChargeDeclined,
@@ -57,6 +57,8 @@ REPORTED = RefundReported(
     order_id="o", reference="r", refund_reference="b", amount=Money(100, "EUR"), status="succeeded"
 )
 DISPUTED = DisputeReported(order_id="o", reference="r", dispute_reference="d", amount=EUR, status="open")
+PART = OrderRefundRequested(order_id="o", refund_id="r-1", amount=Money(100, "EUR"), reason="broken")
+PART_FAILED = RefundFailed(order_id="o", retry_seconds=1, is_definite=True, reason="charge_disputed")
 SOFT = ChargeDeclined(order_id="o", reason="processing_error", calls=1, is_soft=True, key_number=2)
 IN_TWO_SECONDS = NOW + timedelta(seconds=2)
 
@@ -190,6 +192,8 @@ def test_the_next_attempt_has_the_key_that_the_worker_has_named() -> None:
         ((RESERVED, CHARGED, CANCELLED, REFUNDED), True),
         ((RESERVED, CHARGED, DISPUTED), False),
         ((RESERVED, CHARGED, evolve(DISPUTED, status="lost")), True),
+        ((RESERVED, CHARGED, PART), False),
+        ((RESERVED, CHARGED, PART, evolve(DISPUTED, status="lost"), PART_FAILED), False),
         ((RESERVED, CHARGED, evolve(DISPUTED, status="lost"), CANCELLED), False),
     ],
 )
