@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 M_ARENA_MAX, ARENAS = -8, 2
 """
 A parameter of glibc's ``mallopt``, and its value. Each thread would have an arena of its own, and what is freed in one stays there: what
-one thread reads another one frees, and the process takes some 250 MiB more.
+one thread reads another one frees, and the process takes some 80 MiB more.
 """
 
 
