@@ -118,13 +118,13 @@ class GatewayCalls:
                     self._operations.charge.breaker.check()
                 is_repeat = await self._repeats_safely(attempt)
                 charge = None if is_repeat else await self._existing_charge(attempt, key)
-                if charge is None and attempt.should_charge and not is_repeat:
+                if attempt.should_charge and not is_repeat and _permits_a_charge(charge):
                     await recheck(attempt)
                     if attempt.is_answered:
                         return None
             if charge is None and not attempt.should_charge:
                 return ChargeDeclined(order_id=order_id, reason="order_cancelled", calls=0)
-            if charge is None or (attempt.should_charge and isinstance(charge, Declined) and charge.is_soft):
+            if attempt.should_charge and _permits_a_charge(charge):
                 calls = 1
                 details = ChargeDetails(event.payment_method, event.payment_customer, event.shipping_address)
                 call = partial(self._gateway.charge, key, order_id, amount, details)
@@ -266,6 +266,11 @@ class GatewayCalls:
     def _spread(self, seconds: float) -> float:
         """Return *seconds* to 1.5 times *seconds*, so that waiting requests do not all come back at the same time."""
         return seconds * self._rng.uniform(1.0, 1.5)
+
+
+def _permits_a_charge(found: ChargeResult | None) -> bool:
+    """Return whether a charge may be made after a look-up that has *found* this."""
+    return found is None or (isinstance(found, Declined) and found.is_soft)
 
 
 class _TracedCalls(GatewayCalls):
