@@ -1,12 +1,12 @@
 """
 How many examples Hypothesis tries of each property: a quarter, or all of them if EXAMPLES is ``all``.
 
-The everyday part looks for what is broken often; the whole run of ``tox`` looks for the rest.
+``tox`` looks for what is broken often; ``tox -e night`` looks for the rest.
 """
 
 from __future__ import annotations
 
-__all__ = ["examples", "load_profile"]
+__all__ = ["SHARE", "examples", "load_profile"]
 
 import os
 
@@ -17,7 +17,7 @@ LEAST = 5
 
 
 def examples(most: int) -> int:
-    """Return how many examples to try of a property that gets *most* in the whole run."""
+    """Return how many examples to try of a property that gets *most* with all of them."""
     return max(min(most, LEAST), most // SHARE)
 
 

@@ -1,4 +1,4 @@
-"""`analytics run` takes a bounded amount of memory: twice as many events take no more."""
+"""`analytics run` takes a bounded amount of memory: twice as many events take no more (``EXAMPLES=all``)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench.analytics import build, run
+from tests.examples import SHARE
 
 pytestmark = pytest.mark.slow
 
@@ -19,8 +20,8 @@ MORE_MIB = 600
 NOISE_MIB = 60
 """By how much two runs of one history may differ: threads take turns in another way."""
 
-EVENTS = (1_200_000, 2_400_000)
-"""Both are more than one transaction stores."""
+EVENTS = (1_200_000, 2_400_000)[: 2 if SHARE == 1 else 1]
+"""Both are more than one transaction stores. The growth is seen by the night's run alone, which takes twice as long."""
 
 
 def test_memory_is_bounded_and_does_not_grow_with_the_history(tmp_path: Path) -> None:
@@ -34,4 +35,4 @@ def test_memory_is_bounded_and_does_not_grow_with_the_history(tmp_path: Path) ->
         _, _, peak = run(folder, *arguments, HISTORY_ARCHIVE="archive", ANALYTICS_MEMORY=f"{LIMIT_MB}MB")
         peaks.append(peak)
     assert max(peaks) < LIMIT_MB + MORE_MIB, peaks
-    assert peaks[1] < peaks[0] + NOISE_MIB, peaks
+    assert peaks[-1] < peaks[0] + NOISE_MIB, peaks

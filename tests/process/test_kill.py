@@ -15,7 +15,7 @@ from tests.process.invariants import check_invariants
 from tests.process.server import SEPARATE_DATABASES, Server
 from tests.process.workload import BUYERS, STOCK, Workload
 
-KILLS = int(os.environ.get("KILLS", "10"))
+KILLS = int(os.environ.get("KILLS", "6"))
 """How often each server is killed; `tox -e night` kills it more often."""
 KILLS_AT_START = KILLS // 5
 
