@@ -197,6 +197,7 @@ async def running(
             harness.run(harness.relays[name].run())
         subjects = [*subscriptions([payments.module()], harness.contracts)[CONSUMER], *more_subjects]
         harness.run(worker.consume(await harness.bus.subscribe(CONSUMER, subjects)))
+        await until(lambda: worker._subscriptions)  # what is requested before might have been taken by an earlier process
         yield harness, breaker
         await worker.drain(5)
         await worker.close()
