@@ -124,7 +124,7 @@ class GatewayCalls:
                         return None
             if charge is None and not attempt.should_charge:
                 return ChargeDeclined(order_id=order_id, reason="order_cancelled", calls=0)
-            if attempt.should_charge and _permits_a_charge(charge):
+            if charge is None or (attempt.should_charge and _permits_a_charge(charge)):
                 calls = 1
                 details = ChargeDetails(event.payment_method, event.payment_customer, event.shipping_address)
                 call = partial(self._gateway.charge, key, order_id, amount, details)
