@@ -30,9 +30,6 @@ MODULES = ("orders", "inventory", "payments")
 RIVALS = Path(__file__).with_name("rivals")
 
 _READY = r"ready at (http://\S+)"
-_RETIRED = {"RETIRED_VERSIONS": "orders.created.v1"}
-"""What is published in two versions by default; the other systems have one of each event."""
-
 _ON_HAND = 1_000_000_000
 
 
@@ -68,7 +65,6 @@ def systems() -> dict[str, System]:
         System("workers", "ours, the same and one HTTP process", lambda folder: ours(folder, settings={"HTTP_WORKERS": "1"})),
         System("postgres", "ours, one process, PostgreSQL", lambda folder: ours(folder, with_postgres=True)),
         System("split", "ours, three processes, NATS, SQLite", _split),
-        System("split-retired", "ours, the same without the older version of an event", lambda folder: _split(folder, settings=_RETIRED)),
         System("split-postgres", "ours, three processes, NATS, PostgreSQL", lambda folder: _split(folder, True)),
         System("dbos", "DBOS, SQLite", _dbos, lambda: python_of("dbos")),
         System("dbos-postgres", "DBOS, PostgreSQL", lambda folder: _dbos(folder, True), lambda: python_of("dbos")),
@@ -103,7 +99,7 @@ def ours(
 
 
 @contextmanager
-def _split(folder: Path, with_postgres: bool = False, *, settings: Mapping[str, str] | None = None) -> Iterator[Running]:
+def _split(folder: Path, with_postgres: bool = False) -> Iterator[Running]:
     """Run each module in a process of its own, with a database of its own."""
     with ExitStack() as stack:
         nats = stack.enter_context(NatsServer(folder / "nats"))
@@ -115,11 +111,10 @@ def _split(folder: Path, with_postgres: bool = False, *, settings: Mapping[str, 
             urls = {module: postgres.create_database() for module in MODULES}
         programs = {}
         for module in MODULES:
-            own = {"BUS": "nats", "NATS_URL": nats.url, "MODULES": module, "DATABASE_URL": urls[module]}
-            environment = _OURS | own | dict(settings or {})
+            settings = _OURS | {"BUS": "nats", "NATS_URL": nats.url, "MODULES": module, "DATABASE_URL": urls[module]}
             if with_postgres:
-                _migrate(folder, environment)
-            programs[module] = _start(stack, module, [sys.executable, "-m", "app", "serve"], folder / module, environment)
+                _migrate(folder, settings)
+            programs[module] = _start(stack, module, [sys.executable, "-m", "app", "serve"], folder / module, settings)
         for program in programs.values():
             program.wait_until_ready()
         _put_stock(programs["inventory"].found)
