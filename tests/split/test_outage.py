@@ -177,16 +177,16 @@ async def test_a_locked_database_uses_up_no_delivery_attempt(
 
     There are no dead letters, no restart is needed, and the other processes continue.
     """
-    system = build(NATS_ACK_WAIT_S="4").start()
+    system = build(NATS_ACK_WAIT_S="6").start()
     client = connect(system)
     await client.stock("SKU-1", 1_000)
     accepted = [await client.place({"SKU-1": 1}) for _ in range(5)]
     await asyncio.gather(*(client.wait_until_final(order_id) for order_id in accepted))
     with closing(sqlite3.connect(system.database_of("inventory"), isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        for _ in range(200):
+        for _ in range(250):
             accepted.append(await client.place({"SKU-1": 1}))
-            await asyncio.sleep(0.05)  # ten seconds and more; ack_wait is four
+            await asyncio.sleep(0.05)  # twelve seconds and more; ack_wait is six
         readyz = await client.request_url(f"{system.servers['inventory'][0].url}/readyz")
         assert readyz.status == 503
         assert (await client.request("GET", f"/v1/orders/{accepted[-1]}")).body["status"] == "processing"
