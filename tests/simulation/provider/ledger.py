@@ -140,7 +140,7 @@ class Provider:
             answer, seconds = self.weather.draw(call, rng)
             if answer in (Answer.LATE, Answer.HANG) and not (self.traits.remembers_charges and call in (Call.CHARGE, Call.REFUND)):
                 answer = Answer.TIMEOUT_BEFORE
-            if answer is Answer.FAILED_BEFORE and key in self._answers:  # the provider repeats its answer, or works on the call still
+            if answer in (Answer.FAILED_BEFORE, Answer.WRONG_PARAMETER) and key in self._answers:  # the provider repeats its answer, or works on the call still
                 answer = Answer.NORMAL
             if answer is Answer.FAILED_AFTER and call is Call.REFUND:  # a gateway looks for the refund before it reports that its key has ended
                 answer = Answer.TIMEOUT_AFTER
@@ -156,6 +156,8 @@ class Provider:
         done: Any = None
         try:
             if (error := answer.error_before(rng)) is not None:
+                if isinstance(error, GatewayMisconfigured) and answer is Answer.WRONG_KEY and call is Call.REFUND:
+                    error.ends_key = False  # a gateway looks for the refund first, and already that is refused
                 if key and getattr(error, "has_ended", False):  # the provider repeats its own failure under the key
                     self._answers.setdefault(key, (body, error))
                 raise error
