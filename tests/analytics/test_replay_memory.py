@@ -15,7 +15,7 @@ LIMIT_MB = 100
 """ANALYTICS_MEMORY: what DuckDB takes."""
 
 MORE_MIB = 600
-"""What the process takes at most beside it for so many events, as ``docs/explanation/analytics.rst`` says."""
+"""What the process takes at most beside it for so many events, as ``docs/explanation/analytics.rst`` states."""
 
 NOISE_MIB = 60
 """By how much two runs of one history may differ: threads take turns in another way."""

@@ -1056,10 +1056,17 @@ def _recheck_against(payment: Payment | None) -> Any:
     return recheck
 
 
+@pytest.mark.parametrize("found", [None, Declined("try_again_later", is_soft=True)], ids=["nothing", "a soft decline"])
 @pytest.mark.parametrize("attempts", [1, 2])
-async def test_a_charge_that_is_not_wanted_any_more_after_its_look_up_is_not_made(attempts: int) -> None:
+async def test_a_charge_that_is_not_wanted_any_more_after_its_look_up_is_not_made(attempts: int, found: ChargeResult | None) -> None:
     """A look-up may take minutes: meanwhile the order is cancelled, or the result of the request comes on another way."""
-    gateway, clock = FakeGateway(), HurriedClock()
+
+    class Finds(FakeGateway):
+        async def find(self, key: str, order_id: str, amount: Money) -> ChargeResult | None:
+            await super().find(key, order_id, amount)
+            return found
+
+    gateway, clock = Finds(), HurriedClock()
     calls = GatewayCalls(gateway, operations_with(CircuitBreaker(clock.monotonic), clock), Metrics(), random.Random(1))
     request = ChargeRequested(order_id=oid(1), amount=Money(100, "EUR"), attempt=1, is_wanted=True)
     received = GatewayRequest(
@@ -1068,7 +1075,7 @@ async def test_a_charge_that_is_not_wanted_any_more_after_its_look_up_is_not_mad
     payment = Payment(order_id=oid(1), status=PaymentStatus.UNKNOWN, updated_at=clock.now(), attempts=attempts, is_cancelled=attempts == 1)
     result = await calls.charge(ChargeAttempt(received), _recheck_against(payment))
     assert [call for call, _ in gateway.calls] == ["find"]
-    assert result is None if attempts == 2 else (type(result), result.reason) == (ChargeDeclined, "order_cancelled")
+    assert result is None if attempts == 2 else (type(result), result.is_soft) == (ChargeDeclined, False)
 
 
 async def test_a_request_from_before_a_restart_is_looked_up_although_the_clock_was_set_back(path: Path) -> None:

@@ -148,7 +148,7 @@ def test_a_payment_ends_the_wait_for_it() -> None:
     ],
 )
 def test_the_timeline_has_what_has_happened_and_why(event: Any, name: str, detail: dict[str, Any] | None) -> None:
-    """There is no detail where there is nothing more to say."""
+    """An entry has a detail only if the event has a reason or an explanation."""
     [order] = when(given(RESERVED), event).states
     last = order.timeline[-1]
     assert (last["event"], last.get("detail")) == (name, detail)

@@ -140,7 +140,8 @@ class Provider:
             answer, seconds = self.weather.draw(call, rng)
             if answer in (Answer.LATE, Answer.HANG) and not (self.traits.remembers_charges and call in (Call.CHARGE, Call.REFUND)):
                 answer = Answer.TIMEOUT_BEFORE
-            if answer in (Answer.FAILED_BEFORE, Answer.WRONG_PARAMETER) and key in self._answers:  # the provider repeats its answer, or works on the call still
+            # The provider repeats its answer, or works on the call still.
+            if answer in (Answer.FAILED_BEFORE, Answer.WRONG_PARAMETER) and key in self._answers:
                 answer = Answer.NORMAL
             if answer is Answer.FAILED_AFTER and call is Call.REFUND:  # a gateway looks for the refund before it reports that its key has ended
                 answer = Answer.TIMEOUT_AFTER
