@@ -31,7 +31,7 @@ from tests.architecture.tree import ROOT
 from tests.deploy.deployed import MODULES
 from tests.nats import NatsServer
 from tests.postgres import PostgresServer
-from tests.process.client import connecting
+from tests.process.client import connecting, eventually
 from tests.process.server import Server, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
@@ -130,6 +130,11 @@ async def place_orders(server: Server) -> None:
         assert statuses == ["confirmed"] * 4 + ["cancelled"] * 3
         await client.cancel(ids[0], "no longer needed")
         await client.wait_for_payment(ids[0], "refunded")
+
+        async def reserved() -> int:
+            return sum([(await client.get(f"/v1/inventory/{product}"))["reserved"] for product in ("A", "B")])
+
+        await eventually(reserved, lambda quantity: quantity == 0)  # inventory has released the stock of the declined order
 
 
 def test_the_decoded_outboxes_are_what_the_sql_reads(server: Server, logical_postgres: PostgresServer, tmp_path: Path) -> None:
