@@ -26,7 +26,7 @@ from app.web.endpoints.health import BUS, CLOCK, OK, RETIRED, TOPOLOGY, WORK, Re
 from app.web.workers import WorkerFailed
 from bus.errors import BrokerUnreachable
 from bus.port import Clock
-from bus.tasks import cancel_tasks
+from bus.tasks import cancel_tasks, seconds_to_tick
 from config.settings import Settings
 
 T = TypeVar("T")
@@ -306,7 +306,7 @@ class Application:
             for database in self.parts.storage.databases.values():
                 with suppress(StorageUnavailable):
                     await database.flush()
-            await self.parts.clock.sleep(FLUSH_SECONDS)
+            await self.parts.clock.sleep(seconds_to_tick(self.parts.clock.monotonic(), FLUSH_SECONDS))
 
 
 async def _in_thread(call: Callable[[], T]) -> T:

@@ -1,8 +1,8 @@
-"""Cancellation of tasks that may swallow a first cancellation."""
+"""The tasks of a process: their cancellation, and pauses that end at the same moments."""
 
 from __future__ import annotations
 
-__all__ = ["cancel_tasks"]
+__all__ = ["cancel_tasks", "seconds_to_tick"]
 
 import asyncio
 from collections.abc import Iterable
@@ -25,3 +25,12 @@ async def cancel_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:
         for task in running:
             task.cancel()
         _, running = await asyncio.wait(running, timeout=_RETRY_SECONDS)
+
+
+def seconds_to_tick(now: float, interval_seconds: float) -> float:
+    """
+    Return the time from *now*, on the monotonic clock, until the next multiple of *interval_seconds*; it is never 0.
+
+    Loops with the same interval that pause for this time wake the process once an interval, not once each.
+    """
+    return interval_seconds - now % interval_seconds

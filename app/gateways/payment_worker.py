@@ -42,7 +42,7 @@ from app.gateways.lane import HELD_MAX, Lane
 from app.gateways.order_locks import OrderLocks
 from app.gateways.port import Gateway
 from app.runtime.outage import retry_until_available
-from app.runtime.receiving import EventReader, Received, Receiver, extend_ack_deadlines
+from app.runtime.receiving import EventReader, Received, Receiver, extend_ack_deadlines, fetch_seconds
 from app.runtime.runner import ModuleRunner
 from app.runtime.work import OutgoingEvent
 from app.telemetry.message_metrics import MessageMetrics
@@ -58,7 +58,6 @@ T = TypeVar("T")
 CONSUMER = "payments-gateway"
 
 HEARTBEAT_SECONDS = 10.0
-FETCH_SECONDS = 1.0
 
 
 class PaymentWorker:
@@ -122,7 +121,7 @@ class PaymentWorker:
                 subscription.resume()
             if not lane.is_behind:
                 limit = 1
-            deliveries = await subscription.fetch(limit, FETCH_SECONDS, self._runner.is_standby)
+            deliveries = await subscription.fetch(limit, fetch_seconds(self._clock), self._runner.is_standby)
             lane.is_behind = len(deliveries) == limit or not self._takes_directly
             for delivery in deliveries:
                 _ = self._start(self._handle(delivery, lane), lane, delivery)

@@ -32,6 +32,7 @@ from app.telemetry.metrics import Metrics
 from bus.errors import BusError, PublishRefused
 from bus.port import Bus, Clock, DeadLetter, DeadLetters
 from bus.subjects import OUTBOX, is_express, original_subject
+from bus.tasks import seconds_to_tick
 
 IN_FLIGHT_MAX = 8_192
 """Messages that may be in flight at once; the others wait in the table."""
@@ -202,7 +203,7 @@ class OutboxRelay:
         now = self._clock.monotonic()
         if self._sent or self._in_flight or min(self._scan_at, self._purge_at) <= now + MARK_SECONDS:
             return MARK_SECONDS
-        return IDLE_SECONDS - now % IDLE_SECONDS
+        return seconds_to_tick(now, IDLE_SECONDS)
 
     async def stop(self) -> None:
         """Publish nothing more; write all marks, including those that are piggy-backed. Idempotent."""

@@ -27,6 +27,7 @@ __all__ = [
     "Received",
     "Receiver",
     "extend_ack_deadlines",
+    "fetch_seconds",
     "retry_seconds",
 ]
 
@@ -45,11 +46,15 @@ from app.telemetry.trace import TraceContext
 from bus.contracts.registry import ContractRegistry
 from bus.contracts.versions import has_readable_newer, has_readable_sibling
 from bus.errors import ContractError, Rejected
-from bus.port import WAITS, Delivery
+from bus.port import WAITS, Clock, Delivery
 from bus.subjects import EXPRESS, Event, is_express, original_subject, without_lane
+from bus.tasks import seconds_to_tick
 
 RETRY_SECONDS = 0.5
 RETRY_SECONDS_MAX = 30.0
+
+FETCH_SECONDS = 1.0
+"""How long a fetch of messages waits at most."""
 
 DEFER_SECONDS = 1.0
 DEFER_MAX = 2
@@ -221,6 +226,11 @@ async def extend_ack_deadlines(deliveries: Iterable[Delivery], consumer: str) ->
             await delivery.in_progress()
         except Exception as error:
             logger.warning("a message that is being processed may be delivered again", consumer=consumer, detail=repr(error))
+
+
+def fetch_seconds(clock: Clock) -> float:
+    """Return how long a fetch waits, FETCH_SECONDS at most: those of one process end at the same moments, and wake it once."""
+    return seconds_to_tick(clock.monotonic(), FETCH_SECONDS)
 
 
 def retry_seconds(tries: int, rng: random.Random) -> float:

@@ -25,7 +25,7 @@ from app.messaging.cloudevents import event_id_and_trace
 from app.messaging.outbox_relay import OutboxRelay
 from app.runtime.engine import CommitResult, ModuleResult, TransactionEngine, failed_commit
 from app.runtime.outage import StorageOutage
-from app.runtime.receiving import EventReader, Receiver
+from app.runtime.receiving import EventReader, Receiver, fetch_seconds
 from app.runtime.service import Reply
 from app.runtime.states.state_changes import StateChanges
 from app.runtime.states.state_reader import StateReader, StateWatchers
@@ -43,8 +43,6 @@ from bus.subjects import original_subject
 from modules.filters import Condition
 from modules.module import Module, State
 from modules.routes import Response
-
-FETCH_SECONDS = 1.0
 
 REFUSED_MAX = 8
 """Items of a batch that the database may refuse one by one; after that all the others wait, too."""
@@ -173,7 +171,7 @@ class ModuleRunner:
         """Queue the messages of one lane until cancelled, never more than the lane may prefetch."""
         while True:
             free = await self._queue.wait_for_space(is_express)
-            for delivery in await subscription.fetch(min(free, self._batch_max), FETCH_SECONDS, not self._relay.is_leader):
+            for delivery in await subscription.fetch(min(free, self._batch_max), fetch_seconds(self._clock), not self._relay.is_leader):
                 try:
                     await self._receive(delivery)
                 except Exception as error:  # an unforeseen error concerns this message alone

@@ -41,7 +41,7 @@ from bus.port import (
     DeadLetters,
     Subscription,
 )
-from bus.tasks import cancel_tasks
+from bus.tasks import cancel_tasks, seconds_to_tick
 
 PUBLISH_SECONDS = 5.0
 PING_SECONDS = 5.0
@@ -324,7 +324,7 @@ class JetStreamBus:
 
     async def _run_ticks(self) -> None:
         while True:
-            await self.clock.sleep(self._tick_seconds)
+            await self.clock.sleep(seconds_to_tick(self.clock.monotonic(), self._tick_seconds))
             try:
                 self._tick(self.clock.monotonic())
             except Exception:  # a bug; but without the next tick nothing that waits would ever end

@@ -1,0 +1,35 @@
+"""Pauses that end at the same moments."""
+
+from __future__ import annotations
+
+import asyncio
+
+from app.runtime.receiving import fetch_seconds
+from bus.tasks import cancel_tasks, seconds_to_tick
+from tests.clock import VirtualClock
+
+
+async def test_loops_with_one_interval_wake_at_the_same_moments() -> None:
+    """Whenever they have begun: an idle process wakes once an interval, not once for each of its loops."""
+    clock, woken = VirtualClock(), dict[float, int]()
+
+    async def loop(begin_at: float) -> None:
+        await clock.sleep(begin_at)
+        while True:
+            await clock.sleep(seconds_to_tick(clock.monotonic(), 0.25))
+            woken[clock.monotonic()] = woken.get(clock.monotonic(), 0) + 1
+
+    tasks = [asyncio.create_task(loop(begin_at)) for begin_at in (0.0, 0.11, 0.2)]
+    await clock.advance(1.0)
+    await cancel_tasks(tasks)
+    assert woken == {0.25: 3, 0.5: 3, 0.75: 3, 1.0: 3}
+
+
+async def test_fetches_that_find_nothing_end_at_the_same_moments() -> None:
+    """At full seconds of the monotonic clock."""
+    clock = VirtualClock()
+    ends = set()
+    for _ in range(3):
+        await clock.advance(0.3)
+        ends.add(clock.monotonic() + fetch_seconds(clock))
+    assert ends == {1.0}
