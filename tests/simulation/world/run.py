@@ -15,18 +15,20 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from attrs import evolve, frozen
+from attrs import frozen
 from loguru import logger
 
 from tests.simulation.broker.virtual_loop import client_time
 from tests.simulation.checks.books import final_failures, unfinished
 from tests.simulation.checks.deadlines import check_deadlines
 from tests.simulation.checks.history import history_failures
+from tests.simulation.checks.last_orders import place_last_orders
+from tests.simulation.checks.outcomes import check_outcomes
 from tests.simulation.database.dialect import virtual_retries
 from tests.simulation.world.customers import persistent, run_customer, run_restock
 from tests.simulation.world.loop import SimulatedLoop, Stuck, new_uuid
 from tests.simulation.world.operator import operate
-from tests.simulation.world.plan import Customer, Plan, Stock
+from tests.simulation.world.plan import Plan, Stock
 from tests.simulation.world.scope import Killed, install
 from tests.simulation.world.world import World
 
@@ -38,15 +40,6 @@ IDLE_SECONDS_MAX = 1_800.0
 
 REPLICAS_IDLE_SECONDS_MAX = 600.0
 """The same with several processes of each module, in runs that are shorter."""
-
-LAST_ORDER_SECONDS_MAX = 5.0
-"""How long an order takes that is placed when everything works again."""
-
-JETSTREAM_ORDER_SECONDS_MAX = 45.0
-"""
-The same on JetStream: each consumer on its way may have lost its request, which it repeats after five seconds, and one message that was
-on its way over a connection that ends comes again after ``ack_wait``, 30 seconds.
-"""
 
 EXPECTED_ERRORS = (
     "dead letter", "the database is out of reach", "the database refuses work", "the payment provider does not accept",
@@ -150,7 +143,8 @@ async def _play(world: World) -> None:
     await asyncio.gather(*faults, return_exceptions=True)
     world.heal()
     await _until_idle(world, actors)
-    await _place_last_order(world)
+    if not world.failures:
+        await place_last_orders(world, lambda: _until_idle(world, []))
     for task in watching:
         task.cancel()
         if task.done() and (error := task.exception()) is not None:
@@ -169,6 +163,7 @@ async def _play(world: World) -> None:
             place.process.forget()
     if not world.failures:
         final_failures(world)
+        check_outcomes(world, plan.customers)
         await history_failures(world)
 
 
@@ -198,24 +193,6 @@ def _missing(world: World, actors: list[asyncio.Task[None]]) -> list[str]:
     waiting = sum(not task.done() for task in actors)
     down = [f"process {place.number} is down" for place in world.places if place.process is None and not place.is_dead]
     return [f"{waiting} clients wait", *down] if waiting else down
-
-
-async def _place_last_order(world: World) -> None:
-    """Check that an order is confirmed soon when everything works."""
-    await _set_stock(world, Stock("last", 5, 1, "EUR"))
-    provider = world.bank.provider
-    provider.traits = evolve(provider.traits, soft_declines=0.0, pending_charges=0.0)
-    name, began = "last customer", world.now
-    await run_customer(world, Customer(name, 0.0, (("last", 1),)))
-    ids = [order_id for order_id, customer in world.orders.items() if customer == name]
-    seconds_max = LAST_ORDER_SECONDS_MAX if world.cluster is None else JETSTREAM_ORDER_SECONDS_MAX
-    while ids and world.now < began + seconds_max:
-        if ids[0] in world.watch.final_at:
-            break
-        await asyncio.sleep(0.05)
-    else:
-        world.fail(f"liveness: an order is not final {seconds_max:g} s after it was placed, and everything works")
-    await _until_idle(world, [])
 
 
 def _check_loops(world: World) -> None:

@@ -71,6 +71,8 @@ class World:
     placed_at: dict[str, float] = field(factory=dict)
     stock: Counter[str] = field(factory=Counter)
     """The initial and the added stock of each product."""
+    healed_at: float = 0.0
+    """When the last fault has ended."""
     delay_seconds: float = 0.0
     """By how much the timers may be late, because clocks were set back."""
     _ids: Counter[str] = field(factory=Counter)
@@ -363,6 +365,7 @@ class World:
     def heal(self) -> None:
         """End every fault that has no end of its own: kills that are to come, and handlers that raise."""
         self.note("everything heals")
+        self.healed_at = self.now
         self._poisons.clear()
         for place in self.places:
             if place.scope is not None:
