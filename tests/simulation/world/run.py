@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from attrs import frozen
+from attrs import evolve, frozen
 from loguru import logger
 
 from tests.simulation.broker.virtual_loop import client_time
 from tests.simulation.checks.books import final_failures, unfinished
 from tests.simulation.checks.deadlines import check_deadlines
 from tests.simulation.checks.history import history_failures
-from tests.simulation.checks.last_orders import place_last_orders
+from tests.simulation.checks.last_orders import LIMIT, place_last_orders
 from tests.simulation.checks.outcomes import check_outcomes
+from tests.simulation.checks.shop import Shop
+from tests.simulation.checks.troubles import place_in_trouble
 from tests.simulation.database.dialect import virtual_retries
 from tests.simulation.world.customers import persistent, run_customer, run_restock
 from tests.simulation.world.loop import SimulatedLoop, Stuck, new_uuid
@@ -144,7 +146,7 @@ async def _play(world: World) -> None:
     world.heal()
     await _until_idle(world, actors)
     if not world.failures:
-        await place_last_orders(world, lambda: _until_idle(world, []))
+        await _trade(world)
     for task in watching:
         task.cancel()
         if task.done() and (error := task.exception()) is not None:
@@ -193,6 +195,20 @@ def _missing(world: World, actors: list[asyncio.Task[None]]) -> list[str]:
     waiting = sum(not task.done() for task in actors)
     down = [f"process {place.number} is down" for place in world.places if place.process is None and not place.is_dead]
     return [f"{waiting} clients wait", *down] if waiting else down
+
+
+async def _trade(world: World) -> None:
+    """Place orders of each kind now that everything works, and in some troubles, at a provider that does as it is told."""
+    provider = world.bank.provider
+    provider.traits = evolve(
+        provider.traits, limit=LIMIT, soft_declines=0.0, pending_charges=0.0, pending_refunds=0.0, failing_refunds=0.0
+    )
+    shop = Shop(world, lambda: _until_idle(world, []))
+    try:
+        await place_last_orders(shop)
+        await place_in_trouble(shop)
+    except Exception as error:
+        world.fail(f"everything works, and a request ends with {error!r}")
 
 
 def _check_loops(world: World) -> None:

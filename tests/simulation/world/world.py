@@ -372,6 +372,10 @@ class World:
                 place.scope.left = None
         self.replicas.leave_one()
 
+    def poison(self, module: str, event: str, name: str, times: int, *, breaks_row: bool = False) -> None:
+        """Let the handler of *module* fail for the next *times* events of a class about the order *name*; see `Poison`."""
+        self._poisons[module, event, name] = times, breaks_row
+
     def _draw_fault(self, kind: FaultKind, process: int, rng: random.Random) -> Any:
         for fault in self.faults[kind]:
             if fault.process == process and fault.bus is not BusFault.AWAY and rng.random() < fault.share:

@@ -1,0 +1,283 @@
+"""One trouble at a time, in a world in which everything else works: each has one right outcome, and takes a bounded time."""
+
+from __future__ import annotations
+
+__all__ = ["TROUBLES", "place_in_trouble"]
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+from attrs import evolve
+
+from tests.simulation.broker.faults import BrokerFault
+from tests.simulation.checks.last_orders import LIMIT
+from tests.simulation.checks.shop import Expected, Shop
+from tests.simulation.disk.faults import DiskFault
+from tests.simulation.provider.weather import Answer, Call, Spell
+from tests.simulation.world.network import BusFault
+from tests.simulation.world.plan import Fault, FaultKind
+
+PRODUCT = "sturdy"
+
+RETRY_SECONDS = 30.0
+"""How much later an order may end that had to be tried again."""
+
+LONG_SECONDS = 60.0
+"""Orders that have as long until their time-out end before it, whatever the trouble is."""
+
+
+async def place_in_trouble(shop: Shop) -> None:
+    """Go through those troubles whose turn it is in this run, and note what is not as expected."""
+    world = shop.world
+    first = 2 * world.plan.seed
+    await shop.set_stock(PRODUCT, 1_000, 100, "EUR")
+    for number in (first, first + 1):
+        trouble = TROUBLES[number % len(TROUBLES)]
+        if not world.failures:
+            world.note(f"trouble: {(trouble.__doc__ or '').strip()}")
+            await trouble(shop)
+            await shop.until_idle()
+
+
+# The provider
+
+
+async def _charge_without_answer(shop: Shop) -> None:
+    """A charge takes effect and is not answered: it is looked up."""
+    with _answers(shop, Answer.TIMEOUT_AFTER, Call.CHARGE):
+        await shop.place(_order("unanswered"))
+        await shop.wait(lambda: shop.payment("unanswered")["status"] == "unknown", "a charge of unknown outcome")
+    await shop.wait_until_final("unanswered", RETRY_SECONDS)
+    await shop.until_idle()
+    if _has_time(shop):
+        shop.check_end(_order("unanswered"))
+        shop.check_payment("unanswered", "captured", 100)
+        shop.expect("the number of attempts is more than one", shop.payment("unanswered")["attempts"] > 1, True)
+
+
+async def _cancelled_without_answer(shop: Shop) -> None:
+    """An order is cancelled while the outcome of its charge is unknown: what was taken goes back, and nothing is taken later."""
+    for name, answer, status in (("taken", Answer.TIMEOUT_AFTER, "refunded"), ("not taken", Answer.TIMEOUT_BEFORE, "declined")):
+        with _answers(shop, answer, Call.CHARGE), _answers(shop, Answer.NOT_REACHED, Call.LOOK_UP):
+            await shop.place(_order(name))
+            await shop.wait(lambda name=name: shop.payment(name)["status"] == "unknown", "a charge of unknown outcome")
+            await shop.cancel(name)
+            await shop.wait(lambda name=name: shop.payment(name)["is_cancelled"] == 1, "the cancellation at payments")
+        await shop.until_idle()
+        shop.check_payment(name, status, 0)
+        shop.expect(f"how often {name} is charged", len(shop.world.bank.provider.charges[shop.ids[name]]), int(status == "refunded"))
+
+
+async def _provider_away(shop: Shop) -> None:
+    """The provider is out of reach until the order times out: it is cancelled in time, and never charged."""
+    began = shop.world.now
+    with _answers(shop, Answer.NOT_REACHED, *Call):
+        await asyncio.gather(*(shop.place(_order(f"{name} in vain")) for name in ("one", "two", "three")))
+        for name in ("one", "two", "three"):
+            await shop.wait_until_final(f"{name} in vain", shop.world.plan.timeout_seconds + 15.0)
+        shop.check_end(evolve(_order("one in vain"), reason="payment_unavailable"))
+        seconds = shop.world.now - began
+        shop.expect("the time-out is over", seconds >= shop.world.plan.timeout_seconds - 1.0, True)
+    await shop.until_idle()
+    shop.expect("how often it is charged", len(shop.world.bank.provider.charges[shop.ids["one in vain"]]), 0)
+    delayed = shop.order("one in vain")["timeline"].count("payments.delayed")
+    shop.expect("how often its delay is reported", delayed, 1)
+
+
+async def _cancelled_while_away(shop: Shop) -> None:
+    """An order is cancelled while the provider is out of reach: it is never charged."""
+    with _answers(shop, Answer.NOT_REACHED, *Call):
+        await shop.place(_order("given up"))
+        await shop.wait(lambda: shop.payment("given up")["status"] == "pending", "the payment")
+        await asyncio.sleep(1.0)
+        await shop.cancel("given up")
+        await asyncio.sleep(1.0)
+    await shop.until_idle()
+    shop.check_payment("given up", "declined", 0)
+    shop.expect("how often it is charged", len(shop.world.bank.provider.charges[shop.ids["given up"]]), 0)
+
+
+async def _call_without_end(shop: Shop) -> None:
+    """A charge has no end: the call is given up, and the order goes on."""
+    with _answers(shop, Answer.HANG, Call.CHARGE):
+        await shop.place(_order("endless"))
+        await shop.wait(lambda: shop.world.bank.provider.is_called, "the charge")
+        await asyncio.sleep(0.3)
+    await shop.wait_until_final("endless", 2 * RETRY_SECONDS)
+    if _has_time(shop):
+        shop.check_end(_order("endless"))
+
+
+async def _charged_after_decline(shop: Shop) -> None:
+    """The provider declines a charge and takes the money nevertheless, which a webhook reports: it goes back."""
+    await shop.set_stock("costly", 5, LIMIT + 1, "EUR")
+    await shop.place(Expected("declined at first", (("costly", 1),)))
+    await shop.wait_until_final("declined at first")
+    await shop.until_idle()
+    provider = shop.world.bank.provider
+    (charge,) = provider.charges[shop.ids["declined at first"]]
+    charge.status = "captured"
+    _deliver_webhooks(shop)
+    provider.change("charge", charge)
+    await shop.wait(lambda: provider.kept(charge.order_id) == 0, "the refund of a late charge", RETRY_SECONDS)
+    await shop.until_idle()
+    shop.check_payment("declined at first", "refunded", 0)
+
+
+async def _refund_without_balance(shop: Shop) -> None:
+    """A refund fails for certain: it is requested again under a new key."""
+    await shop.place(_order("to be refunded"))
+    await shop.wait_until_final("to be refunded")
+    with _answers(shop, Answer.NO_BALANCE, Call.REFUND):
+        await shop.refund("to be refunded", "without balance", 30, 202)
+        await asyncio.sleep(4.0)
+    await shop.until_idle()
+    shop.check_payment("to be refunded", "captured", 70)
+
+
+async def _refund_without_answer(shop: Shop) -> None:
+    """Refunds take effect and are not answered: they are repeated under their keys, and made once."""
+    await shop.place(_order("to be refunded once"))
+    await shop.wait_until_final("to be refunded once")
+    with _answers(shop, Answer.TIMEOUT_AFTER, Call.REFUND):
+        await asyncio.gather(*(shop.refund("to be refunded once", f"unanswered {amount}", amount, 202) for amount in (30, 20)))
+        await asyncio.sleep(4.0)
+    await shop.until_idle()
+    shop.check_payment("to be refunded once", "captured", 50)
+
+
+async def _pending_refund(shop: Shop) -> None:
+    """A refund is pending, and the webhook that reports its end is lost: it is looked up."""
+    world = shop.world
+    await shop.place(_order("to be refunded later"))
+    await shop.wait_until_final("to be refunded later")
+    await shop.until_idle()
+    world.plan = evolve(world.plan, has_webhooks=False)
+    world.bank.provider.traits = evolve(world.bank.provider.traits, pending_refunds=1.0)
+    await shop.refund("to be refunded later", "pending", None, 202)
+    await shop.wait(lambda: world.bank.provider.kept(shop.ids["to be refunded later"]) == 0, "the refund")
+    world.bank.provider.traits = evolve(world.bank.provider.traits, pending_refunds=0.0)
+    await shop.wait(lambda: shop.payment("to be refunded later")["status"] == "refunded", "the end of a pending refund", 600.0)
+    await shop.until_idle()
+    shop.check_refunds("to be refunded later", [100], 0)
+
+
+async def _soft_decline(shop: Shop) -> None:
+    """The customer's bank asks to try again later: that is done if the order has the time."""
+    provider = shop.world.bank.provider
+    provider.traits = evolve(provider.traits, soft_declines=1.0)
+    await shop.place(_order("declined softly"))
+    await shop.wait(lambda: shop.payment("declined softly")["reason"] is not None, "the soft decline")
+    provider.traits = evolve(provider.traits, soft_declines=0.0)
+    await shop.wait_until_final("declined softly", 31.0 + RETRY_SECONDS)
+    is_confirmed = shop.order("declined softly")["status"] == "confirmed"
+    if shop.world.plan.timeout_seconds < RETRY_SECONDS or _has_time(shop):
+        shop.expect("a charge that is tried again after half a minute succeeds", is_confirmed, shop.world.plan.timeout_seconds > RETRY_SECONDS)
+
+
+# Handlers, processes, the bus and the files
+
+
+async def _failing_handler(shop: Shop) -> None:
+    """A handler raises an error for one order: the others are not held up, and it is tried again."""
+    await _fail_handlers(shop, breaks_row=False)
+
+
+async def _refused_row(shop: Shop) -> None:
+    """The database refuses what one order writes: the others are not held up, and it is tried again."""
+    await _fail_handlers(shop, breaks_row=True)
+
+
+async def _fail_handlers(shop: Shop, *, breaks_row: bool) -> None:
+    handlers = (("inventory", "OrderCreated"), ("orders", "StockReserved"), ("payments", "StockReserved"), ("orders", "PaymentCaptured"))
+    for number, (module, event) in enumerate(handlers):
+        failing = _order(f"poisoned {number}")
+        innocent = [_order(f"innocent {number} {each}") for each in range(3)]
+        shop.world.poison(module, event, f"{failing.name} at the end", 2, breaks_row=breaks_row)
+        await asyncio.gather(*map(shop.place, [innocent[0], failing, *innocent[1:]]))
+        for order in innocent:
+            await shop.wait_until_final(order.name)
+            if _has_time(shop):
+                shop.check_end(order)
+        await shop.wait_until_final(failing.name, RETRY_SECONDS)
+        if _has_time(shop):
+            shop.check_end(failing)
+        await shop.until_idle()
+
+
+async def _dead_letter(shop: Shop) -> None:
+    """A handler raises an error until its event is a dead letter: it is replayed, and the order goes on."""
+    shop.world.poison("inventory", "OrderCreated", "replayed at the end", 6)
+    await shop.place(_order("replayed"))
+    await shop.wait_until_final("replayed", 180.0)
+    if shop.world.plan.timeout_seconds > 2 * LONG_SECONDS and shop.world.cluster is None:
+        shop.check_end(_order("replayed"))
+
+
+async def _kill(shop: Shop) -> None:
+    """A process is killed at any point: after its start the order goes on."""
+    await _cause(shop, FaultKind.KILL, "killed", points=shop.world.plan.seed % 23)
+
+
+async def _bus_away(shop: Shop) -> None:
+    """The bus takes nothing for seconds: what waits is published later."""
+    if shop.world.cluster is None:
+        await _cause(shop, FaultKind.BUS, "unpublished", bus=BusFault.LOST)
+        await _cause(shop, FaultKind.BUS, "published later", bus=BusFault.AWAY)
+    else:
+        await _cause(shop, FaultKind.BROKER, "unpublished", broker=BrokerFault.RESTART)
+
+
+async def _disk_full(shop: Shop) -> None:
+    """Nothing can be written for seconds: the client gets no order, tries again, and the order goes on."""
+    if not shop.world.replicas.are_several:
+        await _cause(shop, FaultKind.DISK, "on a full disk", disk=DiskFault.FULL)
+
+
+async def _cause(shop: Shop, kind: FaultKind, name: str, *, points: int = 0, **what: BusFault | BrokerFault | DiskFault) -> None:
+    """Cause a fault of each process in turn while an order is placed; the order is confirmed nevertheless."""
+    places = [place for place in shop.world.places if not place.is_dead]
+    for place in places[: 1 if kind is FaultKind.BROKER else 3]:
+        order = _order(f"{name} {place.number}")
+        fault = Fault(kind, 0.0, 1.0 if kind is FaultKind.KILL else 3.0, place.number, points, share=1.0, **what)  # type: ignore[arg-type]
+        causing = asyncio.ensure_future(shop.world.cause(fault))
+        await asyncio.sleep(0)
+        await shop.place(order)
+        await causing
+        await shop.wait_until_final(order.name, RETRY_SECONDS)
+        await shop.until_idle()
+        if _has_time(shop):
+            shop.check_end(order)
+
+
+TROUBLES: tuple[Callable[[Shop], Awaitable[None]], ...] = (
+    _charge_without_answer, _failing_handler, _provider_away, _bus_away, _cancelled_without_answer, _charged_after_decline, _kill,
+    _refund_without_balance, _refused_row, _cancelled_while_away, _disk_full, _refund_without_answer, _dead_letter, _pending_refund,
+    _call_without_end, _soft_decline,
+)  # fmt: skip
+
+
+def _order(name: str) -> Expected:
+    return Expected(name, ((PRODUCT, 1),), total=100)
+
+
+def _has_time(shop: Shop) -> bool:
+    """Return whether the time-out of an order leaves enough time to overcome a trouble."""
+    return shop.world.plan.timeout_seconds >= (2 * LONG_SECONDS if shop.world.cluster is not None else LONG_SECONDS)
+
+
+def _deliver_webhooks(shop: Shop) -> None:
+    shop.world.plan = evolve(shop.world.plan, has_webhooks=True)
+
+
+@contextmanager
+def _answers(shop: Shop, answer: Answer, *calls: Call) -> Iterator[None]:
+    """Let the provider answer all *calls* so."""
+    spell = Spell(answer, calls, 1.0)
+    spells = shop.world.bank.weather.spells
+    spells.append(spell)
+    try:
+        yield
+    finally:
+        spells.remove(spell)
