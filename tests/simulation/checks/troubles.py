@@ -23,6 +23,8 @@ PRODUCT = "sturdy"
 RETRY_SECONDS = 30.0
 """How much later an order may end that had to be tried again."""
 
+TROUBLES_OF_A_RUN = 3
+
 LONG_SECONDS = 60.0
 """Orders that have as long until their time-out end before it, whatever the trouble is."""
 
@@ -30,9 +32,9 @@ LONG_SECONDS = 60.0
 async def place_in_trouble(shop: Shop) -> None:
     """Go through those troubles whose turn it is in this run, and note what is not as expected."""
     world = shop.world
-    first = 2 * world.plan.seed
+    first = TROUBLES_OF_A_RUN * world.plan.seed
     await shop.set_stock(PRODUCT, 1_000, 100, "EUR")
-    for number in (first, first + 1):
+    for number in range(first, first + TROUBLES_OF_A_RUN):
         trouble = TROUBLES[number % len(TROUBLES)]
         if not world.failures:
             world.note(f"trouble: {(trouble.__doc__ or '').strip()}")
@@ -44,16 +46,23 @@ async def place_in_trouble(shop: Shop) -> None:
 
 
 async def _charge_without_answer(shop: Shop) -> None:
-    """A charge takes effect and is not answered: it is looked up."""
-    with _answers(shop, Answer.TIMEOUT_AFTER, Call.CHARGE):
-        await shop.place(_order("unanswered"))
-        await shop.wait(lambda: shop.payment("unanswered")["status"] == "unknown", "a charge of unknown outcome")
-    await shop.wait_until_final("unanswered", RETRY_SECONDS)
-    await shop.until_idle()
-    if _has_time(shop):
-        shop.check_end(_order("unanswered"))
-        shop.check_payment("unanswered", "captured", 100)
-        shop.expect("the number of attempts is more than one", shop.payment("unanswered")["attempts"] > 1, True)
+    """A charge takes effect and is not answered: it is looked up, whether the provider knows its key or not."""
+    provider = shop.world.bank.provider
+    traits = provider.traits
+    for remembers in (True,) if shop.world.replicas.are_several else (True, False):
+        name = f"unanswered {remembers}"
+        provider.traits = evolve(traits, remembers_charges=remembers)
+        with _answers(shop, Answer.TIMEOUT_AFTER, Call.CHARGE):
+            await shop.place(_order(name))
+            await shop.wait(lambda name=name: shop.payment(name)["status"] == "unknown", "a charge of unknown outcome")
+        await shop.wait_until_final(name, RETRY_SECONDS)
+        await shop.until_idle()
+        shop.expect(f"how often {name} is charged", len(provider.charges[shop.ids[name]]), 1)
+        if _has_time(shop):
+            shop.check_end(_order(name))
+            shop.check_payment(name, "captured", 100)
+            shop.expect("the number of attempts is more than one", shop.payment(name)["attempts"] > 1, True)
+    provider.traits = traits
 
 
 async def _cancelled_without_answer(shop: Shop) -> None:
@@ -98,6 +107,52 @@ async def _cancelled_while_away(shop: Shop) -> None:
     shop.expect("how often it is charged", len(shop.world.bank.provider.charges[shop.ids["given up"]]), 0)
 
 
+async def _asked_to_pause(shop: Shop) -> None:
+    """The provider asks for a pause while a slow call is under way: all wait for it, and a probe ends it."""
+    with _answers(shop, Answer.SLOW, Call.CHARGE):
+        await shop.place(_order("slow"))
+        await shop.wait(lambda: shop.world.bank.provider.is_called, "the charge")
+        await asyncio.sleep(0.3)
+    names = [f"paused {number}" for number in range(4)]
+    with _answers(shop, Answer.PAUSE, Call.CHARGE):
+        await asyncio.gather(*(shop.place(_order(name)) for name in names))
+        await asyncio.sleep(1.0)
+    for name in ("slow", *names):
+        await shop.wait_until_final(name, RETRY_SECONDS)
+        if _has_time(shop):
+            shop.check_end(_order(name))
+
+
+async def _single_refusals(shop: Shop) -> None:
+    """The provider has too many calls once, or does not know a parameter of one call: that stops no other call."""
+    openings = shop.world.breakers.openings
+    for answer in (Answer.THROTTLED, Answer.WRONG_PARAMETER):
+        with _answers(shop, answer, Call.CHARGE):
+            await shop.place(_order(f"refused, {answer.value}"))
+            await shop.wait(lambda: shop.world.bank.provider.is_called, "the charge")
+        await shop.place(_order(f"next after {answer.value}"))
+        await shop.wait_until_final(f"next after {answer.value}")
+        if _has_time(shop):
+            shop.check_end(_order(f"next after {answer.value}"))
+        await shop.until_idle()
+    shop.expect("the number of breakers that have opened", shop.world.breakers.openings - openings, 0)
+
+
+async def _refused_refund(shop: Shop) -> None:
+    """The provider refuses refunds: charges go on."""
+    await shop.place(_order("not to be refunded yet"))
+    await shop.wait_until_final("not to be refunded yet")
+    with _answers(shop, Answer.WRONG_KEY, Call.REFUND):
+        await shop.refund("not to be refunded yet", "refused", 40, 202)
+        await asyncio.sleep(1.0)
+        await shop.place(_order("charged meanwhile"))
+        await shop.wait_until_final("charged meanwhile")
+    await shop.until_idle()
+    shop.check_payment("not to be refunded yet", "captured", 60)
+    if _has_time(shop):
+        shop.check_end(_order("charged meanwhile"))
+
+
 async def _call_without_end(shop: Shop) -> None:
     """A charge has no end: the call is given up, and the order goes on."""
     with _answers(shop, Answer.HANG, Call.CHARGE):
@@ -123,6 +178,28 @@ async def _charged_after_decline(shop: Shop) -> None:
     await shop.wait(lambda: provider.kept(charge.order_id) == 0, "the refund of a late charge", RETRY_SECONDS)
     await shop.until_idle()
     shop.check_payment("declined at first", "refunded", 0)
+
+
+async def _contradicting_webhooks(shop: Shop) -> None:
+    """Webhooks that contradict the order change nothing: another amount, and a second charge."""
+    await shop.place(_order("reported"))
+    await shop.wait_until_final("reported")
+    await shop.until_idle()
+    world = shop.world
+    (charge,) = world.bank.provider.charges[shop.ids["reported"]]
+    _deliver_webhooks(shop)
+    for wrong in (
+        evolve(charge, money=evolve(charge.money, amount=charge.money.amount + 1)), evolve(charge, reference="pi_another1"),
+    ):
+        seen = world.situations[_PUT_ASIDE]
+        world.bank.provider.change("charge", wrong)
+        await shop.wait(lambda seen=seen: world.situations[_PUT_ASIDE] > seen, "the end of a webhook that contradicts its order", RETRY_SECONDS)
+    await shop.until_idle()
+    shop.check_end(_order("reported"))
+    shop.check_payment("reported", "captured", 100)
+
+
+_PUT_ASIDE = "webhook: payment_intent.succeeded put_aside"
 
 
 async def _refund_without_balance(shop: Shop) -> None:
@@ -254,7 +331,7 @@ async def _cause(shop: Shop, kind: FaultKind, name: str, *, points: int = 0, **w
 TROUBLES: tuple[Callable[[Shop], Awaitable[None]], ...] = (
     _charge_without_answer, _failing_handler, _provider_away, _bus_away, _cancelled_without_answer, _charged_after_decline, _kill,
     _refund_without_balance, _refused_row, _cancelled_while_away, _disk_full, _refund_without_answer, _dead_letter, _pending_refund,
-    _call_without_end, _soft_decline,
+    _call_without_end, _soft_decline, _asked_to_pause, _single_refusals, _refused_refund, _contradicting_webhooks,
 )  # fmt: skip
 
 

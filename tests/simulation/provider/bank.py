@@ -34,7 +34,7 @@ class Bank:
         self.weather = Weather()
         plan = world.plan
         self.provider = Provider(
-            str(plan.seed), plan.traits, self.weather, world.label, world.note, self._send, before_charge=world.watch.before_charge
+            str(plan.seed), plan.traits, self.weather, world.label, world.note, self._send, world.breakers, before_charge=world.watch.before_charge
         )
         self._events = 0
 

@@ -35,6 +35,7 @@ from app.gateways.port import (
     ResponseMismatch,
 )
 from modules.values import Money
+from tests.simulation.checks.breakers import BreakerWatch
 from tests.simulation.provider.weather import Answer, Call, Weather
 from tests.simulation.world.scope import Scope
 
@@ -101,6 +102,7 @@ class Provider:
     """Returns the name of an order that is the same in each run."""
     note: Callable[[str], None]
     notify: Notify
+    watch: BreakerWatch
     before_charge: Callable[[str], None] = lambda order_id: None
     """Called with the order of each charge call that arrives."""
     charges: dict[str, list[Charge]] = field(factory=lambda: defaultdict(list))
@@ -135,6 +137,7 @@ class Provider:
         if self._in_flight[owner]:
             self.errors.append(f"{name}: two calls at a time")
         self._in_flight[owner] += 1
+        began_in = self.watch.before_call(scope, call)
         try:
             scope.point(f"before {call.value}")
             answer, seconds = self.weather.draw(call, rng)
@@ -148,6 +151,7 @@ class Provider:
             await asyncio.sleep(seconds + rng.expovariate(20))
             return await self._answer(scope, call, answer, name, key, body, effect, rng)
         finally:
+            self.watch.after_call(scope, call, began_in)
             self._in_flight[owner] -= 1
 
     async def _answer(

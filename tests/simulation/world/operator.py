@@ -1,4 +1,4 @@
-"""The operator: replays dead letters, and discards those whose event was processed."""
+"""The operator: replays dead letters, and discards those whose event was processed, and webhooks that contradict the order."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import orjson
 
 from app.gateways.gateway_request import result_ids
 from app.gateways.payment_worker import CONSUMER
+from app.gateways.webhook_handler import CONSUMER as WEBHOOKS
 from app.messaging.consumers import EXPRESS_LANE
 from app.storage.errors import TemporarilyUnavailable
 from bus.port import WAITS
@@ -46,7 +47,7 @@ async def _handle(world: World, module: str, replayed_at: dict[str, float]) -> N
         what = f"the dead letter of {consumer}, {error}, {subject} of {world.label(key)}"
         if id not in replayed_at:
             world.saw(f"dead letter: {error}")
-        if not known.isdisjoint(ids):
+        if not known.isdisjoint(ids) or consumer == WEBHOOKS:
             await _request(world, module, lambda process, id=id: process.dead_letters.discard(id))
             world.note(f"the operator discards {what}")
         elif error != WAITS and world.now >= replayed_at.get(id, 0.0):

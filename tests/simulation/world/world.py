@@ -25,6 +25,7 @@ from bus.memory.bus import MemoryBus
 from bus.port import Bus, DeadLetters
 from modules.module import Decision, Module
 from tests.simulation.broker.cluster import Cluster
+from tests.simulation.checks.breakers import BreakerWatch
 from tests.simulation.database.replicas import Replicas, sharing
 from tests.simulation.disk.faults import open_file, with_refused_row
 from tests.simulation.disk.power import Disk
@@ -82,6 +83,7 @@ class World:
         self.rng = random.Random(f"world {self.plan.seed}")
         self.modules = descriptors(self.plan.timeout_seconds)
         self.watch = Watch(self)
+        self.breakers = BreakerWatch(self.fail)
         self.bank = Bank(self)
         self.broker = Broker(self._loop.time) if self.plan.deployment is Deployment.SPLIT else None
         self.cluster: Cluster | None = None
@@ -194,7 +196,7 @@ class World:
         seed = f"{self.plan.seed}/{name}"
         seams = Seams(
             partial(self._make_bus, place, seed), self.bank.provider.gateway, partial(self._open_database, place),
-            self._on_breaker, {module: partial(self.watch.on_commit, module) for module in MODULES}, self._decide,
+            partial(self._on_breaker, scope), {module: partial(self.watch.on_commit, module) for module in MODULES}, self._decide,
         )  # fmt: skip
         modules: list[Module] = [self.modules[module] for module in place.modules]
         starting = scope.starting = scope.run(
@@ -291,7 +293,8 @@ class World:
             self.disk.restore(place.images)
             place.images = None
 
-    def _on_breaker(self, kind: OperationKind, state: BreakerState) -> None:
+    def _on_breaker(self, scope: Scope, kind: OperationKind, state: BreakerState) -> None:
+        self.breakers.on_change(scope, kind, state)
         self.saw(f"breaker: {kind.value} {state.name.lower()}")
         self.note(f"breaker of {kind.value} is {state.name.lower()}")
         if kind is OperationKind.CHARGE:
