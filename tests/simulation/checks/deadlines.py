@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["OPEN_ORDERS", "check_deadlines"]
+__all__ = ["OPEN_ORDERS", "UNDISTURBED_SECONDS", "check_deadlines"]
 
 import asyncio
 from typing import TYPE_CHECKING

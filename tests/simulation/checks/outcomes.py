@@ -59,14 +59,14 @@ def check_outcomes(world: World, customers: Sequence[Customer]) -> None:
         demand.update(_quantities(customer))
     for row in world.read("orders", f"SELECT {_COLUMNS} FROM orders_order"):
         order = Stored(*row)
-        if (customer := by_name.get(world.label(order.order_id))) is not None:
-            for fault in _faults(order, customer, world, demand):
-                world.fail(f"I4: the order of {customer.name} is {order.status} {order.reason or ''}: {fault}")
+        if (placed_by := by_name.get(world.label(order.order_id))) is not None:
+            for fault in _faults(order, placed_by, world, demand):
+                world.fail(f"I4: the order of {placed_by.name} is {order.status} {order.reason or ''}: {fault}")
     for module in ("orders", "inventory"):  # a webhook does not tell the lane of its order
         for subject, key in world.read(module, f"SELECT subject, key FROM {module}_outbox"):
-            customer = by_name.get(world.label(key))
-            if customer is not None and subject.endswith(".express") != customer.is_express and ".replay." not in subject:
-                world.fail(f"{subject} of {customer.name} is in the wrong lane")
+            placed_by = by_name.get(world.label(key))
+            if placed_by is not None and subject.endswith(".express") != placed_by.is_express and ".replay." not in subject:
+                world.fail(f"{subject} of {placed_by.name} is in the wrong lane")
 
 
 def _quantities(customer: Customer) -> Counter[str]:

@@ -138,6 +138,10 @@ class Shop:
                 self.world.fail(f"liveness: everything works, and {what} is not there in time")
             await asyncio.sleep(0.05)
 
+    async def wait_for_payment(self, name: str, column: str, value: object, seconds: float = ORDER_SECONDS_MAX) -> None:
+        """Wait until a column of the payment of an order has this *value*; so many *seconds* at most, longer on JetStream."""
+        await self.wait(lambda: bool(self.payment(name)[column] == value), f"the {column} {value} of the payment of {name}", seconds)
+
     # What is stored
 
     def order(self, name: str) -> dict[str, Any]:
@@ -146,7 +150,7 @@ class Shop:
 
     def payment(self, name: str) -> dict[str, Any]:
         """Return the payment of an order by its columns; its status is None while there is none."""
-        return self._row("payments", "payments_payment", name, ("status", "reason", "attempts", "is_cancelled"))
+        return self._row("payments", "payments_payment", name, ("status", "reason", "attempts", "is_cancelled", "ledger"))
 
     def stock(self, product_id: str) -> tuple[int, int]:
         """Return how many pieces of a product are on hand, and how many of them are reserved."""

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 
 from attrs import evolve
 
+from modules.values import Money
 from tests.simulation.broker.faults import BrokerFault
 from tests.simulation.checks.last_orders import LIMIT
 from tests.simulation.checks.shop import Expected, Shop
 from tests.simulation.disk.faults import DiskFault
+from tests.simulation.provider.ledger import Refund
 from tests.simulation.provider.weather import Answer, Call, Spell
 from tests.simulation.world.network import BusFault
 from tests.simulation.world.plan import Fault, FaultKind
@@ -52,27 +54,28 @@ async def _charge_without_answer(shop: Shop) -> None:
     for remembers in (True,) if shop.world.replicas.are_several else (True, False):
         name = f"unanswered {remembers}"
         provider.traits = evolve(traits, remembers_charges=remembers)
-        with _answers(shop, Answer.TIMEOUT_AFTER, Call.CHARGE):
+        with _webhooks(shop, are_sent=False), _answers(shop, Answer.TIMEOUT_AFTER, Call.CHARGE):
             await shop.place(_order(name))
-            await shop.wait(lambda name=name: shop.payment(name)["status"] == "unknown", "a charge of unknown outcome")
+            await shop.wait_for_payment(name, "status", "unknown")
         await shop.wait_until_final(name, RETRY_SECONDS)
         await shop.until_idle()
         shop.expect(f"how often {name} is charged", len(provider.charges[shop.ids[name]]), 1)
         if _has_time(shop):
             shop.check_end(_order(name))
             shop.check_payment(name, "captured", 100)
-            shop.expect("the number of attempts is more than one", shop.payment(name)["attempts"] > 1, True)
+            shop.expect("whether it took several attempts", shop.payment(name)["attempts"] > 1, True)
     provider.traits = traits
 
 
 async def _cancelled_without_answer(shop: Shop) -> None:
     """An order is cancelled while the outcome of its charge is unknown: what was taken goes back, and nothing is taken later."""
     for name, answer, status in (("taken", Answer.TIMEOUT_AFTER, "refunded"), ("not taken", Answer.TIMEOUT_BEFORE, "declined")):
-        with _answers(shop, answer, Call.CHARGE), _answers(shop, Answer.NOT_REACHED, Call.LOOK_UP):
+        with _webhooks(shop, are_sent=False), _answers(shop, answer, Call.CHARGE), _answers(shop, Answer.NOT_REACHED, Call.LOOK_UP):
             await shop.place(_order(name))
-            await shop.wait(lambda name=name: shop.payment(name)["status"] == "unknown", "a charge of unknown outcome")
+            await shop.wait_for_payment(name, "status", "unknown")
             await shop.cancel(name)
-            await shop.wait(lambda name=name: shop.payment(name)["is_cancelled"] == 1, "the cancellation at payments")
+            await shop.wait_for_payment(name, "is_cancelled", 1)
+            await asyncio.sleep(8.0)  # a look-up has failed since
         await shop.until_idle()
         shop.check_payment(name, status, 0)
         shop.expect(f"how often {name} is charged", len(shop.world.bank.provider.charges[shop.ids[name]]), int(status == "refunded"))
@@ -87,7 +90,10 @@ async def _provider_away(shop: Shop) -> None:
             await shop.wait_until_final(f"{name} in vain", shop.world.plan.timeout_seconds + 15.0)
         shop.check_end(evolve(_order("one in vain"), reason="payment_unavailable"))
         seconds = shop.world.now - began
-        shop.expect("the time-out is over", seconds >= shop.world.plan.timeout_seconds - 1.0, True)
+        is_in_time = seconds >= shop.world.plan.timeout_seconds - 1.0
+        shop.expect("whether the time-out is over", is_in_time, True)
+        for name in ("one", "two", "three"):  # a charge that has begun before could succeed
+            await shop.wait_for_payment(f"{name} in vain", "is_cancelled", 1)
     await shop.until_idle()
     shop.expect("how often it is charged", len(shop.world.bank.provider.charges[shop.ids["one in vain"]]), 0)
     delayed = shop.order("one in vain")["timeline"].count("payments.delayed")
@@ -98,13 +104,44 @@ async def _cancelled_while_away(shop: Shop) -> None:
     """An order is cancelled while the provider is out of reach: it is never charged."""
     with _answers(shop, Answer.NOT_REACHED, *Call):
         await shop.place(_order("given up"))
-        await shop.wait(lambda: shop.payment("given up")["status"] == "pending", "the payment")
+        await shop.wait_for_payment("given up", "status", "pending")
         await asyncio.sleep(1.0)
         await shop.cancel("given up")
         await asyncio.sleep(1.0)
     await shop.until_idle()
     shop.check_payment("given up", "declined", 0)
     shop.expect("how often it is charged", len(shop.world.bank.provider.charges[shop.ids["given up"]]), 0)
+
+
+async def _cancelled_during_retry(shop: Shop) -> None:
+    """An order is cancelled while its charge is tried again: what that takes goes back."""
+    with _answers(shop, Answer.NOT_REACHED, Call.CHARGE):
+        await shop.place(_order("cancelled too late"))
+        await shop.wait_for_payment("cancelled too late", "attempts", 2)
+    with _answers(shop, Answer.SLOW, Call.CHARGE):
+        await shop.wait(lambda: shop.world.bank.provider.is_called, "the next attempt", RETRY_SECONDS)
+        await shop.cancel("cancelled too late")
+    await shop.until_idle()
+    charges = shop.world.bank.provider.charges[shop.ids["cancelled too late"]]
+    shop.check_payment("cancelled too late", "refunded" if charges else "declined", 0)
+
+
+async def _refunded_in_dashboard(shop: Shop) -> None:
+    """A refund is made at the provider itself, and orders does not know of it yet: no more is refunded than is left."""
+    await shop.place(_order("refunded elsewhere"))
+    await shop.wait_until_final("refunded elsewhere")
+    await shop.until_idle()
+    provider = shop.world.bank.provider
+    (charge,) = provider.charges[shop.ids["refunded elsewhere"]]
+    refund = Refund(provider.reference("re", "dashboard"), "", 60, "succeeded")
+    charge.refunds.append(refund)
+    shop.world.poison("orders", "PaymentRefunded", "refunded elsewhere at the end", 3)
+    with _webhooks(shop, are_sent=True):
+        provider.change("refund", charge, refund)
+    await shop.wait(lambda: '"amount":60' in (shop.payment("refunded elsewhere")["ledger"] or ""), "the refund at payments", RETRY_SECONDS)
+    await shop.refund("refunded elsewhere", "of too much", 80, 202)
+    await shop.until_idle()
+    shop.check_payment("refunded elsewhere", "captured", 40)
 
 
 async def _asked_to_pause(shop: Shop) -> None:
@@ -173,8 +210,8 @@ async def _charged_after_decline(shop: Shop) -> None:
     provider = shop.world.bank.provider
     (charge,) = provider.charges[shop.ids["declined at first"]]
     charge.status = "captured"
-    _deliver_webhooks(shop)
-    provider.change("charge", charge)
+    with _webhooks(shop, are_sent=True):
+        provider.change("charge", charge)
     await shop.wait(lambda: provider.kept(charge.order_id) == 0, "the refund of a late charge", RETRY_SECONDS)
     await shop.until_idle()
     shop.check_payment("declined at first", "refunded", 0)
@@ -187,13 +224,12 @@ async def _contradicting_webhooks(shop: Shop) -> None:
     await shop.until_idle()
     world = shop.world
     (charge,) = world.bank.provider.charges[shop.ids["reported"]]
-    _deliver_webhooks(shop)
-    for wrong in (
-        evolve(charge, money=evolve(charge.money, amount=charge.money.amount + 1)), evolve(charge, reference="pi_another1"),
-    ):
-        seen = world.situations[_PUT_ASIDE]
-        world.bank.provider.change("charge", wrong)
-        await shop.wait(lambda seen=seen: world.situations[_PUT_ASIDE] > seen, "the end of a webhook that contradicts its order", RETRY_SECONDS)
+    of_another_amount = evolve(charge, money=Money(charge.money.amount + 1, charge.money.currency))
+    seen = world.situations[_PUT_ASIDE]
+    for wrong in (of_another_amount, evolve(charge, reference="pi_another1")):
+        with _webhooks(shop, are_sent=True):
+            world.bank.provider.change("charge", wrong)
+    await shop.wait(lambda: world.situations[_PUT_ASIDE] >= seen + 2, "the end of both webhooks", RETRY_SECONDS)
     await shop.until_idle()
     shop.check_end(_order("reported"))
     shop.check_payment("reported", "captured", 100)
@@ -230,12 +266,13 @@ async def _pending_refund(shop: Shop) -> None:
     await shop.place(_order("to be refunded later"))
     await shop.wait_until_final("to be refunded later")
     await shop.until_idle()
-    world.plan = evolve(world.plan, has_webhooks=False)
-    world.bank.provider.traits = evolve(world.bank.provider.traits, pending_refunds=1.0)
-    await shop.refund("to be refunded later", "pending", None, 202)
-    await shop.wait(lambda: world.bank.provider.kept(shop.ids["to be refunded later"]) == 0, "the refund")
-    world.bank.provider.traits = evolve(world.bank.provider.traits, pending_refunds=0.0)
-    await shop.wait(lambda: shop.payment("to be refunded later")["status"] == "refunded", "the end of a pending refund", 600.0)
+    provider = world.bank.provider
+    provider.traits = evolve(provider.traits, pending_refunds=1.0)
+    with _webhooks(shop, are_sent=False):
+        await shop.refund("to be refunded later", "pending", None, 202)
+        await shop.wait(lambda: provider.kept(shop.ids["to be refunded later"]) == 0, "the refund")
+        provider.traits = evolve(provider.traits, pending_refunds=0.0)
+        await shop.wait_for_payment("to be refunded later", "status", "refunded", 600.0)
     await shop.until_idle()
     shop.check_refunds("to be refunded later", [100], 0)
 
@@ -249,7 +286,8 @@ async def _soft_decline(shop: Shop) -> None:
     provider.traits = evolve(provider.traits, soft_declines=0.0)
     await shop.wait_until_final("declined softly", 31.0 + RETRY_SECONDS)
     is_confirmed = shop.order("declined softly")["status"] == "confirmed"
-    if shop.world.plan.timeout_seconds < RETRY_SECONDS or _has_time(shop):
+    is_skewed = any(place.skew_seconds for place in shop.world.places)  # the time-out counts from the time in the id, which a client gave
+    if not is_skewed:
         shop.expect("a charge that is tried again after half a minute succeeds", is_confirmed, shop.world.plan.timeout_seconds > RETRY_SECONDS)
 
 
@@ -332,6 +370,7 @@ TROUBLES: tuple[Callable[[Shop], Awaitable[None]], ...] = (
     _charge_without_answer, _failing_handler, _provider_away, _bus_away, _cancelled_without_answer, _charged_after_decline, _kill,
     _refund_without_balance, _refused_row, _cancelled_while_away, _disk_full, _refund_without_answer, _dead_letter, _pending_refund,
     _call_without_end, _soft_decline, _asked_to_pause, _single_refusals, _refused_refund, _contradicting_webhooks,
+    _cancelled_during_retry, _refunded_in_dashboard,
 )  # fmt: skip
 
 
@@ -344,8 +383,15 @@ def _has_time(shop: Shop) -> bool:
     return shop.world.plan.timeout_seconds >= (2 * LONG_SECONDS if shop.world.cluster is not None else LONG_SECONDS)
 
 
-def _deliver_webhooks(shop: Shop) -> None:
-    shop.world.plan = evolve(shop.world.plan, has_webhooks=True)
+@contextmanager
+def _webhooks(shop: Shop, *, are_sent: bool) -> Iterator[None]:
+    """Let the provider send webhooks of what happens, or lose all of them."""
+    before = shop.world.plan.has_webhooks
+    shop.world.plan = evolve(shop.world.plan, has_webhooks=are_sent)
+    try:
+        yield
+    finally:
+        shop.world.plan = evolve(shop.world.plan, has_webhooks=before)
 
 
 @contextmanager

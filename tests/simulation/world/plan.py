@@ -72,6 +72,7 @@ class FaultKind(StrEnum):
     """What a fault concerns."""
 
     KILL = "kill"
+    STOP = "stop"
     PROVIDER = "provider"
     DISK = "disk"
     BUS = "bus"
@@ -156,8 +157,19 @@ def draw_plan(seed: int) -> Plan:
     plan = _draw_plan(seed)
     # Drawn apart, so that the other runs stay what they are.
     rng = random.Random(f"replicas {seed}")
+    plan = evolve(plan, faults=tuple(sorted([*plan.faults, *_stops(seed, plan)], key=lambda fault: fault.at)))
     replicas = rng.choice([1, 2, 2, 3]) if plan.deployment is Deployment.JETSTREAM else 1
     return with_replicas(plan, replicas, rng) if replicas > 1 else _with_power_losses(plan, random.Random(f"power {seed}"))
+
+
+def _stops(seed: int, plan: Plan) -> list[Fault]:
+    """Return stops of single processes, as those of a deployment: each ends what it has begun, and is started again."""
+    rng = random.Random(f"stops {seed}")
+    processes = len(plan.deployment.processes)
+    return [
+        Fault(FaultKind.STOP, rng.uniform(0.0, plan.seconds), rng.choice([0.1, 2.0]), rng.randrange(processes))
+        for _ in range(rng.choice([0, 0, 1, 3]))
+    ]
 
 
 def _with_power_losses(plan: Plan, rng: random.Random) -> Plan:

@@ -43,6 +43,7 @@ from app.telemetry.trace import TraceContext
 from bus.contracts.registry import ContractRegistry
 from bus.jetstream.bus import JetStreamBus
 from bus.port import Bus, DeadLetters
+from bus.tasks import cancel_tasks
 from modules import inventory, orders, payments
 from modules.module import Module
 from tests.simulation.disk.faults import forget
@@ -53,6 +54,12 @@ from tests.simulation.world.scope import Scope
 SECRET = "whsec_simulated"
 JUMP_SECONDS = 60.0
 """From which difference on a jump of the clock moves the timers (CLOCK_JUMP_S)."""
+
+CONSUMER_LOOP = "consumer"
+"""How the names of those loops begin that fetch messages."""
+
+STOP_STEP_SECONDS = 5.0
+"""How long a step of a stop may take; a quarter of SHUTDOWN_GRACE_S."""
 
 MakeBus = Callable[[Scope, ProcessClock, DeadLetters], Bus]
 
@@ -83,6 +90,7 @@ class Process:
     dead_letters: DeadLetterStore
     worker: PaymentWorker | None
     webhooks: StripeWebhookHandler | None
+    bus: Bus
     loops: Mapping[str, asyncio.Task[Any]]
     """What runs until the process ends."""
 
@@ -93,6 +101,21 @@ class Process:
         seconds = int(self.clock.now().timestamp())
         signature = hmac.new(SECRET.encode(), b"%d." % seconds + body, sha256).hexdigest()
         return await self.webhooks.handle(body, f"t={seconds},v1={signature}", TraceContext("webhook", f"00-{'0' * 31}1-{'0' * 15}1-01"))
+
+    async def stop(self) -> None:
+        """Stop as `app.application.Application.stop` does: answer what was accepted, finish what is in hand, and store how far it came."""
+        await cancel_tasks(task for name, task in self.loops.items() if name.startswith(CONSUMER_LOOP))
+        if self.worker is not None:
+            await self.worker.drain(STOP_STEP_SECONDS)
+            await self.worker.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_STEP_SECONDS):
+                await asyncio.gather(*(runner.drain() for runner in self.runners.values()))
+        for relay in self.relays.values():
+            with suppress(StorageUnavailable):
+                await relay.stop()
+        await cancel_tasks(self.loops.values())
+        await self.bus.close(0.5)
 
     def in_memory(self) -> dict[str, int]:
         """Return how much is under way, by what it is; nothing of it may be left when the system is idle."""
@@ -140,6 +163,7 @@ class Place:
     skew_seconds: float = 0.0
     down: Downtime = field(factory=Downtime)
     starts: int = 0
+    is_stopping: bool = False
     is_dead: bool = False
     """It is never started again."""
     down_seconds: float = 0.0
@@ -184,7 +208,7 @@ async def start_process(
             modules, stores, contracts, relays, clock, metrics,
             delivers_locally=len(modules) > 1 and len(opened) == 1, keeps_order=keeps_order, rng=random.Random(f"{seed}/runner"),
         )  # fmt: skip
-        process = Process(scope, clock, runners, relays, [*opened.values()], letters, None, None, {})
+        process = Process(scope, clock, runners, relays, [*opened.values()], letters, None, None, bus, {})
         if "payments" in runners:
             _add_gateway(process, seams, contracts, metrics, seed)
         for name, runner in runners.items():
@@ -227,7 +251,7 @@ async def _loops(process: Process, bus: Bus, contracts: ContractRegistry) -> dic
         subscription = await bus.subscribe(consumer, subjects)
         name = consumer.removesuffix(EXPRESS_LANE)
         consume = process.worker.consume if process.worker is not None and name == CONSUMER else process.runners[name].consume
-        loops[f"consumer {consumer}"] = consume(subscription, consumer != name)
+        loops[f"{CONSUMER_LOOP} {consumer}"] = consume(subscription, consumer != name)
     for name, runner in process.runners.items():
         loops[f"runner of {name}"] = runner.run()
         loops[f"relay of {name}"] = process.relays[name].run()

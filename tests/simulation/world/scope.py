@@ -37,6 +37,8 @@ class Scope:
     """Called with the name of the point at which the process is killed."""
     on_pause: Callable[[], None] = lambda: None
     is_killed: bool = False
+    is_stopped: bool = False
+    """It has ended by itself, as it was told; then it counts as killed, too."""
     starting: asyncio.Task[Any] | None = None
     """The task that starts the process."""
     is_paused: bool = False

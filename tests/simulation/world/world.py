@@ -26,6 +26,7 @@ from bus.port import Bus, DeadLetters
 from modules.module import Decision, Module
 from tests.simulation.broker.cluster import Cluster
 from tests.simulation.checks.breakers import BreakerWatch
+from tests.simulation.checks.deadlines import UNDISTURBED_SECONDS
 from tests.simulation.database.replicas import Replicas, sharing
 from tests.simulation.disk.faults import open_file, with_refused_row
 from tests.simulation.disk.power import Disk
@@ -141,12 +142,15 @@ class World:
         place = self.replicas.choose(self.places_of(module))
         if place.process is None or place.process.scope.is_killed:
             raise NoAnswer
-        task = place.process.scope.run(call(place.process))
+        scope = place.process.scope
+        task = scope.run(call(place.process))
         await asyncio.wait([task], timeout=self.replicas.answer_seconds)
         if not task.done():
             task.add_done_callback(lambda task: task.cancelled() or task.exception())
             raise NoAnswer
         if task.cancelled() or not isinstance(task.exception(), Exception | None):
+            if scope.is_stopped and not self.is_disturbed(module, UNDISTURBED_SECONDS):
+                self.fail(f"{scope.name} was stopped, and has not answered a request to {module}")
             raise NoAnswer
         return task.result()
 
@@ -320,8 +324,8 @@ class World:
     async def cause(self, fault: Fault) -> None:
         """Let *fault* begin and end when it is its time."""
         await asyncio.sleep(fault.at)
-        if fault.kind is FaultKind.KILL:
-            await self._kill(fault)
+        if fault.kind in (FaultKind.KILL, FaultKind.STOP):
+            await (self._kill if fault.kind is FaultKind.KILL else self._stop)(fault)
             return
         what = fault.spell.answer.value if fault.spell is not None else str(fault.disk or fault.bus or fault.broker or fault.link or fault.database or "stop")
         self.note(f"begin of {fault.kind}: {what} ({fault.spell.share if fault.spell else fault.share:.0%}, {fault.seconds:g} s)")
@@ -364,6 +368,24 @@ class World:
                 await scope.ended.wait()
         if not scope.is_killed:
             scope.kill("while it is idle")
+
+    async def _stop(self, fault: Fault) -> None:
+        """Stop a process as an operator does, and start it again later."""
+        place = self.places[fault.process]
+        process = place.process
+        if process is None or process.scope.is_killed or place.is_stopping:
+            return
+        place.is_stopping, place.down = True, Downtime(fault.seconds)
+        self.note(f"{process.scope.name} is to stop")
+        stopping = process.scope.run(process.stop())
+        await asyncio.wait([stopping, asyncio.ensure_future(process.scope.ended.wait())], return_when=asyncio.FIRST_COMPLETED)
+        place.is_stopping = False
+        if process.scope.ended.is_set():  # it was killed meanwhile
+            return
+        if (error := stopping.exception()) is not None:
+            self.fail(f"{process.scope.name} does not stop: {error!r}")
+        process.scope.is_stopped = True
+        process.scope.kill("after a stop")
 
     def heal(self) -> None:
         """End every fault that has no end of its own: kills that are to come, and handlers that raise."""
