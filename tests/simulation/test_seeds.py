@@ -14,8 +14,8 @@ from tests.simulation.world.run import run_plan
 
 ROOT = Path(__file__).parents[2]
 
-EVERYDAY = 8
-NIGHTLY = 40
+EVERYDAY = 16
+NIGHTLY = 60
 
 
 @pytest.mark.parametrize("seed", [*range(EVERYDAY), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(EVERYDAY, NIGHTLY))])

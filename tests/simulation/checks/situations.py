@@ -21,7 +21,7 @@ _BY_GROUP: dict[str, tuple[str, ...]] = {
     "kill": (
         "before write commit", "after write commit", "before write connect", "after write connect",
         "before charge", "at charge", "after charge", "before look-up", "at look-up", "before refund", "at refund", "after refund",
-        "before publish", "before ack", "while it is idle",
+        "before publish", "before ack", "while it is idle", "after a stop",
     ),
     "power lost": ("before file sync", "before file write", "before write commit", "after write commit", "while it is idle"),
     "disk": ("disk full", "database locked", "disk error", "database damaged"),
@@ -38,7 +38,7 @@ _BY_GROUP: dict[str, tuple[str, ...]] = {
     ),
     "client": ("no answer", "gives up without a key"),
     "webhook": (
-        "payment_intent.succeeded handled", "payment_intent.succeeded repeated", "payment_intent.payment_failed handled",
+        "payment_intent.succeeded handled", "payment_intent.succeeded repeated", "payment_intent.succeeded put_aside", "payment_intent.payment_failed handled",
         "refund.updated handled", "refund.failed handled", "charge.refunded handled",
     ),
     "database": (

@@ -331,8 +331,18 @@ async def _dead_letter(shop: Shop) -> None:
 
 
 async def _kill(shop: Shop) -> None:
-    """A process is killed at any point: after its start the order goes on."""
-    await _cause(shop, FaultKind.KILL, "killed", points=shop.world.plan.seed % 23)
+    """A process is killed at any point, or after an effect that it has not stored: after its start the order goes on."""
+    seed = shop.world.plan.seed
+    await _cause(shop, FaultKind.KILL, "killed", points=seed % 23)
+    await _cause(shop, FaultKind.KILL, "killed later", point=_KILL_POINTS[seed % len(_KILL_POINTS)])
+
+
+_KILL_POINTS = ("after charge", "before ack", "before write commit", "after write commit", "before publish", "at charge")
+
+
+async def _stop(shop: Shop) -> None:
+    """A process is stopped and started again: the order goes on."""
+    await _cause(shop, FaultKind.STOP, "stopped")
 
 
 async def _bus_away(shop: Shop) -> None:
@@ -350,12 +360,15 @@ async def _disk_full(shop: Shop) -> None:
         await _cause(shop, FaultKind.DISK, "on a full disk", disk=DiskFault.FULL)
 
 
-async def _cause(shop: Shop, kind: FaultKind, name: str, *, points: int = 0, **what: BusFault | BrokerFault | DiskFault) -> None:
+async def _cause(
+    shop: Shop, kind: FaultKind, name: str, *, points: int = 0, point: str = "", **what: BusFault | BrokerFault | DiskFault
+) -> None:
     """Cause a fault of each process in turn while an order is placed; the order is confirmed nevertheless."""
     places = [place for place in shop.world.places if not place.is_dead]
     for place in places[: 1 if kind is FaultKind.BROKER else 3]:
         order = _order(f"{name} {place.number}")
-        fault = Fault(kind, 0.0, 1.0 if kind is FaultKind.KILL else 3.0, place.number, points, share=1.0, **what)  # type: ignore[arg-type]
+        seconds = 1.0 if kind in (FaultKind.KILL, FaultKind.STOP) else 3.0
+        fault = Fault(kind, 0.0, seconds, place.number, points, point, share=1.0, **what)  # type: ignore[arg-type]
         causing = asyncio.ensure_future(shop.world.cause(fault))
         await asyncio.sleep(0)
         await shop.place(order)
@@ -370,7 +383,7 @@ TROUBLES: tuple[Callable[[Shop], Awaitable[None]], ...] = (
     _charge_without_answer, _failing_handler, _provider_away, _bus_away, _cancelled_without_answer, _charged_after_decline, _kill,
     _refund_without_balance, _refused_row, _cancelled_while_away, _disk_full, _refund_without_answer, _dead_letter, _pending_refund,
     _call_without_end, _soft_decline, _asked_to_pause, _single_refusals, _refused_refund, _contradicting_webhooks,
-    _cancelled_during_retry, _refunded_in_dashboard,
+    _cancelled_during_retry, _refunded_in_dashboard, _stop,
 )  # fmt: skip
 
 
