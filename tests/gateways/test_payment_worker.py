@@ -51,7 +51,7 @@ from app.telemetry.metrics import Metrics
 from bus.port import Clock, Message
 from bus.subjects import replay_subject, subject_of
 from modules import payments
-from modules.orders.events import CancelRequested
+from modules.orders.events import CancelRequested, OrderCancelled
 from modules.orders.state import Order, Status
 from modules.payments.events import ChargeDeclined, ChargeFailed, ChargeRequested, RefundRequested
 from modules.payments.state import Payment, PaymentStatus
@@ -1078,8 +1078,13 @@ async def test_a_charge_that_is_not_wanted_any_more_after_its_look_up_is_not_mad
     assert result is None if attempts == 2 else (type(result), result.is_soft) == (ChargeDeclined, False)
 
 
-async def test_a_request_from_before_a_restart_is_looked_up_although_the_clock_was_set_back(path: Path) -> None:
-    """An earlier process may have charged: the newest decision in the history shows that the request is from before."""
+@pytest.mark.parametrize("is_latest", [True, False])
+async def test_a_request_from_before_a_restart_is_looked_up_although_the_clock_was_set_back(path: Path, is_latest: bool) -> None:
+    """
+    An earlier process may have charged: the decisions in the history show that the request is from before.
+
+    The latest one may be one of this process already, with a time of its own clock.
+    """
     ahead = HurriedClock()
     ahead.adjust(timedelta(seconds=3))
     async with harness_at(path, ahead) as harness:
@@ -1090,6 +1095,9 @@ async def test_a_request_from_before_a_restart_is_looked_up_although_the_clock_w
                 harness.run(harness.relays[name].run())
         [id] = await place_orders(harness, 1)
         await until(lambda: harness.rows("SELECT 1 FROM payments_outbox WHERE subject = 'payments.charge_requested.v1'"))
+    if not is_latest:
+        async with harness_at(path, HurriedClock()) as harness:
+            await harness.submit("payments", OrderCancelled(order_id=oid(9), customer_id="c-1", items=(), reason="requested"))
     gateway = FakeGateway()
     async with running(path, gateway) as (harness, _):
         await finished_orders(harness, [id])

@@ -55,9 +55,8 @@ class StateReader:
         )
 
     async def last_decided_at(self) -> datetime | None:
-        """Return the time of the newest decision in the module's history; None without one."""
-        last = await self._database.read(self._history.last)
-        return None if last is None else datetime.fromisoformat(last[1])
+        """Return the newest time of the last decisions in the module's history; None without one."""
+        return await self._database.read(self._history.newest_at)
 
 
 class StateWatchers:

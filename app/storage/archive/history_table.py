@@ -33,8 +33,8 @@ PURGED_MAX = 50
 """Rows that one purge deletes; a row may hold the events of a few hundred orders."""
 
 
-_NUMBER_MAX = 2**63 - 1
-"""Of a column for numbers of 64 bits."""
+LATEST = 1_000
+"""Rows whose times count as those of a moment ago."""
 
 EMPTY = PLAIN + b"[]"
 """The content of a row without entries."""
@@ -85,6 +85,9 @@ class HistoryTable:
         self._select_last = dialect.to_driver_sql(
             f"SELECT number, {dialect.timestamp_sql('at')} FROM {self.name} WHERE number <= ? ORDER BY number DESC LIMIT 1"
         )
+        self._select_newest = (
+            f"SELECT {dialect.timestamp_sql('max(at)')} FROM (SELECT at FROM {self.name} ORDER BY number DESC LIMIT {LATEST}) latest"
+        )
         self._select_at = dialect.to_driver_sql(
             f"SELECT {dialect.timestamp_sql('at')} FROM {self.name} WHERE at >= ? ORDER BY at LIMIT 1"
         )
@@ -128,9 +131,14 @@ class HistoryTable:
         row = connection.exec_driver_sql(self._select_last, (number,)).first()
         return None if row is None else (row[0], row[1])
 
-    def last(self, connection: Connection) -> tuple[int, str] | None:
-        """Return number and time of the last row; None if there is none."""
-        return self.last_until(connection, _NUMBER_MAX)
+    def newest_at(self, connection: Connection) -> datetime | None:
+        """
+        Return the greatest time of the last `LATEST` rows; None if there are none.
+
+        It is not that of the last row if the clock was set back since.
+        """
+        at = connection.exec_driver_sql(self._select_newest).scalar()
+        return None if at is None else datetime.fromisoformat(at)
 
     def first_since(self, connection: Connection, since: datetime) -> datetime | None:
         """Return the time of the first row, by time, that is not before *since*; None if there is none."""
