@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 import orjson
 from attrs import frozen
 
+from tests.simulation.provider.weather import Answer
 from tests.simulation.world.plan import Customer, Plan
 from tests.simulation.world.world import World
 
@@ -130,8 +131,9 @@ def _has_been_late(order: Stored, world: World) -> str:
     placed_at, working_seconds_max = world.placed_at.get(order.order_id), _WORKING_SECONDS_MAX.get(order.reason or "")
     if placed_at is None or working_seconds_max is None:
         return ""
-    if order.reason == "payment_unavailable" and world.plan.traits.soft_declines:  # the next attempt may come minutes later
-        return ""
+    is_garbled = any(fault.spell is not None and fault.spell.answer is Answer.GARBLED for fault in world.plan.faults)
+    if order.reason == "payment_unavailable" and (world.plan.traits.soft_declines or is_garbled):
+        return ""  # the next attempt may come minutes later, or a person has to look at the payment
     working_seconds = placed_at + world.plan.timeout_seconds - world.healed_at - _early_seconds(world.plan)
     return f"everything had worked for {working_seconds:.0f} s" if working_seconds > working_seconds_max else ""
 

@@ -119,7 +119,7 @@ async def _cancelled_during_retry(shop: Shop) -> None:
         await shop.place(_order("cancelled too late"))
         await shop.wait_for_payment("cancelled too late", "attempts", 2)
     with _answers(shop, Answer.SLOW, Call.CHARGE):
-        await shop.wait(lambda: shop.world.bank.provider.is_called, "the next attempt", RETRY_SECONDS)
+        await _wait_for_charge(shop, "cancelled too late", 2)
         await shop.cancel("cancelled too late")
     await shop.until_idle()
     charges = shop.world.bank.provider.charges[shop.ids["cancelled too late"]]
@@ -135,11 +135,12 @@ async def _refunded_in_dashboard(shop: Shop) -> None:
     (charge,) = provider.charges[shop.ids["refunded elsewhere"]]
     refund = Refund(provider.reference("re", "dashboard"), "", 60, "succeeded")
     charge.refunds.append(refund)
-    shop.world.poison("orders", "PaymentRefunded", "refunded elsewhere at the end", 3)
+    shop.world.poison("orders", "PaymentRefunded", "refunded elsewhere at the end", 20)
     with _webhooks(shop, are_sent=True):
         provider.change("refund", charge, refund)
     await shop.wait(lambda: '"amount":60' in (shop.payment("refunded elsewhere")["ledger"] or ""), "the refund at payments", RETRY_SECONDS)
     await shop.refund("refunded elsewhere", "of too much", 80, 202)
+    shop.world.poison("orders", "PaymentRefunded", "refunded elsewhere at the end", 0)
     await shop.until_idle()
     shop.check_payment("refunded elsewhere", "captured", 40)
 
@@ -148,7 +149,7 @@ async def _asked_to_pause(shop: Shop) -> None:
     """The provider asks for a pause while a slow call is under way: all wait for it, and a probe ends it."""
     with _answers(shop, Answer.SLOW, Call.CHARGE):
         await shop.place(_order("slow"))
-        await shop.wait(lambda: shop.world.bank.provider.is_called, "the charge")
+        await _wait_for_charge(shop, "slow")
         await asyncio.sleep(0.3)
     names = [f"paused {number}" for number in range(4)]
     with _answers(shop, Answer.PAUSE, Call.CHARGE):
@@ -166,7 +167,7 @@ async def _single_refusals(shop: Shop) -> None:
     for answer in (Answer.THROTTLED, Answer.WRONG_PARAMETER):
         with _answers(shop, answer, Call.CHARGE):
             await shop.place(_order(f"refused, {answer.value}"))
-            await shop.wait(lambda: shop.world.bank.provider.is_called, "the charge")
+            await _wait_for_charge(shop, f"refused, {answer.value}")
         await shop.place(_order(f"next after {answer.value}"))
         await shop.wait_until_final(f"next after {answer.value}")
         if _has_time(shop):
@@ -194,7 +195,7 @@ async def _call_without_end(shop: Shop) -> None:
     """A charge has no end: the call is given up, and the order goes on."""
     with _answers(shop, Answer.HANG, Call.CHARGE):
         await shop.place(_order("endless"))
-        await shop.wait(lambda: shop.world.bank.provider.is_called, "the charge")
+        await _wait_for_charge(shop, "endless")
         await asyncio.sleep(0.3)
     await shop.wait_until_final("endless", 2 * RETRY_SECONDS)
     if _has_time(shop):
@@ -394,6 +395,12 @@ def _order(name: str) -> Expected:
 def _has_time(shop: Shop) -> bool:
     """Return whether the time-out of an order leaves enough time to overcome a trouble."""
     return shop.world.plan.timeout_seconds >= (2 * LONG_SECONDS if shop.world.cluster is not None else LONG_SECONDS)
+
+
+async def _wait_for_charge(shop: Shop, name: str, calls: int = 1) -> None:
+    """Wait until the provider has been called so often for the charge of an order."""
+    provider = shop.world.bank.provider
+    await shop.wait(lambda: provider.calls(shop.ids[name], Call.CHARGE) >= calls, f"the charge of {name}", RETRY_SECONDS)
 
 
 @contextmanager

@@ -124,6 +124,10 @@ class Provider:
         """Return how many minor units of an order's payment are not refunded."""
         return sum(each.money.amount - each.refunded for each in self.captured(order_id))
 
+    def calls(self, order_id: str, call: Call) -> int:
+        """Return how often a call was made for an order."""
+        return self._calls[self.label(order_id), call.value]
+
     def gateway(self, scope: Scope) -> Gateway:
         """Return the connection of the process *scope*."""
         return Gateway(self, scope)

@@ -378,14 +378,15 @@ class World:
         place.is_stopping, place.down = True, Downtime(fault.seconds)
         self.note(f"{process.scope.name} is to stop")
         stopping = process.scope.run(process.stop())
-        await asyncio.wait([stopping, asyncio.ensure_future(process.scope.ended.wait())], return_when=asyncio.FIRST_COMPLETED)
-        place.is_stopping = False
-        if process.scope.ended.is_set():  # it was killed meanwhile
-            return
-        if (error := stopping.exception()) is not None:
+        try:
+            await asyncio.wait([stopping, asyncio.ensure_future(process.scope.ended.wait())], return_when=asyncio.FIRST_COMPLETED)
+        finally:  # also if everything heals meanwhile
+            place.is_stopping = False
+            if not process.scope.ended.is_set():
+                process.scope.is_stopped = stopping.done()
+                process.scope.kill("after a stop")
+        if process.scope.is_stopped and (error := stopping.exception()) is not None:
             self.fail(f"{process.scope.name} does not stop: {error!r}")
-        process.scope.is_stopped = True
-        process.scope.kill("after a stop")
 
     def heal(self) -> None:
         """End every fault that has no end of its own: kills that are to come, and handlers that raise."""
