@@ -26,6 +26,7 @@ RETRY_SECONDS = 30.0
 """How much later an order may end that had to be tried again."""
 
 TROUBLES_OF_A_RUN = 3
+"""In a run with several processes of each module, which takes longer, it is one."""
 
 LONG_SECONDS = 60.0
 """Orders that have as long until their time-out end before it, whatever the trouble is."""
@@ -36,7 +37,7 @@ async def place_in_trouble(shop: Shop) -> None:
     world = shop.world
     first = TROUBLES_OF_A_RUN * world.plan.seed
     await shop.set_stock(PRODUCT, 1_000, 100, "EUR")
-    for number in range(first, first + TROUBLES_OF_A_RUN):
+    for number in range(first, first + (1 if world.replicas.are_several else TROUBLES_OF_A_RUN)):
         trouble = TROUBLES[number % len(TROUBLES)]
         if not world.failures:
             world.note(f"trouble: {(trouble.__doc__ or '').strip()}")
