@@ -21,11 +21,11 @@ from loguru import logger
 from tests.simulation.broker.virtual_loop import client_time
 from tests.simulation.checks.books import final_failures, unfinished
 from tests.simulation.checks.deadlines import check_deadlines
+from tests.simulation.checks.fault_scenarios import run_fault_scenarios
 from tests.simulation.checks.history import history_failures
 from tests.simulation.checks.last_orders import LIMIT, place_last_orders
 from tests.simulation.checks.outcomes import check_outcomes
 from tests.simulation.checks.shop import Shop
-from tests.simulation.checks.troubles import place_in_trouble
 from tests.simulation.database.dialect import virtual_retries
 from tests.simulation.world.customers import persistent, run_customer, run_restock
 from tests.simulation.world.loop import SimulatedLoop, Stuck, new_uuid
@@ -198,7 +198,7 @@ def _missing(world: World, actors: list[asyncio.Task[None]]) -> list[str]:
 
 
 async def _trade(world: World) -> None:
-    """Place orders of each kind now that everything works, and in some troubles, at a provider that does as it is told."""
+    """Place orders of each kind now that everything works, and during some faults, at a provider that does as it is told."""
     provider = world.bank.provider
     provider.traits = evolve(
         provider.traits, limit=LIMIT, soft_declines=0.0, pending_charges=0.0, pending_refunds=0.0, failing_refunds=0.0
@@ -206,7 +206,7 @@ async def _trade(world: World) -> None:
     shop = Shop(world, lambda: _until_idle(world, []))
     try:
         await place_last_orders(shop)
-        await place_in_trouble(shop)
+        await run_fault_scenarios(shop)
     except Exception as error:
         world.fail(f"everything works, and a request ends with {error!r}")
 

@@ -1,8 +1,8 @@
-"""One trouble at a time, in a world in which everything else works: each has one right outcome, and takes a bounded time."""
+"""One fault at a time, in a world in which everything else works: each has one right outcome, and takes a bounded time."""
 
 from __future__ import annotations
 
-__all__ = ["TROUBLES", "place_in_trouble"]
+__all__ = ["SCENARIOS", "run_fault_scenarios"]
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -25,23 +25,23 @@ PRODUCT = "sturdy"
 RETRY_SECONDS = 30.0
 """How much later an order may end that had to be tried again."""
 
-TROUBLES_OF_A_RUN = 3
+SCENARIOS_OF_A_RUN = 3
 """In a run with several processes of each module, which takes longer, it is one."""
 
 LONG_SECONDS = 60.0
-"""Orders that have as long until their time-out end before it, whatever the trouble is."""
+"""Orders that have as long until their time-out end before it, whatever the fault is."""
 
 
-async def place_in_trouble(shop: Shop) -> None:
-    """Go through those troubles whose turn it is in this run, and note what is not as expected."""
+async def run_fault_scenarios(shop: Shop) -> None:
+    """Go through those scenarios whose turn it is in this run, and note what is not as expected."""
     world = shop.world
-    first = TROUBLES_OF_A_RUN * world.plan.seed
+    first = SCENARIOS_OF_A_RUN * world.plan.seed
     await shop.set_stock(PRODUCT, 1_000, 100, "EUR")
-    for number in range(first, first + (1 if world.replicas.are_several else TROUBLES_OF_A_RUN)):
-        trouble = TROUBLES[number % len(TROUBLES)]
+    for number in range(first, first + (1 if world.replicas.are_several else SCENARIOS_OF_A_RUN)):
+        scenario = SCENARIOS[number % len(SCENARIOS)]
         if not world.failures:
-            world.note(f"trouble: {(trouble.__doc__ or '').strip()}")
-            await trouble(shop)
+            world.note(f"scenario: {(scenario.__doc__ or '').strip()}")
+            await scenario(shop)
             await shop.until_idle()
 
 
@@ -381,7 +381,7 @@ async def _cause(
             shop.check_end(order)
 
 
-TROUBLES: tuple[Callable[[Shop], Awaitable[None]], ...] = (
+SCENARIOS: tuple[Callable[[Shop], Awaitable[None]], ...] = (
     _charge_without_answer, _failing_handler, _provider_away, _bus_away, _cancelled_without_answer, _charged_after_decline, _kill,
     _refund_without_balance, _refused_row, _cancelled_while_away, _disk_full, _refund_without_answer, _dead_letter, _pending_refund,
     _call_without_end, _soft_decline, _asked_to_pause, _single_refusals, _refused_refund, _contradicting_webhooks,
@@ -394,7 +394,7 @@ def _order(name: str) -> Expected:
 
 
 def _has_time(shop: Shop) -> bool:
-    """Return whether the time-out of an order leaves enough time to overcome a trouble."""
+    """Return whether the time-out of an order leaves enough time to overcome a fault."""
     return shop.world.plan.timeout_seconds >= (2 * LONG_SECONDS if shop.world.cluster is not None else LONG_SECONDS)
 
 
