@@ -198,7 +198,7 @@ def _missing(world: World, actors: list[asyncio.Task[None]]) -> list[str]:
 
 
 async def _trade(world: World) -> None:
-    """Place orders of each kind now that everything works, and during some faults, at a provider that does as it is told."""
+    """Place orders of each kind now that everything works, and during some faults, at a provider without faults of its own."""
     provider = world.bank.provider
     provider.traits = evolve(
         provider.traits, limit=LIMIT, soft_declines=0.0, pending_charges=0.0, pending_refunds=0.0, failing_refunds=0.0

@@ -38,7 +38,7 @@ class Scope:
     on_pause: Callable[[], None] = lambda: None
     is_killed: bool = False
     is_stopped: bool = False
-    """It has ended by itself, as it was told; then it counts as killed, too."""
+    """It has ended by itself when it was stopped; then it counts as killed, too."""
     starting: asyncio.Task[Any] | None = None
     """The task that starts the process."""
     is_paused: bool = False
