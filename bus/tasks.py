@@ -29,8 +29,10 @@ async def cancel_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:
 
 def seconds_to_tick(now: float, interval_seconds: float) -> float:
     """
-    Return the time from *now*, on the monotonic clock, until the next multiple of *interval_seconds*; it is never 0.
+    Return the time from *now*, on the monotonic clock, until the next multiple of *interval_seconds*.
 
-    Loops with the same interval that pause for this time wake the process once an interval, not once each.
+    Loops with the same interval that pause for this time wake the process once an interval, not once each. A multiple that is
+    nearer than a hundredth of the interval counts as *now*: rounding may leave a time that is too short for the clock to move.
     """
-    return interval_seconds - now % interval_seconds
+    seconds = interval_seconds - now % interval_seconds
+    return seconds if seconds > interval_seconds / 100 else seconds + interval_seconds

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from app.runtime.receiving import fetch_seconds
 from bus.tasks import cancel_tasks, seconds_to_tick
 from tests.clock import VirtualClock
@@ -23,6 +25,15 @@ async def test_loops_with_one_interval_wake_at_the_same_moments() -> None:
     await clock.advance(1.0)
     await cancel_tasks(tasks)
     assert woken == {0.25: 3, 0.5: 3, 0.75: 3, 1.0: 3}
+
+
+@pytest.mark.parametrize("interval", [0.1, 0.05, 1 / 3, 0.25])
+def test_each_pause_moves_the_clock_by_an_interval(interval: float) -> None:
+    """Whatever the rounding of its times: a pause that does not move the clock would have no end."""
+    now = 0.0
+    for number in range(1, 100_000):
+        now += seconds_to_tick(now, interval)
+        assert now == pytest.approx(number * interval)
 
 
 async def test_fetches_that_find_nothing_end_at_the_same_moments() -> None:
