@@ -459,6 +459,18 @@ REPORTED = (
         ("tests/gateways/test_payment_worker.py",),
     ),
     Bug(
+        "only the last decision shows what was requested before the clock was set back", "app/storage/archive/history_table.py",
+        "ORDER BY number DESC LIMIT {LATEST}) latest",
+        "ORDER BY number DESC LIMIT 1) latest",
+        ("tests/gateways/test_payment_worker.py",),
+    ),
+    Bug(
+        "a pause until the next tick does not move the clock", "bus/tasks.py",
+        "    return seconds if seconds > interval_seconds / 100 else seconds + interval_seconds\n",
+        "    return seconds\n",
+        ("tests/bus/test_tasks.py",),
+    ),
+    Bug(
         "an order that is cancelled during a look-up is charged", "app/gateways/gateway_calls.py",
         "                    await recheck(attempt)\n",
         "",
