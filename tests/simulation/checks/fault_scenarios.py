@@ -194,11 +194,16 @@ async def _refused_refund(shop: Shop) -> None:
 
 async def _call_without_end(shop: Shop) -> None:
     """A charge has no end: the call is given up, and the order goes on."""
+    provider = shop.world.bank.provider
+    traits = provider.traits
+    provider.traits = evolve(traits, remembers_charges=True)  # one that does not is never asked again without a look-up
     with _answers(shop, Answer.HANG, Call.CHARGE):
         await shop.place(_order("endless"))
         await _wait_for_charge(shop, "endless")
         await asyncio.sleep(0.3)
+    await shop.wait(lambda: not provider.is_called, "the end of a call that is not answered", RETRY_SECONDS)
     await shop.wait_until_final("endless", 2 * RETRY_SECONDS)
+    provider.traits = traits
     if _has_time(shop):
         shop.check_end(_order("endless"))
 
