@@ -54,7 +54,7 @@ RETRY_SECONDS = 0.5
 RETRY_SECONDS_MAX = 30.0
 
 FETCH_SECONDS = 1.0
-"""How long a fetch of messages waits at most."""
+"""About how long a fetch of messages waits at most."""
 
 DEFER_SECONDS = 1.0
 DEFER_MAX = 2
@@ -229,7 +229,7 @@ async def extend_ack_deadlines(deliveries: Iterable[Delivery], consumer: str) ->
 
 
 def fetch_seconds(clock: Clock) -> float:
-    """Return how long a fetch waits, FETCH_SECONDS at most: those of one process end at the same moments, and wake it once."""
+    """Return how long a fetch waits: until the next multiple of FETCH_SECONDS, so that those of one process wake it together."""
     return seconds_to_tick(clock.monotonic(), FETCH_SECONDS)
 
 

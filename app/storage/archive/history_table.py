@@ -34,7 +34,7 @@ PURGED_MAX = 50
 
 
 LATEST = 1_000
-"""Rows whose times count as those of a moment ago."""
+"""How many rows `HistoryTable.newest_at` looks at: more than a process writes while it starts."""
 
 EMPTY = PLAIN + b"[]"
 """The content of a row without entries."""

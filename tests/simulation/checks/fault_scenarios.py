@@ -14,6 +14,7 @@ from modules.values import Money
 from tests.simulation.broker.faults import BrokerFault
 from tests.simulation.checks.last_orders import LIMIT
 from tests.simulation.checks.shop import Expected, Shop
+from tests.simulation.database.server import DatabaseFault
 from tests.simulation.disk.faults import DiskFault
 from tests.simulation.provider.ledger import Refund
 from tests.simulation.provider.weather import Answer, Call, Spell
@@ -51,10 +52,9 @@ async def run_fault_scenarios(shop: Shop) -> None:
 async def _charge_without_answer(shop: Shop) -> None:
     """A charge takes effect and is not answered: it is looked up, whether the provider knows its key or not."""
     provider = shop.world.bank.provider
-    traits = provider.traits
     for remembers in (True,) if shop.world.replicas.are_several else (True, False):
         name = f"unanswered {remembers}"
-        provider.traits = evolve(traits, remembers_charges=remembers)
+        provider.traits = evolve(provider.traits, remembers_charges=remembers)
         with _webhooks(shop, are_sent=False), _answers(shop, Answer.TIMEOUT_AFTER, Call.CHARGE):
             await shop.place(_order(name))
             await shop.wait_for_payment(name, "status", "unknown")
@@ -65,7 +65,6 @@ async def _charge_without_answer(shop: Shop) -> None:
             shop.check_end(_order(name))
             shop.check_payment(name, "captured", 100)
             shop.expect("whether it took several attempts", shop.payment(name)["attempts"] > 1, True)
-    provider.traits = traits
 
 
 async def _cancelled_without_answer(shop: Shop) -> None:
@@ -129,9 +128,7 @@ async def _cancelled_during_retry(shop: Shop) -> None:
 
 async def _refunded_in_dashboard(shop: Shop) -> None:
     """A refund is made at the provider itself, and orders does not know of it yet: no more is refunded than is left."""
-    await shop.place(_order("refunded elsewhere"))
-    await shop.wait_until_final("refunded elsewhere")
-    await shop.until_idle()
+    await _confirm(shop, "refunded elsewhere")
     provider = shop.world.bank.provider
     (charge,) = provider.charges[shop.ids["refunded elsewhere"]]
     refund = Refund(provider.reference("re", "dashboard"), "", 60, "succeeded")
@@ -179,8 +176,7 @@ async def _single_refusals(shop: Shop) -> None:
 
 async def _refused_refund(shop: Shop) -> None:
     """The provider refuses refunds: charges go on."""
-    await shop.place(_order("not to be refunded yet"))
-    await shop.wait_until_final("not to be refunded yet")
+    await _confirm(shop, "not to be refunded yet")
     with _answers(shop, Answer.WRONG_KEY, Call.REFUND):
         await shop.refund("not to be refunded yet", "refused", 40, 202)
         await asyncio.sleep(1.0)
@@ -195,15 +191,13 @@ async def _refused_refund(shop: Shop) -> None:
 async def _call_without_end(shop: Shop) -> None:
     """A charge has no end: the call is given up, and the order goes on."""
     provider = shop.world.bank.provider
-    traits = provider.traits
-    provider.traits = evolve(traits, remembers_charges=True)  # one that does not is never asked again without a look-up
+    provider.traits = evolve(provider.traits, remembers_charges=True)  # one that does not is never asked again without a look-up
     with _answers(shop, Answer.HANG, Call.CHARGE):
         await shop.place(_order("endless"))
         await _wait_for_charge(shop, "endless")
         await asyncio.sleep(0.3)
     await shop.wait(lambda: not provider.is_called, "the end of a call that is not answered", RETRY_SECONDS)
     await shop.wait_until_final("endless", 2 * RETRY_SECONDS)
-    provider.traits = traits
     if _has_time(shop):
         shop.check_end(_order("endless"))
 
@@ -226,9 +220,7 @@ async def _charged_after_decline(shop: Shop) -> None:
 
 async def _contradicting_webhooks(shop: Shop) -> None:
     """Webhooks that contradict the order change nothing: another amount, and a second charge."""
-    await shop.place(_order("reported"))
-    await shop.wait_until_final("reported")
-    await shop.until_idle()
+    await _confirm(shop, "reported")
     world = shop.world
     (charge,) = world.bank.provider.charges[shop.ids["reported"]]
     of_another_amount = evolve(charge, money=Money(charge.money.amount + 1, charge.money.currency))
@@ -247,8 +239,7 @@ _PUT_ASIDE = "webhook: payment_intent.succeeded put_aside"
 
 async def _refund_without_balance(shop: Shop) -> None:
     """A refund fails for certain: it is requested again under a new key."""
-    await shop.place(_order("to be refunded"))
-    await shop.wait_until_final("to be refunded")
+    await _confirm(shop, "to be refunded")
     with _answers(shop, Answer.NO_BALANCE, Call.REFUND):
         await shop.refund("to be refunded", "without balance", 30, 202)
         await asyncio.sleep(4.0)
@@ -258,8 +249,7 @@ async def _refund_without_balance(shop: Shop) -> None:
 
 async def _refund_without_answer(shop: Shop) -> None:
     """Refunds take effect and are not answered: they are repeated under their keys, and made once."""
-    await shop.place(_order("to be refunded once"))
-    await shop.wait_until_final("to be refunded once")
+    await _confirm(shop, "to be refunded once")
     with _answers(shop, Answer.TIMEOUT_AFTER, Call.REFUND):
         await asyncio.gather(*(shop.refund("to be refunded once", f"unanswered {amount}", amount, 202) for amount in (30, 20)))
         await asyncio.sleep(4.0)
@@ -270,9 +260,7 @@ async def _refund_without_answer(shop: Shop) -> None:
 async def _pending_refund(shop: Shop) -> None:
     """A refund is pending, and the webhook that reports its end is lost: it is looked up."""
     world = shop.world
-    await shop.place(_order("to be refunded later"))
-    await shop.wait_until_final("to be refunded later")
-    await shop.until_idle()
+    await _confirm(shop, "to be refunded later")
     provider = world.bank.provider
     provider.traits = evolve(provider.traits, pending_refunds=1.0)
     with _webhooks(shop, are_sent=False):
@@ -361,14 +349,16 @@ async def _bus_away(shop: Shop) -> None:
         await _cause(shop, FaultKind.BROKER, "unpublished", broker=BrokerFault.RESTART)
 
 
-async def _disk_full(shop: Shop) -> None:
+async def _nothing_written(shop: Shop) -> None:
     """Nothing can be written for seconds: the client gets no order, tries again, and the order goes on."""
-    if not shop.world.replicas.are_several:
+    if shop.world.replicas.are_several:
+        await _cause(shop, FaultKind.DATABASE, "without a database", database=DatabaseFault.DOWN)
+    else:
         await _cause(shop, FaultKind.DISK, "on a full disk", disk=DiskFault.FULL)
 
 
 async def _cause(
-    shop: Shop, kind: FaultKind, name: str, *, points: int = 0, point: str = "", **what: BusFault | BrokerFault | DiskFault
+    shop: Shop, kind: FaultKind, name: str, *, points: int = 0, point: str = "", **what: BusFault | BrokerFault | DiskFault | DatabaseFault
 ) -> None:
     """Cause a fault of each process in turn while an order is placed; the order is confirmed nevertheless."""
     places = [place for place in shop.world.places if not place.is_dead]
@@ -388,10 +378,17 @@ async def _cause(
 
 SCENARIOS: tuple[Callable[[Shop], Awaitable[None]], ...] = (
     _charge_without_answer, _failing_handler, _provider_away, _bus_away, _cancelled_without_answer, _charged_after_decline, _kill,
-    _refund_without_balance, _refused_row, _cancelled_while_away, _disk_full, _refund_without_answer, _dead_letter, _pending_refund,
+    _refund_without_balance, _refused_row, _cancelled_while_away, _nothing_written, _refund_without_answer, _dead_letter, _pending_refund,
     _call_without_end, _soft_decline, _asked_to_pause, _single_refusals, _refused_refund, _contradicting_webhooks,
     _cancelled_during_retry, _refunded_in_dashboard, _stop,
 )  # fmt: skip
+
+
+async def _confirm(shop: Shop, name: str) -> None:
+    """Place an order, and wait until it has ended and nothing is left to do."""
+    await shop.place(_order(name))
+    await shop.wait_until_final(name)
+    await shop.until_idle()
 
 
 def _order(name: str) -> Expected:

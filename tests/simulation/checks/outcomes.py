@@ -5,18 +5,15 @@ from __future__ import annotations
 __all__ = ["check_outcomes"]
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 import orjson
-from attrs import frozen
+from attrs import fields, frozen
 
 from tests.simulation.provider.weather import Answer
 from tests.simulation.world.plan import Customer, Plan
 from tests.simulation.world.world import World
-
-_COLUMNS = "order_id, status, reason, customer_id, items, total_amount, currency, unit_prices, is_express, is_paid, timeline"
-
 
 _WORKING_SECONDS_MAX = {"timed_out": 30.0, "payment_unavailable": 60.0}
 """
@@ -27,7 +24,7 @@ take half a minute to decide on a charge.
 
 @frozen
 class Stored:
-    """An order as it is stored."""
+    """An order as it is stored; each field is a column."""
 
     order_id: str
     status: str
@@ -38,7 +35,6 @@ class Stored:
     currency: str | None
     unit_prices: str | None
     is_express: int
-    is_paid: int
     timeline: str
 
     @property
@@ -52,13 +48,14 @@ class Stored:
         return [(each["event"], datetime.fromisoformat(each["at"])) for each in orjson.loads(self.timeline)]
 
 
-def check_outcomes(world: World, customers: Sequence[Customer]) -> None:
-    """Check the stored orders of *customers*, and note each failure in *world*."""
+def check_outcomes(world: World) -> None:
+    """Check the stored orders of all customers of the plan, and note each failure in *world*."""
+    customers = world.plan.customers
     by_name = {customer.name: customer for customer in customers}
     demand = Counter[str]()
     for customer in customers:
         demand.update(_quantities(customer))
-    for row in world.read("orders", f"SELECT {_COLUMNS} FROM orders_order"):
+    for row in world.read("orders", f"SELECT {', '.join(column.name for column in fields(Stored))} FROM orders_order"):
         order = Stored(*row)
         if (placed_by := by_name.get(world.label(order.order_id))) is not None:
             for fault in _faults(order, placed_by, world, demand):

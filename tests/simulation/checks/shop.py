@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Expected", "Idle", "Shop"]
+__all__ = ["Expected", "Shop"]
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping

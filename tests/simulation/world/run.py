@@ -165,7 +165,7 @@ async def _play(world: World) -> None:
             place.process.forget()
     if not world.failures:
         final_failures(world)
-        check_outcomes(world, plan.customers)
+        check_outcomes(world)
         await history_failures(world)
 
 
