@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BrokerOutOfReach", "connection_name", "jetstream", "publisher", "servers"]
+__all__ = ["BrokerOutOfReach", "connection_name", "jetstream", "publisher", "servers", "session"]
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
@@ -17,8 +17,8 @@ from app.clock import SystemClock
 from bus.errors import BusError
 from bus.jetstream.bus import JetStreamBus
 from bus.jetstream.connection import Connection
-from bus.jetstream.servers import Servers
-from bus.port import Bus, DeadLetter
+from bus.jetstream.servers import Servers, ServerSource
+from bus.port import Bus, Clock, DeadLetter
 from config.environment import read_again
 from config.files import BadSetting
 from config.settings import Settings
@@ -65,12 +65,25 @@ async def jetstream(settings: Settings) -> AsyncIterator[JetStreamContext]:
         BrokerOutOfReach: There is no connection within `CONNECT_SECONDS_MAX`.
     """
 
+    async with session(lambda: servers(settings), SystemClock()) as js:
+        yield js
+
+
+@asynccontextmanager
+async def session(source: ServerSource, clock: Clock) -> AsyncIterator[JetStreamContext]:
+    """
+    Connect to one of the servers of *source* and yield the context of JetStream; close the connection at the end.
+
+    Raises:
+        BrokerOutOfReach: There is no connection within `CONNECT_SECONDS_MAX`.
+    """
+
     async def ignore(client: Client) -> None:
         """Do nothing: the session has no subscriptions to set up."""
 
     connection = Connection(
-        SystemClock(),
-        lambda: servers(settings),
+        clock,
+        source,
         name="fulfilment",
         inbox_prefix="_INBOX",
         ping_seconds=PING_SECONDS,

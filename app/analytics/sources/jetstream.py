@@ -1,9 +1,10 @@
 """
 The stream of one module on NATS JetStream, read in its order.
 
-The position in the file counts, not what the server remembers: the durable consumer is made anew after the position whenever
-reading begins, and when a delivery was lost on the way. So what was fetched and not stored comes again before anything
-that follows it. The durable shows an operator how far the analytics are, and has the id of the file in its name, so two
+The position in the file counts, not what the server remembers: the durable consumer is made anew whenever reading begins, and
+when a delivery was lost on the way. So what was fetched and not stored comes again before anything that follows it. The consumer
+begins with the event that was stored last: if another one has its number, the stream has lost its last messages and stored
+others in their place, and is read from its beginning. The durable shows an operator how far the analytics are, and has the id of the file in its name, so two
 files never share one.
 
 A stream keeps 47 hours. What it deletes before it is read is missing: this is logged, and counted in ``analytics_gaps``.
@@ -79,6 +80,8 @@ class JetStreamSource:
         self._fetched: list[Msg] = []
         """What was fetched, and is not acknowledged yet."""
         self._gap: tuple[int, int] | None = None
+        self._stored: Position | None = None
+        """What the consumer delivers first, and the file has: the event with the number and the id of this position."""
 
     async def read(self, positions: Mapping[str, Position]) -> Batch | None:
         """Return what follows the position of this stream; see `Source.read`."""
@@ -86,11 +89,7 @@ class JetStreamSource:
         try:
             if self._subscription is None or self._fetched:
                 await self._begin(position)
-            messages = await self._fetch()
-            if not self._is_complete(messages):
-                logger.info("a delivery was lost: the stream is read again after the last stored event", stream=self._stream)
-                self._subscription = None
-                return None
+            messages, is_last = await self._following(position)
         except (nats.errors.Error, OSError) as error:
             self._subscription = None
             raise SourceUnavailable(f"NATS is out of reach, or does not permit reading {self._stream}: {error}") from None
@@ -98,8 +97,7 @@ class JetStreamSource:
             return None
         self._fetched, gap, self._gap = messages, self._gap, None
         events, unreadable, last = self._events(messages)
-        position = Position(self.name, last, "", self._created)
-        return Batch(events, position, len(messages) < FETCHED_MAX, unreadable, gap)
+        return Batch(events, last, is_last, unreadable, gap)
 
     async def stored(self) -> None:
         """
@@ -117,7 +115,7 @@ class JetStreamSource:
 
     async def _begin(self, position: Position | None) -> None:
         """Make the durable anew after *position*, as far as that holds for the stream as it is now."""
-        self._subscription, self._fetched, self._delivered, self._gap = None, [], 0, None
+        self._subscription, self._fetched, self._delivered, self._gap, self._stored = None, [], 0, None, None
         try:
             info = await self._js.stream_info(self._stream)
         except NotFoundError:
@@ -134,6 +132,8 @@ class JetStreamSource:
                 count=first - start,
             )  # fmt: skip
             self._gap, start = (start, first - 1), first
+        elif position is not None and position.last_event_id and first < start:
+            self._stored, start = position, position.position
         with suppress(NotFoundError):
             await self._js.delete_consumer(self._stream, self._durable)
         config = ConsumerConfig(
@@ -149,6 +149,28 @@ class JetStreamSource:
         )
         await self._js.add_consumer(self._stream, config)
         self._subscription = await self._js.pull_subscribe_bind(consumer=self._durable, stream=self._stream)
+
+    async def _following(self, position: Position | None) -> tuple[list[Msg], bool]:
+        """Return what follows *position*, and whether it is all; begin again as long as something else is delivered."""
+        while True:
+            messages = await self._fetch()
+            is_last = len(messages) < FETCHED_MAX
+            if not self._is_complete(messages):
+                logger.info("a delivery was lost: the stream is read again after the last stored event", stream=self._stream)
+            elif messages and not self._is_as_stored(messages[0]):
+                logger.warning("the stream has other events than those that were read, and is read from its beginning", stream=self._stream)
+                position = None
+            else:
+                if messages and self._stored is not None and messages[0].metadata.sequence.stream == self._stored.position:
+                    await messages.pop(0).ack()
+                    self._stored = None
+                return messages, is_last
+            await self._begin(position)
+
+    def _is_as_stored(self, first: Msg) -> bool:
+        """Return whether *first*, the first message of a consumer, is the event that was stored last, or comes after it."""
+        stored = self._stored
+        return stored is None or first.metadata.sequence.stream != stored.position or _event_id(first) == stored.last_event_id
 
     async def _fetch(self) -> list[Msg]:
         try:
@@ -166,16 +188,12 @@ class JetStreamSource:
                 return False
         return True
 
-    def _events(self, messages: list[Msg]) -> tuple[Incoming, list[dict[str, Any]], int]:
-        """Return the events in *messages*, those that cannot be read with their reasons, and the last number of the stream."""
+    def _events(self, messages: list[Msg]) -> tuple[Incoming, list[dict[str, Any]], Position]:
+        """Return the events in *messages*, those that cannot be read with their reasons, and the position of the last message."""
         rows: list[dict[str, Any]] = []
         unreadable: list[dict[str, Any]] = []
-        last = 0
         for each in messages:
-            metadata = parse_ack_subject(each.reply)
-            assert metadata is not None
-            last = metadata.sequence
-            message = message_of(each.subject, each.data, dict(each.headers or {}), metadata)
+            message = _message(each)
             if original_subject(message.subject) != message.subject:
                 continue  # the replay of a dead letter: the event itself is in the stream of its producer
             if has_readable_newer(message.subject, versions_of(message) or "", self._readable):
@@ -187,6 +205,7 @@ class JetStreamSource:
                 rows.append(row)
             except BusError as error:
                 unreadable.append({**row, "reason": str(error)})
+        last = Position(self.name, messages[-1].metadata.sequence.stream, _event_id(messages[-1]), self._created)
         return Incoming.of(pa.Table.from_pylist(rows, SCHEMA)), unreadable, last
 
     def _row(self, message: Message) -> dict[str, Any]:
@@ -202,3 +221,13 @@ class JetStreamSource:
             "occurred_at": occurred_at(message) or "",
             "data": message.body.decode("utf-8", "replace"),
         }
+
+
+def _message(delivered: Msg) -> Message:
+    metadata = parse_ack_subject(delivered.reply)
+    assert metadata is not None
+    return message_of(delivered.subject, delivered.data, dict(delivered.headers or {}), metadata)
+
+
+def _event_id(delivered: Msg) -> str:
+    return event_id_and_trace(_message(delivered))[0]

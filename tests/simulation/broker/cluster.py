@@ -48,11 +48,16 @@ class Cluster:
         self.network = Network(clock, self.rng, self.server)
         self.loop.connect = self.network.connect
 
-    def connect(self, scope: Scope, clock: ProcessClock, letters: DeadLetters, modules: Sequence[Module]) -> Bus:
-        """Return the bus of the process *scope* with *modules*, which connects by itself; dead letters go to *letters*."""
+    def link(self, scope: Scope) -> str:
+        """Connect the host of the process *scope* with the server, and return the name of the host."""
         host = scope.name.replace(" ", "-")
         link = self.links[scope] = self.network.link(host)
         link.before_write, link.before_read = lambda data: _write(scope, data), lambda: not scope.is_killed
+        return host
+
+    def connect(self, scope: Scope, clock: ProcessClock, letters: DeadLetters, modules: Sequence[Module]) -> Bus:
+        """Return the bus of the process *scope* with *modules*, which connects by itself; dead letters go to *letters*."""
+        host = self.link(scope)
         topology = Topology.of(MODULES, subscriptions(modules, self.contracts))
         consumers = topology.with_consumers(advisory_consumer_plan(each.name, topology.consumers) for each in modules).consumers
         published = DeadLetterPublisher(letters, lambda: bus)
@@ -94,7 +99,7 @@ class Cluster:
 
     def unfinished(self) -> list[str]:
         """Return what is not done yet: the durables with messages, and a loss that may not have been noticed yet."""
-        consumers = self.server.jetstream.consumers.values()
+        consumers = [each for each in self.server.jetstream.consumers.values() if not each.name.startswith("analytics-")]
         if self.loop.time() < self.server.jetstream.lost_at + NOTICE_SECONDS:
             return ["messages were lost a moment ago"]
         return [f"{each.name} on {each.stream.name} has {each.unsettled} messages" for each in consumers if each.unsettled]

@@ -78,6 +78,8 @@ class Consumer:
 
     def __attrs_post_init__(self) -> None:
         self.change(self.config)
+        if self.config["deliver_policy"] == "by_start_sequence":
+            self.position = self.config["opt_start_seq"] - 1
 
     @property
     def name(self) -> str:

@@ -51,6 +51,7 @@ _BY_GROUP: dict[str, tuple[str, ...]] = {
         "goes on after ack_wait", "goes on after ack_wait with work", "goes on before ack_wait", "goes on before ack_wait with work",
         "one of each is left",
     ),
+    "analytics": ("killed before take", "killed before commit", "killed after commit"),
     "process": ("start fails without its database",),
 }  # fmt: skip
 

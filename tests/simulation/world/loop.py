@@ -145,6 +145,15 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         protocol = factory()
         return await self.connect(host, protocol), protocol
 
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+        """Call *func* at once: there is no other thread."""
+        future = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except BaseException as error:  # also the end of a process
+            future.set_exception(error)
+        return future
+
     def call_soon_threadsafe(  # type: ignore[override]
         self, callback: Any, *args: Any, context: Context | None = None
     ) -> asyncio.Handle:

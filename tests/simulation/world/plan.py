@@ -142,6 +142,8 @@ class Plan:
     has_webhooks: bool
     decides_again: bool
     """Whether the history is decided again at the end, which takes long."""
+    has_analytics: bool
+    """Whether a process beside the modules reads their streams into a file, and is killed again and again."""
     timeout_seconds: float
     traits: Traits
     stock: tuple[Stock, ...]
@@ -203,6 +205,7 @@ def _draw_plan(seed: int) -> Plan:
         # A call that takes effect late is known by its webhook alone.
         has_webhooks=rng.random() < 0.5 or traits.remembers_charges or traits.pending_refunds > 0,
         decides_again=seed % 4 == 0,
+        has_analytics=deployment is Deployment.JETSTREAM and random.Random(f"analytics {seed}").random() < 0.3,
         # On JetStream a message that was on its way over a connection that ends comes again after 30 seconds.
         timeout_seconds=max(rng.choice([20.0, 60.0, 150.0]), 60.0 if deployment is Deployment.JETSTREAM else 0.0),
         traits=traits,

@@ -6,6 +6,7 @@ __all__ = ["Outcome", "run_plan"]
 
 import asyncio
 import itertools
+import random
 import shutil
 import tempfile
 from collections import Counter
@@ -19,6 +20,7 @@ from attrs import evolve, frozen
 from loguru import logger
 
 from tests.simulation.broker.virtual_loop import client_time
+from tests.simulation.checks.analytics import AnalyticsProcess
 from tests.simulation.checks.books import final_failures, unfinished
 from tests.simulation.checks.deadlines import check_deadlines
 from tests.simulation.checks.fault_scenarios import run_fault_scenarios
@@ -90,7 +92,8 @@ def _repeatable(plan: Plan) -> Iterator[None]:
 
     nats_time = client_time(lambda: asyncio.get_running_loop().time())
     ids = mock.patch("app.messaging.dead_letters.rows.uuid7", new_id)
-    with mock.patch("time.perf_counter", return_value=0.0), ids, nats_time, virtual_retries(plan.replicas, seed):
+    file_id = mock.patch("app.analytics.analytics_file.token_hex", lambda length: "0" * 2 * length)
+    with mock.patch("time.perf_counter", return_value=0.0), ids, file_id, nats_time, virtual_retries(plan.replicas, seed):
         yield
 
 
@@ -137,6 +140,10 @@ async def _play(world: World) -> None:
         for number, (at, quantity) in enumerate(stock.restocks)
     ]
     watching = [loop.create_task(operate(world)), loop.create_task(check_deadlines(world))]
+    analytics = None
+    if plan.has_analytics:
+        analytics = AnalyticsProcess(world, world.folder / "analytics.duckdb", random.Random(f"{plan.seed}/analytics"))
+        watching.append(loop.create_task(analytics.keep_running()))
     if world.replicas.are_several:
         watching.append(loop.create_task(world.replicas.check_leads()))
     await asyncio.sleep(plan.seconds)
@@ -154,6 +161,9 @@ async def _play(world: World) -> None:
     for task in actors:
         if task.done() and not task.cancelled() and (error := task.exception()) is not None:
             world.fail(f"a client: {error!r}")
+    if analytics is not None and not world.failures:
+        await asyncio.wait(watching)
+        await analytics.check()
     _check_loops(world)
     for task in (*supervisors, *actors):
         task.cancel()
@@ -193,7 +203,8 @@ async def _until_idle(world: World, actors: list[asyncio.Task[None]]) -> None:
 
 def _missing(world: World, actors: list[asyncio.Task[None]]) -> list[str]:
     waiting = sum(not task.done() for task in actors)
-    down = [f"process {place.number} is down" for place in world.places if place.process is None and not place.is_dead]
+    ended = [place for place in world.places if not place.is_dead and (place.process is None or place.process.scope.is_killed)]
+    down = [f"process {place.number} is down" for place in ended]
     return [f"{waiting} clients wait", *down] if waiting else down
 
 
