@@ -500,10 +500,4 @@ REPORTED = (
         "or True\n",
         ("tests/analytics/test_lost_tail.py",),
     ),
-    Bug(
-        "analytics begin after what they have fetched", "app/analytics/ingest.py",
-        "        self._positions[batch.position.source] = batch.position\n",
-        "",
-        ("tests/analytics/test_ingest.py", "tests/analytics"),
-    ),
 )  # fmt: skip
