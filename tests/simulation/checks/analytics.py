@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from app.analytics.analytics_file import AnalyticsFile, Position, Taken
+from app.analytics.analytics_file import AnalyticsFile, Taken
 from app.analytics.errors import SourceUnavailable
 from app.analytics.ingest import Ingest
 from app.analytics.sources.jetstream import JetStreamSource

@@ -145,9 +145,11 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         protocol = factory()
         return await self.connect(host, protocol), protocol
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
         """Call *func* at once: there is no other thread."""
-        future = self.create_future()
+        future: asyncio.Future[Any] = self.create_future()
         try:
             future.set_result(func(*args))
         except BaseException as error:  # also the end of a process
