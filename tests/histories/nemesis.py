@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from tests.histories.link import Fault, Link
+from tests.histories.links.link import Fault, Link
 from tests.histories.schedule import Step
 from tests.nats import NatsServer
 from tests.postgres import PostgresServer

@@ -16,7 +16,8 @@ from tests.gateways.fault import FaultyStripe
 from tests.gateways.local import API_KEY
 from tests.histories.checks import COUNTED_STOCK, PRICE, history_errors, money_errors
 from tests.histories.clients import COUNTED, SOLD, History, Shop
-from tests.histories.link import Link, connect_port
+from tests.histories.links.cable import Cable
+from tests.histories.links.link import Link, connect_port
 from tests.histories.nemesis import Nemesis
 from tests.histories.schedule import BROKER, DATABASE, schedules
 from tests.nats import NatsServer
@@ -46,13 +47,20 @@ class LinkedSystem(System):
 
 
 async def run(
-    folder: Path, postgres: PostgresServer, *, seed: int, seconds: float, write: Callable[[str], None] = print
+    folder: Path,
+    postgres: PostgresServer,
+    *,
+    seed: int,
+    seconds: float,
+    write: Callable[[str], None] = print,
+    loses_packets: bool = False,
 ) -> History:
     """
     Run the system for *seconds* under the faults of *seed*, wait until it is idle, and check everything.
 
     The seed decides the faults and how long each one lasts, and what the clients choose; how six processes are scheduled it
-    does not decide. Run a seed that has failed several times. The data stays in *folder*.
+    does not decide. Run a seed that has failed several times. The data stays in *folder*. With *loses_packets* a partition loses
+    packets on network interfaces of its own; otherwise a proxy holds the data back.
 
     Raises:
         Failed: A check has failed; an invariant of the final state raises AssertionError.
@@ -79,7 +87,8 @@ async def run(
         commands = folder / "commands"
         commands.mkdir()
         await _command(commands, system, "migrate")
-        links = {server: await _linked(server, broker, postgres) for server in system}
+        cables = [stack.enter_context(Cable(number)) for number in range(2 * len([*system]))] if loses_packets else []
+        links = {server: await _linked(server, broker, postgres, cables) for server in system}
         for each in (link for found in links.values() for link in found.values()):
             stack.push_async_callback(each.close)
         await asyncio.to_thread(system.start)
@@ -123,14 +132,15 @@ async def run(
     return history
 
 
-async def _linked(server: Server, broker: NatsServer, postgres: PostgresServer) -> Mapping[str, Link]:
-    """Let *server* use links of its own to NATS and PostgreSQL; return them."""
+async def _linked(server: Server, broker: NatsServer, postgres: PostgresServer, cables: list[Cable]) -> Mapping[str, Link]:
+    """Let *server* use links of its own to NATS and PostgreSQL, over two of *cables* if there are any; return the links."""
     socket_path = str(postgres.folder / ".s.PGSQL.5432")
-    to_nats = await Link(partial(connect_port, broker.port)).start()
-    to_postgres = await Link(partial(asyncio.open_unix_connection, socket_path)).start()
+    to_nats = await Link(partial(connect_port, broker.port), cable=cables.pop() if cables else None).start()
+    connect = partial(asyncio.open_unix_connection, socket_path)
+    to_postgres = await Link(connect, cable=cables.pop() if cables else None).start()
     database = server.settings["DATABASE_URL"].partition("?")[0].rpartition("/")[2]
-    server.settings["NATS_URL"] = f"nats://127.0.0.1:{to_nats.port}"
-    server.settings["DATABASE_URL"] = f"postgresql://postgres@127.0.0.1:{to_postgres.port}/{database}"
+    server.settings["NATS_URL"] = f"nats://{to_nats.host}:{to_nats.port}"
+    server.settings["DATABASE_URL"] = f"postgresql://postgres@{to_postgres.host}:{to_postgres.port}/{database}"
     return {BROKER: to_nats, DATABASE: to_postgres}
 
 

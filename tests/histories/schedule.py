@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from attrs import frozen
 
-from tests.histories.link import Fault
+from tests.histories.links.link import Fault
 
 BROKER, DATABASE = "NATS", "PostgreSQL"
 CLOCK_SECONDS = 120

@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from enum import Enum
 
+from tests.histories.links.cable import Cable
+
 Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
 
@@ -24,31 +26,42 @@ class Fault(Enum):
     SLOW = "passes every piece on with a delay"
 
 
+_LOSSES = {Fault.SILENT: (True, True), Fault.NO_REQUESTS: (True, False), Fault.NO_REPLIES: (False, True)}
+"""Whether requests and replies are lost, by the fault."""
+
+
 class Link:
     """
     Listens on a port of its own, and connects each connection with a new one from *connect*.
 
     Data that a fault holds back is passed on once the fault ends, as TCP does after a partition. The kernel of this machine
-    still acknowledges it, which packets that are lost on a network would not be.
+    still acknowledges it. With a *cable* the link listens at its far end, and the packets are lost on the way to it instead.
     """
 
-    def __init__(self, connect: Connect, delay_seconds: float = 0.2) -> None:
+    def __init__(self, connect: Connect, delay_seconds: float = 0.2, cable: Cable | None = None) -> None:
         self._connect = connect
+        self._cable = cable
         self._delay_seconds = delay_seconds
         self._fault = Fault.NONE
         self._changed = asyncio.Condition()
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self.host = "127.0.0.1" if cable is None else cable.host
         self.port = 0
 
     async def start(self) -> Link:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        listening = socket.create_server((self.host, 0)) if self._cable is None else self._cable.listen()
+        self._server = await asyncio.start_server(self._accept, sock=listening)
+        self.port = listening.getsockname()[1]
         return self
 
     async def set(self, fault: Fault) -> None:
         """Begin *fault*, or end the present one with `Fault.NONE`."""
+        if self._cable is not None:
+            requests, replies = _LOSSES.get(fault, (False, False))
+            await asyncio.to_thread(self._cable.lose, requests=requests, replies=replies)
+            fault = Fault.NONE if fault in _LOSSES else fault
         async with self._changed:
             self._fault = fault
             self._changed.notify_all()
