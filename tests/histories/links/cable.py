@@ -26,7 +26,7 @@ _NOWHERE = "02:00:00:00:00:99"
 
 
 class CableRefused(Exception):
-    """The machine does not permit it; the message says what is missing."""
+    """The machine does not permit it; the message names what is missing."""
 
 
 class Cable:
