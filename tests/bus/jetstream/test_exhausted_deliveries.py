@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import nats
 import pytest
 from attrs import define, field
 from nats.js import JetStreamContext
 
-from app.clock import SystemClock
 from bus.ids import derived_id
 from bus.jetstream.admin.provisioning import apply
 from bus.jetstream.admin.topology import ADVISORIES, ConsumerPlan, Topology
 from bus.jetstream.recovery.exhausted_deliveries import ExhaustedDeliveries
 from bus.port import DeadLetter
 from bus.subjects import replay_subject
-from tests.nats import NatsServer
-
-pytestmark = pytest.mark.slow
+from tests.bus.jetstream.brokers import Broker, RealBroker, SimulatedBroker
 
 ACK_WAIT_SECONDS = 0.3
 MAX_TRIES = 2
@@ -50,14 +47,19 @@ class InMemoryDeadLetters:
         return sorted(dead_letter.message.subject for dead_letter in self.kept.values())
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[NatsServer]:
-    with NatsServer(tmp_path) as server:
-        yield server
+@pytest.fixture(params=["simulated", pytest.param("real", marks=pytest.mark.slow)])
+async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Broker]:
+    """A simulated server on a virtual clock, which passes by itself, or a real one."""
+    if request.param == "real":
+        with RealBroker(tmp_path) as real:
+            yield real
+    else:
+        async with SimulatedBroker.start_up() as simulated:
+            yield simulated
 
 
 @pytest.fixture
-async def js(server: NatsServer) -> AsyncIterator[JetStreamContext]:
+async def js(server: Broker) -> AsyncIterator[JetStreamContext]:
     """JetStream with the stream of one module and two consumers, which have two tries each."""
     client = await nats.connect(server.url)
     context = client.jetstream(timeout=2)
@@ -67,8 +69,18 @@ async def js(server: NatsServer) -> AsyncIterator[JetStreamContext]:
     await client.close()
 
 
-def recovery_of(js: JetStreamContext, store: InMemoryDeadLetters, module: str = "inventory", **more: Any) -> ExhaustedDeliveries:
-    return ExhaustedDeliveries(lambda: js, module, [INVENTORY, ORDERS], KNOWN, store, SystemClock(), poll_seconds=0.1, **more)
+class Recover(Protocol):
+    """Makes the recovery of one module, with dead letters in *store*."""
+
+    def __call__(self, store: InMemoryDeadLetters, module: str = "inventory") -> ExhaustedDeliveries: ...
+
+
+@pytest.fixture
+def recover(server: Broker, js: JetStreamContext) -> Recover:
+    def recovery(store: InMemoryDeadLetters, module: str = "inventory") -> ExhaustedDeliveries:
+        return ExhaustedDeliveries(lambda: js, module, [INVENTORY, ORDERS], KNOWN, store, server.clock, poll_seconds=0.1)
+
+    return recovery
 
 
 async def step_until(recovery: ExhaustedDeliveries, is_so: Callable[[], Any]) -> None:
@@ -99,7 +111,7 @@ async def open_advisories(js: JetStreamContext, module: str) -> int:
     return (info.num_pending or 0) + (info.num_ack_pending or 0)
 
 
-async def test_a_message_whose_worker_died_on_the_last_try_becomes_one_dead_letter(js: JetStreamContext) -> None:
+async def test_a_message_whose_worker_died_on_the_last_try_becomes_one_dead_letter(js: JetStreamContext, recover: Recover) -> None:
     """
     The dead letter is as its worker would have made it, with every header of the message; and the advisory is
     acknowledged.
@@ -107,7 +119,7 @@ async def test_a_message_whose_worker_died_on_the_last_try_becomes_one_dead_lett
     headers = {"Nats-Msg-Id": "m-1", "ce-id": "e-1", "ce-subject": "k-1"}
     await js.publish("orders.created.v1", b"\x00body", headers=headers)
     store = InMemoryDeadLetters()
-    recovery = recovery_of(js, store)
+    recovery = recover(store)
     await recovery.step()
     await exhaust(js)
     await step_until(recovery, lambda: store.kept)
@@ -122,10 +134,10 @@ async def test_a_message_whose_worker_died_on_the_last_try_becomes_one_dead_lett
     assert store.attempts == 1
 
 
-async def test_headers_are_decoded_as_for_a_worker(js: JetStreamContext) -> None:
+async def test_headers_are_decoded_as_for_a_worker(js: JetStreamContext, recover: Recover) -> None:
     """Even malformed headers: the dead letter has the id and the headers that a worker would have given it."""
     store = InMemoryDeadLetters()
-    recovery = recovery_of(js, store)
+    recovery = recover(store)
     await recovery.step()
     await js.publish("orders.created.v1", b"{}", headers={"ce-id": "grün", "Nats-Msg-Id": "über", "note": "a: b=?utf-8?q?c?="})
     block = b"NATS/1.0\r\nno colon\r\nbad: \xff\r\n\xff: bad\r\ntwice: 1\r\ntwice: 2\r\n\r\n"
@@ -144,7 +156,7 @@ async def test_headers_are_decoded_as_for_a_worker(js: JetStreamContext) -> None
         assert dict(dead_letter.message.headers) == headers
 
 
-async def test_an_advisory_that_was_published_before_the_recovery_started_is_processed(js: JetStreamContext) -> None:
+async def test_an_advisory_that_was_published_before_the_recovery_started_is_processed(js: JetStreamContext, recover: Recover) -> None:
     """
     The server publishes an advisory once; the stream stores it. A second recovery of the same module finds nothing
     more.
@@ -152,43 +164,43 @@ async def test_an_advisory_that_was_published_before_the_recovery_started_is_pro
     await js.publish("orders.created.v1", b"{}")
     await exhaust(js)
     first, second = InMemoryDeadLetters(), InMemoryDeadLetters()
-    await step_until(recovery_of(js, first), lambda: first.kept)
+    await step_until(recover(first), lambda: first.kept)
     for _ in range(3):
-        await recovery_of(js, second).step()
+        await recover(second).step()
     assert (len(first.kept), second.kept) == (1, {})
 
 
-async def test_each_module_processes_the_advisories_of_its_own_consumers(js: JetStreamContext) -> None:
+async def test_each_module_processes_the_advisories_of_its_own_consumers(js: JetStreamContext, recover: Recover) -> None:
     """The recovery of inventory ignores the advisories about orders."""
     await js.publish("orders.created.v2", b"{}")
     await exhaust(js, "orders")
     of_inventory, of_orders = InMemoryDeadLetters(), InMemoryDeadLetters()
-    await step_until(recovery_of(js, of_orders, "orders"), lambda: of_orders.kept)
+    await step_until(recover(of_orders, "orders"), lambda: of_orders.kept)
     for _ in range(3):
-        await recovery_of(js, of_inventory).step()
+        await recover(of_inventory).step()
     assert [dead_letter.consumer for dead_letter in of_orders.kept.values()] == ["orders"]
     assert of_inventory.kept == {}
 
 
 async def test_an_advisory_waits_while_dead_letters_cannot_be_stored(
-    js: JetStreamContext, caplog: pytest.LogCaptureFixture
+    js: JetStreamContext, recover: Recover, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An unavailable database only delays it, however many attempts that takes."""
     await js.publish("orders.created.v1", b"{}")
     await exhaust(js)
     store = InMemoryDeadLetters(failures=4)
     with caplog.at_level(logging.WARNING, "bus.jetstream.recovery.exhausted_deliveries"):
-        await step_until(recovery_of(js, store), lambda: store.kept)
+        await step_until(recover(store), lambda: store.kept)
     assert (store.attempts, len(store.kept)) == (5, 1)
     assert await open_advisories(js, "inventory") == 0
     assert [record.getMessage() for record in caplog.records if "is interrupted" in record.getMessage()]
 
 
-async def test_an_advisory_about_a_deleted_message_is_logged_and_acknowledged(js: JetStreamContext, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_advisory_about_a_deleted_message_is_logged_and_acknowledged(js: JetStreamContext, recover: Recover, caplog: pytest.LogCaptureFixture) -> None:
     """There is nothing left to dead-letter."""
     ack = await js.publish("orders.created.v1", b"{}")
     store = InMemoryDeadLetters()
-    recovery = recovery_of(js, store)
+    recovery = recover(store)
     await recovery.step()
     await exhaust(js)
     await js.delete_msg("ORDERS", ack.seq)
@@ -198,10 +210,10 @@ async def test_an_advisory_about_a_deleted_message_is_logged_and_acknowledged(js
     assert await open_advisories(js, "inventory") == 0
 
 
-async def test_an_unreadable_advisory_is_skipped(js: JetStreamContext, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unreadable_advisory_is_skipped(js: JetStreamContext, recover: Recover, caplog: pytest.LogCaptureFixture) -> None:
     """It is terminated, and the next one is processed."""
     store = InMemoryDeadLetters()
-    recovery = recovery_of(js, store)
+    recovery = recover(store)
     for body in (b"", b"{", b"[]", b"{}", b'{"stream": 1}', b"\xff"):
         await js.publish("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.ORDERS.inventory", body)
     await js.publish("orders.created.v1", b"{}")
@@ -211,10 +223,10 @@ async def test_an_unreadable_advisory_is_skipped(js: JetStreamContext, caplog: p
     assert caplog.text.count("an advisory is unreadable") == 6
 
 
-async def test_a_message_on_an_unknown_subject_becomes_a_dead_letter(js: JetStreamContext) -> None:
+async def test_a_message_on_an_unknown_subject_becomes_a_dead_letter(js: JetStreamContext, recover: Recover) -> None:
     """Once, with the module's ``-strays`` as its consumer; known subjects and replays are ignored."""
     store = InMemoryDeadLetters()
-    recovery = recovery_of(js, store, "orders")
+    recovery = recover(store, "orders")
     for subject in (*KNOWN, replay_subject("orders", "inventory.reserved.v1")):
         await js.publish(subject, b"{}")
     await recovery.step()
@@ -227,14 +239,14 @@ async def test_a_message_on_an_unknown_subject_becomes_a_dead_letter(js: JetStre
     assert (dead_letter.consumer, dead_letter.error, dead_letter.attempts) == ("orders-strays", "unknown_subject", 1)
     assert "orders.created.v99" in dead_letter.detail
     assert (dead_letter.message.body, dead_letter.message.headers) == (b"?", {"ce-id": "e-1"})
-    await recovery_of(js, store, "orders").step()
+    await recover(store, "orders").step()
     assert store.attempts == 2
 
 
-async def test_a_new_unknown_subject_is_processed_from_its_first_message(js: JetStreamContext) -> None:
+async def test_a_new_unknown_subject_is_processed_from_its_first_message(js: JetStreamContext, recover: Recover) -> None:
     """Also if the durable is past it: a durable delivers an added subject from its current position on only."""
     store = InMemoryDeadLetters()
-    recovery = recovery_of(js, store, "orders")
+    recovery = recover(store, "orders")
     await js.publish("orders.a.v1", b"1")
     await step_until(recovery, lambda: len(store.kept) == 1)
     await js.publish("orders.b.v1", b"2")
@@ -248,10 +260,10 @@ async def test_a_new_unknown_subject_is_processed_from_its_first_message(js: Jet
     assert sorted(dead_letter.message.body for dead_letter in store.kept.values()) == [b"1", b"2", b"4"]
 
 
-async def test_an_unknown_version_of_an_event_that_has_a_known_one_is_ignored(js: JetStreamContext) -> None:
+async def test_an_unknown_version_of_an_event_that_has_a_known_one_is_ignored(js: JetStreamContext, recover: Recover) -> None:
     """A publisher of the next release publishes the event in both versions."""
     store = InMemoryDeadLetters()
-    recovery = recovery_of(js, store, "orders")
+    recovery = recover(store, "orders")
     await js.publish("orders.created.v3", b"{}", headers={"ce-versions": "v2,v3"})
     await js.publish("orders.created.v3.express", b"{}", headers={"ce-versions": "v1, v3"})
     await js.publish("orders.created.v3", b"alone", headers={"ce-versions": "v3,v4"})
@@ -261,19 +273,19 @@ async def test_an_unknown_version_of_an_event_that_has_a_known_one_is_ignored(js
     assert (info.num_pending, info.num_ack_pending) == (0, 0)
 
 
-async def test_unroutable_messages_wait_while_dead_letters_cannot_be_stored(js: JetStreamContext) -> None:
+async def test_unroutable_messages_wait_while_dead_letters_cannot_be_stored(js: JetStreamContext, recover: Recover) -> None:
     """They are redelivered until each is stored."""
     store = InMemoryDeadLetters(failures=3)
     for n in range(5):
         await js.publish("orders.nonsense.v1", b"%d" % n)
-    await step_until(recovery_of(js, store, "orders"), lambda: len(store.kept) == 5)
+    await step_until(recover(store, "orders"), lambda: len(store.kept) == 5)
     assert sorted(dead_letter.message.body for dead_letter in store.kept.values()) == [b"0", b"1", b"2", b"3", b"4"]
 
 
-async def test_the_recovery_survives_a_restart_of_the_server(server: NatsServer, js: JetStreamContext) -> None:
+async def test_the_recovery_survives_a_restart_of_the_server(server: Broker, js: JetStreamContext, recover: Recover) -> None:
     """It finds afterwards what it would have found before; a durable that was deleted is created again."""
     store = InMemoryDeadLetters()
-    recovery = recovery_of(js, store, "orders")
+    recovery = recover(store, "orders")
     await recovery.step()
     await js.publish("orders.nonsense.v1", b"1")
     server.kill()

@@ -6,11 +6,13 @@ __all__ = ["SimulatedHarness"]
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
+import nats
 from attrs import define, field
+from nats.js import JetStreamContext
 
 from bus.jetstream.admin.configs import stream_config
 from bus.jetstream.admin.topology import Topology, consumer_plans
@@ -31,6 +33,7 @@ T = TypeVar("T")
 
 MODULES = ("orders", "inventory", "payments")
 ROUND_TRIPS_SECONDS = 0.05
+RUN_SECONDS_MAX = 3600.0
 
 
 @define(kw_only=True)
@@ -56,6 +59,9 @@ class SimulatedHarness:
     bus: JetStreamBus = field(init=False)
     buses: list[JetStreamBus] = field(factory=list)
 
+    is_passing: bool = False
+    """Whether the time of *clock* passes by itself (`tests.simulation.broker.virtual_loop.passing`)."""
+
     @classmethod
     @asynccontextmanager
     async def start(cls, rng: random.Random, **options: Any) -> AsyncIterator[Self]:
@@ -63,28 +69,45 @@ class SimulatedHarness:
         clock = VirtualClock()
         server = Server(clock, rng, keeps_order=True)
         network = Network(clock, rng, server)
+        with virtual_loop(clock, network):
+            async with cls.on(server, network, clock, **options) as harness:
+                yield harness
+
+    @classmethod
+    @asynccontextmanager
+    async def on(cls, server: Server, network: Network, clock: VirtualClock, **options: Any) -> AsyncIterator[Self]:
+        """Create the streams of *server* that are missing, and connect; close every bus of this harness at the end."""
         harness = cls(server=server, network=network, clock=clock, **options)
         for plan in Topology.of(MODULES, {}).streams:
             config = stream_config(plan, replicas=1, dedup_seconds=harness.dedup_seconds).as_dict()
-            server.jetstream.streams[plan.name] = Stream(config, server.now_ns())
-        with virtual_loop(clock, network):
-            harness.bus = await harness.another("first")
-            recovery = asyncio.create_task(harness.recovery().run())
-            try:
-                yield harness
-            finally:
-                await cancel_tasks([recovery])
-                for bus in harness.buses:
-                    await harness.run(bus.close(0))
+            server.jetstream.streams.setdefault(plan.name, Stream(config, server.now_ns()))
+        harness.bus = await harness.another("first")
+        recovery = asyncio.create_task(harness.recovery().run())
+        try:
+            yield harness
+        finally:
+            await cancel_tasks([recovery])
+            for bus in harness.buses:
+                await harness.run(bus.close(0))
+            if not harness.is_passing:
                 await clock.settle()
 
-    async def another(self, host: str, **options: Any) -> JetStreamBus:
+    async def another(self, host: str = "", **options: Any) -> JetStreamBus:
         """Return one more bus on the server, connected from *host*, as another process would have it."""
+        host = host or f"host-{len(self.buses)}"
         settings = {"ack_wait_seconds": self.ack_wait_seconds, "dedup_seconds": self.dedup_seconds, **options}
         bus = JetStreamBus(self.clock, self.store, Servers(urls=(f"nats://{host}:4222",)), **settings)
         self.buses.append(bus)
         await self.run(bus.connect())
         return bus
+
+    async def administer(self, work: Callable[[JetStreamContext], Awaitable[None]]) -> None:
+        """Do *work* with a client of its own."""
+        client = await self.run(nats.connect("nats://administrator:4222"))
+        try:
+            await self.run(work(client.jetstream(timeout=5)))
+        finally:
+            await self.run(client.close())
 
     def recovery(self) -> ExhaustedDeliveries:
         """Return the dead-letter recovery for the consumers of the suite."""
@@ -104,20 +127,20 @@ class SimulatedHarness:
         return self.clock.monotonic()
 
     async def pass_time(self, seconds: float) -> None:
-        await self.clock.advance(seconds)
+        await (self.clock.sleep(seconds) if self.is_passing else self.clock.advance(seconds))
 
     async def rest(self) -> None:
-        await self.clock.advance(ROUND_TRIPS_SECONDS)
+        await self.pass_time(ROUND_TRIPS_SECONDS)
 
     async def run(self, awaitable: Awaitable[T]) -> T:
-        return await self.clock.run(awaitable)
+        return await (asyncio.wait_for(awaitable, RUN_SECONDS_MAX) if self.is_passing else self.clock.run(awaitable))
 
     async def dead_letters(self, count: int) -> list[DeadLetter]:
         await self.rest()
         for _ in range(100):
             if len(self.store.kept) >= count:
                 break
-            await self.clock.advance(self.ack_wait_seconds / 10)
+            await self.pass_time(self.ack_wait_seconds / 10)
         assert self.store.written == len(self.store.kept), "a dead letter was stored twice"
         return list(self.store.kept.values())
 

@@ -178,6 +178,9 @@ class JetStream:
         match words:
             case ["INFO"]:
                 return {"memory": 0, "storage": 0, "streams": len(self.streams), "consumers": len(self.consumers), "limits": {}, "api": {}}
+            case ["STREAM", "LIST"]:
+                found = [each.info({}, self._host.now_ns()) for each in self.streams.values()]
+                return {"total": len(found), "offset": 0, "limit": 256, "streams": found}
             case ["STREAM", "CREATE", name]:
                 return self._create_stream(name, request)
             case ["STREAM", "UPDATE", name]:
@@ -193,6 +196,9 @@ class JetStream:
                 return {"success": True, "purged": self._stream(name).purge()}
             case ["STREAM", "MSG", "GET", name]:
                 return {"message": self._stream(name).get(request).as_json()}
+            case ["STREAM", "MSG", "DELETE", name]:
+                self._stream(name).delete(request["seq"])
+                return {"success": True}
             case ["CONSUMER", "CREATE", stream, name, *_] | ["CONSUMER", "DURABLE", "CREATE", stream, name]:
                 return self._create_consumer(self._stream(stream), name, request)
             case ["CONSUMER", "INFO", stream, name]:

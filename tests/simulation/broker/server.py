@@ -96,7 +96,9 @@ class Server:
             case ["PONG"] | []:
                 pass
             case _:
-                raise AssertionError(f"this server does not know {words}")
+                client.connection.send(b"-ERR 'Unknown Protocol Operation'\r\n")
+                client.connection.down.send(None)
+                self.forget(client.connection)
 
     # Messages
 

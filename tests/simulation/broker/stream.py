@@ -104,6 +104,16 @@ class Stream:
         self.messages.clear()
         return count
 
+    def delete(self, sequence: int) -> None:
+        """
+        Delete one message.
+
+        Raises:
+            Refused: It is not there.
+        """
+        if self.messages.pop(sequence, None) is None:
+            raise Refused(404, 10037, "no message found")
+
     def next_after(self, sequence: int, subjects: list[str]) -> Stored | None:
         """Return the first message after *sequence* on one of *subjects*."""
         if sequence >= self.last_sequence:
