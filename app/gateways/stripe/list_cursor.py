@@ -61,7 +61,8 @@ class ListCursor:
             self._ids.clear()
             self._read = None
             return
-        if self._read is None or since < self._read[0]:
+        # One period is remembered. What lies between an earlier one and *since* has not been read: the earlier one is forgotten.
+        if self._read is None or not self._read[0] <= since <= self._read[1]:
             self._read = (since, until)
         else:
             self._read = (self._read[0], max(until, self._read[1]))
