@@ -43,7 +43,8 @@ class _Turn:
             assert previous.ended is not None
             await asyncio.wait((previous.ended,))
         except BaseException:
-            self._end()
+            # It was never entered. The turns after it wait for those before it nevertheless.
+            previous.ended.add_done_callback(lambda _: self._end())
             raise
         return False
 

@@ -26,7 +26,7 @@ __all__ = [
 
 from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 from attrs import frozen
 
@@ -133,6 +133,12 @@ class GatewayError(Exception):
     def __init__(self, detail: str, retry_after_seconds: float | None = None) -> None:
         self.retry_after_seconds = retry_after_seconds
         super().__init__(detail)
+
+    def copy(self) -> Self:
+        """Return the same error as another exception: one that is shared collects the traceback of every waiter."""
+        made = type(self).__new__(type(self), *self.args)
+        made.__dict__.update(self.__dict__)
+        return made
 
 
 class GatewayNotReached(GatewayError):

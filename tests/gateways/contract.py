@@ -156,13 +156,17 @@ class GatewayContract:
         assert isinstance(await case.gateway.refund(f"refund:{order_id}", order_id, charge.reference, amount), Refunded)
 
     async def test_each_fault_of_a_provider_is_an_error_of_its_class(self, case: GatewayCase) -> None:
-        """For every operation; no other exception leaves a gateway, and only a time-out leaves the effect unknown."""
+        """
+        For every operation; no other exception leaves a gateway, and only a time-out leaves the effect unknown.
+
+        Whatever the operation, a fault of the configuration has the same code, by which it is logged and shown.
+        """
         order_id, amount = new_order_id(), Money(500, "EUR")
         charge = await find_or_charge(case.gateway, order_id, amount)
         assert isinstance(charge, Captured)
         assert ProviderFault.AWAY in case.faults
         for fault, begin in case.faults.items():
-            gateway, other = begin(), new_order_id()
+            gateway, other, codes = begin(), new_order_id(), set()
             calls: tuple[Callable[[], Awaitable[object]], ...] = (
                 partial(gateway.charge, f"charge:{other}", other, amount, ChargeDetails("pm_card_visa")),
                 partial(gateway.find, f"charge:{other}", other, amount),
@@ -173,6 +177,8 @@ class GatewayContract:
                 with pytest.raises(GatewayError) as caught:
                     await call()
                 assert type(caught.value) is fault.value, fault
+                codes.add(getattr(caught.value, "code", ""))
+            assert len(codes) == 1, codes
             await gateway.close()
 
     async def test_closing_is_idempotent(self, case: GatewayCase) -> None:

@@ -269,6 +269,29 @@ async def test_turns_of_one_order_are_taken_one_at_a_time_and_in_order() -> None
     assert locks._last_turns == {}
 
 
+async def test_a_turn_that_is_cancelled_while_it_waits_lets_no_other_one_in() -> None:
+    """The turn before it has not ended."""
+    locks, gate, log = OrderLocks(), asyncio.Event(), []
+
+    async def take_turn(number: int) -> None:
+        async with locks.turn("a"):
+            log.append(number)
+            await gate.wait()
+
+    tasks = [asyncio.create_task(take_turn(number)) for number in range(4)]
+    await asyncio.sleep(0)
+    for cancelled in 1, 2:
+        tasks[cancelled].cancel()
+        await asyncio.wait([tasks[cancelled]])
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert log == [0]
+    gate.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert log == [0, 3]
+    assert locks._last_turns == {}
+
+
 @pytest.mark.parametrize("takes_directly", [False, True])
 async def test_every_order_is_confirmed_though_every_third_call_fails(path: Path, takes_directly: bool) -> None:
     """The calls fail before or after they had their effect; each order is confirmed and paid once."""

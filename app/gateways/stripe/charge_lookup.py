@@ -87,11 +87,11 @@ def _complete(batch: Sequence[_Lookup], found: Mapping[str, list[Row]]) -> None:
 
 
 def _fail(batch: Sequence[_Lookup], error: Exception) -> None:
-    """Fail each look-up with an exception of its own: a shared one would collect the traceback of every waiter."""
+    """Fail each look-up with an exception of its own."""
     for lookup in batch:
         if lookup.rows.done():
             continue
         if isinstance(error, GatewayError):
-            lookup.rows.set_exception(type(error)(str(error), error.retry_after_seconds))
+            lookup.rows.set_exception(error.copy())
         else:
             lookup.rows.set_exception(GatewayTimeout(f"the list cannot be read: {type(error).__name__}"))
