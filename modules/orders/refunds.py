@@ -50,12 +50,13 @@ def on_refund_submitted(order: Order, event: RefundSubmitted, now: datetime) -> 
 
 
 def on_payment_refunded(order: Order, event: PaymentRefunded, now: datetime) -> Decision:
-    """Record that money went back; for an order that is not cancelled it may arrive before the capture."""
+    """Record that money went back; it may arrive before the capture, and, if the order was cancelled early, without a reservation."""
     asked = _with_entry(order, event.refund_id, status="succeeded", amount=event.amount.amount)
     if asked is None:
         asked = (*(order.refunds or ()), {"amount": event.amount.amount, "status": "succeeded", "at": rfc3339(now)})
     detail = None if event.kept is None else {"amount": _shown(event.amount), "kept": _shown(event.kept)}
-    return Decision((with_timeline(order, "payments.refunded", now, detail, refunds=asked),), (), order.is_express)
+    currency = order.currency or event.amount.currency
+    return Decision((with_timeline(order, "payments.refunded", now, detail, refunds=asked, currency=currency),), (), order.is_express)
 
 
 def on_refund_failed(order: Order, event: PaymentRefundFailed, now: datetime) -> Decision:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["NOW", "CallOutcome", "FakeGateway", "Saga", "submitted"]
+__all__ = ["NOW", "CallOutcome", "FakeGateway", "Saga", "check_shown", "submitted"]
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -11,11 +11,14 @@ from typing import Any
 
 from attrs import define, field, frozen
 
+from bus.contracts.schemas import explain, validator
 from bus.ids import derived_id
 from modules import inventory, orders, payments
+from modules.inventory.routes import show as show_product
 from modules.inventory.state import Product, Reservation, ReservationStatus
 from modules.module import CancelTimer, Module, Scheduled
 from modules.orders.events import OrderSubmitted
+from modules.orders.routes import show as show_order
 from modules.orders.state import Order, Status
 from modules.payments.events import (
     ChargeDeclined,
@@ -30,6 +33,7 @@ from modules.payments.events import (
     RefundRequested,
     RefundSucceeded,
 )
+from modules.payments.routes import show as show_payment
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Line
 
@@ -196,6 +200,7 @@ class Saga:
             was = before.status if before is not None else None
             assert was is state.status or (was, state.status) in LEGAL, f"{was} became {state.status}"
             assert (state.status is Status.CANCELLED) == (state.reason is not None)
+        check_shown(state)
         if isinstance(state, Product):
             assert 0 <= state.reserved <= state.on_hand, state
         self.states[key] = state
@@ -232,6 +237,21 @@ class Saga:
             assert product.reserved == 0, product
             before = self.stock[product.product_id].on_hand
             assert before == product.on_hand + shipped.get(product.product_id, 0), product
+
+
+_SHOWN: dict[type, tuple[Callable[[Any], Any], Any]] = {
+    Order: (show_order, orders.module().http_schemas["Order"]),
+    Payment: (show_payment, payments.module().http_schemas["Payment"]),
+    Product: (show_product, inventory.module().http_schemas["Product"]),
+}
+_IS_VALID = {cls: validator(schema) for cls, (_, schema) in _SHOWN.items()}
+
+
+def check_shown(state: Any) -> None:
+    """Assert that the API shows *state* as the schema of its route describes it."""
+    show, schema = _SHOWN.get(type(state), (lambda state: None, {}))
+    shown = show(state)
+    assert shown is None or _IS_VALID[type(state)](shown), explain(schema, shown)
 
 
 def check_timeline(order: Order) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from attrs import define, evolve, field
@@ -36,10 +37,11 @@ from modules.payments.events import (
 from modules.payments.ledger import DisputeStatus, Refund, RefundStatus
 from modules.payments.refunds import OPEN_MAX, RETRY_SECONDS
 from modules.payments.state import Payment, PaymentStatus
-from modules.values import Money
+from modules.values import Line, Money, rfc3339
 from tests.examples import examples
-from tests.modules.saga import NOW
+from tests.modules.saga import NOW, check_shown
 
+ORDER_ID = str(UUID(int=1))
 AMOUNT = 1000
 EUR = Money(AMOUNT, "EUR")
 RESERVED = StockReserved(order_id="o", lines=(), total=EUR, payment_method=None)
@@ -149,6 +151,7 @@ class History:
         assert payment.refundable == payment.kept - payment.pending >= 0
         assert (payment.status is PaymentStatus.REFUNDED) == (payment.captured > 0 and payment.kept == 0)
         assert self.provider.total <= AMOUNT
+        check_shown(evolve(payment, order_id=ORDER_ID))
 
 
 def run(data: st.DataObject, *, reports_each_refund: bool, may_fail: bool, may_dispute: bool) -> History:
@@ -226,14 +229,15 @@ def order_after(published: list[Any]) -> Order:
     """Return the order of the payment after the events about refunds in *published*."""
     found = [each for each in published if isinstance(each, PaymentRefunded | PaymentRefundFailed)]
     asked = tuple(
-        {"refund_id": id, "amount": 0, "status": "pending", "at": ""} for id in dict.fromkeys(each.refund_id for each in found) if id
+        {"refund_id": id, "amount": 0, "status": "pending", "at": rfc3339(NOW)} for id in dict.fromkeys(each.refund_id for each in found) if id
     )
     order = Order(
-        order_id="o", customer_id="c", status=OrderStatus.CONFIRMED, items=(), total_amount=AMOUNT, currency="EUR",
+        order_id="o", customer_id="c", status=OrderStatus.CONFIRMED, items=(Line("A", 1),), total_amount=AMOUNT, currency="EUR",
         is_express=False, refunds=asked, is_paid=True, created_at=NOW, updated_at=NOW, timeline=(),
     )  # fmt: skip
     for event in found:
         [order] = decide_order((order,), event, NOW, timeout=timedelta(minutes=15)).states or (order,)
+        check_shown(evolve(order, order_id=ORDER_ID))
     return order
 
 

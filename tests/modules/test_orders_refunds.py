@@ -125,6 +125,14 @@ def test_the_order_shows_the_state_of_its_refunds() -> None:
     assert "refunded" not in show(given(RESERVED, CAPTURED))
 
 
+def test_the_refund_of_an_order_that_was_cancelled_before_its_reservation_has_a_currency() -> None:
+    """The reservation of such an order is never recorded, so only the refund names the currency."""
+    made = PaymentRefunded(order_id="o", amount=eur(1000), reference="b")
+    shown = show(given(CancelRequested(order_id="o", why=None), made, RESERVED))
+    assert (shown["total"], shown["refunded"]) == (None, {"amount": 1000, "currency": "EUR"})
+    assert [each["amount"] for each in shown["refunds"]] == [{"amount": 1000, "currency": "EUR"}]
+
+
 def test_money_that_comes_back_is_no_longer_shown_as_refunded() -> None:
     """A refund of the cancellation or of the provider's dashboard that fails after it succeeded counts once it is repeated."""
     made = PaymentRefunded(order_id="o", amount=eur(1000), reference="b")

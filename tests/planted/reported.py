@@ -222,6 +222,30 @@ REPORTED = (
         ("tests/gateways/test_stripe.py",),
     ),
     Bug(
+        "what lies between two look-ups counts as read", "app/gateways/stripe/list_cursor.py",
+        "        if self._read is None or not self._read[0] <= since <= self._read[1]:\n",
+        "        if self._read is None or since < self._read[0]:\n",
+        ("tests/gateways/test_intent_list.py",),
+    ),
+    Bug(
+        "a look-up that is refused for the key has no code", "app/gateways/stripe/charge_lookup.py",
+        "            lookup.rows.set_exception(error.copy())\n",
+        "            lookup.rows.set_exception(type(error)(str(error), error.retry_after_seconds))\n",
+        ("tests/gateways/test_stripe.py",),
+    ),
+    Bug(
+        "a request that stops waiting for its order lets the next one in", "app/gateways/order_locks.py",
+        "            previous.ended.add_done_callback(lambda _: self._end())\n",
+        "            self._end()\n",
+        ("tests/gateways/test_payment_worker.py",),
+    ),
+    Bug(
+        "the refund of an order that was cancelled early has no currency", "modules/orders/refunds.py",
+        "    currency = order.currency or event.amount.currency\n",
+        "    currency = order.currency\n",
+        _DECIDE,
+    ),
+    Bug(
         "reconciliation reads all newer charges", "app/gateways/stripe/intent_list.py",
         'self._pages({"created": {"gte": since, "lt": until}, **expand})',
         'self._pages({"created": {"gte": since}, **expand})',
