@@ -149,10 +149,11 @@ class GatewayContract:
         assert second.refunded_total in (600, 1000)
 
     async def test_an_amount_of_zero_is_captured_and_refunded(self, case: GatewayCase) -> None:
-        """An order may be free of charge; it is paid and refunded like any other."""
+        """An order may be free of charge; it is paid and refunded like any other, also if it is not looked up first."""
         order_id, amount = new_order_id(), Money(0, "EUR")
-        charge = await find_or_charge(case.gateway, order_id, amount)
+        charge = await case.gateway.charge(f"charge:{order_id}", order_id, amount, ChargeDetails())
         assert isinstance(charge, Captured)
+        assert await find_or_charge(case.gateway, order_id, amount) == charge
         assert isinstance(await case.gateway.refund(f"refund:{order_id}", order_id, charge.reference, amount), Refunded)
 
     async def test_each_fault_of_a_provider_is_an_error_of_its_class(self, case: GatewayCase) -> None:

@@ -121,6 +121,7 @@ SETTLED = with_ledger(
         (with_ledger(our_payment(1), disputes=(dispute_line(DisputeStatus.LOST),)), charge_record(1), ["disputed"]),
         (with_ledger(our_payment(1), disputes=(dispute_line(DisputeStatus.OPEN),)), charge_record(1, dispute="open"), ["disputed"]),
         (with_ledger(our_payment(1), disputes=(dispute_line(DisputeStatus.WON),)), charge_record(1, dispute="open"), []),
+        (with_ledger(our_payment(1), disputes=(dispute_line(DisputeStatus.WON),)), charge_record(1, dispute="lost"), ["disputed"]),
         (SETTLED, charge_record(1, amount=110, refunded=110), []),
         (SETTLED, charge_record(1, amount=110, refunded=100), ["amount"]),
     ],

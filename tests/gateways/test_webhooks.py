@@ -257,11 +257,17 @@ async def test_a_webhook_that_contradicts_our_data_becomes_one_dead_letter(
 
 
 async def test_a_second_charge_for_an_order_becomes_a_dead_letter(webhooks: WebhookHarness) -> None:
-    """The customer was charged twice, which a person has to resolve."""
+    """The customer was charged twice, which a person has to resolve: the letter names the order and the request of the webhook."""
     await webhooks.request_payment(oid(1))
     await webhooks.handle(event(intent(oid(1))))
-    assert await webhooks.handle(event(intent(oid(1), id="pi_2"), id="evt_8")) == "put_aside"
+    body = event(intent(oid(1), id="pi_2"), id="evt_8")
+    assert await webhooks.handle(body) == "put_aside"
     assert await webhooks.dead_letters() == [("two_charges", "evt_8")]
+    [stored] = await webhooks.harness.dead_letter_store.list(CONSUMER, None, None, 100)
+    message = stored.dead_letter.message
+    assert (message.subject, message.key, message.body) == ("stripe.payment_intent.succeeded", oid(1), body)
+    headers = {"ce-id": "evt_8", "ce-correlationid": CONTEXT.correlation_id, "traceparent": CONTEXT.traceparent}
+    assert message.headers == headers
     assert (await webhooks.payment(oid(1))).reference == "pi_1"
 
 
@@ -414,6 +420,18 @@ async def test_each_of_several_secrets_signs_webhooks(webhooks: WebhookHarness, 
         await handler.handle(body, signed(body, "whsec_other"), CONTEXT)
     with pytest.raises(OldSignature):
         await handler.handle(body, signed(body, secret, at=NOW - 301), CONTEXT)
+
+
+async def test_without_stripe_as_the_provider_a_webhook_that_names_no_order_is_ignored(webhooks: WebhookHarness) -> None:
+    """There is no list of charges to look it up in; one that names an order is handled."""
+    harness = webhooks.harness
+    handler = StripeWebhookHandler(
+        harness.runners["payments"], SECRET, None, webhooks.look_up, harness.dead_letter_store,
+        harness.clock, harness.metrics, lambda: NOW,
+    )  # fmt: skip
+    await webhooks.request_payment(oid(1))
+    outcomes = [await handler.handle(body, signed(body), CONTEXT) for body in (refund(None), event(intent(oid(1))), event(intent(oid(9)), id="evt_4"))]
+    assert outcomes == ["ignored", "handled", "ignored"]
 
 
 async def test_webhooks_that_are_refused_are_logged_once_an_hour(webhooks: WebhookHarness) -> None:

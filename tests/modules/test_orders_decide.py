@@ -19,6 +19,7 @@ from modules.orders.events import (
     OrderCreated,
     OrderTimedOut,
     OrderUnknown,
+    RefundSubmitted,
 )
 from modules.orders.state import Order, Status
 from modules.payments.events import (
@@ -26,6 +27,7 @@ from modules.payments.events import (
     PaymentDeclined,
     PaymentDelayed,
     PaymentRefunded,
+    PaymentRefundFailed,
     PaymentReviewRequired,
 )
 from modules.values import Address, Line, Money
@@ -98,11 +100,51 @@ def test_lines_of_the_same_product_are_summed() -> None:
     assert order.items == (Line("B", 4), Line("A", 2))
 
 
-def test_an_express_order_publishes_in_the_express_lane() -> None:
-    """The lane of the event that caused it does not matter."""
-    order = evolve(given(), is_express=True)
-    assert when(order, RESERVED).express is True
-    assert when(given(), RESERVED).express is False
+REFUND = RefundSubmitted(order_id="o", refund_id="r1", amount=None, items=(), why="broken")
+REFUND_FAILED = PaymentRefundFailed(order_id="o", amount=EUR, reason="no_balance", is_final=True, refund_id="r1")
+
+
+@pytest.mark.parametrize(
+    ("before", "event"),
+    [
+        *(((), event) for event in (RESERVED, REJECTED, CAPTURED, DECLINED, DELAYED, REVIEW_REQUIRED, TIMED_OUT, CANCEL)),
+        ((RESERVED,), CAPTURED),
+        ((CAPTURED,), RESERVED),
+        ((RESERVED, CAPTURED), CANCEL),
+        ((CANCEL,), RELEASED),
+        ((CANCEL,), REFUNDED),
+        ((RESERVED, CAPTURED), REFUND),
+        ((RESERVED, CAPTURED, REFUND), evolve(REFUNDED, refund_id="r1")),
+        ((RESERVED, CAPTURED, REFUND), REFUND_FAILED),
+    ],
+)
+def test_an_express_order_publishes_in_the_express_lane(before: Sequence[Any], event: Any) -> None:
+    """The lane of the event that caused it does not matter: a command and a notice of the gateway have none."""
+    order = given(*before)
+    assert when(evolve(order, is_express=True), event).express is True
+    assert when(order, event).express is False
+
+
+@pytest.mark.parametrize(
+    ("before", "is_finished"),
+    [
+        ((), False),
+        ((RESERVED,), False),
+        ((RESERVED, DELAYED), False),
+        ((CAPTURED,), False),
+        ((RESERVED, CAPTURED), True),
+        ((CANCEL,), True),
+        ((RESERVED, CAPTURED, REFUND), False),
+        ((RESERVED, CAPTURED, REFUND, evolve(REFUND_FAILED, is_final=False)), False),
+        ((RESERVED, CAPTURED, REFUND, REFUND_FAILED), True),
+        ((RESERVED, CAPTURED, REFUND, evolve(REFUNDED, refund_id="r1")), True),
+    ],
+)
+def test_an_order_is_finished_once_it_is_final_and_no_refund_is_under_way(before: Sequence[Any], is_finished: bool) -> None:
+    """From the moment on that follows its last change."""
+    order = given(*before)
+    assert order.is_finished_since(NOW + timedelta(microseconds=1)) is is_finished
+    assert not order.is_finished_since(NOW)
 
 
 def test_a_reservation_and_then_a_payment_confirm_the_order() -> None:
