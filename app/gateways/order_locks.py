@@ -39,12 +39,13 @@ class _Turn:
         if previous is None:
             return True
         self._previous = None  # a long chain of turns must not keep all of them alive
+        ended = previous.ended
+        assert ended is not None
         try:
-            assert previous.ended is not None
-            await asyncio.wait((previous.ended,))
+            await asyncio.wait((ended,))
         except BaseException:
             # It was never entered. The turns after it wait for those before it nevertheless.
-            previous.ended.add_done_callback(lambda _: self._end())
+            ended.add_done_callback(lambda _: self._end())
             raise
         return False
 

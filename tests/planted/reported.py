@@ -235,7 +235,7 @@ REPORTED = (
     ),
     Bug(
         "a request that stops waiting for its order lets the next one in", "app/gateways/order_locks.py",
-        "            previous.ended.add_done_callback(lambda _: self._end())\n",
+        "            ended.add_done_callback(lambda _: self._end())\n",
         "            self._end()\n",
         ("tests/gateways/test_payment_worker.py",),
     ),
