@@ -59,20 +59,21 @@ def connection_name(settings: Settings) -> str:
 @asynccontextmanager
 async def jetstream(settings: Settings) -> AsyncIterator[JetStreamContext]:
     """
-    Connect to JetStream and yield the context; close the connection at the end.
+    Connect to JetStream for a short time and yield the context; close the connection at the end.
 
     Raises:
         BrokerOutOfReach: There is no connection within `CONNECT_SECONDS_MAX`.
     """
-
-    async with session(lambda: servers(settings), SystemClock()) as js:
-        yield js
+    async with session(lambda: servers(settings), SystemClock()) as connection:
+        yield connection.js
 
 
 @asynccontextmanager
-async def session(source: ServerSource, clock: Clock) -> AsyncIterator[JetStreamContext]:
+async def session(source: ServerSource, clock: Clock) -> AsyncIterator[Connection]:
     """
-    Connect to one of the servers of *source* and yield the context of JetStream; close the connection at the end.
+    Connect to one of the servers of *source* and yield the connection; close it at the end.
+
+    Its ``js`` is that of another client after a server has closed the connection for good, because of an old password for example.
 
     Raises:
         BrokerOutOfReach: There is no connection within `CONNECT_SECONDS_MAX`.
@@ -93,7 +94,7 @@ async def session(source: ServerSource, clock: Clock) -> AsyncIterator[JetStream
     )
     try:
         await _within_time_limit(connection.open())
-        yield connection.js
+        yield connection
     finally:
         await connection.close()
 

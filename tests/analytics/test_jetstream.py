@@ -71,7 +71,7 @@ def placed(numbers: Sequence[int]) -> list[HistoryEvent]:
 
 async def take(js: JetStreamContext, file: AnalyticsFile) -> None:
     """Take what the stream has, as a process that has just been started does."""
-    await Ingest(file, [JetStreamSource("orders", js, CONTRACTS, file.id)], lambda _: None).run(once=True)
+    await Ingest(file, [JetStreamSource("orders", lambda: js, CONTRACTS, file.id)], lambda _: None).run(once=True)
 
 
 def ids(file: AnalyticsFile) -> list[str]:
@@ -106,7 +106,7 @@ async def test_an_event_of_two_days_ago_is_recognised(js: JetStreamContext, file
 async def test_what_was_fetched_and_not_stored_comes_again_before_the_rest(js: JetStreamContext, file: AnalyticsFile) -> None:
     """A process that is killed between the fetch and the commit loses nothing, and the next one does not wait for the broker."""
     await publish(js, placed(range(10)))
-    assert await JetStreamSource("orders", js, CONTRACTS, file.id).read({}) is not None  # and the process ends here
+    assert await JetStreamSource("orders", lambda: js, CONTRACTS, file.id).read({}) is not None  # and the process ends here
     await publish(js, placed(range(10, 12)))
     await take(js, file)
     assert len(ids(file)) == 12
@@ -124,7 +124,7 @@ async def test_analytics_that_read_both_versions_let_the_older_one_be_retired(js
 async def test_what_was_stored_and_not_acknowledged_is_not_stored_again(js: JetStreamContext, file: AnalyticsFile) -> None:
     """A process that is killed between the commit and the acknowledgement counts nothing twice."""
     await publish(js, placed(range(10)))
-    batch = await JetStreamSource("orders", js, CONTRACTS, file.id).read({})
+    batch = await JetStreamSource("orders", lambda: js, CONTRACTS, file.id).read({})
     assert batch is not None
     file.take(batch.events, batch.position)
     await take(js, file)
@@ -136,7 +136,7 @@ async def test_what_was_stored_and_not_acknowledged_is_not_stored_again(js: JetS
 async def test_a_delivery_that_is_lost_is_read_again(js: JetStreamContext, file: AnalyticsFile) -> None:
     """Nothing that follows it is stored before it."""
     await publish(js, placed(range(10)))
-    source = JetStreamSource("orders", js, CONTRACTS, file.id)
+    source = JetStreamSource("orders", lambda: js, CONTRACTS, file.id)
     batch = await source.read({})
     assert batch is not None
     file.take(batch.events, batch.position)
@@ -213,7 +213,7 @@ async def test_a_message_that_cannot_be_read_is_kept_apart(js: JetStreamContext,
 async def test_a_stream_that_does_not_exist_is_named(js: JetStreamContext, file: AnalyticsFile) -> None:
     """The reason names the commands that make it."""
     with pytest.raises(SourceUnavailable, match="there is no stream PAYMENTS: start the module payments"):
-        await Ingest(file, [JetStreamSource("payments", js, CONTRACTS, file.id)], lambda _: None).run(once=True)
+        await Ingest(file, [JetStreamSource("payments", lambda: js, CONTRACTS, file.id)], lambda _: None).run(once=True)
 
 
 
@@ -221,7 +221,7 @@ async def test_a_stream_that_does_not_exist_is_named(js: JetStreamContext, file:
 async def test_a_stream_that_is_made_anew_while_it_is_read(js: JetStreamContext, file: AnalyticsFile) -> None:
     """Without a restart the source reads it from its beginning."""
     await publish(js, placed(range(5)))
-    source = JetStreamSource("orders", js, CONTRACTS, file.id)
+    source = JetStreamSource("orders", lambda: js, CONTRACTS, file.id)
     ingest = Ingest(file, [source], lambda _: None)
     await ingest.step(source)
     await js.delete_stream("ORDERS")
@@ -240,9 +240,9 @@ async def test_a_connection_that_is_lost_is_an_outage(tmp_path: Path, file: Anal
         js = client.jetstream(timeout=0.5)
         await js.add_stream(StreamConfig(name="ORDERS", subjects=["orders.>"]))
         await publish(js, placed(range(3)))
-        source = JetStreamSource("orders", js, CONTRACTS, file.id)
+        source = JetStreamSource("orders", lambda: js, CONTRACTS, file.id)
         assert not await Ingest(file, [source], lambda _: None).step(source)
-        other = JetStreamSource("orders", js, CONTRACTS, "other")
+        other = JetStreamSource("orders", lambda: js, CONTRACTS, "other")
         assert await other.read({}) is not None
         server.pause()
         with pytest.raises(SourceUnavailable, match="NATS is out of reach"):
@@ -251,3 +251,10 @@ async def test_a_connection_that_is_lost_is_an_outage(tmp_path: Path, file: Anal
         await client.close()
         with pytest.raises(SourceUnavailable, match="NATS is out of reach"):
             await other.stored()
+        client = await nats.connect(server.url)
+        js = client.jetstream()
+        await publish(js, placed(range(3, 5)))
+        ingest = Ingest(file, [source], lambda _: None)
+        while await ingest.step(source) or len(ids(file)) < 5:
+            pass
+        await client.close()

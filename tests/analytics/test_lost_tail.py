@@ -31,7 +31,7 @@ async def publish(js: JetStreamContext, events: Sequence[HistoryEvent]) -> None:
 
 async def take(js: JetStreamContext, file: AnalyticsFile) -> set[str]:
     """Take what the stream has, as a process that has just been started does; return the ids of all events in the file."""
-    await Ingest(file, [JetStreamSource("orders", js, CONTRACTS, file.id)], lambda _: None).run(once=True)
+    await Ingest(file, [JetStreamSource("orders", lambda: js, CONTRACTS, file.id)], lambda _: None).run(once=True)
     return {row[0] for row in file.connection.execute("SELECT event_id FROM orders_created").fetchall()}
 
 
@@ -49,7 +49,8 @@ def test_what_has_taken_the_place_of_lost_messages_is_read(lost: int, more: int)
         loop.connect = network.connect
         network.link("analytics")
         file = AnalyticsFile(None, CONTRACTS)
-        async with session(lambda: Servers(urls=("nats://analytics:4222",)), clock) as js:
+        async with session(lambda: Servers(urls=("nats://analytics:4222",)), clock) as connection:
+            js = connection.js
             await js.add_stream(StreamConfig(name="ORDERS", subjects=["orders.>"]))
             await publish(js, first)
             assert len(await take(js, file)) == len(first)

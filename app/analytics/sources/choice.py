@@ -16,8 +16,9 @@ from app.analytics.sources.ahead import ReadAhead
 from app.analytics.sources.history import HistorySource
 from app.analytics.sources.jetstream import JetStreamSource
 from app.analytics.sources.source import Source
+from app.clock import SystemClock
 from app.messaging.event_registry import all_modules
-from app.messaging.nats_session import BrokerOutOfReach, jetstream
+from app.messaging.nats_session import BrokerOutOfReach, servers, session
 from app.storage.archive.history_reader import HistoryReader
 from app.storage.archive.parquet_archive import Archive
 from app.storage.databases import DatabaseUnreachable, Storage, build_storage, require_existing
@@ -64,10 +65,10 @@ async def open_sources(settings: Settings, contracts: ContractRegistry, file_id:
                 stack.push_async_callback(ahead.close)
         if over_bus:
             try:
-                js = await stack.enter_async_context(jetstream(settings))
+                connection = await stack.enter_async_context(session(lambda: servers(settings), SystemClock()))
             except BrokerOutOfReach as error:
                 raise SourceUnavailable(str(error)) from None
-            found += [JetStreamSource(name, js, contracts, file_id) for name in over_bus]
+            found += [JetStreamSource(name, lambda: connection.js, contracts, file_id) for name in over_bus]
         logger.info("events are taken", databases=",".join(stored), streams=",".join(over_bus))
         yield Sources(found, over_bus)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 __all__ = ["FETCHED_MAX", "JetStreamSource"]
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -60,8 +60,8 @@ _ACK_PENDING_MAX = 4 * FETCHED_MAX
 class JetStreamSource:
     """Reads what *module* has published."""
 
-    def __init__(self, module: str, js: JetStreamContext, contracts: ContractRegistry, file_id: str) -> None:
-        """*file_id* distinguishes the file from others that read the same stream."""
+    def __init__(self, module: str, js: Callable[[], JetStreamContext], contracts: ContractRegistry, file_id: str) -> None:
+        """*js* returns the calls of the present client; *file_id* distinguishes the file from others that read the same stream."""
         self.name = f"stream {stream_name(module)}"
         self._module = module
         self._stream = stream_name(module)
@@ -117,7 +117,7 @@ class JetStreamSource:
         """Make the durable anew after *position*, as far as that holds for the stream as it is now."""
         self._subscription, self._fetched, self._delivered, self._gap, self._stored = None, [], 0, None, None
         try:
-            info = await self._js.stream_info(self._stream)
+            info = await self._js().stream_info(self._stream)
         except NotFoundError:
             detail = f"there is no stream {self._stream}: start the module {self._module}, or run `topology --apply`"
             raise SourceUnavailable(detail) from None
@@ -135,7 +135,7 @@ class JetStreamSource:
         elif position is not None and position.last_event_id and first < start:
             self._stored, start = position, position.position
         with suppress(NotFoundError):
-            await self._js.delete_consumer(self._stream, self._durable)
+            await self._js().delete_consumer(self._stream, self._durable)
         config = ConsumerConfig(
             durable_name=self._durable,
             description="python -m app analytics run",
@@ -147,8 +147,8 @@ class JetStreamSource:
             inactive_threshold=INACTIVE_SECONDS,
             metadata={UNDERSTOOD: self._understood},
         )
-        await self._js.add_consumer(self._stream, config)
-        self._subscription = await self._js.pull_subscribe_bind(consumer=self._durable, stream=self._stream)
+        await self._js().add_consumer(self._stream, config)
+        self._subscription = await self._js().pull_subscribe_bind(consumer=self._durable, stream=self._stream)
 
     async def _following(self, position: Position | None) -> tuple[list[Msg], bool]:
         """Return what follows *position*, and whether it is all; begin again as long as something else is delivered."""
@@ -176,7 +176,7 @@ class JetStreamSource:
         try:
             found: list[Msg] = await self._subscription.fetch(FETCHED_MAX, timeout=FETCH_SECONDS)
         except TimeoutError:  # nothing is there, or nothing answers: the client does not distinguish
-            await self._js.stream_info(self._stream)
+            await self._js().stream_info(self._stream)
             return []
         return found
 

@@ -86,9 +86,9 @@ class Consumer:
         return str(self.config.get("durable_name") or self.config["name"])
 
     @property
-    def subjects(self) -> list[str]:
+    def subjects(self) -> tuple[str, ...]:
         single = self.config.get("filter_subject")
-        return self.config.get("filter_subjects") or ([single] if single else [])
+        return tuple(self.config.get("filter_subjects") or ([single] if single else ()))
 
     @property
     def unsettled(self) -> int:

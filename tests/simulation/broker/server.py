@@ -30,8 +30,12 @@ class _Client:
 
     connection: Connection
     reader: CommandReader = field(factory=CommandReader)
-    subscriptions: dict[str, tuple[str, bool]] = field(factory=dict)
-    """The subject of each, and whether that has wildcards."""
+    subjects: dict[str, str] = field(factory=dict)
+    """That of each subscription, by its id."""
+    exact: dict[str, dict[str, None]] = field(factory=dict)
+    """By subject the ids of the subscriptions without wildcards."""
+    patterns: dict[str, str] = field(factory=dict)
+    """The subjects with wildcards, by the ids of their subscriptions."""
     wants_no_responders: bool = False
 
 
@@ -90,9 +94,14 @@ class Server:
             case ["CONNECT", options]:
                 client.wants_no_responders = bool(json.loads(options).get("no_responders"))
             case ["SUB", subject, *_, sid]:
-                client.subscriptions[sid] = subject, subject[-1] == ">" or "*" in subject
+                client.subjects[sid] = subject
+                if subject[-1] == ">" or "*" in subject:
+                    client.patterns[sid] = subject
+                else:
+                    client.exact.setdefault(subject, {})[sid] = None
             case ["UNSUB", sid, *_]:
-                client.subscriptions.pop(sid, None)
+                client.patterns.pop(sid, None)
+                client.exact.get(client.subjects.pop(sid, ""), {}).pop(sid, None)
             case ["PONG"] | []:
                 pass
             case _:
@@ -126,6 +135,5 @@ class Server:
 
     def _interested(self, subject: str) -> Iterator[tuple[_Client, str]]:
         for client in self._clients.values():
-            for sid, (pattern, has_wildcards) in client.subscriptions.items():
-                if pattern == subject or (has_wildcards and is_match(pattern, subject)):
-                    yield client, sid
+            yield from ((client, sid) for sid in client.exact.get(subject, ()))
+            yield from ((client, sid) for sid, pattern in client.patterns.items() if is_match(pattern, subject))

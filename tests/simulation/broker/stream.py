@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from tests.simulation.broker.wire import NatsMessage, headers_of, is_match
+from tests.simulation.broker.wire import NatsMessage, headers_of, is_match, matches_any
 
 _NANOSECONDS = 1_000_000_000
 _DEFAULTS = {"max_consumers": -1, "max_msgs": -1, "max_bytes": -1, "max_msgs_per_subject": -1, "max_msg_size": -1, "max_age": 0}
@@ -114,17 +114,17 @@ class Stream:
         if self.messages.pop(sequence, None) is None:
             raise Refused(404, 10037, "no message found")
 
-    def next_after(self, sequence: int, subjects: list[str]) -> Stored | None:
+    def next_after(self, sequence: int, subjects: tuple[str, ...]) -> Stored | None:
         """Return the first message after *sequence* on one of *subjects*."""
         if sequence >= self.last_sequence:
             return None
         for number in range(max(sequence + 1, self.first_sequence), self.last_sequence + 1):
             found = self.messages.get(number)
-            if found is not None and (not subjects or found.subject in subjects or any(is_match(each, found.subject) for each in subjects)):
+            if found is not None and matches_any(subjects, found.subject):
                 return found
         return None
 
-    def count_after(self, sequence: int, subjects: list[str]) -> int:
+    def count_after(self, sequence: int, subjects: tuple[str, ...]) -> int:
         """Return how many messages after *sequence* are on one of *subjects*."""
         count = 0
         while (found := self.next_after(sequence, subjects)) is not None:
@@ -140,7 +140,7 @@ class Stream:
         """
         found: Stored | None
         if "next_by_subj" in request:
-            found = self.next_after(request.get("seq", 1) - 1, [request["next_by_subj"]])
+            found = self.next_after(request.get("seq", 1) - 1, (request["next_by_subj"],))
         elif "last_by_subj" in request:
             found = next((each for each in reversed(self.messages.values()) if is_match(request["last_by_subj"], each.subject)), None)
         else:

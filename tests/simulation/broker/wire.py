@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["CommandReader", "NatsMessage", "command_ends", "command_name", "header_block", "headers_of", "is_match"]
+__all__ = ["CommandReader", "NatsMessage", "command_ends", "command_name", "header_block", "headers_of", "is_match", "matches_any"]
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 _LINE_END = b"\r\n"
@@ -54,6 +55,12 @@ class CommandReader:
                 start = at
                 yield line.decode().split(" ", 1) if name == b"CONNECT" else line.decode().split()
         self._data = self._data[start:]
+
+
+@lru_cache(maxsize=65_536)
+def matches_any(patterns: tuple[str, ...], subject: str) -> bool:
+    """Return whether one of *patterns* is for *subject*; without patterns every subject is."""
+    return not patterns or any(is_match(pattern, subject) for pattern in patterns)
 
 
 def is_match(pattern: str, subject: str) -> bool:

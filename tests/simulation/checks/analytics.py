@@ -29,7 +29,7 @@ from tests.simulation.world.scope import Scope
 if TYPE_CHECKING:
     from tests.simulation.world.world import World
 
-LIFE_SECONDS_MAX = 20.0
+LIFE_SECONDS_MAX = 60.0
 """A process that passes too few points is killed after this time."""
 
 CATCH_UP_SECONDS_MAX = 120.0
@@ -72,7 +72,7 @@ class AnalyticsProcess:
     async def keep_running(self) -> None:
         """Start the process, kill it after some points, and start it again, until cancelled."""
         while True:
-            await self._live(self.rng.randrange(200))
+            await self._live(self.rng.randrange(300))
             await asyncio.sleep(self.rng.choice([0.0, 2.0, 15.0]))
 
     async def check(self) -> None:
@@ -144,7 +144,7 @@ class AnalyticsProcess:
         host = cluster.link(scope)
         self._file = file = _File(scope, self.path)
         servers = Servers(urls=(f"nats://{host}:4222",))
-        async with session(lambda: servers, ProcessClock(self.world._loop.time)) as js:
-            sources = [JetStreamSource(module, js, contracts_of_all(), file.id) for module in MODULES]
+        async with session(lambda: servers, ProcessClock(self.world._loop.time)) as connection:
+            sources = [JetStreamSource(module, lambda: connection.js, contracts_of_all(), file.id) for module in MODULES]
             self.world.note(f"{scope.name} runs")
             await Ingest(file, sources, lambda progress: None).run(once=is_last)
