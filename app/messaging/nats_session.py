@@ -73,7 +73,7 @@ async def session(source: ServerSource, clock: Clock) -> AsyncIterator[Connectio
     """
     Connect to one of the servers of *source* and yield the connection; close it at the end.
 
-    Its ``js`` is that of another client after a server has closed the connection for good, because of an old password for example.
+    Its ``js`` is that of another client once a server has refused the earlier one, because of an old password for example.
 
     Raises:
         BrokerOutOfReach: There is no connection within `CONNECT_SECONDS_MAX`.

@@ -4,8 +4,8 @@ The stream of one module on NATS JetStream, read in its order.
 The position in the file counts, not what the server remembers: the durable consumer is made anew whenever reading begins, and
 when a delivery was lost on the way. So what was fetched and not stored comes again before anything that follows it. The consumer
 begins with the event that was stored last: if another one has its number, the stream has lost its last messages and stored
-others in their place, and is read from its beginning. The durable shows an operator how far the analytics are, and has the id of the file in its name, so two
-files never share one.
+others in their place, and is read from its beginning. The durable shows an operator how far the analytics are, and has the
+id of the file in its name, so two files never share one.
 
 A stream keeps 47 hours. What it deletes before it is read is missing: this is logged, and counted in ``analytics_gaps``.
 """
