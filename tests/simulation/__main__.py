@@ -14,10 +14,9 @@ import time
 from collections import Counter
 
 import click
-from loguru import logger
 
 from tests.simulation.checks.situations import SITUATIONS, never_reached, table
-from tests.simulation.seeds import outcomes
+from tests.simulation.seeds import outcomes, silence_logs
 from tests.simulation.shrink import shrunk
 from tests.simulation.world.plan import draw_plan
 from tests.simulation.world.run import Outcome, run_plan
@@ -67,7 +66,7 @@ def parse_range(text: str) -> range:
 def main(seed: int | None, with_trace: bool, seeds: str | None, minutes: float | None, with_situations: bool, jobs: int) -> None:
     """Run the seeds, and print those that have failed."""
     if seed is not None:
-        logger.remove()
+        silence_logs()
         outcome = run_plan(draw_plan(seed))
         show(outcome, with_trace=with_trace)
         raise SystemExit(_FAILED if outcome.failures else 0)

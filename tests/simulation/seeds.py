@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["outcomes"]
+__all__ = ["outcomes", "silence_logs"]
 
+import logging
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -15,9 +16,15 @@ from tests.simulation.world.plan import draw_plan
 from tests.simulation.world.run import Outcome, run_plan
 
 
+def silence_logs() -> None:
+    """Write no line of the simulated processes to the terminal."""
+    logger.remove()
+    logging.disable(logging.CRITICAL)
+
+
 def run_seed(seed: int) -> Outcome:
     """Run *seed*; the outcome has the trace if the run has failed."""
-    logger.remove()
+    silence_logs()
     outcome = run_plan(draw_plan(seed))
     return outcome if outcome.failures else evolve(outcome, trace=())
 

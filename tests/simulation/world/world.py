@@ -52,6 +52,9 @@ from tests.simulation.world.watch import Watch
 KILL_SECONDS_MAX = 5.0
 """A process that passes too few points is killed after this time."""
 
+NAMED_SECONDS_MAX = 30.0
+"""The same, if it is to be killed at a point of one kind: calls of the provider can be rare."""
+
 _DISTURBING = (FaultKind.DISK, FaultKind.BUS, FaultKind.BROKER, FaultKind.LINK, FaultKind.PAUSE, FaultKind.DATABASE)
 
 
@@ -364,7 +367,7 @@ class World:
         place.down = Downtime(fault.seconds, fault.jump_seconds, fault.loses_power)
         scope.left, scope.counted, scope.stops = fault.points, fault.point, False
         with suppress(TimeoutError):
-            async with asyncio.timeout(KILL_SECONDS_MAX):
+            async with asyncio.timeout(NAMED_SECONDS_MAX if fault.point else KILL_SECONDS_MAX):
                 await scope.ended.wait()
         if not scope.is_killed:
             scope.kill("while it is idle")
