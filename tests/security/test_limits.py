@@ -5,19 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import make_mocked_request
 from loguru import logger
 
 from app.application import Application
+from app.web.access.authentication import Authenticator
+from app.web.access.gate import CALLER, Gate, HostRule
 from app.web.access.limits import WRONG_KEYS_MAX, RateLimit
+from app.web.access.refusal_log import RefusalLog
 from app.web.endpoints import stripe_webhook
 from app.web.endpoints.stripe_webhook import WEBHOOK_BYTES_MAX
+from app.web.responses.problems import ProblemError
 from app.web.server import RESERVED_CONNECTIONS
 from app.web.streams import state_stream
+from config.api_keys import MODULE, ApiKey
 from config.settings import Settings
 from modules.registry import MODULES
 from tests.security.conftest import Program
@@ -74,6 +81,71 @@ async def test_wrong_keys_are_refused_before_they_are_many(program: Program, war
     assert answers[-1].headers["Connection"] == "close"
     assert (await program.send("viewer", "GET", "/v1/orders")).status == 200
     assert warnings.count("limit reached: wrong API keys from one address") == 1
+
+
+KEYS = {name: ApiKey(name, role, sha256(name.encode()).hexdigest()) for name, role in (("shop", "shop"), ("peer", MODULE))}
+
+Try = Callable[[Gate], object]
+
+
+def asked(key: str = "", path: str = "/", **headers: str) -> web.Request:
+    return make_mocked_request("GET", path, {**headers, **({"Authorization": f"Bearer {key}"} if key else {})})
+
+
+def status_of(gate: Gate, attempt: Try) -> int:
+    """Return the status of the problem that *attempt* raises, or 200."""
+    try:
+        attempt(gate)
+    except ProblemError as problem:
+        return problem.status
+    return 200
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        lambda gate: gate.admit(asked("wrong"), {"shop"}, is_scoped=True),
+        lambda gate: gate.admit(asked(path="/?token=shop~1~x"), {"shop"}, is_scoped=True, takes_token=True),
+        lambda gate: gate.log_in(asked(), "wrong"),
+    ],
+    ids=["a key", "a token", "the form of the console"],
+)
+def test_wrong_keys_have_one_limit_wherever_they_are_tried(attempt: Try) -> None:
+    """Also where no header carries them; what is right is admitted all the time."""
+    gate = Gate(Authenticator(KEYS))
+    assert [status_of(gate, attempt) for _ in range(WRONG_KEYS_MAX + 2)] == [401] * WRONG_KEYS_MAX + [429] * 2
+    assert status_of(gate, lambda gate: gate.log_in(asked(), "also wrong")) == 429
+    assert (gate.log_in(asked(), "shop").name, gate.admit(asked("shop"), {"shop"}, is_scoped=True).name) == ("shop", "shop")
+
+
+@pytest.mark.parametrize(
+    ("attempt", "is_limited"),
+    [
+        (lambda gate: gate.admit(asked("shop"), {"shop"}, is_scoped=True), True),
+        (lambda gate: gate.permit(KEYS["shop"], {"shop"}, is_scoped=True), True),
+        (lambda gate: gate.admit(asked("peer", **{CALLER: "ada:shop"}), {"shop"}, is_scoped=True), False),
+    ],
+    ids=["API", "console", "another process, for many persons"],
+)
+def test_the_rate_of_requests_is_that_of_one_caller(attempt: Try, is_limited: bool) -> None:
+    """On each way into the program; a process that asks for all its users is no single caller."""
+    gate = Gate(Authenticator(KEYS), requests_per_s=1)
+    assert (429 in [status_of(gate, attempt) for _ in range(5)]) == is_limited
+
+
+def test_a_key_for_processes_is_refused_in_the_form_of_the_console() -> None:
+    """It could act under any name."""
+    assert status_of(Gate(Authenticator(KEYS)), lambda gate: gate.log_in(asked(), "peer")) == 403
+
+
+def test_what_is_remembered_of_strangers_is_bounded() -> None:
+    """Names of hosts, and addresses: a client can send from many, or name many."""
+    rule, log = HostRule({"*"}), RefusalLog()
+    for number in range(3_000):
+        rule(asked(Host=f"h{number}.example"))
+        log._is_new(f"2001:db8::{number}")
+    assert len(rule._known) <= 1_000
+    assert len(log._warned) <= 1_000
 
 
 async def test_a_request_without_a_key_is_no_wrong_key(program: Program) -> None:

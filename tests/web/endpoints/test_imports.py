@@ -12,7 +12,7 @@ import pytest
 from app.storage.errors import StorageUnavailable
 from app.web.requests import ndjson
 from modules import inventory
-from tests.web.conftest import Response, Start, Web
+from tests.web.conftest import KEY, Response, Start, Web
 
 PATHS = [("POST", "/v1/inventory/import"), ("PUT", "/v1/inventory")]
 EUR = {"amount": 100, "currency": "EUR"}
@@ -78,6 +78,18 @@ async def test_an_import_is_resumed_with_its_key(web: Web) -> None:
     assert [(answer["status"], answer["code"]) for answer in other] == [(422, "idempotency_key_reused")]
 
 
+async def test_a_key_of_an_import_belongs_to_its_caller_and_its_route(start: Start) -> None:
+    """What one caller has imported is no answer for another one, who would believe that the line was executed."""
+    other = "another-key-of-another-caller"
+    web = await start(requires_key=True, module=inventory.module(), keys=f"shop:stock:{KEY}\nother:stock:{other}\n")
+    line = body([{"product_id": "A", "on_hand": 5, "unit_price": EUR}])
+    for method, path in PATHS:
+        for key in KEY, other:
+            (found,) = answers(await send(web, line, method, path, Authorization=f"Bearer {key}", Idempotency_Key="k"))
+            assert (found["status"], found.get("replayed")) == (200, None)
+    assert len(web.service.submitted) == 2 * len(PATHS)
+
+
 async def test_a_body_is_read_as_it_arrives(web: Web) -> None:
     """The first lines are executed before the last ones were sent, wherever the blocks end."""
     first_is_stored = asyncio.Event()
@@ -117,9 +129,26 @@ async def test_an_import_has_limits(web: Web, limit: str, value: int, data: byte
         for line in data.splitlines(True):
             yield line
 
-    *before, last = answers(await send(web, unannounced()))
+    response = await send(web, unannounced())
+    *before, last = answers(response)
     assert {answer["status"] for answer in before} == {400}
     assert (last["line"], last["status"], last["code"]) == (None, 413, "body_too_large")
+    assert response.headers["Connection"] == "close"  # the rest would be taken for the next request
+
+
+async def test_a_line_without_an_end_is_refused_before_the_body_ends(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that one client sends fills the memory."""
+    monkeypatch.setattr(ndjson, "LINE_BYTES_MAX", 10)
+    is_answered = asyncio.Event()
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"x" * 11
+        await is_answered.wait()
+
+    async with asyncio.timeout(ndjson.BODY_SECONDS_MAX / 2):
+        response = await send(web, endless())
+    is_answered.set()
+    assert (response.status, response.json["code"]) == (413, "body_too_large")
 
 
 async def test_a_body_that_is_announced_as_too_large_is_413(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:

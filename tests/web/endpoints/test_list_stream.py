@@ -328,6 +328,13 @@ async def test_a_search_ends_with_its_client_or_server(
         await until(lambda: web.streams.open_count == 0)
 
 
+async def test_an_id_from_the_begin_of_the_calendar_is_one(web: Web) -> None:
+    """Everything is later."""
+    async with open_stream(web, last_id="0001-01-01T00:00:00Z") as stream:
+        web.service.put(shipment("p"))
+        assert (await stream.next() or {})["shipment_id"] == "p"
+
+
 async def test_a_clock_that_is_set_back_hides_no_change(web: Web) -> None:
     """The positions of a run only grow."""
     async with open_stream(web) as stream:

@@ -102,6 +102,15 @@ async def test_preconditions_are_honoured(web: Web, name: str, value: str, exist
         assert response.json["code"] == "invalid_precondition"
 
 
+@pytest.mark.parametrize(("name", "status"), [("If-Match", 200), ("If-None-Match", 304)])
+@pytest.mark.parametrize("order", [1, -1])
+async def test_tags_may_stand_in_several_lines(web: Web, name: str, status: int, order: int) -> None:
+    """Lines of one header are one list (RFC 9110, section 5.3)."""
+    tag = (await put(web)).headers["ETag"]
+    response = await web.request("GET", PATH, headers=[(name, value) for value in ('"x"', tag)[::order]])
+    assert response.status == status
+
+
 async def test_a_product_that_is_known_is_not_sent_again(web: Web) -> None:
     """GET with If-None-Match answers 304 without a body; with If-Match 412 if the product has changed."""
     tag = (await put(web)).headers["ETag"]

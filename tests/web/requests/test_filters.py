@@ -34,6 +34,21 @@ def test_every_moment_is_read(moment: datetime, minutes: int) -> None:
     assert abs(read.replace(tzinfo=None) - moment) < timedelta(days=4)
 
 
+@pytest.mark.parametrize(
+    ("text", "second", "microsecond"),
+    [
+        ("2016-12-31T23:59:60Z", 59, 0),
+        ("2017-01-01t00:59:60.5+01:00", 59, 500_000),
+        ("2016-12-31T21:59:60-02:00", 59, 0),
+        ("2016-12-31T23:59:58.1234567z", 58, 123_456),
+    ],
+)
+def test_a_moment_may_have_what_a_datetime_has_not(text: str, second: int, microsecond: int) -> None:
+    """A leap second counts as the one before it, and further digits are cut off (RFC 3339); letters may be small."""
+    (condition,) = READER.read({"at": text})
+    assert condition.values == (datetime(2016, 12, 31, 23, 59, second, microsecond, UTC),)
+
+
 @pytest.mark.parametrize("text", ["2026-02-30T00:00:00Z", "2026-01-01T24:00:00Z", "2026-01-01T00:00:00+24:00", "2026-01-01"])
 def test_what_is_no_moment_is_refused(text: str) -> None:
     """With 400 and the member, and never with an error of the parser."""

@@ -136,7 +136,7 @@ async def test_a_rejection_and_a_replay_arrive_as_they_are(pair: Pair) -> None:
 
 
 async def test_a_caller_that_has_gone_is_not_missed(pair: Pair) -> None:
-    """Its command takes effect, and the reply is dropped."""
+    """Its command takes effect, and the reply is dropped; nothing waits for it any more."""
     pair.service.gate.clear()
     gone = asyncio.ensure_future(passed_on(pair, COMMAND))
     await asyncio.sleep(0)
@@ -145,3 +145,4 @@ async def test_a_caller_that_has_gone_is_not_missed(pair: Pair) -> None:
     reply = await passed_on(pair, evolve(COMMAND, request=evolve(COMMAND.request, new_id="s-2")))
     assert reply.response.status == CREATE.status
     assert len(pair.service.submitted) == 2
+    assert pair.client._waiting == {}
