@@ -11,6 +11,7 @@ import pytest
 
 from app.storage.errors import StorageUnavailable
 from app.web.requests import ndjson
+from app.web.requests.command import BODY_SECONDS_MAX
 from modules import inventory
 from tests.web.conftest import KEY, Response, Start, Web
 
@@ -145,7 +146,7 @@ async def test_a_line_without_an_end_is_refused_before_the_body_ends(web: Web, m
         yield b"x" * 11
         await is_answered.wait()
 
-    async with asyncio.timeout(ndjson.BODY_SECONDS_MAX / 2):
+    async with asyncio.timeout(BODY_SECONDS_MAX / 2):
         response = await send(web, endless())
     is_answered.set()
     assert (response.status, response.json["code"]) == (413, "body_too_large")
