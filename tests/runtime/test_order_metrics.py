@@ -7,13 +7,16 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
-from app.runtime.order_metrics import CASES_MAX, OrderMetrics, count_open_cases
+from loguru import logger
+
+from app.runtime.order_metrics import CASES_MAX, OrderMetrics, count_open_cases, log_payment_cases
 from app.telemetry.metrics import Metrics
 from modules.filters import Condition
+from modules.inventory.events import StockReserved
 from modules.module import Decision
 from modules.orders.events import CancelRequested, OrderCancelled, OrderConfirmed
 from modules.orders.state import Order, Status
-from modules.payments.events import PaymentCaptured
+from modules.payments.events import DisputeReported, PaymentCaptured, PaymentRefundFailed, RefundFailed
 from modules.payments.state import Payment
 from modules.registry import load_module
 from modules.values import Money
@@ -63,3 +66,34 @@ def test_the_time_of_an_order_is_that_to_its_first_end() -> None:
     assert timed() == [1, 2]
     end(oid(2), Status.CANCELLED, 5, "orders.created", "orders.cancelled")
     assert timed() == [2, 7]
+
+
+def test_a_reservation_counts_if_it_changes_the_order() -> None:
+    """One that comes late, or for an order that has ended, does not."""
+    metrics = Metrics()
+    listen = OrderMetrics(metrics)
+    event = StockReserved(order_id=oid(1), lines=(), total=EUR)
+    listen(event, Decision(), CONTEXT)
+    assert metrics.orders.labels("reserved").value == 0
+    listen(event, Decision((object(),)), CONTEXT)  # type: ignore[arg-type]
+    assert metrics.orders.labels("reserved").value == 1
+
+
+def test_only_what_a_person_has_to_settle_is_logged_as_an_error() -> None:
+    """A refund that is made again is none; nor is a dispute that is known already."""
+
+    def logged(event: Any, decision: Decision) -> list[str]:
+        lines: list[str] = []
+        sink = logger.add(lambda line: lines.append(line.record["level"].name), level="WARNING")
+        log_payment_cases(event, decision, CONTEXT)
+        logger.remove(sink)
+        return lines
+
+    failed = RefundFailed(order_id=oid(1), retry_seconds=1, is_definite=True, reason="expired")
+    for is_final in False, True:
+        reported = PaymentRefundFailed(order_id=oid(1), refund_id="r-1", amount=EUR, reason="expired", is_final=is_final)
+        assert logged(failed, Decision((), (reported,))) == ["ERROR"] * is_final
+        assert logged(PaymentCaptured(order_id=oid(1), amount=EUR, reference="pi"), Decision((), (reported,))) == []
+    dispute = DisputeReported(order_id=oid(1), reference="pi", dispute_reference="dp", amount=EUR, status="open")
+    assert logged(dispute, Decision()) == []
+    assert logged(dispute, Decision((object(),))) == ["WARNING"]  # type: ignore[arg-type]
