@@ -12,7 +12,7 @@ import attrs
 import pytest
 from sqlalchemy import event
 
-from app.runtime.engine import LocalRoutes
+from app.runtime.engine import LocalRoutes, direct_takers
 from app.storage.state_rows import StateMapper
 from bus.errors import Invalid
 from modules import payments
@@ -263,6 +263,54 @@ async def test_an_event_that_a_subscriber_cannot_decide_goes_over_the_bus(harnes
     assert await harness.dead_letter_store.list(None, None, None, 10) == []
 
 
+@pytest.mark.parametrize("is_by_rounds", [False, True])
+async def test_what_fails_locally_goes_over_the_bus_beside_what_others_subscribe_to(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, is_by_rounds: bool
+) -> None:
+    """One version has a consumer elsewhere, and the module that reads the other one cannot decide, or has no round left: the bus carries both."""
+    let_v1_be_consumed_elsewhere(harness)
+    if is_by_rounds:
+        monkeypatch.setattr("app.runtime.engine.ROUNDS_MAX", 1)
+    else:
+        let_decide(harness, "inventory", never)
+    await harness.submit("orders", submitted(oid(1)))
+    assert [each for each in await unsent(harness) if each.startswith("orders.created")] == ["orders.created.v1", "orders.created.v2"]
+
+
+async def test_an_event_in_several_versions_is_published_whole_although_a_worker_takes_its_class(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker gets one message; the rows of the other versions would wait for a scan of the outbox."""
+    published: list[Any] = []
+    monkeypatch.setattr(harness.relays["orders"], "publish", published.extend)
+    runner = harness.runners["orders"]
+    runner.takers = {OrderCreated: lambda event: None}
+    runner._engine._routes = LocalRoutes({}, (), harness.contracts)
+    runner._engine.delivers_locally = False
+    await harness.submit("orders", submitted(oid(1)))
+    assert sorted(row.subject for row in published) == ["orders.created.v1", "orders.created.v2"]
+
+
+def test_a_worker_takes_an_event_directly_only_if_nothing_else_consumes_it() -> None:
+    """Another worker, or a module, of this process or of another one: then the bus carries it."""
+
+    def take(event: Any) -> None:
+        return None
+
+    module = attrs.evolve(payments.module(), consumes=(), workers={"one": (OrderCreated, StockReserved)})
+    assert direct_takers([module], {"one": take}) == {OrderCreated: take, StockReserved: take}
+    assert direct_takers([module], {"other": take}) == {}
+    beside = attrs.evolve(module, workers={"one": (OrderCreated, StockReserved), "other": (StockReserved,)})
+    assert direct_takers([beside], {"one": take}) == {OrderCreated: take}
+    reader = attrs.evolve(module, name="reader", workers={}, consumes=(OrderCreated,))
+    assert direct_takers([module, reader], {"one": take}) == {StockReserved: take}
+
+
+def never(decide: Any, states: Any, what: Any, now: Any) -> Any:
+    """Decide nothing."""
+    raise Unexpected("not today")
+
+
 async def test_only_the_failed_subscriber_processes_the_event_again(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other subscribers find it in their inbox."""
     monkeypatch.setattr("app.runtime.receiving.RETRY_SECONDS", 0.01)
@@ -271,9 +319,6 @@ async def test_only_the_failed_subscriber_processes_the_event_again(harness: Har
     def noting(decide: Any, states: Any, what: Any, now: Any) -> Any:
         decided.append(type(what).__name__)
         return decide(states, what, now)
-
-    def never(decide: Any, states: Any, what: Any, now: Any) -> Any:
-        raise Unexpected("not today")
 
     let_decide(harness, "orders", noting)
     let_decide(harness, "payments", never)

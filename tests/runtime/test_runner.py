@@ -22,6 +22,7 @@ from app.runtime.receiving import retry_seconds
 from app.runtime.service import IdempotencyKeyReused, Overloaded
 from app.storage.errors import CommitOutcomeUnknown, StorageUnavailable
 from app.storage.module_store import CLOCK_SKEW_MAX, INBOX_RETENTION
+from bus.errors import Invalid
 from bus.ids import id_lower_bound
 from bus.port import MAX_TRIES, Message
 from modules.inventory.events import PricedLine, StockAdjusted, StockReserved
@@ -103,6 +104,33 @@ async def test_an_event_that_cannot_be_decided_fails_alone(harness: Harness) -> 
     assert a is not None
     assert a.reserved == 2
     assert await harness.runners["inventory"].get(Reservation, oid(3)) is None
+
+
+async def test_a_decision_whose_event_breaks_its_schema_has_no_effect(harness: Harness) -> None:
+    """Neither states nor events nor cancelled timers: those that other events of the batch have set stay."""
+    processor = harness.processor("orders")
+
+    def decide(states: Any, what: Any, now: Any) -> Decision:
+        if isinstance(what, CancelRequested):
+            broken = attrs.evolve(created(oid(1)), version="v" * 1_000)
+            return Decision((attrs.evolve(states[0], customer_id="changed"),), (CancelTimer("timer"), broken))
+        decision = wrapped(states, what, now)
+        timer = Scheduled(OrderTimedOut(order_id=oid(1)), now + timedelta(hours=1), "timer")
+        return Decision(decision.states, (timer,))
+
+    wrapped = processor._module.decide
+    processor._module = attrs.evolve(processor._module, decide=decide)
+    pending = [
+        submit(harness, "orders", submitted(oid(1))),
+        submit(harness, "orders", CancelRequested(order_id=oid(1), why=None)),
+    ]
+    await asyncio.sleep(0)
+    await harness.runners["orders"].step()
+    await pending[0]
+    with pytest.raises(Invalid):
+        await pending[1]
+    assert await harness.rows("SELECT subject, name FROM orders_outbox") == [("orders.timed_out.v1", "timer")]
+    assert await harness.rows("SELECT customer_id FROM orders_order") == [("c-1",)]
 
 
 async def test_an_event_whose_reply_cannot_be_built_has_no_effect(harness: Harness) -> None:
