@@ -23,6 +23,7 @@ from nats.js import JetStreamContext
 from uuid_utils import uuid7
 
 from app.cli.main import main
+from app.clock import SystemClock
 from app.messaging.cloudevents import to_message
 from app.messaging.republish import PAGE, PublishStalled, count, republish
 from bus.errors import PublishRetryable
@@ -193,6 +194,38 @@ async def test_an_event_is_published_until_the_bus_accepts_it(path: Path) -> Non
         assert len(bus.accepted_ids) == len(set(bus.accepted_ids)) == 3 * PAGE
         with pytest.raises(PublishStalled, match="the bus accepted nothing for 0 s"):
             await republish(store, _RejectingBus(10**9), harness.clock, since, on_sent=lambda _: None, patience_seconds=0)
+
+
+class CountedClock(SystemClock):
+    """A clock whose time is the sum of what was slept; nothing waits for it."""
+
+    slept = 0.0
+
+    def monotonic(self) -> float:
+        return self.slept
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept += seconds
+        await asyncio.sleep(0)
+
+
+async def test_a_bus_that_accepts_a_little_at_a_time_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long that takes: the patience is that between two events. No more than the limit are in flight at once."""
+    monkeypatch.setattr("app.messaging.republish.IN_FLIGHT_MAX", 3)
+    clock, asked = CountedClock(), set[str]()
+
+    class SlowBus(_RejectingBus):
+        def publish(self, message: Message) -> asyncio.Future[None]:
+            asked.add(message.id)
+            assert len(asked) <= len(self.accepted_ids) + 3
+            self.rejections = 0 if clock.slept >= 50 * (len(self.accepted_ids) + 1) else 10**9
+            return super().publish(message)
+
+    async with harness_at(path) as harness:
+        insert(path, "orders", 8)
+        bus, since = SlowBus(0), NOW - timedelta(hours=1)
+        assert await republish(harness.stores["orders"], bus, clock, since, on_sent=lambda _: None, patience_seconds=60) == 8
+        assert clock.slept > 60
 
 
 async def test_postgresql_publishes_the_same_messages_again(postgres: PostgresServer) -> None:

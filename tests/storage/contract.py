@@ -11,7 +11,7 @@ __all__ = ["StoreContract", "outbox_message"]
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from functools import partial
 from typing import Any
 
@@ -309,9 +309,19 @@ class StoreContract:
         await self._add(store, rows)
         await store.database.write(lambda c: store.mark_sent(c, ["m-1", "m-2"], NOW))
         await store.database.write(lambda c: store.mark_sent(c, ["m-3"], NOW - timedelta(microseconds=1)))
-        assert [found async for found in _sent_messages(store, NOW)] == rows[:2]
-        assert await count(store, NOW) == 2
+        for since in NOW, NOW.astimezone(timezone(timedelta(hours=5))), NOW.astimezone(timezone(-timedelta(hours=5))):
+            assert [found async for found in _sent_messages(store, since)] == rows[:2]
+            assert await count(store, since) == 2
         assert await count(store, NOW + timedelta(microseconds=1)) == 0
+
+    async def test_all_pages_of_sent_messages_are_read(self, store: ModuleStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each message once, in the order of the ids and not of the writing, wherever the last page ends."""
+        monkeypatch.setattr("app.messaging.republish.PAGE", 2)
+        ids = [f"m-{n}" for n in (4, 1, 5, 3, 2, 6)]
+        for number, id in enumerate(ids, 1):
+            await self._add(store, [outbox_message(id)])
+            await store.database.write(lambda c, id=id: store.mark_sent(c, [id], NOW))  # type: ignore[misc]
+            assert [found.id async for found in _sent_messages(store, NOW)] == sorted(ids[:number])
 
     async def test_a_single_process_takes_and_keeps_the_lead(self, store: ModuleStore) -> None:
         """On a database that is not shared, the only process always has it."""

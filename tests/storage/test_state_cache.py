@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -149,3 +150,46 @@ async def test_only_the_requested_states_are_returned(store: ModuleStore) -> Non
     processed, states = await store.database.write(lambda c: store.load_with_inbox(c, ["unknown"], {Product: {"B"}}))
     assert (processed, states) == ({}, {Product: {"B": stock("B", 2)}})
     assert await store.database.write(lambda c: store.load_with_inbox(c, [], {})) == ({}, {})
+
+
+class Stop(Exception):
+    """Raised by a transaction that is to be rolled back."""
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_the_cache_equals_the_database_whatever_happens(
+    store: ModuleStore, path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Writes, reads within the transaction and after it, deletions, rollbacks and writes of another process, with a cache of two states."""
+    monkeypatch.setattr("app.storage.state_rows.STATES_MAX", 2)
+    rng, kept, keys = random.Random(seed), dict[str, int](), "ABCDEFG"
+    mapper, cache = store.mappers[Product], store._cache
+    assert cache is not None
+    other = sqlite3.connect(path, isolation_level=None)
+    for number in range(120):
+        chosen = rng.sample(keys, rng.randint(1, 3))
+        kind = rng.choice(["write", "write", "write", "delete", "roll back", "elsewhere"])
+
+        def work(connection: Connection, kind: str = kind, chosen: Sequence[str] = chosen, number: int = number) -> None:
+            if kind == "delete":
+                mapper.delete(connection, chosen)
+                cache.drop(Product, chosen)
+            else:
+                save(store, *(stock(key, number) for key in chosen))(connection)
+                _, found = store.load_with_inbox(connection, [], {Product: chosen})
+                assert {key: state.on_hand for key, state in found[Product].items()} == dict.fromkeys(chosen, number)
+            if kind == "roll back":
+                raise Stop
+
+        if kind == "elsewhere":
+            other.execute("UPDATE inventory_product SET on_hand = ?", (number,))
+            kept = dict.fromkeys(kept, number)
+        elif kind == "roll back":
+            with pytest.raises(Stop):
+                await store.database.write(work)
+        else:
+            await store.database.write(work)
+            kept = {key: at for key, at in kept.items() if key not in chosen} if kind == "delete" else kept | dict.fromkeys(chosen, number)
+        wanted = rng.sample(keys, rng.randint(0, 7))
+        assert await load_stock(store, {Product: wanted}) == {key: kept[key] for key in wanted if key in kept}
+    other.close()
