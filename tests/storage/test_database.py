@@ -102,6 +102,46 @@ async def test_a_refusal_is_logged_once(database: Database) -> None:
     assert lines == ["no such table: missing", "table number has no column named missing"]
 
 
+async def test_work_whose_caller_has_gone_does_not_fail_other_work(database: Database) -> None:
+    """Its client has closed the connection, or the caller's time is over: it is done, and all the others get their results."""
+    for execute in database.write, database.read:
+        work = insert if execute == database.write else (lambda n: lambda connection: n)
+        callers = [asyncio.create_task(execute(work(n))) for n in range(3)]
+        await asyncio.sleep(0)
+        callers[0].cancel()
+        async with asyncio.timeout(30):
+            assert await asyncio.gather(*callers[1:]) == [1, 2]
+            assert await execute(work(9)) == 9
+    assert await numbers(database) == [0, 1, 2, 9]
+
+
+async def test_a_transaction_has_a_limited_number_of_jobs(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All callers of a transaction wait for its last job."""
+    monkeypatch.setattr("app.storage.sql.database.JOBS_MAX", 4)
+    commits: list[Any] = []
+    event.listen(database.engine, "commit", commits.append)
+    assert await asyncio.gather(*(database.write(insert(n)) for n in range(10))) == list(range(10))
+    assert len(commits) == 3
+
+
+async def test_reads_that_follow_each_other_at_once_are_all_done(database: Database) -> None:
+    """A read comes while the thread of the reader notes that it is idle."""
+    async with asyncio.timeout(30):
+        for number in range(50):
+            assert await database.read(lambda connection, number=number: number) == number  # type: ignore[misc]
+
+
+async def test_what_was_refused_is_tried_with_a_new_connection(database: Database) -> None:
+    """What the old one has prepared may be the cause."""
+    opened: list[Any] = []
+    event.listen(database.engine, "connect", lambda connection, record: opened.append(connection))
+    for number in 1, 2:
+        with pytest.raises(StorageRefused):
+            await database.write(read_missing_table)
+        assert await database.write(insert(number)) == number
+        assert len(opened) == number
+
+
 async def test_a_flush_runs_deferred_work(database: Database) -> None:
     """Without deferred work it begins no transaction."""
     commits: list[Any] = []
