@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import pytest
 from attrs import evolve
 
 from app.gateways.webhook_handler import CONSUMER as WEBHOOKS
-from app.messaging.cloudevents import event_id_and_trace
+from app.messaging.cloudevents import event_id_and_trace, to_message
 from app.messaging.dead_letters import DeadLetterStore, NotReplayable, StoredDeadLetter, groups
 from app.messaging.dead_letters.dead_letter_table import REPLAY_MAX
 from app.messaging.dead_letters.groups import OTHERS, pattern_of
 from app.messaging.dead_letters.rows import changed_pointers
 from app.storage.audit import Audit
+from bus.contracts.versions import VERSIONS
 from bus.errors import Invalid, Unreadable
 from bus.ids import derived_id
 from bus.port import MAX_TRIES, DeadLetter, Message
@@ -168,6 +169,56 @@ async def test_a_dead_letter_about_a_replay_has_the_original_subject(path: Path)
         assert stored.dead_letter.message.subject == "payments.charge_requested.v1"
         assert await harness.dead_letter_store.replay(stored.dead_letter.id)
         assert await harness.rows("SELECT subject FROM payments_outbox") == [(replayed.subject,)]
+
+
+@pytest.mark.parametrize("consumer", ["inventory", "orders-outbox", "orders-strays"])
+async def test_a_replay_has_what_its_event_had(path: Path, consumer: str) -> None:
+    """
+    Time, key, trace and cause; only the message id is new, and the subject that of the one consumer.
+
+    The versions are named again where each version is published again by itself: a consumer that reads one lets another go.
+    """
+    async with harness_at(path) as harness:
+        event = bus_message(harness, created(1), key=oid(1))
+        headers = {**event.headers, "ce-time": "2026-01-01T11:59:58.123456+00:00", "ce-causationid": "cause", VERSIONS: "v1,v2"}
+        event = evolve(event, headers=headers)
+        await harness.dead_letter_store.add(dead_letter_about(event, consumer))
+        assert await harness.dead_letter_store.replay_many(None, None, None, False) == (1, 1)
+        store = harness.stores["inventory" if consumer == "inventory" else "orders"]
+        [row] = await harness.database.read(lambda c: store.fetch_due(c, harness.clock.now(), 9, timedelta(0)))
+        again = to_message(row)
+        assert (again.body, again.key) == (event.body, event.key)
+        assert again.id != event.id
+        named = dict(headers) if consumer == "orders-outbox" else {name: each for name, each in headers.items() if name != VERSIONS}
+        assert dict(again.headers) == named
+
+
+async def test_more_dead_letters_than_one_transaction_takes_are_replayed_once_each(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay changes nothing by which they are selected, so each part goes on after the one before."""
+    for name in "store", "dead_letter_table":
+        monkeypatch.setattr(f"app.messaging.dead_letters.{name}.REPLAY_MAX", 3)
+    async with harness_at(path) as harness:
+        store, count = harness.dead_letter_store, 8
+        for n in range(count):
+            await store.add(dead_letter_about(Message("orders.created.v1", f"m-{n}", b"{", "k"), "inventory"))
+        assert await store.replay_many("inventory", None, None, False) == (count, count)
+        assert await harness.rows("SELECT count(*), count(DISTINCT event_id) FROM inventory_outbox") == [(count, count)]
+        assert await harness.rows("SELECT DISTINCT replays FROM inventory_dead_letter") == [(1,)]
+
+
+async def test_pages_of_dead_letters_of_several_modules_are_one_list(path: Path) -> None:
+    """In the order of the ids, whichever module each belongs to."""
+    async with harness_at(path) as harness:
+        store = harness.dead_letter_store
+        for n, consumer in enumerate(["payments", "inventory", "orders"] * 5):
+            await store.add(dead_letter_about(Message("orders.cancelled.v1", f"m-{n}", b"{}", "k"), consumer))
+        ids = [each.dead_letter.id for each in await store.list(None, None, None, 99)]
+        assert ids == sorted(ids)
+        assert len(ids) == 15
+        found: list[str] = []
+        while page := await store.list(None, None, found[-1] if found else None, 4):
+            found += [each.dead_letter.id for each in page]
+        assert found == ids
 
 
 async def test_a_replay_that_fails_again_updates_the_dead_letter(path: Path) -> None:
