@@ -83,6 +83,22 @@ async def test_a_full_lane_offers_no_space() -> None:
     assert await asyncio.wait_for(waiting, 30) == 2
 
 
+async def test_space_is_offered_as_soon_as_a_batch_is_taken() -> None:
+    """A burst fills the lane of an idle module; while its batch is committed, the next messages are fetched."""
+    queue: WorkQueue[int] = WorkQueue(3)
+
+    async def consume() -> int:
+        for n in range(3):
+            queue.put(n)
+        return await queue.wait_for_space()
+
+    taking = asyncio.create_task(queue.get_batch(2))
+    await asyncio.sleep(0)
+    consuming = asyncio.create_task(consume())
+    assert await asyncio.wait_for(taking, 30) == [0, 1]
+    assert await asyncio.wait_for(consuming, 5) == 2
+
+
 async def test_submitted_items_use_no_prefetch_space() -> None:
     """However many submissions are queued, the consumers go on fetching."""
     queue: WorkQueue[str] = WorkQueue(3, lambda item: item == "fetched")
