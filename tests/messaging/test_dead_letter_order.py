@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import orjson
 import psycopg
 import pytest
 from attrs import evolve
@@ -23,6 +24,7 @@ from app.messaging.dead_letters.line import hold_id
 from app.runtime import receiving
 from app.storage import module_store
 from app.storage.sql.postgres_pipeline import Pipeline
+from bus.contracts.versions import VERSIONS
 from bus.errors import Invalid
 from bus.port import MAX_TRIES, DeadLetter, Message
 from modules.inventory.state import Product, Reservation
@@ -271,6 +273,17 @@ async def test_a_duplicate_of_what_waits_or_was_processed_changes_nothing(invent
     stored = await letters(inventory)
     await publish(inventory, *(evolve(each, id=f"again-{each.id}", headers={**each.headers, "ce-id": each.id}) for each in (before, waiting)))
     assert await letters(inventory) == stored
+
+
+async def test_of_an_event_in_two_versions_the_newer_one_waits(inventory: Harness) -> None:
+    """The older one arrives first, and is deferred as ever: it must not take the place of the newer one, which has more."""
+    newest = bus_message(inventory, created(), id=oid(50), key=KEY)
+    newest = evolve(newest, id="newest", headers={**newest.headers, VERSIONS: "v1,v2"})
+    body = orjson.dumps({"order_id": KEY, "customer_id": "c-1", "items": [{"product_id": "A", "quantity": 1}], "version": "v1"})
+    older = evolve(newest, id="older", subject="orders.created.v1", body=body)
+    await publish(inventory, unreadable())
+    await asyncio.gather(inventory.bus.publish(older), inventory.bus.publish(newest))
+    assert await errors(inventory) == [("orders.created.v2", "unreadable"), ("orders.created.v2", "waits")]
 
 
 async def test_the_order_survives_a_restart(open_harness: Open) -> None:

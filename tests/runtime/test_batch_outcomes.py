@@ -37,6 +37,7 @@ def write_that(script: Iterator[str], attempts: list[str]) -> Any:
 
     async def write(work: Any, order_key: str = "") -> Any:
         name, items, _ = work.args
+        assert order_key == name, "all processes lock the rows of the modules in one order"
         attempts.append(outcome := next(script))
         if outcome == OK:
             return {name: ModuleResult([*items], [ItemResult() for _ in items])}
@@ -67,6 +68,7 @@ async def test_each_item_of_a_batch_is_reported_or_waits_once(
                 assert (outage is None) == (not waiting)
                 assert not any(isinstance(each.error, StorageUnavailable) for _, each in results)
                 assert GONE not in attempts[:-1], "no item is attempted while the database is out of reach"
+                assert attempts.count(REFUSED) <= is_local + 1 + refused_max
 
 
 async def test_a_client_that_has_gone_costs_the_others_nothing(harness: Harness) -> None:
@@ -119,6 +121,9 @@ async def test_work_waits_until_a_batch_is_finished(path: Path, monkeypatch: pyt
             await until(lambda: runner._outage.is_active)
             clock.seconds += 70
             assert runner.waiting_seconds() == 70
+            refused = asyncio.create_task(runner.submit(product(), id="p", trace=CONTEXT, respond=NO_CONTENT))
+            await asyncio.sleep(0)
+            assert isinstance(refused.exception(), StorageUnavailable)
             is_gone = False
         await step
         clock.seconds += 5

@@ -377,6 +377,21 @@ async def test_events_of_an_express_order_use_the_express_lane(harness: Harness)
     assert sorted(subjects) == ["orders.created.v1", "orders.created.v2", "orders.timed_out.v1"]
 
 
+@pytest.mark.parametrize("is_express", [False, True])
+@pytest.mark.parametrize("decided", [None, False, True])
+async def test_a_decision_selects_the_lane_of_its_events(harness: Harness, is_express: bool, decided: bool | None) -> None:
+    """If it does not, they stay in the lane of their cause."""
+    processor = harness.processor("orders")
+
+    def decide(states: Any, what: Any, now: Any) -> Decision:
+        return Decision((), (created(oid(1)),), decided)
+
+    processor._module = attrs.evolve(processor._module, decide=decide)
+    await harness.submit("orders", submitted(oid(1)), is_express=is_express)
+    lane = ".express" if (is_express if decided is None else decided) else ""
+    assert sorted(subject for subject, _ in await harness.outbox("orders")) == [f"orders.created.v1{lane}", f"orders.created.v2{lane}"]
+
+
 async def test_a_list_is_paged_by_key_in_either_direction(harness: Harness) -> None:
     """Every matching state is listed once, however small the page."""
     ids = [oid(n) for n in range(7)]
