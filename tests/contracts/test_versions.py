@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from app.runtime.engine import LocalRoutes
 from app.runtime.receiving import EventReader
 from bus.contracts.registry import ContractRegistry
 from bus.contracts.versions import DualPublish, Upcast, subject_at, version_of, versions_in
 from bus.errors import Invalid, Rejected, UnknownSubject, Unreadable
+from bus.subjects import EXPRESS, Event
 from tests.contracts.example import SCHEMAS, SentV1, SentV2, SentV3, down_1, down_2, up_2, up_3
 
 EVERY = (SentV1, SentV2, SentV3)
@@ -102,6 +104,32 @@ def test_every_version_is_read_as_the_newest_class(
     [body] = [each.body for each in producer.encode_versions(SENT) if each.subject == subject]
     expected = SentV3(parcel_id="p", kilograms=0.25, carrier=carrier)
     assert reader.read(subject, body) == reader.read(f"{subject}.express", body) == expected
+
+
+@pytest.mark.parametrize("remote", [None, V1, V2, V3])
+@pytest.mark.parametrize("cls", EVERY, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("emitted", [SentV1(parcel_id="p", grams=250), SentV2(parcel_id="p", grams=250, carrier="dhl"), SENT], ids=repr)
+def test_an_event_is_delivered_locally_as_the_bus_would_deliver_it(
+    contracts: ContractRegistry, emitted: Event, cls: type, remote: str | None
+) -> None:
+    """Whichever version is emitted, and whichever the module reads: converted alike, and skipped where a newer one comes, too."""
+    reader = EventReader("depot", contracts, [cls])
+    routes = LocalRoutes({"depot": reader}, [] if remote is None else [remote], contracts)
+    for lane in "", EXPRESS:
+        route = routes[type(emitted), bool(lane)]
+        encoded = {each.subject + lane: each for each in contracts.encode_versions(emitted)}
+        read, superseded = {}, set()
+        for subject, each in encoded.items():
+            if each.subject == remote or each.subject not in reader.subjects:
+                continue
+            if each.versions is not None and reader.has_newer(subject, each.versions):
+                superseded.add(("depot", subject))
+            else:
+                read[subject] = reader.read(subject, each.body)
+        assert {subject: convert(emitted) for _, subject, convert in route.subscribers} == read
+        assert set(route.superseded) == superseded
+        assert route.subjects == encoded.keys()
+        assert route.remote_subjects == encoded.keys() & {f"{remote}{lane}"}
 
 
 def test_a_consumer_of_an_older_version_does_not_read_a_newer_one(contracts: ContractRegistry) -> None:
