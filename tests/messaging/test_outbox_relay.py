@@ -517,6 +517,8 @@ async def test_nothing_is_purged_after_a_jump_of_the_clock(path: Path, clock: Vi
         metrics, store = Metrics(), harness.stores["orders"]
         await harness.database.write(lambda c: store.heartbeat.resume(c, clock.now(), timedelta(minutes=10)))
         await harness.submit("orders", submitted(), key="k", fingerprint="f")
+        await harness.submit("orders", submitted(oid(2)))
+        store.history.kept = timedelta(days=1)
         if not has_timer:
             await harness.database.write(lambda c: c.exec_driver_sql("DELETE FROM orders_outbox"))
         await clock.advance(3 * 24 * 3600)
@@ -527,6 +529,7 @@ async def test_nothing_is_purged_after_a_jump_of_the_clock(path: Path, clock: Vi
             for _ in range(3):
                 await step_after(each, clock, PURGE_SECONDS)
             assert await harness.rows("SELECT count(*) FROM orders_inbox") == [(1,)]
+            assert (await harness.rows("SELECT count(*) FROM orders_history"))[0][0] >= 2
         assert bool(watch.problem) == has_timer
         assert metrics.clock_jump_seconds.value == (3 * 24 * 3600 if has_timer else 0)
         await step_after(relay, clock, INBOX_RETENTION.total_seconds())

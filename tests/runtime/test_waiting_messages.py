@@ -16,6 +16,7 @@ from attrs import evolve
 
 from app.messaging.cloudevents import to_message
 from app.runtime.outage import EXTEND_SECONDS, SECONDS_MAX, SECONDS_MIN, StorageOutage
+from app.runtime.receiving import extend_ack_deadlines
 from app.runtime.work import WorkItem
 from app.runtime.work_queue import WorkQueue
 from app.storage.errors import CommitOutcomeUnknown, StorageRefused, StorageUnavailable
@@ -80,6 +81,19 @@ async def test_an_outage_extends_the_deadlines_of_all_that_waits() -> None:
     assert list(queue) == [express, failed, queued]
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_deadline_that_cannot_be_extended_keeps_no_other_from_it() -> None:
+    """The bus has lost one message, or its connection for a moment; the log says which consumer may get one again."""
+
+    class Lost(Waiting):
+        async def in_progress(self) -> None:
+            await super().in_progress()
+            raise ConnectionError("gone")
+
+    deliveries = [Waiting(), Lost(), Waiting()]
+    await extend_ack_deadlines(deliveries, "inventory")  # type: ignore[arg-type]
+    assert [each.extended for each in deliveries] == [1, 1, 1]
 
 
 async def test_an_outage_answers_each_request_that_waits() -> None:

@@ -267,6 +267,8 @@ class StoreContract:
         is_jump = abs(by) > limit
         found = await store.database.write(lambda c: store.heartbeat.resume(c, NOW + by, limit))
         assert found == ((by, 4) if is_jump else (timedelta(0), 0))
+        # A clock that went back makes rows look younger: nothing was skipped.
+        assert await store.database.write(lambda c: store.heartbeat.skipped(c, NOW + by)) == (by if by > limit else timedelta(0))
         assert (await store.database.write(lambda c: store.heartbeat.resume(c, NOW + by, limit)))[1] == 0  # only once
         later = NOW + by + timedelta(minutes=25)
         due = await store.database.write(lambda c: store.fetch_due(c, later, 10, LONG_DELAY))
@@ -313,6 +315,15 @@ class StoreContract:
             assert [found async for found in _sent_messages(store, since)] == rows[:2]
             assert await count(store, since) == 2
         assert await count(store, NOW + timedelta(microseconds=1)) == 0
+
+    async def test_a_timer_that_has_fired_can_be_read_again(self, store: ModuleStore) -> None:
+        """Also if it is cancelled afterwards: it was published, and the stream may lose it."""
+        fired, waiting = outbox_message("t-1", NOW, "timer"), outbox_message("t-2", NOW, "timer")
+        await self._add(store, [fired, waiting])
+        await store.database.write(lambda c: store.mark_sent(c, ["t-1"], NOW))
+        await store.database.write(lambda c: store.save(c, states={}, inbox_entries=(), cancelled_timers=["timer"], outgoing=()))
+        assert [found async for found in _sent_messages(store, NOW)] == [fired]
+        assert await store.database.write(lambda c: store.fetch_due(c, NOW, 10, LONG_DELAY)) == []
 
     async def test_all_pages_of_sent_messages_are_read(self, store: ModuleStore, monkeypatch: pytest.MonkeyPatch) -> None:
         """Each message once, in the order of the ids and not of the writing, wherever the last page ends."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import psycopg
 import pytest
@@ -11,9 +14,11 @@ from hypothesis import strategies as st
 from psycopg import errors
 from sqlalchemy import exc
 
+from app.storage.errors import DatabaseConfigError
+from app.storage.sql.claims import FileLock
 from app.storage.sql.dialect import Failure
 from app.storage.sql.postgres import Postgres
-from app.storage.sql.sqlite import Sqlite
+from app.storage.sql.sqlite import BUSY_SECONDS, Sqlite
 from app.storage.sql.transactions import _classify, _Recovery
 
 SQLSTATES = {name: cls for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, psycopg.Error) and cls.sqlstate}
@@ -80,6 +85,32 @@ def test_sqlite_blames_a_message_for_its_data_alone(name: str, extended: int) ->
     assert (found is None) == (name in ("SQLITE_CONSTRAINT", "SQLITE_MISMATCH", "SQLITE_TOOBIG", "SQLITE_RANGE"))
     if name in ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR", "SQLITE_PERM", "SQLITE_AUTH"):
         assert found is Failure.REFUSED
+    # A lock, a full disk, a file that is out of reach: they may pass without anything that an operator corrects in the database.
+    passing = ("BUSY", "LOCKED", "FULL", "IOERR", "CANTOPEN", "READONLY", "PROTOCOL", "NOMEM", "INTERRUPT")
+    assert (found is Failure.UNAVAILABLE) == (name.removeprefix("SQLITE_") in passing)
+
+
+@pytest.mark.parametrize("extended", [0, 1 << 8, 2 << 8, 3 << 8])
+def test_sqlite_waits_for_any_kind_of_lock(extended: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The higher bits of the code give the kind: another connection recovers the -wal, for example, after a crash."""
+    error = sqlite3.OperationalError("database is locked")
+    error.sqlite_errorcode = sqlite3.SQLITE_BUSY | extended
+
+    def fail(*_: object) -> NoReturn:
+        raise error
+
+    waits: list[int] = []
+    driver = SimpleNamespace(execute=lambda sql: waits.append(int(sql.rpartition(" ")[2])) if "timeout" in sql else None)
+    connection: Any = SimpleNamespace(
+        begin=fail, info={}, get_execution_options=dict, connection=SimpleNamespace(dbapi_connection=driver)
+    )
+    assert Sqlite().begin_nowait(connection) is None
+    assert waits == [0, int(BUSY_SECONDS * 1000)]
+    lock = SimpleNamespace(execute=fail, close=lambda: waits.clear())
+    monkeypatch.setattr("sqlite3.connect", lambda *_, **options: lock)
+    with pytest.raises(DatabaseConfigError, match="another process serves orders from this file"):
+        FileLock(str(tmp_path / "lock"), "orders", 0.1)
+    assert waits == []
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,15 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psycopg
+import pytest
 
+from app.storage.errors import StorageUnavailable
 from app.storage.sql.database import Database
+from app.storage.sql.postgres import Postgres
 from app.storage.sql.reader_watch import WAL_BYTES_USUAL, ReaderWatch
 from tests.postgres import PostgresServer
 
@@ -40,6 +45,32 @@ async def test_a_reader_of_a_sqlite_file_lets_the_wal_grow(path: Path) -> None:
     await watch.sample()
     assert watch.oldest_snapshot_seconds == 0
     await database.close()
+
+
+async def test_a_database_that_is_out_of_reach_keeps_the_last_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reader may still be there."""
+
+    async def fails(*_: Any) -> Any:
+        raise StorageUnavailable("gone")
+
+    async def found(*_: Any) -> Any:
+        return 7.0
+
+    database: Any = SimpleNamespace(dialect=Postgres(), read=found)
+    watch = ReaderWatch(database, lambda: 0.0)
+    await watch.sample()
+    database.read = fails
+    await watch.sample()
+    assert watch.oldest_snapshot_seconds == 7.0
+
+
+def test_the_free_share_of_the_disk_is_that_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system keeps some blocks for root; without a file there is no share."""
+    monkeypatch.setattr("os.statvfs", lambda path: SimpleNamespace(f_blocks=200, f_bavail=30, f_bfree=40))
+    database: Any = SimpleNamespace(dialect=SimpleNamespace(wal_path="data/orders.db-wal"))
+    assert ReaderWatch(database, lambda: 0.0).disk_free_ratio() == 0.15
+    database.dialect.wal_path = None
+    assert ReaderWatch(database, lambda: 0.0).disk_free_ratio() is None
 
 
 async def test_a_reader_of_postgresql_shows_by_its_age(postgres: PostgresServer) -> None:
