@@ -16,7 +16,7 @@ from attrs import evolve
 
 from app.messaging.cloudevents import to_message
 from app.runtime.outage import EXTEND_SECONDS, SECONDS_MAX, SECONDS_MIN, StorageOutage
-from app.runtime.receiving import extend_ack_deadlines
+from app.runtime.receiving import DEFER_MAX, Received, extend_ack_deadlines
 from app.runtime.work import WorkItem
 from app.runtime.work_queue import WorkQueue
 from app.storage.errors import CommitOutcomeUnknown, StorageRefused, StorageUnavailable
@@ -159,6 +159,17 @@ def assert_doubled(slept: list[float]) -> None:
     for n, seconds in enumerate(slept):
         usual = min(SECONDS_MAX, SECONDS_MIN * 2**n)
         assert usual / 2 <= seconds <= usual
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_an_older_version_waits_a_limited_number_of_times(is_older: bool) -> None:
+    """Then it is processed itself: the newer one may never come."""
+
+    def received(tries: int) -> Received:
+        delivery: Any = SimpleNamespace(tries=tries)
+        return Received(delivery, None, "e", CONTEXT, "orders.created.v1", None, "v1,v2", is_older)
+
+    assert [tries for tries in range(1, 9) if received(tries).may_be_deferred] == (list(range(1, DEFER_MAX + 1)) if is_older else [])
 
 
 def fails(states: Sequence[Any], what: Any, now: datetime) -> Decision:
