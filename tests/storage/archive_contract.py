@@ -199,7 +199,9 @@ class ArchiveContract:
             assert [name for name, id in zip(FINISHED, ids, strict=True) if await in_tables(harness, id)] == []
             assert [await states_of(harness, id) for id in ids] == before
             assert await harness.runners["inventory"].get(Product, "A") == shelf
-            for module, cls in zip(("orders", "inventory", "payments"), CLASSES, strict=True):
+            for position, (module, cls) in enumerate(zip(("orders", "inventory", "payments"), CLASSES, strict=True)):
+                changed = await harness.runners[module].changes.load(cls, [*ids, "unknown"])  # a stream shows them once more
+                assert changed == {id: states[position] for id, states in zip(ids, before, strict=True)}
                 assert await harness.runners[module].list_states(cls, {}, after=None, limit=9, newest_first=True) == []
                 kind = harness.stores[module].archive.kinds[cls]
                 shown = harness.metrics.render().decode()
