@@ -2,7 +2,7 @@
 The planted bugs: each is one small change of the code that a test must find.
 
 They are faults that this code has had, the classics of at-least-once delivery (an inbox that is skipped, an acknowledgement before
-the commit, a timer that is lost), and those of `tests.planted.replicas` and `tests.planted.reported`.
+the commit, a timer that is lost), and those of `tests.planted.replicas`, `tests.planted.reported` and `tests.planted.runtime`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ __all__ = ["BUGS"]
 from tests.planted.bug import Bug
 from tests.planted.replicas import REPLICAS
 from tests.planted.reported import REPORTED
+from tests.planted.runtime import RUNTIME
 
 _ORDERS = "modules/orders/decide.py"
 _STOCK = "modules/inventory/decide.py"
@@ -526,4 +527,5 @@ BUGS = (
     ),
     *REPLICAS,
     *REPORTED,
+    *RUNTIME,
 )  # fmt: skip
