@@ -201,6 +201,18 @@ async def test_one_that_fails_when_its_turn_comes_holds_those_behind_it(inventor
     assert await history(inventory) == ["released"]
 
 
+async def test_what_has_waited_is_a_dead_letter_if_it_fails_under_its_first_id(open_harness: Open) -> None:
+    """The bus did not learn that the event was stored to wait, and has delivered it again when its turn had come."""
+    async with open_harness() as harness:
+        await harness.consume("inventory")
+        await publish(harness, unreadable(), confirmed())
+        first, waiting = await letters(harness)
+        assert await harness.dead_letter_store.discard(first.id)
+        await harness.dead_letter_store.add(evolve(waiting, error="failed", detail="Unexpected: no reservation", attempts=5))
+        [failed] = await letters(harness)
+        assert (failed.id, failed.error, failed.detail, failed.attempts) == (waiting.id, "failed", "Unexpected: no reservation", 5)
+
+
 async def test_two_dead_letters_of_one_order_are_replayed_one_after_the_other(inventory: Harness) -> None:
     """Replayed at once, the second waits for the first; what arrived between them is processed between them."""
     one, other = bus_message(inventory, created(), id=oid(97), key=KEY), bus_message(inventory, confirmed(), id=oid(98), key=KEY)
