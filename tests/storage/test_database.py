@@ -16,6 +16,7 @@ from sqlalchemy import Connection, event
 
 from app.storage.errors import DatabaseConfigError, StorageRefused, StorageUnavailable
 from app.storage.sql.database import RUN_LAST, Database
+from tests.runtime.harness import until
 
 
 @pytest.fixture
@@ -124,11 +125,16 @@ async def test_a_transaction_has_a_limited_number_of_jobs(database: Database, mo
     assert len(commits) == 3
 
 
-async def test_reads_that_follow_each_other_at_once_are_all_done(database: Database) -> None:
-    """A read comes while the thread of the reader notes that it is idle."""
-    async with asyncio.timeout(30):
-        for number in range(50):
-            assert await database.read(lambda connection, number=number: number) == number  # type: ignore[misc]
+async def test_work_that_comes_as_a_thread_falls_idle_is_done(database: Database) -> None:
+    """The thread has seen that nothing waits, and the loop has not noted yet that it must be woken."""
+    reader = database._reader
+    assert await database.read(lambda connection: 1) == 1
+    await until(lambda: reader._is_idle)
+    reader._is_idle = False
+    reading = asyncio.create_task(database.read(lambda connection: 2))
+    await asyncio.sleep(0)
+    reader._set_idle()
+    assert await asyncio.wait_for(reading, 30) == 2
 
 
 async def test_what_was_refused_is_tried_with_a_new_connection(database: Database) -> None:

@@ -10,12 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection
 
 from app.storage.errors import StorageUnavailable
 from app.storage.sql.database import Database
+from app.storage.sql.file_watch import FileWatch, open_watched
 
 Change = Callable[[Path], None]
 
@@ -199,6 +201,72 @@ async def test_connections_that_two_threads_open_and_close_are_no_loss(path: Pat
         for each in [pool.submit(reconnect) for _ in range(2)]:
             each.result()
     assert database.dialect.lost == ""
+
+
+def test_a_connection_is_opened_and_closed_by_one_thread_at_a_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From before SQLite opens the files until the watch has noted it, and likewise when it closes them."""
+    watch, steps = FileWatch(path), list[tuple[str, int]]()
+
+    class Noted:
+        held = 0
+
+        def __enter__(self) -> None:
+            self.held += 1
+
+        def __exit__(self, *_: object) -> None:
+            self.held -= 1
+
+    watch.opening_or_closing = lock = Noted()  # type: ignore[assignment]
+    connect, opened, closed = sqlite3.connect, watch.opened, watch.closed
+
+    def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            steps.append((name, lock.held))
+            return call(*arguments, **options)
+
+        return wrapped
+
+    monkeypatch.setattr(sqlite3, "connect", noted("connect", connect))
+    monkeypatch.setattr(watch, "opened", noted("opened", opened))
+    monkeypatch.setattr(watch, "closed", noted("closed", closed))
+    open_watched(path, watch, (), {}).close()
+    assert steps == [("connect", 1), ("opened", 1), ("closed", 1)]
+    assert lock.held == 0
+
+
+@pytest.mark.parametrize("change", [move_away, delete, delete_wal])
+async def test_a_second_change_at_the_same_moment_is_noticed(path: Path, change: Change, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of a folder has the resolution of the kernel's clock tick: what happens within one does not change it."""
+    monkeypatch.setattr("app.storage.sql.file_watch._FRESH_NS", 3_600 * 10**9)
+    database = await database_at(path)
+    await insert(database, 2)
+    before = path.parent.stat()
+    change(path)
+    os.utime(path.parent, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(StorageUnavailable):
+        await insert(database, 3)
+    await database.close()
+
+
+@pytest.fixture
+def linked(path: Path, tmp_path: Path) -> Path:
+    """A file to which `path` is a link."""
+    target = tmp_path / "volume" / "test.db"
+    target.parent.mkdir()
+    target.touch()
+    path.symlink_to(target)
+    return target
+
+
+async def test_a_file_behind_a_link_is_watched(path: Path, linked: Path) -> None:
+    """What happens to it changes another folder than that of the link."""
+    database = await database_at(path)
+    os.utime(path.parent, ns=(0, 0))
+    await insert(database, 2)
+    move_away(linked)
+    with pytest.raises(StorageUnavailable):
+        await insert(database, 3)
+    await database.close()
 
 
 async def test_a_deleted_lock_file_stops_the_writes(path: Path) -> None:
