@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 from aiohttp import web
 
 from app.storage.databases import build_storage
@@ -198,4 +199,14 @@ async def test_many_orders_are_counted_in_parts(tmp_path: Path, monkeypatch: pyt
     now = 60.0
     await counts.recount()
     assert (await counts.read())["cancelled"] == 38
+    # A count that took a second is made again after as long as its share of the time requires, and after some seconds at least.
+    await put(Status.CANCELLED, range(300, 304))
+    for seconds, pause in ((1.0, 1.0 / status_counts.SHARE_MAX), (0.001, status_counts.RECOUNT_SECONDS_MIN)):
+        counts._complete["cancelled"] = evolve(counts._complete["cancelled"], count=7, made_at=now, seconds=seconds, counted=counted)
+        now += pause - 0.5
+        await counts.recount()
+        assert counts._complete["cancelled"].count == 7
+        now += 1.0
+        await counts.recount()
+        assert counts._complete["cancelled"].count == 42
     await storage.close()
