@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import evolve
 from aiohttp import web
+from attrs import evolve
 
 from app.storage.databases import build_storage
 from app.storage.search import status_counts
