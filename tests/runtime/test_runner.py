@@ -112,7 +112,7 @@ async def test_a_decision_whose_event_breaks_its_schema_has_no_effect(harness: H
 
     def decide(states: Any, what: Any, now: Any) -> Decision:
         if isinstance(what, CancelRequested):
-            broken = attrs.evolve(created(oid(1)), version="v" * 1_000)
+            broken = OrderCreated(order_id=oid(1), customer_id="c-1", items=(), version="v2", shipping_address=None)
             return Decision((attrs.evolve(states[0], customer_id="changed"),), (CancelTimer("timer"), broken))
         decision = wrapped(states, what, now)
         timer = Scheduled(OrderTimedOut(order_id=oid(1)), now + timedelta(hours=1), "timer")

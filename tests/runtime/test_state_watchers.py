@@ -57,17 +57,18 @@ async def test_the_end_of_one_watcher_leaves_the_others(watchers: StateWatchers)
 
 async def test_nothing_is_left_of_a_watcher(watchers: StateWatchers) -> None:
     """Streams come and go for months, each for another order; without any, a commit does no work for them."""
-    assert watchers.is_idle
+    idle = [watchers.is_idle]
     for key in "ab":
         async with watchers.watch(One, key):
             with watchers.watch_all(One):
-                assert not watchers.is_idle
-            assert not watchers.is_idle
-        assert watchers.is_idle
+                idle.append(watchers.is_idle)
+            idle.append(watchers.is_idle)
+        idle.append(watchers.is_idle)
     with watchers.watch_all(One):
         async with watchers.watch(One, "a"):
             pass
-        assert not watchers.is_idle
-    assert watchers.is_idle
+        idle.append(watchers.is_idle)
+    idle.append(watchers.is_idle)
+    assert idle == [True, *(False, False, True) * 2, False, True]
     assert not watchers._by_state
     assert not watchers._key_sets
