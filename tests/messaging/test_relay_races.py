@@ -100,7 +100,7 @@ async def test_a_publish_that_is_cancelled_is_pending(path: Path, clock: Virtual
 async def test_a_bus_that_accepts_nothing_shows_while_the_database_is_out_of_reach(
     path: Path, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No scan tells how old the rows are then; what is accepted is progress."""
+    """No scan finds out how old the rows are then; what is accepted is progress."""
 
     async def fails(*_: Any) -> Any:
         raise StorageUnavailable("gone")

@@ -25,7 +25,7 @@ FINISHED = "bC"
 
 
 class Tables:
-    """Pages of two keys of each kind; a look *fails* once where a test says so."""
+    """Pages of two keys of each kind; a look fails once where the test wants it."""
 
     def __init__(self) -> None:
         self.looks: list[tuple[str, str]] = []

@@ -1,4 +1,4 @@
-"""What becomes of each item of a batch, whatever the database does, and of what it has come with."""
+"""Where each item of a batch ends, whatever the database does, and what it has come with."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ async def test_an_outage_extends_the_deadlines_of_all_that_waits() -> None:
 
 
 async def test_a_deadline_that_cannot_be_extended_keeps_no_other_from_it() -> None:
-    """The bus has lost one message, or its connection for a moment; the log says which consumer may get one again."""
+    """The bus has lost one message, or its connection for a moment; the log names the consumer that may get one again."""
 
     class Lost(Waiting):
         async def in_progress(self) -> None:
