@@ -160,12 +160,14 @@ async def _asked_to_pause(shop: Shop) -> None:
 
 
 async def _single_refusals(shop: Shop) -> None:
-    """The provider has too many calls once, or does not know a parameter of one call: that stops no other call."""
+    """The provider has too many calls once, or does not know a parameter of some calls: that stops no other call."""
     openings = shop.world.breakers.openings
-    for answer in (Answer.THROTTLED, Answer.WRONG_PARAMETER):
+    for answer, count, calls in ((Answer.THROTTLED, 1, 1), (Answer.WRONG_PARAMETER, 10, 3)):  # 30 errors would open a breaker
+        names = [f"refused {number}, {answer.value}" for number in range(count)]
         with _answers(shop, answer, Call.CHARGE):
-            await shop.place(_order(f"refused, {answer.value}"))
-            await _wait_for_charge(shop, f"refused, {answer.value}")
+            await asyncio.gather(*(shop.place(_order(name)) for name in names))
+            for name in names:
+                await _wait_for_charge(shop, name, calls)
         await shop.place(_order(f"next after {answer.value}"))
         await shop.wait_until_final(f"next after {answer.value}")
         if _has_time(shop):
