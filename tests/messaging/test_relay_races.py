@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loguru import logger
 
 from app.messaging.outbox_relay import MARK_SECONDS, PURGE_SECONDS, SCAN_SECONDS, OutboxRelay
 from app.storage.errors import StorageUnavailable
@@ -196,3 +197,42 @@ async def test_a_timer_that_is_due_soon_is_not_left_to_another_process(path: Pat
         await harness.database.write(lambda c: save(harness, [timer], c))
         await step_after(relay, clock, 0.3)
         assert [message.id for message, _ in bus.published] == ["t-1"]
+
+
+async def test_an_error_is_logged_once_until_a_row_is_accepted(path: Path, clock: VirtualClock) -> None:
+    """The next time that it occurs is another fault."""
+    async with harness_at(path, clock) as harness:
+        relay = relay_of(harness, bus := ManualBus())
+        lines: list[str] = []
+        sink = logger.add(lambda line: lines.append(line.record["message"]), level="ERROR", filter="app.messaging.outbox_relay")
+        for n, (error, count) in enumerate([("a bug", 1), ("a bug", 1), ("another", 2), (None, 2), ("a bug", 3)]):
+            relay.publish([outbox_message(f"m-{n}")])
+            future = bus.published[-1][1]
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(RuntimeError(error))
+            await asyncio.sleep(0)
+            assert len(lines) == count
+        logger.remove(sink)
+
+
+async def test_a_worker_takes_nothing_after_the_stop(path: Path, clock: VirtualClock) -> None:
+    """The row stays in the table, for the next start."""
+    async with harness_at(path, clock) as harness:
+        relay = relay_of(harness, bus := ManualBus())
+        await relay.stop()
+        taken: list[str] = []
+        relay.hand_over(outbox_message("m-1"), lambda: taken.append("m-1"))
+        assert (taken, bus.published, relay.pending) == ([], [], 1)
+
+
+async def test_rows_count_as_events_at_once_while_the_bus_is_away(path: Path, clock: VirtualClock) -> None:
+    """Between two steps of the relay many orders are placed, and the cap counts what they have to publish."""
+    async with harness_at(path, clock) as harness:
+        relay = relay_of(harness, bus := ManualBus())
+        bus.is_connected = False
+        for n in range(1, 6):
+            newest, older = outbox_message(f"m-{n}-v2"), outbox_message(f"m-{n}")
+            relay.publish([newest._replace(event_id=older.event_id), older])
+            assert (relay.pending, relay.pending_events) == (2 * n, n)
