@@ -14,7 +14,8 @@ _ARCHIVER = "app/runtime/archiver.py"
 _METRICS = "app/runtime/order_metrics.py"
 _WATCHERS = "app/runtime/states/state_reader.py"
 _RELAY = "app/messaging/outbox_relay.py"
-_STORE = "app/storage/module_store.py"
+_RECEIVING = "app/runtime/receiving.py"
+_FILES = "app/storage/sql/file_watch.py"
 
 _OUTCOMES = ("tests/runtime/test_batch_outcomes.py",)
 _WAITING = ("tests/runtime/test_waiting_messages.py",)
@@ -23,6 +24,8 @@ _SWEEPS = ("tests/runtime/test_archiver.py",)
 _WATCHING = ("tests/runtime/test_state_watchers.py",)
 _COUNTED = ("tests/runtime/test_order_metrics.py",)
 _RACES = ("tests/messaging/test_relay_races.py",)
+_ARCHIVE = ("tests/storage/test_sqlite.py",)
+_WATCHED = ("tests/storage/test_file_watch.py",)
 
 RUNTIME = (
     # Batches
@@ -263,5 +266,103 @@ RUNTIME = (
         "(to_db_timestamp(since.astimezone(UTC)) if is_text else since)\n",
         "(to_db_timestamp(since) if is_text else since)\n",
         ("tests/storage/test_sqlite.py",),
+    ),
+    Bug(
+        "a second fault is not logged because it is like the first", _RELAY,
+        "            if self._logged_errors:\n                self._logged_errors.clear()\n",
+        "",
+        _RACES,
+    ),
+    Bug(
+        "a worker begins a call while the process stops", _RELAY,
+        "        processed = None if self._is_stopped else take()\n",
+        "        processed = take()\n",
+        _RACES,
+    ),
+    Bug(
+        "orders are accepted beyond the cap while the bus is away", _RELAY,
+        "until the next count finds out\n            self._count_events()\n",
+        "until the next count finds out\n",
+        _RACES,
+    ),
+    # Messages
+    Bug(
+        "an older version waits once too few", _RECEIVING,
+        "self.delivery.tries <= DEFER_MAX\n",
+        "self.delivery.tries < DEFER_MAX\n",
+        _WAITING,
+    ),
+    Bug(
+        "a deadline that cannot be extended keeps the others from it", _RECEIVING,
+        '        except Exception as error:\n            logger.warning("a message that is being processed',
+        '        except ZeroDivisionError as error:\n            logger.warning("a message that is being processed',
+        _WAITING,
+    ),
+    Bug(
+        "what has waited for a dead letter is none when it fails", "app/messaging/dead_letters/dead_letter_table.py",
+        ' or old.error == WAITS:\n',
+        ":\n",
+        ("tests/messaging/test_dead_letter_order.py",),
+    ),
+    Bug(
+        "a dead letter that holds its order is archived", "app/messaging/dead_letters/archive.py",
+        ' and row["place"] is None]\n',
+        "]\n",
+        _ARCHIVE,
+    ),
+    Bug(
+        "a replayed version does not name the others", "app/messaging/dead_letters/rows.py",
+        "headers.get(VERSIONS) if is_unpublished_event else None,\n",
+        "None,\n",
+        ("tests/messaging/test_dead_letters.py",),
+    ),
+    # Storage
+    Bug(
+        "a stream leaves out what was archived", "app/runtime/states/state_changes.py",
+        "            moved = [key for key in keys if key not in found]\n",
+        "            moved: list[str] = []\n",
+        _ARCHIVE,
+    ),
+    Bug(
+        "a sweep ends where nothing is finished", "app/storage/archive/state_archive.py",
+        "examined[-1][0] if len(examined) == EXAMINED_MAX else None)\n",
+        "examined[-1][0] if found and len(examined) == EXAMINED_MAX else None)\n",
+        _ARCHIVE,
+    ),
+    Bug(
+        "two changes of a folder at one moment are one", _FILES,
+        "time.time_ns() - folder.st_mtime_ns > _FRESH_NS and not os.path.islink(self._path)\n",
+        "not os.path.islink(self._path)\n",
+        _WATCHED,
+    ),
+    Bug(
+        "a file behind a link is watched by the folder of the link", _FILES,
+        " and not os.path.islink(self._path)\n",
+        "\n",
+        _WATCHED,
+    ),
+    Bug(
+        "a file is opened while another thread closes it", _FILES,
+        "    with watch.opening_or_closing:\n        if watch.is_known:\n",
+        "    if True:\n        if watch.is_known:\n",
+        _WATCHED,
+    ),
+    Bug(
+        "a start that fails keeps its claims", "app/storage/databases.py",
+        "            for acquired in claims.values():\n                acquired.close()\n",
+        "",
+        ("tests/storage/test_claims.py",),
+    ),
+    Bug(
+        "a read waits for the next one", "app/storage/sql/database.py",
+        "        if self._waiting:\n            self._wake_ups.release()\n        else:\n            self._is_idle = True\n",
+        "        self._is_idle = True\n",
+        ("tests/storage/test_database.py",),
+    ),
+    Bug(
+        "many orders are counted all the time", "app/storage/search/status_counts.py",
+        "max(RECOUNT_SECONDS_MIN, whole.seconds / SHARE_MAX)",
+        "RECOUNT_SECONDS_MIN",
+        ("tests/web/operations/test_overview.py",),
     ),
 )  # fmt: skip
