@@ -14,7 +14,9 @@ from sqlalchemy import event
 
 from app.runtime.engine import LocalRoutes, direct_takers
 from app.storage.state_rows import StateMapper
+from app.telemetry.trace import child
 from bus.errors import Invalid
+from bus.ids import derived_id
 from modules import payments
 from modules.inventory.events import StockReserved
 from modules.module import CancelTimer, Decision, Scheduled, Unexpected
@@ -90,6 +92,18 @@ async def test_one_transaction_takes_an_order_to_the_payment_request(harness: Ha
     assert await harness.rows("SELECT on_hand, reserved FROM inventory_product") == [(10, 1)]
     assert await harness.rows("SELECT status, amount FROM payments_payment") == [("pending", 100)]
     assert await unsent(harness) == ["orders.timed_out.v1", "payments.charge_requested.v1"]
+
+
+async def test_each_event_continues_the_trace_of_its_cause(harness: Harness) -> None:
+    """However many modules have decided within the transaction: the row names its own cause, and the request that began it."""
+    await harness.submit("orders", submitted(oid(1)), id="placed")
+    created = derived_id("placed", "orders.0")
+    reserved = derived_id(created, "inventory.0")
+    requested = derived_id(reserved, "payments.0")
+    trace = child(child(child(CONTEXT.traceparent, created), reserved), requested)
+    found = await harness.rows("SELECT event_id, causation_id, correlation_id, traceparent FROM payments_outbox")
+    assert found == [(requested, reserved, CONTEXT.correlation_id, trace)]
+    assert trace != CONTEXT.traceparent
 
 
 async def test_a_generated_key_is_not_looked_up(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
