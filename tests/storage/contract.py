@@ -312,6 +312,7 @@ class StoreContract:
         await store.database.write(lambda c: store.mark_sent(c, ["m-1", "m-2"], NOW))
         await store.database.write(lambda c: store.mark_sent(c, ["m-3"], NOW - timedelta(microseconds=1)))
         for since in NOW, NOW.astimezone(timezone(timedelta(hours=5))), NOW.astimezone(timezone(-timedelta(hours=5))):
+            to_db_timestamp.cache_clear()  # equal moments have one entry, whatever their zones are
             assert [found async for found in _sent_messages(store, since)] == rows[:2]
             assert await count(store, since) == 2
         assert await count(store, NOW + timedelta(microseconds=1)) == 0
