@@ -367,12 +367,12 @@ async def test_a_watcher_is_woken_by_each_change_of_its_state(harness: Harness) 
         await asyncio.wait_for(woken, 30)
 
 
-async def test_a_listener_hears_of_each_decision_once_it_is_committed(harness: Harness) -> None:
+async def test_a_listener_is_called_for_each_decision_once_it_is_committed(harness: Harness) -> None:
     """Whether the event was submitted or came over the bus; not of one that failed, or was processed before."""
-    heard: list[tuple[str, str, int, str]] = []
+    calls: list[tuple[str, str, int, str]] = []
 
     def listen(what: Any, decision: Decision, trace: Any) -> None:
-        heard.append((type(what).__name__, getattr(what, "order_id", ""), len(decision.states), trace.correlation_id))
+        calls.append((type(what).__name__, getattr(what, "order_id", ""), len(decision.states), trace.correlation_id))
 
     harness.runners["inventory"].add_listener(listen)
     await harness.submit("inventory", product())
@@ -383,7 +383,7 @@ async def test_a_listener_hears_of_each_decision_once_it_is_committed(harness: H
     with pytest.raises(Unexpected):
         await submit(harness, "inventory", confirmed(oid(9)))
     await submit(harness, "inventory", confirmed(oid(1)))
-    assert heard == [("ProductSet", "", 1, "test"), ("OrderCreated", oid(1), 2, "test"), ("OrderConfirmed", oid(1), 2, "test")]
+    assert calls == [("ProductSet", "", 1, "test"), ("OrderCreated", oid(1), 2, "test"), ("OrderConfirmed", oid(1), 2, "test")]
 
 
 async def test_events_of_an_express_order_use_the_express_lane(harness: Harness) -> None:
