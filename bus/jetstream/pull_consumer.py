@@ -326,6 +326,4 @@ class PullConsumer:
             del self.in_hand[delivery.sequence]
             if delivery.tries >= self.max_tries:
                 self.request(1)  # the server notices, and publishes, that a last try is overdue only on the next request
-        if now >= self._requests_end_at:
-            self.outstanding = 0
         self.request_more()

@@ -974,6 +974,7 @@ class TriesContract:
         began = harness.monotonic()
         closing = asyncio.ensure_future(harness.bus.close(harness.ack_wait_seconds / 2))
         await harness.rest()
+        assert not harness.bus.is_connected
         await acked.ack()
         await termed.term("nonsense")
         await harness.rest()
@@ -982,6 +983,19 @@ class TriesContract:
         await harness.run(closing)
         assert harness.monotonic() - began < harness.ack_wait_seconds / 4 + harness.lag_seconds
         assert await harness.run(asyncio.gather(*published)) == [None, None, None]
+        assert len(await harness.dead_letters(1)) == 1
+
+    @unhurried
+    async def test_closing_waits_for_the_dead_letter_of_the_last_answer(self, harness: Harness) -> None:
+        """The message is settled only with that: it would be redelivered, or lost with a bus that keeps nothing."""
+        member = await harness.bus.subscribe("inventory", [CREATED])
+        published = harness.bus.publish(message())
+        delivery = await take_one(harness, member)
+        closing = asyncio.ensure_future(harness.bus.close(harness.ack_wait_seconds / 2))
+        await harness.rest()
+        await delivery.term("nonsense")
+        await harness.run(closing)
+        await harness.run(published)
         assert len(await harness.dead_letters(1)) == 1
 
     async def test_closing_is_bounded(self, harness: Harness) -> None:

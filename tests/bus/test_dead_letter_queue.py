@@ -113,6 +113,24 @@ async def test_a_closed_queue_stores_nothing(harness: QueueHarness) -> None:
     assert (harness.store.kept, harness.settled, harness.queue.is_empty) == ({}, [], True)
 
 
+async def test_a_queue_that_is_storing_is_not_empty() -> None:
+    """Also if nothing else waits: the bus waits for it when it closes."""
+    is_stored = asyncio.Event()
+
+    class Slow(InMemoryDeadLetters):
+        async def add(self, dead_letter: DeadLetter) -> None:
+            await is_stored.wait()
+            await super().add(dead_letter)
+
+    harness = QueueHarness(store=Slow())
+    harness.put("1")
+    await harness.clock.settle()
+    assert not harness.queue.is_empty
+    is_stored.set()
+    await harness.clock.settle()
+    assert harness.queue.is_empty
+
+
 async def test_closing_cancels_the_store_that_hangs() -> None:
     """The caller gets the cancelled task, and decides how long to wait for it."""
 
@@ -122,7 +140,12 @@ async def test_closing_cancels_the_store_that_hangs() -> None:
 
     harness = QueueHarness(store=Hanging())
     harness.put("1")
+    harness.put("2")
     await harness.clock.settle()
+    before = len(harness.extended)
+    await harness.tick(1)
+    assert sorted(harness.extended[before:]) == ["1", "2"], "the one that is being stored is in hand, too"
+    assert harness.queue.next_at == inf, "a timer for what is due would go in circles until the store answers"
     storing = harness.queue.close()
     assert storing is not None
     await asyncio.wait([storing])

@@ -44,3 +44,27 @@ async def test_fetches_that_find_nothing_end_at_the_same_moments() -> None:
         await clock.advance(0.3)
         ends.add(clock.monotonic() + fetch_seconds(clock))
     assert ends == {1.0}
+
+
+async def test_a_task_that_swallows_its_cancellation_is_cancelled_again() -> None:
+    """As the NATS client does while it waits for its flusher; the end of the process waits for all tasks."""
+    swallowed = 0
+
+    async def stubborn() -> None:
+        nonlocal swallowed
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                swallowed += 1
+                if swallowed > 2:
+                    raise
+
+    tasks = [asyncio.create_task(stubborn()), asyncio.create_task(asyncio.sleep(60))]
+    await asyncio.sleep(0)
+    await cancel_tasks(tasks)
+    is_cancelled = [task.cancelled() for task in tasks]
+    while not all(task.done() for task in tasks):  # otherwise the loop would wait for them for ever
+        tasks[0].cancel()
+        await asyncio.sleep(0)
+    assert is_cancelled == [True, True]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 
 from config import environment, files
 from config.api_keys import ApiKey
-from config.environment import describe, example_env
+from config.environment import describe, example_env, read_again
 from config.files import BadSetting
 from config.settings import Settings
 from modules import registry
@@ -138,6 +140,9 @@ GOOD = [
     ({"ORDERS_KEPT": "90d"}, "orders_kept", 90 * 86_400.0),
     ({"ORDERS_KEPT": " 72H "}, "orders_kept", 72 * 3600.0),
     ({"ORDERS_KEPT": "172800"}, "orders_kept", 172_800.0),
+    ({"HISTORY_KEPT": "2d"}, "history_kept", 172_800.0),
+    ({"HTTP_PORT": "  "}, "http_port", 8080),
+    ({"HTTP_PORT_FILE": "/nowhere", "HTTP_PORT": "81"}, "http_port", 81),
     ({"ORDERS_KEPT": "2.5d"}, "orders_kept", 216_000.0),
     ({"ORDERS_KEPT": "none"}, "orders_kept", None),
     ({"ORDERS_KEPT": ""}, "orders_kept", None),
@@ -211,6 +216,8 @@ BAD = [
     ("SIMULATED_FAILURE_RATE", {"SIMULATED_FAILURE_RATE": "1.01"}),
     ("ORDER_TIMEOUT_S", {"ORDER_TIMEOUT_S": "0"}),
     *(("ORDERS_KEPT", {"ORDERS_KEPT": text}) for text in ("90", "47h", "1d", "-90d", "d", "90 days", "ninety", "99999d", "1e400d")),
+    *(("HISTORY_KEPT", {"HISTORY_KEPT": text}) for text in ("47h", "1d", "20000d")),
+    ("ORDERS_KEPT", {"ORDERS_KEPT": "20000d"}),
     ("ORDER_TIMEOUT_S", {"ORDER_TIMEOUT_S": "1e400"}),
     ("SHUTDOWN_GRACE_S", {"SHUTDOWN_GRACE_S": "-20"}),
     ("AUTH", {"AUTH": "basic"}),
@@ -283,6 +290,8 @@ SECRETS = [
     ("CONSOLE_SECRET", SECRET),
     ("STRIPE_API_KEY", SECRET),
     ("STRIPE_WEBHOOK_SECRET", SECRET),
+    ("STRIPE_WEBHOOK_SECRET", f"whsec_another, {SECRET}"),
+    ("DATABASE_URL", f"postgresql://db/fulfilment?password={SECRET}"),
     ("DATABASE_URL", f"postgresql://user:{SECRET}@db/fulfilment"),
     ("ORDERS_DATABASE_URL", f"postgresql://user:{SECRET}@db/fulfilment"),
     ("INVENTORY_DATABASE_URL", f"postgresql://user:{SECRET}@db/fulfilment"),
@@ -309,6 +318,32 @@ def test_a_secret_appears_in_no_repr(name: str, value: str) -> None:
     assert SECRET not in repr((settings.nats_url, settings.nats_password, settings.stripe_api_key))
     assert SECRET not in repr(settings.stripe_webhook_secret)
     assert SECRET in list(settings.secrets())
+
+
+def test_a_password_is_redacted_as_it_is_written_and_as_it_is_sent() -> None:
+    """In an address some characters are written as escapes; a driver's error shows what they stand for."""
+    settings = load({"DATABASE_URL": "postgresql://user:one%2Ftwo@db/fulfilment"})
+    assert {"one%2Ftwo", "one/two"} <= set(settings.secrets())
+
+
+def test_a_secret_keeps_the_spaces_around_it(tmp_path: Path) -> None:
+    """Only line ends at the end of its file are not part of it."""
+    file = tmp_path / "secret"
+    file.write_text(f"  {SECRET} \r\n\n")
+    assert load({"NATS_PASSWORD_FILE": str(file)}) == load({"NATS_PASSWORD": f"  {SECRET} "})
+
+
+def test_a_secret_that_is_replaced_can_be_read_again(tmp_path: Path) -> None:
+    """From the file that it came from; there is nothing to read where it came without one."""
+    file = tmp_path / "secret"
+    file.write_text("first\n")
+    settings = load({"NATS_PASSWORD_FILE": str(file)})
+    file.write_text("second\n")
+    assert (settings.nats_password, read_again(settings, "NATS_PASSWORD")) == ("first", "second")
+    assert read_again(load({"NATS_PASSWORD": "first"}), "NATS_PASSWORD") is None
+    file.write_text("")
+    with pytest.raises(BadSetting, match="NATS_PASSWORD_FILE: is empty"):
+        read_again(settings, "NATS_PASSWORD")
 
 
 @pytest.mark.parametrize("name", [variable.name for variable in describe(MODULES) if variable.is_secret])
@@ -360,6 +395,7 @@ def test_a_module_may_have_its_own_database() -> None:
     settings = load({"DATABASE_URL": "postgresql://h/all", "PAYMENTS_DATABASE_URL": "sqlite:////var/payments.db"})
     assert settings.database_url("orders") == settings.database_url("inventory") == "postgresql://h/all"
     assert settings.database_url("payments") == "sqlite:////var/payments.db"
+    assert [settings.database_variable(module) for module in ("orders", "payments")] == ["DATABASE_URL", "PAYMENTS_DATABASE_URL"]
 
 
 def test_settings_that_are_constructed_directly_are_checked_as_well() -> None:
@@ -504,6 +540,31 @@ def test_a_secret_that_a_container_engine_mounts_may_have_any_mode(tmp_path: Pat
             assert load(environ).api_keys
         else:
             assert "every user of this machine can read the file" in rejection(environ)
+
+
+def test_secrets_are_mounted_where_container_engines_mount_them() -> None:
+    """In no other folder may they have any mode."""
+    assert files.MOUNTED_SECRETS == "/run/secrets/"
+
+
+def test_a_pipe_has_no_mode(tmp_path: Path) -> None:
+    """What it holds is read once: a password manager passes a secret so."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    pipe.chmod(0o644)
+    writing = threading.Thread(target=pipe.write_text, args=(SECRET,))
+    writing.start()
+    assert load({"NATS_PASSWORD_FILE": str(pipe)}).nats_password == SECRET
+    writing.join()
+
+
+def test_a_secret_has_at_most_64_kib(tmp_path: Path) -> None:
+    """A file that is larger is named by mistake."""
+    file = tmp_path / "secret"
+    file.write_bytes(b"x" * (64 * 1024))
+    assert len(load({"NATS_PASSWORD_FILE": str(file)}).nats_password or "") == 64 * 1024
+    file.write_bytes(b"x" * (64 * 1024 + 1))
+    assert "larger than" in rejection({"NATS_PASSWORD_FILE": str(file)})
 
 
 @pytest.mark.parametrize("mode", [0o400, 0o600, 0o640, 0o440])

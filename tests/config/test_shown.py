@@ -28,6 +28,8 @@ def test_every_variable_of_the_manual_is_shown_and_none_is_set_by_default() -> N
         ("NATS_URL", "nats://u:hunter2@one:4222,nats://u:hunter2@two:4222", "nats://one:4222,nats://two:4222"),
         ("ORDERS_DATABASE_URL", "postgresql://db/orders?password=hunter2&host=/run", "postgresql://db/orders"),
         ("NATS_PASSWORD", "http://hunter2", None),
+        ("ORDERS_DATABASE_URL", "postgresql://db/orders?application_name=a#hunter2", "postgresql://db/orders"),
+        ("DATABASE_URL", "postgresql://db/a@hunter2", None),
     ],
 )
 def test_a_value_is_shown_as_it_was_set(name: str, value: str, text: str | None) -> None:
@@ -37,6 +39,12 @@ def test_a_value_is_shown_as_it_was_set(name: str, value: str, text: str | None)
         environ["NATS_USER"] = "u"
     (found,) = [variable for variable in shown(load(environ)) if variable.name == name]
     assert (found.value, found.is_set) == (text, True)
+
+
+def test_a_default_that_is_written_out_is_no_other_value() -> None:
+    """The manual shows one default with an explanation."""
+    (found,) = [variable for variable in shown(load({"LOG_FORMAT": "json"})) if variable.name == "LOG_FORMAT"]
+    assert (found.value, found.is_set) == ("json", False)
 
 
 @pytest.mark.parametrize(("name", "value"), [*SECRETS, ("DATABASE_URL", f"postgresql://db/a?password={SECRET}")])

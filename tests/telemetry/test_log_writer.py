@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -210,3 +211,129 @@ def test_a_line_after_one_that_was_cut_off_begins_a_line(pipe: tuple[int, int]) 
         stream.write(b"three\n")
     os.close(writer)
     assert os.read(reader, 100) == b"one l\nthree\n"
+
+
+# One writer, whose destination takes each piece when the test lets it
+
+
+class Gate:
+    """A destination that waits for a permit for each write, and refuses while it has a *reason* to."""
+
+    name = "gate"
+
+    def __init__(self) -> None:
+        self.permits = threading.Semaphore(0)
+        self.begun = threading.Semaphore(0)
+        self.written: list[bytes] = []
+        self.reason = ""
+
+    def write(self, data: bytes) -> None:
+        self.begun.release()
+        assert self.permits.acquire(timeout=30)
+        if self.reason:
+            raise log_writer.LinesRefused(self.reason, data.count(b"\n"))
+        self.written += data.splitlines()
+
+    def reopen(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+@pytest.fixture
+def refused() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def writer(gate: Gate, refused: list[str]) -> Iterator[log_writer.LogWriter]:
+    writer = log_writer.LogWriter(gate, lambda count: b"dropped %d\n" % count, lambda destination, reason: refused.append(reason))
+    yield writer
+    gate.permits.release(1000)
+    writer.stop()
+
+
+def begin(writer: log_writer.LogWriter, gate: Gate, *lines: bytes) -> None:
+    """Put *lines*, and return when the first of them is being written."""
+    for line in lines:
+        writer.put(line + b"\n", is_urgent=True)
+    assert gate.begun.acquire(timeout=30)
+
+
+def end(writer: log_writer.LogWriter, gate: Gate, writes: int = 1) -> None:
+    """Let *writes* go on, and return when nothing is left."""
+    gate.permits.release(writes)
+    assert writer.flush(30)
+    while gate.begun.acquire(blocking=False):
+        pass
+
+
+def test_lines_that_are_being_written_take_room_until_they_are(
+    writer: log_writer.LogWriter, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no line that came meanwhile loses its own."""
+    monkeypatch.setattr(log_writer, "QUEUE_BYTES_MAX", 100)
+    begin(writer, gate, b"a" * 59)
+    writer.put(b"b" * 39 + b"\n")
+    writer.put(b"c\n")
+    assert (writer.dropped, writer.flush(0)) == (1, False)
+    gate.permits.release(2)
+    assert gate.begun.acquire(timeout=30)
+    assert gate.begun.acquire(timeout=30), "the line about the one that was dropped, and the second piece"
+    writer.put(b"d" * 69 + b"\n")
+    assert writer.dropped == 2, "the second piece still takes its room"
+    end(writer, gate, 2)
+    assert gate.written == [b"a" * 59, b"dropped 1", b"b" * 39, b"dropped 1"]
+
+
+def test_each_dropped_line_is_reported_once(writer: log_writer.LogWriter, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the first lines that are written after it."""
+    monkeypatch.setattr(log_writer, "QUEUE_BYTES_MAX", 20)
+    for dropped in 2, 3, 0, 1:
+        begin(writer, gate, b"taken")
+        for _ in range(dropped):
+            writer.put(b"x" * 30)
+        end(writer, gate, 2)
+        gate.permits = threading.Semaphore(0)
+    assert gate.written == [b"taken", b"dropped 2", b"taken", b"dropped 3", b"taken", b"taken", b"dropped 1"]
+
+
+def test_a_reason_is_reported_each_time_that_a_destination_begins_to_refuse(
+    writer: log_writer.LogWriter, gate: Gate, refused: list[str]
+) -> None:
+    """Once while it lasts, and again when it comes back."""
+    for reason in "full", "full", "", "full", "gone":
+        gate.reason = reason
+        begin(writer, gate, b"line")
+        gate.permits.release(2)
+        assert writer.flush(30)
+        gate.permits = threading.Semaphore(0)
+        gate.begun = threading.Semaphore(0)
+    assert refused == ["full", "full", "gone"]
+
+
+def test_a_line_before_the_stop_is_written(writer: log_writer.LogWriter, gate: Gate) -> None:
+    """Also one that was put while others were being written."""
+    begin(writer, gate, b"first")
+    writer.put(b"second\n")
+    stopping = threading.Thread(target=writer.stop)
+    stopping.start()
+    while not writer._is_stopped:
+        time.sleep(0.001)
+    gate.permits.release(10)
+    stopping.join(30)
+    assert gate.written == [b"first", b"second"]
+
+
+def test_a_file_that_is_reopened_leaves_no_descriptor(tmp_path: Path) -> None:
+    """A process rotates its log for years."""
+    file = log_writer.LogFile(tmp_path / "log")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        file.reopen()
+    assert len(os.listdir("/proc/self/fd")) == before
+    file.close()

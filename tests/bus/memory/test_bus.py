@@ -8,7 +8,8 @@ import itertools
 import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable
-from typing import TypeVar
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
 
 import pytest
 from attrs import define, field
@@ -502,3 +503,68 @@ async def test_dead_letters_of_one_batch_are_equally_old() -> None:
     await asyncio.gather(*published)
     assert len({letter.first_seen for letter in store.kept.values()}) == 1
     await bus.close(0)
+
+
+async def test_no_dead_letter_is_younger_than_its_message() -> None:
+    """Also where the wall clock falls behind the other one, as it is slewed: it was first seen no later than last."""
+
+    class SlewedClock(VirtualClock):
+        def now(self) -> datetime:
+            return super().now() - timedelta(seconds=self.monotonic() / 1000)
+
+    harness = MemoryHarness(clock=SlewedClock())
+    member = await harness.bus.subscribe("inventory", [CREATED])
+    for _ in range(3):
+        await harness.pass_time(60)
+        harness.bus.publish(message())
+        await (await take_one(harness, member)).term("unreadable")
+    letters = await harness.dead_letters(3)
+    assert [letter.last_seen - letter.first_seen for letter in letters] == [timedelta()] * 3
+    await harness.run(harness.bus.close(0))
+
+
+async def test_an_id_is_forgotten_at_the_end_of_its_time(harness: MemoryHarness) -> None:
+    """Not a moment later: a schedule of the same length would find each message a duplicate of the one before."""
+    member = await harness.bus.subscribe("inventory", [CREATED])
+    for _ in range(3):
+        harness.bus.publish(message(id="m-1"))
+        await (await take_one(harness, member)).ack()
+        await harness.pass_time(harness.dedup_seconds)
+
+
+@pytest.mark.parametrize("gives_up", ["closes", "is silent"])
+async def test_what_a_member_had_in_hand_comes_again_first_and_in_its_order(harness: MemoryHarness, gives_up: str) -> None:
+    first, second = [await harness.bus.subscribe("inventory", [CREATED]) for _ in range(2)]
+    publish(harness, 5)
+    await take(harness, first, 3)
+    if gives_up == "closes":
+        await first.close()
+    else:
+        await harness.pass_time(harness.ack_wait_seconds)
+    assert [each.message.body for each in await take(harness, second, 5)] == [b"0", b"1", b"2", b"3", b"4"]
+
+
+async def test_a_handler_that_reports_late_has_its_message_back_until_it_falls_silent(harness: MemoryHarness) -> None:
+    """While no other member has received it; after another ``ack_wait`` it is redelivered."""
+    member = await harness.bus.subscribe("inventory", [CREATED])
+    harness.bus.publish(message())
+    delivery = await take_one(harness, member)
+    await harness.pass_time(harness.ack_wait_seconds + 1)
+    await delivery.in_progress()
+    await expect_nothing(harness, member, for_seconds=harness.ack_wait_seconds - 1)
+    assert (await take_one(harness, member, 2)).tries == 2
+
+
+@pytest.mark.parametrize("waits", ["as ready", "for the end of a delay"])
+async def test_a_message_that_was_acknowledged_late_does_not_count_as_waiting(harness: MemoryHarness, waits: str) -> None:
+    """A version of an event may be dropped once no message of it is pending."""
+    bus: Any = harness.bus
+    member = await bus.subscribe("inventory", [CREATED])
+    bus.publish(message())
+    early = await take_one(harness, member)
+    await harness.pass_time(harness.ack_wait_seconds + 1)
+    if waits != "as ready":
+        await (await take_one(harness, member)).nak(60)
+    assert bus.groups() == [("inventory", (CREATED,), 1)]
+    await early.ack()
+    assert bus.groups() == [("inventory", (CREATED,), 0)]
