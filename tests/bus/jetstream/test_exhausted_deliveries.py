@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -129,7 +130,7 @@ async def test_a_message_whose_worker_died_on_the_last_try_becomes_one_dead_lett
     message = dead_letter.message
     assert (message.subject, message.id, message.key, message.body) == ("orders.created.v1", "m-1", "k-1", b"\x00body")
     assert message.headers == {"ce-id": "e-1"}
-    assert dead_letter.first_seen <= dead_letter.last_seen
+    assert dead_letter.last_seen - dead_letter.first_seen > timedelta(seconds=ACK_WAIT_SECONDS), "it was published before its tries"
     assert await open_advisories(js, "inventory") == 0
     assert store.attempts == 1
 
@@ -233,7 +234,9 @@ async def test_a_message_on_an_unknown_subject_becomes_a_dead_letter(js: JetStre
     assert store.kept == {}
     await js.publish("orders.created.v99", b"?", headers={"Nats-Msg-Id": "m-1", "ce-id": "e-1"})
     await js.publish("orders.nonsense.v1", b"??")
+    await asyncio.sleep(0.3)
     await step_until(recovery, lambda: len(store.kept) >= 2)
+    assert all(each.last_seen - each.first_seen > timedelta(seconds=0.2) for each in store.kept.values())
     assert store.subjects() == ["orders.created.v99", "orders.nonsense.v1"]
     dead_letter = store.kept[derived_id("m-1", "orders-strays")]
     assert (dead_letter.consumer, dead_letter.error, dead_letter.attempts) == ("orders-strays", "unknown_subject", 1)
@@ -256,8 +259,52 @@ async def test_a_new_unknown_subject_is_processed_from_its_first_message(js: Jet
     assert behind.data == b"3"
     await behind.ack_sync()
     await js.publish("orders.b.v1", b"4")
+    await asyncio.sleep(0.3)
     await step_until(recovery, lambda: len(store.kept) >= 3)
+    late = [each for each in store.kept.values() if each.message.body == b"2"]
+    assert late[0].last_seen - late[0].first_seen > timedelta(seconds=0.2)
     assert sorted(dead_letter.message.body for dead_letter in store.kept.values()) == [b"1", b"2", b"4"]
+
+
+async def test_a_subject_that_is_known_now_is_left_to_its_consumers(js: JetStreamContext, recover: Recover, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The durable of an older version still delivers it: the message is no dead letter beside that."""
+    store = InMemoryDeadLetters()
+    await js.publish("orders.later.v1", b"1")
+    await step_until(recover(store, "orders"), lambda: store.kept)
+    monkeypatch.setattr(f"{__name__}.KNOWN", (*KNOWN, "orders.later.v1"))
+    await js.publish("orders.later.v1", b"2")
+    await js.publish("orders.nonsense.v1", b"3")
+    await step_until(recover(store, "orders"), lambda: len(store.kept) >= 2)
+    assert sorted(dead_letter.message.body for dead_letter in store.kept.values()) == [b"1", b"3"]
+
+
+async def test_too_many_unknown_subjects_do_not_hide_the_first_ones(
+    js: JetStreamContext, recover: Recover, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are a fault of the publisher, and logged as one."""
+    monkeypatch.setattr("bus.jetstream.recovery.unroutable.SUBJECTS_MAX", 2)
+    store = InMemoryDeadLetters()
+    for name in "a", "b", "c":
+        await js.publish(f"orders.{name}.v1", b"{}")
+    await step_until(recover(store, "orders"), lambda: len(store.kept) == 2)
+    assert store.subjects() == ["orders.a.v1", "orders.b.v1"]
+    assert "holds 3 unknown subjects" in caplog.text
+
+
+async def test_versions_with_different_consumers_share_the_durable_of_the_advisories(js: JetStreamContext, server: Broker) -> None:
+    """Each adds the subjects that it needs, and takes none away; streams that are missing are created, and no fetch leaves anything behind."""
+    newer = [INVENTORY, ConsumerPlan("inventory-new", "ORDERS", ("orders.created.v1",), 100)]
+    await js.delete_stream("DEAD_LETTERS")
+    before = len(js._nc._subs)
+    for consumers in newer, [INVENTORY], newer[1:]:
+        recovery = ExhaustedDeliveries(lambda: js, "inventory", consumers, KNOWN, InMemoryDeadLetters(), server.clock, poll_seconds=0.1)
+        for _ in range(3):
+            await recovery.step()
+        info = await js.consumer_info(ADVISORIES, "patrol-inventory")
+        names = {subject.rpartition(".")[2] for subject in info.config.filter_subjects or [info.config.filter_subject or ""]}
+        assert names == {"inventory", "inventory-new"}
+    assert (await js.stream_info("DEAD_LETTERS")).config.name == "DEAD_LETTERS"
+    assert len(js._nc._subs) <= before + 1
 
 
 async def test_an_unknown_version_of_an_event_that_has_a_known_one_is_ignored(js: JetStreamContext, recover: Recover) -> None:

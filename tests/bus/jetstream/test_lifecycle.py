@@ -10,9 +10,12 @@ from typing import Any
 import nats.errors
 import pytest
 
+from bus.jetstream.admin.server_config import ServerConfig
+from bus.jetstream.admin.stalls import STALLED_SECONDS
 from bus.jetstream.admin.topology import ADVISORIES, DEAD_LETTERS, advisory_consumer_plan, consumer_plans
 from bus.jetstream.bus import JetStreamBus
 from bus.jetstream.connection import Connection
+from bus.jetstream.consumer_group import ConsumerGroup
 from bus.jetstream.servers import Servers
 from tests.bus.contract import CREATED, RESERVED, expect_nothing, message, publish, take, take_one
 from tests.bus.features import InMemoryDeadLetters
@@ -74,7 +77,7 @@ async def test_what_is_in_flight_at_the_close_still_ends_well(harness: Simulated
     await expect_nothing(harness, await other.subscribe("inventory", [CREATED]))
 
 
-async def test_the_last_member_to_leave_returns_what_nobody_has_fetched(harness: SimulatedHarness) -> None:
+async def test_the_last_member_to_leave_returns_what_is_not_fetched(harness: SimulatedHarness) -> None:
     """The first one to leave does not: the others fetch it."""
     leaving = await harness.another()
     members = [await leaving.subscribe("inventory", [CREATED]) for _ in range(2)]
@@ -123,17 +126,76 @@ async def test_the_streams_of_a_group_take_turns(harness: SimulatedHarness) -> N
     assert {RESERVED} in received
 
 
+def fake_consumer(ready: int, asked: list[tuple[int, bool]]) -> Any:
+    """Return a pull consumer with so many messages, each a number from 0; its requests go to *asked*."""
+    consumer: Any = SimpleNamespace(ready=list(range(ready)), outstanding=0)
+
+    def take(subscription: Any, limit: int, now: float) -> Any:
+        taken, consumer.ready = consumer.ready[:limit], consumer.ready[limit:]
+        return taken
+
+    consumer.take, consumer.request = take, lambda wanted, is_standby: asked.append((wanted, is_standby))
+    return consumer
+
+
+async def test_a_stream_with_many_messages_holds_up_no_other() -> None:
+    """The pull consumers of a group take turns at being the first; together they deliver no more than is wanted."""
+    host: Any = SimpleNamespace(clock=VirtualClock(), ack_wait_seconds=30.0, max_tries=5, send=None, check_idle=None)
+    group = ConsumerGroup(host, "payments")
+    busy, quiet = fake_consumer(100, []), fake_consumer(4, [])
+    group.consumers = [busy, quiet]
+    subscription: Any = None
+    assert [len(group.take(subscription, 5, 0.0)) for _ in range(4)] == [5, 5, 5, 5]
+    assert quiet.ready == []
+
+
+async def test_a_group_requests_what_its_fetches_wait_for_beyond_what_is_there() -> None:
+    """Of each stream, when a fetch begins to wait, when a message leaves others waiting, and when a pause ends; on standby as such."""
+    host: Any = SimpleNamespace(clock=VirtualClock(), ack_wait_seconds=30.0, max_tries=5, send=None, check_idle=None, is_closing=False)
+    group, asked = ConsumerGroup(host, "payments"), list[tuple[int, bool]]()
+    group.consumers = [fake_consumer(0, asked), fake_consumer(0, asked)]
+    member = group.subscribe()
+    fetching = asyncio.create_task(member.fetch(10, 60))
+    await asyncio.sleep(0)
+    assert asked == [(10, False)] * 2
+    asked.clear()
+    other = asyncio.create_task(group.subscribe().fetch(7, 60, True))
+    await asyncio.sleep(0)
+    assert asked == [(17, True)] * 2
+    asked.clear()
+    group.consumers[0].ready = [1, 2, 3]  # type: ignore[assignment]
+    group.message_available(group.consumers[0])
+    assert asked == [(4, True)], "one of the fetches is woken and takes the three"
+    await fetching
+    asked.clear()
+    paused = group.subscribe()
+    paused.pause()
+    waiting = asyncio.create_task(paused.fetch(5, 60))
+    await asyncio.sleep(0)
+    asked.clear()
+    paused.resume()
+    assert asked == [(12, False)] * 2
+    for task in other, waiting:
+        task.cancel()
+    await asyncio.wait([other, waiting])
+
+
 async def test_a_durable_that_is_left_is_no_problem_any_more(harness: SimulatedHarness) -> None:
     """What differs is reported as long as this process uses it."""
-    member = await harness.bus.subscribe("inventory", [CREATED])
+    bus = await harness.another(verify_seconds=1e6)
+    member = await bus.subscribe("inventory", [CREATED])
     await harness.rest()
     consumers = harness.server.jetstream.consumers
     consumers["ORDERS", "inventory"].config["max_deliver"] = 3
-    again = await harness.bus.subscribe("inventory", [CREATED, "orders.confirmed.v1"])
-    await until(lambda: any("max_deliver is 3" in each for each in harness.bus.problems))
+    again = await bus.subscribe("inventory", [CREATED, "orders.confirmed.v1"])
+    await until(lambda: any("max_deliver is 3" in each for each in bus.problems))
+    label = "consumer inventory on ORDERS"
+    bus._stall_detector.observe(label, ServerConfig({}, {"num_pending": 1, "paused": False}))
+    await harness.pass_time(STALLED_SECONDS)
+    assert [each.partition(" delivers")[0] for each in bus.stalls] == [label]
     await member.close()
     await again.close()
-    assert harness.bus.problems == []
+    assert (bus.problems, bus.stalls) == ([], [])
 
 
 async def test_what_something_else_in_the_process_reads_is_verified_too(harness: SimulatedHarness) -> None:

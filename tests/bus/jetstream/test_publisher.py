@@ -125,7 +125,7 @@ async def test_a_stream_that_does_not_answer_at_all_may_be_missing(bench: Bench)
         (400, 10097, PublishRefused, False),
     ],
 )
-async def test_only_what_is_too_large_is_refused_for_good(
+async def test_only_what_is_too_large_is_refused(
     bench: Bench, code: int, err_code: int, error: type[Exception], is_failing: bool
 ) -> None:
     """Which says nothing about the stream."""
