@@ -193,6 +193,24 @@ async def test_a_replay_has_what_its_event_had(path: Path, consumer: str) -> Non
         assert dict(again.headers) == named
 
 
+@pytest.mark.parametrize(
+    ("named", "stored"),
+    [
+        ("2026-01-01T14:00:00+02:00", "2026-01-01T12:00:00.000000+00:00"), ("2026-01-01T12:00:00Z", "2026-01-01T12:00:00.000000+00:00"),
+        ("2026-01-01T12:00:00.5", "2026-01-01T12:00:00.500000+00:00"), ("9999-12-31T23:59:59-14:00", None), ("yesterday", None),
+    ],
+)  # fmt: skip
+async def test_the_time_of_a_replayed_event_is_stored_in_utc(path: Path, named: str, stored: str | None) -> None:
+    """Another system may name it in its own zone, and the rows of the outbox are compared as texts; what is no time is the time of the replay."""
+    async with harness_at(path) as harness:
+        event = bus_message(harness, created(1), key=oid(1))
+        await harness.dead_letter_store.add(dead_letter_about(evolve(event, headers={**event.headers, "ce-time": named}), "inventory"))
+        before = harness.clock.now().isoformat(timespec="microseconds")
+        assert await harness.dead_letter_store.replay_many(None, None, None, False) == (1, 1)
+        [(occurred_at,)] = await harness.rows("SELECT occurred_at FROM inventory_outbox")
+        assert occurred_at == stored if stored is not None else occurred_at >= before
+
+
 async def test_more_dead_letters_than_one_transaction_takes_are_replayed_once_each(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A replay changes nothing by which they are selected, so each part goes on after the one before."""
     for name in "store", "dead_letter_table":

@@ -141,8 +141,8 @@ def outbox_message(dead_letter: DeadLetter, body: bytes, now: datetime) -> Outbo
 
 def _occurred_at(text: str | None, now: datetime) -> str:
     try:
-        return to_db_timestamp(aware(datetime.fromisoformat(text or "")))
-    except ValueError:
+        return to_db_timestamp(aware(datetime.fromisoformat(text or "")).astimezone(UTC))
+    except (ValueError, OverflowError):  # a year that is none in UTC
         return to_db_timestamp(now)
 
 
