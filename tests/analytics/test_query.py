@@ -93,6 +93,22 @@ def test_what_is_no_query_is_refused(memory: AnalyticsFile, sql: str) -> None:
     assert not Path("written.csv").exists()
 
 
+@pytest.mark.parametrize(
+    ("rows", "limit", "found", "is_complete"),
+    [(0, 1, 0, True), (3, 3, 3, True), (3, 2, 2, False), (1000, 1000, 1000, True), (2500, 1500, 1500, False), (2500, 2500, 2500, True)],
+)
+def test_an_answer_has_at_most_the_rows_that_were_asked_for(memory: AnalyticsFile, rows: int, limit: int, found: int, is_complete: bool) -> None:
+    """Of all blocks together; as many rows as that are the whole answer."""
+    whole = gathered(answer(memory.connection.cursor(), f"SELECT range FROM range({rows})", limit))
+    assert ([row[0] for row in whole.rows], whole.is_complete) == (list(range(found)), is_complete)
+
+
+def test_what_json_has_not_is_null(memory: AnalyticsFile) -> None:
+    """A number that is none, and one without an end."""
+    found = gathered(answer(memory.connection.cursor(), "SELECT 'nan'::DOUBLE, 'inf'::DOUBLE, [1.5, '-inf'::DOUBLE]", 1))
+    assert found.rows == [[None, None, [1.5, None]]]
+
+
 async def test_a_query_is_answered_while_the_file_is_written(served: Path, file: AnalyticsFile) -> None:
     """The answer has what is committed, in JSON's types; it ends at --limit."""
     sql = "SELECT entity_key, total_amount, occurred_at, lines FROM inventory_reserved ORDER BY seq"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -52,9 +53,15 @@ def read(text: str) -> datetime:
         (" 2026-01-31T10:30:00.5+01:30 ", datetime(2026, 1, 31, 9, 0, 0, 500_000, tzinfo=UTC)),
     ],
 )
-def test_a_time_without_a_zone_is_in_utc(text: str, expected: datetime) -> None:
-    """A date stands for its first moment."""
-    assert read(text) == expected
+def test_a_time_without_a_zone_is_in_utc(text: str, expected: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A date stands for its first moment; the zone of the machine makes no difference."""
+    monkeypatch.setenv("TZ", "XYZ-09:30")
+    time.tzset()
+    try:
+        assert read(text) == expected
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize(

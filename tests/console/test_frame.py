@@ -11,12 +11,10 @@ import pytest
 
 from app.web.access.authentication import Authenticator
 from app.web.access.limits import WRONG_KEYS_MAX
-from app.web.console import static_files
+from app.web.console import session, static_files
 from app.web.console.session import COOKIE, SESSION_SECONDS, Sessions
 from config.api_keys import MODULE, ROLES, ApiKey
 from tests.console.conftest import KEYS, Browser, Served
-
-pytestmark = pytest.mark.slow
 
 EVENT_HANDLER = re.compile(r"on[a-z]+|hx-on.*")
 
@@ -29,6 +27,7 @@ def pages(served: Served) -> list[str]:
     return sorted(path for path in found if path.startswith("/console") and "{" not in path and not path.endswith("/live") and "/static/" not in path)
 
 
+@pytest.mark.slow
 async def test_no_page_has_a_script_or_a_style_of_its_own(served: Served) -> None:
     """Every page as every role: the strict policy, no inline script, handler or style, nothing of another origin, one heading."""
     for role in sorted({*ROLES} - {MODULE}):
@@ -85,6 +84,7 @@ async def test_the_cookie_is_kept_from_scripts_and_from_other_sites(
     assert "viewer-key" not in seen.cookie
 
 
+@pytest.mark.slow
 async def test_a_session_ends_with_its_key(served: Served) -> None:
     """A key that is removed or replaced ends its sessions at the reload; the sessions of other keys go on."""
     removed, replaced, other = [await served.as_role(name) for name in ("stock", "viewer", "operator")]
@@ -119,6 +119,7 @@ async def test_a_form_without_the_token_of_its_session_does_nothing(served: Serv
     assert (seen.status, seen.cookie) == (403, "")
 
 
+@pytest.mark.slow
 async def test_wrong_keys_are_limited_as_those_of_the_api_are(served: Served) -> None:
     """They count together; the page shows the refusal, without the key."""
     browser = served.browser()
@@ -132,12 +133,14 @@ async def test_wrong_keys_are_limited_as_those_of_the_api_are(served: Served) ->
     assert seen.elements.all("p", role="alert")
 
 
+@pytest.mark.slow
 async def test_a_key_for_processes_opens_nothing(served: Served) -> None:
     """With the role module one process asks another one for a person; no person has such a key."""
     seen = await served.browser().post("/console/login", {"key": "module-key-0123456789"})
     assert (seen.status, seen.cookie) == (403, "")
 
 
+@pytest.mark.slow
 async def test_a_link_of_another_site_opens_the_page_of_a_person_who_has_logged_in(served: Served) -> None:
     """A browser sends no SameSite=Strict cookie with it; the page asks for itself again, and that request has the cookie."""
     browser = served.browser()
@@ -147,6 +150,7 @@ async def test_a_link_of_another_site_opens_the_page_of_a_person_who_has_logged_
     assert (await browser.get("/console?a=b", **{"Sec-Fetch-Site": "same-origin"})).status == 303
 
 
+@pytest.mark.slow
 async def test_a_script_that_asks_after_the_session_has_ended_opens_the_log_in(served: Served) -> None:
     """htmx follows HX-Redirect; an EventSource stops to reconnect at 204."""
     browser = served.browser()
@@ -155,6 +159,7 @@ async def test_a_script_that_asks_after_the_session_has_ended_opens_the_log_in(s
     assert (await browser.get("/console", Accept="text/event-stream")).status == 204
 
 
+@pytest.mark.slow
 async def test_problems_are_pages(served: Served) -> None:
     """An unknown address is 404 and a form in another format 415, both with the layout and a correlation id."""
     browser = await served.as_role("viewer")
@@ -165,12 +170,14 @@ async def test_problems_are_pages(served: Served) -> None:
         assert (answer.status, answer.content_type) == (415, "text/html")
 
 
+@pytest.mark.slow
 async def test_what_a_caller_sends_is_shown_as_text(served: Served) -> None:
     """Markup in an address reaches a page escaped."""
     seen = await served.browser().get("/console/login?" + urlencode({"next": '/console?"><script>alert(1)</script>'}))
     assert "<script>alert" not in seen.text
 
 
+@pytest.mark.slow
 async def test_the_start_page_shows_a_browser_what_there_is(served: Served) -> None:
     """Another client is redirected to the documentation, as it always was."""
     browser: Browser = served.browser()
@@ -204,6 +211,21 @@ def test_a_session_ends_after_twelve_hours() -> None:
     assert sessions.read(value) is None
 
 
+def test_a_session_that_has_ended_is_remembered_until_it_would_end_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copied cookie stays useless, however many sessions end; what is remembered of them is bounded by their time."""
+    monkeypatch.setattr(session, "_ENDED_MAX", 2)
+    moment = 1_000.0
+    key = ApiKey("a", "viewer", "0a")
+    sessions = Sessions(Authenticator({"a": key}), now=lambda: moment)
+    ended = [sessions.begin(key) for _ in range(4)]
+    for each in ended:
+        sessions.end(each)
+    assert [sessions.read(each.value) for each in ended] == [None] * 4
+    moment += SESSION_SECONDS + 1
+    sessions.end(sessions.begin(key))
+    assert len(sessions._ended) == 1
+
+
 def test_all_files_together_are_small_and_unchanged() -> None:
     """A browser loads at most 300 KB for all pages; what others have written has its licence, and the hashes of its release."""
     sizes = {name: len(static_files.FOLDER.joinpath(name).read_bytes()) for name in static_files.FILES}
@@ -218,6 +240,7 @@ def test_all_files_together_are_small_and_unchanged() -> None:
             assert hashlib.sha256(folder.joinpath(name).read_bytes()).hexdigest() == expected
 
 
+@pytest.mark.slow
 async def test_files_are_kept_under_their_hash(served: Served) -> None:
     """What a page names may be kept for a year; the plain address is checked each time."""
     browser = served.browser()

@@ -117,6 +117,7 @@ async def every_kind_of_order(harness: Harness, clock: VirtualClock) -> list[str
 class ReplayContract:
     """The suite; inherit it and provide a fixture ``site``."""
 
+    @pytest.mark.slow
     async def test_what_follows_again_is_what_the_database_has(self, site: Site, tmp_path: Path) -> None:
         """Each event, and each member of each state, archived or not."""
         async with shop(site.url) as (harness, clock):
@@ -132,6 +133,7 @@ class ReplayContract:
             assert report.states["inventory", "product"] == 1
             assert not report.before
 
+    @pytest.mark.slow
     async def test_random_orders_end_as_they_have(self, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Express, declined, cancelled, refunded, late: in any order, with few states in memory, some of them archived."""
         monkeypatch.setattr(states, "STATES_MAX", 3)
@@ -155,6 +157,7 @@ class ReplayContract:
             assert report.is_equal, report
             assert report.states["orders", "order"] == len(ids)
 
+    @pytest.mark.slow
     async def test_events_of_the_bus_and_timers_are_decided_again(self, site: Site, tmp_path: Path) -> None:
         """Where each module consumes from the bus; an order that is cancelled in time leaves no time-out."""
         async with harness_at(site.url, VirtualClock()) as harness:
@@ -182,6 +185,7 @@ class ReplayContract:
                 alone = again(harness, tmp_path, names=[name])
                 assert alone.is_equal, alone
 
+    @pytest.mark.slow
     async def test_orders_that_are_placed_meanwhile_are_in_both_or_in_neither(self, site: Site, tmp_path: Path) -> None:
         """The database stays in use: what is compared is of one moment."""
         async with shop(site.url) as (harness, _):
@@ -200,6 +204,7 @@ class ReplayContract:
             assert 4 <= report.states["orders", "order"] <= 23
             assert report.transactions > 4
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["orders", "inventory", "payments"])
     async def test_one_module_can_be_decided_again_alone(self, site: Site, tmp_path: Path, name: str) -> None:
         """With the events of the others as the history has them."""
@@ -341,6 +346,7 @@ class ReplayContract:
             assert (report.count, report.state_count) == (0, 0)
             assert not report.is_equal
 
+    @pytest.mark.slow
     async def test_what_begins_before_the_history_is_counted_and_is_no_difference(self, site: Site, tmp_path: Path) -> None:
         """After a purge; a copy of the database from before gives the states."""
         async with shop(site.url) as (harness, clock):
@@ -413,6 +419,7 @@ class ReplayContract:
             assert report.is_equal, report
             assert report.before == {("inventory", "product"): 2, ("inventory", "reservation"): 1}
 
+    @pytest.mark.slow
     async def test_what_is_archived_as_files_is_decided_again(self, site: Site, tmp_path: Path) -> None:
         """Archive and tables are one history; a copy of a database that has purged what is archived is a baseline as well."""
         async with shop(site.url) as (harness, clock):

@@ -18,8 +18,6 @@ from tests.storage.site import Site
 from tests.storage.test_postgres import PostgresSite
 from tests.storage.test_sqlite import SqliteSite
 
-pytestmark = pytest.mark.slow
-
 
 class TestSqlite(ReplayContract):
     """The contract suite on SQLite."""
@@ -34,6 +32,7 @@ class TestSqlite(ReplayContract):
         return copy_file(harness, folder)
 
 
+@pytest.mark.slow
 class TestPostgres(ReplayContract):
     """The contract suite on PostgreSQL."""
 

@@ -36,7 +36,7 @@ def test_a_dictionary_never_changes() -> None:
     }
 
 
-@pytest.mark.parametrize("damaged", [b"", b"\x02" + bytes.fromhex(CONTENT)[1:], b"\x01", bytes.fromhex(CONTENT)[:-4] + b"\0" * 4])
+@pytest.mark.parametrize("damaged", [b"", b"\x02" + bytes.fromhex(CONTENT)[1:], b"\x01", bytes.fromhex(CONTENT)[:-4] + b"\0" * 4, bytes.fromhex(CONTENT)[:-1]])
 def test_a_damaged_content_is_an_error(damaged: bytes) -> None:
     """It is never read as something else."""
     with pytest.raises(ValueError, match="cannot be read"):

@@ -161,6 +161,11 @@ def test_a_receiver_that_refuses_is_asked_ever_less_often(make: Callable[..., St
     assert max(waits) == BACKOFF_SECONDS_MAX
     stand.watcher.post = lambda url, message: stand.sent.append(message)
     assert stand.step(holds=True, seconds=BACKOFF_SECONDS_MAX) == ["firing"]
+    tries.clear()
+    stand.watcher.post = refuse
+    for _ in range(4):  # the receiver was well meanwhile: the next waits begin with the shortest again
+        stand.step(holds=False)
+    assert [after - before for before, after in pairwise(tries)] == [1, 2]
 
 
 def test_a_file_that_cannot_be_asked_now_changes_nothing(make: Callable[..., Stand]) -> None:
@@ -181,6 +186,7 @@ def test_undelivered_messages_are_limited(make: Callable[..., Stand], monkeypatc
     for number in range(MESSAGES_MAX + 10):
         stand.step(holds=number % 2 == 0)
     assert len(stand.alerts.messages) == MESSAGES_MAX
+    assert stand.alerts.messages[-1]["at"] == (START + timedelta(seconds=MESSAGES_MAX + 10)).isoformat()  # the oldest ones are dropped
 
 
 @pytest.mark.parametrize(

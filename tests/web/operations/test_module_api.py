@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from app.storage.errors import StorageUnavailable
 from app.web.access.authentication import ANONYMOUS
 from app.web.handler import Endpoint, RequestContext, RouteGroup
 from app.web.operations.module_api import ModuleApi, ModuleUnreachable
@@ -83,6 +84,48 @@ async def test_the_role_of_the_person_counts_and_the_audit_has_the_name(shipment
     (audit,) = web.service.audited
     assert audit is not None
     assert audit.actor == "alice"
+
+
+@pytest.mark.parametrize("principal", [VIEWER, ONE_CUSTOMER])
+async def test_nothing_is_sent_that_the_person_may_not(start: Start, make: Make, principal: ApiKey) -> None:
+    """The key for other processes may be an operator's: then they do not ask whether the person may."""
+    web = await start(requires_key=True, keys=f"peer:operator:{KEY}")
+    api = make((), {"shipments": str(web.client.make_url("")).rstrip("/")})
+    refused = await api.request("POST", "/v1/shipments/s-1/return", principal=principal)
+    assert (refused.status, refused.body["code"], web.service.audited) == (403, "forbidden", [])
+
+
+async def test_the_name_of_the_person_cannot_be_given_with_a_request(start: Start, make: Make) -> None:
+    """It is that of the principal, whatever headers a page passes on."""
+    web = await start(requires_key=True, keys=f"peer:module:{KEY}")
+    api = make((), {"shipments": str(web.client.make_url("")).rstrip("/")})
+    headers = {"X-Fulfilment-Caller": "mallory:operator"}
+    assert (await api.request("POST", "/v1/shipments/s-1/return", headers=headers, principal=OPERATOR)).status == 404
+    assert [audit.actor for audit in web.service.audited if audit is not None] == ["alice"]
+
+
+async def test_an_outage_of_a_module_is_its_own_answer(shipments: tuple[Web, ModuleApi]) -> None:
+    """It is not out of reach: it says what it lacks."""
+    web, api = shipments
+    web.service.failure = StorageUnavailable("gone")
+    answer = await api.request("GET", "/v1/shipments/s-1", principal=OPERATOR)
+    assert (answer.status, answer.body["code"]) == (503, "database_unavailable")
+
+
+async def test_a_redirect_is_not_followed(make: Make) -> None:
+    """The key would go to an address that is not configured."""
+    asked: list[str] = []
+
+    async def handle(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response(status=307, headers={"Location": "/elsewhere"})
+
+    app = web.Application()
+    app.router.add_route("*", "/{rest:.*}", handle)
+    async with TestServer(app) as server:
+        api = make((), {"shipments": str(server.make_url("")).rstrip("/")})
+        assert (await api.request("GET", "/v1/shipments/s-1", principal=OPERATOR)).status == 307
+    assert asked == ["/v1/shipments/s-1"]
 
 
 @pytest.mark.parametrize(
