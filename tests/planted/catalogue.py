@@ -10,9 +10,11 @@ from __future__ import annotations
 __all__ = ["BUGS"]
 
 from tests.planted.bug import Bug
+from tests.planted.records import RECORDS
 from tests.planted.replicas import REPLICAS
 from tests.planted.reported import REPORTED
 from tests.planted.runtime import RUNTIME
+from tests.planted.web import WEB
 
 _ORDERS = "modules/orders/decide.py"
 _STOCK = "modules/inventory/decide.py"
@@ -528,4 +530,6 @@ BUGS = (
     *REPLICAS,
     *REPORTED,
     *RUNTIME,
+    *WEB,
+    *RECORDS,
 )  # fmt: skip

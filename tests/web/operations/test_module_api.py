@@ -105,7 +105,7 @@ async def test_the_name_of_the_person_cannot_be_given_with_a_request(start: Star
 
 
 async def test_an_outage_of_a_module_is_its_own_answer(shipments: tuple[Web, ModuleApi]) -> None:
-    """It is not out of reach: it says what it lacks."""
+    """It is not out of reach: the answer names what it lacks."""
     web, api = shipments
     web.service.failure = StorageUnavailable("gone")
     answer = await api.request("GET", "/v1/shipments/s-1", principal=OPERATOR)
