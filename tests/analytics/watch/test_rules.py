@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from app.analytics.analytics_file import AnalyticsFile
 from app.analytics.projections.declaration import load
@@ -48,6 +49,8 @@ def test_a_short_rule_names_projection_column_operator_and_threshold() -> None:
     below = parse_rule("order_rate_anomaly.z<-3")
     assert below is not None
     assert (below.threshold, below.window) == (-3, "ended")
+    windows = {sign: rule.window for sign in ("<", "<=", ">", ">=", "=", "!=") if (rule := parse_rule(f"p.c {sign} 3")) is not None}
+    assert windows == {"<": "ended", "<=": "ended", ">": "newest", ">=": "newest", "=": "newest", "!=": "newest"}
     assert parse_rule("few-orders") is None
 
 
@@ -85,6 +88,9 @@ def test_a_condition_chooses_the_rows(opened: AnalyticsFile) -> None:
     events = [*paid_order(1, f"{DAY} 12:00:00"), *paid_order(2, f"{DAY} 12:00:00", currency="USD")]
     rule = Rule(name="r", projection="revenue_per_day", column="net", threshold=999, where="currency = 'USD'")
     assert [row["currency"] for row in found(opened, rule, *events).rows] == ["USD"]
+    either = evolve(rule, where="currency = 'EUR' OR currency = 'USD'")
+    events = [*paid_order(1, f"{DAY} 12:00:00"), *paid_order(2, "2026-03-01 12:00:00", currency="USD")]
+    assert [row["currency"] for row in found(opened, either, *events).rows] == ["EUR"], "of the newest window only"
 
 
 def test_any_sql_is_a_rule(opened: AnalyticsFile) -> None:
