@@ -2,7 +2,7 @@
 The planted bugs: each is one small change of the code that a test must find.
 
 They are faults that this code has had, the classics of at-least-once delivery (an inbox that is skipped, an acknowledgement before
-the commit, a timer that is lost), and those of `tests.planted.replicas`, `tests.planted.reported` and `tests.planted.runtime`.
+the commit, a timer that is lost), and those of `tests.planted.replicas`, `tests.planted.reported`, `tests.planted.runtime` and `tests.planted.bus`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = ["BUGS"]
 
 from tests.planted.bug import Bug
+from tests.planted.bus import BUS
 from tests.planted.records import RECORDS
 from tests.planted.replicas import REPLICAS
 from tests.planted.reported import REPORTED
@@ -532,4 +533,5 @@ BUGS = (
     *RUNTIME,
     *WEB,
     *RECORDS,
+    *BUS,
 )  # fmt: skip
