@@ -35,7 +35,7 @@ from app.storage.archive.parquet_writer import HistoryArchiver
 from app.storage.sql.database import Database
 from modules import inventory, orders, payments
 from modules.inventory.events import StockReserved
-from modules.module import Decision, Module, Unexpected
+from modules.module import Decision, Module, Unexpected, no_change
 from modules.orders.events import OrderCreated, created_v1
 from modules.orders.state import Order
 from modules.payments.events import ChargeSucceeded
@@ -315,6 +315,18 @@ class ReplayContract:
             [difference] = report.other_states
             assert difference.members == {"unit_prices": ((100,), None)}
             assert difference.text() == f"order {id}: unit_prices [100] -> null"
+
+    async def test_a_rule_that_no_longer_changes_a_state_is_found(self, site: Site, tmp_path: Path) -> None:
+        """Although neither then nor today an event follows."""
+
+        def ignore(decide: Any, states: Sequence[Any], event: Any, now: Any) -> Decision:
+            found: Decision = no_change() if isinstance(event, StockReserved) else decide(states, event, now)
+            return found
+
+        async with shop(site.url) as (harness, _):
+            await place(harness)
+            report = again(harness, tmp_path, modules=changed("orders", ignore))
+            assert [each.detail for each in report.differences] == ["changes no state today, and did"]
 
     async def test_a_decision_that_fails_today_is_named(self, site: Site, tmp_path: Path) -> None:
         """And what follows from the others is decided."""
