@@ -146,7 +146,10 @@ class StripeLedger:
     def make_charge(self, form: dict[str, str], amount: int, method: str, *, is_live: bool) -> tuple[int, dict[str, Any]]:
         """Create a PaymentIntent and confirm it; return the status and the body of the answer."""
         decline = decline_of(method)
-        status = {"pm_3ds": "requires_action", "pm_card_authenticationRequired": "requires_action", "pm_slow": "processing"}
+        status = {
+            "pm_3ds": "requires_action", "pm_card_authenticationRequired": "requires_action",
+            "pm_confirm": "requires_confirmation", "pm_slow": "processing",
+        }  # fmt: skip
         id = f"pi_{next(self.ordinals)}"
         self.intents[id] = intent = intent_object(
             id,
@@ -165,6 +168,8 @@ class StripeLedger:
         if intent["status"] == "requires_action":
             intent["next_action"] = {"type": "use_stripe_sdk", "use_stripe_sdk": {"type": "three_d_secure_redirect"}}
             self.emit("payment_intent.requires_action", intent)
+            return 200, intent
+        if intent["status"] == "requires_confirmation":
             return 200, intent
         charge_id = f"ch_{id[3:]}"
         statuses = {"succeeded": "succeeded", "processing": "pending"}

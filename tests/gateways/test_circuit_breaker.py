@@ -221,6 +221,49 @@ def test_a_few_failures_among_many_calls_leave_the_breaker_closed() -> None:
     assert breaker.state is BreakerState.CLOSED
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "is_open"),
+    [
+        ("fff", False),
+        ("ffff", True),
+        ("ssff", True),
+        ("sssf", False),
+        ("sssff", False),
+        ("ssssfff", True),
+        ("ffssssf", False),
+        ("sssfff", True),
+    ],
+)
+def test_the_breaker_opens_for_a_share_of_the_last_calls(outcomes: str, is_open: bool) -> None:
+    """For four calls or more of the last six, of which a half or more have failed."""
+    breaker = CircuitBreaker(ManualTime(), window=WINDOW, calls_min=CALLS_MIN, failure_share=0.5)
+    for outcome in outcomes:
+        permit = breaker.acquire()
+        breaker.failed(permit) if outcome == "f" else breaker.succeeded(permit)
+    assert breaker.state is (BreakerState.OPEN if is_open else BreakerState.CLOSED)
+
+
+def test_the_smallest_window_holds_the_calls_that_open_the_breaker() -> None:
+    """It is as long as the number of calls that is needed."""
+    breaker = CircuitBreaker(ManualTime(), window=CALLS_MIN, calls_min=CALLS_MIN, failure_share=1.0)
+    for _ in range(CALLS_MIN):
+        breaker.failed(breaker.acquire())
+    assert breaker.state is BreakerState.OPEN
+
+
+def test_a_breaker_that_has_closed_again_has_forgotten_all_calls() -> None:
+    """It takes as many failures as at first to open it."""
+    time = ManualTime()
+    breaker = open_breaker(time)
+    for _ in range(3):
+        time.now += OPEN_SECONDS
+        breaker.succeeded(breaker.acquire())
+        for failures in range(CALLS_MIN):
+            assert breaker.state is BreakerState.CLOSED, failures
+            breaker.failed(breaker.acquire())
+        assert breaker.state is BreakerState.OPEN
+
+
 def test_failures_outside_the_time_window_do_not_count() -> None:
     """Single failures over hours are nothing that a pause would help against."""
     time = ManualTime()
@@ -235,12 +278,12 @@ def test_failures_outside_the_time_window_do_not_count() -> None:
 
 
 def test_every_listener_is_called_for_each_state_change() -> None:
-    """This holds for the listener of the constructor and for those that are added later."""
+    """This holds for the listener of the constructor and for those that are added later; the breaker has the new state then."""
     time = ManualTime()
     first: list[BreakerState] = []
     second: list[BreakerState] = []
     breaker = CircuitBreaker(time, on_change=first.append)
-    breaker.add_listener(second.append)
+    breaker.add_listener(lambda state: second.append(breaker.state))
     breaker.failed(breaker.acquire(), 1.0)
     time.now += 1.0
     breaker.succeeded(breaker.acquire())

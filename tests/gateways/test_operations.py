@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -12,7 +13,13 @@ from loguru import logger
 from app.gateways.breakers.call_pace import RATE_MIN, CallPace
 from app.gateways.breakers.circuit_breaker import BreakerOpen, BreakerState, CircuitBreaker
 from app.gateways.breakers.operations import REPORT_SECONDS, Operation, OperationKind, Operations
-from app.gateways.port import GatewayMisconfigured, GatewayNotReached, GatewayThrottled, GatewayTimeout
+from app.gateways.port import (
+    GatewayMisconfigured,
+    GatewayNotReached,
+    GatewayThrottled,
+    GatewayTimeout,
+    ResponseMismatch,
+)
 from app.telemetry.metrics import Metrics
 from bus.port import Clock
 from tests.clock import VirtualClock
@@ -173,6 +180,55 @@ async def test_one_429_slows_the_calls_down_and_opens_nothing(operations: Operat
         await call(charge, GatewayThrottled("429", 30.0), times=200)
 
 
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (None, BreakerState.CLOSED),
+        (ResponseMismatch("wrong_amount", "twice as much"), BreakerState.CLOSED),
+        (TOO_SMALL, BreakerState.CLOSED),
+        (EXPIRED, BreakerState.OPEN),
+        (GatewayNotReached("refused"), BreakerState.OPEN),
+        (GatewayThrottled("429"), BreakerState.OPEN),
+        (GatewayTimeout("no response"), BreakerState.OPEN),
+        (asyncio.CancelledError(), BreakerState.HALF_OPEN),
+        (ZeroDivisionError(), BreakerState.HALF_OPEN),
+    ],
+    ids=repr,
+)
+async def test_each_outcome_of_a_probe_is_reported(
+    operations: Operations, clock: Clock, error: BaseException | None, state: BreakerState
+) -> None:
+    """Whatever is a response shows that the provider works; a probe that was cancelled, or failed here, is made again."""
+    operation = operations.charge
+    operation.breaker.failed(operation.breaker.acquire(), 5.0)
+    await clock.sleep(5.0)
+
+    async def probe() -> None:
+        if error is not None:
+            raise error
+
+    with suppress(Exception, asyncio.CancelledError):
+        await operation.call(probe, 1.0)
+    assert operation.breaker.state is state
+    assert operation.breaker.wait_seconds == 0 or state is BreakerState.OPEN
+
+
+async def test_no_call_is_made_if_the_breaker_opens_while_it_waits_for_its_turn(
+    operations: Operations, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pace may let a call wait for longer than a provider takes to fail."""
+    charge = operations.charge
+    charge.pace.throttled()
+    await call(charge)
+
+    async def sleep(seconds: float) -> None:
+        charge.breaker.failed(charge.breaker.acquire(), 30.0)
+
+    monkeypatch.setattr(clock, "sleep", sleep)
+    with pytest.raises(BreakerOpen):
+        await charge.call(_never, 1.0)
+
+
 def test_the_pace_halves_and_grows_in_steps() -> None:
     """Half of the measured rate after the first 429, a step each second after that, no limit at twice the old rate."""
     now = [100.0]
@@ -186,6 +242,11 @@ def test_the_pace_halves_and_grows_in_steps() -> None:
     pace.throttled()  # an answer to a call that was in flight
     assert pace.rate == pytest.approx(20.0, rel=0.02)
     assert [pace.reserve() for _ in range(3)] == pytest.approx([0.0, 0.05, 0.1], rel=0.05)
+    now[0] += 60.0
+    assert [pace.reserve() for _ in range(3)] == pytest.approx([0.0, 0.05, 0.1], rel=0.05), "no turn is kept for later"
+    for _ in range(10):
+        pace.succeeded()
+    assert pace.rate == pytest.approx(22.0, rel=0.02)
     rates = []
     while pace.rate is not None:
         rates.append(pace.rate)
@@ -204,6 +265,17 @@ def test_the_pace_never_stops_the_calls() -> None:
         pace.throttled()
         now[0] += 1.0
     assert pace.rate == RATE_MIN
+
+
+def test_the_pace_is_half_of_that_of_the_last_seconds() -> None:
+    """Calls of an hour ago show nothing about what the provider takes now."""
+    now = [0.0]
+    pace = CallPace(lambda: now[0])
+    for seconds in *[0.01] * 500, 3600.0, *[0.1] * 50:
+        now[0] += seconds
+        pace.succeeded()
+    pace.throttled()
+    assert pace.rate == pytest.approx(5.0, rel=0.05)
 
 
 @pytest.mark.parametrize("kind", OperationKind)

@@ -1,4 +1,4 @@
-"""The simulated gateway passes the contract suite."""
+"""The simulated gateway passes the contract suite, and decides by its rule."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import random
 import pytest
 
 from app.clock import SystemClock
-from app.gateways.port import Gateway
+from app.gateways.port import Captured, ChargeDetails, Declined, Gateway, GatewayTimeout
 from app.gateways.simulated import SimulatedGateway
-from tests.gateways.contract import GatewayCase, GatewayContract, ProviderFault
+from modules.values import Money
+from tests.gateways.contract import GatewayCase, GatewayContract, ProviderFault, new_order_id
 
 
 class TestSimulated(GatewayContract):
@@ -36,3 +37,16 @@ class Drawn(random.Random):
 def failing(number: float) -> Gateway:
     """Return a gateway all of whose calls fail; below a half, before they have an effect."""
     return SimulatedGateway(SystemClock(), failure_rate=1.0, rng=Drawn(number))
+
+
+@pytest.mark.parametrize(("cents", "kind"), [(100, Captured), (101, Declined)])
+async def test_a_charge_whose_response_got_lost_is_found_by_a_look_up(cents: int, kind: type) -> None:
+    """It is captured up to the limit, and declined above it."""
+    rng, order_id, amount = Drawn(0.8), new_order_id(), Money(cents, "EUR")
+    gateway = SimulatedGateway(SystemClock(), decline_over=100, failure_rate=0.9, rng=rng)
+    with pytest.raises(GatewayTimeout):
+        await gateway.charge("k", order_id, amount, ChargeDetails())
+    rng.number = 0.95
+    found = await gateway.find("k", order_id, amount)
+    assert type(found) is kind
+    assert await gateway.charge("k", order_id, amount, ChargeDetails()) == found

@@ -35,6 +35,7 @@ from modules.values import Money
 from tests.gateways.contract import GatewayCase, GatewayContract, LedgerContract, ProviderFault, new_order_id
 from tests.gateways.fault import Fault, FaultyStripe
 from tests.gateways.local import API_KEY, LocalStripe
+from tests.runtime.harness import until
 
 EUR = Money(1250, "EUR")
 PART = Money(500, "EUR")
@@ -126,6 +127,20 @@ async def test_an_error_of_stripe_itself_ends_the_key(
     if fault is Fault.ERROR_500:
         assert await find(gateway, order_id) is None
         assert isinstance(await gateway.charge("the next key", order_id, EUR, ChargeDetails()), Captured)
+
+
+async def test_a_call_that_is_still_under_way_keeps_its_key(gateway: StripeGateway, faulty: FaultyStripe) -> None:
+    """Stripe answers 409 until it has ended. Under another key the order would be charged twice."""
+    order_id = new_order_id()
+    faulty.write_fault = lambda: Fault.HANG
+    first = asyncio.create_task(charge(gateway, order_id))
+    await until(lambda: faulty.calls)
+    faulty.write_fault = lambda: Fault.NONE
+    with pytest.raises(GatewayTimeout) as caught:
+        await charge(gateway, order_id)
+    assert (caught.value.has_ended, ends_key(caught.value)) == (False, False)
+    first.cancel()
+    await asyncio.wait([first])
 
 
 CHARGED_WITHOUT_RESPONSE = [

@@ -136,6 +136,31 @@ def test_the_advice_of_the_card_network_ends_a_soft_decline(advice: str | None, 
     assert error_class_of(StripeFault.of(402, {"error": error}, None)) is expected
 
 
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (StripeFault(429), ErrorClass.THROTTLED),
+        *((invalid(code, status), ErrorClass.THROTTLED) for code in sorted(THROTTLES) for status in (400, 409, 429)),
+        (StripeFault(409, "card_error", "card_declined"), ErrorClass.IN_PROGRESS),
+        (invalid("idempotency_key_in_use"), ErrorClass.IN_PROGRESS),
+        (StripeFault(400, "idempotency_error"), ErrorClass.OTHER_REQUEST),
+        *((StripeFault(status, "card_error", "card_declined"), ErrorClass.MISCONFIGURED) for status in (401, 403)),
+        *((StripeFault(status, "card_error", "card_declined"), ErrorClass.UNKNOWN) for status in (None, 200, 302, 500, 503)),
+        *((StripeFault(status, "api_error"), ErrorClass.UNKNOWN) for status in (400, 402, 404)),
+        (invalid("resource_missing", 404, param="customer"), ErrorClass.DECLINED),
+        (invalid("resource_missing", 404, param="payment_method"), ErrorClass.DECLINED),
+        (invalid("resource_missing", 404, param="payment_intent"), ErrorClass.MISCONFIGURED),
+        (invalid(None, param="customer"), ErrorClass.DECLINED),
+        (invalid("parameter_invalid_empty", param="customer"), ErrorClass.MISCONFIGURED),
+        (invalid(None, decline_code="try_again_later", advice_code="do_not_try_again"), ErrorClass.DECLINED),
+    ],
+    ids=repr,
+)
+def test_each_row_of_the_table(fault: StripeFault, expected: ErrorClass) -> None:
+    """What the whole response is comes before what it says about the card, and the parameter counts last."""
+    assert error_class_of(fault) is expected
+
+
 @pytest.mark.parametrize("code", ["fraudulent", "lost_card", "stolen_card", "pickup_card", "merchant_blacklist", "highest_risk_level"])
 @pytest.mark.parametrize("advice", [None, "try_again_later"])
 def test_a_decline_for_fraud_is_final_whatever_the_advice(code: str, advice: str | None) -> None:

@@ -239,6 +239,13 @@ def test_a_charge_that_succeeds_after_the_cancellation_is_refunded() -> None:
     assert when(given(RESERVED, CANCELLED, DECLINED), CHARGED).events == (refund_request(),)
 
 
+def test_the_notice_of_an_earlier_decline_contradicts_no_charge() -> None:
+    """Each attempt has a charge of its own at the gateway, and the notice of the one that was declined may be late."""
+    declined = evolve(DECLINE_NOTICE, reference="earlier")
+    assert when(given(RESERVED, SOFT, CHARGED), declined) == Decision()
+    assert when(given(RESERVED, SOFT, CHARGED, CANCELLED, REFUNDED), declined) == Decision()
+
+
 def test_a_decline_after_the_cancellation_emits_nothing() -> None:
     """The order is already cancelled."""
     decision = when(given(RESERVED, CANCELLED), DECLINED)

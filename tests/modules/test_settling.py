@@ -13,6 +13,7 @@ from modules.payments.decide import decide
 from modules.payments.events import (
     ChargeMismatch,
     ChargeNotified,
+    DeclineNotified,
     DisputeReported,
     NoticeRejected,
     PaymentCaptured,
@@ -188,6 +189,8 @@ def test_a_notice_names_the_charge_that_was_settled_without_a_reference(outcome:
     """It is the charge that the person meant; a notice of another one contradicts it."""
     [payment] = settle((RESERVED, NAMELESS, NAMELESS), outcome).states
     assert isinstance(payment, Payment)
+    declined = DeclineNotified(order_id="o", reference="pi_declined", amount=EUR, reason="no_funds")
+    assert decide((payment,), declined, NOW) == no_change(), "what was declined is not the charge"
     charged = ChargeNotified(order_id="o", reference="pi_late", amount=EUR)
     [named] = decide((payment,), charged, NOW).states
     assert isinstance(named, Payment)
