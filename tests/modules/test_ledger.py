@@ -35,7 +35,7 @@ from modules.payments.events import (
     SettleRequested,
 )
 from modules.payments.ledger import DisputeStatus, Refund, RefundStatus
-from modules.payments.refunds import OPEN_MAX, RETRY_SECONDS
+from modules.payments.refunds import LOOK_UP_SECONDS, OPEN_MAX, RETRY_SECONDS
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Line, Money, rfc3339
 from tests.examples import examples
@@ -311,6 +311,9 @@ def reported(amount: int, status: str = "succeeded", id: str = "re_x", key_numbe
     )
 
 
+ASKED_IN_DOLLARS = OrderRefundRequested(order_id="o", refund_id="a", amount=Money(100, "USD"), reason="damaged")
+
+
 def ask(id: str, amount: int) -> OrderRefundRequested:
     """Return the request of a refund that a person wants."""
     return OrderRefundRequested(order_id="o", refund_id=id, amount=Money(amount, "EUR"), reason="damaged")
@@ -536,3 +539,140 @@ def test_a_refund_that_a_release_without_ledgers_requested_is_booked() -> None:
     refunded = evolve(old, status=PaymentStatus.REFUNDED)
     assert (refunded.refunded, refunded.kept, refunded.refund_status) == (AMOUNT, 0, "succeeded")
     assert decide((refunded,), RefundSucceeded(order_id="o", reference="re_1"), NOW).states == ()
+
+
+def test_a_pending_refund_is_looked_up_at_growing_intervals() -> None:
+    """The last one is repeated. Each request has the number of its attempt, and the refund is given up only after thirty days."""
+    processing = RefundProcessing(order_id="o", reference="re_1", key_number=1, refunded_total=AMOUNT)
+    payment, _ = after(RESERVED, CHARGED, CANCELLED)
+    delays, attempts = [], []
+    for _ in range(len(LOOK_UP_SECONDS) + 2):
+        decision = decide((payment,), processing, NOW)
+        [payment], [look_up] = decision.states, decision.events
+        delays.append((look_up.due_at - NOW).total_seconds())
+        attempts.append(look_up.event.attempt)
+    assert delays == [*LOOK_UP_SECONDS, *[LOOK_UP_SECONDS[-1]] * 2]
+    assert attempts == [*range(2, len(attempts) + 2)]
+    [look_up] = decide((payment,), processing, NOW + OPEN_MAX).events
+    assert isinstance(look_up, Scheduled)
+    [given_up] = decide((payment,), processing, NOW + OPEN_MAX + timedelta(seconds=1)).events
+    assert (type(given_up), given_up.is_final) == (PaymentRefundFailed, True)
+
+
+def test_a_refund_that_has_succeeded_has_no_reason() -> None:
+    """What it waited for before is no failure."""
+    processing = RefundProcessing(order_id="o", reference="re_1", key_number=1, refunded_total=AMOUNT)
+    for ended in reported(AMOUNT, "succeeded", "re_1"), RefundSucceeded(order_id="o", reference="re_1"):
+        payment, _ = after(RESERVED, CHARGED, CANCELLED, processing, ended)
+        assert payment.ledger is not None
+        assert [(line.status, line.reason) for line in payment.ledger.refunds] == [(RefundStatus.SUCCEEDED, None)]
+        assert payment.reason is None
+
+
+def test_a_refund_that_exists_after_all_is_booked() -> None:
+    """Its key counted as ended without a refund, and the notice of the provider knows better; so does one that is late."""
+    rejected = RefundFailed(order_id="o", retry_seconds=1, is_definite=True, reason="no_balance")
+    made = reported(AMOUNT, "succeeded", "re_1", 1)
+    processing = RefundProcessing(order_id="o", reference="re_1", key_number=1, refunded_total=AMOUNT)
+    for events in ((rejected, made), (made, processing), (rejected, made, processing), (rejected, reported(AMOUNT, "pending", "re_1", 1), made)):
+        payment, _ = after(RESERVED, CHARGED, CANCELLED, *events)
+        assert (payment.status, payment.refunded, payment.kept) == (PaymentStatus.REFUNDED, AMOUNT, 0)
+
+
+def test_a_refund_has_the_amount_that_the_provider_states() -> None:
+    """Whichever of its notices comes first."""
+    answer = RefundSucceeded(order_id="o", reference="re_1", refunded_total=300)
+    for events in ((reported(300, "succeeded", "re_1", 1), answer), (answer, reported(300, "succeeded", "re_1", 1))):
+        payment, _ = after(RESERVED, CHARGED, ask("a", 400), *events)
+        assert payment.ledger is not None
+        assert [(line.id, line.amount, line.reference) for line in payment.ledger.refunds] == [("a", 300, "re_1")]
+        assert (payment.refunded, payment.kept) == (300, 700)
+
+
+def test_a_line_that_was_reported_before_its_key_was_known_is_that_of_the_key() -> None:
+    """An older kind of notice has no metadata: there is one line in the end."""
+    for status in "pending", "succeeded":
+        payment, _ = after(
+            RESERVED, CHARGED, ask("a", 400), reported(400, status, "re_1"), RefundSucceeded(order_id="o", reference="re_1", refunded_total=400)
+        )
+        assert payment.ledger is not None
+        lines = [(line.id, line.key_number, line.reference, line.status) for line in payment.ledger.refunds]
+        assert lines == [("a", 1, "re_1", RefundStatus.SUCCEEDED)]
+        assert (payment.refunded, payment.kept, payment.pending) == (400, 600, 0)
+
+
+def test_the_total_of_each_answer_counts() -> None:
+    """4.00 is refunded here, and 6.00 went back in the dashboard, of which no notice has come."""
+    details: dict[str, Any] = {"order_id": "o", "reference": "re_1", "key_number": 1, "refunded_total": AMOUNT}
+    for answer, refunded in (RefundSucceeded(**details), AMOUNT), (RefundProcessing(**details), 600):
+        payment, _ = after(RESERVED, CHARGED, ask("a", 400), answer)
+        assert (payment.refunded, payment.refundable) == (refunded, 0)
+
+
+def test_what_is_left_of_a_payment_includes_what_is_about_to_be_refunded() -> None:
+    """The event of the first refund reports what is kept; the second one is under way."""
+    _, emitted = after(RESERVED, CHARGED, ask("a", 400), ask("b", 600), RefundSucceeded(order_id="o", reference="re_1"))
+    assert [(each.amount, each.kept) for each in emitted] == [(Money(400, "EUR"), Money(600, "EUR"))]
+
+
+def test_no_more_is_requested_again_than_is_left() -> None:
+    """A refund of 4.00 failed; meanwhile 8.00 of 10.00 went back in the dashboard."""
+    failed = RefundFailed(order_id="o", retry_seconds=1, reason="no_balance", is_definite=True, refunded_total=800)
+    assert refund_requests(after(RESERVED, CHARGED, ask("a", 400), failed)[1]) == [(200, 2)]
+    assert refund_requests(after(RESERVED, CHARGED, ask("a", 400), evolve(failed, refunded_total=AMOUNT))[1]) == []
+
+
+def test_a_refund_that_has_ended_is_not_requested_again_by_a_late_failure() -> None:
+    """It is the answer to an earlier attempt: the key has failed, and another one follows, or it has succeeded."""
+    late = RefundFailed(order_id="o", retry_seconds=1)
+    rejected = evolve(late, is_definite=True, reason="no_balance")
+    for ended in rejected, RefundSucceeded(order_id="o", reference="re_1"):
+        payment, _ = after(RESERVED, CHARGED, CANCELLED, ended)
+        decision = decide((payment,), late, NOW)
+        assert (decision.states, decision.events) == ((), ())
+
+
+def test_a_refund_in_another_currency_is_not_requested() -> None:
+    """Orders refuses it before; an event that contradicts the payment moves no money."""
+    [failed] = after(RESERVED, CHARGED, ASKED_IN_DOLLARS)[1]
+    assert (type(failed), failed.is_final, failed.reason) == (PaymentRefundFailed, True, "not_captured")
+
+
+def test_a_case_for_a_person_stays_one_when_the_dispute_is_won() -> None:
+    """Whether the rest is refunded is decided once, by the person, and not by the bank of the customer."""
+    disputed = DisputeReported(order_id="o", reference="pi", dispute_reference="dp", amount=EUR, status="open")
+    payment, emitted = after(RESERVED, CHARGED, disputed, CANCELLED, evolve(disputed, status="won"))
+    assert (payment.is_open_case, payment.reason, refund_requests(emitted)) == (True, "disputed", [])
+
+
+def test_an_order_is_not_refunded_beside_a_refund_of_unknown_outcome() -> None:
+    """A person finds out what became of it, also where less than the whole payment is in doubt."""
+    payment, _ = after(RESERVED, CHARGED, ask("a", 400))
+    later = NOW + OPEN_MAX + timedelta(seconds=1)
+    [payment] = decide((payment,), RefundFailed(order_id="o", retry_seconds=1), later).states
+    decision = decide((payment,), CANCELLED, later)
+    [cancelled] = decision.states
+    assert isinstance(cancelled, Payment)
+    assert (refund_requests(list(decision.events)), cancelled.is_open_case) == ([], True)
+
+
+def test_the_amount_of_a_dispute_does_not_shrink() -> None:
+    """A notice may be late."""
+    disputed = DisputeReported(order_id="o", reference="pi", dispute_reference="dp", amount=EUR, status="open")
+    part = evolve(disputed, amount=Money(100, "EUR"))
+    for events in (disputed, part), (part, disputed):
+        payment, _ = after(RESERVED, CHARGED, *events)
+        assert payment.ledger is not None
+        assert [each.amount for each in payment.ledger.disputes] == [AMOUNT]
+
+
+def test_an_order_that_is_free_of_charge_is_refunded_once() -> None:
+    """So that it ends as any other: its payment is refunded."""
+    free = StockReserved(order_id="o", lines=(), total=Money(0, "EUR"), payment_method=None)
+    payment, emitted = after(free, CHARGED, CANCELLED)
+    assert refund_requests(emitted) == [(0, 1)]
+    made = RefundSucceeded(order_id="o", reference="re_1")
+    payment, emitted = after(free, CHARGED, CANCELLED, made)
+    assert (payment.status, refund_requests(emitted)) == (PaymentStatus.REFUNDED, [])
+    failed = RefundFailed(order_id="o", retry_seconds=1, is_definite=True, reason="x")
+    assert after(free, CHARGED, CANCELLED, made, failed)[1] == []

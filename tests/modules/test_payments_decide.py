@@ -239,6 +239,22 @@ def test_a_charge_that_succeeds_after_the_cancellation_is_refunded() -> None:
     assert when(given(RESERVED, CANCELLED, DECLINED), CHARGED).events == (refund_request(),)
 
 
+def test_a_contradiction_after_a_decline_is_left_to_a_person() -> None:
+    """The notice of a decline came first; the answer to the call shows that money may have been taken."""
+    decision = when(given(RESERVED, DECLINE_NOTICE), MISMATCH)
+    [payment] = decision.states
+    assert isinstance(payment, Payment)
+    assert (payment.status, payment.needs_review, payment.reference) == (PaymentStatus.UNKNOWN, True, "w")
+    assert [type(event) for event in decision.events] == [Scheduled, PaymentReviewRequired]
+
+
+def test_the_reference_of_a_contradiction_is_kept() -> None:
+    """The next look-up may show less; a person who settles the payment needs it for a refund."""
+    nameless = evolve(MISMATCH, reason="nonsense", reference=None)
+    assert given(RESERVED, MISMATCH, nameless).reference == "w"
+    assert given(RESERVED, nameless, MISMATCH).reference == "w"
+
+
 def test_the_notice_of_an_earlier_decline_contradicts_no_charge() -> None:
     """Each attempt has a charge of its own at the gateway, and the notice of the one that was declined may be late."""
     declined = evolve(DECLINE_NOTICE, reference="earlier")
@@ -458,6 +474,9 @@ def test_the_charge_of_a_cancelled_order_is_not_looked_up_for_ever() -> None:
         assert isinstance(retry, Scheduled)
         delays[minutes] = (retry.due_at - now).total_seconds()
     assert delays == {0: 2, 1: 3, 10: 30, 60: 180, 60 * 24 * 29: 300}
+    [retry] = decide((payment,), evolve(timed_out, retry_seconds=90), NOW + timedelta(minutes=10)).events
+    assert isinstance(retry, Scheduled)
+    assert retry.due_at == NOW + timedelta(minutes=10, seconds=90), "the provider has asked for it"
     decision = decide((payment,), timed_out, NOW + timedelta(days=30, seconds=1))
     [given_up] = decision.states
     assert isinstance(given_up, Payment)
