@@ -46,7 +46,7 @@ from app.messaging.republish import count as count_sent
 from app.messaging.republish import republish
 from app.runtime.engine import direct_takers
 from app.runtime.order_metrics import log_payment_cases
-from app.runtime.receiving import EventReader
+from app.runtime.receiving import EventReader, Received
 from app.telemetry.metrics import Metrics
 from bus.port import Clock, Message
 from bus.subjects import replay_subject, subject_of
@@ -55,7 +55,7 @@ from modules.orders.events import CancelRequested, OrderCancelled
 from modules.orders.state import Order, Status
 from modules.payments.events import ChargeDeclined, ChargeFailed, ChargeRequested, RefundRequested
 from modules.payments.state import Payment, PaymentStatus
-from modules.values import Address, Money
+from modules.values import Address, Money, rfc3339
 from tests.runtime.harness import (
     CONTEXT,
     NO_CONTENT,
@@ -160,6 +160,18 @@ def operations_with(breaker: CircuitBreaker, clock: Clock, stoppable: OperationK
         return breaker if kind is stoppable else CircuitBreaker(clock.monotonic, calls_min=10**9)
 
     return Operations.of("fake", clock, make_breaker)
+
+
+class OpenedLate(CircuitBreaker):
+    """Opens when the first call is about to be made, for a request that was received while it was closed."""
+
+    has_opened = False
+
+    def acquire(self) -> Permit:
+        if not self.has_opened:
+            self.has_opened = True
+            self.failed(super().acquire(), 10**6)
+        return super().acquire()
 
 
 @asynccontextmanager
@@ -422,18 +434,6 @@ async def test_a_request_that_was_taken_is_charged_once_though_it_is_published_a
 
 async def test_a_request_that_was_taken_before_the_breaker_opened_waits_in_the_bus(path: Path) -> None:
     """Its outbox row does not count as unsent for as long as the provider is out of reach. No call was made, so none is looked up."""
-
-    class OpenedLate(CircuitBreaker):
-        """Opens when the first call is about to be made: the request has been taken, because the breaker was closed."""
-
-        has_opened = False
-
-        def acquire(self) -> Permit:
-            if not self.has_opened:
-                self.has_opened = True
-                self.failed(super().acquire(), 10**6)
-            return super().acquire()
-
     gateway, breaker = FakeGateway(), OpenedLate(HurriedClock().monotonic)
     async with running(path, gateway, breaker, takes_directly=True) as (harness, _):
         subjects, ids = published_subjects(harness), await place_orders(harness, 1)
@@ -870,6 +870,83 @@ async def test_an_order_that_is_cancelled_while_its_request_waits_for_the_breake
         await until(is_declined)
         assert sorted(gateway.captured) == [f"charge:{oid(0)}", f"charge:{oid(1)}"]
         assert gateway.refunded == {}
+
+
+async def test_an_order_that_is_cancelled_while_its_call_waits_for_the_breaker_is_never_charged(path: Path) -> None:
+    """The request came just before the breaker opened, so that nothing had to be compared then."""
+    gateway, breaker = FakeGateway(), OpenedLate(HurriedClock().monotonic)
+    async with running(path, gateway, breaker) as (harness, _):
+        [id] = await place_orders(harness, 1)
+        await until(lambda: _waits_for_payment(harness, id))
+        await cancel_order(harness, id)
+        await until(lambda: _is_cancelled(harness, id))
+        breaker._open_until = 0.0
+
+        async def is_declined() -> bool:
+            found = await payment_of(harness, id)
+            return found is not None and found.status is PaymentStatus.DECLINED
+
+        await until(is_declined)
+        assert gateway.captured == {}
+
+
+async def test_a_request_from_before_the_breaker_closed_is_compared_with_the_stored_payment(path: Path) -> None:
+    """It has waited in the bus for some time, however short: its order may be cancelled by now."""
+    async with harness_at(path, HurriedClock()) as harness:
+        breaker = CircuitBreaker(harness.clock.monotonic)
+        worker = PaymentWorker(
+            harness.runners["payments"], FakeGateway(), operations_with(breaker, harness.clock), harness.contracts, harness.clock,
+            harness.metrics,
+        )  # fmt: skip
+        requested_at = rfc3339(harness.clock.now())
+        event = ChargeRequested(order_id=oid(1), amount=Money(1, "EUR"), attempt=1, is_wanted=True)
+        delivery: Any = SimpleNamespace(tries=1, message=SimpleNamespace(id="m"))
+
+        def needs_recheck() -> bool:
+            received = Received(delivery, event, "m", CONTEXT, CHARGE_REQUESTED, requested_at, None, is_older=False)
+            return worker._request(received, is_uncontended=True).needs_recheck
+
+        found = [needs_recheck()]
+        breaker.failed(breaker.acquire(), 10.0)
+        found.append(needs_recheck())
+        breaker._open_until = 0.0
+        breaker.succeeded(breaker.acquire())
+        found.append(needs_recheck())
+        assert found == [False, True, True]
+        await worker.close()
+
+
+async def test_the_ack_deadline_of_a_request_in_hand_is_extended(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the provider takes, the bus does not deliver the request to another worker, and no attempt is spent."""
+    extended: list[str] = []
+
+    async def note(deliveries: list[Any], consumer: str) -> None:
+        extended.extend(each.message.subject for each in deliveries)
+
+    class Slow(FakeGateway):
+        async def charge(self, key: str, order_id: str, amount: Money, details: ChargeDetails) -> ChargeResult:
+            await until(lambda: extended)
+            return await super().charge(key, order_id, amount, details)
+
+    monkeypatch.setattr("app.gateways.payment_worker.extend_ack_deadlines", note)
+    async with running(path, Slow()) as (harness, _):
+        [each] = await finished_orders(harness, await place_orders(harness, 1))
+        assert (each.status, {*extended}) == (Status.CONFIRMED, {CHARGE_REQUESTED})
+
+
+async def test_charges_that_wait_for_the_breaker_take_no_place_of_a_refund(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They make no call meanwhile."""
+    monkeypatch.setattr("app.gateways.lane.LANE_CALLS_MAX", 2)
+    gateway, breaker = FakeGateway(), CircuitBreaker(HurriedClock().monotonic)
+    async with running(path, gateway, breaker) as (harness, _):
+        await finished_orders(harness, await place_orders(harness, 1))
+        breaker.failed(breaker.acquire(), 10**6)
+        runner = harness.runners["orders"]
+        for n in 7, 8, 9:
+            await runner.submit(submitted(oid(n)), id=oid(n), trace=CONTEXT, respond=NO_CONTENT)
+            await until(partial(_waits_for_payment, harness, oid(n)))
+        await cancel_order(harness, oid(0))
+        await until(lambda: gateway.refunded)
 
 
 async def test_a_request_in_hand_when_the_breaker_opens_spends_no_delivery_attempt(path: Path) -> None:

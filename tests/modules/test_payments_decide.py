@@ -184,6 +184,7 @@ def test_the_next_attempt_has_the_key_that_the_worker_has_named() -> None:
     [
         ((RESERVED,), False),
         ((RESERVED, TIMED_OUT), False),
+        ((RESERVED, TIMED_OUT, CANCELLED), False),
         ((RESERVED, MISMATCH, MISMATCH), False),
         ((RESERVED, CHARGED), True),
         ((RESERVED, DECLINED), True),
