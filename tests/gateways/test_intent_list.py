@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.gateways.stripe import intent_list
+from app.gateways.stripe.charge_lookup import ChargeLookup
 from app.gateways.stripe.error_table import StripeFault
 from app.gateways.stripe.http_session import StripeRefusal
 from app.gateways.stripe.intent_list import OVERLAP_SECONDS, IntentList
@@ -96,3 +98,14 @@ async def test_what_was_read_is_not_read_again(seconds: int, pages: int) -> None
     provider.pages = 0
     assert await missed(intents, provider, 1_000 - seconds) == set()
     assert provider.pages == pages
+
+
+async def test_look_ups_that_share_a_scan_find_the_charges_of_all_their_orders() -> None:
+    """The scan begins where the oldest of the orders was placed."""
+    provider = Provider()
+    for created in 900, 950, 1_000:
+        provider.add(created)
+    lookup = ChargeLookup(IntentList(provider.get).unread)
+    found = await asyncio.gather(*(lookup.find(f"o-{n}", 890 + 50 * n) for n in (2, 0, 1)))
+    assert [[row["id"] for row in rows] for rows in found] == [["pi_2"], ["pi_0"], ["pi_1"]]
+    await lookup.close()

@@ -17,6 +17,7 @@ from app.gateways.port import (
     Pending,
     ResponseMismatch,
 )
+from app.gateways.stripe.charge_params import charge_params
 from app.gateways.stripe.gateway import SKEW_SECONDS, StripeGateway
 from modules.values import Money
 from tests.gateways.contract import new_order_id
@@ -143,3 +144,9 @@ async def test_a_charge_is_found_although_the_clocks_differ(gateway: StripeGatew
     faulty.wall_seconds = lambda: time.time() - SKEW_SECONDS + 10
     order_id = new_order_id()
     assert await gateway.charge("k", order_id, EUR, ChargeDetails()) == await gateway.find("k", order_id, EUR) == Captured("pi_0")
+
+
+def test_only_cards_are_charged() -> None:
+    """Other kinds that are enabled in the dashboard may take the customer to another page, or days to pay."""
+    params = charge_params(EUR, "pm_1", None, {"order_id": "o"})
+    assert (params["payment_method_types"], params["confirm"], params["currency"]) == (["card"], True, "eur")

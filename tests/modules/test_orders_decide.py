@@ -20,6 +20,8 @@ from modules.orders.events import (
     OrderTimedOut,
     OrderUnknown,
     RefundSubmitted,
+    created_v1,
+    created_v2,
 )
 from modules.orders.state import Order, Status
 from modules.payments.events import (
@@ -92,6 +94,15 @@ def test_an_order_keeps_what_the_payment_and_the_shipment_need() -> None:
     for found in order, created:
         assert (found.payment_method, found.payment_customer, found.shipping_address) == ("pm_1", "cus_1", address)
     assert order.correlation_id == "c-9"
+
+
+def test_the_older_version_of_an_order_lacks_only_the_address() -> None:
+    """A process of the release before charges the same card of the same customer."""
+    details = {"payment_method": "pm_1", "payment_customer": "cus_1"}
+    created = OrderCreated(order_id="o", customer_id="c", items=(Line("A", 2),), version="v2", shipping_address=None, **details)
+    older = created_v1(created)
+    assert (older.version, older.payment_method, older.payment_customer) == ("v1", "pm_1", "cus_1")
+    assert created_v2(older) == created
 
 
 def test_lines_of_the_same_product_are_summed() -> None:
