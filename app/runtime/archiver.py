@@ -61,10 +61,9 @@ class Archiver:
             swept, seconds = await self._store.database.write(partial(self._move, sweep), RUN_LAST)
         except StorageUnavailable:
             return OUTAGE_SECONDS
-        except Exception as error:  # a row that cannot be read must not stop the process; the rows before it were moved
+        except Exception as error:  # a row that cannot be read stops neither the process nor the other kinds
             logger.error("archiving failed", module=self._store.module.name, kind=kind, after=self._after, error=repr(error))
-            self._position, self._after, self._count = 0, "", 0
-            return SWEEP_SECONDS
+            swept, seconds = Swept((), None), 0.0
         self._moved[kind].inc(len(swept.keys))
         self._count += len(swept.keys)
         self._after = swept.next_after or ""

@@ -93,10 +93,10 @@ class StripeSession:
         if status >= 500 or status in (409, 429) or 300 <= status < 400:
             retry_after_seconds = _retry_after_seconds(response.headers.get(hdrs.RETRY_AFTER))
             detail = f"the provider responded with status {status}"
-            if status == 429:
-                response.release()
-                raise GatewayThrottled(detail, retry_after_seconds)
             has_ended = status >= 500 and await _is_own_error(response)
+            response.release()
+            if status == 429:
+                raise GatewayThrottled(detail, retry_after_seconds)
             raise GatewayTimeout(detail, retry_after_seconds, has_ended=has_ended)
         self._learn(response.headers)
         return response
