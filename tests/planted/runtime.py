@@ -172,8 +172,8 @@ RUNTIME = (
     ),
     Bug(
         "a row that cannot be read stops the archiver for ever", _ARCHIVER,
-        '            self._position, self._after, self._count = 0, "", 0\n            return SWEEP_SECONDS\n        self._moved',
-        "            return SWEEP_SECONDS\n        self._moved",
+        "            swept, seconds = Swept((), None), 0.0\n",
+        "            return SWEEP_SECONDS\n",
         _SWEEPS,
     ),
     Bug(
