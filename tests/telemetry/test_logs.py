@@ -185,6 +185,38 @@ def test_secrets_are_redacted(out: Stream, tmp_path: Path) -> None:
             assert text.count("***") >= 4
 
 
+@pytest.mark.parametrize(
+    ("secrets", "text", "shown"),
+    [
+        (["secret"], "a secret here", "a *** here"),
+        (["short"], "too short here", "too short here"),
+        (["secret", "secret-of-another"], "a secret-of-another here", "a *** here"),
+        (["secret-of-another", "secret"], "a secret-of-another here", "a *** here"),
+        (["secret", "of-another"], "of-another secret", "*** ***"),
+    ],
+)
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_secret_is_redacted_whole(secrets: list[str], text: str, shown: str, is_late: bool) -> None:
+    """From six characters on, also where a shorter secret is a part of it, in plain lines, and if it is known only later."""
+    stream = Stream()
+    logs.setup("INFO", "json", stream=stream, secrets=secrets[:1] if is_late else secrets)
+    if is_late:
+        logs.redact(secrets[1:])
+    logger.info(text)
+    logs.print_line(text)
+    line, plain = stream.getvalue().splitlines()
+    assert (json.loads(line)["message"], plain) == (shown, shown)
+
+
+def test_each_moment_has_its_own_second_and_six_digits(out: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text of a second is kept while it lasts, and no longer."""
+    moments = [(10, 0), (10, 5_000), (10, 999_999_999), (11, 1_000_000), (9, 120_000)]
+    for seconds, nanoseconds in moments:
+        monkeypatch.setattr("app.telemetry.log_sink.time.time_ns", lambda now=seconds * 10**9 + nanoseconds: now)
+        logger.info("now")
+    assert [line["time"][17:] for line in lines(out)] == ["10.000000Z", "10.000005Z", "10.999999Z", "11.001000Z", "09.000120Z"]
+
+
 @pytest.mark.parametrize("name", ["aiohttp.server", "nats.aio", "asyncio"])
 def test_records_of_the_standard_library_are_written(name: str, out: Stream) -> None:
     """Under their own names and levels, with their stack; braces in them have no meaning."""
