@@ -12,6 +12,7 @@ from app.cli.new.attention import alert_rules, alerts_table, with_condition_pane
 from app.telemetry.attention import CONDITIONS, Attention, AttentionWatch, Condition
 from app.telemetry.attention.checks import Scraped
 from app.telemetry.metrics import Metrics
+from modules.orders.routes import REASONS
 from tests.architecture.tree import ROOT
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -117,6 +118,61 @@ def test_a_failed_check_of_readiness_needs_attention(watched: Watched, check: st
     watched.metrics.health_check_failed.labels(check).set(1)
     (found,) = watched.after(5)
     assert found.name == name
+
+
+def test_what_wakes_the_operator_comes_first(watched: Watched) -> None:
+    """Also if something else has needed attention for longer."""
+    watched.metrics.health_check_failed.labels("topology").set(1)
+    watched.after(60)
+    watched.metrics.outbox_oldest_seconds.labels("orders").set(61)
+    found = watched.after(5)
+    assert [(each.name, each.severity) for each in found] == [("OutboxStuck", "page"), ("TopologyDrift", "ticket")]
+
+
+def test_a_condition_that_comes_back_begins_anew(watched: Watched) -> None:
+    watched.metrics.ready.set(0)
+    watched.after(60)
+    watched.metrics.ready.set(1)
+    watched.after(60)
+    watched.metrics.ready.set(0)
+    (found,) = watched.after(5)
+    assert found.since == NOON + timedelta(seconds=125)
+
+
+@pytest.mark.parametrize("check", ["my-database:orders", "database", "clocks", "topology:orders"])
+def test_the_value_of_a_label_has_to_match_as_a_whole(watched: Watched, check: str) -> None:
+    watched.metrics.health_check_failed.labels(check).set(1)
+    assert watched.after(5) == []
+
+
+@pytest.mark.parametrize("every", [1.0, 5.0, 60.0, 400.0])
+def test_what_was_counted_before_the_window_does_not_count(every: float) -> None:
+    """However often the watch looks; what a young process has counted before its first look does."""
+    watched = Watched()
+    dead = watched.metrics.dead_letters.labels("inventory", "orders.created.v1")
+    dead.inc()
+    assert [each.name for each in watched.after(every, every)] == ["DeadLetters"]
+    assert watched.after(600 + max(every, 600 / 32), every) == []
+    dead.inc()
+    assert [each.name for each in watched.after(every, every)] == ["DeadLetters"]
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_orders_that_end_for_want_of_stock_are_too_many(watched: Watched, reason: str) -> None:
+    """One in twenty; those that end for another reason do not count."""
+    watched.metrics.orders.labels("processing").inc(100)
+    watched.metrics.orders_cancelled.labels(reason).inc(6)
+    assert [each.name for each in watched.after(5)] == (["StockOut"] if reason == "insufficient_stock" else [])
+
+
+@pytest.mark.parametrize("condition", CONDITIONS, ids=lambda condition: condition.name)
+def test_the_values_that_a_condition_looks_for_are_documented(condition: Condition) -> None:
+    """One that no series has would leave the condition silent."""
+    text = (ROOT / "docs/reference/metrics.rst").read_text(encoding="utf-8")
+    for name, pattern in getattr(condition.check, "where", {}).items():
+        if name in ("outcome", "reason"):
+            section = text.partition(f"``{condition.check.metric}{{{name}}}``\n")[2].partition("\n``")[0]  # type: ignore[attr-defined]
+            assert {*pattern.split("|")} <= {*re.findall(r"``(\w+)``", section)}
 
 
 @pytest.mark.parametrize("condition", CONDITIONS, ids=lambda condition: condition.name)

@@ -227,7 +227,7 @@ CONDITIONS: tuple[Condition, ...] = (
         name="StockOut",
         severity=Severity.TICKET,
         check=Share(
-            metric="orders_cancelled_total", where={"reason": "out_of_stock"},
+            metric="orders_cancelled_total", where={"reason": "insufficient_stock"},
             total="orders_total", total_where={"status": "processing"}, by=(), window_seconds=15 * _MINUTE, threshold=0.05,
         ),
         sentence="{share} of the orders are cancelled because a product is out of stock.",
