@@ -162,14 +162,16 @@ async def _asked_to_pause(shop: Shop) -> None:
 async def _single_refusals(shop: Shop) -> None:
     """The provider has too many calls once, or does not know a parameter of some calls: that stops no other call."""
     openings = shop.world.breakers.openings
-    for answer, count, calls in ((Answer.THROTTLED, 1, 1), (Answer.WRONG_PARAMETER, 10, 3)):  # 30 errors would open a breaker
+    # 30 errors would open a breaker; after one refusal for too many calls there is about one call a second.
+    refusals = (10, 3) if _has_time(shop) else (1, 1)
+    for answer, count, calls in ((Answer.THROTTLED, 1, 1), (Answer.WRONG_PARAMETER, *refusals)):
         names = [f"refused {number}, {answer.value}" for number in range(count)]
         with _answers(shop, answer, Call.CHARGE):
             await asyncio.gather(*(shop.place(_order(name)) for name in names))
             for name in names:
                 await _wait_for_charge(shop, name, calls)
         await shop.place(_order(f"next after {answer.value}"))
-        await shop.wait_until_final(f"next after {answer.value}")
+        await shop.wait_until_final(f"next after {answer.value}", RETRY_SECONDS)
         if _has_time(shop):
             shop.check_end(_order(f"next after {answer.value}"))
         await shop.until_idle()
