@@ -15,7 +15,7 @@ from tests.simulation.world.run import run_plan
 ROOT = Path(__file__).parents[2]
 
 EVERYDAY = 16
-NIGHTLY = 44
+NIGHTLY = 32
 
 
 @pytest.mark.parametrize("seed", [*range(EVERYDAY), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(EVERYDAY, NIGHTLY))])
