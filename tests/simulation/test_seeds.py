@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 EVERYDAY = (*range(1, 6), *range(7, 13))
 """Runs that take a second or two; 0 and 6 have 24 customers and two processes of each module."""
 
-SEEDS = [pytest.param(seed, marks=() if seed in EVERYDAY else pytest.mark.slow) for seed in range(32)]
+SEEDS = [pytest.param(seed, marks=() if seed in EVERYDAY else pytest.mark.slow) for seed in range(24)]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
