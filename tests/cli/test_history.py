@@ -7,6 +7,7 @@ import fcntl
 import json
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from datetime import timedelta
@@ -48,12 +49,13 @@ def database(filled: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(database: Path) -> Run:
-    """Return a function that runs `history` on the copy, and expects an exit code."""
+    """Return a function that runs `history` on the copy, and expects an exit code; no thread of a database is left."""
 
     def run(*arguments: str, code: int = 0, **settings: str) -> Result:
         environment = {"DATABASE_URL": f"sqlite:///{database}", **settings}
         result = CliRunner().invoke(main, ["history", *arguments], env=environment)
         assert result.exit_code == code, (result.stdout, result.stderr, result.exception)
+        assert [thread.name for thread in threading.enumerate() if thread.name.startswith("database-")] == []
         return result
 
     return run

@@ -165,10 +165,13 @@ def _existing(url: str, modules: Sequence[str]) -> Database:
 
 
 async def _check(parts: Parts, archive: Archive, groups: Sequence[Sequence[str]]) -> None:
-    """Ensure that *archive* belongs to the databases of the modules in *groups*."""
-    for names in groups:
-        source = await parts.storage.history.source(*names)
-        await source.check(archive.archives())
+    """Ensure that *archive* belongs to the databases of the modules in *groups*, and close what this has opened."""
+    try:
+        for names in groups:
+            source = await parts.storage.history.source(*names)
+            await source.check(archive.archives())
+    finally:
+        await parts.storage.close()  # its threads belong to this event loop; the replay opens connections of its own
 
 
 def _replayed(
