@@ -103,8 +103,8 @@ class GatewayCalls:
         """
         Look the charge up if an earlier call is possible, make it if there is none, and return the result as an event.
 
-        A look-up may take long, so *recheck* is called after one and before a charge. The result is None if payments has the
-        result of this request already.
+        The caller has waited for the pace of charges, and compared *attempt* with its payment after that. A look-up may take long,
+        so *recheck* is called after one and before a charge. The result is None if payments has the result of this request already.
 
         Raises:
             BreakerOpen: The circuit breaker permits no call now.
@@ -128,7 +128,7 @@ class GatewayCalls:
                 calls = 1
                 details = ChargeDetails(event.payment_method, event.payment_customer, event.shipping_address)
                 call = partial(self._gateway.charge, key, order_id, amount, details)
-                charge = await self._operations.charge.call(call, CALL_SECONDS_MAX)
+                charge = await self._operations.charge.call(call, CALL_SECONDS_MAX, has_waited=True)
         except GatewayError as error:
             is_unknown = is_repeat or isinstance(error, GatewayTimeout) if calls else request.may_be_repeat
             self._record_failure("unknown" if is_unknown else "unavailable", request, error)

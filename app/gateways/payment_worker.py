@@ -2,10 +2,10 @@
 The worker at the payment gateway: it consumes charge and refund requests, calls the provider, and submits the results.
 
 - It holds no transaction while it calls the provider.
-- A provider failure spends no delivery attempt: a call without a usable response has a result, too (`ChargeFailed`,
-  `RefundFailed`), and payments schedules the next attempt in its outbox.
-- Requests for one order are processed one at a time. Otherwise a late duplicate, processed beside the attempt that
-  followed it, could find no charge and make a second one, at a provider that ignores idempotency keys.
+- A provider failure spends no delivery attempt: a call without a usable response has a result, too (`ChargeFailed`, `RefundFailed`),
+  and payments schedules the next attempt in its outbox.
+- Requests for one order are processed one at a time. Otherwise a late duplicate, processed beside the attempt that followed it,
+  could find no charge and make a second one, at a provider that ignores idempotency keys.
 - Each operation (charge, refund, look-up) has a circuit breaker of its own. Charges whose breaker is open are kept in hand,
   up to `HELD_MAX` of each lane; then the subscription is paused. A refund whose breaker is open waits in the outbox.
 - A request that this process has committed is taken without the bus where nothing else can have it in hand (`take`). It
@@ -79,7 +79,7 @@ class PaymentWorker:
         rng = rng or random.Random()
         self._runner = runner
         self._gateway = gateway
-        self._breaker = breaker = operations.charge.breaker
+        self._charges, breaker = operations.charge, operations.charge.breaker
         self._clock = clock
         self._messages = MessageMetrics(runner.module.name, metrics)
         self._receiver = Receiver(EventReader(CONSUMER, contracts, runner.module.workers[CONSUMER]), self._messages, rng)
@@ -111,12 +111,12 @@ class PaymentWorker:
         lane = self._lanes[is_express]
         while True:
             limit = await self._wait_for_slots(lane)
-            if self._breaker.state is not BreakerState.CLOSED:
+            if self._charges.breaker.state is not BreakerState.CLOSED:
                 limit = min(limit, HELD_MAX - lane.held)
                 if limit <= 0:
                     subscription.pause()
                     await self._breaker_wait.until_permit()
-                    limit = self._breaker.probes
+                    limit = self._charges.breaker.probes
             if subscription.is_paused:
                 subscription.resume()
             if not lane.is_behind:
@@ -134,7 +134,7 @@ class PaymentWorker:
         if the breaker is not closed.
         """
         lane = self._lanes[event.is_express]
-        is_closed = self._breaker.state is BreakerState.CLOSED
+        is_closed = self._charges.breaker.state is BreakerState.CLOSED
         if lane.is_behind or self._is_draining or not is_closed or lane.is_full:
             lane.is_behind = True
             return None
@@ -264,7 +264,7 @@ class PaymentWorker:
         is_first_call = is_uncontended and not is_repeat and event.attempt == 1 and getattr(event, "is_wanted", True)
         # The order of a request that is old, or that waited while the breaker was open, may be cancelled or paid by now.
         fresh_since = max(self._closed_since, self._clock.now() - timedelta(seconds=FRESH_SECONDS))
-        is_closed = self._breaker.state is BreakerState.CLOSED
+        is_closed = self._charges.breaker.state is BreakerState.CLOSED
         is_fresh = is_closed and requested_at is not None and requested_at >= fresh_since
         # Outbox rows may be published again (`app.messaging.republish`); a broker knows no duplicate of what it never had.
         is_fresh = is_fresh and (received.delivery is None or not self._takes_directly)
@@ -326,11 +326,14 @@ class PaymentWorker:
 
     async def _charge(self, attempt: ChargeAttempt) -> Any:
         """
-        Make one attempt to charge, after a recheck of the stored payment if necessary; return the result or None.
+        Make one attempt to charge when its turn has come, after a recheck of the payment if necessary; return the result or None.
 
         Raises:
             BreakerOpen: The circuit breaker permits no call now.
         """
+        if attempt.should_charge and (wait_seconds := self._charges.pace.reserve()) > 0:
+            await self._clock.sleep(wait_seconds)
+            attempt.needs_recheck = True  # the order may have been cancelled meanwhile
         if attempt.needs_recheck:
             await self._recheck(attempt)
         if attempt.is_answered:

@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 import pytest
-from attrs import define, field
+from attrs import define, evolve, field
 from loguru import logger
 
 from app.gateways.breakers.circuit_breaker import BreakerState, CircuitBreaker, Permit
@@ -53,7 +53,7 @@ from bus.subjects import replay_subject, subject_of
 from modules import payments
 from modules.orders.events import CancelRequested, OrderCancelled
 from modules.orders.state import Order, Status
-from modules.payments.events import ChargeDeclined, ChargeFailed, ChargeRequested, RefundRequested
+from modules.payments.events import ChargeDeclined, ChargeFailed, ChargeRequested, ChargeSucceeded, RefundRequested
 from modules.payments.state import Payment, PaymentStatus
 from modules.values import Address, Money, rfc3339
 from tests.runtime.harness import (
@@ -888,6 +888,38 @@ async def test_an_order_that_is_cancelled_while_its_call_waits_for_the_breaker_i
 
         await until(is_declined)
         assert gateway.captured == {}
+
+
+@pytest.mark.parametrize("has_to_wait", [True, False])
+async def test_an_order_that_is_cancelled_while_its_call_waits_for_the_pace_is_never_charged(
+    path: Path, monkeypatch: pytest.MonkeyPatch, has_to_wait: bool
+) -> None:
+    """After a 429 there is one call a second at worst, so a call may wait for long. One that has not waited is not compared again."""
+    gateway, clock = FakeGateway(), HurriedClock()
+    operations = operations_with(CircuitBreaker(clock.monotonic), clock)
+    payment = Payment(order_id=oid(1), status=PaymentStatus.PENDING, updated_at=clock.now(), is_cancelled=not has_to_wait)
+
+    async def stored(order_id: str) -> Payment:
+        return payment
+
+    async def sleep(seconds: float) -> None:
+        nonlocal payment
+        payment = evolve(payment, is_cancelled=True)
+
+    async with harness_at(path, clock) as harness:
+        worker = PaymentWorker(harness.runners["payments"], gateway, operations, harness.contracts, clock, harness.metrics)
+        monkeypatch.setattr(worker, "_stored", stored)
+        if has_to_wait:
+            operations.charge.pace.throttled()
+            assert operations.charge.pace.reserve() == 0.0  # the turn of another call
+        monkeypatch.setattr(clock, "sleep", sleep)
+        request = ChargeRequested(order_id=oid(1), amount=Money(100, "EUR"), attempt=1, is_wanted=True)
+        received = GatewayRequest(
+            request, "e-1", CONTEXT, is_express=False, is_first_call=True, needs_recheck=False, may_be_repeat=False
+        )
+        result = await worker._charge(ChargeAttempt(received))
+    assert len(gateway.captured) == (0 if has_to_wait else 1)
+    assert isinstance(result, ChargeSucceeded) is not has_to_wait
 
 
 async def test_a_request_from_before_the_breaker_closed_is_compared_with_the_stored_payment(path: Path) -> None:

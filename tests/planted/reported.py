@@ -591,6 +591,12 @@ REPORTED = (
         ("tests/gateways/test_payment_worker.py",),
     ),
     Bug(
+        "an order that is cancelled while its charge waits for the pace is charged", _WORKER,
+        "            attempt.needs_recheck = True  # the order may have been cancelled meanwhile\n",
+        "",
+        ("tests/gateways/test_payment_worker.py",),
+    ),
+    Bug(
         "an API key can be given to two callers", "config/api_keys.py",
         "            if key.digest in digests:\n",
         "            if False:\n",

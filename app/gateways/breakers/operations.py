@@ -58,15 +58,17 @@ class Operation:
     def __attrs_post_init__(self) -> None:
         self.pace = CallPace(self.clock.monotonic)
 
-    async def call(self, call: Callable[[], Awaitable[T]], seconds_max: float) -> T:
+    async def call(self, call: Callable[[], Awaitable[T]], seconds_max: float, *, has_waited: bool = False) -> T:
         """
         Make one call with a permit of the breaker, and report its outcome to the breaker.
+
+        It waits for the pace, unless the caller *has_waited* for that.
 
         Raises:
             BreakerOpen: The circuit breaker permits no call now.
             GatewayError, ResponseMismatch: As the gateway raises them; `GatewayTimeout` after *seconds_max*.
         """
-        if (wait_seconds := self.pace.reserve()) > 0:
+        if not has_waited and (wait_seconds := self.pace.reserve()) > 0:
             await self.clock.sleep(wait_seconds)
         permit = self.breaker.acquire()
         try:
