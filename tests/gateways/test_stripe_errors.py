@@ -157,7 +157,7 @@ def test_the_advice_of_the_card_network_ends_a_soft_decline(advice: str | None, 
     ids=repr,
 )
 def test_each_row_of_the_table(fault: StripeFault, expected: ErrorClass) -> None:
-    """What the whole response is comes before what it says about the card, and the parameter counts last."""
+    """The kind of the whole response counts before its code about the card, and the parameter counts last."""
     assert error_class_of(fault) is expected
 
 

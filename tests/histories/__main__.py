@@ -17,6 +17,7 @@ import time
 import traceback
 from pathlib import Path
 
+from tests.histories.links.cable import Cable, CableRefused
 from tests.histories.run import run
 from tests.postgres import PostgresServer
 
@@ -31,6 +32,11 @@ def main() -> int:
         help="let partitions lose packets, on network interfaces that lead to namespaces of their own; needs root and iproute2",
     )  # fmt: skip
     arguments = parser.parse_args()
+    if arguments.namespaces:
+        try:
+            Cable(0).__enter__().close()
+        except CableRefused as error:
+            parser.error(f"--namespaces: {error}")
     seed = random.randrange(2**32) if arguments.seed is None else arguments.seed
     until = time.monotonic() + 60 * arguments.minutes
     failed = []

@@ -41,7 +41,7 @@ Whatever changes stock or money at once takes a key, and only orders, which are 
 
 
 def test_each_command_keeps_its_promises() -> None:
-    """docs/reference and the OpenAPI document say the same."""
+    """docs/reference and the OpenAPI document describe the same promises."""
     found = {
         route.name: {
             promise

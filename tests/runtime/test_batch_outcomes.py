@@ -33,7 +33,7 @@ OK, FAILS, REFUSED, GONE = "ok", "fails", "refused", "gone"
 
 
 def write_that(script: Iterator[str], attempts: list[str]) -> Any:
-    """Return what takes the place of `Database.write`: each attempt ends as *script* says next, and is noted in *attempts*."""
+    """Return what takes the place of `Database.write`: each attempt ends with the next outcome of *script*, and adds it to *attempts*."""
 
     async def write(work: Any, order_key: str = "") -> Any:
         name, items, _ = work.args

@@ -1,5 +1,5 @@
 """
-Every way in which the attempts of a transaction can end, one after the other, on a database that does what a test says.
+Every way in which the attempts of a transaction can end, one after the other, on a database whose answers the test chooses.
 
 Whatever happens: the caller learns what was stored, no transaction stays open, and no connection is used that may be the cause.
 """
@@ -108,7 +108,7 @@ class Connection:
 
 
 class Database:
-    """Implements `Dialect` and `Engine` as far as a transactor uses them; its attempts end as *script* says, and then are stored."""
+    """Implements `Dialect` and `Engine` as far as a transactor uses them; its attempts end as *script* lists, and all after that are stored."""
 
     lost = ""
 

@@ -128,7 +128,7 @@ async def test_a_stream_that_does_not_answer_at_all_may_be_missing(bench: Bench)
 async def test_only_what_is_too_large_is_refused(
     bench: Bench, code: int, err_code: int, error: type[Exception], is_failing: bool
 ) -> None:
-    """Which says nothing about the stream."""
+    """A message that is refused for its size is no sign of a stream that fails; any other refusal is."""
     published = [bench.publisher.publish(message(id="m-1")) for _ in range(2)]
     bench.refuse(code, err_code)
     assert [type(each.exception()) for each in published] == [error, error]

@@ -233,7 +233,7 @@ async def test_what_waits_is_extended_each_third_of_its_time(bench: Bench) -> No
 
 @pytest.mark.parametrize(("answer", "arguments"), [("nak", (0,)), ("term", ("unreadable",))], ids=["nak", "term"])
 async def test_an_earlier_delivery_answers_for_nothing_but_with_an_ack(bench: Bench, answer: str, arguments: tuple[Any, ...]) -> None:
-    """Once the message is delivered again, what the first handler says must not settle, return or extend the later delivery."""
+    """Once the message is delivered again, an answer of the first handler does not settle, return or extend the later delivery."""
     bench.deliver(tries=1)
     [early] = bench.take()
     bench.deliver(tries=2)

@@ -13,7 +13,7 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attrs import define, field
+from attrs import define
 
 from app.analytics.analytics_file import AnalyticsFile, Taken
 from app.analytics.errors import SourceUnavailable
@@ -65,9 +65,7 @@ class AnalyticsProcess:
     path: Path
     rng: random.Random
     lives: int = 0
-    _scope: Scope | None = None
     _file: _File | None = None
-    _reading: asyncio.Task[None] | None = field(default=None)
 
     async def keep_running(self) -> None:
         """Start the process, kill it after some points, and start it again, until cancelled."""
@@ -144,7 +142,7 @@ class AnalyticsProcess:
         host = cluster.link(scope)
         self._file = file = _File(scope, self.path)
         servers = Servers(urls=(f"nats://{host}:4222",))
-        async with session(lambda: servers, ProcessClock(self.world._loop.time)) as connection:
+        async with session(lambda: servers, ProcessClock(lambda: self.world.now)) as connection:
             sources = [JetStreamSource(module, lambda: connection.js, contracts_of_all(), file.id) for module in MODULES]
             self.world.note(f"{scope.name} runs")
             await Ingest(file, sources, lambda progress: None).run(once=is_last)
