@@ -219,13 +219,11 @@ class PaymentWorker:
         if received is None:
             return
         if received.may_be_deferred:
-            await self._receiver.defer(delivery)
-            return
+            return await self._receiver.defer(delivery)
         try:
             await self._process(received, lane)
         except Exception as error:  # any error is this message's alone: the bus delivers it again, up to its last try
-            await self._receiver.fail(delivery, error, received.trace.correlation_id)
-            return
+            return await self._receiver.fail(delivery, error, received.trace.correlation_id)
         self._failed.discard(received.id)
         await delivery.ack()
 
