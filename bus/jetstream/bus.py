@@ -24,7 +24,7 @@ from bus.errors import BusClosed, PublishRetryable
 from bus.jetstream.admin.losses import LossDetector
 from bus.jetstream.admin.stalls import STALLED_SECONDS, StallDetector
 from bus.jetstream.admin.stored_marks import StoredMarks
-from bus.jetstream.admin.topology import ADVISORIES, DEAD_LETTERS, ConsumerPlan, consumer_plans
+from bus.jetstream.admin.topology import ConsumerPlan, consumer_plans
 from bus.jetstream.admin.verifier import TopologyVerifier
 from bus.jetstream.connection import CONNECT_SECONDS_MAX, Connection
 from bus.jetstream.consumer_group import ConsumerGroup
@@ -118,12 +118,13 @@ class JetStreamBus:
             on_recovered=lambda stream: self._verifier.note_stream_exists(stream),
         )
         self.publish = self._publisher.publish
-        own = [stream for stream in self._streams if stream not in (ADVISORIES, DEAD_LETTERS)]
-        self.stored_marks = StoredMarks(self.js, clock, own, self._publisher.newest)
+        self.stored_marks = StoredMarks(self.js, clock, self._streams, self._publisher.newest)
         """Which streams of *streams* have lost messages of this process."""
         self._verifier = TopologyVerifier(
             self.js,
             lambda: self._connection.denied,
+            clock,
+            has_stored=self.stored_marks.has_stored,
             replicas=replicas,
             dedup_seconds=dedup_seconds,
             ack_wait_seconds=ack_wait_seconds,
@@ -286,8 +287,7 @@ class JetStreamBus:
         await consumer.unbind()
 
     def _verify_stream(self, name: str, *, is_missed: bool = True) -> None:
-        key = name, is_missed
-        if key not in self._tasks and not self.is_closing:
+        if (key := (name, is_missed)) not in self._tasks and not self.is_closing:
             self._start(key, self._verify_stream_once(name, is_missed))
 
     async def _verify_stream_once(self, name: str, is_missed: bool) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -151,7 +152,8 @@ def test_the_decoded_outboxes_are_what_the_sql_reads(server: Server, logical_pos
             connection.execute(slot, [f"analytics_{module}"])
     server.start()
     asyncio.run(place_orders(server))
-    server.end()
+    server.send(signal.SIGTERM)
+    assert server.wait() == 0, server.stderr  # a process that stops marks the rows that it has sent
     for module, found in decoded.items():
         with connect(module) as connection:
             for (message,) in connection.execute(changes, [f"analytics_{module}"]):

@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = [
     "AGE_MAX_SECONDS",
     "NO_JETSTREAM",
+    "STREAM_NOT_FOUND",
     "UNLIMITED",
     "consumer_config",
     "ensure",
@@ -45,6 +46,9 @@ UNLIMITED = -1
 
 NO_JETSTREAM = (10039, 10076)
 """The server's error codes for: JetStream is not enabled for this account, or not on this server at all."""
+
+STREAM_NOT_FOUND = 10059
+"""The server's error code for: there is no such stream; a durable that is missing on a stream has another one."""
 
 _STREAM_NAME_IN_USE = 10058
 _CONSUMER_EXISTS = 10148

@@ -24,7 +24,7 @@ from nats.js.api import Header, RawStreamMsg
 from nats.js.errors import NotFoundError
 
 from bus.jetstream.admin.configs import AGE_MAX_SECONDS
-from bus.jetstream.admin.topology import stream_name
+from bus.jetstream.admin.topology import ADVISORIES, DEAD_LETTERS, stream_name
 from bus.port import Clock
 
 SEEN_MAX = 1_024
@@ -63,7 +63,7 @@ class StoredMarks:
         self._js = js
         self._clock = clock
         self._newest = newest
-        self._seen: dict[str, list[_Mark]] = {stream: [] for stream in streams}
+        self._seen: dict[str, list[_Mark]] = {stream: [] for stream in streams if stream not in (ADVISORIES, DEAD_LETTERS)}
         """Marks that were there at the last look, the oldest first: a loss takes the last of them."""
         self._fresh: dict[str, list[_Mark]] = {stream: [] for stream in self._seen}
         """Those since then. The stream may have lost some of them, and have stored the later ones in their place."""
@@ -73,6 +73,11 @@ class StoredMarks:
     def lost_since(self) -> Mapping[str, datetime]:
         """By stream: since when messages that it had stored are lost, until `forget`."""
         return self._lost_since
+
+    def has_stored(self, stream: str) -> bool:
+        """Return whether *stream* is known to have stored messages."""
+        is_marked = bool(self._seen.get(stream) or self._fresh.get(stream))
+        return is_marked or any(stream_name(subject) == stream for subject in self._newest)
 
     def forget(self, stream: str, since: datetime) -> None:
         """Note that what *stream* has lost *since* then is published again."""

@@ -278,6 +278,7 @@ async def test_a_missing_stream_is_created(harness: Any, js: JetStreamContext) -
     """A publish to it is retryable, and the stream is created meanwhile."""
     for info in await js.streams_info():
         await js.delete_stream(str(info.config.name))
+    await harness.pass_time(1)  # the server deletes their files
     with pytest.raises(PublishRetryable, match="503"):
         await harness.bus.publish(message())
     await publish_all(harness.bus, [message(), message(subject=RESERVED), message(subject="dead.inventory.orders.created.v1")])

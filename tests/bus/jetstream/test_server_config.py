@@ -14,6 +14,7 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, StreamConfig
 from nats.js.errors import APIError
 
+from app.clock import SystemClock
 from bus.jetstream.admin.configs import consumer_config, stream_config
 from bus.jetstream.admin.losses import LossDetector
 from bus.jetstream.admin.provisioning import apply, diff
@@ -217,6 +218,8 @@ async def test_only_a_stream_that_may_not_be_looked_at_is_left_out(denied: list[
     verifier = TopologyVerifier(
         Management,  # type: ignore[arg-type]
         lambda: denied,
+        SystemClock(),
+        has_stored=lambda stream: False,
         replicas=1,
         dedup_seconds=120,
         ack_wait_seconds=30,

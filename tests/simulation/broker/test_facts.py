@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -169,6 +170,21 @@ async def test_a_deleted_durable_is_made_again(harness: SimulatedHarness) -> Non
     [first] = await harness.run(waiting)
     assert (first.message.body, first.tries) == (b"0", 1)
     assert harness.monotonic() - deleted_at < 1, "the server ends the requests for it"
+
+
+async def test_a_deleted_stream_is_made_again_once_its_files_are_gone(harness: SimulatedHarness) -> None:
+    """One that is created while the server still deletes the old one never stores a message."""
+    member = await harness.bus.subscribe("inventory", [CREATED])
+    await harness.run(harness.bus.publish(message(b"1")))
+    await (await take_one(harness, member)).ack()
+    harness.server.jetstream.delete_stream("ORDERS")
+    again = message(b"2")
+    for _ in range(5):  # as the relay does
+        with suppress(PublishRetryable):
+            await harness.run(harness.bus.publish(again))
+        await harness.pass_time(1)
+    assert [each.body for each in orders(harness).messages.values()] == [b"2"]
+    assert (await take_one(harness, member, 60)).message.body == b"2"
 
 
 async def test_five_naks_without_a_delay_take_no_time(harness: SimulatedHarness) -> None:
