@@ -7,7 +7,7 @@ subject receives its messages. Additional subjects are not changed: an older ver
 
 A stream that was deleted is created again after a pause: one that is created while the server still deletes the old one may
 keep its sequence numbers, lose its files, and from then on neither store nor answer a message (seen with nats-server
-2.15.1, in one of sixteen deletions under load without the pause, in none of eighty with half a second).
+2.15.1, in one of twelve deletions under load without the pause, in none of eighty with half a second).
 """
 
 from __future__ import annotations

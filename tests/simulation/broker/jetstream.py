@@ -7,7 +7,7 @@ The JetStream of a simulated server: the calls of its API, the storing of messag
 - Answers and requests that are lost on the way between two servers, while the client's connection stays.
 - A stream that is full, purged, or deleted; a durable that is deleted.
 - A stream that is created while the server still deletes the old one of its name: it stores nothing and answers nothing,
-  for good. nats-server 2.15.1 does that in one of sixteen deletions under load; this server always.
+  for good. nats-server 2.15.1 does that in one of twelve deletions under load; this server always.
 """
 
 from __future__ import annotations
