@@ -74,8 +74,16 @@ def pytest_configure() -> None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Move the files of `RUN_FIRST` to the front, and keep the order of the others."""
+    """
+    Move the files of `RUN_FIRST` to the front, and keep the order of the others.
+
+    A test for the night is slow, too.
+    """
+    for item in items:
+        if item.get_closest_marker("night"):
+            item.add_marker("slow")
     ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(RUN_FIRST)}
     if missing := [str(path) for path in ranks if not path.is_file()]:
         raise pytest.UsageError(f"RUN_FIRST in tests/conftest.py names missing files: {', '.join(missing)}")

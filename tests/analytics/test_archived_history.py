@@ -100,7 +100,7 @@ async def content(reader: HistoryReader, path: Path | None = None) -> Content:
     return {name: sorted(rows, key=repr) for name, rows in found.items()}
 
 
-@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 60, 10_000])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.slow), 10_000])
 async def test_the_archive_gives_the_file_that_the_tables_give(
     filled: tuple[Harness, Archive], monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:

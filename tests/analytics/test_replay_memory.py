@@ -24,6 +24,7 @@ EVENTS = (1_200_000, 2_400_000)[: 2 if SHARE == 1 else 1]
 """Both are more than one transaction stores. The growth is seen by the night's run alone, which takes twice as long."""
 
 
+@pytest.mark.night
 def test_memory_is_bounded_and_does_not_grow_with_the_history(tmp_path: Path) -> None:
     """It stays under the limit that the documentation states, for twice as many events, too."""
     peaks = []

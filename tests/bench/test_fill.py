@@ -49,7 +49,9 @@ def test_two_versions_are_compared_in_pairs() -> None:
     ("arguments", "expected"),
     [
         (["reads", "--orders", "300", "--times", "3", "--rate", "5"], "/v1/orders/{id}/explain "),
-        (["traces", "--pairs", "1", "--orders", "200", "--ratio", "1"], "processor time an order "),
+        pytest.param(
+            ["traces", "--pairs", "1", "--orders", "200", "--ratio", "1"], "processor time an order ", marks=pytest.mark.night
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

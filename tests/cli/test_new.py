@@ -83,7 +83,7 @@ def test_the_command_needs_a_source_checkout(
 
 
 @pytest.mark.process
-@pytest.mark.slow
+@pytest.mark.night
 async def test_the_skeleton_keeps_every_rule_of_the_project(tmp_path: Path) -> None:
     """Generated and registered, it passes the architecture tests, its own test, ruff and mypy, and the server runs it."""
     folder = copy_of_the_repository(tmp_path / "copy")

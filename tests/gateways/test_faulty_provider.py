@@ -59,7 +59,7 @@ async def all_orders_finished(harness: Harness, count: int) -> None:
         await asyncio.sleep(0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.night
 async def test_no_order_is_charged_twice_and_both_ledgers_agree(
     tmp_path: Path, faulty: FaultyStripe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -195,9 +195,9 @@ BUS = (
         ("tests/bus/jetstream/test_lifecycle.py",),
     ),
     Bug(
-        "marks are looked for in the stream of the dead letters", "bus/jetstream/bus.py",
-        "if stream not in (ADVISORIES, DEAD_LETTERS)]",
-        "if stream != ADVISORIES]",
+        "marks are looked for in the stream of the dead letters", "bus/jetstream/admin/stored_marks.py",
+        "if stream not in (ADVISORIES, DEAD_LETTERS)}",
+        "if stream != ADVISORIES}",
         ("tests/bus/jetstream/test_lifecycle.py",),
     ),
     Bug(

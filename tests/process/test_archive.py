@@ -90,7 +90,7 @@ async def kill_while_archiving(server: Server) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("files", [{}, SEPARATE_DATABASES], ids=["local delivery", "over the bus"])
+@pytest.mark.parametrize("files", [{}, pytest.param(SEPARATE_DATABASES, marks=pytest.mark.night)], ids=["local delivery", "over the bus"])
 async def test_old_orders_are_archived_and_still_served(
     files: dict[str, str], tmp_path: Path, connect: Callable[[Server], Client], stripe: FaultyStripe
 ) -> None:

@@ -313,7 +313,7 @@ def files(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, SEPARATE_DATABASES], ids=["one database", "a database each"])
+@pytest.mark.parametrize("settings", [{}, pytest.param(SEPARATE_DATABASES, marks=pytest.mark.night)], ids=["one database", "a database each"])
 async def test_a_server_shows_the_archive_and_its_database_as_one(
     serve: Serve, connect: Callable[[Server], Client], files: dict[str, str], settings: dict[str, str]
 ) -> None:

@@ -22,7 +22,12 @@ KILLS_AT_START = KILLS // 5
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "more", [{}, SEPARATE_DATABASES, {"HTTP_WORKERS": "2"}], ids=["local delivery", "over the bus", "HTTP workers"]
+    "more",
+    [
+        pytest.param({}, id="local delivery"),
+        pytest.param(SEPARATE_DATABASES, marks=pytest.mark.night, id="over the bus"),
+        pytest.param({"HTTP_WORKERS": "2"}, marks=pytest.mark.night, id="HTTP workers"),
+    ],
 )
 async def test_a_server_killed_repeatedly_under_load_loses_nothing(
     more: dict[str, str], serve: Serve, connect: Callable[[Server], Client]

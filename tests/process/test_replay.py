@@ -27,7 +27,7 @@ async def history(server: Server, *arguments: str, code: int = 0, **settings: st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, SEPARATE_DATABASES], ids=["one database", "a database each"])
+@pytest.mark.parametrize("settings", [{}, pytest.param(SEPARATE_DATABASES, marks=pytest.mark.night)], ids=["one database", "a database each"])
 async def test_a_history_is_verified_and_rebuilt_while_orders_are_placed(
     serve: Serve, connect: Callable[[Server], Client], settings: dict[str, str]
 ) -> None:

@@ -275,7 +275,7 @@ async def test_a_kill_between_the_charge_and_its_commit_charges_once(
     assert faulty.captured() == {order_id: [500] for order_id in orders}
 
 
-@pytest.mark.slow
+@pytest.mark.night
 async def test_hundreds_of_orders_with_a_failing_provider_are_charged_once(
     serve: Serve, connect: Connect, faulty: FaultyStripe
 ) -> None:

@@ -100,7 +100,14 @@ def customers_of(rng: random.Random, count: int) -> list[Customer]:
 
 
 @pytest.mark.parametrize("delivery", ["local delivery", "over the bus"])
-@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 18))])
+@pytest.mark.parametrize(
+    "seed",
+    [
+        *range(4),
+        *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 9)),
+        *(pytest.param(seed, marks=pytest.mark.night) for seed in range(9, 36)),
+    ],
+)
 async def test_a_process_killed_at_any_point_loses_and_duplicates_nothing(
     tmp_path: Path, seed: int, delivery: str
 ) -> None:

@@ -76,7 +76,7 @@ async def kill(leader: NatsServer) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("disturb", [pause, kill])
+@pytest.mark.parametrize("disturb", [pytest.param(pause, marks=pytest.mark.night), kill])
 async def test_a_failing_leader_does_not_delay_orders(
     cluster: NatsCluster,
     build: Build,

@@ -21,7 +21,7 @@ ACK_WAIT_SECONDS = 3
 ATTEMPTS = 5
 
 
-@pytest.mark.slow
+@pytest.mark.night
 async def test_a_message_whose_consumer_is_killed_five_times_is_one_dead_letter(
     build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:

@@ -18,7 +18,7 @@ from tests.split.system import System
 BULK = 3_000
 
 
-@pytest.mark.slow
+@pytest.mark.night
 async def test_an_express_order_overtakes_the_backlog(
     build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:

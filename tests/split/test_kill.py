@@ -111,7 +111,7 @@ async def test_a_charge_that_is_in_hand_when_payments_is_killed_is_made_after_th
         assert (await client.get(f"/v1/orders/{order_id}"))["status"] == "confirmed"
 
 
-@pytest.mark.slow
+@pytest.mark.night
 async def test_nothing_is_lost_when_each_process_is_killed_in_turn(
     build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:
@@ -127,7 +127,7 @@ async def test_nothing_is_lost_when_each_process_is_killed_in_turn(
     await check_after(client, system, broker, workload)
 
 
-@pytest.mark.slow
+@pytest.mark.night
 async def test_nothing_is_lost_when_the_broker_is_killed_repeatedly(
     build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:

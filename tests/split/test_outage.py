@@ -135,7 +135,7 @@ async def test_orders_are_rejected_while_the_outbox_is_over_its_cap(
     await check_system(client, system, broker, accepted, {"SKU-1": 1_000})
 
 
-@pytest.mark.slow
+@pytest.mark.night
 async def test_orders_are_accepted_at_full_speed_while_nats_is_away(
     build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:

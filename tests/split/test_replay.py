@@ -13,7 +13,7 @@ from tests.split.conftest import Build
 from tests.split.system import System
 
 
-@pytest.mark.slow
+@pytest.mark.night
 async def test_each_history_is_decided_again_beside_its_process(
     build: Build, connect: Callable[[System], Client]
 ) -> None:

@@ -70,7 +70,7 @@ def replicas(build: Build, databases: dict[str, str]) -> System:
     return start(build(replicas=2, databases=databases, NATS_ACK_WAIT_S="4"))
 
 
-@pytest.mark.slow
+@pytest.mark.night
 async def test_six_processes_sell_the_last_ten_pieces_once(
     replicas: System, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:
@@ -128,7 +128,7 @@ async def test_one_replica_receives_the_messages_and_another_one_continues_when_
     assert replicas.stderr == ""
 
 
-@pytest.mark.slow
+@pytest.mark.night
 async def test_the_second_replica_continues_when_the_first_is_killed(
     replicas: System, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:

@@ -13,7 +13,11 @@ from app.storage.sql.postgres import Postgres
 from tests.postgres import PostgresServer
 
 
-@pytest.mark.parametrize("run_sql", [postgres.RUN_SQL, "SELECT '-'"], ids=["statistics of its own", "statistics that were copied"])
+@pytest.mark.parametrize(
+    "run_sql",
+    [postgres.RUN_SQL, pytest.param("SELECT '-'", marks=pytest.mark.slow)],
+    ids=["statistics of its own", "statistics that were copied"],
+)
 def test_the_outcome_of_a_transaction_is_unknown_after_a_fail_over(
     replicated: tuple[PostgresServer, PostgresServer], run_sql: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

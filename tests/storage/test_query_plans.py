@@ -154,6 +154,7 @@ async def test_no_statement_scans_a_growing_table_on_sqlite(path: Path, log: Sta
         assert_complete(log)
 
 
+@pytest.mark.slow
 async def test_no_statement_scans_a_growing_table_on_postgresql(postgres: PostgresServer, log: StatementLog) -> None:
     """The same where the server chooses the plans."""
     url = postgres.create_database()

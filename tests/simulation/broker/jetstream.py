@@ -6,8 +6,8 @@ The JetStream of a simulated server: the calls of its API, the storing of messag
 - With the leader the last messages and acknowledgements may be lost that were not on its disk yet.
 - Answers and requests that are lost on the way between two servers, while the client's connection stays.
 - A stream that is full, purged, or deleted; a durable that is deleted.
-- A stream that is created while the server still deletes the old one of its name: it stores nothing and answers nothing,
-  for good. nats-server 2.15.1 does that in one of twelve deletions under load; this server always.
+- A stream that is created while the server still deletes the old one of its name: it stores nothing and answers nothing
+  from then on. nats-server 2.15.1 does that in one of twelve deletions under load; this server always.
 """
 
 from __future__ import annotations
