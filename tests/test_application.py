@@ -275,7 +275,7 @@ def test_what_a_module_lacks_is_named_before_anything_starts(
 
 async def test_a_running_process_watches_what_needs_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Readiness becomes a metric, and a condition that holds is listed; a process in order lists nothing about itself."""
-    monkeypatch.setattr("app.application.ATTENTION_SECONDS", 0.01)
+    monkeypatch.setattr("app.application.ATTENTION_SECONDS", 0.1)
     monkeypatch.setattr("app.application.count_open_cases", _seven_cases)
     application = Application(settings(tmp_path))
     await application.start()

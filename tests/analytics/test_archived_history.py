@@ -130,6 +130,7 @@ async def test_archived_events_are_read_by_column(filled: tuple[Harness, Archive
     assert not batch.is_last
 
 
+@pytest.mark.slow
 async def test_events_in_the_tables_are_read_by_column(filled: tuple[Harness, Archive], monkeypatch: pytest.MonkeyPatch) -> None:
     """No row is decoded, and the file is the same as if all were; in batches of any size."""
     harness, _ = filled
@@ -189,7 +190,8 @@ def _replaced(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("harm", "reason"),
-    [(_torn, "has [0-9]+ bytes, and its manifest [0-9]+; restore it from a copy"), (_damaged, "is damaged"), (_gone, "does not exist, but its"),
+    [(_torn, "has [0-9]+ bytes, and its manifest [0-9]+; restore it from a copy"), pytest.param(_damaged, "is damaged", marks=pytest.mark.slow),
+     pytest.param(_gone, "does not exist, but its", marks=pytest.mark.slow),
      (_replaced, "has other rows than its manifest; restore both from a copy")],
 )  # fmt: skip
 async def test_a_wrong_file_is_the_same_error_by_row_and_by_column(

@@ -35,7 +35,7 @@ Call = tuple[str, str]
 """A file below the project's folder and a function in it."""
 
 COMMIT: Call = ("", "COMMIT")
-TO_COMMIT: tuple[Call, ...] = (("app/web/server.py", "handle"), ("app/runtime/engine.py", "__call__"), COMMIT)
+TO_COMMIT: tuple[Call, ...] = (("app/web/server.py", "handle"), ("modules/orders/decide.py", "_accepted"), COMMIT)
 TO_ACK: tuple[Call, ...] = (("bus/jetstream/pull_consumer.py", "_on_message"), ("bus/jetstream/delivery.py", "confirm"))
 PREFIXES = tuple(f"{ROOT / package}/" for package in PACKAGES)
 

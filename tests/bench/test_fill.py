@@ -37,6 +37,7 @@ async def test_a_filled_database_serves_its_orders(tmp_path: Path, is_unsent: bo
         server.end()
 
 
+@pytest.mark.night
 def test_two_versions_are_compared_in_pairs() -> None:
     """The command prints each run and the median of each ratio."""
     command = [sys.executable, "-m", "tests.bench", ".", ".", "--pairs", "1", "--orders", "100"]

@@ -29,6 +29,7 @@ def counting(site: Site) -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
+@pytest.mark.night
 def test_results_are_shown_once_they_are_counted_and_follow_the_orders(
     site: Site, pages: OpenedPages, counting: subprocess.Popen[bytes]
 ) -> None:

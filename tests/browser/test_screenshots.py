@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Browser
 
 from tests.architecture.tree import ROOT
@@ -12,6 +13,7 @@ from tests.browser.screenshots import BYTES_MAX, FOLDER, PICTURES, take
 from tests.browser.site import Site
 
 
+@pytest.mark.night
 def test_a_picture_of_each_screen_is_taken_and_all_are_small(browser: Browser, site: Site, tmp_path: Path) -> None:
     """The documented command still works, and the documents have the pictures that it takes."""
     take(browser, site, tmp_path)

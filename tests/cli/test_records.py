@@ -56,6 +56,7 @@ def exported(*arguments: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_an_export_continues_behind_any_event(orders: list[str]) -> None:
     """Each line has the key of its event; behind the last one there is nothing."""
     lines = exported()

@@ -361,8 +361,10 @@ async def test_a_hundred_look_ups_share_their_scans(gateway: StripeGateway, faul
     assert faulty.calls.count(("list", "")) <= (6 if can_filter else 21)
 
 
-@pytest.mark.parametrize("is_oldest_first", [True, False])
-@pytest.mark.parametrize("seconds", [0, 1])
+@pytest.mark.parametrize(
+    ("is_oldest_first", "seconds"),
+    [(True, 1), (False, 0), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((True, 0), (False, 1)))],
+)
 async def test_a_list_that_grows_at_its_end_is_read_once(
     gateway: StripeGateway, faulty: FaultyStripe, is_oldest_first: bool, seconds: int
 ) -> None:
@@ -527,6 +529,7 @@ async def test_the_ledger_lists_what_was_captured_and_refunded(localstripe: Loca
     await gateway.close()
 
 
+@pytest.mark.slow
 def test_the_sdk_is_loaded_only_with_the_stripe_gateway() -> None:
     """It takes 30 MiB and a quarter of a second, which the simulated gateway does not need."""
     code = "import sys, app.bootstrap, app.cli.main; sys.exit('stripe' in sys.modules)"

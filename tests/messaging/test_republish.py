@@ -228,6 +228,7 @@ async def test_a_bus_that_accepts_a_little_at_a_time_is_waited_for(path: Path, m
         assert clock.slept > 60
 
 
+@pytest.mark.slow
 async def test_postgresql_publishes_the_same_messages_again(postgres: PostgresServer) -> None:
     """They are identical to the first ones, and the same rows are selected as with SQLite."""
     bus = _RejectingBus(0)

@@ -195,6 +195,18 @@ BUS = (
         ("tests/bus/jetstream/test_lifecycle.py",),
     ),
     Bug(
+        "a deleted stream is created again at once", "bus/jetstream/admin/verifier.py",
+        "DELETION_SECONDS = 2.0",
+        "DELETION_SECONDS = 0.0",
+        ("tests/simulation/broker/test_facts.py",),
+    ),
+    Bug(
+        "only what a process receives shows it that a stream was deleted", "bus/jetstream/admin/verifier.py",
+        "(stream in self._found_streams or self._has_stored(stream))",
+        "stream in self._found_streams",
+        ("tests/simulation/broker/test_facts.py",),
+    ),
+    Bug(
         "marks are looked for in the stream of the dead letters", "bus/jetstream/admin/stored_marks.py",
         "if stream not in (ADVISORIES, DEAD_LETTERS)}",
         "if stream != ADVISORIES}",

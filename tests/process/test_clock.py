@@ -48,7 +48,7 @@ def warnings(server: Server, word: str) -> list[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hours", [-2, 2])
+@pytest.mark.parametrize("hours", [-2, pytest.param(2, marks=pytest.mark.night)])
 async def test_orders_continue_after_a_restart_with_another_clock(
     serve: Serve, connect: Callable[[Server], Client], hours: float
 ) -> None:
@@ -78,7 +78,7 @@ async def test_orders_continue_after_a_restart_with_another_clock(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hours", [-2, 2])
+@pytest.mark.parametrize("hours", [pytest.param(-2, marks=pytest.mark.night), 2])
 async def test_a_time_out_fires_when_its_time_has_passed_on_the_new_clock(
     serve: Serve, connect: Callable[[Server], Client], hours: float
 ) -> None:

@@ -91,6 +91,7 @@ async def test_every_order_is_in_the_history_of_a_server_that_is_killed(
     assert re.search(r"Row \d+ of orders_history cannot be read", problem["detail"])
 
 
+@pytest.mark.night
 async def test_modules_with_a_database_each_have_a_history_each(serve: Serve, connect: Callable[[Server], Client]) -> None:
     """Without a module there is no order among them: 400, and what to do; a bad value is named."""
     server = await asyncio.to_thread(serve, **SEPARATE_DATABASES)

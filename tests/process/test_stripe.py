@@ -184,7 +184,7 @@ async def test_without_a_webhook_secret_every_webhook_is_rejected(client: Client
     assert reply.headers["Retry-After"]
 
 
-@pytest.mark.slow
+@pytest.mark.night
 async def test_orders_wait_while_the_provider_is_killed_and_restarted(
     serve: Serve, connect: Connect, provider: LocalStripe
 ) -> None:

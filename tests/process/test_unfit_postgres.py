@@ -62,7 +62,7 @@ def pooler_folder() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.parametrize("command", ["serve", "migrate"])
+@pytest.mark.parametrize("command", ["serve", pytest.param("migrate", marks=pytest.mark.night)])
 def test_a_pooler_in_transaction_mode_is_refused(
     postgres: PostgresServer, tmp_path: Path, pooler_folder: Path, command: str
 ) -> None:

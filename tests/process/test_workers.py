@@ -159,7 +159,7 @@ async def test_workers_end_with_a_killed_server_and_leave_its_port(serve: Serve,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.night)])
 async def test_a_signal_to_the_whole_group_stops_in_order(
     serve: Serve, connect: Callable[[Server], Client], number: signal.Signals
 ) -> None:

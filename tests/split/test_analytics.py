@@ -41,7 +41,7 @@ async def publish_again(url: str) -> None:
         await connection.close()
 
 
-@pytest.mark.slow
+@pytest.mark.night
 async def test_figures_from_the_streams_are_those_of_the_states(
     build: Build, connect: Callable[[System], Client], tmp_path: Path
 ) -> None:

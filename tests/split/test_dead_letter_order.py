@@ -52,7 +52,7 @@ async def order_with_a_dead_letter(system: System, broker: NatsServer, client: C
     return order_id, sorted(found, key=lambda letter: str(letter["error"]))
 
 
-@pytest.mark.slow
+@pytest.mark.night
 async def test_the_payment_of_an_order_waits_for_its_dead_letter(
     build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:

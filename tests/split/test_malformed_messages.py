@@ -132,7 +132,7 @@ async def test_each_malformed_message_becomes_one_dead_letter(
     assert system.stderr == ""
 
 
-@pytest.mark.slow
+@pytest.mark.night
 async def test_a_redelivered_event_has_one_effect(
     build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:

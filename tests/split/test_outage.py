@@ -168,7 +168,7 @@ def resident_bytes(pid: int) -> int:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
-@pytest.mark.slow
+@pytest.mark.night
 async def test_a_locked_database_uses_up_no_delivery_attempt(
     build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:

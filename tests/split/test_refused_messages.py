@@ -62,7 +62,7 @@ async def test_messages_larger_than_the_server_allows_do_not_hold_up_the_others(
     await eventually(lambda: client.get(done), lambda found: len(found["items"]) == LARGE, 60.0)
 
 
-@pytest.mark.slow
+@pytest.mark.night
 async def test_messages_that_the_stream_refuses_do_not_hold_up_the_others(
     build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:

@@ -19,7 +19,7 @@ GRACE_SECONDS = 30.0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("has_nats", [True, False], ids=["with NATS", "without NATS"])
+@pytest.mark.parametrize("has_nats", [True, pytest.param(False, marks=pytest.mark.night)], ids=["with NATS", "without NATS"])
 async def test_sigterm_under_load_ends_every_process_with_0(
     build: Build, broker: NatsServer, connect: Callable[[System], Client], has_nats: bool
 ) -> None:

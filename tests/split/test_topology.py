@@ -39,7 +39,7 @@ async def buy_during(client: Client, damage: Callable[[], Any], buyers: int = 4)
     return accepted
 
 
-@pytest.mark.slow
+@pytest.mark.night
 async def test_a_deleted_stream_is_created_again_and_filled_by_republish(
     build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:
@@ -119,7 +119,7 @@ async def test_a_deleted_durable_is_created_again(
     assert system.stderr == ""
 
 
-@pytest.mark.slow
+@pytest.mark.night
 async def test_a_durable_with_changed_settings_makes_its_process_unready(
     build: Build, broker: NatsServer, connect: Callable[[System], Client]
 ) -> None:

@@ -50,6 +50,7 @@ def test_the_outcome_of_a_transaction_is_unknown_after_a_fail_over(
     engine.dispose()
 
 
+@pytest.mark.slow
 def test_the_outcome_of_a_transaction_is_unknown_after_a_crash(replicated: tuple[PostgresServer, PostgresServer]) -> None:
     """The same server gives the number of a transaction that is not in its log to another one, and would answer for that one."""
     server, _ = replicated

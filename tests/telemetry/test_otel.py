@@ -208,6 +208,7 @@ async def test_a_message_that_is_published_again_later_has_no_span_yet(outcome: 
     assert span.parent.span_id == int(process_span_id("0", "orders"), 16)
 
 
+@pytest.mark.slow
 def test_without_an_endpoint_nothing_is_imported(tmp_path: Path) -> None:
     """A process without a collector has no tracer, and pays neither time nor memory for the SDK."""
     code = (

@@ -80,6 +80,8 @@ class TopologyVerifier:
         self._missed_streams: set[str] = set()
         self._found_streams: set[str] = set()
         """The streams that existed when they were looked at last."""
+        self._deleted_streams: set[str] = set()
+        """Those whose deletion is waited for."""
         self._refusals: dict[str, str] = {}
         """By durable: why the server does not let this process add subjects to it."""
 
@@ -161,9 +163,12 @@ class TopologyVerifier:
     async def _wait_for_deletion(self, stream: str, missing: NotFoundError) -> None:
         """If *stream* itself is *missing* and existed before, wait until the server has deleted it completely."""
         if missing.err_code == STREAM_NOT_FOUND and (stream in self._found_streams or self._has_stored(stream)):
-            _log.warning("stream %s was deleted; it is created again in %g s", stream, DELETION_SECONDS)
+            if stream not in self._deleted_streams:
+                self._deleted_streams.add(stream)
+                _log.warning("stream %s was deleted; it is created again in %g s", stream, DELETION_SECONDS)
             await self._clock.sleep(DELETION_SECONDS)
             self._found_streams.discard(stream)
+            self._deleted_streams.discard(stream)
 
     async def _add_subjects(
         self, js: JetStreamContext, plan: ConsumerPlan, wanted: ConsumerConfig, found: ServerConfig

@@ -7,6 +7,7 @@ __all__ = ["BrokerFault", "LinkFault", "begin", "begin_on_link", "end", "end_on_
 from collections.abc import Callable
 from enum import StrEnum
 
+from bus.jetstream.admin.topology import ADVISORIES, DEAD_LETTERS
 from tests.simulation.broker.network import DELAY_SECONDS, Link
 from tests.simulation.broker.server import Server
 
@@ -21,6 +22,7 @@ class BrokerFault(StrEnum):
     MESSAGES_LOST = "requests and answers lost"
     FULL = "streams full"
     CONSUMER_DELETED = "durable deleted"
+    STREAM_DELETED = "stream deleted"
 
 
 class LinkFault(StrEnum):
@@ -56,6 +58,8 @@ def begin(fault: BrokerFault, server: Server, seconds: float) -> None:
                 stream.config["max_msgs"] = max(1, len(stream.messages))
         case BrokerFault.CONSUMER_DELETED if jetstream.consumers:
             jetstream.delete_consumer(*rng.choice(sorted(jetstream.consumers)))
+        case BrokerFault.STREAM_DELETED if streams := sorted(jetstream.streams.keys() - {ADVISORIES, DEAD_LETTERS}):
+            jetstream.delete_stream(rng.choice(streams))
 
 
 def end(fault: BrokerFault, server: Server) -> None:

@@ -96,7 +96,7 @@ class JetStream:
         """Delete the stream *name* with its consumers."""
         del self.streams[name]
         self._without_files.discard(name)
-        self._deleted_at[name] = self._host.clock.monotonic()
+        self._deleted_at[name] = self.lost_at = self._host.clock.monotonic()
         for key in [key for key in self.consumers if key[0] == name]:
             self.delete_consumer(*key)
 

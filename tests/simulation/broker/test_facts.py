@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from datetime import timedelta
 
 import pytest
 
 from bus.errors import PublishRetryable
 from bus.jetstream.bus import PUBLISH_SECONDS
-from bus.port import MAX_TRIES, Message, Subscription
+from bus.port import MAX_TRIES, Bus, Message, Subscription
 from tests.bus.contract import CREATED, message, publish, take, take_one
 from tests.simulation.broker.harness import SimulatedHarness
 from tests.simulation.broker.stream import Stream
@@ -39,11 +38,11 @@ def id_of(stream: Stream, sequence: int) -> str:
     return headers_of(stream.messages[sequence].head)["Nats-Msg-Id"]
 
 
-async def publish_until_stored(harness: SimulatedHarness, sent: Message) -> int:
+async def publish_until_stored(harness: SimulatedHarness, sent: Message, bus: Bus | None = None) -> int:
     """Publish *sent* as the outbox relay does, until it is stored; return the number of failures."""
     for failures in range(1_000):
         try:
-            await harness.bus.publish(sent)
+            await (bus or harness.bus).publish(sent)
         except PublishRetryable:
             await harness.clock.sleep(0.25)
         else:
@@ -178,13 +177,21 @@ async def test_a_deleted_stream_is_made_again_once_its_files_are_gone(harness: S
     await harness.run(harness.bus.publish(message(b"1")))
     await (await take_one(harness, member)).ack()
     harness.server.jetstream.delete_stream("ORDERS")
-    again = message(b"2")
-    for _ in range(5):  # as the relay does
-        with suppress(PublishRetryable):
-            await harness.run(harness.bus.publish(again))
-        await harness.pass_time(1)
+    await harness.run(publish_until_stored(harness, message(b"2")))
     assert [each.body for each in orders(harness).messages.values()] == [b"2"]
     assert (await take_one(harness, member, 60)).message.body == b"2"
+
+
+async def test_a_process_that_only_publishes_makes_a_deleted_stream_again_as_late(harness: SimulatedHarness) -> None:
+    """It knows the stream from what the stream has stored."""
+    bus = await harness.another("publisher", streams=["ORDERS"])
+    await harness.run(publish_until_stored(harness, message(b"1"), bus))
+    await harness.run(harness.bus.close(0))
+    for stored in b"2", b"3":
+        harness.server.jetstream.delete_stream("ORDERS")
+        await harness.run(publish_until_stored(harness, message(stored), bus))
+        assert [each.body for each in orders(harness).messages.values()] == [stored]
+        await harness.pass_time(60)
 
 
 async def test_five_naks_without_a_delay_take_no_time(harness: SimulatedHarness) -> None:

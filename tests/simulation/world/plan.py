@@ -23,6 +23,7 @@ REPLICAS_SECONDS = 25.0
 """How long a run with several processes of each module lasts at most; it takes some times as much as others."""
 
 _PAYMENT_POINTS = ("charge", "look-up", "refund")
+_LOSE_MESSAGES = (BrokerFault.TAIL_LOST, BrokerFault.STREAM_DELETED)
 
 MODULES = ("orders", "inventory", "payments")
 
@@ -307,7 +308,7 @@ def _faults(rng: random.Random, deployment: Deployment, seconds: float) -> list[
         )
     if deployment is Deployment.JETSTREAM:
         more = _broker_faults(rng, seconds)
-        if any(each.broker is BrokerFault.TAIL_LOST for each in more):
+        if any(each.broker in _LOSE_MESSAGES for each in more):
             # What a stream has lost is noticed by the process that had published it, if that still runs.
             found = [each for each in found if each.kind is not FaultKind.KILL]
         return [*found, *more]
@@ -322,8 +323,10 @@ def _faults(rng: random.Random, deployment: Deployment, seconds: float) -> list[
 def _broker_faults(rng: random.Random, seconds: float) -> list[Fault]:
     found = []
     for _ in range(rng.choice([0, 1, 2, 4])):
-        broker = rng.choice([*BrokerFault])
-        found.append(Fault(FaultKind.BROKER, rng.uniform(0.0, seconds), rng.choice([0.5, 3.0, 6.5, 20.0]), broker=broker))
+        drawn: BrokerFault = rng.choice([each for each in BrokerFault if each is not BrokerFault.STREAM_DELETED])
+        at, lasts = rng.uniform(0.0, seconds), rng.choice([0.5, 3.0, 6.5, 20.0])
+        is_deleted = drawn is BrokerFault.TAIL_LOST and int(at * 1_000) % 2 == 1  # a stream loses some of its messages, or all
+        found.append(Fault(FaultKind.BROKER, at, lasts, broker=BrokerFault.STREAM_DELETED if is_deleted else drawn))
     for _ in range(rng.choice([0, 1, 2, 4])):
         process, link = rng.randrange(len(MODULES)), rng.choice([*LinkFault])
         found.append(Fault(FaultKind.LINK, rng.uniform(0.0, seconds), rng.choice([0.5, 3.0, 20.0, 45.0]), process, link=link))
@@ -363,7 +366,7 @@ def with_replicas(plan: Plan, replicas: int, rng: random.Random) -> Plan:
             process, seconds, share = len(MODULES) * rng.randrange(replicas), 0.5, 1.0
         faults.append(Fault(FaultKind.DATABASE, at, seconds, process, database=database, share=share))
     seconds = max(lasts, *(fault.at + fault.seconds + 1.0 for fault in faults if fault.kind is FaultKind.PAUSE), 0.0)
-    has_lost_tail = any(fault.broker is BrokerFault.TAIL_LOST for fault in faults)
+    has_lost_tail = any(fault.broker in _LOSE_MESSAGES for fault in faults)
     return evolve(
         plan, replicas=replicas, customers=tuple(customers), seconds=seconds,
         shares_load=rng.random() < 0.5, leaves_one=not has_lost_tail and rng.random() < 0.7,

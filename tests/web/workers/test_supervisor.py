@@ -71,6 +71,7 @@ async def test_a_worker_that_ends_at_its_start_fails_the_start(
     assert len(os.listdir("/proc/self/fd")) <= descriptors + 1  # the private socket, which its runner closes
 
 
+@pytest.mark.slow
 async def test_a_worker_that_does_not_end_in_time_is_killed(
     private: Runner, workers: HttpWorkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
