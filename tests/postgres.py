@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["PostgresServer"]
+__all__ = ["SETTINGS", "PostgresServer"]
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from pathlib import Path
 import psycopg
 
 READY_SECONDS = 30.0
-_SETTINGS = {
+SETTINGS = {
     # The operating system survives every test, and with it what the server has written: nothing need reach the disk.
     "fsync": "off",
     "max_connections": "60",
@@ -35,7 +35,7 @@ class PostgresServer:
     server, under the name "standby". PostgreSQL refuses to run as root: then it runs as the user ``nobody``.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, str] = _SETTINGS, primary: PostgresServer | None = None) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str] = SETTINGS, primary: PostgresServer | None = None) -> None:
         self.folder = folder
         self._settings = {"listen_addresses": "", **settings}
         self._data = folder / "data"

@@ -83,6 +83,7 @@ async def run(
             STRIPE_API_BASE=stripe.url,
             STRIPE_WEBHOOK_SECRET="whsec_test",
         )
+        stack.callback(_keep_logs, system)
         stack.callback(system.end)
         commands = folder / "commands"
         commands.mkdir()
@@ -130,6 +131,12 @@ async def run(
             raise Failed("\n".join(errors))
         await _command(commands, system, "history", "verify")
     return history
+
+
+def _keep_logs(system: System) -> None:
+    """Write what each process has logged since its latest start into its folder."""
+    for server in system:
+        (server.folder / "log.jsonl").write_text("\n".join(server.lines), encoding="utf-8")
 
 
 async def _linked(server: Server, broker: NatsServer, postgres: PostgresServer, cables: list[Cable]) -> Mapping[str, Link]:

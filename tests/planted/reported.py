@@ -440,6 +440,18 @@ REPORTED = (
         ("tests/storage/test_failover.py",),
     ),
     Bug(
+        "a halted process leads for as long as its connection stays", "app/storage/sql/postgres.py",
+        "set_config(name, '{LEAD_SECONDS}s', false)",
+        "set_config(name, '0s', false)",
+        ("tests/storage/test_postgres.py",),
+    ),
+    Bug(
+        "the end of a broken transaction hides why it broke", "app/storage/sql/postgres.py",
+        "            if not connection.invalidated:  # otherwise",
+        "            if True:  # otherwise",
+        ("tests/storage/test_postgres.py",),
+    ),
+    Bug(
         "a database that cannot store every name is taken", "app/storage/sql/postgres_fitness.py",
         '    if encoding != "UTF8":\n',
         '    if encoding == "SQL_ASCII":\n',

@@ -19,12 +19,14 @@ import psycopg
 import pytest
 from attrs import define
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from app.messaging.outbox_relay import SCAN_SECONDS, OutboxRelay
 from app.storage.archive.history_content import PLAIN
 from app.storage.errors import CommitOutcomeUnknown, DatabaseConfigError, StorageUnavailable
 from app.storage.migrations import migrate
 from app.storage.module_store import HANDOVER_DELAY
+from app.storage.sql import postgres as postgres_module
 from app.storage.sql.database import Database
 from app.storage.sql.postgres import Postgres
 from app.storage.sql.postgres_pipeline import Pipeline
@@ -38,7 +40,7 @@ from modules.values import Line
 from tests.clock import VirtualClock
 from tests.databases import migrated_url
 from tests.messaging.test_outbox_relay import ManualBus
-from tests.postgres import PostgresServer
+from tests.postgres import SETTINGS, PostgresServer
 from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, harness_at, oid, product, submitted, until
 from tests.signals import pause_process
 from tests.storage.archive_contract import (
@@ -193,6 +195,20 @@ async def test_a_connection_that_broke_while_idle_is_replaced(site: PostgresSite
     site.make_available()
     assert await numbers(database) == [1]
     assert await database.write(insert_number(2)) == 2
+
+
+def test_a_step_of_the_start_whose_connection_breaks_raises_the_error_of_the_driver(site: PostgresSite) -> None:
+    """It is explained to the operator in one line; the end of the broken transaction raises no other error."""
+    engine = Postgres().engine(site.url)
+
+    def step() -> None:
+        with engine.begin() as connection:
+            connection.exec_driver_sql("SELECT 1")
+            site.server.disconnect_clients(site.url)
+            connection.exec_driver_sql("SELECT 1")
+
+    with pytest.raises(DBAPIError):
+        step()
 
 
 async def test_a_transaction_whose_connection_breaks_every_time_is_given_up(site: PostgresSite, database: Database) -> None:
@@ -531,6 +547,23 @@ async def test_the_lead_passes_to_another_process_when_its_holder_fails(relays: 
     assert {message.key for message, _ in buses[0].published} == {oid(1), oid(2)}
 
 
+async def test_a_process_that_is_halted_leads_no_longer(relays: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection stays; the server closes the session, which it has not used for too long."""
+    monkeypatch.setattr(postgres_module, "LEAD_SECONDS", 1)
+    clock, harnesses, buses, (first, second) = relays
+    buses[0].is_connected = buses[1].is_connected = True
+    await first.step()
+    await second.step()
+    assert (first.is_leader, second.is_leader) == (True, False)
+    await harnesses[1].submit("orders", submitted(oid(1)))
+    async with asyncio.timeout(30):
+        while not buses[1].published:
+            await clock.advance(SCAN_SECONDS)
+            await second.step()
+    await first.step()
+    assert (first.is_leader, second.is_leader) == (False, True)
+
+
 # Configuration
 
 
@@ -570,6 +603,21 @@ def test_the_session_has_the_documented_settings(site: PostgresSite) -> None:
         "timezone": "UTC",
         "application_name": "fulfilment",
     }
+
+
+@pytest.mark.slow
+def test_the_server_looks_for_a_client_that_is_gone(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Over TCP: a lock or a lead of a machine without power ends within about ten seconds, not after the two hours of Linux."""
+    folder, host = tmp_path_factory.mktemp("pg"), f"127.{os.getpid() % 250 + 1}.7.1"
+    for each in (folder, *folder.parents[:3]):
+        each.chmod(0o755)
+    server = PostgresServer(folder, {**SETTINGS, "listen_addresses": host}).start()
+    try:
+        with Database(f"postgresql://postgres@{host}/postgres").engine.connect() as connection:
+            names = ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count", "tcp_user_timeout")
+            assert [connection.exec_driver_sql(f"SHOW {name}").scalar() for name in names] == ["5", "2", "3", "10000"]
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize(

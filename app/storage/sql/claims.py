@@ -14,9 +14,6 @@ from app.storage.errors import DatabaseConfigError
 
 _POLL_SECONDS = 0.05
 
-# The server notices within ten seconds that this machine is gone, and gives the lock up.
-_KEEP_ALIVE = "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3"
-
 
 class FileLock:
     """The lock of the empty database file at *path*; it ends with the process, however that ends."""
@@ -81,7 +78,6 @@ class AdvisoryLock:
         """Return a session that has the lock, or None if another one has it."""
         connection = self._engine.connect()
         try:
-            connection.exec_driver_sql(_KEEP_ALIVE)
             is_held = connection.exec_driver_sql("SELECT pg_try_advisory_lock(%s)", (self._number,)).scalar()
             connection.commit()  # the lock belongs to the session, not to the transaction
         except BaseException:

@@ -53,6 +53,9 @@ OUTCOME_SECONDS = 5.0
 
 _OUTCOME_POLL_SECONDS = 0.1
 
+LEAD_SECONDS = 30
+"""For how long the process that leads may be silent; it writes every second. A halted transaction is ended earlier."""
+
 _PARAMETERS: dict[str, Any] = {
     "application_name": "fulfilment",
     "connect_timeout": 2,
@@ -70,6 +73,11 @@ _SETTINGS = {
     "statement_timeout": "10s",
     # A process that halts in the middle of a transaction must not hold its locks without an end.
     "idle_in_transaction_session_timeout": "5s",
+    # The server notices within about ten seconds that this machine is gone, and gives up what the session holds.
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "10s",
     # Every query has its index; a plan made while the tables were empty must not scan them whole later.
     "enable_seqscan": "off",
     "jit": "off",
@@ -159,7 +167,8 @@ class Postgres:
 
         @event.listens_for(engine, "rollback")
         def on_rollback(connection: Connection) -> None:
-            pipeline_of(connection).rollback()
+            if not connection.invalidated:  # otherwise it is broken, and that error is raised further
+                pipeline_of(connection).rollback()
 
         return engine
 
@@ -257,12 +266,19 @@ class Postgres:
         return True
 
     def try_lead(self, connection: Connection, name: str, is_eligible: bool) -> bool:
-        """Take an advisory lock of the session; it ends with the connection, however that ends."""
+        """
+        Take an advisory lock of the session; it ends with the connection, however that ends.
+
+        The server closes the session when it has executed no statement for `LEAD_SECONDS`: a process that is halted, or whose
+        machine is gone behind a proxy, must not lead without an end.
+        """
         held: set[str] = connection.info.setdefault("held leads", set())
         if is_eligible == (name in held):
             return is_eligible
         function = "pg_try_advisory_lock" if is_eligible else "pg_advisory_unlock"
-        if connection.exec_driver_sql(f"SELECT {function}(%s)", (_lock_number(name),)).scalar() and is_eligible:
+        limit = f"SELECT set_config(name, '{LEAD_SECONDS}s', false) FROM pg_settings WHERE name = 'idle_session_timeout'"
+        sql = f"SELECT {function}(%s), ({limit})"  # PostgreSQL 13 has no such setting
+        if connection.exec_driver_sql(sql, (_lock_number(name),)).scalar() and is_eligible:
             held.add(name)
         else:
             held.discard(name)

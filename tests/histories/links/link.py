@@ -84,6 +84,7 @@ class Link:
         assert task is not None
         self._tasks.add(task)
         self._writers.add(writer)
+        _keep_alive(writer.get_extra_info("socket"))
         try:
             if self._fault is Fault.CUT:
                 return
@@ -122,6 +123,13 @@ class Link:
             await asyncio.sleep(self._delay_seconds)
         async with self._changed:
             await self._changed.wait_for(lambda: self._fault not in (Fault.SILENT, stopped_by))
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    """Notice within about ten seconds that the process is gone, as each server of the system does."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KEEPCNT, 3), (socket.TCP_USER_TIMEOUT, 10_000):
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 async def connect_port(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
