@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.browser.page import OpenedPages
 from tests.browser.site import Site
 
 
-@pytest.mark.night
 def test_the_documentation_shows_every_operation_and_loads_nothing_from_elsewhere(site: Site, pages: OpenedPages) -> None:
     """Swagger UI starts under its security policy, and lists the operations of the OpenAPI document."""
     page = pages.open(site.url_of("/docs"))

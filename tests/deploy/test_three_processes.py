@@ -98,7 +98,6 @@ def test_a_module_can_republish_its_events(processes: dict[str, Server]) -> None
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.night
 def test_every_process_can_list_the_consumers_of_its_events(processes: dict[str, Server], nats: NatsServer) -> None:
     """It needs the list to report whether an old version may be dropped."""
     for module, server in processes.items():

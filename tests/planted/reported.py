@@ -441,8 +441,8 @@ REPORTED = (
     ),
     Bug(
         "a halted process leads for as long as its connection stays", "app/storage/sql/postgres.py",
-        "set_config(name, '{LEAD_SECONDS}s', false)",
-        "set_config(name, '0s', false)",
+        "set_config('idle_session_timeout', '{LEAD_SECONDS}s', false)",
+        "set_config('idle_session_timeout', '0s', false)",
         ("tests/storage/test_postgres.py",),
     ),
     Bug(

@@ -116,7 +116,6 @@ def test_what_was_purged_comes_from_the_archive(database: Path, tmp_path: Path) 
         assert orders(tmp_path / file) == expected
 
 
-@pytest.mark.night
 def test_a_kill_within_the_archive_loses_nothing(database: Path, tmp_path: Path) -> None:
     """A new run goes on after the last batch that was committed: in the end every event is there once."""
     settings = {"DATABASE_URL": f"sqlite:///{tmp_path}/fulfilment.db", "HISTORY_ARCHIVE": "archive", "ANALYTICS_FILE": "analytics.duckdb"}

@@ -138,7 +138,7 @@ def test_a_key_for_processes_is_refused_in_the_form_of_the_console() -> None:
     assert status_of(Gate(Authenticator(KEYS)), lambda gate: gate.log_in(asked(), "peer")) == 403
 
 
-@pytest.mark.night
+@pytest.mark.slow
 def test_what_is_remembered_of_strangers_is_bounded() -> None:
     """Names of hosts, and addresses: a client can send from many, or name many."""
     rule, log = HostRule({"*"}), RefusalLog()

@@ -32,7 +32,7 @@ def replicas(tmp_path: Path, broker: NatsServer, postgres: PostgresServer) -> It
         server.end()
 
 
-@pytest.mark.night
+@pytest.mark.slow
 async def test_a_client_continues_at_another_replica(
     replicas: tuple[Server, Server], connect: Callable[[Server], Client]
 ) -> None:

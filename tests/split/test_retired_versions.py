@@ -36,7 +36,7 @@ async def published(js: JetStreamContext) -> dict[str, int]:
     return dict(subjects or {})
 
 
-@pytest.mark.night
+@pytest.mark.slow
 async def test_a_foreign_reader_keeps_a_retired_version_until_it_is_gone(
     build: Build, broker: NatsServer, connect: Callable[[System], Client], js: JetStreamContext
 ) -> None:

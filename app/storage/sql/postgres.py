@@ -276,8 +276,9 @@ class Postgres:
         if is_eligible == (name in held):
             return is_eligible
         function = "pg_try_advisory_lock" if is_eligible else "pg_advisory_unlock"
-        limit = f"SELECT set_config(name, '{LEAD_SECONDS}s', false) FROM pg_settings WHERE name = 'idle_session_timeout'"
-        sql = f"SELECT {function}(%s), ({limit})"  # PostgreSQL 13 has no such setting
+        # PostgreSQL 13 has no such setting: then there is no current one either.
+        limit = f"set_config('idle_session_timeout', '{LEAD_SECONDS}s', false)"
+        sql = f"SELECT {function}(%s), CASE WHEN current_setting('idle_session_timeout', true) IS NOT NULL THEN {limit} END"
         if connection.exec_driver_sql(sql, (_lock_number(name),)).scalar() and is_eligible:
             held.add(name)
         else:
