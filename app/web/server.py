@@ -12,8 +12,11 @@ from __future__ import annotations
 __all__ = ["CLIENT_ADDRESS", "KEEP_ALIVE_SECONDS", "RESERVED_CONNECTIONS", "Runner"]
 
 import asyncio
+import ctypes
 import os
 import socket
+import struct
+import sys
 from contextlib import suppress
 from resource import RLIMIT_NOFILE, getrlimit
 from typing import Any
@@ -37,6 +40,18 @@ RESERVED_CONNECTIONS = 16
 
 CLIENT_ADDRESS = "X-Fulfilment-Client-Address"
 """Header of a request that a worker passes on: the address of its client. A worker removes one that a client has sent."""
+
+_HANDSHAKE_SECONDS = 0.05
+"""How long a listener that closes waits for the end of handshakes that have begun."""
+
+_SO_ATTACH_FILTER = 26  # socket(7); Python has no name for it
+_REFUSE_SYN = (  # instructions (code, jump if true, jump if false, constant) of linux/filter.h; a segment begins at its TCP header
+    (0x30, 0, 0, 13),  # load the byte of the flags
+    (0x54, 0, 0, 0x12),  # keep SYN and ACK
+    (0x15, 0, 1, 0x02),  # SYN alone?
+    (0x06, 0, 0, 0),  # drop the segment
+    (0x06, 0, 0, 0xFFFFFFFF),  # accept it whole
+)
 
 _LINGER_SECONDS = 1.0
 _LINGER_STEP_SECONDS = 0.01
@@ -69,8 +84,9 @@ class Runner(web.AppRunner):
         Ask clients to connect elsewhere, and stop listening after *delay_seconds*; return once connections can be closed.
 
         From now on every answer closes its connection, so clients that are busy go by themselves; readiness answers 503
-        meanwhile. A client of a kept-alive connection may have sent a request that has not arrived yet: connections that
-        are idle get a moment before `cleanup` closes them.
+        meanwhile. A client that connects in the last moment before the listener closes is refused a second later, when its
+        kernel tries again. A client of a kept-alive connection may have sent a request that has not arrived yet: connections
+        that are idle get a moment before `cleanup` closes them.
         """
         server = self._server
         if not isinstance(server, _Server):  # never started
@@ -78,12 +94,18 @@ class Runner(web.AppRunner):
         server.is_draining = True
         if delay_seconds:
             await asyncio.sleep(delay_seconds)
+        listening = [
+            socket.socket(fileno=os.dup(each.fileno()))
+            for site in self._sites
+            for each in getattr(site._server, "sockets", ())  # none if it could not listen
+        ]
+        for each in listening:
+            _drop_new_connections(each)
+        await asyncio.sleep(_HANDSHAKE_SECONDS)
         for site in list(self._sites):
-            sockets = getattr(site._server, "sockets", ())  # none if it could not listen
-            listening = [socket.socket(fileno=os.dup(each.fileno())) for each in sockets]
             await site.stop()
-            for each in listening:
-                await _accept_waiting(each, server)
+        for each in listening:
+            await _accept_waiting(each, server)
         for _ in range(round(_LINGER_SECONDS / _LINGER_STEP_SECONDS)):
             if not any(connection.is_idle for connection in server.own_connections):
                 break
@@ -98,6 +120,21 @@ def _connections_for(descriptors: int) -> int:
     """Return how many connections a process may have that may open *descriptors* files; the rest is for everything else."""
     kept = min(_DESCRIPTORS_KEPT, descriptors // 2)
     return max(1, min(_CONNECTIONS_MAX, descriptors - kept - RESERVED_CONNECTIONS))
+
+
+def _drop_new_connections(listening: socket.socket) -> None:
+    """
+    Let the kernel drop the first segment of each new connection to *listening*, on Linux.
+
+    A connection that the kernel accepts between the last `accept` and the `close` of a listener is reset, although its client
+    has connected and written. With the filter there is none: handshakes that have begun end, and no other begins.
+    """
+    if sys.platform != "linux" or listening.family == socket.AF_UNIX:
+        return
+    filter = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in _REFUSE_SYN))
+    program = struct.pack("HL", len(_REFUSE_SYN), ctypes.addressof(filter))
+    with suppress(OSError):  # a sandbox may refuse it; then such a connection can be reset
+        listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
 async def _accept_waiting(listening: socket.socket, server: _Server) -> None:

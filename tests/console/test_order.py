@@ -14,6 +14,7 @@ from app.web.console.screens.orders.graph import LANE_WIDTH, ROW_HEIGHT, TOP, dr
 from app.web.responses.problems import ProblemError
 from tests.console.conftest import Browser, Served
 from tests.console.test_now import call, ended, following, place, stock
+from tests.process.client import eventually
 
 pytestmark = pytest.mark.slow
 
@@ -44,10 +45,15 @@ async def until(found: AsyncIterator[tuple[str, str]], end: str) -> AsyncIterato
 
 
 async def paid(served: Served) -> tuple[str, str]:
-    """Place an order and wait for its confirmation; return its id and the address of its page."""
+    """Place an order; return its id and the address of its page once it is confirmed and all its events are delivered."""
     await stock(served)
     order_id = await place(served)
     assert (await ended(served, order_id))["status"] == "confirmed"
+
+    async def explain() -> Any:
+        return await call(served, "GET", f"/v1/orders/{order_id}/explain")
+
+    await eventually(explain, lambda it: all(event["delivery"] != "pending" for event in it["events"]))
     return order_id, f"/console/orders/{order_id}"
 
 

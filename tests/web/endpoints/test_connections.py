@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import Any
 
 import pytest
 
+from app.web import server
 from app.web.server import Runner
 from tests.web.conftest import Start, Web, assert_problem
 from tests.web.endpoints.raw import read_response, send_raw
 
 BODY = b'{"owner": "o", "items": [{"n": 1}]}'
 HEAD = b"POST /v1/shipments HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(BODY)
+ESTABLISHED = 1
+"""Of a connection's state in `TCP_INFO` (linux/tcp.h)."""
+
 GET = b"GET /v1/shipments HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
@@ -84,6 +89,31 @@ async def test_connections_that_wait_when_the_listener_closes_are_served(web: We
         assert (await read_response(reader)).status == 200
         writer.close()
         await writer.wait_closed()
+
+
+async def test_no_connection_begins_between_the_last_accept_and_the_close_of_the_listener(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The close would reset it. Its client tries again a second later and is refused, or reaches the next process."""
+    accept_waiting = server._accept_waiting
+    late = socket.socket()
+    late.setblocking(False)
+    connected = []
+
+    class Listener(socket.socket):
+        def accept(self) -> tuple[socket.socket, Any]:
+            try:
+                return super().accept()
+            except BlockingIOError:
+                late.connect_ex(("127.0.0.1", web.server.port))
+                connected.append(late.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == ESTABLISHED)
+                raise
+
+    monkeypatch.setattr(server, "_accept_waiting", lambda each, server: accept_waiting(Listener(fileno=each.detach()), server))
+    assert isinstance(web.server.runner, Runner)
+    with late:
+        await web.server.runner.drain(0)
+    assert connected == [False]
 
 
 async def test_a_body_is_asked_for_only_if_it_is_needed(start: Start) -> None:
