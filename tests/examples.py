@@ -1,5 +1,5 @@
 """
-How many examples Hypothesis tries of each property: a quarter, or all of them if EXAMPLES is ``all``.
+How many examples Hypothesis tries of each property: an eighth, or all of them if EXAMPLES is ``all``.
 
 ``tox`` looks for what is broken often; ``tox -e night`` looks for the rest.
 """
@@ -12,7 +12,7 @@ import os
 
 from hypothesis import settings
 
-SHARE = 1 if os.environ.get("EXAMPLES") == "all" else 4
+SHARE = 1 if os.environ.get("EXAMPLES") == "all" else 8
 LEAST = 5
 
 

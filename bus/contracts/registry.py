@@ -15,6 +15,7 @@ __all__ = ["ContractRegistry", "merge_schemas"]
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, get_args, get_origin
 
 import attrs
@@ -71,7 +72,7 @@ class ContractRegistry:
         self.dual_publishes = tuple(dual_publishes)
         self.retired = frozenset(retired)
         """Older versions that are read but not published, although a `DualPublish` may declare them."""
-        self._converter = _build_converter()
+        self._converter = _converter()
         self._contracts: dict[str, Contract] = {}
         self._plain: dict[type, Callable[[Any], Value]] = {}
         for cls in classes:
@@ -292,9 +293,10 @@ def _to_json(contract: Contract, event: Event) -> Value:
     return value
 
 
-def _build_converter() -> Converter:
+@cache
+def _converter() -> Converter:
     """
-    Return a converter for data that a schema has already validated.
+    Return the converter for data that a schema has already validated, the same for all registries: it generates code for each class.
 
     It does not validate again, and it omits attributes that have their default value.
     """

@@ -188,10 +188,11 @@ def _replaced(path: Path) -> None:
     manifest.write_bytes(orjson.dumps(document))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("harm", "reason"),
-    [(_torn, "has [0-9]+ bytes, and its manifest [0-9]+; restore it from a copy"), pytest.param(_damaged, "is damaged", marks=pytest.mark.slow),
-     pytest.param(_gone, "does not exist, but its", marks=pytest.mark.slow),
+    [(_torn, "has [0-9]+ bytes, and its manifest [0-9]+; restore it from a copy"), (_damaged, "is damaged"),
+     (_gone, "does not exist, but its"),
      (_replaced, "has other rows than its manifest; restore both from a copy")],
 )  # fmt: skip
 async def test_a_wrong_file_is_the_same_error_by_row_and_by_column(
@@ -215,6 +216,7 @@ async def test_a_wrong_file_is_the_same_error_by_row_and_by_column(
     assert last == "2026-01-01"
 
 
+@pytest.mark.slow
 async def test_a_transaction_without_its_producer_is_the_same_error(filled: tuple[Harness, Archive], tmp_path: Path) -> None:
     """The files of events leave it out; so that day is read by row, which reports it, after everything before it is taken."""
     harness, _ = filled

@@ -35,8 +35,8 @@ async def take(js: JetStreamContext, file: AnalyticsFile) -> set[str]:
     return {row[0] for row in file.connection.execute("SELECT event_id FROM orders_created").fetchall()}
 
 
-@pytest.mark.parametrize("lost", [0, 1, 3, 6])
-@pytest.mark.parametrize("more", [0, 1, 3, 8])
+@pytest.mark.parametrize("lost", [0, 3, *(pytest.param(each, marks=pytest.mark.slow) for each in (1, 6))])
+@pytest.mark.parametrize("more", [1, 8, *(pytest.param(each, marks=pytest.mark.slow) for each in (0, 3))])
 def test_what_has_taken_the_place_of_lost_messages_is_read(lost: int, more: int) -> None:
     """Also if the stream has as many messages as before or more when the analytics look again."""
     loop = SimulatedLoop()

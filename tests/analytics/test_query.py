@@ -198,6 +198,7 @@ def test_a_file_that_does_not_exist_is_not_created(path: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_a_query_spills_a_limited_amount(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What needs more than the memory goes to the disk, up to the limit; then the reason names both."""
     with closing(AnalyticsFile(path, CONTRACTS)):

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterable
 from importlib.metadata import packages_distributions
 
+import pytest
+
 from tests.architecture.tree import PACKAGES, ROOT, parsed, python_files
 
 
@@ -39,6 +41,7 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+@pytest.mark.slow
 def test_every_imported_distribution_is_declared() -> None:
     """No import depends on a package that only another dependency installs."""
     distributions = packages_distributions()

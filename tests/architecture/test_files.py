@@ -183,7 +183,7 @@ def test_no_file_uses_private_names_of_another() -> None:
 
 
 def test_every_number_of_examples_is_a_share() -> None:
-    """The everyday part tries a quarter of the examples: no test gives Hypothesis a number of its own."""
+    """The everyday part tries an eighth of the examples: no test gives Hypothesis a number of its own."""
     own = re.compile(r"max_examples=(?!examples\()\w+")
     assert own.findall("settings(" + "max_examples" + "=30)") != []
     assert offences(python_files("tests"), lambda path: own.findall(path.read_text(encoding="utf-8"))) == {}

@@ -18,6 +18,7 @@ from typing import Any
 
 import nats
 import orjson
+import pytest
 from nats.aio.client import Client
 from sqlalchemy import Engine, event
 from uuid_utils import uuid7
@@ -148,6 +149,7 @@ async def test_an_order_with_a_bus_is_followed_to_the_commit_through_few_files(t
     assert len(path) <= FILES_MAX, path
 
 
+@pytest.mark.slow
 async def test_a_delivery_is_followed_to_its_acknowledgement_through_few_files(tmp_path: Path) -> None:
     """From the broker's message to the ack: decoding, the decision, the commit, and the publishing of what follows."""
     schema = json.loads((ROOT / "modules/orders/schemas/orders.created.v2.json").read_text(encoding="utf-8"))

@@ -23,6 +23,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
+@pytest.mark.slow
 def test_the_wheel_contains_every_file_of_the_packages(wheel: Path) -> None:
     """`pip install .` installs all source files and nothing else."""
     written = {name_of(path) for package in PACKAGES for path in (ROOT / package).rglob("*") if is_source(path)}
@@ -31,6 +32,7 @@ def test_the_wheel_contains_every_file_of_the_packages(wheel: Path) -> None:
     assert packed == written
 
 
+@pytest.mark.slow
 def test_the_wheel_contains_the_licence(wheel: Path) -> None:
     """The licence is part of every distribution."""
     with zipfile.ZipFile(wheel) as archive:

@@ -100,10 +100,13 @@ def test_a_rebuilt_database_is_equal_and_is_not_made_twice(run: Run, database: P
     ("statement", "settings", "shown"),
     [
         ("UPDATE orders_order SET status = 'cancelled', reason = 'requested'", {}, "States that end differently (the first 1 of 3)"),
-        ("DELETE FROM payments_payment", {}, "States that end differently (the first 1 of 3)"),
-        ("UPDATE orders_order SET customer_id = 'another'", {}, "States that differ otherwise (the first 1 of 3)"),
+        pytest.param("DELETE FROM payments_payment", {}, "States that end differently (the first 1 of 3)", marks=pytest.mark.slow),
+        pytest.param("UPDATE orders_order SET customer_id = 'another'", {}, "States that differ otherwise (the first 1 of 3)", marks=pytest.mark.slow),
         ("SELECT 1", {"ORDER_TIMEOUT_S": "600"}, "3 timers orders.timed_out.v1 are due"),
-        ("UPDATE payments_history SET content = x'09' WHERE number = (SELECT max(number) FROM payments_history)", {}, "payments: decided again up to"),
+        pytest.param(
+            "UPDATE payments_history SET content = x'09' WHERE number = (SELECT max(number) FROM payments_history)", {},
+            "payments: decided again up to", marks=pytest.mark.slow,
+        ),
     ],
     ids=["another end", "a state is missing", "another member", "a setting", "a damaged row"],
 )

@@ -74,7 +74,7 @@ async def test_an_order_is_shown_and_explained(site: Site) -> None:
     assert json.loads((await site.run("orders", "explain", order, "--json")).output)["order_id"] == order
 
 
-@pytest.mark.parametrize("order", ["nope", "{}/explain", "{}?x=1", "a b"])
+@pytest.mark.parametrize("order", ["{}/explain", *(pytest.param(each, marks=pytest.mark.slow) for each in ("nope", "{}?x=1", "a b"))])
 async def test_an_order_that_does_not_exist_is_an_error(site: Site, order: str) -> None:
     """Whatever an id consists of, it is one part of the path."""
     placed = await site.client.place({"SKU-1": 1})
@@ -183,7 +183,9 @@ def _of_another_format(document: dict[str, Any]) -> None:
     document["format"] = "something else"
 
 
-@pytest.mark.parametrize("harm", [_with_states_of_another, _with_an_unknown_kind, _of_another_format])
+@pytest.mark.parametrize(
+    "harm", [_with_states_of_another, *(pytest.param(each, marks=pytest.mark.slow) for each in (_with_an_unknown_kind, _of_another_format))]
+)
 async def test_a_file_that_is_no_whole_export_is_refused(site: Site, tmp_path: Path, harm: Any) -> None:
     """Nothing of it is stored."""
     order = await site.client.place({"SKU-1": 2})

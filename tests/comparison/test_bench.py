@@ -72,6 +72,7 @@ def test_a_system_that_cannot_be_installed_is_left_out_with_the_reason(
     assert "go is left out: there is no compiler" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_every_replaced_function_exists() -> None:
     """A function that is renamed must be renamed in ``bench.guarantees``, too; it would keep the guarantee otherwise."""
     done = run_python("from bench.guarantees import GUARANTEES, replace; replace(GUARANTEES)")

@@ -53,6 +53,7 @@ def settings_of(environment: Mapping[str, str], secrets: Path) -> Settings:
     )
 
 
+@pytest.mark.slow
 def test_the_file_matches_the_schema_of_the_compose_specification() -> None:
     """As published by the Compose project."""
     check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]

@@ -50,6 +50,7 @@ def environment_of(name: str) -> dict[str, str]:
     return found | {each["name"]: each["value"] for each in container["env"] if "value" in each}
 
 
+@pytest.mark.slow
 def test_every_file_matches_the_schemas_of_kubernetes() -> None:
     """Strictly: an unknown field is an error."""
     done = subprocess.run(

@@ -1210,7 +1210,7 @@ async def test_a_charge_that_is_not_wanted_any_more_after_its_look_up_is_not_mad
     assert result is None if attempts == 2 else (type(result), result.is_soft) == (ChargeDeclined, False)
 
 
-@pytest.mark.parametrize("is_latest", [True, False])
+@pytest.mark.parametrize("is_latest", [True, pytest.param(False, marks=pytest.mark.slow)])
 async def test_a_request_from_before_a_restart_is_looked_up_although_the_clock_was_set_back(path: Path, is_latest: bool) -> None:
     """
     An earlier process may have charged: the decisions in the history show that the request is from before.

@@ -58,7 +58,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module_store, "HANDOVER_DELAY", timedelta(milliseconds=10))
 
 
-@pytest.fixture(params=["SQLite", "PostgreSQL"])
+@pytest.fixture(params=["SQLite", pytest.param("PostgreSQL", marks=pytest.mark.slow)])
 def open_harness(request: pytest.FixtureRequest, path: Path) -> Open:
     """Open a harness on a database of this test; each further one is a restart, or another process."""
     if request.param == "SQLite":

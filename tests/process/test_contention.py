@@ -33,6 +33,7 @@ async def test_fifty_posts_with_one_idempotency_key_are_one_order(server: Server
     assert (await client.get("/v1/inventory/SKU-1"))["on_hand"] == 98
 
 
+@pytest.mark.slow
 async def test_the_last_ten_pieces_of_two_products_go_to_ten_of_a_hundred_orders(client: Client) -> None:
     """Whatever the order of the lines, ten orders get both products, no order gets only one, and there is no deadlock."""
     await client.stock("SKU-A", 10)

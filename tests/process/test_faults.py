@@ -68,6 +68,7 @@ async def test_a_locked_database_is_answered_with_503_until_it_is_free(server: S
     assert (await client.get("/readyz"))["status"] == "ready"
 
 
+@pytest.mark.slow
 async def test_a_full_disk_is_answered_with_503_until_there_is_space(server: Server, client: Client) -> None:
     """While the file cannot grow, POST is answered with 503 and nothing is partly written; then everything continues."""
     assert isinstance(server.database, Path)
@@ -160,6 +161,7 @@ async def test_a_charge_after_the_timeout_is_refunded(serve: Serve, connect: Cal
     assert "payments.captured.v1" not in Counter(subject for subject, _ in published)
 
 
+@pytest.mark.slow
 async def test_an_order_shows_that_it_waits_for_the_payment(serve: Serve, connect: Callable[[Server], Client]) -> None:
     """While the provider is out of reach an order stays reserved; after a cancellation its stock is released."""
     client = connect(serve(SIMULATED_FAILURE_RATE="1"))

@@ -125,6 +125,7 @@ def test_reconcile_reports_usage_errors(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 async def test_webhooks_need_a_valid_signature(serve: Serve, connect: Connect, provider: LocalStripe) -> None:
     """The route needs no API key. A valid webhook is handled once; one without an order is another shop's, and ignored."""
     server = serve(**environment(provider.url))
@@ -177,6 +178,7 @@ def signed(body: bytes) -> str:
     return f"t={now},v1={hmac.new(SECRET.encode(), b'%d.' % now + body, sha256).hexdigest()}"
 
 
+@pytest.mark.slow
 async def test_without_a_webhook_secret_every_webhook_is_rejected(client: Client) -> None:
     """With 503 and a Retry-After, so that Stripe repeats it; the code names the reason."""
     reply = await client.request("POST", WEBHOOKS, {"id": "evt_1"})

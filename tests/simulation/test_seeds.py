@@ -35,6 +35,7 @@ def test_every_promise_holds_under_the_faults_of_a_seed(seed: int) -> None:
 
 
 # 11 has two processes of each module.
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [10, pytest.param(8, marks=pytest.mark.slow), pytest.param(11, marks=pytest.mark.night)])
 def test_a_seed_has_the_same_trace_in_each_process(seed: int) -> None:
     """Byte for byte, whatever the order of sets is."""

@@ -85,6 +85,7 @@ async def test_a_server_with_authentication_is_measured_with_an_api_key(server: 
     assert b"fedcba" not in err
 
 
+@pytest.mark.slow
 @pytest.mark.process
 async def test_times_are_finer_than_a_millisecond(server: FakeServer) -> None:
     """uvloop's clock is not: it would make every percentile an integer."""
@@ -94,6 +95,7 @@ async def test_times_are_finer_than_a_millisecond(server: FakeServer) -> None:
     assert any(value % 1 for name in ("accept_ms", "complete_ms") for value in result[name].values())
 
 
+@pytest.mark.slow
 @pytest.mark.process
 async def test_a_run_with_a_lost_order_exits_with_1_and_prints_its_result(server: FakeServer) -> None:
     """The figures are needed most when something is wrong."""

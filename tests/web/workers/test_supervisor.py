@@ -85,6 +85,7 @@ async def test_a_worker_that_does_not_end_in_time_is_killed(
     assert not any(map(is_running, children))
 
 
+@pytest.mark.slow
 async def test_a_folder_for_sockets_with_a_long_path_is_an_error(
     private: Runner, workers: HttpWorkers, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
@@ -98,6 +99,7 @@ async def test_a_folder_for_sockets_with_a_long_path_is_an_error(
     assert os.listdir(deep) == []
 
 
+@pytest.mark.slow
 async def test_a_worker_that_cannot_be_started_again_is_tried_again(
     private: Runner, workers: HttpWorkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,7 +131,8 @@ async def test_a_worker_that_cannot_be_started_again_is_tried_again(
     assert not any(map(is_running, found))
 
 
-@pytest.mark.parametrize("sent", [pytest.param(b"", marks=pytest.mark.slow), pickle.dumps({"a": "start"})[:-4]], ids=["nothing", "a part"])
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [b"", pickle.dumps({"a": "start"})[:-4]], ids=["nothing", "a part"])
 def test_a_worker_whose_parent_is_killed_before_it_has_sent_the_start_ends_silently(sent: bytes) -> None:
     """No traceback among the log lines of the next process: the worker has nothing to report."""
     command = [sys.executable, "-c", "from app.web.workers.process import main; main()"]
