@@ -9,6 +9,10 @@ halves of a pair see the same minute. A deployment is one of
 - ``split-sqlite``, ``split-postgres``: a process for each module, a database for each module, and NATS;
 - ``replicas-postgres``: the same with two processes for each module.
 
+With ``--bursts`` all deployments run at the same time, each on its own database, and get their orders in turn. A pair then is
+one or two seconds long, so the ratio of the processor times varies much less than with new processes; but the deployments share
+the memory and the caches of the machine.
+
 ``one-postgres=/path/to/a/tree`` runs the program of another tree. The servers keep their own defaults; in particular every
 commit waits for the disk. Two ``python -m app load`` send the orders; their connections are spread over the replicas, as a
 load balancer would do it.
@@ -67,19 +71,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--orders", type=int, default=6_000)
     parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--bursts", action="store_true", help="run all deployments at once, and send the orders to one after the other")
     options = parser.parse_args()
+    names: list[str] = options.deployments
+    runs = (_bursts if options.bursts else _runs)(names, options.rounds, options.orders, options.connections)
     found: dict[str, list[Measurement]] = defaultdict(list)
-    for number in range(options.rounds):
-        for name in options.deployments:
-            each = _measure(name, options.orders, options.connections)
-            found[name].append(each)
-            print(f"round {number + 1}  {name:24} {_text(each)}", flush=True)
-    first = found[options.deployments[0]]
-    for name, runs in found.items():
-        ratios = sorted(run.orders_per_second / base.orders_per_second for run, base in zip(runs, first, strict=True))
-        speed = median(run.orders_per_second for run in runs)
-        each_ratio = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-        print(f"{name:24} {speed:6.0f} orders/s, {median(ratios):.2f} of the first ({each_ratio})")
+    for number, name, each in runs:
+        found[name].append(each)
+        print(f"round {number + 1}  {name:24} {_text(each)}", flush=True)
+    for name in names:
+        speeds = [each.orders_per_second for each in found[name]]
+        cpu = [sum(each.cpu_ms.values()) for each in found[name]]
+        print(f"{name:24} {median(speeds):6.0f} orders/s, {_ratios(speeds, [each.orders_per_second for each in found[names[0]]])}")
+        print(f"{'':24} {median(cpu):6.3f} ms of CPU an order, {_ratios(cpu, [sum(each.cpu_ms.values()) for each in found[names[0]]])}")
+
+
+def _ratios(values: Sequence[float], base: Sequence[float]) -> str:
+    ratios = sorted(value / first for value, first in zip(values, base, strict=True))
+    quarter = len(ratios) // 4
+    return f"{median(ratios):.2f} of the first ({ratios[0]:.2f} to {ratios[-1]:.2f}, half of them {ratios[quarter]:.2f} to {ratios[-1 - quarter]:.2f})"
 
 
 def _text(run: Measurement) -> str:
@@ -90,14 +100,37 @@ def _text(run: Measurement) -> str:
     )
 
 
-def _measure(name: str, orders: int, connections: int) -> Measurement:
+def _runs(names: Sequence[str], rounds: int, orders: int, connections: int) -> Iterator[tuple[int, str, Measurement]]:
+    """Yield the number of each round, the deployment and what was measured, with new processes for each measurement."""
+    for number in range(rounds):
+        for name in names:
+            with _started(name, connections) as deployment:
+                yield number, name, _measure(deployment, orders, connections)
+
+
+def _bursts(names: Sequence[str], rounds: int, orders: int, connections: int) -> Iterator[tuple[int, str, Measurement]]:
+    """Yield the same with all processes started once; every second round begins with the last deployment."""
+    with ExitStack() as stack:
+        deployments = {name: stack.enter_context(_started(name, connections)) for name in names}
+        for number in range(rounds):
+            for name in names if number % 2 == 0 else reversed(names):
+                yield number, name, _measure(deployments[name], orders, connections)
+
+
+@contextmanager
+def _started(name: str, connections: int) -> Iterator[Deployment]:
     kind, _, tree = name.partition("=")
-    with tempfile.TemporaryDirectory() as folder, _running(kind, Path(folder), tree) as deployment:
+    with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
-        _send(deployment, 500, connections)  # everything is loaded and prepared
-        before = {part: cpu_seconds(pids) for part, pids in deployment.parts.items()}
-        results = _send(deployment, orders, connections)
-        cpu = {part: (cpu_seconds(pids) - before[part]) / orders * 1e3 for part, pids in deployment.parts.items()}
+        with _running(kind, Path(folder), tree) as deployment:
+            _send(deployment, 500, connections)  # everything is loaded and prepared
+            yield deployment
+
+
+def _measure(deployment: Deployment, orders: int, connections: int) -> Measurement:
+    before = {part: cpu_seconds(pids) for part, pids in deployment.parts.items()}
+    results = _send(deployment, orders, connections)
+    cpu = {part: (cpu_seconds(pids) - before[part]) / orders * 1e3 for part, pids in deployment.parts.items()}
     return Measurement(
         orders / max(each["seconds"] for each in results),
         max(each["accept_ms"]["p99"] for each in results),

@@ -564,6 +564,21 @@ async def test_a_process_that_is_halted_leads_no_longer(relays: Any, monkeypatch
     assert (first.is_leader, second.is_leader) == (False, True)
 
 
+def test_a_rollback_leaves_the_leader_its_lock_and_its_limit(site: PostgresSite) -> None:
+    """PostgreSQL takes back what a rolled back transaction has set, but not the lock that it has taken."""
+    engine = Database(site.url).engine
+    with engine.connect() as connection, engine.connect() as other:
+        dialect = Postgres()
+        assert dialect.try_lead(connection, "relay", True)
+        connection.rollback()
+        assert dialect.try_lead(connection, "relay", True)
+        assert connection.exec_driver_sql("SHOW idle_session_timeout").scalar() == f"{postgres_module.LEAD_SECONDS}s"
+        connection.commit()
+        assert not dialect.try_lead(other, "relay", True)
+        assert not dialect.try_lead(connection, "relay", False)
+        assert dialect.try_lead(other, "relay", True)
+
+
 # Configuration
 
 

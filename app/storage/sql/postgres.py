@@ -168,6 +168,7 @@ class Postgres:
         @event.listens_for(engine, "rollback")
         def on_rollback(connection: Connection) -> None:
             if not connection.invalidated:  # otherwise it is broken, and that error is raised further
+                connection.info.pop("has limit", None)
                 pipeline_of(connection).rollback()
 
         return engine
@@ -269,18 +270,19 @@ class Postgres:
         """
         Take an advisory lock of the session; it ends with the connection, however that ends.
 
-        The server closes the session when it has executed no statement for `LEAD_SECONDS`: a process that is halted, or whose
-        machine is gone behind a proxy, must not lead without an end.
+        The server closes a session without a statement for `LEAD_SECONDS`: a process that is halted or gone must not lead.
         """
         held: set[str] = connection.info.setdefault("held leads", set())
-        if is_eligible == (name in held):
+        if is_eligible == (name in held) and connection.info.get("has limit", not is_eligible):
             return is_eligible
-        function = "pg_try_advisory_lock" if is_eligible else "pg_advisory_unlock"
-        # PostgreSQL 13 has no such setting: then there is no current one either.
+        # A rollback takes the limit away, but not the lock, which counts how often the session has taken it.
+        lock = "%s IS NOT NULL" if name in held else "pg_try_advisory_lock(%s)"
         limit = f"set_config('idle_session_timeout', '{LEAD_SECONDS}s', false)"
-        sql = f"SELECT {function}(%s), CASE WHEN current_setting('idle_session_timeout', true) IS NOT NULL THEN {limit} END"
+        has_setting = "current_setting('idle_session_timeout', true) IS NOT NULL"  # not PostgreSQL 13
+        sql = f"SELECT {lock}, CASE WHEN {has_setting} THEN {limit} END" if is_eligible else "SELECT pg_advisory_unlock(%s)"
         if connection.exec_driver_sql(sql, (_lock_number(name),)).scalar() and is_eligible:
             held.add(name)
+            connection.info["has limit"] = True
         else:
             held.discard(name)
         return name in held
