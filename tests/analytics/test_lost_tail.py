@@ -18,6 +18,7 @@ from app.storage.archive.history_content import HistoryEvent
 from bus.jetstream.delivery import KEY
 from bus.jetstream.servers import Servers
 from tests.analytics.events import CONTRACTS, order_events
+from tests.parts import in_parts
 from tests.simulation.broker.network import Network
 from tests.simulation.broker.server import Server
 from tests.simulation.broker.virtual_loop import client_time
@@ -35,8 +36,8 @@ async def take(js: JetStreamContext, file: AnalyticsFile) -> set[str]:
     return {row[0] for row in file.connection.execute("SELECT event_id FROM orders_created").fetchall()}
 
 
-@pytest.mark.parametrize("lost", [0, 3, *(pytest.param(each, marks=pytest.mark.slow) for each in (1, 6))])
-@pytest.mark.parametrize("more", [1, 8, *(pytest.param(each, marks=pytest.mark.slow) for each in (0, 3))])
+@pytest.mark.parametrize("lost", in_parts([0, 3, 1, 6], everyday=2))
+@pytest.mark.parametrize("more", in_parts([1, 8, 0, 3], everyday=2))
 def test_what_has_taken_the_place_of_lost_messages_is_read(lost: int, more: int) -> None:
     """Also if the stream has as many messages as before or more when the analytics look again."""
     loop = SimulatedLoop()

@@ -13,16 +13,16 @@ import re
 import subprocess
 import sysconfig
 import tomllib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Iterable
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any
 
 import grimp
 import pytest
 
 from tests.architecture.tree import PACKAGES, ROOT, copy_to, name_of, parsed, python_files
+from tests.parts import in_parts
 
 LINT = Path(sysconfig.get_path("scripts")) / "lint-imports"
 
@@ -153,24 +153,14 @@ def test_every_import_contract_is_kept() -> None:
     assert kept == CONTRACTS.keys(), output
 
 
-def first_by_day(rows: Iterable[tuple[str, ...]], count: int, group: Callable[[tuple[str, ...]], str]) -> list[Any]:
-    """Return *rows* as parameters: the first *count* of each *group* run by day, the others at night."""
-    seen: Counter[str] = Counter()
-    found = []
-    for row in rows:
-        seen[group(row)] += 1
-        found.append(pytest.param(*row, marks=pytest.mark.slow if seen[group(row)] <= count else pytest.mark.night))
-    return found
-
-
-@pytest.mark.parametrize(("file", "line", "contract"), first_by_day(BREACHES, 1, lambda row: row[-1]))
+@pytest.mark.parametrize(("file", "line", "contract"), in_parts(BREACHES, everyday=0, by_day=1, group=lambda row: row[-1]))
 def test_a_wrong_import_breaks_its_contract(tmp_path: Path, file: str, line: str, contract: str) -> None:
     """Each contract reports a wrong import. (One wrong import may break several contracts.)"""
     assert contract in breaks(tmp_path, file, line)
 
 
-@pytest.mark.parametrize(("what", "line"), first_by_day(IMPURITIES, 5, lambda row: ""), ids=[name for name, _ in IMPURITIES])
-def test_modules_reach_no_event_loop_clock_randomness_log_or_network(tmp_path: Path, what: str, line: str) -> None:
+@pytest.mark.parametrize("line", in_parts([line for _, line in IMPURITIES], everyday=0, by_day=5), ids=[name for name, _ in IMPURITIES])
+def test_modules_reach_no_event_loop_clock_randomness_log_or_network(tmp_path: Path, line: str) -> None:
     """A decider may not reach them indirectly either, for example through the bus."""
     assert "pure" in breaks(tmp_path, "modules/inventory/decide.py", line)
 

@@ -9,6 +9,7 @@ import pytest
 from app.runtime.receiving import fetch_seconds
 from bus.tasks import cancel_tasks, seconds_to_tick
 from tests.clock import VirtualClock
+from tests.parts import in_parts
 
 
 async def test_loops_with_one_interval_wake_at_the_same_moments() -> None:
@@ -27,7 +28,7 @@ async def test_loops_with_one_interval_wake_at_the_same_moments() -> None:
     assert woken == {0.25: 3, 0.5: 3, 0.75: 3, 1.0: 3}
 
 
-@pytest.mark.parametrize("interval", [1 / 3, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.05, 0.1, 0.25))])
+@pytest.mark.parametrize("interval", in_parts([1 / 3, 0.05, 0.1, 0.25]))
 def test_each_pause_moves_the_clock_by_an_interval(interval: float) -> None:
     """Whatever the rounding of its times: a pause that does not move the clock would have no end."""
     now = 0.0

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from app.cli.main import main
 from app.cli.orders.tree import lines_of
 from tests.cli.site import Site, serving
+from tests.parts import in_parts
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ async def test_an_order_is_shown_and_explained(site: Site) -> None:
     assert json.loads((await site.run("orders", "explain", order, "--json")).output)["order_id"] == order
 
 
-@pytest.mark.parametrize("order", ["{}/explain", *(pytest.param(each, marks=pytest.mark.slow) for each in ("nope", "{}?x=1", "a b"))])
+@pytest.mark.parametrize("order", in_parts(["{}/explain", "nope", "{}?x=1", "a b"]))
 async def test_an_order_that_does_not_exist_is_an_error(site: Site, order: str) -> None:
     """Whatever an id consists of, it is one part of the path."""
     placed = await site.client.place({"SKU-1": 1})
@@ -183,9 +184,7 @@ def _of_another_format(document: dict[str, Any]) -> None:
     document["format"] = "something else"
 
 
-@pytest.mark.parametrize(
-    "harm", [_with_states_of_another, *(pytest.param(each, marks=pytest.mark.slow) for each in (_with_an_unknown_kind, _of_another_format))]
-)
+@pytest.mark.parametrize("harm", in_parts([_with_states_of_another, _with_an_unknown_kind, _of_another_format]))
 async def test_a_file_that_is_no_whole_export_is_refused(site: Site, tmp_path: Path, harm: Any) -> None:
     """Nothing of it is stored."""
     order = await site.client.place({"SKU-1": 2})

@@ -27,6 +27,7 @@ from modules.orders.events import CancelRequested
 from modules.routes import Response
 from modules.values import Line, Money
 from tests.clock import VirtualClock
+from tests.parts import in_parts
 from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, oid, submitted
 from tests.simulation.system import CrashPoints, FakeProvider, run_process
 
@@ -100,14 +101,7 @@ def customers_of(rng: random.Random, count: int) -> list[Customer]:
 
 
 @pytest.mark.parametrize("delivery", ["local delivery", "over the bus"])
-@pytest.mark.parametrize(
-    "seed",
-    [
-        *range(2),
-        *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 9)),
-        *(pytest.param(seed, marks=pytest.mark.night) for seed in range(9, 36)),
-    ],
-)
+@pytest.mark.parametrize("seed", in_parts(range(36), everyday=2, by_day=9))
 async def test_a_process_killed_at_any_point_loses_and_duplicates_nothing(
     tmp_path: Path, seed: int, delivery: str
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.parts import in_parts
 from tests.simulation.world.plan import draw_plan
 from tests.simulation.world.run import run_plan
 
@@ -35,8 +36,7 @@ def test_every_promise_holds_under_the_faults_of_a_seed(seed: int) -> None:
 
 
 # 11 has two processes of each module.
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [10, pytest.param(8, marks=pytest.mark.slow), pytest.param(11, marks=pytest.mark.night)])
+@pytest.mark.parametrize("seed", in_parts([10, 8, 11], everyday=0, by_day=2))
 def test_a_seed_has_the_same_trace_in_each_process(seed: int) -> None:
     """Byte for byte, whatever the order of sets is."""
     command = [sys.executable, "-m", "tests.simulation", "--seed", str(seed), "--trace"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import nats
@@ -11,17 +11,13 @@ import pytest
 from nats.js import JetStreamContext
 
 from tests.nats import NatsServer
+from tests.parts import in_parts
 from tests.process.client import Client, eventually
 from tests.process.server import Server, run
 from tests.split.conftest import Build
 from tests.split.system import System
 
 SECOND = 1_000_000_000
-
-
-def first_by_day(names: Iterable[str]) -> list[Any]:
-    """Return the parameters *names*; the tests of all but the first run at night."""
-    return [pytest.param(name, marks=pytest.mark.night if number else ()) for number, name in enumerate(names)]
 
 
 Reported = Callable[[str, Callable[[JetStreamContext], Awaitable[None]], tuple[str, ...]], Awaitable[None]]
@@ -64,7 +60,7 @@ DRIFTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("drift", first_by_day(DRIFTS))
+@pytest.mark.parametrize("drift", in_parts(DRIFTS, by_day=1))
 async def test_a_change_of_a_consumer_is_reported_while_the_system_runs(reported: Reported, drift: str) -> None:
     """Within seconds, by the process that consumes, whether or not any message is there."""
     changes, words = DRIFTS[drift]
@@ -94,7 +90,7 @@ STREAM_DRIFTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("drift", first_by_day(STREAM_DRIFTS))
+@pytest.mark.parametrize("drift", in_parts(STREAM_DRIFTS, by_day=1))
 async def test_a_change_of_a_stream_is_reported_while_the_system_runs(reported: Reported, drift: str) -> None:
     """By the process that publishes to it: the field that differs, and that its events wait."""
     changes, words = STREAM_DRIFTS[drift]

@@ -18,6 +18,7 @@ from app.cli.main import main
 from app.gateways.webhook_handler import CONSUMER as WEBHOOKS
 from app.messaging.dead_letters import ERRORS
 from bus.port import DeadLetter, Message
+from tests.parts import in_parts
 from tests.runtime.harness import harness_at, oid
 
 ROOT = Path(__file__).parents[3]
@@ -102,7 +103,7 @@ def test_replay_writes_the_named_dead_letters_to_the_outbox(ids: list[str], path
     assert json.loads(run("show", ids[0]).output)["replays"] == 1
 
 
-@pytest.mark.parametrize("command", ["replay", *(pytest.param(each, marks=pytest.mark.slow) for each in ("groups", "list", "discard"))])
+@pytest.mark.parametrize("command", in_parts(["replay", "groups", "list", "discard"]))
 @pytest.mark.parametrize("option", ["--consumer", "--subject", "--error"])
 def test_a_value_that_no_dead_letter_can_have_is_an_error(ids: list[str], command: str, option: str) -> None:
     """A misspelled value is not the same as no dead letters; the sentence names the values that there are."""
