@@ -15,6 +15,7 @@ from app.runtime.engine import ModuleResult
 from app.runtime.work import ItemResult, WorkItem
 from app.storage.errors import StorageRefused, StorageUnavailable
 from modules.orders.state import Order
+from modules.routes import Response
 from tests.runtime.harness import (
     CONTEXT,
     NO_CONTENT,
@@ -83,6 +84,16 @@ async def test_a_client_that_has_gone_costs_the_others_nothing(harness: Harness)
     await runner.step()
     assert not (await other).is_replay
     assert isinstance(await runner.get(Order, oid(1)), Order)
+
+
+async def test_a_repeated_request_without_a_stored_response_is_answered_with_200(path: Path) -> None:
+    """The inbox knows the request, and there was no response to store."""
+    async with harness_at(path, HurriedClock()) as harness:
+        first, second = [
+            await harness.submit("orders", submitted(oid(1)), id="placed", fingerprint="same", respond=None, is_new=False) for _ in range(2)
+        ]
+    assert not first.is_replay
+    assert (second.is_replay, second.response) == (True, Response(200, None))
 
 
 class StoppedClock(HurriedClock):

@@ -247,8 +247,20 @@ async def test_locally_delivered_events_are_counted(harness: Harness) -> None:
         'messages_handled_total{module="inventory",subject="orders.created.v2",outcome="handled"} 1',
         'messages_handled_total{module="inventory",subject="orders.created.v1",outcome="superseded"} 1',
         'messages_handled_total{module="payments",subject="inventory.reserved.v1",outcome="handled"} 1',
+        'message_lag_seconds_count{module="inventory"} 1',
+        'message_lag_seconds_count{module="payments"} 1',
     ):
         assert line in rendered
+
+
+async def test_each_version_is_counted_once_wherever_it_is_delivered(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine counts what it delivers locally, and the relay what the bus carries."""
+    monkeypatch.setattr(harness.relays["orders"], "publish", lambda rows: None)
+    let_v1_be_consumed_elsewhere(harness)
+    await harness.submit("orders", submitted(oid(1)))
+    rendered = harness.metrics.render().decode()
+    assert 'messages_published_total{subject="orders.created.v2"} 1' in rendered
+    assert 'messages_published_total{subject="orders.created.v1"}' not in rendered
 
 
 async def test_what_a_worker_subscribes_to_is_published_at_the_commit(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,6 +294,8 @@ async def test_what_fails_locally_goes_over_the_bus_beside_what_others_subscribe
     harness: Harness, monkeypatch: pytest.MonkeyPatch, is_by_rounds: bool
 ) -> None:
     """One version has a consumer elsewhere, and the module that reads the other one cannot decide, or has no round left: the bus carries both."""
+    published: list[Any] = []
+    monkeypatch.setattr(harness.relays["orders"], "publish", published.extend)
     let_v1_be_consumed_elsewhere(harness)
     if is_by_rounds:
         monkeypatch.setattr("app.runtime.engine.ROUNDS_MAX", 1)
@@ -289,6 +303,16 @@ async def test_what_fails_locally_goes_over_the_bus_beside_what_others_subscribe
         let_decide(harness, "inventory", never)
     await harness.submit("orders", submitted(oid(1)))
     assert [each for each in await unsent(harness) if each.startswith("orders.created")] == ["orders.created.v1", "orders.created.v2"]
+    assert sorted(row.subject for row in published) == ["orders.created.v1", "orders.created.v2"]
+
+
+async def test_what_fails_locally_is_published_at_the_commit(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not wait for a scan of the outbox, although no consumer outside the modules reads any version."""
+    published: list[Any] = []
+    monkeypatch.setattr(harness.relays["orders"], "publish", published.extend)
+    let_decide(harness, "inventory", never)
+    await harness.submit("orders", submitted(oid(1)))
+    assert "orders.created.v2" in {row.subject for row in published}
 
 
 async def test_an_event_in_several_versions_is_published_whole_although_a_worker_takes_its_class(
@@ -318,6 +342,8 @@ def test_a_worker_takes_an_event_directly_only_if_nothing_else_consumes_it() -> 
     assert direct_takers([beside], {"one": take}) == {OrderCreated: take}
     reader = attrs.evolve(module, name="reader", workers={}, consumes=(OrderCreated,))
     assert direct_takers([module, reader], {"one": take}) == {StockReserved: take}
+    reads_both = attrs.evolve(reader, consumes=(OrderCreated, StockReserved))
+    assert direct_takers([beside, reads_both], {"one": take, "other": take}) == {}
 
 
 def never(decide: Any, states: Any, what: Any, now: Any) -> Any:
@@ -384,6 +410,7 @@ async def test_a_batch_of_orders_is_delivered_together(harness: Harness) -> None
     await runner.step()
     await asyncio.gather(*pending)
     assert len(commits) == 1
+    assert 'messages_published_total{subject="orders.created.v2"} 12' in harness.metrics.render().decode()
     assert sorted(await harness.rows(OVER)) == [("cancelled",)] * 2 + [("reserved",)] * 10
     assert await harness.rows("SELECT on_hand, reserved FROM inventory_product") == [(10, 10)]
     for n in range(12):
