@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -39,6 +39,7 @@ from tests.runtime.harness import (
     HurriedClock,
     bus_message,
     harness_at,
+    let_decide,
     oid,
     product,
     submitted,
@@ -157,11 +158,19 @@ async def test_an_event_whose_tries_have_failed_holds_its_order(inventory: Harne
 
 
 async def test_a_discard_lets_them_go_in_their_order(inventory: Harness) -> None:
-    """Cancelled before it is created, the order would have no reservation with lines."""
+    """Cancelled before it is created, the order would have no reservation with lines. Each decision gets its time."""
+    times: list[Any] = []
+
+    def timed(decide: Any, states: Any, what: Any, now: Any) -> Any:
+        times.append(now)
+        return decide(states, what, now)
+
+    let_decide(inventory, "inventory", timed)
     await publish(inventory, unreadable(), created(), cancelled())
     assert await inventory.dead_letter_store.discard((await letters(inventory))[0].id)
     await until(lambda: is_free(inventory))
     assert await history(inventory) == ["released", "A"]
+    assert [type(each) for each in times] == [datetime, datetime]
     assert await letters(inventory) == []
 
 

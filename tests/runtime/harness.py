@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CONTEXT", "NO_CONTENT", "Harness", "HurriedClock", "bus_message", "harness_at", "oid", "product", "submitted", "until"]
+__all__ = ["CONTEXT", "NO_CONTENT", "Harness", "HurriedClock", "bus_message", "harness_at", "let_decide", "oid", "product", "submitted", "until"]
 
 import asyncio
 import random
@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from attrs import define
+from attrs import define, evolve
 from uuid_utils import uuid7
 
 from app.bootstrap import build_runners
@@ -161,6 +161,13 @@ async def harness_at(
         await harness.stop()
         await bus.close(0)
         await database.close()
+
+
+def let_decide(harness: Harness, name: str, instead: Callable[..., Any]) -> None:
+    """Replace the decider of a module; *instead* gets the original decider as its first argument."""
+    processor = harness.processor(name)
+    decide = processor._module.decide
+    processor._module = evolve(processor._module, decide=lambda states, what, now: instead(decide, states, what, now))
 
 
 async def until(is_so: Callable[[], Any]) -> Any:

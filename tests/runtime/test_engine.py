@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,23 @@ from app.telemetry.trace import child
 from bus.errors import Invalid
 from bus.ids import derived_id
 from modules import payments
-from modules.inventory.events import StockReserved
+from modules.inventory.events import StockReleased, StockReserved
 from modules.module import CancelTimer, Decision, Scheduled, Unexpected
 from modules.orders.events import CancelRequested, OrderCreated, OrderTimedOut
 from modules.payments.events import ChargeSucceeded
-from tests.runtime.harness import CONTEXT, NO_CONTENT, Harness, HurriedClock, harness_at, oid, product, submitted, until
+from modules.values import Line
+from tests.runtime.harness import (
+    CONTEXT,
+    NO_CONTENT,
+    Harness,
+    HurriedClock,
+    harness_at,
+    let_decide,
+    oid,
+    product,
+    submitted,
+    until,
+)
 from tests.storage.history_contract import published
 
 OVER = "SELECT status FROM orders_order ORDER BY order_id"
@@ -55,13 +67,6 @@ async def message_rows(harness: Harness) -> set[tuple[str, str]]:
         for table, column in ((f"{name}_outbox", "subject"), (f"{name}_inbox", "id")):
             found |= {(table, row[0]) for row in await harness.rows(f"SELECT {column} FROM {table}")}
     return found
-
-
-def let_decide(harness: Harness, name: str, instead: Callable[..., Any]) -> None:
-    """Replace the decider of a module; *instead* gets the original decider as its first argument."""
-    processor = harness.processor(name)
-    decide = processor._module.decide
-    processor._module = attrs.evolve(processor._module, decide=lambda states, what, now: instead(decide, states, what, now))
 
 
 def let_v1_be_consumed_elsewhere(harness: Harness) -> None:
@@ -211,6 +216,17 @@ async def test_a_scheduled_event_waits_with_and_without_a_timer_name(harness: Ha
     await harness.submit("orders", submitted(oid(1)))
     assert await harness.rows(OVER) == [("reserved",)]
     assert await unsent(harness) == ["orders.timed_out.v1", "payments.charge_requested.v1"]
+
+
+async def test_an_event_keeps_the_key_of_what_was_decided_in_the_history(harness: Harness) -> None:
+    """Also where it is not the ``order_id`` of the event, as in a module whose states belong to no order."""
+
+    def releasing(decide: Any, states: Any, what: Any, now: Any) -> Any:
+        return attrs.evolve(decide(states, what, now), events=(StockReleased(order_id=oid(9), lines=(Line("A", 1),)),))
+
+    let_decide(harness, "inventory", releasing)
+    await harness.submit("inventory", product(20))
+    assert [(each.subject, each.key) for each in await published(harness)] == [("inventory.released.v1", "A")]
 
 
 @pytest.mark.parametrize("fails", [True, False])
