@@ -45,7 +45,7 @@ _HANDSHAKE_SECONDS = 0.05
 """How long a listener that closes waits for the end of handshakes that have begun."""
 
 _SO_ATTACH_FILTER = 26  # socket(7); Python has no name for it
-_REFUSE_SYN = (  # instructions (code, jump if true, jump if false, constant) of linux/filter.h; a segment begins at its TCP header
+_DROP_SYN = (  # instructions (code, jump if true, jump if false, constant) of linux/filter.h; a segment begins at its TCP header
     (0x30, 0, 0, 13),  # load the byte of the flags
     (0x54, 0, 0, 0x12),  # keep SYN and ACK
     (0x15, 0, 1, 0x02),  # SYN alone?
@@ -131,8 +131,8 @@ def _drop_new_connections(listening: socket.socket) -> None:
     """
     if sys.platform != "linux" or listening.family == socket.AF_UNIX:
         return
-    filter = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in _REFUSE_SYN))
-    program = struct.pack("HL", len(_REFUSE_SYN), ctypes.addressof(filter))
+    filter = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in _DROP_SYN))
+    program = struct.pack("HL", len(_DROP_SYN), ctypes.addressof(filter))
     with suppress(OSError):  # a sandbox may refuse it; then such a connection can be reset
         listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 

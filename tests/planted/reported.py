@@ -440,6 +440,12 @@ REPORTED = (
         ("tests/storage/test_failover.py",),
     ),
     Bug(
+        "a rollback ends the limit of a session that leads", "app/storage/sql/postgres.py",
+        '                connection.info.pop("has limit", None)\n',
+        "",
+        ("tests/storage/test_postgres.py",),
+    ),
+    Bug(
         "a halted process leads for as long as its connection stays", "app/storage/sql/postgres.py",
         "set_config('idle_session_timeout', '{LEAD_SECONDS}s', false)",
         "set_config('idle_session_timeout', '0s', false)",
