@@ -17,7 +17,7 @@ import os
 import socket
 import struct
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from resource import RLIMIT_NOFILE, getrlimit
 from typing import Any
 
@@ -94,18 +94,19 @@ class Runner(web.AppRunner):
         server.is_draining = True
         if delay_seconds:
             await asyncio.sleep(delay_seconds)
-        listening = [
-            socket.socket(fileno=os.dup(each.fileno()))
-            for site in self._sites
-            for each in getattr(site._server, "sockets", ())  # none if it could not listen
-        ]
-        for each in listening:
-            _drop_new_connections(each)
-        await asyncio.sleep(_HANDSHAKE_SECONDS)
-        for site in list(self._sites):
-            await site.stop()
-        for each in listening:
-            await _accept_waiting(each, server)
+        with ExitStack() as duplicates:  # a duplicate that stays open would keep the port, also if this is cancelled
+            listening = [
+                duplicates.enter_context(socket.socket(fileno=os.dup(each.fileno())))
+                for site in self._sites
+                for each in getattr(site._server, "sockets", ())  # none if it could not listen
+            ]
+            for each in listening:
+                _drop_new_connections(each)
+            await asyncio.sleep(_HANDSHAKE_SECONDS)
+            for site in list(self._sites):
+                await site.stop()
+            for each in listening:
+                await _accept_waiting(each, server)
         for _ in range(round(_LINGER_SECONDS / _LINGER_STEP_SECONDS)):
             if not any(connection.is_idle for connection in server.own_connections):
                 break
@@ -139,14 +140,14 @@ def _drop_new_connections(listening: socket.socket) -> None:
 
 async def _accept_waiting(listening: socket.socket, server: _Server) -> None:
     """
-    Serve the connections that the kernel has accepted for a listener that is closed, and close *listening*, its duplicate.
+    Serve the connections that the kernel has accepted for a listener that is closed; *listening* is its duplicate.
 
     Closing a listener resets the connections that wait in its queue, although their clients have connected and written.
     """
     loop = asyncio.get_running_loop()
     listening.setblocking(False)
     waiting = []
-    with listening, suppress(BlockingIOError):
+    with suppress(BlockingIOError):
         while True:
             waiting.append(listening.accept()[0])
     for connection in waiting:

@@ -538,14 +538,14 @@ REPORTED = (
     ),
     Bug(
         "connections that wait are reset when the listener closes", "app/web/server.py",
-        "            await _accept_waiting(each, server)\n",
-        "            each.close()\n",
+        "                await _accept_waiting(each, server)\n",
+        "                each.close()\n",
         ("tests/web/endpoints/test_connections.py",),
     ),
     Bug(
         "a connection can begin between the last accept and the close of the listener", "app/web/server.py",
-        "            _drop_new_connections(each)\n",
-        "            pass\n",
+        "                _drop_new_connections(each)\n",
+        "                pass\n",
         ("tests/web/endpoints/test_connections.py",),
     ),
     Bug(

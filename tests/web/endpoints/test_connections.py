@@ -109,11 +109,29 @@ async def test_no_connection_begins_between_the_last_accept_and_the_close_of_the
                 connected.append(late.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == ESTABLISHED)
                 raise
 
-    monkeypatch.setattr(server, "_accept_waiting", lambda each, server: accept_waiting(Listener(fileno=each.detach()), server))
+    async def accept_from_listener(listening: socket.socket, server: Any) -> None:
+        with Listener(fileno=listening.detach()) as listener:
+            await accept_waiting(listener, server)
+
+    monkeypatch.setattr(server, "_accept_waiting", accept_from_listener)
     assert isinstance(web.server.runner, Runner)
     with late:
         await web.server.runner.drain(0)
     assert connected == [False]
+
+
+async def test_a_drain_that_is_cancelled_leaves_the_port_to_the_next_process(web: Web) -> None:
+    """While a listener waits for the end of handshakes, it is open twice."""
+    assert isinstance(web.server.runner, Runner)
+    drain = asyncio.create_task(web.server.runner.drain(0))
+    await asyncio.sleep(0)  # the drain begins
+    drain.cancel()
+    await asyncio.wait([drain])
+    await web.server.runner.cleanup()
+    with socket.socket() as next_process:
+        next_process.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        next_process.bind(("127.0.0.1", web.server.port))
+        next_process.listen()
 
 
 async def test_a_body_is_asked_for_only_if_it_is_needed(start: Start) -> None:
