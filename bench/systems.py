@@ -65,6 +65,10 @@ def systems() -> dict[str, System]:
         System("workers", "ours, the same and one HTTP process", lambda folder: ours(folder, settings={"HTTP_WORKERS": "1"})),
         System("postgres", "ours, one process, PostgreSQL", lambda folder: ours(folder, with_postgres=True)),
         System("split", "ours, three processes, NATS, SQLite", _split),
+        System(
+            "split-retired", "ours, the same without ``orders.created.v1``",
+            lambda folder: _split(folder, settings={"RETIRED_VERSIONS": "orders.created.v1"}),
+        ),
         System("split-postgres", "ours, three processes, NATS, PostgreSQL", lambda folder: _split(folder, True)),
         System("dbos", "DBOS, SQLite", _dbos, lambda: python_of("dbos")),
         System("dbos-postgres", "DBOS, PostgreSQL", lambda folder: _dbos(folder, True), lambda: python_of("dbos")),
@@ -99,7 +103,9 @@ def ours(
 
 
 @contextmanager
-def _split(folder: Path, with_postgres: bool = False) -> Iterator[Running]:
+def _split(
+    folder: Path, with_postgres: bool = False, settings: Mapping[str, str] | None = None
+) -> Iterator[Running]:
     """Run each module in a process of its own, with a database of its own."""
     with ExitStack() as stack:
         nats = stack.enter_context(NatsServer(folder / "nats"))
@@ -111,10 +117,11 @@ def _split(folder: Path, with_postgres: bool = False) -> Iterator[Running]:
             urls = {module: postgres.create_database() for module in MODULES}
         programs = {}
         for module in MODULES:
-            settings = _OURS | {"BUS": "nats", "NATS_URL": nats.url, "MODULES": module, "DATABASE_URL": urls[module]}
+            environment = _OURS | {"BUS": "nats", "NATS_URL": nats.url, "MODULES": module, "DATABASE_URL": urls[module]}
+            environment |= dict(settings or {})
             if with_postgres:
-                _migrate(folder, settings)
-            programs[module] = _start(stack, module, [sys.executable, "-m", "app", "serve"], folder / module, settings)
+                _migrate(folder, environment)
+            programs[module] = _start(stack, module, [sys.executable, "-m", "app", "serve"], folder / module, environment)
         for program in programs.values():
             program.wait_until_ready()
         _put_stock(programs["inventory"].found)

@@ -114,7 +114,8 @@ def _reason_faults(
         "mixed_currency": products.keys() <= prices.keys() and len({prices[product][1] for product in products}) > 1,
         "insufficient_stock": any(demand[product] > stock.get(product, 0) for product in products),
         "payment_declined": "captured" not in charges and len(charges) > 0,
-        "payment_unavailable": order.total_amount is not None,
+        # Orders knows of the reservation by its event, or by that about the payment, which may come first.
+        "payment_unavailable": order.total_amount is not None or any(event == "payments.delayed" for event, _ in order.entries),
         "timed_out": _seconds_until_cancelled(order) >= world.plan.timeout_seconds - _early_seconds(world.plan),
     }
     late = _has_been_late(order, world)

@@ -9,6 +9,7 @@ import heapq
 import itertools
 import selectors
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -148,10 +149,11 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     def run_in_executor(  # type: ignore[override]
         self, executor: Any, func: Callable[..., Any], *args: Any
     ) -> asyncio.Future[Any]:
-        """Call *func* at once: there is no other thread."""
+        """Call *func* at once, as there is no other thread; through *executor* if that makes calls at once itself."""
         future: asyncio.Future[Any] = self.create_future()
         try:
-            future.set_result(func(*args))
+            is_thread = executor is None or isinstance(executor, ThreadPoolExecutor)
+            future.set_result(func(*args) if is_thread else executor.submit(func, *args).result())
         except BaseException as error:  # also the end of a process
             future.set_exception(error)
         return future

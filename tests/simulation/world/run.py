@@ -19,6 +19,7 @@ from unittest import mock
 from attrs import evolve, frozen
 from loguru import logger
 
+from app.gateways.gateway_calls import CALL_SECONDS_MAX
 from tests.simulation.broker.virtual_loop import client_time
 from tests.simulation.checks.analytics import AnalyticsProcess
 from tests.simulation.checks.books import final_failures, unfinished
@@ -38,6 +39,8 @@ from tests.simulation.world.world import World
 
 ORDER_SLACK_SECONDS = 30.0
 """How much later than its time-out an order may end after everything has healed."""
+
+_LOOK_SECONDS = 0.1
 
 IDLE_SECONDS_MAX = 1_800.0
 """Everything that follows from the orders is done so long after everything has healed."""
@@ -164,7 +167,7 @@ async def _play(world: World) -> None:
     if analytics is not None and not world.failures:
         await asyncio.wait(watching)
         await analytics.check()
-    _check_loops(world)
+    await _check_loops(world)
     for task in (*supervisors, *actors):
         task.cancel()
     for place in world.places:
@@ -222,8 +225,13 @@ async def _trade(world: World) -> None:
         world.fail(f"everything works, and a request ends with {error!r}")
 
 
-def _check_loops(world: World) -> None:
-    """I7: no loop of a running process has ended, and nothing is left in its memory."""
+async def _check_loops(world: World) -> None:
+    """I7: no loop of a running process has ended, and nothing stays in its memory: what is in hand ends with its call."""
+    running = [place.process for place in world.places if place.process is not None and not place.is_dead]
+    for _ in range(round(CALL_SECONDS_MAX / _LOOK_SECONDS)):
+        if not any(any(process.in_memory().values()) for process in running):
+            break
+        await asyncio.sleep(_LOOK_SECONDS)
     for place in world.places:
         if place.is_dead:
             continue
