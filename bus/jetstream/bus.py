@@ -124,7 +124,7 @@ class JetStreamBus:
             self.js,
             lambda: self._connection.denied,
             clock,
-            has_stored=self.stored_marks.has_stored,
+            may_exist=lambda name: self.stored_marks.has_stored(name) or name in self._publisher.unanswered_streams,
             replicas=replicas,
             dedup_seconds=dedup_seconds,
             ack_wait_seconds=ack_wait_seconds,

@@ -102,6 +102,8 @@ class Publisher:
         self._is_stopped = False
         self._client: NatsClient | None = None
         self._failing_streams: set[str] = set()
+        self.unanswered_streams: set[str] = set()
+        """The streams that have not answered a publish in time, and have stored none since."""
         self._by_id: dict[str, PendingPublish] = {}
         self._duplicates = DuplicateCheck(lambda: connection.js)
         self._looking: set[asyncio.Task[None]] = set()
@@ -158,6 +160,7 @@ class Publisher:
                 break
             overdue.append(pending)
         for pending in overdue:
+            self.unanswered_streams.add(stream_name(pending.subject))
             self._note_failure(pending.subject, "no answer in time")
             pending.fail(PublishRetryable(f"no answer within {self._publish_seconds:g} s"))
 
@@ -185,6 +188,7 @@ class Publisher:
                 pending.complete()
             if self._failing_streams and (stream := stream_name(pending.subject)) in self._failing_streams:
                 self._failing_streams.discard(stream)
+                self.unanswered_streams.discard(stream)
                 _log.info("stream %s takes messages again", stream)
                 self._on_recovered(stream)
             return

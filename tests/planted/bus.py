@@ -202,8 +202,20 @@ BUS = (
     ),
     Bug(
         "only what a process receives shows it that a stream was deleted", "bus/jetstream/admin/verifier.py",
-        "(stream in self._found_streams or self._has_stored(stream))",
-        "stream in self._found_streams",
+        " or self._may_exist(stream)",
+        "",
+        ("tests/simulation/broker/test_facts.py",),
+    ),
+    Bug(
+        "a process that starts while a stream has no leader creates it again at once", "bus/jetstream/admin/verifier.py",
+        " or stream in self._unanswered_streams",
+        "",
+        ("tests/simulation/broker/test_facts.py",),
+    ),
+    Bug(
+        "a publish without an answer does not show that its stream may have existed", "bus/jetstream/bus.py",
+        " or name in self._publisher.unanswered_streams",
+        "",
         ("tests/simulation/broker/test_facts.py",),
     ),
     Bug(

@@ -49,7 +49,7 @@ class TopologyVerifier:
     Verifies streams and durables, creates them where that is permitted, and keeps the problems of each.
 
     *js* returns the current connection's JetStream context; *denied* what the server has denied on that connection;
-    *has_stored* whether a stream has stored a message of this process.
+    *may_exist* whether a stream has stored a message of this process, or has left one without an answer.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class TopologyVerifier:
         denied: Callable[[], Collection[str]],
         clock: Clock,
         *,
-        has_stored: Callable[[str], bool],
+        may_exist: Callable[[str], bool],
         replicas: int,
         dedup_seconds: float,
         ack_wait_seconds: float,
@@ -69,7 +69,7 @@ class TopologyVerifier:
         self._js = js
         self._denied = denied
         self._clock = clock
-        self._has_stored = has_stored
+        self._may_exist = may_exist
         self._replicas = replicas
         self._dedup_seconds = dedup_seconds
         self._ack_wait_seconds = ack_wait_seconds
@@ -80,6 +80,8 @@ class TopologyVerifier:
         self._missed_streams: set[str] = set()
         self._found_streams: set[str] = set()
         """The streams that existed when they were looked at last."""
+        self._unanswered_streams: set[str] = set()
+        """Those of which the server has given no information when they were looked at last."""
         self._deleted_streams: set[str] = set()
         """Those whose deletion is waited for."""
         self._refusals: dict[str, str] = {}
@@ -118,12 +120,13 @@ class TopologyVerifier:
                 _log.info("%s is created", label)
                 found = await read_stream(js, name)
         except (TimeoutError, nats.errors.Error) as error:
+            self._unanswered_streams.add(name)
             if is_missed:
                 self._missed_streams.add(name)
                 self._set_problems(label, *self._reasons(error, name))
             return False
         self._missed_streams.discard(name)
-        self._found_streams.add(name)
+        self._note_found(name)
         self._set_problems(label, *differences(wanted, found))
         self._losses.observe(label, found)
         return True
@@ -142,9 +145,10 @@ class TopologyVerifier:
                 _log.info("%s is created", label)
                 found = await read_consumer(js, plan.stream, plan.name)
         except (TimeoutError, nats.errors.Error) as error:
+            self._unanswered_streams.add(plan.stream)
             self._set_problems(label, *self._reasons(error, plan.stream))
             return False
-        self._found_streams.add(plan.stream)
+        self._note_found(plan.stream)
         if missing_subjects(wanted, found.subjects):
             found = await self._add_subjects(js, plan, wanted, found)
         self._set_problems(label, *differences(wanted, found))
@@ -161,14 +165,24 @@ class TopologyVerifier:
                 await self.verify_consumer(plan)
 
     async def _wait_for_deletion(self, stream: str, missing: NotFoundError) -> None:
-        """If *stream* itself is *missing* and existed before, wait until the server has deleted it completely."""
-        if missing.err_code == STREAM_NOT_FOUND and (stream in self._found_streams or self._has_stored(stream)):
+        """
+        If *stream* itself is *missing* and may have existed before, wait until the server has deleted it completely.
+
+        It may have if the server did not answer before: this process has then started during an outage.
+        """
+        may_have_existed = stream in self._found_streams or stream in self._unanswered_streams or self._may_exist(stream)
+        if missing.err_code == STREAM_NOT_FOUND and may_have_existed:
             if stream not in self._deleted_streams:
                 self._deleted_streams.add(stream)
                 _log.warning("stream %s was deleted; it is created again in %g s", stream, DELETION_SECONDS)
             await self._clock.sleep(DELETION_SECONDS)
             self._found_streams.discard(stream)
+            self._unanswered_streams.discard(stream)
             self._deleted_streams.discard(stream)
+
+    def _note_found(self, stream: str) -> None:
+        self._found_streams.add(stream)
+        self._unanswered_streams.discard(stream)
 
     async def _add_subjects(
         self, js: JetStreamContext, plan: ConsumerPlan, wanted: ConsumerConfig, found: ServerConfig

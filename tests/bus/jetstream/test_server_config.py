@@ -219,7 +219,7 @@ async def test_only_a_stream_that_may_not_be_looked_at_is_left_out(denied: list[
         Management,  # type: ignore[arg-type]
         lambda: denied,
         SystemClock(),
-        has_stored=lambda stream: False,
+        may_exist=lambda stream: False,
         replicas=1,
         dedup_seconds=120,
         ack_wait_seconds=30,

@@ -194,6 +194,30 @@ async def test_a_process_that_only_publishes_makes_a_deleted_stream_again_as_lat
         await harness.pass_time(60)
 
 
+@pytest.mark.parametrize("is_consumer", [True, False])
+async def test_a_process_that_starts_while_there_is_no_leader_makes_a_deleted_stream_again_as_late(
+    harness: SimulatedHarness, is_consumer: bool
+) -> None:
+    """It has never seen the stream, but looks or publishes without an answer show that the stream may have existed."""
+    await harness.run(harness.bus.publish(message(b"1")))
+    await harness.run(harness.bus.close(0))
+    jetstream = harness.server.jetstream
+    jetstream.lose_leader(20)
+    bus = await harness.another("process", streams=["ORDERS"])
+    if is_consumer:
+        subscribing = asyncio.ensure_future(bus.subscribe("inventory", [CREATED]))
+    else:
+        storing = asyncio.ensure_future(publish_until_stored(harness, message(b"2"), bus))
+    await harness.pass_time(15)
+    jetstream.delete_stream("ORDERS")
+    jetstream._elect(0, 0)
+    if is_consumer:
+        await harness.run(subscribing)
+        storing = asyncio.ensure_future(publish_until_stored(harness, message(b"2"), bus))
+    await harness.run(storing)
+    assert [each.body for each in orders(harness).messages.values()] == [b"2"]
+
+
 async def test_five_naks_without_a_delay_take_no_time(harness: SimulatedHarness) -> None:
     """All tries are used up at once, whatever ``ack_wait`` is."""
     member = await harness.bus.subscribe("inventory", [CREATED])
