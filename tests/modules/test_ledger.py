@@ -676,3 +676,36 @@ def test_an_order_that_is_free_of_charge_is_refunded_once() -> None:
     assert (payment.status, refund_requests(emitted)) == (PaymentStatus.REFUNDED, [])
     failed = RefundFailed(order_id="o", retry_seconds=1, is_definite=True, reason="x")
     assert after(free, CHARGED, CANCELLED, made, failed)[1] == []
+
+
+def failures(emitted: list[Any]) -> list[tuple[int, str, bool, bool]]:
+    """Return amount and reason of each refund that failed, whether that is final, and whether it had been refunded."""
+    found = [each for each in emitted if isinstance(each, PaymentRefundFailed)]
+    return [(each.amount.amount, each.reason, each.is_final, each.has_returned) for each in found]
+
+
+def test_a_failed_refund_is_published_with_its_amount_and_reason() -> None:
+    """The provider's reason, or that of the case: a dispute, or an outcome that stays unknown."""
+    rejected = RefundFailed(order_id="o", retry_seconds=3, is_definite=True, reason="no_balance")
+    assert failures(after(RESERVED, CHARGED, ask("a", 400), rejected)[1]) == [(400, "no_balance", False, False)]
+    disputed = DisputeReported(order_id="o", reference="pi", dispute_reference="dp", amount=EUR, status="open")
+    assert failures(after(RESERVED, CHARGED, disputed, CANCELLED)[1]) == [(AMOUNT, "disputed", True, False)]
+    payment, _ = after(RESERVED, CHARGED, CANCELLED)
+    late = NOW + OPEN_MAX + timedelta(seconds=1)
+    emitted = decide((payment,), RefundFailed(order_id="o", retry_seconds=1), late).events
+    assert failures(list(emitted)) == [(AMOUNT, "no_answer", True, False)]
+
+
+def test_a_total_that_shrinks_is_published_as_money_that_has_come_back() -> None:
+    """No line names the refund, so the event has no reason of its own."""
+    succeeded = reported(400, "succeeded", "re_1")
+    emitted = after(RESERVED, CHARGED, succeeded, reported(400, "failed", "re_1"))[1]
+    assert failures(emitted) == [(400, "refund_failed", True, True)]
+
+
+def test_a_refund_is_booked_at_the_time_of_its_answer() -> None:
+    payment, _ = after(RESERVED, CHARGED, ask("a", 400))
+    later = NOW + timedelta(hours=1)
+    processing = RefundProcessing(order_id="o", reference="re_1", key_number=1, refunded_total=400)
+    for answer in RefundSucceeded(order_id="o", reference="re_1"), processing:
+        assert decide((payment,), answer, later).states[0].updated_at == later

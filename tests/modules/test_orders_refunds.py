@@ -195,3 +195,38 @@ def test_a_refund_shows_the_amount_that_was_paid_back() -> None:
     paid_back = PaymentRefunded(order_id="o", amount=eur(300), reference="a", refund_id="r1")
     order = given(RESERVED, CAPTURED, refund("r1", eur(400)), paid_back)
     assert [(each["amount"], each["status"]) for each in order.refunds or ()] == [(300, "succeeded")]
+
+
+def test_a_refund_keeps_what_was_asked_for() -> None:
+    """The timeline and the order show the amount, the reason and the time."""
+    order = given(RESERVED, CAPTURED, refund("r1", eur(400)))
+    assert order.timeline[-1] == {
+        "event": "orders.refund_requested", "at": rfc3339(NOW),
+        "detail": {"amount": {"amount": 400, "currency": "EUR"}, "reason": "broken"},
+    }  # fmt: skip
+    assert order.refunds == (
+        {"refund_id": "r1", "amount": 400, "status": "pending", "reason": "broken", "at": rfc3339(NOW)},
+    )
+
+
+def test_the_timeline_has_what_was_refunded_and_what_is_kept() -> None:
+    """Without an amount that is kept, everything went back, and no detail is needed."""
+    made = PaymentRefunded(order_id="o", amount=eur(400), reference="b", kept=eur(600), refund_id="r1")
+    order = given(RESERVED, CAPTURED, refund("r1", eur(400)), made)
+    assert order.timeline[-1] == {
+        "event": "payments.refunded", "at": rfc3339(NOW),
+        "detail": {"amount": {"amount": 400, "currency": "EUR"}, "kept": {"amount": 600, "currency": "EUR"}},
+    }  # fmt: skip
+
+
+def test_items_can_be_refunded_again_after_a_refund_that_failed() -> None:
+    """Those of all other refunds count, each by itself."""
+    failed = PaymentRefundFailed(order_id="o", amount=eur(600), reason="closed", is_final=True, refund_id="r1")
+    assert when(given(RESERVED, CAPTURED, refund("r1", None, ("A", 2)), failed), refund("x", None, ("A", 2))).states
+    two = given(RESERVED, CAPTURED, refund("r1", None, ("A", 1)), refund("r2", None, ("A", 1)))
+    assert refused(two, refund("x", None, ("A", 1))) == "exceeds_left"
+
+
+def test_a_rejection_names_its_order_and_what_is_wrong() -> None:
+    [reply] = when(given(RESERVED, CAPTURED), refund("x", eur(1001))).events
+    assert (reply.order_id, reply.detail) == ("o", "Of the payment 1000 minor units are left to be refunded.")
