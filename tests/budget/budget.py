@@ -29,7 +29,7 @@ TOLERANCES: Mapping[str, tuple[float, float]] = {
     "calls": (0.5, 0.0),  # whether the thread that writes the log waits at that moment costs a call or two in a round
     "library_calls": (1.0, 0.05),  # the same, and another version of a library has other functions inside
     "disk_bytes": (0.0, 0.1),  # ids are random: the pages that they belong to are full at different moments
-    "wire_bytes": (0.0, 0.01),  # the numbers of transactions become longer
+    "wire_bytes": (0.0, 0.02),  # the numbers of transactions become longer; on a busy machine 1.2 % more was seen once
 }
 """What may differ between two counts of the same code; whatever is not here is the same each time."""
 
