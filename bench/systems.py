@@ -66,7 +66,7 @@ def systems() -> dict[str, System]:
         System("postgres", "ours, one process, PostgreSQL", lambda folder: ours(folder, with_postgres=True)),
         System("split", "ours, three processes, NATS, SQLite", _split),
         System(
-            "split-retired", "ours, the same without ``orders.created.v1``",
+            "split-retired", "ours, three processes, without ``orders.created.v1``",
             lambda folder: _split(folder, settings={"RETIRED_VERSIONS": "orders.created.v1"}),
         ),
         System("split-postgres", "ours, three processes, NATS, PostgreSQL", lambda folder: _split(folder, True)),
